@@ -1,0 +1,97 @@
+"""Every error the product raises on purpose, in one tree.
+
+::
+
+    StreamScorerError                exit 1   something failed
+    ├── UsageError                   exit 2   a person's mistake: wrong flag, setting or file
+    │   ├── SettingsError                     a setting is missing, malformed or contradictory
+    │   ├── SpecError                         the pipeline spec is wrong; carries the path of the bad node
+    │   └── ArtifactError                     a model, manifest or alias is missing, altered or malformed
+    ├── UnavailableError             exit 1   a service does not answer
+    │   ├── BrokerUnavailable
+    │   ├── StateUnavailable                  Redis
+    │   └── RegistryUnavailable               MLflow
+    ├── StateGap                     exit 1   Redis does not hold what the log says it should: resync needed
+    ├── TransactionAborted           exit 1   a Kafka transaction was aborted: resync needed
+    ├── RecordError                           one input record is bad: it goes to the dead-letter topic, never up
+    └── CheckFailed                  exit 3   a check found a difference
+
+`UsageError` and `UnavailableError` reach a person as one message and a mend, never as a traceback.
+"""
+
+from __future__ import annotations
+
+
+class StreamScorerError(Exception):
+    """Base of the tree. `mend` is what the reader can do about it, in one sentence."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.mend}" if self.mend else self.message
+
+
+class UsageError(StreamScorerError):
+    """A person's mistake: a wrong flag, setting or file."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A setting is missing, malformed or contradicts another."""
+
+
+class SpecError(UsageError):
+    """The pipeline spec is wrong. `path` names the node, as in ``views[2].windows[0]``."""
+
+    def __init__(self, message: str, *, path: str = "", mend: str = "") -> None:
+        super().__init__(f"{path}: {message}" if path else message, mend=mend)
+        self.path = path
+
+
+class ArtifactError(UsageError):
+    """A model, manifest or alias is missing, altered or malformed."""
+
+
+class UnavailableError(StreamScorerError):
+    """A service does not answer."""
+
+
+class BrokerUnavailable(UnavailableError):
+    """The Kafka broker does not answer."""
+
+
+class StateUnavailable(UnavailableError):
+    """Redis does not answer in time, or answers that it cannot serve."""
+
+
+class RegistryUnavailable(UnavailableError):
+    """The MLflow registry does not answer."""
+
+
+class StateGap(StreamScorerError):
+    """Redis does not hold what the log says it should (a mark is missing or too low): resync."""
+
+
+class TransactionAborted(StreamScorerError):
+    """A Kafka transaction was aborted or its outcome is unknown: resync from the committed offsets."""
+
+
+class RecordError(StreamScorerError):
+    """One input record is bad. `code` is stable and documented; `path` names the field, as in ``$.amount``."""
+
+    def __init__(self, code: str, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.path = path
+
+
+class CheckFailed(StreamScorerError):
+    """A check found a difference."""
+
+    exit_code = 3
