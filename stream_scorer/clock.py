@@ -1,0 +1,28 @@
+"""Clocks are injected: whatever needs the time takes a `Clock`, so tests and replays decide what time it is."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What time it is, and how long things took."""
+
+    def now_ms(self) -> int:
+        """UTC epoch milliseconds. For stamps such as `scored_at` only: event time comes from the record."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back. For durations and deadlines."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        return time.monotonic()

@@ -1,0 +1,233 @@
+"""What flows: the records of every topic this product writes or reads, as `msgspec` structs.
+
+The JSON schemas under `schemas/` are made from these structs (`make schemas`) and a test holds the two equal.
+Times are UTC epoch milliseconds, money is an integer of minor units, NaN is null. The value of the `transactions`
+topic is the user's and is declared in the pipeline spec, not here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Decision = Literal["approve", "review", "block"]
+DECISIONS: tuple[Decision, ...] = ("approve", "review", "block")
+DecisionSource = Literal["model", "fallback", "list", "override"]
+LabelValue = Literal["fraud", "genuine"]
+MemberStatus = Literal["ok", "missing", "disabled"]
+
+# Status codes of a feature value, as they stand in `Contribution.feature_status`.
+FRESH, STALE, MISSING, DEFAULT = 0, 1, 2, 3
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every record: immutable, unknown fields ignored (backward compatible)."""
+
+
+class Score(Record):
+    """Topic `scores`: one per transaction, slim."""
+
+    event_id: str
+    event_time: int
+    scored_at: int
+    score: float | None
+    decision: Decision
+    decision_source: DecisionSource
+    ensemble: str
+    version: str
+    arm: str
+    policy_version: str
+    coverage: float
+    duplicate: bool
+    degraded: list[str]
+    member_alerts: int
+
+
+class MemberContribution(Record):
+    """One member's part in one score. `contribution` is in units of z (log-odds for the logit link)."""
+
+    name: str
+    score: float | None
+    weight: float
+    contribution: float
+    status: MemberStatus
+
+
+class Alternative(Record):
+    """What a version that did not decide would have said."""
+
+    version: str
+    z: float | None
+    decision: Decision
+
+
+class Source(Record):
+    """Where the transaction came from; `place` is its row in the micro-batch it was scored in."""
+
+    topic: str
+    partition: int
+    offset: int
+    place: int
+
+
+class Mark(Record):
+    """One input partition's next offset, as the features of a score saw it."""
+
+    topic: str
+    partition: int
+    next_offset: int
+
+
+class Contribution(Record):
+    """Topic `contributions`: one per transaction, the full lineage of its score.
+
+    `base + sum(contribution) == z` to 1e-9, and `score = g(inverse_link(z))`; `score`, `z` and `base` are null when
+    the quorum failed. `features` are in the order of the manifest's `features`; `marks` is the vector of input
+    positions the features saw at the start of the micro-batch (labels: including those of the micro-batch itself).
+    """
+
+    event_id: str
+    ensemble: str
+    version: str
+    arm: str
+    link: str
+    base: float | None
+    z: float | None
+    score: float | None
+    members: list[MemberContribution]
+    alternatives: list[Alternative]
+    features: list[float | None]
+    feature_status: list[int]
+    feature_hash: str
+    spec_hash: str
+    source: Source
+    marks: list[Mark]
+    code_version: str
+
+
+class Reason(Record):
+    """One line of an alert's explanation."""
+
+    member: str
+    contribution: float
+    text: str
+
+
+class Alert(Record):
+    """Topic `alerts`: the score record of every decision other than approve, with its strongest contributions."""
+
+    event_id: str
+    event_time: int
+    scored_at: int
+    score: float | None
+    decision: Decision
+    decision_source: DecisionSource
+    ensemble: str
+    version: str
+    arm: str
+    policy_version: str
+    coverage: float
+    duplicate: bool
+    degraded: list[str]
+    member_alerts: int
+    value: int
+    base: float | None
+    z: float | None
+    reasons: list[Reason]
+
+
+class PaneSummary(Record):
+    """Exact, mergeable counts of one event-time pane within one micro-batch and source partition.
+
+    A histogram is sparse and flat: `[bin, count, bin, count, ...]`, bins as in the manifest's reference profile
+    (the last bin of a series counts the missing values). `left_out` holds, per member, the 2x2 counts
+    `[both, served only, left-out only, neither]` of "alert as served" against "alert with that member left out".
+    """
+
+    pane: int
+    rows: int
+    duplicates: int
+    degraded: int
+    fallback: int
+    decisions: dict[str, int]
+    money: dict[str, int]
+    features: dict[str, list[int]]
+    members: dict[str, list[int]]
+    member_alerts: dict[str, int]
+    score: list[int]
+    left_out: dict[str, list[int]]
+
+
+class ScoreSummary(Record):
+    """Topic `score-summaries`: what one micro-batch scored of one source partition, by event-time pane.
+
+    `first_offset`..`next_offset` is the range of input offsets it covers (dead-lettered records included).
+    """
+
+    ensemble: str
+    version: str
+    arm: str
+    pane_ms: int
+    topic: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    dead_letters: int
+    panes: list[PaneSummary]
+
+
+class Outcome(Record):
+    """Topic `outcomes`: one per label or change of label, with what was decided when the transaction was scored."""
+
+    event_id: str
+    event_time: int
+    pane: int
+    version: str
+    arm: str
+    policy_version: str
+    decision: Decision
+    member_alerts: int
+    value: int
+    label: LabelValue
+    previous_label: LabelValue | None
+    source: str
+    review_probability: float | None
+    labelled_at: int
+    age: int
+
+
+class MonitorMetric(Record):
+    """Topic `monitor-metrics`: one windowed figure. A later `revision` of the same window replaces an earlier one.
+
+    `value` is null where only bounds exist. Rates carry their counts; `label_age` is the age in milliseconds of event
+    time between the window's end and the newest label or transaction seen, and null for a figure without labels.
+    """
+
+    metric: str
+    dimension: str
+    window_start: int
+    window_end: int
+    revision: int
+    closed: bool
+    ensemble: str
+    version: str
+    value: float | None
+    low: float | None
+    high: float | None
+    numerator: int | None
+    denominator: int | None
+    rows: int
+    label_age: int | None
+    statistics: dict[str, float | int | None]
+
+
+# Every record this product writes, by the default name of its topic.
+TOPIC_RECORDS: dict[str, type[Record]] = {
+    "scores": Score,
+    "contributions": Contribution,
+    "alerts": Alert,
+    "score-summaries": ScoreSummary,
+    "outcomes": Outcome,
+    "monitor-metrics": MonitorMetric,
+}

@@ -1,0 +1,157 @@
+"""Read a pipeline spec from YAML and check what a type cannot: that every name refers to something."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from stream_scorer.errors import SpecError
+from stream_scorer.spec.model import LABELLED, WINDOWED, CheckedSpec, PipelineSpec, duration_ms
+
+_NUMERIC = ("integer", "number", "time", "boolean")
+# How many arguments each derived function takes, and of what type ("field:<type>" or any numeric column).
+_ARITY = {"ratio": 2, "difference": 2}
+_TIME_FUNCTIONS = ("hour", "weekday", "is_weekend", "is_night")
+
+
+def load_spec(path: Path | str) -> CheckedSpec:
+    """Read and check the spec at `path`. Raises `SpecError` naming the file, the node and the mend."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"no pipeline spec at {path}", mend="Give --spec the path of a YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read the pipeline spec {path}: {error}") from None
+    try:
+        return parse_spec(text)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error.message}", mend=error.mend) from None
+
+
+def parse_spec(text: str) -> CheckedSpec:
+    """Check the spec in `text` (YAML). Raises `SpecError`."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise SpecError(f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    try:
+        spec = msgspec.convert(document, PipelineSpec)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        raise SpecError(message, path=path.rstrip("`").lstrip(".") or "(top level)") from None
+    _check(spec)
+    canonical = msgspec.json.encode(spec, order="deterministic")
+    return CheckedSpec(spec, hashlib.sha256(canonical).hexdigest())
+
+
+def _check(spec: PipelineSpec) -> None:
+    fields = spec.transaction.fields
+    _check_roles(spec)
+    for name, field in fields.items():
+        if (field.type == "category") != bool(field.values):
+            raise SpecError("a category needs `values`, and only a category", path=f"transaction.fields.{name}")
+        if field.min is not None and field.max is not None and field.min > field.max:
+            raise SpecError("min is above max", path=f"transaction.fields.{name}")
+    for name, entity in spec.entities.items():
+        field = fields.get(entity.field)
+        if field is None or field.type != "string":
+            raise SpecError(f"no string field {entity.field!r}", path=f"entities.{name}.field")
+    if spec.entities and spec.partition_entity not in spec.entities:
+        raise SpecError(
+            f"{spec.partition_entity!r} is not an entity",
+            path="partition_entity",
+            mend="Name the entity whose id is the Kafka key of transactions.",
+        )
+    _check_views(spec)
+    _check_derived(spec)
+    if spec.policy.review > spec.policy.block:
+        raise SpecError("review is above block", path="policy")
+    if duration_ms(spec.monitor.pane) < 1_000:
+        raise SpecError("a pane is at least 1s", path="monitor.pane")
+
+
+def _check_roles(spec: PipelineSpec) -> None:
+    fields = spec.transaction.fields
+    roles = {
+        "id": ("string", spec.transaction.id),
+        "time": ("time", spec.transaction.time),
+        "value": ("integer", spec.transaction.value),
+    }
+    for role, (kind, name) in roles.items():
+        field = fields.get(name)
+        if field is None:
+            raise SpecError(f"no field {name!r}", path=f"transaction.{role}")
+        if field.type != kind or field.optional:
+            raise SpecError(f"{name!r} must be a required field of type {kind}", path=f"transaction.{role}")
+    currency = spec.transaction.currency
+    if currency is not None and currency not in fields:
+        raise SpecError(f"no field {currency!r}", path="transaction.currency")
+    if fields[spec.transaction.id].sensitive:
+        raise SpecError("the id is published and cannot be sensitive", path=f"transaction.fields.{spec.transaction.id}")
+
+
+def _check_views(spec: PipelineSpec) -> None:
+    seen: set[str] = set()
+    for index, view in enumerate(spec.views):
+        path = f"views[{index}]"
+        if view.name in seen:
+            raise SpecError(f"a second view named {view.name!r}", path=path)
+        seen.add(view.name)
+        if view.entity not in spec.entities:
+            raise SpecError(f"{view.entity!r} is not an entity", path=f"{path}.entity")
+        windowed = [a for a in view.aggregates if a in WINDOWED]
+        if windowed and not view.windows:
+            raise SpecError(f"{windowed[0]} needs windows", path=f"{path}.windows")
+        if view.windows and not windowed:
+            raise SpecError("windows are given but no aggregate uses them", path=f"{path}.windows")
+        if any(duration_ms(window) == 0 for window in view.windows):
+            raise SpecError("a window is longer than 0", path=f"{path}.windows")
+        if any(a in LABELLED for a in view.aggregates) and view.current == "include" and view.delay in ("0s", "0ms"):
+            raise SpecError(
+                "a label view without delay must exclude the current event", path=path, mend="Set current: exclude."
+            )
+
+
+def _check_derived(spec: PipelineSpec) -> None:
+    from stream_scorer.spec.model import view_features
+
+    fields = spec.transaction.fields
+    columns = {f.name for view in spec.views for f in view_features(view)}
+    for index, derived in enumerate(spec.derived):
+        path = f"derived[{index}]"
+        if len(derived.of) != _ARITY.get(derived.function, 1):
+            raise SpecError(f"{derived.function} takes {_ARITY.get(derived.function, 1)} column(s)", path=f"{path}.of")
+        for name in derived.of:
+            field = fields.get(name)
+            if field is None and name not in columns:
+                raise SpecError(f"no field or feature {name!r} before it", path=f"{path}.of")
+            wanted = _wanted_types(derived.function)
+            if field is not None and field.type not in wanted:
+                raise SpecError(f"{derived.function} cannot take {name!r} of type {field.type}", path=f"{path}.of")
+            if field is None and derived.function in ("code", "present", *_TIME_FUNCTIONS):
+                raise SpecError(f"{derived.function} takes a field of the transaction", path=f"{path}.of")
+        if derived.name in columns or derived.name in {d.name for d in spec.derived[:index]}:
+            raise SpecError(f"a second column named {derived.name!r}", path=path)
+        columns.add(derived.name)
+    for name, members in spec.feature_sets.items():
+        for member in members:
+            pattern = re.compile(re.escape(member).replace(r"\*", ".*") + "$")
+            if not any(pattern.match(column) for column in columns):
+                raise SpecError(f"{member!r} matches no feature", path=f"feature_sets.{name}")
+
+
+def _wanted_types(function: str) -> tuple[str, ...]:
+    if function == "code":
+        return ("category", "boolean")
+    if function == "present":
+        return ("string", "time", "integer", "number", "category", "boolean")
+    if function in _TIME_FUNCTIONS:
+        return ("time",)
+    return _NUMERIC
