@@ -21,7 +21,7 @@ MemberStatus = Literal["ok", "missing", "disabled"]
 FRESH, STALE, MISSING, DEFAULT = 0, 1, 2, 3
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True):
     """Base of every record: immutable, unknown fields ignored (backward compatible)."""
 
 

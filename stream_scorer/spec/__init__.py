@@ -1,6 +1,6 @@
-"""The pipeline spec: what a user declares about their data, in one YAML file. No behaviour beyond reading it lives here."""
+"""The pipeline spec: what a user declares about their data, in one YAML file. It reads and checks, and does nothing else."""
 
 from stream_scorer.spec.load import load_spec, parse_spec
-from stream_scorer.spec.model import PipelineSpec
+from stream_scorer.spec.model import CheckedSpec, PipelineSpec
 
-__all__ = ["PipelineSpec", "load_spec", "parse_spec"]
+__all__ = ["CheckedSpec", "PipelineSpec", "load_spec", "parse_spec"]

@@ -29,7 +29,7 @@ def duration_ms(text: str) -> int:
     return int(number) * _UNIT_MS[unit]
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every node: a misspelt key is an error, not a silent default."""
 
 
@@ -111,7 +111,7 @@ class Limits(Node):
     row_entries: Annotated[int, Meta(ge=16, le=8192)] = 512
 
 
-class TransactionShape(Node):
+class TransactionShape(Node, kw_only=True):
     """The fields of a transaction and the roles some of them play."""
 
     id: str
@@ -121,7 +121,7 @@ class TransactionShape(Node):
     fields: dict[Name, Field]
 
 
-class PipelineSpec(Node):
+class PipelineSpec(Node, kw_only=True):
     """A whole pipeline spec, checked by `stream_scorer.spec.load`."""
 
     name: Name
