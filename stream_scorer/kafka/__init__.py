@@ -1,0 +1,1 @@
+"""Consumers, transactions, offsets, topics: the only package that imports confluent_kafka and knows librdkafka."""

@@ -1,0 +1,64 @@
+"""One way to reach Redis: short timeouts, no hidden retries, every redis error mapped to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from stream_scorer.errors import SettingsError, StateUnavailable
+
+# A micro-batch's read takes a few milliseconds; beyond this the batch is scored without features and says so.
+READ_TIMEOUT_S = 2.0
+CONNECT_TIMEOUT_S = 2.0
+
+
+def connect(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> redis.Redis:
+    """A client for `url` (``redis://host:port/db``) that answers bytes. It does not connect yet: see `ping`.
+
+    redis-py retries a timed-out command ten times by default, and a script that ran twice is a lost or doubled
+    update: retries are off.
+
+    Raises:
+        SettingsError: the URL is not a Redis URL.
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=False,
+        )
+    except ValueError as error:
+        raise SettingsError(f"not a Redis address: {hide_password(url)}: {error}") from None
+
+
+def ping(client: redis.Redis, url: str) -> None:
+    """Raise `StateUnavailable` unless Redis answers."""
+    with mapped_errors(url):
+        client.ping()
+
+
+def hide_password(url: str) -> str:
+    """`url` without its user and password, fit for a log or a message."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return f"{parts.scheme}://{host}:{parts.port or 6379}{parts.path}"
+
+
+@contextmanager
+def mapped_errors(url: str = "") -> Iterator[None]:
+    """Turn every redis error inside the block into `StateUnavailable`."""
+    try:
+        yield
+    except redis.RedisError as error:
+        where = f" at {hide_password(url)}" if url else ""
+        raise StateUnavailable(
+            f"Redis{where}: {type(error).__name__}: {error}",
+            mend="Is it running? `stream-scorer stack status`, or check the setting `redis.url`.",
+        ) from error
