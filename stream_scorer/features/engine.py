@@ -1,0 +1,305 @@
+"""Enrichment of one micro-batch: read the rows, run the kernel, make the matrix and the rows' next update.
+
+The order is what keeps it exact (rule 3 of ARCHITECTURE.md): the overlay of batches in flight is taken first, then rows
+and marks are read in one call, then the overlay entries that the marks do not cover yet are put on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.features import kernel
+from stream_scorer.features.derived import FUNCTIONS
+from stream_scorer.features.plan import FeaturePlan, make_plan
+from stream_scorer.features.rows import pack, unpack
+from stream_scorer.records import DEFAULT, FRESH, MISSING
+from stream_scorer.serde.decoder import Labels, Transactions
+from stream_scorer.spec.model import CheckedSpec, ViewFeature
+from stream_scorer.state.rows import Marks, RowStore, RowUpdate, Span
+
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class EventBatch:
+    """The decoded events of one micro-batch.
+
+    Attributes:
+        transactions, labels: columns. Labels come first: every transaction of the batch sees them.
+        spans: the offsets the batch covers, one per source partition, bad records included.
+        transaction_span, transaction_offset: (n,) int64; label_span, label_offset: (k,) int64; spans by index.
+    """
+
+    transactions: Transactions
+    labels: Labels
+    spans: list[Span]
+    transaction_span: I64
+    transaction_offset: I64
+    label_span: I64
+    label_offset: I64
+
+
+@dataclass(slots=True)
+class Enriched:
+    """What enrichment adds to a micro-batch.
+
+    Attributes:
+        matrix: (n, n_features) float64, NaN where there is no value. status: (n, n_features) int8, see `records`.
+        duplicate: (n,) bool. marks: input positions the features saw, see `Contribution.marks`.
+        update: what the rows gain once the batch is committed. degraded: reasons, empty when all went well.
+    """
+
+    matrix: F64
+    status: NDArray[np.int8]
+    duplicate: NDArray[np.bool_]
+    marks: Marks
+    update: RowUpdate
+    degraded: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """One entity's rows of the batch, laid end to end: entries (total, 4), start and end (k,)."""
+
+    entries: I64
+    start: I64
+    end: I64
+
+
+class FeatureEngine:
+    """Computes the feature vector that a spec declares."""
+
+    def __init__(self, checked: CheckedSpec) -> None:
+        self.plan: FeaturePlan = make_plan(checked)
+        self.feature_names = checked.features
+        self._derived = checked.spec.derived
+        self._column = {name: index for index, name in enumerate(checked.features)}
+        self._prefix = [str(index) + ":" for index in range(len(self.plan.entities))]
+
+    def warm(self) -> None:
+        """Compile the kernel (or load it from its cache) before the first transaction waits for it."""
+        none, entries = np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)
+        no_flags = np.zeros(0, dtype=np.bool_)
+        kernel.find_duplicates(entries, none, none, none, none, 1)
+        kernel.scan_windows(entries, none, none, none, none, none, no_flags, none, none, no_flags, 1, 1)
+        kernel.label_changes(entries, none, none, none, none, no_flags)
+
+    def enrich(self, events: EventBatch, store: RowStore, in_flight: Sequence[RowUpdate] = ()) -> Enriched:
+        """Features of every transaction of `events`.
+
+        `in_flight` must be taken before this call reads `store`. Raises `StateUnavailable` when the store does not
+        answer; `without_state` is what then remains possible.
+        """
+        transactions, labels = events.transactions, events.labels
+        keys: list[bytes] = []
+        bounds = [0]
+        key_of: list[I64] = []
+        label_key_of: list[I64] = []
+        for index, entity in enumerate(self.plan.entities):
+            known: dict[str, int] = {}
+            key_of.append(_intern(transactions.entity_ids[entity.name], known))
+            label_ids: Sequence[str | None] = labels.entity_ids[entity.name] if entity.takes_labels else []
+            label_key_of.append(_intern(label_ids, known))
+            prefix = self._prefix[index]
+            keys += [(prefix + i).encode() for i in known]
+            bounds.append(len(keys))
+        rows, marks = store.read(keys)
+        pending = [(update, update.pending(marks)) for update in in_flight]
+        pending = [(update, mask) for update, mask in pending if mask is not False]
+
+        key_list: list[I64] = []
+        entry_list: list[I64] = []
+        span_list: list[I64] = []
+        offset_list: list[I64] = []
+        stacked: list[_Rows] = []
+        for index, entity in enumerate(self.plan.entities):
+            low, high = bounds[index], bounds[index + 1]
+            mine = _stack(keys[low:high], rows[low:high], pending)
+            if entity.takes_labels and len(labels):
+                changes, change_of = self._label_entries(mine, label_key_of[index], labels)
+                mine = _append(mine, label_key_of[index][change_of], changes)
+                key_list.append(label_key_of[index][change_of] + low)
+                entry_list.append(changes)
+                span_list.append(events.label_span[change_of])
+                offset_list.append(events.label_offset[change_of])
+            stacked.append(mine)
+
+        n = len(transactions)
+        duplicate = np.zeros(n, dtype=np.bool_)
+        limit = self.plan.row_entries
+        if self.plan.partition_entity >= 0:
+            own = stacked[self.plan.partition_entity]
+            duplicate = kernel.find_duplicates(
+                own.entries, own.start, own.end, key_of[self.plan.partition_entity], transactions.id_hash, limit
+            )
+        scanned = [
+            kernel.scan_windows(
+                mine.entries,
+                mine.start,
+                mine.end,
+                key_of[index],
+                transactions.event_time,
+                transactions.value,
+                duplicate,
+                entity.window_ms,
+                entity.delay_ms,
+                entity.include_current,
+                entity.horizon_ms,
+                limit,
+            )
+            for index, (entity, mine) in enumerate(zip(self.plan.entities, stacked, strict=True))
+        ]
+        matrix, status = self._assemble(transactions, scanned, key_of)
+
+        entries = pack(transactions.event_time, transactions.value, transactions.id_hash)
+        for index in range(len(self.plan.entities)):
+            counted = np.flatnonzero((key_of[index] >= 0) & ~duplicate)
+            key_list.append(key_of[index][counted] + bounds[index])
+            entry_list.append(entries[counted])
+            span_list.append(events.transaction_span[counted])
+            offset_list.append(events.transaction_offset[counted])
+        update = RowUpdate.group(
+            events.spans,
+            keys,
+            _concatenate(key_list),
+            np.concatenate(entry_list) if entry_list else np.zeros((0, 4), dtype=np.int64),
+            _concatenate(span_list),
+            _concatenate(offset_list),
+        )
+        return Enriched(matrix, status, duplicate, self._seen(marks, events, in_flight), update)
+
+    def without_state(self, events: EventBatch) -> Enriched:
+        """What can be said while the rows cannot be read: the transaction's own columns, and everything else missing."""
+        n = len(events.transactions)
+        nobody = [np.full(n, -1, dtype=np.int64) for _ in self.plan.entities]
+        none = np.zeros(0, dtype=np.int64)
+        empty = _Rows(np.zeros((0, 4), dtype=np.int64), none, none)
+        scanned = [
+            kernel.scan_windows(
+                empty.entries, none, none, nobody[0], none, none, np.zeros(0, dtype=np.bool_),
+                entity.window_ms, entity.delay_ms, entity.include_current, entity.horizon_ms, 1,
+            )
+            for entity in self.plan.entities
+        ]
+        matrix, status = self._assemble(events.transactions, scanned, nobody)
+        status[status == DEFAULT] = MISSING
+        nothing = RowUpdate(events.spans, [], np.zeros(1, dtype=np.int64), np.zeros((0, 4), dtype=np.int64), none, none)
+        duplicate = np.zeros(n, dtype=np.bool_)
+        return Enriched(matrix, status, duplicate, Marks({}, {}), nothing, ["features_unavailable"])
+
+    def _label_entries(self, rows: _Rows, key_of: I64, labels: Labels) -> tuple[I64, I64]:
+        """Entries (c, 4) of the labels that change a fraud count, and which labels (c,) they are."""
+        change = kernel.label_changes(rows.entries, rows.start, rows.end, key_of, labels.id_hash, labels.fraud)
+        which = np.flatnonzero(change)
+        entries = pack(labels.event_time[which], change[which], labels.id_hash[which])
+        entries[:, 3] = np.maximum(labels.labelled_at[which], 1)
+        return entries, which
+
+    def _seen(self, marks: Marks, events: EventBatch, in_flight: Sequence[RowUpdate]) -> Marks:
+        """The marks as the features saw them: rows, batches in flight, and this batch's own labels."""
+        seen = dict(marks.next_offset)
+        for update in in_flight:
+            for span in update.spans:
+                seen[span.source] = max(seen.get(span.source, span.start), span.stop)
+        for index in np.unique(events.label_span).tolist():
+            span = events.spans[index]
+            seen[span.source] = max(seen.get(span.source, span.start), span.stop)
+        return Marks(seen, marks.watermark)
+
+    def _assemble(
+        self, transactions: Transactions, scanned: list[tuple[I64, I64, I64, I64]], key_of: list[I64]
+    ) -> tuple[F64, NDArray[np.int8]]:
+        n = len(transactions)
+        matrix = np.empty((n, len(self.feature_names)))
+        status = np.full((n, len(self.feature_names)), FRESH, dtype=np.int8)
+        for column, (feature, entity, window) in enumerate(self.plan.view_columns):
+            absent = key_of[entity] < 0
+            values = _aggregate(feature, scanned[entity], window, transactions.event_time)
+            values[absent] = np.nan
+            matrix[:, column] = values
+            status[absent, column] = DEFAULT
+        for offset, derived in enumerate(self._derived):
+            column = len(self.plan.view_columns) + offset
+            arguments = []
+            for name in derived.of:
+                source = self._column.get(name)
+                if source is None:
+                    arguments.append(transactions.columns[name])
+                else:
+                    arguments.append(matrix[:, source])
+                    np.maximum(status[:, column], status[:, source], out=status[:, column])
+            matrix[:, column] = FUNCTIONS[derived.function](*arguments)
+        return matrix, status
+
+
+def _aggregate(feature: ViewFeature, scanned: tuple[I64, I64, I64, I64], window: int, time: I64) -> F64:
+    count, total, fraud, last = scanned
+    kind = feature.aggregate
+    if kind == "since_last":
+        return np.where(last >= 0, (time - last) / 1_000.0, np.nan)
+    if kind == "is_new":
+        return (last < 0).astype(np.float64)
+    seen = count[:, window].astype(np.float64)
+    if kind == "count":
+        return seen
+    if kind == "sum":
+        return total[:, window].astype(np.float64)
+    if kind == "label_count":
+        return fraud[:, window].astype(np.float64)
+    # A mean of nothing has no value; a fraud rate of nothing is 0: no fraud is known of that entity.
+    empty = np.nan if kind == "mean" else 0.0
+    numerator = total if kind == "mean" else fraud
+    return np.divide(numerator[:, window], seen, out=np.full(len(seen), empty), where=seen > 0)
+
+
+def _intern(ids: Sequence[str | None], known: dict[str, int]) -> I64:
+    """(n,) int64: the place of each id in `known`, which grows; -1 for none."""
+    out = [-1 if i is None else known.setdefault(i, len(known)) for i in ids]
+    return np.array(out, dtype=np.int64)
+
+
+def _stack(
+    keys: list[bytes], rows: list[bytes | None], pending: list[tuple[RowUpdate, NDArray[np.bool_] | bool]]
+) -> _Rows:
+    """Stored rows with the updates in flight on top, end to end."""
+    parts: list[bytes] = []
+    lengths = np.empty(len(keys), dtype=np.int64)
+    for index, key in enumerate(keys):
+        stored = rows[index] or b""
+        length = len(stored)
+        parts.append(stored)
+        for update, mask in pending:
+            place = update.position.get(key)
+            if place is None:
+                continue
+            if mask is True:
+                more = update.payloads[place]
+            else:
+                assert isinstance(mask, np.ndarray)
+                low, high = int(update.bounds[place]), int(update.bounds[place + 1])
+                more = update.entries[low:high][mask[low:high]].tobytes()
+            parts.append(more)
+            length += len(more)
+        lengths[index] = length
+    ends = np.cumsum(lengths) // 32
+    return _Rows(unpack(b"".join(parts)), ends - lengths // 32, ends)
+
+
+def _append(rows: _Rows, key_of: I64, entries: I64) -> _Rows:
+    """`rows` with `entries` (c, 4) at the end of the rows `key_of` (c,)."""
+    if not len(entries):
+        return rows
+    owner = np.concatenate([np.repeat(np.arange(len(rows.start)), rows.end - rows.start), key_of])
+    order = np.argsort(owner, kind="stable")
+    lengths = np.bincount(owner, minlength=len(rows.start))
+    ends = np.cumsum(lengths)
+    return _Rows(np.concatenate([rows.entries, entries])[order], ends - lengths, ends)
+
+
+def _concatenate(parts: list[I64]) -> I64:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

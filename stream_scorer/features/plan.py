@@ -1,0 +1,77 @@
+"""What a spec asks of the kernel: per entity, which windows; per feature, which accumulator it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
+
+
+@dataclass(frozen=True, slots=True)
+class EntityPlan:
+    """The windows one entity's rows are scanned for.
+
+    Attributes:
+        window_ms, delay_ms: (m,) int64. include_current: (m,) bool.
+        horizon_ms: how far back an event still counts for `since_last` and `is_new`, and in any window.
+        takes_labels: whether labels are kept in this entity's rows.
+    """
+
+    name: str
+    window_ms: NDArray[np.int64]
+    delay_ms: NDArray[np.int64]
+    include_current: NDArray[np.bool_]
+    horizon_ms: int
+    takes_labels: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePlan:
+    """Entities in declared order, and for each view feature ``(feature, entity index, window index)``."""
+
+    entities: list[EntityPlan]
+    view_columns: list[tuple[ViewFeature, int, int]]
+    partition_entity: int
+    row_entries: int
+
+    @property
+    def horizon_ms(self) -> int:
+        """The longest horizon of any entity."""
+        return max((e.horizon_ms for e in self.entities), default=0)
+
+
+def make_plan(checked: CheckedSpec) -> FeaturePlan:
+    """Compile `checked` into arrays the kernel can loop over; equal windows of an entity are scanned once."""
+    spec = checked.spec
+    names = list(spec.entities)
+    windows: list[dict[tuple[int, int, bool], int]] = [{} for _ in names]
+    columns: list[tuple[ViewFeature, int, int]] = []
+    labelled = [False] * len(names)
+    for feature in checked.view_features:
+        entity = names.index(feature.view.entity)
+        labelled[entity] |= feature.aggregate in LABELLED
+        slot = -1
+        if feature.window_ms:
+            key = (feature.window_ms, feature.delay_ms, feature.view.current == "include")
+            slot = windows[entity].setdefault(key, len(windows[entity]))
+        columns.append((feature, entity, slot))
+    plans = []
+    for entity, name in enumerate(names):
+        keys = list(windows[entity])
+        # Without any window an entity still remembers for 30 days who was seen: `is_new` needs a bound.
+        horizon = max([w + d for w, d, _ in keys], default=duration_ms("30d"))
+        plans.append(
+            EntityPlan(
+                name=name,
+                window_ms=np.array([k[0] for k in keys], dtype=np.int64),
+                delay_ms=np.array([k[1] for k in keys], dtype=np.int64),
+                include_current=np.array([k[2] for k in keys], dtype=np.bool_),
+                horizon_ms=horizon,
+                takes_labels=labelled[entity],
+            )
+        )
+    partition_entity = names.index(spec.partition_entity) if spec.partition_entity else -1
+    return FeaturePlan(plans, columns, partition_entity, spec.limits.row_entries)

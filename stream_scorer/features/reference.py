@@ -1,0 +1,51 @@
+"""The kernel's results, computed the plain way: one event at a time with numpy masks. Slow, obvious, for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+I64 = NDArray[np.int64]
+
+
+def scan_windows(
+    entries: I64,
+    start: I64,
+    end: I64,
+    key_of: I64,
+    time: I64,
+    value: I64,
+    duplicate: NDArray[np.bool_],
+    window_ms: I64,
+    delay_ms: I64,
+    include_current: NDArray[np.bool_],
+    horizon_ms: int,
+    limit: int,
+) -> tuple[I64, I64, I64, I64]:
+    """As `stream_scorer.features.kernel.scan_windows`, argument for argument."""
+    n, m = len(key_of), len(window_ms)
+    count, total, fraud = (np.zeros((n, m), dtype=np.int64) for _ in range(3))
+    last = np.full(n, -1, dtype=np.int64)
+    rows = {key: [tuple(e) for e in entries[start[key] : end[key]].tolist()] for key in range(len(start))}
+    for i in range(n):
+        key = int(key_of[i])
+        if key < 0:
+            continue
+        t = int(time[i])
+        seen = np.array(rows[key][-limit:], dtype=np.int64).reshape(-1, 4)
+        seen = seen[(seen[:, 0] <= t) & (seen[:, 0] > t - horizon_ms)]
+        events = seen[seen[:, 3] == 0]
+        labels = seen[(seen[:, 3] != 0) & (seen[:, 3] <= t)]
+        if len(events):
+            last[i] = events[:, 0].max()
+        for w in range(m):
+            high = t - int(delay_ms[w])
+            low = high - int(window_ms[w])
+            inside = events[(events[:, 0] > low) & (events[:, 0] <= high)]
+            current = bool(include_current[w]) and delay_ms[w] == 0 and not duplicate[i]
+            count[i, w] = len(inside) + current
+            total[i, w] = inside[:, 1].sum() + (int(value[i]) if current else 0)
+            fraud[i, w] = labels[(labels[:, 0] > low) & (labels[:, 0] <= high)][:, 1].sum()
+        if not duplicate[i]:
+            rows[key].append((t, int(value[i]), 0, 0))
+    return count, total, fraud, last

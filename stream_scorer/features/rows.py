@@ -1,0 +1,33 @@
+"""The layout of an entity's row: 32-byte little-endian entries in log order.
+
+An entry is four int64: event time (ms), value, hash of the event id, and kind. Kind 0 is a transaction and its value
+is the amount. Any other kind is a label and holds when the label was given (ms); its value is then the change of the
+transaction's fraud count: +1 when it becomes fraud, -1 when fraud becomes genuine. So the fraud count of a window is a
+plain sum, whatever the order in which labels of different transactions arrive.
+
+The layout's version stands in the key (see `row_key`), not in the row: an append needs no header check, and two
+versions can live side by side during an upgrade.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LAYOUT_VERSION = 1
+ENTRY_BYTES = 32
+TIME, VALUE, HASH, KIND = 0, 1, 2, 3
+
+
+def pack(event_time: NDArray[np.int64], value: NDArray[np.int64], id_hash: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n, 4) int64 entries of transactions."""
+    entries = np.zeros((len(event_time), 4), dtype="<i8")
+    entries[:, TIME] = event_time
+    entries[:, VALUE] = value
+    entries[:, HASH] = id_hash
+    return entries
+
+
+def unpack(row: bytes) -> NDArray[np.int64]:
+    """(n, 4) int64 entries of a stored row."""
+    return np.frombuffer(row, dtype="<i8").reshape(-1, 4)

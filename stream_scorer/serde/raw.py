@@ -1,0 +1,51 @@
+"""Undecoded input records as columns, the form in which they arrive from a topic or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+
+@dataclass(slots=True)
+class RawRecords:
+    """`n` records of one topic, in log order within each partition.
+
+    Attributes:
+        partition: (n,) int32. offset: (n,) int64. timestamp: (n,) int64, Kafka timestamps in epoch ms.
+        key, value, headers: the original bytes, untouched; a tombstone's value is None.
+    """
+
+    topic: str
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    timestamp: NDArray[np.int64]
+    key: list[bytes | None]
+    value: list[bytes | None]
+    headers: list[Headers | None] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def take(self, index: NDArray[np.int64]) -> RawRecords:
+        """The records at `index` (k,), in that order."""
+        rows = index.tolist()
+        return RawRecords(
+            self.topic,
+            self.partition[index],
+            self.offset[index],
+            self.timestamp[index],
+            [self.key[i] for i in rows],
+            [self.value[i] for i in rows],
+            [self.headers[i] for i in rows],
+        )
+
+    @classmethod
+    def empty(cls, topic: str) -> RawRecords:
+        """No records."""
+        nothing = np.empty(0, np.int64)
+        return cls(topic, nothing.astype(np.int32), nothing, nothing, [], [], [])

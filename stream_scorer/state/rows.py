@@ -1,0 +1,169 @@
+"""Marked rows: append-only packed rows that advance together with a mark of each source partition.
+
+The protocol is rule 2 of ARCHITECTURE.md: an update carries the span ``[start, stop)`` of input offsets it covers, per
+source partition. The store refuses it (`StateGap`) when a mark is missing or below `start`, skips entries below the
+mark one by one, and moves rows and marks in one step. Only `init` creates marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+I64 = NDArray[np.int64]
+ENTRY_BYTES = 32
+
+
+class SourcePartition(NamedTuple):
+    """An input partition."""
+
+    topic: str
+    partition: int
+
+
+class Span(NamedTuple):
+    """The input offsets ``[start, stop)`` of one partition that an update covers, and its newest event time (ms)."""
+
+    source: SourcePartition
+    start: int
+    stop: int
+    watermark: int
+
+
+@dataclass(slots=True)
+class Marks:
+    """Per source partition the next offset not yet in the rows, and its event-time watermark (ms, -1 for none)."""
+
+    next_offset: dict[SourcePartition, int]
+    watermark: dict[SourcePartition, int]
+
+    def slowest_watermark(self) -> int:
+        """The least watermark of all partitions: nothing older than it will be asked for again, beyond lateness."""
+        return min(self.watermark.values(), default=-1)
+
+
+@dataclass
+class RowUpdate:
+    """Entries to append, grouped by row, with the spans they came from.
+
+    Attributes:
+        spans: one per source partition of the batch; entries refer to them by index.
+        keys: k row keys. bounds: (k + 1,) int64; entries of key i are ``bounds[i]:bounds[i + 1]``.
+        entries: (u, 4) int64, in log order within each key. span_of, offset: (u,) int64, where each came from.
+    """
+
+    spans: list[Span]
+    keys: list[bytes]
+    bounds: I64
+    entries: I64
+    span_of: I64
+    offset: I64
+
+    @classmethod
+    def group(
+        cls, spans: list[Span], keys: list[bytes], key_of: I64, entries: I64, span_of: I64, offset: I64
+    ) -> RowUpdate:
+        """Group entries, given in log order, by key; `key_of` (u,) indexes `keys`, of which unused ones are dropped."""
+        order = np.argsort(key_of, kind="stable")
+        used, counts = np.unique(key_of, return_counts=True)
+        bounds = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        return cls(
+            spans, [keys[i] for i in used.tolist()], bounds, entries[order], span_of[order], offset[order]
+        )
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    @cached_property
+    def payloads(self) -> list[bytes]:
+        """Per key, its packed entries."""
+        packed = np.ascontiguousarray(self.entries, dtype="<i8").tobytes()
+        edges = (self.bounds * ENTRY_BYTES).tolist()
+        return [packed[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+    @cached_property
+    def position(self) -> dict[bytes, int]:
+        """Key to its place in `keys`."""
+        return {key: index for index, key in enumerate(self.keys)}
+
+    def pending(self, marks: Marks) -> NDArray[np.bool_] | bool:
+        """Which entries are not yet in the rows, given the marks read with them: all, none, or a mask (u,)."""
+        ahead = [marks.next_offset.get(s.source, -1) for s in self.spans]
+        if all(mark <= span.start for mark, span in zip(ahead, self.spans, strict=True)):
+            return True
+        if all(mark >= span.stop for mark, span in zip(ahead, self.spans, strict=True)):
+            return False
+        return self.offset >= np.array(ahead, dtype=np.int64)[self.span_of]
+
+    def split(self, most: int) -> list[RowUpdate]:
+        """Equal updates of about `most` entries each, contiguous in every partition, to be applied in order."""
+        parts = -(-len(self) // most)
+        if parts <= 1:
+            return [self]
+        edges = [
+            np.linspace(span.start, span.stop, parts + 1).round().astype(np.int64).tolist() for span in self.spans
+        ]
+        key_of = np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
+        out = []
+        for part in range(parts):
+            spans = [
+                Span(s.source, edges[i][part], edges[i][part + 1], s.watermark) for i, s in enumerate(self.spans)
+            ]
+            low = np.array([s.start for s in spans], dtype=np.int64)[self.span_of]
+            high = np.array([s.stop for s in spans], dtype=np.int64)[self.span_of]
+            mine = (self.offset >= low) & (self.offset < high)
+            out.append(
+                RowUpdate.group(
+                    spans, self.keys, key_of[mine], self.entries[mine], self.span_of[mine], self.offset[mine]
+                )
+            )
+        return out
+
+
+class RowStore(Protocol):
+    """Where rows live. Implementations: Redis for serving, memory for replay and training."""
+
+    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
+        """The rows at `keys` (None where there is none) and the marks, from one moment."""
+        ...
+
+    def apply(self, update: RowUpdate) -> None:
+        """Append `update`'s entries and advance the marks. Raises `StateGap` and changes nothing on a gap."""
+        ...
+
+
+class MemoryRowStore:
+    """Rows in this process, for one reader that feeds it in order: replay and training.
+
+    `limit` is how many entries of a row are ever looked at; older ones are dropped now and then.
+    """
+
+    def __init__(self, limit: int, marks: Marks | None = None) -> None:
+        self._rows: dict[bytes, bytearray] = {}
+        self._limit = limit * ENTRY_BYTES
+        self._marks = marks or Marks({}, {})
+
+    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
+        """See `RowStore.read`."""
+        get = self._rows.get
+        return [bytes(row) if (row := get(key)) is not None else None for key in keys], self._marks
+
+    def apply(self, update: RowUpdate) -> None:
+        """See `RowStore.apply`; the single feeder makes gaps impossible, so none is looked for."""
+        rows, limit = self._rows, self._limit
+        for key, payload in zip(update.keys, update.payloads, strict=True):
+            row = rows.get(key)
+            if row is None:
+                rows[key] = bytearray(payload)
+            else:
+                row += payload
+                if len(row) > 2 * limit:
+                    del row[:-limit]
+        for span in update.spans:
+            self._marks.next_offset[span.source] = span.stop
+            self._marks.watermark[span.source] = max(span.watermark, self._marks.watermark.get(span.source, -1))
