@@ -42,6 +42,7 @@ class Score(Record):
     duplicate: bool
     degraded: list[str]
     member_alerts: int
+    value: int
 
 
 class MemberContribution(Record):
@@ -178,7 +179,11 @@ class ScoreSummary(Record):
 
 
 class Outcome(Record):
-    """Topic `outcomes`: one per label or change of label, with what was decided when the transaction was scored."""
+    """Topic `outcomes`: one per label or change of label, with what was decided when the transaction was scored.
+
+    A change is a change of label, source or review probability. It carries what it replaces, so that a reader who
+    counts outcomes subtracts the previous one and needs no memory of its own.
+    """
 
     event_id: str
     event_time: int
@@ -195,6 +200,9 @@ class Outcome(Record):
     review_probability: float | None
     labelled_at: int
     age: int
+    ensemble: str = ""
+    previous_source: str | None = None
+    previous_review_probability: float | None = None
 
 
 class MonitorMetric(Record):
@@ -220,6 +228,7 @@ class MonitorMetric(Record):
     rows: int
     label_age: int | None
     statistics: dict[str, float | int | None]
+    arm: str = ""
 
 
 # Every record this product writes, by the default name of its topic.
