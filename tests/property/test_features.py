@@ -1,0 +1,188 @@
+"""Features equal a brute-force recomputation, whatever the order of events, the batches and what is in flight."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream_scorer.features import kernel, reference
+from stream_scorer.features.engine import EventBatch, FeatureEngine
+from stream_scorer.features.history import take_labels, take_transactions
+from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
+from stream_scorer.spec import parse_spec
+from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+
+SPEC = parse_spec("""
+name: small
+version: 1
+transaction:
+  id: id
+  time: at
+  value: amount
+  fields:
+    id: {type: string}
+    at: {type: time}
+    amount: {type: integer}
+    who: {type: string}
+    where: {type: string, optional: true}
+entities: {who: {field: who}, where: {field: where}}
+partition_entity: who
+views:
+  - {name: who, entity: who, windows: [10ms, 40ms], aggregates: [count, sum, mean]}
+  - {name: before, entity: who, windows: [20ms], aggregates: [count], current: exclude}
+  - {name: rhythm, entity: who, aggregates: [since_last, is_new]}
+  - {name: risk, entity: where, windows: [15ms, 30ms], delay: 5ms, aggregates: [label_rate, label_count]}
+derived: [{name: ratio, function: ratio, of: [amount, who.mean_40ms]}]
+policy: {version: p, review: 0.5, block: 0.9}
+""")
+
+
+@st.composite
+def rows_and_events(draw):
+    k = draw(st.integers(1, 4))
+    lengths = draw(st.lists(st.integers(0, 12), min_size=k, max_size=k))
+    n = draw(st.integers(0, 20))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    total = sum(lengths)
+    entries = np.column_stack(
+        [
+            rng.integers(0, 60, total),
+            rng.integers(-1, 500, total),
+            rng.integers(0, 9, total),
+            rng.integers(0, 2, total) * rng.integers(1, 60, total),
+        ]
+    ).astype(np.int64)
+    end = np.cumsum(lengths).astype(np.int64)
+    m = draw(st.integers(1, 4))
+    return dict(
+        entries=entries,
+        start=end - np.array(lengths, dtype=np.int64),
+        end=end,
+        key_of=rng.integers(-1, k, n),
+        time=rng.integers(0, 60, n),
+        value=rng.integers(0, 500, n),
+        duplicate=rng.random(n) < 0.2,
+        window_ms=rng.integers(1, 40, m),
+        delay_ms=rng.integers(0, 2, m) * rng.integers(0, 20, m),
+        include_current=rng.random(m) < 0.5,
+        horizon_ms=60,
+        limit=draw(st.integers(1, 16)),
+    )
+
+
+@given(rows_and_events())
+@settings(max_examples=150, deadline=None)
+def test_kernel_equals_the_numpy_reference(case):
+    for ours, theirs in zip(kernel.scan_windows(**case), reference.scan_windows(**case), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def make_events(seed: int, n: int, duplicates: bool = True):
+    rng = np.random.default_rng(seed)
+    at = np.sort(rng.integers(0, 120, n)) + rng.integers(-3, 4, n) + 10
+    ids = [f"e{i}" for i in range(n)]
+    who = [f"c{i}" for i in rng.integers(0, 4, n)]
+    where = [None if rng.random() < 0.2 else f"t{i}" for i in rng.integers(0, 3, n)]
+    amount = rng.integers(0, 1000, n)
+    if duplicates:
+        for i in range(3, n):
+            if rng.random() < 0.15:
+                j = i - int(rng.integers(1, 4))
+                ids[i], who[i], where[i], at[i], amount[i] = ids[j], who[j], where[j], at[j], amount[j]
+    transactions = transactions_from_columns(SPEC, {"id": ids, "at": at, "amount": amount, "who": who, "where": where})
+    labelled = [i for i in range(n) if rng.random() < 0.4 and ids.index(ids[i]) == i]
+    columns = {
+        "event_id": [ids[i] for i in labelled],
+        "event_time": [int(at[i]) for i in labelled],
+        "label": ["fraud" if rng.random() < 0.6 else "genuine" for _ in labelled],
+        "labelled_at": [int(at[i]) + int(rng.integers(0, 30)) for i in labelled],
+        "where": [where[i] for i in labelled],
+        "who": [who[i] for i in labelled],
+    }
+    changed = [i for i in range(len(labelled)) if rng.random() < 0.3]
+    for i in changed:
+        for name in ("event_id", "event_time", "where", "who"):
+            columns[name].append(columns[name][i])
+        columns["label"].append("genuine" if columns["label"][i] == "fraud" else "fraud")
+        columns["labelled_at"].append(columns["labelled_at"][i] + 5)
+    return transactions, labels_from_columns(SPEC, columns)
+
+
+def brute_force(transactions, labels, label_seen_by):
+    """Every feature of every transaction from plain lists. `label_seen_by[i]` labels were on the log before it."""
+    out = []
+    for i in range(len(transactions)):
+        t, who = int(transactions.event_time[i]), transactions.entity_ids["who"][i]
+        where = transactions.entity_ids["where"][i]
+        first = [j for j in range(i) if transactions.event_id[j] not in transactions.event_id[:j]]
+        before = [j for j in first if transactions.event_time[j] <= t]
+        own = [j for j in before if transactions.entity_ids["who"][j] == who]
+        new = transactions.event_id[i] not in transactions.event_id[:i]
+        row = []
+
+        def inside(js, window, delay=0, t=t):
+            return [j for j in js if t - delay - window < transactions.event_time[j] <= t - delay]
+
+        for kind in ("count", "sum", "mean"):
+            for window in (10, 40):
+                js = inside(own, window) + ([i] if new else [])
+                amounts = [int(transactions.value[j]) for j in js]
+                mean = sum(amounts) / len(js) if js else np.nan
+                row.append({"count": len(js), "sum": sum(amounts), "mean": mean}[kind])
+        row.append(len(inside(own, 20)))
+        recent = [int(transactions.event_time[j]) for j in own if transactions.event_time[j] > t - 40]
+        row += [(t - max(recent)) / 1000 if recent else np.nan, float(not recent)]
+        there = [j for j in before if where is not None and transactions.entity_ids["where"][j] == where]
+        for kind in ("label_rate", "label_count"):
+            for window in (15, 30):
+                if where is None:
+                    row.append(np.nan)
+                    continue
+                net: dict[str, int] = {}
+                last: dict[str, bool] = {}
+                for k in range(label_seen_by[i]):
+                    if labels.entity_ids["where"][k] != where:
+                        continue
+                    was = last.get(labels.event_id[k], False)
+                    last[labels.event_id[k]] = bool(labels.fraud[k])
+                    if labels.labelled_at[k] <= t and t - 5 - window < labels.event_time[k] <= t - 5:
+                        net[labels.event_id[k]] = net.get(labels.event_id[k], 0) + int(labels.fraud[k]) - int(was)
+                frauds, seen = sum(net.values()), len(inside(there, window, 5))
+                row.append((frauds / seen if seen else 0.0) if kind == "label_rate" else frauds)
+        row.append(int(transactions.value[i]) / row[5] if row[5] else np.nan)
+        out.append(row)
+    return np.array(out, dtype=float)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("seed", range(6))
+def test_features_equal_brute_force_in_any_batching_and_with_updates_in_flight(batch, lag, seed):
+    n = 90
+    transactions, labels = make_events(seed, n)
+    engine, store = FeatureEngine(SPEC), MemoryRowStore(512)
+    sources = [SourcePartition("t", 0), SourcePartition("l", 0)]
+    waiting, got, seen_by, label_at = [], [], [], 0
+    for low in range(0, n, batch):
+        high = min(low + batch, n)
+        # Labels are fed a few at a time, before the transactions of the batch, in their log order.
+        label_to = min(len(labels), label_at + max(1, (high - low) // 2))
+        rows, label_rows = np.arange(low, high), np.arange(label_at, label_to)
+        events = EventBatch(
+            take_transactions(transactions, rows),
+            take_labels(labels, label_rows),
+            [Span(sources[0], low, high, 0), Span(sources[1], label_at, label_to, 0)],
+            np.zeros(high - low, np.int64),
+            rows,
+            np.ones(label_to - label_at, np.int64),
+            label_rows,
+        )
+        enriched = engine.enrich(events, store, waiting)
+        got.append(enriched.matrix)
+        seen_by += [label_to] * (high - low)
+        label_at = label_to
+        for part in enriched.update.split(9):
+            waiting.append(part)
+        while len(waiting) > lag:
+            store.apply(waiting.pop(0))
+    np.testing.assert_allclose(np.vstack(got), brute_force(transactions, labels, seen_by), rtol=1e-12)
