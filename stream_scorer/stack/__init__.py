@@ -1,0 +1,21 @@
+"""The local stack of real parts: Kafka (KRaft), Redis and MLflow as plain processes on loopback, no Docker needed.
+
+Here lives starting, watching and stopping them. Clients of those services do not: the stack imports neither
+confluent_kafka nor redis nor mlflow. `LocalStack` ends with its owner; `up` and `down` outlive the shell.
+"""
+
+from stream_scorer.stack.detached import DEFAULT_ROOT, StackStatus, down, read_state, status, up
+from stream_scorer.stack.local import LocalStack
+from stream_scorer.stack.model import SERVICES, StackAddresses
+
+__all__ = [
+    "DEFAULT_ROOT",
+    "SERVICES",
+    "LocalStack",
+    "StackAddresses",
+    "StackStatus",
+    "down",
+    "read_state",
+    "status",
+    "up",
+]

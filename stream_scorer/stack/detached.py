@@ -1,0 +1,140 @@
+"""A stack that outlives the shell: `up`, `down`, `status`, and `read_state` for who wants its addresses."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream_scorer.stack import docker
+from stream_scorer.stack.link import SupervisorLink
+from stream_scorer.stack.model import (
+    SERVICES,
+    STATE_FILE,
+    StackAddresses,
+    StackState,
+    check_services,
+    load_state,
+    write_state,
+)
+from stream_scorer.stack.process import is_alive, send_signal, wait_gone
+
+DEFAULT_ROOT = Path(".stream-scorer", "stack")
+"""The folder of the detached stack, below the working directory."""
+
+_SUPERVISOR_SECONDS = 15.0  # the longest service takes 8 to stop, then it is killed
+_LEFTOVER_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StackStatus:
+    """One service of a detached stack."""
+
+    service: str
+    address: str
+    alive: bool
+    pid: int | None
+    """None when a Docker engine holds it."""
+
+
+def read_state(root: Path = DEFAULT_ROOT) -> StackAddresses | None:
+    """The addresses of the stack that runs in `root`; None when there is none, or its supervisor is dead."""
+    state = _running_state(root)
+    return state.addresses if state else None
+
+
+def up(
+    root: Path = DEFAULT_ROOT,
+    services: Sequence[str] = SERVICES,
+    *,
+    on_progress: Callable[[str], None] | None = None,
+    use_docker: bool = False,
+) -> tuple[StackAddresses, bool]:
+    """Start a stack that stays; its addresses, and whether it was started now (False: it ran already).
+
+    Local processes are the rule, also where a Docker engine answers: then every machine runs the same parts.
+    Raises UsageError or UnavailableError, and leaves nothing running then.
+    """
+    names = check_services(services)
+    root.mkdir(parents=True, exist_ok=True)
+    root = root.resolve()
+    with _one_at_a_time(root):
+        if state := _running_state(root):
+            return state.addresses, False
+        if use_docker:
+            state = StackState(docker.compose_up(names), None, {}, str(root))
+            write_state(root, state)
+            return state.addresses, True
+        link = SupervisorLink(names, root, on_progress=on_progress)
+        try:
+            state = link.wait_ready()
+            link.detach()
+        except BaseException:
+            link.close()
+            raise
+        return state.addresses, True
+
+
+def down(root: Path = DEFAULT_ROOT, *, purge: bool = False) -> bool:
+    """End the stack of `root`; whether there was one. Its data stays for the next `up` unless `purge`.
+
+    A process is signalled only if its number and its start time are those of the state file.
+    """
+    if not root.is_dir():
+        return False
+    with _one_at_a_time(root):
+        state = load_state(root)
+        was_running = _running_state(root) is not None
+        if state is not None:
+            if state.supervisor is None:
+                docker.compose_down()
+            else:
+                send_signal(state.supervisor, signal.SIGTERM)
+                if not wait_gone(state.supervisor, _SUPERVISOR_SECONDS):
+                    send_signal(state.supervisor, signal.SIGKILL)
+                for process in state.services.values():
+                    if not wait_gone(process, _LEFTOVER_SECONDS if was_running else 0.0):
+                        send_signal(process, signal.SIGKILL)
+                        wait_gone(process, _LEFTOVER_SECONDS)
+            (root / STATE_FILE).unlink(missing_ok=True)
+    if purge:
+        shutil.rmtree(root, ignore_errors=True)
+    return was_running
+
+
+def status(root: Path = DEFAULT_ROOT) -> list[StackStatus]:
+    """One entry a service of the stack in `root`, alive or not; empty when there is no stack."""
+    state = load_state(root)
+    if state is None:
+        return []
+    found: list[StackStatus] = []
+    for name in SERVICES:
+        address = state.addresses.get(name)
+        if address is None:
+            continue
+        process = state.services.get(name)
+        alive = docker.answers(address) if state.supervisor is None else process is not None and is_alive(process)
+        found.append(StackStatus(name, address, alive, process.pid if process else None))
+    return found
+
+
+def _running_state(root: Path) -> StackState | None:
+    state = load_state(root)
+    if state is None:
+        return None
+    if state.supervisor is not None:
+        return state if is_alive(state.supervisor) else None
+    served = [address for name in SERVICES if (address := state.addresses.get(name))]
+    return state if all(map(docker.answers, served)) else None
+
+
+@contextmanager
+def _one_at_a_time(root: Path) -> Iterator[None]:
+    """Two `up` at once: the second waits, and finds the first one's stack."""
+    with (root / "command.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

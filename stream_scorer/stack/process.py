@@ -1,0 +1,116 @@
+"""Processes by identity: start time beside the number, signals that cannot hit a stranger, death with the parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stream_scorer.stack.model import ProcessId
+
+_TETHER = Path(__file__).with_name("tether.py")
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The identity of the running process `pid`; None when there is none, or only a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The command name may hold spaces and brackets: fields are counted after its last bracket.
+    fields = stat.rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        return None
+    return ProcessId(pid, int(fields[19]))
+
+
+def is_alive(process: ProcessId) -> bool:
+    """Whether exactly this process still runs."""
+    return identify(process.pid) == process
+
+
+def send_signal(process: ProcessId, number: int) -> bool:
+    """Signal exactly this process. False when it is gone, also when its number now belongs to another."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # The handle pins the process: checked after it was opened, the number cannot change hands.
+        if not is_alive(process):
+            return False
+        signal.pidfd_send_signal(handle, number)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def wait_gone(process: ProcessId, seconds: float) -> bool:
+    """Wait at most `seconds` for the process to end; whether it did."""
+    deadline = time.monotonic() + seconds
+    while is_alive(process):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def spawn(
+    command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, has_children: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, output appended to `log`; it dies when the caller dies.
+
+    Call it from the main thread: the kernel's death signal follows the thread that forked. `has_children` keeps a
+    small parent in between, because the death signal is not inherited by what the command itself starts.
+    """
+    mode = "watch" if has_children else "exec"
+    tethered = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), mode, *command]
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            tethered,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=None if env is None else dict(env),
+            start_new_session=True,
+        )
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a process made by `spawn` and to all it started. Its number is ours until it is reaped."""
+    if process.returncode is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            process.kill()
+
+
+def stop(processes: Sequence[tuple[subprocess.Popen[bytes], float]]) -> None:
+    """SIGTERM to all, then SIGKILL to each group that outlives its own number of seconds."""
+    for process, _ in processes:
+        process.terminate()
+    begun = time.monotonic()
+    for process, grace in processes:
+        try:
+            process.wait(max(0.0, begun + grace - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            kill_group(process)
+            process.wait()
+
+
+def tail(log: Path, lines: int = 15, *, since: int = 0) -> str:
+    """The last `lines` lines of `log` written after byte `since`."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(since, size - 65536))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return "(no log)"
+    return "\n".join(text.splitlines()[-lines:]) or "(the log is empty)"

