@@ -44,6 +44,18 @@ class RawRecords:
             [self.headers[i] for i in rows],
         )
 
+    def concatenate(self, other: RawRecords) -> RawRecords:
+        """These records, then `other`'s of the same topic."""
+        return RawRecords(
+            self.topic,
+            np.concatenate([self.partition, other.partition]),
+            np.concatenate([self.offset, other.offset]),
+            np.concatenate([self.timestamp, other.timestamp]),
+            self.key + other.key,
+            self.value + other.value,
+            self.headers + other.headers,
+        )
+
     @classmethod
     def empty(cls, topic: str) -> RawRecords:
         """No records."""

@@ -1,0 +1,40 @@
+"""What librdkafka's errors mean to us. See KIP-98, KIP-447 and librdkafka's `INTRODUCTION.md`, "Transactional producer"."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError, KafkaException
+
+from stream_scorer.errors import BrokerUnavailable, StreamScorerError, UsageError
+
+_UNREACHABLE = {
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError._UNKNOWN_BROKER,
+}
+_NO_TOPIC = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+}
+
+
+def kafka_error(exception: KafkaException) -> KafkaError:
+    """The `KafkaError` inside a `KafkaException`."""
+    error = exception.args[0]
+    assert isinstance(error, KafkaError)
+    return error
+
+
+def as_domain_error(error: KafkaError, doing: str, bootstrap: str = "") -> StreamScorerError:
+    """The error of our tree that a librdkafka error is, in words a person can act on."""
+    where = f" at {bootstrap}" if bootstrap else ""
+    if error.code() in _UNREACHABLE:
+        return BrokerUnavailable(
+            f"no Kafka broker answers{where} ({doing})",
+            mend="Is it running? `stream-scorer stack up`, or check the setting `kafka.bootstrap`.",
+        )
+    if error.code() in _NO_TOPIC:
+        return UsageError(f"{doing}: {error.str()}", mend="Create it: `stream-scorer topics create`.")
+    return StreamScorerError(f"{doing}: {error.name()}: {error.str()}")

@@ -1,0 +1,256 @@
+"""The input reader: one consumer of the input topics in a group, with positions it keeps itself.
+
+The rules it follows were learnt against a real broker: positions are set in `assign()` (a seek inside the callback
+fails); one `consume()` may run a callback and return messages, so a message is kept only if its partition is owned and
+its offset is at or past our position; the group metadata is taken in the reading thread, with the batch, because fresh
+metadata would let an owner that lost its partition commit over the new one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from stream_scorer.errors import StreamScorerError
+from stream_scorer.kafka.config import consumer_config
+from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.state.rows import SourcePartition
+
+_log = logging.getLogger(__name__)
+# A dead member is noticed after this; its partitions stand still until then.
+SESSION_TIMEOUT_MS = 10_000
+# `committed()` waits for transactions that are still pending, at most their timeout of 10 s.
+COMMITTED_DEADLINE_S = 25.0
+# A broker that restarts answers nothing for seconds; errors worth a retry are not worth a log line each.
+_PASSING = {
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError._PARTITION_EOF,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+}
+
+
+@dataclass(slots=True)
+class Read:
+    """What one poll brought: records by topic, the positions after them, and the group as it was when reading."""
+
+    records: list[RawRecords]
+    positions: dict[SourcePartition, tuple[int, int]]  # source -> (start, stop): [start, stop) was read
+    group_metadata: Any
+
+    def __len__(self) -> int:
+        return sum(len(records) for records in self.records)
+
+
+class InputReader:
+    """Reads the input topics as a member of a consumer group.
+
+    Args:
+        on_assigned: given the new partitions, answers the offset each is to be read from (runs inside `poll`).
+        on_revoked: called before partitions go, to finish or abort what is in flight; `lost` means it is too late
+            to commit anything.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        group: str,
+        instance: str,
+        topics: list[str],
+        *,
+        on_assigned: Callable[[list[SourcePartition]], dict[SourcePartition, int]],
+        on_revoked: Callable[[bool], None],
+        static_membership: bool,
+    ) -> None:
+        config = consumer_config(bootstrap, instance, group) | {
+            "partition.assignment.strategy": "range",
+            "session.timeout.ms": SESSION_TIMEOUT_MS,
+            "heartbeat.interval.ms": 2_000,
+            "max.poll.interval.ms": 300_000,
+        }
+        if static_membership:
+            config["group.instance.id"] = instance
+        self._bootstrap = bootstrap
+        self._consumer = Consumer(config)
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+        self._position: dict[SourcePartition, int] = {}
+        self._generation = 0
+        self._callback_error: BaseException | None = None
+        self._consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+
+    @property
+    def owned(self) -> list[SourcePartition]:
+        """The partitions now assigned."""
+        return list(self._position)
+
+    def read(self, most: int, wait_s: float) -> Read:
+        """At most `most` records, waiting at most `wait_s` for the first. May run the rebalance callbacks."""
+        messages = self._consume(1, wait_s)
+        if messages:
+            generation = self._generation
+            more = self._consume(most - 1, 0)
+            messages = messages + more if generation == self._generation else []
+        return self._sort(messages)
+
+    def read_more(self, read: Read, most: int) -> Read:
+        """What has arrived meanwhile, added to `read`; nothing of `read` survives a rebalance in between."""
+        generation = self._generation
+        more = self._sort(self._consume(most, 0))
+        return _join(read, more) if generation == self._generation else more
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
+        """Committed offsets, transactions settled; None where nothing was ever committed."""
+        wanted = [TopicPartition(s.topic, s.partition) for s in partitions]
+        deadline = time.monotonic() + COMMITTED_DEADLINE_S
+        while True:
+            try:
+                found = self._consumer.committed(wanted, timeout=5.0)
+                for partition in found:
+                    if partition.error is not None:
+                        raise KafkaException(partition.error)
+                break
+            except KafkaException as exception:
+                error = kafka_error(exception)
+                if time.monotonic() > deadline:
+                    raise as_domain_error(error, "read the committed offsets", self._bootstrap) from exception
+                time.sleep(0.05)
+        return {
+            SourcePartition(p.topic, p.partition): (None if p.offset == OFFSET_INVALID or p.offset < 0 else p.offset)
+            for p in found
+        }
+
+    def watermarks(self, source: SourcePartition) -> tuple[int, int]:
+        """The first offset the broker still has, and the one after the last it has."""
+        deadline = time.monotonic() + COMMITTED_DEADLINE_S
+        while True:
+            try:
+                low, high = self._consumer.get_watermark_offsets(TopicPartition(*source), timeout=5.0)
+                return low, high
+            except KafkaException as exception:
+                if time.monotonic() > deadline:
+                    raise as_domain_error(kafka_error(exception), "read offsets", self._bootstrap) from exception
+                time.sleep(0.05)
+
+    def seek_all(self, offsets: dict[SourcePartition, int]) -> None:
+        """Read on from these offsets; they must be of owned partitions. What was read past them comes again."""
+        self._position.update(offsets)
+        self._consumer.assign([TopicPartition(s.topic, s.partition, o) for s, o in self._position.items()])
+
+    def lag(self) -> int:
+        """Records known to the broker and not yet read, over the owned partitions, as last told by fetches."""
+        behind = 0
+        for source, position in self._position.items():
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(*source), cached=True)
+            behind += max(0, high - position) if high >= 0 else 0
+        return behind
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+    def _consume(self, most: int, wait_s: float) -> list[Message]:
+        if most <= 0:
+            return []
+        generation = self._generation
+        try:
+            messages = self._consumer.consume(most, wait_s)
+        except KafkaException as exception:
+            raise as_domain_error(kafka_error(exception), "read the input", self._bootstrap) from exception
+        if self._callback_error is not None:
+            error, self._callback_error = self._callback_error, None
+            raise error
+        if generation != self._generation:
+            # Messages of before and after the rebalance cannot be told apart by offset alone: read again from our
+            # positions, which the callback has just set.
+            if messages and self._position:
+                self.seek_all({})
+            return []
+        good = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                good.append(message)
+            elif error.code() not in _PASSING and not error.retriable():
+                raise as_domain_error(error, "read the input", self._bootstrap)
+        return good
+
+    def _sort(self, messages: list[Message]) -> Read:
+        by_topic: dict[str, list[Message]] = {}
+        start: dict[SourcePartition, int] = {}
+        for message in messages:
+            source = SourcePartition(message.topic(), message.partition())
+            position = self._position.get(source)
+            offset = message.offset()
+            if position is None or offset < position:
+                continue
+            start.setdefault(source, position)
+            self._position[source] = offset + 1
+            by_topic.setdefault(source.topic, []).append(message)
+        positions = {source: (low, self._position[source]) for source, low in start.items()}
+        records = [_columns(topic, found) for topic, found in by_topic.items()]
+        return Read(records, positions, self._consumer.consumer_group_metadata() if records else None)
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        sources = [SourcePartition(p.topic, p.partition) for p in partitions]
+        self._generation += 1
+        try:
+            offsets = self._on_assigned(sources)
+            self._position = dict(offsets)
+            consumer.assign([TopicPartition(s.topic, s.partition, o) for s, o in offsets.items()])
+        except BaseException as error:  # an exception in a callback is lost in C: carry it to the caller of `read`
+            self._position = {}
+            self._callback_error = error
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._release(lost=False)
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._release(lost=True)
+
+    def _release(self, *, lost: bool) -> None:
+        self._generation += 1
+        try:
+            self._on_revoked(lost)
+        except StreamScorerError as error:
+            _log.warning("while giving up partitions: %s", error.message)
+        except BaseException as error:  # see `_assigned`
+            self._callback_error = error
+        self._position = {}
+
+
+def _columns(topic: str, messages: list[Message]) -> RawRecords:
+    return RawRecords(
+        topic=topic,
+        partition=np.array([m.partition() for m in messages], dtype=np.int32),
+        offset=np.array([m.offset() for m in messages], dtype=np.int64),
+        timestamp=np.array([m.timestamp()[1] for m in messages], dtype=np.int64),
+        key=[m.key() for m in messages],
+        value=[m.value() for m in messages],
+        headers=[m.headers() for m in messages],
+    )
+
+
+def _join(first: Read, second: Read) -> Read:
+    by_topic = {records.topic: records for records in first.records}
+    for more in second.records:
+        had = by_topic.get(more.topic)
+        by_topic[more.topic] = more if had is None else had.concatenate(more)
+    positions = dict(first.positions)
+    for source, (start, stop) in second.positions.items():
+        positions[source] = (positions.get(source, (start, stop))[0], stop)
+    return Read(list(by_topic.values()), positions, second.group_metadata or first.group_metadata)

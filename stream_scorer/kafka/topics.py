@@ -1,0 +1,107 @@
+"""The names of the topics, and creating and checking them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.kafka.config import MAX_MESSAGE_BYTES, client_config
+from stream_scorer.kafka.errors import as_domain_error, kafka_error
+
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Topic names under one prefix."""
+
+    prefix: str = ""
+
+    def __getattr__(self, name: str) -> str:
+        if name not in _NAMES:
+            raise AttributeError(name)
+        return self.prefix + _NAMES[name]
+
+    def all(self) -> list[str]:
+        """Every topic, in the order of the documents."""
+        return [self.prefix + name for name in _NAMES.values()]
+
+    def scorer_topics(self) -> list[str]:
+        """The topics a scorer reads and writes."""
+        return [self.prefix + name for key, name in _NAMES.items() if key not in ("outcomes", "monitor_metrics")]
+
+
+_NAMES = {
+    "transactions": "transactions",
+    "labels": "labels",
+    "scores": "scores",
+    "contributions": "contributions",
+    "alerts": "alerts",
+    "score_summaries": "score-summaries",
+    "dead_letters": "transactions.dlq",
+    "outcomes": "outcomes",
+    "monitor_metrics": "monitor-metrics",
+}
+
+
+class TopicAdmin:
+    """Creates, describes and checks topics. Raises `BrokerUnavailable` when nobody answers."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._client = AdminClient(client_config(bootstrap, "stream-scorer-admin"))
+
+    def partitions(self) -> dict[str, int]:
+        """Partition count of every topic the broker has."""
+        try:
+            found = self._client.list_topics(timeout=_TIMEOUT_S).topics
+        except KafkaException as error:
+            raise as_domain_error(kafka_error(error), "list the topics", self._bootstrap) from error
+        return {name: len(topic.partitions) for name, topic in found.items()}
+
+    def create(self, names: list[str], partitions: int, *, replication: int = 1) -> list[str]:
+        """Create those of `names` that do not exist; answers which were created."""
+        missing = [name for name in names if name not in self.partitions()]
+        if not missing:
+            return []
+        config = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
+        futures = self._client.create_topics(
+            [NewTopic(name, partitions, replication, config=config) for name in missing], request_timeout=_TIMEOUT_S
+        )
+        for name, future in futures.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                raise as_domain_error(kafka_error(error), f"create topic {name}", self._bootstrap) from error
+        return missing
+
+    def require(self, names: list[str], *, same_count: bool = True) -> dict[str, int]:
+        """Partition counts of `names`. Raises `UsageError` unless all exist, with equal counts if `same_count`."""
+        found = self.partitions()
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise UsageError(
+                f"no topic {', '.join(missing)} at {self._bootstrap}",
+                mend="Create them: `stream-scorer topics create`, or check the setting `topics.prefix`.",
+            )
+        counts = {name: found[name] for name in names}
+        if same_count and len(set(counts.values())) > 1:
+            told = ", ".join(f"{name}: {count}" for name, count in counts.items())
+            raise SettingsError(
+                f"topics differ in their number of partitions ({told})",
+                mend="Output goes to the input's partition number: give every topic the same count.",
+            )
+        return counts
+
+    def topic_id(self, name: str) -> str:
+        """The broker's id of the topic: another one once it was deleted and created again."""
+        from confluent_kafka import TopicCollection
+
+        future = self._client.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[name]
+        try:
+            return str(future.result().topic_id)
+        except KafkaException as error:
+            raise as_domain_error(kafka_error(error), f"describe topic {name}", self._bootstrap) from error

@@ -1,0 +1,203 @@
+"""An exactly-once consume-process-produce loop for a stage that keeps its positions itself.
+
+One consumer with partitions assigned by hand (no group membership, so no rebalance), one transactional producer. Every
+transaction carries the output and the input positions; what the caller does with the two sets of positions (its own and
+the committed ones) after a crash is the caller's business: see `stream_scorer.monitor.joiner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+
+from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted, UsageError
+from stream_scorer.kafka.config import consumer_config, producer_config
+
+# (topic, partition)
+Partition = tuple[str, int]
+
+# A dead owner blocks read_committed readers for this long; a batch of ours commits in milliseconds.
+TRANSACTION_TIMEOUT_MS = 10_000
+# Above the transaction timeout: by then the coordinator has decided, and we learn what.
+CALL_TIMEOUT_S = 15.0
+METADATA_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class InputRecord:
+    """One committed input record."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """One record to publish; without a partition, the key decides."""
+
+    topic: str
+    key: bytes
+    value: bytes
+
+
+class TransactionalLoop:
+    """Reads named partitions from given positions and publishes batches, each in one transaction.
+
+    Not safe for use from several threads: one thread owns it.
+    """
+
+    def __init__(self, bootstrap: str, *, group: str, transactional_id: str, client_id: str) -> None:
+        self._bootstrap = bootstrap
+        self._transactional_id = transactional_id
+        self._client_id = client_id
+        self._consumer = Consumer(consumer_config(bootstrap, client_id, group))
+        self._producer: Producer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def partitions(self, topics: Iterable[str]) -> list[Partition]:
+        """Every partition of `topics`, sorted.
+
+        Raises:
+            BrokerUnavailable: no broker answers within 5 s.
+            UsageError: a topic does not exist.
+        """
+        found: list[Partition] = []
+        for topic in topics:
+            try:
+                metadata = self._consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
+            except KafkaException as error:
+                raise _unavailable(self._bootstrap, error) from error
+            if metadata.error is not None or not metadata.partitions:
+                raise UsageError(
+                    f"the topic {topic} does not exist on the broker at {self._bootstrap}",
+                    mend="Create it: `stream-scorer topics create`, or check the topic prefix.",
+                )
+            found += [(topic, number) for number in metadata.partitions]
+        return sorted(found)
+
+    def begin(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """Take over from whatever ran before under the same transactional id; return the committed positions.
+
+        Fences a twin and waits until its pending transaction is decided: only then are the committed positions the
+        truth. Partitions without a committed position are left out.
+
+        Raises:
+            BrokerUnavailable: the coordinator does not answer.
+        """
+        self._producer = Producer(
+            producer_config(self._bootstrap, self._client_id)
+            | {"transactional.id": self._transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS}
+        )
+        wanted = [TopicPartition(topic, number) for topic, number in partitions]
+        try:
+            self._producer.init_transactions(CALL_TIMEOUT_S)
+            committed = self._consumer.committed(wanted, timeout=CALL_TIMEOUT_S)
+        except KafkaException as error:
+            raise _unavailable(self._bootstrap, error) from error
+        for partition in committed:
+            if partition.error is not None:
+                raise _unavailable(self._bootstrap, partition.error)
+        return {(p.topic, p.partition): p.offset for p in committed if p.offset >= 0}
+
+    def ends(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, int]]:
+        """First offset and next offset (last stable) of each partition, as the broker has them now."""
+        found = {}
+        for topic, number in partitions:
+            try:
+                low, high = self._consumer.get_watermark_offsets(
+                    TopicPartition(topic, number), timeout=METADATA_TIMEOUT_S
+                )
+            except KafkaException as error:
+                raise _unavailable(self._bootstrap, error) from error
+            found[topic, number] = (low, high)
+        return found
+
+    def assign(self, positions: Mapping[Partition, int | None]) -> None:
+        """Read exactly these partitions from these offsets; None is the beginning. Drops what was buffered."""
+        self._consumer.assign(
+            [
+                TopicPartition(topic, number, OFFSET_BEGINNING if offset is None else offset)
+                for (topic, number), offset in positions.items()
+            ]
+        )
+
+    def read(self, max_records: int, timeout_s: float) -> list[InputRecord]:
+        """What has arrived, at most `max_records`; waits up to `timeout_s` for the first.
+
+        Raises:
+            BrokerUnavailable: the broker reports an error that retrying does not mend.
+            StreamScorerError: a position lies outside the topic (retention passed it, or the topic is another).
+        """
+        # consume(n, t) waits the whole t unless n arrive: wait for one, then take what is there.
+        messages = self._consumer.consume(1, timeout_s)
+        if messages:
+            messages += self._consumer.consume(max_records - 1, 0)
+        return [self._checked(message) for message in messages]
+
+    def publish(self, records: Iterable[OutputRecord], positions: Mapping[Partition, int]) -> None:
+        """Publish `records` and commit `positions` in one transaction.
+
+        Raises:
+            TransactionAborted: nothing, or an unknown part, was committed: call `begin` again and compare positions.
+        """
+        producer = self._producer
+        if producer is None:
+            raise RuntimeError("publish before begin")
+        offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in positions.items()]
+        try:
+            producer.begin_transaction()
+            for record in records:
+                producer.produce(record.topic, key=record.key, value=record.value)
+            producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), CALL_TIMEOUT_S)
+            producer.commit_transaction(CALL_TIMEOUT_S)
+        except (KafkaException, BufferError) as error:
+            # Whatever went wrong, `begin` finds out: it fences this producer and reads what was committed. So there is
+            # one way out of every failure, and the producer is not used again.
+            self._producer = None
+            raise TransactionAborted(f"a transaction of {self._transactional_id} failed: {error}") from error
+
+    def close(self) -> None:
+        """Leave at once: an open transaction is aborted by the coordinator, or by the next `begin`."""
+        self._producer = None
+        self._consumer.close()
+
+    def _checked(self, message: Message) -> InputRecord:
+        error = message.error()
+        topic, number, offset = message.topic(), message.partition(), message.offset()
+        if error is not None:
+            if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                raise StreamScorerError(
+                    f"{topic}[{number}]: the position to read from is no longer in the topic: {error.str()}",
+                    mend="Retention removed unread records, or the topic was recreated: start from an empty state.",
+                )
+            raise _unavailable(self._bootstrap, error)
+        if topic is None or number is None or offset is None or offset == OFFSET_INVALID:
+            raise RuntimeError("a Kafka message without coordinates")
+        return InputRecord(topic, number, offset, message.value() or b"")
+
+
+def _unavailable(bootstrap: str, error: object) -> BrokerUnavailable:
+    return BrokerUnavailable(
+        f"Kafka at {bootstrap}: {error}",
+        mend="Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`.",
+    )

@@ -1,0 +1,169 @@
+"""Two transactional producers taking turns, so that a batch can be produced while the one before it commits.
+
+Errors follow librdkafka's three classes: retriable (the same call again), abortable (abort, then read again from the
+committed offsets), fatal or unknown (discard the producer, make another with the same id, then the same). A fenced
+producer raises from `produce()` already, with code `_FATAL` and `fatal()` false, so the code is looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
+from stream_scorer.kafka.config import producer_config
+from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.serde.raw import Headers
+
+# A dead scorer's open transaction blocks read_committed readers until it times out.
+TRANSACTION_TIMEOUT_MS = 10_000
+# One call's share of that: a commit that takes longer is treated as of unknown outcome.
+CALL_TIMEOUT_S = 8.0
+# A broker that restarts is back within half a minute or a person is needed.
+INIT_DEADLINE_S = 40.0
+# A twin with the same instance name fences us, we fence it, and so on: give up instead of playing ping-pong.
+MAX_REBUILDS_IN_A_ROW = 5
+
+_log = logging.getLogger(__name__)
+_FENCED = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.INVALID_PRODUCER_EPOCH}
+
+
+class Transaction:
+    """One Kafka transaction on one producer. Not thread-safe: one thread at a time, handed over between calls."""
+
+    def __init__(self, slot: _Slot) -> None:
+        self._slot = slot
+        self._open = False
+
+    def begin(self) -> None:
+        """Begin. Raises `TransactionAborted` if the producer had to be discarded."""
+        self._call("begin a transaction", lambda: self._slot.producer.begin_transaction())
+        self._open = True
+
+    def produce(
+        self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Headers | None = None
+    ) -> None:
+        """Queue one record. Raises `TransactionAborted` when the producer cannot go on."""
+        producer = self._slot.producer
+        try:
+            producer.produce(topic, value, key, partition, headers=headers)
+        except BufferError:
+            # The queue is full: let librdkafka send some, then try once more.
+            producer.poll(0.05)
+            self.produce(topic, partition, key, value, headers)
+        except KafkaException as error:
+            self._abandon(kafka_error(error), f"produce to {topic}")
+
+    def commit(self, offsets: Sequence[TopicPartition], group_metadata: Any) -> None:
+        """Add the input offsets and commit, all or nothing.
+
+        Raises:
+            TransactionAborted: nothing was committed, or the outcome is unknown; the committed offsets tell.
+        """
+        producer = self._slot.producer
+        if offsets:
+            self._call(
+                "add offsets to the transaction",
+                lambda: producer.send_offsets_to_transaction(list(offsets), group_metadata, CALL_TIMEOUT_S),
+            )
+        self._call("commit the transaction", lambda: producer.commit_transaction(CALL_TIMEOUT_S))
+        self._open = False
+        self._slot.rebuilds = 0
+
+    def abort(self) -> None:
+        """Abort if begun; a producer that cannot even abort is discarded. Never raises for a broken transaction."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self._slot.producer.abort_transaction(CALL_TIMEOUT_S)
+        except KafkaException as error:
+            _log.warning("abort failed (%s): a new producer takes over", kafka_error(error).name())
+            self._slot.rebuild()
+
+    def _call(self, doing: str, call: Callable[[], None]) -> None:
+        deadline = time.monotonic() + CALL_TIMEOUT_S
+        while True:
+            try:
+                call()
+                return
+            except KafkaException as exception:
+                error = kafka_error(exception)
+                if error.retriable() and time.monotonic() < deadline:
+                    continue
+                self._abandon(error, doing)
+
+    def _abandon(self, error: KafkaError, doing: str) -> None:
+        """End a transaction that cannot be committed, and raise `TransactionAborted`."""
+        name = error.name()
+        if error.txn_requires_abort() and error.code() not in _FENCED:
+            self.abort()
+        else:
+            self._open = False
+            self._slot.rebuild()
+        raise TransactionAborted(f"could not {doing}: {name}: {error.str()}")
+
+
+class _Slot:
+    """One transactional id and the producer that holds it now."""
+
+    def __init__(self, bootstrap: str, transactional_id: str) -> None:
+        self._bootstrap = bootstrap
+        self._id = transactional_id
+        self.rebuilds = 0
+        self.producer = self._make()
+
+    def rebuild(self) -> None:
+        """Discard the producer and make another, which fences the old and settles its transaction."""
+        self.rebuilds += 1
+        if self.rebuilds > MAX_REBUILDS_IN_A_ROW:
+            raise StreamScorerError(
+                f"the producer {self._id!r} was fenced or broken {self.rebuilds} times in a row",
+                mend="Does another scorer run with the same `scorer.instance`? Give each its own.",
+            )
+        self.producer = self._make()
+
+    def _make(self) -> Producer:
+        config = producer_config(self._bootstrap, self._id) | {
+            "transactional.id": self._id,
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+        }
+        producer = Producer(config)
+        deadline = time.monotonic() + INIT_DEADLINE_S
+        while True:
+            try:
+                producer.init_transactions(CALL_TIMEOUT_S)
+                return producer
+            except KafkaException as exception:
+                error = kafka_error(exception)
+                if not error.retriable() or time.monotonic() > deadline:
+                    raise as_domain_error(error, "start a transactional producer", self._bootstrap) from exception
+
+
+class TransactionPair:
+    """Hands out transactions on two producers in turn.
+
+    With one producer, a transaction begun right after the last one waits for the coordinator to finish it.
+    """
+
+    def __init__(self, bootstrap: str, transactional_id: str) -> None:
+        self._slots = [_Slot(bootstrap, f"{transactional_id}-{turn}") for turn in range(2)]
+        self._turn = 0
+
+    def next(self) -> Transaction:
+        """The next transaction, not yet begun. The one two before it must have ended."""
+        slot = self._slots[self._turn]
+        self._turn = 1 - self._turn
+        return Transaction(slot)
+
+    def close(self) -> None:
+        """Drop both producers; an open transaction is left to the coordinator, which aborts it in time."""
+        for slot in self._slots:
+            try:
+                slot.producer.purge()
+            except KafkaException as error:
+                raise BrokerUnavailable(f"closing the producers: {error}") from error

@@ -1,0 +1,74 @@
+"""``/metrics``, ``/healthz`` and ``/readyz`` on one loopback port, from a daemon thread."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from stream_scorer.errors import SettingsError
+
+# (ready, reason): why not, in words a person can act on.
+Readiness = Callable[[], tuple[bool, str]]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    # A port that is taken must be an error, not a silent share.
+    allow_reuse_port = False
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Probes every few seconds are no news."""
+
+
+class HealthServer:
+    """Serves until `close`. `port` 0 takes a free one; `self.port` tells which.
+
+    Raises:
+        SettingsError: the port is taken, or the host is not ours.
+    """
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Readiness) -> None:
+        metrics = make_wsgi_app(registry)
+
+        def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+            path = environ.get("PATH_INFO", "/")
+            if path == "/metrics":
+                return metrics(environ, start)  # type: ignore[no-any-return]
+            if path == "/healthz":
+                return _answer(start, "200 OK", {"status": "ok"})
+            if path == "/readyz":
+                is_ready, reason = ready()
+                return _answer(
+                    start, "200 OK" if is_ready else "503 Service Unavailable", {"ready": is_ready, "reason": reason}
+                )
+            return _answer(start, "404 Not Found", {"paths": ["/metrics", "/healthz", "/readyz"]})
+
+        try:
+            self._server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+        except OSError as error:
+            why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+            raise SettingsError(
+                f"port {port} on {host} {why}", mend="Set another `metrics.port`, or 0 for a free one."
+            ) from None
+        self.port: int = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _answer(start: Callable[..., Any], status: str, body: dict[str, object]) -> Iterable[bytes]:
+    start(status, [("Content-Type", "application/json")])
+    return [json.dumps(body).encode()]

@@ -1,0 +1,80 @@
+"""`MicroBatch`: what flows through the stages. Payload and the offsets it allows to be committed never travel apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.ensemble import Scored
+from stream_scorer.errors import RecordError
+from stream_scorer.features.engine import Enriched, EventBatch
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.state.rows import Span
+
+
+@dataclass(slots=True)
+class DeadLetter:
+    """A record that cannot be scored, and why; `row` is its place in `records`."""
+
+    records: RawRecords
+    row: int
+    error: RecordError
+
+
+@dataclass(slots=True)
+class Decided:
+    """The outcome of scoring: decision (n,) int8 index into `records.DECISIONS`, member_alerts (n,) int64 bit mask."""
+
+    scored: Scored
+    decision: NDArray[np.int8]
+    member_alerts: NDArray[np.int64]
+    alert_without: NDArray[np.bool_]  # (n, m): would it be an alert with that member left out
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Some records of the input topics on their way through the stages.
+
+    Attributes:
+        transactions, labels: the original records. spans: the offsets they cover, the positions to commit.
+        scoring: false for a catch-up batch, whose records were scored before and only bring the rows up to date.
+        events, dead: set by decode. enriched: by enrich. decided: by score.
+        seconds: wall time by stage.
+    """
+
+    transactions: RawRecords
+    labels: RawRecords
+    spans: list[Span]
+    group_metadata: Any
+    scoring: bool = True
+    events: EventBatch | None = None
+    dead: list[DeadLetter] = field(default_factory=list)
+    enriched: Enriched | None = None
+    decided: Decided | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.transactions) + len(self.labels)
+
+
+class Stage(Protocol):
+    """One step: takes a batch and leaves it with more columns. A bad record is data, not an exception."""
+
+    name: str
+
+    def process(self, batch: MicroBatch) -> None:
+        """Do this stage's work on `batch`, in place."""
+        ...
+
+
+class Sink(Protocol):
+    """Where a stage may put records: a Kafka transaction, or files in a replay."""
+
+    def produce(
+        self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Any = None
+    ) -> None:
+        """Hand over one output record."""
+        ...

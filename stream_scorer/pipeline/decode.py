@@ -1,0 +1,56 @@
+"""Decode: bytes to validated columns; what cannot be decoded becomes a dead letter."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream_scorer.features.engine import EventBatch
+from stream_scorer.pipeline.batch import DeadLetter, MicroBatch
+from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.state.rows import Span
+
+
+class Decode:
+    """See the module."""
+
+    name = "decode"
+
+    def __init__(self, checked: CheckedSpec) -> None:
+        self._transactions = TransactionDecoder(checked)
+        self._labels = LabelDecoder(checked)
+
+    def process(self, batch: MicroBatch) -> None:
+        """Set `batch.events` and `batch.dead`."""
+        transactions, bad = self._transactions.decode(batch.transactions.value, batch.transactions.timestamp)
+        labels, bad_labels = self._labels.decode(batch.labels.value)
+        batch.dead = [DeadLetter(batch.transactions, row, error) for row, error in bad]
+        batch.dead += [DeadLetter(batch.labels, row, error) for row, error in bad_labels]
+        span_of = {span.source: index for index, span in enumerate(batch.spans)}
+        transaction_span = _spans(batch.transactions, span_of)[transactions.row]
+        label_span = _spans(batch.labels, span_of)[labels.row]
+        batch.spans = _with_watermarks(batch.spans, transaction_span, transactions.event_time, label_span, labels.labelled_at)
+        batch.events = EventBatch(
+            transactions=transactions,
+            labels=labels,
+            spans=batch.spans,
+            transaction_span=transaction_span,
+            transaction_offset=batch.transactions.offset[transactions.row],
+            label_span=label_span,
+            label_offset=batch.labels.offset[labels.row],
+        )
+
+
+def _spans(records: RawRecords, span_of: dict[tuple[str, int], int]) -> np.ndarray:
+    """(n,) int64: the span each record belongs to."""
+    partitions, inverse = np.unique(records.partition, return_inverse=True)
+    index = np.array([span_of[(records.topic, int(p))] for p in partitions], dtype=np.int64)
+    return index[inverse] if len(records) else np.zeros(0, dtype=np.int64)
+
+
+def _with_watermarks(spans: list[Span], *columns: np.ndarray) -> list[Span]:
+    newest = np.full(len(spans), -1, dtype=np.int64)
+    for index, time in zip(columns[::2], columns[1::2], strict=True):
+        np.maximum.at(newest, index, time)
+    return [span._replace(watermark=int(time)) for span, time in zip(spans, newest, strict=True)]
