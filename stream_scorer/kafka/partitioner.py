@@ -27,7 +27,7 @@ def murmur2_batch(keys: Sequence[bytes]) -> NDArray[np.int32]:
     out = np.empty(len(keys), dtype=np.uint32)
     for length in np.unique(lengths).tolist():
         rows = np.flatnonzero(lengths == length)
-        same = keys if len(rows) == len(keys) else [keys[row] for row in rows]
+        same = keys if len(rows) == len(keys) else [keys[row] for row in rows.tolist()]
         out[rows] = _hash(np.frombuffer(b"".join(same), np.uint8).reshape(len(rows), length), length)
     return out.view(np.int32)
 

@@ -1,0 +1,257 @@
+"""Load on a broker: publish records open-loop at a rate, and follow the records of a topic from a stated place on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from numpy.typing import NDArray
+
+from stream_scorer.clock import Clock
+from stream_scorer.errors import BrokerUnavailable, UsageError
+from stream_scorer.kafka.config import consumer_config, producer_config
+from stream_scorer.kafka.partitioner import partitions_of
+
+_MEND = "Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`."
+# A healthy broker answers metadata in milliseconds; a single-node one that has just started may elect for seconds.
+METADATA_TIMEOUT_S = 10.0
+# How long a full queue may take to drain before the broker counts as gone; also the default bound of `flush`.
+DELIVERY_TIMEOUT_S = 60.0
+# Records handed to librdkafka in one call: large enough to cost little, small enough to keep a schedule.
+CHUNK = 5_000
+
+
+class Schedule:
+    """When records are due: `rate` a second from the start, whatever becomes of them (an open loop)."""
+
+    def __init__(self, rate: float | None, clock: Clock) -> None:
+        """`rate` None means that everything is due at once."""
+        if rate is not None and rate <= 0:
+            raise UsageError(f"a rate is above 0, not {rate}")
+        self._rate = rate
+        self._clock = clock
+        self._start = clock.monotonic()
+        self.behind_s = 0.0
+
+    def due(self, sent: int, most: int) -> int:
+        """How many records, at most `most`, should follow the `sent` ones now; notes how late the first of them is."""
+        if self._rate is None:
+            return most
+        elapsed = self._clock.monotonic() - self._start
+        count = min(int(elapsed * self._rate) + 1 - sent, most)
+        if count > 0:
+            self.behind_s = max(self.behind_s, elapsed - sent / self._rate)
+        return max(count, 0)
+
+    def wait_s(self, sent: int) -> float:
+        """Seconds until the record after the `sent` ones is due; 0 if it is."""
+        if self._rate is None:
+            return 0.0
+        return max(0.0, self._start + sent / self._rate - self._clock.monotonic())
+
+
+class OpenLoopProducer:
+    """An idempotent producer that puts each key where Java's default partitioner would. A context manager.
+
+    Delivery failures surface as `BrokerUnavailable` at the next `publish` or `flush`.
+
+    Attributes:
+        sent: records handed over so far. acked: those the broker has confirmed, exact after `flush`.
+    """
+
+    def __init__(self, bootstrap: str, *, client_id: str, clock: Clock, sleep: Callable[[float], None]) -> None:
+        self._bootstrap = bootstrap
+        self._clock = clock
+        self._sleep = sleep
+        # Only failures are reported back: a callback for each success would cost more than the record itself.
+        settings = {"delivery.report.only.error": True, "on_delivery": self._on_failure, "linger.ms": 5}
+        self._producer = Producer(producer_config(bootstrap, client_id) | settings)
+        self._counts: dict[str, int] = {}
+        self._failed = 0
+        self._failure: KafkaError | None = None
+        self.sent = 0
+
+    @property
+    def acked(self) -> int:
+        """Records confirmed by every in-sync replica."""
+        return self.sent - self._failed - len(self._producer)
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions `topic` has. Raises `UsageError` if it does not exist, `BrokerUnavailable`."""
+        if topic not in self._counts:
+            self._counts[topic] = len(_partition_ids(self._producer, topic, self._bootstrap))
+        return self._counts[topic]
+
+    def publish(
+        self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], *, schedule: Schedule | None = None
+    ) -> NDArray[np.int32]:
+        """Publish records in order, each when it is due (at once without a schedule). Returns their partitions.
+
+        A schedule counts the records of this call only. Waits only while librdkafka's queue is full.
+
+        Raises:
+            BrokerUnavailable: a record was given up, or the queue stayed full.
+            UsageError: the topic does not exist.
+        """
+        places = partitions_of(keys, self.partitions(topic))
+        done = 0
+        while done < len(keys):
+            count = CHUNK if schedule is None else schedule.due(done, CHUNK)
+            if count == 0:
+                assert schedule is not None
+                self._producer.poll(0)
+                # At most 20 ms: failures are to be noticed on slow schedules too.
+                self._sleep(min(schedule.wait_s(done), 0.02))
+                continue
+            stop = min(done + count, len(keys))
+            self._hand_over(topic, keys[done:stop], values[done:stop], places[done:stop])
+            done = stop
+        return places
+
+    def flush(self, timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
+        """Wait until everything sent is confirmed. Raises `BrokerUnavailable` if it is not within `timeout_s`."""
+        left = self._producer.flush(timeout_s)
+        self._raise_failure()
+        if left:
+            raise BrokerUnavailable(
+                f"{self._bootstrap} did not confirm {left} records within {timeout_s:.0f} s", mend=_MEND
+            )
+
+    def close(self) -> None:
+        """Drop what is still queued and let go of the broker; call `flush` first to lose nothing."""
+        self._producer.purge()
+        self._producer.flush(1.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.flush()
+        self.close()
+
+    def _hand_over(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], places: NDArray[np.int32]) -> None:
+        for partition in np.unique(places).tolist():
+            rows = np.flatnonzero(places == partition).tolist()
+            self._hand_over_partition(topic, partition, [{"key": keys[r], "value": values[r]} for r in rows])
+        self._producer.poll(0)
+        self._raise_failure()
+
+    def _hand_over_partition(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
+        give_up = self._clock.monotonic() + DELIVERY_TIMEOUT_S
+        while records:
+            taken = self._producer.produce_batch(topic, records, partition=partition)
+            self.sent += taken
+            if taken == len(records):
+                return
+            refused = [record for record in records if "_error" in record]
+            for record in refused:
+                error = record.pop("_error")
+                if error.code() != KafkaError._QUEUE_FULL:
+                    raise BrokerUnavailable(f"{self._bootstrap} refused a record for {topic}: {error.str()}")
+            if self._clock.monotonic() > give_up:
+                raise BrokerUnavailable(f"{self._bootstrap} takes no records: the queue stays full", mend=_MEND)
+            self._producer.poll(0.05)
+            self._raise_failure()
+            records = refused
+
+    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+            self._failed += 1
+            self._failure = self._failure or error
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise BrokerUnavailable(
+                f"{self._bootstrap} did not take {self._failed} records: {self._failure.str()}", mend=_MEND
+            )
+
+
+class FollowedRecord(NamedTuple):
+    """One record as it was read."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+
+
+class RecordFollower:
+    """Reads every committed record of one topic, in no consumer group and without committing. A context manager."""
+
+    def __init__(
+        self, bootstrap: str, topic: str, *, client_id: str, start: Literal["beginning", "end"] = "end"
+    ) -> None:
+        """Start at the beginning, or behind what is there now. Raises `UsageError` (no topic), `BrokerUnavailable`."""
+        self._bootstrap = bootstrap
+        self._topic = topic
+        # No offsets are stored, so the group's name matters to nobody; librdkafka wants one.
+        self._consumer = Consumer(consumer_config(bootstrap, client_id, f"{client_id}-follower"))
+        try:
+            self.starts = self._watermarks(start)
+            self._consumer.assign([TopicPartition(topic, p, offset) for p, offset in self.starts.items()])
+        except BaseException:
+            self._consumer.close()
+            raise
+
+    def poll(self, most: int = 10_000, timeout_s: float = 0.0) -> list[FollowedRecord]:
+        """Up to `most` records, waiting at most `timeout_s` for the first. Raises `BrokerUnavailable`."""
+        messages = self._consumer.consume(1, timeout_s)
+        if messages and most > 1:
+            messages += self._consumer.consume(most - 1, 0)
+        records = []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                if error.retriable() or error.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
+                    continue  # librdkafka reconnects by itself
+                raise BrokerUnavailable(f"{self._bootstrap}: following {self._topic}: {error.str()}")
+            partition, offset = message.partition(), message.offset()
+            assert partition is not None and offset is not None
+            records.append(FollowedRecord(partition, offset, message.key(), message.value(), message.timestamp()[1]))
+        return records
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._consumer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _watermarks(self, start: Literal["beginning", "end"]) -> dict[int, int]:
+        starts = {}
+        try:
+            for partition in _partition_ids(self._consumer, self._topic, self._bootstrap):
+                place = TopicPartition(self._topic, partition)
+                low, high = self._consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
+                starts[partition] = low if start == "beginning" else high
+        except KafkaException as error:
+            raise _unavailable(self._bootstrap, error) from error
+        return starts
+
+
+def _partition_ids(client: Producer | Consumer, topic: str, bootstrap: str) -> list[int]:
+    try:
+        found = client.list_topics(topic, METADATA_TIMEOUT_S).topics[topic]
+    except KafkaException as error:
+        raise _unavailable(bootstrap, error) from error
+    if found.error is not None:
+        raise UsageError(
+            f"topic {topic} on {bootstrap}: {found.error.str()}", mend="Create it: `stream-scorer topics create`."
+        )
+    return sorted(found.partitions)
+
+
+def _unavailable(bootstrap: str, error: KafkaException) -> BrokerUnavailable:
+    return BrokerUnavailable(f"{bootstrap} does not answer: {error.args[0].str()}", mend=_MEND)

@@ -1,0 +1,27 @@
+"""The simulator: card transactions with hidden truth, the labels they earn in a closed loop, and live traffic on Kafka.
+
+The core (`generate`, `labeller`) does no I/O; `files` knows Parquet and `live` knows Kafka. Nothing here scores or decides.
+"""
+
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
+from stream_scorer.simulate.fraud import FRAUD_KINDS
+from stream_scorer.simulate.generate import generate, generate_days
+from stream_scorer.simulate.labeller import Labeller, LabellerConfig, history_labels
+from stream_scorer.simulate.labels import Labels
+from stream_scorer.simulate.transactions import Transactions
+
+__all__ = [
+    "FRAUD_KINDS",
+    "Labeller",
+    "LabellerConfig",
+    "Labels",
+    "SimulationConfig",
+    "Transactions",
+    "encode_keys",
+    "encode_labels",
+    "encode_values",
+    "generate",
+    "generate_days",
+    "history_labels",
+]

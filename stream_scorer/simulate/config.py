@@ -1,0 +1,70 @@
+"""What one simulated data set is a function of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stream_scorer.errors import SettingsError
+
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+DAY_MS = 86_400_000
+
+# 2025-01-06T00:00:00Z, a Monday.
+DEFAULT_START_MS = 1_736_121_600_000
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """Everything a data set depends on: the same config gives the same bytes (with the same numpy).
+
+    The simulation ends after `days` or after exactly `transactions`, whichever comes first; one may be None.
+
+    Attributes:
+        seed: at least 0; another seed gives other customers and other event ids.
+        customers, terminals: how many there are.
+        start_ms: event time of the first midnight, epoch milliseconds; a multiple of a day, or hours of day shift.
+        days: how many days of event time.
+        transactions: how many transactions, fraud included.
+        transactions_per_customer_day: mean over customers and days.
+        fraud_rate: the fraud transactions aimed at, as a share of the genuine ones.
+    """
+
+    seed: int = 1
+    customers: int = 5_000
+    terminals: int = 1_000
+    start_ms: int = DEFAULT_START_MS
+    days: int | None = 14
+    transactions: int | None = None
+    transactions_per_customer_day: float = 1.5
+    fraud_rate: float = 0.007
+
+    def __post_init__(self) -> None:
+        """Raises `SettingsError` if a value is out of range."""
+        if self.seed < 0:
+            raise SettingsError(f"seed {self.seed} is negative")
+        if self.customers < 1 or self.terminals < 10:
+            raise SettingsError("a simulation needs at least 1 customer and 10 terminals")
+        if self.days is None and self.transactions is None:
+            raise SettingsError("a simulation needs an end", mend="Set days or transactions.")
+        if (self.days is not None and self.days < 1) or (self.transactions is not None and self.transactions < 1):
+            raise SettingsError("days and transactions are at least 1")
+        if not 0 < self.transactions_per_customer_day <= 1_000:
+            raise SettingsError("transactions_per_customer_day is above 0 and at most 1000")
+        if not 0 <= self.fraud_rate <= 0.5:
+            raise SettingsError("fraud_rate is between 0 and 0.5")
+
+    @property
+    def transactions_per_day(self) -> float:
+        """Expected number of genuine transactions a day."""
+        return self.customers * self.transactions_per_customer_day
+
+    @property
+    def expected_days(self) -> int:
+        """Days of event time the simulation is likely to cover, rounded up."""
+        if self.transactions is None:
+            assert self.days is not None
+            return self.days
+        # Weekends and the luck of small worlds: a tenth on top.
+        needed = int(1.1 * self.transactions / self.transactions_per_day) + 1
+        return needed if self.days is None else min(self.days, needed)

@@ -1,0 +1,122 @@
+"""Parquet files: transactions, the truth about them (which the product never reads), and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.simulate.labels import Labels
+from stream_scorer.simulate.transactions import Transactions
+
+_TRANSACTION_TYPES = {
+    "event_id": "string", "event_time": "int64", "customer_id": "string", "terminal_id": "string",
+    "device_id": "string", "network_id": "string", "card_number": "string", "amount": "int64",
+    "currency": "string", "channel": "string",
+}  # fmt: skip
+_TRUTH_TYPES = {"event_id": "string", "event_time": "int64", "amount": "int64", "fraud_kind": "int8"}
+_LABEL_TYPES = {
+    "event_id": "string", "event_time": "int64", "label": "string", "labelled_at": "int64", "source": "string",
+    "review_probability": "float64", "customer_id": "string", "terminal_id": "string", "device_id": "string",
+    "network_id": "string",
+}  # fmt: skip
+
+
+class ColumnWriter:
+    """Appends columns to one Parquet file, a row group for each `write`. A context manager: `close` makes it readable."""
+
+    def __init__(self, path: Path, types: dict[str, str]) -> None:
+        """Raises `SettingsError` if pyarrow is missing or the file cannot be made."""
+        pa, pq = _arrow()
+        self._schema = pa.schema([(name, pa.type_for_alias(alias)) for name, alias in types.items()])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
+        except OSError as error:
+            raise SettingsError(f"cannot write {path}: {error}") from None
+
+    def write(self, rows: Transactions | Labels) -> None:
+        """Append `rows`; columns the file does not have are left out, NaN becomes null."""
+        pa, _ = _arrow()
+        if len(rows):
+            arrays = [pa.array(getattr(rows, f.name), f.type, from_pandas=True) for f in self._schema]
+            self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def transactions_writer(path: Path) -> ColumnWriter:
+    """A file of transactions, without truth."""
+    return ColumnWriter(path, _TRANSACTION_TYPES)
+
+
+def truth_writer(path: Path) -> ColumnWriter:
+    """A file of the truth: ``event_id, event_time, amount, fraud_kind``."""
+    return ColumnWriter(path, _TRUTH_TYPES)
+
+
+def labels_writer(path: Path) -> ColumnWriter:
+    """A file of labels."""
+    return ColumnWriter(path, _LABEL_TYPES)
+
+
+def read_transactions(path: Path, truth: Path | None = None) -> Transactions:
+    """The transactions in `path`, with the truth in `truth`; without it `fraud_kind` is 0 throughout.
+
+    Raises `UsageError` if a file is missing or malformed, or the two do not name the same events in the same order.
+    """
+    table = _read(path, _TRANSACTION_TYPES)
+    kinds = np.zeros(len(table["event_id"]), dtype=np.int8)
+    if truth is not None:
+        facts = _read(truth, _TRUTH_TYPES)
+        if not np.array_equal(facts["event_id"], table["event_id"]):
+            raise UsageError(f"{truth} is not the truth of {path}: the event ids differ")
+        kinds = facts["fraud_kind"]
+    return Transactions(**table, fraud_kind=kinds)
+
+
+def read_truth(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The columns of a truth file. For judging a run from outside: nothing in the product calls it."""
+    return _read(path, _TRUTH_TYPES)
+
+
+def read_labels(path: Path) -> Labels:
+    """The labels in `path`. Raises `UsageError` if it is missing or malformed."""
+    columns = _read(path, _LABEL_TYPES)
+    columns["review_probability"] = columns["review_probability"].astype(np.float64)
+    return Labels(**columns)
+
+
+def _read(path: Path, types: dict[str, str]) -> dict[str, np.ndarray[Any, Any]]:
+    pa, pq = _arrow()
+    try:
+        table = pq.read_table(path, columns=list(types))
+        missing = [name for name in types if name not in table.column_names]
+        if missing:
+            raise UsageError(f"{path} has no column {missing[0]!r}")
+        table = table.cast(pa.schema([(name, pa.type_for_alias(alias)) for name, alias in types.items()]))
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    return {name: table.column(name).to_numpy() for name in types}
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise SettingsError("Parquet files need pyarrow", mend="Install stream-scorer[files].") from None
+    return pyarrow, pyarrow.parquet
