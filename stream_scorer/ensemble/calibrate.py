@@ -1,0 +1,96 @@
+"""Calibrators: from a model's probability to one that means what it says. All are monotone and keep NaN.
+
+A `CalibratorTable` packs many into arrays, so that the combiner's loop applies them without leaving compiled code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.links import logit_of, sigmoid_of
+from stream_scorer.ensemble.manifest import Calibrator, Isotonic, Platt
+
+NONE, PLATT, ISOTONIC = 0, 1, 2
+
+
+class CalibratorTable:
+    """Calibrators as arrays.
+
+    Attributes:
+        kinds: ``(m,) int64``.
+        starts: ``(m + 1,) int64``, where each one's parameters begin in `first` and `second`.
+        first, second: slope and intercept, or the knots' x and y.
+    """
+
+    def __init__(self, calibrators: Sequence[Calibrator]) -> None:
+        kinds, starts, first, second = [], [0], [], []
+        for calibrator in calibrators:
+            if isinstance(calibrator, Platt):
+                kinds.append(PLATT)
+                first.append(calibrator.slope)
+                second.append(calibrator.intercept)
+            elif isinstance(calibrator, Isotonic):
+                kinds.append(ISOTONIC)
+                first.extend(calibrator.x)
+                second.extend(calibrator.y)
+            else:
+                kinds.append(NONE)
+            starts.append(len(first))
+        self.kinds = np.array(kinds, np.int64)
+        self.starts = np.array(starts, np.int64)
+        self.first = np.array(first, np.float64)
+        self.second = np.array(second, np.float64)
+
+
+def calibrate(probability: NDArray[np.float64], calibrator: Calibrator) -> NDArray[np.float64]:
+    """Calibrated probabilities, ``(n,)`` from ``(n,)``."""
+    table = CalibratorTable([calibrator])
+    return _calibrate(
+        np.ascontiguousarray(probability, np.float64), table.kinds, table.starts, table.first, table.second
+    )
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _calibrate(
+    probability: NDArray[np.float64],
+    kinds: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+) -> NDArray[np.float64]:  # pragma: no cover - compiled
+    out = np.empty(probability.shape[0], np.float64)
+    for i in range(probability.shape[0]):
+        out[i] = calibrate_one(probability[i], kinds[0], starts[0], starts[1], first, second)
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def calibrate_one(
+    p: float, kind: int, start: int, stop: int, first: NDArray[np.float64], second: NDArray[np.float64]
+) -> float:  # pragma: no cover - compiled
+    """One value through the calibrator whose parameters stand at ``start:stop``."""
+    if kind == PLATT:
+        scaled: float = sigmoid_of(first[start] * logit_of(p) + second[start])
+        return scaled
+    if kind == ISOTONIC and not math.isnan(p):
+        if p <= first[start]:
+            return float(second[start])
+        if p >= first[stop - 1]:
+            return float(second[stop - 1])
+        low, high = start, stop - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if first[middle] <= p:
+                low = middle
+            else:
+                high = middle
+        share = (p - first[low]) / (first[high] - first[low])
+        y = second[low] + share * (second[high] - second[low])
+        # Rounding must not step over the upper knot, or the result would not be monotone.
+        return float(min(y, second[high]))
+    return p

@@ -1,0 +1,177 @@
+"""Make an ensemble's folder from members and reference rows: digests, baselines, reference profile and self-test.
+
+The last step loads the folder as a scorer would; a folder that does not load is not left behind.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.ensemble import Ensemble, Scored
+from stream_scorer.ensemble.links import logit
+from stream_scorer.ensemble.manifest import (
+    MANIFEST_FILE,
+    MAX_SELF_TEST_ROWS,
+    Calibrator,
+    Input,
+    Manifest,
+    MemberFormat,
+    MemberSpec,
+    NoCalibrator,
+    Platt,
+    SelfTest,
+    Series,
+    Thresholds,
+    Training,
+    check_manifest,
+    manifest_bytes,
+    preprocess_digest,
+    series_names,
+    sha256_hex,
+)
+from stream_scorer.ensemble.members import load_member
+from stream_scorer.ensemble.profile import build_profile, profile_matrix
+from stream_scorer.errors import ArtifactError
+
+_SUFFIX: dict[MemberFormat, str] = {"lightgbm-text": "txt", "xgboost-ubj": "ubj", "dense-json": "json"}
+# A quarter of the self-test goes to the rows with most missing values: imputation is where members go wrong.
+_SPARSE_ROWS = MAX_SELF_TEST_ROWS // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A member before it is part of an ensemble; the fields are those of `MemberSpec`, `data` the model file's bytes."""
+
+    name: str
+    format: MemberFormat
+    data: bytes
+    inputs: Sequence[str]
+    preprocess: Sequence[Input]
+    calibrator: Calibrator
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What is said once for the whole ensemble; the fields are those of `Manifest`."""
+
+    name: str
+    created_at: int
+    spec_name: str
+    spec_hash: str
+    feature_hash: str
+    features: Sequence[str]
+    final_calibrator: NoCalibrator | Platt
+    thresholds: Thresholds
+    quorum: float
+    training: Training
+
+
+def compose_ensemble(
+    directory: Path, outline: Outline, drafts: Sequence[Draft], reference: NDArray[np.float64]
+) -> Manifest:
+    """Write the ensemble to `directory` and return its manifest.
+
+    `reference` ``(n, n_features)`` are the rows that baselines, the reference profile and the self-test are made from:
+    recent, and unseen by the members in training. Files of an ensemble that stood in `directory` are replaced.
+
+    Raises:
+        ArtifactError: a member is malformed, or answers none of the reference rows.
+    """
+    members = [load_member(draft.format, draft.data, len(draft.inputs)) for draft in drafts]
+    manifest = Manifest(
+        name=outline.name,
+        created_at=outline.created_at,
+        spec_name=outline.spec_name,
+        spec_hash=outline.spec_hash,
+        feature_hash=outline.feature_hash,
+        features=list(outline.features),
+        members=[_member_spec(draft) for draft in drafts],
+        final_calibrator=outline.final_calibrator,
+        thresholds=outline.thresholds,
+        quorum=outline.quorum,
+        reference_profile={},
+        self_test=SelfTest([], [], []),
+        training=outline.training,
+    )
+    scored = Ensemble(manifest, members, version="").score(reference)
+    manifest = msgspec.structs.replace(
+        manifest,
+        members=_with_baselines(manifest.members, scored),
+        reference_profile=_profile(manifest, reference, scored),
+        self_test=_self_test(reference, scored),
+    )
+    check_manifest(manifest)
+    _write(directory, manifest, drafts)
+    return manifest
+
+
+def _member_spec(draft: Draft) -> MemberSpec:
+    # Through JSON once: an integer given for a float would be written, and so digested, in another form.
+    preprocess = msgspec.json.decode(msgspec.json.encode(list(draft.preprocess)), type=list[Input])
+    return MemberSpec(
+        name=draft.name,
+        format=draft.format,
+        path=f"{draft.name}.{_SUFFIX[draft.format]}",
+        sha256=sha256_hex(draft.data),
+        size=len(draft.data),
+        inputs=list(draft.inputs),
+        preprocess=preprocess,
+        preprocess_sha256=preprocess_digest(preprocess),
+        calibrator=draft.calibrator,
+        weight=draft.weight,
+        logit_mean=0.0,
+    )
+
+
+def _with_baselines(specs: list[MemberSpec], scored: Scored) -> list[MemberSpec]:
+    out = []
+    for index, spec in enumerate(specs):
+        scores = scored.member_scores[:, index]
+        answered = scores[~np.isnan(scores)]
+        if len(answered) == 0:
+            reason = scored.failures.get(spec.name, "there are no reference rows")
+            raise ArtifactError(f"member {spec.name!r} answers none of the reference rows: {reason}")
+        out.append(msgspec.structs.replace(spec, logit_mean=float(np.mean(logit(answered)))))
+    return out
+
+
+def _profile(manifest: Manifest, reference: NDArray[np.float64], scored: Scored) -> dict[str, Series]:
+    return build_profile(series_names(manifest), profile_matrix(reference, scored.member_scores, scored.score))
+
+
+def _self_test(reference: NDArray[np.float64], scored: Scored) -> SelfTest:
+    sparse = np.argsort(-np.isnan(reference).sum(axis=1), kind="stable")[:_SPARSE_ROWS]
+    by_score = np.argsort(scored.score, kind="stable")
+    spread = by_score[np.linspace(0, len(by_score) - 1, MAX_SELF_TEST_ROWS - _SPARSE_ROWS).astype(np.int64)]
+    rows = np.unique(np.concatenate([sparse, spread]))
+    return SelfTest(_nullable(reference[rows]), _nullable(scored.member_scores[rows]), _nullable(scored.score[rows]))
+
+
+def _nullable(values: NDArray[np.float64]) -> Any:
+    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+
+
+def _write(directory: Path, manifest: Manifest, drafts: Sequence[Draft]) -> None:
+    files = {spec.path: draft.data for spec, draft in zip(manifest.members, drafts, strict=True)}
+    # The manifest comes last: what stands there in between fails by its digests instead of serving a mixture.
+    files[MANIFEST_FILE] = manifest_bytes(manifest)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as made:
+            for name, data in files.items():
+                (Path(made) / name).write_bytes(data)
+            Ensemble.load(Path(made), version="")
+            directory.mkdir(exist_ok=True)
+            for name in files:
+                (Path(made) / name).replace(directory / name)
+    except OSError as error:
+        raise ArtifactError(f"cannot write the ensemble to {directory}: {error}") from None

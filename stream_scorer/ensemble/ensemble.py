@@ -1,0 +1,200 @@
+"""A loaded ensemble: features in, scores and contributions out.
+
+ensemble = Ensemble.load(Path("champion"), version="7")
+scored = ensemble.score(features)      # (n, n_features) float64, NaN is missing
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.combine import WeightedLogitMean
+from stream_scorer.ensemble.manifest import Manifest, manifest_digest, read_manifest, read_members
+from stream_scorer.ensemble.members import Member, load_member
+from stream_scorer.ensemble.preprocess import Preprocess
+from stream_scorer.errors import ArtifactError
+
+# The same libraries on another processor may differ in a last bit of exp() or of a float32 leaf sum (6e-8 of a margin
+# around 5); a wrong scale, column or weight moves scores by far more.
+SELF_TEST_TOLERANCE = 1e-6
+# Rows of the warm-up: compiles every loop and touches every tree's pages before the first transaction waits on them.
+_WARM_UP_ROWS = 256
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Scored:
+    """What one batch of n rows came to, with m members in manifest order.
+
+    Attributes:
+        member_scores: ``(n, m)`` calibrated probabilities, NaN where missing.
+        weights: ``(n, m)`` renormalised over the members present in the row; a missing one has 0.
+        contributions: ``(n, m)`` in units of z; a missing member has 0. Where z stands, base + sum == z to 1e-9.
+        base, z, score: ``(n,)``, NaN where the quorum failed.
+        coverage: ``(n,)`` share of the original weight that was present.
+        failures: member -> reason, for members missing from at least one row of this batch.
+        member_seconds: ``(m,)`` wall-clock seconds each member took, preprocess included.
+    """
+
+    member_scores: Matrix
+    weights: Matrix
+    contributions: Matrix
+    base: Vector
+    z: Vector
+    score: Vector
+    coverage: Vector
+    failures: dict[str, str]
+    member_seconds: Vector
+
+
+@dataclass(slots=True, frozen=True)
+class _Loaded:
+    name: str
+    member: Member
+    preprocess: Preprocess
+
+
+class Ensemble:
+    """Immutable and safe to use from several threads at once.
+
+    Attributes:
+        manifest: what it was loaded from; `digest` is the sha256 of its canonical bytes.
+        version: what the registry calls it.
+        name, feature_names, member_names: as in the manifest.
+    """
+
+    def __init__(self, manifest: Manifest, members: Sequence[Member], *, version: str) -> None:
+        """From members already made. `load` is the way to get one from files, and the one that checks them."""
+        self.manifest = manifest
+        self.version = version
+        self.name = manifest.name
+        self.feature_names = list(manifest.features)
+        self.member_names = manifest.member_names
+        self.digest = manifest_digest(manifest)
+        self._combiner = WeightedLogitMean(manifest)
+        self._members = [
+            _Loaded(spec.name, member, Preprocess(manifest.features, spec.inputs, spec.preprocess))
+            for spec, member in zip(manifest.members, members, strict=True)
+        ]
+
+    @classmethod
+    def load(cls, directory: Path, *, version: str) -> Ensemble:
+        """Load the ensemble in `directory`, prove it by its self-test and warm it up.
+
+        Raises:
+            ArtifactError: a file is missing, altered or malformed, or the self-test gives other scores.
+        """
+        manifest = read_manifest(directory)
+        members = []
+        for spec, data in zip(manifest.members, read_members(directory, manifest), strict=True):
+            try:
+                members.append(load_member(spec.format, data, len(spec.inputs)))
+            except ArtifactError as error:
+                raise ArtifactError(f"{directory / spec.path}: member {spec.name!r}: {error.message}") from None
+        ensemble = cls(manifest, members, version=version)
+        ensemble.self_test()
+        return ensemble
+
+    def score(self, features: Matrix) -> Scored:
+        """Score a batch: ``(n, n_features) float64``, columns as `feature_names`, NaN is missing.
+
+        A member that raises is missing for the whole batch, one that answers NaN or outside [0, 1] for that row; both
+        are named in `failures`.
+
+        Raises:
+            ValueError: the matrix does not have the manifest's columns.
+        """
+        features = np.ascontiguousarray(features, np.float64)
+        if features.ndim != 2 or features.shape[1] != len(self.feature_names):
+            raise ValueError(f"a matrix of shape {features.shape} for {len(self.feature_names)} features")
+        rows = features.shape[0]
+        raw = np.empty((rows, len(self._members)), np.float64)
+        seconds = np.zeros(len(self._members), np.float64)
+        failures: dict[str, str] = {}
+        for index, loaded in enumerate(self._members):
+            started = time.perf_counter()
+            reason = _predict(loaded, features, raw[:, index])
+            seconds[index] = time.perf_counter() - started
+            if reason:
+                failures[loaded.name] = reason
+        member_scores, weights, contributions, base, z, score, coverage = self._combiner.combine(raw)
+        return Scored(member_scores, weights, contributions, base, z, score, coverage, failures, seconds)
+
+    def left_out_scores(self, scored: Scored) -> Matrix:
+        """See `left_out_scores`, without building the combiner anew."""
+        return self._combiner.left_out(scored.member_scores, scored.score)
+
+    def check_features(self, features: Sequence[str], feature_hash: str) -> None:
+        """Raise `ArtifactError` unless the ensemble was trained on this feature vector."""
+        wanted, given = self.manifest.features, list(features)
+        if wanted != given:
+            odd = sorted(set(wanted) ^ set(given))
+            what = f"they differ in {', '.join(odd[:5])}" if odd else "they stand in another order"
+            raise ArtifactError(
+                f"ensemble {self.name} {self.version} was trained on other features than the spec's: {what}",
+                mend="Serve it with the spec it was trained with, or train an ensemble with this spec.",
+            )
+        if self.manifest.feature_hash != feature_hash:
+            raise ArtifactError(
+                f"ensemble {self.name} {self.version} was trained on features of the same names but another meaning",
+                mend="A view, window or field of the spec has changed since: train with the present spec.",
+            )
+
+    def self_test(self) -> None:
+        """Score the manifest's self-test and warm up. Raises `ArtifactError` naming the first difference."""
+        test = self.manifest.self_test
+        features = _matrix(test.features)
+        scored = self.score(features)
+        for index, name in enumerate(self.member_names):
+            expected = _matrix([[row[index]] for row in test.member_scores])[:, 0]
+            hint = f" ({scored.failures[name]})" if name in scored.failures else ""
+            self._compare(f"member {name!r}{hint}", scored.member_scores[:, index], expected)
+        self._compare("the final score", scored.score, _matrix([[value] for value in test.score])[:, 0])
+        self.score(np.tile(features, (math.ceil(_WARM_UP_ROWS / len(features)), 1))[:_WARM_UP_ROWS])
+        self.left_out_scores(scored)
+
+    def _compare(self, what: str, got: Vector, expected: Vector) -> None:
+        same = np.isclose(got, expected, rtol=0.0, atol=SELF_TEST_TOLERANCE, equal_nan=True)
+        if not same.all():
+            row = int(np.argmin(same))
+            raise ArtifactError(
+                f"ensemble {self.name} {self.version} fails its self-test: row {row}: {what} is {got[row]:.9g}, "
+                f"the manifest says {expected[row]:.9g}",
+                mend="The members do not score as they did when they were trained: check library versions, or retrain.",
+            )
+
+
+def left_out_scores(scored: Scored, manifest: Manifest) -> Matrix:
+    """``(n, m)``: the final score with each member left out and the weights renormalised over the rest."""
+    return WeightedLogitMean(manifest).left_out(scored.member_scores, scored.score)
+
+
+def _predict(loaded: _Loaded, features: Matrix, out: Vector) -> str:
+    """Write one member's probabilities to `out` ``(n,)``, NaN where missing. Returns why any are missing, or ''."""
+    try:
+        probability = loaded.member.predict(loaded.preprocess.apply(features))
+    except Exception as error:  # noqa: BLE001  one member's failure, whatever it is, must not cost the transaction its score
+        out[:] = np.nan
+        return f"{type(error).__name__}: {error}"
+    if probability.shape != out.shape:
+        out[:] = np.nan
+        return f"answered shape {probability.shape} for {out.shape[0]} rows"
+    good = (probability >= 0.0) & (probability <= 1.0)
+    out[:] = probability
+    if good.all():
+        return ""
+    out[~good] = np.nan
+    return f"NaN or outside [0, 1] in {int((~good).sum())} of {out.shape[0]} rows"
+
+
+def _matrix(rows: Sequence[Sequence[float | None]]) -> Matrix:
+    return np.array([[math.nan if value is None else value for value in row] for row in rows], np.float64)

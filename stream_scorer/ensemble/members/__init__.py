@@ -1,0 +1,43 @@
+"""Members: one file a format, each made from bytes and giving one probability a row.
+
+Data formats only: nothing here unpickles or imports code named in an artifact. A random forest is LightGBM text with
+`boosting=rf`; logistic regression and small neural networks are both `dense-json`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.manifest import MemberFormat
+
+
+class Member(Protocol):
+    """A loaded model."""
+
+    def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability of fraud of each row, ``(n,) float64``, from ``(n, n_inputs)`` C-contiguous float64.
+
+        The same row gives the same bits whatever else is in the batch. NaN is missing. One thread.
+        """
+        ...
+
+
+def load_member(member_format: MemberFormat, data: bytes, n_inputs: int) -> Member:
+    """The member in `data`. Raises `ArtifactError` if it is malformed or does not take `n_inputs` inputs.
+
+    The caller has checked the digest. Libraries are imported here, so that an ensemble loads only those it needs.
+    """
+    if member_format == "lightgbm-text":
+        from stream_scorer.ensemble.members.lightgbm_text import LightGBMMember
+
+        return LightGBMMember(data, n_inputs)
+    if member_format == "xgboost-ubj":
+        from stream_scorer.ensemble.members.xgboost_ubj import XGBoostMember
+
+        return XGBoostMember(data, n_inputs)
+    from stream_scorer.ensemble.members.dense_json import DenseMember
+
+    return DenseMember(data, n_inputs)

@@ -1,0 +1,284 @@
+"""Scoring: order of computation, missing members, additivity, batch independence, decisions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import lightgbm
+import msgspec
+import numpy as np
+import pytest
+import xgboost
+
+from stream_scorer.ensemble.combine import decide
+from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
+from stream_scorer.ensemble.ensemble import Ensemble, left_out_scores
+from stream_scorer.ensemble.manifest import (
+    Input,
+    Isotonic,
+    Manifest,
+    NoCalibrator,
+    Platt,
+    Thresholds,
+    Training,
+    manifest_bytes,
+)
+from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
+from stream_scorer.errors import ArtifactError
+
+FEATURES = ["customer.count_1h", "customer.mean_7d", "device.is_new", "amount_log"]
+TRAINING = Training(0, 1_000, 100, 10, "run", "0" * 64, {"ensemble": {"average_precision": 0.5}})
+
+
+def logistic(weights: list[float], bias: float) -> bytes:
+    return encode_dense(Dense([Layer([[w] for w in weights], [bias], "logistic")]))
+
+
+def reference(rows: int = 500, seed: int = 1) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    values = np.column_stack(
+        [
+            random.poisson(3, rows).astype(float),
+            random.normal(100, 20, rows),
+            (random.random(rows) < 0.1).astype(float),
+            random.normal(4, 1, rows),
+        ]
+    )
+    values[random.random(rows) < 0.1, 1] = np.nan
+    return values
+
+
+def drafts() -> list[Draft]:
+    impute = Input(impute=100.0, low=0.0, high=200.0, offset=100.0, scale=20.0)
+    plain = Input(impute=0.0)
+    return [
+        Draft("one", "dense-json", logistic([0.5, -0.25], -1.0), FEATURES[:2], [plain, impute], Platt(0.8, -0.1), 0.5),
+        Draft("two", "dense-json", logistic([1.5], -2.0), FEATURES[2:3], [plain], NoCalibrator(), 0.3),
+        Draft(
+            "three",
+            "dense-json",
+            logistic([0.3, 0.2], -1.5),
+            [FEATURES[3], FEATURES[0]],
+            [plain, plain],
+            Isotonic([0.1, 0.5, 0.9], [0.02, 0.3, 0.95]),
+            0.2,
+        ),
+    ]
+
+
+def compose(directory: Path, made: list[Draft] | None = None, quorum: float = 0.4) -> Manifest:
+    outline = Outline(
+        name="cards",
+        created_at=1,
+        spec_name="cards",
+        spec_hash="a" * 64,
+        feature_hash="b" * 64,
+        features=FEATURES,
+        final_calibrator=Platt(1.2, 0.3),
+        thresholds=Thresholds("p1", 0.3, 0.8),
+        quorum=quorum,
+        training=TRAINING,
+    )
+    return compose_ensemble(directory, outline, made or drafts(), reference())
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    directory = tmp_path_factory.mktemp("ensemble") / "cards"
+    compose(directory)
+    return Ensemble.load(directory, version="3")
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def logit(p: float) -> float:
+    p = min(max(p, 1e-6), 1 - 1e-6)
+    return math.log(p / (1 - p))
+
+
+def test_a_score_is_what_the_manifest_says_by_hand(ensemble: Ensemble) -> None:
+    row = np.array([[4.0, np.nan, 1.0, 6.0]])
+    scored = ensemble.score(row)
+    one = sigmoid(0.8 * logit(sigmoid(0.5 * 4 - 0.25 * 0 - 1.0)) - 0.1)
+    two = sigmoid(1.5 - 2.0)
+    raw = sigmoid(0.3 * 6 + 0.2 * 4 - 1.5)
+    three = 0.3 + (raw - 0.5) / 0.4 * 0.65
+    assert scored.member_scores[0] == pytest.approx([one, two, three], abs=1e-12)
+    z = 0.5 * logit(one) + 0.3 * logit(two) + 0.2 * logit(three)
+    assert scored.z[0] == pytest.approx(z, abs=1e-12)
+    assert scored.score[0] == pytest.approx(sigmoid(1.2 * z + 0.3), abs=1e-12)
+    assert scored.coverage[0] == 1.0
+    assert not scored.failures
+    assert ensemble.version == "3" and ensemble.member_names == ["one", "two", "three"]
+
+
+def test_contributions_are_centred_on_the_reference(ensemble: Ensemble) -> None:
+    scored = ensemble.score(reference())
+    assert np.abs(scored.contributions.mean(axis=0)).max() < 1e-9
+    assert np.abs(scored.base + scored.contributions.sum(axis=1) - scored.z).max() < 1e-9
+
+
+class Broken:
+    """A member that fails in the way it is told to."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return np.resize(np.asarray(self.answer, dtype=float), len(inputs))
+
+
+def with_member(ensemble: Ensemble, index: int, answer: object) -> Ensemble:
+    members = [loaded.member for loaded in ensemble._members]
+    members[index] = Broken(answer)
+    return Ensemble(ensemble.manifest, members, version="3")
+
+
+def test_a_member_that_raises_is_missing_and_reported(ensemble: Ensemble) -> None:
+    whole = ensemble.score(reference(8))
+    scored = with_member(ensemble, 1, RuntimeError("out of luck")).score(reference(8))
+    assert scored.failures == {"two": "RuntimeError: out of luck"}
+    assert np.isnan(scored.member_scores[:, 1]).all()
+    assert (scored.contributions[:, 1] == 0).all() and (scored.weights[:, 1] == 0).all()
+    assert scored.weights[:, 0] == pytest.approx(0.5 / 0.7)
+    assert scored.coverage == pytest.approx(0.7)
+    assert scored.base + scored.contributions.sum(axis=1) == pytest.approx(scored.z, abs=1e-12)
+    assert np.array_equal(scored.member_scores[:, 0], whole.member_scores[:, 0])
+    assert not np.array_equal(scored.score, whole.score)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -0.1, 1.0000001, np.inf])
+def test_a_value_that_is_no_probability_is_missing_in_its_row_only(ensemble: Ensemble, bad: float) -> None:
+    scored = with_member(ensemble, 2, [0.5, bad, 0.5, 0.5]).score(reference(4))
+    assert np.isnan(scored.member_scores[:, 2]).tolist() == [False, True, False, False]
+    assert "1 of 4 rows" in scored.failures["three"]
+    assert scored.coverage == pytest.approx([1.0, 0.8, 1.0, 1.0])
+
+
+def test_under_the_quorum_there_is_no_score(ensemble: Ensemble) -> None:
+    answers = with_member(ensemble, 0, [0.5, np.nan])
+    answers._members[1] = with_member(ensemble, 1, [np.nan, np.nan])._members[1]
+    scored = answers.score(reference(2))
+    assert scored.coverage == pytest.approx([0.7, 0.2])
+    for values in (scored.z, scored.base, scored.score):
+        assert np.isnan(values).tolist() == [False, True]
+    assert decide(scored.score, 0.0, 0.0, "review").tolist() == [2, 1]
+
+
+def test_coverage_equal_to_the_quorum_stands(tmp_path: Path) -> None:
+    made = [
+        Draft(n, "dense-json", logistic([1.0], 0.0), FEATURES[:1], [Input(impute=0.0)], NoCalibrator(), w)
+        for n, w in (("a", 0.1), ("b", 0.2), ("c", 0.7))
+    ]
+    compose(tmp_path / "e", made, quorum=0.3)
+    ensemble = with_member(Ensemble.load(tmp_path / "e", version="1"), 2, np.nan)
+    assert not np.isnan(ensemble.score(reference(3)).score).any()
+
+
+def test_leaving_a_member_out_equals_scoring_without_it(ensemble: Ensemble) -> None:
+    rows = reference(64)
+    scored = ensemble.score(rows)
+    left_out = left_out_scores(scored, ensemble.manifest)
+    for index in range(3):
+        without = with_member(ensemble, index, np.nan).score(rows)
+        assert left_out[:, index] == pytest.approx(without.score, abs=1e-12)
+    assert np.array_equal(left_out, ensemble.left_out_scores(scored))
+    missing = with_member(ensemble, 1, np.nan).score(rows)
+    assert np.array_equal(left_out_scores(missing, ensemble.manifest)[:, 1], missing.score)
+
+
+def test_decisions_are_at_or_above_their_threshold() -> None:
+    decision = decide(np.array([0.0, 0.29, 0.3, 0.79, 0.8, 1.0, np.nan]), 0.3, 0.8, "block")
+    assert decision.dtype == np.int8
+    assert decision.tolist() == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_a_matrix_of_other_columns_is_refused(ensemble: Ensemble) -> None:
+    with pytest.raises(ValueError, match="4 features"):
+        ensemble.score(np.zeros((2, 3)))
+
+
+def test_an_empty_batch_is_scored(ensemble: Ensemble) -> None:
+    scored = ensemble.score(np.empty((0, 4)))
+    assert scored.score.shape == (0,) and scored.member_scores.shape == (0, 3) and not scored.failures
+
+
+def five_formats() -> list[Draft]:
+    random = np.random.default_rng(5)
+    x = reference(3_000, seed=7)
+    y = np.nan_to_num(x[:, 1] - 100) / 20 + x[:, 2] * 2 + random.normal(size=len(x)) > 2
+    tree = {"objective": "binary", "num_threads": 1, "verbose": -1, "seed": 1, "deterministic": True}
+    rf = tree | {"boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.6, "num_leaves": 15}
+    gbdt = lightgbm.train(tree | {"num_leaves": 15}, lightgbm.Dataset(x, y), 20)
+    forest = lightgbm.train(rf, lightgbm.Dataset(x, y), 10)
+    xgb = xgboost.train({"objective": "binary:logistic", "nthread": 1, "max_depth": 4}, xgboost.DMatrix(x, y), 20)
+    network = Dense(
+        [
+            Layer(random.normal(size=(4, 32)).tolist(), random.normal(size=32).tolist(), "relu"),
+            Layer(random.normal(size=(32, 16)).tolist(), random.normal(size=16).tolist(), "tanh"),
+            Layer((random.normal(size=(16, 1)) / 4).tolist(), [0.0], "logistic"),
+        ]
+    )
+    keep = [Input()] * 4
+    scaled = [Input(impute=0.0, offset=o, scale=s) for o, s in ((3, 2), (100, 20), (0, 1), (4, 1))]
+    none = NoCalibrator()
+    return [
+        Draft("gbdt", "lightgbm-text", gbdt.model_to_string().encode(), FEATURES, keep, Platt(1.1, 0.1), 0.3),
+        Draft("xgb", "xgboost-ubj", bytes(xgb.save_raw("ubj")), FEATURES, keep, none, 0.3),
+        Draft("forest", "lightgbm-text", forest.model_to_string().encode(), FEATURES, keep, none, 0.2),
+        Draft("logistic", "dense-json", logistic([0.1, 0.4, 0.5, -0.2], -2.0), FEATURES, scaled, none, 0.1),
+        Draft("neural", "dense-json", encode_dense(network), FEATURES, scaled, none, 0.1),
+    ]
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    directory = tmp_path_factory.mktemp("five") / "cards"
+    compose(directory, five_formats())
+    return Ensemble.load(directory, version="1")
+
+
+@pytest.mark.parametrize("size", [1, 7, 256])
+def test_a_row_has_the_same_bits_in_any_batch(five: Ensemble, size: int) -> None:
+    rows = reference(1024, seed=11)
+    whole = five.score(rows)
+    assert not whole.failures
+    for name in ("member_scores", "weights", "contributions", "base", "z", "score", "coverage"):
+        parts = [getattr(five.score(rows[at : at + size]), name) for at in range(0, len(rows), size)]
+        assert np.array_equal(np.concatenate(parts), getattr(whole, name)), name
+
+
+def test_members_answer_like_the_libraries_that_made_them(five: Ensemble) -> None:
+    rows = reference(300, seed=13)
+    by_name = {draft.name: draft for draft in five_formats()}
+    scored = five.score(rows)
+    booster = xgboost.Booster()
+    booster.load_model(bytearray(by_name["xgb"].data))
+    assert scored.member_scores[:, 1] == pytest.approx(booster.predict(xgboost.DMatrix(rows)), abs=1e-6)
+    forest = lightgbm.Booster(model_str=by_name["forest"].data.decode())
+    assert scored.member_scores[:, 2] == pytest.approx(forest.predict(rows), abs=1e-12)
+
+
+def test_another_spec_is_refused(ensemble: Ensemble) -> None:
+    ensemble.check_features(FEATURES, "b" * 64)
+    with pytest.raises(ArtifactError, match="another order"):
+        ensemble.check_features(FEATURES[::-1], "b" * 64)
+    with pytest.raises(ArtifactError, match="extra"):
+        ensemble.check_features([*FEATURES, "extra"], "b" * 64)
+    with pytest.raises(ArtifactError, match="another meaning"):
+        ensemble.check_features(FEATURES, "c" * 64)
+
+
+def test_the_self_test_refuses_an_ensemble_that_scores_otherwise(tmp_path: Path) -> None:
+    manifest = compose(tmp_path / "e")
+    altered = msgspec.structs.replace(
+        manifest, members=[msgspec.structs.replace(manifest.members[0], weight=0.7), *manifest.members[1:]]
+    )
+    (tmp_path / "e" / "manifest.json").write_bytes(manifest_bytes(altered))
+    with pytest.raises(ArtifactError, match="fails its self-test.*final score"):
+        Ensemble.load(tmp_path / "e", version="1")
