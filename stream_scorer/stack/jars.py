@@ -56,7 +56,8 @@ def read_lock(path: Path = LOCK_FILE) -> list[Jar]:
             raise UsageError(
                 f"{path}:{number}: not 'group:artifact:version sha256'", mend="Restore the file from the repository."
             )
-        jars.append(Jar(*names, sha256=text[1]))
+        group, artifact, version = names
+        jars.append(Jar(group, artifact, version, text[1]))
     return jars
 
 
@@ -178,7 +179,7 @@ def _fetch_with_jgo(jars: Sequence[Jar], target: Path, progress: Callable[[str],
     for done, jar in enumerate(jars):
         try:
             path = context.project(jar.group, jar.artifact).at_version(jar.version).artifact().resolve()
-        except Exception as error:  # jgo has no error class of its own: whatever it raises means "not fetched"
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:  # jgo has no error class of its own
             return f"jgo: {jar.coordinate}: {error}"
         shutil.copyfile(path, target / jar.file_name)
         if done % 10 == 9:

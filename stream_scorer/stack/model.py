@@ -91,9 +91,7 @@ def check_services(services: Iterable[str]) -> tuple[str, ...]:
     """`services` without repeats, in the order of `SERVICES`. Raises UsageError on an unknown or missing name."""
     wanted = set(services)
     if unknown := wanted - set(SERVICES):
-        raise UsageError(
-            f"unknown service: {', '.join(sorted(unknown))}", mend=f"The stack has {', '.join(SERVICES)}."
-        )
+        raise UsageError(f"unknown service: {', '.join(sorted(unknown))}", mend=f"The stack has {', '.join(SERVICES)}.")
     if not wanted:
         raise UsageError("no service was named", mend=f"Name one or more of {', '.join(SERVICES)}.")
     return tuple(name for name in SERVICES if name in wanted)

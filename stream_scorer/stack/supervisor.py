@@ -37,6 +37,7 @@ from stream_scorer.stack.services import Service, make_service
 _ATTEMPTS = 3
 _POLL_SECONDS = 0.05
 _OWNER_POLL_SECONDS = 0.5
+_PORTS_SECONDS = 5.0
 _TAKEN = ("address already in use", "address in use", "failed to bind", "socket server failed to bind")
 
 
@@ -87,11 +88,15 @@ class Supervisor:
 
     def stop(self, name: str, *, kill: bool) -> None:
         """End one service, by SIGTERM or at once. One that does not run is no error."""
-        grace = self._service(name).stop_seconds
+        service = self._service(name)
         if running := self._running.pop(name, None):
             if kill:
                 kill_group(running.process)
-            stop([(running.process, grace)])
+            stop([(running.process, service.stop_seconds)])
+            # What the command itself started was killed with it, but ends when it ends.
+            deadline = time.monotonic() + _PORTS_SECONDS
+            while not all(map(is_free, service.ports)) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
 
     def stop_all(self) -> None:
         """End every service."""
