@@ -146,6 +146,15 @@ class InputReader:
                     raise as_domain_error(kafka_error(exception), "read offsets", self._bootstrap) from exception
                 time.sleep(0.05)
 
+    def commit(self, offsets: dict[SourcePartition, int]) -> None:
+        """Commit where a new group starts. Everything later is committed inside transactions."""
+        try:
+            self._consumer.commit(
+                offsets=[TopicPartition(s.topic, s.partition, o) for s, o in offsets.items()], asynchronous=False
+            )
+        except KafkaException as exception:
+            raise as_domain_error(kafka_error(exception), "commit the start", self._bootstrap) from exception
+
     def seek_all(self, offsets: dict[SourcePartition, int]) -> None:
         """Read on from these offsets; they must be of owned partitions. What was read past them comes again."""
         self._position.update(offsets)

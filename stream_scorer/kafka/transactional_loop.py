@@ -23,8 +23,9 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted, UsageError
+from stream_scorer.errors import StreamScorerError, TransactionAborted
 from stream_scorer.kafka.config import consumer_config, producer_config
+from stream_scorer.kafka.errors import as_domain_error, kafka_error
 
 # (topic, partition)
 Partition = tuple[str, int]
@@ -74,27 +75,6 @@ class TransactionalLoop:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def partitions(self, topics: Iterable[str]) -> list[Partition]:
-        """Every partition of `topics`, sorted.
-
-        Raises:
-            BrokerUnavailable: no broker answers within 5 s.
-            UsageError: a topic does not exist.
-        """
-        found: list[Partition] = []
-        for topic in topics:
-            try:
-                metadata = self._consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
-            except KafkaException as error:
-                raise _unavailable(self._bootstrap, error) from error
-            if metadata.error is not None or not metadata.partitions:
-                raise UsageError(
-                    f"the topic {topic} does not exist on the broker at {self._bootstrap}",
-                    mend="Create it: `stream-scorer topics create`, or check the topic prefix.",
-                )
-            found += [(topic, number) for number in metadata.partitions]
-        return sorted(found)
-
     def begin(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """Take over from whatever ran before under the same transactional id; return the committed positions.
 
@@ -113,10 +93,10 @@ class TransactionalLoop:
             self._producer.init_transactions(CALL_TIMEOUT_S)
             committed = self._consumer.committed(wanted, timeout=CALL_TIMEOUT_S)
         except KafkaException as error:
-            raise _unavailable(self._bootstrap, error) from error
+            raise as_domain_error(kafka_error(error), "read the committed positions", self._bootstrap) from error
         for partition in committed:
             if partition.error is not None:
-                raise _unavailable(self._bootstrap, partition.error)
+                raise as_domain_error(partition.error, "read the committed positions", self._bootstrap)
         return {(p.topic, p.partition): p.offset for p in committed if p.offset >= 0}
 
     def ends(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, int]]:
@@ -128,7 +108,7 @@ class TransactionalLoop:
                     TopicPartition(topic, number), timeout=METADATA_TIMEOUT_S
                 )
             except KafkaException as error:
-                raise _unavailable(self._bootstrap, error) from error
+                raise as_domain_error(kafka_error(error), "look up a topic's ends", self._bootstrap) from error
             found[topic, number] = (low, high)
         return found
 
@@ -190,14 +170,7 @@ class TransactionalLoop:
                     f"{topic}[{number}]: the position to read from is no longer in the topic: {error.str()}",
                     mend="Retention removed unread records, or the topic was recreated: start from an empty state.",
                 )
-            raise _unavailable(self._bootstrap, error)
+            raise as_domain_error(error, f"read {topic}", self._bootstrap)
         if topic is None or number is None or offset is None or offset == OFFSET_INVALID:
             raise RuntimeError("a Kafka message without coordinates")
         return InputRecord(topic, number, offset, message.value() or b"")
-
-
-def _unavailable(bootstrap: str, error: object) -> BrokerUnavailable:
-    return BrokerUnavailable(
-        f"Kafka at {bootstrap}: {error}",
-        mend="Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`.",
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -18,6 +18,7 @@ from stream_scorer.errors import BrokerUnavailable, StreamScorerError, Transacti
 from stream_scorer.kafka.config import producer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.serde.raw import Headers
+from stream_scorer.state.rows import SourcePartition
 
 # A dead scorer's open transaction blocks read_committed readers until it times out.
 TRANSACTION_TIMEOUT_MS = 10_000
@@ -58,7 +59,7 @@ class Transaction:
         except KafkaException as error:
             self._abandon(kafka_error(error), f"produce to {topic}")
 
-    def commit(self, offsets: Sequence[TopicPartition], group_metadata: Any) -> None:
+    def commit(self, offsets: Mapping[SourcePartition, int], group_metadata: Any) -> None:
         """Add the input offsets and commit, all or nothing.
 
         Raises:
@@ -66,9 +67,10 @@ class Transaction:
         """
         producer = self._slot.producer
         if offsets:
+            positions = [TopicPartition(s.topic, s.partition, offset) for s, offset in offsets.items()]
             self._call(
                 "add offsets to the transaction",
-                lambda: producer.send_offsets_to_transaction(list(offsets), group_metadata, CALL_TIMEOUT_S),
+                lambda: producer.send_offsets_to_transaction(positions, group_metadata, CALL_TIMEOUT_S),
             )
         self._call("commit the transaction", lambda: producer.commit_transaction(CALL_TIMEOUT_S))
         self._open = False

@@ -1,0 +1,184 @@
+"""Wiring of a scorer: settings and parts in, a `Processor` out. Only this module and `cli` read settings."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from stream_scorer.clock import SystemClock
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.registry import resolve
+from stream_scorer.errors import SettingsError
+from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.features.rows import LAYOUT_VERSION
+from stream_scorer.kafka.reader import InputReader
+from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.kafka.transactions import TransactionPair
+from stream_scorer.observability import metrics as m
+from stream_scorer.observability.health import HealthServer
+from stream_scorer.pipeline.batch import MicroBatch, Sink, Stage
+from stream_scorer.pipeline.decode import Decode
+from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.processor import Pacing, Processor
+from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.recovery import StartingPoints, starting_points
+from stream_scorer.pipeline.score import Scoring
+from stream_scorer.settings import Settings
+from stream_scorer.spec import CheckedSpec, load_spec
+from stream_scorer.spec.model import duration_ms
+from stream_scorer.state.client import connect, ping
+from stream_scorer.state.redis_rows import RedisRowStore
+from stream_scorer.state.rows import SourcePartition
+
+_log = logging.getLogger(__name__)
+
+
+def load_serving_ensemble(settings: Settings, checked: CheckedSpec) -> Ensemble:
+    """The ensemble that `scorer.ensemble` names, checked against the spec. Raises `ArtifactError`."""
+    directory, version = resolve(
+        settings["scorer.ensemble"], settings["mlflow.url"], Path(settings["cache.dir"]).expanduser()
+    )
+    ensemble = Ensemble.load(directory, version=version)
+    ensemble.check_features(checked.features, checked.feature_hash)
+    return ensemble
+
+
+def input_partitions(settings: Settings) -> tuple[Topics, list[SourcePartition]]:
+    """The topics, and every partition of the inputs. Raises `UsageError` unless all exist with equal counts."""
+    topics = Topics(settings["topics.prefix"])
+    counts = TopicAdmin(settings.require("kafka.bootstrap")).require(topics.scorer_topics())
+    inputs = [SourcePartition(t, p) for t in (topics.transactions, topics.labels) for p in range(counts[t])]
+    return topics, inputs
+
+
+def make_store(
+    settings: Settings, checked: CheckedSpec, engine: FeatureEngine, topics: Topics, inputs: list[SourcePartition]
+) -> RedisRowStore:
+    """The feature rows of this group, spec and topic. Raises `StateUnavailable` unless Redis answers."""
+    url = settings.require("redis.url")
+    client = connect(url)
+    ping(client, url)
+    topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
+    store = RedisRowStore(
+        client,
+        f"stream-scorer:{settings['scorer.group']}:{checked.feature_hash[:12]}:{topic_id}",
+        inputs,
+        layout=LAYOUT_VERSION,
+        horizon_ms=engine.plan.horizon_ms + duration_ms(checked.spec.time.allowed_lateness),
+        row_entries=engine.plan.row_entries,
+    )
+    store.check_eviction_policy()
+    return store
+
+
+def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
+    """A scorer as the settings say. Raises `UsageError` and `UnavailableError` with what to mend."""
+    checked = load_spec(settings.require("scorer.spec"))
+    topics, inputs = input_partitions(settings)
+    engine = FeatureEngine(checked)
+    engine.warm()
+    store = make_store(settings, checked, engine, topics, inputs)
+    ensemble = load_serving_ensemble(settings, checked)
+    metrics.set(m.SERVING, 1, ensemble.name, ensemble.version)
+    _log.info("serving %s %s (%s)", ensemble.name, ensemble.version, ensemble.digest[:12])
+    publisher = Publisher(topics, ensemble, checked, SystemClock())
+    processor: Processor
+
+    enrich = Enrich(
+        engine, store, lambda: processor.committer.in_flight(), lambda error: processor.state_lost(error)
+    )
+    stages: list[Stage] = [Decode(checked), enrich, Scoring(ensemble, checked, metrics)]
+    processor = make_processor(settings, topics, inputs, stages, publisher.publish, store, metrics)
+    return processor
+
+
+def make_passthrough(settings: Settings, metrics: m.Metrics) -> Processor:
+    """The exactly-once limit of this reader, committer and broker: every value goes to `scores` as it came."""
+    topics, inputs = input_partitions(settings)
+
+    def publish(batch: MicroBatch, sink: Sink) -> None:
+        records = batch.transactions
+        for partition, key, value in zip(records.partition.tolist(), records.key, records.value, strict=True):
+            sink.produce(topics.scores, partition, key, value or b"")
+
+    return make_processor(settings, topics, inputs, [], publish, None, metrics)
+
+
+def make_processor(
+    settings: Settings,
+    topics: Topics,
+    inputs: list[SourcePartition],
+    stages: list[Stage],
+    publish: object,
+    store: RedisRowStore | None,
+    metrics: m.Metrics,
+) -> Processor:
+    """A processor of `stages` over the input topics."""
+    bootstrap, group, instance = settings["kafka.bootstrap"], settings["scorer.group"], settings["scorer.instance"]
+    if not 1 <= settings["scorer.batch"] <= 10_000:
+        raise SettingsError(f"scorer.batch = {settings['scorer.batch']}: from 1 to 10000")
+
+    def find_start(reader: InputReader, sources: list[SourcePartition]) -> StartingPoints:
+        return starting_points(reader, store, sources, inputs, settings["scorer.start"])
+
+    return Processor(
+        make_reader=lambda assigned, revoked: InputReader(
+            bootstrap,
+            group,
+            instance,
+            [topics.transactions, topics.labels],
+            on_assigned=assigned,
+            on_revoked=revoked,
+            static_membership=True,
+        ),
+        find_start=find_start,
+        producers=TransactionPair(bootstrap, f"{group}-{instance}"),
+        stages=stages,
+        publish=publish,  # type: ignore[arg-type]
+        apply=store.apply if store is not None else lambda update: None,
+        transactions_topic=topics.transactions,
+        labels_topic=topics.labels,
+        pacing=Pacing(settings["scorer.batch"], settings["scorer.pace_ms"] / 1_000),
+        metrics=metrics,
+    )
+
+
+def run_processor(settings: Settings, make: object) -> None:
+    """Build with `make(settings, metrics)` and run until SIGTERM or SIGINT, with health and metrics served."""
+    metrics = m.Metrics()
+    with stop_on_signal() as stop:
+        processor: Processor = make(settings, metrics)  # type: ignore[operator]
+        port = settings["metrics.port"]
+        health = None
+        if port >= 0:
+            health = HealthServer(settings["metrics.host"], port, metrics.registry, processor.ready)
+            _log.info("health and metrics on http://%s:%d", settings["metrics.host"], health.port)
+        try:
+            processor.run(stop)
+        finally:
+            if health is not None:
+                health.close()
+    _log.info("stopped")
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    stop = threading.Event()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,81 @@
+"""`stream-scorer`: the commands, and how an error becomes one readable message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from stream_scorer import __version__
+from stream_scorer.errors import StreamScorerError
+
+EXIT_INTERRUPTED = 130
+
+# command -> module; imported only when it is called, so that `--help` needs no Kafka library and no compiler.
+_COMMANDS = {
+    "demo": "demo",
+    "run": "run",
+    "monitor": "monitor",
+    "tail": "tail",
+    "replay": "replay",
+    "simulate": "simulate",
+    "train": "train",
+    "ensemble": "ensemble",
+    "dlq": "dlq",
+    "stack": "stack",
+    "topics": "topics",
+    "spec": "spec",
+    "doctor": "doctor",
+    "bench": "bench",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        try:
+            module = importlib.import_module(f"stream_scorer.cli.{_COMMANDS[name]}")
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("stream_scorer"):
+                raise
+            raise click.UsageError(
+                f"`{name}` needs the package {error.name!r}: install stream-scorer[all]"
+            ) from None
+        command = getattr(module, name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stream-scorer")
+def cli() -> None:
+    """Streaming fraud scoring: Kafka in, an explained ensemble score out, exactly once."""
+
+
+def main() -> None:
+    """Run a command. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 a check found a difference, 130 interrupted."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except StreamScorerError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `stream-scorer tail | head`
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""`stream-scorer spec`: check a pipeline spec."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from stream_scorer.spec import load_spec
+
+
+@click.group()
+def spec() -> None:
+    """Check a pipeline spec."""
+
+
+@spec.command()
+@click.argument("path", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(path: str, as_json: bool) -> None:
+    """Check the spec at PATH and print what follows from it."""
+    checked = load_spec(path)
+    found = {
+        "name": checked.spec.name,
+        "version": checked.spec.version,
+        "spec_hash": checked.sha256,
+        "feature_hash": checked.feature_hash,
+        "features": checked.features,
+        "sensitive": checked.sensitive_fields,
+    }
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    click.echo(f"{checked.spec.name} version {checked.spec.version}: {len(checked.features)} features")
+    click.echo(f"spec {checked.sha256[:12]}, features {checked.feature_hash[:12]}")
+    for name in checked.features:
+        click.echo(f"  {name}")
+    if checked.sensitive_fields:
+        click.echo(f"never published: {', '.join(checked.sensitive_fields)}")

@@ -1,0 +1,169 @@
+"""Publish: every output record of a micro-batch, into one Kafka transaction (or a replay's files)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+
+from stream_scorer import __version__
+from stream_scorer.clock import Clock
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.pipeline.batch import DeadLetter, Decided, MicroBatch, Sink
+from stream_scorer.pipeline.summarise import Summariser
+from stream_scorer.records import (
+    DECISIONS,
+    Alert,
+    Contribution,
+    Mark,
+    MemberContribution,
+    Reason,
+    Score,
+    Source,
+)
+from stream_scorer.spec.model import CheckedSpec
+
+# A dead letter carries the original up to this size; beyond it, its head, length and digest (the topic takes 10 MB).
+DEAD_LETTER_MAX_BYTES = 8_000_000
+DEAD_LETTER_HEAD_BYTES = 65_536
+# How many members an alert names.
+ALERT_REASONS = 3
+ARM = "champion"
+
+
+class Publisher:
+    """Writes scores, contributions, alerts, summaries and dead letters to a `Sink`."""
+
+    def __init__(self, topics: Topics, ensemble: Ensemble, checked: CheckedSpec, clock: Clock) -> None:
+        self._topics = topics
+        self._ensemble = ensemble
+        self._checked = checked
+        self._clock = clock
+        self._summariser = Summariser(ensemble, checked)
+        self._encode = msgspec.json.Encoder().encode
+
+    def publish(self, batch: MicroBatch, sink: Sink) -> None:
+        """Hand every record that `batch` yields to `sink`, each on the partition number of its input."""
+        for letter in batch.dead:
+            self._dead_letter(letter, sink)
+        if batch.events is not None and len(batch.events.transactions):
+            self._scores(batch, sink)
+        for summary in self._summariser.summarise(batch, ARM):
+            key = f"{summary.topic}-{summary.partition}".encode()
+            sink.produce(self._topics.score_summaries, summary.partition, key, self._encode(summary))
+
+    def _scores(self, batch: MicroBatch, sink: Sink) -> None:
+        events, enriched, decided = batch.events, batch.enriched, batch.decided
+        assert events is not None and enriched is not None and decided is not None
+        transactions, scored, ensemble = events.transactions, decided.scored, self._ensemble
+        encode, topics, raw = self._encode, self._topics, batch.transactions
+        scores_topic, contributions_topic = topics.scores, topics.contributions
+        name, version, policy = ensemble.name, ensemble.version, ensemble.manifest.thresholds.policy_version
+        link, names = ensemble.manifest.link, ensemble.member_names
+        feature_hash, spec_hash = self._checked.feature_hash, self._checked.sha256
+        scored_at = self._clock.now_ms()
+        marks = msgspec.Raw(
+            encode([Mark(s.topic, s.partition, offset) for s, offset in sorted(enriched.marks.next_offset.items())])
+        )
+        degraded = self._degraded(batch, decided)
+        statuses = [
+            ["ok" if present else "missing" for present in row] for row in (~np.isnan(scored.member_scores)).tolist()
+        ]
+        rows = transactions.row.tolist()
+        columns: Iterable[tuple[object, ...]] = zip(
+            rows,
+            transactions.event_id,
+            transactions.event_time.tolist(),
+            transactions.value.tolist(),
+            decided.decision.tolist(),
+            decided.member_alerts.tolist(),
+            scored.score.tolist(),
+            scored.z.tolist(),
+            scored.base.tolist(),
+            scored.coverage.tolist(),
+            enriched.duplicate.tolist(),
+            degraded,
+            scored.member_scores.tolist(),
+            scored.weights.tolist(),
+            scored.contributions.tolist(),
+            statuses,
+            enriched.matrix.tolist(),
+            enriched.status.tolist(),
+            raw.partition[transactions.row].tolist(),
+            raw.offset[transactions.row].tolist(),
+            strict=True,
+        )
+        for place, (
+            row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, reasons,
+            member_scores, weights, contributions, status, features, feature_status, partition, offset,
+        ) in enumerate(columns):  # fmt: skip
+            key, headers = raw.key[row], raw.headers[row]
+            decision = DECISIONS[code]
+            source = "model" if score == score else "fallback"
+            record = Score(
+                event_id, event_time, scored_at, score, decision, source, name, version, ARM, policy,
+                coverage, duplicate, reasons, bits, value,
+            )  # fmt: skip
+            sink.produce(scores_topic, partition, key, encode(record), headers)
+            members = list(map(MemberContribution, names, member_scores, weights, contributions, status))
+            lineage = Contribution(
+                event_id, name, version, ARM, link, base, z, score, members, [], features, feature_status,
+                feature_hash, spec_hash, Source(raw.topic, partition, offset, place), marks, __version__,
+            )  # fmt: skip
+            sink.produce(contributions_topic, partition, key, encode(lineage), headers)
+            if code:
+                alert = Alert(
+                    event_id, event_time, scored_at, score, decision, source, name, version, ARM, policy,
+                    coverage, duplicate, reasons, bits, value, base, z, _reasons(names, member_scores, contributions),
+                )  # fmt: skip
+                sink.produce(topics.alerts, partition, key, encode(alert), headers)
+
+    def _degraded(self, batch: MicroBatch, decided: Decided) -> list[list[str]]:
+        assert batch.enriched is not None
+        common = batch.enriched.degraded
+        out = [common] * len(decided.decision)
+        if decided.scored.failures:
+            missing = np.isnan(decided.scored.member_scores)
+            names = self._ensemble.member_names
+            for row in np.flatnonzero(missing.any(axis=1)).tolist():
+                out[row] = common + [f"member:{names[m]}" for m in np.flatnonzero(missing[row]).tolist()]
+        return out
+
+    def _dead_letter(self, letter: DeadLetter, sink: Sink) -> None:
+        records, row, error = letter.records, letter.row, letter.error
+        value = records.value[row]
+        partition = int(records.partition[row])
+        headers: list[tuple[str, bytes | None]] = list(records.headers[row] or ())
+        headers += [
+            ("error.code", error.code.encode()),
+            ("error.message", error.message.encode()),
+            ("error.path", error.path.encode()),
+            ("source.topic", records.topic.encode()),
+            ("source.partition", str(partition).encode()),
+            ("source.offset", str(int(records.offset[row])).encode()),
+            ("source.timestamp", str(int(records.timestamp[row])).encode()),
+        ]
+        if value is not None and len(value) > DEAD_LETTER_MAX_BYTES:
+            headers += [
+                ("value.length", str(len(value)).encode()),
+                ("value.sha256", hashlib.sha256(value).hexdigest().encode()),
+            ]
+            value = value[:DEAD_LETTER_HEAD_BYTES]
+        sink.produce(self._topics.dead_letters, partition, records.key[row], value, headers)
+
+
+def _reasons(names: list[str], scores: list[float], contributions: list[float]) -> list[Reason]:
+    strongest = sorted(range(len(names)), key=lambda m: -abs(contributions[m]))[:ALERT_REASONS]
+    return [
+        Reason(
+            names[m],
+            contributions[m],
+            f"{names[m]} gave {scores[m]:.3f}: {'raised' if contributions[m] >= 0 else 'lowered'} the log-odds by "
+            f"{abs(contributions[m]):.2f}",
+        )
+        for m in strongest
+        if scores[m] == scores[m]
+    ]
