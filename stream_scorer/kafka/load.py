@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, UsageError
 from stream_scorer.kafka.config import consumer_config, producer_config
+from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.partitioner import partitions_of
 
 _MEND = "Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`."
@@ -153,7 +154,7 @@ class OpenLoopProducer:
             for record in refused:
                 error = record.pop("_error")
                 if error.code() != KafkaError._QUEUE_FULL:
-                    raise BrokerUnavailable(f"{self._bootstrap} refused a record for {topic}: {error.str()}")
+                    raise as_domain_error(error, f"write to {topic}", self._bootstrap)
             if self._clock.monotonic() > give_up:
                 raise BrokerUnavailable(f"{self._bootstrap} takes no records: the queue stays full", mend=_MEND)
             self._producer.poll(0.05)
@@ -211,7 +212,7 @@ class RecordFollower:
             if error is not None:
                 if error.retriable() or error.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
                     continue  # librdkafka reconnects by itself
-                raise BrokerUnavailable(f"{self._bootstrap}: following {self._topic}: {error.str()}")
+                raise as_domain_error(error, f"follow {self._topic}", self._bootstrap)
             partition, offset = message.partition(), message.offset()
             assert partition is not None and offset is not None
             records.append(FollowedRecord(partition, offset, message.key(), message.value(), message.timestamp()[1]))
@@ -237,7 +238,7 @@ class RecordFollower:
                 low, high = self._consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
                 starts[partition] = low if start == "beginning" else high
         except KafkaException as error:
-            raise _unavailable(self._bootstrap, error) from error
+            raise as_domain_error(kafka_error(error), f"find the ends of {self._topic}", self._bootstrap) from error
         return starts
 
 
@@ -245,13 +246,7 @@ def _partition_ids(client: Producer | Consumer, topic: str, bootstrap: str) -> l
     try:
         found = client.list_topics(topic, METADATA_TIMEOUT_S).topics[topic]
     except KafkaException as error:
-        raise _unavailable(bootstrap, error) from error
+        raise as_domain_error(kafka_error(error), f"look up topic {topic}", bootstrap) from error
     if found.error is not None:
-        raise UsageError(
-            f"topic {topic} on {bootstrap}: {found.error.str()}", mend="Create it: `stream-scorer topics create`."
-        )
+        raise as_domain_error(found.error, f"look up topic {topic}", bootstrap)
     return sorted(found.partitions)
-
-
-def _unavailable(bootstrap: str, error: KafkaException) -> BrokerUnavailable:
-    return BrokerUnavailable(f"{bootstrap} does not answer: {error.args[0].str()}", mend=_MEND)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stream_scorer.errors import SettingsError
 
@@ -68,3 +68,11 @@ class SimulationConfig:
         # Weekends and the luck of small worlds: a tenth on top.
         needed = int(1.1 * self.transactions / self.transactions_per_day) + 1
         return needed if self.days is None else min(self.days, needed)
+
+    def starting(self, start_ms: int) -> SimulationConfig:
+        """The same simulation from another midnight on."""
+        return replace(self, start_ms=start_ms)
+
+    def start_to_end_by(self, now_ms: int) -> int:
+        """The latest midnight, epoch milliseconds, from which the simulation should end before `now_ms`."""
+        return now_ms // DAY_MS * DAY_MS - self.expected_days * DAY_MS

@@ -12,6 +12,9 @@ from stream_scorer.errors import SettingsError, UsageError
 from stream_scorer.simulate.labels import Labels
 from stream_scorer.simulate.transactions import Transactions
 
+# Live traffic arrives in batches of a few dozen rows; a group of its own for each would be mostly metadata.
+ROW_GROUP = 65_536
+
 _TRANSACTION_TYPES = {
     "event_id": "string", "event_time": "int64", "customer_id": "string", "terminal_id": "string",
     "device_id": "string", "network_id": "string", "card_number": "string", "amount": "int64",
@@ -26,12 +29,14 @@ _LABEL_TYPES = {
 
 
 class ColumnWriter:
-    """Appends columns to one Parquet file, a row group for each `write`. A context manager: `close` makes it readable."""
+    """Appends rows to one Parquet file, in row groups of `ROW_GROUP`. A context manager: `close` makes it readable."""
 
     def __init__(self, path: Path, types: dict[str, str]) -> None:
         """Raises `SettingsError` if pyarrow is missing or the file cannot be made."""
         pa, pq = _arrow()
         self._schema = pa.schema([(name, pa.type_for_alias(alias)) for name, alias in types.items()])
+        self._parts: list[Any] = []
+        self._rows = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
@@ -43,11 +48,21 @@ class ColumnWriter:
         pa, _ = _arrow()
         if len(rows):
             arrays = [pa.array(getattr(rows, f.name), f.type, from_pandas=True) for f in self._schema]
-            self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+            self._parts.append(pa.Table.from_arrays(arrays, schema=self._schema))
+            self._rows += len(rows)
+        if self._rows >= ROW_GROUP:
+            self._flush()
 
     def close(self) -> None:
-        """Write the footer."""
+        """Write what is left and the footer."""
+        self._flush()
         self._file.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            pa, _ = _arrow()
+            self._file.write_table(pa.concat_tables(self._parts).combine_chunks())
+            self._parts, self._rows = [], 0
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,178 @@
+"""`stream-scorer simulate`: card transactions with hidden fraud, onto Kafka at a rate or into Parquet files."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from stream_scorer.clock import SystemClock
+from stream_scorer.simulate import LabellerConfig, SimulationConfig
+from stream_scorer.simulate.config import DEFAULT_START_MS
+from stream_scorer.simulate.export import ExportReport, export
+from stream_scorer.simulate.generate import generate_days
+from stream_scorer.simulate.labeller import Labeller
+from stream_scorer.simulate.live import LiveConfig, LiveReport, LiveTraffic
+
+
+@click.command()
+@click.option("--transactions", type=click.IntRange(1), help="How many, fraud included.  [default: 100000]")
+@click.option("--days", type=click.IntRange(1), help="End after so many days of event time.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same data.")
+@click.option("--customers", type=click.IntRange(1), default=5_000, show_default=True)
+@click.option("--terminals", type=click.IntRange(10), default=1_000, show_default=True)
+@click.option(
+    "--start",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="First day of event time (UTC).  [default: so that the data end today with --bootstrap, else 2025-01-06]",
+)
+@click.option("--bootstrap", help="Kafka brokers: send live traffic there.")
+@click.option("--topic-prefix", default="", help="Put before every topic's name.")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), help="Transactions a second; as fast as possible without."
+)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="With --bootstrap: stop after so long.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write Parquet files to this directory.")
+@click.option("--truth", type=click.Path(path_type=Path, dir_okay=False), help="File for the truth (Parquet).")
+@click.option("--labels/--no-labels", default=True, show_default=True, help="Labels too; live ones follow the alerts.")
+@click.option(
+    "--capacity", type=click.IntRange(0), default=30, show_default=True, help="Analysts' labels an hour of event time."
+)
+@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="Share of transactions sent twice.")
+@click.option("--garbage", type=click.FloatRange(0, 1), default=0.0, help="Share of bad records in between.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+def simulate(
+    transactions: int | None,
+    days: int | None,
+    seed: int,
+    customers: int,
+    terminals: int,
+    start: datetime | None,
+    bootstrap: str | None,
+    topic_prefix: str,
+    rate: float | None,
+    seconds: float | None,
+    out: Path | None,
+    truth: Path | None,
+    labels: bool,
+    capacity: int,
+    duplicates: float,
+    garbage: float,
+    as_json: bool,
+) -> None:
+    """Simulate card transactions with hidden fraud, onto Kafka (--bootstrap) or into Parquet files (--out DIR).
+
+    The truth about fraud goes to a file of its own, which no part of the product reads.
+    """
+    if (bootstrap is None) == (out is None):
+        raise click.UsageError("Give either --bootstrap or --out.")
+    config = SimulationConfig(
+        seed=seed,
+        customers=customers,
+        terminals=terminals,
+        days=days,
+        transactions=100_000 if transactions is None and days is None else transactions,
+    )
+    labelling = LabellerConfig(seed=seed, capacity_per_hour=capacity)
+    if out is not None:
+        config = config.starting(DEFAULT_START_MS if start is None else _midnight_ms(start))
+        progress = _Progress(config.transactions)
+        done = export(config, out, truth=truth, labels=labelling if labels else None, on_progress=progress.exported)
+        _print(_export_report(done, out), as_json)
+        return
+    assert bootstrap is not None
+    clock = SystemClock()
+    config = config.starting(config.start_to_end_by(clock.now_ms()) if start is None else _midnight_ms(start))
+    live = LiveTraffic(
+        LiveConfig(
+            bootstrap=bootstrap,
+            topic_prefix=topic_prefix,
+            rate=rate,
+            duplicates=duplicates,
+            garbage=garbage,
+            seed=seed,
+            truth=truth,
+            seconds=seconds,
+        ),
+        generate_days(config),
+        Labeller(labelling) if labels else None,
+        clock=clock,
+        on_progress=_Progress(config.transactions).sent,
+    )
+
+    # The default action of SIGTERM would leave the truth without its footer.
+    def stop(number: int, frame: FrameType | None) -> None:
+        live.stop()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        _print(_live_report(live.run()), as_json)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _midnight_ms(day: datetime) -> int:
+    return int(day.replace(tzinfo=UTC).timestamp()) * 1_000
+
+
+class _Progress:
+    """A line on stderr now and then: how many, how fast, and up to which event time."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._started = self._shown = time.monotonic()
+
+    def exported(self, report: ExportReport) -> None:
+        self._show(report.transactions, report.event_time_ms)
+
+    def sent(self, report: LiveReport) -> None:
+        self._show(report.transactions, report.event_time_ms)
+
+    def _show(self, count: int, event_time_ms: int) -> None:
+        now = time.monotonic()
+        if now - self._shown < 1.0:
+            return
+        self._shown = now
+        rate = count / (now - self._started)
+        moment = datetime.fromtimestamp(event_time_ms / 1_000, UTC)
+        left = f", {(self._total - count) / rate:.0f} s left" if self._total and rate else ""
+        click.echo(f"{count:,} transactions, {rate:,.0f}/s{left}, event time {moment:%Y-%m-%d %H:%M}", err=True)
+
+
+def _export_report(report: ExportReport, out: Path) -> dict[str, object]:
+    return {
+        "out": str(out),
+        "transactions": report.transactions,
+        "fraud": report.fraud,
+        "labels": report.labels,
+    }
+
+
+def _live_report(report: LiveReport) -> dict[str, object]:
+    return {
+        "transactions": report.transactions,
+        "fraud": report.fraud,
+        "duplicates": report.duplicates,
+        "garbage": len(report.garbage),
+        "records": report.records,
+        "labels": dict(report.labels),
+        "alerts": dict(report.alerts),
+        "late_alerts": report.late_alerts,
+        "unknown_alerts": report.unknown_alerts,
+        "behind_s": round(report.behind_s, 3),
+        "elapsed_s": round(report.elapsed_s, 3),
+        "stopped": report.stopped,
+    }
+
+
+def _print(report: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    for name, value in report.items():
+        click.echo(f"{name.replace('_', ' '):16} {value}")

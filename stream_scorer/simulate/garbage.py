@@ -1,0 +1,125 @@
+"""Bad input of every kind a topic has seen, made from good records: for showing that none of it stops a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+# Above the 5 MB a hostile record is expected to have, below the 10 MB that the broker takes.
+OVERSIZED_BYTES = 5_000_000
+_YEAR_9999_MS = 253_370_764_800_000
+
+_encode = msgspec.json.encode
+
+
+def _truncated(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    return value[: int(rng.integers(1, len(value)))]
+
+
+def _not_json(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    return bytes(rng.integers(0, 256, int(rng.integers(1, 200)), dtype=np.uint8))
+
+
+def _not_an_object(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    return (b"[" + value + b"]", b"null", b"42", b'"text"')[int(rng.integers(0, 4))]
+
+
+def _wrong_type(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    changes: tuple[dict[str, Any], ...] = (
+        {"amount": "12.50"}, {"amount": [1]}, {"amount": None}, {"amount": 12.5}, {"event_time": "yesterday"},
+        {"customer_id": 7}, {"terminal_id": {}}, {"channel": "carrier pigeon"}, {"currency": 978}, {"event_id": False},
+    )  # fmt: skip
+    return _encode(fields | changes[int(rng.integers(0, len(changes)))])
+
+
+def _missing_field(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    required = ("event_id", "event_time", "customer_id", "terminal_id", "amount", "currency", "channel")
+    missing = required[int(rng.integers(0, len(required)))]
+    return _encode({name: content for name, content in fields.items() if name != missing})
+
+
+def _not_a_number(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    # JSON has no NaN; some writers emit it all the same.
+    word = (b"NaN", b"Infinity", b"-Infinity")[int(rng.integers(0, 3))]
+    return _encode(fields | {"amount": 0}).replace(b'"amount":0', b'"amount":' + word)
+
+
+def _huge_number(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    digits = (b"1e400", b"9" * 400, b"-1", b"9223372036854775808", b"1e308")[int(rng.integers(0, 5))]
+    return _encode(fields | {"amount": 0}).replace(b'"amount":0', b'"amount":' + digits)
+
+
+def _absurd_time(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    times = (0, -1, fields["event_time"] // 1_000, _YEAR_9999_MS, 2**63 - 1)
+    return _encode(fields | {"event_time": times[int(rng.integers(0, len(times)))]})
+
+
+def _empty(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    return (b"", b" ", b"\x00")[int(rng.integers(0, 3))]
+
+
+def _latin_1(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    return value.replace(b'"terminal_id":"', b'"terminal_id":"caf\xe9 ')
+
+
+def _utf_16(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    return value.decode().encode("utf-16")
+
+
+def _long_text(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    return _encode(fields | {"customer_id": "c" * 5_000})
+
+
+def _deep(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    return b'{"event_id":' + b"[" * 20_000
+
+
+def _oversized(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+    return value[:-1] + b',"note":"' + b"x" * OVERSIZED_BYTES + b'"}'
+
+
+_MAKERS: dict[str, Callable[[bytes, dict[str, Any], np.random.Generator], bytes]] = {
+    "truncated": _truncated,
+    "not_json": _not_json,
+    "not_an_object": _not_an_object,
+    "wrong_type": _wrong_type,
+    "missing_field": _missing_field,
+    "not_a_number": _not_a_number,
+    "huge_number": _huge_number,
+    "absurd_time": _absurd_time,
+    "empty": _empty,
+    "latin_1": _latin_1,
+    "utf_16": _utf_16,
+    "long_text": _long_text,
+    "deep": _deep,
+    "oversized": _oversized,
+}
+GARBAGE_KINDS = tuple(_MAKERS)
+
+
+class GarbageMaker:
+    """Makes bad values, every kind in turn; after `most_oversized` of 5 MB each, that kind is left out."""
+
+    def __init__(self, rng: np.random.Generator, *, most_oversized: int = 5) -> None:
+        self._rng = rng
+        self._oversized_left = most_oversized
+        self._made = 0
+
+    def make(self, good: bytes) -> tuple[str, bytes]:
+        """The kind and the bytes of a bad value, made from the good value `good`."""
+        kind = GARBAGE_KINDS[self._made % len(GARBAGE_KINDS)]
+        self._made += 1
+        if kind == "oversized":
+            if self._oversized_left <= 0:
+                return self.make(good)
+            self._oversized_left -= 1
+        return kind, garbage(kind, good, self._rng)
+
+
+def garbage(kind: str, good: bytes, rng: np.random.Generator) -> bytes:
+    """A bad value of one of `GARBAGE_KINDS`. A decoder that follows `cards.yaml` must refuse it."""
+    fields: dict[str, Any] = msgspec.json.decode(good)
+    return _MAKERS[kind](good, fields, rng)

@@ -1,0 +1,307 @@
+"""Live traffic: transactions onto Kafka at a rate, labels as the alerts earn them, the truth into a file.
+
+Two clocks run. Records are due by the wall clock, `rate` a second, whether or not anybody keeps up (an open loop).
+Event time comes from the transactions themselves and so runs faster or slower than the wall clock: at 1,000 a second,
+data of 30,000 transactions a day pass two days in a minute. Labels follow event time, so an alert has to arrive before
+event time has passed the first review or chargeback (hours): `LiveReport.late_alerts` counts those that did not.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from stream_scorer.clock import Clock
+from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.kafka.load import OpenLoopProducer, RecordFollower, Schedule
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Decision
+from stream_scorer.simulate.config import HOUR_MS
+from stream_scorer.simulate.disturb import Disturber, Mixed
+from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
+from stream_scorer.simulate.files import truth_writer
+from stream_scorer.simulate.labeller import Labeller
+from stream_scorer.simulate.transactions import Transactions
+
+# Records sent in one go: a tenth of a second at 20,000 a second.
+BATCH = 2_000
+# Between two batches at the longest, so that alerts are read and `stop` is heard; at the shortest a quarter of it.
+TICK_S = 0.02
+PROGRESS_S = 1.0
+
+
+@dataclass(frozen=True)
+class LiveConfig:
+    """How live traffic is sent.
+
+    Attributes:
+        bootstrap: address of the brokers. topic_prefix: put before every topic's name.
+        rate: transactions a second, None for as fast as the broker takes them.
+        duplicates, garbage: extra records, as shares of the transactions. seed: of both.
+        truth: file for the truth, None for no file.
+        seconds: stop after so long (wall clock), None for when the transactions end.
+        alerts_s: after the last transaction, how long to wait for alerts (wall clock).
+        settle_ms: event time to pass after the last transaction, so that later labels still come.
+    """
+
+    bootstrap: str
+    topic_prefix: str = ""
+    rate: float | None = None
+    duplicates: float = 0.0
+    garbage: float = 0.0
+    seed: int = 1
+    truth: Path | None = None
+    seconds: float | None = None
+    alerts_s: float = 0.0
+    settle_ms: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises `SettingsError` if a value is out of range."""
+        if self.rate is not None and self.rate <= 0:
+            raise SettingsError(f"rate is above 0, not {self.rate}")
+        if not 0 <= self.duplicates <= 1 or not 0 <= self.garbage <= 1:
+            raise SettingsError("duplicates and garbage are shares between 0 and 1")
+
+
+class BadInput(NamedTuple):
+    """One bad record: the `ordinal`-th (from 0) that the run sent to `partition` of transactions.
+
+    Its offset is ``LiveReport.starts[partition] + ordinal`` if nobody else wrote to the topic meanwhile.
+    """
+
+    partition: int
+    ordinal: int
+    kind: str
+
+
+@dataclass
+class LiveReport:
+    """What was sent so far.
+
+    Attributes:
+        transactions, fraud: good records, and how many of them are fraud. duplicates: those sent twice.
+        garbage: the bad ones. records: all three. starts: end of each partition before the run.
+        labels: by source. alerts: read, by decision. unknown_alerts: on events this run did not send.
+        late_alerts: on transactions that already had a label as approved ones.
+        acked: records and labels the broker confirmed. event_time_ms: of the newest transaction.
+        behind_s: the worst lateness against the schedule. stopped: ended by `stop`.
+    """
+
+    transactions: int = 0
+    fraud: int = 0
+    duplicates: int = 0
+    garbage: list[BadInput] = field(default_factory=list)
+    records: int = 0
+    starts: dict[int, int] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
+    alerts: Counter[str] = field(default_factory=Counter)
+    unknown_alerts: int = 0
+    late_alerts: int = 0
+    acked: int = 0
+    event_time_ms: int = 0
+    behind_s: float = 0.0
+    elapsed_s: float = 0.0
+    stopped: bool = False
+
+
+class LiveTraffic:
+    """One run of live traffic. `run` blocks; `stop`, from another thread or a signal handler, ends it early."""
+
+    def __init__(
+        self,
+        config: LiveConfig,
+        transactions: Iterable[Transactions],
+        labeller: Labeller | None,
+        *,
+        clock: Clock,
+        on_progress: Callable[[LiveReport], None] | None = None,
+    ) -> None:
+        """`transactions` are chunks in order of event time. Without a `labeller` there are no labels.
+
+        `on_progress` is called about once a second, from `run`.
+        """
+        self._config = config
+        self._chunks = transactions
+        self._labeller = labeller
+        self._clock = clock
+        self._on_progress = on_progress
+        self._stop = threading.Event()
+        self.report = LiveReport()
+
+    def stop(self) -> None:
+        """End the run after the batch in hand; what was sent is still confirmed."""
+        self._stop.set()
+
+    def run(self) -> LiveReport:
+        """Send everything, wait until it is confirmed, and report.
+
+        Raises:
+            BrokerUnavailable: the broker is gone, or gave records up.
+            UsageError: a topic does not exist.
+            SettingsError: the file for the truth cannot be written.
+        """
+        config, clock, report = self._config, self._clock, self.report
+        with ExitStack() as stack:
+            producer = stack.enter_context(
+                OpenLoopProducer(config.bootstrap, client_id="simulator", clock=clock, sleep=self._sleep)
+            )
+            traffic = _TransactionSender(config, producer, report)
+            labels = None
+            if self._labeller is not None:
+                alerts = RecordFollower(
+                    config.bootstrap, Topics(config.topic_prefix).alerts, client_id="simulator-alerts"
+                )
+                stack.enter_context(alerts)
+                labels = _LabelSender(config, producer, alerts, self._labeller, report)
+            truth = stack.enter_context(truth_writer(config.truth)) if config.truth is not None else None
+
+            started = shown = clock.monotonic()
+            schedule = Schedule(config.rate, clock)
+            for batch in self._due_batches(schedule, started):
+                traffic.send(batch)
+                if truth is not None:
+                    truth.write(batch)
+                if labels is not None:
+                    labels.observe(batch)
+                now = clock.monotonic()
+                report.elapsed_s, report.behind_s, report.acked = now - started, schedule.behind_s, producer.acked
+                if self._on_progress is not None and now - shown >= PROGRESS_S:
+                    self._on_progress(report)
+                    shown = now
+            traffic.finish()
+            if labels is not None:
+                self._await_alerts(labels)
+                labels.settle()
+            producer.flush()
+            report.acked, report.elapsed_s = producer.acked, clock.monotonic() - started
+            report.stopped = self._stop.is_set()
+        return report
+
+    def _due_batches(self, schedule: Schedule, started: float) -> Iterator[Transactions]:
+        """Cut the chunks into batches, each given out when it is due; empty ones in between keep labels moving."""
+        sent = 0
+        for chunk in self._chunks:
+            done = 0
+            while done < len(chunk):
+                late = self._config.seconds is not None and self._clock.monotonic() - started >= self._config.seconds
+                if late or self._stop.is_set():
+                    return
+                count = schedule.due(sent, min(BATCH, len(chunk) - done))
+                yield chunk.slice(done, done + count)
+                done += count
+                sent += count
+                # A quarter of a tick at least, or a fast schedule sends its records one by one.
+                if (wait := schedule.wait_s(sent)) > 0:
+                    self._sleep(min(max(wait, TICK_S / 4), TICK_S))
+
+    def _await_alerts(self, labels: _LabelSender) -> None:
+        give_up = self._clock.monotonic() + self._config.alerts_s
+        while self._clock.monotonic() < give_up and not self._stop.is_set():
+            labels.read_alerts(TICK_S)
+
+    def _sleep(self, seconds: float) -> None:
+        # On the event, so that `stop` ends the sleep.
+        self._stop.wait(seconds)
+
+
+class _TransactionSender:
+    """Publishes batches of transactions with the duplicates and the garbage that go with them."""
+
+    def __init__(self, config: LiveConfig, producer: OpenLoopProducer, report: LiveReport) -> None:
+        self._topic = Topics(config.topic_prefix).transactions
+        self._producer = producer
+        self._report = report
+        rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(5,)))
+        self._disturber = Disturber(rng, duplicates=config.duplicates, garbage=config.garbage)
+        self._sent = np.zeros(producer.partitions(self._topic), dtype=np.int64)
+        with RecordFollower(config.bootstrap, self._topic, client_id="simulator-offsets") as ends:
+            report.starts = ends.starts
+
+    def send(self, batch: Transactions) -> None:
+        if not len(batch):
+            return
+        self._publish(self._disturber.mix(encode_keys(batch.customer_id), encode_values(batch)))
+        self._report.transactions += len(batch)
+        self._report.fraud += int((batch.fraud_kind > 0).sum())
+        self._report.event_time_ms = int(batch.event_time[-1])
+
+    def finish(self) -> None:
+        """Send the duplicates still held back."""
+        self._publish(self._disturber.rest())
+
+    def _publish(self, mixed: Mixed) -> None:
+        if not mixed.keys:
+            return
+        places = self._producer.publish(self._topic, mixed.keys, mixed.values)
+        for place, kind in mixed.bad:
+            partition = int(places[place])
+            ordinal = int(self._sent[partition] + np.count_nonzero(places[:place] == partition))
+            self._report.garbage.append(BadInput(partition, ordinal, kind))
+        self._sent += np.bincount(places, minlength=len(self._sent))
+        self._report.duplicates += mixed.duplicates
+        self._report.records += len(places)
+
+
+class _AlertedEvent(msgspec.Struct):
+    event_id: str
+    decision: Decision
+
+
+class _LabelSender:
+    """Closes the loop: reads alerts, tells the labeller, publishes what it makes of them."""
+
+    def __init__(
+        self,
+        config: LiveConfig,
+        producer: OpenLoopProducer,
+        alerts: RecordFollower,
+        labeller: Labeller,
+        report: LiveReport,
+    ) -> None:
+        self._topic = Topics(config.topic_prefix).labels
+        self._settle_ms = config.settle_ms
+        self._producer = producer
+        self._alerts = alerts
+        self._labeller = labeller
+        self._report = report
+        self._decoder = msgspec.json.Decoder(_AlertedEvent)
+        producer.partitions(self._topic)  # a missing topic is to be told before traffic starts
+
+    def observe(self, batch: Transactions) -> None:
+        """Take note of a published batch, and publish the labels that event time has brought."""
+        self._labeller.observe(batch)
+        self.read_alerts(0.0)
+        if len(batch):
+            self._advance(int(batch.event_time[-1]))
+
+    def read_alerts(self, timeout_s: float) -> None:
+        """Read the alerts there are, waiting at most `timeout_s` for the first."""
+        records = self._alerts.poll(timeout_s=timeout_s)
+        try:
+            events = [self._decoder.decode(record.value or b"") for record in records]
+        except msgspec.MsgspecError as error:
+            raise UsageError(f"the topic of alerts holds a record that is no alert: {error}") from None
+        self._labeller.alerted([event.event_id for event in events], [event.decision for event in events])
+        self._report.alerts = self._labeller.alerts
+        self._report.unknown_alerts = self._labeller.unknown_alerts
+        self._report.late_alerts = self._labeller.late_alerts
+
+    def settle(self) -> None:
+        """Let event time run on after the last transaction."""
+        end = self._report.event_time_ms
+        for to_ms in range(end + HOUR_MS, end + self._settle_ms + 1, HOUR_MS):
+            self._advance(to_ms)
+
+    def _advance(self, to_ms: int) -> None:
+        labels = self._labeller.advance(to_ms)
+        if len(labels):
+            self._producer.publish(self._topic, encode_keys(labels.customer_id), encode_labels(labels))
+            self._report.labels.update(labels.source.tolist())
