@@ -12,7 +12,7 @@ from types import FrameType
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.registry import resolve
+
 from stream_scorer.errors import SettingsError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.rows import LAYOUT_VERSION
@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 def load_serving_ensemble(settings: Settings, checked: CheckedSpec) -> Ensemble:
     """The ensemble that `scorer.ensemble` names, checked against the spec. Raises `ArtifactError`."""
+    from stream_scorer.ensemble.registry import resolve
+
     directory, version = resolve(
         settings["scorer.ensemble"], settings["mlflow.url"], Path(settings["cache.dir"]).expanduser()
     )

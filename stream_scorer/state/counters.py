@@ -92,6 +92,13 @@ end
 return #due
 """
 
+# ARGV: name, value
+_RAISE = """
+local had = redis.call('HGET', KEYS[1], 'x:' .. ARGV[1])
+if not had or tonumber(had) < tonumber(ARGV[2]) then redis.call('HSET', KEYS[1], 'x:' .. ARGV[1], ARGV[2]) end
+return 1
+"""
+
 # Take or keep the lead. ARGV: who, milliseconds
 _LEAD = """
 local who = redis.call('GET', KEYS[1])
@@ -149,6 +156,7 @@ class CounterStore:
         self._open = client.register_script(_OPEN)
         self._settle = client.register_script(_SETTLE)
         self._come_due = client.register_script(_COME_DUE)
+        self._raise = client.register_script(_RAISE)
         self._lead = client.register_script(_LEAD)
 
     @property
@@ -252,7 +260,12 @@ class CounterStore:
             pipe.expire(key, int(self._ttl))
             return int(pipe.execute()[0])
 
+    def raise_maximum(self, name: str, value: int) -> None:
+        """Raise one maximum outside a batch."""
+        with mapped_errors():
+            self._raise(keys=[self._head], args=[name, value])
+
     def lead(self, who: str, for_ms: int) -> bool:
         """Take or keep the lead for a while; False while somebody else has it."""
         with mapped_errors():
-            return self._lead(keys=[f"{self._root}lead"], args=[who, for_ms]) == 1
+            return bool(self._lead(keys=[f"{self._root}lead"], args=[who, for_ms]) == 1)

@@ -159,6 +159,8 @@ class RedisRowStore:
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
         """See `RowStore.read`: one MGET. Raises `StateGap` when Redis has lost what it had acknowledged."""
         prefix = self._prefix
+        # Taken before the read: an apply may be acknowledged while the read is under way.
+        acknowledged = dict(self._acknowledged)
         wanted = [self._epoch_key, *self._mark_keys.values(), *[prefix + key for key in keys]]
         with mapped_errors():
             values = self._client.mget(wanted)
@@ -168,8 +170,8 @@ class RedisRowStore:
         if any(value is None for value in values[1 : count + 1]):
             raise StateGap("Redis has lost a mark")
         marks = self._unpack_marks(values[1 : count + 1])
-        for source, acknowledged in self._acknowledged.items():
-            if marks.next_offset[source] < acknowledged:
+        for source, offset in acknowledged.items():
+            if marks.next_offset[source] < offset:
                 raise StateGap(f"Redis has lost updates of {source.topic}[{source.partition}]")
         self._trim_before = marks.slowest_watermark() - self._horizon_ms
         return values[count + 1 :], marks
