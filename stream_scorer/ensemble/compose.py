@@ -157,7 +157,9 @@ def _self_test(reference: NDArray[np.float64], scored: Scored) -> SelfTest:
 
 
 def _nullable(values: NDArray[np.float64]) -> Any:
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    nested = values.astype(object)
+    nested[np.isnan(values)] = None
+    return nested.tolist()
 
 
 def _write(directory: Path, manifest: Manifest, drafts: Sequence[Draft]) -> None:

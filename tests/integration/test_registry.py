@@ -1,0 +1,147 @@
+"""Register and resolve ensembles on a real MLflow server."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import Input, NoCalibrator, Platt, Thresholds, Training
+from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
+from stream_scorer.ensemble.registry import list_versions, register, resolve
+from stream_scorer.errors import ArtifactError, RegistryUnavailable
+from stream_scorer.stack import LocalStack
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def mlflow() -> Iterator[str]:
+    with LocalStack(services=("mlflow",)) as stack:
+        assert stack.addresses.mlflow
+        yield stack.addresses.mlflow
+
+
+def make(directory: Path, bias: float = -1.0) -> Path:
+    random = np.random.default_rng(1)
+    model = encode_dense(Dense([Layer([[1.0], [-0.5]], [bias], "logistic")]))
+    drafts = [Draft("only", "dense-json", model, ["a", "b"], [Input(impute=0.0)] * 2, NoCalibrator(), 1.0)]
+    outline = Outline(
+        name="cards",
+        created_at=1_700_000_000_000,
+        spec_name="cards",
+        spec_hash="a" * 64,
+        feature_hash="b" * 64,
+        features=["a", "b"],
+        final_calibrator=Platt(1.0, 0.0),
+        thresholds=Thresholds("p1", 0.3, 0.8),
+        quorum=0.5,
+        training=Training(0, 1, 2, 1, "run", "0" * 64, {"ensemble": {"average_precision": 0.75}}),
+    )
+    compose_ensemble(directory, outline, drafts, random.normal(size=(200, 2)))
+    return directory
+
+
+def test_what_was_registered_comes_back_bit_by_bit(mlflow: str, tmp_path: Path) -> None:
+    made = make(tmp_path / "made")
+    (made / "notes.txt").write_text("not part of the ensemble")
+    version = register(made, "bits", mlflow, alias="champion", tags={"team": "cards"})
+    for reference in ("bits@champion", f"bits:{version}"):
+        path, resolved = resolve(reference, mlflow, tmp_path / "cache")
+        assert resolved == version
+        assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "only.json"]
+        for file in path.iterdir():
+            assert file.read_bytes() == (made / file.name).read_bytes()
+        assert Ensemble.load(path, version=resolved).score(np.zeros((1, 2))).score[0] == pytest.approx(0.2689414213)
+    entry = next(entry for entry in list_versions(mlflow) if entry.name == "bits")
+    assert (entry.version, entry.aliases) == (version, ["champion"])
+
+
+def test_the_run_carries_metrics_and_parameters(mlflow: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    version = register(make(tmp_path / "made"), "metrics", mlflow)
+    client = MlflowClient(mlflow, mlflow)
+    run = client.get_run(client.get_model_version("metrics", version).run_id)
+    assert run.data.metrics == {"ensemble.average_precision": 0.75}
+    assert run.data.params["spec"] == "cards" and run.data.params["weight.only"] == "1.0"
+    assert run.info.status == "FINISHED"
+
+
+def test_an_alias_moves_and_the_cache_keeps_both(mlflow: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = register(make(tmp_path / "one"), "moving", mlflow, alias="champion")
+    old, _ = resolve("moving@champion", mlflow, cache)
+    second = register(make(tmp_path / "two", bias=0.5), "moving", mlflow, alias="champion")
+    new, version = resolve("moving@champion", mlflow, cache)
+    assert (int(first), int(second), version) == (1, 2, "2")
+    assert new != old and old.is_dir()
+
+
+def test_mistakes_are_named_with_what_there_is(mlflow: str, tmp_path: Path) -> None:
+    register(make(tmp_path / "made"), "known", mlflow, alias="champion")
+    with pytest.raises(ArtifactError, match="no ensemble named 'other'"):
+        resolve("other@champion", mlflow, tmp_path / "cache")
+    with pytest.raises(ArtifactError, match="no alias 'challenger'") as caught:
+        resolve("known@challenger", mlflow, tmp_path / "cache")
+    assert "known@champion" in str(caught.value)
+    with pytest.raises(ArtifactError, match="no version 9"):
+        resolve("known:9", mlflow, tmp_path / "cache")
+
+
+def test_a_damaged_cache_is_fetched_again(mlflow: str, tmp_path: Path) -> None:
+    register(make(tmp_path / "made"), "damaged", mlflow, alias="champion")
+    path, _ = resolve("damaged@champion", mlflow, tmp_path / "cache")
+    whole = (path / "only.json").read_bytes()
+    (path / "only.json").chmod(0o644)
+    (path / "only.json").write_bytes(whole.replace(b"-0.5", b"-0.6"))
+    again, _ = resolve("damaged@champion", mlflow, tmp_path / "cache")
+    assert (again / "only.json").read_bytes() == whole
+    Ensemble.load(again, version="1")
+
+
+def test_a_scorer_starts_from_the_cache_when_the_registry_is_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache"
+    with LocalStack(services=("mlflow",)) as stack:
+        address = str(stack.addresses.mlflow)
+        version = register(make(tmp_path / "made"), "offline", address, alias="champion")
+        resolve("offline@champion", address, cache)
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        path, resolved = resolve("offline@champion", address, cache)
+    assert time.monotonic() - started < 10
+    assert resolved == version
+    assert "does not answer" in caplog.text and "taken from the cache" in caplog.text
+    Ensemble.load(path, version=resolved)
+    with pytest.raises(RegistryUnavailable, match="does not answer"):
+        resolve("offline@challenger", address, cache)
+    with pytest.raises(RegistryUnavailable):
+        register(tmp_path / "made", "offline", address)
+    damaged = path / "only.json"
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"{}")
+    with pytest.raises(RegistryUnavailable):
+        resolve("offline@champion", address, cache)
+
+
+def test_a_folder_never_imports_mlflow(tmp_path: Path) -> None:
+    import subprocess
+
+    make(tmp_path / "made")
+    code = (
+        "import sys; from pathlib import Path; from stream_scorer.ensemble.registry import resolve;"
+        "from stream_scorer.ensemble.ensemble import Ensemble;"
+        f"path, version = resolve({str(tmp_path / 'made')!r}, None, Path('unused'));"
+        "Ensemble.load(path, version=version);"
+        "assert version.startswith('local-'); assert 'mlflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
