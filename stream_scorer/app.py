@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -160,12 +161,23 @@ def run_processor(settings: Settings, make: object) -> None:
         if port >= 0:
             health = HealthServer(settings["metrics.host"], port, metrics.registry, processor.ready)
             _log.info("health and metrics on http://%s:%d", settings["metrics.host"], health.port)
+        calm_garbage_collector()
         try:
             processor.run(stop)
         finally:
             if health is not None:
                 health.close()
     _log.info("stopped")
+
+
+def calm_garbage_collector() -> None:
+    """Collect rarely: a micro-batch makes some 100,000 objects that die by reference count, and no cycles.
+
+    With Python's defaults the collector walks them dozens of times a batch for nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stream_scorer.features import kernel
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.plan import FeaturePlan, make_plan
-from stream_scorer.features.rows import pack, unpack
+from stream_scorer.features.rows import ENTRY_BYTES, pack, unpack
 from stream_scorer.records import DEFAULT, FRESH, MISSING
 from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.spec.model import CheckedSpec, ViewFeature
@@ -267,27 +267,22 @@ def _stack(
     keys: list[bytes], rows: list[bytes | None], pending: list[tuple[RowUpdate, NDArray[np.bool_] | bool]]
 ) -> _Rows:
     """Stored rows with the updates in flight on top, end to end."""
-    parts: list[bytes] = []
-    lengths = np.empty(len(keys), dtype=np.int64)
-    for index, key in enumerate(keys):
-        stored = rows[index] or b""
-        length = len(stored)
-        parts.append(stored)
-        for update, mask in pending:
-            place = update.position.get(key)
+    parts = [row or b"" for row in rows]
+    for update, mask in pending:
+        place_of = update.position.get
+        for index, key in enumerate(keys):
+            place = place_of(key)
             if place is None:
                 continue
             if mask is True:
-                more = update.payloads[place]
+                parts[index] += update.payloads[place]
             else:
                 assert isinstance(mask, np.ndarray)
                 low, high = int(update.bounds[place]), int(update.bounds[place + 1])
-                more = update.entries[low:high][mask[low:high]].tobytes()
-            parts.append(more)
-            length += len(more)
-        lengths[index] = length
-    ends = np.cumsum(lengths) // 32
-    return _Rows(unpack(b"".join(parts)), ends - lengths // 32, ends)
+                parts[index] += update.entries[low:high][mask[low:high]].tobytes()
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)) // ENTRY_BYTES
+    ends = np.cumsum(lengths)
+    return _Rows(unpack(b"".join(parts)), ends - lengths, ends)
 
 
 def _append(rows: _Rows, key_of: I64, entries: I64) -> _Rows:

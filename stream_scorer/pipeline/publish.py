@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_scorer import __version__
 from stream_scorer.clock import Clock
@@ -44,6 +45,7 @@ class Publisher:
         self._clock = clock
         self._summariser = Summariser(ensemble, checked)
         self._encode = msgspec.json.Encoder().encode
+        self._status_patterns: dict[bytes, msgspec.Raw] = {}
 
     def publish(self, batch: MicroBatch, sink: Sink) -> None:
         """Hand every record that `batch` yields to `sink`, each on the partition number of its input."""
@@ -91,7 +93,7 @@ class Publisher:
             scored.contributions.tolist(),
             statuses,
             enriched.matrix.tolist(),
-            enriched.status.tolist(),
+            self._statuses(enriched.status),
             raw.partition[transactions.row].tolist(),
             raw.offset[transactions.row].tolist(),
             strict=True,
@@ -120,6 +122,18 @@ class Publisher:
                     coverage, duplicate, reasons, bits, value, base, z, _reasons(names, member_scores, contributions),
                 )  # fmt: skip
                 sink.produce(topics.alerts, partition, key, encode(alert), headers)
+
+    def _statuses(self, status: NDArray[np.int8]) -> list[msgspec.Raw]:
+        """Per row its statuses, encoded. Few patterns occur, so each is encoded once."""
+        width, packed, known = status.shape[1], status.tobytes(), self._status_patterns
+        out = []
+        for start in range(0, len(packed), width):
+            pattern = packed[start : start + width]
+            encoded = known.get(pattern)
+            if encoded is None:
+                encoded = known[pattern] = msgspec.Raw(self._encode(list(pattern)))
+            out.append(encoded)
+        return out
 
     def _degraded(self, batch: MicroBatch, decided: Decided) -> list[list[str]]:
         assert batch.enriched is not None

@@ -259,7 +259,8 @@ class Kafka:
     def _format(self, settings: Path, data: Path) -> None:
         # What a start that was killed half-way left has no meta.properties, and no data.
         shutil.rmtree(data, ignore_errors=True)
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # "A" in front: an id that begins with "-" reads as an option.
+        cluster = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
         # -XX:TieredStopAtLevel=1: a program of one second never repays the second compiler (0.9 s against 1.8).
         flags = ["-Xmx128m", "-XX:TieredStopAtLevel=1"]
         command = self._command(flags, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings))
