@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from stream_scorer.stack import DEFAULT_ROOT, SERVICES, StackAddresses, down, status, up
+from stream_scorer.stack import SERVICES, StackAddresses, down, status, up
 
 
 @click.group()
@@ -43,7 +44,7 @@ def up_command(services: tuple[str, ...], use_docker: bool, as_json: bool) -> No
     parts with the same settings. The first start fetches 43 MB of Kafka; later ones, of any clone, do not.
     """
     addresses, started = up(
-        DEFAULT_ROOT,
+        Path(),
         services or SERVICES,
         on_progress=lambda text: click.echo(text, err=True),
         use_docker=use_docker,
@@ -59,7 +60,7 @@ def up_command(services: tuple[str, ...], use_docker: bool, as_json: bool) -> No
 @click.option("--purge", is_flag=True, help="Remove the data too: topics, models, logs.")
 def down_command(purge: bool) -> None:
     """Stop the stack. Topics and models stay on disk for the next start; Redis holds nothing over a stop."""
-    was_running = down(DEFAULT_ROOT, purge=purge)
+    was_running = down(Path(), purge=purge)
     click.echo("stopped" if was_running else "nothing was running", err=True)
 
 
@@ -67,7 +68,7 @@ def down_command(purge: bool) -> None:
 @click.option("as_json", "--json", is_flag=True, help="As JSON: a list with service, address, alive and pid.")
 def status_command(as_json: bool) -> None:
     """Show what runs. Exit code 1 when there is no stack or one of its services is gone."""
-    found = status(DEFAULT_ROOT)
+    found = status(Path())
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in found], indent=2))
     elif not found:

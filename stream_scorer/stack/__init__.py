@@ -4,12 +4,11 @@ Here lives starting, watching and stopping them. Clients of those services do no
 confluent_kafka nor redis nor mlflow. `LocalStack` ends with its owner; `up` and `down` outlive the shell.
 """
 
-from stream_scorer.stack.detached import DEFAULT_ROOT, StackStatus, down, read_state, status, up
+from stream_scorer.stack.detached import StackStatus, down, read_state, status, up
 from stream_scorer.stack.local import LocalStack
 from stream_scorer.stack.model import SERVICES, StackAddresses
 
 __all__ = [
-    "DEFAULT_ROOT",
     "SERVICES",
     "LocalStack",
     "StackAddresses",

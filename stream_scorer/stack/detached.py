@@ -23,8 +23,8 @@ from stream_scorer.stack.model import (
 )
 from stream_scorer.stack.process import is_alive, send_signal, wait_gone
 
-DEFAULT_ROOT = Path(".stream-scorer", "stack")
-"""The folder of the detached stack, below the working directory."""
+FOLDER = Path(".stream-scorer", "stack")
+"""Where the detached stack lives, below the project folder that every function here calls `root`."""
 
 _SUPERVISOR_SECONDS = 15.0  # the longest service takes 8 to stop, then it is killed
 _LEFTOVER_SECONDS = 5.0
@@ -41,14 +41,14 @@ class StackStatus:
     """None when a Docker engine holds it."""
 
 
-def read_state(root: Path = DEFAULT_ROOT) -> StackAddresses | None:
+def read_state(root: Path = Path()) -> StackAddresses | None:
     """The addresses of the stack that runs in `root`; None when there is none, or its supervisor is dead."""
-    state = _running_state(root)
+    state = _running_state(root / FOLDER)
     return state.addresses if state else None
 
 
 def up(
-    root: Path = DEFAULT_ROOT,
+    root: Path = Path(),
     services: Sequence[str] = SERVICES,
     *,
     on_progress: Callable[[str], None] | None = None,
@@ -60,16 +60,16 @@ def up(
     Raises UsageError or UnavailableError, and leaves nothing running then.
     """
     names = check_services(services)
-    root.mkdir(parents=True, exist_ok=True)
-    root = root.resolve()
-    with _one_at_a_time(root):
-        if state := _running_state(root):
+    folder = (root / FOLDER).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(folder):
+        if state := _running_state(folder):
             return state.addresses, False
         if use_docker:
-            state = StackState(docker.compose_up(names), None, {}, str(root))
-            write_state(root, state)
+            state = StackState(docker.compose_up(names), None, {}, str(folder))
+            write_state(folder, state)
             return state.addresses, True
-        link = SupervisorLink(names, root, on_progress=on_progress)
+        link = SupervisorLink(names, folder, on_progress=on_progress)
         try:
             state = link.wait_ready()
             link.detach()
@@ -79,16 +79,17 @@ def up(
         return state.addresses, True
 
 
-def down(root: Path = DEFAULT_ROOT, *, purge: bool = False) -> bool:
+def down(root: Path = Path(), *, purge: bool = False) -> bool:
     """End the stack of `root`; whether there was one. Its data stays for the next `up` unless `purge`.
 
     A process is signalled only if its number and its start time are those of the state file.
     """
-    if not root.is_dir():
+    folder = root / FOLDER
+    if not folder.is_dir():
         return False
-    with _one_at_a_time(root):
-        state = load_state(root)
-        was_running = _running_state(root) is not None
+    with _one_at_a_time(folder):
+        state = load_state(folder)
+        was_running = _running_state(folder) is not None
         if state is not None:
             if state.supervisor is None:
                 docker.compose_down()
@@ -100,15 +101,15 @@ def down(root: Path = DEFAULT_ROOT, *, purge: bool = False) -> bool:
                     if not wait_gone(process, _LEFTOVER_SECONDS if was_running else 0.0):
                         send_signal(process, signal.SIGKILL)
                         wait_gone(process, _LEFTOVER_SECONDS)
-            (root / STATE_FILE).unlink(missing_ok=True)
+            (folder / STATE_FILE).unlink(missing_ok=True)
     if purge:
-        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return was_running
 
 
-def status(root: Path = DEFAULT_ROOT) -> list[StackStatus]:
+def status(root: Path = Path()) -> list[StackStatus]:
     """One entry a service of the stack in `root`, alive or not; empty when there is no stack."""
-    state = load_state(root)
+    state = load_state(root / FOLDER)
     if state is None:
         return []
     found: list[StackStatus] = []
@@ -122,8 +123,8 @@ def status(root: Path = DEFAULT_ROOT) -> list[StackStatus]:
     return found
 
 
-def _running_state(root: Path) -> StackState | None:
-    state = load_state(root)
+def _running_state(folder: Path) -> StackState | None:
+    state = load_state(folder)
     if state is None:
         return None
     if state.supervisor is not None:
@@ -133,8 +134,8 @@ def _running_state(root: Path) -> StackState | None:
 
 
 @contextmanager
-def _one_at_a_time(root: Path) -> Iterator[None]:
+def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Two `up` at once: the second waits, and finds the first one's stack."""
-    with (root / "command.lock").open("w") as file:
+    with (folder / "command.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

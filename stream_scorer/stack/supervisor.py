@@ -67,10 +67,9 @@ class Supervisor:
         for service in self._services.values():
             service.choose_ports()
         # The quick ones first: they start up while Kafka's jars are checked and its storage is formatted.
-        order = sorted(self._services, key=("mlflow", "redis", "kafka").index)
-        for name in order:
+        for name in sorted(self._services, key=("mlflow", "redis", "kafka").index):
             self._launch(name)
-        for name in reversed(order):
+        for name in sorted(self._services, key=("redis", "kafka", "mlflow").index):
             self._await(name, may_move=True)
 
     def start(self, name: str) -> None:

@@ -35,7 +35,6 @@ def main(arguments: list[str]) -> int:
         child = subprocess.Popen(command)
         code = child.wait()
     except _Stopped:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code = 0
         os.killpg(0, signal.SIGTERM)
         if child is not None:
@@ -55,6 +54,9 @@ class _Stopped(BaseException):
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
+    # Once only: the kernel sends a death signal for each thread of the parent that the child passes through on its
+    # way to another parent, and a second _Stopped inside the clean-up would leave the group alive.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Stopped
 
 

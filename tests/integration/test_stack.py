@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from stream_scorer.cli.stack import stack as stack_command
 from stream_scorer.errors import StateUnavailable, UnavailableError, UsageError
@@ -200,40 +200,40 @@ def test_a_service_that_dies_at_start_shows_its_log(tmp_path: Path, monkeypatch:
 
 def test_up_twice_and_down_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    root = tmp_path / ".stream-scorer" / "stack"
+    folder = tmp_path / ".stream-scorer" / "stack"
     run = CliRunner().invoke
     try:
         first = run(stack_command, ["up", "--service", "redis", "--json"])
         assert first.exit_code == 0, first.output
         address = json.loads(first.stdout)["redis"]
         assert redis_says(address, "PING") == b"+PONG"
-        pids = processes_naming(root)
+        pids = processes_naming(folder)
         assert len(pids) == 2
 
         second = run(stack_command, ["up", "--service", "redis", "--json"])
         assert json.loads(second.stdout)["redis"] == address and "already up" in second.stderr
-        assert processes_naming(root) == pids
+        assert processes_naming(folder) == pids
         with pytest.raises(UsageError, match="another stack runs"):
-            LocalStack(("redis",), root).start()
+            LocalStack(("redis",), folder).start()
 
         shown = run(stack_command, ["status", "--json"])
         assert shown.exit_code == 0 and [entry["alive"] for entry in json.loads(shown.stdout)] == [True]
-        addresses = read_state(root)
+        addresses = read_state(tmp_path)
         assert addresses is not None and addresses.redis == address and addresses.kafka is None
 
         assert run(stack_command, ["down"]).exit_code == 0
-        assert not processes_naming(root) and read_state(root) is None and status(root) == []
+        assert not processes_naming(folder) and read_state(tmp_path) is None and status(tmp_path) == []
         assert run(stack_command, ["status"]).exit_code == 1
         assert "nothing was running" in run(stack_command, ["down"]).stderr
     finally:
-        down(root)
+        down(tmp_path)
 
 
 def test_down_spares_a_stranger_with_the_same_number(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         try:
             up(tmp_path, ("redis",))
-            path = tmp_path / "state.json"
+            path = tmp_path / ".stream-scorer" / "stack" / "state.json"
             real = path.read_text()
             state = json.loads(real)
             state["supervisor"] = state["services"]["redis"] = {"pid": stranger.pid, "started": 1}
