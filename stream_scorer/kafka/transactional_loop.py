@@ -7,10 +7,11 @@ the committed ones) after a crash is the caller's business: see `stream_scorer.m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -23,6 +24,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from stream_scorer.clock import Clock
 from stream_scorer.errors import StreamScorerError, TransactionAborted
 from stream_scorer.kafka.config import consumer_config, producer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
@@ -34,6 +36,15 @@ Partition = tuple[str, int]
 TRANSACTION_TIMEOUT_MS = 10_000
 # Above the transaction timeout: by then the coordinator has decided, and we learn what.
 CALL_TIMEOUT_S = 15.0
+# A broker that just started has its coordinators within seconds; they are asked again this often, and this long.
+COORDINATOR_RETRY_S = 0.2
+COORDINATOR_DEADLINE_S = 30.0
+_COORDINATOR_MOVES = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+}
+T = TypeVar("T")
 METADATA_TIMEOUT_S = 5.0
 
 
@@ -62,7 +73,8 @@ class TransactionalLoop:
     Not safe for use from several threads: one thread owns it.
     """
 
-    def __init__(self, bootstrap: str, *, group: str, transactional_id: str, client_id: str) -> None:
+    def __init__(self, bootstrap: str, clock: Clock, *, group: str, transactional_id: str, client_id: str) -> None:
+        self._clock = clock
         self._bootstrap = bootstrap
         self._transactional_id = transactional_id
         self._client_id = client_id
@@ -89,11 +101,11 @@ class TransactionalLoop:
             | {"transactional.id": self._transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS}
         )
         wanted = [TopicPartition(topic, number) for topic, number in partitions]
-        try:
-            self._producer.init_transactions(CALL_TIMEOUT_S)
-            committed = self._consumer.committed(wanted, timeout=CALL_TIMEOUT_S)
-        except KafkaException as error:
-            raise as_domain_error(kafka_error(error), "read the committed positions", self._bootstrap) from error
+        producer = self._producer
+        self._insist(lambda: producer.init_transactions(CALL_TIMEOUT_S), "begin transactions")
+        committed = self._insist(
+            lambda: self._consumer.committed(wanted, timeout=CALL_TIMEOUT_S), "read the committed positions"
+        )
         for partition in committed:
             if partition.error is not None:
                 raise as_domain_error(partition.error, "read the committed positions", self._bootstrap)
@@ -160,6 +172,19 @@ class TransactionalLoop:
         """Leave at once: an open transaction is aborted by the coordinator, or by the next `begin`."""
         self._producer = None
         self._consumer.close()
+
+    def _insist(self, call: Callable[[], T], doing: str) -> T:
+        """Make a call again while its coordinator is only moving or starting."""
+        deadline = self._clock.monotonic() + COORDINATOR_DEADLINE_S
+        while True:
+            try:
+                return call()
+            except KafkaException as exception:
+                error = kafka_error(exception)
+                moving = error.retriable() or error.code() in _COORDINATOR_MOVES
+                if not moving or self._clock.monotonic() > deadline:
+                    raise as_domain_error(error, doing, self._bootstrap) from exception
+            time.sleep(COORDINATOR_RETRY_S)
 
     def _checked(self, message: Message) -> InputRecord:
         error = message.error()

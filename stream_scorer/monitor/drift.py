@@ -1,0 +1,85 @@
+"""How far a histogram lies from its reference: Jensen-Shannon distance, PSI and KS. Pure functions on counts.
+
+The drift score is the Jensen-Shannon distance with the natural logarithm, so it lies in [0, sqrt(ln 2) = 0.8326].
+PSI and KS are reported beside it and have thresholds of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# The one smoothing: this much is added to every bin of both histograms (Jeffreys' prior of a multinomial), so that an
+# empty bin has a finite logarithm. At 2,000 rows and 20 bins it moves no share by more than 0.005.
+PSEUDO_COUNT = 0.5
+# Below this, sampling noise alone exceeds any useful threshold: the mean of PSI under no change is about (bins - 1)/n.
+SUFFICIENT_ROWS = 2_000
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Three distances of one histogram from its reference, and the rows behind them."""
+
+    score: float
+    psi: float
+    ks: float
+    rows: int
+    reference_rows: int
+
+    @property
+    def sufficient(self) -> bool:
+        """Whether there are rows enough to judge by."""
+        return self.rows >= SUFFICIENT_ROWS
+
+
+def shares(counts: ArrayLike) -> Floats:
+    """Smoothed shares of non-negative counts ``(n_bins,)``; they sum to one."""
+    array = np.asarray(counts, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0 or (array < 0).any():
+        raise ValueError(f"a histogram is a non-empty row of counts, not {array!r}")
+    smooth: Floats = array + PSEUDO_COUNT
+    normalised: Floats = smooth / smooth.sum()
+    return normalised
+
+
+def jensen_shannon_distance(p: Floats, q: Floats) -> float:
+    """Square root of the Jensen-Shannon divergence (nats) of two share vectors without zeros.
+
+    Source: Endres and Schindelin, "A new metric for probability distributions", IEEE Trans. Inf. Theory 49 (2003).
+    """
+    middle = (p + q) / 2
+    divergence = float(np.sum(p * np.log(p / middle)) + np.sum(q * np.log(q / middle))) / 2
+    return float(np.sqrt(max(divergence, 0.0)))  # rounding may leave -1e-17 for equal vectors
+
+
+def population_stability_index(p: Floats, q: Floats) -> float:
+    """Sum of ``(p - q) ln(p / q)`` over two share vectors without zeros."""
+    return float(np.sum((p - q) * np.log(p / q)))
+
+
+def kolmogorov_smirnov(p: Floats, q: Floats) -> float:
+    """Greatest difference of the cumulated shares at the bins' edges: a lower bound of the statistic on raw values."""
+    return float(np.max(np.abs(np.cumsum(p) - np.cumsum(q))))
+
+
+def compare(counts: ArrayLike, reference: ArrayLike) -> Drift:
+    """Distances of `counts` from `reference`, both ``(n_bins,)`` on the same bins.
+
+    Raises:
+        ValueError: the two have different bins.
+    """
+    current, expected = np.asarray(counts), np.asarray(reference)
+    if current.shape != expected.shape:
+        raise ValueError(f"{current.size} bins against a reference of {expected.size}")
+    p, q = shares(current), shares(expected)
+    return Drift(
+        score=jensen_shannon_distance(p, q),
+        psi=population_stability_index(p, q),
+        ks=kolmogorov_smirnov(p, q),
+        rows=int(current.sum()),
+        reference_rows=int(expected.sum()),
+    )

@@ -1,0 +1,209 @@
+"""What the label joiner remembers: every decision younger than twice the label horizon, and the label that holds.
+
+SQLite, one file, one writer. Rows, waiting labels and input positions change in one SQLite transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from stream_scorer.errors import SettingsError
+
+Partition = tuple[str, int]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS context (
+    id INTEGER PRIMARY KEY, ensemble TEXT, version TEXT, arm TEXT, policy_version TEXT,
+    UNIQUE (ensemble, version, arm, policy_version));
+CREATE TABLE IF NOT EXISTS decided (
+    event_id TEXT PRIMARY KEY, event_time INTEGER, context INTEGER, decision INTEGER, member_alerts INTEGER,
+    value INTEGER, label INTEGER, source TEXT, probability REAL,
+    rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS decided_by_time ON decided (event_time);
+CREATE TABLE IF NOT EXISTS waiting (
+    event_id TEXT PRIMARY KEY, label INTEGER, source TEXT, probability REAL,
+    rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS position (topic TEXT, number INTEGER, next_offset INTEGER, PRIMARY KEY (topic, number));
+"""
+
+
+class Context(NamedTuple):
+    """What decided: shared by many rows, stored once."""
+
+    ensemble: str
+    version: str
+    arm: str
+    policy_version: str
+
+
+class Verdict(NamedTuple):
+    """One label. `order` decides which of two holds: the greater."""
+
+    label: int
+    source: str
+    probability: float | None
+    rank: int
+    labelled_at: int
+    log_offset: int
+    log_partition: int
+
+    @property
+    def order(self) -> tuple[int, int, int, int]:
+        """(source rank, labelled at, offset), then the partition, so that no two labels tie."""
+        return (self.rank, self.labelled_at, self.log_offset, self.log_partition)
+
+    def says_the_same(self, other: Verdict | None) -> bool:
+        """Whether a reader of outcomes would see no difference."""
+        return other is not None and self[:3] == other[:3]
+
+
+class Decided(NamedTuple):
+    """One scored transaction. `decision` and `label` are indices into DECISIONS and LABELS."""
+
+    event_id: str
+    event_time: int
+    context: int
+    decision: int
+    member_alerts: int
+    value: int
+    verdict: Verdict | None = None
+
+
+class JoinerStore:
+    """The joiner's tables. Open it in the thread that uses it; `commit` or `rollback` ends each batch."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open or create the file at `path`.
+
+        Raises:
+            SettingsError: the file cannot be opened, or another joiner holds it.
+        """
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+            # One writer: a second joiner on the same file is told so at its first statement.
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            # After a power cut the last batches are gone together with their positions, and are read again.
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA cache_size=-65536")  # 64 MB
+            self._db.executescript(_SCHEMA)
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise SettingsError(
+                f"the joiner's store {path}: {error}",
+                mend="Is another monitor running on the same state folder? Give each its own --state-dir.",
+            ) from error
+        self._contexts: dict[Context, int] = {}
+        self._names: dict[int, Context] = {}
+        for row in self._db.execute("SELECT id, ensemble, version, arm, policy_version FROM context"):
+            self._remember(Context(*row[1:]), row[0])
+
+    def _remember(self, context: Context, number: int) -> None:
+        self._contexts[context] = number
+        self._names[number] = context
+
+    def context_id(self, context: Context) -> int:
+        """The number of `context`, given on first sight."""
+        number = self._contexts.get(context)
+        if number is None:
+            row = self._db.execute(
+                "INSERT INTO context (ensemble, version, arm, policy_version) VALUES (?, ?, ?, ?) RETURNING id", context
+            ).fetchone()
+            number = int(row[0])
+            self._remember(context, number)
+        return number
+
+    def context(self, number: int) -> Context:
+        """The context behind a number."""
+        return self._names[number]
+
+    def positions(self) -> dict[Partition, int]:
+        """Next offset to read of each input partition; empty for a new store."""
+        return {(t, n): o for t, n, o in self._db.execute("SELECT topic, number, next_offset FROM position")}
+
+    def set_positions(self, positions: Mapping[Partition, int]) -> None:
+        """Record what has been read, in the same transaction as what it changed."""
+        self._db.executemany(
+            "INSERT INTO position VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset",
+            [(topic, number, offset) for (topic, number), offset in positions.items()],
+        )
+
+    def add(self, rows: Iterable[Decided]) -> None:
+        """Keep scored transactions; a known event id stays as it is (the first score counts)."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO decided (event_id, event_time, context, decision, member_alerts, value)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [row[:6] for row in rows],
+        )
+
+    def find(self, event_ids: Iterable[str]) -> dict[str, Decided]:
+        """The rows of those ids that are known."""
+        rows = self._db.execute(
+            "SELECT event_id, event_time, context, decision, member_alerts, value,"
+            " label, source, probability, rank, labelled_at, log_offset, log_partition"
+            " FROM decided WHERE event_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(event_ids)),),
+        )
+        return {r[0]: Decided(*r[:6])._replace(verdict=None if r[6] is None else Verdict(*r[6:])) for r in rows}
+
+    def set_verdicts(self, verdicts: Mapping[str, Verdict]) -> None:
+        """Replace the label that holds for known event ids."""
+        self._db.executemany(
+            "UPDATE decided SET label=?, source=?, probability=?, rank=?, labelled_at=?, log_offset=?, log_partition=?"
+            " WHERE event_id=?",
+            [(*verdict, event_id) for event_id, verdict in verdicts.items()],
+        )
+
+    def waiting(self, event_ids: Iterable[str]) -> dict[str, Verdict]:
+        """Labels that came before their score, of those ids."""
+        rows = self._db.execute(
+            "SELECT * FROM waiting WHERE event_id IN (SELECT value FROM json_each(?))", (json.dumps(list(event_ids)),)
+        )
+        return {r[0]: Verdict(*r[1:]) for r in rows}
+
+    def wait(self, verdicts: Mapping[str, Verdict]) -> None:
+        """Keep labels until their score comes, replacing what waited under the same id."""
+        self._db.executemany(
+            "INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(event_id, *verdict) for event_id, verdict in verdicts.items()],
+        )
+
+    def stop_waiting(self, event_ids: Iterable[str]) -> None:
+        """Forget labels that found their score."""
+        self._db.executemany("DELETE FROM waiting WHERE event_id=?", [(e,) for e in event_ids])
+
+    def waiting_count(self) -> int:
+        """How many labels wait for their score."""
+        return int(self._db.execute("SELECT count(*) FROM waiting").fetchone()[0])
+
+    def row_count(self) -> int:
+        """How many scored transactions are kept."""
+        return int(self._db.execute("SELECT count(*) FROM decided").fetchone()[0])
+
+    def forget_before(self, event_time: int) -> None:
+        """Delete rows older than `event_time`, and labels given before it that never found a score."""
+        self._db.execute("DELETE FROM decided WHERE event_time < ?", (event_time,))
+        self._db.execute("DELETE FROM waiting WHERE labelled_at < ?", (event_time,))
+
+    def commit(self) -> None:
+        """Make the batch durable and begin the next."""
+        self._db.execute("COMMIT")
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def rollback(self) -> None:
+        """Drop the batch in hand; contexts given in it are forgotten too."""
+        self._db.execute("ROLLBACK")
+        self._db.execute("BEGIN IMMEDIATE")
+        self._contexts.clear()
+        self._names.clear()
+        for row in self._db.execute("SELECT id, ensemble, version, arm, policy_version FROM context"):
+            self._remember(Context(*row[1:]), row[0])
+
+    def close(self) -> None:
+        """Drop the batch in hand and let go of the file."""
+        self._db.execute("ROLLBACK")
+        self._db.close()

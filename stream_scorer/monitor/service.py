@@ -1,0 +1,226 @@
+"""One monitor process: the label joiner in a thread, the Faust app in the loop, metrics on a port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream_scorer.clock import Clock
+from stream_scorer.errors import SettingsError
+from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.kafka.transactional_loop import TransactionalLoop
+from stream_scorer.monitor.app import AppSettings, MonitorApp, source_name
+from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
+from stream_scorer.monitor.joiner_store import JoinerStore
+from stream_scorer.monitor.judge import Judge
+from stream_scorer.monitor.metrics import JOINED, MONITOR_METRICS
+from stream_scorer.monitor.rates import DEFAULT_ASSUMPTIONS, Assumptions
+from stream_scorer.monitor.reference import ReferenceSource
+from stream_scorer.monitor.windows import WindowRules
+from stream_scorer.observability.health import HealthServer
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.spec.model import CheckedSpec, duration_ms
+from stream_scorer.state.client import connect, ping
+from stream_scorer.state.counters import CounterStore
+
+# Counters outlive what can still change them, plus the longest outage to survive.
+OUTAGE_S = 7 * 86_400
+# A stop is asked for by SIGTERM and due within 10 s; the joiner ends its batch in milliseconds.
+JOIN_THREAD_S = 4.0
+COUNTS_EVERY_S = 1.0
+
+_log = logging.getLogger("stream_scorer.monitor")
+
+
+@dataclass(frozen=True)
+class MonitorSettings:
+    """What a monitor needs to know beside the spec."""
+
+    bootstrap: str
+    redis: str
+    state_dir: Path
+    topic_prefix: str = ""
+    group: str = "stream-scorer-monitor"
+    instance: str = "monitor-1"
+    namespace: str = ""
+    window_panes: tuple[int, ...] = (1, 24)
+    idle_s: float = 30.0
+    emit_every_s: float = 1.0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    assumed: Assumptions = DEFAULT_ASSUMPTIONS
+
+
+def run_monitor(
+    settings: MonitorSettings,
+    checked: CheckedSpec,
+    references: ReferenceSource,
+    clock: Clock,
+    *,
+    on_ready: Callable[[str], None],
+) -> JoinerCounts:
+    """Run until SIGTERM or SIGINT. `on_ready` is told once both halves read from their positions.
+
+    Raises:
+        StreamScorerError: Kafka or Redis is absent, a topic is missing, or something broke on the way.
+    """
+    topics = Topics(settings.topic_prefix)
+    admin = TopicAdmin(settings.bootstrap)
+    counts = admin.require(
+        [topics.scores, topics.labels, topics.score_summaries, topics.outcomes, topics.monitor_metrics],
+        same_count=False,
+    )
+    client = connect(settings.redis)
+    ping(client, settings.redis)
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"the state folder {settings.state_dir}: {error.strerror}") from None
+    spec = checked.spec
+    join_rules = JoinRules(
+        pane_ms=duration_ms(spec.monitor.pane),
+        horizon_ms=duration_ms(spec.labels.horizon),
+        allowed_lateness_ms=duration_ms(spec.time.allowed_lateness),
+        source_rank=spec.labels.source_rank,
+    )
+    rules = WindowRules(
+        pane_ms=join_rules.pane_ms,
+        allowed_lateness_ms=join_rules.allowed_lateness_ms,
+        horizon_ms=join_rules.horizon_ms,
+        window_panes=settings.window_panes,
+        assumed=settings.assumed,
+    )
+    metrics = Metrics(MONITOR_METRICS)
+    # With the topic's id in it, a topic that is created anew is counted anew.
+    namespace = settings.namespace or f"stream-scorer:{settings.group}:{admin.topic_id(topics.score_summaries)}"
+    ttl_s = (2 * rules.horizon_ms + rules.allowed_lateness_ms) // 1000 + OUTAGE_S
+    store = CounterStore(client, namespace, ttl_s=ttl_s)
+    partitions = range(counts[topics.score_summaries])
+    judge = Judge(
+        store,
+        rules,
+        references,
+        clock,
+        metrics,
+        name=settings.instance,
+        partitions=partitions,
+        sources={p: source_name(topics.score_summaries, p) for p in partitions},
+        idle_s=settings.idle_s,
+    )
+    for library in ("faust", "mode"):
+        # They give their loggers a level of their own, below the root's.
+        logging.getLogger(library).setLevel(logging.WARNING)
+    joining = _Joining(settings, topics, counts, join_rules, clock)
+
+    async def run() -> None:
+        app = MonitorApp(
+            AppSettings(
+                bootstrap=settings.bootstrap,
+                group=settings.group,
+                instance=settings.instance,
+                summaries=topics.score_summaries,
+                outcomes=topics.outcomes,
+                metrics_topic=topics.monitor_metrics,
+                state_dir=settings.state_dir,
+                emit_every_s=settings.emit_every_s,
+            ),
+            store,
+            judge,
+            clock,
+            metrics,
+        )
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, app.stop)
+        joining.start(lambda error: loop.call_soon_threadsafe(app.fail, error))
+        health = None
+        if settings.metrics_port is not None:
+            health = HealthServer(
+                settings.metrics_host,
+                settings.metrics_port,
+                metrics.registry,
+                lambda: (app.ready and joining.ready.is_set(), "" if app.ready else "not yet assigned"),
+            )
+        watching = asyncio.create_task(_tell(app, joining, metrics, on_ready, health.port if health else None))
+        try:
+            await app.run()
+        finally:
+            watching.cancel()
+            joining.stop()
+            if health is not None:
+                health.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        joining.stop()
+        client.close()
+    return joining.counts
+
+
+async def _tell(
+    app: MonitorApp, joining: _Joining, metrics: Metrics, on_ready: Callable[[str], None], port: int | None
+) -> None:
+    while not (app.ready and joining.ready.is_set()):
+        await asyncio.sleep(0.05)
+    on_ready(f"metrics on port {port}" if port else "no metrics port")
+    while True:
+        counts = joining.counts
+        for what in ("scores", "labels", "outcomes", "unreadable", "too_late", "replayed", "waiting", "rows"):
+            metrics.set(JOINED, getattr(counts, what), what)
+        await asyncio.sleep(COUNTS_EVERY_S)
+
+
+class _Joining:
+    """The joiner's thread. SQLite and the Kafka clients are made, used and closed in it."""
+
+    def __init__(
+        self, settings: MonitorSettings, topics: Topics, partitions: dict[str, int], rules: JoinRules, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._topics = topics
+        self._inputs = [(t, n) for t in (topics.scores, topics.labels) for n in range(partitions[t])]
+        self._rules = rules
+        self._clock = clock
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.ready = threading.Event()
+        self.counts = JoinerCounts()
+
+    def start(self, on_failure: Callable[[BaseException], object]) -> None:
+        def run() -> None:
+            try:
+                self._run()
+            except Exception as error:
+                _log.debug("joiner failed", exc_info=True)
+                on_failure(error)
+
+        self._thread = threading.Thread(target=run, name="joiner", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(JOIN_THREAD_S)
+
+    def _run(self) -> None:
+        settings = self._settings
+        store = JoinerStore(settings.state_dir / "joiner.sqlite")
+        name = f"{settings.group}-joiner-{settings.topic_prefix or 'default'}"
+        try:
+            joiner = Joiner(store, self._rules, scores=self._topics.scores, labels=self._topics.labels)
+            self.counts = joiner.counts
+            with TransactionalLoop(
+                settings.bootstrap, self._clock, group=name, transactional_id=name, client_id=name
+            ) as loop:
+                service = JoinerService(
+                    loop, store, joiner, self._clock, inputs=self._inputs, outcomes=self._topics.outcomes
+                )
+                service.run(self._stop, self.ready.set)
+        finally:
+            store.close()

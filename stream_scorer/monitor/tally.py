@@ -1,0 +1,98 @@
+"""From summaries and outcomes to integer counts of cells.
+
+A cell is one event-time pane of one ensemble version and arm. Its fields::
+
+    n, dup, deg, fb                rows, duplicates, degraded, decided by fallback
+    d:<decision>  v:<decision>     transactions and money by decision
+    ma:<member>                    transactions the member alone would have alerted
+    sc:<bin>  m:<member>:<bin>  f:<series>:<bin>   histograms on the reference profile's bins
+    lo:<member>:<0..3>             served alert against left-out alert, 2x2
+    o:<decision>:<label>           labelled transactions      ov:… their money
+    os:<decision>:<label>:<source> by the label's source      op:<decision>:<label>:<p> by review probability
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+from stream_scorer.records import Outcome, ScoreSummary
+from stream_scorer.state.counters import Cell
+
+Cells = dict[Cell, dict[str, int]]
+
+
+def new_cells() -> Cells:
+    """An empty tally."""
+    return defaultdict(lambda: defaultdict(int))
+
+
+def cell_label(ensemble: str, version: str, arm: str) -> str:
+    """Whose counts a cell holds, as one string that no name can make ambiguous."""
+    return json.dumps([ensemble, version, arm], separators=(",", ":"))
+
+
+def parse_label(label: str) -> tuple[str, str, str]:
+    """Ensemble, version and arm of a cell."""
+    ensemble, version, arm = json.loads(label)
+    return ensemble, version, arm
+
+
+def count_summary(cells: Cells, summary: ScoreSummary) -> None:
+    """Add one summary to `cells`."""
+    label = cell_label(summary.ensemble, summary.version, summary.arm)
+    for pane in summary.panes:
+        counts = cells[pane.pane, label]
+        counts["n"] += pane.rows
+        for name, number in (("dup", pane.duplicates), ("deg", pane.degraded), ("fb", pane.fallback)):
+            if number:
+                counts[name] += number
+        for prefix, numbers in (("d:", pane.decisions), ("v:", pane.money), ("ma:", pane.member_alerts)):
+            for name, number in numbers.items():
+                counts[prefix + name] += number
+        _add_histogram(counts, "sc:", pane.score)
+        for member, bins in pane.members.items():
+            _add_histogram(counts, f"m:{member}:", bins)
+        for series, bins in pane.features.items():
+            _add_histogram(counts, f"f:{series}:", bins)
+        for member, square in pane.left_out.items():
+            for place, number in enumerate(square):
+                counts[f"lo:{member}:{place}"] += number
+
+
+def count_outcome(cells: Cells, outcome: Outcome) -> None:
+    """Add one outcome to `cells`: the new label counts once more, the one it replaces once less."""
+    counts = cells[outcome.pane, cell_label(outcome.ensemble, outcome.version, outcome.arm)]
+    if outcome.previous_label is not None:
+        _add_label(
+            counts,
+            f"{outcome.decision}:{outcome.previous_label}",
+            outcome.previous_source or "",
+            outcome.previous_review_probability,
+            outcome.value,
+            -1,
+        )
+    _add_label(
+        counts,
+        f"{outcome.decision}:{outcome.label}",
+        outcome.source,
+        outcome.review_probability,
+        outcome.value,
+        1,
+    )
+
+
+def _add_label(
+    counts: dict[str, int], what: str, source: str, probability: float | None, value: int, sign: int
+) -> None:
+    counts[f"o:{what}"] += sign
+    counts[f"ov:{what}"] += sign * value
+    counts[f"os:{what}:{source}"] += sign
+    if probability is not None:
+        # Integers only: the weight 1/p is applied when the count is read. repr() keeps every bit of p.
+        counts[f"op:{what}:{probability!r}"] += sign
+
+
+def _add_histogram(counts: dict[str, int], prefix: str, sparse: list[int]) -> None:
+    for place in range(0, len(sparse), 2):
+        counts[f"{prefix}{sparse[place]}"] += sparse[place + 1]

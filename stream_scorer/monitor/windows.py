@@ -1,0 +1,225 @@
+"""Tumbling event-time windows: when they close, how their counts merge, and the figures they yield.
+
+Pure functions on counts: the same counts give the same figures, live or recomputed from the topics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stream_scorer.monitor import rates
+from stream_scorer.monitor.drift import Drift, compare
+from stream_scorer.records import DECISIONS, Decision
+
+# The positive sets every rate is reported for, by the name of their dimension.
+POSITIVE_SETS: dict[str, tuple[Decision, ...]] = {"review+block": ("review", "block"), "block": ("block",)}
+ALERTED: tuple[Decision, ...] = ("review", "block")
+
+Counts = Mapping[str, int]
+# Edges and counts of each series of a reference profile, as `stream_scorer.ensemble` stores it.
+Profile = Mapping[str, tuple[ArrayLike, ArrayLike]]
+
+
+class Figure(NamedTuple):
+    """One figure of a window, not yet a record. `labelled` figures depend on labels and carry their age."""
+
+    metric: str
+    dimension: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    numerator: int | None = None
+    denominator: int | None = None
+    labelled: bool = False
+    statistics: Mapping[str, float | int | None] = {}
+
+
+@dataclass(frozen=True)
+class WindowRules:
+    """Times in milliseconds; `window_panes` lists the lengths of windows in panes, the first of them 1."""
+
+    pane_ms: int
+    allowed_lateness_ms: int
+    horizon_ms: int
+    window_panes: tuple[int, ...] = (1,)
+    assumed: rates.Assumptions = rates.DEFAULT_ASSUMPTIONS
+
+    def start_of(self, pane: int, panes: int) -> int:
+        """Start of the window of `panes` panes that holds `pane`; windows are aligned to the epoch."""
+        length = panes * self.pane_ms
+        return pane - pane % length
+
+    def panes_of(self, start: int, panes: int) -> range:
+        """Starts of the panes of a window."""
+        return range(start, start + panes * self.pane_ms, self.pane_ms)
+
+    def closed(self, end: int, watermark: int | None) -> bool:
+        """Whether no transaction is expected below `end` any more. Late ones still count, as a later revision."""
+        return watermark is not None and watermark >= end + self.allowed_lateness_ms
+
+
+def watermark(newest: Mapping[str, int | None], idle: Iterable[str] = ()) -> int | None:
+    """Event time below which every partition that is not idle has been read: the minimum of their newest panes.
+
+    None while a partition that is not idle has shown nothing. If all are idle, time stands still: also None, and the
+    caller keeps the watermark it had.
+    """
+    active = set(newest) - set(idle)
+    times = [newest[partition] for partition in active]
+    known = [time for time in times if time is not None]
+    return min(known) if known and len(known) == len(times) else None
+
+
+def merge(parts: Iterable[Counts]) -> dict[str, int]:
+    """Sum of counts, field by field: exact, and the same in any order and grouping."""
+    total: dict[str, int] = {}
+    for counts in parts:
+        for name, number in counts.items():
+            total[name] = total.get(name, 0) + number
+    return total
+
+
+def histogram(counts: Counts, prefix: str, bins: int) -> NDArray[np.int64]:
+    """The ``(bins,)`` counts of the fields ``<prefix><bin>``.
+
+    Raises:
+        ValueError: a count lies outside the bins: the scorer used another profile.
+    """
+    dense = np.zeros(bins, dtype=np.int64)
+    for name, number in counts.items():
+        if name.startswith(prefix) and name[len(prefix) :].isdigit():
+            place = int(name[len(prefix) :])
+            if place >= bins:
+                raise ValueError(f"{prefix}{place} lies outside the reference profile's {bins} bins")
+            dense[place] = number
+    return dense
+
+
+def field_prefix(series: str) -> str:
+    """Where the counts of a profile's series stand: ``score``, ``member:<name>`` or a feature's name."""
+    if series == "score":
+        return "sc:"
+    if series.startswith("member:"):
+        return f"m:{series.removeprefix('member:')}:"
+    return f"f:{series}:"
+
+
+def drifts(counts: Counts, profile: Profile) -> dict[str, Drift]:
+    """Drift of every series of `profile` that has counts.
+
+    Raises:
+        ValueError: the counts are on other bins.
+    """
+    found = {}
+    for series, (_, reference) in profile.items():
+        expected = np.asarray(reference)
+        current = histogram(counts, field_prefix(series), expected.size)
+        if current.any():
+            found[series] = compare(current, expected)
+    return found
+
+
+def labelled(counts: Counts, positive: Iterable[Decision]) -> rates.Labelled:
+    """The counts of one positive set."""
+    positives = set(positive)
+    negatives = [d for d in DECISIONS if d not in positives]
+
+    def decided(decisions: Iterable[str]) -> int:
+        return sum(counts.get(f"d:{d}", 0) for d in decisions)
+
+    def with_label(decisions: Iterable[str], label: str) -> int:
+        return sum(counts.get(f"o:{d}:{label}", 0) for d in decisions)
+
+    by_probability: dict[float, int] = {}
+    reviewed = reviewed_fraud = 0
+    for name, number in counts.items():
+        if not name.startswith("op:") or not number:
+            continue
+        _, decision, label, probability = name.split(":", 3)
+        if decision in positives and label == "genuine":
+            by_probability[float(probability)] = by_probability.get(float(probability), 0) + number
+        elif decision == "approve":
+            reviewed += number
+            reviewed_fraud += number if label == "fraud" else 0
+    held = [d for d in negatives if d in ALERTED]
+    return rates.Labelled(
+        n_positive=decided(positives),
+        n_negative=decided(negatives),
+        duplicates=counts.get("dup", 0),
+        tp=with_label(positives, "fraud"),
+        fp=with_label(positives, "genuine"),
+        fn=with_label(negatives, "fraud"),
+        tn=with_label(negatives, "genuine"),
+        held_silent=max(decided(held) - with_label(held, "fraud") - with_label(held, "genuine"), 0),
+        fp_by_probability=by_probability,
+        reviewed_negative=reviewed,
+        reviewed_negative_fraud=reviewed_fraud,
+    )
+
+
+def figures(counts: Counts, profile: Profile | None, rules: WindowRules) -> list[Figure]:
+    """Every figure of one window of one version and arm.
+
+    Raises:
+        ValueError: the counts are on other bins than `profile`.
+    """
+    rows = counts.get("n", 0)
+    found = [
+        Figure("transactions", "", float(rows), numerator=rows),
+        _share("duplicate_share", "", counts.get("dup", 0), rows),
+        _share("degraded_share", "", counts.get("deg", 0), rows),
+        _share("fallback_share", "", counts.get("fb", 0), rows),
+    ]
+    decided = sum(counts.get(f"d:{d}", 0) for d in DECISIONS)
+    money = sum(counts.get(f"v:{d}", 0) for d in DECISIONS)
+    for dimension, positive in POSITIVE_SETS.items():
+        found.append(_share("alert_rate", dimension, sum(counts.get(f"d:{d}", 0) for d in positive), decided))
+        found.append(_share("alert_rate_money", dimension, sum(counts.get(f"v:{d}", 0) for d in positive), money))
+    for name in sorted(counts):
+        if name.startswith("ma:"):
+            found.append(_share("member_alert_rate", name[3:], counts[name], decided))
+    if profile is not None:
+        found += [_drift(series, drift) for series, drift in drifts(counts, profile).items()]
+    if decided:
+        for dimension, positive in POSITIVE_SETS.items():
+            found += _rates(dimension, labelled(counts, positive), rules.assumed)
+    return found
+
+
+def _share(metric: str, dimension: str, numerator: int, denominator: int) -> Figure:
+    value = rates.ratio(numerator, denominator)
+    return Figure(metric, dimension, value, numerator=numerator, denominator=denominator)
+
+
+def _drift(series: str, drift: Drift) -> Figure:
+    return Figure(
+        "drift_score",
+        series,
+        drift.score,
+        denominator=drift.rows,
+        statistics={
+            "psi": drift.psi,
+            "ks": drift.ks,
+            "reference_rows": drift.reference_rows,
+            "sufficient": int(drift.sufficient),
+        },
+    )
+
+
+def _rates(dimension: str, counts: rates.Labelled, assumed: rates.Assumptions) -> list[Figure]:
+    named = {
+        "fpr": rates.false_positive_rate(counts, assumed),
+        "precision": rates.precision(counts),
+        "false_discovery_rate": rates.false_discovery_rate(counts),
+        "recall": rates.recall(counts, assumed),
+        "false_positives_per_fraud": rates.false_positives_per_fraud(counts),
+    }
+    return [
+        Figure(name, dimension, r.value, r.low, r.high, r.numerator, r.denominator, True, r.statistics)
+        for name, r in named.items()
+    ]

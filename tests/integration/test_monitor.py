@@ -1,0 +1,402 @@
+"""The monitor on a real Kafka and Redis: what it says equals a recomputation from the topics, whatever is killed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from stream_scorer.kafka.config import consumer_config, producer_config
+from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.monitor.rates import FACE_VALUE
+from stream_scorer.records import DECISIONS, MonitorMetric, Outcome, PaneSummary, Score, ScoreSummary
+
+pytestmark = pytest.mark.integration
+
+SPEC = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
+HOUR = 3_600_000
+T0 = 1_767_225_600_000  # 2026-01-01
+PARTITIONS = 3
+EDGES = [0.1, 0.2, 0.4, 0.6, 0.8]
+# Two versions, one of which drifts; the last bin of a reference is for the missing.
+REFERENCE = [4_000, 2_500, 2_000, 1_000, 300, 200, 0]
+VERSIONS = ("1", "2")
+RANK = {"random_review": 1, "analyst": 2, "chargeback": 3}
+
+
+@dataclass
+class Topping:
+    """What was sent, and what is hidden."""
+
+    truth: dict[str, bool] = field(default_factory=dict)
+    sent: int = 0
+    aborted: int = 0
+
+
+class Feed:
+    """Sends what a scorer and people would: scores and a summary in one transaction, labels in theirs."""
+
+    def __init__(self, bootstrap: str, topics: Topics, seed: int) -> None:
+        self.topics = topics
+        self.rng = np.random.default_rng(seed)
+        self.producer = Producer(
+            producer_config(bootstrap, "feed") | {"transactional.id": f"feed-{topics.prefix}", "partitioner": "murmur2"}
+        )
+        self.producer.init_transactions(15)
+        self.book = Topping()
+        self.offsets = [0] * PARTITIONS
+        self.waiting: list[tuple[float, dict[str, Any]]] = []
+
+    def batch(self, number: int, hour: float) -> None:
+        """Score one micro-batch around event hour `hour`; every seventh is aborted first, with other content."""
+        if number % 7 == 3:
+            self._send(number, hour, commit=False)
+            self.book.aborted += 1
+        self._send(number, hour, commit=True)
+        if number % 5 == 0:
+            self.labels(hour)
+
+    def _send(self, number: int, hour: float, *, commit: bool) -> None:
+        partition = number % PARTITIONS
+        rows = int(self.rng.integers(20, 60))
+        version = VERSIONS[int(hour > 40)]
+        times = (T0 + (hour + self.rng.uniform(-1.5, 0.0, rows)) * HOUR).astype(int)
+        fraud = self.rng.random(rows) < 0.02
+        values = np.clip(self.rng.beta(1.2, 6, rows) + fraud * 0.5 * self.rng.random(rows), 0, 0.999)
+        if version == "2":
+            values = np.sqrt(values)
+        self.producer.begin_transaction()
+        scores = []
+        for row in range(rows):
+            value = float(values[row])
+            decision = DECISIONS[int(value >= 0.3) + int(value >= 0.8)]
+            event_id = f"e{number}-{row}" if commit else f"aborted-{number}-{row}"
+            score = Score(
+                event_id, int(times[row]), int(times[row]), value, decision, "model", "cards", version,
+                "champion", "p1", 1.0, False, [], int(value > 0.5), int(self.rng.integers(100, 90_000)),
+            )  # fmt: skip
+            scores.append(score)
+            self.producer.produce(
+                self.topics.scores, key=event_id, value=msgspec.json.encode(score), partition=partition
+            )
+            if commit:
+                self.book.truth[event_id] = bool(fraud[row])
+                self._plan_labels(score, bool(fraud[row]), hour)
+        summary = self._summary(scores, partition, version)
+        self.producer.produce(
+            self.topics.score_summaries, key=str(partition), value=msgspec.json.encode(summary), partition=partition
+        )
+        if commit:
+            self.producer.commit_transaction(15)
+            self.offsets[partition] += rows
+            self.book.sent += rows
+        else:
+            self.producer.flush(10)  # aborted records that are in the log, not only in a buffer
+            self.producer.abort_transaction(15)
+
+    def _summary(self, scores: list[Score], partition: int, version: str) -> ScoreSummary:
+        panes = defaultdict(list)
+        for score in scores:
+            panes[score.event_time - score.event_time % HOUR].append(score)
+        found = []
+        for pane, members in sorted(panes.items()):
+            bins = np.bincount(np.searchsorted(EDGES, [s.score for s in members], side="right"), minlength=7)
+            sparse = [int(x) for b in np.flatnonzero(bins) for x in (b, bins[b])]
+            found.append(
+                PaneSummary(
+                    pane, len(members), 0, 0, 0,
+                    {d: sum(s.decision == d for s in members) for d in DECISIONS},
+                    {d: sum(s.value for s in members if s.decision == d) for d in DECISIONS},
+                    {"amount_log": sparse}, {"gbm": sparse}, {"gbm": sum(s.member_alerts for s in members)},
+                    sparse, {"gbm": [1, 0, 0, len(members) - 1]},
+                )
+            )  # fmt: skip
+        first = self.offsets[partition]
+        return ScoreSummary(
+            "cards",
+            version,
+            "champion",
+            HOUR,
+            self.topics.transactions,
+            partition,
+            first,
+            first + len(scores),
+            0,
+            found,
+        )
+
+    def _plan_labels(self, score: Score, fraud: bool, hour: float) -> None:
+        draw = self.rng.random(4)
+        plan: list[tuple[float, str, bool, float | None]] = []
+        if score.decision != "approve" and draw[0] < 0.5:
+            plan.append((hour + 3, "analyst", fraud if draw[3] > 0.1 else not fraud, 0.5))
+        if score.decision == "approve" and draw[1] < 0.01:
+            plan.append((hour + 5, "random_review", fraud, 0.01))
+        if score.decision != "block" and fraud and draw[2] < 0.8:
+            plan.append((hour - 2 if draw[3] < 0.2 else hour + 20 * draw[2], "chargeback", True, None))
+        if draw[3] < 0.01:
+            plan.append((hour + 4, "neighbour", True, None))  # an unknown source loses to all others
+        for when, source, is_fraud, probability in plan:
+            label = {
+                "event_id": score.event_id,
+                "event_time": score.event_time,
+                "label": "fraud" if is_fraud else "genuine",
+                "labelled_at": max(score.event_time + 1, int(T0 + when * HOUR)),
+                "source": source,
+                "customer_id": "c",
+            }
+            if probability is not None:
+                label["review_probability"] = probability
+            self.waiting.append((when, label))
+            if draw[0] < 0.05:
+                self.waiting.append((when + 1, label))  # the same label twice
+
+    def labels(self, hour: float) -> None:
+        """Send the labels due by `hour`, a few of them in a transaction that is aborted and then sent again."""
+        due = [label for when, label in self.waiting if when <= hour]
+        self.waiting = [(when, label) for when, label in self.waiting if when > hour]
+        for commit in (False, True):
+            self.producer.begin_transaction()
+            for label in due if commit else due[:3]:
+                sent = label if commit else label | {"label": "fraud", "source": "chargeback"}
+                self.producer.produce(self.topics.labels, key=label["event_id"], value=json.dumps(sent))
+            self.producer.flush(10)
+            if commit:
+                self.producer.commit_transaction(15)
+            else:
+                self.producer.abort_transaction(15)
+
+
+def read_all(bootstrap: str, topic: str) -> list[bytes]:
+    """Every committed value of a topic, partition by partition."""
+    consumer = Consumer(consumer_config(bootstrap, "reader", "reader") | {"enable.partition.eof": True})
+    count = len(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+    consumer.assign([TopicPartition(topic, p, 0) for p in range(count)])
+    values, open_partitions = [], set(range(count))
+    while open_partitions:
+        for message in consumer.consume(500, 0.2):
+            if message.error():
+                open_partitions.discard(message.partition())
+            else:
+                values.append(message.value())
+    consumer.close()
+    return values
+
+
+def recompute(bootstrap: str, topics: Topics) -> dict[tuple[int, str, str, str], tuple[Any, ...]]:
+    """Numerators, denominators and drift by pane, from `scores` and `labels` alone, one event at a time."""
+    scores = {s.event_id: s for s in (msgspec.json.decode(v, type=Score) for v in read_all(bootstrap, topics.scores))}
+    holds: dict[str, tuple[int, int, dict[str, Any]]] = {}
+    for value in read_all(bootstrap, topics.labels):
+        label = json.loads(value)
+        order = (RANK.get(label["source"], -1), label["labelled_at"])
+        if label["event_id"] not in holds or order > holds[label["event_id"]][:2]:
+            holds[label["event_id"]] = (*order, label)
+    panes = defaultdict(list)
+    for score in scores.values():
+        panes[score.event_time - score.event_time % HOUR, score.version].append(score)
+    expected: dict[tuple[int, str, str, str], tuple[Any, ...]] = {}
+    for (pane, version), members in panes.items():
+        n = len(members)
+        expected[pane, version, "transactions", ""] = (n, None)
+        bins = np.bincount(np.searchsorted(EDGES, [s.score for s in members], side="right"), minlength=7) + 0.5
+        p, q = bins / bins.sum(), (np.array(REFERENCE) + 0.5) / (sum(REFERENCE) + 3.5)
+        m = (p + q) / 2
+        distance = float(np.sqrt((np.sum(p * np.log(p / m)) + np.sum(q * np.log(q / m))) / 2))
+        expected[pane, version, "drift_score", "score"] = (round(distance, 9), n)
+        for name, positive in (("review+block", {"review", "block"}), ("block", {"block"})):
+            alerted = [s for s in members if s.decision in positive]
+            expected[pane, version, "alert_rate", name] = (len(alerted), n)
+            verdicts = [(s, holds[s.event_id][2]["label"]) for s in members if s.event_id in holds]
+            frauds = sum(label == "fraud" for _, label in verdicts)
+            fp = sum(label == "genuine" and s.decision in positive for s, label in verdicts)
+            expected[pane, version, "fpr", name] = (fp, n - frauds)
+            tp = sum(label == "fraud" and s.decision in positive for s, label in verdicts)
+            expected[pane, version, "precision", name] = (tp, len(alerted))
+    return expected
+
+
+def latest(bootstrap: str, topics: Topics) -> dict[tuple[int, int, str, str, str], MonitorMetric]:
+    """The last revision of every figure."""
+    found: dict[tuple[int, int, str, str, str], MonitorMetric] = {}
+    for value in read_all(bootstrap, topics.monitor_metrics):
+        m = msgspec.json.decode(value, type=MonitorMetric)
+        key = (m.window_start, m.window_end - m.window_start, m.version, m.metric, m.dimension)
+        if key not in found or m.revision > found[key].revision:
+            found[key] = m
+    return found
+
+
+def shown(metrics: dict[tuple[int, int, str, str, str], MonitorMetric], expected: Any) -> dict[Any, tuple[Any, ...]]:
+    """The figures of single panes, in the form of `recompute`."""
+    out: dict[Any, tuple[Any, ...]] = {}
+    for (start, length, version, metric, dimension), m in metrics.items():
+        key = (start, version, metric, dimension)
+        if length == HOUR and key in expected:
+            first = round(m.value, 9) if metric == "drift_score" and m.value is not None else m.numerator
+            out[key] = (first, m.denominator)
+    return out
+
+
+@dataclass
+class Monitor:
+    """A monitor as a process of its own."""
+
+    process: subprocess.Popen[str]
+
+    @classmethod
+    def start(cls, stack: Any, topics: Topics, state: Path, *more: str) -> Monitor:
+        command = [
+            sys.executable, __file__, "--bootstrap", stack.addresses.kafka, "--redis", stack.addresses.redis,
+            "--topic-prefix", topics.prefix, "--spec", str(SPEC), "--state-dir", str(state), "--metrics-port", "0",
+            "--idle-after", "3", "--emit-every", "0.5", *more,
+        ]  # fmt: skip
+        return cls(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+
+    def wait_ready(self) -> float:
+        """Seconds from now until it says that it monitors."""
+        began = time.monotonic()
+        assert self.process.stderr is not None
+        said = []
+        for line in self.process.stderr:
+            said.append(line)
+            if line.startswith("monitoring"):
+                os.set_blocking(self.process.stderr.fileno(), False)
+                return time.monotonic() - began
+        raise AssertionError("the monitor ended: " + "".join(said))
+
+    def end(self) -> tuple[int, float, str]:
+        """Exit code after SIGTERM, the seconds it took, and what it said."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(15)
+        assert self.process.stderr is not None
+        return code, time.monotonic() - began, self.process.stderr.read() or ""
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Any]:
+    from stream_scorer.stack import LocalStack
+
+    with LocalStack(services=("kafka", "redis")) as running:
+        yield running
+
+
+@pytest.fixture
+def topics(stack: Any, request: pytest.FixtureRequest) -> Topics:
+    named = Topics(f"{request.node.name.replace('_', '-')[:40]}.")
+    TopicAdmin(stack.addresses.kafka).create(named.all(), PARTITIONS)
+    return named
+
+
+def converge(stack: Any, topics: Topics, seconds: float) -> tuple[dict[Any, Any], dict[Any, Any], Any]:
+    """Recompute, and read what the monitor says until it says the same or the time is up."""
+    expected = recompute(stack.addresses.kafka, topics)
+    deadline = time.monotonic() + seconds
+    while True:
+        metrics = latest(stack.addresses.kafka, topics)
+        said = shown(metrics, expected)
+        if said == expected or time.monotonic() > deadline:
+            return expected, said, metrics
+        time.sleep(0.5)
+
+
+def test_windows_equal_a_recomputation_after_kills(stack: Any, topics: Topics, tmp_path: Path) -> None:
+    feed = Feed(stack.addresses.kafka, topics, seed=11)
+    hours = np.linspace(2, 78, 420)
+    monitor = Monitor.start(stack, topics, tmp_path)
+    kills = 0
+    try:
+        assert monitor.wait_ready() < 5 + 3  # 5 s on an idle machine
+        for number, hour in enumerate(hours):
+            feed.batch(number, float(hour))
+            if number in (150, 290):
+                monitor.kill()
+                kills += 1
+                monitor = Monitor.start(stack, topics, tmp_path)
+        feed.labels(1e9)
+        expected, said, metrics = converge(stack, topics, 30)
+        assert said == expected
+        code, seconds, words = monitor.end()
+    finally:
+        monitor.kill()
+    assert (code, "Traceback" in words) == (0, False), words
+    assert seconds < 10
+    assert kills == 2 and feed.book.aborted > 50 and feed.book.sent > 10_000
+    _check_bounds(feed, stack, topics, metrics)
+    _check_outcomes(stack, topics, expected)
+    assert sum(m.closed for m in metrics.values() if m.metric == "transactions" and m.window_end < T0 + 70 * HOUR) > 60
+    mature = [m for m in metrics.values() if m.metric == "fpr" and m.statistics["reviewed"] and m.label_age]
+    assert mature
+
+
+def _check_bounds(feed: Feed, stack: Any, topics: Topics, metrics: dict[Any, MonitorMetric]) -> None:
+    """The hidden false-positive rate of every window lies within the bounds, and not within the face values alone."""
+    scores = [msgspec.json.decode(v, type=Score) for v in read_all(stack.addresses.kafka, topics.scores)]
+    inside = 0
+    for (start, length, version, metric, dimension), m in metrics.items():
+        if metric != "fpr" or m.low is None or m.high is None:
+            continue
+        members = [s for s in scores if start <= s.event_time < start + length and s.version == version]
+        genuine = [s for s in members if not feed.book.truth[s.event_id]]
+        positive = dimension.split("+")
+        truth = sum(s.decision in positive for s in genuine) / len(genuine)
+        assert m.low <= truth + 1e-12 and truth <= m.high + 1e-12, (m, truth)
+        assert m.low <= (m.value if m.value is not None else m.low) <= m.high
+        inside += 1
+    assert inside > 100
+    assert FACE_VALUE.unreported_cap == 0
+
+
+def _check_outcomes(stack: Any, topics: Topics, expected: dict[Any, Any]) -> None:
+    """Outcomes come once each: the last one of an event says the label that holds, and each names the one before."""
+    chains = defaultdict(list)
+    for value in read_all(stack.addresses.kafka, topics.outcomes):
+        outcome = msgspec.json.decode(value, type=Outcome)
+        chains[outcome.event_id].append(outcome)
+    changed = 0
+    for chain in chains.values():
+        assert chain[0].previous_label is None
+        for before, after in itertools.pairwise(chain):
+            assert (after.previous_label, after.previous_source) == (before.label, before.source)
+            changed += before.label != after.label
+    assert changed > 5
+    assert not any(event_id.startswith("aborted") for event_id in chains)
+
+
+def test_errors_are_told(stack: Any, tmp_path: Path) -> None:
+    missing = Monitor.start(stack, Topics("nowhere."), tmp_path)
+    assert missing.process.wait(20) == 2
+    assert missing.process.stderr is not None
+    words = missing.process.stderr.read()
+    assert "nowhere.scores" in words and "Traceback" not in words
+
+
+if __name__ == "__main__":
+    # The command itself, with the reference profile given instead of read from a registry.
+    from stream_scorer.cli.main import main
+    from stream_scorer.monitor import reference
+
+    profile = dict.fromkeys(("score", "member:gbm", "amount_log"), (EDGES, REFERENCE))
+    profiles = {("cards", version): profile for version in VERSIONS}
+    reference.EnsembleReferences.profile = lambda self, ensemble, version: profiles.get((ensemble, version))  # type: ignore[method-assign]
+    sys.argv = ["stream-scorer", "monitor", *sys.argv[1:]]
+    main()
