@@ -34,7 +34,7 @@ from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
 from stream_scorer.state.client import connect, ping
 from stream_scorer.state.redis_rows import RedisRowStore
-from stream_scorer.state.rows import SourcePartition
+from stream_scorer.state.rows import RowUpdate, SourcePartition
 
 _log = logging.getLogger(__name__)
 
@@ -92,9 +92,7 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     publisher = Publisher(topics, ensemble, checked, SystemClock())
     processor: Processor
 
-    enrich = Enrich(
-        engine, store, lambda: processor.committer.in_flight(), lambda error: processor.state_lost(error)
-    )
+    enrich = Enrich(engine, store, lambda: processor.committer.in_flight(), lambda error: processor.state_lost(error))
     stages: list[Stage] = [Decode(checked), enrich, Scoring(ensemble, checked, metrics)]
     processor = make_processor(settings, topics, inputs, stages, publisher.publish, store, metrics)
     return processor
@@ -143,12 +141,16 @@ def make_processor(
         producers=TransactionPair(bootstrap, f"{group}-{instance}"),
         stages=stages,
         publish=publish,  # type: ignore[arg-type]
-        apply=store.apply if store is not None else lambda update: None,
+        apply=store.apply if store is not None else _apply_nothing,
         transactions_topic=topics.transactions,
         labels_topic=topics.labels,
         pacing=Pacing(settings["scorer.batch"], settings["scorer.pace_ms"] / 1_000),
         metrics=metrics,
     )
+
+
+def _apply_nothing(_update: RowUpdate) -> None:
+    """A pipeline without state has no rows to bring up to date."""
 
 
 def run_processor(settings: Settings, make: object) -> None:
@@ -185,7 +187,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
     stop = threading.Event()
 
-    def ask(signum: int, frame: FrameType | None) -> None:
+    def ask(_signum: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()

@@ -25,7 +25,7 @@ class Record(msgspec.Struct, frozen=True):
     """Base of every record: immutable, unknown fields ignored (backward compatible)."""
 
 
-class Score(Record):
+class Score(Record, frozen=True):
     """Topic `scores`: one per transaction, slim."""
 
     event_id: str
@@ -45,7 +45,7 @@ class Score(Record):
     value: int
 
 
-class MemberContribution(Record):
+class MemberContribution(Record, frozen=True):
     """One member's part in one score. `contribution` is in units of z (log-odds for the logit link)."""
 
     name: str
@@ -55,7 +55,7 @@ class MemberContribution(Record):
     status: MemberStatus
 
 
-class Alternative(Record):
+class Alternative(Record, frozen=True):
     """What a version that did not decide would have said."""
 
     version: str
@@ -63,7 +63,7 @@ class Alternative(Record):
     decision: Decision
 
 
-class Source(Record):
+class Source(Record, frozen=True):
     """Where the transaction came from; `place` is its row in the micro-batch it was scored in."""
 
     topic: str
@@ -72,7 +72,7 @@ class Source(Record):
     place: int
 
 
-class Mark(Record):
+class Mark(Record, frozen=True):
     """One input partition's next offset, as the features of a score saw it."""
 
     topic: str
@@ -80,7 +80,7 @@ class Mark(Record):
     next_offset: int
 
 
-class Contribution(Record):
+class Contribution(Record, frozen=True):
     """Topic `contributions`: one per transaction, the full lineage of its score.
 
     `base + sum(contribution) == z` to 1e-9, and `score = g(inverse_link(z))`; `score`, `z` and `base` are null when
@@ -107,7 +107,7 @@ class Contribution(Record):
     code_version: str
 
 
-class Reason(Record):
+class Reason(Record, frozen=True):
     """One line of an alert's explanation."""
 
     member: str
@@ -115,7 +115,7 @@ class Reason(Record):
     text: str
 
 
-class Alert(Record):
+class Alert(Record, frozen=True):
     """Topic `alerts`: the score record of every decision other than approve, with its strongest contributions."""
 
     event_id: str
@@ -138,7 +138,7 @@ class Alert(Record):
     reasons: list[Reason]
 
 
-class PaneSummary(Record):
+class PaneSummary(Record, frozen=True):
     """Exact, mergeable counts of one event-time pane within one micro-batch and source partition.
 
     A histogram is sparse and flat: `[bin, count, bin, count, ...]`, bins as in the manifest's reference profile
@@ -160,7 +160,7 @@ class PaneSummary(Record):
     left_out: dict[str, list[int]]
 
 
-class ScoreSummary(Record):
+class ScoreSummary(Record, frozen=True):
     """Topic `score-summaries`: what one micro-batch scored of one source partition, by event-time pane.
 
     `first_offset`..`next_offset` is the range of input offsets it covers (dead-lettered records included).
@@ -178,7 +178,7 @@ class ScoreSummary(Record):
     panes: list[PaneSummary]
 
 
-class Outcome(Record):
+class Outcome(Record, frozen=True):
     """Topic `outcomes`: one per label or change of label, with what was decided when the transaction was scored.
 
     A change is a change of label, source or review probability. It carries what it replaces, so that a reader who
@@ -205,7 +205,7 @@ class Outcome(Record):
     previous_review_probability: float | None = None
 
 
-class MonitorMetric(Record):
+class MonitorMetric(Record, frozen=True):
     """Topic `monitor-metrics`: one windowed figure. A later `revision` of the same window replaces an earlier one.
 
     `value` is null where only bounds exist. Rates carry their counts; `label_age` is the age in milliseconds of event

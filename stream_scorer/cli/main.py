@@ -43,9 +43,7 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("stream_scorer"):
                 raise
-            raise click.UsageError(
-                f"`{name}` needs the package {error.name!r}: install stream-scorer[all]"
-            ) from None
+            raise click.UsageError(f"`{name}` needs the package {error.name!r}: install stream-scorer[all]") from None
         command = getattr(module, name)
         assert isinstance(command, click.Command)
         return command
@@ -58,7 +56,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run a command. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 a check found a difference, 130 interrupted."""
+    """Run a command. Exit: 0 done, 1 failed, 2 wrong usage or settings, 3 a check found a difference, 130 interrupted."""
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

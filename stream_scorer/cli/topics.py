@@ -22,9 +22,7 @@ def create(settings: Settings, partitions: int, replication: int) -> None:
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
     names = Topics(settings["topics.prefix"])
-    created = TopicAdmin(settings.require("kafka.bootstrap")).create(
-        names.all(), partitions, replication=replication
-    )
+    created = TopicAdmin(settings.require("kafka.bootstrap")).create(names.all(), partitions, replication=replication)
     for name in names.all():
         click.echo(f"{name}\t{'created' if name in created else 'exists'}")
 

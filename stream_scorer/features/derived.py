@@ -18,7 +18,8 @@ def _hour(time: F64) -> F64:
 
 def _weekday(time: F64) -> F64:
     # 1970-01-01 was a Thursday; Monday is 0.
-    return np.mod(np.floor(time / _DAY_MS) + 3, 7)
+    weekday: F64 = np.mod(np.floor(time / _DAY_MS) + 3, 7)
+    return weekday
 
 
 def _ratio(a: F64, b: F64) -> F64:

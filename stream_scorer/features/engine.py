@@ -174,15 +174,25 @@ class FeatureEngine:
         return Enriched(matrix, status, duplicate, self._seen(marks, events, in_flight), update)
 
     def without_state(self, events: EventBatch) -> Enriched:
-        """What can be said while the rows cannot be read: the transaction's own columns, and everything else missing."""
+        """What remains while the rows cannot be read: the transaction's own columns; everything else is missing."""
         n = len(events.transactions)
         nobody = [np.full(n, -1, dtype=np.int64) for _ in self.plan.entities]
         none = np.zeros(0, dtype=np.int64)
         empty = _Rows(np.zeros((0, 4), dtype=np.int64), none, none)
         scanned = [
             kernel.scan_windows(
-                empty.entries, none, none, nobody[0], none, none, np.zeros(0, dtype=np.bool_),
-                entity.window_ms, entity.delay_ms, entity.include_current, entity.horizon_ms, 1,
+                empty.entries,
+                none,
+                none,
+                nobody[0],
+                none,
+                none,
+                np.zeros(0, dtype=np.bool_),
+                entity.window_ms,
+                entity.delay_ms,
+                entity.include_current,
+                entity.horizon_ms,
+                1,
             )
             for entity in self.plan.entities
         ]
@@ -254,7 +264,8 @@ def _aggregate(feature: ViewFeature, scanned: tuple[I64, I64, I64, I64], window:
     # A mean of nothing has no value; a fraud rate of nothing is 0: no fraud is known of that entity.
     empty = np.nan if kind == "mean" else 0.0
     numerator = total if kind == "mean" else fraud
-    return np.divide(numerator[:, window], seen, out=np.full(len(seen), empty), where=seen > 0)
+    rate: F64 = np.divide(numerator[:, window], seen, out=np.full(len(seen), empty), where=seen > 0)
+    return rate
 
 
 def _intern(ids: Sequence[str | None], known: dict[str, int]) -> I64:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 I64 = NDArray[np.int64]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def find_duplicates(entries: I64, start: I64, end: I64, key_of: I64, id_hash: I64, limit: int) -> NDArray[np.bool_]:
     """(n,) bool: whether an earlier transaction of the same entity carries the same event id.
 
@@ -50,7 +50,7 @@ def find_duplicates(entries: I64, start: I64, end: I64, key_of: I64, id_hash: I6
     return duplicate
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def scan_windows(
     entries: I64,
     start: I64,
@@ -128,10 +128,8 @@ def scan_windows(
     return count, total, fraud, last
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def label_changes(
-    entries: I64, start: I64, end: I64, key_of: I64, id_hash: I64, fraud: NDArray[np.bool_]
-) -> I64:
+@njit(cache=True, nogil=True)
+def label_changes(entries: I64, start: I64, end: I64, key_of: I64, id_hash: I64, fraud: NDArray[np.bool_]) -> I64:
     """(n,) int64: by how much each label, in order, changes its transaction's fraud count: -1, 0 or 1."""
     n = key_of.shape[0]
     change = np.zeros(n, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What librdkafka's errors mean to us. See KIP-98, KIP-447 and librdkafka's `INTRODUCTION.md`, "Transactional producer"."""
+"""What librdkafka's errors mean to us. See KIP-98, KIP-447 and "Transactional producer" in its `INTRODUCTION.md`."""
 
 from __future__ import annotations
 

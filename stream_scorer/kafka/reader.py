@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -20,7 +20,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
-from stream_scorer.serde.raw import RawRecords
+from stream_scorer.serde.raw import Headers, RawRecords
 from stream_scorer.state.rows import SourcePartition
 
 _log = logging.getLogger(__name__)
@@ -191,20 +191,22 @@ class InputReader:
             return []
         good = []
         for message in messages:
-            error = message.error()
-            if error is None:
+            fault = message.error()
+            if fault is None:
                 good.append(message)
-            elif error.code() not in _PASSING and not error.retriable():
-                raise as_domain_error(error, "read the input", self._bootstrap)
+            elif fault.code() not in _PASSING and not fault.retriable():
+                raise as_domain_error(fault, "read the input", self._bootstrap)
         return good
 
     def _sort(self, messages: list[Message]) -> Read:
         by_topic: dict[str, list[Message]] = {}
         start: dict[SourcePartition, int] = {}
         for message in messages:
-            source = SourcePartition(message.topic(), message.partition())
+            # confluent_kafka types these as optional; a message that was read has them all.
+            topic, partition, offset = message.topic(), message.partition(), message.offset()
+            assert topic is not None and partition is not None and offset is not None
+            source = SourcePartition(topic, partition)
             position = self._position.get(source)
-            offset = message.offset()
             if position is None or offset < position:
                 continue
             start.setdefault(source, position)
@@ -250,7 +252,7 @@ def _columns(topic: str, messages: list[Message]) -> RawRecords:
         timestamp=np.array([m.timestamp()[1] for m in messages], dtype=np.int64),
         key=[m.key() for m in messages],
         value=[m.value() for m in messages],
-        headers=[m.headers() for m in messages],
+        headers=[cast(Headers | None, m.headers()) for m in messages],
     )
 
 

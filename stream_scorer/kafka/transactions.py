@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
@@ -42,16 +42,16 @@ class Transaction:
 
     def begin(self) -> None:
         """Begin. Raises `TransactionAborted` if the producer had to be discarded."""
-        self._call("begin a transaction", lambda: self._slot.producer.begin_transaction())
+        self._call("begin a transaction", self._slot.producer.begin_transaction)
         self._open = True
 
     def produce(
-        self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Headers | None = None
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None = None
     ) -> None:
         """Queue one record. Raises `TransactionAborted` when the producer cannot go on."""
         producer = self._slot.producer
         try:
-            producer.produce(topic, value, key, partition, headers=headers)
+            producer.produce(topic, value, key, partition, headers=cast(Any, headers))
         except BufferError:
             # The queue is full: let librdkafka send some, then try once more.
             producer.poll(0.05)

@@ -50,9 +50,14 @@ MEMBER_SECONDS = Metric(
     "counter", "stream_scorer_member_seconds_total", "Time spent in one member's prediction.", ("member",)
 )
 MEMBER_FAILURES = Metric(
-    "counter", "stream_scorer_member_failures_total", "Micro-batches in which a member gave no usable score.", ("member",)
+    "counter",
+    "stream_scorer_member_failures_total",
+    "Micro-batches in which a member gave no usable score.",
+    ("member",),
 )
-SERVING = Metric("gauge", "stream_scorer_serving_info", "1 for the ensemble version that serves.", ("ensemble", "version"))
+SERVING = Metric(
+    "gauge", "stream_scorer_serving_info", "1 for the ensemble version that serves.", ("ensemble", "version")
+)
 
 SCORER_METRICS: tuple[Metric, ...] = (
     TRANSACTIONS,

@@ -73,8 +73,6 @@ class Stage(Protocol):
 class Sink(Protocol):
     """Where a stage may put records: a Kafka transaction, or files in a replay."""
 
-    def produce(
-        self, topic: str, partition: int, key: bytes | None, value: bytes, headers: Any = None
-    ) -> None:
+    def produce(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = None) -> None:
         """Hand over one output record."""
         ...

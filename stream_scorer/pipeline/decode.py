@@ -9,7 +9,7 @@ from stream_scorer.pipeline.batch import DeadLetter, MicroBatch
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import Span
+from stream_scorer.state.rows import SourcePartition, Span
 
 
 class Decode:
@@ -30,7 +30,9 @@ class Decode:
         span_of = {span.source: index for index, span in enumerate(batch.spans)}
         transaction_span = _spans(batch.transactions, span_of)[transactions.row]
         label_span = _spans(batch.labels, span_of)[labels.row]
-        batch.spans = _with_watermarks(batch.spans, transaction_span, transactions.event_time, label_span, labels.labelled_at)
+        batch.spans = _with_watermarks(
+            batch.spans, transaction_span, transactions.event_time, label_span, labels.labelled_at
+        )
         batch.events = EventBatch(
             transactions=transactions,
             labels=labels,
@@ -42,10 +44,10 @@ class Decode:
         )
 
 
-def _spans(records: RawRecords, span_of: dict[tuple[str, int], int]) -> np.ndarray:
+def _spans(records: RawRecords, span_of: dict[SourcePartition, int]) -> np.ndarray:
     """(n,) int64: the span each record belongs to."""
     partitions, inverse = np.unique(records.partition, return_inverse=True)
-    index = np.array([span_of[(records.topic, int(p))] for p in partitions], dtype=np.int64)
+    index = np.array([span_of[SourcePartition(records.topic, int(p))] for p in partitions], dtype=np.int64)
     return index[inverse] if len(records) else np.zeros(0, dtype=np.int64)
 
 

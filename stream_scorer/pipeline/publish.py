@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from stream_scorer.records import (
     DECISIONS,
     Alert,
     Contribution,
+    DecisionSource,
     Mark,
     MemberContribution,
     Reason,
@@ -67,15 +69,16 @@ class Publisher:
         link, names = ensemble.manifest.link, ensemble.member_names
         feature_hash, spec_hash = self._checked.feature_hash, self._checked.sha256
         scored_at = self._clock.now_ms()
-        marks = msgspec.Raw(
+        # Encoded once: every record of the batch carries the same vector.
+        marks: Any = msgspec.Raw(
             encode([Mark(s.topic, s.partition, offset) for s, offset in sorted(enriched.marks.next_offset.items())])
         )
         degraded = self._degraded(batch, decided)
-        statuses = [
+        statuses: list[list[Any]] = [
             ["ok" if present else "missing" for present in row] for row in (~np.isnan(scored.member_scores)).tolist()
         ]
         rows = transactions.row.tolist()
-        columns: Iterable[tuple[object, ...]] = zip(
+        columns: Iterable[tuple[Any, ...]] = zip(
             rows,
             transactions.event_id,
             transactions.event_time.tolist(),
@@ -104,7 +107,7 @@ class Publisher:
         ) in enumerate(columns):  # fmt: skip
             key, headers = raw.key[row], raw.headers[row]
             decision = DECISIONS[code]
-            source = "model" if score == score else "fallback"
+            source: DecisionSource = "model" if score == score else "fallback"
             record = Score(
                 event_id, event_time, scored_at, score, decision, source, name, version, ARM, policy,
                 coverage, duplicate, reasons, bits, value,
@@ -123,7 +126,7 @@ class Publisher:
                 )  # fmt: skip
                 sink.produce(topics.alerts, partition, key, encode(alert), headers)
 
-    def _statuses(self, status: NDArray[np.int8]) -> list[msgspec.Raw]:
+    def _statuses(self, status: NDArray[np.int8]) -> list[Any]:
         """Per row its statuses, encoded. Few patterns occur, so each is encoded once."""
         width, packed, known = status.shape[1], status.tobytes(), self._status_patterns
         out = []

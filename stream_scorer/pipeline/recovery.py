@@ -86,7 +86,7 @@ def starting_points(
             if mark < low:
                 raise UsageError(
                     f"{source.topic}[{source.partition}] no longer has the records from {mark} on that features need",
-                    mend="Retention is shorter than the outage: use another `scorer.group` with `start = \"latest\"`.",
+                    mend='Retention is shorter than the outage: use another `scorer.group` with `start = "latest"`.',
                 )
         read_from[source] = mark
     points = StartingPoints(read_from, score_from, True)

@@ -31,7 +31,7 @@ class Scoring:
         alerts = scored.member_scores >= thresholds.review  # NaN compares false: a missing member raises no alert
         bits = np.left_shift(np.int64(1), np.arange(members, dtype=np.int64))
         without = self._ensemble.left_out_scores(scored) >= thresholds.review
-        batch.decided = Decided(scored, decision, alerts @ bits, without)
+        batch.decided = Decided(scored, decision, alerts.astype(np.int64) @ bits, without)
         for name, seconds in zip(self._ensemble.member_names, scored.member_seconds.tolist(), strict=True):
             self._metrics.count(MEMBER_SECONDS, seconds, name)
         for name in scored.failures:

@@ -34,9 +34,7 @@ class Summariser:
         group_of = group_of.reshape(-1)
         n = len(groups)
         scored = decided.scored
-        counts = self._binner.count(
-            profile_matrix(enriched.matrix, scored.member_scores, scored.score), group_of, n
-        )
+        counts = self._binner.count(profile_matrix(enriched.matrix, scored.member_scores, scored.score), group_of, n)
         alert = decided.decision > 0
         decisions = _count_by(group_of, decided.decision, n, len(DECISIONS))
         money = np.zeros((n, len(DECISIONS)), dtype=np.int64)
@@ -49,9 +47,11 @@ class Summariser:
         np.add.at(member_alerts, group_of, (decided.member_alerts[:, None] >> bits) & 1)
         # 0 both, 1 served only, 2 left-out only, 3 neither
         cell = np.where(alert[:, None], 1 - decided.alert_without, 3 - decided.alert_without)
-        left_out = np.stack(
-            [_count_by(group_of, cell[:, m], n, 4) for m in range(len(self._members))], axis=1
-        ) if self._members else np.zeros((n, 0, 4), dtype=np.int64)
+        left_out = (
+            np.stack([_count_by(group_of, cell[:, m], n, 4) for m in range(len(self._members))], axis=1)
+            if self._members
+            else np.zeros((n, 0, 4), dtype=np.int64)
+        )
         sparse = _Sparse(counts)
         panes: dict[int, list[PaneSummary]] = {}
         total = np.bincount(group_of, minlength=n)

@@ -107,15 +107,11 @@ class TransactionDecoder:
         self._entities = {name: entity.field for name, entity in spec.entities.items()}
         self._wanted = list(dict.fromkeys([*self._names, *self._entities.values()]))
         self._id, self._time, self._value = shape.id, shape.time, shape.value
-        struct = msgspec.defstruct(
-            "Transaction", _struct_fields(shape.fields), kw_only=True, gc=False
-        )
+        struct = msgspec.defstruct("Transaction", _struct_fields(shape.fields), kw_only=True, gc=False)
         self._decode = msgspec.json.Decoder(struct).decode
         self._row_of = attrgetter(*self._wanted)
 
-    def decode(
-        self, values: Sequence[bytes | None], timestamps: NDArray[np.int64]
-    ) -> tuple[Transactions, Rejected]:
+    def decode(self, values: Sequence[bytes | None], timestamps: NDArray[np.int64]) -> tuple[Transactions, Rejected]:
         """Decode `values`; an event time is judged against the record's own Kafka timestamp (`timestamps`, (n,) ms).
 
         Returns the good ones as columns and the bad ones as ``(index, RecordError)``, both in order.
@@ -137,8 +133,9 @@ class TransactionDecoder:
             columns = self._columns(structs)
         ids = columns[self._id]
         numeric = {
-            name: _numeric(columns[name], self._codes.get(name)) for name in self._names if name not in self._present
-            and name != self._id
+            name: _numeric(columns[name], self._codes.get(name))
+            for name in self._names
+            if name not in self._present and name != self._id
         }
         for name in self._present:
             numeric[name] = np.array([np.nan if v is None else 1.0 for v in columns[name]])
@@ -197,17 +194,13 @@ class LabelDecoder:
                 event_time=np.array([s.event_time for s in structs], dtype=np.int64),
                 labelled_at=np.array([s.labelled_at for s in structs], dtype=np.int64),
                 fraud=np.array([s.label == "fraud" for s in structs], dtype=np.bool_),
-                entity_ids={
-                    name: [getattr(s, field) for s in structs] for name, field in self._entities.items()
-                },
+                entity_ids={name: [getattr(s, field) for s in structs] for name, field in self._entities.items()},
             ),
             rejected,
         )
 
 
-def decode_each(
-    decode: Any, values: Sequence[bytes | None], max_bytes: int
-) -> tuple[list[Any], list[int], Rejected]:
+def decode_each(decode: Any, values: Sequence[bytes | None], max_bytes: int) -> tuple[list[Any], list[int], Rejected]:
     """Apply `decode` to every value: what decoded, where it stood, and what did not and why."""
     structs: list[Any] = []
     rows: list[int] = []

@@ -1,4 +1,4 @@
-"""The pipeline spec: what a user declares about their data, in one YAML file. It reads and checks, and does nothing else."""
+"""The pipeline spec: what a user declares about their data, in one YAML file. Read and checked here, and no more."""
 
 from stream_scorer.spec.load import load_spec, parse_spec
 from stream_scorer.spec.model import CheckedSpec, PipelineSpec

@@ -60,8 +60,8 @@ def _check(spec: PipelineSpec) -> None:
         if field.min is not None and field.max is not None and field.min > field.max:
             raise SpecError("min is above max", path=f"transaction.fields.{name}")
     for name, entity in spec.entities.items():
-        field = fields.get(entity.field)
-        if field is None or field.type != "string":
+        owner = fields.get(entity.field)
+        if owner is None or owner.type != "string":
             raise SpecError(f"no string field {entity.field!r}", path=f"entities.{name}.field")
     if spec.entities and spec.partition_entity not in spec.entities:
         raise SpecError(

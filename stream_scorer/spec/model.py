@@ -33,7 +33,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every node: a misspelt key is an error, not a silent default."""
 
 
-class Field(Node):
+class Field(Node, frozen=True):
     """One field of the transaction. `sensitive` fields are read but never leave the process."""
 
     type: FieldType
@@ -45,13 +45,13 @@ class Field(Node):
     values: list[str] | None = None
 
 
-class Entity(Node):
+class Entity(Node, frozen=True):
     """Something transactions share (a customer, a terminal): its identity is the value of one string field."""
 
     field: str
 
 
-class View(Node):
+class View(Node, frozen=True):
     """Aggregates of one entity's past transactions in sliding event-time windows.
 
     A window of length W and delay D at time t covers event times in ``(t - D - W, t - D]``.
@@ -65,7 +65,7 @@ class View(Node):
     current: Literal["include", "exclude"] = "include"
 
 
-class Derived(Node):
+class Derived(Node, frozen=True):
     """One column computed from fields and view features by a named function."""
 
     name: Name
@@ -73,7 +73,7 @@ class Derived(Node):
     of: Annotated[list[str], Meta(min_length=1, max_length=2)]
 
 
-class Policy(Node):
+class Policy(Node, frozen=True):
     """From score to decision: block at or above `block`, else review at or above `review`, else approve."""
 
     version: str
@@ -83,14 +83,14 @@ class Policy(Node):
     quorum: Share = 0.5
 
 
-class LabelRules(Node):
+class LabelRules(Node, frozen=True):
     """How labels become outcomes. `horizon` is the label age at which a silent transaction is judged."""
 
     horizon: Duration = "7d"
     source_rank: dict[str, int] = {}
 
 
-class TimeRules(Node):
+class TimeRules(Node, frozen=True):
     """Which event times are plausible, judged against the record's Kafka timestamp."""
 
     max_ahead: Duration = "5m"
@@ -98,20 +98,20 @@ class TimeRules(Node):
     allowed_lateness: Duration = "1h"
 
 
-class MonitorRules(Node):
+class MonitorRules(Node, frozen=True):
     """`pane` is the length of an event-time pane: the finest window the monitor can report."""
 
     pane: Duration = "1h"
 
 
-class Limits(Node):
+class Limits(Node, frozen=True):
     """Bounds that keep one record or one entity from costing everybody."""
 
     max_value_bytes: Annotated[int, Meta(ge=256, le=8_000_000)] = 1_000_000
     row_entries: Annotated[int, Meta(ge=16, le=8192)] = 512
 
 
-class TransactionShape(Node, kw_only=True):
+class TransactionShape(Node, frozen=True, kw_only=True):
     """The fields of a transaction and the roles some of them play."""
 
     id: str
@@ -121,7 +121,7 @@ class TransactionShape(Node, kw_only=True):
     fields: dict[Name, Field]
 
 
-class PipelineSpec(Node, kw_only=True):
+class PipelineSpec(Node, frozen=True, kw_only=True):
     """A whole pipeline spec, checked by `stream_scorer.spec.load`."""
 
     name: Name

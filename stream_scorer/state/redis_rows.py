@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import redis
@@ -104,7 +105,7 @@ class RedisRowStore:
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: Any,
         namespace: str,
         sources: Sequence[SourcePartition],
         *,

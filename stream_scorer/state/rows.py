@@ -72,9 +72,7 @@ class RowUpdate:
         order = np.argsort(key_of, kind="stable")
         used, counts = np.unique(key_of, return_counts=True)
         bounds = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        return cls(
-            spans, [keys[i] for i in used.tolist()], bounds, entries[order], span_of[order], offset[order]
-        )
+        return cls(spans, [keys[i] for i in used.tolist()], bounds, entries[order], span_of[order], offset[order])
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -105,15 +103,11 @@ class RowUpdate:
         parts = -(-len(self) // most)
         if parts <= 1:
             return [self]
-        edges = [
-            np.linspace(span.start, span.stop, parts + 1).round().astype(np.int64).tolist() for span in self.spans
-        ]
+        edges = [np.linspace(span.start, span.stop, parts + 1).round().astype(np.int64).tolist() for span in self.spans]
         key_of = np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
         out = []
         for part in range(parts):
-            spans = [
-                Span(s.source, edges[i][part], edges[i][part + 1], s.watermark) for i, s in enumerate(self.spans)
-            ]
+            spans = [Span(s.source, edges[i][part], edges[i][part + 1], s.watermark) for i, s in enumerate(self.spans)]
             low = np.array([s.start for s in spans], dtype=np.int64)[self.span_of]
             high = np.array([s.stop for s in spans], dtype=np.int64)[self.span_of]
             mine = (self.offset >= low) & (self.offset < high)

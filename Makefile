@@ -1,0 +1,97 @@
+# Everything a newcomer needs stands in `make help`. Targets install what they need into .venv first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup demo test check format lint types imports unit integration property prove bench schemas schemas-check \
+        lock lock-check stack-up stack-down clean
+
+help:  ## Show this list
+	@echo "stream_scorer: make <target>"; echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
+	@echo; echo "Start with 'make demo'. Proofs: 'make prove P=kill-once' (SEED=, N=, BREAK=1), listed in docs/proofs.md."
+
+setup: $(STAMP)  ## Install everything, pinned by hash, into .venv
+
+$(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
+	@echo "installing into $(VENV) (once)..." >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bootstrap.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup  ## The whole story on real parts: history, training, live traffic, scorer, monitor, report
+	@$(BIN)/stream-scorer demo
+
+test: setup  ## Everything CI runs: format, lint, types, import rules, locks, unit, property, integration
+	@$(MAKE) --no-print-directory check
+	@$(PYTEST) tests/integration tests/e2e
+
+check: setup format-check lint types imports lock-check schemas-check unit property  ## Fast checks, no services needed
+
+format: setup  ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix --quiet .
+
+format-check: setup
+	@$(BIN)/ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
+
+lint: setup  ## Lint
+	@$(BIN)/ruff check --quiet .
+
+types: setup  ## Strict type checks
+	@$(BIN)/mypy
+
+imports: setup  ## Layer rules
+	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+unit: setup  ## Unit tests (seconds, no services)
+	@$(PYTEST) tests/unit tests/contract
+
+property: setup  ## Property tests (no services)
+	@$(PYTEST) tests/property
+
+integration: setup  ## Tests on a real Kafka, Redis and MLflow
+	@$(PYTEST) tests/integration tests/e2e
+
+prove: setup  ## Prove one promise: make prove P=<slug> [SEED=1 N=... BREAK=1]
+	@test -n "$(P)" || { $(BIN)/python -m proofs --list; exit 2; }
+	@SEED="$(SEED)" N="$(N)" BREAK="$(BREAK)" $(BIN)/python -m proofs "$(P)"
+
+bench: setup  ## Throughput, latency and cost against the passthrough limit (about 6 minutes; run nothing else beside it)
+	@$(BIN)/stream-scorer bench
+
+schemas: setup  ## Write schemas/ from the records in the code
+	@$(BIN)/python -m stream_scorer.serde.schemas schemas
+
+schemas-check: setup
+	@$(BIN)/python -m stream_scorer.serde.schemas schemas --check
+
+$(BIN)/uv: requirements/bootstrap.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bootstrap.txt
+
+LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+lock: $(BIN)/uv  ## Resolve dependencies again and write the hashed lock files
+	@$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
+	@$(LOCK) pyproject.toml -o requirements/scorer.txt
+	@$(LOCK) pyproject.toml --extra monitor -o requirements/monitor.txt
+	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(LOCK) - -o requirements/bootstrap.txt
+
+lock-check: setup
+	@$(BIN)/python tools/check_locks.py
+
+stack-up: setup  ## Start a local Kafka, Redis and MLflow that outlive the shell
+	@$(BIN)/stream-scorer stack up
+
+stack-down: setup  ## Stop them
+	@$(BIN)/stream-scorer stack down
+
+clean:  ## Remove what the project made: .venv, data, caches
+	@if [ -x $(BIN)/stream-scorer ]; then $(BIN)/stream-scorer stack down || true; fi
+	@rm -rf $(VENV) .stream-scorer .pytest_cache .mypy_cache .ruff_cache .hypothesis

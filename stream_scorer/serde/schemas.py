@@ -1,0 +1,66 @@
+"""The JSON schemas in `schemas/`, made from the records in the code: ``python -m stream_scorer.serde.schemas DIR``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from stream_scorer.records import TOPIC_RECORDS
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def make_schemas() -> dict[str, dict[str, Any]]:
+    """File name to schema, one a topic."""
+    return {
+        f"{topic}.schema.json": {"$schema": DRAFT, "title": topic} | msgspec.json.schema(record)
+        for topic, record in TOPIC_RECORDS.items()
+    }
+
+
+def render(schema: dict[str, Any]) -> str:
+    """A schema as it stands in its file."""
+    return msgspec.json.format(msgspec.json.encode(schema), indent=2).decode() + "\n"
+
+
+def breaking_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What a reader of `old` would miss in `new`: fields that went, or changed type. Added fields are compatible."""
+    out = []
+    for name, definition in old.get("$defs", {}).items():
+        then, now = definition.get("properties", {}), new.get("$defs", {}).get(name, {}).get("properties", {})
+        for field, kind in then.items():
+            if field not in now:
+                out.append(f"{name}.{field} is gone")
+            elif _types(kind) - _types(now[field]):
+                out.append(f"{name}.{field} changed its type")
+    return out
+
+
+def _types(kind: dict[str, Any]) -> set[str]:
+    found = {str(kind["type"])} if "type" in kind else set()
+    return found.union(*(_types(k) for k in kind.get("anyOf", [])))
+
+
+def main(arguments: list[str]) -> int:
+    """Write the schemas, or with ``--check`` compare them with the files; 3 on a difference."""
+    folder = Path(arguments[0])
+    faults = 0
+    wanted = {name: render(schema) for name, schema in make_schemas().items()}
+    if "--check" in arguments:
+        for name, text in wanted.items():
+            path = folder / name
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                sys.stderr.write(f"{path} differs from the records in the code: run 'make schemas'\n")
+                faults += 1
+        return 3 if faults else 0
+    folder.mkdir(exist_ok=True)
+    for name, text in wanted.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""Check the lock files: every requirement of pyproject.toml is locked, every pin has a hash, no registry is named.
+
+Works offline: whether a pin satisfies its requirement is checked with `packaging`, not by resolving again.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = {"scorer.txt": [], "monitor.txt": ["monitor"], "dev.txt": ["dev"]}
+
+
+def required(project: dict, extras: list[str]) -> list[Requirement]:
+    """The direct requirements of the project with `extras`, extras of itself followed."""
+    out = [Requirement(text) for text in project["dependencies"]]
+    waiting = list(extras)
+    while waiting:
+        for text in project["optional-dependencies"][waiting.pop()]:
+            requirement = Requirement(text)
+            if requirement.name == project["name"]:
+                waiting += requirement.extras
+            else:
+                out.append(requirement)
+    return out
+
+
+def main() -> int:
+    """Print every fault and return how many there are, at most 1."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    faults = []
+    for name, extras in LOCKS.items():
+        text = (ROOT / "requirements" / name).read_text()
+        if re.search(r"https?://|--(extra-)?index-url|--find-links", text):
+            faults.append(f"{name}: names a package registry")
+        blocks = re.split(r"\n(?=[A-Za-z0-9])", text)
+        pins = {}
+        for block in blocks:
+            if found := re.match(r"([A-Za-z0-9_.-]+)(\[[^\]]*\])?==(\S+)", block):
+                pins[canonicalize_name(found[1])] = found[3]
+                if "--hash=sha256:" not in block:
+                    faults.append(f"{name}: {found[1]} has no hash")
+        for requirement in required(project, extras):
+            pin = pins.get(canonicalize_name(requirement.name))
+            if pin is None:
+                faults.append(f"{name}: {requirement.name} is not locked")
+            elif not requirement.specifier.contains(pin, prereleases=True):
+                faults.append(f"{name}: {requirement.name} {pin} does not satisfy {requirement.specifier}")
+    forbidden = {"scorer.txt": ["mlflow", "scikit-learn", "faust-streaming"], "monitor.txt": ["scikit-learn"]}
+    for name, names in forbidden.items():
+        text = (ROOT / "requirements" / name).read_text()
+        faults += [f"{name}: must not need {n}" for n in names if re.search(rf"^{re.escape(n)}==", text, re.M)]
+    for fault in faults:
+        print(fault)
+    if faults:
+        print("run 'make lock'")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
