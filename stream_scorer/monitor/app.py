@@ -1,7 +1,7 @@
 """The Faust app: batches of summaries and outcomes into marked counters, and the judge's turns to `monitor-metrics`.
 
-Faust is the consumer loop: membership, assignment, `take`. It keeps no state and no offsets; those are in Redis, changed
-together by one script per source partition and batch, and every assignment seeks to the marks.
+Faust is the consumer loop: membership, assignment, `take`. It keeps no state and no offsets; those are in Redis,
+changed together by one script per source partition and batch, and every assignment seeks to the marks.
 """
 
 from __future__ import annotations

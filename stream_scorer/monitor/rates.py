@@ -142,7 +142,7 @@ def at_most(trials: int, share: float) -> int:
 
 
 def errors_at_most(seen: int, doubtful: int, share: float) -> int:
-    """How many of `doubtful` verdicts may be wrong, if each of the `seen` right ones could have gone wrong with `share`.
+    """How many of `doubtful` verdicts may be wrong, where each could go wrong with probability `share`, `seen` did not.
 
     The largest k such that k or more errors in ``seen + k`` verdicts are not rarer than `LEVEL`.
     """
