@@ -1,6 +1,6 @@
-"""The simulator: card transactions with hidden truth, the labels they earn in a closed loop, and live traffic on Kafka.
+"""Simulated card transactions with hidden truth, the labels they earn in a closed loop, and live traffic on Kafka.
 
-The core (`generate`, `labeller`) does no I/O; `files` knows Parquet and `live` knows Kafka. Nothing here scores or decides.
+The core (`generate`, `labeller`) does no I/O; `files` knows Parquet, `live` knows Kafka. Nothing here scores or decides.
 """
 
 from stream_scorer.simulate.config import SimulationConfig

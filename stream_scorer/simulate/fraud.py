@@ -36,13 +36,15 @@ CARD_TESTING, ACCOUNT_TAKEOVER, COMPROMISED_TERMINAL, STOLEN_CARD, DEVICE_FARM, 
 # Each kind's share of the fraud transactions, and the mean transactions of one of its episodes as drawn below.
 SHARES = {
     CARD_TESTING: 0.18,
-    ACCOUNT_TAKEOVER: 0.22,
-    COMPROMISED_TERMINAL: 0.18,
-    STOLEN_CARD: 0.20,
-    DEVICE_FARM: 0.10,
-    LARGE_AMOUNT: 0.12,
+    ACCOUNT_TAKEOVER: 0.26,
+    COMPROMISED_TERMINAL: 0.13,
+    STOLEN_CARD: 0.22,
+    DEVICE_FARM: 0.11,
+    LARGE_AMOUNT: 0.10,
 }
 NOBODY = -1
+# Thieves keep other hours: this share of the episodes starts between midnight and six, the rest at any time.
+NIGHT_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -132,24 +134,24 @@ def card_testing(scene: Scene, episodes: int) -> Raw:
 def account_takeover(scene: Scene, episodes: int) -> Raw:
     """A stranger in a customer's account: a new device and network, larger amounts, a few hours."""
     rng, world = scene.rng, scene.world
-    size = rng.integers(1, 5, episodes)
+    size = rng.integers(2, 6, episodes)
     row = np.repeat(np.arange(episodes), size)
     victim = rng.integers(0, world.customers, episodes)[row]
     shop = popular_terminals(rng, world, ONLINE, len(row))
-    amount = usual_amounts(rng, world, victim, shop) * rng.uniform(1.0, 5.0, episodes)[row]
-    time = _within(scene, row, episodes, 20 * MINUTE_MS, 8 * HOUR_MS)
-    # One in five takes over a session on the customer's own device.
-    hijacked = (rng.random(episodes) < 0.2)[row]
+    amount = usual_amounts(rng, world, victim, shop) * rng.uniform(1.5, 6.0, episodes)[row]
+    time = _within(scene, row, episodes, 15 * MINUTE_MS, 5 * HOUR_MS)
+    # One in ten takes over a session on the customer's own device.
+    hijacked = (rng.random(episodes) < 0.1)[row]
     device = np.where(hijacked, own_devices(rng, world, victim, time), scene.devices.take(episodes)[row])
     shared = carrier_networks(rng, world, episodes)
-    network = np.where(rng.random(episodes) < 0.5, scene.networks.take(episodes), shared)[row]
+    network = np.where(rng.random(episodes) < 0.65, scene.networks.take(episodes), shared)[row]
     return _online(scene, time, victim, shop, device, network, amount, ACCOUNT_TAKEOVER)
 
 
 def stolen_card(scene: Scene, episodes: int) -> Raw:
     """A card in a thief's hand: a spree through shops and cash machines until it is blocked."""
     rng, world = scene.rng, scene.world
-    size = rng.integers(2, 9, episodes)
+    size = rng.integers(3, 10, episodes)
     row = np.repeat(np.arange(episodes), size)
     victim = rng.integers(0, world.customers, episodes)[row]
     pick = rng.random(len(row))
@@ -158,8 +160,8 @@ def stolen_card(scene: Scene, episodes: int) -> Raw:
     anywhere = popular_terminals(rng, world, 0, len(row))
     cash = popular_terminals(rng, world, ATM, len(row))
     shop = np.where(pick < 0.55, local if len(row) else anywhere, np.where(pick < 0.8, anywhere, cash))
-    amount = usual_amounts(rng, world, victim, shop) * rng.uniform(0.9, 3.5, episodes)[row]
-    time = _within(scene, row, episodes, 40 * MINUTE_MS, 6 * HOUR_MS)
+    amount = usual_amounts(rng, world, victim, shop) * rng.uniform(1.5, 5.0, episodes)[row]
+    time = _within(scene, row, episodes, 20 * MINUTE_MS, 2 * HOUR_MS)
     kind = world.terminal_kind[shop]
     whole = whole_amounts(amount, kind)
     nobody = np.full(len(row), NOBODY)
@@ -180,14 +182,14 @@ def device_farm(scene: Scene, episodes: int) -> Raw:
 
 
 def large_amount(scene: Scene, episodes: int) -> Raw:
-    """One purchase far above the customer's habit, half of them on the customer's own device."""
+    """One purchase far above the customer's habit, a third of them on the customer's own device."""
     rng, world = scene.rng, scene.world
     row = np.arange(episodes)
     victim = rng.integers(0, world.customers, episodes)
     shop = popular_terminals(rng, world, ONLINE, episodes)
-    amount = usual_amounts(rng, world, victim, shop) * rng.uniform(4.0, 14.0, episodes)
+    amount = usual_amounts(rng, world, victim, shop) * rng.uniform(6.0, 20.0, episodes)
     time = _within(scene, row, episodes, 0, 1)
-    own = rng.random(episodes) < 0.5
+    own = rng.random(episodes) < 0.33
     device = np.where(own, own_devices(rng, world, victim, time), scene.devices.take(episodes))
     network = np.where(own, world.home_network[victim], carrier_networks(rng, world, episodes))
     return _online(scene, time, victim, shop, device, network, amount, LARGE_AMOUNT)
@@ -196,16 +198,17 @@ def large_amount(scene: Scene, episodes: int) -> Raw:
 # Kinds that come as episodes, with the mean number of transactions of one; terminals are compromised in `generate`.
 EPISODES: dict[int, tuple[Callable[[Scene, int], Raw], float]] = {
     CARD_TESTING: (card_testing, 9.0),
-    ACCOUNT_TAKEOVER: (account_takeover, 2.5),
-    STOLEN_CARD: (stolen_card, 5.0),
+    ACCOUNT_TAKEOVER: (account_takeover, 3.5),
+    STOLEN_CARD: (stolen_card, 6.0),
     DEVICE_FARM: (device_farm, 15.0),
     LARGE_AMOUNT: (large_amount, 1.0),
 }
 
 
 def _within(scene: Scene, row: Ints, episodes: int, shortest_ms: int, longest_ms: int) -> Ints:
-    """A time for each row: its episode starts some time this day and lasts between the two durations."""
-    start = scene.day_ms + scene.rng.integers(0, DAY_MS, episodes)
+    """A time for each row: its episode starts some time this day, often at night, and lasts between the durations."""
+    at_night = scene.rng.random(episodes) < NIGHT_SHARE
+    start = scene.day_ms + scene.rng.integers(0, np.where(at_night, 6 * HOUR_MS, DAY_MS))
     length = scene.rng.uniform(shortest_ms, longest_ms, episodes)
     return start[row] + (length[row] * scene.rng.random(len(row))).astype(np.int64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -15,73 +16,82 @@ _YEAR_9999_MS = 253_370_764_800_000
 _encode = msgspec.json.encode
 
 
-def _truncated(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    return value[: int(rng.integers(1, len(value)))]
+@dataclass(frozen=True)
+class _Good:
+    """The good record a bad one is made from."""
+
+    value: bytes
+    fields: dict[str, Any]
+    rng: np.random.Generator
 
 
-def _not_json(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    return bytes(rng.integers(0, 256, int(rng.integers(1, 200)), dtype=np.uint8))
+def _truncated(good: _Good) -> bytes:
+    return good.value[: int(good.rng.integers(1, len(good.value)))]
 
 
-def _not_an_object(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    return (b"[" + value + b"]", b"null", b"42", b'"text"')[int(rng.integers(0, 4))]
+def _not_json(good: _Good) -> bytes:
+    return bytes(good.rng.integers(0, 256, int(good.rng.integers(1, 200)), dtype=np.uint8))
 
 
-def _wrong_type(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+def _not_an_object(good: _Good) -> bytes:
+    return (b"[" + good.value + b"]", b"null", b"42", b'"text"')[int(good.rng.integers(0, 4))]
+
+
+def _wrong_type(good: _Good) -> bytes:
     changes: tuple[dict[str, Any], ...] = (
         {"amount": "12.50"}, {"amount": [1]}, {"amount": None}, {"amount": 12.5}, {"event_time": "yesterday"},
         {"customer_id": 7}, {"terminal_id": {}}, {"channel": "carrier pigeon"}, {"currency": 978}, {"event_id": False},
     )  # fmt: skip
-    return _encode(fields | changes[int(rng.integers(0, len(changes)))])
+    return _encode(good.fields | changes[int(good.rng.integers(0, len(changes)))])
 
 
-def _missing_field(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+def _missing_field(good: _Good) -> bytes:
     required = ("event_id", "event_time", "customer_id", "terminal_id", "amount", "currency", "channel")
-    missing = required[int(rng.integers(0, len(required)))]
-    return _encode({name: content for name, content in fields.items() if name != missing})
+    missing = required[int(good.rng.integers(0, len(required)))]
+    return _encode({name: content for name, content in good.fields.items() if name != missing})
 
 
-def _not_a_number(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
+def _not_a_number(good: _Good) -> bytes:
     # JSON has no NaN; some writers emit it all the same.
-    word = (b"NaN", b"Infinity", b"-Infinity")[int(rng.integers(0, 3))]
-    return _encode(fields | {"amount": 0}).replace(b'"amount":0', b'"amount":' + word)
+    word = (b"NaN", b"Infinity", b"-Infinity")[int(good.rng.integers(0, 3))]
+    return _encode(good.fields | {"amount": 0}).replace(b'"amount":0', b'"amount":' + word)
 
 
-def _huge_number(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    digits = (b"1e400", b"9" * 400, b"-1", b"9223372036854775808", b"1e308")[int(rng.integers(0, 5))]
-    return _encode(fields | {"amount": 0}).replace(b'"amount":0', b'"amount":' + digits)
+def _huge_number(good: _Good) -> bytes:
+    digits = (b"1e400", b"9" * 400, b"-1", b"9223372036854775808", b"1e308")[int(good.rng.integers(0, 5))]
+    return _encode(good.fields | {"amount": 0}).replace(b'"amount":0', b'"amount":' + digits)
 
 
-def _absurd_time(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    times = (0, -1, fields["event_time"] // 1_000, _YEAR_9999_MS, 2**63 - 1)
-    return _encode(fields | {"event_time": times[int(rng.integers(0, len(times)))]})
+def _absurd_time(good: _Good) -> bytes:
+    times = (0, -1, good.fields["event_time"] // 1_000, _YEAR_9999_MS, 2**63 - 1)
+    return _encode(good.fields | {"event_time": times[int(good.rng.integers(0, len(times)))]})
 
 
-def _empty(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    return (b"", b" ", b"\x00")[int(rng.integers(0, 3))]
+def _empty(good: _Good) -> bytes:
+    return (b"", b" ", b"\x00")[int(good.rng.integers(0, 3))]
 
 
-def _latin_1(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    return value.replace(b'"terminal_id":"', b'"terminal_id":"caf\xe9 ')
+def _latin_1(good: _Good) -> bytes:
+    return good.value.replace(b'"terminal_id":"', b'"terminal_id":"caf\xe9 ')
 
 
-def _utf_16(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    return value.decode().encode("utf-16")
+def _utf_16(good: _Good) -> bytes:
+    return good.value.decode().encode("utf-16")
 
 
-def _long_text(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    return _encode(fields | {"customer_id": "c" * 5_000})
+def _long_text(good: _Good) -> bytes:
+    return _encode(good.fields | {"customer_id": "c" * 5_000})
 
 
-def _deep(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    return b'{"event_id":' + b"[" * 20_000
+def _deep(good: _Good) -> bytes:
+    return b'{"event_id":"' + good.fields["event_id"].encode() + b'","note":' + b"[" * 20_000
 
 
-def _oversized(value: bytes, fields: dict[str, Any], rng: np.random.Generator) -> bytes:
-    return value[:-1] + b',"note":"' + b"x" * OVERSIZED_BYTES + b'"}'
+def _oversized(good: _Good) -> bytes:
+    return good.value[:-1] + b',"note":"' + b"x" * OVERSIZED_BYTES + b'"}'
 
 
-_MAKERS: dict[str, Callable[[bytes, dict[str, Any], np.random.Generator], bytes]] = {
+_MAKERS: dict[str, Callable[[_Good], bytes]] = {
     "truncated": _truncated,
     "not_json": _not_json,
     "not_an_object": _not_an_object,
@@ -121,5 +131,4 @@ class GarbageMaker:
 
 def garbage(kind: str, good: bytes, rng: np.random.Generator) -> bytes:
     """A bad value of one of `GARBAGE_KINDS`. A decoder that follows `cards.yaml` must refuse it."""
-    fields: dict[str, Any] = msgspec.json.decode(good)
-    return _MAKERS[kind](good, fields, rng)
+    return _MAKERS[kind](_Good(good, msgspec.json.decode(good), rng))

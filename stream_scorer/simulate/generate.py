@@ -99,15 +99,15 @@ def _genuine(scene: Scene) -> Raw:
         terminal[rows] = popular_terminals(rng, world, each, len(rows))
 
     amount = usual_amounts(rng, world, customer, terminal)
-    # A sofa, a flight: once in a hundred purchases, and no fraud.
-    amount *= np.where(rng.random(count) < 0.01, rng.uniform(3.0, 10.0, count), 1.0)
+    # A sofa, a flight: once in two hundred purchases, and no fraud.
+    amount *= np.where(rng.random(count) < 0.005, rng.uniform(3.0, 10.0, count), 1.0)
     whole = whole_amounts(amount, kind)
 
     device = np.full(count, NOBODY)
     network = np.full(count, NOBODY)
     rows = np.flatnonzero(online)
     device[rows] = own_devices(rng, world, customer[rows], time[rows])
-    borrowed = rows[rng.random(len(rows)) < 0.008]
+    borrowed = rows[rng.random(len(rows)) < 0.003]
     device[borrowed] = scene.devices.take(len(borrowed))
     where = rng.random(len(rows))
     home, own_carrier = world.home_network[customer[rows]], world.carrier_network[customer[rows]]
@@ -146,18 +146,18 @@ class _CompromisedTerminals:
         candidates = np.flatnonzero(self._world.terminal_kind != ONLINE)
         for terminal in rng.permutation(candidates):
             missing = self._budget - float((self._share * volume).sum())
-            share = float(rng.uniform(0.15, 0.5))
+            share = float(rng.uniform(0.35, 0.8))
             if missing <= 0:
                 break
             # A terminal too busy for the budget would be most of the day's fraud by itself.
             if self._share[terminal] == 0.0 and 0 < volume[terminal] * share <= 1.3 * missing:
                 self._share[terminal] = share
-                self._until[terminal] = day + int(rng.integers(3, 9))
+                self._until[terminal] = day + int(rng.integers(5, 13))
         struck = np.flatnonzero(rng.random(len(genuine)) < self._share[genuine.terminal])
         kind, amount, channel = genuine.kind.copy(), genuine.amount.copy(), genuine.channel.copy()
         kind[struck] = COMPROMISED_TERMINAL
         terminal_kind = self._world.terminal_kind[genuine.terminal[struck]]
-        amount[struck] = whole_amounts(amount[struck] * rng.uniform(0.9, 2.5, len(struck)), terminal_kind)
+        amount[struck] = whole_amounts(amount[struck] * rng.uniform(1.2, 3.5, len(struck)), terminal_kind)
         # Drawn again: a contactless payment above the limit would give the fraud away.
         channel[struck] = channels_of(rng, terminal_kind, amount[struck])
         return replace(genuine, amount=amount, channel=channel, kind=kind)

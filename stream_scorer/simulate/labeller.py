@@ -187,6 +187,11 @@ class Labeller:
         """Labels that will come by themselves, unless an alert prevents them."""
         return sum(len(candidates.due) for candidates in self._due)
 
+    @property
+    def remembered(self) -> int:
+        """Transactions that an alert may still refer to."""
+        return len(self._ordinals)
+
     def _find(self, event_id: str) -> Transactions | None:
         ordinal = self._ordinals.get(event_id)
         if ordinal is None:

@@ -123,7 +123,7 @@ def build_world(config: SimulationConfig) -> World:
     carriers = max(10, count // 150)
     return World(
         log_amount=rng.normal(np.log(2_500.0), 0.6, count),
-        amount_spread=rng.uniform(0.45, 0.95, count),
+        amount_spread=rng.uniform(0.35, 0.8, count),
         rate=rate / rate.mean() * config.transactions_per_customer_day,
         lifestyle=rng.choice(6, count, p=(0.34, 0.14, 0.14, 0.04, 0.22, 0.12)),
         online_share=rng.beta(2.0, 4.0, count),
