@@ -7,7 +7,6 @@ import signal
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -106,10 +105,7 @@ def simulate(
     )
 
     # The default action of SIGTERM would leave the truth without its footer.
-    def stop(number: int, frame: FrameType | None) -> None:
-        live.stop()
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, lambda *_: live.stop())
     try:
         _print(_live_report(live.run()), as_json)
     finally:

@@ -19,6 +19,9 @@ from stream_scorer.kafka.partitioner import partitions_of
 _MEND = "Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`."
 # A healthy broker answers metadata in milliseconds; a single-node one that has just started may elect for seconds.
 METADATA_TIMEOUT_S = 10.0
+# A topic made a moment ago has no leader yet: a hundred tries, 0.1 s apart, are the same bound.
+ELECTION_TRIES, ELECTION_WAIT_S = 100, 0.1
+_ELECTING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 # How long a full queue may take to drain before the broker counts as gone; also the default bound of `flush`.
 DELIVERY_TIMEOUT_S = 60.0
 # Records handed to librdkafka in one call: large enough to cost little, small enough to keep a schedule.
@@ -232,14 +235,24 @@ class RecordFollower:
 
     def _watermarks(self, start: Literal["beginning", "end"]) -> dict[int, int]:
         starts = {}
-        try:
-            for partition in _partition_ids(self._consumer, self._topic, self._bootstrap):
-                place = TopicPartition(self._topic, partition)
-                low, high = self._consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
-                starts[partition] = low if start == "beginning" else high
-        except KafkaException as error:
-            raise as_domain_error(kafka_error(error), f"find the ends of {self._topic}", self._bootstrap) from error
+        for partition in _partition_ids(self._consumer, self._topic, self._bootstrap):
+            low, high = self._watermark(TopicPartition(self._topic, partition))
+            starts[partition] = low if start == "beginning" else high
         return starts
+
+    def _watermark(self, place: TopicPartition) -> tuple[int, int]:
+        for left in reversed(range(ELECTION_TRIES)):
+            try:
+                low, high = self._consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
+                return int(low), int(high)
+            except KafkaException as error:
+                if kafka_error(error).code() not in _ELECTING or not left:
+                    raise as_domain_error(
+                        kafka_error(error), f"find the ends of {self._topic}", self._bootstrap
+                    ) from error
+                # Nothing is assigned yet: this only waits, and lets librdkafka look for the leader.
+                self._consumer.poll(ELECTION_WAIT_S)
+        raise AssertionError("the last try returns or raises")
 
 
 def _partition_ids(client: Producer | Consumer, topic: str, bootstrap: str) -> list[int]:
