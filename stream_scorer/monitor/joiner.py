@@ -246,7 +246,9 @@ class JoinerService:
         *,
         inputs: list[Partition],
         outcomes: str,
+        batch: int = BATCH,
     ) -> None:
+        self._batch = batch
         self._loop = loop
         self._store = store
         self._joiner = joiner
@@ -308,7 +310,7 @@ class JoinerService:
         self._loop.assign(start)
         reached = {at: offset for at, offset in start.items() if offset is not None}
         while not stop.is_set() and any(reached.get(at, 0) < end[at] for at in end):
-            records = [r for r in self._loop.read(BATCH, POLL_S) if r.offset < end[r.topic, r.partition]]
+            records = [r for r in self._loop.read(self._batch, POLL_S) if r.offset < end[r.topic, r.partition]]
             for record in records:
                 reached[record.topic, record.partition] = record.offset + 1
             self._joiner.join(records)
@@ -317,7 +319,7 @@ class JoinerService:
             self.counts.replayed += len(records)
 
     def _step(self) -> None:
-        records = self._loop.read(BATCH, POLL_S)
+        records = self._loop.read(self._batch, POLL_S)
         if records:
             outcomes = self._joiner.join(records)
             positions = self._positions | {(r.topic, r.partition): r.offset + 1 for r in records}
@@ -330,7 +332,7 @@ class JoinerService:
             self.counts.outcomes += len(outcomes)
             self.counts.positions = positions
         # A read that came back short means that nothing was unread.
-        if len(records) < BATCH and self._clock.monotonic() - self._trimmed_at > TRIM_EVERY_S:
+        if len(records) < self._batch and self._clock.monotonic() - self._trimmed_at > TRIM_EVERY_S:
             self._trimmed_at = self._clock.monotonic()
             self._joiner.trim()
             self._store.commit()

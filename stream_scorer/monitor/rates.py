@@ -31,7 +31,7 @@ Both are reported, with the face values beside them. What bounds the five:
   among ``TP + a`` that is not rarer than one window in a thousand. b and d likewise with `reviewer_false`.
 * Duplicates are counted with the decisions but have no outcome of their own: the right side leaves them out of Q.
 
-With cap and error rates 0 and no held ones the bounds are the face values.
+With cap and error rates 0, none held and no fraud in the review sample, the bounds are the face values.
 """
 
 from __future__ import annotations

@@ -20,9 +20,16 @@ import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from stream_scorer.clock import SystemClock
+from stream_scorer.errors import StateGap
 from stream_scorer.kafka.config import consumer_config, producer_config
 from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.kafka.transactional_loop import TransactionalLoop
+from stream_scorer.monitor.joiner import Joiner, JoinerService, JoinRules
+from stream_scorer.monitor.joiner_store import JoinerStore
 from stream_scorer.records import DECISIONS, MonitorMetric, Outcome, PaneSummary, Score, ScoreSummary
+from stream_scorer.state.client import connect
+from stream_scorer.state.counters import Answer, Batch, CounterStore
 
 pytestmark = pytest.mark.integration
 
@@ -324,14 +331,14 @@ def converge(stack: Any, topics: Topics, seconds: float) -> tuple[dict[Any, Any]
 
 def test_windows_equal_a_recomputation_after_kills(stack: Any, topics: Topics, tmp_path: Path) -> None:
     feed = Feed(stack.addresses.kafka, topics, seed=11)
-    hours = np.linspace(2, 78, 420)
+    hours = np.linspace(2, 78, 330)
     monitor = Monitor.start(stack, topics, tmp_path)
     kills = 0
     try:
         assert monitor.wait_ready() < 5 + 3  # 5 s on an idle machine
         for number, hour in enumerate(hours):
             feed.batch(number, float(hour))
-            if number in (150, 290):
+            if number in (120, 230):
                 monitor.kill()
                 kills += 1
                 monitor = Monitor.start(stack, topics, tmp_path)
@@ -344,10 +351,10 @@ def test_windows_equal_a_recomputation_after_kills(stack: Any, topics: Topics, t
     assert (code, "Traceback" in words) == (0, False), words
     assert seconds < 10
     assert kills == 2
-    assert feed.book.aborted > 50
-    assert feed.book.sent > 10_000
+    assert feed.book.aborted > 40
+    assert feed.book.sent > 8_000
     _check_bounds(feed, stack, topics, metrics)
-    _check_outcomes(stack, topics, expected)
+    _check_outcomes(stack, topics, 5)
     assert sum(m.closed for m in metrics.values() if m.metric == "transactions" and m.window_end < T0 + 70 * HOUR) > 60
     mature = [m for m in metrics.values() if m.metric == "fpr" and m.statistics["reviewed"] and m.label_age]
     assert mature
@@ -370,7 +377,7 @@ def _check_bounds(feed: Feed, stack: Any, topics: Topics, metrics: dict[Any, Mon
     assert inside > 100
 
 
-def _check_outcomes(stack: Any, topics: Topics, expected: dict[Any, Any]) -> None:
+def _check_outcomes(stack: Any, topics: Topics, changes: int) -> None:
     """Outcomes come once each: the last one of an event says the label that holds, and each names the one before."""
     chains = defaultdict(list)
     for value in read_all(stack.addresses.kafka, topics.outcomes):
@@ -382,8 +389,116 @@ def _check_outcomes(stack: Any, topics: Topics, expected: dict[Any, Any]) -> Non
         for before, after in itertools.pairwise(chain):
             assert (after.previous_label, after.previous_source) == (before.label, before.source)
             changed += before.label != after.label
-    assert changed > 5
+    assert changed >= changes
     assert not any(event_id.startswith("aborted") for event_id in chains)
+
+
+class Crash(Exception):
+    """A process that dies at this point."""
+
+
+class DyingStore(JoinerStore):
+    """Dies at the nth commit, when Kafka has committed the batch and SQLite has not."""
+
+    def __init__(self, path: Path, dies_at: int) -> None:
+        super().__init__(path)
+        self.left = dies_at
+
+    def commit(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Crash
+        super().commit()
+
+
+def test_joiner_that_dies_between_the_two_commits(stack: Any, topics: Topics, tmp_path: Path) -> None:
+    """Kafka has the batch, the store has not: the next start replays it without publishing it again."""
+    feed = Feed(stack.addresses.kafka, topics, seed=3)
+    for number, hour in enumerate(np.linspace(2, 40, 60)):
+        feed.batch(number, float(hour))
+    feed.labels(1e9)
+    inputs = [(topic, p) for topic in (topics.scores, topics.labels) for p in range(PARTITIONS)]
+    rules = JoinRules(HOUR, 48 * HOUR, HOUR, RANK)
+    deaths = replayed = 0
+    for dies_at in (1, 2, 3, 1, 0):
+        store = DyingStore(tmp_path / "joiner.sqlite", dies_at)
+        joiner = Joiner(store, rules, scores=topics.scores, labels=topics.labels)
+        with TransactionalLoop(
+            stack.addresses.kafka, SystemClock(), group="joiner", transactional_id=topics.prefix, client_id="joiner"
+        ) as loop:
+            service = JoinerService(
+                loop, store, joiner, SystemClock(), inputs=inputs, outcomes=topics.outcomes, batch=200
+            )
+            try:
+                service.run(_Quiet(loop, joiner), lambda: None)  # type: ignore[arg-type]
+            except Crash:
+                deaths += 1
+        replayed += joiner.counts.replayed
+        store.close()
+    assert deaths == 4
+    assert replayed > 200
+    _check_outcomes(stack, topics, 1)
+    scores = {
+        s.event_id for s in (msgspec.json.decode(v, type=Score) for v in read_all(stack.addresses.kafka, topics.scores))
+    }
+    labelled = {json.loads(v)["event_id"] for v in read_all(stack.addresses.kafka, topics.labels)}
+    said = {msgspec.json.decode(v, type=Outcome).event_id for v in read_all(stack.addresses.kafka, topics.outcomes)}
+    assert said == labelled & scores
+
+
+class _Quiet:
+    """A stop that comes when nothing has arrived for a while."""
+
+    def __init__(self, loop: TransactionalLoop, joiner: Joiner) -> None:
+        self._joiner = joiner
+        self._seen = (0, 0.0)
+
+    def is_set(self) -> bool:
+        counts = self._joiner.counts
+        done = counts.scores + counts.labels + counts.replayed
+        if done != self._seen[0]:
+            self._seen = (done, time.monotonic())
+        return done > 0 and time.monotonic() - self._seen[1] > 1.0
+
+
+def test_counters_apply_each_range_once(stack: Any) -> None:
+    client = connect(stack.addresses.redis)
+    store = CounterStore(client, "test", ttl_s=60)
+    assert store.open("e1", {"t:0": 10}).marks == {"t:0": 10}
+
+    def batch(start: int, end: int, amount: int) -> Batch:
+        return Batch("t:0", start, end, {(7, "x"): {"n": amount, "d": -amount}}, {"pane:0": end}, ("close",))
+
+    assert store.apply(batch(10, 15, 1)) == Answer("applied", 15)
+    assert store.apply(batch(10, 15, 1)) == Answer("done", 15)
+    assert store.apply(batch(16, 20, 1)) == Answer("gap", 15)
+    assert store.apply(batch(12, 20, 1)) == Answer("trim", 15)
+    assert store.apply(batch(15, 20, 2)) == Answer("applied", 20)
+    assert store.read([7, 8]) == {(7, "x"): {"n": 3, "d": -3}}
+    head = store.head()
+    assert (head.marks, head.maxima) == ({"t:0": 20}, {"pane:0": 20})
+    assert store.changed() == {7: 2}
+    store.settle(7, 1)
+    assert store.changed() == {7: 2}  # it changed since
+    store.settle(7, 2)
+    assert store.changed() == {}
+    assert (store.come_due("close", 6), store.come_due("close", 7), store.come_due("close", 7)) == (0, 1, 0)
+    assert store.changed() == {7: 1}
+    assert [store.next_revision("7+1"), store.next_revision("7+1")] == [1, 2]
+    assert (store.lead("a", 5_000), store.lead("b", 5_000), store.lead("a", 5_000)) == (True, False, True)
+    # Another process opens what is there; marks it does not know are set, those that are there stay.
+    again = CounterStore(client, "test", ttl_s=60)
+    assert again.open("e2", {"t:0": 0, "t:1": 4}).epoch == "e1"
+    assert again.head().marks == {"t:0": 20, "t:1": 4}
+    # Redis loses the head: nothing is added until INIT, and then residue does not mix in.
+    client.delete("{test}:head")
+    with pytest.raises(StateGap):
+        store.apply(batch(20, 25, 1))
+    assert again.open("e3", {"t:0": 0}).epoch == "e3"
+    with pytest.raises(StateGap):
+        store.apply(batch(0, 5, 1))  # this one still writes to the epoch before
+    assert again.apply(batch(0, 5, 1)) == Answer("applied", 5)
+    assert again.read([7]) == {(7, "x"): {"n": 1, "d": -1}}
 
 
 def test_errors_are_told(stack: Any, tmp_path: Path) -> None:

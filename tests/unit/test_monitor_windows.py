@@ -1,0 +1,124 @@
+"""Windows: when they close, and the figures of counts made by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from stream_scorer.monitor.app import Linked, runs
+from stream_scorer.monitor.rates import FACE_VALUE
+from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells, parse_label
+from stream_scorer.monitor.transport import UNLINKED
+from stream_scorer.monitor.windows import Figure, WindowRules, drifts, figures, watermark
+from stream_scorer.records import Outcome, PaneSummary, ScoreSummary
+
+HOUR = 3_600_000
+RULES = WindowRules(HOUR, HOUR, 48 * HOUR, (1, 24), FACE_VALUE)
+PANE = PaneSummary(
+    pane=5 * HOUR, rows=10, duplicates=1, degraded=2, fallback=3,
+    decisions={"approve": 6, "review": 3, "block": 1}, money={"approve": 600, "review": 300, "block": 100},
+    features={"amount:log": [0, 4, 2, 6]}, members={"gbm": [1, 10]}, member_alerts={"gbm": 2},
+    score=[0, 7, 1, 3], left_out={"gbm": [1, 2, 0, 7]},
+)  # fmt: skip
+
+
+def summary(*panes: PaneSummary) -> ScoreSummary:
+    return ScoreSummary("cards", "1", "champion", HOUR, "transactions", 0, 0, 10, 0, list(panes))
+
+
+def outcome(label: str, previous: str | None = None, decision: str = "review", **more: object) -> Outcome:
+    fields: dict[str, object] = {
+        "event_id": "e", "event_time": 5 * HOUR, "pane": 5 * HOUR, "version": "1", "arm": "champion",
+        "policy_version": "p", "decision": decision, "member_alerts": 0, "value": 50, "label": label,
+        "previous_label": previous, "source": "analyst", "review_probability": None, "labelled_at": 6 * HOUR,
+        "age": HOUR, "ensemble": "cards", "previous_source": "analyst" if previous else None,
+    }  # fmt: skip
+    return Outcome(**(fields | more))  # type: ignore[arg-type]
+
+
+def one(found: list[Figure], metric: str, dimension: str = "") -> Figure:
+    (figure,) = [f for f in found if (f.metric, f.dimension) == (metric, dimension)]
+    return figure
+
+
+def test_a_window_closes_when_the_slowest_partition_is_past_the_lateness() -> None:
+    assert not RULES.closed(6 * HOUR, None)
+    assert not RULES.closed(6 * HOUR, 7 * HOUR - 1)
+    assert RULES.closed(6 * HOUR, 7 * HOUR)
+
+
+def test_watermark() -> None:
+    assert watermark({"0": 9, "1": 7}) == 7
+    assert watermark({"0": 9, "1": 7}, idle=["1"]) == 9
+    assert watermark({"0": 9, "1": None}) is None  # it has shown nothing yet, and is not idle
+    assert watermark({"0": 9, "1": None}, idle=["1"]) == 9
+    assert watermark({"0": 9, "1": 7}, idle=["0", "1"]) is None
+    assert watermark({}) is None
+
+
+def test_windows_are_aligned_and_tumble() -> None:
+    assert RULES.start_of(29 * HOUR, 24) == 24 * HOUR
+    assert list(RULES.panes_of(24 * HOUR, 2)) == [24 * HOUR, 25 * HOUR]
+
+
+def test_figures_of_a_pane() -> None:
+    cells = new_cells()
+    count_summary(cells, summary(PANE))
+    count_outcome(cells, outcome("genuine", source="analyst", review_probability=0.5))
+    count_outcome(cells, outcome("fraud", decision="approve", source="random_review", review_probability=0.001))
+    ((cell, counts),) = cells.items()
+    assert parse_label(cell[1]) == ("cards", "1", "champion")
+    profile = {"amount:log": ([1.0], [4, 0, 6]), "member:gbm": ([1.0], [5, 5, 0]), "score": ([1.0], [7, 3, 0])}
+    found = figures(counts, profile, RULES)
+    assert one(found, "transactions").value == 10
+    assert one(found, "alert_rate", "review+block")[2:7] == (0.4, None, None, 4, 10)
+    assert one(found, "alert_rate", "block").value == 0.1
+    assert one(found, "alert_rate_money", "review+block").value == 0.4
+    assert one(found, "duplicate_share").value == 0.1
+    assert one(found, "member_alert_rate", "gbm").value == 0.2
+    assert one(found, "drift_score", "amount:log").value == 0.0
+    assert one(found, "drift_score", "member:gbm").value > 0.3  # type: ignore[operator]
+    assert one(found, "drift_score", "score").statistics["sufficient"] == 0
+    fpr = one(found, "fpr", "review+block")
+    assert (fpr.numerator, fpr.denominator, fpr.low) == (1, 9, 1 / 9)
+    assert fpr.value == pytest.approx(1 / 0.5 / 9)
+    assert fpr.statistics["reviewed"] == 1
+    assert fpr.statistics["reviewed_fraud"] == 1
+    # Under {block} the review is a negative: the two silent ones held for review may be fraud, and so may the five
+    # silent approvals, since the one that was reviewed was.
+    assert one(found, "fpr", "block").statistics["unreported_at_most"] == 2 + 5
+    assert counts["lo:gbm:1"] == 2
+
+
+def test_a_changed_label_leaves_nothing_behind() -> None:
+    cells = new_cells()
+    first = outcome("genuine", review_probability=0.25)
+    count_outcome(cells, first)
+    count_outcome(
+        cells, outcome("fraud", "genuine", source="chargeback", previous_review_probability=0.25, labelled_at=9 * HOUR)
+    )
+    ((_, counts),) = cells.items()
+    assert {name: n for name, n in counts.items() if n} == {
+        "o:review:fraud": 1, "ov:review:fraud": 50, "os:review:fraud:chargeback": 1,
+    }  # fmt: skip
+
+
+def test_labels_of_cells_are_unambiguous() -> None:
+    assert parse_label(cell_label('a","b', "|", "x:y")) == ('a","b', "|", "x:y")
+
+
+def test_bins_beyond_the_profile_are_refused() -> None:
+    with pytest.raises(ValueError, match="sc:1 lies outside"):
+        drifts({"sc:0": 3, "sc:1": 1}, {"score": ([], [5])})
+
+
+def test_a_series_named_like_the_start_of_another_is_not_mixed_in() -> None:
+    counts = {"f:amount:0": 1, "f:amount:log:1": 9}
+    assert drifts(counts, {"amount": ([1.0], [1, 0, 0])})["amount"].rows == 1
+
+
+def test_runs_break_where_a_record_does_not_follow() -> None:
+    def at(previous: int, offset: int) -> Linked:
+        return Linked(previous, offset, b"")
+
+    found = runs([at(0, 0), at(1, 4), at(UNLINKED, 9), at(5, 5), at(8, 8), at(0, 2)])
+    assert [[r.offset for r in run] for run in found] == [[0, 4, 5], [8], [2]]
