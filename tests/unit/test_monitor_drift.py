@@ -25,7 +25,7 @@ PAIRS = st.integers(1, 32).flatmap(
 
 
 def test_golden_values() -> None:
-    # Numbers from scipy.spatial.distance.jensenshannon; the first by hand too: p = (1/4, 3/4), q = (1/2, 1/2): m = (3/8, 5/8).
+    # Numbers from scipy.spatial.distance.jensenshannon; the first also by hand, with m = (3/8, 5/8).
     p, q = np.array([0.25, 0.75]), np.array([0.5, 0.5])
     divergence = (0.25 * math.log(2 / 3) + 0.75 * math.log(6 / 5) + 0.5 * math.log(4 / 3) + 0.5 * math.log(4 / 5)) / 2
     assert jensen_shannon_distance(p, q) == pytest.approx(math.sqrt(divergence), abs=1e-15)
