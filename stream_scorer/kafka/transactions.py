@@ -59,6 +59,13 @@ class Transaction:
         except KafkaException as error:
             self._abandon(kafka_error(error), f"produce to {topic}")
 
+    def flush(self) -> None:
+        """Wait until the broker has every record. The next transaction's records, on the other producer, then follow.
+
+        Records that could not be delivered make `commit` fail, so nothing is raised here.
+        """
+        self._slot.producer.flush(CALL_TIMEOUT_S)
+
     def commit(self, offsets: Mapping[SourcePartition, int], group_metadata: Any) -> None:
         """Add the input offsets and commit, all or nothing.
 

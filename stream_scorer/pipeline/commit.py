@@ -49,6 +49,7 @@ class Committer:
         self._queue: queue.Queue[Work | None] = queue.Queue()
         self._changed = threading.Condition()
         self._outstanding = 0
+        self._unflushed = 0
         self._in_flight: list[RowUpdate] = []
         self.failure: StreamScorerError | BaseException | None = None
         self.state_lost: StateUnavailable | None = None
@@ -69,16 +70,18 @@ class Committer:
         """Hand over a produced batch."""
         with self._changed:
             self._outstanding += 1
+            self._unflushed += 1
         self._queue.put(work)
 
     def wait_below(self, most: int, deadline_s: float) -> bool:
         """Wait until fewer than `most` batches are outstanding; false if that took longer than `deadline_s`."""
-        deadline = time.monotonic() + deadline_s
         with self._changed:
-            while self._outstanding >= most:
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                    return self._outstanding < most
-        return True
+            return self._changed.wait_for(lambda: self._outstanding < most, deadline_s)
+
+    def wait_flushed(self, deadline_s: float) -> bool:
+        """Wait until the records of every batch handed over are in the log, so that the next one's come after them."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._unflushed == 0, deadline_s)
 
     def reset(self) -> None:
         """Forget a failure and everything in flight: the processor starts again from marks and committed offsets."""
@@ -95,6 +98,11 @@ class Committer:
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             try:
+                if work.transaction is not None and self.failure is None:
+                    work.transaction.flush()
+                with self._changed:
+                    self._unflushed -= 1
+                    self._changed.notify_all()
                 self._finish(work)
             except BaseException as error:  # carried to the processor's thread, which decides
                 self.failure = error

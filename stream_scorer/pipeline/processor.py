@@ -195,8 +195,10 @@ class Processor:
         if batch.enriched is not None:
             self._committer.announce(batch.enriched.update)
         started = time.perf_counter()
-        # Two producers: the one before last must be done with its transaction.
-        if not self._committer.wait_below(2, 6 * DRAIN_DEADLINE_S):
+        # Two producers: the one before last must be done with its transaction, and the last one's records must be in
+        # the log, or ours could overtake them.
+        deadline = 6 * DRAIN_DEADLINE_S
+        if not (self._committer.wait_below(2, deadline) and self._committer.wait_flushed(deadline)):
             raise StreamScorerError("a Kafka commit did not end in time")
         if self._committer.failure is not None:
             self._fail(self._committer.failure)

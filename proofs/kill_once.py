@@ -1,0 +1,246 @@
+"""kill-once: whatever is killed, every input record has exactly one output, and features count each event id once.
+
+One partitioned backlog is drained by a scorer that is killed with `kill -9` at seeded points of progress, always with
+lag, many times with a transaction open, while a second scorer joins and leaves. 20 % of the event ids are sent twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import numpy as np
+
+from proofs.kit import (
+    Context,
+    Ends,
+    Result,
+    Scorer,
+    cards,
+    publish,
+    read_topic,
+    services,
+    train_cards,
+    wait_drained,
+    wait_until,
+)
+from stream_scorer.clock import SystemClock
+from stream_scorer.features.engine import EventBatch, FeatureEngine
+from stream_scorer.features.history import take_labels
+from stream_scorer.features.rows import HASH, KIND, unpack
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Contribution, Score
+from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_values
+from stream_scorer.simulate.generate import generate
+from stream_scorer.state.client import connect
+from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+
+N = 200_000
+MIN_KILLS = 5
+MIN_OPEN = 3
+
+
+def run(context: Context) -> Result:
+    """See the module. `n` is the number of transactions before duplicates."""
+    n = context.n or N
+    rng = np.random.default_rng(context.seed)
+    result = Result()
+    train_cards(context.folder, seed=context.seed, transactions=30_000)
+    keys, values = _input(n, context.seed, rng)
+    topics = Topics()
+    with services("kafka", "redis") as (_stack, at):
+        bootstrap = str(at.kafka)
+        publish(bootstrap, topics.transactions, keys, values)
+        context.say(f"{len(values)} records published, {n} distinct")
+        sabotage = "outputs-outside" if context.broken else None
+        first, second = (
+            Scorer(
+                context.folder,
+                at,
+                instance=f"scorer-{name}",
+                ensemble=context.folder / "ensemble",
+                arguments=["--batch", "512"],
+                sabotage=sabotage,
+            )
+            for name in "ab"
+        )
+        _storm(context, result, bootstrap, first, second, len(values), rng)
+        wait_drained(bootstrap, [first], timeout_s=240)
+        result.check("SIGTERM ends the scorer with exit 0 in 10 s", first.stop(10) == 0)
+        _check_outputs(result, bootstrap, keys, values)
+        _check_features(context, result, bootstrap, str(at.redis))
+    return result
+
+
+def _input(n: int, seed: int, rng: np.random.Generator) -> tuple[list[bytes], list[bytes]]:
+    """Keys and values of `n` transactions, 20 % of them sent once more a little later, byte for byte."""
+    config = SimulationConfig(seed=seed, customers=max(n // 40, 50), terminals=max(n // 150, 20), days=None, transactions=n)
+    transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
+    keys, values = encode_keys(transactions.customer_id), encode_values(transactions)
+    again = np.flatnonzero(rng.random(len(values)) < 0.2)
+    place = np.concatenate([np.arange(len(values), dtype=np.float64), again + rng.uniform(0.5, 2_000.0, len(again))])
+    order = np.argsort(place, kind="stable")
+    index = np.concatenate([np.arange(len(values)), again])[order].tolist()
+    return [keys[i] for i in index], [values[i] for i in index]
+
+
+def _storm(
+    context: Context,
+    result: Result,
+    bootstrap: str,
+    first: Scorer,
+    second: Scorer,
+    total: int,
+    rng: np.random.Generator,
+) -> None:
+    ends = Ends(bootstrap, Topics().scores)
+    kills = open_kills = 0
+    joined = left = False
+    points = iter(sorted(rng.uniform(0.04, 0.9, 10)))
+    first.start()
+    point = next(points)
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        first.require_running()
+        progress = ends.committed() / total
+        if progress > 0.35 and not joined:
+            second.start()
+            joined = True
+            context.say(f"second scorer joins at {progress:.0%}")
+        if joined and not left and progress > 0.6:
+            result.check("the second scorer leaves with exit 0", second.stop() == 0)
+            left = True
+            context.say(f"second scorer leaves at {progress:.0%}")
+        if progress < point:
+            time.sleep(0.01)
+            continue
+        if progress > 0.95:
+            break
+        # Half of the kills wait for an open transaction; the others come when they come.
+        if rng.random() < 0.6:
+            wait_until("a transaction is open", ends.transaction_open, 20, 0.0)
+        else:
+            time.sleep(rng.uniform(0, 0.1))
+        first.kill()
+        was_open = ends.transaction_open()
+        kills += 1
+        open_kills += was_open
+        context.say(f"kill {kills} at {progress:.0%}{', a transaction open' if was_open else ''}")
+        first.start()
+        try:
+            point = next(points)
+        except StopIteration:
+            break
+    if joined and not left:
+        result.check("the second scorer leaves with exit 0", second.stop() == 0)
+        left = True
+    ends.close()
+    result.check("a second scorer joined and left", joined and left)
+    result.at_least("kills_with_lag", kills, MIN_KILLS)
+    result.at_least("kills_with_open_transaction", open_kills, MIN_OPEN)
+
+
+def _check_outputs(result: Result, bootstrap: str, keys: list[bytes], values: list[bytes]) -> None:
+    topics = Topics()
+    inputs = read_topic(bootstrap, topics.transactions)
+    scores = read_topic(bootstrap, topics.scores)
+    contributions = read_topic(bootstrap, topics.contributions)
+    dead = read_topic(bootstrap, topics.dead_letters)
+    written = len(read_topic(bootstrap, topics.scores, uncommitted=True))
+    sources = Counter((c.source.partition, c.source.offset) for c in contributions.decode(Contribution))
+    wanted = set(zip(inputs.partition, inputs.offset, strict=True))
+    result.figures |= {
+        "inputs": len(inputs),
+        "event_ids_sent_twice": len(values) - len(set(values)),
+        "scores": len(scores),
+        "aborted_records": written - len(scores),
+        "lost": len(wanted - set(sources)),
+        "doubled": sum(count - 1 for count in sources.values()),
+    }
+    result.at_least("aborted_records", written - len(scores), 1)
+    result.check("inputs are all there", len(inputs) == len(values) == len(keys))
+    result.check("one score for each input", len(scores) == len(inputs) and len(dead) == 0)
+    result.check("one contribution record for each input offset", set(sources) == wanted and max(sources.values()) == 1)
+    records = scores.decode(Score)
+    result.check(
+        "scores and contributions name the same events in the same order",
+        [s.event_id for s in records] == [c.event_id for c in contributions.decode(Contribution)],
+    )
+    result.check(
+        "every second copy is flagged as a duplicate",
+        sum(s.duplicate for s in records) == result.figures["event_ids_sent_twice"],
+    )
+
+
+def _check_features(context: Context, result: Result, bootstrap: str, redis_url: str) -> None:
+    """Redis rows hold each event id once, and the customer features of every score equal a recomputation of the log."""
+    checked = cards()
+    inputs = read_topic(bootstrap, Topics().transactions)
+    transactions, rejected = TransactionDecoder(checked).decode(inputs.value, np.array(inputs.timestamp))
+    assert not rejected
+    limit = checked.spec.limits.row_entries
+    wanted: dict[str, set[int]] = {}
+    for index, name in enumerate(checked.spec.entities):
+        for owner, event in zip(transactions.entity_ids[name], transactions.id_hash.tolist(), strict=True):
+            if owner is not None:
+                wanted.setdefault(f"{index}:{owner}", set()).add(event)
+    client = connect(redis_url)
+    rows = [key for key in client.scan_iter(match="*:r1:*", count=10_000)]
+    wrong = repeated = compared = 0
+    for start in range(0, len(rows), 5_000):
+        part = rows[start : start + 5_000]
+        for key, row in zip(part, client.mget(part), strict=True):
+            entries = unpack(row)
+            held = entries[entries[:, KIND] == 0][:, HASH].tolist()
+            owner = key.decode().split(":r1:", 1)[1]
+            repeated += len(held) - len(set(held))
+            if len(wanted[owner]) <= limit:
+                compared += 1
+                wrong += set(held) != wanted[owner]
+    result.figures |= {"rows": len(rows), "rows_compared_whole": compared}
+    result.check("every entity has its row", len(rows) == len(wanted))
+    result.check("no event id stands twice in a row", repeated == 0)
+    result.check("rows hold exactly the log's event ids", wrong == 0 and compared > 0)
+
+    served = {
+        (c.source.partition, c.source.offset): c.features
+        for c in read_topic(bootstrap, Topics().contributions).decode(Contribution)
+    }
+    columns = [i for i, name in enumerate(checked.features) if name.startswith(("customer.", "customer_rhythm."))]
+    differences = 0
+    for partition in sorted(set(inputs.partition)):
+        index = [i for i, p in enumerate(inputs.partition) if p == partition]
+        again = _recompute(checked, [inputs.value[i] for i in index], np.array([inputs.timestamp[i] for i in index]))
+        for row, i in enumerate(index):
+            got = np.array([np.nan if v is None else v for v in served[(partition, inputs.offset[i])]])[columns]
+            differences += not np.array_equal(got, again[row, columns], equal_nan=True)
+    result.figures["customer_feature_rows_different"] = differences
+    result.check("customer features equal a recomputation from the log", differences == 0)
+
+
+def _recompute(checked, values, timestamps):  # type: ignore[no-untyped-def]
+    """Features of one partition's records in log order, batch by batch through the kernel in this process."""
+    transactions, _ = TransactionDecoder(checked).decode(values, timestamps)
+    labels, _ = LabelDecoder(checked).decode([])
+    from stream_scorer.features.history import take_transactions
+
+    engine, store = FeatureEngine(checked), MemoryRowStore(checked.spec.limits.row_entries)
+    source, out = SourcePartition("again", 0), []
+    none = np.zeros(0, dtype=np.int64)
+    for low in range(0, len(values), 777):
+        rows = np.arange(low, min(low + 777, len(values)))
+        events = EventBatch(
+            take_transactions(transactions, rows),
+            take_labels(labels, none),
+            [Span(source, low, low + len(rows), -1)],
+            np.zeros(len(rows), dtype=np.int64),
+            rows,
+            none,
+            none,
+        )
+        enriched = engine.enrich(events, store)
+        store.apply(enriched.update)
+        out.append(enriched.matrix)
+    return np.vstack(out)

@@ -1,0 +1,322 @@
+"""What proofs share: the real stack, a trained ensemble, scorers as processes, whole topics as columns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from confluent_kafka import Consumer, TopicPartition
+
+from stream_scorer.clock import SystemClock
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import Manifest
+from stream_scorer.kafka.config import consumer_config
+from stream_scorer.kafka.load import OpenLoopProducer
+from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.export import export
+from stream_scorer.simulate.labeller import LabellerConfig
+from stream_scorer.spec import CheckedSpec, load_spec
+from stream_scorer.stack import LocalStack, StackAddresses
+
+ROOT = Path(__file__).resolve().parent.parent
+CARDS_SPEC = ROOT / "stream_scorer" / "simulate" / "cards.yaml"
+TETHER = ROOT / "stream_scorer" / "stack" / "tether.py"
+WORK = ROOT / ".stream-scorer"
+
+
+@dataclass(slots=True)
+class Context:
+    """How a proof is asked for: `seed`, `n` (None: the proof's own), `broken` (BREAK=1), and where to work."""
+
+    seed: int
+    n: int | None
+    broken: bool
+    folder: Path
+    say: Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Result:
+    """Checks by name (all must hold) and the figures that make them meaningful."""
+
+    checks: dict[str, bool] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.checks) and all(self.checks.values())
+
+    def check(self, name: str, holds: bool) -> None:
+        """Note whether `name` holds."""
+        self.checks[name] = bool(holds)
+
+    def at_least(self, name: str, value: float, minimum: float) -> None:
+        """Note a figure that must reach `minimum` for the proof to mean anything."""
+        self.figures[name] = value
+        self.check(f"{name} >= {minimum:g}", value >= minimum)
+
+
+def say(text: str) -> None:
+    """Progress on stderr."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def services(*names: str, partitions: int = 4) -> Iterator[tuple[LocalStack, StackAddresses]]:
+    """A fresh stack of real parts, its topics created; everything ends with the block."""
+    with LocalStack(services=names or ("kafka", "redis")) as stack:
+        if stack.addresses.kafka:
+            TopicAdmin(stack.addresses.kafka).create(Topics().all(), partitions)
+        yield stack, stack.addresses
+
+
+def cards() -> CheckedSpec:
+    """The simulator's spec."""
+    return load_spec(CARDS_SPEC)
+
+
+def train_cards(folder: Path, *, seed: int, transactions: int = 60_000) -> Manifest:
+    """The five default members, trained on a simulated history, in ``folder/ensemble``."""
+    from stream_scorer.train.dataset import read_training_set
+    from stream_scorer.train.train import train_ensemble
+
+    checked = cards()
+    # A higher fraud rate than real: few rows still hold enough frauds to train and calibrate on.
+    config = SimulationConfig(
+        seed=seed + 1_000, customers=2_500, days=None, transactions=transactions, fraud_rate=0.03
+    )
+    config = config.starting(config.start_to_end_by(SystemClock().now_ms()))
+    export(config, folder, labels=LabellerConfig())
+    data = read_training_set(folder / "transactions.parquet", folder / "labels.parquet", checked)
+    return train_ensemble(
+        data.features, checked.features, data.label, data.event_time, checked, folder / "ensemble", seed
+    )
+
+
+class Scorer:
+    """`stream-scorer run` as a process of its own, tied to this one's life. Logs go to ``<folder>/<instance>.log``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        addresses: StackAddresses,
+        *,
+        instance: str,
+        ensemble: Path | None,
+        spec: Path = CARDS_SPEC,
+        arguments: Sequence[str] = (),
+        sabotage: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        module = ["proofs.sabotage", sabotage] if sabotage else ["stream_scorer.cli.main"]
+        command = [sys.executable, "-m", *module, "run", "--instance", instance, "--metrics-port", "-1"]
+        command += ["--bootstrap", str(addresses.kafka), "--redis", str(addresses.redis), "--spec", str(spec)]
+        command += ["--ensemble", str(ensemble)] if ensemble else ["--passthrough"]
+        self.instance = instance
+        self.log = folder / f"{instance}.log"
+        self._command = tethered([*command, *arguments])
+        self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it (again)."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment, cwd=ROOT)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, timeout_s: float = 15.0) -> int:
+        """SIGTERM, and its exit code; a scorer that does not end in time is killed and answers -9."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def require_running(self) -> None:
+        """Raise with the end of its log if it has ended."""
+        if not self.running:
+            tail = self.log.read_text(errors="replace").splitlines()[-12:]
+            raise AssertionError(f"{self.instance} ended by itself:\n" + "\n".join(tail))
+
+
+def tethered(command: list[str]) -> list[str]:
+    """`command`, ended by the kernel if this process dies."""
+    return [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), "exec", *command]
+
+
+class Ends:
+    """Log ends of a topic, as committed readers and as the broker itself see them."""
+
+    def __init__(self, bootstrap: str, topic: str) -> None:
+        self._topic = topic
+        self._committed = Consumer(consumer_config(bootstrap, "ends-committed", "ends"))
+        self._all = Consumer(consumer_config(bootstrap, "ends-all", "ends") | {"isolation.level": "read_uncommitted"})
+        self._partitions = sorted(self._all.list_topics(topic, 10).topics[topic].partitions)
+
+    def committed(self) -> int:
+        """Sum of the last stable offsets; control records count."""
+        return sum(self._ends(self._committed))
+
+    def written(self) -> int:
+        """Sum of the high watermarks."""
+        return sum(self._ends(self._all))
+
+    def transaction_open(self) -> bool:
+        """Whether some record is written and not yet committed or aborted."""
+        return self.written() > self.committed()
+
+    def close(self) -> None:
+        self._committed.close()
+        self._all.close()
+
+    def _ends(self, consumer: Consumer) -> list[int]:
+        return [consumer.get_watermark_offsets(TopicPartition(self._topic, p), 10)[1] for p in self._partitions]
+
+
+@dataclass(slots=True)
+class TopicContent:
+    """Every record of a topic, in offset order within each partition."""
+
+    partition: list[int]
+    offset: list[int]
+    key: list[bytes | None]
+    value: list[bytes | None]
+    timestamp: list[int]
+    headers: list[dict[str, bytes | None]]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def decode(self, kind: type[Any]) -> list[Any]:
+        """The values as records of `kind`."""
+        decode = msgspec.json.Decoder(kind).decode
+        return [decode(value or b"") for value in self.value]
+
+
+def read_topic(bootstrap: str, topic: str, *, uncommitted: bool = False, timeout_s: float = 90.0) -> TopicContent:
+    """Everything on `topic` now, committed or (`uncommitted`) all that was ever written."""
+    level = "read_uncommitted" if uncommitted else "read_committed"
+    config = consumer_config(bootstrap, "proof-reader", "proof-reader")
+    consumer = Consumer(config | {"isolation.level": level, "enable.partition.eof": True})
+    out = TopicContent([], [], [], [], [], [])
+    try:
+        partitions = sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+        waiting = set(partitions)
+        deadline = time.monotonic() + timeout_s
+        while waiting:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{topic} was not read to its end in {timeout_s:.0f} s")
+            for message in consumer.consume(20_000, 0.2):
+                if message.error() is not None:
+                    waiting.discard(message.partition())
+                    continue
+                out.partition.append(message.partition())
+                out.offset.append(message.offset())
+                out.key.append(message.key())
+                out.value.append(message.value())
+                out.timestamp.append(message.timestamp()[1])
+                out.headers.append(dict(message.headers() or ()))
+    finally:
+        consumer.close()
+    order = np.lexsort((out.offset, out.partition)).tolist()
+    return TopicContent(
+        *([column[i] for i in order] for column in (
+            out.partition, out.offset, out.key, out.value, out.timestamp, out.headers
+        ))
+    )  # fmt: skip
+
+
+def publish(bootstrap: str, topic: str, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+    """Put records on `topic`, as fast as the broker takes them, all confirmed."""
+    with OpenLoopProducer(bootstrap, client_id="proof", clock=SystemClock(), sleep=time.sleep) as producer:
+        producer.publish(topic, keys, values)
+
+
+def wait_until(what: str, holds: Callable[[], bool], timeout_s: float, pause_s: float = 0.2) -> None:
+    """Wait for `holds`, raising after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:.0f} s in vain: {what}")
+        time.sleep(pause_s)
+
+
+def group_offsets(bootstrap: str, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+    """Committed offsets of a group, settled transactions only; -1 where nothing is committed."""
+    consumer = Consumer(consumer_config(bootstrap, "offsets", group))
+    try:
+        wanted = []
+        for topic in topics:
+            wanted += [TopicPartition(topic, p) for p in sorted(consumer.list_topics(topic, 10).topics[topic].partitions)]
+        return {(p.topic, p.partition): max(p.offset, -1) for p in consumer.committed(wanted, 20)}
+    finally:
+        consumer.close()
+
+
+def log_ends(bootstrap: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+    """High watermarks."""
+    consumer = Consumer(consumer_config(bootstrap, "ends", "ends"))
+    try:
+        return {
+            (topic, p): consumer.get_watermark_offsets(TopicPartition(topic, p), 10)[1]
+            for topic in topics
+            for p in sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
+        }
+    finally:
+        consumer.close()
+
+
+def wait_drained(bootstrap: str, scorers: Sequence[Scorer], *, group: str = "stream-scorer", timeout_s: float) -> None:
+    """Wait until the group has committed everything on the input topics."""
+    topics = [Topics().transactions, Topics().labels]
+    ends = log_ends(bootstrap, topics)
+
+    def drained() -> bool:
+        for scorer in scorers:
+            scorer.require_running()
+        done = group_offsets(bootstrap, group, topics)
+        return all(done[place] >= end for place, end in ends.items() if end > 0)
+
+    wait_until("the input is drained", drained, timeout_s)
+
+
+def load_ensemble(folder: Path) -> Ensemble:
+    """The ensemble that `train_cards` wrote."""
+    return Ensemble.load(folder / "ensemble", version="proof")
+
+
+@contextmanager
+def working_folder(slug: str) -> Iterator[Path]:
+    """A folder for one run, removed afterwards."""
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK, prefix=f"proof-{slug}-") as name:
+        yield Path(name)
