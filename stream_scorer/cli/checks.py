@@ -1,0 +1,198 @@
+"""What `doctor` finds: every setting with its origin, then one check after the other. No printing here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+
+from stream_scorer.errors import StreamScorerError
+from stream_scorer.settings import CATALOGUE, Setting, Settings
+
+# As `requires-python` in pyproject.toml.
+PYTHON_MIN, PYTHON_BELOW = (3, 11), (3, 13)
+HIDDEN = "***"
+
+
+class SettingRow(msgspec.Struct, frozen=True):
+    """One setting as it may be shown."""
+
+    name: str
+    value: str
+    source: str
+    variable: str
+    help: str
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One check: ``ok``, ``failed``, or ``skipped`` because what it looks at is not set or did not answer."""
+
+    name: str
+    state: Literal["ok", "failed", "skipped"]
+    told: str
+    mend: str = ""
+
+
+class _SkippedError(Exception):
+    """What a check needs is not set, or an earlier check has said already that it is not there."""
+
+    def __init__(self, told: str, mend: str = "") -> None:
+        super().__init__(told)
+        self.told, self.mend = told, mend
+
+
+def setting_rows(settings: Settings) -> list[SettingRow]:
+    """Every setting of the catalogue; passwords in addresses are hidden, other secrets whole."""
+    return [
+        SettingRow(s.name, shown_value(s, settings[s.name]), settings.source(s.name), s.variable, s.help)
+        for s in CATALOGUE
+    ]
+
+
+def shown_value(setting: Setting, value: object) -> str:
+    """The value as it may be printed. An address keeps its host and loses its user, password and query."""
+    text = str(value)
+    if "://" in text:
+        return ",".join(_without_credentials(part) for part in text.split(","))
+    if "@" in text and setting.name not in ("scorer.ensemble", "scorer.spec", "cache.dir"):
+        return HIDDEN  # user:password@host without a scheme
+    return HIDDEN if setting.secret and text else text
+
+
+def run_checks(settings: Settings) -> Iterator[Check]:
+    """Every check in turn, each as soon as it is done. Changes nothing but the cache, where models may arrive."""
+    for name, look in _CHECKS:
+        try:
+            told = look(settings)
+        except _SkippedError as skipped:
+            yield Check(name, "skipped", skipped.told, skipped.mend)
+        except StreamScorerError as error:
+            yield Check(name, "failed", _scrubbed(error.message, settings), _scrubbed(error.mend, settings))
+        else:
+            yield Check(name, "ok", told)
+
+
+def _python(_settings: Settings) -> str:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if not PYTHON_MIN <= sys.version_info[:2] < PYTHON_BELOW:
+        raise StreamScorerError(f"Python {version} is not supported", mend="Use Python 3.11 or 3.12.")
+    return version
+
+
+def _spec(settings: Settings) -> str:
+    from stream_scorer.spec import load_spec
+
+    checked = load_spec(_wanted(settings, "scorer.spec"))
+    return f"{checked.spec.name} version {checked.spec.version}, {len(checked.features)} features"
+
+
+def _broker(settings: Settings) -> str:
+    from stream_scorer.kafka.topics import TopicAdmin
+
+    found = TopicAdmin(_wanted(settings, "kafka.bootstrap")).partitions()
+    return f"answers, {len(found)} topics"
+
+
+def _topics(settings: Settings) -> str:
+    from stream_scorer.errors import BrokerUnavailable
+    from stream_scorer.kafka.topics import TopicAdmin, Topics
+
+    admin = TopicAdmin(_wanted(settings, "kafka.bootstrap"))
+    try:
+        counts = admin.require(Topics(settings["topics.prefix"]).all())
+    except BrokerUnavailable:
+        raise _SkippedError("no broker answers") from None
+    return f"{len(counts)} topics of {next(iter(counts.values()))} partitions"
+
+
+def _redis(settings: Settings) -> str:
+    from stream_scorer.features.rows import LAYOUT_VERSION
+    from stream_scorer.state.client import connect, ping
+    from stream_scorer.state.redis_rows import RedisRowStore
+
+    url = _wanted(settings, "redis.url")
+    client = connect(url)
+    try:
+        ping(client, url)
+        # A store over no partition: it asks the server for its policy as a scorer does, and writes nothing.
+        store = RedisRowStore(client, "doctor", [], layout=LAYOUT_VERSION, horizon_ms=0, row_entries=1)
+        store.check_eviction_policy()
+    finally:
+        client.close()
+    return "answers, evicts nothing"
+
+
+def _mlflow(settings: Settings) -> str:
+    from stream_scorer.ensemble.registry import list_versions
+
+    found = list_versions(_wanted(settings, "mlflow.url"))
+    return f"answers, {len(found)} ensemble versions"
+
+
+def _ensemble(settings: Settings) -> str:
+    from stream_scorer.app import load_serving_ensemble
+    from stream_scorer.ensemble.registry import parse_reference
+    from stream_scorer.spec import load_spec
+
+    reference = parse_reference(settings["scorer.ensemble"])
+    if reference.folder is None:
+        _wanted(settings, "mlflow.url")
+    checked = load_spec(_wanted(settings, "scorer.spec"))
+    ensemble = load_serving_ensemble(settings, checked)
+    return f"{ensemble.name} {ensemble.version}, {len(ensemble.member_names)} members, matches the spec"
+
+
+def _port(settings: Settings) -> str:
+    from prometheus_client import CollectorRegistry
+
+    from stream_scorer.observability.health import HealthServer
+
+    host, port = settings["metrics.host"], settings["metrics.port"]
+    if port < 0:
+        raise _SkippedError("metrics are switched off")
+    HealthServer(host, port, CollectorRegistry(), lambda: (False, "a check")).close()
+    return f"{host}:{port} is free" if port else f"any free port on {host}"
+
+
+_CHECKS: tuple[tuple[str, Callable[[Settings], str]], ...] = (
+    ("python", _python),
+    ("spec", _spec),
+    ("broker", _broker),
+    ("topics", _topics),
+    ("redis", _redis),
+    ("mlflow", _mlflow),
+    ("ensemble", _ensemble),
+    ("metrics port", _port),
+)
+
+
+def _scrubbed(text: str, settings: Settings) -> str:
+    """`text` with every address that carries credentials as it may be shown."""
+    for setting in CATALOGUE:
+        value = str(settings[setting.name])
+        if value and value != (shown := shown_value(setting, settings[setting.name])):
+            text = text.replace(value, shown)
+    return text
+
+
+def _wanted(settings: Settings, name: str) -> str:
+    """The value of `name`, or the check is skipped: what is not set is not wrong yet."""
+    if not settings[name]:
+        variable = next(s.variable for s in CATALOGUE if s.name == name)
+        raise _SkippedError(f"{name} is not set", f"Set {variable}.")
+    value = str(settings[name])
+    return str(Path(value).expanduser()) if name == "scorer.spec" else value
+
+
+def _without_credentials(address: str) -> str:
+    try:
+        parts = urlsplit(address)
+        _user, at, host = parts.netloc.rpartition("@")
+    except ValueError:
+        return HIDDEN
+    query = HIDDEN if parts.query else ""
+    return urlunsplit((parts.scheme, f"{HIDDEN}@{host}" if at else host, parts.path, query, ""))

@@ -1,0 +1,42 @@
+"""`stream-scorer dlq`: what could not be scored, and why."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.settings import Settings
+
+
+@click.group()
+def dlq() -> None:
+    """Look at dead letters: records that could not be scored."""
+
+
+@dlq.command("list")
+@click.option("--code", help="Only this error code.")
+@click.option("-n", "examples", type=click.IntRange(0), default=1, show_default=True, help="Newest examples a code.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--values", is_flag=True, help="Print the examples' values; without --spec all of their fields.")
+@with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
+def list_command(settings: Settings, code: str | None, examples: int, as_json: bool, values: bool) -> None:
+    """Count the dead letters by error code, with where the newest came from. docs/errors.md explains the codes."""
+    from stream_scorer.cli.letters import group_letters, letter_lines
+    from stream_scorer.cli.reading import Shown, TopicReader, optional_spec
+    from stream_scorer.kafka.topics import Topics
+
+    shown = Shown(optional_spec(settings), values=values)
+    topic = Topics(settings["topics.prefix"]).dead_letters
+    with TopicReader(
+        settings.require("kafka.bootstrap"), topic, client_id="stream-scorer-dlq", start="beginning"
+    ) as reader:
+        groups = group_letters(reader.read_to_end(), shown, examples=examples, code=code)
+    if as_json:
+        total = sum(group.count for group in groups)
+        click.echo(msgspec.json.encode({"topic": topic, "count": total, "codes": groups}).decode())
+        return
+    for text in letter_lines(groups):
+        click.echo(text)
+    if not groups:
+        click.echo(f"{topic}: no dead letters{f' with code {code}' if code else ''}", err=True)

@@ -1,0 +1,40 @@
+"""`stream-scorer doctor`: what is set, where it came from, and whether the parts answer."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.settings import CATALOGUE, Settings
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@with_settings(*(setting.name for setting in CATALOGUE))
+def doctor(settings: Settings, as_json: bool) -> int:
+    """Show every setting and where it came from, then check each part a scorer needs.
+
+    Changes nothing (the ensemble may arrive in the cache). What is not set is skipped. Exit code 0 when everything set is fine, 1 when a check failed.
+    """
+    from stream_scorer.cli.checks import run_checks, setting_rows
+    from stream_scorer.cli.reading import columns
+
+    rows = setting_rows(settings)
+    if as_json:
+        found = list(run_checks(settings))
+        healthy = all(check.state != "failed" for check in found)
+        click.echo(msgspec.json.encode({"ok": healthy, "settings": rows, "checks": found}).decode())
+        return 0 if healthy else 1
+    table = [["setting", "value", "from"], *([row.name, row.value or "-", row.source] for row in rows)]
+    for text in columns(table):
+        click.echo(text)
+    click.echo()
+    failed = 0
+    for check in run_checks(settings):
+        failed += check.state == "failed"
+        click.echo(f"{check.state:<8}{check.name:<14}{check.told}")
+        if check.mend:
+            click.echo(f"{'':<22}{check.mend}")
+    click.echo(f"\n{failed} checks failed" if failed else "\neverything that is set is fine")
+    return 1 if failed else 0

@@ -1,0 +1,175 @@
+"""One readable line a record, for each topic. Pure text: no clock, no terminal, no Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from stream_scorer.cli.reading import USER_TOPICS, ReadRecord, Shown, plain, text_header
+from stream_scorer.records import (
+    TOPIC_RECORDS,
+    Alert,
+    Contribution,
+    MonitorMetric,
+    Outcome,
+    Record,
+    Score,
+    ScoreSummary,
+)
+
+# How many members a line names: the strongest say why, the rest is in --json.
+_STRONGEST = 3
+
+
+def when(ms: int) -> str:
+    """UTC time of epoch milliseconds; the number itself where no calendar reaches."""
+    try:
+        return f"{datetime.fromtimestamp(ms // 1_000, UTC):%Y-%m-%d %H:%M:%S}.{ms % 1_000:03d}"
+    except (ValueError, OverflowError, OSError):
+        return str(ms)
+
+
+def line(topic: str, record: ReadRecord, shown: Shown) -> str:
+    """`record` of the topic named `topic` (without prefix) as one line: what it holds, or that it is none of ours."""
+    if topic not in TOPIC_RECORDS:
+        return _user_line(topic, record, shown)
+    try:
+        decoded = msgspec.json.decode(record.value or b"", type=TOPIC_RECORDS[topic])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        why = plain(str(error).partition(" - at ")[0])
+        return f"{when(record.timestamp_ms)}  {_place(record)}  not a record of {topic}: {why}"
+    return plain(_LINES[type(decoded)](decoded, record.timestamp_ms))
+
+
+def json_line(topic: str, record: ReadRecord, shown: Shown) -> str:
+    """`record` as one line of JSON: the value itself where it is ours, what may be told where it is the user's."""
+    if topic in TOPIC_RECORDS and record.value is not None and b"\n" not in record.value:
+        return record.value.decode("utf-8", "backslashreplace")
+    about: dict[str, Any] = {
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp": record.timestamp_ms,
+        "key": shown.key(record.key),
+    }
+    if topic == "transactions.dlq":
+        about |= {
+            name: text_header(record.headers, name)
+            for name in ("error.code", "error.path", "error.message", "source.topic", "source.partition",
+                         "source.offset", "source.timestamp", "value.length", "value.sha256")
+            if name in record.headers
+        }  # fmt: skip
+    elif topic == "labels":
+        about["value"] = shown.document(record.value)
+    return msgspec.json.encode(about | shown.value(record.value)).decode()
+
+
+def _user_line(topic: str, record: ReadRecord, shown: Shown) -> str:
+    parts = [when(record.timestamp_ms)]
+    if topic == "labels" and isinstance(label := shown.document(record.value), dict):
+        parts += [str(label.get(name, "-")) for name in ("event_id", "label", "source")]
+        if isinstance(probability := label.get("review_probability"), (int, float)):
+            parts.append(f"reviewed with probability {probability:g}")
+        return plain("  ".join(parts))
+    parts.append(_place(record))
+    if topic == "transactions.dlq":
+        source = ":".join(text_header(record.headers, f"source.{n}") for n in ("topic", "partition", "offset"))
+        parts += [text_header(record.headers, "error.code"), text_header(record.headers, "error.path") or "-"]
+        parts += [text_header(record.headers, "error.message"), f"from {source}"]
+    key = shown.key(record.key)
+    parts.append(f"key {key}" if key is not None else "no key" if record.key is None else "key not shown")
+    about = shown.value(record.value)
+    parts.append(f"{about.pop('bytes')} bytes")
+    if about:
+        parts.append(msgspec.json.encode(next(iter(about.values()))).decode())
+    elif topic not in USER_TOPICS and record.value is not None:
+        parts.append("(a topic of another program: --values shows the value)")
+    return plain("  ".join(parts))
+
+
+def _place(record: ReadRecord) -> str:
+    return f"{record.partition}:{record.offset}"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _head(at: int, event_id: str, decision: str, score: float | None) -> str:
+    return f"{when(at)}  {event_id:<24}  {decision:<7}  {_number(score):>5}"
+
+
+def _strongest(named: list[tuple[str, float]]) -> str:
+    order = sorted(named, key=lambda pair: -abs(pair[1]))[:_STRONGEST]
+    return ", ".join(f"{name} {contribution:+.2f}" for name, contribution in order) or "no member"
+
+
+def _flags(record: Score | Alert) -> str:
+    told = [f"value {record.value}", f"{record.ensemble} {record.version}"]
+    if record.decision_source != "model":
+        told.append(record.decision_source)
+    if record.duplicate:
+        told.append("duplicate")
+    if record.degraded:
+        told.append(f"without {', '.join(record.degraded)} (coverage {record.coverage:.2f})")
+    return ", ".join(told)
+
+
+def _score(r: Score, _at: int) -> str:
+    return f"{_head(r.event_time, r.event_id, r.decision, r.score)}  {_flags(r)}"
+
+
+def _alert(r: Alert, _at: int) -> str:
+    reasons = _strongest([(reason.member, reason.contribution) for reason in r.reasons])
+    return f"{_head(r.event_time, r.event_id, r.decision, r.score)}  {reasons}  {_flags(r)}"
+
+
+def _contribution(r: Contribution, at: int) -> str:
+    parts = _strongest([(member.name, member.contribution) for member in r.members])
+    total = f"base {_number(r.base, '+.2f')}, z {_number(r.z, '+.2f')}"
+    return f"{_head(at, r.event_id, '', r.score)}  {parts}  {total}, {r.ensemble} {r.version}"
+
+
+def _outcome(r: Outcome, _at: int) -> str:
+    change = f"{r.previous_label} -> {r.label}" if r.previous_label else r.label
+    who = f"{r.ensemble} {r.version}".strip()
+    return f"{_head(r.event_time, r.event_id, r.decision, None)}  {change} by {r.source}, value {r.value}, {who}"
+
+
+def _metric(r: MonitorMetric, _at: int) -> str:
+    value = _number(r.value, ".4g")
+    bounds = "" if r.low is None and r.high is None else f" [{_number(r.low, '.4g')}, {_number(r.high, '.4g')}]"
+    counts = "" if r.denominator is None else f" = {_count(r.numerator)}/{_count(r.denominator)}"
+    window = f"{when(r.window_start)[:-7]} to {when(r.window_end)[:-7]}"
+    state = "closed" if r.closed else "open"
+    return (
+        f"{window}  {r.metric}/{r.dimension}  {value}{bounds}{counts}  "
+        f"{r.ensemble} {r.version}, {r.rows} rows, {state}, revision {r.revision}"
+    )
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _summary(r: ScoreSummary, at: int) -> str:
+    decisions: dict[str, int] = {}
+    for pane in r.panes:
+        for decision, count in pane.decisions.items():
+            decisions[decision] = decisions.get(decision, 0) + count
+    told = ", ".join(f"{count} {decision}" for decision, count in decisions.items()) or "nothing scored"
+    place = f"{r.topic}:{r.partition} {r.first_offset}..{r.next_offset}"
+    panes = f"{len(r.panes)} panes" if len(r.panes) != 1 else "1 pane"
+    return f"{when(at)}  {place}  {told}, {r.dead_letters} dead letters, {panes}, {r.ensemble} {r.version}"
+
+
+_LINES: dict[type[Record], Callable[[Any, int], str]] = {
+    Score: _score,
+    Contribution: _contribution,
+    Alert: _alert,
+    ScoreSummary: _summary,
+    Outcome: _outcome,
+    MonitorMetric: _metric,
+}

@@ -1,0 +1,165 @@
+"""Reading a topic for people: records with their headers, live or up to the end, and what of them may be shown."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.kafka.errors import as_domain_error
+from stream_scorer.kafka.load import RecordFollower
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.settings import Settings
+from stream_scorer.spec import load_spec
+from stream_scorer.spec.model import CheckedSpec
+
+# Topics whose values are the user's: they hold what a spec may call sensitive.
+USER_TOPICS = ("transactions", "labels", "transactions.dlq")
+_SILENCE_S = 1.0
+
+
+class ReadRecord(NamedTuple):
+    """One committed record. `headers` keeps the last value of a name; `timestamp_ms` is Kafka's."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    headers: dict[str, bytes | None]
+
+
+class TopicReader(RecordFollower):
+    """A `RecordFollower` that hands over the headers too."""
+
+    def read(self, most: int = 1_000, timeout_s: float = 0.5) -> list[ReadRecord]:
+        """Up to `most` records, waiting at most `timeout_s` for the first.
+
+        Raises:
+            StreamScorerError: the topic went away, or the broker refuses. A broker that is gone is waited for.
+        """
+        messages = self._consumer.consume(1, timeout_s)
+        if messages and most > 1:
+            messages += self._consumer.consume(most - 1, 0)
+        records = []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                known = as_domain_error(error, f"read {self._topic}", self._bootstrap)
+                if error.retriable() or isinstance(known, BrokerUnavailable):
+                    continue  # librdkafka reconnects by itself
+                raise known
+            partition, offset = message.partition(), message.offset()
+            assert partition is not None and offset is not None
+            headers = {name: value for name, value in message.headers() or () if not isinstance(value, str)}
+            records.append(
+                ReadRecord(partition, offset, message.key(), message.value(), message.timestamp()[1], headers)
+            )
+        return records
+
+    def read_to_end(self) -> Iterator[ReadRecord]:
+        """Every record up to where the topic ends now.
+
+        The last offsets may be commit markers, which are never handed over: then a second of silence, after which the
+        broker still answers, is the end.
+
+        Raises:
+            BrokerUnavailable: the broker went away before the end.
+        """
+        ends = self._watermarks("end")
+        left = {p: end for p, end in ends.items() if end > self.starts.get(p, 0)}
+        while left:
+            records = self.read(timeout_s=_SILENCE_S)
+            if not records:
+                self._watermarks("end")
+                return
+            for record in records:
+                end = ends.get(record.partition, 0)
+                if record.offset < end:
+                    yield record
+                if record.offset + 1 >= end:
+                    left.pop(record.partition, None)
+
+
+def topic_name(given: str, prefix: str) -> tuple[str, str]:
+    """The name without prefix and the topic's real name, for a name `given` with or without prefix."""
+    known = Topics().all()
+    if prefix and given.startswith(prefix) and given[len(prefix) :] in known:
+        given = given[len(prefix) :]
+    return given, (prefix + given if given in known else given)
+
+
+def optional_spec(settings: Settings) -> CheckedSpec | None:
+    """The spec of the setting `scorer.spec`, None if that is not set. Raises `SpecError`."""
+    return load_spec(settings["scorer.spec"]) if settings["scorer.spec"] else None
+
+
+class Shown:
+    """Decides what of the user's bytes may be printed: nothing without `values`, and never a sensitive field.
+
+    Without a spec nobody knows which fields are sensitive: then `values` shows all.
+    """
+
+    def __init__(self, checked: CheckedSpec | None, *, values: bool) -> None:
+        self.values = values
+        self._sensitive = frozenset(checked.sensitive_fields) if checked else frozenset()
+        entity = checked.spec.entities.get(checked.spec.partition_entity or "") if checked else None
+        # The key is the partition entity's id: as sensitive as the field it comes from.
+        self._hides_key = entity is not None and entity.field in self._sensitive
+
+    def key(self, key: bytes | None) -> str | None:
+        """The key as text, or None if there is none or it is sensitive."""
+        return None if key is None or self._hides_key else plain(key.decode("utf-8", "backslashreplace"))
+
+    def document(self, value: bytes | None) -> Any:
+        """The JSON document in `value` without its sensitive fields; None if it holds none."""
+        try:
+            return self._without_sensitive(msgspec.json.decode(value or b""))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    def value(self, value: bytes | None) -> dict[str, Any]:
+        """What to say about a user's value: always its size; its content only as the class allows."""
+        about: dict[str, Any] = {"bytes": len(value or b"")}
+        if not self.values or value is None:
+            return about
+        document = self.document(value)
+        if document is not None:
+            about["value"] = document
+        elif self._sensitive:
+            about["withheld"] = "not JSON, and the spec has sensitive fields that could be anywhere in it"
+        else:
+            try:
+                about["value"] = value.decode("utf-8")
+            except UnicodeDecodeError:
+                about["value_base64"] = base64.b64encode(value).decode()
+        return about
+
+    def _without_sensitive(self, node: Any) -> Any:
+        if not self._sensitive:
+            return node
+        if isinstance(node, dict):
+            return {k: self._without_sensitive(v) for k, v in node.items() if k not in self._sensitive}
+        if isinstance(node, list):
+            return [self._without_sensitive(v) for v in node]
+        return node
+
+
+def plain(text: str) -> str:
+    """`text` on one line and without control characters: what a stranger wrote must not steer a terminal."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def text_header(headers: dict[str, bytes | None], name: str) -> str:
+    """A header as printable text, empty if it is absent."""
+    return plain((headers.get(name) or b"").decode("utf-8", "backslashreplace"))
+
+
+def columns(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:
+    """Lines of left-aligned columns, for a terminal and for `grep` alike."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [(" " * gap).join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
