@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Protocol
 
 from stream_scorer.clock import Clock
-from stream_scorer.ensemble.manifest import Manifest, read_manifest
-from stream_scorer.ensemble.registry import resolve
 from stream_scorer.errors import ArtifactError, UnavailableError
 from stream_scorer.monitor.windows import Profile
 
@@ -54,18 +52,16 @@ class EnsembleReferences:
             ArtifactError: there is no such ensemble, or it is damaged.
             UnavailableError: the registry does not answer and the cache does not hold it.
         """
-        directory, version = resolve(reference, self._tracking_uri, self._cache_dir)
-        manifest = read_manifest(directory)
-        self._profiles[manifest.name, version] = profile_of(manifest)
-        return manifest.name, version
+        name, version, profile = self._load(reference)
+        self._profiles[name, version] = profile
+        return name, version
 
     def profile(self, ensemble: str, version: str) -> Profile | None:
         """The profile in the version's manifest. Blocks on the registry when a version is first seen."""
         key = (ensemble, version)
         if key not in self._profiles and self._worth_asking(key):
             try:
-                directory, _ = resolve(f"{ensemble}:{version}", self._tracking_uri, self._cache_dir)
-                self._profiles[key] = profile_of(read_manifest(directory))
+                self._profiles[key] = self._load(f"{ensemble}:{version}")[2]
             except (ArtifactError, UnavailableError) as error:
                 self._failed_at[key] = self._clock.monotonic()
                 _log.warning("no drift for %s %s, its manifest cannot be had: %s", ensemble, version, error.message)
@@ -77,7 +73,12 @@ class EnsembleReferences:
             return False
         return key not in self._failed_at or self._clock.monotonic() - self._failed_at[key] > RETRY_S
 
+    def _load(self, reference: str) -> tuple[str, str, Profile]:
+        # The registry module brings the whole ensemble with it, numba and the model libraries: a second of start-up.
+        from stream_scorer.ensemble.manifest import read_manifest
+        from stream_scorer.ensemble.registry import resolve
 
-def profile_of(manifest: Manifest) -> Profile:
-    """Edges and counts of every series of a manifest's reference profile."""
-    return {name: (series.edges, series.counts) for name, series in manifest.reference_profile.items()}
+        directory, version = resolve(reference, self._tracking_uri, self._cache_dir)
+        manifest = read_manifest(directory)
+        profile = {name: (series.edges, series.counts) for name, series in manifest.reference_profile.items()}
+        return manifest.name, version, profile
