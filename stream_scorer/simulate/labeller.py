@@ -6,10 +6,12 @@ chargeback, what was approved is looked at only by chance, and some fraud is nev
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +99,9 @@ class Labeller:
         self._chunks: list[Transactions] = []
         self._observed = 0
         self._forgot_at_ms = self._clock_ms
-        self._due: list[_Candidates] = []
+        # A heap by the earliest due time, so that most moves of the clock touch nothing.
+        self._due: list[tuple[int, int, _Candidates]] = []
+        self._order = itertools.count()
         self._decisions: dict[str, Decision] = {}
         self._pools: dict[int, list[tuple[str, Decision, Transactions]]] = {}
         self._labelled_as_approved: set[str] = set()
@@ -121,7 +125,7 @@ class Labeller:
         rows = np.flatnonzero(sampled)
         if len(rows):
             wait = HOUR_MS + config.review_delay_ms * self._wait.exponential(size=len(rows))
-            self._due.append(
+            self._await(
                 _Candidates(
                     transactions.take(rows),
                     transactions.event_time[rows] + wait.astype(np.int64),
@@ -134,7 +138,7 @@ class Labeller:
         rows = rows[self._report.random(len(rows)) >= config.unreported]
         if len(rows):
             due = transactions.event_time[rows] + _chargeback_delay(config, self._delay, len(rows))
-            self._due.append(
+            self._await(
                 _Candidates(
                     transactions.take(rows), due, np.ones(len(rows), np.bool_), CHARGEBACK, np.full(len(rows), np.nan)
                 )
@@ -166,16 +170,12 @@ class Labeller:
         for hour in sorted(h for h in self._pools if (h + 1) * HOUR_MS <= to_ms):
             self._work(hour, self._pools.pop(hour))
         known: list[Labels] = []
-        waiting: list[_Candidates] = []
-        for candidates in self._due:
+        while self._due and self._due[0][0] <= to_ms:
+            _, _, candidates = heappop(self._due)
             ripe = candidates.due <= to_ms
-            if not ripe.any():
-                waiting.append(candidates)
-                continue
             if not ripe.all():
-                waiting.append(candidates.take(~ripe))
+                self._await(candidates.take(~ripe))
             known.append(self._admitted(candidates.take(ripe)))
-        self._due = waiting
         self._forget()
         if not known:
             return Labels.none()
@@ -185,12 +185,15 @@ class Labeller:
     @property
     def waiting(self) -> int:
         """Labels that will come by themselves, unless an alert prevents them."""
-        return sum(len(candidates.due) for candidates in self._due)
+        return sum(len(candidates.due) for _, _, candidates in self._due)
 
     @property
     def remembered(self) -> int:
         """Transactions that an alert may still refer to."""
         return len(self._ordinals)
+
+    def _await(self, candidates: _Candidates) -> None:
+        heappush(self._due, (int(candidates.due.min()), next(self._order), candidates))
 
     def _find(self, event_id: str) -> Transactions | None:
         ordinal = self._ordinals.get(event_id)
@@ -225,12 +228,12 @@ class Labeller:
         due = (hour + 1) * HOUR_MS + config.analyst_delay_ms + (order * HOUR_MS) // count
         fraud = transactions.fraud_kind > 0
         says_fraud = _reviewed(config, rng, fraud)
-        self._due.append(_Candidates(transactions, due, says_fraud, ANALYST, np.array(probability)))
+        self._await(_Candidates(transactions, due, says_fraud, ANALYST, np.array(probability)))
         cleared = np.flatnonzero(fraud & ~says_fraud & np.array(clearable))
         cleared = cleared[self._second.random(len(cleared)) >= config.unreported]
         if len(cleared):
             later = due[cleared] + _chargeback_delay(config, self._second, len(cleared))
-            self._due.append(
+            self._await(
                 _Candidates(
                     transactions.take(cleared),
                     later,
@@ -266,7 +269,7 @@ class Labeller:
             return
         del self._chunks[:count], self._firsts[:count]
         # A decision is needed as long as a chargeback may still be waiting for it.
-        waiting = {i for candidates in self._due for i in candidates.transactions.event_id.tolist()}
+        waiting = {i for _, _, candidates in self._due for i in candidates.transactions.event_id.tolist()}
         self._decisions = {i: d for i, d in self._decisions.items() if i in waiting or i in self._ordinals}
         self._labelled_as_approved &= self._ordinals.keys()
 

@@ -8,6 +8,7 @@ event time has passed the first review or chargeback (hours): `LiveReport.late_a
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -33,9 +34,9 @@ from stream_scorer.simulate.transactions import Transactions
 
 # Records sent in one go: a tenth of a second at 20,000 a second.
 BATCH = 2_000
-# Between two batches at the longest, so that alerts are read and `stop` is heard; at the shortest a quarter of it.
-TICK_S = 0.02
 PROGRESS_S = 1.0
+# While nothing is left to send: how long one look for alerts may take, so that `stop` is heard.
+ALERTS_WAIT_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ class LiveTraffic:
     ) -> None:
         """`transactions` are chunks in order of event time. Without a `labeller` there are no labels.
 
+        A lazy chunk is made when its turn comes (about 2 us a transaction): for an even load, give small ones or all.
+
         `on_progress` is called about once a second, from `run`.
         """
         self._config = config
@@ -163,9 +166,12 @@ class LiveTraffic:
                 labels = _LabelSender(config, producer, alerts, self._labeller, report)
             truth = stack.enter_context(truth_writer(config.truth)) if config.truth is not None else None
 
+            # The first chunk builds its world, which may take a second: not on the schedule's time.
+            chunks = iter(self._chunks)
+            chunks = itertools.chain(list(itertools.islice(chunks, 1)), chunks)
             started = shown = clock.monotonic()
             schedule = Schedule(config.rate, clock)
-            for batch in self._due_batches(schedule, started):
+            for batch in self._due_batches(chunks, schedule, started):
                 traffic.send(batch)
                 if truth is not None:
                     truth.write(batch)
@@ -185,27 +191,29 @@ class LiveTraffic:
             report.stopped = self._stop.is_set()
         return report
 
-    def _due_batches(self, schedule: Schedule, started: float) -> Iterator[Transactions]:
+    def _due_batches(
+        self, chunks: Iterable[Transactions], schedule: Schedule, started: float
+    ) -> Iterator[Transactions]:
         """Cut the chunks into batches, each given out when it is due; empty ones in between keep labels moving."""
         sent = 0
-        for chunk in self._chunks:
+        for chunk in chunks:
             done = 0
             while done < len(chunk):
                 late = self._config.seconds is not None and self._clock.monotonic() - started >= self._config.seconds
                 if late or self._stop.is_set():
                     return
-                count = schedule.due(sent, min(BATCH, len(chunk) - done))
+                most = min(BATCH, len(chunk) - done)
+                count = schedule.due(sent, most)
                 yield chunk.slice(done, done + count)
                 done += count
                 sent += count
-                # A quarter of a tick at least, or a fast schedule sends its records one by one.
-                if (wait := schedule.wait_s(sent)) > 0:
-                    self._sleep(min(max(wait, TICK_S / 4), TICK_S))
+                if count < most:
+                    self._sleep(schedule.pause_s(sent))
 
     def _await_alerts(self, labels: _LabelSender) -> None:
         give_up = self._clock.monotonic() + self._config.alerts_s
         while self._clock.monotonic() < give_up and not self._stop.is_set():
-            labels.read_alerts(TICK_S)
+            labels.read_alerts(ALERTS_WAIT_S)
 
     def _sleep(self, seconds: float) -> None:
         # On the event, so that `stop` ends the sleep.
