@@ -15,11 +15,13 @@ from stream_scorer.settings import CATALOGUE, Settings
 def doctor(settings: Settings, as_json: bool) -> int:
     """Show every setting and where it came from, then check each part a scorer needs.
 
-    Changes nothing (the ensemble may arrive in the cache). What is not set is skipped. Exit code 0 when everything set is fine, 1 when a check failed.
+    Changes nothing, though the ensemble may arrive in the cache. What is not set is skipped. Exit code 0 when everything
+    that is set is fine, 1 when a check failed.
     """
     from stream_scorer.cli.checks import run_checks, setting_rows
-    from stream_scorer.cli.reading import columns
+    from stream_scorer.cli.reading import columns, quiet_client
 
+    quiet_client()
     rows = setting_rows(settings)
     if as_json:
         found = list(run_checks(settings))
@@ -36,5 +38,5 @@ def doctor(settings: Settings, as_json: bool) -> int:
         click.echo(f"{check.state:<8}{check.name:<14}{check.told}")
         if check.mend:
             click.echo(f"{'':<22}{check.mend}")
-    click.echo(f"\n{failed} checks failed" if failed else "\neverything that is set is fine")
+    click.echo(f"\n{failed} check{'s' if failed > 1 else ''} failed" if failed else "\neverything that is set is fine")
     return 1 if failed else 0

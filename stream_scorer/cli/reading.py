@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -13,6 +14,7 @@ from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.kafka.errors import as_domain_error
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.serde.raw import Headers
 from stream_scorer.settings import Settings
 from stream_scorer.spec import load_spec
 from stream_scorer.spec.model import CheckedSpec
@@ -55,7 +57,7 @@ class TopicReader(RecordFollower):
                 raise known
             partition, offset = message.partition(), message.offset()
             assert partition is not None and offset is not None
-            headers = {name: value for name, value in message.headers() or () if not isinstance(value, str)}
+            headers = dict(cast(Headers, message.headers() or ()))
             records.append(
                 ReadRecord(partition, offset, message.key(), message.value(), message.timestamp()[1], headers)
             )
@@ -83,6 +85,11 @@ class TopicReader(RecordFollower):
                     yield record
                 if record.offset + 1 >= end:
                     left.pop(record.partition, None)
+
+
+def quiet_client() -> None:
+    """For commands that end with the first failure: our one message says what is wrong, librdkafka's many do not."""
+    logging.getLogger("stream_scorer.kafka.librdkafka").setLevel(logging.CRITICAL)
 
 
 def topic_name(given: str, prefix: str) -> tuple[str, str]:

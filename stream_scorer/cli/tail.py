@@ -26,9 +26,10 @@ def tail(settings: Settings, topic: str, as_json: bool, from_start: bool, count:
     --spec, because without it nothing is known to be sensitive.
     """
     from stream_scorer.cli.lines import json_line, line
-    from stream_scorer.cli.reading import Shown, TopicReader, optional_spec, topic_name
+    from stream_scorer.cli.reading import Shown, TopicReader, optional_spec, quiet_client, topic_name
 
     short, name = topic_name(topic, settings["topics.prefix"])
+    quiet_client()
     shown = Shown(optional_spec(settings), values=values)
     show = json_line if as_json else line
     start: Literal["beginning", "end"] = "beginning" if from_start else "end"
