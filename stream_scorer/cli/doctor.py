@@ -15,8 +15,8 @@ from stream_scorer.settings import CATALOGUE, Settings
 def doctor(settings: Settings, as_json: bool) -> int:
     """Show every setting and where it came from, then check each part a scorer needs.
 
-    Changes nothing, though the ensemble may arrive in the cache. What is not set is skipped. Exit code 0 when everything
-    that is set is fine, 1 when a check failed.
+    Changes nothing, though the ensemble may arrive in the cache. What is not set is skipped. Exit code 0 when
+    everything that is set is fine, 1 when a check failed.
     """
     from stream_scorer.cli.checks import run_checks, setting_rows
     from stream_scorer.cli.reading import columns, quiet_client

@@ -1,0 +1,138 @@
+"""Write the files that follow from others: docs/settings.md, docs/metrics.md and deploy/build.txt; `--check` compares.
+
+The documents come from the catalogues in the code, and the image's build requirements from requirements/dev.txt.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from stream_scorer.cli.doctor import doctor
+from stream_scorer.monitor.metrics import MONITOR_METRICS
+from stream_scorer.observability.metrics import SCORER_METRICS, Metric
+from stream_scorer.settings import CATALOGUE, Setting
+
+ROOT = Path(__file__).resolve().parent.parent
+# What makes the wheel: hatchling and what it needs.
+BUILD_PACKAGES = ("hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers")
+_MADE = "<!-- Made by tools/make_reference.py from {}; do not edit. -->"
+
+_SETTINGS = """\
+# Settings
+
+{made}
+
+A setting is looked for in this order, and the first place that has it wins:
+
+1. the flag on the command line;
+2. the environment variable;
+3. the variable with `_FILE` at its end, which names a file to read it from (for secrets: the content is stripped);
+4. `stream-scorer.toml` in the working directory: `kafka.bootstrap` is `bootstrap` in the section `[kafka]`;
+5. for the three addresses: a local stack that is up in this directory (`stream-scorer stack up`);
+6. the default.
+
+A variable that is set but empty counts as set. An unknown name in the file is an error (exit code 2), and so is a value
+of the wrong kind. `stream-scorer doctor` prints every value and where it came from; of an address it hides user,
+password and query.
+
+{table}
+
+Each command takes the flags of the settings it uses: `stream-scorer COMMAND --help`.
+"""
+
+_METRICS = """\
+# Metrics
+
+{made}
+
+Served as Prometheus text on `/metrics` of `metrics.host`:`metrics.port`, beside `/healthz` (the process is up) and
+`/readyz` (it owns its partitions and works; 503 with the reason otherwise). No label holds anything of a transaction.
+Rules to start from are in `deploy/prometheus/alerts.yml`.
+
+## Scorer (`stream-scorer run`)
+
+{scorer}
+
+## Monitor (`stream-scorer monitor`)
+
+{monitor}
+"""
+
+
+def settings_document() -> str:
+    """docs/settings.md."""
+    flags = {parameter.name: parameter.opts[0] for parameter in doctor.params if isinstance(parameter, click.Option)}
+    rows = [
+        (
+            f"`{s.name}`",
+            f"`{s.variable}`",
+            f"`{flags[s.name.replace('.', '_')]}`",
+            _default(s),
+            s.help + (f" One of {', '.join(f'`{c}`' for c in s.choices)}." if s.choices else ""),
+        )
+        for s in CATALOGUE
+    ]
+    table = _table(("setting", "variable", "flag", "default", "meaning"), rows)
+    return _SETTINGS.format(made=_MADE.format("stream_scorer/settings.py"), table=table)
+
+
+def metrics_document() -> str:
+    """docs/metrics.md."""
+    made = _MADE.format("stream_scorer/observability/metrics.py and stream_scorer/monitor/metrics.py")
+    return _METRICS.format(made=made, scorer=_metric_table(SCORER_METRICS), monitor=_metric_table(MONITOR_METRICS))
+
+
+def build_requirements() -> str:
+    """deploy/build.txt: the pins and hashes of `BUILD_PACKAGES` as requirements/dev.txt has them."""
+    blocks = re.split(r"\n(?=[A-Za-z0-9])", (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8"))
+    wanted = []
+    for name in BUILD_PACKAGES:
+        block = next(b for b in blocks if b.startswith(f"{name}=="))
+        wanted.append("\n".join(line for line in block.splitlines() if not line.lstrip().startswith("#")))
+    return "# Made by tools/make_reference.py from requirements/dev.txt; do not edit.\n" + "\n".join(wanted) + "\n"
+
+
+def _default(setting: Setting) -> str:
+    if callable(setting.default):
+        return "the machine's host name" if setting.name == "scorer.instance" else "found at start"
+    return f"`{setting.default}`" if setting.default != "" else "none"
+
+
+def _metric_table(metrics: Iterable[Metric]) -> str:
+    rows = []
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+        buckets = f" Buckets: {', '.join(f'{b:g}' for b in metric.buckets)}." if metric.buckets else ""
+        rows.append((f"`{metric.name}`", metric.kind, labels, metric.help + buckets))
+    return _table(("metric", "kind", "labels", "meaning"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the files, or with ``--check`` name those that differ and return 3."""
+    wanted = {
+        ROOT / "docs" / "settings.md": settings_document(),
+        ROOT / "docs" / "metrics.md": metrics_document(),
+        ROOT / "deploy" / "build.txt": build_requirements(),
+    }
+    if "--check" not in arguments:
+        for path, text in wanted.items():
+            path.write_text(text, encoding="utf-8")
+        return 0
+    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    for path in stale:
+        sys.stderr.write(f"{path.relative_to(ROOT)} is not what the code says: run 'python tools/make_reference.py'\n")
+    return 3 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
