@@ -1,7 +1,8 @@
 """The weighted logit mean: from members' probabilities to z, score and contributions that add up to z exactly.
 
 Order of computation, each step value by value and members always in manifest order:
-member -> calibrator -> clip to [1e-6, 1 - 1e-6] -> logit -> weighted mean over the present -> z -> sigmoid -> g -> score.
+member -> calibrator -> clip to [1e-6, 1 - 1e-6] -> logit -> weighted mean over those present -> z -> sigmoid -> g ->
+score.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class WeightedLogitMean:
         member scores, weights, contributions (each ``(n, m)``), base, z, score, coverage (each ``(n,)``).
         """
         c, g = self._calibrators, self._final
-        packed = _combine(
+        packed: tuple[Matrix, Matrix, Matrix, Vector, Vector, Vector, Vector] = _combine(
             raw,
             (c.kinds, c.starts, c.first, c.second),
             (g.kinds, g.starts, g.first, g.second),
@@ -48,7 +49,7 @@ class WeightedLogitMean:
             self._logit_means,
             self._quorum,
         )
-        return packed  # type: ignore[no-any-return]
+        return packed
 
     def left_out(self, member_scores: Matrix, score: Vector) -> Matrix:
         """``(n, m)``: the final score with each member left out and the weights renormalised over the rest.
@@ -56,8 +57,8 @@ class WeightedLogitMean:
         A member that was missing anyway changes nothing. NaN where the served score is NaN or nobody remains.
         """
         g = self._final
-        packed = _left_out(member_scores, score, (g.kinds, g.starts, g.first, g.second), self._weights)
-        return packed  # type: ignore[no-any-return]
+        scores: Matrix = _left_out(member_scores, score, (g.kinds, g.starts, g.first, g.second), self._weights)
+        return scores
 
 
 def decide(score: Vector, review: float, block: float, fallback: Decision) -> NDArray[np.int8]:

@@ -48,7 +48,7 @@ _SPARSE_ROWS = MAX_SELF_TEST_ROWS // 4
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A member before it is part of an ensemble; the fields are those of `MemberSpec`, `data` the model file's bytes."""
+    """A member before it is part of an ensemble; fields as in `MemberSpec`, `data` is the model file's bytes."""
 
     name: str
     format: MemberFormat

@@ -182,7 +182,7 @@ def _predict(loaded: _Loaded, features: Matrix, out: Vector) -> str:
     """Write one member's probabilities to `out` ``(n,)``, NaN where missing. Returns why any are missing, or ''."""
     try:
         probability = loaded.member.predict(loaded.preprocess.apply(features))
-    except Exception as error:  # noqa: BLE001  one member's failure, whatever it is, must not cost the transaction its score
+    except Exception as error:  # whatever it is, one member's failure must not cost the transaction its score
         out[:] = np.nan
         return f"{type(error).__name__}: {error}"
     if probability.shape != out.shape:

@@ -29,13 +29,14 @@ MAX_MEMBER_BYTES = 256 * 1024 * 1024
 MAX_SELF_TEST_ROWS = 64
 MAX_BINS = 20
 
+# Patterns end with \Z: `$` would let a line feed through.
 MemberFormat = Literal["lightgbm-text", "xgboost-ubj", "dense-json"]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")]
 # A member's name is part of series names and metric labels; a feature's may hold one dot (`customer.count_1d`).
-MemberName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+MemberName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 # A plain file name: no separator, no leading dot, so it cannot leave the ensemble's folder.
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,60}(\.[A-Za-z0-9_-]{1,20}){0,3}$")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,60}(\.[A-Za-z0-9_-]{1,20}){0,3}\Z")]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
@@ -225,7 +226,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def read_members(directory: Path, manifest: Manifest) -> list[bytes]:
-    """Every member's bytes, in manifest order. Raises `ArtifactError` unless size and sha256 are as the manifest says."""
+    """Every member's bytes, in manifest order. Raises `ArtifactError` unless sizes and digests are the manifest's."""
     return [_read_member(directory, member) for member in manifest.members]
 
 

@@ -55,7 +55,7 @@ _CLIENT_ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 _log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def _check_answers(tracking_uri: str) -> None:
             f"{tracking_uri!r} is not the address of an MLflow server", mend="It starts with http:// or https://."
         )
     try:
-        with urllib.request.urlopen(f"{_shown(tracking_uri)}/health", timeout=HEALTH_TIMEOUT_S):
+        with urllib.request.urlopen(f"{_shown(tracking_uri)}/health", timeout=HEALTH_TIMEOUT_S):  # noqa: S310  http
             pass
     except urllib.error.HTTPError:
         # A proxy in front that hides /health, or wants a password: mlflow itself will tell.

@@ -71,7 +71,7 @@ def test_the_run_carries_metrics_and_parameters(mlflow: str, tmp_path: Path) -> 
     client = MlflowClient(mlflow, mlflow)
     run = client.get_run(client.get_model_version("metrics", version).run_id)
     assert run.data.metrics == {"ensemble.average_precision": 0.75}
-    assert run.data.params["spec"] == "cards" and run.data.params["weight.only"] == "1.0"
+    assert (run.data.params["spec"], run.data.params["weight.only"]) == ("cards", "1.0")
     assert run.info.status == "FINISHED"
 
 
@@ -82,7 +82,8 @@ def test_an_alias_moves_and_the_cache_keeps_both(mlflow: str, tmp_path: Path) ->
     second = register(make(tmp_path / "two", bias=0.5), "moving", mlflow, alias="champion")
     new, version = resolve("moving@champion", mlflow, cache)
     assert (int(first), int(second), version) == (1, 2, "2")
-    assert new != old and old.is_dir()
+    assert new != old
+    assert old.is_dir()
 
 
 def test_mistakes_are_named_with_what_there_is(mlflow: str, tmp_path: Path) -> None:
@@ -120,7 +121,8 @@ def test_a_scorer_starts_from_the_cache_when_the_registry_is_gone(
         path, resolved = resolve("offline@champion", address, cache)
     assert time.monotonic() - started < 10
     assert resolved == version
-    assert "does not answer" in caplog.text and "taken from the cache" in caplog.text
+    assert "does not answer" in caplog.text
+    assert "taken from the cache" in caplog.text
     Ensemble.load(path, version=resolved)
     with pytest.raises(RegistryUnavailable, match="does not answer"):
         resolve("offline@challenger", address, cache)

@@ -112,7 +112,8 @@ def test_a_score_is_what_the_manifest_says_by_hand(ensemble: Ensemble) -> None:
     assert scored.score[0] == pytest.approx(sigmoid(1.2 * z + 0.3), abs=1e-12)
     assert scored.coverage[0] == 1.0
     assert not scored.failures
-    assert ensemble.version == "3" and ensemble.member_names == ["one", "two", "three"]
+    assert ensemble.version == "3"
+    assert ensemble.member_names == ["one", "two", "three"]
 
 
 def test_contributions_are_centred_on_the_reference(ensemble: Ensemble) -> None:
@@ -144,7 +145,8 @@ def test_a_member_that_raises_is_missing_and_reported(ensemble: Ensemble) -> Non
     scored = with_member(ensemble, 1, RuntimeError("out of luck")).score(reference(8))
     assert scored.failures == {"two": "RuntimeError: out of luck"}
     assert np.isnan(scored.member_scores[:, 1]).all()
-    assert (scored.contributions[:, 1] == 0).all() and (scored.weights[:, 1] == 0).all()
+    assert (scored.contributions[:, 1] == 0).all()
+    assert (scored.weights[:, 1] == 0).all()
     assert scored.weights[:, 0] == pytest.approx(0.5 / 0.7)
     assert scored.coverage == pytest.approx(0.7)
     assert scored.base + scored.contributions.sum(axis=1) == pytest.approx(scored.z, abs=1e-12)
@@ -205,7 +207,7 @@ def test_a_matrix_of_other_columns_is_refused(ensemble: Ensemble) -> None:
 
 def test_an_empty_batch_is_scored(ensemble: Ensemble) -> None:
     scored = ensemble.score(np.empty((0, 4)))
-    assert scored.score.shape == (0,) and scored.member_scores.shape == (0, 3) and not scored.failures
+    assert (scored.score.shape, scored.member_scores.shape, scored.failures) == ((0,), (0, 3), {})
 
 
 def five_formats() -> list[Draft]:
@@ -213,9 +215,15 @@ def five_formats() -> list[Draft]:
     x = reference(3_000, seed=7)
     y = np.nan_to_num(x[:, 1] - 100) / 20 + x[:, 2] * 2 + random.normal(size=len(x)) > 2
     tree = {"objective": "binary", "num_threads": 1, "verbose": -1, "seed": 1, "deterministic": True}
-    rf = tree | {"boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.6, "num_leaves": 15}
+    rf = tree | {
+        "objective": "regression",
+        "boosting": "rf",
+        "bagging_freq": 1,
+        "bagging_fraction": 0.6,
+        "num_leaves": 15,
+    }
     gbdt = lightgbm.train(tree | {"num_leaves": 15}, lightgbm.Dataset(x, y), 20)
-    forest = lightgbm.train(rf, lightgbm.Dataset(x, y), 10)
+    forest = lightgbm.train(rf, lightgbm.Dataset(x, y.astype(float)), 10)
     xgb = xgboost.train({"objective": "binary:logistic", "nthread": 1, "max_depth": 4}, xgboost.DMatrix(x, y), 20)
     network = Dense(
         [
@@ -245,7 +253,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
 
 @pytest.mark.parametrize("size", [1, 7, 256])
 def test_a_row_has_the_same_bits_in_any_batch(five: Ensemble, size: int) -> None:
-    rows = reference(1024, seed=11)
+    rows = reference(256 if size == 1 else 1024, seed=11)
     whole = five.score(rows)
     assert not whole.failures
     for name in ("member_scores", "weights", "contributions", "base", "z", "score", "coverage"):
@@ -280,5 +288,5 @@ def test_the_self_test_refuses_an_ensemble_that_scores_otherwise(tmp_path: Path)
         manifest, members=[msgspec.structs.replace(manifest.members[0], weight=0.7), *manifest.members[1:]]
     )
     (tmp_path / "e" / "manifest.json").write_bytes(manifest_bytes(altered))
-    with pytest.raises(ArtifactError, match="fails its self-test.*final score"):
+    with pytest.raises(ArtifactError, match=r"fails its self-test.*final score"):
         Ensemble.load(tmp_path / "e", version="1")

@@ -1,4 +1,9 @@
-"""LightGBM models in their text format: gradient boosting, and random forests (`boosting=rf`, averaged leaves)."""
+"""LightGBM models in their text format: gradient boosting, and random forests.
+
+A random forest is `boosting=rf` with the objective `regression` on labels of 0 and 1: its answer is the mean over the
+trees of the fraud rate in a leaf. Not `binary`: there a forest averages single Newton steps in log-odds, which for a
+rare class are so long (a leaf of half fraud at 1 % overall: +50) that its best rows all end at probability 1.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from numpy.typing import NDArray
 from stream_scorer.errors import ArtifactError
 
 _FORMAT = "lightgbm-text"
+_ROUNDING = 1e-12
 
 
 class LightGBMMember:
@@ -19,7 +25,7 @@ class LightGBMMember:
     def __init__(self, data: bytes, n_inputs: int) -> None:
         import lightgbm
 
-        text = _checked_text(data, n_inputs)
+        text, self._forest = _checked_text(data, n_inputs)
         try:
             self._booster = lightgbm.Booster(model_str=text)
         except lightgbm.basic.LightGBMError as error:
@@ -28,11 +34,16 @@ class LightGBMMember:
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """See `Member.predict`. Not `raw_score`: for a forest LightGBM leaves the raw sum of leaves unaveraged."""
         out: Any = self._booster.predict(inputs, num_threads=1)
-        return np.asarray(out, dtype=np.float64)
+        probability = np.asarray(out, dtype=np.float64)
+        if self._forest:
+            # A mean of rates may miss 0 or 1 by rounding; what misses by more is not repaired.
+            probability[np.abs(probability) < _ROUNDING] = 0.0
+            probability[np.abs(probability - 1.0) < _ROUNDING] = 1.0
+        return probability
 
 
-def _checked_text(data: bytes, n_inputs: int) -> str:
-    """The model text, once it is known to be whole and its trees well-formed.
+def _checked_text(data: bytes, n_inputs: int) -> tuple[str, bool]:
+    """The model text, once it is known to be whole and its trees well-formed, and whether it is a forest.
 
     LightGBM trusts its input: a text cut in half makes 4.7 read past its end and abort the process, and a child
     pointing upwards would loop for ever. So the blocks, their sizes and every tree's links are checked first.
@@ -45,8 +56,12 @@ def _checked_text(data: bytes, n_inputs: int) -> str:
     fields = dict(line.partition("=")[::2] for line in header.splitlines())
     if not blank or not header.startswith("tree\n") or "tree_sizes" not in fields:
         raise ArtifactError(f"{_FORMAT}: not a LightGBM model")
-    if not fields.get("objective", "").startswith("binary"):
-        raise ArtifactError(f"{_FORMAT}: the objective is {fields.get('objective')!r}, not binary")
+    forest = "average_output" in fields
+    if fields.get("objective", "").partition(" ")[0] != ("regression" if forest else "binary"):
+        raise ArtifactError(
+            f"{_FORMAT}: the objective is {fields.get('objective')!r}",
+            mend="Boosted trees are `binary`; a random forest (boosting=rf) is `regression` on labels of 0 and 1.",
+        )
     if fields.get("num_class") != "1" or fields.get("num_tree_per_iteration") != "1":
         raise ArtifactError(f"{_FORMAT}: more than one output")
     if fields.get("max_feature_idx") != str(n_inputs - 1):
@@ -61,9 +76,10 @@ def _checked_text(data: bytes, n_inputs: int) -> str:
             raise ArtifactError(f"{_FORMAT}: tree {index} is cut short or misplaced")
         _check_tree(block, index, n_inputs)
         position += size
-    if not body[position:].lstrip("\n").startswith("end of trees"):
-        raise ArtifactError(f"{_FORMAT}: the end of the trees is missing")
-    return text
+    rest = body[position:].lstrip("\n")
+    if not rest.startswith("end of trees") or "\nend of parameters" not in rest:
+        raise ArtifactError(f"{_FORMAT}: the end of the model is missing")
+    return text, forest
 
 
 def _check_tree(block: str, index: int, n_inputs: int) -> None:

@@ -19,7 +19,7 @@ class XGBoostMember:
     def __init__(self, data: bytes, n_inputs: int) -> None:
         import xgboost
 
-        # The library also reads a deprecated binary form and JSON; a UBJSON model is an object with a keyed first entry.
+        # The library also reads a deprecated binary form and JSON; a UBJSON model is an object whose keys have lengths.
         if not data.startswith(b"{L"):
             raise ArtifactError(f"{_FORMAT}: not UBJSON")
         try:

@@ -1,0 +1,107 @@
+"""`stream-scorer ensemble`: what is registered, and what an ensemble is made of."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.settings import Settings
+
+
+@click.group()
+def ensemble() -> None:
+    """Ensembles: list what is registered, show what one is made of, register one."""
+
+
+@ensemble.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@with_settings("mlflow.url")
+def list_command(settings: Settings, as_json: bool) -> None:
+    """Every registered version, newest first."""
+    from stream_scorer.ensemble.registry import list_versions
+
+    versions = list_versions(settings.require("mlflow.url"))
+    if as_json:
+        click.echo(msgspec.json.encode(versions))
+        return
+    if not versions:
+        click.echo("nothing is registered", err=True)
+        return
+    table = Table("ensemble", "aliases", "registered", "manifest", box=box.SIMPLE_HEAD)
+    for entry in versions:
+        made = datetime.fromtimestamp(entry.created_at / 1_000, UTC)
+        table.add_row(
+            f"{entry.name}:{entry.version}",
+            ", ".join(entry.aliases),
+            f"{made:%Y-%m-%d %H:%M}",
+            entry.manifest_sha256[:12],
+        )
+    Console(file=sys.stdout).print(table)
+
+
+@ensemble.command("show")
+@click.argument("reference")
+@click.option("--json", "as_json", is_flag=True, help="The whole manifest as JSON.")
+@with_settings("mlflow.url", "cache.dir")
+def show(settings: Settings, reference: str, as_json: bool) -> None:
+    """Show the ensemble REFERENCE: name@alias, name:version or a folder (./champion)."""
+    from stream_scorer.ensemble.manifest import manifest_bytes, manifest_digest, read_manifest
+    from stream_scorer.ensemble.registry import resolve
+
+    path, version = resolve(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+    manifest = read_manifest(path)
+    if as_json:
+        click.echo(manifest_bytes(manifest), nl=False)
+        return
+    training, policy = manifest.training, manifest.thresholds
+    facts = {
+        "ensemble": f"{manifest.name}, version {version}, manifest {manifest_digest(manifest)[:12]}",
+        "trained": f"{training.rows:,} transactions, {training.positives:,} frauds, "
+        f"{_day(training.first_event_time)} to {_day(training.last_event_time)}, run {training.run_id}",
+        "spec": f"{manifest.spec_name}, {len(manifest.features)} features, hash {manifest.feature_hash[:12]}",
+        "combiner": f"{manifest.combiner}, quorum {manifest.quorum:g}, final calibrator {manifest.final_calibrator}",
+        "thresholds": f"review {policy.review:.4g}, block {policy.block:.4g}, policy {policy.policy_version}",
+    }
+    for label, fact in facts.items():
+        click.echo(f"{label:11} {fact}")
+    for name, value in training.metrics.get("ensemble", {}).items():
+        click.echo(f"{name.replace('_', ' '):28} {value:.4f}")
+    total = sum(member.weight for member in manifest.members)
+    table = Table("member", "format", "inputs", "weight", "AP", "calibrator", "sha256", box=box.SIMPLE_HEAD)
+    for member in manifest.members:
+        precision = training.metrics.get(member.name, {}).get("average_precision")
+        table.add_row(
+            member.name,
+            member.format,
+            str(len(member.inputs)),
+            f"{member.weight / total:.3f}",
+            "" if precision is None else f"{precision:.3f}",
+            type(member.calibrator).__name__.lower(),
+            member.sha256[:12],
+        )
+    Console(file=sys.stdout).print(table)
+
+
+@ensemble.command("register")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("name")
+@click.option("--alias", help="Alias to move to the new version, such as champion.")
+@with_settings("mlflow.url")
+def register_command(settings: Settings, folder: Path, name: str, alias: str | None) -> None:
+    """Register the ensemble in FOLDER as a new version of NAME, once it has passed its self-test."""
+    from stream_scorer.ensemble.registry import register
+
+    version = register(folder, name, settings.require("mlflow.url"), alias)
+    click.echo(f"{name}:{version}")
+
+
+def _day(milliseconds: int) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1_000, UTC):%Y-%m-%d}"

@@ -1,0 +1,129 @@
+"""`stream-scorer train`: an ensemble from labelled history, and into the registry if wanted."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.settings import Settings
+from stream_scorer.spec.load import load_spec
+
+
+@click.command()
+@click.option(
+    "--transactions",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Parquet file of transactions, columns as in the spec.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Parquet file of labels: event_id, event_time, label, labelled_at, entity ids.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the ensemble.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same data and seed, same members.")
+@click.option("--name", help="Name in the manifest.  [default: the spec's]")
+@click.option("--review-rate", type=click.FloatRange(0, 1), help="Fit thresholds: share to be reviewed or blocked.")
+@click.option("--block-rate", type=click.FloatRange(0, 1), help="Fit thresholds: share to be blocked.")
+@click.option("--register", "register_as", help="Register the ensemble under this name.")
+@click.option("--alias", help="Alias to move to the new version, such as champion.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@with_settings("scorer.spec", "mlflow.url")
+def train(
+    settings: Settings,
+    transactions: Path,
+    labels: Path,
+    out: Path,
+    seed: int,
+    name: str | None,
+    review_rate: float | None,
+    block_rate: float | None,
+    register_as: str | None,
+    alias: str | None,
+    as_json: bool,
+) -> None:
+    """Train the five members, fit calibrators and weights, and write an ensemble that a scorer can load."""
+    from stream_scorer.train.dataset import read_training_set
+    from stream_scorer.train.report import member_lines
+    from stream_scorer.train.train import AlertRates, train_ensemble
+
+    if (review_rate is None) != (block_rate is None):
+        raise click.UsageError("Give both --review-rate and --block-rate, or neither.")
+    if alias and not register_as:
+        raise click.UsageError("--alias needs --register.")
+    rates = None if review_rate is None or block_rate is None else AlertRates(review_rate, block_rate)
+    tracking_uri = settings.require("mlflow.url") if register_as else None
+    spec = load_spec(settings.require("scorer.spec"))
+    progress = _Progress()
+    data = read_training_set(transactions, labels, spec, progress)
+    click.echo(
+        f"{len(data.label):,} transactions, {int(data.label.sum()):,} frauds; left out: {data.immature:,} too young to "
+        f"be judged, {data.duplicates:,} duplicates, {data.refused:,} refused",
+        err=True,
+    )
+    manifest = train_ensemble(
+        data.features, spec.features, data.label, data.event_time, spec, out, seed, progress,
+        name=name, alert_rates=rates,
+    )  # fmt: skip
+    version = None
+    if register_as and tracking_uri:
+        from stream_scorer.ensemble.registry import register
+
+        version = register(out, register_as, tracking_uri, alias)
+    lines = member_lines(out, spec)
+    if as_json:
+        report = {
+            "out": str(out),
+            "name": manifest.name,
+            "registered": register_as,
+            "version": version,
+            "alias": alias,
+            "run_id": manifest.training.run_id,
+            "rows": manifest.training.rows,
+            "positives": manifest.training.positives,
+            "thresholds": manifest.thresholds,
+            "metrics": manifest.training.metrics["ensemble"],
+            "members": [msgspec.to_builtins(line) for line in lines[:-1]],
+            "microseconds": lines[-1].microseconds,
+        }
+        click.echo(msgspec.json.encode(report))
+        return
+    table = Table(title=f"{manifest.name}, on the holdout", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("member", "features", "inputs", "AP", "AUC", "log loss", "weight", "µs/row"):
+        table.add_column(heading, justify="left" if heading in ("member", "features") else "right", no_wrap=True)
+    for line in lines:
+        if line is lines[-1]:
+            table.add_section()
+        table.add_row(
+            line.name, line.feature_set, str(line.inputs), f"{line.average_precision:.3f}",
+            f"{line.roc_auc:.3f}", f"{line.log_loss:.4f}", f"{line.weight:.3f}", f"{line.microseconds:.2f}",
+        )  # fmt: skip
+    Console(file=sys.stdout).print(table)
+    click.echo(f"written to {out}")
+    if version:
+        click.echo(f"registered as {register_as}:{version}" + (f" ({register_as}@{alias})" if alias else ""))
+
+
+class _Progress:
+    """On stderr: a line when a stage begins, and within a long one a line now and then."""
+
+    def __init__(self) -> None:
+        self._started = self._shown = time.monotonic()
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage == self._stage and now - self._shown < 2.0:
+            return
+        self._stage, self._shown = stage, now
+        click.echo(f"{now - self._started:6.1f} s  {stage} ({done:,} of {total:,})", err=True)

@@ -1,0 +1,75 @@
+"""Fitting what stands between members and score: Platt calibrators and the members' weights."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.manifest import Platt
+
+# No member is silenced altogether: one without weight costs as much to run and can neither be watched nor stand in
+# when another is down.
+MIN_WEIGHT = 0.05
+# Pull towards equal weights, in units of summed log loss: 140 frauds tell five correlated members apart only roughly.
+_RIDGE = 2.0
+_SLOPE_BOUNDS = (1e-3, 20.0)
+
+
+def fit_platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> Platt:
+    """The slope (above 0) and intercept that minimise log loss over clipped logits ``(n,)`` and labels ``(n,)``."""
+    from scipy.optimize import minimize
+
+    y = label.astype(np.float64)
+
+    def loss(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = theta[0] * logit + theta[1]
+        residual = _probability(z) - y
+        return _log_loss(z, y), np.array([residual @ logit, residual.sum()])
+
+    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[_SLOPE_BOUNDS, (None, None)])
+    return Platt(slope=float(found.x[0]), intercept=float(found.x[1]))
+
+
+def fit_weights(logits: NDArray[np.float64], label: NDArray[np.bool_], most: float) -> NDArray[np.float64]:
+    """Weights ``(m,)`` that sum to 1, from calibrated logits ``(n, m)`` and labels ``(n,)``.
+
+    They minimise the log loss of ``sigmoid(scale * weighted mean + intercept)``: scale and intercept are the final
+    calibrator's business and are fitted along, so that weights are not bent to make up for them. Each weight is
+    between `MIN_WEIGHT` and `most` (where m allows): at one minus the quorum, no single loss costs the score.
+    """
+    from scipy.optimize import LinearConstraint, minimize
+
+    y = label.astype(np.float64)
+    members = logits.shape[1]
+    least, most = min(MIN_WEIGHT, 1.0 / members), max(most, 1.0 / members)
+
+    # Over v = scale * weights, so that everything but the bounds on shares is free; divided by n to be well scaled.
+    def loss(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        v = theta[:members]
+        z = logits @ v + theta[members]
+        residual = _probability(z) - y
+        spread = v - v.mean()
+        gradient = np.append(residual @ logits + 2 * _RIDGE * spread, residual.sum())
+        return (_log_loss(z, y) + _RIDGE * float(spread @ spread)) / len(y), gradient / len(y)
+
+    shares = np.vstack([np.eye(members) - least, most - np.eye(members)])
+    found = minimize(
+        loss,
+        np.append(np.full(members, 1.0 / members), 0.0),
+        jac=True,
+        method="SLSQP",
+        bounds=[(1e-6, None)] * members + [(None, None)],
+        constraints=[LinearConstraint(np.hstack([shares, np.zeros((2 * members, 1))]), 0.0, np.inf)],
+        options={"maxiter": 500, "ftol": 1e-12},
+    )
+    v = found.x[:members]
+    return np.asarray(v / v.sum(), np.float64)
+
+
+def _probability(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * z)), np.float64)
+
+
+def _log_loss(z: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Summed log loss of log-odds `z`, without overflow."""
+    return float(np.sum(np.logaddexp(0.0, z) - y * z))

@@ -1,0 +1,202 @@
+"""The training set: Parquet files of transactions and labels in, features by the serving kernel and labels out.
+
+Records go through the decoders that serve, so what training refuses is what serving refuses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.features.history import build_features
+from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, TransactionDecoder, Transactions
+from stream_scorer.spec.model import CheckedSpec, duration_ms
+from stream_scorer.train.train import Progress
+
+# Rows turned into records at a time: bounds the memory of the detour through Python objects (about 1 kB a row).
+_CHUNK = 50_000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Rows in order of time: features ``(n, n_features)``, label ``(n,)`` bool, event_time ``(n,)`` epoch ms.
+
+    `refused` records could not be read, `duplicates` repeated an event id, `immature` were too young to be judged.
+    """
+
+    features: NDArray[np.float64]
+    label: NDArray[np.bool_]
+    event_time: NDArray[np.int64]
+    refused: int
+    duplicates: int
+    immature: int
+
+
+def read_training_set(
+    transactions: Path, labels: Path, spec: CheckedSpec, on_progress: Progress | None = None
+) -> TrainingSet:
+    """The training set of two Parquet files.
+
+    A transaction's label is its last by (source rank, labelled_at); without one it is presumed genuine. Transactions
+    younger than the spec's label horizon at the end of the history are left out: their frauds are not yet known.
+
+    Raises:
+        UsageError: a file is missing or lacks a column, or nothing usable is left.
+        SettingsError: pyarrow is not installed.
+    """
+    decoded, refused = _read_transactions(transactions, spec)
+    known, ranks, refused_labels = _read_labels(labels, spec)
+    if len(decoded) == 0:
+        raise UsageError(f"{transactions}: no transaction in it can be read with spec {spec.spec.name}")
+    history = build_features(
+        spec,
+        decoded,
+        known,
+        on_progress=None if on_progress is None else lambda done, total: on_progress("features", done, total),
+    )
+    label = _join(history.event_id, known, ranks)
+    end = max(int(history.event_time[-1]), int(known.labelled_at.max(initial=0)))
+    mature = history.event_time <= end - duration_ms(spec.spec.labels.horizon)
+    keep = mature & ~history.duplicate
+    if not keep.any():
+        raise UsageError(
+            f"{transactions}: every transaction is younger than the label horizon of {spec.spec.labels.horizon}",
+            mend="Train on a longer history, or lower labels.horizon in the spec.",
+        )
+    return TrainingSet(
+        history.matrix[keep],
+        label[keep],
+        history.event_time[keep],
+        refused + refused_labels,
+        int(history.duplicate.sum()),
+        int((~mature).sum()),
+    )
+
+
+def _join(event_ids: list[str], labels: Labels, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
+    verdict: dict[str, bool] = {}
+    for index in np.lexsort((labels.labelled_at, ranks)).tolist():
+        verdict[labels.event_id[index]] = bool(labels.fraud[index])
+    return np.array([verdict.get(event_id, False) for event_id in event_ids], np.bool_)
+
+
+def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int]:
+    shape = spec.spec.transaction
+    decoder = TransactionDecoder(spec)
+    parts: list[Transactions] = []
+    rejected: Rejected = []
+    optional = {name for name, field in shape.fields.items() if field.optional}
+    for rows in _records(path, list(shape.fields), optional, [shape.time]):
+        # A file has no Kafka timestamp to judge an event time against: each is judged against itself.
+        times = np.array([row[shape.time] or 0 for row in rows], np.int64)
+        part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
+        parts.append(part)
+        rejected += bad
+    _report(path, rejected)
+    return _concatenate_transactions(parts), len(rejected)
+
+
+def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:
+    decoder = LabelDecoder(spec)
+    rank_of = spec.spec.labels.source_rank
+    entities = sorted({entity.field for entity in spec.spec.entities.values()})
+    parts: list[Labels] = []
+    ranks: list[int] = []
+    rejected: Rejected = []
+    needed = ["event_id", "event_time", "label", "labelled_at"]
+    free = {"source", "review_probability", *entities} - set(needed)
+    for rows in _records(path, [*needed, *sorted(free)], free, ["event_time", "labelled_at"]):
+        for row in rows:
+            row["source"] = row.get("source") or ""
+        part, bad = decoder.decode([msgspec.json.encode(row) for row in rows])
+        parts.append(part)
+        ranks += [rank_of.get(rows[index]["source"], 0) for index in part.row.tolist()]
+        rejected += bad
+    _report(path, rejected)
+    return _concatenate_labels(parts), np.array(ranks, np.int64), len(rejected)
+
+
+def _records(path: Path, columns: list[str], optional: set[str], times: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """Chunks of rows of a Parquet file as dicts of `columns`; an absent optional column is left out."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise SettingsError("Parquet files need pyarrow", mend="Install stream-scorer[files].") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            present = set(file.schema_arrow.names)
+            missing = [name for name in columns if name not in present and name not in optional]
+            if missing:
+                raise UsageError(f"{path} has no column {missing[0]!r}")
+            wanted = [name for name in columns if name in present]
+            for batch in file.iter_batches(_CHUNK, columns=wanted):
+                yield _milliseconds(pa, batch, times).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+
+
+def _milliseconds(pa: Any, batch: Any, times: list[str]) -> Any:
+    """Columns of a timestamp type as integers of epoch milliseconds; integers stand as they are."""
+    for name in times:
+        place = batch.schema.get_field_index(name)
+        if pa.types.is_timestamp(batch.schema.field(place).type):
+            column = batch.column(place).cast(pa.timestamp("ms")).cast(pa.int64())
+            batch = batch.set_column(place, name, column)
+    return batch
+
+
+def _report(path: Path, rejected: Rejected) -> None:
+    if rejected:
+        codes = Counter(error.code for _, error in rejected)
+        index, first = rejected[0]
+        _log.warning(
+            "%s: %d records refused (%s); the first, row %d of its chunk: %s at %s",
+            path,
+            len(rejected),
+            ", ".join(f"{count} {code}" for code, count in codes.most_common()),
+            index,
+            first,
+            first.path or "$",
+        )
+
+
+def _concatenate_transactions(parts: list[Transactions]) -> Transactions:
+    if not parts:
+        raise UsageError("there are no transactions in the file")
+    first = parts[0]
+    return Transactions(
+        row=np.arange(sum(len(part) for part in parts)),
+        event_id=[event_id for part in parts for event_id in part.event_id],
+        id_hash=np.concatenate([part.id_hash for part in parts]),
+        event_time=np.concatenate([part.event_time for part in parts]),
+        value=np.concatenate([part.value for part in parts]),
+        entity_ids={name: [i for part in parts for i in part.entity_ids[name]] for name in first.entity_ids},
+        columns={name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns},
+    )
+
+
+def _concatenate_labels(parts: list[Labels]) -> Labels:
+    if not parts:
+        raise UsageError("there are no labels in the file", mend="Without a known fraud there is nothing to learn.")
+    first = parts[0]
+    return Labels(
+        row=np.arange(sum(len(part) for part in parts)),
+        event_id=[event_id for part in parts for event_id in part.event_id],
+        id_hash=np.concatenate([part.id_hash for part in parts]),
+        event_time=np.concatenate([part.event_time for part in parts]),
+        labelled_at=np.concatenate([part.labelled_at for part in parts]),
+        fraud=np.concatenate([part.fraud for part in parts]),
+        entity_ids={name: [i for part in parts for i in part.entity_ids[name]] for name in first.entity_ids},
+    )

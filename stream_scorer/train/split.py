@@ -1,0 +1,59 @@
+"""Splitting history by time: each step of training learns from rows later than the step before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.errors import UsageError
+
+# Members learn from most of it. Each later slice fits few parameters (2 for a calibrator, 5 for the weights), but
+# fraud is rare: a slice needs positives rather than rows.
+SHARES = {"train": 0.60, "calibration": 0.12, "weights": 0.14, "holdout": 0.14}
+# Below this a calibrator's slope is noise, and so is any figure on the holdout.
+MIN_POSITIVES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Row numbers, ascending in time within and between the slices; ``(k,) int64`` each.
+
+    Attributes:
+        train: members are fitted here.
+        calibration: members' calibrators.
+        weights: weights, final calibrator, reference profile and self-test.
+        holdout: figures only; nothing is fitted.
+    """
+
+    train: NDArray[np.int64]
+    calibration: NDArray[np.int64]
+    weights: NDArray[np.int64]
+    holdout: NDArray[np.int64]
+
+
+def split_by_time(event_time: NDArray[np.int64], label: NDArray[np.bool_]) -> Split:
+    """Cut ``(n,)`` event times into the shares of `SHARES`; rows of one time stay on one side of a cut.
+
+    Raises:
+        UsageError: a slice has fewer than `MIN_POSITIVES` frauds, or no genuine transaction.
+    """
+    order = np.argsort(event_time, kind="stable").astype(np.int64)
+    times = event_time[order]
+    cuts = []
+    share = 0.0
+    for part in list(SHARES.values())[:-1]:
+        share += part
+        at = min(int(share * len(order)), len(order) - 1)
+        cuts.append(int(np.searchsorted(times, times[at], side="left")) if len(order) else 0)
+    slices = dict(zip(SHARES, np.split(order, cuts), strict=True))
+    for name, rows in slices.items():
+        positives = int(label[rows].sum())
+        if positives < MIN_POSITIVES or positives == len(rows):
+            raise UsageError(
+                f"the {name} slice ({SHARES[name]:.0%} of {len(order)} rows, by time) has {positives} frauds in "
+                f"{len(rows)} rows; at least {MIN_POSITIVES} frauds and one genuine transaction are needed",
+                mend="Train on a longer history.",
+            )
+    return Split(**slices)

@@ -1,0 +1,108 @@
+"""The training set from Parquet files: what is read, joined and left out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stream_scorer.errors import UsageError
+from stream_scorer.spec.load import parse_spec
+from stream_scorer.train.dataset import read_training_set
+
+SPEC = parse_spec(
+    """
+name: tiny
+version: 1
+transaction:
+  id: event_id
+  time: event_time
+  value: amount
+  fields:
+    event_id: {type: string}
+    event_time: {type: time}
+    card: {type: string}
+    device: {type: string, optional: true}
+    amount: {type: integer, min: 0}
+entities: {card: {field: card}}
+partition_entity: card
+views:
+  - {name: card, entity: card, windows: [1d], aggregates: [count]}
+derived:
+  - {name: has_device, function: present, of: [device]}
+policy: {version: p1, review: 0.3, block: 0.8}
+labels: {horizon: 2s, source_rank: {analyst: 1, chargeback: 2}}
+"""
+)
+
+
+def write(folder: Path, transactions: dict[str, list[object]], labels: dict[str, list[object]]) -> tuple[Path, Path]:
+    pq.write_table(pa.table(transactions), folder / "transactions.parquet")
+    pq.write_table(pa.table(labels), folder / "labels.parquet")
+    return folder / "transactions.parquet", folder / "labels.parquet"
+
+
+def transactions() -> dict[str, list[object]]:
+    return {
+        "event_id": ["t3", "t1", "t2", "t1", "late"],
+        "event_time": [3_000, 1_000, 2_000, 1_500, 9_000],
+        "card": ["x", "x", "x", "x", "y"],
+        "device": [None, "d", None, "d", None],
+        "amount": [30, 10, 20, 10, 5],
+        "unknown": [1, 2, 3, 4, 5],
+    }
+
+
+def labels() -> dict[str, list[object]]:
+    return {
+        "event_id": ["t1", "t1", "t2", "t2"],
+        "event_time": [1_000, 1_000, 2_000, 2_000],
+        "label": ["fraud", "genuine", "genuine", "fraud"],
+        "labelled_at": [4_000, 5_000, 6_000, 5_000],
+        "source": ["chargeback", "analyst", "analyst", "analyst"],
+    }
+
+
+def test_labels_join_by_rank_then_time_and_the_young_and_doubled_stay_out(tmp_path: Path) -> None:
+    data = read_training_set(*write(tmp_path, transactions(), labels()), SPEC)
+    assert data.event_time.tolist() == [1_000, 2_000, 3_000]
+    # t1: the chargeback outranks the later analyst; t2: the later analyst wins; t3: silence is presumed genuine.
+    assert data.label.tolist() == [True, False, False]
+    assert (data.duplicates, data.immature, data.refused) == (1, 1, 0)
+    assert data.features.tolist() == [[1.0, 1.0], [2.0, 0.0], [3.0, 0.0]]
+
+
+def test_timestamps_are_read_as_milliseconds(tmp_path: Path) -> None:
+    table = transactions()
+    table["event_time"] = pa.array(np.array(table["event_time"]) * 1_000, pa.timestamp("us", tz="UTC"))
+    data = read_training_set(*write(tmp_path, table, labels()), SPEC)
+    assert data.event_time.tolist() == [1_000, 2_000, 3_000]
+
+
+def test_what_serving_refuses_is_refused_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = transactions()
+    table["amount"] = [30, -10, 20, 10, 5]
+    with caplog.at_level(logging.WARNING):
+        data = read_training_set(*write(tmp_path, table, labels()), SPEC)
+    assert data.refused == 1
+    assert data.event_time.tolist() == [1_500, 2_000, 3_000]
+    assert "1 out_of_range" in caplog.text
+    assert "$.amount" in caplog.text
+
+
+def test_files_that_will_not_do_are_named(tmp_path: Path) -> None:
+    good, known = write(tmp_path, transactions(), labels())
+    with pytest.raises(UsageError, match="cannot read"):
+        read_training_set(tmp_path / "nowhere.parquet", known, SPEC)
+    with pytest.raises(UsageError, match="no column 'label'"):
+        read_training_set(good, good, SPEC)
+    (tmp_path / "text.parquet").write_text("not parquet")
+    with pytest.raises(UsageError, match="cannot read"):
+        read_training_set(tmp_path / "text.parquet", known, SPEC)
+    young = {name: values[4:] for name, values in transactions().items()}
+    with pytest.raises(UsageError, match="younger than the label horizon"):
+        read_training_set(*write(tmp_path, young, labels()), SPEC)
