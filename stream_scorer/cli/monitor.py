@@ -21,6 +21,12 @@ from stream_scorer.settings import Settings
 @click.option("--monitor-group", default="stream-scorer-monitor", show_default=True, help="Consumer group.")
 @click.option("--monitor-instance", default="monitor-1", show_default=True, help="Stable name, unique in its group.")
 @click.option(
+    "--joiner/--no-joiner",
+    default=True,
+    show_default=True,
+    help="Join labels in this worker. Exactly one worker of a group does.",
+)
+@click.option(
     "--namespace", default="", help="Prefix of the counters in Redis; made from group and topic if not given."
 )
 @click.option(
@@ -71,6 +77,7 @@ def monitor(
     state_dir: Path,
     monitor_group: str,
     monitor_instance: str,
+    joiner: bool,
     namespace: str,
     windows: tuple[int, ...],
     idle_after: float,
@@ -104,6 +111,7 @@ def monitor(
             group=monitor_group,
             instance=monitor_instance,
             namespace=namespace,
+            joins=joiner,
             window_panes=tuple(sorted({1, *windows})),
             idle_s=idle_after,
             emit_every_s=emit_every,

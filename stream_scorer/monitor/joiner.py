@@ -108,7 +108,7 @@ class Joiner:
         self._labels = labels
         self._decode_score = msgspec.json.Decoder(ScoreKey).decode
         self._decode_label = msgspec.json.Decoder(Label).decode
-        self.counts = JoinerCounts(waiting=store.waiting_count())
+        self.counts = JoinerCounts(waiting=store.waiting_count(), rows=store.row_count())
         # Newest event time of each score partition seen by this process: the slowest bounds what may be deleted.
         self._newest: dict[Partition, int] = {}
 
@@ -130,7 +130,7 @@ class Joiner:
                 self.counts.unreadable += 1
                 _log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
         if decided:
-            self._store.add(decided.values())
+            self.counts.rows += self._store.add(decided.values())
             if self.counts.waiting:
                 waited = self._store.waiting(decided)
                 self._store.stop_waiting(waited)
@@ -225,13 +225,18 @@ class Joiner:
             previous_review_probability=None if previous is None else previous.probability,
         )
 
+    def rollback(self) -> None:
+        """Drop the batch in hand."""
+        self._store.rollback()
+        self.counts.waiting, self.counts.rows = self._store.waiting_count(), self._store.row_count()
+
     def trim(self) -> None:
         """Delete what no label can reach any more. Call it only when nothing is unread: an unread label is late."""
         if self._newest:
             horizon = min(self._newest.values()) - self._rules.keep_ms - self._rules.allowed_lateness_ms
-            self._store.forget_before(horizon)
-            self.counts.waiting = self._store.waiting_count()
-            self.counts.rows = self._store.row_count()
+            rows, labels = self._store.forget_before(horizon)
+            self.counts.rows -= rows
+            self.counts.waiting -= labels
 
 
 class JoinerService:
@@ -284,7 +289,7 @@ class JoinerService:
                 _log.warning(
                     "joiner: transaction aborted, beginning anew (%d of %d)", aborts, MAX_ABORTS, exc_info=True
                 )
-                self._store.rollback()
+                self._joiner.rollback()
                 self._resync(stop)
 
     def _resync(self, stop: threading.Event) -> None:

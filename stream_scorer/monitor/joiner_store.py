@@ -132,13 +132,13 @@ class JoinerStore:
             [(topic, number, offset) for (topic, number), offset in positions.items()],
         )
 
-    def add(self, rows: Iterable[Decided]) -> None:
-        """Keep scored transactions; a known event id stays as it is (the first score counts)."""
-        self._db.executemany(
+    def add(self, rows: Iterable[Decided]) -> int:
+        """Keep scored transactions; a known event id stays as it is (the first score counts). Returns how many."""
+        return self._db.executemany(
             "INSERT OR IGNORE INTO decided (event_id, event_time, context, decision, member_alerts, value)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             [row[:6] for row in rows],
-        )
+        ).rowcount
 
     def find(self, event_ids: Iterable[str]) -> dict[str, Decided]:
         """The rows of those ids that are known."""
@@ -184,10 +184,11 @@ class JoinerStore:
         """How many scored transactions are kept."""
         return int(self._db.execute("SELECT count(*) FROM decided").fetchone()[0])
 
-    def forget_before(self, event_time: int) -> None:
-        """Delete rows older than `event_time`, and labels given before it that never found a score."""
-        self._db.execute("DELETE FROM decided WHERE event_time < ?", (event_time,))
-        self._db.execute("DELETE FROM waiting WHERE labelled_at < ?", (event_time,))
+    def forget_before(self, event_time: int) -> tuple[int, int]:
+        """Delete rows older than `event_time`, and labels given before it that found no score. Answers how many."""
+        rows = self._db.execute("DELETE FROM decided WHERE event_time < ?", (event_time,)).rowcount
+        labels = self._db.execute("DELETE FROM waiting WHERE labelled_at < ?", (event_time,)).rowcount
+        return rows, labels
 
     def commit(self) -> None:
         """Make the batch durable and begin the next."""

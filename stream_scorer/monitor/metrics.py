@@ -18,7 +18,8 @@ MISMATCHED = Metric(
 MARK_LAG = Metric(
     "gauge",
     "stream_scorer_monitor_lag_records",
-    "Offsets between the mark in Redis and the topic's end, by topic. The group's committed offsets say nothing here.",
+    "Offsets between the marks in Redis and the topic's ends (a partition's last transaction marker counts). "
+    "The group's committed offsets say nothing here.",
     ("topic",),
 )
 WATERMARK = Metric(

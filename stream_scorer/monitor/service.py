@@ -51,6 +51,8 @@ class MonitorSettings:
     window_panes: tuple[int, ...] = (1, 24)
     idle_s: float = 30.0
     emit_every_s: float = 1.0
+    # One worker joins labels; more may count windows beside it.
+    joins: bool = True
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     assumed: Assumptions = DEFAULT_ASSUMPTIONS
@@ -112,9 +114,9 @@ def run_monitor(
         sources={p: source_name(topics.score_summaries, p) for p in partitions},
         idle_s=settings.idle_s,
     )
-    for library in ("faust", "mode"):
-        # They give their loggers a level of their own, below the root's.
-        logging.getLogger(library).setLevel(logging.WARNING)
+    # Faust logs every service's start and stop under the module of its class, and some of them are ours.
+    for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     joining = _Joining(settings, topics, counts, join_rules, clock)
 
     async def run() -> None:
@@ -137,7 +139,10 @@ def run_monitor(
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, app.stop)
-        joining.start(lambda error: loop.call_soon_threadsafe(app.fail, error))
+        if settings.joins:
+            joining.start(lambda error: loop.call_soon_threadsafe(app.fail, error))
+        else:
+            joining.ready.set()
         health = None
         if settings.metrics_port is not None:
             health = HealthServer(

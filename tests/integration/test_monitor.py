@@ -337,34 +337,42 @@ def converge(stack: Any, topics: Topics, seconds: float) -> tuple[dict[Any, Any]
 
 
 def test_windows_equal_a_recomputation_after_kills(stack: Any, topics: Topics, tmp_path: Path) -> None:
+    """One worker is killed twice, a second one joins and is killed too; every seventh batch was aborted before."""
     feed = Feed(stack.addresses.kafka, topics, seed=11)
-    hours = np.linspace(2, 78, 330)
-    monitor = Monitor.start(stack, topics, tmp_path)
+    worker = Monitor.start(stack, topics, tmp_path)
+    second: Monitor | None = None
     kills = 0
     try:
-        monitor.wait_ready()
-        for number, hour in enumerate(hours):
+        worker.wait_ready()
+        for number, hour in enumerate(np.linspace(2, 78, 330)):
             feed.batch(number, float(hour))
+            if number == 60:
+                second = Monitor.start(stack, topics, tmp_path, "--monitor-instance", "monitor-2", "--no-joiner")
+                second.wait_ready()
             if number in (120, 230):
-                monitor.kill()
+                worker.kill()
                 kills += 1
-                monitor = Monitor.start(stack, topics, tmp_path)
+                worker = Monitor.start(stack, topics, tmp_path)
+            if number == 170 and second is not None:
+                second.kill()
+                kills += 1
         feed.labels(1e9)
-        expected, said, metrics = converge(stack, topics, 30)
+        expected, said, metrics = converge(stack, topics, 40)
         assert said == expected
-        code, seconds, words = monitor.end()
+        code, seconds, words = worker.end()
     finally:
-        monitor.kill()
+        worker.kill()
+        if second is not None:
+            second.kill()
     assert (code, "Traceback" in words) == (0, False), words
     assert seconds < 10
-    assert kills == 2
+    assert kills == 3
     assert feed.book.aborted > 40
     assert feed.book.sent > 8_000
     _check_bounds(feed, stack, topics, metrics)
     _check_outcomes(stack, topics, 5)
     assert sum(m.closed for m in metrics.values() if m.metric == "transactions" and m.window_end < T0 + 70 * HOUR) > 60
-    mature = [m for m in metrics.values() if m.metric == "fpr" and m.statistics["reviewed"] and m.label_age]
-    assert mature
+    assert any(m.label_age and m.statistics["reviewed"] for m in metrics.values() if m.metric == "fpr")
 
 
 def _check_bounds(feed: Feed, stack: Any, topics: Topics, metrics: dict[Any, MonitorMetric]) -> None:

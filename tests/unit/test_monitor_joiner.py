@@ -155,15 +155,16 @@ def test_old_rows_are_deleted_by_the_slowest_partition(joiner: Joiner, store: Jo
     assert store.row_count() == 3
     joiner.join([log.score("on", event_time=T + 29 * DAY, partition=1)])
     joiner.trim()
-    assert store.row_count() == 2
-    assert joiner.counts.waiting == 0
+    assert store.row_count() == joiner.counts.rows == 2
+    assert store.waiting_count() == joiner.counts.waiting == 0
 
 
 def test_rollback_forgets_everything_of_a_batch(tmp_path: Path, log: Log) -> None:
     store = JoinerStore(tmp_path / "s")
     joiner = Joiner(store, RULES, scores="scores", labels="labels")
     joiner.join([log.score("a", version="7")])
-    store.rollback()
+    joiner.rollback()
+    assert joiner.counts.rows == 0
     joiner.join([log.score("b", version="8")])
     store.set_positions({("scores", 0): 2})
     store.commit()
