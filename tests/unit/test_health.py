@@ -1,0 +1,87 @@
+"""Health and metrics over a real socket on loopback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stream_scorer.errors import SettingsError
+from stream_scorer.observability.health import HealthServer
+from stream_scorer.observability.metrics import TRANSACTIONS, Metrics
+
+HOST = "127.0.0.1"
+
+
+class Served:
+    """A server whose readiness a test sets."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.ready = (False, "waiting for partitions")
+        self.server = HealthServer(HOST, 0, self.metrics.registry, lambda: self.ready)
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{self.server.port}{path}", timeout=5) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+    def get_json(self, path: str) -> tuple[int, Any]:
+        status, body = self.get(path)
+        return status, json.loads(body)
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    served = Served()
+    yield served
+    served.server.close()
+
+
+def test_alive_is_not_ready(served: Served) -> None:
+    assert served.get_json("/healthz") == (200, {"status": "ok"})
+    assert served.get_json("/readyz") == (503, {"ready": False, "reason": "waiting for partitions"})
+    served.ready = (True, "serving")
+    assert served.get_json("/readyz") == (200, {"ready": True, "reason": "serving"})
+    served.ready = (False, "Redis is not available")
+    assert served.get_json("/readyz")[0] == 503
+    assert served.get_json("/healthz")[0] == 200
+
+
+def test_metrics_are_served_under_their_catalogued_names(served: Served) -> None:
+    served.metrics.count(TRANSACTIONS, 3, "block")
+    status, body = served.get("/metrics")
+    assert status == 200
+    assert f'{TRANSACTIONS.name}{{decision="block"}} 3.0' in body.decode()
+
+
+def test_another_path_says_which_there_are(served: Served) -> None:
+    assert served.get_json("/")[0] == 404
+
+
+def test_a_taken_port_is_a_settings_error(served: Served) -> None:
+    with pytest.raises(SettingsError, match=f"port {served.server.port} .* is taken") as caught:
+        HealthServer(HOST, served.server.port, Metrics().registry, lambda: (True, ""))
+    assert "metrics.port" in caught.value.mend
+
+
+def test_a_host_that_is_not_ours_is_a_settings_error() -> None:
+    with pytest.raises(SettingsError, match=r"192\.0\.2\.1"):
+        HealthServer("192.0.2.1", 0, Metrics().registry, lambda: (True, ""))  # TEST-NET-1, never ours
+
+
+def test_close_frees_the_port() -> None:
+    served = Served()
+    port = served.server.port
+    served.server.close()
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind((HOST, port))

@@ -1,0 +1,107 @@
+"""A wrong pipeline spec is refused with the path of the wrong node."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stream_scorer.errors import SpecError
+from stream_scorer.spec import load_spec
+from stream_scorer.spec.load import parse_spec
+
+CARDS = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
+DOCUMENT: dict[str, Any] = yaml.safe_load(CARDS.read_text(encoding="utf-8"))
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+def edited(edit: Edit) -> str:
+    document = copy.deepcopy(DOCUMENT)
+    edit(document)
+    return yaml.safe_dump(document)
+
+
+def field(name: str, **changes: Any) -> Edit:
+    return lambda d: d["transaction"]["fields"][name].update(changes)
+
+
+def view(index: int, **changes: Any) -> Edit:
+    return lambda d: d["views"][index].update(changes)
+
+
+WRONG: list[tuple[str, Edit]] = [
+    ("(top level)", lambda d: d.pop("policy")),
+    ("policy", lambda d: d["policy"].update(reviev=0.3)),
+    ("policy.review", lambda d: d["policy"].update(review=1.5)),
+    ("policy", lambda d: d["policy"].update(review=0.9, block=0.1)),
+    ("transaction.id", lambda d: d["transaction"].update(id="nothing")),
+    ("transaction.time", lambda d: d["transaction"].update(time="amount")),
+    ("transaction.value", field("amount", optional=True)),
+    ("transaction.currency", lambda d: d["transaction"].update(currency="nothing")),
+    ("transaction.fields.event_id", field("event_id", sensitive=True)),
+    ("transaction.fields.currency", field("currency", values=None)),
+    ("transaction.fields.amount", field("amount", min=5, max=4)),
+    ("entities.customer.field", lambda d: d["entities"]["customer"].update(field="amount")),
+    ("partition_entity", lambda d: d.update(partition_entity="nobody")),
+    ("views[2].windows[0]", view(2, windows=["1 hour"])),
+    ("views[2].windows", view(2, windows=["0s"])),
+    ("views[2].windows", view(2, windows=[])),
+    ("views[1].windows", view(1, windows=["1h"])),
+    ("views[1].aggregates[0]", view(1, aggregates=["median"])),
+    ("views[0].entity", view(0, entity="nobody")),
+    ("views[1]", view(1, name="customer")),
+    ("views[3]", view(3, delay="0s")),
+    ("derived[0].of", lambda d: d["derived"][0].update(of=["nothing"])),
+    ("derived[0].of", lambda d: d["derived"][0].update(of=["amount", "amount"])),
+    ("derived[0].of", lambda d: d["derived"][0].update(of=["customer_id"])),
+    ("derived[1]", lambda d: d["derived"][1].update(name="amount_log")),
+    ("feature_sets.network", lambda d: d["feature_sets"].update(network=["nothing.*"])),
+    ("monitor.pane", lambda d: d["monitor"].update(pane="10ms")),
+]
+
+
+@pytest.mark.parametrize(("path", "edit"), WRONG)
+def test_an_error_names_the_path(path: str, edit: Edit) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(edited(edit))
+    assert caught.value.path == path
+    assert caught.value.message.startswith(f"{path}: ")
+    assert caught.value.exit_code == 2
+
+
+def test_the_unedited_document_is_right() -> None:
+    assert parse_spec(edited(lambda _d: None)).sha256 == load_spec(CARDS).sha256
+
+
+def test_the_file_is_named_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(edited(view(2, windows=["1 hour"])))
+    with pytest.raises(SpecError, match=r"mine\.yaml: views\[2\]\.windows\[0\]: "):
+        load_spec(path)
+    with pytest.raises(SpecError, match="no pipeline spec at"):
+        load_spec(tmp_path / "nothing.yaml")
+    with pytest.raises(SpecError, match="cannot read"):
+        load_spec(tmp_path)
+
+
+def test_broken_yaml_names_the_line() -> None:
+    with pytest.raises(SpecError, match="not valid YAML at line 2"):
+        parse_spec("name: cards\n  version: 1\n")
+
+
+def test_the_policy_is_not_part_of_what_features_mean() -> None:
+    plain = load_spec(CARDS)
+    other_policy = parse_spec(edited(lambda d: d["policy"].update(review=0.31)))
+    other_view = parse_spec(edited(view(0, windows=["1h", "2h", "1d", "7d", "30d"])))
+    assert other_policy.sha256 != plain.sha256
+    assert other_policy.feature_hash == plain.feature_hash
+    assert other_view.feature_hash != plain.feature_hash
+
+
+def test_sensitive_fields_are_told() -> None:
+    assert load_spec(CARDS).sensitive_fields == ["card_number"]
