@@ -198,9 +198,11 @@ def _thresholds(spec: CheckedSpec, score: Matrix, rates: AlertRates | None) -> T
 
 
 def _reached_by(score: Matrix, share: float) -> float:
-    """The lowest threshold that at most `share` of the scores reach: just above the best score left out."""
+    """A threshold that at most `share` of the scores reach: midway between the best left out and the next above it."""
     falling = np.sort(score)[::-1]
-    return min(float(np.nextafter(falling[int(share * len(falling))], 1.0)), 1.0)
+    left_out = falling[int(share * len(falling))]
+    above = falling[falling > left_out]
+    return float((left_out + (above[-1] if len(above) else 1.0)) / 2)
 
 
 def _training(
