@@ -38,14 +38,51 @@ def count_duplicates() -> None:
     kernel.find_duplicates = lambda *arguments: np.zeros(len(arguments[3]), dtype=np.bool_)
 
 
+def drop_bad_records() -> None:
+    """What cannot be decoded vanishes."""
+    from stream_scorer.serde import decoder
+
+    decode_each = decoder.decode_each
+
+    def silently(*arguments: Any) -> Any:
+        structs, rows, _ = decode_each(*arguments)
+        return structs, rows, []
+
+    decoder.decode_each = silently
+
+
+def bend_contributions() -> None:
+    """One member's contribution is off by a millionth."""
+    from stream_scorer.ensemble.ensemble import Ensemble
+
+    score = Ensemble.score
+
+    def bent(self: Any, features: Any) -> Any:
+        scored = score(self, features)
+        scored.contributions[:, 0] += 1e-6
+        return scored
+
+    Ensemble.score = bent  # type: ignore[method-assign]
+
+
+def raw_errors() -> None:
+    """Errors reach the person as they were raised."""
+    from stream_scorer.cli import main as module
+
+    module.main = lambda: module.cli.main(standalone_mode=False)
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "outputs-outside": outputs_outside_the_transaction,
     "count-duplicates": count_duplicates,
+    "drop-bad": drop_bad_records,
+    "bend-contributions": bend_contributions,
+    "raw-errors": raw_errors,
 }
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
     SABOTAGES[name]()
-    from stream_scorer.cli.main import main
+    from stream_scorer.cli import main as module
 
-    main()
+    module.main()

@@ -1,0 +1,133 @@
+"""usage: wrong usage gives one readable message that names the thing and the mend, and the contract's exit code."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from proofs.kit import CARDS_SPEC, ROOT, Context, Result, services, tethered, train_cards
+from stream_scorer.ensemble.registry import register
+
+# A message may need a few lines (what, why, mend), never a page.
+MOST_LINES = 6
+TIMEOUT_S = 90
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    result = Result()
+    folder = context.folder
+    train_cards(folder, seed=context.seed, transactions=30_000)
+    ensemble = str(folder / "ensemble")
+    (folder / "bad.yaml").write_text("name: x\nversion: one\n")
+    (folder / "broken.yaml").write_text("name: [x\n")
+    (folder / "settings").mkdir()
+    (folder / "settings" / "stream-scorer.toml").write_text('[kafka]\nbootstrop = "x"\n')
+    with services("kafka", "redis", "mlflow") as (_stack, at), _listening() as taken, _closed() as closed:
+        register(folder / "ensemble", "cards", str(at.mlflow), alias="champion")
+        good = {
+            "--bootstrap": str(at.kafka),
+            "--redis": str(at.redis),
+            "--mlflow": str(at.mlflow),
+            "--spec": str(CARDS_SPEC),
+            "--ensemble": ensemble,
+            "--metrics-port": "-1",
+            "--cache": str(folder / "cache"),
+        }
+        # name: (flags that differ, exit code, words the message must hold)
+        cases: dict[str, tuple[dict[str, str], int, list[str]]] = {
+            "no broker": ({"--bootstrap": f"127.0.0.1:{closed}"}, 1, ["Kafka", str(closed), "kafka.bootstrap"]),
+            "wrong topic": ({"--topic-prefix": "nobody."}, 2, ["nobody.transactions", "topics create"]),
+            "missing model": ({"--ensemble": "./nowhere"}, 2, ["nowhere"]),
+            "unknown name": ({"--ensemble": "cars@champion"}, 2, ["cars"]),
+            "unknown alias": ({"--ensemble": "cards@chmpion"}, 2, ["chmpion", "champion"]),
+            "registry down": (
+                {"--ensemble": "cards@champion", "--mlflow": f"http://127.0.0.1:{closed}"}, 1, [str(closed)],
+            ),
+            "bad spec": ({"--spec": str(folder / "bad.yaml")}, 2, ["bad.yaml", "version"]),
+            "broken YAML": ({"--spec": str(folder / "broken.yaml")}, 2, ["broken.yaml", "YAML"]),
+            "missing spec": ({"--spec": str(folder / "none.yaml")}, 2, ["none.yaml"]),
+            "port taken": ({"--metrics-port": str(taken)}, 2, [str(taken), "metrics.port"]),
+            "Redis down": ({"--redis": f"redis://:secret@127.0.0.1:{closed}/0"}, 1, ["Redis", str(closed)]),
+            "bad number": ({"--batch": "0"}, 2, ["scorer.batch"]),
+        }  # fmt: skip
+        for name, (changes, code, words) in cases.items():
+            _try(context, result, name, ["run", *_flags(good | changes)], code, words)
+        _try(context, result, "unknown flag", ["run", "--bootstrp", "x"], 2, ["bootstrp"])
+        _try(context, result, "unknown command", ["rum"], 2, ["rum"])
+        _try(context, result, "unknown setting", ["run"], 2, ["kafka.bootstrop"], cwd=folder / "settings")
+        _try(context, result, "nothing set", ["run", "--spec", str(CARDS_SPEC)], 2, ["kafka.bootstrap"], cwd=folder)
+    result.at_least("cases", len(result.checks), 16)
+    return result
+
+
+def _try(
+    context: Context,
+    result: Result,
+    name: str,
+    arguments: list[str],
+    code: int,
+    words: list[str],
+    cwd: Path = ROOT,
+) -> None:
+    module = ["proofs.sabotage", "raw-errors"] if context.broken else ["stream_scorer.cli.main"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("STREAM_SCORER_")}
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            tethered([sys.executable, "-m", *module, *arguments]),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            cwd=cwd,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        result.check(f"{name}: it ends", False)
+        return
+    seconds = time.monotonic() - started
+    # Logs of the way there are no part of the message; they carry a level.
+    lines = [line for line in done.stderr.splitlines() if line.strip() and " INFO " not in line]
+    faults = []
+    if done.returncode != code:
+        faults.append(f"exit {done.returncode}, not {code}")
+    if "Traceback" in done.stderr:
+        faults.append("a traceback")
+    if not 1 <= len(lines) <= MOST_LINES:
+        faults.append(f"{len(lines)} lines")
+    faults += [f"no word of {word!r}" for word in words if word not in done.stderr]
+    if "secret" in done.stderr:
+        faults.append("the password is shown")
+    context.say(f"{name}: exit {done.returncode} in {seconds:.1f} s: {lines[0] if lines else '(nothing)'}")
+    result.check(f"{name}: exit {code}, one message" + (f" ({'; '.join(faults)})" if faults else ""), not faults)
+
+
+def _flags(flags: dict[str, str]) -> list[str]:
+    return [part for flag, value in flags.items() for part in (flag, value)]
+
+
+class _listening:
+    """A port that is taken."""
+
+    def __enter__(self) -> int:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen()
+        return int(self._socket.getsockname()[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+class _closed(_listening):
+    """A port where nobody answers: bound, not listening."""
+
+    def __enter__(self) -> int:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        return int(self._socket.getsockname()[1])
