@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from stream_scorer.clock import Clock
-from stream_scorer.errors import StateGap, StreamScorerError
+from stream_scorer.errors import BrokerUnavailable, StateGap, StreamScorerError
 from stream_scorer.monitor.judge import CLOSE, LABELLED_AT, MATURE, PANE, Judge, record_key
-from stream_scorer.monitor.metrics import COUNTED, MARK_LAG, SUMMARY_GAPS
+from stream_scorer.monitor.metrics import COUNTED, MARK_LAG, SUMMARY_GAPS, UNREADABLE
 from stream_scorer.monitor.tally import Cells, count_outcome, count_summary, new_cells
 from stream_scorer.monitor.transport import UNLINKED, LinkedMessage, MonitorFaust
 from stream_scorer.observability.metrics import Metrics
@@ -35,6 +36,7 @@ MAX_PASSED_OVER = 20_000
 HEALTH_EVERY_S = 0.5
 
 _log = logging.getLogger("stream_scorer.monitor.app")
+R = TypeVar("R", ScoreSummary, Outcome)
 
 
 @dataclass(frozen=True)
@@ -145,17 +147,27 @@ class Tallier:
             )
 
 
+def readable(values: Sequence[bytes], decode: Callable[[bytes], R], topic: str, metrics: Metrics) -> Iterator[R]:
+    """The records among `values`; one that is none is counted and left out, for it would end every start anew."""
+    for value in values:
+        try:
+            yield decode(value)
+        except msgspec.MsgspecError as error:
+            metrics.count(UNREADABLE, 1, topic)
+            _log.warning("%s: a record that cannot be read: %s", topic, error)
+
+
 class SummaryCounter:
     """Decodes summaries and counts them."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, topic: str, metrics: Metrics) -> None:
         self._decode = msgspec.json.Decoder(ScoreSummary).decode
+        self._topic = topic
         self._metrics = metrics
         self._follows: dict[tuple[str, int], tuple[int, int]] = {}
 
     def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
-        for value in values:
-            summary = self._decode(value)
+        for summary in readable(values, self._decode, self._topic, self._metrics):
             self._check(summary)
             count_summary(cells, summary)
             newest = max((pane.pane for pane in summary.panes), default=None)
@@ -176,12 +188,13 @@ class SummaryCounter:
 class OutcomeCounter:
     """Decodes outcomes and counts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, topic: str, metrics: Metrics) -> None:
         self._decode = msgspec.json.Decoder(Outcome).decode
+        self._topic = topic
+        self._metrics = metrics
 
     def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
-        for value in values:
-            outcome = self._decode(value)
+        for outcome in readable(values, self._decode, self._topic, self._metrics):
             count_outcome(cells, outcome)
             maxima[LABELLED_AT] = max(outcome.labelled_at, maxima.get(LABELLED_AT, outcome.labelled_at))
 
@@ -199,8 +212,11 @@ class MonitorApp:
         self._metrics = metrics
         self._encode = msgspec.json.Encoder().encode
         self._talliers = {
-            settings.summaries: Tallier(store, metrics, settings.summaries, SummaryCounter(metrics), (CLOSE, MATURE)),
-            settings.outcomes: Tallier(store, metrics, settings.outcomes, OutcomeCounter(), ()),
+            topic: Tallier(store, metrics, topic, counter(topic, metrics), due)
+            for topic, counter, due in (
+                (settings.summaries, SummaryCounter, (CLOSE, MATURE)),
+                (settings.outcomes, OutcomeCounter, ()),
+            )
         }
         self.ready = False
         self.failure: BaseException | None = None
@@ -319,6 +335,11 @@ class MonitorApp:
                 task.cancel()
             await asyncio.gather(*tasks, starting, return_exceptions=True)
             await self.faust.stop()
+        if isinstance(self.failure, KafkaError):
+            raise BrokerUnavailable(
+                f"Kafka at {self._settings.bootstrap}: {self.failure}",
+                mend="Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`.",
+            ) from self.failure
         if self.failure is not None:
             raise self.failure
 

@@ -9,6 +9,12 @@ _WHO = ("ensemble", "version", "arm")
 COUNTED = Metric(
     "counter", "stream_scorer_monitor_records_total", "Records counted into windows, by topic.", ("topic",)
 )
+UNREADABLE = Metric(
+    "counter",
+    "stream_scorer_monitor_unreadable_total",
+    "Records that could not be read and were left out, by topic.",
+    ("topic",),
+)
 SUMMARY_GAPS = Metric(
     "counter", "stream_scorer_monitor_summary_gaps_total", "Summaries that do not begin where the one before ended."
 )
@@ -56,6 +62,7 @@ JOINED = Metric("gauge", "stream_scorer_joiner_records", "What the label joiner 
 
 MONITOR_METRICS: tuple[Metric, ...] = (
     COUNTED,
+    UNREADABLE,
     SUMMARY_GAPS,
     MISMATCHED,
     MARK_LAG,
