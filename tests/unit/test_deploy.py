@@ -1,0 +1,239 @@
+"""What is shipped for Docker, Kubernetes and Prometheus agrees with the code; nothing here needs a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from stream_scorer.monitor.metrics import MONITOR_METRICS
+from stream_scorer.observability.metrics import SCORER_METRICS, Metric
+from stream_scorer.settings import CATALOGUE, load_settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+KUBERNETES = "1.34"
+VARIABLES = {setting.variable for setting in CATALOGUE}
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def manifest(name: str) -> Any:
+    return load(DEPLOY / "kubernetes" / name)
+
+
+@pytest.fixture
+def pod() -> Any:
+    return manifest("scorer.yaml")["spec"]["template"]["spec"]
+
+
+@pytest.fixture
+def container(pod: Any) -> Any:
+    (only,) = pod["containers"]
+    return only
+
+
+# ---- Kubernetes
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_a_manifest_meets_the_schema(path: Path) -> None:
+    for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_the_schema_check_can_fail() -> None:
+    broken = manifest("scorer.yaml")
+    broken["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+
+
+def test_every_variable_is_a_setting_and_every_value_parses(container: Any, tmp_path: Path) -> None:
+    data = manifest("configmap.yaml")["data"]
+    named = {entry["name"] for entry in container["env"]}
+    assert {name.removesuffix("_FILE") for name in named} | set(data) <= VARIABLES
+    settings = load_settings({}, environment=data, directory=tmp_path)
+    assert settings["metrics.host"] == "0.0.0.0"
+    assert not named & set(data)
+
+
+def test_addresses_come_from_files_of_the_secret(container: Any, pod: Any) -> None:
+    files = {e["name"]: e["value"] for e in container["env"] if "value" in e}
+    assert set(files) == {f"STREAM_SCORER_{name}_FILE" for name in ("KAFKA_BOOTSTRAP", "REDIS_URL", "MLFLOW_URL")}
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert all(path.startswith(mounted["addresses"] + "/") for path in files.values())
+    assert {volume["name"] for volume in pod["volumes"]} == set(mounted)
+    assert not any(load(path)["kind"] == "Secret" for path in MANIFESTS)
+
+
+def test_instances_have_stable_names(container: Any) -> None:
+    assert manifest("scorer.yaml")["kind"] == "StatefulSet"
+    instance = next(e for e in container["env"] if e["name"] == "STREAM_SCORER_SCORER_INSTANCE")
+    assert instance["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+
+
+def test_the_pod_has_no_more_rights_than_it_needs(pod: Any, container: Any) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["terminationGracePeriodSeconds"] == 30
+
+
+def test_probes_and_service_meet_the_port_of_the_settings(container: Any) -> None:
+    (port,) = container["ports"]
+    assert str(port["containerPort"]) == manifest("configmap.yaml")["data"]["STREAM_SCORER_METRICS_PORT"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": port["name"]}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": port["name"]}
+    (service_port,) = manifest("service.yaml")["spec"]["ports"]
+    assert service_port["targetPort"] == port["name"]
+
+
+def test_every_selector_finds_the_pods() -> None:
+    labels = manifest("scorer.yaml")["spec"]["template"]["metadata"]["labels"]
+    for name in ("scorer.yaml", "pdb.yaml"):
+        assert manifest(name)["spec"]["selector"]["matchLabels"] == labels
+    assert manifest("service.yaml")["spec"]["selector"] == labels
+    assert manifest("scorer.yaml")["spec"]["serviceName"] == manifest("service.yaml")["metadata"]["name"]
+
+
+# ---- Docker
+
+
+def test_the_image_is_locked_unprivileged_and_holds_no_secret(container: Any) -> None:
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    lines = re.sub(r"\\\n", " ", text).splitlines()
+    for line in lines:
+        if "pip install" in line and "-r " in line:
+            assert "--require-hashes" in line
+        elif "pip install" in line:
+            assert "--no-deps" in line and "--no-index" in line
+    stage = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM")) :]
+    user = next(line for line in stage if line.startswith("USER")).split()[1]
+    assert int(user.partition(":")[0]) > 0
+    assert any(line.startswith("HEALTHCHECK") and "/healthz" in line for line in stage)
+    assert not any(line.startswith("ARG") for line in lines)
+    variables = set(re.findall(r"STREAM_SCORER_[A-Z_]+[A-Z]", "\n".join(x for x in lines if not x.startswith("#"))))
+    assert variables <= VARIABLES
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+    for name in ("NUMBA_CACHE_DIR", "STREAM_SCORER_CACHE_DIR", "HOME"):
+        found = re.search(rf"\b{name}=(\S+)", text)
+        assert found and any(found[1].startswith(mount) for mount in mounts), name
+
+
+def test_what_the_image_copies_is_let_through() -> None:
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    copied = [word for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.M) for word in line.split()[:-1]]
+    assert "*" in ignored
+    assert set(copied) == {line[1:] for line in ignored if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_compose_binds_loopback_only() -> None:
+    services = load(ROOT / "docker-compose.yml")["services"]
+    assert {"kafka", "redis", "mlflow", "prometheus"} <= set(services)
+    for name, service in services.items():
+        assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        if service.get("network_mode") == "host":
+            addresses = [word for word in service["command"] if "listen-address" in word]
+            assert addresses and all("=127.0.0.1:" in word for word in addresses), name
+    assert "./deploy/prometheus:/etc/prometheus:ro" in services["prometheus"]["volumes"]
+
+
+# ---- Prometheus
+
+
+def exposed(metrics: tuple[Metric, ...]) -> set[str]:
+    """The series names of a catalogue: a histogram has three."""
+    out = set()
+    for metric in metrics:
+        out |= (
+            {metric.name + end for end in ("_bucket", "_sum", "_count")}
+            if metric.kind == "histogram"
+            else {metric.name}
+        )
+    return out
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in load(DEPLOY / "prometheus" / "alerts.yml")["groups"] for rule in group["rules"]]
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_an_alert_rule_uses_metrics_and_labels_there_are(rule: dict[str, Any]) -> None:
+    known = SCORER_METRICS + MONITOR_METRICS
+    used = set(re.findall(r"\bstream_scorer_\w+", rule["expr"]))
+    assert used <= exposed(known)
+    assert used or rule["expr"].startswith("up{")
+    labels = {label for metric in known if metric.name in used for label in metric.labels} | {"instance", "job"}
+    asked = {word for words in re.findall(r"by \(([^)]*)\)", rule["expr"]) for word in words.split(", ")}
+    asked |= set(re.findall(r"[{,]\s*(\w+)\s*=", rule["expr"]))
+    asked |= set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    assert asked <= labels
+    assert rule["expr"].count("(") == rule["expr"].count(")")
+
+
+def test_counters_are_asked_for_their_rate() -> None:
+    counters = {m.name for m in SCORER_METRICS + MONITOR_METRICS if m.kind == "counter"}
+    for rule in rules():
+        for name in counters & set(re.findall(r"\bstream_scorer_\w+", rule["expr"])):
+            assert re.search(rf"rate\({name}\b", rule["expr"]), rule["alert"]
+
+
+def test_prometheus_reads_the_rules_and_the_default_port(tmp_path: Path) -> None:
+    config = load(DEPLOY / "prometheus" / "prometheus.yml")
+    assert config["rule_files"] == ["alerts.yml"]
+    jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}
+    settings = load_settings({}, environment={}, directory=tmp_path)
+    assert jobs["scorer"] == [f"{settings['metrics.host']}:{settings['metrics.port']}"]
+    for rule in rules():
+        assert not (found := re.search(r'job="(\w+)"', rule["expr"])) or found[1] in jobs
+
+
+# ---- Files made from others
+
+
+def test_what_is_made_from_the_code_is_as_the_code_says() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "make_reference.py"), "--check"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_check_of_made_files_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = importlib.util.spec_from_file_location("make_reference", ROOT / "tools" / "make_reference.py")
+    assert loader is not None and loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    for folder in ("docs", "deploy", "requirements"):
+        (tmp_path / folder).mkdir()
+    locks = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
+    (tmp_path / "requirements" / "dev.txt").write_text(locks)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    assert module.main([]) == 0
+    assert module.main(["--check"]) == 0
+    (tmp_path / "docs" / "metrics.md").write_text("old")
+    assert module.main(["--check"]) == 3
+
+
+def test_the_build_requirements_are_those_of_the_development_lock() -> None:
+    locked = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
+    made = (DEPLOY / "build.txt").read_text(encoding="utf-8").splitlines()
+    assert all(line in locked for line in made if line and not line.startswith("#"))
+    assert any(line.startswith("hatchling==") for line in made)
