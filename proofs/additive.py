@@ -32,9 +32,7 @@ def run(context: Context) -> Result:
     n = context.n or N
     result = Result()
     train_cards(context.folder, seed=context.seed, transactions=30_000)
-    config = SimulationConfig(
-        seed=context.seed, customers=max(n // 40, 50), days=None, transactions=n, fraud_rate=0.03
-    )
+    config = SimulationConfig(seed=context.seed, customers=max(n // 40, 50), days=None, transactions=n, fraud_rate=0.03)
     transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
     labels = history_labels(transactions, int(transactions.event_time[-1]))
     topics = Topics()
@@ -88,7 +86,9 @@ def _compare(result: Result, folder: Path, records: list[Contribution], scores: 
     }
     result.figures |= {f"largest_error_{name}": value for name, value in figures.items()}
     result.figures["rows_with_label_features"] = int(
-        (np.nan_to_num(x[:, [i for i, f in enumerate(manifest["features"]) if "label_rate" in f]]) > 0).any(axis=1).sum()
+        (np.nan_to_num(x[:, [i for i, f in enumerate(manifest["features"]) if "label_rate" in f]]) > 0)
+        .any(axis=1)
+        .sum()
     )
     for name, value in figures.items():
         result.check(f"{name} within {TOLERANCE:g}", value <= TOLERANCE)
@@ -113,7 +113,10 @@ def _member(folder: Path, member: dict[str, Any], features: list[str], x: Any) -
     elif member["format"] == "xgboost-ubj":
         booster = xgboost.Booster(model_file=str(path))
         matrix = xgboost.DMatrix(inputs.astype(np.float32), missing=np.nan)
-        raw = booster.predict(matrix, validate_features=False).astype(float)
+        # From the library's margin: its probability is a float32, good to 6e-8 only.
+        margin = booster.predict(matrix, output_margin=True, validate_features=False).astype(float)
+        raw = 1 / (1 + np.exp(-margin))
+        assert np.allclose(raw, booster.predict(matrix, validate_features=False), atol=1e-6, rtol=0)
     else:
         raw = inputs
         for layer in json.loads(path.read_text())["layers"]:

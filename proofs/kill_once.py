@@ -76,7 +76,9 @@ def run(context: Context) -> Result:
 
 def _input(n: int, seed: int, rng: np.random.Generator) -> tuple[list[bytes], list[bytes]]:
     """Keys and values of `n` transactions, 20 % of them sent once more a little later, byte for byte."""
-    config = SimulationConfig(seed=seed, customers=max(n // 40, 50), terminals=max(n // 150, 20), days=None, transactions=n)
+    config = SimulationConfig(
+        seed=seed, customers=max(n // 40, 50), terminals=max(n // 150, 20), days=None, transactions=n
+    )
     transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
     keys, values = encode_keys(transactions.customer_id), encode_values(transactions)
     again = np.flatnonzero(rng.random(len(values)) < 0.2)

@@ -94,9 +94,7 @@ def train_cards(folder: Path, *, seed: int, transactions: int = 60_000) -> Manif
 
     checked = cards()
     # A higher fraud rate than real: few rows still hold enough frauds to train and calibrate on.
-    config = SimulationConfig(
-        seed=seed + 1_000, customers=2_500, days=None, transactions=transactions, fraud_rate=0.03
-    )
+    config = SimulationConfig(seed=seed + 1_000, customers=2_500, days=None, transactions=transactions, fraud_rate=0.03)
     config = config.starting(config.start_to_end_by(SystemClock().now_ms()))
     export(config, folder, labels=LabellerConfig())
     data = read_training_set(folder / "transactions.parquet", folder / "labels.parquet", checked)
@@ -276,7 +274,9 @@ def group_offsets(bootstrap: str, group: str, topics: Sequence[str]) -> dict[tup
     try:
         wanted = []
         for topic in topics:
-            wanted += [TopicPartition(topic, p) for p in sorted(consumer.list_topics(topic, 10).topics[topic].partitions)]
+            wanted += [
+                TopicPartition(topic, p) for p in sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
+            ]
         return {(p.topic, p.partition): max(p.offset, -1) for p in consumer.committed(wanted, 20)}
     finally:
         consumer.close()

@@ -6,14 +6,13 @@ import gc
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
-
 from stream_scorer.errors import SettingsError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.rows import LAYOUT_VERSION
@@ -21,7 +20,7 @@ from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactions import TransactionPair
 from stream_scorer.observability import metrics as m
-from stream_scorer.observability.health import HealthServer
+from stream_scorer.observability.health import HealthServer, Readiness
 from stream_scorer.pipeline.batch import MicroBatch, Sink, Stage
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
@@ -115,7 +114,7 @@ def make_processor(
     topics: Topics,
     inputs: list[SourcePartition],
     stages: list[Stage],
-    publish: object,
+    publish: Callable[[MicroBatch, Sink], None],
     store: RedisRowStore | None,
     metrics: m.Metrics,
 ) -> Processor:
@@ -140,7 +139,7 @@ def make_processor(
         find_start=find_start,
         producers=TransactionPair(bootstrap, f"{group}-{instance}"),
         stages=stages,
-        publish=publish,  # type: ignore[arg-type]
+        publish=publish,
         apply=store.apply if store is not None else _apply_nothing,
         transactions_topic=topics.transactions,
         labels_topic=topics.labels,
@@ -153,23 +152,33 @@ def _apply_nothing(_update: RowUpdate) -> None:
     """A pipeline without state has no rows to bring up to date."""
 
 
-def run_processor(settings: Settings, make: object) -> None:
-    """Build with `make(settings, metrics)` and run until SIGTERM or SIGINT, with health and metrics served."""
+def run_processor(settings: Settings, make: Callable[[Settings, m.Metrics], Processor]) -> None:
+    """Build with `make` and run until SIGTERM or SIGINT, with health and metrics served from the start."""
     metrics = m.Metrics()
-    with stop_on_signal() as stop:
-        processor: Processor = make(settings, metrics)  # type: ignore[operator]
-        port = settings["metrics.port"]
-        health = None
-        if port >= 0:
-            health = HealthServer(settings["metrics.host"], port, metrics.registry, processor.ready)
-            _log.info("health and metrics on http://%s:%d", settings["metrics.host"], health.port)
+    processor: Processor | None = None
+
+    def ready() -> tuple[bool, str]:
+        return processor.ready() if processor is not None else (False, "starting")
+
+    with stop_on_signal() as stop, _health(settings, metrics, ready):
+        processor = make(settings, metrics)
         calm_garbage_collector()
-        try:
-            processor.run(stop)
-        finally:
-            if health is not None:
-                health.close()
+        processor.run(stop)
     _log.info("stopped")
+
+
+@contextmanager
+def _health(settings: Settings, metrics: m.Metrics, ready: Readiness) -> Iterator[None]:
+    port = settings["metrics.port"]
+    if port < 0:
+        yield
+        return
+    server = HealthServer(settings["metrics.host"], port, metrics.registry, ready)
+    _log.info("health and metrics on http://%s:%d", settings["metrics.host"], server.port)
+    try:
+        yield
+    finally:
+        server.close()
 
 
 def calm_garbage_collector() -> None:
