@@ -20,7 +20,9 @@ _MEND = "Is it running? `stream-scorer stack status`, or check the setting `kafk
 # A healthy broker answers metadata in milliseconds; a single-node one that has just started may elect for seconds.
 METADATA_TIMEOUT_S = 10.0
 # A topic made a moment ago has no leader yet: a hundred tries, 0.1 s apart, are the same bound.
-ELECTION_TRIES, ELECTION_WAIT_S = 100, 0.1
+ELECTION_TRIES, RETRY_WAIT_S = 100, 0.1
+# A broker hears of a topic somewhat after the controller has made it: for a second, unknown may mean not yet.
+ABSENCE_TRIES = 10
 _ELECTING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 # How long a full queue may take to drain before the broker counts as gone; also the default bound of `flush`.
 DELIVERY_TIMEOUT_S = 60.0
@@ -251,15 +253,19 @@ class RecordFollower:
                         kafka_error(error), f"find the ends of {self._topic}", self._bootstrap
                     ) from error
                 # Nothing is assigned yet: this only waits, and lets librdkafka look for the leader.
-                self._consumer.poll(ELECTION_WAIT_S)
+                self._consumer.poll(RETRY_WAIT_S)
         raise AssertionError("the last try returns or raises")
 
 
 def _partition_ids(client: Producer | Consumer, topic: str, bootstrap: str) -> list[int]:
-    try:
-        found = client.list_topics(topic, METADATA_TIMEOUT_S).topics[topic]
-    except KafkaException as error:
-        raise as_domain_error(kafka_error(error), f"look up topic {topic}", bootstrap) from error
-    if found.error is not None:
-        raise as_domain_error(found.error, f"look up topic {topic}", bootstrap)
-    return sorted(found.partitions)
+    for left in reversed(range(ABSENCE_TRIES)):
+        try:
+            found = client.list_topics(topic, METADATA_TIMEOUT_S).topics[topic]
+        except KafkaException as error:
+            raise as_domain_error(kafka_error(error), f"look up topic {topic}", bootstrap) from error
+        if found.error is None:
+            return sorted(found.partitions)
+        if not left:
+            raise as_domain_error(found.error, f"look up topic {topic}", bootstrap)
+        client.poll(RETRY_WAIT_S)
+    raise AssertionError("the last try returns or raises")

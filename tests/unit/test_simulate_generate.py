@@ -84,6 +84,13 @@ def test_fraud_is_rare_and_of_every_kind(history: Transactions) -> None:
     assert counts[1:].max() < 0.5 * counts[1:].sum()
 
 
+def test_a_fraud_may_last_past_midnight(history: Transactions) -> None:
+    farmed = history.take(history.fraud_kind == FRAUD_KINDS.index("device_farm"))
+    days = farmed.event_time // DAY_MS
+    lasting = [device for device in set(farmed.device_id) if len(set(days[farmed.device_id == device])) > 1]
+    assert lasting
+
+
 def test_without_fraud_there_is_none() -> None:
     assert not generate(replace(CONFIG, days=2, fraud_rate=0.0)).fraud_kind.any()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.load import TICK_S, Schedule
@@ -78,13 +79,15 @@ def test_a_schedule_makes_records_due_whatever_became_of_the_last_ones() -> None
 
 
 @pytest.fixture(scope="module")
-def good() -> tuple[list[bytes], list[bytes], np.ndarray]:
+def good() -> tuple[list[bytes], list[bytes], NDArray[np.int64]]:
     history = generate(SimulationConfig(seed=4, customers=500, terminals=50, days=None, transactions=6_000))
     return encode_keys(history.customer_id), encode_values(history), history.event_time
 
 
 @pytest.mark.parametrize("kind", GARBAGE_KINDS)
-def test_a_decoder_refuses_every_kind_of_garbage(kind: str, good: tuple[list[bytes], list[bytes], np.ndarray]) -> None:
+def test_a_decoder_refuses_every_kind_of_garbage(
+    kind: str, good: tuple[list[bytes], list[bytes], NDArray[np.int64]]
+) -> None:
     rng = np.random.default_rng(8)
     _, values, times = good
     count = 3 if kind == "oversized" else 150
@@ -93,7 +96,9 @@ def test_a_decoder_refuses_every_kind_of_garbage(kind: str, good: tuple[list[byt
     assert [index for index, _ in rejected] == list(range(count)), [bad[i][:200] for i in decoded.row[:3]]
 
 
-def test_mixing_keeps_the_good_in_order_and_tells_the_bad(good: tuple[list[bytes], list[bytes], np.ndarray]) -> None:
+def test_mixing_keeps_the_good_in_order_and_tells_the_bad(
+    good: tuple[list[bytes], list[bytes], NDArray[np.int64]],
+) -> None:
     keys, values, _ = good
     disturber = Disturber(np.random.default_rng(2), duplicates=0.05, garbage=0.02)
     all_keys: list[bytes] = []
@@ -131,7 +136,17 @@ def test_mixing_keeps_the_good_in_order_and_tells_the_bad(good: tuple[list[bytes
     assert sum(len(value) > OVERSIZED_BYTES for value in all_values) == kinds["oversized"] <= 5
 
 
-def test_undisturbed_traffic_is_left_alone(good: tuple[list[bytes], list[bytes], np.ndarray]) -> None:
+def test_no_duplicate_is_lost_between_batches(good: tuple[list[bytes], list[bytes], NDArray[np.int64]]) -> None:
+    keys, values, _ = good
+    disturber = Disturber(np.random.default_rng(3), duplicates=1.0, garbage=0.0)
+    sent: Counter[bytes] = Counter()
+    for start in range(0, len(values), 100):
+        sent.update(disturber.mix(keys[start : start + 100], values[start : start + 100]).values)
+    sent.update(disturber.rest().values)
+    assert sent == dict.fromkeys(values, 2)
+
+
+def test_undisturbed_traffic_is_left_alone(good: tuple[list[bytes], list[bytes], NDArray[np.int64]]) -> None:
     keys, values, _ = good
     mixed = Disturber(np.random.default_rng(2), duplicates=0.0, garbage=0.0).mix(keys, values)
     assert (mixed.keys, mixed.values, mixed.bad, mixed.duplicates) == (keys, values, [], 0)
