@@ -75,7 +75,7 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
     for name, value in training.metrics.get("ensemble", {}).items():
         click.echo(f"{name.replace('_', ' '):28} {value:.4f}")
     total = sum(member.weight for member in manifest.members)
-    table = Table("member", "format", "inputs", "weight", "AP", "calibrator", "sha256", box=box.SIMPLE_HEAD)
+    table = Table("member", "format", "inputs", "weight", "AP", "sha256", box=box.SIMPLE_HEAD)
     for member in manifest.members:
         precision = training.metrics.get(member.name, {}).get("average_precision")
         table.add_row(
@@ -84,7 +84,6 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
             str(len(member.inputs)),
             f"{member.weight / total:.3f}",
             "" if precision is None else f"{precision:.3f}",
-            type(member.calibrator).__name__.lower(),
             member.sha256[:12],
         )
     Console(file=sys.stdout).print(table)

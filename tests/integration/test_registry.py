@@ -49,7 +49,9 @@ def make(directory: Path, bias: float = -1.0) -> Path:
     return directory
 
 
-def test_what_was_registered_comes_back_bit_by_bit(mlflow: str, tmp_path: Path) -> None:
+def test_what_was_registered_comes_back_bit_by_bit(
+    mlflow: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = make(tmp_path / "made")
     (made / "notes.txt").write_text("not part of the ensemble")
     version = register(made, "bits", mlflow, alias="champion", tags={"team": "cards"})
@@ -62,6 +64,8 @@ def test_what_was_registered_comes_back_bit_by_bit(mlflow: str, tmp_path: Path) 
         assert Ensemble.load(path, version=resolved).score(np.zeros((1, 2))).score[0] == pytest.approx(0.2689414213)
     entry = next(entry for entry in list_versions(mlflow) if entry.name == "bits")
     assert (entry.version, entry.aliases) == (version, ["champion"])
+    # Standard output belongs to results: the client's own chatter must not get into somebody's JSON.
+    assert capsys.readouterr().out == ""
 
 
 def test_the_run_carries_metrics_and_parameters(mlflow: str, tmp_path: Path) -> None:
