@@ -18,8 +18,6 @@ from stream_scorer.observability.metrics import SCORER_METRICS, Metric
 from stream_scorer.settings import CATALOGUE, Setting
 
 ROOT = Path(__file__).resolve().parent.parent
-# What makes the wheel: hatchling and what it needs.
-BUILD_PACKAGES = ("hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers")
 _MADE = "<!-- Made by tools/make_reference.py from {}; do not edit. -->"
 
 _SETTINGS = """\
@@ -88,13 +86,19 @@ def metrics_document() -> str:
 
 
 def build_requirements() -> str:
-    """deploy/build.txt: the pins and hashes of `BUILD_PACKAGES` as requirements/dev.txt has them."""
-    blocks = re.split(r"\n(?=[A-Za-z0-9])", (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8"))
-    wanted = []
-    for name in BUILD_PACKAGES:
-        block = next(b for b in blocks if b.startswith(f"{name}=="))
-        wanted.append("\n".join(line for line in block.splitlines() if not line.lstrip().startswith("#")))
-    return "# Made by tools/make_reference.py from requirements/dev.txt; do not edit.\n" + "\n".join(wanted) + "\n"
+    """deploy/build.txt: the pins and hashes of hatchling and all it needs, as requirements/dev.txt has them."""
+    text = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
+    blocks = {b.partition("==")[0]: b for b in re.split(r"\n(?=[A-Za-z0-9])", text) if "==" in b.partition("\n")[0]}
+    # Under each pin the lock names who asked for it, as "# via hatchling" or as a list below "# via".
+    asked_by = {name: set(re.findall(r"^ +#(?: +via)? +([\w.-]+)", block, re.M)) for name, block in blocks.items()}
+    wanted = {"hatchling"}
+    while more := {name for name, askers in asked_by.items() if askers & wanted} - wanted:
+        wanted |= more
+    pins = [
+        "\n".join(line for line in blocks[name].splitlines() if not line.lstrip().startswith("#"))
+        for name in sorted(wanted)
+    ]
+    return "# Made by tools/make_reference.py from requirements/dev.txt; do not edit.\n" + "\n".join(pins) + "\n"
 
 
 def _default(setting: Setting) -> str:

@@ -56,11 +56,11 @@ def setting_rows(settings: Settings) -> list[SettingRow]:
 def shown_value(setting: Setting, value: object) -> str:
     """The value as it may be printed. An address keeps its host and loses its user, password and query."""
     text = str(value)
-    if "://" in text:
-        return ",".join(_without_credentials(part) for part in text.split(","))
-    if "@" in text and setting.name not in ("scorer.ensemble", "scorer.spec", "cache.dir"):
-        return HIDDEN  # user:password@host without a scheme
-    return HIDDEN if setting.secret and text else text
+    if setting.name == "kafka.bootstrap" or "://" not in text:
+        # Neither a list of brokers nor anything without a scheme has a place for a user.
+        stray = "@" in text and setting.name in ("kafka.bootstrap", "topics.prefix", "scorer.group", "metrics.host")
+        return HIDDEN if stray or (setting.secret and text) else text
+    return _without_credentials(text)
 
 
 def run_checks(settings: Settings) -> Iterator[Check]:
@@ -134,14 +134,15 @@ def _mlflow(settings: Settings) -> str:
 
 
 def _ensemble(settings: Settings) -> str:
-    from stream_scorer.app import load_serving_ensemble
-    from stream_scorer.ensemble.registry import parse_reference
     from stream_scorer.spec import load_spec
 
-    reference = parse_reference(settings["scorer.ensemble"])
-    if reference.folder is None:
-        _wanted(settings, "mlflow.url")
     checked = load_spec(_wanted(settings, "scorer.spec"))
+    # Imported only now: the libraries of the members take seconds.
+    from stream_scorer.app import load_serving_ensemble
+    from stream_scorer.ensemble.registry import parse_reference
+
+    if parse_reference(settings["scorer.ensemble"]).folder is None:
+        _wanted(settings, "mlflow.url")
     ensemble = load_serving_ensemble(settings, checked)
     return f"{ensemble.name} {ensemble.version}, {len(ensemble.member_names)} members, matches the spec"
 

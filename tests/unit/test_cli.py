@@ -1,0 +1,438 @@
+"""The command line as a person meets it: help, one message an error, exit codes, and what is never printed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from stream_scorer.cli.checks import PYTHON_BELOW, PYTHON_MIN, Check, run_checks, shown_value
+from stream_scorer.cli.letters import group_letters, letter_lines
+from stream_scorer.cli.lines import json_line, line
+from stream_scorer.cli.main import _COMMANDS, cli, main
+from stream_scorer.cli.reading import ReadRecord, Shown, plain, topic_name
+from stream_scorer.records import (
+    Alert,
+    Contribution,
+    MemberContribution,
+    MonitorMetric,
+    Outcome,
+    PaneSummary,
+    Reason,
+    Score,
+    ScoreSummary,
+    Source,
+)
+from stream_scorer.settings import CATALOGUE, SETTINGS_FILE, Settings, load_settings
+from stream_scorer.spec import load_spec
+from stream_scorer.spec.load import parse_spec
+
+ROOT = Path(__file__).parents[2]
+CARDS = ROOT / "stream_scorer" / "simulate" / "cards.yaml"
+TIME = 1_736_157_600_123  # 2025-01-06 10:00:00.123 UTC
+SECRET = "4111-SECRET"
+DEAD_PORT = "127.0.0.1:1"  # nobody may listen there without being root
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
+    """The program in an empty folder, without this machine's settings; logging is put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("STREAM_SCORER_")]:
+        monkeypatch.delenv(name)
+    root, libraries = logging.getLogger(), logging.getLogger("stream_scorer.kafka.librdkafka")
+    handlers, level, library_level = root.handlers[:], root.level, libraries.level
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr("sys.argv", ["stream-scorer", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, told.out, told.err)
+
+    yield call
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    libraries.setLevel(library_level)
+
+
+def settings_of(folder: Path, **values: Any) -> Settings:
+    flags = {name.replace("__", "."): value for name, value in values.items()}
+    return load_settings(flags, environment={}, directory=folder)
+
+
+# ---- Help and errors
+
+
+# The group asks every command for its first line, so one that is not there yet breaks the list.
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(f"stream_scorer.cli.{module}") for module in _COMMANDS.values()),
+    reason="a listed command has no module yet",
+)
+def test_help_lists_every_command() -> None:
+    result = CliRunner().invoke(cli, ["--help"])
+    assert result.exit_code == 0, result.output
+    listed = {words[0] for text in result.output.partition("Commands:")[2].splitlines() if (words := text.split())}
+    assert set(_COMMANDS) <= listed
+
+
+@pytest.mark.parametrize("name", [name for name in _COMMANDS if importlib.util.find_spec(f"stream_scorer.cli.{name}")])
+def test_every_command_has_help(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Usage:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["nonsense"], 2, "nonsense"),
+        (["tail"], 2, "TOPIC"),
+        (["tail", "scores"], 2, "kafka.bootstrap is not set"),
+        (["tail", "scores", "-n", "0"], 2, "-n"),
+        (["tail", "scores", "--bootstrap", "k:1", "--spec", "nothing.yaml"], 2, "no pipeline spec at nothing.yaml"),
+        (["dlq", "list"], 2, "kafka.bootstrap is not set"),
+        (["spec", "check", "nothing.yaml"], 2, "nothing.yaml"),
+        (["doctor", "--metrics-port", "many"], 2, "many"),
+    ],
+)
+def test_a_mistake_is_one_message_and_its_exit_code(run: Run, arguments: list[str], code: int, told: str) -> None:
+    done = run(*arguments)
+    assert done.code == code
+    assert told in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_error_of_the_installed_program_has_no_traceback(tmp_path: Path) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("STREAM_SCORER_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "stream_scorer.cli.main", "dlq", "list"],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, env=own,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    first, mend = done.stderr.splitlines()
+    assert first.startswith("error: kafka.bootstrap is not set")
+    assert "STREAM_SCORER_KAFKA_BOOTSTRAP" in mend
+
+
+def test_a_wrong_name_in_the_settings_file_stops_a_command(run: Run, tmp_path: Path) -> None:
+    (tmp_path / SETTINGS_FILE).write_text("[kafka]\nbootsrap = 'k:1'\n")
+    done = run("doctor")
+    assert (done.code, done.stdout) == (2, "")
+    assert "kafka.bootsrap" in done.stderr
+
+
+def test_version(run: Run) -> None:
+    done = run("--version")
+    assert done.code == 0
+    assert done.stdout.startswith("stream-scorer, version ")
+
+
+# ---- doctor
+
+
+def checks_by_name(settings: Settings) -> dict[str, Check]:
+    return {check.name: check for check in run_checks(settings)}
+
+
+def test_doctor_shows_every_setting_and_is_content_with_nothing_set(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAM_SCORER_SCORER_GROUP", "mine")
+    done = run("doctor", "--json", "--metrics-port", "0")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["ok"] is True
+    sources = {row["name"]: row["source"] for row in found["settings"]}
+    assert list(sources) == [setting.name for setting in CATALOGUE]
+    assert sources["metrics.port"] == "flag"
+    assert sources["scorer.group"] == "STREAM_SCORER_SCORER_GROUP"
+    assert sources["scorer.batch"] == "default"
+    states = {check["name"]: check["state"] for check in found["checks"]}
+    assert states["python"] == states["metrics port"] == "ok"
+    assert states["broker"] == states["redis"] == states["mlflow"] == states["ensemble"] == "skipped"
+
+
+def test_doctor_fails_with_the_mend(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run(
+            "doctor", "--spec", str(CARDS), "--redis", f"redis://bob:{SECRET}@{DEAD_PORT}/0", "--metrics-port", port
+        )
+    assert done.code == 1
+    assert "ok      spec" in done.stdout
+    assert "failed  redis" in done.stdout
+    assert f"port {port} on 127.0.0.1 is taken" in done.stdout
+    assert "stream-scorer stack status" in done.stdout
+    assert "2 checks failed" in done.stdout
+    assert "SECRET" not in done.stdout + done.stderr
+    assert f"redis://***@{DEAD_PORT}/0" in done.stdout
+
+
+def test_checks_of_services_that_are_gone_fail_without_their_passwords(tmp_path: Path) -> None:
+    checks = checks_by_name(
+        settings_of(
+            tmp_path,
+            mlflow__url=f"bob:{SECRET}@{DEAD_PORT}",  # no scheme: the registry refuses it and repeats it
+            redis__url=f"http://bob:{SECRET}@{DEAD_PORT}",
+            scorer__spec=str(tmp_path / "nothing.yaml"),
+            metrics__port=-1,
+            cache__dir=str(tmp_path / "cache"),
+        )
+    )
+    assert {name: check.state for name, check in checks.items()} == {
+        "python": "ok",
+        "spec": "failed",
+        "broker": "skipped",
+        "topics": "skipped",
+        "redis": "failed",
+        "mlflow": "failed",
+        "ensemble": "failed",
+        "metrics port": "skipped",
+    }
+    assert "SECRET" not in str(checks)
+
+
+def test_an_ensemble_that_is_no_ensemble_fails(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, scorer__spec=str(CARDS), scorer__ensemble=str(tmp_path), metrics__port=-1)
+    check = checks_by_name(settings)["ensemble"]
+    assert check.state == "failed"
+    assert check.told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("redis.url", "redis://h:6379/0", "redis://h:6379/0"),
+        ("redis.url", "rediss://u:pa:ss@h:6379/0", "rediss://***@h:6379/0"),
+        ("redis.url", "redis://h:6379/0?password=pass", "redis://h:6379/0?***"),
+        ("redis.url", "pass", "***"),
+        ("mlflow.url", "https://u:p@ss@h/x", "https://***@h/x"),
+        ("mlflow.url", "u:pass@h", "***"),
+        ("kafka.bootstrap", "k1:9092,k2:9092", "k1:9092,k2:9092"),
+        ("kafka.bootstrap", "SASL://u:pa,ss@k1:9092,k2:9092", "***"),
+        ("redis.url", "redis://u:pa,ss@h:6379/0", "redis://***@h:6379/0"),
+        ("kafka.bootstrap", "u:pass@k1:9092", "***"),
+        ("scorer.ensemble", "cards@champion", "cards@champion"),
+        ("redis.url", "", ""),
+    ],
+)
+def test_credentials_are_hidden(name: str, value: str, shown: str) -> None:
+    setting = next(s for s in CATALOGUE if s.name == name)
+    assert shown_value(setting, value) == shown
+
+
+def test_the_python_check_agrees_with_the_project() -> None:
+    wanted = ">={}.{},<{}.{}".format(*PYTHON_MIN, *PYTHON_BELOW)
+    assert f'requires-python = "{wanted}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+# ---- tail
+
+
+SCORE = Score(
+    "e1", TIME, TIME + 9, 0.91, "block", "model", "cards", "3", "champion", "cards-1",
+    0.8, True, ["member:gbm"], 3, 1234,
+)  # fmt: skip
+RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
+    "scores": (SCORE, ["10:00:00.123", "e1", "block", "0.910", "value 1234", "duplicate", "without member:gbm"]),
+    "alerts": (
+        Alert(*msgspec.structs.astuple(SCORE), -3.2, 1.4, [Reason("gbm", 2.345, "")]),
+        ["10:00:00.123", "e1", "block", "0.910", "gbm +2.35", "cards 3"],
+    ),
+    "contributions": (
+        Contribution(
+            "e1", "cards", "3", "champion", "logit", -3.2, 1.4, 0.8,
+            [MemberContribution(n, 0.5, 0.2, c, "ok") for n, c in [("a", 0.1), ("b", -3.0), ("c", 2.0), ("d", 0.2)]],
+            [], [], [], "f", "s", Source("transactions", 0, 1, 0), [], "0",
+        ),
+        ["e1", "0.800", "b -3.00, c +2.00, d +0.20", "base -3.20, z +1.40"],
+    ),
+    "outcomes": (
+        Outcome(
+            "e1", TIME, 1, "3", "champion", "cards-1", "approve", 0, 1234, "fraud", "genuine", "chargeback", None, 1, 2
+        ),
+        ["10:00:00.123", "e1", "approve", "genuine -> fraud by chargeback"],
+    ),
+    "monitor-metrics": (
+        MonitorMetric(
+            "false_positive_rate", "alert", TIME, TIME + 3_600_000, 2, True, "cards", "3",
+            None, 0.01, 0.03, 5, 200, 400, None, {},
+        ),
+        ["10:00 to 2025-01-06 11:00", "false_positive_rate/alert", "- [0.01, 0.03] = 5/200", "closed, revision 2"],
+    ),
+    "score-summaries": (
+        ScoreSummary(
+            "cards", "3", "champion", 3_600_000, "transactions", 2, 5, 9, 1,
+            [PaneSummary(p, 3, 0, 0, 0, {"approve": 1, "block": p}, {}, {}, {}, {}, [], {}) for p in (1, 2)],
+        ),
+        ["transactions:2 5..9", "2 approve, 3 block", "1 dead letters", "2 panes"],
+    ),
+}  # fmt: skip
+
+
+def record(value: bytes | None, *, key: bytes | None = b"c1", **headers: bytes) -> ReadRecord:
+    named = {name.replace("_", "."): content for name, content in headers.items()}
+    return ReadRecord(0, 7, key, value, TIME, dict(named))
+
+
+def nothing_hidden(values: bool = False) -> Shown:
+    return Shown(None, values=values)
+
+
+def cards(values: bool = False) -> Shown:
+    return Shown(load_spec(CARDS), values=values)
+
+
+@pytest.mark.parametrize("topic", RECORDS)
+def test_a_record_of_ours_is_one_readable_line(topic: str) -> None:
+    value, told = RECORDS[topic]
+    text = line(topic, record(msgspec.json.encode(value)), nothing_hidden())
+    assert "\n" not in text
+    place = 0
+    for part in told:
+        assert part in text[place:], f"{part!r} in {text!r}"
+        place = text.index(part, place)
+
+
+@pytest.mark.parametrize("topic", RECORDS)
+def test_json_is_the_record_as_it_stands(topic: str) -> None:
+    value = msgspec.json.encode(RECORDS[topic][0])
+    assert json_line(topic, record(value), nothing_hidden()).encode() == value
+
+
+def test_a_score_without_quorum_has_no_number() -> None:
+    value = msgspec.structs.replace(SCORE, score=None, decision="review", decision_source="fallback")
+    text = line("scores", record(msgspec.json.encode(value)), nothing_hidden())
+    assert "review       -" in text and "fallback" in text
+
+
+def test_what_is_no_record_of_the_topic_is_said_to_be_none() -> None:
+    text = line("scores", record(f'{{"event_id": "{SECRET}"}}'.encode()), nothing_hidden())
+    assert "not a record of scores" in text and "0:7" in text
+    assert "SECRET" not in text
+
+
+VALUE = json.dumps({"event_id": "e1", "card_number": SECRET, "deep": [{"card_number": SECRET}], "amount": 5}).encode()
+BROKEN = VALUE[:-1]
+
+
+@pytest.mark.parametrize("show", [line, json_line])
+@pytest.mark.parametrize("topic", ["transactions", "transactions.dlq"])
+def test_users_values_are_printed_when_asked_for_and_sensitive_fields_never(topic: str, show: Any) -> None:
+    for value in (VALUE, BROKEN, b"\xff" + BROKEN):
+        assert "SECRET" not in show(topic, record(value), nothing_hidden())
+        assert "e1" not in show(topic, record(value), cards())
+        assert "SECRET" not in show(topic, record(value), cards(values=True))
+    assert '"amount":5' in show(topic, record(VALUE), cards(values=True))
+    assert "withheld" in show("transactions", record(BROKEN), cards(values=True)) or show is line
+    assert SECRET in show(topic, record(BROKEN), nothing_hidden(values=True))  # no spec: nothing is known to be secret
+
+
+def test_a_label_is_shown_without_sensitive_fields() -> None:
+    label = {"event_id": "e1", "label": "fraud", "source": "analyst", "review_probability": 0.25, "card_number": SECRET}
+    shown = record(json.dumps(label).encode())
+    assert line("labels", shown, cards()).endswith("e1  fraud  analyst  reviewed with probability 0.25")
+    assert "SECRET" not in json_line("labels", shown, cards())
+    assert json.loads(json_line("labels", shown, cards()))["value"]["label"] == "fraud"
+
+
+def test_a_key_is_as_sensitive_as_its_field() -> None:
+    text = CARDS.read_text(encoding="utf-8").replace(
+        "customer_id: {type: string,", "customer_id: {sensitive: true, type: string,"
+    )
+    shown = Shown(parse_spec(text), values=True)
+    assert "key not shown" in line("transactions", record(b"{}", key=SECRET.encode()), shown)
+    assert json.loads(json_line("transactions", record(b"{}", key=SECRET.encode()), shown))["key"] is None
+
+
+def test_a_strangers_text_cannot_steer_the_terminal() -> None:
+    evil = "e\x1b]0;pwned\x07\n\u202e1"
+    value = msgspec.json.encode(msgspec.structs.replace(SCORE, event_id=evil))
+    texts = [
+        line("scores", record(value), nothing_hidden()),
+        line("transactions", record(evil.encode(), key=evil.encode()), nothing_hidden(values=True)),
+        line("transactions.dlq", record(b"x", error_code=b"bad", error_path=evil.encode()), nothing_hidden()),
+        plain(evil),
+    ]
+    assert all(text.isprintable() for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("given", "prefix", "expected"),
+    [
+        ("scores", "", ("scores", "scores")),
+        ("scores", "p.", ("scores", "p.scores")),
+        ("p.scores", "p.", ("scores", "p.scores")),
+        ("p.scores", "", ("p.scores", "p.scores")),
+        ("other", "p.", ("other", "other")),
+    ],
+)
+def test_a_topic_is_found_with_and_without_prefix(given: str, prefix: str, expected: tuple[str, str]) -> None:
+    assert topic_name(given, prefix) == expected
+
+
+def test_a_topic_of_another_program_shows_its_size_only() -> None:
+    assert SECRET not in line("other", record(VALUE), nothing_hidden())
+    assert SECRET in line("other", record(VALUE), nothing_hidden(values=True))
+
+
+# ---- dlq
+
+
+def letter(code: bytes, offset: int) -> ReadRecord:
+    return record(
+        VALUE,
+        error_code=code, error_path=b"$.amount", error_message=b"Expected `int`, got `str`",
+        source_topic=b"transactions", source_partition=b"1", source_offset=str(offset).encode(),
+    )  # fmt: skip
+
+
+LETTERS = [letter(b"not_json", 1), *(letter(b"wrong_type", offset) for offset in range(2, 7)), record(b"odd")]
+
+
+def test_dead_letters_are_counted_by_code_with_the_newest_example() -> None:
+    groups = group_letters(iter(LETTERS), nothing_hidden(), examples=2)
+    assert [(g.code, g.count) for g in groups] == [("wrong_type", 5), ("(no code)", 1), ("not_json", 1)]
+    assert [example.source for example in groups[0].examples] == ["transactions:1:6", "transactions:1:5"]
+    assert groups[0].examples[0].path == "$.amount"
+    assert [g.code for g in group_letters(LETTERS, nothing_hidden(), examples=1, code="not_json")] == ["not_json"]
+    assert group_letters(LETTERS, nothing_hidden(), examples=0)[0].examples == []
+
+
+def test_values_of_dead_letters_are_shown_when_asked_for_without_sensitive_fields() -> None:
+    quiet = group_letters(LETTERS, nothing_hidden(), examples=3)
+    assert "SECRET" not in msgspec.json.encode(quiet).decode() + "".join(letter_lines(quiet))
+    loud = group_letters(LETTERS, cards(values=True), examples=3)
+    told = msgspec.json.encode(loud).decode() + "".join(letter_lines(loud))
+    assert "SECRET" not in told and '"amount":5' in told
+
+
+def test_the_table_of_dead_letters_is_aligned() -> None:
+    head, first, second, *_ = letter_lines(group_letters(LETTERS, nothing_hidden(), examples=2))
+    assert head.split()[:4] == ["count", "code", "path", "from"]
+    assert first.index("$.amount") == second.index("$.amount") == head.index("path")
+    assert letter_lines([]) == []
