@@ -42,6 +42,9 @@ class ColumnWriter:
             self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
         except OSError as error:
             raise SettingsError(f"cannot write {path}: {error}") from None
+        # pyarrow's first conversion imports pandas where that is installed, for a second or two: not while live
+        # traffic is due.
+        pa.array([], self._schema[0].type, from_pandas=True)
 
     def write(self, rows: Transactions | Labels) -> None:
         """Append `rows`; columns the file does not have are left out, NaN becomes null."""
