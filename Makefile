@@ -81,10 +81,12 @@ lock: $(BIN)/uv  ## Resolve dependencies again and write the hashed lock files
 	@$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
 	@$(LOCK) pyproject.toml -o requirements/scorer.txt
 	@$(LOCK) pyproject.toml --extra monitor -o requirements/monitor.txt
+	@$(BIN)/python tools/make_reference.py
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(LOCK) - -o requirements/bootstrap.txt
 
 lock-check: setup
 	@$(BIN)/python tools/check_locks.py
+	@$(BIN)/python tools/make_reference.py --check
 
 stack-up: setup  ## Start a local Kafka, Redis and MLflow that outlive the shell
 	@$(BIN)/stream-scorer stack up

@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.manifest import Manifest
+from stream_scorer.ensemble.manifest import Manifest, read_manifest
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.load import OpenLoopProducer
 from stream_scorer.kafka.topics import TopicAdmin, Topics
@@ -92,6 +92,8 @@ def train_cards(folder: Path, *, seed: int, transactions: int = 60_000) -> Manif
     from stream_scorer.train.dataset import read_training_set
     from stream_scorer.train.train import train_ensemble
 
+    if (folder / "ensemble" / "manifest.json").exists():  # the scaled-down forms share one
+        return read_manifest(folder / "ensemble")
     checked = cards()
     # A higher fraud rate than real: few rows still hold enough frauds to train and calibrate on.
     config = SimulationConfig(seed=seed + 1_000, customers=2_500, days=None, transactions=transactions, fraud_rate=0.03)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from stream_scorer.cli.options import with_settings
@@ -28,6 +31,8 @@ from stream_scorer.settings import Settings
 )
 def run(settings: Settings, passthrough: bool) -> None:
     """Score transactions until SIGTERM: read, enrich, score, publish, commit, apply."""
+    # Libraries take a second to import: a SIGTERM meanwhile is an orderly stop too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from stream_scorer.app import make_passthrough, make_scorer, run_processor
 
     run_processor(settings, make_passthrough if passthrough else make_scorer)

@@ -1,0 +1,19 @@
+"""The proofs, scaled down: the same programs on the same real parts, with less of everything."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+
+from proofs.kit import Context
+
+SIZES = {"kill-once": 12_000, "garbage": 6_000, "additive": 4_000, "usage": 1}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("slug", SIZES)
+def test_the_proof_holds_at_a_small_scale(slug: str, context: Callable[..., Context]) -> None:
+    result = importlib.import_module(f"proofs.{slug.replace('-', '_')}").run(context(SIZES[slug]))
+    assert result.ok, [name for name, holds in result.checks.items() if not holds]
