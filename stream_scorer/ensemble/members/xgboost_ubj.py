@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.links import sigmoid
+from stream_scorer.ensemble.members.ubjson import MalformedUBJSON, read_ubjson
 from stream_scorer.errors import ArtifactError
 
 _FORMAT = "xgboost-ubj"
+# The arrays of a tree that scoring reads, and their types.
+_NODE_ARRAYS = {
+    "left_children": ">i4",
+    "right_children": ">i4",
+    "parents": ">i4",
+    "split_indices": ">i4",
+    "split_conditions": ">f4",
+    "split_type": "u1",
+    "default_left": "u1",
+    "base_weights": ">f4",
+    "loss_changes": ">f4",
+    "sum_hessian": ">f4",
+}
 
 
 class XGBoostMember:
@@ -19,21 +34,13 @@ class XGBoostMember:
     def __init__(self, data: bytes, n_inputs: int) -> None:
         import xgboost
 
-        # The library also reads a deprecated binary form and JSON; a UBJSON model is an object whose keys have lengths.
-        if not data.startswith(b"{L"):
-            raise ArtifactError(f"{_FORMAT}: not UBJSON")
+        _check_model(data, n_inputs)
         try:
             booster = xgboost.Booster({"nthread": 1})
             booster.load_model(bytearray(data))
             booster.set_param({"nthread": 1})
-            objective = json.loads(booster.save_config())["learner"]["objective"]["name"]
-            inputs = booster.num_features()
-        except (xgboost.core.XGBoostError, ValueError, KeyError) as error:
+        except (xgboost.core.XGBoostError, ValueError) as error:
             raise ArtifactError(f"{_FORMAT}: not a model: {str(error).splitlines()[0]}") from None
-        if objective != "binary:logistic":
-            raise ArtifactError(f"{_FORMAT}: the objective is {objective!r}, not 'binary:logistic'")
-        if inputs != n_inputs:
-            raise ArtifactError(f"{_FORMAT}: takes {inputs} inputs, the manifest says {n_inputs}")
         self._booster = booster
         self._n_inputs = n_inputs
 
@@ -43,3 +50,67 @@ class XGBoostMember:
             raise ValueError(f"{inputs.shape[1]} inputs for a model of {self._n_inputs}")
         margin = self._booster.inplace_predict(inputs, predict_type="margin", validate_features=False)
         return sigmoid(margin.astype(np.float64))
+
+
+def _check_model(data: bytes, n_inputs: int) -> None:
+    """Raise `ArtifactError` unless `data` is a whole model of `n_inputs` inputs whose trees are well-formed.
+
+    XGBoost trusts its input: a file cut in half makes 3.2 read past its end and the process dies. So the document is
+    read by our own reader first, and every tree's links are checked. That catches what is cut short or badly made; a
+    file made to do harm can still crash either tree library, and against that there is only the digest.
+    """
+    try:
+        learner = read_ubjson(data)["learner"]
+        objective = learner["objective"]["name"]
+        parameters = learner["learner_model_param"]
+        booster = learner["gradient_booster"]
+        kind = booster["name"]
+        if kind != "gbtree":
+            raise ArtifactError(f"{_FORMAT}: the booster is {kind!r}, not 'gbtree'")
+        if objective != "binary:logistic":
+            raise ArtifactError(f"{_FORMAT}: the objective is {objective!r}, not 'binary:logistic'")
+        if parameters["num_class"] != "0" or parameters.get("num_target", "1") != "1":
+            raise ArtifactError(f"{_FORMAT}: more than one output")
+        if parameters["num_feature"] != str(n_inputs):
+            raise ArtifactError(f"{_FORMAT}: takes {parameters['num_feature']} inputs, the manifest says {n_inputs}")
+        trees = booster["model"]["trees"]
+        _check_forest(booster["model"], len(trees))
+        for index, tree in enumerate(trees):
+            if not _is_tree(tree, n_inputs):
+                raise ArtifactError(f"{_FORMAT}: tree {index} is malformed")
+    except (MalformedUBJSON, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{_FORMAT}: not a model: {type(error).__name__}: {error}") from None
+
+
+def _check_forest(model: dict[str, Any], trees: int) -> None:
+    bounds = [int(bound) for bound in model["iteration_indptr"]]
+    ascending = all(a <= b for a, b in pairwise(bounds))
+    groups = [int(group) for group in model["tree_info"]]
+    if model["gbtree_model_param"]["num_trees"] != str(trees) or groups != [0] * trees:
+        raise ArtifactError(f"{_FORMAT}: the number of trees does not hold")
+    if not bounds or bounds[0] != 0 or bounds[-1] != trees or not ascending:
+        raise ArtifactError(f"{_FORMAT}: the iterations do not cover the trees")
+
+
+def _is_tree(tree: dict[str, Any], n_inputs: int) -> bool:
+    """Whether all arrays have one length, and every split reads an input there is and leads to later nodes."""
+    nodes = len(tree["left_children"])
+    parameters = tree["tree_param"]
+    if nodes == 0 or parameters["num_nodes"] != str(nodes) or parameters["num_feature"] != str(n_inputs):
+        return False
+    if parameters["size_leaf_vector"] not in ("0", "1"):
+        return False
+    for name, dtype in _NODE_ARRAYS.items():
+        array = tree[name]
+        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype) or len(array) != nodes:
+            return False
+    if tree["split_type"].any() or len(tree["categories"]):
+        return False
+    left, right = tree["left_children"], tree["right_children"]
+    split = left != -1
+    number = np.arange(nodes)
+    for child in (left, right):
+        if ((child != -1) != split).any() or (split & ((child <= number) | (child >= nodes))).any():
+            return False
+    read = tree["split_indices"][split]
+    return bool(((read >= 0) & (read < n_inputs)).all())
