@@ -175,9 +175,9 @@ def test_under_the_quorum_there_is_no_score(ensemble: Ensemble) -> None:
 def test_coverage_equal_to_the_quorum_stands(tmp_path: Path) -> None:
     made = [
         Draft(n, "dense-json", logistic([1.0], 0.0), FEATURES[:1], [Input(impute=0.0)], NoCalibrator(), w)
-        for n, w in (("a", 0.1), ("b", 0.2), ("c", 0.7))
+        for n, w in (("a", 0.05), ("b", 0.35), ("c", 0.6))  # a and b: 0.39999999999999997
     ]
-    compose(tmp_path / "e", made, quorum=0.3)
+    compose(tmp_path / "e", made, quorum=0.4)
     ensemble = with_member(Ensemble.load(tmp_path / "e", version="1"), 2, np.nan)
     assert not np.isnan(ensemble.score(reference(3)).score).any()
 
