@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
@@ -285,14 +285,21 @@ def group_offsets(bootstrap: str, group: str, topics: Sequence[str]) -> dict[tup
 
 
 def log_ends(bootstrap: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
-    """High watermarks."""
+    """High watermarks. A broker that has just come back is given time to lead its partitions."""
     consumer = Consumer(consumer_config(bootstrap, "ends", "ends"))
+    deadline = time.monotonic() + 30
     try:
-        return {
-            (topic, p): consumer.get_watermark_offsets(TopicPartition(topic, p), 10)[1]
-            for topic in topics
-            for p in sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
-        }
+        while True:
+            try:
+                return {
+                    (topic, p): consumer.get_watermark_offsets(TopicPartition(topic, p), 10)[1]
+                    for topic in topics
+                    for p in sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
+                }
+            except KafkaException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
     finally:
         consumer.close()
 

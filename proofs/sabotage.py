@@ -65,6 +65,23 @@ def bend_contributions() -> None:
     Ensemble.score = bent  # type: ignore[method-assign]
 
 
+def miscount_summaries() -> None:
+    """In every batch one row is summarised under another decision."""
+    from stream_scorer.pipeline.summarise import Summariser
+
+    summarise = Summariser.summarise
+
+    def off_by_one(self: Any, batch: Any, arm: str) -> Any:
+        summaries = summarise(self, batch, arm)
+        pane = next((pane for summary in summaries for pane in summary.panes if pane.decisions["approve"]), None)
+        if pane is not None:
+            pane.decisions["approve"] -= 1
+            pane.decisions["review"] += 1
+        return summaries
+
+    Summariser.summarise = off_by_one  # type: ignore[method-assign]
+
+
 def raw_errors() -> None:
     """Errors reach the person as they were raised."""
     from stream_scorer.cli import main as module
@@ -77,6 +94,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "count-duplicates": count_duplicates,
     "drop-bad": drop_bad_records,
     "bend-contributions": bend_contributions,
+    "miscount-summaries": miscount_summaries,
     "raw-errors": raw_errors,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -15,6 +15,7 @@ from stream_scorer.errors import BrokerUnavailable, UsageError
 from stream_scorer.kafka.config import consumer_config, producer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.partitioner import partitions_of
+from stream_scorer.serde.raw import Headers
 
 _MEND = "Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`."
 # A healthy broker answers metadata in milliseconds; a single-node one that has just started may elect for seconds.
@@ -186,6 +187,7 @@ class FollowedRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     timestamp_ms: int
+    headers: Headers | None = None
 
 
 class RecordFollower:
@@ -220,7 +222,10 @@ class RecordFollower:
                 raise as_domain_error(error, f"follow {self._topic}", self._bootstrap)
             partition, offset = message.partition(), message.offset()
             assert partition is not None and offset is not None
-            records.append(FollowedRecord(partition, offset, message.key(), message.value(), message.timestamp()[1]))
+            headers = cast(Headers | None, message.headers())
+            records.append(
+                FollowedRecord(partition, offset, message.key(), message.value(), message.timestamp()[1], headers)
+            )
         return records
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
+from stream_scorer.kafka.bounded import BoundedCaller, Overstayed
 from stream_scorer.kafka.config import producer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.serde.raw import Headers
@@ -23,7 +24,9 @@ from stream_scorer.state.rows import SourcePartition
 # A dead scorer's open transaction blocks read_committed readers until it times out.
 TRANSACTION_TIMEOUT_MS = 10_000
 # One call's share of that: a commit that takes longer is treated as of unknown outcome.
-CALL_TIMEOUT_S = 8.0
+CALL_TIMEOUT_S = 5.0
+# How much longer than its own timeout a call may take before it is left behind (see `bounded`).
+GRACE_S = 1.0
 # A broker that restarts is back within half a minute or a person is needed.
 INIT_DEADLINE_S = 40.0
 # A twin with the same instance name fences us, we fence it, and so on: give up instead of playing ping-pong.
@@ -88,18 +91,23 @@ class Transaction:
         if not self._open:
             return
         self._open = False
+        producer = self._slot.producer
         try:
-            self._slot.producer.abort_transaction(CALL_TIMEOUT_S)
-        except KafkaException as error:
-            _log.warning("abort failed (%s): a new producer takes over", kafka_error(error).name())
+            self._slot.caller.call(lambda: producer.abort_transaction(CALL_TIMEOUT_S), CALL_TIMEOUT_S + GRACE_S)
+        except (KafkaException, Overstayed) as error:
+            _log.warning("a transaction could not be aborted, a new producer takes over: %r", error)
             self._slot.rebuild()
 
     def _call(self, doing: str, call: Callable[[], None]) -> None:
         deadline = time.monotonic() + CALL_TIMEOUT_S
         while True:
             try:
-                call()
+                self._slot.caller.call(call, CALL_TIMEOUT_S + GRACE_S)
                 return
+            except Overstayed:
+                self._open = False
+                self._slot.rebuild()
+                raise TransactionAborted(f"could not {doing} in {CALL_TIMEOUT_S + GRACE_S:.0f} s") from None
             except KafkaException as exception:
                 error = kafka_error(exception)
                 if error.retriable() and time.monotonic() < deadline:
@@ -124,6 +132,7 @@ class _Slot:
         self._bootstrap = bootstrap
         self._id = transactional_id
         self.rebuilds = 0
+        self.caller = BoundedCaller(transactional_id)
         self.producer = self._make()
 
     def rebuild(self) -> None:
@@ -134,7 +143,10 @@ class _Slot:
                 f"the producer {self._id!r} was fenced or broken {self.rebuilds} times in a row",
                 mend="Does another scorer run with the same `scorer.instance`? Give each its own.",
             )
+        self.caller.close()
+        self.caller = BoundedCaller(self._id)
         self.producer = self._make()
+        _log.info("producer %s was made anew", self._id)
 
     def _make(self) -> Producer:
         config = producer_config(self._bootstrap, self._id) | {
@@ -172,6 +184,7 @@ class TransactionPair:
     def close(self) -> None:
         """Drop both producers; an open transaction is left to the coordinator, which aborts it in time."""
         for slot in self._slots:
+            slot.caller.close()
             try:
                 slot.producer.purge()
             except KafkaException as error:

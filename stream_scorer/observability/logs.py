@@ -40,4 +40,4 @@ def configure(form: Literal["json", "text"], level: str) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("stream_scorer").setLevel(level.upper())
     # A broker that restarts makes librdkafka talk a lot; our own messages tell what matters.
-    logging.getLogger("stream_scorer.kafka.librdkafka").setLevel(logging.ERROR)
+    logging.getLogger("stream_scorer.kafka.librdkafka").setLevel(logging.CRITICAL)

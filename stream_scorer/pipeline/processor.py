@@ -29,6 +29,8 @@ from stream_scorer.state.rows import RowUpdate, SourcePartition, Span
 _log = logging.getLogger(__name__)
 # A revoked partition must be given up well within the session timeout (10 s).
 DRAIN_DEADLINE_S = 8.0
+# A commit through a broker that restarts: flush, offsets and commit at their timeouts, then a new producer (40 s).
+COMMIT_DEADLINE_S = 90.0
 # How often a Redis that went away is tried again.
 STATE_RETRY_S = 1.0
 # How long a read waits for its first record; also how soon a stop is noticed.
@@ -197,8 +199,7 @@ class Processor:
         started = time.perf_counter()
         # Two producers: the one before last must be done with its transaction, and the last one's records must be in
         # the log, or ours could overtake them.
-        deadline = 6 * DRAIN_DEADLINE_S
-        if not (self._committer.wait_below(2, deadline) and self._committer.wait_flushed(deadline)):
+        if not (self._committer.wait_below(2, COMMIT_DEADLINE_S) and self._committer.wait_flushed(COMMIT_DEADLINE_S)):
             raise StreamScorerError("a Kafka commit did not end in time")
         if self._committer.failure is not None:
             self._fail(self._committer.failure)
@@ -263,7 +264,7 @@ class Processor:
     def _resync(self) -> None:
         self._metrics.count(m.RESYNCS, 1, self._resync_cause)
         self._resync_cause = ""
-        self._committer.wait_below(1, 6 * DRAIN_DEADLINE_S)
+        self._committer.wait_below(1, COMMIT_DEADLINE_S)
         self._abort_open()
         sources = self._reader.owned
         if sources:

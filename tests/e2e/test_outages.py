@@ -1,0 +1,123 @@
+"""A scorer through outages of the real parts: the broker killed, Redis gone and back empty, SIGTERM in mid-backlog."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from proofs.kill_once import _check_features
+from proofs.kit import Context, Ends, Result, Scorer, publish, read_topic, services, wait_drained, wait_until
+from stream_scorer.clock import SystemClock
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Contribution, Score
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_values
+from stream_scorer.simulate.generate import generate
+from stream_scorer.stack import LocalStack, StackAddresses
+
+pytestmark = pytest.mark.integration
+N = 12_000
+Parts = tuple[LocalStack, StackAddresses]
+
+
+@pytest.fixture
+def parts() -> Iterator[Parts]:
+    with services("kafka", "redis", partitions=2) as started:
+        yield started
+
+
+def records(n: int, seed: int = 5) -> tuple[list[bytes], list[bytes]]:
+    config = SimulationConfig(seed=seed, customers=300, days=None, transactions=n)
+    transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
+    return encode_keys(transactions.customer_id), encode_values(transactions)
+
+
+def start(context: Context, at: StackAddresses) -> Scorer:
+    slow = ["--batch", "64", "--pace-ms", "10"]
+    scorer = Scorer(context.folder, at, instance="scorer", ensemble=context.folder / "ensemble", arguments=slow)
+    scorer.start()
+    return scorer
+
+
+def wait_for_progress(at: StackAddresses, share: float, n: int) -> None:
+    ends = Ends(str(at.kafka), Topics().scores)
+    wait_until(f"{share:.0%} is scored", lambda: ends.committed() > share * n, 60, 0.02)
+    ends.close()
+
+
+def assert_each_scored_once(at: StackAddresses) -> None:
+    inputs = read_topic(str(at.kafka), Topics().transactions)
+    outputs = Counter(
+        (c.source.partition, c.source.offset)
+        for c in read_topic(str(at.kafka), Topics().contributions).decode(Contribution)
+    )
+    assert outputs == Counter(dict.fromkeys(zip(inputs.partition, inputs.offset, strict=True), 1))
+
+
+def test_a_broker_that_is_killed_and_comes_back_costs_no_record(parts: Parts, context: Callable[..., Context]) -> None:
+    stack, at = parts
+    asked = context(N)
+    publish(str(at.kafka), Topics().transactions, *records(N))
+    scorer = start(asked, at)
+    wait_for_progress(at, 0.2, N)
+    stack.restart("kafka", kill=True)
+    wait_drained(str(at.kafka), [scorer], timeout_s=120)
+    assert scorer.stop() == 0
+    assert_each_scored_once(at)
+    result = Result()
+    _check_features(result, str(at.kafka), str(at.redis))
+    assert result.ok, result.checks
+
+
+def test_redis_gone_degrades_and_says_so_and_its_return_brings_features_back(
+    parts: Parts, context: Callable[..., Context]
+) -> None:
+    stack, at = parts
+    asked = context(N)
+    keys, values = records(N + 1_000)
+    publish(str(at.kafka), Topics().transactions, keys[:N], values[:N])
+    scorer = start(asked, at)
+    wait_for_progress(at, 0.2, N)
+    stack.stop_service("redis", kill=True)
+    wait_for_progress(at, 0.6, N)
+    stack.start_service("redis")  # empty: it keeps nothing on disk
+    wait_until("the scorer notices", lambda: "Redis is back" in scorer.log.read_text(), 30)
+    wait_drained(str(at.kafka), [scorer], timeout_s=120)
+    publish(str(at.kafka), Topics().transactions, keys[N:], values[N:])
+    wait_drained(str(at.kafka), [scorer], timeout_s=60)
+    assert scorer.stop() == 0
+    assert_each_scored_once(at)
+    scores = read_topic(str(at.kafka), Topics().scores).decode(Score)
+    degraded = [s for s in scores if "features_unavailable" in s.degraded]
+    assert degraded
+    assert all(s.score is not None for s in degraded)
+    late = {s.event_id for s in scores[-200:]}
+    assert not late & {s.event_id for s in degraded}
+    # Rows are whole again, and what was scored after the return saw them.
+    result = Result()
+    _check_features(result, str(at.kafka), str(at.redis))
+    different = result.figures["customer_feature_rows_different"]
+    assert 0 < different <= len(degraded)
+    assert all(holds for name, holds in result.checks.items() if "recomputation" not in name), result.checks
+
+
+def test_sigterm_in_mid_backlog_ends_in_order_and_the_next_start_goes_on(
+    parts: Parts, context: Callable[..., Context]
+) -> None:
+    _, at = parts
+    asked = context(N)
+    publish(str(at.kafka), Topics().transactions, *records(N))
+    scorer = start(asked, at)
+    wait_for_progress(at, 0.2, N)
+    began = time.monotonic()
+    assert scorer.stop(10) == 0
+    assert time.monotonic() - began < 10
+    scorer.start()
+    wait_drained(str(at.kafka), [scorer], timeout_s=60)
+    assert scorer.stop() == 0
+    assert_each_scored_once(at)
+    # An orderly stop leaves nothing to abort.
+    assert len(read_topic(str(at.kafka), Topics().scores, uncommitted=True)) == N
