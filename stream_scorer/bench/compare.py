@@ -1,0 +1,102 @@
+"""Turns, percentiles, medians and ratios: the arithmetic of the benchmark, without a process or a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.bench.results import (
+    KINDS,
+    Cpu,
+    Drain,
+    DrainRun,
+    Kind,
+    Latency,
+    LatencyDifference,
+    Loop,
+    Percentiles,
+    Ratios,
+    Stages,
+    Window,
+)
+
+_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
+
+
+def turns(rounds: int) -> Iterator[Kind]:
+    """A B, B A, A B...: a machine that drifts in one direction favours neither."""
+    for number in range(rounds):
+        yield from KINDS if number % 2 == 0 else KINDS[::-1]
+
+
+def percentiles(latency_ms: NDArray[np.float64]) -> Percentiles:
+    """By nearest rank (the smallest value that the share does not exceed); inf, for what never came, sorts last."""
+    ordered = np.sort(latency_ms)
+    if not len(ordered):
+        raise ValueError("no latencies")
+    # 0.999 * 1000 is 999.0000000000001 in floats, and its ceiling one too many.
+    ranks = [max(1, int(np.ceil(round(share * len(ordered), 9)))) for share in _QUANTILES]
+    return Percentiles(*(round(float(ordered[rank - 1]), 3) for rank in ranks))
+
+
+def latencies(due_ns: NDArray[np.int64], arrived_ns: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Milliseconds from when each record was due to when it was seen; inf where `arrived_ns` is negative."""
+    late = (arrived_ns - due_ns) / 1e6
+    return np.where(arrived_ns < 0, np.inf, late)
+
+
+def median_cpu(costs: Sequence[Cpu]) -> Cpu:
+    """The median of each part."""
+    return Cpu(*(median(getattr(cost, part) for cost in costs) for part in Cpu.__struct_fields__))
+
+
+def median_percentiles(found: Sequence[Percentiles]) -> Percentiles:
+    """The median of each percentile."""
+    return Percentiles(*(median(getattr(p, name) for p in found) for name in Percentiles.__struct_fields__))
+
+
+def summarise_drains(runs: Sequence[DrainRun]) -> Drain:
+    """The medians of the drains of one kind."""
+    return Drain(median(run.per_second for run in runs), median_cpu([run.cpu for run in runs]), list(runs))
+
+
+def typical_stages(drain: Drain) -> Stages:
+    """The stages of the run in the middle (of an even number, the slower one)."""
+    ordered = sorted(drain.runs, key=lambda run: run.per_second)
+    return ordered[(len(ordered) - 1) // 2].stages
+
+
+def summarise_windows(windows: Sequence[Window]) -> list[Latency]:
+    """The medians by rate and kind, in the order in which they first appear."""
+    groups: dict[tuple[int, Kind], list[Window]] = {}
+    for window in windows:
+        groups.setdefault((window.rate, window.kind), []).append(window)
+    return [
+        Latency(
+            kind,
+            rate,
+            median_percentiles([window.latency for window in group]),
+            sum(window.missing for window in group),
+            median_cpu([window.cpu for window in group]),
+            group,
+        )
+        for (rate, kind), group in groups.items()
+    ]
+
+
+def ratios(scorer: Drain, passthrough: Drain, loop: Loop, latency: Sequence[Latency]) -> Ratios:
+    """The scorer beside its peers."""
+    found = {(entry.rate, entry.kind): entry.latency for entry in latency}
+    rates = list(dict.fromkeys(entry.rate for entry in latency))
+    differences = []
+    for rate in rates:
+        ours, limit = found[rate, "scorer"], found[rate, "passthrough"]
+        differences.append(LatencyDifference(rate, round(ours.p50 - limit.p50, 3), round(ours.p99 - limit.p99, 3)))
+    return Ratios(
+        round(scorer.per_second / loop.per_second, 1),
+        round(scorer.per_second / passthrough.per_second, 4),
+        differences,
+    )

@@ -1,0 +1,67 @@
+"""Sends records open-loop at a rate: each is due at its time, whether or not anybody keeps up.
+
+Run as ``load.py BOOTSTRAP TOPIC RECORDS RATE`` (RECORDS: lines of id, key, value between tabs). It says ``ready``,
+reads from standard input the time (nanoseconds of CLOCK_MONOTONIC, which all processes share) at which the first record
+is due, and ends with one JSON line: how many were sent, and by how much the latest of them was late.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Producer
+
+# Records due within a tick go together: finer would take a tenth of a core from what is measured.
+TICK_S = 0.001
+
+
+def main(bootstrap: str, topic: str, path: str, per_second: str) -> int:
+    """Send all records. 1 if the broker did not take every one."""
+    records = [line.split(b"\t") for line in Path(path).read_bytes().splitlines()]
+    rate = float(per_second)
+    failures: list[str] = []
+
+    def note_failure(error: Any, _message: Any) -> None:
+        if error is not None:
+            failures.append(str(error))
+
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "broker.address.family": "v4",
+            "enable.idempotence": True,
+            "linger.ms": 1,
+            "compression.type": "lz4",
+            "partitioner": "murmur2_random",
+            "delivery.report.only.error": True,
+            "on_delivery": note_failure,
+        }
+    )
+    producer.list_topics(topic, 10)
+    print("ready", flush=True)  # noqa: T201 - its standard output is how it answers
+    start_s = int(sys.stdin.readline()) / 1e9
+    sent, behind_s = 0, 0.0
+    while sent < len(records):
+        elapsed = time.monotonic() - start_s
+        due = min(int(elapsed * rate) + 1, len(records)) if elapsed >= 0 else 0
+        if sent < due:
+            behind_s = max(behind_s, elapsed - sent / rate)
+        for _, key, value in records[sent:due]:
+            producer.produce(topic, value, key)
+        sent = max(sent, due)
+        producer.poll(0)
+        time.sleep(max(TICK_S, -elapsed))
+    left = producer.flush(30.0)
+    if left or failures:
+        sys.stderr.write(f"{left} records unconfirmed, {len(failures)} refused: {failures[:1]}\n")
+        return 1
+    print(json.dumps({"sent": sent, "behind_ms": round(behind_s * 1e3, 3)}))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

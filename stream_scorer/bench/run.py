@@ -1,0 +1,77 @@
+"""A whole benchmark, on a local stack of its own: material, drains in turn, the per-event loop, latency, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from stream_scorer.bench.compare import ratios, summarise_drains, summarise_windows, turns, typical_stages
+from stream_scorer.bench.config import BenchConfig
+from stream_scorer.bench.drain import PREFIX, count_scores, drain
+from stream_scorer.bench.latency import measure_latency, publish
+from stream_scorer.bench.loop import run_loop
+from stream_scorer.bench.machine import busy_warning, describe_machine
+from stream_scorer.bench.material import simulate_records, train_cards_ensemble
+from stream_scorer.bench.processes import Bench
+from stream_scorer.bench.results import KINDS, DrainRun, Kind, Report
+from stream_scorer.clock import Clock
+from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.stack import LocalStack
+
+# On 2 cores that carry the broker and Redis too.
+TARGET_PER_SECOND = 15_000
+
+
+def run_bench(
+    config: BenchConfig, folder: Path, *, ensemble: Path | None, clock: Clock, say: Callable[[str], None]
+) -> Report:
+    """Run it; `folder` takes logs and data, `ensemble` (of the simulator's spec) saves the training.
+
+    Raises:
+        UsageError, UnavailableError: the stack could not start, or the ensemble cannot be used.
+        StreamScorerError: something that was measured ended or stood still.
+    """
+    started = clock.monotonic()
+    machine = describe_machine()
+    warnings = busy_warning(machine)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    if ensemble is None:
+        ensemble = train_cards_ensemble(folder, seed=config.seed, transactions=config.history, clock=clock, say=say)
+    records = simulate_records(max(config.transactions, config.backlog + config.live_transactions), config.seed, clock)
+    with LocalStack(services=("kafka", "redis"), on_progress=say) as stack:
+        bench = Bench(config, stack, ensemble, folder, say)
+        TopicAdmin(bench.bootstrap).create(Topics(PREFIX).all(), config.partitions)
+        publish(bench, Topics(PREFIX).transactions, records.slice(0, config.transactions))
+        say(f"{config.transactions:,} transactions published")
+        say("warming up: the broker compiles what it runs often, so the first drain of each kind counts for nothing")
+        for kind in KINDS:
+            drain(bench, kind, 0)
+        runs: dict[Kind, list[DrainRun]] = {kind: [] for kind in KINDS}
+        for number, kind in enumerate(turns(config.drain_rounds), start=1):
+            runs[kind].append(drain(bench, kind, number))
+        expected = config.transactions * len(KINDS) * (1 + config.drain_rounds)
+        scores_read = count_scores(bench, expected)
+        if scores_read != expected:
+            warnings.append(f"{scores_read} records on scores, {expected} expected")
+        loop = run_loop(bench)
+        latency = summarise_windows(measure_latency(bench, records))
+    scorer, passthrough = summarise_drains(runs["scorer"]), summarise_drains(runs["passthrough"])
+    if missing := sum(entry.missing for entry in latency):
+        warnings.append(f"{missing} scores were not seen in time")
+    return Report(
+        ratios(scorer, passthrough, loop, latency),
+        scorer,
+        passthrough,
+        loop,
+        typical_stages(scorer),
+        latency,
+        TARGET_PER_SECOND,
+        scores_read,
+        expected,
+        machine,
+        asdict(config),
+        warnings,
+        round(clock.monotonic() - started, 1),
+    )

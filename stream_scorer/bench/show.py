@@ -1,0 +1,111 @@
+"""The report for a person: ratios first, absolute figures after them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from stream_scorer.bench.results import Cpu, Report
+
+
+def show(report: Report, console: Console) -> None:
+    """Print it."""
+    ratios = report.ratios
+    table = _table("Ratios, from this one run", "", "ours", "wanted")
+    table.add_row("drain, times the per-event loop", f"{ratios.times_the_loop:,.0f} x", ">= 100 x")
+    table.add_row("drain, share of the passthrough", f"{ratios.share_of_passthrough:.1%}", ">= 7 %")
+    for difference in ratios.latency:
+        rate = f"at {difference.rate:,}/s"
+        table.add_row(f"p50 after the passthrough's, {rate}", _ms(difference.p50_ms), "<= 20 ms")
+        table.add_row(f"p99 after the passthrough's, {rate}", _ms(difference.p99_ms), "<= 60 ms")
+    console.print(table)
+
+    drains = (("scorer", report.scorer), ("passthrough", report.passthrough))
+    table = _table("Drain, transactions a second", "", "median", "runs")
+    for name, drain in drains:
+        table.add_row(name, f"{drain.per_second:,.0f}", "  ".join(f"{run.per_second:,.0f}" for run in drain.runs))
+    table.add_row("per-event loop", f"{report.loop.per_second:,.1f}", f"{report.loop.events} events")
+    table.add_row("target, 2 cores", f"{report.target_per_second:,}", "")
+    console.print(table)
+
+    table = _table("Latency in ms, from due to seen, medians", "", "p50", "p90", "p99", "p99.9", "max")
+    for entry in report.latency:
+        found = entry.latency
+        values = (found.p50, found.p90, found.p99, found.p999, found.max)
+        table.add_row(f"{entry.rate:,}/s {entry.kind}", *map(_number, values))
+    console.print(table)
+
+    table = _table("CPU seconds per thousand transactions, medians", "", "process", "broker", "Redis")
+    for name, drain in drains:
+        _add_cpu(table, f"drain {name}", drain.cpu)
+    for entry in report.latency:
+        _add_cpu(table, f"{entry.rate:,}/s {entry.kind}", entry.cpu)
+    console.print(table)
+
+    stages = report.stages
+    table = _table(f"Stages, µs per transaction at {stages.rows_per_batch:,.0f} a batch", "", "µs", "")
+    _add(table, stages.main, "in turn", indent_after="score", inner=stages.members)
+    table.add_row("all", f"{sum(stages.main.values()):.1f}", "")
+    table.add_section()
+    _add(table, stages.beside, "beside")
+    console.print(table)
+    console.print(bottleneck(report))
+
+    machine = report.machine
+    console.print(
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_gb:.0f} GB, {machine.system}, "
+        f"Python {machine.python}, load average {machine.load_before:.2f} before; {report.seconds:.0f} s"
+    )
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow")
+
+
+def bottleneck(report: Report) -> str:
+    """What bounds the scorer's drain, in a sentence."""
+    cpu, stages, cores = report.scorer.cpu, report.stages, report.machine.cores
+    busy = (cpu.scorer + cpu.broker + cpu.redis) * report.scorer.per_second / 1_000
+    longest = sorted((name for name in stages.main if name != "wait"), key=lambda name: -stages.main[name])[:3]
+    names = ", ".join(f"{name} {stages.main[name]:.0f} µs" for name in longest)
+    return (
+        f"In the drain {busy:.2f} of {cores} cores are busy with it: scorer {cpu.scorer * 1_000:.0f} µs a transaction, "
+        f"broker {cpu.broker * 1_000:.0f}, Redis {cpu.redis * 1_000:.0f}. Longest in turn: {names}; "
+        f"{stages.main.get('wait', 0.0):.0f} µs are spent waiting for the committer."
+    )
+
+
+def _add_cpu(table: Table, name: str, cpu: Cpu) -> None:
+    table.add_row(name, f"{cpu.scorer:.4f}", f"{cpu.broker:.4f}", f"{cpu.redis:.4f}")
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
+    return table
+
+
+def _add(
+    table: Table,
+    stages: Mapping[str, float],
+    note: str,
+    *,
+    indent_after: str = "",
+    inner: Mapping[str, float] | None = None,
+) -> None:
+    for name, value in stages.items():
+        table.add_row(name, f"{value:.1f}", note)
+        if name == indent_after and inner:
+            for member, microseconds in inner.items():
+                table.add_row(f"  {member}", f"{microseconds:.1f}", "of it")
+
+
+def _ms(value: float) -> str:
+    return f"{value:+.1f} ms" if math.isfinite(value) else "never came"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else "-"

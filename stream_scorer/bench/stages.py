@@ -1,0 +1,43 @@
+"""Microseconds per transaction by stage, from what `/metrics` of a scorer says."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream_scorer.bench.results import Stages
+from stream_scorer.observability.metrics import BATCH_ROWS, MEMBER_SECONDS, STAGE_SECONDS
+
+# In the order in which a batch passes them; the second group runs on the committer's thread.
+MAIN_STAGES = ("decode", "enrich", "score", "wait", "publish")
+BESIDE_STAGES = ("commit", "apply")
+REST = "rest"
+
+
+def stages_of(metrics: str, wall_us: float) -> Stages:
+    """The stages of a process that has drained and done nothing else.
+
+    Args:
+        metrics: its `/metrics`. wall_us: microseconds of wall time per transaction, of which no stage's are `rest`.
+    """
+    stages: dict[str, float] = {}
+    members: dict[str, float] = {}
+    rows = batches = 0.0
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            if sample.name == STAGE_SECONDS.name + "_sum":
+                stages[sample.labels["stage"]] = sample.value
+            elif sample.name == MEMBER_SECONDS.name:
+                members[sample.labels["member"]] = sample.value
+            elif sample.name == BATCH_ROWS.name + "_sum":
+                rows = sample.value
+            elif sample.name == BATCH_ROWS.name + "_count":
+                batches = sample.value
+    scale = 1e6 / max(rows, 1.0)
+    main = {name: round(stages[name] * scale, 3) for name in MAIN_STAGES if name in stages}
+    main[REST] = round(max(wall_us - sum(main.values()), 0.0), 3)
+    return Stages(
+        main,
+        {name: round(stages[name] * scale, 3) for name in BESIDE_STAGES if name in stages},
+        {name: round(seconds * scale, 3) for name, seconds in members.items()},
+        round(rows / max(batches, 1.0), 1),
+    )
