@@ -1,0 +1,59 @@
+"""What one demo run is a function of."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from stream_scorer.errors import UsageError
+from stream_scorer.simulate.config import DAY_MS, SimulationConfig
+
+# Labels go on ripening for this long after the last transaction; so event time ends this long before now.
+SETTLE_DAYS = 2
+PARTITIONS = 4
+TERMINALS_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """Sizes of a demo.
+
+    Attributes:
+        transactions: live ones, before duplicates. rate: of them a second (wall clock).
+        history: transactions of the history that members learn from. customers: of the simulated world.
+        duplicates, garbage: extra live records, as shares of the transactions.
+        review_rate, block_rate: shares of transactions to be alerted and to be blocked; thresholds are fitted to them.
+        seed: of every random choice.
+    """
+
+    transactions: int = 60_000
+    rate: float = 800.0
+    history: int = 150_000
+    customers: int = 4_000
+    duplicates: float = 0.05
+    garbage: float = 0.002
+    review_rate: float = 0.012
+    block_rate: float = 0.004
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError` if a size makes no demo."""
+        if self.transactions < 1_000:
+            raise UsageError(f"{self.transactions} live transactions show nothing", mend="Give at least 1000.")
+        if self.history < 20_000:
+            raise UsageError(
+                f"{self.history} transactions of history are too few to train on", mend="Give at least 20000."
+            )
+        if self.rate <= 0:
+            raise UsageError(f"a rate is above 0, not {self.rate}")
+
+    def simulation(self, now_ms: int) -> SimulationConfig:
+        """History and live traffic as one simulation that ends `SETTLE_DAYS` before `now_ms`."""
+        config = SimulationConfig(
+            seed=self.seed,
+            customers=self.customers,
+            terminals=max(int(self.customers * TERMINALS_SHARE), 50),
+            days=None,
+            transactions=self.history + self.transactions,
+        )
+        return dataclasses.replace(config, start_ms=config.start_to_end_by(now_ms) - SETTLE_DAYS * DAY_MS)

@@ -1,0 +1,289 @@
+"""Watches a run from outside: follows the topics as any committed reader would, and keeps what it sees in columns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from stream_scorer.clock import Clock
+from stream_scorer.kafka.load import FollowedRecord, RecordFollower
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import DECISIONS, Alert, Decision, MonitorMetric, Source
+from stream_scorer.reports.recording import DeadLetters, Inputs, Lineages, Places, Recording, Scores
+
+# How often the topics are asked; also the resolution of arrival times.
+POLL_S = 0.005
+# Newest latencies kept in mind for the live table: about five seconds of traffic.
+_RECENT = 1_000
+
+
+class _Member(msgspec.Struct):
+    name: str
+    score: float | None
+    weight: float
+    contribution: float
+
+
+class _Lineage(msgspec.Struct):
+    """The part of a contribution record that a report needs; the rest is skipped, not decoded."""
+
+    event_id: str
+    base: float | None
+    z: float | None
+    score: float | None
+    members: list[_Member]
+    source: Source
+
+
+class _Score(msgspec.Struct):
+    event_id: str
+    event_time: int
+    scored_at: int
+    decision: Decision
+    member_alerts: int
+    duplicate: bool
+    degraded: list[str]
+    value: int
+    ensemble: str
+    version: str
+
+
+@dataclass
+class _Partition:
+    """What was seen of one partition number, in offset order."""
+
+    start: int = 0
+    timestamps: list[int] = field(default_factory=list)
+    lineages: list[_Lineage] = field(default_factory=list)
+    arrivals: list[int] = field(default_factory=list)
+    scores: list[_Score] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The state of the run now. Latencies in milliseconds, of the newest transactions, until they were read here."""
+
+    records_in: int
+    records_out: int
+    dead: int
+    latencies: list[int]
+    event_time: int
+    alerts: list[Alert]
+    metrics: list[MonitorMetric]
+
+
+class Watcher:
+    """Follows the topics in a thread of its own from the moment it is made. A context manager.
+
+    An error in the thread is raised by the next `glance`, or by `recording`.
+    """
+
+    def __init__(self, bootstrap: str, clock: Clock) -> None:
+        """Raises `UsageError` if a topic does not exist, and `BrokerUnavailable`."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._partitions: dict[int, _Partition] = {}
+        self._dead: list[tuple[int, int, str]] = []
+        self._alerts: list[Alert] = []
+        self._metrics: list[MonitorMetric] = []
+        self._in = self._out = 0
+        self._event_time = 0
+        self._failure: Exception | None = None
+        self._last_seen = clock.monotonic()
+        topics = Topics()
+        decode_lineage = msgspec.json.Decoder(_Lineage).decode
+        decode_score = msgspec.json.Decoder(_Score).decode
+        decode_alert = msgspec.json.Decoder(Alert).decode
+        decode_metric = msgspec.json.Decoder(MonitorMetric).decode
+
+        def lineage(record: FollowedRecord, now: int) -> None:
+            partition = self._partition(record)
+            partition.lineages.append(decode_lineage(record.value or b""))
+            partition.arrivals.append(now)
+            self._out += 1
+
+        def score(record: FollowedRecord, _now: int) -> None:
+            found = decode_score(record.value or b"")
+            self._partition(record).scores.append(found)
+            self._event_time = max(self._event_time, found.event_time)
+
+        def transaction(record: FollowedRecord, _now: int) -> None:
+            partition = self._partition(record)
+            if not partition.timestamps:
+                partition.start = record.offset
+            partition.timestamps.append(record.timestamp_ms)
+            self._in += 1
+
+        def dead_letter(record: FollowedRecord, _now: int) -> None:
+            headers = {name: (value or b"").decode() for name, value in record.headers or ()}
+            if headers["source.topic"] == topics.transactions:
+                place = int(headers["source.partition"]), int(headers["source.offset"])
+                self._dead.append((*place, headers["error.code"]))
+
+        def alert(record: FollowedRecord, _now: int) -> None:
+            self._alerts.append(decode_alert(record.value or b""))
+
+        def metric(record: FollowedRecord, _now: int) -> None:
+            self._metrics.append(decode_metric(record.value or b""))
+
+        self._takers: list[tuple[RecordFollower, Callable[[FollowedRecord, int], None]]] = []
+        with ExitStack() as opening:
+
+            def follow(
+                topic: str,
+                take: Callable[[FollowedRecord, int], None],
+                start: Literal["beginning", "end"] = "end",
+            ) -> None:
+                follower = RecordFollower(bootstrap, topic, client_id="demo-watcher", start=start)
+                opening.callback(follower.close)
+                self._takers.append((follower, take))
+
+            follow(topics.transactions, transaction)
+            follow(topics.contributions, lineage)
+            follow(topics.scores, score)
+            follow(topics.dead_letters, dead_letter)
+            follow(topics.alerts, alert)
+            follow(topics.monitor_metrics, metric, "beginning")
+            self._closing = opening.pop_all()
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+        self._thread.start()
+
+    def glance(self) -> Glance:
+        """How things stand; `metrics` and `alerts` are complete and in order of arrival."""
+        self._raise_failure()
+        with self._lock:
+            latencies = []
+            for partition in self._partitions.values():
+                count = len(partition.lineages)
+                for k in range(max(0, count - _RECENT), count):
+                    at = partition.lineages[k].source.offset - partition.start
+                    if 0 <= at < len(partition.timestamps):
+                        latencies.append(partition.arrivals[k] - partition.timestamps[at])
+            return Glance(
+                self._in, self._out, len(self._dead), latencies, self._event_time, list(self._alerts),
+                list(self._metrics),
+            )  # fmt: skip
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds since the last record of any topic."""
+        self._raise_failure()
+        return self._clock.monotonic() - self._last_seen
+
+    def counts(self) -> tuple[int, int]:
+        """Records on `transactions`, and records they became (scored or dead-lettered)."""
+        self._raise_failure()
+        with self._lock:
+            return self._in, self._out + len(self._dead)
+
+    def windows(self) -> int:
+        """How many figures the monitor has told."""
+        with self._lock:
+            return len(self._metrics)
+
+    def close(self) -> None:
+        """Stop following. What was seen stays."""
+        self._stop.set()
+        self._thread.join()
+        self._closing.close()
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def recording(self) -> Recording:
+        """Everything that was seen, as columns. Call it after `close`."""
+        self._raise_failure()
+        return _recording(self._partitions, self._dead, self._alerts, self._metrics)
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                if not self._poll():
+                    self._stop.wait(POLL_S)
+        except Exception as error:
+            self._failure = error
+
+    def _poll(self) -> bool:
+        seen = False
+        for follower, take in self._takers:
+            records = follower.poll()
+            if not records:
+                continue
+            seen = True
+            now = self._clock.now_ms()
+            with self._lock:
+                for record in records:
+                    take(record, now)
+        if seen:
+            self._last_seen = self._clock.monotonic()
+        return seen
+
+    def _partition(self, record: FollowedRecord) -> _Partition:
+        return self._partitions.setdefault(record.partition, _Partition())
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+def _recording(
+    partitions: dict[int, _Partition],
+    dead: list[tuple[int, int, str]],
+    alerts: list[Alert],
+    metrics: list[MonitorMetric],
+) -> Recording:
+    numbers = sorted(partitions)
+    inputs = [(p, partitions[p].start + k) for p in numbers for k in range(len(partitions[p].timestamps))]
+    lineages = [(p, lineage) for p in numbers for lineage in partitions[p].lineages]
+    scores = [(p, score) for p in numbers for score in partitions[p].scores]
+    members = [member.name for member in lineages[0][1].members] if lineages else []
+    shape = (len(lineages), len(members))
+    return Recording(
+        inputs=Inputs(Places.of(inputs), _ints([t for p in numbers for t in partitions[p].timestamps])),
+        lineages=Lineages(
+            partition=_ints([p for p, _ in lineages]),
+            source=Places.of([(r.source.partition, r.source.offset) for _, r in lineages]),
+            event_id=[r.event_id for _, r in lineages],
+            arrival=_ints([a for p in numbers for a in partitions[p].arrivals]),
+            base=_floats([r.base for _, r in lineages]),
+            z=_floats([r.z for _, r in lineages]),
+            score=_floats([r.score for _, r in lineages]),
+            member_score=_floats([m.score for _, r in lineages for m in r.members]).reshape(shape),
+            weight=_floats([m.weight for _, r in lineages for m in r.members]).reshape(shape),
+            contribution=_floats([m.contribution for _, r in lineages for m in r.members]).reshape(shape),
+            members=members,
+        ),
+        scores=Scores(
+            partition=_ints([p for p, _ in scores]),
+            event_id=[s.event_id for _, s in scores],
+            event_time=_ints([s.event_time for _, s in scores]),
+            scored_at=_ints([s.scored_at for _, s in scores]),
+            decision=_ints([DECISIONS.index(s.decision) for _, s in scores]),
+            member_alerts=_ints([s.member_alerts for _, s in scores]),
+            duplicate=np.array([s.duplicate for _, s in scores], dtype=np.bool_),
+            degraded=np.array([bool(s.degraded) for _, s in scores], dtype=np.bool_),
+            value=_ints([s.value for _, s in scores]),
+            versions=sorted({(s.ensemble, s.version) for _, s in scores}),
+        ),
+        dead=DeadLetters(Places.of([(p, o) for p, o, _ in dead]), [code for _, _, code in dead]),
+        alerts=alerts,
+        metrics=metrics,
+    )
+
+
+def _ints(values: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.array(values, dtype=np.int64)
+
+
+def _floats(values: list[float | None]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,48 @@
+"""How long transactions took: from Kafka's timestamp of the record to its score, and to a reader of the score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream_scorer.reports.recording import Floats, Ints, Recording
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per transaction, ``(n,)``; `at` is the record's Kafka timestamp.
+
+    `scored`: until the score was computed (`scored_at`). `arrived`: until a read_committed consumer outside of the
+    scorer had it, so with the commit, which nobody who reads exactly-once output can do without.
+    """
+
+    at: Ints
+    scored: Floats
+    arrived: Floats
+
+
+def latency_of(recording: Recording) -> Latency:
+    """Latencies of all transactions whose input was seen. Needs an exact delivery (scores and lineages in pairs)."""
+    inputs, lineages, scores = recording.inputs, recording.lineages, recording.scores
+    order = np.argsort(inputs.places.number)
+    known = inputs.places.number[order]
+    wanted = lineages.source.number
+    place = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
+    seen = known[place] == wanted if len(known) else np.zeros(len(wanted), dtype=np.bool_)
+    at = inputs.timestamp[order][place[seen]]
+    return Latency(
+        at=at,
+        scored=(scores.scored_at[seen] - at).astype(np.float64),
+        arrived=(lineages.arrival[seen] - at).astype(np.float64),
+    )
+
+
+def percentiles(values: Floats, wanted: tuple[float, ...] = PERCENTILES) -> dict[float, float]:
+    """Each percentile by the nearest rank: a value that was measured, not one in between. NaN for no values."""
+    if not len(values):
+        return dict.fromkeys(wanted, float("nan"))
+    found = np.percentile(values, wanted, method="inverted_cdf")
+    return dict(zip(wanted, found.tolist(), strict=True))
