@@ -23,7 +23,7 @@ from stream_scorer.kafka.transactional_loop import TransactionalLoop
 
 PREFIX = "drain."
 LOOK_S = 0.01
-# Nothing new for so long, and everything is there: the drain is over. A batch takes a tenth of it.
+# Nothing new for so long: time to ask whether that was all. A batch takes a tenth of it.
 QUIET_S = 0.5
 # The slowest drain worth waiting for: 500 transactions a second, beyond what starting takes.
 SLOWEST_PER_SECOND = 500
@@ -63,31 +63,38 @@ def watch(
     cpu: Callable[[], dict[str, float]],
     before: int,
     expected: int,
-    alive: Callable[[], None],
+    rows: Callable[[], float],
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Look, Look]:
-    """The first look that finds output and the last that finds more, `expected` records past the end `before`.
+    """The first look that finds output and the last that finds more, until `expected` records are worked off.
+
+    Args:
+        end, cpu: the committed end of the output (`before` the start), and CPU seconds by process.
+        rows: how many records the process says it has committed; asked only while the output is quiet.
 
     Raises:
-        StreamScorerError: it took too long.
+        StreamScorerError: it took too long, or the process has ended.
     """
     started = clock()
     give_up = START_S + expected / SLOWEST_PER_SECOND
     first: Look | None = None
     last: Look | None = None
+    asked = started
     while True:
-        now, found = clock(), end()
+        found, now = end(), clock()
         if found > (last.end if last is not None else before):
+            asked = now
             last = Look(now, found, cpu())
             first = first or last
-        elif first is not None and last is not None and last.end - before >= expected and now - last.at > QUIET_S:
-            return first, last
+        elif now - asked > QUIET_S:
+            asked = now
+            # The ends count control records too, so only the process itself knows.
+            if rows() >= expected and first is not None and last is not None:
+                return first, last
         if now - started > give_up:
-            done = (last.end if last else before) - before
-            raise StreamScorerError(f"{done} of {expected} records came out in {give_up:.0f} s")
-        alive()
+            raise StreamScorerError(f"{expected} records were not worked off in {give_up:.0f} s")
         sleep(LOOK_S)
 
 
@@ -100,7 +107,7 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
         with ScorerProcess(bench, kind, prefix=PREFIX, group=f"drain-{kind}-{number}") as process:
             pids = bench.stack.pids
             meter = CpuMeter({"scorer": process.pid, "broker": pids["kafka"], "redis": pids["redis"]})
-            first, last = watch(committed.read, meter.read, before, expected, process.require_running)
+            first, last = watch(committed.read, meter.read, before, expected, process.rows)
             metrics = process.metrics()
     finally:
         committed.close()

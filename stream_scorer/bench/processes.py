@@ -20,6 +20,7 @@ import stream_scorer.stack
 from stream_scorer.bench.config import BenchConfig
 from stream_scorer.bench.material import CARDS_SPEC
 from stream_scorer.bench.results import Kind
+from stream_scorer.bench.stages import rows_of
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.stack import LocalStack
 from stream_scorer.stack.ports import LOOPBACK, free_port
@@ -101,6 +102,14 @@ class ScorerProcess:
                 if time.monotonic() > deadline:
                     raise StreamScorerError(f"the {self._name} was not ready in {READY_S:.0f} s") from None
             time.sleep(PAUSE_S)
+
+    def rows(self) -> float:
+        """How many records it has committed; 0 while it starts. Raises `StreamScorerError` if it has ended."""
+        self.require_running()
+        try:
+            return rows_of(self.metrics())
+        except OSError:  # not listening yet
+            return 0.0
 
     def metrics(self) -> str:
         """Its `/metrics`."""

@@ -13,6 +13,12 @@ BESIDE_STAGES = ("commit", "apply")
 REST = "rest"
 
 
+def rows_of(metrics: str) -> float:
+    """How many records a process has committed, by its `/metrics`."""
+    samples = (sample for family in text_string_to_metric_families(metrics) for sample in family.samples)
+    return sum(sample.value for sample in samples if sample.name == BATCH_ROWS.name + "_sum")
+
+
 def stages_of(metrics: str, wall_us: float) -> Stages:
     """The stages of a process that has drained and done nothing else.
 

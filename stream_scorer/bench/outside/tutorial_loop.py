@@ -1,7 +1,7 @@
 """A scorer as tutorials write it: one event at a time, each look-up, prediction, message and commit on its own.
 
-Run as ``tutorial_loop.py CONFIG`` (JSON: bootstrap, redis, topic, out, ensemble, entities, events, seconds). Its members
-are those of the ensemble beside it, each asked with its own library; features are running totals, simpler than the
+Run as ``tutorial_loop.py CONFIG`` (JSON: bootstrap, redis, topic, out, ensemble, entities, events, seconds). Its
+members are those of that ensemble, each asked with its own library; features are running totals, simpler than the
 windows they stand for. At least once, not exactly once. It ends with one JSON line: events after the first, and their
 seconds.
 """
