@@ -1,7 +1,7 @@
 """Settings: one catalogue, four sources: flags, then the environment, then `stream-scorer.toml`, then defaults.
 
 A setting ``kafka.bootstrap`` is ``[kafka] bootstrap`` in the file, ``STREAM_SCORER_KAFKA_BOOTSTRAP`` in the environment
-(or ``..._FILE``, naming a file to read it from), and ``--bootstrap`` on the command line. Addresses that are set nowhere
+(or ``..._FILE``, naming a file to read it from), and ``--bootstrap`` on the command line. Addresses set nowhere
 come from a local stack that is up (`stream-scorer stack up`).
 """
 

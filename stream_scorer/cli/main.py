@@ -56,7 +56,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run a command. Exit 0 done, 1 failed, 2 wrong usage or settings, 3 a check found a difference, 130 interrupted."""
+    """Run a command. Exit 0 done, 1 failed, 2 wrong usage or settings, 3 a difference found, 130 interrupted."""
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -19,7 +19,7 @@ HISTORY_BATCH = 4096
 
 @dataclass(slots=True)
 class History:
-    """Features of `n` transactions: matrix (n, n_features) float64, status (n, n_features) int8, duplicate (n,) bool."""
+    """Features of `n` transactions: matrix (n, n_features) float64, status likewise int8, duplicate (n,) bool."""
 
     event_id: list[str]
     event_time: NDArray[np.int64]

@@ -152,6 +152,7 @@ class RedisRowStore:
         """Begin a new epoch with these marks, unless someone else began one since `open`. True if it was us."""
         old, new = self._epoch, uuid.uuid4().hex[:12].encode()
         self._use_epoch(new)
+        self._acknowledged.clear()
         keys = [self._epoch_key, *self._mark_keys.values()]
         marks = [_MARK.pack(next_offset[source], -1) for source in self._sources]
         with mapped_errors():

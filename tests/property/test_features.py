@@ -54,20 +54,20 @@ def rows_and_events(draw):
     ).astype(np.int64)
     end = np.cumsum(lengths).astype(np.int64)
     m = draw(st.integers(1, 4))
-    return dict(
-        entries=entries,
-        start=end - np.array(lengths, dtype=np.int64),
-        end=end,
-        key_of=rng.integers(-1, k, n),
-        time=rng.integers(0, 60, n),
-        value=rng.integers(0, 500, n),
-        duplicate=rng.random(n) < 0.2,
-        window_ms=rng.integers(1, 40, m),
-        delay_ms=rng.integers(0, 2, m) * rng.integers(0, 20, m),
-        include_current=rng.random(m) < 0.5,
-        horizon_ms=60,
-        limit=draw(st.integers(1, 16)),
-    )
+    return {
+        "entries": entries,
+        "start": end - np.array(lengths, dtype=np.int64),
+        "end": end,
+        "key_of": rng.integers(-1, k, n),
+        "time": rng.integers(0, 60, n),
+        "value": rng.integers(0, 500, n),
+        "duplicate": rng.random(n) < 0.2,
+        "window_ms": rng.integers(1, 40, m),
+        "delay_ms": rng.integers(0, 2, m) * rng.integers(0, 20, m),
+        "include_current": rng.random(m) < 0.5,
+        "horizon_ms": 60,
+        "limit": draw(st.integers(1, 16)),
+    }
 
 
 @given(rows_and_events())

@@ -1,0 +1,185 @@
+"""Marked rows on a real Redis: the same contract as rows in memory, and what only Redis can do: lose data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from stream_scorer.errors import StateGap, StateUnavailable
+from stream_scorer.features.rows import LAYOUT_VERSION
+from stream_scorer.stack import LocalStack
+from stream_scorer.state.client import connect
+from stream_scorer.state.redis_rows import MAX_ENTRIES_PER_CALL, RedisRowStore
+from stream_scorer.state.rows import MemoryRowStore, RowUpdate, SourcePartition, Span
+
+pytestmark = pytest.mark.integration
+A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
+HOUR = 3_600_000
+Store = Callable[..., RedisRowStore]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with LocalStack(services=("redis",)) as stack:
+        yield str(stack.addresses.redis)
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    client = connect(url)
+    client.flushdb()
+
+    def make(limit: int = 64) -> RedisRowStore:
+        return RedisRowStore(client, "test", [A, B], layout=LAYOUT_VERSION, horizon_ms=24 * HOUR, row_entries=limit)
+
+    yield make
+    client.close()
+
+
+def opened(make: Store, limit: int = 64) -> RedisRowStore:
+    store = make(limit)
+    if store.open() is None:
+        assert store.init({A: 0, B: 0})
+    assert store.open() is not None
+    return store
+
+
+def update(source: SourcePartition, start: int, stop: int, *, keys: int = 3, at: int = 1_000) -> RowUpdate:
+    offsets = np.arange(start, stop)
+    entries = np.column_stack([at + offsets, offsets * 10, offsets + 1_000_000, np.zeros(len(offsets), dtype=np.int64)])
+    names = [b"0:%d" % key for key in range(keys)]
+    zero = np.zeros(len(offsets), dtype=np.int64)
+    return RowUpdate.group([Span(source, start, stop, at + stop)], names, offsets % keys, entries, zero, offsets)
+
+
+def rows(store: RedisRowStore | MemoryRowStore, keys: int = 3) -> list[bytes | None]:
+    return store.read([b"0:%d" % key for key in range(keys)])[0]
+
+
+def test_rows_and_marks_equal_those_in_memory(store: Store) -> None:
+    redis, memory = opened(store), MemoryRowStore(64)
+    for part in (update(A, 0, 10), update(B, 0, 4), update(A, 10, 31)):
+        redis.apply(part)
+        memory.apply(part)
+    assert rows(redis) == rows(memory)
+    marks = redis.read([])[1]
+    assert marks.next_offset == {A: 31, B: 4}
+    assert marks.watermark[A] == 1_031
+
+
+def test_an_update_applied_twice_or_in_part_counts_once(store: Store) -> None:
+    redis, memory = opened(store), MemoryRowStore(64)
+    redis.apply(update(A, 0, 10))
+    redis.apply(update(A, 0, 10))
+    redis.apply(update(A, 4, 17))  # a new owner that caught up from an older mark
+    memory.apply(update(A, 0, 17))
+    assert rows(redis) == rows(memory)
+
+
+def test_a_gap_changes_nothing(store: Store) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 10))
+    before = rows(redis)
+    with pytest.raises(StateGap):
+        redis.apply(update(A, 11, 20))
+    assert rows(redis) == before
+    assert redis.read([])[1].next_offset[A] == 10
+
+
+def test_a_large_update_is_split_and_stays_contiguous(store: Store) -> None:
+    n = 3 * MAX_ENTRIES_PER_CALL + 7
+    redis, memory = opened(store, 8_000), MemoryRowStore(8_000)
+    redis.apply(update(A, 0, n))
+    memory.apply(update(A, 0, n))
+    assert rows(redis) == rows(memory)
+    assert redis.read([])[1].next_offset[A] == n
+
+
+@pytest.mark.parametrize("loss", ["everything", "a mark", "the epoch"])
+def test_a_loss_is_noticed_by_reading_and_by_applying(store: Store, url: str, loss: str) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 10))
+    client = connect(url)
+    if loss == "everything":
+        client.flushdb()
+    else:
+        client.delete(*client.keys("*mark:transactions:0" if loss == "a mark" else "*:epoch"))
+    with pytest.raises(StateGap):
+        rows(redis)
+    with pytest.raises(StateGap):
+        redis.apply(update(A, 10, 20))
+    assert redis.open() is None
+
+
+def test_a_mark_that_went_back_is_noticed(store: Store, url: str) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 10))
+    client = connect(url)
+    (key,) = client.keys("*mark:transactions:0")
+    client.set(key, np.array([3, 0], dtype="<i8").tobytes())
+    with pytest.raises(StateGap):
+        rows(redis)
+
+
+def test_a_new_epoch_shuts_out_whoever_still_uses_the_old_one(store: Store) -> None:
+    old, new = opened(store), opened(store)
+    old.apply(update(A, 0, 10))
+    new.open()
+    assert new.init({A: 0, B: 0})
+    assert rows(new) == [None, None, None]
+    with pytest.raises(StateGap):
+        old.apply(update(A, 10, 20))
+    with pytest.raises(StateGap):
+        rows(old)
+    assert not old.init({A: 0, B: 0})  # it was begun by someone else meanwhile
+    assert old.open() is not None
+
+
+def test_long_rows_keep_their_newest_entries(store: Store) -> None:
+    redis = opened(store, 16)
+    for start in range(0, 300, 7):
+        redis.apply(update(A, start, start + 7, keys=1))
+    (row,) = rows(redis, 1)
+    assert row is not None
+    held = np.frombuffer(row, dtype="<i8").reshape(-1, 4)[:, 2] - 1_000_000
+    assert 16 <= len(held) <= 20 + 7
+    assert held.tolist() == list(range(301 - len(held), 301))
+
+
+def test_what_every_partition_is_past_is_trimmed_and_nothing_younger(store: Store) -> None:
+    redis = opened(store, 1_000)
+    for start in range(0, 200, 5):
+        redis.apply(update(A, start, start + 5, keys=1, at=start * HOUR))
+        redis.read([])
+    (whole,) = rows(redis, 1)
+    assert whole is not None
+    assert len(whole) == 200 * 32  # partition 1 stands still: nothing may go
+    redis.apply(update(B, 0, 1, keys=1, at=200 * HOUR))
+    for start in range(200, 260, 5):
+        redis.apply(update(A, start, start + 5, keys=1, at=start * HOUR))
+        redis.read([])
+    (row,) = rows(redis, 1)
+    assert row is not None
+    times = np.frombuffer(row, dtype="<i8").reshape(-1, 4)[:, 0]
+    assert len(times) < 150
+    assert times[0] >= (200 - 24) * HOUR - 5 * HOUR
+    assert set(range(200, 260)) <= set((np.frombuffer(row, dtype="<i8").reshape(-1, 4)[:, 2] - 1_000_000).tolist())
+
+
+def test_an_evicting_redis_is_refused(store: Store, url: str) -> None:
+    client = connect(url)
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(StateUnavailable, match="noeviction"):
+            store().check_eviction_policy()
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
+    store().check_eviction_policy()
+
+
+def test_a_redis_that_is_gone_is_unavailable_not_a_gap() -> None:
+    gone = RedisRowStore(connect("redis://127.0.0.1:1/0"), "test", [A], layout=1, horizon_ms=HOUR, row_entries=16)
+    with pytest.raises(StateUnavailable):
+        gone.open()
