@@ -34,6 +34,7 @@ def demo(transactions: int, rate: float, history: int, customers: int, seed: int
     """
     from stream_scorer.demo.plan import DemoPlan
     from stream_scorer.demo.run import run_demo
+    from stream_scorer.reports.facts import facts_of
     from stream_scorer.reports.html import write_page
     from stream_scorer.reports.terminal import closing_report
 
@@ -47,8 +48,9 @@ def demo(transactions: int, rate: float, history: int, customers: int, seed: int
     signal.signal(signal.SIGTERM, interrupt)
     plan = DemoPlan(transactions=transactions, rate=rate, history=history, customers=customers, seed=seed)
     story = run_demo(plan, Console(stderr=True), report=report)
-    page = write_page(story, report / "index.html")
-    for line in closing_report(story, page):
+    facts = facts_of(story)
+    page = write_page(story, facts, report / "index.html")
+    for line in closing_report(story, facts, page):
         click.echo(line)
     failed = [check for check in story.checks if not check.holds]
     for check in failed:

@@ -11,7 +11,8 @@ from stream_scorer.simulate.config import DAY_MS, SimulationConfig
 # Labels go on ripening for this long after the last transaction; so event time ends this long before now.
 SETTLE_DAYS = 2
 PARTITIONS = 4
-TERMINALS_SHARE = 0.2
+# Terminals a customer: few enough to be shared, enough that one month of a usual terminal fits into its row.
+TERMINALS_SHARE = 0.5
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.demo.children import Child, Service
 from stream_scorer.demo.plan import PARTITIONS, SETTLE_DAYS, DemoPlan
 from stream_scorer.demo.steps import Steps
-from stream_scorer.demo.view import REFRESH_S, View
+from stream_scorer.demo.view import REFRESH_S, View, calendar_columns
 from stream_scorer.demo.watch import Watcher
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.kafka.load import OpenLoopProducer
@@ -155,6 +155,7 @@ class _Demo:
             block=training["thresholds"]["block"],
             pane_ms=duration_ms(self._checked.spec.monitor.pane),
             horizon_ms=duration_ms(self._checked.spec.labels.horizon),
+            calendar=calendar_columns(self._checked),
             labels=dict(sent.labels),
             kinds=FRAUD_KINDS,
             sent={
@@ -223,11 +224,9 @@ class _Demo:
             settle_ms=SETTLE_DAYS * DAY_MS,
         )
         traffic = LiveTraffic(config, world.live, world.labeller, clock=self._clock)
-        pane_ms = duration_ms(self._checked.spec.monitor.pane)
-        horizon_ms = duration_ms(self._checked.spec.labels.horizon)
         with (
             _Background(traffic.run, stop=traffic.stop) as sending,
-            View(self._console, self._clock, pane_ms=pane_ms, horizon_ms=horizon_ms) as view,
+            View(self._console, self._clock, self._checked) as view,
         ):
             while not sending.ended:
                 scorer.require_running()

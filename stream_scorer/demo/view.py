@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,12 +18,14 @@ from stream_scorer.clock import Clock
 from stream_scorer.demo.watch import Glance
 from stream_scorer.records import Alert, MonitorMetric
 from stream_scorer.reports.latency import percentiles
+from stream_scorer.spec.model import CheckedSpec, DerivedFunction, duration_ms
 
 REFRESH_S = 0.5
 LINE_EVERY_S = 5.0
 RATE_OVER_S = 5.0
 ALERTS_SHOWN, DRIFTS_SHOWN = 4, 3
 HOUR_MS = 3_600_000
+_OF_THE_CALENDAR: frozenset[DerivedFunction] = frozenset({"hour", "weekday", "is_weekend", "is_night"})
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,18 @@ class RateMeter:
         return Rates((into - into_then) / span, (out - out_then) / span)
 
 
-def newest_drifts(metrics: list[MonitorMetric]) -> list[MonitorMetric]:
-    """The largest drift scores of the newest window that has rows enough to judge by."""
-    fit = [m for m in metrics if m.metric == "drift_score" and m.statistics.get("sufficient") and m.value is not None]
+def calendar_columns(checked: CheckedSpec) -> frozenset[str]:
+    """Features that are functions of the time alone: one day never looks like the reference, drifted or not."""
+    return frozenset(d.name for d in checked.spec.derived if d.function in _OF_THE_CALENDAR)
+
+
+def newest_drifts(metrics: list[MonitorMetric], calendar: frozenset[str]) -> list[MonitorMetric]:
+    """The largest drift scores of the newest window that has rows enough to judge by, `calendar` columns left out."""
+    fit = [
+        m for m in metrics
+        if m.metric == "drift_score" and m.statistics.get("sufficient") and m.value is not None
+        and m.dimension not in calendar
+    ]  # fmt: skip
     if not fit:
         return []
     newest = max((m.window_end, m.window_start) for m in fit)
@@ -74,10 +87,12 @@ def newest_bounds(metrics: list[MonitorMetric], pane_ms: int, horizon_ms: int) -
 class View:
     """Shows glances on stderr. A context manager, because a live table has to be taken down."""
 
-    def __init__(self, console: Console, clock: Clock, *, pane_ms: int, horizon_ms: int) -> None:
+    def __init__(self, console: Console, clock: Clock, checked: CheckedSpec) -> None:
         self._console = console
         self._clock = clock
-        self._pane_ms, self._horizon_ms = pane_ms, horizon_ms
+        self._pane_ms = duration_ms(checked.spec.monitor.pane)
+        self._horizon_ms = duration_ms(checked.spec.labels.horizon)
+        self._calendar = calendar_columns(checked)
         self._meter = RateMeter(clock)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._told = clock.monotonic()
@@ -108,7 +123,7 @@ class View:
             f"latency p50 {latency[50.0]:.0f} ms p99 {latency[99.0]:.0f} ms",
             f"{len(glance.alerts):,} alerts",
         ]
-        if drifts := newest_drifts(glance.metrics):
+        if drifts := newest_drifts(glance.metrics, self._calendar):
             parts.append(f"most drift {drifts[0].dimension} {drifts[0].value:.3f}")
         if bounds := newest_bounds(glance.metrics, self._pane_ms, self._horizon_ms):
             parts.append(_bounds(bounds))
@@ -131,7 +146,7 @@ class View:
         watched = Table.grid(padding=(0, 1))
         watched.add_column(style="dim", no_wrap=True)
         watched.add_column()
-        drifts = ", ".join(f"{m.dimension} {m.value:.3f}" for m in newest_drifts(glance.metrics))
+        drifts = ", ".join(f"{m.dimension} {m.value:.3f}" for m in newest_drifts(glance.metrics, self._calendar))
         watched.add_row("drift", Text(drifts or "waiting for a day of traffic"))
         bounds = newest_bounds(glance.metrics, self._pane_ms, self._horizon_ms)
         watched.add_row("false positives", Text(_bounds(bounds) if bounds else "waiting for a day of traffic"))
@@ -162,7 +177,5 @@ def _moment(time_ms: int) -> str:
     return f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%Y-%m-%d %H:%M}" if time_ms else "-"
 
 
-def _floats(values: list[int]):  # type: ignore[no-untyped-def]
-    import numpy as np
-
+def _floats(values: list[int]) -> NDArray[np.float64]:
     return np.array(values, dtype=np.float64)

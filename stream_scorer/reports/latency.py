@@ -23,6 +23,11 @@ class Latency:
     scored: Floats
     arrived: Floats
 
+    @staticmethod
+    def none() -> Latency:
+        """Of no transactions."""
+        return Latency(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+
 
 def latency_of(recording: Recording) -> Latency:
     """Latencies of all transactions whose input was seen. Needs an exact delivery (scores and lineages in pairs)."""

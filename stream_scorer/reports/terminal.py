@@ -4,11 +4,53 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stream_scorer.reports.facts import Facts
+from stream_scorer.reports.latency import PERCENTILES, percentiles
+from stream_scorer.reports.recording import Floats
 from stream_scorer.reports.story import Story
 
+_NAME = 14
 
-def closing_report(story: Story, page: Path) -> list[str]:
+
+def closing_report(story: Story, facts: Facts, page: Path) -> list[str]:
     """The lines; `page` is where the long form stands."""
-    lines = [f"{'ok  ' if check.holds else 'FAIL'} {check.name}: {check.found}" for check in story.checks]
-    lines += [f"{seconds:6.1f} s  {name}" for name, seconds in story.steps.items()]
-    return [*lines, f"{story.total_s:6.1f} s  in all", f"report: {page}"]
+    failed = [check for check in story.checks if not check.holds]
+    lines = [f"{story.title}: {'FAILED' if failed else 'passed'} in {story.total_s:.0f} s on {story.machine}", ""]
+    lines += [f"  {'ok  ' if check.holds else 'FAIL'} {check.name}: {check.found}" for check in story.checks]
+    lines += ["", _line("latency", f"to the score: {_spread(facts.latency.scored)}")]
+    lines.append(_line("", f"to a reader:  {_spread(facts.latency.arrived)}"))
+    lines += [
+        "",
+        _line("quality", f"{'':10}{'AP':>7}{'AUC':>7}{'precision':>11}{'recall':>8}   against the hidden truth"),
+    ]
+    lines += [
+        _line("", f"{q.name:10}{q.average_precision:7.3f}{q.roc_auc:7.3f}{q.precision:11.1%}{q.recall:8.1%}")
+        for q in facts.qualities
+    ]
+    lines.append("")
+    for number, alert in enumerate(facts.explained):
+        parts = " ".join(f"{part.name} {part.contribution:+.2f}" for part in alert.parts)
+        told = f"{alert.kind.replace('_', ' ')} {alert.value / 100:,.2f}, score {alert.score:.3f}: "
+        lines.append(_line("" if number else "alerts", f"{told}base {alert.base:+.2f} {parts} = z {alert.z:+.2f}"))
+    lines.append(_line("monitor", _monitor(facts)))
+    steps = ", ".join(f"{name.split(',')[0].split(';')[0]} {seconds:.0f} s" for name, seconds in story.steps.items())
+    return [*lines, _line("steps", steps), _line("report", str(page))]
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:{_NAME}}{text}".rstrip()
+
+
+def _spread(values: Floats) -> str:
+    if not len(values):
+        return "nothing measured"
+    found = percentiles(values)
+    return ", ".join(f"p{p:g} {found[p]:,.0f} ms" for p in PERCENTILES) + f", max {values.max():,.0f} ms"
+
+
+def _monitor(facts: Facts) -> str:
+    inside, ripe = facts.truth_inside
+    told = f"{facts.windows:,} windows; the true false-positive rate lies within the bounds in {inside} of {ripe} ripe ones"
+    for name, series in list(facts.drifts.items())[:1]:
+        told += f"; drift of the {name} at most {max(m.value or 0.0 for m in series):.3f}"
+    return told

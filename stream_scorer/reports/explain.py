@@ -1,0 +1,81 @@
+"""A few alerts explained: from the base to the score, member by member."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream_scorer.records import DECISIONS
+from stream_scorer.reports.quality import Judged
+from stream_scorer.reports.story import Story
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """One member's part: its score, its share of the weight, and what it added to the log-odds."""
+
+    name: str
+    score: float
+    weight: float
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One alert: ``base + sum of contributions == z``, and the final calibrator makes the score of z."""
+
+    event_id: str
+    event_time: int
+    value: int
+    decision: str
+    kind: str
+    base: float
+    parts: list[Part]
+    z: float
+    score: float
+
+    @property
+    def residual(self) -> float:
+        """How far base and contributions miss z; the contract allows 1e-9."""
+        return abs(self.base + sum(part.contribution for part in self.parts) - self.z)
+
+
+def explained_alerts(story: Story, events: Judged, shown: int = SHOWN) -> list[Explained]:
+    """True alerts that the members raised furthest above the base, each of another kind of fraud while there are."""
+    recording = story.recording
+    lineages, scores = recording.lineages, recording.scores
+    true = np.flatnonzero(events.alert & events.fraud & ~np.isnan(lineages.z[events.row]))
+    raised = lineages.contribution[events.row[true]].sum(axis=1)
+    order = true[np.argsort(-raised, kind="stable")].tolist()
+    chosen: list[int] = []
+    for place in order:
+        if events.kind[place] not in {events.kind[other] for other in chosen}:
+            chosen.append(place)
+    chosen = [*chosen, *(place for place in order if place not in chosen)][:shown]
+    found = []
+    for place in chosen:
+        row = int(events.row[place])
+        parts = [
+            Part(name, float(score), float(weight), float(contribution))
+            for name, score, weight, contribution in zip(
+                lineages.members, lineages.member_score[row], lineages.weight[row], lineages.contribution[row],
+                strict=True,
+            )
+        ]  # fmt: skip
+        found.append(
+            Explained(
+                event_id=lineages.event_id[row],
+                event_time=int(scores.event_time[row]),
+                value=int(scores.value[row]),
+                decision=DECISIONS[int(scores.decision[row])],
+                kind=story.kinds[int(events.kind[place])],
+                base=float(lineages.base[row]),
+                parts=sorted(parts, key=lambda part: -abs(part.contribution)),
+                z=float(lineages.z[row]),
+                score=float(lineages.score[row]),
+            )
+        )
+    return found

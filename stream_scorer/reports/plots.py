@@ -1,0 +1,309 @@
+"""Plots as inline SVG: text stays text, no script, nothing fetched, the same data give the same bytes.
+
+Lines, letters and grid take the colour of the page's text, so one drawing serves light and dark pages.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from stream_scorer.records import MonitorMetric
+from stream_scorer.reports.explain import Explained
+from stream_scorer.reports.latency import Latency, percentiles
+from stream_scorer.reports.quality import ENSEMBLE, Judged, Quality, precision_recall
+from stream_scorer.reports.story import Story
+from stream_scorer.reports.windows import Bound
+
+# Readable on white and on near-black, and told apart by most colour-blind people (after Okabe and Ito).
+BLUE, ORANGE, GREEN, RED, PURPLE, SAND = "#3a86c8", "#e08b22", "#1f9e78", "#d4504f", "#9a6fc4", "#b59a4a"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SAND, RED)
+# A colour that nothing else has: it stands for the page's own text colour.
+_INK = "#010203"
+_WIDTH, _HEIGHT = 7.2, 2.9
+_DRIFT_THRESHOLD = 0.1
+DAY_MS, SECOND_MS = 86_400_000, 1_000
+
+
+def flow(story: Story) -> str:
+    """Records in and out a second, and how many were inside."""
+    recording = story.recording
+    into, out = np.sort(recording.inputs.timestamp), np.sort(recording.lineages.arrival)
+    if not len(into) or not len(out):
+        return ""
+    begin = int(into[0])
+    seconds = np.arange(0, int((max(into[-1], out[-1]) - begin) // SECOND_MS) + 2)
+    edges = begin + seconds * SECOND_MS
+    figure, (top, low) = _figure(2, 1, height=3.6, ratios=(2, 1))
+    for times, colour, label in ((into, BLUE, "in: transactions"), (out, ORANGE, "out: scores, committed")):
+        top.plot(seconds[:-1], np.diff(np.searchsorted(times, edges)), color=colour, label=label, linewidth=1.4)
+    top.set_ylabel("records a second")
+    top.set_ylim(bottom=0)
+    _legend(top)
+    fine = begin + np.arange(0, (int(seconds[-1])) * 10 + 1) * (SECOND_MS // 10)
+    dead = len(recording.dead.places)
+    inside = np.searchsorted(into, fine) - np.searchsorted(out, fine)
+    low.fill_between((fine - begin) / SECOND_MS, inside, color=BLUE, alpha=0.45, linewidth=0)
+    low.set_ylabel("in minus out")
+    low.set_xlabel(f"seconds of live traffic (the difference ends at the {dead:,} dead letters)")
+    low.set_ylim(bottom=0)
+    return _svg(figure, "flow")
+
+
+def latency_curve(latency: Latency) -> str:
+    """Share of transactions slower than x."""
+    figure, (axes,) = _figure(1, 1)
+    for values, colour, label in (
+        (latency.scored, BLUE, "until scored"),
+        (latency.arrived, ORANGE, "until a committed reader has it"),
+    ):
+        ordered = np.sort(np.maximum(values, 1.0))
+        if len(ordered):
+            # A thousand points tell as much as all of them.
+            rank = np.unique(np.linspace(0, len(ordered) - 1, 1_000).astype(np.int64))
+            axes.plot(ordered[rank], 1.0 - rank / len(ordered), color=colour, label=label, linewidth=1.6)
+    for share, name in ((0.5, "p50"), (0.1, "p90"), (0.01, "p99"), (0.001, "p99.9")):
+        axes.axhline(share, color=_INK, alpha=0.25, linewidth=0.7, linestyle=":")
+        axes.text(1.0, share, f" {name}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(5e-4, 1.3)
+    axes.set_yticks([1.0, 0.1, 0.01, 0.001], ["100 %", "10 %", "1 %", "0.1 %"])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_xlabel("milliseconds since the record's Kafka timestamp")
+    axes.set_ylabel("slower than that")
+    _legend(axes, loc="lower left")
+    return _svg(figure, "latency")
+
+
+def latency_over_time(latency: Latency) -> str:
+    """p50 and p99 of every two seconds."""
+    figure, (axes,) = _figure(1, 1, height=2.3)
+    if len(latency.at):
+        bins = (latency.at - latency.at.min()) // (2 * SECOND_MS)
+        found = [(b, percentiles(latency.arrived[bins == b], (50.0, 99.0))) for b in np.unique(bins).tolist()]
+        times = [2 * b + 1 for b, _ in found]
+        axes.plot(times, [p[99.0] for _, p in found], color=ORANGE, label="p99", linewidth=1.4)
+        axes.plot(times, [p[50.0] for _, p in found], color=BLUE, label="p50", linewidth=1.4)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel("ms until read")
+    axes.set_xlabel("seconds of live traffic")
+    _legend(axes)
+    return _svg(figure, "latency-time")
+
+
+def precision_recall_curves(story: Story, events: Judged, found: Sequence[Quality]) -> str:
+    """The ensemble against each member alone; a dot where the review threshold lies."""
+    lineages = story.recording.lineages
+    figure, (axes,) = _figure(1, 1, height=3.6)
+    colours = dict(zip(lineages.members, PALETTE, strict=False))
+    for quality in reversed(found):
+        whole = quality.name == ENSEMBLE
+        column = lineages.score if whole else lineages.member_score[:, lineages.members.index(quality.name)]
+        recall, precision = precision_recall(column[events.row], events.fraud)
+        keep = _thin(recall, 400)
+        colour = _INK if whole else colours.get(quality.name, SAND)
+        label = f"{quality.name} {quality.average_precision:.3f}"
+        axes.plot(recall[keep], precision[keep], color=colour, label=label, linewidth=2.4 if whole else 1.2)
+        if quality.alerts:
+            axes.plot([quality.recall], [quality.precision], "o", color=colour, markersize=6 if whole else 4)
+    axes.set_xlim(0, 1.01)
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], title="average precision", frameon=False, fontsize=8, title_fontsize=8,
+                loc="upper left", bbox_to_anchor=(1.0, 1.0))  # fmt: skip
+    return _svg(figure, "precision-recall")
+
+
+def recall_bars(kinds: Sequence[tuple[str, int, int]]) -> str:
+    """Alerted share of each kind of fraud."""
+    ordered = sorted(kinds, key=lambda k: k[1] / k[2])
+    figure, (axes,) = _figure(1, 1, height=0.6 + 0.33 * max(len(ordered), 1))
+    axes.barh([k[0].replace("_", " ") for k in ordered], [k[1] / k[2] for k in ordered], color=BLUE, height=0.62)
+    for place, (_, caught, total) in enumerate(ordered):
+        axes.text(caught / total + 0.01, place, f"{caught} of {total}", va="center", fontsize=8)
+    axes.set_xlim(0, 1.15)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_xlabel("alerted")
+    axes.grid(visible=False, axis="y")
+    return _svg(figure, "kinds")
+
+
+def waterfall(alert: Explained, number: int) -> str:
+    """From the base to z, one bar a member."""
+    figure, (axes,) = _figure(1, 1, width=4.6, height=2.5)
+    names = ["base", *(part.name for part in alert.parts), "z"]
+    at = alert.base
+    axes.barh(0, alert.base, color=_INK, alpha=0.35, height=0.6)
+    for place, part in enumerate(alert.parts, start=1):
+        colour = RED if part.contribution >= 0 else GREEN
+        axes.barh(place, part.contribution, left=at, color=colour, height=0.6)
+        axes.plot([at, at], [place - 1, place], color=_INK, alpha=0.4, linewidth=0.7)
+        at += part.contribution
+    axes.barh(len(names) - 1, alert.z, color=_INK, alpha=0.35, height=0.6)
+    axes.axvline(0, color=_INK, alpha=0.5, linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("log-odds")
+    axes.grid(visible=False, axis="y")
+    return _svg(figure, f"alert-{number}")
+
+
+def alert_rate(hours: Sequence[MonitorMetric], days: Sequence[MonitorMetric]) -> str:
+    """Alert rate by pane and by long window."""
+    figure, (axes,) = _figure(1, 1, height=2.5)
+    axes.plot([_middle(m) for m in hours], [m.value for m in hours], color=BLUE, alpha=0.5, linewidth=0.9,
+              label="panes")  # fmt: skip
+    for index, m in enumerate(days):
+        axes.plot([_moment(m.window_start), _moment(m.window_end)], [m.value, m.value], color=ORANGE, linewidth=2.4,
+                  label="" if index else "long windows")  # fmt: skip
+    _percent(axes, "alert rate")
+    _days(axes)
+    _legend(axes)
+    return _svg(figure, "alert-rate")
+
+
+def false_positives(found: Sequence[Bound]) -> str:
+    """Bounds by window, and the truth that the monitor never sees."""
+    figure, (axes,) = _figure(1, 1, height=2.7)
+    said: set[str] = set()
+
+    def once(label: str) -> str:
+        return "" if label in said else (said.add(label) or label)
+
+    for bound in found:
+        left, width = _number(bound.start), (bound.end - bound.start) / DAY_MS
+        label = once("bounds, labels ripe" if bound.ripe else "bounds, labels still young")
+        axes.bar(left + width / 2, bound.high - bound.low, bottom=bound.low, width=0.86 * width, color=BLUE,
+                 alpha=0.6 if bound.ripe else 0.25, linewidth=0, label=label)  # fmt: skip
+        if bound.truth is not None:
+            inside = bound.contains_truth
+            axes.plot([left + width / 2], [bound.truth], "D", color=_INK if inside else RED, markersize=5,
+                      label=once("hidden truth, inside" if inside else "hidden truth, outside"))  # fmt: skip
+    axes.xaxis_date(tz=UTC)
+    _percent(axes, "false-positive rate")
+    _days(axes)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure, "false-positives")
+
+
+def drift(series: dict[str, list[MonitorMetric]]) -> str:
+    """Drift score by window."""
+    figure, (axes,) = _figure(1, 1, height=2.7)
+    for (name, metrics), colour in zip(series.items(), (_INK, *PALETTE), strict=False):
+        axes.plot([_middle(m) for m in metrics], [m.value for m in metrics], "o-", color=colour, markersize=3.5,
+                  linewidth=2.0 if name == "score" else 1.2, label=name)  # fmt: skip
+    axes.axhline(_DRIFT_THRESHOLD, color=RED, linewidth=0.9, linestyle="--", label=f"{_DRIFT_THRESHOLD:g}")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("drift score")
+    _days(axes)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure, "drift")
+
+
+def steps_bar(steps: dict[str, float]) -> str:
+    """What the time went into."""
+    names = list(steps)
+    figure, (axes,) = _figure(1, 1, height=0.6 + 0.33 * max(len(names), 1))
+    starts = np.concatenate([[0.0], np.cumsum(list(steps.values()))])
+    for place, name in enumerate(names):
+        axes.barh(place, steps[name], left=starts[place], color=BLUE, height=0.62)
+        axes.text(starts[place + 1], place, f" {steps[name]:.1f} s", va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), [name.split(",")[0].split(";")[0] for name in names])
+    axes.set_xlim(0, float(starts[-1]) * 1.1)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.grid(visible=False, axis="y")
+    return _svg(figure, "steps")
+
+
+def _figure(
+    rows: int, columns: int, *, width: float = _WIDTH, height: float = _HEIGHT, ratios: tuple[int, ...] | None = None
+) -> tuple[Any, list[Any]]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1, height_ratios=ratios).ravel().tolist()
+        for each in axes:
+            each.spines[["top", "right"]].set_visible(False)
+            each.grid(visible=True, alpha=0.15, linewidth=0.7)
+            each.set_axisbelow(True)
+    return figure, axes
+
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "grid.color": _INK,
+} | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
+
+
+def _svg(figure: Any, name: str) -> str:
+    """The drawing as an ``<svg>`` element; `name` keeps its ids apart from those of other drawings on the page."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context(_STYLE | {"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Within HTML the namespaces go without saying.
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r'\b(id|href)="(#?)([^"]+)"', rf'\1="\2{name}-\3"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
+    return text.replace(_INK, "currentColor").strip()
+
+
+def _legend(axes: Any, **where: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, **where)
+
+
+def _thin(x: np.ndarray[Any, np.dtype[np.float64]], most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """At most about `most` rows, first and last among them."""
+    return np.unique(np.linspace(0, len(x) - 1, most).astype(np.int64)) if len(x) else np.zeros(0, np.int64)
+
+
+def _percent(axes: Any, label: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(label)
+
+
+def _days(axes: Any) -> None:
+    from matplotlib.dates import AutoDateLocator, DateFormatter
+
+    axes.xaxis.set_major_locator(AutoDateLocator(tz=UTC, maxticks=10))
+    axes.xaxis.set_major_formatter(DateFormatter("%d %b", tz=UTC))
+    axes.set_xlabel("event time (UTC)")
+
+
+def _moment(time_ms: int) -> datetime:
+    return datetime.fromtimestamp(time_ms / 1_000, UTC)
+
+
+def _middle(m: MonitorMetric) -> datetime:
+    return _moment((m.window_start + m.window_end) // 2)
+
+
+def _number(time_ms: int) -> float:
+    """As matplotlib counts dates: days since 1970."""
+    return time_ms / DAY_MS

@@ -1,0 +1,103 @@
+"""How good the decisions were, against the hidden truth; each event counts once, by its first copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream_scorer.reports.recording import Bools, Floats, Ints
+from stream_scorer.reports.story import Story
+from stream_scorer.train.metrics import judge
+
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scored events with their truth; `row` are rows of the recording's scores and lineages, columns ``(n,)``."""
+
+    row: Ints
+    kind: Ints
+    alert: Bools
+    blocked: Bools
+
+    @property
+    def fraud(self) -> Bools:
+        return self.kind > 0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures of the ensemble or of one member alone; precision and recall at the review threshold."""
+
+    name: str
+    average_precision: float
+    roc_auc: float
+    alerts: int
+    caught: int
+    frauds: int
+
+    @property
+    def precision(self) -> float:
+        """Fraud among alerts; NaN without alerts."""
+        return self.caught / self.alerts if self.alerts else float("nan")
+
+    @property
+    def recall(self) -> float:
+        """Alerts among fraud; NaN without fraud."""
+        return self.caught / self.frauds if self.frauds else float("nan")
+
+
+def judged(story: Story) -> Judged:
+    """The scored events of a story that the truth knows, without second copies."""
+    scores = story.recording.scores
+    kind_of = dict(zip(story.truth.event_id, story.truth.kind.tolist(), strict=True))
+    kinds = np.array([kind_of.get(event_id, -1) for event_id in scores.event_id], dtype=np.int64)
+    row = np.flatnonzero((kinds >= 0) & ~scores.duplicate)
+    decision = scores.decision[row]
+    return Judged(row, kinds[row], decision > 0, decision == 2)
+
+
+def qualities(story: Story, events: Judged) -> list[Quality]:
+    """The ensemble, then every member as if it stood alone."""
+    lineages = story.recording.lineages
+    found = [_quality(ENSEMBLE, lineages.score[events.row], events.alert, events.fraud)]
+    for m, name in enumerate(lineages.members):
+        score = lineages.member_score[events.row, m]
+        # As `member_alerts` counts them: the member's calibrated score at the ensemble's threshold.
+        found.append(_quality(name, score, score >= story.review, events.fraud))
+    return found
+
+
+def recall_by_kind(story: Story, events: Judged) -> list[tuple[str, int, int]]:
+    """Per kind of fraud that occurred: its name, how many were alerted, how many there were."""
+    found = []
+    for kind in range(1, len(story.kinds)):
+        mine = events.kind == kind
+        if mine.any():
+            found.append((story.kinds[kind], int((mine & events.alert).sum()), int(mine.sum())))
+    return found
+
+
+def precision_recall(score: Floats, fraud: Bools) -> tuple[Floats, Floats]:
+    """Recall and precision ``(k,)`` at every distinct score, from the strictest threshold to the loosest."""
+    score, fraud = score[~np.isnan(score)], fraud[~np.isnan(score)]
+    order = np.argsort(-score, kind="stable")
+    caught = np.cumsum(fraud[order])
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True)) if len(score) else np.zeros(0, np.int64)
+    return caught[last] / max(int(fraud.sum()), 1), caught[last] / (last + 1)
+
+
+def _quality(name: str, score: Floats, alert: Bools, fraud: Bools) -> Quality:
+    usable = ~np.isnan(score)
+    both = 0 < int(fraud[usable].sum()) < int(usable.sum())
+    figures = judge(score, fraud) if both else {}
+    return Quality(
+        name,
+        figures.get("average_precision", float("nan")),
+        figures.get("roc_auc", float("nan")),
+        int(alert.sum()),
+        int((alert & fraud).sum()),
+        int(fraud.sum()),
+    )
