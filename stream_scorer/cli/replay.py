@@ -1,0 +1,167 @@
+"""`stream-scorer replay`: history through the very stages that serve, into files."""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.errors import CheckFailed, SettingsError
+from stream_scorer.settings import Settings
+
+if TYPE_CHECKING:
+    from stream_scorer.replay.pieces import Range
+    from stream_scorer.replay.report import ReplayReport
+
+_OFFSETS = re.compile(r"[0-9]+:[0-9]+(,[0-9]+:[0-9]+)*")
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.option("--from-topics", is_flag=True, help="Read `transactions` and `labels` from Kafka, in no group.")
+@click.option("--transactions", type=_FILE, help="Read this file instead: Parquet, or JSON lines as on the topic.")
+@click.option("--labels", type=_FILE, help="The labels that go with it.")
+@click.option("--start", help="Score from here: ISO time, epoch ms, or offsets as 0:1500,1:900.  [default: all]")
+@click.option("--end", help="Score up to here, exclusive; written as --start.")
+@click.option("--warm", is_flag=True, help="Let what comes before --start bring features. Without it: start empty.")
+@click.option("--as-served", is_flag=True, help="Take micro-batches and label positions as `contributions` recorded.")
+@click.option(
+    "--compare", is_flag=True, help="Hold the result against `scores` and `contributions`; exit 3 if it differs."
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the files.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@with_settings(
+    "kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.spec", "scorer.ensemble", "scorer.batch", "cache.dir"
+)
+def replay(
+    settings: Settings,
+    from_topics: bool,
+    transactions: Path | None,
+    labels: Path | None,
+    start: str | None,
+    end: str | None,
+    warm: bool,
+    as_served: bool,
+    compare: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Score history again: scores and contributions into Parquet, and figures against the labels.
+
+    The code is the code that serves; rows are kept in memory, and nothing live is touched. The same input, spec and
+    ensemble give the same canonical bytes, whatever --batch is.
+    """
+    if from_topics == (transactions is not None):
+        raise click.UsageError("Give either --from-topics or --transactions FILE.")
+    if transactions is None and labels is not None:
+        raise click.UsageError("--labels goes with --transactions; topics bring their own labels.")
+    if (as_served or compare) and not from_topics:
+        raise click.UsageError("--as-served and --compare need --from-topics.")
+    if as_served and (start or end or warm):
+        raise click.UsageError("--as-served takes everything that was served: leave out --start, --end and --warm.")
+    if not 1 <= settings["scorer.batch"] <= 10_000:
+        raise SettingsError(f"scorer.batch = {settings['scorer.batch']}: from 1 to 10000")
+    scored = _range(start, end, offsets_allowed=from_topics)
+
+    from stream_scorer.app import load_serving_ensemble
+    from stream_scorer.clock import SystemClock
+    from stream_scorer.kafka.range_reader import RangeReader
+    from stream_scorer.kafka.topics import TopicAdmin, Topics
+    from stream_scorer.replay import sources
+    from stream_scorer.replay.compare import Comparison, served_records
+    from stream_scorer.replay.job import replay as run
+    from stream_scorer.replay.progress import ReplayProgress
+    from stream_scorer.spec import load_spec
+
+    checked = load_spec(settings.require("scorer.spec"))
+    topics, most, clock = Topics(settings["topics.prefix"]), settings["scorer.batch"], SystemClock()
+    with ExitStack() as stack:
+        comparison = None
+        if transactions is None:
+            bootstrap = settings.require("kafka.bootstrap")
+            needed = [topics.transactions, topics.labels]
+            needed += [topics.scores, topics.contributions] if as_served or compare else []
+            TopicAdmin(bootstrap).require(needed, same_count=False)
+            ensemble = load_serving_ensemble(settings, checked)
+            reader = stack.enter_context(RangeReader(bootstrap, client_id="stream-scorer-replay"))
+            source = (
+                sources.as_served(reader, topics, checked, most)
+                if as_served
+                else sources.from_topics(reader, topics, checked, scored, most, warm=warm)
+            )
+            if compare:
+                comparison = Comparison(served_records(reader, topics), checked.features, topics.transactions)
+        else:
+            source = sources.from_files(transactions, labels, topics, checked, scored, most, warm=warm)
+            ensemble = load_serving_ensemble(settings, checked)
+        progress = stack.enter_context(ReplayProgress(source.total, clock))
+        report = run(source, checked, ensemble, topics, out, clock, comparison=comparison, on_progress=progress)
+    _show(report, as_json)
+    if report.first_difference is not None:
+        raise CheckFailed(f"the replay differs from what was served: {report.first_difference}")
+    if report.compared == 0:
+        raise CheckFailed("nothing was compared: no score was served in the range")
+
+
+def _show(report: ReplayReport, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(report).decode())
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from stream_scorer.replay.report import HEADINGS, summary_lines, table_rows
+
+    for line in summary_lines(report):
+        click.echo(line)
+    if report.quality is not None:
+        table = Table(box=box.SIMPLE_HEAD)
+        for heading in HEADINGS:
+            table.add_column(heading, justify="right" if heading else "left")
+        rows = table_rows(report.quality)
+        for row in rows:
+            if row is rows[-1]:
+                table.add_section()
+            table.add_row(*row)
+        Console(file=sys.stdout).print(table)
+    click.echo(f"written to {report.out}")
+
+
+def _range(start: str | None, end: str | None, *, offsets_allowed: bool) -> Range:
+    from stream_scorer.replay.pieces import Range
+
+    times: dict[str, int | None] = {"start": None, "end": None}
+    offsets: dict[str, dict[int, int] | None] = {"start": None, "end": None}
+    for name, text in (("start", start), ("end", end)):
+        if text is None:
+            continue
+        if _OFFSETS.fullmatch(text):
+            if not offsets_allowed:
+                raise click.UsageError(f"--{name} {text}: offsets are of topics; give a time.")
+            offsets[name] = {int(p): int(o) for p, _, o in (part.partition(":") for part in text.split(","))}
+        else:
+            times[name] = _time(name, text)
+    if times["start"] is not None and times["end"] is not None and times["start"] >= times["end"]:
+        raise click.UsageError("--start is not before --end.")
+    return Range(times["start"], times["end"], offsets["start"], offsets["end"])
+
+
+def _time(name: str, text: str) -> int:
+    """Epoch milliseconds; a time without a zone is UTC."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(
+            f"--{name} {text!r} is neither a time (2025-01-31T12:00), nor epoch ms, nor offsets (0:1500,1:900)."
+        ) from None
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000)

@@ -1,0 +1,138 @@
+"""Read a stated range of a partition once, in no consumer group: committed records only, nothing stored or moved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self, cast
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from stream_scorer.errors import StreamScorerError, UsageError
+from stream_scorer.kafka.config import consumer_config
+from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.serde.raw import Headers, RawRecords
+from stream_scorer.state.rows import SourcePartition
+
+# A broker that restarts is back within half a minute or a person is needed.
+SILENCE_S = 40.0
+METADATA_TIMEOUT_S = 10.0
+_POLL_S = 0.5
+# Large enough that a chunk's Python overhead is nothing, small enough that one per partition fits in memory.
+CHUNK = 5_000
+# Prefetch of one range: several are read side by side.
+_QUEUE_KB = 8_192
+
+
+class RangeReader:
+    """Opens ranges of partitions. A context manager."""
+
+    def __init__(self, bootstrap: str, *, client_id: str) -> None:
+        self._bootstrap = bootstrap
+        # No offsets are stored and nothing is subscribed, so the group's name matters to nobody; librdkafka wants one.
+        self._config = consumer_config(bootstrap, client_id, f"{client_id}-reader") | {
+            "enable.partition.eof": True,
+            "queued.max.messages.kbytes": _QUEUE_KB,
+        }
+        self._lookup = Consumer(self._config)
+        self._open: list[Consumer] = []
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
+        """Per partition of `topic` its first offset and the one after its last committed record.
+
+        Raises:
+            UsageError: no such topic. BrokerUnavailable: nobody answers.
+        """
+        try:
+            found = self._lookup.list_topics(topic, METADATA_TIMEOUT_S).topics[topic]
+            if found.error is not None:
+                raise as_domain_error(found.error, f"look up topic {topic}", self._bootstrap)
+            return {
+                SourcePartition(topic, p): self._lookup.get_watermark_offsets(
+                    TopicPartition(topic, p), METADATA_TIMEOUT_S
+                )
+                for p in sorted(found.partitions)
+            }
+        except KafkaException as error:
+            raise as_domain_error(kafka_error(error), f"look up topic {topic}", self._bootstrap) from error
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
+        """The records of `source` with offsets in ``[start, stop)``, in chunks of at most `CHUNK`.
+
+        Raises:
+            UsageError: the broker no longer has `start`.
+            BrokerUnavailable: nothing was heard for `SILENCE_S`.
+        """
+        if start >= stop:
+            return
+        consumer = Consumer(self._config)
+        self._open.append(consumer)
+        try:
+            consumer.assign([TopicPartition(source.topic, source.partition, start)])
+            position, heard = start, time.monotonic()
+            while position < stop:
+                messages, ended = self._poll(consumer, source)
+                if messages or ended:
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > SILENCE_S:
+                    raise as_domain_error(KafkaError(KafkaError._TIMED_OUT), f"read {source.topic}", self._bootstrap)
+                wanted = [m for m in messages if cast(int, m.offset()) < stop]
+                if wanted:
+                    yield _columns(source, wanted)
+                if messages:
+                    position = cast(int, messages[-1].offset()) + 1
+                # What is left of the range holds no record: markers of transactions, or records that were aborted.
+                if ended:
+                    return
+        finally:
+            self._open.remove(consumer)
+            consumer.close()
+
+    def _poll(self, consumer: Consumer, source: SourcePartition) -> tuple[list[Message], bool]:
+        """Records, and whether the end of the partition was reached after them."""
+        messages = consumer.consume(1, _POLL_S)
+        if messages:
+            messages += consumer.consume(CHUNK - 1, 0)
+        good: list[Message] = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                good.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                return good, True
+            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                raise UsageError(
+                    f"{source.topic}[{source.partition}] no longer has the start of the range: {error.str()}",
+                    mend="Retention removed it: begin later.",
+                )
+            elif not error.retriable() and error.code() not in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
+                raise as_domain_error(error, f"read {source.topic}", self._bootstrap)
+        return good, False
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        if self._open:
+            raise StreamScorerError("a range is still being read: exhaust or close its iterator first")
+        self._lookup.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lookup.close()
+
+
+def _columns(source: SourcePartition, messages: list[Message]) -> RawRecords:
+    return RawRecords(
+        topic=source.topic,
+        partition=np.full(len(messages), source.partition, dtype=np.int32),
+        offset=np.array([m.offset() for m in messages], dtype=np.int64),
+        timestamp=np.array([m.timestamp()[1] for m in messages], dtype=np.int64),
+        key=[m.key() for m in messages],
+        value=[m.value() for m in messages],
+        headers=[cast(Headers | None, m.headers()) for m in messages],
+    )

@@ -1,0 +1,154 @@
+"""Files as input: Parquet (columns as in the spec) or JSON lines (values as on the topics), as one partition each.
+
+A row's number is its offset. A file has no Kafka timestamp to judge an event time against, so each is judged against
+itself. Rows stand in log order: a replay does not sort them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.spec.model import CheckedSpec
+
+CHUNK = 5_000
+
+
+class FileInput:
+    """The transactions or the labels in one file."""
+
+    def __init__(self, path: Path, topic: str, checked: CheckedSpec, *, is_label: bool) -> None:
+        """Raises `UsageError` if there is no such file."""
+        if not path.is_file():
+            raise UsageError(f"no file at {path}")
+        self._path, self._topic = path, topic
+        shape = checked.spec.transaction
+        owner = checked.spec.entities[checked.spec.partition_entity or ""].field if checked.spec.entities else None
+        self._key_field = owner
+        self._time = "labelled_at" if is_label else shape.time
+        self._times = ["event_time", "labelled_at"] if is_label else [
+            name for name, field in shape.fields.items() if field.type == "time"
+        ]  # fmt: skip
+        entities = {entity.field for entity in checked.spec.entities.values()}
+        if is_label:
+            self._columns = ["event_id", "event_time", "label", "labelled_at", "source", "review_probability"]
+            self._columns += sorted(entities - set(self._columns))
+            self._required = {"event_id", "event_time", "label", "labelled_at"}
+        else:
+            self._columns = list(shape.fields)
+            self._required = {name for name, field in shape.fields.items() if not field.optional}
+        self._is_label = is_label
+
+    def count(self) -> int:
+        """How many rows there are."""
+        if self._path.suffix == ".parquet":
+            _, pq = _arrow()
+            with self._readable(), pq.ParquetFile(self._path) as file:
+                return int(file.metadata.num_rows)
+        with self._readable(), self._path.open("rb") as lines:
+            return sum(1 for _ in lines)
+
+    def chunks(self) -> Iterator[RawRecords]:
+        """The rows, a chunk at a time. Raises `UsageError` if the file is malformed or lacks a column."""
+        at = 0
+        with self._readable():
+            rows = self._parquet() if self._path.suffix == ".parquet" else self._lines()
+            for keys, times, values in rows:
+                n = len(values)
+                yield RawRecords(
+                    self._topic,
+                    np.zeros(n, dtype=np.int32),
+                    np.arange(at, at + n),
+                    np.array(times, dtype=np.int64),
+                    keys,
+                    values,
+                    [None] * n,
+                )
+                at += n
+
+    def _parquet(self) -> Iterator[tuple[list[bytes | None], list[int], list[bytes | None]]]:
+        pa, pq = _arrow()
+        with pq.ParquetFile(self._path) as file:
+            present = set(file.schema_arrow.names)
+            missing = [name for name in self._columns if name in self._required and name not in present]
+            if missing:
+                raise UsageError(f"{self._path} has no column {missing[0]!r}")
+            wanted = [name for name in self._columns if name in present]
+            for batch in file.iter_batches(CHUNK, columns=wanted):
+                rows = _milliseconds(pa, batch, [name for name in self._times if name in wanted]).to_pylist()
+                for row in rows:
+                    if self._is_label:
+                        row["source"] = row.get("source") or ""
+                yield (
+                    [self._key(row) for row in rows],
+                    [row[self._time] or 0 for row in rows],
+                    [msgspec.json.encode(row) for row in rows],
+                )
+
+    def _lines(self) -> Iterator[tuple[list[bytes | None], list[int], list[bytes | None]]]:
+        keys: list[bytes | None] = []
+        times: list[int] = []
+        values: list[bytes | None] = []
+        with self._path.open("rb") as lines:
+            for line in lines:
+                value = line.rstrip(b"\r\n")
+                try:
+                    row = msgspec.json.decode(value)
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    row = None  # what it is, the decode stage says
+                told = row if isinstance(row, dict) else {}
+                time = told.get(self._time)
+                keys.append(self._key(told))
+                times.append(time if isinstance(time, int) and abs(time) < 1 << 62 else 0)
+                values.append(value)
+                if len(values) == CHUNK:
+                    yield keys, times, values
+                    keys, times, values = [], [], []
+        if values:
+            yield keys, times, values
+
+    def _key(self, row: dict[str, Any]) -> bytes | None:
+        key = row.get(self._key_field) if self._key_field else None
+        return key.encode() if isinstance(key, str) else None
+
+    def _readable(self) -> _Readable:
+        return _Readable(self._path)
+
+
+class _Readable:
+    """Turns what goes wrong while reading a file into one message."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Nothing to begin."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) or type(error).__module__.startswith("pyarrow"):
+            raise UsageError(f"cannot read {self._path}: {error}") from None
+
+
+def _milliseconds(pa: Any, batch: Any, times: list[str]) -> Any:
+    """Columns of a timestamp type as integers of epoch milliseconds; integers stand as they are."""
+    for name in times:
+        place = batch.schema.get_field_index(name)
+        if pa.types.is_timestamp(batch.schema.field(place).type):
+            column = batch.column(place).cast(pa.timestamp("ms")).cast(pa.int64())
+            batch = batch.set_column(place, name, column)
+    return batch
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise SettingsError("Parquet files need pyarrow", mend="Install stream-scorer[files].") from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,79 @@
+"""A whole replay: input, stages, files, figures and the comparison, put together."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from stream_scorer.clock import Clock
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Contribution, Score
+from stream_scorer.replay.compare import Comparison
+from stream_scorer.replay.output import contributions_file, scores_file
+from stream_scorer.replay.quality import judge
+from stream_scorer.replay.report import ReplayReport
+from stream_scorer.replay.run import OnProgress, Replay
+from stream_scorer.replay.sources import ReplayInput
+from stream_scorer.serde.canonical import canonical
+from stream_scorer.spec.model import CheckedSpec
+
+
+def replay(
+    source: ReplayInput,
+    checked: CheckedSpec,
+    ensemble: Ensemble,
+    topics: Topics,
+    out: Path,
+    clock: Clock,
+    *,
+    comparison: Comparison | None = None,
+    on_progress: OnProgress | None = None,
+) -> ReplayReport:
+    """Replay `source` into ``out/scores.parquet`` and ``out/contributions.parquet``, which are replaced.
+
+    Raises:
+        UsageError: the input or the folder cannot be used.
+        BrokerUnavailable: the broker does not answer.
+    """
+    digest = hashlib.sha256()
+    decode_score, decode_contribution = msgspec.json.Decoder(Score).decode, msgspec.json.Decoder(Contribution).decode
+    started = clock.monotonic()
+    with ExitStack() as stack:
+        scores = stack.enter_context(scores_file(out))
+        contributions = stack.enter_context(contributions_file(out))
+        if comparison is not None:
+            stack.callback(comparison.close)
+
+        def emit(partition: int, offset: int, score: bytes, contribution: bytes) -> None:
+            scores.add(score)
+            contributions.add(contribution)
+            digest.update(canonical(decode_score(score)))
+            digest.update(canonical(decode_contribution(contribution)))
+            if comparison is not None:
+                comparison.check(partition, offset, score, contribution)
+
+        run = Replay(checked, ensemble, topics, clock, start=source.start, emit=emit)
+        totals = run.run(source.pieces, on_progress)
+    thresholds = ensemble.manifest.thresholds
+    return ReplayReport(
+        out=str(out),
+        ensemble=ensemble.name,
+        version=ensemble.version,
+        transactions=totals.transactions,
+        labels=totals.labels,
+        warmed=totals.warmed,
+        scored=totals.scored,
+        dead_letters=totals.dead_letters,
+        duplicates=totals.duplicates,
+        decisions=totals.decisions or {},
+        scores_sha256=digest.hexdigest(),
+        seconds=round(clock.monotonic() - started, 3),
+        quality=judge(run.rows, source.verdicts, ensemble.member_names, thresholds.review, thresholds.block),
+        compared=comparison.compared if comparison is not None else None,
+        different=comparison.different if comparison is not None else None,
+        first_difference=comparison.first if comparison is not None else None,
+    )

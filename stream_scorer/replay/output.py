@@ -1,0 +1,106 @@
+"""What a replay writes: `scores.parquet` and `contributions.parquet`, columns as the records' fields."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.records import Contribution, Record, Score
+
+# Rows kept back for one write: a row group large enough to compress, small enough (about 30 MB of JSON) to hold.
+ROW_GROUP = 16_384
+
+
+class RecordFile:
+    """Appends encoded records of one type to a Parquet file. A context manager: leaving it makes the file readable."""
+
+    def __init__(self, path: Path, kind: type[Record]) -> None:
+        """Raises `UsageError` if the file cannot be made, `SettingsError` if pyarrow is missing."""
+        self._pa, self._pq, self._json = _arrow()
+        self._schema = self._pa.schema(_fields(self._pa, kind))
+        self._options = self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error")
+        self._held: list[bytes] = []
+        self.rows = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._pq.ParquetWriter(path, self._schema, compression="zstd")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error}") from None
+
+    def add(self, value: bytes) -> None:
+        """Append one record."""
+        self._held.append(value)
+        self.rows += 1
+        if len(self._held) >= ROW_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left and the footer."""
+        self._flush()
+        self._file.close()
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        data = b"\n".join(self._held)
+        # One block: a record never straddles two, whatever its length.
+        read = self._json.ReadOptions(use_threads=False, block_size=len(data) + 1)
+        table = self._json.read_json(io.BytesIO(data), read_options=read, parse_options=self._options)
+        self._file.write_table(table.select(self._schema.names).cast(self._schema))
+        self._held = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def scores_file(folder: Path) -> RecordFile:
+    """``scores.parquet`` in `folder`."""
+    return RecordFile(folder / "scores.parquet", Score)
+
+
+def contributions_file(folder: Path) -> RecordFile:
+    """``contributions.parquet`` in `folder`."""
+    return RecordFile(folder / "contributions.parquet", Contribution)
+
+
+def _fields(pa: Any, kind: type[msgspec.Struct]) -> list[Any]:
+    hints = get_type_hints(kind)
+    return [pa.field(name, _type(pa, hints[name])) for name in kind.__struct_fields__]
+
+
+def _type(pa: Any, hint: Any) -> Any:
+    if hint is str or get_origin(hint) is Literal:
+        return pa.string()
+    if hint is bool:
+        return pa.bool_()
+    if hint is int:
+        return pa.int64()
+    if hint is float or hint == float | None:
+        return pa.float64()
+    if get_origin(hint) is list:
+        return pa.list_(_type(pa, get_args(hint)[0]))
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return pa.struct(_fields(pa, hint))
+    raise TypeError(f"no Parquet type for {hint!r}")
+
+
+def _arrow() -> tuple[Any, Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.json
+        import pyarrow.parquet
+    except ImportError:
+        raise SettingsError(
+            "A replay writes Parquet files and needs pyarrow", mend="Install stream-scorer[files]."
+        ) from None
+    return pyarrow, pyarrow.parquet, pyarrow.json

@@ -1,0 +1,161 @@
+"""The replay itself: pieces through `decode -> enrich -> score -> publish`, the objects that serve, rows in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stream_scorer.clock import Clock
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.errors import StateUnavailable
+from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.pipeline.decode import Decode
+from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.score import Scoring
+from stream_scorer.records import DECISIONS
+from stream_scorer.replay.lineage import Lineage, restate
+from stream_scorer.replay.pieces import Piece, Positions
+from stream_scorer.replay.quality import ScoredRows
+from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+
+# Given every score of the replay: input partition and offset, the score's and the contribution's bytes.
+Emit = Callable[[int, int, bytes, bytes], None]
+# Told how many records have gone by.
+OnProgress = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class Totals:
+    """What went by: `warmed` transactions brought features only; `decisions` by name, of the `scored` ones."""
+
+    transactions: int = 0
+    labels: int = 0
+    warmed: int = 0
+    scored: int = 0
+    dead_letters: int = 0
+    duplicates: int = 0
+    batches: int = 0
+    decisions: dict[str, int] | None = None
+
+
+class _Outputs:
+    """A `Sink` that pairs each score with its contribution; other outputs of a live scorer are not kept."""
+
+    def __init__(self, topics: Topics, emit: Emit) -> None:
+        self._scores, self._contributions = topics.scores, topics.contributions
+        self._emit = emit
+        self._score = b""
+        self.told: Any = iter(())
+        self.offsets: Any = iter(())
+
+    def produce(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = None) -> None:
+        """See `Sink.produce`."""
+        if topic == self._scores:
+            self._score = value or b""
+        elif topic == self._contributions:
+            place, marks = next(self.told)
+            self._emit(partition, next(self.offsets), self._score, restate(value or b"", place, marks))
+
+
+class Replay:
+    """Runs pieces through the stages.
+
+    Args:
+        start: where reading begins on every input partition; the marks of records count from there.
+        emit: takes every score.
+    """
+
+    def __init__(
+        self,
+        checked: CheckedSpec,
+        ensemble: Ensemble,
+        topics: Topics,
+        clock: Clock,
+        *,
+        start: dict[SourcePartition, int],
+        emit: Emit,
+    ) -> None:
+        self._engine = FeatureEngine(checked)
+        self._engine.warm()
+        self._store = MemoryRowStore(self._engine.plan.row_entries)
+        self._decode = Decode(checked)
+        self._enrich = Enrich(self._engine, self._store, tuple, _never_lost)
+        self._score = Scoring(ensemble, checked, Metrics())
+        self._publisher = Publisher(topics, ensemble, checked, clock)
+        self._outputs = _Outputs(topics, emit)
+        self._positions = Positions(start)
+        self._lineage = Lineage(start)
+        self._decisions = np.zeros(len(DECISIONS), dtype=np.int64)
+        self.totals = Totals()
+        self.rows = ScoredRows()
+
+    def run(self, pieces: Iterable[Piece], on_progress: OnProgress | None = None) -> Totals:
+        """Replay `pieces`, in order. Whatever the pieces' size, what `emit` is given is the same."""
+        for piece in pieces:
+            if len(piece):
+                self._pass(piece)
+            elif piece.batch_start:  # a served micro-batch without a record left still moves the marks
+                self._exhaust(piece, np.zeros(0, dtype=np.int64))
+            if on_progress is not None:
+                on_progress(self.totals.transactions + self.totals.labels)
+        self.totals.decisions = dict(zip(DECISIONS, self._decisions.tolist(), strict=True))
+        return self.totals
+
+    def _pass(self, piece: Piece) -> None:
+        covered = self._positions.pass_by(piece.labels) | self._positions.pass_by(piece.transactions)
+        spans = [Span(source, start, stop, -1) for source, (start, stop) in covered.items()]
+        batch = MicroBatch(piece.transactions, piece.labels, spans, None, piece.scoring)
+        self._decode.process(batch)
+        assert batch.events is not None
+        self._enrich.process(batch)
+        assert batch.enriched is not None
+        rows = batch.events.transactions.row
+        if piece.scoring:
+            self._score.process(batch)
+            self._outputs.told = self._lineage.follow(piece, rows)
+            self._outputs.offsets = iter(piece.transactions.offset[rows].tolist())
+            self._publisher.publish(batch, self._outputs)
+            # What the last score left of it: labels and bad records behind it move the marks too.
+            for _ in self._outputs.told:
+                raise AssertionError("a score was not published")
+            self._keep(batch)
+        else:
+            self._exhaust(piece, rows)
+        self._store.apply(batch.enriched.update)
+        self._count(batch)
+
+    def _exhaust(self, piece: Piece, rows: Any) -> None:
+        for _ in self._lineage.follow(piece, rows):
+            raise AssertionError("a piece that is not scored has no scores")
+
+    def _keep(self, batch: MicroBatch) -> None:
+        assert batch.events is not None and batch.enriched is not None and batch.decided is not None
+        scored = batch.decided.scored
+        self.rows.add(batch.events.transactions.event_id, scored.score, scored.member_scores, batch.enriched.duplicate)
+        self._decisions += np.bincount(batch.decided.decision, minlength=len(DECISIONS))
+
+    def _count(self, batch: MicroBatch) -> None:
+        assert batch.events is not None and batch.enriched is not None
+        totals, n = self.totals, len(batch.events.transactions)
+        totals.batches += 1
+        totals.transactions += len(batch.transactions)
+        totals.labels += len(batch.labels)
+        totals.dead_letters += len(batch.dead)
+        if batch.scoring:
+            totals.scored += n
+            totals.duplicates += int(batch.enriched.duplicate.sum())
+        else:
+            totals.warmed += n
+
+
+def _never_lost(error: StateUnavailable) -> bool:
+    """Rows in memory do not go away."""
+    raise error

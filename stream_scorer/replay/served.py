@@ -1,0 +1,147 @@
+"""The micro-batches a live scorer had, as its contributions recorded them: `marks` and the restarts of `place`.
+
+The marks of a contribution are the positions its features saw: on the transactions' partition where its micro-batch
+began, on every labels partition how far labels had been read. With one partition of transactions that is all there is
+to know, and features come out as they were served. With several, what one scorer saw of another's partitions at a
+moment is not in the order of any log; such a range is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from stream_scorer.errors import UsageError
+from stream_scorer.kafka.range_reader import RangeReader
+from stream_scorer.records import Mark, Source
+from stream_scorer.replay.order import Stream
+from stream_scorer.replay.pieces import Piece
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.state.rows import SourcePartition
+
+_MEND = "Replay it without --as-served."
+
+
+class _Place(msgspec.Struct):
+    source: Source
+    marks: list[Mark]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBatch:
+    """Where a micro-batch began (`marks`), the offset after its last scored transaction, and how many it had."""
+
+    marks: dict[SourcePartition, int]
+    stop: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Every micro-batch of one partition of transactions, in order."""
+
+    source: SourcePartition
+    batches: list[ServedBatch]
+
+
+def read_served(reader: RangeReader, contributions_topic: str, transactions_topic: str) -> Served:
+    """What was served, from the whole of `contributions`.
+
+    Raises:
+        UsageError: nothing was served, or not one partition by one order, or some of it without features.
+    """
+    batches: list[ServedBatch] = []
+    partition = -1
+    current: tuple[Mark, ...] | None = None
+    decode = msgspec.json.Decoder(_Place).decode
+    for source, (low, high) in reader.bounds(contributions_topic).items():
+        for chunk in reader.read(source, low, high):
+            if partition >= 0 and source.partition != partition:
+                raise UsageError(
+                    f"{contributions_topic} holds several partitions; as served works on topics with one", mend=_MEND
+                )
+            partition = source.partition
+            for value in chunk.value:
+                found = decode(value or b"")
+                marks = tuple(found.marks)
+                if not marks:
+                    raise UsageError(
+                        f"{transactions_topic}[{partition}]@{found.source.offset} was scored while features were "
+                        "unavailable: there is nothing to compute again",
+                        mend=_MEND,
+                    )
+                if marks != current or found.source.place == 0:
+                    current = marks
+                    told = {SourcePartition(m.topic, m.partition): m.next_offset for m in marks}
+                    batches.append(ServedBatch(told, 0, 0))
+                batch = batches[-1]
+                if found.source.place != batch.rows:
+                    raise UsageError(
+                        f"{transactions_topic}[{partition}]@{found.source.offset} stands at place {found.source.place} "
+                        f"of its micro-batch, not {batch.rows}: several scorers or partitions took part",
+                        mend=_MEND,
+                    )
+                batches[-1] = ServedBatch(batch.marks, found.source.offset + 1, batch.rows + 1)
+    if not batches:
+        raise UsageError(f"{contributions_topic} is empty: nothing was served yet")
+    return Served(SourcePartition(transactions_topic, partition), batches)
+
+
+def pieces_as_served(served: Served, streams: list[Stream], labels_topic: str, most: int) -> Iterator[Piece]:
+    """The served micro-batches, each in pieces of at most `most` transactions; what came before only brings features.
+
+    Raises:
+        UsageError: the batches do not follow on one another.
+    """
+    transactions = _Cursor(next(s for s in streams if s.source == served.source))
+    labels = [_Cursor(s) for s in streams if s.is_label]
+    topic = served.source.topic
+    nothing = RawRecords.empty(topic)
+    ends = [batch.marks[served.source] for batch in served.batches[1:]] + [served.batches[-1].stop]
+    for batch, stop in zip(served.batches, ends, strict=True):
+        start = batch.marks[served.source]
+        if transactions.position > start or batch.stop > stop:
+            raise UsageError(f"the micro-batches of {topic} overlap at offset {start}", mend=_MEND)
+        for records in transactions.chunks_below(start, most):
+            yield Piece(records, RawRecords.empty(labels_topic), np.zeros(0, dtype=np.int64), False, True)
+        mine = RawRecords.empty(labels_topic)
+        for cursor in labels:
+            for records in cursor.chunks_below(batch.marks[cursor.source], 1 << 30):
+                mine = mine.concatenate(records)
+        # The batch's own labels come before all of its transactions.
+        chunks = itertools.chain(transactions.chunks_below(stop, most), [nothing])
+        first = next(chunks)
+        yield Piece(first, mine, np.zeros(len(mine), dtype=np.int64), True, True, batch.marks)
+        for records in chunks:
+            if len(records):
+                yield Piece(records, RawRecords.empty(labels_topic), np.zeros(0, dtype=np.int64), True, False)
+
+
+class _Cursor:
+    """A place in one partition's records."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.source = stream.source
+        self.position = -1
+        self._chunks = stream.chunks
+        self._held = RawRecords.empty(stream.source.topic)
+
+    def chunks_below(self, offset: int, most: int) -> Iterator[RawRecords]:
+        """The records from here up to `offset`, at most `most` at a time."""
+        while True:
+            while not len(self._held):
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    return
+                self._held = chunk
+            at = min(int(np.searchsorted(self._held.offset, offset)), most)
+            if at == 0:
+                return
+            taken = self._held.take(np.arange(at))
+            self._held = self._held.take(np.arange(at, len(self._held)))
+            self.position = int(taken.offset[-1]) + 1
+            yield taken
