@@ -1,0 +1,222 @@
+"""The stages on rows in memory: what comes out, in any batching, with bad records and failing members among it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import Input, NoCalibrator, Thresholds, Training
+from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
+from stream_scorer.errors import StateUnavailable
+from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.pipeline.decode import Decode
+from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, Publisher
+from stream_scorer.pipeline.score import Scoring
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
+from stream_scorer.simulate.generate import generate
+from stream_scorer.simulate.labeller import history_labels
+from stream_scorer.spec import load_spec
+from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+
+CHECKED = load_spec(Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "cards.yaml")
+CONFIG = SimulationConfig(seed=3, customers=40, terminals=20, days=None, transactions=600, fraud_rate=0.05)
+
+
+class FixedClock:
+    def now_ms(self) -> int:
+        return CONFIG.start_ms + 10**9
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+class Collected:
+    """A sink that keeps what it is given, by topic."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[tuple[int, bytes | None, bytes | None, Any]]] = {}
+
+    def produce(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = None) -> None:
+        self.records.setdefault(topic, []).append((partition, key, value, headers))
+
+    def documents(self, topic: str) -> list[dict[str, Any]]:
+        return [json.loads(value or b"") for _, _, value, _ in self.records.get(topic, [])]
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    def member(name: str, feature: str, weight: float) -> Draft:
+        data = encode_dense(Dense([Layer([[weight]], [-3.0], "logistic")]))
+        return Draft(name, "dense-json", data, [feature], [Input(impute=0.0)], NoCalibrator(), 1.0)
+
+    outline = Outline(
+        "cards", 1, "cards", CHECKED.sha256, CHECKED.feature_hash, CHECKED.features, NoCalibrator(),
+        Thresholds("p", 0.12, 0.3), 0.5, Training(0, 1, 1, 1, "r", "0" * 64, {}),
+    )  # fmt: skip
+    reference = np.abs(np.random.default_rng(1).normal(2, 1, (200, len(CHECKED.features))))
+    folder = tmp_path_factory.mktemp("ensemble") / "made"
+    drafts = [member("a", "customer.count_1d", 0.4), member("b", "amount_log", 0.3), member("c", "is_night", 2.0)]
+    compose_ensemble(folder, outline, drafts, reference)
+    return Ensemble.load(folder, version="1")
+
+
+def raw(topic: str, keys: list[bytes], values: list[bytes], start: int) -> RawRecords:
+    n = len(values)
+    now = np.full(n, FixedClock().now_ms())
+    return RawRecords(
+        topic, np.zeros(n, np.int32), np.arange(start, start + n), now, list(keys), list(values), [None] * n
+    )
+
+
+def run(ensemble: Ensemble, batch: int, *, values: list[bytes] | None = None, store: Any = None) -> Collected:
+    transactions = generate(CONFIG)
+    keys, good = encode_keys(transactions.customer_id), encode_values(transactions)
+    values = values or good
+    labels = history_labels(transactions, int(transactions.event_time[-1]))
+    label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
+    store = store or MemoryRowStore(CHECKED.spec.limits.row_entries)
+    enrich = Enrich(FeatureEngine(CHECKED), store, tuple, lambda error: False)
+    stages = [Decode(CHECKED), enrich, Scoring(ensemble, CHECKED, Metrics())]
+    publisher, sink = Publisher(Topics(), ensemble, CHECKED, FixedClock()), Collected()
+    label_source = SourcePartition("labels", 0)
+    at_label = 0
+    for low in range(0, len(values), batch):
+        high = min(low + batch, len(values))
+        # All labels given by the batch's first transaction: the same for every batching of 1.
+        to_label = int(np.searchsorted(labels.labelled_at, transactions.event_time[low], side="right"))
+        to_label = max(to_label, at_label)
+        spans = [Span(SourcePartition("transactions", 0), low, high, -1), Span(label_source, at_label, to_label, -1)]
+        micro = MicroBatch(
+            raw("transactions", keys[low:high], values[low:high], low),
+            raw("labels", label_keys[at_label:to_label], label_values[at_label:to_label], at_label),
+            spans,
+            None,
+        )
+        at_label = to_label
+        for stage in stages:
+            stage.process(micro)
+        publisher.publish(micro, sink)
+        assert micro.enriched is not None
+        if micro.enriched.update.keys:
+            store.apply(micro.enriched.update)
+    return sink
+
+
+def test_every_transaction_has_a_score_a_contribution_and_if_alerted_an_alert(ensemble: Ensemble) -> None:
+    sink = run(ensemble, 64)
+    scores, contributions = sink.documents("scores"), sink.documents("contributions")
+    alerts = sink.documents("alerts")
+    assert len(scores) == len(contributions) == 600
+    assert [s["event_id"] for s in scores] == [c["event_id"] for c in contributions]
+    assert {a["event_id"] for a in alerts} == {s["event_id"] for s in scores if s["decision"] != "approve"}
+    assert alerts
+    for document in contributions:
+        parts = sum(member["contribution"] for member in document["members"])
+        assert document["base"] + parts == pytest.approx(document["z"], abs=1e-9)
+
+
+def test_summaries_count_exactly_what_was_scored(ensemble: Ensemble) -> None:
+    sink = run(ensemble, 50)
+    scores, summaries = sink.documents("scores"), sink.documents("score-summaries")
+    pane_ms = summaries[0]["pane_ms"]
+    by_pane: dict[int, dict[str, int]] = {}
+    for score in scores:
+        pane = by_pane.setdefault(score["event_time"] // pane_ms * pane_ms, {})
+        pane[score["decision"]] = pane.get(score["decision"], 0) + 1
+        pane["money"] = pane.get("money", 0) + score["value"]
+    told: dict[int, dict[str, int]] = {}
+    for summary in summaries:
+        for pane in summary["panes"]:
+            into = told.setdefault(pane["pane"], {})
+            for decision, count in pane["decisions"].items():
+                if count:
+                    into[decision] = into.get(decision, 0) + count
+            into["money"] = into.get("money", 0) + sum(pane["money"].values())
+            for series in (*pane["features"].values(), *pane["members"].values(), pane["score"]):
+                assert sum(series[1::2]) == pane["rows"]
+            for cells in pane["left_out"].values():
+                assert sum(cells) == pane["rows"]
+                assert cells[0] + cells[1] == pane["decisions"]["review"] + pane["decisions"]["block"]
+    assert told == by_pane
+    assert [s["first_offset"] for s in summaries[1:]] == [s["next_offset"] for s in summaries[:-1]]
+
+
+@pytest.mark.parametrize("batch", [7, 256])
+def test_scores_do_not_depend_on_the_batch_size(ensemble: Ensemble, batch: int) -> None:
+    def customer_side(sink: Collected) -> list[list[Any]]:
+        kept = [i for i, name in enumerate(CHECKED.features) if not name.startswith("terminal_risk")]
+        return [[c["features"][i] for i in kept] for c in sink.documents("contributions")]
+
+    assert customer_side(run(ensemble, batch)) == customer_side(run(ensemble, 1))
+
+
+def test_bad_records_become_dead_letters_with_their_bytes_and_the_rest_is_scored(ensemble: Ensemble) -> None:
+    values = encode_values(generate(CONFIG))
+    values[3], values[40], values[41] = b"{", b"", values[41].replace(b'"amount":', b'"amount":-')
+    huge = b'{"x":"' + b"y" * 9_000_000 + b'"}'
+    values[100] = huge
+    sink = run(ensemble, 64, values=values)
+    dead = sink.records["transactions.dlq"]
+    told = {int(dict(h)["source.offset"]): (dict(h), value) for _, _, value, h in dead}
+    assert {offset: headers["error.code"] for offset, (headers, _) in told.items()} == {
+        3: b"not_json",
+        40: b"empty_value",
+        41: b"out_of_range",
+        100: b"value_too_large",
+    }
+    assert told[3][1] == b"{"
+    assert told[41][0]["error.path"] == b"$.amount"
+    assert told[100][1] == huge[:DEAD_LETTER_HEAD_BYTES]
+    assert told[100][0]["value.length"] == str(len(huge)).encode()
+    assert len(sink.documents("scores")) == 600 - 4
+
+
+def test_without_redis_everything_is_scored_and_says_so(ensemble: Ensemble) -> None:
+    class Gone:
+        def read(self, keys: Any) -> Any:
+            raise StateUnavailable("gone")
+
+    sink = run(ensemble, 64, store=Gone())
+    scores = sink.documents("scores")
+    assert len(scores) == 600
+    assert all(s["degraded"] == ["features_unavailable"] for s in scores)
+    document = sink.documents("contributions")[0]
+    place = CHECKED.features.index("customer.count_1h")
+    assert document["feature_status"][place] == 2
+    assert document["features"][place] is None
+    assert document["features"][CHECKED.features.index("amount_log")] is not None
+
+
+def test_a_failing_member_is_named_and_weighs_nothing(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def predict(self, inputs: Any) -> Any:
+            raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(ensemble, "_members", [*ensemble._members])
+    loaded = ensemble._members[1]
+    ensemble._members[1] = type(loaded)(loaded.name, Broken(), loaded.preprocess)
+    sink = run(ensemble, 64)
+    score, lineage = sink.documents("scores")[5], sink.documents("contributions")[5]
+    assert score["degraded"] == ["member:b"]
+    assert score["coverage"] == pytest.approx(2 / 3)
+    assert [m["status"] for m in lineage["members"]] == ["ok", "missing", "ok"]
+    assert [m["weight"] for m in lineage["members"]] == pytest.approx([0.5, 0, 0.5])
+
+
+def test_sensitive_fields_are_in_no_output(ensemble: Ensemble) -> None:
+    cards = set(generate(CONFIG).card_number.tolist())
+    sink = run(ensemble, 64)
+    everything = b"".join(value or b"" for topic in sink.records for _, _, value, _ in sink.records[topic])
+    assert not [card for card in cards if card.encode() in everything]
