@@ -99,7 +99,11 @@ def watch(
 
 
 def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
-    """Work off everything on the drain's topic with a group of its own. Raises `StreamScorerError`."""
+    """Work off everything on the drain's topic with a group of its own; `number` 0 is the warm-up.
+
+    Raises:
+        StreamScorerError: it ended, stood still, or was too short to be measured.
+    """
     config, expected = bench.config, bench.config.transactions
     committed = CommittedEnd(bench.bootstrap, Topics(PREFIX).scores, config.partitions)
     try:
@@ -125,7 +129,8 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
         cpu_per_thousand(first.cpu, last.cpu, transactions),
         stages_of(metrics, seconds * 1e6 / transactions),
     )
-    bench.say(f"drain, {kind}: {run.per_second:,.0f} transactions a second")
+    what = "drain" if number else "warm-up"
+    bench.say(f"{what}, {kind}: {run.per_second:,.0f} transactions a second")
     return run
 
 

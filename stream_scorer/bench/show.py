@@ -47,7 +47,7 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
 
     stages = report.stages
-    table = _table(f"Stages, µs per transaction at {stages.rows_per_batch:,.0f} a batch", "", "µs", "")
+    table = _table("Stages of the drain", "", "µs a transaction", "")
     _add(table, stages.main, "in turn", indent_after="score", inner=stages.members)
     table.add_row("all", f"{sum(stages.main.values()):.1f}", "")
     table.add_section()
@@ -71,7 +71,8 @@ def bottleneck(report: Report) -> str:
     longest = sorted((name for name in stages.main if name != "wait"), key=lambda name: -stages.main[name])[:3]
     names = ", ".join(f"{name} {stages.main[name]:.0f} µs" for name in longest)
     return (
-        f"In the drain {busy:.2f} of {cores} cores are busy with it: scorer {cpu.scorer * 1_000:.0f} µs a transaction, "
+        f"In the drain, at {stages.rows_per_batch:,.0f} a batch, {busy:.2f} of {cores} cores are busy with it: scorer "
+        f"{cpu.scorer * 1_000:.0f} µs a transaction, "
         f"broker {cpu.broker * 1_000:.0f}, Redis {cpu.redis * 1_000:.0f}. Longest in turn: {names}; "
         f"{stages.main.get('wait', 0.0):.0f} µs are spent waiting for the committer."
     )
