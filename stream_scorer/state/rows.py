@@ -99,11 +99,24 @@ class RowUpdate:
         return self.offset >= np.array(ahead, dtype=np.int64)[self.span_of]
 
     def split(self, most: int) -> list[RowUpdate]:
-        """Equal updates of about `most` entries each, contiguous in every partition, to be applied in order."""
-        parts = -(-len(self) // most)
-        if parts <= 1:
+        """Updates of about `most` entries each, contiguous in every partition, to be applied in order.
+
+        Labels come before all transactions, as they do in the whole update: a row must read the same whether an update
+        is still in flight or was applied in parts.
+        """
+        if len(self) <= most:
             return [self]
-        edges = [np.linspace(span.start, span.stop, parts + 1).round().astype(np.int64).tolist() for span in self.spans]
+        label_spans = set(np.unique(self.span_of[self.entries[:, 3] != 0]).tolist())
+        label_entries = int(np.isin(self.span_of, list(label_spans)).sum())
+        label_parts, other_parts = -(-label_entries // most), max(-(-(len(self) - label_entries) // most), 1)
+        # The last labels and the first transactions share a part: usually the labels are few.
+        parts = max(label_parts + other_parts - 1, other_parts)
+        edges = []
+        for index, span in enumerate(self.spans):
+            steps = label_parts if index in label_spans else other_parts
+            even = np.linspace(span.start, span.stop, steps + 1).round().astype(np.int64).tolist()
+            waiting = [] if index in label_spans else [span.start] * (parts - other_parts)
+            edges.append(waiting + even + [span.stop] * (parts + 1 - len(waiting) - len(even)))
         key_of = np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
         out = []
         for part in range(parts):
