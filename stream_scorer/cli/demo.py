@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +19,13 @@ from rich.console import Console
 @click.option(
     "--customers", type=click.IntRange(100), default=4_000, show_default=True, help="Cards in the simulation."
 )
+@click.option(
+    "--fraud-rate",
+    type=click.FloatRange(0, 0.1, min_open=True),
+    default=0.01,
+    show_default=True,
+    help="Share of fraud.",
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same data.")
 @click.option(
     "--report",
@@ -26,12 +34,15 @@ from rich.console import Console
     show_default=True,
     help="Folder for the report and the logs.",
 )
-def demo(transactions: int, rate: float, history: int, customers: int, seed: int, report: Path) -> int:
+def demo(
+    transactions: int, rate: float, history: int, customers: int, fraud_rate: float, seed: int, report: Path
+) -> int:
     """Run everything on real parts, from simulated history to a report that judges the run. About 3 minutes.
 
     Kafka, Redis and MLflow start as local processes; five members are trained and registered; scorer and monitor run
     beside live traffic with labels. Nothing is left running. Exit code 1 when a check of the run fails.
     """
+    started = time.monotonic()
     from stream_scorer.demo.plan import DemoPlan
     from stream_scorer.demo.run import run_demo
     from stream_scorer.reports.facts import facts_of
@@ -46,11 +57,13 @@ def demo(transactions: int, rate: float, history: int, customers: int, seed: int
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    plan = DemoPlan(transactions=transactions, rate=rate, history=history, customers=customers, seed=seed)
+    plan = DemoPlan(
+        transactions=transactions, rate=rate, history=history, customers=customers, fraud_rate=fraud_rate, seed=seed
+    )
     story = run_demo(plan, Console(stderr=True), report=report)
     facts = facts_of(story)
     page = write_page(story, facts, report / "index.html")
-    for line in closing_report(story, facts, page):
+    for line in closing_report(story, facts, page, time.monotonic() - started):
         click.echo(line)
     failed = [check for check in story.checks if not check.holds]
     for check in failed:

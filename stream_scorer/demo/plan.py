@@ -22,6 +22,7 @@ class DemoPlan:
     Attributes:
         transactions: live ones, before duplicates. rate: of them a second (wall clock).
         history: transactions of the history that members learn from. customers: of the simulated world.
+        fraud_rate: fraud aimed at, as a share of the genuine transactions; a short history needs more of it to learn.
         duplicates, garbage: extra live records, as shares of the transactions.
         review_rate, block_rate: shares of transactions to be alerted and to be blocked; thresholds are fitted to them.
         seed: of every random choice.
@@ -31,10 +32,11 @@ class DemoPlan:
     rate: float = 800.0
     history: int = 150_000
     customers: int = 4_000
+    fraud_rate: float = 0.01
     duplicates: float = 0.05
     garbage: float = 0.002
-    review_rate: float = 0.012
-    block_rate: float = 0.004
+    review_rate: float = 0.015
+    block_rate: float = 0.005
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -56,5 +58,6 @@ class DemoPlan:
             terminals=max(int(self.customers * TERMINALS_SHARE), 50),
             days=None,
             transactions=self.history + self.transactions,
+            fraud_rate=self.fraud_rate,
         )
         return dataclasses.replace(config, start_ms=config.start_to_end_by(now_ms) - SETTLE_DAYS * DAY_MS)

@@ -123,15 +123,15 @@ class _Demo:
             f"history: {len(world.history):,} transactions, {len(world.labels):,} labels known at its end; "
             f"live: {sum(map(len, world.live)):,} to come"
         )
-        train = self._train(at)
+        train, monitor = self._train(at), self._start_monitor(at)
         with steps.step("publishing the history to Kafka, for the features"):
             _publish_history(str(at.kafka), world, self._clock)
         with steps.step("training five members, registering them in MLflow"):
             train.wait(lambda line: steps.say(f"  {line.strip()}") if " s  " in line[:12] else None)
             training = json.loads(train.log.read_text().splitlines()[-1])
         steps.say(f"registered {ENSEMBLE} version {training['version']} as {ENSEMBLE}@{ALIAS}")
-        with steps.step("starting scorer and monitor; history warms the features"):
-            scorer, monitor = self._start_services(at)
+        with steps.step("starting the scorer; history warms the features"):
+            scorer = self._start_scorer(at)
             self._wait_warm(scorer, monitor, len(world.history) + len(world.labels))
         loaded = _loaded(scorer)
         with Watcher(str(at.kafka), self._clock) as watcher:
@@ -190,13 +190,22 @@ class _Demo:
              "--review-rate", str(plan.review_rate), "--block-rate", str(plan.block_rate)],
         )  # fmt: skip
 
-    def _start_services(self, at: StackAddresses) -> tuple[Service, Service]:
-        common = ["--bootstrap", str(at.kafka), "--redis", str(at.redis), "--mlflow", str(at.mlflow)]
-        # A cache of its own: the scorer has to get its ensemble from the registry, not from yesterday's demo.
-        common += ["--spec", str(SPEC), "--ensemble", f"{ENSEMBLE}@{ALIAS}", "--cache", str(self._folder / "cache")]
-        scorer = self._child(Service, "scorer", ["run", *common, "--start", "latest", "--instance", "demo"])
-        monitor = self._child(Service, "monitor", ["monitor", *common, "--state-dir", str(self._folder / "monitor")])
-        return scorer, monitor
+    def _start_scorer(self, at: StackAddresses) -> Service:
+        return self._child(
+            Service,
+            "scorer",
+            ["run", *_places(at), "--start", "latest", "--instance", "demo", "--group", "stream-scorer",
+             "--ensemble", f"{ENSEMBLE}@{ALIAS}", "--cache", str(self._folder / "scorer-cache")],
+        )  # fmt: skip
+
+    def _start_monitor(self, at: StackAddresses) -> Service:
+        """It starts before there is an ensemble, and gets the profile of each version when it first sees it."""
+        return self._child(
+            Service,
+            "monitor",
+            ["monitor", *_places(at), "--state-dir", str(self._folder / "monitor"),
+             "--cache", str(self._folder / "monitor-cache")],
+        )  # fmt: skip
 
     def _child(self, kind: type[C], name: str, arguments: list[str]) -> C:
         child = kind(name, arguments, self._logs)
@@ -205,7 +214,8 @@ class _Demo:
 
     def _wait_warm(self, scorer: Service, monitor: Service, history: int) -> None:
         def warm() -> bool:
-            return scorer.ready() and (scorer.metric(f"{CAUGHT_UP.name}") or 0) >= history and monitor.ready()
+            ready = scorer.ready() and monitor.ready()
+            return ready and (scorer.metric(CAUGHT_UP.name) or 0) >= history
 
         _wait(warm, READY_S, "scorer and monitor to be ready")
 
@@ -266,6 +276,13 @@ def _simulate(plan: DemoPlan, now_ms: int, folder: Path) -> _World:
         if stop > plan.history
     ]
     return _World(history, labels, live, labeller)
+
+
+def _places(at: StackAddresses) -> list[str]:
+    return [
+        "--bootstrap", str(at.kafka), "--redis", str(at.redis), "--mlflow", str(at.mlflow), "--spec", str(SPEC),
+        "--topic-prefix", "",
+    ]  # fmt: skip
 
 
 def _publish_history(bootstrap: str, world: _World, clock: Clock) -> None:

@@ -54,7 +54,7 @@ def page(story: Story, facts: Facts) -> str:
     )
 
 
-def _head(story: Story, facts: Facts) -> str:
+def _head(story: Story, _facts: Facts) -> str:
     failed = sum(not check.holds for check in story.checks)
     verdict = f'<span class="bad">{failed} checks failed</span>' if failed else '<span class="good">passed</span>'
     sent = story.sent
@@ -63,11 +63,11 @@ def _head(story: Story, facts: Facts) -> str:
         f'<p class="soft">A real Kafka, Redis and MLflow, five trained members, scorer and monitor as processes of '
         f"their own, on simulated card transactions. {sent['transactions']:,} live transactions with "
         f"{sent['duplicates']:,} second copies and {sent['garbage']:,} bad records at {story.rate:,.0f} a second; "
-        f"{story.total_s:.0f} s in all on {escape(story.machine)}; version {escape(__version__)}.</p>"
+        f"{story.total_s:.0f} s on {escape(story.machine)}; version {escape(__version__)}.</p>"
     )
 
 
-def _tiles(story: Story, facts: Facts) -> str:
+def _tiles(_story: Story, facts: Facts) -> str:
     delivery = facts.delivery
     arrived = percentiles(facts.latency.arrived)
     whole = facts.qualities[0]
@@ -119,7 +119,7 @@ def _flow(story: Story, facts: Facts) -> str:
     )
 
 
-def _latency(story: Story, facts: Facts) -> str:
+def _latency(_story: Story, facts: Facts) -> str:
     rows = []
     for name, values in (
         ("until scored (<code>scored_at</code>)", facts.latency.scored),
@@ -156,7 +156,8 @@ def _quality(story: Story, facts: Facts) -> str:
 
     def row(q: Quality) -> list[str]:
         return [
-            escape(q.name), escape(sets.get(q.name, "")), _number(weights.get(q.name, 1.0 if q.name == ENSEMBLE else None)),
+            escape(q.name), escape(sets.get(q.name, "")),
+            _number(weights.get(q.name, 1.0 if q.name == ENSEMBLE else None)),
             _number(q.average_precision), _number(q.roc_auc), _percent(q.precision), _percent(q.recall),
             f"{q.caught:,} of {q.alerts:,}",
         ]  # fmt: skip
@@ -188,7 +189,7 @@ def _quality(story: Story, facts: Facts) -> str:
     )
 
 
-def _alerts(story: Story, facts: Facts) -> str:
+def _alerts(_story: Story, facts: Facts) -> str:
     figures = "".join(_explained(alert, number) for number, alert in enumerate(facts.explained, start=1))
     text = (
         "The true alerts that their members raised furthest, each of another kind of fraud. Base and contributions "
@@ -230,8 +231,8 @@ def _windows(story: Story, facts: Facts) -> str:
         + '<div class="grid">'
         + _figure(
             plots.alert_rate(alert_rates(story, story.pane_ms), alert_rates(story, length)),
-            f"Share of transactions alerted, by pane and by {hours} h. The last windows are cut off by the end of the "
-            "traffic.",
+            f"Share of transactions alerted, by pane and by {hours} h; panes of fewer than {plots.MIN_PANE_ROWS} "
+            "transactions are left out. The last window is cut off by the end of the traffic.",
         )
         + _figure(
             plots.false_positives(facts.bounds),
@@ -241,17 +242,19 @@ def _windows(story: Story, facts: Facts) -> str:
         + _figure(
             plots.drift(facts.drifts),
             f"Jensen-Shannon distance from the training profile by {hours} h: the score, and the features and members "
-            "that differ most. Columns of the calendar are left out: no single day is like the whole reference. The "
-            "dashed line is no alarm, only where looking begins.",
+            "that differ most; an alarm is not raised here. Nothing was broken in this traffic: counts over 30 days "
+            "differ because the profile was made from a shorter history. Columns of the calendar are left out, since "
+            "no single day is like the whole profile.",
+            wide=True,
         )
         + "</div>"
     )
 
 
 def _steps(story: Story, _facts: Facts) -> str:
-    return _section("Where the time went", f"{story.total_s:.1f} s in all.") + _figure(
+    return _section("Where the time went", f"{story.total_s:.1f} s up to this report.") + _figure(
         plots.steps_bar(story.steps),
-        "Wall time of the steps that follow one another. Not shown: installing, and this page.",
+        "Wall time by step. Training begins when publishing does. Not shown: installing, and making this page.",
     )
 
 
@@ -259,12 +262,13 @@ def _section(title: str, text: str = "") -> str:
     return f"<h2>{escape(title)}</h2>" + (f"<p>{text}</p>" if text else "")
 
 
-def _figure(content: str, caption: str) -> str:
-    return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
+def _figure(content: str, caption: str, *, wide: bool = False) -> str:
+    opening = '<figure class="wide">' if wide else "<figure>"
+    return f"{opening}{content}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, sums: int = 0) -> str:
-    """Cells are markup. A heading that begins with ``!`` is of a column of numbers; `sums` marks a first or last row."""
+    """Cells are markup. A heading with ``!`` before it is of a column of numbers; `sums` marks a first or last row."""
     numeric = [heading.startswith("!") for heading in headings]
     head = "".join(_cell("th", escape(h.removeprefix("!")), n) for h, n in zip(headings, numeric, strict=True))
     cells = ["".join(_cell("td", cell, n) for cell, n in zip(row, numeric, strict=True)) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,5 +50,7 @@ def percentiles(values: Floats, wanted: tuple[float, ...] = PERCENTILES) -> dict
     """Each percentile by the nearest rank: a value that was measured, not one in between. NaN for no values."""
     if not len(values):
         return dict.fromkeys(wanted, float("nan"))
-    found = np.percentile(values, wanted, method="inverted_cdf")
-    return dict(zip(wanted, found.tolist(), strict=True))
+    ordered = np.sort(values)
+    # Rounded, because 99.9 % of 1,000 is 999 and not the 999.0000000000001 of binary fractions.
+    ranks = [max(math.ceil(round(p * len(ordered) / 100, 6)), 1) for p in wanted]
+    return {p: float(ordered[rank - 1]) for p, rank in zip(wanted, ranks, strict=True)}

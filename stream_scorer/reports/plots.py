@@ -25,9 +25,14 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SAND = "#3a86c8", "#e08b22", "#1f9e78", "#d450
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SAND, RED)
 # A colour that nothing else has: it stands for the page's own text colour.
 _INK = "#010203"
-_WIDTH, _HEIGHT = 7.2, 2.9
+# Inches at 100 px: half the page, so that letters keep their size.
+_WIDTH, _HEIGHT = 5.0, 2.9
 _DRIFT_THRESHOLD = 0.1
+# In a pane with fewer, one alert moves the rate by percents.
+MIN_PANE_ROWS = 100
 DAY_MS, SECOND_MS = 86_400_000, 1_000
+_FEW_DAYS = 3.0
+_NAME_LENGTH = 30
 
 
 def flow(story: Story) -> str:
@@ -108,9 +113,10 @@ def precision_recall_curves(story: Story, events: Judged, found: Sequence[Qualit
         whole = quality.name == ENSEMBLE
         column = lineages.score if whole else lineages.member_score[:, lineages.members.index(quality.name)]
         recall, precision = precision_recall(column[events.row], events.fraud)
-        keep = _thin(recall, 400)
+        # Between two frauds precision only falls: the points at frauds draw the curve.
+        keep = np.flatnonzero(np.diff(recall, prepend=0.0) > 0)
         colour = _INK if whole else colours.get(quality.name, SAND)
-        label = f"{quality.name} {quality.average_precision:.3f}"
+        label = f"{_short(quality.name)} {quality.average_precision:.3f}"
         axes.plot(recall[keep], precision[keep], color=colour, label=label, linewidth=2.4 if whole else 1.2)
         if quality.alerts:
             axes.plot([quality.recall], [quality.precision], "o", color=colour, markersize=6 if whole else 4)
@@ -120,7 +126,7 @@ def precision_recall_curves(story: Story, events: Judged, found: Sequence[Qualit
     axes.set_ylabel("precision")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], title="average precision", frameon=False, fontsize=8, title_fontsize=8,
-                loc="upper left", bbox_to_anchor=(1.0, 1.0))  # fmt: skip
+                loc="lower left")  # fmt: skip
     return _svg(figure, "precision-recall")
 
 
@@ -128,7 +134,9 @@ def recall_bars(kinds: Sequence[tuple[str, int, int]]) -> str:
     """Alerted share of each kind of fraud."""
     ordered = sorted(kinds, key=lambda k: k[1] / k[2])
     figure, (axes,) = _figure(1, 1, height=0.6 + 0.33 * max(len(ordered), 1))
-    axes.barh([k[0].replace("_", " ") for k in ordered], [k[1] / k[2] for k in ordered], color=BLUE, height=0.62)
+    axes.barh(
+        [_short(k[0].replace("_", " ")) for k in ordered], [k[1] / k[2] for k in ordered], color=BLUE, height=0.62
+    )
     for place, (_, caught, total) in enumerate(ordered):
         axes.text(caught / total + 0.01, place, f"{caught} of {total}", va="center", fontsize=8)
     axes.set_xlim(0, 1.15)
@@ -140,8 +148,8 @@ def recall_bars(kinds: Sequence[tuple[str, int, int]]) -> str:
 
 def waterfall(alert: Explained, number: int) -> str:
     """From the base to z, one bar a member."""
-    figure, (axes,) = _figure(1, 1, width=4.6, height=2.5)
-    names = ["base", *(part.name for part in alert.parts), "z"]
+    figure, (axes,) = _figure(1, 1, width=3.3, height=2.1)
+    names = ["base", *(_short(part.name) for part in alert.parts), "z"]
     at = alert.base
     axes.barh(0, alert.base, color=_INK, alpha=0.35, height=0.6)
     for place, part in enumerate(alert.parts, start=1):
@@ -159,7 +167,8 @@ def waterfall(alert: Explained, number: int) -> str:
 
 
 def alert_rate(hours: Sequence[MonitorMetric], days: Sequence[MonitorMetric]) -> str:
-    """Alert rate by pane and by long window."""
+    """Alert rate by pane, where enough transactions make one, and by long window."""
+    hours = [m for m in hours if m.rows >= MIN_PANE_ROWS]
     figure, (axes,) = _figure(1, 1, height=2.5)
     axes.plot([_middle(m) for m in hours], [m.value for m in hours], color=BLUE, alpha=0.5, linewidth=0.9,
               label="panes")  # fmt: skip
@@ -178,7 +187,10 @@ def false_positives(found: Sequence[Bound]) -> str:
     said: set[str] = set()
 
     def once(label: str) -> str:
-        return "" if label in said else (said.add(label) or label)
+        if label in said:
+            return ""
+        said.add(label)
+        return label
 
     for bound in found:
         left, width = _number(bound.start), (bound.end - bound.start) / DAY_MS
@@ -192,33 +204,37 @@ def false_positives(found: Sequence[Bound]) -> str:
     axes.xaxis_date(tz=UTC)
     _percent(axes, "false-positive rate")
     _days(axes)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.set_ylim(0, 1.3 * max((bound.high for bound in found), default=0.01))
+    _legend(axes, loc="upper left", ncols=2)
     return _svg(figure, "false-positives")
 
 
 def drift(series: dict[str, list[MonitorMetric]]) -> str:
     """Drift score by window."""
-    figure, (axes,) = _figure(1, 1, height=2.7)
+    figure, (axes,) = _figure(1, 1, width=2 * _WIDTH, height=2.7)
     for (name, metrics), colour in zip(series.items(), (_INK, *PALETTE), strict=False):
         axes.plot([_middle(m) for m in metrics], [m.value for m in metrics], "o-", color=colour, markersize=3.5,
-                  linewidth=2.0 if name == "score" else 1.2, label=name)  # fmt: skip
-    axes.axhline(_DRIFT_THRESHOLD, color=RED, linewidth=0.9, linestyle="--", label=f"{_DRIFT_THRESHOLD:g}")
-    axes.set_ylim(bottom=0)
+                  linewidth=2.0 if name == "score" else 1.2, label=_short(name))  # fmt: skip
+    axes.axhline(
+        _DRIFT_THRESHOLD, color=RED, linewidth=0.9, linestyle="--", label=f"{_DRIFT_THRESHOLD:g}, where looking begins"
+    )
+    highest = max((m.value or 0.0 for metrics in series.values() for m in metrics), default=_DRIFT_THRESHOLD)
+    axes.set_ylim(0, 1.35 * highest)
     axes.set_ylabel("drift score")
     _days(axes)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _legend(axes, loc="upper left", ncols=3)
     return _svg(figure, "drift")
 
 
 def steps_bar(steps: dict[str, float]) -> str:
     """What the time went into."""
     names = list(steps)
-    figure, (axes,) = _figure(1, 1, height=0.6 + 0.33 * max(len(names), 1))
+    figure, (axes,) = _figure(1, 1, width=2 * _WIDTH, height=0.6 + 0.33 * max(len(names), 1))
     starts = np.concatenate([[0.0], np.cumsum(list(steps.values()))])
     for place, name in enumerate(names):
         axes.barh(place, steps[name], left=starts[place], color=BLUE, height=0.62)
         axes.text(starts[place + 1], place, f" {steps[name]:.1f} s", va="center", fontsize=8)
-    axes.set_yticks(range(len(names)), [name.split(",")[0].split(";")[0] for name in names])
+    axes.set_yticks(range(len(names)), [_short(name.split(",")[0].split(";")[0]) for name in names])
     axes.set_xlim(0, float(starts[-1]) * 1.1)
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
@@ -242,7 +258,7 @@ def _figure(
     return figure, axes
 
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -271,28 +287,34 @@ def _svg(figure: Any, name: str) -> str:
     return text.replace(_INK, "currentColor").strip()
 
 
+def _short(name: str) -> str:
+    """A name that leaves room for the drawing."""
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def _legend(axes: Any, **where: Any) -> None:
-    axes.legend(frameon=False, fontsize=8, **where)
-
-
-def _thin(x: np.ndarray[Any, np.dtype[np.float64]], most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """At most about `most` rows, first and last among them."""
-    return np.unique(np.linspace(0, len(x) - 1, most).astype(np.int64)) if len(x) else np.zeros(0, np.int64)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, **where)
 
 
 def _percent(axes: Any, label: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(bottom=0)
     axes.set_ylabel(label)
 
 
 def _days(axes: Any) -> None:
-    from matplotlib.dates import AutoDateLocator, DateFormatter
+    from matplotlib import dates
+    from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(AutoDateLocator(tz=UTC, maxticks=10))
-    axes.xaxis.set_major_formatter(DateFormatter("%d %b", tz=UTC))
+    left, right = axes.get_xlim()
+    whole_days = right - left >= _FEW_DAYS
+    # Its classes carry no types.
+    untyped: Any = dates
+    axes.xaxis.set_major_locator(MaxNLocator(6 if whole_days else 3, integer=whole_days))
+    axes.xaxis.set_major_formatter(untyped.DateFormatter("%d %b" if whole_days else "%d %b %H:%M", tz=UTC))
     axes.set_xlabel("event time (UTC)")
 
 

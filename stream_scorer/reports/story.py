@@ -36,7 +36,8 @@ class Story:
     Attributes:
         title: of the page. recording: what was seen from outside. truth: read by the report only.
         ensemble, version: as registered. review, block: thresholds on the score.
-        pane_ms, horizon_ms: of the spec. calendar: its columns that are functions of the time alone. labels: by source, as sent live. kinds: names of the kinds of fraud.
+        pane_ms, horizon_ms: of the spec. calendar: its columns that are functions of the time alone.
+        labels: by source, as sent live. kinds: names of the kinds of fraud.
         sent: transactions, duplicates and garbage as the simulator counted them. rate: asked for, a second.
         training: the train command's report. steps: seconds by step. machine: what it ran on.
     """

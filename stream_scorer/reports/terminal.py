@@ -12,10 +12,10 @@ from stream_scorer.reports.story import Story
 _NAME = 14
 
 
-def closing_report(story: Story, facts: Facts, page: Path) -> list[str]:
-    """The lines; `page` is where the long form stands."""
+def closing_report(story: Story, facts: Facts, page: Path, total_s: float) -> list[str]:
+    """The lines; `page` is where the long form stands, `total_s` what all of it took, that page included."""
     failed = [check for check in story.checks if not check.holds]
-    lines = [f"{story.title}: {'FAILED' if failed else 'passed'} in {story.total_s:.0f} s on {story.machine}", ""]
+    lines = [f"{story.title}: {'FAILED' if failed else 'passed'} in {total_s:.0f} s on {story.machine}", ""]
     lines += [f"  {'ok  ' if check.holds else 'FAIL'} {check.name}: {check.found}" for check in story.checks]
     lines += ["", _line("latency", f"to the score: {_spread(facts.latency.scored)}")]
     lines.append(_line("", f"to a reader:  {_spread(facts.latency.arrived)}"))
@@ -34,7 +34,7 @@ def closing_report(story: Story, facts: Facts, page: Path) -> list[str]:
         lines.append(_line("" if number else "alerts", f"{told}base {alert.base:+.2f} {parts} = z {alert.z:+.2f}"))
     lines.append(_line("monitor", _monitor(facts)))
     steps = ", ".join(f"{name.split(',')[0].split(';')[0]} {seconds:.0f} s" for name, seconds in story.steps.items())
-    return [*lines, _line("steps", steps), _line("report", str(page))]
+    return [*lines, _line("steps", f"{steps}, this report {total_s - story.total_s:.0f} s"), _line("report", str(page))]
 
 
 def _line(name: str, text: str) -> str:
@@ -50,7 +50,12 @@ def _spread(values: Floats) -> str:
 
 def _monitor(facts: Facts) -> str:
     inside, ripe = facts.truth_inside
-    told = f"{facts.windows:,} windows; the true false-positive rate lies within the bounds in {inside} of {ripe} ripe ones"
+    told = f"{facts.windows:,} windows; "
+    told += (
+        f"the bounds hold the true false-positive rate in {inside} of the {ripe} with ripe labels"
+        if ripe
+        else "too short a run for ripe labels"
+    )
     for name, series in list(facts.drifts.items())[:1]:
         told += f"; drift of the {name} at most {max(m.value or 0.0 for m in series):.3f}"
     return told

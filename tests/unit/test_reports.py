@@ -1,0 +1,248 @@
+"""The figures of a report: delivery, latency, quality against the truth, windows, explanations."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_scorer.records import Alert, MonitorMetric
+from stream_scorer.reports.delivery import check_delivery, delivery_of
+from stream_scorer.reports.explain import explained_alerts
+from stream_scorer.reports.facts import facts_of
+from stream_scorer.reports.latency import latency_of, percentiles
+from stream_scorer.reports.quality import judged, precision_recall, qualities, recall_by_kind
+from stream_scorer.reports.recording import DeadLetters, Inputs, Lineages, Places, Recording, Scores
+from stream_scorer.reports.story import Check, Story, Truth
+from stream_scorer.reports.terminal import closing_report
+from stream_scorer.reports.windows import bounds, drifts, final
+
+HOUR = 3_600_000
+START = 1_760_000_400_000 // HOUR * HOUR
+
+
+def places(*pairs: tuple[int, int]) -> Places:
+    return Places.of(list(pairs))
+
+
+def metric(name: str, dimension: str, start: int, hours: int, **more: object) -> MonitorMetric:
+    facts: dict[str, object] = {
+        "revision": 1, "closed": True, "ensemble": "cards", "version": "1", "value": None, "low": None, "high": None,
+        "numerator": None, "denominator": None, "rows": 500, "label_age": None, "statistics": {},
+    }  # fmt: skip
+    return MonitorMetric(
+        metric=name, dimension=dimension, window_start=start, window_end=start + hours * HOUR, **(facts | more)
+    )  # type: ignore[arg-type]
+
+
+def make_story(n: int = 200, *, event_id: str = "e-{}", seed: int = 3) -> Story:
+    """A run of `n` scored transactions on two partitions; every tenth is fraud, every twentieth event a second copy."""
+    rng = np.random.default_rng(seed)
+    partition = np.sort(np.arange(n) % 2)
+    offset = np.concatenate([100 + np.arange((partition == p).sum()) for p in (0, 1)])
+    ids = [event_id.format(i - 1 if i % 20 == 19 else i) for i in range(n)]
+    duplicate = np.arange(n) % 20 == 19
+    kind = np.where(np.arange(n) % 10 == 0, 1 + (np.arange(n) // 10) % 2, 0)
+    contribution = rng.normal(0, 0.3, (n, 2)) + 3.0 * (kind > 0)[:, None]
+    base = np.full(n, -3.0)
+    z = base + contribution.sum(axis=1)
+    score = 1 / (1 + np.exp(-z))
+    timestamp = START + 10 * np.arange(n)
+    scored_at = timestamp + 7
+    decision = np.where(score >= 0.9, 2, np.where(score >= 0.5, 1, 0))
+    event_time = START + np.arange(n) * 24 * HOUR // n
+    lineages = Lineages(
+        partition, Places(partition, offset), ids, scored_at + 5, base, z, score,
+        1 / (1 + np.exp(3.0 - 2 * contribution)), np.full((n, 2), 0.5), contribution, ["gbdt", "xgb"],
+    )  # fmt: skip
+    scores = Scores(
+        partition, ids, event_time, scored_at, decision, np.zeros(n, np.int64), duplicate, np.zeros(n, bool),
+        np.full(n, 1234), [("cards", "1")],
+    )  # fmt: skip
+    dead = DeadLetters(places((0, 500)), ["not_json"])
+    inputs = Inputs(
+        Places(np.append(partition, 0), np.append(offset, 500)), np.append(timestamp, START).astype(np.int64)
+    )
+    metrics = [
+        metric("alert_rate", "review+block", START, 1, value=0.1),
+        metric("alert_rate", "review+block", START, 24, value=0.1),
+        metric("fpr", "review+block", START, 24, low=0.5, high=0.6, label_age=50 * HOUR, revision=1),
+        metric("fpr", "review+block", START, 24, low=0.0, high=0.1, label_age=50 * HOUR, revision=2),
+        metric("drift_score", "score", START, 24, value=0.05, statistics={"sufficient": 1}),
+        metric("drift_score", "hour", START, 24, value=0.9, statistics={"sufficient": 1}),
+        metric("drift_score", "amount", START, 24, value=0.2, statistics={"sufficient": 1}),
+        metric("drift_score", "rare", START, 24, value=0.8, statistics={"sufficient": 0}),
+    ]
+    alerts: list[Alert] = []
+    first = ~duplicate
+    return Story(
+        title="a run",
+        recording=Recording(inputs, lineages, scores, dead, alerts, metrics),
+        truth=Truth([i for i, f in zip(ids, first, strict=True) if f], event_time[first], kind[first].astype(np.int8)),
+        ensemble="cards", version="1", review=0.5, block=0.9, pane_ms=HOUR, horizon_ms=48 * HOUR,
+        calendar=frozenset({"hour"}), labels={"analyst": 3}, kinds=("genuine", "stolen_card", "device_farm"),
+        sent={"transactions": n, "duplicates": int(duplicate.sum()), "garbage": 1, "late_alerts": 0}, rate=100.0,
+        training={"members": [{"name": "gbdt", "weight": 0.5, "feature_set": "all"}]},
+        steps={"starting": 1.0, "live traffic": 2.0}, total_s=3.0, machine="2 cores",
+        checks=[Check("exactly once", True, "all of them")],
+    )  # fmt: skip
+
+
+class TestDelivery:
+    def test_every_input_with_one_output_is_exact(self) -> None:
+        found = check_delivery(places((0, 5), (0, 6), (1, 5)), places((1, 5), (0, 5)), places((0, 6)))
+        assert found.exact
+        assert found.verdict == "3 in = 2 scored + 1 dead-lettered; none lost, none doubled"
+
+    def test_a_lost_record_is_named(self) -> None:
+        found = check_delivery(places((0, 5), (3, 6)), places((0, 5)), places())
+        assert not found.exact
+        assert list(zip(found.lost.partition, found.lost.offset, strict=True)) == [(3, 6)]
+        assert "1 lost (partition 3 offset 6)" in found.verdict
+
+    def test_a_doubled_record_is_named_once_for_each_copy_too_many(self) -> None:
+        found = check_delivery(places((0, 5), (0, 6)), places((0, 5), (0, 6), (0, 6), (0, 6)), places())
+        assert not found.exact
+        assert list(found.doubled.offset) == [6, 6]
+        assert "2 doubled" in found.verdict
+
+    def test_a_score_and_a_dead_letter_for_one_record_are_two_outputs(self) -> None:
+        found = check_delivery(places((0, 5)), places((0, 5)), places((0, 5)))
+        assert len(found.doubled) == 1
+
+    def test_an_output_of_no_input_is_strange(self) -> None:
+        found = check_delivery(places((0, 5)), places((0, 5), (0, 4)), places())
+        assert list(found.strange.offset) == [4]
+        assert not found.exact
+
+    def test_a_loss_and_a_double_do_not_cancel(self) -> None:
+        found = check_delivery(places((0, 5), (0, 6)), places((0, 5), (0, 5)), places())
+        assert (len(found.lost), len(found.doubled)) == (1, 1)
+
+    @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2**40)), unique=True, max_size=40), st.data())
+    def test_any_single_fault_is_found(self, pairs: list[tuple[int, int]], data: st.DataObject) -> None:
+        split = data.draw(st.integers(0, len(pairs)))
+        scored, dead = pairs[:split], pairs[split:]
+        assert check_delivery(places(*pairs), places(*scored), places(*dead)).exact
+        if scored:
+            place = data.draw(st.integers(0, len(scored) - 1))
+            without = scored[:place] + scored[place + 1 :]
+            assert len(check_delivery(places(*pairs), places(*without), places(*dead)).lost) == 1
+            twice = [*scored, scored[place]]
+            assert len(check_delivery(places(*pairs), places(*twice), places(*dead)).doubled) == 1
+
+    def test_scores_and_lineages_must_name_the_same_events(self) -> None:
+        story = make_story()
+        assert delivery_of(story.recording).exact
+        ids = story.recording.scores.event_id
+        ids[3], ids[4] = ids[4], ids[3]
+        assert delivery_of(story.recording).unpaired == 0  # the lists are shared: both changed alike
+        story.recording.scores.event_id[:] = list(ids)
+        shuffled = list(ids)
+        shuffled[3], shuffled[4] = shuffled[4], shuffled[3]
+        object.__setattr__(story.recording.scores, "event_id", shuffled)
+        assert delivery_of(story.recording).unpaired == 2
+
+
+class TestLatency:
+    def test_percentiles_are_measured_values_by_nearest_rank(self) -> None:
+        values = np.arange(1.0, 1001.0)
+        assert percentiles(values) == {50.0: 500.0, 90.0: 900.0, 99.0: 990.0, 99.9: 999.0}
+        assert percentiles(np.array([3.0]), (50.0, 99.9)) == {50.0: 3.0, 99.9: 3.0}
+        assert all(math.isnan(value) for value in percentiles(np.zeros(0)).values())
+
+    def test_each_score_is_matched_with_its_own_input(self) -> None:
+        found = latency_of(make_story().recording)
+        assert len(found.at) == 200
+        assert set(found.scored.tolist()) == {7.0}
+        assert set(found.arrived.tolist()) == {12.0}
+
+
+class TestQuality:
+    def test_second_copies_do_not_count(self) -> None:
+        story = make_story()
+        events = judged(story)
+        assert len(events.row) == 190
+        assert int(events.fraud.sum()) == 20
+
+    def test_a_perfect_score_has_average_precision_one(self) -> None:
+        story = make_story()
+        events = judged(story)
+        whole = qualities(story, events)[0]
+        assert whole.name == "ensemble"
+        assert whole.average_precision == pytest.approx(1.0)
+        assert (whole.caught, whole.frauds) == (20, 20)
+        assert whole.precision == whole.recall == 1.0
+
+    def test_members_are_judged_by_their_own_scores(self) -> None:
+        story = make_story()
+        events = judged(story)
+        story.recording.lineages.member_score[:, 1] = 0.1
+        assert qualities(story, events)[2].alerts == 0
+        assert math.isnan(qualities(story, events)[2].precision)
+        assert qualities(story, events)[1].alerts > 0
+
+    def test_recall_is_told_by_kind(self) -> None:
+        story = make_story()
+        assert recall_by_kind(story, judged(story)) == [("stolen_card", 10, 10), ("device_farm", 10, 10)]
+
+    def test_equal_scores_are_one_point_of_the_curve(self) -> None:
+        recall, precision = precision_recall(
+            np.array([0.9, 0.5, 0.5, 0.1, np.nan]), np.array([True, True, False, False, True])
+        )
+        assert recall.tolist() == [0.5, 1.0, 1.0]
+        assert precision.tolist() == [1.0, 2 / 3, 0.5]
+
+
+class TestWindows:
+    def test_the_last_revision_counts(self) -> None:
+        story = make_story()
+        assert [m.high for m in final(story.recording.metrics) if m.metric == "fpr"] == [0.1]
+        (bound,) = bounds(story, judged(story))
+        assert (bound.low, bound.high, bound.ripe) == (0.0, 0.1, True)
+        assert bound.truth == 0.0
+        assert bound.contains_truth
+
+    def test_truth_outside_of_the_bounds_is_told(self) -> None:
+        story = make_story()
+        story.recording.metrics[:] = [
+            metric("fpr", "review+block", START, 24, low=0.2, high=0.3, label_age=50 * HOUR, revision=9)
+        ]
+        assert facts_of(story).truth_inside == (0, 1)
+
+    def test_calendar_columns_and_thin_windows_show_no_drift(self) -> None:
+        assert list(drifts(make_story())) == ["score", "amount"]
+
+
+class TestExplained:
+    def test_base_and_contributions_add_up(self) -> None:
+        story = make_story()
+        found = explained_alerts(story, judged(story))
+        assert len(found) == 3
+        assert {alert.kind for alert in found[:2]} == {"stolen_card", "device_farm"}
+        for alert in found:
+            assert alert.residual < 1e-9
+            assert [abs(p.contribution) for p in alert.parts] == sorted(
+                (abs(p.contribution) for p in alert.parts), reverse=True
+            )
+
+    def test_without_a_true_alert_there_is_nothing_to_explain(self) -> None:
+        story = make_story()
+        story.truth.kind[:] = 0
+        assert explained_alerts(story, judged(story)) == []
+
+
+def test_the_closing_report_says_what_failed_and_is_short() -> None:
+    story = make_story()
+    lines = closing_report(story, facts_of(story), Path("somewhere/index.html"), 4.0)
+    assert lines[0] == "a run: passed in 4 s on 2 cores"
+    assert len(lines) <= 30
+    assert any("somewhere/index.html" in line for line in lines)
+    story.checks.append(Check("the monitor told windows", False, "0 windows"))
+    lines = closing_report(story, facts_of(story), Path("x"), 4.0)
+    assert lines[0].startswith("a run: FAILED")
+    assert "  FAIL the monitor told windows: 0 windows" in lines
