@@ -15,7 +15,8 @@ class BenchConfig:
     """A benchmark's size; the defaults are the full one, about 6 minutes on 2 cores.
 
     Attributes:
-        transactions: what one drain works off. drain_rounds: drains of each kind, in turn.
+        transactions: what one drain works off. drain_rounds: drains of each kind, in turn. warm_up_drains: of each kind
+            before, thrown away, because the broker compiles what it runs often.
         rates: transactions a second of the open-loop windows. latency_rounds: windows of each kind and rate, in turn.
         warm_up_s, window_s: of each window, what is thrown away first and what is measured then.
         loop_events, loop_s: where the per-event loop ends, whichever comes first.
@@ -27,6 +28,7 @@ class BenchConfig:
 
     transactions: int = 150_000
     drain_rounds: int = 3
+    warm_up_drains: int = 1
     rates: tuple[int, ...] = (1_000, 5_000)
     latency_rounds: int = 5
     warm_up_s: float = 1.5
@@ -46,7 +48,7 @@ class BenchConfig:
         if self.transactions < MIN_TRANSACTIONS:
             raise SettingsError(f"transactions = {self.transactions}: at least {MIN_TRANSACTIONS}")
         counts = (self.drain_rounds, self.latency_rounds, self.loop_events, self.partitions, *self.rates)
-        if min(counts) < 1 or self.window_s <= 0 or self.warm_up_s < 0 or self.loop_s <= 0:
+        if min(counts) < 1 or self.window_s <= 0 or self.warm_up_s < 0 or self.warm_up_drains < 0 or self.loop_s <= 0:
             raise SettingsError("rounds, rates, seconds, events and partitions are above 0")
 
     @property

@@ -99,7 +99,7 @@ def watch(
 
 
 def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
-    """Work off everything on the drain's topic with a group of its own; `number` 0 is the warm-up.
+    """Work off everything on the drain's topic with a group of its own; below 1 its `number` means warm-up.
 
     Raises:
         StreamScorerError: it ended, stood still, or was too short to be measured.
@@ -129,7 +129,7 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
         cpu_per_thousand(first.cpu, last.cpu, transactions),
         stages_of(metrics, seconds * 1e6 / transactions),
     )
-    what = "drain" if number else "warm-up"
+    what = "drain" if number > 0 else "warm-up"
     bench.say(f"{what}, {kind}: {run.per_second:,.0f} transactions a second")
     return run
 

@@ -45,13 +45,13 @@ def run_bench(
         TopicAdmin(bench.bootstrap).create(Topics(PREFIX).all(), config.partitions)
         publish(bench, Topics(PREFIX).transactions, records.slice(0, config.transactions))
         say(f"{config.transactions:,} transactions published")
-        say("warming up: the broker compiles what it runs often, so the first drain of each kind counts for nothing")
-        for kind in KINDS:
-            drain(bench, kind, 0)
+        for number in range(config.warm_up_drains):
+            for kind in KINDS:
+                drain(bench, kind, -number)
         runs: dict[Kind, list[DrainRun]] = {kind: [] for kind in KINDS}
         for number, kind in enumerate(turns(config.drain_rounds), start=1):
             runs[kind].append(drain(bench, kind, number))
-        expected = config.transactions * len(KINDS) * (1 + config.drain_rounds)
+        expected = config.transactions * len(KINDS) * (config.warm_up_drains + config.drain_rounds)
         scores_read = count_scores(bench, expected)
         if scores_read != expected:
             warnings.append(f"{scores_read} records on scores, {expected} expected")

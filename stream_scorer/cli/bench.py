@@ -17,6 +17,7 @@ import click
 @click.option("--quick", is_flag=True, help="About 1.5 minutes instead of 6: fewer rounds, shorter windows, noisier.")
 @click.option("--transactions", type=click.IntRange(2_000), help="Transactions of one drain.  [default: 150000]")
 @click.option("--drain-rounds", type=click.IntRange(1), help="Drains of each kind.  [default: 3]")
+@click.option("--warm-up-drains", type=click.IntRange(0), help="Drains of each kind, thrown away.  [default: 1]")
 @click.option("--rate", "rates", type=click.IntRange(1), multiple=True, help="Open-loop rate; may be repeated.  "
               "[default: 1000 and 5000]")  # fmt: skip
 @click.option("--rounds", "latency_rounds", type=click.IntRange(1), help="Windows of each kind and rate.  [default: 5]")

@@ -14,11 +14,13 @@ import pytest
 from stream_scorer.bench.results import Report
 
 TINY = (
-    "--quick --transactions 4000 --rate 200 --rounds 1 --seconds 1 --warm-up 0.3 --events 10 --backlog 500 --batch 64"
+    "--quick --transactions 4000 --warm-up-drains 0 --batch 64 --events 10 "
+    "--rate 200 --rounds 1 --seconds 1 --warm-up 0.3 --backlog 500"
 )
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(300)
 def test_bench_runs_to_its_end_and_reports_everything(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     ended = subprocess.run(
@@ -29,13 +31,13 @@ def test_bench_runs_to_its_end_and_reports_everything(trained: Path, tmp_path: P
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=240,
     )
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
     assert json.loads(out.read_text()) == report
     assert set(report) == set(Report.__struct_fields__)
-    assert report["scores_read"] == report["scores_expected"] == 4_000 * 4
+    assert report["scores_read"] == report["scores_expected"] == 4_000 * 2
     assert report["ratios"]["times_the_loop"] > 0
     assert report["ratios"]["share_of_passthrough"] > 0
     assert [entry["rate"] for entry in report["ratios"]["latency"]] == [200]
