@@ -7,6 +7,7 @@ from the caches of whoever runs this. `n` is the number of rounds.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def _make(context: Context, result: Result, clone: Path, target: str, number: in
     name = f"{target}_{number}"
     log = context.folder / f"{name}.log"
     started = time.monotonic()
-    code = _run(["make", target], clone, log, TIMEOUT_S[target])
+    code = _run([_program("make"), target], clone, log, TIMEOUT_S[target])
     seconds = round(time.monotonic() - started, 1)
     result.figures[f"{name}_seconds"] = seconds
     context.say(f"make {target}, round {number}: exit {code} in {seconds:.0f} s")
@@ -75,23 +76,31 @@ def _make(context: Context, result: Result, clone: Path, target: str, number: in
 
 def _run(command: Sequence[str], clone: Path, log: Path, timeout_s: float) -> int:
     environment = {k: v for k, v in os.environ.items() if not f"{k}=".startswith(_LEFT_OUT)}
-    tether = [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), "watch"]
     with log.open("wb") as output:
-        # A session of its own: the tether ends the whole group if this process dies or gives up.
+        # A session of its own, so that what is still running after a timeout can be ended as one group.
         process = subprocess.Popen(
-            [*tether, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=clone, env=environment,
-            start_new_session=True,
+            [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), "exec", *command],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=clone, env=environment, start_new_session=True,
         )  # fmt: skip
     try:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
         return 124
     finally:
         if process.poll() is None:
-            process.terminate()
-            process.wait()
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(GONE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise AssertionError(f"{name} is not installed")
+    return found
 
 
 def _left_behind(clone: Path) -> dict[int, str]:
