@@ -215,9 +215,7 @@ def drift(series: dict[str, list[MonitorMetric]]) -> str:
     for (name, metrics), colour in zip(series.items(), (_INK, *PALETTE), strict=False):
         axes.plot([_middle(m) for m in metrics], [m.value for m in metrics], "o-", color=colour, markersize=3.5,
                   linewidth=2.0 if name == "score" else 1.2, label=_short(name))  # fmt: skip
-    axes.axhline(
-        _DRIFT_THRESHOLD, color=RED, linewidth=0.9, linestyle="--", label=f"{_DRIFT_THRESHOLD:g}, where looking begins"
-    )
+    axes.axhline(_DRIFT_THRESHOLD, color=RED, linewidth=0.9, linestyle="--", label=f"{_DRIFT_THRESHOLD:g}")
     highest = max((m.value or 0.0 for metrics in series.values() for m in metrics), default=_DRIFT_THRESHOLD)
     axes.set_ylim(0, 1.35 * highest)
     axes.set_ylabel("drift score")
