@@ -1,11 +1,11 @@
 """handbook-live: quality on the Fraud Detection Handbook's transactions, by the live path.
 
-Members are trained on 2018-07-25..07-31. The broker then holds everything from 04-01 on, which only warms the features of
-a scorer that starts at the end of the log; 08-08..08-14 are produced day by day, frauds labelled a week after they
+Members are trained on 2018-07-25..07-31. The broker then holds everything from 04-01 on, which only warms the features
+of a scorer that starts at the end of the log; 08-08..08-14 are produced day by day, frauds labelled a week after they
 happened, and scored live. As in the Handbook, a test day is judged without the cards known to be compromised by then (a
 fraud in the training week, or since then on a day at least 8 before); the whole population stands beside it.
 
-The data set is not shipped: STREAM_SCORER_HANDBOOK names a copy, by default ../shared/data/handbook_transactions.parquet.
+The data set is not shipped: STREAM_SCORER_HANDBOOK names a copy, by default the one in ../shared/data.
 """
 
 from __future__ import annotations

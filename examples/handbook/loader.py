@@ -1,6 +1,7 @@
 """Read the Handbook's transactions from a Parquet file that you have.
 
-Columns: `t_seconds` since 2018-04-01 UTC, `customer_id`, `terminal_id`, `amount_cents`, `fraud_scenario` (above 0 is fraud).
+Columns: `t_seconds` since 2018-04-01 UTC, `customer_id`, `terminal_id`, `amount_cents`, and `fraud_scenario`, of which
+anything above 0 is fraud.
 """
 
 from __future__ import annotations

@@ -74,9 +74,11 @@ class Publisher:
             encode([Mark(s.topic, s.partition, offset) for s, offset in sorted(enriched.marks.next_offset.items())])
         )
         degraded = self._degraded(batch, decided)
-        statuses: list[list[Any]] = [
-            ["ok" if present else "missing" for present in row] for row in (~np.isnan(scored.member_scores)).tolist()
-        ]
+        statuses: list[list[Any]] = [["ok"] * len(names)] * len(scored.score)
+        if scored.failures:
+            statuses = [
+                ["missing" if gone else "ok" for gone in row] for row in np.isnan(scored.member_scores).tolist()
+            ]
         rows = transactions.row.tolist()
         columns: Iterable[tuple[Any, ...]] = zip(
             rows,

@@ -30,8 +30,9 @@ class Summariser:
         assert events is not None and enriched is not None and decided is not None
         rows = events.transactions
         pane = rows.event_time // self._pane_ms * self._pane_ms
-        groups, group_of = np.unique(np.column_stack([events.transaction_span, pane]), axis=0, return_inverse=True)
-        group_of = group_of.reshape(-1)
+        starts, pane_of = np.unique(pane, return_inverse=True)
+        cells, group_of = np.unique(events.transaction_span * len(starts) + pane_of, return_inverse=True)
+        groups = np.column_stack([cells // max(len(starts), 1), starts[cells % max(len(starts), 1)]])
         n = len(groups)
         scored = decided.scored
         counts = self._binner.count(profile_matrix(enriched.matrix, scored.member_scores, scored.score), group_of, n)

@@ -29,6 +29,8 @@ MAX_ENTRIES_PER_CALL = 2_000
 OUTAGE_MARGIN_MS = 7 * 86_400_000
 
 _MARK = struct.Struct("<qq")
+# Where an entry came from: "<i4i8", see `_origins`.
+ORIGIN_BYTES = 12
 
 _APPLY = """
 -- KEYS: epoch, marks..., rows...   ARGV: epoch, marks n, then (start, stop, watermark) a mark, trim before, ttl,
@@ -191,9 +193,11 @@ class RedisRowStore:
         for span in spans:
             args += [span.start, span.stop, span.watermark]
         args += [self._trim_before, self._horizon_ms + OUTAGE_MARGIN_MS, self._limit]
-        for index, payload in enumerate(update.payloads):
+        low = 0
+        for payload, high in zip(update.payloads, (ORIGIN_BYTES * update.bounds[1:]).tolist(), strict=True):
             args.append(payload)
-            args.append(origin[12 * int(update.bounds[index]) : 12 * int(update.bounds[index + 1])])
+            args.append(origin[low:high])
+            low = high
         with mapped_errors():
             answer = self._apply_script(keys=keys, args=args)
         if answer != b"OK":
