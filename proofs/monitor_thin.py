@@ -1,8 +1,8 @@
 """monitor-thin: windows equal a recomputation from the topics, and FPR bounds contain what the simulator hides.
 
-A closed loop over days of event time: transactions (some twice) in, alerts back to analysts, labels in. The scorer and
-the monitor are killed with `kill -9` while traffic flows, with a transaction open. Then every window is computed again from `scores`,
-`contributions`, `labels` and the manifest as plain JSON; of the product only the records' names are used.
+A closed loop over days of event time: transactions (some twice) in, alerts back to analysts, labels in. Scorer and
+monitor are killed with `kill -9` while traffic flows, with a transaction open. Then every window is computed again from
+`scores`, `contributions`, `labels` and the manifest as plain JSON; of the product only the records' names are used.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from proofs.kit import (
     CARDS_SPEC,
@@ -28,8 +26,6 @@ from proofs.kit import (
     Ends,
     Result,
     Scorer,
-    TopicContent,
-    cards,
     log_ends,
     read_topic,
     services,
@@ -38,15 +34,15 @@ from proofs.kit import (
     wait_drained,
     wait_until,
 )
+from proofs.monitor_recompute import POSITIVE, Bools, Key, Logs, recompute
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import MonitorMetric, Score
+from stream_scorer.records import MonitorMetric
 from stream_scorer.simulate.config import DAY_MS, SimulationConfig
 from stream_scorer.simulate.files import read_truth
 from stream_scorer.simulate.generate import generate
 from stream_scorer.simulate.labeller import Labeller, LabellerConfig
 from stream_scorer.simulate.live import LiveConfig, LiveReport, LiveTraffic
-from stream_scorer.spec.model import duration_ms
 from stream_scorer.stack import StackAddresses
 
 N = 60_000
@@ -54,7 +50,7 @@ DAYS = 3
 # Event time runs about an hour a second: an analyst's label is due 2 to 4 hours after its alert.
 SECONDS = 70.0
 # Scaled down for `make test`: fewer rows a pane, so wider bounds.
-SMALL, SMALL_SECONDS = 20_000, 14.0
+SMALL, SMALL_SECONDS = 20_000, 12.0
 DUPLICATES = 0.03
 KILLS = 4
 # Twice the simulator's own, so that hours hold several alerts; the monitor assumes at most 2 % among the silent.
@@ -64,13 +60,11 @@ TOLERANCE = 1e-9
 # Bounds must say something: their mean width against the alert rate, which is their width if nothing is labelled. An
 # hour has too few false positives to exclude much at one in a thousand, and scaled down it has next to none.
 WIDEST, WIDEST_SMALL = {"panes": 0.75, "days": 0.5}, {"panes": 2.0, "days": 0.8}
-POSITIVE = {"review+block": ("review", "block"), "block": ("block",)}
+# The allowances of the bounds are exceeded in at most one window in a thousand, by the monitor's own statement. A run
+# judges about 130 panes (two positive sets), so more than two misses come by chance in one run of three thousand.
+MISSES = 2
 # The monitor speaks every half second: silent for this long, it has said what it has to say.
-QUIET_S, GIVE_UP_S = 4.0, 25.0
-
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-Key = tuple[int, int, str, str]  # start, length (ms), metric, dimension
+QUIET_S, GIVE_UP_S = 3.0, 25.0
 
 
 class Monitor(Scorer):
@@ -150,7 +144,7 @@ def _traffic(seed: int, n: int, seconds: float, bootstrap: str, truth: Path) -> 
         duplicates=DUPLICATES,
         seed=seed,
         truth=truth,
-        alerts_s=5.0,
+        alerts_s=3.0 if n < SMALL else 6.0,
         # Until half of the chargebacks of the last hour have come, and every pane is older than the horizon.
         settle_ms=4 * DAY_MS,
     )
@@ -217,183 +211,6 @@ def _kill_in_transaction(victim: Scorer, bootstrap: str, topic: str) -> bool:
         return ends.transaction_open()
     finally:
         ends.close()
-
-
-class _MemberScore(msgspec.Struct):
-    name: str
-    score: float | None
-
-
-class _Lineage(msgspec.Struct):
-    """What is needed of a `Contribution`."""
-
-    event_id: str
-    score: float | None
-    members: list[_MemberScore]
-    features: list[float | None]
-    source: dict[str, Any]
-
-
-class _Label(msgspec.Struct):
-    event_id: str
-    label: str
-    labelled_at: int
-    source: str
-    review_probability: float | None = None
-
-
-@dataclass
-class Logs:
-    """What the topics hold, a row a scored record ``(n,)``, duplicates included.
-
-    Attributes:
-        series: columns by series of the reference profile.
-        verdict: 1 fraud, 0 genuine, -1 silent; a duplicate is always silent. reviewed: the label's probability, or NaN.
-        late: labels that came more than two horizons after their transaction, and so count nowhere.
-    """
-
-    manifest: dict[str, Any]
-    pane_ms: int
-    horizon_ms: int
-    event_id: list[str]
-    event_time: NDArray[np.int64]
-    decision: NDArray[Any]
-    value: NDArray[np.int64]
-    duplicate: Bools
-    degraded: Bools
-    fallback: Bools
-    member_alerts: NDArray[np.int64]
-    series: dict[str, Floats]
-    verdict: NDArray[np.int64]
-    reviewed: Floats
-    late: int
-    sources: list[tuple[int, int]]
-    same_order: bool
-    who: set[tuple[str, str, str]]
-
-    def alone(self, member: int) -> Bools:
-        """Which rows this member alone would have alerted."""
-        scores = self.series[f"member:{self.manifest['members'][member]['name']}"]
-        return np.asarray(scores >= self.manifest["thresholds"]["review"])
-
-    @classmethod
-    def read(cls, bootstrap: str, topics: Topics, manifest: dict[str, Any]) -> Logs:
-        spec = cards().spec
-        scores = read_topic(bootstrap, topics.scores).decode(Score)
-        lineage = read_topic(bootstrap, topics.contributions).decode(_Lineage)
-        names = [member["name"] for member in manifest["members"]]
-        features = np.array([r.features for r in lineage], dtype=np.float64)
-        series = dict(zip(manifest["features"], features.T, strict=True))
-        for m, name in enumerate(names):
-            series[f"member:{name}"] = np.array([r.members[m].score for r in lineage], dtype=np.float64)
-        series["score"] = np.array([r.score for r in lineage], dtype=np.float64)
-        verdict, reviewed, late = _verdicts(
-            scores,
-            read_topic(bootstrap, topics.labels),
-            spec.labels.source_rank,
-            2 * duration_ms(spec.labels.horizon),
-        )
-        return cls(
-            manifest,
-            duration_ms(spec.monitor.pane),
-            duration_ms(spec.labels.horizon),
-            [s.event_id for s in scores],
-            np.array([s.event_time for s in scores]),
-            np.array([s.decision for s in scores]),
-            np.array([s.value for s in scores]),
-            np.array([s.duplicate for s in scores]),
-            np.array([bool(s.degraded) or s.coverage < 1 - 1e-9 or s.score is None for s in scores]),
-            np.array([s.score is None for s in scores]),
-            np.array([s.member_alerts for s in scores]),
-            series,
-            verdict,
-            reviewed,
-            late,
-            [(r.source["partition"], r.source["offset"]) for r in lineage],
-            [s.event_id for s in scores] == [r.event_id for r in lineage]
-            and all([m.name for m in r.members] == names for r in lineage),
-            {(s.ensemble, s.version, s.arm) for s in scores},
-        )
-
-
-def _verdicts(
-    scores: Sequence[Score], topic: TopicContent, rank: Mapping[str, int], keep_ms: int
-) -> tuple[NDArray[np.int64], Floats, int]:
-    """The label that holds of each row: the greatest by (source rank, labelled at, offset, partition)."""
-    row_of = {s.event_id: row for row, s in reversed(list(enumerate(scores))) if not s.duplicate}
-    holds: dict[int, tuple[tuple[int, int, int, int], _Label]] = {}
-    late = 0
-    for label, offset, partition in zip(topic.decode(_Label), topic.offset, topic.partition, strict=True):
-        row = row_of[label.event_id]
-        if label.labelled_at - scores[row].event_time > keep_ms:
-            late += 1
-            continue
-        order = (rank.get(label.source, -1), label.labelled_at, offset, partition)
-        if row not in holds or order > holds[row][0]:
-            holds[row] = order, label
-    verdict, reviewed = np.full(len(scores), -1), np.full(len(scores), np.nan)
-    for row, (_, label) in holds.items():
-        verdict[row] = label.label == "fraud"
-        if label.review_probability is not None:
-            reviewed[row] = label.review_probability
-    return verdict, reviewed, late
-
-
-def recompute(logs: Logs, length: int) -> dict[Key, tuple[float | None, int | None, int | None]]:
-    """Value, numerator and denominator of every figure of every window of `length` milliseconds.
-
-    A value of None stands where the monitor gives bounds.
-    """
-    starts, window = np.unique(logs.event_time // length * length, return_inverse=True)
-    found: dict[Key, tuple[float | None, int | None, int | None]] = {}
-
-    def count(rows: Bools, weight: NDArray[np.int64] | None = None) -> list[int]:
-        out = np.zeros(len(starts), dtype=np.int64)
-        np.add.at(out, window[rows], 1 if weight is None else weight[rows])
-        return out.tolist()
-
-    def put(metric: str, dimension: str, up: Sequence[int], down: Sequence[int], *, rate: bool = True) -> None:
-        for start, a, b in zip(starts.tolist(), up, down, strict=True):
-            found[start, length, metric, dimension] = (a / b if rate and b else None), a, b
-
-    members = logs.manifest["members"]
-    everything = np.ones(len(window), dtype=np.bool_)
-    rows, money = count(everything), count(everything, logs.value)
-    for start, number in zip(starts.tolist(), rows, strict=True):
-        found[start, length, "transactions", ""] = number, number, None
-    for metric, flags in (("duplicate", logs.duplicate), ("degraded", logs.degraded), ("fallback", logs.fallback)):
-        put(f"{metric}_share", "", count(flags), rows)
-    for m, member in enumerate(members):
-        put("member_alert_rate", member["name"], count(logs.alone(m)), rows)
-    for name, decisions in POSITIVE.items():
-        positive = np.isin(logs.decision, decisions)
-        put("alert_rate", name, count(positive), rows)
-        put("alert_rate_money", name, count(positive, logs.value), money)
-        tp, fp = count(positive & (logs.verdict == 1)), count(positive & (logs.verdict == 0))
-        fraud, alerts = count(logs.verdict == 1), count(positive)
-        put("fpr", name, fp, [n - f for n, f in zip(rows, fraud, strict=True)], rate=False)
-        put("precision", name, tp, alerts, rate=False)
-        put("false_discovery_rate", name, fp, alerts, rate=False)
-        put("recall", name, tp, fraud, rate=False)
-        put("false_positives_per_fraud", name, fp, tp, rate=False)
-    for name, values in logs.series.items():
-        for start, n, distance in zip(starts.tolist(), rows, _distances(logs, name, values, window), strict=True):
-            found[start, length, "drift_score", name] = distance, None, n
-    return found
-
-
-def _distances(logs: Logs, name: str, values: Floats, window: NDArray[np.int64]) -> list[float]:
-    """Jensen-Shannon distance (nats) of each window's histogram from the manifest's, half a count added to each bin."""
-    reference = logs.manifest["reference_profile"][name]
-    edges, counts = np.array(reference["edges"], dtype=np.float64), np.array(reference["counts"], dtype=np.float64)
-    place = np.where(np.isnan(values), len(edges) + 1, (values[:, None] >= edges).sum(axis=1))
-    histogram = np.full((int(window.max()) + 1, len(counts)), 0.5)
-    np.add.at(histogram, (window, place), 1.0)
-    p = histogram / histogram.sum(axis=1, keepdims=True)
-    q = (counts + 0.5) / (counts + 0.5).sum()
-    m = (p + q) / 2
-    divergence = (p * np.log(p / m) + q * np.log(q / m)).sum(axis=1) / 2
-    return [float(x) for x in np.sqrt(np.maximum(divergence, 0.0))]
 
 
 @dataclass
@@ -499,79 +316,115 @@ def _check_windows(result: Result, logs: Logs, expected: Mapping[Key, Any], said
     )
 
 
+class Truth:
+    """What the simulator hid, against what was decided and labelled."""
+
+    def __init__(self, logs: Logs, path: Path) -> None:
+        facts = read_truth(path)
+        fraud = dict(zip(facts["event_id"].tolist(), (facts["fraud_kind"] > 0).tolist(), strict=True))
+        self._logs = logs
+        self._fraud = np.array([fraud[event_id] for event_id in logs.event_id])
+        self._rates: dict[tuple[int, int, str], float | None] = {}
+        self.complete = int((~logs.duplicate).sum()) == len(fraud)
+
+    def rate(self, start: int, length: int, name: str) -> float | None:
+        """The false-positive rate of a window over distinct event ids; None without a genuine transaction."""
+        key = (start, length, name)
+        if key not in self._rates:
+            genuine = self._inside(start, length) & ~self._fraud
+            positive = np.isin(self._logs.decision[genuine], POSITIVE[name])
+            self._rates[key] = float(positive.mean()) if len(positive) else None
+        return self._rates[key]
+
+    def misled(self, metric: MonitorMetric) -> bool:
+        """Whether a pane's labels were wrong in a way that its bounds need not cover.
+
+        They allow for so much unreported fraud and for as many wrong verdicts as one window in a thousand exceeds,
+        which is never fewer than one.
+        """
+        inside = self._inside(metric.window_start, metric.window_end - metric.window_start)
+        verdict = self._logs.verdict
+        wrong = inside & (verdict >= 0) & ((verdict == 1) != self._fraud)
+        silent = inside & (verdict < 0) & self._fraud & (self._logs.decision == "approve")
+        return int(wrong.sum()) >= 2 or int(silent.sum()) > (metric.statistics["unreported_at_most"] or 0)
+
+    def _inside(self, start: int, length: int) -> Bools:
+        times = self._logs.event_time
+        return ~self._logs.duplicate & (times >= start) & (times < start + length)
+
+
 def _check_bounds(
-    result: Result, logs: Logs, expected: Mapping[Key, Any], said: Said, truth: Path, *, few: bool
+    result: Result, logs: Logs, expected: Mapping[Key, Any], said: Said, path: Path, *, few: bool
 ) -> None:
-    """Every mature window of a closed pane, by the simulator's truth over distinct event ids."""
-    facts = read_truth(truth)
-    fraud = dict(zip(facts["event_id"].tolist(), (facts["fraud_kind"] > 0).tolist(), strict=True))
-    first = ~logs.duplicate
-    hidden = np.array([fraud[event_id] for event_id in logs.event_id])
-    result.check("every transaction of the truth was scored", int(first.sum()) == len(fraud))
-
-    def rate(start: int, length: int, name: str) -> float:
-        inside = first & (logs.event_time >= start) & (logs.event_time < start + length)
-        genuine = inside & ~hidden
-        return float(np.isin(logs.decision[genuine], POSITIVE[name]).mean())
-
-    rates: dict[tuple[int, int, str], float] = {}
-    outside, told = 0, 0
-    for m in said.every:
-        # What was told of a closed window before its labels were in has to hold as well.
-        if m.metric != "fpr" or not m.closed or m.low is None or m.high is None:
-            continue
-        key = (m.window_start, m.window_end - m.window_start, m.dimension)
-        at = rates[key] if key in rates else rates.setdefault(key, rate(*key))
-        told += 1
-        outside += not m.low - 1e-12 <= at <= m.high + 1e-12
-    result.figures |= {"bounds_told_of_closed_windows": told, "of_them_outside": outside}
-    mature = {
-        key: m
-        for key, m in said.last.items()
-        if key[2] == "fpr" and m.closed and m.label_age is not None and m.label_age >= logs.horizon_ms
+    """Every mature window of a closed pane, by the simulator's truth."""
+    truth = Truth(logs, path)
+    result.check("every transaction of the truth was scored", truth.complete)
+    told = [m for m in said.every if m.metric == "fpr" and m.closed and m.low is not None]
+    result.figures |= {
+        "bounds_told_of_closed_windows": len(told),
+        "of_them_outside": sum(not _holds(m, truth) for m in told),
     }
+    mature = [
+        m
+        for key, m in said.last.items()
+        if key[2] == "fpr" and m.closed and (m.label_age or 0) >= logs.horizon_ms and m.low is not None
+    ]
+    outside: list[MonitorMetric] = []
     for length, label in ((logs.pane_ms, "panes"), (24 * logs.pane_ms, "days")):
         for name in POSITIVE:
-            windows = {key: m for key, m in mature.items() if key[1] == length and key[3] == name}
-            relative = _check_set(result, windows, rates, expected, f"{label}_{name}")
+            windows = [m for m in mature if m.window_end - m.window_start == length and m.dimension == name]
+            relative, missed = _measure(result, windows, truth, expected, f"{label}_{name}")
+            if label == "panes":
+                outside += missed
+            else:
+                result.check(f"{label}_{name}: the hidden truth lies within the bounds", not missed)
             if name == "review+block":
                 most = (WIDEST_SMALL if few else WIDEST)[label]
                 result.figures[f"width_of_{label}_relative_to_no_labels"] = round(relative, 3)
                 result.check(
                     f"bounds of {label} are at most {most:g} of what they are without labels", relative <= most
                 )
-    panes = {key: m for key, m in mature.items() if key[1] == logs.pane_ms and key[3] == "review+block"}
+    panes = [m for m in mature if m.window_end - m.window_start == logs.pane_ms and m.dimension == "review+block"]
+    excused = sum(truth.misled(m) for m in outside)
+    result.figures |= {"panes_outside": len(outside), "of_them_misled": excused}
+    result.check(
+        "the hidden truth lies within the bounds of every pane whose labels were not wrong beyond the allowance",
+        len(outside) == excused,
+    )
+    result.check(f"no more than {MISSES} panes were misled", len(outside) <= MISSES)
     result.at_least("panes", len(panes), 36 if few else 48)
-    result.at_least("panes_with_false_positives", sum((m.numerator or 0) > 0 for m in panes.values()), 8 if few else 20)
+    result.at_least("panes_with_false_positives", sum((m.numerator or 0) > 0 for m in panes), 8 if few else 20)
 
 
-def _check_set(
-    result: Result,
-    windows: Mapping[Key, MonitorMetric],
-    rates: Mapping[tuple[int, int, str], float],
-    alerts: Mapping[Key, Any],
-    label: str,
-) -> float:
-    """Note whether the truth is within all bounds; answers their width relative to what is known without labels."""
-    low = np.array([m.low for m in windows.values()], dtype=np.float64)
-    high = np.array([m.high for m in windows.values()], dtype=np.float64)
-    at = np.array([rates[start, length, name] for start, length, _, name in windows])
-    held = (low <= at + 1e-12) & (at <= high + 1e-12)
-    rows = np.array([m.rows for m in windows.values()])
-    positives = np.array([alerts[start, length, "alert_rate", name][1] for start, length, _, name in windows])
+def _holds(metric: MonitorMetric, truth: Truth) -> bool:
+    at = truth.rate(metric.window_start, metric.window_end - metric.window_start, metric.dimension)
+    assert metric.low is not None and metric.high is not None
+    return at is None or metric.low - 1e-12 <= at <= metric.high + 1e-12
+
+
+def _measure(
+    result: Result, windows: Sequence[MonitorMetric], truth: Truth, expected: Mapping[Key, Any], label: str
+) -> tuple[float, list[MonitorMetric]]:
+    """Compare bounds with the truth; answers their width relative to what is known without labels, and the misses."""
+    missed = [m for m in windows if not _holds(m, truth)]
+    spans = [(m.window_start, m.window_end - m.window_start) for m in windows]
+    low = np.array([m.low for m in windows], dtype=np.float64)
+    high = np.array([m.high for m in windows], dtype=np.float64)
+    at = np.array([truth.rate(m.window_start, m.window_end - m.window_start, m.dimension) or 0.0 for m in windows])
+    rows = np.array([m.rows for m in windows])
+    alerts = sum(expected[*span, "alert_rate", m.dimension][1] for span, m in zip(spans, windows, strict=True))
     width = float(np.average(high - low, weights=rows))
-    blind = float(positives.sum() / rows.sum())
+    # Without any label the rate lies somewhere between 0 and the alert rate.
+    blind = float(alerts / rows.sum())
     result.figures[label] = {
         "windows": len(windows),
-        "inside": int(held.sum()),
+        "inside": len(windows) - len(missed),
         "low": round(float(np.average(low, weights=rows)), 6),
         "truth": round(float(np.average(at, weights=rows)), 6),
         "high": round(float(np.average(high, weights=rows)), 6),
         "width": round(width, 6),
-        # Without any label the rate lies somewhere between 0 and the alert rate.
         "width_without_labels": round(blind, 6),
         "widest": round(float((high - low).max()), 6),
         "low_above_zero": int((low > 0).sum()),
     }
-    result.check(f"{label}: the hidden truth lies within the bounds", bool(held.all()))
-    return width / blind if blind else float("nan")
+    return width / blind if blind else float("nan"), missed

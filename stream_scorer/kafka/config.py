@@ -38,7 +38,7 @@ def producer_config(bootstrap: str, client_id: str) -> dict[str, Any]:
         "queue.buffering.max.kbytes": 262_144,
         # Java's default partitioner: a producer in another language puts a key on the same partition.
         "partitioner": "murmur2_random",
-        # 100 ms by default: a transaction begun right after the last one meets CONCURRENT_TRANSACTIONS and waits so long.
+        # 100 ms by default: a transaction begun right after the last meets CONCURRENT_TRANSACTIONS and waits it out.
         "retry.backoff.ms": 2,
         "retry.backoff.max.ms": 200,
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 SMALL = [
-    "--transactions", "3000", "--rate", "500", "--history", "22000", "--customers", "2000", "--fraud-rate", "0.03",
+    "--transactions", "3000", "--rate", "500", "--history", "30000", "--customers", "2500", "--fraud-rate", "0.05",
 ]  # fmt: skip
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
