@@ -1,0 +1,203 @@
+"""Every window of the monitor computed again from the topics, as columns, without the monitor's code.
+
+`scores`, `contributions` and `labels` come from the log, bins and thresholds from the manifest as plain JSON. Nothing
+is taken from summaries, outcomes or Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from proofs.kit import TopicContent, cards, read_topic
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Score
+from stream_scorer.spec.model import duration_ms
+
+POSITIVE = {"review+block": ("review", "block"), "block": ("block",)}
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Key = tuple[int, int, str, str]  # start, length (ms), metric, dimension
+
+
+class _MemberScore(msgspec.Struct):
+    name: str
+    score: float | None
+
+
+class _Lineage(msgspec.Struct):
+    """What is needed of a `Contribution`."""
+
+    event_id: str
+    score: float | None
+    members: list[_MemberScore]
+    features: list[float | None]
+    source: dict[str, Any]
+
+
+class _Label(msgspec.Struct):
+    event_id: str
+    label: str
+    labelled_at: int
+    source: str
+    review_probability: float | None = None
+
+
+@dataclass
+class Logs:
+    """What the topics hold, a row a scored record ``(n,)``, duplicates included.
+
+    Attributes:
+        series: columns by series of the reference profile.
+        verdict: 1 fraud, 0 genuine, -1 silent; a duplicate is always silent. reviewed: the label's probability, or NaN.
+        late: labels that came more than two horizons after their transaction, and so count nowhere.
+    """
+
+    manifest: dict[str, Any]
+    pane_ms: int
+    horizon_ms: int
+    event_id: list[str]
+    event_time: NDArray[np.int64]
+    decision: NDArray[Any]
+    value: NDArray[np.int64]
+    duplicate: Bools
+    degraded: Bools
+    fallback: Bools
+    member_alerts: NDArray[np.int64]
+    series: dict[str, Floats]
+    verdict: NDArray[np.int64]
+    reviewed: Floats
+    late: int
+    sources: list[tuple[int, int]]
+    same_order: bool
+    who: set[tuple[str, str, str]]
+
+    def alone(self, member: int) -> Bools:
+        """Which rows this member alone would have alerted."""
+        scores = self.series[f"member:{self.manifest['members'][member]['name']}"]
+        return np.asarray(scores >= self.manifest["thresholds"]["review"])
+
+    @classmethod
+    def read(cls, bootstrap: str, topics: Topics, manifest: dict[str, Any]) -> Logs:
+        spec = cards().spec
+        scores = read_topic(bootstrap, topics.scores).decode(Score)
+        lineage = read_topic(bootstrap, topics.contributions).decode(_Lineage)
+        names = [member["name"] for member in manifest["members"]]
+        features = np.array([r.features for r in lineage], dtype=np.float64)
+        series = dict(zip(manifest["features"], features.T, strict=True))
+        for m, name in enumerate(names):
+            series[f"member:{name}"] = np.array([r.members[m].score for r in lineage], dtype=np.float64)
+        series["score"] = np.array([r.score for r in lineage], dtype=np.float64)
+        verdict, reviewed, late = _verdicts(
+            scores,
+            read_topic(bootstrap, topics.labels),
+            spec.labels.source_rank,
+            2 * duration_ms(spec.labels.horizon),
+        )
+        return cls(
+            manifest,
+            duration_ms(spec.monitor.pane),
+            duration_ms(spec.labels.horizon),
+            [s.event_id for s in scores],
+            np.array([s.event_time for s in scores]),
+            np.array([s.decision for s in scores]),
+            np.array([s.value for s in scores]),
+            np.array([s.duplicate for s in scores]),
+            np.array([bool(s.degraded) or s.coverage < 1 - 1e-9 or s.score is None for s in scores]),
+            np.array([s.score is None for s in scores]),
+            np.array([s.member_alerts for s in scores]),
+            series,
+            verdict,
+            reviewed,
+            late,
+            [(r.source["partition"], r.source["offset"]) for r in lineage],
+            [s.event_id for s in scores] == [r.event_id for r in lineage]
+            and all([m.name for m in r.members] == names for r in lineage),
+            {(s.ensemble, s.version, s.arm) for s in scores},
+        )
+
+
+def _verdicts(
+    scores: Sequence[Score], topic: TopicContent, rank: Mapping[str, int], keep_ms: int
+) -> tuple[NDArray[np.int64], Floats, int]:
+    """The label that holds of each row: the greatest by (source rank, labelled at, offset, partition)."""
+    row_of = {s.event_id: row for row, s in reversed(list(enumerate(scores))) if not s.duplicate}
+    holds: dict[int, tuple[tuple[int, int, int, int], _Label]] = {}
+    late = 0
+    for label, offset, partition in zip(topic.decode(_Label), topic.offset, topic.partition, strict=True):
+        row = row_of[label.event_id]
+        if label.labelled_at - scores[row].event_time > keep_ms:
+            late += 1
+            continue
+        order = (rank.get(label.source, -1), label.labelled_at, offset, partition)
+        if row not in holds or order > holds[row][0]:
+            holds[row] = order, label
+    verdict, reviewed = np.full(len(scores), -1), np.full(len(scores), np.nan)
+    for row, (_, label) in holds.items():
+        verdict[row] = label.label == "fraud"
+        if label.review_probability is not None:
+            reviewed[row] = label.review_probability
+    return verdict, reviewed, late
+
+
+def recompute(logs: Logs, length: int) -> dict[Key, tuple[float | None, int | None, int | None]]:
+    """Value, numerator and denominator of every figure of every window of `length` milliseconds.
+
+    A value of None stands where the monitor gives bounds.
+    """
+    starts, window = np.unique(logs.event_time // length * length, return_inverse=True)
+    found: dict[Key, tuple[float | None, int | None, int | None]] = {}
+
+    def count(rows: Bools, weight: NDArray[np.int64] | None = None) -> list[int]:
+        out = np.zeros(len(starts), dtype=np.int64)
+        np.add.at(out, window[rows], 1 if weight is None else weight[rows])
+        return out.tolist()
+
+    def put(metric: str, dimension: str, up: Sequence[int], down: Sequence[int], *, rate: bool = True) -> None:
+        for start, a, b in zip(starts.tolist(), up, down, strict=True):
+            found[start, length, metric, dimension] = (a / b if rate and b else None), a, b
+
+    members = logs.manifest["members"]
+    everything = np.ones(len(window), dtype=np.bool_)
+    rows, money = count(everything), count(everything, logs.value)
+    for start, number in zip(starts.tolist(), rows, strict=True):
+        found[start, length, "transactions", ""] = number, number, None
+    for metric, flags in (("duplicate", logs.duplicate), ("degraded", logs.degraded), ("fallback", logs.fallback)):
+        put(f"{metric}_share", "", count(flags), rows)
+    for m, member in enumerate(members):
+        put("member_alert_rate", member["name"], count(logs.alone(m)), rows)
+    for name, decisions in POSITIVE.items():
+        positive = np.isin(logs.decision, decisions)
+        put("alert_rate", name, count(positive), rows)
+        put("alert_rate_money", name, count(positive, logs.value), money)
+        tp, fp = count(positive & (logs.verdict == 1)), count(positive & (logs.verdict == 0))
+        fraud, alerts = count(logs.verdict == 1), count(positive)
+        put("fpr", name, fp, [n - f for n, f in zip(rows, fraud, strict=True)], rate=False)
+        put("precision", name, tp, alerts, rate=False)
+        put("false_discovery_rate", name, fp, alerts, rate=False)
+        put("recall", name, tp, fraud, rate=False)
+        put("false_positives_per_fraud", name, fp, tp, rate=False)
+    for name, values in logs.series.items():
+        for start, n, distance in zip(starts.tolist(), rows, _distances(logs, name, values, window), strict=True):
+            found[start, length, "drift_score", name] = distance, None, n
+    return found
+
+
+def _distances(logs: Logs, name: str, values: Floats, window: NDArray[np.int64]) -> list[float]:
+    """Jensen-Shannon distance (nats) of each window's histogram from the manifest's, half a count added to each bin."""
+    reference = logs.manifest["reference_profile"][name]
+    edges, counts = np.array(reference["edges"], dtype=np.float64), np.array(reference["counts"], dtype=np.float64)
+    place = np.where(np.isnan(values), len(edges) + 1, (values[:, None] >= edges).sum(axis=1))
+    histogram = np.full((int(window.max()) + 1, len(counts)), 0.5)
+    np.add.at(histogram, (window, place), 1.0)
+    p = histogram / histogram.sum(axis=1, keepdims=True)
+    q = (counts + 0.5) / (counts + 0.5).sum()
+    m = (p + q) / 2
+    divergence = (p * np.log(p / m) + q * np.log(q / m)).sum(axis=1) / 2
+    return [float(x) for x in np.sqrt(np.maximum(divergence, 0.0))]
