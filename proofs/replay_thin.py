@@ -1,0 +1,226 @@
+"""replay-thin: a replay of what the live scorer served on one partition gives the same scores and contributions.
+
+Transactions and labels arrive side by side while a scorer runs, in whatever micro-batches that makes. `stream-scorer
+replay --as-served --compare` then goes over the same range with several sizes of its own, and is held to the bytes that
+were served; what is live (Redis, topics, the group's offsets) must be as before. A plain replay, which knows nothing of
+what was served, must give the same bytes whatever its batch size.
+
+``python -m proofs.replay_thin replay ...`` is the replay with one label left out, for BREAK=1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from proofs.kit import (
+    CARDS_SPEC,
+    ROOT,
+    Context,
+    Result,
+    Scorer,
+    cards,
+    group_offsets,
+    log_ends,
+    read_topic,
+    services,
+    tethered,
+    train_cards,
+    wait_drained,
+    wait_until,
+)
+from stream_scorer.clock import SystemClock
+from stream_scorer.kafka.load import OpenLoopProducer
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Contribution, Score
+from stream_scorer.serde.canonical import canonical
+from stream_scorer.simulate import (
+    LabellerConfig,
+    SimulationConfig,
+    encode_keys,
+    encode_labels,
+    encode_values,
+    generate,
+    history_labels,
+)
+from stream_scorer.stack import StackAddresses
+from stream_scorer.state.client import connect
+
+N = 24_000
+MIN_SCORES, MIN_LABELS, MIN_WITH_RISK, MIN_BATCHES = 20_000, 100, 1_000, 20
+# A scaled-down run is told by its size, and has a tenth of everything.
+SMALL, SMALL_SHARE = 20_000, 0.1
+# Transactions arrive in bursts of so many (log-uniform), each after the labels due by its end, at this rate on average:
+# some micro-batches are small, some are large enough to be applied to Redis in parts.
+BURST = (5, 1_000)
+RATE = 2_500
+BATCHES = 20_000, 100, 1_000, 20
+# A scaled-down run is told by its size, and has a tenth of everything.
+SMALL, SMALL_SHARE = 20_000, 0.1
+# Transactions handed over at a time, with the labels due by then; a pause after each lets batches form as they do live.
+STEP, PAUSE_S = 150, 0.06
+BATCHES = (1_024, 64, 7)
+REPLAY_TIMEOUT_S = 300
+
+
+def run(context: Context) -> Result:
+    """See the module. `n` is the number of transactions."""
+    n = context.n or N
+    result = Result()
+    train_cards(context.folder, seed=context.seed, transactions=30_000)
+    with services("kafka", "redis", partitions=1) as (_stack, at):
+        scorer = Scorer(context.folder, at, instance="scorer", ensemble=context.folder / "ensemble")
+        scorer.start()
+        wait_until("the scorer has its partitions", lambda: "assigned" in scorer.log.read_text(), 90)
+        _traffic(context, str(at.kafka), n)
+        wait_drained(str(at.kafka), [scorer], timeout_s=180)
+        share = 1.0 if n >= SMALL else SMALL_SHARE
+        served = _served(result, str(at.kafka), share)
+        before = _live(at)
+        for batch in BATCHES:
+            _as_served(context, result, at, batch, served)
+        _plain(context, result, at)
+        result.check("nothing live is touched: Redis, topics and offsets are as before", _live(at) == before)
+        scorer.require_running()
+        result.check("the scorer ends with exit 0", scorer.stop() == 0)
+        result.figures["redis_keys"] = before["keys"]
+    return result
+
+
+def _traffic(context: Context, bootstrap: str, n: int) -> None:
+    """Transactions in order of event time, each burst after the labels that were known by its end."""
+    config = SimulationConfig(
+        seed=context.seed,
+        customers=max(n // 16, 50),
+        terminals=max(n // 120, 20),
+        days=None,
+        transactions=n,
+        fraud_rate=0.03,
+    )
+    transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
+    # Chargebacks within a day and a review of one in fifty: labels early enough to be seen by many transactions.
+    rules = LabellerConfig(seed=context.seed, review_probability=0.02, chargeback_median_ms=12 * 3_600_000)
+    labels = history_labels(transactions, int(transactions.event_time[-1]), rules)
+    keys, values = encode_keys(transactions.customer_id), encode_values(transactions)
+    label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
+    context.say(f"{n} transactions, {len(labels)} labels")
+    topics, sent, rng = Topics(), 0, np.random.default_rng(context.seed)
+    with OpenLoopProducer(bootstrap, client_id="proof", clock=SystemClock(), sleep=time.sleep) as producer:
+        low = 0
+        while low < n:
+            high = min(low + int(np.exp(rng.uniform(*np.log(BURST)))), n)
+            due = int(np.searchsorted(labels.labelled_at, transactions.event_time[high - 1], side="right"))
+            producer.publish(topics.labels, label_keys[sent:due], label_values[sent:due])
+            producer.publish(topics.transactions, keys[low:high], values[low:high])
+            time.sleep((high - low) / RATE)
+            low, sent = high, due
+        producer.publish(topics.labels, label_keys[sent:], label_values[sent:])
+
+
+def _served(result: Result, bootstrap: str, share: float) -> str:
+    """Counts that make the proof meaningful; answers the digest of what was served, as a replay reports it."""
+    topics = Topics()
+    scores = read_topic(bootstrap, topics.scores).decode(Score)
+    contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
+    labelled = {json.loads(value or b"{}")["event_id"] for value in read_topic(bootstrap, topics.labels).value}
+    risk = [i for i, name in enumerate(cards().features) if name.startswith("terminal_risk.")]
+    with_risk = sum(any(c.features[i] for i in risk) for c in contributions)
+    digest = hashlib.sha256()
+    for score, contribution in zip(scores, contributions, strict=True):
+        digest.update(canonical(score))
+        digest.update(canonical(contribution))
+    sizes = np.diff([i for i, c in enumerate(contributions) if c.source.place == 0] + [len(contributions)])
+    result.figures |= {"labels": len(labelled), "largest_served_batch": int(sizes.max())}
+    result.at_least("scores", len(scores), MIN_SCORES * share)
+    result.at_least("labels_joined", sum(s.event_id in labelled for s in scores), MIN_LABELS * share)
+    result.at_least("scores_with_terminal_risk", with_risk, MIN_WITH_RISK * share)
+    result.at_least("served_batches", len(sizes), MIN_BATCHES * share)
+    result.at_least("different_served_batch_sizes", len(set(sizes.tolist())), 5)
+    return digest.hexdigest()
+
+
+def _as_served(context: Context, result: Result, at: StackAddresses, batch: int, served: str) -> None:
+    code, report, seconds = _replay(context, at, f"served-{batch}", ["--as-served", "--compare", "--batch", str(batch)])
+    name = f"as served, at most {batch} a batch"
+    result.check(f"{name}: exit 0", code == 0)
+    result.check(f"{name}: no difference", report.get("different") == 0)
+    result.check(f"{name}: every score compared", report.get("compared") == result.figures["scores"])
+    # Counted and hashed here, from the topics: what `--compare` says is not taken at its word.
+    result.check(f"{name}: canonical bytes are those of the topics", report.get("scores_sha256") == served)
+    result.figures[f"seconds_as_served_{batch}"] = round(seconds, 1)
+
+
+def _plain(context: Context, result: Result, at: StackAddresses) -> None:
+    digests = []
+    for batch in (1_000, 33):
+        code, report, _ = _replay(context, at, f"plain-{batch}", ["--batch", str(batch)])
+        result.check(f"plain, at most {batch} a batch: exit 0", code == 0)
+        result.check(f"plain, {batch}: every score", report.get("scored") == result.figures["scores"])
+        digests.append(report.get("scores_sha256"))
+    result.check("plain: the same canonical bytes whatever the batch size", len(set(digests)) == 1 and digests[0])
+
+
+def _replay(context: Context, at: StackAddresses, name: str, arguments: list[str]) -> tuple[int, dict[str, Any], float]:
+    module = "proofs.replay_thin" if context.broken else "stream_scorer.cli.main"
+    command = [sys.executable, "-m", module, "replay", "--from-topics", "--json", "--bootstrap", str(at.kafka)]
+    command += ["--spec", str(CARDS_SPEC), "--ensemble", str(context.folder / "ensemble")]
+    command += ["--out", str(context.folder / name), *arguments]
+    started = time.monotonic()
+    done = subprocess.run(
+        tethered(command),
+        capture_output=True,
+        text=True,
+        timeout=REPLAY_TIMEOUT_S,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    seconds = time.monotonic() - started
+    last = done.stderr.strip().splitlines()[-1:] or [""]
+    context.say(f"{name}: exit {done.returncode} in {seconds:.1f} s {last[0] if done.returncode else ''}")
+    return done.returncode, json.loads(done.stdout) if done.stdout else {}, seconds
+
+
+def _live(at: StackAddresses) -> dict[str, Any]:
+    """Everything a replay must leave alone."""
+    client = connect(str(at.redis))
+    digest, count = hashlib.sha256(), 0
+    for key in sorted(client.scan_iter(count=10_000)):
+        digest.update(key + b"\0" + (client.get(key) or b""))
+        count += 1
+    topics = Topics().all()
+    offsets = group_offsets(str(at.kafka), "stream-scorer", [Topics().transactions, Topics().labels])
+    ends = log_ends(str(at.kafka), topics)
+    return {"keys": count, "redis": digest.hexdigest(), "ends": ends, "offsets": offsets}
+
+
+def _with_one_label_left_out() -> None:
+    """The replay, blind to the first label that says fraud."""
+    from stream_scorer.cli import main as module
+    from stream_scorer.kafka.range_reader import RangeReader
+
+    read = RangeReader.read
+
+    def without(self: Any, source: Any, start: int, stop: int) -> Iterator[Any]:
+        found = source.topic != Topics().labels
+        for chunk in read(self, source, start, stop):
+            frauds = [] if found else [i for i, value in enumerate(chunk.value) if b'"fraud"' in (value or b"")]
+            if frauds:
+                found = True
+                chunk = chunk.take(np.flatnonzero(np.arange(len(chunk)) != frauds[0]))
+            yield chunk
+
+    RangeReader.read = without  # type: ignore[method-assign]
+    module.main()
+
+
+if __name__ == "__main__":
+    _with_one_label_left_out()
