@@ -164,7 +164,8 @@ def _alert_table(alerts: list[Alert]) -> Table:
     for alert in reversed(alerts):
         reasons = ", ".join(f"{reason.member} {reason.contribution:+.2f}" for reason in alert.reasons)
         score = "-" if alert.score is None else f"{alert.score:.3f}"
-        table.add_row(Text(alert.event_id), f"{alert.value / 100:,.2f}", score, alert.decision, Text(reasons))
+        decision = f"{alert.decision}, second copy" if alert.duplicate else alert.decision
+        table.add_row(Text(alert.event_id), f"{alert.value / 100:,.2f}", score, decision, Text(reasons))
     return table
 
 
