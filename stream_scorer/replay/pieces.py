@@ -53,19 +53,25 @@ class Range:
     offset_start: dict[int, int] | None = None
     offset_end: dict[int, int] | None = None
 
-    def scored(self, run: Run) -> NDArray[np.bool_]:
-        """(n,) bool over the transactions of `run`."""
+    def begun(self, run: Run) -> NDArray[np.bool_]:
+        """(n,) bool: which transactions of `run` are not before the range."""
         inside = np.ones(len(run.transactions), dtype=np.bool_)
         if self.time_start is not None:
             inside &= run.transaction_time >= self.time_start
-        if self.time_end is not None:
-            inside &= run.transaction_time < self.time_end
-        for bounds, sign in ((self.offset_start, 1), (self.offset_end, -1)):
-            for partition, offset in (bounds or {}).items():
-                here = run.transactions.partition == partition
-                reached = run.transactions.offset >= offset
-                inside &= ~here | (reached if sign > 0 else ~reached)
+        for partition, offset in (self.offset_start or {}).items():
+            inside &= (run.transactions.partition != partition) | (run.transactions.offset >= offset)
         return inside
+
+    def up_to_end(self, run: Run) -> Run:
+        """`run` without what comes after the range."""
+        rows = np.ones(len(run.transactions), dtype=np.bool_)
+        labels = np.ones(len(run.labels), dtype=np.bool_)
+        if self.time_end is not None:
+            rows &= run.transaction_time < self.time_end
+            labels &= run.label_time < self.time_end
+        for partition, offset in (self.offset_end or {}).items():
+            rows &= (run.transactions.partition != partition) | (run.transactions.offset < offset)
+        return run if rows.all() and labels.all() else _subset(run, rows, labels)
 
     def over(self, run: Run) -> bool:
         """Whether nothing from `run` on can be scored."""
@@ -85,28 +91,31 @@ def cut(runs: Iterable[Run], scored: Range, most: int, *, warm: bool) -> Iterato
     for run in runs:
         if scored.over(run):
             return
-        flags = scored.scored(run)
+        run = scored.up_to_end(run)
+        flags = scored.begun(run)
         if not begun:
             if not flags.any():
                 continue
             begun = True
-            run, flags = _from(run, int(np.argmax(flags)), flags)
+            first = int(np.argmax(flags))
+            run = _subset(run, np.arange(len(flags)) >= first, run.before > first)
+            flags = flags[first:]
         yield from _pieces(run, flags, most)
 
 
-def _from(run: Run, first: int, flags: NDArray[np.bool_]) -> tuple[Run, NDArray[np.bool_]]:
-    """`run` from its transaction `first` on."""
-    rows = np.arange(first, len(run.transactions))
-    label_rows = np.flatnonzero(run.before > first)
+def _subset(run: Run, rows: NDArray[np.bool_], labels: NDArray[np.bool_]) -> Run:
+    """The transactions and labels that two masks pick, in the same order."""
+    index, label_index = np.flatnonzero(rows), np.flatnonzero(labels)
+    kept_before = np.concatenate(([0], np.cumsum(rows)))
     return Run(
-        run.transactions.take(rows),
-        run.transaction_time[rows],
-        run.transaction_owners[first:],
-        run.labels.take(label_rows),
-        run.label_time[label_rows],
-        [run.label_owners[i] for i in label_rows.tolist()],
-        run.before[label_rows] - first,
-    ), flags[first:]
+        run.transactions.take(index),
+        run.transaction_time[index],
+        [run.transaction_owners[i] for i in index.tolist()],
+        run.labels.take(label_index),
+        run.label_time[label_index],
+        [run.label_owners[i] for i in label_index.tolist()],
+        kept_before[run.before[label_index]],
+    )
 
 
 def _pieces(run: Run, flags: NDArray[np.bool_], most: int) -> Iterator[Piece]:
