@@ -9,6 +9,7 @@ metadata would let an owner that lost its partition commit over the new one.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from stream_scorer.serde.raw import Headers, RawRecords
 from stream_scorer.state.rows import SourcePartition
 
 _log = logging.getLogger(__name__)
+# A twin with the same instance name fences us, we fence it, and so on: give up instead of playing ping-pong.
+MOST_REPLACED, REPLACED_WITHIN_S = 3, 120.0
 # A dead member is noticed after this; its partitions stand still until then.
 SESSION_TIMEOUT_MS = 10_000
 # `committed()` waits for transactions that are still pending, at most their timeout of 10 s.
@@ -85,13 +88,17 @@ class InputReader:
         if static_membership:
             config["group.instance.id"] = instance
         self._bootstrap = bootstrap
-        self._consumer = Consumer(config)
+        self._instance = instance
+        self._topics = topics
+        self._config = config | {"error_cb": self._on_error}
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
+        self._fatal: KafkaError | None = None
+        self._replaced_at: list[float] = []
         self._position: dict[SourcePartition, int] = {}
         self._generation = 0
         self._callback_error: BaseException | None = None
-        self._consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        self._consumer = self._subscribed()
 
     @property
     def owned(self) -> list[SourcePartition]:
@@ -175,6 +182,8 @@ class InputReader:
     def _consume(self, most: int, wait_s: float) -> list[Message]:
         if most <= 0:
             return []
+        if self._fatal is not None:
+            self._replace_consumer(self._fatal)
         generation = self._generation
         try:
             messages = self._consumer.consume(most, wait_s)
@@ -215,6 +224,32 @@ class InputReader:
         positions = {source: (low, self._position[source]) for source, low in start.items()}
         records = [_columns(topic, found) for topic, found in by_topic.items()]
         return Read(records, positions, self._consumer.consumer_group_metadata() if records else None)
+
+    def _subscribed(self) -> Consumer:
+        consumer = Consumer(self._config)
+        consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        return consumer
+
+    def _on_error(self, error: KafkaError) -> None:
+        # A fatal error does not come back from `consume`: the consumer would just stay silent.
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self._fatal = error
+
+    def _replace_consumer(self, error: KafkaError) -> None:
+        """Join the group anew. A broker that was killed may take our old membership for that of a twin."""
+        now = time.monotonic()
+        self._replaced_at = [at for at in self._replaced_at if now - at < REPLACED_WITHIN_S] + [now]
+        if len(self._replaced_at) > MOST_REPLACED:
+            raise StreamScorerError(
+                f"the consumer {self._instance!r} was fenced {len(self._replaced_at)} times in a row: {error.str()}",
+                mend="Does another scorer run with the same `scorer.instance`? Give each its own.",
+            )
+        _log.warning("the consumer is replaced: %s", error.str())
+        self._fatal = None
+        self._release(lost=True)
+        # Closing waits for a broker that may not answer; nobody needs to wait with it.
+        threading.Thread(target=self._consumer.close, name="closing", daemon=True).start()
+        self._consumer = self._subscribed()
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         sources = [SourcePartition(p.topic, p.partition) for p in partitions]
