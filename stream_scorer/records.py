@@ -115,24 +115,9 @@ class Reason(Record, frozen=True):
     text: str
 
 
-class Alert(Record, frozen=True):
+class Alert(Score, frozen=True):
     """Topic `alerts`: the score record of every decision other than approve, with its strongest contributions."""
 
-    event_id: str
-    event_time: int
-    scored_at: int
-    score: float | None
-    decision: Decision
-    decision_source: DecisionSource
-    ensemble: str
-    version: str
-    arm: str
-    policy_version: str
-    coverage: float
-    duplicate: bool
-    degraded: list[str]
-    member_alerts: int
-    value: int
     base: float | None
     z: float | None
     reasons: list[Reason]
