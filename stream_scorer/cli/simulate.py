@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from stream_scorer.cli.options import resolve_settings
 from stream_scorer.clock import SystemClock
 from stream_scorer.simulate import LabellerConfig, SimulationConfig
 from stream_scorer.simulate.config import DEFAULT_START_MS
@@ -64,12 +65,16 @@ def simulate(
     garbage: float,
     as_json: bool,
 ) -> None:
-    """Simulate card transactions with hidden fraud, onto Kafka (--bootstrap) or into Parquet files (--out DIR).
+    """Simulate card transactions with hidden fraud, into Parquet files (--out DIR) or else onto Kafka.
 
     The truth about fraud goes to a file of its own, which no part of the product reads.
     """
-    if (bootstrap is None) == (out is None):
+    if bootstrap is not None and out is not None:
         raise click.UsageError("Give either --bootstrap or --out.")
+    if bootstrap is None and out is None:
+        bootstrap = resolve_settings({})["kafka.bootstrap"]
+        if not bootstrap:
+            raise click.UsageError("Give --out DIR, or --bootstrap (or the setting kafka.bootstrap, or a local stack).")
     config = SimulationConfig(
         seed=seed,
         customers=customers,

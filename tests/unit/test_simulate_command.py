@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from stream_scorer.cli.simulate import simulate
@@ -39,11 +40,15 @@ def test_no_labels_and_another_start(tmp_path: Path) -> None:
     assert read_transactions(tmp_path / "transactions.parquet").event_time[0] // DAY_MS * DAY_MS == 1_740_787_200_000
 
 
-def test_one_target_is_wanted(tmp_path: Path) -> None:
-    for arguments in ([], ["--out", str(tmp_path), "--bootstrap", "127.0.0.1:9"]):
-        result = CliRunner().invoke(simulate, arguments)
-        assert result.exit_code == 2
-        assert "either --bootstrap or --out" in result.stderr
+def test_one_target_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # no settings file, no local stack
+    monkeypatch.delenv("STREAM_SCORER_KAFKA_BOOTSTRAP", raising=False)
+    both = CliRunner().invoke(simulate, ["--out", str(tmp_path), "--bootstrap", "127.0.0.1:9"])
+    assert both.exit_code == 2
+    assert "either --bootstrap or --out" in both.stderr
+    neither = CliRunner().invoke(simulate, [])
+    assert neither.exit_code == 2
+    assert "--out DIR" in neither.stderr
 
 
 def test_live_data_end_before_now() -> None:
