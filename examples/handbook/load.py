@@ -143,14 +143,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--until", type=date.fromisoformat, help="Leave out this day and what follows.")
+    day = date.fromisoformat
+    parser.add_argument("--until", type=day, help="Leave out transactions of this day and later.")
+    parser.add_argument("--labels-until", type=day, help="Leave out labels given on this day and later; as --until.")
     arguments = parser.parse_args()
-    until = arguments.until
+    until, known_until = arguments.until, arguments.labels_until or arguments.until
     data = read(arguments.source, days=None if until is None else day_number(until))
+    labels = pa.table(data.labels())
+    if known_until is not None:
+        labels = labels.filter(labels["labelled_at"].to_numpy() < START_MS + day_number(known_until) * DAY_MS)
     arguments.out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(data.transactions()), arguments.out / "transactions.parquet", compression="zstd")
-    pq.write_table(pa.table(data.labels()), arguments.out / "labels.parquet", compression="zstd")
-    print(f"{len(data):,} transactions, {int(data.fraud.sum()):,} frauds, written to {arguments.out}")  # noqa: T201
+    pq.write_table(labels, arguments.out / "labels.parquet", compression="zstd")
+    print(f"{len(data):,} transactions, {len(labels):,} labels, written to {arguments.out}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from examples.handbook.load import (
     Handbook,
     compromised_by,
     day_number,
+    main,
     read,
     records,
 )
@@ -137,3 +138,22 @@ def test_real_transactions_too() -> None:
 
 def _counts(ids: list[str]) -> dict[str, int]:
     return dict(zip(*(column.tolist() for column in np.unique(ids, return_counts=True)), strict=True))
+
+
+def test_the_loader_writes_what_is_known_by_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    seconds = np.array([5, 20, 6, 8, 3]) * 86_400
+    columns = {"t_seconds": seconds, "customer_id": [1] * 5, "terminal_id": [2] * 5, "amount_cents": [100] * 5,
+               "fraud_scenario": [0, 1, 2, 3, 1]}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "source.parquet")
+    monkeypatch.setattr(
+        "sys.argv", ["load.py", str(tmp_path / "source.parquet"), str(tmp_path / "out"), "--until", "2018-04-14"]
+    )
+    main()
+    transactions = pq.read_table(tmp_path / "out" / "transactions.parquet").to_pydict()
+    assert transactions["event_time"] == [START_MS + d * DAY_MS for d in (3, 5, 6, 8)]
+    assert transactions["event_id"] == ["hb-4", "hb-0", "hb-2", "hb-3"]
+    # Day 13 is left out: the fraud of day 6 is known only then.
+    assert pq.read_table(tmp_path / "out" / "labels.parquet").to_pydict()["event_id"] == ["hb-4"]
