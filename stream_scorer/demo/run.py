@@ -84,7 +84,8 @@ def run_demo(plan: DemoPlan, console: Console, *, clock: Clock | None = None, re
     """
     clock = clock or SystemClock()
     steps = Steps(clock, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
-    with ExitStack() as ending, _scratch() as folder:
+    # In this order: the folder goes when nobody writes to it any more.
+    with _scratch() as folder, ExitStack() as ending:
         demo = _Demo(plan, console, clock, steps, folder, report, ending)
         return demo.run()
 
