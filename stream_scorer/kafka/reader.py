@@ -90,7 +90,7 @@ class InputReader:
         self._bootstrap = bootstrap
         self._instance = instance
         self._topics = topics
-        self._config = config | {"error_cb": self._on_error}
+        self._config = config
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
         self._fatal: KafkaError | None = None
@@ -192,6 +192,11 @@ class InputReader:
         if self._callback_error is not None:
             error, self._callback_error = self._callback_error, None
             raise error
+        # Told once, and often together with the loss of the partitions: to overlook it is to read nothing ever after.
+        fatal = [fault for message in messages if (fault := message.error()) and fault.code() == KafkaError._FATAL]
+        if fatal:
+            self._fatal = fatal[0]
+            return []
         if generation != self._generation:
             # Messages of before and after the rebalance cannot be told apart by offset alone: read again from our
             # positions, which the callback has just set.
@@ -229,11 +234,6 @@ class InputReader:
         consumer = Consumer(self._config)
         consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         return consumer
-
-    def _on_error(self, error: KafkaError) -> None:
-        # A fatal error does not come back from `consume`: the consumer would just stay silent.
-        if error.fatal() or error.code() == KafkaError._FATAL:
-            self._fatal = error
 
     def _replace_consumer(self, error: KafkaError) -> None:
         """Join the group anew. A broker that was killed may take our old membership for that of a twin."""
