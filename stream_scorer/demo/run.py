@@ -116,7 +116,7 @@ class _Demo:
         steps, plan = self._steps, self._plan
         with (
             _Background(lambda: _simulate(plan, self._clock.now_ms(), self._folder)) as simulating,
-            steps.step("starting Kafka, Redis and MLflow, simulating history meanwhile"),
+            steps.step("starting the stack, simulating history meanwhile"),
         ):
             at = self._start_stack()
             world = simulating.result()
@@ -125,7 +125,7 @@ class _Demo:
             f"live: {sum(map(len, world.live)):,} to come"
         )
         train, monitor = self._train(at), self._start_monitor(at)
-        with steps.step("publishing the history to Kafka, for the features"):
+        with steps.step("publishing the history, for the features"):
             _publish_history(str(at.kafka), world, self._clock)
         with steps.step("training five members, registering them in MLflow"):
             train.wait(lambda line: steps.say(f"  {line.strip()}") if " s  " in line[:12] else None)
