@@ -18,20 +18,17 @@ import msgspec
 import numpy as np
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from stream_scorer.bench.material import CARDS_SPEC, train_cards_ensemble
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Manifest, read_manifest
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.load import OpenLoopProducer
 from stream_scorer.kafka.topics import TopicAdmin, Topics
-from stream_scorer.simulate.config import SimulationConfig
-from stream_scorer.simulate.export import export
-from stream_scorer.simulate.labeller import LabellerConfig
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.stack import LocalStack, StackAddresses
 
 ROOT = Path(__file__).resolve().parent.parent
-CARDS_SPEC = ROOT / "stream_scorer" / "simulate" / "cards.yaml"
 TETHER = ROOT / "stream_scorer" / "stack" / "tether.py"
 WORK = ROOT / ".stream-scorer"
 
@@ -89,20 +86,9 @@ def cards() -> CheckedSpec:
 
 def train_cards(folder: Path, *, seed: int, transactions: int = 60_000) -> Manifest:
     """The five default members, trained on a simulated history, in ``folder/ensemble``."""
-    from stream_scorer.train.dataset import read_training_set
-    from stream_scorer.train.train import train_ensemble
-
-    if (folder / "ensemble" / "manifest.json").exists():  # the scaled-down forms share one
-        return read_manifest(folder / "ensemble")
-    checked = cards()
-    # A higher fraud rate than real: few rows still hold enough frauds to train and calibrate on.
-    config = SimulationConfig(seed=seed + 1_000, customers=2_500, days=None, transactions=transactions, fraud_rate=0.03)
-    config = config.starting(config.start_to_end_by(SystemClock().now_ms()))
-    export(config, folder, labels=LabellerConfig())
-    data = read_training_set(folder / "transactions.parquet", folder / "labels.parquet", checked)
-    return train_ensemble(
-        data.features, checked.features, data.label, data.event_time, checked, folder / "ensemble", seed
-    )
+    if not (folder / "ensemble" / "manifest.json").exists():  # the scaled-down forms share one
+        train_cards_ensemble(folder, seed=seed, transactions=transactions)
+    return read_manifest(folder / "ensemble")
 
 
 class Scorer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +43,10 @@ def simulate_records(transactions: int, seed: int, clock: Clock) -> Records:
     return Records(generated.event_id.tolist(), encode_keys(generated.customer_id), encode_values(generated))
 
 
-def train_cards_ensemble(
-    folder: Path, *, seed: int, transactions: int, clock: Clock, say: Callable[[str], None]
-) -> Path:
+def train_cards_ensemble(folder: Path, *, seed: int, transactions: int) -> Path:
     """Simulate a labelled history, train the five default members on it, and return the folder of the ensemble.
+
+    The history begins at the simulator's fixed date: what is trained must not depend on the day it is trained on.
 
     Raises:
         SettingsError: pyarrow or scikit-learn is missing.
@@ -57,11 +56,9 @@ def train_cards_ensemble(
     from stream_scorer.train.dataset import read_training_set
     from stream_scorer.train.train import train_ensemble
 
-    say(f"training five members on {transactions:,} transactions")
     checked = load_spec(CARDS_SPEC)
     # A higher fraud rate than real: few rows still hold enough frauds to train and calibrate on.
     config = SimulationConfig(seed=seed + 1_000, customers=2_500, days=None, transactions=transactions, fraud_rate=0.03)
-    config = config.starting(config.start_to_end_by(clock.now_ms()))
     export(config, folder, labels=LabellerConfig())
     data = read_training_set(folder / "transactions.parquet", folder / "labels.parquet", checked)
     out = folder / "ensemble"

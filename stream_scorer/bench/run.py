@@ -38,7 +38,8 @@ def run_bench(
     for warning in warnings:
         say(f"warning: {warning}")
     if ensemble is None:
-        ensemble = train_cards_ensemble(folder, seed=config.seed, transactions=config.history, clock=clock, say=say)
+        say(f"training five members on {config.history:,} transactions")
+        ensemble = train_cards_ensemble(folder, seed=config.seed, transactions=config.history)
     records = simulate_records(max(config.transactions, config.backlog + config.live_transactions), config.seed, clock)
     with LocalStack(services=("kafka", "redis"), on_progress=say) as stack:
         bench = Bench(config, stack, ensemble, folder, say)

@@ -66,6 +66,8 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
         text=True,
         cwd=tmp_path,
         env=environment,
+        # A shell that runs the tests in the background has them ignore interrupts, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     running = Demo(tmp_path, mark, process)
     try:
