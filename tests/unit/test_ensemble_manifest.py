@@ -195,7 +195,6 @@ def models() -> dict[str, bytes]:
 def test_a_model_that_is_cut_short_or_of_other_inputs_is_refused(models: dict[str, bytes], member_format: Any) -> None:
     whole = models[member_format]
     assert load_member(member_format, whole, 3).predict(np.zeros((2, 3))).shape == (2,)
-    # Both tree libraries crash on some of these, so none may reach them.
     for length in [*range(0, int(len(whole) * 0.95), max(len(whole) // 50, 1)), len(whole) - 4]:
         if member_format == "lightgbm-text" and length > whole.index(b"end of parameters"):
             continue

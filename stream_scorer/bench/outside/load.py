@@ -34,7 +34,7 @@ def main(bootstrap: str, topic: str, path: str, per_second: str) -> int:
             "bootstrap.servers": bootstrap,
             "broker.address.family": "v4",
             "enable.idempotence": True,
-            "linger.ms": 1,
+            "linger.ms": 5,  # the default of Kafka 4's own producer (KIP-1030)
             "compression.type": "lz4",
             "partitioner": "murmur2_random",
             "delivery.report.only.error": True,

@@ -7,57 +7,58 @@ rare class are so long (a leaf of half fraud at 1 % overall: +50) that its best 
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.ensemble.links import sigmoid
+from stream_scorer.ensemble.members.trees import Forest, Tree
 from stream_scorer.errors import ArtifactError
 
 _FORMAT = "lightgbm-text"
 _ROUNDING = 1e-12
+# What `decision_type` of a split holds: a bit for missing values that go left, and two bits for what counts as missing.
+_DEFAULT_LEFT, _MISSING_SHIFT, _MISSING_ZERO, _MISSING_NAN = 2, 2, 1, 2
 
 
 class LightGBMMember:
     """A LightGBM binary classifier. Raises `ArtifactError` if `data` is not a whole one of `n_inputs` inputs."""
 
     def __init__(self, data: bytes, n_inputs: int) -> None:
-        import lightgbm
-
-        text, self._forest = _checked_text(data, n_inputs)
-        try:
-            self._booster = lightgbm.Booster(model_str=text)
-        except lightgbm.basic.LightGBMError as error:
-            raise ArtifactError(f"{_FORMAT}: {error}") from None
+        trees, self._forest, self._steepness = _read_model(data, n_inputs)
+        self._trees = Forest(trees, np.float64)
+        self._count = len(trees)
+        self._n_inputs = n_inputs
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See `Member.predict`. Not `raw_score`: for a forest LightGBM leaves the raw sum of leaves unaveraged."""
-        out: Any = self._booster.predict(inputs, num_threads=1)
-        probability = np.asarray(out, dtype=np.float64)
-        if self._forest:
-            # A mean of rates may miss 0 or 1 by rounding; what misses by more is not repaired.
-            probability[np.abs(probability) < _ROUNDING] = 0.0
-            probability[np.abs(probability - 1.0) < _ROUNDING] = 1.0
+        """See `Member.predict`. A forest's answer is the mean of its trees, boosting's the sigmoid of their sum."""
+        if inputs.shape[1] != self._n_inputs:
+            raise ValueError(f"{inputs.shape[1]} inputs for a model of {self._n_inputs}")
+        total = self._trees.sums(inputs).astype(np.float64)
+        if not self._forest:
+            return sigmoid(self._steepness * total)
+        probability = total / self._count
+        # A mean of rates may miss 0 or 1 by rounding; what misses by more is not repaired.
+        probability[np.abs(probability) < _ROUNDING] = 0.0
+        probability[np.abs(probability - 1.0) < _ROUNDING] = 1.0
         return probability
 
 
-def _checked_text(data: bytes, n_inputs: int) -> tuple[str, bool]:
-    """The model text, once it is known to be whole and its trees well-formed, and whether it is a forest.
-
-    LightGBM trusts its input: a text cut in half makes 4.7 read past its end and abort the process, and a child
-    pointing upwards would loop for ever. So the blocks, their sizes and every tree's links are checked first.
-    """
+def _read_model(data: bytes, n_inputs: int) -> tuple[list[Tree], bool, float]:
+    """The trees of a whole and well-formed model, whether it is a random forest, and the sigmoid's factor."""
     try:
         text = data.decode("ascii")
     except UnicodeDecodeError:
         raise ArtifactError(f"{_FORMAT}: not ASCII text") from None
     header, blank, body = text.partition("\n\n")
-    fields = dict(line.partition("=")[::2] for line in header.splitlines())
+    fields = _fields(header)
     if not blank or not header.startswith("tree\n") or "tree_sizes" not in fields:
         raise ArtifactError(f"{_FORMAT}: not a LightGBM model")
     forest = "average_output" in fields
-    if fields.get("objective", "").partition(" ")[0] != ("regression" if forest else "binary"):
+    objective, *parameters = fields.get("objective", "").split(" ")
+    if objective != ("regression" if forest else "binary"):
         raise ArtifactError(
             f"{_FORMAT}: the objective is {fields.get('objective')!r}",
             mend="Boosted trees are `binary`; a random forest (boosting=rf) is `regression` on labels of 0 and 1.",
@@ -68,44 +69,88 @@ def _checked_text(data: bytes, n_inputs: int) -> tuple[str, bool]:
         raise ArtifactError(
             f"{_FORMAT}: last input is {fields.get('max_feature_idx')}, the manifest says {n_inputs - 1}"
         )
+    steepness = 1.0
+    for parameter in parameters:
+        name, _, value = parameter.partition(":")
+        if name != "sigmoid" or forest or not re.fullmatch(r"[0-9.e+-]+", value):
+            raise ArtifactError(f"{_FORMAT}: the objective's {parameter!r} is not supported")
+        steepness = float(value)
     body = body.lstrip("\n")
     position = 0
+    trees = []
     for index, size in enumerate(_integers(fields["tree_sizes"])):
         block = body[position : position + size]
         if size <= 0 or not block.startswith(f"Tree={index}\n") or len(block) != size:
             raise ArtifactError(f"{_FORMAT}: tree {index} is cut short or misplaced")
-        _check_tree(block, index, n_inputs)
+        trees.append(_read_tree(_fields(block), index, n_inputs))
         position += size
     rest = body[position:].lstrip("\n")
     if not rest.startswith("end of trees") or "\nend of parameters" not in rest:
         raise ArtifactError(f"{_FORMAT}: the end of the model is missing")
-    return text, forest
+    if not trees:
+        raise ArtifactError(f"{_FORMAT}: no trees")
+    return trees, forest, steepness
 
 
-def _check_tree(block: str, index: int, n_inputs: int) -> None:
-    fields = dict(line.partition("=")[::2] for line in block.splitlines())
+def _fields(block: str) -> dict[str, str]:
+    return dict(line.partition("=")[::2] for line in block.splitlines())
+
+
+def _read_tree(fields: dict[str, str], index: int, n_inputs: int) -> Tree:
+    """One tree, its leaves numbered after its splits."""
     problem = ArtifactError(f"{_FORMAT}: tree {index} is malformed")
     if fields.get("is_linear", "0") != "0" or fields.get("num_cat", "0") != "0":
         raise ArtifactError(f"{_FORMAT}: tree {index} has linear leaves or categorical splits, which are not supported")
     leaves = _integers(fields.get("num_leaves", ""))
-    if len(leaves) != 1 or leaves[0] < 1 or len(fields.get("leaf_value", "").split()) != leaves[0]:
+    values = _numbers(fields.get("leaf_value", ""))
+    if len(leaves) != 1 or leaves[0] < 1 or len(values) != leaves[0] or not np.isfinite(values).all():
         raise problem
     nodes = leaves[0] - 1
+    splits = {
+        name: _integers(fields.get(name, ""))
+        for name in ("split_feature", "decision_type", "left_child", "right_child")
+    }
+    threshold = _numbers(fields.get("threshold", ""))
     if nodes == 0:
-        return
-    for name in ("threshold", "decision_type"):
-        if len(fields.get(name, "").split()) != nodes:
-            raise problem
-    features = _integers(fields.get("split_feature", ""))
-    left, right = _integers(fields.get("left_child", "")), _integers(fields.get("right_child", ""))
-    if not len(features) == len(left) == len(right) == nodes:
+        splits, threshold = {name: [] for name in splits}, []
+    lengths = {len(threshold), *map(len, splits.values())}
+    if lengths != {nodes} or np.isnan(threshold).any():
         raise problem
-    if any(not 0 <= feature < n_inputs for feature in features):
+    if any(not 0 <= feature < n_inputs for feature in splits["split_feature"]):
         raise problem
-    # A split's children come after it; a leaf is the complement of its number.
-    for children in (left, right):
+    # A split's children come after it; a leaf is the complement of its number. Each but the root has one parent.
+    for children in (splits["left_child"], splits["right_child"]):
         if any(not (parent < child < nodes or -leaves[0] <= child < 0) for parent, child in enumerate(children)):
             raise problem
+    left, right = (
+        np.array([child if child >= 0 else nodes + ~child for child in splits[name]] + [-1] * leaves[0], np.int64)
+        for name in ("left_child", "right_child")
+    )
+    if sorted(left[:nodes].tolist() + right[:nodes].tolist()) != list(range(1, nodes + leaves[0])):
+        raise problem
+    missing_left = []
+    for kind, at in zip(splits["decision_type"], threshold, strict=True):
+        what = kind >> _MISSING_SHIFT
+        if what == _MISSING_ZERO:
+            raise ArtifactError(f"{_FORMAT}: tree {index} takes zero for missing, which is not supported")
+        # Where missing values were never seen in training, LightGBM takes one for 0.
+        missing_left.append(bool(kind & _DEFAULT_LEFT) if what == _MISSING_NAN else at >= 0.0)
+    none = [0.0] * leaves[0]
+    return Tree(
+        left=left,
+        right=right,
+        feature=np.array(splits["split_feature"] + [0] * leaves[0], np.int64),
+        threshold=np.array([*threshold, *none], np.float64),
+        missing_left=np.array(missing_left + [True] * leaves[0], np.bool_),
+        value=np.array([0.0] * nodes + values, np.float64),
+    )
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split()]
+    except ValueError:
+        return [math.nan]
 
 
 def _integers(text: str) -> list[int]:
