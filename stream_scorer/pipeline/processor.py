@@ -39,14 +39,15 @@ READ_WAIT_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Pacing:
-    """How records become micro-batches: at most `most` a batch, and at least `pace_s` between two commits.
+    """How records become micro-batches: at most `most` a batch, and at least `pace_s` from batch to batch.
 
     A Kafka transaction costs the broker about the same whatever its size, so under light load a short wait halves the
-    CPU of broker and scorer; a full batch never waits.
+    CPU of broker and scorer. It is counted from when the last batch was taken up: a batch that took longer than the
+    pace is followed at once, and a full one never waits.
     """
 
     most: int = 1_024
-    pace_s: float = 0.005
+    pace_s: float = 0.010
 
 
 class Processor:
@@ -86,7 +87,7 @@ class Processor:
         self._score_from: dict[SourcePartition, int] = {}
         self._open: Transaction | None = None
         self._resync_cause = ""
-        self._last_submit = 0.0
+        self._taken_at = 0.0
         self._state_lost_at: float | None = None
         self._assigned_once = False
         self._committer = Committer(self._commit, apply, self._done)
@@ -148,11 +149,12 @@ class Processor:
             self._fail(error)
 
     def _pace(self, read: Read) -> Read:
-        """Wait for company while the last commit is less than `pace_s` ago and there is room."""
-        wait = self._last_submit + self._pacing.pace_s - time.monotonic()
+        """Wait for company while the last batch was taken up less than `pace_s` ago and there is room."""
+        wait = self._taken_at + self._pacing.pace_s - time.monotonic()
         if wait > 0 and len(read) < self._pacing.most:
             time.sleep(wait)
             read = self._reader.read_more(read, self._pacing.most - len(read))
+        self._taken_at = time.monotonic()
         return read
 
     def _batches(self, read: Read) -> list[MicroBatch]:
@@ -213,7 +215,6 @@ class Processor:
             self._publish(batch, transaction)
             self._open = None
         batch.seconds["publish"] = time.perf_counter() - started
-        self._last_submit = time.monotonic()
         self._committer.submit(Work(batch, transaction))
 
     def _commit(self, work: Work) -> None:
