@@ -36,7 +36,7 @@ class BenchConfig:
     loop_events: int = 500
     loop_s: float = 15.0
     batch: int = 1_024
-    pace_ms: int = 10
+    pace_ms: int = 20
     partitions: int = 4
     history: int = 60_000
     backlog: int = 20_000

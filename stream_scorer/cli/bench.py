@@ -26,7 +26,7 @@ import click
 @click.option("--events", "loop_events", type=click.IntRange(1), help="Events of the per-event loop.  [default: 500]")
 @click.option("--backlog", type=click.IntRange(0), help="Worked off before the first window.  [default: 20000]")
 @click.option("--batch", type=click.IntRange(1, 10_000), help="Most records in a micro-batch.  [default: 1024]")
-@click.option("--pace-ms", type=click.IntRange(0), help="Least time from one batch to the next.  [default: 10]")
+@click.option("--pace-ms", type=click.IntRange(0), help="Least time from one batch to the next.  [default: 20]")
 @click.option("--partitions", type=click.IntRange(1), help="Of every topic.  [default: 4]")
 @click.option("--seed", type=click.IntRange(0), help="Same seed, same transactions.  [default: 1]")
 @click.option(

@@ -41,13 +41,13 @@ READ_WAIT_S = 0.1
 class Pacing:
     """How records become micro-batches: at most `most` a batch, and at least `pace_s` from batch to batch.
 
-    A Kafka transaction costs the broker about the same whatever its size, so under light load a short wait halves the
-    CPU of broker and scorer. It is counted from when the last batch was taken up: a batch that took longer than the
-    pace is followed at once, and a full one never waits.
+    A Kafka transaction costs the broker about the same whatever its size, so few large ones cost less CPU, and on busy
+    cores scores come no later for it (measured in docs/benchmarks.md). The pace is counted from when the last batch was
+    taken up: a batch that took longer is followed at once, and a full one never waits.
     """
 
     most: int = 1_024
-    pace_s: float = 0.010
+    pace_s: float = 0.020
 
 
 class Processor:
