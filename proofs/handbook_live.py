@@ -66,12 +66,20 @@ def run(context: Context) -> Result:
     data = read(path, days=TEST_FROM + days)
     checked = load_spec(SPEC)
     started = time.monotonic()
-    offline = _features(checked, data)
+    offline = offline_features(checked, data)
     context.say(f"features of {len(data):,} transactions in {time.monotonic() - started:.0f} s")
     _train(context, result, checked, data, offline)
     test = data.take(data.day >= TEST_FROM)
     with services("kafka", "redis") as (_stack, at):
-        scorer = _warm(context, result, at, data)
+        scorer = Scorer(
+            context.folder,
+            at,
+            instance="scorer",
+            ensemble=context.folder / "ensemble",
+            spec=SPEC,
+            arguments=["--start", "latest"],
+        )
+        wait_warm(context, result, at, scorer, data, TEST_FROM)
         started = time.monotonic()
         for day in range(TEST_FROM, TEST_FROM + days):
             _day(context, at, scorer, data, day)
@@ -83,7 +91,7 @@ def run(context: Context) -> Result:
     return result
 
 
-def _features(checked: CheckedSpec, data: Handbook) -> History:
+def offline_features(checked: CheckedSpec, data: Handbook) -> History:
     """Features of the whole history; a transaction sees the labels given until then."""
     return build_features(
         checked,
@@ -115,22 +123,16 @@ def _train(context: Context, result: Result, checked: CheckedSpec, data: Handboo
     context.say(f"trained on {int(week.sum()):,} transactions in {result.figures['seconds_train']} s")
 
 
-def _warm(context: Context, result: Result, at: StackAddresses, data: Handbook) -> Scorer:
-    """Everything before the test on the topics; then a scorer that starts at their end, once its rows are warm."""
+def wait_warm(
+    context: Context, result: Result, at: StackAddresses, scorer: Scorer, data: Handbook, first_day: int
+) -> None:
+    """Everything before `first_day` on the topics; then `scorer` starts at their end and warms its rows."""
     bootstrap, topics = str(at.kafka), Topics()
-    before = data.take(data.day < TEST_FROM)
+    before = data.take(data.day < first_day)
     started = time.monotonic()
-    publish(bootstrap, topics.labels, *records(_labels_due(before, 0, TEST_FROM)))
+    publish(bootstrap, topics.labels, *records(labels_due(before, 0, first_day)))
     publish(bootstrap, topics.transactions, *records(before.transactions()))
     context.say(f"{len(before):,} transactions published in {time.monotonic() - started:.0f} s")
-    scorer = Scorer(
-        context.folder,
-        at,
-        instance="scorer",
-        ensemble=context.folder / "ensemble",
-        spec=SPEC,
-        arguments=["--start", "latest"],
-    )
     started = time.monotonic()
     scorer.start()
     ends = log_ends(bootstrap, [topics.transactions, topics.labels])
@@ -143,10 +145,9 @@ def _warm(context: Context, result: Result, at: StackAddresses, data: Handbook) 
     seconds = time.monotonic() - started
     context.say(f"warm after {seconds:.0f} s")
     result.figures |= {"warmed": len(before), "seconds_warm": round(seconds, 1)}
-    return scorer
 
 
-def _labels_due(data: Handbook, low: int, high: int) -> dict[str, Any]:
+def labels_due(data: Handbook, low: int, high: int) -> dict[str, Any]:
     """Labels given on days ``[low, high)``: of the frauds a week before."""
     due = (data.event_time + LABEL_DELAY_MS - START_MS) // DAY_MS
     return data.take((due >= low) & (due < high)).labels()
@@ -171,7 +172,7 @@ def _day(context: Context, at: StackAddresses, scorer: Scorer, data: Handbook, d
         # Every transaction at somebody else's terminal: what is known of terminals tells nothing any more.
         shuffled = np.random.default_rng(context.seed).permutation(len(today)).tolist()
         columns["terminal_id"] = [today.terminal_id[i] for i in shuffled]
-    publish(bootstrap, topics.labels, *records(_labels_due(data, day, day + 1)))
+    publish(bootstrap, topics.labels, *records(labels_due(data, day, day + 1)))
     wait_drained(bootstrap, [scorer], timeout_s=DAY_TIMEOUT_S)
     publish(bootstrap, topics.transactions, *records(columns))
     wait_drained(bootstrap, [scorer], timeout_s=DAY_TIMEOUT_S)

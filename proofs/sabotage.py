@@ -82,6 +82,25 @@ def miscount_summaries() -> None:
     Summariser.summarise = off_by_one  # type: ignore[method-assign]
 
 
+def lose_entries() -> None:
+    """The last entry of every update never reaches Redis."""
+    from stream_scorer.state.redis_rows import RedisRowStore
+    from stream_scorer.state.rows import RowUpdate
+
+    apply = RedisRowStore.apply
+
+    def short(self: Any, update: RowUpdate) -> None:
+        if len(update):
+            bounds = update.bounds.copy()
+            bounds[-1] -= 1
+            update = RowUpdate(
+                update.spans, update.keys, bounds, update.entries[:-1], update.span_of[:-1], update.offset[:-1]
+            )
+        apply(self, update)
+
+    RedisRowStore.apply = short  # type: ignore[method-assign]
+
+
 def raw_errors() -> None:
     """Errors reach the person as they were raised."""
     from stream_scorer.cli import main as module
@@ -95,6 +114,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "drop-bad": drop_bad_records,
     "bend-contributions": bend_contributions,
     "miscount-summaries": miscount_summaries,
+    "lose-entries": lose_entries,
     "raw-errors": raw_errors,
 }
 
