@@ -43,7 +43,7 @@ KILLS, MIN_KILLS, MIN_OPEN = 10, 5, 3
 SMALL, SMALL_KILLS, SMALL_MIN_KILLS, SMALL_MIN_OPEN = 30_000, 3, 2, 1
 
 
-def run(context: Context) -> Result:
+def run(context: Context, kills: int = KILLS) -> Result:
     """See the module. `n` is the number of transactions before duplicates."""
     n = context.n or N
     rng = np.random.default_rng(context.seed)
@@ -68,7 +68,7 @@ def run(context: Context) -> Result:
             )
             for name in "ab"
         )
-        _storm(context, result, bootstrap, first, second, len(values), rng)
+        _storm(context, result, bootstrap, first, second, len(values), rng, kills)
         wait_drained(bootstrap, [first], timeout_s=240)
         result.check("SIGTERM ends the scorer with exit 0 in 10 s", first.stop(10) == 0)
         _check_outputs(result, bootstrap, keys, values)
@@ -98,15 +98,16 @@ def _storm(
     second: Scorer,
     total: int,
     rng: np.random.Generator,
+    wanted: int,
 ) -> None:
     ends = Ends(bootstrap, Topics().contributions)
     kills = open_kills = 0
     started = joined = left = False
     few = total < SMALL
-    points = iter(sorted(rng.uniform(0.04, 0.9, SMALL_KILLS if few else KILLS)))
+    points = iter(sorted(rng.uniform(0.04, 0.9, SMALL_KILLS if few else wanted)))
     first.start()
     point = next(points)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + max(400, 20 * wanted)
     while time.monotonic() < deadline:
         first.require_running()
         progress = ends.committed() / total
@@ -148,7 +149,7 @@ def _storm(
         left = True
     ends.close()
     result.check("a second scorer joined and left", joined and left)
-    result.at_least("kills_with_lag", kills, SMALL_MIN_KILLS if few else MIN_KILLS)
+    result.at_least("kills_with_lag", kills, SMALL_MIN_KILLS if few else max(MIN_KILLS, wanted // 2))
     result.at_least("kills_with_open_transaction", open_kills, SMALL_MIN_OPEN if few else MIN_OPEN)
 
 

@@ -24,6 +24,7 @@ from stream_scorer.observability.health import HealthServer, Readiness
 from stream_scorer.pipeline.batch import MicroBatch, Sink, Stage
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.processor import Pacing, Processor
 from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.recovery import StartingPoints, starting_points
@@ -123,7 +124,7 @@ def make_processor(
     if not 1 <= settings["scorer.batch"] <= 10_000:
         raise SettingsError(f"scorer.batch = {settings['scorer.batch']}: from 1 to 10000")
 
-    def find_start(reader: InputReader, sources: list[SourcePartition]) -> StartingPoints:
+    def find_start(reader: Reader, sources: list[SourcePartition]) -> StartingPoints:
         return starting_points(reader, store, sources, inputs, settings["scorer.start"])
 
     return Processor(

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stream_scorer.errors import StateGap, StateUnavailable, StreamScorerError
-from stream_scorer.kafka.transactions import Transaction
 from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.pipeline.ports import OpenTransaction
 from stream_scorer.state.rows import RowUpdate
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Work:
     """A batch to be committed and applied; without a transaction (a catch-up batch) it is only applied."""
 
     batch: MicroBatch
-    transaction: Transaction | None
+    transaction: OpenTransaction | None
 
 
 class Committer:
@@ -98,16 +98,21 @@ class Committer:
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             try:
-                if work.transaction is not None and self.failure is None:
-                    work.transaction.flush()
-                with self._changed:
-                    self._unflushed -= 1
-                    self._changed.notify_all()
+                self._flush(work)
                 self._finish(work)
             except BaseException as error:  # carried to the processor's thread, which decides
                 self.failure = error
             with self._changed:
                 self._outstanding -= 1
+                self._changed.notify_all()
+
+    def _flush(self, work: Work) -> None:
+        try:
+            if work.transaction is not None and self.failure is None:
+                work.transaction.flush()
+        finally:
+            with self._changed:
+                self._unflushed -= 1
                 self._changed.notify_all()
 
     def _finish(self, work: Work) -> None:

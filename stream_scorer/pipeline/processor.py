@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream_scorer.errors import StateGap, StateUnavailable, StreamScorerError, TransactionAborted
-from stream_scorer.kafka.reader import InputReader, Read
-from stream_scorer.kafka.transactions import Transaction, TransactionPair
+from stream_scorer.kafka.reader import Read
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch, Sink, Stage
 from stream_scorer.pipeline.commit import Committer, Work
+from stream_scorer.pipeline.ports import OpenTransaction, Producers, Reader
 from stream_scorer.pipeline.recovery import StartingPoints
 from stream_scorer.records import DECISIONS
 from stream_scorer.serde.raw import RawRecords
@@ -65,9 +65,9 @@ class Processor:
     def __init__(
         self,
         *,
-        make_reader: Callable[[Callable[..., dict[SourcePartition, int]], Callable[[bool], None]], InputReader],
-        find_start: Callable[[InputReader, list[SourcePartition]], StartingPoints],
-        producers: TransactionPair,
+        make_reader: Callable[[Callable[..., dict[SourcePartition, int]], Callable[[bool], None]], Reader],
+        find_start: Callable[[Reader, list[SourcePartition]], StartingPoints],
+        producers: Producers,
         stages: list[Stage],
         publish: Callable[[MicroBatch, Sink], None],
         apply: Callable[[RowUpdate], None],
@@ -85,7 +85,7 @@ class Processor:
         self._pacing = pacing
         self._metrics = metrics
         self._score_from: dict[SourcePartition, int] = {}
-        self._open: Transaction | None = None
+        self._open: OpenTransaction | None = None
         self._resync_cause = ""
         self._taken_at = 0.0
         self._state_lost_at: float | None = None
@@ -208,7 +208,7 @@ class Processor:
             return
         batch.seconds["wait"] = time.perf_counter() - started
         started = time.perf_counter()
-        transaction: Transaction | None = None
+        transaction: OpenTransaction | None = None
         if batch.scoring:
             transaction = self._open = self._producers.next()
             transaction.begin()

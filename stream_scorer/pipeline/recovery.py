@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stream_scorer.errors import StateUnavailable, UsageError
-from stream_scorer.kafka.reader import InputReader
-from stream_scorer.state.redis_rows import RedisRowStore
-from stream_scorer.state.rows import SourcePartition
+from stream_scorer.pipeline.ports import Reader
+from stream_scorer.state.rows import MarkedRowStore, SourcePartition
 
 _log = logging.getLogger(__name__)
 StartPolicy = Literal["earliest", "latest"]
@@ -38,8 +37,8 @@ class StartingPoints:
 
 
 def starting_points(
-    reader: InputReader,
-    store: RedisRowStore | None,
+    reader: Reader,
+    store: MarkedRowStore | None,
     sources: list[SourcePartition],
     inputs: list[SourcePartition],
     start: StartPolicy,
@@ -95,7 +94,7 @@ def starting_points(
     return points
 
 
-def _begin(reader: InputReader, store: RedisRowStore, inputs: list[SourcePartition], *, lost: bool) -> None:
+def _begin(reader: Reader, store: MarkedRowStore, inputs: list[SourcePartition], *, lost: bool) -> None:
     if lost:
         _log.error("Redis has lost features: they are built again from the log")
     store.init({source: reader.watermarks(source)[0] for source in inputs})

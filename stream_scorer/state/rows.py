@@ -144,6 +144,23 @@ class RowStore(Protocol):
         ...
 
 
+class MarkedRowStore(RowStore, Protocol):
+    """Rows that outlive a process and may lose data. Implementations: Redis, and `testing.rows` in memory."""
+
+    @property
+    def epoch(self) -> str:
+        """The generation of rows in use; empty before `open`."""
+        ...
+
+    def open(self) -> Marks | None:
+        """Take up the current epoch and answer its marks; None if it is not complete (never initialized, or lost)."""
+        ...
+
+    def init(self, next_offset: dict[SourcePartition, int]) -> bool:
+        """Begin a new epoch with these marks, unless someone else began one since `open`. True if it was us."""
+        ...
+
+
 class MemoryRowStore:
     """Rows in this process, for one reader that feeds it in order: replay and training.
 

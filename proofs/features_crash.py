@@ -1,0 +1,183 @@
+"""features-crash: whatever dies, and wherever, rows equal the log, and every feature equals a recomputation from it.
+
+In memory, where a process can be made to die between any two calls: 1,000 seeded crashes of one scorer, spread over all
+points between reading and applying; then two scorers that are killed, suspended past their session and fenced while the
+other takes over, so that updates arrive late and out of order. The stages, the processor and the recovery are the real
+ones (`proofs/memory_run.py`). On a real Kafka and Redis: 50 `kill -9` while scoring, by `kill-once`.
+
+`N` is the number of crashes in memory; a twentieth of it are the real kills, at most 50. There rows are compared whole
+and the features of customers; in memory every view feature, of terminals too, by the marks recorded with it.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import fields
+
+from proofs import kill_once
+from proofs.kit import CARDS_SPEC, Context, Result
+from proofs.memory_run import Parts, Verdict, World, make_parts, make_world, run_until_done, verify
+from stream_scorer.testing.life import POINTS, Life
+
+CRASHES, REAL_KILLS = 1_000, 50
+# Per world: enough for windows to fill and labels to come, few enough that 1,000 crashes meet many worlds.
+TRANSACTIONS, CRASHES_A_WORLD = 700, 25
+# How often a point is passed before the process dies there, at most; records are produced by the dozen.
+MOST_PASSED, MOST_PRODUCED = 8, 200
+# Of all worlds, the share run by two scorers.
+PAIRS_A_WORLD = 0.5
+SUSPENSIONS = 4
+PATIENCE_S = 60.0
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    crashes = context.n or CRASHES
+    result = Result()
+    parts = make_parts(context.folder, CARDS_SPEC)
+    if context.broken:
+        _break()
+    one = crash_one_scorer(context, parts, crashes)
+    two = disturb_two_scorers(context, parts, max(int(PAIRS_A_WORLD * crashes / CRASHES_A_WORLD), 2))
+    for name, (verdict, counts) in {"one_scorer": one, "two_scorers": two}.items():
+        told = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
+        result.figures[name] = dict(counts) | {k: v for k, v in told.items() if k != "example" or v}
+        result.check(f"{name}: outputs once, rows and features equal the log", verdict.holds)
+    result.at_least("crashes_with_lag", one[1]["crashes_with_lag"], crashes)
+    result.at_least("points_died_at", len([p for p in POINTS if one[1][f"at_{p}"]]), len(POINTS))
+    result.at_least("late_updates", two[1]["late_updates"], 1)
+    result.at_least("fenced", two[1]["fenced"], 1)
+    kills = min(crashes // 20, REAL_KILLS)
+    if not context.broken and kills:
+        real = kill_once.run(Context(context.seed, None, False, context.folder, context.say), kills=kills)
+        result.checks |= {f"real parts: {name}": holds for name, holds in real.checks.items()}
+        result.figures["real_parts"] = real.figures
+    return result
+
+
+def crash_one_scorer(context: Context, parts: Parts, crashes: int) -> tuple[Verdict, Counter[str]]:
+    """One scorer at a time, dying at seeded points, in as many worlds as it takes."""
+    total, counts = Verdict(), Counter[str]()
+    number = 0
+    while counts["crashes_with_lag"] < crashes:
+        number += 1
+        seed = context.seed * 100_000 + number
+        rng = random.Random(seed)
+        world = make_world(parts, seed, TRANSACTIONS)
+        left = min(CRASHES_A_WORLD, crashes - counts["crashes_with_lag"])
+        lives: list[Life] = []
+
+        def next_life(world: World = world, rng: random.Random = rng, lives: list[Life] = lives) -> Life:
+            _count_deaths(world, lives[-1:], counts)
+            dies_at = None
+            if counts["crashes_with_lag"] < crashes and len(lives) < left:  # noqa: B023 - used within the loop
+                point = rng.choice(POINTS)
+                dies_at = (point, rng.randint(1, MOST_PRODUCED if point == "produce" else MOST_PASSED))
+            lives.append(Life(dies_at))
+            return lives[-1]
+
+        run_until_done(world, "scorer", rng, next_life)
+        counts["worlds"] += 1
+        _add(total, verify(world), seed)
+        if number % 10 == 0:
+            context.say(
+                f"{counts['crashes_with_lag']} crashes in {number} worlds, {total.features:,} features compared"
+            )
+    return total, counts
+
+
+def _count_deaths(world: World, last: list[Life], counts: Counter[str]) -> None:
+    for life in last:
+        if life.dead and not world.broker.drained():
+            counts["crashes_with_lag"] += 1
+            counts[f"at_{life.died_at}"] += 1
+
+
+def disturb_two_scorers(context: Context, parts: Parts, worlds: int) -> tuple[Verdict, Counter[str]]:
+    """Two scorers a world, killed, suspended and fenced."""
+    total, counts = Verdict(), Counter[str]()
+    for number in range(1, worlds + 1):
+        seed = context.seed * 100_000 + 50_000 + number
+        rng = random.Random(seed)
+        world = make_world(parts, seed, TRANSACTIONS)
+        _pair(world, rng, counts)
+        counts["worlds"] += 1
+        counts["late_updates"] += world.server.late
+        counts["aborted"] += world.broker.aborted
+        _add(total, verify(world), seed)
+    context.say(f"two scorers: {dict(counts)}")
+    return total, counts
+
+
+def _pair(world: World, rng: random.Random, counts: Counter[str]) -> None:
+    """Two scorers on one world; one after the other is killed, or stands still until the other has its partitions."""
+    lives: dict[str, Life] = {}
+    failures: list[BaseException] = []
+
+    def live(name: str) -> None:
+        def next_life() -> Life:
+            lives[name] = Life()
+            return lives[name]
+
+        try:
+            run_until_done(world, name, random.Random(rng.random()), next_life)
+        except BaseException as error:  # carried to the proof's own thread
+            failures.append(error)
+            world.stop.set()
+
+    threads = {name: threading.Thread(target=live, args=(name,), daemon=True) for name in ("a", "b")}
+    threads["a"].start()
+    deadline = time.monotonic() + PATIENCE_S
+    for step in range(2 * SUSPENSIONS):
+        time.sleep(rng.uniform(0.005, 0.03))
+        if step == 1:
+            threads["b"].start()
+        if world.stop.is_set() or len(lives) < (2 if step else 1):
+            continue
+        name = rng.choice(sorted(lives))
+        life = lives[name]
+        if rng.random() < 0.3:
+            life.kill()
+            world.broker.expel(name)
+            counts["killed"] += 1
+            continue
+        point = rng.choice(("apply", "applied", "committed", "offsets", "produce", "rows"))
+        life.suspend_at(point)
+        if life.suspended.wait(0.5):
+            world.broker.expel(name)
+            counts["fenced"] += 1
+            counts[f"suspended_at_{point}"] += 1
+            time.sleep(rng.uniform(0.0, 0.03))
+        life.resume()
+    for name, thread in threads.items():
+        if thread.ident is not None:
+            thread.join(max(deadline - time.monotonic(), 0.1))
+            assert not thread.is_alive(), f"scorer {name} did not end"
+    if failures:
+        raise AssertionError(str(failures[0])) from failures[0]
+
+
+def _add(total: Verdict, one: Verdict, seed: int) -> None:
+    for item in fields(Verdict):
+        if item.name == "example":
+            total.example = total.example or (f"seed {seed}: {one.example}" if one.example else "")
+        else:
+            setattr(total, item.name, getattr(total, item.name) + getattr(one, item.name))
+
+
+def _break() -> None:
+    """Rows advance without looking at their marks: what was applied before counts again."""
+    from stream_scorer.testing import rows
+
+    apply = rows.MemoryMarkedRows._apply
+
+    def careless(self: rows.MemoryMarkedRows, update):  # type: ignore[no-untyped-def]
+        for span in update.spans:
+            _, watermark = self._server.marks[span.source]
+            self._server.marks[span.source] = (min(span.start, self._server.marks[span.source][0]), watermark)
+        apply(self, update)
+
+    rows.MemoryMarkedRows._apply = careless  # type: ignore[method-assign]

@@ -1,0 +1,417 @@
+"""The whole scorer on a broker and rows in memory: real stages, real processor, processes that die or stand still.
+
+`World` is one data set with everything in it that makes features hard: duplicates, late events, labels that come before
+their transaction, twice, or change, offsets with holes, several partitions. `verify` holds what came of it to a
+recomputation that shares no code with the features: plain loops over the log.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import Input, NoCalibrator, Thresholds, Training
+from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
+from stream_scorer.errors import StreamScorerError
+from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.kafka.partitioner import partitions_of
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline.decode import Decode
+from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.processor import Pacing, Processor
+from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.recovery import starting_points
+from stream_scorer.pipeline.score import Scoring
+from stream_scorer.records import Contribution, Score
+from stream_scorer.simulate.config import DAY_MS, HOUR_MS, SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
+from stream_scorer.simulate.generate import generate
+from stream_scorer.simulate.labeller import history_labels
+from stream_scorer.spec import CheckedSpec, load_spec
+from stream_scorer.spec.model import duration_ms
+from stream_scorer.state.rows import SourcePartition
+from stream_scorer.testing.broker import MemoryBroker, MemoryProducers, MemoryReader
+from stream_scorer.testing.life import Life
+from stream_scorer.testing.rows import MemoryMarkedRows, MemoryServer
+
+PARTITIONS = 3
+# Small batches and small steps: many places to die in.
+BATCH, ENTRIES_PER_CALL = 16, 24
+TOPICS = Topics()
+INPUTS = [TOPICS.transactions, TOPICS.labels]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What all worlds share."""
+
+    checked: CheckedSpec
+    ensemble: Ensemble
+    engine: FeatureEngine
+    metrics: Metrics
+
+
+class _Clock:
+    def now_ms(self) -> int:
+        return 0
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+@dataclass(slots=True)
+class World:
+    """One data set on a broker, and the rows it leads to."""
+
+    parts: Parts
+    broker: MemoryBroker
+    server: MemoryServer = field(default_factory=MemoryServer)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def scorer(self, name: str, life: Life, rng: random.Random) -> Processor:
+        """A scorer of this world, as `app.make_scorer` wires it."""
+        parts, broker, sources = self.parts, self.broker, self.broker.inputs
+        store = MemoryMarkedRows(self.server, sources, life, per_call=ENTRIES_PER_CALL)
+        processor: Processor
+
+        def idle() -> None:
+            if broker.drained():
+                self.stop.set()
+
+        enrich = Enrich(parts.engine, store, lambda: processor.committer.in_flight(), lambda e: processor.state_lost(e))
+        processor = Processor(
+            make_reader=lambda assigned, revoked: MemoryReader(
+                broker, name, life, rng, idle, on_assigned=assigned, on_revoked=revoked
+            ),
+            find_start=lambda reader, owned: starting_points(reader, store, owned, sources, "earliest"),
+            producers=MemoryProducers(broker, name, life),
+            stages=[Decode(parts.checked), enrich, Scoring(parts.ensemble, parts.checked, parts.metrics)],
+            publish=Publisher(TOPICS, parts.ensemble, parts.checked, _Clock()).publish,
+            apply=store.apply,
+            transactions_topic=TOPICS.transactions,
+            labels_topic=TOPICS.labels,
+            pacing=Pacing(BATCH, 0.0),
+            metrics=parts.metrics,
+        )
+        return processor
+
+
+def make_parts(folder: Path, spec: Path) -> Parts:
+    """The cards spec with rows that are never cut, and three small members."""
+    text = spec.read_text().replace("row_entries: 256", "row_entries: 8192")
+    (folder / "cards.yaml").write_text(text)
+    checked = load_spec(folder / "cards.yaml")
+    assert checked.spec.limits.row_entries == 8192
+
+    def member(name: str, feature: str, weight: float) -> Draft:
+        data = encode_dense(Dense([Layer([[weight]], [-3.0], "logistic")]))
+        return Draft(name, "dense-json", data, [feature], [Input(impute=0.0)], NoCalibrator(), 1.0)
+
+    outline = Outline(
+        "cards", 1, "cards", checked.sha256, checked.feature_hash, checked.features, NoCalibrator(),
+        Thresholds("p", 0.12, 0.3), 0.5, Training(0, 1, 1, 1, "r", "0" * 64, {}),
+    )  # fmt: skip
+    reference = np.abs(np.random.default_rng(1).normal(2, 1, (200, len(checked.features))))
+    drafts = [member("a", "customer.count_1d", 0.4), member("b", "amount_log", 0.3), member("c", "is_night", 2.0)]
+    compose_ensemble(folder / "small", outline, drafts, reference)
+    engine = FeatureEngine(checked)
+    engine.warm()
+    return Parts(checked, Ensemble.load(folder / "small", version="1"), engine, Metrics())
+
+
+def make_world(parts: Parts, seed: int, transactions: int) -> World:
+    """A world of `transactions` distinct transactions, their labels, and what goes wrong with both."""
+    rng = np.random.default_rng(seed)
+    config = SimulationConfig(
+        seed=seed, customers=max(transactions // 25, 5), terminals=12, days=None, transactions=transactions,
+        fraud_rate=0.1,
+    )  # fmt: skip
+    made = generate(config)
+    # A label is known after days; this world is shorter, so its labels are brought forward.
+    labels = history_labels(made, int(made.event_time[-1]) + 10 * DAY_MS)
+    given = labels.event_time + rng.integers(HOUR_MS, 12 * HOUR_MS, len(labels.event_time))
+    document = msgspec.json.Decoder().decode
+    encode = msgspec.json.Encoder().encode
+    # By place in the log: an event's time, for some delayed.
+    events: list[tuple[float, str, bytes, bytes, int]] = []
+    keys, values = encode_keys(made.customer_id), encode_values(made)
+    late = np.where(rng.random(transactions) < 0.1, rng.integers(0, 2 * HOUR_MS, transactions), 0)
+    for row in range(transactions):
+        now = int(made.event_time[row])
+        events.append((now + int(late[row]), TOPICS.transactions, keys[row], values[row], now))
+        if rng.random() < 0.15:
+            again = now + int(rng.integers(0, 3 * HOUR_MS))
+            events.append((again, TOPICS.transactions, keys[row], values[row], now))
+    label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
+    for row, when in enumerate(given.tolist()):
+        told = document(label_values[row]) | {"labelled_at": when}
+        events.append((when, TOPICS.labels, label_keys[row], encode(told), when))
+        what = rng.random()
+        if what < 0.1:  # the same again
+            events.append((when + HOUR_MS, TOPICS.labels, label_keys[row], encode(told), when))
+        elif what < 0.3:  # a change of mind
+            later = when + int(rng.integers(1, 6 * HOUR_MS))
+            other = told | {"labelled_at": later, "label": "genuine" if told["label"] == "fraud" else "fraud"}
+            events.append((later, TOPICS.labels, label_keys[row], encode(other), later))
+        elif what < 0.4:  # known before the transaction arrives
+            early = told | {"labelled_at": int(labels.event_time[row]) + 1}
+            events[-1] = (float(labels.event_time[row] - 1), TOPICS.labels, label_keys[row], encode(early), when)
+    events.sort(key=lambda event: event[0])
+    topics = dict.fromkeys(TOPICS.all(), PARTITIONS)
+    broker = MemoryBroker(topics, INPUTS)
+    for partition, (_, topic, key, value, timestamp) in zip(
+        partitions_of([event[2] for event in events], PARTITIONS).tolist(), events, strict=True
+    ):
+        source = SourcePartition(topic, partition)
+        if rng.random() < 0.03:
+            broker.append_hole(source)
+        broker.append(source, key, value, timestamp)
+    return World(parts, broker)
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What `verify` found; everything but the counts of what was looked at should be 0."""
+
+    inputs: int = 0
+    lost: int = 0
+    doubled: int = 0
+    rows: int = 0
+    rows_different: int = 0
+    features: int = 0
+    features_different: int = 0
+    duplicates: int = 0
+    duplicates_unlike: int = 0
+    example: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is wrong."""
+        return not (
+            self.lost or self.doubled or self.rows_different or self.features_different or self.duplicates_unlike
+        )
+
+
+@dataclass(slots=True)
+class _Event:
+    source: SourcePartition
+    offset: int
+    event_id: str
+    time: int
+    amount: int
+    entity: dict[str, str | None]
+    duplicate: bool = False
+
+
+@dataclass(slots=True)
+class _Label:
+    source: SourcePartition
+    offset: int
+    event_id: str
+    time: int
+    given: int
+    fraud: bool
+    entity: dict[str, str | None]
+
+
+def verify(world: World) -> Verdict:
+    """Outputs, rows and features against the log."""
+    verdict = Verdict()
+    events, labels = _log(world)
+    verdict.inputs = len(events)
+    by_place = {(e.source.partition, e.offset): e for e in events}
+    contributions = _published(world, TOPICS.contributions, Contribution)
+    scores = _published(world, TOPICS.scores, Score)
+    seen = Counter((c.source.partition, c.source.offset) for _, c in contributions)
+    verdict.lost = len(by_place.keys() - seen.keys())
+    verdict.doubled = sum(count - 1 for count in seen.values()) + abs(len(scores) - len(contributions))
+    verdict.duplicates = sum(e.duplicate for e in events)
+    verdict.duplicates_unlike = abs(sum(s.duplicate for _, s in scores) - verdict.duplicates)
+    _verify_rows(world, verdict, events, labels)
+    batches: dict[int, list[tuple[int, _Event]]] = {}
+    for number, c in contributions:
+        event = by_place[c.source.partition, c.source.offset]
+        batches.setdefault(number, []).append((c.source.place, event))
+    spec = world.parts.checked
+    mine: dict[str, dict[str, list[_Event]]] = {name: {} for name in spec.spec.entities}
+    told: dict[str, dict[str, list[_Label]]] = {name: {} for name in spec.spec.entities}
+    for name in spec.spec.entities:
+        for e in events:
+            mine[name].setdefault(str(e.entity[name]), []).append(e)
+        for label in labels:
+            told[name].setdefault(str(label.entity[name]), []).append(label)
+    names = [f.name for f in spec.view_features]
+    for number, c in contributions:
+        event = by_place[c.source.partition, c.source.offset]
+        marks = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.marks}
+        earlier = {(e.source.partition, e.offset) for place, e in batches[number] if place < c.source.place}
+        wanted = _features(spec, event, marks, earlier, mine, told)
+        got = c.features[: len(names)]
+        verdict.features += len(names)
+        for name, a, b in zip(names, wanted, got, strict=True):
+            if a != b:
+                verdict.features_different += 1
+                verdict.example = verdict.example or f"{name} of {event.event_id}: {b}, by the log {a}"
+    return verdict
+
+
+def _log(world: World) -> tuple[list[_Event], list[_Label]]:
+    """Transactions and labels in offset order of each partition; a repeated id of a customer is a duplicate."""
+    document = msgspec.json.Decoder().decode
+    entities = world.parts.checked.spec.entities
+    events, labels = [], []
+    for source in world.broker.inputs:
+        known: set[tuple[str, str]] = set()
+        for offset, entry in enumerate(world.broker.log[source]):
+            if entry.control:
+                continue
+            told = document(entry.value or b"")
+            entity = {name: told.get(e.field) for name, e in entities.items()}
+            if source.topic == TOPICS.labels:
+                when = told["event_time"]
+                labels.append(
+                    _Label(
+                        source, offset, told["event_id"], when, told["labelled_at"], told["label"] == "fraud", entity
+                    )
+                )
+                continue
+            place = (told["customer_id"], told["event_id"])
+            events.append(_Event(source, offset, place[1], told["event_time"], told["amount"], entity, place in known))
+            known.add(place)
+    return events, labels
+
+
+def _published(world: World, topic: str, kind: type[Any]) -> list[tuple[int, Any]]:
+    decode = msgspec.json.Decoder(kind).decode
+    out = []
+    for partition in range(PARTITIONS):
+        entries = world.broker.read_committed(SourcePartition(topic, partition), 0, 1 << 40)
+        out += [(entry.transaction, decode(entry.value or b"")) for _, entry in entries]
+    return out
+
+
+def _verify_rows(world: World, verdict: Verdict, events: list[_Event], labels: list[_Label]) -> None:
+    """The transactions in every row, exactly; and of labels their sum: how many transactions are known as fraud."""
+    wanted: dict[bytes, Counter[tuple[int, int]]] = {}
+    fraud: dict[bytes, int] = {}
+    labelled = {v.entity for v in world.parts.checked.spec.views if {"label_rate", "label_count"} & set(v.aggregates)}
+    for index, name in enumerate(world.parts.checked.spec.entities):
+        for e in events:
+            if e.entity[name] is not None and not e.duplicate:
+                key = f"{index}:{e.entity[name]}".encode()
+                wanted.setdefault(key, Counter())[e.time, e.amount] += 1
+        if name in labelled:
+            last = {(label.entity[name], label.event_id): label.fraud for label in labels}
+            for (owner, _), is_fraud in last.items():
+                if owner is not None:
+                    key = f"{index}:{owner}".encode()
+                    fraud[key] = fraud.get(key, 0) + is_fraud
+    rows = world.server.rows
+    keys = rows.keys() | wanted.keys() | {key for key, count in fraud.items() if count}
+    verdict.rows = len(keys)
+    for key in keys:
+        entries = np.frombuffer(rows.get(key, b""), "<i8").reshape(-1, 4)
+        held = Counter((t, v) for t, v, _, kind in entries.tolist() if kind == 0)
+        known = sum(v for _, v, _, kind in entries.tolist() if kind != 0)
+        if held != wanted.get(key, Counter()) or known != fraud.get(key, 0):
+            verdict.rows_different += 1
+            verdict.example = verdict.example or f"row {key!r} holds {len(entries)} entries"
+
+
+def _features(
+    checked: CheckedSpec,
+    event: _Event,
+    marks: dict[SourcePartition, int],
+    earlier: set[tuple[int, int]],
+    mine: dict[str, dict[str, list[_Event]]],
+    told: dict[str, dict[str, list[_Label]]],
+) -> list[float | None]:
+    """The view features of `event` from the log, the marks and its batch alone; see docs/features.md."""
+    seen: dict[str, tuple[list[_Event], list[_Label]]] = {}
+    for name, owner in event.entity.items():
+        if owner is None:
+            continue
+        seen[name] = (
+            [
+                e
+                for e in mine[name][owner]
+                if not e.duplicate
+                and e.time <= event.time
+                and (
+                    # What has one partition is told by the log alone, the rest by the marks and the batch.
+                    e.offset < event.offset
+                    if name == checked.spec.partition_entity
+                    else e.offset < marks[e.source] or (e.source.partition, e.offset) in earlier
+                )
+                and not (e.source == event.source and e.offset >= event.offset)
+            ],
+            [
+                label
+                for label in told[name].get(owner, [])
+                if label.offset < marks[label.source] and label.given <= event.time
+            ],
+        )
+    out: list[float | None] = []
+    horizons: dict[str, int] = {}
+    for feature in checked.view_features:
+        long = feature.window_ms + feature.delay_ms
+        horizons[feature.view.entity] = max(horizons.get(feature.view.entity, 0), long if feature.window_ms else 0)
+    for feature in checked.view_features:
+        name = feature.view.entity
+        if name not in seen:
+            out.append(None)
+            continue
+        horizon = horizons[name] or duration_ms("30d")
+        before, known = seen[name]
+        before = [e for e in before if e.time > event.time - horizon]
+        kind = feature.aggregate
+        if kind == "is_new":
+            out.append(float(not before))
+            continue
+        if kind == "since_last":
+            out.append((event.time - max(e.time for e in before)) / 1_000.0 if before else None)
+            continue
+        high = event.time - feature.delay_ms
+        low = high - feature.window_ms
+        amounts = [e.amount for e in before if low < e.time <= high]
+        if feature.view.current == "include" and not feature.delay_ms and not event.duplicate:
+            amounts.append(event.amount)
+        verdicts = {label.event_id: label.fraud for label in known if low < label.time <= high}
+        frauds = sum(verdicts.values())
+        count = len(amounts)
+        values: dict[str, Callable[[], float | None]] = {
+            "count": lambda n=count: float(n),
+            "sum": lambda a=amounts: float(sum(a)),
+            "mean": lambda a=amounts: sum(a) / len(a) if a else None,
+            "label_count": lambda f=frauds: float(f),
+            "label_rate": lambda f=frauds, n=count: f / n if n else 0.0,
+        }
+        out.append(values[kind]())
+    return out
+
+
+def run_until_done(world: World, name: str, rng: random.Random, life_of: Callable[[], Life]) -> None:
+    """Scorers of one name, each started when the last one died, until the input is drained. Other errors are raised."""
+    from stream_scorer.testing.life import Crash
+
+    for _ in itertools.count():
+        life = life_of()
+        try:
+            world.scorer(name, life, rng).run(world.stop)
+            return
+        except Crash:
+            continue
+        except StreamScorerError as error:
+            raise AssertionError(f"{name}: {error.message}") from error

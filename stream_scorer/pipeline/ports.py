@@ -1,0 +1,57 @@
+"""What the processor asks of a broker. Kafka meets it in `kafka/`, a broker in memory in `testing/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from stream_scorer.kafka.reader import Read
+from stream_scorer.serde.raw import Headers
+from stream_scorer.state.rows import SourcePartition
+
+
+class Reader(Protocol):
+    """A member of the consumer group, with positions it keeps itself; see `stream_scorer.kafka.reader.InputReader`."""
+
+    @property
+    def owned(self) -> list[SourcePartition]: ...
+
+    def read(self, most: int, wait_s: float) -> Read: ...
+
+    def read_more(self, read: Read, most: int) -> Read: ...
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]: ...
+
+    def watermarks(self, source: SourcePartition) -> tuple[int, int]: ...
+
+    def commit(self, offsets: dict[SourcePartition, int]) -> None: ...
+
+    def seek_all(self, offsets: dict[SourcePartition, int]) -> None: ...
+
+    def lag(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class OpenTransaction(Protocol):
+    """One transaction; see `stream_scorer.kafka.transactions.Transaction`."""
+
+    def begin(self) -> None: ...
+
+    def produce(
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None = None
+    ) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def commit(self, offsets: Mapping[SourcePartition, int], group_metadata: Any) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Producers(Protocol):
+    """Hands out transactions in turn; see `stream_scorer.kafka.transactions.TransactionPair`."""
+
+    def next(self) -> OpenTransaction: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,125 @@
+"""Marked rows in memory: what Redis and its script do, for processes that may die between any two calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from stream_scorer.errors import StateGap
+from stream_scorer.state.rows import Marks, RowUpdate, SourcePartition
+from stream_scorer.testing.life import Life
+
+
+class MemoryServer:
+    """The data of one namespace, shared by all processes."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.epoch = ""
+        self.rows: dict[bytes, bytes] = {}
+        self.marks: dict[SourcePartition, tuple[int, int]] = {}
+        self.late = 0
+        self._inits = 0
+
+    def flush(self) -> None:
+        """Lose everything, as FLUSHALL does."""
+        with self.lock:
+            self.epoch = ""
+            self.rows.clear()
+            self.marks.clear()
+
+    def next_epoch(self) -> str:
+        """A name never used before."""
+        self._inits += 1
+        return f"epoch-{self._inits}"
+
+
+class MemoryMarkedRows:
+    """`MarkedRowStore` on a `MemoryServer`; `per_call` is how many entries go into one atomic step."""
+
+    def __init__(self, server: MemoryServer, sources: Sequence[SourcePartition], life: Life, *, per_call: int) -> None:
+        self._server, self._sources, self._life = server, list(sources), life
+        self._per_call = per_call
+        self._epoch = ""
+        self._acknowledged: dict[SourcePartition, int] = {}
+
+    @property
+    def epoch(self) -> str:
+        """The generation of rows in use."""
+        return self._epoch
+
+    def open(self) -> Marks | None:
+        """See `MarkedRowStore.open`."""
+        self._life.point("open")
+        with self._server.lock:
+            self._epoch = self._server.epoch
+            self._acknowledged.clear()
+            if not self._epoch or any(source not in self._server.marks for source in self._sources):
+                return None
+            marks = self._marks()
+        self._acknowledged = dict(marks.next_offset)
+        return marks
+
+    def init(self, next_offset: dict[SourcePartition, int]) -> bool:
+        """See `MarkedRowStore.init`."""
+        self._life.point("open")
+        with self._server.lock:
+            if self._server.epoch != self._epoch:
+                return False
+            self._epoch = self._server.epoch = self._server.next_epoch()
+            self._server.rows.clear()
+            self._server.marks = {source: (next_offset[source], -1) for source in self._sources}
+            return True
+
+    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
+        """See `RowStore.read`. Raises `StateGap` when acknowledged data is gone."""
+        acknowledged = dict(self._acknowledged)
+        self._life.point("rows")
+        with self._server.lock:
+            self._require_epoch()
+            if any(source not in self._server.marks for source in self._sources):
+                raise StateGap("a mark is lost")
+            rows, marks = [self._server.rows.get(key) for key in keys], self._marks()
+        if any(marks.next_offset[source] < offset for source, offset in acknowledged.items()):
+            raise StateGap("updates are lost")
+        return rows, marks
+
+    def apply(self, update: RowUpdate) -> None:
+        """See `RowStore.apply`: part by part, each atomic."""
+        for part in update.split(self._per_call):
+            self._life.point("apply")
+            with self._server.lock:
+                self._apply(part)
+            for span in part.spans:
+                self._acknowledged[span.source] = max(self._acknowledged.get(span.source, 0), span.stop)
+            self._life.point("applied")
+
+    def _apply(self, update: RowUpdate) -> None:
+        server = self._server
+        self._require_epoch()
+        at = []
+        for span in update.spans:
+            mark = server.marks.get(span.source)
+            if mark is None or mark[0] < span.start:
+                raise StateGap("a gap before the update")
+            at.append(mark[0])
+        keep = update.offset >= np.array(at, np.int64)[update.span_of]
+        server.late += any(mark > span.start for mark, span in zip(at, update.spans, strict=True))
+        for place, key in enumerate(update.keys):
+            low, high = int(update.bounds[place]), int(update.bounds[place + 1])
+            new = update.entries[low:high][keep[low:high]].astype("<i8").tobytes()
+            if new:
+                server.rows[key] = server.rows.get(key, b"") + new
+        for span in update.spans:
+            mark = server.marks[span.source]
+            server.marks[span.source] = (max(span.stop, mark[0]), max(span.watermark, mark[1]))
+
+    def _require_epoch(self) -> None:
+        if self._server.epoch != self._epoch:
+            raise StateGap("another epoch")
+
+    def _marks(self) -> Marks:
+        marks = self._server.marks
+        return Marks({s: marks[s][0] for s in self._sources}, {s: marks[s][1] for s in self._sources})
