@@ -1,4 +1,4 @@
-"""The features-crash proof, in memory and scaled down: after crashes, suspensions and fencing rows are as the log says."""
+"""The features-crash proof, in memory and scaled down: after crashes and suspensions rows are as the log says."""
 
 from __future__ import annotations
 
