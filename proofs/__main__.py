@@ -23,6 +23,7 @@ PROOFS = {
     "handbook-live": "quality on the Fraud Detection Handbook's transactions, by the live path",
     "features-oracle": "served features equal a brute-force recomputation on 21 days of the Handbook",
     "features-crash": "rows and features equal the log after 1,000 crashes in memory and 50 kill -9 on real parts",
+    "features-batch": "the same feature bytes at 1, 7, 256 and 1,024 a batch",
     "bench": "throughput and latency against the passthrough limit and a per-event loop",
 }
 

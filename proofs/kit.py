@@ -290,15 +290,23 @@ def log_ends(bootstrap: str, topics: Sequence[str]) -> dict[tuple[str, int], int
         consumer.close()
 
 
-def wait_drained(bootstrap: str, scorers: Sequence[Scorer], *, group: str = "stream-scorer", timeout_s: float) -> None:
+def wait_drained(
+    bootstrap: str,
+    scorers: Sequence[Scorer],
+    *,
+    group: str = "stream-scorer",
+    topics: Topics | None = None,
+    timeout_s: float,
+) -> None:
     """Wait until the group has committed everything on the input topics."""
-    topics = [Topics().transactions, Topics().labels]
-    ends = log_ends(bootstrap, topics)
+    names = topics or Topics()
+    inputs = [names.transactions, names.labels]
+    ends = log_ends(bootstrap, inputs)
 
     def drained() -> bool:
         for scorer in scorers:
             scorer.require_running()
-        done = group_offsets(bootstrap, group, topics)
+        done = group_offsets(bootstrap, group, inputs)
         return all(done[place] >= end for place, end in ends.items() if end > 0)
 
     wait_until("the input is drained", drained, timeout_s)

@@ -101,6 +101,13 @@ def lose_entries() -> None:
     RedisRowStore.apply = short  # type: ignore[method-assign]
 
 
+def forget_in_flight() -> None:
+    """Features see what is in Redis and not what is still on its way there."""
+    from stream_scorer.pipeline.commit import Committer
+
+    Committer.in_flight = lambda *_: ()  # type: ignore[method-assign]
+
+
 def raw_errors() -> None:
     """Errors reach the person as they were raised."""
     from stream_scorer.cli import main as module
@@ -115,6 +122,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "bend-contributions": bend_contributions,
     "miscount-summaries": miscount_summaries,
     "lose-entries": lose_entries,
+    "forget-in-flight": forget_in_flight,
     "raw-errors": raw_errors,
 }
 

@@ -1,0 +1,101 @@
+"""features-batch: the same feature bytes whatever the batch size.
+
+One backlog of transactions with second copies, late events and labels is scored on a real Kafka and Redis at 1, 7, 256
+and 1,024 a batch, each size by a group with rows of its own. One partition, so that every entity is exact; labels are
+read before the transactions that may see them. The features and statuses in `contributions`, as bytes, are
+compared event by event. `N` is the number of transactions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import numpy as np
+
+from proofs.kit import Context, Result, Scorer, publish, read_topic, services, train_cards, wait_drained
+from stream_scorer.clock import SystemClock
+from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.records import Score
+from stream_scorer.simulate.config import HOUR_MS, SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
+from stream_scorer.simulate.generate import generate
+from stream_scorer.simulate.labeller import history_labels
+from stream_scorer.stack import StackAddresses
+
+# Keys and values.
+Records = tuple[list[bytes], list[bytes]]
+N = 8_000
+SIZES = (1, 7, 256, 1_024)
+SECOND_COPIES, LATE = 0.1, 0.1
+DRAIN_S = 300
+
+
+class _Features(msgspec.Struct):
+    """Of a contribution record, the parts that must not depend on the batch; raw bytes."""
+
+    event_id: str
+    features: msgspec.Raw
+    feature_status: msgspec.Raw
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    n = context.n or N
+    result = Result()
+    train_cards(context.folder, seed=context.seed, transactions=30_000)
+    labels, transactions = _input(result, context.seed, n)
+    served: dict[int, list[tuple[str, bytes]]] = {}
+    with services("kafka", "redis", partitions=1) as (_stack, at):
+        for size in SIZES:
+            served[size] = _serve(context, result, at, size, labels, transactions)
+    first = served[SIZES[0]]
+    for size in SIZES[1:]:
+        different = sum(a != b for a, b in zip(first, served[size], strict=False)) + abs(len(first) - len(served[size]))
+        result.figures[f"different_at_{size}"] = different
+        result.check(f"{size} a batch gives the bytes of {SIZES[0]}", different == 0)
+    result.figures["sha256"] = hashlib.sha256(b"".join(value for _, value in first)).hexdigest()
+    result.at_least("rows", len(first), n)
+    result.at_least("distinct_rows", len({value for _, value in first}), n // 2)
+    return result
+
+
+def _serve(
+    context: Context, result: Result, at: StackAddresses, size: int, labels: Records, transactions: Records
+) -> list[tuple[str, bytes]]:
+    """Event id and feature bytes of every score, in order; a group, topics and rows of its own."""
+    bootstrap, topics, name = str(at.kafka), Topics(f"size-{size}."), f"size-{size}"
+    TopicAdmin(bootstrap).create(topics.all(), 1)
+    publish(bootstrap, topics.labels, *labels)
+    scorer = Scorer(
+        context.folder, at, instance=name, ensemble=context.folder / "ensemble",
+        arguments=["--batch", str(size), "--group", name, "--topic-prefix", topics.prefix, "--pace-ms", "0"],
+        sabotage="forget-in-flight" if context.broken else None,
+    )  # fmt: skip
+    scorer.start()
+    wait_drained(bootstrap, [scorer], group=name, topics=topics, timeout_s=DRAIN_S)
+    publish(bootstrap, topics.transactions, *transactions)
+    wait_drained(bootstrap, [scorer], group=name, topics=topics, timeout_s=DRAIN_S)
+    result.check(f"{size} a batch: the scorer ends with exit 0", scorer.stop() == 0)
+    records = read_topic(bootstrap, topics.contributions).decode(_Features)
+    repeated = sum(s.duplicate for s in read_topic(bootstrap, topics.scores).decode(Score))
+    context.say(f"{size} a batch: {len(records):,} scored, {repeated} second copies")
+    result.check(f"{size} a batch: second copies are flagged", repeated == result.figures["second_copies"])
+    return [(r.event_id, bytes(r.features) + bytes(r.feature_status)) for r in records]
+
+
+def _input(result: Result, seed: int, n: int) -> tuple[Records, Records]:
+    """Labels, and transactions with second copies and late ones among them."""
+    rng = np.random.default_rng(seed)
+    config = SimulationConfig(seed=seed, customers=n // 40, days=None, transactions=n, fraud_rate=0.05)
+    made = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
+    labels = history_labels(made, int(made.event_time[-1]))
+    keys, values = encode_keys(made.customer_id), encode_values(made)
+    place = made.event_time + np.where(rng.random(n) < LATE, rng.integers(0, 2 * HOUR_MS, n), 0)
+    again = np.flatnonzero(rng.random(n) < SECOND_COPIES)
+    places = np.concatenate([place, place[again] + rng.integers(1, 2 * HOUR_MS, len(again))])
+    order = np.concatenate([np.arange(n), again])[np.argsort(places, kind="stable")].tolist()
+    result.at_least("labels", len(labels.event_time), 10)
+    result.at_least("second_copies", len(again), n // 20)
+    told = encode_keys(labels.customer_id), encode_labels(labels)
+    return told, ([keys[i] for i in order], [values[i] for i in order])
