@@ -259,13 +259,20 @@ def wait_until(what: str, holds: Callable[[], bool], timeout_s: float, pause_s: 
 def group_offsets(bootstrap: str, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
     """Committed offsets of a group, settled transactions only; -1 where nothing is committed."""
     consumer = Consumer(consumer_config(bootstrap, "offsets", group))
+    deadline = time.monotonic() + 30
     try:
         wanted = []
         for topic in topics:
             wanted += [
                 TopicPartition(topic, p) for p in sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
             ]
-        return {(p.topic, p.partition): max(p.offset, -1) for p in consumer.committed(wanted, 20)}
+        while True:
+            try:
+                return {(p.topic, p.partition): max(p.offset, -1) for p in consumer.committed(wanted, 20)}
+            except KafkaException:  # a group that is new has no coordinator for a moment
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
     finally:
         consumer.close()
 
