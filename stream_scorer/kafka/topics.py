@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaException
@@ -12,6 +13,7 @@ from stream_scorer.kafka.config import MAX_MESSAGE_BYTES, client_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 
 _TIMEOUT_S = 10.0
+_LISTED_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class TopicAdmin:
         return {name: len(topic.partitions) for name, topic in found.items()}
 
     def create(self, names: list[str], partitions: int, *, replication: int = 1) -> list[str]:
-        """Create those of `names` that do not exist; answers which were created."""
+        """Create those of `names` that do not exist, and wait until the broker lists them; answers which."""
         missing = [name for name in names if name not in self.partitions()]
         if not missing:
             return []
@@ -76,6 +78,10 @@ class TopicAdmin:
                 future.result()
             except KafkaException as error:
                 raise as_domain_error(kafka_error(error), f"create topic {name}", self._bootstrap) from error
+        # The controller has made them; a busy broker hears of it somewhat later.
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not self.partitions().keys() >= set(missing) and time.monotonic() < deadline:
+            time.sleep(_LISTED_PAUSE_S)
         return missing
 
     def require(self, names: list[str], *, same_count: bool = True) -> dict[str, int]:
