@@ -163,7 +163,9 @@ def make_world(parts: Parts, seed: int, transactions: int) -> World:
             events.append((when + HOUR_MS, TOPICS.labels, label_keys[row], encode(told), when))
         elif what < 0.3:  # a change of mind
             later = when + int(rng.integers(1, 6 * HOUR_MS))
-            other = told | {"labelled_at": later, "label": "genuine" if told["label"] == "fraud" else "fraud"}
+            # Some say that they were given before the label they change.
+            claimed = later if rng.random() < 0.7 else when - HOUR_MS // 2
+            other = told | {"labelled_at": claimed, "label": "genuine" if told["label"] == "fraud" else "fraud"}
             events.append((later, TOPICS.labels, label_keys[row], encode(other), later))
         elif what < 0.4:  # known before the transaction arrives
             early = told | {"labelled_at": int(labels.event_time[row]) + 1}
@@ -274,18 +276,20 @@ def _log(world: World) -> tuple[list[_Event], list[_Label]]:
     events, labels = [], []
     for source in world.broker.inputs:
         known: set[tuple[str, str]] = set()
+        changed: dict[str, tuple[bool, int]] = {}
         for offset, entry in enumerate(world.broker.log[source]):
             if entry.control:
                 continue
             told = document(entry.value or b"")
             entity = {name: told.get(e.field) for name, e in entities.items()}
             if source.topic == TOPICS.labels:
-                when = told["event_time"]
-                labels.append(
-                    _Label(
-                        source, offset, told["event_id"], when, told["labelled_at"], told["label"] == "fraud", entity
-                    )
-                )
+                # A label that says what is known changes nothing; a change holds not before what it changes.
+                was, since = changed.get(told["event_id"], (False, 0))
+                fraud = told["label"] == "fraud"
+                if fraud != was:
+                    since = max(since, told["labelled_at"])
+                    changed[told["event_id"]] = fraud, since
+                    labels.append(_Label(source, offset, told["event_id"], told["event_time"], since, fraud, entity))
                 continue
             place = (told["customer_id"], told["event_id"])
             events.append(_Event(source, offset, place[1], told["event_time"], told["amount"], entity, place in known))

@@ -87,7 +87,7 @@ class FeatureEngine:
         no_flags = np.zeros(0, dtype=np.bool_)
         kernel.find_duplicates(entries, none, none, none, none, 1)
         kernel.scan_windows(entries, none, none, none, none, none, no_flags, none, none, no_flags, 1, 1)
-        kernel.label_changes(entries, none, none, none, none, no_flags)
+        kernel.label_changes(entries, none, none, none, none, no_flags, none)
 
     def enrich(self, events: EventBatch, store: RowStore, in_flight: Sequence[RowUpdate] = ()) -> Enriched:
         """Features of every transaction of `events`.
@@ -204,10 +204,12 @@ class FeatureEngine:
 
     def _label_entries(self, rows: _Rows, key_of: I64, labels: Labels) -> tuple[I64, I64]:
         """Entries (c, 4) of the labels that change a fraud count, and which labels (c,) they are."""
-        change = kernel.label_changes(rows.entries, rows.start, rows.end, key_of, labels.id_hash, labels.fraud)
+        change, since = kernel.label_changes(
+            rows.entries, rows.start, rows.end, key_of, labels.id_hash, labels.fraud, labels.labelled_at
+        )
         which = np.flatnonzero(change)
         entries = pack(labels.event_time[which], change[which], labels.id_hash[which])
-        entries[:, 3] = np.maximum(labels.labelled_at[which], 1)
+        entries[:, 3] = since[which]
         return entries, which
 
     def _seen(self, marks: Marks, events: EventBatch, in_flight: Sequence[RowUpdate]) -> Marks:

@@ -129,10 +129,21 @@ def scan_windows(
 
 
 @njit(cache=True, nogil=True)
-def label_changes(entries: I64, start: I64, end: I64, key_of: I64, id_hash: I64, fraud: NDArray[np.bool_]) -> I64:
-    """(n,) int64: by how much each label, in order, changes its transaction's fraud count: -1, 0 or 1."""
+def label_changes(
+    entries: I64, start: I64, end: I64, key_of: I64, id_hash: I64, fraud: NDArray[np.bool_], labelled_at: I64
+) -> tuple[I64, I64]:
+    """By how much each label, in order, changes its transaction's fraud count, and from when on.
+
+    Args:
+        labelled_at: (n,) int64, when each label was given, ms. Others as in `find_duplicates`.
+
+    Returns:
+        change: (n,) int64, -1, 0 or 1. since: (n,) int64, at least 1: when it was given, but not before the label that
+        it changes, or the change would count before what it takes back.
+    """
     n = key_of.shape[0]
     change = np.zeros(n, dtype=np.int64)
+    since = np.maximum(labelled_at, 1)
     for i in range(n):
         key = key_of[i]
         if key < 0:
@@ -141,8 +152,10 @@ def label_changes(entries: I64, start: I64, end: I64, key_of: I64, id_hash: I64,
         for e in range(start[key], end[key]):
             if entries[e, 3] != 0 and entries[e, 2] == id_hash[i]:
                 known += entries[e, 1]
+                since[i] = max(since[i], entries[e, 3])
         for j in range(i):
-            if key_of[j] == key and id_hash[j] == id_hash[i]:
+            if key_of[j] == key and id_hash[j] == id_hash[i] and change[j] != 0:
                 known += change[j]
+                since[i] = max(since[i], since[j])
         change[i] = (1 if fraud[i] else 0) - known
-    return change
+    return change, since

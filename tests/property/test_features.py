@@ -104,7 +104,8 @@ def make_events(seed: int, n: int, duplicates: bool = True):
         for name in ("event_id", "event_time", "where", "who"):
             columns[name].append(columns[name][i])
         columns["label"].append("genuine" if columns["label"][i] == "fraud" else "fraud")
-        columns["labelled_at"].append(columns["labelled_at"][i] + 5)
+        # Some claim to have been given before the label they change.
+        columns["labelled_at"].append(columns["labelled_at"][i] + int(rng.choice([5, -5])))
     return transactions, labels_from_columns(SPEC, columns)
 
 
@@ -140,12 +141,16 @@ def brute_force(transactions, labels, label_seen_by):
                     continue
                 net: dict[str, int] = {}
                 last: dict[str, bool] = {}
+                since: dict[str, int] = {}
                 for k in range(label_seen_by[i]):
                     if labels.entity_ids["where"][k] != where:
                         continue
                     was = last.get(labels.event_id[k], False)
                     last[labels.event_id[k]] = bool(labels.fraud[k])
-                    if labels.labelled_at[k] <= t and t - 5 - window < labels.event_time[k] <= t - 5:
+                    if bool(labels.fraud[k]) != was:
+                        # A change holds from when it was given, and not before what it changes.
+                        since[labels.event_id[k]] = max(since.get(labels.event_id[k], 1), int(labels.labelled_at[k]))
+                    if since.get(labels.event_id[k], 0) <= t and t - 5 - window < labels.event_time[k] <= t - 5:
                         net[labels.event_id[k]] = net.get(labels.event_id[k], 0) + int(labels.fraud[k]) - int(was)
                 frauds, seen = sum(net.values()), len(inside(there, window, 5))
                 row.append((frauds / seen if seen else 0.0) if kind == "label_rate" else frauds)
