@@ -41,7 +41,7 @@ def run(context: Context) -> Result:
     if context.broken:
         _break()
     one = crash_one_scorer(context, parts, crashes)
-    two = disturb_two_scorers(context, parts, max(int(PAIRS_A_WORLD * crashes / CRASHES_A_WORLD), 2))
+    two = disturb_two_scorers(context, parts, max(int(PAIRS_A_WORLD * crashes / CRASHES_A_WORLD), 6))
     for name, (verdict, counts) in {"one_scorer": one, "two_scorers": two}.items():
         told = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
         result.figures[name] = dict(counts) | {k: v for k, v in told.items() if k != "example" or v}

@@ -20,6 +20,7 @@ _COMMANDS = {
     "tail": "tail",
     "replay": "replay",
     "simulate": "simulate",
+    "data": "data",
     "train": "train",
     "ensemble": "ensemble",
     "dlq": "dlq",

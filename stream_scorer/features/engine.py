@@ -78,7 +78,9 @@ class FeatureEngine:
         self.plan: FeaturePlan = make_plan(checked)
         self.feature_names = checked.features
         self._derived = checked.spec.derived
-        self._column = {name: index for index, name in enumerate(checked.features)}
+        # A field's name means the field, also where a derived column bears the same.
+        fields = checked.spec.transaction.fields
+        self._column = {name: index for index, name in enumerate(checked.features) if name not in fields}
         self._prefix = [str(index) + ":" for index in range(len(self.plan.entities))]
 
     def warm(self) -> None:

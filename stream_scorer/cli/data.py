@@ -1,0 +1,122 @@
+"""`stream-scorer data`: from one's own CSV file to a spec, to training files, to the topics."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.clock import SystemClock
+from stream_scorer.data.convert import Meaning, convert
+from stream_scorer.data.csv_file import read_csv, spec_name_of
+from stream_scorer.data.draft import Roles, draft_spec
+from stream_scorer.settings import Settings
+from stream_scorer.spec import load_spec
+from stream_scorer.spec.model import duration_ms
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.group()
+def data() -> None:
+    """Your own data: a spec drafted from a CSV file, files to train on, records on the topics."""
+
+
+@data.command("draft")
+@click.argument("csv", type=_FILE)
+@click.option("--time", "time_column", required=True, help="Column of the time: a timestamp, or seconds.")
+@click.option("--value", "value_column", required=True, help="Column of the amount.")
+@click.option("--id", "id_column", help="Column that names a transaction.  [default: rows are numbered]")
+@click.option("--label", help="Column that tells fraud: it is no feature.")
+@click.option("--entity", "entities", multiple=True, metavar="NAME=COLUMN", help="What transactions share; the first "
+              "is the record key.")  # fmt: skip
+@click.option("--name", help="Name of the spec.  [default: the file's]")
+@click.option("--out", type=_FILE, help="Write the spec here.  [default: standard output]")
+def draft(
+    csv: Path,
+    time_column: str,
+    value_column: str,
+    id_column: str | None,
+    label: str | None,
+    entities: tuple[str, ...],
+    name: str | None,
+    out: Path | None,
+) -> None:
+    """Draft a pipeline spec for CSV: every column a field, every number and category a feature."""
+    pairs = dict(_pair(entity) for entity in entities)
+    roles = Roles(time_column, value_column, id_column, label, pairs)
+    text = draft_spec(read_csv(csv), roles, spec_name_of(name or csv.stem))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    out.write_text(text)
+    click.echo(f"{out}: {len(load_spec(out).features)} features. Read it, and change what you know better.", err=True)
+
+
+@data.command("convert")
+@click.argument("csv", type=_FILE)
+@click.option("--out", type=_FOLDER, required=True, help="Folder for transactions.parquet and labels.parquet.")
+@click.option("--label", help="Column that tells fraud; without it no labels are written.")
+@click.option("--fraud", default="1", show_default=True, help="What that column holds for fraud.")
+@click.option("--start", type=click.DateTime(["%Y-%m-%d"]), default="2024-01-01", show_default=True,
+              help="Day of second 0 (UTC), where the time is seconds.")  # fmt: skip
+@click.option("--minor-units", type=click.IntRange(1), default=100, show_default=True, help="Minor units in 1.")
+@click.option("--label-delay", default="0s", show_default=True, help="How long after its transaction a label is known.")
+@with_settings("scorer.spec")
+def convert_command(
+    settings: Settings,
+    csv: Path,
+    out: Path,
+    label: str | None,
+    fraud: str,
+    start: datetime,
+    minor_units: int,
+    label_delay: str,
+) -> None:
+    """Convert CSV to the Parquet files that `train` and `replay` take."""
+    checked = load_spec(settings.require("scorer.spec"))
+    start_ms = int(start.replace(tzinfo=UTC).timestamp() * 1_000)
+    meaning = Meaning(label, fraud, start_ms, minor_units, _duration(label_delay))
+    written = convert(read_csv(csv), checked, meaning, out)
+    click.echo(f"{written.transactions:,} transactions, {written.labels:,} labels, {written.frauds:,} of them fraud")
+
+
+@data.command("publish")
+@click.option("--transactions", type=_FILE, help="Parquet file of transactions.")
+@click.option("--labels", type=_FILE, help="Parquet file of labels.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Records a second; as fast as possible without.")
+@with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
+def publish_command(settings: Settings, transactions: Path | None, labels: Path | None, rate: float | None) -> None:
+    """Put labels, then transactions, on their topics."""
+    from stream_scorer.data.publish import publish_file
+    from stream_scorer.kafka.topics import Topics
+
+    if transactions is None and labels is None:
+        raise click.UsageError("Give --transactions, --labels, or both.")
+    checked, bootstrap = load_spec(settings.require("scorer.spec")), settings.require("kafka.bootstrap")
+    topics = Topics(settings["topics.prefix"])
+    for path, are_labels in ((labels, True), (transactions, False)):
+        if path is not None:
+            sent = publish_file(
+                path, checked, labels=are_labels, bootstrap=bootstrap, topics=topics, rate=rate, clock=SystemClock(),
+                sleep=time.sleep,
+            )  # fmt: skip
+            click.echo(f"{topics.labels if are_labels else topics.transactions}\t{sent:,} records")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, column = text.partition("=")
+    if not equals or not name or not column:
+        raise click.BadParameter(f"{text!r} is not NAME=COLUMN", param_hint="--entity")
+    return spec_name_of(name), column
+
+
+def _duration(text: str) -> int:
+    try:
+        return duration_ms(text)
+    except AttributeError:
+        raise click.BadParameter(f"{text!r} is not a duration such as 7d or 12h", param_hint="--label-delay") from None

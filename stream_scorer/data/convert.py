@@ -1,0 +1,139 @@
+"""A CSV file as the Parquet files that `train` and `replay` take, by the spec it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stream_scorer.data.csv_file import ROW_ID, CsvFile
+from stream_scorer.errors import UsageError
+from stream_scorer.spec.model import CheckedSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """How cells are read.
+
+    Attributes:
+        label: the column that tells fraud, and `fraud` what it holds then.
+        start_ms: epoch ms of time 0, where the time column holds seconds.
+        minor_units: by how much a value is multiplied to become an integer of minor units.
+        label_delay_ms: how long after its transaction a label was given.
+    """
+
+    label: str | None = None
+    fraud: str = "1"
+    start_ms: int = 0
+    minor_units: int = 100
+    label_delay_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """How many rows were written, and how many of them are fraud."""
+
+    transactions: int
+    labels: int
+    frauds: int
+
+
+def convert(file: CsvFile, checked: CheckedSpec, meaning: Meaning, out: Path) -> Converted:
+    """Write ``out/transactions.parquet``, in order of time, and with a label column ``out/labels.parquet``.
+
+    Raises:
+        UsageError: the file lacks a column of the spec, or a time, value or label cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shape = checked.spec.transaction
+    columns: dict[str, Any] = {}
+    for name, field in shape.fields.items():
+        if name == ROW_ID and name not in file.columns:
+            columns[name] = pa.array([f"row-{number}" for number in range(1, file.rows + 1)])
+        elif name == shape.time:
+            columns[name] = _times(file, name, meaning.start_ms)
+        elif name == shape.value:
+            columns[name] = _minor_units(file, name, meaning.minor_units)
+        elif field.type in ("string", "category"):
+            columns[name] = _column(file, name).cast(pa.string())
+        else:
+            columns[name] = _column(file, name)
+    order = np.argsort(np.asarray(columns[shape.time]), kind="stable")
+    table = pa.table(columns).take(pa.array(order))
+    out.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, out / "transactions.parquet", compression="zstd")
+    if meaning.label is None:
+        return Converted(len(table), 0, 0)
+    fraud = _fraud(file, meaning)[order]
+    owners = sorted({entity.field for entity in checked.spec.entities.values()})
+    times = np.asarray(table.column(shape.time))
+    labels = pa.table(
+        {
+            "event_id": table.column(shape.id),
+            "event_time": times,
+            "label": np.where(fraud, "fraud", "genuine"),
+            "labelled_at": times + meaning.label_delay_ms,
+            "source": ["import"] * len(table),
+        }
+        | {name: table.column(name) for name in owners}
+    )
+    pq.write_table(labels, out / "labels.parquet", compression="zstd")
+    return Converted(len(table), len(labels), int(fraud.sum()))
+
+
+def _column(file: CsvFile, name: str) -> Any:
+    return file.columns[file.column(name, "a field of the spec")]
+
+
+def _times(file: CsvFile, name: str, start_ms: int) -> Any:
+    """Epoch ms: of a timestamp (UTC where it names no zone), or of seconds since `start_ms`."""
+    import pyarrow as pa
+
+    data = _column(file, name)
+    if data.null_count:
+        raise UsageError(f"{file.path}: {data.null_count} rows have no {file.original[name]!r}")
+    if pa.types.is_temporal(data.type):
+        return data.cast(pa.timestamp("ms")).cast(pa.int64()).combine_chunks()
+    if pa.types.is_integer(data.type) or pa.types.is_floating(data.type):
+        return pa.array(start_ms + np.rint(np.asarray(data, dtype=np.float64) * 1_000).astype(np.int64))
+    try:
+        told = [datetime.fromisoformat(text) for text in data.to_pylist()]
+    except ValueError as error:
+        raise UsageError(f"{file.path}: column {file.original[name]!r} is no time: {error}") from None
+    aware = [moment if moment.tzinfo else moment.replace(tzinfo=UTC) for moment in told]
+    return pa.array([round(moment.timestamp() * 1_000) for moment in aware])
+
+
+def _minor_units(file: CsvFile, name: str, minor_units: int) -> Any:
+    import pyarrow as pa
+
+    data = _column(file, name)
+    if data.null_count or not (pa.types.is_integer(data.type) or pa.types.is_floating(data.type)):
+        raise UsageError(f"{file.path}: column {file.original[name]!r} is the value, and not a number in every row")
+    scaled = np.asarray(data, dtype=np.float64) * minor_units
+    whole = np.rint(scaled)
+    off = np.abs(scaled - whole) > 1e-6 * np.maximum(np.abs(whole), 1.0)
+    if off.any():
+        raise UsageError(
+            f"{file.path}: row {int(np.argmax(off)) + 1} has a value with more decimals than minor units",
+            mend="Give --minor-units: 100 for cents, 1000 for three decimals.",
+        )
+    return pa.array(whole.astype(np.int64))
+
+
+def _fraud(file: CsvFile, meaning: Meaning) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    assert meaning.label is not None
+    data = file.columns[file.column(meaning.label, "the label")].to_pylist()
+    told = {str(value) for value in data}
+    fraud = np.array([str(value) == meaning.fraud for value in data])
+    if not fraud.any():
+        some = ", ".join(sorted(told)[:5])
+        raise UsageError(
+            f"{file.path}: no row of {meaning.label!r} is {meaning.fraud!r}", mend=f"--fraud is one of: {some}."
+        )
+    return fraud
