@@ -2,8 +2,8 @@
 
 One has no entities at all: seconds, numbers, an amount, a class. The other has ISO times, buyers and sellers, a
 category, missing cells and decimal prices. For each: `data draft`, `data convert`, `train`, `topics create`,
-`data publish`, and `run` on a real Kafka and Redis. Every row gets one score, no dead letter, and the scores know fraud when they see it
-(the files have signal in them). `N` is the number of rows of each.
+`data publish`, and `run` on a real Kafka and Redis. Every row gets one score, no dead letter, and the scores know
+fraud when they see it (the files have signal in them). `N` is the number of rows of each.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from proofs.kit import Context, Result, Scorer, read_topic, services, tethered, wait_drained
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Score
+from stream_scorer.spec import load_spec
 
 N = 12_000
 MIN_AUC = 0.75
@@ -49,7 +50,7 @@ def run(context: Context) -> Result:
             _command(context, ["train", "--spec", str(spec), *rows, "--out", str(ensemble)])
             _command(context, ["topics", "create", *there])
             if context.broken:
-                _shift_the_value(spec)
+                _exchange_ids(data, spec, context.seed)
             _command(context, ["data", "publish", "--spec", str(spec), *there, *rows])
             scorer = Scorer(
                 context.folder, at, instance=name, ensemble=ensemble, spec=spec,
@@ -115,12 +116,15 @@ def _command(context: Context, arguments: list[str]) -> None:
     assert done.returncode == 0, f"{' '.join(arguments)}:\n{done.stderr[-1_500:]}"
 
 
-def _shift_the_value(spec: Path) -> None:
-    """The served spec takes only amounts below 10.00: most rows are refused."""
-    text = spec.read_text()
-    for name in ("amount", "price_eur"):
-        text = text.replace(f"    {name}: {{type: integer}}", f"    {name}: {{type: integer, max: 999}}")
-    spec.write_text(text)
+def _exchange_ids(data: Path, spec: Path, seed: int) -> None:
+    """Every row gets the id of another, so scores are told of the wrong transactions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = load_spec(spec).spec.transaction.id
+    table = pq.read_table(data / "transactions.parquet")
+    others = table.column(name).take(pa.array(np.random.default_rng(seed).permutation(len(table))))
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, others), data / "transactions.parquet")
 
 
 def _judge(result: Result, name: str, bootstrap: str, fraud: dict[str, bool]) -> None:
