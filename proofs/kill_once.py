@@ -72,7 +72,7 @@ def run(context: Context, kills: int = KILLS) -> Result:
         wait_drained(bootstrap, [first], timeout_s=240)
         result.check("SIGTERM ends the scorer with exit 0 in 10 s", first.stop(10) == 0)
         _check_outputs(result, bootstrap, keys, values)
-        _check_features(result, bootstrap, str(at.redis))
+        check_features(result, bootstrap, str(at.redis))
     return result
 
 
@@ -185,7 +185,7 @@ def _check_outputs(result: Result, bootstrap: str, keys: list[bytes], values: li
     )
 
 
-def _check_features(result: Result, bootstrap: str, redis_url: str) -> None:
+def check_features(result: Result, bootstrap: str, redis_url: str) -> None:
     """Rows hold each event id once, and the customer features of every score equal a recomputation of the log."""
     checked = cards()
     inputs = read_topic(bootstrap, Topics().transactions)

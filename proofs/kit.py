@@ -146,6 +146,11 @@ class Scorer:
             self._process.kill()
             return self._process.wait()
 
+    def close(self) -> None:
+        """End it if it still runs; for whoever leaves by an exception."""
+        if self.running:
+            self.kill()
+
     def require_running(self) -> None:
         """Raise with the end of its log if it has ended."""
         if not self.running:

@@ -244,7 +244,9 @@ def _check_answers(tracking_uri: str) -> None:
     """Raise unless something speaks HTTP at `tracking_uri` within `HEALTH_TIMEOUT_S`; any answer will do."""
     if urlsplit(tracking_uri).scheme not in ("http", "https") or not urlsplit(tracking_uri).hostname:
         raise SettingsError(
-            f"{tracking_uri!r} is not the address of an MLflow server", mend="It starts with http:// or https://."
+            # Not repeated: whatever it is, it may hold a password.
+            "the setting `mlflow.url` is not the address of an MLflow server",
+            mend="It starts with http:// or https://.",
         )
     try:
         with urllib.request.urlopen(f"{_shown(tracking_uri)}/health", timeout=HEALTH_TIMEOUT_S):  # noqa: S310  http

@@ -247,7 +247,7 @@ class Kafka:
 
     def _command(self, flags: list[str], main: str, *arguments: str) -> list[str]:
         assert self._java is not None
-        # The collector that costs least at this heap and core count: 3.2 s of CPU to start against 3.7 with G1.
+        # One small heap on few cores: G1's threads would take CPU from what runs beside the broker.
         flags = [*flags, "-XX:+UseSerialGC", "-Xshare:auto", "-XX:+PerfDisableSharedMem", "-Djava.awt.headless=true"]
         # zstd and snappy unpack their native code here, and not into the machine's /tmp.
         flags += [f"-Djava.io.tmpdir={self.folder / 'tmp'}", f"-Dkafka.logs.dir={self.folder}"]

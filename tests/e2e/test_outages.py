@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from proofs.kill_once import _check_features
+from proofs.kill_once import check_features
 from proofs.kit import Context, Ends, Result, Scorer, publish, read_topic, services, wait_drained, wait_until
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import Topics
@@ -21,6 +21,7 @@ from stream_scorer.stack import LocalStack, StackAddresses
 pytestmark = pytest.mark.integration
 N = 12_000
 Parts = tuple[LocalStack, StackAddresses]
+Start = Callable[[Context, StackAddresses], Scorer]
 
 
 @pytest.fixture
@@ -35,11 +36,21 @@ def records(n: int, seed: int = 5) -> tuple[list[bytes], list[bytes]]:
     return encode_keys(transactions.customer_id), encode_values(transactions)
 
 
-def start(context: Context, at: StackAddresses) -> Scorer:
-    slow = ["--batch", "64", "--pace-ms", "10"]
-    scorer = Scorer(context.folder, at, instance="scorer", ensemble=context.folder / "ensemble", arguments=slow)
-    scorer.start()
-    return scorer
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts scorers that end with the test, however it ends."""
+    started: list[Scorer] = []
+
+    def begin(context: Context, at: StackAddresses) -> Scorer:
+        slow = ["--batch", "64", "--pace-ms", "10"]
+        scorer = Scorer(context.folder, at, instance="scorer", ensemble=context.folder / "ensemble", arguments=slow)
+        started.append(scorer)
+        scorer.start()
+        return scorer
+
+    yield begin
+    for scorer in started:
+        scorer.close()
 
 
 def wait_for_progress(at: StackAddresses, share: float, n: int) -> None:
@@ -57,7 +68,9 @@ def assert_each_scored_once(at: StackAddresses) -> None:
     assert outputs == Counter(dict.fromkeys(zip(inputs.partition, inputs.offset, strict=True), 1))
 
 
-def test_a_broker_that_is_killed_and_comes_back_costs_no_record(parts: Parts, context: Callable[..., Context]) -> None:
+def test_a_broker_that_is_killed_and_comes_back_costs_no_record(
+    parts: Parts, context: Callable[..., Context], start: Start
+) -> None:
     stack, at = parts
     asked = context(N)
     publish(str(at.kafka), Topics().transactions, *records(N))
@@ -68,12 +81,12 @@ def test_a_broker_that_is_killed_and_comes_back_costs_no_record(parts: Parts, co
     assert scorer.stop() == 0
     assert_each_scored_once(at)
     result = Result()
-    _check_features(result, str(at.kafka), str(at.redis))
+    check_features(result, str(at.kafka), str(at.redis))
     assert result.ok, result.checks
 
 
 def test_redis_gone_degrades_and_says_so_and_its_return_brings_features_back(
-    parts: Parts, context: Callable[..., Context]
+    parts: Parts, context: Callable[..., Context], start: Start
 ) -> None:
     stack, at = parts
     asked = context(N)
@@ -98,14 +111,14 @@ def test_redis_gone_degrades_and_says_so_and_its_return_brings_features_back(
     assert not late & {s.event_id for s in degraded}
     # Rows are whole again, and what was scored after the return saw them.
     result = Result()
-    _check_features(result, str(at.kafka), str(at.redis))
+    check_features(result, str(at.kafka), str(at.redis))
     different = result.figures["customer_feature_rows_different"]
     assert 0 < different <= len(degraded)
     assert all(holds for name, holds in result.checks.items() if "recomputation" not in name), result.checks
 
 
 def test_sigterm_in_mid_backlog_ends_in_order_and_the_next_start_goes_on(
-    parts: Parts, context: Callable[..., Context]
+    parts: Parts, context: Callable[..., Context], start: Start
 ) -> None:
     _, at = parts
     asked = context(N)

@@ -9,7 +9,14 @@ import pytest
 
 from proofs.kit import Context
 
-SIZES = {"kill-once": 12_000, "garbage": 6_000, "additive": 4_000, "usage": 1, "features-batch": 2_000}
+SIZES = {
+    "kill-once": 12_000,
+    "garbage": 6_000,
+    "additive": 4_000,
+    "usage": 1,
+    "features-batch": 2_000,
+    "features-own-data": 4_000,
+}
 
 
 @pytest.mark.integration
