@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.features import kernel
 from stream_scorer.features.derived import FUNCTIONS
-from stream_scorer.features.plan import FeaturePlan, make_plan
+from stream_scorer.features.plan import EntityPlan, FeaturePlan, make_plan
 from stream_scorer.features.rows import ENTRY_BYTES, pack, unpack
 from stream_scorer.records import DEFAULT, FRESH, MISSING
 from stream_scorer.serde.decoder import Labels, Transactions
@@ -71,6 +71,17 @@ class _Rows:
     end: I64
 
 
+@dataclass(slots=True)
+class _Scanned:
+    """What the kernel found for one entity; see `kernel.scan_windows` and, where a view asks for it, `scan_spread`."""
+
+    count: I64
+    total: I64
+    fraud: I64
+    last: I64
+    spread: tuple[I64, I64, F64] | None
+
+
 class FeatureEngine:
     """Computes the feature vector that a spec declares."""
 
@@ -89,6 +100,10 @@ class FeatureEngine:
         no_flags = np.zeros(0, dtype=np.bool_)
         kernel.find_duplicates(entries, none, none, none, none, 1)
         kernel.scan_windows(entries, none, none, none, none, none, no_flags, none, none, no_flags, 1, 1)
+        nothing = np.zeros((0, 0), dtype=np.int64)
+        kernel.scan_spread(
+            entries, none, none, none, none, none, no_flags, none, none, no_flags, 1, 1, nothing, nothing
+        )  # fmt: skip
         kernel.label_changes(entries, none, none, none, none, no_flags, none)
 
     def enrich(self, events: EventBatch, store: RowStore, in_flight: Sequence[RowUpdate] = ()) -> Enriched:
@@ -140,20 +155,7 @@ class FeatureEngine:
                 own.entries, own.start, own.end, key_of[self.plan.partition_entity], transactions.id_hash, limit
             )
         scanned = [
-            kernel.scan_windows(
-                mine.entries,
-                mine.start,
-                mine.end,
-                key_of[index],
-                transactions.event_time,
-                transactions.value,
-                duplicate,
-                entity.window_ms,
-                entity.delay_ms,
-                entity.include_current,
-                entity.horizon_ms,
-                limit,
-            )
+            _scan(entity, mine, key_of[index], transactions, duplicate, limit)
             for index, (entity, mine) in enumerate(zip(self.plan.entities, stacked, strict=True))
         ]
         matrix, status = self._assemble(transactions, scanned, key_of)
@@ -178,30 +180,14 @@ class FeatureEngine:
     def without_state(self, events: EventBatch) -> Enriched:
         """What remains while the rows cannot be read: the transaction's own columns; everything else is missing."""
         n = len(events.transactions)
-        nobody = [np.full(n, -1, dtype=np.int64) for _ in self.plan.entities]
+        nobody = np.full(n, -1, dtype=np.int64)
         none = np.zeros(0, dtype=np.int64)
         empty = _Rows(np.zeros((0, 4), dtype=np.int64), none, none)
-        scanned = [
-            kernel.scan_windows(
-                empty.entries,
-                none,
-                none,
-                nobody[0],
-                none,
-                none,
-                np.zeros(0, dtype=np.bool_),
-                entity.window_ms,
-                entity.delay_ms,
-                entity.include_current,
-                entity.horizon_ms,
-                1,
-            )
-            for entity in self.plan.entities
-        ]
-        matrix, status = self._assemble(events.transactions, scanned, nobody)
+        duplicate = np.zeros(n, dtype=np.bool_)
+        scanned = [_scan(entity, empty, nobody, events.transactions, duplicate, 1) for entity in self.plan.entities]
+        matrix, status = self._assemble(events.transactions, scanned, [nobody] * len(scanned))
         status[status == DEFAULT] = MISSING
         nothing = RowUpdate(events.spans, [], np.zeros(1, dtype=np.int64), np.zeros((0, 4), dtype=np.int64), none, none)
-        duplicate = np.zeros(n, dtype=np.bool_)
         return Enriched(matrix, status, duplicate, Marks({}, {}), nothing, ["features_unavailable"])
 
     def _label_entries(self, rows: _Rows, key_of: I64, labels: Labels) -> tuple[I64, I64]:
@@ -226,7 +212,7 @@ class FeatureEngine:
         return Marks(seen, marks.watermark)
 
     def _assemble(
-        self, transactions: Transactions, scanned: list[tuple[I64, I64, I64, I64]], key_of: list[I64]
+        self, transactions: Transactions, scanned: list[_Scanned], key_of: list[I64]
     ) -> tuple[F64, NDArray[np.int8]]:
         n = len(transactions)
         matrix = np.empty((n, len(self.feature_names)))
@@ -251,25 +237,56 @@ class FeatureEngine:
         return matrix, status
 
 
-def _aggregate(feature: ViewFeature, scanned: tuple[I64, I64, I64, I64], window: int, time: I64) -> F64:
-    count, total, fraud, last = scanned
+def _scan(
+    entity: EntityPlan, rows: _Rows, key_of: I64, transactions: Transactions, duplicate: NDArray[np.bool_], limit: int
+) -> _Scanned:
+    arguments = (
+        rows.entries,
+        rows.start,
+        rows.end,
+        key_of,
+        transactions.event_time,
+        transactions.value,
+        duplicate,
+        entity.window_ms,
+        entity.delay_ms,
+        entity.include_current,
+        entity.horizon_ms,
+        limit,
+    )
+    count, total, fraud, last = kernel.scan_windows(*arguments)
+    spread = kernel.scan_spread(*arguments, count, total) if entity.spread else None
+    return _Scanned(count, total, fraud, last, spread)
+
+
+def _aggregate(feature: ViewFeature, scanned: _Scanned, window: int, time: I64) -> F64:
     kind = feature.aggregate
     if kind == "since_last":
-        return np.where(last >= 0, (time - last) / 1_000.0, np.nan)
+        return np.where(scanned.last >= 0, (time - scanned.last) / 1_000.0, np.nan)
     if kind == "is_new":
-        return (last < 0).astype(np.float64)
-    seen = count[:, window].astype(np.float64)
+        return (scanned.last < 0).astype(np.float64)
+    seen = scanned.count[:, window].astype(np.float64)
     if kind == "count":
         return seen
     if kind == "sum":
-        return total[:, window].astype(np.float64)
+        return scanned.total[:, window].astype(np.float64)
     if kind == "label_count":
-        return fraud[:, window].astype(np.float64)
+        return scanned.fraud[:, window].astype(np.float64)
+    if kind in ("min", "max", "std"):
+        assert scanned.spread is not None
+        least, greatest, squares = scanned.spread
+        if kind == "std":
+            return np.sqrt(_over(squares[:, window], seen, np.nan))
+        return np.where(seen > 0, (least if kind == "min" else greatest)[:, window], np.nan)
     # A mean of nothing has no value; a fraud rate of nothing is 0: no fraud is known of that entity.
-    empty = np.nan if kind == "mean" else 0.0
-    numerator = total if kind == "mean" else fraud
-    rate: F64 = np.divide(numerator[:, window], seen, out=np.full(len(seen), empty), where=seen > 0)
-    return rate
+    if kind == "mean":
+        return _over(scanned.total[:, window], seen, np.nan)
+    return _over(scanned.fraud[:, window], seen, 0.0)
+
+
+def _over(numerator: I64 | F64, count: F64, empty: float) -> F64:
+    quotient: F64 = np.divide(numerator, count, out=np.full(len(count), empty), where=count > 0)
+    return quotient
 
 
 def _intern(ids: Sequence[str | None], known: dict[str, int]) -> I64:

@@ -14,6 +14,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
+# Where deviations are split before they are squared: each part's square has 48 bits, and room for 2^13 of them.
+SPLIT = 1 << 24
 
 
 @njit(cache=True, nogil=True)
@@ -126,6 +128,96 @@ def scan_windows(
             previous[i] = newest[key]
             newest[key] = i
     return count, total, fraud, last
+
+
+@njit(cache=True, nogil=True)
+def scan_spread(
+    entries: I64,
+    start: I64,
+    end: I64,
+    key_of: I64,
+    time: I64,
+    value: I64,
+    duplicate: NDArray[np.bool_],
+    window_ms: I64,
+    delay_ms: I64,
+    include_current: NDArray[np.bool_],
+    horizon_ms: int,
+    limit: int,
+    count: I64,
+    total: I64,
+) -> tuple[I64, I64, NDArray[np.float64]]:
+    """Least and greatest value, and sum of squared deviations, of what `scan_windows` counted.
+
+    Deviations are taken from the mean rounded down, split at `SPLIT` and summed as integers, so that the result does
+    not depend on the order of the entries. Exact while they stay below 2^48 (and a row below 2^13 entries).
+
+    Args:
+        count, total: (n, m) int64, as `scan_windows` answered for the same arguments. Others as there.
+
+    Returns:
+        least, greatest: (n, m) int64, of no meaning where `count` is 0; squares: (n, m) float64, the sum of
+        ``(value - mean)**2``.
+    """
+    n = key_of.shape[0]
+    m = window_ms.shape[0]
+    least = np.full((n, m), np.iinfo(np.int64).max, dtype=np.int64)
+    greatest = np.full((n, m), np.iinfo(np.int64).min, dtype=np.int64)
+    squares = np.zeros((n, m), dtype=np.float64)
+    newest = np.full(start.shape[0], -1, dtype=np.int64)
+    previous = np.full(n, -1, dtype=np.int64)
+    parts = np.zeros((m, 3), dtype=np.int64)
+    for i in range(n):
+        key = key_of[i]
+        if key < 0:
+            continue
+        t = time[i]
+        parts[:] = 0
+        left = limit
+        j = newest[key]
+        while j >= 0 and left > 0:
+            left -= 1
+            if t - horizon_ms < time[j] <= t:
+                for w in range(m):
+                    high = t - delay_ms[w]
+                    if high - window_ms[w] < time[j] <= high:
+                        least[i, w] = min(least[i, w], value[j])
+                        greatest[i, w] = max(greatest[i, w], value[j])
+                        _add_square(parts[w], value[j] - total[i, w] // count[i, w])
+            j = previous[j]
+        low = max(start[key], end[key] - left)
+        for e in range(low, end[key]):
+            when = entries[e, 0]
+            if entries[e, 3] == 0 and t - horizon_ms < when <= t:
+                for w in range(m):
+                    high = t - delay_ms[w]
+                    if high - window_ms[w] < when <= high:
+                        least[i, w] = min(least[i, w], entries[e, 1])
+                        greatest[i, w] = max(greatest[i, w], entries[e, 1])
+                        _add_square(parts[w], entries[e, 1] - total[i, w] // count[i, w])
+        if not duplicate[i]:
+            for w in range(m):
+                if include_current[w] and delay_ms[w] == 0:
+                    least[i, w] = min(least[i, w], value[i])
+                    greatest[i, w] = max(greatest[i, w], value[i])
+                    _add_square(parts[w], value[i] - total[i, w] // count[i, w])
+            previous[i] = newest[key]
+            newest[key] = i
+        for w in range(m):
+            if count[i, w] > 0:
+                # What rounding the mean down has left out: less than 1 an entry.
+                rest = float(total[i, w] % count[i, w])
+                whole = parts[w, 0] * float(SPLIT) * SPLIT + parts[w, 1] * 2.0 * SPLIT + parts[w, 2]
+                squares[i, w] = max(whole - rest * rest / count[i, w], 0.0)
+    return least, greatest, squares
+
+
+@njit(cache=True, nogil=True)
+def _add_square(parts: I64, deviation: int) -> None:
+    high, low = deviation // SPLIT, deviation % SPLIT
+    parts[0] += high * high
+    parts[1] += high * low
+    parts[2] += low * low
 
 
 @njit(cache=True, nogil=True)

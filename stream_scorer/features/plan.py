@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
+from stream_scorer.spec.model import LABELLED, SPREAD, CheckedSpec, ViewFeature, duration_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class EntityPlan:
         window_ms, delay_ms: (m,) int64. include_current: (m,) bool.
         horizon_ms: how far back an event still counts for `since_last` and `is_new`, and in any window.
         takes_labels: whether labels are kept in this entity's rows.
+        spread: whether a feature asks for the least, the greatest or the deviation of values.
     """
 
     name: str
@@ -26,6 +27,7 @@ class EntityPlan:
     include_current: NDArray[np.bool_]
     horizon_ms: int
     takes_labels: bool
+    spread: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,11 @@ def make_plan(checked: CheckedSpec) -> FeaturePlan:
     names = list(spec.entities)
     windows: list[dict[tuple[int, int, bool], int]] = [{} for _ in names]
     columns: list[tuple[ViewFeature, int, int]] = []
-    labelled = [False] * len(names)
+    labelled, spread = [False] * len(names), [False] * len(names)
     for feature in checked.view_features:
         entity = names.index(feature.view.entity)
         labelled[entity] |= feature.aggregate in LABELLED
+        spread[entity] |= feature.aggregate in SPREAD
         slot = -1
         if feature.window_ms:
             key = (feature.window_ms, feature.delay_ms, feature.view.current == "include")
@@ -71,6 +74,7 @@ def make_plan(checked: CheckedSpec) -> FeaturePlan:
                 include_current=np.array([k[2] for k in keys], dtype=np.bool_),
                 horizon_ms=horizon,
                 takes_labels=labelled[entity],
+                spread=spread[entity],
             )
         )
     partition_entity = names.index(spec.partition_entity) if spec.partition_entity else -1

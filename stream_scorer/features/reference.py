@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,3 +51,46 @@ def scan_windows(
         if not duplicate[i]:
             rows[key].append((t, int(value[i]), 0, 0))
     return count, total, fraud, last
+
+
+def scan_spread(
+    entries: I64,
+    start: I64,
+    end: I64,
+    key_of: I64,
+    time: I64,
+    value: I64,
+    duplicate: NDArray[np.bool_],
+    window_ms: I64,
+    delay_ms: I64,
+    include_current: NDArray[np.bool_],
+    horizon_ms: int,
+    limit: int,
+) -> tuple[list[list[int | None]], list[list[int | None]], list[list[Fraction | None]]]:
+    """Least, greatest and exact variance (None of nothing) of every window, in Python's unbounded numbers."""
+    least: list[list[int | None]] = []
+    greatest: list[list[int | None]] = []
+    variance: list[list[Fraction | None]] = []
+    rows = {key: [tuple(e) for e in entries[start[key] : end[key]].tolist()] for key in range(len(start))}
+    for i in range(len(key_of)):
+        key, t = int(key_of[i]), int(time[i])
+        seen = rows[key][-limit:] if key >= 0 else []
+        found: list[list[int]] = []
+        for w in range(len(window_ms)):
+            high = t - int(delay_ms[w])
+            low = max(high - int(window_ms[w]), t - horizon_ms)
+            inside = [v for when, v, _, kind in seen if kind == 0 and low < when <= high]
+            if key >= 0 and include_current[w] and delay_ms[w] == 0 and not duplicate[i]:
+                inside.append(int(value[i]))
+            found.append(inside)
+        least.append([min(v) if v else None for v in found])
+        greatest.append([max(v) if v else None for v in found])
+        variance.append([_variance(v) if v else None for v in found])
+        if key >= 0 and not duplicate[i]:
+            rows[key].append((t, int(value[i]), 0, 0))
+    return least, greatest, variance
+
+
+def _variance(values: list[int]) -> Fraction:
+    mean = Fraction(sum(values), len(values))
+    return sum(((v - mean) ** 2 for v in values), Fraction(0)) / len(values)

@@ -10,8 +10,9 @@ import msgspec
 from msgspec import Meta
 
 FieldType = Literal["string", "time", "integer", "number", "category", "boolean"]
-Aggregate = Literal["count", "sum", "mean", "since_last", "is_new", "label_rate", "label_count"]
-WINDOWED: frozenset[str] = frozenset({"count", "sum", "mean", "label_rate", "label_count"})
+Aggregate = Literal["count", "sum", "mean", "min", "max", "std", "since_last", "is_new", "label_rate", "label_count"]
+WINDOWED: frozenset[str] = frozenset({"count", "sum", "mean", "min", "max", "std", "label_rate", "label_count"})
+SPREAD: frozenset[str] = frozenset({"min", "max", "std"})
 LABELLED: frozenset[str] = frozenset({"label_rate", "label_count"})
 DerivedFunction = Literal[
     "value", "log1p", "ratio", "difference", "code", "hour", "weekday", "is_weekend", "is_night", "present"

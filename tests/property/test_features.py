@@ -29,7 +29,8 @@ entities: {who: {field: who}, where: {field: where}}
 partition_entity: who
 views:
   - {name: who, entity: who, windows: [10ms, 40ms], aggregates: [count, sum, mean]}
-  - {name: before, entity: who, windows: [20ms], aggregates: [count], current: exclude}
+  - {name: before, entity: who, windows: [20ms], aggregates: [count, max, std], current: exclude}
+  - {name: spread, entity: where, windows: [20ms], aggregates: [min, max, std]}
   - {name: rhythm, entity: who, aggregates: [since_last, is_new]}
   - {name: risk, entity: where, windows: [15ms, 30ms], delay: 5ms, aggregates: [label_rate, label_count]}
 derived: [{name: ratio, function: ratio, of: [amount, who.mean_40ms]}]
@@ -75,6 +76,21 @@ def rows_and_events(draw):
 def test_kernel_equals_the_numpy_reference(case):
     for ours, theirs in zip(kernel.scan_windows(**case), reference.scan_windows(**case), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@given(rows_and_events(), st.sampled_from([1, 10**6, 10**11]))
+@settings(max_examples=150, deadline=None)
+def test_the_spread_of_values_equals_that_of_unbounded_numbers(case, size):
+    case["entries"][:, 1] *= size
+    case["value"] = case["value"] * size
+    count, total, _, _ = kernel.scan_windows(**case)
+    least, greatest, squares = kernel.scan_spread(**case, count=count, total=total)
+    for i, (low, high, variance) in enumerate(zip(*reference.scan_spread(**case), strict=True)):
+        for w in range(len(case["window_ms"])):
+            assert (count[i, w] > 0) == (low[w] is not None)
+            if count[i, w]:
+                assert (least[i, w], greatest[i, w]) == (low[w], high[w])
+                assert squares[i, w] / count[i, w] == pytest.approx(float(variance[w]), rel=1e-12)
 
 
 def make_events(seed: int, n: int, duplicates: bool = True):
@@ -130,10 +146,14 @@ def brute_force(transactions, labels, label_seen_by):
                 amounts = [int(transactions.value[j]) for j in js]
                 mean = sum(amounts) / len(js) if js else np.nan
                 row.append({"count": len(js), "sum": sum(amounts), "mean": mean}[kind])
-        row.append(len(inside(own, 20)))
+        amounts = [int(transactions.value[j]) for j in inside(own, 20)]
+        row += [len(amounts), max(amounts, default=np.nan), np.std(amounts) if amounts else np.nan]
+        there = [j for j in before if where is not None and transactions.entity_ids["where"][j] == where]
+        amounts = [int(transactions.value[j]) for j in inside(there, 20) + ([i] if new else [])]
+        known = bool(amounts) and where is not None
+        row += [min(amounts), max(amounts), np.std(amounts)] if known else [np.nan] * 3
         recent = [int(transactions.event_time[j]) for j in own if transactions.event_time[j] > t - 40]
         row += [(t - max(recent)) / 1000 if recent else np.nan, float(not recent)]
-        there = [j for j in before if where is not None and transactions.entity_ids["where"][j] == where]
         for kind in ("label_rate", "label_count"):
             for window in (15, 30):
                 if where is None:
