@@ -21,6 +21,7 @@ _COMMANDS = {
     "replay": "replay",
     "simulate": "simulate",
     "data": "data",
+    "features": "features",
     "train": "train",
     "ensemble": "ensemble",
     "dlq": "dlq",

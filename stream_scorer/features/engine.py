@@ -190,6 +190,35 @@ class FeatureEngine:
         nothing = RowUpdate(events.spans, [], np.zeros(1, dtype=np.int64), np.zeros((0, 4), dtype=np.int64), none, none)
         return Enriched(matrix, status, duplicate, Marks({}, {}), nothing, ["features_unavailable"])
 
+    def as_of(self, entity: str, row: bytes, time: int) -> dict[str, float]:
+        """The view features of one entity with this row, for an event at `time` (epoch ms) that does not count itself.
+
+        Raises:
+            KeyError: no such entity.
+        """
+        index = next((i for i, e in enumerate(self.plan.entities) if e.name == entity), -1)
+        if index < 0:
+            raise KeyError(entity)
+        entries = unpack(row)
+        zero = np.zeros(1, dtype=np.int64)
+        now = np.array([time], dtype=np.int64)
+        rows = _Rows(entries, zero, np.array([len(entries)], dtype=np.int64))
+        # Flagged as a duplicate, so that it counts nowhere.
+        event = Transactions(zero, [""], zero, now, zero, {}, {})
+        scanned = _scan(self.plan.entities[index], rows, zero, event, np.ones(1, dtype=np.bool_), self.plan.row_entries)
+        return {
+            feature.name: float(_aggregate(feature, scanned, window, now)[0])
+            for feature, of, window in self.plan.view_columns
+            if of == index
+        }
+
+    def row_key(self, entity: str, owner: str) -> bytes:
+        """The row key of `owner` (a customer's id, say). Raises `KeyError` if there is no such entity."""
+        names = [e.name for e in self.plan.entities]
+        if entity not in names:
+            raise KeyError(entity)
+        return (self._prefix[names.index(entity)] + owner).encode()
+
     def _label_entries(self, rows: _Rows, key_of: I64, labels: Labels) -> tuple[I64, I64]:
         """Entries (c, 4) of the labels that change a fraud count, and which labels (c,) they are."""
         change, since = kernel.label_changes(

@@ -11,9 +11,10 @@ Redis must run with ``maxmemory-policy noeviction``: an evicted row would read a
 
 from __future__ import annotations
 
+import re
 import struct
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,17 @@ class RedisRowStore:
         for span in spans:
             self._acknowledged[span.source] = max(self._acknowledged.get(span.source, 0), span.stop)
 
+    @property
+    def horizon_ms(self) -> int:
+        """How far back readers look, lateness included."""
+        return self._horizon_ms
+
+    def keys(self) -> Iterator[bytes]:
+        """The key of every row of the epoch in use, in no order."""
+        with mapped_errors():
+            for key in self._client.scan_iter(match=_literal(self._prefix) + b"*", count=10_000):
+                yield key[len(self._prefix) :]
+
     def check_eviction_policy(self) -> None:
         """Raise `StateUnavailable` if Redis may evict rows. A server that hides its settings is taken at its word."""
         try:
@@ -234,6 +246,11 @@ class RedisRowStore:
             {s: p[0] for s, p in zip(self._sources, pairs, strict=True)},
             {s: p[1] for s, p in zip(self._sources, pairs, strict=True)},
         )
+
+
+def _literal(text: bytes) -> bytes:
+    """`text` as a pattern of Redis that matches only itself."""
+    return re.sub(rb"([\\*?\[\]^-])", rb"\\\1", text)
 
 
 def _origins(update: RowUpdate) -> bytes:

@@ -177,6 +177,10 @@ class MemoryRowStore:
         get = self._rows.get
         return [bytes(row) if (row := get(key)) is not None else None for key in keys], self._marks
 
+    def rows(self) -> dict[bytes, bytes]:
+        """Every row by its key."""
+        return {key: bytes(row) for key, row in self._rows.items()}
+
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`; the single feeder makes gaps impossible, so none is looked for."""
         rows, limit = self._rows, self._limit

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
+from click.testing import CliRunner
 
 from proofs.kill_once import check_features
-from proofs.kit import Context, Ends, Result, Scorer, publish, read_topic, services, wait_drained, wait_until
+from proofs.kit import (
+    CARDS_SPEC,
+    Context,
+    Ends,
+    Result,
+    Scorer,
+    publish,
+    read_topic,
+    services,
+    wait_drained,
+    wait_until,
+)
+from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
+from stream_scorer.errors import CheckFailed
+from stream_scorer.features.rows import ENTRY_BYTES
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Contribution, Score
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.stack import LocalStack, StackAddresses
+from stream_scorer.state.client import connect
 
 pytestmark = pytest.mark.integration
 N = 12_000
@@ -134,3 +151,32 @@ def test_sigterm_in_mid_backlog_ends_in_order_and_the_next_start_goes_on(
     assert_each_scored_once(at)
     # An orderly stop leaves nothing to abort.
     assert len(read_topic(str(at.kafka), Topics().scores, uncommitted=True)) == N
+    look_at_features(at)
+
+
+def look_at_features(at: StackAddresses) -> None:
+    """`features check` finds what is missing and what is too much, `features show` shows an entity."""
+    there = ["--bootstrap", str(at.kafka), "--redis", str(at.redis), "--spec", str(CARDS_SPEC)]
+    told = CliRunner().invoke(cli, ["features", "check", "--json", *there])
+    assert told.exit_code == 0, told.output
+    report = json.loads(told.output.splitlines()[-1])
+    assert report["records"] == N
+    assert report["rows"] > 1_000
+    client = connect(str(at.redis))
+    customer = next(k for k in client.scan_iter(match="*:r1:0:*") if client.strlen(k) > 3 * ENTRY_BYTES)
+    row = client.get(customer)
+    assert row is not None
+    owner = customer.decode().rsplit(":", 1)[1]
+    told = CliRunner().invoke(cli, ["features", "show", "customer", owner, "--json", *there])
+    assert told.exit_code == 0, told.output
+    shown = json.loads(told.output.splitlines()[-1])
+    assert shown["entries"] == len(row) // ENTRY_BYTES
+    assert shown["features"]["customer.count_30d"] == shown["entries"]
+    assert CliRunner().invoke(cli, ["features", "show", "customer", "nobody", *there]).exit_code != 0
+    for broken in (row[ENTRY_BYTES:], row + row[:ENTRY_BYTES]):
+        client.set(customer, broken)
+        told = CliRunner().invoke(cli, ["features", "check", *there])
+        assert isinstance(told.exception, CheckFailed)
+        assert f"customer {owner}" in told.output
+    client.set(customer, row)
+    assert CliRunner().invoke(cli, ["features", "check", *there]).exit_code == 0

@@ -1,0 +1,109 @@
+"""`stream-scorer features`: what Redis holds of an entity, and whether it holds what the log says."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+import msgspec
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.errors import CheckFailed, UsageError
+from stream_scorer.settings import Settings
+
+_NEEDED = ("kafka.bootstrap", "redis.url", "topics.prefix", "scorer.spec", "scorer.group")
+
+
+@click.group()
+def features() -> None:
+    """Online features: look at an entity, hold Redis to the log."""
+
+
+@features.command()
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@with_settings(*_NEEDED)
+def check(settings: Settings, as_json: bool) -> None:
+    """Recompute every row from the topics and compare; exit 3 if one differs. The group's scorers must stand still."""
+    from stream_scorer.app import input_partitions, make_store
+    from stream_scorer.features.check import check_rows
+    from stream_scorer.features.engine import FeatureEngine
+    from stream_scorer.kafka.range_reader import RangeReader
+    from stream_scorer.spec import load_spec
+
+    checked = load_spec(settings.require("scorer.spec"))
+    topics, inputs = input_partitions(settings)
+    engine = FeatureEngine(checked)
+    store = make_store(settings, checked, engine, topics, inputs)
+    with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-features") as reader:
+        found = check_rows(checked, engine, store, reader.read, topics.labels)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    else:
+        click.echo(
+            f"{found.rows:,} rows against {found.records:,} records: {found.different:,} differ"
+            + (f"; {found.cut:,} are at their limit and compared as far as they reach" if found.cut else "")
+        )
+        for example in found.examples:
+            click.echo(f"  {example}")
+    if found.different:
+        raise CheckFailed(
+            f"{found.different} of {found.rows} rows are not what the log says",
+            mend="Another scorer.group builds its features anew from the log.",
+        )
+
+
+@features.command()
+@click.argument("entity")
+@click.argument("owner", metavar="ID")
+@click.option("--at", type=click.DateTime(["%Y-%m-%dT%H:%M:%S"]), help="Values at this time (UTC).  [default: newest]")
+@click.option("-n", "last", type=click.IntRange(0), default=10, show_default=True, help="How many of its last events.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@with_settings(*_NEEDED)
+def show(settings: Settings, entity: str, owner: str, at: datetime | None, last: int, as_json: bool) -> None:
+    """Show what is stored of one entity (customer c-17, say): its features, and its last events and labels."""
+    from stream_scorer.app import input_partitions, make_store
+    from stream_scorer.features.engine import FeatureEngine
+    from stream_scorer.features.rows import KIND, TIME, VALUE, unpack
+    from stream_scorer.spec import load_spec
+
+    checked = load_spec(settings.require("scorer.spec"))
+    topics, inputs = input_partitions(settings)
+    engine = FeatureEngine(checked)
+    try:
+        key = engine.row_key(entity, owner)
+    except KeyError:
+        names = ", ".join(e.name for e in engine.plan.entities) or "none"
+        raise UsageError(f"the spec has no entity {entity!r}", mend=f"It has: {names}.") from None
+    store = make_store(settings, checked, engine, topics, inputs)
+    if store.open() is None:
+        raise UsageError("there are no features of this group and spec in Redis", mend="Has a scorer run with them?")
+    row = store.read([key])[0][0]
+    if row is None:
+        raise UsageError(f"nothing is known of {entity} {owner!r}", mend="Ids are written as on the topic.")
+    entries = unpack(row)
+    newest = int(entries[:, TIME].max())
+    now = newest if at is None else int(at.replace(tzinfo=UTC).timestamp() * 1_000)
+    values = engine.as_of(entity, row, now)
+    events = [
+        {"time": int(e[TIME]), "amount": int(e[VALUE])}
+        if e[KIND] == 0
+        else {"time": int(e[TIME]), "labelled_at": int(e[KIND]), "fraud": int(e[VALUE])}
+        for e in entries[len(entries) - min(last, len(entries)) :]
+    ]
+    if as_json:
+        document = {"entity": entity, "id": owner, "at": now, "entries": len(entries), "features": values}
+        click.echo(msgspec.json.encode(document | {"last": events}).decode())
+        return
+    click.echo(f"{entity} {owner}: {len(entries)} entries, the newest of {_shown(newest)}; features at {_shown(now)}")
+    for name, value in values.items():
+        click.echo(f"  {name:32s} {'missing' if value != value else f'{value:g}'}")
+    for event in events:
+        if "amount" in event:
+            click.echo(f"  {_shown(event['time'])}  {event['amount']:>14,}")
+        else:
+            change = "known as fraud" if event["fraud"] > 0 else "no longer fraud"
+            click.echo(f"  {_shown(event['time'])}  {change} since {_shown(event['labelled_at'])}")
+
+
+def _shown(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,123 @@
+"""Whether the rows in Redis are what the log says: every entry recomputed from the topics, row by row.
+
+The log up to the marks is read again, decoded and passed through the serving engine into rows in memory; duplicates are
+told as they are when serving. A row of several partitions holds its entries in the order of their applying, which the
+log does not know, so rows are compared as sets with repetitions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stream_scorer.errors import UsageError
+from stream_scorer.features.engine import EventBatch, FeatureEngine
+from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.state.redis_rows import RedisRowStore
+from stream_scorer.state.rows import ENTRY_BYTES, Marks, MemoryRowStore, SourcePartition, Span
+
+# Rows read in one call.
+_CHUNK = 500
+# How many different rows are named.
+_EXAMPLES = 10
+# No row in memory is cut.
+_UNCUT = 1 << 40
+
+Reads = Callable[[SourcePartition, int, int], Iterator[RawRecords]]
+
+
+@dataclass(slots=True)
+class RowCheck:
+    """What a check found.
+
+    Attributes:
+        records: read from the log. rows: in Redis or by the log. cut: rows at their limit, of which only what they hold
+            is compared. different: rows with an entry too many or too few. examples: some of them, and why.
+    """
+
+    records: int = 0
+    rows: int = 0
+    cut: int = 0
+    different: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+def check_rows(
+    checked: CheckedSpec, engine: FeatureEngine, store: RedisRowStore, read: Reads, labels_topic: str
+) -> RowCheck:
+    """Hold the rows of `store` to the log, which `read(source, start, stop)` gives.
+
+    Raises:
+        UsageError: there are no rows yet, or they change meanwhile: a scorer is at work.
+        StateUnavailable, BrokerUnavailable: a part does not answer.
+    """
+    marks = store.open()
+    if marks is None:
+        raise UsageError("there are no features of this group and spec in Redis", mend="Has a scorer run with them?")
+    found = RowCheck()
+    wanted = _recompute(checked, engine, marks, read, labels_topic, found)
+    keys = sorted(set(wanted) | set(store.keys()))
+    found.rows = len(keys)
+    limit = engine.plan.row_entries
+    edge = marks.slowest_watermark() - store.horizon_ms
+    for low in range(0, len(keys), _CHUNK):
+        part = keys[low : low + _CHUNK]
+        rows, now = store.read(part)
+        if now.next_offset != marks.next_offset:
+            raise UsageError("the features change while they are checked", mend="Stop the scorers of this group first.")
+        for key, row in zip(part, rows, strict=True):
+            held, right = _entries(row or b""), _entries(wanted.get(key, b""))
+            cut = sum(held.values()) >= limit
+            found.cut += cut
+            extra = held - right
+            lost = Counter({e: n for e, n in (right - held).items() if e[0] >= edge and not cut})
+            if extra or lost:
+                found.different += 1
+                if len(found.examples) < _EXAMPLES:
+                    entity, _, owner = key.decode().partition(":")
+                    name = engine.plan.entities[int(entity)].name
+                    told = f"{sum(extra.values())} entries too many, {sum(lost.values())} too few"
+                    found.examples.append(f"{name} {owner}: {told}")
+    return found
+
+
+def _recompute(
+    checked: CheckedSpec, engine: FeatureEngine, marks: Marks, read: Reads, labels_topic: str, found: RowCheck
+) -> dict[bytes, bytes]:
+    store = MemoryRowStore(_UNCUT)
+    transactions, labels = TransactionDecoder(checked), LabelDecoder(checked)
+    for source, stop in sorted(marks.next_offset.items()):
+        for records in read(source, 0, stop):
+            found.records += len(records)
+            span = [Span(source, int(records.offset[0]), int(records.offset[-1]) + 1, -1)]
+            values = records.value
+            is_label = source.topic == labels_topic
+            told, _ = transactions.decode(
+                [] if is_label else values, records.timestamp[: 0 if is_label else len(values)]
+            )
+            known, _ = labels.decode(values if is_label else [])
+            store.apply(engine.enrich(_batch(records, told, known, span), store).update)
+    return store.rows()
+
+
+def _batch(records: RawRecords, transactions: Transactions, labels: Labels, spans: list[Span]) -> EventBatch:
+    n, k = len(transactions), len(labels)
+    return EventBatch(
+        transactions=transactions,
+        labels=labels,
+        spans=spans,
+        transaction_span=np.zeros(n, dtype=np.int64),
+        transaction_offset=records.offset[transactions.row],
+        label_span=np.zeros(k, dtype=np.int64),
+        label_offset=records.offset[labels.row],
+    )
+
+
+def _entries(row: bytes) -> Counter[tuple[int, ...]]:
+    assert len(row) % ENTRY_BYTES == 0
+    return Counter(map(tuple, np.frombuffer(row, "<i8").reshape(-1, 4).tolist()))
