@@ -1,0 +1,85 @@
+"""The engine on specs that stretch it: no entities, columns named as fields, spread without entities' rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.features.history import build_features
+from stream_scorer.features.rows import pack
+from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
+from stream_scorer.spec import parse_spec
+
+HEAD = """
+name: small
+version: 1
+transaction:
+  id: id
+  time: at
+  value: amount
+  fields:
+    id: {type: string}
+    at: {type: time}
+    amount: {type: integer}
+    v: {type: number, optional: true}
+    who: {type: string, optional: true}
+policy: {version: p, review: 0.5, block: 0.9}
+"""
+NO_LABELS: dict[str, list[str]] = {"event_id": [], "event_time": [], "label": [], "labelled_at": []}
+COLUMNS = {
+    "id": ["a", "b", "c", "a"],
+    "at": [1, 2, 3, 4],
+    "amount": [10, 20, 40, 10],
+    "v": [0.5, np.nan, -1.0, 0.5],
+    "who": ["x", "x", None, "x"],
+}
+
+
+def features(spec: str) -> tuple[list[str], np.ndarray]:
+    checked = parse_spec(HEAD + spec)
+    history = build_features(
+        checked, transactions_from_columns(checked, COLUMNS), labels_from_columns(checked, NO_LABELS)
+    )
+    return checked.features, history.matrix
+
+
+def test_a_spec_without_entities_has_the_features_of_its_columns_and_the_name_of_a_field_means_the_field() -> None:
+    names, matrix = features("""
+derived:
+  - {name: v, function: value, of: [v]}
+  - {name: amount, function: log1p, of: [amount]}
+  - {name: per_amount, function: ratio, of: [v, amount]}
+""")
+    assert names == ["v", "amount", "per_amount"]
+    v, amount = np.array(COLUMNS["v"]), np.array(COLUMNS["amount"], dtype=float)
+    np.testing.assert_allclose(matrix, np.column_stack([v, np.log1p(amount), v / amount]))
+
+
+def test_the_spread_of_nothing_is_missing_and_of_one_value_0() -> None:
+    names, matrix = features("""
+entities: {who: {field: who}}
+partition_entity: who
+views: [{name: who, entity: who, windows: [10ms], aggregates: [min, max, std, mean]}]
+""")
+    assert names == ["who.min_10ms", "who.max_10ms", "who.std_10ms", "who.mean_10ms"]
+    # The last is a second copy of the first: it does not count itself.
+    np.testing.assert_allclose(
+        matrix, [[10, 10, 0, 10], [10, 20, 5, 15], [np.nan] * 4, [10, 20, 5, 15]]
+    )  # fmt: skip
+
+
+def test_an_entity_as_of_a_time_counts_what_is_stored() -> None:
+    engine = FeatureEngine(
+        parse_spec(
+            HEAD
+            + """
+entities: {who: {field: who}}
+partition_entity: who
+views: [{name: who, entity: who, windows: [10ms], aggregates: [count, max]}]
+"""
+        )
+    )
+    row = pack(np.array([1, 5, 9]), np.array([10, 30, 20]), np.array([1, 2, 3])).tobytes()
+    assert engine.as_of("who", row, 9) == {"who.count_10ms": 3.0, "who.max_10ms": 30.0}
+    assert engine.as_of("who", row, 16) == {"who.count_10ms": 1.0, "who.max_10ms": 20.0}
+    assert engine.row_key("who", "x") == b"0:x"
