@@ -49,6 +49,12 @@ from stream_scorer.testing.rows import MemoryMarkedRows, MemoryServer
 PARTITIONS = 3
 # Small batches and small steps: many places to die in.
 BATCH, ENTRIES_PER_CALL = 16, 24
+# What the cards spec does not ask for: conditions, and the spread of values.
+_ONLY = "online"
+_MORE_VIEWS = f"""
+  - {{name: spread, entity: customer, windows: [1d, 7d], aggregates: [min, max], current: exclude}}
+  - {{name: far, entity: terminal, windows: [1d], aggregates: [count, sum, max], where: {{channel: {{in: [{_ONLY}]}}}}}}
+"""
 TOPICS = Topics()
 INPUTS = [TOPICS.transactions, TOPICS.labels]
 
@@ -111,6 +117,7 @@ class World:
 def make_parts(folder: Path, spec: Path) -> Parts:
     """The cards spec with rows that are never cut, and three small members."""
     text = spec.read_text().replace("row_entries: 256", "row_entries: 8192")
+    text = text.replace("\nderived:", _MORE_VIEWS + "\nderived:")
     (folder / "cards.yaml").write_text(text)
     checked = load_spec(folder / "cards.yaml")
     assert checked.spec.limits.row_entries == 8192
@@ -214,6 +221,7 @@ class _Event:
     time: int
     amount: int
     entity: dict[str, str | None]
+    channel: str
     duplicate: bool = False
 
 
@@ -292,7 +300,12 @@ def _log(world: World) -> tuple[list[_Event], list[_Label]]:
                     labels.append(_Label(source, offset, told["event_id"], told["event_time"], since, fraud, entity))
                 continue
             place = (told["customer_id"], told["event_id"])
-            events.append(_Event(source, offset, place[1], told["event_time"], told["amount"], entity, place in known))
+            events.append(
+                _Event(
+                    source, offset, place[1], told["event_time"], told["amount"], entity, told["channel"],
+                    place in known,
+                )
+            )  # fmt: skip
             known.add(place)
     return events, labels
 
@@ -311,12 +324,13 @@ def _verify_rows(world: World, verdict: Verdict, events: list[_Event], labels: l
     wanted: dict[bytes, Counter[tuple[int, int]]] = {}
     fraud: dict[bytes, int] = {}
     labelled = {v.entity for v in world.parts.checked.spec.views if {"label_rate", "label_count"} & set(v.aggregates)}
-    for index, name in enumerate(world.parts.checked.spec.entities):
+    plans = world.parts.engine.plan.entities
+    for index, (name, only) in enumerate((p.name, bool(p.where)) for p in plans):
         for e in events:
-            if e.entity[name] is not None and not e.duplicate:
+            if e.entity[name] is not None and not e.duplicate and (e.channel == _ONLY or not only):
                 key = f"{index}:{e.entity[name]}".encode()
                 wanted.setdefault(key, Counter())[e.time, e.amount] += 1
-        if name in labelled:
+        if name in labelled and not only:
             last = {(label.entity[name], label.event_id): label.fraud for label in labels}
             for (owner, _), is_fraud in last.items():
                 if owner is not None:
@@ -368,18 +382,20 @@ def _features(
             ],
         )
     out: list[float | None] = []
-    horizons: dict[str, int] = {}
+    horizons: dict[tuple[str, bool], int] = {}
     for feature in checked.view_features:
-        long = feature.window_ms + feature.delay_ms
-        horizons[feature.view.entity] = max(horizons.get(feature.view.entity, 0), long if feature.window_ms else 0)
+        long = feature.window_ms + feature.delay_ms if feature.window_ms else 0
+        rows = feature.view.entity, bool(feature.view.where)
+        horizons[rows] = max(horizons.get(rows, 0), long)
     for feature in checked.view_features:
         name = feature.view.entity
         if name not in seen:
             out.append(None)
             continue
-        horizon = horizons[name] or duration_ms("30d")
+        only = bool(feature.view.where)
+        horizon = horizons[name, only] or duration_ms("30d")
         before, known = seen[name]
-        before = [e for e in before if e.time > event.time - horizon]
+        before = [e for e in before if e.time > event.time - horizon and (e.channel == _ONLY or not only)]
         kind = feature.aggregate
         if kind == "is_new":
             out.append(float(not before))
@@ -390,7 +406,8 @@ def _features(
         high = event.time - feature.delay_ms
         low = high - feature.window_ms
         amounts = [e.amount for e in before if low < e.time <= high]
-        if feature.view.current == "include" and not feature.delay_ms and not event.duplicate:
+        counts = not event.duplicate and (event.channel == _ONLY or not only)
+        if feature.view.current == "include" and not feature.delay_ms and counts:
             amounts.append(event.amount)
         verdicts = {label.event_id: label.fraud for label in known if low < label.time <= high}
         frauds = sum(verdicts.values())
@@ -399,6 +416,8 @@ def _features(
             "count": lambda n=count: float(n),
             "sum": lambda a=amounts: float(sum(a)),
             "mean": lambda a=amounts: sum(a) / len(a) if a else None,
+            "min": lambda a=amounts: float(min(a)) if a else None,
+            "max": lambda a=amounts: float(max(a)) if a else None,
             "label_count": lambda f=frauds: float(f),
             "label_rate": lambda f=frauds, n=count: f / n if n else 0.0,
         }

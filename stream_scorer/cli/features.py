@@ -69,21 +69,21 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
     checked = load_spec(settings.require("scorer.spec"))
     topics, inputs = input_partitions(settings)
     engine = FeatureEngine(checked)
-    try:
-        key = engine.row_key(entity, owner)
-    except KeyError:
-        names = ", ".join(e.name for e in engine.plan.entities) or "none"
-        raise UsageError(f"the spec has no entity {entity!r}", mend=f"It has: {names}.") from None
+    keys = engine.row_keys(entity, owner)
+    if not keys:
+        names = ", ".join(checked.spec.entities) or "none"
+        raise UsageError(f"the spec has no entity {entity!r}", mend=f"It has: {names}.")
     store = make_store(settings, checked, engine, topics, inputs)
     if store.open() is None:
         raise UsageError("there are no features of this group and spec in Redis", mend="Has a scorer run with them?")
-    row = store.read([key])[0][0]
+    stored, _ = store.read(keys)
+    row = stored[0]
     if row is None:
         raise UsageError(f"nothing is known of {entity} {owner!r}", mend="Ids are written as on the topic.")
     entries = unpack(row)
     newest = int(entries[:, TIME].max())
     now = newest if at is None else int(at.replace(tzinfo=UTC).timestamp() * 1_000)
-    values = engine.as_of(entity, row, now)
+    values = engine.as_of(entity, stored, now)
     events = [
         {"time": int(e[TIME]), "amount": int(e[VALUE])}
         if e[KIND] == 0

@@ -154,15 +154,16 @@ class FeatureEngine:
             duplicate = kernel.find_duplicates(
                 own.entries, own.start, own.end, key_of[self.plan.partition_entity], transactions.id_hash, limit
             )
+        silent = [_silent(entity, transactions, duplicate) for entity in self.plan.entities]
         scanned = [
-            _scan(entity, mine, key_of[index], transactions, duplicate, limit)
+            _scan(entity, mine, key_of[index], transactions, silent[index], limit)
             for index, (entity, mine) in enumerate(zip(self.plan.entities, stacked, strict=True))
         ]
         matrix, status = self._assemble(transactions, scanned, key_of)
 
         entries = pack(transactions.event_time, transactions.value, transactions.id_hash)
         for index in range(len(self.plan.entities)):
-            counted = np.flatnonzero((key_of[index] >= 0) & ~duplicate)
+            counted = np.flatnonzero((key_of[index] >= 0) & ~silent[index])
             key_list.append(key_of[index][counted] + bounds[index])
             entry_list.append(entries[counted])
             span_list.append(events.transaction_span[counted])
@@ -190,34 +191,32 @@ class FeatureEngine:
         nothing = RowUpdate(events.spans, [], np.zeros(1, dtype=np.int64), np.zeros((0, 4), dtype=np.int64), none, none)
         return Enriched(matrix, status, duplicate, Marks({}, {}), nothing, ["features_unavailable"])
 
-    def as_of(self, entity: str, row: bytes, time: int) -> dict[str, float]:
-        """The view features of one entity with this row, for an event at `time` (epoch ms) that does not count itself.
+    def as_of(self, entity: str, stored: Sequence[bytes | None], time: int) -> dict[str, float]:
+        """The view features of one entity, for an event at `time` (epoch ms) that does not count itself.
 
-        Raises:
-            KeyError: no such entity.
+        `stored` are its rows, at the keys that `row_keys` gives.
         """
-        index = next((i for i, e in enumerate(self.plan.entities) if e.name == entity), -1)
-        if index < 0:
-            raise KeyError(entity)
-        entries = unpack(row)
-        zero = np.zeros(1, dtype=np.int64)
-        now = np.array([time], dtype=np.int64)
-        rows = _Rows(entries, zero, np.array([len(entries)], dtype=np.int64))
-        # Flagged as a duplicate, so that it counts nowhere.
+        zero, now = np.zeros(1, dtype=np.int64), np.array([time], dtype=np.int64)
         event = Transactions(zero, [""], zero, now, zero, {}, {})
-        scanned = _scan(self.plan.entities[index], rows, zero, event, np.ones(1, dtype=np.bool_), self.plan.row_entries)
+        scanned: dict[int, _Scanned] = {}
+        for index, row in zip(self._places(entity), stored, strict=True):
+            entries = unpack(row or b"")
+            rows = _Rows(entries, zero, np.array([len(entries)], dtype=np.int64))
+            # Flagged as a duplicate, so that it counts nowhere.
+            nowhere = np.ones(1, dtype=np.bool_)
+            scanned[index] = _scan(self.plan.entities[index], rows, zero, event, nowhere, self.plan.row_entries)
         return {
-            feature.name: float(_aggregate(feature, scanned, window, now)[0])
+            feature.name: float(_aggregate(feature, scanned[of], window, now)[0])
             for feature, of, window in self.plan.view_columns
-            if of == index
+            if of in scanned
         }
 
-    def row_key(self, entity: str, owner: str) -> bytes:
-        """The row key of `owner` (a customer's id, say). Raises `KeyError` if there is no such entity."""
-        names = [e.name for e in self.plan.entities]
-        if entity not in names:
-            raise KeyError(entity)
-        return (self._prefix[names.index(entity)] + owner).encode()
+    def row_keys(self, entity: str, owner: str) -> list[bytes]:
+        """The row keys of `owner` (a customer's id, say), first that of all transactions; none for no such entity."""
+        return [(self._prefix[index] + owner).encode() for index in self._places(entity)]
+
+    def _places(self, entity: str) -> list[int]:
+        return [index for index, plan in enumerate(self.plan.entities) if plan.name == entity]
 
     def _label_entries(self, rows: _Rows, key_of: I64, labels: Labels) -> tuple[I64, I64]:
         """Entries (c, 4) of the labels that change a fraud count, and which labels (c,) they are."""
@@ -264,6 +263,16 @@ class FeatureEngine:
                     np.maximum(status[:, column], status[:, source], out=status[:, column])
             matrix[:, column] = FUNCTIONS[derived.function](*arguments)
         return matrix, status
+
+
+def _silent(entity: EntityPlan, transactions: Transactions, duplicate: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(n,) bool: what counts nowhere in the rows of `entity`: duplicates, and what does not meet its conditions."""
+    silent = duplicate
+    for name, low, high, codes in entity.where:
+        column = transactions.columns[name]
+        # Written so that a missing value, NaN, meets nothing.
+        silent = silent | ~(np.isin(column, codes) if codes else (column >= low) & (column <= high))
+    return silent
 
 
 def _scan(

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.spec.model import LABELLED, SPREAD, CheckedSpec, ViewFeature, duration_ms
+from stream_scorer.spec.model import (
+    LABELLED,
+    SPREAD,
+    CheckedSpec,
+    PipelineSpec,
+    View,
+    ViewFeature,
+    duration_ms,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +27,7 @@ class EntityPlan:
         horizon_ms: how far back an event still counts for `since_last` and `is_new`, and in any window.
         takes_labels: whether labels are kept in this entity's rows.
         spread: whether a feature asks for the least, the greatest or the deviation of values.
+        where: per field, the values it may hold ``(low, high, codes)``: bounds, or the codes of a category.
     """
 
     name: str
@@ -28,11 +37,15 @@ class EntityPlan:
     horizon_ms: int
     takes_labels: bool
     spread: bool
+    where: tuple[tuple[str, float, float, tuple[float, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FeaturePlan:
-    """Entities in declared order, and for each view feature ``(feature, entity index, window index)``."""
+    """Entities in declared order, then one more for each set of conditions under which an entity is counted apart.
+
+    `view_columns` has ``(feature, entity index, window index)`` of each view feature.
+    """
 
     entities: list[EntityPlan]
     view_columns: list[tuple[ViewFeature, int, int]]
@@ -48,21 +61,26 @@ class FeaturePlan:
 def make_plan(checked: CheckedSpec) -> FeaturePlan:
     """Compile `checked` into arrays the kernel can loop over; equal windows of an entity are scanned once."""
     spec = checked.spec
-    names = list(spec.entities)
+    # Rows hold no fields: what is counted under conditions has rows of its own, which hold only what meets them.
+    names: list[tuple[str, tuple[tuple[str, float, float, tuple[float, ...]], ...]]] = [(n, ()) for n in spec.entities]
+    for view in spec.views:
+        key = (view.entity, _where(spec, view))
+        if key not in names:
+            names.append(key)
     windows: list[dict[tuple[int, int, bool], int]] = [{} for _ in names]
     columns: list[tuple[ViewFeature, int, int]] = []
     labelled, spread = [False] * len(names), [False] * len(names)
     for feature in checked.view_features:
-        entity = names.index(feature.view.entity)
+        entity = names.index((feature.view.entity, _where(spec, feature.view)))
         labelled[entity] |= feature.aggregate in LABELLED
         spread[entity] |= feature.aggregate in SPREAD
         slot = -1
         if feature.window_ms:
-            key = (feature.window_ms, feature.delay_ms, feature.view.current == "include")
-            slot = windows[entity].setdefault(key, len(windows[entity]))
+            window = (feature.window_ms, feature.delay_ms, feature.view.current == "include")
+            slot = windows[entity].setdefault(window, len(windows[entity]))
         columns.append((feature, entity, slot))
     plans = []
-    for entity, name in enumerate(names):
+    for entity, (name, where) in enumerate(names):
         keys = list(windows[entity])
         # Without any window an entity still remembers for 30 days who was seen: `is_new` needs a bound.
         horizon = max([w + d for w, d, _ in keys], default=duration_ms("30d"))
@@ -75,7 +93,20 @@ def make_plan(checked: CheckedSpec) -> FeaturePlan:
                 horizon_ms=horizon,
                 takes_labels=labelled[entity],
                 spread=spread[entity],
+                where=where,
             )
         )
-    partition_entity = names.index(spec.partition_entity) if spec.partition_entity else -1
+    partition_entity = list(spec.entities).index(spec.partition_entity) if spec.partition_entity else -1
     return FeaturePlan(plans, columns, partition_entity, spec.limits.row_entries)
+
+
+def _where(spec: PipelineSpec, view: View) -> tuple[tuple[str, float, float, tuple[float, ...]], ...]:
+    out = []
+    for name, condition in sorted(view.where.items()):
+        low = -np.inf if condition.min is None else float(condition.min)
+        high = np.inf if condition.max is None else float(condition.max)
+        declared = spec.transaction.fields[name].values
+        values: list[str | bool] = [False, True] if declared is None else [*declared]
+        codes = tuple(sorted(float(values.index(value)) for value in condition.values or ()))
+        out.append((name, low, high, codes))
+    return tuple(out)

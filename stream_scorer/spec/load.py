@@ -10,7 +10,7 @@ import msgspec
 import yaml
 
 from stream_scorer.errors import SpecError
-from stream_scorer.spec.model import LABELLED, WINDOWED, CheckedSpec, PipelineSpec, duration_ms
+from stream_scorer.spec.model import LABELLED, WINDOWED, CheckedSpec, PipelineSpec, View, duration_ms
 
 _NUMERIC = ("integer", "number", "time", "boolean")
 # How many arguments each derived function takes, and of what type ("field:<type>" or any numeric column).
@@ -113,10 +113,31 @@ def _check_views(spec: PipelineSpec) -> None:
             raise SpecError("windows are given but no aggregate uses them", path=f"{path}.windows")
         if any(duration_ms(window) == 0 for window in view.windows):
             raise SpecError("a window is longer than 0", path=f"{path}.windows")
+        _check_where(spec, view, path)
         if any(a in LABELLED for a in view.aggregates) and view.current == "include" and view.delay in ("0s", "0ms"):
             raise SpecError(
                 "a label view without delay must exclude the current event", path=path, mend="Set current: exclude."
             )
+
+
+def _check_where(spec: PipelineSpec, view: View, path: str) -> None:
+    if view.where and any(a in LABELLED for a in view.aggregates):
+        raise SpecError("a label does not tell what its transaction held: label views take no where", path=path)
+    for name, condition in view.where.items():
+        at = f"{path}.where.{name}"
+        field = spec.transaction.fields.get(name)
+        if field is None:
+            raise SpecError(f"no field {name!r}", path=at)
+        bounds = condition.min is not None or condition.max is not None
+        if bounds == (condition.values is not None):
+            raise SpecError("a condition has either `in`, or `min` and `max`", path=at)
+        if bounds and field.type not in _NUMERIC:
+            raise SpecError(f"{name!r} of type {field.type} has no bounds", path=at)
+        if condition.values is not None:
+            known: set[str | bool] = {True, False} if field.type == "boolean" else set(field.values or [])
+            unknown = [value for value in condition.values if value not in known]
+            if field.type not in ("category", "boolean") or unknown or not condition.values:
+                raise SpecError(f"{name!r} does not hold {unknown or 'nothing'}", path=at)
 
 
 def _check_derived(spec: PipelineSpec) -> None:

@@ -52,10 +52,19 @@ class Entity(Node, frozen=True):
     field: str
 
 
+class Condition(Node, frozen=True, rename={"values": "in"}):
+    """What one field must hold: a value of a category or boolean, or a number within bounds, both included."""
+
+    values: list[str | bool] | None = None
+    min: int | float | None = None
+    max: int | float | None = None
+
+
 class View(Node, frozen=True):
     """Aggregates of one entity's past transactions in sliding event-time windows.
 
-    A window of length W and delay D at time t covers event times in ``(t - D - W, t - D]``.
+    A window of length W and delay D at time t covers event times in ``(t - D - W, t - D]``. With `where` only
+    transactions that meet every condition count; every transaction sees them.
     """
 
     name: Name
@@ -64,6 +73,7 @@ class View(Node, frozen=True):
     windows: list[Duration] = []
     delay: Duration = "0s"
     current: Literal["include", "exclude"] = "include"
+    where: dict[Name, Condition] = {}
 
 
 class Derived(Node, frozen=True):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from stream_scorer.errors import SpecError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.history import build_features
 from stream_scorer.features.rows import pack
@@ -80,6 +82,44 @@ views: [{name: who, entity: who, windows: [10ms], aggregates: [count, max]}]
         )
     )
     row = pack(np.array([1, 5, 9]), np.array([10, 30, 20]), np.array([1, 2, 3])).tobytes()
-    assert engine.as_of("who", row, 9) == {"who.count_10ms": 3.0, "who.max_10ms": 30.0}
-    assert engine.as_of("who", row, 16) == {"who.count_10ms": 1.0, "who.max_10ms": 20.0}
-    assert engine.row_key("who", "x") == b"0:x"
+    assert engine.as_of("who", [row], 9) == {"who.count_10ms": 3.0, "who.max_10ms": 30.0}
+    assert engine.as_of("who", [row], 16) == {"who.count_10ms": 1.0, "who.max_10ms": 20.0}
+    assert engine.row_keys("who", "x") == [b"0:x"]
+
+
+def test_a_view_with_conditions_counts_what_meets_them_and_every_transaction_sees_it() -> None:
+    names, matrix = features("""
+entities: {who: {field: who}}
+partition_entity: who
+views:
+  - {name: all, entity: who, windows: [10ms], aggregates: [count, max]}
+  - {name: small, entity: who, windows: [10ms], aggregates: [count, max], where: {amount: {max: 15}}}
+  - {name: known, entity: who, aggregates: [is_new], current: exclude, where: {v: {min: 0}}}
+""")
+    assert names[2:] == ["small.count_10ms", "small.max_10ms", "known.is_new"]
+    nan = np.nan
+    np.testing.assert_allclose(
+        matrix, [[1, 10, 1, 10, 1], [2, 20, 1, 10, 0], [nan] * 5, [2, 20, 1, 10, 0]]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("{nothing: {min: 1}}", "no field"),
+        ("{amount: {}}", "either"),
+        ("{amount: {in: [true], min: 1}}", "either"),
+        ("{who: {min: 1}}", "no bounds"),
+        ("{who: {in: [x]}}", "does not hold"),
+    ],
+)
+def test_a_condition_that_cannot_hold_is_told(where: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_spec(
+            HEAD
+            + f"""
+entities: {{who: {{field: who}}}}
+partition_entity: who
+views: [{{name: who, entity: who, windows: [10ms], aggregates: [count], where: {where}}}]
+"""
+        )
