@@ -24,6 +24,7 @@ PROOFS = {
     "features-oracle": "served features equal a brute-force recomputation on 21 days of the Handbook",
     "features-crash": "rows and features equal the log after 1,000 crashes in memory and 50 kill -9 on real parts",
     "features-batch": "the same feature bytes at 1, 7, 256 and 1,024 a batch",
+    "features-property": "every aggregate equals a naive recomputation, whatever is odd about the events",
     "features-own-data": "two data sets of one's own run from CSV to scores",
     "bench": "throughput and latency against the passthrough limit and a per-event loop",
 }

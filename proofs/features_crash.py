@@ -81,7 +81,7 @@ def crash_one_scorer(context: Context, parts: Parts, crashes: int) -> tuple[Verd
 
         run_until_done(world, "scorer", rng, next_life)
         counts["worlds"] += 1
-        _add(total, verify(world), seed)
+        total.add(verify(world), f"seed {seed}")
         if number % 10 == 0:
             context.say(
                 f"{counts['crashes_with_lag']} crashes in {number} worlds, {total.features:,} features compared"
@@ -107,7 +107,7 @@ def disturb_two_scorers(context: Context, parts: Parts, worlds: int) -> tuple[Ve
         counts["worlds"] += 1
         counts["late_updates"] += world.server.late
         counts["aborted"] += world.broker.aborted
-        _add(total, verify(world), seed)
+        total.add(verify(world), f"seed {seed}")
     context.say(f"two scorers: {dict(counts)}")
     return total, counts
 
@@ -158,14 +158,6 @@ def _pair(world: World, rng: random.Random, counts: Counter[str]) -> None:
             assert not thread.is_alive(), f"scorer {name} did not end"
     if failures:
         raise AssertionError(str(failures[0])) from failures[0]
-
-
-def _add(total: Verdict, one: Verdict, seed: int) -> None:
-    for item in fields(Verdict):
-        if item.name == "example":
-            total.example = total.example or (f"seed {seed}: {one.example}" if one.example else "")
-        else:
-            setattr(total, item.name, getattr(total, item.name) + getattr(one, item.name))
 
 
 def _break() -> None:

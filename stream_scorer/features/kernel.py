@@ -214,7 +214,8 @@ def scan_spread(
 
 @njit(cache=True, nogil=True)
 def _add_square(parts: I64, deviation: int) -> None:
-    high, low = deviation // SPLIT, deviation % SPLIT
+    # Of the magnitude: the parts of a negative number would cancel when they are put together again.
+    high, low = abs(deviation) // SPLIT, abs(deviation) % SPLIT
     parts[0] += high * high
     parts[1] += high * low
     parts[2] += low * low

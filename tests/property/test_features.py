@@ -93,6 +93,21 @@ def test_the_spread_of_values_equals_that_of_unbounded_numbers(case, size):
                 assert squares[i, w] / count[i, w] == pytest.approx(float(variance[w]), rel=1e-12)
 
 
+def test_the_spread_of_many_small_deviations_does_not_drown_in_their_parts():
+    random = np.random.default_rng(3)
+    n = 500
+    value = random.integers(0, 20_000, n)
+    entries = np.column_stack([np.arange(n), value, np.arange(n), np.zeros(n, np.int64)]).astype(np.int64)
+    case = {
+        "entries": entries, "start": np.array([0]), "end": np.array([n]), "key_of": np.array([0]),
+        "time": np.array([n]), "value": np.array([7]), "duplicate": np.array([True]), "window_ms": np.array([2 * n]),
+        "delay_ms": np.array([0]), "include_current": np.array([True]), "horizon_ms": 2 * n, "limit": n,
+    }  # fmt: skip
+    count, total, _, _ = kernel.scan_windows(**case)
+    _, _, squares = kernel.scan_spread(**case, count=count, total=total)
+    assert squares[0, 0] / n == pytest.approx(float(np.var(value)), rel=1e-13)
+
+
 def make_events(seed: int, n: int, duplicates: bool = True):
     rng = np.random.default_rng(seed)
     at = np.sort(rng.integers(0, 120, n)) + rng.integers(-3, 4, n) + 10

@@ -1,0 +1,56 @@
+"""features-property: every aggregate equals a naive recomputation, whatever is odd about the events.
+
+Worlds in memory (`proofs/memory_run.py`), each scored once from end to end by the real stages: late events, second
+copies, many events at one instant, events ahead of their record's timestamp, labels before their transaction, repeated,
+changed, and claiming to be older than what they change; windows with and without the current event, with delay, under
+conditions. Every view feature of every event is held to plain loops over the log. `N` is the number of worlds.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import fields
+
+from proofs.kit import CARDS_SPEC, Context, Result
+from proofs.memory_run import Verdict, make_parts, make_world, run_until_done, verify
+from stream_scorer.spec.model import ViewFeature
+from stream_scorer.testing.life import Life
+
+WORLDS, TRANSACTIONS = 60, 700
+AGGREGATES = {"count", "sum", "mean", "min", "max", "std", "since_last", "is_new", "label_rate", "label_count"}
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    worlds = context.n or WORLDS
+    result, total = Result(), Verdict()
+    parts = make_parts(context.folder, CARDS_SPEC)
+    if context.broken:
+        _break()
+    for number in range(1, worlds + 1):
+        seed = context.seed * 100_000 + 80_000 + number
+        world = make_world(parts, seed, TRANSACTIONS)
+        run_until_done(world, "scorer", random.Random(seed), Life)
+        total.add(verify(world), f"seed {seed}")
+    views: list[ViewFeature] = parts.checked.view_features
+    result.figures |= {f.name: getattr(total, f.name) for f in fields(Verdict) if f.name != "example" or total.example}
+    result.check("every aggregate is asked for", {f.aggregate for f in views} == AGGREGATES)
+    result.check("conditions are asked for", any(f.view.where for f in views))
+    result.check("every feature equals the naive recomputation", total.features_different == 0)
+    result.check("rows and outputs too", total.holds)
+    result.at_least("features_compared", total.features, worlds * TRANSACTIONS * len(views))
+    for name in ("late", "tied", "duplicates", "label_changes"):
+        result.at_least(name, getattr(total, name), worlds)
+    return result
+
+
+def _break() -> None:
+    """Every window is a minute too long."""
+    from stream_scorer.features import engine
+
+    scan = engine.kernel.scan_windows
+
+    def too_long(*arguments):  # type: ignore[no-untyped-def]
+        return scan(*arguments[:7], arguments[7] + 60_000, *arguments[8:])
+
+    engine.kernel.scan_windows = too_long
