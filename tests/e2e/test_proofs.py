@@ -14,7 +14,7 @@ SIZES = {
     "garbage": 6_000,
     "additive": 4_000,
     "usage": 1,
-    "features-batch": 2_000,
+    "features-batch": 1_000,
     "features-own-data": 4_000,
 }
 
