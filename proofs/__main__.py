@@ -23,6 +23,7 @@ PROOFS = {
     "handbook-live": "quality on the Fraud Detection Handbook's transactions, by the live path",
     "features-oracle": "served features equal a brute-force recomputation on 21 days of the Handbook",
     "features-crash": "rows and features equal the log after 1,000 crashes in memory and 50 kill -9 on real parts",
+    "features-flush": "lost features are noticed, and rebuilt beside live scoring",
     "features-batch": "the same feature bytes at 1, 7, 256 and 1,024 a batch",
     "features-property": "every aggregate equals a naive recomputation, whatever is odd about the events",
     "features-own-data": "two data sets of one's own run from CSV to scores",

@@ -168,8 +168,8 @@ def _break() -> None:
 
     def careless(self: rows.MemoryMarkedRows, update):  # type: ignore[no-untyped-def]
         for span in update.spans:
-            _, watermark = self._server.marks[span.source]
-            self._server.marks[span.source] = (min(span.start, self._server.marks[span.source][0]), watermark)
+            mark, watermark, target = self._server.marks[span.source]
+            self._server.marks[span.source] = (min(span.start, mark), watermark, target)
         apply(self, update)
 
     rows.MemoryMarkedRows._apply = careless  # type: ignore[method-assign]

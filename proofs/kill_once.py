@@ -29,7 +29,7 @@ from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import take_labels
 from stream_scorer.features.rows import HASH, KIND, unpack
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Contribution, Score
+from stream_scorer.records import MISSING, Contribution, Score
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
@@ -72,7 +72,8 @@ def run(context: Context, kills: int = KILLS) -> Result:
         wait_drained(bootstrap, [first], timeout_s=240)
         result.check("SIGTERM ends the scorer with exit 0 in 10 s", first.stop(10) == 0)
         _check_outputs(result, bootstrap, keys, values)
-        check_features(result, bootstrap, str(at.redis))
+        without = check_features(result, bootstrap, str(at.redis), ("customer.", "customer_rhythm."))
+        result.check("every score has its features", without == 0)
     return result
 
 
@@ -185,8 +186,12 @@ def _check_outputs(result: Result, bootstrap: str, keys: list[bytes], values: li
     )
 
 
-def check_features(result: Result, bootstrap: str, redis_url: str) -> None:
-    """Rows hold each event id once, and the customer features of every score equal a recomputation of the log."""
+def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[str, ...]) -> int:
+    """Rows hold each event id once, and the features of every score equal a recomputation of the log.
+
+    `views` are beginnings of the names of those features that a partition's own records tell. Answers how many scores
+    say that they were made without them; those are not compared.
+    """
     checked = cards()
     inputs = read_topic(bootstrap, Topics().transactions)
     transactions, rejected = TransactionDecoder(checked).decode(inputs.value, np.array(inputs.timestamp))
@@ -216,19 +221,25 @@ def check_features(result: Result, bootstrap: str, redis_url: str) -> None:
     result.check("rows hold exactly the log's event ids", wrong == 0 and compared > 0)
 
     served = {
-        (c.source.partition, c.source.offset): c.features
+        (c.source.partition, c.source.offset): c
         for c in read_topic(bootstrap, Topics().contributions).decode(Contribution)
     }
-    columns = [i for i, name in enumerate(checked.features) if name.startswith(("customer.", "customer_rhythm."))]
-    differences = 0
+    columns = [i for i, name in enumerate(checked.features) if name.startswith(views)]
+    differences = without = 0
     for partition in sorted(set(inputs.partition)):
         index = [i for i, p in enumerate(inputs.partition) if p == partition]
         again = _recompute(checked, [inputs.value[i] for i in index], np.array([inputs.timestamp[i] for i in index]))
         for row, i in enumerate(index):
-            got = np.array([np.nan if v is None else v for v in served[(partition, inputs.offset[i])]])[columns]
+            told = served[(partition, inputs.offset[i])]
+            if any(told.feature_status[c] == MISSING for c in columns):
+                without += 1
+                continue
+            got = np.array([np.nan if v is None else v for v in told.features])[columns]
             differences += not np.array_equal(got, again[row, columns], equal_nan=True)
-    result.figures["customer_feature_rows_different"] = differences
-    result.check("customer features equal a recomputation from the log", differences == 0)
+    result.figures["feature_rows_compared"] = len(served) - without
+    result.figures["feature_rows_different"] = differences
+    result.check("features equal a recomputation from the log", differences == 0 and len(served) > without)
+    return without
 
 
 def _recompute(checked, values, timestamps):  # type: ignore[no-untyped-def]

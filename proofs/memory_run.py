@@ -33,9 +33,10 @@ from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.processor import Pacing, Processor
 from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import starting_points
 from stream_scorer.pipeline.score import Scoring
-from stream_scorer.records import Contribution, Score
+from stream_scorer.records import MISSING, Contribution, Score
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, MINUTE_MS, SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
@@ -43,7 +44,7 @@ from stream_scorer.simulate.labeller import history_labels
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
 from stream_scorer.state.rows import SourcePartition
-from stream_scorer.testing.broker import MemoryBroker, MemoryProducers, MemoryReader
+from stream_scorer.testing.broker import MemoryBroker, MemoryLog, MemoryProducers, MemoryReader
 from stream_scorer.testing.life import Life
 from stream_scorer.testing.rows import MemoryMarkedRows, MemoryServer
 
@@ -95,7 +96,7 @@ class World:
         processor: Processor
 
         def idle() -> None:
-            if broker.drained():
+            if broker.drained() and self.server.holds(broker.offsets):
                 self.stop.set()
 
         enrich = Enrich(parts.engine, store, lambda: processor.committer.in_flight(), lambda e: processor.state_lost(e))
@@ -108,6 +109,16 @@ class World:
             stages=[Decode(parts.checked), enrich, Scoring(parts.ensemble, parts.checked, parts.metrics)],
             publish=Publisher(TOPICS, parts.ensemble, parts.checked, _Clock()).publish,
             apply=store.apply,
+            make_rebuild=lambda committed, progress: Rebuild(
+                parts.checked,
+                parts.engine,
+                MemoryMarkedRows(self.server, sources, life, per_call=ENTRIES_PER_CALL),
+                MemoryLog(broker, life),
+                committed,
+                TOPICS.transactions,
+                progress,
+                piece=BATCH,
+            ),
             transactions_topic=TOPICS.transactions,
             labels_topic=TOPICS.labels,
             pacing=Pacing(BATCH, 0.0),
@@ -213,6 +224,8 @@ class Verdict:
     features_different: int = 0
     duplicates: int = 0
     duplicates_unlike: int = 0
+    degraded: int = 0
+    called_fresh: int = 0
     example: str = ""
 
     def add(self, other: Verdict, where: str) -> None:
@@ -227,7 +240,12 @@ class Verdict:
     def holds(self) -> bool:
         """Whether nothing is wrong."""
         return not (
-            self.lost or self.doubled or self.rows_different or self.features_different or self.duplicates_unlike
+            self.lost
+            or self.doubled
+            or self.rows_different
+            or self.features_different
+            or self.duplicates_unlike
+            or self.called_fresh
         )
 
 
@@ -266,7 +284,17 @@ def verify(world: World) -> Verdict:
     verdict.lost = len(by_place.keys() - seen.keys())
     verdict.doubled = sum(count - 1 for count in seen.values()) + abs(len(scores) - len(contributions))
     verdict.duplicates = sum(e.duplicate for e in events)
-    verdict.duplicates_unlike = abs(sum(s.duplicate for _, s in scores) - verdict.duplicates)
+    names = [f.name for f in world.parts.checked.view_features]
+    whole = []
+    for (number, c), (_, score) in zip(contributions, scores, strict=True):
+        event = by_place[c.source.partition, c.source.offset]
+        if score.degraded:
+            # Scored while features were gone: it may say nothing of them, and must not say that they are there.
+            verdict.degraded += 1
+            verdict.called_fresh += sum(s != MISSING for s in c.feature_status[: len(names)])
+        else:
+            whole.append((number, c))
+            verdict.duplicates_unlike += score.duplicate != event.duplicate
     newest: dict[SourcePartition, int] = {}
     for e in events:
         verdict.late += e.time < newest.get(e.source, 0)
@@ -286,8 +314,7 @@ def verify(world: World) -> Verdict:
             mine[name].setdefault(str(e.entity[name]), []).append(e)
         for label in labels:
             told[name].setdefault(str(label.entity[name]), []).append(label)
-    names = [f.name for f in spec.view_features]
-    for number, c in contributions:
+    for number, c in whole:
         event = by_place[c.source.partition, c.source.offset]
         marks = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.marks}
         earlier = {(e.source.partition, e.offset) for place, e in batches[number] if place < c.source.place}

@@ -16,6 +16,7 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import SettingsError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.rows import LAYOUT_VERSION
+from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactions import TransactionPair
@@ -27,6 +28,7 @@ from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.processor import Pacing, Processor
 from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import StartingPoints, starting_points
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.settings import Settings
@@ -94,7 +96,12 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
 
     enrich = Enrich(engine, store, lambda: processor.committer.in_flight(), lambda error: processor.state_lost(error))
     stages: list[Stage] = [Decode(checked), enrich, Scoring(ensemble, checked, metrics)]
-    processor = make_processor(settings, topics, inputs, stages, publisher.publish, store, metrics)
+
+    def rebuild(committed: dict[SourcePartition, int], on_progress: Callable[[int, int], None]) -> Rebuild:
+        log = RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-rebuild")
+        return Rebuild(checked, engine, store.twin(), log, committed, topics.transactions, on_progress)
+
+    processor = make_processor(settings, topics, inputs, stages, publisher.publish, store, rebuild, metrics)
     return processor
 
 
@@ -107,7 +114,7 @@ def make_passthrough(settings: Settings, metrics: m.Metrics) -> Processor:
         for partition, key, value in zip(records.partition.tolist(), records.key, records.value, strict=True):
             sink.produce(topics.scores, partition, key, value or b"")
 
-    return make_processor(settings, topics, inputs, [], publish, None, metrics)
+    return make_processor(settings, topics, inputs, [], publish, None, None, metrics)
 
 
 def make_processor(
@@ -117,6 +124,7 @@ def make_processor(
     stages: list[Stage],
     publish: Callable[[MicroBatch, Sink], None],
     store: RedisRowStore | None,
+    rebuild: Callable[[dict[SourcePartition, int], Callable[[int, int], None]], Rebuild] | None,
     metrics: m.Metrics,
 ) -> Processor:
     """A processor of `stages` over the input topics."""
@@ -142,6 +150,7 @@ def make_processor(
         stages=stages,
         publish=publish,
         apply=store.apply if store is not None else _apply_nothing,
+        make_rebuild=rebuild,
         transactions_topic=topics.transactions,
         labels_topic=topics.labels,
         pacing=Pacing(settings["scorer.batch"], settings["scorer.pace_ms"] / 1_000),

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from stream_scorer.features import kernel
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.plan import EntityPlan, FeaturePlan, make_plan
-from stream_scorer.features.rows import ENTRY_BYTES, pack, unpack
+from stream_scorer.features.rows import ENTRY_BYTES, TIME, pack, unpack
 from stream_scorer.records import DEFAULT, FRESH, MISSING
 from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.spec.model import CheckedSpec, ViewFeature
-from stream_scorer.state.rows import Marks, RowStore, RowUpdate, Span
+from stream_scorer.state.rows import WITNESS_PERIOD_MS, Marks, RowStore, RowUpdate, Span
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -133,10 +133,13 @@ class FeatureEngine:
         entry_list: list[I64] = []
         span_list: list[I64] = []
         offset_list: list[I64] = []
+        opens_list: list[NDArray[np.bool_]] = []
         stacked: list[_Rows] = []
+        newest: list[I64] = []
         for index, entity in enumerate(self.plan.entities):
             low, high = bounds[index], bounds[index + 1]
             mine = _stack(keys[low:high], rows[low:high], pending)
+            newest.append(_newest_period(mine))
             if entity.takes_labels and len(labels):
                 changes, change_of = self._label_entries(mine, label_key_of[index], labels)
                 mine = _append(mine, label_key_of[index][change_of], changes)
@@ -144,6 +147,7 @@ class FeatureEngine:
                 entry_list.append(changes)
                 span_list.append(events.label_span[change_of])
                 offset_list.append(events.label_offset[change_of])
+                opens_list.append(_period(changes[:, TIME]) != newest[index][label_key_of[index][change_of]])
             stacked.append(mine)
 
         n = len(transactions)
@@ -162,12 +166,14 @@ class FeatureEngine:
         matrix, status = self._assemble(transactions, scanned, key_of)
 
         entries = pack(transactions.event_time, transactions.value, transactions.id_hash)
+        period = _period(transactions.event_time)
         for index in range(len(self.plan.entities)):
             counted = np.flatnonzero((key_of[index] >= 0) & ~silent[index])
             key_list.append(key_of[index][counted] + bounds[index])
             entry_list.append(entries[counted])
             span_list.append(events.transaction_span[counted])
             offset_list.append(events.transaction_offset[counted])
+            opens_list.append(period[counted] != newest[index][key_of[index][counted]])
         update = RowUpdate.group(
             events.spans,
             keys,
@@ -175,11 +181,15 @@ class FeatureEngine:
             np.concatenate(entry_list) if entry_list else np.zeros((0, 4), dtype=np.int64),
             _concatenate(span_list),
             _concatenate(offset_list),
+            np.concatenate(opens_list) if opens_list else np.zeros(0, dtype=np.bool_),
         )
         return Enriched(matrix, status, duplicate, self._seen(marks, events, in_flight), update)
 
-    def without_state(self, events: EventBatch) -> Enriched:
-        """What remains while the rows cannot be read: the transaction's own columns; everything else is missing."""
+    def without_state(self, events: EventBatch, reason: str) -> Enriched:
+        """What remains while the rows cannot be read: the transaction's own columns; everything else is missing.
+
+        Its update covers no offsets: the marks must not pass what the rows will not hold.
+        """
         n = len(events.transactions)
         nobody = np.full(n, -1, dtype=np.int64)
         none = np.zeros(0, dtype=np.int64)
@@ -188,8 +198,7 @@ class FeatureEngine:
         scanned = [_scan(entity, empty, nobody, events.transactions, duplicate, 1) for entity in self.plan.entities]
         matrix, status = self._assemble(events.transactions, scanned, [nobody] * len(scanned))
         status[status == DEFAULT] = MISSING
-        nothing = RowUpdate(events.spans, [], np.zeros(1, dtype=np.int64), np.zeros((0, 4), dtype=np.int64), none, none)
-        return Enriched(matrix, status, duplicate, Marks({}, {}), nothing, ["features_unavailable"])
+        return Enriched(matrix, status, duplicate, Marks({}, {}), RowUpdate.nothing(), [reason])
 
     def as_of(self, entity: str, stored: Sequence[bytes | None], time: int) -> dict[str, float]:
         """The view features of one entity, for an event at `time` (epoch ms) that does not count itself.
@@ -353,6 +362,18 @@ def _stack(
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)) // ENTRY_BYTES
     ends = np.cumsum(lengths)
     return _Rows(unpack(b"".join(parts)), ends - lengths, ends)
+
+
+def _period(time: I64) -> I64:
+    return time // WITNESS_PERIOD_MS
+
+
+def _newest_period(rows: _Rows) -> I64:
+    """(k,) int64: the period of each row's last entry, -1 for an empty row."""
+    last = np.full(len(rows.start), -1, dtype=np.int64)
+    filled = rows.end > rows.start
+    last[filled] = _period(rows.entries[rows.end[filled] - 1, TIME])
+    return last
 
 
 def _append(rows: _Rows, key_of: I64, entries: I64) -> _Rows:

@@ -40,6 +40,9 @@ RESYNCS = Metric(
 CAUGHT_UP = Metric(
     "counter", "stream_scorer_catch_up_records_total", "Records read again for their features only, without scoring."
 )
+REBUILD_REMAINING = Metric(
+    "gauge", "stream_scorer_rebuild_remaining_records", "Records still to be read again to rebuild lost features."
+)
 LAG = Metric("gauge", "stream_scorer_lag_records", "Input records not yet read, over the owned partitions.")
 PARTITIONS = Metric("gauge", "stream_scorer_partitions", "Input partitions now owned.")
 BATCH_ROWS = Metric("histogram", "stream_scorer_batch_rows", "Records in a micro-batch.", (), _ROWS)
@@ -67,6 +70,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     COMMITS,
     RESYNCS,
     CAUGHT_UP,
+    REBUILD_REMAINING,
     LAG,
     PARTITIONS,
     BATCH_ROWS,

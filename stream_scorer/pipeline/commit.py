@@ -127,7 +127,7 @@ class Committer:
         committed = time.perf_counter()
         batch.seconds["commit"] = committed - started
         update = batch.enriched.update if batch.enriched is not None else None
-        if update is not None and self.state_lost is None:
+        if update is not None and update.spans and self.state_lost is None:
             try:
                 self._apply(update)
             except StateUnavailable as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from stream_scorer.kafka.reader import Read
-from stream_scorer.serde.raw import Headers
+from stream_scorer.serde.raw import Headers, RawRecords
 from stream_scorer.state.rows import SourcePartition
 
 
@@ -29,6 +29,14 @@ class Reader(Protocol):
     def seek_all(self, offsets: dict[SourcePartition, int]) -> None: ...
 
     def lag(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class LogReader(Protocol):
+    """Reads ranges of the inputs in no group; see `stream_scorer.kafka.range_reader.RangeReader`."""
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]: ...
 
     def close(self) -> None: ...
 

@@ -21,7 +21,8 @@ from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch, Sink, Stage
 from stream_scorer.pipeline.commit import Committer, Work
 from stream_scorer.pipeline.ports import OpenTransaction, Producers, Reader
-from stream_scorer.pipeline.recovery import StartingPoints
+from stream_scorer.pipeline.rebuild import Rebuild
+from stream_scorer.pipeline.recovery import REBUILDING, UNAVAILABLE, StartingPoints
 from stream_scorer.records import DECISIONS
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.state.rows import RowUpdate, SourcePartition, Span
@@ -58,7 +59,7 @@ class Processor:
         find_start: from assigned partitions to `StartingPoints`.
         stages: what computes. publish: what writes a computed batch to its transaction.
         apply: brings the rows up to date after the commit; None for a pipeline without state.
-        set_state_available: tells the enrich stage whether rows can be read.
+        make_rebuild: starts a `Rebuild` up to the offsets it is given; None for a pipeline without state.
         transactions_topic: which of the input topics carries transactions; the others carry labels.
     """
 
@@ -71,6 +72,7 @@ class Processor:
         stages: list[Stage],
         publish: Callable[[MicroBatch, Sink], None],
         apply: Callable[[RowUpdate], None],
+        make_rebuild: Callable[[dict[SourcePartition, int], Callable[[int, int], None]], Rebuild] | None,
         transactions_topic: str,
         labels_topic: str,
         pacing: Pacing,
@@ -80,6 +82,8 @@ class Processor:
         self._producers = producers
         self._stages = stages
         self._publish = publish
+        self._make_rebuild = make_rebuild
+        self._rebuild: Rebuild | None = None
         self._transactions_topic = transactions_topic
         self._labels_topic = labels_topic
         self._pacing = pacing
@@ -104,6 +108,8 @@ class Processor:
             return False, "waiting for partitions"
         if self._state_lost_at is not None:
             return False, "Redis is not available: scoring without features"
+        if self._rebuild is not None:
+            return False, "features are being rebuilt: scoring without them"
         return True, "serving"
 
     def run(self, stop: threading.Event) -> None:
@@ -114,25 +120,27 @@ class Processor:
             self._committer.wait_below(1, DRAIN_DEADLINE_S)
         finally:
             self._abort_open()
+            self._end_rebuild()
             self._reader.close()
             self._committer.close()
             self._producers.close()
 
-    def state_lost(self, error: StateUnavailable) -> bool:
-        """Called when the rows cannot be read. Answers whether they are available now (they are not)."""
+    def state_lost(self, error: StateUnavailable) -> str:
+        """Called when the rows cannot be read. Answers why the scores then go without features."""
         if self._state_lost_at is None:
             _log.warning("Redis is not available, scoring without features: %s", error.message)
         self._state_lost_at = time.monotonic()
-        return False
+        return UNAVAILABLE
 
     def _step(self) -> None:
         if self._committer.failure is not None:
             self._fail(self._committer.failure)
         if self._committer.state_lost is not None and self._state_lost_at is None:
-            self.state_lost(self._committer.state_lost)
-            self._set_state_available(False)
+            self._score_without(self.state_lost(self._committer.state_lost))
         if self._state_lost_at is not None and time.monotonic() - self._state_lost_at > STATE_RETRY_S:
             self._resync_cause = self._resync_cause or "state_retry"
+        if self._rebuild is not None:
+            self._look_after(self._rebuild)
         if self._resync_cause:
             self._resync()
         read = self._reader.read(self._pacing.most, READ_WAIT_S)
@@ -147,6 +155,17 @@ class Processor:
                     break
         except (TransactionAborted, StateGap) as error:
             self._fail(error)
+
+    def _look_after(self, rebuild: Rebuild) -> None:
+        if rebuild.ready.is_set():
+            self._resync_cause = self._resync_cause or "rebuilt"
+        elif isinstance(rebuild.failure, StateUnavailable):
+            self._end_rebuild()
+            self._score_without(self.state_lost(rebuild.failure))
+        elif isinstance(rebuild.failure, StateGap):
+            self._fail(rebuild.failure)
+        elif rebuild.failure is not None:
+            raise rebuild.failure
 
     def _pace(self, read: Read) -> Read:
         """Wait for company while the last batch was taken up less than `pace_s` ago and there is room."""
@@ -237,6 +256,9 @@ class Processor:
         if not batch.scoring:
             metrics.count(m.CAUGHT_UP, len(batch))
             return
+        rebuild = self._rebuild
+        if rebuild is not None:
+            rebuild.committed(batch.spans)
         for letter in batch.dead:
             metrics.count(m.DEAD_LETTERS, 1, letter.error.code)
         if batch.decided is not None:
@@ -275,21 +297,43 @@ class Processor:
 
     def _start(self, sources: list[SourcePartition]) -> dict[SourcePartition, int]:
         self._committer.reset()
+        was_rebuilding = self._end_rebuild()
         points = self._find_start(self._reader, sources)
         self._score_from = points.score_from
-        if points.state_available:
+        if points.without_features == UNAVAILABLE:
+            self._state_lost_at = time.monotonic()
+        else:
             if self._state_lost_at is not None:
                 _log.info("Redis is back")
             self._state_lost_at = None
-        else:
-            self._state_lost_at = time.monotonic()
-        self._set_state_available(points.state_available)
+            if points.without_features == REBUILDING:
+                assert self._make_rebuild is not None
+                self._rebuild = self._make_rebuild(dict(points.score_from), self._rebuilt)
+            elif was_rebuilding:
+                _log.info("features are rebuilt, scoring with them again")
+        self._score_without(points.without_features)
         return points.read_from
 
-    def _set_state_available(self, available: bool) -> None:
+    def _rebuilt(self, brought_in: int, remaining: int) -> None:
+        """Count what a rebuild does (runs in its thread)."""
+        self._metrics.count(m.CAUGHT_UP, brought_in)
+        self._metrics.set(m.REBUILD_REMAINING, remaining)
+
+    def _end_rebuild(self) -> bool:
+        """Stop a rebuild; whether there was one."""
+        rebuild, self._rebuild = self._rebuild, None
+        if rebuild is None:
+            return False
+        if not rebuild.stop():
+            raise StreamScorerError("a rebuild of features did not stop in time")
+        self._metrics.set(m.REBUILD_REMAINING, 0)
+        return True
+
+    def _score_without(self, reason: str) -> None:
+        """Score without features from now on, because of `reason`; with them if it is empty."""
         for stage in self._stages:
-            if hasattr(stage, "available"):
-                stage.available = available
+            if hasattr(stage, "without_features"):
+                stage.without_features = reason
 
     def _on_assigned(self, sources: list[SourcePartition]) -> dict[SourcePartition, int]:
         self._committer.wait_below(1, DRAIN_DEADLINE_S)
@@ -305,6 +349,7 @@ class Processor:
         if not self._committer.wait_below(1, DRAIN_DEADLINE_S):
             _log.warning("partitions go while a commit is still under way: its outcome is looked up on return")
         self._abort_open()
+        self._end_rebuild()
         self._metrics.set(m.PARTITIONS, 0)
         if lost:
             _log.warning("partitions were lost: the group did not hear from us in time")

@@ -1,8 +1,9 @@
 """Where to read from: the one place that compares committed offsets with the marks in Redis.
 
 A mark below the committed offset means committed batches whose rows are missing: they are read again from the mark,
-for their features only. A mark above it means somebody scored and then rewound the group: refused, because features
-would count events twice.
+for their features only. After a loss of rows that would be everything: scoring then goes on without features, and
+`rebuild` brings the rows up beside it. A mark above the committed offset means somebody scored and then rewound the
+group: refused, because features would count events twice.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ from stream_scorer.state.rows import MarkedRowStore, SourcePartition
 
 _log = logging.getLogger(__name__)
 StartPolicy = Literal["earliest", "latest"]
+# Why a batch was scored without features, as scores say it.
+UNAVAILABLE, REBUILDING = "features_unavailable", "features_rebuilding"
 
 
 @dataclass(slots=True)
 class StartingPoints:
     """Per partition, the offset to read from and the first offset to score; before it, records only bring features.
 
-    `state_available` is false when Redis did not answer: reading starts at the committed offsets, without features.
+    `without_features` says why reading starts at the committed offsets although features are not there: Redis did not
+    answer ("features_unavailable"), or its rows are being rebuilt ("features_rebuilding"). Empty if they are there.
     """
 
     read_from: dict[SourcePartition, int]
     score_from: dict[SourcePartition, int]
-    state_available: bool
+    without_features: str = ""
 
     @property
     def behind(self) -> int:
@@ -61,16 +65,18 @@ def starting_points(
         # Kept at once: "latest" must not move when the scorer restarts before its first batch.
         reader.commit(fresh)
     if store is None:
-        return StartingPoints(dict(score_from), score_from, True)
+        return StartingPoints(dict(score_from), score_from)
     try:
         marks = store.open()
         if marks is None:
-            _begin(reader, store, inputs, lost=bool(store.epoch))
+            # A group that has committed offsets had features once.
+            _begin(reader, store, inputs, lost=bool(store.epoch) or not fresh)
             marks = store.open()
+        if marks is None:
+            raise StateUnavailable("Redis lost its data as soon as it had some")
     except StateUnavailable as error:
         _log.warning("Redis is not available, scoring without features: %s", error.message)
-        return StartingPoints(dict(score_from), score_from, False)
-    assert marks is not None
+        return StartingPoints(dict(score_from), score_from, UNAVAILABLE)
     read_from = {}
     for source in sources:
         mark = marks.next_offset[source]
@@ -88,13 +94,17 @@ def starting_points(
                     mend='Retention is shorter than the outage: use another `scorer.group` with `start = "latest"`.',
                 )
         read_from[source] = mark
-    points = StartingPoints(read_from, score_from, True)
+    if not marks.complete:
+        return StartingPoints(dict(score_from), score_from, REBUILDING)
+    points = StartingPoints(read_from, score_from)
     if points.behind:
         _log.info("catching up features: %d records to read again without scoring", points.behind)
     return points
 
 
 def _begin(reader: Reader, store: MarkedRowStore, inputs: list[SourcePartition], *, lost: bool) -> None:
+    target: dict[SourcePartition, int] = {}
     if lost:
-        _log.error("Redis has lost features: they are built again from the log")
-    store.init({source: reader.watermarks(source)[0] for source in inputs})
+        _log.error("Redis has lost features: they are rebuilt from the log, scoring goes on without them")
+        target = {source: offset or 0 for source, offset in reader.committed(inputs).items()}
+    store.init({source: reader.watermarks(source)[0] for source in inputs}, target)

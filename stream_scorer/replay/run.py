@@ -156,6 +156,6 @@ class Replay:
             totals.warmed += n
 
 
-def _never_lost(error: StateUnavailable) -> bool:
+def _never_lost(error: StateUnavailable) -> str:
     """Rows in memory do not go away."""
     raise error

@@ -3,14 +3,17 @@
 Keys, under a namespace ``{ns}`` (a hash tag, so that a namespace lives in one cluster slot):
 
 - ``{ns}:epoch``: which generation of rows is current. A loss of data raises it, so nothing old can mix in.
-- ``{ns}:<epoch>:mark:<topic>:<partition>``: next offset and event-time watermark, two packed int64.
+- ``{ns}:<epoch>:mark:<topic>:<partition>``: next offset, event-time watermark, target; packed int64.
 - ``{ns}:<epoch>:r<layout>:<row key>``: a row.
+- ``{ns}:<epoch>:seen:<period>:<bucket>``: a set of hashes of row keys, the witnesses. A row that is absent although a
+  period within the horizon has its hash was lost; one that was never seen has none.
 
 Redis must run with ``maxmemory-policy noeviction``: an evicted row would read as an entity never seen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import uuid
@@ -22,36 +25,41 @@ import redis
 
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.state.client import mapped_errors
-from stream_scorer.state.rows import ENTRY_BYTES, Marks, RowUpdate, SourcePartition
+from stream_scorer.state.rows import ENTRY_BYTES, WITNESS_PERIOD_MS, Marks, RowUpdate, SourcePartition
 
 # A script blocks Redis for about 5 us an entry: 2,000 entries are 10 ms, the longest pause other readers should see.
 MAX_ENTRIES_PER_CALL = 2_000
 # Rows outlive their horizon by the longest outage to survive: a week of nobody writing must not look like no history.
 OUTAGE_MARGIN_MS = 7 * 86_400_000
 
-_MARK = struct.Struct("<qq")
+# Sets of at most 512 integers are packed: enough for four million rows a period.
+WITNESS_BUCKETS = 8_192
+
+_MARK = struct.Struct("<qqq")
 # Where an entry came from: "<i4i8", see `_origins`.
 ORIGIN_BYTES = 12
 
 _APPLY = """
--- KEYS: epoch, marks..., rows...   ARGV: epoch, marks n, then (start, stop, watermark) a mark, trim before, ttl,
--- row limit in bytes, then a row (payload, per entry '<i4i8' mark index and offset).
+-- KEYS: epoch, marks..., rows..., witnesses...   ARGV: epoch, marks n, then (start, stop, watermark) a mark, rows r,
+-- trim before, ttl, row limit in bytes, then a row (payload, per entry '<i4i8' mark index and offset), then a hash a
+-- witness.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'EPOCH' end
 local n = tonumber(ARGV[2])
-local at, ahead, whole = {}, {}, true
+local at, ahead, target, whole = {}, {}, {}, true
 for i = 1, n do
   local packed = redis.call('GET', KEYS[1 + i])
   if not packed then return 'GAP' end
-  local mark, watermark = struct.unpack('<i8i8', packed)
+  local mark, watermark, wanted = struct.unpack('<i8i8i8', packed)
   local start = tonumber(ARGV[3 * i])
   if mark < start then return 'GAP' end
   if mark > start then whole = false end
   at[i] = mark
   ahead[i] = watermark
+  target[i] = wanted
 end
-local a = 3 * n + 3
-local before, ttl, limit = tonumber(ARGV[a]), ARGV[a + 1], tonumber(ARGV[a + 2])
-for k = n + 2, #KEYS do
+local a = 3 * n + 4
+local r, before, ttl, limit = tonumber(ARGV[a - 1]), tonumber(ARGV[a]), ARGV[a + 1], tonumber(ARGV[a + 2])
+for k = n + 2, n + 1 + r do
   local j = a + 3 + 2 * (k - n - 2)
   local payload = ARGV[j]
   if not whole then
@@ -78,12 +86,36 @@ for k = n + 2, #KEYS do
     redis.call('PEXPIRE', key, ttl)
   end
 end
+for k = n + 2 + r, #KEYS do
+  redis.call('SADD', KEYS[k], ARGV[a + 3 + r + k - n - 2])
+  redis.call('PEXPIRE', KEYS[k], ttl)
+end
 for i = 1, n do
   local stop, watermark = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
   redis.call('SET', KEYS[1 + i],
-    struct.pack('<i8i8', math.max(stop, at[i]), math.max(watermark, ahead[i])))
+    struct.pack('<i8i8i8', math.max(stop, at[i]), math.max(watermark, ahead[i]), target[i]))
 end
 return 'OK'
+"""
+
+# Which of some rows a witness has seen in any of some periods. A period costs a key one look-up.
+_SEEN = """
+-- KEYS: a set for each row and period, row by row.   ARGV: how many periods, then a hash a row.
+local periods, seen = tonumber(ARGV[1]), {}
+for i = 2, #ARGV do
+  for p = 1, periods do
+    if redis.call('SISMEMBER', KEYS[(i - 2) * periods + p], ARGV[i]) == 1 then
+      seen[#seen + 1] = i - 2
+      break
+    end
+  end
+end
+return seen
+"""
+
+# An epoch that has lost a row is given up by all who use it.
+_CONDEMN = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 _INIT = """
@@ -129,6 +161,8 @@ class RedisRowStore:
         self._trim_before = -1
         self._apply_script = client.register_script(_APPLY)
         self._init_script = client.register_script(_INIT)
+        self._condemn_script = client.register_script(_CONDEMN)
+        self._seen_script = client.register_script(_SEEN)
         self._use_epoch(b"")
 
     @property
@@ -151,18 +185,21 @@ class RedisRowStore:
         self._acknowledged = dict(marks.next_offset)
         return marks
 
-    def init(self, next_offset: dict[SourcePartition, int]) -> bool:
-        """Begin a new epoch with these marks, unless someone else began one since `open`. True if it was us."""
+    def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
+        """See `MarkedRowStore.init`."""
         old, new = self._epoch, uuid.uuid4().hex[:12].encode()
         self._use_epoch(new)
         self._acknowledged.clear()
         keys = [self._epoch_key, *self._mark_keys.values()]
-        marks = [_MARK.pack(next_offset[source], -1) for source in self._sources]
+        marks = [_MARK.pack(next_offset[source], -1, target.get(source, 0)) for source in self._sources]
         with mapped_errors():
             return bool(self._init_script(keys=keys, args=[old, new, *marks]))
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
-        """See `RowStore.read`: one MGET. Raises `StateGap` when Redis has lost what it had acknowledged."""
+        """See `RowStore.read`: one MGET, and a look for witnesses of the rows that are absent.
+
+        Raises `StateGap` when Redis has lost what it had acknowledged, or a single row; the epoch is then given up.
+        """
         prefix = self._prefix
         # Taken before the read: an apply may be acknowledged while the read is under way.
         acknowledged = dict(self._acknowledged)
@@ -179,7 +216,30 @@ class RedisRowStore:
             if marks.next_offset[source] < offset:
                 raise StateGap(f"Redis has lost updates of {source.topic}[{source.partition}]")
         self._trim_before = marks.slowest_watermark() - self._horizon_ms
-        return values[count + 1 :], marks
+        rows = values[count + 1 :]
+        self._require_never_seen([key for key, row in zip(keys, rows, strict=True) if row is None], marks)
+        return rows, marks
+
+    def _require_never_seen(self, absent: list[bytes], marks: Marks) -> None:
+        newest = max(marks.watermark.values(), default=-1)
+        first, last = max(newest - self._horizon_ms, 0) // WITNESS_PERIOD_MS, newest // WITNESS_PERIOD_MS
+        for low in range(0, len(absent), MAX_ENTRIES_PER_CALL):
+            part = absent[low : low + MAX_ENTRIES_PER_CALL]
+            hashes = [_hash(key) for key in part]
+            sets = [self._witness_key(period, h) for h in hashes for period in range(last, first - 1, -1)]
+            if not sets:
+                continue
+            with mapped_errors():
+                seen = self._seen_script(keys=sets, args=[last - first + 1, *hashes])
+                # Some may have been written for the first time between the two calls.
+                now = self._client.mget([self._prefix + part[i] for i in seen]) if seen else []
+            if any(row is None for row in now):
+                with mapped_errors():
+                    self._condemn_script(keys=[self._epoch_key], args=[self._epoch])
+                raise StateGap("Redis has lost a row")
+
+    def _witness_key(self, period: int, key_hash: int) -> bytes:
+        return self._witness_prefix + b"%d:%d" % (period, key_hash % WITNESS_BUCKETS)
 
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`: one script call per `MAX_ENTRIES_PER_CALL` entries, each of them atomic."""
@@ -193,18 +253,33 @@ class RedisRowStore:
         args: list[bytes | int] = [self._epoch, len(spans)]
         for span in spans:
             args += [span.start, span.stop, span.watermark]
-        args += [self._trim_before, self._horizon_ms + OUTAGE_MARGIN_MS, self._limit]
+        args += [len(update.keys), self._trim_before, self._horizon_ms + OUTAGE_MARGIN_MS, self._limit]
         low = 0
         for payload, high in zip(update.payloads, (ORIGIN_BYTES * update.bounds[1:]).tolist(), strict=True):
             args.append(payload)
             args.append(origin[low:high])
             low = high
+        for place in np.flatnonzero(update.opens).tolist():
+            key_hash = _hash(update.keys[int(np.searchsorted(update.bounds, place, side="right")) - 1])
+            keys.append(self._witness_key(int(update.entries[place, 0]) // WITNESS_PERIOD_MS, key_hash))
+            args.append(key_hash)
         with mapped_errors():
             answer = self._apply_script(keys=keys, args=args)
         if answer != b"OK":
             raise StateGap(f"Redis refused an update: {answer.decode()}")
         for span in spans:
             self._acknowledged[span.source] = max(self._acknowledged.get(span.source, 0), span.stop)
+
+    def twin(self) -> RedisRowStore:
+        """The same rows, not yet opened, for another thread."""
+        return RedisRowStore(
+            self._client,
+            self._namespace,
+            self._sources,
+            layout=self._layout,
+            horizon_ms=self._horizon_ms,
+            row_entries=self._limit // ENTRY_BYTES,
+        )
 
     @property
     def horizon_ms(self) -> int:
@@ -216,6 +291,19 @@ class RedisRowStore:
         with mapped_errors():
             for key in self._client.scan_iter(match=_literal(self._prefix) + b"*", count=10_000):
                 yield key[len(self._prefix) :]
+
+    def sweep(self) -> int:
+        """Delete what earlier epochs left behind, and say how many keys that were."""
+        current, gone = self._tag + self._epoch + b":", 0
+        with mapped_errors():
+            old = []
+            for key in self._client.scan_iter(match=_literal(self._tag) + b"*", count=10_000):
+                if key != self._epoch_key and not key.startswith(current):
+                    old.append(key)
+                if len(old) == MAX_ENTRIES_PER_CALL:
+                    gone += self._client.unlink(*old)
+                    old.clear()
+            return gone + (self._client.unlink(*old) if old else 0)
 
     def check_eviction_policy(self) -> None:
         """Raise `StateUnavailable` if Redis may evict rows. A server that hides its settings is taken at its word."""
@@ -232,25 +320,28 @@ class RedisRowStore:
             )
 
     def _use_epoch(self, epoch: bytes) -> None:
-        tag = b"{" + self._namespace.encode() + b"}:"
+        tag = self._tag = b"{" + self._namespace.encode() + b"}:"
         self._epoch = epoch
         self._epoch_key = tag + b"epoch"
+        self._witness_prefix = tag + epoch + b":seen:"
         self._prefix = tag + epoch + b":r" + str(self._layout).encode() + b":"
         self._mark_keys = {
             s: tag + epoch + b":mark:" + s.topic.encode() + b":" + str(s.partition).encode() for s in self._sources
         }
 
     def _unpack_marks(self, packed: Sequence[bytes]) -> Marks:
-        pairs = [_MARK.unpack(value) for value in packed]
-        return Marks(
-            {s: p[0] for s, p in zip(self._sources, pairs, strict=True)},
-            {s: p[1] for s, p in zip(self._sources, pairs, strict=True)},
-        )
+        marks = [_MARK.unpack(value) for value in packed]
+        return Marks(*({s: mark[i] for s, mark in zip(self._sources, marks, strict=True)} for i in range(3)))
 
 
 def _literal(text: bytes) -> bytes:
     """`text` as a pattern of Redis that matches only itself."""
     return re.sub(rb"([\\*?\[\]^-])", rb"\\\1", text)
+
+
+def _hash(key: bytes) -> int:
+    """63 bits: Redis keeps sets of such integers in 8 bytes each."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
 def _origins(update: RowUpdate) -> bytes:

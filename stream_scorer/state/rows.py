@@ -8,7 +8,7 @@ mark one by one, and moves rows and marks in one step. Only `init` creates marks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 ENTRY_BYTES = 32
+# Each row is witnessed once in every such period of event time in which it gains an entry; see `RowUpdate.opens`.
+WITNESS_PERIOD_MS = 84 * 3_600_000
 
 
 class SourcePartition(NamedTuple):
@@ -37,10 +40,19 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class Marks:
-    """Per source partition the next offset not yet in the rows, and its event-time watermark (ms, -1 for none)."""
+    """Per source partition the next offset not yet in the rows, and its event-time watermark (ms, -1 for none).
+
+    `target` is where the partition stood when these rows were begun anew after a loss; 0 if nothing was lost.
+    """
 
     next_offset: dict[SourcePartition, int]
     watermark: dict[SourcePartition, int]
+    target: dict[SourcePartition, int] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the rows hold again what they held before the loss."""
+        return all(self.next_offset[source] >= target for source, target in self.target.items())
 
     def slowest_watermark(self) -> int:
         """The least watermark of all partitions: nothing older than it will be asked for again, beyond lateness."""
@@ -55,6 +67,8 @@ class RowUpdate:
         spans: one per source partition of the batch; entries refer to them by index.
         keys: k row keys. bounds: (k + 1,) int64; entries of key i are ``bounds[i]:bounds[i + 1]``.
         entries: (u, 4) int64, in log order within each key. span_of, offset: (u,) int64, where each came from.
+        opens: (u,) bool, whether the row is not known to hold an entry of the same `WITNESS_PERIOD_MS`. The store keeps
+            such rows in mind apart from the rows, so that one that vanishes is not taken for one never seen.
     """
 
     spans: list[Span]
@@ -63,16 +77,24 @@ class RowUpdate:
     entries: I64
     span_of: I64
     offset: I64
+    opens: Flags
 
     @classmethod
     def group(
-        cls, spans: list[Span], keys: list[bytes], key_of: I64, entries: I64, span_of: I64, offset: I64
+        cls, spans: list[Span], keys: list[bytes], key_of: I64, entries: I64, span_of: I64, offset: I64, opens: Flags
     ) -> RowUpdate:
         """Group entries, given in log order, by key; `key_of` (u,) indexes `keys`, of which unused ones are dropped."""
         order = np.argsort(key_of, kind="stable")
         used, counts = np.unique(key_of, return_counts=True)
         bounds = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        return cls(spans, [keys[i] for i in used.tolist()], bounds, entries[order], span_of[order], offset[order])
+        kept = [keys[i] for i in used.tolist()]
+        return cls(spans, kept, bounds, entries[order], span_of[order], offset[order], opens[order])
+
+    @classmethod
+    def nothing(cls) -> RowUpdate:
+        """An update of no offsets."""
+        none = np.zeros(0, dtype=np.int64)
+        return cls([], [], np.zeros(1, dtype=np.int64), none.reshape(0, 4), none, none, none.astype(np.bool_))
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -89,7 +111,7 @@ class RowUpdate:
         """Key to its place in `keys`."""
         return {key: index for index, key in enumerate(self.keys)}
 
-    def pending(self, marks: Marks) -> NDArray[np.bool_] | bool:
+    def pending(self, marks: Marks) -> Flags | bool:
         """Which entries are not yet in the rows, given the marks read with them: all, none, or a mask (u,)."""
         ahead = [marks.next_offset.get(s.source, -1) for s in self.spans]
         if all(mark <= span.start for mark, span in zip(ahead, self.spans, strict=True)):
@@ -126,7 +148,13 @@ class RowUpdate:
             mine = (self.offset >= low) & (self.offset < high)
             out.append(
                 RowUpdate.group(
-                    spans, self.keys, key_of[mine], self.entries[mine], self.span_of[mine], self.offset[mine]
+                    spans,
+                    self.keys,
+                    key_of[mine],
+                    self.entries[mine],
+                    self.span_of[mine],
+                    self.offset[mine],
+                    self.opens[mine],
                 )
             )
         return out
@@ -156,8 +184,12 @@ class MarkedRowStore(RowStore, Protocol):
         """Take up the current epoch and answer its marks; None if it is not complete (never initialized, or lost)."""
         ...
 
-    def init(self, next_offset: dict[SourcePartition, int]) -> bool:
+    def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
         """Begin a new epoch with these marks, unless someone else began one since `open`. True if it was us."""
+        ...
+
+    def sweep(self) -> int:
+        """Delete what earlier epochs left behind, and say how much that was."""
         ...
 
 

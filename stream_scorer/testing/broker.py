@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -301,6 +301,24 @@ class MemoryReader:
             by_topic.setdefault(source.topic, []).extend((source.partition, offset, e) for offset, e in found)
         metadata = (self._name, self._generation)
         return Read([_columns(topic, rows) for topic, rows in by_topic.items()], positions, metadata)
+
+
+class MemoryLog:
+    """`pipeline.ports.LogReader` on a `MemoryBroker`."""
+
+    def __init__(self, broker: MemoryBroker, life: Life) -> None:
+        self._broker, self._life = broker, life
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
+        """What lies between the two offsets, in one chunk."""
+        self._life.point("read")
+        found = self._broker.read_committed(source, start, stop - start)
+        rows = [(source.partition, offset, entry) for offset, entry in found if offset < stop]
+        if rows:
+            yield _columns(source.topic, rows)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 def _columns(topic: str, rows: list[tuple[int, int, Entry]]) -> RawRecords:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,15 +12,24 @@ from stream_scorer.state.rows import Marks, RowUpdate, SourcePartition
 from stream_scorer.testing.life import Life
 
 
+def _undisturbed(_keys: Sequence[bytes]) -> None:
+    """A server to which nothing happens."""
+
+
 class MemoryServer:
-    """The data of one namespace, shared by all processes."""
+    """The data of one namespace, shared by all processes.
+
+    `on_read` is called with the keys before every read: the place for losses and outages.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.epoch = ""
         self.rows: dict[bytes, bytes] = {}
-        self.marks: dict[SourcePartition, tuple[int, int]] = {}
+        self.marks: dict[SourcePartition, tuple[int, int, int]] = {}
+        self.seen: set[bytes] = set()
         self.late = 0
+        self.on_read: Callable[[Sequence[bytes]], None] = _undisturbed
         self._inits = 0
 
     def flush(self) -> None:
@@ -29,6 +38,17 @@ class MemoryServer:
             self.epoch = ""
             self.rows.clear()
             self.marks.clear()
+            self.seen.clear()
+
+    def lose(self, key: bytes) -> None:
+        """Lose a single row."""
+        with self.lock:
+            self.rows.pop(key, None)
+
+    def holds(self, offsets: Mapping[SourcePartition, int]) -> bool:
+        """Whether the rows hold everything up to `offsets`; a server that lost its marks, unnoticed, is not asked."""
+        with self.lock:
+            return not self.marks or all(mark >= offsets.get(s, 0) for s, (mark, _, _) in self.marks.items())
 
     def next_epoch(self) -> str:
         """A name never used before."""
@@ -62,7 +82,7 @@ class MemoryMarkedRows:
         self._acknowledged = dict(marks.next_offset)
         return marks
 
-    def init(self, next_offset: dict[SourcePartition, int]) -> bool:
+    def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
         """See `MarkedRowStore.init`."""
         self._life.point("open")
         with self._server.lock:
@@ -70,18 +90,25 @@ class MemoryMarkedRows:
                 return False
             self._epoch = self._server.epoch = self._server.next_epoch()
             self._server.rows.clear()
-            self._server.marks = {source: (next_offset[source], -1) for source in self._sources}
+            self._server.seen.clear()
+            self._server.marks = {s: (next_offset[s], -1, target.get(s, 0)) for s in self._sources}
             return True
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
         """See `RowStore.read`. Raises `StateGap` when acknowledged data is gone."""
         acknowledged = dict(self._acknowledged)
         self._life.point("rows")
+        self._server.on_read(keys)
         with self._server.lock:
             self._require_epoch()
             if any(source not in self._server.marks for source in self._sources):
                 raise StateGap("a mark is lost")
             rows, marks = [self._server.rows.get(key) for key in keys], self._marks()
+            lost = [key for key, row in zip(keys, rows, strict=True) if row is None and key in self._server.seen]
+            if lost:
+                self._server.epoch = ""
+        if lost:
+            raise StateGap("a row is lost")
         if any(marks.next_offset[source] < offset for source, offset in acknowledged.items()):
             raise StateGap("updates are lost")
         return rows, marks
@@ -95,6 +122,10 @@ class MemoryMarkedRows:
             for span in part.spans:
                 self._acknowledged[span.source] = max(self._acknowledged.get(span.source, 0), span.stop)
             self._life.point("applied")
+
+    def sweep(self) -> int:
+        """See `MarkedRowStore.sweep`: nothing is left behind here."""
+        return 0
 
     def _apply(self, update: RowUpdate) -> None:
         server = self._server
@@ -110,11 +141,13 @@ class MemoryMarkedRows:
         for place, key in enumerate(update.keys):
             low, high = int(update.bounds[place]), int(update.bounds[place + 1])
             new = update.entries[low:high][keep[low:high]].astype("<i8").tobytes()
+            if update.opens[low:high][keep[low:high]].any():
+                server.seen.add(key)
             if new:
                 server.rows[key] = server.rows.get(key, b"") + new
         for span in update.spans:
             mark = server.marks[span.source]
-            server.marks[span.source] = (max(span.stop, mark[0]), max(span.watermark, mark[1]))
+            server.marks[span.source] = (max(span.stop, mark[0]), max(span.watermark, mark[1]), mark[2])
 
     def _require_epoch(self) -> None:
         if self._server.epoch != self._epoch:
@@ -122,4 +155,4 @@ class MemoryMarkedRows:
 
     def _marks(self) -> Marks:
         marks = self._server.marks
-        return Marks({s: marks[s][0] for s in self._sources}, {s: marks[s][1] for s in self._sources})
+        return Marks(*({s: marks[s][i] for s in self._sources} for i in range(3)))

@@ -41,7 +41,7 @@ def store(url: str) -> Iterator[Store]:
 def opened(make: Store, limit: int = 64) -> RedisRowStore:
     store = make(limit)
     if store.open() is None:
-        assert store.init({A: 0, B: 0})
+        assert store.init({A: 0, B: 0}, {})
     assert store.open() is not None
     return store
 
@@ -51,7 +51,9 @@ def update(source: SourcePartition, start: int, stop: int, *, keys: int = 3, at:
     entries = np.column_stack([at + offsets, offsets * 10, offsets + 1_000_000, np.zeros(len(offsets), dtype=np.int64)])
     names = [b"0:%d" % key for key in range(keys)]
     zero = np.zeros(len(offsets), dtype=np.int64)
-    return RowUpdate.group([Span(source, start, stop, at + stop)], names, offsets % keys, entries, zero, offsets)
+    return RowUpdate.group(
+        [Span(source, start, stop, at + stop)], names, offsets % keys, entries, zero, offsets, zero == 0
+    )
 
 
 def rows(store: RedisRowStore | MemoryRowStore, keys: int = 3) -> list[bytes | None]:
@@ -113,12 +115,32 @@ def test_a_loss_is_noticed_by_reading_and_by_applying(store: Store, url: str, lo
     assert redis.open() is None
 
 
+def test_a_single_row_that_is_lost_is_not_taken_for_one_never_seen(store: Store, url: str) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 10))
+    assert redis.read([b"0:never"])[0] == [None]
+    client = connect(url)
+    (key,) = client.keys("*:0:1")
+    client.delete(key)
+    with pytest.raises(StateGap, match="row"):
+        rows(redis)
+    assert redis.open() is None  # whoever opens it next begins anew
+    assert redis.init({A: 0, B: 0}, {A: 10})
+    assert rows(redis) == [None, None, None]
+    assert not redis.read([])[1].complete
+    redis.apply(update(A, 0, 10))
+    assert redis.read([])[1].complete
+    assert redis.sweep() > 0
+    assert all(redis.epoch.encode() in key or key.endswith(b":epoch") for key in client.keys("*"))
+    assert None not in rows(redis)
+
+
 def test_a_mark_that_went_back_is_noticed(store: Store, url: str) -> None:
     redis = opened(store)
     redis.apply(update(A, 0, 10))
     client = connect(url)
     (key,) = client.keys("*mark:transactions:0")
-    client.set(key, np.array([3, 0], dtype="<i8").tobytes())
+    client.set(key, np.array([3, 0, 0], dtype="<i8").tobytes())
     with pytest.raises(StateGap):
         rows(redis)
 
@@ -127,13 +149,13 @@ def test_a_new_epoch_shuts_out_whoever_still_uses_the_old_one(store: Store) -> N
     old, new = opened(store), opened(store)
     old.apply(update(A, 0, 10))
     new.open()
-    assert new.init({A: 0, B: 0})
+    assert new.init({A: 0, B: 0}, {})
     assert rows(new) == [None, None, None]
     with pytest.raises(StateGap):
         old.apply(update(A, 10, 20))
     with pytest.raises(StateGap):
         rows(old)
-    assert not old.init({A: 0, B: 0})  # it was begun by someone else meanwhile
+    assert not old.init({A: 0, B: 0}, {})  # it was begun by someone else meanwhile
     assert old.open() is not None
 
 

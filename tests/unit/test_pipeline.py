@@ -21,6 +21,7 @@ from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, Publisher
+from stream_scorer.pipeline.recovery import UNAVAILABLE
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.simulate.config import SimulationConfig
@@ -87,7 +88,7 @@ def run(ensemble: Ensemble, batch: int, *, values: list[bytes] | None = None, st
     labels = history_labels(transactions, int(transactions.event_time[-1]))
     label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
     store = store or MemoryRowStore(CHECKED.spec.limits.row_entries)
-    enrich = Enrich(FeatureEngine(CHECKED), store, tuple, lambda error: False)
+    enrich = Enrich(FeatureEngine(CHECKED), store, tuple, lambda error: UNAVAILABLE)
     stages = [Decode(CHECKED), enrich, Scoring(ensemble, CHECKED, Metrics())]
     publisher, sink = Publisher(Topics(), ensemble, CHECKED, FixedClock()), Collected()
     label_source = SourcePartition("labels", 0)

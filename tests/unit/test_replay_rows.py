@@ -21,7 +21,13 @@ def update(labels: int, transactions: int, keys: int = 5, seed: int = 1) -> RowU
     # Offsets of transactions have holes, as where aborted records stood.
     offset = np.concatenate([40 + np.arange(labels), 100 + 2 * np.arange(transactions)])
     return RowUpdate.group(
-        spans, [b"%d" % k for k in range(keys)], rng.integers(0, keys, n), entries, span_of.astype(np.int64), offset
+        spans,
+        [b"%d" % k for k in range(keys)],
+        rng.integers(0, keys, n),
+        entries,
+        span_of.astype(np.int64),
+        offset,
+        np.zeros(n, dtype=np.bool_),
     )
 
 

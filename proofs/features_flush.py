@@ -1,0 +1,302 @@
+"""features-flush: what Redis loses is noticed before a wrong value is called fresh, and rebuilt beside live scoring.
+
+In memory, where every read may find something gone: everything, in the middle of a run and of the rebuild that follows;
+the row about to be read; and a Redis that does not answer now and then. The stages, the processor, the recovery and the
+rebuild are the real ones (`proofs/memory_run.py`). On a real Kafka and Redis under live traffic: a single row deleted,
+then FLUSHALL, then FLUSHALL again in the middle of the rebuild; `features check` then holds Redis to the log.
+
+`N` is the number of losses in memory; on real parts 2,000 transactions for each, at most `HISTORY`, come before.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
+
+from proofs.kill_once import check_features
+from proofs.kit import (
+    CARDS_SPEC,
+    ROOT,
+    Context,
+    Result,
+    Scorer,
+    publish,
+    read_topic,
+    services,
+    train_cards,
+    wait_drained,
+    wait_until,
+)
+from proofs.memory_run import Parts, Verdict, World, make_parts, make_world, run_until_done, verify
+from stream_scorer.clock import SystemClock
+from stream_scorer.errors import StateUnavailable
+from stream_scorer.kafka.load import OpenLoopProducer, Schedule
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.pipeline import processor
+from stream_scorer.records import Contribution, Score
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_values
+from stream_scorer.simulate.generate import generate
+from stream_scorer.stack import StackAddresses
+from stream_scorer.state.client import connect
+from stream_scorer.testing.life import Life
+
+LOSSES, HISTORY = 200, 120_000
+TRANSACTIONS, LOSSES_A_WORLD = 700, 6
+PATIENCE_S = 60.0
+# With less than this to go nobody may come by to notice.
+LEAST_LAG = 150
+RATE = 500.0
+# Live traffic for this long at most; it ends soon after the last rebuild.
+MOST_LIVE_S = 240
+REBUILT = "features are rebuilt"
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    losses = context.n or LOSSES
+    result = Result()
+    if context.broken:
+        _break()
+    verdict, counts = lose_in_memory(context, make_parts(context.folder, CARDS_SPEC), losses)
+    told = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
+    result.figures["memory"] = dict(counts) | {k: v for k, v in told.items() if k != "example" or v}
+    result.check("in memory: outputs once, rows equal the log, no wrong value is called fresh", verdict.holds)
+    for kind in ("flushed", "flushed_in_rebuild", "row_lost", "unavailable"):
+        result.at_least(kind, counts[kind], max(losses // 20, 1))
+    result.at_least("degraded", verdict.degraded, losses)
+    if not context.broken:
+        _on_real_parts(context, result, min(2_000 * losses, HISTORY))
+    return result
+
+
+def lose_in_memory(context: Context, parts: Parts, losses: int) -> tuple[Verdict, Counter[str]]:
+    """One scorer a world, two in every third, from whose reads things go missing."""
+    total, counts = Verdict(), Counter[str]()
+    wait, processor.STATE_RETRY_S = processor.STATE_RETRY_S, 0.005
+    number = 0
+    try:
+        while counts["losses"] < losses:
+            number += 1
+            seed = context.seed * 100_000 + 70_000 + number
+            rng = random.Random(seed)
+            world = make_world(parts, seed, TRANSACTIONS)
+            _disturb(world, rng, counts)
+            _score(world, rng, ("a", "b") if number % 3 == 0 else ("a",))
+            counts["worlds"] += 1
+            total.add(verify(world), f"seed {seed}")
+            if number % 10 == 0:
+                context.say(f"{counts['losses']} losses in {number} worlds, {total.features:,} features compared")
+    finally:
+        processor.STATE_RETRY_S = wait
+    return total, counts
+
+
+def _score(world: World, rng: random.Random, names: tuple[str, ...]) -> None:
+    """Scorers side by side until the input is drained."""
+    failures: list[BaseException] = []
+
+    def live(name: str, seed: float) -> None:
+        try:
+            run_until_done(world, name, random.Random(seed), Life)
+        except BaseException as error:  # carried to the proof's own thread
+            failures.append(error)
+            world.stop.set()
+
+    threads = [threading.Thread(target=live, args=(name, rng.random()), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "a scorer did not end"
+    if failures:
+        raise AssertionError(str(failures[0])) from failures[0]
+
+
+def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
+    """Something goes missing at seeded reads of `world`."""
+    server, broker = world.server, world.broker
+    left = LOSSES_A_WORLD
+    until, silent = rng.randint(3, 20), 0
+    lock = threading.Lock()
+
+    def on_read(keys: Sequence[bytes]) -> None:
+        nonlocal left, until, silent
+        with lock:
+            if silent:
+                silent -= 1
+                raise StateUnavailable("silent for a while")
+            until -= 1
+            if until > 0 or not left:
+                return
+            lag = sum(len(broker.log[s]) - broker.offsets.get(s, 0) for s in broker.inputs)
+            with server.lock:
+                rebuilding = any(mark < target for mark, _, target in server.marks.values())
+                present = [key for key in keys if key in server.rows]
+            if lag < LEAST_LAG:
+                left = 0
+                return
+            until = rng.randint(2, 12)
+            what = rng.choice(("flushed", "row_lost", "unavailable"))
+            if what == "row_lost":
+                if not present:
+                    until = 1
+                    return
+                server.lose(rng.choice(present))
+            elif what == "flushed":
+                server.flush()
+                counts["flushed_in_rebuild"] += rebuilding
+            else:
+                silent = rng.randint(1, 3)
+            left -= 1
+            counts[what] += 1
+            counts["losses"] += 1
+            if what == "unavailable":
+                silent -= 1
+                raise StateUnavailable("silent for a while")
+
+    server.on_read = on_read
+
+
+def _on_real_parts(context: Context, result: Result, history: int) -> None:
+    train_cards(context.folder, seed=context.seed, transactions=30_000)
+    keys, values = _input(context.seed, history + int(RATE * MOST_LIVE_S))
+    topics = Topics()
+    with services("kafka", "redis", partitions=1) as (_stack, at):
+        bootstrap = str(at.kafka)
+        publish(bootstrap, topics.transactions, keys[:history], values[:history])
+        scorer = Scorer(context.folder, at, instance="scorer", ensemble=context.folder / "ensemble")
+        scorer.start()
+        try:
+            wait_drained(bootstrap, [scorer], timeout_s=120)
+            live = _Live(bootstrap, keys[history:], values[history:])
+            _lose(context, result, scorer, at, keys[history:])
+            live.end()
+            wait_drained(bootstrap, [scorer], timeout_s=60)
+            result.check("SIGTERM ends the scorer with exit 0 in 10 s", scorer.stop(10) == 0)
+        finally:
+            scorer.close()
+        _check(context, result, at, history + live.sent)
+
+
+class _Live:
+    """Live traffic in a thread, until it is ended."""
+
+    def __init__(self, bootstrap: str, keys: list[bytes], values: list[bytes]) -> None:
+        self._keys, self._values = keys, values
+        self._stop = threading.Event()
+        self._bootstrap = bootstrap
+        self.sent = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """No more, and all of it confirmed."""
+        self._stop.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        step = int(RATE / 2)
+        with OpenLoopProducer(self._bootstrap, client_id="live", clock=SystemClock(), sleep=time.sleep) as producer:
+            while not self._stop.is_set() and self.sent < len(self._keys):
+                part = slice(self.sent, self.sent + step)
+                schedule = Schedule(RATE, SystemClock())
+                producer.publish(Topics().transactions, self._keys[part], self._values[part], schedule=schedule)
+                self.sent += len(self._keys[part])
+
+
+def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, keys: list[bytes]) -> None:
+    client = connect(str(at.redis))
+
+    def rebuilt(times: int) -> bool:
+        scorer.require_running()
+        return scorer.log.read_text().count(REBUILT) >= times
+
+    time.sleep(3)
+    # The customer of the most records to come: soon somebody reads the row.
+    owner = Counter(keys[: int(RATE) * 60]).most_common(1)[0][0]
+    (row,) = list(client.scan_iter(match=b"*:r1:0:" + owner, count=10_000))
+    client.delete(row)
+    context.say("one row deleted")
+    wait_until("features are rebuilt after the loss of a row", lambda: rebuilt(1), MOST_LIVE_S / 3)
+    time.sleep(2)
+    client.flushall()
+    context.say("FLUSHALL")
+    wait_until("the rebuild is under way", lambda: _rows(client) > 200, 60, 0.01)
+    seen = _rows(client)
+    client.flushall()
+    context.say(f"FLUSHALL again, with {seen} rows rebuilt")
+    result.figures["rows_when_flushed_again"] = seen
+    wait_until("features are rebuilt after FLUSHALL", lambda: rebuilt(2), MOST_LIVE_S / 2)
+    time.sleep(3)
+
+
+def _rows(client) -> int:  # type: ignore[no-untyped-def]
+    return int(client.dbsize())
+
+
+def _check(context: Context, result: Result, at: StackAddresses, published: int) -> None:
+    bootstrap = str(at.kafka)
+    scores = read_topic(bootstrap, Topics().scores).decode(Score)
+    sources = Counter((c.source.partition, c.source.offset) for c in _contributions(bootstrap))
+    result.check("one output for each input", len(sources) == published and max(sources.values()) == 1)
+    degraded = [s for s in scores if s.degraded]
+    result.figures["reasons"] = dict(Counter(reason for s in degraded for reason in s.degraded))
+    # Every spell without features, as the scores tell it.
+    spells: list[list[Score]] = []
+    for before, s in zip([None, *scores], scores, strict=False):
+        if s.degraded:
+            if before is None or not before.degraded:
+                spells.append([])
+            spells[-1].append(s)
+    result.at_least("spells", len(spells), 2)
+    result.figures["scored_without_features"] = [len(spell) for spell in spells]
+    result.figures["seconds_without_features"] = [
+        round((spell[-1].scored_at - spell[0].scored_at) / 1_000, 1) for spell in spells
+    ]
+    result.check("scoring went on without features, and said so", all(len(spell) > RATE / 5 for spell in spells))
+    log = (context.folder / "scorer.log").read_text()
+    rates = [int(rate) for rate in re.findall(r"to go, (\d+)/s", log)]
+    result.figures["rebuild_records_per_second"] = rates
+    without = check_features(result, bootstrap, str(at.redis), ("customer", "terminal", "device", "network"))
+    result.figures["scores_without_features"] = without
+    result.check("only scores that say so lack features", without == len(degraded))
+    command = [sys.executable, "-m", "stream_scorer.cli.main", "features", "check", "--bootstrap", bootstrap]
+    command += ["--redis", str(at.redis), "--spec", str(CARDS_SPEC)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    result.figures["features_check"] = done.stdout.strip().splitlines()[:1]
+    result.check("features check exits 0", done.returncode == 0)
+
+
+def _contributions(bootstrap: str) -> list[Contribution]:
+    return read_topic(bootstrap, Topics().contributions).decode(Contribution)
+
+
+def _input(seed: int, n: int) -> tuple[list[bytes], list[bytes]]:
+    config = SimulationConfig(seed=seed, customers=n // 60, terminals=n // 200, days=None, transactions=n)
+    transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
+    return encode_keys(transactions.customer_id), encode_values(transactions)
+
+
+def _break() -> None:
+    """A row that is absent is always taken for one never seen."""
+    from stream_scorer.testing import rows
+
+    class _Forgetful(set[bytes]):
+        def __contains__(self, key: object) -> bool:
+            return False
+
+    begin = rows.MemoryServer.__init__
+
+    def forget(self: rows.MemoryServer) -> None:
+        begin(self)
+        self.seen = _Forgetful()
+
+    rows.MemoryServer.__init__ = forget  # type: ignore[method-assign]

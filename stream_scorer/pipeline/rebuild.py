@@ -1,0 +1,154 @@
+"""Rebuild: after a loss, the rows are built again from the log, in a thread of its own, beside live scoring.
+
+It reads what the group has committed, in event-time order across partitions, passes it through the same decoder and
+engine as live records, and applies it from mark to mark. Live scoring keeps its hands off the rows meanwhile. When the
+marks have nearly come up, the processor resyncs: the last few records are caught up as after any restart.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+import numpy as np
+
+from stream_scorer.errors import StateGap
+from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.pipeline.decode import Decode
+from stream_scorer.pipeline.ports import LogReader
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.state.rows import MarkedRowStore, SourcePartition, Span
+
+_log = logging.getLogger(__name__)
+# Records of one partition taken at a time: partitions drain side by side, and live scoring gets its turn.
+PIECE = 1_000
+# With less than this to go, catching up takes less time than a person would notice.
+CLOSE = 5_000
+# How often the marks of partitions that others rebuild are looked at.
+POLL_S = 0.2
+PROGRESS_EVERY_S = 5.0
+STOP_S = 10.0
+_PROGRESS = "rebuilding features: %d records brought in, %d to go, %d/s"
+
+
+class Rebuild:
+    """See the module. Starts at once.
+
+    Args:
+        store: rows that nobody else uses in this process. log: read by this thread only.
+        committed: per owned partition, the offset up to which the group has scored.
+        transactions_topic: which of the inputs carries transactions; the others carry labels.
+        on_progress: told how many records were brought in, and how many remain.
+
+    Attributes:
+        ready: set when there is so little left that catching up takes no noticeable time.
+        failure: what ended it.
+    """
+
+    def __init__(
+        self,
+        checked: CheckedSpec,
+        engine: FeatureEngine,
+        store: MarkedRowStore,
+        log: LogReader,
+        committed: dict[SourcePartition, int],
+        transactions_topic: str,
+        on_progress: Callable[[int, int], None],
+        piece: int = PIECE,
+    ) -> None:
+        self._decode = Decode(checked)
+        self._engine, self._store, self._log = engine, store, log
+        self._committed = dict(committed)
+        self._transactions_topic = transactions_topic
+        self._on_progress = on_progress
+        self._piece = piece
+        self._reads: dict[SourcePartition, tuple[Generator[RawRecords], int]] = {}
+        self._stop = threading.Event()
+        self.ready = threading.Event()
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._guarded, name="rebuild", daemon=True)
+        self._thread.start()
+
+    def committed(self, spans: Sequence[Span]) -> None:
+        """The group has scored these, too."""
+        for span in spans:
+            if span.source in self._committed:
+                self._committed[span.source] = max(span.stop, self._committed[span.source])
+
+    def stop(self) -> bool:
+        """End the thread; true once it has ended. What it applied stays."""
+        self._stop.set()
+        self._thread.join(STOP_S)
+        return not self._thread.is_alive()
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:  # carried to the processor's thread, which decides
+            self.failure = error
+        finally:
+            for records, _ in self._reads.values():
+                records.close()
+            self._log.close()
+
+    def _run(self) -> None:
+        marks = self._store.open()
+        if marks is None:
+            raise StateGap("Redis has lost features again")
+        self._store.sweep()
+        position = {source: marks.next_offset[source] for source in self._committed}
+        watermark = {source: marks.watermark[source] for source in self._committed}
+        began, told, done = time.monotonic(), time.monotonic(), 0
+        while not self._stop.is_set():
+            remaining = sum(max(self._committed[s] - at, 0) for s, at in position.items())
+            self._on_progress(0, remaining)
+            if remaining < CLOSE and not self.ready.is_set() and self._store.read([])[1].complete:
+                _log.info(_PROGRESS, done, remaining, done / (time.monotonic() - began))
+                self.ready.set()
+            behind = [s for s, at in position.items() if at < self._committed[s]]
+            if not behind:
+                self._stop.wait(POLL_S)
+                continue
+            source = min(behind, key=lambda s: watermark[s])
+            piece, upto = self._next(source, position[source])
+            watermark[source] = max(watermark[source], self._apply(source, piece, position[source], upto))
+            position[source] = upto
+            done += len(piece)
+            self._on_progress(len(piece), max(remaining - len(piece), 0))
+            if time.monotonic() - told > PROGRESS_EVERY_S:
+                told = time.monotonic()
+                _log.info(_PROGRESS, done, remaining, done / (told - began))
+
+    def _next(self, source: SourcePartition, start: int) -> tuple[RawRecords, int]:
+        """The next records of `source`, and the offset up to which they are all there is."""
+        if source not in self._reads:
+            stop = self._committed[source]
+            self._reads[source] = _pieces(self._log.read(source, start, stop), self._piece), stop
+        records, stop = self._reads[source]
+        piece = next(records, None)
+        if piece is not None:
+            return piece, int(piece.offset[-1]) + 1
+        # What is left of the range holds no record: markers of transactions.
+        del self._reads[source]
+        return RawRecords.empty(source.topic), stop
+
+    def _apply(self, source: SourcePartition, records: RawRecords, start: int, stop: int) -> int:
+        """Bring `records` in, which are all there is in ``[start, stop)``; answers their newest time, ms."""
+        nothing = RawRecords.empty(source.topic)
+        is_transaction = source.topic == self._transactions_topic
+        transactions, labels = (records, nothing) if is_transaction else (nothing, records)
+        batch = MicroBatch(transactions, labels, [Span(source, start, stop, -1)], None, scoring=False)
+        self._decode.process(batch)
+        assert batch.events is not None
+        self._store.apply(self._engine.enrich(batch.events, self._store).update)
+        return batch.spans[0].watermark
+
+
+def _pieces(chunks: Iterator[RawRecords], most: int) -> Generator[RawRecords]:
+    for chunk in chunks:
+        for low in range(0, len(chunk), most):
+            yield chunk.take(np.arange(low, min(low + most, len(chunk))))
