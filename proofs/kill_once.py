@@ -203,14 +203,14 @@ def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[
             if owner is not None:
                 wanted.setdefault(f"{index}:{owner}", set()).add(event)
     client = connect(redis_url)
-    rows = list(client.scan_iter(match="*:r1:*", count=10_000))
+    rows = list(client.scan_iter(match="*:r2:*", count=10_000))
     wrong = repeated = compared = 0
     for start in range(0, len(rows), 5_000):
         part = rows[start : start + 5_000]
         for key, row in zip(part, client.mget(part), strict=True):
             entries = unpack(row)
             held = entries[entries[:, KIND] == 0][:, HASH].tolist()
-            owner = key.decode().split(":r1:", 1)[1]
+            owner = key.decode().split(":r2:", 1)[1]
             repeated += len(held) - len(set(held))
             if len(wanted[owner]) <= limit:
                 compared += 1
@@ -248,7 +248,7 @@ def _recompute(checked, values, timestamps):  # type: ignore[no-untyped-def]
     labels, _ = LabelDecoder(checked).decode([])
     from stream_scorer.features.history import take_transactions
 
-    engine, store = FeatureEngine(checked), MemoryRowStore(checked.spec.limits.row_entries)
+    engine, store = FeatureEngine(checked), MemoryRowStore()
     source, out = SourcePartition("again", 0), []
     none = np.zeros(0, dtype=np.int64)
     for low in range(0, len(values), 777):

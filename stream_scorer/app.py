@@ -75,7 +75,6 @@ def make_store(
         inputs,
         layout=LAYOUT_VERSION,
         horizon_ms=engine.plan.horizon_ms + duration_ms(checked.spec.time.allowed_lateness),
-        row_entries=engine.plan.row_entries,
     )
     store.check_eviction_policy()
     return store

@@ -119,7 +119,7 @@ def _redis(settings: Settings) -> str:
     try:
         ping(client, url)
         # A store over no partition: it asks the server for its policy as a scorer does, and writes nothing.
-        store = RedisRowStore(client, "doctor", [], layout=LAYOUT_VERSION, horizon_ms=0, row_entries=1)
+        store = RedisRowStore(client, "doctor", [], layout=LAYOUT_VERSION, horizon_ms=0)
         store.check_eviction_policy()
     finally:
         client.close()

@@ -41,7 +41,7 @@ def check(settings: Settings, as_json: bool) -> None:
     else:
         click.echo(
             f"{found.rows:,} rows against {found.records:,} records: {found.different:,} differ"
-            + (f"; {found.cut:,} are at their limit and compared as far as they reach" if found.cut else "")
+            + (f"; {found.folded:,} are compared by panes" if found.folded else "")
         )
         for example in found.examples:
             click.echo(f"  {example}")
@@ -81,6 +81,8 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
     if row is None:
         raise UsageError(f"nothing is known of {entity} {owner!r}", mend="Ids are written as on the topic.")
     entries = unpack(row)
+    panes = int((entries[:, KIND] < -1).sum())
+    entries = entries[entries[:, KIND] >= 0]
     newest = int(entries[:, TIME].max())
     now = newest if at is None else int(at.replace(tzinfo=UTC).timestamp() * 1_000)
     values = engine.as_of(entity, stored, now)
@@ -91,10 +93,18 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
         for e in entries[len(entries) - min(last, len(entries)) :]
     ]
     if as_json:
-        document = {"entity": entity, "id": owner, "at": now, "entries": len(entries), "features": values}
+        document = {
+            "entity": entity,
+            "id": owner,
+            "at": now,
+            "entries": len(entries),
+            "panes": panes,
+            "features": values,
+        }
         click.echo(msgspec.json.encode(document | {"last": events}).decode())
         return
-    click.echo(f"{entity} {owner}: {len(entries)} entries, the newest of {_shown(newest)}; features at {_shown(now)}")
+    held = f"{len(entries)} entries" + (f" and {panes} panes of older ones" if panes else "")
+    click.echo(f"{entity} {owner}: {held}, the newest of {_shown(newest)}; features at {_shown(now)}")
     for name, value in values.items():
         click.echo(f"  {name:32s} {'missing' if value != value else f'{value:g}'}")
     for event in events:

@@ -2,7 +2,7 @@
 
 The log up to the marks is read again, decoded and passed through the serving engine into rows in memory; duplicates are
 told as they are when serving. A row of several partitions holds its entries in the order of their applying, which the
-log does not know, so rows are compared as sets with repetitions.
+log does not know, so rows are compared as sets with repetitions; those with panes pane by pane, all entries folded.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
 from stream_scorer.features.engine import EventBatch, FeatureEngine
+from stream_scorer.features.panes import folded
+from stream_scorer.features.plan import EntityPlan
+from stream_scorer.features.rows import HASH, KIND, TIME, VALUE, unpack
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.redis_rows import RedisRowStore
-from stream_scorer.state.rows import ENTRY_BYTES, Marks, MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import Marks, MemoryRowStore, SourcePartition, Span
 
 # Rows read in one call.
 _CHUNK = 500
 # How many different rows are named.
 _EXAMPLES = 10
-# No row in memory is cut.
-_UNCUT = 1 << 40
 
+I64 = NDArray[np.int64]
 Reads = Callable[[SourcePartition, int, int], Iterator[RawRecords]]
 
 
@@ -36,13 +39,13 @@ class RowCheck:
     """What a check found.
 
     Attributes:
-        records: read from the log. rows: in Redis or by the log. cut: rows at their limit, of which only what they hold
-            is compared. different: rows with an entry too many or too few. examples: some of them, and why.
+        records: read from the log. rows: in Redis or by the log. folded: rows compared pane by pane. different: rows
+            with an entry too many or too few. examples: some of them, and why.
     """
 
     records: int = 0
     rows: int = 0
-    cut: int = 0
+    folded: int = 0
     different: int = 0
     examples: list[str] = field(default_factory=list)
 
@@ -63,33 +66,52 @@ def check_rows(
     wanted = _recompute(checked, engine, marks, read, labels_topic, found)
     keys = sorted(set(wanted) | set(store.keys()))
     found.rows = len(keys)
-    limit = engine.plan.row_entries
     edge = marks.slowest_watermark() - store.horizon_ms
+    past = marks.slowest_begun() - (store.horizon_ms - engine.plan.horizon_ms)
     for low in range(0, len(keys), _CHUNK):
         part = keys[low : low + _CHUNK]
         rows, now = store.read(part)
         if now.next_offset != marks.next_offset:
             raise UsageError("the features change while they are checked", mend="Stop the scorers of this group first.")
         for key, row in zip(part, rows, strict=True):
-            held, right = _entries(row or b""), _entries(wanted.get(key, b""))
-            cut = sum(held.values()) >= limit
-            found.cut += cut
-            extra = held - right
-            lost = Counter({e: n for e, n in (right - held).items() if e[0] >= edge and not cut})
+            number, _, owner = key.decode().partition(":")
+            plan = engine.plan.entities[int(number)]
+            held, right = unpack(row or b""), unpack(wanted.get(key, b""))
+            is_folded = any(len(e) and e[0, KIND] == -1 for e in (held, right))
+            found.folded += is_folded
+            extra, lost = _panes(held, right, plan, past) if is_folded else _entries(held, right, edge)
             if extra or lost:
                 found.different += 1
                 if len(found.examples) < _EXAMPLES:
-                    entity, _, owner = key.decode().partition(":")
-                    name = engine.plan.entities[int(entity)].name
-                    told = f"{sum(extra.values())} entries too many, {sum(lost.values())} too few"
-                    found.examples.append(f"{name} {owner}: {told}")
+                    found.examples.append(f"{plan.name} {owner}: {extra} entries too many, {lost} too few")
     return found
+
+
+def _entries(held: I64, right: I64, edge: int) -> tuple[int, int]:
+    """How many entries a row holds too many and too few; those before `edge` may be trimmed."""
+    ours, logs = (Counter(map(tuple, entries.tolist())) for entries in (held, right))
+    return (ours - logs).total(), Counter({e: n for e, n in (logs - ours).items() if e[TIME] >= edge}).total()
+
+
+def _panes(held: I64, right: I64, plan: EntityPlan, past_ms: int) -> tuple[int, int]:
+    """The same by panes: how many entries they hold too many and too few, or 1 each if only their sums differ."""
+    ours, logs = (
+        {(e[KIND], e[TIME]): (e[HASH], e[VALUE]) for e in folded(entries, plan, 0, past_ms).tolist()[1:]}
+        for entries in (held, right)
+    )
+    extra = lost = 0
+    for place in ours.keys() | logs.keys():
+        a, b = ours.get(place, (0, 0)), logs.get(place, (0, 0))
+        if a != b:
+            extra += max(a[0] - b[0], int(a[0] == b[0]))
+            lost += max(b[0] - a[0], int(a[0] == b[0]))
+    return extra, lost
 
 
 def _recompute(
     checked: CheckedSpec, engine: FeatureEngine, marks: Marks, read: Reads, labels_topic: str, found: RowCheck
 ) -> dict[bytes, bytes]:
-    store = MemoryRowStore(_UNCUT)
+    store = MemoryRowStore()
     transactions, labels = TransactionDecoder(checked), LabelDecoder(checked)
     for source, stop in sorted(marks.next_offset.items()):
         for records in read(source, 0, stop):
@@ -116,8 +138,3 @@ def _batch(records: RawRecords, transactions: Transactions, labels: Labels, span
         label_span=np.zeros(k, dtype=np.int64),
         label_offset=records.offset[labels.row],
     )
-
-
-def _entries(row: bytes) -> Counter[tuple[int, ...]]:
-    assert len(row) % ENTRY_BYTES == 0
-    return Counter(map(tuple, np.frombuffer(row, "<i8").reshape(-1, 4).tolist()))

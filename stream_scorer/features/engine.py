@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from stream_scorer.features import kernel
 from stream_scorer.features.derived import FUNCTIONS
+from stream_scorer.features.panes import fold, longest_unfolded
 from stream_scorer.features.plan import EntityPlan, FeaturePlan, make_plan
 from stream_scorer.features.rows import ENTRY_BYTES, TIME, pack, unpack
 from stream_scorer.records import DEFAULT, FRESH, MISSING
 from stream_scorer.serde.decoder import Labels, Transactions
-from stream_scorer.spec.model import CheckedSpec, ViewFeature
-from stream_scorer.state.rows import WITNESS_PERIOD_MS, Marks, RowStore, RowUpdate, Span
+from stream_scorer.spec.model import CheckedSpec, ViewFeature, duration_ms
+from stream_scorer.state.rows import WITNESS_PERIOD_MS, Fold, Marks, RowStore, RowUpdate, Span
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -79,7 +80,7 @@ class _Scanned:
     total: I64
     fraud: I64
     last: I64
-    spread: tuple[I64, I64, F64] | None
+    spread: tuple[I64, I64, I64, F64] | None
 
 
 class FeatureEngine:
@@ -92,6 +93,7 @@ class FeatureEngine:
         # A field's name means the field, also where a derived column bears the same.
         fields = checked.spec.transaction.fields
         self._column = {name: index for index, name in enumerate(checked.features) if name not in fields}
+        self._lateness_ms = duration_ms(checked.spec.time.allowed_lateness)
         self._prefix = [str(index) + ":" for index in range(len(self.plan.entities))]
 
     def warm(self) -> None:
@@ -99,12 +101,10 @@ class FeatureEngine:
         none, entries = np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)
         no_flags = np.zeros(0, dtype=np.bool_)
         kernel.find_duplicates(entries, none, none, none, none, 1)
-        kernel.scan_windows(entries, none, none, none, none, none, no_flags, none, none, no_flags, 1, 1)
-        nothing = np.zeros((0, 0), dtype=np.int64)
-        kernel.scan_spread(
-            entries, none, none, none, none, none, no_flags, none, none, no_flags, 1, 1, nothing, nothing
-        )  # fmt: skip
-        kernel.label_changes(entries, none, none, none, none, no_flags, none)
+        arguments = (entries, none, none, none, none, none, no_flags, none, none, no_flags, 1, 1)
+        kernel.scan_windows(*arguments, none, none, 0)
+        kernel.scan_spread(*arguments)
+        kernel.label_changes(entries, none, none, none, none, no_flags, none, 1)
 
     def enrich(self, events: EventBatch, store: RowStore, in_flight: Sequence[RowUpdate] = ()) -> Enriched:
         """Features of every transaction of `events`.
@@ -136,10 +136,13 @@ class FeatureEngine:
         opens_list: list[NDArray[np.bool_]] = []
         stacked: list[_Rows] = []
         newest: list[I64] = []
+        folds: dict[bytes, Fold] = {}
         for index, entity in enumerate(self.plan.entities):
             low, high = bounds[index], bounds[index + 1]
             mine = _stack(keys[low:high], rows[low:high], pending)
             newest.append(_newest_period(mine))
+            past_ms = marks.slowest_begun() - self._lateness_ms
+            folds |= _folds(entity, keys[low:high], rows[low:high], self.plan.row_entries, past_ms, pending)
             if entity.takes_labels and len(labels):
                 changes, change_of = self._label_entries(mine, label_key_of[index], labels)
                 mine = _append(mine, label_key_of[index][change_of], changes)
@@ -183,6 +186,7 @@ class FeatureEngine:
             _concatenate(offset_list),
             np.concatenate(opens_list) if opens_list else np.zeros(0, dtype=np.bool_),
         )
+        update.folds = folds
         return Enriched(matrix, status, duplicate, self._seen(marks, events, in_flight), update)
 
     def without_state(self, events: EventBatch, reason: str) -> Enriched:
@@ -230,7 +234,14 @@ class FeatureEngine:
     def _label_entries(self, rows: _Rows, key_of: I64, labels: Labels) -> tuple[I64, I64]:
         """Entries (c, 4) of the labels that change a fraud count, and which labels (c,) they are."""
         change, since = kernel.label_changes(
-            rows.entries, rows.start, rows.end, key_of, labels.id_hash, labels.fraud, labels.labelled_at
+            rows.entries,
+            rows.start,
+            rows.end,
+            key_of,
+            labels.id_hash,
+            labels.fraud,
+            labels.labelled_at,
+            self.plan.row_entries,
         )
         which = np.flatnonzero(change)
         entries = pack(labels.event_time[which], change[which], labels.id_hash[which])
@@ -301,8 +312,8 @@ def _scan(
         entity.horizon_ms,
         limit,
     )
-    count, total, fraud, last = kernel.scan_windows(*arguments)
-    spread = kernel.scan_spread(*arguments, count, total) if entity.spread else None
+    count, total, fraud, last = kernel.scan_windows(*arguments, entity.level_of, entity.pane_ms, entity.last_level)
+    spread = kernel.scan_spread(*arguments) if entity.spread else None
     return _Scanned(count, total, fraud, last, spread)
 
 
@@ -321,10 +332,10 @@ def _aggregate(feature: ViewFeature, scanned: _Scanned, window: int, time: I64) 
         return scanned.fraud[:, window].astype(np.float64)
     if kind in ("min", "max", "std"):
         assert scanned.spread is not None
-        least, greatest, squares = scanned.spread
+        number, least, greatest, squares = scanned.spread
         if kind == "std":
-            return np.sqrt(_over(squares[:, window], seen, np.nan))
-        return np.where(seen > 0, (least if kind == "min" else greatest)[:, window], np.nan)
+            return np.sqrt(_over(squares[:, window], number[:, window].astype(np.float64), np.nan))
+        return np.where(number[:, window] > 0, (least if kind == "min" else greatest)[:, window], np.nan)
     # A mean of nothing has no value; a fraud rate of nothing is 0: no fraud is known of that entity.
     if kind == "mean":
         return _over(scanned.total[:, window], seen, np.nan)
@@ -362,6 +373,25 @@ def _stack(
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)) // ENTRY_BYTES
     ends = np.cumsum(lengths)
     return _Rows(unpack(b"".join(parts)), ends - lengths, ends)
+
+
+def _folds(
+    entity: EntityPlan,
+    keys: list[bytes],
+    rows: list[bytes | None],
+    limit: int,
+    past_ms: int,
+    pending: list[tuple[RowUpdate, NDArray[np.bool_] | bool]],
+) -> dict[bytes, Fold]:
+    """The rows that have grown too long, unless a batch in flight already shortens them."""
+    most = longest_unfolded(limit) * ENTRY_BYTES
+    out = {}
+    for key, row in zip(keys, rows, strict=True):
+        if row is not None and len(row) > most and not any(key in update.folds for update, _ in pending):
+            shorter = fold(row, entity, limit, past_ms)
+            if shorter is not None:
+                out[key] = shorter
+    return out
 
 
 def _period(time: I64) -> I64:

@@ -43,7 +43,7 @@ def build_features(
     sees the labels given until then and none given later.
     """
     engine = FeatureEngine(checked)
-    store = MemoryRowStore(checked.spec.limits.row_entries)
+    store = MemoryRowStore()
     transactions = take_transactions(transactions, np.argsort(transactions.event_time, kind="stable"))
     labels = take_labels(labels, np.argsort(labels.labelled_at, kind="stable"))
     sources = [SourcePartition("history", 0), SourcePartition("labels", 0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from stream_scorer.spec.model import (
     duration_ms,
 )
 
+# Panes in a window: what two of them hold is the most that an old entry near the window's edges can be miscounted by.
+PANES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class EntityPlan:
@@ -28,6 +31,8 @@ class EntityPlan:
         takes_labels: whether labels are kept in this entity's rows.
         spread: whether a feature asks for the least, the greatest or the deviation of values.
         where: per field, the values it may hold ``(low, high, codes)``: bounds, or the codes of a category.
+        level_of: (m,) int64, each window's level of panes. pane_ms, cover_ms: (l,) int64, the width of a level's panes
+            and how far back they are looked at. last_level: the level that reaches back to the horizon.
     """
 
     name: str
@@ -38,6 +43,21 @@ class EntityPlan:
     takes_labels: bool
     spread: bool
     where: tuple[tuple[str, float, float, tuple[float, ...]], ...] = ()
+    level_of: NDArray[np.int64] = field(init=False)
+    pane_ms: NDArray[np.int64] = field(init=False)
+    cover_ms: NDArray[np.int64] = field(init=False)
+    last_level: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Levels of panes: one for each length of window, and one that reaches back to the horizon."""
+        reach = self.window_ms + self.delay_ms
+        wide = np.append(self.window_ms, self.window_ms[reach.argmax()] if len(reach) else self.horizon_ms)
+        pane_ms, level_of = np.unique(-(-wide // PANES), return_inverse=True)
+        cover_ms = np.zeros(len(pane_ms), dtype=np.int64)
+        np.maximum.at(cover_ms, level_of, np.append(reach, self.horizon_ms))
+        for name, made in (("level_of", level_of[:-1]), ("pane_ms", pane_ms), ("cover_ms", cover_ms)):
+            object.__setattr__(self, name, made.astype(np.int64))
+        object.__setattr__(self, "last_level", int(level_of[-1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ def scan_windows(
     include_current: NDArray[np.bool_],
     horizon_ms: int,
     limit: int,
+    level_of: I64,
+    pane_ms: I64,
+    last_level: int,
 ) -> tuple[I64, I64, I64, I64]:
     """As `stream_scorer.features.kernel.scan_windows`, argument for argument."""
     n, m = len(key_of), len(window_ms)
@@ -34,20 +37,39 @@ def scan_windows(
         if key < 0:
             continue
         t = int(time[i])
-        seen = np.array(rows[key][-limit:], dtype=np.int64).reshape(-1, 4)
-        seen = seen[(seen[:, 0] <= t) & (seen[:, 0] > t - horizon_ms)]
-        events = seen[seen[:, 3] == 0]
-        labels = seen[(seen[:, 3] != 0) & (seen[:, 3] <= t)]
-        if len(events):
-            last[i] = events[:, 0].max()
+        seen = np.array(rows[key], dtype=np.int64).reshape(-1, 4)
+        kind = seen[:, 3]
+        exact = np.zeros(len(seen), dtype=np.bool_)
+        for which in (np.flatnonzero(kind == 0), np.flatnonzero(kind > 0)):
+            exact[which[max(len(which) - limit, 0) :]] = True
+        is_transaction = (kind == 0) | ((kind < -1) & (kind % 2 == 0))
+        number = np.where(kind < -1, seen[:, 2], 1)
+        level = np.where(kind < -1, (-2 - kind) // 2, -1)
+        recent = (seen[:, 0] <= t) & (seen[:, 0] > t - horizon_ms)
+        given = ~exact | (kind <= t)
+
+        def pane(level: int, seen: I64 = seen) -> tuple[I64, I64]:
+            begin = seen[:, 0] // pane_ms[level] * pane_ms[level]
+            return begin, begin + pane_ms[level] - 1
+
+        begin, finish = pane(last_level)
+        whole = ~exact & (level != -1) & (level == last_level) | ~exact & (level == -1)
+        found = [
+            *seen[recent & exact & is_transaction, 0].tolist(),
+            *begin[recent & whole & is_transaction & (begin > t - horizon_ms) & (finish <= t)].tolist(),
+        ]
+        last[i] = max(found, default=-1)
         for w in range(m):
             high = t - int(delay_ms[w])
             low = high - int(window_ms[w])
-            inside = events[(events[:, 0] > low) & (events[:, 0] <= high)]
+            begin, finish = pane(int(level_of[w]))
+            inside = exact & (seen[:, 0] > low) & (seen[:, 0] <= high)
+            inside |= ~exact & ((level == -1) | (level == level_of[w])) & (begin > low) & (finish <= high)
+            inside &= recent & (kind != -1)
             current = bool(include_current[w]) and delay_ms[w] == 0 and not duplicate[i]
-            count[i, w] = len(inside) + current
-            total[i, w] = inside[:, 1].sum() + (int(value[i]) if current else 0)
-            fraud[i, w] = labels[(labels[:, 0] > low) & (labels[:, 0] <= high)][:, 1].sum()
+            count[i, w] = number[inside & is_transaction].sum() + current
+            total[i, w] = seen[inside & is_transaction, 1].sum() + (int(value[i]) if current else 0)
+            fraud[i, w] = seen[inside & ~is_transaction & given, 1].sum()
         if not duplicate[i]:
             rows[key].append((t, int(value[i]), 0, 0))
     return count, total, fraud, last
@@ -71,7 +93,8 @@ def scan_spread(
     least: list[list[int | None]] = []
     greatest: list[list[int | None]] = []
     variance: list[list[Fraction | None]] = []
-    rows = {key: [tuple(e) for e in entries[start[key] : end[key]].tolist()] for key in range(len(start))}
+    # What it counts are transactions: neither labels nor panes.
+    rows = {key: [tuple(e) for e in entries[start[key] : end[key]].tolist() if e[3] == 0] for key in range(len(start))}
     for i in range(len(key_of)):
         key, t = int(key_of[i]), int(time[i])
         seen = rows[key][-limit:] if key >= 0 else []
@@ -79,7 +102,7 @@ def scan_spread(
         for w in range(len(window_ms)):
             high = t - int(delay_ms[w])
             low = max(high - int(window_ms[w]), t - horizon_ms)
-            inside = [v for when, v, _, kind in seen if kind == 0 and low < when <= high]
+            inside = [v for when, v, _, _ in seen if low < when <= high]
             if key >= 0 and include_current[w] and delay_ms[w] == 0 and not duplicate[i]:
                 inside.append(int(value[i]))
             found.append(inside)

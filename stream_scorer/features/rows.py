@@ -5,6 +5,10 @@ is the amount. Any other kind is a label and holds when the label was given (ms)
 transaction's fraud count: +1 when it becomes fraud, -1 when fraud becomes genuine. So the fraud count of a window is a
 plain sum, whatever the order in which labels of different transactions arrive.
 
+A row that has grown long begins with a header (kind -1, the number of panes as value, how many entries were ever folded
+as hash), then panes: start of the pane (ms), sum of values, number of entries, and kind ``-2 - 2 * level`` for
+transactions, one less for labels. ADR 0011 says what counts when.
+
 The layout's version stands in the key (see `row_key`), not in the row: an append needs no header check, and two
 versions can live side by side during an upgrade.
 """
@@ -14,9 +18,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 ENTRY_BYTES = 32
 TIME, VALUE, HASH, KIND = 0, 1, 2, 3
+# A header's time: later than any event, so that no reader counts it and no trimming takes it.
+NEVER = 1 << 62
 
 
 def pack(event_time: NDArray[np.int64], value: NDArray[np.int64], id_hash: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -85,7 +85,7 @@ class Replay:
     ) -> None:
         self._engine = FeatureEngine(checked)
         self._engine.warm()
-        self._store = MemoryRowStore(self._engine.plan.row_entries)
+        self._store = MemoryRowStore()
         self._decode = Decode(checked)
         self._enrich = Enrich(self._engine, self._store, tuple, _never_lost)
         self._score = Scoring(ensemble, checked, Metrics())

@@ -40,9 +40,10 @@ _MARK = struct.Struct("<qqq")
 ORIGIN_BYTES = 12
 
 _APPLY = """
--- KEYS: epoch, marks..., rows..., witnesses...   ARGV: epoch, marks n, then (start, stop, watermark) a mark, rows r,
--- trim before, ttl, row limit in bytes, then a row (payload, per entry '<i4i8' mark index and offset), then a hash a
--- witness.
+-- KEYS: epoch, marks..., rows..., witnesses..., folded rows...
+-- ARGV: epoch, marks n, then (start, stop, watermark) a mark, rows r, witnesses w, trim before, ttl, then a row
+-- (payload, per entry '<i4i8' mark index and offset), then a hash a witness, then a folded row (its first entry before,
+-- its length before, what is to stand there).
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'EPOCH' end
 local n = tonumber(ARGV[2])
 local at, ahead, target, whole = {}, {}, {}, true
@@ -57,10 +58,18 @@ for i = 1, n do
   ahead[i] = watermark
   target[i] = wanted
 end
-local a = 3 * n + 4
-local r, before, ttl, limit = tonumber(ARGV[a - 1]), tonumber(ARGV[a]), ARGV[a + 1], tonumber(ARGV[a + 2])
+local a = 3 * n + 3
+local r, w, before, ttl = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), ARGV[a + 3]
+for k = n + 2 + r + w, #KEYS do
+  local j = a + 4 + 2 * r + w + 3 * (k - n - 2 - r - w)
+  local length = tonumber(ARGV[j + 1])
+  if redis.call('STRLEN', KEYS[k]) >= length and redis.call('GETRANGE', KEYS[k], 0, 31) == ARGV[j] then
+    redis.call('SET', KEYS[k], ARGV[j + 2] .. redis.call('GETRANGE', KEYS[k], length, -1))
+    redis.call('PEXPIRE', KEYS[k], ttl)
+  end
+end
 for k = n + 2, n + 1 + r do
-  local j = a + 3 + 2 * (k - n - 2)
+  local j = a + 4 + 2 * (k - n - 2)
   local payload = ARGV[j]
   if not whole then
     local kept, origin = {}, ARGV[j + 1]
@@ -73,9 +82,7 @@ for k = n + 2, n + 1 + r do
   if #payload > 0 then
     local key = KEYS[k]
     local size = redis.call('APPEND', key, payload)
-    if size > limit + limit / 4 then
-      redis.call('SET', key, redis.call('GETRANGE', key, -limit, -1))
-    elseif size >= 512 and size % 256 < #payload then
+    if size >= 512 and size % 256 < #payload then
       local head = struct.unpack('<i8', redis.call('GETRANGE', key, 0, 7))
       if head < before then
         local row, from = redis.call('GET', key), 1
@@ -86,8 +93,8 @@ for k = n + 2, n + 1 + r do
     redis.call('PEXPIRE', key, ttl)
   end
 end
-for k = n + 2 + r, #KEYS do
-  redis.call('SADD', KEYS[k], ARGV[a + 3 + r + k - n - 2])
+for k = n + 2 + r, n + 1 + r + w do
+  redis.call('SADD', KEYS[k], ARGV[a + 4 + r + k - n - 2])
   redis.call('PEXPIRE', KEYS[k], ttl)
 end
 for i = 1, n do
@@ -135,7 +142,6 @@ class RedisRowStore:
         client: from `stream_scorer.state.client.connect`. namespace: names input topics, group and feature hash.
         sources: every partition of the input topics; each has a mark.
         layout: version of the row layout. horizon_ms: how far back readers look, lateness included.
-        row_entries: how many entries of a row are ever looked at.
     """
 
     def __init__(
@@ -146,14 +152,12 @@ class RedisRowStore:
         *,
         layout: int,
         horizon_ms: int,
-        row_entries: int,
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._sources = list(sources)
         self._layout = layout
         self._horizon_ms = horizon_ms
-        self._limit = row_entries * ENTRY_BYTES
         self._epoch = b""
         self._prefix = b""
         self._mark_keys: dict[SourcePartition, bytes] = {}
@@ -253,16 +257,20 @@ class RedisRowStore:
         args: list[bytes | int] = [self._epoch, len(spans)]
         for span in spans:
             args += [span.start, span.stop, span.watermark]
-        args += [len(update.keys), self._trim_before, self._horizon_ms + OUTAGE_MARGIN_MS, self._limit]
+        opens = np.flatnonzero(update.opens).tolist()
+        args += [len(update.keys), len(opens), self._trim_before, self._horizon_ms + OUTAGE_MARGIN_MS]
         low = 0
         for payload, high in zip(update.payloads, (ORIGIN_BYTES * update.bounds[1:]).tolist(), strict=True):
             args.append(payload)
             args.append(origin[low:high])
             low = high
-        for place in np.flatnonzero(update.opens).tolist():
+        for place in opens:
             key_hash = _hash(update.keys[int(np.searchsorted(update.bounds, place, side="right")) - 1])
             keys.append(self._witness_key(int(update.entries[place, 0]) // WITNESS_PERIOD_MS, key_hash))
             args.append(key_hash)
+        for key, fold in update.folds.items():
+            keys.append(self._prefix + key)
+            args += [fold.before[:ENTRY_BYTES], len(fold.before), fold.after]
         with mapped_errors():
             answer = self._apply_script(keys=keys, args=args)
         if answer != b"OK":
@@ -278,7 +286,6 @@ class RedisRowStore:
             self._sources,
             layout=self._layout,
             horizon_ms=self._horizon_ms,
-            row_entries=self._limit // ENTRY_BYTES,
         )
 
     @property

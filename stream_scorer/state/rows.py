@@ -49,6 +49,10 @@ class Marks:
     watermark: dict[SourcePartition, int]
     target: dict[SourcePartition, int] = field(default_factory=dict)
 
+    def slowest_begun(self) -> int:
+        """The least watermark of the partitions that have one: an empty partition holds nothing back."""
+        return min((w for w in self.watermark.values() if w >= 0), default=-1)
+
     @property
     def complete(self) -> bool:
         """Whether the rows hold again what they held before the loss."""
@@ -57,6 +61,19 @@ class Marks:
     def slowest_watermark(self) -> int:
         """The least watermark of all partitions: nothing older than it will be asked for again, beyond lateness."""
         return min(self.watermark.values(), default=-1)
+
+
+class Fold(NamedTuple):
+    """A beginning of a stored row, and what is to stand in its place; see ADR 0011."""
+
+    before: bytes
+    after: bytes
+
+    def apply(self, row: bytes) -> bytes:
+        """`row` with its beginning exchanged, or as it is if it no longer begins as when it was read."""
+        if len(row) < len(self.before) or row[:ENTRY_BYTES] != self.before[:ENTRY_BYTES]:
+            return row
+        return self.after + row[len(self.before) :]
 
 
 @dataclass
@@ -69,6 +86,7 @@ class RowUpdate:
         entries: (u, 4) int64, in log order within each key. span_of, offset: (u,) int64, where each came from.
         opens: (u,) bool, whether the row is not known to hold an entry of the same `WITNESS_PERIOD_MS`. The store keeps
             such rows in mind apart from the rows, so that one that vanishes is not taken for one never seen.
+        folds: rows to be shortened, by key; what they count stays the same.
     """
 
     spans: list[Span]
@@ -78,6 +96,7 @@ class RowUpdate:
     span_of: I64
     offset: I64
     opens: Flags
+    folds: dict[bytes, Fold] = field(default_factory=dict)
 
     @classmethod
     def group(
@@ -157,6 +176,7 @@ class RowUpdate:
                     self.opens[mine],
                 )
             )
+        out[0].folds = self.folds
         return out
 
 
@@ -194,14 +214,10 @@ class MarkedRowStore(RowStore, Protocol):
 
 
 class MemoryRowStore:
-    """Rows in this process, for one reader that feeds it in order: replay and training.
+    """Rows in this process, for one reader that feeds it in order: replay and training."""
 
-    `limit` is how many entries of a row are ever looked at; older ones are dropped now and then.
-    """
-
-    def __init__(self, limit: int, marks: Marks | None = None) -> None:
+    def __init__(self, marks: Marks | None = None) -> None:
         self._rows: dict[bytes, bytearray] = {}
-        self._limit = limit * ENTRY_BYTES
         self._marks = marks or Marks({}, {})
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
@@ -215,15 +231,15 @@ class MemoryRowStore:
 
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`; the single feeder makes gaps impossible, so none is looked for."""
-        rows, limit = self._rows, self._limit
+        rows = self._rows
+        for key, fold in update.folds.items():
+            rows[key] = bytearray(fold.apply(bytes(rows[key])))
         for key, payload in zip(update.keys, update.payloads, strict=True):
             row = rows.get(key)
             if row is None:
                 rows[key] = bytearray(payload)
             else:
                 row += payload
-                if len(row) > 2 * limit:
-                    del row[:-limit]
         for span in update.spans:
             self._marks.next_offset[span.source] = span.stop
             self._marks.watermark[span.source] = max(span.watermark, self._marks.watermark.get(span.source, -1))

@@ -138,6 +138,9 @@ class MemoryMarkedRows:
             at.append(mark[0])
         keep = update.offset >= np.array(at, np.int64)[update.span_of]
         server.late += any(mark > span.start for mark, span in zip(at, update.spans, strict=True))
+        for key, fold in update.folds.items():
+            if key in server.rows:
+                server.rows[key] = fold.apply(server.rows[key])
         for place, key in enumerate(update.keys):
             low, high = int(update.bounds[place]), int(update.bounds[place + 1])
             new = update.entries[low:high][keep[low:high]].astype("<i8").tobytes()

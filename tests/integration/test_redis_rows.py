@@ -12,7 +12,7 @@ from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.stack import LocalStack
 from stream_scorer.state.client import connect
 from stream_scorer.state.redis_rows import MAX_ENTRIES_PER_CALL, RedisRowStore
-from stream_scorer.state.rows import MemoryRowStore, RowUpdate, SourcePartition, Span
+from stream_scorer.state.rows import Fold, MemoryRowStore, RowUpdate, SourcePartition, Span
 
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
@@ -31,15 +31,15 @@ def store(url: str) -> Iterator[Store]:
     client = connect(url)
     client.flushdb()
 
-    def make(limit: int = 64) -> RedisRowStore:
-        return RedisRowStore(client, "test", [A, B], layout=LAYOUT_VERSION, horizon_ms=24 * HOUR, row_entries=limit)
+    def make() -> RedisRowStore:
+        return RedisRowStore(client, "test", [A, B], layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
 
     yield make
     client.close()
 
 
-def opened(make: Store, limit: int = 64) -> RedisRowStore:
-    store = make(limit)
+def opened(make: Store) -> RedisRowStore:
+    store = make()
     if store.open() is None:
         assert store.init({A: 0, B: 0}, {})
     assert store.open() is not None
@@ -61,7 +61,7 @@ def rows(store: RedisRowStore | MemoryRowStore, keys: int = 3) -> list[bytes | N
 
 
 def test_rows_and_marks_equal_those_in_memory(store: Store) -> None:
-    redis, memory = opened(store), MemoryRowStore(64)
+    redis, memory = opened(store), MemoryRowStore()
     for part in (update(A, 0, 10), update(B, 0, 4), update(A, 10, 31)):
         redis.apply(part)
         memory.apply(part)
@@ -72,7 +72,7 @@ def test_rows_and_marks_equal_those_in_memory(store: Store) -> None:
 
 
 def test_an_update_applied_twice_or_in_part_counts_once(store: Store) -> None:
-    redis, memory = opened(store), MemoryRowStore(64)
+    redis, memory = opened(store), MemoryRowStore()
     redis.apply(update(A, 0, 10))
     redis.apply(update(A, 0, 10))
     redis.apply(update(A, 4, 17))  # a new owner that caught up from an older mark
@@ -92,7 +92,7 @@ def test_a_gap_changes_nothing(store: Store) -> None:
 
 def test_a_large_update_is_split_and_stays_contiguous(store: Store) -> None:
     n = 3 * MAX_ENTRIES_PER_CALL + 7
-    redis, memory = opened(store, 8_000), MemoryRowStore(8_000)
+    redis, memory = opened(store), MemoryRowStore()
     redis.apply(update(A, 0, n))
     memory.apply(update(A, 0, n))
     assert rows(redis) == rows(memory)
@@ -159,19 +159,29 @@ def test_a_new_epoch_shuts_out_whoever_still_uses_the_old_one(store: Store) -> N
     assert old.open() is not None
 
 
-def test_long_rows_keep_their_newest_entries(store: Store) -> None:
-    redis = opened(store, 16)
-    for start in range(0, 300, 7):
-        redis.apply(update(A, start, start + 7, keys=1))
+def test_a_long_row_is_folded_unless_it_changed_since_it_was_read(store: Store) -> None:
+    redis, memory = opened(store), MemoryRowStore()
+    for start in range(0, 30, 10):
+        for one in (redis, memory):
+            one.apply(update(A, start, start + 10, keys=1))
     (row,) = rows(redis, 1)
     assert row is not None
-    held = np.frombuffer(row, dtype="<i8").reshape(-1, 4)[:, 2] - 1_000_000
-    assert 16 <= len(held) <= 20 + 7
-    assert held.tolist() == list(range(301 - len(held), 301))
+    header = np.array([1 << 62, 0, 20, -1], dtype="<i8").tobytes()
+    fold = Fold(row[: 20 * 32], header)
+    for start in (30, 40):  # the second comes too late: the row begins otherwise by then
+        part = update(A, start, start + 10, keys=1)
+        part.folds = {b"0:0": fold}
+        redis.apply(part)
+        memory.apply(part)
+    (shorter,) = rows(redis, 1)
+    assert shorter is not None
+    assert shorter[:32] == header
+    assert shorter[32:] == row[20 * 32 :] + b"".join(update(A, s, s + 10, keys=1).payloads[0] for s in (30, 40))
+    assert rows(memory, 1) == [shorter]
 
 
 def test_what_every_partition_is_past_is_trimmed_and_nothing_younger(store: Store) -> None:
-    redis = opened(store, 1_000)
+    redis = opened(store)
     for start in range(0, 200, 5):
         redis.apply(update(A, start, start + 5, keys=1, at=start * HOUR))
         redis.read([])
@@ -202,6 +212,6 @@ def test_an_evicting_redis_is_refused(store: Store, url: str) -> None:
 
 
 def test_a_redis_that_is_gone_is_unavailable_not_a_gap() -> None:
-    gone = RedisRowStore(connect("redis://127.0.0.1:1/0"), "test", [A], layout=1, horizon_ms=HOUR, row_entries=16)
+    gone = RedisRowStore(connect("redis://127.0.0.1:1/0"), "test", [A], layout=1, horizon_ms=HOUR)
     with pytest.raises(StateUnavailable):
         gone.open()

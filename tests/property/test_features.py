@@ -55,6 +55,13 @@ def rows_and_events(draw):
     ).astype(np.int64)
     end = np.cumsum(lengths).astype(np.int64)
     m = draw(st.integers(1, 4))
+    levels = draw(st.integers(1, 3))
+    # Some rows were folded: they begin with a header and panes.
+    for first, length in zip(end - lengths, lengths, strict=True):
+        panes = int(rng.integers(0, length)) if length and rng.random() < 0.5 else 0
+        if panes:
+            entries[first] = (1 << 62, panes, 7, -1)
+            entries[first + 1 : first + panes, 3] = -2 - rng.integers(0, 2 * levels, panes - 1)
     return {
         "entries": entries,
         "start": end - np.array(lengths, dtype=np.int64),
@@ -68,7 +75,14 @@ def rows_and_events(draw):
         "include_current": rng.random(m) < 0.5,
         "horizon_ms": 60,
         "limit": draw(st.integers(1, 16)),
+        "level_of": rng.integers(0, levels, m),
+        "pane_ms": np.sort(rng.integers(1, 20, levels)),
+        "last_level": int(rng.integers(0, levels)),
     }
+
+
+def without_panes(case):
+    return {name: value for name, value in case.items() if name not in ("level_of", "pane_ms", "last_level")}
 
 
 @given(rows_and_events())
@@ -83,8 +97,8 @@ def test_kernel_equals_the_numpy_reference(case):
 def test_the_spread_of_values_equals_that_of_unbounded_numbers(case, size):
     case["entries"][:, 1] *= size
     case["value"] = case["value"] * size
-    count, total, _, _ = kernel.scan_windows(**case)
-    least, greatest, squares = kernel.scan_spread(**case, count=count, total=total)
+    case = without_panes(case)
+    count, least, greatest, squares = kernel.scan_spread(**case)
     for i, (low, high, variance) in enumerate(zip(*reference.scan_spread(**case), strict=True)):
         for w in range(len(case["window_ms"])):
             assert (count[i, w] > 0) == (low[w] is not None)
@@ -103,8 +117,7 @@ def test_the_spread_of_many_small_deviations_does_not_drown_in_their_parts():
         "time": np.array([n]), "value": np.array([7]), "duplicate": np.array([True]), "window_ms": np.array([2 * n]),
         "delay_ms": np.array([0]), "include_current": np.array([True]), "horizon_ms": 2 * n, "limit": n,
     }  # fmt: skip
-    count, total, _, _ = kernel.scan_windows(**case)
-    _, _, squares = kernel.scan_spread(**case, count=count, total=total)
+    _, _, _, squares = kernel.scan_spread(**case)
     assert squares[0, 0] / n == pytest.approx(float(np.var(value)), rel=1e-13)
 
 
@@ -200,7 +213,7 @@ def brute_force(transactions, labels, label_seen_by):
 def test_features_equal_brute_force_in_any_batching_and_with_updates_in_flight(batch, lag, seed):
     n = 90
     transactions, labels = make_events(seed, n)
-    engine, store = FeatureEngine(SPEC), MemoryRowStore(512)
+    engine, store = FeatureEngine(SPEC), MemoryRowStore()
     sources = [SourcePartition("t", 0), SourcePartition("l", 0)]
     waiting, got, seen_by, label_at = [], [], [], 0
     for low in range(0, n, batch):

@@ -35,7 +35,7 @@ def update(labels: int, transactions: int, keys: int = 5, seed: int = 1) -> RowU
 @pytest.mark.parametrize("most", [1, 4, 10, 25])
 def test_parts_append_in_the_order_of_the_whole(labels: int, transactions: int, most: int) -> None:
     whole = update(labels, transactions)
-    one, many = MemoryRowStore(1_000), MemoryRowStore(1_000)
+    one, many = MemoryRowStore(), MemoryRowStore()
     one.apply(whole)
     parts = whole.split(most)
     for part in parts:
