@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.features import kernel
+from stream_scorer.features import kernel, panes
 from stream_scorer.features.derived import FUNCTIONS
-from stream_scorer.features.panes import fold, longest_unfolded
 from stream_scorer.features.plan import EntityPlan, FeaturePlan, make_plan
 from stream_scorer.features.rows import ENTRY_BYTES, TIME, pack, unpack
 from stream_scorer.records import DEFAULT, FRESH, MISSING
@@ -105,6 +104,7 @@ class FeatureEngine:
         kernel.scan_windows(*arguments, none, none, 0)
         kernel.scan_spread(*arguments)
         kernel.label_changes(entries, none, none, none, none, no_flags, none, 1)
+        panes.warm()
 
     def enrich(self, events: EventBatch, store: RowStore, in_flight: Sequence[RowUpdate] = ()) -> Enriched:
         """Features of every transaction of `events`.
@@ -142,7 +142,7 @@ class FeatureEngine:
             mine = _stack(keys[low:high], rows[low:high], pending)
             newest.append(_newest_period(mine))
             past_ms = marks.slowest_begun() - self._lateness_ms
-            folds |= _folds(entity, keys[low:high], rows[low:high], self.plan.row_entries, past_ms, pending)
+            folds |= _folds(entity, keys[low:high], rows[low:high], mine, self.plan.row_entries, past_ms, pending)
             if entity.takes_labels and len(labels):
                 changes, change_of = self._label_entries(mine, label_key_of[index], labels)
                 mine = _append(mine, label_key_of[index][change_of], changes)
@@ -379,18 +379,17 @@ def _folds(
     entity: EntityPlan,
     keys: list[bytes],
     rows: list[bytes | None],
+    stacked: _Rows,
     limit: int,
     past_ms: int,
     pending: list[tuple[RowUpdate, NDArray[np.bool_] | bool]],
 ) -> dict[bytes, Fold]:
     """The rows that have grown too long, unless a batch in flight already shortens them."""
-    most = longest_unfolded(limit) * ENTRY_BYTES
     out = {}
-    for key, row in zip(keys, rows, strict=True):
-        if row is not None and len(row) > most and not any(key in update.folds for update, _ in pending):
-            shorter = fold(row, entity, limit, past_ms)
-            if shorter is not None:
-                out[key] = shorter
+    for place in panes.too_long(stacked.entries, stacked.start, stacked.end, limit).tolist():
+        key, row = keys[place], rows[place]
+        if row is not None and not any(key in update.folds for update, _ in pending):
+            out[key] = panes.fold(row, entity, limit, past_ms)
     return out
 
 

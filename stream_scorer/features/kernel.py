@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 I64 = NDArray[np.int64]
 # Where deviations are split before they are squared: each part's square has 48 bits, and room for 2^13 of them.
 SPLIT = 1 << 24
+# Columns of what is held back of the pane that a window ends in.
+LATEST, COUNT, TOTAL, LABELS_LATEST, FRAUD = range(5)
 
 
 @njit(cache=True, nogil=True)
@@ -81,7 +83,7 @@ def scan_windows(
 
     Returns:
         count, total, fraud: (n, m) int64; last: (n,) int64, event time of the latest earlier visible event within the
-        horizon (of old entries: the start of its pane), -1 if there is none.
+        horizon, -1 if there is none.
     """
     n = key_of.shape[0]
     m = window_ms.shape[0]
@@ -91,77 +93,109 @@ def scan_windows(
     last = np.full(n, -1, dtype=np.int64)
     newest = np.full(start.shape[0], -1, dtype=np.int64)
     previous = np.full(n, -1, dtype=np.int64)
+    # Where an entry counts: [0] from, [1] before; the first m of them by its own time, the others by its pane's.
+    bounds = np.empty((2, 2 * m), dtype=np.int64)
+    # Of the pane that a window ends in, the last one for `last`: its latest time, and what it would add.
+    cut = np.empty((m + 1, 5), dtype=np.int64)
     for i in range(n):
         key = key_of[i]
         if key < 0:
             continue
         t = time[i]
+        for w in range(m):
+            high = t - delay_ms[w]
+            low = high - window_ms[w]
+            bounds[0, w], bounds[1, w] = low + 1, high + 1
+            bounds[0, m + w], bounds[1, m + w] = _whole_panes(low, high, pane_ms[level_of[w]])
+        old_from, old_before = _whole_panes(t - horizon_ms, t, pane_ms[last_level])
+        cut[:] = 0
+        cut[:, LATEST] = -1
+        latest = -1
         left, labels_left = limit, limit
         j = newest[key]
         while j >= 0:
             when = time[j]
-            if t - horizon_ms < when <= t:
-                if left > 0:
-                    last[i] = max(last[i], when)
-                    for w in range(m):
-                        high = t - delay_ms[w]
-                        if high - window_ms[w] < when <= high:
-                            count[i, w] += 1
-                            total[i, w] += value[j]
-                else:
-                    last[i] = max(last[i], _last_in_pane(when, t, horizon_ms, pane_ms[last_level]))
-                    for w in range(m):
-                        if _pane_inside(when, t - delay_ms[w], window_ms[w], pane_ms[level_of[w]]):
-                            count[i, w] += 1
-                            total[i, w] += value[j]
+            if left > 0:
+                shift = 0
+                if t - horizon_ms < when <= t:
+                    latest = max(latest, when)
+            else:
+                shift = m
+                if old_from <= when < old_before:
+                    latest = max(latest, when)
+                elif 0 <= when - old_before < pane_ms[last_level]:
+                    cut[m, LATEST] = max(cut[m, LATEST], when)
+            for w in range(m):
+                if bounds[0, shift + w] <= when < bounds[1, shift + w]:
+                    count[i, w] += 1
+                    total[i, w] += value[j]
+                elif shift and 0 <= when - bounds[1, m + w] < pane_ms[level_of[w]]:
+                    _add_cut(cut[w], when, 1, value[j])
             left -= 1
             j = previous[j]
         for e in range(end[key] - 1, start[key] - 1, -1):
             when = entries[e, 0]
             kind = entries[e, 3]
-            exact = True
             if kind == 0:
-                exact = left > 0
+                if left > 0:
+                    shift = 0
+                    if t - horizon_ms < when <= t:
+                        latest = max(latest, when)
+                else:
+                    shift = m
+                    if old_from <= when < old_before:
+                        latest = max(latest, when)
+                    elif 0 <= when - old_before < pane_ms[last_level]:
+                        cut[m, LATEST] = max(cut[m, LATEST], when)
                 left -= 1
+                for w in range(m):
+                    if bounds[0, shift + w] <= when < bounds[1, shift + w]:
+                        count[i, w] += 1
+                        total[i, w] += entries[e, 1]
+                    elif shift and 0 <= when - bounds[1, m + w] < pane_ms[level_of[w]]:
+                        _add_cut(cut[w], when, 1, entries[e, 1])
             elif kind > 0:
-                exact = labels_left > 0
+                shift = 0 if labels_left > 0 else m
                 labels_left -= 1
-            if when > t or when <= t - horizon_ms:
-                continue
-            if kind == 0 and exact:
-                last[i] = max(last[i], when)
+                if shift == 0 and kind > t:
+                    continue
                 for w in range(m):
-                    high = t - delay_ms[w]
-                    if high - window_ms[w] < when <= high:
-                        count[i, w] += 1
-                        total[i, w] += entries[e, 1]
-            elif kind > 0 and exact:
-                if kind <= t:
-                    for w in range(m):
-                        high = t - delay_ms[w]
-                        if high - window_ms[w] < when <= high:
-                            fraud[i, w] += entries[e, 1]
-            elif kind == 0:
-                last[i] = max(last[i], _last_in_pane(when, t, horizon_ms, pane_ms[last_level]))
-                for w in range(m):
-                    if _pane_inside(when, t - delay_ms[w], window_ms[w], pane_ms[level_of[w]]):
-                        count[i, w] += 1
-                        total[i, w] += entries[e, 1]
-            elif kind > 0:
-                for w in range(m):
-                    if _pane_inside(when, t - delay_ms[w], window_ms[w], pane_ms[level_of[w]]):
+                    if bounds[0, shift + w] <= when < bounds[1, shift + w]:
                         fraud[i, w] += entries[e, 1]
+                    elif shift and 0 <= when - bounds[1, m + w] < pane_ms[level_of[w]]:
+                        _add_cut_labels(cut[w], when, entries[e, 1])
             elif kind < -1:
-                level = (-2 - kind) // 2
+                level = ((-2 - kind) & 255) >> 1
+                is_transaction = kind & 1 == 0
+                pane_latest = when + ((-2 - kind) >> 8)
                 for w in range(m):
-                    if level_of[w] == level and _pane_inside(when, t - delay_ms[w], window_ms[w], pane_ms[level]):
-                        if kind % 2 == 0:
+                    if level_of[w] != level:
+                        continue
+                    if bounds[0, m + w] <= when < bounds[1, m + w]:
+                        if is_transaction:
                             count[i, w] += entries[e, 2]
                             total[i, w] += entries[e, 1]
                         else:
                             fraud[i, w] += entries[e, 1]
-                if level == last_level and kind % 2 == 0:
-                    last[i] = max(last[i], _last_in_pane(when, t, horizon_ms, pane_ms[level]))
+                    elif when == bounds[1, m + w]:
+                        if is_transaction:
+                            _add_cut(cut[w], pane_latest, entries[e, 2], entries[e, 1])
+                        else:
+                            _add_cut_labels(cut[w], pane_latest, entries[e, 1])
+                if is_transaction and level == last_level:
+                    if old_from <= when < old_before:
+                        latest = max(latest, pane_latest)
+                    elif when == old_before:
+                        cut[m, LATEST] = max(cut[m, LATEST], pane_latest)
+        if cut[m, LATEST] <= t:
+            latest = max(latest, cut[m, LATEST])
+        last[i] = latest
+        for w in range(m):
+            if cut[w, LATEST] <= t - delay_ms[w]:
+                count[i, w] += cut[w, COUNT]
+                total[i, w] += cut[w, TOTAL]
+            if cut[w, LABELS_LATEST] <= t - delay_ms[w]:
+                fraud[i, w] += cut[w, FRAUD]
         if not duplicate[i]:
             for w in range(m):
                 if include_current[w] and delay_ms[w] == 0:
@@ -173,17 +207,22 @@ def scan_windows(
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _pane_inside(when: int, high: int, window_ms: int, pane_ms: int) -> bool:
-    """Whether the pane of `when` lies wholly in ``(high - window_ms, high]``."""
-    begin = when // pane_ms * pane_ms
-    return high - window_ms < begin and begin + pane_ms - 1 <= high
+def _add_cut(cut: I64, latest: int, count: int, total: int) -> None:
+    cut[LATEST] = max(cut[LATEST], latest)
+    cut[COUNT] += count
+    cut[TOTAL] += total
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _last_in_pane(when: int, t: int, horizon_ms: int, pane_ms: int) -> int:
-    """The start of the pane of `when` if the pane lies between the horizon and `t`, else -1."""
-    begin = when // pane_ms * pane_ms
-    return begin if t - horizon_ms < begin and begin + pane_ms - 1 <= t else -1
+def _add_cut_labels(cut: I64, latest: int, fraud: int) -> None:
+    cut[LABELS_LATEST] = max(cut[LABELS_LATEST], latest)
+    cut[FRAUD] += fraud
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _whole_panes(low: int, high: int, pane_ms: int) -> tuple[int, int]:
+    """From where on, and before where, lie the times whose panes are wholly inside ``(low, high]``."""
+    return (low // pane_ms + 1) * pane_ms, (high + 1) // pane_ms * pane_ms
 
 
 @njit(cache=True, nogil=True)

@@ -18,7 +18,7 @@ from stream_scorer.spec.model import (
 )
 
 # Panes in a window: what two of them hold is the most that an old entry near the window's edges can be miscounted by.
-PANES = 64
+PANES = 32
 
 
 @dataclass(frozen=True, slots=True)

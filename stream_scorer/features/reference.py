@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 def scan_windows(
@@ -42,34 +43,40 @@ def scan_windows(
         exact = np.zeros(len(seen), dtype=np.bool_)
         for which in (np.flatnonzero(kind == 0), np.flatnonzero(kind > 0)):
             exact[which[max(len(which) - limit, 0) :]] = True
-        is_transaction = (kind == 0) | ((kind < -1) & (kind % 2 == 0))
-        number = np.where(kind < -1, seen[:, 2], 1)
-        level = np.where(kind < -1, (-2 - kind) // 2, -1)
-        recent = (seen[:, 0] <= t) & (seen[:, 0] > t - horizon_ms)
+        is_pane = kind < -1
+        code = np.where(is_pane, (-2 - kind) % 256, 0)
+        is_transaction = (kind == 0) | is_pane & (code % 2 == 0)
+        is_label = (kind > 0) | is_pane & (code % 2 == 1)
+        number = np.where(is_pane, seen[:, 2], 1)
+        latest = seen[:, 0] + np.where(is_pane, (-2 - kind) // 256, 0)
         given = ~exact | (kind <= t)
+        row = seen[:, 0], latest, np.where(is_pane, code // 2, -1)
 
-        def pane(level: int, seen: I64 = seen) -> tuple[I64, I64]:
-            begin = seen[:, 0] // pane_ms[level] * pane_ms[level]
-            return begin, begin + pane_ms[level] - 1
+        def visible(
+            low: int, high: int, level: int, which: Flags, exact: Flags = exact, row: tuple[I64, ...] = row
+        ) -> Flags:
+            """Of `which`, what counts in ``(low, high]``: exact entries by their time, old ones by their panes."""
+            when, latest, of_level = row
+            old = which & ~exact & ((of_level == -1) | (of_level == level))
+            begin = when // pane_ms[level] * pane_ms[level]
+            finish = begin + pane_ms[level] - 1
+            whole = old & (begin > low) & (finish <= high)
+            cut = old & (begin > low) & (begin <= high + 1) & (finish > high)
+            if latest[cut].max(initial=0) > high:
+                cut = np.zeros_like(cut)
+            inside: Flags = which & exact & (when > low) & (when <= high) | whole | cut
+            return inside
 
-        begin, finish = pane(last_level)
-        whole = ~exact & (level != -1) & (level == last_level) | ~exact & (level == -1)
-        found = [
-            *seen[recent & exact & is_transaction, 0].tolist(),
-            *begin[recent & whole & is_transaction & (begin > t - horizon_ms) & (finish <= t)].tolist(),
-        ]
-        last[i] = max(found, default=-1)
+        last[i] = latest[visible(t - horizon_ms, t, last_level, is_transaction)].max(initial=-1)
         for w in range(m):
             high = t - int(delay_ms[w])
             low = high - int(window_ms[w])
-            begin, finish = pane(int(level_of[w]))
-            inside = exact & (seen[:, 0] > low) & (seen[:, 0] <= high)
-            inside |= ~exact & ((level == -1) | (level == level_of[w])) & (begin > low) & (finish <= high)
-            inside &= recent & (kind != -1)
+            counted = visible(low, high, int(level_of[w]), is_transaction)
+            labelled = visible(low, high, int(level_of[w]), is_label) & given
             current = bool(include_current[w]) and delay_ms[w] == 0 and not duplicate[i]
-            count[i, w] = number[inside & is_transaction].sum() + current
-            total[i, w] = seen[inside & is_transaction, 1].sum() + (int(value[i]) if current else 0)
-            fraud[i, w] = seen[inside & ~is_transaction & given, 1].sum()
+            count[i, w] = number[counted].sum() + current
+            total[i, w] = seen[counted, 1].sum() + (int(value[i]) if current else 0)
+            fraud[i, w] = seen[labelled, 1].sum()
         if not duplicate[i]:
             rows[key].append((t, int(value[i]), 0, 0))
     return count, total, fraud, last

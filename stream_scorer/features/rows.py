@@ -5,9 +5,10 @@ is the amount. Any other kind is a label and holds when the label was given (ms)
 transaction's fraud count: +1 when it becomes fraud, -1 when fraud becomes genuine. So the fraud count of a window is a
 plain sum, whatever the order in which labels of different transactions arrive.
 
-A row that has grown long begins with a header (kind -1, the number of panes as value, how many entries were ever folded
-as hash), then panes: start of the pane (ms), sum of values, number of entries, and kind ``-2 - 2 * level`` for
-transactions, one less for labels. ADR 0011 says what counts when.
+A row that has grown long begins with a header (kind -1; as value how many panes it has and, 32 bits higher, how many
+labels it kept when folded; as hash how many entries were ever folded), then panes: start of the pane (ms), sum of
+values, number of entries, and kind ``-2 - (2 * level + of labels) - 256 * (latest time - start)``. ADR 0011 says what
+counts.
 
 The layout's version stands in the key (see `row_key`), not in the row: an append needs no header check, and two
 versions can live side by side during an upgrade.

@@ -119,7 +119,7 @@ class Limits(Node, frozen=True):
     """Bounds that keep one record or one entity from costing everybody."""
 
     max_value_bytes: Annotated[int, Meta(ge=256, le=8_000_000)] = 1_000_000
-    row_entries: Annotated[int, Meta(ge=16, le=8192)] = 512
+    row_entries: Annotated[int, Meta(ge=16, le=8192)] = 128
 
 
 class TransactionShape(Node, frozen=True, kw_only=True):

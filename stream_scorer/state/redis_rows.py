@@ -36,32 +36,32 @@ OUTAGE_MARGIN_MS = 7 * 86_400_000
 WITNESS_BUCKETS = 8_192
 
 _MARK = struct.Struct("<qqq")
-# Where an entry came from: "<i4i8", see `_origins`.
-ORIGIN_BYTES = 12
 
 _APPLY = """
 -- KEYS: epoch, marks..., rows..., witnesses..., folded rows...
--- ARGV: epoch, marks n, then (start, stop, watermark) a mark, rows r, witnesses w, trim before, ttl, then a row
--- (payload, per entry '<i4i8' mark index and offset), then a hash a witness, then a folded row (its first entry before,
--- its length before, what is to stand there).
+-- ARGV: epoch, marks n, then (start, stop, watermark) a mark, rows r, witnesses w, trim before, ttl, then a payload a
+-- row, then a witness (hash, number of its row), then a folded row (its first entry before, its length before, what is
+-- to stand there).
+-- Answers OK, EPOCH, GAP, or the marks if some are ahead; with any answer but OK nothing has changed.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'EPOCH' end
 local n = tonumber(ARGV[2])
-local at, ahead, target, whole = {}, {}, {}, true
+local at, ahead, target, late = {}, {}, {}, false
 for i = 1, n do
   local packed = redis.call('GET', KEYS[1 + i])
   if not packed then return 'GAP' end
   local mark, watermark, wanted = struct.unpack('<i8i8i8', packed)
   local start = tonumber(ARGV[3 * i])
   if mark < start then return 'GAP' end
-  if mark > start then whole = false end
+  if mark > start then late = true end
   at[i] = mark
   ahead[i] = watermark
   target[i] = wanted
 end
+if late then return at end
 local a = 3 * n + 3
 local r, w, before, ttl = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), ARGV[a + 3]
 for k = n + 2 + r + w, #KEYS do
-  local j = a + 4 + 2 * r + w + 3 * (k - n - 2 - r - w)
+  local j = a + 4 + r + 2 * w + 3 * (k - n - 2 - r - w)
   local length = tonumber(ARGV[j + 1])
   if redis.call('STRLEN', KEYS[k]) >= length and redis.call('GETRANGE', KEYS[k], 0, 31) == ARGV[j] then
     redis.call('SET', KEYS[k], ARGV[j + 2] .. redis.call('GETRANGE', KEYS[k], length, -1))
@@ -69,38 +69,28 @@ for k = n + 2 + r + w, #KEYS do
   end
 end
 for k = n + 2, n + 1 + r do
-  local j = a + 4 + 2 * (k - n - 2)
-  local payload = ARGV[j]
-  if not whole then
-    local kept, origin = {}, ARGV[j + 1]
-    for e = 0, #payload / 32 - 1 do
-      local i, offset = struct.unpack('<i4i8', origin, 12 * e + 1)
-      if offset >= at[i + 1] then kept[#kept + 1] = string.sub(payload, 32 * e + 1, 32 * e + 32) end
+  local key, payload = KEYS[k], ARGV[a + 2 + k - n]
+  local size = redis.call('APPEND', key, payload)
+  if size >= 512 and size % 512 < #payload then
+    local head = struct.unpack('<i8', redis.call('GETRANGE', key, 0, 7))
+    if head < before then
+      local row, from = redis.call('GET', key), 1
+      while from < size and struct.unpack('<i8', row, from) < before do from = from + 32 end
+      redis.call('SET', key, string.sub(row, from))
+      redis.call('PEXPIRE', key, ttl)
     end
-    payload = table.concat(kept)
-  end
-  if #payload > 0 then
-    local key = KEYS[k]
-    local size = redis.call('APPEND', key, payload)
-    if size >= 512 and size % 256 < #payload then
-      local head = struct.unpack('<i8', redis.call('GETRANGE', key, 0, 7))
-      if head < before then
-        local row, from = redis.call('GET', key), 1
-        while from < size and struct.unpack('<i8', row, from) < before do from = from + 32 end
-        redis.call('SET', key, string.sub(row, from))
-      end
-    end
-    redis.call('PEXPIRE', key, ttl)
   end
 end
-for k = n + 2 + r, n + 1 + r + w do
-  redis.call('SADD', KEYS[k], ARGV[a + 4 + r + k - n - 2])
-  redis.call('PEXPIRE', KEYS[k], ttl)
+for k = 0, w - 1 do
+  local j = a + 4 + r + 2 * k
+  redis.call('SADD', KEYS[n + 2 + r + k], ARGV[j])
+  redis.call('PEXPIRE', KEYS[n + 2 + r + k], ttl)
+  redis.call('PEXPIRE', KEYS[n + 1 + tonumber(ARGV[j + 1])], ttl)
 end
 for i = 1, n do
   local stop, watermark = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
   redis.call('SET', KEYS[1 + i],
-    struct.pack('<i8i8i8', math.max(stop, at[i]), math.max(watermark, ahead[i]), target[i]))
+    struct.pack('<i8i8i8', stop, math.max(watermark, ahead[i]), target[i]))
 end
 return 'OK'
 """
@@ -251,32 +241,42 @@ class RedisRowStore:
             self._apply_part(part)
 
     def _apply_part(self, update: RowUpdate) -> None:
+        """Apply what is not in the rows yet; who else is at the same offsets may be ahead, once or more."""
+        while update.spans:
+            ahead = self._call_apply(update)
+            if ahead is None:
+                return
+            update = update.after(ahead)
+
+    def _call_apply(self, update: RowUpdate) -> list[int] | None:
+        """None once it is applied, or the marks that are ahead of it, a span each."""
         spans = update.spans
-        origin = _origins(update)
         keys = [self._epoch_key, *[self._mark_keys[s.source] for s in spans], *[self._prefix + k for k in update.keys]]
         args: list[bytes | int] = [self._epoch, len(spans)]
         for span in spans:
             args += [span.start, span.stop, span.watermark]
         opens = np.flatnonzero(update.opens).tolist()
-        args += [len(update.keys), len(opens), self._trim_before, self._horizon_ms + OUTAGE_MARGIN_MS]
-        low = 0
-        for payload, high in zip(update.payloads, (ORIGIN_BYTES * update.bounds[1:]).tolist(), strict=True):
-            args.append(payload)
-            args.append(origin[low:high])
-            low = high
-        for place in opens:
-            key_hash = _hash(update.keys[int(np.searchsorted(update.bounds, place, side="right")) - 1])
+        # The TTL is renewed with the witness, once a period.
+        args += [len(update.keys), len(opens), self._trim_before]
+        args.append(self._horizon_ms + WITNESS_PERIOD_MS + OUTAGE_MARGIN_MS)
+        args += update.payloads
+        owners = (np.searchsorted(update.bounds, opens, side="right") - 1).tolist()
+        for place, owner in zip(opens, owners, strict=True):
+            key_hash = _hash(update.keys[owner])
             keys.append(self._witness_key(int(update.entries[place, 0]) // WITNESS_PERIOD_MS, key_hash))
-            args.append(key_hash)
+            args += [key_hash, owner + 1]
         for key, fold in update.folds.items():
             keys.append(self._prefix + key)
             args += [fold.before[:ENTRY_BYTES], len(fold.before), fold.after]
         with mapped_errors():
             answer = self._apply_script(keys=keys, args=args)
+        if isinstance(answer, list):
+            return answer
         if answer != b"OK":
             raise StateGap(f"Redis refused an update: {answer.decode()}")
         for span in spans:
             self._acknowledged[span.source] = max(self._acknowledged.get(span.source, 0), span.stop)
+        return None
 
     def twin(self) -> RedisRowStore:
         """The same rows, not yet opened, for another thread."""
@@ -349,10 +349,3 @@ def _literal(text: bytes) -> bytes:
 def _hash(key: bytes) -> int:
     """63 bits: Redis keeps sets of such integers in 8 bytes each."""
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
-
-
-def _origins(update: RowUpdate) -> bytes:
-    """Per entry, packed ``<i4i8``: which span it came from, and its offset."""
-    origin = np.empty(len(update), dtype=np.dtype([("span", "<i4"), ("offset", "<i8")]))
-    origin["span"], origin["offset"] = update.span_of, update.offset
-    return origin.tobytes()

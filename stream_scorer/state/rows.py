@@ -139,6 +139,27 @@ class RowUpdate:
             return False
         return self.offset >= np.array(ahead, dtype=np.int64)[self.span_of]
 
+    def after(self, ahead: Sequence[int]) -> RowUpdate:
+        """What is left of the update when the rows hold, of each span in turn, everything below `ahead`."""
+        at = np.array(ahead, dtype=np.int64)
+        left = [index for index, span in enumerate(self.spans) if at[index] < span.stop]
+        place = np.full(len(self.spans), -1, dtype=np.int64)
+        place[left] = np.arange(len(left))
+        mine = (self.offset >= at[self.span_of]) & (place[self.span_of] >= 0)
+        key_of = np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))[mine]
+        spans = [self.spans[index]._replace(start=max(self.spans[index].start, ahead[index])) for index in left]
+        out = RowUpdate.group(
+            spans,
+            self.keys,
+            key_of,
+            self.entries[mine],
+            place[self.span_of[mine]],
+            self.offset[mine],
+            self.opens[mine],
+        )
+        out.folds = self.folds
+        return out
+
     def split(self, most: int) -> list[RowUpdate]:
         """Updates of about `most` entries each, contiguous in every partition, to be applied in order.
 

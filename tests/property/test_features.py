@@ -61,7 +61,14 @@ def rows_and_events(draw):
         panes = int(rng.integers(0, length)) if length and rng.random() < 0.5 else 0
         if panes:
             entries[first] = (1 << 62, panes, 7, -1)
-            entries[first + 1 : first + panes, 3] = -2 - rng.integers(0, 2 * levels, panes - 1)
+            later = 256 * rng.integers(0, 20, panes - 1)
+            entries[first + 1 : first + panes, 3] = -2 - rng.integers(0, 2 * levels, panes - 1) - later
+    # A pane is never wider than a window that asks for it.
+    window_ms, level_of, pane_ms = rng.integers(1, 40, m), rng.integers(0, levels, m), rng.integers(1, 20, levels)
+    np.minimum.at(pane_ms, level_of, window_ms)
+    is_pane = entries[:, 3] < -1
+    width = pane_ms[((-2 - entries[is_pane, 3]) % 256) // 2]
+    entries[is_pane, 0] = entries[is_pane, 0] // width * width
     return {
         "entries": entries,
         "start": end - np.array(lengths, dtype=np.int64),
@@ -70,13 +77,13 @@ def rows_and_events(draw):
         "time": rng.integers(0, 60, n),
         "value": rng.integers(0, 500, n),
         "duplicate": rng.random(n) < 0.2,
-        "window_ms": rng.integers(1, 40, m),
+        "window_ms": window_ms,
         "delay_ms": rng.integers(0, 2, m) * rng.integers(0, 20, m),
         "include_current": rng.random(m) < 0.5,
         "horizon_ms": 60,
         "limit": draw(st.integers(1, 16)),
-        "level_of": rng.integers(0, levels, m),
-        "pane_ms": np.sort(rng.integers(1, 20, levels)),
+        "level_of": level_of,
+        "pane_ms": pane_ms,
         "last_level": int(rng.integers(0, levels)),
     }
 

@@ -1,0 +1,199 @@
+"""features-bench: what the feature path costs, by part, and how that grows with rows and with entities.
+
+Two entities, four views of three windows, 256 a batch, one batch in flight, a real Redis. CPU of the scorer's side
+(reading rows, kernel and overlay, applying) and of Redis. Measured in turns in this run: the plain case; rows beyond K
+against rows of K; two million entities against a thousand, at the same length of rows. Then the whole scoring path of
+the cards example, Kafka aside, for the share that features have of it. Ratios decide; microseconds are printed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from proofs.feature_path import BATCH, HOUR_MS, SOURCE, START_MS, K, Path, made, path_spec
+from proofs.kit import Context, Result, cards, load_ensemble, services, train_cards
+from stream_scorer.clock import SystemClock
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.features.rows import ENTRY_BYTES, pack
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.pipeline.decode import Decode
+from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.score import Scoring
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_values
+from stream_scorer.simulate.generate import generate
+from stream_scorer.state.client import connect
+from stream_scorer.state.rows import Span
+
+# Transactions a turn and kind.
+N, TURNS = 40_000, 5
+FEW, MANY = 1_000, 2_000_000
+MOST_BEYOND_K, MOST_FOR_ENTITIES = 1.5, 1.2
+TARGET_US = 20.0
+HORIZON_MS = 8 * 24 * HOUR_MS
+SEEDED = 14
+
+
+def run(context: Context) -> Result:
+    """See the module. `n` transactions a turn."""
+    n = context.n or N
+    result = Result()
+    checked = path_spec()
+    rng = np.random.default_rng(context.seed)
+    with services("redis") as (_stack, addresses):
+        url = str(addresses.redis)
+        if context.broken:
+            _break()
+        # Rows of 30 entries in the longest window; of about K; of four times K.
+        plain = _Case(Path(url, checked, "plain"), rng, entities=500, held=30)
+        full = _Case(Path(url, checked, "full"), rng, entities=150, held=K - 8)
+        beyond = _Case(Path(url, checked, "beyond"), rng, entities=150, held=4 * K)
+        few = _Case(Path(url, checked, "few"), rng, entities=FEW // 2, held=8)
+        many = _Case(Path(url, checked, "many"), rng, entities=MANY // 2, held=8)
+        context.say(f"putting {MANY:,} rows into Redis")
+        few.seed()
+        many.seed()
+        for case in (plain, full, beyond):
+            case.fill()
+        cases = {"plain": plain, "rows_of_k": full, "rows_beyond_k": beyond, "few": few, "many": many}
+        spent: dict[str, list[Counter[str]]] = {name: [] for name in cases}
+        for turn in range(TURNS):
+            for name, case in cases.items():
+                spent[name].append(case.turn(n))
+            told = ", ".join(f"{name} {sum(each[-1].values()):.1f}" for name, each in spent.items())
+            context.say(f"turn {turn + 1}, us a transaction: {told}")
+        for name, case in cases.items():
+            result.figures[name] = _median(spent[name]) | {"entries_a_row": case.row_length()}
+        memory = connect(url).info("memory")["used_memory"]
+        result.figures["redis_megabytes"] = round(memory / 1e6)
+        if not context.broken:
+            result.figures["whole_path"] = _whole_path(context, url)
+    us = {name: result.figures[name]["whole"] for name in cases}
+    result.figures |= {
+        "times_beyond_k": round(us["rows_beyond_k"] / us["rows_of_k"], 3),
+        "times_for_entities": round(us["many"] / us["few"], 3),
+        "target_us": TARGET_US,
+        "target_reached": us["plain"] <= TARGET_US,
+    }
+    result.check(
+        f"rows beyond K cost at most {MOST_BEYOND_K} times rows of K", result.figures["times_beyond_k"] <= MOST_BEYOND_K
+    )
+    result.check(
+        f"{MANY:,} entities cost at most {MOST_FOR_ENTITIES} times {FEW:,}",
+        result.figures["times_for_entities"] <= MOST_FOR_ENTITIES,
+    )
+    return result
+
+
+class _Case:
+    """Uniform traffic on as many customers as terminals, at a pace that keeps `held` entries in their rows' horizon."""
+
+    def __init__(self, path: Path, rng: np.random.Generator, *, entities: int, held: int) -> None:
+        self._path, self._rng, self._entities, self._held = path, rng, entities, held
+        self._now, self._made = START_MS, 0
+        self._step_ms = HORIZON_MS / (entities * held)
+
+    def turn(self, n: int) -> Counter[str]:
+        """`n` more transactions, measured."""
+        at = self._now + np.sort(self._rng.uniform(0, n * self._step_ms, n)).astype(np.int64)
+        self._now += int(n * self._step_ms)
+        who, where = (self._rng.integers(0, self._entities, n).tolist() for _ in range(2))
+        checked = path_spec()
+        transactions = made(checked, [f"c{i}" for i in who], [f"t{i}" for i in where], at, self._made)
+        self._made += n
+        return self._path.measure(transactions)
+
+    def fill(self) -> None:
+        """Until rows are as long as they stay."""
+        for _ in range(2):
+            self.turn(int(1.1 * self._entities * self._held))
+
+    def seed(self) -> None:
+        """Rows of `SEEDED` entries each, written directly: two million would take too long to grow."""
+        client = connect(self._path.url)
+        ids = np.arange(SEEDED, dtype=np.int64)
+        # The oldest are past the horizon, as in any row that is trimmed now and then.
+        at = self._now - HORIZON_MS * (SEEDED - ids) // self._held
+        entries = pack(at, 100 + ids, ids).tobytes()
+        prefix = self._path.row_prefix
+        for entity, letter in enumerate("ct"):
+            for low in range(0, self._entities, 10_000):
+                high = min(low + 10_000, self._entities)
+                client.mset({prefix + b"%d:%s%d" % (entity, letter.encode(), i): entries for i in range(low, high)})
+
+    def row_length(self) -> float:
+        """Entries in a row, as a mean of some."""
+        ids = self._rng.integers(0, self._entities, 200).tolist()
+        rows, _ = self._path.store.read(
+            [b"%d:%s%d" % (e, letter, i) for e, letter in enumerate((b"c", b"t")) for i in ids]
+        )
+        return round(float(np.mean([len(row or b"") / ENTRY_BYTES for row in rows])), 1)
+
+
+def _median(spent: list[Counter[str]]) -> dict[str, Any]:
+    parts = {part: round(median(each[part] for each in spent), 2) for part in ("read", "kernel", "apply", "redis")}
+    whole = round(median(sum(each.values()) for each in spent), 2)
+    share = {f"{part}_share": round(us / whole, 3) for part, us in parts.items()}
+    return parts | share | {"whole": whole}
+
+
+def _whole_path(context: Context, url: str) -> dict[str, Any]:
+    """CPU microseconds a transaction of every stage of the cards example but Kafka, and what features are of it."""
+    train_cards(context.folder, seed=context.seed, transactions=30_000)
+    checked, ensemble = cards(), load_ensemble(context.folder)
+    n = 60_000
+    config = SimulationConfig(seed=context.seed, customers=2_000, terminals=400, days=None, transactions=n)
+    transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
+    keys, values = encode_keys(transactions.customer_id), encode_values(transactions)
+    path = Path(url, checked, "cards")
+    return _stages(path, checked, ensemble, keys, values)
+
+
+def _stages(path: Path, checked: Any, ensemble: Ensemble, keys: list[bytes], values: list[bytes]) -> dict[str, Any]:
+    class Nowhere:
+        def produce(self, topic: str, partition: int, key: Any, value: Any, headers: Any = None) -> None:
+            """What would go to Kafka."""
+
+    decode, scoring = Decode(checked), Scoring(ensemble, checked, Metrics())
+    publisher = Publisher(Topics(), ensemble, checked, SystemClock())
+    now, spent = SystemClock().now_ms(), Counter[str]()
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started = time.thread_time()
+        found = work()
+        spent[name] += time.thread_time() - started
+        return found
+
+    redis = path.redis_cpu()
+    for low in range(0, len(keys), BATCH):
+        n = min(BATCH, len(keys) - low)
+        raw = RawRecords(
+            SOURCE.topic, np.zeros(n, np.int32), np.arange(low, low + n), np.full(n, now),
+            list(keys[low : low + n]), list(values[low : low + n]), [None] * n,
+        )  # fmt: skip
+        batch = MicroBatch(raw, RawRecords.empty("labels"), [Span(SOURCE, low, low + n, -1)], None)
+        timed("decode", lambda batch=batch: decode.process(batch))
+        batch.enriched = timed("enrich", lambda batch=batch: path.engine.enrich(batch.events, path.store))
+        timed("score", lambda batch=batch: scoring.process(batch))
+        timed("publish", lambda batch=batch: publisher.publish(batch, Nowhere()))
+        timed("apply", lambda batch=batch: path.store.apply(batch.enriched.update))
+    spent["redis"] = path.redis_cpu() - redis
+    us = {name: round(1e6 * seconds / len(keys), 2) for name, seconds in spent.items()}
+    features = us["enrich"] + us["apply"] + us["redis"]
+    return us | {"features_share": round(features / sum(us.values()), 3)}
+
+
+def _break() -> None:
+    """Rows are never folded, and read whole."""
+    from stream_scorer.features import engine
+
+    engine._folds = lambda *_: {}  # type: ignore[assignment]
