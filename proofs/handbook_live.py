@@ -160,7 +160,7 @@ def _marks(redis_url: str) -> dict[tuple[str, int], int]:
         topic, partition = key.decode().split(":mark:", 1)[1].rsplit(":", 1)
         packed = client.get(key)
         if packed is not None:
-            found[topic, int(partition)] = struct.unpack("<qq", packed)[0]
+            found[topic, int(partition)] = struct.unpack_from("<q", packed)[0]
     return found
 
 

@@ -194,7 +194,7 @@ def _live(at: StackAddresses) -> dict[str, Any]:
     client = connect(str(at.redis))
     digest, count = hashlib.sha256(), 0
     for key in sorted(client.scan_iter(count=10_000)):
-        digest.update(key + b"\0" + (client.get(key) or b""))
+        digest.update(key + b"\0" + (client.dump(key) or b""))
         count += 1
     topics = Topics().all()
     offsets = group_offsets(str(at.kafka), "stream-scorer", [Topics().transactions, Topics().labels])
