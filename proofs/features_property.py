@@ -17,7 +17,9 @@ from stream_scorer.spec.model import ViewFeature
 from stream_scorer.testing.life import Life
 
 WORLDS, TRANSACTIONS = 60, 700
-AGGREGATES = {"count", "sum", "mean", "min", "max", "std", "since_last", "is_new", "label_rate", "label_count"}
+AGGREGATES = {
+    "count", "sum", "mean", "min", "max", "std", "distinct", "since_last", "is_new", "label_rate", "label_count"
+}  # fmt: skip
 
 
 def run(context: Context) -> Result:

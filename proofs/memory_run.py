@@ -55,6 +55,9 @@ BATCH, ENTRIES_PER_CALL = 16, 24
 _ONLY = "online"
 _MORE_VIEWS = f"""
   - {{name: spread, entity: customer, windows: [1d, 7d], aggregates: [min, max, std, sum], current: exclude}}
+  - {{name: places, entity: customer, windows: [1d, 7d], aggregates: [distinct], of: terminal_id}}
+  - {{name: ways, entity: terminal, windows: [7d], aggregates: [distinct], of: channel, current: exclude}}
+  - {{name: phones, entity: customer, windows: [7d], aggregates: [distinct], of: device_id, delay: 6h}}
   - {{name: known, entity: terminal, windows: [1d, 7d], delay: 6h, aggregates: [label_count]}}
   - {{name: far, entity: terminal, windows: [1d], aggregates: [count, sum, max], where: {{channel: {{in: [{_ONLY}]}}}}}}
 """
@@ -383,12 +386,14 @@ def _verify_rows(world: World, verdict: Verdict, events: list[_Event], labels: l
     fraud: dict[bytes, int] = {}
     labelled = {v.entity for v in world.parts.checked.spec.views if {"label_rate", "label_count"} & set(v.aggregates)}
     plans = world.parts.engine.plan.entities
-    for index, (name, only) in enumerate((p.name, bool(p.where)) for p in plans):
+    for index, (name, only, of) in enumerate((p.name, bool(p.where), p.of) for p in plans):
         for e in events:
-            if e.entity[name] is not None and not e.duplicate and (e.channel == _ONLY or not only):
+            counts = e.entity[name] is not None and not e.duplicate and (e.channel == _ONLY or not only)
+            if counts and (of is None or _field(e, of) is not None):
                 key = f"{index}:{e.entity[name]}".encode()
-                wanted.setdefault(key, Counter())[e.time, e.amount] += 1
-        if name in labelled and not only:
+                # Rows of another field hold a hash of it, which the features themselves show to be right.
+                wanted.setdefault(key, Counter())[e.time, e.amount if of is None else 0] += 1
+        if name in labelled and not only and of is None:
             last = {(label.entity[name], label.event_id): label.fraud for label in labels}
             for (owner, _), is_fraud in last.items():
                 if owner is not None:
@@ -399,7 +404,8 @@ def _verify_rows(world: World, verdict: Verdict, events: list[_Event], labels: l
     verdict.rows = len(keys)
     for key in keys:
         entries = np.frombuffer(rows.get(key, b""), "<i8").reshape(-1, 4)
-        held = Counter((t, v) for t, v, _, kind in entries.tolist() if kind == 0)
+        apart = plans[int(key.partition(b":")[0])].of is not None
+        held = Counter((t, 0 if apart else v) for t, v, _, kind in entries.tolist() if kind == 0)
         known = sum(v for _, v, _, kind in entries.tolist() if kind != 0)
         if held != wanted.get(key, Counter()) or known != fraud.get(key, 0):
             verdict.rows_different += 1
@@ -464,9 +470,11 @@ def _features(
         high = event.time - feature.delay_ms
         low = high - feature.window_ms
         amounts = [e.amount for e in before if low < e.time <= high]
+        others = {_field(e, feature.view.of) for e in before if low < e.time <= high}
         counts = not event.duplicate and (event.channel == _ONLY or not only)
         if feature.view.current == "include" and not feature.delay_ms and counts:
             amounts.append(event.amount)
+            others.add(_field(event, feature.view.of))
         verdicts = {label.event_id: label.fraud for label in known if low < label.time <= high}
         frauds = sum(verdicts.values())
         count = len(amounts)
@@ -477,11 +485,17 @@ def _features(
             "min": lambda a=amounts: float(min(a)) if a else None,
             "max": lambda a=amounts: float(max(a)) if a else None,
             "std": lambda a=amounts: float(statistics.pstdev(a)) if a else None,
+            "distinct": lambda o=others: float(len(o - {None})),
             "label_count": lambda f=frauds: float(f),
             "label_rate": lambda f=frauds, n=count: f / n if n else 0.0,
         }
         out.append(values[kind]())
     return out
+
+
+def _field(event: _Event, name: str | None) -> str | None:
+    """The value of a field of the cards spec that a view counts distinct values of."""
+    return event.channel if name == "channel" else event.entity.get((name or "").removesuffix("_id"))
 
 
 def run_until_done(world: World, name: str, rng: random.Random, life_of: Callable[[], Life]) -> None:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from stream_scorer.features import kernel, panes
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.plan import EntityPlan, FeaturePlan, make_plan
-from stream_scorer.features.rows import ENTRY_BYTES, TIME, pack, unpack
+from stream_scorer.features.rows import ENTRY_BYTES, TIME, VALUE, pack, unpack
 from stream_scorer.records import DEFAULT, FRESH, MISSING
-from stream_scorer.serde.decoder import Labels, Transactions
+from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.model import CheckedSpec, ViewFeature, duration_ms
 from stream_scorer.state.rows import WITNESS_PERIOD_MS, Fold, Marks, RowStore, RowUpdate, Span
 
@@ -73,13 +73,14 @@ class _Rows:
 
 @dataclass(slots=True)
 class _Scanned:
-    """What the kernel found for one entity; see `kernel.scan_windows` and, where a view asks for it, `scan_spread`."""
+    """What the kernel found for one entity; see `kernel.scan_windows` and, where asked for, its two sisters."""
 
     count: I64
     total: I64
     fraud: I64
     last: I64
     spread: tuple[I64, I64, I64, F64] | None
+    distinct: I64 | None
 
 
 class FeatureEngine:
@@ -93,6 +94,7 @@ class FeatureEngine:
         fields = checked.spec.transaction.fields
         self._column = {name: index for index, name in enumerate(checked.features) if name not in fields}
         self._lateness_ms = duration_ms(checked.spec.time.allowed_lateness)
+        self._entity_of_field = {entity.field: name for name, entity in checked.spec.entities.items()}
         self._prefix = [str(index) + ":" for index in range(len(self.plan.entities))]
 
     def warm(self) -> None:
@@ -103,6 +105,7 @@ class FeatureEngine:
         arguments = (entries, none, none, none, none, none, no_flags, none, none, no_flags, 1, 1)
         kernel.scan_windows(*arguments, none, none, 0)
         kernel.scan_spread(*arguments)
+        kernel.scan_distinct(*arguments)
         kernel.label_changes(entries, none, none, none, none, no_flags, none, 1)
         panes.warm()
 
@@ -162,8 +165,9 @@ class FeatureEngine:
                 own.entries, own.start, own.end, key_of[self.plan.partition_entity], transactions.id_hash, limit
             )
         silent = [_silent(entity, transactions, duplicate) for entity in self.plan.entities]
+        values = [self._values(entity, transactions, silent[i]) for i, entity in enumerate(self.plan.entities)]
         scanned = [
-            _scan(entity, mine, key_of[index], transactions, silent[index], limit)
+            _scan(entity, mine, key_of[index], transactions.event_time, values[index], silent[index], limit)
             for index, (entity, mine) in enumerate(zip(self.plan.entities, stacked, strict=True))
         ]
         matrix, status = self._assemble(transactions, scanned, key_of)
@@ -173,7 +177,9 @@ class FeatureEngine:
         for index in range(len(self.plan.entities)):
             counted = np.flatnonzero((key_of[index] >= 0) & ~silent[index])
             key_list.append(key_of[index][counted] + bounds[index])
-            entry_list.append(entries[counted])
+            gained = entries[counted]
+            gained[:, VALUE] = values[index][counted]
+            entry_list.append(gained)
             span_list.append(events.transaction_span[counted])
             offset_list.append(events.transaction_offset[counted])
             opens_list.append(period[counted] != newest[index][key_of[index][counted]])
@@ -199,7 +205,8 @@ class FeatureEngine:
         none = np.zeros(0, dtype=np.int64)
         empty = _Rows(np.zeros((0, 4), dtype=np.int64), none, none)
         duplicate = np.zeros(n, dtype=np.bool_)
-        scanned = [_scan(entity, empty, nobody, events.transactions, duplicate, 1) for entity in self.plan.entities]
+        time = events.transactions.event_time
+        scanned = [_scan(entity, empty, nobody, time, time, duplicate, 1) for entity in self.plan.entities]
         matrix, status = self._assemble(events.transactions, scanned, [nobody] * len(scanned))
         status[status == DEFAULT] = MISSING
         return Enriched(matrix, status, duplicate, Marks({}, {}), RowUpdate.nothing(), [reason])
@@ -210,14 +217,13 @@ class FeatureEngine:
         `stored` are its rows, at the keys that `row_keys` gives.
         """
         zero, now = np.zeros(1, dtype=np.int64), np.array([time], dtype=np.int64)
-        event = Transactions(zero, [""], zero, now, zero, {}, {})
         scanned: dict[int, _Scanned] = {}
         for index, row in zip(self._places(entity), stored, strict=True):
             entries = unpack(row or b"")
             rows = _Rows(entries, zero, np.array([len(entries)], dtype=np.int64))
             # Flagged as a duplicate, so that it counts nowhere.
             nowhere = np.ones(1, dtype=np.bool_)
-            scanned[index] = _scan(self.plan.entities[index], rows, zero, event, nowhere, self.plan.row_entries)
+            scanned[index] = _scan(self.plan.entities[index], rows, zero, now, zero, nowhere, self.plan.row_entries)
         return {
             feature.name: float(_aggregate(feature, scanned[of], window, now)[0])
             for feature, of, window in self.plan.view_columns
@@ -230,6 +236,22 @@ class FeatureEngine:
 
     def _places(self, entity: str) -> list[int]:
         return [index for index, plan in enumerate(self.plan.entities) if plan.name == entity]
+
+    def _values(self, entity: EntityPlan, transactions: Transactions, silent: NDArray[np.bool_]) -> I64:
+        """(n,) int64: what stands as value in the rows of `entity`; transactions without one become `silent`."""
+        if entity.of is None:
+            return transactions.value
+        owner = self._entity_of_field.get(entity.of)
+        if owner is None:
+            column = transactions.columns[entity.of]
+            absent = np.isnan(column)
+            values = np.where(absent, 0, column).astype(np.int64)
+        else:
+            ids = transactions.entity_ids[owner]
+            absent = np.array([i is None for i in ids], dtype=np.bool_)
+            values = hash_ids([i or "" for i in ids])
+        silent |= absent
+        return values
 
     def _label_entries(self, rows: _Rows, key_of: I64, labels: Labels) -> tuple[I64, I64]:
         """Entries (c, 4) of the labels that change a fraud count, and which labels (c,) they are."""
@@ -287,7 +309,7 @@ class FeatureEngine:
 
 def _silent(entity: EntityPlan, transactions: Transactions, duplicate: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(n,) bool: what counts nowhere in the rows of `entity`: duplicates, and what does not meet its conditions."""
-    silent = duplicate
+    silent = duplicate if not entity.of else duplicate.copy()
     for name, low, high, codes in entity.where:
         column = transactions.columns[name]
         # Written so that a missing value, NaN, meets nothing.
@@ -296,15 +318,15 @@ def _silent(entity: EntityPlan, transactions: Transactions, duplicate: NDArray[n
 
 
 def _scan(
-    entity: EntityPlan, rows: _Rows, key_of: I64, transactions: Transactions, duplicate: NDArray[np.bool_], limit: int
+    entity: EntityPlan, rows: _Rows, key_of: I64, time: I64, value: I64, duplicate: NDArray[np.bool_], limit: int
 ) -> _Scanned:
     arguments = (
         rows.entries,
         rows.start,
         rows.end,
         key_of,
-        transactions.event_time,
-        transactions.value,
+        time,
+        value,
         duplicate,
         entity.window_ms,
         entity.delay_ms,
@@ -314,7 +336,8 @@ def _scan(
     )
     count, total, fraud, last = kernel.scan_windows(*arguments, entity.level_of, entity.pane_ms, entity.last_level)
     spread = kernel.scan_spread(*arguments) if entity.spread else None
-    return _Scanned(count, total, fraud, last, spread)
+    distinct = kernel.scan_distinct(*arguments) if entity.of is not None else None
+    return _Scanned(count, total, fraud, last, spread, distinct)
 
 
 def _aggregate(feature: ViewFeature, scanned: _Scanned, window: int, time: I64) -> F64:
@@ -330,6 +353,9 @@ def _aggregate(feature: ViewFeature, scanned: _Scanned, window: int, time: I64) 
         return scanned.total[:, window].astype(np.float64)
     if kind == "label_count":
         return scanned.fraud[:, window].astype(np.float64)
+    if kind == "distinct":
+        assert scanned.distinct is not None
+        return scanned.distinct[:, window].astype(np.float64)
     if kind in ("min", "max", "std"):
         assert scanned.spread is not None
         number, least, greatest, squares = scanned.spread

@@ -268,22 +268,10 @@ def scan_spread(
         if key < 0:
             continue
         t = time[i]
-        held, left = 0, limit
-        j = newest[key]
-        while j >= 0 and left > 0:
-            left -= 1
-            if t - horizon_ms < time[j] <= t:
-                held_time[held], held_value[held] = time[j], value[j]
-                held += 1
-            j = previous[j]
-        e = end[key] - 1
-        while e >= start[key] and left > 0:
-            if entries[e, 3] == 0:
-                left -= 1
-                if t - horizon_ms < entries[e, 0] <= t:
-                    held_time[held], held_value[held] = entries[e, 0], entries[e, 1]
-                    held += 1
-            e -= 1
+        held = _gather(
+            entries, start[key], end[key], newest[key], previous, time, value, t, horizon_ms, limit,
+            held_time, held_value,
+        )  # fmt: skip
         for w in range(m):
             high = t - delay_ms[w]
             low = high - window_ms[w]
@@ -313,6 +301,94 @@ def scan_spread(
             previous[i] = newest[key]
             newest[key] = i
     return seen, least, greatest, squares
+
+
+@njit(cache=True, nogil=True)
+def scan_distinct(
+    entries: I64,
+    start: I64,
+    end: I64,
+    key_of: I64,
+    time: I64,
+    value: I64,
+    duplicate: NDArray[np.bool_],
+    window_ms: I64,
+    delay_ms: I64,
+    include_current: NDArray[np.bool_],
+    horizon_ms: int,
+    limit: int,
+) -> I64:
+    """(n, m) int64: how many different values the newest `limit` transactions have in every window.
+
+    Arguments as in `scan_spread`.
+    """
+    n = key_of.shape[0]
+    m = window_ms.shape[0]
+    distinct = np.zeros((n, m), dtype=np.int64)
+    newest = np.full(start.shape[0], -1, dtype=np.int64)
+    previous = np.full(n, -1, dtype=np.int64)
+    held_time = np.empty(limit + 1, dtype=np.int64)
+    held_value = np.empty(limit + 1, dtype=np.int64)
+    inside = np.empty(limit + 1, dtype=np.int64)
+    for i in range(n):
+        key = key_of[i]
+        if key < 0:
+            continue
+        held = _gather(
+            entries, start[key], end[key], newest[key], previous, time, value, time[i], horizon_ms, limit,
+            held_time, held_value,
+        )  # fmt: skip
+        for w in range(m):
+            high = time[i] - delay_ms[w]
+            found = 0
+            if include_current[w] and delay_ms[w] == 0 and not duplicate[i]:
+                inside[0] = value[i]
+                found = 1
+            for h in range(held):
+                if high - window_ms[w] < held_time[h] <= high:
+                    inside[found] = held_value[h]
+                    found += 1
+            ordered = np.sort(inside[:found])
+            for place in range(found):
+                distinct[i, w] += place == 0 or ordered[place] != ordered[place - 1]
+        if not duplicate[i]:
+            previous[i] = newest[key]
+            newest[key] = i
+    return distinct
+
+
+@njit(cache=True, nogil=True)
+def _gather(
+    entries: I64,
+    first: int,
+    end: int,
+    newest: int,
+    previous: I64,
+    time: I64,
+    value: I64,
+    t: int,
+    horizon_ms: int,
+    limit: int,
+    held_time: I64,
+    held_value: I64,
+) -> int:
+    """Put the newest `limit` transactions of a row that are visible at `t` into `held_...`; answers how many."""
+    held, left, j = 0, limit, newest
+    while j >= 0 and left > 0:
+        left -= 1
+        if t - horizon_ms < time[j] <= t:
+            held_time[held], held_value[held] = time[j], value[j]
+            held += 1
+        j = previous[j]
+    e = end - 1
+    while e >= first and left > 0:
+        if entries[e, 3] == 0:
+            left -= 1
+            if t - horizon_ms < entries[e, 0] <= t:
+                held_time[held], held_value[held] = entries[e, 0], entries[e, 1]
+                held += 1
+        e -= 1
+    return held
 
 
 @njit(cache=True, nogil=True)

@@ -17,6 +17,8 @@ from stream_scorer.spec.model import (
     duration_ms,
 )
 
+# An entity, the conditions under which its transactions count, and the field that stands in place of the amount.
+_RowKind = tuple[str, tuple[tuple[str, float, float, tuple[float, ...]], ...], str | None]
 # Panes in a window: what two of them hold is the most that an old entry near the window's edges can be miscounted by.
 PANES = 32
 
@@ -31,6 +33,7 @@ class EntityPlan:
         takes_labels: whether labels are kept in this entity's rows.
         spread: whether a feature asks for the least, the greatest or the deviation of values.
         where: per field, the values it may hold ``(low, high, codes)``: bounds, or the codes of a category.
+        of: the field whose values stand in the rows in place of the amount, to count the distinct ones.
         level_of: (m,) int64, each window's level of panes. pane_ms, cover_ms: (l,) int64, the width of a level's panes
             and how far back they are looked at. last_level: the level that reaches back to the horizon.
     """
@@ -43,6 +46,7 @@ class EntityPlan:
     takes_labels: bool
     spread: bool
     where: tuple[tuple[str, float, float, tuple[float, ...]], ...] = ()
+    of: str | None = None
     level_of: NDArray[np.int64] = field(init=False)
     pane_ms: NDArray[np.int64] = field(init=False)
     cover_ms: NDArray[np.int64] = field(init=False)
@@ -62,7 +66,8 @@ class EntityPlan:
 
 @dataclass(frozen=True, slots=True)
 class FeaturePlan:
-    """Entities in declared order, then one more for each set of conditions under which an entity is counted apart.
+    """Entities in declared order, then one more for whatever of an entity is kept apart: counted under conditions, or
+    with another field as value.
 
     `view_columns` has ``(feature, entity index, window index)`` of each view feature.
     """
@@ -81,17 +86,17 @@ class FeaturePlan:
 def make_plan(checked: CheckedSpec) -> FeaturePlan:
     """Compile `checked` into arrays the kernel can loop over; equal windows of an entity are scanned once."""
     spec = checked.spec
-    # Rows hold no fields: what is counted under conditions has rows of its own, which hold only what meets them.
-    names: list[tuple[str, tuple[tuple[str, float, float, tuple[float, ...]], ...]]] = [(n, ()) for n in spec.entities]
+    # Rows hold no fields: what is counted under conditions, or of other values, has rows of its own.
+    names: list[_RowKind] = [(name, (), None) for name in spec.entities]
     for view in spec.views:
-        key = (view.entity, _where(spec, view))
-        if key not in names:
-            names.append(key)
+        kind = _row_kind(spec, view)
+        if kind not in names:
+            names.append(kind)
     windows: list[dict[tuple[int, int, bool], int]] = [{} for _ in names]
     columns: list[tuple[ViewFeature, int, int]] = []
     labelled, spread = [False] * len(names), [False] * len(names)
     for feature in checked.view_features:
-        entity = names.index((feature.view.entity, _where(spec, feature.view)))
+        entity = names.index(_row_kind(spec, feature.view))
         labelled[entity] |= feature.aggregate in LABELLED
         spread[entity] |= feature.aggregate in SPREAD
         slot = -1
@@ -100,7 +105,7 @@ def make_plan(checked: CheckedSpec) -> FeaturePlan:
             slot = windows[entity].setdefault(window, len(windows[entity]))
         columns.append((feature, entity, slot))
     plans = []
-    for entity, (name, where) in enumerate(names):
+    for entity, (name, where, of) in enumerate(names):
         keys = list(windows[entity])
         # Without any window an entity still remembers for 30 days who was seen: `is_new` needs a bound.
         horizon = max([w + d for w, d, _ in keys], default=duration_ms("30d"))
@@ -114,10 +119,15 @@ def make_plan(checked: CheckedSpec) -> FeaturePlan:
                 takes_labels=labelled[entity],
                 spread=spread[entity],
                 where=where,
+                of=of,
             )
         )
     partition_entity = list(spec.entities).index(spec.partition_entity) if spec.partition_entity else -1
     return FeaturePlan(plans, columns, partition_entity, spec.limits.row_entries)
+
+
+def _row_kind(spec: PipelineSpec, view: View) -> _RowKind:
+    return view.entity, _where(spec, view), view.of
 
 
 def _where(spec: PipelineSpec, view: View) -> tuple[tuple[str, float, float, tuple[float, ...]], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +98,35 @@ def scan_spread(
     limit: int,
 ) -> tuple[list[list[int | None]], list[list[int | None]], list[list[Fraction | None]]]:
     """Least, greatest and exact variance (None of nothing) of every window, in Python's unbounded numbers."""
-    least: list[list[int | None]] = []
-    greatest: list[list[int | None]] = []
-    variance: list[list[Fraction | None]] = []
+    found = _inside(
+        entries, start, end, key_of, time, value, duplicate, window_ms, delay_ms, include_current, horizon_ms, limit
+    )
+    least = [[min(values) if values else None for values in each] for each in found]
+    greatest = [[max(values) if values else None for values in each] for each in found]
+    return least, greatest, [[_variance(values) if values else None for values in each] for each in found]
+
+
+def scan_distinct(*arguments: Any) -> list[list[int]]:
+    """As `stream_scorer.features.kernel.scan_distinct`, argument for argument."""
+    return [[len(set(values)) for values in each] for each in _inside(*arguments)]
+
+
+def _inside(
+    entries: I64,
+    start: I64,
+    end: I64,
+    key_of: I64,
+    time: I64,
+    value: I64,
+    duplicate: NDArray[np.bool_],
+    window_ms: I64,
+    delay_ms: I64,
+    include_current: NDArray[np.bool_],
+    horizon_ms: int,
+    limit: int,
+) -> list[list[list[int]]]:
+    """Per event and window, the values of the newest `limit` transactions in it."""
+    out: list[list[list[int]]] = []
     # What it counts are transactions: neither labels nor panes.
     rows = {key: [tuple(e) for e in entries[start[key] : end[key]].tolist() if e[3] == 0] for key in range(len(start))}
     for i in range(len(key_of)):
@@ -113,12 +140,10 @@ def scan_spread(
             if key >= 0 and include_current[w] and delay_ms[w] == 0 and not duplicate[i]:
                 inside.append(int(value[i]))
             found.append(inside)
-        least.append([min(v) if v else None for v in found])
-        greatest.append([max(v) if v else None for v in found])
-        variance.append([_variance(v) if v else None for v in found])
+        out.append(found)
         if key >= 0 and not duplicate[i]:
             rows[key].append((t, int(value[i]), 0, 0))
-    return least, greatest, variance
+    return out
 
 
 def _variance(values: list[int]) -> Fraction:

@@ -114,6 +114,7 @@ def _check_views(spec: PipelineSpec) -> None:
         if any(duration_ms(window) == 0 for window in view.windows):
             raise SpecError("a window is longer than 0", path=f"{path}.windows")
         _check_where(spec, view, path)
+        _check_of(spec, view, path)
         if any(a in LABELLED for a in view.aggregates) and view.current == "include" and view.delay in ("0s", "0ms"):
             raise SpecError(
                 "a label view without delay must exclude the current event", path=path, mend="Set current: exclude."
@@ -138,6 +139,27 @@ def _check_where(spec: PipelineSpec, view: View, path: str) -> None:
             unknown = [value for value in condition.values if value not in known]
             if field.type not in ("category", "boolean") or unknown or not condition.values:
                 raise SpecError(f"{name!r} does not hold {unknown or 'nothing'}", path=at)
+
+
+def _check_of(spec: PipelineSpec, view: View, path: str) -> None:
+    if (view.of is not None) != (view.aggregates == ["distinct"]):
+        raise SpecError(
+            "`of` and the aggregate `distinct` go together, in a view of their own",
+            path=path,
+            mend="Say `aggregates: [distinct], of: <field>`.",
+        )
+    if view.of is None:
+        return
+    field = spec.transaction.fields.get(view.of)
+    if field is None:
+        raise SpecError(f"no field {view.of!r}", path=f"{path}.of")
+    identities = {entity.field for entity in spec.entities.values()}
+    if field.type not in ("integer", "category", "boolean") and view.of not in identities:
+        raise SpecError(
+            f"distinct values of {view.of!r} cannot be counted",
+            path=f"{path}.of",
+            mend="It takes an integer, a category, a boolean, or the field of an entity.",
+        )
 
 
 def _check_derived(spec: PipelineSpec) -> None:

@@ -10,8 +10,12 @@ import msgspec
 from msgspec import Meta
 
 FieldType = Literal["string", "time", "integer", "number", "category", "boolean"]
-Aggregate = Literal["count", "sum", "mean", "min", "max", "std", "since_last", "is_new", "label_rate", "label_count"]
-WINDOWED: frozenset[str] = frozenset({"count", "sum", "mean", "min", "max", "std", "label_rate", "label_count"})
+Aggregate = Literal[
+    "count", "sum", "mean", "min", "max", "std", "distinct", "since_last", "is_new", "label_rate", "label_count"
+]
+WINDOWED: frozenset[str] = frozenset(
+    {"count", "sum", "mean", "min", "max", "std", "distinct", "label_rate", "label_count"}
+)
 SPREAD: frozenset[str] = frozenset({"min", "max", "std"})
 LABELLED: frozenset[str] = frozenset({"label_rate", "label_count"})
 DerivedFunction = Literal[
@@ -64,7 +68,8 @@ class View(Node, frozen=True):
     """Aggregates of one entity's past transactions in sliding event-time windows.
 
     A window of length W and delay D at time t covers event times in ``(t - D - W, t - D]``. With `where` only
-    transactions that meet every condition count; every transaction sees them.
+    transactions that meet every condition count; every transaction sees them. `of` names the field whose distinct
+    values a view of `distinct` counts.
     """
 
     name: Name
@@ -74,6 +79,7 @@ class View(Node, frozen=True):
     delay: Duration = "0s"
     current: Literal["include", "exclude"] = "include"
     where: dict[Name, Condition] = {}
+    of: Name | None = None
 
 
 class Derived(Node, frozen=True):

@@ -13,7 +13,6 @@ Redis must run with ``maxmemory-policy noeviction``: an evicted row would read a
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 import uuid
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import redis
+import xxhash
 
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.state.client import mapped_errors
@@ -348,4 +348,4 @@ def _literal(text: bytes) -> bytes:
 
 def _hash(key: bytes) -> int:
     """63 bits: Redis keeps sets of such integers in 8 bytes each."""
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+    return xxhash.xxh3_64_intdigest(key) >> 1

@@ -114,6 +114,16 @@ def test_the_spread_of_values_equals_that_of_unbounded_numbers(case, size):
                 assert squares[i, w] / count[i, w] == pytest.approx(float(variance[w]), rel=1e-12)
 
 
+@given(rows_and_events())
+@settings(max_examples=150, deadline=None)
+def test_distinct_values_are_counted_as_sets_count_them(case):
+    case = without_panes(case)
+    case["entries"][:, 1] //= 100
+    case["value"] = case["value"] // 100
+    found = kernel.scan_distinct(**case)
+    assert found.tolist() == reference.scan_distinct(*case.values())
+
+
 def test_the_spread_of_many_small_deviations_does_not_drown_in_their_parts():
     random = np.random.default_rng(3)
     n = 500
