@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 import click
 import msgspec
 
 from stream_scorer.cli.options import with_settings
-from stream_scorer.errors import CheckFailed, UsageError
+from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
 from stream_scorer.settings import Settings
 
+# How often the group is asked how far it has come.
+_LOOK_S = 1.0
 _NEEDED = ("kafka.bootstrap", "redis.url", "topics.prefix", "scorer.spec", "scorer.group")
 
 
@@ -48,8 +51,61 @@ def check(settings: Settings, as_json: bool) -> None:
     if found.different:
         raise CheckFailed(
             f"{found.different} of {found.rows} rows are not what the log says",
-            mend="Another scorer.group builds its features anew from the log.",
+            mend="`stream-scorer features rebuild` builds them anew from the log.",
         )
+
+
+@features.command()
+@with_settings(*_NEEDED)
+def rebuild(settings: Settings) -> None:
+    """Build all rows anew from the log, beside those in use, then switch. The group's scorers go on with features."""
+    from stream_scorer.app import input_partitions, make_store
+    from stream_scorer.features.engine import FeatureEngine
+    from stream_scorer.kafka.range_reader import RangeReader
+    from stream_scorer.pipeline.rebuild import Rebuild
+    from stream_scorer.spec import load_spec
+    from stream_scorer.state.rows import Span
+
+    checked = load_spec(settings.require("scorer.spec"))
+    topics, inputs = input_partitions(settings)
+    engine = FeatureEngine(checked)
+    engine.warm()
+    live = make_store(settings, checked, engine, topics, inputs)
+    marks = live.open()
+    if marks is None:
+        raise UsageError("there are no features of this group and spec in Redis", mend="Has a scorer run with them?")
+    if not marks.complete:
+        raise UsageError("the group's scorers are rebuilding their features already", mend="Wait until they are ready.")
+    group, brought_in, began = settings["scorer.group"], 0, time.monotonic()
+
+    def on_progress(more: int, _remaining: int) -> None:
+        nonlocal brought_in
+        brought_in += more
+
+    with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-features") as reader:
+        committed = reader.committed(group, inputs)
+        bounds = reader.bounds(topics.transactions) | reader.bounds(topics.labels)
+        built = live.twin(beside=True)
+        built.open()
+        built.init({source: bounds[source][0] for source in inputs}, committed)
+        log = RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-rebuild")
+        work = Rebuild(checked, engine, built.twin(beside=True), log, committed, topics.transactions, on_progress)
+        switched = False
+        try:
+            while not work.ready.wait(_LOOK_S):
+                if work.failure is not None:
+                    raise work.failure
+                work.committed([Span(source, 0, at, -1) for source, at in reader.committed(group, inputs).items()])
+            switched = work.stop() and built.take_over()
+        finally:
+            work.stop()
+            if not switched:
+                built.give_up()
+            live.sweep()
+    if not switched:
+        raise StreamScorerError("somebody else has begun a rebuild of the same features", mend="Let one of them end.")
+    rate = brought_in / (time.monotonic() - began)
+    click.echo(f"{brought_in:,} records brought in at {rate:,.0f} a second; the group's scorers switch by themselves")
 
 
 @features.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self, cast
 
@@ -57,6 +57,21 @@ class RangeReader:
             }
         except KafkaException as error:
             raise as_domain_error(kafka_error(error), f"look up topic {topic}", self._bootstrap) from error
+
+    def committed(self, group: str, sources: Sequence[SourcePartition]) -> dict[SourcePartition, int]:
+        """The offsets that `group` has committed, for those partitions where it has any.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
+        """
+        asking = Consumer(self._config | {"group.id": group})
+        try:
+            found = asking.committed([TopicPartition(*source) for source in sources], METADATA_TIMEOUT_S)
+        except KafkaException as error:
+            raise as_domain_error(kafka_error(error), f"look up the group {group}", self._bootstrap) from error
+        finally:
+            asking.close()
+        return {SourcePartition(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
         """The records of `source` with offsets in ``[start, stop)``, in chunks of at most `CHUNK`.

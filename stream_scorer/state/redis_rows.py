@@ -3,6 +3,7 @@
 Keys, under a namespace ``{ns}`` (a hash tag, so that a namespace lives in one cluster slot):
 
 - ``{ns}:epoch``: which generation of rows is current. A loss of data raises it, so nothing old can mix in.
+- ``{ns}:building``: a generation that somebody builds beside the current one, to take its place.
 - ``{ns}:<epoch>:mark:<topic>:<partition>``: next offset, event-time watermark, target; packed int64.
 - ``{ns}:<epoch>:r<layout>:<row key>``: a row.
 - ``{ns}:<epoch>:seen:<period>:<bucket>``: a set of hashes of row keys, the witnesses. A row that is absent although a
@@ -110,8 +111,16 @@ end
 return seen
 """
 
+# What was built takes the place of the current epoch.
+_TAKE_OVER = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[2])
+return 1
+"""
+
 # An epoch that has lost a row is given up by all who use it.
-_CONDEMN = """
+_GIVE_UP = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
@@ -132,6 +141,7 @@ class RedisRowStore:
         client: from `stream_scorer.state.client.connect`. namespace: names input topics, group and feature hash.
         sources: every partition of the input topics; each has a mark.
         layout: version of the row layout. horizon_ms: how far back readers look, lateness included.
+        beside: whether this is the generation being built, not the current one.
     """
 
     def __init__(
@@ -142,12 +152,14 @@ class RedisRowStore:
         *,
         layout: int,
         horizon_ms: int,
+        beside: bool = False,
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._sources = list(sources)
         self._layout = layout
         self._horizon_ms = horizon_ms
+        self._pointer = b"building" if beside else b"epoch"
         self._epoch = b""
         self._prefix = b""
         self._mark_keys: dict[SourcePartition, bytes] = {}
@@ -155,7 +167,8 @@ class RedisRowStore:
         self._trim_before = -1
         self._apply_script = client.register_script(_APPLY)
         self._init_script = client.register_script(_INIT)
-        self._condemn_script = client.register_script(_CONDEMN)
+        self._take_over_script = client.register_script(_TAKE_OVER)
+        self._give_up_script = client.register_script(_GIVE_UP)
         self._seen_script = client.register_script(_SEEN)
         self._use_epoch(b"")
 
@@ -228,8 +241,7 @@ class RedisRowStore:
                 # Some may have been written for the first time between the two calls.
                 now = self._client.mget([self._prefix + part[i] for i in seen]) if seen else []
             if any(row is None for row in now):
-                with mapped_errors():
-                    self._condemn_script(keys=[self._epoch_key], args=[self._epoch])
+                self.give_up()
                 raise StateGap("Redis has lost a row")
 
     def _witness_key(self, period: int, key_hash: int) -> bytes:
@@ -278,15 +290,27 @@ class RedisRowStore:
             self._acknowledged[span.source] = max(self._acknowledged.get(span.source, 0), span.stop)
         return None
 
-    def twin(self) -> RedisRowStore:
-        """The same rows, not yet opened, for another thread."""
+    def twin(self, *, beside: bool = False) -> RedisRowStore:
+        """The same rows, or those being built beside them, not yet opened: for another thread."""
         return RedisRowStore(
             self._client,
             self._namespace,
             self._sources,
             layout=self._layout,
             horizon_ms=self._horizon_ms,
+            beside=beside,
         )
+
+    def give_up(self) -> None:
+        """Nobody is to use this generation any more."""
+        with mapped_errors():
+            self._give_up_script(keys=[self._epoch_key], args=[self._epoch])
+
+    def take_over(self) -> bool:
+        """Make the generation built here the current one; false if somebody else builds by now."""
+        keys = [self._tag + b"epoch", self._tag + b"building"]
+        with mapped_errors():
+            return bool(self._take_over_script(keys=keys, args=[self._epoch]))
 
     @property
     def horizon_ms(self) -> int:
@@ -301,11 +325,13 @@ class RedisRowStore:
 
     def sweep(self) -> int:
         """Delete what earlier epochs left behind, and say how many keys that were."""
-        current, gone = self._tag + self._epoch + b":", 0
+        pointers = (self._tag + b"epoch", self._tag + b"building")
+        gone = 0
         with mapped_errors():
+            in_use = tuple(self._tag + epoch + b":" for epoch in self._client.mget(pointers) if epoch)
             old = []
             for key in self._client.scan_iter(match=_literal(self._tag) + b"*", count=10_000):
-                if key != self._epoch_key and not key.startswith(current):
+                if key not in pointers and not key.startswith(in_use):
                     old.append(key)
                 if len(old) == MAX_ENTRIES_PER_CALL:
                     gone += self._client.unlink(*old)
@@ -329,7 +355,7 @@ class RedisRowStore:
     def _use_epoch(self, epoch: bytes) -> None:
         tag = self._tag = b"{" + self._namespace.encode() + b"}:"
         self._epoch = epoch
-        self._epoch_key = tag + b"epoch"
+        self._epoch_key = tag + self._pointer
         self._witness_prefix = tag + epoch + b":seen:"
         self._prefix = tag + epoch + b":r" + str(self._layout).encode() + b":"
         self._mark_keys = {

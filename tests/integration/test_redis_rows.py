@@ -135,6 +135,31 @@ def test_a_single_row_that_is_lost_is_not_taken_for_one_never_seen(store: Store,
     assert None not in rows(redis)
 
 
+def test_rows_built_beside_take_the_place_of_the_current_ones(store: Store, url: str) -> None:
+    live = opened(store)
+    live.apply(update(A, 0, 10))
+    built, other = live.twin(beside=True), live.twin(beside=True)
+    assert built.open() is None
+    assert built.init({A: 0, B: 0}, {A: 10})
+    other.open()
+    built.apply(update(A, 0, 8))
+    live.apply(update(A, 10, 12))
+    assert live.sweep() == 0  # neither generation is a leftover
+    assert built.take_over()
+    assert not other.take_over()
+    with pytest.raises(StateGap):
+        rows(live)
+    marks = live.open()
+    assert marks is not None
+    assert marks.next_offset == {A: 8, B: 0}
+    live.apply(update(A, 8, 12))
+    memory = MemoryRowStore()
+    memory.apply(update(A, 0, 12))
+    assert rows(live) == rows(memory)
+    assert live.sweep() > 0
+    assert not any(b"building" in key for key in connect(url).keys("*"))
+
+
 def test_a_mark_that_went_back_is_noticed(store: Store, url: str) -> None:
     redis = opened(store)
     redis.apply(update(A, 0, 10))
