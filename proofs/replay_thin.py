@@ -62,11 +62,6 @@ SMALL, SMALL_SHARE = 20_000, 0.1
 # some micro-batches are small, some are large enough to be applied to Redis in parts.
 BURST = (5, 1_000)
 RATE = 2_500
-BATCHES = 20_000, 100, 1_000, 20
-# A scaled-down run is told by its size, and has a tenth of everything.
-SMALL, SMALL_SHARE = 20_000, 0.1
-# Transactions handed over at a time, with the labels due by then; a pause after each lets batches form as they do live.
-STEP, PAUSE_S = 150, 0.06
 BATCHES = (1_024, 64, 7)
 REPLAY_TIMEOUT_S = 300
 
@@ -88,6 +83,7 @@ def run(context: Context) -> Result:
         for batch in BATCHES if share == 1.0 else BATCHES[::2]:
             _as_served(context, result, at, batch, served)
         _plain(context, result, at)
+        _skew(context, result, at)
         result.check("nothing live is touched: Redis, topics and offsets are as before", _live(at) == before)
         scorer.require_running()
         result.check("the scorer ends with exit 0", scorer.stop() == 0)
@@ -166,6 +162,23 @@ def _plain(context: Context, result: Result, at: StackAddresses) -> None:
         result.check(f"plain, {batch}: every score", report.get("scored") == result.figures["scores"])
         digests.append(report.get("scores_sha256"))
     result.check("plain: the same canonical bytes whatever the batch size", len(set(digests)) == 1 and digests[0])
+
+
+def _skew(context: Context, result: Result, at: StackAddresses) -> None:
+    """What `features skew` says of the same scores: of features that labels do not touch, no difference."""
+    command = [sys.executable, "-m", "stream_scorer.cli.main", "features", "skew", "--json", "--tolerance", "1"]
+    command += ["--bootstrap", str(at.kafka), "--spec", str(CARDS_SPEC)]
+    command += ["--ensemble", str(context.folder / "ensemble")]
+    done = subprocess.run(
+        tethered(command), capture_output=True, text=True, timeout=REPLAY_TIMEOUT_S, cwd=ROOT, check=False
+    )
+    report = json.loads(done.stdout) if done.returncode == 0 else {"features": [], "scores": 0}
+    different = {f["name"]: f["different"] for f in report["features"] if f["different"]}
+    result.figures["skew_different"] = different
+    result.check("features skew compares every score", report["scores"] == result.figures["scores"])
+    result.check(
+        "and finds none to differ by what labels did not touch", all(n.startswith("terminal_risk.") for n in different)
+    )
 
 
 def _replay(context: Context, at: StackAddresses, name: str, arguments: list[str]) -> tuple[int, dict[str, Any], float]:

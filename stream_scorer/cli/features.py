@@ -14,6 +14,7 @@ from stream_scorer.settings import Settings
 
 # How often the group is asked how far it has come.
 _LOOK_S = 1.0
+_SKEW_BATCH = 1_024
 _NEEDED = ("kafka.bootstrap", "redis.url", "topics.prefix", "scorer.spec", "scorer.group")
 
 
@@ -106,6 +107,82 @@ def rebuild(settings: Settings) -> None:
         raise StreamScorerError("somebody else has begun a rebuild of the same features", mend="Let one of them end.")
     rate = brought_in / (time.monotonic() - began)
     click.echo(f"{brought_in:,} records brought in at {rate:,.0f} a second; the group's scorers switch by themselves")
+
+
+@features.command()
+@click.option("--start", help="From here: ISO time, epoch ms, or offsets as 0:1500,1:900.  [default: all]")
+@click.option("--end", help="Up to here, exclusive; written as --start.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="The share of scores in which a feature may differ from the log.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@with_settings(*_NEEDED[:1], *_NEEDED[2:-1], "scorer.ensemble", "mlflow.url", "cache.dir")
+def skew(settings: Settings, start: str | None, end: str | None, tolerance: float, as_json: bool) -> None:
+    """Hold the features that scores were made from to the log, and to what the ensemble learnt from.
+
+    Exit 3 if some feature differs from the log in more than --tolerance of the scores. Drift from training is told
+    beside it and does not decide.
+    """
+    from stream_scorer.app import load_serving_ensemble
+    from stream_scorer.cli.reading import columns
+    from stream_scorer.cli.replay import period
+    from stream_scorer.clock import SystemClock
+    from stream_scorer.kafka.range_reader import RangeReader
+    from stream_scorer.kafka.topics import TopicAdmin, Topics
+    from stream_scorer.monitor.drift import compare
+    from stream_scorer.replay import sources
+    from stream_scorer.replay.progress import ReplayProgress
+    from stream_scorer.replay.skew import measure_skew, served_features
+    from stream_scorer.spec import load_spec
+
+    scored = period(start, end, offsets_allowed=True)
+    checked = load_spec(settings.require("scorer.spec"))
+    topics = Topics(settings["topics.prefix"])
+    TopicAdmin(settings.require("kafka.bootstrap")).require(
+        [topics.transactions, topics.labels, topics.contributions], same_count=False
+    )
+    profile = load_serving_ensemble(settings, checked).manifest.reference_profile
+    with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-skew") as reader:
+        source = sources.from_topics(reader, topics, checked, scored, _SKEW_BATCH, warm=True)
+        served = served_features(reader, topics, checked.feature_hash)
+        with ReplayProgress(source.total, SystemClock()) as progress:
+            report = measure_skew(checked, source.pieces, source.start, served, profile, progress)
+    if not report.scores:
+        raise CheckFailed("nothing was compared: no score was served in the period")
+    drift = {f.name: compare(f.counts, profile[f.name].counts) for f in report.features}
+    if as_json:
+        document = msgspec.to_builtins(report)
+        for feature in document["features"]:
+            of = drift[feature["name"]]
+            feature |= {"drift_score": of.score, "psi": of.psi, "drift_sufficient": of.sufficient}
+        click.echo(msgspec.json.encode(document).decode())
+    else:
+        click.echo(f"{report.scores:,} scores, {report.without:,} of them made without some of their features")
+        lines = [["feature", "differ", "mean recorded", "by the log", "largest gap", "drift", "psi"]]
+        for f in report.features:
+            of = drift[f.name]
+            lines.append(
+                [
+                    f.name,
+                    f"{f.different / f.compared:.2%}" if f.compared else "-",
+                    *("-" if mean is None else f"{mean:.6g}" for mean in (f.mean_recorded, f.mean_recomputed)),
+                    f"{f.largest:.6g}",
+                    f"{of.score:.3f}" + ("" if of.sufficient else " (few)"),
+                    f"{of.psi:.3f}",
+                ]
+            )
+        for line in columns(lines):
+            click.echo(line)
+    wrong = [f.name for f in report.features if f.different > tolerance * f.compared]
+    if wrong:
+        raise CheckFailed(
+            f"{len(wrong)} features differ from the log in more than {tolerance:.2%} of the scores: {', '.join(wrong)}",
+            mend="Were they scored from a backlog, or while labels came late? Otherwise `features check` the rows.",
+        )
 
 
 @features.command()

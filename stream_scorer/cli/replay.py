@@ -68,7 +68,7 @@ def replay(
         raise click.UsageError("--as-served takes everything that was served: leave out --start, --end and --warm.")
     if not 1 <= settings["scorer.batch"] <= 10_000:
         raise SettingsError(f"scorer.batch = {settings['scorer.batch']}: from 1 to 10000")
-    scored = _range(start, end, offsets_allowed=from_topics)
+    scored = period(start, end, offsets_allowed=from_topics)
 
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.clock import SystemClock
@@ -135,7 +135,8 @@ def _show(report: ReplayReport, as_json: bool) -> None:
     click.echo(f"written to {report.out}")
 
 
-def _range(start: str | None, end: str | None, *, offsets_allowed: bool) -> Range:
+def period(start: str | None, end: str | None, *, offsets_allowed: bool) -> Range:
+    """What --start and --end say. Raises `click.UsageError`."""
     from stream_scorer.replay.pieces import Range
 
     times: dict[str, int | None] = {"start": None, "end": None}

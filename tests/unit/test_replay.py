@@ -21,13 +21,15 @@ from stream_scorer.ensemble.manifest import Input, NoCalibrator, Platt, Threshol
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Contribution, Score
+from stream_scorer.records import MISSING, Contribution, Score
 from stream_scorer.replay.compare import Comparison
 from stream_scorer.replay.job import replay
 from stream_scorer.replay.order import Looks, Run, Stream, in_order
 from stream_scorer.replay.pieces import Piece, Range, cut
 from stream_scorer.replay.quality import Verdicts, average_precision, roc_auc
 from stream_scorer.replay.report import ReplayReport
+from stream_scorer.replay.run import Replay
+from stream_scorer.replay.skew import SkewReport, measure_skew
 from stream_scorer.replay.sources import ReplayInput, from_files
 from stream_scorer.serde.canonical import canonical, first_difference
 from stream_scorer.serde.raw import RawRecords
@@ -203,6 +205,46 @@ def test_the_same_canonical_bytes_whatever_the_batch_size(
     assert scores[0].equals(scores[1])
     contributions = [pq.read_table(tmp_path / str(m) / "contributions.parquet") for m in (1, 1_000)]
     assert contributions[0].equals(contributions[1])
+
+
+def test_skew_names_the_feature_that_was_served_otherwise(checked: CheckedSpec, ensemble: Ensemble) -> None:
+    logs = history(2)
+    served: dict[int, list[tuple[int, list[float | None], list[int]]]] = {0: [], 1: []}
+
+    def keep(partition: int, offset: int, _score: bytes, contribution: bytes) -> None:
+        record = msgspec.json.decode(contribution, type=Contribution)
+        served[partition].append((offset, [*record.features], [*record.feature_status]))
+
+    def pieces(most: int) -> Iterator[Piece]:
+        return cut(ordered(checked, logs, 20), Range(), most, warm=True)
+
+    start = dict.fromkeys(logs, 0)
+    Replay(checked, ensemble, TOPICS, SystemClock(), start=start, emit=keep).run(pieces(40))
+    profile = ensemble.manifest.reference_profile
+
+    def measured() -> SkewReport:
+        return measure_skew(checked, pieces(7), start, lambda p: iter(served[p]), profile)
+
+    same = measured()
+    assert same.scores == sum(map(len, served.values())) > 100
+    assert not any(f.different for f in same.features)
+    assert all(sum(f.counts) == same.scores for f in same.features)
+    place = checked.features.index("who.mean_90ms")
+    for partition in served:
+        for _, features, status in served[partition][::3]:
+            features[place] = (features[place] or 0.0) + 5.0
+            status[0] = MISSING
+    told = measured()
+    assert {f.name for f in told.features if f.different} == {"who.mean_90ms"}
+    mean = told.features[place]
+    altered = sum(len(range(0, len(each), 3)) for each in served.values())
+    assert mean.different == told.without == altered
+    assert mean.largest >= 5.0
+    assert mean.mean_recorded is not None
+    assert mean.mean_recomputed is not None
+    assert mean.mean_recorded > mean.mean_recomputed
+    assert told.features[0].compared == told.scores - altered
+    assert measure_skew(checked, pieces(7), start, lambda _p: iter(()), profile).scores == 0
 
 
 def test_another_label_gives_other_bytes(checked: CheckedSpec, ensemble: Ensemble, tmp_path: Path) -> None:

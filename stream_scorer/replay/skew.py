@@ -1,0 +1,205 @@
+"""Feature skew: what scores were made from, held to what the log gives again, and to what the members learnt from.
+
+The log is read in the order of a replay and passed through the serving engine. What a live scorer recorded can differ
+from that for honest reasons: it saw a label earlier or later than a replay in event-time order does, or drained a
+backlog in which the partitions of a terminal were apart. Both show here; so does a feature that was served wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.manifest import Series
+from stream_scorer.ensemble.profile import Binner
+from stream_scorer.errors import UsageError
+from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.kafka.range_reader import RangeReader
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.pipeline.decode import Decode
+from stream_scorer.records import MISSING, Record
+from stream_scorer.replay.pieces import Piece, Positions
+from stream_scorer.replay.run import OnProgress
+from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+
+F64 = NDArray[np.float64]
+# One score as it was served: its offset in the input, and the features and their status.
+ServedFeatures = tuple[int, list[float | None], list[int]]
+
+
+class FeatureSkew(Record, frozen=True):
+    """One feature over the scores of a period.
+
+    `compared` scores recorded it and the log gives it again; `different` of them with another value. The means are of
+    the values there are, None for none; `largest` is the largest absolute difference. `counts` has the recorded values
+    on the bins of the training profile, its last bin the missing ones.
+    """
+
+    name: str
+    compared: int
+    different: int
+    mean_recorded: float | None
+    mean_recomputed: float | None
+    largest: float
+    counts: list[int]
+
+
+class SkewReport(Record, frozen=True):
+    """`scores` were served in the period, `without` of them say that they were made without some of their features."""
+
+    scores: int
+    without: int
+    features: list[FeatureSkew]
+
+
+def measure_skew(
+    checked: CheckedSpec,
+    pieces: Iterable[Piece],
+    start: dict[SourcePartition, int],
+    served: Callable[[int], Iterator[ServedFeatures]],
+    profile: Mapping[str, Series],
+    on_progress: OnProgress | None = None,
+) -> SkewReport:
+    """Compare over all `pieces` that are scored.
+
+    Args:
+        start: where reading begins on every input partition. served: by partition, in the order of offsets.
+        profile: the training profile, which has every feature.
+    """
+    engine, store, decode = FeatureEngine(checked), MemoryRowStore(), Decode(checked)
+    engine.warm()
+    positions, sums = Positions(start), _Sums(checked.features, profile)
+    cursors: dict[int, _Cursor] = {}
+    done = 0
+    for piece in pieces:
+        covered = positions.pass_by(piece.labels) | positions.pass_by(piece.transactions)
+        spans = [Span(source, low, high, -1) for source, (low, high) in covered.items()]
+        batch = MicroBatch(piece.transactions, piece.labels, spans, None, piece.scoring)
+        decode.process(batch)
+        assert batch.events is not None
+        enriched = engine.enrich(batch.events, store)
+        store.apply(enriched.update)
+        if piece.scoring:
+            rows = batch.events.transactions.row
+            partition, offset = piece.transactions.partition[rows], piece.transactions.offset[rows]
+            for one in np.unique(partition).tolist():
+                if one not in cursors:
+                    cursors[one] = _Cursor(served(one))
+                mine = np.flatnonzero(partition == one)
+                sums.add(*cursors[one].take(offset[mine].tolist(), len(checked.features)), enriched.matrix[mine])
+        done += len(piece)
+        if on_progress is not None:
+            on_progress(done)
+    return sums.report()
+
+
+def served_features(
+    reader: RangeReader, topics: Topics, feature_hash: str
+) -> Callable[[int], Iterator[ServedFeatures]]:
+    """What live scorers recorded, by partition.
+
+    Raises (while reading):
+        UsageError: a record was made with other features.
+    """
+    bounds = reader.bounds(topics.contributions)
+    decode = msgspec.json.Decoder(_Served).decode
+
+    def of(partition: int) -> Iterator[ServedFeatures]:
+        source = SourcePartition(topics.contributions, partition)
+        for chunk in reader.read(source, *bounds.get(source, (0, 0))):
+            for value in chunk.value:
+                record = decode(value or b"")
+                if record.feature_hash != feature_hash:
+                    raise UsageError(
+                        f"event {record.event_id} was scored with other features than the spec has now",
+                        mend="Give the spec of that time, or a period in which this one served.",
+                    )
+                yield record.source.offset, record.features, record.feature_status
+
+    return of
+
+
+class _Offset(msgspec.Struct):
+    offset: int
+
+
+class _Served(msgspec.Struct):
+    event_id: str
+    source: _Offset
+    features: list[float | None]
+    feature_status: list[int]
+    feature_hash: str
+
+
+class _Cursor:
+    """Goes along the served records of one partition."""
+
+    def __init__(self, served: Iterator[ServedFeatures]) -> None:
+        self._served = served
+        self._ahead = next(served, None)
+
+    def take(self, offsets: list[int], features: int) -> tuple[F64, NDArray[np.int64]]:
+        """Recorded features (n, features) at `offsets`, and their status; a status of -1 where no score was served."""
+        values = np.full((len(offsets), features), np.nan)
+        status = np.full((len(offsets), features), -1, dtype=np.int64)
+        for row, offset in enumerate(offsets):
+            while self._ahead is not None and self._ahead[0] < offset:
+                self._ahead = next(self._served, None)
+            if self._ahead is not None and self._ahead[0] == offset:
+                values[row] = [np.nan if value is None else value for value in self._ahead[1]]
+                status[row] = self._ahead[2]
+        return values, status
+
+
+class _Sums:
+    """Adds up, feature by feature."""
+
+    def __init__(self, names: list[str], profile: Mapping[str, Series]) -> None:
+        self._names = names
+        self._binner = Binner(profile, names)
+        k = len(names)
+        self._scores = self._without = 0
+        self._compared, self._different = np.zeros(k, dtype=np.int64), np.zeros(k, dtype=np.int64)
+        self._sum, self._number = np.zeros((2, k)), np.zeros((2, k), dtype=np.int64)
+        self._largest = np.zeros(k)
+        self._counts = np.zeros((k, self._binner.max_bins), dtype=np.int64)
+
+    def add(self, recorded: F64, status: NDArray[np.int64], recomputed: F64) -> None:
+        """Some scores: (n, k) each."""
+        served = status[:, 0] != -1 if status.shape[1] else np.zeros(len(status), dtype=np.bool_)
+        recorded, status, recomputed = recorded[served], status[served], recomputed[served]
+        there = status != MISSING
+        self._scores += len(recorded)
+        self._without += int((~there).any(axis=1).sum())
+        self._compared += there.sum(axis=0)
+        unlike = there & (recorded != recomputed) & ~(np.isnan(recorded) & np.isnan(recomputed))
+        self._different += unlike.sum(axis=0)
+        for side, values in enumerate((recorded, recomputed)):
+            known = there & ~np.isnan(values)
+            self._sum[side] += np.where(known, values, 0.0).sum(axis=0)
+            self._number[side] += known.sum(axis=0)
+        gap = np.abs(np.where(unlike, recorded - recomputed, 0.0))
+        self._largest = np.fmax(self._largest, np.nan_to_num(gap).max(axis=0, initial=0.0))
+        self._counts += self._binner.count(recorded, np.zeros(len(recorded), dtype=np.int64), 1)[0]
+
+    def report(self) -> SkewReport:
+        """All of it."""
+        means = np.divide(self._sum, self._number, out=np.full_like(self._sum, np.nan), where=self._number > 0)
+        features = [
+            FeatureSkew(
+                name=name,
+                compared=int(self._compared[i]),
+                different=int(self._different[i]),
+                mean_recorded=None if np.isnan(means[0, i]) else float(means[0, i]),
+                mean_recomputed=None if np.isnan(means[1, i]) else float(means[1, i]),
+                largest=float(self._largest[i]),
+                counts=self._counts[i, : int(self._binner.bins[i])].tolist(),
+            )
+            for i, name in enumerate(self._names)
+        ]
+        return SkewReport(self._scores, self._without, features)
