@@ -94,8 +94,9 @@ def lose_entries() -> None:
             bounds = update.bounds.copy()
             bounds[-1] -= 1
             update = RowUpdate(
-                update.spans, update.keys, bounds, update.entries[:-1], update.span_of[:-1], update.offset[:-1]
-            )
+                update.spans, update.keys, bounds, update.entries[:-1], update.span_of[:-1], update.offset[:-1],
+                update.opens[:-1], update.folds,
+            )  # fmt: skip
         apply(self, update)
 
     RedisRowStore.apply = short  # type: ignore[method-assign]
@@ -106,6 +107,13 @@ def forget_in_flight() -> None:
     from stream_scorer.pipeline.commit import Committer
 
     Committer.in_flight = lambda *_: ()  # type: ignore[method-assign]
+
+
+def hand_on_as_fetched() -> None:
+    """A backlog is handed on in the order in which it was fetched."""
+    from stream_scorer.kafka.reader import InputReader
+
+    InputReader._lagging = lambda *_: set()  # type: ignore[method-assign]
 
 
 def raw_errors() -> None:
@@ -123,6 +131,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "miscount-summaries": miscount_summaries,
     "lose-entries": lose_entries,
     "forget-in-flight": forget_in_flight,
+    "unaligned": hand_on_as_fetched,
     "raw-errors": raw_errors,
 }
 

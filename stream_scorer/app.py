@@ -31,6 +31,7 @@ from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import StartingPoints, starting_points
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.serde.peek import times_of
 from stream_scorer.settings import Settings
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
@@ -100,7 +101,9 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
         log = RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-rebuild")
         return Rebuild(checked, engine, store.twin(), log, committed, topics.transactions, on_progress)
 
-    processor = make_processor(settings, topics, inputs, stages, publisher.publish, store, rebuild, metrics)
+    processor = make_processor(
+        settings, topics, inputs, stages, publisher.publish, store, rebuild, metrics, checked.spec.transaction.time
+    )
     return processor
 
 
@@ -113,7 +116,7 @@ def make_passthrough(settings: Settings, metrics: m.Metrics) -> Processor:
         for partition, key, value in zip(records.partition.tolist(), records.key, records.value, strict=True):
             sink.produce(topics.scores, partition, key, value or b"")
 
-    return make_processor(settings, topics, inputs, [], publish, None, None, metrics)
+    return make_processor(settings, topics, inputs, [], publish, None, None, metrics, None)
 
 
 def make_processor(
@@ -125,8 +128,9 @@ def make_processor(
     store: RedisRowStore | None,
     rebuild: Callable[[dict[SourcePartition, int], Callable[[int, int], None]], Rebuild] | None,
     metrics: m.Metrics,
+    time_field: str | None,
 ) -> Processor:
-    """A processor of `stages` over the input topics."""
+    """A processor of `stages` over the input topics. A backlog is read in the order of `time_field`."""
     bootstrap, group, instance = settings["kafka.bootstrap"], settings["scorer.group"], settings["scorer.instance"]
     if not 1 <= settings["scorer.batch"] <= 10_000:
         raise SettingsError(f"scorer.batch = {settings['scorer.batch']}: from 1 to 10000")
@@ -143,6 +147,9 @@ def make_processor(
             on_assigned=assigned,
             on_revoked=revoked,
             static_membership=True,
+            times_of={}
+            if time_field is None
+            else {topics.transactions: times_of(time_field), topics.labels: times_of("labelled_at")},
         ),
         find_start=find_start,
         producers=TransactionPair(bootstrap, f"{group}-{instance}"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ import numpy as np
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from stream_scorer.errors import StreamScorerError
+from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.serde.raw import Headers, RawRecords
@@ -27,6 +28,11 @@ from stream_scorer.state.rows import SourcePartition
 _log = logging.getLogger(__name__)
 # A twin with the same instance name fences us, we fence it, and so on: give up instead of playing ping-pong.
 MOST_REPLACED, REPLACED_WITHIN_S = 3, 120.0
+# How often, and how long, a partition that lags is waited for before the others go on without it; and how much of them
+# is kept meanwhile.
+_TRIES, _TRY_S = 5, 0.01
+# A fetch brings whole batches of a producer, some thousand records of a partition each.
+_MOST_WAITING = 4_000
 # A dead member is noticed after this; its partitions stand still until then.
 SESSION_TIMEOUT_MS = 10_000
 # `committed()` waits for transactions that are still pending, at most their timeout of 10 s.
@@ -66,6 +72,7 @@ class InputReader:
         on_assigned: given the new partitions, answers the offset each is to be read from (runs inside `poll`).
         on_revoked: called before partitions go, to finish or abort what is in flight; `lost` means it is too late
             to commit anything.
+        times_of: by topic, event times of its values: while more waits than a batch takes, the oldest come first.
     """
 
     def __init__(
@@ -78,12 +85,15 @@ class InputReader:
         on_assigned: Callable[[list[SourcePartition]], dict[SourcePartition, int]],
         on_revoked: Callable[[bool], None],
         static_membership: bool,
+        times_of: Mapping[str, TimesOf],
     ) -> None:
         config = consumer_config(bootstrap, instance, group) | {
             "partition.assignment.strategy": "range",
             "session.timeout.ms": SESSION_TIMEOUT_MS,
             "heartbeat.interval.ms": 2_000,
             "max.poll.interval.ms": 300_000,
+            # Little of one partition at a time, or the others come late; a larger message still comes, alone.
+            "fetch.message.max.bytes": 262_144,
         }
         if static_membership:
             config["group.instance.id"] = instance
@@ -95,7 +105,10 @@ class InputReader:
         self._on_revoked = on_revoked
         self._fatal: KafkaError | None = None
         self._replaced_at: list[float] = []
+        # What was handed on, and what was fetched and may still wait in the backlog.
         self._position: dict[SourcePartition, int] = {}
+        self._fetched: dict[SourcePartition, int] = {}
+        self._backlog = Backlog(times_of)
         self._generation = 0
         self._callback_error: BaseException | None = None
         self._consumer = self._subscribed()
@@ -107,17 +120,26 @@ class InputReader:
 
     def read(self, most: int, wait_s: float) -> Read:
         """At most `most` records, waiting at most `wait_s` for the first. May run the rebalance callbacks."""
-        messages = self._consume(1, wait_s)
+        messages = self._consume(1, 0 if len(self._backlog) else wait_s)
         if messages:
             generation = self._generation
             more = self._consume(most - 1, 0)
             messages = messages + more if generation == self._generation else []
-        return self._sort(messages)
+        self._keep(messages)
+        tries = _TRIES
+        while tries and most <= len(self._backlog) < most + _MOST_WAITING * len(self._fetched):
+            if all(self._backlog.holds(source) for source in self._lagging()):
+                break
+            more = self._consume(most, _TRY_S)
+            self._keep(more)
+            tries -= not more
+        return self._sort(self._take(most))
 
     def read_more(self, read: Read, most: int) -> Read:
         """What has arrived meanwhile, added to `read`; nothing of `read` survives a rebalance in between."""
         generation = self._generation
-        more = self._sort(self._consume(most, 0))
+        self._keep(self._consume(most, 0))
+        more = self._sort(self._take(most))
         return _join(read, more) if generation == self._generation else more
 
     def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
@@ -164,7 +186,7 @@ class InputReader:
 
     def seek_all(self, offsets: dict[SourcePartition, int]) -> None:
         """Read on from these offsets; they must be of owned partitions. What was read past them comes again."""
-        self._position.update(offsets)
+        self._set_positions(self._position | offsets)
         self._consumer.assign([TopicPartition(s.topic, s.partition, o) for s, o in self._position.items()])
 
     def lag(self) -> int:
@@ -212,18 +234,37 @@ class InputReader:
                 raise as_domain_error(fault, "read the input", self._bootstrap)
         return good
 
+    def _set_positions(self, positions: dict[SourcePartition, int]) -> None:
+        self._position, self._fetched = dict(positions), dict(positions)
+        self._backlog.clear()
+
+    def _keep(self, messages: list[Message]) -> None:
+        for message in messages:
+            source, offset = _place(message)
+            expected = self._fetched.get(source)
+            if expected is not None and offset >= expected:
+                self._fetched[source] = offset + 1
+                self._backlog.keep(source, message)
+
+    def _take(self, most: int) -> list[Message]:
+        return self._backlog.take(most, self._lagging() if len(self._backlog) > most else ())
+
+    def _lagging(self) -> set[SourcePartition]:
+        """Partitions that have more for us than was fetched, or of which nothing is known yet."""
+        lagging = set()
+        for source, fetched in self._fetched.items():
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(*source), cached=True)
+            # The last offset may be a marker of a transaction, which is never handed over.
+            if high < 0 or high - 1 > fetched:
+                lagging.add(source)
+        return lagging
+
     def _sort(self, messages: list[Message]) -> Read:
         by_topic: dict[str, list[Message]] = {}
         start: dict[SourcePartition, int] = {}
         for message in messages:
-            # confluent_kafka types these as optional; a message that was read has them all.
-            topic, partition, offset = message.topic(), message.partition(), message.offset()
-            assert topic is not None and partition is not None and offset is not None
-            source = SourcePartition(topic, partition)
-            position = self._position.get(source)
-            if position is None or offset < position:
-                continue
-            start.setdefault(source, position)
+            source, offset = _place(message)
+            start.setdefault(source, self._position[source])
             self._position[source] = offset + 1
             by_topic.setdefault(source.topic, []).append(message)
         positions = {source: (low, self._position[source]) for source, low in start.items()}
@@ -256,10 +297,10 @@ class InputReader:
         self._generation += 1
         try:
             offsets = self._on_assigned(sources)
-            self._position = dict(offsets)
+            self._set_positions(offsets)
             consumer.assign([TopicPartition(s.topic, s.partition, o) for s, o in offsets.items()])
         except BaseException as error:  # an exception in a callback is lost in C: carry it to the caller of `read`
-            self._position = {}
+            self._set_positions({})
             self._callback_error = error
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -276,7 +317,14 @@ class InputReader:
             _log.warning("while giving up partitions: %s", error.message)
         except BaseException as error:  # see `_assigned`
             self._callback_error = error
-        self._position = {}
+        self._set_positions({})
+
+
+def _place(message: Message) -> tuple[SourcePartition, int]:
+    # confluent_kafka types these as optional; a message that was read has them all.
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None and partition is not None and offset is not None
+    return SourcePartition(topic, partition), offset
 
 
 def _columns(topic: str, messages: list[Message]) -> RawRecords:
