@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from confluent_kafka import Message
@@ -62,12 +63,12 @@ class Backlog:
             self.clear()
             return found
         sources = sorted(source for source, waiting in self._messages.items() if waiting)
-        times = [self._running(source) for source in sources]
+        times = [self._running(source, most) for source in sources]
         of = np.repeat(np.arange(len(sources)), [len(each) for each in times])
         together = np.concatenate(times)
         # Of each partition the first ones, because its times never go back.
         order = np.argsort(together, kind="stable")[:most]
-        upto = min((int(t[-1]) for s, t in zip(sources, times, strict=True) if s in lagging), default=NEVER)
+        upto = min((self._newest[source] for source in sources if source in lagging), default=NEVER)
         found = []
         for place in of[order[together[order] <= upto]].tolist():
             source = sources[place]
@@ -75,8 +76,8 @@ class Backlog:
             self._times[source].popleft()
         return found
 
-    def _running(self, source: SourcePartition) -> I64:
-        """The running maximum of event time of what waits of `source`."""
+    def _running(self, source: SourcePartition, most: int) -> I64:
+        """The running maximum of event time of what waits of `source`, of the first `most`."""
         waiting, known = self._messages[source], self._times.setdefault(source, deque())
         new = [waiting[i].value() for i in range(len(known), len(waiting))]
         if new:
@@ -85,4 +86,4 @@ class Backlog:
             running = np.maximum.accumulate(np.concatenate([[self._newest.get(source, -1)], times]))[1:]
             known.extend(running.tolist())
             self._newest[source] = int(running[-1])
-        return np.fromiter(known, dtype=np.int64, count=len(known))
+        return np.fromiter(islice(known, most), dtype=np.int64, count=min(len(known), most))
