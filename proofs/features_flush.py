@@ -35,7 +35,7 @@ from proofs.kit import (
     wait_drained,
     wait_until,
 )
-from proofs.memory_run import Parts, Verdict, World, make_parts, make_world, run_until_done, verify
+from proofs.memory_run import Parts, Verdict, World, lacks_features, make_parts, make_world, run_until_done, verify
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import StateUnavailable
 from stream_scorer.kafka.load import OpenLoopProducer, Schedule
@@ -265,13 +265,13 @@ def _check(context: Context, result: Result, at: StackAddresses, published: int)
     scores = read_topic(bootstrap, Topics().scores).decode(Score)
     sources = Counter((c.source.partition, c.source.offset) for c in _contributions(bootstrap))
     result.check("one output for each input", len(sources) == published and max(sources.values()) == 1)
-    degraded = [s for s in scores if s.degraded]
+    degraded = [s for s in scores if lacks_features(s)]
     result.figures["reasons"] = dict(Counter(reason for s in degraded for reason in s.degraded))
     # Every spell without features, as the scores tell it.
     spells: list[list[Score]] = []
     for before, s in zip([None, *scores], scores, strict=False):
-        if s.degraded:
-            if before is None or not before.degraded:
+        if lacks_features(s):
+            if before is None or not lacks_features(before):
                 spells.append([])
             spells[-1].append(s)
     # The second FLUSHALL may fall into the first one's spell; a rebuild that was asked for makes none.

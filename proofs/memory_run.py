@@ -36,7 +36,7 @@ from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import starting_points
 from stream_scorer.pipeline.score import Scoring
-from stream_scorer.records import MISSING, Contribution, Score
+from stream_scorer.records import FEATURES_STALE, MISSING, Contribution, Score
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, MINUTE_MS, SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
@@ -229,6 +229,7 @@ class Verdict:
     duplicates_unlike: int = 0
     degraded: int = 0
     called_fresh: int = 0
+    ages_too_young: int = 0
     example: str = ""
 
     def add(self, other: Verdict, where: str) -> None:
@@ -245,6 +246,7 @@ class Verdict:
         return not (
             self.lost
             or self.doubled
+            or self.ages_too_young
             or self.rows_different
             or self.features_different
             or self.duplicates_unlike
@@ -291,7 +293,7 @@ def verify(world: World) -> Verdict:
     whole = []
     for (number, c), (_, score) in zip(contributions, scores, strict=True):
         event = by_place[c.source.partition, c.source.offset]
-        if score.degraded:
+        if lacks_features(score):
             # Scored while features were gone: it may say nothing of them, and must not say that they are there.
             verdict.degraded += 1
             verdict.called_fresh += sum(s != MISSING for s in c.feature_status[: len(names)])
@@ -321,6 +323,9 @@ def verify(world: World) -> Verdict:
         event = by_place[c.source.partition, c.source.offset]
         marks = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.marks}
         earlier = {(e.source.partition, e.offset) for place, e in batches[number] if place < c.source.place}
+        age = _partitions_age(event, marks, [by_place[e] for e in earlier], events)
+        # Older is possible: an update that a crash cut in the middle moves the marks, and watermarks only at its end.
+        verdict.ages_too_young += c.partitions_age is None or c.partitions_age < age
         wanted = _features(spec, event, marks, earlier, mine, told)
         got = c.features[: len(names)]
         verdict.features += len(names)
@@ -329,6 +334,20 @@ def verify(world: World) -> Verdict:
                 verdict.features_different += 1
                 verdict.example = verdict.example or f"{name} of {event.event_id}: {b}, by the log {a}"
     return verdict
+
+
+def lacks_features(score: Score) -> bool:
+    """Whether it was scored while features were gone; stale ones are there."""
+    return bool(set(score.degraded) - {FEATURES_STALE})
+
+
+def _partitions_age(event: _Event, marks: dict[SourcePartition, int], earlier: list[_Event], log: list[_Event]) -> int:
+    """How far the slowest other partition was behind, of what lies below the marks or came earlier in the batch."""
+    newest: dict[SourcePartition, int] = {}
+    for other in [e for e in log if e.offset < marks.get(e.source, 0)] + earlier:
+        if other.source != event.source:
+            newest[other.source] = max(newest.get(other.source, 0), other.time)
+    return max(event.time - min(newest.values(), default=event.time), 0)
 
 
 def _same(name: str, wanted: float | None, got: float | None) -> bool:

@@ -19,6 +19,8 @@ MemberStatus = Literal["ok", "missing", "disabled"]
 
 # Status codes of a feature value, as they stand in `Contribution.feature_status`.
 FRESH, STALE, MISSING, DEFAULT = 0, 1, 2, 3
+# Why a score is called degraded when one of its features is stale.
+FEATURES_STALE = "features_stale"
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -86,6 +88,10 @@ class Contribution(Record, frozen=True):
     `base + sum(contribution) == z` to 1e-9, and `score = g(inverse_link(z))`; `score`, `z` and `base` are null when
     the quorum failed. `features` are in the order of the manifest's `features`; `marks` is the vector of input
     positions the features saw at the start of the micro-batch (labels: including those of the micro-batch itself).
+
+    Ages are milliseconds of event time: `partitions_age`, how far the slowest other partition lagged behind the
+    transaction, is the age of features of entities seen from several partitions; `labels_age`, how long ago the newest
+    label was given, of features made of labels. Any other feature has age 0. Null: not known, or no such feature.
     """
 
     event_id: str
@@ -105,6 +111,8 @@ class Contribution(Record, frozen=True):
     source: Source
     marks: list[Mark]
     code_version: str
+    partitions_age: int | None = None
+    labels_age: int | None = None
 
 
 class Reason(Record, frozen=True):

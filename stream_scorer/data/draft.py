@@ -74,7 +74,7 @@ def draft_spec(file: CsvFile, roles: Roles, name: str) -> str:
         "policy": {"version": f"{name}-1", "review": 0.3, "block": 0.8},
         "labels": {"horizon": "1d"},
         # The data are older than the topic they are put on.
-        "time": {"max_ahead": "5m", "max_age": "20000d"},
+        "time": {"max_ahead": "5m", "max_age": "20000d", "stale_after": "30d"},
     }
     text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
     parse_spec(text)

@@ -7,18 +7,19 @@ and marks are read in one call, then the overlay entries that the marks do not c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.features import kernel, panes
+from stream_scorer.features.age import Ages, labels_age, partitions_age, watermarks
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.plan import EntityPlan, FeaturePlan, make_plan
 from stream_scorer.features.rows import ENTRY_BYTES, TIME, VALUE, pack, unpack
-from stream_scorer.records import DEFAULT, FRESH, MISSING
+from stream_scorer.records import DEFAULT, FRESH, MISSING, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
-from stream_scorer.spec.model import CheckedSpec, ViewFeature, duration_ms
+from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
 from stream_scorer.state.rows import WITNESS_PERIOD_MS, Fold, Marks, RowStore, RowUpdate, Span
 
 I64 = NDArray[np.int64]
@@ -51,7 +52,8 @@ class Enriched:
     Attributes:
         matrix: (n, n_features) float64, NaN where there is no value. status: (n, n_features) int8, see `records`.
         duplicate: (n,) bool. marks: input positions the features saw, see `Contribution.marks`.
-        update: what the rows gain once the batch is committed. degraded: reasons, empty when all went well.
+        update: what the rows gain once the batch is committed. ages: of the features, see `Ages`.
+        degraded: reasons that hold for the whole batch, empty when all went well.
     """
 
     matrix: F64
@@ -59,7 +61,14 @@ class Enriched:
     duplicate: NDArray[np.bool_]
     marks: Marks
     update: RowUpdate
+    ages: Ages
     degraded: list[str] = field(default_factory=list)
+
+    @property
+    def stale(self) -> NDArray[np.bool_]:
+        """(n,) bool: whether a feature of the transaction is stale."""
+        flags: NDArray[np.bool_] = (self.status == STALE).any(axis=1)
+        return flags
 
 
 @dataclass(slots=True)
@@ -94,6 +103,11 @@ class FeatureEngine:
         fields = checked.spec.transaction.fields
         self._column = {name: index for index, name in enumerate(checked.features) if name not in fields}
         self._lateness_ms = duration_ms(checked.spec.time.allowed_lateness)
+        self._stale_ms = duration_ms(checked.spec.time.stale_after), duration_ms(checked.spec.time.labels_stale_after)
+        # The features that lag when other partitions do, and those that lag when labels do.
+        own = checked.spec.partition_entity
+        self._shared = _columns_where([feature.view.entity != own for feature, _, _ in self.plan.view_columns])
+        self._labelled = _columns_where([feature.aggregate in LABELLED for feature, _, _ in self.plan.view_columns])
         self._entity_of_field = {entity.field: name for name, entity in checked.spec.entities.items()}
         self._prefix = [str(index) + ":" for index in range(len(self.plan.entities))]
 
@@ -170,7 +184,8 @@ class FeatureEngine:
             _scan(entity, mine, key_of[index], transactions.event_time, values[index], silent[index], limit)
             for index, (entity, mine) in enumerate(zip(self.plan.entities, stacked, strict=True))
         ]
-        matrix, status = self._assemble(transactions, scanned, key_of)
+        ages = self._ages(events, marks, in_flight)
+        matrix, status = self._assemble(transactions, scanned, key_of, ages)
 
         entries = pack(transactions.event_time, transactions.value, transactions.id_hash)
         period = _period(transactions.event_time)
@@ -193,7 +208,7 @@ class FeatureEngine:
             np.concatenate(opens_list) if opens_list else np.zeros(0, dtype=np.bool_),
         )
         update.folds = folds
-        return Enriched(matrix, status, duplicate, self._seen(marks, events, in_flight), update)
+        return Enriched(matrix, status, duplicate, self._seen(marks, events, in_flight), update, ages)
 
     def without_state(self, events: EventBatch, reason: str) -> Enriched:
         """What remains while the rows cannot be read: the transaction's own columns; everything else is missing.
@@ -207,9 +222,10 @@ class FeatureEngine:
         duplicate = np.zeros(n, dtype=np.bool_)
         time = events.transactions.event_time
         scanned = [_scan(entity, empty, nobody, time, time, duplicate, 1) for entity in self.plan.entities]
-        matrix, status = self._assemble(events.transactions, scanned, [nobody] * len(scanned))
+        ages = Ages.unknown(n)
+        matrix, status = self._assemble(events.transactions, scanned, [nobody] * len(scanned), ages)
         status[status == DEFAULT] = MISSING
-        return Enriched(matrix, status, duplicate, Marks({}, {}), RowUpdate.nothing(), [reason])
+        return Enriched(matrix, status, duplicate, Marks({}, {}), RowUpdate.nothing(), ages, [reason])
 
     def as_of(self, entity: str, stored: Sequence[bytes | None], time: int) -> dict[str, float]:
         """The view features of one entity, for an event at `time` (epoch ms) that does not count itself.
@@ -281,12 +297,26 @@ class FeatureEngine:
             seen[span.source] = max(seen.get(span.source, span.start), span.stop)
         return Marks(seen, marks.watermark)
 
+    def _ages(self, events: EventBatch, marks: Marks, in_flight: Sequence[RowUpdate]) -> Ages:
+        ages = Ages.unknown(len(events.transactions))
+        seen = watermarks(marks, in_flight)
+        of = events.transactions.event_time, events.transaction_span, events.spans
+        if len(self._shared):
+            ages = replace(ages, partitions=partitions_age(*of, seen))
+        if len(self._labelled):
+            ages = replace(ages, labels=labels_age(*of, seen, events.labels.labelled_at, events.label_span))
+        return ages
+
     def _assemble(
-        self, transactions: Transactions, scanned: list[_Scanned], key_of: list[I64]
+        self, transactions: Transactions, scanned: list[_Scanned], key_of: list[I64], ages: Ages
     ) -> tuple[F64, NDArray[np.int8]]:
         n = len(transactions)
         matrix = np.empty((n, len(self.feature_names)))
         status = np.full((n, len(self.feature_names)), FRESH, dtype=np.int8)
+        old_partitions, old_labels = ages.partitions > self._stale_ms[0], ages.labels > self._stale_ms[1]
+        for columns, old in ((self._shared, old_partitions), (self._labelled, old_labels)):
+            if old.any():
+                status[np.ix_(old, columns)] = STALE
         for column, (feature, entity, window) in enumerate(self.plan.view_columns):
             absent = key_of[entity] < 0
             values = _aggregate(feature, scanned[entity], window, transactions.event_time)
@@ -440,6 +470,10 @@ def _append(rows: _Rows, key_of: I64, entries: I64) -> _Rows:
     lengths = np.bincount(owner, minlength=len(rows.start))
     ends = np.cumsum(lengths)
     return _Rows(np.concatenate([rows.entries, entries])[order], ends - lengths, ends)
+
+
+def _columns_where(flags: list[bool]) -> I64:
+    return np.flatnonzero(np.array(flags, dtype=np.bool_))
 
 
 def _concatenate(parts: list[I64]) -> I64:

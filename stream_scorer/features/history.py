@@ -55,11 +55,12 @@ def build_features(
         high = min(low + batch, n)
         newest = int(transactions.event_time[high - 1])
         label_to = int(np.searchsorted(labels.labelled_at, newest, side="right"))
+        given = int(labels.labelled_at[label_to - 1]) if label_to else -1
         rows, label_rows = np.arange(low, high), np.arange(label_at, label_to)
         events = EventBatch(
             transactions=take_transactions(transactions, rows),
             labels=take_labels(labels, label_rows),
-            spans=[Span(sources[0], low, high, newest), Span(sources[1], label_at, label_to, newest)],
+            spans=[Span(sources[0], low, high, newest), Span(sources[1], label_at, label_to, given)],
             transaction_span=np.zeros(high - low, dtype=np.int64),
             transaction_offset=rows,
             label_span=np.ones(label_to - label_at, dtype=np.int64),

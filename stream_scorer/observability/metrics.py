@@ -33,6 +33,12 @@ DUPLICATES = Metric("counter", "stream_scorer_duplicates_total", "Transactions w
 DEGRADED = Metric(
     "counter", "stream_scorer_degraded_total", "Transactions scored without something, by reason.", ("reason",)
 )
+FEATURE_AGE = Metric(
+    "gauge",
+    "stream_scorer_feature_age_seconds",
+    "Event time by which what features are made of lagged behind the last batch: the slowest other partition, labels.",
+    ("of",),
+)
 COMMITS = Metric("counter", "stream_scorer_kafka_transactions_total", "Kafka transactions, by outcome.", ("outcome",))
 RESYNCS = Metric(
     "counter", "stream_scorer_resyncs_total", "Returns to the committed offsets and marks, by cause.", ("cause",)
@@ -67,6 +73,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     DEAD_LETTERS,
     DUPLICATES,
     DEGRADED,
+    FEATURE_AGE,
     COMMITS,
     RESYNCS,
     CAUGHT_UP,

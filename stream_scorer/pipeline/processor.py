@@ -23,7 +23,7 @@ from stream_scorer.pipeline.commit import Committer, Work
 from stream_scorer.pipeline.ports import OpenTransaction, Producers, Reader
 from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import REBUILDING, UNAVAILABLE, StartingPoints
-from stream_scorer.records import DECISIONS
+from stream_scorer.records import DECISIONS, FEATURES_STALE
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.state.rows import RowUpdate, SourcePartition, Span
 
@@ -268,6 +268,10 @@ class Processor:
             metrics.count(m.DUPLICATES, int(batch.enriched.duplicate.sum()))
             for reason in batch.enriched.degraded:
                 metrics.count(m.DEGRADED, len(batch.enriched.duplicate), reason)
+            metrics.count(m.DEGRADED, int(batch.enriched.stale.sum()), FEATURES_STALE)
+            ages = batch.enriched.ages
+            metrics.set(m.FEATURE_AGE, ages.partitions.max(initial=0) / 1_000, "partitions")
+            metrics.set(m.FEATURE_AGE, ages.labels.max(initial=0) / 1_000, "labels")
 
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, TransactionAborted):

@@ -18,6 +18,7 @@ from stream_scorer.pipeline.batch import DeadLetter, Decided, MicroBatch, Sink
 from stream_scorer.pipeline.summarise import Summariser
 from stream_scorer.records import (
     DECISIONS,
+    FEATURES_STALE,
     Alert,
     Contribution,
     DecisionSource,
@@ -99,13 +100,16 @@ class Publisher:
             statuses,
             enriched.matrix.tolist(),
             self._statuses(enriched.status),
+            enriched.ages.partitions.tolist(),
+            enriched.ages.labels.tolist(),
             raw.partition[transactions.row].tolist(),
             raw.offset[transactions.row].tolist(),
             strict=True,
         )
         for place, (
             row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, reasons,
-            member_scores, weights, contributions, status, features, feature_status, partition, offset,
+            member_scores, weights, contributions, status, features, feature_status, partitions_age, labels_age,
+            partition, offset,
         ) in enumerate(columns):  # fmt: skip
             key, headers = raw.key[row], raw.headers[row]
             decision = DECISIONS[code]
@@ -119,6 +123,7 @@ class Publisher:
             lineage = Contribution(
                 event_id, name, version, ARM, link, base, z, score, members, [], features, feature_status,
                 feature_hash, spec_hash, Source(raw.topic, partition, offset, place), marks, __version__,
+                None if partitions_age < 0 else partitions_age, None if labels_age < 0 else labels_age,
             )  # fmt: skip
             sink.produce(contributions_topic, partition, key, encode(lineage), headers)
             if code:
@@ -144,11 +149,13 @@ class Publisher:
         assert batch.enriched is not None
         common = batch.enriched.degraded
         out = [common] * len(decided.decision)
+        for row in np.flatnonzero(batch.enriched.stale).tolist():
+            out[row] = [*common, FEATURES_STALE]
         if decided.scored.failures:
             missing = np.isnan(decided.scored.member_scores)
             names = self._ensemble.member_names
             for row in np.flatnonzero(missing.any(axis=1)).tolist():
-                out[row] = common + [f"member:{names[m]}" for m in np.flatnonzero(missing[row]).tolist()]
+                out[row] = out[row] + [f"member:{names[m]}" for m in np.flatnonzero(missing[row]).tolist()]
         return out
 
     def _dead_letter(self, letter: DeadLetter, sink: Sink) -> None:

@@ -41,7 +41,7 @@ class Summariser:
         money = np.zeros((n, len(DECISIONS)), dtype=np.int64)
         np.add.at(money, (group_of, decided.decision), rows.value)
         fallback = np.isnan(scored.score)
-        degraded = fallback | (scored.coverage < 1.0 - 1e-9) | bool(enriched.degraded)
+        degraded = fallback | (scored.coverage < 1.0 - 1e-9) | enriched.stale | bool(enriched.degraded)
         flags = [_sum_by(group_of, flag, n) for flag in (enriched.duplicate, degraded, fallback)]
         bits = np.arange(len(self._members))
         member_alerts = np.zeros((n, len(self._members)), dtype=np.int64)

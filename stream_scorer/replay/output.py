@@ -83,7 +83,7 @@ def _type(pa: Any, hint: Any) -> Any:
         return pa.string()
     if hint is bool:
         return pa.bool_()
-    if hint is int:
+    if hint is int or hint == int | None:
         return pa.int64()
     if hint is float or hint == float | None:
         return pa.float64()

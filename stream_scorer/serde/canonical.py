@@ -8,8 +8,9 @@ import msgspec
 
 from stream_scorer.records import Record
 
-# When it was scored and which arm of an experiment it fell into are facts of the run, not of the transaction.
-LEFT_OUT: dict[str, Any] = {"scored_at": 0, "arm": ""}
+# When it was scored, how far partitions were apart, and which arm of an experiment it fell into are facts of the run,
+# not of the transaction.
+LEFT_OUT: dict[str, Any] = {"scored_at": 0, "arm": "", "partitions_age": None, "labels_age": None}
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 

@@ -108,11 +108,17 @@ class LabelRules(Node, frozen=True):
 
 
 class TimeRules(Node, frozen=True):
-    """Which event times are plausible, judged against the record's Kafka timestamp."""
+    """Which event times are plausible, judged against the record's Kafka timestamp, and when features are stale.
+
+    Features of entities seen from several partitions are stale when another partition lags behind the transaction by
+    more than `stale_after`; features made of labels also when no label was given for `labels_stale_after`.
+    """
 
     max_ahead: Duration = "5m"
     max_age: Duration = "400d"
     allowed_lateness: Duration = "1h"
+    stale_after: Duration = "1d"
+    labels_stale_after: Duration = "7d"
 
 
 class MonitorRules(Node, frozen=True):

@@ -182,7 +182,11 @@ class RowUpdate:
         key_of = np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
         out = []
         for part in range(parts):
-            spans = [Span(s.source, edges[i][part], edges[i][part + 1], s.watermark) for i, s in enumerate(self.spans)]
+            spans = [
+                # A watermark must not run ahead of its mark: only the part that ends a span is known to reach it.
+                Span(s.source, edges[i][part], edges[i][part + 1], s.watermark if edges[i][part + 1] == s.stop else -1)
+                for i, s in enumerate(self.spans)
+            ]
             low = np.array([s.start for s in spans], dtype=np.int64)[self.span_of]
             high = np.array([s.stop for s in spans], dtype=np.int64)[self.span_of]
             mine = (self.offset >= low) & (self.offset < high)

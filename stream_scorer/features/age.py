@@ -1,0 +1,95 @@
+"""How old a feature is: how far what it was made of lags behind the transaction, in event time.
+
+An entity of the partition key is never behind: its events come in the order of the log. What can lag is what comes from
+elsewhere: other partitions' transactions, and labels. A feed that stands still makes features old, and then stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.state.rows import Marks, RowUpdate, SourcePartition, Span
+
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """Per transaction, in ms of event time; -1 where it is not known, or no feature asks.
+
+    Attributes:
+        partitions: (n,) int64, how far the slowest other partition of the transactions lags behind.
+        labels: (n,) int64, how long ago the newest label was given, of any partition.
+    """
+
+    partitions: I64
+    labels: I64
+
+    @classmethod
+    def unknown(cls, n: int) -> Ages:
+        """Ages of `n` transactions of which nothing is known."""
+        return cls(np.full(n, -1, dtype=np.int64), np.full(n, -1, dtype=np.int64))
+
+
+def watermarks(marks: Marks, in_flight: Sequence[RowUpdate]) -> dict[SourcePartition, int]:
+    """The newest event time seen of each source partition, by its rows and the batches in flight; -1 for none."""
+    seen = dict(marks.watermark)
+    for update in in_flight:
+        for span in update.spans:
+            seen[span.source] = max(seen.get(span.source, -1), span.watermark)
+    return seen
+
+
+def partitions_age(time: I64, span_of: I64, spans: list[Span], seen: dict[SourcePartition, int]) -> I64:
+    """(n,) int64 ms: how far the slowest other partition lags, by what came before each transaction.
+
+    Rows of one batch count one by one, so that batches of any size tell the same. A partition that has never had a
+    transaction is not waited for; without another one the age is 0.
+
+    Args:
+        time, span_of: (n,) int64, in batch order. seen: as `watermarks` answers, before the batch.
+    """
+    if not len(time):
+        return time
+    topic = spans[int(span_of[0])].source.topic
+    ahead = np.iinfo(np.int64).max
+    here = {spans[index].source: index for index in np.unique(span_of).tolist()}
+    still = [w for source, w in seen.items() if source.topic == topic and source not in here and w >= 0]
+    slowest = np.full(len(time), min(still, default=ahead), dtype=np.int64)
+    for source, index in here.items():
+        mine = span_of == index
+        reached = np.maximum.accumulate(np.where(mine, time, seen.get(source, -1)))
+        reached[mine | (reached < 0)] = ahead
+        np.minimum(slowest, reached, out=slowest)
+    return np.maximum(time - np.minimum(slowest, time), 0)
+
+
+def labels_age(
+    time: I64, span_of: I64, spans: list[Span], seen: dict[SourcePartition, int], labelled_at: I64, label_span: I64
+) -> I64:
+    """(n,) int64 ms: how long before each transaction the newest label was given; -1 if there never was one.
+
+    Of the batch's own labels those count that lie before the transaction in event-time order, a partition's labels in
+    the order of its log: so that batches of any size tell the same.
+
+    Args:
+        labelled_at, label_span: (k,) int64 of the batch's labels. Others as in `partitions_age`.
+    """
+    if not len(time):
+        return time
+    topic = spans[int(span_of[0])].source.topic
+    newest = np.full(len(time), max((w for s, w in seen.items() if s.topic != topic), default=-1), dtype=np.int64)
+    if len(labelled_at):
+        begun = max((w for s, w in seen.items() if s.topic == topic), default=-1)
+        given = np.empty_like(labelled_at)
+        for index in np.unique(label_span).tolist():
+            mine = label_span == index
+            given[mine] = np.maximum.accumulate(np.maximum(labelled_at[mine], seen.get(spans[index].source, -1)))
+        given.sort()
+        by = np.searchsorted(given, np.maximum(np.maximum.accumulate(time), begun), side="right")
+        np.maximum(newest, np.where(by > 0, given[by - 1], -1), out=newest)
+    return np.where(newest < 0, -1, np.maximum(time - newest, 0))
