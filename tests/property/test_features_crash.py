@@ -33,7 +33,7 @@ def test_one_scorer_that_dies_again_and_again(parts: Parts, tmp_path: Path) -> N
 def test_two_scorers_that_take_over_from_each_other(parts: Parts, tmp_path: Path) -> None:
     verdict, counts = features_crash.disturb_two_scorers(context(tmp_path), parts, 2)
     assert verdict.holds, verdict
-    assert counts["fenced"] > 0
+    assert counts["fenced"] > 0, counts
 
 
 def test_rows_that_are_lost_are_built_again(parts: Parts) -> None:
