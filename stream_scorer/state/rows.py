@@ -182,14 +182,17 @@ class RowUpdate:
         key_of = np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
         out = []
         for part in range(parts):
-            spans = [
-                # A watermark must not run ahead of its mark: only the part that ends a span is known to reach it.
-                Span(s.source, edges[i][part], edges[i][part + 1], s.watermark if edges[i][part + 1] == s.stop else -1)
-                for i, s in enumerate(self.spans)
-            ]
+            spans = [Span(s.source, edges[i][part], edges[i][part + 1], s.watermark) for i, s in enumerate(self.spans)]
             low = np.array([s.start for s in spans], dtype=np.int64)[self.span_of]
             high = np.array([s.stop for s in spans], dtype=np.int64)[self.span_of]
             mine = (self.offset >= low) & (self.offset < high)
+            # A watermark must not run ahead of its mark: before the part that ends a span, it is what the entries tell.
+            reached = np.full(len(spans), -1, dtype=np.int64)
+            plain = mine & (self.entries[:, 3] == 0)
+            np.maximum.at(reached, self.span_of[plain], self.entries[plain, 0])
+            for i, time in enumerate(reached.tolist()):
+                if spans[i].stop < self.spans[i].stop:
+                    spans[i] = spans[i]._replace(watermark=time)
             out.append(
                 RowUpdate.group(
                     spans,
