@@ -46,3 +46,17 @@ def test_parts_append_in_the_order_of_the_whole(labels: int, transactions: int, 
     assert sum(len(part) for part in parts) == len(whole)
     for earlier, later in zip(parts, parts[1:], strict=False):
         assert [s.stop for s in earlier.spans] == [s.start for s in later.spans]
+
+
+@pytest.mark.parametrize("most", [1, 4, 10])
+def test_a_watermark_never_runs_ahead_of_its_mark_and_a_begun_partition_has_one(most: int) -> None:
+    whole = update(3, 60)
+    whole.spans = [whole.spans[0]._replace(watermark=1_000), whole.spans[1]]
+    store = MemoryRowStore()
+    for part in whole.split(most):
+        store.apply(part)
+        marks = store.read([])[1]
+        applied = (whole.span_of == 0) & (whole.offset < marks.next_offset[TRANSACTIONS])
+        ended = marks.next_offset[TRANSACTIONS] == whole.spans[0].stop
+        newest = int(whole.entries[applied, 0].max(initial=-1))
+        assert marks.watermark[TRANSACTIONS] == (1_000 if ended else newest)
