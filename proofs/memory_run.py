@@ -324,7 +324,7 @@ def verify(world: World) -> Verdict:
         marks = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.marks}
         earlier = {(e.source.partition, e.offset) for place, e in batches[number] if place < c.source.place}
         age = _partitions_age(event, marks, [by_place[e] for e in earlier], events)
-        # Older is possible: an update that a crash cut in the middle moves the marks, and watermarks only at its end.
+        # Older is possible: of an update that a crash cut in the middle, watermarks know only what left entries.
         verdict.ages_too_young += c.partitions_age is None or c.partitions_age < age
         wanted = _features(spec, event, marks, earlier, mine, told)
         got = c.features[: len(names)]

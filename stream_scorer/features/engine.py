@@ -53,6 +53,7 @@ class Enriched:
         matrix: (n, n_features) float64, NaN where there is no value. status: (n, n_features) int8, see `records`.
         duplicate: (n,) bool. marks: input positions the features saw, see `Contribution.marks`.
         update: what the rows gain once the batch is committed. ages: of the features, see `Ages`.
+        stale: (n,) bool, whether a feature of the transaction is stale.
         degraded: reasons that hold for the whole batch, empty when all went well.
     """
 
@@ -63,12 +64,11 @@ class Enriched:
     update: RowUpdate
     ages: Ages
     degraded: list[str] = field(default_factory=list)
+    stale: NDArray[np.bool_] = field(init=False)
 
-    @property
-    def stale(self) -> NDArray[np.bool_]:
-        """(n,) bool: whether a feature of the transaction is stale."""
-        flags: NDArray[np.bool_] = (self.status == STALE).any(axis=1)
-        return flags
+    def __post_init__(self) -> None:
+        """Several stages ask which rows are stale: find them once."""
+        self.stale = (self.status == STALE).any(axis=1)
 
 
 @dataclass(slots=True)
