@@ -49,33 +49,27 @@ def starting_points(
 ) -> StartingPoints:
     """Decide for the assigned `sources`; `inputs` are all partitions of the input topics.
 
+    Marks are read before offsets. Both only grow, and a mark only to what is committed: in this order no other scorer,
+    at work on partitions that are ours no longer, can make a mark look ahead of its offset.
+
     Raises:
         UsageError: a mark is above the committed offset, or below what the broker still has.
     """
-    committed = reader.committed(sources)
-    score_from: dict[SourcePartition, int] = {}
-    fresh: dict[SourcePartition, int] = {}
-    for source in sources:
-        offset = committed[source]
-        if offset is None:
-            low, high = reader.watermarks(source)
-            offset = fresh[source] = high if start == "latest" else low
-        score_from[source] = offset
-    if fresh:
-        # Kept at once: "latest" must not move when the scorer restarts before its first batch.
-        reader.commit(fresh)
-    if store is None:
-        return StartingPoints(dict(score_from), score_from)
     try:
-        marks = store.open()
+        marks = store.open() if store is not None else None
+        score_from, fresh = _committed(reader, sources, start)
+        if store is None:
+            return StartingPoints(dict(score_from), score_from)
         if marks is None:
             # A group that has committed offsets had features once.
             _begin(reader, store, inputs, lost=bool(store.epoch) or not fresh)
             marks = store.open()
+            score_from, _ = _committed(reader, sources, start)
         if marks is None:
             raise StateUnavailable("Redis lost its data as soon as it had some")
     except StateUnavailable as error:
         _log.warning("Redis is not available, scoring without features: %s", error.message)
+        score_from, _ = _committed(reader, sources, start)
         return StartingPoints(dict(score_from), score_from, UNAVAILABLE)
     read_from = {}
     for source in sources:
@@ -100,6 +94,23 @@ def starting_points(
     if points.behind:
         _log.info("catching up features: %d records to read again without scoring", points.behind)
     return points
+
+
+def _committed(
+    reader: Reader, sources: list[SourcePartition], start: StartPolicy
+) -> tuple[dict[SourcePartition, int], dict[SourcePartition, int]]:
+    """The first offset to score of each partition, and those among them where the group begins only now."""
+    found: dict[SourcePartition, int] = {}
+    fresh: dict[SourcePartition, int] = {}
+    for source, offset in reader.committed(sources).items():
+        if offset is None:
+            low, high = reader.watermarks(source)
+            offset = fresh[source] = high if start == "latest" else low
+        found[source] = offset
+    if fresh:
+        # Kept at once: "latest" must not move when the scorer restarts before its first batch.
+        reader.commit(fresh)
+    return found, fresh
 
 
 def _begin(reader: Reader, store: MarkedRowStore, inputs: list[SourcePartition], *, lost: bool) -> None:
