@@ -3,8 +3,8 @@
 In memory, where every read may find something gone: everything, in the middle of a run and of the rebuild that follows;
 the row about to be read; and a Redis that does not answer now and then. The stages, the processor, the recovery and the
 rebuild are the real ones (`proofs/memory_run.py`). On a real Kafka and Redis under live traffic: a single row deleted,
-then FLUSHALL, then FLUSHALL again in the middle of the rebuild, then a rebuild that somebody asks for, during which
-features stay; `features check` then holds Redis to the log.
+then one shard of four, then FLUSHALL, then FLUSHALL again in the middle of the rebuild, then a rebuild that somebody
+asks for, during which features stay; `features check` then holds Redis to the log.
 
 `N` is the number of losses in memory; on real parts 2,000 transactions for each, at most `HISTORY`, come before.
 """
@@ -58,6 +58,7 @@ RATE = 500.0
 # Live traffic for this long at most; it ends soon after the last rebuild.
 MOST_LIVE_S = 240
 REBUILT = "features are rebuilt"
+SHARDS = ("--shards", "2")
 
 
 def run(context: Context) -> Result:
@@ -70,7 +71,7 @@ def run(context: Context) -> Result:
     told = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
     result.figures["memory"] = dict(counts) | {k: v for k, v in told.items() if k != "example" or v}
     result.check("in memory: outputs once, rows equal the log, no wrong value is called fresh", verdict.holds)
-    for kind in ("flushed", "flushed_in_rebuild", "row_lost", "unavailable"):
+    for kind in ("flushed", "flushed_in_rebuild", "row_lost", "shard_lost", "unavailable"):
         result.at_least(kind, counts[kind], max(losses // 20, 1))
     result.at_least("degraded", verdict.degraded, losses)
     if not context.broken:
@@ -88,7 +89,7 @@ def lose_in_memory(context: Context, parts: Parts, losses: int) -> tuple[Verdict
             number += 1
             seed = context.seed * 100_000 + 70_000 + number
             rng = random.Random(seed)
-            world = make_world(parts, seed, TRANSACTIONS)
+            world = make_world(parts, seed, TRANSACTIONS, 1 + number % 2)
             _disturb(world, rng, counts)
             _score(world, rng, ("a", "b") if number % 3 == 0 else ("a",))
             counts["worlds"] += 1
@@ -123,7 +124,7 @@ def _score(world: World, rng: random.Random, names: tuple[str, ...]) -> None:
 
 def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
     """Something goes missing at seeded reads of `world`."""
-    server, broker = world.server, world.broker
+    broker = world.broker
     left = LOSSES_A_WORLD
     until, silent = rng.randint(3, 20), 0
     lock = threading.Lock()
@@ -138,21 +139,26 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
             if until > 0 or not left:
                 return
             lag = sum(len(broker.log[s]) - broker.offsets.get(s, 0) for s in broker.inputs)
-            with server.lock:
-                rebuilding = any(mark < target for mark, _, target in server.marks.values())
-                present = [key for key in keys if key in server.rows]
+            marks = [mark for server in world.servers for mark in list(server.marks.values())]
+            rebuilding = any(mark < target for mark, _, target in marks)
+            present = [key for key in keys if key in world.server_of(key).rows]
             if lag < LEAST_LAG:
                 left = 0
                 return
             until = rng.randint(2, 12)
-            what = rng.choice(("flushed", "row_lost", "unavailable"))
+            what = rng.choice(("flushed", "row_lost", "unavailable", *["shard_lost"] * (world.sharding is not None)))
             if what == "row_lost":
                 if not present:
                     until = 1
                     return
-                server.lose(rng.choice(present))
+                key = rng.choice(present)
+                world.server_of(key).lose(key)
+            elif what == "shard_lost":
+                rng.choice(world.servers).flush()
+                counts["shard_lost_in_rebuild"] += rebuilding
             elif what == "flushed":
-                server.flush()
+                for server in world.servers:
+                    server.flush()
                 counts["flushed_in_rebuild"] += rebuilding
             else:
                 silent = rng.randint(1, 3)
@@ -163,7 +169,8 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
                 silent -= 1
                 raise StateUnavailable("silent for a while")
 
-    server.on_read = on_read
+    for server in world.servers:
+        server.on_read = on_read
 
 
 def _on_real_parts(context: Context, result: Result, history: int) -> None:
@@ -173,7 +180,7 @@ def _on_real_parts(context: Context, result: Result, history: int) -> None:
     with services("kafka", "redis", partitions=1) as (_stack, at):
         bootstrap = str(at.kafka)
         publish(bootstrap, topics.transactions, keys[:history], values[:history])
-        scorer = Scorer(context.folder, at, instance="scorer", ensemble=context.folder / "ensemble")
+        scorer = Scorer(context.folder, at, instance="scorer", ensemble=context.folder / "ensemble", arguments=SHARDS)
         scorer.start()
         try:
             wait_drained(bootstrap, [scorer], timeout_s=120)
@@ -228,6 +235,12 @@ def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, 
     context.say("one row deleted")
     wait_until("features are rebuilt after the loss of a row", lambda: rebuilt(1), MOST_LIVE_S / 3)
     time.sleep(2)
+    shard = list(client.scan_iter(match="*/2.1}:*", count=10_000))
+    client.delete(*shard)
+    context.say(f"one shard of four deleted, {len(shard)} keys")
+    result.figures["keys_of_the_lost_shard"] = len(shard)
+    wait_until("features are rebuilt after the loss of a shard", lambda: rebuilt(2), MOST_LIVE_S / 3)
+    time.sleep(2)
     client.flushall()
     context.say("FLUSHALL")
     wait_until("the rebuild is under way", lambda: _rows(client) > 200, 60, 0.01)
@@ -235,14 +248,14 @@ def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, 
     client.flushall()
     context.say(f"FLUSHALL again, with {seen} rows rebuilt")
     result.figures["rows_when_flushed_again"] = seen
-    wait_until("features are rebuilt after FLUSHALL", lambda: rebuilt(2), MOST_LIVE_S / 2)
+    wait_until("features are rebuilt after FLUSHALL", lambda: rebuilt(3), MOST_LIVE_S / 2)
     time.sleep(1)
     before = _epochs(client)
     done = _features(at, "rebuild")
     context.say(f"features rebuild: {done.stdout.strip()}")
     time.sleep(2)
     result.check(
-        "features rebuild switches to new rows", done.returncode == 0 and not before & _epochs(client) and rebuilt(2)
+        "features rebuild switches to new rows", done.returncode == 0 and not before & _epochs(client) and rebuilt(3)
     )
 
 
@@ -252,7 +265,7 @@ def _epochs(client) -> set[bytes]:  # type: ignore[no-untyped-def]
 
 def _features(at: StackAddresses, command: str) -> subprocess.CompletedProcess[str]:
     arguments = [sys.executable, "-m", "stream_scorer.cli.main", "features", command, "--bootstrap", str(at.kafka)]
-    arguments += ["--redis", str(at.redis), "--spec", str(CARDS_SPEC)]
+    arguments += ["--redis", str(at.redis), "--spec", str(CARDS_SPEC), *SHARDS]
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -276,7 +289,7 @@ def _check(context: Context, result: Result, at: StackAddresses, published: int)
             spells[-1].append(s)
     # The second FLUSHALL may fall into the first one's spell; a rebuild that was asked for makes none.
     result.figures["spells"] = len(spells)
-    result.check("scores lacked features after losses only", 2 <= len(spells) <= 3)
+    result.check("scores lacked features after losses only", 3 <= len(spells) <= 4)
     result.figures["scored_without_features"] = [len(spell) for spell in spells]
     result.figures["seconds_without_features"] = [
         round((spell[-1].scored_at - spell[0].scored_at) / 1_000, 1) for spell in spells

@@ -43,8 +43,8 @@ KILLS, MIN_KILLS, MIN_OPEN = 10, 5, 3
 SMALL, SMALL_KILLS, SMALL_MIN_KILLS, SMALL_MIN_OPEN = 30_000, 3, 2, 1
 
 
-def run(context: Context, kills: int = KILLS) -> Result:
-    """See the module. `n` is the number of transactions before duplicates."""
+def run(context: Context, kills: int = KILLS, shards: int = 1) -> Result:
+    """See the module. `n` is the number of transactions before duplicates; `shards` those of the features."""
     n = context.n or N
     rng = np.random.default_rng(context.seed)
     result = Result()
@@ -63,7 +63,11 @@ def run(context: Context, kills: int = KILLS) -> Result:
                 instance=f"scorer-{name}",
                 ensemble=context.folder / "ensemble",
                 # Small batches: more transactions to be caught in.
-                arguments=["--batch", "64", "--pace-ms", "15"] if n < SMALL else ["--batch", "512"],
+                arguments=[
+                    "--shards",
+                    str(shards),
+                    *(["--batch", "64", "--pace-ms", "15"] if n < SMALL else ["--batch", "512"]),
+                ],
                 sabotage=sabotage,
             )
             for name in "ab"

@@ -43,7 +43,8 @@ from stream_scorer.simulate.generate import generate
 from stream_scorer.simulate.labeller import history_labels
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
-from stream_scorer.state.rows import SourcePartition
+from stream_scorer.state.rows import MarkedRowStore, Sharding, SourcePartition
+from stream_scorer.state.shards import ShardedRows
 from stream_scorer.testing.broker import MemoryBroker, MemoryLog, MemoryProducers, MemoryReader
 from stream_scorer.testing.life import Life
 from stream_scorer.testing.rows import MemoryMarkedRows, MemoryServer
@@ -89,17 +90,32 @@ class World:
 
     parts: Parts
     broker: MemoryBroker
-    server: MemoryServer = field(default_factory=MemoryServer)
+    servers: list[MemoryServer] = field(default_factory=lambda: [MemoryServer()])
+    sharding: Sharding | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def rows(self) -> dict[bytes, bytes]:
+        """The rows of all shards."""
+        return {key: row for server in self.servers for key, row in server.rows.items()}
+
+    def server_of(self, key: bytes) -> MemoryServer:
+        """Where the row at `key` lies."""
+        return self.servers[self.sharding.of(key) if self.sharding else 0]
+
+    def store(self, life: Life) -> MarkedRowStore:
+        """The rows as one scorer uses them."""
+        parts = [MemoryMarkedRows(s, self.broker.inputs, life, per_call=ENTRIES_PER_CALL) for s in self.servers]
+        return ShardedRows(parts, self.sharding) if self.sharding else parts[0]
 
     def scorer(self, name: str, life: Life, rng: random.Random) -> Processor:
         """A scorer of this world, as `app.make_scorer` wires it."""
         parts, broker, sources = self.parts, self.broker, self.broker.inputs
-        store = MemoryMarkedRows(self.server, sources, life, per_call=ENTRIES_PER_CALL)
+        store = self.store(life)
         processor: Processor
 
         def idle() -> None:
-            if broker.drained() and self.server.holds(broker.offsets):
+            if broker.drained() and all(server.holds(broker.offsets) for server in self.servers):
                 self.stop.set()
 
         enrich = Enrich(parts.engine, store, lambda: processor.committer.in_flight(), lambda e: processor.state_lost(e))
@@ -115,7 +131,7 @@ class World:
             make_rebuild=lambda committed, progress: Rebuild(
                 parts.checked,
                 parts.engine,
-                MemoryMarkedRows(self.server, sources, life, per_call=ENTRIES_PER_CALL),
+                self.store(life),
                 MemoryLog(broker, life),
                 committed,
                 TOPICS.transactions,
@@ -154,7 +170,7 @@ def make_parts(folder: Path, spec: Path) -> Parts:
     return Parts(checked, Ensemble.load(folder / "small", version="1"), engine, Metrics())
 
 
-def make_world(parts: Parts, seed: int, transactions: int) -> World:
+def make_world(parts: Parts, seed: int, transactions: int, shards: int = 1) -> World:
     """A world of `transactions` distinct transactions, their labels, and what goes wrong with both."""
     rng = np.random.default_rng(seed)
     config = SimulationConfig(
@@ -208,7 +224,10 @@ def make_world(parts: Parts, seed: int, transactions: int) -> World:
         if rng.random() < 0.03:
             broker.append_hole(source)
         broker.append(source, key, value, timestamp)
-    return World(parts, broker)
+    if shards == 1:
+        return World(parts, broker)
+    sharding = parts.engine.sharding(shards)
+    return World(parts, broker, [MemoryServer() for _ in range(len(sharding))], sharding)
 
 
 @dataclass(slots=True)
@@ -326,7 +345,8 @@ def verify(world: World) -> Verdict:
         age = _partitions_age(event, marks, [by_place[e] for e in earlier], events)
         # Older is possible: of an update that a crash cut in the middle, watermarks know only what left entries.
         verdict.ages_too_young += c.partitions_age is None or c.partitions_age < age
-        wanted = _features(spec, event, marks, earlier, mine, told)
+        by_entity = {name: marks | _ahead(world, c, name, owner) for name, owner in event.entity.items()}
+        wanted = _features(spec, event, by_entity, earlier, mine, told)
         got = c.features[: len(names)]
         verdict.features += len(names)
         for name, a, b in zip(names, wanted, got, strict=True):
@@ -334,6 +354,14 @@ def verify(world: World) -> Verdict:
                 verdict.features_different += 1
                 verdict.example = verdict.example or f"{name} of {event.event_id}: {b}, by the log {a}"
     return verdict
+
+
+def _ahead(world: World, c: Contribution, entity: str, owner: str | None) -> dict[SourcePartition, int]:
+    """Where the shard that holds the entity's rows was ahead of others."""
+    if world.sharding is None or owner is None:
+        return {}
+    shard = world.sharding.of(world.parts.engine.row_keys(entity, owner)[0])
+    return {SourcePartition(m.topic, m.partition): m.next_offset for m in c.marks_ahead if m.shard == shard}
 
 
 def lacks_features(score: Score) -> bool:
@@ -418,7 +446,7 @@ def _verify_rows(world: World, verdict: Verdict, events: list[_Event], labels: l
                 if owner is not None:
                     key = f"{index}:{owner}".encode()
                     fraud[key] = fraud.get(key, 0) + is_fraud
-    rows = world.server.rows
+    rows = world.rows
     keys = rows.keys() | wanted.keys() | {key for key, count in fraud.items() if count}
     verdict.rows = len(keys)
     for key in keys:
@@ -434,7 +462,7 @@ def _verify_rows(world: World, verdict: Verdict, events: list[_Event], labels: l
 def _features(
     checked: CheckedSpec,
     event: _Event,
-    marks: dict[SourcePartition, int],
+    marks: dict[str, dict[SourcePartition, int]],
     earlier: set[tuple[int, int]],
     mine: dict[str, dict[str, list[_Event]]],
     told: dict[str, dict[str, list[_Label]]],
@@ -454,14 +482,14 @@ def _features(
                     # What has one partition is told by the log alone, the rest by the marks and the batch.
                     e.offset < event.offset
                     if name == checked.spec.partition_entity
-                    else e.offset < marks[e.source] or (e.source.partition, e.offset) in earlier
+                    else e.offset < marks[name][e.source] or (e.source.partition, e.offset) in earlier
                 )
                 and not (e.source == event.source and e.offset >= event.offset)
             ],
             [
                 label
                 for label in told[name].get(owner, [])
-                if label.offset < marks[label.source] and label.given <= event.time
+                if label.offset < marks[name][label.source] and label.given <= event.time
             ],
         )
     out: list[float | None] = []

@@ -35,11 +35,13 @@ from stream_scorer.serde.peek import times_of
 from stream_scorer.settings import Settings
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
-from stream_scorer.state.client import connect, ping
-from stream_scorer.state.redis_rows import RedisRowStore
-from stream_scorer.state.rows import RowUpdate, SourcePartition
+from stream_scorer.state.client import connect, connect_cluster, ping
+from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
+from stream_scorer.state.rows import FeatureRows, RowUpdate, SourcePartition
 
 _log = logging.getLogger(__name__)
+# Every micro-batch goes to every shard.
+MOST_SHARDS = 64
 
 
 def load_serving_ensemble(settings: Settings, checked: CheckedSpec) -> Ensemble:
@@ -64,10 +66,12 @@ def input_partitions(settings: Settings) -> tuple[Topics, list[SourcePartition]]
 
 def make_store(
     settings: Settings, checked: CheckedSpec, engine: FeatureEngine, topics: Topics, inputs: list[SourcePartition]
-) -> RedisRowStore:
+) -> FeatureRows:
     """The feature rows of this group, spec and topic. Raises `StateUnavailable` unless Redis answers."""
-    url = settings.require("redis.url")
-    client = connect(url)
+    url, shards = settings.require("redis.url"), settings["redis.shards"]
+    if not 1 <= shards <= MOST_SHARDS:
+        raise SettingsError(f"redis.shards is {shards}: 1 to {MOST_SHARDS} are possible")
+    client = connect_cluster(url) if settings["redis.cluster"] == "yes" else connect(url)
     ping(client, url)
     topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
     store = RedisRowStore(
@@ -78,7 +82,7 @@ def make_store(
         horizon_ms=engine.plan.horizon_ms + duration_ms(checked.spec.time.allowed_lateness),
     )
     store.check_eviction_policy()
-    return store
+    return store if shards == 1 else ShardedRedisRows.over(store, engine.sharding(shards))
 
 
 def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
@@ -125,7 +129,7 @@ def make_processor(
     inputs: list[SourcePartition],
     stages: list[Stage],
     publish: Callable[[MicroBatch, Sink], None],
-    store: RedisRowStore | None,
+    store: FeatureRows | None,
     rebuild: Callable[[dict[SourcePartition, int], Callable[[int, int], None]], Rebuild] | None,
     metrics: m.Metrics,
     time_field: str | None,

@@ -82,12 +82,22 @@ class Mark(Record, frozen=True):
     next_offset: int
 
 
+class ShardMark(Record, frozen=True):
+    """One input partition's next offset, as the features of one shard saw it."""
+
+    shard: int
+    topic: str
+    partition: int
+    next_offset: int
+
+
 class Contribution(Record, frozen=True):
     """Topic `contributions`: one per transaction, the full lineage of its score.
 
     `base + sum(contribution) == z` to 1e-9, and `score = g(inverse_link(z))`; `score`, `z` and `base` are null when
     the quorum failed. `features` are in the order of the manifest's `features`; `marks` is the vector of input
     positions the features saw at the start of the micro-batch (labels: including those of the micro-batch itself).
+    Where features lie in several shards, `marks` are what all of them saw, and `marks_ahead` where one saw more.
 
     Ages are milliseconds of event time: `partitions_age`, how far the slowest other partition lagged behind the
     transaction, is the age of features of entities seen from several partitions; `labels_age`, how long ago the newest
@@ -113,6 +123,7 @@ class Contribution(Record, frozen=True):
     code_version: str
     partitions_age: int | None = None
     labels_age: int | None = None
+    marks_ahead: list[ShardMark] = []
 
 
 class Reason(Record, frozen=True):

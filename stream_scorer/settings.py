@@ -41,6 +41,8 @@ class Setting:
 CATALOGUE: tuple[Setting, ...] = (
     Setting("kafka.bootstrap", "Kafka brokers, host:port, comma separated.", ""),
     Setting("redis.url", "Redis, redis://host:port/db.", "", secret=True),
+    Setting("redis.shards", "Shards of the features (docs/features.md); a change makes features be rebuilt.", 1, int),
+    Setting("redis.cluster", "Whether `redis.url` is a node of a Redis Cluster.", "no", choices=("no", "yes")),
     Setting("mlflow.url", "MLflow registry, http://host:port.", "", secret=True),
     Setting("topics.prefix", "Put before every topic name.", ""),
     Setting("scorer.spec", "Path of the pipeline spec.", ""),

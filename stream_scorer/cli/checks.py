@@ -111,11 +111,11 @@ def _topics(settings: Settings) -> str:
 
 def _redis(settings: Settings) -> str:
     from stream_scorer.features.rows import LAYOUT_VERSION
-    from stream_scorer.state.client import connect, ping
+    from stream_scorer.state.client import connect, connect_cluster, ping
     from stream_scorer.state.redis_rows import RedisRowStore
 
     url = _wanted(settings, "redis.url")
-    client = connect(url)
+    client = connect_cluster(url) if settings["redis.cluster"] == "yes" else connect(url)
     try:
         ping(client, url)
         # A store over no partition: it asks the server for its policy as a scorer does, and writes nothing.

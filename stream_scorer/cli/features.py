@@ -15,7 +15,15 @@ from stream_scorer.settings import Settings
 # How often the group is asked how far it has come.
 _LOOK_S = 1.0
 _SKEW_BATCH = 1_024
-_NEEDED = ("kafka.bootstrap", "redis.url", "topics.prefix", "scorer.spec", "scorer.group")
+_NEEDED = (
+    "kafka.bootstrap",
+    "redis.url",
+    "redis.shards",
+    "redis.cluster",
+    "topics.prefix",
+    "scorer.spec",
+    "scorer.group",
+)
 
 
 @click.group()

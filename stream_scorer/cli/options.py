@@ -18,6 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FLAGS = {
     "kafka.bootstrap": "--bootstrap",
     "redis.url": "--redis",
+    "redis.shards": "--shards",
+    "redis.cluster": "--redis-cluster",
     "mlflow.url": "--mlflow",
     "topics.prefix": "--topic-prefix",
     "scorer.spec": "--spec",

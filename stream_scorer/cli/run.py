@@ -16,6 +16,8 @@ from stream_scorer.settings import Settings
 @with_settings(
     "kafka.bootstrap",
     "redis.url",
+    "redis.shards",
+    "redis.cluster",
     "mlflow.url",
     "topics.prefix",
     "scorer.spec",

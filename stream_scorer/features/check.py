@@ -22,8 +22,7 @@ from stream_scorer.features.rows import HASH, KIND, TIME, VALUE, unpack
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.redis_rows import RedisRowStore
-from stream_scorer.state.rows import Marks, MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import FeatureRows, Marks, MemoryRowStore, SourcePartition, Span
 
 # Rows read in one call.
 _CHUNK = 500
@@ -51,7 +50,7 @@ class RowCheck:
 
 
 def check_rows(
-    checked: CheckedSpec, engine: FeatureEngine, store: RedisRowStore, read: Reads, labels_topic: str
+    checked: CheckedSpec, engine: FeatureEngine, store: FeatureRows, read: Reads, labels_topic: str
 ) -> RowCheck:
     """Hold the rows of `store` to the log, which `read(source, start, stop)` gives.
 
@@ -71,7 +70,7 @@ def check_rows(
     for low in range(0, len(keys), _CHUNK):
         part = keys[low : low + _CHUNK]
         rows, now = store.read(part)
-        if now.next_offset != marks.next_offset:
+        if any(m.next_offset != marks.next_offset for m in (now, *now.by_shard)):
             raise UsageError("the features change while they are checked", mend="Stop the scorers of this group first.")
         for key, row in zip(part, rows, strict=True):
             number, _, owner = key.decode().partition(":")

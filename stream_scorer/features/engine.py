@@ -20,7 +20,7 @@ from stream_scorer.features.rows import ENTRY_BYTES, TIME, VALUE, pack, unpack
 from stream_scorer.records import DEFAULT, FRESH, MISSING, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
-from stream_scorer.state.rows import WITNESS_PERIOD_MS, Fold, Marks, RowStore, RowUpdate, Span
+from stream_scorer.state.rows import WITNESS_PERIOD_MS, Fold, Marks, RowStore, RowUpdate, Sharding, Span
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -250,6 +250,11 @@ class FeatureEngine:
         """The row keys of `owner` (a customer's id, say), first that of all transactions; none for no such entity."""
         return [(self._prefix[index] + owner).encode() for index in self._places(entity)]
 
+    def sharding(self, count: int) -> Sharding:
+        """How the rows lie in `count` shards (and as many for the entity of the partition key)."""
+        own = self.plan.entities[self.plan.partition_entity].name if self.plan.partition_entity >= 0 else None
+        return Sharding(count, frozenset(b"%d" % place for place in (self._places(own) if own is not None else [])))
+
     def _places(self, entity: str) -> list[int]:
         return [index for index, plan in enumerate(self.plan.entities) if plan.name == entity]
 
@@ -295,7 +300,12 @@ class FeatureEngine:
         for index in np.unique(events.label_span).tolist():
             span = events.spans[index]
             seen[span.source] = max(seen.get(span.source, span.start), span.stop)
-        return Marks(seen, marks.watermark)
+        # A shard may have been ahead: of what others bring, it saw more.
+        by_shard = tuple(
+            Marks({source: max(offset, seen[source]) for source, offset in m.next_offset.items()}, m.watermark)
+            for m in marks.by_shard
+        )
+        return Marks(seen, marks.watermark, by_shard=by_shard, sharding=marks.sharding)
 
     def _ages(self, events: EventBatch, marks: Marks, in_flight: Sequence[RowUpdate]) -> Ages:
         ages = Ages.unknown(len(events.transactions))

@@ -26,9 +26,11 @@ from stream_scorer.records import (
     MemberContribution,
     Reason,
     Score,
+    ShardMark,
     Source,
 )
 from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.state.rows import Marks
 
 # A dead letter carries the original up to this size; beyond it, its head, length and digest (the topic takes 10 MB).
 DEAD_LETTER_MAX_BYTES = 8_000_000
@@ -74,6 +76,7 @@ class Publisher:
         marks: Any = msgspec.Raw(
             encode([Mark(s.topic, s.partition, offset) for s, offset in sorted(enriched.marks.next_offset.items())])
         )
+        marks_ahead: Any = msgspec.Raw(encode(_ahead(enriched.marks)))
         degraded = self._degraded(batch, decided)
         statuses: list[list[Any]] = [["ok"] * len(names)] * len(scored.score)
         if scored.failures:
@@ -124,6 +127,7 @@ class Publisher:
                 event_id, name, version, ARM, link, base, z, score, members, [], features, feature_status,
                 feature_hash, spec_hash, Source(raw.topic, partition, offset, place), marks, __version__,
                 None if partitions_age < 0 else partitions_age, None if labels_age < 0 else labels_age,
+                marks_ahead,
             )  # fmt: skip
             sink.produce(contributions_topic, partition, key, encode(lineage), headers)
             if code:
@@ -192,4 +196,14 @@ def _reasons(names: list[str], scores: list[float], contributions: list[float]) 
         )
         for m in strongest
         if scores[m] == scores[m]
+    ]
+
+
+def _ahead(marks: Marks) -> list[ShardMark]:
+    """Where a shard saw more than all of them did."""
+    return [
+        ShardMark(shard, source.topic, source.partition, offset)
+        for shard, mine in enumerate(marks.by_shard)
+        for source, offset in sorted(mine.next_offset.items())
+        if offset > marks.next_offset[source]
     ]

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
 from redis.retry import Retry
 
 from stream_scorer.errors import SettingsError, StateUnavailable
@@ -38,7 +39,26 @@ def connect(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> redis.Redis:
         raise SettingsError(f"not a Redis address: {hide_password(url)}: {error}") from None
 
 
-def ping(client: redis.Redis, url: str) -> None:
+def connect_cluster(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> RedisCluster:
+    """As `connect`, for the Redis Cluster that the node at `url` belongs to; it asks that node at once.
+
+    Raises:
+        SettingsError: the URL is not a Redis URL. StateUnavailable: the node does not answer, or is in no cluster.
+    """
+    try:
+        with mapped_errors(url):
+            return RedisCluster.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=CONNECT_TIMEOUT_S,
+                retry=Retry(NoBackoff(), 0),
+                decode_responses=False,
+            )
+    except ValueError as error:
+        raise SettingsError(f"not a Redis address: {hide_password(url)}: {error}") from None
+
+
+def ping(client: redis.Redis | RedisCluster, url: str) -> None:
     """Raise `StateUnavailable` unless Redis answers."""
     with mapped_errors(url):
         client.ping()
@@ -56,7 +76,7 @@ def mapped_errors(url: str = "") -> Iterator[None]:
     """Turn every redis error inside the block into `StateUnavailable`."""
     try:
         yield
-    except redis.RedisError as error:
+    except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
         where = f" at {hide_password(url)}" if url else ""
         raise StateUnavailable(
             f"Redis{where}: {type(error).__name__}: {error}",

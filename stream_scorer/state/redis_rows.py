@@ -26,7 +26,8 @@ import xxhash
 
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.state.client import mapped_errors
-from stream_scorer.state.rows import ENTRY_BYTES, WITNESS_PERIOD_MS, Marks, RowUpdate, SourcePartition
+from stream_scorer.state.rows import ENTRY_BYTES, WITNESS_PERIOD_MS, Marks, RowUpdate, Sharding, SourcePartition
+from stream_scorer.state.shards import ShardedRows
 
 # A script blocks Redis for about 5 us an entry: 2,000 entries are 10 ms, the longest pause other readers should see.
 MAX_ENTRIES_PER_CALL = 2_000
@@ -292,9 +293,16 @@ class RedisRowStore:
 
     def twin(self, *, beside: bool = False) -> RedisRowStore:
         """The same rows, or those being built beside them, not yet opened: for another thread."""
+        return self._like(self._namespace, beside)
+
+    def shard(self, name: str) -> RedisRowStore:
+        """Rows under a namespace of their own within this one."""
+        return self._like(f"{self._namespace}/{name}", False)
+
+    def _like(self, namespace: str, beside: bool) -> RedisRowStore:
         return RedisRowStore(
             self._client,
-            self._namespace,
+            namespace,
             self._sources,
             layout=self._layout,
             horizon_ms=self._horizon_ms,
@@ -364,7 +372,48 @@ class RedisRowStore:
 
     def _unpack_marks(self, packed: Sequence[bytes]) -> Marks:
         marks = [_MARK.unpack(value) for value in packed]
-        return Marks(*({s: mark[i] for s, mark in zip(self._sources, marks, strict=True)} for i in range(3)))
+        offsets, watermarks, targets = (
+            {s: mark[i] for s, mark in zip(self._sources, marks, strict=True)} for i in range(3)
+        )
+        return Marks(offsets, watermarks, targets)
+
+
+class ShardedRedisRows(ShardedRows[RedisRowStore]):
+    """`FeatureRows` in several shards; on a Redis Cluster each lies in the slot of its namespace."""
+
+    @classmethod
+    def over(cls, store: RedisRowStore, sharding: Sharding) -> ShardedRedisRows:
+        """Shards of the namespace of `store`, which itself stays unused."""
+        return cls([store.shard(f"{sharding.count}.{index}") for index in range(len(sharding))], sharding)
+
+    @property
+    def horizon_ms(self) -> int:
+        """See `FeatureRows.horizon_ms`."""
+        return self._shards[0].horizon_ms
+
+    def keys(self) -> Iterator[bytes]:
+        """See `FeatureRows.keys`."""
+        for shard in self._shards:
+            yield from shard.keys()
+
+    def twin(self, *, beside: bool = False) -> ShardedRedisRows:
+        """See `FeatureRows.twin`."""
+        return ShardedRedisRows([shard.twin(beside=beside) for shard in self._shards], self._sharding)
+
+    def take_over(self) -> bool:
+        """See `FeatureRows.take_over`. A crash in the middle leaves shards in the order that `open` asks for."""
+        # What was built may lag behind what it replaces: first the shards that are applied last.
+        taken = [shard.take_over() for shard in reversed(self._shards)]
+        return all(taken)
+
+    def give_up(self) -> None:
+        """See `FeatureRows.give_up`."""
+        for shard in self._shards:
+            shard.give_up()
+
+    def check_eviction_policy(self) -> None:
+        """See `FeatureRows.check_eviction_policy`."""
+        self._shards[0].check_eviction_policy()
 
 
 def _literal(text: bytes) -> bytes:

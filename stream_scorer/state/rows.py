@@ -7,12 +7,13 @@ mark one by one, and moves rows and marks in one step. Only `init` creates marks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
@@ -38,16 +39,40 @@ class Span(NamedTuple):
     watermark: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """Which shard a row lies in: by the hash of its owner, apart for the rows of the partition key's entity.
+
+    Attributes:
+        count: how many shards the rows of that entity have, and as many the others.
+        own: what the keys of that entity's rows begin with, before the colon.
+    """
+
+    count: int
+    own: frozenset[bytes]
+
+    def __len__(self) -> int:
+        return 2 * self.count if self.own else self.count
+
+    def of(self, key: bytes) -> int:
+        """The shard of the row at `key`; those of the partition key's entity are numbered last."""
+        kind, _, owner = key.partition(b":")
+        return xxhash.xxh3_64_intdigest(owner) % self.count + (self.count if kind in self.own else 0)
+
+
 @dataclass(slots=True)
 class Marks:
     """Per source partition the next offset not yet in the rows, and its event-time watermark (ms, -1 for none).
 
     `target` is where the partition stood when these rows were begun anew after a loss; 0 if nothing was lost.
+    Of rows in shards these are the least; `by_shard` has those of each, in the order of `sharding`.
     """
 
     next_offset: dict[SourcePartition, int]
     watermark: dict[SourcePartition, int]
     target: dict[SourcePartition, int] = field(default_factory=dict)
+    by_shard: tuple[Marks, ...] = ()
+    sharding: Sharding | None = None
 
     def slowest_begun(self) -> int:
         """The least watermark of the partitions that have one: an empty partition holds nothing back."""
@@ -132,12 +157,27 @@ class RowUpdate:
 
     def pending(self, marks: Marks) -> Flags | bool:
         """Which entries are not yet in the rows, given the marks read with them: all, none, or a mask (u,)."""
+        if marks.sharding is not None:
+            return self._pending_by_shard(marks, marks.sharding)
         ahead = [marks.next_offset.get(s.source, -1) for s in self.spans]
         if all(mark <= span.start for mark, span in zip(ahead, self.spans, strict=True)):
             return True
         if all(mark >= span.stop for mark, span in zip(ahead, self.spans, strict=True)):
             return False
         return self.offset >= np.array(ahead, dtype=np.int64)[self.span_of]
+
+    def _pending_by_shard(self, marks: Marks, sharding: Sharding) -> Flags | bool:
+        ahead = np.array([[m.next_offset.get(s.source, -1) for s in self.spans] for m in marks.by_shard], np.int64)
+        if (ahead <= [span.start for span in self.spans]).all():
+            return True
+        if (ahead >= [span.stop for span in self.spans]).all():
+            return False
+        shard_of = np.repeat(self.shards(sharding), np.diff(self.bounds))
+        return np.asarray(self.offset >= ahead[shard_of, self.span_of], np.bool_)
+
+    def shards(self, sharding: Sharding) -> I64:
+        """(k,) int64: the shard of each key."""
+        return np.fromiter(map(sharding.of, self.keys), np.int64, len(self.keys))
 
     def after(self, ahead: Sequence[int]) -> RowUpdate:
         """What is left of the update when the rows hold, of each span in turn, everything below `ahead`."""
@@ -238,6 +278,35 @@ class MarkedRowStore(RowStore, Protocol):
 
     def sweep(self) -> int:
         """Delete what earlier epochs left behind, and say how much that was."""
+        ...
+
+
+class FeatureRows(MarkedRowStore, Protocol):
+    """Marked rows as the commands that look after them use them. Implementations: Redis, in one shard or several."""
+
+    @property
+    def horizon_ms(self) -> int:
+        """How far back readers look, lateness included."""
+        ...
+
+    def keys(self) -> Iterator[bytes]:
+        """The key of every row of the epoch in use, in no order."""
+        ...
+
+    def twin(self, *, beside: bool = False) -> FeatureRows:
+        """The same rows, or those being built beside them, not yet opened: for another thread."""
+        ...
+
+    def take_over(self) -> bool:
+        """Make the generation built here the current one; false if somebody else builds by now."""
+        ...
+
+    def give_up(self) -> None:
+        """Nobody is to use this generation any more."""
+        ...
+
+    def check_eviction_policy(self) -> None:
+        """Raise `StateUnavailable` if rows may be evicted."""
         ...
 
 

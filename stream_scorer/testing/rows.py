@@ -158,4 +158,5 @@ class MemoryMarkedRows:
 
     def _marks(self) -> Marks:
         marks = self._server.marks
-        return Marks(*({s: marks[s][i] for s in self._sources} for i in range(3)))
+        offsets, watermarks, targets = ({s: marks[s][i] for s in self._sources} for i in range(3))
+        return Marks(offsets, watermarks, targets)

@@ -43,7 +43,7 @@ def test_rows_that_are_lost_are_built_again(parts: Parts) -> None:
     def next_life() -> Life:
         lives["begun"] += 1
         if lives["begun"] in (2, 3):
-            world.server.flush()
+            world.servers[0].flush()
         return Life(("rows", 9) if lives["begun"] < 4 else None)
 
     run_until_done(world, "scorer", rng, next_life)
@@ -56,6 +56,7 @@ def test_the_recomputation_sees_a_wrong_row(parts: Parts) -> None:
     world = make_world(parts, 6, 200)
     run_until_done(world, "scorer", random.Random(6), Life)
     assert verify(world).holds
-    key = next(iter(world.server.rows))
-    world.server.rows[key] = world.server.rows[key][32:]
+    key = next(iter(world.rows))
+    rows = world.server_of(key).rows
+    rows[key] = rows[key][32:]
     assert not verify(world).holds
