@@ -217,7 +217,7 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
     store = make_store(settings, checked, engine, topics, inputs)
     if store.open() is None:
         raise UsageError("there are no features of this group and spec in Redis", mend="Has a scorer run with them?")
-    stored, _ = store.read(keys)
+    stored, marks = store.read(keys)
     row = stored[0]
     if row is None:
         raise UsageError(f"nothing is known of {entity} {owner!r}", mend="Ids are written as on the topic.")
@@ -226,7 +226,7 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
     entries = entries[entries[:, KIND] >= 0]
     newest = int(entries[:, TIME].max())
     now = newest if at is None else int(at.replace(tzinfo=UTC).timestamp() * 1_000)
-    values = engine.as_of(entity, stored, now)
+    values, ages = engine.as_of(entity, stored, now), engine.ages_as_of(marks, topics.transactions, now)
     events = [
         {"time": int(e[TIME]), "amount": int(e[VALUE])}
         if e[KIND] == 0
@@ -241,19 +241,33 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
             "entries": len(entries),
             "panes": panes,
             "features": values,
+            "age_ms": {name: ages[name][0] for name in values},
+            "stale": [name for name in values if ages[name][1]],
         }
         click.echo(msgspec.json.encode(document | {"last": events}).decode())
         return
     held = f"{len(entries)} entries" + (f" and {panes} panes of older ones" if panes else "")
     click.echo(f"{entity} {owner}: {held}, the newest of {_shown(newest)}; features at {_shown(now)}")
+    click.echo(f"  {'feature':32s} {'value':>12}  {'age':>8}")
     for name, value in values.items():
-        click.echo(f"  {name:32s} {'missing' if value != value else f'{value:g}'}")
+        age, stale = ages[name]
+        told = "unknown" if age is None else _long(age)
+        click.echo(f"  {name:32s} {'none' if value != value else f'{value:g}':>12}  {told:>8}{'  stale' * stale}")
+    click.echo(f"  {'event time':19s}  {'amount':>14}" if events else "  no single events are kept")
     for event in events:
         if "amount" in event:
             click.echo(f"  {_shown(event['time'])}  {event['amount']:>14,}")
         else:
             change = "known as fraud" if event["fraud"] > 0 else "no longer fraud"
             click.echo(f"  {_shown(event['time'])}  {change} since {_shown(event['labelled_at'])}")
+
+
+def _long(ms: int) -> str:
+    """A stretch of time in one unit."""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
+        if ms >= 2 * size:
+            return f"{ms / size:.1f} {unit}"
+    return f"{ms / 1_000:.0f} s"
 
 
 def _shown(time_ms: int) -> str:

@@ -20,7 +20,16 @@ from stream_scorer.features.rows import ENTRY_BYTES, TIME, VALUE, pack, unpack
 from stream_scorer.records import DEFAULT, FRESH, MISSING, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
-from stream_scorer.state.rows import WITNESS_PERIOD_MS, Fold, Marks, RowStore, RowUpdate, Sharding, Span
+from stream_scorer.state.rows import (
+    WITNESS_PERIOD_MS,
+    Fold,
+    Marks,
+    RowStore,
+    RowUpdate,
+    Sharding,
+    SourcePartition,
+    Span,
+)
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -245,6 +254,22 @@ class FeatureEngine:
             for feature, of, window in self.plan.view_columns
             if of in scanned
         }
+
+    def ages_as_of(self, marks: Marks, transactions_topic: str, time: int) -> dict[str, tuple[int | None, bool]]:
+        """How old each view feature is for an event at `time` (epoch ms): ms, None if not known, and whether stale.
+
+        For an event of a partition of its own: all those that `marks` tell of count as others.
+        """
+        apart = [Span(SourcePartition(transactions_topic, -1), 0, 0, -1)]
+        now, none = np.array([time], dtype=np.int64), np.zeros(0, dtype=np.int64)
+        of = now, np.zeros(1, dtype=np.int64), apart, marks.watermark
+        others, labels = int(partitions_age(*of)[0]), int(labels_age(*of, none, none)[0])
+        told: dict[str, tuple[int | None, bool]] = {}
+        for column, (feature, _, _) in enumerate(self.plan.view_columns):
+            lags = [others if column in self._shared else 0, labels if column in self._labelled else 0]
+            stale = any(lag > most for lag, most in zip(lags, self._stale_ms, strict=True))
+            told[feature.name] = None if min(lags) < 0 else max(lags), stale
+        return told
 
     def row_keys(self, entity: str, owner: str) -> list[bytes]:
         """The row keys of `owner` (a customer's id, say), first that of all transactions; none for no such entity."""

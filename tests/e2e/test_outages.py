@@ -171,6 +171,9 @@ def look_at_features(at: StackAddresses) -> None:
     shown = json.loads(told.output.splitlines()[-1])
     assert shown["entries"] == len(row) // ENTRY_BYTES
     assert shown["features"]["customer.count_30d"] == shown["entries"]
+    assert shown["age_ms"]["customer.count_30d"] == 0
+    assert shown["age_ms"].keys() == shown["features"].keys()
+    assert "age" in CliRunner().invoke(cli, ["features", "show", "customer", owner, *there]).output
     assert CliRunner().invoke(cli, ["features", "show", "customer", "nobody", *there]).exit_code != 0
     for broken in (row[ENTRY_BYTES:], row + row[:ENTRY_BYTES]):
         client.set(customer, broken)

@@ -11,7 +11,7 @@ from stream_scorer.features.history import take_labels, take_transactions
 from stream_scorer.records import DEFAULT, FRESH, STALE
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
-from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import Marks, MemoryRowStore, SourcePartition, Span
 
 SPEC = parse_spec("""
 name: small
@@ -106,3 +106,16 @@ def test_a_feed_of_labels_that_stands_still_makes_only_their_features_stale() ->
     assert labels_age(*of, {LABELS: -1}, nothing, nothing).tolist() == [-1, -1, -1]
     assert partitions_age(*of, {LABELS: 15, ZERO: 1_000, ONE: -1}).tolist() == [0, 0, 0]
     assert partitions_age(*of, {ONE: 1_015}).tolist() == [0, 0, 1]
+
+
+def test_ages_as_somebody_looks_at_them() -> None:
+    engine, marks = FeatureEngine(SPEC), Marks({}, {ZERO: 1_000, ONE: 940, LABELS: 15})
+    names = ["customer.count_1d", "terminal.count_1d", "risk.label_rate_1d"]
+    # A terminal's lags with the slower partition; its risk with labels, too.
+    for time, ages in (
+        (1_010, [(0, False), (70, False), (995, False)]),
+        (1_050, [(0, False), (110, True), (1_035, True)]),
+    ):
+        assert engine.ages_as_of(marks, ZERO.topic, time) == dict(zip(names, ages, strict=True))
+    marks.watermark[LABELS] = -1
+    assert engine.ages_as_of(marks, ZERO.topic, 1_010)["risk.label_rate_1d"] == (None, False)
