@@ -67,7 +67,7 @@ def _compare(result: Result, folder: Path, records: list[Contribution], scores: 
 
     members = np.column_stack([_member(folder, member, manifest["features"], x) for member in manifest["members"]])
     given = np.array([m["weight"] for m in manifest["members"]])
-    means = np.array([m["logit_mean"] for m in manifest["members"]])
+    means = np.array([m["baseline"] for m in manifest["members"]])
     share = given / given.sum()
     logits = np.log(members / (1 - members))
     final = _calibrate(manifest["final_calibrator"], 1 / (1 + np.exp(-z)))

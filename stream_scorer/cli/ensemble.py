@@ -67,7 +67,7 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
         "trained": f"{training.rows:,} transactions, {training.positives:,} frauds, "
         f"{_day(training.first_event_time)} to {_day(training.last_event_time)}, run {training.run_id}",
         "spec": f"{manifest.spec_name}, {len(manifest.features)} features, hash {manifest.feature_hash[:12]}",
-        "combiner": f"{manifest.combiner}, quorum {manifest.quorum:g}, final calibrator {manifest.final_calibrator}",
+        "combiner": f"{manifest.formula}, quorum {manifest.quorum:g}, final calibrator {manifest.final_calibrator}",
         "thresholds": f"review {policy.review:.4g}, block {policy.block:.4g}, policy {policy.policy_version}",
     }
     for label, fact in facts.items():

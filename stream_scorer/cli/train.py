@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -35,6 +36,20 @@ from stream_scorer.spec.load import load_spec
 @click.option("--name", help="Name in the manifest.  [default: the spec's]")
 @click.option("--review-rate", type=click.FloatRange(0, 1), help="Fit thresholds: share to be reviewed or blocked.")
 @click.option("--block-rate", type=click.FloatRange(0, 1), help="Fit thresholds: share to be blocked.")
+@click.option(
+    "--combiner",
+    type=click.Choice(["weighted-mean", "median", "trimmed-mean", "stacking"]),
+    default="weighted-mean",
+    show_default=True,
+    help="How members are combined.",
+)
+@click.option(
+    "--link",
+    type=click.Choice(["logit", "probability", "rank"]),
+    default="logit",
+    show_default=True,
+    help="The scale they are combined on; stacking is on log-odds.",
+)
 @click.option("--register", "register_as", help="Register the ensemble under this name.")
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
@@ -48,6 +63,8 @@ def train(
     name: str | None,
     review_rate: float | None,
     block_rate: float | None,
+    combiner: Any,
+    link: Any,
     register_as: str | None,
     alias: str | None,
     as_json: bool,
@@ -73,7 +90,7 @@ def train(
     )
     manifest = train_ensemble(
         data.features, spec.features, data.label, data.event_time, spec, out, seed, progress,
-        name=name, alert_rates=rates,
+        name=name, alert_rates=rates, combiner=combiner, link=link,
     )  # fmt: skip
     version = None
     if register_as and tracking_uri:

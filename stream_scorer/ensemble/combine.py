@@ -1,21 +1,38 @@
-"""The weighted logit mean: from members' probabilities to z, score and contributions that add up to z exactly.
+"""Combiners: from members' probabilities to z, score and contributions that add up to z exactly.
 
 Order of computation, each step value by value and members always in manifest order:
-member -> calibrator -> clip to [1e-6, 1 - 1e-6] -> logit -> weighted mean over those present -> z -> sigmoid -> g ->
-score.
+member -> calibrator -> clip to [1e-6, 1 - 1e-6] -> link -> combine those present -> z -> inverse link -> g -> score.
+
+A member's contribution is its Shapley value in the game in which a coalition's members say what they say and all others
+their baseline, the mean of their linked scores over the reference rows. For what is linear (weighted mean, stacking)
+that is ``w (l - baseline)``; for median and trimmed mean all 2^k coalitions of the k members present are counted out.
+Missing members, and those without weight, are not in the game.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.calibrate import CalibratorTable, calibrate_one
-from stream_scorer.ensemble.links import logit_of, sigmoid_of
-from stream_scorer.ensemble.manifest import Manifest
+from stream_scorer.ensemble.links import clipped, logit_of, rank_of, sigmoid_of
+from stream_scorer.ensemble.manifest import (
+    LINKS,
+    Calibrator,
+    How,
+    Link,
+    Manifest,
+    Median,
+    NoCalibrator,
+    Platt,
+    Stacking,
+    TrimmedMean,
+)
 from stream_scorer.records import DECISIONS, Decision
 
 Matrix = NDArray[np.float64]
@@ -23,17 +40,59 @@ Vector = NDArray[np.float64]
 
 # 0.05 + 0.35 falls short of a quorum of 0.4 by 3e-17; no share of weight is meant to that precision.
 _QUORUM_SLACK = 1e-12
+# The same for how many values a share of trimming takes away.
+_TRIM_SLACK = 1e-9
+_MEAN, _MEDIAN, _TRIMMED, _STACKING = range(4)
+_ENUMERATED = (_MEDIAN, _TRIMMED)
+_LOGIT, _PROBABILITY, _RANK = range(len(LINKS))
 
 
-class WeightedLogitMean:
-    """The combiner of one manifest, packed for the compiled loops."""
+class Voter(Protocol):
+    """What combining takes of a member; see `MemberSpec`, which has it."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._calibrators = CalibratorTable([member.calibrator for member in manifest.members])
-        self._final = CalibratorTable([manifest.final_calibrator])
-        self._weights = np.array([member.weight for member in manifest.members], np.float64)
-        self._logit_means = np.array([member.logit_mean for member in manifest.members], np.float64)
-        self._quorum = manifest.quorum
+    @property
+    def calibrator(self) -> Calibrator: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    @property
+    def baseline(self) -> float: ...
+
+    @property
+    def ranks(self) -> Sequence[float]: ...
+
+
+class Combiner:
+    """How members are combined, packed for the compiled loops; arguments as in `Manifest`."""
+
+    def __init__(
+        self, members: Sequence[Voter], how: How, link: Link, final: NoCalibrator | Platt, quorum: float
+    ) -> None:
+        kinds: dict[type, int] = {Median: _MEDIAN, TrimmedMean: _TRIMMED, Stacking: _STACKING}
+        coefficients = how.coefficients if isinstance(how, Stacking) else [0.0] * len(members)
+        self._calibrators = CalibratorTable([member.calibrator for member in members])
+        self._final = CalibratorTable([final])
+        self._weights = np.array([member.weight for member in members], np.float64)
+        self._baselines = np.array([member.baseline for member in members], np.float64)
+        self._quorum = quorum
+        self._link = (
+            LINKS.index(link),
+            np.array([value for member in members for value in member.ranks], np.float64),
+            np.cumsum([0] + [len(member.ranks) for member in members]).astype(np.int64),
+        )
+        self._how = (
+            kinds.get(type(how), _MEAN),
+            how.share if isinstance(how, TrimmedMean) else 0.0,
+            how.intercept if isinstance(how, Stacking) else 0.0,
+            np.array(coefficients, np.float64),
+        )
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Combiner:
+        """As the manifest says."""
+        m = manifest
+        return cls(m.members, m.combiner, m.link, m.final_calibrator, m.quorum)
 
     def combine(self, raw: Matrix) -> tuple[Matrix, Matrix, Matrix, Vector, Vector, Vector, Vector]:
         """From the members' own probabilities ``(n, m)`` (NaN: missing), in the order of `Scored`'s fields:
@@ -46,18 +105,26 @@ class WeightedLogitMean:
             (c.kinds, c.starts, c.first, c.second),
             (g.kinds, g.starts, g.first, g.second),
             self._weights,
-            self._logit_means,
+            self._baselines,
             self._quorum,
+            self._link,
+            self._how,
         )
         return packed
 
+    def linked(self, member_scores: Matrix) -> Matrix:
+        """``(n, m)``: calibrated scores on the scale on which they are combined; NaN stays NaN."""
+        values: Matrix = _linked(member_scores, self._link)
+        return values
+
     def left_out(self, member_scores: Matrix, score: Vector) -> Matrix:
-        """``(n, m)``: the final score with each member left out and the weights renormalised over the rest.
+        """``(n, m)``: the final score with each member left out and the rest combined as if it were missing.
 
         A member that was missing anyway changes nothing. NaN where the served score is NaN or nobody remains.
         """
         g = self._final
-        scores: Matrix = _left_out(member_scores, score, (g.kinds, g.starts, g.first, g.second), self._weights)
+        final = (g.kinds, g.starts, g.first, g.second)
+        scores: Matrix = _left_out(member_scores, score, final, self._weights, self._link, self._how)
         return scores
 
 
@@ -70,14 +137,77 @@ def decide(score: Vector, review: float, block: float, fallback: Decision) -> ND
 
 
 @njit(cache=True, nogil=True, fastmath=False)
-def _final_score(z, final):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    return calibrate_one(sigmoid_of(z), final[0][0], final[1][0], final[1][1], final[2], final[3])
+def _final_score(z, link, final):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    p = sigmoid_of(z) if link == _LOGIT else min(max(z, 0.0), 1.0)
+    return calibrate_one(p, final[0][0], final[1][0], final[1][1], final[2], final[3])
 
 
 @njit(cache=True, nogil=True, fastmath=False)
-def _combine(raw, calibrators, final, weights, logit_means, quorum):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _link_one(p, j, link):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    if link[0] == _LOGIT:
+        return logit_of(p)
+    if link[0] == _PROBABILITY:
+        return clipped(p)
+    return rank_of(p, link[1], link[2][j], link[2][j + 1])
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _linked(scores, link):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    out = np.empty(scores.shape, np.float64)
+    for i in range(scores.shape[0]):
+        for j in range(scores.shape[1]):
+            out[i, j] = _link_one(scores[i, j], j, link)
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _middle(values, k, kind, share, ordered):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Median or trimmed mean of ``values[:k]``; `ordered` is room for them."""
+    for a in range(k):
+        place = a
+        while place > 0 and ordered[place - 1] > values[a]:
+            ordered[place] = ordered[place - 1]
+            place -= 1
+        ordered[place] = values[a]
+    if kind == _MEDIAN:
+        return 0.5 * (ordered[(k - 1) // 2] + ordered[k // 2])
+    cut = int(share * k + _TRIM_SLACK)
+    total = 0.0
+    for a in range(cut, k - cut):
+        total += ordered[a]
+    return total / (k - 2 * cut)
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _shapley(values, baselines, k, kind, share, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Shapley values of ``values[:k]`` against ``baselines[:k]`` into `out`; answers the worth of nobody and of all."""
+    worth = np.empty(1 << k, np.float64)
+    mixed, ordered = np.empty(k, np.float64), np.empty(k, np.float64)
+    for coalition in range(1 << k):
+        for a in range(k):
+            mixed[a] = values[a] if coalition >> a & 1 else baselines[a]
+        worth[coalition] = _middle(mixed, k, kind, share, ordered)
+    # By the number of others in a coalition: 1 / (k * (k - 1 choose number)).
+    chance = np.empty(k, np.float64)
+    chance[0] = 1.0 / k
+    for size in range(1, k):
+        chance[size] = chance[size - 1] * size / (k - size)
+    for a in range(k):
+        out[a] = 0.0
+        for coalition in range(1 << k):
+            if coalition >> a & 1 == 0:
+                size = 0
+                for b in range(k):
+                    size += coalition >> b & 1
+                out[a] += chance[size] * (worth[coalition | 1 << a] - worth[coalition])
+    return worth[0], worth[(1 << k) - 1]
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _combine(raw, calibrators, final, weights, baselines, quorum, link, how):  # type: ignore[no-untyped-def]  # pragma: no cover
     rows, members = raw.shape
     kinds, starts, first, second = calibrators
+    kind, share, intercept, coefficients = how
     scores = np.empty((rows, members), np.float64)
     shares = np.zeros((rows, members), np.float64)
     contributions = np.zeros((rows, members), np.float64)
@@ -85,60 +215,79 @@ def _combine(raw, calibrators, final, weights, logit_means, quorum):  # type: ig
     z = np.empty(rows, np.float64)
     score = np.empty(rows, np.float64)
     coverage = np.empty(rows, np.float64)
-    logits = np.empty(members, np.float64)
-    total = 0.0
+    values, middles = np.empty(members, np.float64), np.empty(members, np.float64)
+    worths, who = np.empty(members, np.float64), np.empty(members, np.int64)
+    total, able = 0.0, 0
     for j in range(members):
         total += weights[j]
+        able += weights[j] > 0.0
     for i in range(rows):
-        present = 0.0
+        present, k = 0.0, 0
         for j in range(members):
             p = calibrate_one(raw[i, j], kinds[j], starts[j], starts[j + 1], first, second)
             scores[i, j] = p
-            if not math.isnan(p):
+            if not math.isnan(p) and weights[j] > 0.0:
                 present += weights[j]
-        row_base = 0.0
-        row_z = 0.0
-        for j in range(members):
-            if math.isnan(scores[i, j]) or present == 0.0:
-                continue
-            share = weights[j] / present
-            logits[j] = logit_of(scores[i, j])
-            shares[i, j] = share
-            contributions[i, j] = share * (logits[j] - logit_means[j])
-            row_base += share * logit_means[j]
-            row_z += share * logits[j]
+                values[k], middles[k], who[k] = _link_one(p, j, link), baselines[j], j
+                k += 1
         coverage[i] = present / total
-        if present == 0.0 or coverage[i] < quorum - _QUORUM_SLACK:
+        stacked = kind == _STACKING and k == able
+        row_base = row_z = intercept if stacked else 0.0
+        for a in range(k):
+            j = who[a]
+            shares[i, j] = weights[j] / present
+            if kind in _ENUMERATED:
+                continue
+            factor = coefficients[j] if stacked else shares[i, j]
+            contributions[i, j] = factor * (values[a] - middles[a])
+            row_base += factor * middles[a]
+            row_z += factor * values[a]
+        if k > 0 and kind in _ENUMERATED:
+            row_base, row_z = _shapley(values, middles, k, kind, share, worths)
+            for a in range(k):
+                contributions[i, who[a]] = worths[a]
+        if k == 0 or coverage[i] < quorum - _QUORUM_SLACK:
             base[i] = z[i] = score[i] = math.nan
         else:
             base[i] = row_base
             z[i] = row_z
-            score[i] = _final_score(row_z, final)
+            score[i] = _final_score(row_z, link[0], final)
     return scores, shares, contributions, base, z, score, coverage
 
 
 @njit(cache=True, nogil=True, fastmath=False)
-def _left_out(member_scores, score, final, weights):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     rows, members = member_scores.shape
+    kind, share, intercept, coefficients = how
     out = np.empty((rows, members), np.float64)
-    logits = np.empty(members, np.float64)
+    linked = np.empty(members, np.float64)
+    values, ordered = np.empty(members, np.float64), np.empty(members, np.float64)
+    able = 0
+    for j in range(members):
+        able += weights[j] > 0.0
     for i in range(rows):
         for j in range(members):
-            logits[j] = logit_of(member_scores[i, j])
+            linked[j] = _link_one(member_scores[i, j], j, link)
         for left in range(members):
             if math.isnan(score[i]) or math.isnan(member_scores[i, left]):
                 out[i, left] = score[i]
                 continue
-            present = 0.0
+            present, k = 0.0, 0
             for j in range(members):
-                if j != left and not math.isnan(logits[j]):
+                if j != left and weights[j] > 0.0 and not math.isnan(linked[j]):
                     present += weights[j]
-            if present == 0.0:
+                    values[k] = linked[j]
+                    k += 1
+            if k == 0:
                 out[i, left] = math.nan
                 continue
-            z = 0.0
-            for j in range(members):
-                if j != left and not math.isnan(logits[j]):
-                    z += (weights[j] / present) * logits[j]
-            out[i, left] = _final_score(z, final)
+            if kind in _ENUMERATED:
+                z = _middle(values, k, kind, share, ordered)
+            else:
+                stacked = kind == _STACKING and k == able
+                z = intercept if stacked else 0.0
+                for j in range(members):
+                    if j != left and weights[j] > 0.0 and not math.isnan(linked[j]):
+                        z += (coefficients[j] if stacked else weights[j] / present) * linked[j]
+            out[i, left] = _final_score(z, link[0], final)
     return out

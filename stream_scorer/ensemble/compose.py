@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.ensemble.combine import Combiner
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
-from stream_scorer.ensemble.links import logit
 from stream_scorer.ensemble.manifest import (
     MANIFEST_FILE,
+    MAX_RANKS,
     MAX_SELF_TEST_ROWS,
     Calibrator,
+    How,
     Input,
+    Link,
     Manifest,
     MemberFormat,
     MemberSpec,
@@ -31,6 +34,8 @@ from stream_scorer.ensemble.manifest import (
     Series,
     Thresholds,
     Training,
+    WeightedMean,
+    check_combiner,
     check_manifest,
     manifest_bytes,
     preprocess_digest,
@@ -73,6 +78,8 @@ class Outline:
     thresholds: Thresholds
     quorum: float
     training: Training
+    combiner: How = field(default_factory=WeightedMean)
+    link: Link = "logit"
 
 
 def compose_ensemble(
@@ -102,10 +109,13 @@ def compose_ensemble(
         self_test=SelfTest([], [], []),
         training=outline.training,
     )
+    # What members say depends on nothing else: first their baselines, then what they come to.
+    plain = Ensemble(manifest, members, version="").score(reference)
+    manifest = _with_baselines(msgspec.structs.replace(manifest, combiner=outline.combiner, link=outline.link), plain)
+    check_combiner(manifest)
     scored = Ensemble(manifest, members, version="").score(reference)
     manifest = msgspec.structs.replace(
         manifest,
-        members=_with_baselines(manifest.members, scored),
         reference_profile=_profile(manifest, reference, scored),
         self_test=_self_test(reference, scored),
     )
@@ -128,20 +138,30 @@ def _member_spec(draft: Draft) -> MemberSpec:
         preprocess_sha256=preprocess_digest(preprocess),
         calibrator=draft.calibrator,
         weight=draft.weight,
-        logit_mean=0.0,
+        baseline=0.0,
     )
 
 
-def _with_baselines(specs: list[MemberSpec], scored: Scored) -> list[MemberSpec]:
+def _with_baselines(manifest: Manifest, scored: Scored) -> Manifest:
     out = []
-    for index, spec in enumerate(specs):
+    for index, spec in enumerate(manifest.members):
         scores = scored.member_scores[:, index]
         answered = scores[~np.isnan(scores)]
         if len(answered) == 0:
             reason = scored.failures.get(spec.name, "there are no reference rows")
             raise ArtifactError(f"member {spec.name!r} answers none of the reference rows: {reason}")
-        out.append(msgspec.structs.replace(spec, logit_mean=float(np.mean(logit(answered)))))
-    return out
+        out.append(msgspec.structs.replace(spec, ranks=choose_ranks(answered) if manifest.link == "rank" else []))
+    manifest = msgspec.structs.replace(manifest, members=out)
+    means = np.nanmean(Combiner.of(manifest).linked(scored.member_scores), axis=0).tolist()
+    members = [msgspec.structs.replace(spec, baseline=mean) for spec, mean in zip(out, means, strict=True)]
+    return msgspec.structs.replace(manifest, members=members)
+
+
+def choose_ranks(scores: NDArray[np.float64]) -> list[float]:
+    """What `MemberSpec.ranks` keeps of a member's calibrated scores ``(n,)``."""
+    ordered = np.sort(scores)
+    chosen = np.linspace(0, len(ordered) - 1, min(len(ordered), MAX_RANKS)).round().astype(np.int64)
+    return [float(value) for value in ordered[chosen]]
 
 
 def _profile(manifest: Manifest, reference: NDArray[np.float64], scored: Scored) -> dict[str, Series]:

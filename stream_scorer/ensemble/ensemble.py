@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.combine import WeightedLogitMean
+from stream_scorer.ensemble.combine import Combiner
 from stream_scorer.ensemble.manifest import Manifest, manifest_digest, read_manifest, read_members
 from stream_scorer.ensemble.members import Member, load_member
 from stream_scorer.ensemble.preprocess import Preprocess
@@ -80,7 +80,7 @@ class Ensemble:
         self.feature_names = list(manifest.features)
         self.member_names = manifest.member_names
         self.digest = manifest_digest(manifest)
-        self._combiner = WeightedLogitMean(manifest)
+        self._combiner = Combiner.of(manifest)
         self._members = [
             _Loaded(spec.name, member, Preprocess(manifest.features, spec.inputs, spec.preprocess))
             for spec, member in zip(manifest.members, members, strict=True)
@@ -129,6 +129,10 @@ class Ensemble:
         member_scores, weights, contributions, base, z, score, coverage = self._combiner.combine(raw)
         return Scored(member_scores, weights, contributions, base, z, score, coverage, failures, seconds)
 
+    def linked(self, member_scores: Matrix) -> Matrix:
+        """Calibrated scores ``(n, m)`` on the scale on which they are combined."""
+        return self._combiner.linked(member_scores)
+
     def left_out_scores(self, scored: Scored) -> Matrix:
         """See `left_out_scores`, without building the combiner anew."""
         return self._combiner.left_out(scored.member_scores, scored.score)
@@ -175,7 +179,7 @@ class Ensemble:
 
 def left_out_scores(scored: Scored, manifest: Manifest) -> Matrix:
     """``(n, m)``: the final score with each member left out and the weights renormalised over the rest."""
-    return WeightedLogitMean(manifest).left_out(scored.member_scores, scored.score)
+    return Combiner.of(manifest).left_out(scored.member_scores, scored.score)
 
 
 def _predict(loaded: _Loaded, features: Matrix, out: Vector) -> str:

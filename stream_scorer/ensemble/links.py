@@ -1,4 +1,4 @@
-"""The logit link and its inverse, computed value by value.
+"""Links, from a calibrated score to the scale on which members are combined, computed value by value.
 
 numpy's vectorised `exp` and `log` may take another path for the tail of an array than for its body; these loops
 give a value the same bits wherever it stands, which is what makes a replay independent of the batch size.
@@ -26,13 +26,30 @@ def sigmoid_of(x: float) -> float:  # pragma: no cover - compiled
 
 
 @njit(cache=True, nogil=True, fastmath=False, inline="always")
-def logit_of(p: float) -> float:  # pragma: no cover - compiled
-    """log(p / (1 - p)) with p clipped to [EPSILON, 1 - EPSILON]. NaN stays NaN."""
+def clipped(p: float) -> float:  # pragma: no cover - compiled
+    """p within [EPSILON, 1 - EPSILON]. NaN stays NaN."""
     if p < EPSILON:
         p = EPSILON
     elif p > 1.0 - EPSILON:
         p = 1.0 - EPSILON
+    return p
+
+
+@njit(cache=True, nogil=True, fastmath=False, inline="always")
+def logit_of(p: float) -> float:  # pragma: no cover - compiled
+    """log(p / (1 - p)) with p clipped to [EPSILON, 1 - EPSILON]. NaN stays NaN."""
+    p = clipped(p)
     return math.log(p / (1.0 - p))
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def rank_of(p: float, ordered: NDArray[np.float64], first: int, end: int) -> float:  # pragma: no cover - compiled
+    """The share of the ascending ``ordered[first:end]`` below p, those equal to it counted half. NaN stays NaN."""
+    if math.isnan(p):
+        return p
+    below = first + np.searchsorted(ordered[first:end], p, "left")
+    upto = first + np.searchsorted(ordered[first:end], p, "right")
+    return 0.5 * ((below - first) + (upto - first)) / (end - first)
 
 
 @njit(cache=True, nogil=True, fastmath=False)

@@ -14,7 +14,7 @@ import hashlib
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -28,6 +28,13 @@ MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 MAX_MEMBER_BYTES = 256 * 1024 * 1024
 MAX_SELF_TEST_ROWS = 64
 MAX_BINS = 20
+# Reference scores kept of a member for its ranks: a step of 0.1 %.
+MAX_RANKS = 1_000
+# Beyond, the 2^n coalitions of a median cost more than the members themselves.
+MAX_ENUMERATED = 10
+
+Link = Literal["logit", "probability", "rank"]
+LINKS: tuple[Link, ...] = get_args(Link)
 
 # Patterns end with \Z: `$` would let a line feed through.
 MemberFormat = Literal["lightgbm-text", "xgboost-ubj", "dense-json"]
@@ -78,6 +85,30 @@ class Isotonic(Part, frozen=True, tag_field="kind", tag="isotonic"):
 Calibrator = NoCalibrator | Platt | Isotonic
 
 
+class WeightedMean(Part, frozen=True, tag_field="kind", tag="weighted_mean"):
+    """The mean, by the weights of those present."""
+
+
+class Median(Part, frozen=True, tag_field="kind", tag="median"):
+    """The median of those present that have a weight; how much makes no difference."""
+
+
+class TrimmedMean(Part, frozen=True, tag_field="kind", tag="trimmed_mean"):
+    """The plain mean of those that have a weight, without ``floor(share * k)`` of the k present at either end."""
+
+    share: Annotated[float, Meta(ge=0.0, lt=0.5)]
+
+
+class Stacking(Part, frozen=True, tag_field="kind", tag="stacking"):
+    """``intercept + sum(coefficient * value)``; while a member with weight is missing, the weighted mean instead."""
+
+    intercept: float
+    coefficients: Annotated[list[float], Meta(min_length=1, max_length=32)]
+
+
+How = WeightedMean | Median | TrimmedMean | Stacking
+
+
 class MemberSpec(Part, frozen=True):
     """One member: its file, what it reads, how its output becomes a calibrated probability, and its weight.
 
@@ -87,7 +118,9 @@ class MemberSpec(Part, frozen=True):
         preprocess: one entry per input. `preprocess_sha256` is its own digest, so that a changed imputation or scale
             shows as a change even where the model file is the same.
         weight: not necessarily normalised; the share of the total is what counts.
-        logit_mean: mean calibrated logit over the reference rows; contributions are measured from it.
+        baseline: mean over the reference rows of its calibrated score on the scale of the link; contributions are
+            measured from it.
+        ranks: for the link `rank`, its calibrated scores on the reference rows, or an even choice of them, ascending.
     """
 
     name: MemberName
@@ -100,7 +133,8 @@ class MemberSpec(Part, frozen=True):
     preprocess_sha256: Sha256
     calibrator: Calibrator
     weight: Annotated[float, Meta(ge=0.0)]
-    logit_mean: float
+    baseline: float
+    ranks: Annotated[list[Share], Meta(max_length=MAX_RANKS)] = []
 
 
 class Thresholds(Part, frozen=True):
@@ -149,6 +183,7 @@ class Manifest(Part, frozen=True, kw_only=True):
 
     Attributes:
         features: the feature vector's names, in order; `Ensemble.score` takes matrices of these columns.
+        combiner, link: how members are combined, and on which scale; see `stream_scorer.ensemble.combine`.
         quorum: smallest share of the original weight that must be present for a score to stand.
         final_calibrator: g, strictly monotone: a mean of calibrated logits is not itself calibrated.
         reference_profile: series by name: each feature, ``member:<name>`` (calibrated scores) and ``score``.
@@ -161,8 +196,8 @@ class Manifest(Part, frozen=True, kw_only=True):
     spec_hash: Sha256
     feature_hash: Sha256
     features: Annotated[list[str], Meta(min_length=1, max_length=4096)]
-    combiner: Literal["weighted_logit_mean"] = "weighted_logit_mean"
-    link: Literal["logit"] = "logit"
+    combiner: How = WeightedMean()
+    link: Link = "logit"
     members: Annotated[list[MemberSpec], Meta(min_length=1, max_length=32)]
     final_calibrator: NoCalibrator | Platt
     thresholds: Thresholds
@@ -175,6 +210,15 @@ class Manifest(Part, frozen=True, kw_only=True):
     def member_names(self) -> list[str]:
         """Names of the members, in the order in which they are summed."""
         return [member.name for member in self.members]
+
+    @property
+    def formula(self) -> str:
+        """How members are combined, for people: "weighted mean of logits"."""
+        how, of = self.combiner, {"logit": "logits", "probability": "probabilities", "rank": "ranks"}[self.link]
+        if isinstance(how, TrimmedMean):
+            return f"mean of {of}, {how.share:.0%} trimmed at either end"
+        name = {WeightedMean: "weighted mean", Median: "median", Stacking: "stacking"}[type(how)]
+        return f"{name} of {of}"
 
 
 def series_names(manifest: Manifest) -> list[str]:
@@ -272,10 +316,29 @@ def check_manifest(manifest: Manifest) -> None:
         _check_member(member, known, f"members[{index}] ({member.name})")
     if sum(member.weight for member in manifest.members) <= 0.0:
         raise ArtifactError("members: no member has a weight above 0")
+    check_combiner(manifest)
     if manifest.thresholds.review > manifest.thresholds.block:
         raise ArtifactError("thresholds: review is above block")
     _check_profile(manifest)
     _check_self_test(manifest)
+
+
+def check_combiner(manifest: Manifest) -> None:
+    """Raise `ArtifactError` unless combiner, link and members go together."""
+    how, members = manifest.combiner, manifest.members
+    voting = sum(member.weight > 0.0 for member in members)
+    if isinstance(how, Median | TrimmedMean) and voting > MAX_ENUMERATED:
+        raise ArtifactError(f"combiner: {manifest.formula} of {voting} members, at most {MAX_ENUMERATED} are possible")
+    if isinstance(how, Stacking):
+        if len(how.coefficients) != len(members):
+            raise ArtifactError(f"combiner: {len(how.coefficients)} coefficients for {len(members)} members")
+        if manifest.link != "logit":
+            raise ArtifactError(f"combiner: stacking of {manifest.link}s may leave [0, 1]; its link is logit")
+    for member in members:
+        if (manifest.link == "rank") != bool(member.ranks):
+            raise ArtifactError(f"member {member.name!r}: ranks go with the link rank, and with no other")
+        if any(b < a for a, b in pairwise(member.ranks)):
+            raise ArtifactError(f"member {member.name!r}: ranks are not ascending")
 
 
 def _check_member(member: MemberSpec, known: set[str], path: str) -> None:

@@ -327,7 +327,7 @@ def _log_run(client: MlflowClient, directory: Path, name: str, manifest: Manifes
             "spec": manifest.spec_name,
             "spec_hash": manifest.spec_hash,
             "feature_hash": manifest.feature_hash,
-            "combiner": manifest.combiner,
+            "combiner": manifest.formula,
             "rows": training.rows,
             "positives": training.positives,
             "data_sha256": training.data_sha256,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.manifest import Platt
+from stream_scorer.ensemble.manifest import Platt, Stacking
 
 # No member is silenced altogether: one without weight costs as much to run and can neither be watched nor stand in
 # when another is down.
@@ -64,6 +64,27 @@ def fit_weights(logits: NDArray[np.float64], label: NDArray[np.bool_], most: flo
     )
     v = found.x[:members]
     return np.asarray(v / v.sum(), np.float64)
+
+
+def fit_stacking(logits: NDArray[np.float64], label: NDArray[np.bool_]) -> Stacking:
+    """Logistic regression of labels ``(n,)`` on calibrated logits ``(n, m)``, by `_RIDGE` pulled towards their mean.
+
+    No coefficient is below 0: a member that finds a transaction more suspicious must not lower its score.
+    """
+    from scipy.optimize import minimize
+
+    y, members = label.astype(np.float64), logits.shape[1]
+
+    def loss(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = logits @ theta[:members] + theta[members]
+        residual, spread = _probability(z) - y, theta[:members] - 1.0 / members
+        gradient = np.append(residual @ logits + 2 * _RIDGE * spread, residual.sum())
+        return (_log_loss(z, y) + _RIDGE * float(spread @ spread)) / len(y), gradient / len(y)
+
+    start = np.append(np.full(members, 1.0 / members), 0.0)
+    bounds = [(0.0, None)] * members + [(None, None)]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-12})
+    return Stacking(float(found.x[members]), [float(value) for value in found.x[:members]])
 
 
 def _probability(z: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -54,7 +54,7 @@ def member_lines(directory: Path, spec: CheckedSpec) -> list[MemberLine]:
     ]
     whole = MemberLine(
         "ensemble",
-        manifest.combiner,
+        manifest.formula,
         "",
         len(manifest.features),
         **_figures(manifest, "ensemble"),

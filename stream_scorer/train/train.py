@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.ensemble.calibrate import calibrate
-from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
+from stream_scorer.ensemble.combine import Combiner
+from stream_scorer.ensemble.compose import Draft, Outline, choose_ranks, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.links import logit, sigmoid
-from stream_scorer.ensemble.manifest import Input, Manifest, MemberFormat, Platt, Thresholds, Training
+from stream_scorer.ensemble.links import logit
+from stream_scorer.ensemble.manifest import (
+    How,
+    Input,
+    Link,
+    Manifest,
+    Median,
+    MemberFormat,
+    NoCalibrator,
+    Platt,
+    Thresholds,
+    Training,
+    TrimmedMean,
+    WeightedMean,
+)
 from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import UsageError
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.train.calibration import fit_platt, fit_weights
+from stream_scorer.train.calibration import fit_platt, fit_stacking, fit_weights
 from stream_scorer.train.dense import standardise, train_logistic, train_neural
 from stream_scorer.train.metrics import judge, judge_decisions
 from stream_scorer.train.plan import Kind, MemberPlan, plan_members
@@ -34,6 +49,9 @@ Progress = Callable[[str, int, int], None]
 
 # The heaviest member may be lost and the quorum still holds, with room for weights shifted a little by hand.
 _QUORUM_MARGIN = 0.05
+# A trimmed mean of five members leaves out the highest and the lowest.
+TRIM = 0.2
+CombinerName = Literal["weighted-mean", "median", "trimmed-mean", "stacking"]
 
 _FORMATS: dict[Kind, MemberFormat] = {
     "gbdt": "lightgbm-text",
@@ -84,6 +102,8 @@ def train_ensemble(
     name: str | None = None,
     alert_rates: AlertRates | None = None,
     clock: Clock | None = None,
+    combiner: CombinerName = "weighted-mean",
+    link: Link = "logit",
 ) -> Manifest:
     """Train five members on `features` ``(n, n_features)`` and `label` ``(n,)`` and write the ensemble to `out_dir`.
 
@@ -91,13 +111,16 @@ def train_ensemble(
     weights, final calibrator, thresholds and reference profile on the next 14 %, figures on the rest. The same rows
     and seed give the same bytes, but for the time stamp `created_at` (from `clock`).
 
+    `combiner` and `link` say how members are combined (`stream_scorer.ensemble.combine`); stacking's link is the logit.
     Thresholds are the spec's policy, or fitted to `alert_rates`. `name` is the spec's unless given.
 
     Raises:
-        UsageError: too few frauds, or a matrix of other columns than the spec's features.
+        UsageError: too few frauds, a matrix of other columns than the spec's features, or stacking on another scale.
     """
     features = np.ascontiguousarray(features, np.float64)
     _check(features, feature_names, label, event_time, spec)
+    if combiner == "stacking" and link != "logit":
+        raise UsageError(f"stacking of {link}s may leave [0, 1]: its link is logit")
     split = split_by_time(event_time, label)
     plans = plan_members(spec)
     progress = on_progress or _silent
@@ -110,8 +133,9 @@ def train_ensemble(
     rows, held = split.weights, split.holdout
     logits = np.column_stack([member.logit for member in fitted])
     weights = fit_weights(logits[rows], label[rows], 1.0 - spec.spec.policy.quorum - _QUORUM_MARGIN)
+    how = _combiner(combiner, logits[rows], label[rows])
+    combined = _combine(how, link, np.column_stack([member.score for member in fitted]), weights, rows)
     # What the scorer hands to g is the inverse link of z, clipped; the same is fitted here.
-    combined = sigmoid(logits @ weights)
     final = fit_platt(logit(combined[rows]), label[rows])
     score = calibrate(combined, final)
     thresholds = _thresholds(spec, score[rows], alert_rates)
@@ -145,11 +169,44 @@ def train_ensemble(
         thresholds=thresholds,
         quorum=spec.spec.policy.quorum,
         training=_training(features, label, event_time, spec, seed, metrics),
+        combiner=how,
+        link=link,
     )
     manifest = compose_ensemble(out_dir, outline, drafts, features[rows])
     _check_serves_the_same(out_dir, features[held], score[held])
     progress("done", steps, steps)
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Vote:
+    """A member whose score is calibrated already; no contribution is asked for, so no baseline."""
+
+    weight: float
+    ranks: list[float]
+    calibrator: NoCalibrator = field(default_factory=NoCalibrator)
+    baseline: float = 0.0
+
+
+def _combiner(name: CombinerName, logits: Matrix, label: Bools) -> How:
+    if name == "stacking":
+        return fit_stacking(logits, label)
+    plain: dict[CombinerName, How] = {
+        "weighted-mean": WeightedMean(),
+        "median": Median(),
+        "trimmed-mean": TrimmedMean(TRIM),
+    }
+    return plain[name]
+
+
+def _combine(how: How, link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> Matrix:
+    """``(n,)``: what the members' calibrated scores ``(n, m)`` come to before the final calibrator."""
+    votes = [
+        _Vote(float(weight), choose_ranks(scores[reference, index]) if link == "rank" else [])
+        for index, weight in enumerate(weights)
+    ]
+    combined: Matrix = Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5]
+    return combined
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_scorer.ensemble.combine import WeightedLogitMean
+from proofs import additivity
+from stream_scorer.ensemble.combine import Combiner
 from stream_scorer.ensemble.manifest import (
     Input,
     Isotonic,
@@ -47,7 +48,7 @@ def cases(draw: st.DrawFn) -> tuple[Manifest, np.ndarray]:
             preprocess_sha256="0" * 64,
             calibrator=draw(calibrators),
             weight=weight,
-            logit_mean=draw(st.floats(-14.0, 14.0)),
+            baseline=draw(st.floats(-14.0, 14.0)),
         )
         for index, weight in enumerate(weights)
     ]
@@ -74,7 +75,7 @@ def cases(draw: st.DrawFn) -> tuple[Manifest, np.ndarray]:
 @given(cases())
 def test_base_and_contributions_add_up_to_z(case: tuple[Manifest, np.ndarray]) -> None:
     manifest, raw = case
-    scores, weights, contributions, base, z, score, coverage = WeightedLogitMean(manifest).combine(raw)
+    scores, weights, contributions, base, z, score, coverage = Combiner.of(manifest).combine(raw)
     original = np.array([member.weight for member in manifest.members])
     missing = np.isnan(raw)
     assert np.array_equal(np.isnan(scores), missing)
@@ -95,15 +96,24 @@ def test_base_and_contributions_add_up_to_z(case: tuple[Manifest, np.ndarray]) -
 @given(cases())
 def test_leaving_out_is_scoring_with_that_member_missing(case: tuple[Manifest, np.ndarray]) -> None:
     manifest, raw = case
-    combiner = WeightedLogitMean(manifest)
+    combiner = Combiner.of(manifest)
     scores, _, _, _, _, score, _ = combiner.combine(raw)
     left_out = combiner.left_out(scores, score)
     import msgspec
 
-    unbounded = WeightedLogitMean(msgspec.structs.replace(manifest, quorum=0.0))
+    unbounded = Combiner.of(msgspec.structs.replace(manifest, quorum=0.0))
     for index in range(len(manifest.members)):
         without = raw.copy()
         without[:, index] = np.nan
         expected = np.where(np.isnan(score), np.nan, unbounded.combine(without)[5])
         expected = np.where(np.isnan(raw[:, index]), score, expected)
         assert np.allclose(left_out[:, index], expected, rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_every_combiner_equals_its_definition() -> None:
+    """The proof `additivity`, scaled down."""
+    rng = np.random.default_rng(3)
+    for _ in range(150):
+        case = additivity.make_case(rng)
+        wrong = {name: gap for name, gap in additivity.errors(case, rng).items() if not gap <= additivity.TOLERANCE}
+        assert not wrong, (wrong, case)

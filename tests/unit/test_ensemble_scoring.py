@@ -12,16 +12,23 @@ import pytest
 import xgboost
 
 from stream_scorer.ensemble.combine import decide
-from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
+from stream_scorer.ensemble.compose import Draft, Outline, choose_ranks, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble, left_out_scores
 from stream_scorer.ensemble.manifest import (
+    LINKS,
+    How,
     Input,
     Isotonic,
+    Link,
     Manifest,
+    Median,
     NoCalibrator,
     Platt,
+    Stacking,
     Thresholds,
     Training,
+    TrimmedMean,
+    WeightedMean,
     manifest_bytes,
 )
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
@@ -67,7 +74,13 @@ def drafts() -> list[Draft]:
     ]
 
 
-def compose(directory: Path, made: list[Draft] | None = None, quorum: float = 0.4) -> Manifest:
+def compose(
+    directory: Path,
+    made: list[Draft] | None = None,
+    quorum: float = 0.4,
+    combiner: How | None = None,
+    link: Link = "logit",
+) -> Manifest:
     outline = Outline(
         name="cards",
         created_at=1,
@@ -79,8 +92,63 @@ def compose(directory: Path, made: list[Draft] | None = None, quorum: float = 0.
         thresholds=Thresholds("p1", 0.3, 0.8),
         quorum=quorum,
         training=TRAINING,
+        combiner=combiner or WeightedMean(),
+        link=link,
     )
     return compose_ensemble(directory, outline, made or drafts(), reference())
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("combiner", [WeightedMean(), Median(), TrimmedMean(0.34), Stacking(0.2, [0.5, 0.7, 0.1])])
+def test_every_combiner_is_composed_loaded_and_centred_on_the_reference(
+    tmp_path: Path, combiner: How, link: Link
+) -> None:
+    if isinstance(combiner, Stacking) and link != "logit":
+        with pytest.raises(ArtifactError, match="stacking"):
+            compose(tmp_path / "e", combiner=combiner, link=link)
+        return
+    manifest = compose(tmp_path / "e", combiner=combiner, link=link)
+    ensemble = Ensemble.load(tmp_path / "e", version="1")
+    assert ensemble.manifest == manifest
+    scored = ensemble.score(reference())
+    linked = ensemble.linked(scored.member_scores)
+    assert np.nanmean(linked, axis=0) == pytest.approx([member.baseline for member in manifest.members], abs=1e-12)
+    if link == "rank":
+        assert [member.baseline for member in manifest.members] == pytest.approx([0.5] * 3, abs=0.02)
+        assert all(len(member.ranks) == 500 for member in manifest.members)
+    assert scored.base + scored.contributions.sum(axis=1) == pytest.approx(scored.z, abs=1e-9)
+    assert len(set(scored.base.tolist())) == 1
+    assert link == "logit" or ((scored.z >= 0) & (scored.z <= 1)).all()
+    # A member that is missing: somebody else decides, and scores stand.
+    alone = ensemble._combiner.combine(np.where([True, False, True], scored.member_scores, np.nan))
+    assert not np.isnan(alone[5]).any()
+
+
+def test_ranks_keep_an_even_choice_of_many_scores() -> None:
+    chosen = choose_ranks(np.random.default_rng(1).permutation(5_000) / 5_000)
+    assert len(chosen) == 1_000
+    assert chosen == sorted(chosen)
+    assert (chosen[0], chosen[-1]) == (0.0, 0.9998)
+
+
+@pytest.mark.parametrize(
+    ("combiner", "says"),
+    [
+        (Stacking(0.0, [1.0]), "1 coefficients for 3 members"),
+        (Stacking(math.nan, [1.0, 1.0, 1.0]), "not a finite number"),
+    ],
+)
+def test_a_combiner_that_does_not_fit_is_refused(tmp_path: Path, combiner: How, says: str) -> None:
+    with pytest.raises(ArtifactError, match=says):
+        compose(tmp_path / "e", combiner=combiner)
+
+
+def test_a_median_of_too_many_members_is_refused(tmp_path: Path) -> None:
+    one = drafts()[1]
+    many = [Draft(f"m{i}", one.format, one.data, one.inputs, one.preprocess, one.calibrator, 1.0) for i in range(11)]
+    with pytest.raises(ArtifactError, match="at most 10"):
+        compose(tmp_path / "e", many, combiner=Median())
+    compose(tmp_path / "e", many, combiner=WeightedMean())
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +145,21 @@ def test_thresholds_are_fitted_to_alert_rates(spec: CheckedSpec, tmp_path: Path)
     assert 0.01 < (score >= manifest.thresholds.block).mean() <= 0.02
     with pytest.raises(UsageError, match="alert rates"):
         AlertRates(0.01, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("combiner", "link"), [("stacking", "logit"), ("median", "rank"), ("trimmed-mean", "probability")]
+)
+def test_every_combiner_can_be_trained(spec: CheckedSpec, tmp_path: Path, combiner: Any, link: Any) -> None:
+    x, y, t = data()
+    manifest = train_ensemble(x, spec.features, y, t, spec, tmp_path / "e", 3, combiner=combiner, link=link)
+    assert manifest.link == link
+    assert combiner.partition("-")[0] in manifest.formula.replace("mean of", "trimmed mean of")
+    assert manifest.training.metrics["ensemble"]["average_precision"] > 0.3
+    assert manifest.training.metrics["ensemble"]["calibration_error"] < 0.04
+    if combiner == "stacking":
+        with pytest.raises(UsageError, match="stacking"):
+            train_ensemble(x, spec.features, y, t, spec, tmp_path / "no", 3, combiner=combiner, link="rank")
 
 
 def test_what_does_not_fit_is_refused_before_any_work(spec: CheckedSpec, tmp_path: Path) -> None:
