@@ -37,6 +37,13 @@ from stream_scorer.spec.load import load_spec
 @click.option("--review-rate", type=click.FloatRange(0, 1), help="Fit thresholds: share to be reviewed or blocked.")
 @click.option("--block-rate", type=click.FloatRange(0, 1), help="Fit thresholds: share to be blocked.")
 @click.option(
+    "--calibrator",
+    type=click.Choice(["platt", "isotonic", "beta"]),
+    default="platt",
+    show_default=True,
+    help="What makes probabilities of members' answers; isotonic wants many frauds.",
+)
+@click.option(
     "--combiner",
     type=click.Choice(["weighted-mean", "median", "trimmed-mean", "stacking"]),
     default="weighted-mean",
@@ -63,6 +70,7 @@ def train(
     name: str | None,
     review_rate: float | None,
     block_rate: float | None,
+    calibrator: Any,
     combiner: Any,
     link: Any,
     register_as: str | None,
@@ -90,7 +98,7 @@ def train(
     )
     manifest = train_ensemble(
         data.features, spec.features, data.label, data.event_time, spec, out, seed, progress,
-        name=name, alert_rates=rates, combiner=combiner, link=link,
+        name=name, alert_rates=rates, calibrator=calibrator, combiner=combiner, link=link,
     )  # fmt: skip
     version = None
     if register_as and tracking_uri:

@@ -12,10 +12,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.links import logit_of, sigmoid_of
-from stream_scorer.ensemble.manifest import Calibrator, Isotonic, Platt
+from stream_scorer.ensemble.links import clipped, logit_of, sigmoid_of
+from stream_scorer.ensemble.manifest import Beta, Calibrator, Isotonic, Platt
 
-NONE, PLATT, ISOTONIC = 0, 1, 2
+NONE, PLATT, ISOTONIC, BETA = range(4)
 
 
 class CalibratorTable:
@@ -24,7 +24,7 @@ class CalibratorTable:
     Attributes:
         kinds: ``(m,) int64``.
         starts: ``(m + 1,) int64``, where each one's parameters begin in `first` and `second`.
-        first, second: slope and intercept, or the knots' x and y.
+        first, second: slope and intercept; the knots' x and y; or a and b, then c.
     """
 
     def __init__(self, calibrators: Sequence[Calibrator]) -> None:
@@ -38,6 +38,10 @@ class CalibratorTable:
                 kinds.append(ISOTONIC)
                 first.extend(calibrator.x)
                 second.extend(calibrator.y)
+            elif isinstance(calibrator, Beta):
+                kinds.append(BETA)
+                first.extend([calibrator.a, calibrator.c])
+                second.extend([calibrator.b, 0.0])
             else:
                 kinds.append(NONE)
             starts.append(len(first))
@@ -77,6 +81,10 @@ def calibrate_one(
     if kind == PLATT:
         scaled: float = sigmoid_of(first[start] * logit_of(p) + second[start])
         return scaled
+    if kind == BETA:
+        p = clipped(p)
+        bent: float = sigmoid_of(first[start] * math.log(p) - second[start] * math.log1p(-p) + first[start + 1])
+        return bent
     if kind == ISOTONIC and not math.isnan(p):
         if p <= first[start]:
             return float(second[start])

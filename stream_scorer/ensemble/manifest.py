@@ -82,7 +82,15 @@ class Isotonic(Part, frozen=True, tag_field="kind", tag="isotonic"):
     y: Annotated[list[Share], Meta(min_length=1, max_length=10_000)]
 
 
-Calibrator = NoCalibrator | Platt | Isotonic
+class Beta(Part, frozen=True, tag_field="kind", tag="beta"):
+    """``sigmoid(a log(p) - b log(1 - p) + c)`` with p clipped as for Platt (Kull, Silva Filho and Flach 2017)."""
+
+    a: Annotated[float, Meta(ge=0.0)]
+    b: Annotated[float, Meta(ge=0.0)]
+    c: float
+
+
+Calibrator = NoCalibrator | Platt | Isotonic | Beta
 
 
 class WeightedMean(Part, frozen=True, tag_field="kind", tag="weighted_mean"):

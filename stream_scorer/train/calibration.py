@@ -1,11 +1,12 @@
-"""Fitting what stands between members and score: Platt calibrators and the members' weights."""
+"""Fitting what stands between members and score: calibrators, weights and stacking."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.manifest import Platt, Stacking
+from stream_scorer.ensemble.links import EPSILON
+from stream_scorer.ensemble.manifest import Beta, Isotonic, Platt, Stacking
 
 # No member is silenced altogether: one without weight costs as much to run and can neither be watched nor stand in
 # when another is down.
@@ -28,6 +29,30 @@ def fit_platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> Platt:
 
     found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[_SLOPE_BOUNDS, (None, None)])
     return Platt(slope=float(found.x[0]), intercept=float(found.x[1]))
+
+
+def fit_beta(probability: NDArray[np.float64], label: NDArray[np.bool_]) -> Beta:
+    """The a and b (not below 0) and c that minimise log loss over probabilities ``(n,)`` and labels ``(n,)``."""
+    from scipy.optimize import minimize
+
+    y, p = label.astype(np.float64), np.clip(probability, EPSILON, 1.0 - EPSILON)
+    terms = np.column_stack([np.log(p), -np.log1p(-p), np.ones(len(p))])
+
+    def loss(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = terms @ theta
+        return _log_loss(z, y), (_probability(z) - y) @ terms
+
+    bounds = [(0.0, _SLOPE_BOUNDS[1])] * 2 + [(None, None)]
+    found = minimize(loss, np.array([1.0, 1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds)
+    return Beta(*(float(value) for value in found.x))
+
+
+def fit_isotonic(probability: NDArray[np.float64], label: NDArray[np.bool_]) -> Isotonic:
+    """The ascending steps closest to labels ``(n,)`` over probabilities ``(n,)``, joined by lines."""
+    from sklearn.isotonic import IsotonicRegression
+
+    found = IsotonicRegression(y_min=0.0, y_max=1.0).fit(probability, label.astype(np.float64))
+    return Isotonic(found.X_thresholds_.tolist(), found.y_thresholds_.tolist())
 
 
 def fit_weights(logits: NDArray[np.float64], label: NDArray[np.bool_], most: float) -> NDArray[np.float64]:

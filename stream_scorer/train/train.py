@@ -18,6 +18,7 @@ from stream_scorer.ensemble.compose import Draft, Outline, choose_ranks, compose
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import logit
 from stream_scorer.ensemble.manifest import (
+    Calibrator,
     How,
     Input,
     Link,
@@ -25,7 +26,6 @@ from stream_scorer.ensemble.manifest import (
     Median,
     MemberFormat,
     NoCalibrator,
-    Platt,
     Thresholds,
     Training,
     TrimmedMean,
@@ -35,7 +35,7 @@ from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import UsageError
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.train.calibration import fit_platt, fit_stacking, fit_weights
+from stream_scorer.train.calibration import fit_beta, fit_isotonic, fit_platt, fit_stacking, fit_weights
 from stream_scorer.train.dense import standardise, train_logistic, train_neural
 from stream_scorer.train.metrics import judge, judge_decisions
 from stream_scorer.train.plan import Kind, MemberPlan, plan_members
@@ -51,6 +51,7 @@ Progress = Callable[[str, int, int], None]
 _QUORUM_MARGIN = 0.05
 # A trimmed mean of five members leaves out the highest and the lowest.
 TRIM = 0.2
+CalibratorName = Literal["platt", "isotonic", "beta"]
 CombinerName = Literal["weighted-mean", "median", "trimmed-mean", "stacking"]
 
 _FORMATS: dict[Kind, MemberFormat] = {
@@ -84,7 +85,7 @@ class _Fitted:
     plan: MemberPlan
     data: bytes
     preprocess: list[Input]
-    calibrator: Platt
+    calibrator: Calibrator
     score: Matrix
     logit: Matrix
 
@@ -104,6 +105,7 @@ def train_ensemble(
     clock: Clock | None = None,
     combiner: CombinerName = "weighted-mean",
     link: Link = "logit",
+    calibrator: CalibratorName = "platt",
 ) -> Manifest:
     """Train five members on `features` ``(n, n_features)`` and `label` ``(n,)`` and write the ensemble to `out_dir`.
 
@@ -111,7 +113,8 @@ def train_ensemble(
     weights, final calibrator, thresholds and reference profile on the next 14 %, figures on the rest. The same rows
     and seed give the same bytes, but for the time stamp `created_at` (from `clock`).
 
-    `combiner` and `link` say how members are combined (`stream_scorer.ensemble.combine`); stacking's link is the logit.
+    `calibrator` is that of the members; `combiner` and `link` say how they are combined
+    (`stream_scorer.ensemble.combine`), stacking only on the link logit.
     Thresholds are the spec's policy, or fitted to `alert_rates`. `name` is the spec's unless given.
 
     Raises:
@@ -128,7 +131,7 @@ def train_ensemble(
     fitted = []
     for index, plan in enumerate(plans):
         progress(f"training {plan.kind} on {plan.feature_set}", index, steps)
-        fitted.append(_fit_member(plan, features, list(feature_names), label, split, seed))
+        fitted.append(_fit_member(plan, features, list(feature_names), label, split, seed, calibrator))
     progress("fitting weights", len(plans), steps)
     rows, held = split.weights, split.holdout
     logits = np.column_stack([member.logit for member in fitted])
@@ -178,6 +181,14 @@ def train_ensemble(
     return manifest
 
 
+def _fit_calibrator(name: CalibratorName, probability: Matrix, label: Bools) -> Calibrator:
+    if name == "beta":
+        return fit_beta(probability, label)
+    if name == "isotonic":
+        return fit_isotonic(probability, label)
+    return fit_platt(logit(probability), label)
+
+
 @dataclass(frozen=True, slots=True)
 class _Vote:
     """A member whose score is calibrated already; no contribution is asked for, so no baseline."""
@@ -223,7 +234,15 @@ def _check(
         raise UsageError(f"features {features.shape}, labels {label.shape} and times {event_time.shape} do not fit")
 
 
-def _fit_member(plan: MemberPlan, features: Matrix, names: list[str], label: Bools, split: Split, seed: int) -> _Fitted:
+def _fit_member(
+    plan: MemberPlan,
+    features: Matrix,
+    names: list[str],
+    label: Bools,
+    split: Split,
+    seed: int,
+    calibrator_name: CalibratorName,
+) -> _Fitted:
     columns = [names.index(name) for name in plan.inputs]
     raw = np.ascontiguousarray(features[split.train][:, columns])
     dense = _FORMATS[plan.kind] == "dense-json"
@@ -232,7 +251,7 @@ def _fit_member(plan: MemberPlan, features: Matrix, names: list[str], label: Boo
     x = prepare.apply(features[split.train])
     data = _train(plan, x, label[split.train], seed)
     probability = load_member(_FORMATS[plan.kind], data, len(columns)).predict(prepare.apply(features))
-    calibrator = fit_platt(logit(probability[split.calibration]), label[split.calibration])
+    calibrator = _fit_calibrator(calibrator_name, probability[split.calibration], label[split.calibration])
     score = calibrate(probability, calibrator)
     return _Fitted(plan, data, preprocess, calibrator, score, logit(score))
 

@@ -16,6 +16,7 @@ from stream_scorer.ensemble.calibrate import calibrate
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import (
+    Beta,
     Input,
     Isotonic,
     Manifest,
@@ -341,6 +342,8 @@ def test_preprocess_imputes_then_clips_then_scales() -> None:
         Platt(12.0, 3.0),
         Isotonic([0.2, 0.4, 0.8], [0.0, 0.0, 1.0]),
         Isotonic([0.5], [0.2]),
+        Beta(0.5, 3.0, -1.0),
+        Beta(0.0, 0.0, 0.3),
     ],
     ids=str,
 )
@@ -351,6 +354,14 @@ def test_calibrators_are_monotone_stay_in_bounds_and_keep_nan(calibrator: Any) -
     assert got.min() >= 0
     assert got.max() <= 1
     assert np.isnan(calibrate(np.array([np.nan]), calibrator)).all()
+
+
+def test_beta_is_its_formula() -> None:
+    p = np.array([0.01, 0.3, 0.9])
+    z = 0.5 * np.log(p) - 3.0 * np.log(1 - p) - 1.0
+    assert calibrate(p, Beta(0.5, 3.0, -1.0)) == pytest.approx(1 / (1 + np.exp(-z)), abs=1e-14)
+    # With a equal to b it is Platt's.
+    assert calibrate(p, Beta(2.0, 2.0, 0.4)) == pytest.approx(calibrate(p, Platt(2.0, 0.4)), abs=1e-14)
 
 
 def test_isotonic_interpolates_between_its_knots() -> None:

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stream_scorer.ensemble.calibrate import calibrate
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import logit, sigmoid
-from stream_scorer.ensemble.manifest import manifest_bytes
+from stream_scorer.ensemble.manifest import Beta, manifest_bytes
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import UsageError
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.train.calibration import MIN_WEIGHT, fit_platt, fit_weights
+from stream_scorer.train.calibration import MIN_WEIGHT, fit_beta, fit_isotonic, fit_platt, fit_stacking, fit_weights
 from stream_scorer.train.dense import standardise
 from stream_scorer.train.metrics import judge
 from stream_scorer.train.plan import feature_sets, plan_members
@@ -204,6 +205,33 @@ def test_platt_finds_the_truth_it_was_made_from() -> None:
     found = fit_platt(z, label)
     assert found.slope == pytest.approx(0.7, abs=0.03)
     assert found.intercept == pytest.approx(0.5, abs=0.06)
+
+
+def test_beta_finds_the_truth_it_was_made_from() -> None:
+    random = np.random.default_rng(3)
+    p = random.beta(1, 4, 200_000)
+    label = random.random(len(p)) < calibrate(p, Beta(0.6, 1.7, -0.5))
+    found = fit_beta(p, label)
+    assert (found.a, found.b, found.c) == pytest.approx((0.6, 1.7, -0.5), abs=0.1)
+
+
+def test_isotonic_follows_any_ascending_shape_and_never_descends() -> None:
+    random = np.random.default_rng(3)
+    p = random.random(50_000)
+    found = fit_isotonic(p, random.random(len(p)) < np.where(p < 0.5, 0.1, 0.7))
+    assert calibrate(np.array([0.1, 0.4, 0.6, 0.9]), found) == pytest.approx([0.1, 0.1, 0.7, 0.7], abs=0.05)
+    assert found.y == sorted(found.y)
+
+
+def test_stacking_believes_who_knows_and_nobody_backwards() -> None:
+    random = np.random.default_rng(4)
+    truth = random.normal(-2, 2, 20_000)
+    label = random.random(len(truth)) < sigmoid(truth)
+    members = np.column_stack([truth + random.normal(size=len(truth)), random.normal(size=len(truth)), -truth])
+    found = fit_stacking(members, label)
+    assert found.coefficients[0] > 0.5
+    assert found.coefficients[1] < 0.1
+    assert found.coefficients[2] == 0.0
 
 
 def test_weights_prefer_who_knows_and_keep_their_bounds() -> None:
