@@ -18,6 +18,7 @@ PROOFS = {
     "garbage": "bad input is dead-lettered with code and path, the rest is scored",
     "additive": "contributions add up to z, z gives the score, members equal their own libraries",
     "additivity": "every combiner: contributions equal Shapley values by enumeration and add up to z",
+    "member-faults": "a member that fails, hangs or holds the lock costs its own part of scores and no more",
     "usage": "wrong usage gives one readable message and the exit code of the contract",
     "replay-thin": "a replay gives the scores and contributions that were served, and touches nothing live",
     "monitor-thin": "windows equal an offline recomputation; FPR bounds contain the hidden truth",

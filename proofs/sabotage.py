@@ -55,14 +55,63 @@ def bend_contributions() -> None:
     """One member's contribution is off by a millionth."""
     from stream_scorer.ensemble.ensemble import Ensemble
 
-    score = Ensemble.score
+    combine = Ensemble.combine
 
-    def bent(self: Any, features: Any) -> Any:
-        scored = score(self, features)
+    def bent(self: Any, answers: Any) -> Any:
+        scored = combine(self, answers)
         scored.contributions[:, 0] += 1e-6
         return scored
 
-    Ensemble.score = bent  # type: ignore[method-assign]
+    Ensemble.combine = bent  # type: ignore[method-assign]
+
+
+def put_a_faulty_member() -> None:
+    """The XGBoost member does what the file named by FAULT says; see the proof `member-faults`."""
+    import ctypes
+    import os
+    import time
+    from pathlib import Path
+
+    import numpy as np
+
+    from stream_scorer.ensemble import ensemble
+
+    load, path = ensemble.load_member, Path(os.environ["FAULT"])
+
+    class Faulty:
+        def __init__(self, member: Any) -> None:
+            self._member = member
+
+        def predict(self, inputs: Any) -> Any:
+            fault, n = path.read_text(), len(inputs)
+            if fault == "raises":
+                raise RuntimeError("as the proof wants")
+            if fault == "hangs":
+                time.sleep(8)
+            if fault == "slow":
+                time.sleep(0.5)
+            if fault == "holds-the-lock":
+                ctypes.PyDLL(None).sleep(3_600)
+            answers = {
+                "says-nan": np.full(n, np.nan),
+                "another-shape": np.zeros((n, 2)),
+                "out-of-range": np.full(n, 7.0),
+            }
+            return answers.get(fault, self._member.predict(inputs))
+
+    def load_faulty(kind: Any, data: bytes, n_inputs: int) -> Any:
+        member = load(kind, data, n_inputs)
+        return Faulty(member) if kind == "xgboost-ubj" else member
+
+    ensemble.load_member = load_faulty  # type: ignore[assignment]
+
+
+def put_a_faulty_member_unguarded() -> None:
+    """The same, and nobody is kept apart: every member is asked always, and waited for."""
+    from stream_scorer import app
+
+    put_a_faulty_member()
+    app.make_guard = lambda *_: None  # type: ignore[assignment, return-value]
 
 
 def miscount_summaries() -> None:
@@ -128,6 +177,8 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "count-duplicates": count_duplicates,
     "drop-bad": drop_bad_records,
     "bend-contributions": bend_contributions,
+    "faulty-member": put_a_faulty_member,
+    "faulty-member-unguarded": put_a_faulty_member_unguarded,
     "miscount-summaries": miscount_summaries,
     "lose-entries": lose_entries,
     "forget-in-flight": forget_in_flight,

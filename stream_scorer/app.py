@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import hashlib
 import logging
 import signal
 import threading
@@ -13,6 +15,8 @@ from types import FrameType
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.guard import Guard
+from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.errors import SettingsError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.rows import LAYOUT_VERSION
@@ -95,11 +99,12 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     ensemble = load_serving_ensemble(settings, checked)
     metrics.set(m.SERVING, 1, ensemble.name, ensemble.version)
     _log.info("serving %s %s (%s)", ensemble.name, ensemble.version, ensemble.digest[:12])
+    guard = make_guard(settings, ensemble)
     publisher = Publisher(topics, ensemble, checked, SystemClock())
     processor: Processor
 
     enrich = Enrich(engine, store, lambda: processor.committer.in_flight(), lambda error: processor.state_lost(error))
-    stages: list[Stage] = [Decode(checked), enrich, Scoring(ensemble, checked, metrics)]
+    stages: list[Stage] = [Decode(checked), enrich, Scoring(ensemble, checked, metrics, guard)]
 
     def rebuild(committed: dict[SourcePartition, int], on_progress: Callable[[int, int], None]) -> Rebuild:
         log = RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-rebuild")
@@ -109,6 +114,22 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
         settings, topics, inputs, stages, publisher.publish, store, rebuild, metrics, checked.spec.transaction.time
     )
     return processor
+
+
+def make_guard(settings: Settings, ensemble: Ensemble) -> Guard:
+    """What keeps members apart, with its watchdog."""
+    budget_ms, limit_s = settings["scorer.member_budget_ms"], settings["scorer.member_limit_s"]
+    if budget_ms < 10:
+        raise SettingsError(f"scorer.member_budget_ms = {budget_ms}: at least 10")
+    if limit_s and limit_s * 1_000 <= budget_ms:
+        raise SettingsError(f"scorer.member_limit_s = {limit_s}: more than scorer.member_budget_ms, or 0")
+    watchdog = None
+    if limit_s:
+        name = f"{settings['scorer.group']}-{settings['scorer.instance']}"
+        path = Path(settings["cache.dir"]).expanduser() / "watch" / hashlib.sha256(name.encode()).hexdigest()[:16]
+        watchdog = Watchdog(path, ensemble.digest, limit_s=limit_s)
+        atexit.register(watchdog.close)
+    return Guard(ensemble, SystemClock(), budget_s=budget_ms / 1_000, watchdog=watchdog)
 
 
 def make_passthrough(settings: Settings, metrics: m.Metrics) -> Processor:

@@ -52,6 +52,8 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting("scorer.start", "Where a new group starts scoring.", "earliest", choices=("earliest", "latest")),
     Setting("scorer.batch", "Most records in a micro-batch.", 1024, int),
     Setting("scorer.pace_ms", "Least time from one batch to the next, in milliseconds.", 20, int),
+    Setting("scorer.member_budget_ms", "Most time of one member for one batch, in milliseconds.", 1_000, int),
+    Setting("scorer.member_limit_s", "Seconds until a member that hangs is ended with the scorer; 0: never.", 10, int),
     Setting("cache.dir", "Where downloaded models are kept.", "~/.cache/stream-scorer"),
     Setting("metrics.host", "Interface of /metrics, /healthz and /readyz.", "127.0.0.1"),
     Setting("metrics.port", "Port of /metrics, /healthz and /readyz; 0 takes a free one, -1 none.", 9464, int),

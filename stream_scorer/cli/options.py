@@ -29,6 +29,8 @@ _FLAGS = {
     "scorer.start": "--start",
     "scorer.batch": "--batch",
     "scorer.pace_ms": "--pace-ms",
+    "scorer.member_budget_ms": "--member-budget-ms",
+    "scorer.member_limit_s": "--member-limit-s",
     "cache.dir": "--cache",
     "metrics.host": "--metrics-host",
     "metrics.port": "--metrics-port",

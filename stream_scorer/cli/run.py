@@ -27,6 +27,8 @@ from stream_scorer.settings import Settings
     "scorer.start",
     "scorer.batch",
     "scorer.pace_ms",
+    "scorer.member_budget_ms",
+    "scorer.member_limit_s",
     "cache.dir",
     "metrics.host",
     "metrics.port",

@@ -57,6 +57,20 @@ class Scored:
 
 
 @dataclass(slots=True, frozen=True)
+class Answer:
+    """What one member says of n rows: `raw` ``(n,)`` probabilities, NaN where missing, why, and how long it took."""
+
+    raw: Vector
+    reason: str
+    seconds: float
+
+    @classmethod
+    def none(cls, rows: int, reason: str) -> Answer:
+        """Nothing, for `reason`."""
+        return cls(np.full(rows, np.nan), reason, 0.0)
+
+
+@dataclass(slots=True, frozen=True)
 class _Loaded:
     name: str
     member: Member
@@ -113,19 +127,27 @@ class Ensemble:
         Raises:
             ValueError: the matrix does not have the manifest's columns.
         """
+        features = self.checked(features)
+        return self.combine([self.ask(index, features) for index in range(len(self._members))])
+
+    def checked(self, features: Matrix) -> Matrix:
+        """`features` as members take them. Raises `ValueError`, see `score`."""
         features = np.ascontiguousarray(features, np.float64)
         if features.ndim != 2 or features.shape[1] != len(self.feature_names):
             raise ValueError(f"a matrix of shape {features.shape} for {len(self.feature_names)} features")
-        rows = features.shape[0]
-        raw = np.empty((rows, len(self._members)), np.float64)
-        seconds = np.zeros(len(self._members), np.float64)
-        failures: dict[str, str] = {}
-        for index, loaded in enumerate(self._members):
-            started = time.perf_counter()
-            reason = _predict(loaded, features, raw[:, index])
-            seconds[index] = time.perf_counter() - started
-            if reason:
-                failures[loaded.name] = reason
+        return features
+
+    def ask(self, index: int, features: Matrix) -> Answer:
+        """What the member at `index` says of `checked` features. Never raises: see `score`."""
+        raw, started = np.empty(len(features), np.float64), time.perf_counter()
+        reason = _predict(self._members[index], features, raw)
+        return Answer(raw, reason, time.perf_counter() - started)
+
+    def combine(self, answers: Sequence[Answer]) -> Scored:
+        """Scores of what the members say, in manifest order."""
+        raw = np.column_stack([answer.raw for answer in answers])
+        seconds = np.array([answer.seconds for answer in answers])
+        failures = {name: a.reason for name, a in zip(self.member_names, answers, strict=True) if a.reason}
         member_scores, weights, contributions, base, z, score, coverage = self._combiner.combine(raw)
         return Scored(member_scores, weights, contributions, base, z, score, coverage, failures, seconds)
 

@@ -64,6 +64,12 @@ MEMBER_FAILURES = Metric(
     "Micro-batches in which a member gave no usable score.",
     ("member",),
 )
+MEMBER_BREAKER = Metric(
+    "gauge",
+    "stream_scorer_member_breaker",
+    "0: the member is asked; 1: on trial; 2: left alone for a while.",
+    ("member",),
+)
 SERVING = Metric(
     "gauge", "stream_scorer_serving_info", "1 for the ensemble version that serves.", ("ensemble", "version")
 )
@@ -84,6 +90,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     STAGE_SECONDS,
     MEMBER_SECONDS,
     MEMBER_FAILURES,
+    MEMBER_BREAKER,
     SERVING,
 )
 

@@ -6,25 +6,30 @@ import numpy as np
 
 from stream_scorer.ensemble.combine import decide
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.observability.metrics import MEMBER_FAILURES, MEMBER_SECONDS, Metrics
+from stream_scorer.ensemble.guard import Guard
+from stream_scorer.observability.metrics import MEMBER_BREAKER, MEMBER_FAILURES, MEMBER_SECONDS, Metrics
 from stream_scorer.pipeline.batch import Decided, MicroBatch
 from stream_scorer.spec.model import CheckedSpec
 
 
 class Scoring:
-    """See the module. The thresholds are the manifest's, the fallback decision is the spec's."""
+    """See the module. The thresholds are the manifest's, the fallback decision is the spec's.
+
+    `guard` keeps members apart in live scoring; without one everybody is asked always.
+    """
 
     name = "score"
 
-    def __init__(self, ensemble: Ensemble, checked: CheckedSpec, metrics: Metrics) -> None:
+    def __init__(self, ensemble: Ensemble, checked: CheckedSpec, metrics: Metrics, guard: Guard | None = None) -> None:
         self._ensemble = ensemble
         self._fallback = checked.spec.policy.fallback
         self._metrics = metrics
+        self._guard = guard
 
     def process(self, batch: MicroBatch) -> None:
         """Set `batch.decided`."""
         assert batch.enriched is not None
-        scored = self._ensemble.score(batch.enriched.matrix)
+        scored = (self._guard or self._ensemble).score(batch.enriched.matrix)
         thresholds = self._ensemble.manifest.thresholds
         decision = decide(scored.score, thresholds.review, thresholds.block, self._fallback)
         members = len(self._ensemble.member_names)
@@ -36,3 +41,6 @@ class Scoring:
             self._metrics.count(MEMBER_SECONDS, seconds, name)
         for name in scored.failures:
             self._metrics.count(MEMBER_FAILURES, 1, name)
+        if self._guard is not None:
+            for name, state in self._guard.states.items():
+                self._metrics.set(MEMBER_BREAKER, state, name)

@@ -1,0 +1,158 @@
+"""member-faults: whatever one member does, every transaction is scored once, says who was missing, and recovers.
+
+On a real Kafka and Redis one of the five members (`proofs/sabotage.py` puts another in its place) raises, answers NaN,
+another shape, or out of range, takes longer than its budget, hangs and lets others run, and hangs holding the
+interpreter lock, one after the other. Every time its breaker opens, scores go on without it and say so; when it behaves
+again, it is tried, trusted, and scores are whole. A hang that holds the lock ends the scorer; the one that is started
+next begins without that member.
+
+`N` is the number of transactions of each phase, a faulty and a healthy one a fault.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import msgspec
+import numpy as np
+
+from proofs.kit import (
+    Context,
+    Result,
+    Scorer,
+    publish,
+    read_topic,
+    services,
+    train_cards,
+    wait_drained,
+    wait_until,
+)
+from stream_scorer.clock import SystemClock
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Contribution, Score
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_values
+from stream_scorer.simulate.generate import generate
+
+N = 2_000
+FAULTS = ("raises", "says-nan", "another-shape", "out-of-range", "slow", "hangs", "holds-the-lock")
+MEMBER = "xgb"
+FLAG = f"member:{MEMBER}"
+BUDGET_MS, LIMIT_S = 200, 2
+# Enough batches for a breaker to count, few enough records in each.
+_BATCH, _TRIAL = 64, 100
+_PATIENCE_S = 90.0
+NOT_ASKED, TRUSTED = f"member {MEMBER} is not asked", f"member {MEMBER} is trusted again"
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    n = context.n or N
+    faults = FAULTS if not context.broken else FAULTS[:1]
+    result = Result()
+    train_cards(context.folder, seed=context.seed, transactions=30_000)
+    keys, values = _input(context.seed, (2 * n + 200 * _TRIAL) * len(faults))
+    flag = context.folder / "fault"
+    topics, sent = Topics(), 0
+    phase: dict[int, str] = {}
+    with services("kafka", "redis") as (_stack, at):
+        bootstrap = str(at.kafka)
+        scorer = Scorer(
+            context.folder,
+            at,
+            instance="scorer",
+            ensemble=context.folder / "ensemble",
+            arguments=[
+                "--batch", str(_BATCH), "--cache", str(context.folder / "cache"),
+                "--member-budget-ms", str(BUDGET_MS), "--member-limit-s", str(LIMIT_S),
+            ],
+            sabotage="faulty-member-unguarded" if context.broken else "faulty-member",
+            environment={"FAULT": str(flag)},
+        )  # fmt: skip
+
+        def send(count: int, name: str) -> None:
+            nonlocal sent
+            publish(bootstrap, topics.transactions, keys[sent : sent + count], values[sent : sent + count])
+            phase.update(dict.fromkeys(range(sent, sent + count), name))
+            sent += count
+
+        def told(what: str) -> int:
+            return scorer.log.read_text().count(what)
+
+        flag.write_text("well")
+        scorer.start()
+        try:
+            # Its self-test would refuse a member that does not score as it did.
+            send(_TRIAL, "at first")
+            wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
+            for fault in faults:
+                opened, trusted = told(NOT_ASKED), told(TRUSTED)
+                flag.write_text(fault)
+                send(n, fault)
+                if fault == "holds-the-lock":
+                    wait_until("the watchdog ends the scorer", lambda: not scorer.running, _PATIENCE_S)
+                    flag.write_text("well")
+                    scorer.start()
+                wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
+                result.check(f"{fault}: its breaker opens", told(NOT_ASKED) > opened)
+                flag.write_text("well")
+                deadline = time.monotonic() + (_PATIENCE_S if not context.broken else 15.0)
+                while told(TRUSTED) == trusted and time.monotonic() < deadline:
+                    send(_TRIAL, f"{fault}, recovering")
+                    time.sleep(0.5)
+                result.check(f"{fault}: it is trusted again", told(TRUSTED) > trusted)
+                wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
+                send(n, f"{fault}, recovered")
+                wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
+                context.say(f"{fault}: opened and closed again")
+            result.check("SIGTERM ends the scorer with exit 0 in 10 s", scorer.stop(10) == 0)
+        finally:
+            scorer.close()
+        scores = read_topic(bootstrap, topics.scores).decode(Score)
+        contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
+    place = {_event_id(value): index for index, value in enumerate(values[:sent])}
+    _check(result, faults, [phase[place[s.event_id]] for s in scores], scores, contributions)
+    result.check("every transaction is scored once", Counter(s.event_id for s in scores) == Counter(place.keys()))
+    return result
+
+
+def _check(
+    result: Result, faults: tuple[str, ...], phases: list[str], scores: list[Score], contributions: list[Contribution]
+) -> None:
+    lineage = {c.event_id: c for c in contributions}
+    flagged: Counter[str] = Counter()
+    unlike = incomplete = 0
+    for name, score in zip(phases, scores, strict=True):
+        c = lineage[score.event_id]
+        gone = next(m.score is None for m in c.members if m.name == MEMBER)
+        flagged[name] += FLAG in score.degraded
+        unlike += gone != (FLAG in score.degraded) or (gone != (score.coverage < 1.0))
+        if c.z is None or c.base is None or abs(c.base + sum(m.contribution for m in c.members) - c.z) > 1e-9:
+            incomplete += 1
+    total = Counter(phases)
+    result.figures["scores"] = len(scores)
+    result.figures["without_the_member"] = {fault: f"{flagged[fault]} of {total[fault]}" for fault in faults}
+    result.figures["longest_pause_ms"] = {fault: _longest_pause(phases, scores, fault) for fault in faults}
+    result.check("a score says that the member is missing if and only if it is", unlike == 0)
+    result.check("every score stands and adds up", incomplete == 0)
+    for fault in faults:
+        # The lock is held from the first batch on; what is scored with the fault is scored by the next scorer.
+        result.check(f"{fault}: scores go on without the member", flagged[fault] > 0.9 * total[fault])
+        result.check(f"{fault}: scores are whole afterwards", flagged[f"{fault}, recovered"] == 0)
+
+
+def _longest_pause(phases: list[str], scores: list[Score], fault: str) -> int:
+    """The longest time between two scores of the phase, ms; a figure, not a promise."""
+    at = np.sort([s.scored_at for name, s in zip(phases, scores, strict=True) if name == fault])
+    return int(np.diff(at).max(initial=0))
+
+
+def _input(seed: int, n: int) -> tuple[list[bytes], list[bytes]]:
+    config = SimulationConfig(seed=seed, customers=max(n // 60, 50), days=None, transactions=n)
+    transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
+    return encode_keys(transactions.customer_id), encode_values(transactions)
+
+
+def _event_id(value: bytes) -> str:
+    return str(msgspec.json.decode(value)["event_id"])

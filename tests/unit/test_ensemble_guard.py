@@ -1,0 +1,219 @@
+"""Members that fail, hang and come back: scores go on without them, and with them when they can be trusted again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stream_scorer.ensemble.breaker import FAILURES, LONGEST_PAUSE_S, PAUSE_S, TRIALS, Breaker, State
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.guard import RESTING, Guard
+from stream_scorer.ensemble.watchdog import Watchdog
+from tests.unit.test_ensemble_scoring import compose, reference
+
+ROWS = reference(64)
+
+
+class Clock:
+    now = 100.0
+
+    def now_ms(self) -> int:
+        return 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Odd:
+    """A member in the place of another, that does what a test wants."""
+
+    def __init__(self, member: Any) -> None:
+        self._member = member
+        self.calls = 0
+        self.does: Callable[[np.ndarray], np.ndarray] = member.predict
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return self.does(inputs)
+
+    def behave(self) -> None:
+        self.does = self._member.predict
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[tuple[Guard, Odd, Clock, Ensemble]]:
+    compose(tmp_path / "e")
+    ensemble, plain = (Ensemble.load(tmp_path / "e", version="1") for _ in range(2))
+    odd = Odd(ensemble._members[1].member)
+    object.__setattr__(ensemble._members[1], "member", odd)
+    clock = Clock()
+    yield Guard(ensemble, clock, budget_s=0.1), odd, clock, plain
+    odd.behave()
+
+
+def without_the_second(plain: Ensemble) -> np.ndarray:
+    answers = [plain.ask(index, ROWS) for index in range(3)]
+    answers[1] = type(answers[1]).none(len(ROWS), "gone")
+    return plain.combine(answers).score
+
+
+def raises(_inputs: np.ndarray) -> np.ndarray:
+    raise RuntimeError("no")
+
+
+FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "raises": raises,
+    "says NaN": lambda x: np.full(len(x), np.nan),
+    "answers another shape": lambda x: np.zeros((len(x), 2)),
+    "is out of range": lambda x: np.full(len(x), 1.5),
+}
+
+
+def test_healthy_members_score_as_without_a_guard(world: tuple[Guard, Odd, Clock, Ensemble]) -> None:
+    guard, _, _, plain = world
+    for _ in range(3):
+        scored = guard.score(ROWS)
+        assert np.array_equal(scored.score, plain.score(ROWS).score)
+        assert not scored.failures
+    assert set(guard.states.values()) == {State.CLOSED}
+    with pytest.raises(ValueError, match="features"):
+        guard.score(ROWS[:, :2])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_member_that_fails_is_left_alone_tried_and_trusted_again(
+    world: tuple[Guard, Odd, Clock, Ensemble], fault: str
+) -> None:
+    guard, odd, clock, plain = world
+    odd.does = FAULTS[fault]
+    for call in range(FAILURES + 3):
+        scored = guard.score(ROWS)
+        assert np.array_equal(scored.score, without_the_second(plain))
+        assert np.isnan(scored.member_scores[:, 1]).all()
+        assert (scored.failures["two"] == RESTING) == (call >= FAILURES)
+    assert odd.calls == FAILURES
+    assert guard.states["two"] is State.OPEN
+    clock.now += PAUSE_S
+    guard.score(ROWS)  # on trial, and fails: a longer pause
+    assert odd.calls == FAILURES + 1
+    clock.now += PAUSE_S
+    guard.score(ROWS)
+    assert odd.calls == FAILURES + 1
+    odd.behave()
+    clock.now += PAUSE_S
+    for _ in range(TRIALS):
+        assert guard.score(ROWS).failures == {}
+    assert guard.states["two"] is State.CLOSED
+    assert np.array_equal(guard.score(ROWS).score, plain.score(ROWS).score)
+
+
+def test_a_member_that_does_not_come_back_is_left_behind(world: tuple[Guard, Odd, Clock, Ensemble]) -> None:
+    guard, odd, clock, plain = world
+    release = threading.Event()
+
+    def hangs(inputs: np.ndarray) -> np.ndarray:
+        release.wait(20)
+        return np.zeros(len(inputs))
+
+    odd.does = hangs
+    scored = guard.score(ROWS)
+    assert np.array_equal(scored.score, without_the_second(plain))
+    assert "longer than 0.1 s" in scored.failures["two"]
+    assert guard.states["two"] is State.OPEN
+    clock.now += 10 * LONGEST_PAUSE_S  # not asked while its last call is still out, however long that takes
+    assert guard.score(ROWS).failures == {"two": RESTING}
+    assert odd.calls == 1
+    odd.behave()
+    release.set()
+    deadline = time.monotonic() + 10
+    while guard.score(ROWS).failures and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert np.array_equal(guard.score(ROWS).score, plain.score(ROWS).score)
+
+
+def test_a_few_rows_without_an_answer_open_nothing(world: tuple[Guard, Odd, Clock, Ensemble]) -> None:
+    guard, odd, _, _ = world
+    odd.does = lambda x: np.where(np.arange(len(x)) < 10, np.nan, 0.5)
+    for _ in range(3 * FAILURES):
+        assert np.isnan(guard.score(ROWS).member_scores[:, 1]).sum() == 10
+    assert guard.states["two"] is State.CLOSED
+
+
+def test_pauses_double_up_to_the_longest_and_begin_anew_after_recovery() -> None:
+    breaker, now = Breaker(), 0.0
+    breaker.failed(now, at_once=True)
+    for pause in (5.0, 10.0, 20.0, 40.0, 80.0, 80.0):
+        assert not breaker.allows(now + pause - 0.01)
+        now += pause
+        assert breaker.allows(now)
+        breaker.failed(now)
+    now += LONGEST_PAUSE_S
+    assert breaker.allows(now)
+    for _ in range(TRIALS):
+        breaker.succeeded()
+    assert breaker.state is State.CLOSED
+    for _ in range(FAILURES):
+        breaker.failed(now)
+    assert not breaker.allows(now + PAUSE_S - 0.01)
+    assert breaker.allows(now + PAUSE_S)
+
+
+def test_failures_count_in_a_row_only() -> None:
+    breaker = Breaker()
+    for _ in range(10):
+        for _ in range(FAILURES - 1):
+            breaker.failed(0.0)
+        breaker.succeeded()
+    assert breaker.state is State.CLOSED
+
+
+_HANGS = """
+import sys, threading, time
+from pathlib import Path
+from stream_scorer.ensemble.watchdog import Watchdog
+dog = Watchdog(Path(sys.argv[1]), "digest", limit_s=0.3)
+print(dog.suspect, flush=True)
+for _ in range(3):
+    dog.begin(1)
+    time.sleep(0.15)
+    dog.end()
+if sys.argv[2] == "hang":
+    dog.begin(2)
+    time.sleep(20)
+dog.close()
+"""
+
+
+def test_the_watchdog_ends_a_scorer_that_hangs_and_names_the_member(tmp_path: Path) -> None:
+    def live(how: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", _HANGS, str(tmp_path / "watch"), how], capture_output=True, text=True, timeout=30
+        )
+        return done.returncode, done.stdout.strip()
+
+    assert live("hang") == (-signal.SIGKILL, "None")
+    assert live("well") == (0, "2")  # the next one begins without it
+    assert live("well") == (0, "None")
+
+
+def test_a_suspect_of_another_ensemble_is_none_and_one_of_this_begins_with_an_open_breaker(tmp_path: Path) -> None:
+    compose(tmp_path / "e")
+    ensemble = Ensemble.load(tmp_path / "e", version="1")
+    for digest, state in (("other", State.CLOSED), (ensemble.digest, State.OPEN)):
+        (tmp_path / "watch.suspect").write_text(f"{digest} 1")
+        dog = Watchdog(tmp_path / "watch", ensemble.digest, limit_s=5)
+        try:
+            guard = Guard(ensemble, Clock(), budget_s=1.0, watchdog=dog)
+            assert guard.states == {"one": State.CLOSED, "two": state, "three": State.CLOSED}
+            assert set(guard.score(ROWS).failures) == ({"two"} if state is State.OPEN else set())
+        finally:
+            dog.close()
