@@ -20,6 +20,7 @@ PROOFS = {
     "additivity": "every combiner: contributions equal Shapley values by enumeration and add up to z",
     "member-faults": "a member that fails, hangs or holds the lock costs its own part of scores and no more",
     "usage": "wrong usage gives one readable message and the exit code of the contract",
+    "verify": "published scores equal a recomputation from their records; what is altered is found",
     "replay-thin": "a replay gives the scores and contributions that were served, and touches nothing live",
     "monitor-thin": "windows equal an offline recomputation; FPR bounds contain the hidden truth",
     "handbook-live": "quality on the Fraud Detection Handbook's transactions, by the live path",

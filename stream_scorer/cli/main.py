@@ -19,6 +19,7 @@ _COMMANDS = {
     "monitor": "monitor",
     "tail": "tail",
     "replay": "replay",
+    "verify": "verify",
     "simulate": "simulate",
     "data": "data",
     "features": "features",

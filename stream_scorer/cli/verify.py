@@ -1,0 +1,74 @@
+"""`stream-scorer verify`: compute published scores again, and say which differ."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import click
+import msgspec
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.errors import ArtifactError, CheckFailed, UsageError
+from stream_scorer.settings import Settings
+
+
+@click.command()
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=1e-9,
+    show_default=True,
+    help="What numbers may differ by; the machine that scored gives the same bits: 0.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@with_settings("kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.ensemble", "cache.dir")
+def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
+    """Compute every score on the topics again from its recorded features, and compare; exit 3 if one differs.
+
+    Members are those of the recorded version, from the registry; for an ensemble that was served from a folder,
+    --ensemble names that folder. A member whose file was altered is a difference too.
+    """
+    from stream_scorer.clock import SystemClock
+    from stream_scorer.ensemble.ensemble import Ensemble
+    from stream_scorer.ensemble.registry import resolve
+    from stream_scorer.kafka.range_reader import RangeReader
+    from stream_scorer.kafka.topics import TopicAdmin, Topics
+    from stream_scorer.replay.progress import ReplayProgress
+    from stream_scorer.replay.verify import Verifier, verify_topics
+
+    topics = Topics(settings["topics.prefix"])
+    TopicAdmin(settings.require("kafka.bootstrap")).require([topics.scores, topics.contributions])
+
+    @lru_cache(maxsize=8)
+    def ensemble_of(name: str, version: str) -> Ensemble:
+        local = version.startswith("local-")
+        reference = settings["scorer.ensemble"] if local else f"{name}:{version}"
+        try:
+            folder, found = resolve(reference, settings["mlflow.url"], Path(settings["cache.dir"]).expanduser())
+            if found != version:
+                raise UsageError(
+                    f"some scores were made by {name} {version}, and {reference} is {found}",
+                    mend="Give --ensemble with the folder that served." if local else "",
+                )
+            return Ensemble.load(folder, version=version)
+        except ArtifactError as error:
+            raise CheckFailed(f"{name} {version} is not what scored: {error.message}") from error
+
+    with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-verify") as reader:
+        total = sum(high - low for low, high in reader.bounds(topics.contributions).values())
+        with ReplayProgress(total, SystemClock()) as progress:
+            report = verify_topics(reader, topics, Verifier(ensemble_of, tolerance), progress)
+    if as_json:
+        click.echo(msgspec.json.encode(report).decode())
+    else:
+        versions = ", ".join(f"{count:,} by {version}" for version, count in report.by_version.items())
+        click.echo(f"{report.scores:,} scores computed again ({versions or 'none'}): {report.different:,} differ")
+        for what, count in report.by_what.items():
+            click.echo(f"  {what}: {count:,}")
+        for example in report.examples:
+            click.echo(f"  {example}")
+    if report.different:
+        raise CheckFailed(f"{report.different:,} of {report.scores:,} scores are not what their records say")
+    if not report.scores:
+        raise CheckFailed("nothing was compared: there are no scores on the topics")
