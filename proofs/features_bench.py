@@ -8,6 +8,7 @@ the cards example, Kafka aside, for the share that features have of it. Ratios d
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -32,15 +33,25 @@ from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.state.client import connect
-from stream_scorer.state.rows import Span
+from stream_scorer.state.rows import WITNESS_PERIOD_MS, Span
 
 # Transactions a turn and kind.
 N, TURNS = 40_000, 5
+GROWN_BY = 150_000
+SHIFTS = 64
 FEW, MANY = 1_000, 2_000_000
 MOST_BEYOND_K, MOST_FOR_ENTITIES = 1.5, 1.2
 TARGET_US = 20.0
 HORIZON_MS = 8 * 24 * HOUR_MS
-SEEDED = 14
+# ARGV: bytes an entry, time to live, rows to choose from and those, then for each key which row, less how many bytes.
+_SEED = """
+local width, rows = tonumber(ARGV[1]), tonumber(ARGV[3])
+for k = 1, #KEYS do
+  local row, skipped = ARGV[3 + tonumber(ARGV[2 + rows + 2 * k])], tonumber(ARGV[3 + rows + 2 * k])
+  redis.call('SET', KEYS[k], string.sub(row, skipped + 1, -1 - width), 'PX', ARGV[2])
+  redis.call('APPEND', KEYS[k], string.sub(row, -width))
+end
+"""
 
 
 def run(context: Context) -> Result:
@@ -62,6 +73,7 @@ def run(context: Context) -> Result:
         context.say(f"putting {MANY:,} rows into Redis")
         few.seed()
         many.seed()
+        _grow_tables(connect(url))
         for case in (plain, full, beyond):
             case.fill()
         cases = {"plain": plain, "rows_of_k": full, "rows_beyond_k": beyond, "few": few, "many": many}
@@ -118,17 +130,31 @@ class _Case:
             self.turn(int(1.1 * self._entities * self._held))
 
     def seed(self) -> None:
-        """Rows of `SEEDED` entries each, written directly: two million would take too long to grow."""
+        """Rows as they stay, written directly: two million would take too long to grow.
+
+        They hold from `held` entries to just before they are trimmed again, in even parts, each row shifted in time by
+        less than a step, the last entry appended: as in live rows there is room for another, and a time to live. The
+        clock is put where as many rows as in a steady stream are the first of their witness period.
+        """
+        step = HORIZON_MS // self._held
+        first_of_period = step / WITNESS_PERIOD_MS * (1 - math.exp(-WITNESS_PERIOD_MS / step))
+        self._now = START_MS // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS + int(step * (1 - first_of_period))
         client = connect(self._path.url)
-        ids = np.arange(SEEDED, dtype=np.int64)
-        # The oldest are past the horizon, as in any row that is trimmed now and then.
-        at = self._now - HORIZON_MS * (SEEDED - ids) // self._held
-        entries = pack(at, 100 + ids, ids).tobytes()
+        write = client.register_script(_SEED)
+        most = 2 * self._held - 1
+        ids = np.arange(most, dtype=np.int64)
+        shifts = np.arange(SHIFTS, dtype=np.int64) * step // SHIFTS
+        rows = [pack(self._now - step * (most - 1 - ids) - shift, 100 + ids, ids).tobytes() for shift in shifts]
         prefix = self._path.row_prefix
         for entity, letter in enumerate("ct"):
-            for low in range(0, self._entities, 10_000):
-                high = min(low + 10_000, self._entities)
-                client.mset({prefix + b"%d:%s%d" % (entity, letter.encode(), i): entries for i in range(low, high)})
+            for low in range(0, self._entities, 5_000):
+                n = min(5_000, self._entities - low)
+                keys = [prefix + b"%d:%s%d" % (entity, letter.encode(), i) for i in range(low, low + n)]
+                skipped = self._rng.integers(0, self._held, n) * ENTRY_BYTES
+                shift = self._rng.integers(0, SHIFTS, n) + 1
+                write(
+                    keys, [ENTRY_BYTES, HORIZON_MS, SHIFTS, *rows, *np.column_stack([shift, skipped]).ravel().tolist()]
+                )
 
     def row_length(self) -> float:
         """Entries in a row, as a mean of some."""
@@ -137,6 +163,21 @@ class _Case:
             [b"%d:%s%d" % (e, letter, i) for e, letter in enumerate((b"c", b"t")) for i in ids]
         )
         return round(float(np.mean([len(row or b"") / ENTRY_BYTES for row in rows])), 1)
+
+
+def _grow_tables(client: Any) -> None:
+    """Make Redis double its hash tables now: two million keys are just below 2^21, where it would do so in a turn.
+
+    While it does, every command of whichever case pays for moving a bucket of all keys.
+    """
+    names = [b"grow-%d" % i for i in range(GROWN_BY)]
+    write = client.register_script(_SEED)
+    for low in range(0, GROWN_BY, 5_000):
+        write(names[low : low + 5_000], [1, HORIZON_MS, 1, b"row", *[1, 0] * 5_000])
+    while b"rehashing" in client.execute_command("DEBUG", "HTSTATS", 0):
+        client.mget(names[:10_000])
+    for low in range(0, GROWN_BY, 10_000):
+        client.delete(*names[low : low + 10_000])
 
 
 def _median(spent: list[Counter[str]]) -> dict[str, Any]:
