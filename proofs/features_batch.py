@@ -68,7 +68,7 @@ def _serve(
 ) -> list[tuple[str, bytes]]:
     """Event id and feature bytes of every score, in order; a group, topics and rows of its own."""
     bootstrap, topics, name = str(at.kafka), Topics(f"size-{size}."), f"size-{size}"
-    TopicAdmin(bootstrap).create(topics.all(), 1)
+    TopicAdmin(bootstrap).create_all(topics, 1)
     publish(bootstrap, topics.labels, *labels)
     scorer = Scorer(
         context.folder, at, instance=name, ensemble=context.folder / "ensemble",

@@ -21,6 +21,7 @@ from proofs.feature_path import BATCH, HOUR_MS, SOURCE, START_MS, K, Path, made,
 from proofs.kit import Context, Result, cards, load_ensemble, services, train_cards
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.features.rows import ENTRY_BYTES, pack
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
@@ -204,8 +205,9 @@ def _stages(path: Path, checked: Any, ensemble: Ensemble, keys: list[bytes], val
         def produce(self, topic: str, partition: int, key: Any, value: Any, headers: Any = None) -> None:
             """What would go to Kafka."""
 
-    decode, scoring = Decode(checked), Scoring(ensemble, checked, Metrics())
-    publisher = Publisher(Topics(), ensemble, checked, SystemClock())
+    lineup = Lineup.of(ensemble)
+    decode, scoring = Decode(checked), Scoring(lambda: lineup, checked, Metrics())
+    publisher = Publisher(Topics(), checked, SystemClock())
     now, spent = SystemClock().now_ms(), Counter[str]()
 
     def timed(name: str, work: Callable[[], Any]) -> Any:

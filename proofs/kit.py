@@ -75,7 +75,7 @@ def services(*names: str, partitions: int = 4) -> Iterator[tuple[LocalStack, Sta
     """A fresh stack of real parts, its topics created; everything ends with the block."""
     with LocalStack(services=names or ("kafka", "redis")) as stack:
         if stack.addresses.kafka:
-            TopicAdmin(stack.addresses.kafka).create(Topics().all(), partitions)
+            TopicAdmin(stack.addresses.kafka).create_all(Topics(), partitions)
         yield stack, stack.addresses
 
 

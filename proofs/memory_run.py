@@ -22,6 +22,7 @@ import numpy as np
 
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.ensemble.manifest import Input, NoCalibrator, Thresholds, Training
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.errors import StreamScorerError
@@ -112,6 +113,7 @@ class World:
         """A scorer of this world, as `app.make_scorer` wires it."""
         parts, broker, sources = self.parts, self.broker, self.broker.inputs
         store = self.store(life)
+        lineup = Lineup.of(parts.ensemble)
         processor: Processor
 
         def idle() -> None:
@@ -125,8 +127,8 @@ class World:
             ),
             find_start=lambda reader, owned: starting_points(reader, store, owned, sources, "earliest"),
             producers=MemoryProducers(broker, name, life),
-            stages=[Decode(parts.checked), enrich, Scoring(parts.ensemble, parts.checked, parts.metrics)],
-            publish=Publisher(TOPICS, parts.ensemble, parts.checked, _Clock()).publish,
+            stages=[Decode(parts.checked), enrich, Scoring(lambda: lineup, parts.checked, parts.metrics)],
+            publish=Publisher(TOPICS, parts.checked, _Clock()).publish,
             apply=store.apply,
             make_rebuild=lambda committed, progress: Rebuild(
                 parts.checked,

@@ -130,7 +130,7 @@ def _publish_altered(
 ) -> None:
     """A copy of the outputs under a prefix of its own, one event of it altered."""
     topics = Topics(f"{name}.")
-    TopicAdmin(bootstrap).create(topics.all(), 1)
+    TopicAdmin(bootstrap).create_all(topics, 1)
     decode, encode = msgspec.json.decode, msgspec.json.encode
     told = [list(content.value[:_COPIED]) for content in (scores, lineages)]
     place = len(told[0]) // 2

@@ -14,12 +14,15 @@ from pathlib import Path
 from types import FrameType
 
 from stream_scorer.clock import SystemClock
+from stream_scorer.control.follower import Follower
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.guard import Guard
+from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.errors import SettingsError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.rows import LAYOUT_VERSION
+from stream_scorer.kafka.control_log import ControlLog, Notes
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topics import TopicAdmin, Topics
@@ -35,6 +38,7 @@ from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import StartingPoints, starting_points
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.records import ServedVersion
 from stream_scorer.serde.peek import times_of
 from stream_scorer.settings import Settings
 from stream_scorer.spec import CheckedSpec, load_spec
@@ -96,15 +100,15 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     engine = FeatureEngine(checked)
     engine.warm()
     store = make_store(settings, checked, engine, topics, inputs)
-    ensemble = load_serving_ensemble(settings, checked)
-    metrics.set(m.SERVING, 1, ensemble.name, ensemble.version)
-    _log.info("serving %s %s (%s)", ensemble.name, ensemble.version, ensemble.digest[:12])
-    guard = make_guard(settings, ensemble)
-    publisher = Publisher(topics, ensemble, checked, SystemClock())
+    guard = make_guard(settings)
+    follower = make_follower(settings, checked, topics, metrics)
+    follower.start()
+    atexit.register(follower.close)
+    publisher = Publisher(topics, checked, SystemClock())
     processor: Processor
 
     enrich = Enrich(engine, store, lambda: processor.committer.in_flight(), lambda error: processor.state_lost(error))
-    stages: list[Stage] = [Decode(checked), enrich, Scoring(ensemble, checked, metrics, guard)]
+    stages: list[Stage] = [Decode(checked), enrich, Scoring(lambda: follower.lineup, checked, metrics, guard)]
 
     def rebuild(committed: dict[SourcePartition, int], on_progress: Callable[[int, int], None]) -> Rebuild:
         log = RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-rebuild")
@@ -116,7 +120,47 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     return processor
 
 
-def make_guard(settings: Settings, ensemble: Ensemble) -> Guard:
+def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metrics: m.Metrics) -> Follower:
+    """What keeps a scorer at what `control` says; `scorer.ensemble` names whom to follow, and where to begin."""
+    from stream_scorer.ensemble.registry import fetch, keep, parse_reference, resolve
+
+    reference = parse_reference(settings["scorer.ensemble"])
+    tracking_uri, cache = settings["mlflow.url"], Path(settings["cache.dir"]).expanduser()
+    # A folder's ensemble is known by its digest only: kept, so that it is there whatever becomes of the folder.
+    name = reference.name
+    local = None
+    if reference.folder is not None:
+        name, local = read_manifest(reference.folder).name, ServedVersion(*keep(reference.folder, cache))
+
+    def first() -> ServedVersion:
+        if local is not None:
+            return local
+        path, version = resolve(settings["scorer.ensemble"], tracking_uri, cache)
+        return ServedVersion(version, manifest_digest(read_manifest(path)))
+
+    def load(version: ServedVersion) -> Ensemble:
+        folder = fetch(name, version.version, version.manifest_sha256, tracking_uri, cache)
+        ensemble = Ensemble.load(folder, version=version.version)
+        ensemble.check_features(checked.features, checked.feature_hash)
+        return ensemble
+
+    bootstrap, instance = settings["kafka.bootstrap"], settings["scorer.instance"]
+    TopicAdmin(bootstrap).require(topics.control_topics())
+    notes = Notes(bootstrap)
+    return Follower(
+        ControlLog(bootstrap, topics.control),
+        name,
+        first,
+        load,
+        lambda topic, key, value: notes.put(getattr(topics, topic), key, value),
+        SystemClock(),
+        metrics,
+        instance=instance,
+        group=settings["scorer.group"],
+    )
+
+
+def make_guard(settings: Settings) -> Guard:
     """What keeps members apart, with its watchdog."""
     budget_ms, limit_s = settings["scorer.member_budget_ms"], settings["scorer.member_limit_s"]
     if budget_ms < 10:
@@ -127,9 +171,9 @@ def make_guard(settings: Settings, ensemble: Ensemble) -> Guard:
     if limit_s:
         name = f"{settings['scorer.group']}-{settings['scorer.instance']}"
         path = Path(settings["cache.dir"]).expanduser() / "watch" / hashlib.sha256(name.encode()).hexdigest()[:16]
-        watchdog = Watchdog(path, ensemble.digest, limit_s=limit_s)
+        watchdog = Watchdog(path, limit_s=limit_s)
         atexit.register(watchdog.close)
-    return Guard(ensemble, SystemClock(), budget_s=budget_ms / 1_000, watchdog=watchdog)
+    return Guard(SystemClock(), budget_s=budget_ms / 1_000, watchdog=watchdog)
 
 
 def make_passthrough(settings: Settings, metrics: m.Metrics) -> Processor:

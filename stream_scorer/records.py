@@ -16,6 +16,12 @@ DECISIONS: tuple[Decision, ...] = ("approve", "review", "block")
 DecisionSource = Literal["model", "fallback", "list", "override"]
 LabelValue = Literal["fraud", "genuine"]
 MemberStatus = Literal["ok", "missing", "disabled"]
+Arm = Literal["champion", "canary"]
+ARMS: tuple[Arm, ...] = ("champion", "canary")
+Author = Literal["person", "monitor", "scorer"]
+Action = Literal[
+    "promote", "confirm", "rollback", "canary", "shadow", "stop", "retire", "disable", "enable", "hold", "release"
+]
 
 # Status codes of a feature value, as they stand in `Contribution.feature_status`.
 FRESH, STALE, MISSING, DEFAULT = 0, 1, 2, 3
@@ -102,6 +108,9 @@ class Contribution(Record, frozen=True):
     Ages are milliseconds of event time: `partitions_age`, how far the slowest other partition lagged behind the
     transaction, is the age of features of entities seen from several partitions; `labels_age`, how long ago the newest
     label was given, of features made of labels. Any other feature has age 0. Null: not known, or no such feature.
+
+    `alternatives` are the other versions in play, none of which decided. `control_offset` is the command that put them
+    in play; null in a replay.
     """
 
     event_id: str
@@ -124,6 +133,7 @@ class Contribution(Record, frozen=True):
     partitions_age: int | None = None
     labels_age: int | None = None
     marks_ahead: list[ShardMark] = []
+    control_offset: int | None = None
 
 
 class Reason(Record, frozen=True):
@@ -147,7 +157,8 @@ class PaneSummary(Record, frozen=True):
 
     A histogram is sparse and flat: `[bin, count, bin, count, ...]`, bins as in the manifest's reference profile
     (the last bin of a series counts the missing values). `left_out` holds, per member, the 2x2 counts
-    `[both, served only, left-out only, neither]` of "alert as served" against "alert with that member left out".
+    `[both, served only, left-out only, neither]` of "alert as served" against "alert with that member left out";
+    `against`, per other version in play, the same of "alert as served" against "alert by that version".
     """
 
     pane: int
@@ -162,6 +173,7 @@ class PaneSummary(Record, frozen=True):
     member_alerts: dict[str, int]
     score: list[int]
     left_out: dict[str, list[int]]
+    against: dict[str, list[int]] = {}
 
 
 class ScoreSummary(Record, frozen=True):
@@ -180,6 +192,7 @@ class ScoreSummary(Record, frozen=True):
     next_offset: int
     dead_letters: int
     panes: list[PaneSummary]
+    control_offset: int | None = None
 
 
 class Outcome(Record, frozen=True):
@@ -236,6 +249,98 @@ class MonitorMetric(Record, frozen=True):
 
 
 # Every record this product writes, by the default name of its topic.
+
+
+class ServedVersion(Record, frozen=True):
+    """A version of an ensemble, and the sha256 of its manifest."""
+
+    version: str
+    manifest_sha256: str
+
+
+class DisabledMember(Record, frozen=True):
+    """A member that nobody counts on; `key` is the digest of all that makes its answers, see `manifest.member_key`."""
+
+    name: str
+    key: str
+
+
+class Command(Record, frozen=True, kw_only=True):
+    """Topic `control`: what somebody wants. It counts only at `expected_offset`; see `stream_scorer.control.state`.
+
+    `share` (0 to 1), `salt` and `until` (event time) belong to `canary`, `member` to `disable` and `enable`, `version`
+    to whatever acts on a version. `at` is the author's clock and decides nothing.
+    """
+
+    ensemble: str
+    action: Action
+    who: str
+    why: str
+    at: int
+    expected_offset: int
+    author: Author = "person"
+    version: ServedVersion | None = None
+    member: DisabledMember | None = None
+    share: float | None = None
+    salt: str | None = None
+    until: int | None = None
+
+
+class CanaryState(Record, frozen=True):
+    """A version that decides for `share` of the entities, up to event time `until`."""
+
+    version: ServedVersion
+    share: float
+    salt: str
+    until: int | None = None
+
+
+class Hold(Record, frozen=True):
+    """A person's word that the monitor shall not act."""
+
+    who: str
+    why: str
+    at: int
+
+
+class ServingState(Record, frozen=True, kw_only=True):
+    """Topic `serving-state`: what is to serve, derived from `control` up to `control_offset`.
+
+    On `probation` the `last_good` version is scored beside the champion. `who`, `why`, `at` are of the last command.
+    """
+
+    ensemble: str
+    control_offset: int
+    champion: ServedVersion
+    last_good: ServedVersion | None = None
+    probation: bool = False
+    canary: CanaryState | None = None
+    shadows: list[ServedVersion] = []
+    disabled: list[DisabledMember] = []
+    retired: list[str] = []
+    hold: Hold | None = None
+    who: str
+    why: str
+    at: int
+
+
+class ScorerStatus(Record, frozen=True):
+    """Topic `scorer-status`: what one scorer runs, told at every change and now and then.
+
+    `control_offset` is the command in force here, `wanted_offset` the newest that counts; where they differ `problem`
+    says why. `in_play` are the versions it scores, the champion first.
+    """
+
+    instance: str
+    group: str
+    ensemble: str
+    in_play: list[str]
+    control_offset: int
+    wanted_offset: int
+    problem: str
+    at: int
+
+
 TOPIC_RECORDS: dict[str, type[Record]] = {
     "scores": Score,
     "contributions": Contribution,
@@ -243,4 +348,7 @@ TOPIC_RECORDS: dict[str, type[Record]] = {
     "score-summaries": ScoreSummary,
     "outcomes": Outcome,
     "monitor-metrics": MonitorMetric,
+    "control": Command,
+    "serving-state": ServingState,
+    "scorer-status": ScorerStatus,
 }

@@ -42,7 +42,7 @@ def measure_latency(bench: Bench, records: Records) -> list[Window]:
         processes: dict[Kind, ScorerProcess] = {}
         for kind in KINDS:
             topics = Topics(prefix_of(kind))
-            TopicAdmin(bench.bootstrap).create(topics.all(), config.partitions)
+            TopicAdmin(bench.bootstrap).create_all(topics, config.partitions)
             publish(bench, topics.transactions, backlog)
             process = ScorerProcess(bench, kind, prefix=prefix_of(kind), group=f"live-{kind}")
             processes[kind] = stack.enter_context(process)

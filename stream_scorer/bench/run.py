@@ -43,7 +43,7 @@ def run_bench(
     records = simulate_records(max(config.transactions, config.backlog + config.live_transactions), config.seed, clock)
     with LocalStack(services=("kafka", "redis"), on_progress=say) as stack:
         bench = Bench(config, stack, ensemble, folder, say)
-        TopicAdmin(bench.bootstrap).create(Topics(PREFIX).all(), config.partitions)
+        TopicAdmin(bench.bootstrap).create_all(Topics(PREFIX), config.partitions)
         publish(bench, Topics(PREFIX).transactions, records.slice(0, config.transactions))
         say(f"{config.transactions:,} transactions published")
         for number in range(config.warm_up_drains):

@@ -103,7 +103,9 @@ def _topics(settings: Settings) -> str:
 
     admin = TopicAdmin(_wanted(settings, "kafka.bootstrap"))
     try:
-        counts = admin.require(Topics(settings["topics.prefix"]).all())
+        topics = Topics(settings["topics.prefix"])
+        counts = admin.require(topics.of_partitions())
+        admin.require(topics.control_topics())
     except BrokerUnavailable:
         raise _SkippedError("no broker answers") from None
     return f"{len(counts)} topics of {next(iter(counts.values()))} partitions"

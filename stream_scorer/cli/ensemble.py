@@ -1,4 +1,4 @@
-"""`stream-scorer ensemble`: what is registered, and what an ensemble is made of."""
+"""`stream-scorer ensemble`: what is registered, what an ensemble is made of, and what serves."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from stream_scorer.cli.control import COMMANDS
 from stream_scorer.cli.options import with_settings
 from stream_scorer.settings import Settings
 
 
 @click.group()
 def ensemble() -> None:
-    """Ensembles: list what is registered, show what one is made of, register one."""
+    """Ensembles: what is registered and what one is made of; what serves, and commands that change it."""
 
 
 @ensemble.command("list")
@@ -104,3 +105,7 @@ def register_command(settings: Settings, folder: Path, name: str, alias: str | N
 
 def _day(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1_000, UTC):%Y-%m-%d}"
+
+
+for _each in COMMANDS:
+    ensemble.add_command(_each)

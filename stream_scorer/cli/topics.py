@@ -22,7 +22,7 @@ def create(settings: Settings, partitions: int, replication: int) -> None:
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
     names = Topics(settings["topics.prefix"])
-    created = TopicAdmin(settings.require("kafka.bootstrap")).create(names.all(), partitions, replication=replication)
+    created = TopicAdmin(settings.require("kafka.bootstrap")).create_all(names, partitions, replication=replication)
     for name in names.all():
         click.echo(f"{name}\t{'created' if name in created else 'exists'}")
 
@@ -34,6 +34,7 @@ def check(settings: Settings) -> None:
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
     names = Topics(settings["topics.prefix"])
-    counts = TopicAdmin(settings.require("kafka.bootstrap")).require(names.all())
+    admin = TopicAdmin(settings.require("kafka.bootstrap"))
+    counts = admin.require(names.of_partitions()) | admin.require(names.control_topics())
     for name, count in counts.items():
         click.echo(f"{name}\t{count} partitions")

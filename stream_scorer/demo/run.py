@@ -177,7 +177,7 @@ class _Demo:
         stack = LocalStack(data_dir=self._folder / "stack", on_progress=lambda text: self._steps.say(f"  {text}"))
         self._ending.enter_context(stack)
         at = stack.addresses
-        TopicAdmin(str(at.kafka)).create(Topics().all(), PARTITIONS)
+        TopicAdmin(str(at.kafka)).create_all(Topics(), PARTITIONS)
         return at
 
     def _train(self, at: StackAddresses) -> Child:

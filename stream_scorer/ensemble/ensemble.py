@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.combine import Combiner
-from stream_scorer.ensemble.manifest import Manifest, manifest_digest, read_manifest, read_members
+from stream_scorer.ensemble.manifest import Manifest, manifest_digest, member_key, read_manifest, read_members
 from stream_scorer.ensemble.members import Member, load_member
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import ArtifactError
@@ -83,7 +83,7 @@ class Ensemble:
     Attributes:
         manifest: what it was loaded from; `digest` is the sha256 of its canonical bytes.
         version: what the registry calls it.
-        name, feature_names, member_names: as in the manifest.
+        name, feature_names, member_names: as in the manifest. member_keys: see `manifest.member_key`.
     """
 
     def __init__(self, manifest: Manifest, members: Sequence[Member], *, version: str) -> None:
@@ -93,6 +93,7 @@ class Ensemble:
         self.name = manifest.name
         self.feature_names = list(manifest.features)
         self.member_names = manifest.member_names
+        self.member_keys = [member_key(spec) for spec in manifest.members]
         self.digest = manifest_digest(manifest)
         self._combiner = Combiner.of(manifest)
         self._members = [

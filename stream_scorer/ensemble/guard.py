@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.breaker import Breaker, State
-from stream_scorer.ensemble.ensemble import Answer, Ensemble, Scored
+from stream_scorer.ensemble.ensemble import Answer
+from stream_scorer.ensemble.lineup import DISABLED, Panel
 from stream_scorer.ensemble.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
-Matrix = NDArray[np.float64]
 # Why a member is missing that was not asked.
 RESTING = "not asked: its breaker is open"
 # A member's budget is spent slice by slice, so that a process that is stopped for a while does not blame a member.
@@ -33,7 +32,7 @@ _SLICES = 10
 class _Job:
     """Some members' predictions on one batch; the thread fills `answers` in their order."""
 
-    features: Matrix
+    features: NDArray[np.float64]
     members: list[int]
     answers: list[Answer] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
@@ -43,10 +42,10 @@ class _Job:
 class _Worker:
     """One thread that asks members in turn."""
 
-    def __init__(self, ask: Callable[[int, Matrix], Answer], watchdog: Watchdog | None) -> None:
-        self._ask = ask
+    def __init__(self, panel: Panel, watchdog: Watchdog | None) -> None:
+        self._panel = panel
         self._watchdog = watchdog
-        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="members", daemon=True)
         self.thread.start()
 
@@ -54,13 +53,16 @@ class _Worker:
         """Begin with `job`."""
         self._jobs.put(job)
 
+    def finish(self) -> None:
+        """End the thread once it has nothing to do."""
+        self._jobs.put(None)
+
     def _run(self) -> None:
-        while True:
-            job = self._jobs.get()
+        while (job := self._jobs.get()) is not None:
             for index in job.members:
                 if self._watchdog is not None:
-                    self._watchdog.begin(index)
-                answer = self._ask(index, job.features)
+                    self._watchdog.begin(self._panel.keys[index])
+                answer = self._panel.ask(index, job.features)
                 if job.left_behind:
                     return
                 job.answers.append(answer)
@@ -70,40 +72,39 @@ class _Worker:
 
 
 class Guard:
-    """Scores with the members that can be relied on; not for several threads at once.
+    """Asks the members of a panel that can be relied on; not for several threads at once.
+
+    What it knows of a member goes by the member's key, so it holds when another lineup takes over.
 
     Args:
         budget_s: how long one member may take over a micro-batch before it is left behind.
         watchdog: for members that hold the interpreter lock meanwhile; its suspect begins with an open breaker.
     """
 
-    def __init__(self, ensemble: Ensemble, clock: Clock, *, budget_s: float, watchdog: Watchdog | None = None) -> None:
-        self._ensemble = ensemble
+    def __init__(self, clock: Clock, *, budget_s: float, watchdog: Watchdog | None = None) -> None:
         self._clock = clock
         self._slice_s = budget_s / _SLICES
         self._budget = f"took longer than {budget_s:g} s"
-        self._breakers = [Breaker() for _ in ensemble.member_names]
-        self._lost: dict[int, threading.Thread] = {}
+        self._breakers: dict[str, Breaker] = {}
+        self._lost: dict[str, threading.Thread] = {}
         self._watchdog = watchdog
-        self._worker = _Worker(ensemble.ask, watchdog)
-        if watchdog is not None and watchdog.suspect is not None:
-            self._breakers[watchdog.suspect].suspect(clock.monotonic())
-            self._tell(watchdog.suspect, State.CLOSED, "the last scorer was killed while it was asked")
+        self._panel: Panel | None = None
+        self._worker: _Worker | None = None
 
-    @property
-    def states(self) -> dict[str, State]:
-        """Each member's breaker."""
-        return {name: b.state for name, b in zip(self._ensemble.member_names, self._breakers, strict=True)}
+    def states(self, panel: Panel) -> dict[str, State]:
+        """The breaker of each of the panel's members."""
+        return {name: self._breakers[key].state for name, key in zip(panel.names, panel.keys, strict=True)}
 
-    def score(self, features: Matrix) -> Scored:
-        """As `Ensemble.score`; members that are not asked are missing, `failures` says why."""
-        features = self._ensemble.checked(features)
-        names, now = self._ensemble.member_names, self._clock.monotonic()
-        answers = [Answer.none(len(features), RESTING) for _ in names]
-        left = [index for index in range(len(names)) if self._may_be_asked(index, now)]
+    def ask(self, panel: Panel, features: NDArray[np.float64], disabled: frozenset[str] = frozenset()) -> list[Answer]:
+        """What each of the panel's members says of `features`; one that is not asked gives nothing and a reason."""
+        features = panel.checked(features)
+        worker = self._follow(panel)
+        now = self._clock.monotonic()
+        answers = [Answer.none(len(features), DISABLED if key in disabled else RESTING) for key in panel.keys]
+        left = [i for i, key in enumerate(panel.keys) if key not in disabled and self._may_be_asked(i, now)]
         while left:
             job = _Job(features, left)
-            self._worker.start(job)
+            worker.start(job)
             finished = self._wait(job)
             for index, answer in zip(left, job.answers[:finished], strict=False):
                 answers[index] = answer
@@ -111,18 +112,35 @@ class Guard:
             if finished < len(left):
                 slow = left[finished]
                 answers[slow] = Answer.none(len(features), self._budget)
-                self._leave_behind(slow, now)
+                worker = self._leave_behind(slow, now)
             left = left[finished + 1 :]
-        return self._ensemble.combine(answers)
+        return answers
+
+    def _follow(self, panel: Panel) -> _Worker:
+        """The thread that asks the members of `panel`."""
+        if self._worker is not None and panel is self._panel:
+            return self._worker
+        for index, key in enumerate(panel.keys):
+            if key in self._breakers:
+                continue
+            self._breakers[key] = Breaker()
+            if self._watchdog is not None and self._watchdog.suspects(key):
+                self._breakers[key].suspect(self._clock.monotonic())
+                _tell(panel.names[index], State.CLOSED, State.OPEN, "the last scorer was killed while it was asked")
+        if self._worker is not None:
+            self._worker.finish()
+        self._panel, self._worker = panel, _Worker(panel, self._watchdog)
+        return self._worker
 
     def _may_be_asked(self, index: int, now: float) -> bool:
-        thread = self._lost.get(index)
+        key = self._key(index)
+        thread = self._lost.get(key)
         if thread is not None and thread.is_alive():
             return False
-        self._lost.pop(index, None)
-        before = self._breakers[index].state
-        allowed = self._breakers[index].allows(now)
-        self._tell(index, before)
+        self._lost.pop(key, None)
+        before = self._breakers[key].state
+        allowed = self._breakers[key].allows(now)
+        self._told(index, before)
         return allowed
 
     def _wait(self, job: _Job) -> int:
@@ -139,29 +157,41 @@ class Guard:
         return len(job.answers)
 
     def _judge(self, index: int, answer: Answer, now: float) -> None:
-        breaker = self._breakers[index]
+        breaker = self._breakers[self._key(index)]
         before = breaker.state
         # A few rows without an answer may be the rows' fault.
         if np.isnan(answer.raw).sum() * 2 > len(answer.raw):
             breaker.failed(now)
         else:
             breaker.succeeded()
-        self._tell(index, before, answer.reason)
+        self._told(index, before, answer.reason)
 
-    def _leave_behind(self, index: int, now: float) -> None:
-        before = self._breakers[index].state
-        self._breakers[index].failed(now, at_once=True)
-        self._lost[index] = self._worker.thread
+    def _leave_behind(self, index: int, now: float) -> _Worker:
+        """Go on without the member at `index`, with another thread."""
+        assert self._panel is not None and self._worker is not None
+        key = self._key(index)
+        before = self._breakers[key].state
+        self._breakers[key].failed(now, at_once=True)
+        self._lost[key] = self._worker.thread
         if self._watchdog is not None:
             self._watchdog.end()
-        self._worker = _Worker(self._ensemble.ask, self._watchdog)
-        self._tell(index, before, self._budget)
+        self._worker = _Worker(self._panel, self._watchdog)
+        self._told(index, before, self._budget)
+        return self._worker
 
-    def _tell(self, index: int, before: State, reason: str = "") -> None:
-        state, name = self._breakers[index].state, self._ensemble.member_names[index]
-        if state is before:
-            return
-        if state is State.OPEN:
-            _log.error("member %s is not asked for a while: %s", name, reason)
-        else:
-            _log.warning("member %s is %s again", name, "tried" if state is State.TRIAL else "trusted")
+    def _key(self, index: int) -> str:
+        assert self._panel is not None
+        return self._panel.keys[index]
+
+    def _told(self, index: int, before: State, reason: str = "") -> None:
+        assert self._panel is not None
+        _tell(self._panel.names[index], before, self._breakers[self._key(index)].state, reason)
+
+
+def _tell(name: str, before: State, state: State, reason: str) -> None:
+    if state is before:
+        return
+    if state is State.OPEN:
+        _log.error("member %s is not asked for a while: %s", name, reason)
+    else:
+        _log.warning("member %s is %s again", name, "tried" if state is State.TRIAL else "trusted")

@@ -244,6 +244,12 @@ def preprocess_digest(preprocess: list[Input]) -> str:
     return sha256_hex(msgspec.json.encode(preprocess, order="deterministic"))
 
 
+def member_key(member: MemberSpec) -> str:
+    """Hex digest of all that makes a member's own answers: file, format, inputs and their preparation."""
+    parts = [member.format, member.sha256, member.inputs, member.preprocess_sha256]
+    return sha256_hex(msgspec.json.encode(parts))
+
+
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The canonical bytes of `manifest`: what is written, digested and registered."""
     return msgspec.json.encode(manifest, order="deterministic") + b"\n"

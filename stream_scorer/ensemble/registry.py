@@ -161,6 +161,45 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[
     return path, str(found.version)
 
 
+def fetch(name: str, version: str, manifest_sha256: str, tracking_uri: str | None, cache_dir: Path) -> Path:
+    """The folder of exactly that manifest, its digests verified: from the cache, else from the registry.
+
+    Raises:
+        ArtifactError: neither has it, or the registry has another manifest under this version.
+        RegistryUnavailable: the registry does not answer.
+    """
+    cached = EnsembleCache(cache_dir).find(manifest_sha256)
+    if cached is not None:
+        return cached
+    if not version.isdigit():
+        raise ArtifactError(
+            f"{name} {version} was served from a folder and is not in the cache {cache_dir}",
+            mend="Register it: other machines can have it from the registry only.",
+        )
+    path, _ = resolve(f"{name}:{version}", tracking_uri, cache_dir)
+    digest = manifest_digest(read_manifest(path))
+    if digest != manifest_sha256:
+        raise ArtifactError(f"{name} {version} has manifest {digest[:12]}…, {manifest_sha256[:12]}… is asked for")
+    return path
+
+
+def keep(folder: Path, cache_dir: Path) -> tuple[str, str]:
+    """Put the ensemble in `folder` into the cache; answers its version (``local-<digest>``) and its manifest's digest.
+
+    Raises:
+        ArtifactError: it is not what its manifest says.
+    """
+    digest = manifest_digest(read_manifest(folder))
+    EnsembleCache(cache_dir).store(lambda file: read_bounded(folder / file, MAX_MEMBER_BYTES), digest)
+    return f"local-{digest[:12]}", digest
+
+
+def set_alias(name: str, alias: str, version: str, tracking_uri: str) -> None:
+    """Move `alias` to a version. Raises `ArtifactError` and `RegistryUnavailable`."""
+    with _registry(tracking_uri) as client:
+        client.set_registered_model_alias(name, alias, version)
+
+
 def list_versions(tracking_uri: str) -> list[RegisteredVersion]:
     """Every registered version that carries an ensemble's digest, newest first within a name.
 

@@ -19,8 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-_STATE = struct.Struct("<qq")  # how many calls have begun; the member now asked, -1 for none
-_IDLE = -1
+_STATE = struct.Struct("<q8s")  # how many calls have begun; the head of the key of the member now asked
+_IDLE = bytes(8)
 _POLLS = 20
 
 
@@ -29,27 +29,27 @@ class Watchdog:
 
     Args:
         path: where the shared file goes; the suspect stands beside it.
-        ensemble: digest of what serves: a suspect of another ensemble is none.
         limit_s: how long one member may take over one micro-batch.
-
-    Attributes:
-        suspect: the member (its place in the manifest) that was asked when the last scorer was killed, or None.
     """
 
-    def __init__(self, path: Path, ensemble: str, *, limit_s: float) -> None:
+    def __init__(self, path: Path, *, limit_s: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.suspect = _take_suspect(_beside(path), ensemble)
+        self._suspect = _take_suspect(_beside(path))
         path.write_bytes(_STATE.pack(0, _IDLE))
         with path.open("r+b") as file:
             self._shared = mmap.mmap(file.fileno(), _STATE.size)
         self._calls = 0
-        command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(path), ensemble, str(limit_s)]
+        command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(path), str(limit_s)]
         self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
-    def begin(self, member: int) -> None:
-        """The member at this place is being asked."""
+    def suspects(self, key: str) -> bool:
+        """Whether the member with this key (hex) was being asked when the last scorer was killed."""
+        return _head(key) == self._suspect
+
+    def begin(self, key: str) -> None:
+        """The member with this key (hex) is being asked."""
         self._calls += 1
-        _STATE.pack_into(self._shared, 0, self._calls, member)
+        _STATE.pack_into(self._shared, 0, self._calls, _head(key))
 
     def end(self) -> None:
         """It has answered, or is waited for no longer."""
@@ -65,27 +65,33 @@ def _beside(path: Path) -> Path:
     return path.with_name(path.name + ".suspect")
 
 
-def _take_suspect(path: Path, ensemble: str) -> int | None:
+def _head(key: str) -> bytes:
+    return bytes.fromhex(key[:16])
+
+
+def _take_suspect(path: Path) -> bytes | None:
     try:
-        digest, _, member = path.read_text().partition(" ")
+        suspect = path.read_bytes()
         path.unlink()
     except FileNotFoundError:
         return None
-    return int(member) if digest == ensemble and member.isdigit() else None
+    return suspect
 
 
-def _watch(parent: int, path: Path, ensemble: str, limit_s: float) -> None:
+def _watch(parent: int, path: Path, limit_s: float) -> None:
     """The child's life: until its parent is gone, or has to be killed."""
     seen, polls = (0, _IDLE), 0
     while os.getppid() == parent:
         time.sleep(limit_s / _POLLS)
-        now: tuple[int, int] = _STATE.unpack(path.read_bytes())
+        now: tuple[int, bytes] = _STATE.unpack(path.read_bytes())
         # A process that is stopped (by a debugger, say) hangs in nothing.
         polls = polls + 1 if now == seen and now[1] != _IDLE and not _stopped(parent) else 0
         seen = now
         if polls >= _POLLS:
-            _beside(path).write_text(f"{ensemble} {now[1]}")
-            sys.stderr.write(f"member {now[1]} has not answered for {limit_s:g} s: the scorer is killed\n")
+            _beside(path).write_bytes(now[1])
+            sys.stderr.write(
+                f"a member (key {now[1].hex()}) has not answered for {limit_s:g} s: the scorer is killed\n"
+            )
             with contextlib.suppress(ProcessLookupError):
                 os.kill(parent, signal.SIGKILL)
             return
@@ -99,4 +105,4 @@ def _stopped(pid: int) -> bool:
 
 
 if __name__ == "__main__":
-    _watch(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
+    _watch(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))

@@ -31,9 +31,21 @@ class Topics:
         """Every topic, in the order of the documents."""
         return [self.prefix + name for name in _NAMES.values()]
 
+    def of_partitions(self) -> list[str]:
+        """Those with the partition count of the input, in the order of the documents."""
+        return [self.prefix + name for key, name in _NAMES.items() if key not in _SINGLE]
+
     def scorer_topics(self) -> list[str]:
-        """The topics a scorer reads and writes."""
-        return [self.prefix + name for key, name in _NAMES.items() if key not in ("outcomes", "monitor_metrics")]
+        """Those among `of_partitions` that a scorer reads and writes."""
+        return [name for name in self.of_partitions() if name not in (self.outcomes, self.monitor_metrics)]
+
+    def control_topics(self) -> list[str]:
+        """What says what serves, and what does; one partition each."""
+        return [self.prefix + _NAMES[key] for key in _SINGLE]
+
+    def config(self, name: str) -> dict[str, str]:
+        """Settings of a topic beside those that all have."""
+        return _SINGLE.get(next(key for key, known in _NAMES.items() if self.prefix + known == name), {})
 
 
 _NAMES = {
@@ -46,6 +58,15 @@ _NAMES = {
     "dead_letters": "transactions.dlq",
     "outcomes": "outcomes",
     "monitor_metrics": "monitor-metrics",
+    "control": "control",
+    "serving_state": "serving-state",
+    "scorer_status": "scorer-status",
+}
+# Topics of one partition: the history of commands is kept for ever, of the notes the newest of a key.
+_SINGLE = {
+    "control": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
+    "serving_state": {"cleanup.policy": "compact"},
+    "scorer_status": {"cleanup.policy": "compact"},
 }
 
 
@@ -64,15 +85,32 @@ class TopicAdmin:
             raise as_domain_error(kafka_error(error), "list the topics", self._bootstrap) from error
         return {name: len(topic.partitions) for name, topic in found.items()}
 
+    def create_all(self, topics: Topics, partitions: int, *, replication: int = 1) -> list[str]:
+        """Create every topic that does not exist, and wait until the broker lists them; answers which."""
+        present = self.partitions()
+        new = [
+            NewTopic(
+                name,
+                1 if name in topics.control_topics() else partitions,
+                replication,
+                config={"max.message.bytes": str(MAX_MESSAGE_BYTES)} | topics.config(name),
+            )
+            for name in topics.all()
+            if name not in present
+        ]
+        return self._create(new)
+
     def create(self, names: list[str], partitions: int, *, replication: int = 1) -> list[str]:
-        """Create those of `names` that do not exist, and wait until the broker lists them; answers which."""
-        missing = [name for name in names if name not in self.partitions()]
-        if not missing:
-            return []
+        """Create those of `names` that do not exist, as `create_all` does."""
+        present = self.partitions()
         config = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
-        futures = self._client.create_topics(
-            [NewTopic(name, partitions, replication, config=config) for name in missing], request_timeout=_TIMEOUT_S
-        )
+        return self._create([NewTopic(n, partitions, replication, config=config) for n in names if n not in present])
+
+    def _create(self, new: list[NewTopic]) -> list[str]:
+        if not new:
+            return []
+        missing = [topic.topic for topic in new]
+        futures = self._client.create_topics(new, request_timeout=_TIMEOUT_S)
         for name, future in futures.items():
             try:
                 future.result()

@@ -73,6 +73,17 @@ MEMBER_BREAKER = Metric(
 SERVING = Metric(
     "gauge", "stream_scorer_serving_info", "1 for the ensemble version that serves.", ("ensemble", "version")
 )
+IN_PLAY = Metric(
+    "gauge",
+    "stream_scorer_in_play_info",
+    "1 for every version that is scored: the one that serves, canary, shadows, the last good one on probation.",
+    ("ensemble", "version"),
+)
+CONTROL_OFFSET = Metric("gauge", "stream_scorer_control_offset", "Offset of the command in force here.")
+CONTROL_PROBLEM = Metric(
+    "gauge", "stream_scorer_control_problem", "1 while something that control asks for is refused."
+)
+CONTROL_REFUSED = Metric("counter", "stream_scorer_control_refused_total", "Commands on control that do not count.")
 
 SCORER_METRICS: tuple[Metric, ...] = (
     TRANSACTIONS,
@@ -92,6 +103,10 @@ SCORER_METRICS: tuple[Metric, ...] = (
     MEMBER_FAILURES,
     MEMBER_BREAKER,
     SERVING,
+    IN_PLAY,
+    CONTROL_OFFSET,
+    CONTROL_PROBLEM,
+    CONTROL_REFUSED,
 )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.ensemble import Scored
+from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.errors import RecordError
 from stream_scorer.features.engine import Enriched, EventBatch
 from stream_scorer.serde.raw import RawRecords
@@ -25,13 +26,40 @@ class DeadLetter:
 
 
 @dataclass(slots=True)
-class Decided:
-    """The outcome of scoring: decision (n,) int8 index into `records.DECISIONS`, member_alerts (n,) int64 bit mask."""
+class Verdict:
+    """What one version says of all n transactions: `scored`, and decision (n,) int8 index into `records.DECISIONS`.
+
+    Of a version that decides for some of them also what attribution needs: member_alerts (n,) int64 bit mask, and
+    alert_without (n, m) bool, whether it would be an alert with that member left out.
+    """
 
     scored: Scored
     decision: NDArray[np.int8]
     member_alerts: NDArray[np.int64]
-    alert_without: NDArray[np.bool_]  # (n, m): would it be an alert with that member left out
+    alert_without: NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Decided:
+    """The outcome of scoring: a verdict for each of the lineup's versions, and arm (n,) int8, whose verdict counts.
+
+    `decision` (n,) int8 is what was decided.
+    """
+
+    lineup: Lineup
+    arm: NDArray[np.int8]
+    verdicts: list[Verdict]
+    decision: NDArray[np.int8] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The decisions of all arms together."""
+        self.decision = self.verdicts[0].decision
+        if self.arm.any():
+            self.decision = np.where(self.arm == 1, self.verdicts[1].decision, self.decision)
+
+    def rows_of(self, version: int) -> NDArray[np.int64]:
+        """The transactions that one of the lineup's versions decided, in order."""
+        return np.flatnonzero(self.arm == version)
 
 
 @dataclass(slots=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -12,18 +14,22 @@ from numpy.typing import NDArray
 
 from stream_scorer import __version__
 from stream_scorer.clock import Clock
-from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.ensemble import Ensemble, Scored
+from stream_scorer.ensemble.lineup import DISABLED
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.pipeline.batch import DeadLetter, Decided, MicroBatch, Sink
 from stream_scorer.pipeline.summarise import Summariser
 from stream_scorer.records import (
+    ARMS,
     DECISIONS,
     FEATURES_STALE,
     Alert,
+    Alternative,
     Contribution,
     DecisionSource,
     Mark,
     MemberContribution,
+    MemberStatus,
     Reason,
     Score,
     ShardMark,
@@ -37,18 +43,20 @@ DEAD_LETTER_MAX_BYTES = 8_000_000
 DEAD_LETTER_HEAD_BYTES = 65_536
 # How many members an alert names.
 ALERT_REASONS = 3
-ARM = "champion"
+
+_Headers = Any
+# Where an output record goes: place of its transaction, topic, partition, key, value, headers.
+_Output = tuple[int, str, int, bytes | None, bytes, _Headers]
 
 
 class Publisher:
     """Writes scores, contributions, alerts, summaries and dead letters to a `Sink`."""
 
-    def __init__(self, topics: Topics, ensemble: Ensemble, checked: CheckedSpec, clock: Clock) -> None:
+    def __init__(self, topics: Topics, checked: CheckedSpec, clock: Clock) -> None:
         self._topics = topics
-        self._ensemble = ensemble
         self._checked = checked
         self._clock = clock
-        self._summariser = Summariser(ensemble, checked)
+        self._summarisers: dict[str, Summariser] = {}
         self._encode = msgspec.json.Encoder().encode
         self._status_patterns: dict[bytes, msgspec.Raw] = {}
 
@@ -57,85 +65,114 @@ class Publisher:
         for letter in batch.dead:
             self._dead_letter(letter, sink)
         if batch.events is not None and len(batch.events.transactions):
-            self._scores(batch, sink)
-        for summary in self._summariser.summarise(batch, ARM):
-            key = f"{summary.topic}-{summary.partition}".encode()
-            sink.produce(self._topics.score_summaries, summary.partition, key, self._encode(summary))
+            for _, topic, partition, key, value, headers in self._in_order(batch):
+                sink.produce(topic, partition, key, value, headers)
+        assert batch.decided is not None
+        for version in range(batch.decided.lineup.deciding):
+            for summary in self._summariser(batch.decided.lineup.versions[version]).summarise(batch, version):
+                name = f"{summary.topic}-{summary.partition}".encode()
+                sink.produce(self._topics.score_summaries, summary.partition, name, self._encode(summary))
 
-    def _scores(self, batch: MicroBatch, sink: Sink) -> None:
+    def _summariser(self, ensemble: Ensemble) -> Summariser:
+        name = f"{ensemble.version} {ensemble.digest}"
+        if name not in self._summarisers:
+            self._summarisers[name] = Summariser(ensemble, self._checked)
+        return self._summarisers[name]
+
+    def _in_order(self, batch: MicroBatch) -> Iterable[_Output]:
+        """The records of every transaction, in the order of the transactions whoever decided them."""
+        assert batch.decided is not None
+        if not batch.decided.arm.any():
+            return self._of_version(batch, 0, None)
+        scored_at = self._clock.now_ms()
+        parts = [
+            self._of_version(batch, version, batch.decided.rows_of(version), scored_at)
+            for version in range(batch.decided.lineup.deciding)
+        ]
+        return sorted(chain.from_iterable(parts), key=itemgetter(0))
+
+    def _of_version(
+        self, batch: MicroBatch, version: int, chosen: NDArray[np.int64] | None, scored_at: int | None = None
+    ) -> Iterator[_Output]:
+        """The records of those transactions that a version decided: `chosen`, or all of them."""
         events, enriched, decided = batch.events, batch.enriched, batch.decided
         assert events is not None and enriched is not None and decided is not None
-        transactions, scored, ensemble = events.transactions, decided.scored, self._ensemble
+        transactions, verdict, lineup = events.transactions, decided.verdicts[version], decided.lineup
+        scored, ensemble = verdict.scored, lineup.versions[version]
         encode, topics, raw = self._encode, self._topics, batch.transactions
         scores_topic, contributions_topic = topics.scores, topics.contributions
-        name, version, policy = ensemble.name, ensemble.version, ensemble.manifest.thresholds.policy_version
-        link, names = ensemble.manifest.link, ensemble.member_names
+        name, number, policy = ensemble.name, ensemble.version, ensemble.manifest.thresholds.policy_version
+        arm, link, names = ARMS[version], ensemble.manifest.link, ensemble.member_names
         feature_hash, spec_hash = self._checked.feature_hash, self._checked.sha256
-        scored_at = self._clock.now_ms()
+        offset_of_control = lineup.control_offset
+        scored_at = self._clock.now_ms() if scored_at is None else scored_at
         # Encoded once: every record of the batch carries the same vector.
         marks: Any = msgspec.Raw(
             encode([Mark(s.topic, s.partition, offset) for s, offset in sorted(enriched.marks.next_offset.items())])
         )
         marks_ahead: Any = msgspec.Raw(encode(_ahead(enriched.marks)))
-        degraded = self._degraded(batch, decided)
-        statuses: list[list[Any]] = [["ok"] * len(names)] * len(scored.score)
-        if scored.failures:
-            statuses = [
-                ["missing" if gone else "ok" for gone in row] for row in np.isnan(scored.member_scores).tolist()
-            ]
-        rows = transactions.row.tolist()
+
+        def those(column: NDArray[Any]) -> NDArray[Any]:
+            return column if chosen is None else column[chosen]
+
+        places = those(np.arange(len(transactions))).tolist()
+        rows = those(transactions.row)
+        event_ids = transactions.event_id
+        status_of = self._statuses(those(enriched.status))
         columns: Iterable[tuple[Any, ...]] = zip(
-            rows,
-            transactions.event_id,
-            transactions.event_time.tolist(),
-            transactions.value.tolist(),
-            decided.decision.tolist(),
-            decided.member_alerts.tolist(),
-            scored.score.tolist(),
-            scored.z.tolist(),
-            scored.base.tolist(),
-            scored.coverage.tolist(),
-            enriched.duplicate.tolist(),
-            degraded,
-            scored.member_scores.tolist(),
-            scored.weights.tolist(),
-            scored.contributions.tolist(),
-            statuses,
-            enriched.matrix.tolist(),
-            self._statuses(enriched.status),
-            enriched.ages.partitions.tolist(),
-            enriched.ages.labels.tolist(),
-            raw.partition[transactions.row].tolist(),
-            raw.offset[transactions.row].tolist(),
+            places,
+            rows.tolist(),
+            event_ids if chosen is None else [event_ids[place] for place in places],
+            those(transactions.event_time).tolist(),
+            those(transactions.value).tolist(),
+            those(verdict.decision).tolist(),
+            those(verdict.member_alerts).tolist(),
+            those(scored.score).tolist(),
+            those(scored.z).tolist(),
+            those(scored.base).tolist(),
+            those(scored.coverage).tolist(),
+            those(enriched.duplicate).tolist(),
+            _degraded(batch, scored, names, places, those),
+            those(scored.member_scores).tolist(),
+            those(scored.weights).tolist(),
+            those(scored.contributions).tolist(),
+            _member_statuses(scored, names, those),
+            _alternatives(decided, version, those),
+            those(enriched.matrix).tolist(),
+            status_of,
+            those(enriched.ages.partitions).tolist(),
+            those(enriched.ages.labels).tolist(),
+            raw.partition[rows].tolist(),
+            raw.offset[rows].tolist(),
             strict=True,
         )
-        for place, (
-            row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, reasons,
-            member_scores, weights, contributions, status, features, feature_status, partitions_age, labels_age,
-            partition, offset,
-        ) in enumerate(columns):  # fmt: skip
+        for (
+            place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, reasons,
+            member_scores, weights, contributions, status, alternatives, features, feature_status, partitions_age,
+            labels_age, partition, offset,
+        ) in columns:  # fmt: skip
             key, headers = raw.key[row], raw.headers[row]
             decision = DECISIONS[code]
             source: DecisionSource = "model" if score == score else "fallback"
             record = Score(
-                event_id, event_time, scored_at, score, decision, source, name, version, ARM, policy,
+                event_id, event_time, scored_at, score, decision, source, name, number, arm, policy,
                 coverage, duplicate, reasons, bits, value,
             )  # fmt: skip
-            sink.produce(scores_topic, partition, key, encode(record), headers)
+            yield place, scores_topic, partition, key, encode(record), headers
             members = list(map(MemberContribution, names, member_scores, weights, contributions, status))
             lineage = Contribution(
-                event_id, name, version, ARM, link, base, z, score, members, [], features, feature_status,
+                event_id, name, number, arm, link, base, z, score, members, alternatives, features, feature_status,
                 feature_hash, spec_hash, Source(raw.topic, partition, offset, place), marks, __version__,
                 None if partitions_age < 0 else partitions_age, None if labels_age < 0 else labels_age,
-                marks_ahead,
+                marks_ahead, offset_of_control,
             )  # fmt: skip
-            sink.produce(contributions_topic, partition, key, encode(lineage), headers)
+            yield place, contributions_topic, partition, key, encode(lineage), headers
             if code:
                 alert = Alert(
-                    event_id, event_time, scored_at, score, decision, source, name, version, ARM, policy,
+                    event_id, event_time, scored_at, score, decision, source, name, number, arm, policy,
                     coverage, duplicate, reasons, bits, value, base, z, _reasons(names, member_scores, contributions),
                 )  # fmt: skip
-                sink.produce(topics.alerts, partition, key, encode(alert), headers)
+                yield place, topics.alerts, partition, key, encode(alert), headers
 
     def _statuses(self, status: NDArray[np.int8]) -> list[Any]:
         """Per row its statuses, encoded. Few patterns occur, so each is encoded once."""
@@ -147,19 +184,6 @@ class Publisher:
             if encoded is None:
                 encoded = known[pattern] = msgspec.Raw(self._encode(list(pattern)))
             out.append(encoded)
-        return out
-
-    def _degraded(self, batch: MicroBatch, decided: Decided) -> list[list[str]]:
-        assert batch.enriched is not None
-        common = batch.enriched.degraded
-        out = [common] * len(decided.decision)
-        for row in np.flatnonzero(batch.enriched.stale).tolist():
-            out[row] = [*common, FEATURES_STALE]
-        if decided.scored.failures:
-            missing = np.isnan(decided.scored.member_scores)
-            names = self._ensemble.member_names
-            for row in np.flatnonzero(missing.any(axis=1)).tolist():
-                out[row] = out[row] + [f"member:{names[m]}" for m in np.flatnonzero(missing[row]).tolist()]
         return out
 
     def _dead_letter(self, letter: DeadLetter, sink: Sink) -> None:
@@ -183,6 +207,58 @@ class Publisher:
             ]
             value = value[:DEAD_LETTER_HEAD_BYTES]
         sink.produce(self._topics.dead_letters, partition, records.key[row], value, headers)
+
+
+def _degraded(
+    batch: MicroBatch,
+    scored: Scored,
+    names: list[str],
+    places: list[int],
+    those: Callable[[NDArray[Any]], NDArray[Any]],
+) -> list[list[str]]:
+    assert batch.enriched is not None
+    common = batch.enriched.degraded
+    out = [common] * len(places)
+    for row in np.flatnonzero(those(batch.enriched.stale)).tolist():
+        out[row] = [*common, FEATURES_STALE]
+    if scored.failures:
+        missing = np.isnan(those(scored.member_scores))
+        for row in np.flatnonzero(missing.any(axis=1)).tolist():
+            out[row] = out[row] + [f"member:{names[m]}" for m in np.flatnonzero(missing[row]).tolist()]
+    return out
+
+
+def _member_statuses(
+    scored: Scored, names: list[str], those: Callable[[NDArray[Any]], NDArray[Any]]
+) -> Iterable[list[MemberStatus]]:
+    if not scored.failures:
+        return [["ok"] * len(names)] * len(those(scored.score))
+    gone: list[MemberStatus] = ["disabled" if scored.failures.get(name) == DISABLED else "missing" for name in names]
+    return [
+        [absent if nan else "ok" for absent, nan in zip(gone, row, strict=True)]
+        for row in np.isnan(those(scored.member_scores)).tolist()
+    ]
+
+
+def _alternatives(
+    decided: Decided, version: int, those: Callable[[NDArray[Any]], NDArray[Any]]
+) -> Iterable[list[Alternative]]:
+    """Per transaction what the versions said that did not decide it."""
+    others = [
+        (ensemble.version, verdict)
+        for index, (ensemble, verdict) in enumerate(zip(decided.lineup.versions, decided.verdicts, strict=True))
+        if index != version
+    ]
+    if not others:
+        return [[]] * len(those(decided.arm))
+    columns = [
+        [
+            Alternative(name, z, DECISIONS[code])
+            for z, code in zip(those(v.scored.z).tolist(), those(v.decision).tolist(), strict=True)
+        ]
+        for name, v in others
+    ]
+    return list(map(list, zip(*columns, strict=True)))
 
 
 def _reasons(names: list[str], scores: list[float], contributions: list[float]) -> list[Reason]:

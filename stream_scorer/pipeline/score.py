@@ -1,46 +1,72 @@
-"""Score: the ensemble's verdict on every transaction, and the decision that the policy makes of it."""
+"""Score: the verdict of every version in play on every transaction, and whose verdict decides."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from stream_scorer.ensemble.combine import decide
-from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.ensemble import Answer, Ensemble
 from stream_scorer.ensemble.guard import Guard
+from stream_scorer.ensemble.lineup import DISABLED, Lineup
 from stream_scorer.observability.metrics import MEMBER_BREAKER, MEMBER_FAILURES, MEMBER_SECONDS, Metrics
-from stream_scorer.pipeline.batch import Decided, MicroBatch
+from stream_scorer.pipeline.batch import Decided, MicroBatch, Verdict
 from stream_scorer.spec.model import CheckedSpec
 
 
 class Scoring:
-    """See the module. The thresholds are the manifest's, the fallback decision is the spec's.
+    """See the module. The thresholds are the manifests', the fallback decision is the spec's.
 
-    `guard` keeps members apart in live scoring; without one everybody is asked always.
+    `lineup` is asked once a micro-batch: what takes over does so between two of them. `guard` keeps members apart in
+    live scoring; without one everybody is asked always.
     """
 
     name = "score"
 
-    def __init__(self, ensemble: Ensemble, checked: CheckedSpec, metrics: Metrics, guard: Guard | None = None) -> None:
-        self._ensemble = ensemble
+    def __init__(
+        self, lineup: Callable[[], Lineup], checked: CheckedSpec, metrics: Metrics, guard: Guard | None = None
+    ) -> None:
+        self._lineup = lineup
         self._fallback = checked.spec.policy.fallback
+        self._entity = checked.spec.partition_entity
         self._metrics = metrics
         self._guard = guard
 
     def process(self, batch: MicroBatch) -> None:
         """Set `batch.decided`."""
+        assert batch.events is not None and batch.enriched is not None
+        lineup, transactions = self._lineup(), batch.events.transactions
+        answers = self._ask(lineup, batch)
+        verdicts = [self._verdict(lineup, version, answers) for version in range(len(lineup.versions))]
+        entities = transactions.entity_ids.get(self._entity or "", [])
+        batch.decided = Decided(lineup, lineup.route(entities, transactions.event_time), verdicts)
+
+    def _ask(self, lineup: Lineup, batch: MicroBatch) -> list[Answer]:
         assert batch.enriched is not None
-        scored = (self._guard or self._ensemble).score(batch.enriched.matrix)
-        thresholds = self._ensemble.manifest.thresholds
+        panel, metrics = lineup.panel, self._metrics
+        if self._guard is not None:
+            answers = self._guard.ask(panel, batch.enriched.matrix, lineup.disabled)
+            for name, state in self._guard.states(panel).items():
+                metrics.set(MEMBER_BREAKER, state, name)
+        else:
+            features = panel.checked(batch.enriched.matrix)
+            answers = [panel.ask(index, features) for index in range(len(panel))]
+        for name, answer in zip(panel.names, answers, strict=True):
+            metrics.count(MEMBER_SECONDS, answer.seconds, name)
+            if answer.reason not in ("", DISABLED):
+                metrics.count(MEMBER_FAILURES, 1, name)
+        return answers
+
+    def _verdict(self, lineup: Lineup, version: int, answers: list[Answer]) -> Verdict:
+        ensemble: Ensemble = lineup.versions[version]
+        scored = ensemble.combine(lineup.panel.answers_of(version, answers))
+        thresholds, members = ensemble.manifest.thresholds, len(ensemble.member_names)
         decision = decide(scored.score, thresholds.review, thresholds.block, self._fallback)
-        members = len(self._ensemble.member_names)
+        if version >= lineup.deciding:
+            nothing = np.zeros(0, np.int64)
+            return Verdict(scored, decision, nothing, nothing.astype(np.bool_))
         alerts = scored.member_scores >= thresholds.review  # NaN compares false: a missing member raises no alert
         bits = np.left_shift(np.int64(1), np.arange(members, dtype=np.int64))
-        without = self._ensemble.left_out_scores(scored) >= thresholds.review
-        batch.decided = Decided(scored, decision, alerts.astype(np.int64) @ bits, without)
-        for name, seconds in zip(self._ensemble.member_names, scored.member_seconds.tolist(), strict=True):
-            self._metrics.count(MEMBER_SECONDS, seconds, name)
-        for name in scored.failures:
-            self._metrics.count(MEMBER_FAILURES, 1, name)
-        if self._guard is not None:
-            for name, state in self._guard.states.items():
-                self._metrics.set(MEMBER_BREAKER, state, name)
+        without = ensemble.left_out_scores(scored) >= thresholds.review
+        return Verdict(scored, decision, alerts.astype(np.int64) @ bits, without)

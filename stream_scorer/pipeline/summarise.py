@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.profile import Binner, profile_matrix
 from stream_scorer.pipeline.batch import MicroBatch
-from stream_scorer.records import DECISIONS, PaneSummary, ScoreSummary
+from stream_scorer.records import ARMS, DECISIONS, PaneSummary, ScoreSummary
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 
 I64 = NDArray[np.int64]
 
 
 class Summariser:
-    """Counts micro-batches on the bins of the serving ensemble's reference profile."""
+    """Counts micro-batches on the bins of an ensemble's reference profile."""
 
     def __init__(self, ensemble: Ensemble, checked: CheckedSpec) -> None:
         self._ensemble = ensemble
@@ -24,35 +24,41 @@ class Summariser:
         self._members = ensemble.member_names
         self._n_features = len(ensemble.feature_names)
 
-    def summarise(self, batch: MicroBatch, arm: str) -> list[ScoreSummary]:
-        """One summary per transaction partition of `batch`; a span without a scored row has no panes."""
+    def summarise(self, batch: MicroBatch, version: int) -> list[ScoreSummary]:
+        """What one of the lineup's versions decided of `batch`, a summary per transaction partition.
+
+        Of a canary only for partitions where it decided something; the champion's always, so that the ranges of offsets
+        leave nothing out, and dead letters are counted there. A span without a row of this version has no panes.
+        """
         events, enriched, decided = batch.events, batch.enriched, batch.decided
         assert events is not None and enriched is not None and decided is not None
-        rows = events.transactions
-        pane = rows.event_time // self._pane_ms * self._pane_ms
+        chosen = decided.rows_of(version) if decided.arm.any() else slice(None)
+        rows, verdict = events.transactions, decided.verdicts[version]
+        pane = rows.event_time[chosen] // self._pane_ms * self._pane_ms
         starts, pane_of = np.unique(pane, return_inverse=True)
-        cells, group_of = np.unique(events.transaction_span * len(starts) + pane_of, return_inverse=True)
+        span_of = events.transaction_span[chosen]
+        cells, group_of = np.unique(span_of * len(starts) + pane_of, return_inverse=True)
         groups = np.column_stack([cells // max(len(starts), 1), starts[cells % max(len(starts), 1)]])
         n = len(groups)
-        scored = decided.scored
-        counts = self._binner.count(profile_matrix(enriched.matrix, scored.member_scores, scored.score), group_of, n)
-        alert = decided.decision > 0
-        decisions = _count_by(group_of, decided.decision, n, len(DECISIONS))
+        scored = verdict.scored
+        member_scores, score = scored.member_scores[chosen], scored.score[chosen]
+        counts = self._binner.count(profile_matrix(enriched.matrix[chosen], member_scores, score), group_of, n)
+        decision = verdict.decision[chosen]
+        alert = decision > 0
+        decisions = _count_by(group_of, decision, n, len(DECISIONS))
         money = np.zeros((n, len(DECISIONS)), dtype=np.int64)
-        np.add.at(money, (group_of, decided.decision), rows.value)
-        fallback = np.isnan(scored.score)
-        degraded = fallback | (scored.coverage < 1.0 - 1e-9) | enriched.stale | bool(enriched.degraded)
-        flags = [_sum_by(group_of, flag, n) for flag in (enriched.duplicate, degraded, fallback)]
+        np.add.at(money, (group_of, decision), rows.value[chosen])
+        fallback = np.isnan(score)
+        stale = enriched.stale[chosen]
+        degraded = fallback | (scored.coverage[chosen] < 1.0 - 1e-9) | stale | bool(enriched.degraded)
+        flags = [_sum_by(group_of, flag, n) for flag in (enriched.duplicate[chosen], degraded, fallback)]
         bits = np.arange(len(self._members))
         member_alerts = np.zeros((n, len(self._members)), dtype=np.int64)
-        np.add.at(member_alerts, group_of, (decided.member_alerts[:, None] >> bits) & 1)
-        # 0 both, 1 served only, 2 left-out only, 3 neither
-        cell = np.where(alert[:, None], 1 - decided.alert_without, 3 - decided.alert_without)
-        left_out = (
-            np.stack([_count_by(group_of, cell[:, m], n, 4) for m in range(len(self._members))], axis=1)
-            if self._members
-            else np.zeros((n, 0, 4), dtype=np.int64)
-        )
+        np.add.at(member_alerts, group_of, (verdict.member_alerts[chosen][:, None] >> bits) & 1)
+        left_out = _against(group_of, alert, verdict.alert_without[chosen], n)
+        others = [i for i in range(len(decided.verdicts)) if i != version]
+        their_alerts = [decided.verdicts[i].decision[chosen] > 0 for i in others]
+        against = _against(group_of, alert, np.stack(their_alerts, axis=1), n) if others else None
         sparse = _Sparse(counts)
         panes: dict[int, list[PaneSummary]] = {}
         total = np.bincount(group_of, minlength=n)
@@ -73,19 +79,23 @@ class Summariser:
                     dict(zip(self._members, member_alerts[g].tolist(), strict=True)),
                     series[-1],
                     dict(zip(self._members, left_out[g].tolist(), strict=True)),
+                    {}
+                    if against is None
+                    else {decided.lineup.versions[i].version: against[g, k].tolist() for k, i in enumerate(others)},
                 )
             )
         topic = batch.transactions.topic
         dead: dict[int, int] = {}
-        for letter in batch.dead:
-            if letter.records is batch.transactions:
-                partition = int(letter.records.partition[letter.row])
-                dead[partition] = dead.get(partition, 0) + 1
+        if version == 0:
+            for letter in batch.dead:
+                if letter.records is batch.transactions:
+                    partition = int(letter.records.partition[letter.row])
+                    dead[partition] = dead.get(partition, 0) + 1
         return [
             ScoreSummary(
                 self._ensemble.name,
                 self._ensemble.version,
-                arm,
+                ARMS[version],
                 self._pane_ms,
                 topic,
                 span.source.partition,
@@ -93,10 +103,18 @@ class Summariser:
                 span.stop,
                 dead.get(span.source.partition, 0),
                 panes.get(index, []),
+                decided.lineup.control_offset,
             )
             for index, span in enumerate(batch.spans)
-            if span.source.topic == topic
+            if span.source.topic == topic and (version == 0 or index in panes)
         ]
+
+
+def _against(group_of: I64, alert: NDArray[np.bool_], other: NDArray[np.bool_], groups: int) -> I64:
+    """``(groups, k, 4)``: rows by "alert" against each of `other` (n, k): both, served only, other only, neither."""
+    cell = np.where(alert[:, None], 1 - other, 3 - other)
+    counted = [_count_by(group_of, cell[:, k], groups, 4) for k in range(other.shape[1])]
+    return np.stack(counted, axis=1) if counted else np.zeros((groups, 0, 4), dtype=np.int64)
 
 
 class _Sparse:

@@ -10,6 +10,7 @@ import numpy as np
 
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.errors import StateUnavailable
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.topics import Topics
@@ -88,8 +89,9 @@ class Replay:
         self._store = MemoryRowStore()
         self._decode = Decode(checked)
         self._enrich = Enrich(self._engine, self._store, tuple, _never_lost)
-        self._score = Scoring(ensemble, checked, Metrics())
-        self._publisher = Publisher(topics, ensemble, checked, clock)
+        lineup = Lineup.of(ensemble)
+        self._score = Scoring(lambda: lineup, checked, Metrics())
+        self._publisher = Publisher(topics, checked, clock)
         self._outputs = _Outputs(topics, emit)
         self._positions = Positions(start)
         self._lineage = Lineage(start)
@@ -138,7 +140,7 @@ class Replay:
 
     def _keep(self, batch: MicroBatch) -> None:
         assert batch.events is not None and batch.enriched is not None and batch.decided is not None
-        scored = batch.decided.scored
+        scored = batch.decided.verdicts[0].scored
         self.rows.add(batch.events.transactions.event_id, scored.score, scored.member_scores, batch.enriched.duplicate)
         self._decisions += np.bincount(batch.decided.decision, minlength=len(DECISIONS))
 

@@ -8,9 +8,16 @@ import msgspec
 
 from stream_scorer.records import Record
 
-# When it was scored, how far partitions were apart, and which arm of an experiment it fell into are facts of the run,
-# not of the transaction.
-LEFT_OUT: dict[str, Any] = {"scored_at": 0, "arm": "", "partitions_age": None, "labels_age": None}
+# When it was scored, how far partitions were apart, which arm of an experiment it fell into and what else was in play
+# are facts of the run, not of the transaction.
+LEFT_OUT: dict[str, Any] = {
+    "scored_at": 0,
+    "arm": "",
+    "partitions_age": None,
+    "labels_age": None,
+    "alternatives": [],
+    "control_offset": None,
+}
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 

@@ -320,7 +320,7 @@ def stack() -> Iterator[Any]:
 @pytest.fixture
 def topics(stack: Any, request: pytest.FixtureRequest) -> Topics:
     named = Topics(f"{request.node.name.replace('_', '-')[:40]}.")
-    TopicAdmin(stack.addresses.kafka).create(named.all(), PARTITIONS)
+    TopicAdmin(stack.addresses.kafka).create_all(named, PARTITIONS)
     return named
 
 

@@ -55,7 +55,7 @@ def bootstrap() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def filled(bootstrap: str) -> str:
     """Three partitions of transactions and labels; nothing scored."""
-    TopicAdmin(bootstrap).create(Topics().all(), 3)
+    TopicAdmin(bootstrap).create_all(Topics(), 3)
     config = SimulationConfig(seed=3, customers=200, terminals=40, days=None, transactions=N, fraud_rate=0.05)
     transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
     labels = history_labels(

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from stream_scorer.ensemble.breaker import FAILURES, LONGEST_PAUSE_S, PAUSE_S, TRIALS, Breaker, State
-from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.ensemble import Ensemble, Scored
 from stream_scorer.ensemble.guard import RESTING, Guard
+from stream_scorer.ensemble.lineup import DISABLED, Panel
 from stream_scorer.ensemble.watchdog import Watchdog
 from tests.unit.test_ensemble_scoring import compose, reference
 
@@ -31,6 +32,21 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+class Guarded:
+    """An ensemble scored with a guard."""
+
+    def __init__(self, ensemble: Ensemble, clock: Clock, watchdog: Watchdog | None = None) -> None:
+        self.ensemble, self.panel = ensemble, Panel([ensemble])
+        self.guard = Guard(clock, budget_s=0.1, watchdog=watchdog)
+
+    def score(self, rows: np.ndarray, disabled: frozenset[str] = frozenset()) -> Scored:
+        return self.ensemble.combine(self.guard.ask(self.panel, rows, disabled))
+
+    @property
+    def states(self) -> dict[str, State]:
+        return self.guard.states(self.panel)
 
 
 class Odd:
@@ -50,13 +66,13 @@ class Odd:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[tuple[Guard, Odd, Clock, Ensemble]]:
+def world(tmp_path: Path) -> Iterator[tuple[Guarded, Odd, Clock, Ensemble]]:
     compose(tmp_path / "e")
     ensemble, plain = (Ensemble.load(tmp_path / "e", version="1") for _ in range(2))
     odd = Odd(ensemble._members[1].member)
     object.__setattr__(ensemble._members[1], "member", odd)
     clock = Clock()
-    yield Guard(ensemble, clock, budget_s=0.1), odd, clock, plain
+    yield Guarded(ensemble, clock), odd, clock, plain
     odd.behave()
 
 
@@ -78,7 +94,7 @@ FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def test_healthy_members_score_as_without_a_guard(world: tuple[Guard, Odd, Clock, Ensemble]) -> None:
+def test_healthy_members_score_as_without_a_guard(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
     guard, _, _, plain = world
     for _ in range(3):
         scored = guard.score(ROWS)
@@ -91,7 +107,7 @@ def test_healthy_members_score_as_without_a_guard(world: tuple[Guard, Odd, Clock
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_member_that_fails_is_left_alone_tried_and_trusted_again(
-    world: tuple[Guard, Odd, Clock, Ensemble], fault: str
+    world: tuple[Guarded, Odd, Clock, Ensemble], fault: str
 ) -> None:
     guard, odd, clock, plain = world
     odd.does = FAULTS[fault]
@@ -116,7 +132,7 @@ def test_a_member_that_fails_is_left_alone_tried_and_trusted_again(
     assert np.array_equal(guard.score(ROWS).score, plain.score(ROWS).score)
 
 
-def test_a_member_that_does_not_come_back_is_left_behind(world: tuple[Guard, Odd, Clock, Ensemble]) -> None:
+def test_a_member_that_does_not_come_back_is_left_behind(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
     guard, odd, clock, plain = world
     release = threading.Event()
 
@@ -140,7 +156,7 @@ def test_a_member_that_does_not_come_back_is_left_behind(world: tuple[Guard, Odd
     assert np.array_equal(guard.score(ROWS).score, plain.score(ROWS).score)
 
 
-def test_a_few_rows_without_an_answer_open_nothing(world: tuple[Guard, Odd, Clock, Ensemble]) -> None:
+def test_a_few_rows_without_an_answer_open_nothing(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
     guard, odd, _, _ = world
     odd.does = lambda x: np.where(np.arange(len(x)) < 10, np.nan, 0.5)
     for _ in range(3 * FAILURES):
@@ -180,14 +196,15 @@ _HANGS = """
 import sys, threading, time
 from pathlib import Path
 from stream_scorer.ensemble.watchdog import Watchdog
-dog = Watchdog(Path(sys.argv[1]), "digest", limit_s=0.3)
-print(dog.suspect, flush=True)
+dog = Watchdog(Path(sys.argv[1]), limit_s=0.3)
+one, two = "1" * 64, "2" * 64
+print(dog.suspects(one), dog.suspects(two), flush=True)
 for _ in range(3):
-    dog.begin(1)
+    dog.begin(one)
     time.sleep(0.15)
     dog.end()
 if sys.argv[2] == "hang":
-    dog.begin(2)
+    dog.begin(two)
     time.sleep(20)
 dog.close()
 """
@@ -200,20 +217,41 @@ def test_the_watchdog_ends_a_scorer_that_hangs_and_names_the_member(tmp_path: Pa
         )
         return done.returncode, done.stdout.strip()
 
-    assert live("hang") == (-signal.SIGKILL, "None")
-    assert live("well") == (0, "2")  # the next one begins without it
-    assert live("well") == (0, "None")
+    assert live("hang") == (-signal.SIGKILL, "False False")
+    assert live("well") == (0, "False True")  # the next one begins without it
+    assert live("well") == (0, "False False")
 
 
-def test_a_suspect_of_another_ensemble_is_none_and_one_of_this_begins_with_an_open_breaker(tmp_path: Path) -> None:
+def test_a_suspect_begins_with_an_open_breaker_and_a_suspect_that_does_not_serve_is_none(tmp_path: Path) -> None:
     compose(tmp_path / "e")
     ensemble = Ensemble.load(tmp_path / "e", version="1")
-    for digest, state in (("other", State.CLOSED), (ensemble.digest, State.OPEN)):
-        (tmp_path / "watch.suspect").write_text(f"{digest} 1")
-        dog = Watchdog(tmp_path / "watch", ensemble.digest, limit_s=5)
+    for key, state in (("f" * 64, State.CLOSED), (ensemble.member_keys[1], State.OPEN)):
+        (tmp_path / "watch.suspect").write_bytes(bytes.fromhex(key[:16]))
+        dog = Watchdog(tmp_path / "watch", limit_s=5)
         try:
-            guard = Guard(ensemble, Clock(), budget_s=1.0, watchdog=dog)
-            assert guard.states == {"one": State.CLOSED, "two": state, "three": State.CLOSED}
+            guard = Guarded(ensemble, Clock(), dog)
             assert set(guard.score(ROWS).failures) == ({"two"} if state is State.OPEN else set())
+            assert guard.states == {"one": State.CLOSED, "two": state, "three": State.CLOSED}
         finally:
             dog.close()
+
+
+def test_a_disabled_member_is_not_asked(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
+    guard, odd, _, plain = world
+    guard.score(ROWS)
+    calls = odd.calls
+    scored = guard.score(ROWS, frozenset([plain.member_keys[1]]))
+    assert odd.calls == calls
+    assert scored.failures == {"two": DISABLED}
+    assert np.array_equal(scored.score, without_the_second(plain))
+    assert guard.states["two"] is State.CLOSED
+
+
+def test_breakers_outlive_a_change_of_the_lineup(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
+    guard, odd, _, plain = world
+    odd.does = raises
+    for _ in range(FAILURES):
+        guard.score(ROWS)
+    wider = Panel([plain, guard.ensemble])
+    assert wider.keys == guard.panel.keys
+    assert guard.guard.ask(wider, ROWS)[1].reason == RESTING

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.lineup import Lineup, Split
 from stream_scorer.ensemble.manifest import Input, NoCalibrator, Thresholds, Training
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.errors import StateUnavailable
@@ -81,7 +83,7 @@ def raw(topic: str, keys: list[bytes], values: list[bytes], start: int) -> RawRe
     )
 
 
-def run(ensemble: Ensemble, batch: int, *, values: list[bytes] | None = None, store: Any = None) -> Collected:
+def run(ensemble: Ensemble | Lineup, batch: int, *, values: list[bytes] | None = None, store: Any = None) -> Collected:
     transactions = generate(CONFIG)
     keys, good = encode_keys(transactions.customer_id), encode_values(transactions)
     values = values or good
@@ -89,8 +91,9 @@ def run(ensemble: Ensemble, batch: int, *, values: list[bytes] | None = None, st
     label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
     store = store or MemoryRowStore()
     enrich = Enrich(FeatureEngine(CHECKED), store, tuple, lambda error: UNAVAILABLE)
-    stages = [Decode(CHECKED), enrich, Scoring(ensemble, CHECKED, Metrics())]
-    publisher, sink = Publisher(Topics(), ensemble, CHECKED, FixedClock()), Collected()
+    lineup = ensemble if isinstance(ensemble, Lineup) else Lineup.of(ensemble)
+    stages = [Decode(CHECKED), enrich, Scoring(lambda: lineup, CHECKED, Metrics())]
+    publisher, sink = Publisher(Topics(), CHECKED, FixedClock()), Collected()
     label_source = SourcePartition("labels", 0)
     at_label = 0
     for low in range(0, len(values), batch):
@@ -221,3 +224,67 @@ def test_sensitive_fields_are_in_no_output(ensemble: Ensemble) -> None:
     sink = run(ensemble, 64)
     everything = b"".join(value or b"" for topic in sink.records for _, _, value, _ in sink.records[topic])
     assert not [card for card in cards if card.encode() in everything]
+
+
+def with_other_weights(ensemble: Ensemble) -> Ensemble:
+    """The same members with other weights and thresholds."""
+    manifest = ensemble.manifest
+    members = [
+        msgspec.structs.replace(member, weight=weight)
+        for member, weight in zip(manifest.members, (3.0, 1.0, 0.5), strict=True)
+    ]
+    thresholds = msgspec.structs.replace(manifest.thresholds, review=0.2, block=0.4)
+    other = msgspec.structs.replace(manifest, members=members, thresholds=thresholds)
+    return Ensemble(other, [loaded.member for loaded in ensemble._members], version="9")
+
+
+def test_versions_side_by_side_decide_each_for_their_own_and_say_what_the_other_would(
+    ensemble: Ensemble,
+) -> None:
+    other = with_other_weights(ensemble)
+    lineup = Lineup((ensemble, other), Split(0.3, "cards:9"), control_offset=7)
+    assert len(lineup.panel) == 3  # the members are the same: each is asked once
+    both, first, second = run(lineup, 64), run(ensemble, 64), run(other, 64)
+    scores, contributions = both.documents("scores"), both.documents("contributions")
+    assert [s["event_id"] for s in scores] == [s["event_id"] for s in first.documents("scores")]
+    assert [s["event_id"] for s in scores] == [c["event_id"] for c in contributions]
+    arms = {s["arm"] for s in scores}
+    assert arms == {"champion", "canary"}
+    alone = {"champion": (first, second), "canary": (second, first)}
+    told = {arm: [sink.documents("contributions") for sink in sinks] for arm, sinks in alone.items()}
+    for row, (score, lineage) in enumerate(zip(scores, contributions, strict=True)):
+        mine, theirs = (documents[row] for documents in told[score["arm"]])
+        assert (lineage["version"], lineage["control_offset"]) == (mine["version"], 7)
+        assert lineage["members"] == mine["members"]
+        assert (lineage["z"], score["score"]) == (mine["z"], mine["score"])
+        (alternative,) = lineage["alternatives"]
+        assert (alternative["version"], alternative["z"]) == (theirs["version"], theirs["z"])
+
+
+def test_summaries_of_two_versions_cover_each_row_once(ensemble: Ensemble) -> None:
+    other = with_other_weights(ensemble)
+    sink = run(Lineup((ensemble, other), Split(0.3, "cards:9"), control_offset=7), 64)
+    scores, summaries = sink.documents("scores"), sink.documents("score-summaries")
+    decided = {s["event_id"]: s["decision"] != "approve" for s in scores}
+    other_says = {c["event_id"]: c["alternatives"][0]["decision"] != "approve" for c in sink.documents("contributions")}
+    for arm, version in (("champion", ensemble.version), ("canary", "9")):
+        mine = [s for s in summaries if s["arm"] == arm]
+        assert {s["version"] for s in mine} == {version}
+        assert {s["control_offset"] for s in mine} == {7}
+        events = [s["event_id"] for s in scores if s["arm"] == arm]
+        assert sum(pane["rows"] for s in mine for pane in s["panes"]) == len(events)
+        cells = np.sum([cell for s in mine for pane in s["panes"] for cell in pane["against"].values()], axis=0)
+        pairs = [(decided[event], other_says[event]) for event in events]
+        assert cells.tolist() == [pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))]
+    champions = [s for s in summaries if s["arm"] == "champion"]
+    assert [s["first_offset"] for s in champions[1:]] == [s["next_offset"] for s in champions[:-1]]
+
+
+def test_a_shadow_changes_nothing_but_the_alternatives(ensemble: Ensemble) -> None:
+    other = with_other_weights(ensemble)
+    alone, beside = run(ensemble, 64), run(Lineup((ensemble, other)), 64)
+    assert beside.documents("scores") == alone.documents("scores")
+    for one, two in zip(alone.documents("contributions"), beside.documents("contributions"), strict=True):
+        assert two.pop("alternatives")[0]["version"] == "9"
+        assert one.pop("alternatives") == []
+        assert one == two

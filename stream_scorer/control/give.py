@@ -1,0 +1,54 @@
+"""Giving a command: read the log to its end, say what is wanted at the next offset, and see what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from stream_scorer.control.state import Entry, History
+from stream_scorer.records import Command
+
+_WAIT_S = 0.2
+
+
+class LogEntry(Protocol):
+    """A record of the log."""
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def value(self) -> bytes | None: ...
+
+
+class CommandLog(Protocol):
+    """What is needed of `kafka.control_log.ControlLog`."""
+
+    def end(self) -> int: ...
+
+    def read(self, wait_s: float) -> Sequence[LogEntry]: ...
+
+    def append(self, key: str, value: bytes) -> int: ...
+
+    def close(self) -> None: ...
+
+
+def catch_up(log: CommandLog, history: History, end: int) -> None:
+    """Read the log up to the offset `end`."""
+    while history.next_offset < end:
+        for record in log.read(_WAIT_S):
+            history.add(record.offset, record.value)
+
+
+def give(log: CommandLog, history: History, make: Callable[[int], Command]) -> Entry:
+    """Append what `make` makes of the offset it has to expect; `history` is read up to it, and says if it counts.
+
+    Raises:
+        BrokerUnavailable: the broker does not confirm it. Then it may or may not be there: look before trying again.
+    """
+    command = make(history.next_offset)
+    offset = log.append(command.ensemble, msgspec.json.encode(command))
+    catch_up(log, history, offset + 1)
+    return next(entry for entry in reversed(history.entries) if entry.offset == offset)

@@ -1,0 +1,224 @@
+"""The fold: from the records of `control`, in order, to what is to serve. Pure, so everybody comes to the same.
+
+A command counts if it landed at the offset its author expected and the state allows it. Whatever does not count is
+`Refused`, by everybody alike, and changes nothing.
+
+    history = History()
+    for offset, value in records:
+        history.add(offset, value)
+    history.states["cards"].champion
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec.structs import replace
+
+from stream_scorer.records import CanaryState, Command, Hold, ServedVersion, ServingState
+
+# Each version in play costs its combiner and those members that it shares with nobody.
+MOST_SHADOWS = 4
+# How far back refused commands are remembered for people; the log has them all.
+REMEMBERED = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record of the log: its offset, the command in it (None: it is none), and why it was refused ("": it counts)."""
+
+    offset: int
+    command: Command | None
+    refused: str
+
+
+class Refused(Exception):
+    """The state does not allow the command; the message says why."""
+
+
+@dataclass(slots=True)
+class History:
+    """What the log leads to.
+
+    Attributes:
+        states: by ensemble. next_offset: where the next record will be, if nobody else writes before.
+        entries: the last `REMEMBERED` records with what became of them.
+    """
+
+    states: dict[str, ServingState] = field(default_factory=dict)
+    next_offset: int = 0
+    entries: list[Entry] = field(default_factory=list)
+
+    def add(self, offset: int, value: bytes | None) -> Entry:
+        """Take the next record of the log."""
+        self.next_offset = offset + 1
+        command, refused = None, ""
+        try:
+            command = _decode(value or b"")
+            if command.expected_offset != offset:
+                raise Refused(f"it expected offset {command.expected_offset}: somebody else was quicker")
+            self.states[command.ensemble] = follow(self.states.get(command.ensemble), offset, command)
+        except msgspec.DecodeError as error:
+            refused = f"not a command: {error}"
+        except Refused as error:
+            refused = str(error)
+        entry = Entry(offset, command, refused)
+        self.entries = [*self.entries[1 - REMEMBERED :], entry]
+        return entry
+
+
+_decode = msgspec.json.Decoder(Command).decode
+
+
+def follow(state: ServingState | None, offset: int, command: Command) -> ServingState:
+    """The state after `command`, which landed at `offset` as expected. Raises `Refused`."""
+    said = {"control_offset": offset, "who": command.who, "why": command.why, "at": command.at}
+    if not command.why.strip():
+        raise Refused("it gives no reason")
+    if state is None:
+        if command.action != "promote":
+            raise Refused(f"nothing serves as {command.ensemble} yet")
+        return ServingState(ensemble=command.ensemble, champion=_version(command), **said)  # type: ignore[arg-type]
+    if command.author == "monitor" and state.hold is not None:
+        raise Refused(f"{state.hold.who} holds it: {state.hold.why}")
+    change = _CHANGES[command.action](state, command)
+    return replace(state, **change, **said)
+
+
+def _promote(state: ServingState, command: Command) -> dict[str, object]:
+    version = _allowed(state, command)
+    if version == state.champion:
+        raise Refused(f"{version.version} serves already")
+    # A version that has not completed its probation is nothing to go back to.
+    last_good = state.last_good if state.probation else state.champion
+    if last_good == version:
+        raise Refused(f"{version.version} is the last good version: roll back")
+    return {
+        "champion": version,
+        "last_good": last_good,
+        "probation": True,
+        "canary": None,
+        "shadows": [shadow for shadow in state.shadows if shadow != version],
+    }
+
+
+def _confirm(state: ServingState, _command: Command) -> dict[str, object]:
+    if not state.probation:
+        raise Refused(f"{state.champion.version} is not on probation")
+    return {"probation": False}
+
+
+def _rollback(state: ServingState, _command: Command) -> dict[str, object]:
+    if state.last_good is None:
+        raise Refused("there is no last good version")
+    return {"champion": state.last_good, "last_good": None, "probation": False, "canary": None}
+
+
+def _canary(state: ServingState, command: Command) -> dict[str, object]:
+    version = _allowed(state, command)
+    if version == state.champion:
+        raise Refused(f"{version.version} serves already")
+    if command.share is None or not 0.0 < command.share <= 1.0:
+        raise Refused("a canary's share is above 0 and at most 1")
+    salt = command.salt or f"{command.ensemble}:{version.version}"
+    return {
+        "canary": CanaryState(version, command.share, salt, command.until),
+        "shadows": [shadow for shadow in state.shadows if shadow != version],
+    }
+
+
+def _shadow(state: ServingState, command: Command) -> dict[str, object]:
+    version = _allowed(state, command)
+    if version in _in_play(state):
+        raise Refused(f"{version.version} is in play already")
+    if len(state.shadows) >= MOST_SHADOWS:
+        raise Refused(f"there are {MOST_SHADOWS} shadows already: stop one")
+    return {"shadows": [*state.shadows, version]}
+
+
+def _stop(state: ServingState, command: Command) -> dict[str, object]:
+    version = _version(command)
+    if version not in _in_play(state)[1:]:
+        raise Refused(f"{version.version} is neither canary nor shadow")
+    return _without(state, version)
+
+
+def _retire(state: ServingState, command: Command) -> dict[str, object]:
+    version = _version(command)
+    if version == state.champion:
+        raise Refused(f"{version.version} serves: promote another or roll back first")
+    if version.manifest_sha256 in state.retired:
+        raise Refused(f"{version.version} is retired already")
+    change = _without(state, version) | {"retired": [*state.retired, version.manifest_sha256]}
+    if version == state.last_good:
+        change |= {"last_good": None, "probation": False}
+    return change
+
+
+def _disable(state: ServingState, command: Command) -> dict[str, object]:
+    if command.member is None:
+        raise Refused("it names no member")
+    if command.member in state.disabled:
+        raise Refused(f"{command.member.name} is disabled already")
+    return {"disabled": [*state.disabled, command.member]}
+
+
+def _enable(state: ServingState, command: Command) -> dict[str, object]:
+    if command.member not in state.disabled:
+        raise Refused(f"{command.member.name if command.member else 'no member'} is not disabled")
+    return {"disabled": [member for member in state.disabled if member != command.member]}
+
+
+def _hold(_state: ServingState, command: Command) -> dict[str, object]:
+    if command.author != "person":
+        raise Refused("a hold is a person's")
+    return {"hold": Hold(command.who, command.why, command.at)}
+
+
+def _release(state: ServingState, command: Command) -> dict[str, object]:
+    if command.author != "person" or state.hold is None:
+        raise Refused("there is no hold" if state.hold is None else "a hold is a person's")
+    return {"hold": None}
+
+
+_CHANGES = {
+    "promote": _promote,
+    "confirm": _confirm,
+    "rollback": _rollback,
+    "canary": _canary,
+    "shadow": _shadow,
+    "stop": _stop,
+    "retire": _retire,
+    "disable": _disable,
+    "enable": _enable,
+    "hold": _hold,
+    "release": _release,
+}
+
+
+def _version(command: Command) -> ServedVersion:
+    if command.version is None:
+        raise Refused("it names no version")
+    return command.version
+
+
+def _allowed(state: ServingState, command: Command) -> ServedVersion:
+    version = _version(command)
+    if version.manifest_sha256 in state.retired:
+        raise Refused(f"{version.version} is retired")
+    return version
+
+
+def _in_play(state: ServingState) -> list[ServedVersion]:
+    """The champion first, then canary and shadows."""
+    canary = [] if state.canary is None else [state.canary.version]
+    return [state.champion, *canary, *state.shadows]
+
+
+def _without(state: ServingState, version: ServedVersion) -> dict[str, object]:
+    canary = state.canary
+    return {
+        "canary": None if canary is not None and canary.version == version else canary,
+        "shadows": [shadow for shadow in state.shadows if shadow != version],
+    }

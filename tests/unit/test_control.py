@@ -1,0 +1,309 @@
+"""What commands lead to, and a scorer that follows them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from stream_scorer.control.follower import Follower
+from stream_scorer.control.give import give
+from stream_scorer.control.state import MOST_SHADOWS, History
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.errors import ArtifactError, StreamScorerError
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.records import Command, DisabledMember, ScorerStatus, ServedVersion, ServingState
+from tests.unit.test_ensemble_scoring import compose
+
+ONE, TWO, THREE = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3))
+XGB = DisabledMember("xgb", "f" * 64)
+
+
+class Told(NamedTuple):
+    offset: int
+    value: bytes | None
+
+
+class MemoryLog:
+    """A log that several may write to; each reads from its own place."""
+
+    def __init__(self, records: list[bytes] | None = None) -> None:
+        self.records: list[bytes] = [] if records is None else records
+        self.at = 0
+
+    def end(self) -> int:
+        return len(self.records)
+
+    def read(self, wait_s: float) -> list[Told]:
+        if self.at >= len(self.records):
+            time.sleep(min(wait_s, 0.005))
+        found = [Told(offset, self.records[offset]) for offset in range(self.at, len(self.records))]
+        self.at = len(self.records)
+        return found
+
+    def append(self, key: str, value: bytes) -> int:
+        self.records.append(value)
+        return len(self.records) - 1
+
+    def close(self) -> None:
+        pass
+
+
+class Story:
+    """Commands given one after the other."""
+
+    def __init__(self) -> None:
+        self.history = History()
+
+    def say(self, action: str, **more: object) -> str:
+        """Give a command; answers why it was refused."""
+        offset = self.history.next_offset
+        fields = {"ensemble": "cards", "who": "ann", "why": "because", "at": 5, "expected_offset": offset} | more
+        return self.history.add(offset, msgspec.json.encode(Command(action=action, **fields))).refused  # type: ignore[arg-type]
+
+    @property
+    def state(self) -> ServingState:
+        return self.history.states["cards"]
+
+
+@pytest.fixture
+def story() -> Story:
+    story = Story()
+    assert story.say("promote", version=ONE) == ""
+    return story
+
+
+def test_a_promotion_is_on_probation_and_a_rollback_goes_back(story: Story) -> None:
+    assert (story.state.champion, story.state.last_good, story.state.probation) == (ONE, None, False)
+    assert "no last good" in story.say("rollback")
+    assert "not on probation" in story.say("confirm")
+    assert story.say("promote", version=TWO) == ""
+    assert (story.state.champion, story.state.last_good, story.state.probation) == (TWO, ONE, True)
+    assert story.say("rollback") == ""
+    assert (story.state.champion, story.state.last_good, story.state.probation) == (ONE, None, False)
+
+
+def test_what_was_never_confirmed_is_nothing_to_go_back_to(story: Story) -> None:
+    story.say("promote", version=TWO)
+    story.say("promote", version=THREE)
+    assert (story.state.champion, story.state.last_good) == (THREE, ONE)
+    story.say("confirm")
+    story.say("promote", version=TWO)
+    assert (story.state.champion, story.state.last_good) == (TWO, THREE)
+
+
+def test_a_canary_becomes_the_champion_or_is_stopped(story: Story) -> None:
+    for share in (None, 0.0, 1.5, float("nan")):
+        assert "share" in story.say("canary", version=TWO, share=share)
+    assert "serves already" in story.say("canary", version=ONE, share=0.1)
+    assert story.say("canary", version=TWO, share=0.1) == ""
+    assert story.state.canary is not None
+    salt = story.state.canary.salt
+    story.say("canary", version=TWO, share=0.5, until=99)
+    assert (story.state.canary.salt, story.state.canary.share, story.state.canary.until) == (salt, 0.5, 99)
+    assert story.say("stop", version=TWO) == ""
+    assert story.state.canary is None
+    assert "neither" in story.say("stop", version=TWO)
+    story.say("canary", version=TWO, share=0.1)
+    story.say("promote", version=TWO)
+    assert (story.state.champion, story.state.canary) == (TWO, None)
+
+
+def test_shadows_are_few_and_once_each(story: Story) -> None:
+    assert story.say("shadow", version=TWO) == ""
+    assert "in play" in story.say("shadow", version=TWO)
+    for i in range(4, 4 + MOST_SHADOWS - 1):
+        assert story.say("shadow", version=ServedVersion(str(i), str(i) * 64)) == ""
+    assert "already" in story.say("shadow", version=THREE)
+    assert story.say("canary", version=TWO, share=0.1) == ""  # no longer a shadow
+    assert TWO not in story.state.shadows
+
+
+def test_what_is_retired_never_comes_back(story: Story) -> None:
+    story.say("promote", version=TWO)
+    assert "serves" in story.say("retire", version=TWO)
+    assert story.say("retire", version=ONE) == ""
+    assert (story.state.last_good, story.state.probation) == (None, False)
+    for action in ("promote", "canary", "shadow"):
+        assert "retired" in story.say(action, version=ONE, share=0.1)
+    # The same manifest under another number is the same version.
+    assert "retired" in story.say("promote", version=ServedVersion("8", ONE.manifest_sha256))
+
+
+def test_members_are_disabled_and_enabled(story: Story) -> None:
+    assert "no member" in story.say("disable")
+    assert story.say("disable", member=XGB) == ""
+    assert "already" in story.say("disable", member=XGB)
+    story.say("promote", version=TWO)
+    assert story.state.disabled == [XGB]  # it goes by digest: wherever that member is
+    assert story.say("enable", member=XGB) == ""
+    assert "not disabled" in story.say("enable", member=XGB)
+
+
+def test_a_hold_stops_the_monitor_and_no_person(story: Story) -> None:
+    story.say("promote", version=TWO)
+    assert "person" in story.say("hold", author="monitor")
+    assert story.say("hold", why="month's end") == ""
+    assert "month's end" in story.say("rollback", author="monitor")
+    assert story.say("rollback") == ""
+    assert "holds" in story.say("release", author="monitor")
+    assert story.say("release") == ""
+
+
+def test_only_what_lands_where_expected_counts(story: Story) -> None:
+    before = story.state
+    assert "quicker" in story.say("promote", version=TWO, expected_offset=0)
+    assert "quicker" in story.say("promote", version=TWO, expected_offset=7)
+    assert "reason" in story.say("promote", version=TWO, why=" ")
+    for junk in (b"", b"{}", b"\xff", b'{"ensemble":1}'):
+        assert "not a command" in story.history.add(story.history.next_offset, junk).refused
+    assert story.state == before
+    assert [entry.refused != "" for entry in story.history.entries] == [False] + [True] * 7
+    assert story.say("promote", version=TWO) == ""
+
+
+def test_nothing_but_a_promotion_comes_first_and_ensembles_are_apart() -> None:
+    story = Story()
+    assert "nothing serves" in story.say("rollback")
+    story.say("promote", version=ONE)
+    story.say("promote", version=TWO, ensemble="wires")
+    assert {name: state.champion for name, state in story.history.states.items()} == {"cards": ONE, "wires": TWO}
+
+
+class FixedClock:
+    def now_ms(self) -> int:
+        return 1
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class Scorer:
+    """A follower with what it loads and says."""
+
+    def __init__(self, records: list[bytes], ensembles: dict[str, Ensemble], name: str = "s") -> None:
+        self.broken: set[str] = set()
+        self.loads: list[str] = []
+        self.said: dict[str, deque[bytes | None]] = {"serving_state": deque(), "scorer_status": deque()}
+
+        def load(version: ServedVersion) -> Ensemble:
+            self.loads.append(version.version)
+            if version.version in self.broken:
+                raise ArtifactError("altered")
+            return ensembles[version.version]
+
+        self.follower = Follower(
+            MemoryLog(records),
+            "cards",
+            lambda: ONE,
+            load,
+            lambda topic, _key, value: self.said[topic].append(value),
+            FixedClock(),
+            Metrics(),
+            instance=name,
+            group="g",
+        )
+
+    @property
+    def status(self) -> ScorerStatus:
+        told = self.said["scorer_status"][-1]
+        assert told is not None
+        return msgspec.json.decode(told, type=ScorerStatus)
+
+    def until(self, offset: int) -> ScorerStatus:
+        deadline = time.monotonic() + 5
+        while self.status.wanted_offset < offset and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.status
+
+
+@pytest.fixture
+def ensembles(tmp_path: Path) -> dict[str, Ensemble]:
+    compose(tmp_path / "e")
+    return {str(i): Ensemble.load(tmp_path / "e", version=str(i)) for i in (1, 2, 3)}
+
+
+def test_a_scorer_follows_and_going_back_loads_nothing(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer, desk, history = Scorer(records, ensembles), MemoryLog(records), History()
+    scorer.follower.start()
+
+    def order(action: str, version: ServedVersion | None = None, share: float | None = None) -> ScorerStatus:
+        for record in desk.read(0):
+            history.add(record.offset, record.value)
+        entry = give(
+            desk,
+            history,
+            lambda offset: Command(
+                ensemble="cards",
+                action=action,
+                who="ann",
+                why="so",
+                at=1,
+                expected_offset=offset,  # type: ignore[arg-type]
+                version=version,
+                share=share,
+            ),
+        )
+        assert entry.refused == ""
+        return scorer.until(entry.offset)
+
+    try:
+        assert scorer.follower.lineup.champion.version == "1"
+        order("shadow", THREE)
+        assert [e.version for e in scorer.follower.lineup.versions] == ["1", "3"]
+        assert scorer.follower.lineup.deciding == 1
+        order("canary", TWO, 0.2)
+        assert [e.version for e in scorer.follower.lineup.versions] == ["1", "2", "3"]
+        assert scorer.follower.lineup.deciding == 2
+        assert order("promote", TWO).in_play == ["2", "3", "1"]
+        loads = len(scorer.loads)
+        assert order("rollback").in_play == ["1", "3"]
+        assert len(scorer.loads) == loads
+        scorer.broken = {"2"}
+        status = order("promote", TWO)
+        assert (status.in_play, status.control_offset, status.wanted_offset) == (["1", "3"], 4, 5)
+        assert "altered" in status.problem
+        status = order("rollback")
+        assert (status.in_play, status.control_offset, status.problem) == (["1", "3"], 6, "")
+        # A shadow that cannot be had costs its own place only.
+        order("stop", THREE)
+        scorer.broken = {"3"}
+        status = order("shadow", THREE)
+        assert (status.in_play, status.control_offset) == (["1"], 8)
+        assert "3 is refused" in status.problem
+    finally:
+        scorer.follower.close()
+    assert scorer.said["scorer_status"][-1] is None
+
+
+def test_of_scorers_that_start_at_once_one_is_heard(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorers = [Scorer(records, ensembles, f"s{i}") for i in range(4)]
+    threads = [threading.Thread(target=scorer.follower.start) for scorer in scorers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    try:
+        history = History()
+        counting = [history.add(offset, value).refused == "" for offset, value in enumerate(records)]
+        assert counting.count(True) == 1
+        assert {scorer.follower.lineup.control_offset for scorer in scorers} == {counting.index(True)}
+        states = {scorer.said["serving_state"][-1] for scorer in scorers}
+        assert len(states) == 1
+    finally:
+        for scorer in scorers:
+            scorer.follower.close()
+
+
+def test_a_scorer_does_not_start_with_what_cannot_be_had(ensembles: dict[str, Ensemble]) -> None:
+    scorer = Scorer([], ensembles)
+    scorer.broken = {"1"}
+    with pytest.raises(StreamScorerError, match="altered"):
+        scorer.follower.start()
