@@ -65,6 +65,49 @@ def bend_contributions() -> None:
     Ensemble.combine = bent  # type: ignore[method-assign]
 
 
+def score_halves_of_batches() -> None:
+    """Each half of a micro-batch takes the lineup that is in force by then."""
+    import time
+
+    from stream_scorer.pipeline.publish import Publisher
+    from stream_scorer.pipeline.score import Scoring
+
+    made: list[Any] = []
+    make, in_order = Scoring.__init__, Publisher._in_order
+
+    def remember(self: Any, *arguments: Any, **more: Any) -> None:
+        make(self, *arguments, **more)
+        made.append(self)
+
+    def halves(self: Any, batch: Any) -> Any:
+        half = len(batch.events.transactions) // 2
+        yield from [output for output in in_order(self, batch) if output[0] < half]
+        time.sleep(0.02)
+        made[0].process(batch)
+        yield from [output for output in in_order(self, batch) if output[0] >= half]
+
+    Scoring.__init__ = remember  # type: ignore[method-assign]
+    Publisher._in_order = halves  # type: ignore[method-assign]
+
+
+def accept_stale_commands() -> None:
+    """A command counts wherever it lands."""
+    import msgspec
+
+    from stream_scorer.control import state
+
+    decode, add = state._decode, state.History.add
+
+    def accept(self: Any, offset: int, value: bytes | None) -> Any:
+        try:
+            value = msgspec.json.encode(msgspec.structs.replace(decode(value or b""), expected_offset=offset))
+        except msgspec.DecodeError:
+            pass
+        return add(self, offset, value)
+
+    state.History.add = accept  # type: ignore[method-assign]
+
+
 def put_a_faulty_member() -> None:
     """The XGBoost member does what the file named by FAULT says; see the proof `member-faults`."""
     import ctypes
@@ -177,6 +220,8 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "count-duplicates": count_duplicates,
     "drop-bad": drop_bad_records,
     "bend-contributions": bend_contributions,
+    "halves-of-batches": score_halves_of_batches,
+    "stale-commands": accept_stale_commands,
     "faulty-member": put_a_faulty_member,
     "faulty-member-unguarded": put_a_faulty_member_unguarded,
     "miscount-summaries": miscount_summaries,

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.options import with_settings
-from stream_scorer.errors import ArtifactError, CheckFailed, UsageError
+from stream_scorer.errors import ArtifactError, CheckFailed
 from stream_scorer.settings import Settings
 
 
@@ -26,12 +26,12 @@ from stream_scorer.settings import Settings
 def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
     """Compute every score on the topics again from its recorded features, and compare; exit 3 if one differs.
 
-    Members are those of the recorded version, from the registry; for an ensemble that was served from a folder,
-    --ensemble names that folder. A member whose file was altered is a difference too.
+    Members are those of the recorded version, from the registry; those of one that was served from a folder are in the
+    cache of the scorer, or --ensemble names that folder. A member whose file was altered is a difference too.
     """
     from stream_scorer.clock import SystemClock
     from stream_scorer.ensemble.ensemble import Ensemble
-    from stream_scorer.ensemble.registry import resolve
+    from stream_scorer.ensemble.registry import parse_reference, recorded
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.replay.progress import ReplayProgress
@@ -42,16 +42,9 @@ def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
 
     @lru_cache(maxsize=8)
     def ensemble_of(name: str, version: str) -> Ensemble:
-        local = version.startswith("local-")
-        reference = settings["scorer.ensemble"] if local else f"{name}:{version}"
+        cache, given = Path(settings["cache.dir"]).expanduser(), parse_reference(settings["scorer.ensemble"]).folder
         try:
-            folder, found = resolve(reference, settings["mlflow.url"], Path(settings["cache.dir"]).expanduser())
-            if found != version:
-                raise UsageError(
-                    f"some scores were made by {name} {version}, and {reference} is {found}",
-                    mend="Give --ensemble with the folder that served." if local else "",
-                )
-            return Ensemble.load(folder, version=version)
+            return Ensemble.load(recorded(name, version, settings["mlflow.url"], cache, given), version=version)
         except ArtifactError as error:
             raise CheckFailed(f"{name} {version} is not what scored: {error.message}") from error
 

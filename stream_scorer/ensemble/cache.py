@@ -95,6 +95,13 @@ class EnsembleCache:
             return None
         return path if manifest_digest(manifest) == manifest_sha256 else None
 
+    def find_head(self, head: str) -> Path | None:
+        """The folder of the one ensemble that is here and whose manifest's digest begins with `head`, else None."""
+        if not head or not set(head) <= set("0123456789abcdef"):
+            return None
+        found = [path.name for path in (self._root / "ensembles").glob(f"{head}*")]
+        return self.find(found[0]) if len(found) == 1 else None
+
     def remember(self, resolution: Resolution) -> None:
         """Keep what a reference means now."""
         path = self._resolution_path(resolution.reference, resolution.tracking_uri)

@@ -57,6 +57,8 @@ _CLIENT_ENVIRONMENT = {
     # Standard output is for results that programs read.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+# What versions of ensembles begin with that were never registered.
+LOCAL = "local-"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 _log = logging.getLogger(__name__)
@@ -143,7 +145,7 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[
     """
     parsed = parse_reference(reference)
     if parsed.folder is not None:
-        return parsed.folder, f"local-{manifest_digest(read_manifest(parsed.folder))[:12]}"
+        return parsed.folder, local_version(manifest_digest(read_manifest(parsed.folder)))
     if not tracking_uri:
         raise SettingsError(
             f"{reference} is in the registry, and no registry is set", mend="Give --mlflow, or name a folder."
@@ -183,6 +185,32 @@ def fetch(name: str, version: str, manifest_sha256: str, tracking_uri: str | Non
     return path
 
 
+def recorded(name: str, version: str, tracking_uri: str | None, cache_dir: Path, folder: Path | None) -> Path:
+    """The folder of the version that a record names: from the registry, or of one served from a folder, from the cache.
+
+    `folder` is looked at too. A version served from a folder bears the head of its manifest's digest.
+
+    Raises:
+        ArtifactError: it is nowhere, or is not what its digests say. RegistryUnavailable: the registry does not answer.
+    """
+    if not version.startswith(LOCAL):
+        return resolve(f"{name}:{version}", tracking_uri, cache_dir)[0]
+    if folder is not None and local_version(manifest_digest(read_manifest(folder))) == version:
+        return folder
+    cached = EnsembleCache(cache_dir).find_head(version.removeprefix(LOCAL))
+    if cached is None:
+        raise ArtifactError(
+            f"{name} {version} was served from a folder and is not in the cache {cache_dir}",
+            mend="Give --ensemble with the folder that served, or --cache of a scorer.",
+        )
+    return cached
+
+
+def local_version(manifest_sha256: str) -> str:
+    """What an ensemble is called that was never registered."""
+    return f"{LOCAL}{manifest_sha256[:12]}"
+
+
 def keep(folder: Path, cache_dir: Path) -> tuple[str, str]:
     """Put the ensemble in `folder` into the cache; answers its version (``local-<digest>``) and its manifest's digest.
 
@@ -191,7 +219,7 @@ def keep(folder: Path, cache_dir: Path) -> tuple[str, str]:
     """
     digest = manifest_digest(read_manifest(folder))
     EnsembleCache(cache_dir).store(lambda file: read_bounded(folder / file, MAX_MEMBER_BYTES), digest)
-    return f"local-{digest[:12]}", digest
+    return local_version(digest), digest
 
 
 def set_alias(name: str, alias: str, version: str, tracking_uri: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import NamedTuple, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -13,6 +14,7 @@ from stream_scorer.kafka.errors import as_domain_error, kafka_error
 
 TIMEOUT_S = 10.0
 _MOST = 1_000
+_PAUSE_S = 0.1
 # Passing troubles of a broker: reading goes on by itself.
 _PASSING = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
 
@@ -38,11 +40,17 @@ class ControlLog:
 
     def end(self) -> int:
         """The offset after the last record. Raises `BrokerUnavailable`."""
-        try:
-            _, high = self._consumer.get_watermark_offsets(self._place, TIMEOUT_S)
-        except KafkaException as error:
-            raise as_domain_error(kafka_error(error), f"look up topic {self._topic}", self._bootstrap) from error
-        return high
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                return self._consumer.get_watermark_offsets(self._place, TIMEOUT_S)[1]
+            except KafkaException as failure:
+                error = kafka_error(failure)
+                # A topic made a moment ago has no leader yet, and after a broker's restart none for a while.
+                passing = error.retriable() or error.code() in (*_PASSING, KafkaError.NOT_LEADER_FOR_PARTITION)
+                if not passing or time.monotonic() > deadline:
+                    raise as_domain_error(error, f"look up topic {self._topic}", self._bootstrap) from failure
+                time.sleep(_PAUSE_S)
 
     def read(self, wait_s: float) -> list[LogRecord]:
         """The next records, after at most `wait_s`; none if there are none."""

@@ -1,0 +1,339 @@
+"""control-race: two people and a monitor command at once while scorers die and start; everybody agrees on one history.
+
+Three writers, each with its own view of the log, give commands to a real Kafka without waiting for each other. Two
+scorers are killed with `kill -9` and started again meanwhile. Afterwards, from the raw log and with no code of the
+product: each command that counted landed where its author expected, and every author was told the truth. When it is
+quiet, both scorers, and a third that starts only then, have the same lineup, which is what plain bookkeeping over the
+log leads to; and so was every state that any of them ever put on `serving-state`.
+
+`N` is the number of commands.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from proofs.kit import Context, Result, Scorer, read_topic, services, train_cards, wait_until
+from stream_scorer.control.give import catch_up, give
+from stream_scorer.control.state import History
+from stream_scorer.ensemble.registry import keep
+from stream_scorer.kafka.control_log import ControlLog
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Command, DisabledMember, ScorerStatus, ServedVersion, ServingState
+
+N = 300
+KILLS = 6
+WRITERS = (("ann", "person"), ("ben", "person"), ("monitor", "monitor"))
+_PATIENCE_S = 90.0
+_ACTIONS = (
+    "promote", "promote", "confirm", "rollback", "canary", "canary", "shadow", "stop", "disable", "enable", "hold",
+    "release", "retire",
+)  # fmt: skip
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    n = context.n or N
+    kills = KILLS if n >= N else 1
+    result = Result()
+    cache, versions = context.folder / "cache", []
+    for number in range(3):
+        folder = context.folder / f"v{number}"
+        train_cards(folder, seed=context.seed + number, transactions=20_000)
+        versions.append(ServedVersion(*keep(folder / "ensemble", cache)))
+    # One more that nobody has: whoever wants it is refused by every scorer, and the old goes on.
+    versions.append(ServedVersion("local-000000000000", "0" * 64))
+    topics = Topics()
+    with services("kafka", "redis", partitions=2) as (_stack, at):
+        bootstrap = str(at.kafka)
+
+        def scorer(name: str) -> Scorer:
+            return Scorer(
+                context.folder,
+                at,
+                instance=name,
+                ensemble=context.folder / "v0" / "ensemble",
+                arguments=["--cache", str(cache)],
+                sabotage="stale-commands" if context.broken else None,
+            )
+
+        scorers = [scorer("one"), scorer("two")]
+        late = scorer("late")
+        try:
+            for each in scorers:
+                each.start()
+            wait_until("a scorer has said what serves", lambda: len(read_topic(bootstrap, topics.control)) > 0, 60)
+            told, killed = _race(context, bootstrap, topics.control, versions, n, kills, scorers)
+            settled = _settle(bootstrap, topics.control, versions[:3])
+            told += settled
+            late.start()
+            alive = [*scorers, late]
+            wait_until(
+                "every scorer says that it follows",
+                lambda: all(
+                    status is not None and status.wanted_offset >= settled[-1].offset
+                    for status in (_statuses(bootstrap, topics).get(each.instance) for each in alive)
+                ),
+                _PATIENCE_S,
+                pause_s=1.0,
+            )
+            statuses = _statuses(bootstrap, topics)
+            raw = read_topic(bootstrap, topics.control)
+            states = read_topic(bootstrap, topics.serving_state)
+        finally:
+            for each in (*scorers, late):
+                each.close()
+    result.at_least("commands", len(raw), n)
+    result.at_least("kills_while_commands_came", killed, kills)
+    _check_log(result, told, raw.offset, raw.value, n)
+    books, pages = _Books(), {}
+    for offset, value in zip(raw.offset, raw.value, strict=True):
+        books.enter(offset, msgspec.json.decode(value or b""))
+        pages[books.offset] = copy.deepcopy(books)
+    wanted = books.in_play()
+    result.figures["in_play"] = wanted
+    result.check(
+        "all three scorers have the lineup that the log leads to",
+        all(statuses[s.instance].in_play == wanted for s in alive),
+    )
+    result.check("at the same command", len({statuses[s.instance].control_offset for s in alive}) == 1)
+    told_states = [_Books.of(state) for state in states.decode(ServingState)]
+    result.at_least("states_told", len(told_states), len(pages) // 2)
+    result.check(
+        "whatever scorers said on serving-state is what the log led to by then",
+        all(pages.get(state.offset) == state for state in told_states),
+    )
+    result.check("and its last word is the log's", told_states[-1] == books)
+    return result
+
+
+@dataclass(slots=True)
+class _Told:
+    """What became of a command, as its author was told."""
+
+    who: str
+    offset: int
+    counts: bool
+
+
+def _race(
+    context: Context,
+    bootstrap: str,
+    topic: str,
+    versions: list[ServedVersion],
+    n: int,
+    kills: int,
+    scorers: list[Scorer],
+) -> tuple[list[_Told], int]:
+    told: list[_Told] = []
+    failures: list[BaseException] = []
+
+    def write(number: int, who: str, author: Any) -> None:
+        rng, log, history = random.Random(context.seed * 10 + number), ControlLog(bootstrap, topic), History()
+        try:
+            catch_up(log, history, log.end())
+            for _ in range(n // len(WRITERS)):
+                entry = give(log, history, _some(rng, who, author, versions))
+                told.append(_Told(who, entry.offset, not entry.refused))
+                # A refused author has read on by now; now and then it looks again before it speaks, as people do.
+                time.sleep(rng.uniform(0, 0.3))
+                if rng.random() < 0.5:
+                    catch_up(log, history, log.end())
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            log.close()
+
+    threads = [threading.Thread(target=write, args=(i, who, author)) for i, (who, author) in enumerate(WRITERS)]
+    for thread in threads:
+        thread.start()
+    killed = 0
+    rng = random.Random(context.seed)
+    while any(thread.is_alive() for thread in threads):
+        if killed < kills:
+            victim = scorers[killed % 2]
+            time.sleep(rng.uniform(0.2, 1.5))
+            victim.require_running()
+            victim.kill()
+            victim.start()
+            killed += any(thread.is_alive() for thread in threads)
+            context.say(f"{killed} kills, {len(told)} commands")
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return told, killed
+
+
+def _some(rng: random.Random, who: str, author: Any, versions: list[ServedVersion]) -> Any:
+    action: Any = rng.choice(_ACTIONS)
+    if action == "retire" and rng.random() < 0.9:
+        action = "shadow"
+    # What nobody has may be a shadow only: as champion it would stop the race at its first turn.
+    pool = versions if action == "shadow" else versions[:3]
+    version = rng.choice(pool) if action in ("promote", "canary", "shadow", "stop") else None
+    if action == "retire":
+        version = versions[3]
+    member = DisabledMember(*rng.choice((("xgb", "1" * 64), ("mlp", "2" * 64))))
+    return lambda offset: Command(
+        ensemble="cards",
+        action=action,
+        who=who,
+        why="a race",
+        at=0,
+        expected_offset=offset,
+        author=author,
+        version=version,
+        member=member if action in ("disable", "enable") else None,
+        share=rng.choice((0.1, 0.5)) if action == "canary" else None,
+    )
+
+
+def _settle(bootstrap: str, topic: str, versions: list[ServedVersion]) -> list[_Told]:
+    """The last word: one version serves that can be had."""
+    log, history, told = ControlLog(bootstrap, topic), History(), []
+    try:
+        catch_up(log, history, log.end())
+        rng = random.Random(0)
+        state = history.states["cards"]
+        version = next(v for v in versions if v not in (state.champion, state.last_good))
+        make = _some(rng, "ann", "person", versions)
+        entry = give(
+            log,
+            history,
+            lambda offset: msgspec.structs.replace(
+                make(offset), action="promote", version=version, member=None, share=None
+            ),
+        )
+        told.append(_Told("ann", entry.offset, not entry.refused))
+    finally:
+        log.close()
+    return told
+
+
+def _check_log(result: Result, told: list[_Told], offsets: list[int], values: list[bytes | None], n: int) -> None:
+    log = {o: msgspec.json.decode(v or b"") for o, v in zip(offsets, values, strict=True)}
+    result.check("the log has no holes", sorted(log) == list(range(len(log))))
+    counted = [t for t in told if t.counts]
+    stale = [o for o, command in log.items() if command["expected_offset"] != o]
+    result.figures["counted"], result.figures["stale"] = len(counted), len(stale)
+    result.at_least("stale_commands", len(stale), n // 10)
+    result.check("what counted landed where its author expected", not {t.offset for t in counted} & set(stale))
+    result.check("every command is in the log once, by its author", all(log[t.offset]["who"] == t.who for t in told))
+    result.check("nobody was told of one place twice", max(Counter(t.offset for t in told).values()) == 1)
+    books = _Books()
+    truth = {o: books.enter(o, command) for o, command in sorted(log.items())}
+    result.check("every author was told the truth", all(truth[t.offset] == t.counts for t in told))
+    result.figures["actions_that_counted"] = dict(Counter(log[t.offset]["action"] for t in counted))
+
+
+@dataclass(slots=True)
+class _Books:
+    """The rules of docs/control.md, kept by hand."""
+
+    champion: str = ""
+    last_good: str = ""
+    probation: bool = False
+    canary: str = ""
+    shadows: list[str] = field(default_factory=list)
+    disabled: set[str] = field(default_factory=set)
+    retired: set[str] = field(default_factory=set)
+    held: bool = False
+    offset: int = -1
+
+    @classmethod
+    def of(cls, state: ServingState) -> _Books:
+        """What `serving-state` says."""
+        canary, last_good = state.canary, state.last_good
+        return cls(
+            champion=state.champion.version,
+            last_good=last_good.version if last_good else "",
+            probation=state.probation,
+            canary=canary.version.version if canary else "",
+            shadows=[shadow.version for shadow in state.shadows],
+            disabled={member.name for member in state.disabled},
+            retired={f"local-{digest[:12]}" for digest in state.retired},
+            held=state.hold is not None,
+            offset=state.control_offset,
+        )
+
+    def in_play(self) -> list[str]:
+        """Those who can be had, the champion first; the last good one on probation."""
+        found = [self.champion, self.canary, *self.shadows, self.last_good if self.probation else ""]
+        return list(dict.fromkeys(v for v in found if v and v != "local-000000000000"))
+
+    def enter(self, offset: int, command: dict[str, Any]) -> bool:
+        """Whether it counts."""
+        counts = command["expected_offset"] == offset and self._apply(command)
+        if counts:
+            self.offset = offset
+        return counts
+
+    def _apply(self, c: dict[str, Any]) -> bool:
+        action, v = c["action"], (c["version"] or {}).get("version", "")
+        if not self.champion:
+            self.champion = v if action == "promote" else ""
+            return action == "promote"
+        if c["author"] == "monitor" and (self.held or action in ("hold", "release")):
+            return False
+        member = (c["member"] or {}).get("name", "")
+        beside = [self.canary, *self.shadows]
+        possible = {
+            "promote": v not in (self.champion, *self.retired)
+            and v != (self.last_good if self.probation else self.champion),
+            "confirm": self.probation,
+            "rollback": bool(self.last_good),
+            "canary": v not in (self.champion, *self.retired),
+            "shadow": v not in (self.champion, *beside, *self.retired) and len(self.shadows) < 4,
+            "stop": v in beside,
+            "retire": v != self.champion and v not in self.retired,
+            "disable": member not in self.disabled,
+            "enable": member in self.disabled,
+            "hold": True,
+            "release": self.held,
+        }[action]
+        if not possible:
+            return False
+        if action == "promote":
+            self.last_good, self.probation = (self.last_good if self.probation else self.champion), True
+            self.champion, self.canary = v, ""
+        elif action == "confirm":
+            self.probation = False
+        elif action == "rollback":
+            self.champion, self.last_good, self.probation, self.canary = self.last_good, "", False, ""
+        if action in ("promote", "canary", "stop", "retire"):
+            self.shadows = [s for s in self.shadows if s != v]
+            self.canary = "" if self.canary == v else self.canary
+        if action == "canary":
+            self.canary = v
+        elif action == "shadow":
+            self.shadows.append(v)
+        elif action == "retire":
+            self.retired.add(v)
+            if v == self.last_good:
+                self.last_good, self.probation = "", False
+        elif action in ("disable", "enable"):
+            self.disabled ^= {member}
+        elif action in ("hold", "release"):
+            self.held = action == "hold"
+        return True
+
+
+def _statuses(bootstrap: str, topics: Topics) -> dict[str, ScorerStatus]:
+    """The newest word of each scorer."""
+    content, out = read_topic(bootstrap, topics.scorer_status), {}
+    for key, value in zip(content.key, content.value, strict=True):
+        name = (key or b"").decode()
+        out.pop(name, None)
+        if value:
+            out[name] = msgspec.json.decode(value, type=ScorerStatus)
+    return out

@@ -1,0 +1,315 @@
+"""swap-under-load: versions come and go under 5,000 transactions a second, and nothing is lost, doubled or mixed.
+
+A real scorer is loaded open-loop while commands go to `control`: a shadow, a canary that grows, a promotion, a
+rollback, a member disabled and enabled, another promotion and its confirmation, retirement. Afterwards: every
+transaction has one score; no micro-batch was scored under two commands; every score has the version, arm, alternatives
+and members that the command in force asks for; commands take force in order; and `stream-scorer verify` computes every
+score again from its record. Figures: how long each command took to be in force, how long the bad version went on after
+its rollback, the longest pause and the latency around each swap.
+
+`N` is the least number of transactions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from proofs.kit import (
+    ROOT,
+    Context,
+    Result,
+    Scorer,
+    log_ends,
+    read_topic,
+    services,
+    train_cards,
+    wait_drained,
+    wait_until,
+)
+from stream_scorer.clock import SystemClock
+from stream_scorer.control.give import catch_up, give
+from stream_scorer.control.state import History
+from stream_scorer.ensemble.manifest import member_key, read_manifest
+from stream_scorer.ensemble.registry import keep
+from stream_scorer.kafka.control_log import ControlLog
+from stream_scorer.kafka.load import OpenLoopProducer, Schedule
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Command, Contribution, DisabledMember, Score, ServedVersion
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_values
+from stream_scorer.simulate.generate import generate
+
+N, RATE = 200_000, 5_000
+# Commands may take longer than planned: the load goes on for at most so long.
+_SPARE_S = 60
+TARGET_S = 2.0
+MEMBER = "xgb"
+_AROUND_MS = 1_000
+# A swap at a time of its own: other swaps' effects are over.
+_LEAST_DWELL_S = 0.5
+# Until what waited for the group to form is worked off.
+_WARM_UP_S = 2.0
+
+
+@dataclass(slots=True)
+class Expected:
+    """What a command asks for, written down by hand: champion, canary with its share, those beside, the disabled."""
+
+    champion: str
+    canary: str = ""
+    share: float = 0.0
+    beside: list[str] = field(default_factory=list)
+    disabled: bool = False
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    n = context.n or N
+    result = Result()
+    folders = [context.folder / name for name in ("good", "candidate")]
+    for number, folder in enumerate(folders):
+        train_cards(folder, seed=context.seed + number, transactions=30_000)
+    cache = context.folder / "cache"
+    good, candidate = (ServedVersion(*keep(folder / "ensemble", cache)) for folder in folders)
+    key = next(member_key(m) for m in read_manifest(folders[0] / "ensemble").members if m.name == MEMBER)
+    member = DisabledMember(MEMBER, key)
+    a, b = good.version, candidate.version
+    steps: list[tuple[str, dict[str, Any], Expected]] = [
+        ("shadow", {"version": candidate}, Expected(a, beside=[b])),
+        ("canary", {"version": candidate, "share": 0.1}, Expected(a, b, 0.1)),
+        ("canary", {"version": candidate, "share": 0.5}, Expected(a, b, 0.5)),
+        ("promote", {"version": candidate}, Expected(b, beside=[a])),
+        ("rollback", {}, Expected(a)),
+        ("disable", {"member": member}, Expected(a, disabled=True)),
+        ("enable", {"member": member}, Expected(a)),
+        ("promote", {"version": candidate}, Expected(b, beside=[a])),
+        ("confirm", {}, Expected(b)),
+        ("rollback", {}, Expected(a)),
+        ("retire", {"version": candidate}, Expected(a)),
+    ]
+    keys, values = _input(context.seed, n + RATE * _SPARE_S)
+    topics = Topics()
+    # On one partition the places within micro-batches tell where each begins.
+    with services("kafka", "redis", partitions=1) as (_stack, at):
+        bootstrap = str(at.kafka)
+        scorer = Scorer(
+            context.folder,
+            at,
+            instance="scorer",
+            ensemble=folders[0] / "ensemble",
+            arguments=["--cache", str(cache)],
+            sabotage="halves-of-batches" if context.broken else None,
+        )
+        scorer.start()
+        log, history = ControlLog(bootstrap, topics.control), History()
+        statuses = ControlLog(bootstrap, topics.scorer_status)
+        try:
+            wait_until("the scorer serves", lambda: log.end() > 0 and _in_force(statuses, 0), 60)
+            load = _Load(bootstrap, topics.transactions, keys, values)
+            load.start()
+            wait_until("it scores", lambda: sum(log_ends(bootstrap, [topics.scores]).values()) > 0, 60)
+            time.sleep(_WARM_UP_S)
+            dwell = max(n / RATE / len(steps), _LEAST_DWELL_S)
+            catch_up(log, history, log.end())
+            expected, told = {0: Expected(a)}, []
+            for action, more, wanted in steps:
+                began, at_ms = time.monotonic(), time.time_ns() // 1_000_000
+                entry = give(log, history, _command(action, at_ms, more))
+                assert not entry.refused, entry.refused
+                expected[entry.offset] = wanted
+                wait_until(f"{action} is in force", lambda o=entry.offset: _in_force(statuses, o), 60, pause_s=0.005)
+                told.append((action, entry.offset, at_ms, round(1e3 * (time.monotonic() - began))))
+                context.say(f"{action}: in force after {told[-1][3]} ms")
+                time.sleep(dwell)
+            sent = load.stop(n)
+            wait_drained(bootstrap, [scorer], timeout_s=120)
+            result.check("SIGTERM ends the scorer with exit 0 in 10 s", scorer.stop(10) == 0)
+        finally:
+            scorer.close()
+            log.close()
+            statuses.close()
+        inputs = read_topic(bootstrap, topics.transactions)
+        outputs = read_topic(bootstrap, topics.scores)
+        lineage = read_topic(bootstrap, topics.contributions).decode(Contribution)
+        verified = _verify(bootstrap, cache, folders[0] / "ensemble")
+    result.at_least("transactions", sent, n)
+    result.at_least("commands", len(told), 11)
+    scores = outputs.decode(Score)
+    event_ids = Counter(_event_id(value) for value in inputs.value)
+    result.check("every transaction has one score", Counter(s.event_id for s in scores) == event_ids)
+    result.check("and one contribution record", Counter(c.event_id for c in lineage) == event_ids)
+    _check_batches(result, lineage)
+    _check_versions(result, scores, lineage, expected, dict(zip(event_ids, inputs.key, strict=False)))
+    report = msgspec.json.decode(verified.stdout) if verified.stdout else {}
+    result.figures["verified"] = report.get("scores")
+    result.check(
+        "verify computes all of them again, 0 differ", verified.returncode == 0 and report.get("scores") == len(scores)
+    )
+    arrived = dict(zip((_event_id(value) for value in inputs.value), inputs.timestamp, strict=True))
+    _figures(
+        result,
+        scores,
+        [t - arrived[s.event_id] for s, t in zip(scores, outputs.timestamp, strict=True)],
+        told,
+        lineage,
+        b,
+    )
+    return result
+
+
+class _Load:
+    """Transactions at `RATE` a second from a thread of its own, until told to stop."""
+
+    def __init__(self, bootstrap: str, topic: str, keys: list[bytes], values: list[bytes]) -> None:
+        self._bootstrap, self._topic, self._keys, self._values = bootstrap, topic, keys, values
+        self._most = len(keys)
+        self._sent = 0
+        self._thread = threading.Thread(target=self._run)
+        self.start = self._thread.start
+
+    def stop(self, least: int) -> int:
+        """Stop once `least` are sent; answers how many were."""
+        while self._sent < least and self._thread.is_alive():
+            time.sleep(0.01)
+        self._most = 0
+        self._thread.join()
+        return self._sent
+
+    def _run(self) -> None:
+        schedule, step = Schedule(RATE, SystemClock()), RATE // 50
+        with OpenLoopProducer(self._bootstrap, client_id="load", clock=SystemClock(), sleep=time.sleep) as producer:
+            while self._sent < self._most:
+                due = schedule.due(self._sent, min(step, self._most - self._sent))
+                if due:
+                    low, high = self._sent, self._sent + due
+                    producer.publish(self._topic, self._keys[low:high], self._values[low:high])
+                    self._sent = high
+                time.sleep(schedule.pause_s(self._sent) if due < step else 0)
+
+
+def _command(action: str, at_ms: int, more: dict[str, Any]) -> Any:
+    return lambda offset: Command(
+        ensemble="cards", action=action, who="proof", why="under load", at=at_ms, expected_offset=offset, **more
+    )  # fmt: skip
+
+
+def _in_force(statuses: ControlLog, offset: int) -> bool:
+    """Whether a status has come that says the command at `offset` is in force."""
+    found = [msgspec.json.decode(record.value) for record in statuses.read(0.005) if record.value]
+    return any(status["control_offset"] >= offset for status in found)
+
+
+def _check_batches(result: Result, lineage: list[Contribution]) -> None:
+    """A micro-batch begins where the place within it is 0."""
+    places = np.array([c.source.place for c in lineage])
+    offsets = np.array([-1 if c.control_offset is None else c.control_offset for c in lineage])
+    starts = np.flatnonzero(places == 0)
+    whole = np.array_equal(places, np.arange(len(places)) - np.repeat(starts, np.diff([*starts, len(places)])))
+    result.check("micro-batches are whole", whole)
+    result.at_least("micro_batches", len(starts), 20)
+    inside = np.diff(offsets) != 0
+    inside[starts[1:] - 1] = False
+    result.check("no micro-batch was scored under two commands", not inside.any())
+    result.check("commands take force in their order", bool((np.diff(offsets) >= 0).all()))
+
+
+def _check_versions(
+    result: Result,
+    scores: list[Score],
+    lineage: list[Contribution],
+    expected: dict[int, Expected],
+    key_of: dict[str, bytes | None],
+) -> None:
+    wrong: Counter[str] = Counter()
+    seen: Counter[int] = Counter()
+    for score, c in zip(scores, lineage, strict=True):
+        wanted = expected.get(-1 if c.control_offset is None else c.control_offset)
+        if wanted is None:
+            wrong["an unknown command"] += 1
+            continue
+        seen[c.control_offset or 0] += 1
+        entity = (key_of[score.event_id] or b"").decode()
+        mine = wanted.canary if wanted.canary and _place(f"cards:{wanted.canary}", entity) < wanted.share else ""
+        version, arm = (mine, "canary") if mine else (wanted.champion, "champion")
+        others = [v for v in (wanted.champion, wanted.canary, *wanted.beside) if v and v != version]
+        wrong["version or arm"] += (score.version, score.arm, c.version, c.arm) != (version, arm) * 2
+        wrong["alternatives"] += [a.version for a in c.alternatives] != others
+        gone = [m.name for m in c.members if m.status != "ok"]
+        wrong["members"] += gone != ([MEMBER] if wanted.disabled else [])
+        wrong["status"] += any(m.status == "missing" for m in c.members)
+    result.figures["scores_by_command"] = dict(seen)
+    result.figures["wrong"] = {what: count for what, count in wrong.items() if count}
+    result.check("every score has the version, arm, alternatives and members its command asks for", not wrong.total())
+    result.check("every command decided some transactions", set(seen) == set(expected))
+
+
+def _figures(
+    result: Result,
+    scores: list[Score],
+    latency: list[int],
+    told: list[tuple[str, int, int, int]],
+    lineage: list[Contribution],
+    bad: str,
+) -> None:
+    at = np.array([s.scored_at for s in scores])
+    late = np.array(latency)
+    near = np.zeros(len(at), bool)
+    around = {}
+    for action, offset, at_ms, force_ms in told:
+        window = (at >= at_ms) & (at < at_ms + _AROUND_MS)
+        near |= window
+        pause = int(np.diff(np.sort(at[window])).max(initial=0))
+        p50, p99 = (int(q) for q in np.percentile(late[window], [50, 99])) if window.any() else (-1, -1)
+        around[f"{offset} {action}"] = {
+            "in_force_ms": force_ms,
+            "longest_pause_ms": pause,
+            "p50_ms": p50,
+            "p99_ms": p99,
+        }
+    result.figures["around_swaps"] = around
+    if (~near).any():
+        p50, p99 = (int(q) for q in np.percentile(late[~near], [50, 99]))
+        result.figures["elsewhere"] = {"p50_ms": p50, "p99_ms": p99}
+    commands = np.array([-1 if c.control_offset is None else c.control_offset for c in lineage])
+    decided = np.array([s.version == bad for s in scores])
+    stops = {}
+    for action, offset, at_ms, _ in told:
+        before = decided & (commands < offset)
+        if action == "rollback" and before.any():
+            stops[f"{offset} {action}"] = max(int(at[before].max()) - at_ms, 0)
+    result.figures["bad_version_went_on_ms"] = stops
+    result.figures["target_ms"] = round(TARGET_S * 1_000)
+    result.figures["target_reached"] = max(stops.values(), default=0) <= TARGET_S * 1_000
+
+
+def _verify(bootstrap: str, cache: Path, ensemble: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stream_scorer.cli.main", "verify", "--bootstrap", bootstrap, "--json"]
+    command += ["--cache", str(cache), "--ensemble", str(ensemble), "--tolerance", "0"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def _place(salt: str, entity: str) -> float:
+    """As the definition in docs/control.md reads."""
+    key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
+    return int(hashlib.blake2b(entity.encode(), digest_size=8, key=key).hexdigest(), 16) / 2.0**64
+
+
+def _input(seed: int, n: int) -> tuple[list[bytes], list[bytes]]:
+    config = SimulationConfig(seed=seed, customers=max(n // 60, 200), days=None, transactions=n)
+    transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
+    return encode_keys(transactions.customer_id), encode_values(transactions)
+
+
+def _event_id(value: bytes | None) -> str:
+    return str(msgspec.json.decode(value or b"")["event_id"])
