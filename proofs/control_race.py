@@ -25,6 +25,7 @@ from proofs.kit import Context, Result, Scorer, read_topic, services, train_card
 from stream_scorer.control.give import catch_up, give
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.registry import keep
+from stream_scorer.ensemble.reweigh import reweigh
 from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Command, DisabledMember, ScorerStatus, ServedVersion, ServingState
@@ -45,10 +46,11 @@ def run(context: Context) -> Result:
     kills = KILLS if n >= N else 1
     result = Result()
     cache, versions = context.folder / "cache", []
+    train_cards(context.folder, seed=context.seed, transactions=30_000)
     for number in range(3):
         folder = context.folder / f"v{number}"
-        train_cards(folder, seed=context.seed + number, transactions=20_000)
-        versions.append(ServedVersion(*keep(folder / "ensemble", cache)))
+        reweigh(context.folder / "ensemble", {"xgb": 0.1 + number}, folder, number)
+        versions.append(ServedVersion(*keep(folder, cache)))
     # One more that nobody has: whoever wants it is refused by every scorer, and the old goes on.
     versions.append(ServedVersion("local-000000000000", "0" * 64))
     topics = Topics()
@@ -60,7 +62,7 @@ def run(context: Context) -> Result:
                 context.folder,
                 at,
                 instance=name,
-                ensemble=context.folder / "v0" / "ensemble",
+                ensemble=context.folder / "v0",
                 arguments=["--cache", str(cache)],
                 sabotage="stale-commands" if context.broken else None,
             )

@@ -100,7 +100,7 @@ class Scorer:
         addresses: StackAddresses,
         *,
         instance: str,
-        ensemble: Path | None,
+        ensemble: Path | str | None,
         spec: Path = CARDS_SPEC,
         arguments: Sequence[str] = (),
         sabotage: str | None = None,

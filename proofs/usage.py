@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from proofs.kit import CARDS_SPEC, ROOT, Context, Result, services, tethered, train_cards
@@ -15,6 +16,8 @@ from stream_scorer.ensemble.registry import register
 # A message may need a few lines (what, why, mend), never a page.
 MOST_LINES = 6
 TIMEOUT_S = 90
+# Each case mostly imports.
+PARALLEL = 2
 
 
 def run(context: Context) -> Result:
@@ -58,13 +61,19 @@ def run(context: Context) -> Result:
                 "unknown alias": ({"--ensemble": "cards@chmpion"}, 2, ["chmpion", "champion"]),
                 "registry down": (down, 1, [str(closed)]),
             }
-        for name, (changes, code, words) in cases.items():
-            _try(context, result, name, ["run", *_flags(good | changes)], code, words)
-        _try(context, result, "unknown flag", ["run", "--bootstrp", "x"], 2, ["bootstrp"])
-        _try(context, result, "unknown command", ["rum"], 2, ["rum"])
-        _try(context, result, "unknown setting", ["run"], 2, ["kafka.bootstrop"], cwd=folder / "settings")
-        _try(context, result, "nothing set", ["run", "--spec", str(CARDS_SPEC)], 2, ["kafka.bootstrap"], cwd=folder)
-    result.at_least("cases", len(result.checks), 13 if context.n else 16)
+        command = ["ensemble", "rollback", "cards", "--bootstrap", str(at.kafka)]
+        runs: list[tuple[str, list[str], int, list[str], Path]] = [
+            *((name, ["run", *_flags(good | more)], code, words, ROOT) for name, (more, code, words) in cases.items()),
+            ("unknown flag", ["run", "--bootstrp", "x"], 2, ["bootstrp"], ROOT),
+            ("unknown command", ["rum"], 2, ["rum"], ROOT),
+            ("unknown setting", ["run"], 2, ["kafka.bootstrop"], folder / "settings"),
+            ("nothing set", ["run", "--spec", str(CARDS_SPEC)], 2, ["kafka.bootstrap"], folder),
+            ("a command without a reason", command, 2, ["--why"], ROOT),
+            ("a command that cannot count", [*command, "--why", "so"], 1, ["refused", "nothing serves"], ROOT),
+        ]
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            list(pool.map(lambda each: _try(context, result, *each), runs))
+    result.at_least("cases", len(result.checks), 15 if context.n else 18)
     return result
 
 
@@ -75,7 +84,7 @@ def _try(
     arguments: list[str],
     code: int,
     words: list[str],
-    cwd: Path = ROOT,
+    cwd: Path,
 ) -> None:
     module = ["proofs.sabotage", "raw-errors"] if context.broken else ["stream_scorer.cli.main"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("STREAM_SCORER_")}

@@ -102,8 +102,6 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     store = make_store(settings, checked, engine, topics, inputs)
     guard = make_guard(settings)
     follower = make_follower(settings, checked, topics, metrics)
-    follower.start()
-    atexit.register(follower.close)
     publisher = Publisher(topics, checked, SystemClock())
     processor: Processor
 
@@ -117,6 +115,9 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     processor = make_processor(
         settings, topics, inputs, stages, publisher.publish, store, rebuild, metrics, checked.spec.transaction.time
     )
+    # Last: who cannot start should not have said what serves.
+    follower.start()
+    atexit.register(follower.close)
     return processor
 
 

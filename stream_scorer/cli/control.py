@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -212,6 +213,31 @@ def promote(settings: Settings, reference: str, why: str, who: str, wait_s: floa
         desk.give(found.name, "promote", who, why, wait_s, version=found.version)
 
 
+@_command("weights")
+@click.argument("reference")
+@click.argument("weights", nargs=-1, required=True, metavar="MEMBER=WEIGHT...")
+def weights(settings: Settings, reference: str, weights: tuple[str, ...], why: str, who: str, wait_s: float) -> None:
+    """Promote REFERENCE with other weights: a version of its own, registered where REFERENCE is."""
+    from stream_scorer.ensemble.registry import parse_reference, register, resolve
+    from stream_scorer.ensemble.reweigh import reweigh
+
+    wanted = dict(map(_weight, weights))
+    folder, number = resolve(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+    with tempfile.TemporaryDirectory(prefix="stream-scorer-") as made:
+        out = Path(made) / "ensemble"
+        manifest = reweigh(folder, wanted, out, time.time_ns() // 1_000_000)
+        name, new = parse_reference(reference).name, str(out)
+        if name:
+            told = ", ".join(f"{member}={weight:g}" for member, weight in wanted.items())
+            tags = {"stream_scorer.weights_of": f"{name}:{number}", "stream_scorer.weights": told}
+            new = f"{name}:{register(out, name, settings['mlflow.url'], tags=tags)}"
+        total = sum(member.weight for member in manifest.members)
+        click.echo(", ".join(f"{member.name} {member.weight / total:.1%}" for member in manifest.members))
+        found = _find(settings, new)
+    with _desk(settings) as desk:
+        desk.give(found.name, "promote", who, why, wait_s, version=found.version)
+
+
 @_command("confirm")
 @click.argument("name")
 def confirm(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
@@ -367,7 +393,7 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
     _show_table(("offset", "when", "who", "what", "why"), marked, "no commands")
 
 
-COMMANDS = [promote, confirm, rollback, canary, shadow, stop, retire, disable, enable, hold, release, status]
+COMMANDS = [promote, weights, confirm, rollback, canary, shadow, stop, retire, disable, enable, hold, release, status]
 
 
 def _show_state(state: ServingState) -> None:
@@ -412,6 +438,14 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise UsageError(f"{text!r} is no share", mend="Write 0.1 or 10%: above 0, at most 1.")
     return share
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise UsageError(f"{text!r} is no weight", mend="Write MEMBER=WEIGHT, as in xgb=0.2.") from None
 
 
 def _named(versions: list[ServedVersion], wanted: str) -> ServedVersion:

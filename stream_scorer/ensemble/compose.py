@@ -120,7 +120,7 @@ def compose_ensemble(
         self_test=_self_test(reference, scored),
     )
     check_manifest(manifest)
-    _write(directory, manifest, drafts)
+    write_ensemble(directory, manifest, [draft.data for draft in drafts])
     return manifest
 
 
@@ -173,17 +173,23 @@ def _self_test(reference: NDArray[np.float64], scored: Scored) -> SelfTest:
     by_score = np.argsort(scored.score, kind="stable")
     spread = by_score[np.linspace(0, len(by_score) - 1, MAX_SELF_TEST_ROWS - _SPARSE_ROWS).astype(np.int64)]
     rows = np.unique(np.concatenate([sparse, spread]))
-    return SelfTest(_nullable(reference[rows]), _nullable(scored.member_scores[rows]), _nullable(scored.score[rows]))
+    return SelfTest(nullable(reference[rows]), nullable(scored.member_scores[rows]), nullable(scored.score[rows]))
 
 
-def _nullable(values: NDArray[np.float64]) -> Any:
+def nullable(values: NDArray[np.float64]) -> Any:
+    """Nested lists, None for NaN: as a manifest has it."""
     nested = values.astype(object)
     nested[np.isnan(values)] = None
     return nested.tolist()
 
 
-def _write(directory: Path, manifest: Manifest, drafts: Sequence[Draft]) -> None:
-    files = {spec.path: draft.data for spec, draft in zip(manifest.members, drafts, strict=True)}
+def write_ensemble(directory: Path, manifest: Manifest, members: Sequence[bytes]) -> None:
+    """Write a manifest and its members' files, in its order; files of an ensemble that stood there are replaced.
+
+    Raises:
+        ArtifactError: it does not load as a scorer would load it, or the disk refuses.
+    """
+    files = {spec.path: data for spec, data in zip(manifest.members, members, strict=True)}
     # The manifest comes last: what stands there in between fails by its digests instead of serving a mixture.
     files[MANIFEST_FILE] = manifest_bytes(manifest)
     try:

@@ -10,13 +10,16 @@ import pytest
 from proofs.kit import Context
 
 SIZES = {
-    "kill-once": 12_000,
+    "kill-once": 10_000,
     "garbage": 6_000,
     "additive": 4_000,
     "usage": 1,
     "features-flush": 10,
     "features-batch": 1_000,
     "features-own-data": 4_000,
+    "swap-under-load": 4_000,
+    "control-race": 45,
+    "sticky": 50_000,
 }
 
 

@@ -32,7 +32,8 @@ from stream_scorer.ensemble.manifest import (
     manifest_bytes,
 )
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
-from stream_scorer.errors import ArtifactError
+from stream_scorer.ensemble.reweigh import reweigh
+from stream_scorer.errors import ArtifactError, UsageError
 
 FEATURES = ["customer.count_1h", "customer.mean_7d", "device.is_new", "amount_log"]
 TRAINING = Training(0, 1_000, 100, 10, "run", "0" * 64, {"ensemble": {"average_precision": 0.5}})
@@ -358,3 +359,27 @@ def test_the_self_test_refuses_an_ensemble_that_scores_otherwise(tmp_path: Path)
     (tmp_path / "e" / "manifest.json").write_bytes(manifest_bytes(altered))
     with pytest.raises(ArtifactError, match=r"fails its self-test.*final score"):
         Ensemble.load(tmp_path / "e", version="1")
+
+
+def test_other_weights_make_another_version_that_scores_by_them(tmp_path: Path) -> None:
+    compose(tmp_path / "e")
+    before = Ensemble.load(tmp_path / "e", version="1")
+    reweigh(tmp_path / "e", {"two": 0.0}, tmp_path / "new", 9)
+    after = Ensemble.load(tmp_path / "new", version="2")
+    assert after.member_keys == before.member_keys
+    assert after.digest != before.digest
+    rows = reference(64)
+    answers = [before.ask(index, rows) for index in range(3)]
+    answers[1] = type(answers[1]).none(64, "gone")
+    assert np.allclose(after.score(rows).score, before.combine(answers).score, atol=1e-12)
+    for weights, what in (
+        ({"four": 1.0}, "four"),
+        ({"two": -1.0}, "at least 0"),
+        (dict.fromkeys(before.member_names, 0.0), "one of them"),
+        ({"two": math.nan}, "at least 0"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            reweigh(tmp_path / "e", weights, tmp_path / "bad", 9)
+    compose(tmp_path / "median", combiner=Median())
+    with pytest.raises(UsageError, match="do not matter"):
+        reweigh(tmp_path / "median", {"two": 1.0}, tmp_path / "bad", 9)
