@@ -34,7 +34,10 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Score(Record, frozen=True):
-    """Topic `scores`: one per transaction, slim."""
+    """Topic `scores`: one per transaction, slim.
+
+    `rule` is the segment or list of the policy that held; null where the version's own thresholds decided.
+    """
 
     event_id: str
     event_time: int
@@ -51,6 +54,7 @@ class Score(Record, frozen=True):
     degraded: list[str]
     member_alerts: int
     value: int
+    rule: str | None = None
 
 
 class MemberContribution(Record, frozen=True):
@@ -97,6 +101,13 @@ class ShardMark(Record, frozen=True):
     next_offset: int
 
 
+class SegmentThresholds(Record, frozen=True):
+    """Thresholds of a segment of the policy."""
+
+    review: float
+    block: float
+
+
 class Contribution(Record, frozen=True):
     """Topic `contributions`: one per transaction, the full lineage of its score.
 
@@ -108,6 +119,8 @@ class Contribution(Record, frozen=True):
     Ages are milliseconds of event time: `partitions_age`, how far the slowest other partition lagged behind the
     transaction, is the age of features of entities seen from several partitions; `labels_age`, how long ago the newest
     label was given, of features made of labels. Any other feature has age 0. Null: not known, or no such feature.
+
+    `thresholds` are those of the policy's segment; null where the manifest's own held.
 
     `alternatives` are the other versions in play, none of which decided. `control_offset` is the command that put them
     in play; null in a replay.
@@ -134,6 +147,7 @@ class Contribution(Record, frozen=True):
     labels_age: int | None = None
     marks_ahead: list[ShardMark] = []
     control_offset: int | None = None
+    thresholds: SegmentThresholds | None = None
 
 
 class Reason(Record, frozen=True):
@@ -144,7 +158,7 @@ class Reason(Record, frozen=True):
     text: str
 
 
-class Alert(Score, frozen=True):
+class Alert(Score, frozen=True, kw_only=True):
     """Topic `alerts`: the score record of every decision other than approve, with its strongest contributions."""
 
     base: float | None

@@ -128,7 +128,7 @@ class Combiner:
         return scores
 
 
-def decide(score: Vector, review: float, block: float, fallback: Decision) -> NDArray[np.int8]:
+def decide(score: Vector, review: Vector | float, block: Vector | float, fallback: Decision) -> NDArray[np.int8]:
     """``(n,) int8`` index into `records.DECISIONS` of each score; NaN (no quorum) gets `fallback`."""
     decision = (score >= review).astype(np.int8)
     decision += score >= block

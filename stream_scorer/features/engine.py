@@ -19,6 +19,7 @@ from stream_scorer.features.plan import EntityPlan, FeaturePlan, make_plan
 from stream_scorer.features.rows import ENTRY_BYTES, TIME, VALUE, pack, unpack
 from stream_scorer.records import DEFAULT, FRESH, MISSING, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
+from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
 from stream_scorer.state.rows import (
     WITNESS_PERIOD_MS,
@@ -374,12 +375,7 @@ class FeatureEngine:
 
 def _silent(entity: EntityPlan, transactions: Transactions, duplicate: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(n,) bool: what counts nowhere in the rows of `entity`: duplicates, and what does not meet its conditions."""
-    silent = duplicate if not entity.of else duplicate.copy()
-    for name, low, high, codes in entity.where:
-        column = transactions.columns[name]
-        # Written so that a missing value, NaN, meets nothing.
-        silent = silent | ~(np.isin(column, codes) if codes else (column >= low) & (column <= high))
-    return silent
+    return duplicate | unmet(entity.where, transactions.columns, len(transactions))
 
 
 def _scan(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.spec.conditions import Conditions, compile_conditions
 from stream_scorer.spec.model import (
     LABELLED,
     SPREAD,
@@ -18,7 +19,7 @@ from stream_scorer.spec.model import (
 )
 
 # An entity, the conditions under which its transactions count, and the field that stands in place of the amount.
-_RowKind = tuple[str, tuple[tuple[str, float, float, tuple[float, ...]], ...], str | None]
+_RowKind = tuple[str, Conditions, str | None]
 # Panes in a window: what two of them hold is the most that an old entry near the window's edges can be miscounted by.
 PANES = 32
 
@@ -32,7 +33,7 @@ class EntityPlan:
         horizon_ms: how far back an event still counts for `since_last` and `is_new`, and in any window.
         takes_labels: whether labels are kept in this entity's rows.
         spread: whether a feature asks for the least, the greatest or the deviation of values.
-        where: per field, the values it may hold ``(low, high, codes)``: bounds, or the codes of a category.
+        where: what counts in these rows.
         of: the field whose values stand in the rows in place of the amount, to count the distinct ones.
         level_of: (m,) int64, each window's level of panes. pane_ms, cover_ms: (l,) int64, the width of a level's panes
             and how far back they are looked at. last_level: the level that reaches back to the horizon.
@@ -45,7 +46,7 @@ class EntityPlan:
     horizon_ms: int
     takes_labels: bool
     spread: bool
-    where: tuple[tuple[str, float, float, tuple[float, ...]], ...] = ()
+    where: Conditions = ()
     of: str | None = None
     level_of: NDArray[np.int64] = field(init=False)
     pane_ms: NDArray[np.int64] = field(init=False)
@@ -127,16 +128,4 @@ def make_plan(checked: CheckedSpec) -> FeaturePlan:
 
 
 def _row_kind(spec: PipelineSpec, view: View) -> _RowKind:
-    return view.entity, _where(spec, view), view.of
-
-
-def _where(spec: PipelineSpec, view: View) -> tuple[tuple[str, float, float, tuple[float, ...]], ...]:
-    out = []
-    for name, condition in sorted(view.where.items()):
-        low = -np.inf if condition.min is None else float(condition.min)
-        high = np.inf if condition.max is None else float(condition.max)
-        declared = spec.transaction.fields[name].values
-        values: list[str | bool] = [False, True] if declared is None else [*declared]
-        codes = tuple(sorted(float(values.index(value)) for value in condition.values or ()))
-        out.append((name, low, high, codes))
-    return tuple(out)
+    return view.entity, compile_conditions(spec.transaction.fields, view.where), view.of

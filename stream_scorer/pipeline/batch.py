@@ -12,6 +12,7 @@ from stream_scorer.ensemble.ensemble import Scored
 from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.errors import RecordError
 from stream_scorer.features.engine import Enriched, EventBatch
+from stream_scorer.pipeline.policy import Rules
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.state.rows import Span
 
@@ -43,12 +44,13 @@ class Verdict:
 class Decided:
     """The outcome of scoring: a verdict for each of the lineup's versions, and arm (n,) int8, whose verdict counts.
 
-    `decision` (n,) int8 is what was decided.
+    `rules` of the policy hold for every version alike. `decision` (n,) int8 is what was decided.
     """
 
     lineup: Lineup
     arm: NDArray[np.int8]
     verdicts: list[Verdict]
+    rules: Rules | None = None
     decision: NDArray[np.int8] = field(init=False)
 
     def __post_init__(self) -> None:

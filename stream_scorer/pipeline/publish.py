@@ -32,6 +32,7 @@ from stream_scorer.records import (
     MemberStatus,
     Reason,
     Score,
+    SegmentThresholds,
     ShardMark,
     Source,
 )
@@ -138,6 +139,7 @@ class Publisher:
             those(scored.contributions).tolist(),
             _member_statuses(scored, names, those),
             _alternatives(decided, version, those),
+            *_ruled(decided, policy, self._checked.spec.policy.version, those),
             those(enriched.matrix).tolist(),
             status_of,
             those(enriched.ages.partitions).tolist(),
@@ -148,15 +150,15 @@ class Publisher:
         )
         for (
             place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, reasons,
-            member_scores, weights, contributions, status, alternatives, features, feature_status, partitions_age,
-            labels_age, partition, offset,
+            member_scores, weights, contributions, status, alternatives, rule, listed, policy_version, thresholds,
+            features, feature_status, partitions_age, labels_age, partition, offset,
         ) in columns:  # fmt: skip
             key, headers = raw.key[row], raw.headers[row]
             decision = DECISIONS[code]
-            source: DecisionSource = "model" if score == score else "fallback"
+            source: DecisionSource = "list" if listed else "model" if score == score else "fallback"
             record = Score(
-                event_id, event_time, scored_at, score, decision, source, name, number, arm, policy,
-                coverage, duplicate, reasons, bits, value,
+                event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
+                coverage, duplicate, reasons, bits, value, rule,
             )  # fmt: skip
             yield place, scores_topic, partition, key, encode(record), headers
             members = list(map(MemberContribution, names, member_scores, weights, contributions, status))
@@ -164,13 +166,14 @@ class Publisher:
                 event_id, name, number, arm, link, base, z, score, members, alternatives, features, feature_status,
                 feature_hash, spec_hash, Source(raw.topic, partition, offset, place), marks, __version__,
                 None if partitions_age < 0 else partitions_age, None if labels_age < 0 else labels_age,
-                marks_ahead, offset_of_control,
+                marks_ahead, offset_of_control, thresholds,
             )  # fmt: skip
             yield place, contributions_topic, partition, key, encode(lineage), headers
             if code:
                 alert = Alert(
-                    event_id, event_time, scored_at, score, decision, source, name, number, arm, policy,
-                    coverage, duplicate, reasons, bits, value, base, z, _reasons(names, member_scores, contributions),
+                    event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
+                    coverage, duplicate, reasons, bits, value, rule,
+                    base=base, z=z, reasons=_reasons(names, member_scores, contributions),
                 )  # fmt: skip
                 yield place, topics.alerts, partition, key, encode(alert), headers
 
@@ -238,6 +241,22 @@ def _member_statuses(
         [absent if nan else "ok" for absent, nan in zip(gone, row, strict=True)]
         for row in np.isnan(those(scored.member_scores)).tolist()
     ]
+
+
+def _ruled(
+    decided: Decided, own: str, version: str, those: Callable[[NDArray[Any]], NDArray[Any]]
+) -> tuple[Iterable[str | None], Iterable[bool], Iterable[str], Iterable[SegmentThresholds | None]]:
+    """Per transaction: the rule it falls under, whether a list decided it, the policy's version, its own thresholds."""
+    rules, n = decided.rules, len(those(decided.arm))
+    if rules is None:
+        return [None] * n, [False] * n, [own] * n, [None] * n
+    rule, review, block = those(rules.rule).tolist(), those(rules.review).tolist(), those(rules.block).tolist()
+    return (
+        [None if index < 0 else rules.names[index] for index in rule],
+        (those(rules.listed) >= 0).tolist(),
+        [own if index < 0 else version for index in rule],
+        [None if low != low else SegmentThresholds(low, high) for low, high in zip(review, block, strict=True)],
+    )
 
 
 def _alternatives(

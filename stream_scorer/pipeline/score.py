@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stream_scorer.ensemble.combine import decide
 from stream_scorer.ensemble.ensemble import Answer, Ensemble
 from stream_scorer.ensemble.guard import Guard
 from stream_scorer.ensemble.lineup import DISABLED, Lineup
 from stream_scorer.observability.metrics import MEMBER_BREAKER, MEMBER_FAILURES, MEMBER_SECONDS, Metrics
 from stream_scorer.pipeline.batch import Decided, MicroBatch, Verdict
+from stream_scorer.pipeline.policy import Policy, Rules
 from stream_scorer.spec.model import CheckedSpec
 
 
 class Scoring:
-    """See the module. The thresholds are the manifests', the fallback decision is the spec's.
+    """See the module.
 
     `lineup` is asked once a micro-batch: what takes over does so between two of them. `guard` keeps members apart in
     live scoring; without one everybody is asked always.
@@ -28,7 +28,7 @@ class Scoring:
         self, lineup: Callable[[], Lineup], checked: CheckedSpec, metrics: Metrics, guard: Guard | None = None
     ) -> None:
         self._lineup = lineup
-        self._fallback = checked.spec.policy.fallback
+        self._policy = Policy(checked)
         self._entity = checked.spec.partition_entity
         self._metrics = metrics
         self._guard = guard
@@ -38,9 +38,10 @@ class Scoring:
         assert batch.events is not None and batch.enriched is not None
         lineup, transactions = self._lineup(), batch.events.transactions
         answers = self._ask(lineup, batch)
-        verdicts = [self._verdict(lineup, version, answers) for version in range(len(lineup.versions))]
+        rules = self._policy.rules(transactions)
+        verdicts = [self._verdict(lineup, version, answers, rules) for version in range(len(lineup.versions))]
         entities = transactions.entity_ids.get(self._entity or "", [])
-        batch.decided = Decided(lineup, lineup.route(entities, transactions.event_time), verdicts)
+        batch.decided = Decided(lineup, lineup.route(entities, transactions.event_time), verdicts, rules)
 
     def _ask(self, lineup: Lineup, batch: MicroBatch) -> list[Answer]:
         assert batch.enriched is not None
@@ -58,15 +59,18 @@ class Scoring:
                 metrics.count(MEMBER_FAILURES, 1, name)
         return answers
 
-    def _verdict(self, lineup: Lineup, version: int, answers: list[Answer]) -> Verdict:
+    def _verdict(self, lineup: Lineup, version: int, answers: list[Answer], rules: Rules | None) -> Verdict:
         ensemble: Ensemble = lineup.versions[version]
         scored = ensemble.combine(lineup.panel.answers_of(version, answers))
         thresholds, members = ensemble.manifest.thresholds, len(ensemble.member_names)
-        decision = decide(scored.score, thresholds.review, thresholds.block, self._fallback)
+        decision = self._policy.decide(scored.score, thresholds, rules)
         if version >= lineup.deciding:
             nothing = np.zeros(0, np.int64)
             return Verdict(scored, decision, nothing, nothing.astype(np.bool_))
-        alerts = scored.member_scores >= thresholds.review  # NaN compares false: a missing member raises no alert
+        review = np.broadcast_to(self._policy.review(thresholds, rules), decision.shape)[:, None]
+        alerts = scored.member_scores >= review  # NaN compares false: a missing member raises no alert
         bits = np.left_shift(np.int64(1), np.arange(members, dtype=np.int64))
-        without = ensemble.left_out_scores(scored) >= thresholds.review
+        without = ensemble.left_out_scores(scored) >= review
+        if rules is not None:  # what a list decides, no member moves
+            without = np.where(rules.listed[:, None] >= 0, rules.listed[:, None] > 0, without)
         return Verdict(scored, decision, alerts.astype(np.int64) @ bits, without)

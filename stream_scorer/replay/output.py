@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType, UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -83,10 +83,12 @@ def _type(pa: Any, hint: Any) -> Any:
         return pa.string()
     if hint is bool:
         return pa.bool_()
-    if hint is int or hint == int | None:
+    if hint is int:
         return pa.int64()
-    if hint is float or hint == float | None:
+    if hint is float:
         return pa.float64()
+    if isinstance(hint, UnionType) and (inner := [kind for kind in get_args(hint) if kind is not NoneType]):
+        return _type(pa, inner[0])
     if get_origin(hint) is list:
         return pa.list_(_type(pa, get_args(hint)[0]))
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):

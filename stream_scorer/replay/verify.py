@@ -2,7 +2,8 @@
 
 Features are taken as recorded (whether they were right, `features skew` and `features check` tell). Everything that
 follows from them is computed again by the ensemble of the recorded version: members, weights, contributions, base, z,
-score and decision. A member that was missing is left out again: why it was, no record can tell.
+score and decision; one that a list made is taken as it is. A member that was missing is left out again: why it was, no
+record can tell.
 """
 
 from __future__ import annotations
@@ -100,12 +101,15 @@ class Verifier:
             "contribution": (_numbers([[m.contribution for m in c.members] for c in lineages]), again.contributions),
         }
         wrong = {what: _unlike(told, found, self._tolerance) for what, (told, found) in column.items()}
-        thresholds = ensemble.manifest.thresholds
-        decision = decide(again.score, thresholds.review, thresholds.block, DECISIONS[0])
-        stands = ~np.isnan(again.score)
+        own = ensemble.manifest.thresholds
+        review, block = (
+            np.array([getattr(c.thresholds or own, name) for c in lineages]) for name in ("review", "block")
+        )
+        decision = decide(again.score, review, block, DECISIONS[0])
         told = np.array([DECISIONS.index(s.decision) for s in scores])
         by_model = np.array([s.decision_source == "model" for s in scores])
-        wrong["decision"] = (by_model & (told != decision)) | (by_model != stands)
+        by_list = np.array([s.decision_source == "list" for s in scores])
+        wrong["decision"] = (by_model & (told != decision)) | (~by_list & (by_model != ~np.isnan(again.score)))
         for what, rows in wrong.items():
             self._note(rows, what, scores, count=False)
         self._different += int(np.logical_or.reduce(list(wrong.values())).sum())

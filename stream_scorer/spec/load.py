@@ -10,7 +10,7 @@ import msgspec
 import yaml
 
 from stream_scorer.errors import SpecError
-from stream_scorer.spec.model import LABELLED, WINDOWED, CheckedSpec, PipelineSpec, View, duration_ms
+from stream_scorer.spec.model import LABELLED, WINDOWED, CheckedSpec, Condition, PipelineSpec, View, duration_ms
 
 _NUMERIC = ("integer", "number", "time", "boolean")
 # How many arguments each derived function takes, and of what type ("field:<type>" or any numeric column).
@@ -28,13 +28,13 @@ def load_spec(path: Path | str) -> CheckedSpec:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read the pipeline spec {path}: {error}") from None
     try:
-        return parse_spec(text)
+        return parse_spec(text, path.parent)
     except SpecError as error:
         raise SpecError(f"{path}: {error.message}", mend=error.mend) from None
 
 
-def parse_spec(text: str) -> CheckedSpec:
-    """Check the spec in `text` (YAML). Raises `SpecError`."""
+def parse_spec(text: str, folder: Path = Path()) -> CheckedSpec:
+    """Check the spec in `text` (YAML); files it names are looked for from `folder` on. Raises `SpecError`."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -47,6 +47,7 @@ def parse_spec(text: str) -> CheckedSpec:
         message, _, path = str(error).partition(" - at `$")
         raise SpecError(message, path=path.rstrip("`").lstrip(".") or "(top level)") from None
     _check(spec)
+    spec = _with_lists_read(spec, folder)
     canonical = msgspec.json.encode(spec, order="deterministic")
     return CheckedSpec(spec, hashlib.sha256(canonical).hexdigest())
 
@@ -71,8 +72,7 @@ def _check(spec: PipelineSpec) -> None:
         )
     _check_views(spec)
     _check_derived(spec)
-    if spec.policy.review > spec.policy.block:
-        raise SpecError("review is above block", path="policy")
+    _check_policy(spec)
     if duration_ms(spec.monitor.pane) < 1_000:
         raise SpecError("a pane is at least 1s", path="monitor.pane")
 
@@ -113,7 +113,9 @@ def _check_views(spec: PipelineSpec) -> None:
             raise SpecError("windows are given but no aggregate uses them", path=f"{path}.windows")
         if any(duration_ms(window) == 0 for window in view.windows):
             raise SpecError("a window is longer than 0", path=f"{path}.windows")
-        _check_where(spec, view, path)
+        if view.where and any(a in LABELLED for a in view.aggregates):
+            raise SpecError("a label does not tell what its transaction held: label views take no where", path=path)
+        _check_where(spec, view.where, path)
         _check_of(spec, view, path)
         if any(a in LABELLED for a in view.aggregates) and view.current == "include" and view.delay in ("0s", "0ms"):
             raise SpecError(
@@ -121,10 +123,46 @@ def _check_views(spec: PipelineSpec) -> None:
             )
 
 
-def _check_where(spec: PipelineSpec, view: View, path: str) -> None:
-    if view.where and any(a in LABELLED for a in view.aggregates):
-        raise SpecError("a label does not tell what its transaction held: label views take no where", path=path)
-    for name, condition in view.where.items():
+def _check_policy(spec: PipelineSpec) -> None:
+    policy = spec.policy
+    if policy.review > policy.block:
+        raise SpecError("review is above block", path="policy")
+    seen: set[str] = set()
+    for index, segment in enumerate(policy.segments):
+        path = f"policy.segments[{index}]"
+        _check_where(spec, segment.where, path)
+        if segment.review > segment.block:
+            raise SpecError("review is above block", path=path)
+    for index, entry in enumerate(policy.lists):
+        path = f"policy.lists[{index}]"
+        if entry.entity not in spec.entities:
+            raise SpecError(f"{entry.entity!r} is not an entity", path=f"{path}.entity")
+        if bool(entry.ids) == (entry.file is not None):
+            raise SpecError("a list has either `ids` or a `file`", path=path)
+    for name in [segment.name for segment in policy.segments] + [entry.name for entry in policy.lists]:
+        if name in seen:
+            raise SpecError(f"a second segment or list named {name!r}", path="policy")
+        seen.add(name)
+
+
+def _with_lists_read(spec: PipelineSpec, folder: Path) -> PipelineSpec:
+    """Lists with the ids of their files, so that the spec's hash is of what they hold."""
+    replace = msgspec.structs.replace
+    lists = []
+    for index, entry in enumerate(spec.policy.lists):
+        if entry.file is None:
+            lists.append(entry)
+            continue
+        try:
+            lines = (folder / entry.file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"cannot read the list: {error}", path=f"policy.lists[{index}].file") from None
+        lists.append(replace(entry, ids=[line.strip() for line in lines if line.strip()]))
+    return replace(spec, policy=replace(spec.policy, lists=lists))
+
+
+def _check_where(spec: PipelineSpec, where: dict[str, Condition], path: str) -> None:
+    for name, condition in where.items():
         at = f"{path}.where.{name}"
         field = spec.transaction.fields.get(name)
         if field is None:

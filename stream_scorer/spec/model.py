@@ -90,14 +90,42 @@ class Derived(Node, frozen=True):
     of: Annotated[list[str], Meta(min_length=1, max_length=2)]
 
 
+Decision = Literal["approve", "review", "block"]
+RuleName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
+
+
+class Segment(Node, frozen=True):
+    """Transactions with thresholds of their own: those that meet every condition of `where`."""
+
+    name: RuleName
+    where: Annotated[dict[Name, Condition], Meta(min_length=1)]
+    review: Share
+    block: Share
+
+
+class EntityList(Node, frozen=True):
+    """Entities whose transactions are decided without their score. `file` (a line an id) is read into `ids`."""
+
+    name: RuleName
+    entity: str
+    decision: Decision
+    ids: list[str] = []
+    file: str | None = None
+
+
 class Policy(Node, frozen=True):
-    """From score to decision: block at or above `block`, else review at or above `review`, else approve."""
+    """From score to decision: block at or above `block`, else review at or above `review`, else approve.
+
+    `lists` come first, then the thresholds of the first of the `segments` that fits, then `review` and `block`.
+    """
 
     version: str
     review: Share
     block: Share
-    fallback: Literal["approve", "review", "block"] = "review"
+    fallback: Decision = "review"
     quorum: Share = 0.5
+    segments: list[Segment] = []
+    lists: list[EntityList] = []
 
 
 class LabelRules(Node, frozen=True):

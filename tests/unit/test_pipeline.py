@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
-from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.ensemble import Answer, Ensemble
 from stream_scorer.ensemble.lineup import Lineup, Split
 from stream_scorer.ensemble.manifest import Input, NoCalibrator, Thresholds, Training
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
@@ -30,7 +30,7 @@ from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.simulate.labeller import history_labels
-from stream_scorer.spec import load_spec
+from stream_scorer.spec import CheckedSpec, load_spec, parse_spec
 from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
 
 CHECKED = load_spec(Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "cards.yaml")
@@ -83,17 +83,24 @@ def raw(topic: str, keys: list[bytes], values: list[bytes], start: int) -> RawRe
     )
 
 
-def run(ensemble: Ensemble | Lineup, batch: int, *, values: list[bytes] | None = None, store: Any = None) -> Collected:
+def run(
+    ensemble: Ensemble | Lineup,
+    batch: int,
+    *,
+    values: list[bytes] | None = None,
+    store: Any = None,
+    checked: CheckedSpec = CHECKED,
+) -> Collected:
     transactions = generate(CONFIG)
     keys, good = encode_keys(transactions.customer_id), encode_values(transactions)
     values = values or good
     labels = history_labels(transactions, int(transactions.event_time[-1]))
     label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
     store = store or MemoryRowStore()
-    enrich = Enrich(FeatureEngine(CHECKED), store, tuple, lambda error: UNAVAILABLE)
+    enrich = Enrich(FeatureEngine(checked), store, tuple, lambda error: UNAVAILABLE)
     lineup = ensemble if isinstance(ensemble, Lineup) else Lineup.of(ensemble)
-    stages = [Decode(CHECKED), enrich, Scoring(lambda: lineup, CHECKED, Metrics())]
-    publisher, sink = Publisher(Topics(), CHECKED, FixedClock()), Collected()
+    stages = [Decode(checked), enrich, Scoring(lambda: lineup, checked, Metrics())]
+    publisher, sink = Publisher(Topics(), checked, FixedClock()), Collected()
     label_source = SourcePartition("labels", 0)
     at_label = 0
     for low in range(0, len(values), batch):
@@ -288,3 +295,79 @@ def test_a_shadow_changes_nothing_but_the_alternatives(ensemble: Ensemble) -> No
         assert two.pop("alternatives")[0]["version"] == "9"
         assert one.pop("alternatives") == []
         assert one == two
+
+
+def with_policy(policy: str, folder: Path = Path()) -> CheckedSpec:
+    """The cards spec with a policy of its own."""
+    text = (Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "cards.yaml").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("policy:"))
+    return parse_spec(text.replace(line, f"policy: {policy}"), folder)
+
+
+def test_segments_have_thresholds_and_lists_decide_before_them(ensemble: Ensemble, tmp_path: Path) -> None:
+    transactions = generate(CONFIG)
+    customers, channels = transactions.customer_id.tolist(), encode_values(transactions)
+    vip, gone = customers[0], next(c for c in customers if c != customers[0])
+    (tmp_path / "vip.txt").write_text(f"{vip}\n\n")
+    checked = with_policy(
+        f"""
+  version: v9
+  review: 0.3
+  block: 0.8
+  segments:
+    - {{name: web, where: {{channel: {{in: [online]}}}}, review: 0.0, block: 0.5}}
+    - {{name: large, where: {{amount: {{min: 5000}}}}, review: 1.0, block: 1.0}}
+  lists:
+    - {{name: vip, entity: customer, decision: approve, file: vip.txt}}
+    - {{name: stolen, entity: customer, decision: block, ids: [{gone}, {vip}]}}
+""",
+        tmp_path,
+    )
+    assert checked.feature_hash == CHECKED.feature_hash
+    own = ensemble.manifest.thresholds
+    plain, sink = run(ensemble, 64), run(ensemble, 64, checked=checked)
+    seen = set()
+    rows = zip(
+        sink.documents("scores"), sink.documents("contributions"), plain.documents("scores"), customers, channels,
+        strict=True,
+    )  # fmt: skip
+    for score, lineage, before, customer, value in rows:
+        fields = json.loads(value)
+        rule = {vip: "vip", gone: "stolen"}.get(customer)
+        thresholds: tuple[float, float] | None = None
+        if fields["channel"] == "online":
+            rule, thresholds = rule or "web", (0.0, 0.5)
+        elif fields["amount"] >= 5_000:
+            rule, thresholds = rule or "large", (1.0, 1.0)
+        review, block = thresholds or (own.review, own.block)
+        by_score = "block" if score["score"] >= block else "review" if score["score"] >= review else "approve"
+        wanted = {"vip": "approve", "stolen": "block"}.get(rule or "", by_score)
+        assert (score["rule"], score["decision"], score["score"]) == (rule, wanted, before["score"])
+        assert score["decision_source"] == ("list" if rule in ("vip", "stolen") else "model")
+        assert score["policy_version"] == ("v9" if rule else own.policy_version)
+        assert lineage["thresholds"] == (
+            None if thresholds is None else dict(zip(("review", "block"), thresholds, strict=True))
+        )
+        seen.add(rule)
+    assert seen == {None, "web", "large", "vip", "stolen"}
+    alerts = sink.documents("alerts")
+    assert {a["event_id"] for a in alerts} == {
+        s["event_id"] for s in sink.documents("scores") if s["decision"] != "approve"
+    }
+    assert {a["rule"] for a in alerts} >= {"stolen", "web"}
+    for summary in sink.documents("score-summaries"):
+        for pane in summary["panes"]:
+            for cells in pane["left_out"].values():
+                assert cells[0] + cells[1] == pane["decisions"]["review"] + pane["decisions"]["block"]
+
+
+def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    customer = generate(CONFIG).customer_id[0]
+    checked = with_policy(
+        f"{{version: v, review: 0.3, block: 0.8, fallback: review, lists: [{{name: bad, entity: customer, "
+        f"decision: block, ids: [{customer}]}}]}}"
+    )
+    monkeypatch.setattr(ensemble, "ask", lambda _index, features: Answer.none(len(features), "gone"))
+    first = run(ensemble, 64, checked=checked).documents("scores")
+    assert (first[0]["decision"], first[0]["decision_source"], first[0]["score"]) == ("block", "list", None)
+    assert {s["decision_source"] for s in first} == {"list", "fallback"}

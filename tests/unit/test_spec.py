@@ -34,11 +34,30 @@ def view(index: int, **changes: Any) -> Edit:
     return lambda d: d["views"][index].update(changes)
 
 
+def segment(**changes: Any) -> dict[str, Any]:
+    return {"name": "web", "where": {"channel": {"in": ["online"]}}, "review": 0.2, "block": 0.5} | changes
+
+
+def entity_list(**changes: Any) -> dict[str, Any]:
+    return {"name": "vip", "entity": "customer", "decision": "approve", "ids": ["c"]} | changes
+
+
 WRONG: list[tuple[str, Edit]] = [
     ("(top level)", lambda d: d.pop("policy")),
     ("policy", lambda d: d["policy"].update(reviev=0.3)),
     ("policy.review", lambda d: d["policy"].update(review=1.5)),
     ("policy", lambda d: d["policy"].update(review=0.9, block=0.1)),
+    ("policy.segments[0]", lambda d: d["policy"].update(segments=[segment(review=0.9)])),
+    (
+        "policy.segments[0].where.nothing",
+        lambda d: d["policy"].update(segments=[segment(where={"nothing": {"min": 1}})]),
+    ),
+    ("policy.segments[0].where", lambda d: d["policy"].update(segments=[segment(where={})])),
+    ("policy", lambda d: d["policy"].update(segments=[segment(), segment()])),
+    ("policy.lists[0].entity", lambda d: d["policy"].update(lists=[entity_list(entity="nobody")])),
+    ("policy.lists[0]", lambda d: d["policy"].update(lists=[entity_list(ids=[])])),
+    ("policy.lists[0]", lambda d: d["policy"].update(lists=[entity_list(file="x.txt")])),
+    ("policy.lists[0].file", lambda d: d["policy"].update(lists=[entity_list(ids=[], file="nowhere.txt")])),
     ("transaction.id", lambda d: d["transaction"].update(id="nothing")),
     ("transaction.time", lambda d: d["transaction"].update(time="amount")),
     ("transaction.value", field("amount", optional=True)),

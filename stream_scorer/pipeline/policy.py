@@ -1,0 +1,82 @@
+"""The policy: from scores to decisions, by thresholds that may differ by segment, after lists of entities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.combine import decide
+from stream_scorer.ensemble.manifest import Thresholds
+from stream_scorer.records import DECISIONS
+from stream_scorer.serde.decoder import Transactions
+from stream_scorer.spec.conditions import compile_conditions, unmet
+from stream_scorer.spec.model import CheckedSpec
+
+_NONE = -1
+
+
+@dataclass(slots=True)
+class Rules:
+    """Which rules of the policy a micro-batch of n transactions falls under.
+
+    Attributes:
+        names: of all rules, segments first. rule: (n,) int64 index into it, -1 for none.
+        listed: (n,) int8, the decision of a list, -1 where no list says anything.
+        review, block: (n,) float64, NaN where the manifest's own thresholds hold.
+    """
+
+    names: list[str]
+    rule: NDArray[np.int64]
+    listed: NDArray[np.int8]
+    review: NDArray[np.float64]
+    block: NDArray[np.float64]
+
+
+class Policy:
+    """The policy of a spec. The first list with one of the transaction's entities decides; else the first segment whose
+    conditions it meets gives the thresholds; else they are the manifest's.
+    """
+
+    def __init__(self, checked: CheckedSpec) -> None:
+        spec = checked.spec
+        self.version = spec.policy.version
+        self._fallback = spec.policy.fallback
+        fields = spec.transaction.fields
+        self._segments = [(compile_conditions(fields, s.where), s.review, s.block) for s in spec.policy.segments]
+        self._lists = [
+            (entry.entity, frozenset(entry.ids), DECISIONS.index(entry.decision)) for entry in spec.policy.lists
+        ]
+        self._names = [s.name for s in spec.policy.segments] + [entry.name for entry in spec.policy.lists]
+
+    def rules(self, transactions: Transactions) -> Rules | None:
+        """What `transactions` fall under; None where the policy has neither segments nor lists."""
+        if not self._names:
+            return None
+        n = len(transactions)
+        rules = Rules(
+            self._names, np.full(n, _NONE), np.full(n, _NONE, np.int8), np.full(n, np.nan), np.full(n, np.nan)
+        )
+        # Backwards, so that the first one has the last word.
+        for index in reversed(range(len(self._segments))):
+            conditions, review, block = self._segments[index]
+            those = ~unmet(conditions, transactions.columns, n)
+            rules.rule[those], rules.review[those], rules.block[those] = index, review, block
+        for index in reversed(range(len(self._lists))):
+            entity, ids, decision = self._lists[index]
+            those = np.array([known in ids for known in transactions.entity_ids[entity]], np.bool_)
+            rules.rule[those], rules.listed[those] = len(self._segments) + index, decision
+        return rules
+
+    def review(self, own: Thresholds, rules: Rules | None) -> NDArray[np.float64] | float:
+        """From which score on each transaction is an alert."""
+        return own.review if rules is None else np.where(np.isnan(rules.review), own.review, rules.review)
+
+    def decide(self, score: NDArray[np.float64], own: Thresholds, rules: Rules | None) -> NDArray[np.int8]:
+        """``(n,) int8``, index into `records.DECISIONS`; NaN (no quorum) gets the fallback unless a list decides."""
+        if rules is None:
+            return decide(score, own.review, own.block, self._fallback)
+        block = np.where(np.isnan(rules.block), own.block, rules.block)
+        decision = decide(score, self.review(own, rules), block, self._fallback)
+        return np.where(rules.listed >= 0, rules.listed, decision)
