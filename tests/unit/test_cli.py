@@ -260,7 +260,7 @@ SCORE = Score(
 RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
     "scores": (SCORE, ["10:00:00.123", "e1", "block", "0.910", "value 1234", "duplicate", "without member:gbm"]),
     "alerts": (
-        Alert(*msgspec.structs.astuple(SCORE), -3.2, 1.4, [Reason("gbm", 2.345, "")]),
+        Alert(*msgspec.structs.astuple(SCORE), base=-3.2, z=1.4, reasons=[Reason("gbm", 2.345, "")]),
         ["10:00:00.123", "e1", "block", "0.910", "gbm +2.35", "cards 3"],
     ),
     "contributions": (
