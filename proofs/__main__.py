@@ -22,6 +22,7 @@ PROOFS = {
     "swap-under-load": "versions come and go under load: nothing lost, doubled or mixed; what each command took",
     "control-race": "people and a monitor command at once, scorers die and start: one history, one state",
     "sticky": "an entity keeps its arm in every process and while the share grows",
+    "hostile-artifacts": "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies",
     "members-bench": "the scoring stage beside its members' bare predictions",
     "usage": "wrong usage gives one readable message and the exit code of the contract",
     "verify": "published scores equal a recomputation from their records; what is altered is found",

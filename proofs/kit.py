@@ -113,7 +113,8 @@ class Scorer:
         self.instance = instance
         self.log = folder / f"{instance}.log"
         self._command = tethered([*command, *arguments])
-        self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
+        own = {"PYTHONPATH": str(ROOT), "STREAM_SCORER_CACHE_DIR": str(folder / "cache")}
+        self._environment = dict(os.environ) | own | dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

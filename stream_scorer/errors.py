@@ -55,7 +55,14 @@ class SpecError(UsageError):
 
 
 class ArtifactError(UsageError):
-    """A model, manifest or alias is missing, altered or malformed."""
+    """A model, manifest or alias is missing, altered or malformed. `code` is stable and documented (docs/errors.md)."""
+
+    def __init__(self, message: str, *, code: str = "artifact_invalid", mend: str = "") -> None:
+        super().__init__(message, mend=mend)
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]" + (f"\n  {self.mend}" if self.mend else "")
 
 
 class UnavailableError(StreamScorerError):

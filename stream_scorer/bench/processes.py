@@ -63,6 +63,7 @@ class ScorerProcess:
         command += ["--spec", str(CARDS_SPEC), "--ensemble", str(bench.ensemble.resolve()), "--start", "earliest"]
         command += ["--batch", str(config.batch), "--pace-ms", str(config.pace_ms)]
         command += ["--metrics-host", LOOPBACK, "--metrics-port", str(port), "--log-level", "warning"]
+        command += ["--cache", str(bench.folder / "cache")]
         command += ["--passthrough"] if kind == "passthrough" else list(config.scorer_arguments)
         self._name = kind
         self._command = command

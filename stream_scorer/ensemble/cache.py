@@ -67,6 +67,7 @@ class EnsembleCache:
         if manifest_sha256 and digest != manifest_sha256:
             raise ArtifactError(
                 f"the manifest has sha256 {digest[:12]}…, the registry says {manifest_sha256[:12]}…",
+                code="artifact_digest",
                 mend="It was altered after it was registered: register the ensemble again.",
             )
         manifest = parse_manifest(data, source="the registered manifest")
@@ -80,6 +81,7 @@ class EnsembleCache:
             if sha256_hex(content) != member.sha256:
                 raise ArtifactError(
                     f"member {member.name!r} does not have the digest the manifest says",
+                    code="artifact_digest",
                     mend="It was altered after it was registered: register the ensemble again.",
                 )
             self._keep(member.sha256, content)

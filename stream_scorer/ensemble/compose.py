@@ -46,7 +46,13 @@ from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.profile import build_profile, profile_matrix
 from stream_scorer.errors import ArtifactError
 
-_SUFFIX: dict[MemberFormat, str] = {"lightgbm-text": "txt", "xgboost-ubj": "ubj", "dense-json": "json"}
+_SUFFIX: dict[MemberFormat, str] = {
+    "lightgbm-text": "txt",
+    "xgboost-ubj": "ubj",
+    "dense-json": "json",
+    "onnx": "onnx",
+    "skops": "skops",
+}
 # A quarter of the self-test goes to the rows with most missing values: imputation is where members go wrong.
 _SPARSE_ROWS = MAX_SELF_TEST_ROWS // 4
 

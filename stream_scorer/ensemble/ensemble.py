@@ -114,7 +114,9 @@ class Ensemble:
             try:
                 members.append(load_member(spec.format, data, len(spec.inputs)))
             except ArtifactError as error:
-                raise ArtifactError(f"{directory / spec.path}: member {spec.name!r}: {error.message}") from None
+                raise ArtifactError(
+                    f"{directory / spec.path}: member {spec.name!r}: {error.message}", code=error.code, mend=error.mend
+                ) from None
         ensemble = cls(manifest, members, version=version)
         ensemble.self_test()
         return ensemble
@@ -168,11 +170,13 @@ class Ensemble:
             what = f"they differ in {', '.join(odd[:5])}" if odd else "they stand in another order"
             raise ArtifactError(
                 f"ensemble {self.name} {self.version} was trained on other features than the spec's: {what}",
+                code="artifact_features",
                 mend="Serve it with the spec it was trained with, or train an ensemble with this spec.",
             )
         if self.manifest.feature_hash != feature_hash:
             raise ArtifactError(
                 f"ensemble {self.name} {self.version} was trained on features of the same names but another meaning",
+                code="artifact_features",
                 mend="A view, window or field of the spec has changed since: train with the present spec.",
             )
 
@@ -196,6 +200,7 @@ class Ensemble:
             raise ArtifactError(
                 f"ensemble {self.name} {self.version} fails its self-test: row {row}: {what} is {got[row]:.9g}, "
                 f"the manifest says {expected[row]:.9g}",
+                code="artifact_self_test",
                 mend="The members do not score as they did when they were trained: check library versions, or retrain.",
             )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import stat
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -37,7 +38,7 @@ Link = Literal["logit", "probability", "rank"]
 LINKS: tuple[Link, ...] = get_args(Link)
 
 # Patterns end with \Z: `$` would let a line feed through.
-MemberFormat = Literal["lightgbm-text", "xgboost-ubj", "dense-json"]
+MemberFormat = Literal["lightgbm-text", "xgboost-ubj", "dense-json", "onnx", "skops"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")]
 # A member's name is part of series names and metric labels; a feature's may hold one dot (`customer.count_1d`).
 MemberName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}\Z")]
@@ -263,17 +264,19 @@ def manifest_digest(manifest: Manifest) -> str:
 def parse_manifest(data: bytes, *, source: str = MANIFEST_FILE) -> Manifest:
     """The checked manifest in `data`. Raises `ArtifactError` naming `source` and the path of the bad node."""
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"{source}: {len(data)} bytes, the limit is {MAX_MANIFEST_BYTES}")
+        raise ArtifactError(f"{source}: {len(data)} bytes, the limit is {MAX_MANIFEST_BYTES}", code="artifact_size")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.ValidationError as error:
-        raise ArtifactError(f"{source}: {error}") from None
+        # A file name that would leave the folder is refused by its pattern.
+        code = "artifact_path" if str(error).endswith(".path`") else "artifact_manifest"
+        raise ArtifactError(f"{source}: {error}", code=code) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{source}: not a manifest: {error}") from None
+        raise ArtifactError(f"{source}: not a manifest: {error}", code="artifact_manifest") from None
     try:
         check_manifest(manifest)
     except ArtifactError as error:
-        raise ArtifactError(f"{source}: {error.message}", mend=error.mend) from None
+        raise ArtifactError(f"{source}: {error.message}", code="artifact_manifest", mend=error.mend) from None
     return manifest
 
 
@@ -294,12 +297,15 @@ def _read_member(directory: Path, member: MemberSpec) -> bytes:
     mend = "The file was altered or cut short: fetch the ensemble again."
     if len(data) != member.size:
         raise ArtifactError(
-            f"{path}: member {member.name!r} is {len(data)} bytes, the manifest says {member.size}", mend=mend
+            f"{path}: member {member.name!r} is {len(data)} bytes, the manifest says {member.size}",
+            code="artifact_size",
+            mend=mend,
         )
     digest = sha256_hex(data)
     if digest != member.sha256:
         raise ArtifactError(
             f"{path}: member {member.name!r} has sha256 {digest[:12]}…, the manifest says {member.sha256[:12]}…",
+            code="artifact_digest",
             mend=mend,
         )
     return data
@@ -308,14 +314,18 @@ def _read_member(directory: Path, member: MemberSpec) -> bytes:
 def read_bounded(path: Path, limit: int) -> bytes:
     """The bytes of the file at `path`. Raises `ArtifactError` if it is missing, unreadable or above `limit` bytes."""
     try:
+        # A pipe or device would be read for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ArtifactError(f"{path} is no file", code="artifact_path")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except FileNotFoundError:
-        raise ArtifactError(f"no file {path}", mend="Is this the folder of an ensemble?") from None
+        mend = "Is this the folder of an ensemble?"
+        raise ArtifactError(f"no file {path}", code="artifact_missing", mend=mend) from None
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error}") from None
+        raise ArtifactError(f"cannot read {path}: {error}", code="artifact_missing") from None
     if len(data) > limit:
-        raise ArtifactError(f"{path}: above {limit} bytes")
+        raise ArtifactError(f"{path}: above {limit} bytes", code="artifact_size")
     return data
 
 

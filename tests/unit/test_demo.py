@@ -38,7 +38,7 @@ class SteppedClock:
 def alert(event_id: str) -> Alert:
     return Alert(
         event_id, START, START, 0.91, "block", "model", "cards", "1", "champion", "p", 1.0, False, [], 3, 12_345,
-        -3.0, 2.0, [Reason("gbdt", 1.5, "x"), Reason("neural", -0.25, "y")],
+        base=-3.0, z=2.0, reasons=[Reason("gbdt", 1.5, "x"), Reason("neural", -0.25, "y")],
     )  # fmt: skip
 
 

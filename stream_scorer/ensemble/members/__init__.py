@@ -1,7 +1,8 @@
 """Members: one file a format, each made from bytes and giving one probability a row.
 
 Data formats only: nothing here unpickles or imports code named in an artifact. A random forest is LightGBM text with
-`boosting=rf`; logistic regression and small neural networks are both `dense-json`.
+`boosting=rf`; logistic regression and small neural networks are both `dense-json`. What other libraries make comes as
+`onnx` or `skops`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.manifest import MemberFormat
+from stream_scorer.errors import ArtifactError
+
+# Pickles of protocol 2 and later begin so.
+_PICKLE = b"\x80"
+_PICKLE_MEND = "Save the model in a data format: docs/ensemble.md names them."
 
 
 class Member(Protocol):
@@ -30,6 +36,25 @@ def load_member(member_format: MemberFormat, data: bytes, n_inputs: int) -> Memb
 
     The caller has checked the digest. Libraries are imported here, so that an ensemble loads only those it needs.
     """
+    try:
+        return _load(member_format, data, n_inputs)
+    except ArtifactError as error:
+        if error.code != "artifact_invalid":
+            raise
+        raise ArtifactError(error.message, code="artifact_format", mend=error.mend) from None
+
+
+def _load(member_format: MemberFormat, data: bytes, n_inputs: int) -> Member:
+    if data[:1] == _PICKLE and data[1:2] <= b"\x05":
+        raise ArtifactError("this is a pickle: it is never opened", code="artifact_executable", mend=_PICKLE_MEND)
+    if member_format == "onnx":
+        from stream_scorer.ensemble.members.onnx_model import OnnxMember
+
+        return OnnxMember(data, n_inputs)
+    if member_format == "skops":
+        from stream_scorer.ensemble.members.skops_zip import SkopsMember
+
+        return SkopsMember(data, n_inputs)
     if member_format == "lightgbm-text":
         from stream_scorer.ensemble.members.lightgbm_text import LightGBMMember
 

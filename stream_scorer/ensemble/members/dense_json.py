@@ -52,7 +52,7 @@ class DenseMember:
     def __init__(self, data: bytes, n_inputs: int) -> None:
         try:
             dense = msgspec.json.decode(data, type=Dense)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ArtifactError(f"{_FORMAT}: {error}") from None
         widths = [n_inputs]
         blocks: list[NDArray[np.float64]] = []

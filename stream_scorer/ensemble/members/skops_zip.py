@@ -1,0 +1,129 @@
+"""scikit-learn classifiers in the format of skops: data in a zip, rebuilt by types that skops knows, without pickle."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.members.blocks import in_blocks
+from stream_scorer.errors import ArtifactError
+
+_FORMAT = "skops"
+# Arrays and one document that says how they belong together. A forest of 1,000 trees is some 10,000 entries.
+_ENTRY = re.compile(r"(schema\.json|[0-9]{1,20}\.np[yz])\Z")
+MAX_ENTRIES = 100_000
+MAX_UNPACKED_BYTES = 512 * 1024 * 1024
+# Trees compress well: 5 to 20 times. A thousand times is a bomb.
+MAX_RATIO = 200
+# Beyond what skops trusts: trees, which are looked through below, and what trained a network.
+_TREE = "sklearn.tree._tree.Tree"
+_TRUSTED = {
+    _TREE,
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+}
+_MOST_DEPTH = 8
+_MEND = (
+    "Of scikit-learn linear models, networks, and forests and boosting of its plain trees are possible; or try ONNX."
+)
+_EXTRA = "Install the extra: pip install 'stream-scorer[skops]'."
+
+
+class SkopsMember:
+    """A fitted scikit-learn classifier of two classes, fraud second. Raises `ArtifactError` if `data` is not one."""
+
+    def __init__(self, data: bytes, n_inputs: int) -> None:
+        _check_zip(data)
+        try:
+            from skops.io import get_untrusted_types, loads
+        except ImportError:
+            raise ArtifactError("a skops member needs skops", code="artifact_library", mend=_EXTRA) from None
+        try:
+            unknown = get_untrusted_types(data=data)
+        except Exception as error:  # whatever a malformed document leads to
+            raise ArtifactError(f"{_FORMAT}: not a model: {type(error).__name__}: {error}") from None
+        if odd := sorted(set(unknown) - _TRUSTED):
+            raise ArtifactError(f"{_FORMAT}: not let in: {odd[0]}", code="artifact_executable", mend=_MEND)
+        try:
+            model = loads(data, trusted=sorted(set(unknown) & _TRUSTED))
+        except Exception as error:
+            raise ArtifactError(f"{_FORMAT}: not a model: {type(error).__name__}: {error}") from None
+        if not type(model).__module__.startswith("sklearn.") or not hasattr(model, "predict_proba"):
+            raise ArtifactError(
+                f"{_FORMAT}: a {type(model).__name__} is no classifier of scikit-learn with probabilities"
+            )
+        classes, width = getattr(model, "classes_", ()), getattr(model, "n_features_in_", None)
+        if len(classes) != 2:
+            raise ArtifactError(f"{_FORMAT}: {len(classes)} classes, not two")
+        if width != n_inputs:
+            raise ArtifactError(f"{_FORMAT}: takes {width} inputs, the manifest says {n_inputs}")
+        if not all(_is_sound(tree, n_inputs) for tree in _trees(model, 0)):
+            raise ArtifactError(f"{_FORMAT}: a tree is malformed")
+        self._model, self._n_inputs = _in_one_thread(model), n_inputs
+
+    def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See `Member.predict`."""
+        if inputs.shape[1] != self._n_inputs:
+            raise ValueError(f"{inputs.shape[1]} inputs for a model of {self._n_inputs}")
+        return in_blocks(lambda block: self._model.predict_proba(block)[:, 1], inputs)
+
+
+def _check_zip(data: bytes) -> None:
+    try:
+        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ArtifactError(f"{_FORMAT}: not a zip: {error}") from None
+    for entry in entries:
+        if not _ENTRY.match(entry.filename):
+            pickled = entry.filename.lower().endswith((".pkl", ".pickle", ".joblib"))
+            code = "artifact_executable" if pickled else "artifact_path"
+            raise ArtifactError(f"{_FORMAT}: an entry {entry.filename[:80]!r} is not let in", code=code)
+    unpacked = sum(entry.file_size for entry in entries)
+    if len(entries) > MAX_ENTRIES or unpacked > min(MAX_UNPACKED_BYTES, MAX_RATIO * len(data)):
+        raise ArtifactError(
+            f"{_FORMAT}: {len(entries)} entries of {unpacked} bytes in {len(data)} bytes", code="artifact_size"
+        )
+
+
+def _trees(held: Any, depth: int) -> Iterator[Any]:
+    """Every tree within a model: the library follows its indices without looking."""
+    if f"{type(held).__module__}.{type(held).__qualname__}" == _TREE:
+        yield held
+        return
+    if depth > _MOST_DEPTH:
+        raise ArtifactError(f"{_FORMAT}: nested too deeply")
+    parts: Iterable[Any] = ()
+    if isinstance(held, dict):
+        parts = held.values()
+    elif isinstance(held, (list, tuple)):
+        parts = held
+    elif isinstance(held, np.ndarray):
+        parts = held.ravel().tolist() if held.dtype == object else ()
+    elif type(held).__module__.startswith("sklearn."):
+        parts = getattr(held, "__dict__", {}).values()
+    for part in parts:
+        yield from _trees(part, depth + 1)
+
+
+def _is_sound(tree: Any, n_inputs: int) -> bool:
+    """Whether every split reads an input there is and leads to later nodes of the tree."""
+    left, right, feature = tree.children_left, tree.children_right, tree.feature
+    number, split = np.arange(tree.node_count), left != -1
+    if tree.node_count == 0 or ((right != -1) != split).any() or len(tree.value) != tree.node_count:
+        return False
+    for child in (left, right):
+        if (split & ((child <= number) | (child >= tree.node_count))).any():
+            return False
+    return bool((~split | ((feature >= 0) & (feature < n_inputs))).all())
+
+
+def _in_one_thread(model: Any) -> Any:
+    """A scorer's cores are for its batches."""
+    threads = [name for name in model.get_params() if name.rpartition("__")[2] == "n_jobs"]
+    return model.set_params(**dict.fromkeys(threads, 1))
