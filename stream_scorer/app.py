@@ -50,6 +50,7 @@ from stream_scorer.state.rows import FeatureRows, RowUpdate, SourcePartition
 _log = logging.getLogger(__name__)
 # Every micro-batch goes to every shard.
 MOST_SHARDS = 64
+MOST_MEMBER_THREADS = 16
 
 
 def load_serving_ensemble(settings: Settings, checked: CheckedSpec) -> Ensemble:
@@ -164,6 +165,9 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
 def make_guard(settings: Settings) -> Guard:
     """What keeps members apart, with its watchdog."""
     budget_ms, limit_s = settings["scorer.member_budget_ms"], settings["scorer.member_limit_s"]
+    threads = settings["scorer.member_threads"]
+    if not 1 <= threads <= MOST_MEMBER_THREADS:
+        raise SettingsError(f"scorer.member_threads = {threads}: from 1 to {MOST_MEMBER_THREADS}")
     if budget_ms < 10:
         raise SettingsError(f"scorer.member_budget_ms = {budget_ms}: at least 10")
     if limit_s and limit_s * 1_000 <= budget_ms:
@@ -172,9 +176,9 @@ def make_guard(settings: Settings) -> Guard:
     if limit_s:
         name = f"{settings['scorer.group']}-{settings['scorer.instance']}"
         path = Path(settings["cache.dir"]).expanduser() / "watch" / hashlib.sha256(name.encode()).hexdigest()[:16]
-        watchdog = Watchdog(path, limit_s=limit_s)
+        watchdog = Watchdog(path, limit_s=limit_s, slots=threads)
         atexit.register(watchdog.close)
-    return Guard(SystemClock(), budget_s=budget_ms / 1_000, watchdog=watchdog)
+    return Guard(SystemClock(), budget_s=budget_ms / 1_000, threads=threads, watchdog=watchdog)
 
 
 def make_passthrough(settings: Settings, metrics: m.Metrics) -> Processor:

@@ -52,6 +52,7 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting("scorer.start", "Where a new group starts scoring.", "earliest", choices=("earliest", "latest")),
     Setting("scorer.batch", "Most records in a micro-batch.", 1024, int),
     Setting("scorer.pace_ms", "Least time from one batch to the next, in milliseconds.", 20, int),
+    Setting("scorer.member_threads", "How many members of an ensemble are asked at once.", 2, int),
     Setting("scorer.member_budget_ms", "Most time of one member for one batch, in milliseconds.", 1_000, int),
     Setting("scorer.member_limit_s", "Seconds until a member that hangs is ended with the scorer; 0: never.", 10, int),
     Setting("cache.dir", "Where downloaded models are kept.", "~/.cache/stream-scorer"),

@@ -29,6 +29,7 @@ _FLAGS = {
     "scorer.start": "--start",
     "scorer.batch": "--batch",
     "scorer.pace_ms": "--pace-ms",
+    "scorer.member_threads": "--member-threads",
     "scorer.member_budget_ms": "--member-budget-ms",
     "scorer.member_limit_s": "--member-limit-s",
     "cache.dir": "--cache",

@@ -27,6 +27,7 @@ from stream_scorer.settings import Settings
     "scorer.start",
     "scorer.batch",
     "scorer.pace_ms",
+    "scorer.member_threads",
     "scorer.member_budget_ms",
     "scorer.member_limit_s",
     "cache.dir",

@@ -1,8 +1,9 @@
 """Members kept apart in live scoring: one that fails, or takes too long, costs its own part of a score and no more.
 
-Members run in a thread of their own, which a member that does not come back keeps for itself: it is left behind, and
-another goes on with the rest. Who fails again and again is not asked for a while (`stream_scorer.ensemble.breaker`). A
-replay asks everybody always: what it scores must not depend on the time of day.
+Members run in threads of their own, which a member that does not come back keeps for itself: it is left behind, and
+another goes on with the rest. They are dealt out to the threads by the time they take, and each is asked by itself,
+so what they say does not depend on it. Who fails again and again is not asked for a while
+(`stream_scorer.ensemble.breaker`). A replay asks everybody always: what it scores must not depend on the time of day.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 RESTING = "not asked: its breaker is open"
 # A member's budget is spent slice by slice, so that a process that is stopped for a while does not blame a member.
 _SLICES = 10
+# Two share five members well; more would take cores from whoever else is on the machine.
+THREADS = 2
 
 
 @dataclass(slots=True)
@@ -42,9 +45,10 @@ class _Job:
 class _Worker:
     """One thread that asks members in turn."""
 
-    def __init__(self, panel: Panel, watchdog: Watchdog | None) -> None:
+    def __init__(self, panel: Panel, watchdog: Watchdog | None, slot: int) -> None:
         self._panel = panel
         self._watchdog = watchdog
+        self._slot = slot
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="members", daemon=True)
         self.thread.start()
@@ -61,13 +65,13 @@ class _Worker:
         while (job := self._jobs.get()) is not None:
             for index in job.members:
                 if self._watchdog is not None:
-                    self._watchdog.begin(self._panel.keys[index])
+                    self._watchdog.begin(self._slot, self._panel.keys[index])
                 answer = self._panel.ask(index, job.features)
                 if job.left_behind:
                     return
                 job.answers.append(answer)
             if self._watchdog is not None:
-                self._watchdog.end()
+                self._watchdog.end(self._slot)
             job.done.set()
 
 
@@ -78,18 +82,23 @@ class Guard:
 
     Args:
         budget_s: how long one member may take over a micro-batch before it is left behind.
+        threads: how many members are asked at once.
         watchdog: for members that hold the interpreter lock meanwhile; its suspect begins with an open breaker.
     """
 
-    def __init__(self, clock: Clock, *, budget_s: float, watchdog: Watchdog | None = None) -> None:
+    def __init__(
+        self, clock: Clock, *, budget_s: float, threads: int = THREADS, watchdog: Watchdog | None = None
+    ) -> None:
         self._clock = clock
+        self._threads = threads
+        self._seconds: dict[str, float] = {}
         self._slice_s = budget_s / _SLICES
         self._budget = f"took longer than {budget_s:g} s"
         self._breakers: dict[str, Breaker] = {}
         self._lost: dict[str, threading.Thread] = {}
         self._watchdog = watchdog
         self._panel: Panel | None = None
-        self._worker: _Worker | None = None
+        self._workers: list[_Worker] = []
 
     def states(self, panel: Panel) -> dict[str, State]:
         """The breaker of each of the panel's members."""
@@ -98,28 +107,43 @@ class Guard:
     def ask(self, panel: Panel, features: NDArray[np.float64], disabled: frozenset[str] = frozenset()) -> list[Answer]:
         """What each of the panel's members says of `features`; one that is not asked gives nothing and a reason."""
         features = panel.checked(features)
-        worker = self._follow(panel)
+        self._follow(panel)
         now = self._clock.monotonic()
         answers = [Answer.none(len(features), DISABLED if key in disabled else RESTING) for key in panel.keys]
-        left = [i for i, key in enumerate(panel.keys) if key not in disabled and self._may_be_asked(i, now)]
-        while left:
-            job = _Job(features, left)
+        asked = [i for i, key in enumerate(panel.keys) if key not in disabled and self._may_be_asked(i, now)]
+        jobs = [_Job(features, share) for share in self._dealt(asked)]
+        for worker, job in zip(self._workers, jobs, strict=False):
             worker.start(job)
-            finished = self._wait(job)
-            for index, answer in zip(left, job.answers[:finished], strict=False):
-                answers[index] = answer
-                self._judge(index, answer, now)
-            if finished < len(left):
-                slow = left[finished]
+        for slot, job in enumerate(jobs):
+            while True:
+                finished = self._wait(job)
+                for index, answer in zip(job.members, job.answers[:finished], strict=False):
+                    answers[index] = answer
+                    self._judge(index, answer, now)
+                if finished == len(job.members):
+                    break
+                slow = job.members[finished]
                 answers[slow] = Answer.none(len(features), self._budget)
-                worker = self._leave_behind(slow, now)
-            left = left[finished + 1 :]
+                self._leave_behind(slot, slow, now)
+                job = _Job(features, job.members[finished + 1 :])
+                self._workers[slot].start(job)
         return answers
 
-    def _follow(self, panel: Panel) -> _Worker:
-        """The thread that asks the members of `panel`."""
-        if self._worker is not None and panel is self._panel:
-            return self._worker
+    def _dealt(self, asked: list[int]) -> list[list[int]]:
+        """`asked` in as many parts as there are threads: the longest first, each to whom has least to do yet."""
+        parts: list[list[int]] = [[] for _ in range(min(self._threads, len(asked)))]
+        load = [0.0] * len(parts)
+        times = [self._seconds.get(self._key(index), 1.0) for index in asked]
+        for seconds, index in sorted(zip(times, asked, strict=True), key=lambda pair: (-pair[0], pair[1])):
+            least = load.index(min(load))
+            load[least] += seconds
+            parts[least].append(index)
+        return parts
+
+    def _follow(self, panel: Panel) -> None:
+        """Have threads that ask the members of `panel`."""
+        if panel is self._panel:
+            return
         for index, key in enumerate(panel.keys):
             if key in self._breakers:
                 continue
@@ -127,10 +151,10 @@ class Guard:
             if self._watchdog is not None and self._watchdog.suspects(key):
                 self._breakers[key].suspect(self._clock.monotonic())
                 _tell(panel.names[index], State.CLOSED, State.OPEN, "the last scorer was killed while it was asked")
-        if self._worker is not None:
-            self._worker.finish()
-        self._panel, self._worker = panel, _Worker(panel, self._watchdog)
-        return self._worker
+        for worker in self._workers:
+            worker.finish()
+        self._panel = panel
+        self._workers = [_Worker(panel, self._watchdog, slot) for slot in range(self._threads)]
 
     def _may_be_asked(self, index: int, now: float) -> bool:
         key = self._key(index)
@@ -157,7 +181,9 @@ class Guard:
         return len(job.answers)
 
     def _judge(self, index: int, answer: Answer, now: float) -> None:
-        breaker = self._breakers[self._key(index)]
+        key = self._key(index)
+        breaker = self._breakers[key]
+        self._seconds[key] = 0.9 * self._seconds.get(key, answer.seconds) + 0.1 * answer.seconds
         before = breaker.state
         # A few rows without an answer may be the rows' fault.
         if np.isnan(answer.raw).sum() * 2 > len(answer.raw):
@@ -166,18 +192,17 @@ class Guard:
             breaker.succeeded()
         self._told(index, before, answer.reason)
 
-    def _leave_behind(self, index: int, now: float) -> _Worker:
-        """Go on without the member at `index`, with another thread."""
-        assert self._panel is not None and self._worker is not None
+    def _leave_behind(self, slot: int, index: int, now: float) -> None:
+        """Go on without the member at `index`, with another thread in its slot."""
+        assert self._panel is not None
         key = self._key(index)
         before = self._breakers[key].state
         self._breakers[key].failed(now, at_once=True)
-        self._lost[key] = self._worker.thread
+        self._lost[key] = self._workers[slot].thread
         if self._watchdog is not None:
-            self._watchdog.end()
-        self._worker = _Worker(self._panel, self._watchdog)
+            self._watchdog.end(slot)
+        self._workers[slot] = _Worker(self._panel, self._watchdog, slot)
         self._told(index, before, self._budget)
-        return self._worker
 
     def _key(self, index: int) -> str:
         assert self._panel is not None

@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-_STATE = struct.Struct("<q8s")  # how many calls have begun; the head of the key of the member now asked
+# A slot for each thread that asks: the number of the call that began last; the head of the key of the member now asked.
+_STATE = struct.Struct("<q8s")
 _IDLE = bytes(8)
 _POLLS = 20
 
@@ -30,14 +31,15 @@ class Watchdog:
     Args:
         path: where the shared file goes; the suspect stands beside it.
         limit_s: how long one member may take over one micro-batch.
+        slots: how many members may be asked at once.
     """
 
-    def __init__(self, path: Path, *, limit_s: float) -> None:
+    def __init__(self, path: Path, *, limit_s: float, slots: int = 1) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._suspect = _take_suspect(_beside(path))
-        path.write_bytes(_STATE.pack(0, _IDLE))
+        path.write_bytes(_STATE.pack(0, _IDLE) * slots)
         with path.open("r+b") as file:
-            self._shared = mmap.mmap(file.fileno(), _STATE.size)
+            self._shared = mmap.mmap(file.fileno(), _STATE.size * slots)
         self._calls = 0
         command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(path), str(limit_s)]
         self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -46,14 +48,14 @@ class Watchdog:
         """Whether the member with this key (hex) was being asked when the last scorer was killed."""
         return _head(key) == self._suspect
 
-    def begin(self, key: str) -> None:
-        """The member with this key (hex) is being asked."""
+    def begin(self, slot: int, key: str) -> None:
+        """The member with this key (hex) is being asked, by the thread of this slot."""
         self._calls += 1
-        _STATE.pack_into(self._shared, 0, self._calls, _head(key))
+        _STATE.pack_into(self._shared, slot * _STATE.size, self._calls, _head(key))
 
-    def end(self) -> None:
+    def end(self, slot: int) -> None:
         """It has answered, or is waited for no longer."""
-        _STATE.pack_into(self._shared, 0, self._calls, _IDLE)
+        _STATE.pack_into(self._shared, slot * _STATE.size, self._calls, _IDLE)
 
     def close(self) -> None:
         """End the child."""
@@ -80,17 +82,25 @@ def _take_suspect(path: Path) -> bytes | None:
 
 def _watch(parent: int, path: Path, limit_s: float) -> None:
     """The child's life: until its parent is gone, or has to be killed."""
-    seen, polls = (0, _IDLE), 0
+    seen: list[tuple[int, bytes]] = []
+    polls: list[int] = []
     while os.getppid() == parent:
         time.sleep(limit_s / _POLLS)
-        now: tuple[int, bytes] = _STATE.unpack(path.read_bytes())
+        now: list[tuple[int, bytes]] = list(_STATE.iter_unpack(path.read_bytes()))
         # A process that is stopped (by a debugger, say) hangs in nothing.
-        polls = polls + 1 if now == seen and now[1] != _IDLE and not _stopped(parent) else 0
+        halted = _stopped(parent)
+        before = seen or now
+        polls = [
+            count + 1 if state == old and state[1] != _IDLE and not halted else 0
+            for count, state, old in zip(polls or [0] * len(now), now, before, strict=True)
+        ]
         seen = now
-        if polls >= _POLLS:
-            _beside(path).write_bytes(now[1])
+        if max(polls) >= _POLLS:
+            # Who holds the lock keeps the others from going on, and from beginning: it began last.
+            _, suspect = max(state for state in now if state[1] != _IDLE)
+            _beside(path).write_bytes(suspect)
             sys.stderr.write(
-                f"a member (key {now[1].hex()}) has not answered for {limit_s:g} s: the scorer is killed\n"
+                f"a member (key {suspect.hex()}) has not answered for {limit_s:g} s: the scorer is killed\n"
             )
             with contextlib.suppress(ProcessLookupError):
                 os.kill(parent, signal.SIGKILL)

@@ -196,15 +196,15 @@ _HANGS = """
 import sys, threading, time
 from pathlib import Path
 from stream_scorer.ensemble.watchdog import Watchdog
-dog = Watchdog(Path(sys.argv[1]), limit_s=0.3)
+dog = Watchdog(Path(sys.argv[1]), limit_s=0.3, slots=2)
 one, two = "1" * 64, "2" * 64
 print(dog.suspects(one), dog.suspects(two), flush=True)
 for _ in range(3):
-    dog.begin(one)
+    dog.begin(0, one)
     time.sleep(0.15)
-    dog.end()
+    dog.end(0)
 if sys.argv[2] == "hang":
-    dog.begin(two)
+    dog.begin(1, two)
     time.sleep(20)
 dog.close()
 """
@@ -227,7 +227,7 @@ def test_a_suspect_begins_with_an_open_breaker_and_a_suspect_that_does_not_serve
     ensemble = Ensemble.load(tmp_path / "e", version="1")
     for key, state in (("f" * 64, State.CLOSED), (ensemble.member_keys[1], State.OPEN)):
         (tmp_path / "watch.suspect").write_bytes(bytes.fromhex(key[:16]))
-        dog = Watchdog(tmp_path / "watch", limit_s=5)
+        dog = Watchdog(tmp_path / "watch", limit_s=5, slots=2)
         try:
             guard = Guarded(ensemble, Clock(), dog)
             assert set(guard.score(ROWS).failures) == ({"two"} if state is State.OPEN else set())
@@ -255,3 +255,25 @@ def test_breakers_outlive_a_change_of_the_lineup(world: tuple[Guarded, Odd, Cloc
     wider = Panel([plain, guard.ensemble])
     assert wider.keys == guard.panel.keys
     assert guard.guard.ask(wider, ROWS)[1].reason == RESTING
+
+
+def test_scores_do_not_depend_on_how_many_are_asked_at_once(tmp_path: Path) -> None:
+    compose(tmp_path / "e")
+    ensemble = Ensemble.load(tmp_path / "e", version="1")
+    panel = Panel([ensemble])
+    for threads in (1, 2, 3, 8):
+        guard = Guard(Clock(), budget_s=1.0, threads=threads)
+        for _ in range(3):
+            scored = ensemble.combine(guard.ask(panel, ROWS))
+            assert np.array_equal(scored.score, ensemble.score(ROWS).score)
+
+
+def test_of_two_that_are_asked_the_last_to_begin_is_the_suspect(tmp_path: Path) -> None:
+    code = _HANGS.replace("    dog.begin(1, two)\n", "    dog.begin(1, two)\n    dog.begin(0, one)\n")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "w"), "hang"], capture_output=True, timeout=30)
+    assert done.returncode == -signal.SIGKILL
+    dog = Watchdog(tmp_path / "w", limit_s=5)
+    try:
+        assert (dog.suspects("1" * 64), dog.suspects("2" * 64)) == (True, False)
+    finally:
+        dog.close()
