@@ -31,6 +31,8 @@ from proofs.kit import (
 )
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.records import Score
+from stream_scorer.replay.explain import Explanation
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
@@ -108,11 +110,27 @@ def run(context: Context) -> Result:
                 done.returncode == 3 and found["different"] == 1 and what in found["by_what"],
             )
             context.say(f"one {name} altered: {found['by_what']}")
+        _explain(context, result, at, scores.decode(Score))
         copy = _flip_a_bit(context.folder)
         done = _verify(at, copy)
         result.check("one bit of a member's file flipped: found, exit 3", done.returncode == 3 and "xgb" in done.stderr)
         context.say(done.stderr.strip().splitlines()[0])
     return result
+
+
+def _explain(context: Context, result: Result, at: StackAddresses, scores: list[Score]) -> None:
+    """The same record, told to a person."""
+    chosen = max(scores, key=lambda score: score.score or 0.0)
+    command = [sys.executable, "-m", "stream_scorer.cli.main", "explain", chosen.event_id, "--json"]
+    command += ["--bootstrap", str(at.kafka), "--ensemble", str(context.folder / "ensemble")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    told = msgspec.json.decode(done.stdout, type=Explanation) if done.stdout else None
+    result.check("explain tells the highest score from its record, exit 0", bool(
+        done.returncode == 0 and told is not None and told.score == chosen and told.same
+        and told.lineage.z is not None and told.lineage.base is not None
+        and abs(told.lineage.base + sum(part.contribution for part in told.members) - told.lineage.z) <= 1e-9
+        and sum(bool(part.inside) for part in told.members) >= 4
+    ))  # fmt: skip
 
 
 def _verify(at: StackAddresses, ensemble: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ _COMMANDS = {
     "tail": "tail",
     "replay": "replay",
     "verify": "verify",
+    "explain": "explain",
     "simulate": "simulate",
     "data": "data",
     "features": "features",

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,18 @@ def recall_bars(kinds: Sequence[tuple[str, int, int]]) -> str:
 
 def waterfall(alert: Explained, number: int) -> str:
     """From the base to z, one bar a member."""
+    return _svg(_waterfall(alert), f"alert-{number}")
+
+
+def waterfall_picture(alert: Explained, path: Path) -> None:
+    """The same as a PNG file."""
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        _waterfall(alert).savefig(path, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+
+
+def _waterfall(alert: Explained) -> Any:
     figure, (axes,) = _figure(1, 1, width=3.3, height=2.1)
     names = ["base", *(_short(part.name) for part in alert.parts), "z"]
     at = alert.base
@@ -163,7 +176,7 @@ def waterfall(alert: Explained, number: int) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("log-odds")
     axes.grid(visible=False, axis="y")
-    return _svg(figure, f"alert-{number}")
+    return figure
 
 
 def alert_rate(hours: Sequence[MonitorMetric], days: Sequence[MonitorMetric]) -> str:

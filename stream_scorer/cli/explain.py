@@ -1,0 +1,55 @@
+"""`stream-scorer explain`: why one transaction got its score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.errors import CheckFailed
+from stream_scorer.settings import Settings
+
+
+@click.command()
+@click.argument("event_id")
+@click.option("--features", type=click.IntRange(0, 100), default=5, show_default=True, help="Inputs shown a member.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page too.")
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Write the waterfall as a picture too.")
+@click.option("--json", "as_json", is_flag=True, help="The explanation as JSON.")
+@with_settings("kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.ensemble", "cache.dir")
+def explain(
+    settings: Settings, event_id: str, features: int, html: Path | None, png: Path | None, as_json: bool
+) -> None:
+    """Show why EVENT_ID got its score: from base to z member by member, and the strongest inputs inside each.
+
+    Everything is from the published record and the version named in it. Exit 3 if a member scores otherwise today.
+    """
+    from stream_scorer.clock import SystemClock
+    from stream_scorer.ensemble.ensemble import SELF_TEST_TOLERANCE, Ensemble
+    from stream_scorer.ensemble.registry import parse_reference, recorded
+    from stream_scorer.kafka.range_reader import RangeReader
+    from stream_scorer.kafka.topics import TopicAdmin, Topics
+    from stream_scorer.replay.explain import explain as explain_score
+    from stream_scorer.replay.explain import find_event
+    from stream_scorer.replay.progress import ReplayProgress
+    from stream_scorer.reports.event import as_text, write_page, write_picture
+
+    topics = Topics(settings["topics.prefix"])
+    TopicAdmin(settings.require("kafka.bootstrap")).require([topics.scores, topics.contributions])
+    with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-explain") as reader:
+        bounds = [*reader.bounds(topics.scores).values(), *reader.bounds(topics.contributions).values()]
+        with ReplayProgress(sum(high - low for low, high in bounds), SystemClock()) as progress:
+            score, lineage, copies = find_event(reader, topics, event_id, progress)
+    cache, given = Path(settings["cache.dir"]).expanduser(), parse_reference(settings["scorer.ensemble"]).folder
+    folder = recorded(lineage.ensemble, lineage.version, settings["mlflow.url"], cache, given)
+    ensemble = Ensemble.load(folder, version=lineage.version)
+    found = explain_score(score, lineage, copies, ensemble, folder, SELF_TEST_TOLERANCE, features)
+    click.echo(msgspec.json.encode(found).decode() if as_json else as_text(found))
+    if html is not None:
+        write_page(found, html)
+    if png is not None:
+        write_picture(found, png)
+    if not found.same:
+        raise CheckFailed("a member scores otherwise than recorded: `stream-scorer verify` says of how many scores")

@@ -1,0 +1,154 @@
+"""One score explained for a person: as text, as a page, as a picture."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from stream_scorer.errors import SettingsError
+from stream_scorer.replay.explain import Explanation, MemberPart
+from stream_scorer.reports import plots
+from stream_scorer.reports.explain import Explained, Part
+
+# A line fits 80 columns: name, number, then the bar.
+_NAME, _BAR = 16, 48
+
+
+def as_text(explanation: Explanation) -> str:
+    """Head, waterfall and the members' strongest inputs, in lines of at most 80 characters."""
+    lines = [*_head(explanation), "", *_waterfall(explanation), ""]
+    for part in explanation.members:
+        lines += [*_inside(part), ""]
+    return "\n".join(lines).rstrip()
+
+
+def write_page(explanation: Explanation, path: Path) -> None:
+    """The same as one self-contained HTML page. Raises `SettingsError` if matplotlib is missing or the disk refuses."""
+    _require_plots()
+    score = explanation.score
+    head = "<br>".join(escape(line) for line in _head(explanation))
+    drawing = plots.waterfall(as_drawn(explanation), 1) if explanation.lineage.z is not None else ""
+    members = "".join(_member_table(part) for part in explanation.members)
+    css = files("stream_scorer.reports").joinpath("page.css").read_text(encoding="utf-8")
+    text = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f"<title>{escape(score.event_id)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(score.decision)}: {escape(score.event_id)}</h1>\n<p>{head}</p>\n{drawing}\n{members}\n"
+        "</main>\n</body>\n</html>\n"
+    )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write_picture(explanation: Explanation, path: Path) -> None:
+    """The waterfall as PNG. Raises `SettingsError` as `write_page` does, and where there is no z."""
+    _require_plots()
+    if explanation.lineage.z is None:
+        raise SettingsError("there is no z to draw: the quorum failed")
+    try:
+        plots.waterfall_picture(as_drawn(explanation), path)
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror}") from None
+
+
+def as_drawn(explanation: Explanation) -> Explained:
+    """What the plots take."""
+    score, lineage = explanation.score, explanation.lineage
+    return Explained(
+        event_id=score.event_id,
+        event_time=score.event_time,
+        value=score.value,
+        decision=score.decision,
+        kind="",
+        base=lineage.base or 0.0,
+        parts=[Part(p.name, p.score or float("nan"), p.weight, p.contribution) for p in explanation.members],
+        z=lineage.z or 0.0,
+        score=lineage.score or 0.0,
+    )
+
+
+def _require_plots() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise SettingsError("plots need matplotlib", mend="Install stream-scorer[report].") from None
+
+
+def _head(explanation: Explanation) -> list[str]:
+    score, lineage = explanation.score, explanation.lineage
+    when = datetime.fromtimestamp(score.event_time / 1_000, UTC)
+    by = {"model": "by its score", "fallback": "fallback: no quorum", "list": f"by the list {score.rule}"}
+    shown = "none" if score.score is None else f"{score.score:.4f}"
+    lines = [
+        f"event      {score.event_id}, {when:%Y-%m-%d %H:%M:%S} UTC, value {score.value:,} (minor units)",
+        f"decision   {score.decision} ({by.get(score.decision_source, score.decision_source)}), policy "
+        f"{score.policy_version}: review {explanation.review:.4g}, block {explanation.block:.4g}",
+        f"score      {shown} by {lineage.ensemble} {lineage.version}, {lineage.arm}; coverage {score.coverage:.0%}",
+    ]
+    if score.rule and score.decision_source != "list":
+        lines.append(f"segment    {score.rule}")
+    if score.degraded:
+        lines.append(f"degraded   {', '.join(score.degraded)}")
+    if score.duplicate:
+        lines.append("duplicate  its id was seen before")
+    if explanation.copies > 1:
+        lines.append(f"copies     {explanation.copies} scores bear this id; the first is shown")
+    for other in lineage.alternatives:
+        z = "none" if other.z is None else f"{other.z:.3f}"
+        lines.append(f"beside     {other.version} would say {other.decision} (z {z})")
+    if not explanation.same:
+        lines.append("WARNING    a member scores otherwise now than recorded: see `stream-scorer verify`")
+    return lines
+
+
+def _waterfall(explanation: Explanation) -> list[str]:
+    lineage = explanation.lineage
+    if lineage.z is None or lineage.base is None:
+        return ["no z: too few members answered"]
+    unit = {"logit": "log-odds", "probability": "probability", "rank": "rank"}.get(lineage.link, lineage.link)
+    rows: list[tuple[str, float, float, float]] = [("base", lineage.base, 0.0, lineage.base)]
+    at = lineage.base
+    for part in explanation.members:
+        rows.append((part.name, part.contribution, at, at + part.contribution))
+        at += part.contribution
+    rows.append(("z", lineage.z, 0.0, lineage.z))
+    low = min(min(start, end) for _, _, start, end in rows)
+    high = max(max(start, end) for _, _, start, end in rows)
+    scale = (_BAR - 1) / max(high - low, 1e-12)
+    lines = [f"{'from base to z':{_NAME}} {unit:>10}"]
+    for name, value, start, end in rows:
+        left, right = (round((edge - low) * scale) for edge in (min(start, end), max(start, end)))
+        mark = "=" if name in ("base", "z") else ("+" if value >= 0 else "-")
+        lines.append(f"{name[:_NAME]:{_NAME}} {value:+10.3f}  {' ' * left}{mark * max(right - left, 1)}")
+    return lines
+
+
+def _inside(part: MemberPart) -> list[str]:
+    shown = "gave no score" if part.score is None else f"gave {part.score:.4f}"
+    lines = [f"{part.name}: {shown} ({part.status}), weight {part.weight:.1%}; {part.how}"]
+    for feature in part.inside:
+        value = "none" if feature.value is None else f"{feature.value:.6g}"
+        status = "" if feature.status == "fresh" else f" ({feature.status})"
+        lines.append(f"  {feature.contribution:+9.3f}  {feature.feature[:36]:36} = {value}{status}")
+    return lines
+
+
+def _member_table(part: MemberPart) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(f.feature)}</td><td>{'' if f.value is None else f'{f.value:.6g}'}</td>"
+        f"<td>{escape(f.status)}</td><td>{f.contribution:+.3f}</td></tr>"
+        for f in part.inside
+    )
+    head = "<tr><th>feature</th><th>value</th><th>status</th><th>contribution</th></tr>"
+    shown = "no score" if part.score is None else f"{part.score:.4f}"
+    table = f"<table>{head}{rows}</table>" if rows else ""
+    return (
+        f"<h2>{escape(part.name)}: {part.contribution:+.3f}</h2>"
+        f'<p class="soft">score {shown}, weight {part.weight:.1%}, {escape(part.how)}</p>{table}'
+    )

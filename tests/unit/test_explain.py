@@ -1,0 +1,174 @@
+"""An explanation adds up, inside and out, and reads well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import msgspec
+import numpy as np
+import pytest
+import xgboost
+
+from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.inside import look_inside
+from stream_scorer.ensemble.manifest import Input, Platt, Thresholds, read_members
+from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
+from stream_scorer.ensemble.preprocess import Preprocess
+from stream_scorer.errors import UsageError
+from stream_scorer.records import Alternative, Contribution, MemberContribution, Score, Source
+from stream_scorer.replay.explain import Explanation, explain
+from stream_scorer.reports.event import as_text, write_page, write_picture
+from tests.unit.test_ensemble_scoring import TRAINING
+
+NAMES = ["amount", "count_1h", "mean_7d", "<b>age</b>"]
+replace = msgspec.structs.replace
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(800, 4))
+    x[rng.random(800) < 0.1, 1] = np.nan
+    y = np.nan_to_num(x) @ np.array([1.0, 2.0, -1.0, 0.5]) > 0.5
+    parameters = {"objective": "binary", "num_leaves": 7, "verbosity": -1, "num_threads": 1}
+    bagged = parameters | {"objective": "regression", "boosting": "rf", "bagging_fraction": 0.6, "bagging_freq": 1}
+    grown = xgboost.DMatrix(x, y, feature_names=["a", "b", "c", "d"])
+    plain, scaled = [Input()] * 4, [Input(impute=0.5, offset=0.2, scale=2.0)] * 4
+    drafts = [
+        Draft("gbdt", "lightgbm-text", _text(parameters, x, y), NAMES, plain, Platt(0.9, 0.1), 2.0),
+        Draft("forest", "lightgbm-text", _text(bagged, x, y), NAMES, plain, Platt(1.0, 0.0), 1.0),
+        Draft(
+            "xgb", "xgboost-ubj",
+            bytes(xgboost.train({"objective": "binary:logistic", "nthread": 1}, grown, 10).save_raw("ubj")),
+            NAMES, plain, Platt(1.0, 0.0), 1.0,
+        ),
+        Draft(
+            "linear", "dense-json", encode_dense(Dense([Layer([[1.0], [2.0], [-1.0], [0.5]], [-0.5], "logistic")])),
+            NAMES, scaled, Platt(1.0, 0.0), 0.5,
+        ),
+        Draft(
+            "network", "dense-json",
+            encode_dense(Dense([Layer([[1.0]] * 4, [0.0], "relu"), Layer([[1.0]], [0.0], "logistic")])),
+            NAMES, scaled, Platt(1.0, 0.0), 0.5,
+        ),
+    ]  # fmt: skip
+    outline = Outline(
+        "cards", 1, "cards", "a" * 64, "b" * 64, NAMES, Platt(1.0, 0.0), Thresholds("p", 0.3, 0.8), 0.4, TRAINING
+    )
+    path = tmp_path_factory.mktemp("explain") / "e"
+    compose_ensemble(path, outline, drafts, x)
+    return path
+
+
+def _text(parameters: dict[str, Any], x: np.ndarray, y: np.ndarray) -> bytes:
+    return str(lightgbm.train(parameters, lightgbm.Dataset(x, y), 10).model_to_string()).encode()
+
+
+ROW = [0.7, None, -0.4, 1.25]
+
+
+def served(folder: Path) -> tuple[Ensemble, Score, Contribution]:
+    ensemble = Ensemble.load(folder, version="7")
+    scored = ensemble.score(np.array([ROW], dtype=np.float64))
+    members = [
+        MemberContribution(name, *(float(v) for v in values), "ok")
+        for name, *values in zip(
+            ensemble.member_names, scored.member_scores[0], scored.weights[0], scored.contributions[0], strict=True
+        )
+    ]
+    score = Score(
+        "e<1>", 1_700_000_000_000, 5, float(scored.score[0]), "review", "model", "cards", "7", "champion", "p", 1.0,
+        True, ["features_stale"], 3, 1_234,
+    )  # fmt: skip
+    lineage = Contribution(
+        "e<1>", "cards", "7", "champion", "logit", float(scored.base[0]), float(scored.z[0]), float(scored.score[0]),
+        members, [Alternative("8", -1.0, "approve")], ROW, [0, 2, 1, 3], "b" * 64, "s", Source("t", 0, 0, 0), [], "0",
+    )  # fmt: skip
+    return ensemble, score, lineage
+
+
+@pytest.fixture
+def explanation(folder: Path) -> Explanation:
+    ensemble, score, lineage = served(folder)
+    return explain(score, lineage, 2, ensemble, folder, 1e-6, 3)
+
+
+def test_what_is_inside_a_member_adds_up_to_its_margin(folder: Path) -> None:
+    ensemble = Ensemble.load(folder, version="7")
+    manifest, rng = ensemble.manifest, np.random.default_rng(3)
+    for spec, data, loaded in zip(manifest.members, read_members(folder, manifest), ensemble._members, strict=True):
+        prepare = Preprocess(manifest.features, spec.inputs, spec.preprocess)
+        reference = prepare.apply(np.array(manifest.self_test.features, dtype=np.float64))
+        for row in rng.normal(size=(10, 4)):
+            prepared = prepare.apply(row[None])
+            inside = look_inside(spec, data, prepared[0], reference)
+            if spec.name == "network":
+                assert (inside.how, len(inside.parts)) == ("a network of several layers has no exact shares", 0)
+                continue
+            assert inside.base + inside.parts.sum() == pytest.approx(inside.margin, abs=1e-5)
+            # The margin is that of the member which serves.
+            said = inside.margin if "probability" in inside.how else 1 / (1 + np.exp(-inside.margin))
+            assert said == pytest.approx(loaded.member.predict(prepared)[0], abs=1e-5)
+            assert ("probability" in inside.how) == (spec.name == "forest")
+
+
+def test_an_explanation_is_whole(explanation: Explanation) -> None:
+    assert explanation.same
+    assert [part.name for part in explanation.members] == sorted(
+        (m.name for m in explanation.lineage.members),
+        key=lambda name: -abs(next(m.contribution for m in explanation.lineage.members if m.name == name)),
+    )
+    tree = next(part for part in explanation.members if part.name == "gbdt")
+    assert len(tree.inside) == 3
+    assert [abs(f.contribution) for f in tree.inside] == sorted(
+        (abs(f.contribution) for f in tree.inside), reverse=True
+    )
+    by_name = {f.feature: f for part in explanation.members for f in part.inside}
+    assert (by_name["count_1h"].value, by_name["count_1h"].status) == (None, "missing")
+    assert by_name["mean_7d"].status == "stale"
+
+
+def test_the_text_fits_a_narrow_terminal_and_says_everything(explanation: Explanation) -> None:
+    text = as_text(explanation)
+    assert max(map(len, text.splitlines())) <= 100
+    bars = [line for line in text.splitlines() if line.endswith(("=", "+", "-")) and line[:1] != " "]
+    assert len(bars) == 7
+    assert max(map(len, bars)) <= 80
+    for word in ("e<1>", "review (by its score)", "features_stale", "seen before", "2 scores", "8 would say approve"):
+        assert word in text
+    assert "count_1h" in text
+    assert "(missing)" in text
+
+
+def test_a_member_that_scores_otherwise_is_told(folder: Path) -> None:
+    ensemble, score, lineage = served(folder)
+    first = replace(lineage.members[0], score=0.123)
+    found = explain(score, replace(lineage, members=[first, *lineage.members[1:]]), 1, ensemble, folder, 1e-6, 3)
+    assert not found.same
+    assert "otherwise" in as_text(found)
+    gone = replace(lineage.members[0], score=None, status="missing")
+    assert explain(score, replace(lineage, members=[gone, *lineage.members[1:]]), 1, ensemble, folder, 1e-6, 3).same
+    with pytest.raises(UsageError, match="was not scored by"):
+        explain(score, replace(lineage, features=ROW[:3]), 1, ensemble, folder, 1e-6, 3)
+
+
+def test_a_score_without_quorum_has_no_waterfall(folder: Path) -> None:
+    ensemble, score, lineage = served(folder)
+    members = [replace(m, score=None, weight=0.0, contribution=0.0, status="missing") for m in lineage.members]
+    lineage = replace(lineage, members=members, z=None, base=None, score=None)
+    found = explain(replace(score, score=None, decision_source="fallback"), lineage, 1, ensemble, folder, 1e-6, 3)
+    assert "no z: too few members answered" in as_text(found)
+
+
+def test_page_and_picture(explanation: Explanation, tmp_path: Path) -> None:
+    write_page(explanation, tmp_path / "e.html")
+    page = (tmp_path / "e.html").read_text()
+    assert "<svg" in page
+    assert "&lt;b&gt;age&lt;/b&gt;" in page
+    assert "<b>age" not in page
+    assert "e<1>" not in page
+    write_picture(explanation, tmp_path / "e.png")
+    assert (tmp_path / "e.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
