@@ -338,6 +338,28 @@ class ServingState(Record, frozen=True, kw_only=True):
     at: int
 
 
+class LoadedMember(Record, frozen=True):
+    """A member's file as it was loaded."""
+
+    name: str
+    format: str
+    sha256: str
+
+
+class AuditRecord(Record, frozen=True):
+    """Topic `audit`: a scorer has loaded a version, or refused to: `refused` is the code, empty if it was loaded."""
+
+    at: int
+    instance: str
+    group: str
+    ensemble: str
+    version: str
+    manifest_sha256: str
+    members: list[LoadedMember]
+    refused: str
+    message: str
+
+
 class ScorerStatus(Record, frozen=True):
     """Topic `scorer-status`: what one scorer runs, told at every change and now and then.
 
@@ -365,4 +387,5 @@ TOPIC_RECORDS: dict[str, type[Record]] = {
     "control": Command,
     "serving-state": ServingState,
     "scorer-status": ScorerStatus,
+    "audit": AuditRecord,
 }

@@ -54,6 +54,8 @@ def list_command(settings: Settings, as_json: bool) -> None:
 @with_settings("mlflow.url", "cache.dir")
 def show(settings: Settings, reference: str, as_json: bool) -> None:
     """Show the ensemble REFERENCE: name@alias, name:version or a folder (./champion)."""
+    from stream_scorer.ensemble.cost import member_microseconds
+    from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.manifest import manifest_bytes, manifest_digest, read_manifest
     from stream_scorer.ensemble.registry import resolve
 
@@ -76,18 +78,28 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
     for name, value in training.metrics.get("ensemble", {}).items():
         click.echo(f"{name.replace('_', ' '):28} {value:.4f}")
     total = sum(member.weight for member in manifest.members)
-    table = Table("member", "format", "inputs", "weight", "AP", "sha256", box=box.SIMPLE_HEAD)
-    for member in manifest.members:
-        precision = training.metrics.get(member.name, {}).get("average_precision")
+    costs = member_microseconds(Ensemble.load(path, version=version))
+    whole = training.metrics.get("ensemble", {})
+    table = Table(
+        "member", "format", "inputs", "weight", "AP", "AP without", "FPR without", "ms/1000", box=box.SIMPLE_HEAD
+    )
+    for member, cost in zip(manifest.members, costs, strict=True):
+        figures = training.metrics.get(member.name, {})
         table.add_row(
             member.name,
             member.format,
             str(len(member.inputs)),
             f"{member.weight / total:.3f}",
-            "" if precision is None else f"{precision:.3f}",
-            member.sha256[:12],
+            _figure(figures.get("average_precision")),
+            _change(figures.get("ensemble_average_precision_without"), whole.get("average_precision")),
+            _change(figures.get("ensemble_false_positive_rate_without"), whole.get("review_false_positive_rate")),
+            f"{cost:.2f}",
         )
     Console(file=sys.stdout).print(table)
+    click.echo(
+        "without: the ensemble on the holdout with that member left out, and the change; ms/1000: its time here, for"
+    )
+    click.echo("a thousand decisions. The live figure: rate(stream_scorer_member_seconds_total) by rate(transactions).")
 
 
 @ensemble.command("register")
@@ -101,6 +113,17 @@ def register_command(settings: Settings, folder: Path, name: str, alias: str | N
 
     version = register(folder, name, settings.require("mlflow.url"), alias)
     click.echo(f"{name}:{version}")
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _change(value: float | None, whole: float | None) -> str:
+    """A figure without a member, and by how much it differs from the whole's."""
+    if value is None or whole is None:
+        return _figure(value)
+    return f"{value:.4f} ({value - whole:+.4f})"
 
 
 def _day(milliseconds: int) -> str:

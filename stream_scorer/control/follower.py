@@ -19,7 +19,7 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup, Split
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability import metrics as m
-from stream_scorer.records import Command, ScorerStatus, ServedVersion, ServingState
+from stream_scorer.records import AuditRecord, Command, LoadedMember, ScorerStatus, ServedVersion, ServingState
 
 _log = logging.getLogger(__name__)
 # How long one look at the log waits: also how soon a stop is noticed.
@@ -36,7 +36,7 @@ class Follower:
     Args:
         ensemble: whose commands are followed. first: what this scorer proposes if there is no command yet.
         load: from a version to the ensemble, checked. Raises `StreamScorerError`.
-        put: writes a note: topic (`serving-state`, `scorer-status`), key, value; None when a scorer goes.
+        put: writes a note: topic (`serving_state`, `scorer_status`, `audit`), key, value; None when a scorer goes.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Follower:
         self._instance, self._group = instance, group
         self._history = History()
         self._loaded: dict[ServedVersion, Ensemble] = {}
+        self._refused: dict[ServedVersion, tuple[str, str]] = {}
         self._lineup: Lineup | None = None
         self._problem = ""
         self._tried_at = self._told_at = 0.0
@@ -188,7 +189,36 @@ class Follower:
         return lineup, "; ".join(problems)
 
     def _have(self, version: ServedVersion) -> Ensemble:
-        return self._loaded.get(version) or self._load(version)
+        """The version, loaded if it is not yet; whatever comes of loading is put on record."""
+        found = self._loaded.get(version)
+        if found is not None:
+            return found
+        try:
+            found = self._load(version)
+        except StreamScorerError as error:
+            refusal = getattr(error, "code", "unavailable"), error.message
+            if self._refused.get(version) != refusal:  # tried again and again, told once
+                self._refused[version] = refusal
+                self._audit(version, [], *refusal)
+            raise
+        self._refused.pop(version, None)
+        members = [LoadedMember(m.name, m.format, m.sha256) for m in found.manifest.members]
+        self._audit(version, members, "", "")
+        return found
+
+    def _audit(self, version: ServedVersion, members: list[LoadedMember], refused: str, message: str) -> None:
+        record = AuditRecord(
+            self._clock.now_ms(),
+            self._instance,
+            self._group,
+            self._ensemble,
+            version.version,
+            version.manifest_sha256,
+            members,
+            refused,
+            message,
+        )
+        self._put("audit", self._ensemble, msgspec.json.encode(record))
 
     def _in_force(self, before: Lineup | None) -> None:
         lineup, metrics = self.lineup, self._metrics

@@ -61,12 +61,14 @@ _NAMES = {
     "control": "control",
     "serving_state": "serving-state",
     "scorer_status": "scorer-status",
+    "audit": "audit",
 }
-# Topics of one partition: the history of commands is kept for ever, of the notes the newest of a key.
+# Topics of one partition: commands and what was loaded are kept for ever, of the notes the newest of a key.
 _SINGLE = {
     "control": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
     "serving_state": {"cleanup.policy": "compact"},
     "scorer_status": {"cleanup.policy": "compact"},
+    "audit": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
 }
 
 

@@ -81,6 +81,12 @@ IN_PLAY = Metric(
     "1 for every version that is scored: the one that serves, canary, shadows, the last good one on probation.",
     ("ensemble", "version"),
 )
+ENSEMBLE_AGE = Metric(
+    "gauge",
+    "stream_scorer_ensemble_age_seconds",
+    "How far the newest event time scored is past the last one that a version was trained on.",
+    ("ensemble", "version"),
+)
 CONTROL_OFFSET = Metric("gauge", "stream_scorer_control_offset", "Offset of the command in force here.")
 CONTROL_PROBLEM = Metric(
     "gauge", "stream_scorer_control_problem", "1 while something that control asks for is refused."
@@ -106,6 +112,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     MEMBER_BREAKER,
     SERVING,
     IN_PLAY,
+    ENSEMBLE_AGE,
     CONTROL_OFFSET,
     CONTROL_PROBLEM,
     CONTROL_REFUSED,

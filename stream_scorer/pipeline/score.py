@@ -9,7 +9,7 @@ import numpy as np
 from stream_scorer.ensemble.ensemble import Answer, Ensemble
 from stream_scorer.ensemble.guard import Guard
 from stream_scorer.ensemble.lineup import DISABLED, Lineup
-from stream_scorer.observability.metrics import MEMBER_BREAKER, MEMBER_FAILURES, MEMBER_SECONDS, Metrics
+from stream_scorer.observability.metrics import ENSEMBLE_AGE, MEMBER_BREAKER, MEMBER_FAILURES, MEMBER_SECONDS, Metrics
 from stream_scorer.pipeline.batch import Decided, MicroBatch, Verdict
 from stream_scorer.pipeline.policy import Policy, Rules
 from stream_scorer.spec.model import CheckedSpec
@@ -39,6 +39,11 @@ class Scoring:
         lineup, transactions = self._lineup(), batch.events.transactions
         answers = self._ask(lineup, batch)
         rules = self._policy.rules(transactions)
+        if len(transactions):
+            newest = int(transactions.event_time.max())
+            for ensemble in lineup.versions:
+                age_ms = newest - ensemble.manifest.training.last_event_time
+                self._metrics.set(ENSEMBLE_AGE, age_ms / 1_000, ensemble.name, ensemble.version)
         verdicts = [self._verdict(lineup, version, answers, rules) for version in range(len(lineup.versions))]
         entities = transactions.entity_ids.get(self._entity or "", [])
         batch.decided = Decided(lineup, lineup.route(entities, transactions.event_time), verdicts, rules)

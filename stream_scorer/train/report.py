@@ -6,15 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from stream_scorer.ensemble.cost import member_microseconds
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Manifest
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.plan import feature_sets
 
-# A usual micro-batch, and enough of them that one interruption does not decide the figure.
-_ROWS = 256
 _ROUNDS = 20
 
 
@@ -38,7 +35,7 @@ def member_lines(directory: Path, spec: CheckedSpec) -> list[MemberLine]:
     ensemble = Ensemble.load(directory, version="")
     manifest = ensemble.manifest
     sets = feature_sets(spec)
-    costs = _microseconds(ensemble)
+    costs = member_microseconds(ensemble)
     total = sum(member.weight for member in manifest.members)
     lines = [
         MemberLine(
@@ -59,7 +56,7 @@ def member_lines(directory: Path, spec: CheckedSpec) -> list[MemberLine]:
         len(manifest.features),
         **_figures(manifest, "ensemble"),
         weight=1.0,
-        microseconds=costs[-1],
+        microseconds=sum(costs),
     )
     return [*lines, whole]
 
@@ -67,13 +64,3 @@ def member_lines(directory: Path, spec: CheckedSpec) -> list[MemberLine]:
 def _figures(manifest: Manifest, subject: str) -> dict[str, float]:
     figures = manifest.training.metrics.get(subject, {})
     return {name: figures.get(name, math.nan) for name in ("average_precision", "roc_auc", "log_loss")}
-
-
-def _microseconds(ensemble: Ensemble) -> list[float]:
-    """Fastest of `_ROUNDS` per member, then the sum: the cost without what else the machine was doing."""
-    test = ensemble.manifest.self_test.features
-    rows = np.array([[math.nan if value is None else value for value in row] for row in test], np.float64)
-    rows = np.resize(rows, (_ROWS, rows.shape[1]))
-    seconds = np.min([ensemble.score(rows).member_seconds for _ in range(_ROUNDS)], axis=0)
-    each = [float(value) * 1e6 / _ROWS for value in seconds]
-    return [*each, sum(each)]

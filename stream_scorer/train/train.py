@@ -26,6 +26,7 @@ from stream_scorer.ensemble.manifest import (
     Median,
     MemberFormat,
     NoCalibrator,
+    Platt,
     Thresholds,
     Training,
     TrimmedMean,
@@ -148,6 +149,9 @@ def train_ensemble(
     metrics["ensemble"] = judge(score[held], label[held]) | judge_decisions(
         score[held], label[held], thresholds.review, thresholds.block
     )
+    left_out = _left_out(how, link, np.column_stack([member.score for member in fitted]), weights, rows, final, score)
+    for member, without in zip(fitted, left_out.T, strict=True):
+        metrics[member.plan.kind] |= _worth(without[held], label[held], thresholds.review)
     progress("writing and self-testing", len(plans) + 1, steps)
     drafts = [
         Draft(
@@ -212,12 +216,40 @@ def _combiner(name: CombinerName, logits: Matrix, label: Bools) -> How:
 
 def _combine(how: How, link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> Matrix:
     """``(n,)``: what the members' calibrated scores ``(n, m)`` come to before the final calibrator."""
-    votes = [
+    votes = _votes(link, scores, weights, reference)
+    combined: Matrix = Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5]
+    return combined
+
+
+def _votes(link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> list[_Vote]:
+    return [
         _Vote(float(weight), choose_ranks(scores[reference, index]) if link == "rank" else [])
         for index, weight in enumerate(weights)
     ]
-    combined: Matrix = Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5]
-    return combined
+
+
+def _left_out(
+    how: How,
+    link: Link,
+    scores: Matrix,
+    weights: Matrix,
+    reference: NDArray[np.int64],
+    final: Platt,
+    score: Matrix,
+) -> Matrix:
+    """``(n, m)``: the final score with each member left out."""
+    left_out: Matrix = Combiner(_votes(link, scores, weights, reference), how, link, final, 0.0).left_out(scores, score)
+    return left_out
+
+
+def _worth(without: Matrix, label: Bools, review: float) -> dict[str, float]:
+    """What a member adds: how the ensemble does without it, at the same threshold; see `judge` for the figures."""
+    plain = judge_decisions(without, label, review, 1.0)
+    return {
+        "ensemble_average_precision_without": judge(without, label)["average_precision"],
+        "ensemble_false_positive_rate_without": plain["review_false_positive_rate"],
+        "ensemble_recall_without": plain["review_recall"],
+    }
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:

@@ -17,7 +17,7 @@ from stream_scorer.control.state import MOST_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, StreamScorerError
 from stream_scorer.observability.metrics import Metrics
-from stream_scorer.records import Command, DisabledMember, ScorerStatus, ServedVersion, ServingState
+from stream_scorer.records import AuditRecord, Command, DisabledMember, ScorerStatus, ServedVersion, ServingState
 from tests.unit.test_ensemble_scoring import compose
 
 ONE, TWO, THREE = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3))
@@ -189,7 +189,11 @@ class Scorer:
     def __init__(self, records: list[bytes], ensembles: dict[str, Ensemble], name: str = "s") -> None:
         self.broken: set[str] = set()
         self.loads: list[str] = []
-        self.said: dict[str, deque[bytes | None]] = {"serving_state": deque(), "scorer_status": deque()}
+        self.said: dict[str, deque[bytes | None]] = {
+            "serving_state": deque(),
+            "scorer_status": deque(),
+            "audit": deque(),
+        }
 
         def load(version: ServedVersion) -> Ensemble:
             self.loads.append(version.version)
@@ -280,6 +284,12 @@ def test_a_scorer_follows_and_going_back_loads_nothing(ensembles: dict[str, Ense
     finally:
         scorer.follower.close()
     assert scorer.said["scorer_status"][-1] is None
+    audit = [msgspec.json.decode(value or b"", type=AuditRecord) for value in scorer.said["audit"]]
+    assert [(record.version, record.refused) for record in audit] == [
+        ("1", ""), ("3", ""), ("2", ""), ("2", "artifact_invalid"), ("3", "artifact_invalid")
+    ]  # fmt: skip
+    assert [member.name for member in audit[0].members] == ["one", "two", "three"]
+    assert audit[0].manifest_sha256 == ONE.manifest_sha256
 
 
 def test_of_scorers_that_start_at_once_one_is_heard(ensembles: dict[str, Ensemble]) -> None:
