@@ -96,10 +96,8 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
             f"{cost:.2f}",
         )
     Console(file=sys.stdout).print(table)
-    click.echo(
-        "without: the ensemble on the holdout with that member left out, and the change; ms/1000: its time here, for"
-    )
-    click.echo("a thousand decisions. The live figure: rate(stream_scorer_member_seconds_total) by rate(transactions).")
+    click.echo("without: what changes on the holdout when that member is left out")
+    click.echo("ms/1000: its time here for a thousand decisions (live: stream_scorer_member_seconds_total)")
 
 
 @ensemble.command("register")
@@ -120,10 +118,8 @@ def _figure(value: float | None) -> str:
 
 
 def _change(value: float | None, whole: float | None) -> str:
-    """A figure without a member, and by how much it differs from the whole's."""
-    if value is None or whole is None:
-        return _figure(value)
-    return f"{value:.4f} ({value - whole:+.4f})"
+    """By how much a figure without a member differs from the whole's."""
+    return "" if value is None or whole is None else f"{value - whole:+.4f}"
 
 
 def _day(milliseconds: int) -> str:
