@@ -16,6 +16,8 @@ from stream_scorer.cli.control import COMMANDS
 from stream_scorer.cli.options import with_settings
 from stream_scorer.settings import Settings
 
+_SAME_WEIGHT = 5e-4
+
 
 @click.group()
 def ensemble() -> None:
@@ -98,6 +100,39 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
     Console(file=sys.stdout).print(table)
     click.echo("without: what changes on the holdout when that member is left out")
     click.echo("ms/1000: its time here for a thousand decisions (live: stream_scorer_member_seconds_total)")
+
+
+@ensemble.command("compare")
+@click.argument("before")
+@click.argument("after")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@with_settings("mlflow.url", "cache.dir")
+def compare_command(settings: Settings, before: str, after: str, as_json: bool) -> None:
+    """Say what changed from the ensemble BEFORE to AFTER: members, weights, thresholds, and what that moves."""
+    from stream_scorer.ensemble.compare import compare
+    from stream_scorer.ensemble.ensemble import Ensemble
+    from stream_scorer.ensemble.registry import resolve
+
+    loaded = []
+    for reference in (before, after):
+        path, version = resolve(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+        loaded.append(Ensemble.load(path, version=version))
+    found = compare(*loaded)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    for name, (one, two) in found.facts.items():
+        click.echo(f"{name:17} {one} -> {two}")
+    table = Table("member", "changed", "weight", "moved", box=box.SIMPLE_HEAD)
+    for member in sorted(found.members, key=lambda m: -(m.moved if m.moved == m.moved else 0.0)):
+        weight = f"{member.weight_before:.3f} -> {member.weight_after:.3f}"
+        if abs(member.weight_before - member.weight_after) < _SAME_WEIGHT:
+            weight = f"{member.weight_after:.3f}"
+        moved = "" if member.moved != member.moved else f"{member.moved:.4f}"
+        table.add_row(member.name, ", ".join(member.changed) or "no", weight, moved)
+    table.add_row("the final score", "", "", "" if found.moved != found.moved else f"{found.moved:.4f}")
+    Console(file=sys.stdout).print(table)
+    click.echo("moved: mean change of the score on the rows of both self-tests")
 
 
 @ensemble.command("register")

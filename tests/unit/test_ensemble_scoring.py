@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import xgboost
 
 from stream_scorer.ensemble.combine import decide
+from stream_scorer.ensemble.compare import compare
 from stream_scorer.ensemble.compose import Draft, Outline, choose_ranks, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble, left_out_scores
 from stream_scorer.ensemble.manifest import (
@@ -383,3 +385,30 @@ def test_other_weights_make_another_version_that_scores_by_them(tmp_path: Path) 
     compose(tmp_path / "median", combiner=Median())
     with pytest.raises(UsageError, match="do not matter"):
         reweigh(tmp_path / "median", {"two": 1.0}, tmp_path / "bad", 9)
+
+
+def test_a_comparison_names_the_member_that_changed_and_what_in_it(tmp_path: Path) -> None:
+    compose(tmp_path / "e")
+    other = drafts()
+    other[1] = dataclasses.replace(
+        other[1], preprocess=[replace_input(each) for each in other[1].preprocess], weight=9.0
+    )
+    compose(tmp_path / "new", [*other[:2], dataclasses.replace(other[2], name="four")])
+    before, after = (Ensemble.load(tmp_path / name, version=name) for name in ("e", "new"))
+    found = compare(before, after)
+    assert {m.name: m.changed for m in found.members} == {
+        "one": [], "two": ["preprocess"], "four": ["new"], "three": ["gone"]
+    }  # fmt: skip
+    of = {m.name: m for m in found.members}
+    assert of["one"].moved == 0.0
+    assert of["two"].moved > 0.0
+    assert math.isnan(of["four"].moved)
+    assert of["two"].weight_after > of["two"].weight_before
+    assert (of["three"].weight_after, of["four"].weight_before) == (0.0, 0.0)
+    assert found.moved > 0.0
+    same = compare(before, before)
+    assert (same.facts, same.moved, [m.changed for m in same.members]) == ({}, 0.0, [[], [], []])
+
+
+def replace_input(given: Input) -> Input:
+    return msgspec.structs.replace(given, offset=given.offset + 1.0)
