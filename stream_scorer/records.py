@@ -7,7 +7,7 @@ topic is the user's and is declared in the pipeline spec, not here.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -268,8 +268,8 @@ class MonitorMetric(Record, frozen=True):
 class ServedVersion(Record, frozen=True):
     """A version of an ensemble, and the sha256 of its manifest."""
 
-    version: str
-    manifest_sha256: str
+    version: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
+    manifest_sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class DisabledMember(Record, frozen=True):

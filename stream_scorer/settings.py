@@ -46,7 +46,11 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting("mlflow.url", "MLflow registry, http://host:port.", "", secret=True),
     Setting("topics.prefix", "Put before every topic name.", ""),
     Setting("scorer.spec", "Path of the pipeline spec.", ""),
-    Setting("scorer.ensemble", "What serves: name@alias, name:version or a folder.", "cards@champion"),
+    Setting(
+        "scorer.ensemble",
+        "Whose commands to follow, and what serves at the very first start: name@alias, name:version or a folder.",
+        "cards@champion",
+    ),
     Setting("scorer.group", "Consumer group; its name is part of the features' namespace.", "stream-scorer"),
     Setting("scorer.instance", "This scorer's stable name; unique in its group.", socket.gethostname),
     Setting("scorer.start", "Where a new group starts scoring.", "earliest", choices=("earliest", "latest")),

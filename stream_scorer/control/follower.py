@@ -17,7 +17,7 @@ from stream_scorer.control.give import CommandLog, catch_up
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup, Split
-from stream_scorer.errors import StreamScorerError
+from stream_scorer.errors import ArtifactError, StreamScorerError
 from stream_scorer.observability import metrics as m
 from stream_scorer.records import AuditRecord, Command, LoadedMember, ScorerStatus, ServedVersion, ServingState
 
@@ -132,6 +132,9 @@ class Follower:
             except StreamScorerError as error:
                 _log.warning("following control: %s", error.message)
                 self._stop.wait(1.0)
+            except Exception:  # whatever it is, a scorer that no longer follows could not be rolled back
+                _log.exception("following control")
+                self._stop.wait(1.0)
 
     def _follow(self, *, changed: bool) -> None:
         state, now = self._history.states[self._ensemble], self._clock.monotonic()
@@ -194,7 +197,7 @@ class Follower:
         if found is not None:
             return found
         try:
-            found = self._load(version)
+            found = self._loading(version)
         except StreamScorerError as error:
             refusal = getattr(error, "code", "unavailable"), error.message
             if self._refused.get(version) != refusal:  # tried again and again, told once
@@ -205,6 +208,14 @@ class Follower:
         members = [LoadedMember(m.name, m.format, m.sha256) for m in found.manifest.members]
         self._audit(version, members, "", "")
         return found
+
+    def _loading(self, version: ServedVersion) -> Ensemble:
+        try:
+            return self._load(version)
+        except StreamScorerError:
+            raise
+        except Exception as error:  # a library's own idea of a bad file
+            raise ArtifactError(f"{version.version} cannot be loaded: {type(error).__name__}: {error}") from error
 
     def _audit(self, version: ServedVersion, members: list[LoadedMember], refused: str, message: str) -> None:
         record = AuditRecord(

@@ -59,7 +59,7 @@ class History:
             if command.expected_offset != offset:
                 raise Refused(f"it expected offset {command.expected_offset}: somebody else was quicker")
             self.states[command.ensemble] = follow(self.states.get(command.ensemble), offset, command)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             refused = f"not a command: {error}"
         except Refused as error:
             refused = str(error)

@@ -66,8 +66,9 @@ _NAMES = {
 # Topics of one partition: commands and what was loaded are kept for ever, of the notes the newest of a key.
 _SINGLE = {
     "control": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
-    "serving_state": {"cleanup.policy": "compact"},
-    "scorer_status": {"cleanup.policy": "compact"},
+    # Compacted by the hour: by itself Kafka would keep a week of them.
+    "serving_state": {"cleanup.policy": "compact", "segment.ms": "3600000"},
+    "scorer_status": {"cleanup.policy": "compact", "segment.ms": "3600000"},
     "audit": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
 }
 

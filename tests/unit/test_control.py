@@ -160,10 +160,14 @@ def test_only_what_lands_where_expected_counts(story: Story) -> None:
     assert "quicker" in story.say("promote", version=TWO, expected_offset=0)
     assert "quicker" in story.say("promote", version=TWO, expected_offset=7)
     assert "reason" in story.say("promote", version=TWO, why=" ")
-    for junk in (b"", b"{}", b"\xff", b'{"ensemble":1}'):
+    path = msgspec.json.encode(
+        {"ensemble": "cards", "action": "promote", "who": "a", "why": "b", "at": 1, "expected_offset": 4, "version":
+         {"version": "../x", "manifest_sha256": "../../x"}}
+    )  # fmt: skip
+    for junk in (b"", b"{}", b"\xff", b'{"ensemble":1}', b'{"\xec": 1}', b"[" * 100_000, path):
         assert "not a command" in story.history.add(story.history.next_offset, junk).refused
     assert story.state == before
-    assert [entry.refused != "" for entry in story.history.entries] == [False] + [True] * 7
+    assert [entry.refused != "" for entry in story.history.entries] == [False] + [True] * 10
     assert story.say("promote", version=TWO) == ""
 
 
@@ -188,6 +192,7 @@ class Scorer:
 
     def __init__(self, records: list[bytes], ensembles: dict[str, Ensemble], name: str = "s") -> None:
         self.broken: set[str] = set()
+        self.breaks: Exception = ArtifactError("altered")
         self.loads: list[str] = []
         self.said: dict[str, deque[bytes | None]] = {
             "serving_state": deque(),
@@ -198,7 +203,7 @@ class Scorer:
         def load(version: ServedVersion) -> Ensemble:
             self.loads.append(version.version)
             if version.version in self.broken:
-                raise ArtifactError("altered")
+                raise self.breaks
             return ensembles[version.version]
 
         self.follower = Follower(
@@ -317,3 +322,24 @@ def test_a_scorer_does_not_start_with_what_cannot_be_had(ensembles: dict[str, En
     scorer.broken = {"1"}
     with pytest.raises(StreamScorerError, match="altered"):
         scorer.follower.start()
+
+
+def test_a_library_that_fails_in_its_own_way_is_a_refusal_and_following_goes_on(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+    scorer.follower.start()
+
+    def order(action: str, **more: object) -> ScorerStatus:
+        offset = len(records)
+        fields = {"ensemble": "cards", "who": "ann", "why": "so", "at": 1, "expected_offset": offset} | more
+        records.append(msgspec.json.encode(Command(action=action, **fields)))  # type: ignore[arg-type]
+        return scorer.until(offset)
+
+    try:
+        scorer.broken, scorer.breaks = {"2"}, MemoryError("too large")
+        assert "MemoryError: too large" in order("promote", version=TWO).problem
+        scorer.broken = set()
+        assert order("rollback").in_play == ["1"]
+        assert order("promote", version=TWO).in_play == ["2", "1"]
+    finally:
+        scorer.follower.close()
