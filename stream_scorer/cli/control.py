@@ -24,7 +24,7 @@ from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
-    from stream_scorer.control.state import History
+    from stream_scorer.control.state import Entry, History
     from stream_scorer.ensemble.manifest import Manifest
     from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.records import Action, DisabledMember, ScorerStatus, ServedVersion, ServingState
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SILENT_MS = 15_000
 _SETTINGS = ("kafka.bootstrap", "mlflow.url", "topics.prefix", "cache.dir")
 CHAMPION = "champion"
+# Commands that `status` shows; --json has all that are remembered.
+_SHOWN = 15
 
 
 def _command(name: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -381,19 +383,26 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
         [(s.instance, ", ".join(s.in_play), str(s.control_offset), s.problem) for s in scorers],
         "no scorer is running",
     )
-    rows = [
-        (str(e.offset), _time(c.at), c.who, f"{c.action} {c.version.version if c.version else ''}", e.refused or c.why)
-        if (c := e.command)
-        else (str(e.offset), "", "", "refused", e.refused)
-        for e in entries[-15:]
-    ]
-    marked = [
-        (*row[:4], f"REFUSED: {row[4]}" if e.refused else row[4]) for row, e in zip(rows, entries[-15:], strict=True)
-    ]
-    _show_table(("offset", "when", "who", "what", "why"), marked, "no commands")
+    rows = [_told(entry) for entry in entries[-_SHOWN:]]
+    _show_table(("offset", "when (UTC)", "who", "what", "why"), rows, "no commands")
 
 
 COMMANDS = [promote, weights, confirm, rollback, canary, shadow, stop, retire, disable, enable, hold, release, status]
+
+
+def _told(entry: Entry) -> tuple[str, ...]:
+    """A line of the history."""
+    c = entry.command
+    if c is None:
+        return str(entry.offset), "", "", "", f"REFUSED: {entry.refused}"
+    more = [
+        c.version.version if c.version is not None else "",
+        c.member.name if c.member is not None else "",
+        f"{c.share:.4g}" if c.share is not None else "",
+    ]
+    what = " ".join([c.action, *filter(None, more)])
+    why = f"REFUSED: {entry.refused}" if entry.refused else c.why
+    return str(entry.offset), _time(c.at), c.who, what, why
 
 
 def _show_state(state: ServingState) -> None:

@@ -103,7 +103,13 @@ class Follower:
         self._log.close()
 
     def _propose(self) -> None:
-        """Say what this scorer's settings name; of several that start at once, one is heard."""
+        """Say what this scorer's settings name; of several that start at once, one is heard.
+
+        Raises:
+            StreamScorerError: it cannot be had, or is refused. Then nothing is said.
+        """
+        first = self._first()
+        self._loaded[first] = self._have(first)
         while self._ensemble not in self._history.states:
             expected = self._history.next_offset
             command = Command(
@@ -114,7 +120,7 @@ class Follower:
                 at=self._clock.now_ms(),
                 expected_offset=expected,
                 author="scorer",
-                version=self._first(),
+                version=first,
             )
             offset = self._log.append(self._ensemble, msgspec.json.encode(command))
             catch_up(self._log, self._history, offset + 1)

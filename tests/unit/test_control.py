@@ -317,11 +317,13 @@ def test_of_scorers_that_start_at_once_one_is_heard(ensembles: dict[str, Ensembl
             scorer.follower.close()
 
 
-def test_a_scorer_does_not_start_with_what_cannot_be_had(ensembles: dict[str, Ensemble]) -> None:
-    scorer = Scorer([], ensembles)
+def test_a_scorer_does_not_start_with_what_cannot_be_had_nor_propose_it(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
     scorer.broken = {"1"}
     with pytest.raises(StreamScorerError, match="altered"):
         scorer.follower.start()
+    assert records == []
 
 
 def test_a_library_that_fails_in_its_own_way_is_a_refusal_and_following_goes_on(ensembles: dict[str, Ensemble]) -> None:
