@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 import msgspec
@@ -125,44 +126,57 @@ class Verifier:
 def verify_topics(
     reader: RangeReader, topics: Topics, verifier: Verifier, on_progress: Callable[[int], None] | None = None
 ) -> VerifyReport:
-    """Verify everything on the topics `scores` and `contributions`.
+    """Verify everything on the topics `scores` and `contributions`; they are written together, record by record.
+
+    Retention may have cut one of them further than the other: what only one still has is passed over.
 
     Raises:
         UsageError: the two topics do not hold the same events.
     """
     done = 0
-    sources = sorted(source.partition for source in reader.bounds(topics.contributions))
-    for partition in sources:
+    for source in sorted(reader.bounds(topics.contributions)):
+        partition = source.partition
         lineages = _records(reader, topics.contributions, partition, Contribution)
         scores = _records(reader, topics.scores, partition, Score)
-        for batch in lineages:
-            beside = next(scores, [])
-            if [s.event_id for s in beside] != [c.event_id for c in batch]:
+        pairs = _side_by_side(scores, lineages)
+        while batch := list(islice(pairs, _BATCH)):
+            if any(s is None or c is None or s.event_id != c.event_id for s, c in batch):
                 raise UsageError(
                     f"partition {partition} of {topics.scores} and of {topics.contributions} hold other events",
-                    mend="They are written together: has retention cut one of them? Give both topics the same.",
+                    mend="They are written together: was something else written to one of them?",
                 )
-            verifier.add(beside, batch)
+            verifier.add([s for s, _ in batch], [c for _, c in batch])
             done += len(batch)
             if on_progress is not None:
                 on_progress(done)
-        if next(scores, None) is not None:
-            raise UsageError(f"partition {partition} of {topics.scores} holds more events than {topics.contributions}")
     return verifier.report()
 
 
-def _records(reader: RangeReader, topic: str, partition: int, kind: type[Any]) -> Iterator[list[Any]]:
-    """The records of one partition in lists of `_BATCH`, the last one shorter."""
+def _side_by_side(scores: Iterator[Any], lineages: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    """Both in step, from the first event that both have; None where one ends before the other."""
+    ours: list[Any] = list(islice(scores, 1))
+    theirs: list[Any] = list(islice(lineages, 1))
+    while ours and theirs and ours[0].event_id != theirs[0].event_id:
+        # Whichever was cut less still has, somewhere ahead, the event that the other begins with.
+        more, also = list(islice(scores, 1)), list(islice(lineages, 1))
+        if not more and not also:
+            break
+        ours.extend(more)
+        theirs.extend(also)
+        if more and more[0].event_id == theirs[0].event_id:
+            ours = more
+        elif also and also[0].event_id == ours[0].event_id:
+            theirs = also
+    yield from zip_longest(chain(ours, scores), chain(theirs, lineages))
+
+
+def _records(reader: RangeReader, topic: str, partition: int, kind: type[Any]) -> Iterator[Any]:
+    """The records of one partition."""
     source = SourcePartition(topic, partition)
     decode = msgspec.json.Decoder(kind).decode
-    held: list[Any] = []
     for chunk in reader.read(source, *reader.bounds(topic).get(source, (0, 0))):
-        held += [decode(value or b"") for value in chunk.value]
-        while len(held) >= _BATCH:
-            yield held[:_BATCH]
-            held = held[_BATCH:]
-    if held:
-        yield held
+        for value in chunk.value:
+            yield decode(value or b"")
 
 
 def _numbers(rows: list[list[float | None]]) -> NDArray[np.float64]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 
 from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.errors import UsageError
+from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Contribution, MemberContribution, Score, Source
-from stream_scorer.replay.verify import Verifier, VerifyReport
+from stream_scorer.replay.verify import Verifier, VerifyReport, verify_topics
+from stream_scorer.state.rows import SourcePartition
 from tests.unit.test_ensemble_scoring import compose, reference
 
 N = 50
@@ -149,3 +153,37 @@ def test_another_decision_is_found(served: tuple[Ensemble, list[Score], list[Con
     scores[30] = replace(scores[30], decision="block" if scores[30].decision != "block" else "approve")
     report = verify(ensemble, scores, lineages)
     assert report.by_what == {"decision": 1}
+
+
+class Kept:
+    """A reader of what retention has left: by topic the first offset, and the values of one partition."""
+
+    def __init__(self, scores: list[Any], contributions: list[Any], cut: tuple[int, int]) -> None:
+        self._held = {"scores": (cut[0], scores), "contributions": (cut[1], contributions)}
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
+        low, values = self._held[topic]
+        return {SourcePartition(topic, 0): (low, len(values))}
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[Any]:
+        values = [msgspec.json.encode(value) for value in self._held[source.topic][1]]
+        for low in range(start, stop, 7):
+            yield SimpleNamespace(value=values[low : min(low + 7, stop)])
+
+
+@pytest.mark.parametrize(("cut", "left"), [((0, 0), N), ((12, 0), N - 12), ((0, 31), N - 31), ((8, 9), N - 9)])
+def test_what_only_one_topic_still_has_is_passed_over(
+    served: tuple[Ensemble, list[Score], list[Contribution]], cut: tuple[int, int], left: int
+) -> None:
+    ensemble, scores, lineages = served
+    verifier = Verifier(lambda *_: ensemble, 0.0)
+    report = verify_topics(Kept(scores, lineages, cut), Topics(), verifier)  # type: ignore[arg-type]
+    assert (report.scores, report.different) == (left, 0)
+
+
+def test_topics_that_hold_other_events_are_told(served: tuple[Ensemble, list[Score], list[Contribution]]) -> None:
+    ensemble, scores, lineages = served
+    foreign = [replace(c, event_id="x") for c in lineages]
+    for mine in ([*lineages[:20], *foreign[20:]], lineages[:-1], foreign):
+        with pytest.raises(UsageError, match="hold other events"):
+            verify_topics(Kept(scores, mine, (0, 0)), Topics(), Verifier(lambda *_: ensemble, 0.0))  # type: ignore[arg-type]
