@@ -17,6 +17,7 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.control.follower import Follower
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.guard import Guard
+from stream_scorer.ensemble.inside import Insight
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.errors import SettingsError
@@ -103,7 +104,7 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     store = make_store(settings, checked, engine, topics, inputs)
     guard = make_guard(settings)
     follower = make_follower(settings, checked, topics, metrics)
-    publisher = Publisher(topics, checked, SystemClock())
+    publisher = Publisher(topics, checked, SystemClock(), looked_into=settings["scorer.look_into_alerts"])
     processor: Processor
 
     enrich = Enrich(engine, store, lambda: processor.committer.in_flight(), lambda error: processor.state_lost(error))
@@ -144,6 +145,8 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
         folder = fetch(name, version.version, version.manifest_sha256, tracking_uri, cache)
         ensemble = Ensemble.load(folder, version=version.version)
         ensemble.check_features(checked.features, checked.feature_hash)
+        if settings["scorer.look_into_alerts"]:
+            ensemble.insight = Insight(folder, ensemble.manifest)
         return ensemble
 
     bootstrap, instance = settings["kafka.bootstrap"], settings["scorer.instance"]

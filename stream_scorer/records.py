@@ -150,12 +150,21 @@ class Contribution(Record, frozen=True):
     thresholds: SegmentThresholds | None = None
 
 
+class FeatureReason(Record, frozen=True):
+    """One input of a member: its value, and what it added to the member's own margin."""
+
+    feature: str
+    value: float | None
+    contribution: float
+
+
 class Reason(Record, frozen=True):
-    """One line of an alert's explanation."""
+    """One line of an alert's explanation; `features` are the member's strongest inputs, where they were looked for."""
 
     member: str
     contribution: float
     text: str
+    features: list[FeatureReason] = []
 
 
 class Alert(Score, frozen=True, kw_only=True):

@@ -59,6 +59,12 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting("scorer.member_threads", "How many members of an ensemble are asked at once.", 2, int),
     Setting("scorer.member_budget_ms", "Most time of one member for one batch, in milliseconds.", 1_000, int),
     Setting("scorer.member_limit_s", "Seconds until a member that hangs is ended with the scorer; 0: never.", 10, int),
+    Setting(
+        "scorer.look_into_alerts",
+        "Most alerts of a micro-batch that name their members' strongest features (about 1 ms each); 0: none.",
+        0,
+        int,
+    ),
     Setting("cache.dir", "Where downloaded models are kept.", "~/.cache/stream-scorer"),
     Setting("metrics.host", "Interface of /metrics, /healthz and /readyz.", "127.0.0.1"),
     Setting("metrics.port", "Port of /metrics, /healthz and /readyz; 0 takes a free one, -1 none.", 9464, int),

@@ -32,6 +32,7 @@ _FLAGS = {
     "scorer.member_threads": "--member-threads",
     "scorer.member_budget_ms": "--member-budget-ms",
     "scorer.member_limit_s": "--member-limit-s",
+    "scorer.look_into_alerts": "--look-into-alerts",
     "cache.dir": "--cache",
     "metrics.host": "--metrics-host",
     "metrics.port": "--metrics-port",

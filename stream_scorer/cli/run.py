@@ -30,6 +30,7 @@ from stream_scorer.settings import Settings
     "scorer.member_threads",
     "scorer.member_budget_ms",
     "scorer.member_limit_s",
+    "scorer.look_into_alerts",
     "cache.dir",
     "metrics.host",
     "metrics.port",

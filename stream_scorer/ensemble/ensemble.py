@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.combine import Combiner
+from stream_scorer.ensemble.inside import Insight
 from stream_scorer.ensemble.manifest import Manifest, manifest_digest, member_key, read_manifest, read_members
 from stream_scorer.ensemble.members import Member, load_member
 from stream_scorer.ensemble.preprocess import Preprocess
@@ -83,6 +84,7 @@ class Ensemble:
     Attributes:
         manifest: what it was loaded from; `digest` is the sha256 of its canonical bytes.
         version: what the registry calls it.
+        insight: what looks into its members for alerts, if that is wanted; set after loading.
         name, feature_names, member_names: as in the manifest. member_keys: see `manifest.member_key`.
     """
 
@@ -90,6 +92,7 @@ class Ensemble:
         """From members already made. `load` is the way to get one from files, and the one that checks them."""
         self.manifest = manifest
         self.version = version
+        self.insight: Insight | None = None
         self.name = manifest.name
         self.feature_names = list(manifest.features)
         self.member_names = manifest.member_names

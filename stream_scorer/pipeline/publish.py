@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from operator import itemgetter
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from stream_scorer import __version__
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
+from stream_scorer.ensemble.inside import strongest
 from stream_scorer.ensemble.lineup import DISABLED
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.pipeline.batch import DeadLetter, Decided, MicroBatch, Sink
+from stream_scorer.pipeline.batch import DeadLetter, Decided, MicroBatch, Sink, Verdict
 from stream_scorer.pipeline.summarise import Summariser
 from stream_scorer.records import (
     ARMS,
@@ -27,6 +29,7 @@ from stream_scorer.records import (
     Alternative,
     Contribution,
     DecisionSource,
+    FeatureReason,
     Mark,
     MemberContribution,
     MemberStatus,
@@ -44,7 +47,10 @@ DEAD_LETTER_MAX_BYTES = 8_000_000
 DEAD_LETTER_HEAD_BYTES = 65_536
 # How many members an alert names.
 ALERT_REASONS = 3
+# And how many inputs of each, where they are looked for.
+ALERT_FEATURES = 3
 
+_log = logging.getLogger(__name__)
 _Headers = Any
 # Where an output record goes: place of its transaction, topic, partition, key, value, headers.
 _Output = tuple[int, str, int, bytes | None, bytes, _Headers]
@@ -53,7 +59,9 @@ _Output = tuple[int, str, int, bytes | None, bytes, _Headers]
 class Publisher:
     """Writes scores, contributions, alerts, summaries and dead letters to a `Sink`."""
 
-    def __init__(self, topics: Topics, checked: CheckedSpec, clock: Clock) -> None:
+    def __init__(self, topics: Topics, checked: CheckedSpec, clock: Clock, *, looked_into: int = 0) -> None:
+        """`looked_into` is the most alerts of one version in a micro-batch whose members are looked into."""
+        self._looked_into = looked_into
         self._topics = topics
         self._checked = checked
         self._clock = clock
@@ -116,6 +124,7 @@ class Publisher:
         def those(column: NDArray[Any]) -> NDArray[Any]:
             return column if chosen is None else column[chosen]
 
+        inside = _inside(ensemble, enriched.matrix, verdict, chosen, self._looked_into)
         places = those(np.arange(len(transactions))).tolist()
         rows = those(transactions.row)
         event_ids = transactions.event_id
@@ -173,7 +182,7 @@ class Publisher:
                 alert = Alert(
                     event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
                     coverage, duplicate, reasons, bits, value, rule,
-                    base=base, z=z, reasons=_reasons(names, member_scores, contributions),
+                    base=base, z=z, reasons=_reasons(names, member_scores, contributions, inside.get(place)),
                 )  # fmt: skip
                 yield place, topics.alerts, partition, key, encode(alert), headers
 
@@ -280,7 +289,41 @@ def _alternatives(
     return list(map(list, zip(*columns, strict=True)))
 
 
-def _reasons(names: list[str], scores: list[float], contributions: list[float]) -> list[Reason]:
+def _inside(
+    ensemble: Ensemble,
+    matrix: NDArray[np.float64],
+    verdict: Verdict,
+    chosen: NDArray[np.int64] | None,
+    most: int,
+) -> dict[int, list[list[FeatureReason]]]:
+    """By place, of the `most` alerts with the highest scores, each member's strongest inputs."""
+    if ensemble.insight is None or most == 0:
+        return {}
+    alerts = np.flatnonzero(verdict.decision > 0) if chosen is None else chosen[verdict.decision[chosen] > 0]
+    rows = alerts[np.argsort(-np.nan_to_num(verdict.scored.score[alerts]), kind="stable")[:most]]
+    if not len(rows):
+        return {}
+    insight, column = ensemble.insight, {name: place for place, name in enumerate(ensemble.feature_names)}
+    out: dict[int, list[list[FeatureReason]]] = {row: [] for row in rows.tolist()}
+    for member, inputs in enumerate(insight.inputs):
+        try:
+            parts, _ = insight.look(member, matrix[rows])
+        except Exception:  # a score does not wait for its explanation
+            _log.exception("looking into member %s", insight.names[member])
+            parts = np.zeros((len(rows), 0))
+        for row, mine in zip(rows.tolist(), parts, strict=True):
+            out[row].append(
+                [
+                    FeatureReason(inputs[k], float(matrix[row, column[inputs[k]]]), float(mine[k]))
+                    for k in strongest(mine, ALERT_FEATURES)
+                ]
+            )
+    return out
+
+
+def _reasons(
+    names: list[str], scores: list[float], contributions: list[float], inside: list[list[FeatureReason]] | None
+) -> list[Reason]:
     strongest = sorted(range(len(names)), key=lambda m: -abs(contributions[m]))[:ALERT_REASONS]
     return [
         Reason(
@@ -288,6 +331,7 @@ def _reasons(names: list[str], scores: list[float], contributions: list[float]) 
             contributions[m],
             f"{names[m]} gave {scores[m]:.3f}: {'raised' if contributions[m] >= 0 else 'lowered'} the log-odds by "
             f"{abs(contributions[m]):.2f}",
+            inside[m] if inside else [],
         )
         for m in strongest
         if scores[m] == scores[m]

@@ -9,9 +9,7 @@ import msgspec
 import numpy as np
 
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.inside import look_inside
-from stream_scorer.ensemble.manifest import read_members
-from stream_scorer.ensemble.preprocess import Preprocess
+from stream_scorer.ensemble.inside import Insight, strongest
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
@@ -108,37 +106,32 @@ def explain(
     if len(lineage.features) != len(manifest.features) or [m.name for m in lineage.members] != ensemble.member_names:
         raise UsageError(f"event {score.event_id} was not scored by {ensemble.name} {ensemble.version}")
     row = np.array([lineage.features], dtype=np.float64)
-    reference = np.array(manifest.self_test.features, dtype=np.float64)
-    again = ensemble.score(row).member_scores[0]
+    again, insight = ensemble.score(row).member_scores[0], Insight(folder, manifest)
     column = {name: place for place, name in enumerate(manifest.features)}
     parts, same = [], True
-    for place, (spec, data, told) in enumerate(
-        zip(manifest.members, read_members(folder, manifest), lineage.members, strict=True)
-    ):
-        prepare = Preprocess(manifest.features, spec.inputs, spec.preprocess)
-        inside = look_inside(spec, data, prepare.apply(row)[0], prepare.apply(reference))
-        strongest = np.argsort(-np.abs(inside.parts), kind="stable")[:features].tolist()
-        value = float(again[place])
+    for place, told in enumerate(lineage.members):
+        found, margin = (values[0] for values in insight.look(place, row))
+        base, value = float(margin - found.sum()), float(again[place])
         if told.score is not None and not abs(told.score - value) <= tolerance:
             same = False
         parts.append(
             MemberPart(
-                spec.name,
+                told.name,
                 told.status,
                 told.score,
                 None if np.isnan(value) else value,
                 told.weight,
                 told.contribution,
-                inside.how,
-                None if np.isnan(inside.base) else inside.base,
+                insight.lenses[place].how,
+                None if np.isnan(base) else base,
                 [
                     FeaturePart(
-                        name := spec.inputs[index],
+                        name := insight.inputs[place][index],
                         lineage.features[column[name]],
                         STATUSES[lineage.feature_status[column[name]]],
-                        float(inside.parts[index]),
+                        float(found[index]),
                     )
-                    for index in strongest
+                    for index in strongest(found, features)
                 ],
             )
         )

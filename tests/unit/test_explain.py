@@ -13,10 +13,9 @@ import xgboost
 
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.inside import look_inside
-from stream_scorer.ensemble.manifest import Input, Platt, Thresholds, read_members
+from stream_scorer.ensemble.inside import Insight
+from stream_scorer.ensemble.manifest import Input, Platt, Thresholds
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
-from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import UsageError
 from stream_scorer.records import Alternative, Contribution, MemberContribution, Score, Source
 from stream_scorer.replay.explain import Explanation, explain
@@ -98,21 +97,20 @@ def explanation(folder: Path) -> Explanation:
 
 def test_what_is_inside_a_member_adds_up_to_its_margin(folder: Path) -> None:
     ensemble = Ensemble.load(folder, version="7")
-    manifest, rng = ensemble.manifest, np.random.default_rng(3)
-    for spec, data, loaded in zip(manifest.members, read_members(folder, manifest), ensemble._members, strict=True):
-        prepare = Preprocess(manifest.features, spec.inputs, spec.preprocess)
-        reference = prepare.apply(np.array(manifest.self_test.features, dtype=np.float64))
-        for row in rng.normal(size=(10, 4)):
-            prepared = prepare.apply(row[None])
-            inside = look_inside(spec, data, prepared[0], reference)
-            if spec.name == "network":
-                assert (inside.how, len(inside.parts)) == ("a network of several layers has no exact shares", 0)
-                continue
-            assert inside.base + inside.parts.sum() == pytest.approx(inside.margin, abs=1e-5)
-            # The margin is that of the member which serves.
-            said = inside.margin if "probability" in inside.how else 1 / (1 + np.exp(-inside.margin))
-            assert said == pytest.approx(loaded.member.predict(prepared)[0], abs=1e-5)
-            assert ("probability" in inside.how) == (spec.name == "forest")
+    insight, rows = Insight(folder, ensemble.manifest), np.random.default_rng(3).normal(size=(10, 4))
+    for place, (name, loaded) in enumerate(zip(ensemble.member_names, ensemble._members, strict=True)):
+        parts, margin = insight.look(place, rows)
+        if name == "network":
+            assert insight.lenses[place].how == "a network of several layers has no exact shares"
+            assert parts.shape == (10, 0)
+            continue
+        base = margin - parts.sum(axis=1)
+        assert np.allclose(base, base[0], atol=1e-5)  # what is left is the same whatever the row
+        # The margin is that of the member which serves.
+        forest = "probability" in insight.lenses[place].how
+        assert forest == (name == "forest")
+        said = margin if forest else 1 / (1 + np.exp(-margin))
+        assert np.allclose(said, loaded.member.predict(loaded.preprocess.apply(rows)), atol=1e-5)
 
 
 def test_an_explanation_is_whole(explanation: Explanation) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Answer, Ensemble
+from stream_scorer.ensemble.inside import Insight
 from stream_scorer.ensemble.lineup import Lineup, Split
 from stream_scorer.ensemble.manifest import Input, NoCalibrator, Thresholds, Training
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
@@ -59,7 +60,7 @@ class Collected:
 
 
 @pytest.fixture(scope="module")
-def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def member(name: str, feature: str, weight: float) -> Draft:
         data = encode_dense(Dense([Layer([[weight]], [-3.0], "logistic")]))
         return Draft(name, "dense-json", data, [feature], [Input(impute=0.0)], NoCalibrator(), 1.0)
@@ -72,7 +73,12 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
     folder = tmp_path_factory.mktemp("ensemble") / "made"
     drafts = [member("a", "customer.count_1d", 0.4), member("b", "amount_log", 0.3), member("c", "is_night", 2.0)]
     compose_ensemble(folder, outline, drafts, reference)
-    return Ensemble.load(folder, version="1")
+    return folder
+
+
+@pytest.fixture
+def ensemble(made: Path) -> Ensemble:
+    return Ensemble.load(made, version="1")
 
 
 def raw(topic: str, keys: list[bytes], values: list[bytes], start: int) -> RawRecords:
@@ -90,6 +96,7 @@ def run(
     values: list[bytes] | None = None,
     store: Any = None,
     checked: CheckedSpec = CHECKED,
+    looked_into: int = 0,
 ) -> Collected:
     transactions = generate(CONFIG)
     keys, good = encode_keys(transactions.customer_id), encode_values(transactions)
@@ -100,7 +107,7 @@ def run(
     enrich = Enrich(FeatureEngine(checked), store, tuple, lambda error: UNAVAILABLE)
     lineup = ensemble if isinstance(ensemble, Lineup) else Lineup.of(ensemble)
     stages = [Decode(checked), enrich, Scoring(lambda: lineup, checked, Metrics())]
-    publisher, sink = Publisher(Topics(), checked, FixedClock()), Collected()
+    publisher, sink = Publisher(Topics(), checked, FixedClock(), looked_into=looked_into), Collected()
     label_source = SourcePartition("labels", 0)
     at_label = 0
     for low in range(0, len(values), batch):
@@ -371,3 +378,38 @@ def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: py
     first = run(ensemble, 64, checked=checked).documents("scores")
     assert (first[0]["decision"], first[0]["decision_source"], first[0]["score"]) == ("block", "list", None)
     assert {s["decision_source"] for s in first} == {"list", "fallback"}
+
+
+def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ensemble, made: Path) -> None:
+    assert all(not r["features"] for a in run(ensemble, 64).documents("alerts") for r in a["reasons"])
+    ensemble.insight = Insight(made, ensemble.manifest)
+    sink = run(ensemble, 64, looked_into=2)
+    lineages = {c["event_id"]: c for c in sink.documents("contributions")}
+    looked = [a for a in sink.documents("alerts") if any(reason["features"] for reason in a["reasons"])]
+    assert 10 <= len(looked) <= 2 * 10
+    for alert in looked:
+        features = dict(zip(CHECKED.features, lineages[alert["event_id"]]["features"], strict=True))
+        for reason in alert["reasons"]:
+            (named,) = reason["features"]
+            assert named["feature"] == {"a": "customer.count_1d", "b": "amount_log", "c": "is_night"}[reason["member"]]
+            assert named["value"] == features[named["feature"]]
+            weight = {"a": 0.4, "b": 0.3, "c": 2.0}[reason["member"]]
+            place = CHECKED.features.index(named["feature"])
+            middle = np.mean([row[place] for row in ensemble.manifest.self_test.features])
+            assert named["contribution"] == pytest.approx(weight * ((named["value"] or 0.0) - middle))
+    for low in range(0, 600, 64):  # of each batch those with the highest scores
+        batch = {c["event_id"] for c in sink.documents("contributions")[low : low + 64]}
+        alerts = [a for a in sink.documents("alerts") if a["event_id"] in batch]
+        told = {a["event_id"] for a in alerts if any(reason["features"] for reason in a["reasons"])}
+        wanted = sorted(alerts, key=lambda a: -a["score"])[:2]
+        assert {a["score"] for a in alerts if a["event_id"] in told} == {a["score"] for a in wanted}
+
+
+def test_an_explanation_that_fails_costs_no_score(ensemble: Ensemble, made: Path) -> None:
+    class Broken(Insight):
+        def look(self, member: int, features: Any) -> Any:
+            raise RuntimeError("no")
+
+    plain = run(ensemble, 64)
+    ensemble.insight = Broken(made, ensemble.manifest)
+    assert run(ensemble, 64, looked_into=5).records == plain.records
