@@ -64,6 +64,7 @@ def watch(
     before: int,
     expected: int,
     rows: Callable[[], float],
+    doing: Callable[[], str],
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -73,6 +74,7 @@ def watch(
     Args:
         end, cpu: the committed end of the output (`before` the start), and CPU seconds by process.
         rows: how many records the process says it has committed; asked only while the output is quiet.
+        doing: what the process is at, for the error.
 
     Raises:
         StreamScorerError: it took too long, or the process has ended.
@@ -94,7 +96,10 @@ def watch(
             if rows() >= expected and first is not None and last is not None:
                 return first, last
         if now - started > give_up:
-            raise StreamScorerError(f"{expected} records were not worked off in {give_up:.0f} s")
+            raise StreamScorerError(
+                f"{expected} records were not worked off in {give_up:.0f} s: by its own count {rows():.0f} are "
+                f"committed, and its output has grown by {0 if last is None else last.end - before}\n{doing()}"
+            )
         sleep(LOOK_S)
 
 
@@ -111,7 +116,7 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
         with ScorerProcess(bench, kind, prefix=PREFIX, group=f"drain-{kind}-{number}") as process:
             pids = bench.stack.pids
             meter = CpuMeter({"scorer": process.pid, "broker": pids["kafka"], "redis": pids["redis"]})
-            first, last = watch(committed.read, meter.read, before, expected, process.rows)
+            first, last = watch(committed.read, meter.read, before, expected, process.rows, process.doing)
             metrics = process.metrics()
     finally:
         committed.close()

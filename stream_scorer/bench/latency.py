@@ -71,7 +71,7 @@ def _wait_worked_off(bench: Bench, kind: Kind, process: ScorerProcess) -> None:
         return
     committed = CommittedEnd(bench.bootstrap, Topics(prefix_of(kind)).scores, bench.config.partitions)
     try:
-        watch(committed.read, dict, 0, bench.config.backlog, process.rows)
+        watch(committed.read, dict, 0, bench.config.backlog, process.rows, process.doing)
     finally:
         committed.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,8 @@ _TETHER = Path(stream_scorer.stack.__file__).with_name("tether.py")
 # A scorer is ready within seconds; on a cold machine it also compiles its kernels, for half a minute.
 READY_S = 120.0
 STOP_S = 10.0
+STACKS_S = 0.5
+_STACK_LINES = 150
 PAUSE_S = 0.05
 
 
@@ -111,6 +114,13 @@ class ScorerProcess:
             return rows_of(self.metrics())
         except OSError:  # not listening yet
             return 0.0
+
+    def doing(self) -> str:
+        """The end of its log, where the stack of each of its threads now stands too."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGUSR1)
+        time.sleep(STACKS_S)
+        return tail(self._log, _STACK_LINES)
 
     def metrics(self) -> str:
         """Its `/metrics`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import sys
 
@@ -36,7 +37,8 @@ from stream_scorer.settings import Settings
     "metrics.port",
 )
 def run(settings: Settings, passthrough: bool) -> None:
-    """Score transactions until SIGTERM: read, enrich, score, publish, commit, apply."""
+    """Score transactions until SIGTERM: read, enrich, score, publish, commit, apply. SIGUSR1 shows what it is at."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Libraries take a second to import: a SIGTERM meanwhile is an orderly stop too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from stream_scorer.app import make_passthrough, make_scorer, run_processor

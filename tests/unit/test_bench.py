@@ -130,7 +130,7 @@ def test_a_drain_lasts_from_the_first_output_to_the_last() -> None:
         return 200 if watched.end == 310 else 120
 
     first, last = watch(
-        watched.look, lambda: {"at": watched.now}, 100, 200, rows, clock=watched.clock, sleep=watched.sleep
+        watched.look, lambda: {"at": watched.now}, 100, 200, rows, str, clock=watched.clock, sleep=watched.sleep
     )
     assert (first.end, last.end) == (150, 310)
     assert (first.at, last.at) == (pytest.approx(0.3), pytest.approx(1.5))
@@ -141,8 +141,8 @@ def test_a_drain_lasts_from_the_first_output_to_the_last() -> None:
 
 def test_a_drain_that_stands_still_is_given_up() -> None:
     watched = Watched([0, 10])
-    with pytest.raises(StreamScorerError, match="not worked off"):
-        watch(watched.look, dict, 0, 1_000, lambda: 10, clock=watched.clock, sleep=watched.sleep)
+    with pytest.raises(StreamScorerError, match="10 are committed, and its output has grown by 10\nat the well"):
+        watch(watched.look, dict, 0, 1_000, lambda: 10, lambda: "at the well", clock=watched.clock, sleep=watched.sleep)
 
 
 def test_a_scorer_that_ended_is_told_at_once() -> None:
@@ -152,7 +152,7 @@ def test_a_scorer_that_ended_is_told_at_once() -> None:
         raise StreamScorerError("the scorer ended by itself")
 
     with pytest.raises(StreamScorerError, match="ended by itself"):
-        watch(watched.look, dict, 0, 1_000, rows, clock=watched.clock, sleep=watched.sleep)
+        watch(watched.look, dict, 0, 1_000, rows, str, clock=watched.clock, sleep=watched.sleep)
     assert watched.now < 1.0
 
 
