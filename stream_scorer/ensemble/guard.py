@@ -201,6 +201,8 @@ class Guard:
         self._lost[key] = self._workers[slot].thread
         if self._watchdog is not None:
             self._watchdog.end(slot)
+        # It may have come back this very moment, and would wait for another job.
+        self._workers[slot].finish()
         self._workers[slot] = _Worker(self._panel, self._watchdog, slot)
         self._told(index, before, self._budget)
 

@@ -22,6 +22,7 @@ from stream_scorer.errors import StreamScorerError
 from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.stall import StallWatch
 from stream_scorer.serde.raw import Headers, RawRecords
 from stream_scorer.state.rows import SourcePartition
 
@@ -112,6 +113,7 @@ class InputReader:
         self._generation = 0
         self._callback_error: BaseException | None = None
         self._consumer = self._subscribed()
+        self._stalls = StallWatch(self._known_end, self._asked_end)
 
     @property
     def owned(self) -> list[SourcePartition]:
@@ -120,6 +122,9 @@ class InputReader:
 
     def read(self, most: int, wait_s: float) -> Read:
         """At most `most` records, waiting at most `wait_s` for the first. May run the rebalance callbacks."""
+        if stalled := self._stalls.stalled(self._fetched):
+            names = ", ".join(f"{source.topic}[{source.partition}]" for source in stalled)
+            self._replace_consumer(f"nothing comes of {names}, although the broker has more")
         messages = self._consume(1, 0 if len(self._backlog) else wait_s)
         if messages:
             generation = self._generation
@@ -193,8 +198,7 @@ class InputReader:
         """Records known to the broker and not yet read, over the owned partitions, as last told by fetches."""
         behind = 0
         for source, position in self._position.items():
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(*source), cached=True)
-            behind += max(0, high - position) if high >= 0 else 0
+            behind += max(0, self._known_end(source) - position)
         return behind
 
     def close(self) -> None:
@@ -205,7 +209,7 @@ class InputReader:
         if most <= 0:
             return []
         if self._fatal is not None:
-            self._replace_consumer(self._fatal)
+            self._replace_consumer(self._fatal.str())
         generation = self._generation
         try:
             messages = self._consumer.consume(most, wait_s)
@@ -253,11 +257,24 @@ class InputReader:
         """Partitions that have more for us than was fetched, or of which nothing is known yet."""
         lagging = set()
         for source, fetched in self._fetched.items():
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(*source), cached=True)
+            high = self._known_end(source)
             # The last offset may be a marker of a transaction, which is never handed over.
             if high < 0 or high - 1 > fetched:
                 lagging.add(source)
         return lagging
+
+    def _known_end(self, source: SourcePartition) -> int:
+        """The end that the last fetch told of; negative before the first."""
+        _, high = self._consumer.get_watermark_offsets(TopicPartition(*source), cached=True)
+        return high
+
+    def _asked_end(self, source: SourcePartition) -> int | None:
+        """The end by the broker itself, if it answers soon."""
+        try:
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(*source), timeout=1.0)
+        except KafkaException:
+            return None
+        return high
 
     def _sort(self, messages: list[Message]) -> Read:
         by_topic: dict[str, list[Message]] = {}
@@ -276,16 +293,16 @@ class InputReader:
         consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         return consumer
 
-    def _replace_consumer(self, error: KafkaError) -> None:
+    def _replace_consumer(self, why: str) -> None:
         """Join the group anew. A broker that was killed may take our old membership for that of a twin."""
         now = time.monotonic()
         self._replaced_at = [at for at in self._replaced_at if now - at < REPLACED_WITHIN_S] + [now]
         if len(self._replaced_at) > MOST_REPLACED:
             raise StreamScorerError(
-                f"the consumer {self._instance!r} was fenced {len(self._replaced_at)} times in a row: {error.str()}",
+                f"the consumer {self._instance!r} was replaced {len(self._replaced_at)} times in a row: {why}",
                 mend="Does another scorer run with the same `scorer.instance`? Give each its own.",
             )
-        _log.warning("the consumer is replaced: %s", error.str())
+        _log.warning("the consumer is replaced: %s", why)
         self._fatal = None
         self._release(lost=True)
         # Closing waits for a broker that may not answer; nobody needs to wait with it.

@@ -1,0 +1,79 @@
+"""The input reader on a real broker: it notices a partition whose records no longer come, and mends it by itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+
+from stream_scorer.kafka import stall
+from stream_scorer.kafka.reader import InputReader
+from stream_scorer.kafka.topics import TopicAdmin
+from stream_scorer.stack import LocalStack
+from stream_scorer.state.rows import SourcePartition
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def bootstrap() -> Iterator[str]:
+    with LocalStack(services=("kafka",)) as stack:
+        yield str(stack.addresses.kafka)
+
+
+def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
+    bootstrap: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stall, "LOOK_S", 0.5)
+    TopicAdmin(bootstrap).create(["transactions"], 2)
+    producer = Producer({"bootstrap.servers": bootstrap})
+
+    def send(count: int) -> None:
+        for number in range(count):
+            for partition in range(2):
+                producer.produce("transactions", str(number).encode(), partition=partition)
+        assert producer.flush(10.0) == 0
+
+    read: dict[SourcePartition, list[int]] = {SourcePartition("transactions", p): [] for p in range(2)}
+    at = dict.fromkeys(read, 0)
+
+    def assigned(sources: list[SourcePartition]) -> dict[SourcePartition, int]:
+        return {source: at[source] for source in sources}
+
+    reader = InputReader(
+        bootstrap,
+        "group",
+        "one",
+        ["transactions"],
+        on_assigned=assigned,
+        on_revoked=lambda lost: None,
+        static_membership=True,
+        times_of={},
+    )
+
+    def read_to(each: int) -> None:
+        give_up = time.monotonic() + 30.0
+        while any(len(offsets) < each for offsets in read.values()):
+            assert time.monotonic() < give_up, read
+            for records in reader.read(100, 0.1).records:
+                for partition, offset in zip(records.partition.tolist(), records.offset.tolist(), strict=True):
+                    source = SourcePartition(records.topic, partition)
+                    read[source].append(offset)
+                    at[source] = offset + 1
+
+    try:
+        send(10)
+        read_to(10)
+        # Whatever stalls a fetch looks like this from outside: assigned, no error, nothing comes.
+        reader._consumer.pause([TopicPartition("transactions", 1)])
+        time.sleep(0.5)  # a fetch that was under way still tells of a new end
+        send(10)
+        with caplog.at_level(logging.WARNING):
+            read_to(20)
+    finally:
+        reader.close()
+    assert all(offsets == list(range(20)) for offsets in read.values())
+    assert "nothing comes of transactions[1], although the broker has more" in caplog.text
