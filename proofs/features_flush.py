@@ -1,10 +1,11 @@
 """features-flush: what Redis loses is noticed before a wrong value is called fresh, and rebuilt beside live scoring.
 
 In memory, where every read may find something gone: everything, in the middle of a run and of the rebuild that follows;
-the row about to be read; and a Redis that does not answer now and then. The stages, the processor, the recovery and the
-rebuild are the real ones (`proofs/memory_run.py`). On a real Kafka and Redis under live traffic: a single row deleted,
-then one shard of four, then FLUSHALL, then FLUSHALL again in the middle of the rebuild, then a rebuild that somebody
-asks for, during which features stay; `features check` then holds Redis to the log.
+the row about to be read; one that was read and is about to be added to; and a Redis that does not answer now and then.
+The stages, the processor, the recovery and the rebuild are the real ones (`proofs/memory_run.py`). On a real Kafka and
+Redis under live traffic: a single row deleted, then one shard of four, then FLUSHALL, then FLUSHALL again in the middle
+of the rebuild, then a rebuild that somebody asks for, during which features stay; `features check` then holds Redis to
+the log.
 
 `N` is the number of losses in memory; on real parts 2,000 transactions for each, at most `HISTORY`, come before.
 """
@@ -71,7 +72,7 @@ def run(context: Context) -> Result:
     told = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
     result.figures["memory"] = dict(counts) | {k: v for k, v in told.items() if k != "example" or v}
     result.check("in memory: outputs once, rows equal the log, no wrong value is called fresh", verdict.holds)
-    for kind in ("flushed", "flushed_in_rebuild", "row_lost", "shard_lost", "unavailable"):
+    for kind in ("flushed", "flushed_in_rebuild", "row_lost", "row_lost_after_reading", "shard_lost", "unavailable"):
         result.at_least(kind, counts[kind], max(losses // 20, 1))
     result.at_least("degraded", verdict.degraded, losses)
     if not context.broken:
@@ -129,8 +130,25 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
     until, silent = rng.randint(3, 20), 0
     lock = threading.Lock()
 
+    def lag() -> int:
+        return sum(len(broker.log[s]) - broker.offsets.get(s, 0) for s in broker.inputs)
+
+    # Set while the next update that finds one of its rows there shall lose it.
+    doomed = False
+
+    def on_apply(keys: Sequence[bytes]) -> None:
+        nonlocal doomed
+        with lock:
+            present = [key for key in keys if key in world.server_of(key).rows]
+            if doomed and present and lag() >= LEAST_LAG:
+                key = rng.choice(present)
+                world.server_of(key).lose(key)
+                doomed = False
+                counts["row_lost_after_reading"] += 1
+                counts["losses"] += 1
+
     def on_read(keys: Sequence[bytes]) -> None:
-        nonlocal left, until, silent
+        nonlocal left, until, silent, doomed
         with lock:
             if silent:
                 silent -= 1
@@ -138,15 +156,19 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
             until -= 1
             if until > 0 or not left:
                 return
-            lag = sum(len(broker.log[s]) - broker.offsets.get(s, 0) for s in broker.inputs)
             marks = [mark for server in world.servers for mark in list(server.marks.values())]
             rebuilding = any(mark < target for mark, _, target in marks)
             present = [key for key in keys if key in world.server_of(key).rows]
-            if lag < LEAST_LAG:
+            if lag() < LEAST_LAG:
                 left = 0
                 return
             until = rng.randint(2, 12)
-            what = rng.choice(("flushed", "row_lost", "unavailable", *["shard_lost"] * (world.sharding is not None)))
+            kinds = ["flushed", "row_lost", "row_lost_after_reading", "unavailable"]
+            what = rng.choice(kinds + ["shard_lost"] * (world.sharding is not None))
+            if what == "row_lost_after_reading":
+                doomed = True
+                left -= 1
+                return
             if what == "row_lost":
                 if not present:
                     until = 1
@@ -170,7 +192,7 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
                 raise StateUnavailable("silent for a while")
 
     for server in world.servers:
-        server.on_read = on_read
+        server.on_read, server.on_apply = on_read, on_apply
 
 
 def _on_real_parts(context: Context, result: Result, history: int) -> None:

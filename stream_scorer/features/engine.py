@@ -22,6 +22,9 @@ from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
 from stream_scorer.state.rows import (
+    BEGINS,
+    CONTINUES,
+    OPENS,
     WITNESS_PERIOD_MS,
     Fold,
     Marks,
@@ -160,7 +163,7 @@ class FeatureEngine:
         entry_list: list[I64] = []
         span_list: list[I64] = []
         offset_list: list[I64] = []
-        opens_list: list[NDArray[np.bool_]] = []
+        opens_list: list[NDArray[np.int8]] = []
         stacked: list[_Rows] = []
         newest: list[I64] = []
         folds: dict[bytes, Fold] = {}
@@ -177,7 +180,7 @@ class FeatureEngine:
                 entry_list.append(changes)
                 span_list.append(events.label_span[change_of])
                 offset_list.append(events.label_offset[change_of])
-                opens_list.append(_period(changes[:, TIME]) != newest[index][label_key_of[index][change_of]])
+                opens_list.append(_opens(changes[:, TIME], newest[index][label_key_of[index][change_of]]))
             stacked.append(mine)
 
         n = len(transactions)
@@ -198,7 +201,6 @@ class FeatureEngine:
         matrix, status = self._assemble(transactions, scanned, key_of, ages)
 
         entries = pack(transactions.event_time, transactions.value, transactions.id_hash)
-        period = _period(transactions.event_time)
         for index in range(len(self.plan.entities)):
             counted = np.flatnonzero((key_of[index] >= 0) & ~silent[index])
             key_list.append(key_of[index][counted] + bounds[index])
@@ -207,7 +209,7 @@ class FeatureEngine:
             entry_list.append(gained)
             span_list.append(events.transaction_span[counted])
             offset_list.append(events.transaction_offset[counted])
-            opens_list.append(period[counted] != newest[index][key_of[index][counted]])
+            opens_list.append(_opens(transactions.event_time[counted], newest[index][key_of[index][counted]]))
         update = RowUpdate.group(
             events.spans,
             keys,
@@ -215,7 +217,7 @@ class FeatureEngine:
             np.concatenate(entry_list) if entry_list else np.zeros((0, 4), dtype=np.int64),
             _concatenate(span_list),
             _concatenate(offset_list),
-            np.concatenate(opens_list) if opens_list else np.zeros(0, dtype=np.bool_),
+            np.concatenate(opens_list) if opens_list else np.zeros(0, dtype=np.int8),
         )
         update.folds = folds
         return Enriched(matrix, status, duplicate, self._seen(marks, events, in_flight), update, ages)
@@ -490,6 +492,11 @@ def _newest_period(rows: _Rows) -> I64:
     filled = rows.end > rows.start
     last[filled] = _period(rows.entries[rows.end[filled] - 1, TIME])
     return last
+
+
+def _opens(time: I64, newest: I64) -> NDArray[np.int8]:
+    """(u,) int8 for entries at `time` in rows whose last entry is of the period `newest`: see `RowUpdate.opens`."""
+    return np.where(newest < 0, BEGINS, np.where(_period(time) != newest, OPENS, CONTINUES)).astype(np.int8)
 
 
 def _append(rows: _Rows, key_of: I64, entries: I64) -> _Rows:

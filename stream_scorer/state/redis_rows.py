@@ -26,7 +26,7 @@ import xxhash
 
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.state.client import mapped_errors
-from stream_scorer.state.rows import ENTRY_BYTES, WITNESS_PERIOD_MS, Marks, RowUpdate, Sharding, SourcePartition
+from stream_scorer.state.rows import BEGINS, ENTRY_BYTES, WITNESS_PERIOD_MS, Marks, RowUpdate, Sharding, SourcePartition
 from stream_scorer.state.shards import ShardedRows
 
 # A script blocks Redis for about 5 us an entry: 2,000 entries are 10 ms, the longest pause other readers should see.
@@ -42,9 +42,10 @@ _MARK = struct.Struct("<qqq")
 _APPLY = """
 -- KEYS: epoch, marks..., rows..., witnesses..., folded rows...
 -- ARGV: epoch, marks n, then (start, stop, watermark) a mark, rows r, witnesses w, trim before, ttl, then a payload a
--- row, then a witness (hash, number of its row), then a folded row (its first entry before, its length before, what is
--- to stand there).
--- Answers OK, EPOCH, GAP, or the marks if some are ahead; with any answer but OK nothing has changed.
+-- row, then a witness (hash, number of its row, negative if it begins), then a folded row (its first entry before, its
+-- length before, what is to stand there).
+-- Answers OK, EPOCH, GAP, or the marks if some are ahead; with any of these but OK nothing has changed. LOST: a row is
+-- not there that was when the batch was read. The epoch is then given up.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'EPOCH' end
 local n = tonumber(ARGV[2])
 local at, ahead, target, late = {}, {}, {}, false
@@ -70,14 +71,28 @@ for k = n + 2 + r + w, #KEYS do
     redis.call('PEXPIRE', KEYS[k], ttl)
   end
 end
+local function lost()
+  redis.call('DEL', KEYS[1])
+  return 'LOST'
+end
+local begins = {}
+for j = a + 5 + r, a + 3 + r + 2 * w, 2 do
+  local row = tonumber(ARGV[j])
+  if row < 0 then begins[-row] = true end
+end
 for k = n + 2, n + 1 + r do
   local key, payload = KEYS[k], ARGV[a + 2 + k - n]
   local size = redis.call('APPEND', key, payload)
+  if size == #payload then
+    if not begins[k - n - 1] then return lost() end
+  else
+    begins[k - n - 1] = nil
+  end
   if size >= 512 and size % 512 < #payload then
     local head = struct.unpack('<i8', redis.call('GETRANGE', key, 0, 7))
     if head < before then
       local row, from = redis.call('GET', key), 1
-      while from < size and struct.unpack('<i8', row, from) < before do from = from + 32 end
+      while from < size - 31 and struct.unpack('<i8', row, from) < before do from = from + 32 end
       redis.call('SET', key, string.sub(row, from))
       redis.call('PEXPIRE', key, ttl)
     end
@@ -85,9 +100,12 @@ for k = n + 2, n + 1 + r do
 end
 for k = 0, w - 1 do
   local j = a + 4 + r + 2 * k
-  redis.call('SADD', KEYS[n + 2 + r + k], ARGV[j])
+  local row = math.abs(tonumber(ARGV[j + 1]))
+  -- Two that read it when it was not there may both begin it; but the second finds it.
+  if redis.call('SADD', KEYS[n + 2 + r + k], ARGV[j]) == 0 and begins[row] then return lost() end
+  begins[row] = nil
   redis.call('PEXPIRE', KEYS[n + 2 + r + k], ttl)
-  redis.call('PEXPIRE', KEYS[n + 1 + tonumber(ARGV[j + 1])], ttl)
+  redis.call('PEXPIRE', KEYS[n + 1 + row], ttl)
 end
 for i = 1, n do
   local stop, watermark = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
@@ -277,7 +295,7 @@ class RedisRowStore:
         for place, owner in zip(opens, owners, strict=True):
             key_hash = _hash(update.keys[owner])
             keys.append(self._witness_key(int(update.entries[place, 0]) // WITNESS_PERIOD_MS, key_hash))
-            args += [key_hash, owner + 1]
+            args += [key_hash, -(owner + 1) if update.opens[place] == BEGINS else owner + 1]
         for key, fold in update.folds.items():
             keys.append(self._prefix + key)
             args += [fold.before[:ENTRY_BYTES], len(fold.before), fold.after]
@@ -285,6 +303,8 @@ class RedisRowStore:
             answer = self._apply_script(keys=keys, args=args)
         if isinstance(answer, list):
             return answer
+        if answer == b"LOST":
+            raise StateGap("Redis has lost a row")
         if answer != b"OK":
             raise StateGap(f"Redis refused an update: {answer.decode()}")
         for span in spans:

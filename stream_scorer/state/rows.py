@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+I8 = NDArray[np.int8]
 ENTRY_BYTES = 32
 # Each row is witnessed once in every such period of event time in which it gains an entry; see `RowUpdate.opens`.
 WITNESS_PERIOD_MS = 84 * 3_600_000
+# What an entry is to its row: one more of a period, the first of a period as far as known, the first of all.
+CONTINUES, OPENS, BEGINS = 0, 1, 2
 
 
 class SourcePartition(NamedTuple):
@@ -109,8 +112,10 @@ class RowUpdate:
         spans: one per source partition of the batch; entries refer to them by index.
         keys: k row keys. bounds: (k + 1,) int64; entries of key i are ``bounds[i]:bounds[i + 1]``.
         entries: (u, 4) int64, in log order within each key. span_of, offset: (u,) int64, where each came from.
-        opens: (u,) bool, whether the row is not known to hold an entry of the same `WITNESS_PERIOD_MS`. The store keeps
-            such rows in mind apart from the rows, so that one that vanishes is not taken for one never seen.
+        opens: (u,) int8, `OPENS` where the row is not known to hold an entry of the same `WITNESS_PERIOD_MS`, `BEGINS`
+            where it is not known to hold any, else `CONTINUES`. The store keeps rows that open a period in mind apart
+            from the rows, so that one that vanishes is not taken for one never seen; and a row that is not there for an
+            entry that does not begin it has vanished since it was read.
         folds: rows to be shortened, by key; what they count stays the same.
     """
 
@@ -120,12 +125,12 @@ class RowUpdate:
     entries: I64
     span_of: I64
     offset: I64
-    opens: Flags
+    opens: I8
     folds: dict[bytes, Fold] = field(default_factory=dict)
 
     @classmethod
     def group(
-        cls, spans: list[Span], keys: list[bytes], key_of: I64, entries: I64, span_of: I64, offset: I64, opens: Flags
+        cls, spans: list[Span], keys: list[bytes], key_of: I64, entries: I64, span_of: I64, offset: I64, opens: I8
     ) -> RowUpdate:
         """Group entries, given in log order, by key; `key_of` (u,) indexes `keys`, of which unused ones are dropped."""
         order = np.argsort(key_of, kind="stable")
@@ -138,7 +143,7 @@ class RowUpdate:
     def nothing(cls) -> RowUpdate:
         """An update of no offsets."""
         none = np.zeros(0, dtype=np.int64)
-        return cls([], [], np.zeros(1, dtype=np.int64), none.reshape(0, 4), none, none, none.astype(np.bool_))
+        return cls([], [], np.zeros(1, dtype=np.int64), none.reshape(0, 4), none, none, none.astype(np.int8))
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -149,6 +154,11 @@ class RowUpdate:
         packed = np.ascontiguousarray(self.entries, dtype="<i8").tobytes()
         edges = (self.bounds * ENTRY_BYTES).tolist()
         return [packed[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+    @property
+    def key_of(self) -> I64:
+        """(u,) int64: the place of each entry's key in `keys`."""
+        return np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
 
     @cached_property
     def position(self) -> dict[bytes, int]:
@@ -186,16 +196,16 @@ class RowUpdate:
         place = np.full(len(self.spans), -1, dtype=np.int64)
         place[left] = np.arange(len(left))
         mine = (self.offset >= at[self.span_of]) & (place[self.span_of] >= 0)
-        key_of = np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))[mine]
+        key_of = self.key_of
         spans = [self.spans[index]._replace(start=max(self.spans[index].start, ahead[index])) for index in left]
         out = RowUpdate.group(
             spans,
             self.keys,
-            key_of,
+            key_of[mine],
             self.entries[mine],
             place[self.span_of[mine]],
             self.offset[mine],
-            self.opens[mine],
+            _not_begun(self.opens, key_of, key_of[~mine])[mine],
         )
         out.folds = self.folds
         return out
@@ -219,7 +229,7 @@ class RowUpdate:
             even = np.linspace(span.start, span.stop, steps + 1).round().astype(np.int64).tolist()
             waiting = [] if index in label_spans else [span.start] * (parts - other_parts)
             edges.append(waiting + even + [span.stop] * (parts + 1 - len(waiting) - len(even)))
-        key_of = np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
+        key_of, opens = self.key_of, self.opens
         out = []
         for part in range(parts):
             spans = [Span(s.source, edges[i][part], edges[i][part + 1], s.watermark) for i, s in enumerate(self.spans)]
@@ -241,11 +251,19 @@ class RowUpdate:
                     self.entries[mine],
                     self.span_of[mine],
                     self.offset[mine],
-                    self.opens[mine],
+                    opens[mine],
                 )
             )
+            opens = _not_begun(opens, key_of, key_of[mine])
         out[0].folds = self.folds
         return out
+
+
+def _not_begun(opens: I8, key_of: I64, held: I64) -> I8:
+    """`opens` of entries of the keys `key_of` when the rows of the keys `held` hold something by then."""
+    begun = np.zeros(key_of.max(initial=-1) + 1, dtype=np.bool_)
+    begun[held] = True
+    return np.where(begun[key_of] & (opens == BEGINS), np.int8(OPENS), opens)
 
 
 class RowStore(Protocol):

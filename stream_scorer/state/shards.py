@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from stream_scorer.state.rows import MarkedRowStore, Marks, RowUpdate, Sharding, SourcePartition
 
 Store = TypeVar("Store", bound=MarkedRowStore)
@@ -66,7 +64,7 @@ class ShardedRows(Generic[Store]):
 
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`: atomic in each shard. Every shard's marks advance, also where no entry goes."""
-        key_of = np.repeat(np.arange(len(update.keys)), np.diff(update.bounds))
+        key_of = update.key_of
         shard_of = update.shards(self._sharding)[key_of]
         for index, shard in enumerate(self._shards):
             mine = shard_of == index

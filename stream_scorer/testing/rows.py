@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from stream_scorer.errors import StateGap
-from stream_scorer.state.rows import Marks, RowUpdate, SourcePartition
+from stream_scorer.state.rows import BEGINS, Marks, RowUpdate, SourcePartition
 from stream_scorer.testing.life import Life
 
 
@@ -19,7 +19,8 @@ def _undisturbed(_keys: Sequence[bytes]) -> None:
 class MemoryServer:
     """The data of one namespace, shared by all processes.
 
-    `on_read` is called with the keys before every read: the place for losses and outages.
+    `on_read` and `on_apply` are called with the keys before every read and every update: the place for losses and
+    outages.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class MemoryServer:
         self.seen: set[bytes] = set()
         self.late = 0
         self.on_read: Callable[[Sequence[bytes]], None] = _undisturbed
+        self.on_apply: Callable[[Sequence[bytes]], None] = _undisturbed
         self._inits = 0
 
     def flush(self) -> None:
@@ -117,6 +119,7 @@ class MemoryMarkedRows:
         """See `RowStore.apply`: part by part, each atomic."""
         for part in update.split(self._per_call):
             self._life.point("apply")
+            self._server.on_apply(part.keys)
             with self._server.lock:
                 self._apply(part)
             for span in part.spans:
@@ -144,7 +147,12 @@ class MemoryMarkedRows:
         for place, key in enumerate(update.keys):
             low, high = int(update.bounds[place]), int(update.bounds[place + 1])
             new = update.entries[low:high][keep[low:high]].astype("<i8").tobytes()
-            if update.opens[low:high][keep[low:high]].any():
+            opens = update.opens[low:high][keep[low:high]]
+            begins = keep[low:high].all() and (opens == BEGINS).any() and key not in server.seen
+            if new and key not in server.rows and not begins:
+                server.epoch = ""
+                raise StateGap("a row is lost")
+            if opens.any():
                 server.seen.add(key)
             if new:
                 server.rows[key] = server.rows.get(key, b"") + new

@@ -14,7 +14,7 @@ SIZES = {
     "garbage": 6_000,
     "additive": 4_000,
     "usage": 1,
-    "features-flush": 10,
+    "features-flush": 24,
     "features-batch": 1_000,
     "features-own-data": 4_000,
     "swap-under-load": 4_000,

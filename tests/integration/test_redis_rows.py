@@ -12,7 +12,7 @@ from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.stack import LocalStack
 from stream_scorer.state.client import connect
 from stream_scorer.state.redis_rows import MAX_ENTRIES_PER_CALL, RedisRowStore
-from stream_scorer.state.rows import Fold, MemoryRowStore, RowUpdate, SourcePartition, Span
+from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Fold, MemoryRowStore, RowUpdate, SourcePartition, Span
 
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
@@ -46,14 +46,15 @@ def opened(make: Store) -> RedisRowStore:
     return store
 
 
-def update(source: SourcePartition, start: int, stop: int, *, keys: int = 3, at: int = 1_000) -> RowUpdate:
+def update(
+    source: SourcePartition, start: int, stop: int, *, keys: int = 3, at: int = 1_000, opens: int = BEGINS
+) -> RowUpdate:
     offsets = np.arange(start, stop)
     entries = np.column_stack([at + offsets, offsets * 10, offsets + 1_000_000, np.zeros(len(offsets), dtype=np.int64)])
     names = [b"0:%d" % key for key in range(keys)]
     zero = np.zeros(len(offsets), dtype=np.int64)
-    return RowUpdate.group(
-        [Span(source, start, stop, at + stop)], names, offsets % keys, entries, zero, offsets, zero == 0
-    )
+    spans, codes = [Span(source, start, stop, at + stop)], np.full(len(offsets), opens, dtype=np.int8)
+    return RowUpdate.group(spans, names, offsets % keys, entries, zero, offsets, codes)
 
 
 def rows(store: RedisRowStore | MemoryRowStore, keys: int = 3) -> list[bytes | None]:
@@ -223,6 +224,42 @@ def test_what_every_partition_is_past_is_trimmed_and_nothing_younger(store: Stor
     assert len(times) < 150
     assert times[0] >= (200 - 24) * HOUR - 5 * HOUR
     assert set(range(200, 260)) <= set((np.frombuffer(row, dtype="<i8").reshape(-1, 4)[:, 2] - 1_000_000).tolist())
+
+
+@pytest.mark.parametrize("opens", [CONTINUES, OPENS])
+def test_a_row_lost_between_its_reading_and_its_update_is_not_begun_anew(store: Store, url: str, opens: int) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 10))
+    redis.apply(update(A, 10, 20, opens=opens))
+    client = connect(url)
+    (key,) = client.keys("*:0:1")
+    client.delete(key)
+    with pytest.raises(StateGap, match="lost a row"):
+        redis.apply(update(A, 20, 30, opens=opens))
+    assert redis.open() is None
+
+
+def test_of_two_that_begin_a_row_the_second_misses_it_if_it_is_lost(store: Store, url: str) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 10))
+    redis.apply(update(B, 0, 10))
+    client = connect(url)
+    (key,) = client.keys("*:0:1")
+    client.delete(key)
+    with pytest.raises(StateGap, match="lost a row"):
+        redis.apply(update(B, 10, 20))
+    assert redis.open() is None
+
+
+def test_trimming_leaves_a_row_its_last_entry(store: Store) -> None:
+    redis = opened(store)
+    redis.apply(update(B, 0, 1, keys=1, at=200 * HOUR))
+    redis.apply(update(A, 0, 1, keys=1, at=200 * HOUR))
+    redis.read([])
+    # All of them older than anybody looks back: an empty row would look like a lost one to who has read it before.
+    redis.apply(update(A, 1, 40, keys=2, at=HOUR))
+    redis.apply(update(A, 40, 42, keys=2, at=HOUR, opens=CONTINUES))
+    assert [len(row or b"") // 32 for row in rows(redis, 2)][1] == 2
 
 
 def test_an_evicting_redis_is_refused(store: Store, url: str) -> None:

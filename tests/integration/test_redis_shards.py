@@ -18,7 +18,7 @@ from stream_scorer.stack.ports import LOOPBACK, free_port
 from stream_scorer.stack.services import Redis
 from stream_scorer.state.client import connect, connect_cluster, ping
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
-from stream_scorer.state.rows import MemoryRowStore, RowUpdate, Sharding, SourcePartition, Span
+from stream_scorer.state.rows import BEGINS, MemoryRowStore, RowUpdate, Sharding, SourcePartition, Span
 
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
@@ -85,9 +85,8 @@ def update(start: int, stop: int) -> RowUpdate:
     offsets = np.arange(start, stop)
     zero = np.zeros(len(offsets), dtype=np.int64)
     entries = np.column_stack([1_000 + offsets, offsets * 10, offsets + 1_000_000, zero])
-    return RowUpdate.group(
-        [Span(A, start, stop, 1_000 + stop)], KEYS, offsets % len(KEYS), entries, zero, offsets, zero == 0
-    )
+    spans, begins = [Span(A, start, stop, 1_000 + stop)], np.full(len(offsets), BEGINS, dtype=np.int8)
+    return RowUpdate.group(spans, KEYS, offsets % len(KEYS), entries, zero, offsets, begins)
 
 
 def in_memory(*updates: RowUpdate) -> list[bytes | None]:

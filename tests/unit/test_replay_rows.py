@@ -27,7 +27,7 @@ def update(labels: int, transactions: int, keys: int = 5, seed: int = 1) -> RowU
         entries,
         span_of.astype(np.int64),
         offset,
-        np.zeros(n, dtype=np.bool_),
+        np.zeros(n, dtype=np.int8),
     )
 
 
