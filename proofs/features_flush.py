@@ -7,7 +7,7 @@ Redis under live traffic: a single row deleted, then one shard of four, then FLU
 of the rebuild, then a rebuild that somebody asks for, during which features stay; `features check` then holds Redis to
 the log.
 
-`N` is the number of losses in memory; on real parts 2,000 transactions for each, at most `HISTORY`, come before.
+`N` is the number of losses in memory; on real parts 1,000 transactions for each, at most `HISTORY`, come before.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run(context: Context) -> Result:
         result.at_least(kind, counts[kind], max(losses // 20, 1))
     result.at_least("degraded", verdict.degraded, losses)
     if not context.broken:
-        _on_real_parts(context, result, min(2_000 * losses, HISTORY))
+        _on_real_parts(context, result, min(1_000 * losses, HISTORY))
     return result
 
 
