@@ -139,14 +139,13 @@ def compare_command(settings: Settings, before: str, after: str, as_json: bool) 
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.argument("name")
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
-@click.option("--why", default="", help="The reason, kept with the version.")
+@click.option("--why", required=True, help="The reason, kept with the version.")
 @with_settings("mlflow.url")
 def register_command(settings: Settings, folder: Path, name: str, alias: str | None, why: str) -> None:
     """Register the ensemble in FOLDER as a new version of NAME, once it has passed its self-test."""
     from stream_scorer.ensemble.registry import register
 
-    tags = {"stream_scorer.why": why} if why else None
-    version = register(folder, name, settings.require("mlflow.url"), alias, tags)
+    version = register(folder, name, settings.require("mlflow.url"), alias, {"stream_scorer.why": why})
     click.echo(f"{name}:{version}")
 
 

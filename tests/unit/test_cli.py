@@ -436,3 +436,10 @@ def test_the_table_of_dead_letters_is_aligned() -> None:
     assert head.split()[:4] == ["count", "code", "path", "from"]
     assert first.index("$.amount") == second.index("$.amount") == head.index("path")
     assert letter_lines([]) == []
+
+
+@pytest.mark.parametrize("command", ["register . cards", "promote cards:1", "rollback cards", "retire cards:1"])
+def test_what_changes_what_may_serve_wants_a_reason(command: str) -> None:
+    ended = CliRunner().invoke(cli, ["ensemble", *command.split()])
+    assert ended.exit_code == 2
+    assert "--why" in ended.output
