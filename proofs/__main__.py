@@ -21,6 +21,7 @@ PROOFS = {
     "member-faults": "a member that fails, hangs or holds the lock costs its own part of scores and no more",
     "swap-under-load": "versions come and go under load: nothing lost, doubled or mixed; what each command took",
     "control-race": "people and a monitor command at once, scorers die and start: one history, one state",
+    "incident": "a minor update of one member raises alerts: the monitor sees it, names it and rolls it back",
     "sticky": "an entity keeps its arm in every process and while the share grows",
     "hostile-artifacts": "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies",
     "members-bench": "the scoring stage beside its members' bare predictions",

@@ -208,6 +208,13 @@ def hand_on_as_fetched() -> None:
     InputReader._lagging = lambda *_: set()  # type: ignore[method-assign]
 
 
+def see_no_rise() -> None:
+    """Whatever the counts of a pair are, they are no evidence."""
+    from stream_scorer.control.probation import Paired
+
+    Paired.risen = property(lambda _: False)  # type: ignore[method-assign, assignment]
+
+
 def raw_errors() -> None:
     """Errors reach the person as they were raised."""
     from stream_scorer.cli import main as module
@@ -228,6 +235,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "lose-entries": lose_entries,
     "forget-in-flight": forget_in_flight,
     "unaligned": hand_on_as_fetched,
+    "blind-watch": see_no_rise,
     "raw-errors": raw_errors,
 }
 

@@ -15,6 +15,7 @@ from types import FrameType
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.control.follower import Follower
+from stream_scorer.control.watch import Watch
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.guard import Guard
 from stream_scorer.ensemble.inside import Insight
@@ -24,6 +25,7 @@ from stream_scorer.errors import SettingsError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.kafka.control_log import ControlLog, Notes
+from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topics import TopicAdmin, Topics
@@ -52,6 +54,8 @@ _log = logging.getLogger(__name__)
 # Every micro-batch goes to every shard.
 MOST_SHARDS = 64
 MOST_MEMBER_THREADS = 16
+# It looks at its event several times a second.
+STOP_WATCH_S = 3.0
 
 
 def load_serving_ensemble(settings: Settings, checked: CheckedSpec) -> Ensemble:
@@ -163,6 +167,41 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
         instance=instance,
         group=settings["scorer.group"],
     )
+
+
+@contextmanager
+def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]:
+    """While in the block, a thread watches probations and canaries as `monitor.mode` says."""
+    mode, probation, cooldown_s = (settings[f"monitor.{name}"] for name in ("mode", "probation", "cooldown_s"))
+    if probation < 1 or cooldown_s < 0:
+        raise SettingsError("monitor.probation is at least 1, monitor.cooldown_s at least 0")
+    if mode == "off":
+        yield
+        return
+    bootstrap, topics = settings.require("kafka.bootstrap"), Topics(settings["topics.prefix"])
+    TopicAdmin(bootstrap).require([*topics.monitor_topics(), topics.control], same_count=False)
+
+    def follow(since_ms: int) -> RecordFollower:
+        return RecordFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
+
+    watch = Watch(
+        ControlLog(bootstrap, topics.control),
+        follow,
+        SystemClock(),
+        metrics,
+        who=who,
+        mode=mode,
+        probation=probation,
+        cooldown_s=cooldown_s,
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=watch.run, args=(stop,), name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(STOP_WATCH_S)
 
 
 def make_guard(settings: Settings) -> Guard:

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from stream_scorer.cli.doctor import doctor
+from stream_scorer.control.watch import WATCH_METRICS
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.observability.metrics import SCORER_METRICS, Metric
 from stream_scorer.settings import CATALOGUE, Setting
@@ -82,7 +83,9 @@ def settings_document() -> str:
 def metrics_document() -> str:
     """docs/metrics.md."""
     made = _MADE.format("stream_scorer/observability/metrics.py and stream_scorer/monitor/metrics.py")
-    return _METRICS.format(made=made, scorer=_metric_table(SCORER_METRICS), monitor=_metric_table(MONITOR_METRICS))
+    return _METRICS.format(
+        made=made, scorer=_metric_table(SCORER_METRICS), monitor=_metric_table(MONITOR_METRICS + WATCH_METRICS)
+    )
 
 
 def build_requirements() -> str:

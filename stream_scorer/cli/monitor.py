@@ -68,6 +68,9 @@ from stream_scorer.settings import Settings
     "topics.prefix",
     "scorer.spec",
     "scorer.ensemble",
+    "monitor.mode",
+    "monitor.probation",
+    "monitor.cooldown_s",
     "cache.dir",
     "metrics.host",
     "metrics.port",
@@ -88,12 +91,17 @@ def monitor(
 ) -> None:
     """Watch alert rates, drift and false positives in event-time windows, until SIGTERM.
 
-    Reads `scores`, `labels` and `score-summaries`; writes `outcomes` and `monitor-metrics`.
+    Reads `scores`, `labels` and `score-summaries`; writes `outcomes` and `monitor-metrics`. It also watches versions on
+    probation and canaries (`monitor.mode`, docs/control.md), and in mode `auto` gives commands on `control`.
     """
+    from stream_scorer.app import watching
     from stream_scorer.clock import SystemClock
+    from stream_scorer.control.watch import WATCH_METRICS
+    from stream_scorer.monitor.metrics import MONITOR_METRICS
     from stream_scorer.monitor.rates import Assumptions
     from stream_scorer.monitor.reference import EnsembleReferences
     from stream_scorer.monitor.service import MonitorSettings, run_monitor
+    from stream_scorer.observability.metrics import Metrics
     from stream_scorer.spec import load_spec
 
     clock = SystemClock()
@@ -102,25 +110,28 @@ def monitor(
     if settings.source("scorer.ensemble") != "default":
         name, version = references.add(settings["scorer.ensemble"])
         click.echo(f"reference profile of {name} {version}", err=True)
-    run_monitor(
-        MonitorSettings(
-            bootstrap=settings.require("kafka.bootstrap"),
-            redis=settings.require("redis.url"),
-            state_dir=state_dir,
-            topic_prefix=settings["topics.prefix"],
-            group=monitor_group,
-            instance=monitor_instance,
-            namespace=namespace,
-            joins=joiner,
-            window_panes=tuple(sorted({1, *windows})),
-            idle_s=idle_after,
-            emit_every_s=emit_every,
-            metrics_host=settings["metrics.host"],
-            metrics_port=settings["metrics.port"] if settings["metrics.port"] >= 0 else None,
-            assumed=Assumptions(unreported_cap, reviewer_miss, reviewer_false),
-        ),
-        load_spec(settings.require("scorer.spec")),
-        references,
-        clock,
-        on_ready=lambda what: click.echo(f"monitoring; {what}", err=True),
-    )
+    metrics = Metrics((*MONITOR_METRICS, *WATCH_METRICS))
+    with watching(settings, metrics, monitor_instance):
+        run_monitor(
+            MonitorSettings(
+                bootstrap=settings.require("kafka.bootstrap"),
+                redis=settings.require("redis.url"),
+                state_dir=state_dir,
+                topic_prefix=settings["topics.prefix"],
+                group=monitor_group,
+                instance=monitor_instance,
+                namespace=namespace,
+                joins=joiner,
+                window_panes=tuple(sorted({1, *windows})),
+                idle_s=idle_after,
+                emit_every_s=emit_every,
+                metrics_host=settings["metrics.host"],
+                metrics_port=settings["metrics.port"] if settings["metrics.port"] >= 0 else None,
+                assumed=Assumptions(unreported_cap, reviewer_miss, reviewer_false),
+            ),
+            load_spec(settings.require("scorer.spec")),
+            references,
+            clock,
+            metrics,
+            on_ready=lambda what: click.echo(f"monitoring; {what}", err=True),
+        )

@@ -194,9 +194,13 @@ class RecordFollower:
     """Reads every committed record of one topic, in no consumer group and without committing. A context manager."""
 
     def __init__(
-        self, bootstrap: str, topic: str, *, client_id: str, start: Literal["beginning", "end"] = "end"
+        self, bootstrap: str, topic: str, *, client_id: str, start: Literal["beginning", "end"] | int = "end"
     ) -> None:
-        """Start at the beginning, or behind what is there now. Raises `UsageError` (no topic), `BrokerUnavailable`."""
+        """Start at the beginning, behind what is there now, or at a record timestamp (ms).
+
+        Raises:
+            UsageError: no such topic. BrokerUnavailable: nobody answers.
+        """
         self._bootstrap = bootstrap
         self._topic = topic
         # No offsets are stored, so the group's name matters to nobody; librdkafka wants one.
@@ -240,12 +244,23 @@ class RecordFollower:
     ) -> None:
         self.close()
 
-    def _watermarks(self, start: Literal["beginning", "end"]) -> dict[int, int]:
+    def _watermarks(self, start: Literal["beginning", "end"] | int) -> dict[int, int]:
         starts = {}
         for partition in _partition_ids(self._consumer, self._topic, self._bootstrap):
             low, high = self._watermark(TopicPartition(self._topic, partition))
             starts[partition] = low if start == "beginning" else high
+            if isinstance(start, int):
+                starts[partition] = self._first_since(partition, start, high)
         return starts
+
+    def _first_since(self, partition: int, timestamp_ms: int, end: int) -> int:
+        try:
+            (found,) = self._consumer.offsets_for_times(
+                [TopicPartition(self._topic, partition, timestamp_ms)], METADATA_TIMEOUT_S
+            )
+        except KafkaException as error:
+            raise as_domain_error(kafka_error(error), f"look up {self._topic} by time", self._bootstrap) from error
+        return found.offset if found.offset >= 0 else end  # -1: nothing is as young
 
     def _watermark(self, place: TopicPartition) -> tuple[int, int]:
         for left in reversed(range(ELECTION_TRIES)):

@@ -39,6 +39,10 @@ class Topics:
         """Those among `of_partitions` that a scorer reads and writes."""
         return [name for name in self.of_partitions() if name not in (self.outcomes, self.monitor_metrics)]
 
+    def monitor_topics(self) -> list[str]:
+        """Topics a monitor needs to count and to write what it finds."""
+        return [self.scores, self.labels, self.score_summaries, self.outcomes, self.monitor_metrics]
+
     def control_topics(self) -> list[str]:
         """What says what serves, and what does; one partition each."""
         return [self.prefix + _NAMES[key] for key in _SINGLE]

@@ -18,7 +18,7 @@ from stream_scorer.monitor.app import AppSettings, MonitorApp, source_name
 from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
 from stream_scorer.monitor.judge import Judge
-from stream_scorer.monitor.metrics import JOINED, MONITOR_METRICS
+from stream_scorer.monitor.metrics import JOINED
 from stream_scorer.monitor.rates import DEFAULT_ASSUMPTIONS, Assumptions
 from stream_scorer.monitor.reference import ReferenceSource
 from stream_scorer.monitor.windows import WindowRules
@@ -63,6 +63,7 @@ def run_monitor(
     checked: CheckedSpec,
     references: ReferenceSource,
     clock: Clock,
+    metrics: Metrics,
     *,
     on_ready: Callable[[str], None],
 ) -> JoinerCounts:
@@ -73,10 +74,7 @@ def run_monitor(
     """
     topics = Topics(settings.topic_prefix)
     admin = TopicAdmin(settings.bootstrap)
-    counts = admin.require(
-        [topics.scores, topics.labels, topics.score_summaries, topics.outcomes, topics.monitor_metrics],
-        same_count=False,
-    )
+    counts = admin.require(topics.monitor_topics(), same_count=False)
     client = connect(settings.redis)
     ping(client, settings.redis)
     try:
@@ -97,7 +95,6 @@ def run_monitor(
         window_panes=settings.window_panes,
         assumed=settings.assumed,
     )
-    metrics = Metrics(MONITOR_METRICS)
     # With the topic's id in it, a topic that is created anew is counted anew.
     namespace = settings.namespace or f"stream-scorer:{settings.group}:{admin.topic_id(topics.score_summaries)}"
     ttl_s = (2 * rules.horizon_ms + rules.allowed_lateness_ms) // 1000 + OUTAGE_S

@@ -19,6 +19,7 @@ SIZES = {
     "features-own-data": 4_000,
     "swap-under-load": 4_000,
     "control-race": 45,
+    "incident": 15_000,
     "sticky": 50_000,
 }
 

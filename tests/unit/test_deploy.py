@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from stream_scorer.control.watch import WATCH_METRICS
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.observability.metrics import SCORER_METRICS, Metric
 from stream_scorer.settings import CATALOGUE, load_settings
@@ -178,7 +179,7 @@ def rules() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
 def test_an_alert_rule_uses_metrics_and_labels_there_are(rule: dict[str, Any]) -> None:
-    known = SCORER_METRICS + MONITOR_METRICS
+    known = SCORER_METRICS + MONITOR_METRICS + WATCH_METRICS
     used = set(re.findall(r"\bstream_scorer_\w+", rule["expr"]))
     assert used <= exposed(known)
     assert used or rule["expr"].startswith("up{")
@@ -191,7 +192,7 @@ def test_an_alert_rule_uses_metrics_and_labels_there_are(rule: dict[str, Any]) -
 
 
 def test_counters_are_asked_for_their_rate() -> None:
-    counters = {m.name for m in SCORER_METRICS + MONITOR_METRICS if m.kind == "counter"}
+    counters = {m.name for m in SCORER_METRICS + MONITOR_METRICS + WATCH_METRICS if m.kind == "counter"}
     for rule in rules():
         for name in counters & set(re.findall(r"\bstream_scorer_\w+", rule["expr"])):
             assert re.search(rf"rate\({name}\b", rule["expr"]), rule["alert"]

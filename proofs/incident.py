@@ -1,0 +1,279 @@
+"""incident: a minor update of one member raises alerts by a sixth or more; the monitor sees it and rolls it back.
+
+A real scorer under 2,000 transactions a second, a real monitor in mode `auto`. First a harmless new version is
+promoted: its probation ends by itself. Then a version in which one member reads one input at another scale, with a
+weight that amplifies it: the monitor rolls it back with a reason that names the member. Promoted once more within the
+cool-down, it is only told of. The monitor is killed in between and comes to the same counts. What it counted is
+recounted from the lineage of every single score, and its evidence multiplied up transaction by transaction.
+
+`N` is how many transactions a probation takes. Few leave little to see with: then the update does more harm.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from proofs.kit import (
+    CARDS_SPEC,
+    ROOT,
+    Context,
+    Result,
+    Scorer,
+    cards,
+    log_ends,
+    read_topic,
+    services,
+    tethered,
+    train_cards,
+    wait_drained,
+    wait_until,
+)
+from stream_scorer.clock import SystemClock
+from stream_scorer.control.give import catch_up, give
+from stream_scorer.control.probation import ALPHA, RISE, Pair, Paired
+from stream_scorer.control.state import History
+from stream_scorer.ensemble.compose import nullable, write_ensemble
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import preprocess_digest, read_manifest, read_members
+from stream_scorer.ensemble.members import load_member
+from stream_scorer.ensemble.registry import keep
+from stream_scorer.ensemble.reweigh import reweigh
+from stream_scorer.kafka.control_log import ControlLog
+from stream_scorer.kafka.load import OpenLoopProducer, Schedule
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Command, Contribution, Score, ScoreSummary, ServedVersion
+from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.encode import encode_keys, encode_values
+from stream_scorer.simulate.generate import generate
+from stream_scorer.stack import StackAddresses
+from stream_scorer.train.dataset import read_training_set
+
+N, RATE, FEW = 100_000, 2_000, 50_000
+MEMBER, INPUT = "gbdt", "customer.count_1h"
+SCALES = (0.9, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4)
+AMPLIFIED = 2.0
+LEAST_RISE, LEAST_RISE_OF_FEW = 0.17, 0.35
+PATIENCE_S = 90
+
+
+class _Monitor(Scorer):
+    """`stream-scorer monitor --mode auto` as a process of its own."""
+
+    def __init__(self, context: Context, addresses: StackAddresses, ensemble: Path, probation: int) -> None:
+        module = ["proofs.sabotage", "blind-watch"] if context.broken else ["stream_scorer.cli.main"]
+        command = [sys.executable, "-m", *module, "monitor", "--metrics-port", "-1", "--mode", "auto"]
+        command += ["--bootstrap", str(addresses.kafka), "--redis", str(addresses.redis), "--spec", str(CARDS_SPEC)]
+        command += ["--ensemble", str(ensemble), "--state-dir", str(context.folder / "monitor")]
+        command += ["--probation", str(probation), "--monitor-instance", "watcher"]
+        self.instance = "monitor"
+        self.log = context.folder / "monitor.log"
+        self._command = tethered(command)
+        self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+        self._process = None
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    n = context.n or N
+    result = Result()
+    good, harmless, bad = (context.folder / name for name in ("good", "harmless", "bad"))
+    train_cards(good, seed=context.seed, transactions=30_000)
+    least = LEAST_RISE if n >= FEW else LEAST_RISE_OF_FEW
+    changed = _drift(good / "ensemble", bad / "ensemble", _features(good), least)
+    result.figures |= changed
+    context.say(f"the bad version: {changed}")
+    weights = {m.name: m.weight for m in read_manifest(good / "ensemble").members}
+    (harmless / "ensemble").mkdir(parents=True, exist_ok=True)
+    reweigh(good / "ensemble", {MEMBER: weights[MEMBER] * 1.01}, harmless / "ensemble", 1)
+    cache = context.folder / "cache"
+    two, three = (ServedVersion(*keep(folder / "ensemble", cache)) for folder in (harmless, bad))
+    topics = Topics()
+    with services("kafka", "redis", partitions=2) as (_stack, at):
+        bootstrap = str(at.kafka)
+        arguments = ["--cache", str(cache)]
+        scorer = Scorer(context.folder, at, instance="scorer", ensemble=good / "ensemble", arguments=arguments)
+        monitor = _Monitor(context, at, good / "ensemble", n)
+        log, history = ControlLog(bootstrap, topics.control), History()
+        stop, sent = threading.Event(), [0]
+        load = threading.Thread(target=_load, args=(bootstrap, topics.transactions, context.seed, stop, sent))
+        scorer.start()
+        monitor.start()
+
+        def state() -> Any:
+            catch_up(log, history, log.end())
+            return history.states["cards"]
+
+        def promote(version: ServedVersion) -> int:
+            catch_up(log, history, log.end())
+            entry = give(log, history, lambda offset: _promotion(version, offset))
+            assert not entry.refused, entry.refused
+            return entry.offset
+
+        try:
+            wait_until("the scorer serves", lambda: log.end() > 0, 60)
+            load.start()
+            wait_until("it scores", lambda: sum(log_ends(bootstrap, [topics.scores]).values()) > n // 4, 60)
+            promote(two)
+            time.sleep(1)
+            monitor.kill()  # it keeps nothing: whoever comes next counts from the topics
+            monitor.start()
+            wait_until("the harmless version's probation is over", lambda: not state().probation, PATIENCE_S)
+            context.say("the harmless version is confirmed")
+            result.check("a harmless version's probation ends by itself", state().champion == two)
+            since = promote(three)
+            began = time.monotonic()
+            gone = _within(PATIENCE_S if not context.broken else 20, lambda: state().champion == two)
+            result.figures["seconds_to_rollback"] = round(time.monotonic() - began, 1)
+            result.check("the bad version is rolled back by itself", gone)
+            if gone:
+                command = history.entries[-1].command
+                assert command is not None
+                context.say(f"rolled back: {command.why}")
+                result.figures["why"] = command.why
+                result.check("by the monitor", (command.author, command.who) == ("monitor", "watcher"))
+                result.check("the reason names the member", f"member {MEMBER} " in command.why)
+                again = promote(three)
+                told = _within(PATIENCE_S, lambda: "second within the cool-down" in monitor.log.read_text())
+                result.check("a second time within the cool-down it only says so", told and state().champion == three)
+                result.check("and gives no command", history.entries[-1].offset == again)
+            stop.set()
+            load.join()
+            wait_drained(bootstrap, [scorer], timeout_s=120)
+            result.check("SIGTERM ends scorer and monitor with exit 0", scorer.stop(10) == 0 == monitor.stop(10))
+        finally:
+            stop.set()
+            scorer.close()
+            monitor.close()
+            log.close()
+        scores = read_topic(bootstrap, topics.scores).decode(Score)
+        lineage = read_topic(bootstrap, topics.contributions).decode(Contribution)
+        summaries = read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary)
+    result.check("every transaction has one score", len(scores) == len({s.event_id for s in scores}) == sent[0])
+    _recount(result, Pair("cards", three, two, since, 0, "rollback"), scores, lineage, summaries)
+    return result
+
+
+def _recount(
+    result: Result, pair: Pair, scores: list[Score], lineage: list[Contribution], summaries: list[ScoreSummary]
+) -> None:
+    """The pair's counts from the summaries against those of every single score, and the evidence by multiplying up."""
+    paired = Paired(pair)
+    for summary in summaries:
+        paired.add(summary)
+    decided = {s.event_id: s.decision != "approve" for s in scores}
+    counts = [0, 0, 0, 0]
+    fortunes = np.zeros(7)
+    bets = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7]) / (1 + RISE)
+    for c in lineage:
+        if c.version != pair.served.version or c.control_offset is None or c.control_offset < pair.since:
+            continue
+        (theirs,) = [a.decision != "approve" for a in c.alternatives if a.version == pair.other.version]
+        ours = decided[c.event_id]
+        counts[(0 if theirs else 1) if ours else (2 if theirs else 3)] += 1
+        fortunes += np.log(1 + bets * (float(ours) - (1 + RISE) * float(theirs)))
+    result.figures |= {
+        "scored_by_the_bad_version": sum(counts),
+        "alerts": counts[0] + counts[1],
+        "alerts_of_the_one_before": counts[0] + counts[2],
+    }
+    result.at_least("scored_by_the_bad_version", sum(counts), 1)
+    result.check(
+        "counts equal those of every single score",
+        [paired.both, paired.served, paired.other, paired.neither] == counts,
+    )
+    evidence = float(np.logaddexp.reduce(fortunes) - math.log(len(fortunes)))
+    result.figures["log_evidence"] = round(evidence, 2)
+    result.check("and the evidence that of multiplying up", math.isclose(evidence, paired.log_evidence, abs_tol=1e-6))
+    result.check("it is enough to act", evidence >= -math.log(ALPHA))
+
+
+def _features(folder: Path) -> NDArray[np.float64]:
+    return read_training_set(folder / "transactions.parquet", folder / "labels.parquet", cards()).features
+
+
+def _drift(source: Path, out: Path, features: NDArray[np.float64], least: float) -> dict[str, object]:
+    """The ensemble in `source` with `INPUT` of `MEMBER` at the first scale that raises alerts on `features` enough."""
+    manifest = read_manifest(source)
+    data = read_members(source, manifest)
+    models = [load_member(m.format, blob, len(m.inputs)) for m, blob in zip(manifest.members, data, strict=True)]
+    alerts = _alerts(Ensemble(manifest, models, version=""), features)
+    place = manifest.member_names.index(MEMBER)
+    member = manifest.members[place]
+    number = member.inputs.index(INPUT)
+    for scale in SCALES:
+        preprocess = list(member.preprocess)
+        preprocess[number] = msgspec.structs.replace(preprocess[number], scale=preprocess[number].scale * scale)
+        drifted = msgspec.structs.replace(
+            member,
+            preprocess=preprocess,
+            preprocess_sha256=preprocess_digest(preprocess),
+            weight=member.weight * AMPLIFIED,
+        )
+        members = [*manifest.members[:place], drifted, *manifest.members[place + 1 :]]
+        changed = msgspec.structs.replace(manifest, members=members, created_at=manifest.created_at + 1)
+        ensemble = Ensemble(changed, models, version="")
+        rise = _alerts(ensemble, features) / alerts - 1
+        if rise >= least:
+            rows = np.array(changed.self_test.features, dtype=np.float64)
+            scored = ensemble.score(rows)
+            test = msgspec.structs.replace(
+                changed.self_test, member_scores=nullable(scored.member_scores), score=nullable(scored.score)
+            )
+            out.mkdir(parents=True, exist_ok=True)
+            write_ensemble(out, msgspec.structs.replace(changed, self_test=test), data)
+            return {"member": MEMBER, "input": INPUT, "scale": scale, "rise_on_history": round(rise, 3)}
+    raise AssertionError("no scale raises alerts enough")
+
+
+def _alerts(ensemble: Ensemble, features: NDArray[np.float64]) -> int:
+    return int((ensemble.score(features).score >= ensemble.manifest.thresholds.review).sum())
+
+
+def _promotion(version: ServedVersion, offset: int) -> Command:
+    return Command(
+        ensemble="cards", action="promote", who="ann", why="a minor update", at=SystemClock().now_ms(),
+        expected_offset=offset, version=version,
+    )  # fmt: skip
+
+
+def _within(seconds: float, holds: Any) -> bool:
+    try:
+        wait_until("it comes", holds, seconds)
+    except AssertionError:
+        return False
+    return True
+
+
+def _load(bootstrap: str, topic: str, seed: int, stop: threading.Event, sent: list[int]) -> None:
+    """Transactions at `RATE` a second until told to stop."""
+    schedule, step = Schedule(RATE, SystemClock()), RATE // 50
+    with OpenLoopProducer(bootstrap, client_id="load", clock=SystemClock(), sleep=time.sleep) as producer:
+        for keys, values in _input(seed):
+            low = 0
+            while low < len(keys) and not stop.is_set():
+                due = schedule.due(sent[0], min(step, len(keys) - low))
+                if due:
+                    producer.publish(topic, keys[low : low + due], values[low : low + due])
+                    low += due
+                    sent[0] += due
+                time.sleep(schedule.pause_s(sent[0]) if due < step else 0)
+            if stop.is_set():
+                return
+
+
+def _input(seed: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    n = RATE * 150
+    config = SimulationConfig(seed=seed + 7, customers=4_000, terminals=900, days=None, transactions=n, fraud_rate=0.03)
+    transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
+    yield encode_keys(transactions.customer_id), encode_values(transactions)
