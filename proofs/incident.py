@@ -178,7 +178,10 @@ def _recount(
     for c in lineage:
         if c.version != pair.served.version or c.control_offset is None or c.control_offset < pair.since:
             continue
-        (theirs,) = [a.decision != "approve" for a in c.alternatives if a.version == pair.other.version]
+        said = [a.decision != "approve" for a in c.alternatives if a.version == pair.other.version]
+        if not said:  # after its probation it stands alone
+            continue
+        (theirs,) = said
         ours = decided[c.event_id]
         counts[(0 if theirs else 1) if ours else (2 if theirs else 3)] += 1
         fortunes += np.log(1 + bets * (float(ours) - (1 + RISE) * float(theirs)))

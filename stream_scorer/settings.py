@@ -71,7 +71,12 @@ CATALOGUE: tuple[Setting, ...] = (
         "propose",
         choices=("off", "propose", "auto"),
     ),
-    Setting("monitor.probation", "Transactions after which a probation without a finding is over.", 100_000, int),
+    Setting(
+        "monitor.probation",
+        "Transactions after which a probation is over if nothing speaks for more alerts.",
+        100_000,
+        int,
+    ),
     Setting("monitor.cooldown_s", "Seconds in which the monitor takes but one version out of play.", 3_600, int),
     Setting("cache.dir", "Where downloaded models are kept.", "~/.cache/stream-scorer"),
     Setting("metrics.host", "Interface of /metrics, /healthz and /readyz.", "127.0.0.1"),

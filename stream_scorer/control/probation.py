@@ -87,6 +87,11 @@ class Paired:
         """Whether the evidence suffices."""
         return self.log_evidence >= -math.log(ALPHA)
 
+    @property
+    def calm(self) -> bool:
+        """Whether the bets have won nothing: counts that were once enough evidence, and are not now, are not calm."""
+        return self.log_evidence <= 0.0
+
     def add(self, summary: ScoreSummary) -> None:
         """Take a summary; whatever is not of this pair changes nothing."""
         pair = self.pair

@@ -66,7 +66,7 @@ class Watch:
     Args:
         follow: opens `score-summaries` at a record timestamp, ms.
         mode: `auto` gives commands, `propose` only says which it would give.
-        probation: after so many transactions without enough evidence a probation is over.
+        probation: after so many transactions, at the earliest, a probation is over if nothing speaks for a rise.
         cooldown_s: within this after a version was taken out of play by a monitor, a second one is only proposed.
     """
 
@@ -157,7 +157,7 @@ class Watch:
         pair = paired.pair
         if paired.risen:
             self._want(paired, pair.ends)
-        elif pair.ends == "rollback" and paired.rows >= self._probation:
+        elif pair.ends == "rollback" and paired.rows >= self._probation and paired.calm:
             self._want(paired, "confirm")
 
     def _want(self, paired: Paired, action: Action) -> None:

@@ -220,6 +220,11 @@ def test_a_probation_without_a_finding_is_over_after_so_many_transactions() -> N
     for _ in range(3):
         desk.watch(probation=10_001).step()
     assert desk.history.states["cards"].probation
+    # Not enough to act on, and not nothing either: it goes on.
+    desk.summaries.append(summary(TWO, [0, 24, 0, 0]))
+    desk.watch(probation=10_000).step()
+    assert desk.history.states["cards"].probation
+    desk.summaries.pop()
     desk.watch(probation=10_000).step()
     state = desk.history.states["cards"]
     assert (state.champion, state.probation) == (TWO, False)
