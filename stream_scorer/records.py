@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
+# What decoding raises for bytes that are no record: another shape, not JSON, a string not in UTF-8, nested too deep.
+NOT_A_RECORD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 Decision = Literal["approve", "review", "block"]
 DECISIONS: tuple[Decision, ...] = ("approve", "review", "block")
 DecisionSource = Literal["model", "fallback", "list", "override"]

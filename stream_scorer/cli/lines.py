@@ -10,6 +10,7 @@ import msgspec
 
 from stream_scorer.cli.reading import USER_TOPICS, ReadRecord, Shown, plain, text_header
 from stream_scorer.records import (
+    NOT_A_RECORD,
     TOPIC_RECORDS,
     Alert,
     Contribution,
@@ -38,7 +39,7 @@ def line(topic: str, record: ReadRecord, shown: Shown) -> str:
         return _user_line(topic, record, shown)
     try:
         decoded = msgspec.json.decode(record.value or b"", type=TOPIC_RECORDS[topic])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_A_RECORD as error:
         why = plain(str(error).partition(" - at ")[0])
         return f"{when(record.timestamp_ms)}  {_place(record)}  not a record of {topic}: {why}"
     return plain(_LINES[type(decoded)](decoded, record.timestamp_ms))

@@ -14,6 +14,7 @@ from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.kafka.errors import as_domain_error
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.serde.raw import Headers
 from stream_scorer.settings import Settings
 from stream_scorer.spec import load_spec
@@ -126,7 +127,7 @@ class Shown:
         """The JSON document in `value` without its sensitive fields; None if it holds none."""
         try:
             return self._without_sensitive(msgspec.json.decode(value or b""))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_A_RECORD:
             return None
 
     def value(self, value: bytes | None) -> dict[str, Any]:

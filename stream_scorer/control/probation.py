@@ -102,10 +102,11 @@ class Paired:
                 square = pane.against.get(pair.other.version)
                 if square is None:
                     continue
-                self.both += square[0]
-                self.served += square[1]
-                self.other += square[2]
-                self.neither += square[3]
+                both, served, other, neither = square
+                self.both += both
+                self.served += served
+                self.other += other
+                self.neither += neither
                 for member, left_out in pane.left_out.items():
                     self.members[member] = self.members.get(member, 0) + left_out[1]
         elif summary.control_offset < pair.since and summary.version == pair.other.version:

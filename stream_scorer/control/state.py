@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
-from stream_scorer.records import CanaryState, Command, Hold, ServedVersion, ServingState
+from stream_scorer.records import NOT_A_RECORD, CanaryState, Command, Hold, ServedVersion, ServingState
 
 # Each version in play costs its combiner and those members that it shares with nobody.
 MOST_SHADOWS = 4
@@ -59,7 +59,7 @@ class History:
             if command.expected_offset != offset:
                 raise Refused(f"it expected offset {command.expected_offset}: somebody else was quicker")
             self.states[command.ensemble] = follow(self.states.get(command.ensemble), offset, command)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except NOT_A_RECORD as error:
             refused = f"not a command: {error}"
         except Refused as error:
             refused = str(error)

@@ -20,7 +20,7 @@ from stream_scorer.control.probation import Pair, Paired, acted_since, pairs
 from stream_scorer.control.state import History
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability.metrics import Metric, Metrics
-from stream_scorer.records import Action, Command, ScoreSummary
+from stream_scorer.records import NOT_A_RECORD, Action, Command, ScoreSummary
 
 _log = logging.getLogger(__name__)
 Mode = Literal["off", "propose", "auto"]
@@ -29,6 +29,8 @@ BEFORE_MS = 10 * 60_000
 READ_WAIT_S = 0.2
 MOST = 5_000
 RETRY_S = 2.0
+# A record that is none, or has counts that are not four.
+UNREADABLE = (*NOT_A_RECORD, ValueError, IndexError)
 
 _LABELS = ("ensemble", "version", "other")
 EVIDENCE = Metric(
@@ -121,10 +123,10 @@ class Watch:
         for record in records:
             try:
                 summary = self._decode(record.value or b"")
-            except msgspec.MsgspecError:
-                continue  # the window counters tell of it
-            for paired in self._paired.values():
-                paired.add(summary)
+                for paired in self._paired.values():
+                    paired.add(summary)
+            except UNREADABLE as error:
+                _log.warning("a summary that cannot be read is left out: %s", error)
         for paired in self._paired.values():
             self._show(paired)
         # What is behind is read first: a command rests on all there is.

@@ -24,7 +24,7 @@ from stream_scorer.monitor.metrics import COUNTED, MARK_LAG, SUMMARY_GAPS, UNREA
 from stream_scorer.monitor.tally import Cells, count_outcome, count_summary, new_cells
 from stream_scorer.monitor.transport import UNLINKED, LinkedMessage, MonitorFaust
 from stream_scorer.observability.metrics import Metrics
-from stream_scorer.records import Outcome, ScoreSummary
+from stream_scorer.records import NOT_A_RECORD, Outcome, ScoreSummary
 from stream_scorer.state.counters import Batch, CounterStore
 
 # One script call adds a few thousand counts in a few milliseconds; more at once would hold up Redis.
@@ -152,7 +152,7 @@ def readable(values: Sequence[bytes], decode: Callable[[bytes], R], topic: str, 
     for value in values:
         try:
             yield decode(value)
-        except msgspec.MsgspecError as error:
+        except NOT_A_RECORD as error:
             metrics.count(UNREADABLE, 1, topic)
             _log.warning("%s: a record that cannot be read: %s", topic, error)
 

@@ -21,7 +21,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.errors import StreamScorerError, TransactionAborted
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, Partition, TransactionalLoop
 from stream_scorer.monitor.joiner_store import Context, Decided, JoinerStore, Verdict
-from stream_scorer.records import DECISIONS, Decision, LabelValue, Outcome, Record
+from stream_scorer.records import DECISIONS, NOT_A_RECORD, Decision, LabelValue, Outcome, Record
 
 LABELS: tuple[LabelValue, ...] = ("fraud", "genuine")
 
@@ -126,7 +126,7 @@ class Joiner:
                     self._take_score(record, decided)
                 else:
                     labels.append(self._take_label(record))
-            except msgspec.MsgspecError as error:
+            except NOT_A_RECORD as error:
                 self.counts.unreadable += 1
                 _log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
         if decided:

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
 
@@ -100,7 +101,7 @@ class FileInput:
                 value = line.rstrip(b"\r\n")
                 try:
                     row = msgspec.json.decode(value)
-                except (msgspec.DecodeError, UnicodeDecodeError):
+                except NOT_A_RECORD:
                     row = None  # what it is, the decode stage says
                 told = row if isinstance(row, dict) else {}
                 time = told.get(self._time)

@@ -22,6 +22,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from stream_scorer.errors import RecordError
+from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.spec.model import CheckedSpec, Field, duration_ms
 
 # Integers up to 2^53 survive a double, and so every reader, whatever its language.
@@ -213,7 +214,7 @@ def decode_each(decode: Any, values: Sequence[bytes | None], max_bytes: int) -> 
             rows.append(index)
         except RecordError as error:
             rejected.append((index, error))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except NOT_A_RECORD as error:
             rejected.append((index, record_error(error, value)))
     return structs, rows, rejected
 

@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.records import NOT_A_RECORD
+
 
 def times_of(field: str) -> Callable[[Sequence[bytes | None]], NDArray[np.int64]]:
     """A function from JSON values to their `field` (n,) int64; -1 where a value has none, or is no JSON."""
@@ -21,7 +23,7 @@ def times_of(field: str) -> Callable[[Sequence[bytes | None]], NDArray[np.int64]
         for row, value in enumerate(values):
             try:
                 times[row] = min(decode(value or b"").time, _LATEST)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except NOT_A_RECORD:
                 continue
         return times
 

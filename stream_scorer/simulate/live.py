@@ -24,7 +24,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.errors import SettingsError, UsageError
 from stream_scorer.kafka.load import OpenLoopProducer, RecordFollower, Schedule
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Decision
+from stream_scorer.records import NOT_A_RECORD, Decision
 from stream_scorer.simulate.config import HOUR_MS
 from stream_scorer.simulate.disturb import Disturber, Mixed
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
@@ -295,7 +295,7 @@ class _LabelSender:
         records = self._alerts.poll(timeout_s=timeout_s)
         try:
             events = [self._decoder.decode(record.value or b"") for record in records]
-        except msgspec.MsgspecError as error:
+        except NOT_A_RECORD as error:
             raise UsageError(f"the topic of alerts holds a record that is no alert: {error}") from None
         self._labeller.alerted([event.event_id for event in events], [event.decision for event in events])
         self._report.alerts = self._labeller.alerts

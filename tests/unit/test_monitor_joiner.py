@@ -131,9 +131,10 @@ def test_the_first_score_counts(joiner: Joiner, log: Log) -> None:
 
 
 def test_unreadable_records_are_counted_and_passed(joiner: Joiner, log: Log) -> None:
-    bad = [InputRecord("labels", 0, 90, b"{"), InputRecord("labels", 0, 91, b'{"event_id": "a", "label": "maybe"}')]
+    values = (b"{", b'{"event_id": "a", "label": "maybe"}', b'{"event_id": "\xff"}', b'{"x": ' + b"[" * 100_000)
+    bad = [InputRecord("labels", 0, 90 + number, value) for number, value in enumerate(values)]
     assert said(joiner.join([*bad, log.score("a"), log.label("a", "fraud", "analyst")])) == [("a", "fraud", None)]
-    assert joiner.counts.unreadable == 2
+    assert joiner.counts.unreadable == 4
 
 
 def test_a_label_beyond_twice_the_horizon_is_too_late(joiner: Joiner, log: Log) -> None:

@@ -120,7 +120,9 @@ class Reader:
 
     def __init__(self, summaries: list[ScoreSummary]) -> None:
         self._left = [Told(i, msgspec.json.encode(s)) for i, s in enumerate(summaries)]
-        self._left.insert(0, Told(0, b"junk"))
+        short = msgspec.json.encode(summary(TWO, [1, 2, 3, 4])).replace(b"[1,2,3,4]", b"[1,2]")
+        for junk in (b"junk", b"", b'{"\xff":1}', b"[" * 100_000, short):
+            self._left.insert(0, Told(0, junk))
 
     def poll(self, most: int, timeout_s: float) -> list[Told]:
         found, self._left = self._left[:most], self._left[most:]
