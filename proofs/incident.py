@@ -12,11 +12,7 @@ recounted from the lineage of every single score, and its evidence multiplied up
 from __future__ import annotations
 
 import math
-import os
-import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proofs.kit import (
-    CARDS_SPEC,
-    ROOT,
     Context,
+    Load,
+    Monitor,
     Result,
     Scorer,
     cards,
     log_ends,
     read_topic,
     services,
-    tethered,
     train_cards,
     wait_drained,
     wait_until,
@@ -50,13 +45,11 @@ from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.ensemble.reweigh import reweigh
 from stream_scorer.kafka.control_log import ControlLog
-from stream_scorer.kafka.load import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Command, Contribution, Score, ScoreSummary, ServedVersion
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
-from stream_scorer.stack import StackAddresses
 from stream_scorer.train.dataset import read_training_set
 
 N, RATE, FEW = 100_000, 2_000, 50_000
@@ -65,22 +58,6 @@ SCALES = (0.9, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4)
 AMPLIFIED = 2.0
 LEAST_RISE, LEAST_RISE_OF_FEW = 0.17, 0.35
 PATIENCE_S = 90
-
-
-class _Monitor(Scorer):
-    """`stream-scorer monitor --mode auto` as a process of its own."""
-
-    def __init__(self, context: Context, addresses: StackAddresses, ensemble: Path, probation: int) -> None:
-        module = ["proofs.sabotage", "blind-watch"] if context.broken else ["stream_scorer.cli.main"]
-        command = [sys.executable, "-m", *module, "monitor", "--metrics-port", "-1", "--mode", "auto"]
-        command += ["--bootstrap", str(addresses.kafka), "--redis", str(addresses.redis), "--spec", str(CARDS_SPEC)]
-        command += ["--ensemble", str(ensemble), "--state-dir", str(context.folder / "monitor")]
-        command += ["--probation", str(probation), "--monitor-instance", "watcher"]
-        self.instance = "monitor"
-        self.log = context.folder / "monitor.log"
-        self._command = tethered(command)
-        self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
-        self._process = None
 
 
 def run(context: Context) -> Result:
@@ -103,10 +80,15 @@ def run(context: Context) -> Result:
         bootstrap = str(at.kafka)
         arguments = ["--cache", str(cache)]
         scorer = Scorer(context.folder, at, instance="scorer", ensemble=good / "ensemble", arguments=arguments)
-        monitor = _Monitor(context, at, good / "ensemble", n)
+        monitor = Monitor(
+            context.folder,
+            at,
+            good / "ensemble",
+            arguments=["--mode", "auto", "--probation", str(n), "--monitor-instance", "watcher"],
+            sabotage="blind-watch" if context.broken else None,
+        )
         log, history = ControlLog(bootstrap, topics.control), History()
-        stop, sent = threading.Event(), [0]
-        load = threading.Thread(target=_load, args=(bootstrap, topics.transactions, context.seed, stop, sent))
+        load = Load(bootstrap, topics.transactions, *_input(context.seed), RATE)
         scorer.start()
         monitor.start()
 
@@ -147,19 +129,18 @@ def run(context: Context) -> Result:
                 told = _within(PATIENCE_S, lambda: "second within the cool-down" in monitor.log.read_text())
                 result.check("a second time within the cool-down it only says so", told and state().champion == three)
                 result.check("and gives no command", history.entries[-1].offset == again)
-            stop.set()
-            load.join()
+            sent = load.stop()
             wait_drained(bootstrap, [scorer], timeout_s=120)
             result.check("SIGTERM ends scorer and monitor with exit 0", scorer.stop(10) == 0 == monitor.stop(10))
         finally:
-            stop.set()
+            load.stop()
             scorer.close()
             monitor.close()
             log.close()
         scores = read_topic(bootstrap, topics.scores).decode(Score)
         lineage = read_topic(bootstrap, topics.contributions).decode(Contribution)
         summaries = read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary)
-    result.check("every transaction has one score", len(scores) == len({s.event_id for s in scores}) == sent[0])
+    result.check("every transaction has one score", len(scores) == len({s.event_id for s in scores}) == sent)
     _recount(result, Pair("cards", three, two, since, 0, "rollback"), scores, lineage, summaries)
     return result
 
@@ -173,8 +154,9 @@ def _recount(
         paired.add(summary)
     decided = {s.event_id: s.decision != "approve" for s in scores}
     counts = [0, 0, 0, 0]
-    fortunes = np.zeros(7)
+    # Said again here, not taken from the code that is proved.
     bets = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7]) / (1 + RISE)
+    fortunes = np.zeros(len(bets))
     for c in lineage:
         if c.version != pair.served.version or c.control_offset is None or c.control_offset < pair.since:
             continue
@@ -258,25 +240,8 @@ def _within(seconds: float, holds: Any) -> bool:
     return True
 
 
-def _load(bootstrap: str, topic: str, seed: int, stop: threading.Event, sent: list[int]) -> None:
-    """Transactions at `RATE` a second until told to stop."""
-    schedule, step = Schedule(RATE, SystemClock()), RATE // 50
-    with OpenLoopProducer(bootstrap, client_id="load", clock=SystemClock(), sleep=time.sleep) as producer:
-        for keys, values in _input(seed):
-            low = 0
-            while low < len(keys) and not stop.is_set():
-                due = schedule.due(sent[0], min(step, len(keys) - low))
-                if due:
-                    producer.publish(topic, keys[low : low + due], values[low : low + due])
-                    low += due
-                    sent[0] += due
-                time.sleep(schedule.pause_s(sent[0]) if due < step else 0)
-            if stop.is_set():
-                return
-
-
-def _input(seed: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
+def _input(seed: int) -> tuple[list[bytes], list[bytes]]:
     n = RATE * 150
     config = SimulationConfig(seed=seed + 7, customers=4_000, terminals=900, days=None, transactions=n, fraud_rate=0.03)
     transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
-    yield encode_keys(transactions.customer_id), encode_values(transactions)
+    return encode_keys(transactions.customer_id), encode_values(transactions)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Manifest, read_manifest
 from stream_scorer.kafka.config import consumer_config
-from stream_scorer.kafka.load import OpenLoopProducer
+from stream_scorer.kafka.load import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.stack import LocalStack, StackAddresses
@@ -157,6 +158,60 @@ class Scorer:
         if not self.running:
             tail = self.log.read_text(errors="replace").splitlines()[-12:]
             raise AssertionError(f"{self.instance} ended by itself:\n" + "\n".join(tail))
+
+
+class Monitor(Scorer):
+    """`stream-scorer monitor` as a process of its own; its log is ``<folder>/monitor.log``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        addresses: StackAddresses,
+        ensemble: Path,
+        *,
+        arguments: Sequence[str] = (),
+        sabotage: str | None = None,
+    ) -> None:
+        module = ["proofs.sabotage", sabotage] if sabotage else ["stream_scorer.cli.main"]
+        command = [sys.executable, "-m", *module, "monitor", "--metrics-port", "-1"]
+        command += ["--bootstrap", str(addresses.kafka), "--redis", str(addresses.redis), "--spec", str(CARDS_SPEC)]
+        command += ["--ensemble", str(ensemble), "--state-dir", str(folder / "monitor")]
+        self.instance = "monitor"
+        self.log = folder / "monitor.log"
+        self._command = tethered([*command, *arguments])
+        self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+        self._process = None
+
+
+class Load:
+    """Transactions at `rate` a second from a thread of its own, until told to stop or there are no more."""
+
+    def __init__(self, bootstrap: str, topic: str, keys: Sequence[bytes], values: Sequence[bytes], rate: int) -> None:
+        self._bootstrap, self._topic, self._keys, self._values, self._rate = bootstrap, topic, keys, values, rate
+        self._most = len(keys)
+        self._sent = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.start = self._thread.start
+
+    def stop(self, least: int = 0) -> int:
+        """Stop once `least` are sent; answers how many were."""
+        while self._sent < least and self._thread.is_alive():
+            time.sleep(0.01)
+        self._most = 0
+        if self._thread.ident is not None:
+            self._thread.join()
+        return self._sent
+
+    def _run(self) -> None:
+        schedule, step = Schedule(self._rate, SystemClock()), self._rate // 50
+        with OpenLoopProducer(self._bootstrap, client_id="load", clock=SystemClock(), sleep=time.sleep) as producer:
+            while self._sent < self._most:
+                due = schedule.due(self._sent, min(step, self._most - self._sent))
+                if due:
+                    low, high = self._sent, self._sent + due
+                    producer.publish(self._topic, self._keys[low:high], self._values[low:high])
+                    self._sent = high
+                time.sleep(schedule.pause_s(self._sent) if due < step else 0)
 
 
 def tethered(command: list[str]) -> list[str]:

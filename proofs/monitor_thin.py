@@ -8,8 +8,6 @@ monitor are killed with `kill -9` while traffic flows, with a transaction open. 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,16 +18,14 @@ from typing import Any
 import numpy as np
 
 from proofs.kit import (
-    CARDS_SPEC,
-    ROOT,
     Context,
     Ends,
+    Monitor,
     Result,
     Scorer,
     log_ends,
     read_topic,
     services,
-    tethered,
     train_cards,
     wait_drained,
     wait_until,
@@ -43,7 +39,6 @@ from stream_scorer.simulate.files import read_truth
 from stream_scorer.simulate.generate import generate
 from stream_scorer.simulate.labeller import Labeller, LabellerConfig
 from stream_scorer.simulate.live import LiveConfig, LiveReport, LiveTraffic
-from stream_scorer.stack import StackAddresses
 
 N = 60_000
 DAYS = 3
@@ -70,20 +65,6 @@ MISSES = 2
 QUIET_S, GIVE_UP_S = 3.0, 25.0
 
 
-class Monitor(Scorer):
-    """`stream-scorer monitor` as a process of its own."""
-
-    def __init__(self, folder: Path, addresses: StackAddresses, ensemble: Path) -> None:
-        command = [sys.executable, "-m", "stream_scorer.cli.main", "monitor", "--metrics-port", "-1"]
-        command += ["--bootstrap", str(addresses.kafka), "--redis", str(addresses.redis), "--spec", str(CARDS_SPEC)]
-        command += ["--ensemble", str(ensemble), "--state-dir", str(folder / "monitor"), "--emit-every", "0.5"]
-        self.instance = "monitor"
-        self.log = folder / "monitor.log"
-        self._command = tethered([*command, *(x for panes in WINDOWS for x in ("--window", str(panes)))])
-        self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
-        self._process = None
-
-
 def run(context: Context) -> Result:
     """See the module. `n` is the number of transactions before duplicates."""
     n = context.n or N
@@ -96,7 +77,8 @@ def run(context: Context) -> Result:
         bootstrap = str(at.kafka)
         sabotage = "miscount-summaries" if context.broken else None
         scorer = Scorer(context.folder, at, instance="scorer", ensemble=ensemble, sabotage=sabotage)
-        monitor = Monitor(context.folder, at, ensemble)
+        windows = [word for panes in WINDOWS for word in ("--window", str(panes))]
+        monitor = Monitor(context.folder, at, ensemble, arguments=["--emit-every", "0.5", *windows])
         live = _traffic(context.seed, n, SMALL_SECONDS if few else SECONDS, bootstrap, truth)
         scorer.start()
         monitor.start()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ import numpy as np
 from proofs.kit import (
     ROOT,
     Context,
+    Load,
     Result,
     Scorer,
     log_ends,
@@ -43,7 +43,6 @@ from stream_scorer.control.state import History
 from stream_scorer.ensemble.manifest import member_key, read_manifest
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.kafka.control_log import ControlLog
-from stream_scorer.kafka.load import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Command, Contribution, DisabledMember, Score, ServedVersion
 from stream_scorer.simulate.config import SimulationConfig
@@ -116,7 +115,7 @@ def run(context: Context) -> Result:
         statuses = ControlLog(bootstrap, topics.scorer_status)
         try:
             wait_until("the scorer serves", lambda: log.end() > 0 and _in_force(statuses, 0), 60)
-            load = _Load(bootstrap, topics.transactions, keys, values)
+            load = Load(bootstrap, topics.transactions, keys, values, RATE)
             load.start()
             wait_until("it scores", lambda: sum(log_ends(bootstrap, [topics.scores]).values()) > 0, 60)
             time.sleep(_WARM_UP_S)
@@ -166,36 +165,6 @@ def run(context: Context) -> Result:
         b,
     )
     return result
-
-
-class _Load:
-    """Transactions at `RATE` a second from a thread of its own, until told to stop."""
-
-    def __init__(self, bootstrap: str, topic: str, keys: list[bytes], values: list[bytes]) -> None:
-        self._bootstrap, self._topic, self._keys, self._values = bootstrap, topic, keys, values
-        self._most = len(keys)
-        self._sent = 0
-        self._thread = threading.Thread(target=self._run)
-        self.start = self._thread.start
-
-    def stop(self, least: int) -> int:
-        """Stop once `least` are sent; answers how many were."""
-        while self._sent < least and self._thread.is_alive():
-            time.sleep(0.01)
-        self._most = 0
-        self._thread.join()
-        return self._sent
-
-    def _run(self) -> None:
-        schedule, step = Schedule(RATE, SystemClock()), RATE // 50
-        with OpenLoopProducer(self._bootstrap, client_id="load", clock=SystemClock(), sleep=time.sleep) as producer:
-            while self._sent < self._most:
-                due = schedule.due(self._sent, min(step, self._most - self._sent))
-                if due:
-                    low, high = self._sent, self._sent + due
-                    producer.publish(self._topic, self._keys[low:high], self._values[low:high])
-                    self._sent = high
-                time.sleep(schedule.pause_s(self._sent) if due < step else 0)
 
 
 def _command(action: str, at_ms: int, more: dict[str, Any]) -> Any:

@@ -300,7 +300,7 @@ class InputReader:
         if len(self._replaced_at) > MOST_REPLACED:
             raise StreamScorerError(
                 f"the consumer {self._instance!r} was replaced {len(self._replaced_at)} times in a row: {why}",
-                mend="Does another scorer run with the same `scorer.instance`? Give each its own.",
+                mend="Does another scorer run with the same `scorer.instance`? If not, see the broker's log.",
             )
         _log.warning("the consumer is replaced: %s", why)
         self._fatal = None
