@@ -25,7 +25,7 @@ $(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup  ## The whole story on real parts: history, training, live traffic, scorer, monitor, report
+demo: setup  ## The whole story on real parts: training, live traffic, an update that goes wrong and is rolled back, report
 	@$(BIN)/stream-scorer demo
 
 test: setup  ## Everything CI runs: format, lint, types, import rules, locks, unit, property, integration

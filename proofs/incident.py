@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,10 +38,8 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.control.give import catch_up, give
 from stream_scorer.control.probation import ALPHA, RISE, Pair, Paired
 from stream_scorer.control.state import History
-from stream_scorer.ensemble.compose import nullable, write_ensemble
-from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.manifest import preprocess_digest, read_manifest, read_members
-from stream_scorer.ensemble.members import load_member
+from stream_scorer.demo.update import Change, minor_update
+from stream_scorer.ensemble.manifest import read_manifest
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.ensemble.reweigh import reweigh
 from stream_scorer.kafka.control_log import ControlLog
@@ -67,7 +65,10 @@ def run(context: Context) -> Result:
     good, harmless, bad = (context.folder / name for name in ("good", "harmless", "bad"))
     train_cards(good, seed=context.seed, transactions=30_000)
     least = LEAST_RISE if n >= FEW else LEAST_RISE_OF_FEW
-    changed = _drift(good / "ensemble", bad / "ensemble", _features(good), least)
+    changes = [Change(MEMBER, INPUT, scale, AMPLIFIED) for scale in SCALES]
+    made = minor_update(good / "ensemble", bad / "ensemble", _features(good), changes, least)
+    assert made is not None, "no scale raises alerts enough"
+    changed = asdict(made[0]) | {"rise_on_history": round(made[1], 3)}
     result.figures |= changed
     context.say(f"the bad version: {changed}")
     weights = {m.name: m.weight for m in read_manifest(good / "ensemble").members}
@@ -185,44 +186,6 @@ def _recount(
 
 def _features(folder: Path) -> NDArray[np.float64]:
     return read_training_set(folder / "transactions.parquet", folder / "labels.parquet", cards()).features
-
-
-def _drift(source: Path, out: Path, features: NDArray[np.float64], least: float) -> dict[str, object]:
-    """The ensemble in `source` with `INPUT` of `MEMBER` at the first scale that raises alerts on `features` enough."""
-    manifest = read_manifest(source)
-    data = read_members(source, manifest)
-    models = [load_member(m.format, blob, len(m.inputs)) for m, blob in zip(manifest.members, data, strict=True)]
-    alerts = _alerts(Ensemble(manifest, models, version=""), features)
-    place = manifest.member_names.index(MEMBER)
-    member = manifest.members[place]
-    number = member.inputs.index(INPUT)
-    for scale in SCALES:
-        preprocess = list(member.preprocess)
-        preprocess[number] = msgspec.structs.replace(preprocess[number], scale=preprocess[number].scale * scale)
-        drifted = msgspec.structs.replace(
-            member,
-            preprocess=preprocess,
-            preprocess_sha256=preprocess_digest(preprocess),
-            weight=member.weight * AMPLIFIED,
-        )
-        members = [*manifest.members[:place], drifted, *manifest.members[place + 1 :]]
-        changed = msgspec.structs.replace(manifest, members=members, created_at=manifest.created_at + 1)
-        ensemble = Ensemble(changed, models, version="")
-        rise = _alerts(ensemble, features) / alerts - 1
-        if rise >= least:
-            rows = np.array(changed.self_test.features, dtype=np.float64)
-            scored = ensemble.score(rows)
-            test = msgspec.structs.replace(
-                changed.self_test, member_scores=nullable(scored.member_scores), score=nullable(scored.score)
-            )
-            out.mkdir(parents=True, exist_ok=True)
-            write_ensemble(out, msgspec.structs.replace(changed, self_test=test), data)
-            return {"member": MEMBER, "input": INPUT, "scale": scale, "rise_on_history": round(rise, 3)}
-    raise AssertionError("no scale raises alerts enough")
-
-
-def _alerts(ensemble: Ensemble, features: NDArray[np.float64]) -> int:
-    return int((ensemble.score(features).score >= ensemble.manifest.thresholds.review).sum())
 
 
 def _promotion(version: ServedVersion, offset: int) -> Command:

@@ -26,6 +26,19 @@ from rich.console import Console
     show_default=True,
     help="Share of fraud.",
 )
+@click.option(
+    "--review-rate",
+    type=click.FloatRange(0.005, 0.2, min_open=True),
+    default=0.015,
+    show_default=True,
+    help="Share of transactions to alert.",
+)
+@click.option(
+    "--incident/--no-incident",
+    default=True,
+    show_default=True,
+    help="Promote a version that goes wrong, and see it rolled back.",
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same data.")
 @click.option(
     "--report",
@@ -35,12 +48,22 @@ from rich.console import Console
     help="Folder for the report and the logs.",
 )
 def demo(
-    transactions: int, rate: float, history: int, customers: int, fraud_rate: float, seed: int, report: Path
+    transactions: int,
+    rate: float,
+    history: int,
+    customers: int,
+    fraud_rate: float,
+    review_rate: float,
+    incident: bool,
+    seed: int,
+    report: Path,
 ) -> int:
     """Run everything on real parts, from simulated history to a report that judges the run. About 3 minutes.
 
     Kafka, Redis and MLflow start as local processes; five members are trained and registered; scorer and monitor run
-    beside live traffic with labels. Nothing is left running. Exit code 1 when a check of the run fails.
+    beside live traffic with labels. Then a minor update of one member is promoted that raises alerts: the monitor rolls
+    it back and names the member, and every score is computed again. Nothing is left running. Exit code 1 when a check
+    of the run fails.
     """
     started = time.monotonic()
     from stream_scorer.demo.plan import DemoPlan
@@ -58,7 +81,14 @@ def demo(
 
     signal.signal(signal.SIGTERM, interrupt)
     plan = DemoPlan(
-        transactions=transactions, rate=rate, history=history, customers=customers, fraud_rate=fraud_rate, seed=seed
+        transactions=transactions,
+        rate=rate,
+        history=history,
+        customers=customers,
+        fraud_rate=fraud_rate,
+        review_rate=review_rate,
+        incident=incident,
+        seed=seed,
     )
     story = run_demo(plan, Console(stderr=True), report=report)
     facts = facts_of(story)

@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_scorer.control.state import History
 from stream_scorer.records import Action, ScoreSummary, ServedVersion, ServingState
@@ -40,6 +41,17 @@ class Pair:
     since: int
     at: int
     ends: Action
+
+
+def log_evidence(both: NDArray[np.int64], served: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Natural logarithm of the fortune after so many alerts by both, and by one of the two only; all ``(n,)``."""
+    fair = 1.0 + RISE
+    logs = (
+        np.multiply.outer(served, np.log1p(_BETS))
+        + np.multiply.outer(both, np.log1p(_BETS * (1.0 - fair)))
+        + np.multiply.outer(other, np.log1p(-_BETS * fair))
+    )
+    return np.asarray(np.logaddexp.reduce(logs, axis=-1) - math.log(len(_BETS)), dtype=np.float64)
 
 
 @dataclass(slots=True)
@@ -74,13 +86,7 @@ class Paired:
     @property
     def log_evidence(self) -> float:
         """Natural logarithm of the fortune: the evidence against a rise of at most `RISE`."""
-        fair = 1.0 + RISE
-        logs = (
-            self.served * np.log1p(_BETS)
-            + self.both * np.log1p(_BETS * (1.0 - fair))
-            + self.other * np.log1p(-_BETS * fair)
-        )
-        return float(np.logaddexp.reduce(logs) - math.log(len(_BETS)))
+        return float(log_evidence(*np.array([[self.both], [self.served], [self.other]]))[0])
 
     @property
     def risen(self) -> bool:
@@ -132,8 +138,8 @@ class Paired:
     def told(self) -> str:
         """What was found, for people and for the command's reason."""
         text = (
-            f"of {self.rows:,} transactions {self.pair.served.version} alerts {self.both + self.served:,}, "
-            f"{self.pair.other.version} {self.both + self.other:,} ({self.rise:+.1%}; evidence "
+            f"of {self.rows:,} transactions version {self.pair.served.version} alerts {self.both + self.served:,}, "
+            f"version {self.pair.other.version} {self.both + self.other:,} ({self.rise:+.1%}; evidence "
             f"10^{self.log_evidence / math.log(10):.1f} against a rise of at most {RISE:.0%})"
         )
         culprit = self.culprit()

@@ -25,6 +25,7 @@ class DemoPlan:
         fraud_rate: fraud aimed at, as a share of the genuine transactions; a short history needs more of it to learn.
         duplicates, garbage: extra live records, as shares of the transactions.
         review_rate, block_rate: shares of transactions to be alerted and to be blocked; thresholds are fitted to them.
+        incident: whether there is a second act, in which a new version goes wrong.
         seed: of every random choice.
     """
 
@@ -37,6 +38,7 @@ class DemoPlan:
     garbage: float = 0.002
     review_rate: float = 0.015
     block_rate: float = 0.005
+    incident: bool = True
     seed: int = 1
 
     def __post_init__(self) -> None:

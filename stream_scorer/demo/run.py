@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.demo.children import Child, Service
+from stream_scorer.demo.incident import BEFORE, WHY, SecondAct, make_update, possible
 from stream_scorer.demo.plan import PARTITIONS, SETTLE_DAYS, DemoPlan
 from stream_scorer.demo.steps import Steps
 from stream_scorer.demo.view import REFRESH_S, View, calendar_columns
@@ -133,17 +134,20 @@ class _Demo:
         steps.say(f"registered {ENSEMBLE} version {training['version']} as {ENSEMBLE}@{ALIAS}")
         with steps.step("starting the scorer; history warms the features"):
             scorer = self._start_scorer(at)
+            act = self._second_act(at)
             self._wait_warm(scorer, monitor, len(world.history) + len(world.labels))
         loaded = _loaded(scorer)
         with Watcher(str(at.kafka), self._clock) as watcher:
             with steps.step(f"live traffic, {plan.rate:,.0f} transactions a second"):
-                sent = self._live(at, world, watcher, scorer, monitor)
+                sent = self._live(at, world, watcher, scorer, monitor, act)
             with steps.step("draining"):
-                self._drain(watcher, scorer, monitor, sent)
+                self._drain(watcher, scorer, monitor, sent, act)
             with steps.step("stopping scorer and monitor"):
                 codes = {child.name: child.stop() for child in (scorer, monitor)}
                 # Nobody writes any more: what is still on its way arrives, a doubled record too.
                 _wait(lambda: watcher.quiet_s > 1.0, DRAIN_S, "the topics to fall silent")
+        with steps.step("computing every score again from its record"):
+            verified = self._verify(at)
         recording = watcher.recording()
         truth = read_truth(self._truth)
         return Story(
@@ -170,7 +174,11 @@ class _Demo:
             steps=steps.seconds,
             total_s=steps.elapsed,
             machine=_machine(),
-            checks=_checks(recording, sent, codes, loaded, str(training["version"])),
+            checks=[
+                *_checks(recording, sent, codes, loaded, str(training["version"]), act),
+                verified,
+            ],
+            update=act.update if act is not None else None,
         )
 
     def _start_stack(self) -> StackAddresses:
@@ -205,8 +213,54 @@ class _Demo:
             Service,
             "monitor",
             ["monitor", *_places(at), "--state-dir", str(self._folder / "monitor"),
-             "--cache", str(self._folder / "monitor-cache")],
+             "--cache", str(self._folder / "monitor-cache"), "--mode", "auto"],
         )  # fmt: skip
+
+    def _second_act(self, at: StackAddresses) -> SecondAct | None:
+        """Make and register the version that will go wrong; None if there is to be none."""
+        plan, steps = self._plan, self._steps
+        if not plan.incident:
+            return None
+        if not possible(plan):
+            steps.say("too few alerts to come for an incident to be seen: there will be none")
+            return None
+        made = make_update(self._folder, self._checked)
+        if made is None:
+            steps.say("no minor change of the heaviest member raises alerts: there will be no incident")
+            return None
+        folder, update = made
+        register = self._child(
+            Child, "register", ["ensemble", "register", str(folder), ENSEMBLE, "--why", WHY, "--mlflow", str(at.mlflow)]
+        )
+        register.wait(lambda _line: None)
+        update = replace(update, version=register.log.read_text().split()[-1].rpartition(":")[2])
+        steps.say(f"registered {ENSEMBLE} version {update.version}, a minor update: {update.told}")
+
+        def promote() -> Child:
+            return self._child(
+                Child,
+                "promote",
+                ["ensemble", "promote", f"{ENSEMBLE}:{update.version}", "--why", WHY, "--who", "a data scientist",
+                 "--bootstrap", str(at.kafka), "--mlflow", str(at.mlflow), "--topic-prefix", "",
+                 "--cache", str(self._folder / "promote-cache")],
+            )  # fmt: skip
+
+        return SecondAct(update, int(plan.transactions * BEFORE), promote, steps.say)
+
+    def _verify(self, at: StackAddresses) -> Check:
+        """Hold every score to its record, of all versions."""
+        name = "every score can be computed again from its record"
+        verify = self._child(
+            Child,
+            "verify",
+            ["verify", "--bootstrap", str(at.kafka), "--mlflow", str(at.mlflow), "--topic-prefix", "",
+             "--cache", str(self._folder / "scorer-cache")],
+        )  # fmt: skip
+        try:
+            verify.wait(lambda _line: None)
+        except StreamScorerError as error:
+            return Check(name, False, error.message)
+        return Check(name, True, verify.log.read_text().splitlines()[-1])
 
     def _child(self, kind: type[C], name: str, arguments: list[str]) -> C:
         child = kind(name, arguments, self._logs)
@@ -221,7 +275,13 @@ class _Demo:
         _wait(warm, READY_S, "scorer and monitor to be ready")
 
     def _live(
-        self, at: StackAddresses, world: _World, watcher: Watcher, scorer: Service, monitor: Service
+        self,
+        at: StackAddresses,
+        world: _World,
+        watcher: Watcher,
+        scorer: Service,
+        monitor: Service,
+        act: SecondAct | None,
     ) -> LiveReport:
         plan = self._plan
         config = LiveConfig(
@@ -242,11 +302,16 @@ class _Demo:
             while not sending.ended:
                 scorer.require_running()
                 monitor.require_running()
-                view.show(watcher.glance(), self._steps.elapsed)
+                glance = watcher.glance()
+                view.show(glance, self._steps.elapsed)
+                if act is not None:
+                    act.follow(glance.records_out, watcher.commands())
                 time.sleep(REFRESH_S)
             return sending.result()
 
-    def _drain(self, watcher: Watcher, scorer: Service, monitor: Service, sent: LiveReport) -> None:
+    def _drain(
+        self, watcher: Watcher, scorer: Service, monitor: Service, sent: LiveReport, act: SecondAct | None
+    ) -> None:
         def drained() -> bool:
             scorer.require_running()
             monitor.require_running()
@@ -256,6 +321,8 @@ class _Demo:
         # What is still missing then is for the exactly-once check to say.
         _wait_at_most(drained, DRAIN_S)
         _wait_at_most(lambda: watcher.quiet_s > SILENCE_S and watcher.windows() > 0, MONITOR_S)
+        if act is not None:
+            act.follow(self._plan.transactions, watcher.commands())
 
 
 def _simulate(plan: DemoPlan, now_ms: int, folder: Path) -> _World:
@@ -303,13 +370,19 @@ def _loaded(scorer: Service) -> set[tuple[str, str]]:
 
 
 def _checks(
-    recording: Recording, sent: LiveReport, codes: dict[str, int], loaded: set[tuple[str, str]], version: str
+    recording: Recording,
+    sent: LiveReport,
+    codes: dict[str, int],
+    loaded: set[tuple[str, str]],
+    version: str,
+    act: SecondAct | None,
 ) -> list[Check]:
     delivery = delivery_of(recording)
     bad = {(b.partition, sent.starts[b.partition] + b.ordinal) for b in sent.garbage}
     dead = recording.dead.places
     refused = set(zip(dead.partition.tolist(), dead.offset.tolist(), strict=True))
     wanted = [(ENSEMBLE, version)]
+    played = [] if act is None else [(ENSEMBLE, act.update.version)]
     windows = {(m.window_start, m.window_end) for m in recording.metrics}
     flagged = int(recording.scores.duplicate.sum())
     return [
@@ -318,7 +391,7 @@ def _checks(
         Check("second copies are flagged", flagged == sent.duplicates, f"{flagged:,} of {sent.duplicates:,} sent"),
         Check(
             "the ensemble came from the registry",
-            loaded == set(wanted) and recording.scores.versions == wanted,
+            loaded == set(wanted) and recording.scores.versions == sorted(wanted + played),
             f"{ENSEMBLE}@{ALIAS}, version {version}, five members" if loaded else "the scorer names none",
         ),
         Check("the monitor told windows", bool(windows), f"{len(windows):,} windows"),
@@ -327,6 +400,7 @@ def _checks(
             all(code == 0 for code in codes.values()),
             ", ".join(f"{name} exit {code}" for name, code in codes.items()),
         ),
+        *([] if act is None else act.checks(recording.commands)),
     ]
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from stream_scorer.clock import Clock
 from stream_scorer.kafka.load import FollowedRecord, RecordFollower
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import DECISIONS, Alert, Decision, MonitorMetric, Source
-from stream_scorer.reports.recording import DeadLetters, Inputs, Lineages, Places, Recording, Scores
+from stream_scorer.records import DECISIONS, Alert, Command, Decision, MonitorMetric, Source
+from stream_scorer.reports.recording import DeadLetters, Given, Inputs, Lineages, Places, Recording, Scores
 
 # How often the topics are asked; also the resolution of arrival times.
 POLL_S = 0.005
@@ -30,14 +30,20 @@ class _Member(msgspec.Struct):
     contribution: float
 
 
+class _Alternative(msgspec.Struct):
+    decision: Decision
+
+
 class _Lineage(msgspec.Struct):
     """The part of a contribution record that a report needs; the rest is skipped, not decoded."""
 
     event_id: str
+    version: str
     base: float | None
     z: float | None
     score: float | None
     members: list[_Member]
+    alternatives: list[_Alternative]
     source: Source
 
 
@@ -93,6 +99,7 @@ class Watcher:
         self._dead: list[tuple[int, int, str]] = []
         self._alerts: list[Alert] = []
         self._metrics: list[MonitorMetric] = []
+        self._commands: list[Given] = []
         self._in = self._out = 0
         self._event_time = 0
         self._failure: Exception | None = None
@@ -102,6 +109,7 @@ class Watcher:
         decode_score = msgspec.json.Decoder(_Score).decode
         decode_alert = msgspec.json.Decoder(Alert).decode
         decode_metric = msgspec.json.Decoder(MonitorMetric).decode
+        decode_command = msgspec.json.Decoder(Command).decode
 
         def lineage(record: FollowedRecord, now: int) -> None:
             partition = self._partition(record)
@@ -133,6 +141,9 @@ class Watcher:
         def metric(record: FollowedRecord, _now: int) -> None:
             self._metrics.append(decode_metric(record.value or b""))
 
+        def command(record: FollowedRecord, _now: int) -> None:
+            self._commands.append(Given(record.offset, record.timestamp_ms, decode_command(record.value or b"")))
+
         self._takers: list[tuple[RecordFollower, Callable[[FollowedRecord, int], None]]] = []
         with ExitStack() as opening:
 
@@ -151,6 +162,7 @@ class Watcher:
             follow(topics.dead_letters, dead_letter)
             follow(topics.alerts, alert)
             follow(topics.monitor_metrics, metric, "beginning")
+            follow(topics.control, command, "beginning")
             self._closing = opening.pop_all()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
@@ -188,6 +200,11 @@ class Watcher:
         with self._lock:
             return len(self._metrics)
 
+    def commands(self) -> list[Given]:
+        """What has been said on `control`, in order."""
+        with self._lock:
+            return list(self._commands)
+
     def close(self) -> None:
         """Stop following. What was seen stays."""
         self._stop.set()
@@ -203,7 +220,7 @@ class Watcher:
     def recording(self) -> Recording:
         """Everything that was seen, as columns. Call it after `close`."""
         self._raise_failure()
-        return _recording(self._partitions, self._dead, self._alerts, self._metrics)
+        return _recording(self._partitions, self._dead, self._alerts, self._metrics, self._commands)
 
     def _run(self) -> None:
         try:
@@ -241,6 +258,7 @@ def _recording(
     dead: list[tuple[int, int, str]],
     alerts: list[Alert],
     metrics: list[MonitorMetric],
+    commands: list[Given],
 ) -> Recording:
     numbers = sorted(partitions)
     inputs = [(p, partitions[p].start + k) for p in numbers for k in range(len(partitions[p].timestamps))]
@@ -248,6 +266,7 @@ def _recording(
     scores = [(p, score) for p in numbers for score in partitions[p].scores]
     members = [member.name for member in lineages[0][1].members] if lineages else []
     shape = (len(lineages), len(members))
+    versions = sorted({lineage.version for _, lineage in lineages})
     return Recording(
         inputs=Inputs(Places.of(inputs), _ints([t for p in numbers for t in partitions[p].timestamps])),
         lineages=Lineages(
@@ -262,6 +281,9 @@ def _recording(
             weight=_floats([m.weight for _, r in lineages for m in r.members]).reshape(shape),
             contribution=_floats([m.contribution for _, r in lineages for m in r.members]).reshape(shape),
             members=members,
+            version=_ints([versions.index(r.version) for _, r in lineages]),
+            versions=versions,
+            other=_ints([DECISIONS.index(r.alternatives[0].decision) if r.alternatives else -1 for _, r in lineages]),
         ),
         scores=Scores(
             partition=_ints([p for p, _ in scores]),
@@ -278,6 +300,7 @@ def _recording(
         dead=DeadLetters(Places.of([(p, o) for p, o, _ in dead]), [code for _, _, code in dead]),
         alerts=alerts,
         metrics=metrics,
+        commands=commands,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from stream_scorer.records import MonitorMetric
 from stream_scorer.reports.delivery import Delivery, delivery_of
 from stream_scorer.reports.explain import Explained, explained_alerts
+from stream_scorer.reports.incident import Incident, incident_of
 from stream_scorer.reports.latency import Latency, latency_of
 from stream_scorer.reports.quality import Judged, Quality, judged, qualities, recall_by_kind
 from stream_scorer.reports.story import Story
@@ -26,6 +27,7 @@ class Facts:
     bounds: list[Bound]
     drifts: dict[str, list[MonitorMetric]]
     windows: int
+    incident: Incident | None
 
     @property
     def truth_inside(self) -> tuple[int, int]:
@@ -48,4 +50,5 @@ def facts_of(story: Story) -> Facts:
         bounds=bounds(story, events),
         drifts=drifts(story),
         windows=windows_seen(story.recording.metrics),
+        incident=incident_of(story, events),
     )

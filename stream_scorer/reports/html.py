@@ -42,7 +42,7 @@ def page(story: Story, facts: Facts) -> str:
     css = files("stream_scorer.reports").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(
         section(story, facts)
-        for section in (_head, _tiles, _checks, _flow, _latency, _quality, _alerts, _windows, _steps)
+        for section in (_head, _tiles, _incident, _checks, _flow, _latency, _quality, _alerts, _windows, _steps)
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -83,6 +83,47 @@ def _tiles(_story: Story, facts: Facts) -> str:
         '<div class="tiles">'
         + "".join(f'<div class="tile"><b>{b}</b><span>{s}</span></div>' for b, s in tiles)
         + ("</div>")
+    )
+
+
+def _incident(_story: Story, facts: Facts) -> str:
+    incident = facts.incident
+    if incident is None or incident.promoted is None:
+        return ""
+    update, every, genuine = incident.update, incident.everyone, incident.genuine
+    steps = [["0.0", f"<b>promote</b> version {escape(update.version)}, by {escape(incident.promoted.command.who)}",
+              escape(incident.promoted.command.why)]]  # fmt: skip
+    if incident.back is not None and incident.took_s is not None:
+        command = incident.back.command
+        steps.append([f"{incident.took_s:.1f}", f"<b>{escape(command.action)}</b>, by {escape(command.who)} "
+                      f"({escape(command.author)})", escape(command.why)])  # fmt: skip
+    if incident.took_s is not None and incident.last_s is not None:
+        steps.append([f"{incident.took_s + incident.last_s:.1f}", "its last score reaches a reader", ""])
+    rows = [
+        [name, f"{square.rows:,}", f"{square.served:,}", f"{square.other:,}", f"{square.rise:+.0%}"]
+        for name, square in (("all", every), ("genuine (hidden truth): false positives", genuine))
+    ]
+    return (
+        _section(
+            "The incident",
+            f"A version with a minor update was promoted: {escape(update.told)}. On the history that raises alerts by "
+            f"{update.rise:.0%}. The monitor is told nothing of it. It sees what the version before would have decided "
+            "on the same transactions, which the scorer publishes while a version is on probation.",
+        )
+        + _table(["!second", "on the log of commands", "reason given"], steps)
+        + '<div class="grid">'
+        + _figure(
+            plots.paired_alerts(incident),
+            "Alerts since the promotion, added up. Both versions scored each of these transactions, so traffic and "
+            "time of day are the same for both.",
+        )
+        + _figure(
+            plots.evidence(incident),
+            "Evidence against a rise of at most 5 %, which may be looked at as often as one likes: without such a rise "
+            "it ever reaches the dashed line with a probability of at most 0.001.",
+        )
+        + "</div>"
+        + _table(["transactions", "!scored by both", "!alerts", "!the version before", "!more"], rows)
     )
 
 

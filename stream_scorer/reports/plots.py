@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from stream_scorer.control.probation import ALPHA
 from stream_scorer.records import MonitorMetric
 from stream_scorer.reports.explain import Explained
+from stream_scorer.reports.incident import Incident
 from stream_scorer.reports.latency import Latency, percentiles
 from stream_scorer.reports.quality import ENSEMBLE, Judged, Quality, precision_recall
 from stream_scorer.reports.story import Story
@@ -177,6 +179,39 @@ def _waterfall(alert: Explained) -> Any:
     axes.set_xlabel("log-odds")
     axes.grid(visible=False, axis="y")
     return figure
+
+
+def paired_alerts(incident: Incident) -> str:
+    """Alerts on the same transactions, of the version that decided and of the one beside it."""
+    figure, (axes,) = _figure(1, 1)
+    for counts, colour, label in (
+        (incident.served, RED, f"version {incident.update.version}, which decided"),
+        (incident.other, BLUE, "the version before, on the same transactions"),
+    ):
+        axes.step(incident.seconds, counts, color=colour, label=label, linewidth=1.6, where="post")
+    axes.set_ylabel("alerts")
+    axes.set_ylim(bottom=0)
+    _from_promotion(axes, incident)
+    _legend(axes, loc="upper left")
+    return _svg(figure, "paired-alerts")
+
+
+def evidence(incident: Incident) -> str:
+    """Evidence for a rise of more than 5 %, and what it takes to act."""
+    figure, (axes,) = _figure(1, 1)
+    axes.plot(incident.seconds, incident.evidence, color=RED, linewidth=1.6, label="evidence")
+    axes.axhline(-np.log10(ALPHA), color=_INK, alpha=0.6, linewidth=0.9, linestyle="--", label="enough to act")
+    axes.set_ylabel("evidence, powers of ten")
+    _from_promotion(axes, incident)
+    _legend(axes, loc="upper left")
+    return _svg(figure, "evidence")
+
+
+def _from_promotion(axes: Any, incident: Incident) -> None:
+    axes.set_xlabel("seconds since the promotion")
+    axes.set_xlim(left=0)
+    if incident.took_s is not None:
+        axes.axvline(incident.took_s, color=_INK, alpha=0.6, linewidth=0.9, linestyle=":", label="rollback")
 
 
 def alert_rate(hours: Sequence[MonitorMetric], days: Sequence[MonitorMetric]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.records import Alert, MonitorMetric
+from stream_scorer.records import Alert, Command, MonitorMetric
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -53,6 +53,8 @@ class Lineages:
         event_id: n of them. arrival: when they were read here, epoch ms ``(n,)``.
         base, z, score: ``(n,)``, NaN where null. member_score, weight, contribution: ``(n, n_members)``.
         members: their names, in the order of the columns.
+        version: which version decided, an index of `versions` ``(n,)``.
+        other: what the version beside it would have decided, an index of `DECISIONS`, -1 where there was none ``(n,)``.
     """
 
     partition: Ints
@@ -66,6 +68,14 @@ class Lineages:
     weight: Floats
     contribution: Floats
     members: list[str]
+    version: Ints
+    versions: list[str]
+    other: Ints
+
+    def by(self, version: str) -> Bools:
+        """Which ``(n,)`` of them `version` decided."""
+        number = self.versions.index(version) if version in self.versions else -1
+        return np.asarray(self.version == number, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,20 @@ class DeadLetters:
 
 
 @dataclass(frozen=True)
+class Given:
+    """A record on `control`: its place in the log, when the broker took it (epoch ms), and the command."""
+
+    offset: int
+    at: int
+    command: Command
+
+    @property
+    def version(self) -> str:
+        """The version it names; empty for none."""
+        return self.command.version.version if self.command.version is not None else ""
+
+
+@dataclass(frozen=True)
 class Recording:
     """Everything that was seen of one run."""
 
@@ -105,3 +129,4 @@ class Recording:
     dead: DeadLetters
     alerts: list[Alert]
     metrics: list[MonitorMetric] = field(default_factory=list)
+    commands: list[Given] = field(default_factory=list)

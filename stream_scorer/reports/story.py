@@ -29,6 +29,31 @@ class Check:
     found: str
 
 
+@dataclass(frozen=True)
+class Update:
+    """The version that goes wrong in the second act.
+
+    `member` reads `input` at `scale` times its scale; `share_before` and `share_after` are its shares of the weight.
+    `rise` is by how much it raises alerts on the history, as a share.
+    """
+
+    version: str
+    member: str
+    input: str
+    scale: float
+    share_before: float
+    share_after: float
+    rise: float
+
+    @property
+    def told(self) -> str:
+        """What was changed, in a few words."""
+        return (
+            f"{self.member} reads {self.input} at {self.scale:g} times its scale, with {self.share_after:.0%} of the "
+            f"weight in place of {self.share_before:.0%}"
+        )
+
+
 @dataclass
 class Story:
     """Everything the report is made of.
@@ -40,6 +65,7 @@ class Story:
         labels: by source, as sent live. kinds: names of the kinds of fraud.
         sent: transactions, duplicates and garbage as the simulator counted them. rate: asked for, a second.
         training: the train command's report. steps: seconds by step. machine: what it ran on.
+        update: the version of the second act; None if there was none.
     """
 
     title: str
@@ -61,3 +87,4 @@ class Story:
     total_s: float
     machine: str
     checks: list[Check] = field(default_factory=list)
+    update: Update | None = None

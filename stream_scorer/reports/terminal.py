@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stream_scorer.reports.facts import Facts
+from stream_scorer.reports.incident import Incident
 from stream_scorer.reports.latency import PERCENTILES, percentiles
 from stream_scorer.reports.recording import Floats
 from stream_scorer.reports.story import Story
@@ -27,6 +28,11 @@ def closing_report(story: Story, facts: Facts, page: Path, total_s: float) -> li
         _line("", f"{q.name:10}{q.average_precision:7.3f}{q.roc_auc:7.3f}{q.precision:11.1%}{q.recall:8.1%}")
         for q in facts.qualities
     ]
+    if facts.incident is not None:
+        lines += [
+            "",
+            *(_line("" if number else "incident", text) for number, text in enumerate(_incident(facts.incident))),
+        ]
     lines.append("")
     for number, alert in enumerate(facts.explained):
         parts = " ".join(f"{part.name} {part.contribution:+.2f}" for part in alert.parts)
@@ -46,6 +52,26 @@ def _spread(values: Floats) -> str:
         return "nothing measured"
     found = percentiles(values)
     return ", ".join(f"p{p:g} {found[p]:,.0f} ms" for p in PERCENTILES) + f", max {values.max():,.0f} ms"
+
+
+def _incident(incident: Incident) -> list[str]:
+    update, every, genuine = incident.update, incident.everyone, incident.genuine
+    if incident.promoted is None:
+        return [f"version {update.version} was not promoted"]
+    lines = [
+        f"version {update.version} promoted, a minor update: {update.told}",
+        f"of {every.rows:,} transactions it alerted {every.served:,}, the version beside it {every.other:,} "
+        f"({every.rise:+.0%}); of genuine ones {genuine.served:,} and {genuine.other:,} ({genuine.rise:+.0%})",
+    ]
+    if incident.back is None or incident.took_s is None:
+        return [*lines, "it was not rolled back"]
+    return [*lines, f"rolled back by {incident.back.command.who} after {incident.took_s:.1f} s{_last(incident)}"]
+
+
+def _last(incident: Incident) -> str:
+    if incident.last_s is None or incident.last_s <= 0:
+        return ", and no score of it came after"
+    return f"; its last score reached a reader {1_000 * incident.last_s:,.0f} ms later"
 
 
 def _monitor(facts: Facts) -> str:

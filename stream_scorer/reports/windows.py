@@ -32,10 +32,12 @@ class Bound:
         return None if self.truth is None else self.low <= self.truth <= self.high
 
 
-def final(metrics: list[MonitorMetric]) -> list[MonitorMetric]:
-    """The last revision of every figure, in order of window."""
+def final(story: Story) -> list[MonitorMetric]:
+    """The last revision of every figure of the story's version, in order of window."""
     newest: dict[tuple[str, str, int, int], MonitorMetric] = {}
-    for m in metrics:
+    for m in story.recording.metrics:
+        if m.version != story.version:
+            continue
         key = (m.metric, m.dimension, m.window_start, m.window_end)
         if key not in newest or m.revision >= newest[key].revision:
             newest[key] = m
@@ -55,7 +57,7 @@ def long_ms(story: Story) -> int:
 def alert_rates(story: Story, length_ms: int) -> list[MonitorMetric]:
     """Alert rates of windows of one length, in order."""
     return [
-        m for m in final(story.recording.metrics)
+        m for m in final(story)
         if m.metric == "alert_rate" and m.dimension == POSITIVE and m.window_end - m.window_start == length_ms
     ]  # fmt: skip
 
@@ -64,13 +66,14 @@ def bounds(story: Story, events: Judged) -> list[Bound]:
     """False-positive bounds of the longest windows, in order, with the truth of the events in each."""
     length = long_ms(story)
     time = story.recording.scores.event_time[events.row]
+    mine = story.recording.lineages.by(story.version)[events.row]
     found = []
-    for m in final(story.recording.metrics):
+    for m in final(story):
         if m.metric != "fpr" or m.dimension != POSITIVE or m.window_end - m.window_start != length:
             continue
         if m.low is None or m.high is None:
             continue
-        genuine = (time >= m.window_start) & (time < m.window_end) & ~events.fraud
+        genuine = mine & (time >= m.window_start) & (time < m.window_end) & ~events.fraud
         truth = float(events.alert[genuine].mean()) if genuine.any() else None
         age = m.label_age or 0
         found.append(Bound(m.window_start, m.window_end, m.low, m.high, truth, age >= story.horizon_ms, age))
@@ -84,7 +87,7 @@ def drifts(story: Story) -> dict[str, list[MonitorMetric]]:
     """
     length = long_ms(story)
     series: dict[str, list[MonitorMetric]] = {}
-    for m in final(story.recording.metrics):
+    for m in final(story):
         if m.metric != "drift_score" or m.window_end - m.window_start != length or m.value is None:
             continue
         if m.statistics.get("sufficient") and m.dimension not in story.calendar:

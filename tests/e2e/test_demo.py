@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+# Long enough for the update to be promoted, seen and rolled back on a busy machine.
 SMALL = [
-    "--transactions", "3000", "--rate", "500", "--history", "30000", "--customers", "2500", "--fraud-rate", "0.05",
+    "--transactions", "16000", "--rate", "400", "--history", "30000", "--customers", "2500", "--fraud-rate", "0.05",
+    "--review-rate", "0.05",
 ]  # fmt: skip
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -84,9 +86,13 @@ def test_it_passes_and_leaves_its_report_and_no_process(demo: Demo) -> None:
     assert out.splitlines()[0].startswith("stream_scorer demo: passed in ")
     assert "none lost, none doubled" in out
     assert "cards@champion, version 1" in out
+    assert "ok   the monitor rolls the update back by itself, once" in out
+    assert "ok   and names the member" in out
+    assert "ok   every score can be computed again from its record" in out
     assert "FAIL" not in out
     page = (demo.folder / "demo-report" / "index.html").read_text()
     assert "none lost, none doubled" in page
+    assert "The incident" in page
     assert demo.gone(), demo.left_behind()
     assert list((demo.folder / ".stream-scorer").iterdir()) == []
 

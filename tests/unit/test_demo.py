@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from stream_scorer.demo.children import Child
+from stream_scorer.demo.incident import SecondAct, possible
 from stream_scorer.demo.plan import SETTLE_DAYS, DemoPlan
 from stream_scorer.demo.run import SPEC
 from stream_scorer.demo.steps import Steps
 from stream_scorer.demo.view import Rates, View, calendar_columns, newest_bounds, newest_drifts
 from stream_scorer.demo.watch import Glance
 from stream_scorer.errors import StreamScorerError, UsageError
-from stream_scorer.records import Alert, Reason
+from stream_scorer.records import Alert, Command, Reason, ServedVersion
+from stream_scorer.reports.recording import Given
+from stream_scorer.reports.story import Update
 from stream_scorer.simulate.config import DAY_MS
 from stream_scorer.spec import load_spec
 from tests.unit.test_reports import HOUR, START, make_story, metric
@@ -131,6 +135,64 @@ class TestView:
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         assert len(lines) == 2
         assert "latency p50 20 ms p99 30 ms, 1 alerts, most drift amount 0.200" in lines[0]
+
+
+class TestSecondAct:
+    UPDATE = Update("2", "gbdt", "amount_log", 1.5, 0.5, 0.67, 0.31)
+
+    class Promotion:
+        """A command that has ended."""
+
+        running = False
+        waited = 0
+
+        def wait(self, _on_line: object) -> None:
+            self.waited += 1
+
+    def given(self, *actions: str) -> list[Given]:
+        found = []
+        for offset, action in enumerate(actions):
+            by_monitor = action == "rollback"
+            command = Command(
+                ensemble="cards", action=action, who="w", at=0, expected_offset=offset,  # type: ignore[arg-type]
+                why="counted; member gbdt makes 9 more" if by_monitor else "better",
+                author="monitor" if by_monitor else "person",
+                version=None if by_monitor else ServedVersion("2", "0" * 64),
+            )  # fmt: skip
+            found.append(Given(offset, 1_000 * offset, command))
+        return found
+
+    def test_it_promotes_once_and_tells_each_command_once(self) -> None:
+        promotions: list[object] = []
+        told: list[str] = []
+        promotion = self.Promotion()
+        act = SecondAct(self.UPDATE, 100, lambda: promotions.append(1) or promotion, told.append)  # type: ignore[arg-type,func-returns-value]
+        act.follow(99, [])
+        assert promotions == []
+        for commands in (
+            [],
+            self.given("promote"),
+            self.given("promote", "rollback"),
+            self.given("promote", "rollback"),
+        ):
+            act.follow(100, commands)
+        assert promotions == [1] and promotion.waited == 3
+        assert told == ["w: promote cards 2: better", "the monitor: rollback cards: counted; member gbdt makes 9 more"]
+
+    def test_only_one_rollback_by_the_monitor_that_names_the_member_will_do(self) -> None:
+        act = SecondAct(self.UPDATE, 100, lambda: pytest.fail("not due"), lambda _line: None)
+        good = self.given("promote", "rollback")
+        assert [check.holds for check in act.checks(good)] == [True, True]
+        assert act.checks(good)[0].found == "1.0 s after its promotion"
+        assert [check.holds for check in act.checks(self.given("promote"))] == [False, False]
+        assert [check.holds for check in act.checks(self.given("promote", "rollback", "promote"))] == [False, False]
+        assert [check.holds for check in act.checks([])] == [False, False]
+        other = SecondAct(replace(self.UPDATE, member="xgb"), 100, lambda: pytest.fail("not due"), lambda _line: None)
+        assert [check.holds for check in other.checks(good)] == [True, False]
+
+    def test_there_is_none_where_too_few_alerts_come(self) -> None:
+        assert possible(DemoPlan())
+        assert not possible(DemoPlan(transactions=3_000))
 
 
 def test_a_child_that_ends_by_itself_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     assert history.states["cards"].champion == ONE
     assert given[0].command is not None
     assert "member xgb" in given[0].command.why
-    assert "2 alerts 350" in given[0].command.why
+    assert "version 2 alerts 350" in given[0].command.why
 
 
 @pytest.mark.parametrize("why", ["propose", "hold", "cooldown"])

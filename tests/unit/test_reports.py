@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_scorer.records import Alert, MonitorMetric
+from stream_scorer.control.probation import Pair, Paired
+from stream_scorer.records import Action, Alert, Command, MonitorMetric, ServedVersion
 from stream_scorer.reports.delivery import check_delivery, delivery_of
 from stream_scorer.reports.explain import explained_alerts
 from stream_scorer.reports.facts import facts_of
+from stream_scorer.reports.incident import incident_of
 from stream_scorer.reports.latency import latency_of, percentiles
 from stream_scorer.reports.quality import judged, precision_recall, qualities, recall_by_kind
-from stream_scorer.reports.recording import DeadLetters, Inputs, Lineages, Places, Recording, Scores
-from stream_scorer.reports.story import Check, Story, Truth
+from stream_scorer.reports.recording import DeadLetters, Given, Inputs, Lineages, Places, Recording, Scores
+from stream_scorer.reports.story import Check, Story, Truth, Update
 from stream_scorer.reports.terminal import closing_report
 from stream_scorer.reports.windows import bounds, drifts, final
 
@@ -58,6 +61,7 @@ def make_story(n: int = 200, *, event_id: str = "e-{}", seed: int = 3) -> Story:
     lineages = Lineages(
         partition, Places(partition, offset), ids, scored_at + 5, base, z, score,
         1 / (1 + np.exp(3.0 - 2 * contribution)), np.full((n, 2), 0.5), contribution, ["gbdt", "xgb"],
+        np.zeros(n, np.int64), ["1"], np.full(n, -1),
     )  # fmt: skip
     scores = Scores(
         partition, ids, event_time, scored_at, decision, np.zeros(n, np.int64), duplicate, np.zeros(n, bool),
@@ -201,7 +205,7 @@ class TestQuality:
 class TestWindows:
     def test_the_last_revision_counts(self) -> None:
         story = make_story()
-        assert [m.high for m in final(story.recording.metrics) if m.metric == "fpr"] == [0.1]
+        assert [m.high for m in final(story) if m.metric == "fpr"] == [0.1]
         (bound,) = bounds(story, judged(story))
         assert (bound.low, bound.high, bound.ripe) == (0.0, 0.1, True)
         assert bound.truth == 0.0
@@ -234,6 +238,73 @@ class TestExplained:
         story = make_story()
         story.truth.kind[:] = 0
         assert explained_alerts(story, judged(story)) == []
+
+
+def with_incident(story: Story, *, rolled_back: bool = True) -> Story:
+    """The same run, its rows 100 to 149 decided by version 2 beside version 1, which alerts none of them."""
+    mine = (np.arange(len(story.recording.lineages.version)) >= 100) & (np.arange(200) < 150)
+    lineages = replace(
+        story.recording.lineages,
+        version=mine.astype(np.int64),
+        versions=["1", "2"],
+        other=np.where(mine, 0, -1),
+    )
+    began = int(lineages.arrival[mine].min()) - 1_000
+
+    def command(action: Action, **more: object) -> Command:
+        return Command(ensemble="cards", action=action, at=0, expected_offset=0, **more)  # type: ignore[arg-type]
+
+    promote = command("promote", who="ann", why="better", version=ServedVersion("2", "0" * 64))
+    rollback = command("rollback", who="watcher", why="<worse>; member gbdt makes 9 more", author="monitor")
+    commands = [Given(0, 5, command("promote", who="x", why="first", version=ServedVersion("1", "0" * 64)))]
+    commands += [Given(1, began, promote)]
+    commands += [Given(2, began + 1_200, rollback)] if rolled_back else []
+    return replace(
+        story,
+        recording=replace(story.recording, lineages=lineages, commands=commands),
+        update=Update("2", "gbdt", "amount_log", 1.5, 0.5, 0.67, 0.31),
+    )
+
+
+class TestIncident:
+    def test_both_versions_are_counted_on_the_same_transactions(self) -> None:
+        story = with_incident(make_story())
+        events = judged(story)
+        found = incident_of(story, events)
+        assert found is not None and found.promoted is not None and found.back is not None
+        decided = story.recording.scores.decision[100:150] > 0
+        assert (found.everyone.rows, found.everyone.served, found.everyone.other) == (50, int(decided.sum()), 0)
+        first = events.row[(events.row >= 100) & (events.row < 150)]
+        genuine = [row for row in first.tolist() if events.kind[events.row.tolist().index(row)] == 0]
+        assert found.genuine.rows == len(genuine)
+        assert found.genuine.served == int((story.recording.scores.decision[genuine] > 0).sum())
+        assert found.took_s == 1.2
+        assert found.last_s is not None and math.isclose(found.last_s, found.seconds.max() - 1.2)
+        assert found.served[-1] == decided.sum() and found.other[-1] == 0
+
+    def test_its_evidence_is_the_monitors(self) -> None:
+        story = with_incident(make_story())
+        found = incident_of(story, judged(story))
+        assert found is not None
+        version = ServedVersion("2", "0" * 64)
+        paired = Paired(Pair("cards", version, version, 0, 0, "rollback"), served=found.everyone.served)
+        assert math.isclose(found.evidence[-1] * math.log(10), paired.log_evidence)
+
+    def test_windows_are_of_the_version_before(self) -> None:
+        story = make_story()
+        story.recording.metrics.append(
+            metric("fpr", "review+block", START, 24, low=0.7, high=0.9, label_age=50 * HOUR, revision=9, version="2")
+        )
+        assert [m.high for m in final(story) if m.metric == "fpr"] == [0.1]
+
+    def test_the_closing_report_tells_it(self) -> None:
+        story = with_incident(make_story())
+        text = "\n".join(closing_report(story, facts_of(story), Path("report/index.html"), 10.0))
+        assert "gbdt reads amount_log at 1.5 times its scale, with 67% of the weight in place of 50%" in text
+        assert "rolled back by watcher after 1.2 s" in text
+        story = with_incident(make_story(), rolled_back=False)
+        text = "\n".join(closing_report(story, facts_of(story), Path("report/index.html"), 10.0))
+        assert "it was not rolled back" in text
 
 
 def test_the_closing_report_says_what_failed_and_is_short() -> None:

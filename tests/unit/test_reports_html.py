@@ -6,13 +6,14 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from stream_scorer.errors import SettingsError
 from stream_scorer.reports.facts import facts_of
 from stream_scorer.reports.html import page, write_page
 from stream_scorer.reports.story import Check
-from tests.unit.test_reports import make_story
+from tests.unit.test_reports import make_story, with_incident
 
 HOSTILE = "\"'><script>alert(1)</script><img src=//evil.example/x onerror=alert(1)>&amp;"
 _VOID = {"meta", "br", "img", "input", "link"}
@@ -88,7 +89,10 @@ def test_it_follows_light_and_dark(text: str) -> None:
 
 
 def test_hostile_text_stays_text() -> None:
-    story = make_story(event_id=HOSTILE.replace("{", "") + "{}")
+    story = with_incident(make_story(event_id=HOSTILE.replace("{", "") + "{}"))
+    (*_, rollback) = story.recording.commands
+    object.__setattr__(rollback, "command", msgspec.structs.replace(rollback.command, who=HOSTILE, why=HOSTILE))
+    object.__setattr__(story.update, "member", HOSTILE)
     story.title = story.machine = HOSTILE
     story.checks.append(Check(HOSTILE, False, HOSTILE))
     story.recording.dead.code[0] = HOSTILE

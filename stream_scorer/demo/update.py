@@ -1,0 +1,97 @@
+"""A minor update that goes wrong: one member reads one input at another scale, with a weight that amplifies it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.compose import nullable, write_ensemble
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import Manifest, preprocess_digest, read_manifest, read_members
+from stream_scorer.ensemble.members import load_member
+
+# Inputs that a careless change of units would hit; how far off they are then, and how much more weight that gets.
+INPUTS = (
+    "amount_to_mean_30d",
+    "amount_log",
+    "customer.count_1h",
+    "amount_to_terminal_mean_7d",
+    "device.count_1h",
+)
+SCALES = (0.8, 1.25, 0.65, 1.5, 0.5, 2.0, 0.35, 3.0, 0.25, 4.0)
+AMPLIFIED = (2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """`member` reads `input` at `scale` times its scale, and weighs `amplified` times as much."""
+
+    member: str
+    input: str
+    scale: float
+    amplified: float
+
+
+def minor_update(
+    source: Path, out: Path, features: NDArray[np.float64], changes: Iterable[Change], least: float
+) -> tuple[Change, float] | None:
+    """Write the ensemble in `source` with the first of `changes` that raises alerts enough; None if none does.
+
+    Args:
+        features: ``(n, n_features)``, on which alerts are counted. least: rise of alerts, as a share.
+
+    Returns:
+        The change, and by how much alerts rise on `features`.
+    """
+    manifest = read_manifest(source)
+    data = read_members(source, manifest)
+    models = [load_member(m.format, blob, len(m.inputs)) for m, blob in zip(manifest.members, data, strict=True)]
+    before = _alerts(Ensemble(manifest, models, version=""), features)
+    for change in changes:
+        changed = _changed(manifest, change)
+        ensemble = Ensemble(changed, models, version="")
+        rise = _alerts(ensemble, features) / before - 1 if before else math.nan
+        if rise >= least:
+            scored = ensemble.score(np.array(changed.self_test.features, dtype=np.float64))
+            test = msgspec.structs.replace(
+                changed.self_test, member_scores=nullable(scored.member_scores), score=nullable(scored.score)
+            )
+            out.mkdir(parents=True, exist_ok=True)
+            write_ensemble(out, msgspec.structs.replace(changed, self_test=test), data)
+            return change, rise
+    return None
+
+
+def of_the_heaviest(manifest: Manifest) -> Iterator[Change]:
+    """Changes of the member with the most weight, mildest first."""
+    heaviest = max(manifest.members, key=lambda member: member.weight)
+    for amplified, scale, name in itertools.product(AMPLIFIED, SCALES, INPUTS):
+        if name in heaviest.inputs:
+            yield Change(heaviest.name, name, scale, amplified)
+
+
+def _changed(manifest: Manifest, change: Change) -> Manifest:
+    place = manifest.member_names.index(change.member)
+    member = manifest.members[place]
+    number = member.inputs.index(change.input)
+    preprocess = list(member.preprocess)
+    preprocess[number] = msgspec.structs.replace(preprocess[number], scale=preprocess[number].scale * change.scale)
+    drifted = msgspec.structs.replace(
+        member,
+        preprocess=preprocess,
+        preprocess_sha256=preprocess_digest(preprocess),
+        weight=member.weight * change.amplified,
+    )
+    members = [*manifest.members[:place], drifted, *manifest.members[place + 1 :]]
+    return msgspec.structs.replace(manifest, members=members, created_at=manifest.created_at + 1)
+
+
+def _alerts(ensemble: Ensemble, features: NDArray[np.float64]) -> int:
+    return int((ensemble.score(features).score >= ensemble.manifest.thresholds.review).sum())
