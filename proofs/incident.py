@@ -44,7 +44,7 @@ from stream_scorer.ensemble.registry import keep
 from stream_scorer.ensemble.reweigh import reweigh
 from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Command, Contribution, Score, ScoreSummary, ServedVersion
+from stream_scorer.records import Command, Contribution, Incident, Score, ScoreSummary, ServedVersion
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
@@ -141,6 +141,14 @@ def run(context: Context) -> Result:
         scores = read_topic(bootstrap, topics.scores).decode(Score)
         lineage = read_topic(bootstrap, topics.contributions).decode(Contribution)
         summaries = read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary)
+        told = read_topic(bootstrap, topics.incidents).decode(Incident)
+    newest = list({incident.id: incident for incident in told}.values())
+    result.figures["incidents"] = [f"{i.id} {i.member} {'open' if i.closed is None else 'closed'}" for i in newest]
+    result.check(
+        "both promotions of the bad version are incidents, the first closed, the second open and held back",
+        [(i.version, i.member, i.closed is None, bool(i.held_back)) for i in newest]
+        == [(three.version, MEMBER, False, False), (three.version, MEMBER, True, True)],
+    )
     result.check("every transaction has one score", len(scores) == len({s.event_id for s in scores}) == sent)
     _recount(result, Pair("cards", three, two, since, 0, "rollback"), scores, lineage, summaries)
     return result

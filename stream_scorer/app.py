@@ -15,6 +15,7 @@ from types import FrameType
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.control.follower import Follower
+from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.watch import Watch
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.guard import Guard
@@ -179,13 +180,14 @@ def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]
         yield
         return
     bootstrap, topics = settings.require("kafka.bootstrap"), Topics(settings["topics.prefix"])
-    TopicAdmin(bootstrap).require([*topics.monitor_topics(), topics.control], same_count=False)
+    TopicAdmin(bootstrap).require([*topics.monitor_topics(), topics.control, topics.incidents], same_count=False)
 
     def follow(since_ms: int) -> RecordFollower:
         return RecordFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
 
     watch = Watch(
         ControlLog(bootstrap, topics.control),
+        Incidents(ControlLog(bootstrap, topics.incidents)),
         follow,
         SystemClock(),
         metrics,

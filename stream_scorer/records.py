@@ -389,6 +389,38 @@ class ScorerStatus(Record, frozen=True):
     at: int
 
 
+class Incident(Record, frozen=True, kw_only=True):
+    """Topic `incidents`: a version alerts more than the one beside it. A later record of the same `id` replaces it.
+
+    `since` is the offset of the command that put the version where it is, and with the ensemble makes the `id`. Of
+    `rows` transactions that both decided, `both` were alerted by both, `only` by this version, `lacking` by the other;
+    `log_evidence` is the natural logarithm of the evidence for a rise above 5 %. `member` is the suspect, null if there
+    is none.
+
+    `due` is the command that would end it; `held_back` says why the monitor does not give it, empty if it does.
+    `opened` and `closed` are clocks of the monitor. `ended_by` is the newest command, whoever gave it, when the version
+    was found to stand beside the other no longer; null while it does.
+    """
+
+    id: str
+    ensemble: str
+    version: str
+    other: str
+    since: int
+    opened: int
+    why: str
+    rows: int
+    both: int
+    only: int
+    lacking: int
+    log_evidence: float
+    member: str | None
+    due: Action
+    held_back: str
+    closed: int | None = None
+    ended_by: int | None = None
+
+
 TOPIC_RECORDS: dict[str, type[Record]] = {
     "scores": Score,
     "contributions": Contribution,
@@ -400,4 +432,5 @@ TOPIC_RECORDS: dict[str, type[Record]] = {
     "serving-state": ServingState,
     "scorer-status": ScorerStatus,
     "audit": AuditRecord,
+    "incidents": Incident,
 }

@@ -105,7 +105,7 @@ def _topics(settings: Settings) -> str:
     try:
         topics = Topics(settings["topics.prefix"])
         counts = admin.require(topics.of_partitions())
-        admin.require(topics.control_topics())
+        admin.require(topics.of_one_partition())
     except BrokerUnavailable:
         raise _SkippedError("no broker answers") from None
     return f"{len(counts)} topics of {next(iter(counts.values()))} partitions"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stream_scorer.control.state import Entry, History
     from stream_scorer.ensemble.manifest import Manifest
     from stream_scorer.kafka.control_log import ControlLog
-    from stream_scorer.records import Action, DisabledMember, ScorerStatus, ServedVersion, ServingState
+    from stream_scorer.records import Action, DisabledMember, Incident, ScorerStatus, ServedVersion, ServingState
 
 # A scorer says every 5 s that it is there; one that has not for three times as long is gone.
 SILENT_MS = 15_000
@@ -189,6 +189,20 @@ def _scorers(settings: Settings, topic: str, name: str | None) -> Iterator[Calla
         yield look
     finally:
         log.close()
+
+
+def _open_incidents(settings: Settings, topic: str) -> list[Incident]:
+    from stream_scorer.control.incidents import Incidents
+    from stream_scorer.kafka.control_log import ControlLog
+    from stream_scorer.kafka.topics import TopicAdmin
+
+    if topic not in TopicAdmin(settings["kafka.bootstrap"]).partitions():
+        return []
+    book = Incidents(ControlLog(settings["kafka.bootstrap"], topic))
+    try:
+        return book.open()
+    finally:
+        book.close()
 
 
 def _find(settings: Settings, reference: str) -> _Found:
@@ -362,22 +376,26 @@ def release(settings: Settings, name: str, why: str, who: str, wait_s: float) ->
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @with_settings("kafka.bootstrap", "topics.prefix", "cache.dir", "mlflow.url")
 def status(settings: Settings, name: str | None, as_json: bool) -> None:
-    """What is to serve (of NAME, or of every ensemble), what scorers do, and the last commands."""
+    """What is to serve (of NAME, or of every ensemble), open incidents, what scorers do, and the last commands."""
     with _desk(settings) as desk:
         history = desk.read()
         with _scorers(settings, desk.topics.scorer_status, name) as look:
             scorers = look()
+        incidents = [i for i in _open_incidents(settings, desk.topics.incidents) if name in (None, i.ensemble)]
     states = [state for key, state in sorted(history.states.items()) if name in (None, key)]
     entries = [e for e in history.entries if name is None or (e.command is not None and e.command.ensemble == name)]
     if as_json:
         told = [msgspec.structs.asdict(e.command) if e.command else None for e in entries]
         log = [{"offset": e.offset, "refused": e.refused, "command": c} for e, c in zip(entries, told, strict=True)]
-        click.echo(msgspec.json.encode({"states": states, "scorers": scorers, "log": log}))
+        click.echo(msgspec.json.encode({"states": states, "scorers": scorers, "incidents": incidents, "log": log}))
         return
     if name is not None and not states:
         raise UsageError(f"nothing serves as {name!r}")
     for state in states:
         _show_state(state)
+    for incident in incidents:
+        held = f" ({incident.held_back})" if incident.held_back else ""
+        click.echo(f"{'incident':11} {incident.due} of {incident.version} is due{held}: {incident.why}")
     _show_table(
         ("scorer", "in play", "offset", "problem"),
         [(s.instance, ", ".join(s.in_play), str(s.control_offset), s.problem) for s in scorers],

@@ -13,12 +13,17 @@ from stream_scorer.records import (
     NOT_A_RECORD,
     TOPIC_RECORDS,
     Alert,
+    AuditRecord,
+    Command,
     Contribution,
+    Incident,
     MonitorMetric,
     Outcome,
     Record,
     Score,
+    ScorerStatus,
     ScoreSummary,
+    ServingState,
 )
 
 # How many members a line names: the strongest say why, the rest is in --json.
@@ -166,6 +171,43 @@ def _summary(r: ScoreSummary, at: int) -> str:
     return f"{when(at)}  {place}  {told}, {r.dead_letters} dead letters, {panes}, {r.ensemble} {r.version}"
 
 
+def _command(r: Command, at: int) -> str:
+    parts = [r.action, r.ensemble]
+    parts += [r.version.version] if r.version is not None else []
+    parts += [r.member.name] if r.member is not None else []
+    parts += [f"{r.share:.4g}"] if r.share is not None else []
+    return f"{when(at)}  {' '.join(parts)}, by {r.who} ({r.author}), expected at {r.expected_offset}: {r.why}"
+
+
+def _serving(r: ServingState, at: int) -> str:
+    beside = {
+        "on probation beside": r.last_good.version if r.probation and r.last_good is not None else "",
+        "canary": f"{r.canary.version.version} for {r.canary.share:.4g}" if r.canary is not None else "",
+        "shadows": ", ".join(shadow.version for shadow in r.shadows),
+        "without": ", ".join(member.name for member in r.disabled),
+        "held by": r.hold.who if r.hold is not None else "",
+    }
+    told = "".join(f", {name} {what}" for name, what in beside.items() if what)
+    return f"{when(at)}  {r.ensemble} {r.champion.version} serves{told}, by offset {r.control_offset}"
+
+
+def _status(r: ScorerStatus, at: int) -> str:
+    problem = f", behind {r.wanted_offset}: {r.problem}" if r.problem else ""
+    in_play = ", ".join(r.in_play) or "nothing"
+    return f"{when(at)}  {r.instance}  {r.ensemble} {in_play} in play, by offset {r.control_offset}{problem}"
+
+
+def _audit(r: AuditRecord, at: int) -> str:
+    what = f"refused ({r.refused}): {r.message}" if r.refused else f"loaded, {len(r.members)} members"
+    return f"{when(at)}  {r.instance}  {r.ensemble} {r.version} ({r.manifest_sha256[:12]}) {what}"
+
+
+def _incident(r: Incident, _at: int) -> str:
+    state = f"closed by offset {r.ended_by}" if r.closed is not None else f"open, {r.due} is due"
+    held = f", {r.held_back}" if r.held_back and r.closed is None else ""
+    return f"{when(r.closed or r.opened)}  {r.id}  {r.ensemble} {r.version}: {state}{held}; {r.why}"
+
+
 _LINES: dict[type[Record], Callable[[Any, int], str]] = {
     Score: _score,
     Contribution: _contribution,
@@ -173,4 +215,9 @@ _LINES: dict[type[Record], Callable[[Any, int], str]] = {
     ScoreSummary: _summary,
     Outcome: _outcome,
     MonitorMetric: _metric,
+    Command: _command,
+    ServingState: _serving,
+    ScorerStatus: _status,
+    AuditRecord: _audit,
+    Incident: _incident,
 }

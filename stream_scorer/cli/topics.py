@@ -35,6 +35,6 @@ def check(settings: Settings) -> None:
 
     names = Topics(settings["topics.prefix"])
     admin = TopicAdmin(settings.require("kafka.bootstrap"))
-    counts = admin.require(names.of_partitions()) | admin.require(names.control_topics())
+    counts = admin.require(names.of_partitions()) | admin.require(names.of_one_partition())
     for name, count in counts.items():
         click.echo(f"{name}\t{count} partitions")

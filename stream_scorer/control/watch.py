@@ -1,8 +1,8 @@
 """Watches what stands on probation or as a canary, and takes it out of play when the paired test says so.
 
-It keeps nothing: what serves is read from `control`, and the counts of a pair from `score-summaries`, beginning shortly
-before the command that made it a pair. So a restart comes to the same counts, and several watchers to the same command,
-of which one counts.
+What it finds stands on `incidents`, and it keeps nothing itself: what serves is read from `control`, and the counts of
+a pair from `score-summaries`, beginning shortly before the command that made it a pair. So a restart comes to the same
+counts, and several watchers to the same command, of which one counts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 
 from stream_scorer.clock import Clock
 from stream_scorer.control.give import CommandLog, catch_up, give
+from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.probation import Pair, Paired, acted_since, pairs
 from stream_scorer.control.state import History
 from stream_scorer.errors import StreamScorerError
@@ -66,7 +67,7 @@ class Watch:
     """See the module.
 
     Args:
-        follow: opens `score-summaries` at a record timestamp, ms.
+        incidents: where it is told what is found. follow: opens `score-summaries` at a record timestamp, ms.
         mode: `auto` gives commands, `propose` only says which it would give.
         probation: after so many transactions, at the earliest, a probation is over if nothing speaks for a rise.
         cooldown_s: within this after a version was taken out of play by a monitor, a second one is only proposed.
@@ -75,6 +76,7 @@ class Watch:
     def __init__(
         self,
         log: CommandLog,
+        incidents: Incidents,
         follow: Callable[[int], SummaryReader],
         clock: Clock,
         metrics: Metrics,
@@ -85,11 +87,13 @@ class Watch:
         cooldown_s: float,
     ) -> None:
         self._log, self._follow, self._clock, self._metrics = log, follow, clock, metrics
+        self._incidents = incidents
         self._who, self._mode = who, mode
         self._probation, self._cooldown_ms = probation, int(cooldown_s * 1_000)
         self._history = History()
         self._paired: dict[Pair, Paired] = {}
         self._reader: SummaryReader | None = None
+        self._looked = False
         self._said: set[tuple[Pair, Action, str]] = set()
         self._decode = msgspec.json.Decoder(ScoreSummary).decode
 
@@ -108,13 +112,16 @@ class Watch:
                 stop.wait(RETRY_S)
         self._forget()
         self._log.close()
+        self._incidents.close()
 
     def step(self) -> None:
         """Follow control, count what has come, and act on it."""
         catch_up(self._log, self._history, self._log.end())
         found = [pair for state in self._history.states.values() for pair in pairs(state, self._history)]
-        if set(found) != set(self._paired):
+        if set(found) != set(self._paired) or not self._looked:
             self._begin(found)
+            self._tell_ends(found)
+            self._looked = True
         if self._reader is None:
             for command in self._log.read(READ_WAIT_S):
                 self._history.add(command.offset, command.value)
@@ -146,7 +153,7 @@ class Watch:
             self._reader.close()
         for pair in self._paired:
             self._show(Paired(pair))
-        self._reader, self._paired = None, {}
+        self._reader, self._paired, self._looked = None, {}, False
 
     def _show(self, paired: Paired) -> None:
         pair = paired.pair
@@ -163,7 +170,7 @@ class Watch:
             self._want(paired, "confirm")
 
     def _want(self, paired: Paired, action: Action) -> None:
-        """Give the command, or say why it is only proposed."""
+        """Give the command, or say why it is only proposed; a rise is told as an incident either way."""
         pair, state = paired.pair, self._history.states[paired.pair.ensemble]
         why = ""
         if self._mode == "propose":
@@ -174,6 +181,8 @@ class Watch:
             self._history, pair.ensemble, self._clock.now_ms() - self._cooldown_ms
         ):
             why = "by hand: it would be the second within the cool-down"
+        if action != "confirm":
+            self._tell(paired, action, why)
         if why:
             if (pair, action, why) not in self._said:
                 self._said.add((pair, action, why))
@@ -185,6 +194,20 @@ class Watch:
             return
         self._metrics.count(ACTED, 1, pair.ensemble, action)
         _log.warning("%s %s: %s", action, pair.ensemble, paired.told())
+
+    def _tell(self, paired: Paired, action: Action, held_back: str) -> None:
+        """Open an incident. That nobody can be told of it must not keep a command from being given."""
+        try:
+            self._incidents.tell(paired, action, held_back, self._clock.now_ms())
+        except StreamScorerError as error:
+            _log.warning("an incident of %s cannot be told: %s", paired.pair.ensemble, error.message)
+
+    def _tell_ends(self, found: list[Pair]) -> None:
+        newest = {ensemble: state.control_offset for ensemble, state in self._history.states.items()}
+        try:
+            self._incidents.close_all_but(found, newest, self._clock.now_ms())
+        except StreamScorerError as error:
+            _log.warning("the end of an incident cannot be told: %s", error.message)
 
     def _command(self, paired: Paired, action: Action, offset: int) -> Command:
         return Command(

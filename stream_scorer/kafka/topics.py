@@ -44,7 +44,11 @@ class Topics:
         return [self.scores, self.labels, self.score_summaries, self.outcomes, self.monitor_metrics]
 
     def control_topics(self) -> list[str]:
-        """What says what serves, and what does; one partition each."""
+        """Those among `of_one_partition` that a scorer needs: what is to serve, and what does."""
+        return [name for name in self.of_one_partition() if name != self.incidents]
+
+    def of_one_partition(self) -> list[str]:
+        """Those with one partition, whatever the input has."""
         return [self.prefix + _NAMES[key] for key in _SINGLE]
 
     def config(self, name: str) -> dict[str, str]:
@@ -66,14 +70,16 @@ _NAMES = {
     "serving_state": "serving-state",
     "scorer_status": "scorer-status",
     "audit": "audit",
+    "incidents": "incidents",
 }
-# Topics of one partition: commands and what was loaded are kept for ever, of the notes the newest of a key.
+# Topics of one partition: commands, incidents and what was loaded are kept for ever, of the notes the newest of a key.
 _SINGLE = {
     "control": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
     # Compacted by the hour: by itself Kafka would keep a week of them.
     "serving_state": {"cleanup.policy": "compact", "segment.ms": "3600000"},
     "scorer_status": {"cleanup.policy": "compact", "segment.ms": "3600000"},
     "audit": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
+    "incidents": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
 }
 
 
@@ -98,7 +104,7 @@ class TopicAdmin:
         new = [
             NewTopic(
                 name,
-                1 if name in topics.control_topics() else partitions,
+                1 if name in topics.of_one_partition() else partitions,
                 replication,
                 config={"max.message.bytes": str(MAX_MESSAGE_BYTES)} | topics.config(name),
             )

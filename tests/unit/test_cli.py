@@ -24,15 +24,23 @@ from stream_scorer.cli.lines import json_line, line
 from stream_scorer.cli.main import _COMMANDS, cli, main
 from stream_scorer.cli.reading import ReadRecord, Shown, plain, topic_name
 from stream_scorer.records import (
+    TOPIC_RECORDS,
     Alert,
+    AuditRecord,
+    Command,
     Contribution,
+    Hold,
+    Incident,
     MemberContribution,
     MonitorMetric,
     Outcome,
     PaneSummary,
     Reason,
     Score,
+    ScorerStatus,
     ScoreSummary,
+    ServedVersion,
+    ServingState,
     Source,
 )
 from stream_scorer.settings import CATALOGUE, SETTINGS_FILE, Settings, load_settings
@@ -291,6 +299,35 @@ RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
         ),
         ["transactions:2 5..9", "2 approve, 3 block", "1 dead letters", "2 panes"],
     ),
+    "control": (
+        Command(
+            ensemble="cards", action="canary", who="ann", why="try it", at=TIME, expected_offset=4,
+            version=ServedVersion("3", "f" * 64), share=0.1,
+        ),
+        ["canary cards 3 0.1", "by ann (person)", "expected at 4", "try it"],
+    ),
+    "serving-state": (
+        ServingState(
+            ensemble="cards", control_offset=4, champion=ServedVersion("3", "f" * 64), probation=True,
+            last_good=ServedVersion("2", "e" * 64), hold=Hold("ann", "wait", TIME), who="ann", why="x", at=TIME,
+        ),
+        ["cards 3 serves, on probation beside 2, held by ann, by offset 4"],
+    ),
+    "scorer-status": (
+        ScorerStatus("one", "g", "cards", ["3", "2"], 4, 5, "no such version", TIME),
+        ["one", "cards 3, 2 in play, by offset 4", "behind 5: no such version"],
+    ),
+    "audit": (
+        AuditRecord(TIME, "one", "g", "cards", "3", "f" * 64, [], "digest", "other bytes"),
+        ["one", "cards 3 (ffffffffffff) refused (digest): other bytes"],
+    ),
+    "incidents": (
+        Incident(
+            id="cards-4", ensemble="cards", version="3", other="2", since=4, opened=TIME, why="more alerts", rows=9,
+            both=1, only=2, lacking=3, log_evidence=7.0, member="gbm", due="rollback", held_back="by hand: held",
+        ),
+        ["10:00:00.123", "cards-4", "cards 3: open, rollback is due, by hand: held", "more alerts"],
+    ),
 }  # fmt: skip
 
 
@@ -305,6 +342,10 @@ def nothing_hidden(values: bool = False) -> Shown:
 
 def cards(values: bool = False) -> Shown:
     return Shown(load_spec(CARDS), values=values)
+
+
+def test_every_topic_of_ours_is_among_them() -> None:
+    assert RECORDS.keys() == TOPIC_RECORDS.keys()
 
 
 @pytest.mark.parametrize("topic", RECORDS)

@@ -10,11 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.probation import ALPHA, RISE, Pair, Paired, pairs
 from stream_scorer.control.state import History
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch
+from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.observability.metrics import Metrics
-from stream_scorer.records import Command, PaneSummary, ScoreSummary, ServedVersion
+from stream_scorer.records import Command, Incident, PaneSummary, ScoreSummary, ServedVersion
 from tests.unit.test_control import MemoryLog, Told
 
 ONE, TWO = (ServedVersion(str(i), str(i) * 64) for i in (1, 2))
@@ -145,6 +147,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.log = MemoryLog()
+        self.told = MemoryLog()
         self.summaries: list[ScoreSummary] = []
         self.say("promote", version=ONE)
 
@@ -158,6 +161,7 @@ class Desk:
     def watch(self, mode: Mode = "auto", probation: int = 100_000, cooldown_s: float = 0.0) -> Watch:
         return Watch(
             MemoryLog(self.log.records),
+            Incidents(MemoryLog(self.told.records)),
             lambda since: Reader(self.summaries),
             Clock(),  # type: ignore[arg-type]
             Metrics(WATCH_METRICS),
@@ -173,6 +177,10 @@ class Desk:
         for offset, value in enumerate(self.log.records):
             history.add(offset, value)
         return history
+
+    @property
+    def incidents(self) -> list[Incident]:
+        return [msgspec.json.decode(value, type=Incident) for value in self.told.records]
 
 
 MORE = [200, 150, 2, 9_648]
@@ -194,6 +202,42 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     assert given[0].command is not None
     assert "member xgb" in given[0].command.why
     assert "version 2 alerts 350" in given[0].command.why
+    opened, closed = desk.incidents
+    assert (opened.id, opened.version, opened.other, opened.member) == ("cards-1", "2", "1", "xgb")
+    assert (opened.rows, opened.both, opened.only, opened.lacking) == (10_000, *MORE[:3])
+    assert (opened.due, opened.held_back, opened.closed, opened.ended_by) == ("rollback", "", None, None)
+    assert opened.why == given[0].command.why
+    assert closed == msgspec.structs.replace(opened, closed=5_000, ended_by=given[0].offset)
+
+
+def test_an_incident_that_a_person_ended_while_nobody_watched_is_closed_by_the_next_watch() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, MORE))
+    desk.watch(mode="propose").step()
+    assert [i.closed for i in desk.incidents] == [None]
+    desk.say("rollback")
+    desk.told.records.insert(0, b"junk")
+    desk.watch(mode="propose").step()
+    desk.watch(mode="propose").step()
+    last = msgspec.json.decode(desk.told.records[-1], type=Incident)
+    assert (len(desk.told.records), last.closed, last.ended_by) == (3, 5_000, 2)
+
+
+def test_a_topic_of_incidents_that_cannot_be_written_does_not_keep_a_version_in_service() -> None:
+    class Broken(MemoryLog):
+        def append(self, key: str, value: bytes) -> int:
+            raise BrokerUnavailable("not authorized")
+
+    desk = Desk()
+    desk.told = Broken()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, MORE))
+    watch = desk.watch()
+    watch._incidents = Incidents(desk.told)
+    for _ in range(2):
+        watch.step()
+    assert desk.history.states["cards"].champion == ONE
 
 
 @pytest.mark.parametrize("why", ["propose", "hold", "cooldown"])
@@ -213,6 +257,8 @@ def test_where_it_may_not_act_it_says_what_is_due_and_says_it_once(why: str, cap
             watch.step()
     assert desk.log.records == before
     assert caplog.text.count("rollback cards is due, by hand") == 1
+    (incident,) = desk.incidents
+    assert incident.held_back.startswith("by hand: ") and incident.closed is None
 
 
 def test_a_probation_without_a_finding_is_over_after_so_many_transactions() -> None:
