@@ -20,7 +20,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.kafka.backlog import Backlog, TimesOf
-from stream_scorer.kafka.config import consumer_config
+from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.stall import StallWatch
 from stream_scorer.serde.raw import Headers, RawRecords
@@ -88,14 +88,18 @@ class InputReader:
         static_membership: bool,
         times_of: Mapping[str, TimesOf],
     ) -> None:
-        config = consumer_config(bootstrap, instance, group) | {
-            "partition.assignment.strategy": "range",
-            "session.timeout.ms": SESSION_TIMEOUT_MS,
-            "heartbeat.interval.ms": 2_000,
-            "max.poll.interval.ms": 300_000,
-            # Little of one partition at a time, or the others come late; a larger message still comes, alone.
-            "fetch.message.max.bytes": 262_144,
-        }
+        config = (
+            consumer_config(bootstrap, instance, group)
+            | SHORT_FETCH_WAIT
+            | {
+                "partition.assignment.strategy": "range",
+                "session.timeout.ms": SESSION_TIMEOUT_MS,
+                "heartbeat.interval.ms": 2_000,
+                "max.poll.interval.ms": 300_000,
+                # Little of one partition at a time, or the others come late; a larger message still comes, alone.
+                "fetch.message.max.bytes": 262_144,
+            }
+        )
         if static_membership:
             config["group.instance.id"] = instance
         self._bootstrap = bootstrap

@@ -26,7 +26,7 @@ from confluent_kafka import (
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import StreamScorerError, TransactionAborted
-from stream_scorer.kafka.config import consumer_config, producer_config
+from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config, producer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 
 # (topic, partition)
@@ -78,7 +78,7 @@ class TransactionalLoop:
         self._bootstrap = bootstrap
         self._transactional_id = transactional_id
         self._client_id = client_id
-        self._consumer = Consumer(consumer_config(bootstrap, client_id, group))
+        self._consumer = Consumer(consumer_config(bootstrap, client_id, group) | SHORT_FETCH_WAIT)
         self._producer: Producer | None = None
 
     def __enter__(self) -> Self:
