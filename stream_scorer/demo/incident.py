@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from stream_scorer.demo.children import Child
 from stream_scorer.demo.plan import DemoPlan
 from stream_scorer.demo.update import minor_update, of_the_heaviest
 from stream_scorer.ensemble.manifest import Manifest, read_manifest
@@ -14,11 +13,11 @@ from stream_scorer.reports.story import Check, Update
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.dataset import read_training_set
 
-# Of the live transactions, the share that is scored before somebody sets about promoting the new version.
-BEFORE = 0.05
+# Of the live transactions, the share that is scored before the new version is promoted.
+BEFORE = 0.25
 # By how much alerts are to rise: the paired test needs a few hundred alerts to tell such a rise from 5 %.
 LEAST_RISE = 0.3
-LEAST_ALERTS = 200
+LEAST_ALERTS = 150
 # Rows of the history on which the update is tried out; the newest.
 TRIED_ON = 12_000
 WHY = "retrained with the new feature pipeline; offline figures unchanged"
@@ -52,23 +51,20 @@ class SecondAct:
 
     Args:
         update: with the version as registered. at: promote when so many transactions have been scored.
-        promote: starts the command. say: a line for the person who watches.
+        promote: gives the command. say: a line for the person who watches.
     """
 
-    def __init__(self, update: Update, at: int, promote: Callable[[], Child], say: Callable[[str], None]) -> None:
+    def __init__(self, update: Update, at: int, promote: Callable[[], None], say: Callable[[str], None]) -> None:
         self.update = update
         self._at, self._promote, self._say = at, promote, say
-        self._command: Child | None = None
+        self._promoted = False
         self._told = 0
 
     def follow(self, scored: int, commands: list[Given]) -> None:
         """Do what is due. Raises `StreamScorerError` if the promotion fails."""
-        if self._command is None:
-            if scored >= self._at:
-                self._command = self._promote()
-            return
-        if not self._command.running:
-            self._command.wait(lambda _line: None)
+        if not self._promoted and scored >= self._at:
+            self._promote()
+            self._promoted = True
         for each in self._played(commands)[self._told :]:
             command = each.command
             who = "the monitor" if command.author == "monitor" else command.who

@@ -19,16 +19,21 @@ from typing import Generic, TypeVar
 from rich.console import Console
 
 from stream_scorer.clock import Clock, SystemClock
+from stream_scorer.control.give import catch_up, give
+from stream_scorer.control.state import History
 from stream_scorer.demo.children import Child, Service
 from stream_scorer.demo.incident import BEFORE, WHY, SecondAct, make_update, possible
 from stream_scorer.demo.plan import PARTITIONS, SETTLE_DAYS, DemoPlan
 from stream_scorer.demo.steps import Steps
 from stream_scorer.demo.view import REFRESH_S, View, calendar_columns
 from stream_scorer.demo.watch import Watcher
+from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.errors import StreamScorerError
+from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.load import OpenLoopProducer
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.observability.metrics import CAUGHT_UP, SERVING
+from stream_scorer.records import Command, ServedVersion
 from stream_scorer.reports.delivery import Delivery, delivery_of
 from stream_scorer.reports.recording import Recording
 from stream_scorer.reports.story import Check, Story, Truth
@@ -236,14 +241,10 @@ class _Demo:
         update = replace(update, version=register.log.read_text().split()[-1].rpartition(":")[2])
         steps.say(f"registered {ENSEMBLE} version {update.version}, a minor update: {update.told}")
 
-        def promote() -> Child:
-            return self._child(
-                Child,
-                "promote",
-                ["ensemble", "promote", f"{ENSEMBLE}:{update.version}", "--why", WHY, "--who", "a data scientist",
-                 "--bootstrap", str(at.kafka), "--mlflow", str(at.mlflow), "--topic-prefix", "",
-                 "--cache", str(self._folder / "promote-cache")],
-            )  # fmt: skip
+        served = ServedVersion(update.version, manifest_digest(read_manifest(folder)))
+
+        def promote() -> None:
+            _promote(str(at.kafka), served, self._clock)
 
         return SecondAct(update, int(plan.transactions * BEFORE), promote, steps.say)
 
@@ -358,6 +359,25 @@ def _publish_history(bootstrap: str, world: _World, clock: Clock) -> None:
     with OpenLoopProducer(bootstrap, client_id="demo-history", clock=clock, sleep=time.sleep) as producer:
         producer.publish(topics.labels, encode_keys(world.labels.customer_id), encode_labels(world.labels))
         producer.publish(topics.transactions, encode_keys(world.history.customer_id), encode_values(world.history))
+
+
+def _promote(bootstrap: str, version: ServedVersion, clock: Clock) -> None:
+    """As `stream-scorer ensemble promote` does, without the seconds that importing MLflow takes on a busy machine."""
+    log, history = ControlLog(bootstrap, Topics().control), History()
+    try:
+        catch_up(log, history, log.end())
+        entry = give(
+            log,
+            history,
+            lambda offset: Command(
+                ensemble=ENSEMBLE, action="promote", who="a data scientist", why=WHY, at=clock.now_ms(),
+                expected_offset=offset, version=version,
+            ),
+        )  # fmt: skip
+    finally:
+        log.close()
+    if entry.refused:
+        raise StreamScorerError(f"the promotion was refused: {entry.refused}")
 
 
 def _loaded(scorer: Service) -> set[tuple[str, str]]:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-# Long enough for the update to be promoted, seen and rolled back on a busy machine.
+# Long enough for the update to be loaded, seen and rolled back on a busy machine.
 SMALL = [
-    "--transactions", "16000", "--rate", "400", "--history", "30000", "--customers", "2500", "--fraud-rate", "0.05",
+    "--transactions", "10000", "--rate", "400", "--history", "30000", "--customers", "2500", "--fraud-rate", "0.05",
     "--review-rate", "0.05",
 ]  # fmt: skip
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]

@@ -140,15 +140,6 @@ class TestView:
 class TestSecondAct:
     UPDATE = Update("2", "gbdt", "amount_log", 1.5, 0.5, 0.67, 0.31)
 
-    class Promotion:
-        """A command that has ended."""
-
-        running = False
-        waited = 0
-
-        def wait(self, _on_line: object) -> None:
-            self.waited += 1
-
     def given(self, *actions: str) -> list[Given]:
         found = []
         for offset, action in enumerate(actions):
@@ -163,10 +154,9 @@ class TestSecondAct:
         return found
 
     def test_it_promotes_once_and_tells_each_command_once(self) -> None:
-        promotions: list[object] = []
+        promotions: list[int] = []
         told: list[str] = []
-        promotion = self.Promotion()
-        act = SecondAct(self.UPDATE, 100, lambda: promotions.append(1) or promotion, told.append)  # type: ignore[arg-type,func-returns-value]
+        act = SecondAct(self.UPDATE, 100, lambda: promotions.append(1), told.append)
         act.follow(99, [])
         assert promotions == []
         for commands in (
@@ -176,7 +166,7 @@ class TestSecondAct:
             self.given("promote", "rollback"),
         ):
             act.follow(100, commands)
-        assert promotions == [1] and promotion.waited == 3
+        assert promotions == [1]
         assert told == ["w: promote cards 2: better", "the monitor: rollback cards: counted; member gbdt makes 9 more"]
 
     def test_only_one_rollback_by_the_monitor_that_names_the_member_will_do(self) -> None:
