@@ -181,12 +181,13 @@ class Watch:
             self._history, pair.ensemble, self._clock.now_ms() - self._cooldown_ms
         ):
             why = "by hand: it would be the second within the cool-down"
-        if action != "confirm":
-            self._tell(paired, action, why)
+        if (pair, action, why) in self._said:
+            return
+        told = action == "confirm" or self._tell(paired, action, why)
         if why:
-            if (pair, action, why) not in self._said:
+            _log.warning("%s %s is due, %s: %s", action, pair.ensemble, why, paired.told())
+            if told:
                 self._said.add((pair, action, why))
-                _log.warning("%s %s is due, %s: %s", action, pair.ensemble, why, paired.told())
             return
         entry = give(self._log, self._history, lambda offset: self._command(paired, action, offset))
         if entry.refused:
@@ -195,12 +196,14 @@ class Watch:
         self._metrics.count(ACTED, 1, pair.ensemble, action)
         _log.warning("%s %s: %s", action, pair.ensemble, paired.told())
 
-    def _tell(self, paired: Paired, action: Action, held_back: str) -> None:
-        """Open an incident. That nobody can be told of it must not keep a command from being given."""
+    def _tell(self, paired: Paired, action: Action, held_back: str) -> bool:
+        """Open an incident, and say if it was. Not being able to must not keep a command from being given."""
         try:
             self._incidents.tell(paired, action, held_back, self._clock.now_ms())
         except StreamScorerError as error:
             _log.warning("an incident of %s cannot be told: %s", paired.pair.ensemble, error.message)
+            return False
+        return True
 
     def _tell_ends(self, found: list[Pair]) -> None:
         newest = {ensemble: state.control_offset for ensemble, state in self._history.states.items()}

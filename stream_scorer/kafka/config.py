@@ -45,8 +45,8 @@ def producer_config(bootstrap: str, client_id: str) -> dict[str, Any]:
 
 
 # How long a broker may hold a request while there is nothing to send, in ms. Whoever reads on in order does best with
-# librdkafka's 500: the first record is answered at once either way, and an idle reader costs the broker a tenth of a
-# core less. Who pauses and seeks has to wait for the request under way.
+# librdkafka's 500: the first record is answered at once either way, with fewer requests while there is none. Who pauses
+# and seeks has to wait for the request under way.
 SHORT_FETCH_WAIT = {"fetch.wait.max.ms": 10}
 
 

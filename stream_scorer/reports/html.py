@@ -100,7 +100,7 @@ def _incident(_story: Story, facts: Facts) -> str:
     if incident.took_s is not None and incident.last_s is not None:
         steps.append([f"{incident.took_s + incident.last_s:.1f}", "its last score reaches a reader", ""])
     rows = [
-        [name, f"{square.rows:,}", f"{square.served:,}", f"{square.other:,}", f"{square.rise:+.0%}"]
+        [name, f"{square.rows:,}", f"{square.served:,}", f"{square.other:,}", square.more]
         for name, square in (("all", every), ("genuine (hidden truth): false positives", genuine))
     ]
     return (

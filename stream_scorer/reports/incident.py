@@ -25,6 +25,11 @@ class Square:
         """By how much the first alerts more, as a share; NaN if the other alerts nothing."""
         return self.served / self.other - 1 if self.other else float("nan")
 
+    @property
+    def more(self) -> str:
+        """The rise in percent, for people."""
+        return f"{self.rise:+.0%}" if self.other else "-"
+
 
 @dataclass(frozen=True)
 class Incident:

@@ -61,7 +61,7 @@ def _incident(incident: Incident) -> list[str]:
     lines = [
         f"version {update.version} promoted, a minor update: {update.told}",
         f"of {every.rows:,} transactions it alerted {every.served:,}, the version beside it {every.other:,} "
-        f"({every.rise:+.0%}); of genuine ones {genuine.served:,} and {genuine.other:,} ({genuine.rise:+.0%})",
+        f"({every.more}); of genuine ones {genuine.served:,} and {genuine.other:,} ({genuine.more})",
     ]
     if incident.back is None or incident.took_s is None:
         return [*lines, "it was not rolled back"]

@@ -118,8 +118,8 @@ class Redis:
             "--daemonize": "no",
         }
         server = _redis_server()
-        # Two million rows are found with a fifth less CPU on huge pages. Redis turns them off because a fork to write a
-        # snapshot would copy them; this one writes none.
+        # Two million rows cost a quarter less CPU on huge pages (docs/benchmarks.md). Redis turns them off because a
+        # fork to write a snapshot would copy them; this one writes none.
         if _version_of(server) >= (6, 2):
             settings["--disable-thp"] = "no"
         command = [server, *(word for pair in settings.items() for word in pair)]

@@ -261,6 +261,29 @@ def test_where_it_may_not_act_it_says_what_is_due_and_says_it_once(why: str, cap
     assert incident.held_back.startswith("by hand: ") and incident.closed is None
 
 
+def test_an_incident_that_could_not_be_told_is_told_later() -> None:
+    class Moody(MemoryLog):
+        broken = True
+
+        def append(self, key: str, value: bytes) -> int:
+            if self.broken:
+                raise BrokerUnavailable("not now")
+            return super().append(key, value)
+
+    desk = Desk()
+    desk.told = moody = Moody()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, MORE))
+    watch = desk.watch(mode="propose")
+    watch._incidents = Incidents(moody)
+    watch.step()
+    assert desk.incidents == []
+    moody.broken = False
+    for _ in range(3):
+        watch.step()
+    assert [incident.due for incident in desk.incidents] == ["rollback"]
+
+
 def test_a_probation_without_a_finding_is_over_after_so_many_transactions() -> None:
     desk = Desk()
     desk.say("promote", version=TWO)
