@@ -36,6 +36,7 @@ PROOFS = {
     "features-batch": "the same feature bytes at 1, 7, 256 and 1,024 a batch",
     "features-property": "every aggregate equals a naive recomputation, whatever is odd about the events",
     "features-hotkey": "one terminal with a tenth of the traffic costs little more and errs within the bound",
+    "features-retire": "rows that nobody will read again go, and no feature changes for it",
     "features-alignment": "a backlog drains side by side in event time, and terminals are not under-counted",
     "features-own-data": "two data sets of one's own run from CSV to scores",
     "features-bench": "what the feature path costs, by part, by length of rows and number of entities",

@@ -61,6 +61,12 @@ def path_spec() -> CheckedSpec:
     return parse_spec(SPEC)
 
 
+def no_labels(checked: CheckedSpec) -> Labels:
+    """A column of nothing each."""
+    names = ("event_id", "event_time", "label", "labelled_at", "customer", "terminal")
+    return labels_from_columns(checked, {name: [] for name in names})
+
+
 def made(
     checked: CheckedSpec, customers: Sequence[str], terminals: Sequence[str], at: NDArray[np.int64], first: int
 ) -> Transactions:
@@ -91,9 +97,7 @@ class Path:
         assert self.store.open() is None
         self.store.init({SOURCE: 0}, {})
         self.store.open()
-        self._no_labels: Labels = labels_from_columns(
-            checked, {name: [] for name in ("event_id", "event_time", "label", "labelled_at", "customer", "terminal")}
-        )
+        self._no_labels = no_labels(checked)
         self._position = 0
         self._in_flight: deque[RowUpdate] = deque()
         self.reading: list[float] = []
@@ -116,6 +120,11 @@ class Path:
             if len(self._in_flight) > 1:
                 self.store.apply(self._in_flight.popleft())
             yield enriched
+
+    def finish(self) -> None:
+        """Apply the batch in flight."""
+        while self._in_flight:
+            self.store.apply(self._in_flight.popleft())
 
     def measure(
         self, transactions: Transactions, look: Callable[[Enriched], None] | None = None, batch: int = BATCH

@@ -36,6 +36,7 @@ from stream_scorer.observability.health import HealthServer, Readiness
 from stream_scorer.pipeline.batch import MicroBatch, Sink, Stage
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.housekeeping import Housekeeping
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.processor import Pacing, Processor
 from stream_scorer.pipeline.publish import Publisher
@@ -48,7 +49,7 @@ from stream_scorer.settings import Settings
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
 from stream_scorer.state.client import connect, connect_cluster, ping
-from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
+from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows, rows_namespace
 from stream_scorer.state.rows import FeatureRows, RowUpdate, SourcePartition
 
 _log = logging.getLogger(__name__)
@@ -91,13 +92,19 @@ def make_store(
     topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
     store = RedisRowStore(
         client,
-        f"stream-scorer:{settings['scorer.group']}:{checked.feature_hash[:12]}:{topic_id}",
+        rows_namespace(settings["scorer.group"], checked.feature_hash, topic_id),
         inputs,
         layout=LAYOUT_VERSION,
         horizon_ms=engine.plan.horizon_ms + duration_ms(checked.spec.time.allowed_lateness),
+        about=f"group {settings['scorer.group']}, spec {checked.spec.name} with features {checked.feature_hash[:12]}",
     )
     store.check_eviction_policy()
     return store if shards == 1 else ShardedRedisRows.over(store, engine.sharding(shards))
+
+
+def open_log(settings: Settings) -> RangeReader:
+    """A reader of the inputs' ranges, for one use."""
+    return RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-features")
 
 
 def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
@@ -116,15 +123,18 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     stages: list[Stage] = [Decode(checked), enrich, Scoring(lambda: follower.lineup, checked, metrics, guard)]
 
     def rebuild(committed: dict[SourcePartition, int], on_progress: Callable[[int, int], None]) -> Rebuild:
-        log = RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-rebuild")
+        log = open_log(settings)
         return Rebuild(checked, engine, store.twin(), log, committed, topics.transactions, on_progress)
 
     processor = make_processor(
         settings, topics, inputs, stages, publisher.publish, store, rebuild, metrics, checked.spec.transaction.time
     )
+    housekeeping = Housekeeping(store.twin(), lambda: open_log(settings), [topics.transactions, topics.labels], metrics)
     # Last: who cannot start should not have said what serves.
     follower.start()
+    housekeeping.start()
     atexit.register(follower.close)
+    atexit.register(housekeeping.close)
     return processor
 
 

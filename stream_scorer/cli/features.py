@@ -36,17 +36,16 @@ def features() -> None:
 @with_settings(*_NEEDED)
 def check(settings: Settings, as_json: bool) -> None:
     """Recompute every row from the topics and compare; exit 3 if one differs. The group's scorers must stand still."""
-    from stream_scorer.app import input_partitions, make_store
+    from stream_scorer.app import input_partitions, make_store, open_log
     from stream_scorer.features.check import check_rows
     from stream_scorer.features.engine import FeatureEngine
-    from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.spec import load_spec
 
     checked = load_spec(settings.require("scorer.spec"))
     topics, inputs = input_partitions(settings)
     engine = FeatureEngine(checked)
     store = make_store(settings, checked, engine, topics, inputs)
-    with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-features") as reader:
+    with open_log(settings) as reader:
         found = check_rows(checked, engine, store, reader.read, topics.labels)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
@@ -54,6 +53,7 @@ def check(settings: Settings, as_json: bool) -> None:
         click.echo(
             f"{found.rows:,} rows against {found.records:,} records: {found.different:,} differ"
             + (f"; {found.folded:,} are compared by panes" if found.folded else "")
+            + (f"; {found.retired:,} are gone, as nobody will read them again" if found.retired else "")
         )
         for example in found.examples:
             click.echo(f"  {example}")
@@ -68,9 +68,8 @@ def check(settings: Settings, as_json: bool) -> None:
 @with_settings(*_NEEDED)
 def rebuild(settings: Settings) -> None:
     """Build all rows anew from the log, beside those in use, then switch. The group's scorers go on with features."""
-    from stream_scorer.app import input_partitions, make_store
+    from stream_scorer.app import input_partitions, make_store, open_log
     from stream_scorer.features.engine import FeatureEngine
-    from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.pipeline.rebuild import Rebuild
     from stream_scorer.spec import load_spec
     from stream_scorer.state.rows import Span
@@ -91,13 +90,13 @@ def rebuild(settings: Settings) -> None:
         nonlocal brought_in
         brought_in += more
 
-    with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-features") as reader:
+    with open_log(settings) as reader:
         committed = reader.committed(group, inputs)
         bounds = reader.bounds(topics.transactions) | reader.bounds(topics.labels)
         built = live.twin(beside=True)
         built.open()
         built.init({source: bounds[source][0] for source in inputs}, committed)
-        log = RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-rebuild")
+        log = open_log(settings)
         work = Rebuild(checked, engine, built.twin(beside=True), log, committed, topics.transactions, on_progress)
         switched = False
         try:
@@ -115,6 +114,25 @@ def rebuild(settings: Settings) -> None:
         raise StreamScorerError("somebody else has begun a rebuild of the same features", mend="Let one of them end.")
     rate = brought_in / (time.monotonic() - began)
     click.echo(f"{brought_in:,} records brought in at {rate:,.0f} a second; the group's scorers switch by themselves")
+
+
+@features.command()
+@with_settings(*_NEEDED)
+def sweep(settings: Settings) -> None:
+    """Delete what nobody will read again, now. One scorer of a group does it once an hour by itself."""
+    import threading
+
+    from stream_scorer.app import input_partitions, make_store, open_log
+    from stream_scorer.features.engine import FeatureEngine
+    from stream_scorer.pipeline.housekeeping import retire_unread
+    from stream_scorer.spec import load_spec
+
+    checked = load_spec(settings.require("scorer.spec"))
+    topics, inputs = input_partitions(settings)
+    store = make_store(settings, checked, FeatureEngine(checked), topics, inputs)
+    inputs_of = [topics.transactions, topics.labels]
+    gone = retire_unread(store, lambda: open_log(settings), inputs_of, threading.Event())
+    click.echo(f"{gone:,} keys deleted")
 
 
 @features.command()

@@ -18,11 +18,11 @@ from stream_scorer.errors import UsageError
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.panes import folded
 from stream_scorer.features.plan import EntityPlan
-from stream_scorer.features.rows import HASH, KIND, TIME, VALUE, unpack
+from stream_scorer.features.rows import HASH, KIND, TIME, VALUE, latest, unpack
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import FeatureRows, Marks, MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import WITNESS_PERIOD_MS, FeatureRows, Marks, MemoryRowStore, SourcePartition, Span
 
 # Rows read in one call.
 _CHUNK = 500
@@ -38,13 +38,15 @@ class RowCheck:
     """What a check found.
 
     Attributes:
-        records: read from the log. rows: in Redis or by the log. folded: rows compared pane by pane. different: rows
-            with an entry too many or too few. examples: some of them, and why.
+        records: read from the log. rows: in Redis or by the log. folded: rows compared pane by pane. retired: rows
+            that are not there because nobody will read them again. different: rows with an entry too many or too few.
+            examples: some of them, and why.
     """
 
     records: int = 0
     rows: int = 0
     folded: int = 0
+    retired: int = 0
     different: int = 0
     examples: list[str] = field(default_factory=list)
 
@@ -66,6 +68,8 @@ def check_rows(
     keys = sorted(set(wanted) | set(store.keys()))
     found.rows = len(keys)
     edge = marks.slowest_watermark() - store.horizon_ms
+    # As whoever looks for witnesses of a lost row does.
+    unread = (max(marks.watermark.values()) - store.horizon_ms) // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS
     past = marks.slowest_begun() - (store.horizon_ms - engine.plan.horizon_ms)
     for low in range(0, len(keys), _CHUNK):
         part = keys[low : low + _CHUNK]
@@ -76,6 +80,9 @@ def check_rows(
             number, _, owner = key.decode().partition(":")
             plan = engine.plan.entities[int(number)]
             held, right = unpack(row or b""), unpack(wanted.get(key, b""))
+            if row is None and latest(right) < unread:
+                found.retired += 1
+                continue
             is_folded = any(len(e) and e[0, KIND] == -1 for e in (held, right))
             found.folded += is_folded
             extra, lost = _panes(held, right, plan, past) if is_folded else _entries(held, right, edge)

@@ -35,6 +35,14 @@ def pack(event_time: NDArray[np.int64], value: NDArray[np.int64], id_hash: NDArr
     return entries
 
 
+def latest(entries: NDArray[np.int64]) -> int:
+    """The newest event time (ms) in the `entries` (k, 4) of a row, panes included; -1 for none."""
+    kind = entries[:, KIND]
+    # A header holds no time.
+    times = (entries[:, TIME] + np.where(kind < -1, (-2 - kind) // 256, 0))[kind != -1]
+    return int(times.max(initial=-1))
+
+
 def unpack(row: bytes) -> NDArray[np.int64]:
     """(n, 4) int64 entries of a stored row."""
     return np.frombuffer(row, dtype="<i8").reshape(-1, 4)

@@ -51,6 +51,9 @@ CAUGHT_UP = Metric(
 REBUILD_REMAINING = Metric(
     "gauge", "stream_scorer_rebuild_remaining_records", "Records still to be read again to rebuild lost features."
 )
+RETIRED = Metric(
+    "counter", "stream_scorer_retired_keys_total", "Keys deleted from Redis because nobody will read them again."
+)
 LAG = Metric("gauge", "stream_scorer_lag_records", "Input records not yet read, over the owned partitions.")
 PARTITIONS = Metric("gauge", "stream_scorer_partitions", "Input partitions now owned.")
 BATCH_ROWS = Metric("histogram", "stream_scorer_batch_rows", "Records in a micro-batch.", (), _ROWS)
@@ -103,6 +106,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     RESYNCS,
     CAUGHT_UP,
     REBUILD_REMAINING,
+    RETIRED,
     LAG,
     PARTITIONS,
     BATCH_ROWS,

@@ -41,6 +41,12 @@ class LogReader(Protocol):
     def close(self) -> None: ...
 
 
+class LogEnds(LogReader, Protocol):
+    """A log reader that also knows how far the log goes; see `stream_scorer.kafka.range_reader.RangeReader`."""
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]: ...
+
+
 class OpenTransaction(Protocol):
     """One transaction; see `stream_scorer.kafka.transactions.Transaction`."""
 

@@ -8,16 +8,22 @@ Keys, under a namespace ``{ns}`` (a hash tag, so that a namespace lives in one c
 - ``{ns}:<epoch>:r<layout>:<row key>``: a row.
 - ``{ns}:<epoch>:seen:<period>:<bucket>``: a set of hashes of row keys, the witnesses. A row that is absent although a
   period within the horizon has its hash was lost; one that was never seen has none.
+- ``{ns}:<epoch>:retired``: keys of rows that were deleted a moment ago because nobody will read them again.
+- ``{ns}:used``: says whose rows these are, and is there for as long as they are looked after; ``{ns}:turn``: somebody
+  has looked through them lately. See `stream_scorer.state.retire`.
 
-Redis must run with ``maxmemory-policy noeviction``: an evicted row would read as an entity never seen.
+No row has a time to live: Redis would look it up at every access (ADR 0020). Redis must run with ``maxmemory-policy
+noeviction``: an evicted row would read as an entity never seen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
+import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,23 +32,21 @@ import xxhash
 
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.state.client import mapped_errors
+from stream_scorer.state.retire import NAMESPACES, UNUSED_MS, retire
 from stream_scorer.state.rows import BEGINS, ENTRY_BYTES, WITNESS_PERIOD_MS, Marks, RowUpdate, Sharding, SourcePartition
 from stream_scorer.state.shards import ShardedRows
 
 # A script blocks Redis for about 5 us an entry: 2,000 entries are 10 ms, the longest pause other readers should see.
 MAX_ENTRIES_PER_CALL = 2_000
-# Rows outlive their horizon by the longest outage to survive: a week of nobody writing must not look like no history.
-OUTAGE_MARGIN_MS = 7 * 86_400_000
-
 # Sets of at most 512 integers are packed: enough for four million rows a period.
 WITNESS_BUCKETS = 8_192
 
 _MARK = struct.Struct("<qqq")
 
 _APPLY = """
--- KEYS: epoch, marks..., rows..., witnesses..., folded rows...
--- ARGV: epoch, marks n, then (start, stop, watermark) a mark, rows r, witnesses w, trim before, ttl, then a payload a
--- row, then a witness (hash, number of its row, negative if it begins), then a folded row (its first entry before, its
+-- KEYS: epoch, marks..., rows..., witnesses..., folded rows..., retired
+-- ARGV: epoch, marks n, then (start, stop, watermark) a mark, rows r, witnesses w, trim before, then a payload a row,
+-- then a witness (hash, number of its row, negative if it begins), then a folded row (its first entry before, its
 -- length before, what is to stand there).
 -- Answers OK, EPOCH, GAP, or the marks if some are ahead; with any of these but OK nothing has changed. LOST: a row is
 -- not there that was when the batch was read. The epoch is then given up.
@@ -62,13 +66,12 @@ for i = 1, n do
 end
 if late then return at end
 local a = 3 * n + 3
-local r, w, before, ttl = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), ARGV[a + 3]
-for k = n + 2 + r + w, #KEYS do
-  local j = a + 4 + r + 2 * w + 3 * (k - n - 2 - r - w)
+local r, w, before = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
+for k = n + 2 + r + w, #KEYS - 1 do
+  local j = a + 3 + r + 2 * w + 3 * (k - n - 2 - r - w)
   local length = tonumber(ARGV[j + 1])
   if redis.call('STRLEN', KEYS[k]) >= length and redis.call('GETRANGE', KEYS[k], 0, 31) == ARGV[j] then
     redis.call('SET', KEYS[k], ARGV[j + 2] .. redis.call('GETRANGE', KEYS[k], length, -1))
-    redis.call('PEXPIRE', KEYS[k], ttl)
   end
 end
 local function lost()
@@ -76,15 +79,15 @@ local function lost()
   return 'LOST'
 end
 local begins = {}
-for j = a + 5 + r, a + 3 + r + 2 * w, 2 do
+for j = a + 4 + r, a + 2 + r + 2 * w, 2 do
   local row = tonumber(ARGV[j])
   if row < 0 then begins[-row] = true end
 end
 for k = n + 2, n + 1 + r do
-  local key, payload = KEYS[k], ARGV[a + 2 + k - n]
+  local key, payload = KEYS[k], ARGV[a + 1 + k - n]
   local size = redis.call('APPEND', key, payload)
   if size == #payload then
-    if not begins[k - n - 1] then return lost() end
+    if not begins[k - n - 1] and redis.call('SISMEMBER', KEYS[#KEYS], key) == 0 then return lost() end
   else
     begins[k - n - 1] = nil
   end
@@ -94,18 +97,15 @@ for k = n + 2, n + 1 + r do
       local row, from = redis.call('GET', key), 1
       while from < size - 31 and struct.unpack('<i8', row, from) < before do from = from + 32 end
       redis.call('SET', key, string.sub(row, from))
-      redis.call('PEXPIRE', key, ttl)
     end
   end
 end
 for k = 0, w - 1 do
-  local j = a + 4 + r + 2 * k
+  local j = a + 3 + r + 2 * k
   local row = math.abs(tonumber(ARGV[j + 1]))
   -- Two that read it when it was not there may both begin it; but the second finds it.
   if redis.call('SADD', KEYS[n + 2 + r + k], ARGV[j]) == 0 and begins[row] then return lost() end
   begins[row] = nil
-  redis.call('PEXPIRE', KEYS[n + 2 + r + k], ttl)
-  redis.call('PEXPIRE', KEYS[n + 1 + row], ttl)
 end
 for i = 1, n do
   local stop, watermark = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
@@ -153,6 +153,12 @@ return 1
 """
 
 
+def rows_namespace(group: str, feature_hash: str, topic_id: str) -> str:
+    """The namespace of what `group` keeps for a spec and topic. Short: every key begins with it, two a transaction."""
+    told = "\n".join((group, feature_hash, topic_id))
+    return NAMESPACES + hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 class RedisRowStore:
     """Marked rows of one namespace.
 
@@ -160,7 +166,8 @@ class RedisRowStore:
         client: from `stream_scorer.state.client.connect`. namespace: names input topics, group and feature hash.
         sources: every partition of the input topics; each has a mark.
         layout: version of the row layout. horizon_ms: how far back readers look, lateness included.
-        beside: whether this is the generation being built, not the current one.
+        beside: whether this is the generation being built, not the current one. about: whose rows these are, for people
+            who look into Redis.
     """
 
     def __init__(
@@ -172,12 +179,14 @@ class RedisRowStore:
         layout: int,
         horizon_ms: int,
         beside: bool = False,
+        about: str = "",
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._sources = list(sources)
         self._layout = layout
         self._horizon_ms = horizon_ms
+        self._about = about
         self._pointer = b"building" if beside else b"epoch"
         self._epoch = b""
         self._prefix = b""
@@ -213,6 +222,7 @@ class RedisRowStore:
 
     def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
         """See `MarkedRowStore.init`."""
+        self.keep()  # before there is anything that could look left behind
         old, new = self._epoch, uuid.uuid4().hex[:12].encode()
         self._use_epoch(new)
         self._acknowledged.clear()
@@ -287,9 +297,7 @@ class RedisRowStore:
         for span in spans:
             args += [span.start, span.stop, span.watermark]
         opens = np.flatnonzero(update.opens).tolist()
-        # The TTL is renewed with the witness, once a period.
         args += [len(update.keys), len(opens), self._trim_before]
-        args.append(self._horizon_ms + WITNESS_PERIOD_MS + OUTAGE_MARGIN_MS)
         args += update.payloads
         owners = (np.searchsorted(update.bounds, opens, side="right") - 1).tolist()
         for place, owner in zip(opens, owners, strict=True):
@@ -299,6 +307,7 @@ class RedisRowStore:
         for key, fold in update.folds.items():
             keys.append(self._prefix + key)
             args += [fold.before[:ENTRY_BYTES], len(fold.before), fold.after]
+        keys.append(self._retired_key)
         with mapped_errors():
             answer = self._apply_script(keys=keys, args=args)
         if isinstance(answer, list):
@@ -327,6 +336,7 @@ class RedisRowStore:
             layout=self._layout,
             horizon_ms=self._horizon_ms,
             beside=beside,
+            about=self._about,
         )
 
     def give_up(self) -> None:
@@ -345,6 +355,56 @@ class RedisRowStore:
         """How far back readers look, lateness included."""
         return self._horizon_ms
 
+    @property
+    def tag(self) -> bytes:
+        """What every key of the namespace begins with."""
+        return self._tag
+
+    @property
+    def row_prefix(self) -> bytes:
+        """What the keys of rows in use begin with."""
+        return self._prefix
+
+    @property
+    def retired_key(self) -> bytes:
+        """Where keys of rows that were deleted a moment ago are kept."""
+        return self._retired_key
+
+    def keep(self) -> None:
+        """Say that the rows are in use."""
+        with mapped_errors():
+            self._client.set(self._tag + b"used", self._about, px=UNUSED_MS)
+
+    def take_turn(self, every_ms: int) -> bool:
+        """See `FeatureRows.take_turn`."""
+        self.keep()
+        with mapped_errors():
+            return bool(self._client.set(self._tag + b"turn", b"", nx=True, px=every_ms))
+
+    def retire(self, ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+        """See `FeatureRows.retire`."""
+        return self.retire_all([self], ends, stop)
+
+    @staticmethod
+    def retire_all(shards: Sequence[RedisRowStore], ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+        """`retire` for `shards`, each by marks of its own; nothing while one of them is being rebuilt."""
+        before = [time for shard in shards if (time := shard.unread_before(ends)) is not None]
+        return retire(shards[0]._client, shards, before, stop) if len(before) == len(shards) else 0
+
+    def unread_before(self, ends: Mapping[SourcePartition, int]) -> int | None:
+        """Open, and answer the event time (ms) before which nobody looks; None while rows are being rebuilt."""
+        marks = self.open()
+        return marks.settled(ends) - self._horizon_ms if marks is not None and marks.complete else None
+
+    def witness_keys(self) -> Iterator[bytes]:
+        """The keys of all sets of witnesses of the epoch in use."""
+        with mapped_errors():
+            yield from self._client.scan_iter(match=_literal(self._witness_prefix) + b"*", count=10_000)
+
+    def period_of(self, witness_key: bytes) -> int:
+        """The period that a set of witnesses is of, in `WITNESS_PERIOD_MS` since 1970."""
+        return int(witness_key[len(self._witness_prefix) :].partition(b":")[0])
+
     def keys(self) -> Iterator[bytes]:
         """The key of every row of the epoch in use, in no order."""
         with mapped_errors():
@@ -354,12 +414,13 @@ class RedisRowStore:
     def sweep(self) -> int:
         """Delete what earlier epochs left behind, and say how many keys that were."""
         pointers = (self._tag + b"epoch", self._tag + b"building")
+        kept = (*pointers, self._tag + b"used", self._tag + b"turn")
         gone = 0
         with mapped_errors():
             in_use = tuple(self._tag + epoch + b":" for epoch in self._client.mget(pointers) if epoch)
             old = []
             for key in self._client.scan_iter(match=_literal(self._tag) + b"*", count=10_000):
-                if key not in pointers and not key.startswith(in_use):
+                if key not in kept and not key.startswith(in_use):
                     old.append(key)
                 if len(old) == MAX_ENTRIES_PER_CALL:
                     gone += self._client.unlink(*old)
@@ -385,6 +446,7 @@ class RedisRowStore:
         self._epoch = epoch
         self._epoch_key = tag + self._pointer
         self._witness_prefix = tag + epoch + b":seen:"
+        self._retired_key = tag + epoch + b":retired"
         self._prefix = tag + epoch + b":r" + str(self._layout).encode() + b":"
         self._mark_keys = {
             s: tag + epoch + b":mark:" + s.topic.encode() + b":" + str(s.partition).encode() for s in self._sources
@@ -430,6 +492,20 @@ class ShardedRedisRows(ShardedRows[RedisRowStore]):
         """See `FeatureRows.give_up`."""
         for shard in self._shards:
             shard.give_up()
+
+    def keep(self) -> None:
+        """See `FeatureRows.keep`."""
+        for shard in self._shards:
+            shard.keep()
+
+    def take_turn(self, every_ms: int) -> bool:
+        """See `FeatureRows.take_turn`."""
+        self.keep()
+        return self._shards[0].take_turn(every_ms)
+
+    def retire(self, ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+        """See `FeatureRows.retire`."""
+        return RedisRowStore.retire_all(self._shards, ends, stop)
 
     def check_eviction_policy(self) -> None:
         """See `FeatureRows.check_eviction_policy`."""

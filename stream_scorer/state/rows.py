@@ -7,7 +7,8 @@ mark one by one, and moves rows and marks in one step. Only `init` creates marks
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -86,6 +87,14 @@ class Marks:
     def complete(self) -> bool:
         """Whether the rows hold again what they held before the loss."""
         return all(self.next_offset[source] >= target for source, target in self.target.items())
+
+    def settled(self, ends: Mapping[SourcePartition, int]) -> int:
+        """Event time (ms) that the partitions which still hold records, below `ends`, have passed; -1 for none.
+
+        A partition at its end holds nothing back. If all are, that is the newest time of all.
+        """
+        behind = [w for source, w in self.watermark.items() if self.next_offset[source] < ends[source]]
+        return min(behind, default=max(self.watermark.values(), default=-1))
 
     def slowest_watermark(self) -> int:
         """The least watermark of all partitions: nothing older than it will be asked for again, beyond lateness."""
@@ -322,6 +331,23 @@ class FeatureRows(MarkedRowStore, Protocol):
 
     def give_up(self) -> None:
         """Nobody is to use this generation any more."""
+        ...
+
+    def keep(self) -> None:
+        """Say that the rows are in use."""
+        ...
+
+    def take_turn(self, every_ms: int) -> bool:
+        """`keep`; true for one caller in `every_ms`, who is to call `retire`."""
+        ...
+
+    def retire(self, ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+        """Delete the rows that nobody will read again, and rows of no use to anybody; answers how many keys went.
+
+        Args:
+            ends: of every input partition the offset after its last record, looked up before this call. stop: ends it
+                early.
+        """
         ...
 
     def check_eviction_policy(self) -> None:

@@ -181,4 +181,8 @@ def look_at_features(at: StackAddresses) -> None:
         assert isinstance(told.exception, CheckFailed)
         assert f"customer {owner}" in told.output
     client.set(customer, row)
+    told = CliRunner().invoke(cli, ["features", "sweep", *there])
+    assert told.exit_code == 0, told.output
+    assert "keys deleted" in told.output
     assert CliRunner().invoke(cli, ["features", "check", *there]).exit_code == 0
+    assert client.get(customer) == row  # somebody will read it again

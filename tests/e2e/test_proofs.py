@@ -17,6 +17,7 @@ SIZES = {
     "features-flush": 12,
     "features-batch": 500,
     "features-own-data": 4_000,
+    "features-retire": 20_000,
     "swap-under-load": 4_000,
     "control-race": 45,
     "incident": 15_000,

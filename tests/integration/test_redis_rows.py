@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.stack import LocalStack
 from stream_scorer.state.client import connect
 from stream_scorer.state.redis_rows import MAX_ENTRIES_PER_CALL, RedisRowStore
+from stream_scorer.state.retire import UNUSED_MS
 from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Fold, MemoryRowStore, RowUpdate, SourcePartition, Span
 
 pytestmark = pytest.mark.integration
@@ -132,8 +134,53 @@ def test_a_single_row_that_is_lost_is_not_taken_for_one_never_seen(store: Store,
     redis.apply(update(A, 0, 10))
     assert redis.read([])[1].complete
     assert redis.sweep() > 0
-    assert all(redis.epoch.encode() in key or key.endswith(b":epoch") for key in client.keys("*"))
+    assert all(redis.epoch.encode() in key or key.endswith((b":epoch", b":used")) for key in client.keys("*"))
     assert None not in rows(redis)
+
+
+DAY = 24 * HOUR
+# Far enough from the rows that `update` makes by default for their witness period to have ended.
+LATER = 60 * DAY
+
+
+def test_rows_that_nobody_will_read_again_go(store: Store, url: str) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 3))
+    assert redis.retire({A: 3, B: 0}, threading.Event()) == 0  # the newest there are
+    redis.apply(update(A, 3, 5, keys=2, at=LATER, opens=OPENS))  # rows 0 and 1 are of today again
+    client = connect(url)
+    assert len(client.keys("*:seen:*")) > 2
+    assert redis.retire({A: 5, B: 0}, threading.Event()) == 1 + 3  # and the witnesses of that time
+    assert [row is None for row in rows(redis)] == [False, False, True]
+    redis.apply(update(A, 5, 8, at=LATER))  # row 2 begins anew, and nothing reads as lost
+    assert None not in rows(redis)
+    client.delete(*client.keys("*:0:2"))
+    with pytest.raises(StateGap, match="row"):
+        rows(redis)
+
+
+def test_a_row_that_went_between_read_and_apply_is_not_taken_for_lost(store: Store) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 3))
+    redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
+    assert rows(redis)[1] is not None  # a batch reads it
+    redis.retire({A: 4, B: 0}, threading.Event())
+    redis.apply(update(A, 4, 6, keys=3, at=LATER, opens=OPENS))  # that batch's entries
+    assert rows(redis)[1] is not None
+
+
+def test_a_partition_that_is_behind_holds_rows_back_and_an_empty_one_does_not(store: Store) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 3))
+    redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
+    assert redis.retire({A: 4, B: 7}, threading.Event()) == 0  # B holds records nobody has seen
+    assert redis.retire({A: 4, B: 0}, threading.Event()) > 0
+
+
+def test_one_in_a_while_takes_the_turn(store: Store, url: str) -> None:
+    one, other = opened(store), opened(store)
+    assert [one.take_turn(60_000), other.take_turn(60_000), one.take_turn(60_000)] == [True, False, False]
+    assert 0 < connect(url).pttl("{test}:used") <= UNUSED_MS
 
 
 def test_rows_built_beside_take_the_place_of_the_current_ones(store: Store, url: str) -> None:

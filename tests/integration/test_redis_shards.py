@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,11 +82,11 @@ def made(client: Any) -> ShardedRedisRows:
     return ShardedRedisRows.over(plain, SHARDING)
 
 
-def update(start: int, stop: int) -> RowUpdate:
+def update(start: int, stop: int, at: int = 1_000) -> RowUpdate:
     offsets = np.arange(start, stop)
     zero = np.zeros(len(offsets), dtype=np.int64)
-    entries = np.column_stack([1_000 + offsets, offsets * 10, offsets + 1_000_000, zero])
-    spans, begins = [Span(A, start, stop, 1_000 + stop)], np.full(len(offsets), BEGINS, dtype=np.int8)
+    entries = np.column_stack([at + offsets, offsets * 10, offsets + 1_000_000, zero])
+    spans, begins = [Span(A, start, stop, at + stop)], np.full(len(offsets), BEGINS, dtype=np.int8)
     return RowUpdate.group(spans, KEYS, offsets % len(KEYS), entries, zero, offsets, begins)
 
 
@@ -182,3 +183,14 @@ def test_a_server_that_is_no_cluster_is_told(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_rows_that_nobody_will_read_again_go_from_every_shard(live: ShardedRedisRows) -> None:
+    never = threading.Event()
+    live.apply(update(0, 80))
+    live.apply(update(80, 81, at=60 * 24 * HOUR))
+    assert live.retire({A: 81, B: 1}, never) == 0  # a partition is behind
+    assert live.retire({A: 81, B: 0}, never) >= len(KEYS) - 1
+    assert [row is not None for row in live.read(KEYS)[0]].count(True) == 1
+    assert live.take_turn(60_000)
+    assert not live.take_turn(60_000)

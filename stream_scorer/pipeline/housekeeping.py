@@ -1,0 +1,81 @@
+"""Housekeeping: now and then one scorer of the group deletes the rows that nobody will read again (ADR 0020)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from stream_scorer.errors import StreamScorerError
+from stream_scorer.observability import metrics as m
+from stream_scorer.pipeline.ports import LogEnds
+from stream_scorer.state.rows import WITNESS_PERIOD_MS, FeatureRows
+
+_log = logging.getLogger(__name__)
+EVERY_MS = 3_600_000
+ASK_S = 60.0
+STOP_S = 5.0
+
+
+class Housekeeping:
+    """Looks after rows in a thread of its own until `close`.
+
+    Args:
+        rows: that nobody else uses in this process. open_log: called once a pass. topics: the inputs. ask_s: how often
+            to ask whether it is this scorer's turn.
+    """
+
+    def __init__(
+        self,
+        rows: FeatureRows,
+        open_log: Callable[[], LogEnds],
+        topics: list[str],
+        metrics: m.Metrics,
+        ask_s: float = ASK_S,
+    ) -> None:
+        self._ask_s = ask_s
+        self._rows, self._open_log, self._topics, self._metrics = rows, open_log, topics, metrics
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Raises `StateUnavailable` unless it can be said that the rows are in use."""
+        self._rows.keep()
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; a pass under way ends early."""
+        self._stop.set()
+        self._thread.join(STOP_S)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._ask_s):
+            try:
+                if self._rows.take_turn(EVERY_MS):
+                    self._metrics.count(m.RETIRED, retire_unread(self._rows, self._open_log, self._topics, self._stop))
+            except StreamScorerError as error:
+                _log.warning("old features stay for another while: %s", error.message)
+            except Exception:  # nothing that goes wrong here may be felt in scoring
+                _log.exception("old features stay for another while")
+
+
+def retire_unread(rows: FeatureRows, open_log: Callable[[], LogEnds], topics: list[str], stop: threading.Event) -> int:
+    """One pass; answers how many keys went. Raises `StateUnavailable` and `BrokerUnavailable`."""
+    log = open_log()
+    try:
+        ends = {source: end for topic in topics for source, (_, end) in log.bounds(topic).items()}
+        marks = rows.open()
+        if marks is None:
+            return 0
+        newest = max(marks.watermark.values(), default=-1)
+        for source, at in marks.next_offset.items():
+            idle = marks.watermark[source] < newest - WITNESS_PERIOD_MS
+            # Offsets at the end of a partition may be markers of Kafka's transactions: they hold nothing back.
+            if idle and at < ends[source] and next(log.read(source, at, ends[source]), None) is None:
+                ends[source] = at
+    finally:
+        log.close()
+    gone = rows.retire(ends, stop)
+    if gone:
+        _log.info("%d keys of features that nobody will read again are deleted", gone)
+    return gone

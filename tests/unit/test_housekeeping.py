@@ -1,0 +1,94 @@
+"""Which rows go: what the log still holds decides, and markers of Kafka's transactions are no records."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pytest
+
+from stream_scorer.errors import StateUnavailable
+from stream_scorer.observability import metrics as m
+from stream_scorer.pipeline.housekeeping import Housekeeping, retire_unread
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.state.rows import WITNESS_PERIOD_MS, Marks, SourcePartition
+
+BUSY, IDLE = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
+NOW = 10 * WITNESS_PERIOD_MS
+
+
+class Rows:
+    """Marks, and what `retire` is asked for."""
+
+    def __init__(self, marks: Marks | None) -> None:
+        self.marks, self.ends = marks, None
+        self.kept = self.turns = 0
+
+    def open(self) -> Marks | None:
+        return self.marks
+
+    def keep(self) -> None:
+        self.kept += 1
+
+    def take_turn(self, every_ms: int) -> bool:
+        self.turns += 1
+        if self.turns == 1:
+            raise StateUnavailable("Redis is away")
+        return self.turns == 2
+
+    def retire(self, ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+        self.ends = dict(ends)
+        return 5
+
+
+class Log:
+    """A partition that is busy, and one whose last offsets hold `left` records."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.closed = left, False
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
+        return {BUSY: (0, 100), IDLE: (0, 12)}
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
+        assert source == IDLE
+        assert (start, stop) == (10, 12)
+        if self.left:
+            yield RawRecords("transactions", np.ones(1, np.int32), np.array([10]), np.zeros(1), [b""], [b""], [None])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(("left", "end"), [(0, 10), (1, 12)])
+def test_a_partition_with_nothing_but_markers_left_is_at_its_end(left: int, end: int) -> None:
+    rows, log = Rows(Marks({BUSY: 90, IDLE: 10}, {BUSY: NOW, IDLE: 0})), Log(left)
+    assert retire_unread(rows, lambda: log, ["transactions"], threading.Event()) == 5
+    assert rows.ends == {BUSY: 100, IDLE: end}
+    assert log.closed
+
+
+def test_without_rows_there_is_nothing_to_do() -> None:
+    rows, log = Rows(None), Log(0)
+    assert retire_unread(rows, lambda: log, ["transactions"], threading.Event()) == 0
+    assert log.closed
+
+
+@pytest.mark.parametrize(("ends", "settled"), [((100, 10), NOW - 5), ((90, 12), 7), ((90, 10), NOW - 5)])
+def test_who_is_behind_holds_back_and_who_is_at_the_end_does_not(ends: tuple[int, int], settled: int) -> None:
+    marks = Marks({BUSY: 90, IDLE: 10}, {BUSY: NOW - 5, IDLE: 7})
+    assert marks.settled(dict(zip((BUSY, IDLE), ends, strict=True))) == settled
+
+
+def test_the_thread_takes_its_turn_counts_and_outlives_an_outage() -> None:
+    rows, metrics = Rows(Marks({BUSY: 90, IDLE: 12}, {BUSY: NOW, IDLE: 0})), m.Metrics()
+    housekeeping = Housekeeping(rows, lambda: Log(0), ["transactions"], metrics, ask_s=0.005)
+    housekeeping.start()
+    assert rows.kept == 1
+    deadline = time.monotonic() + 10
+    while rows.turns < 4 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    housekeeping.close()
+    assert metrics.registry.get_sample_value("stream_scorer_retired_keys_total") == 5
