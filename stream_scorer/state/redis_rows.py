@@ -104,7 +104,8 @@ for k = 0, w - 1 do
   local j = a + 3 + r + 2 * k
   local row = math.abs(tonumber(ARGV[j + 1]))
   -- Two that read it when it was not there may both begin it; but the second finds it.
-  if redis.call('SADD', KEYS[n + 2 + r + k], ARGV[j]) == 0 and begins[row] then return lost() end
+  if redis.call('SADD', KEYS[n + 2 + r + k], ARGV[j]) == 0 and begins[row]
+    and redis.call('SISMEMBER', KEYS[#KEYS], KEYS[n + 1 + row]) == 0 then return lost() end
   begins[row] = nil
 end
 for i = 1, n do
@@ -396,14 +397,11 @@ class RedisRowStore:
         marks = self.open()
         return marks.settled(ends) - self._horizon_ms if marks is not None and marks.complete else None
 
-    def witness_keys(self) -> Iterator[bytes]:
-        """The keys of all sets of witnesses of the epoch in use."""
-        with mapped_errors():
-            yield from self._client.scan_iter(match=_literal(self._witness_prefix) + b"*", count=10_000)
-
-    def period_of(self, witness_key: bytes) -> int:
-        """The period that a set of witnesses is of, in `WITNESS_PERIOD_MS` since 1970."""
-        return int(witness_key[len(self._witness_prefix) :].partition(b":")[0])
+    def period_of(self, key: bytes) -> int | None:
+        """The period that a set of witnesses is of, in `WITNESS_PERIOD_MS` since 1970; None for any other key."""
+        if not key.startswith(self._witness_prefix):
+            return None
+        return int(key[len(self._witness_prefix) :].partition(b":")[0])
 
     def keys(self) -> Iterator[bytes]:
         """The key of every row of the epoch in use, in no order."""

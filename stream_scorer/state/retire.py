@@ -1,12 +1,13 @@
 """Deleting the rows that nobody will read again: what a time to live would do, by event time and at no cost a read.
 
-A pass goes through all keys once. It deletes the witnesses of periods that ended before anybody still looks, the rows
-whose newest entry lies in such a period, and whole namespaces that no scorer has used for `UNUSED_MS`, as an earlier
-spec leaves them behind. ADR 0020.
+A pass goes through all keys once. It deletes the rows whose newest entry lies in a witness period that ended before
+anybody still looks, the witnesses of such periods, and whole namespaces that no scorer has used for `UNUSED_MS`, as an
+earlier spec leaves them behind. ADR 0020.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,15 +21,18 @@ from stream_scorer.state.rows import WITNESS_PERIOD_MS
 if TYPE_CHECKING:
     from stream_scorer.state.redis_rows import RedisRowStore
 
+_log = logging.getLogger(__name__)
 # What scorers' namespaces begin with, within the braces of their hash tag.
 NAMESPACES = "stream-scorer:rows:"
 UNUSED_MS = 30 * 86_400_000
-# Keys looked at in one step: Redis is busy with it for about a millisecond.
-STEP = 1_000
+# Keys looked at in one step: Redis is busy with it for one to two milliseconds.
+STEP = 500
 # Between two steps, so that a pass takes a small part of one core.
 PAUSE_S = 0.005
-# Longer than any micro-batch lies between its read and its apply.
-_REMEMBER_MS = 10 * 60_000
+# Deleted rows are remembered for longer than any micro-batch lies between its read and its apply, and no more of them
+# at once than Redis forgets in a few milliseconds.
+REMEMBER_S = 120.0
+MOST_REMEMBERED = 50_000
 
 # A row is deleted if all of its entries and panes are older; the last entry is looked at first.
 _RETIRE = """
@@ -81,26 +85,32 @@ def retire(client: Any, shards: Sequence[RedisRowStore], before: Sequence[int], 
     # Readers look for witnesses of whole periods: a row goes when its last period does.
     edges = [time // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS for time in before]
     used = {shard.tag for shard in shards}
-    gone = 0
+    gone = remembered = 0
     with mapped_errors():
-        # Witnesses first: one whose row is gone would make a late event of its period look like a loss.
-        for shard, edge in zip(shards, edges, strict=True):
-            last = edge // WITNESS_PERIOD_MS - 1
-            old = [key for key in shard.witness_keys() if shard.period_of(key) <= last]
-            gone += sum(client.unlink(*old[low : low + STEP]) for low in range(0, len(old), STEP))
         for keys in _steps(client.scan_iter(match="{*", count=STEP)):
             for shard, edge in zip(shards, edges, strict=True):
                 rows = [key for key in keys if key.startswith(shard.row_prefix)]
                 if rows:
-                    gone += int(retire_rows(keys=[shard.retired_key, *rows], args=[edge, _REMEMBER_MS]))
+                    remembered += int(retire_rows(keys=[shard.retired_key, *rows], args=[edge, int(5e3 * REMEMBER_S)]))
+                last = edge // WITNESS_PERIOD_MS - 1
+                witnesses = [key for key in keys if (period := shard.period_of(key)) is not None and period <= last]
+                if witnesses:
+                    gone += client.unlink(*witnesses)
             for tag, others in _of_namespaces(keys).items():
                 if tag not in used and _in_use(client, tag):
                     used.add(tag)
                 if tag not in used:
                     gone += int(drop_unused(keys=[tag + b"used", *others]))
+            if remembered >= MOST_REMEMBERED:
+                _log.info("%d features deleted that nobody will read again; going on in %d s", remembered, REMEMBER_S)
+                if stop.wait(REMEMBER_S):
+                    break
+                gone, remembered = gone + remembered, 0
+                for shard in shards:
+                    client.unlink(shard.retired_key)
             if stop.wait(PAUSE_S):
                 break
-    return gone
+    return gone + remembered
 
 
 def _in_use(client: Any, tag: bytes) -> bool:

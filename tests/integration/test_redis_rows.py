@@ -11,6 +11,7 @@ import pytest
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.stack import LocalStack
+from stream_scorer.state import retire
 from stream_scorer.state.client import connect
 from stream_scorer.state.redis_rows import MAX_ENTRIES_PER_CALL, RedisRowStore
 from stream_scorer.state.retire import UNUSED_MS
@@ -167,6 +168,32 @@ def test_a_row_that_went_between_read_and_apply_is_not_taken_for_lost(store: Sto
     redis.retire({A: 4, B: 0}, threading.Event())
     redis.apply(update(A, 4, 6, keys=3, at=LATER, opens=OPENS))  # that batch's entries
     assert rows(redis)[1] is not None
+
+
+def test_an_event_of_a_period_whose_witnesses_are_still_there_begins_a_row_that_went(store: Store, url: str) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 3))
+    redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
+    client = connect(url)
+    witnesses = {key: client.smembers(key) for key in client.keys("*:seen:0:*")}
+    redis.retire({A: 4, B: 0}, threading.Event())
+    for key, members in witnesses.items():  # a pass comes to a row before it comes to its witness
+        client.sadd(key, *members)
+    redis.apply(update(A, 4, 6))
+    assert rows(redis)[1] is not None
+
+
+def test_a_pass_forgets_what_it_deleted_before_there_is_too_much_of_it(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retire, "MOST_REMEMBERED", 500)
+    monkeypatch.setattr(retire, "REMEMBER_S", 0.01)
+    redis = opened(store)
+    redis.apply(update(A, 0, 3_000, keys=3_000))
+    redis.apply(update(A, 3_000, 3_001, keys=1, at=LATER, opens=OPENS))
+    assert redis.retire({A: 3_001, B: 0}, threading.Event()) > 2_999
+    assert connect(url).scard(redis.retired_key) < 1_500
+    assert len(list(redis.keys())) == 1
 
 
 def test_a_partition_that_is_behind_holds_rows_back_and_an_empty_one_does_not(store: Store) -> None:
