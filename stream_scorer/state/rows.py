@@ -22,7 +22,7 @@ Flags = NDArray[np.bool_]
 I8 = NDArray[np.int8]
 ENTRY_BYTES = 32
 # Each row is witnessed once in every such period of event time in which it gains an entry; see `RowUpdate.opens`. A
-# longer one costs less, but rows outlive their horizon by it.
+# longer one costs less, but rows may outlive their horizon by it.
 WITNESS_PERIOD_MS = 336 * 3_600_000
 # What an entry is to its row: one more of a period, the first of a period as far as known, the first of all.
 CONTINUES, OPENS, BEGINS = 0, 1, 2
