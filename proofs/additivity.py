@@ -35,7 +35,7 @@ from stream_scorer.ensemble.manifest import (
 )
 
 N = 10_000
-MOST_MEMBERS, ROWS = 7, 4
+MAX_MEMBERS, ROWS = 7, 4
 TOLERANCE = 1e-9
 _CLIP = 1e-6
 
@@ -94,7 +94,7 @@ def run(context: Context) -> Result:
 
 def make_case(rng: np.random.Generator) -> Case:
     """A random case; every fifth score is missing in most, and in some all of a row."""
-    m = int(rng.integers(1, MOST_MEMBERS + 1))
+    m = int(rng.integers(1, MAX_MEMBERS + 1))
     link: Link = LINKS[rng.integers(len(LINKS))]
     hows: list[How] = [WeightedMean(), Median(), TrimmedMean(float(rng.choice([0.0, 0.1, 0.2, 1 / 3, 0.49])))]
     if link == "logit":

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from proofs.kit import Context, Result, Scorer, read_topic, services, train_cards, wait_until
-from stream_scorer.control.give import catch_up, give
+from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.ensemble.reweigh import reweigh
@@ -143,7 +143,7 @@ def _race(
         try:
             catch_up(log, history, log.end())
             for _ in range(n // len(WRITERS)):
-                entry = give(log, history, _some(rng, who, author, versions))
+                entry = submit(log, history, _some(rng, who, author, versions))
                 told.append(_Told(who, entry.offset, not entry.refused))
                 # A refused author has read on by now; now and then it looks again before it speaks, as people do.
                 time.sleep(rng.uniform(0, 0.3))
@@ -209,7 +209,7 @@ def _settle(bootstrap: str, topic: str, versions: list[ServedVersion]) -> list[_
         state = history.states["cards"]
         version = next(v for v in versions if v not in (state.champion, state.last_good))
         make = _some(rng, "ann", "person", versions)
-        entry = give(
+        entry = submit(
             log,
             history,
             lambda offset: msgspec.structs.replace(

@@ -21,13 +21,13 @@ from dataclasses import fields
 from proofs import kill_once
 from proofs.kit import CARDS_SPEC, Context, Result
 from proofs.memory_run import Parts, Verdict, World, make_parts, make_world, run_until_done, verify
-from stream_scorer.testing.life import POINTS, Life
+from stream_scorer.testing.failpoints import POINTS, Failpoints
 
 CRASHES, REAL_KILLS = 1_000, 50
 # Per world: enough for windows to fill and labels to come, few enough that 1,000 crashes meet many worlds.
 TRANSACTIONS, CRASHES_A_WORLD = 700, 25
 # How often a point is passed before the process dies there, at most; records are produced by the dozen.
-MOST_PASSED, MOST_PRODUCED = 8, 200
+MAX_PASSED, MAX_PRODUCED = 8, 200
 # Of all worlds, the share run by two scorers.
 PAIRS_A_WORLD = 0.5
 SUSPENSIONS = 4
@@ -72,15 +72,15 @@ def crash_one_scorer(context: Context, parts: Parts, crashes: int) -> tuple[Verd
         rng = random.Random(seed)
         world = make_world(parts, seed, TRANSACTIONS, 1 + seed % 2)
         left = min(CRASHES_A_WORLD, crashes - counts["crashes_with_lag"])
-        lives: list[Life] = []
+        lives: list[Failpoints] = []
 
-        def next_life(world: World = world, rng: random.Random = rng, lives: list[Life] = lives) -> Life:
+        def next_life(world: World = world, rng: random.Random = rng, lives: list[Failpoints] = lives) -> Failpoints:
             _count_deaths(world, lives[-1:], counts)
             dies_at = None
             if counts["crashes_with_lag"] < crashes and len(lives) < left:  # noqa: B023 - used within the loop
                 point = rng.choice(POINTS)
-                dies_at = (point, rng.randint(1, MOST_PRODUCED if point == "produce" else MOST_PASSED))
-            lives.append(Life(dies_at))
+                dies_at = (point, rng.randint(1, MAX_PRODUCED if point == "produce" else MAX_PASSED))
+            lives.append(Failpoints(dies_at))
             return lives[-1]
 
         run_until_done(world, "scorer", rng, next_life)
@@ -94,7 +94,7 @@ def crash_one_scorer(context: Context, parts: Parts, crashes: int) -> tuple[Verd
     return total, counts
 
 
-def _count_deaths(world: World, last: list[Life], counts: Counter[str]) -> None:
+def _count_deaths(world: World, last: list[Failpoints], counts: Counter[str]) -> None:
     for life in last:
         if life.dead and not world.broker.drained():
             counts["crashes_with_lag"] += 1
@@ -120,12 +120,12 @@ def disturb_two_scorers(context: Context, parts: Parts, worlds: int) -> tuple[Ve
 
 def _pair(world: World, rng: random.Random, counts: Counter[str]) -> None:
     """Two scorers on one world; one after the other is killed, or stands still until the other has its partitions."""
-    lives: dict[str, Life] = {}
+    lives: dict[str, Failpoints] = {}
     failures: list[BaseException] = []
 
     def live(name: str) -> None:
-        def next_life() -> Life:
-            lives[name] = Life()
+        def next_life() -> Failpoints:
+            lives[name] = Failpoints()
             return lives[name]
 
         try:
@@ -174,8 +174,8 @@ def _break() -> None:
 
     def careless(self: rows.MemoryMarkedRows, update):  # type: ignore[no-untyped-def]
         for span in update.spans:
-            mark, watermark, target = self._server.marks[span.source]
-            self._server.marks[span.source] = (min(span.start, mark), watermark, target)
+            mark, watermark, target = self._server.applied[span.source]
+            self._server.applied[span.source] = (min(span.start, mark), watermark, target)
         apply(self, update)
 
     rows.MemoryMarkedRows._apply = careless  # type: ignore[method-assign]

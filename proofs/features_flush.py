@@ -48,7 +48,7 @@ from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.stack import StackAddresses
 from stream_scorer.state.client import connect
-from stream_scorer.testing.life import Life
+from stream_scorer.testing.failpoints import Failpoints
 
 LOSSES, HISTORY = 200, 120_000
 TRANSACTIONS, LOSSES_A_WORLD = 700, 6
@@ -57,7 +57,7 @@ PATIENCE_S = 60.0
 LEAST_LAG = 150
 RATE = 500.0
 # Live traffic for this long at most; it ends soon after the last rebuild.
-MOST_LIVE_S = 240
+MAX_LIVE_S = 240
 REBUILT = "features are rebuilt"
 SHARDS = ("--shards", "2")
 
@@ -108,7 +108,7 @@ def _score(world: World, rng: random.Random, names: tuple[str, ...]) -> None:
 
     def live(name: str, seed: float) -> None:
         try:
-            run_until_done(world, name, random.Random(seed), Life)
+            run_until_done(world, name, random.Random(seed), Failpoints)
         except BaseException as error:  # carried to the proof's own thread
             failures.append(error)
             world.stop.set()
@@ -156,8 +156,8 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
             until -= 1
             if until > 0 or not left:
                 return
-            marks = [mark for server in world.servers for mark in list(server.marks.values())]
-            rebuilding = any(mark < target for mark, _, target in marks)
+            applied = [mark for server in world.servers for mark in list(server.applied.values())]
+            rebuilding = any(mark < target for mark, _, target in applied)
             present = [key for key in keys if key in world.server_of(key).rows]
             if lag() < LEAST_LAG:
                 left = 0
@@ -197,7 +197,7 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
 
 def _on_real_parts(context: Context, result: Result, history: int) -> None:
     train_cards(context.folder, seed=context.seed, transactions=30_000)
-    keys, values = _input(context.seed, history + int(RATE * MOST_LIVE_S))
+    keys, values = _input(context.seed, history + int(RATE * MAX_LIVE_S))
     topics = Topics()
     with services("kafka", "redis", partitions=1) as (_stack, at):
         bootstrap = str(at.kafka)
@@ -255,13 +255,13 @@ def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, 
     (row,) = list(client.scan_iter(match=b"*:r2:0:" + owner, count=10_000))
     client.delete(row)
     context.say("one row deleted")
-    wait_until("features are rebuilt after the loss of a row", lambda: rebuilt(1), MOST_LIVE_S / 3)
+    wait_until("features are rebuilt after the loss of a row", lambda: rebuilt(1), MAX_LIVE_S / 3)
     time.sleep(2)
     shard = list(client.scan_iter(match="*/2.1}:*", count=10_000))
     client.delete(*shard)
     context.say(f"one shard of four deleted, {len(shard)} keys")
     result.figures["keys_of_the_lost_shard"] = len(shard)
-    wait_until("features are rebuilt after the loss of a shard", lambda: rebuilt(2), MOST_LIVE_S / 3)
+    wait_until("features are rebuilt after the loss of a shard", lambda: rebuilt(2), MAX_LIVE_S / 3)
     time.sleep(2)
     client.flushall()
     context.say("FLUSHALL")
@@ -270,7 +270,7 @@ def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, 
     client.flushall()
     context.say(f"FLUSHALL again, with {seen} rows rebuilt")
     result.figures["rows_when_flushed_again"] = seen
-    wait_until("features are rebuilt after FLUSHALL", lambda: rebuilt(3), MOST_LIVE_S / 2)
+    wait_until("features are rebuilt after FLUSHALL", lambda: rebuilt(3), MAX_LIVE_S / 2)
     time.sleep(1)
     before = _epochs(client)
     done = _features(at, "rebuild")

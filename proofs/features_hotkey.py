@@ -23,7 +23,7 @@ N, TURNS = 1_000_000, 10
 CUSTOMERS, TERMINALS = 20_000, 5_000
 HOT_SHARE = 0.1
 DAYS = 20
-MOST_TIMES = 1.5
+MAX_TIMES = 1.5
 SAMPLED = 2_000
 WINDOWS = {"1h": HOUR_MS, "1d": 24 * HOUR_MS, "7d": 7 * 24 * HOUR_MS}
 
@@ -69,7 +69,7 @@ def run(context: Context) -> Result:
         "us_hot": round(settled["hot"], 2),
         "times": round(times, 3),
     }
-    result.check(f"at most {MOST_TIMES} times the uniform case", times <= MOST_TIMES)
+    result.check(f"at most {MAX_TIMES} times the uniform case", times <= MAX_TIMES)
     result.at_least("hot_transactions", int(hot.sum()), int(0.09 * n))
     _check_row(result, row)
     _check_error(result, rng, at, hot, np.vstack(got))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from proofs.kit import Context, Result, Scorer, read_topic, services, tethered, wait_drained
+from proofs.kit import Context, Result, Scorer, die_with_parent, read_topic, services, wait_drained
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Score
 from stream_scorer.spec import load_spec
@@ -111,7 +111,7 @@ def _write(context: Context, name: str, lines: list[str]) -> Path:
 
 def _command(context: Context, arguments: list[str]) -> None:
     done = subprocess.run(
-        tethered([sys.executable, "-m", "stream_scorer.cli.main", *arguments]),
+        die_with_parent([sys.executable, "-m", "stream_scorer.cli.main", *arguments]),
         capture_output=True, text=True, timeout=COMMAND_S, check=False, cwd=context.folder,
     )  # fmt: skip
     context.say(f"stream-scorer {' '.join(arguments[:2])}: exit {done.returncode}")

@@ -14,7 +14,7 @@ from dataclasses import fields
 from proofs.kit import CARDS_SPEC, Context, Result
 from proofs.memory_run import Verdict, make_parts, make_world, run_until_done, verify
 from stream_scorer.spec.model import ViewFeature
-from stream_scorer.testing.life import Life
+from stream_scorer.testing.failpoints import Failpoints
 
 WORLDS, TRANSACTIONS = 60, 700
 AGGREGATES = {
@@ -32,7 +32,7 @@ def run(context: Context) -> Result:
     for number in range(1, worlds + 1):
         seed = context.seed * 100_000 + 80_000 + number
         world = make_world(parts, seed, TRANSACTIONS)
-        run_until_done(world, "scorer", random.Random(seed), Life)
+        run_until_done(world, "scorer", random.Random(seed), Failpoints)
         total.add(verify(world), f"seed {seed}")
     views: list[ViewFeature] = parts.checked.view_features
     result.figures |= {f.name: getattr(total, f.name) for f in fields(Verdict) if f.name != "example" or total.example}

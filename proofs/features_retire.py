@@ -20,11 +20,12 @@ from stream_scorer.errors import StateGap
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import take_transactions
 from stream_scorer.features.rows import LAYOUT_VERSION, latest, unpack
+from stream_scorer.positions import Span
 from stream_scorer.serde.decoder import Transactions
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.client import connect
 from stream_scorer.state.redis_rows import RedisRowStore, rows_namespace
-from stream_scorer.state.rows import BEGINS, WITNESS_PERIOD_MS, Marks, MemoryRowStore, RowUpdate, Span
+from stream_scorer.state.rows import BEGINS, WITNESS_PERIOD_MS, AppliedOffsets, MemoryRowStore, RowUpdate
 
 N = 60_000
 DAYS, SEASON_DAYS = 400, 20
@@ -152,7 +153,7 @@ def _break() -> None:
 
     def unread_before(self: RedisRowStore, ends: Any) -> int | None:
         marks = self.open()
-        assert isinstance(marks, Marks)
+        assert isinstance(marks, AppliedOffsets)
         return marks.settled(ends)
 
     RedisRowStore.unread_before = unread_before  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from proofs.kit import ROOT, TETHER, Context, Result
+from proofs.kit import PARENT_DEATH, ROOT, Context, Result
 
 ROUNDS = 2
 # Several times what each takes on two idle cores, the first installation included.
@@ -79,7 +79,7 @@ def _run(command: Sequence[str], clone: Path, log: Path, timeout_s: float) -> in
     with log.open("wb") as output:
         # A session of its own, so that what is still running after a timeout can be ended as one group.
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), "exec", *command],
+            [sys.executable, "-I", "-S", str(PARENT_DEATH), str(os.getpid()), "exec", *command],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=clone, env=environment, start_new_session=True,
         )  # fmt: skip
     try:

@@ -35,7 +35,7 @@ from proofs.kit import (
     wait_until,
 )
 from stream_scorer.clock import SystemClock
-from stream_scorer.control.give import catch_up, give
+from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.probation import ALPHA, RISE, Pair, Paired
 from stream_scorer.control.state import History
 from stream_scorer.demo.update import Change, minor_update
@@ -99,7 +99,7 @@ def run(context: Context) -> Result:
 
         def promote(version: ServedVersion) -> int:
             catch_up(log, history, log.end())
-            entry = give(log, history, lambda offset: _promotion(version, offset))
+            entry = submit(log, history, lambda offset: _promotion(version, offset))
             assert not entry.refused, entry.refused
             return entry.offset
 

@@ -29,13 +29,14 @@ from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import take_labels
 from stream_scorer.features.rows import HASH, KIND, unpack
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import MISSING, Contribution, Score
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.state.client import connect
-from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import MemoryRowStore
 
 N = 200_000
 # A run that is scaled down for `make test` has fewer kills, and says so in its figures.

@@ -30,7 +30,7 @@ from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.stack import LocalStack, StackAddresses
 
 ROOT = Path(__file__).resolve().parent.parent
-TETHER = ROOT / "stream_scorer" / "stack" / "tether.py"
+PARENT_DEATH = ROOT / "stream_scorer" / "stack" / "parent_death.py"
 WORK = ROOT / ".stream-scorer"
 
 
@@ -113,7 +113,7 @@ class Scorer:
         command += ["--ensemble", str(ensemble)] if ensemble else ["--passthrough"]
         self.instance = instance
         self.log = folder / f"{instance}.log"
-        self._command = tethered([*command, *arguments])
+        self._command = die_with_parent([*command, *arguments])
         own = {"PYTHONPATH": str(ROOT), "STREAM_SCORER_CACHE_DIR": str(folder / "cache")}
         self._environment = dict(os.environ) | own | dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -178,7 +178,7 @@ class Monitor(Scorer):
         command += ["--ensemble", str(ensemble), "--state-dir", str(folder / "monitor")]
         self.instance = "monitor"
         self.log = folder / "monitor.log"
-        self._command = tethered([*command, *arguments])
+        self._command = die_with_parent([*command, *arguments])
         self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
         self._process = None
 
@@ -214,9 +214,9 @@ class Load:
                 time.sleep(schedule.pause_s(self._sent) if due < step else 0)
 
 
-def tethered(command: list[str]) -> list[str]:
+def die_with_parent(command: list[str]) -> list[str]:
     """`command`, ended by the kernel if this process dies."""
-    return [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), "exec", *command]
+    return [sys.executable, "-I", "-S", str(PARENT_DEATH), str(os.getpid()), "exec", *command]
 
 
 class Ends:

@@ -16,8 +16,8 @@ import numpy as np
 
 from proofs.kit import Context, Result, cards, load_ensemble, train_cards
 from stream_scorer.clock import SystemClock
+from stream_scorer.ensemble.bulkhead import THREADS, Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.guard import THREADS, Guard
 from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.observability.metrics import Metrics
@@ -25,11 +25,12 @@ from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
-from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import MemoryRowStore
 
 BATCH = 256
 # Batches, and how often all of them are scored.
@@ -46,9 +47,9 @@ def run(context: Context) -> Result:
     ensemble, checked = load_ensemble(context.folder), cards()
     batches = _batches(context.seed, n)
     lineup = Lineup.of(ensemble)
-    guard = None if context.broken else Guard(SystemClock(), budget_s=1.0)
+    guard = None if context.broken else Bulkhead(SystemClock(), budget_s=1.0)
     stage = Scoring(lambda: lineup, checked, Metrics(), guard)
-    lone = Scoring(lambda: lineup, checked, Metrics(), Guard(SystemClock(), budget_s=1.0, threads=1))
+    lone = Scoring(lambda: lineup, checked, Metrics(), Bulkhead(SystemClock(), budget_s=1.0, threads=1))
     bare = [_bare(ensemble, batch.enriched.matrix) for batch in batches if batch.enriched is not None]
 
     def whole() -> None:

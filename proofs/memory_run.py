@@ -37,6 +37,7 @@ from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import starting_points
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.positions import SourcePartition
 from stream_scorer.records import FEATURES_STALE, MISSING, Contribution, Score
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, MINUTE_MS, SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
@@ -44,10 +45,10 @@ from stream_scorer.simulate.generate import generate
 from stream_scorer.simulate.labeller import history_labels
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
-from stream_scorer.state.rows import MarkedRowStore, Sharding, SourcePartition
+from stream_scorer.state.rows import MarkedRowStore, Sharding
 from stream_scorer.state.shards import ShardedRows
 from stream_scorer.testing.broker import MemoryBroker, MemoryLog, MemoryProducers, MemoryReader
-from stream_scorer.testing.life import Life
+from stream_scorer.testing.failpoints import Failpoints
 from stream_scorer.testing.rows import MemoryMarkedRows, MemoryServer
 
 PARTITIONS = 3
@@ -104,12 +105,12 @@ class World:
         """Where the row at `key` lies."""
         return self.servers[self.sharding.of(key) if self.sharding else 0]
 
-    def store(self, life: Life) -> MarkedRowStore:
+    def store(self, life: Failpoints) -> MarkedRowStore:
         """The rows as one scorer uses them."""
         parts = [MemoryMarkedRows(s, self.broker.inputs, life, per_call=ENTRIES_PER_CALL) for s in self.servers]
         return ShardedRows(parts, self.sharding) if self.sharding else parts[0]
 
-    def scorer(self, name: str, life: Life, rng: random.Random) -> Processor:
+    def scorer(self, name: str, life: Failpoints, rng: random.Random) -> Processor:
         """A scorer of this world, as `app.make_scorer` wires it."""
         parts, broker, sources = self.parts, self.broker, self.broker.inputs
         store = self.store(life)
@@ -547,9 +548,9 @@ def _field(event: _Event, name: str | None) -> str | None:
     return event.channel if name == "channel" else event.entity.get((name or "").removesuffix("_id"))
 
 
-def run_until_done(world: World, name: str, rng: random.Random, life_of: Callable[[], Life]) -> None:
+def run_until_done(world: World, name: str, rng: random.Random, life_of: Callable[[], Failpoints]) -> None:
     """Scorers of one name, each started when the last one died, until the input is drained. Other errors are raised."""
-    from stream_scorer.testing.life import Crash
+    from stream_scorer.testing.failpoints import Crash
 
     for _ in itertools.count():
         life = life_of()

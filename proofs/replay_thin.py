@@ -28,11 +28,11 @@ from proofs.kit import (
     Result,
     Scorer,
     cards,
+    die_with_parent,
     group_offsets,
     log_ends,
     read_topic,
     services,
-    tethered,
     train_cards,
     wait_drained,
     wait_until,
@@ -170,7 +170,7 @@ def _skew(context: Context, result: Result, at: StackAddresses) -> None:
     command += ["--bootstrap", str(at.kafka), "--spec", str(CARDS_SPEC)]
     command += ["--ensemble", str(context.folder / "ensemble")]
     done = subprocess.run(
-        tethered(command), capture_output=True, text=True, timeout=REPLAY_TIMEOUT_S, cwd=ROOT, check=False
+        die_with_parent(command), capture_output=True, text=True, timeout=REPLAY_TIMEOUT_S, cwd=ROOT, check=False
     )
     report = json.loads(done.stdout) if done.returncode == 0 else {"features": [], "scores": 0}
     different = {f["name"]: f["different"] for f in report["features"] if f["different"]}
@@ -188,7 +188,7 @@ def _replay(context: Context, at: StackAddresses, name: str, arguments: list[str
     command += ["--out", str(context.folder / name), *arguments]
     started = time.monotonic()
     done = subprocess.run(
-        tethered(command),
+        die_with_parent(command),
         capture_output=True,
         text=True,
         timeout=REPLAY_TIMEOUT_S,

@@ -154,7 +154,7 @@ def put_a_faulty_member_unguarded() -> None:
     from stream_scorer import app
 
     put_a_faulty_member()
-    app.make_guard = lambda *_: None  # type: ignore[assignment, return-value]
+    app.make_bulkhead = lambda *_: None  # type: ignore[assignment, return-value]
 
 
 def miscount_summaries() -> None:
@@ -187,7 +187,7 @@ def lose_entries() -> None:
             bounds[-1] -= 1
             update = RowUpdate(
                 update.spans, update.keys, bounds, update.entries[:-1], update.span_of[:-1], update.offset[:-1],
-                update.opens[:-1], update.folds,
+                update.opens[:-1], update.compactions,
             )  # fmt: skip
         apply(self, update)
 

@@ -38,7 +38,7 @@ from proofs.kit import (
     wait_until,
 )
 from stream_scorer.clock import SystemClock
-from stream_scorer.control.give import catch_up, give
+from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.manifest import member_key, read_manifest
 from stream_scorer.ensemble.registry import keep
@@ -124,7 +124,7 @@ def run(context: Context) -> Result:
             expected, told = {0: Expected(a)}, []
             for action, more, wanted in steps:
                 began, at_ms = time.monotonic(), time.time_ns() // 1_000_000
-                entry = give(log, history, _command(action, at_ms, more))
+                entry = submit(log, history, _command(action, at_ms, more))
                 assert not entry.refused, entry.refused
                 expected[entry.offset] = wanted
                 wait_until(f"{action} is in force", lambda o=entry.offset: _in_force(statuses, o), 60, pause_s=0.005)

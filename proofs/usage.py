@@ -10,11 +10,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from proofs.kit import CARDS_SPEC, ROOT, Context, Result, services, tethered, train_cards
+from proofs.kit import CARDS_SPEC, ROOT, Context, Result, die_with_parent, services, train_cards
 from stream_scorer.ensemble.registry import register
 
 # A message may need a few lines (what, why, mend), never a page.
-MOST_LINES = 6
+MAX_LINES = 6
 TIMEOUT_S = 90
 # Each case mostly imports.
 PARALLEL = 2
@@ -91,7 +91,7 @@ def _try(
     started = time.monotonic()
     try:
         done = subprocess.run(
-            tethered([sys.executable, "-m", *module, *arguments]),
+            die_with_parent([sys.executable, "-m", *module, *arguments]),
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
@@ -110,7 +110,7 @@ def _try(
         faults.append(f"exit {done.returncode}, not {code}")
     if "Traceback" in done.stderr:
         faults.append("a traceback")
-    if not 1 <= len(lines) <= MOST_LINES:
+    if not 1 <= len(lines) <= MAX_LINES:
         faults.append(f"{len(lines)} lines")
     faults += [f"no word of {word!r}" for word in words if word not in done.stderr]
     if "secret" in done.stderr:

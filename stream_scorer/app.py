@@ -17,9 +17,9 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.control.follower import Follower
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.watch import Watch
+from stream_scorer.ensemble.attribution import Explainer
+from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.guard import Guard
-from stream_scorer.ensemble.inside import Insight
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.errors import SettingsError
@@ -43,6 +43,7 @@ from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import StartingPoints, starting_points
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.positions import SourcePartition
 from stream_scorer.records import ServedVersion
 from stream_scorer.serde.peek import times_of
 from stream_scorer.settings import Settings
@@ -50,12 +51,12 @@ from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
 from stream_scorer.state.client import connect, connect_cluster, ping
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows, rows_namespace
-from stream_scorer.state.rows import FeatureRows, RowUpdate, SourcePartition
+from stream_scorer.state.rows import FeatureRows, RowUpdate
 
 _log = logging.getLogger(__name__)
 # Every micro-batch goes to every shard.
-MOST_SHARDS = 64
-MOST_MEMBER_THREADS = 16
+MAX_SHARDS = 64
+MAX_MEMBER_THREADS = 16
 # It looks at its event several times a second.
 STOP_WATCH_S = 3.0
 
@@ -85,8 +86,8 @@ def make_store(
 ) -> FeatureRows:
     """The feature rows of this group, spec and topic. Raises `StateUnavailable` unless Redis answers."""
     url, shards = settings.require("redis.url"), settings["redis.shards"]
-    if not 1 <= shards <= MOST_SHARDS:
-        raise SettingsError(f"redis.shards is {shards}: 1 to {MOST_SHARDS} are possible")
+    if not 1 <= shards <= MAX_SHARDS:
+        raise SettingsError(f"redis.shards is {shards}: 1 to {MAX_SHARDS} are possible")
     client = connect_cluster(url) if settings["redis.cluster"] == "yes" else connect(url)
     ping(client, url)
     topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
@@ -114,7 +115,7 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     engine = FeatureEngine(checked)
     engine.warm()
     store = make_store(settings, checked, engine, topics, inputs)
-    guard = make_guard(settings)
+    guard = make_bulkhead(settings)
     follower = make_follower(settings, checked, topics, metrics)
     publisher = Publisher(topics, checked, SystemClock(), looked_into=settings["scorer.look_into_alerts"])
     processor: Processor
@@ -161,7 +162,7 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
         ensemble = Ensemble.load(folder, version=version.version)
         ensemble.check_features(checked.features, checked.feature_hash)
         if settings["scorer.look_into_alerts"]:
-            ensemble.insight = Insight(folder, ensemble.manifest)
+            ensemble.insight = Explainer(folder, ensemble.manifest)
         return ensemble
 
     bootstrap, instance = settings["kafka.bootstrap"], settings["scorer.instance"]
@@ -216,12 +217,12 @@ def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]
         thread.join(STOP_WATCH_S)
 
 
-def make_guard(settings: Settings) -> Guard:
+def make_bulkhead(settings: Settings) -> Bulkhead:
     """What keeps members apart, with its watchdog."""
     budget_ms, limit_s = settings["scorer.member_budget_ms"], settings["scorer.member_limit_s"]
     threads = settings["scorer.member_threads"]
-    if not 1 <= threads <= MOST_MEMBER_THREADS:
-        raise SettingsError(f"scorer.member_threads = {threads}: from 1 to {MOST_MEMBER_THREADS}")
+    if not 1 <= threads <= MAX_MEMBER_THREADS:
+        raise SettingsError(f"scorer.member_threads = {threads}: from 1 to {MAX_MEMBER_THREADS}")
     if budget_ms < 10:
         raise SettingsError(f"scorer.member_budget_ms = {budget_ms}: at least 10")
     if limit_s and limit_s * 1_000 <= budget_ms:
@@ -232,7 +233,7 @@ def make_guard(settings: Settings) -> Guard:
         path = Path(settings["cache.dir"]).expanduser() / "watch" / hashlib.sha256(name.encode()).hexdigest()[:16]
         watchdog = Watchdog(path, limit_s=limit_s, slots=threads)
         atexit.register(watchdog.close)
-    return Guard(SystemClock(), budget_s=budget_ms / 1_000, threads=threads, watchdog=watchdog)
+    return Bulkhead(SystemClock(), budget_s=budget_ms / 1_000, threads=threads, watchdog=watchdog)
 
 
 def make_passthrough(settings: Settings, metrics: m.Metrics) -> Processor:

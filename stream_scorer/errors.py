@@ -23,17 +23,17 @@ from __future__ import annotations
 
 
 class StreamScorerError(Exception):
-    """Base of the tree. `mend` is what the reader can do about it, in one sentence."""
+    """Base of the tree. `hint` is what the reader can do about it, in one sentence."""
 
     exit_code = 1
 
-    def __init__(self, message: str, *, mend: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}\n  {self.mend}" if self.mend else self.message
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
 
 class UsageError(StreamScorerError):
@@ -49,20 +49,20 @@ class SettingsError(UsageError):
 class SpecError(UsageError):
     """The pipeline spec is wrong. `path` names the node, as in ``views[2].windows[0]``."""
 
-    def __init__(self, message: str, *, path: str = "", mend: str = "") -> None:
-        super().__init__(f"{path}: {message}" if path else message, mend=mend)
+    def __init__(self, message: str, *, path: str = "", hint: str = "") -> None:
+        super().__init__(f"{path}: {message}" if path else message, hint=hint)
         self.path = path
 
 
 class ArtifactError(UsageError):
     """A model, manifest or alias is missing, altered or malformed. `code` is stable and documented (docs/errors.md)."""
 
-    def __init__(self, message: str, *, code: str = "artifact_invalid", mend: str = "") -> None:
-        super().__init__(message, mend=mend)
+    def __init__(self, message: str, *, code: str = "artifact_invalid", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
         self.code = code
 
     def __str__(self) -> str:
-        return f"{self.message} [{self.code}]" + (f"\n  {self.mend}" if self.mend else "")
+        return f"{self.message} [{self.code}]" + (f"\n  {self.hint}" if self.hint else "")
 
 
 class UnavailableError(StreamScorerError):

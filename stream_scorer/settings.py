@@ -109,7 +109,7 @@ class Settings:
             more = " or start a local stack: `stream-scorer stack up`" if name in _STACK else ""
             raise SettingsError(
                 f"{name} is not set ({setting.help.rstrip('.')})",
-                mend=f"Set {setting.variable}, or {name} in {SETTINGS_FILE},{more or ' or give the flag'}.",
+                hint=f"Set {setting.variable}, or {name} in {SETTINGS_FILE},{more or ' or give the flag'}.",
             )
         return value
 
@@ -177,7 +177,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         for key, value in entries.items() if isinstance(entries, dict) else [("", entries)]:
             name = f"{section}.{key}" if key else section
             if name not in _BY_NAME:
-                raise SettingsError(f"{path}: no setting {name!r}", mend="`stream-scorer doctor` lists them all.")
+                raise SettingsError(f"{path}: no setting {name!r}", hint="`stream-scorer doctor` lists them all.")
             out[name] = value
     return out
 

@@ -101,7 +101,7 @@ def read(path: Path, *, days: int | None = None) -> Handbook:
     try:
         table = pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"cannot read {path}: {error}", mend=f"It is Parquet with {', '.join(columns)}.") from None
+        raise UsageError(f"cannot read {path}: {error}", hint=f"It is Parquet with {', '.join(columns)}.") from None
     raw = {name: table.column(name).to_numpy().astype(np.int64) for name in columns}
     order = np.argsort(raw["t_seconds"], kind="stable")
     if days is not None:

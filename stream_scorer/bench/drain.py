@@ -124,7 +124,7 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
     share = expected / (last.end - before)
     transactions = round((last.end - first.end) * share)
     if not transactions:
-        raise StreamScorerError("the drain was over at the first look", mend="Give it more transactions.")
+        raise StreamScorerError("the drain was over at the first look", hint="Give it more transactions.")
     seconds = last.at - first.at
     run = DrainRun(
         kind,

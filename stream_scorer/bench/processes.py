@@ -28,7 +28,7 @@ from stream_scorer.stack.ports import LOOPBACK, free_port
 from stream_scorer.stack.process import spawn, stop, tail
 
 _OUTSIDE = Path(__file__).with_name("outside")
-_TETHER = Path(stream_scorer.stack.__file__).with_name("tether.py")
+_PARENT_DEATH = Path(stream_scorer.stack.__file__).with_name("parent_death.py")
 # A scorer is ready within seconds; on a cold machine it also compiles its kernels, for half a minute.
 READY_S = 120.0
 STOP_S = 10.0
@@ -137,11 +137,11 @@ class Program:
     def __init__(self, name: str, arguments: Sequence[object]) -> None:
         self._name = name
         command = [sys.executable, str(_OUTSIDE / f"{name}.py"), *map(str, arguments)]
-        tethered = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), "exec", *command]
+        die_with_parent = [sys.executable, "-I", "-S", str(_PARENT_DEATH), str(os.getpid()), "exec", *command]
         # One thread: the libraries' own pools would fight over two cores for single rows.
         environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            tethered,
+            die_with_parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -48,7 +48,7 @@ def bench(quick: bool, ensemble: Path | None, as_json: bool, out: Path | None, *
     from stream_scorer.bench import config as sizing
     from stream_scorer.bench.run import run_bench
     from stream_scorer.bench.show import show
-    from stream_scorer.cli.reading import quiet_client
+    from stream_scorer.cli.topic_io import quiet_client
     from stream_scorer.clock import SystemClock
     from stream_scorer.stack.local import SCRATCH
 

@@ -34,15 +34,15 @@ class Check(msgspec.Struct, frozen=True):
     name: str
     state: Literal["ok", "failed", "skipped"]
     told: str
-    mend: str = ""
+    hint: str = ""
 
 
 class _SkippedError(Exception):
     """What a check needs is not set, or an earlier check has said already that it is not there."""
 
-    def __init__(self, told: str, mend: str = "") -> None:
+    def __init__(self, told: str, hint: str = "") -> None:
         super().__init__(told)
-        self.told, self.mend = told, mend
+        self.told, self.hint = told, hint
 
 
 def setting_rows(settings: Settings) -> list[SettingRow]:
@@ -69,9 +69,9 @@ def run_checks(settings: Settings) -> Iterator[Check]:
         try:
             told = look(settings)
         except _SkippedError as skipped:
-            yield Check(name, "skipped", skipped.told, skipped.mend)
+            yield Check(name, "skipped", skipped.told, skipped.hint)
         except StreamScorerError as error:
-            yield Check(name, "failed", _scrubbed(error.message, settings), _scrubbed(error.mend, settings))
+            yield Check(name, "failed", _scrubbed(error.message, settings), _scrubbed(error.hint, settings))
         else:
             yield Check(name, "ok", told)
 
@@ -79,7 +79,7 @@ def run_checks(settings: Settings) -> Iterator[Check]:
 def _python(_settings: Settings) -> str:
     version = ".".join(map(str, sys.version_info[:3]))
     if not PYTHON_MIN <= sys.version_info[:2] < PYTHON_BELOW:
-        raise StreamScorerError(f"Python {version} is not supported", mend="Use Python 3.11 or 3.12.")
+        raise StreamScorerError(f"Python {version} is not supported", hint="Use Python 3.11 or 3.12.")
     return version
 
 

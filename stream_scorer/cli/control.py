@@ -82,7 +82,7 @@ class _Desk:
 
     def read(self) -> History:
         """The history up to now."""
-        from stream_scorer.control.give import catch_up
+        from stream_scorer.control.commands import catch_up
 
         catch_up(self.log, self.history, self.log.end())
         return self.history
@@ -92,17 +92,17 @@ class _Desk:
         state = self.read().states.get(name)
         if state is None:
             known = ", ".join(sorted(self.history.states)) or "none"
-            raise UsageError(f"nothing serves as {name!r}", mend=f"There is: {known}. A first scorer says what serves.")
+            raise UsageError(f"nothing serves as {name!r}", hint=f"There is: {known}. A first scorer says what serves.")
         return state
 
-    def give(self, name: str, action: Action, who: str, why: str, wait_s: float, **more: Any) -> None:
+    def submit(self, name: str, action: Action, who: str, why: str, wait_s: float, **more: Any) -> None:
         """Give a command, say what became of it, and wait for scorers."""
-        from stream_scorer.control.give import give
+        from stream_scorer.control.commands import submit
         from stream_scorer.records import Command
 
         self.read()
         at = time.time_ns() // 1_000_000
-        entry = give(
+        entry = submit(
             self.log,
             self.history,
             lambda offset: Command(
@@ -226,7 +226,7 @@ def promote(settings: Settings, reference: str, why: str, who: str, wait_s: floa
     """Let REFERENCE (name:version, name@alias or a folder) serve; it is on probation beside the one before."""
     found = _find(settings, reference)
     with _desk(settings) as desk:
-        desk.give(found.name, "promote", who, why, wait_s, version=found.version)
+        desk.submit(found.name, "promote", who, why, wait_s, version=found.version)
 
 
 @_command("weights")
@@ -251,7 +251,7 @@ def weights(settings: Settings, reference: str, weights: tuple[str, ...], why: s
         click.echo(", ".join(f"{member.name} {member.weight / total:.1%}" for member in manifest.members))
         found = _find(settings, new)
     with _desk(settings) as desk:
-        desk.give(found.name, "promote", who, why, wait_s, version=found.version)
+        desk.submit(found.name, "promote", who, why, wait_s, version=found.version)
 
 
 @_command("confirm")
@@ -259,7 +259,7 @@ def weights(settings: Settings, reference: str, weights: tuple[str, ...], why: s
 def confirm(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
     """End the probation of what serves as NAME: it is good."""
     with _desk(settings) as desk:
-        desk.give(name, "confirm", who, why, wait_s)
+        desk.submit(name, "confirm", who, why, wait_s)
 
 
 @_command("rollback")
@@ -267,7 +267,7 @@ def confirm(settings: Settings, name: str, why: str, who: str, wait_s: float) ->
 def rollback(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
     """Go back to the last good version of NAME. It is still loaded: nothing has to be fetched."""
     with _desk(settings) as desk:
-        desk.give(name, "rollback", who, why, wait_s)
+        desk.submit(name, "rollback", who, why, wait_s)
 
 
 @_command("canary")
@@ -290,7 +290,7 @@ def canary(
     found = _find(settings, reference)
     end = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1_000)
     with _desk(settings) as desk:
-        desk.give(found.name, "canary", who, why, wait_s, version=found.version, share=part, until=end, salt=salt)
+        desk.submit(found.name, "canary", who, why, wait_s, version=found.version, share=part, until=end, salt=salt)
 
 
 @_command("shadow")
@@ -299,7 +299,7 @@ def shadow(settings: Settings, reference: str, why: str, who: str, wait_s: float
     """Let REFERENCE score every transaction and decide none."""
     found = _find(settings, reference)
     with _desk(settings) as desk:
-        desk.give(found.name, "shadow", who, why, wait_s, version=found.version)
+        desk.submit(found.name, "shadow", who, why, wait_s, version=found.version)
 
 
 @_command("stop")
@@ -311,7 +311,7 @@ def stop(settings: Settings, name: str, version: str, why: str, who: str, wait_s
         state = desk.state(name)
         canaries = [] if state.canary is None else [state.canary.version]
         served = _named([*canaries, *state.shadows], version)
-        desk.give(name, "stop", who, why, wait_s, version=served)
+        desk.submit(name, "stop", who, why, wait_s, version=served)
 
 
 @_command("retire")
@@ -320,7 +320,7 @@ def retire(settings: Settings, reference: str, why: str, who: str, wait_s: float
     """Never let REFERENCE serve again. It must not be serving."""
     found = _find(settings, reference)
     with _desk(settings) as desk:
-        desk.give(found.name, "retire", who, why, wait_s, version=found.version)
+        desk.submit(found.name, "retire", who, why, wait_s, version=found.version)
 
 
 @_command("disable")
@@ -338,9 +338,9 @@ def disable(settings: Settings, name: str, member: str, force: bool, why: str, w
         if left < manifest.quorum and not force:
             raise UsageError(
                 f"without {member} {left:.0%} of the weight is left, and the quorum is {manifest.quorum:.0%}",
-                mend="Every decision would be the fallback. Roll back instead, or say --force.",
+                hint="Every decision would be the fallback. Roll back instead, or say --force.",
             )
-        desk.give(name, "disable", who, why, wait_s, member=wanted)
+        desk.submit(name, "disable", who, why, wait_s, member=wanted)
 
 
 @_command("enable")
@@ -352,7 +352,7 @@ def enable(settings: Settings, name: str, member: str, why: str, who: str, wait_
         disabled = [d for d in desk.state(name).disabled if d.name == member]
         if not disabled:
             raise UsageError(f"no member {member!r} of {name} is disabled")
-        desk.give(name, "enable", who, why, wait_s, member=disabled[0])
+        desk.submit(name, "enable", who, why, wait_s, member=disabled[0])
 
 
 @_command("hold")
@@ -360,7 +360,7 @@ def enable(settings: Settings, name: str, member: str, why: str, who: str, wait_
 def hold(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
     """Let no monitor act on NAME until it is released."""
     with _desk(settings) as desk:
-        desk.give(name, "hold", who, why, wait_s)
+        desk.submit(name, "hold", who, why, wait_s)
 
 
 @_command("release")
@@ -368,7 +368,7 @@ def hold(settings: Settings, name: str, why: str, who: str, wait_s: float) -> No
 def release(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
     """End a hold."""
     with _desk(settings) as desk:
-        desk.give(name, "release", who, why, wait_s)
+        desk.submit(name, "release", who, why, wait_s)
 
 
 @click.command("status")
@@ -463,7 +463,7 @@ def _share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 < share <= 1:
-        raise UsageError(f"{text!r} is no share", mend="Write 0.1 or 10%: above 0, at most 1.")
+        raise UsageError(f"{text!r} is no share", hint="Write 0.1 or 10%: above 0, at most 1.")
     return share
 
 
@@ -472,7 +472,7 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return name, float(weight)
     except ValueError:
-        raise UsageError(f"{text!r} is no weight", mend="Write MEMBER=WEIGHT, as in xgb=0.2.") from None
+        raise UsageError(f"{text!r} is no weight", hint="Write MEMBER=WEIGHT, as in xgb=0.2.") from None
 
 
 def _named(versions: list[ServedVersion], wanted: str) -> ServedVersion:
@@ -480,7 +480,7 @@ def _named(versions: list[ServedVersion], wanted: str) -> ServedVersion:
         if version.version == wanted:
             return version
     known = ", ".join(version.version for version in versions) or "none"
-    raise UsageError(f"{wanted!r} is neither canary nor shadow", mend=f"In play beside the champion: {known}.")
+    raise UsageError(f"{wanted!r} is neither canary nor shadow", hint=f"In play beside the champion: {known}.")
 
 
 def _champion(settings: Settings, state: ServingState) -> Manifest:
@@ -500,7 +500,7 @@ def _member(manifest: Manifest, name: str) -> DisabledMember:
         if member.name == name:
             return DisabledMember(name, member_key(member))
     raise UsageError(
-        f"{manifest.name} has no member {name!r}", mend=f"Its members: {', '.join(manifest.member_names)}."
+        f"{manifest.name} has no member {name!r}", hint=f"Its members: {', '.join(manifest.member_names)}."
     )
 
 

@@ -22,8 +22,8 @@ def dlq() -> None:
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
 def list_command(settings: Settings, code: str | None, examples: int, as_json: bool, values: bool) -> None:
     """Count the dead letters by error code, with where the newest came from. docs/errors.md explains the codes."""
-    from stream_scorer.cli.letters import group_letters, letter_lines
-    from stream_scorer.cli.reading import Shown, TopicReader, optional_spec, quiet_client
+    from stream_scorer.cli.dead_letters import group_letters, letter_lines
+    from stream_scorer.cli.topic_io import Shown, TopicReader, optional_spec, quiet_client
     from stream_scorer.kafka.topics import Topics
 
     quiet_client()

@@ -19,7 +19,7 @@ def doctor(settings: Settings, as_json: bool) -> int:
     everything that is set is fine, 1 when a check failed.
     """
     from stream_scorer.cli.checks import run_checks, setting_rows
-    from stream_scorer.cli.reading import columns, quiet_client
+    from stream_scorer.cli.topic_io import columns, quiet_client
 
     quiet_client()
     rows = setting_rows(settings)
@@ -36,7 +36,7 @@ def doctor(settings: Settings, as_json: bool) -> int:
     for check in run_checks(settings):
         failed += check.state == "failed"
         click.echo(f"{check.state:<8}{check.name:<14}{check.told}")
-        if check.mend:
-            click.echo(f"{'':<22}{check.mend}")
+        if check.hint:
+            click.echo(f"{'':<22}{check.hint}")
     click.echo(f"\n{failed} check{'s' if failed > 1 else ''} failed" if failed else "\neverything that is set is fine")
     return 1 if failed else 0

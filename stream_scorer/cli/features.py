@@ -60,7 +60,7 @@ def check(settings: Settings, as_json: bool) -> None:
     if found.different:
         raise CheckFailed(
             f"{found.different} of {found.rows} rows are not what the log says",
-            mend="`stream-scorer features rebuild` builds them anew from the log.",
+            hint="`stream-scorer features rebuild` builds them anew from the log.",
         )
 
 
@@ -71,19 +71,19 @@ def rebuild(settings: Settings) -> None:
     from stream_scorer.app import input_partitions, make_store, open_log
     from stream_scorer.features.engine import FeatureEngine
     from stream_scorer.pipeline.rebuild import Rebuild
+    from stream_scorer.positions import Span
     from stream_scorer.spec import load_spec
-    from stream_scorer.state.rows import Span
 
     checked = load_spec(settings.require("scorer.spec"))
     topics, inputs = input_partitions(settings)
     engine = FeatureEngine(checked)
     engine.warm()
     live = make_store(settings, checked, engine, topics, inputs)
-    marks = live.open()
-    if marks is None:
-        raise UsageError("there are no features of this group and spec in Redis", mend="Has a scorer run with them?")
-    if not marks.complete:
-        raise UsageError("the group's scorers are rebuilding their features already", mend="Wait until they are ready.")
+    applied = live.open()
+    if applied is None:
+        raise UsageError("there are no features of this group and spec in Redis", hint="Has a scorer run with them?")
+    if not applied.complete:
+        raise UsageError("the group's scorers are rebuilding their features already", hint="Wait until they are ready.")
     group, brought_in, began = settings["scorer.group"], 0, time.monotonic()
 
     def on_progress(more: int, _remaining: int) -> None:
@@ -111,7 +111,7 @@ def rebuild(settings: Settings) -> None:
                 built.give_up()
             live.sweep()
     if not switched:
-        raise StreamScorerError("somebody else has begun a rebuild of the same features", mend="Let one of them end.")
+        raise StreamScorerError("somebody else has begun a rebuild of the same features", hint="Let one of them end.")
     rate = brought_in / (time.monotonic() - began)
     click.echo(f"{brought_in:,} records brought in at {rate:,.0f} a second; the group's scorers switch by themselves")
 
@@ -154,8 +154,8 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     beside it and does not decide.
     """
     from stream_scorer.app import load_serving_ensemble
-    from stream_scorer.cli.reading import columns
     from stream_scorer.cli.replay import period
+    from stream_scorer.cli.topic_io import columns
     from stream_scorer.clock import SystemClock
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
@@ -207,7 +207,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     if wrong:
         raise CheckFailed(
             f"{len(wrong)} features differ from the log in more than {tolerance:.2%} of the scores: {', '.join(wrong)}",
-            mend="Were they scored from a backlog, or while labels came late? Otherwise `features check` the rows.",
+            hint="Were they scored from a backlog, or while labels came late? Otherwise `features check` the rows.",
         )
 
 
@@ -231,20 +231,20 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
     keys = engine.row_keys(entity, owner)
     if not keys:
         names = ", ".join(checked.spec.entities) or "none"
-        raise UsageError(f"the spec has no entity {entity!r}", mend=f"It has: {names}.")
+        raise UsageError(f"the spec has no entity {entity!r}", hint=f"It has: {names}.")
     store = make_store(settings, checked, engine, topics, inputs)
     if store.open() is None:
-        raise UsageError("there are no features of this group and spec in Redis", mend="Has a scorer run with them?")
-    stored, marks = store.read(keys)
+        raise UsageError("there are no features of this group and spec in Redis", hint="Has a scorer run with them?")
+    stored, applied = store.read(keys)
     row = stored[0]
     if row is None:
-        raise UsageError(f"nothing is known of {entity} {owner!r}", mend="Ids are written as on the topic.")
+        raise UsageError(f"nothing is known of {entity} {owner!r}", hint="Ids are written as on the topic.")
     entries = unpack(row)
     panes = int((entries[:, KIND] < -1).sum())
     entries = entries[entries[:, KIND] >= 0]
     newest = int(entries[:, TIME].max())
     now = newest if at is None else int(at.replace(tzinfo=UTC).timestamp() * 1_000)
-    values, ages = engine.as_of(entity, stored, now), engine.ages_as_of(marks, topics.transactions, now)
+    values, ages = engine.as_of(entity, stored, now), engine.ages_as_of(applied, topics.transactions, now)
     events = [
         {"time": int(e[TIME]), "amount": int(e[VALUE])}
         if e[KIND] == 0

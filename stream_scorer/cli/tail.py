@@ -25,8 +25,8 @@ def tail(settings: Settings, topic: str, as_json: bool, from_start: bool, count:
     Users' values are printed with --values only, and fields that the spec declares sensitive never: name it with
     --spec, because without it nothing is known to be sensitive.
     """
-    from stream_scorer.cli.lines import json_line, line
-    from stream_scorer.cli.reading import Shown, TopicReader, optional_spec, quiet_client, topic_name
+    from stream_scorer.cli.formatting import json_line, line
+    from stream_scorer.cli.topic_io import Shown, TopicReader, optional_spec, quiet_client, topic_name
 
     short, name = topic_name(topic, settings["topics.prefix"])
     quiet_client()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from stream_scorer.clock import Clock
-from stream_scorer.control.give import CommandLog, catch_up
+from stream_scorer.control.commands import CommandLog, catch_up
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup, Split

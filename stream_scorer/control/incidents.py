@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from stream_scorer.control.give import CommandLog
+from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.probation import Pair, Paired
 from stream_scorer.records import NOT_A_RECORD, Action, Incident
 

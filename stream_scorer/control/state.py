@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from stream_scorer.records import NOT_A_RECORD, CanaryState, Command, Hold, ServedVersion, ServingState
 
 # Each version in play costs its combiner and those members that it shares with nobody.
-MOST_SHADOWS = 4
+MAX_SHADOWS = 4
 # How far back refused commands are remembered for people; the log has them all.
 REMEMBERED = 1_000
 
@@ -132,8 +132,8 @@ def _shadow(state: ServingState, command: Command) -> dict[str, object]:
     version = _allowed(state, command)
     if version in _in_play(state):
         raise Refused(f"{version.version} is in play already")
-    if len(state.shadows) >= MOST_SHADOWS:
-        raise Refused(f"there are {MOST_SHADOWS} shadows already: stop one")
+    if len(state.shadows) >= MAX_SHADOWS:
+        raise Refused(f"there are {MAX_SHADOWS} shadows already: stop one")
     return {"shadows": [*state.shadows, version]}
 
 

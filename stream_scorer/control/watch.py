@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from stream_scorer.clock import Clock
-from stream_scorer.control.give import CommandLog, catch_up, give
+from stream_scorer.control.commands import CommandLog, catch_up, submit
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.probation import Pair, Paired, acted_since, pairs
 from stream_scorer.control.state import History
@@ -189,7 +189,7 @@ class Watch:
             if told:
                 self._said.add((pair, action, why))
             return
-        entry = give(self._log, self._history, lambda offset: self._command(paired, action, offset))
+        entry = submit(self._log, self._history, lambda offset: self._command(paired, action, offset))
         if entry.refused:
             _log.warning("%s %s is refused: %s", action, pair.ensemble, entry.refused)
             return

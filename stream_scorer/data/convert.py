@@ -121,7 +121,7 @@ def _minor_units(file: CsvFile, name: str, minor_units: int) -> Any:
     if off.any():
         raise UsageError(
             f"{file.path}: row {int(np.argmax(off)) + 1} has a value with more decimals than minor units",
-            mend="Give --minor-units: 100 for cents, 1000 for three decimals.",
+            hint="Give --minor-units: 100 for cents, 1000 for three decimals.",
         )
     return pa.array(whole.astype(np.int64))
 
@@ -134,6 +134,6 @@ def _fraud(file: CsvFile, meaning: Meaning) -> np.ndarray[Any, np.dtype[np.bool_
     if not fraud.any():
         some = ", ".join(sorted(told)[:5])
         raise UsageError(
-            f"{file.path}: no row of {meaning.label!r} is {meaning.fraud!r}", mend=f"--fraud is one of: {some}."
+            f"{file.path}: no row of {meaning.label!r} is {meaning.fraud!r}", hint=f"--fraud is one of: {some}."
         )
     return fraud

@@ -29,7 +29,7 @@ class CsvFile:
             if name in (original, spec_name):
                 return spec_name
         raise UsageError(
-            f"{self.path} has no column {name!r} ({purpose})", mend=f"It has: {', '.join(self.original.values())}."
+            f"{self.path} has no column {name!r} ({purpose})", hint=f"It has: {', '.join(self.original.values())}."
         )
 
 
@@ -44,7 +44,7 @@ def read_csv(path: Path) -> CsvFile:
         import pyarrow as pa
         from pyarrow import csv
     except ImportError:
-        raise SettingsError("CSV files need pyarrow", mend="Install stream-scorer[files].") from None
+        raise SettingsError("CSV files need pyarrow", hint="Install stream-scorer[files].") from None
     try:
         table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
     except (OSError, pa.ArrowException) as error:

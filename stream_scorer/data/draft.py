@@ -13,7 +13,7 @@ from stream_scorer.errors import UsageError
 from stream_scorer.spec import parse_spec
 
 # A text column of more distinct values than this is an identity or prose, not a category.
-_MOST_CATEGORIES = 30
+_MAX_CATEGORIES = 30
 _WINDOWS = ["1d", "7d", "30d"]
 
 
@@ -97,12 +97,12 @@ def _field(file: CsvFile, column: str) -> tuple[dict[str, Any], str]:
     if pa.types.is_temporal(data.type):
         raise UsageError(
             f"{file.path}: column {file.original[column]!r} holds times, and only one time is taken",
-            mend="Leave the column out of the file, or turn it into a number.",
+            hint="Leave the column out of the file, or turn it into a number.",
         )
     if not pa.types.is_string(data.type):  # nothing but missing values
         return {"type": "number", "optional": True}, "value"
     distinct = sorted(v for v in pc.unique(data).to_pylist() if v is not None)
-    if len(distinct) <= _MOST_CATEGORIES:
+    if len(distinct) <= _MAX_CATEGORIES:
         return {"type": "category", "values": distinct} | optional, "code"
     return {"type": "string", "max_length": max(128, *(len(v) for v in distinct))} | optional, ""
 

@@ -44,10 +44,10 @@ class DemoPlan:
     def __post_init__(self) -> None:
         """Raises `UsageError` if a size makes no demo."""
         if self.transactions < 1_000:
-            raise UsageError(f"{self.transactions} live transactions show nothing", mend="Give at least 1000.")
+            raise UsageError(f"{self.transactions} live transactions show nothing", hint="Give at least 1000.")
         if self.history < 20_000:
             raise UsageError(
-                f"{self.history} transactions of history are too few to train on", mend="Give at least 20000."
+                f"{self.history} transactions of history are too few to train on", hint="Give at least 20000."
             )
         if self.rate <= 0:
             raise UsageError(f"a rate is above 0, not {self.rate}")

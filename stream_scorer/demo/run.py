@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 from rich.console import Console
 
 from stream_scorer.clock import Clock, SystemClock
-from stream_scorer.control.give import catch_up, give
+from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.state import History
 from stream_scorer.demo.children import Child, Service
 from stream_scorer.demo.incident import BEFORE, WHY, SecondAct, make_update, possible
@@ -366,7 +366,7 @@ def _promote(bootstrap: str, version: ServedVersion, clock: Clock) -> None:
     log, history = ControlLog(bootstrap, Topics().control), History()
     try:
         catch_up(log, history, log.end())
-        entry = give(
+        entry = submit(
             log,
             history,
             lambda offset: Command(

@@ -68,7 +68,7 @@ class EnsembleCache:
             raise ArtifactError(
                 f"the manifest has sha256 {digest[:12]}…, the registry says {manifest_sha256[:12]}…",
                 code="artifact_digest",
-                mend="It was altered after it was registered: register the ensemble again.",
+                hint="It was altered after it was registered: register the ensemble again.",
             )
         manifest = parse_manifest(data, source="the registered manifest")
         if manifest_digest(manifest) != digest:
@@ -82,7 +82,7 @@ class EnsembleCache:
                 raise ArtifactError(
                     f"member {member.name!r} does not have the digest the manifest says",
                     code="artifact_digest",
-                    mend="It was altered after it was registered: register the ensemble again.",
+                    hint="It was altered after it was registered: register the ensemble again.",
                 )
             self._keep(member.sha256, content)
         return self._view(digest, manifest), digest

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.combine import Combiner
-from stream_scorer.ensemble.inside import Insight
 from stream_scorer.ensemble.manifest import Manifest, manifest_digest, member_key, read_manifest, read_members
 from stream_scorer.ensemble.members import Member, load_member
 from stream_scorer.ensemble.preprocess import Preprocess
@@ -58,7 +58,7 @@ class Scored:
 
 
 @dataclass(slots=True, frozen=True)
-class Answer:
+class MemberOutput:
     """What one member says of n rows: `raw` ``(n,)`` probabilities, NaN where missing, why, and how long it took."""
 
     raw: Vector
@@ -66,7 +66,7 @@ class Answer:
     seconds: float
 
     @classmethod
-    def none(cls, rows: int, reason: str) -> Answer:
+    def none(cls, rows: int, reason: str) -> MemberOutput:
         """Nothing, for `reason`."""
         return cls(np.full(rows, np.nan), reason, 0.0)
 
@@ -92,7 +92,7 @@ class Ensemble:
         """From members already made. `load` is the way to get one from files, and the one that checks them."""
         self.manifest = manifest
         self.version = version
-        self.insight: Insight | None = None
+        self.insight: Explainer | None = None
         self.name = manifest.name
         self.feature_names = list(manifest.features)
         self.member_names = manifest.member_names
@@ -118,7 +118,7 @@ class Ensemble:
                 members.append(load_member(spec.format, data, len(spec.inputs)))
             except ArtifactError as error:
                 raise ArtifactError(
-                    f"{directory / spec.path}: member {spec.name!r}: {error.message}", code=error.code, mend=error.mend
+                    f"{directory / spec.path}: member {spec.name!r}: {error.message}", code=error.code, hint=error.hint
                 ) from None
         ensemble = cls(manifest, members, version=version)
         ensemble.self_test()
@@ -143,13 +143,13 @@ class Ensemble:
             raise ValueError(f"a matrix of shape {features.shape} for {len(self.feature_names)} features")
         return features
 
-    def ask(self, index: int, features: Matrix) -> Answer:
+    def ask(self, index: int, features: Matrix) -> MemberOutput:
         """What the member at `index` says of `checked` features. Never raises: see `score`."""
         raw, started = np.empty(len(features), np.float64), time.perf_counter()
         reason = _predict(self._members[index], features, raw)
-        return Answer(raw, reason, time.perf_counter() - started)
+        return MemberOutput(raw, reason, time.perf_counter() - started)
 
-    def combine(self, answers: Sequence[Answer]) -> Scored:
+    def combine(self, answers: Sequence[MemberOutput]) -> Scored:
         """Scores of what the members say, in manifest order."""
         raw = np.column_stack([answer.raw for answer in answers])
         seconds = np.array([answer.seconds for answer in answers])
@@ -174,13 +174,13 @@ class Ensemble:
             raise ArtifactError(
                 f"ensemble {self.name} {self.version} was trained on other features than the spec's: {what}",
                 code="artifact_features",
-                mend="Serve it with the spec it was trained with, or train an ensemble with this spec.",
+                hint="Serve it with the spec it was trained with, or train an ensemble with this spec.",
             )
         if self.manifest.feature_hash != feature_hash:
             raise ArtifactError(
                 f"ensemble {self.name} {self.version} was trained on features of the same names but another meaning",
                 code="artifact_features",
-                mend="A view, window or field of the spec has changed since: train with the present spec.",
+                hint="A view, window or field of the spec has changed since: train with the present spec.",
             )
 
     def self_test(self) -> None:
@@ -204,7 +204,7 @@ class Ensemble:
                 f"ensemble {self.name} {self.version} fails its self-test: row {row}: {what} is {got[row]:.9g}, "
                 f"the manifest says {expected[row]:.9g}",
                 code="artifact_self_test",
-                mend="The members do not score as they did when they were trained: check library versions, or retrain.",
+                hint="The members do not score as they did when they were trained: check library versions, or retrain.",
             )
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.ensemble import Answer, Ensemble
+from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 
 # Why a member is missing that nobody counts on.
 DISABLED = "disabled"
@@ -59,12 +59,12 @@ class Panel:
         """As `Ensemble.checked`: all versions take the same features."""
         return self._who[0][0].checked(features)
 
-    def ask(self, index: int, features: NDArray[np.float64]) -> Answer:
+    def ask(self, index: int, features: NDArray[np.float64]) -> MemberOutput:
         """As `Ensemble.ask`."""
         ensemble, place = self._who[index]
         return ensemble.ask(place, features)
 
-    def answers_of(self, version: int, answers: Sequence[Answer]) -> list[Answer]:
+    def answers_of(self, version: int, answers: Sequence[MemberOutput]) -> list[MemberOutput]:
         """Of the panel's answers those that a version counts on, in its manifest's order."""
         return [answers[place] for place in self._places[version]]
 

@@ -276,7 +276,7 @@ def parse_manifest(data: bytes, *, source: str = MANIFEST_FILE) -> Manifest:
     try:
         check_manifest(manifest)
     except ArtifactError as error:
-        raise ArtifactError(f"{source}: {error.message}", code="artifact_manifest", mend=error.mend) from None
+        raise ArtifactError(f"{source}: {error.message}", code="artifact_manifest", hint=error.hint) from None
     return manifest
 
 
@@ -294,19 +294,19 @@ def read_members(directory: Path, manifest: Manifest) -> list[bytes]:
 def _read_member(directory: Path, member: MemberSpec) -> bytes:
     path = directory / member.path
     data = read_bounded(path, MAX_MEMBER_BYTES)
-    mend = "The file was altered or cut short: fetch the ensemble again."
+    hint = "The file was altered or cut short: fetch the ensemble again."
     if len(data) != member.size:
         raise ArtifactError(
             f"{path}: member {member.name!r} is {len(data)} bytes, the manifest says {member.size}",
             code="artifact_size",
-            mend=mend,
+            hint=hint,
         )
     digest = sha256_hex(data)
     if digest != member.sha256:
         raise ArtifactError(
             f"{path}: member {member.name!r} has sha256 {digest[:12]}…, the manifest says {member.sha256[:12]}…",
             code="artifact_digest",
-            mend=mend,
+            hint=hint,
         )
     return data
 
@@ -320,8 +320,8 @@ def read_bounded(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except FileNotFoundError:
-        mend = "Is this the folder of an ensemble?"
-        raise ArtifactError(f"no file {path}", code="artifact_missing", mend=mend) from None
+        hint = "Is this the folder of an ensemble?"
+        raise ArtifactError(f"no file {path}", code="artifact_missing", hint=hint) from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error}", code="artifact_missing") from None
     if len(data) > limit:

@@ -98,7 +98,7 @@ def parse_reference(text: str) -> Reference:
         return Reference(text, name=name, version=version)
     raise ArtifactError(
         f"{text!r} names no ensemble",
-        mend="Write name@alias (cards@champion), name:version (cards:7) or a folder (./champion).",
+        hint="Write name@alias (cards@champion), name:version (cards:7) or a folder (./champion).",
     )
 
 
@@ -148,7 +148,7 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[
         return parsed.folder, local_version(manifest_digest(read_manifest(parsed.folder)))
     if not tracking_uri:
         raise SettingsError(
-            f"{reference} is in the registry, and no registry is set", mend="Give --mlflow, or name a folder."
+            f"{reference} is in the registry, and no registry is set", hint="Give --mlflow, or name a folder."
         )
     cache = EnsembleCache(cache_dir)
     try:
@@ -176,7 +176,7 @@ def fetch(name: str, version: str, manifest_sha256: str, tracking_uri: str | Non
     if not version.isdigit():
         raise ArtifactError(
             f"{name} {version} was served from a folder and is not in the cache {cache_dir}",
-            mend="Register it: other machines can have it from the registry only.",
+            hint="Register it: other machines can have it from the registry only.",
         )
     path, _ = resolve(f"{name}:{version}", tracking_uri, cache_dir)
     digest = manifest_digest(read_manifest(path))
@@ -201,7 +201,7 @@ def recorded(name: str, version: str, tracking_uri: str | None, cache_dir: Path,
     if cached is None:
         raise ArtifactError(
             f"{name} {version} was served from a folder and is not in the cache {cache_dir}",
-            mend="Give --ensemble with the folder that served, or --cache of a scorer.",
+            hint="Give --ensemble with the folder that served, or --cache of a scorer.",
         )
     return cached
 
@@ -287,7 +287,7 @@ def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
                 raise ArtifactError(f"MLflow at {_shown(tracking_uri)}: {message}") from None
             if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
                 raise SettingsError(
-                    f"MLflow at {_shown(tracking_uri)} refuses: {message}", mend="Check its user and password."
+                    f"MLflow at {_shown(tracking_uri)} refuses: {message}", hint="Check its user and password."
                 ) from None
             raise _unavailable(tracking_uri, message) from error
         except requests.RequestException as error:
@@ -313,7 +313,7 @@ def _check_answers(tracking_uri: str) -> None:
         raise SettingsError(
             # Not repeated: whatever it is, it may hold a password.
             "the setting `mlflow.url` is not the address of an MLflow server",
-            mend="It starts with http:// or https://.",
+            hint="It starts with http:// or https://.",
         )
     try:
         with urllib.request.urlopen(f"{_shown(tracking_uri)}/health", timeout=HEALTH_TIMEOUT_S):  # noqa: S310  http
@@ -329,7 +329,7 @@ def _check_answers(tracking_uri: str) -> None:
 def _unavailable(tracking_uri: str, reason: str) -> RegistryUnavailable:
     return RegistryUnavailable(
         f"the MLflow registry at {_shown(tracking_uri)} does not answer: {reason}",
-        mend="Is it running? `stream-scorer stack status`, or name a folder (./champion) instead.",
+        hint="Is it running? `stream-scorer stack status`, or name a folder (./champion) instead.",
     )
 
 
@@ -350,13 +350,13 @@ def _find(client: MlflowClient, parsed: Reference) -> ModelVersion:
             raise
         raise ArtifactError(
             f"no ensemble named {parsed.name!r} is registered",
-            mend="`stream-scorer ensemble list` shows what is; `ensemble register` adds one.",
+            hint="`stream-scorer ensemble list` shows what is; `ensemble register` adds one.",
         ) from None
     version = parsed.version
     if parsed.alias:
         if parsed.alias not in aliases:
             known = ", ".join(f"{parsed.name}@{alias}" for alias in sorted(aliases)) or "none"
-            raise ArtifactError(f"{parsed.name!r} has no alias {parsed.alias!r}", mend=f"Its aliases: {known}.")
+            raise ArtifactError(f"{parsed.name!r} has no alias {parsed.alias!r}", hint=f"Its aliases: {known}.")
         version = str(aliases[parsed.alias])
     try:
         return client.get_model_version(parsed.name, version)
@@ -364,7 +364,7 @@ def _find(client: MlflowClient, parsed: Reference) -> ModelVersion:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise ArtifactError(
-            f"{parsed.name!r} has no version {version}", mend="`stream-scorer ensemble list` shows its versions."
+            f"{parsed.name!r} has no version {version}", hint="`stream-scorer ensemble list` shows its versions."
         ) from None
 
 

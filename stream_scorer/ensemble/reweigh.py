@@ -29,10 +29,10 @@ def reweigh(source: Path, weights: Mapping[str, float], out: Path, created_at: i
     if unknown:
         raise UsageError(
             f"{manifest.name} has no member {', '.join(unknown)}",
-            mend=f"Its members: {', '.join(manifest.member_names)}.",
+            hint=f"Its members: {', '.join(manifest.member_names)}.",
         )
     if not isinstance(manifest.combiner, WeightedMean):
-        raise UsageError(f"{manifest.name} is a {manifest.formula}: weights do not matter to it", mend="Train another.")
+        raise UsageError(f"{manifest.name} is a {manifest.formula}: weights do not matter to it", hint="Train another.")
     members = [msgspec.structs.replace(m, weight=float(weights.get(m.name, m.weight))) for m in manifest.members]
     if any(not 0 <= m.weight < float("inf") for m in members) or not any(m.weight for m in members):
         raise UsageError("weights are at least 0, and one of them is above")

@@ -19,10 +19,11 @@ from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.panes import folded
 from stream_scorer.features.plan import EntityPlan
 from stream_scorer.features.rows import HASH, KIND, TIME, VALUE, latest, unpack
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import WITNESS_PERIOD_MS, FeatureRows, Marks, MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import WITNESS_PERIOD_MS, AppliedOffsets, FeatureRows, MemoryRowStore
 
 # Rows read in one call.
 _CHUNK = 500
@@ -60,22 +61,22 @@ def check_rows(
         UsageError: there are no rows yet, or they change meanwhile: a scorer is at work.
         StateUnavailable, BrokerUnavailable: a part does not answer.
     """
-    marks = store.open()
-    if marks is None:
-        raise UsageError("there are no features of this group and spec in Redis", mend="Has a scorer run with them?")
+    applied = store.open()
+    if applied is None:
+        raise UsageError("there are no features of this group and spec in Redis", hint="Has a scorer run with them?")
     found = RowCheck()
-    wanted = _recompute(checked, engine, marks, read, labels_topic, found)
+    wanted = _recompute(checked, engine, applied, read, labels_topic, found)
     keys = sorted(set(wanted) | set(store.keys()))
     found.rows = len(keys)
-    edge = marks.slowest_watermark() - store.horizon_ms
+    edge = applied.slowest_watermark() - store.horizon_ms
     # As whoever looks for witnesses of a lost row does.
-    unread = (max(marks.watermark.values()) - store.horizon_ms) // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS
-    past = marks.slowest_begun() - (store.horizon_ms - engine.plan.horizon_ms)
+    unread = (max(applied.watermark.values()) - store.horizon_ms) // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS
+    past = applied.slowest_started_watermark() - (store.horizon_ms - engine.plan.horizon_ms)
     for low in range(0, len(keys), _CHUNK):
         part = keys[low : low + _CHUNK]
         rows, now = store.read(part)
-        if any(m.next_offset != marks.next_offset for m in (now, *now.by_shard)):
-            raise UsageError("the features change while they are checked", mend="Stop the scorers of this group first.")
+        if any(m.next_offset != applied.next_offset for m in (now, *now.by_shard)):
+            raise UsageError("the features change while they are checked", hint="Stop the scorers of this group first.")
         for key, row in zip(part, rows, strict=True):
             number, _, owner = key.decode().partition(":")
             plan = engine.plan.entities[int(number)]
@@ -115,11 +116,16 @@ def _panes(held: I64, right: I64, plan: EntityPlan, past_ms: int) -> tuple[int, 
 
 
 def _recompute(
-    checked: CheckedSpec, engine: FeatureEngine, marks: Marks, read: Reads, labels_topic: str, found: RowCheck
+    checked: CheckedSpec,
+    engine: FeatureEngine,
+    applied: AppliedOffsets,
+    read: Reads,
+    labels_topic: str,
+    found: RowCheck,
 ) -> dict[bytes, bytes]:
     store = MemoryRowStore()
     transactions, labels = TransactionDecoder(checked), LabelDecoder(checked)
-    for source, stop in sorted(marks.next_offset.items()):
+    for source, stop in sorted(applied.next_offset.items()):
         for records in read(source, 0, stop):
             found.records += len(records)
             span = [Span(source, int(records.offset[0]), int(records.offset[-1]) + 1, -1)]

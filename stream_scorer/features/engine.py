@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.features import kernel, panes
-from stream_scorer.features.age import Ages, labels_age, partitions_age, watermarks
 from stream_scorer.features.derived import FUNCTIONS
+from stream_scorer.features.freshness import Ages, labels_age, partitions_age, watermarks
 from stream_scorer.features.plan import EntityPlan, FeaturePlan, make_plan
 from stream_scorer.features.rows import ENTRY_BYTES, TIME, VALUE, pack, unpack
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, MISSING, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
@@ -26,13 +27,11 @@ from stream_scorer.state.rows import (
     CONTINUES,
     OPENS,
     WITNESS_PERIOD_MS,
-    Fold,
-    Marks,
+    AppliedOffsets,
+    Compaction,
     RowStore,
     RowUpdate,
     Sharding,
-    SourcePartition,
-    Span,
 )
 
 I64 = NDArray[np.int64]
@@ -64,7 +63,7 @@ class Enriched:
 
     Attributes:
         matrix: (n, n_features) float64, NaN where there is no value. status: (n, n_features) int8, see `records`.
-        duplicate: (n,) bool. marks: input positions the features saw, see `Contribution.marks`.
+        duplicate: (n,) bool. marks: input positions the features saw, see `Contribution.applied`.
         update: what the rows gain once the batch is committed. ages: of the features, see `Ages`.
         stale: (n,) bool, whether a feature of the transaction is stale.
         degraded: reasons that hold for the whole batch, empty when all went well.
@@ -73,7 +72,7 @@ class Enriched:
     matrix: F64
     status: NDArray[np.int8]
     duplicate: NDArray[np.bool_]
-    marks: Marks
+    applied: AppliedOffsets
     update: RowUpdate
     ages: Ages
     degraded: list[str] = field(default_factory=list)
@@ -155,8 +154,8 @@ class FeatureEngine:
             prefix = self._prefix[index]
             keys += [(prefix + i).encode() for i in known]
             bounds.append(len(keys))
-        rows, marks = store.read(keys)
-        pending = [(update, update.pending(marks)) for update in in_flight]
+        rows, applied = store.read(keys)
+        pending = [(update, update.pending(applied)) for update in in_flight]
         pending = [(update, mask) for update, mask in pending if mask is not False]
 
         key_list: list[I64] = []
@@ -166,13 +165,13 @@ class FeatureEngine:
         opens_list: list[NDArray[np.int8]] = []
         stacked: list[_Rows] = []
         newest: list[I64] = []
-        folds: dict[bytes, Fold] = {}
+        compactions: dict[bytes, Compaction] = {}
         for index, entity in enumerate(self.plan.entities):
             low, high = bounds[index], bounds[index + 1]
             mine = _stack(keys[low:high], rows[low:high], pending)
             newest.append(_newest_period(mine))
-            past_ms = marks.slowest_begun() - self._lateness_ms
-            folds |= _folds(entity, keys[low:high], rows[low:high], mine, self.plan.row_entries, past_ms, pending)
+            past_ms = applied.slowest_started_watermark() - self._lateness_ms
+            compactions |= _folds(entity, keys[low:high], rows[low:high], mine, self.plan.row_entries, past_ms, pending)
             if entity.takes_labels and len(labels):
                 changes, change_of = self._label_entries(mine, label_key_of[index], labels)
                 mine = _append(mine, label_key_of[index][change_of], changes)
@@ -197,7 +196,7 @@ class FeatureEngine:
             _scan(entity, mine, key_of[index], transactions.event_time, values[index], silent[index], limit)
             for index, (entity, mine) in enumerate(zip(self.plan.entities, stacked, strict=True))
         ]
-        ages = self._ages(events, marks, in_flight)
+        ages = self._ages(events, applied, in_flight)
         matrix, status = self._assemble(transactions, scanned, key_of, ages)
 
         entries = pack(transactions.event_time, transactions.value, transactions.id_hash)
@@ -219,8 +218,8 @@ class FeatureEngine:
             _concatenate(offset_list),
             np.concatenate(opens_list) if opens_list else np.zeros(0, dtype=np.int8),
         )
-        update.folds = folds
-        return Enriched(matrix, status, duplicate, self._seen(marks, events, in_flight), update, ages)
+        update.compactions = compactions
+        return Enriched(matrix, status, duplicate, self._seen(applied, events, in_flight), update, ages)
 
     def without_state(self, events: EventBatch, reason: str) -> Enriched:
         """What remains while the rows cannot be read: the transaction's own columns; everything else is missing.
@@ -237,7 +236,7 @@ class FeatureEngine:
         ages = Ages.unknown(n)
         matrix, status = self._assemble(events.transactions, scanned, [nobody] * len(scanned), ages)
         status[status == DEFAULT] = MISSING
-        return Enriched(matrix, status, duplicate, Marks({}, {}), RowUpdate.nothing(), ages, [reason])
+        return Enriched(matrix, status, duplicate, AppliedOffsets({}, {}), RowUpdate.nothing(), ages, [reason])
 
     def as_of(self, entity: str, stored: Sequence[bytes | None], time: int) -> dict[str, float]:
         """The view features of one entity, for an event at `time` (epoch ms) that does not count itself.
@@ -258,14 +257,16 @@ class FeatureEngine:
             if of in scanned
         }
 
-    def ages_as_of(self, marks: Marks, transactions_topic: str, time: int) -> dict[str, tuple[int | None, bool]]:
+    def ages_as_of(
+        self, applied: AppliedOffsets, transactions_topic: str, time: int
+    ) -> dict[str, tuple[int | None, bool]]:
         """How old each view feature is for an event at `time` (epoch ms): ms, None if not known, and whether stale.
 
-        For an event of a partition of its own: all those that `marks` tell of count as others.
+        For an event of a partition of its own: all those that `applied` tell of count as others.
         """
         apart = [Span(SourcePartition(transactions_topic, -1), 0, 0, -1)]
         now, none = np.array([time], dtype=np.int64), np.zeros(0, dtype=np.int64)
-        of = now, np.zeros(1, dtype=np.int64), apart, marks.watermark
+        of = now, np.zeros(1, dtype=np.int64), apart, applied.watermark
         others, labels = int(partitions_age(*of)[0]), int(labels_age(*of, none, none)[0])
         told: dict[str, tuple[int | None, bool]] = {}
         for column, (feature, _, _) in enumerate(self.plan.view_columns):
@@ -319,9 +320,9 @@ class FeatureEngine:
         entries[:, 3] = since[which]
         return entries, which
 
-    def _seen(self, marks: Marks, events: EventBatch, in_flight: Sequence[RowUpdate]) -> Marks:
+    def _seen(self, applied: AppliedOffsets, events: EventBatch, in_flight: Sequence[RowUpdate]) -> AppliedOffsets:
         """The marks as the features saw them: rows, batches in flight, and this batch's own labels."""
-        seen = dict(marks.next_offset)
+        seen = dict(applied.next_offset)
         for update in in_flight:
             for span in update.spans:
                 seen[span.source] = max(seen.get(span.source, span.start), span.stop)
@@ -330,14 +331,14 @@ class FeatureEngine:
             seen[span.source] = max(seen.get(span.source, span.start), span.stop)
         # A shard may have been ahead: of what others bring, it saw more.
         by_shard = tuple(
-            Marks({source: max(offset, seen[source]) for source, offset in m.next_offset.items()}, m.watermark)
-            for m in marks.by_shard
+            AppliedOffsets({source: max(offset, seen[source]) for source, offset in m.next_offset.items()}, m.watermark)
+            for m in applied.by_shard
         )
-        return Marks(seen, marks.watermark, by_shard=by_shard, sharding=marks.sharding)
+        return AppliedOffsets(seen, applied.watermark, by_shard=by_shard, sharding=applied.sharding)
 
-    def _ages(self, events: EventBatch, marks: Marks, in_flight: Sequence[RowUpdate]) -> Ages:
+    def _ages(self, events: EventBatch, applied: AppliedOffsets, in_flight: Sequence[RowUpdate]) -> Ages:
         ages = Ages.unknown(len(events.transactions))
-        seen = watermarks(marks, in_flight)
+        seen = watermarks(applied, in_flight)
         of = events.transactions.event_time, events.transaction_span, events.spans
         if len(self._shared):
             ages = replace(ages, partitions=partitions_age(*of, seen))
@@ -472,12 +473,12 @@ def _folds(
     limit: int,
     past_ms: int,
     pending: list[tuple[RowUpdate, NDArray[np.bool_] | bool]],
-) -> dict[bytes, Fold]:
+) -> dict[bytes, Compaction]:
     """The rows that have grown too long, unless a batch in flight already shortens them."""
     out = {}
     for place in panes.too_long(stacked.entries, stacked.start, stacked.end, limit).tolist():
         key, row = keys[place], rows[place]
-        if row is not None and not any(key in update.folds for update, _ in pending):
+        if row is not None and not any(key in update.compactions for update, _ in pending):
             out[key] = panes.fold(row, entity, limit, past_ms)
     return out
 

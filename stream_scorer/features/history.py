@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.features.engine import EventBatch, FeatureEngine
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import MemoryRowStore
 
 # Large enough to amortize the per-batch numpy calls, small enough to stay in cache.
 HISTORY_BATCH = 4096

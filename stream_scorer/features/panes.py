@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.features.plan import EntityPlan
 from stream_scorer.features.rows import NEVER, unpack
-from stream_scorer.state.rows import Fold
+from stream_scorer.state.rows import Compaction
 
 I64 = NDArray[np.int64]
 
@@ -35,14 +35,14 @@ def too_long(entries: I64, start: I64, end: I64, limit: int) -> I64:
     return found[:count]
 
 
-def fold(row: bytes, entity: EntityPlan, limit: int, past_ms: int) -> Fold:
+def fold(row: bytes, entity: EntityPlan, limit: int, past_ms: int) -> Compaction:
     """What to put in the place of a stored `row`.
 
     Args:
         limit: how many transactions, and how many labels, stay entry by entry.
         past_ms: event time before which nobody will look any more, at a window of no length.
     """
-    return Fold(row, folded(unpack(row), entity, limit, past_ms).tobytes())
+    return Compaction(row, folded(unpack(row), entity, limit, past_ms).tobytes())
 
 
 def folded(entries: I64, entity: EntityPlan, limit: int, past_ms: int) -> I64:

@@ -15,7 +15,7 @@ import numpy as np
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
-from stream_scorer.state.rows import SourcePartition
+from stream_scorer.positions import SourcePartition
 
 NEVER = 1 << 62
 I64 = NDArray[np.int64]

@@ -33,8 +33,8 @@ def as_domain_error(error: KafkaError, doing: str, bootstrap: str = "") -> Strea
     if error.code() in _UNREACHABLE:
         return BrokerUnavailable(
             f"no Kafka broker answers{where} ({doing})",
-            mend="Is it running? `stream-scorer stack up`, or check the setting `kafka.bootstrap`.",
+            hint="Is it running? `stream-scorer stack up`, or check the setting `kafka.bootstrap`.",
         )
     if error.code() in _NO_TOPIC:
-        return UsageError(f"{doing}: {error.str()}", mend="Create it: `stream-scorer topics create`.")
+        return UsageError(f"{doing}: {error.str()}", hint="Create it: `stream-scorer topics create`.")
     return StreamScorerError(f"{doing}: {error.name()}: {error.str()}")

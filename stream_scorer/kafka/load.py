@@ -124,7 +124,7 @@ class OpenLoopProducer:
         self._raise_failure()
         if left:
             raise BrokerUnavailable(
-                f"{self._bootstrap} did not confirm {left} records within {timeout_s:.0f} s", mend=_MEND
+                f"{self._bootstrap} did not confirm {left} records within {timeout_s:.0f} s", hint=_MEND
             )
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class OpenLoopProducer:
                 if error.code() != KafkaError._QUEUE_FULL:
                     raise as_domain_error(error, f"write to {topic}", self._bootstrap)
             if self._clock.monotonic() > give_up:
-                raise BrokerUnavailable(f"{self._bootstrap} takes no records: the queue stays full", mend=_MEND)
+                raise BrokerUnavailable(f"{self._bootstrap} takes no records: the queue stays full", hint=_MEND)
             self._producer.poll(0.05)
             self._raise_failure()
             records = refused
@@ -175,7 +175,7 @@ class OpenLoopProducer:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise BrokerUnavailable(
-                f"{self._bootstrap} did not take {self._failed} records: {self._failure.str()}", mend=_MEND
+                f"{self._bootstrap} did not take {self._failed} records: {self._failure.str()}", hint=_MEND
             )
 
 

@@ -13,8 +13,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers, RawRecords
-from stream_scorer.state.rows import SourcePartition
 
 # A broker that restarts is back within half a minute or a person is needed.
 SILENCE_S = 40.0
@@ -120,7 +120,7 @@ class RangeReader:
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise UsageError(
                     f"{source.topic}[{source.partition}] no longer has the start of the range: {error.str()}",
-                    mend="Retention removed it: begin later.",
+                    hint="Retention removed it: begin later.",
                 )
             elif not error.retriable() and error.code() not in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
                 raise as_domain_error(error, f"read {source.topic}", self._bootstrap)

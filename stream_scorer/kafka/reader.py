@@ -12,8 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -23,17 +22,17 @@ from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.stall import StallWatch
-from stream_scorer.serde.raw import Headers, RawRecords
-from stream_scorer.state.rows import SourcePartition
+from stream_scorer.positions import SourcePartition
+from stream_scorer.serde.raw import Headers, RawRecords, Read
 
 _log = logging.getLogger(__name__)
 # A twin with the same instance name fences us, we fence it, and so on: give up instead of playing ping-pong.
-MOST_REPLACED, REPLACED_WITHIN_S = 3, 120.0
+MAX_REPLACED, REPLACED_WITHIN_S = 3, 120.0
 # How often, and how long, a partition that lags is waited for before the others go on without it; and how much of them
 # is kept meanwhile.
 _TRIES, _TRY_S = 5, 0.01
 # A fetch brings whole batches of a producer, some thousand records of a partition each.
-_MOST_WAITING = 4_000
+_MAX_WAITING = 4_000
 # A dead member is noticed after this; its partitions stand still until then.
 SESSION_TIMEOUT_MS = 10_000
 # `committed()` waits for transactions that are still pending, at most their timeout of 10 s.
@@ -52,18 +51,6 @@ _PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
 }
-
-
-@dataclass(slots=True)
-class Read:
-    """What one poll brought: records by topic, the positions after them, and the group as it was when reading."""
-
-    records: list[RawRecords]
-    positions: dict[SourcePartition, tuple[int, int]]  # source -> (start, stop): [start, stop) was read
-    group_metadata: Any
-
-    def __len__(self) -> int:
-        return sum(len(records) for records in self.records)
 
 
 class InputReader:
@@ -136,7 +123,7 @@ class InputReader:
             messages = messages + more if generation == self._generation else []
         self._keep(messages)
         tries = _TRIES
-        while tries and most <= len(self._backlog) < most + _MOST_WAITING * len(self._fetched):
+        while tries and most <= len(self._backlog) < most + _MAX_WAITING * len(self._fetched):
             if all(self._backlog.holds(source) for source in self._lagging()):
                 break
             more = self._consume(most, _TRY_S)
@@ -172,7 +159,7 @@ class InputReader:
             for p in found
         }
 
-    def watermarks(self, source: SourcePartition) -> tuple[int, int]:
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
         """The first offset the broker still has, and the one after the last it has."""
         deadline = time.monotonic() + COMMITTED_DEADLINE_S
         while True:
@@ -301,10 +288,10 @@ class InputReader:
         """Join the group anew. A broker that was killed may take our old membership for that of a twin."""
         now = time.monotonic()
         self._replaced_at = [at for at in self._replaced_at if now - at < REPLACED_WITHIN_S] + [now]
-        if len(self._replaced_at) > MOST_REPLACED:
+        if len(self._replaced_at) > MAX_REPLACED:
             raise StreamScorerError(
                 f"the consumer {self._instance!r} was replaced {len(self._replaced_at)} times in a row: {why}",
-                mend="Does another scorer run with the same `scorer.instance`? If not, see the broker's log.",
+                hint="Does another scorer run with the same `scorer.instance`? If not, see the broker's log.",
             )
         _log.warning("the consumer is replaced: %s", why)
         self._fatal = None

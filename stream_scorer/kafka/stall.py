@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from stream_scorer.state.rows import SourcePartition
+from stream_scorer.positions import SourcePartition
 
 # How often is looked. Two looks in a row must find the same before anything is done.
 LOOK_S = 10.0
 # A question takes the broker a millisecond or less, and scoring waits for it: so many a look, of many in turn.
-MOST_ASKED = 16
+MAX_ASKED = 16
 
 
 class StallWatch:
@@ -46,8 +46,8 @@ class StallWatch:
         now = {source: (offset, self._known(source)) for source, offset in fetched.items()}
         still = [source for source, at in now.items() if self._before.get(source, ())[:2] == at]
         self._turn = self._turn % len(still) if still else 0
-        asked = (still[self._turn :] + still[: self._turn])[:MOST_ASKED]
-        self._turn += MOST_ASKED
+        asked = (still[self._turn :] + still[: self._turn])[:MAX_ASKED]
+        self._turn += MAX_ASKED
         found, more = [], {}
         for source in asked:
             end = self._ask(source)

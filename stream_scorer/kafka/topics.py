@@ -142,14 +142,14 @@ class TopicAdmin:
         if missing:
             raise UsageError(
                 f"no topic {', '.join(missing)} at {self._bootstrap}",
-                mend="Create them: `stream-scorer topics create`, or check the setting `topics.prefix`.",
+                hint="Create them: `stream-scorer topics create`, or check the setting `topics.prefix`.",
             )
         counts = {name: found[name] for name in names}
         if same_count and len(set(counts.values())) > 1:
             told = ", ".join(f"{name}: {count}" for name, count in counts.items())
             raise SettingsError(
                 f"topics differ in their number of partitions ({told})",
-                mend="Output goes to the input's partition number: give every topic the same count.",
+                hint="Output goes to the input's partition number: give every topic the same count.",
             )
         return counts
 

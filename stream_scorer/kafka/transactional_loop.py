@@ -193,7 +193,7 @@ class TransactionalLoop:
             if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise StreamScorerError(
                     f"{topic}[{number}]: the position to read from is no longer in the topic: {error.str()}",
-                    mend="Retention removed unread records, or the topic was recreated: start from an empty state.",
+                    hint="Retention removed unread records, or the topic was recreated: start from an empty state.",
                 )
             raise as_domain_error(error, f"read {topic}", self._bootstrap)
         if topic is None or number is None or offset is None or offset == OFFSET_INVALID:

@@ -15,11 +15,11 @@ from typing import Any, cast
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
-from stream_scorer.kafka.bounded import BoundedCaller, Overstayed
+from stream_scorer.kafka.call_timeout import CallTimedOut, TimedCaller
 from stream_scorer.kafka.config import producer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers
-from stream_scorer.state.rows import SourcePartition
 
 # A dead scorer's open transaction blocks read_committed readers until it times out.
 TRANSACTION_TIMEOUT_MS = 10_000
@@ -94,7 +94,7 @@ class Transaction:
         producer = self._slot.producer
         try:
             self._slot.caller.call(lambda: producer.abort_transaction(CALL_TIMEOUT_S), CALL_TIMEOUT_S + GRACE_S)
-        except (KafkaException, Overstayed) as error:
+        except (KafkaException, CallTimedOut) as error:
             _log.warning("a transaction could not be aborted, a new producer takes over: %r", error)
             self._slot.rebuild()
 
@@ -104,7 +104,7 @@ class Transaction:
             try:
                 self._slot.caller.call(call, CALL_TIMEOUT_S + GRACE_S)
                 return
-            except Overstayed:
+            except CallTimedOut:
                 self._open = False
                 self._slot.rebuild()
                 raise TransactionAborted(f"could not {doing} in {CALL_TIMEOUT_S + GRACE_S:.0f} s") from None
@@ -132,7 +132,7 @@ class _Slot:
         self._bootstrap = bootstrap
         self._id = transactional_id
         self.rebuilds = 0
-        self.caller = BoundedCaller(transactional_id)
+        self.caller = TimedCaller(transactional_id)
         self.producer = self._make()
 
     def rebuild(self) -> None:
@@ -141,10 +141,10 @@ class _Slot:
         if self.rebuilds > MAX_REBUILDS_IN_A_ROW:
             raise StreamScorerError(
                 f"the producer {self._id!r} was fenced or broken {self.rebuilds} times in a row",
-                mend="Does another scorer run with the same `scorer.instance`? Give each its own.",
+                hint="Does another scorer run with the same `scorer.instance`? Give each its own.",
             )
         self.caller.close()
-        self.caller = BoundedCaller(self._id)
+        self.caller = TimedCaller(self._id)
         self.producer = self._make()
         _log.info("producer %s was made anew", self._id)
 

@@ -137,13 +137,13 @@ class Tallier:
         if mark < self._acknowledged.get(partition, 0):
             raise StateGap(
                 f"Redis went back: the mark of {source} is {mark}, below one it had acknowledged",
-                mend="Restart the monitor: it counts on from the mark.",
+                hint="Restart the monitor: it counts on from the mark.",
             )
         passed = self._passed_over[partition] = self._passed_over.get(partition, 0) + count
         if passed > MAX_PASSED_OVER:
             raise StateGap(
                 f"{source}: {passed} records lie ahead of the mark {mark}, and those between do not come",
-                mend="Restart the monitor: it reads again from the mark.",
+                hint="Restart the monitor: it reads again from the mark.",
             )
 
 
@@ -296,7 +296,7 @@ class MonitorApp:
             if mark > ends[tp]:
                 raise StreamScorerError(
                     f"the mark of {names[tp]} in Redis ({mark}) is above the topic's end ({ends[tp]}): another topic",
-                    mend="The topic was recreated: start the monitor with another --namespace.",
+                    hint="The topic was recreated: start the monitor with another --namespace.",
                 )
             if mark < earliest[tp]:
                 _log.warning("%s: retention removed offsets %d to %d uncounted", names[tp], mark, earliest[tp])
@@ -338,7 +338,7 @@ class MonitorApp:
         if isinstance(self.failure, KafkaError):
             raise BrokerUnavailable(
                 f"Kafka at {self._settings.bootstrap}: {self.failure}",
-                mend="Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`.",
+                hint="Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`.",
             ) from self.failure
         if self.failure is not None:
             raise self.failure

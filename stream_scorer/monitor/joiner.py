@@ -20,7 +20,7 @@ import msgspec
 from stream_scorer.clock import Clock
 from stream_scorer.errors import StreamScorerError, TransactionAborted
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, Partition, TransactionalLoop
-from stream_scorer.monitor.joiner_store import Context, Decided, JoinerStore, Verdict
+from stream_scorer.monitor.joiner_store import Context, JoinerStore, LabelRecord, ScoredTransaction
 from stream_scorer.records import DECISIONS, NOT_A_RECORD, Decision, LabelValue, Outcome, Record
 
 LABELS: tuple[LabelValue, ...] = ("fraud", "genuine")
@@ -118,8 +118,8 @@ class Joiner:
         Records that cannot be read are counted and skipped: `scores` is ours, and a malformed label has no
         transaction to belong to.
         """
-        decided: dict[str, Decided] = {}
-        labels: list[tuple[str, Verdict]] = []
+        decided: dict[str, ScoredTransaction] = {}
+        labels: list[tuple[str, LabelRecord]] = []
         for record in records:
             try:
                 if record.topic == self._scores:
@@ -139,13 +139,13 @@ class Joiner:
                 labels = [*waited.items(), *labels]
         return self._judge(labels) if labels else []
 
-    def _take_score(self, record: InputRecord, decided: dict[str, Decided]) -> None:
+    def _take_score(self, record: InputRecord, decided: dict[str, ScoredTransaction]) -> None:
         score = self._decode_score(record.value)
         self.counts.scores += 1
         if score.duplicate:
             return
         context = self._store.context_id(Context(score.ensemble, score.version, score.arm, score.policy_version))
-        row = Decided(
+        row = ScoredTransaction(
             score.event_id,
             score.event_time,
             context,
@@ -157,10 +157,10 @@ class Joiner:
         at = (record.topic, record.partition)
         self._newest[at] = max(score.event_time, self._newest.get(at, 0))
 
-    def _take_label(self, record: InputRecord) -> tuple[str, Verdict]:
+    def _take_label(self, record: InputRecord) -> tuple[str, LabelRecord]:
         label = self._decode_label(record.value)
         self.counts.labels += 1
-        return label.event_id, Verdict(
+        return label.event_id, LabelRecord(
             LABELS.index(label.label),
             label.source,
             label.review_probability,
@@ -170,12 +170,12 @@ class Joiner:
             record.partition,
         )
 
-    def _judge(self, labels: list[tuple[str, Verdict]]) -> list[Outcome]:
+    def _judge(self, labels: list[tuple[str, LabelRecord]]) -> list[Outcome]:
         known = self._store.find({event_id for event_id, _ in labels})
         missing = {event_id for event_id, _ in labels if event_id not in known}
         waiting = self._store.waiting(missing) if missing else {}
         before = len(waiting)
-        held: dict[str, Verdict] = {}
+        held: dict[str, LabelRecord] = {}
         outcomes: list[Outcome] = []
         for event_id, verdict in labels:
             row = known.get(event_id)
@@ -201,7 +201,7 @@ class Joiner:
             self.counts.waiting += len(waiting) - before
         return outcomes
 
-    def _outcome(self, row: Decided, verdict: Verdict) -> Outcome:
+    def _outcome(self, row: ScoredTransaction, verdict: LabelRecord) -> Outcome:
         context = self._store.context(row.context)
         previous = row.verdict
         return Outcome(
@@ -301,7 +301,7 @@ class JoinerService:
             if stored.get(at, 0) > max(ends[at][1], 0) or (at in committed and stored.get(at, 0) > committed[at]):
                 raise StreamScorerError(
                     f"the joiner's store is ahead of {at[0]}[{at[1]}]: it belongs to other topics",
-                    mend="The topics were recreated, or the store was copied: start with an empty --state-dir.",
+                    hint="The topics were recreated, or the store was copied: start with an empty --state-dir.",
                 )
         behind = {at: end for at, end in committed.items() if stored.get(at, 0) < end and ends[at][0] < end}
         if behind:

@@ -40,7 +40,7 @@ class Context(NamedTuple):
     policy_version: str
 
 
-class Verdict(NamedTuple):
+class LabelRecord(NamedTuple):
     """One label. `order` decides which of two holds: the greater."""
 
     label: int
@@ -56,12 +56,12 @@ class Verdict(NamedTuple):
         """(source rank, labelled at, offset), then the partition, so that no two labels tie."""
         return (self.rank, self.labelled_at, self.log_offset, self.log_partition)
 
-    def says_the_same(self, other: Verdict | None) -> bool:
+    def says_the_same(self, other: LabelRecord | None) -> bool:
         """Whether a reader of outcomes would see no difference."""
         return other is not None and self[:3] == other[:3]
 
 
-class Decided(NamedTuple):
+class ScoredTransaction(NamedTuple):
     """One scored transaction. `decision` and `label` are indices into DECISIONS and LABELS."""
 
     event_id: str
@@ -70,7 +70,7 @@ class Decided(NamedTuple):
     decision: int
     member_alerts: int
     value: int
-    verdict: Verdict | None = None
+    verdict: LabelRecord | None = None
 
 
 class JoinerStore:
@@ -95,7 +95,7 @@ class JoinerStore:
         except sqlite3.Error as error:
             raise SettingsError(
                 f"the joiner's store {path}: {error}",
-                mend="Is another monitor running on the same state folder? Give each its own --state-dir.",
+                hint="Is another monitor running on the same state folder? Give each its own --state-dir.",
             ) from error
         self._contexts: dict[Context, int] = {}
         self._names: dict[int, Context] = {}
@@ -132,7 +132,7 @@ class JoinerStore:
             [(topic, number, offset) for (topic, number), offset in positions.items()],
         )
 
-    def add(self, rows: Iterable[Decided]) -> int:
+    def add(self, rows: Iterable[ScoredTransaction]) -> int:
         """Keep scored transactions; a known event id stays as it is (the first score counts). Returns how many."""
         return self._db.executemany(
             "INSERT OR IGNORE INTO decided (event_id, event_time, context, decision, member_alerts, value)"
@@ -140,7 +140,7 @@ class JoinerStore:
             [row[:6] for row in rows],
         ).rowcount
 
-    def find(self, event_ids: Iterable[str]) -> dict[str, Decided]:
+    def find(self, event_ids: Iterable[str]) -> dict[str, ScoredTransaction]:
         """The rows of those ids that are known."""
         rows = self._db.execute(
             "SELECT event_id, event_time, context, decision, member_alerts, value,"
@@ -148,9 +148,12 @@ class JoinerStore:
             " FROM decided WHERE event_id IN (SELECT value FROM json_each(?))",
             (json.dumps(list(event_ids)),),
         )
-        return {r[0]: Decided(*r[:6])._replace(verdict=None if r[6] is None else Verdict(*r[6:])) for r in rows}
+        return {
+            r[0]: ScoredTransaction(*r[:6])._replace(verdict=None if r[6] is None else LabelRecord(*r[6:]))
+            for r in rows
+        }
 
-    def set_verdicts(self, verdicts: Mapping[str, Verdict]) -> None:
+    def set_verdicts(self, verdicts: Mapping[str, LabelRecord]) -> None:
         """Replace the label that holds for known event ids."""
         self._db.executemany(
             "UPDATE decided SET label=?, source=?, probability=?, rank=?, labelled_at=?, log_offset=?, log_partition=?"
@@ -158,14 +161,14 @@ class JoinerStore:
             [(*verdict, event_id) for event_id, verdict in verdicts.items()],
         )
 
-    def waiting(self, event_ids: Iterable[str]) -> dict[str, Verdict]:
+    def waiting(self, event_ids: Iterable[str]) -> dict[str, LabelRecord]:
         """Labels that came before their score, of those ids."""
         rows = self._db.execute(
             "SELECT * FROM waiting WHERE event_id IN (SELECT value FROM json_each(?))", (json.dumps(list(event_ids)),)
         )
-        return {r[0]: Verdict(*r[1:]) for r in rows}
+        return {r[0]: LabelRecord(*r[1:]) for r in rows}
 
-    def wait(self, verdicts: Mapping[str, Verdict]) -> None:
+    def wait(self, verdicts: Mapping[str, LabelRecord]) -> None:
         """Keep labels until their score comes, replacing what waited under the same id."""
         self._db.executemany(
             "INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

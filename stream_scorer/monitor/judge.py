@@ -35,7 +35,7 @@ _log = logging.getLogger("stream_scorer.monitor.judge")
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class WindowReports:
     """What one turn has to say, and what to settle once it is said."""
 
     records: list[MonitorMetric]
@@ -71,10 +71,10 @@ class Judge:
         self._moved: dict[int, tuple[int, float]] = {}
         self._newest_shown: dict[tuple[str, str], int] = {}
 
-    def turn(self) -> Verdicts:
+    def turn(self) -> WindowReports:
         """Records of the windows that changed, oldest first; nothing while another worker has the lead."""
         if not self._store.lead(self._name, LEAD_MS):
-            return Verdicts([])
+            return WindowReports([])
         head = self._store.head()
         mark = self._watermark(head)
         newest = self._newest(head)
@@ -89,9 +89,9 @@ class Judge:
         for panes in self._rules.window_panes:
             for start in sorted({self._rules.start_of(pane, panes) for pane in changed}):
                 records += self._window(start, panes, mark, newest)
-        return Verdicts(records, changed)
+        return WindowReports(records, changed)
 
-    def settle(self, verdicts: Verdicts) -> None:
+    def settle(self, verdicts: WindowReports) -> None:
         """Call it when the records are acknowledged: a crash before repeats them with the next revision."""
         for window, seen in verdicts.settled.items():
             self._store.settle(window, seen)

@@ -53,7 +53,7 @@ class ReadCommittedThread(AIOKafkaConsumerThread):
         if not hasattr(consumer, "_isolation_level"):
             raise StreamScorerError(
                 "this aiokafka keeps its isolation level elsewhere: aborted records would be counted",
-                mend="Install the versions in requirements/.",
+                hint="Install the versions in requirements/.",
             )
         consumer._isolation_level = READ_COMMITTED
         return consumer

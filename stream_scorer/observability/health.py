@@ -57,7 +57,7 @@ class HealthServer:
         except OSError as error:
             why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
             raise SettingsError(
-                f"port {port} on {host} {why}", mend="Set another `metrics.port`, or 0 for a free one."
+                f"port {port} on {host} {why}", hint="Set another `metrics.port`, or 0 for a free one."
             ) from None
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)

@@ -13,8 +13,8 @@ from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.errors import RecordError
 from stream_scorer.features.engine import Enriched, EventBatch
 from stream_scorer.pipeline.policy import Rules
+from stream_scorer.positions import Span
 from stream_scorer.serde.raw import RawRecords
-from stream_scorer.state.rows import Span
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class DeadLetter:
 
 
 @dataclass(slots=True)
-class Verdict:
+class VersionResult:
     """What one version says of all n transactions: `scored`, and decision (n,) int8 index into `records.DECISIONS`.
 
     Of a version that decides for some of them also what attribution needs: member_alerts (n,) int64 bit mask, and
@@ -41,7 +41,7 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class Decided:
+class BatchDecisions:
     """The outcome of scoring: a verdict for each of the lineup's versions, and arm (n,) int8, whose verdict counts.
 
     `rules` of the policy hold for every version alike. `decision` (n,) int8 is what was decided.
@@ -49,7 +49,7 @@ class Decided:
 
     lineup: Lineup
     arm: NDArray[np.int8]
-    verdicts: list[Verdict]
+    verdicts: list[VersionResult]
     rules: Rules | None = None
     decision: NDArray[np.int8] = field(init=False)
 
@@ -83,7 +83,7 @@ class MicroBatch:
     events: EventBatch | None = None
     dead: list[DeadLetter] = field(default_factory=list)
     enriched: Enriched | None = None
-    decided: Decided | None = None
+    decided: BatchDecisions | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:

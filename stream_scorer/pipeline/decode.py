@@ -6,10 +6,10 @@ import numpy as np
 
 from stream_scorer.features.engine import EventBatch
 from stream_scorer.pipeline.batch import DeadLetter, MicroBatch
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import SourcePartition, Span
 
 
 class Decode:

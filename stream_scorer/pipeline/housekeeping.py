@@ -64,12 +64,12 @@ def retire_unread(rows: FeatureRows, open_log: Callable[[], LogEnds], topics: li
     log = open_log()
     try:
         ends = {source: end for topic in topics for source, (_, end) in log.bounds(topic).items()}
-        marks = rows.open()
-        if marks is None:
+        applied = rows.open()
+        if applied is None:
             return 0
-        newest = max(marks.watermark.values(), default=-1)
-        for source, at in marks.next_offset.items():
-            idle = marks.watermark[source] < newest - WITNESS_PERIOD_MS
+        newest = max(applied.watermark.values(), default=-1)
+        for source, at in applied.next_offset.items():
+            idle = applied.watermark[source] < newest - WITNESS_PERIOD_MS
             # Offsets at the end of a partition may be markers of Kafka's transactions: they hold nothing back.
             if idle and at < ends[source] and next(log.read(source, at, ends[source]), None) is None:
                 ends[source] = at

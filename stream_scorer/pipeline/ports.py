@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from stream_scorer.kafka.reader import Read
-from stream_scorer.serde.raw import Headers, RawRecords
-from stream_scorer.state.rows import SourcePartition
+from stream_scorer.positions import SourcePartition
+from stream_scorer.serde.raw import Headers, RawRecords, Read
 
 
 class Reader(Protocol):
@@ -22,7 +21,7 @@ class Reader(Protocol):
 
     def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]: ...
 
-    def watermarks(self, source: SourcePartition) -> tuple[int, int]: ...
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]: ...
 
     def commit(self, offsets: dict[SourcePartition, int]) -> None: ...
 

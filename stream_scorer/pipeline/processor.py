@@ -16,16 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream_scorer.errors import StateGap, StateUnavailable, StreamScorerError, TransactionAborted
-from stream_scorer.kafka.reader import Read
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch, Sink, Stage
 from stream_scorer.pipeline.commit import Committer, Work
 from stream_scorer.pipeline.ports import OpenTransaction, Producers, Reader
 from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import REBUILDING, UNAVAILABLE, StartingPoints
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DECISIONS, FEATURES_STALE
-from stream_scorer.serde.raw import RawRecords
-from stream_scorer.state.rows import RowUpdate, SourcePartition, Span
+from stream_scorer.serde.raw import RawRecords, Read
+from stream_scorer.state.rows import RowUpdate
 
 _log = logging.getLogger(__name__)
 # A revoked partition must be given up well within the session timeout (10 s).

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from stream_scorer import __version__
 from stream_scorer.clock import Clock
+from stream_scorer.ensemble.attribution import strongest
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
-from stream_scorer.ensemble.inside import strongest
 from stream_scorer.ensemble.lineup import DISABLED
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.pipeline.batch import DeadLetter, Decided, MicroBatch, Sink, Verdict
+from stream_scorer.pipeline.batch import BatchDecisions, DeadLetter, MicroBatch, Sink, VersionResult
 from stream_scorer.pipeline.summarise import Summariser
 from stream_scorer.records import (
     ARMS,
@@ -40,7 +40,7 @@ from stream_scorer.records import (
     Source,
 )
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import Marks
+from stream_scorer.state.rows import AppliedOffsets
 
 # A dead letter carries the original up to this size; beyond it, its head, length and digest (the topic takes 10 MB).
 DEAD_LETTER_MAX_BYTES = 8_000_000
@@ -117,42 +117,42 @@ class Publisher:
         scored_at = self._clock.now_ms() if scored_at is None else scored_at
         # Encoded once: every record of the batch carries the same vector.
         marks: Any = msgspec.Raw(
-            encode([Mark(s.topic, s.partition, offset) for s, offset in sorted(enriched.marks.next_offset.items())])
+            encode([Mark(s.topic, s.partition, offset) for s, offset in sorted(enriched.applied.next_offset.items())])
         )
-        marks_ahead: Any = msgspec.Raw(encode(_ahead(enriched.marks)))
+        marks_ahead: Any = msgspec.Raw(encode(_ahead(enriched.applied)))
 
-        def those(column: NDArray[Any]) -> NDArray[Any]:
+        def select(column: NDArray[Any]) -> NDArray[Any]:
             return column if chosen is None else column[chosen]
 
         inside = _inside(ensemble, enriched.matrix, verdict, chosen, self._looked_into)
-        places = those(np.arange(len(transactions))).tolist()
-        rows = those(transactions.row)
+        places = select(np.arange(len(transactions))).tolist()
+        rows = select(transactions.row)
         event_ids = transactions.event_id
-        status_of = self._statuses(those(enriched.status))
+        status_of = self._statuses(select(enriched.status))
         columns: Iterable[tuple[Any, ...]] = zip(
             places,
             rows.tolist(),
             event_ids if chosen is None else [event_ids[place] for place in places],
-            those(transactions.event_time).tolist(),
-            those(transactions.value).tolist(),
-            those(verdict.decision).tolist(),
-            those(verdict.member_alerts).tolist(),
-            those(scored.score).tolist(),
-            those(scored.z).tolist(),
-            those(scored.base).tolist(),
-            those(scored.coverage).tolist(),
-            those(enriched.duplicate).tolist(),
-            _degraded(batch, scored, names, places, those),
-            those(scored.member_scores).tolist(),
-            those(scored.weights).tolist(),
-            those(scored.contributions).tolist(),
-            _member_statuses(scored, names, those),
-            _alternatives(decided, version, those),
-            *_ruled(decided, policy, self._checked.spec.policy.version, those),
-            those(enriched.matrix).tolist(),
+            select(transactions.event_time).tolist(),
+            select(transactions.value).tolist(),
+            select(verdict.decision).tolist(),
+            select(verdict.member_alerts).tolist(),
+            select(scored.score).tolist(),
+            select(scored.z).tolist(),
+            select(scored.base).tolist(),
+            select(scored.coverage).tolist(),
+            select(enriched.duplicate).tolist(),
+            _degraded(batch, scored, names, places, select),
+            select(scored.member_scores).tolist(),
+            select(scored.weights).tolist(),
+            select(scored.contributions).tolist(),
+            _member_statuses(scored, names, select),
+            _alternatives(decided, version, select),
+            *_ruled(decided, policy, self._checked.spec.policy.version, select),
+            select(enriched.matrix).tolist(),
             status_of,
-            those(enriched.ages.partitions).tolist(),
-            those(enriched.ages.labels).tolist(),
+            select(enriched.ages.partitions).tolist(),
+            select(enriched.ages.labels).tolist(),
             raw.partition[rows].tolist(),
             raw.offset[rows].tolist(),
             strict=True,
@@ -226,50 +226,50 @@ def _degraded(
     scored: Scored,
     names: list[str],
     places: list[int],
-    those: Callable[[NDArray[Any]], NDArray[Any]],
+    select: Callable[[NDArray[Any]], NDArray[Any]],
 ) -> list[list[str]]:
     assert batch.enriched is not None
     common = batch.enriched.degraded
     out = [common] * len(places)
-    for row in np.flatnonzero(those(batch.enriched.stale)).tolist():
+    for row in np.flatnonzero(select(batch.enriched.stale)).tolist():
         out[row] = [*common, FEATURES_STALE]
     if scored.failures:
-        missing = np.isnan(those(scored.member_scores))
+        missing = np.isnan(select(scored.member_scores))
         for row in np.flatnonzero(missing.any(axis=1)).tolist():
             out[row] = out[row] + [f"member:{names[m]}" for m in np.flatnonzero(missing[row]).tolist()]
     return out
 
 
 def _member_statuses(
-    scored: Scored, names: list[str], those: Callable[[NDArray[Any]], NDArray[Any]]
+    scored: Scored, names: list[str], select: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> Iterable[list[MemberStatus]]:
     if not scored.failures:
-        return [["ok"] * len(names)] * len(those(scored.score))
+        return [["ok"] * len(names)] * len(select(scored.score))
     gone: list[MemberStatus] = ["disabled" if scored.failures.get(name) == DISABLED else "missing" for name in names]
     return [
         [absent if nan else "ok" for absent, nan in zip(gone, row, strict=True)]
-        for row in np.isnan(those(scored.member_scores)).tolist()
+        for row in np.isnan(select(scored.member_scores)).tolist()
     ]
 
 
 def _ruled(
-    decided: Decided, own: str, version: str, those: Callable[[NDArray[Any]], NDArray[Any]]
+    decided: BatchDecisions, own: str, version: str, select: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> tuple[Iterable[str | None], Iterable[bool], Iterable[str], Iterable[SegmentThresholds | None]]:
     """Per transaction: the rule it falls under, whether a list decided it, the policy's version, its own thresholds."""
-    rules, n = decided.rules, len(those(decided.arm))
+    rules, n = decided.rules, len(select(decided.arm))
     if rules is None:
         return [None] * n, [False] * n, [own] * n, [None] * n
-    rule, review, block = those(rules.rule).tolist(), those(rules.review).tolist(), those(rules.block).tolist()
+    rule, review, block = select(rules.rule).tolist(), select(rules.review).tolist(), select(rules.block).tolist()
     return (
         [None if index < 0 else rules.names[index] for index in rule],
-        (those(rules.listed) >= 0).tolist(),
+        (select(rules.listed) >= 0).tolist(),
         [own if index < 0 else version for index in rule],
         [None if low != low else SegmentThresholds(low, high) for low, high in zip(review, block, strict=True)],
     )
 
 
 def _alternatives(
-    decided: Decided, version: int, those: Callable[[NDArray[Any]], NDArray[Any]]
+    decided: BatchDecisions, version: int, select: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> Iterable[list[Alternative]]:
     """Per transaction what the versions said that did not decide it."""
     others = [
@@ -278,11 +278,11 @@ def _alternatives(
         if index != version
     ]
     if not others:
-        return [[]] * len(those(decided.arm))
+        return [[]] * len(select(decided.arm))
     columns = [
         [
             Alternative(name, z, DECISIONS[code])
-            for z, code in zip(those(v.scored.z).tolist(), those(v.decision).tolist(), strict=True)
+            for z, code in zip(select(v.scored.z).tolist(), select(v.decision).tolist(), strict=True)
         ]
         for name, v in others
     ]
@@ -292,7 +292,7 @@ def _alternatives(
 def _inside(
     ensemble: Ensemble,
     matrix: NDArray[np.float64],
-    verdict: Verdict,
+    verdict: VersionResult,
     chosen: NDArray[np.int64] | None,
     most: int,
 ) -> dict[int, list[list[FeatureReason]]]:
@@ -338,7 +338,7 @@ def _reasons(
     ]
 
 
-def _ahead(marks: Marks) -> list[ShardMark]:
+def _ahead(marks: AppliedOffsets) -> list[ShardMark]:
     """Where a shard saw more than all of them did."""
     return [
         ShardMark(shard, source.topic, source.partition, offset)

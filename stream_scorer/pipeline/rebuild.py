@@ -19,9 +19,10 @@ from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.ports import LogReader
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import MarkedRowStore, SourcePartition, Span
+from stream_scorer.state.rows import MarkedRowStore
 
 _log = logging.getLogger(__name__)
 # Records of one partition taken at a time: partitions drain side by side, and live scoring gets its turn.
@@ -96,12 +97,12 @@ class Rebuild:
             self._log.close()
 
     def _run(self) -> None:
-        marks = self._store.open()
-        if marks is None:
+        applied = self._store.open()
+        if applied is None:
             raise StateGap("Redis has lost features again")
         self._store.sweep()
-        position = {source: marks.next_offset[source] for source in self._committed}
-        watermark = {source: marks.watermark[source] for source in self._committed}
+        position = {source: applied.next_offset[source] for source in self._committed}
+        watermark = {source: applied.watermark[source] for source in self._committed}
         began, told, done = time.monotonic(), time.monotonic(), 0
         while not self._stop.is_set():
             remaining = sum(max(self._committed[s] - at, 0) for s, at in position.items())

@@ -14,7 +14,8 @@ from typing import Literal
 
 from stream_scorer.errors import StateUnavailable, UsageError
 from stream_scorer.pipeline.ports import Reader
-from stream_scorer.state.rows import MarkedRowStore, SourcePartition
+from stream_scorer.positions import SourcePartition
+from stream_scorer.state.rows import MarkedRowStore
 
 _log = logging.getLogger(__name__)
 StartPolicy = Literal["earliest", "latest"]
@@ -56,16 +57,16 @@ def starting_points(
         UsageError: a mark is above the committed offset, or below what the broker still has.
     """
     try:
-        marks = store.open() if store is not None else None
+        applied = store.open() if store is not None else None
         score_from, fresh = _committed(reader, sources, start)
         if store is None:
             return StartingPoints(dict(score_from), score_from)
-        if marks is None:
+        if applied is None:
             # A group that has committed offsets had features once.
             _begin(reader, store, inputs, lost=bool(store.epoch) or not fresh)
-            marks = store.open()
+            applied = store.open()
             score_from, _ = _committed(reader, sources, start)
-        if marks is None:
+        if applied is None:
             raise StateUnavailable("Redis lost its data as soon as it had some")
     except StateUnavailable as error:
         _log.warning("Redis is not available, scoring without features: %s", error.message)
@@ -73,22 +74,22 @@ def starting_points(
         return StartingPoints(dict(score_from), score_from, UNAVAILABLE)
     read_from = {}
     for source in sources:
-        mark = marks.next_offset[source]
+        mark = applied.next_offset[source]
         if mark > score_from[source]:
             raise UsageError(
                 f"the features in Redis are ahead of the group's offset on {source.topic}[{source.partition}] "
                 f"({mark} > {score_from[source]})",
-                mend="Was the group rewound? Score again under another `scorer.group`, which gets its own features.",
+                hint="Was the group rewound? Score again under another `scorer.group`, which gets its own features.",
             )
         if mark < score_from[source]:
-            low, _ = reader.watermarks(source)
+            low, _ = reader.offset_bounds(source)
             if mark < low:
                 raise UsageError(
                     f"{source.topic}[{source.partition}] no longer has the records from {mark} on that features need",
-                    mend='Retention is shorter than the outage: use another `scorer.group` with `start = "latest"`.',
+                    hint='Retention is shorter than the outage: use another `scorer.group` with `start = "latest"`.',
                 )
         read_from[source] = mark
-    if not marks.complete:
+    if not applied.complete:
         return StartingPoints(dict(score_from), score_from, REBUILDING)
     points = StartingPoints(read_from, score_from)
     if points.behind:
@@ -104,7 +105,7 @@ def _committed(
     fresh: dict[SourcePartition, int] = {}
     for source, offset in reader.committed(sources).items():
         if offset is None:
-            low, high = reader.watermarks(source)
+            low, high = reader.offset_bounds(source)
             offset = fresh[source] = high if start == "latest" else low
         found[source] = offset
     if fresh:
@@ -118,4 +119,4 @@ def _begin(reader: Reader, store: MarkedRowStore, inputs: list[SourcePartition],
     if lost:
         _log.error("Redis has lost features: they are rebuilt from the log, scoring goes on without them")
         target = {source: offset or 0 for source, offset in reader.committed(inputs).items()}
-    store.init({source: reader.watermarks(source)[0] for source in inputs}, target)
+    store.init({source: reader.offset_bounds(source)[0] for source in inputs}, target)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stream_scorer.ensemble.ensemble import Answer, Ensemble
-from stream_scorer.ensemble.guard import Guard
+from stream_scorer.ensemble.bulkhead import Bulkhead
+from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.ensemble.lineup import DISABLED, Lineup
 from stream_scorer.observability.metrics import ENSEMBLE_AGE, MEMBER_BREAKER, MEMBER_FAILURES, MEMBER_SECONDS, Metrics
-from stream_scorer.pipeline.batch import Decided, MicroBatch, Verdict
+from stream_scorer.pipeline.batch import BatchDecisions, MicroBatch, VersionResult
 from stream_scorer.pipeline.policy import Policy, Rules
 from stream_scorer.spec.model import CheckedSpec
 
@@ -25,7 +25,7 @@ class Scoring:
     name = "score"
 
     def __init__(
-        self, lineup: Callable[[], Lineup], checked: CheckedSpec, metrics: Metrics, guard: Guard | None = None
+        self, lineup: Callable[[], Lineup], checked: CheckedSpec, metrics: Metrics, guard: Bulkhead | None = None
     ) -> None:
         self._lineup = lineup
         self._policy = Policy(checked)
@@ -46,9 +46,9 @@ class Scoring:
                 self._metrics.set(ENSEMBLE_AGE, age_ms / 1_000, ensemble.name, ensemble.version)
         verdicts = [self._verdict(lineup, version, answers, rules) for version in range(len(lineup.versions))]
         entities = transactions.entity_ids.get(self._entity or "", [])
-        batch.decided = Decided(lineup, lineup.route(entities, transactions.event_time), verdicts, rules)
+        batch.decided = BatchDecisions(lineup, lineup.route(entities, transactions.event_time), verdicts, rules)
 
-    def _ask(self, lineup: Lineup, batch: MicroBatch) -> list[Answer]:
+    def _ask(self, lineup: Lineup, batch: MicroBatch) -> list[MemberOutput]:
         assert batch.enriched is not None
         panel, metrics = lineup.panel, self._metrics
         if self._guard is not None:
@@ -64,18 +64,18 @@ class Scoring:
                 metrics.count(MEMBER_FAILURES, 1, name)
         return answers
 
-    def _verdict(self, lineup: Lineup, version: int, answers: list[Answer], rules: Rules | None) -> Verdict:
+    def _verdict(self, lineup: Lineup, version: int, answers: list[MemberOutput], rules: Rules | None) -> VersionResult:
         ensemble: Ensemble = lineup.versions[version]
         scored = ensemble.combine(lineup.panel.answers_of(version, answers))
         thresholds, members = ensemble.manifest.thresholds, len(ensemble.member_names)
         decision = self._policy.decide(scored.score, thresholds, rules)
         if version >= lineup.deciding:
             nothing = np.zeros(0, np.int64)
-            return Verdict(scored, decision, nothing, nothing.astype(np.bool_))
+            return VersionResult(scored, decision, nothing, nothing.astype(np.bool_))
         review = np.broadcast_to(self._policy.review(thresholds, rules), decision.shape)[:, None]
         alerts = scored.member_scores >= review  # NaN compares false: a missing member raises no alert
         bits = np.left_shift(np.int64(1), np.arange(members, dtype=np.int64))
         without = ensemble.left_out_scores(scored) >= review
         if rules is not None:  # what a list decides, no member moves
             without = np.where(rules.listed[:, None] >= 0, rules.listed[:, None] > 0, without)
-        return Verdict(scored, decision, alerts.astype(np.int64) @ bits, without)
+        return VersionResult(scored, decision, alerts.astype(np.int64) @ bits, without)

@@ -11,9 +11,9 @@ import msgspec
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Contribution, Record, Score
 from stream_scorer.serde.canonical import canonical, first_difference
-from stream_scorer.state.rows import SourcePartition
 
 # One transaction as it was served: its offset in the input, its score and its contribution.
 ServedRecord = tuple[int, bytes, bytes]
@@ -127,7 +127,7 @@ def served_records(reader: RangeReader, topics: Topics) -> Callable[[int], Itera
             if score is None or contribution is None or event(score).event_id != event(contribution).event_id:
                 raise UsageError(
                     f"{topics.scores} and {topics.contributions} do not hold the same records in partition {partition}",
-                    mend="Retention may have shortened one of them: compare on topics that still hold everything.",
+                    hint="Retention may have shortened one of them: compare on topics that still hold everything.",
                 )
             yield decode(contribution).source.offset, score, contribution
 

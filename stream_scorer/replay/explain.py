@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from stream_scorer.ensemble.attribution import Explainer, strongest
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.inside import Insight, strongest
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
@@ -87,7 +87,7 @@ def find_event(
     if not scores or not lineages:
         raise UsageError(
             f"no score of event {event_id!r} on {topics.scores} and {topics.contributions}",
-            mend="Is the id right, and the topic prefix? A bad record is on the dead-letter topic: dlq list.",
+            hint="Is the id right, and the topic prefix? A bad record is on the dead-letter topic: dlq list.",
         )
     first = min(scores, key=lambda s: s.scored_at)
     same = [c for c in lineages if (c.version, c.score) == (first.version, first.score)]
@@ -106,7 +106,7 @@ def explain(
     if len(lineage.features) != len(manifest.features) or [m.name for m in lineage.members] != ensemble.member_names:
         raise UsageError(f"event {score.event_id} was not scored by {ensemble.name} {ensemble.version}")
     row = np.array([lineage.features], dtype=np.float64)
-    again, insight = ensemble.score(row).member_scores[0], Insight(folder, manifest)
+    again, insight = ensemble.score(row).member_scores[0], Explainer(folder, manifest)
     column = {name: place for place, name in enumerate(manifest.features)}
     parts, same = [], True
     for place, told in enumerate(lineage.members):

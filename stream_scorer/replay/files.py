@@ -151,5 +151,5 @@ def _arrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise SettingsError("Parquet files need pyarrow", mend="Install stream-scorer[files].") from None
+        raise SettingsError("Parquet files need pyarrow", hint="Install stream-scorer[files].") from None
     return pyarrow, pyarrow.parquet

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Contribution, Mark, Source
 from stream_scorer.replay.order import I64
 from stream_scorer.replay.pieces import Piece
-from stream_scorer.state.rows import SourcePartition
 
 _decode = msgspec.json.Decoder(Contribution).decode
 _encode = msgspec.json.Encoder().encode

@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import LABELLED, CheckedSpec
-from stream_scorer.state.rows import SourcePartition
 
 I64 = NDArray[np.int64]
 # Per record, the label-taking entities it belongs to (``terminal:17``); empty where there is none.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.positions import SourcePartition
 from stream_scorer.replay.order import I64, Run
 from stream_scorer.serde.raw import RawRecords
-from stream_scorer.state.rows import SourcePartition
 
 
 @dataclass(slots=True)

@@ -104,7 +104,7 @@ def at_threshold(score: F64, label: Bools, threshold: float) -> AtThreshold:
     )
 
 
-class Verdicts:
+class EffectiveLabels:
     """The labels by event id: the last by (source rank, labelled_at, order of arrival) stands."""
 
     def __init__(self, checked: CheckedSpec) -> None:
@@ -159,7 +159,7 @@ class ScoredRows:
 
 
 def judge(
-    rows: ScoredRows, verdicts: Verdicts, member_names: Sequence[str], review: float, block: float
+    rows: ScoredRows, verdicts: EffectiveLabels, member_names: Sequence[str], review: float, block: float
 ) -> Quality | None:
     """Figures of `rows` at the thresholds that decide; None when there is no row or no label."""
     if not rows.event_id or not len(verdicts):

@@ -20,12 +20,13 @@ from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DECISIONS
 from stream_scorer.replay.lineage import Lineage, restate
 from stream_scorer.replay.pieces import Piece, Positions
 from stream_scorer.replay.quality import ScoredRows
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import MemoryRowStore
 
 # Given every score of the replay: input partition and offset, the score's and the contribution's bytes.
 Emit = Callable[[int, int, bytes, bytes], None]

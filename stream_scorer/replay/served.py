@@ -17,11 +17,11 @@ import numpy as np
 
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.range_reader import RangeReader
+from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Mark, Source
 from stream_scorer.replay.order import Stream
 from stream_scorer.replay.pieces import Piece
 from stream_scorer.serde.raw import RawRecords
-from stream_scorer.state.rows import SourcePartition
 
 _MEND = "Replay it without --as-served."
 
@@ -62,7 +62,7 @@ def read_served(reader: RangeReader, contributions_topic: str, transactions_topi
         for chunk in reader.read(source, low, high):
             if partition >= 0 and source.partition != partition:
                 raise UsageError(
-                    f"{contributions_topic} holds several partitions; as served works on topics with one", mend=_MEND
+                    f"{contributions_topic} holds several partitions; as served works on topics with one", hint=_MEND
                 )
             partition = source.partition
             for value in chunk.value:
@@ -72,7 +72,7 @@ def read_served(reader: RangeReader, contributions_topic: str, transactions_topi
                     raise UsageError(
                         f"{transactions_topic}[{partition}]@{found.source.offset} was scored while features were "
                         "unavailable: there is nothing to compute again",
-                        mend=_MEND,
+                        hint=_MEND,
                     )
                 if marks != current or found.source.place == 0:
                     current = marks
@@ -83,7 +83,7 @@ def read_served(reader: RangeReader, contributions_topic: str, transactions_topi
                     raise UsageError(
                         f"{transactions_topic}[{partition}]@{found.source.offset} stands at place {found.source.place} "
                         f"of its micro-batch, not {batch.rows}: several scorers or partitions took part",
-                        mend=_MEND,
+                        hint=_MEND,
                     )
                 batches[-1] = ServedBatch(batch.marks, found.source.offset + 1, batch.rows + 1)
     if not batches:
@@ -105,7 +105,7 @@ def pieces_as_served(served: Served, streams: list[Stream], labels_topic: str, m
     for batch, stop in zip(served.batches, ends, strict=True):
         start = batch.marks[served.source]
         if transactions.position > start or batch.stop > stop:
-            raise UsageError(f"the micro-batches of {topic} overlap at offset {start}", mend=_MEND)
+            raise UsageError(f"the micro-batches of {topic} overlap at offset {start}", hint=_MEND)
         for records in transactions.chunks_below(start, most):
             yield Piece(records, RawRecords.empty(labels_topic), np.zeros(0, dtype=np.int64), False, True)
         mine = RawRecords.empty(labels_topic)

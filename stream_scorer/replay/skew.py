@@ -21,11 +21,12 @@ from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import MISSING, Record
 from stream_scorer.replay.pieces import Piece, Positions
 from stream_scorer.replay.run import OnProgress
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import MemoryRowStore
 
 F64 = NDArray[np.float64]
 # One score as it was served: its offset in the input, and the features and their status.
@@ -117,7 +118,7 @@ def served_features(
                 if record.feature_hash != feature_hash:
                     raise UsageError(
                         f"event {record.event_id} was scored with other features than the spec has now",
-                        mend="Give the spec of that time, or a period in which this one served.",
+                        hint="Give the spec of that time, or a period in which this one served.",
                     )
                 yield record.source.offset, record.features, record.feature_status
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
 from stream_scorer.replay.files import FileInput
 from stream_scorer.replay.order import Looks, Stream, in_order
 from stream_scorer.replay.pieces import Piece, Range, cut
-from stream_scorer.replay.quality import Verdicts
+from stream_scorer.replay.quality import EffectiveLabels
 from stream_scorer.replay.served import pieces_as_served, read_served
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import SourcePartition
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class ReplayInput:
     pieces: Iterator[Piece]
     start: dict[SourcePartition, int]
     total: int
-    verdicts: Verdicts
+    verdicts: EffectiveLabels
 
 
 def from_topics(
@@ -62,7 +62,7 @@ def from_files(
     """Files, as one partition each. Raises `UsageError`."""
     looks = Looks(checked)
     inputs = [FileInput(transactions, topics.transactions, checked, is_label=False)]
-    verdicts = Verdicts(checked)
+    verdicts = EffectiveLabels(checked)
     if labels is not None:
         inputs.append(FileInput(labels, topics.labels, checked, is_label=True))
         for chunk in inputs[1].chunks():
@@ -91,9 +91,9 @@ def _streams(
     return streams, start, sum(max(high - low, 0) for low, high in everything.values())
 
 
-def _verdicts(reader: RangeReader, topics: Topics, checked: CheckedSpec) -> Verdicts:
+def _verdicts(reader: RangeReader, topics: Topics, checked: CheckedSpec) -> EffectiveLabels:
     """Every label there is: also those given long after the range."""
-    verdicts = Verdicts(checked)
+    verdicts = EffectiveLabels(checked)
     for source, (low, high) in reader.bounds(topics.labels).items():
         for chunk in reader.read(source, low, high):
             verdicts.add(chunk)

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.combine import decide
-from stream_scorer.ensemble.ensemble import Answer, Ensemble
+from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
 from stream_scorer.records import DECISIONS, Contribution, Record, Score
-from stream_scorer.state.rows import SourcePartition
 
 _EXAMPLES = 10
 _BATCH = 4_096
@@ -89,7 +89,7 @@ class Verifier:
         answers = []
         for index in range(len(ensemble.member_names)):
             answer = ensemble.ask(index, features)
-            answers.append(Answer(np.where(np.isnan(members[:, index]), np.nan, answer.raw), answer.reason, 0.0))
+            answers.append(MemberOutput(np.where(np.isnan(members[:, index]), np.nan, answer.raw), answer.reason, 0.0))
         again = ensemble.combine(answers)
         column = {
             "base": (_numbers([[c.base] for c in lineages])[:, 0], again.base),
@@ -143,7 +143,7 @@ def verify_topics(
             if any(s is None or c is None or s.event_id != c.event_id for s, c in batch):
                 raise UsageError(
                     f"partition {partition} of {topics.scores} and of {topics.contributions} hold other events",
-                    mend="They are written together: was something else written to one of them?",
+                    hint="They are written together: was something else written to one of them?",
                 )
             verifier.add([s for s, _ in batch], [c for _, c in batch])
             done += len(batch)

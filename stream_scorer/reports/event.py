@@ -77,7 +77,7 @@ def _require_plots() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise SettingsError("plots need matplotlib", mend="Install stream-scorer[report].") from None
+        raise SettingsError("plots need matplotlib", hint="Install stream-scorer[report].") from None
 
 
 def _head(explanation: Explanation) -> list[str]:

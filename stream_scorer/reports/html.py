@@ -38,7 +38,7 @@ def page(story: Story, facts: Facts) -> str:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise SettingsError("plots need matplotlib", mend="Install stream-scorer[report].") from None
+        raise SettingsError("plots need matplotlib", hint="Install stream-scorer[report].") from None
     css = files("stream_scorer.reports").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(
         section(story, facts)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stream_scorer.positions import SourcePartition
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -61,3 +64,15 @@ class RawRecords:
         """No records."""
         nothing = np.empty(0, np.int64)
         return cls(topic, nothing.astype(np.int32), nothing, nothing, [], [], [])
+
+
+@dataclass(slots=True)
+class Read:
+    """What one poll brought: records by topic, the positions after them, and the group as it was when reading."""
+
+    records: list[RawRecords]
+    positions: dict[SourcePartition, tuple[int, int]]  # source -> (start, stop): [start, stop) was read
+    group_metadata: Any
+
+    def __len__(self) -> int:
+        return sum(len(records) for records in self.records)

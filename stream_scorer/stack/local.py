@@ -40,7 +40,7 @@ class LocalStack:
     def start(self) -> Self:
         """Start and wait until all services answer. Raises UsageError or UnavailableError, and leaves nothing then."""
         if self._link is not None:
-            raise UsageError("this stack is already started", mend="Close it first, or make another.")
+            raise UsageError("this stack is already started", hint="Close it first, or make another.")
         folder = self._data_dir
         if folder is None:
             SCRATCH.mkdir(exist_ok=True)
@@ -100,5 +100,5 @@ class LocalStack:
     @property
     def _started(self) -> SupervisorLink:
         if self._link is None:
-            raise UsageError("this stack is not started", mend="Use it in a with block, or call start().")
+            raise UsageError("this stack is not started", hint="Use it in a with block, or call start().")
         return self._link

@@ -83,7 +83,7 @@ def load_state(folder: Path) -> StackState | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{path} is not a state file of the stack: {error}",
-            mend="Delete it, and end by hand what it stood for.",
+            hint="Delete it, and end by hand what it stood for.",
         ) from error
 
 
@@ -91,7 +91,7 @@ def check_services(services: Iterable[str]) -> tuple[str, ...]:
     """`services` without repeats, in the order of `SERVICES`. Raises UsageError on an unknown or missing name."""
     wanted = set(services)
     if unknown := wanted - set(SERVICES):
-        raise UsageError(f"unknown service: {', '.join(sorted(unknown))}", mend=f"The stack has {', '.join(SERVICES)}.")
+        raise UsageError(f"unknown service: {', '.join(sorted(unknown))}", hint=f"The stack has {', '.join(SERVICES)}.")
     if not wanted:
-        raise UsageError("no service was named", mend=f"Name one or more of {', '.join(SERVICES)}.")
+        raise UsageError("no service was named", hint=f"Name one or more of {', '.join(SERVICES)}.")
     return tuple(name for name in SERVICES if name in wanted)

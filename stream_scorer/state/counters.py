@@ -121,7 +121,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CounterReply:
     """What became of a batch.
 
     ``applied``: counted. ``done``: all of it was counted before. ``trim``: its records below `mark` were counted
@@ -190,7 +190,7 @@ class CounterStore:
             {key[2:]: int(value) for key, value in named.items() if key.startswith("x:")},
         )
 
-    def apply(self, batch: Batch) -> Answer:
+    def apply(self, batch: Batch) -> CounterReply:
         """Add the counts of `batch` and advance its source's mark, or change nothing and say why.
 
         Raises:
@@ -211,9 +211,9 @@ class CounterStore:
         if status == b"lost":
             raise StateGap(
                 f"Redis no longer holds the monitor's mark of {batch.source}",
-                mend="Restart the monitor: it counts again from the beginning of its topics.",
+                hint="Restart the monitor: it counts again from the beginning of its topics.",
             )
-        return Answer(cast(Status, status.decode()), int(mark))
+        return CounterReply(cast(Status, status.decode()), int(mark))
 
     def changed(self) -> dict[int, int]:
         """Windows changed since they were settled, each with its change counter."""

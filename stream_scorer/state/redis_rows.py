@@ -31,9 +31,10 @@ import redis
 import xxhash
 
 from stream_scorer.errors import StateGap, StateUnavailable
+from stream_scorer.positions import SourcePartition
 from stream_scorer.state.client import mapped_errors
 from stream_scorer.state.retire import NAMESPACES, UNUSED_MS, retire
-from stream_scorer.state.rows import BEGINS, ENTRY_BYTES, WITNESS_PERIOD_MS, Marks, RowUpdate, Sharding, SourcePartition
+from stream_scorer.state.rows import BEGINS, ENTRY_BYTES, WITNESS_PERIOD_MS, AppliedOffsets, RowUpdate, Sharding
 from stream_scorer.state.shards import ShardedRows
 
 # A script blocks Redis for about 5 us an entry: 2,000 entries are 10 ms, the longest pause other readers should see.
@@ -206,7 +207,7 @@ class RedisRowStore:
         """The generation of rows in use; empty before `open`."""
         return self._epoch.decode()
 
-    def open(self) -> Marks | None:
+    def open(self) -> AppliedOffsets | None:
         """Take up the current epoch and answer its marks; None if it is not complete (never initialized, or lost)."""
         with mapped_errors():
             epoch = self._client.get(self._epoch_key)
@@ -217,9 +218,9 @@ class RedisRowStore:
             packed = self._client.mget(list(self._mark_keys.values()))
         if any(value is None for value in packed):
             return None
-        marks = self._unpack_marks(packed)
-        self._acknowledged = dict(marks.next_offset)
-        return marks
+        applied = self._unpack_marks(packed)
+        self._acknowledged = dict(applied.next_offset)
+        return applied
 
     def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
         """See `MarkedRowStore.init`."""
@@ -228,11 +229,11 @@ class RedisRowStore:
         self._use_epoch(new)
         self._acknowledged.clear()
         keys = [self._epoch_key, *self._mark_keys.values()]
-        marks = [_MARK.pack(next_offset[source], -1, target.get(source, 0)) for source in self._sources]
+        applied = [_MARK.pack(next_offset[source], -1, target.get(source, 0)) for source in self._sources]
         with mapped_errors():
-            return bool(self._init_script(keys=keys, args=[old, new, *marks]))
+            return bool(self._init_script(keys=keys, args=[old, new, *applied]))
 
-    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
+    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
         """See `RowStore.read`: one MGET, and a look for witnesses of the rows that are absent.
 
         Raises `StateGap` when Redis has lost what it had acknowledged, or a single row; the epoch is then given up.
@@ -248,17 +249,17 @@ class RedisRowStore:
         count = len(self._sources)
         if any(value is None for value in values[1 : count + 1]):
             raise StateGap("Redis has lost a mark")
-        marks = self._unpack_marks(values[1 : count + 1])
+        applied = self._unpack_marks(values[1 : count + 1])
         for source, offset in acknowledged.items():
-            if marks.next_offset[source] < offset:
+            if applied.next_offset[source] < offset:
                 raise StateGap(f"Redis has lost updates of {source.topic}[{source.partition}]")
-        self._trim_before = marks.slowest_watermark() - self._horizon_ms
+        self._trim_before = applied.slowest_watermark() - self._horizon_ms
         rows = values[count + 1 :]
-        self._require_never_seen([key for key, row in zip(keys, rows, strict=True) if row is None], marks)
-        return rows, marks
+        self._require_never_seen([key for key, row in zip(keys, rows, strict=True) if row is None], applied)
+        return rows, applied
 
-    def _require_never_seen(self, absent: list[bytes], marks: Marks) -> None:
-        newest = max(marks.watermark.values(), default=-1)
+    def _require_never_seen(self, absent: list[bytes], applied: AppliedOffsets) -> None:
+        newest = max(applied.watermark.values(), default=-1)
         first, last = max(newest - self._horizon_ms, 0) // WITNESS_PERIOD_MS, newest // WITNESS_PERIOD_MS
         for low in range(0, len(absent), MAX_ENTRIES_PER_CALL):
             part = absent[low : low + MAX_ENTRIES_PER_CALL]
@@ -305,7 +306,7 @@ class RedisRowStore:
             key_hash = _hash(update.keys[owner])
             keys.append(self._witness_key(int(update.entries[place, 0]) // WITNESS_PERIOD_MS, key_hash))
             args += [key_hash, -(owner + 1) if update.opens[place] == BEGINS else owner + 1]
-        for key, fold in update.folds.items():
+        for key, fold in update.compactions.items():
             keys.append(self._prefix + key)
             args += [fold.before[:ENTRY_BYTES], len(fold.before), fold.after]
         keys.append(self._retired_key)
@@ -394,8 +395,8 @@ class RedisRowStore:
 
     def unread_before(self, ends: Mapping[SourcePartition, int]) -> int | None:
         """Open, and answer the event time (ms) before which nobody looks; None while rows are being rebuilt."""
-        marks = self.open()
-        return marks.settled(ends) - self._horizon_ms if marks is not None and marks.complete else None
+        applied = self.open()
+        return applied.settled(ends) - self._horizon_ms if applied is not None and applied.complete else None
 
     def period_of(self, key: bytes) -> int | None:
         """The period that a set of witnesses is of, in `WITNESS_PERIOD_MS` since 1970; None for any other key."""
@@ -436,7 +437,7 @@ class RedisRowStore:
         if policy != "noeviction":
             raise StateUnavailable(
                 f"Redis runs with maxmemory-policy {policy}: it may silently drop features",
-                mend="Set maxmemory-policy noeviction.",
+                hint="Set maxmemory-policy noeviction.",
             )
 
     def _use_epoch(self, epoch: bytes) -> None:
@@ -450,12 +451,12 @@ class RedisRowStore:
             s: tag + epoch + b":mark:" + s.topic.encode() + b":" + str(s.partition).encode() for s in self._sources
         }
 
-    def _unpack_marks(self, packed: Sequence[bytes]) -> Marks:
-        marks = [_MARK.unpack(value) for value in packed]
+    def _unpack_marks(self, packed: Sequence[bytes]) -> AppliedOffsets:
+        applied = [_MARK.unpack(value) for value in packed]
         offsets, watermarks, targets = (
-            {s: mark[i] for s, mark in zip(self._sources, marks, strict=True)} for i in range(3)
+            {s: mark[i] for s, mark in zip(self._sources, applied, strict=True)} for i in range(3)
         )
-        return Marks(offsets, watermarks, targets)
+        return AppliedOffsets(offsets, watermarks, targets)
 
 
 class ShardedRedisRows(ShardedRows[RedisRowStore]):

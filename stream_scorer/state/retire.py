@@ -32,7 +32,7 @@ PAUSE_S = 0.005
 # Deleted rows are remembered for longer than any micro-batch lies between its read and its apply, and no more of them
 # at once than Redis forgets in a few milliseconds.
 REMEMBER_S = 120.0
-MOST_REMEMBERED = 50_000
+MAX_REMEMBERED = 50_000
 
 # A row is deleted if all of its entries and panes are older; the last entry is looked at first.
 _RETIRE = """
@@ -101,7 +101,7 @@ def retire(client: Any, shards: Sequence[RedisRowStore], before: Sequence[int], 
                     used.add(tag)
                 if tag not in used:
                     gone += int(drop_unused(keys=[tag + b"used", *others]))
-            if remembered >= MOST_REMEMBERED:
+            if remembered >= MAX_REMEMBERED:
                 _log.info("%d features deleted that nobody will read again; going on in %d s", remembered, REMEMBER_S)
                 if stop.wait(REMEMBER_S):
                     break

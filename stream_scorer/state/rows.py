@@ -17,6 +17,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from stream_scorer.positions import SourcePartition, Span
+
 I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 I8 = NDArray[np.int8]
@@ -26,22 +28,6 @@ ENTRY_BYTES = 32
 WITNESS_PERIOD_MS = 336 * 3_600_000
 # What an entry is to its row: one more of a period, the first of a period as far as known, the first of all.
 CONTINUES, OPENS, BEGINS = 0, 1, 2
-
-
-class SourcePartition(NamedTuple):
-    """An input partition."""
-
-    topic: str
-    partition: int
-
-
-class Span(NamedTuple):
-    """The input offsets ``[start, stop)`` of one partition that an update covers, and its newest event time (ms)."""
-
-    source: SourcePartition
-    start: int
-    stop: int
-    watermark: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +52,7 @@ class Sharding:
 
 
 @dataclass(slots=True)
-class Marks:
+class AppliedOffsets:
     """Per source partition the next offset not yet in the rows, and its event-time watermark (ms, -1 for none).
 
     `target` is where the partition stood when these rows were begun anew after a loss; 0 if nothing was lost.
@@ -76,10 +62,10 @@ class Marks:
     next_offset: dict[SourcePartition, int]
     watermark: dict[SourcePartition, int]
     target: dict[SourcePartition, int] = field(default_factory=dict)
-    by_shard: tuple[Marks, ...] = ()
+    by_shard: tuple[AppliedOffsets, ...] = ()
     sharding: Sharding | None = None
 
-    def slowest_begun(self) -> int:
+    def slowest_started_watermark(self) -> int:
         """The least watermark of the partitions that have one: an empty partition holds nothing back."""
         return min((w for w in self.watermark.values() if w >= 0), default=-1)
 
@@ -101,7 +87,7 @@ class Marks:
         return min(self.watermark.values(), default=-1)
 
 
-class Fold(NamedTuple):
+class Compaction(NamedTuple):
     """A beginning of a stored row, and what is to stand in its place; see ADR 0011."""
 
     before: bytes
@@ -136,7 +122,7 @@ class RowUpdate:
     span_of: I64
     offset: I64
     opens: I8
-    folds: dict[bytes, Fold] = field(default_factory=dict)
+    compactions: dict[bytes, Compaction] = field(default_factory=dict)
 
     @classmethod
     def group(
@@ -175,19 +161,19 @@ class RowUpdate:
         """Key to its place in `keys`."""
         return {key: index for index, key in enumerate(self.keys)}
 
-    def pending(self, marks: Marks) -> Flags | bool:
+    def pending(self, applied: AppliedOffsets) -> Flags | bool:
         """Which entries are not yet in the rows, given the marks read with them: all, none, or a mask (u,)."""
-        if marks.sharding is not None:
-            return self._pending_by_shard(marks, marks.sharding)
-        ahead = [marks.next_offset.get(s.source, -1) for s in self.spans]
+        if applied.sharding is not None:
+            return self._pending_by_shard(applied, applied.sharding)
+        ahead = [applied.next_offset.get(s.source, -1) for s in self.spans]
         if all(mark <= span.start for mark, span in zip(ahead, self.spans, strict=True)):
             return True
         if all(mark >= span.stop for mark, span in zip(ahead, self.spans, strict=True)):
             return False
         return self.offset >= np.array(ahead, dtype=np.int64)[self.span_of]
 
-    def _pending_by_shard(self, marks: Marks, sharding: Sharding) -> Flags | bool:
-        ahead = np.array([[m.next_offset.get(s.source, -1) for s in self.spans] for m in marks.by_shard], np.int64)
+    def _pending_by_shard(self, applied: AppliedOffsets, sharding: Sharding) -> Flags | bool:
+        ahead = np.array([[m.next_offset.get(s.source, -1) for s in self.spans] for m in applied.by_shard], np.int64)
         if (ahead <= [span.start for span in self.spans]).all():
             return True
         if (ahead >= [span.stop for span in self.spans]).all():
@@ -217,7 +203,7 @@ class RowUpdate:
             self.offset[mine],
             _not_begun(self.opens, key_of, key_of[~mine])[mine],
         )
-        out.folds = self.folds
+        out.compactions = self.compactions
         return out
 
     def split(self, most: int) -> list[RowUpdate]:
@@ -265,7 +251,7 @@ class RowUpdate:
                 )
             )
             opens = _not_begun(opens, key_of, key_of[mine])
-        out[0].folds = self.folds
+        out[0].compactions = self.compactions
         return out
 
 
@@ -279,7 +265,7 @@ def _not_begun(opens: I8, key_of: I64, held: I64) -> I8:
 class RowStore(Protocol):
     """Where rows live. Implementations: Redis for serving, memory for replay and training."""
 
-    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
+    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
         """The rows at `keys` (None where there is none) and the marks, from one moment."""
         ...
 
@@ -296,7 +282,7 @@ class MarkedRowStore(RowStore, Protocol):
         """The generation of rows in use; empty before `open`."""
         ...
 
-    def open(self) -> Marks | None:
+    def open(self) -> AppliedOffsets | None:
         """Take up the current epoch and answer its marks; None if it is not complete (never initialized, or lost)."""
         ...
 
@@ -358,11 +344,11 @@ class FeatureRows(MarkedRowStore, Protocol):
 class MemoryRowStore:
     """Rows in this process, for one reader that feeds it in order: replay and training."""
 
-    def __init__(self, marks: Marks | None = None) -> None:
+    def __init__(self, applied: AppliedOffsets | None = None) -> None:
         self._rows: dict[bytes, bytearray] = {}
-        self._marks = marks or Marks({}, {})
+        self._marks = applied or AppliedOffsets({}, {})
 
-    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
+    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
         """See `RowStore.read`."""
         get = self._rows.get
         return [bytes(row) if (row := get(key)) is not None else None for key in keys], self._marks
@@ -374,7 +360,7 @@ class MemoryRowStore:
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`; the single feeder makes gaps impossible, so none is looked for."""
         rows = self._rows
-        for key, fold in update.folds.items():
+        for key, fold in update.compactions.items():
             rows[key] = bytearray(fold.apply(bytes(rows[key])))
         for key, payload in zip(update.keys, update.payloads, strict=True):
             row = rows.get(key)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from stream_scorer.state.rows import MarkedRowStore, Marks, RowUpdate, Sharding, SourcePartition
+from stream_scorer.positions import SourcePartition
+from stream_scorer.state.rows import AppliedOffsets, MarkedRowStore, RowUpdate, Sharding
 
 Store = TypeVar("Store", bound=MarkedRowStore)
 
@@ -30,37 +31,37 @@ class ShardedRows(Generic[Store]):
         epochs = [shard.epoch for shard in self._shards]
         return "+".join(epochs) if any(epochs) else ""
 
-    def open(self) -> Marks | None:
+    def open(self) -> AppliedOffsets | None:
         """See `MarkedRowStore.open`. Also None if a shard does not hold what one that is applied later holds."""
         # Last applied, first read: another scorer at work must not make the order look broken.
         opened = [shard.open() for shard in reversed(self._shards)][::-1]
-        marks = [one for one in opened if one is not None]
-        if len(marks) < len(self._shards):
+        applied = [one for one in opened if one is not None]
+        if len(applied) < len(self._shards):
             return None
-        first, last = marks[: self._sharding.count], marks[self._sharding.count :]
+        first, last = applied[: self._sharding.count], applied[self._sharding.count :]
         for source, offset in _least([m.next_offset for m in first]).items():
             if any(m.next_offset[source] > offset for m in last):
                 return None
-        return self._together(marks)
+        return self._together(applied)
 
     def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
         """See `MarkedRowStore.init`: every shard is begun anew, unless somebody else has begun it since `open`."""
         begun = [shard.init(next_offset, target) for shard in self._shards]
         return any(begun)
 
-    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
-        """See `RowStore.read`: a call a shard, each from one moment; `Marks.by_shard` tells which."""
+    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
+        """See `RowStore.read`: a call a shard, each from one moment; `AppliedOffsets.by_shard` tells which."""
         places: list[list[int]] = [[] for _ in self._shards]
         for place, key in enumerate(keys):
             places[self._sharding.of(key)].append(place)
         rows: list[bytes | None] = [None] * len(keys)
-        marks = []
+        applied = []
         for shard, mine in zip(self._shards, places, strict=True):
             found, seen = shard.read([keys[place] for place in mine])
-            marks.append(seen)
+            applied.append(seen)
             for place, row in zip(mine, found, strict=True):
                 rows[place] = row
-        return rows, self._together(marks)
+        return rows, self._together(applied)
 
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`: atomic in each shard. Every shard's marks advance, also where no entry goes."""
@@ -77,21 +78,25 @@ class ShardedRows(Generic[Store]):
                 update.offset[mine],
                 update.opens[mine],
             )
-            part.folds = {key: fold for key, fold in update.folds.items() if self._sharding.of(key) == index}
+            part.compactions = {
+                key: fold for key, fold in update.compactions.items() if self._sharding.of(key) == index
+            }
             shard.apply(part)
 
     def sweep(self) -> int:
         """See `MarkedRowStore.sweep`."""
         return sum(shard.sweep() for shard in self._shards)
 
-    def _together(self, marks: list[Marks]) -> Marks:
-        watermark = _least([m.watermark for m in marks])
+    def _together(self, applied: list[AppliedOffsets]) -> AppliedOffsets:
+        watermark = _least([m.watermark for m in applied])
         for source, least in watermark.items():
             # Begun in some shards only: begun, but nothing of it is sure.
-            if least < 0 <= max(m.watermark[source] for m in marks):
+            if least < 0 <= max(m.watermark[source] for m in applied):
                 watermark[source] = 0
-        return Marks(_least([m.next_offset for m in marks]), watermark, marks[0].target, tuple(marks), self._sharding)
+        return AppliedOffsets(
+            _least([m.next_offset for m in applied]), watermark, applied[0].target, tuple(applied), self._sharding
+        )
 
 
-def _least(marks: Sequence[dict[SourcePartition, int]]) -> dict[SourcePartition, int]:
-    return {source: min(m[source] for m in marks) for source in marks[0]}
+def _least(applied: Sequence[dict[SourcePartition, int]]) -> dict[SourcePartition, int]:
+    return {source: min(m[source] for m in applied) for source in applied[0]}

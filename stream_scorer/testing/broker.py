@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from stream_scorer.errors import TransactionAborted
-from stream_scorer.kafka.reader import Read
-from stream_scorer.serde.raw import Headers, RawRecords
-from stream_scorer.state.rows import SourcePartition
-from stream_scorer.testing.life import Life
+from stream_scorer.positions import SourcePartition
+from stream_scorer.serde.raw import Headers, RawRecords, Read
+from stream_scorer.testing.failpoints import Failpoints
 
 # How long a reader without work waits: long enough to let another thread run.
 _IDLE_S = 0.0005
@@ -204,7 +203,7 @@ class MemoryReader:
         self,
         broker: MemoryBroker,
         name: str,
-        life: Life,
+        life: Failpoints,
         shuffle: random.Random,
         on_idle: Callable[[], None],
         *,
@@ -243,7 +242,7 @@ class MemoryReader:
         with self._broker.lock:
             return {source: self._broker.offsets.get(source) for source in partitions}
 
-    def watermarks(self, source: SourcePartition) -> tuple[int, int]:
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
         """First and next offset."""
         with self._broker.lock:
             return 0, len(self._broker.log[source])
@@ -261,7 +260,7 @@ class MemoryReader:
 
     def lag(self) -> int:
         """Offsets not yet read."""
-        return sum(self.watermarks(source)[1] - at for source, at in self._position.items())
+        return sum(self.offset_bounds(source)[1] - at for source, at in self._position.items())
 
     def close(self) -> None:
         """Leave the group; the dead leave nothing."""
@@ -306,7 +305,7 @@ class MemoryReader:
 class MemoryLog:
     """`pipeline.ports.LogReader` on a `MemoryBroker`."""
 
-    def __init__(self, broker: MemoryBroker, life: Life) -> None:
+    def __init__(self, broker: MemoryBroker, life: Failpoints) -> None:
         self._broker, self._life = broker, life
 
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
@@ -336,7 +335,7 @@ def _columns(topic: str, rows: list[tuple[int, int, Entry]]) -> RawRecords:
 class MemoryTransaction:
     """`pipeline.ports.OpenTransaction` on a `MemoryBroker`."""
 
-    def __init__(self, broker: MemoryBroker, name: str, epoch: int, life: Life) -> None:
+    def __init__(self, broker: MemoryBroker, name: str, epoch: int, life: Failpoints) -> None:
         self._broker, self._name, self._epoch, self._life = broker, name, epoch, life
         self._number = 0
 
@@ -371,7 +370,7 @@ class MemoryTransaction:
 class MemoryProducers:
     """`pipeline.ports.Producers` on a `MemoryBroker`."""
 
-    def __init__(self, broker: MemoryBroker, name: str, life: Life) -> None:
+    def __init__(self, broker: MemoryBroker, name: str, life: Failpoints) -> None:
         self._broker, self._life = broker, life
         self._names = [f"{name}-{turn}" for turn in range(2)]
         self._epochs = {one: broker.register(one) for one in self._names}

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from stream_scorer.errors import StateGap
-from stream_scorer.state.rows import BEGINS, Marks, RowUpdate, SourcePartition
-from stream_scorer.testing.life import Life
+from stream_scorer.positions import SourcePartition
+from stream_scorer.state.rows import BEGINS, AppliedOffsets, RowUpdate
+from stream_scorer.testing.failpoints import Failpoints
 
 
 def _undisturbed(_keys: Sequence[bytes]) -> None:
@@ -27,7 +28,7 @@ class MemoryServer:
         self.lock = threading.Lock()
         self.epoch = ""
         self.rows: dict[bytes, bytes] = {}
-        self.marks: dict[SourcePartition, tuple[int, int, int]] = {}
+        self.applied: dict[SourcePartition, tuple[int, int, int]] = {}
         self.seen: set[bytes] = set()
         self.late = 0
         self.on_read: Callable[[Sequence[bytes]], None] = _undisturbed
@@ -39,7 +40,7 @@ class MemoryServer:
         with self.lock:
             self.epoch = ""
             self.rows.clear()
-            self.marks.clear()
+            self.applied.clear()
             self.seen.clear()
 
     def lose(self, key: bytes) -> None:
@@ -50,9 +51,9 @@ class MemoryServer:
     def holds(self, offsets: Mapping[SourcePartition, int]) -> bool:
         """Whether the rows hold everything up to `offsets`; a server that lost its marks, unnoticed, is not asked."""
         with self.lock:
-            return not self.marks or all(mark >= offsets.get(s, 0) for s, (mark, _, _) in self.marks.items())
+            return not self.applied or all(mark >= offsets.get(s, 0) for s, (mark, _, _) in self.applied.items())
 
-    def next_epoch(self) -> str:
+    def new_epoch_name(self) -> str:
         """A name never used before."""
         self._inits += 1
         return f"epoch-{self._inits}"
@@ -61,7 +62,9 @@ class MemoryServer:
 class MemoryMarkedRows:
     """`MarkedRowStore` on a `MemoryServer`; `per_call` is how many entries go into one atomic step."""
 
-    def __init__(self, server: MemoryServer, sources: Sequence[SourcePartition], life: Life, *, per_call: int) -> None:
+    def __init__(
+        self, server: MemoryServer, sources: Sequence[SourcePartition], life: Failpoints, *, per_call: int
+    ) -> None:
         self._server, self._sources, self._life = server, list(sources), life
         self._per_call = per_call
         self._epoch = ""
@@ -72,17 +75,17 @@ class MemoryMarkedRows:
         """The generation of rows in use."""
         return self._epoch
 
-    def open(self) -> Marks | None:
+    def open(self) -> AppliedOffsets | None:
         """See `MarkedRowStore.open`."""
         self._life.point("open")
         with self._server.lock:
             self._epoch = self._server.epoch
             self._acknowledged.clear()
-            if not self._epoch or any(source not in self._server.marks for source in self._sources):
+            if not self._epoch or any(source not in self._server.applied for source in self._sources):
                 return None
-            marks = self._marks()
-        self._acknowledged = dict(marks.next_offset)
-        return marks
+            applied = self._marks()
+        self._acknowledged = dict(applied.next_offset)
+        return applied
 
     def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
         """See `MarkedRowStore.init`."""
@@ -90,30 +93,30 @@ class MemoryMarkedRows:
         with self._server.lock:
             if self._server.epoch != self._epoch:
                 return False
-            self._epoch = self._server.epoch = self._server.next_epoch()
+            self._epoch = self._server.epoch = self._server.new_epoch_name()
             self._server.rows.clear()
             self._server.seen.clear()
-            self._server.marks = {s: (next_offset[s], -1, target.get(s, 0)) for s in self._sources}
+            self._server.applied = {s: (next_offset[s], -1, target.get(s, 0)) for s in self._sources}
             return True
 
-    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], Marks]:
+    def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
         """See `RowStore.read`. Raises `StateGap` when acknowledged data is gone."""
         acknowledged = dict(self._acknowledged)
         self._life.point("rows")
         self._server.on_read(keys)
         with self._server.lock:
             self._require_epoch()
-            if any(source not in self._server.marks for source in self._sources):
+            if any(source not in self._server.applied for source in self._sources):
                 raise StateGap("a mark is lost")
-            rows, marks = [self._server.rows.get(key) for key in keys], self._marks()
+            rows, applied = [self._server.rows.get(key) for key in keys], self._marks()
             lost = [key for key, row in zip(keys, rows, strict=True) if row is None and key in self._server.seen]
             if lost:
                 self._server.epoch = ""
         if lost:
             raise StateGap("a row is lost")
-        if any(marks.next_offset[source] < offset for source, offset in acknowledged.items()):
+        if any(applied.next_offset[source] < offset for source, offset in acknowledged.items()):
             raise StateGap("updates are lost")
-        return rows, marks
+        return rows, applied
 
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`: part by part, each atomic."""
@@ -135,13 +138,13 @@ class MemoryMarkedRows:
         self._require_epoch()
         at = []
         for span in update.spans:
-            mark = server.marks.get(span.source)
+            mark = server.applied.get(span.source)
             if mark is None or mark[0] < span.start:
                 raise StateGap("a gap before the update")
             at.append(mark[0])
         keep = update.offset >= np.array(at, np.int64)[update.span_of]
         server.late += any(mark > span.start for mark, span in zip(at, update.spans, strict=True))
-        for key, fold in update.folds.items():
+        for key, fold in update.compactions.items():
             if key in server.rows:
                 server.rows[key] = fold.apply(server.rows[key])
         for place, key in enumerate(update.keys):
@@ -157,14 +160,14 @@ class MemoryMarkedRows:
             if new:
                 server.rows[key] = server.rows.get(key, b"") + new
         for span in update.spans:
-            mark = server.marks[span.source]
-            server.marks[span.source] = (max(span.stop, mark[0]), max(span.watermark, mark[1]), mark[2])
+            mark = server.applied[span.source]
+            server.applied[span.source] = (max(span.stop, mark[0]), max(span.watermark, mark[1]), mark[2])
 
     def _require_epoch(self) -> None:
         if self._server.epoch != self._epoch:
             raise StateGap("another epoch")
 
-    def _marks(self) -> Marks:
-        marks = self._server.marks
-        offsets, watermarks, targets = ({s: marks[s][i] for s in self._sources} for i in range(3))
-        return Marks(offsets, watermarks, targets)
+    def _marks(self) -> AppliedOffsets:
+        applied = self._server.applied
+        offsets, watermarks, targets = ({s: applied[s][i] for s in self._sources} for i in range(3))
+        return AppliedOffsets(offsets, watermarks, targets)

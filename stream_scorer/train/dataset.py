@@ -72,7 +72,7 @@ def read_training_set(
     if not keep.any():
         raise UsageError(
             f"{transactions}: every transaction is younger than the label horizon of {spec.spec.labels.horizon}",
-            mend="Train on a longer history, or lower labels.horizon in the spec.",
+            hint="Train on a longer history, or lower labels.horizon in the spec.",
         )
     return TrainingSet(
         history.matrix[keep],
@@ -133,7 +133,7 @@ def _records(path: Path, columns: list[str], optional: set[str], times: list[str
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise SettingsError("Parquet files need pyarrow", mend="Install stream-scorer[files].") from None
+        raise SettingsError("Parquet files need pyarrow", hint="Install stream-scorer[files].") from None
     try:
         with pq.ParquetFile(path) as file:
             present = set(file.schema_arrow.names)
@@ -189,7 +189,7 @@ def _concatenate_transactions(parts: list[Transactions]) -> Transactions:
 
 def _concatenate_labels(parts: list[Labels]) -> Labels:
     if not parts:
-        raise UsageError("there are no labels in the file", mend="Without a known fraud there is nothing to learn.")
+        raise UsageError("there are no labels in the file", hint="Without a known fraud there is nothing to learn.")
     first = parts[0]
     return Labels(
         row=np.arange(sum(len(part) for part in parts)),

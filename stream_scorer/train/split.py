@@ -54,6 +54,6 @@ def split_by_time(event_time: NDArray[np.int64], label: NDArray[np.bool_]) -> Sp
             raise UsageError(
                 f"the {name} slice ({SHARES[name]:.0%} of {len(order)} rows, by time) has {positives} frauds in "
                 f"{len(rows)} rows; at least {MIN_POSITIVES} frauds and one genuine transaction are needed",
-                mend="Train on a longer history.",
+                hint="Train on a longer history.",
             )
     return Split(**slices)

@@ -30,7 +30,7 @@ from stream_scorer.monitor.joiner import Joiner, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
 from stream_scorer.records import DECISIONS, MonitorMetric, Outcome, PaneSummary, Score, ScoreSummary
 from stream_scorer.state.client import connect
-from stream_scorer.state.counters import Answer, Batch, CounterStore
+from stream_scorer.state.counters import Batch, CounterReply, CounterStore
 
 pytestmark = pytest.mark.integration
 
@@ -484,11 +484,11 @@ def test_counters_apply_each_range_once(stack: Any) -> None:
     def batch(start: int, end: int, amount: int) -> Batch:
         return Batch("t:0", start, end, {(7, "x"): {"n": amount, "d": -amount}}, {"pane:0": end}, ("close",))
 
-    assert store.apply(batch(10, 15, 1)) == Answer("applied", 15)
-    assert store.apply(batch(10, 15, 1)) == Answer("done", 15)
-    assert store.apply(batch(16, 20, 1)) == Answer("gap", 15)
-    assert store.apply(batch(12, 20, 1)) == Answer("trim", 15)
-    assert store.apply(batch(15, 20, 2)) == Answer("applied", 20)
+    assert store.apply(batch(10, 15, 1)) == CounterReply("applied", 15)
+    assert store.apply(batch(10, 15, 1)) == CounterReply("done", 15)
+    assert store.apply(batch(16, 20, 1)) == CounterReply("gap", 15)
+    assert store.apply(batch(12, 20, 1)) == CounterReply("trim", 15)
+    assert store.apply(batch(15, 20, 2)) == CounterReply("applied", 20)
     assert store.read([7, 8]) == {(7, "x"): {"n": 3, "d": -3}}
     head = store.head()
     assert (head.marks, head.maxima) == ({"t:0": 20}, {"pane:0": 20})
@@ -512,7 +512,7 @@ def test_counters_apply_each_range_once(stack: Any) -> None:
     assert again.open("e3", {"t:0": 0}).epoch == "e3"
     with pytest.raises(StateGap):
         store.apply(batch(0, 5, 1))  # this one still writes to the epoch before
-    assert again.apply(batch(0, 5, 1)) == Answer("applied", 5)
+    assert again.apply(batch(0, 5, 1)) == CounterReply("applied", 5)
     assert again.read([7]) == {(7, "x"): {"n": 1, "d": -1}}
 
 

@@ -12,8 +12,8 @@ from confluent_kafka import Producer, TopicPartition
 from stream_scorer.kafka import stall
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topics import TopicAdmin
+from stream_scorer.positions import SourcePartition
 from stream_scorer.stack import LocalStack
-from stream_scorer.state.rows import SourcePartition
 
 pytestmark = pytest.mark.integration
 

@@ -10,12 +10,13 @@ import pytest
 
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.features.rows import LAYOUT_VERSION
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.stack import LocalStack
 from stream_scorer.state import retire
 from stream_scorer.state.client import connect
 from stream_scorer.state.redis_rows import MAX_ENTRIES_PER_CALL, RedisRowStore
 from stream_scorer.state.retire import UNUSED_MS
-from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Fold, MemoryRowStore, RowUpdate, SourcePartition, Span
+from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Compaction, MemoryRowStore, RowUpdate
 
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
@@ -70,9 +71,9 @@ def test_rows_and_marks_equal_those_in_memory(store: Store) -> None:
         redis.apply(part)
         memory.apply(part)
     assert rows(redis) == rows(memory)
-    marks = redis.read([])[1]
-    assert marks.next_offset == {A: 31, B: 4}
-    assert marks.watermark[A] == 1_031
+    applied = redis.read([])[1]
+    assert applied.next_offset == {A: 31, B: 4}
+    assert applied.watermark[A] == 1_031
 
 
 def test_an_update_applied_twice_or_in_part_counts_once(store: Store) -> None:
@@ -224,9 +225,9 @@ def test_rows_built_beside_take_the_place_of_the_current_ones(store: Store, url:
     assert not other.take_over()
     with pytest.raises(StateGap):
         rows(live)
-    marks = live.open()
-    assert marks is not None
-    assert marks.next_offset == {A: 8, B: 0}
+    applied = live.open()
+    assert applied is not None
+    assert applied.next_offset == {A: 8, B: 0}
     live.apply(update(A, 8, 12))
     memory = MemoryRowStore()
     memory.apply(update(A, 0, 12))
@@ -267,10 +268,10 @@ def test_a_long_row_is_folded_unless_it_changed_since_it_was_read(store: Store) 
     (row,) = rows(redis, 1)
     assert row is not None
     header = np.array([1 << 62, 0, 20, -1], dtype="<i8").tobytes()
-    fold = Fold(row[: 20 * 32], header)
+    fold = Compaction(row[: 20 * 32], header)
     for start in (30, 40):  # the second comes too late: the row begins otherwise by then
         part = update(A, start, start + 10, keys=1)
-        part.folds = {b"0:0": fold}
+        part.compactions = {b"0:0": fold}
         redis.apply(part)
         memory.apply(part)
     (shorter,) = rows(redis, 1)

@@ -15,11 +15,12 @@ import redis
 
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.features.rows import LAYOUT_VERSION
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.stack.ports import LOOPBACK, free_port
 from stream_scorer.stack.services import Redis
 from stream_scorer.state.client import connect, connect_cluster, ping
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
-from stream_scorer.state.rows import BEGINS, MemoryRowStore, RowUpdate, Sharding, SourcePartition, Span
+from stream_scorer.state.rows import BEGINS, MemoryRowStore, RowUpdate, Sharding
 
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
@@ -101,10 +102,10 @@ def test_rows_equal_those_of_one_shard_and_every_shard_has_its_marks(live: Shard
     live.check_eviction_policy()
     live.apply(update(0, 100))
     live.apply(update(60, 170))
-    rows, marks = live.read(KEYS)
+    rows, applied = live.read(KEYS)
     assert rows == in_memory(update(0, 170))
-    assert [m.next_offset for m in marks.by_shard] == [{A: 170, B: 0}] * 6
-    assert marks.watermark == {A: 1_170, B: -1}
+    assert [m.next_offset for m in applied.by_shard] == [{A: 170, B: 0}] * 6
+    assert applied.watermark == {A: 1_170, B: -1}
     assert sorted(live.keys()) == sorted(KEYS)
     assert live.read([b"1:nobody"])[0] == [None]
     # Every shard lies under a hash tag of its own.
@@ -116,9 +117,9 @@ def test_a_shard_that_is_ahead_is_told_apart(live: ShardedRedisRows) -> None:
     behind = update(100, 140)
     first = RowUpdate(behind.spans, [], np.zeros(1, np.int64), *(a[:0] for a in _columns(behind)))
     live._shards[0].apply(first)
-    _, marks = live.read(KEYS)
-    assert marks.next_offset == {A: 100, B: 0}
-    pending = behind.pending(marks)
+    _, applied = live.read(KEYS)
+    assert applied.next_offset == {A: 100, B: 0}
+    pending = behind.pending(applied)
     assert isinstance(pending, np.ndarray)
     owner = np.repeat(behind.shards(SHARDING), np.diff(behind.bounds))
     assert (pending == (owner != 0)).all()
@@ -148,13 +149,13 @@ def test_one_shard_that_is_lost_begins_all_anew(live: ShardedRedisRows, client: 
     assert live.epoch
     assert live.init({A: 0, B: 0}, {A: 100})
     other = made(client)
-    marks = other.open()
-    assert marks is not None
-    assert not marks.complete
+    applied = other.open()
+    assert applied is not None
+    assert not applied.complete
     live.apply(update(0, 100))
-    rows, marks = live.read(KEYS)
+    rows, applied = live.read(KEYS)
     assert rows == in_memory(update(0, 100))
-    assert marks.complete
+    assert applied.complete
     assert live.sweep() > 0
     assert live.read(KEYS)[0] == rows
 
@@ -168,9 +169,9 @@ def test_rows_built_beside_take_over_in_every_shard(live: ShardedRedisRows) -> N
     assert built.take_over()
     with pytest.raises(StateGap):
         live.read(KEYS)
-    marks = live.open()
-    assert marks is not None
-    assert marks.next_offset == {A: 80, B: 0}
+    applied = live.open()
+    assert applied is not None
+    assert applied.next_offset == {A: 80, B: 0}
     live.apply(update(80, 120))
     assert live.read(KEYS)[0] == in_memory(update(0, 120))
 

@@ -22,6 +22,7 @@ from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
 from stream_scorer.kafka.config import producer_config
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.positions import SourcePartition
 from stream_scorer.simulate import (
     LabellerConfig,
     SimulationConfig,
@@ -32,7 +33,6 @@ from stream_scorer.simulate import (
     history_labels,
 )
 from stream_scorer.stack import LocalStack
-from stream_scorer.state.rows import SourcePartition
 
 pytestmark = pytest.mark.integration
 N = 3_000

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from stream_scorer.features import kernel, reference
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import take_labels, take_transactions
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
-from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import MemoryRowStore
 
 SPEC = parse_spec("""
 name: small

@@ -11,7 +11,7 @@ import pytest
 from proofs import features_crash
 from proofs.kit import CARDS_SPEC, Context
 from proofs.memory_run import Parts, make_parts, make_world, run_until_done, verify
-from stream_scorer.testing.life import Life
+from stream_scorer.testing.failpoints import Failpoints
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def test_rows_that_are_lost_are_built_again(parts: Parts) -> None:
     rng, lives = random.Random(5), Counter[str]()
     world = make_world(parts, 5, 400)
 
-    def next_life() -> Life:
+    def next_life() -> Failpoints:
         lives["begun"] += 1
         if lives["begun"] in (2, 3):
             world.servers[0].flush()
-        return Life(("rows", 9) if lives["begun"] < 4 else None)
+        return Failpoints(("rows", 9) if lives["begun"] < 4 else None)
 
     run_until_done(world, "scorer", rng, next_life)
     verdict = verify(world)
@@ -54,7 +54,7 @@ def test_rows_that_are_lost_are_built_again(parts: Parts) -> None:
 
 def test_the_recomputation_sees_a_wrong_row(parts: Parts) -> None:
     world = make_world(parts, 6, 200)
-    run_until_done(world, "scorer", random.Random(6), Life)
+    run_until_done(world, "scorer", random.Random(6), Failpoints)
     assert verify(world).holds
     key = next(iter(world.rows))
     rows = world.server_of(key).rows

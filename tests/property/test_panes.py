@@ -8,9 +8,10 @@ from stream_scorer.features.history import take_labels, take_transactions
 from stream_scorer.features.panes import longest_unfolded
 from stream_scorer.features.plan import PANES
 from stream_scorer.features.rows import KIND, unpack
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
-from stream_scorer.state.rows import Fold, MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import Compaction, MemoryRowStore
 
 K = 16
 SPEC = parse_spec(f"""
@@ -59,7 +60,7 @@ def make(seed: int, n: int):
 def run(seed: int, n: int, batch: int):
     """The features of all transactions; a label comes 20 transactions after its own."""
     transactions, labels, labelled = make(seed, n)
-    engine, store, out, told, folds = FeatureEngine(SPEC), MemoryRowStore(), [], 0, 0
+    engine, store, out, told, compactions = FeatureEngine(SPEC), MemoryRowStore(), [], 0, 0
     # Batches of any size see the same labels only where those come between batches: every 60 transactions.
     for block in range(0, n, 60):
         known = int(np.searchsorted(labelled, max(block - 20, 0)))
@@ -78,19 +79,19 @@ def run(seed: int, n: int, batch: int):
                 np.zeros(len(rows), np.int64), rows, np.ones(len(new), np.int64), new,
             )  # fmt: skip
             enriched = engine.enrich(events, store)
-            folds += len(enriched.update.folds)
+            compactions += len(enriched.update.compactions)
             store.apply(enriched.update)
             out.append(enriched.matrix)
-    return transactions, labels, labelled, np.vstack(out), store, folds
+    return transactions, labels, labelled, np.vstack(out), store, compactions
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_folding_earlier_or_later_changes_no_value(seed: int) -> None:
-    *_, one, _, folds = run(seed, 900, 1)
-    assert folds > 20
+    *_, one, _, compactions = run(seed, 900, 1)
+    assert compactions > 20
     for batch in (7, 60):
         *_, many, _, others = run(seed, 900, batch)
-        assert 0 < others != folds
+        assert 0 < others != compactions
         np.testing.assert_array_equal(one, many)
 
 
@@ -139,7 +140,7 @@ def test_a_row_stays_bounded() -> None:
 
 def test_a_row_that_changed_meanwhile_is_not_folded() -> None:
     before = b"a" * 32 + b"b" * 32
-    fold = Fold(before, b"h" * 32)
+    fold = Compaction(before, b"h" * 32)
     assert fold.apply(before + b"c" * 32) == b"h" * 32 + b"c" * 32
     assert fold.apply(b"h" * 32 + b"c" * 32) == b"h" * 32 + b"c" * 32
     assert fold.apply(b"a" * 32) == b"a" * 32

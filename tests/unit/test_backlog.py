@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from stream_scorer.kafka.backlog import Backlog
+from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.peek import times_of
-from stream_scorer.state.rows import SourcePartition
 
 A, B, LABELS = SourcePartition("t", 0), SourcePartition("t", 1), SourcePartition("l", 0)
 

@@ -19,10 +19,10 @@ import pytest
 from click.testing import CliRunner
 
 from stream_scorer.cli.checks import PYTHON_BELOW, PYTHON_MIN, Check, run_checks, shown_value
-from stream_scorer.cli.letters import group_letters, letter_lines
-from stream_scorer.cli.lines import json_line, line
+from stream_scorer.cli.dead_letters import group_letters, letter_lines
+from stream_scorer.cli.formatting import json_line, line
 from stream_scorer.cli.main import _COMMANDS, cli, main
-from stream_scorer.cli.reading import ReadRecord, Shown, plain, topic_name
+from stream_scorer.cli.topic_io import ReadRecord, Shown, plain, topic_name
 from stream_scorer.records import (
     TOPIC_RECORDS,
     Alert,
@@ -143,9 +143,9 @@ def test_an_error_of_the_installed_program_has_no_traceback(tmp_path: Path) -> N
         capture_output=True, text=True, timeout=60, cwd=tmp_path, env=own,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    first, mend = done.stderr.splitlines()
+    first, hint = done.stderr.splitlines()
     assert first.startswith("error: kafka.bootstrap is not set")
-    assert "STREAM_SCORER_KAFKA_BOOTSTRAP" in mend
+    assert "STREAM_SCORER_KAFKA_BOOTSTRAP" in hint
 
 
 def test_a_wrong_name_in_the_settings_file_stops_a_command(run: Run, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from stream_scorer.control.commands import submit
 from stream_scorer.control.follower import Follower
-from stream_scorer.control.give import give
-from stream_scorer.control.state import MOST_SHADOWS, History
+from stream_scorer.control.state import MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, StreamScorerError
 from stream_scorer.observability.metrics import Metrics
@@ -117,7 +117,7 @@ def test_a_canary_becomes_the_champion_or_is_stopped(story: Story) -> None:
 def test_shadows_are_few_and_once_each(story: Story) -> None:
     assert story.say("shadow", version=TWO) == ""
     assert "in play" in story.say("shadow", version=TWO)
-    for i in range(4, 4 + MOST_SHADOWS - 1):
+    for i in range(4, 4 + MAX_SHADOWS - 1):
         assert story.say("shadow", version=ServedVersion(str(i), str(i) * 64)) == ""
     assert "already" in story.say("shadow", version=THREE)
     assert story.say("canary", version=TWO, share=0.1) == ""  # no longer a shadow
@@ -245,7 +245,7 @@ def test_a_scorer_follows_and_going_back_loads_nothing(ensembles: dict[str, Ense
     def order(action: str, version: ServedVersion | None = None, share: float | None = None) -> ScorerStatus:
         for record in desk.read(0):
             history.add(record.offset, record.value)
-        entry = give(
+        entry = submit(
             desk,
             history,
             lambda offset: Command(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import xgboost
 
+from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.inside import Insight
 from stream_scorer.ensemble.manifest import Input, Platt, Thresholds
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.errors import UsageError
@@ -97,7 +97,7 @@ def explanation(folder: Path) -> Explanation:
 
 def test_what_is_inside_a_member_adds_up_to_its_margin(folder: Path) -> None:
     ensemble = Ensemble.load(folder, version="7")
-    insight, rows = Insight(folder, ensemble.manifest), np.random.default_rng(3).normal(size=(10, 4))
+    insight, rows = Explainer(folder, ensemble.manifest), np.random.default_rng(3).normal(size=(10, 4))
     for place, (name, loaded) in enumerate(zip(ensemble.member_names, ensemble._members, strict=True)):
         parts, margin = insight.look(place, rows)
         if name == "network":

@@ -70,7 +70,7 @@ def test_another_path_says_which_there_are(served: Served) -> None:
 def test_a_taken_port_is_a_settings_error(served: Served) -> None:
     with pytest.raises(SettingsError, match=f"port {served.server.port} .* is taken") as caught:
         HealthServer(HOST, served.server.port, Metrics().registry, lambda: (True, ""))
-    assert "metrics.port" in caught.value.mend
+    assert "metrics.port" in caught.value.hint
 
 
 def test_a_host_that_is_not_ours_is_a_settings_error() -> None:

@@ -12,8 +12,9 @@ import pytest
 from stream_scorer.errors import StateUnavailable
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.housekeeping import Housekeeping, retire_unread
+from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import RawRecords
-from stream_scorer.state.rows import WITNESS_PERIOD_MS, Marks, SourcePartition
+from stream_scorer.state.rows import WITNESS_PERIOD_MS, AppliedOffsets
 
 BUSY, IDLE = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
 NOW = 10 * WITNESS_PERIOD_MS
@@ -22,12 +23,12 @@ NOW = 10 * WITNESS_PERIOD_MS
 class Rows:
     """Marks, and what `retire` is asked for."""
 
-    def __init__(self, marks: Marks | None) -> None:
-        self.marks, self.ends = marks, None
+    def __init__(self, applied: AppliedOffsets | None) -> None:
+        self.applied, self.ends = applied, None
         self.kept = self.turns = 0
 
-    def open(self) -> Marks | None:
-        return self.marks
+    def open(self) -> AppliedOffsets | None:
+        return self.applied
 
     def keep(self) -> None:
         self.kept += 1
@@ -64,7 +65,7 @@ class Log:
 
 @pytest.mark.parametrize(("left", "end"), [(0, 10), (1, 12)])
 def test_a_partition_with_nothing_but_markers_left_is_at_its_end(left: int, end: int) -> None:
-    rows, log = Rows(Marks({BUSY: 90, IDLE: 10}, {BUSY: NOW, IDLE: 0})), Log(left)
+    rows, log = Rows(AppliedOffsets({BUSY: 90, IDLE: 10}, {BUSY: NOW, IDLE: 0})), Log(left)
     assert retire_unread(rows, lambda: log, ["transactions"], threading.Event()) == 5
     assert rows.ends == {BUSY: 100, IDLE: end}
     assert log.closed
@@ -78,12 +79,12 @@ def test_without_rows_there_is_nothing_to_do() -> None:
 
 @pytest.mark.parametrize(("ends", "settled"), [((100, 10), NOW - 5), ((90, 12), 7), ((90, 10), NOW - 5)])
 def test_who_is_behind_holds_back_and_who_is_at_the_end_does_not(ends: tuple[int, int], settled: int) -> None:
-    marks = Marks({BUSY: 90, IDLE: 10}, {BUSY: NOW - 5, IDLE: 7})
-    assert marks.settled(dict(zip((BUSY, IDLE), ends, strict=True))) == settled
+    applied = AppliedOffsets({BUSY: 90, IDLE: 10}, {BUSY: NOW - 5, IDLE: 7})
+    assert applied.settled(dict(zip((BUSY, IDLE), ends, strict=True))) == settled
 
 
 def test_the_thread_takes_its_turn_counts_and_outlives_an_outage() -> None:
-    rows, metrics = Rows(Marks({BUSY: 90, IDLE: 12}, {BUSY: NOW, IDLE: 0})), m.Metrics()
+    rows, metrics = Rows(AppliedOffsets({BUSY: 90, IDLE: 12}, {BUSY: NOW, IDLE: 0})), m.Metrics()
     housekeeping = Housekeeping(rows, lambda: Log(0), ["transactions"], metrics, ask_s=0.005)
     housekeeping.start()
     assert rows.kept == 1

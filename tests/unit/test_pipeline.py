@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
-from stream_scorer.ensemble.ensemble import Answer, Ensemble
-from stream_scorer.ensemble.inside import Insight
+from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.ensemble.lineup import Lineup, Split
 from stream_scorer.ensemble.manifest import Input, NoCalibrator, Thresholds, Training
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
@@ -26,13 +26,14 @@ from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, Publisher
 from stream_scorer.pipeline.recovery import UNAVAILABLE
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.simulate.labeller import history_labels
 from stream_scorer.spec import CheckedSpec, load_spec, parse_spec
-from stream_scorer.state.rows import MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import MemoryRowStore
 
 CHECKED = load_spec(Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "cards.yaml")
 CONFIG = SimulationConfig(seed=3, customers=40, terminals=20, days=None, transactions=600, fraud_rate=0.05)
@@ -374,7 +375,7 @@ def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: py
         f"{{version: v, review: 0.3, block: 0.8, fallback: review, lists: [{{name: bad, entity: customer, "
         f"decision: block, ids: [{customer}]}}]}}"
     )
-    monkeypatch.setattr(ensemble, "ask", lambda _index, features: Answer.none(len(features), "gone"))
+    monkeypatch.setattr(ensemble, "ask", lambda _index, features: MemberOutput.none(len(features), "gone"))
     first = run(ensemble, 64, checked=checked).documents("scores")
     assert (first[0]["decision"], first[0]["decision_source"], first[0]["score"]) == ("block", "list", None)
     assert {s["decision_source"] for s in first} == {"list", "fallback"}
@@ -382,7 +383,7 @@ def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: py
 
 def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ensemble, made: Path) -> None:
     assert all(not r["features"] for a in run(ensemble, 64).documents("alerts") for r in a["reasons"])
-    ensemble.insight = Insight(made, ensemble.manifest)
+    ensemble.insight = Explainer(made, ensemble.manifest)
     sink = run(ensemble, 64, looked_into=2)
     lineages = {c["event_id"]: c for c in sink.documents("contributions")}
     looked = [a for a in sink.documents("alerts") if any(reason["features"] for reason in a["reasons"])]
@@ -406,7 +407,7 @@ def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ens
 
 
 def test_an_explanation_that_fails_costs_no_score(ensemble: Ensemble, made: Path) -> None:
-    class Broken(Insight):
+    class Broken(Explainer):
         def look(self, member: int, features: Any) -> Any:
             raise RuntimeError("no")
 

@@ -6,8 +6,9 @@ import pytest
 
 from stream_scorer.errors import UsageError
 from stream_scorer.pipeline.recovery import starting_points
-from stream_scorer.state.rows import RowUpdate, SourcePartition, Span
-from stream_scorer.testing.life import Life
+from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.state.rows import RowUpdate
+from stream_scorer.testing.failpoints import Failpoints
 from stream_scorer.testing.rows import MemoryMarkedRows, MemoryServer
 
 SOURCE = SourcePartition("transactions", 0)
@@ -18,7 +19,7 @@ class _Group:
 
     def __init__(self, server: MemoryServer, offset: int) -> None:
         self.offset = offset
-        self._other = MemoryMarkedRows(server, [SOURCE], Life(), per_call=10)
+        self._other = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10)
         assert self._other.open() is not None
 
     def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
@@ -32,7 +33,7 @@ class _Group:
         update.spans = [Span(SOURCE, self.offset - 2, self.offset, 0)]
         self._other.apply(update)
 
-    def watermarks(self, source: SourcePartition) -> tuple[int, int]:
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
         return 0, 100
 
 
@@ -40,14 +41,14 @@ class _Store(MemoryMarkedRows):
     group: _Group
 
     def open(self):  # type: ignore[no-untyped-def]
-        marks = super().open()
+        applied = super().open()
         self.group.score_two()
-        return marks
+        return applied
 
 
 def _begun(mark: int) -> MemoryServer:
     server = MemoryServer()
-    store = MemoryMarkedRows(server, [SOURCE], Life(), per_call=10)
+    store = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10)
     store.open()
     store.init({SOURCE: mark}, {})
     return server
@@ -55,7 +56,7 @@ def _begun(mark: int) -> MemoryServer:
 
 def test_what_another_scorer_does_meanwhile_is_caught_up_and_not_taken_for_a_rewound_group() -> None:
     server = _begun(10)
-    store = _Store(server, [SOURCE], Life(), per_call=10)
+    store = _Store(server, [SOURCE], Failpoints(), per_call=10)
     store.group = _Group(server, 10)
     points = starting_points(store.group, store, [SOURCE], [SOURCE], "earliest")  # type: ignore[arg-type]
     assert (points.read_from, points.score_from) == ({SOURCE: 10}, {SOURCE: 12})
@@ -66,4 +67,6 @@ def test_a_rewound_group_is_refused() -> None:
     group = _Group(server, 10)
     group.offset = 3
     with pytest.raises(UsageError, match="ahead of the group's offset"):
-        starting_points(group, MemoryMarkedRows(server, [SOURCE], Life(), per_call=10), [SOURCE], [SOURCE], "earliest")  # type: ignore[arg-type]
+        starting_points(
+            group, MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10), [SOURCE], [SOURCE], "earliest"
+        )

@@ -21,12 +21,13 @@ from stream_scorer.ensemble.manifest import Input, NoCalibrator, Platt, Threshol
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
 from stream_scorer.records import MISSING, Contribution, Score
 from stream_scorer.replay.compare import Comparison
 from stream_scorer.replay.job import replay
 from stream_scorer.replay.order import Looks, Run, Stream, in_order
 from stream_scorer.replay.pieces import Piece, Range, cut
-from stream_scorer.replay.quality import Verdicts, average_precision, roc_auc
+from stream_scorer.replay.quality import EffectiveLabels, average_precision, roc_auc
 from stream_scorer.replay.report import ReplayReport
 from stream_scorer.replay.run import Replay
 from stream_scorer.replay.skew import SkewReport, measure_skew
@@ -34,7 +35,6 @@ from stream_scorer.replay.sources import ReplayInput, from_files
 from stream_scorer.serde.canonical import canonical, first_difference
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec import CheckedSpec, parse_spec
-from stream_scorer.state.rows import SourcePartition
 
 SPEC_TEXT = """
 name: small
@@ -151,7 +151,7 @@ def run(
     checked: CheckedSpec, ensemble: Ensemble, logs: dict[SourcePartition, list[bytes]], out: Path, *,
     most: int, chunk: int = 20, scored: Range | None = None, warm: bool = True, comparison: Comparison | None = None,
 ) -> ReplayReport:  # fmt: skip
-    verdicts = Verdicts(checked)
+    verdicts = EffectiveLabels(checked)
     for source, values in logs.items():
         if source.topic == TOPICS.labels:
             verdicts.add(raw(source.topic, source.partition, values))
@@ -446,7 +446,7 @@ def test_the_last_label_by_rank_time_and_arrival_stands(checked: CheckedSpec) ->
             {"event_id": event, "event_time": 1, "label": says, "labelled_at": at, "source": source}
         ).encode()
 
-    verdicts = Verdicts(ranked)
+    verdicts = EffectiveLabels(ranked)
     verdicts.add(raw(TOPICS.labels, 0, [
         label("a", 9, "genuine", "analyst"), label("a", 5, "fraud", "chargeback"), label("a", 99, "genuine", "analyst"),
         label("b", 5, "fraud", "analyst"), label("b", 5, "genuine", "analyst"), b"broken",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stream_scorer.state.rows import MemoryRowStore, RowUpdate, SourcePartition, Span
+from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.state.rows import MemoryRowStore, RowUpdate
 
 TRANSACTIONS, LABELS = SourcePartition("transactions", 0), SourcePartition("labels", 0)
 
@@ -40,9 +41,9 @@ def test_parts_append_in_the_order_of_the_whole(labels: int, transactions: int, 
     parts = whole.split(most)
     for part in parts:
         many.apply(part)
-    rows, marks = one.read(whole.keys)
+    rows, applied = one.read(whole.keys)
     assert many.read(whole.keys)[0] == rows
-    assert many.read(whole.keys)[1].next_offset == marks.next_offset
+    assert many.read(whole.keys)[1].next_offset == applied.next_offset
     assert sum(len(part) for part in parts) == len(whole)
     for earlier, later in zip(parts, parts[1:], strict=False):
         assert [s.stop for s in earlier.spans] == [s.start for s in later.spans]
@@ -55,8 +56,8 @@ def test_a_watermark_never_runs_ahead_of_its_mark_and_a_begun_partition_has_one(
     store = MemoryRowStore()
     for part in whole.split(most):
         store.apply(part)
-        marks = store.read([])[1]
-        applied = (whole.span_of == 0) & (whole.offset < marks.next_offset[TRANSACTIONS])
-        ended = marks.next_offset[TRANSACTIONS] == whole.spans[0].stop
+        offsets = store.read([])[1]
+        applied = (whole.span_of == 0) & (whole.offset < offsets.next_offset[TRANSACTIONS])
+        ended = offsets.next_offset[TRANSACTIONS] == whole.spans[0].stop
         newest = int(whole.entries[applied, 0].max(initial=-1))
-        assert marks.watermark[TRANSACTIONS] == (1_000 if ended else newest)
+        assert offsets.watermark[TRANSACTIONS] == (1_000 if ended else newest)

@@ -66,7 +66,7 @@ def test_an_unknown_name_in_the_file_is_an_error(tmp_path: Path, text: str, name
     with pytest.raises(SettingsError, match=named) as caught:
         load_settings({}, environment={}, directory=tmp_path)
     assert caught.value.exit_code == 2
-    assert "doctor" in caught.value.mend
+    assert "doctor" in caught.value.hint
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_what_is_required_and_not_set_says_how_to_set_it(tmp_path: Path) -> None
     settings = load_settings({}, environment={}, directory=tmp_path)
     with pytest.raises(SettingsError) as caught:
         settings.require(NAME)
-    assert VARIABLE in caught.value.mend
-    assert "stack up" in caught.value.mend
+    assert VARIABLE in caught.value.hint
+    assert "stack up" in caught.value.hint
 
 
 def test_numbers_of_every_source_are_numbers(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stream_scorer.kafka.stall import LOOK_S, MOST_ASKED, StallWatch
-from stream_scorer.state.rows import SourcePartition
+from stream_scorer.kafka.stall import LOOK_S, MAX_ASKED, StallWatch
+from stream_scorer.positions import SourcePartition
 
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
 
@@ -68,11 +68,11 @@ def test_a_broker_that_does_not_answer_says_nothing() -> None:
 
 
 def test_of_many_partitions_some_are_asked_in_turn() -> None:
-    broker = Broker(3 * MOST_ASKED)
-    late = SourcePartition("transactions", 3 * MOST_ASKED - 1)
+    broker = Broker(3 * MAX_ASKED)
+    late = SourcePartition("transactions", 3 * MAX_ASKED - 1)
     broker.ends[late] = 9
     looks = 0
     while not broker.look():
         looks += 1
         assert looks < 10
-        assert len(broker.asked) <= looks * MOST_ASKED
+        assert len(broker.asked) <= looks * MAX_ASKED

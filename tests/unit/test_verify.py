@@ -14,9 +14,9 @@ import pytest
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Contribution, MemberContribution, Score, Source
 from stream_scorer.replay.verify import Verifier, VerifyReport, verify_topics
-from stream_scorer.state.rows import SourcePartition
 from tests.unit.test_ensemble_scoring import compose, reference
 
 N = 50

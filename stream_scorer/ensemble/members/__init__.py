@@ -41,12 +41,12 @@ def load_member(member_format: MemberFormat, data: bytes, n_inputs: int) -> Memb
     except ArtifactError as error:
         if error.code != "artifact_invalid":
             raise
-        raise ArtifactError(error.message, code="artifact_format", mend=error.mend) from None
+        raise ArtifactError(error.message, code="artifact_format", hint=error.hint) from None
 
 
 def _load(member_format: MemberFormat, data: bytes, n_inputs: int) -> Member:
     if data[:1] == _PICKLE and data[1:2] <= b"\x05":
-        raise ArtifactError("this is a pickle: it is never opened", code="artifact_executable", mend=_PICKLE_MEND)
+        raise ArtifactError("this is a pickle: it is never opened", code="artifact_executable", hint=_PICKLE_MEND)
     if member_format == "onnx":
         from stream_scorer.ensemble.members.onnx_model import OnnxMember
 

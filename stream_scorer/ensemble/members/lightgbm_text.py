@@ -61,7 +61,7 @@ def _read_model(data: bytes, n_inputs: int) -> tuple[list[Tree], bool, float]:
     if objective != ("regression" if forest else "binary"):
         raise ArtifactError(
             f"{_FORMAT}: the objective is {fields.get('objective')!r}",
-            mend="Boosted trees are `binary`; a random forest (boosting=rf) is `regression` on labels of 0 and 1.",
+            hint="Boosted trees are `binary`; a random forest (boosting=rf) is `regression` on labels of 0 and 1.",
         )
     if fields.get("num_class") != "1" or fields.get("num_tree_per_iteration") != "1":
         raise ArtifactError(f"{_FORMAT}: more than one output")

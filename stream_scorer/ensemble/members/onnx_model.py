@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.members.blocks import ROWS, in_blocks
+from stream_scorer.ensemble.members.fixed_batch import ROWS, in_blocks
 from stream_scorer.errors import ArtifactError
 
 _FORMAT = "onnx"
@@ -76,7 +76,7 @@ def _runtime() -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise ArtifactError("an ONNX member needs onnxruntime", code="artifact_library", mend=_EXTRA) from None
+        raise ArtifactError("an ONNX member needs onnxruntime", code="artifact_library", hint=_EXTRA) from None
     return onnxruntime
 
 
@@ -85,7 +85,7 @@ def _look_through(data: bytes, n_inputs: int) -> tuple[str, str, type]:
     try:
         import onnx
     except ImportError:
-        raise ArtifactError("an ONNX member needs onnx", code="artifact_library", mend=_EXTRA) from None
+        raise ArtifactError("an ONNX member needs onnx", code="artifact_library", hint=_EXTRA) from None
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError, by whichever implementation
@@ -125,12 +125,12 @@ def _look_through(data: bytes, n_inputs: int) -> tuple[str, str, type]:
         raise ArtifactError(f"{_FORMAT}: the input {inputs[0].name!r} is not of {n_inputs} columns")
     if shape[0].dim_value not in (0, ROWS):
         raise ArtifactError(
-            f"{_FORMAT}: takes {shape[0].dim_value} rows at a time", mend="Export it with a free first dimension."
+            f"{_FORMAT}: takes {shape[0].dim_value} rows at a time", hint="Export it with a free first dimension."
         )
     outputs = [v for v in graph.output if v.type.tensor_type.elem_type in kinds]
     if not outputs:
         raise ArtifactError(
-            f"{_FORMAT}: no output is a tensor of floats", mend="Export probabilities as a tensor, without ZipMap."
+            f"{_FORMAT}: no output is a tensor of floats", hint="Export probabilities as a tensor, without ZipMap."
         )
     return inputs[0].name, outputs[-1].name, kinds[tensor_type.elem_type]
 
@@ -146,8 +146,8 @@ def _check_tensor(tensor: Any, size: int) -> None:
         raise ArtifactError(f"{_FORMAT}: a tensor of {count} values in {size} bytes", code="artifact_size")
 
 
-def _refused(what: str, mend: str = "") -> ArtifactError:
-    return ArtifactError(f"{_FORMAT}: not let in: {what}", code="artifact_executable", mend=mend)
+def _refused(what: str, hint: str = "") -> ArtifactError:
+    return ArtifactError(f"{_FORMAT}: not let in: {what}", code="artifact_executable", hint=hint)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.members.blocks import in_blocks
+from stream_scorer.ensemble.members.fixed_batch import in_blocks
 from stream_scorer.errors import ArtifactError
 
 _FORMAT = "skops"
@@ -28,7 +28,7 @@ _TRUSTED = {
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
 }
-_MOST_DEPTH = 8
+_MAX_DEPTH = 8
 _MEND = (
     "Of scikit-learn linear models, networks, and forests and boosting of its plain trees are possible; or try ONNX."
 )
@@ -43,13 +43,13 @@ class SkopsMember:
         try:
             from skops.io import get_untrusted_types, loads
         except ImportError:
-            raise ArtifactError("a skops member needs skops", code="artifact_library", mend=_EXTRA) from None
+            raise ArtifactError("a skops member needs skops", code="artifact_library", hint=_EXTRA) from None
         try:
             unknown = get_untrusted_types(data=data)
         except Exception as error:  # whatever a malformed document leads to
             raise ArtifactError(f"{_FORMAT}: not a model: {type(error).__name__}: {error}") from None
         if odd := sorted(set(unknown) - _TRUSTED):
-            raise ArtifactError(f"{_FORMAT}: not let in: {odd[0]}", code="artifact_executable", mend=_MEND)
+            raise ArtifactError(f"{_FORMAT}: not let in: {odd[0]}", code="artifact_executable", hint=_MEND)
         try:
             model = loads(data, trusted=sorted(set(unknown) & _TRUSTED))
         except Exception as error:
@@ -96,7 +96,7 @@ def _trees(held: Any, depth: int) -> Iterator[Any]:
     if f"{type(held).__module__}.{type(held).__qualname__}" == _TREE:
         yield held
         return
-    if depth > _MOST_DEPTH:
+    if depth > _MAX_DEPTH:
         raise ArtifactError(f"{_FORMAT}: nested too deeply")
     parts: Iterable[Any] = ()
     if isinstance(held, dict):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.state.rows import Marks, RowUpdate, SourcePartition, Span
+from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.state.rows import AppliedOffsets, RowUpdate
 
 I64 = NDArray[np.int64]
 
@@ -35,9 +36,9 @@ class Ages:
         return cls(np.full(n, -1, dtype=np.int64), np.full(n, -1, dtype=np.int64))
 
 
-def watermarks(marks: Marks, in_flight: Sequence[RowUpdate]) -> dict[SourcePartition, int]:
+def watermarks(applied: AppliedOffsets, in_flight: Sequence[RowUpdate]) -> dict[SourcePartition, int]:
     """The newest event time seen of each source partition, by its rows and the batches in flight; -1 for none."""
-    seen = dict(marks.watermark)
+    seen = dict(applied.watermark)
     for update in in_flight:
         for span in update.spans:
             seen[span.source] = max(seen.get(span.source, -1), span.watermark)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stream_scorer.features.age import labels_age, partitions_age
 from stream_scorer.features.engine import Enriched, EventBatch, FeatureEngine
+from stream_scorer.features.freshness import labels_age, partitions_age
 from stream_scorer.features.history import take_labels, take_transactions
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, STALE
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
-from stream_scorer.state.rows import Marks, MemoryRowStore, SourcePartition, Span
+from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
 
 SPEC = parse_spec("""
 name: small
@@ -109,13 +110,13 @@ def test_a_feed_of_labels_that_stands_still_makes_only_their_features_stale() ->
 
 
 def test_ages_as_somebody_looks_at_them() -> None:
-    engine, marks = FeatureEngine(SPEC), Marks({}, {ZERO: 1_000, ONE: 940, LABELS: 15})
+    engine, applied = FeatureEngine(SPEC), AppliedOffsets({}, {ZERO: 1_000, ONE: 940, LABELS: 15})
     names = ["customer.count_1d", "terminal.count_1d", "risk.label_rate_1d"]
     # A terminal's lags with the slower partition; its risk with labels, too.
     for time, ages in (
         (1_010, [(0, False), (70, False), (995, False)]),
         (1_050, [(0, False), (110, True), (1_035, True)]),
     ):
-        assert engine.ages_as_of(marks, ZERO.topic, time) == dict(zip(names, ages, strict=True))
-    marks.watermark[LABELS] = -1
-    assert engine.ages_as_of(marks, ZERO.topic, 1_010)["risk.label_rate_1d"] == (None, False)
+        assert engine.ages_as_of(applied, ZERO.topic, time) == dict(zip(names, ages, strict=True))
+    applied.watermark[LABELS] = -1
+    assert engine.ages_as_of(applied, ZERO.topic, 1_010)["risk.label_rate_1d"] == (None, False)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.breaker import Breaker, State
-from stream_scorer.ensemble.ensemble import Answer
+from stream_scorer.ensemble.ensemble import MemberOutput
 from stream_scorer.ensemble.lineup import DISABLED, Panel
 from stream_scorer.ensemble.watchdog import Watchdog
 
@@ -37,7 +37,7 @@ class _Job:
 
     features: NDArray[np.float64]
     members: list[int]
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[MemberOutput] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
     left_behind: bool = False
 
@@ -75,7 +75,7 @@ class _Worker:
             job.done.set()
 
 
-class Guard:
+class Bulkhead:
     """Asks the members of a panel that can be relied on; not for several threads at once.
 
     What it knows of a member goes by the member's key, so it holds when another lineup takes over.
@@ -104,12 +104,14 @@ class Guard:
         """The breaker of each of the panel's members."""
         return {name: self._breakers[key].state for name, key in zip(panel.names, panel.keys, strict=True)}
 
-    def ask(self, panel: Panel, features: NDArray[np.float64], disabled: frozenset[str] = frozenset()) -> list[Answer]:
+    def ask(
+        self, panel: Panel, features: NDArray[np.float64], disabled: frozenset[str] = frozenset()
+    ) -> list[MemberOutput]:
         """What each of the panel's members says of `features`; one that is not asked gives nothing and a reason."""
         features = panel.checked(features)
         self._follow(panel)
         now = self._clock.monotonic()
-        answers = [Answer.none(len(features), DISABLED if key in disabled else RESTING) for key in panel.keys]
+        answers = [MemberOutput.none(len(features), DISABLED if key in disabled else RESTING) for key in panel.keys]
         asked = [i for i, key in enumerate(panel.keys) if key not in disabled and self._may_be_asked(i, now)]
         jobs = [_Job(features, share) for share in self._dealt(asked)]
         for worker, job in zip(self._workers, jobs, strict=False):
@@ -123,7 +125,7 @@ class Guard:
                 if finished == len(job.members):
                     break
                 slow = job.members[finished]
-                answers[slow] = Answer.none(len(features), self._budget)
+                answers[slow] = MemberOutput.none(len(features), self._budget)
                 self._leave_behind(slot, slow, now)
                 job = _Job(features, job.members[finished + 1 :])
                 self._workers[slot].start(job)
@@ -180,7 +182,7 @@ class Guard:
                 return finished
         return len(job.answers)
 
-    def _judge(self, index: int, answer: Answer, now: float) -> None:
+    def _judge(self, index: int, answer: MemberOutput, now: float) -> None:
         key = self._key(index)
         breaker = self._breakers[key]
         self._seconds[key] = 0.9 * self._seconds.get(key, answer.seconds) + 0.1 * answer.seconds

@@ -15,7 +15,7 @@ class Crash(BaseException):
     """The process has died. Not an `Exception`: nothing but the harness may catch it."""
 
 
-class Life:
+class Failpoints:
     """One process. Every call that leaves it (to the broker, to the rows) passes a point, in whatever thread.
 
     Args:

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from stream_scorer.cli.lines import when
-from stream_scorer.cli.reading import ReadRecord, Shown, columns, text_header
+from stream_scorer.cli.formatting import when
+from stream_scorer.cli.topic_io import ReadRecord, Shown, columns, text_header
 
 
 class Letter(msgspec.Struct, frozen=True):

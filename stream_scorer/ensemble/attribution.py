@@ -37,7 +37,7 @@ class Lens:
     look: _Look | None = None
 
 
-class Insight:
+class Explainer:
     """Looks into the members of one ensemble.
 
     Raises:

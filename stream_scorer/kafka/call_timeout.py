@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable
 
 
-class Overstayed(Exception):
+class CallTimedOut(Exception):
     """The call has not come back in time; its outcome is unknown."""
 
 
-class BoundedCaller:
-    """Makes calls one at a time in a daemon thread. After `Overstayed` it must be thrown away."""
+class TimedCaller:
+    """Makes calls one at a time in a daemon thread. After `CallTimedOut` it must be thrown away."""
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -25,12 +25,12 @@ class BoundedCaller:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def call(self, action: Callable[[], None], timeout_s: float) -> None:
-        """Make the call, raising what it raises, or `Overstayed` if it takes longer than `timeout_s`."""
+        """Make the call, raising what it raises, or `CallTimedOut` if it takes longer than `timeout_s`."""
         self._calls.put(action)
         try:
             error = self._outcome.get(timeout=timeout_s)
         except queue.Empty:
-            raise Overstayed from None
+            raise CallTimedOut from None
         if error is not None:
             raise error
 

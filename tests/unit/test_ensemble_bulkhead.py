@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from stream_scorer.ensemble.breaker import FAILURES, LONGEST_PAUSE_S, PAUSE_S, TRIALS, Breaker, State
+from stream_scorer.ensemble.bulkhead import RESTING, Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
-from stream_scorer.ensemble.guard import RESTING, Guard
 from stream_scorer.ensemble.lineup import DISABLED, Panel
 from stream_scorer.ensemble.watchdog import Watchdog
 from tests.unit.test_ensemble_scoring import compose, reference
@@ -39,7 +39,7 @@ class Guarded:
 
     def __init__(self, ensemble: Ensemble, clock: Clock, watchdog: Watchdog | None = None) -> None:
         self.ensemble, self.panel = ensemble, Panel([ensemble])
-        self.guard = Guard(clock, budget_s=0.1, watchdog=watchdog)
+        self.guard = Bulkhead(clock, budget_s=0.1, watchdog=watchdog)
 
     def score(self, rows: np.ndarray, disabled: frozenset[str] = frozenset()) -> Scored:
         return self.ensemble.combine(self.guard.ask(self.panel, rows, disabled))
@@ -262,7 +262,7 @@ def test_scores_do_not_depend_on_how_many_are_asked_at_once(tmp_path: Path) -> N
     ensemble = Ensemble.load(tmp_path / "e", version="1")
     panel = Panel([ensemble])
     for threads in (1, 2, 3, 8):
-        guard = Guard(Clock(), budget_s=1.0, threads=threads)
+        guard = Bulkhead(Clock(), budget_s=1.0, threads=threads)
         for _ in range(3):
             scored = ensemble.combine(guard.ask(panel, ROWS))
             assert np.array_equal(scored.score, ensemble.score(ROWS).score)

@@ -1,6 +1,7 @@
 """Run as a script: tie a command's life to the process that started it (Linux, prctl(2) PR_SET_PDEATHSIG).
 
-``python -I -S tether.py PARENT_PID exec|watch COMMAND...``. `exec` becomes the command, which keeps the death signal
+``python -I -S parent_death.py PARENT_PID exec|watch COMMAND...``. `exec` becomes the command, which keeps the death
+signal
 across execve(2). `watch` stays as the leader of the group and ends the whole group when told to or when the parent
 dies, for commands that start processes of their own. It is a script and not a `preexec_fn` because that is unsafe
 in a process with threads. Standard library only: it starts in 20 ms.

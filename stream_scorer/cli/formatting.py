@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from stream_scorer.cli.reading import USER_TOPICS, ReadRecord, Shown, plain, text_header
+from stream_scorer.cli.topic_io import USER_TOPICS, ReadRecord, Shown, plain, text_header
 from stream_scorer.records import (
     NOT_A_RECORD,
     TOPIC_RECORDS,

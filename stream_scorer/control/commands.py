@@ -42,7 +42,7 @@ def catch_up(log: CommandLog, history: History, end: int) -> None:
             history.add(record.offset, record.value)
 
 
-def give(log: CommandLog, history: History, make: Callable[[int], Command]) -> Entry:
+def submit(log: CommandLog, history: History, make: Callable[[int], Command]) -> Entry:
     """Append what `make` makes of the offset it has to expect; `history` is read up to it, and says if it counts.
 
     Raises:
