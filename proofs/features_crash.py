@@ -21,7 +21,7 @@ from dataclasses import fields
 from proofs import kill_once
 from proofs.kit import CARDS_SPEC, Context, Result
 from proofs.memory_run import Parts, Verdict, World, make_parts, make_world, run_until_done, verify
-from stream_scorer.testing.failpoints import POINTS, Failpoints
+from tests.support.failpoints import POINTS, Failpoints
 
 CRASHES, REAL_KILLS = 1_000, 50
 # Per world: enough for windows to fill and labels to come, few enough that 1,000 crashes meet many worlds.
@@ -168,7 +168,7 @@ def _pair(world: World, rng: random.Random, counts: Counter[str]) -> None:
 
 def _break() -> None:
     """Rows advance without looking at their marks: what was applied before counts again."""
-    from stream_scorer.testing import rows
+    from tests.support import rows
 
     apply = rows.MemoryMarkedRows._apply
 

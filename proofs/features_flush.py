@@ -48,7 +48,7 @@ from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.stack import StackAddresses
 from stream_scorer.state.client import connect
-from stream_scorer.testing.failpoints import Failpoints
+from tests.support.failpoints import Failpoints
 
 LOSSES, HISTORY = 200, 120_000
 TRANSACTIONS, LOSSES_A_WORLD = 700, 6
@@ -340,7 +340,7 @@ def _input(seed: int, n: int) -> tuple[list[bytes], list[bytes]]:
 
 def _break() -> None:
     """A row that is absent is always taken for one never seen."""
-    from stream_scorer.testing import rows
+    from tests.support import rows
 
     class _Forgetful(set[bytes]):
         def __contains__(self, key: object) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import fields
 from proofs.kit import CARDS_SPEC, Context, Result
 from proofs.memory_run import Verdict, make_parts, make_world, run_until_done, verify
 from stream_scorer.spec.model import ViewFeature
-from stream_scorer.testing.failpoints import Failpoints
+from tests.support.failpoints import Failpoints
 
 WORLDS, TRANSACTIONS = 60, 700
 AGGREGATES = {

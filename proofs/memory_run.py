@@ -47,9 +47,9 @@ from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
 from stream_scorer.state.rows import MarkedRowStore, Sharding
 from stream_scorer.state.shards import ShardedRows
-from stream_scorer.testing.broker import MemoryBroker, MemoryLog, MemoryProducers, MemoryReader
-from stream_scorer.testing.failpoints import Failpoints
-from stream_scorer.testing.rows import MemoryMarkedRows, MemoryServer
+from tests.support.broker import MemoryBroker, MemoryLog, MemoryProducers, MemoryReader
+from tests.support.failpoints import Failpoints
+from tests.support.rows import MemoryMarkedRows, MemoryServer
 
 PARTITIONS = 3
 # Small batches and small steps: many places to die in.
@@ -550,7 +550,7 @@ def _field(event: _Event, name: str | None) -> str | None:
 
 def run_until_done(world: World, name: str, rng: random.Random, life_of: Callable[[], Failpoints]) -> None:
     """Scorers of one name, each started when the last one died, until the input is drained. Other errors are raised."""
-    from stream_scorer.testing.failpoints import Crash
+    from tests.support.failpoints import Crash
 
     for _ in itertools.count():
         life = life_of()

@@ -1,4 +1,4 @@
-"""What the processor asks of a broker. Kafka meets it in `kafka/`, a broker in memory in `testing/`."""
+"""What the processor asks of a broker. Kafka meets it in `kafka/`, a broker in memory in `tests/support`."""
 
 from __future__ import annotations
 

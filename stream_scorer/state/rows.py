@@ -275,7 +275,7 @@ class RowStore(Protocol):
 
 
 class MarkedRowStore(RowStore, Protocol):
-    """Rows that outlive a process and may lose data. Implementations: Redis, and `testing.rows` in memory."""
+    """Rows that outlive a process and may lose data. Implementations: Redis; memory, for tests."""
 
     @property
     def epoch(self) -> str:

@@ -11,7 +11,7 @@ import pytest
 from proofs import features_crash
 from proofs.kit import CARDS_SPEC, Context
 from proofs.memory_run import Parts, make_parts, make_world, run_until_done, verify
-from stream_scorer.testing.failpoints import Failpoints
+from tests.support.failpoints import Failpoints
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -18,40 +17,11 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, StreamScorerError
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import AuditRecord, Command, DisabledMember, ScorerStatus, ServedVersion, ServingState
-from tests.unit.test_ensemble_scoring import compose
+from tests.support.control import MemoryControlLog
+from tests.support.ensembles import compose
 
 ONE, TWO, THREE = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3))
 XGB = DisabledMember("xgb", "f" * 64)
-
-
-class Told(NamedTuple):
-    offset: int
-    value: bytes | None
-
-
-class MemoryLog:
-    """A log that several may write to; each reads from its own place."""
-
-    def __init__(self, records: list[bytes] | None = None) -> None:
-        self.records: list[bytes] = [] if records is None else records
-        self.at = 0
-
-    def end(self) -> int:
-        return len(self.records)
-
-    def read(self, wait_s: float) -> list[Told]:
-        if self.at >= len(self.records):
-            time.sleep(min(wait_s, 0.005))
-        found = [Told(offset, self.records[offset]) for offset in range(self.at, len(self.records))]
-        self.at = len(self.records)
-        return found
-
-    def append(self, key: str, value: bytes) -> int:
-        self.records.append(value)
-        return len(self.records) - 1
-
-    def close(self) -> None:
-        pass
 
 
 class Story:
@@ -207,7 +177,7 @@ class Scorer:
             return ensembles[version.version]
 
         self.follower = Follower(
-            MemoryLog(records),
+            MemoryControlLog(records),
             "cards",
             lambda: ONE,
             load,
@@ -239,7 +209,7 @@ def ensembles(tmp_path: Path) -> dict[str, Ensemble]:
 
 def test_a_scorer_follows_and_going_back_loads_nothing(ensembles: dict[str, Ensemble]) -> None:
     records: list[bytes] = []
-    scorer, desk, history = Scorer(records, ensembles), MemoryLog(records), History()
+    scorer, desk, history = Scorer(records, ensembles), MemoryControlLog(records), History()
     scorer.follower.start()
 
     def order(action: str, version: ServedVersion | None = None, share: float | None = None) -> ScorerStatus:

@@ -23,7 +23,7 @@ from stream_scorer.reports.recording import Given
 from stream_scorer.reports.story import Update
 from stream_scorer.simulate.config import DAY_MS
 from stream_scorer.spec import load_spec
-from tests.unit.test_reports import HOUR, START, make_story, metric
+from tests.support.stories import HOUR, START, make_story, metric
 
 
 class SteppedClock:

@@ -19,7 +19,7 @@ from stream_scorer.ensemble.bulkhead import RESTING, Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
 from stream_scorer.ensemble.lineup import DISABLED, Panel
 from stream_scorer.ensemble.watchdog import Watchdog
-from tests.unit.test_ensemble_scoring import compose, reference
+from tests.support.ensembles import compose, reference
 
 ROWS = reference(64)
 

@@ -20,7 +20,7 @@ from stream_scorer.errors import UsageError
 from stream_scorer.records import Alternative, Contribution, MemberContribution, Score, Source
 from stream_scorer.replay.explain import Explanation, explain
 from stream_scorer.reports.event import as_text, write_page, write_picture
-from tests.unit.test_ensemble_scoring import TRAINING
+from tests.support.ensembles import TRAINING
 
 NAMES = ["amount", "count_1h", "mean_7d", "<b>age</b>"]
 replace = msgspec.structs.replace

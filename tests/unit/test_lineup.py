@@ -12,7 +12,7 @@ import pytest
 
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup, Panel, Split
-from tests.unit.test_ensemble_scoring import compose, reference
+from tests.support.ensembles import compose, reference
 
 NOW = np.zeros(20_000, np.int64)
 WHO = [f"customer-{i}" for i in range(20_000)]

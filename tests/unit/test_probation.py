@@ -17,7 +17,7 @@ from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Command, Incident, PaneSummary, ScoreSummary, ServedVersion
-from tests.unit.test_control import MemoryLog, Told
+from tests.support.control import ControlRecord, MemoryControlLog
 
 ONE, TWO = (ServedVersion(str(i), str(i) * 64) for i in (1, 2))
 PAIR = Pair("cards", TWO, ONE, since=1, at=1_000, ends="rollback")
@@ -121,12 +121,12 @@ class Reader:
     """What stands on `score-summaries`, from the start each time it is opened."""
 
     def __init__(self, summaries: list[ScoreSummary]) -> None:
-        self._left = [Told(i, msgspec.json.encode(s)) for i, s in enumerate(summaries)]
+        self._left = [ControlRecord(i, msgspec.json.encode(s)) for i, s in enumerate(summaries)]
         short = msgspec.json.encode(summary(TWO, [1, 2, 3, 4])).replace(b"[1,2,3,4]", b"[1,2]")
         for junk in (b"junk", b"", b'{"\xff":1}', b"[" * 100_000, short):
-            self._left.insert(0, Told(0, junk))
+            self._left.insert(0, ControlRecord(0, junk))
 
-    def poll(self, most: int, timeout_s: float) -> list[Told]:
+    def poll(self, most: int, timeout_s: float) -> list[ControlRecord]:
         found, self._left = self._left[:most], self._left[most:]
         return found
 
@@ -146,8 +146,8 @@ class Desk:
     """A log with commands, and watches on it."""
 
     def __init__(self) -> None:
-        self.log = MemoryLog()
-        self.told = MemoryLog()
+        self.log = MemoryControlLog()
+        self.told = MemoryControlLog()
         self.summaries: list[ScoreSummary] = []
         self.say("promote", version=ONE)
 
@@ -160,8 +160,8 @@ class Desk:
 
     def watch(self, mode: Mode = "auto", probation: int = 100_000, cooldown_s: float = 0.0) -> Watch:
         return Watch(
-            MemoryLog(self.log.records),
-            Incidents(MemoryLog(self.told.records)),
+            MemoryControlLog(self.log.records),
+            Incidents(MemoryControlLog(self.told.records)),
             lambda since: Reader(self.summaries),
             Clock(),  # type: ignore[arg-type]
             Metrics(WATCH_METRICS),
@@ -225,7 +225,7 @@ def test_an_incident_that_a_person_ended_while_nobody_watched_is_closed_by_the_n
 
 
 def test_a_topic_of_incidents_that_cannot_be_written_does_not_keep_a_version_in_service() -> None:
-    class Broken(MemoryLog):
+    class Broken(MemoryControlLog):
         def append(self, key: str, value: bytes) -> int:
             raise BrokerUnavailable("not authorized")
 
@@ -262,7 +262,7 @@ def test_where_it_may_not_act_it_says_what_is_due_and_says_it_once(why: str, cap
 
 
 def test_an_incident_that_could_not_be_told_is_told_later() -> None:
-    class Moody(MemoryLog):
+    class Moody(MemoryControlLog):
         broken = True
 
         def append(self, key: str, value: bytes) -> int:

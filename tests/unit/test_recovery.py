@@ -8,8 +8,8 @@ from stream_scorer.errors import UsageError
 from stream_scorer.pipeline.recovery import starting_points
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.rows import RowUpdate
-from stream_scorer.testing.failpoints import Failpoints
-from stream_scorer.testing.rows import MemoryMarkedRows, MemoryServer
+from tests.support.failpoints import Failpoints
+from tests.support.rows import MemoryMarkedRows, MemoryServer
 
 SOURCE = SourcePartition("transactions", 0)
 

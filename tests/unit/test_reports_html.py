@@ -13,7 +13,7 @@ from stream_scorer.errors import SettingsError
 from stream_scorer.reports.facts import facts_of
 from stream_scorer.reports.html import page, write_page
 from stream_scorer.reports.story import Check
-from tests.unit.test_reports import make_story, with_incident
+from tests.support.stories import make_story, with_incident
 
 HOSTILE = "\"'><script>alert(1)</script><img src=//evil.example/x onerror=alert(1)>&amp;"
 _VOID = {"meta", "br", "img", "input", "link"}

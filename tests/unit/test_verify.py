@@ -17,7 +17,7 @@ from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Contribution, MemberContribution, Score, Source
 from stream_scorer.replay.verify import Verifier, VerifyReport, verify_topics
-from tests.unit.test_ensemble_scoring import compose, reference
+from tests.support.ensembles import compose, reference
 
 N = 50
 replace = msgspec.structs.replace

@@ -10,7 +10,7 @@ import numpy as np
 from stream_scorer.errors import StateGap
 from stream_scorer.positions import SourcePartition
 from stream_scorer.state.rows import BEGINS, AppliedOffsets, RowUpdate
-from stream_scorer.testing.failpoints import Failpoints
+from tests.support.failpoints import Failpoints
 
 
 def _undisturbed(_keys: Sequence[bytes]) -> None:

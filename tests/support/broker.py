@@ -19,7 +19,7 @@ import numpy as np
 from stream_scorer.errors import TransactionAborted
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers, RawRecords, Read
-from stream_scorer.testing.failpoints import Failpoints
+from tests.support.failpoints import Failpoints
 
 # How long a reader without work waits: long enough to let another thread run.
 _IDLE_S = 0.0005

@@ -1,0 +1,36 @@
+"""A control log in memory."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+
+class ControlRecord(NamedTuple):
+    offset: int
+    value: bytes | None
+
+
+class MemoryControlLog:
+    """A log that several may write to; each reads from its own place."""
+
+    def __init__(self, records: list[bytes] | None = None) -> None:
+        self.records: list[bytes] = [] if records is None else records
+        self.at = 0
+
+    def end(self) -> int:
+        return len(self.records)
+
+    def read(self, wait_s: float) -> list[ControlRecord]:
+        if self.at >= len(self.records):
+            time.sleep(min(wait_s, 0.005))
+        found = [ControlRecord(offset, self.records[offset]) for offset in range(self.at, len(self.records))]
+        self.at = len(self.records)
+        return found
+
+    def append(self, key: str, value: bytes) -> int:
+        self.records.append(value)
+        return len(self.records) - 1
+
+    def close(self) -> None:
+        pass
