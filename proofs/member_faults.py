@@ -65,7 +65,7 @@ def run(context: Context) -> Result:
             ensemble=context.folder / "ensemble",
             arguments=[
                 "--batch", str(_BATCH), "--cache", str(context.folder / "cache"),
-                "--member-budget-ms", str(BUDGET_MS), "--member-limit-s", str(LIMIT_S),
+                "--member-timeout-ms", str(BUDGET_MS), "--watchdog-timeout-s", str(LIMIT_S),
             ],
             sabotage="faulty-member-unguarded" if context.broken else "faulty-member",
             environment={"FAULT": str(flag)},

@@ -22,7 +22,6 @@ from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
-from stream_scorer.errors import SettingsError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.kafka.control_log import ControlLog, Notes
@@ -54,9 +53,6 @@ from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows, rows
 from stream_scorer.state.rows import FeatureRows, RowUpdate
 
 _log = logging.getLogger(__name__)
-# Every micro-batch goes to every shard.
-MAX_SHARDS = 64
-MAX_MEMBER_THREADS = 16
 # It looks at its event several times a second.
 STOP_WATCH_S = 3.0
 
@@ -86,9 +82,7 @@ def make_store(
 ) -> FeatureRows:
     """The feature rows of this group, spec and topic. Raises `StateUnavailable` unless Redis answers."""
     url, shards = settings.require("redis.url"), settings["redis.shards"]
-    if not 1 <= shards <= MAX_SHARDS:
-        raise SettingsError(f"redis.shards is {shards}: 1 to {MAX_SHARDS} are possible")
-    client = connect_cluster(url) if settings["redis.cluster"] == "yes" else connect(url)
+    client = connect_cluster(url) if settings["redis.cluster"] else connect(url)
     ping(client, url)
     topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
     store = RedisRowStore(
@@ -117,7 +111,7 @@ def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
     store = make_store(settings, checked, engine, topics, inputs)
     guard = make_bulkhead(settings)
     follower = make_follower(settings, checked, topics, metrics)
-    publisher = Publisher(topics, checked, SystemClock(), looked_into=settings["scorer.look_into_alerts"])
+    publisher = Publisher(topics, checked, SystemClock(), looked_into=settings["scorer.explain_alerts"])
     processor: Processor
 
     enrich = Enrich(engine, store, lambda: processor.committer.in_flight(), lambda error: processor.state_lost(error))
@@ -161,7 +155,7 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
         folder = fetch(name, version.version, version.manifest_sha256, tracking_uri, cache)
         ensemble = Ensemble.load(folder, version=version.version)
         ensemble.check_features(checked.features, checked.feature_hash)
-        if settings["scorer.look_into_alerts"]:
+        if settings["scorer.explain_alerts"]:
             ensemble.insight = Explainer(folder, ensemble.manifest)
         return ensemble
 
@@ -185,8 +179,6 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
 def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]:
     """While in the block, a thread watches probations and canaries as `monitor.mode` says."""
     mode, probation, cooldown_s = (settings[f"monitor.{name}"] for name in ("mode", "probation", "cooldown_s"))
-    if probation < 1 or cooldown_s < 0:
-        raise SettingsError("monitor.probation is at least 1, monitor.cooldown_s at least 0")
     if mode == "off":
         yield
         return
@@ -219,21 +211,15 @@ def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]
 
 def make_bulkhead(settings: Settings) -> Bulkhead:
     """What keeps members apart, with its watchdog."""
-    budget_ms, limit_s = settings["scorer.member_budget_ms"], settings["scorer.member_limit_s"]
+    timeout_ms, limit_s = settings["scorer.member_timeout_ms"], settings["scorer.watchdog_timeout_s"]
     threads = settings["scorer.member_threads"]
-    if not 1 <= threads <= MAX_MEMBER_THREADS:
-        raise SettingsError(f"scorer.member_threads = {threads}: from 1 to {MAX_MEMBER_THREADS}")
-    if budget_ms < 10:
-        raise SettingsError(f"scorer.member_budget_ms = {budget_ms}: at least 10")
-    if limit_s and limit_s * 1_000 <= budget_ms:
-        raise SettingsError(f"scorer.member_limit_s = {limit_s}: more than scorer.member_budget_ms, or 0")
     watchdog = None
     if limit_s:
         name = f"{settings['scorer.group']}-{settings['scorer.instance']}"
         path = Path(settings["cache.dir"]).expanduser() / "watch" / hashlib.sha256(name.encode()).hexdigest()[:16]
         watchdog = Watchdog(path, limit_s=limit_s, slots=threads)
         atexit.register(watchdog.close)
-    return Bulkhead(SystemClock(), budget_s=budget_ms / 1_000, threads=threads, watchdog=watchdog)
+    return Bulkhead(SystemClock(), budget_s=timeout_ms / 1_000, threads=threads, watchdog=watchdog)
 
 
 def make_passthrough(settings: Settings, metrics: m.Metrics) -> Processor:
@@ -261,8 +247,6 @@ def make_processor(
 ) -> Processor:
     """A processor of `stages` over the input topics. A backlog is read in the order of `time_field`."""
     bootstrap, group, instance = settings["kafka.bootstrap"], settings["scorer.group"], settings["scorer.instance"]
-    if not 1 <= settings["scorer.batch"] <= 10_000:
-        raise SettingsError(f"scorer.batch = {settings['scorer.batch']}: from 1 to 10000")
 
     def find_start(reader: Reader, sources: list[SourcePartition]) -> StartingPoints:
         return starting_points(reader, store, sources, inputs, settings["scorer.start"])

@@ -1,8 +1,12 @@
-"""Settings: one catalogue, four sources: flags, then the environment, then `stream-scorer.toml`, then defaults.
+"""Settings: one catalogue with type, default and bounds, and four sources: flag, environment, file, default.
 
-A setting ``kafka.bootstrap`` is ``[kafka] bootstrap`` in the file, ``STREAM_SCORER_KAFKA_BOOTSTRAP`` in the environment
-(or ``..._FILE``, naming a file to read it from), and ``--bootstrap`` on the command line. Addresses set nowhere
-come from a local stack that is up (`stream-scorer stack up`).
+The setting ``kafka.bootstrap`` is ``--bootstrap`` on the command line, ``STREAM_SCORER_KAFKA_BOOTSTRAP`` in the
+environment (or ``..._FILE``, the path of a file that contains the value), and ``[kafka] bootstrap`` in
+`stream-scorer.toml`. A running local stack (`stream-scorer stack up`) supplies addresses that no source sets.
+
+`CATALOGUE` is the only place that defines a setting. Commands take their flags from it, `stream-scorer doctor` and
+docs/settings.md print it, and `load_settings` checks every value against it. `RULES` holds the checks that involve more
+than one setting.
 """
 
 from __future__ import annotations
@@ -13,96 +17,359 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stream_scorer.errors import SettingsError
 
 SETTINGS_FILE = "stream-scorer.toml"
 _PREFIX = "STREAM_SCORER_"
+_YES, _NO = ("yes", "true", "1", "on"), ("no", "false", "0", "off")
+_DAY_S = 86_400
+
+Kind = Literal["text", "integer", "number", "yes or no", "integers"]
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting of the catalogue. `kind` parses text; `choices` bounds it; a `secret` is never shown."""
+    """One setting.
+
+    Attributes:
+        name: section and key, as in ``scorer.batch``.
+        flag: the command line flag; ``--a/--no-a`` is a switch.
+        default: the value if no source sets one; a function is called at load time.
+        kind: the type. "integers" is a list: ``1,24`` as text, an array in the file; bounds apply to each entry.
+        minimum, maximum: inclusive bounds of a number, in `unit`.
+        choices: the allowed values of a text.
+        secret: never printed. An address is printed without user, password and query.
+        formerly: (name, flag) before a rename, still accepted with a warning.
+    """
 
     name: str
+    flag: str
     help: str
     default: Any
-    kind: Callable[[str], Any] = str
+    kind: Kind = "text"
+    minimum: float | None = None
+    maximum: float | None = None
+    unit: str = ""
     choices: tuple[str, ...] = ()
     secret: bool = False
+    formerly: tuple[str, str] | None = None
 
     @property
     def variable(self) -> str:
-        """Its environment variable."""
-        return _PREFIX + self.name.replace(".", "_").upper()
+        """The environment variable."""
+        return _variable(self.name)
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words, as in ``1 to 10000 records``; empty if every text is allowed."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.kind == "yes or no":
+            return "yes, no"
+        if self.minimum is None or self.maximum is None:
+            return ""
+        each = " each" if self.kind == "integers" else ""
+        return f"{self.minimum:g} to {self.maximum:.10g} {self.unit}".rstrip() + each
+
+    def text(self, value: Any) -> str:
+        """`value` of this setting's type as a person types it."""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, tuple):
+            return ",".join(map(str, value))
+        return str(value)
+
+    def parse(self, value: Any) -> Any:
+        """`value`, from any source, as this setting's type. Raises `ValueError` with a text that follows "must be"."""
+        if self.kind == "integers":
+            entries = value if isinstance(value, list | tuple) else str(value).split(",")
+            if not entries:
+                raise ValueError("a list of at least one integer")
+            return tuple(self._number(entry) for entry in entries)
+        if self.kind in ("integer", "number"):
+            return self._number(value)
+        text = str(value)
+        if self.kind == "yes or no":
+            if text.lower() not in _YES + _NO:
+                raise ValueError("yes or no")
+            return text.lower() in _YES
+        if self.choices and text not in self.choices:
+            raise ValueError(f"one of {self.allowed}")
+        return text
+
+    def _number(self, value: Any) -> int | float:
+        number: int | float
+        try:
+            number = float(str(value)) if self.kind == "number" else int(str(value))
+        except ValueError:
+            raise ValueError("a number" if self.kind == "number" else "an integer") from None
+        # A NaN fails every comparison and is refused here too.
+        if self.minimum is not None and self.maximum is not None and not self.minimum <= number <= self.maximum:
+            raise ValueError(self.allowed)
+        return number
 
 
 CATALOGUE: tuple[Setting, ...] = (
-    Setting("kafka.bootstrap", "Kafka brokers, host:port, comma separated.", ""),
-    Setting("redis.url", "Redis, redis://host:port/db.", "", secret=True),
-    Setting("redis.shards", "Shards of the features (docs/features.md); a change makes features be rebuilt.", 1, int),
-    Setting("redis.cluster", "Whether `redis.url` is a node of a Redis Cluster.", "no", choices=("no", "yes")),
-    Setting("mlflow.url", "MLflow registry, http://host:port.", "", secret=True),
-    Setting("topics.prefix", "Put before every topic name.", ""),
-    Setting("scorer.spec", "Path of the pipeline spec.", ""),
+    Setting("kafka.bootstrap", "--bootstrap", "Kafka brokers as host:port, comma separated.", ""),
+    Setting("redis.url", "--redis", "Redis, as redis://host:port/db.", "", secret=True),
+    Setting(
+        "redis.shards",
+        "--shards",
+        "Number of shards of the features (docs/features.md). A change triggers a rebuild of the features. "
+        "Every micro-batch writes to every shard.",
+        1,
+        "integer",
+        minimum=1,
+        maximum=64,
+        unit="shards",
+    ),
+    Setting("redis.cluster", "--redis-cluster", "Whether `redis.url` is a Redis Cluster node.", False, "yes or no"),
+    Setting("mlflow.url", "--mlflow", "MLflow registry, as http://host:port.", "", secret=True),
+    Setting("topics.prefix", "--topic-prefix", "Prefix of every topic name.", ""),
+    Setting("scorer.spec", "--spec", "Path of the pipeline spec.", ""),
     Setting(
         "scorer.ensemble",
-        "Whose commands to follow, and what serves at the very first start: name@alias, name:version or a folder.",
+        "--ensemble",
+        "Ensemble whose commands the scorer follows, and the version that serves at the very first start: a folder, "
+        "name@alias or name:version.",
         "cards@champion",
     ),
-    Setting("scorer.group", "Consumer group; its name is part of the features' namespace.", "stream-scorer"),
-    Setting("scorer.instance", "This scorer's stable name; unique in its group.", socket.gethostname),
-    Setting("scorer.start", "Where a new group starts scoring.", "earliest", choices=("earliest", "latest")),
-    Setting("scorer.batch", "Most records in a micro-batch.", 1024, int),
-    Setting("scorer.pace_ms", "Least time from one batch to the next, in milliseconds.", 20, int),
-    Setting("scorer.member_threads", "How many members of an ensemble are asked at once.", 2, int),
-    Setting("scorer.member_budget_ms", "Most time of one member for one batch, in milliseconds.", 1_000, int),
-    Setting("scorer.member_limit_s", "Seconds until a member that hangs is ended with the scorer; 0: never.", 10, int),
     Setting(
-        "scorer.look_into_alerts",
-        "Most alerts of a micro-batch that name their members' strongest features (about 1 ms each); 0: none.",
+        "scorer.group", "--group", "Consumer group. It is part of the features' namespace in Redis.", "stream-scorer"
+    ),
+    Setting("scorer.instance", "--instance", "Stable name of this scorer, unique in its group.", socket.gethostname),
+    Setting(
+        "scorer.start",
+        "--start",
+        "Offset at which a new group starts to score.",
+        "earliest",
+        choices=("earliest", "latest"),
+    ),
+    Setting(
+        "scorer.batch",
+        "--batch",
+        "Maximum size of a micro-batch.",
+        1024,
+        "integer",
+        minimum=1,
+        maximum=10_000,
+        unit="records",
+    ),
+    Setting(
+        "scorer.pace_ms",
+        "--pace-ms",
+        "Minimum time between the starts of two micro-batches.",
+        20,
+        "integer",
+        minimum=0,
+        maximum=10_000,
+        unit="ms",
+    ),
+    Setting(
+        "scorer.member_threads",
+        "--member-threads",
+        "Number of members of an ensemble that score at the same time.",
+        2,
+        "integer",
+        minimum=1,
+        maximum=16,
+        unit="threads",
+    ),
+    Setting(
+        "scorer.member_timeout_ms",
+        "--member-timeout-ms",
+        "Maximum time of one member for one micro-batch. A slower member is missing from the scores of that batch.",
+        1_000,
+        "integer",
+        minimum=10,
+        maximum=60_000,
+        unit="ms",
+        formerly=("scorer.member_budget_ms", "--member-budget-ms"),
+    ),
+    Setting(
+        "scorer.watchdog_timeout_s",
+        "--watchdog-timeout-s",
+        "Time after which the watchdog ends a scorer whose member hangs in native code; 0 disables the watchdog.",
+        10,
+        "integer",
+        minimum=0,
+        maximum=600,
+        unit="s",
+        formerly=("scorer.member_limit_s", "--member-limit-s"),
+    ),
+    Setting(
+        "scorer.explain_alerts",
+        "--explain-alerts",
+        "Maximum number of alerts per micro-batch that list the strongest features of each member (about 1 ms per "
+        "alert); 0 disables this.",
         0,
-        int,
+        "integer",
+        minimum=0,
+        maximum=10_000,
+        unit="alerts",
+        formerly=("scorer.look_into_alerts", "--look-into-alerts"),
     ),
     Setting(
         "monitor.mode",
-        "What the monitor does about a version on probation or a canary that alerts too much: act, say so, or neither.",
+        "--mode",
+        "What the monitor does when a version on probation or a canary alerts too often: nothing (off), write an "
+        "incident (propose), or also issue the command (auto).",
         "propose",
         choices=("off", "propose", "auto"),
     ),
     Setting(
         "monitor.probation",
-        "Transactions after which a probation is over if nothing speaks for more alerts.",
+        "--probation",
+        "Number of transactions after which a probation ends if there is no evidence of more alerts.",
         100_000,
-        int,
+        "integer",
+        minimum=1,
+        maximum=1_000_000_000,
+        unit="transactions",
     ),
-    Setting("monitor.cooldown_s", "Seconds in which the monitor takes but one version out of play.", 3_600, int),
-    Setting("cache.dir", "Where downloaded models are kept.", "~/.cache/stream-scorer"),
-    Setting("metrics.host", "Interface of /metrics, /healthz and /readyz.", "127.0.0.1"),
-    Setting("metrics.port", "Port of /metrics, /healthz and /readyz; 0 takes a free one, -1 none.", 9464, int),
-    Setting("logs.format", "Form of the logs on stderr.", "text", choices=("text", "json")),
-    Setting("logs.level", "Least level logged.", "info", choices=("debug", "info", "warning", "error")),
+    Setting(
+        "monitor.cooldown_s",
+        "--cooldown-s",
+        "Minimum time between two versions that the monitor withdraws; the second one is only proposed.",
+        3_600,
+        "integer",
+        minimum=0,
+        maximum=30 * _DAY_S,
+        unit="s",
+    ),
+    Setting(
+        "monitor.state_dir",
+        "--state-dir",
+        "Folder of the label joiner's store. Each monitor needs its own.",
+        ".stream-scorer/monitor",
+    ),
+    Setting("monitor.group", "--monitor-group", "Consumer group of the monitor.", "stream-scorer-monitor"),
+    Setting("monitor.instance", "--monitor-instance", "Stable name of this monitor, unique in its group.", "monitor-1"),
+    Setting(
+        "monitor.joiner",
+        "--joiner/--no-joiner",
+        "Whether this monitor joins labels. Exactly one monitor of a group does.",
+        True,
+        "yes or no",
+    ),
+    Setting(
+        "monitor.namespace",
+        "--namespace",
+        "Prefix of the window counters in Redis; by default derived from the monitor's group and the topic.",
+        "",
+    ),
+    Setting(
+        "monitor.windows",
+        "--window",
+        "Window lengths; the flag may be repeated. Windows of one pane are always computed.",
+        (1, 24),
+        "integers",
+        minimum=1,
+        maximum=1_024,
+        unit="panes",
+    ),
+    Setting(
+        "monitor.idle_after_s",
+        "--idle-after",
+        "Time after which a partition without records counts as idle and no longer delays windows.",
+        30.0,
+        "number",
+        minimum=0.1,
+        maximum=_DAY_S,
+        unit="s",
+    ),
+    Setting(
+        "monitor.emit_every_s",
+        "--emit-every",
+        "Time between two evaluations of changed windows.",
+        1.0,
+        "number",
+        minimum=0.05,
+        maximum=3_600,
+        unit="s",
+    ),
+    Setting(
+        "monitor.max_outage_s",
+        "--max-outage-s",
+        "Longest outage of the monitor that its window counters in Redis survive.",
+        7 * _DAY_S,
+        "integer",
+        minimum=60,
+        maximum=90 * _DAY_S,
+        unit="s",
+    ),
+    Setting(
+        "monitor.unreported_cap",
+        "--unreported-cap",
+        "Assumption: maximum probability that an approved transaction without a label is fraud.",
+        0.02,
+        "number",
+        minimum=0,
+        maximum=1,
+    ),
+    Setting(
+        "monitor.reviewer_miss",
+        "--reviewer-miss",
+        "Assumption: maximum probability that a reviewer labels fraud as genuine.",
+        0.05,
+        "number",
+        minimum=0,
+        maximum=0.5,
+    ),
+    Setting(
+        "monitor.reviewer_false",
+        "--reviewer-false",
+        "Assumption: maximum probability that a reviewer labels a genuine transaction as fraud.",
+        0.01,
+        "number",
+        minimum=0,
+        maximum=0.5,
+    ),
+    Setting("cache.dir", "--cache", "Folder of downloaded models.", "~/.cache/stream-scorer"),
+    Setting("metrics.host", "--metrics-host", "Interface of /metrics, /healthz and /readyz.", "127.0.0.1"),
+    Setting(
+        "metrics.port",
+        "--metrics-port",
+        "Port of /metrics, /healthz and /readyz; 0 picks a free port, -1 disables the server.",
+        9464,
+        "integer",
+        minimum=-1,
+        maximum=65_535,
+    ),
+    Setting("logs.format", "--log-format", "Format of the logs on stderr.", "text", choices=("text", "json")),
+    Setting(
+        "logs.level", "--log-level", "Minimum level of the logs.", "info", choices=("debug", "info", "warning", "error")
+    ),
 )
 _BY_NAME = {setting.name: setting for setting in CATALOGUE}
+_FORMER_NAMES = {setting.formerly[0]: setting for setting in CATALOGUE if setting.formerly}
 
 
 class Settings:
-    """Resolved settings: ``settings["kafka.bootstrap"]``; `source` tells where each value came from."""
+    """Resolved settings: ``settings["kafka.bootstrap"]``. `warnings` lists the uses of deprecated names."""
 
-    def __init__(self, values: dict[str, Any], sources: dict[str, str]) -> None:
+    def __init__(self, values: dict[str, Any], sources: dict[str, str], warnings: tuple[str, ...] = ()) -> None:
         self._values = values
         self._sources = sources
+        self.warnings = warnings
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
 
     def source(self, name: str) -> str:
-        """Where the value of `name` came from: a flag, a variable, the file, the local stack, or the default."""
+        """The source of the value of `name`: the flag, a variable, the file, the local stack, or the default."""
         return self._sources[name]
 
+    def describe(self, name: str) -> str:
+        """``name = value (from source)``, for messages."""
+        setting = _BY_NAME[name]
+        value = "***" if setting.secret else setting.text(self._values[name])
+        return f"{name} = {value} (from {self._sources[name]})"
+
     def require(self, name: str) -> Any:
-        """The value of `name`. Raises `SettingsError` if it is set nowhere."""
+        """The value of `name`. Raises `SettingsError` if no source sets it."""
         value = self._values[name]
         if value in ("", None):
             setting = _BY_NAME[name]
@@ -114,6 +381,18 @@ class Settings:
         return value
 
 
+def _watchdog_exceeds_timeout(settings: Settings) -> str:
+    watchdog_s, timeout_ms = settings["scorer.watchdog_timeout_s"], settings["scorer.member_timeout_ms"]
+    if watchdog_s == 0 or watchdog_s * 1_000 > timeout_ms:
+        return ""
+    return (
+        f"{settings.describe('scorer.watchdog_timeout_s')} must be 0 or longer than "
+        f"{settings.describe('scorer.member_timeout_ms')}: a member must time out before the watchdog ends the scorer"
+    )
+
+
+# Checks that involve more than one setting. Each returns a message, or an empty text if the settings are consistent.
+RULES: tuple[Callable[[Settings], str], ...] = (_watchdog_exceeds_timeout,)
 _STACK = {"kafka.bootstrap": "kafka", "redis.url": "redis", "mlflow.url": "mlflow"}
 
 
@@ -124,10 +403,14 @@ def load_settings(
     directory: Path | None = None,
     stack_addresses: Callable[[Path], Mapping[str, str | None]] | None = None,
 ) -> Settings:
-    """Resolve every setting of the catalogue; `flags` holds those given on the command line (None: not given).
+    """Resolve and check every setting of the catalogue.
+
+    Args:
+        flags: values from the command line, by present or former name; None means that the flag is absent.
 
     Raises:
-        SettingsError: an unknown name in the file, or a value that does not parse.
+        SettingsError: the file has an unknown name, or a value has the wrong type, is out of bounds or contradicts
+            another one.
     """
     directory = directory or Path.cwd()
     in_file = _read_file(directory / SETTINGS_FILE)
@@ -136,24 +419,61 @@ def load_settings(
         local = stack_addresses(directory)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    warnings: list[str] = []
     for setting in CATALOGUE:
         name = setting.name
-        if flags.get(name) is not None:
-            value, source = flags[name], "flag"
-        elif (found := _from_environment(setting, environment)) is not None:
+        found = _explicit(setting, flags, environment, in_file, warnings)
+        if found is not None:
             value, source = found
-        elif name in in_file:
-            value, source = in_file[name], SETTINGS_FILE
         elif name in _STACK and local.get(_STACK[name]):
             value, source = local[_STACK[name]], "local stack"
         else:
             value, source = (setting.default() if callable(setting.default) else setting.default), "default"
-        values[name], sources[name] = _parse(setting, value, source), source
-    return Settings(values, sources)
+        try:
+            values[name], sources[name] = setting.parse(value), source
+        except ValueError as error:
+            shown = "***" if setting.secret else repr(value)
+            raise SettingsError(f"{name} = {shown} (from {source}) must be {error}") from None
+    settings = Settings(values, sources, tuple(warnings))
+    for rule in RULES:
+        message = rule(settings)
+        if message:
+            raise SettingsError(message)
+    return settings
 
 
-def _from_environment(setting: Setting, environment: Mapping[str, str]) -> tuple[str, str] | None:
-    variable = setting.variable
+def _explicit(
+    setting: Setting,
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    in_file: Mapping[str, Any],
+    warnings: list[str],
+) -> tuple[Any, str] | None:
+    """The value that the first of flag, environment and file sets, and its source; in each, the present name wins."""
+    former = setting.formerly[0] if setting.formerly else None
+    for name in (setting.name, former):
+        if name is not None and flags.get(name) is not None:
+            if name == former and setting.formerly:
+                warnings.append(f"the flag {setting.formerly[1]} is deprecated: use {setting.flag}")
+            return flags[name], "flag"
+    for name in (setting.name, former):
+        if name is not None and (found := _from_environment(_variable(name), environment)) is not None:
+            if name == former:
+                warnings.append(f"the variable {found[1]} is deprecated: use {setting.variable}")
+            return found
+    for name in (setting.name, former):
+        if name is not None and name in in_file:
+            if name == former:
+                warnings.append(f"the setting {former} in {SETTINGS_FILE} is deprecated: use {setting.name}")
+            return in_file[name], SETTINGS_FILE
+    return None
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.replace(".", "_").upper()
+
+
+def _from_environment(variable: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
     if variable in environment:
         return environment[variable], variable
     path = environment.get(variable + "_FILE")
@@ -161,8 +481,9 @@ def _from_environment(setting: Setting, environment: Mapping[str, str]) -> tuple
         return None
     try:
         return Path(path).read_text(encoding="utf-8").strip(), variable + "_FILE"
-    except OSError as error:
-        raise SettingsError(f"{variable}_FILE: cannot read {path}: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the file is not UTF-8 text"
+        raise SettingsError(f"{variable}_FILE: cannot read {path}: {reason}") from None
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -176,17 +497,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     for section, entries in document.items():
         for key, value in entries.items() if isinstance(entries, dict) else [("", entries)]:
             name = f"{section}.{key}" if key else section
-            if name not in _BY_NAME:
-                raise SettingsError(f"{path}: no setting {name!r}", hint="`stream-scorer doctor` lists them all.")
+            if name not in _BY_NAME and name not in _FORMER_NAMES:
+                raise SettingsError(
+                    f"{path}: there is no setting {name!r}", hint="`stream-scorer doctor` lists all settings."
+                )
             out[name] = value
     return out
-
-
-def _parse(setting: Setting, value: Any, source: str) -> Any:
-    try:
-        parsed = setting.kind(str(value))
-    except ValueError:
-        raise SettingsError(f"{setting.name} = {value!r} (from {source}) is not a number") from None
-    if setting.choices and parsed not in setting.choices:
-        raise SettingsError(f"{setting.name} = {value!r} (from {source}): one of {', '.join(setting.choices)}")
-    return parsed

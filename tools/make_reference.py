@@ -10,9 +10,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import click
-
-from stream_scorer.cli.doctor import doctor
 from stream_scorer.control.watch import WATCH_METRICS
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.observability.metrics import SCORER_METRICS, Metric
@@ -26,20 +23,27 @@ _SETTINGS = """\
 
 {made}
 
-A setting is looked for in this order, and the first place that has it wins:
+A setting has these sources, in this order; the first one that sets it wins:
 
 1. the flag on the command line;
 2. the environment variable;
-3. the variable with `_FILE` at its end, which names a file to read it from (for secrets: the content is stripped);
+3. the variable with the suffix `_FILE`: the path of a file that contains the value (for secrets; leading and
+   trailing white space is removed);
 4. `stream-scorer.toml` in the working directory: `kafka.bootstrap` is `bootstrap` in the section `[kafka]`;
-5. for the three addresses: a local stack that is up in this directory (`stream-scorer stack up`);
+5. for the three addresses: a local stack that runs in this directory (`stream-scorer stack up`);
 6. the default.
 
 A variable that is set but empty counts as set. An unknown name in the file is an error (exit code 2), and so is a value
-of the wrong kind. `stream-scorer doctor` prints every value and where it came from; of an address it hides user,
-password and query.
+that has the wrong type or is out of bounds; the message names the setting, the value, its source and what is allowed.
+`stream-scorer doctor` prints every value with its source and bounds; in an address it hides user, password and query.
 
 {table}
+
+`scorer.watchdog_timeout_s` must be 0 or longer than `scorer.member_timeout_ms`.
+
+Names before a rename still work and log a warning:
+
+{former}
 
 Each command takes the flags of the settings it uses: `stream-scorer COMMAND --help`.
 """
@@ -65,19 +69,16 @@ Rules to start from are in `deploy/prometheus/alerts.yml`.
 
 def settings_document() -> str:
     """docs/settings.md."""
-    flags = {parameter.name: parameter.opts[0] for parameter in doctor.params if isinstance(parameter, click.Option)}
     rows = [
-        (
-            f"`{s.name}`",
-            f"`{s.variable}`",
-            f"`{flags[s.name.replace('.', '_')]}`",
-            _default(s),
-            s.help + (f" One of {', '.join(f'`{c}`' for c in s.choices)}." if s.choices else ""),
-        )
+        (f"`{s.name}`", f"`{s.variable}`", f"`{s.flag}`", _default(s), s.kind, s.allowed or "any", s.help)
         for s in CATALOGUE
     ]
-    table = _table(("setting", "variable", "flag", "default", "meaning"), rows)
-    return _SETTINGS.format(made=_MADE.format("stream_scorer/settings.py"), table=table)
+    table = _table(("setting", "variable", "flag", "default", "type", "allowed", "meaning"), rows)
+    former = _table(
+        ("deprecated", "deprecated flag", "use"),
+        [(f"`{s.formerly[0]}`", f"`{s.formerly[1]}`", f"`{s.name}`") for s in CATALOGUE if s.formerly],
+    )
+    return _SETTINGS.format(made=_MADE.format("stream_scorer/settings.py"), table=table, former=former)
 
 
 def metrics_document() -> str:
@@ -106,8 +107,8 @@ def build_requirements() -> str:
 
 def _default(setting: Setting) -> str:
     if callable(setting.default):
-        return "the machine's host name" if setting.name == "scorer.instance" else "found at start"
-    return f"`{setting.default}`" if setting.default != "" else "none"
+        return "the machine's host name" if setting.name == "scorer.instance" else "computed at start"
+    return f"`{setting.text(setting.default)}`" if setting.default != "" else "none"
 
 
 def _metric_table(metrics: Iterable[Metric]) -> str:

@@ -19,12 +19,15 @@ HIDDEN = "***"
 
 
 class SettingRow(msgspec.Struct, frozen=True):
-    """One setting as it may be shown."""
+    """One setting as it may be shown. `allowed` is empty if every text is allowed."""
 
     name: str
     value: str
     source: str
     variable: str
+    flag: str
+    default: str
+    allowed: str
     help: str
 
 
@@ -48,14 +51,23 @@ class _SkippedError(Exception):
 def setting_rows(settings: Settings) -> list[SettingRow]:
     """Every setting of the catalogue; passwords in addresses are hidden, other secrets whole."""
     return [
-        SettingRow(s.name, shown_value(s, settings[s.name]), settings.source(s.name), s.variable, s.help)
+        SettingRow(
+            s.name,
+            shown_value(s, settings[s.name]),
+            settings.source(s.name),
+            s.variable,
+            s.flag,
+            "" if callable(s.default) else s.text(s.default),
+            s.allowed,
+            s.help,
+        )
         for s in CATALOGUE
     ]
 
 
 def shown_value(setting: Setting, value: object) -> str:
     """The value as it may be printed. An address keeps its host and loses its user, password and query."""
-    text = str(value)
+    text = setting.text(value)
     if setting.name == "kafka.bootstrap" or "://" not in text:
         # Neither a list of brokers nor anything without a scheme has a place for a user.
         stray = "@" in text and setting.name in ("kafka.bootstrap", "topics.prefix", "scorer.group", "metrics.host")
@@ -117,7 +129,7 @@ def _redis(settings: Settings) -> str:
     from stream_scorer.state.redis_rows import RedisRowStore
 
     url = _wanted(settings, "redis.url")
-    client = connect_cluster(url) if settings["redis.cluster"] == "yes" else connect(url)
+    client = connect_cluster(url) if settings["redis.cluster"] else connect(url)
     try:
         ping(client, url)
         # A store over no partition: it asks the server for its policy as a scorer does, and writes nothing.

@@ -13,10 +13,10 @@ from stream_scorer.settings import CATALOGUE, Settings
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @with_settings(*(setting.name for setting in CATALOGUE))
 def doctor(settings: Settings, as_json: bool) -> int:
-    """Show every setting and where it came from, then check each part a scorer needs.
+    """Show every setting with its source and its allowed values, then check each part that a scorer needs.
 
-    Changes nothing, though the ensemble may arrive in the cache. What is not set is skipped. Exit code 0 when
-    everything that is set is fine, 1 when a check failed.
+    Changes nothing, except that a download may fill the model cache. Skips checks whose settings are not set. Exit code
+    0 if every check passes, 1 if one fails.
     """
     from stream_scorer.cli.checks import run_checks, setting_rows
     from stream_scorer.cli.topic_io import columns, quiet_client
@@ -28,7 +28,10 @@ def doctor(settings: Settings, as_json: bool) -> int:
         healthy = all(check.state != "failed" for check in found)
         click.echo(msgspec.json.encode({"ok": healthy, "settings": rows, "checks": found}).decode())
         return 0 if healthy else 1
-    table = [["setting", "value", "from"], *([row.name, row.value or "-", row.source] for row in rows)]
+    table = [
+        ["setting", "value", "from", "allowed"],
+        *([row.name, row.value or "-", row.source, row.allowed or "any text"] for row in rows),
+    ]
     for text in columns(table):
         click.echo(text)
     click.echo()

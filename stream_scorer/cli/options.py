@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -10,66 +11,82 @@ from typing import Any, TypeVar
 import click
 
 from stream_scorer.observability.logs import configure
-from stream_scorer.settings import CATALOGUE, Settings, load_settings
+from stream_scorer.settings import CATALOGUE, Setting, Settings, load_settings
 
+_log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
-
-# Flag of each setting; the rest of its name is what people type.
-_FLAGS = {
-    "kafka.bootstrap": "--bootstrap",
-    "redis.url": "--redis",
-    "redis.shards": "--shards",
-    "redis.cluster": "--redis-cluster",
-    "mlflow.url": "--mlflow",
-    "topics.prefix": "--topic-prefix",
-    "scorer.spec": "--spec",
-    "scorer.ensemble": "--ensemble",
-    "scorer.group": "--group",
-    "scorer.instance": "--instance",
-    "scorer.start": "--start",
-    "scorer.batch": "--batch",
-    "scorer.pace_ms": "--pace-ms",
-    "scorer.member_threads": "--member-threads",
-    "scorer.member_budget_ms": "--member-budget-ms",
-    "scorer.member_limit_s": "--member-limit-s",
-    "scorer.look_into_alerts": "--look-into-alerts",
-    "monitor.mode": "--mode",
-    "monitor.probation": "--probation",
-    "monitor.cooldown_s": "--cooldown-s",
-    "cache.dir": "--cache",
-    "metrics.host": "--metrics-host",
-    "metrics.port": "--metrics-port",
-    "logs.format": "--log-format",
-    "logs.level": "--log-level",
-}
 
 
 def with_settings(*names: str) -> Callable[[F], F]:
-    """Give a command the flags of the settings `names` (and the logs'), and resolved `settings` as first argument."""
+    """Give a command the flags of the settings `names` and of the logs, and `Settings` as its first argument.
+
+    Flags carry text: the catalogue checks values from every source in the same way.
+    """
     wanted = [s for s in CATALOGUE if s.name in names or s.name.startswith("logs.")]
 
     def decorate(command: F) -> F:
         @wraps(command)
         def call(**arguments: Any) -> Any:
-            flags = {s.name: arguments.pop(_parameter(s.name)) for s in wanted}
+            flags = {}
+            for setting in wanted:
+                for name in (setting.name, *_former_names(setting)):
+                    value = arguments.pop(_parameter(name))
+                    flags[name] = (",".join(value) or None) if isinstance(value, tuple) else value
             settings = resolve_settings(flags)
             configure(settings["logs.format"], settings["logs.level"])
+            for warning in settings.warnings:
+                _log.warning("%s", warning)
             return command(settings, **arguments)
 
         decorated: Any = call
         for setting in reversed(wanted):
-            kind = click.Choice(setting.choices) if setting.choices else (int if setting.kind is int else str)
-            decorated = click.option(
-                _FLAGS[setting.name], _parameter(setting.name), type=kind, default=None, help=setting.help
-            )(decorated)
+            for option in reversed(_options(setting)):
+                decorated = option(decorated)
         return decorated  # type: ignore[no-any-return]
 
     return decorate
 
 
 def resolve_settings(flags: Mapping[str, Any]) -> Settings:
-    """Settings of this folder, with `flags` above all; addresses set nowhere come from a local stack that is up."""
+    """The settings of this folder; `flags` win, and a running local stack supplies addresses that no source sets."""
     return load_settings(flags, stack_addresses=_stack_addresses)
+
+
+def _options(setting: Setting) -> list[Callable[[Any], Any]]:
+    options: list[Callable[[Any], Any]] = []
+    for name, flag in ((setting.name, setting.flag), *((setting.formerly,) if setting.formerly else ())):
+        hidden = name != setting.name
+        if "/" in flag:
+            options.append(click.option(flag, _parameter(name), default=None, help=setting.help, hidden=hidden))
+            continue
+        options.append(
+            click.option(
+                flag,
+                _parameter(name),
+                type=click.Choice(setting.choices) if setting.choices else str,
+                metavar=_metavar(setting),
+                multiple=setting.kind == "integers",
+                default=None,
+                help=f"{setting.help} {_bounds(setting)}".rstrip(),
+                hidden=hidden,
+            )
+        )
+    return options
+
+
+def _metavar(setting: Setting) -> str | None:
+    """The placeholder in the help text; click derives that of choices."""
+    if setting.choices:
+        return None
+    return {"text": "TEXT", "yes or no": "[yes|no]"}.get(setting.kind, "NUMBER")
+
+
+def _bounds(setting: Setting) -> str:
+    return f"[{setting.allowed}]" if setting.minimum is not None else ""
+
+
+def _former_names(setting: Setting) -> tuple[str, ...]:
+    return (setting.formerly[0],) if setting.formerly else ()
 
 
 def _parameter(name: str) -> str:

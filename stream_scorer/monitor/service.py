@@ -19,17 +19,16 @@ from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, Jo
 from stream_scorer.monitor.joiner_store import JoinerStore
 from stream_scorer.monitor.judge import Judge
 from stream_scorer.monitor.metrics import JOINED
-from stream_scorer.monitor.rates import DEFAULT_ASSUMPTIONS, Assumptions
+from stream_scorer.monitor.rates import Assumptions
 from stream_scorer.monitor.reference import ReferenceSource
 from stream_scorer.monitor.windows import WindowRules
 from stream_scorer.observability.health import HealthServer
 from stream_scorer.observability.metrics import Metrics
+from stream_scorer.settings import Settings
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.state.client import connect, ping
 from stream_scorer.state.counters import CounterStore
 
-# Counters outlive what can still change them, plus the longest outage to survive.
-OUTAGE_S = 7 * 86_400
 # A stop is asked for by SIGTERM and due within 10 s; the joiner ends its batch in milliseconds.
 JOIN_THREAD_S = 4.0
 COUNTS_EVERY_S = 1.0
@@ -39,23 +38,52 @@ _log = logging.getLogger("stream_scorer.monitor")
 
 @dataclass(frozen=True)
 class MonitorSettings:
-    """What a monitor needs to know beside the spec."""
+    """The settings of one monitor, apart from the spec. Times in seconds; `metrics_port` None: no server.
+
+    `joins` is true in exactly one monitor of a group; further ones only count windows.
+    """
 
     bootstrap: str
     redis: str
     state_dir: Path
-    topic_prefix: str = ""
-    group: str = "stream-scorer-monitor"
-    instance: str = "monitor-1"
-    namespace: str = ""
-    window_panes: tuple[int, ...] = (1, 24)
-    idle_s: float = 30.0
-    emit_every_s: float = 1.0
-    # One worker joins labels; more may count windows beside it.
-    joins: bool = True
-    metrics_host: str = "127.0.0.1"
-    metrics_port: int | None = None
-    assumed: Assumptions = DEFAULT_ASSUMPTIONS
+    topic_prefix: str
+    group: str
+    instance: str
+    namespace: str
+    window_panes: tuple[int, ...]
+    idle_s: float
+    emit_every_s: float
+    max_outage_s: int
+    joins: bool
+    metrics_host: str
+    metrics_port: int | None
+    assumed: Assumptions
+
+    @classmethod
+    def of(cls, settings: Settings) -> MonitorSettings:
+        """The monitor's part of `settings`. Raises `SettingsError` if an address is not set."""
+        port = settings["metrics.port"]
+        return cls(
+            bootstrap=settings.require("kafka.bootstrap"),
+            redis=settings.require("redis.url"),
+            state_dir=Path(settings["monitor.state_dir"]).expanduser(),
+            topic_prefix=settings["topics.prefix"],
+            group=settings["monitor.group"],
+            instance=settings["monitor.instance"],
+            namespace=settings["monitor.namespace"],
+            window_panes=tuple(sorted({1, *settings["monitor.windows"]})),
+            idle_s=settings["monitor.idle_after_s"],
+            emit_every_s=settings["monitor.emit_every_s"],
+            max_outage_s=settings["monitor.max_outage_s"],
+            joins=settings["monitor.joiner"],
+            metrics_host=settings["metrics.host"],
+            metrics_port=port if port >= 0 else None,
+            assumed=Assumptions(
+                settings["monitor.unreported_cap"],
+                settings["monitor.reviewer_miss"],
+                settings["monitor.reviewer_false"],
+            ),
+        )
 
 
 def run_monitor(
@@ -97,7 +125,8 @@ def run_monitor(
     )
     # With the topic's id in it, a topic that is created anew is counted anew.
     namespace = settings.namespace or f"stream-scorer:{settings.group}:{admin.topic_id(topics.score_summaries)}"
-    ttl_s = (2 * rules.horizon_ms + rules.allowed_lateness_ms) // 1000 + OUTAGE_S
+    # Counters outlive every record that can still change them, plus the longest outage to survive.
+    ttl_s = (2 * rules.horizon_ms + rules.allowed_lateness_ms) // 1000 + settings.max_outage_s
     store = CounterStore(client, namespace, ttl_s=ttl_s)
     partitions = range(counts[topics.score_summaries])
     judge = Judge(

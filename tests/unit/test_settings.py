@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import SettingsError
-from stream_scorer.settings import CATALOGUE, SETTINGS_FILE, load_settings
+from stream_scorer.settings import CATALOGUE, SETTINGS_FILE, Setting, Settings, load_settings
 
 NAME = "kafka.bootstrap"
 VARIABLE = "STREAM_SCORER_KAFKA_BOOTSTRAP"
@@ -76,18 +81,114 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "message"),
     [
-        ("STREAM_SCORER_SCORER_BATCH", "many", "is not a number"),
-        ("STREAM_SCORER_SCORER_START", "middle", "one of earliest, latest"),
+        ("STREAM_SCORER_SCORER_BATCH", "many", "must be an integer"),
+        ("STREAM_SCORER_SCORER_BATCH", "7.5", "must be an integer"),
+        ("STREAM_SCORER_MONITOR_IDLE_AFTER_S", "soon", "must be a number"),
+        ("STREAM_SCORER_MONITOR_IDLE_AFTER_S", "nan", "must be 0.1 to 86400 s"),
+        ("STREAM_SCORER_MONITOR_WINDOWS", "1,,24", "must be an integer"),
+        ("STREAM_SCORER_MONITOR_WINDOWS", "1,2000", "must be 1 to 1024 panes each"),
+        ("STREAM_SCORER_REDIS_CLUSTER", "perhaps", "must be yes or no"),
+        ("STREAM_SCORER_SCORER_START", "middle", "must be one of earliest, latest"),
     ],
 )
-def test_a_value_that_does_not_parse_names_its_setting_and_source(
-    tmp_path: Path, variable: str, value: str, told: str
+def test_a_value_that_does_not_parse_names_its_setting_value_and_source(
+    tmp_path: Path, variable: str, value: str, message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=told) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         load_settings({}, environment={variable: value}, directory=tmp_path)
-    assert variable in str(caught.value)
+    setting = next(s for s in CATALOGUE if s.variable == variable)
+    assert str(caught.value).startswith(f"{setting.name} = {value!r} (from {variable}) must be ")
+
+
+NUMBERS = [s for s in CATALOGUE if s.kind in ("integer", "number", "integers")]
+
+
+@pytest.mark.parametrize("setting", NUMBERS, ids=lambda s: s.name)
+def test_every_number_has_bounds_that_it_enforces(tmp_path: Path, setting: Setting) -> None:
+    assert setting.minimum is not None
+    assert setting.maximum is not None
+    step = 1 if setting.kind != "number" else 0.01
+    # A pair of bounds may contradict the default of another setting: rules are tested on their own.
+    for inside in (setting.minimum, setting.maximum):
+        assert setting.parse(f"{inside:.10g}") is not None
+    for outside in (setting.minimum - step, setting.maximum + step):
+        with pytest.raises(SettingsError) as caught:
+            load_settings({setting.name: f"{outside:.10g}"}, environment={}, directory=tmp_path)
+        assert str(caught.value) == f"{setting.name} = '{outside:.10g}' (from flag) must be {setting.allowed}"
+
+
+def test_every_setting_is_documented_typed_and_has_a_valid_default() -> None:
+    for setting in CATALOGUE:
+        assert setting.help.endswith("."), setting.name
+        default = setting.default() if callable(setting.default) else setting.default
+        assert setting.parse(default) == setting.parse(setting.text(default)) == default, setting.name
+
+
+def test_the_watchdog_waits_longer_than_a_member_may_take(tmp_path: Path) -> None:
+    flags = {"scorer.watchdog_timeout_s": 2}
+    environment = {"STREAM_SCORER_SCORER_MEMBER_TIMEOUT_MS": "2000"}
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags, environment=environment, directory=tmp_path)
+    assert "scorer.watchdog_timeout_s = 2 (from flag)" in str(caught.value)
+    assert "scorer.member_timeout_ms = 2000 (from STREAM_SCORER_SCORER_MEMBER_TIMEOUT_MS)" in str(caught.value)
+    for watchdog_s in (0, 3):
+        load_settings({"scorer.watchdog_timeout_s": watchdog_s}, environment=environment, directory=tmp_path)
+
+
+def test_a_former_name_works_in_every_source_with_a_warning(tmp_path: Path) -> None:
+    former, present = "scorer.look_into_alerts", "scorer.explain_alerts"
+    (tmp_path / SETTINGS_FILE).write_text("[scorer]\nlook_into_alerts = 1\n")
+
+    def load(flags: dict[str, Any], environment: dict[str, str]) -> tuple[int, tuple[str, ...]]:
+        settings = load_settings(flags, environment=environment, directory=tmp_path)
+        return settings[present], settings.warnings
+
+    value, (warning,) = load({}, {})
+    assert value == 1
+    assert f"{former} in {SETTINGS_FILE} is deprecated: use {present}" in warning
+    value, (warning,) = load({}, {"STREAM_SCORER_SCORER_LOOK_INTO_ALERTS": "2"})
+    assert value == 2
+    assert "STREAM_SCORER_SCORER_LOOK_INTO_ALERTS is deprecated: use STREAM_SCORER_SCORER_EXPLAIN_ALERTS" in warning
+    value, (warning,) = load({former: "3"}, {"STREAM_SCORER_SCORER_EXPLAIN_ALERTS": "4"})
+    assert value == 3
+    assert "--look-into-alerts is deprecated: use --explain-alerts" in warning
+    # In one source, the present name wins; nothing needs a warning.
+    assert load({former: "3", present: "5"}, {}) == (5, ())
+
+
+def test_the_flags_of_a_command_reach_the_catalogue() -> None:
+    found = {}
+
+    @click.command()
+    @with_settings("scorer.explain_alerts", "monitor.windows", "monitor.joiner", "scorer.start")
+    def command(settings: Settings) -> None:
+        found.update({name: settings[name] for name in ("scorer.explain_alerts", "monitor.windows", "monitor.joiner")})
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        done = CliRunner().invoke(
+            command, ["--look-into-alerts", "2", "--window", "3", "--window", "4,5", "--no-joiner"]
+        )
+        assert done.exit_code == 0, done.output
+        assert found == {"scorer.explain_alerts": 2, "monitor.windows": (3, 4, 5), "monitor.joiner": False}
+        assert "--look-into-alerts is deprecated" in done.stderr
+        refused = CliRunner().invoke(command, ["--window", "0"])
+        assert isinstance(refused.exception, SettingsError)
+        assert "--look-into-alerts" not in CliRunner().invoke(command, ["--help"]).output
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def test_the_document_lists_the_catalogue() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    for setting in CATALOGUE:
+        row = next(line for line in document.splitlines() if line.startswith(f"| `{setting.name}` |"))
+        for part in (setting.variable, setting.flag, setting.kind, setting.allowed, setting.help):
+            assert part in row, setting.name
 
 
 def test_a_secret_file_that_is_not_there_is_named(tmp_path: Path) -> None:
