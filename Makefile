@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEPTRY := NO_COLOR=1 $(BIN)/deptry
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: help setup demo test check format lint types imports unit integration property prove bench schemas schemas-check \
@@ -47,8 +48,10 @@ lint: setup  ## Lint
 types: setup  ## Strict type checks
 	@$(BIN)/mypy
 
-imports: setup  ## Layer rules
+imports: setup  ## Layer rules, and no import that pyproject.toml does not declare
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(DEPTRY) stream_scorer
+	@$(DEPTRY) proofs tests tools examples --ignore DEP002,DEP004
 
 unit: setup  ## Unit tests (seconds, no services)
 	@$(PYTEST) tests/unit tests/contract

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from contextlib import AbstractContextManager
-from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
@@ -74,7 +73,9 @@ def train_neural(x: NDArray[np.float64], y: NDArray[np.bool_], seed: int) -> byt
 
 def _one_thread() -> AbstractContextManager[Any]:
     """BLAS on one thread: on several, sums and so weights depend on how many there are."""
-    return cast("AbstractContextManager[Any]", import_module("threadpoolctl").threadpool_limits(1))
+    from threadpoolctl import threadpool_limits
+
+    return cast("AbstractContextManager[Any]", threadpool_limits(1))
 
 
 def _checked(dense: Dense, model: Any, x: NDArray[np.float64]) -> bytes:
