@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DEPTRY := NO_COLOR=1 $(BIN)/deptry
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help setup demo test check format lint types imports unit integration property prove bench schemas schemas-check \
+.PHONY: help setup demo test check format lint types imports unit integration property prove prove-all bench schemas schemas-check \
         lock lock-check stack-up stack-down clean
 
 help:  ## Show this list
@@ -65,6 +65,9 @@ integration: setup  ## Tests on a real Kafka, Redis and MLflow
 prove: setup  ## Prove one promise: make prove P=<slug> [SEED=1 N=... BREAK=1]
 	@test -n "$(P)" || { $(BIN)/python -m proofs --list; exit 2; }
 	@SEED="$(SEED)" N="$(N)" BREAK="$(BREAK)" $(BIN)/python -m proofs "$(P)"
+
+prove-all: setup  ## Run all proofs, one line each: make prove-all [ONLY=a,b SKIP=c,d SEED=1 N=...] (hours; see docs/proofs.md)
+	@SEED="$(SEED)" N="$(N)" $(BIN)/python -m proofs --all --only "$(ONLY)" --skip "$(SKIP)"
 
 bench: setup  ## Throughput, latency and cost against the passthrough limit (about 6 minutes; run nothing else beside it)
 	@$(BIN)/stream-scorer bench

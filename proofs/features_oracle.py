@@ -43,9 +43,7 @@ def run(context: Context) -> Result:
     """See the module."""
     days = context.n or DAYS
     result = Result()
-    path = data_file()
-    assert path.is_file(), f"no Handbook data at {path}: set STREAM_SCORER_HANDBOOK (see examples/handbook/README.md)"
-    data = read(path, days=FIRST + days)
+    data = read(data_file(), days=FIRST + days)
     ensemble = _train(context, data)
     with services("kafka", "redis") as (_stack, at):
         served = _serve(context, result, at, ensemble, data, days)

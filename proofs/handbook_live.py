@@ -33,7 +33,19 @@ from examples.handbook.load import (
     read,
     records,
 )
-from proofs.kit import ROOT, Context, Result, Scorer, log_ends, publish, read_topic, services, wait_drained, wait_until
+from proofs.kit import (
+    ROOT,
+    Context,
+    DataMissing,
+    Result,
+    Scorer,
+    log_ends,
+    publish,
+    read_topic,
+    services,
+    wait_drained,
+    wait_until,
+)
 from stream_scorer.features.history import History, build_features
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Contribution, Score
@@ -53,17 +65,18 @@ WARM_TIMEOUT_S, DAY_TIMEOUT_S = 900, 180
 
 
 def data_file() -> Path:
-    """Where the Handbook's transactions are; may not exist."""
-    return Path(os.environ.get("STREAM_SCORER_HANDBOOK") or ROOT / ".." / "shared" / "data" / DATA_NAME)
+    """Where the Handbook's transactions are. Raises DataMissing."""
+    path = Path(os.environ.get("STREAM_SCORER_HANDBOOK") or ROOT / ".." / "shared" / "data" / DATA_NAME)
+    if not path.is_file():
+        raise DataMissing(f"no Handbook data at {path}: set STREAM_SCORER_HANDBOOK (see examples/handbook/README.md)")
+    return path
 
 
 def run(context: Context) -> Result:
     """See the module."""
     days = context.n or TEST_DAYS
     result = Result()
-    path = data_file()
-    assert path.is_file(), f"no Handbook data at {path}: set STREAM_SCORER_HANDBOOK (see examples/handbook/README.md)"
-    data = read(path, days=TEST_FROM + days)
+    data = read(data_file(), days=TEST_FROM + days)
     checked = load_spec(SPEC)
     started = time.monotonic()
     offline = offline_features(checked, data)

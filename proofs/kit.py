@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,25 @@ from typing import Any
 import msgspec
 import numpy as np
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
 
 from stream_scorer.bench.material import CARDS_SPEC, train_cards_ensemble
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Manifest, read_manifest
-from stream_scorer.kafka.config import consumer_config
+from stream_scorer.kafka.config import client_config, consumer_config
 from stream_scorer.kafka.load import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.stack import LocalStack, StackAddresses
+from stream_scorer.state.client import connect
 
 ROOT = Path(__file__).resolve().parent.parent
 PARENT_DEATH = ROOT / "stream_scorer" / "stack" / "parent_death.py"
 WORK = ROOT / ".stream-scorer"
+# Environment variable: addresses of services to share, as a JSON object by service.
+SHARED_STACK = "PROOF_SHARED_STACK"
+EMPTY_TIMEOUT_S = 90
 
 
 @dataclass(slots=True)
@@ -66,6 +72,12 @@ class Result:
         self.check(f"{name} >= {minimum:g}", value >= minimum)
 
 
+class DataMissing(Exception):
+    """A proof cannot run here because data that are not part of the project are absent. It neither holds nor fails."""
+
+    EXIT_CODE = 77
+
+
 def say(text: str) -> None:
     """Progress on stderr."""
     print(f"  {text}", file=sys.stderr, flush=True)
@@ -73,11 +85,57 @@ def say(text: str) -> None:
 
 @contextmanager
 def services(*names: str, partitions: int = 4) -> Iterator[tuple[LocalStack, StackAddresses]]:
-    """A fresh stack of real parts, its topics created; everything ends with the block."""
-    with LocalStack(services=names or ("kafka", "redis")) as stack:
+    """A fresh stack of real parts, its topics created; everything ends with the block.
+
+    `make prove-all` offers some proofs services that other proofs have used. They are emptied first, and go on running
+    after the block; the stack that is given then is not started and cannot stop or restart them.
+    """
+    names = names or ("kafka", "redis")
+    offered = json.loads(os.environ.get(SHARED_STACK) or "{}")
+    if set(names) <= offered.keys():
+        at = StackAddresses(**{name: offered[name] for name in names})
+        _empty(at)
+        if at.kafka:
+            TopicAdmin(at.kafka).create_all(Topics(), partitions)
+        yield LocalStack(services=names), at
+        return
+    with LocalStack(services=names) as stack:
         if stack.addresses.kafka:
             TopicAdmin(stack.addresses.kafka).create_all(Topics(), partitions)
         yield stack, stack.addresses
+
+
+def _empty(at: StackAddresses) -> None:
+    """Delete all topics, consumer groups, keys and registered models."""
+    if at.kafka:
+        admin = AdminClient(client_config(at.kafka, "proof-admin"))
+        # Members that were killed stay in their group until their session ends.
+        wait_until("consumer groups are deleted", lambda: _no_groups(admin), EMPTY_TIMEOUT_S)
+        wait_until("topics are deleted", lambda: _no_topics(admin), EMPTY_TIMEOUT_S)
+    if at.redis:
+        connect(at.redis).flushall()
+    if at.mlflow:
+        from mlflow import MlflowClient
+
+        registry = MlflowClient(at.mlflow, at.mlflow)
+        for model in registry.search_registered_models():
+            registry.delete_registered_model(model.name)
+
+
+def _no_groups(admin: AdminClient) -> bool:
+    groups = [group.group_id for group in admin.list_consumer_groups(request_timeout=10).result().valid]
+    for deleted in (admin.delete_consumer_groups(groups, request_timeout=10) if groups else {}).values():
+        with suppress(KafkaException):  # looked at again
+            deleted.result()
+    return not groups
+
+
+def _no_topics(admin: AdminClient) -> bool:
+    topics = [name for name in admin.list_topics(timeout=10).topics if not name.startswith("__")]
+    for deleted in (admin.delete_topics(topics, request_timeout=10) if topics else {}).values():
+        with suppress(KafkaException):
+            deleted.result()
+    return not topics
 
 
 def cards() -> CheckedSpec:

@@ -1,0 +1,127 @@
+"""The catalogue of proofs: what each one shows, how long it takes, and which services it shares with others."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+KAFKA_REDIS = ("kafka", "redis")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One proof.
+
+    Args:
+        title: what it shows, in one line.
+        seconds: measured on 2 cores; `make prove-all` runs short proofs first and stops one that takes many times as
+            long.
+        shares: services that it uses of a stack that other proofs used before; `kit.services` empties them first.
+        own: why it starts services of its own instead, or what else sets it apart. Such proofs run after the others.
+        recurses: it runs this project's own tests; such proofs run last.
+    """
+
+    title: str
+    seconds: int
+    shares: tuple[str, ...] = ()
+    own: str = ""
+    recurses: bool = False
+
+
+PROOFS = {
+    "fresh-clone": Proof(
+        "a fresh clone runs make demo and make test twice and leaves no process",
+        1_080,
+        own="runs make demo and make test, which start their own services",
+        recurses=True,
+    ),
+    "kill-once": Proof(
+        "every input has one output whatever is killed; features count each event id once",
+        60,
+        own="kills scorers and leaves their transactions open",
+    ),
+    "garbage": Proof("bad input is dead-lettered with code and path, the rest is scored", 60, KAFKA_REDIS),
+    "additive": Proof(
+        "contributions add up to z, z gives the score, members equal their own libraries", 60, KAFKA_REDIS
+    ),
+    "additivity": Proof("every combiner: contributions equal Shapley values by enumeration and add up to z", 60),
+    "member-faults": Proof(
+        "a member that fails, hangs or holds the lock costs its own part of scores and no more",
+        60,
+        own="a scorer that hangs is killed and leaves its group without notice",
+    ),
+    "swap-under-load": Proof(
+        "versions come and go under load: nothing lost, doubled or mixed; what each command took",
+        60,
+        own="measures latency under load",
+    ),
+    "control-race": Proof(
+        "people and a monitor command at once, scorers die and start: one history, one state", 60, own="kills scorers"
+    ),
+    "incident": Proof(
+        "a minor update of one member raises alerts: the monitor sees it, names it and rolls it back",
+        60,
+        own="kills the monitor, and measures under load",
+    ),
+    "sticky": Proof("an entity keeps its arm in every process and while the share grows", 60),
+    "hostile-artifacts": Proof(
+        "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 60
+    ),
+    "members-bench": Proof(
+        "the scoring stage beside its members' bare predictions", 60, own="measures speed; needs no services"
+    ),
+    "usage": Proof(
+        "wrong usage gives one readable message and the exit code of the contract", 60, ("kafka", "redis", "mlflow")
+    ),
+    "verify": Proof(
+        "published scores equal a recomputation from their records; what is altered is found", 60, KAFKA_REDIS
+    ),
+    "replay-thin": Proof(
+        "a replay gives the scores and contributions that were served, and touches nothing live", 300, KAFKA_REDIS
+    ),
+    "monitor-thin": Proof(
+        "windows equal an offline recomputation; FPR bounds contain the hidden truth",
+        60,
+        own="kills scorer and monitor with a transaction open",
+    ),
+    "handbook-live": Proof(
+        "quality on the Fraud Detection Handbook's transactions, by the live path", 300, KAFKA_REDIS
+    ),
+    "features-oracle": Proof(
+        "served features equal a brute-force recomputation on 21 days of the Handbook", 300, KAFKA_REDIS
+    ),
+    "features-crash": Proof(
+        "rows and features equal the log after 1,000 crashes in memory and 50 kill -9 on real parts",
+        300,
+        own="kills scorers and leaves their transactions open",
+    ),
+    "features-flush": Proof(
+        "lost features are noticed, and rebuilt beside live scoring", 300, own="flushes Redis under live traffic"
+    ),
+    "features-batch": Proof("the same feature bytes at 1, 7, 256 and 1,024 a batch", 60, KAFKA_REDIS),
+    "features-property": Proof("every aggregate equals a naive recomputation, whatever is odd about the events", 60),
+    "features-hotkey": Proof(
+        "one terminal with a tenth of the traffic costs little more and errs within the bound",
+        300,
+        own="measures the CPU time of Redis",
+    ),
+    "features-retire": Proof("rows that nobody will read again go, and no feature changes for it", 60, ("redis",)),
+    "features-alignment": Proof(
+        "a backlog drains side by side in event time, and terminals are not under-counted", 60, KAFKA_REDIS
+    ),
+    "features-own-data": Proof("two data sets of one's own run from CSV to scores", 60, KAFKA_REDIS),
+    "features-bench": Proof(
+        "what the feature path costs, by part, by length of rows and number of entities",
+        300,
+        own="measures the CPU time of Redis",
+    ),
+    "bench": Proof(
+        "throughput and latency against the passthrough limit and a per-event loop", 360, own="measures speed"
+    ),
+}
+
+
+def module_of(slug: str) -> ModuleType:
+    """The module of a proof; its ``run(context)`` is the proof."""
+    return importlib.import_module(f"proofs.{slug.replace('-', '_')}")
