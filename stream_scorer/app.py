@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from stream_scorer.clock import SystemClock
-from stream_scorer.control.follower import Follower
+from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.watch import Watch
 from stream_scorer.ensemble.attribution import Explainer
@@ -24,7 +24,7 @@ from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.rows import LAYOUT_VERSION
-from stream_scorer.kafka.control_log import ControlLog, Notes
+from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
@@ -159,19 +159,17 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
             ensemble.insight = Explainer(folder, ensemble.manifest)
         return ensemble
 
-    bootstrap, instance = settings["kafka.bootstrap"], settings["scorer.instance"]
+    bootstrap = settings["kafka.bootstrap"]
     TopicAdmin(bootstrap).require(topics.control_topics())
-    notes = Notes(bootstrap)
+    writer = RecordWriter(bootstrap)
     return Follower(
+        ScorerIdentity(name, settings["scorer.instance"], settings["scorer.group"]),
         ControlLog(bootstrap, topics.control),
-        name,
         first,
         load,
-        lambda topic, key, value: notes.put(getattr(topics, topic), key, value),
+        lambda topic, key, value: writer.write(getattr(topics, topic), key, value),
         SystemClock(),
         metrics,
-        instance=instance,
-        group=settings["scorer.group"],
     )
 
 

@@ -1,4 +1,4 @@
-"""The control topic and what is derived from it: topics of one partition, read whole, and written record by record."""
+"""The control topic and the topics derived from it: one partition each, read whole, written record by record."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from stream_scorer.kafka.config import consumer_config, producer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 
 TIMEOUT_S = 10.0
-_MOST = 1_000
+_MAX_RECORDS = 1_000
 _PAUSE_S = 0.1
-# Passing troubles of a broker: reading goes on by itself.
-_PASSING = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
+# Transient errors of a broker: librdkafka reconnects by itself.
+_TRANSIENT = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
 
 
 class LogRecord(NamedTuple):
@@ -28,35 +28,35 @@ class LogRecord(NamedTuple):
 
 
 class ControlLog:
-    """Reads a topic of one partition from its start, and appends to it. Reading is for one thread at a time."""
+    """Reads a topic of one partition from its start, and appends to it. One thread at a time may read."""
 
     def __init__(self, bootstrap: str, topic: str) -> None:
         self._bootstrap = bootstrap
         self._topic = topic
-        self._place = TopicPartition(topic, 0, 0)
+        self._source = TopicPartition(topic, 0, 0)
         self._consumer = Consumer(consumer_config(bootstrap, "stream-scorer-control", "stream-scorer-control-reader"))
-        self._consumer.assign([self._place])
-        self._notes = Notes(bootstrap)
+        self._consumer.assign([self._source])
+        self._writer = RecordWriter(bootstrap)
 
     def end(self) -> int:
         """The offset after the last record. Raises `BrokerUnavailable`."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:
-                return self._consumer.get_watermark_offsets(self._place, TIMEOUT_S)[1]
+                return self._consumer.get_watermark_offsets(self._source, TIMEOUT_S)[1]
             except KafkaException as failure:
                 error = kafka_error(failure)
-                # A topic made a moment ago has no leader yet, and after a broker's restart none for a while.
-                passing = error.retriable() or error.code() in (*_PASSING, KafkaError.NOT_LEADER_FOR_PARTITION)
-                if not passing or time.monotonic() > deadline:
+                # A new topic has no leader for a moment, and after a restart of the broker for longer.
+                transient = error.retriable() or error.code() in (*_TRANSIENT, KafkaError.NOT_LEADER_FOR_PARTITION)
+                if not transient or time.monotonic() > deadline:
                     raise as_domain_error(error, f"look up topic {self._topic}", self._bootstrap) from failure
                 time.sleep(_PAUSE_S)
 
     def read(self, wait_s: float) -> list[LogRecord]:
-        """The next records, after at most `wait_s`; none if there are none."""
+        """The next records; waits at most `wait_s` for the first one and returns an empty list if none arrives."""
         messages = self._consumer.consume(1, wait_s)
         if messages:
-            messages += self._consumer.consume(_MOST - 1, 0)
+            messages += self._consumer.consume(_MAX_RECORDS - 1, 0)
         out = []
         for message in messages:
             error = message.error()
@@ -65,22 +65,26 @@ class ControlLog:
                 out.append(
                     LogRecord(cast(int, message.offset()), (key or b"").decode(errors="replace"), message.value())
                 )
-            elif error.code() not in _PASSING and not error.retriable():
+            elif error.code() not in _TRANSIENT and not error.retriable():
                 raise as_domain_error(error, f"read {self._topic}", self._bootstrap)
         return out
 
     def append(self, key: str, value: bytes) -> int:
-        """Append a record and answer its offset. Raises `BrokerUnavailable`: then nobody knows whether it is there."""
-        return self._notes.put(self._topic, key, value)
+        """Append a record and return its offset.
+
+        Raises:
+            BrokerUnavailable: the broker does not confirm the record. It may or may not be in the log.
+        """
+        return self._writer.write(self._topic, key, value)
 
     def close(self) -> None:
-        """Let go of the broker."""
+        """Close the connections to the broker."""
         self._consumer.close()
-        self._notes.close()
+        self._writer.close()
 
 
-class Notes:
-    """Records put one by one, each waited for, each on partition 0."""
+class RecordWriter:
+    """Writes records one by one to partition 0 and waits for the confirmation of each."""
 
     def __init__(self, bootstrap: str) -> None:
         self._bootstrap = bootstrap
@@ -89,23 +93,31 @@ class Notes:
             | {"linger.ms": 0, "message.timeout.ms": int(TIMEOUT_S * 1_000)}
         )
 
-    def put(self, topic: str, key: str, value: bytes | None) -> int:
-        """Put one record and answer its offset. Raises `BrokerUnavailable`."""
-        done, told = threading.Event(), []
+    def write(self, topic: str, key: str, value: bytes | None) -> int:
+        """Write one record and return its offset.
+
+        Raises:
+            BrokerUnavailable: the broker does not confirm the record within `TIMEOUT_S`.
+            StreamScorerError: the broker or the client refuses the record.
+        """
+        done, results = threading.Event(), []
 
         def delivered(error: KafkaError | None, message: Message) -> None:
-            told.append((error, message.offset()))
+            results.append((error, message.offset()))
             done.set()
 
-        self._producer.produce(topic, key=key.encode(), value=value, partition=0, on_delivery=delivered)
+        try:
+            self._producer.produce(topic, key=key.encode(), value=value, partition=0, on_delivery=delivered)
+        except KafkaException as failure:  # for example, a record that is too large
+            raise as_domain_error(kafka_error(failure), f"write to {topic}", self._bootstrap) from failure
         self._producer.flush(TIMEOUT_S + 1)
         if not done.is_set():
             raise BrokerUnavailable(f"the broker at {self._bootstrap} does not confirm a record on {topic}")
-        error, offset = told[0]
+        error, offset = results[0]
         if error is not None:
             raise as_domain_error(error, f"write to {topic}", self._bootstrap)
         return cast(int, offset)
 
     def close(self) -> None:
-        """Nothing is left to send: every record was waited for."""
+        """Close the producer. Nothing is left to send, as every write waits for its confirmation."""
         self._producer.flush(0)

@@ -95,6 +95,11 @@ CONTROL_PROBLEM = Metric(
     "gauge", "stream_scorer_control_problem", "1 while something that control asks for is refused."
 )
 CONTROL_REFUSED = Metric("counter", "stream_scorer_control_refused_total", "Commands on control that do not count.")
+CONTROL_UNPUBLISHED = Metric(
+    "gauge",
+    "stream_scorer_control_unpublished_records",
+    "Records of this scorer for serving-state, scorer-status and audit that the broker has not confirmed yet.",
+)
 
 SCORER_METRICS: tuple[Metric, ...] = (
     TRANSACTIONS,
@@ -120,6 +125,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     CONTROL_OFFSET,
     CONTROL_PROBLEM,
     CONTROL_REFUSED,
+    CONTROL_UNPUBLISHED,
 )
 
 

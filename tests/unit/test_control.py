@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from stream_scorer.control.commands import submit
-from stream_scorer.control.follower import Follower
+from stream_scorer.control.follower import Follower, ScorerIdentity
+from stream_scorer.control.outbox import MAX_BACKOFF_S, MAX_WAITING, Outbox
 from stream_scorer.control.state import MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.errors import ArtifactError, StreamScorerError
+from stream_scorer.errors import ArtifactError, BrokerUnavailable, StreamScorerError
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import AuditRecord, Command, DisabledMember, ScorerStatus, ServedVersion, ServingState
 from tests.support.control import MemoryControlLog
@@ -170,6 +172,13 @@ class Scorer:
             "audit": deque(),
         }
 
+        self.unwritable: set[str] = set()
+
+        def put(topic: str, _key: str, value: bytes | None) -> None:
+            if topic in self.unwritable:
+                raise BrokerUnavailable(f"{topic} has no leader")
+            self.said[topic].append(value)
+
         def load(version: ServedVersion) -> Ensemble:
             self.loads.append(version.version)
             if version.version in self.broken:
@@ -177,15 +186,13 @@ class Scorer:
             return ensembles[version.version]
 
         self.follower = Follower(
+            ScorerIdentity("cards", name, "g"),
             MemoryControlLog(records),
-            "cards",
             lambda: ONE,
             load,
-            lambda topic, _key, value: self.said[topic].append(value),
+            put,
             FixedClock(),
             Metrics(),
-            instance=name,
-            group="g",
         )
 
     @property
@@ -315,3 +322,127 @@ def test_a_library_that_fails_in_its_own_way_is_a_refusal_and_following_goes_on(
         assert order("promote", version=TWO).in_play == ["2", "1"]
     finally:
         scorer.follower.close()
+
+
+@pytest.mark.parametrize("topic", ["serving_state", "scorer_status", "audit"])
+def test_a_failed_publication_is_retried_and_the_loaded_version_serves(
+    ensembles: dict[str, Ensemble], topic: str
+) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+    scorer.follower.start()
+
+    def serves(version: str) -> bool:
+        return eventually(lambda: scorer.follower.lineup.champion.version == version)
+
+    def promote(version: ServedVersion) -> None:
+        fields = {"ensemble": "cards", "who": "ann", "why": "so", "at": 1, "expected_offset": len(records)}
+        records.append(msgspec.json.encode(Command(action="promote", version=version, **fields)))  # type: ignore[arg-type]
+
+    try:
+        scorer.unwritable = {topic}
+        promote(TWO)
+        assert serves("2")
+        promote(THREE)
+        assert serves("3")
+        assert scorer.loads == ["1", "2", "3"]  # none is loaded again because a record about it was not written
+        scorer.unwritable = set()
+        assert scorer.until(2).problem == ""
+        assert eventually(lambda: newest(scorer, "serving_state", ServingState).champion == THREE)
+        assert eventually(lambda: len(scorer.said["audit"]) == 3)
+    finally:
+        scorer.follower.close()
+    audit = [msgspec.json.decode(value or b"", type=AuditRecord) for value in scorer.said["audit"]]
+    assert [(record.version, record.refused) for record in audit] == [("1", ""), ("2", ""), ("3", "")]
+
+
+def newest(scorer: Scorer, topic: str, kind: type[ServingState]) -> ServingState:
+    return msgspec.json.decode(scorer.said[topic][-1] or b"", type=kind)
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return holds()
+
+
+class StepClock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def now_ms(self) -> int:
+        return int(self.now * 1_000)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Broker:
+    """Takes records, except on topics that are down."""
+
+    def __init__(self) -> None:
+        self.down: set[str] = set()
+        self.attempts = 0
+        self.records: list[tuple[str, str, bytes | None]] = []
+
+    def publish(self, topic: str, key: str, value: bytes | None) -> None:
+        self.attempts += 1
+        if topic in self.down:
+            raise BrokerUnavailable(f"{topic} is down")
+        self.records.append((topic, key, value))
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+def test_an_outbox_keeps_the_newest_value_of_a_key_and_every_record_of_a_log_in_order(broker: Broker) -> None:
+    clock = StepClock()
+    outbox = Outbox(broker.publish, clock)
+    broker.down = {"status", "log"}
+    for i in range(3):
+        outbox.replace("status", "a", b"%d" % i)
+        outbox.append("log", "a", b"%d" % i)
+        outbox.replace("status", "b", b"only")
+        outbox.flush()
+        clock.now += 60
+    assert outbox.waiting == 5
+    broker.down = set()
+    outbox.flush()
+    assert outbox.waiting == 0
+    assert [record for record in broker.records if record[0] == "status"] == [
+        ("status", "a", b"2"), ("status", "b", b"only")
+    ]  # fmt: skip
+    assert [value for topic, _, value in broker.records if topic == "log"] == [b"0", b"1", b"2"]
+
+
+def test_an_outbox_backs_off_per_topic_within_a_bound(broker: Broker) -> None:
+    clock = StepClock()
+    outbox = Outbox(broker.publish, clock)
+    broker.down = {"log"}
+    outbox.append("log", "a", b"1")
+    outbox.replace("status", "a", b"1")
+    for _ in range(2 * 3_600):
+        outbox.flush()
+        clock.now += 0.5
+    assert broker.records == [("status", "a", b"1")]  # a topic that is down does not hold up another one
+    assert 3_600 / MAX_BACKOFF_S - 5 < broker.attempts < 3_600 / MAX_BACKOFF_S + 15
+    broker.down = set()
+    clock.now += MAX_BACKOFF_S
+    outbox.flush()
+    assert broker.records[-1] == ("log", "a", b"1")
+
+
+def test_an_outbox_is_bounded_and_ends_with_the_deletion_first(broker: Broker) -> None:
+    outbox = Outbox(broker.publish, StepClock())
+    broker.down = {"log"}
+    for i in range(MAX_WAITING + 5):
+        outbox.append("log", "a", b"%d" % i)
+    assert outbox.waiting == MAX_WAITING
+    outbox.replace("status", "a", b"1")
+    outbox.flush()
+    outbox.close("status", "a")
+    assert broker.records == [("status", "a", None)]
+    assert broker.attempts == 3  # one failure, the deletion, one last attempt
