@@ -31,7 +31,7 @@ demo: setup  ## The whole story on real parts: training, live traffic, an update
 
 test: setup  ## Everything CI runs: format, lint, types, import rules, locks, unit, property, integration
 	@$(MAKE) --no-print-directory check
-	@$(PYTEST) tests/integration tests/e2e
+	@$(PYTEST) -m integration tests/contract tests/integration tests/e2e
 
 check: setup format-check lint types imports lock-check schemas-check unit property  ## Fast checks, no services needed
 
@@ -54,13 +54,13 @@ imports: setup  ## Layer rules, and no import that pyproject.toml does not decla
 	@$(DEPTRY) proofs tests tools examples --ignore DEP002,DEP004
 
 unit: setup  ## Unit tests (seconds, no services)
-	@$(PYTEST) tests/unit tests/contract
+	@$(PYTEST) -m "not integration" tests/unit tests/contract
 
 property: setup  ## Property tests (no services)
 	@$(PYTEST) tests/property
 
 integration: setup  ## Tests on a real Kafka, Redis and MLflow
-	@$(PYTEST) tests/integration tests/e2e
+	@$(PYTEST) -m integration tests/contract tests/integration tests/e2e
 
 prove: setup  ## Prove one promise: make prove P=<slug> [SEED=1 N=... BREAK=1]
 	@test -n "$(P)" || { $(BIN)/python -m proofs --list; exit 2; }

@@ -41,6 +41,11 @@ PROOFS = {
         60,
         own="kills scorers and leaves their transactions open",
     ),
+    "contract": Proof(
+        "in-memory parts pass the same suites as Kafka and Redis, which find a fault in each of them",
+        60,
+        own="runs suites of the tests, which start their own services",
+    ),
     "garbage": Proof("bad input is dead-lettered with code and path, the rest is scored", 60, KAFKA_REDIS),
     "additive": Proof(
         "contributions add up to z, z gives the score, members equal their own libraries", 60, KAFKA_REDIS

@@ -1,9 +1,35 @@
-"""What holds for all tests."""
+"""What all tests share: one Kafka and one Redis for each pytest process, started when the first test asks for them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from stream_scorer.stack import StackAddresses
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(scope="session")
+def shared_stack() -> Iterator[StackAddresses]:
+    """A real Kafka and Redis. Tests use topics of their own, and empty Redis before they use it."""
+    from stream_scorer.stack import LocalStack
+
+    with LocalStack(services=("kafka", "redis")) as running:
+        yield running.addresses
+
+
+@pytest.fixture(scope="session")
+def redis_client(shared_stack: StackAddresses) -> Iterator[Any]:
+    """A client of the shared Redis."""
+    from stream_scorer.state.client import connect
+
+    client = connect(str(shared_stack.redis))
+    yield client
+    client.close()

@@ -67,7 +67,10 @@ class Transaction:
 
         Records that could not be delivered make `commit` fail, so nothing is raised here.
         """
-        self._slot.producer.flush(CALL_TIMEOUT_S)
+        try:
+            self._slot.producer.flush(CALL_TIMEOUT_S)
+        except KafkaException as error:  # the producer was fenced meanwhile
+            _log.warning("records could not be sent: %s", kafka_error(error).str())
 
     def commit(self, offsets: Mapping[SourcePartition, int], group_metadata: Any) -> None:
         """Add the input offsets and commit, all or nothing.

@@ -22,15 +22,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from stream_scorer.clock import SystemClock
-from stream_scorer.errors import StateGap
 from stream_scorer.kafka.config import consumer_config, producer_config
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.monitor.joiner import Joiner, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
 from stream_scorer.records import DECISIONS, MonitorMetric, Outcome, PaneSummary, Score, ScoreSummary
-from stream_scorer.state.client import connect
-from stream_scorer.state.counters import Batch, CounterReply, CounterStore
 
 pytestmark = pytest.mark.integration
 
@@ -474,46 +471,6 @@ class _Quiet:
         if done != self._seen[0]:
             self._seen = (done, time.monotonic())
         return done > 0 and time.monotonic() - self._seen[1] > 1.0
-
-
-def test_counters_apply_each_range_once(stack: Any) -> None:
-    client = connect(stack.addresses.redis)
-    store = CounterStore(client, "test", ttl_s=60)
-    assert store.open("e1", {"t:0": 10}).marks == {"t:0": 10}
-
-    def batch(start: int, end: int, amount: int) -> Batch:
-        return Batch("t:0", start, end, {(7, "x"): {"n": amount, "d": -amount}}, {"pane:0": end}, ("close",))
-
-    assert store.apply(batch(10, 15, 1)) == CounterReply("applied", 15)
-    assert store.apply(batch(10, 15, 1)) == CounterReply("done", 15)
-    assert store.apply(batch(16, 20, 1)) == CounterReply("gap", 15)
-    assert store.apply(batch(12, 20, 1)) == CounterReply("trim", 15)
-    assert store.apply(batch(15, 20, 2)) == CounterReply("applied", 20)
-    assert store.read([7, 8]) == {(7, "x"): {"n": 3, "d": -3}}
-    head = store.head()
-    assert (head.marks, head.maxima) == ({"t:0": 20}, {"pane:0": 20})
-    assert store.changed() == {7: 2}
-    store.settle(7, 1)
-    assert store.changed() == {7: 2}  # it changed since
-    store.settle(7, 2)
-    assert store.changed() == {}
-    assert (store.come_due("close", 6), store.come_due("close", 7), store.come_due("close", 7)) == (0, 1, 0)
-    assert store.changed() == {7: 1}
-    assert [store.next_revision("7+1"), store.next_revision("7+1")] == [1, 2]
-    assert (store.lead("a", 5_000), store.lead("b", 5_000), store.lead("a", 5_000)) == (True, False, True)
-    # Another process opens what is there; marks it does not know are set, those that are there stay.
-    again = CounterStore(client, "test", ttl_s=60)
-    assert again.open("e2", {"t:0": 0, "t:1": 4}).epoch == "e1"
-    assert again.head().marks == {"t:0": 20, "t:1": 4}
-    # Redis loses the head: nothing is added until INIT, and then residue does not mix in.
-    client.delete("{test}:head")
-    with pytest.raises(StateGap):
-        store.apply(batch(20, 25, 1))
-    assert again.open("e3", {"t:0": 0}).epoch == "e3"
-    with pytest.raises(StateGap):
-        store.apply(batch(0, 5, 1))  # this one still writes to the epoch before
-    assert again.apply(batch(0, 5, 1)) == CounterReply("applied", 5)
-    assert again.read([7]) == {(7, "x"): {"n": 1, "d": -1}}
 
 
 def test_errors_are_told(stack: Any, tmp_path: Path) -> None:

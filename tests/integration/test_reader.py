@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
@@ -13,31 +12,31 @@ from stream_scorer.kafka import stall
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topics import TopicAdmin
 from stream_scorer.positions import SourcePartition
-from stream_scorer.stack import LocalStack
+from stream_scorer.stack import StackAddresses
 
 pytestmark = pytest.mark.integration
+TOPIC = "stalled"
 
 
 @pytest.fixture
-def bootstrap() -> Iterator[str]:
-    with LocalStack(services=("kafka",)) as stack:
-        yield str(stack.addresses.kafka)
+def bootstrap(shared_stack: StackAddresses) -> str:
+    return str(shared_stack.kafka)
 
 
 def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
     bootstrap: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stall, "LOOK_S", 0.5)
-    TopicAdmin(bootstrap).create(["transactions"], 2)
+    TopicAdmin(bootstrap).create([TOPIC], 2)
     producer = Producer({"bootstrap.servers": bootstrap})
 
     def send(count: int) -> None:
         for number in range(count):
             for partition in range(2):
-                producer.produce("transactions", str(number).encode(), partition=partition)
+                producer.produce(TOPIC, str(number).encode(), partition=partition)
         assert producer.flush(10.0) == 0
 
-    read: dict[SourcePartition, list[int]] = {SourcePartition("transactions", p): [] for p in range(2)}
+    read: dict[SourcePartition, list[int]] = {SourcePartition(TOPIC, p): [] for p in range(2)}
     at = dict.fromkeys(read, 0)
 
     def assigned(sources: list[SourcePartition]) -> dict[SourcePartition, int]:
@@ -47,7 +46,7 @@ def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
         bootstrap,
         "group",
         "one",
-        ["transactions"],
+        [TOPIC],
         on_assigned=assigned,
         on_revoked=lambda lost: None,
         static_membership=True,
@@ -68,7 +67,7 @@ def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
         send(10)
         read_to(10)
         # Whatever stalls a fetch looks like this from outside: assigned, no error, nothing comes.
-        reader._consumer.pause([TopicPartition("transactions", 1)])
+        reader._consumer.pause([TopicPartition(TOPIC, 1)])
         time.sleep(0.5)  # a fetch that was under way still tells of a new end
         send(10)
         with caplog.at_level(logging.WARNING):
@@ -76,4 +75,4 @@ def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
     finally:
         reader.close()
     assert all(offsets == list(range(20)) for offsets in read.values())
-    assert "nothing comes of transactions[1], although the broker has more" in caplog.text
+    assert "nothing comes of stalled[1], although the broker has more" in caplog.text

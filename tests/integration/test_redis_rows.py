@@ -1,4 +1,4 @@
-"""Marked rows on a real Redis: the same contract as rows in memory, and what only Redis can do: lose data."""
+"""Marked rows in Redis: what they do beyond the suite that rows in memory pass too (`tests/contract/test_rows.py`)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.stack import LocalStack
+from stream_scorer.stack import StackAddresses
 from stream_scorer.state import retire
 from stream_scorer.state.client import connect
-from stream_scorer.state.redis_rows import MAX_ENTRIES_PER_CALL, RedisRowStore
+from stream_scorer.state.redis_rows import RedisRowStore
 from stream_scorer.state.retire import UNUSED_MS
-from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Compaction, MemoryRowStore, RowUpdate
+from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, MemoryRowStore, RowUpdate
 
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
@@ -24,10 +24,9 @@ HOUR = 3_600_000
 Store = Callable[..., RedisRowStore]
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with LocalStack(services=("redis",)) as stack:
-        yield str(stack.addresses.redis)
+@pytest.fixture
+def url(shared_stack: StackAddresses) -> str:
+    return str(shared_stack.redis)
 
 
 @pytest.fixture
@@ -65,78 +64,14 @@ def rows(store: RedisRowStore | MemoryRowStore, keys: int = 3) -> list[bytes | N
     return store.read([b"0:%d" % key for key in range(keys)])[0]
 
 
-def test_rows_and_marks_equal_those_in_memory(store: Store) -> None:
-    redis, memory = opened(store), MemoryRowStore()
-    for part in (update(A, 0, 10), update(B, 0, 4), update(A, 10, 31)):
-        redis.apply(part)
-        memory.apply(part)
-    assert rows(redis) == rows(memory)
-    applied = redis.read([])[1]
-    assert applied.next_offset == {A: 31, B: 4}
-    assert applied.watermark[A] == 1_031
-
-
-def test_an_update_applied_twice_or_in_part_counts_once(store: Store) -> None:
-    redis, memory = opened(store), MemoryRowStore()
-    redis.apply(update(A, 0, 10))
-    redis.apply(update(A, 0, 10))
-    redis.apply(update(A, 4, 17))  # a new owner that caught up from an older mark
-    memory.apply(update(A, 0, 17))
-    assert rows(redis) == rows(memory)
-
-
-def test_a_gap_changes_nothing(store: Store) -> None:
+def test_sweeping_deletes_the_keys_of_earlier_epochs(store: Store, url: str) -> None:
     redis = opened(store)
     redis.apply(update(A, 0, 10))
-    before = rows(redis)
-    with pytest.raises(StateGap):
-        redis.apply(update(A, 11, 20))
-    assert rows(redis) == before
-    assert redis.read([])[1].next_offset[A] == 10
-
-
-def test_a_large_update_is_split_and_stays_contiguous(store: Store) -> None:
-    n = 3 * MAX_ENTRIES_PER_CALL + 7
-    redis, memory = opened(store), MemoryRowStore()
-    redis.apply(update(A, 0, n))
-    memory.apply(update(A, 0, n))
-    assert rows(redis) == rows(memory)
-    assert redis.read([])[1].next_offset[A] == n
-
-
-@pytest.mark.parametrize("loss", ["everything", "a mark", "the epoch"])
-def test_a_loss_is_noticed_by_reading_and_by_applying(store: Store, url: str, loss: str) -> None:
-    redis = opened(store)
-    redis.apply(update(A, 0, 10))
-    client = connect(url)
-    if loss == "everything":
-        client.flushdb()
-    else:
-        client.delete(*client.keys("*mark:transactions:0" if loss == "a mark" else "*:epoch"))
-    with pytest.raises(StateGap):
-        rows(redis)
-    with pytest.raises(StateGap):
-        redis.apply(update(A, 10, 20))
-    assert redis.open() is None
-
-
-def test_a_single_row_that_is_lost_is_not_taken_for_one_never_seen(store: Store, url: str) -> None:
-    redis = opened(store)
-    redis.apply(update(A, 0, 10))
-    assert redis.read([b"0:never"])[0] == [None]
-    client = connect(url)
-    (key,) = client.keys("*:0:1")
-    client.delete(key)
-    with pytest.raises(StateGap, match="row"):
-        rows(redis)
-    assert redis.open() is None  # whoever opens it next begins anew
+    assert redis.open() is not None
     assert redis.init({A: 0, B: 0}, {A: 10})
-    assert rows(redis) == [None, None, None]
-    assert not redis.read([])[1].complete
     redis.apply(update(A, 0, 10))
-    assert redis.read([])[1].complete
     assert redis.sweep() > 0
-    assert all(redis.epoch.encode() in key or key.endswith((b":epoch", b":used")) for key in client.keys("*"))
+    assert all(redis.epoch.encode() in key or key.endswith((b":epoch", b":used")) for key in connect(url).keys("*"))
     assert None not in rows(redis)
 
 
@@ -187,7 +122,7 @@ def test_an_event_of_a_period_whose_witnesses_are_still_there_begins_a_row_that_
 def test_a_pass_forgets_what_it_deleted_before_there_is_too_much_of_it(
     store: Store, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retire, "MOST_REMEMBERED", 500)
+    monkeypatch.setattr(retire, "MAX_REMEMBERED", 500)
     monkeypatch.setattr(retire, "REMEMBER_S", 0.01)
     redis = opened(store)
     redis.apply(update(A, 0, 3_000, keys=3_000))
@@ -236,51 +171,6 @@ def test_rows_built_beside_take_the_place_of_the_current_ones(store: Store, url:
     assert not any(b"building" in key for key in connect(url).keys("*"))
 
 
-def test_a_mark_that_went_back_is_noticed(store: Store, url: str) -> None:
-    redis = opened(store)
-    redis.apply(update(A, 0, 10))
-    client = connect(url)
-    (key,) = client.keys("*mark:transactions:0")
-    client.set(key, np.array([3, 0, 0], dtype="<i8").tobytes())
-    with pytest.raises(StateGap):
-        rows(redis)
-
-
-def test_a_new_epoch_shuts_out_whoever_still_uses_the_old_one(store: Store) -> None:
-    old, new = opened(store), opened(store)
-    old.apply(update(A, 0, 10))
-    new.open()
-    assert new.init({A: 0, B: 0}, {})
-    assert rows(new) == [None, None, None]
-    with pytest.raises(StateGap):
-        old.apply(update(A, 10, 20))
-    with pytest.raises(StateGap):
-        rows(old)
-    assert not old.init({A: 0, B: 0}, {})  # it was begun by someone else meanwhile
-    assert old.open() is not None
-
-
-def test_a_long_row_is_folded_unless_it_changed_since_it_was_read(store: Store) -> None:
-    redis, memory = opened(store), MemoryRowStore()
-    for start in range(0, 30, 10):
-        for one in (redis, memory):
-            one.apply(update(A, start, start + 10, keys=1))
-    (row,) = rows(redis, 1)
-    assert row is not None
-    header = np.array([1 << 62, 0, 20, -1], dtype="<i8").tobytes()
-    fold = Compaction(row[: 20 * 32], header)
-    for start in (30, 40):  # the second comes too late: the row begins otherwise by then
-        part = update(A, start, start + 10, keys=1)
-        part.compactions = {b"0:0": fold}
-        redis.apply(part)
-        memory.apply(part)
-    (shorter,) = rows(redis, 1)
-    assert shorter is not None
-    assert shorter[:32] == header
-    assert shorter[32:] == row[20 * 32 :] + b"".join(update(A, s, s + 10, keys=1).payloads[0] for s in (30, 40))
-    assert rows(memory, 1) == [shorter]
-
-
 def test_what_every_partition_is_past_is_trimmed_and_nothing_younger(store: Store) -> None:
     redis = opened(store)
     for start in range(0, 200, 5):
@@ -299,31 +189,6 @@ def test_what_every_partition_is_past_is_trimmed_and_nothing_younger(store: Stor
     assert len(times) < 150
     assert times[0] >= (200 - 24) * HOUR - 5 * HOUR
     assert set(range(200, 260)) <= set((np.frombuffer(row, dtype="<i8").reshape(-1, 4)[:, 2] - 1_000_000).tolist())
-
-
-@pytest.mark.parametrize("opens", [CONTINUES, OPENS])
-def test_a_row_lost_between_its_reading_and_its_update_is_not_begun_anew(store: Store, url: str, opens: int) -> None:
-    redis = opened(store)
-    redis.apply(update(A, 0, 10))
-    redis.apply(update(A, 10, 20, opens=opens))
-    client = connect(url)
-    (key,) = client.keys("*:0:1")
-    client.delete(key)
-    with pytest.raises(StateGap, match="lost a row"):
-        redis.apply(update(A, 20, 30, opens=opens))
-    assert redis.open() is None
-
-
-def test_of_two_that_begin_a_row_the_second_misses_it_if_it_is_lost(store: Store, url: str) -> None:
-    redis = opened(store)
-    redis.apply(update(A, 0, 10))
-    redis.apply(update(B, 0, 10))
-    client = connect(url)
-    (key,) = client.keys("*:0:1")
-    client.delete(key)
-    with pytest.raises(StateGap, match="lost a row"):
-        redis.apply(update(B, 10, 20))
-    assert redis.open() is None
 
 
 def test_trimming_leaves_a_row_its_last_entry(store: Store) -> None:

@@ -7,20 +7,25 @@ earlier generation refused, partitions handed on only when their old owner has g
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from stream_scorer.errors import TransactionAborted
+from stream_scorer.errors import StreamScorerError, TransactionAborted, UsageError
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers, RawRecords, Read
 from tests.support.failpoints import Failpoints
 
+_log = logging.getLogger(__name__)
+# As for producers on Kafka, see `stream_scorer.kafka.transactions`.
+MAX_REBUILDS_IN_A_ROW = 5
 # How long a reader without work waits: long enough to let another thread run.
 _IDLE_S = 0.0005
 
@@ -34,6 +39,7 @@ class Entry:
     timestamp: int
     transaction: int = 0
     control: bool = False
+    headers: Headers | None = None
 
 
 @dataclass(slots=True)
@@ -62,10 +68,17 @@ class MemoryBroker:
         self._transactions: dict[int, _Transaction] = {}
         self._epochs: dict[str, int] = {}
 
-    def append(self, source: SourcePartition, key: bytes | None, value: bytes | None, timestamp: int) -> int:
+    def append(
+        self,
+        source: SourcePartition,
+        key: bytes | None,
+        value: bytes | None,
+        timestamp: int,
+        headers: Headers | None = None,
+    ) -> int:
         """Put one record outside any transaction; its offset."""
         with self.lock:
-            self.log[source].append(Entry(key, value, timestamp))
+            self.log[source].append(Entry(key, value, timestamp, headers=headers))
             return len(self.log[source]) - 1
 
     def append_hole(self, source: SourcePartition) -> None:
@@ -86,6 +99,14 @@ class MemoryBroker:
                 if state == "committed" and not entry.control:
                     found.append((offset, entry))
             return found
+
+    def end(self, source: SourcePartition) -> int:
+        """The offset after the last that a reader of committed records may reach: open transactions hold it back."""
+        with self.lock:
+            for offset, entry in enumerate(self.log[source]):
+                if entry.transaction and self._transactions[entry.transaction].state == "open":
+                    return offset
+            return len(self.log[source])
 
     def drained(self) -> bool:
         """Whether the group has committed every record of the inputs."""
@@ -114,21 +135,30 @@ class MemoryBroker:
             self._transactions[number] = _Transaction(number, name, epoch)
             return number
 
-    def produce(self, number: int, source: SourcePartition, key: bytes | None, value: bytes | None) -> None:
+    def produce(
+        self,
+        number: int,
+        source: SourcePartition,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+    ) -> None:
         """One record into the open transaction `number`."""
         with self.lock:
             transaction = self._open(number)
             transaction.touched.add(source)
-            self.log[source].append(Entry(key, value, 0, number))
+            self.log[source].append(Entry(key, value, 0, number, headers=headers))
 
-    def commit(self, number: int, offsets: Mapping[SourcePartition, int], metadata: tuple[str, int]) -> None:
-        """Commit records and offsets, all or nothing. Raises `TransactionAborted` for a stale member or producer."""
+    def commit(self, number: int, offsets: Mapping[SourcePartition, int], metadata: tuple[str, int] | None) -> None:
+        """Commit records and offsets, all or nothing. Raises `TransactionAborted` for a stale member or producer.
+
+        The group is asked only when there are offsets, as in Kafka.
+        """
         with self.lock:
             transaction = self._open(number)
-            name, generation = metadata
-            if self._holding.get(name) != generation:
+            if offsets and (metadata is None or not self.is_current(*metadata)):
                 self._end(transaction, "aborted")
-                raise TransactionAborted(f"{name} is no longer of generation {generation}")
+                raise TransactionAborted(f"{metadata} is no longer current")
             self.offsets.update(offsets)
             self._end(transaction, "committed")
 
@@ -145,8 +175,13 @@ class MemoryBroker:
             raise TransactionAborted(f"transaction {number} was {transaction.state}")
         return transaction
 
+    def is_newest(self, name: str, epoch: int) -> bool:
+        """Whether no newer producer of this name has registered."""
+        with self.lock:
+            return self._epochs.get(name) == epoch
+
     def _require_newest(self, name: str, epoch: int) -> None:
-        if self._epochs.get(name) != epoch:
+        if not self.is_newest(name, epoch):
             raise TransactionAborted(f"producer {name} was fenced")
 
     def _end(self, transaction: _Transaction, state: str) -> None:
@@ -169,6 +204,11 @@ class MemoryBroker:
             self.generation += 1
             self._members.pop(name, None)
             self._holding.pop(name, None)
+
+    def is_current(self, name: str, generation: int | None) -> bool:
+        """Whether the group takes offsets from `name` as of `generation`."""
+        with self.lock:
+            return generation is not None and self._holding.get(name) == generation
 
     def release(self, name: str) -> None:
         """A member has given up what it held."""
@@ -233,8 +273,8 @@ class MemoryReader:
         return found
 
     def read_more(self, read: Read, most: int) -> Read:
-        """What was read: nothing arrives meanwhile."""
-        return read
+        """`read`, and at most `most` records more."""
+        return _join(read, self._read(most)) if most > 0 else read
 
     def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
         """Committed offsets."""
@@ -244,15 +284,15 @@ class MemoryReader:
 
     def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
         """First and next offset."""
-        with self._broker.lock:
-            return 0, len(self._broker.log[source])
+        return 0, self._broker.end(source)
 
     def commit(self, offsets: dict[SourcePartition, int]) -> None:
-        """Commit where a new group starts."""
+        """Commit where a new group starts. Raises `StreamScorerError` for a stale member."""
         self._life.point("open")
         with self._broker.lock:
-            for source, offset in offsets.items():
-                self._broker.offsets.setdefault(source, offset)
+            if not self._broker.is_current(self._name, self._generation):
+                raise StreamScorerError(f"{self._name} is no longer of generation {self._generation}")
+            self._broker.offsets.update(offsets)
 
     def seek_all(self, offsets: dict[SourcePartition, int]) -> None:
         """Read on from these offsets."""
@@ -260,12 +300,15 @@ class MemoryReader:
 
     def lag(self) -> int:
         """Offsets not yet read."""
-        return sum(self.offset_bounds(source)[1] - at for source, at in self._position.items())
+        return sum(max(0, self._broker.end(source) - at) for source, at in self._position.items())
 
     def close(self) -> None:
-        """Leave the group; the dead leave nothing."""
-        if not self._life.dead:
-            self._broker.expel(self._name)
+        """Give up the partitions and leave the group; the dead leave nothing."""
+        if self._life.dead:
+            return
+        if self._generation is not None:
+            self._give_up(lost=False)
+        self._broker.expel(self._name)
 
     def _rebalance(self) -> None:
         broker = self._broker
@@ -279,9 +322,13 @@ class MemoryReader:
             self._position = self._on_assigned(sources)
 
     def _give_up(self, *, lost: bool) -> None:
-        self._on_revoked(lost)
-        self._broker.release(self._name)
-        self._position, self._generation = {}, None
+        try:
+            self._on_revoked(lost)
+        except StreamScorerError as error:
+            _log.warning("while giving up partitions: %s", error.message)
+        finally:
+            self._broker.release(self._name)
+            self._position, self._generation = {}, None
 
     def _read(self, most: int) -> Read:
         sources = sorted(self._position)
@@ -291,6 +338,8 @@ class MemoryReader:
         left = self._shuffle.randint(1, most)
         for source in sources:
             start = self._position[source]
+            if start > len(self._broker.log[source]):
+                raise StreamScorerError(f"{source.topic}[{source.partition}] has no offset {start}")
             found = self._broker.read_committed(source, start, self._shuffle.randint(0, left))
             if not found:
                 continue
@@ -303,10 +352,17 @@ class MemoryReader:
 
 
 class MemoryLog:
-    """`pipeline.ports.LogReader` on a `MemoryBroker`."""
+    """`pipeline.ports.LogEnds` on a `MemoryBroker`."""
 
     def __init__(self, broker: MemoryBroker, life: Failpoints) -> None:
         self._broker, self._life = broker, life
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
+        """First and next offset of each partition. Raises `UsageError` when there is no such topic."""
+        found = {source: (0, self._broker.end(source)) for source in self._broker.log if source.topic == topic}
+        if not found:
+            raise UsageError(f"there is no topic {topic}")
+        return found
 
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
         """What lies between the two offsets, in one chunk."""
@@ -328,28 +384,41 @@ def _columns(topic: str, rows: list[tuple[int, int, Entry]]) -> RawRecords:
         np.array([e.timestamp for _, _, e in rows], np.int64),
         [e.key for _, _, e in rows],
         [e.value for _, _, e in rows],
-        [None] * len(rows),
+        [e.headers for _, _, e in rows],
     )
+
+
+def _join(first: Read, second: Read) -> Read:
+    by_topic = {records.topic: records for records in first.records}
+    for more in second.records:
+        had = by_topic.get(more.topic)
+        by_topic[more.topic] = more if had is None else had.concatenate(more)
+    positions = dict(first.positions)
+    for source, (start, stop) in second.positions.items():
+        positions[source] = (positions.get(source, (start, stop))[0], stop)
+    return Read(list(by_topic.values()), positions, second.group_metadata or first.group_metadata)
 
 
 class MemoryTransaction:
     """`pipeline.ports.OpenTransaction` on a `MemoryBroker`."""
 
-    def __init__(self, broker: MemoryBroker, name: str, epoch: int, life: Failpoints) -> None:
-        self._broker, self._name, self._epoch, self._life = broker, name, epoch, life
+    def __init__(self, broker: MemoryBroker, slot: _Slot, life: Failpoints) -> None:
+        self._broker, self._slot, self._life = broker, slot, life
         self._number = 0
 
     def begin(self) -> None:
         """Begin."""
         self._life.point("begin")
-        self._number = self._broker.begin(self._name, self._epoch)
+        with self._slot.renewed_if_fenced():
+            self._number = self._broker.begin(self._slot.name, self._slot.epoch)
 
     def produce(
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None = None
     ) -> None:
-        """One record; headers are not kept."""
+        """One record."""
         self._life.point("produce")
-        self._broker.produce(self._number, SourcePartition(topic, partition), key, value)
+        with self._slot.renewed_if_fenced():
+            self._broker.produce(self._number, SourcePartition(topic, partition), key, value, headers)
 
     def flush(self) -> None:
         """Everything is there at once."""
@@ -358,7 +427,9 @@ class MemoryTransaction:
     def commit(self, offsets: Mapping[SourcePartition, int], group_metadata: Any) -> None:
         """All or nothing. Raises `TransactionAborted`."""
         self._life.point("offsets")
-        self._broker.commit(self._number, offsets, group_metadata)
+        with self._slot.renewed_if_fenced():
+            self._broker.commit(self._number, offsets, group_metadata)
+        self._slot.renewals = 0
         self._life.point("committed")
 
     def abort(self) -> None:
@@ -367,19 +438,39 @@ class MemoryTransaction:
             self._broker.abort(self._number)
 
 
+class _Slot:
+    """One producer name and the epoch that the process holds it with."""
+
+    def __init__(self, broker: MemoryBroker, name: str) -> None:
+        self._broker, self.name = broker, name
+        self.epoch = broker.register(name)
+        self.renewals = 0
+
+    @contextmanager
+    def renewed_if_fenced(self) -> Iterator[None]:
+        """Register anew after a call that found the producer fenced: the next transaction may fence the other one."""
+        try:
+            yield
+        except TransactionAborted:
+            if not self._broker.is_newest(self.name, self.epoch):
+                self.renewals += 1
+                if self.renewals > MAX_REBUILDS_IN_A_ROW:
+                    raise StreamScorerError(f"{self.name} was fenced {self.renewals} times in a row") from None
+                self.epoch = self._broker.register(self.name)
+            raise
+
+
 class MemoryProducers:
     """`pipeline.ports.Producers` on a `MemoryBroker`."""
 
     def __init__(self, broker: MemoryBroker, name: str, life: Failpoints) -> None:
         self._broker, self._life = broker, life
-        self._names = [f"{name}-{turn}" for turn in range(2)]
-        self._epochs = {one: broker.register(one) for one in self._names}
+        self._slots = [_Slot(broker, f"{name}-{turn}") for turn in range(2)]
 
     def next(self) -> MemoryTransaction:
         """The next transaction, not yet begun."""
-        self._names.reverse()
-        name = self._names[0]
-        return MemoryTransaction(self._broker, name, self._epochs[name], self._life)
+        self._slots.reverse()
+        return MemoryTransaction(self._broker, self._slots[0], self._life)
 
     def close(self) -> None:
         """What is open is left to `register`."""

@@ -90,6 +90,7 @@ class MemoryMarkedRows:
     def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
         """See `MarkedRowStore.init`."""
         self._life.point("open")
+        self._acknowledged.clear()
         with self._server.lock:
             if self._server.epoch != self._epoch:
                 return False
