@@ -4,7 +4,7 @@ MLflow is used as a registry and a byte store, never as a loader: nothing of wha
 byte is checked against the manifest's digests. mlflow is imported inside functions, so that a scorer that starts from
 a folder or from the cache never pays for it.
 
-A reference is ``name@alias``, ``name:version`` or a folder (``./champion``, ``/srv/champion``).
+A reference is a folder (``champion``, ``./champion``, ``/srv/champion``), ``name@alias`` or ``name:version``.
 """
 
 from __future__ import annotations
@@ -87,19 +87,42 @@ class RegisteredVersion:
 
 
 def parse_reference(text: str) -> Reference:
-    """Raises `ArtifactError` if `text` is none of ``name@alias``, ``name:version`` and a folder."""
-    if text.startswith((".", "/", "~")):
-        return Reference(text, folder=Path(text).expanduser())
+    """What `text` refers to: a folder, ``name@alias`` or ``name:version``.
+
+    A path (with a ``/``, or a leading ``.`` or ``~``) is always a folder. Any other text is a folder if the current
+    directory contains it; a folder that looks like a registered reference must contain a manifest, and wins.
+
+    Raises:
+        ArtifactError: it is none of them.
+    """
+    folder = Path(text).expanduser()
+    if text.startswith((".", "~")) or "/" in text:
+        return Reference(text, folder=folder)
+    registered = _parse_registered(text)
+    if registered is None and text and folder.is_dir():
+        return Reference(text, folder=folder)
+    if registered is not None and (folder / MANIFEST_FILE).is_file():
+        _log.warning("%s is a folder here: it is used, and not the registered ensemble of that name", text)
+        return Reference(text, folder=folder)
+    if registered is None:
+        known = text if _NAME.match(text) else "cards"
+        raise ArtifactError(
+            f"{text!r} names no ensemble: the current directory has no folder {text!r}, and a registered ensemble is "
+            "named with an alias or a version",
+            hint=f"Write the path of a folder, or name@alias ({known}@champion), or name:version ({known}:7).",
+        )
+    return registered
+
+
+def _parse_registered(text: str) -> Reference | None:
+    """The reference if `text` is ``name@alias`` or ``name:version``."""
     name, at, alias = text.partition("@")
     if at and _NAME.match(name) and _NAME.match(alias):
         return Reference(text, name=name, alias=alias)
     name, colon, version = text.partition(":")
     if colon and _NAME.match(name) and version.isascii() and version.isdigit():
         return Reference(text, name=name, version=version)
-    raise ArtifactError(
-        f"{text!r} names no ensemble",
-        hint="Write name@alias (cards@champion), name:version (cards:7) or a folder (./champion).",
-    )
+    return None
 
 
 def register(
