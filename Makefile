@@ -42,8 +42,9 @@ format: setup  ## Format the code
 format-check: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
 
-lint: setup  ## Lint
+lint: setup  ## Lint, and fail on functions that do not fit on a screen
 	@$(BIN)/ruff check --quiet .
+	@$(BIN)/python tools/check_functions.py --allow-stale
 
 types: setup  ## Strict type checks
 	@$(BIN)/mypy
