@@ -16,7 +16,7 @@ from types import FrameType
 from stream_scorer.clock import SystemClock
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
-from stream_scorer.control.watch import Watch
+from stream_scorer.control.watch import Watch, WatchRules
 from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble
@@ -193,9 +193,7 @@ def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]
         SystemClock(),
         metrics,
         who=who,
-        mode=mode,
-        probation=probation,
-        cooldown_s=cooldown_s,
+        rules=WatchRules(mode, probation, cooldown_s),
     )
     stop = threading.Event()
     thread = threading.Thread(target=watch.run, args=(stop,), name="watch", daemon=True)

@@ -1,4 +1,4 @@
-"""What serves: the state that the control log leads to, the scorer that follows it, and giving commands.
+"""Control: commands, the serving state that results from them, the scorer that follows it, and the watch on probations.
 
-How transactions are scored by what serves is the pipeline's; what a version is made of is the ensemble's.
+Scoring is in `pipeline`; loading and combining members is in `ensemble`.
 """

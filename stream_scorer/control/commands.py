@@ -1,4 +1,4 @@
-"""Giving a command: read the log to its end, say what is wanted at the next offset, and see what became of it."""
+"""Submit a command: read the log to its end, append the command for the next offset, and check whether it counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LogEntry(Protocol):
 
 
 class CommandLog(Protocol):
-    """What is needed of `kafka.control_log.ControlLog`."""
+    """The interface of `kafka.control_log.ControlLog`."""
 
     def end(self) -> int: ...
 
@@ -43,10 +43,13 @@ def catch_up(log: CommandLog, history: History, end: int) -> None:
 
 
 def submit(log: CommandLog, history: History, make: Callable[[int], Command]) -> Entry:
-    """Append what `make` makes of the offset it has to expect; `history` is read up to it, and says if it counts.
+    """Append the command that `make` returns for the offset it must expect, and read `history` up to it.
+
+    The entry that is returned has an empty `refused` if the command counts.
 
     Raises:
-        BrokerUnavailable: the broker does not confirm it. Then it may or may not be there: look before trying again.
+        BrokerUnavailable: the broker does not confirm the command. It may or may not be in the log: read the log before
+            a retry.
     """
     command = make(history.next_offset)
     offset = log.append(command.ensemble, msgspec.json.encode(command))

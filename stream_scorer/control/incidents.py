@@ -1,4 +1,4 @@
-"""Incidents as their topic has them: opened once, told again only if what is done about them changes, and closed."""
+"""Incidents on their topic: opened once, updated only if the action or its delay changes, and closed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _WAIT_S = 0.2
 
 
 def incident_id(pair: Pair) -> str:
-    """The same for every monitor, and after every restart."""
+    """An id that every monitor derives equally, before and after a restart."""
     return f"{pair.ensemble}-{pair.since}"
 
 
 class Incidents:
-    """The newest record of each incident. The log is read to its end before anything is written to it."""
+    """The newest record of each incident. Every write first reads the log to its end."""
 
     def __init__(self, log: CommandLog) -> None:
         self._log = log
@@ -29,12 +29,12 @@ class Incidents:
         self._newest: dict[str, Incident] = {}
 
     def open(self) -> list[Incident]:
-        """Those that have not ended, oldest first."""
+        """The incidents that are not closed, oldest first."""
         self._read()
         return [incident for incident in self._newest.values() if incident.closed is None]
 
-    def tell(self, paired: Paired, due: Action, held_back: str, at: int) -> None:
-        """Open the incident of a pair, or say that what is done about it has changed. Raises `BrokerUnavailable`."""
+    def report(self, paired: Paired, due: Action, held_back: str, at: int) -> None:
+        """Open the incident of a pair, or update it if the action or its delay changed. Raises `BrokerUnavailable`."""
         self._read()
         pair = paired.pair
         before = self._newest.get(incident_id(pair))
@@ -49,7 +49,7 @@ class Incidents:
                 other=pair.other.version,
                 since=pair.since,
                 opened=before.opened if before is not None else at,
-                why=paired.told(),
+                why=paired.summary(),
                 rows=paired.rows,
                 both=paired.both,
                 only=paired.served,
@@ -62,18 +62,18 @@ class Incidents:
         )
 
     def close_all_but(self, pairs: Collection[Pair], ended_by: dict[str, int], at: int) -> None:
-        """Close those whose pair stands no longer side by side. Raises `BrokerUnavailable`.
+        """Close the incidents of all pairs except `pairs`. Raises `BrokerUnavailable`.
 
         Args:
-            ended_by: the newest command by ensemble. at: now, ms.
+            ended_by: offset of the newest command, by ensemble. at: current time, ms.
         """
-        standing = {incident_id(pair) for pair in pairs}
+        current = {incident_id(pair) for pair in pairs}
         for incident in self.open():
-            if incident.id not in standing and incident.ensemble in ended_by:
+            if incident.id not in current and incident.ensemble in ended_by:
                 self._write(msgspec.structs.replace(incident, closed=at, ended_by=ended_by[incident.ensemble]))
 
     def close(self) -> None:
-        """Let go of the log."""
+        """Close the log."""
         self._log.close()
 
     def _read(self) -> None:

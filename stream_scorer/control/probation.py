@@ -1,11 +1,12 @@
-"""Whether a new version alerts more than the one it stands beside: the paired test of a probation or a canary.
+"""The paired test of a probation or a canary: does the new version alert more often than the other one?
 
-Before and after differ by much else than the version. So both are asked about the same transactions, and what counts
-is where they disagree. The null hypothesis is that alerts rise by at most `RISE`. The test is a bet: for every
-transaction a share of the fortune is put on "an alert by the new version", at odds that the null makes unfavourable or
-fair. If it holds, a fortune that begins at 1 ever reaches 1 / `ALPHA` with probability at most `ALPHA` (Ville's
-inequality), however often one looks; so there is no number of looks to correct for, and no end to wait for. The fortune
-depends on three counts only, so it is the same however the transactions were cut into batches.
+A comparison of two periods would mix the effect of the version with every other change. So both versions score the same
+transactions, and the test uses the transactions on which they disagree. The null hypothesis is that alerts rise by at
+most `RISE`. The test is a betting test (an e-process): for every transaction it bets a share of its wealth on "an alert
+by the new version", at odds that are fair or unfavourable under the null hypothesis. Under the null hypothesis, wealth
+that starts at 1 ever reaches 1 / `ALPHA` with probability at most `ALPHA` (Ville's inequality). This holds for any
+number of evaluations, so the test needs neither a correction for repeated looks nor a fixed end. The wealth depends on
+three counts only, so it does not depend on how the transactions were split into batches.
 
 Source: Ramdas, Grunwald, Vovk, Shafer: Game-theoretic statistics and safe anytime-valid inference, 2023.
 """
@@ -23,16 +24,20 @@ from stream_scorer.records import Action, ScoreSummary, ServedVersion, ServingSt
 
 RISE = 0.05
 ALPHA = 0.001
-# Shares of the most that may be bet without ruin. Which is best depends on how often the two disagree; the fortune is
-# spread over all of them and grows like the best one's, less its share.
+# Bets, as shares of the largest bet that cannot lose everything. The best one depends on how often the versions
+# disagree, so the initial wealth is split evenly over all of them; the total grows like the best one's, minus a
+# constant.
 _BETS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7]) / (1.0 + RISE)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two versions scored side by side: what `ends` it, should the first alert more than the second.
+    """Two versions that score the same transactions.
 
-    `since` is the offset of the command that put the first in play; `at` that command's clock, ms.
+    Attributes:
+        served, other: the version under test, and the version that it is compared with.
+        since: offset of the command that put `served` in play. at: time of that command, ms.
+        ends: the command that withdraws `served` if it alerts more often.
     """
 
     ensemble: str
@@ -44,7 +49,7 @@ class Pair:
 
 
 def log_evidence(both: NDArray[np.int64], served: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Natural logarithm of the fortune after so many alerts by both, and by one of the two only; all ``(n,)``."""
+    """Natural logarithm of the wealth, given the numbers of alerts by both and by one version only; all ``(n,)``."""
     fair = 1.0 + RISE
     logs = (
         np.multiply.outer(served, np.log1p(_BETS))
@@ -56,11 +61,12 @@ def log_evidence(both: NDArray[np.int64], served: NDArray[np.int64], other: NDAr
 
 @dataclass(slots=True)
 class Paired:
-    """Exact counts of one pair, to which summaries are added.
+    """Exact counts of one pair, accumulated from summaries.
 
     Attributes:
-        both, served, other, neither: transactions by who alerts. members: of each of the served version's members, how
-            many alerts there were only because of it; before: the same of the other version before, in `rows_before`.
+        both, served, other, neither: number of transactions by which version alerts.
+        members: for each member of the served version, the number of alerts that exist only because of it.
+        before: the same for the other version before the pair began, over `rows_before` transactions.
     """
 
     pair: Pair
@@ -74,32 +80,32 @@ class Paired:
 
     @property
     def rows(self) -> int:
-        """How many transactions both were asked about."""
+        """Number of transactions that both versions scored."""
         return self.both + self.served + self.other + self.neither
 
     @property
     def rise(self) -> float:
-        """By how much the served version alerts more, as a share of the other's alerts; NaN without any."""
+        """Relative increase of alerts from the other version to the served one; NaN if the other has no alerts."""
         alerts = self.both + self.other
         return (self.both + self.served) / alerts - 1.0 if alerts else math.nan
 
     @property
     def log_evidence(self) -> float:
-        """Natural logarithm of the fortune: the evidence against a rise of at most `RISE`."""
+        """Natural logarithm of the wealth: the evidence against a rise of at most `RISE`."""
         return float(log_evidence(*np.array([[self.both], [self.served], [self.other]]))[0])
 
     @property
     def risen(self) -> bool:
-        """Whether the evidence suffices."""
+        """Whether the evidence is sufficient at level `ALPHA`."""
         return self.log_evidence >= -math.log(ALPHA)
 
     @property
     def calm(self) -> bool:
-        """Whether the bets have won nothing: counts that were once enough evidence, and are not now, are not calm."""
+        """Whether there is no evidence at all: the wealth is at most its initial value."""
         return self.log_evidence <= 0.0
 
     def add(self, summary: ScoreSummary) -> None:
-        """Take a summary; whatever is not of this pair changes nothing."""
+        """Add the counts of a summary. A summary of other versions changes nothing."""
         pair = self.pair
         if summary.ensemble != pair.ensemble or summary.control_offset is None:
             return
@@ -122,9 +128,10 @@ class Paired:
                     self.before[member] = self.before.get(member, 0) + left_out[1]
 
     def culprit(self) -> tuple[str, float] | None:
-        """The member that makes most alerts more than before, and how many in 1,000 transactions that are.
+        """The member with the largest increase of alerts per 1,000 transactions, and that increase; None if none rose.
 
-        An alert is a member's if there would be none with it left out (and the others' weights made up to one).
+        An alert belongs to a member if it disappears when the member is left out and the other weights are
+        renormalised.
         """
         if not self.rows or not self.members:
             return None
@@ -135,24 +142,26 @@ class Paired:
         worst = max(more, key=lambda member: (more[member], member))
         return (worst, more[worst]) if more[worst] > 0 else None
 
-    def told(self) -> str:
-        """What was found, for people and for the command's reason."""
+    def summary(self) -> str:
+        """The result in one sentence, used as the reason of the command."""
         text = (
-            f"of {self.rows:,} transactions version {self.pair.served.version} alerts {self.both + self.served:,}, "
-            f"version {self.pair.other.version} {self.both + self.other:,} ({self.rise:+.1%}; evidence "
+            f"version {self.pair.served.version} alerts on {self.both + self.served:,} of {self.rows:,} transactions, "
+            f"version {self.pair.other.version} on {self.both + self.other:,} ({self.rise:+.1%}; evidence "
             f"10^{self.log_evidence / math.log(10):.1f} against a rise of at most {RISE:.0%})"
         )
         culprit = self.culprit()
         if not self.risen or culprit is None:
             return text
         more = (
-            "more alerts a thousand than before" if self.rows_before else "alerts a thousand that no other would make"
+            "more alerts per 1,000 transactions than before"
+            if self.rows_before
+            else "alerts per 1,000 transactions that no other member causes"
         )
-        return f"{text}; member {culprit[0]} makes {culprit[1]:.1f} {more}"
+        return f"{text}; member {culprit[0]} causes {culprit[1]:.1f} {more}"
 
 
 def pairs(state: ServingState, history: History) -> list[Pair]:
-    """What stands side by side in `state`: champion and last good version on probation, canary and champion."""
+    """The pairs of `state`: champion and last good version during a probation, canary and champion."""
     found = []
     if state.probation and state.last_good is not None:
         since, at = _since(state, history, state.champion, "promote")
@@ -164,7 +173,7 @@ def pairs(state: ServingState, history: History) -> list[Pair]:
 
 
 def acted_since(history: History, ensemble: str, at: int) -> bool:
-    """Whether a monitor has taken a version out of play since `at` by the commands' clocks."""
+    """Whether a monitor has withdrawn a version since `at`, by the times of the commands."""
     return any(
         entry.command is not None
         and not entry.refused
@@ -177,7 +186,7 @@ def acted_since(history: History, ensemble: str, at: int) -> bool:
 
 
 def _since(state: ServingState, history: History, version: ServedVersion, action: Action) -> tuple[int, int]:
-    """Offset and clock of the last command that put `version` where it is; a canary's new share counts anew."""
+    """Offset and time of the last command that gave `version` its role; a new share of a canary starts a new pair."""
     offset, at = state.control_offset, state.at
     for entry in reversed(history.entries):
         command = entry.command

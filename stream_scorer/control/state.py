@@ -1,7 +1,7 @@
-"""The fold: from the records of `control`, in order, to what is to serve. Pure, so everybody comes to the same.
+"""The serving state as a pure function of the records of `control`, so every reader computes the same state.
 
-A command counts if it landed at the offset its author expected and the state allows it. Whatever does not count is
-`Refused`, by everybody alike, and changes nothing.
+A command counts if its offset is the one that its author expected and the current state allows it. Any other command is
+`Refused` by every reader and changes nothing.
 
     history = History()
     for offset, value in records:
@@ -18,15 +18,15 @@ from msgspec.structs import replace
 
 from stream_scorer.records import NOT_A_RECORD, CanaryState, Command, Hold, ServedVersion, ServingState
 
-# Each version in play costs its combiner and those members that it shares with nobody.
+# Each version in play costs its combiner and the members that it does not share with other versions.
 MAX_SHADOWS = 4
-# How far back refused commands are remembered for people; the log has them all.
-REMEMBERED = 1_000
+# Number of records that `History` keeps for display; the log contains all.
+MAX_ENTRIES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record of the log: its offset, the command in it (None: it is none), and why it was refused ("": it counts)."""
+    """A record of the log: offset, command (None: it is not a command), and the reason of a refusal ("": it counts)."""
 
     offset: int
     command: Command | None
@@ -34,16 +34,17 @@ class Entry:
 
 
 class Refused(Exception):
-    """The state does not allow the command; the message says why."""
+    """The state does not allow the command; the message is the reason."""
 
 
 @dataclass(slots=True)
 class History:
-    """What the log leads to.
+    """The states that result from the log.
 
     Attributes:
-        states: by ensemble. next_offset: where the next record will be, if nobody else writes before.
-        entries: the last `REMEMBERED` records with what became of them.
+        states: serving state by ensemble.
+        next_offset: offset of the next record, unless another writer appends first.
+        entries: the last `MAX_ENTRIES` records.
     """
 
     states: dict[str, ServingState] = field(default_factory=dict)
@@ -51,20 +52,20 @@ class History:
     entries: list[Entry] = field(default_factory=list)
 
     def add(self, offset: int, value: bytes | None) -> Entry:
-        """Take the next record of the log."""
+        """Apply the next record of the log."""
         self.next_offset = offset + 1
         command, refused = None, ""
         try:
             command = _decode(value or b"")
             if command.expected_offset != offset:
-                raise Refused(f"it expected offset {command.expected_offset}: somebody else was quicker")
+                raise Refused(f"it expects offset {command.expected_offset}: another command came first")
             self.states[command.ensemble] = follow(self.states.get(command.ensemble), offset, command)
         except NOT_A_RECORD as error:
             refused = f"not a command: {error}"
         except Refused as error:
             refused = str(error)
         entry = Entry(offset, command, refused)
-        self.entries = [*self.entries[1 - REMEMBERED :], entry]
+        self.entries = [*self.entries[1 - MAX_ENTRIES :], entry]
         return entry
 
 
@@ -72,28 +73,28 @@ _decode = msgspec.json.Decoder(Command).decode
 
 
 def follow(state: ServingState | None, offset: int, command: Command) -> ServingState:
-    """The state after `command`, which landed at `offset` as expected. Raises `Refused`."""
-    said = {"control_offset": offset, "who": command.who, "why": command.why, "at": command.at}
+    """The state after `command`, whose offset is the expected one. Raises `Refused`."""
+    source = {"control_offset": offset, "who": command.who, "why": command.why, "at": command.at}
     if not command.why.strip():
-        raise Refused("it gives no reason")
+        raise Refused("it has no reason")
     if state is None:
         if command.action != "promote":
-            raise Refused(f"nothing serves as {command.ensemble} yet")
-        return ServingState(ensemble=command.ensemble, champion=_version(command), **said)  # type: ignore[arg-type]
+            raise Refused(f"no version of {command.ensemble} serves yet")
+        return ServingState(ensemble=command.ensemble, champion=_version(command), **source)  # type: ignore[arg-type]
     if command.author == "monitor" and state.hold is not None:
-        raise Refused(f"{state.hold.who} holds it: {state.hold.why}")
+        raise Refused(f"{state.hold.who} put a hold on it: {state.hold.why}")
     change = _CHANGES[command.action](state, command)
-    return replace(state, **change, **said)
+    return replace(state, **change, **source)
 
 
 def _promote(state: ServingState, command: Command) -> dict[str, object]:
     version = _allowed(state, command)
     if version == state.champion:
-        raise Refused(f"{version.version} serves already")
-    # A version that has not completed its probation is nothing to go back to.
+        raise Refused(f"{version.version} already serves")
+    # A version whose probation is not complete cannot become the last good version.
     last_good = state.last_good if state.probation else state.champion
     if last_good == version:
-        raise Refused(f"{version.version} is the last good version: roll back")
+        raise Refused(f"{version.version} is the last good version: use rollback")
     return {
         "champion": version,
         "last_good": last_good,
@@ -118,9 +119,9 @@ def _rollback(state: ServingState, _command: Command) -> dict[str, object]:
 def _canary(state: ServingState, command: Command) -> dict[str, object]:
     version = _allowed(state, command)
     if version == state.champion:
-        raise Refused(f"{version.version} serves already")
+        raise Refused(f"{version.version} already serves")
     if command.share is None or not 0.0 < command.share <= 1.0:
-        raise Refused("a canary's share is above 0 and at most 1")
+        raise Refused("the share of a canary must be above 0 and at most 1")
     salt = command.salt or f"{command.ensemble}:{version.version}"
     return {
         "canary": CanaryState(version, command.share, salt, command.until),
@@ -131,9 +132,9 @@ def _canary(state: ServingState, command: Command) -> dict[str, object]:
 def _shadow(state: ServingState, command: Command) -> dict[str, object]:
     version = _allowed(state, command)
     if version in _in_play(state):
-        raise Refused(f"{version.version} is in play already")
+        raise Refused(f"{version.version} is already in play")
     if len(state.shadows) >= MAX_SHADOWS:
-        raise Refused(f"there are {MAX_SHADOWS} shadows already: stop one")
+        raise Refused(f"there are already {MAX_SHADOWS} shadows: stop one first")
     return {"shadows": [*state.shadows, version]}
 
 
@@ -147,9 +148,9 @@ def _stop(state: ServingState, command: Command) -> dict[str, object]:
 def _retire(state: ServingState, command: Command) -> dict[str, object]:
     version = _version(command)
     if version == state.champion:
-        raise Refused(f"{version.version} serves: promote another or roll back first")
+        raise Refused(f"{version.version} serves: promote another version or roll back first")
     if version.manifest_sha256 in state.retired:
-        raise Refused(f"{version.version} is retired already")
+        raise Refused(f"{version.version} is already retired")
     change = _without(state, version) | {"retired": [*state.retired, version.manifest_sha256]}
     if version == state.last_good:
         change |= {"last_good": None, "probation": False}
@@ -160,7 +161,7 @@ def _disable(state: ServingState, command: Command) -> dict[str, object]:
     if command.member is None:
         raise Refused("it names no member")
     if command.member in state.disabled:
-        raise Refused(f"{command.member.name} is disabled already")
+        raise Refused(f"{command.member.name} is already disabled")
     return {"disabled": [*state.disabled, command.member]}
 
 
@@ -172,13 +173,13 @@ def _enable(state: ServingState, command: Command) -> dict[str, object]:
 
 def _hold(_state: ServingState, command: Command) -> dict[str, object]:
     if command.author != "person":
-        raise Refused("a hold is a person's")
+        raise Refused("only a person can put a hold on an ensemble")
     return {"hold": Hold(command.who, command.why, command.at)}
 
 
 def _release(state: ServingState, command: Command) -> dict[str, object]:
     if command.author != "person" or state.hold is None:
-        raise Refused("there is no hold" if state.hold is None else "a hold is a person's")
+        raise Refused("there is no hold" if state.hold is None else "only a person can release a hold")
     return {"hold": None}
 
 

@@ -1,8 +1,8 @@
-"""Watches what stands on probation or as a canary, and takes it out of play when the paired test says so.
+"""Watches versions on probation and canaries, and withdraws a version if the paired test finds more alerts.
 
-What it finds stands on `incidents`, and it keeps nothing itself: what serves is read from `control`, and the counts of
-a pair from `score-summaries`, beginning shortly before the command that made it a pair. So a restart comes to the same
-counts, and several watchers to the same command, of which one counts.
+The watch reports to `incidents` and stores nothing itself: it reads the serving state from `control` and the counts of
+a pair from `score-summaries`, starting shortly before the command that created the pair. So a restart leads to the same
+counts, and several watches submit the same command, of which one counts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import msgspec
@@ -25,25 +26,33 @@ from stream_scorer.records import NOT_A_RECORD, Action, Command, ScoreSummary
 
 _log = logging.getLogger(__name__)
 Mode = Literal["off", "propose", "auto"]
-# Summaries of so long before a pair began are read too: what its members did then. More than clocks differ by.
+# How far before the start of a pair reading begins: the summaries give the members' alerts before it. Longer than
+# clocks of different machines differ.
 BEFORE_MS = 10 * 60_000
 READ_WAIT_S = 0.2
-MOST = 5_000
+MAX_SUMMARIES = 5_000
 RETRY_S = 2.0
-# A record that is none, or has counts that are not four.
+# Errors of a record that is not a summary, or whose counts are not four.
 UNREADABLE = (*NOT_A_RECORD, ValueError, IndexError)
 
 _LABELS = ("ensemble", "version", "other")
 EVIDENCE = Metric(
     "gauge",
     "stream_scorer_paired_evidence",
-    "Natural logarithm of the evidence that a version on probation, or a canary, alerts more than the other; 6.9 acts.",
+    "Natural logarithm of the evidence that a version on probation, or a canary, alerts more often than the other "
+    "version; "
+    "the monitor acts at 6.9.",
     _LABELS,
 )
 ROWS = Metric("gauge", "stream_scorer_paired_rows", "Transactions that both versions of a pair scored.", _LABELS)
-RISE = Metric("gauge", "stream_scorer_paired_alert_rise", "By how much the version alerts more, as a share.", _LABELS)
+RISE = Metric(
+    "gauge", "stream_scorer_paired_alert_rise", "Relative increase of alerts compared with the other version.", _LABELS
+)
 ACTED = Metric(
-    "counter", "stream_scorer_watch_commands_total", "Commands given by the monitor, by action.", ("ensemble", "action")
+    "counter",
+    "stream_scorer_watch_commands_total",
+    "Commands submitted by the monitor, by action.",
+    ("ensemble", "action"),
 )
 WATCH_METRICS = (EVIDENCE, ROWS, RISE, ACTED)
 
@@ -56,21 +65,34 @@ class SummaryRecord(Protocol):
 
 
 class SummaryReader(Protocol):
-    """What is needed of `kafka.load.RecordFollower`."""
+    """The interface of `kafka.load.RecordFollower`."""
 
-    def poll(self, most: int, timeout_s: float) -> Sequence[SummaryRecord]: ...
+    def poll(self, max_records: int, timeout_s: float) -> Sequence[SummaryRecord]: ...
 
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class WatchRules:
+    """What a watch may do.
+
+    Attributes:
+        mode: `auto` submits commands, `propose` only reports the command that it would submit.
+        probation: minimum number of transactions after which a probation ends if there is no evidence of more alerts.
+        cooldown_s: time after a monitor withdrew a version in which a second one is only proposed.
+    """
+
+    mode: Mode
+    probation: int
+    cooldown_s: float
+
+
 class Watch:
-    """See the module.
+    """Counts the pairs in play and acts on them as `rules` allow.
 
     Args:
-        incidents: where it is told what is found. follow: opens `score-summaries` at a record timestamp, ms.
-        mode: `auto` gives commands, `propose` only says which it would give.
-        probation: after so many transactions, at the earliest, a probation is over if nothing speaks for a rise.
-        cooldown_s: within this after a version was taken out of play by a monitor, a second one is only proposed.
+        incidents: the log of findings. follow: opens `score-summaries` at a record timestamp, ms.
+        who: the author of commands.
     """
 
     def __init__(
@@ -82,32 +104,30 @@ class Watch:
         metrics: Metrics,
         *,
         who: str,
-        mode: Mode,
-        probation: int,
-        cooldown_s: float,
+        rules: WatchRules,
     ) -> None:
         self._log, self._follow, self._clock, self._metrics = log, follow, clock, metrics
         self._incidents = incidents
-        self._who, self._mode = who, mode
-        self._probation, self._cooldown_ms = probation, int(cooldown_s * 1_000)
+        self._who, self._rules = who, rules
         self._history = History()
         self._paired: dict[Pair, Paired] = {}
         self._reader: SummaryReader | None = None
-        self._looked = False
-        self._said: set[tuple[Pair, Action, str]] = set()
+        self._started = False
+        # Findings that are reported and need a person: each is logged once.
+        self._reported: set[tuple[Pair, Action, str]] = set()
         self._decode = msgspec.json.Decoder(ScoreSummary).decode
 
     def run(self, stop: threading.Event) -> None:
-        """Watch until `stop`; trouble with the broker is told and waited out."""
+        """Watch until `stop`. An error is logged, and the watch starts again after `RETRY_S`."""
         while not stop.is_set():
             try:
                 self.step()
             except StreamScorerError as error:
-                _log.warning("watching probations: %s", error.message)
+                _log.warning("the watch on probations failed: %s", error.message)
                 self._forget()
                 stop.wait(RETRY_S)
-            except Exception:  # whatever it is, nobody would watch any more
-                _log.exception("watching probations")
+            except Exception:  # without this, one unexpected error would end the watch for good
+                _log.exception("the watch on probations failed")
                 self._forget()
                 stop.wait(RETRY_S)
         self._forget()
@@ -115,34 +135,34 @@ class Watch:
         self._incidents.close()
 
     def step(self) -> None:
-        """Follow control, count what has come, and act on it."""
+        """Read new commands and summaries, and act on the counts."""
         catch_up(self._log, self._history, self._log.end())
         found = [pair for state in self._history.states.values() for pair in pairs(state, self._history)]
-        if set(found) != set(self._paired) or not self._looked:
+        if set(found) != set(self._paired) or not self._started:
             self._begin(found)
-            self._tell_ends(found)
-            self._looked = True
+            self._close_ended(found)
+            self._started = True
         if self._reader is None:
             for command in self._log.read(READ_WAIT_S):
                 self._history.add(command.offset, command.value)
             return
-        records = self._reader.poll(MOST, READ_WAIT_S)
+        records = self._reader.poll(MAX_SUMMARIES, READ_WAIT_S)
         for record in records:
             try:
                 summary = self._decode(record.value or b"")
                 for paired in self._paired.values():
                     paired.add(summary)
             except UNREADABLE as error:
-                _log.warning("a summary that cannot be read is left out: %s", error)
+                _log.warning("an unreadable summary is ignored: %s", error)
         for paired in self._paired.values():
             self._show(paired)
-        # What is behind is read first: a command rests on all there is.
-        if len(records) < MOST:
+        # A full read means that more summaries wait: a command must use all of them.
+        if len(records) < MAX_SUMMARIES:
             for paired in list(self._paired.values()):
                 self._judge(paired)
 
     def _begin(self, found: list[Pair]) -> None:
-        """Count these pairs, from before the first of them began."""
+        """Start to count `found`, from before the first of these pairs began."""
         self._forget()
         if found:
             self._reader = self._follow(min(pair.at for pair in found) - BEFORE_MS)
@@ -153,7 +173,7 @@ class Watch:
             self._reader.close()
         for pair in self._paired:
             self._show(Paired(pair))
-        self._reader, self._paired, self._looked = None, {}, False
+        self._reader, self._paired, self._started = None, {}, False
 
     def _show(self, paired: Paired) -> None:
         pair = paired.pair
@@ -165,59 +185,63 @@ class Watch:
     def _judge(self, paired: Paired) -> None:
         pair = paired.pair
         if paired.risen:
-            self._want(paired, pair.ends)
-        elif pair.ends == "rollback" and paired.rows >= self._probation and paired.calm:
-            self._want(paired, "confirm")
+            self._act(paired, pair.ends)
+        elif pair.ends == "rollback" and paired.rows >= self._rules.probation and paired.calm:
+            self._act(paired, "confirm")
 
-    def _want(self, paired: Paired, action: Action) -> None:
-        """Give the command, or say why it is only proposed; a rise is told as an incident either way."""
-        pair, state = paired.pair, self._history.states[paired.pair.ensemble]
-        why = ""
-        if self._mode == "propose":
-            why = "by hand: the monitor proposes"
-        elif state.hold is not None:
-            why = f"by hand: {state.hold.who} holds it ({state.hold.why})"
-        elif action != "confirm" and acted_since(
-            self._history, pair.ensemble, self._clock.now_ms() - self._cooldown_ms
-        ):
-            why = "by hand: it would be the second within the cool-down"
-        if (pair, action, why) in self._said:
+    def _held_back(self, pair: Pair, action: Action) -> str:
+        """The reason why a person must submit the command; empty if the watch may submit it."""
+        hold = self._history.states[pair.ensemble].hold
+        if self._rules.mode == "propose":
+            return "needs a person: monitor.mode is propose"
+        if hold is not None:
+            return f"needs a person: {hold.who} put a hold on it ({hold.why})"
+        since = self._clock.now_ms() - int(self._rules.cooldown_s * 1_000)
+        if action != "confirm" and acted_since(self._history, pair.ensemble, since):
+            return "needs a person: the monitor withdrew another version within the cool-down"
+        return ""
+
+    def _act(self, paired: Paired, action: Action) -> None:
+        """Submit the command, or log why it is held back. Either way, more alerts are an incident."""
+        pair = paired.pair
+        why = self._held_back(pair, action)
+        if (pair, action, why) in self._reported:
             return
-        told = action == "confirm" or self._tell(paired, action, why)
+        reported = action == "confirm" or self._report(paired, action, why)
         if why:
-            _log.warning("%s %s is due, %s: %s", action, pair.ensemble, why, paired.told())
-            if told:
-                self._said.add((pair, action, why))
+            _log.warning("%s %s is due, %s: %s", action, pair.ensemble, why, paired.summary())
+            if reported:
+                self._reported.add((pair, action, why))
             return
         entry = submit(self._log, self._history, lambda offset: self._command(paired, action, offset))
         if entry.refused:
             _log.warning("%s %s is refused: %s", action, pair.ensemble, entry.refused)
             return
         self._metrics.count(ACTED, 1, pair.ensemble, action)
-        _log.warning("%s %s: %s", action, pair.ensemble, paired.told())
+        _log.warning("%s %s: %s", action, pair.ensemble, paired.summary())
 
-    def _tell(self, paired: Paired, action: Action, held_back: str) -> bool:
-        """Open an incident, and say if it was. Not being able to must not keep a command from being given."""
+    def _report(self, paired: Paired, action: Action, held_back: str) -> bool:
+        """Report an incident and return whether that worked. A failure must not prevent the command."""
         try:
-            self._incidents.tell(paired, action, held_back, self._clock.now_ms())
+            self._incidents.report(paired, action, held_back, self._clock.now_ms())
         except StreamScorerError as error:
-            _log.warning("an incident of %s cannot be told: %s", paired.pair.ensemble, error.message)
+            _log.warning("an incident of %s could not be reported: %s", paired.pair.ensemble, error.message)
             return False
         return True
 
-    def _tell_ends(self, found: list[Pair]) -> None:
+    def _close_ended(self, found: list[Pair]) -> None:
         newest = {ensemble: state.control_offset for ensemble, state in self._history.states.items()}
         try:
             self._incidents.close_all_but(found, newest, self._clock.now_ms())
         except StreamScorerError as error:
-            _log.warning("the end of an incident cannot be told: %s", error.message)
+            _log.warning("an incident could not be closed: %s", error.message)
 
     def _command(self, paired: Paired, action: Action, offset: int) -> Command:
         return Command(
             ensemble=paired.pair.ensemble,
             action=action,
             who=self._who,
-            why=paired.told(),
+            why=paired.summary(),
             at=self._clock.now_ms(),
             expected_offset=offset,
             author="monitor",

@@ -45,12 +45,12 @@ class Schedule:
         self._start = clock.monotonic()
         self.behind_s = 0.0
 
-    def due(self, sent: int, most: int) -> int:
-        """How many records, at most `most`, should follow the `sent` ones now; notes how late the first of them is."""
+    def due(self, sent: int, max_records: int) -> int:
+        """How many records, at most `max_records`, should follow the `sent` ones now; notes how late the first of them is."""
         if self._rate is None:
-            return most
+            return max_records
         elapsed = self._clock.monotonic() - self._start
-        count = min(int(elapsed * self._rate) + 1 - sent, most)
+        count = min(int(elapsed * self._rate) + 1 - sent, max_records)
         if count > 0:
             self.behind_s = max(self.behind_s, elapsed - sent / self._rate)
         return max(count, 0)
@@ -109,12 +109,12 @@ class OpenLoopProducer:
         places = partitions_of(keys, self.partitions(topic))
         done = 0
         while done < len(keys):
-            most = min(CHUNK, len(keys) - done)
-            count = most if schedule is None else schedule.due(done, most)
+            max_records = min(CHUNK, len(keys) - done)
+            count = max_records if schedule is None else schedule.due(done, max_records)
             stop = done + count
             self._hand_over(topic, keys[done:stop], values[done:stop], places[done:stop])
             done = stop
-            if schedule is not None and count < most:
+            if schedule is not None and count < max_records:
                 self._sleep(schedule.pause_s(done))
         return places
 
@@ -212,11 +212,11 @@ class RecordFollower:
             self._consumer.close()
             raise
 
-    def poll(self, most: int = 10_000, timeout_s: float = 0.0) -> list[FollowedRecord]:
-        """Up to `most` records, waiting at most `timeout_s` for the first. Raises `BrokerUnavailable`."""
+    def poll(self, max_records: int = 10_000, timeout_s: float = 0.0) -> list[FollowedRecord]:
+        """Up to `max_records` records, waiting at most `timeout_s` for the first. Raises `BrokerUnavailable`."""
         messages = self._consumer.consume(1, timeout_s)
-        if messages and most > 1:
-            messages += self._consumer.consume(most - 1, 0)
+        if messages and max_records > 1:
+            messages += self._consumer.consume(max_records - 1, 0)
         records = []
         for message in messages:
             error = message.error()

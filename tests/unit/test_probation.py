@@ -13,7 +13,7 @@ import pytest
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.probation import ALPHA, RISE, Pair, Paired, pairs
 from stream_scorer.control.state import History
-from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch
+from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Command, Incident, PaneSummary, ScoreSummary, ServedVersion
@@ -113,8 +113,8 @@ def test_the_member_is_named_that_makes_more_alerts_than_before() -> None:
     found.add(summary(TWO, [200, 120, 0, 9_680], only_by=(70, 95)))
     member, more = found.culprit() or ("", 0.0)
     assert (member, more) == ("gbdt", pytest.approx(6.0))
-    assert "member gbdt makes 6.0 more alerts a thousand than before" in found.told()
-    assert "+60.0%" in found.told()
+    assert "member gbdt causes 6.0 more alerts per 1,000 transactions than before" in found.summary()
+    assert "+60.0%" in found.summary()
 
 
 class Reader:
@@ -126,8 +126,8 @@ class Reader:
         for junk in (b"junk", b"", b'{"\xff":1}', b"[" * 100_000, short):
             self._left.insert(0, ControlRecord(0, junk))
 
-    def poll(self, most: int, timeout_s: float) -> list[ControlRecord]:
-        found, self._left = self._left[:most], self._left[most:]
+    def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
+        found, self._left = self._left[:max_records], self._left[max_records:]
         return found
 
     def close(self) -> None:
@@ -166,9 +166,7 @@ class Desk:
             Clock(),  # type: ignore[arg-type]
             Metrics(WATCH_METRICS),
             who="monitor-1",
-            mode=mode,
-            probation=probation,
-            cooldown_s=cooldown_s,
+            rules=WatchRules(mode, probation, cooldown_s),
         )
 
     @property
@@ -201,7 +199,7 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     assert history.states["cards"].champion == ONE
     assert given[0].command is not None
     assert "member xgb" in given[0].command.why
-    assert "version 2 alerts 350" in given[0].command.why
+    assert "version 2 alerts on 350" in given[0].command.why
     opened, closed = desk.incidents
     assert (opened.id, opened.version, opened.other, opened.member) == ("cards-1", "2", "1", "xgb")
     assert (opened.rows, opened.both, opened.only, opened.lacking) == (10_000, *MORE[:3])
@@ -256,9 +254,9 @@ def test_where_it_may_not_act_it_says_what_is_due_and_says_it_once(why: str, cap
         for _ in range(3):
             watch.step()
     assert desk.log.records == before
-    assert caplog.text.count("rollback cards is due, by hand") == 1
+    assert caplog.text.count("rollback cards is due, needs a person") == 1
     (incident,) = desk.incidents
-    assert incident.held_back.startswith("by hand: ") and incident.closed is None
+    assert incident.held_back.startswith("needs a person: ") and incident.closed is None
 
 
 def test_an_incident_that_could_not_be_told_is_told_later() -> None:
