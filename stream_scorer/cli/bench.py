@@ -1,4 +1,4 @@
-"""`stream-scorer bench`: throughput, latency and cost beside the passthrough and a per-event loop."""
+"""`stream-scorer bench`: throughput, latency and cost, compared with the passthrough and a per-event loop."""
 
 from __future__ import annotations
 
@@ -10,37 +10,41 @@ from typing import Any
 
 import click
 
-# Not stream-scorer's settings: whatever is set, a benchmark runs on a stack of its own.
+# A benchmark runs on a stack of its own, so it ignores the settings.
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="About 1.5 minutes instead of 6: fewer rounds, shorter windows, noisier.")
-@click.option("--transactions", type=click.IntRange(2_000), help="Transactions of one drain.  [default: 150000]")
-@click.option("--drain-rounds", type=click.IntRange(1), help="Drains of each kind.  [default: 3]")
-@click.option("--warm-up-drains", type=click.IntRange(0), help="Drains of each kind, thrown away.  [default: 1]")
+@click.option(
+    "--quick", is_flag=True, help="Take about 1.5 minutes instead of 6: fewer rounds, shorter windows, more noise."
+)
+@click.option("--transactions", type=click.IntRange(2_000), help="Transactions per drain.  [default: 150000]")
+@click.option("--drain-rounds", type=click.IntRange(1), help="Drains per kind.  [default: 3]")
+@click.option("--warm-up-drains", type=click.IntRange(0), help="Discarded drains per kind.  [default: 1]")
 @click.option("--rate", "rates", type=click.IntRange(1), multiple=True, help="Open-loop rate; may be repeated.  "
               "[default: 1000 and 5000]")  # fmt: skip
-@click.option("--rounds", "latency_rounds", type=click.IntRange(1), help="Windows of each kind and rate.  [default: 5]")
-@click.option("--seconds", "window_s", type=click.FloatRange(0.1), help="Seconds measured a window.  [default: 5]")
-@click.option("--warm-up", "warm_up_s", type=click.FloatRange(0), help="Seconds thrown away first.  [default: 1.5]")
-@click.option("--events", "loop_events", type=click.IntRange(1), help="Events of the per-event loop.  [default: 500]")
-@click.option("--backlog", type=click.IntRange(0), help="Worked off before the first window.  [default: 20000]")
-@click.option("--batch", type=click.IntRange(1, 10_000), help="Most records in a micro-batch.  [default: 1024]")
-@click.option("--pace-ms", type=click.IntRange(0), help="Least time from one batch to the next.  [default: 20]")
-@click.option("--partitions", type=click.IntRange(1), help="Of every topic.  [default: 4]")
-@click.option("--seed", type=click.IntRange(0), help="Same seed, same transactions.  [default: 1]")
+@click.option("--rounds", "latency_rounds", type=click.IntRange(1), help="Windows per kind and rate.  [default: 5]")
+@click.option("--seconds", "window_s", type=click.FloatRange(0.1), help="Measured seconds per window.  [default: 5]")
+@click.option(
+    "--warm-up", "warm_up_s", type=click.FloatRange(0), help="Discarded seconds before a window.  [default: 1.5]"
+)
+@click.option("--events", "loop_events", type=click.IntRange(1), help="Events for the per-event loop.  [default: 500]")
+@click.option("--backlog", type=click.IntRange(0), help="Records processed before the first window.  [default: 20000]")
+@click.option("--batch", type=click.IntRange(1, 10_000), help="Maximum size of a micro-batch.  [default: 1024]")
+@click.option("--pace-ms", type=click.IntRange(0), help="Minimum milliseconds between batches.  [default: 20]")
+@click.option("--partitions", type=click.IntRange(1), help="Partitions per topic.  [default: 4]")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the transactions.  [default: 1]")
 @click.option(
     "--ensemble",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of an ensemble of the simulator's spec.  [default: one is trained]",
+    help="Folder of an ensemble for the simulator's spec.  [default: train one]",
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON to this file.")
 def bench(quick: bool, ensemble: Path | None, as_json: bool, out: Path | None, **sizes: Any) -> None:
-    """Measure the scorer beside its limit (the exactly-once passthrough) and a loop as tutorials write it.
+    """Measure the scorer, and compare it with the exactly-once passthrough and with a per-event loop from tutorials.
 
-    It starts a Kafka and a Redis of its own. Run nothing else beside it. Only ratios of one run mean anything: machines
-    differ, and drift.
+    Starts its own Kafka and Redis. Run nothing else at the same time. Compare only ratios from one run: machines
+    differ, and their speed drifts.
     """
     import msgspec
     from rich.console import Console

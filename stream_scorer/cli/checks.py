@@ -1,4 +1,4 @@
-"""What `doctor` finds: every setting with its origin, then one check after the other. No printing here."""
+"""The checks of `doctor`: every setting with its source, then one check per part. This module prints nothing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import msgspec
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.settings import CATALOGUE, Setting, Settings
 
-# As `requires-python` in pyproject.toml.
+# The same as `requires-python` in pyproject.toml.
 PYTHON_MIN, PYTHON_BELOW = (3, 11), (3, 13)
 HIDDEN = "***"
 
 
 class SettingRow(msgspec.Struct, frozen=True):
-    """One setting as it may be shown. `allowed` is empty if every text is allowed."""
+    """One setting without secrets. `allowed` is empty if every text is allowed."""
 
     name: str
     value: str
@@ -32,24 +32,24 @@ class SettingRow(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One check: ``ok``, ``failed``, or ``skipped`` because what it looks at is not set or did not answer."""
+    """One check: ``ok``, ``failed``, or ``skipped`` if its settings are missing or an earlier check already failed."""
 
     name: str
     state: Literal["ok", "failed", "skipped"]
-    told: str
+    message: str
     hint: str = ""
 
 
 class _SkippedError(Exception):
-    """What a check needs is not set, or an earlier check has said already that it is not there."""
+    """A setting that the check needs is missing, or an earlier check already reported the cause."""
 
-    def __init__(self, told: str, hint: str = "") -> None:
-        super().__init__(told)
-        self.told, self.hint = told, hint
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
 
 
 def setting_rows(settings: Settings) -> list[SettingRow]:
-    """Every setting of the catalogue; passwords in addresses are hidden, other secrets whole."""
+    """Every setting of the catalogue. Hides passwords in addresses, and every other secret completely."""
     return [
         SettingRow(
             s.name,
@@ -66,26 +66,26 @@ def setting_rows(settings: Settings) -> list[SettingRow]:
 
 
 def shown_value(setting: Setting, value: object) -> str:
-    """The value as it may be printed. An address keeps its host and loses its user, password and query."""
+    """The value without secrets. An address keeps its host and loses user, password and query."""
     text = setting.text(value)
     if setting.name == "kafka.bootstrap" or "://" not in text:
-        # Neither a list of brokers nor anything without a scheme has a place for a user.
-        stray = "@" in text and setting.name in ("kafka.bootstrap", "topics.prefix", "scorer.group", "metrics.host")
-        return HIDDEN if stray or (setting.secret and text) else text
+        # A list of brokers or a text without a scheme has no user part, so an "@" means a misplaced password.
+        misplaced = "@" in text and setting.name in ("kafka.bootstrap", "topics.prefix", "scorer.group", "metrics.host")
+        return HIDDEN if misplaced or (setting.secret and text) else text
     return _without_credentials(text)
 
 
 def run_checks(settings: Settings) -> Iterator[Check]:
-    """Every check in turn, each as soon as it is done. Changes nothing but the cache, where models may arrive."""
-    for name, look in _CHECKS:
+    """Run every check and yield each result at once. Changes nothing, except that a download may fill the cache."""
+    for name, check in _CHECKS:
         try:
-            told = look(settings)
+            message = check(settings)
         except _SkippedError as skipped:
-            yield Check(name, "skipped", skipped.told, skipped.hint)
+            yield Check(name, "skipped", skipped.message, skipped.hint)
         except StreamScorerError as error:
             yield Check(name, "failed", _scrubbed(error.message, settings), _scrubbed(error.hint, settings))
         else:
-            yield Check(name, "ok", told)
+            yield Check(name, "ok", message)
 
 
 def _python(_settings: Settings) -> str:
@@ -119,7 +119,7 @@ def _topics(settings: Settings) -> str:
         counts = admin.require(topics.of_partitions())
         admin.require(topics.of_one_partition())
     except BrokerUnavailable:
-        raise _SkippedError("no broker answers") from None
+        raise _SkippedError("the broker does not answer") from None
     return f"{len(counts)} topics of {next(iter(counts.values()))} partitions"
 
 
@@ -132,12 +132,12 @@ def _redis(settings: Settings) -> str:
     client = connect_cluster(url) if settings["redis.cluster"] else connect(url)
     try:
         ping(client, url)
-        # A store over no partition: it asks the server for its policy as a scorer does, and writes nothing.
+        # A store without partitions checks the server's policy as a scorer does, and writes nothing.
         store = RedisRowStore(client, "doctor", [], layout=LAYOUT_VERSION, horizon_ms=0)
         store.check_eviction_policy()
     finally:
         client.close()
-    return "answers, evicts nothing"
+    return "answers, evicts no keys"
 
 
 def _mlflow(settings: Settings) -> str:
@@ -151,7 +151,7 @@ def _ensemble(settings: Settings) -> str:
     from stream_scorer.spec import load_spec
 
     checked = load_spec(_wanted(settings, "scorer.spec"))
-    # Imported only now: the libraries of the members take seconds.
+    # Imported late: the libraries of the members take seconds to import.
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.ensemble.registry import parse_reference
 
@@ -168,7 +168,7 @@ def _port(settings: Settings) -> str:
 
     host, port = settings["metrics.host"], settings["metrics.port"]
     if port < 0:
-        raise _SkippedError("metrics are switched off")
+        raise _SkippedError("the metrics server is disabled")
     HealthServer(host, port, CollectorRegistry(), lambda: (False, "a check")).close()
     return f"{host}:{port} is free" if port else f"any free port on {host}"
 
@@ -186,7 +186,7 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], str]], ...] = (
 
 
 def _scrubbed(text: str, settings: Settings) -> str:
-    """`text` with every address that carries credentials as it may be shown."""
+    """`text` with the credentials removed from every address."""
     for setting in CATALOGUE:
         value = str(settings[setting.name])
         if value and value != (shown := shown_value(setting, settings[setting.name])):
@@ -195,7 +195,7 @@ def _scrubbed(text: str, settings: Settings) -> str:
 
 
 def _wanted(settings: Settings, name: str) -> str:
-    """The value of `name`, or the check is skipped: what is not set is not wrong yet."""
+    """The value of `name`. Skips the check if it is not set, as a missing setting is not an error of `doctor`."""
     if not settings[name]:
         variable = next(s.variable for s in CATALOGUE if s.name == name)
         raise _SkippedError(f"{name} is not set", f"Set {variable}.")

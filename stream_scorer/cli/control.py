@@ -1,4 +1,4 @@
-"""`stream-scorer ensemble promote|rollback|…`: commands to every scorer, by the control topic."""
+"""`stream-scorer ensemble promote|rollback|…`: commands to all scorers through the control topic."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.records import Action, DisabledMember, Incident, ScorerStatus, ServedVersion, ServingState
 
-# A scorer says every 5 s that it is there; one that has not for three times as long is gone.
+# Scorers write a heartbeat every 5 s. A scorer without one for three times as long counts as stopped.
 SILENT_MS = 15_000
 _SETTINGS = ("kafka.bootstrap", "mlflow.url", "topics.prefix", "cache.dir")
 CHAMPION = "champion"
-# Commands that `status` shows; --json has all that are remembered.
+# Number of commands that `status` shows; --json prints all that `History` keeps.
 _SHOWN = 15
 
 
 def _command(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command that is given to scorers: with `--why`, `--who` and `--wait`."""
+    """A click command that submits a control command: adds `--why`, `--who` and `--wait`."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
         function = click.option(
@@ -47,10 +47,14 @@ def _command(name: str) -> Callable[[Callable[..., None]], click.Command]:
             type=click.FloatRange(0),
             default=10.0,
             show_default=True,
-            help="How many seconds to wait for scorers to follow; 0: not at all.",
+            help="Seconds to wait until all scorers apply the command; 0 does not wait.",
         )(function)
-        function = click.option("--who", default=getpass.getuser, help="Who says so; default: this user.")(function)
-        function = click.option("--why", required=True, help="The reason, kept for ever.")(function)
+        function = click.option("--who", default=getpass.getuser, help="Author of the command; default: this user.")(
+            function
+        )
+        function = click.option("--why", required=True, help="The reason; the control topic keeps it permanently.")(
+            function
+        )
         return click.command(name)(with_settings(*_SETTINGS)(function))
 
     return decorate
@@ -58,15 +62,15 @@ def _command(name: str) -> Callable[[Callable[..., None]], click.Command]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a reference named."""
+    """The version that a reference resolves to."""
 
     name: str
     version: ServedVersion
     manifest: Manifest
 
 
-class _Desk:
-    """Where a command is given: the log, its history, and who listens."""
+class _Console:
+    """Submits commands: owns the control log and its history, and reads the status of scorers."""
 
     def __init__(self, settings: Settings) -> None:
         from stream_scorer.control.state import History
@@ -81,22 +85,25 @@ class _Desk:
         self.history: History = History()
 
     def read(self) -> History:
-        """The history up to now."""
+        """The history up to the end of the log."""
         from stream_scorer.control.commands import catch_up
 
         catch_up(self.log, self.history, self.log.end())
         return self.history
 
     def state(self, name: str) -> ServingState:
-        """What is to serve as `name`."""
+        """The serving state of the ensemble `name`."""
         state = self.read().states.get(name)
         if state is None:
             known = ", ".join(sorted(self.history.states)) or "none"
-            raise UsageError(f"nothing serves as {name!r}", hint=f"There is: {known}. A first scorer says what serves.")
+            raise UsageError(
+                f"no version of {name!r} serves",
+                hint=f"Ensembles that serve: {known}. The first scorer of an ensemble proposes its version.",
+            )
         return state
 
     def submit(self, name: str, action: Action, who: str, why: str, wait_s: float, **more: Any) -> None:
-        """Give a command, say what became of it, and wait for scorers."""
+        """Submit a command, print whether it counts, and wait until the scorers apply it."""
         from stream_scorer.control.commands import submit
         from stream_scorer.records import Command
 
@@ -110,15 +117,15 @@ class _Desk:
             ),
         )
         if entry.refused:
-            raise StreamScorerError(f"refused, at offset {entry.offset} of control: {entry.refused}")
-        click.echo(f"{action} {name}: counts, at offset {entry.offset} of control")
+            raise StreamScorerError(f"the command at control offset {entry.offset} is refused: {entry.refused}")
+        click.echo(f"{action} {name}: accepted at control offset {entry.offset}")
         if action in ("promote", "rollback"):
-            self._mirror(self.history.states[name])
+            self._move_alias(self.history.states[name])
         if wait_s:
             self._wait(name, entry.offset, wait_s)
 
-    def _mirror(self, state: ServingState) -> None:
-        """Move the registry's alias to the champion."""
+    def _move_alias(self, state: ServingState) -> None:
+        """Move the alias `champion` in the registry to the version that serves."""
         from stream_scorer.ensemble.registry import set_alias
 
         if not state.champion.version.isdigit() or not self.settings["mlflow.url"]:
@@ -137,31 +144,31 @@ class _Desk:
                 if not found or not late or time.monotonic() > deadline:
                     break
         if not found:
-            click.echo("no scorer is running: it takes effect when one starts")
+            click.echo("no scorer is running: the command takes effect when one starts")
         for status in found:
-            click.echo(f"{status.instance}: {_said(status, offset)}")
+            click.echo(f"{status.instance}: {_progress(status, offset)}")
         if late or any(status.problem for status in found):
-            raise StreamScorerError("not every scorer is where it should be; the command stands")
+            raise StreamScorerError("the command is accepted, but not every scorer has applied it")
 
 
-def _said(status: ScorerStatus, offset: int) -> str:
+def _progress(status: ScorerStatus, offset: int) -> str:
     if status.wanted_offset < offset:
-        return "has not heard of it yet"
-    return status.problem or f"in force, {', '.join(status.in_play)}"
+        return "has not read the command yet"
+    return status.problem or f"applied; versions in play: {', '.join(status.in_play)}"
 
 
 @contextmanager
-def _desk(settings: Settings) -> Iterator[_Desk]:
-    desk = _Desk(settings)
+def _open_console(settings: Settings) -> Iterator[_Console]:
+    console = _Console(settings)
     try:
-        yield desk
+        yield console
     finally:
-        desk.log.close()
+        console.log.close()
 
 
 @contextmanager
 def _scorers(settings: Settings, topic: str, name: str | None) -> Iterator[Callable[[], list[ScorerStatus]]]:
-    """A look at who runs: each call reads on and gives the scorers that were heard of lately."""
+    """A function that reads new statuses and returns the scorers with a recent heartbeat."""
     from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.records import ScorerStatus
 
@@ -170,7 +177,7 @@ def _scorers(settings: Settings, topic: str, name: str | None) -> Iterator[Calla
     known: dict[str, ScorerStatus] = {}
     end, at = log.end(), 0
 
-    def look() -> list[ScorerStatus]:
+    def read_statuses() -> list[ScorerStatus]:
         nonlocal at
         while True:
             records = log.read(0.2)
@@ -186,7 +193,7 @@ def _scorers(settings: Settings, topic: str, name: str | None) -> Iterator[Calla
         return sorted(alive, key=lambda status: status.instance)
 
     try:
-        yield look
+        yield read_statuses
     finally:
         log.close()
 
@@ -198,15 +205,15 @@ def _open_incidents(settings: Settings, topic: str) -> list[Incident]:
 
     if topic not in TopicAdmin(settings["kafka.bootstrap"]).partitions():
         return []
-    book = Incidents(ControlLog(settings["kafka.bootstrap"], topic))
+    incidents = Incidents(ControlLog(settings["kafka.bootstrap"], topic))
     try:
-        return book.open()
+        return incidents.open()
     finally:
-        book.close()
+        incidents.close()
 
 
 def _find(settings: Settings, reference: str) -> _Found:
-    """What `reference` names, loaded and tested here first."""
+    """Resolve `reference`, load the ensemble and run its self-test on this machine."""
     from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.registry import keep, parse_reference, resolve
     from stream_scorer.records import ServedVersion
@@ -223,17 +230,20 @@ def _find(settings: Settings, reference: str) -> _Found:
 @_command("promote")
 @click.argument("reference")
 def promote(settings: Settings, reference: str, why: str, who: str, wait_s: float) -> None:
-    """Let REFERENCE (name:version, name@alias or a folder) serve; it is on probation beside the one before."""
+    """Make REFERENCE (a folder, name@alias or name:version) the version that serves.
+
+    It is on probation: the previous version scores the same transactions, for comparison and rollback.
+    """
     found = _find(settings, reference)
-    with _desk(settings) as desk:
-        desk.submit(found.name, "promote", who, why, wait_s, version=found.version)
+    with _open_console(settings) as console:
+        console.submit(found.name, "promote", who, why, wait_s, version=found.version)
 
 
 @_command("weights")
 @click.argument("reference")
 @click.argument("weights", nargs=-1, required=True, metavar="MEMBER=WEIGHT...")
 def weights(settings: Settings, reference: str, weights: tuple[str, ...], why: str, who: str, wait_s: float) -> None:
-    """Promote REFERENCE with other weights: a version of its own, registered where REFERENCE is."""
+    """Promote REFERENCE with other weights, as a new version. A registered REFERENCE gives a registered version."""
     from stream_scorer.ensemble.registry import parse_reference, register, resolve
     from stream_scorer.ensemble.reweigh import reweigh
 
@@ -244,37 +254,37 @@ def weights(settings: Settings, reference: str, weights: tuple[str, ...], why: s
         manifest = reweigh(folder, wanted, out, time.time_ns() // 1_000_000)
         name, new = parse_reference(reference).name, str(out)
         if name:
-            told = ", ".join(f"{member}={weight:g}" for member, weight in wanted.items())
-            tags = {"stream_scorer.weights_of": f"{name}:{number}", "stream_scorer.weights": told}
+            text = ", ".join(f"{member}={weight:g}" for member, weight in wanted.items())
+            tags = {"stream_scorer.weights_of": f"{name}:{number}", "stream_scorer.weights": text}
             new = f"{name}:{register(out, name, settings['mlflow.url'], tags=tags)}"
         total = sum(member.weight for member in manifest.members)
         click.echo(", ".join(f"{member.name} {member.weight / total:.1%}" for member in manifest.members))
         found = _find(settings, new)
-    with _desk(settings) as desk:
-        desk.submit(found.name, "promote", who, why, wait_s, version=found.version)
+    with _open_console(settings) as console:
+        console.submit(found.name, "promote", who, why, wait_s, version=found.version)
 
 
 @_command("confirm")
 @click.argument("name")
 def confirm(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
-    """End the probation of what serves as NAME: it is good."""
-    with _desk(settings) as desk:
-        desk.submit(name, "confirm", who, why, wait_s)
+    """End the probation of the version of NAME that serves, and keep it."""
+    with _open_console(settings) as console:
+        console.submit(name, "confirm", who, why, wait_s)
 
 
 @_command("rollback")
 @click.argument("name")
 def rollback(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
-    """Go back to the last good version of NAME. It is still loaded: nothing has to be fetched."""
-    with _desk(settings) as desk:
-        desk.submit(name, "rollback", who, why, wait_s)
+    """Return to the last good version of NAME. Scorers still have it in memory, so they download nothing."""
+    with _open_console(settings) as console:
+        console.submit(name, "rollback", who, why, wait_s)
 
 
 @_command("canary")
 @click.argument("reference")
-@click.option("--share", required=True, help="Share of entities it decides for: 0.1 or 10%.")
-@click.option("--until", type=click.DateTime(), help="Event time (UTC) from which the champion decides all again.")
-@click.option("--salt", help="Name of the experiment; another salt draws other entities. Default: name:version.")
+@click.option("--share", required=True, help="Share of the entities that the canary decides, such as 0.1 or 10%.")
+@click.option("--until", type=click.DateTime(), help="Event time (UTC) at which the canary ends.")
+@click.option("--salt", help="Seed of the draw: another salt selects other entities.  [default: name:version]")
 def canary(
     settings: Settings,
     reference: str,
@@ -285,90 +295,96 @@ def canary(
     who: str,
     wait_s: float,
 ) -> None:
-    """Let REFERENCE decide for a share of the entities. A larger share keeps those it had."""
-    part = _share(share)
+    """Let REFERENCE decide for a share of the entities. If the share grows, it keeps the entities that it has."""
+    fraction = _share(share)
     found = _find(settings, reference)
     end = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1_000)
-    with _desk(settings) as desk:
-        desk.submit(found.name, "canary", who, why, wait_s, version=found.version, share=part, until=end, salt=salt)
+    with _open_console(settings) as console:
+        console.submit(
+            found.name, "canary", who, why, wait_s, version=found.version, share=fraction, until=end, salt=salt
+        )
 
 
 @_command("shadow")
 @click.argument("reference")
 def shadow(settings: Settings, reference: str, why: str, who: str, wait_s: float) -> None:
-    """Let REFERENCE score every transaction and decide none."""
+    """Let REFERENCE score every transaction without deciding any."""
     found = _find(settings, reference)
-    with _desk(settings) as desk:
-        desk.submit(found.name, "shadow", who, why, wait_s, version=found.version)
+    with _open_console(settings) as console:
+        console.submit(found.name, "shadow", who, why, wait_s, version=found.version)
 
 
 @_command("stop")
 @click.argument("name")
 @click.argument("version")
 def stop(settings: Settings, name: str, version: str, why: str, who: str, wait_s: float) -> None:
-    """Take the canary or shadow VERSION of NAME out of play."""
-    with _desk(settings) as desk:
-        state = desk.state(name)
+    """Stop the canary or shadow VERSION of NAME."""
+    with _open_console(settings) as console:
+        state = console.state(name)
         canaries = [] if state.canary is None else [state.canary.version]
         served = _named([*canaries, *state.shadows], version)
-        desk.submit(name, "stop", who, why, wait_s, version=served)
+        console.submit(name, "stop", who, why, wait_s, version=served)
 
 
 @_command("retire")
 @click.argument("reference")
 def retire(settings: Settings, reference: str, why: str, who: str, wait_s: float) -> None:
-    """Never let REFERENCE serve again. It must not be serving."""
+    """Exclude REFERENCE from serving permanently. It must not serve now."""
     found = _find(settings, reference)
-    with _desk(settings) as desk:
-        desk.submit(found.name, "retire", who, why, wait_s, version=found.version)
+    with _open_console(settings) as console:
+        console.submit(found.name, "retire", who, why, wait_s, version=found.version)
 
 
 @_command("disable")
 @click.argument("name")
 @click.argument("member")
-@click.option("--force", is_flag=True, help="Even if what is left is below the quorum: then everything is fallback.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also if the remaining weight is below the quorum, so that every decision is the fallback.",
+)
 def disable(settings: Settings, name: str, member: str, force: bool, why: str, who: str, wait_s: float) -> None:
-    """Count on MEMBER of what serves as NAME no longer; the others' weights are renormalised."""
-    with _desk(settings) as desk:
-        state = desk.state(name)
+    """Exclude MEMBER of the ensemble NAME from scoring. The weights of the other members are renormalised."""
+    with _open_console(settings) as console:
+        state = console.state(name)
         manifest = _champion(settings, state)
         wanted = _member(manifest, member)
         off = {d.key for d in state.disabled} | {wanted.key}
         left = _weight_without(manifest, off)
         if left < manifest.quorum and not force:
             raise UsageError(
-                f"without {member} {left:.0%} of the weight is left, and the quorum is {manifest.quorum:.0%}",
-                hint="Every decision would be the fallback. Roll back instead, or say --force.",
+                f"without {member}, {left:.0%} of the weight remains, and the quorum is {manifest.quorum:.0%}",
+                hint="Every decision would be the fallback. Use rollback instead, or --force.",
             )
-        desk.submit(name, "disable", who, why, wait_s, member=wanted)
+        console.submit(name, "disable", who, why, wait_s, member=wanted)
 
 
 @_command("enable")
 @click.argument("name")
 @click.argument("member")
 def enable(settings: Settings, name: str, member: str, why: str, who: str, wait_s: float) -> None:
-    """Count on MEMBER again."""
-    with _desk(settings) as desk:
-        disabled = [d for d in desk.state(name).disabled if d.name == member]
+    """Include a disabled MEMBER of NAME again."""
+    with _open_console(settings) as console:
+        disabled = [d for d in console.state(name).disabled if d.name == member]
         if not disabled:
-            raise UsageError(f"no member {member!r} of {name} is disabled")
-        desk.submit(name, "enable", who, why, wait_s, member=disabled[0])
+            raise UsageError(f"{name} has no disabled member {member!r}")
+        console.submit(name, "enable", who, why, wait_s, member=disabled[0])
 
 
 @_command("hold")
 @click.argument("name")
 def hold(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
-    """Let no monitor act on NAME until it is released."""
-    with _desk(settings) as desk:
-        desk.submit(name, "hold", who, why, wait_s)
+    """Forbid monitors to submit commands for NAME until `release`."""
+    with _open_console(settings) as console:
+        console.submit(name, "hold", who, why, wait_s)
 
 
 @_command("release")
 @click.argument("name")
 def release(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
-    """End a hold."""
-    with _desk(settings) as desk:
-        desk.submit(name, "release", who, why, wait_s)
+    """Allow monitors to submit commands for NAME again."""
+    with _open_console(settings) as console:
+        console.submit(name, "release", who, why, wait_s)
 
 
 @click.command("status")
@@ -376,21 +392,21 @@ def release(settings: Settings, name: str, why: str, who: str, wait_s: float) ->
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @with_settings("kafka.bootstrap", "topics.prefix", "cache.dir", "mlflow.url")
 def status(settings: Settings, name: str | None, as_json: bool) -> None:
-    """What is to serve (of NAME, or of every ensemble), open incidents, what scorers do, and the last commands."""
-    with _desk(settings) as desk:
-        history = desk.read()
-        with _scorers(settings, desk.topics.scorer_status, name) as look:
-            scorers = look()
-        incidents = [i for i in _open_incidents(settings, desk.topics.incidents) if name in (None, i.ensemble)]
+    """Show the serving state (of NAME, or of every ensemble), open incidents, scorers and the last commands."""
+    with _open_console(settings) as console:
+        history = console.read()
+        with _scorers(settings, console.topics.scorer_status, name) as statuses:
+            scorers = statuses()
+        incidents = [i for i in _open_incidents(settings, console.topics.incidents) if name in (None, i.ensemble)]
     states = [state for key, state in sorted(history.states.items()) if name in (None, key)]
     entries = [e for e in history.entries if name is None or (e.command is not None and e.command.ensemble == name)]
     if as_json:
-        told = [msgspec.structs.asdict(e.command) if e.command else None for e in entries]
-        log = [{"offset": e.offset, "refused": e.refused, "command": c} for e, c in zip(entries, told, strict=True)]
+        commands = [msgspec.structs.asdict(e.command) if e.command else None for e in entries]
+        log = [{"offset": e.offset, "refused": e.refused, "command": c} for e, c in zip(entries, commands, strict=True)]
         click.echo(msgspec.json.encode({"states": states, "scorers": scorers, "incidents": incidents, "log": log}))
         return
     if name is not None and not states:
-        raise UsageError(f"nothing serves as {name!r}")
+        raise UsageError(f"no version of {name!r} serves")
     for state in states:
         _show_state(state)
     for incident in incidents:
@@ -401,15 +417,15 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
         [(s.instance, ", ".join(s.in_play), str(s.control_offset), s.problem) for s in scorers],
         "no scorer is running",
     )
-    rows = [_told(entry) for entry in entries[-_SHOWN:]]
-    _show_table(("offset", "when (UTC)", "who", "what", "why"), rows, "no commands")
+    rows = [_history_row(entry) for entry in entries[-_SHOWN:]]
+    _show_table(("offset", "time (UTC)", "author", "command", "reason"), rows, "no commands")
 
 
 COMMANDS = [promote, weights, confirm, rollback, canary, shadow, stop, retire, disable, enable, hold, release, status]
 
 
-def _told(entry: Entry) -> tuple[str, ...]:
-    """A line of the history."""
+def _history_row(entry: Entry) -> tuple[str, ...]:
+    """The row of one command in the table of `status`."""
     c = entry.command
     if c is None:
         return str(entry.offset), "", "", "", f"REFUSED: {entry.refused}"
@@ -463,7 +479,7 @@ def _share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 < share <= 1:
-        raise UsageError(f"{text!r} is no share", hint="Write 0.1 or 10%: above 0, at most 1.")
+        raise UsageError(f"{text!r} is not a share", hint="Write 0.1 or 10%: above 0 and at most 1.")
     return share
 
 
@@ -472,7 +488,7 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return name, float(weight)
     except ValueError:
-        raise UsageError(f"{text!r} is no weight", hint="Write MEMBER=WEIGHT, as in xgb=0.2.") from None
+        raise UsageError(f"{text!r} is not a weight", hint="Write MEMBER=WEIGHT, as in xgb=0.2.") from None
 
 
 def _named(versions: list[ServedVersion], wanted: str) -> ServedVersion:
@@ -480,7 +496,7 @@ def _named(versions: list[ServedVersion], wanted: str) -> ServedVersion:
         if version.version == wanted:
             return version
     known = ", ".join(version.version for version in versions) or "none"
-    raise UsageError(f"{wanted!r} is neither canary nor shadow", hint=f"In play beside the champion: {known}.")
+    raise UsageError(f"{wanted!r} is neither canary nor shadow", hint=f"Canary and shadows: {known}.")
 
 
 def _champion(settings: Settings, state: ServingState) -> Manifest:
@@ -505,7 +521,7 @@ def _member(manifest: Manifest, name: str) -> DisabledMember:
 
 
 def _weight_without(manifest: Manifest, keys: set[str]) -> float:
-    """Share of the weight that is left without the members of these keys."""
+    """Share of the weight that remains without the members of these keys."""
     from stream_scorer.ensemble.manifest import member_key
 
     left = sum(member.weight for member in manifest.members if member_key(member) not in keys)

@@ -1,4 +1,4 @@
-"""`stream-scorer data`: from one's own CSV file to a spec, to training files, to the topics."""
+"""`stream-scorer data`: convert a CSV file to a spec, to training files, and to records on the topics."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.group()
 def data() -> None:
-    """Your own data: a spec drafted from a CSV file, files to train on, records on the topics."""
+    """Use your own data: draft a spec from a CSV file, convert it for training, publish it to the topics."""
 
 
 @data.command("draft")
 @click.argument("csv", type=_FILE)
-@click.option("--time", "time_column", required=True, help="Column of the time: a timestamp, or seconds.")
-@click.option("--value", "value_column", required=True, help="Column of the amount.")
-@click.option("--id", "id_column", help="Column that names a transaction.  [default: rows are numbered]")
-@click.option("--label", help="Column that tells fraud: it is no feature.")
-@click.option("--entity", "entities", multiple=True, metavar="NAME=COLUMN", help="What transactions share; the first "
-              "is the record key.")  # fmt: skip
-@click.option("--name", help="Name of the spec.  [default: the file's]")
-@click.option("--out", type=_FILE, help="Write the spec here.  [default: standard output]")
+@click.option("--time", "time_column", required=True, help="Column with the time: a timestamp, or seconds.")
+@click.option("--value", "value_column", required=True, help="Column with the amount.")
+@click.option("--id", "id_column", help="Column with the transaction id.  [default: the row number]")
+@click.option("--label", help="Column with the fraud label; it does not become a feature.")
+@click.option("--entity", "entities", multiple=True, metavar="NAME=COLUMN", help="An entity and its id column; the "
+              "first entity is the record key.")  # fmt: skip
+@click.option("--name", help="Name of the spec.  [default: the name of the file]")
+@click.option("--out", type=_FILE, help="File for the spec.  [default: standard output]")
 def draft(
     csv: Path,
     time_column: str,
@@ -46,7 +46,7 @@ def draft(
     name: str | None,
     out: Path | None,
 ) -> None:
-    """Draft a pipeline spec for CSV: every column a field, every number and category a feature."""
+    """Draft a pipeline spec for CSV: each column becomes a field, each number and category a feature."""
     pairs = dict(_pair(entity) for entity in entities)
     roles = Roles(time_column, value_column, id_column, label, pairs)
     text = draft_spec(read_csv(csv), roles, spec_name_of(name or csv.stem))
@@ -54,18 +54,20 @@ def draft(
         click.echo(text, nl=False)
         return
     out.write_text(text)
-    click.echo(f"{out}: {len(load_spec(out).features)} features. Read it, and change what you know better.", err=True)
+    click.echo(f"{out}: {len(load_spec(out).features)} features. Review and adjust it before use.", err=True)
 
 
 @data.command("convert")
 @click.argument("csv", type=_FILE)
 @click.option("--out", type=_FOLDER, required=True, help="Folder for transactions.parquet and labels.parquet.")
-@click.option("--label", help="Column that tells fraud; without it no labels are written.")
-@click.option("--fraud", default="1", show_default=True, help="What that column holds for fraud.")
+@click.option("--label", help="Column with the fraud label; without it, no labels are written.")
+@click.option("--fraud", default="1", show_default=True, help="Value of that column for fraud.")
 @click.option("--start", type=click.DateTime(["%Y-%m-%d"]), default="2024-01-01", show_default=True,
-              help="Day of second 0 (UTC), where the time is seconds.")  # fmt: skip
-@click.option("--minor-units", type=click.IntRange(1), default=100, show_default=True, help="Minor units in 1.")
-@click.option("--label-delay", default="0s", show_default=True, help="How long after its transaction a label is known.")
+              help="Day of second 0 (UTC), if the time column holds seconds.")  # fmt: skip
+@click.option(
+    "--minor-units", type=click.IntRange(1), default=100, show_default=True, help="Minor units per currency unit."
+)
+@click.option("--label-delay", default="0s", show_default=True, help="Time between a transaction and its label.")
 @with_settings("scorer.spec")
 def convert_command(
     settings: Settings,
@@ -77,7 +79,7 @@ def convert_command(
     minor_units: int,
     label_delay: str,
 ) -> None:
-    """Convert CSV to the Parquet files that `train` and `replay` take."""
+    """Convert CSV to the Parquet files that `train` and `replay` read."""
     checked = load_spec(settings.require("scorer.spec"))
     start_ms = int(start.replace(tzinfo=UTC).timestamp() * 1_000)
     meaning = Meaning(label, fraud, start_ms, minor_units, _duration(label_delay))
@@ -88,10 +90,12 @@ def convert_command(
 @data.command("publish")
 @click.option("--transactions", type=_FILE, help="Parquet file of transactions.")
 @click.option("--labels", type=_FILE, help="Parquet file of labels.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Records a second; as fast as possible without.")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), help="Records per second.  [default: as fast as possible]"
+)
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
 def publish_command(settings: Settings, transactions: Path | None, labels: Path | None, rate: float | None) -> None:
-    """Put labels, then transactions, on their topics."""
+    """Publish labels, then transactions, to their topics."""
     from stream_scorer.data.publish import publish_file
     from stream_scorer.kafka.topics import Topics
 
@@ -119,4 +123,6 @@ def _duration(text: str) -> int:
     try:
         return duration_ms(text)
     except AttributeError:
-        raise click.BadParameter(f"{text!r} is not a duration such as 7d or 12h", param_hint="--label-delay") from None
+        raise click.BadParameter(
+            f"{text!r} is not a duration (such as 7d or 12h)", param_hint="--label-delay"
+        ) from None

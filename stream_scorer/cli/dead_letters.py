@@ -1,4 +1,4 @@
-"""Dead letters by error code: counts, and the newest examples with where they came from."""
+"""Dead letters by error code: counts, and the newest examples with their source coordinates."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from stream_scorer.cli.formatting import when
-from stream_scorer.cli.topic_io import ReadRecord, Shown, columns, text_header
+from stream_scorer.cli.topic_io import ReadRecord, Redaction, columns, text_header
 
 
-class Letter(msgspec.Struct, frozen=True):
-    """One dead letter, without its value unless that may be shown. `source` is ``topic:partition:offset``."""
+class DeadLetter(msgspec.Struct, frozen=True):
+    """One dead letter. `source` is ``topic:partition:offset``; `about` is what `Redaction` allows of the value."""
 
     path: str
     message: str
@@ -24,18 +24,18 @@ class Letter(msgspec.Struct, frozen=True):
     about: dict[str, Any]
 
 
-class LetterGroup(msgspec.Struct, frozen=True):
-    """The dead letters of one error code: how many, and the newest few, newest first."""
+class DeadLetterGroup(msgspec.Struct, frozen=True):
+    """The number of dead letters with one error code, and some examples, newest first."""
 
     code: str
     count: int
-    examples: list[Letter]
+    examples: list[DeadLetter]
 
 
-def group_letters(
-    records: Iterable[ReadRecord], shown: Shown, *, examples: int, code: str | None = None
-) -> list[LetterGroup]:
-    """Group `records` of the dead-letter topic by code, most frequent first; memory grows with `examples` only."""
+def group_dead_letters(
+    records: Iterable[ReadRecord], redaction: Redaction, *, examples: int, code: str | None = None
+) -> list[DeadLetterGroup]:
+    """Group `records` of the dead-letter topic by code, most frequent first. Keeps `examples` records per code."""
     counts: dict[str, int] = {}
     newest: dict[str, deque[ReadRecord]] = {}
     for record in records:
@@ -45,11 +45,14 @@ def group_letters(
         counts[found] = counts.get(found, 0) + 1
         newest.setdefault(found, deque(maxlen=examples)).append(record)
     order = sorted(counts, key=lambda name: (-counts[name], name))
-    return [LetterGroup(name, counts[name], [_letter(r, shown) for r in reversed(newest[name])]) for name in order]
+    return [
+        DeadLetterGroup(name, counts[name], [_dead_letter(r, redaction) for r in reversed(newest[name])])
+        for name in order
+    ]
 
 
-def letter_lines(groups: list[LetterGroup]) -> list[str]:
-    """A table for people: one line a code with its newest example, further examples below it."""
+def dead_letter_lines(groups: list[DeadLetterGroup]) -> list[str]:
+    """A text table: one line per code with its newest example, further examples below it."""
     if not groups:
         return []
     rows = [["count", "code", "path", "from", "time (UTC)", "message"]]
@@ -60,20 +63,20 @@ def letter_lines(groups: list[LetterGroup]) -> list[str]:
     return columns(rows)
 
 
-def _cells(letter: Letter) -> list[str]:
+def _cells(letter: DeadLetter) -> list[str]:
     content = {name: value for name, value in letter.about.items() if name != "bytes"}
-    told = "  " + msgspec.json.encode(next(iter(content.values()))).decode() if content else ""
-    return [letter.path or "-", letter.source, when(letter.timestamp), letter.message + told]
+    value = "  " + msgspec.json.encode(next(iter(content.values()))).decode() if content else ""
+    return [letter.path or "-", letter.source, when(letter.timestamp), letter.message + value]
 
 
-def _letter(record: ReadRecord, shown: Shown) -> Letter:
+def _dead_letter(record: ReadRecord, redaction: Redaction) -> DeadLetter:
     headers = record.headers
-    return Letter(
+    return DeadLetter(
         path=text_header(headers, "error.path"),
         message=text_header(headers, "error.message"),
         source=":".join(text_header(headers, f"source.{part}") for part in ("topic", "partition", "offset")),
         timestamp=record.timestamp_ms,
         partition=record.partition,
         offset=record.offset,
-        about=shown.value(record.value),
+        about=redaction.value(record.value),
     )

@@ -1,4 +1,4 @@
-"""`stream-scorer demo`: the whole story on real parts."""
+"""`stream-scorer demo`: the whole product on real parts."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from rich.console import Console
 
 
 @click.command()
-@click.option("--transactions", type=int, default=60_000, show_default=True, help="Live transactions.")
-@click.option("--rate", type=float, default=800.0, show_default=True, help="Of them a second.")
-@click.option("--history", type=int, default=150_000, show_default=True, help="Transactions to learn from.")
+@click.option("--transactions", type=int, default=60_000, show_default=True, help="Number of live transactions.")
+@click.option("--rate", type=float, default=800.0, show_default=True, help="Live transactions per second.")
+@click.option("--history", type=int, default=150_000, show_default=True, help="Number of transactions for training.")
 @click.option(
-    "--customers", type=click.IntRange(100), default=4_000, show_default=True, help="Cards in the simulation."
+    "--customers", type=click.IntRange(100), default=4_000, show_default=True, help="Number of simulated customers."
 )
 @click.option(
     "--fraud-rate",
     type=click.FloatRange(0, 0.1, min_open=True),
     default=0.01,
     show_default=True,
-    help="Share of fraud.",
+    help="Share of fraudulent transactions.",
 )
 @click.option(
     "--review-rate",
     type=click.FloatRange(0.005, 0.2, min_open=True),
     default=0.015,
     show_default=True,
-    help="Share of transactions to alert.",
+    help="Share of transactions that become alerts.",
 )
 @click.option(
     "--incident/--no-incident",
     default=True,
     show_default=True,
-    help="Promote a version that goes wrong, and see it rolled back.",
+    help="Promote a version that alerts too much, and let the monitor roll it back.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same data.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed; the same seed gives the same data."
+)
 @click.option(
     "--report",
     type=click.Path(path_type=Path, file_okay=False),
@@ -58,12 +60,11 @@ def demo(
     seed: int,
     report: Path,
 ) -> int:
-    """Run everything on real parts, from simulated history to a report that judges the run. About 3 minutes.
+    """Run the whole product on real parts, from simulated history to a report. Takes about 3 minutes.
 
-    Kafka, Redis and MLflow start as local processes; five members are trained and registered; scorer and monitor run
-    beside live traffic with labels. Then a minor update of one member is promoted that raises alerts: the monitor rolls
-    it back and names the member, and every score is computed again. Nothing is left running. Exit code 1 when a check
-    of the run fails.
+    Starts Kafka, Redis and MLflow as local processes, trains and registers five members, and runs scorer and monitor on
+    live traffic with labels. Then promotes an update of one member that raises alerts: the monitor rolls it back and
+    names the member. Finally recomputes every score. Stops everything that it started. Exit code 1 if a check fails.
     """
     started = time.monotonic()
     from stream_scorer.demo.plan import DemoPlan
@@ -72,10 +73,10 @@ def demo(
     from stream_scorer.reports.html import write_page
     from stream_scorer.reports.terminal import closing_report
 
-    # A broker that has just started makes librdkafka talk; what fails is raised.
+    # librdkafka logs many messages while a broker starts. Real failures raise exceptions.
     logging.getLogger("stream_scorer.kafka.librdkafka").setLevel(logging.CRITICAL)
 
-    # SIGTERM ends it as Ctrl-C does: whatever was started is stopped on the way out.
+    # SIGTERM acts like Ctrl-C, so that the context managers stop all processes.
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""`stream-scorer dlq`: what could not be scored, and why."""
+"""`stream-scorer dlq`: list dead letters."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from stream_scorer.settings import Settings
 
 @click.group()
 def dlq() -> None:
-    """Look at dead letters: records that could not be scored."""
+    """List dead letters: records that could not be scored."""
 
 
 @dlq.command("list")
 @click.option("--code", help="Only this error code.")
-@click.option("-n", "examples", type=click.IntRange(0), default=1, show_default=True, help="Newest examples a code.")
+@click.option(
+    "-n", "examples", type=click.IntRange(0), default=1, show_default=True, help="Number of newest examples per code."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-@click.option("--values", is_flag=True, help="Print the examples' values; without --spec all of their fields.")
+@click.option("--values", is_flag=True, help="Also print the values of the examples; without --spec, all fields.")
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
 def list_command(settings: Settings, code: str | None, examples: int, as_json: bool, values: bool) -> None:
-    """Count the dead letters by error code, with where the newest came from. docs/errors.md explains the codes."""
-    from stream_scorer.cli.dead_letters import group_letters, letter_lines
-    from stream_scorer.cli.topic_io import Shown, TopicReader, optional_spec, quiet_client
+    """Count dead letters by error code and show the newest of each. docs/errors.md explains the codes."""
+    from stream_scorer.cli.dead_letters import dead_letter_lines, group_dead_letters
+    from stream_scorer.cli.topic_io import Redaction, TopicReader, optional_spec, quiet_client
     from stream_scorer.kafka.topics import Topics
 
     quiet_client()
-    shown = Shown(optional_spec(settings), values=values)
+    redaction = Redaction(optional_spec(settings), values=values)
     topic = Topics(settings["topics.prefix"]).dead_letters
     with TopicReader(
         settings.require("kafka.bootstrap"), topic, client_id="stream-scorer-dlq", start="beginning"
     ) as reader:
-        groups = group_letters(reader.read_to_end(), shown, examples=examples, code=code)
+        groups = group_dead_letters(reader.read_to_end(), redaction, examples=examples, code=code)
     if as_json:
         total = sum(group.count for group in groups)
         click.echo(msgspec.json.encode({"topic": topic, "count": total, "codes": groups}).decode())
         return
-    for text in letter_lines(groups):
+    for text in dead_letter_lines(groups):
         click.echo(text)
     if not groups:
         click.echo(f"{topic}: no dead letters{f' with code {code}' if code else ''}", err=True)

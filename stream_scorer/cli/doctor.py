@@ -1,4 +1,4 @@
-"""`stream-scorer doctor`: what is set, where it came from, and whether the parts answer."""
+"""`stream-scorer doctor`: print every setting with its source and bounds, and check that each part answers."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def doctor(settings: Settings, as_json: bool) -> int:
     failed = 0
     for check in run_checks(settings):
         failed += check.state == "failed"
-        click.echo(f"{check.state:<8}{check.name:<14}{check.told}")
+        click.echo(f"{check.state:<8}{check.name:<14}{check.message}")
         if check.hint:
             click.echo(f"{'':<22}{check.hint}")
-    click.echo(f"\n{failed} check{'s' if failed > 1 else ''} failed" if failed else "\neverything that is set is fine")
+    click.echo(f"\n{failed} check{'s' if failed > 1 else ''} failed" if failed else "\nno check failed")
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""`stream-scorer ensemble`: what is registered, what an ensemble is made of, and what serves."""
+"""`stream-scorer ensemble`: registered versions, the contents of an ensemble, and commands that change what serves."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SAME_WEIGHT = 5e-4
 
 @click.group()
 def ensemble() -> None:
-    """Ensembles: what is registered and what one is made of; what serves, and commands that change it."""
+    """List, show and register ensembles; promote, roll back and control the versions that serve."""
 
 
 @ensemble.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @with_settings("mlflow.url")
 def list_command(settings: Settings, as_json: bool) -> None:
-    """Every registered version, newest first."""
+    """List every registered version, newest first."""
     from stream_scorer.ensemble.registry import list_versions
 
     versions = list_versions(settings.require("mlflow.url"))
@@ -36,7 +36,7 @@ def list_command(settings: Settings, as_json: bool) -> None:
         click.echo(msgspec.json.encode(versions))
         return
     if not versions:
-        click.echo("nothing is registered", err=True)
+        click.echo("no ensemble is registered", err=True)
         return
     table = Table("ensemble", "aliases", "registered", "manifest", box=box.SIMPLE_HEAD)
     for entry in versions:
@@ -55,7 +55,7 @@ def list_command(settings: Settings, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole manifest as JSON.")
 @with_settings("mlflow.url", "cache.dir")
 def show(settings: Settings, reference: str, as_json: bool) -> None:
-    """Show the ensemble REFERENCE: name@alias, name:version or a folder (./champion)."""
+    """Show the ensemble REFERENCE: a folder (champion, ./champion), name@alias or name:version."""
     from stream_scorer.ensemble.cost import member_microseconds
     from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.manifest import manifest_bytes, manifest_digest, read_manifest
@@ -98,8 +98,8 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
             f"{cost:.2f}",
         )
     Console(file=sys.stdout).print(table)
-    click.echo("without: what changes on the holdout when that member is left out")
-    click.echo("ms/1000: its time here for a thousand decisions (live: stream_scorer_member_seconds_total)")
+    click.echo("without: change on the holdout if the member is left out")
+    click.echo("ms/1000: time per 1,000 decisions on this machine (live: stream_scorer_member_seconds_total)")
 
 
 @ensemble.command("compare")
@@ -108,7 +108,7 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @with_settings("mlflow.url", "cache.dir")
 def compare_command(settings: Settings, before: str, after: str, as_json: bool) -> None:
-    """Say what changed from the ensemble BEFORE to AFTER: members, weights, thresholds, and what that moves."""
+    """Show what changed from ensemble BEFORE to AFTER: members, weights, thresholds, and the change of the scores."""
     from stream_scorer.ensemble.compare import compare
     from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.registry import resolve
@@ -132,17 +132,17 @@ def compare_command(settings: Settings, before: str, after: str, as_json: bool) 
         table.add_row(member.name, ", ".join(member.changed) or "no", weight, moved)
     table.add_row("the final score", "", "", "" if found.moved != found.moved else f"{found.moved:.4f}")
     Console(file=sys.stdout).print(table)
-    click.echo("moved: mean change of the score on the rows of both self-tests")
+    click.echo("moved: mean absolute change of the score on the rows of both self-tests")
 
 
 @ensemble.command("register")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.argument("name")
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
-@click.option("--why", required=True, help="The reason, kept with the version.")
+@click.option("--why", required=True, help="The reason; the registry keeps it with the version.")
 @with_settings("mlflow.url")
 def register_command(settings: Settings, folder: Path, name: str, alias: str | None, why: str) -> None:
-    """Register the ensemble in FOLDER as a new version of NAME, once it has passed its self-test."""
+    """Register the ensemble in FOLDER as a new version of NAME, if it passes its self-test."""
     from stream_scorer.ensemble.registry import register
 
     version = register(folder, name, settings.require("mlflow.url"), alias, {"stream_scorer.why": why})
@@ -154,7 +154,7 @@ def _figure(value: float | None) -> str:
 
 
 def _change(value: float | None, whole: float | None) -> str:
-    """By how much a figure without a member differs from the whole's."""
+    """The difference of a figure without a member from the figure of the whole ensemble."""
     return "" if value is None or whole is None else f"{value - whole:+.4f}"
 
 

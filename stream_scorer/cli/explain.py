@@ -1,4 +1,4 @@
-"""`stream-scorer explain`: why one transaction got its score."""
+"""`stream-scorer explain`: explain the score of one transaction."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from stream_scorer.settings import Settings
 
 @click.command()
 @click.argument("event_id")
-@click.option("--features", type=click.IntRange(0, 100), default=5, show_default=True, help="Inputs shown a member.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page too.")
-@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Write the waterfall as a picture too.")
+@click.option(
+    "--features", type=click.IntRange(0, 100), default=5, show_default=True, help="Number of inputs shown per member."
+)
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write an HTML page to this file.")
+@click.option(
+    "--png", type=click.Path(path_type=Path, dir_okay=False), help="Also write the waterfall as a picture to this file."
+)
 @click.option("--json", "as_json", is_flag=True, help="The explanation as JSON.")
 @with_settings("kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.ensemble", "cache.dir")
 def explain(
     settings: Settings, event_id: str, features: int, html: Path | None, png: Path | None, as_json: bool
 ) -> None:
-    """Show why EVENT_ID got its score: from base to z member by member, and the strongest inputs inside each.
+    """Explain the score of EVENT_ID: from base to z member by member, and the strongest inputs of each member.
 
-    Everything is from the published record and the version named in it. Exit 3 if a member scores otherwise today.
+    Uses the published record and the version that it names. Exit code 3 if a member computes another score now.
     """
     from stream_scorer.clock import SystemClock
     from stream_scorer.ensemble.ensemble import SELF_TEST_TOLERANCE, Ensemble
@@ -52,4 +56,4 @@ def explain(
     if png is not None:
         write_picture(found, png)
     if not found.same:
-        raise CheckFailed("a member scores otherwise than recorded: `stream-scorer verify` says of how many scores")
+        raise CheckFailed("a member computes another score than recorded: `stream-scorer verify` counts such scores")

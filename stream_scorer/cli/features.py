@@ -1,4 +1,4 @@
-"""`stream-scorer features`: what Redis holds of an entity, and whether it holds what the log says."""
+"""`stream-scorer features`: show an entity's features, compare Redis with the log, rebuild and clean up."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
 from stream_scorer.settings import Settings
 
-# How often the group is asked how far it has come.
-_LOOK_S = 1.0
+# Interval between two reads of the group's committed offsets.
+_POLL_S = 1.0
 _SKEW_BATCH = 1_024
 _NEEDED = (
     "kafka.bootstrap",
@@ -28,14 +28,17 @@ _NEEDED = (
 
 @click.group()
 def features() -> None:
-    """Online features: look at an entity, hold Redis to the log."""
+    """Show the online features of an entity, compare them with the log, rebuild and clean up."""
 
 
 @features.command()
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @with_settings(*_NEEDED)
 def check(settings: Settings, as_json: bool) -> None:
-    """Recompute every row from the topics and compare; exit 3 if one differs. The group's scorers must stand still."""
+    """Recompute every row from the topics and compare it with Redis. Exit code 3 if one differs.
+
+    Stop the scorers of the group first.
+    """
     from stream_scorer.app import input_partitions, make_store, open_log
     from stream_scorer.features.check import check_rows
     from stream_scorer.features.engine import FeatureEngine
@@ -51,23 +54,26 @@ def check(settings: Settings, as_json: bool) -> None:
         click.echo(msgspec.json.encode(found).decode())
     else:
         click.echo(
-            f"{found.rows:,} rows against {found.records:,} records: {found.different:,} differ"
-            + (f"; {found.folded:,} are compared by panes" if found.folded else "")
-            + (f"; {found.retired:,} are gone, as nobody will read them again" if found.retired else "")
+            f"{found.rows:,} rows compared with {found.records:,} records: {found.different:,} differ"
+            + (f"; {found.folded:,} were compared by panes" if found.folded else "")
+            + (f"; {found.retired:,} were retired" if found.retired else "")
         )
         for example in found.examples:
             click.echo(f"  {example}")
     if found.different:
         raise CheckFailed(
-            f"{found.different} of {found.rows} rows are not what the log says",
-            hint="`stream-scorer features rebuild` builds them anew from the log.",
+            f"{found.different} of {found.rows} rows differ from the log",
+            hint="`stream-scorer features rebuild` rebuilds all rows from the log.",
         )
 
 
 @features.command()
 @with_settings(*_NEEDED)
 def rebuild(settings: Settings) -> None:
-    """Build all rows anew from the log, beside those in use, then switch. The group's scorers go on with features."""
+    """Rebuild all rows from the log, then switch to them.
+
+    The scorers of the group keep using the old rows until then.
+    """
     from stream_scorer.app import input_partitions, make_store, open_log
     from stream_scorer.features.engine import FeatureEngine
     from stream_scorer.pipeline.rebuild import Rebuild
@@ -81,14 +87,16 @@ def rebuild(settings: Settings) -> None:
     live = make_store(settings, checked, engine, topics, inputs)
     applied = live.open()
     if applied is None:
-        raise UsageError("there are no features of this group and spec in Redis", hint="Has a scorer run with them?")
+        raise UsageError(
+            "Redis has no features of this group and spec", hint="Check --group and --spec, or start a scorer."
+        )
     if not applied.complete:
-        raise UsageError("the group's scorers are rebuilding their features already", hint="Wait until they are ready.")
-    group, brought_in, began = settings["scorer.group"], 0, time.monotonic()
+        raise UsageError("the scorers of the group already rebuild their features", hint="Wait until they finish.")
+    group, records, started = settings["scorer.group"], 0, time.monotonic()
 
     def on_progress(more: int, _remaining: int) -> None:
-        nonlocal brought_in
-        brought_in += more
+        nonlocal records
+        records += more
 
     with open_log(settings) as reader:
         committed = reader.committed(group, inputs)
@@ -100,7 +108,7 @@ def rebuild(settings: Settings) -> None:
         work = Rebuild(checked, engine, built.twin(beside=True), log, committed, topics.transactions, on_progress)
         switched = False
         try:
-            while not work.ready.wait(_LOOK_S):
+            while not work.ready.wait(_POLL_S):
                 if work.failure is not None:
                     raise work.failure
                 work.committed([Span(source, 0, at, -1) for source, at in reader.committed(group, inputs).items()])
@@ -111,15 +119,15 @@ def rebuild(settings: Settings) -> None:
                 built.give_up()
             live.sweep()
     if not switched:
-        raise StreamScorerError("somebody else has begun a rebuild of the same features", hint="Let one of them end.")
-    rate = brought_in / (time.monotonic() - began)
-    click.echo(f"{brought_in:,} records brought in at {rate:,.0f} a second; the group's scorers switch by themselves")
+        raise StreamScorerError("another process rebuilds the same features", hint="Wait until it finishes.")
+    rate = records / (time.monotonic() - started)
+    click.echo(f"{records:,} records processed at {rate:,.0f} per second; the scorers switch by themselves")
 
 
 @features.command()
 @with_settings(*_NEEDED)
 def sweep(settings: Settings) -> None:
-    """Delete what nobody will read again, now. One scorer of a group does it once an hour by itself."""
+    """Delete the keys that no scorer will read again. One scorer of the group does this once an hour."""
     import threading
 
     from stream_scorer.app import input_partitions, make_store, open_log
@@ -131,27 +139,27 @@ def sweep(settings: Settings) -> None:
     topics, inputs = input_partitions(settings)
     store = make_store(settings, checked, FeatureEngine(checked), topics, inputs)
     inputs_of = [topics.transactions, topics.labels]
-    gone = retire_unread(store, lambda: open_log(settings), inputs_of, threading.Event())
-    click.echo(f"{gone:,} keys deleted")
+    deleted = retire_unread(store, lambda: open_log(settings), inputs_of, threading.Event())
+    click.echo(f"{deleted:,} keys deleted")
 
 
 @features.command()
-@click.option("--start", help="From here: ISO time, epoch ms, or offsets as 0:1500,1:900.  [default: all]")
-@click.option("--end", help="Up to here, exclusive; written as --start.")
+@click.option("--start", help="First record: ISO time, epoch ms, or offsets such as 0:1500,1:900.  [default: all]")
+@click.option("--end", help="End, exclusive, in the format of --start.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
     default=0.01,
     show_default=True,
-    help="The share of scores in which a feature may differ from the log.",
+    help="Maximum share of scores in which a feature may differ from the log.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @with_settings(*_NEEDED[:1], *_NEEDED[2:-1], "scorer.ensemble", "mlflow.url", "cache.dir")
 def skew(settings: Settings, start: str | None, end: str | None, tolerance: float, as_json: bool) -> None:
-    """Hold the features that scores were made from to the log, and to what the ensemble learnt from.
+    """Compare recorded features with a recomputation from the log, and with the ensemble's training profile.
 
-    Exit 3 if some feature differs from the log in more than --tolerance of the scores. Drift from training is told
-    beside it and does not decide.
+    Exit code 3 if a feature differs from the log in more than --tolerance of the scores. Drift from the training
+    profile is printed too and does not change the exit code.
     """
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.cli.replay import period
@@ -178,7 +186,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
         with ReplayProgress(source.total, SystemClock()) as progress:
             report = measure_skew(checked, source.pieces, source.start, served, profile, progress)
     if not report.scores:
-        raise CheckFailed("nothing was compared: no score was served in the period")
+        raise CheckFailed("nothing to compare: the period contains no score")
     drift = {f.name: compare(f.counts, profile[f.name].counts) for f in report.features}
     if as_json:
         document = msgspec.to_builtins(report)
@@ -187,8 +195,8 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
             feature |= {"drift_score": of.score, "psi": of.psi, "drift_sufficient": of.sufficient}
         click.echo(msgspec.json.encode(document).decode())
     else:
-        click.echo(f"{report.scores:,} scores, {report.without:,} of them made without some of their features")
-        lines = [["feature", "differ", "mean recorded", "by the log", "largest gap", "drift", "psi"]]
+        click.echo(f"{report.scores:,} scores, {report.without:,} of them without some of their features")
+        lines = [["feature", "differ", "mean recorded", "mean from log", "max difference", "drift", "psi"]]
         for f in report.features:
             of = drift[f.name]
             lines.append(
@@ -207,7 +215,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     if wrong:
         raise CheckFailed(
             f"{len(wrong)} features differ from the log in more than {tolerance:.2%} of the scores: {', '.join(wrong)}",
-            hint="Were they scored from a backlog, or while labels came late? Otherwise `features check` the rows.",
+            hint="A backlog or late labels explain a difference. Otherwise run `features check`.",
         )
 
 
@@ -215,11 +223,11 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
 @click.argument("entity")
 @click.argument("owner", metavar="ID")
 @click.option("--at", type=click.DateTime(["%Y-%m-%dT%H:%M:%S"]), help="Values at this time (UTC).  [default: newest]")
-@click.option("-n", "last", type=click.IntRange(0), default=10, show_default=True, help="How many of its last events.")
+@click.option("-n", "last", type=click.IntRange(0), default=10, show_default=True, help="Number of its last events.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @with_settings(*_NEEDED)
 def show(settings: Settings, entity: str, owner: str, at: datetime | None, last: int, as_json: bool) -> None:
-    """Show what is stored of one entity (customer c-17, say): its features, and its last events and labels."""
+    """Show one entity (such as customer c-17): its features, and its last events and labels."""
     from stream_scorer.app import input_partitions, make_store
     from stream_scorer.features.engine import FeatureEngine
     from stream_scorer.features.rows import KIND, TIME, VALUE, unpack
@@ -234,11 +242,13 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
         raise UsageError(f"the spec has no entity {entity!r}", hint=f"It has: {names}.")
     store = make_store(settings, checked, engine, topics, inputs)
     if store.open() is None:
-        raise UsageError("there are no features of this group and spec in Redis", hint="Has a scorer run with them?")
+        raise UsageError(
+            "Redis has no features of this group and spec", hint="Check --group and --spec, or start a scorer."
+        )
     stored, applied = store.read(keys)
     row = stored[0]
     if row is None:
-        raise UsageError(f"nothing is known of {entity} {owner!r}", hint="Ids are written as on the topic.")
+        raise UsageError(f"Redis has no row for {entity} {owner!r}", hint="Write the id as it is on the topic.")
     entries = unpack(row)
     panes = int((entries[:, KIND] < -1).sum())
     entries = entries[entries[:, KIND] >= 0]
@@ -264,24 +274,24 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
         }
         click.echo(msgspec.json.encode(document | {"last": events}).decode())
         return
-    held = f"{len(entries)} entries" + (f" and {panes} panes of older ones" if panes else "")
-    click.echo(f"{entity} {owner}: {held}, the newest of {_shown(newest)}; features at {_shown(now)}")
+    size = f"{len(entries)} entries" + (f" and {panes} panes of older entries" if panes else "")
+    click.echo(f"{entity} {owner}: {size}, newest {_shown(newest)}; features at {_shown(now)}")
     click.echo(f"  {'feature':32s} {'value':>12}  {'age':>8}")
     for name, value in values.items():
         age, stale = ages[name]
-        told = "unknown" if age is None else _long(age)
-        click.echo(f"  {name:32s} {'none' if value != value else f'{value:g}':>12}  {told:>8}{'  stale' * stale}")
-    click.echo(f"  {'event time':19s}  {'amount':>14}" if events else "  no single events are kept")
+        shown_age = "unknown" if age is None else _duration(age)
+        click.echo(f"  {name:32s} {'none' if value != value else f'{value:g}':>12}  {shown_age:>8}{'  stale' * stale}")
+    click.echo(f"  {'event time':19s}  {'amount':>14}" if events else "  the row keeps no single events")
     for event in events:
         if "amount" in event:
             click.echo(f"  {_shown(event['time'])}  {event['amount']:>14,}")
         else:
-            change = "known as fraud" if event["fraud"] > 0 else "no longer fraud"
+            change = "labelled fraud" if event["fraud"] > 0 else "no longer fraud"
             click.echo(f"  {_shown(event['time'])}  {change} since {_shown(event['labelled_at'])}")
 
 
-def _long(ms: int) -> str:
-    """A stretch of time in one unit."""
+def _duration(ms: int) -> str:
+    """A duration in one unit."""
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
         if ms >= 2 * size:
             return f"{ms / size:.1f} {unit}"

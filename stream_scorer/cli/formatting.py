@@ -1,4 +1,4 @@
-"""One readable line a record, for each topic. Pure text: no clock, no terminal, no Kafka."""
+"""One readable line per record, for each topic. Pure functions on text, without clock, terminal or Kafka."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from stream_scorer.cli.topic_io import USER_TOPICS, ReadRecord, Shown, plain, text_header
+from stream_scorer.cli.topic_io import USER_TOPICS, ReadRecord, Redaction, plain, text_header
 from stream_scorer.records import (
     NOT_A_RECORD,
     TOPIC_RECORDS,
@@ -26,22 +26,22 @@ from stream_scorer.records import (
     ServingState,
 )
 
-# How many members a line names: the strongest say why, the rest is in --json.
+# Number of members that a line names; --json contains all.
 _STRONGEST = 3
 
 
 def when(ms: int) -> str:
-    """UTC time of epoch milliseconds; the number itself where no calendar reaches."""
+    """UTC time of epoch milliseconds; the number itself if it is outside the calendar."""
     try:
         return f"{datetime.fromtimestamp(ms // 1_000, UTC):%Y-%m-%d %H:%M:%S}.{ms % 1_000:03d}"
     except (ValueError, OverflowError, OSError):
         return str(ms)
 
 
-def line(topic: str, record: ReadRecord, shown: Shown) -> str:
-    """`record` of the topic named `topic` (without prefix) as one line: what it holds, or that it is none of ours."""
+def line(topic: str, record: ReadRecord, redaction: Redaction) -> str:
+    """`record` of the topic `topic` (without prefix) as one line: its content, or the reason why it is unreadable."""
     if topic not in TOPIC_RECORDS:
-        return _user_line(topic, record, shown)
+        return _user_line(topic, record, redaction)
     try:
         decoded = msgspec.json.decode(record.value or b"", type=TOPIC_RECORDS[topic])
     except NOT_A_RECORD as error:
@@ -50,15 +50,15 @@ def line(topic: str, record: ReadRecord, shown: Shown) -> str:
     return plain(_LINES[type(decoded)](decoded, record.timestamp_ms))
 
 
-def json_line(topic: str, record: ReadRecord, shown: Shown) -> str:
-    """`record` as one line of JSON: the value itself where it is ours, what may be told where it is the user's."""
+def json_line(topic: str, record: ReadRecord, redaction: Redaction) -> str:
+    """`record` as one line of JSON: the value of our own topics, and the redacted value of the user's topics."""
     if topic in TOPIC_RECORDS and record.value is not None and b"\n" not in record.value:
         return record.value.decode("utf-8", "backslashreplace")
     about: dict[str, Any] = {
         "partition": record.partition,
         "offset": record.offset,
         "timestamp": record.timestamp_ms,
-        "key": shown.key(record.key),
+        "key": redaction.key(record.key),
     }
     if topic == "transactions.dlq":
         about |= {
@@ -68,13 +68,13 @@ def json_line(topic: str, record: ReadRecord, shown: Shown) -> str:
             if name in record.headers
         }  # fmt: skip
     elif topic == "labels":
-        about["value"] = shown.document(record.value)
-    return msgspec.json.encode(about | shown.value(record.value)).decode()
+        about["value"] = redaction.document(record.value)
+    return msgspec.json.encode(about | redaction.value(record.value)).decode()
 
 
-def _user_line(topic: str, record: ReadRecord, shown: Shown) -> str:
+def _user_line(topic: str, record: ReadRecord, redaction: Redaction) -> str:
     parts = [when(record.timestamp_ms)]
-    if topic == "labels" and isinstance(label := shown.document(record.value), dict):
+    if topic == "labels" and isinstance(label := redaction.document(record.value), dict):
         parts += [str(label.get(name, "-")) for name in ("event_id", "label", "source")]
         if isinstance(probability := label.get("review_probability"), (int, float)):
             parts.append(f"reviewed with probability {probability:g}")
@@ -84,14 +84,14 @@ def _user_line(topic: str, record: ReadRecord, shown: Shown) -> str:
         source = ":".join(text_header(record.headers, f"source.{n}") for n in ("topic", "partition", "offset"))
         parts += [text_header(record.headers, "error.code"), text_header(record.headers, "error.path") or "-"]
         parts += [text_header(record.headers, "error.message"), f"from {source}"]
-    key = shown.key(record.key)
-    parts.append(f"key {key}" if key is not None else "no key" if record.key is None else "key not shown")
-    about = shown.value(record.value)
+    key = redaction.key(record.key)
+    parts.append(f"key {key}" if key is not None else "no key" if record.key is None else "key hidden")
+    about = redaction.value(record.value)
     parts.append(f"{about.pop('bytes')} bytes")
     if about:
         parts.append(msgspec.json.encode(next(iter(about.values()))).decode())
     elif topic not in USER_TOPICS and record.value is not None:
-        parts.append("(a topic of another program: --values shows the value)")
+        parts.append("(not a topic of stream-scorer: --values prints the value)")
     return plain("  ".join(parts))
 
 
@@ -113,14 +113,14 @@ def _strongest(named: list[tuple[str, float]]) -> str:
 
 
 def _flags(record: Score | Alert) -> str:
-    told = [f"value {record.value}", f"{record.ensemble} {record.version}"]
+    flags = [f"value {record.value}", f"{record.ensemble} {record.version}"]
     if record.decision_source != "model":
-        told.append(record.decision_source)
+        flags.append(record.decision_source)
     if record.duplicate:
-        told.append("duplicate")
+        flags.append("duplicate")
     if record.degraded:
-        told.append(f"without {', '.join(record.degraded)} (coverage {record.coverage:.2f})")
-    return ", ".join(told)
+        flags.append(f"degraded: {', '.join(record.degraded)} (coverage {record.coverage:.2f})")
+    return ", ".join(flags)
 
 
 def _score(r: Score, _at: int) -> str:
@@ -165,10 +165,10 @@ def _summary(r: ScoreSummary, at: int) -> str:
     for pane in r.panes:
         for decision, count in pane.decisions.items():
             decisions[decision] = decisions.get(decision, 0) + count
-    told = ", ".join(f"{count} {decision}" for decision, count in decisions.items()) or "nothing scored"
+    counts = ", ".join(f"{count} {decision}" for decision, count in decisions.items()) or "nothing scored"
     place = f"{r.topic}:{r.partition} {r.first_offset}..{r.next_offset}"
     panes = f"{len(r.panes)} panes" if len(r.panes) != 1 else "1 pane"
-    return f"{when(at)}  {place}  {told}, {r.dead_letters} dead letters, {panes}, {r.ensemble} {r.version}"
+    return f"{when(at)}  {place}  {counts}, {r.dead_letters} dead letters, {panes}, {r.ensemble} {r.version}"
 
 
 def _command(r: Command, at: int) -> str:
@@ -176,25 +176,25 @@ def _command(r: Command, at: int) -> str:
     parts += [r.version.version] if r.version is not None else []
     parts += [r.member.name] if r.member is not None else []
     parts += [f"{r.share:.4g}"] if r.share is not None else []
-    return f"{when(at)}  {' '.join(parts)}, by {r.who} ({r.author}), expected at {r.expected_offset}: {r.why}"
+    return f"{when(at)}  {' '.join(parts)}, by {r.who} ({r.author}), expected offset {r.expected_offset}: {r.why}"
 
 
 def _serving(r: ServingState, at: int) -> str:
-    beside = {
-        "on probation beside": r.last_good.version if r.probation and r.last_good is not None else "",
+    details = {
+        "on probation, compared with": r.last_good.version if r.probation and r.last_good is not None else "",
         "canary": f"{r.canary.version.version} for {r.canary.share:.4g}" if r.canary is not None else "",
         "shadows": ", ".join(shadow.version for shadow in r.shadows),
-        "without": ", ".join(member.name for member in r.disabled),
-        "held by": r.hold.who if r.hold is not None else "",
+        "disabled": ", ".join(member.name for member in r.disabled),
+        "on hold by": r.hold.who if r.hold is not None else "",
     }
-    told = "".join(f", {name} {what}" for name, what in beside.items() if what)
-    return f"{when(at)}  {r.ensemble} {r.champion.version} serves{told}, by offset {r.control_offset}"
+    text = "".join(f", {name} {value}" for name, value in details.items() if value)
+    return f"{when(at)}  {r.ensemble} {r.champion.version} serves{text}, control offset {r.control_offset}"
 
 
 def _status(r: ScorerStatus, at: int) -> str:
     problem = f", behind {r.wanted_offset}: {r.problem}" if r.problem else ""
     in_play = ", ".join(r.in_play) or "nothing"
-    return f"{when(at)}  {r.instance}  {r.ensemble} {in_play} in play, by offset {r.control_offset}{problem}"
+    return f"{when(at)}  {r.instance}  {r.ensemble} {in_play} in play, control offset {r.control_offset}{problem}"
 
 
 def _audit(r: AuditRecord, at: int) -> str:
@@ -203,7 +203,7 @@ def _audit(r: AuditRecord, at: int) -> str:
 
 
 def _incident(r: Incident, _at: int) -> str:
-    state = f"closed by offset {r.ended_by}" if r.closed is not None else f"open, {r.due} is due"
+    state = f"closed by control offset {r.ended_by}" if r.closed is not None else f"open, {r.due} is due"
     held = f", {r.held_back}" if r.held_back and r.closed is None else ""
     return f"{when(r.closed or r.opened)}  {r.id}  {r.ensemble} {r.version}: {state}{held}; {r.why}"
 

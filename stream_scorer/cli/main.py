@@ -1,4 +1,4 @@
-"""`stream-scorer`: the commands, and how an error becomes one readable message and an exit code."""
+"""`stream-scorer`: the list of commands, and the conversion of errors to one message and an exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stream_scorer.errors import StreamScorerError
 
 EXIT_INTERRUPTED = 130
 
-# command -> module; imported only when it is called, so that `--help` needs no Kafka library and no compiler.
+# Command and module. A module is imported when its command runs, so `--help` needs no Kafka library and no compiler.
 _COMMANDS = {
     "demo": "demo",
     "run": "run",
@@ -47,7 +47,9 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("stream_scorer"):
                 raise
-            raise click.UsageError(f"`{name}` needs the package {error.name!r}: install stream-scorer[all]") from None
+            raise click.UsageError(
+                f"`{name}` requires the package {error.name!r}: install stream-scorer[all]"
+            ) from None
         command = getattr(module, name)
         assert isinstance(command, click.Command)
         return command
@@ -60,7 +62,10 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run a command. Exit 0 done, 1 failed, 2 wrong usage or settings, 3 a difference found, 130 interrupted."""
+    """Run a command.
+
+    Exit code 0: done, 1: failed, 2: wrong usage or settings, 3: difference found, 130: interrupted.
+    """
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -1,4 +1,4 @@
-"""`stream-scorer replay`: history through the very stages that serve, into files."""
+"""`stream-scorer replay`: score history with the stages of the scorer, into files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.options import with_settings
-from stream_scorer.errors import CheckFailed, SettingsError
+from stream_scorer.errors import CheckFailed
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,15 +25,17 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
-@click.option("--from-topics", is_flag=True, help="Read `transactions` and `labels` from Kafka, in no group.")
-@click.option("--transactions", type=_FILE, help="Read this file instead: Parquet, or JSON lines as on the topic.")
-@click.option("--labels", type=_FILE, help="The labels that go with it.")
-@click.option("--start", help="Score from here: ISO time, epoch ms, or offsets as 0:1500,1:900.  [default: all]")
-@click.option("--end", help="Score up to here, exclusive; written as --start.")
-@click.option("--warm", is_flag=True, help="Let what comes before --start bring features. Without it: start empty.")
-@click.option("--as-served", is_flag=True, help="Take micro-batches and label positions as `contributions` recorded.")
 @click.option(
-    "--compare", is_flag=True, help="Hold the result against `scores` and `contributions`; exit 3 if it differs."
+    "--from-topics", is_flag=True, help="Read `transactions` and `labels` from Kafka, without a consumer group."
+)
+@click.option("--transactions", type=_FILE, help="Read this file instead: Parquet, or JSON lines as on the topic.")
+@click.option("--labels", type=_FILE, help="File of the labels for --transactions.")
+@click.option("--start", help="First record: ISO time, epoch ms, or offsets such as 0:1500,1:900.  [default: all]")
+@click.option("--end", help="End, exclusive, in the format of --start.")
+@click.option("--warm", is_flag=True, help="Build features from the records before --start instead of starting empty.")
+@click.option("--as-served", is_flag=True, help="Use the micro-batches and label positions that the scorer recorded.")
+@click.option(
+    "--compare", is_flag=True, help="Compare the result with the published records; exit code 3 if it differs."
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the files.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
@@ -53,21 +55,19 @@ def replay(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Score history again: scores and contributions into Parquet, and figures against the labels.
+    """Score history again: write scores and contributions to Parquet, and evaluate them against the labels.
 
-    The code is the code that serves; rows are kept in memory, and nothing live is touched. The same input, spec and
-    ensemble give the same canonical bytes, whatever --batch is.
+    Runs the code of the scorer with rows in memory; changes nothing live. The same input, spec and ensemble give the
+    same canonical bytes for every --batch.
     """
     if from_topics == (transactions is not None):
         raise click.UsageError("Give either --from-topics or --transactions FILE.")
     if transactions is None and labels is not None:
-        raise click.UsageError("--labels goes with --transactions; topics bring their own labels.")
+        raise click.UsageError("--labels requires --transactions; with --from-topics, labels come from their topic.")
     if (as_served or compare) and not from_topics:
-        raise click.UsageError("--as-served and --compare need --from-topics.")
+        raise click.UsageError("--as-served and --compare require --from-topics.")
     if as_served and (start or end or warm):
-        raise click.UsageError("--as-served takes everything that was served: leave out --start, --end and --warm.")
-    if not 1 <= settings["scorer.batch"] <= 10_000:
-        raise SettingsError(f"scorer.batch = {settings['scorer.batch']}: from 1 to 10000")
+        raise click.UsageError("--as-served replays every published score: do not give --start, --end or --warm.")
     scored = period(start, end, offsets_allowed=from_topics)
 
     from stream_scorer.app import load_serving_ensemble
@@ -81,7 +81,7 @@ def replay(
     from stream_scorer.spec import load_spec
 
     checked = load_spec(settings.require("scorer.spec"))
-    topics, most, clock = Topics(settings["topics.prefix"]), settings["scorer.batch"], SystemClock()
+    topics, batch, clock = Topics(settings["topics.prefix"]), settings["scorer.batch"], SystemClock()
     with ExitStack() as stack:
         comparison = None
         if transactions is None:
@@ -92,22 +92,22 @@ def replay(
             ensemble = load_serving_ensemble(settings, checked)
             reader = stack.enter_context(RangeReader(bootstrap, client_id="stream-scorer-replay"))
             source = (
-                sources.as_served(reader, topics, checked, most)
+                sources.as_served(reader, topics, checked, batch)
                 if as_served
-                else sources.from_topics(reader, topics, checked, scored, most, warm=warm)
+                else sources.from_topics(reader, topics, checked, scored, batch, warm=warm)
             )
             if compare:
                 comparison = Comparison(served_records(reader, topics), checked.features, topics.transactions)
         else:
-            source = sources.from_files(transactions, labels, topics, checked, scored, most, warm=warm)
+            source = sources.from_files(transactions, labels, topics, checked, scored, batch, warm=warm)
             ensemble = load_serving_ensemble(settings, checked)
         progress = stack.enter_context(ReplayProgress(source.total, clock))
         report = run(source, checked, ensemble, topics, out, clock, comparison=comparison, on_progress=progress)
     _show(report, as_json)
     if report.first_difference is not None:
-        raise CheckFailed(f"the replay differs from what was served: {report.first_difference}")
+        raise CheckFailed(f"the replay differs from the published records: {report.first_difference}")
     if report.compared == 0:
-        raise CheckFailed("nothing was compared: no score was served in the range")
+        raise CheckFailed("nothing to compare: the range contains no published score")
 
 
 def _show(report: ReplayReport, as_json: bool) -> None:
@@ -132,11 +132,11 @@ def _show(report: ReplayReport, as_json: bool) -> None:
                 table.add_section()
             table.add_row(*row)
         Console(file=sys.stdout).print(table)
-    click.echo(f"written to {report.out}")
+    click.echo(f"wrote {report.out}")
 
 
 def period(start: str | None, end: str | None, *, offsets_allowed: bool) -> Range:
-    """What --start and --end say. Raises `click.UsageError`."""
+    """The range of --start and --end. Raises `click.UsageError`."""
     from stream_scorer.replay.pieces import Range
 
     times: dict[str, int | None] = {"start": None, "end": None}
@@ -146,12 +146,12 @@ def period(start: str | None, end: str | None, *, offsets_allowed: bool) -> Rang
             continue
         if _OFFSETS.fullmatch(text):
             if not offsets_allowed:
-                raise click.UsageError(f"--{name} {text}: offsets are of topics; give a time.")
+                raise click.UsageError(f"--{name} {text}: offsets require topics; give a time.")
             offsets[name] = {int(p): int(o) for p, _, o in (part.partition(":") for part in text.split(","))}
         else:
             times[name] = _time(name, text)
     if times["start"] is not None and times["end"] is not None and times["start"] >= times["end"]:
-        raise click.UsageError("--start is not before --end.")
+        raise click.UsageError("--start must be before --end.")
     return Range(times["start"], times["end"], offsets["start"], offsets["end"])
 
 

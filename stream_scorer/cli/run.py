@@ -13,7 +13,7 @@ from stream_scorer.settings import Settings
 
 
 @click.command()
-@click.option("--passthrough", is_flag=True, help="Score nothing: copy every transaction to `scores`, exactly once.")
+@click.option("--passthrough", is_flag=True, help="Copy every transaction to `scores`, exactly once, without scoring.")
 @with_settings(
     "kafka.bootstrap",
     "redis.url",
@@ -37,9 +37,12 @@ from stream_scorer.settings import Settings
     "metrics.port",
 )
 def run(settings: Settings, passthrough: bool) -> None:
-    """Score transactions until SIGTERM: read, enrich, score, publish, commit, apply. SIGUSR1 shows what it is at."""
+    """Score transactions until SIGTERM: read, enrich, score, publish, commit, apply.
+
+    SIGUSR1 prints all stack traces.
+    """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    # Libraries take a second to import: a SIGTERM meanwhile is an orderly stop too.
+    # The imports take a second. A SIGTERM during that time is an orderly stop too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from stream_scorer.app import make_passthrough, make_scorer, run_processor
 

@@ -1,4 +1,4 @@
-"""`stream-scorer simulate`: card transactions with hidden fraud, onto Kafka at a rate or into Parquet files."""
+"""`stream-scorer simulate`: simulated card transactions with fraud, to Kafka at a rate or to Parquet files."""
 
 from __future__ import annotations
 
@@ -21,30 +21,44 @@ from stream_scorer.simulate.live import LiveConfig, LiveReport, LiveTraffic
 
 
 @click.command()
-@click.option("--transactions", type=click.IntRange(1), help="How many, fraud included.  [default: 100000]")
-@click.option("--days", type=click.IntRange(1), help="End after so many days of event time.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same data.")
-@click.option("--customers", type=click.IntRange(1), default=5_000, show_default=True)
-@click.option("--terminals", type=click.IntRange(10), default=1_000, show_default=True)
+@click.option(
+    "--transactions", type=click.IntRange(1), help="Number of transactions, fraud included.  [default: 100000]"
+)
+@click.option("--days", type=click.IntRange(1), help="Stop after this number of days of event time.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed; the same seed gives the same data."
+)
+@click.option("--customers", type=click.IntRange(1), default=5_000, show_default=True, help="Number of customers.")
+@click.option("--terminals", type=click.IntRange(10), default=1_000, show_default=True, help="Number of terminals.")
 @click.option(
     "--start",
     type=click.DateTime(["%Y-%m-%d"]),
-    help="First day of event time (UTC).  [default: so that the data end today with --bootstrap, else 2025-01-06]",
+    help="First day of event time (UTC).  [default: with --bootstrap, the data end today; else 2025-01-06]",
 )
-@click.option("--bootstrap", help="Kafka brokers: send live traffic there.")
-@click.option("--topic-prefix", default="", help="Put before every topic's name.")
+@click.option("--bootstrap", help="Kafka brokers that receive live traffic.")
+@click.option("--topic-prefix", default="", help="Prefix of every topic name.")
 @click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), help="Transactions a second; as fast as possible without."
+    "--rate", type=click.FloatRange(0, min_open=True), help="Transactions per second.  [default: as fast as possible]"
 )
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="With --bootstrap: stop after so long.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), help="With --bootstrap: stop after this number of seconds."
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write Parquet files to this directory.")
-@click.option("--truth", type=click.Path(path_type=Path, dir_okay=False), help="File for the truth (Parquet).")
-@click.option("--labels/--no-labels", default=True, show_default=True, help="Labels too; live ones follow the alerts.")
+@click.option("--truth", type=click.Path(path_type=Path, dir_okay=False), help="File for the ground truth (Parquet).")
 @click.option(
-    "--capacity", type=click.IntRange(0), default=30, show_default=True, help="Analysts' labels an hour of event time."
+    "--labels/--no-labels", default=True, show_default=True, help="Also write labels; live labels follow the alerts."
 )
-@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="Share of transactions sent twice.")
-@click.option("--garbage", type=click.FloatRange(0, 1), default=0.0, help="Share of bad records in between.")
+@click.option(
+    "--capacity",
+    type=click.IntRange(0),
+    default=30,
+    show_default=True,
+    help="Labels by analysts per hour of event time.",
+)
+@click.option(
+    "--duplicates", type=click.FloatRange(0, 1), default=0.0, help="Share of transactions that are sent twice."
+)
+@click.option("--garbage", type=click.FloatRange(0, 1), default=0.0, help="Share of invalid records.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 def simulate(
     transactions: int | None,
@@ -65,9 +79,9 @@ def simulate(
     garbage: float,
     as_json: bool,
 ) -> None:
-    """Simulate card transactions with hidden fraud, into Parquet files (--out DIR) or else onto Kafka.
+    """Simulate card transactions with fraud, to Parquet files (--out DIR) or to Kafka.
 
-    The truth about fraud goes to a file of its own, which no part of the product reads.
+    The ground truth about fraud goes to a separate file, which no part of the product reads.
     """
     if bootstrap is not None and out is not None:
         raise click.UsageError("Give either --bootstrap or --out.")
@@ -109,7 +123,7 @@ def simulate(
         on_progress=_Progress(config.transactions).sent,
     )
 
-    # The default action of SIGTERM would leave the truth without its footer.
+    # The default action of SIGTERM would leave the Parquet file of the ground truth without its footer.
     before = signal.signal(signal.SIGTERM, lambda *_: live.stop())
     try:
         _print(_live_report(live.run()), as_json)
@@ -122,7 +136,7 @@ def _midnight_ms(day: datetime) -> int:
 
 
 class _Progress:
-    """A line on stderr now and then: how many, how fast, and up to which event time."""
+    """Prints a line per second to stderr: count, rate and event time."""
 
     def __init__(self, total: int | None) -> None:
         self._total = total

@@ -17,7 +17,7 @@ def spec() -> None:
 @click.argument("path", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(path: str, as_json: bool) -> None:
-    """Check the spec at PATH and print what follows from it."""
+    """Check the spec at PATH and print its features and hashes."""
     checked = load_spec(path)
     found = {
         "name": checked.spec.name,

@@ -1,4 +1,4 @@
-"""`stream-scorer stack`: start, stop and look at the local stack of real parts."""
+"""`stream-scorer stack`: start, stop and show the local stack of Kafka, Redis and MLflow."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stream_scorer.stack import SERVICES, StackAddresses, down, status, up
 
 @click.group()
 def stack() -> None:
-    """Kafka, Redis and MLflow as plain local processes, on 127.0.0.1 only.
+    """Run Kafka, Redis and MLflow as local processes on 127.0.0.1. Docker is not required.
 
-    They live below .stream-scorer/stack/ of the working directory, one stack a directory. No Docker is needed.
+    The data is in .stream-scorer/stack/ of the working directory; each directory has its own stack.
     """
 
 
@@ -27,21 +27,20 @@ def stack() -> None:
     "--service",
     multiple=True,
     type=click.Choice(SERVICES),
-    help="Start only this one; may be repeated. All three without it.",
+    help="Start only this service; may be repeated.  [default: all three]",
 )
 @click.option(
     "use_docker",
     "--docker",
     is_flag=True,
-    help="Run docker-compose.yml instead, where a Docker engine answers. Written to the compose documentation, "
-    "not run by the project's tests.",
+    help="Run docker-compose.yml instead, if a Docker engine answers. The project's tests do not cover this.",
 )
 @click.option("as_json", "--json", is_flag=True, help="Addresses as JSON.")
 def up_command(services: tuple[str, ...], use_docker: bool, as_json: bool) -> None:
-    """Start the stack and wait until it answers. Starting it twice does no harm.
+    """Start the stack and wait until it answers. Does nothing if the stack already runs.
 
-    Local processes are preferred to Docker also where an engine runs: so laptops, CI and containers all run the same
-    parts with the same settings. The first start fetches 43 MB of Kafka; later ones, of any clone, do not.
+    Local processes are the default even if a Docker engine runs, so that laptops, CI and containers run the same parts
+    with the same settings. The first start on a machine downloads 43 MB of Kafka.
     """
     addresses, started = up(
         Path(),
@@ -50,33 +49,35 @@ def up_command(services: tuple[str, ...], use_docker: bool, as_json: bool) -> No
         use_docker=use_docker,
     )
     if not started:
-        click.echo("already up", err=True)
+        click.echo("the stack already runs", err=True)
         if missing := [name for name in services if addresses.get(name) is None]:
-            click.echo(f"without {', '.join(missing)}: stack down first to start it with other services", err=True)
+            click.echo(f"{', '.join(missing)} not started: run `stack down` first to change the services", err=True)
     _print_addresses(addresses, as_json)
 
 
 @stack.command("down")
-@click.option("--purge", is_flag=True, help="Remove the data too: topics, models, logs.")
+@click.option("--purge", is_flag=True, help="Also delete the data: topics, models, logs.")
 def down_command(purge: bool) -> None:
-    """Stop the stack. Topics and models stay on disk for the next start; Redis holds nothing over a stop."""
+    """Stop the stack. Topics and models stay on disk for the next start; the content of Redis is lost."""
     was_running = down(Path(), purge=purge)
-    click.echo("stopped" if was_running else "nothing was running", err=True)
+    click.echo("stopped" if was_running else "no stack was running", err=True)
 
 
 @stack.command("status")
 @click.option("as_json", "--json", is_flag=True, help="As JSON: a list with service, address, alive and pid.")
 def status_command(as_json: bool) -> None:
-    """Show what runs. Exit code 1 when there is no stack or one of its services is gone."""
+    """Show the services. Exit code 1 if there is no stack or a service has stopped."""
     found = status(Path())
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in found], indent=2))
     elif not found:
-        click.echo("no stack here: stream-scorer stack up", err=True)
+        click.echo("this directory has no stack: run `stream-scorer stack up`", err=True)
     else:
         table = Table("service", "address", "state", "pid")
         for entry in found:
-            table.add_row(entry.service, entry.address, "up" if entry.alive else "gone", str(entry.pid or "in Docker"))
+            table.add_row(
+                entry.service, entry.address, "up" if entry.alive else "stopped", str(entry.pid or "in Docker")
+            )
         Console().print(table)
     if not found or not all(entry.alive for entry in found):
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""`stream-scorer tail`: what a topic holds, one readable line a record."""
+"""`stream-scorer tail`: print the records of a topic, one readable line per record."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from stream_scorer.settings import Settings
 
 @click.command()
 @click.argument("topic")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document a line, as it stands in the topic.")
-@click.option("--from-start", is_flag=True, help="Begin with the oldest record. Without it: with what comes now.")
-@click.option("-n", "count", type=click.IntRange(1), help="End after so many records.")
-@click.option("--values", is_flag=True, help="Print the users' values too (transactions, transactions.dlq).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document per line, as on the topic.")
+@click.option("--from-start", is_flag=True, help="Start with the oldest record instead of the next one.")
+@click.option("-n", "count", type=click.IntRange(1), help="Stop after this number of records.")
+@click.option("--values", is_flag=True, help="Also print values of transactions and transactions.dlq.")
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
 def tail(settings: Settings, topic: str, as_json: bool, from_start: bool, count: int | None, values: bool) -> None:
-    """Follow TOPIC and print its committed records until Ctrl-C. The topic prefix may be left out.
+    """Print the committed records of TOPIC until Ctrl-C. TOPIC may omit the topic prefix.
 
-    Users' values are printed with --values only, and fields that the spec declares sensitive never: name it with
-    --spec, because without it nothing is known to be sensitive.
+    Values of your own topics are printed only with --values. Fields that the spec declares sensitive are never printed:
+    give --spec, because without a spec no field counts as sensitive.
     """
     from stream_scorer.cli.formatting import json_line, line
-    from stream_scorer.cli.topic_io import Shown, TopicReader, optional_spec, quiet_client, topic_name
+    from stream_scorer.cli.topic_io import Redaction, TopicReader, optional_spec, quiet_client, topic_name
 
     short, name = topic_name(topic, settings["topics.prefix"])
     quiet_client()
-    shown = Shown(optional_spec(settings), values=values)
+    redaction = Redaction(optional_spec(settings), values=values)
     show = json_line if as_json else line
     start: Literal["beginning", "end"] = "beginning" if from_start else "end"
     left = count if count is not None else sys.maxsize
@@ -40,8 +40,8 @@ def tail(settings: Settings, topic: str, as_json: bool, from_start: bool, count:
             while left:
                 records = reader.read(min(left, 1_000))
                 if records:
-                    click.echo("\n".join(show(short, record, shown) for record in records))
+                    click.echo("\n".join(show(short, record, redaction) for record in records))
                 left -= len(records)
         except BrokenPipeError:
-            # `tail | head` has seen enough. What is left in the buffer has no reader: at exit it goes nowhere.
+            # The reader of the pipe is gone (`tail | head`). Python would fail to flush the rest of the buffer at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

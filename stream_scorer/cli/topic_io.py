@@ -1,4 +1,4 @@
-"""Reading a topic for people: records with their headers, live or up to the end, and what of them may be shown."""
+"""Read a topic for display: records with headers, live or up to the end, and the redaction of sensitive data."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from stream_scorer.settings import Settings
 from stream_scorer.spec import load_spec
 from stream_scorer.spec.model import CheckedSpec
 
-# Topics whose values are the user's: they hold what a spec may call sensitive.
+# Topics with the user's own values, which can contain fields that the spec declares sensitive.
 USER_TOPICS = ("transactions", "labels", "transactions.dlq")
 _SILENCE_S = 1.0
 
 
 class ReadRecord(NamedTuple):
-    """One committed record. `headers` keeps the last value of a name; `timestamp_ms` is Kafka's."""
+    """One committed record. `headers` has the last value per name; `timestamp_ms` is the Kafka timestamp."""
 
     partition: int
     offset: int
@@ -37,17 +37,17 @@ class ReadRecord(NamedTuple):
 
 
 class TopicReader(RecordFollower):
-    """A `RecordFollower` that hands over the headers too."""
+    """A `RecordFollower` that also returns headers."""
 
-    def read(self, most: int = 1_000, timeout_s: float = 0.5) -> list[ReadRecord]:
-        """Up to `most` records, waiting at most `timeout_s` for the first.
+    def read(self, max_records: int = 1_000, timeout_s: float = 0.5) -> list[ReadRecord]:
+        """Up to `max_records` records; waits at most `timeout_s` for the first one.
 
         Raises:
-            StreamScorerError: the topic went away, or the broker refuses. A broker that is gone is waited for.
+            StreamScorerError: the topic was deleted, or the broker refuses. An unavailable broker is not an error.
         """
         messages = self._consumer.consume(1, timeout_s)
-        if messages and most > 1:
-            messages += self._consumer.consume(most - 1, 0)
+        if messages and max_records > 1:
+            messages += self._consumer.consume(max_records - 1, 0)
         records = []
         for message in messages:
             error = message.error()
@@ -65,13 +65,13 @@ class TopicReader(RecordFollower):
         return records
 
     def read_to_end(self) -> Iterator[ReadRecord]:
-        """Every record up to where the topic ends now.
+        """Every record up to the present end of the topic.
 
-        The last offsets may be commit markers, which are never handed over: then a second of silence, after which the
-        broker still answers, is the end.
+        The last offsets can be transaction markers, which a consumer never returns. So the end is also reached after
+        one second without records, if the broker still answers.
 
         Raises:
-            BrokerUnavailable: the broker went away before the end.
+            BrokerUnavailable: the broker stopped to answer before the end.
         """
         ends = self._watermarks("end")
         left = {p: end for p, end in ends.items() if end > self.starts.get(p, 0)}
@@ -89,12 +89,12 @@ class TopicReader(RecordFollower):
 
 
 def quiet_client() -> None:
-    """For commands that end with the first failure: our one message says what is wrong, librdkafka's many do not."""
+    """Silence librdkafka's log, for commands that end at the first failure and print one message of their own."""
     logging.getLogger("stream_scorer.kafka.librdkafka").setLevel(logging.CRITICAL)
 
 
 def topic_name(given: str, prefix: str) -> tuple[str, str]:
-    """The name without prefix and the topic's real name, for a name `given` with or without prefix."""
+    """The name without prefix and the full topic name, for a name `given` with or without prefix."""
     known = Topics().all()
     if prefix and given.startswith(prefix) and given[len(prefix) :] in known:
         given = given[len(prefix) :]
@@ -106,17 +106,17 @@ def optional_spec(settings: Settings) -> CheckedSpec | None:
     return load_spec(settings["scorer.spec"]) if settings["scorer.spec"] else None
 
 
-class Shown:
-    """Decides what of the user's bytes may be printed: nothing without `values`, and never a sensitive field.
+class Redaction:
+    """Decides which of the user's data may be printed: values only with `values`, and never a sensitive field.
 
-    Without a spec nobody knows which fields are sensitive: then `values` shows all.
+    Without a spec, no field counts as sensitive, and `values` prints all of them.
     """
 
     def __init__(self, checked: CheckedSpec | None, *, values: bool) -> None:
         self.values = values
         self._sensitive = frozenset(checked.sensitive_fields) if checked else frozenset()
         entity = checked.spec.entities.get(checked.spec.partition_entity or "") if checked else None
-        # The key is the partition entity's id: as sensitive as the field it comes from.
+        # The key is the id of the partition entity, so it is as sensitive as that field.
         self._hides_key = entity is not None and entity.field in self._sensitive
 
     def key(self, key: bytes | None) -> str | None:
@@ -124,14 +124,14 @@ class Shown:
         return None if key is None or self._hides_key else plain(key.decode("utf-8", "backslashreplace"))
 
     def document(self, value: bytes | None) -> Any:
-        """The JSON document in `value` without its sensitive fields; None if it holds none."""
+        """The JSON document in `value` without sensitive fields; None if `value` is not JSON."""
         try:
             return self._without_sensitive(msgspec.json.decode(value or b""))
         except NOT_A_RECORD:
             return None
 
     def value(self, value: bytes | None) -> dict[str, Any]:
-        """What to say about a user's value: always its size; its content only as the class allows."""
+        """The description of a user's value: always its size, and its content as far as it may be printed."""
         about: dict[str, Any] = {"bytes": len(value or b"")}
         if not self.values or value is None:
             return about
@@ -139,7 +139,7 @@ class Shown:
         if document is not None:
             about["value"] = document
         elif self._sensitive:
-            about["withheld"] = "not JSON, and the spec has sensitive fields that could be anywhere in it"
+            about["withheld"] = "the value is not JSON, so sensitive fields cannot be removed from it"
         else:
             try:
                 about["value"] = value.decode("utf-8")
@@ -158,7 +158,7 @@ class Shown:
 
 
 def plain(text: str) -> str:
-    """`text` on one line and without control characters: what a stranger wrote must not steer a terminal."""
+    """`text` on one line without control characters, so that data cannot send commands to the terminal."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
@@ -168,6 +168,6 @@ def text_header(headers: dict[str, bytes | None], name: str) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:
-    """Lines of left-aligned columns, for a terminal and for `grep` alike."""
+    """Lines of left-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [(" " * gap).join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]

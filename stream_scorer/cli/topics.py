@@ -14,11 +14,19 @@ def topics() -> None:
 
 
 @topics.command()
-@click.option("--partitions", type=click.IntRange(1, 1024), default=4, show_default=True)
-@click.option("--replication", type=click.IntRange(1, 9), default=1, show_default=True)
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, 1024),
+    default=4,
+    show_default=True,
+    help="Partitions of each partitioned topic.",
+)
+@click.option(
+    "--replication", type=click.IntRange(1, 9), default=1, show_default=True, help="Replicas of each partition."
+)
 @with_settings("kafka.bootstrap", "topics.prefix")
 def create(settings: Settings, partitions: int, replication: int) -> None:
-    """Create every topic that does not exist yet."""
+    """Create every missing topic."""
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
     names = Topics(settings["topics.prefix"])
@@ -30,7 +38,7 @@ def create(settings: Settings, partitions: int, replication: int) -> None:
 @topics.command()
 @with_settings("kafka.bootstrap", "topics.prefix")
 def check(settings: Settings) -> None:
-    """Check that every topic exists and that their partition counts agree."""
+    """Check that every topic exists and that partition counts agree."""
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
     names = Topics(settings["topics.prefix"])

@@ -1,4 +1,4 @@
-"""`stream-scorer train`: an ensemble from labelled history, and into the registry if wanted."""
+"""`stream-scorer train`: train an ensemble on labelled history, and optionally register it."""
 
 from __future__ import annotations
 
@@ -32,30 +32,38 @@ from stream_scorer.spec.load import load_spec
     help="Parquet file of labels: event_id, event_time, label, labelled_at, entity ids.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the ensemble.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same data and seed, same members.")
-@click.option("--name", help="Name in the manifest.  [default: the spec's]")
-@click.option("--review-rate", type=click.FloatRange(0, 1), help="Fit thresholds: share to be reviewed or blocked.")
-@click.option("--block-rate", type=click.FloatRange(0, 1), help="Fit thresholds: share to be blocked.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Seed; the same data and seed give the same members.",
+)
+@click.option("--name", help="Name in the manifest.  [default: the name of the spec]")
+@click.option(
+    "--review-rate", type=click.FloatRange(0, 1), help="Fit thresholds so that this share is reviewed or blocked."
+)
+@click.option("--block-rate", type=click.FloatRange(0, 1), help="Fit thresholds so that this share is blocked.")
 @click.option(
     "--calibrator",
     type=click.Choice(["platt", "isotonic", "beta"]),
     default="platt",
     show_default=True,
-    help="What makes probabilities of members' answers; isotonic wants many frauds.",
+    help="Calibrator of member scores; isotonic needs many frauds.",
 )
 @click.option(
     "--combiner",
     type=click.Choice(["weighted-mean", "median", "trimmed-mean", "stacking"]),
     default="weighted-mean",
     show_default=True,
-    help="How members are combined.",
+    help="Combiner of the members.",
 )
 @click.option(
     "--link",
     type=click.Choice(["logit", "probability", "rank"]),
     default="logit",
     show_default=True,
-    help="The scale they are combined on; stacking is on log-odds.",
+    help="Scale on which the members are combined; stacking uses log-odds.",
 )
 @click.option("--register", "register_as", help="Register the ensemble under this name.")
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
@@ -77,7 +85,7 @@ def train(
     alias: str | None,
     as_json: bool,
 ) -> None:
-    """Train the five members, fit calibrators and weights, and write an ensemble that a scorer can load."""
+    """Train five members, fit calibrators and weights, and write an ensemble that a scorer can load."""
     from stream_scorer.train.dataset import read_training_set
     from stream_scorer.train.report import member_lines
     from stream_scorer.train.train import AlertRates, train_ensemble
@@ -92,8 +100,8 @@ def train(
     progress = _Progress()
     data = read_training_set(transactions, labels, spec, progress)
     click.echo(
-        f"{len(data.label):,} transactions, {int(data.label.sum()):,} frauds; left out: {data.immature:,} too young to "
-        f"be judged, {data.duplicates:,} duplicates, {data.refused:,} refused",
+        f"{len(data.label):,} transactions, {int(data.label.sum()):,} frauds; excluded: {data.immature:,} without "
+        f"mature labels, {data.duplicates:,} duplicates, {data.refused:,} refused",
         err=True,
     )
     manifest = train_ensemble(
@@ -134,13 +142,13 @@ def train(
             f"{line.roc_auc:.3f}", f"{line.log_loss:.4f}", f"{line.weight:.3f}", f"{line.microseconds:.2f}",
         )  # fmt: skip
     Console(file=sys.stdout).print(table)
-    click.echo(f"written to {out}")
+    click.echo(f"wrote {out}")
     if version:
         click.echo(f"registered as {register_as}:{version}" + (f" ({register_as}@{alias})" if alias else ""))
 
 
 class _Progress:
-    """On stderr: a line when a stage begins, and within a long one a line now and then."""
+    """Prints progress to stderr: a line at the start of a stage, and every two seconds within it."""
 
     def __init__(self) -> None:
         self._started = self._shown = time.monotonic()

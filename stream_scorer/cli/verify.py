@@ -1,4 +1,4 @@
-"""`stream-scorer verify`: compute published scores again, and say which differ."""
+"""`stream-scorer verify`: recompute published scores and report differences."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from stream_scorer.settings import Settings
     type=click.FloatRange(0),
     default=1e-9,
     show_default=True,
-    help="What numbers may differ by; the machine that scored gives the same bits: 0.",
+    help="Maximum difference of numbers; 0 is possible on the machine that scored.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @with_settings("kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.ensemble", "cache.dir")
 def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
-    """Compute every score on the topics again from its recorded features, and compare; exit 3 if one differs.
+    """Recompute every score on the topics from its recorded features. Exit code 3 if one differs.
 
-    Members are those of the recorded version, from the registry; those of one that was served from a folder are in the
-    cache of the scorer, or --ensemble names that folder. A member whose file was altered is a difference too.
+    Loads the recorded version from the registry. A version that was served from a folder comes from the cache of the
+    scorer, or from the folder that --ensemble names. A member with an altered file is a difference too.
     """
     from stream_scorer.clock import SystemClock
     from stream_scorer.ensemble.ensemble import Ensemble
@@ -46,7 +46,7 @@ def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
         try:
             return Ensemble.load(recorded(name, version, settings["mlflow.url"], cache, given), version=version)
         except ArtifactError as error:
-            raise CheckFailed(f"{name} {version} is not what scored: {error.message}") from error
+            raise CheckFailed(f"{name} {version} is not the version that scored: {error.message}") from error
 
     with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-verify") as reader:
         total = sum(high - low for low, high in reader.bounds(topics.contributions).values())
@@ -56,12 +56,12 @@ def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
         click.echo(msgspec.json.encode(report).decode())
     else:
         versions = ", ".join(f"{count:,} by {version}" for version, count in report.by_version.items())
-        click.echo(f"{report.scores:,} scores computed again ({versions or 'none'}): {report.different:,} differ")
+        click.echo(f"{report.scores:,} scores recomputed ({versions or 'none'}): {report.different:,} differ")
         for what, count in report.by_what.items():
             click.echo(f"  {what}: {count:,}")
         for example in report.examples:
             click.echo(f"  {example}")
     if report.different:
-        raise CheckFailed(f"{report.different:,} of {report.scores:,} scores are not what their records say")
+        raise CheckFailed(f"{report.different:,} of {report.scores:,} scores differ from their records")
     if not report.scores:
-        raise CheckFailed("nothing was compared: there are no scores on the topics")
+        raise CheckFailed("nothing to compare: the topics contain no scores")

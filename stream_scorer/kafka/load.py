@@ -46,7 +46,9 @@ class Schedule:
         self.behind_s = 0.0
 
     def due(self, sent: int, max_records: int) -> int:
-        """How many records, at most `max_records`, should follow the `sent` ones now; notes how late the first of them is."""
+        """How many records, at most `max_records`, should follow the `sent` ones now; notes how late the first of them
+        is.
+        """
         if self._rate is None:
             return max_records
         elapsed = self._clock.monotonic() - self._start

@@ -62,11 +62,11 @@ def test_a_version_comes_and_goes_by_commands(stack: StackAddresses, run: Run, t
 
     scorer.start()
     try:
-        wait_until("the scorer serves", lambda: "in force" in run("hold", "cards", "--why", "start")[1], 60)
+        wait_until("the scorer serves", lambda: "applied" in run("hold", "cards", "--why", "start")[1], 60)
         assert aliases() == {"1": ["champion"]}
         code, out, _ = run("weights", "cards:1", "xgb=0.01", "--why", "xgb drifts")
         assert code == 0
-        assert "one: in force, 2, 1" in out  # on probation beside the one before
+        assert "one: applied; versions in play: 2, 1" in out  # on probation beside the one before
         assert aliases() == {"1": [], "2": ["champion"]}
         assert run("disable", "cards", "neural", "--why", "slow")[0] == 0
         code, _, err = run("disable", "cards", "nobody", "--why", "gone")
@@ -77,7 +77,7 @@ def test_a_version_comes_and_goes_by_commands(stack: StackAddresses, run: Run, t
                 break
         assert (code, "quorum" in err) == (2, True)
         code, out, _ = run("rollback", "cards", "--why", "alerts up")
-        assert (code, "one: in force, 1\n" in out) == (0, True)
+        assert (code, "one: applied; versions in play: 1\n" in out) == (0, True)
         assert aliases() == {"1": ["champion"], "2": []}
         assert run("retire", "cards:2", "--why", "bad")[0] == 0
         code, _, err = run("promote", "cards:2", "--why", "again")

@@ -222,7 +222,7 @@ def test_up_twice_and_down_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         assert len(pids) == 2
 
         second = run(stack_command, ["up", "--service", "redis", "--json"])
-        assert json.loads(second.stdout)["redis"] == address and "already up" in second.stderr
+        assert json.loads(second.stdout)["redis"] == address and "already runs" in second.stderr
         assert processes_naming(folder) == pids
         with pytest.raises(UsageError, match="another stack runs"):
             LocalStack(("redis",), folder).start()

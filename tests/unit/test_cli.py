@@ -19,10 +19,10 @@ import pytest
 from click.testing import CliRunner
 
 from stream_scorer.cli.checks import PYTHON_BELOW, PYTHON_MIN, Check, run_checks, shown_value
-from stream_scorer.cli.dead_letters import group_letters, letter_lines
+from stream_scorer.cli.dead_letters import dead_letter_lines, group_dead_letters
 from stream_scorer.cli.formatting import json_line, line
 from stream_scorer.cli.main import _COMMANDS, cli, main
-from stream_scorer.cli.topic_io import ReadRecord, Shown, plain, topic_name
+from stream_scorer.cli.topic_io import ReadRecord, Redaction, plain, topic_name
 from stream_scorer.records import (
     TOPIC_RECORDS,
     Alert,
@@ -228,7 +228,7 @@ def test_an_ensemble_that_is_no_ensemble_fails(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, scorer__spec=str(CARDS), scorer__ensemble=str(tmp_path), metrics__port=-1)
     check = checks_by_name(settings)["ensemble"]
     assert check.state == "failed"
-    assert check.told
+    assert check.message
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ SCORE = Score(
     0.8, True, ["member:gbm"], 3, 1234,
 )  # fmt: skip
 RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
-    "scores": (SCORE, ["10:00:00.123", "e1", "block", "0.910", "value 1234", "duplicate", "without member:gbm"]),
+    "scores": (SCORE, ["10:00:00.123", "e1", "block", "0.910", "value 1234", "duplicate", "degraded: member:gbm"]),
     "alerts": (
         Alert(*msgspec.structs.astuple(SCORE), base=-3.2, z=1.4, reasons=[Reason("gbm", 2.345, "")]),
         ["10:00:00.123", "e1", "block", "0.910", "gbm +2.35", "cards 3"],
@@ -304,18 +304,18 @@ RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
             ensemble="cards", action="canary", who="ann", why="try it", at=TIME, expected_offset=4,
             version=ServedVersion("3", "f" * 64), share=0.1,
         ),
-        ["canary cards 3 0.1", "by ann (person)", "expected at 4", "try it"],
+        ["canary cards 3 0.1", "by ann (person)", "expected offset 4", "try it"],
     ),
     "serving-state": (
         ServingState(
             ensemble="cards", control_offset=4, champion=ServedVersion("3", "f" * 64), probation=True,
             last_good=ServedVersion("2", "e" * 64), hold=Hold("ann", "wait", TIME), who="ann", why="x", at=TIME,
         ),
-        ["cards 3 serves, on probation beside 2, held by ann, by offset 4"],
+        ["cards 3 serves, on probation, compared with 2, on hold by ann, control offset 4"],
     ),
     "scorer-status": (
         ScorerStatus("one", "g", "cards", ["3", "2"], 4, 5, "no such version", TIME),
-        ["one", "cards 3, 2 in play, by offset 4", "behind 5: no such version"],
+        ["one", "cards 3, 2 in play, control offset 4", "behind 5: no such version"],
     ),
     "audit": (
         AuditRecord(TIME, "one", "g", "cards", "3", "f" * 64, [], "digest", "other bytes"),
@@ -336,12 +336,12 @@ def record(value: bytes | None, *, key: bytes | None = b"c1", **headers: bytes) 
     return ReadRecord(0, 7, key, value, TIME, dict(named))
 
 
-def nothing_hidden(values: bool = False) -> Shown:
-    return Shown(None, values=values)
+def nothing_hidden(values: bool = False) -> Redaction:
+    return Redaction(None, values=values)
 
 
-def cards(values: bool = False) -> Shown:
-    return Shown(load_spec(CARDS), values=values)
+def cards(values: bool = False) -> Redaction:
+    return Redaction(load_spec(CARDS), values=values)
 
 
 def test_every_topic_of_ours_is_among_them() -> None:
@@ -405,8 +405,8 @@ def test_a_key_is_as_sensitive_as_its_field() -> None:
     text = CARDS.read_text(encoding="utf-8").replace(
         "customer_id: {type: string,", "customer_id: {sensitive: true, type: string,"
     )
-    shown = Shown(parse_spec(text), values=True)
-    assert "key not shown" in line("transactions", record(b"{}", key=SECRET.encode()), shown)
+    shown = Redaction(parse_spec(text), values=True)
+    assert "key hidden" in line("transactions", record(b"{}", key=SECRET.encode()), shown)
     assert json.loads(json_line("transactions", record(b"{}", key=SECRET.encode()), shown))["key"] is None
 
 
@@ -456,27 +456,27 @@ LETTERS = [letter(b"not_json", 1), *(letter(b"wrong_type", offset) for offset in
 
 
 def test_dead_letters_are_counted_by_code_with_the_newest_example() -> None:
-    groups = group_letters(iter(LETTERS), nothing_hidden(), examples=2)
+    groups = group_dead_letters(iter(LETTERS), nothing_hidden(), examples=2)
     assert [(g.code, g.count) for g in groups] == [("wrong_type", 5), ("(no code)", 1), ("not_json", 1)]
     assert [example.source for example in groups[0].examples] == ["transactions:1:6", "transactions:1:5"]
     assert groups[0].examples[0].path == "$.amount"
-    assert [g.code for g in group_letters(LETTERS, nothing_hidden(), examples=1, code="not_json")] == ["not_json"]
-    assert group_letters(LETTERS, nothing_hidden(), examples=0)[0].examples == []
+    assert [g.code for g in group_dead_letters(LETTERS, nothing_hidden(), examples=1, code="not_json")] == ["not_json"]
+    assert group_dead_letters(LETTERS, nothing_hidden(), examples=0)[0].examples == []
 
 
 def test_values_of_dead_letters_are_shown_when_asked_for_without_sensitive_fields() -> None:
-    quiet = group_letters(LETTERS, nothing_hidden(), examples=3)
-    assert "SECRET" not in msgspec.json.encode(quiet).decode() + "".join(letter_lines(quiet))
-    loud = group_letters(LETTERS, cards(values=True), examples=3)
-    told = msgspec.json.encode(loud).decode() + "".join(letter_lines(loud))
+    quiet = group_dead_letters(LETTERS, nothing_hidden(), examples=3)
+    assert "SECRET" not in msgspec.json.encode(quiet).decode() + "".join(dead_letter_lines(quiet))
+    loud = group_dead_letters(LETTERS, cards(values=True), examples=3)
+    told = msgspec.json.encode(loud).decode() + "".join(dead_letter_lines(loud))
     assert "SECRET" not in told and '"amount":5' in told
 
 
 def test_the_table_of_dead_letters_is_aligned() -> None:
-    head, first, second, *_ = letter_lines(group_letters(LETTERS, nothing_hidden(), examples=2))
+    head, first, second, *_ = dead_letter_lines(group_dead_letters(LETTERS, nothing_hidden(), examples=2))
     assert head.split()[:4] == ["count", "code", "path", "from"]
     assert first.index("$.amount") == second.index("$.amount") == head.index("path")
-    assert letter_lines([]) == []
+    assert dead_letter_lines([]) == []
 
 
 @pytest.mark.parametrize("command", ["register . cards", "promote cards:1", "rollback cards", "retire cards:1"])

@@ -469,12 +469,12 @@ def test_pieces_that_are_not_scored_have_no_scores(checked: CheckedSpec) -> None
     [
         ([], "Give either"),
         (["--from-topics", "--transactions", "x.parquet"], "Give either"),
-        (["--from-topics", "--labels", "x.parquet"], "--labels goes with"),
-        (["--transactions", "x.parquet", "--compare"], "need --from-topics"),
-        (["--from-topics", "--as-served", "--warm"], "leave out"),
+        (["--from-topics", "--labels", "x.parquet"], "--labels requires"),
+        (["--transactions", "x.parquet", "--compare"], "require --from-topics"),
+        (["--from-topics", "--as-served", "--warm"], "do not give"),
         (["--from-topics", "--start", "yesterday"], "neither a time"),
-        (["--from-topics", "--start", "2025-01-02", "--end", "2025-01-01"], "not before"),
-        (["--transactions", "x.parquet", "--start", "0:5"], "offsets are of topics"),
+        (["--from-topics", "--start", "2025-01-02", "--end", "2025-01-01"], "must be before"),
+        (["--transactions", "x.parquet", "--start", "0:5"], "offsets require topics"),
     ],
 )
 def test_wrong_usage_is_told(arguments: list[str], word: str) -> None:
