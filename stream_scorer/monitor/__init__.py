@@ -1,5 +1,5 @@
-"""The side stream: joins scores with labels, counts windows, and judges drift and false-positive rates.
+"""The monitor: joins scores with labels, counts windows, and computes drift and false-positive rates.
 
-It knows the scorer only through topics. Counting lives in `tally`, judging in pure functions (`drift`, `rates`,
-`windows`); `app` and `transport` are the only modules that know Faust. Nothing here acts on what it sees.
+It reads the scorer's topics only. `tally` counts; `drift`, `rates` and `windows` are pure functions; only `app` and
+`transport` import Faust. This package reports and never submits commands: the watch in `control` does.
 """

@@ -1,7 +1,8 @@
-"""The Faust app: batches of summaries and outcomes into marked counters, and the judge's turns to `monitor-metrics`.
+"""The Faust app: counts batches of summaries and outcomes in Redis, and publishes the judge's records.
 
-Faust is the consumer loop: membership, assignment, `take`. It keeps no state and no offsets; those are in Redis,
-changed together by one script per source partition and batch, and every assignment seeks to the marks.
+Faust provides the consumer loop: membership, assignment, `take`. It stores neither state nor offsets. Both are in
+Redis, where one script per source partition and batch changes them together; every assignment seeks to the applied
+offsets.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import NOT_A_RECORD, Outcome, ScoreSummary
 from stream_scorer.state.counters import Batch, CounterStore
 
-# One script call adds a few thousand counts in a few milliseconds; more at once would hold up Redis.
+# One script call adds a few thousand counts in a few milliseconds. A larger call would block Redis for too long.
 TAKE = 300
 TAKE_WITHIN_S = 0.2
-# Records passed over since the last one counted, after which waiting for a redelivery has no point: Faust buffers at
-# most its stream buffer and one fetch, both below this.
-MAX_PASSED_OVER = 20_000
+# Maximum number of skipped records while the app waits for a redelivery. Faust buffers at most its stream buffer and
+# one fetch, which are both smaller, so with more the redelivery will not come.
+MAX_SKIPPED = 20_000
 HEALTH_EVERY_S = 0.5
 
 _log = logging.getLogger("stream_scorer.monitor.app")
@@ -55,7 +56,7 @@ class AppSettings:
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """One record's value and its place: no other record lies in ``[previous, offset)``."""
+    """The value and position of one record: ``[previous, offset)`` contains no other record."""
 
     previous: int
     offset: int
@@ -63,12 +64,12 @@ class Linked:
 
 
 def source_name(topic: str, partition: int) -> str:
-    """The name of a source's mark."""
+    """The name under which Redis stores the applied offset of a source."""
     return f"{topic}:{partition}"
 
 
 def runs(records: Iterable[Linked]) -> list[list[Linked]]:
-    """`records` cut wherever one does not follow the one before; unlinked ones are left out."""
+    """Split `records` into runs of consecutive records; omits records with an unknown predecessor."""
     found: list[list[Linked]] = []
     for record in records:
         if record.previous == UNLINKED:
@@ -97,18 +98,18 @@ class Tallier:
         self._count = count
         self._due = due
         self._acknowledged: dict[int, int] = {}
-        self._passed_over: dict[int, int] = {}
+        self._skipped: dict[int, int] = {}
 
     def forget(self) -> None:
-        """After a seek: another worker may have counted since, and Redis may hold an older state."""
+        """Reset after a seek: another worker may have counted, and Redis may have an older state."""
         self._acknowledged.clear()
-        self._passed_over.clear()
+        self._skipped.clear()
 
     def apply(self, partition: int, records: Sequence[Linked]) -> None:
         """Count a run. Blocking.
 
         Raises:
-            StateGap: Redis lost what it had acknowledged, or records are missing.
+            StateGap: Redis lost acknowledged counts, or records are missing.
         """
         source = source_name(self._topic, partition)
         rest = list(records)
@@ -124,37 +125,40 @@ class Tallier:
                     rest[0] = Linked(answer.mark, rest[0].offset, rest[0].value)
                 continue
             if answer.status == "gap":
-                self._pass_over(partition, source, answer.mark, len(rest))
+                self._skip(partition, source, answer.mark, len(rest))
             else:
                 if answer.status == "applied":
                     self._metrics.count(COUNTED, len(rest), self._topic)
                 self._acknowledged[partition] = answer.mark
-                self._passed_over[partition] = 0
+                self._skipped[partition] = 0
             return
 
-    def _pass_over(self, partition: int, source: str, mark: int, count: int) -> None:
-        """Records fetched before a seek may arrive after it, ahead of the mark: theirs is the second delivery."""
+    def _skip(self, partition: int, source: str, mark: int, count: int) -> None:
+        """Skip records ahead of the applied offset: Faust fetched them before a seek and will deliver them again."""
         if mark < self._acknowledged.get(partition, 0):
             raise StateGap(
-                f"Redis went back: the mark of {source} is {mark}, below one it had acknowledged",
-                hint="Restart the monitor: it counts on from the mark.",
+                f"Redis lost counts: the applied offset of {source} is {mark}, below one that it acknowledged",
+                hint="Restart the monitor: it continues from the applied offset.",
             )
-        passed = self._passed_over[partition] = self._passed_over.get(partition, 0) + count
-        if passed > MAX_PASSED_OVER:
+        skipped = self._skipped[partition] = self._skipped.get(partition, 0) + count
+        if skipped > MAX_SKIPPED:
             raise StateGap(
-                f"{source}: {passed} records lie ahead of the mark {mark}, and those between do not come",
-                hint="Restart the monitor: it reads again from the mark.",
+                f"{source}: {skipped} records are ahead of the applied offset {mark}, and those between are missing",
+                hint="Restart the monitor: it reads again from the applied offset.",
             )
 
 
 def readable(values: Sequence[bytes], decode: Callable[[bytes], R], topic: str, metrics: Metrics) -> Iterator[R]:
-    """The records among `values`; one that is none is counted and left out, for it would end every start anew."""
+    """The readable records of `values`.
+
+    Counts and skips others, which would otherwise end the process at every start.
+    """
     for value in values:
         try:
             yield decode(value)
         except NOT_A_RECORD as error:
             metrics.count(UNREADABLE, 1, topic)
-            _log.warning("%s: a record that cannot be read: %s", topic, error)
+            _log.warning("%s: an unreadable record is ignored: %s", topic, error)
 
 
 class SummaryCounter:
@@ -176,7 +180,7 @@ class SummaryCounter:
                 maxima[name] = max(newest, maxima.get(name, newest))
 
     def _check(self, summary: ScoreSummary) -> None:
-        # Several versions and arms summarise the same range, so it may repeat.
+        # Several versions and arms summarise the same range, so a range can repeat.
         at = (summary.topic, summary.partition)
         first, following = self._follows.get(at, (summary.first_offset, summary.first_offset))
         if summary.first_offset > following:
@@ -200,7 +204,7 @@ class OutcomeCounter:
 
 
 class MonitorApp:
-    """The Faust app and the judge's timer, run inside a loop of ours."""
+    """The Faust app and the timer of the judge, in an event loop that the caller owns."""
 
     def __init__(
         self, settings: AppSettings, store: CounterStore, judge: Judge, clock: Clock, metrics: Metrics
@@ -248,14 +252,14 @@ class MonitorApp:
         app.positions = self._positions
         app.fail = self.fail
         for topic in self._talliers:
-            # Without acks Faust keeps no account of gaps and commits nothing: on a transactional topic both only cost.
+            # Without acks, Faust neither tracks gaps nor commits offsets. On a transactional topic both only cost time.
             channel = app.topic(topic, value_type=bytes, value_serializer="raw", key_serializer="raw", acks=False)
             app.agent(channel, concurrency=1, name=f"count-{topic}")(self._agent(topic))
         return app
 
     def _agent(self, topic: str) -> Callable[[Any], Awaitable[None]]:
         async def count(stream: Any) -> None:
-            # Faust acks and skips what raises: here it ends the process instead.
+            # Faust would acknowledge and skip events that raise. Here an exception ends the process instead.
             try:
                 async for events in stream.take_events(TAKE, within=TAKE_WITHIN_S):
                     await self._count(topic, [event.message for event in events])
@@ -280,7 +284,7 @@ class MonitorApp:
         first: Callable[..., Awaitable[Any]],
         end: Callable[..., Awaitable[Any]],
     ) -> dict[TP, int]:
-        """The marks, after INIT of those that are missing."""
+        """The applied offsets; initialises the missing ones."""
         wanted = list(partitions)
         if not wanted:
             return {}
@@ -295,11 +299,13 @@ class MonitorApp:
             mark = head.marks[names[tp]]
             if mark > ends[tp]:
                 raise StreamScorerError(
-                    f"the mark of {names[tp]} in Redis ({mark}) is above the topic's end ({ends[tp]}): another topic",
-                    hint="The topic was recreated: start the monitor with another --namespace.",
+                    f"the applied offset of {names[tp]} in Redis ({mark}) is above the end of the topic ({ends[tp]})",
+                    hint="The topic was recreated. Start the monitor with another --namespace.",
                 )
             if mark < earliest[tp]:
-                _log.warning("%s: retention removed offsets %d to %d uncounted", names[tp], mark, earliest[tp])
+                _log.warning(
+                    "%s: retention deleted offsets %d to %d before they were counted", names[tp], mark, earliest[tp]
+                )
                 mark = earliest[tp]
                 await asyncio.to_thread(self._store.skip_to, names[tp], mark)
             positions[tp] = mark
@@ -308,20 +314,20 @@ class MonitorApp:
         return positions
 
     def fail(self, error: BaseException) -> None:
-        """End the run with `error`; the first one counts."""
+        """End the run with `error`; `run` raises the first one."""
         if self.failure is None:
             self.failure = error
         self._ended.set()
 
     def stop(self) -> None:
-        """End the run in order."""
+        """End the run without an error."""
         self._ended.set()
 
     async def run(self) -> None:
-        """Count and judge until `stop`.
+        """Count and report until `stop`.
 
         Raises:
-            Exception: whatever broke an agent, a seek or the judge.
+            Exception: the failure of an agent, a seek or the judge.
         """
         starting = asyncio.create_task(self.faust.start(), name="faust")
         tasks = [
@@ -363,16 +369,16 @@ class MonitorApp:
             raise
 
     async def _judge_once(self) -> None:
-        verdicts = await asyncio.to_thread(self._judge.turn)
-        if verdicts.records:
+        reports = await asyncio.to_thread(self._judge.turn)
+        if reports.records:
             sent = [
                 await self.faust.producer.send(
                     self._settings.metrics_topic, record_key(record), self._encode(record), None, None, None
                 )
-                for record in verdicts.records
+                for record in reports.records
             ]
             await asyncio.gather(*sent)
-        await asyncio.to_thread(self._judge.settle, verdicts)
+        await asyncio.to_thread(self._judge.settle, reports)
         await self._measure_lag()
 
     async def _measure_lag(self) -> None:

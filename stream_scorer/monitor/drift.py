@@ -1,7 +1,7 @@
-"""How far a histogram lies from its reference: Jensen-Shannon distance, PSI and KS. Pure functions on counts.
+"""Distances of a histogram from its reference: Jensen-Shannon distance, PSI and KS. Pure functions on counts.
 
 The drift score is the Jensen-Shannon distance with the natural logarithm, so it lies in [0, sqrt(ln 2) = 0.8326].
-PSI and KS are reported beside it and have thresholds of their own.
+PSI and KS are reported too and have their own thresholds.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# The one smoothing: this much is added to every bin of both histograms (Jeffreys' prior of a multinomial), so that an
-# empty bin has a finite logarithm. At 2,000 rows and 20 bins it moves no share by more than 0.005.
+# Smoothing: added to every bin of both histograms (Jeffreys' prior of a multinomial), so that the logarithm of an empty
+# bin is finite. At 2,000 rows and 20 bins it changes no share by more than 0.005.
 PSEUDO_COUNT = 0.5
-# Below this, sampling noise alone exceeds any useful threshold: the mean of PSI under no change is about (bins - 1)/n.
+# With fewer rows, sampling noise exceeds every useful threshold: without a change, the mean of PSI is about (bins -
+# 1)/n.
 SUFFICIENT_ROWS = 2_000
 
 Floats = NDArray[np.float64]
@@ -32,7 +33,7 @@ class Drift:
 
     @property
     def sufficient(self) -> bool:
-        """Whether there are rows enough to judge by."""
+        """Whether there are enough rows for a comparison with thresholds."""
         return self.rows >= SUFFICIENT_ROWS
 
 
@@ -40,7 +41,7 @@ def shares(counts: ArrayLike) -> Floats:
     """Smoothed shares of non-negative counts ``(n_bins,)``; they sum to one."""
     array = np.asarray(counts, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or (array < 0).any():
-        raise ValueError(f"a histogram is a non-empty row of counts, not {array!r}")
+        raise ValueError(f"a histogram must be a non-empty vector of counts, not {array!r}")
     smooth: Floats = array + PSEUDO_COUNT
     normalised: Floats = smooth / smooth.sum()
     return normalised
@@ -62,7 +63,7 @@ def population_stability_index(p: Floats, q: Floats) -> float:
 
 
 def kolmogorov_smirnov(p: Floats, q: Floats) -> float:
-    """Greatest difference of the cumulated shares at the bins' edges: a lower bound of the statistic on raw values."""
+    """Maximum difference of the cumulated shares at the bin edges: a lower bound of the statistic on raw values."""
     return float(np.max(np.abs(np.cumsum(p) - np.cumsum(q))))
 
 
@@ -74,7 +75,7 @@ def compare(counts: ArrayLike, reference: ArrayLike) -> Drift:
     """
     current, expected = np.asarray(counts), np.asarray(reference)
     if current.shape != expected.shape:
-        raise ValueError(f"{current.size} bins against a reference of {expected.size}")
+        raise ValueError(f"the histogram has {current.size} bins, the reference {expected.size}")
     p, q = shares(current), shares(expected)
     return Drift(
         score=jensen_shannon_distance(p, q),

@@ -1,11 +1,12 @@
-"""The label joiner: `scores` and `labels` in, one `outcomes` record out per label or change of label.
+"""The label joiner: reads `scores` and `labels`, and writes one record to `outcomes` per label or change of label.
 
-Exactly once, by two positions kept in order. Each batch (1) is joined inside an open SQLite transaction, (2) is
-published in one Kafka transaction that also carries the input positions, (3) is committed to SQLite with the same
-positions. So SQLite is never ahead of Kafka. A crash between 2 and 3 leaves SQLite behind: the records in between are
-read again and joined *without* publishing, up to the committed positions. That is sound because the store after a set
-of records does not depend on their interleaving across partitions: the first score counts and lies in one partition,
-the label that holds is the maximum of a total order, and what was published last is what holds.
+It is exactly once because the positions in Kafka and SQLite change in a fixed order. Each batch is (1) joined in an
+open SQLite transaction, (2) published in one Kafka transaction together with the input positions, (3) committed to
+SQLite with the same positions. So SQLite is never ahead of Kafka. After a crash between 2 and 3, SQLite is behind: the
+joiner reads the missing records again and joins them *without* publishing, up to the committed positions. This is
+correct because the store does not depend on the interleaving of partitions: the first score of an event counts, and all
+scores of an event are in one partition; the effective label is the maximum of a total order, and it is the last one
+published.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from stream_scorer.records import DECISIONS, NOT_A_RECORD, Decision, LabelValue,
 
 LABELS: tuple[LabelValue, ...] = ("fraud", "genuine")
 
-# A batch of 2,000 is joined in about 15 ms: large enough to amortise a transaction (3 to 10 ms), small enough that a
-# stop is answered at once.
+# Joining 2,000 records takes about 15 ms: enough to amortise a transaction (3 to 10 ms), and little enough for a quick
+# stop.
 BATCH = 2_000
 POLL_S = 0.2
-# Consecutive aborted transactions after which something is wrong that beginning anew does not mend (a live twin).
+# Maximum number of consecutive aborted transactions. More have a cause that a restart does not remove, such as a second
+# joiner with the same transactional id.
 MAX_ABORTS = 5
 # Seconds between two deletions of old rows.
 TRIM_EVERY_S = 30.0
@@ -38,7 +40,7 @@ _log = logging.getLogger("stream_scorer.monitor.joiner")
 
 
 class ScoreKey(Record, frozen=True):
-    """The part of a `Score` that the joiner keeps: decoding the rest costs time."""
+    """The fields of a `Score` that the joiner needs; decoding the others costs time."""
 
     event_id: str
     event_time: int
@@ -53,7 +55,7 @@ class ScoreKey(Record, frozen=True):
 
 
 class Label(Record, frozen=True):
-    """One record of the topic `labels`; entity fields are ignored here."""
+    """One record of the topic `labels`, without its entity fields."""
 
     event_id: str
     event_time: int
@@ -65,7 +67,7 @@ class Label(Record, frozen=True):
 
 @dataclass(frozen=True)
 class JoinRules:
-    """What the spec says of labels. Times in milliseconds."""
+    """The rules for labels from the spec. Times in milliseconds."""
 
     pane_ms: int
     horizon_ms: int
@@ -74,17 +76,17 @@ class JoinRules:
 
     @property
     def keep_ms(self) -> int:
-        """A label counts until this long after its transaction."""
+        """Maximum time between a transaction and a label that counts."""
         return 2 * self.horizon_ms
 
     def rank(self, source: str) -> int:
-        """Rank of a label's source; one the spec does not name loses to all it names."""
+        """Rank of a label source. A source that the spec does not list has the lowest rank."""
         return self.source_rank.get(source, -1)
 
 
 @dataclass
 class JoinerCounts:
-    """What the joiner has done since it started. Read by the exporter; written by one thread."""
+    """Counters of the joiner since its start. One thread writes them, the metrics exporter reads them."""
 
     scores: int = 0
     labels: int = 0
@@ -99,7 +101,7 @@ class JoinerCounts:
 
 
 class Joiner:
-    """Joins batches against the store. No Kafka here: `join` is a function of the store and the records."""
+    """Joins batches with the store, without Kafka: `join` is a function of the store and the records."""
 
     def __init__(self, store: JoinerStore, rules: JoinRules, *, scores: str, labels: str) -> None:
         self._store = store
@@ -109,23 +111,23 @@ class Joiner:
         self._decode_score = msgspec.json.Decoder(ScoreKey).decode
         self._decode_label = msgspec.json.Decoder(Label).decode
         self.counts = JoinerCounts(waiting=store.waiting_count(), rows=store.row_count())
-        # Newest event time of each score partition seen by this process: the slowest bounds what may be deleted.
+        # Newest event time per score partition that this process has read. The minimum bounds what may be deleted.
         self._newest: dict[Partition, int] = {}
 
     def join(self, records: list[InputRecord]) -> list[Outcome]:
-        """Take a batch into the store and return the outcomes it causes, in log order per partition.
+        """Add a batch to the store and return the resulting outcomes, in log order per partition.
 
-        Records that cannot be read are counted and skipped: `scores` is ours, and a malformed label has no
-        transaction to belong to.
+        Counts and skips unreadable records: the scorer writes `scores`, and a malformed label belongs to no
+        transaction.
         """
         decided: dict[str, ScoredTransaction] = {}
         labels: list[tuple[str, LabelRecord]] = []
         for record in records:
             try:
                 if record.topic == self._scores:
-                    self._take_score(record, decided)
+                    self._add_score(record, decided)
                 else:
-                    labels.append(self._take_label(record))
+                    labels.append(self._read_label(record))
             except NOT_A_RECORD as error:
                 self.counts.unreadable += 1
                 _log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
@@ -135,11 +137,11 @@ class Joiner:
                 waited = self._store.waiting(decided)
                 self._store.stop_waiting(waited)
                 self.counts.waiting -= len(waited)
-                # What waited came first: an order among labels, not among arrivals, decides anyway.
+                # The sequence does not matter, as the order of labels decides and not the order of arrival.
                 labels = [*waited.items(), *labels]
-        return self._judge(labels) if labels else []
+        return self._apply_labels(labels) if labels else []
 
-    def _take_score(self, record: InputRecord, decided: dict[str, ScoredTransaction]) -> None:
+    def _add_score(self, record: InputRecord, decided: dict[str, ScoredTransaction]) -> None:
         score = self._decode_score(record.value)
         self.counts.scores += 1
         if score.duplicate:
@@ -157,7 +159,7 @@ class Joiner:
         at = (record.topic, record.partition)
         self._newest[at] = max(score.event_time, self._newest.get(at, 0))
 
-    def _take_label(self, record: InputRecord) -> tuple[str, LabelRecord]:
+    def _read_label(self, record: InputRecord) -> tuple[str, LabelRecord]:
         label = self._decode_label(record.value)
         self.counts.labels += 1
         return label.event_id, LabelRecord(
@@ -170,40 +172,40 @@ class Joiner:
             record.partition,
         )
 
-    def _judge(self, labels: list[tuple[str, LabelRecord]]) -> list[Outcome]:
+    def _apply_labels(self, labels: list[tuple[str, LabelRecord]]) -> list[Outcome]:
         known = self._store.find({event_id for event_id, _ in labels})
         missing = {event_id for event_id, _ in labels if event_id not in known}
         waiting = self._store.waiting(missing) if missing else {}
         before = len(waiting)
-        held: dict[str, LabelRecord] = {}
+        effective: dict[str, LabelRecord] = {}
         outcomes: list[Outcome] = []
-        for event_id, verdict in labels:
+        for event_id, label_record in labels:
             row = known.get(event_id)
             if row is None:
-                holds = waiting.get(event_id)
-                if holds is None or verdict.order > holds.order:
-                    waiting[event_id] = verdict
+                present = waiting.get(event_id)
+                if present is None or label_record.order > present.order:
+                    waiting[event_id] = label_record
                 continue
-            if verdict.labelled_at - row.event_time > self._rules.keep_ms:
-                # By the record's own times, so that it does not depend on when old rows were deleted.
+            if label_record.labelled_at - row.event_time > self._rules.keep_ms:
+                # Uses the times of the records, so the result does not depend on the time of the last deletion.
                 self.counts.too_late += 1
                 continue
-            previous = row.verdict
-            if previous is not None and verdict.order <= previous.order:
+            previous = row.effective
+            if previous is not None and label_record.order <= previous.order:
                 continue
-            held[event_id] = verdict
-            known[event_id] = row._replace(verdict=verdict)
-            if not verdict.says_the_same(previous):
-                outcomes.append(self._outcome(row, verdict))
-        self._store.set_verdicts(held)
+            effective[event_id] = label_record
+            known[event_id] = row._replace(effective=label_record)
+            if not label_record.same_content(previous):
+                outcomes.append(self._outcome(row, label_record))
+        self._store.set_labels(effective)
         if missing:
             self._store.wait(waiting)
             self.counts.waiting += len(waiting) - before
         return outcomes
 
-    def _outcome(self, row: ScoredTransaction, verdict: LabelRecord) -> Outcome:
+    def _outcome(self, row: ScoredTransaction, label_record: LabelRecord) -> Outcome:
         context = self._store.context(row.context)
-        previous = row.verdict
+        previous = row.effective
         return Outcome(
             event_id=row.event_id,
             event_time=row.event_time,
@@ -214,33 +216,36 @@ class Joiner:
             decision=DECISIONS[row.decision],
             member_alerts=row.member_alerts,
             value=row.value,
-            label=LABELS[verdict.label],
+            label=LABELS[label_record.label],
             previous_label=None if previous is None else LABELS[previous.label],
-            source=verdict.source,
-            review_probability=verdict.probability,
-            labelled_at=verdict.labelled_at,
-            age=verdict.labelled_at - row.event_time,
+            source=label_record.source,
+            review_probability=label_record.probability,
+            labelled_at=label_record.labelled_at,
+            age=label_record.labelled_at - row.event_time,
             ensemble=context.ensemble,
             previous_source=None if previous is None else previous.source,
             previous_review_probability=None if previous is None else previous.probability,
         )
 
     def rollback(self) -> None:
-        """Drop the batch in hand."""
+        """Discard the current batch."""
         self._store.rollback()
         self.counts.waiting, self.counts.rows = self._store.waiting_count(), self._store.row_count()
 
     def trim(self) -> None:
-        """Delete what no label can reach any more. Call it only when nothing is unread: an unread label is late."""
+        """Delete rows that no label can change any more.
+
+        Call it only if no record waits to be read, because a waiting label can be arbitrarily old.
+        """
         if self._newest:
             horizon = min(self._newest.values()) - self._rules.keep_ms - self._rules.allowed_lateness_ms
-            rows, labels = self._store.forget_before(horizon)
+            rows, labels = self._store.delete_before(horizon)
             self.counts.rows -= rows
             self.counts.waiting -= labels
 
 
 class JoinerService:
-    """Runs a `Joiner` against Kafka until told to stop."""
+    """Runs a `Joiner` on Kafka until a stop is requested."""
 
     def __init__(
         self,
@@ -266,14 +271,14 @@ class JoinerService:
 
     @property
     def counts(self) -> JoinerCounts:
-        """What has been done since the start."""
+        """Counters since the start."""
         return self._joiner.counts
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
         """Resync, then join batch by batch until `stop` is set.
 
         Raises:
-            StreamScorerError: Kafka stays unusable, or the store belongs to other topics.
+            StreamScorerError: Kafka remains unavailable, or the store belongs to other topics.
         """
         self._resync(stop)
         on_ready()
@@ -287,13 +292,13 @@ class JoinerService:
                 if aborts > MAX_ABORTS:
                     raise
                 _log.warning(
-                    "joiner: transaction aborted, beginning anew (%d of %d)", aborts, MAX_ABORTS, exc_info=True
+                    "joiner: transaction aborted, starting again (%d of %d)", aborts, MAX_ABORTS, exc_info=True
                 )
                 self._joiner.rollback()
                 self._resync(stop)
 
     def _resync(self, stop: threading.Event) -> None:
-        """Bring the store to the committed positions without publishing, then read on from there."""
+        """Bring the store to the committed positions without publishing, then continue from there."""
         committed = self._loop.begin(self._inputs)
         stored = self._store.positions()
         ends = self._loop.ends(self._inputs)
@@ -301,7 +306,7 @@ class JoinerService:
             if stored.get(at, 0) > max(ends[at][1], 0) or (at in committed and stored.get(at, 0) > committed[at]):
                 raise StreamScorerError(
                     f"the joiner's store is ahead of {at[0]}[{at[1]}]: it belongs to other topics",
-                    hint="The topics were recreated, or the store was copied: start with an empty --state-dir.",
+                    hint="The topics were recreated or the store was copied. Start with an empty --state-dir.",
                 )
         behind = {at: end for at, end in committed.items() if stored.get(at, 0) < end and ends[at][0] < end}
         if behind:
@@ -336,7 +341,7 @@ class JoinerService:
             self._positions = positions
             self.counts.outcomes += len(outcomes)
             self.counts.positions = positions
-        # A read that came back short means that nothing was unread.
+        # A read that returns fewer records than requested means that none waits.
         if len(records) < self._batch and self._clock.monotonic() - self._trimmed_at > TRIM_EVERY_S:
             self._trimmed_at = self._clock.monotonic()
             self._joiner.trim()

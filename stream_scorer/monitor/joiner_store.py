@@ -1,6 +1,6 @@
-"""What the label joiner remembers: every decision younger than twice the label horizon, and the label that holds.
+"""The store of the label joiner: every decision younger than twice the label horizon, with its effective label.
 
-SQLite, one file, one writer. Rows, waiting labels and input positions change in one SQLite transaction.
+SQLite with one file and one writer. Rows, waiting labels and input positions change in one SQLite transaction.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS position (topic TEXT, number INTEGER, next_offset INT
 
 
 class Context(NamedTuple):
-    """What decided: shared by many rows, stored once."""
+    """Ensemble, version, arm and policy of a decision. Many rows share one context."""
 
     ensemble: str
     version: str
@@ -41,7 +41,7 @@ class Context(NamedTuple):
 
 
 class LabelRecord(NamedTuple):
-    """One label. `order` decides which of two holds: the greater."""
+    """One label of an event. Of several, the one with the greatest `order` is effective."""
 
     label: int
     source: str
@@ -56,13 +56,13 @@ class LabelRecord(NamedTuple):
         """(source rank, labelled at, offset), then the partition, so that no two labels tie."""
         return (self.rank, self.labelled_at, self.log_offset, self.log_partition)
 
-    def says_the_same(self, other: LabelRecord | None) -> bool:
-        """Whether a reader of outcomes would see no difference."""
+    def same_content(self, other: LabelRecord | None) -> bool:
+        """Whether both give the same outcome."""
         return other is not None and self[:3] == other[:3]
 
 
 class ScoredTransaction(NamedTuple):
-    """One scored transaction. `decision` and `label` are indices into DECISIONS and LABELS."""
+    """One scored transaction with its effective label. `decision` is an index into DECISIONS."""
 
     event_id: str
     event_time: int
@@ -70,7 +70,7 @@ class ScoredTransaction(NamedTuple):
     decision: int
     member_alerts: int
     value: int
-    verdict: LabelRecord | None = None
+    effective: LabelRecord | None = None
 
 
 class JoinerStore:
@@ -80,14 +80,14 @@ class JoinerStore:
         """Open or create the file at `path`.
 
         Raises:
-            SettingsError: the file cannot be opened, or another joiner holds it.
+            SettingsError: the file cannot be opened, or another joiner has locked it.
         """
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
-            # One writer: a second joiner on the same file is told so at its first statement.
+            # One writer: the first statement of a second joiner on the same file fails.
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
-            # After a power cut the last batches are gone together with their positions, and are read again.
+            # After a power failure, the last batches are lost together with their positions and are read again.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA cache_size=-65536")  # 64 MB
             self._db.executescript(_SCHEMA)
@@ -100,40 +100,40 @@ class JoinerStore:
         self._contexts: dict[Context, int] = {}
         self._names: dict[int, Context] = {}
         for row in self._db.execute("SELECT id, ensemble, version, arm, policy_version FROM context"):
-            self._remember(Context(*row[1:]), row[0])
+            self._register(Context(*row[1:]), row[0])
 
-    def _remember(self, context: Context, number: int) -> None:
+    def _register(self, context: Context, number: int) -> None:
         self._contexts[context] = number
         self._names[number] = context
 
     def context_id(self, context: Context) -> int:
-        """The number of `context`, given on first sight."""
+        """The number of `context`; assigns one on first use."""
         number = self._contexts.get(context)
         if number is None:
             row = self._db.execute(
                 "INSERT INTO context (ensemble, version, arm, policy_version) VALUES (?, ?, ?, ?) RETURNING id", context
             ).fetchone()
             number = int(row[0])
-            self._remember(context, number)
+            self._register(context, number)
         return number
 
     def context(self, number: int) -> Context:
-        """The context behind a number."""
+        """The context with this number."""
         return self._names[number]
 
     def positions(self) -> dict[Partition, int]:
-        """Next offset to read of each input partition; empty for a new store."""
+        """Next offset to read per input partition; empty for a new store."""
         return {(t, n): o for t, n, o in self._db.execute("SELECT topic, number, next_offset FROM position")}
 
     def set_positions(self, positions: Mapping[Partition, int]) -> None:
-        """Record what has been read, in the same transaction as what it changed."""
+        """Store the positions in the transaction of the changes that the records caused."""
         self._db.executemany(
             "INSERT INTO position VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset",
             [(topic, number, offset) for (topic, number), offset in positions.items()],
         )
 
     def add(self, rows: Iterable[ScoredTransaction]) -> int:
-        """Keep scored transactions; a known event id stays as it is (the first score counts). Returns how many."""
+        """Add scored transactions and return their number. Ignores a known event id, as the first score counts."""
         return self._db.executemany(
             "INSERT OR IGNORE INTO decided (event_id, event_time, context, decision, member_alerts, value)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -141,7 +141,7 @@ class JoinerStore:
         ).rowcount
 
     def find(self, event_ids: Iterable[str]) -> dict[str, ScoredTransaction]:
-        """The rows of those ids that are known."""
+        """The rows of those event ids that are stored."""
         rows = self._db.execute(
             "SELECT event_id, event_time, context, decision, member_alerts, value,"
             " label, source, probability, rank, labelled_at, log_offset, log_partition"
@@ -149,65 +149,65 @@ class JoinerStore:
             (json.dumps(list(event_ids)),),
         )
         return {
-            r[0]: ScoredTransaction(*r[:6])._replace(verdict=None if r[6] is None else LabelRecord(*r[6:]))
+            r[0]: ScoredTransaction(*r[:6])._replace(effective=None if r[6] is None else LabelRecord(*r[6:]))
             for r in rows
         }
 
-    def set_verdicts(self, verdicts: Mapping[str, LabelRecord]) -> None:
-        """Replace the label that holds for known event ids."""
+    def set_labels(self, labels: Mapping[str, LabelRecord]) -> None:
+        """Replace the effective labels of known event ids."""
         self._db.executemany(
             "UPDATE decided SET label=?, source=?, probability=?, rank=?, labelled_at=?, log_offset=?, log_partition=?"
             " WHERE event_id=?",
-            [(*verdict, event_id) for event_id, verdict in verdicts.items()],
+            [(*label, event_id) for event_id, label in labels.items()],
         )
 
     def waiting(self, event_ids: Iterable[str]) -> dict[str, LabelRecord]:
-        """Labels that came before their score, of those ids."""
+        """Labels of those event ids that arrived before their score."""
         rows = self._db.execute(
             "SELECT * FROM waiting WHERE event_id IN (SELECT value FROM json_each(?))", (json.dumps(list(event_ids)),)
         )
         return {r[0]: LabelRecord(*r[1:]) for r in rows}
 
-    def wait(self, verdicts: Mapping[str, LabelRecord]) -> None:
-        """Keep labels until their score comes, replacing what waited under the same id."""
+    def wait(self, labels: Mapping[str, LabelRecord]) -> None:
+        """Store labels until their score arrives; a label replaces a waiting one of the same event id."""
         self._db.executemany(
             "INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(event_id, *verdict) for event_id, verdict in verdicts.items()],
+            [(event_id, *label) for event_id, label in labels.items()],
         )
 
     def stop_waiting(self, event_ids: Iterable[str]) -> None:
-        """Forget labels that found their score."""
+        """Remove labels whose score has arrived."""
         self._db.executemany("DELETE FROM waiting WHERE event_id=?", [(e,) for e in event_ids])
 
     def waiting_count(self) -> int:
-        """How many labels wait for their score."""
+        """Number of labels without a score."""
         return int(self._db.execute("SELECT count(*) FROM waiting").fetchone()[0])
 
     def row_count(self) -> int:
-        """How many scored transactions are kept."""
+        """Number of stored transactions."""
         return int(self._db.execute("SELECT count(*) FROM decided").fetchone()[0])
 
-    def forget_before(self, event_time: int) -> tuple[int, int]:
-        """Delete rows older than `event_time`, and labels given before it that found no score. Answers how many."""
+    def delete_before(self, event_time: int) -> tuple[int, int]:
+        """Delete rows before `event_time`, and older labels without a score. Returns both numbers."""
         rows = self._db.execute("DELETE FROM decided WHERE event_time < ?", (event_time,)).rowcount
         labels = self._db.execute("DELETE FROM waiting WHERE labelled_at < ?", (event_time,)).rowcount
         return rows, labels
 
     def commit(self) -> None:
-        """Make the batch durable and begin the next."""
+        """Commit the batch and begin the next one."""
         self._db.execute("COMMIT")
         self._db.execute("BEGIN IMMEDIATE")
 
     def rollback(self) -> None:
-        """Drop the batch in hand; contexts given in it are forgotten too."""
+        """Discard the current batch together with the contexts that it assigned."""
         self._db.execute("ROLLBACK")
         self._db.execute("BEGIN IMMEDIATE")
         self._contexts.clear()
         self._names.clear()
         for row in self._db.execute("SELECT id, ensemble, version, arm, policy_version FROM context"):
-            self._remember(Context(*row[1:]), row[0])
+            self._register(Context(*row[1:]), row[0])
 
     def close(self) -> None:
-        """Drop the batch in hand and let go of the file."""
+        """Discard the current batch and close the file."""
         self._db.execute("ROLLBACK")
         self._db.close()

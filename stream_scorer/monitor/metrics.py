@@ -1,4 +1,4 @@
-"""The monitor's Prometheus metrics, in the form of the product's catalogue."""
+"""The catalogue of the monitor's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ COUNTED = Metric(
 UNREADABLE = Metric(
     "counter",
     "stream_scorer_monitor_unreadable_total",
-    "Records that could not be read and were left out, by topic.",
+    "Unreadable records that the monitor ignored, by topic.",
     ("topic",),
 )
 SUMMARY_GAPS = Metric(
-    "counter", "stream_scorer_monitor_summary_gaps_total", "Summaries that do not begin where the one before ended."
+    "counter",
+    "stream_scorer_monitor_summary_gaps_total",
+    "Summaries that do not start at the end of the previous summary.",
 )
 MISMATCHED = Metric(
-    "counter", "stream_scorer_monitor_profile_mismatches_total", "Windows whose bins are not the reference profile's."
+    "counter",
+    "stream_scorer_monitor_profile_mismatches_total",
+    "Windows whose bins differ from those of the reference profile.",
 )
 MARK_LAG = Metric(
     "gauge",
     "stream_scorer_monitor_lag_records",
-    "Offsets between the marks in Redis and the topic's ends (a partition's last transaction marker counts). "
-    "The group's committed offsets say nothing here.",
+    "Offsets between the applied offsets in Redis and the end of the topic, including a final transaction marker. "
+    "Use this metric and not the committed offsets of the consumer group.",
     ("topic",),
 )
 WATERMARK = Metric(
-    "gauge", "stream_scorer_monitor_watermark_seconds", "Event time up to which every active partition was read."
+    "gauge", "stream_scorer_monitor_watermark_seconds", "Event time up to which every active partition is read."
 )
 ALERT_RATE = Metric(
     "gauge",
@@ -56,9 +60,11 @@ FPR_HIGH = Metric(
     (*_WHO, "positive"),
 )
 LABEL_AGE = Metric(
-    "gauge", "stream_scorer_label_age_seconds", "Label age of the window the false-positive bounds are of.", _WHO
+    "gauge", "stream_scorer_label_age_seconds", "Label age of the window of the false-positive bounds.", _WHO
 )
-JOINED = Metric("gauge", "stream_scorer_joiner_records", "What the label joiner has done since its start.", ("what",))
+JOINED = Metric(
+    "gauge", "stream_scorer_joiner_records", "Records of the label joiner since its start, by kind.", ("what",)
+)
 
 MONITOR_METRICS: tuple[Metric, ...] = (
     COUNTED,

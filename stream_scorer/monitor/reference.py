@@ -1,4 +1,4 @@
-"""Where drift references come from."""
+"""Sources of the reference profiles for drift."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from stream_scorer.clock import Clock
 from stream_scorer.errors import ArtifactError, UnavailableError
 from stream_scorer.monitor.windows import Profile
 
-# A version that cannot be had is asked for again after this long: it may be registered, or the registry come back.
+# Time until a version that failed to load is requested again: it may be registered by then, or the registry available.
 RETRY_S = 30.0
 
 _log = logging.getLogger("stream_scorer.monitor.reference")
 
 
 class ReferenceSource(Protocol):
-    """Gives the reference profile of an ensemble version."""
+    """Returns the reference profile of an ensemble version."""
 
     def profile(self, ensemble: str, version: str) -> Profile | None:
-        """Edges and counts by series name; None if this version is not known (its drift is then not reported)."""
+        """Edges and counts by series name; None if the version is unknown (then no drift is reported)."""
         ...
 
 
 class FixedReferences:
-    """Profiles given at the start, by (ensemble, version)."""
+    """A fixed set of profiles, by (ensemble, version)."""
 
     def __init__(self, profiles: dict[tuple[str, str], Profile]) -> None:
         self._profiles = profiles
 
     def profile(self, ensemble: str, version: str) -> Profile | None:
-        """The profile given for this version."""
+        """The profile of this version, if it is in the set."""
         return self._profiles.get((ensemble, version))
 
 
 class EnsembleReferences:
-    """Profiles from the manifests of ensembles: a folder, or any version in the registry, fetched when first seen."""
+    """Profiles from the manifests of ensembles: a folder, or any registered version, loaded on first use."""
 
     def __init__(self, tracking_uri: str | None, cache_dir: Path, clock: Clock) -> None:
         self._tracking_uri = tracking_uri
@@ -46,35 +46,40 @@ class EnsembleReferences:
         self._failed_at: dict[tuple[str, str], float] = {}
 
     def add(self, reference: str) -> tuple[str, str]:
-        """Load ``name@alias``, ``name:version`` or a folder; return its ensemble's name and version.
+        """Load a folder, ``name@alias`` or ``name:version``; return the ensemble's name and version.
 
         Raises:
-            ArtifactError: there is no such ensemble, or it is damaged.
-            UnavailableError: the registry does not answer and the cache does not hold it.
+            ArtifactError: the ensemble does not exist or is damaged.
+            UnavailableError: the registry does not answer, and the cache does not contain the ensemble.
         """
         name, version, profile = self._load(reference)
         self._profiles[name, version] = profile
         return name, version
 
     def profile(self, ensemble: str, version: str) -> Profile | None:
-        """The profile in the version's manifest. Blocks on the registry when a version is first seen."""
+        """The profile in the version's manifest. The first call per version blocks on the registry."""
         key = (ensemble, version)
-        if key not in self._profiles and self._worth_asking(key):
+        if key not in self._profiles and self._may_load(key):
             try:
                 self._profiles[key] = self._load(f"{ensemble}:{version}")[2]
             except (ArtifactError, UnavailableError) as error:
                 self._failed_at[key] = self._clock.monotonic()
-                _log.warning("no drift for %s %s, its manifest cannot be had: %s", ensemble, version, error.message)
+                _log.warning(
+                    "drift of %s %s is not computed, as its manifest cannot be loaded: %s",
+                    ensemble,
+                    version,
+                    error.message,
+                )
         return self._profiles.get(key)
 
-    def _worth_asking(self, key: tuple[str, str]) -> bool:
-        # A folder's version is not in any registry: it is known from `add` or not at all.
+    def _may_load(self, key: tuple[str, str]) -> bool:
+        # No registry has the version of a folder: only `add` provides its profile.
         if not self._tracking_uri or not key[1].isdigit():
             return False
         return key not in self._failed_at or self._clock.monotonic() - self._failed_at[key] > RETRY_S
 
     def _load(self, reference: str) -> tuple[str, str, Profile]:
-        # The registry module brings the whole ensemble with it, numba and the model libraries: a second of start-up.
+        # Imported late: the registry module imports numba and the model libraries, which takes a second.
         from stream_scorer.ensemble.manifest import read_manifest
         from stream_scorer.ensemble.registry import resolve
 

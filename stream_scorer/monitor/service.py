@@ -1,4 +1,4 @@
-"""One monitor process: the label joiner in a thread, the Faust app in the loop, metrics on a port."""
+"""One monitor process: the label joiner in a thread, the Faust app in the event loop, and the metrics server."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from stream_scorer.monitor.windows import WindowRules
 from stream_scorer.observability.health import HealthServer
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.settings import Settings
-from stream_scorer.spec.model import CheckedSpec, duration_ms
+from stream_scorer.spec.model import CheckedSpec, PipelineSpec, duration_ms
 from stream_scorer.state.client import connect, ping
 from stream_scorer.state.counters import CounterStore
 
-# A stop is asked for by SIGTERM and due within 10 s; the joiner ends its batch in milliseconds.
+# SIGTERM must stop the process within 10 s; the joiner finishes its batch in milliseconds.
 JOIN_THREAD_S = 4.0
 COUNTS_EVERY_S = 1.0
 
@@ -95,10 +95,10 @@ def run_monitor(
     *,
     on_ready: Callable[[str], None],
 ) -> JoinerCounts:
-    """Run until SIGTERM or SIGINT. `on_ready` is told once both halves read from their positions.
+    """Run until SIGTERM or SIGINT. Calls `on_ready` once the joiner and the counters read from their positions.
 
     Raises:
-        StreamScorerError: Kafka or Redis is absent, a topic is missing, or something broke on the way.
+        StreamScorerError: Kafka or Redis does not answer, a topic is missing, or a part of the monitor failed.
     """
     topics = Topics(settings.topic_prefix)
     admin = TopicAdmin(settings.bootstrap)
@@ -109,7 +109,45 @@ def run_monitor(
         settings.state_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"the state folder {settings.state_dir}: {error.strerror}") from None
-    spec = checked.spec
+    join_rules, rules = _rules(settings, checked.spec)
+    # The namespace contains the topic id, so that a recreated topic is counted from zero.
+    namespace = settings.namespace or f"stream-scorer:{settings.group}:{admin.topic_id(topics.score_summaries)}"
+    # Counters outlive every record that can still change them, plus the longest outage to survive.
+    ttl_s = (2 * rules.horizon_ms + rules.allowed_lateness_ms) // 1000 + settings.max_outage_s
+    store = CounterStore(client, namespace, ttl_s=ttl_s)
+    judge = Judge(
+        store,
+        rules,
+        references,
+        clock,
+        metrics,
+        name=settings.instance,
+        sources={p: source_name(topics.score_summaries, p) for p in range(counts[topics.score_summaries])},
+        idle_s=settings.idle_s,
+    )
+    # Faust logs the start and stop of every service under the module of its class, our own classes included.
+    for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    joining = _Joining(settings, topics, counts, join_rules, clock)
+    try:
+        # The app is created inside the running event loop.
+        asyncio.run(
+            _run(
+                settings,
+                lambda: MonitorApp(_app_settings(settings, topics), store, judge, clock, metrics),
+                joining,
+                metrics,
+                on_ready,
+            )
+        )
+    finally:
+        joining.stop()
+        client.close()
+    return joining.counts
+
+
+def _rules(settings: MonitorSettings, spec: PipelineSpec) -> tuple[JoinRules, WindowRules]:
+    """The rules of the joiner and of the windows, from the spec and the settings."""
     join_rules = JoinRules(
         pane_ms=duration_ms(spec.monitor.pane),
         horizon_ms=duration_ms(spec.labels.horizon),
@@ -123,92 +161,72 @@ def run_monitor(
         window_panes=settings.window_panes,
         assumed=settings.assumed,
     )
-    # With the topic's id in it, a topic that is created anew is counted anew.
-    namespace = settings.namespace or f"stream-scorer:{settings.group}:{admin.topic_id(topics.score_summaries)}"
-    # Counters outlive every record that can still change them, plus the longest outage to survive.
-    ttl_s = (2 * rules.horizon_ms + rules.allowed_lateness_ms) // 1000 + settings.max_outage_s
-    store = CounterStore(client, namespace, ttl_s=ttl_s)
-    partitions = range(counts[topics.score_summaries])
-    judge = Judge(
-        store,
-        rules,
-        references,
-        clock,
-        metrics,
-        name=settings.instance,
-        partitions=partitions,
-        sources={p: source_name(topics.score_summaries, p) for p in partitions},
-        idle_s=settings.idle_s,
+    return join_rules, rules
+
+
+def _app_settings(settings: MonitorSettings, topics: Topics) -> AppSettings:
+    return AppSettings(
+        bootstrap=settings.bootstrap,
+        group=settings.group,
+        instance=settings.instance,
+        summaries=topics.score_summaries,
+        outcomes=topics.outcomes,
+        metrics_topic=topics.monitor_metrics,
+        state_dir=settings.state_dir,
+        emit_every_s=settings.emit_every_s,
     )
-    # Faust logs every service's start and stop under the module of its class, and some of them are ours.
-    for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    joining = _Joining(settings, topics, counts, join_rules, clock)
 
-    async def run() -> None:
-        app = MonitorApp(
-            AppSettings(
-                bootstrap=settings.bootstrap,
-                group=settings.group,
-                instance=settings.instance,
-                summaries=topics.score_summaries,
-                outcomes=topics.outcomes,
-                metrics_topic=topics.monitor_metrics,
-                state_dir=settings.state_dir,
-                emit_every_s=settings.emit_every_s,
-            ),
-            store,
-            judge,
-            clock,
-            metrics,
+
+async def _run(
+    settings: MonitorSettings,
+    make_app: Callable[[], MonitorApp],
+    joining: _Joining,
+    metrics: Metrics,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Run the joiner's thread, the health server and the Faust app until a signal or a failure."""
+    app = make_app()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, app.stop)
+    if settings.joins:
+        joining.start(lambda error: loop.call_soon_threadsafe(app.fail, error))
+    else:
+        joining.ready.set()
+    health = None
+    if settings.metrics_port is not None:
+        health = HealthServer(
+            settings.metrics_host,
+            settings.metrics_port,
+            metrics.registry,
+            lambda: (app.ready and joining.ready.is_set(), "" if app.ready else "no partitions assigned yet"),
         )
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, app.stop)
-        if settings.joins:
-            joining.start(lambda error: loop.call_soon_threadsafe(app.fail, error))
-        else:
-            joining.ready.set()
-        health = None
-        if settings.metrics_port is not None:
-            health = HealthServer(
-                settings.metrics_host,
-                settings.metrics_port,
-                metrics.registry,
-                lambda: (app.ready and joining.ready.is_set(), "" if app.ready else "not yet assigned"),
-            )
-        watching = asyncio.create_task(_tell(app, joining, metrics, on_ready, health.port if health else None))
-        try:
-            await app.run()
-        finally:
-            watching.cancel()
-            joining.stop()
-            if health is not None:
-                health.close()
-
+    reporting = asyncio.create_task(_report(app, joining, metrics, on_ready, health.port if health else None))
     try:
-        asyncio.run(run())
+        await app.run()
     finally:
+        reporting.cancel()
         joining.stop()
-        client.close()
-    return joining.counts
+        if health is not None:
+            health.close()
 
 
-async def _tell(
+async def _report(
     app: MonitorApp, joining: _Joining, metrics: Metrics, on_ready: Callable[[str], None], port: int | None
 ) -> None:
+    """Call `on_ready` once, then export the counters of the joiner every `COUNTS_EVERY_S`."""
     while not (app.ready and joining.ready.is_set()):
         await asyncio.sleep(0.05)
     on_ready(f"metrics on port {port}" if port else "no metrics port")
     while True:
         counts = joining.counts
-        for what in ("scores", "labels", "outcomes", "unreadable", "too_late", "replayed", "waiting", "rows"):
-            metrics.set(JOINED, getattr(counts, what), what)
+        for kind in ("scores", "labels", "outcomes", "unreadable", "too_late", "replayed", "waiting", "rows"):
+            metrics.set(JOINED, getattr(counts, kind), kind)
         await asyncio.sleep(COUNTS_EVERY_S)
 
 
 class _Joining:
-    """The joiner's thread. SQLite and the Kafka clients are made, used and closed in it."""
+    """The thread of the joiner. It creates, uses and closes SQLite and the Kafka clients."""
 
     def __init__(
         self, settings: MonitorSettings, topics: Topics, partitions: dict[str, int], rules: JoinRules, clock: Clock

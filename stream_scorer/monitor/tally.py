@@ -1,14 +1,14 @@
-"""From summaries and outcomes to integer counts of cells.
+"""Counts summaries and outcomes into integer cells.
 
 A cell is one event-time pane of one ensemble version and arm. Its fields::
 
     n, dup, deg, fb                rows, duplicates, degraded, decided by fallback
     d:<decision>  v:<decision>     transactions and money by decision
-    ma:<member>                    transactions the member alone would have alerted
+    ma:<member>                    transactions that the member alone would have alerted
     sc:<bin>  m:<member>:<bin>  f:<series>:<bin>   histograms on the reference profile's bins
-    lo:<member>:<0..3>             served alert against left-out alert, 2x2
+    lo:<member>:<0..3>             alert of the ensemble against alert without the member, 2x2
     o:<decision>:<label>           labelled transactions      ov:… their money
-    os:<decision>:<label>:<source> by the label's source      op:<decision>:<label>:<p> by review probability
+    os:<decision>:<label>:<source> by source of the label     op:<decision>:<label>:<p> by review probability
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def new_cells() -> Cells:
 
 
 def cell_label(ensemble: str, version: str, arm: str) -> str:
-    """Whose counts a cell holds, as one string that no name can make ambiguous."""
+    """Ensemble, version and arm of a cell as one unambiguous string."""
     return json.dumps([ensemble, version, arm], separators=(",", ":"))
 
 
@@ -61,7 +61,7 @@ def count_summary(cells: Cells, summary: ScoreSummary) -> None:
 
 
 def count_outcome(cells: Cells, outcome: Outcome) -> None:
-    """Add one outcome to `cells`: the new label counts once more, the one it replaces once less."""
+    """Add one outcome to `cells`: increments the new label and decrements the label that it replaces."""
     counts = cells[outcome.pane, cell_label(outcome.ensemble, outcome.version, outcome.arm)]
     if outcome.previous_label is not None:
         _add_label(
@@ -89,7 +89,7 @@ def _add_label(
     counts[f"ov:{what}"] += sign * value
     counts[f"os:{what}:{source}"] += sign
     if probability is not None:
-        # Integers only: the weight 1/p is applied when the count is read. repr() keeps every bit of p.
+        # Cells hold integers, so a reader applies the weight 1/p. repr() keeps every bit of p.
         counts[f"op:{what}:{probability!r}"] += sign
 
 

@@ -1,8 +1,9 @@
-"""What Faust lacks for counting a transactional topic exactly: committed records only, and positions of our own.
+"""Extends Faust to count a transactional topic exactly: it reads committed records only, from our own positions.
 
-Faust 0.15 reads ``read_uncommitted`` unless its own exactly-once is on, and seeks to the group's committed offsets,
-which crawl or freeze on transactional topics (control records look like gaps). Both have no setting. Here the consumer
-thread is told the isolation level, and every seek goes to the positions the app gives (its marks in Redis).
+Faust 0.15 reads ``read_uncommitted`` unless its own exactly-once mode is on, and seeks to the committed offsets of the
+group, which lag or stop on transactional topics because control records look like gaps. Faust has no setting for
+either. So this module sets the isolation level of the consumer thread, and every seek uses the app's applied offsets in
+Redis.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from faust.types.tuples import ConsumerMessage
 from stream_scorer.errors import StreamScorerError
 
 READ_COMMITTED = "read_committed"
-# An event whose predecessor is unknown: it was fetched before the last seek.
+# The predecessor of a message is unknown, because Faust fetched it before the last seek.
 UNLINKED = -1
 
 
 class Positions(Protocol):
-    """Where to read from; asked after each assignment, while nothing flows."""
+    """Returns the positions to read from. Faust calls it after each assignment, while consumption is paused."""
 
     def __call__(
         self,
@@ -32,27 +33,27 @@ class Positions(Protocol):
         first: Callable[..., Awaitable[Any]],
         end: Callable[..., Awaitable[Any]],
     ) -> Awaitable[dict[TP, int]]:
-        """The next offset to count of each partition; `first` and `end` look up what the broker has."""
+        """The next offset to count of each partition; `first` and `end` look up the offset bounds on the broker."""
         ...
 
 
 class LinkedMessage(ConsumerMessage):
-    """A message that names the offset it follows: ``[previous, offset]`` holds no other record of its partition.
+    """A message with the offset after its predecessor: ``[previous, offset)`` contains no record of the partition.
 
-    Offsets on a transactional topic have holes, so a missing record cannot be told from them alone.
+    Offsets on a transactional topic have gaps, so a missing record cannot be detected from offsets alone.
     """
 
     previous: int = UNLINKED
 
 
 class ReadCommittedThread(AIOKafkaConsumerThread):
-    """Faust's consumer thread, with the isolation level set."""
+    """Faust's consumer thread with isolation level ``read_committed``."""
 
     def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         if not hasattr(consumer, "_isolation_level"):
             raise StreamScorerError(
-                "this aiokafka keeps its isolation level elsewhere: aborted records would be counted",
+                "this version of aiokafka stores its isolation level elsewhere, so aborted records would be counted",
                 hint="Install the versions in requirements/.",
             )
         consumer._isolation_level = READ_COMMITTED
@@ -60,7 +61,7 @@ class ReadCommittedThread(AIOKafkaConsumerThread):
 
 
 class MarkedConsumer(Consumer):
-    """Faust's consumer, seeking to our positions and linking each message to the one before."""
+    """Faust's consumer; it seeks to our positions and links each message to its predecessor."""
 
     app: MonitorFaust
 
@@ -72,19 +73,19 @@ class MarkedConsumer(Consumer):
         return ReadCommittedThread(self, loop=self.loop, beacon=self.beacon)
 
     async def perform_seek(self) -> None:
-        """Called by Faust after every assignment, with flow paused, instead of seeking to committed offsets."""
+        """Seek to our positions. Faust calls this after every assignment, while consumption is paused."""
         try:
             positions = await self.app.positions(self.assignment(), self.earliest_offsets, self.highwaters)
             self._follows = dict(positions)
             await self.seek_wait(positions)
         except Exception as error:
-            # Faust logs this and reads on from anywhere.
+            # Faust only logs the exception and continues at an arbitrary position.
             self.app.fail(error)
             raise
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
         message = super()._to_message(tp, record)
-        # The class has no slots of its own to fill: same layout, one more attribute.
+        # Both classes have the same layout, so the class of the instance can be replaced.
         message.__class__ = LinkedMessage
         linked = cast(LinkedMessage, message)
         follows = self._follows.get(tp, UNLINKED)
@@ -101,7 +102,7 @@ class MarkedTransport(Transport):
 
 
 class MonitorFaust(faust.App):
-    """A Faust app that reads committed records from positions of our own, and tells when it breaks."""
+    """A Faust app that reads committed records from our own positions and reports failures through `fail`."""
 
     positions: Positions
     fail: Callable[[BaseException], None]

@@ -1,4 +1,4 @@
-"""Tumbling event-time windows: when they close, how their counts merge, and the figures they yield.
+"""Tumbling event-time windows: closing, merging of counts, and the figures of a window.
 
 Pure functions on counts: the same counts give the same figures, live or recomputed from the topics.
 """
@@ -16,7 +16,7 @@ from stream_scorer.monitor import rates
 from stream_scorer.monitor.drift import Drift, compare
 from stream_scorer.records import DECISIONS, Decision
 
-# The positive sets every rate is reported for, by the name of their dimension.
+# The positive sets of the rates, by the name of the dimension.
 POSITIVE_SETS: dict[str, tuple[Decision, ...]] = {"review+block": ("review", "block"), "block": ("block",)}
 ALERTED: tuple[Decision, ...] = ("review", "block")
 
@@ -26,7 +26,7 @@ Profile = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
 
 class Figure(NamedTuple):
-    """One figure of a window, not yet a record. `labelled` figures depend on labels and carry their age."""
+    """One figure of a window. `labelled` figures depend on labels; their record carries the age of the labels."""
 
     metric: str
     dimension: str
@@ -50,7 +50,7 @@ class WindowRules:
     assumed: rates.Assumptions = rates.DEFAULT_ASSUMPTIONS
 
     def start_of(self, pane: int, panes: int) -> int:
-        """Start of the window of `panes` panes that holds `pane`; windows are aligned to the epoch."""
+        """Start of the window of `panes` panes that contains `pane`; windows are aligned to the epoch."""
         length = panes * self.pane_ms
         return pane - pane % length
 
@@ -59,15 +59,15 @@ class WindowRules:
         return range(start, start + panes * self.pane_ms, self.pane_ms)
 
     def closed(self, end: int, watermark: int | None) -> bool:
-        """Whether no transaction is expected below `end` any more. Late ones still count, as a later revision."""
+        """Whether no more transactions are expected before `end`. Late ones still count, in a later revision."""
         return watermark is not None and watermark >= end + self.allowed_lateness_ms
 
 
 def watermark(newest: Mapping[str, int | None], idle: Iterable[str] = ()) -> int | None:
-    """Event time below which every partition that is not idle has been read: the minimum of their newest panes.
+    """Event time up to which every active partition has been read: the minimum of their newest panes.
 
-    None while a partition that is not idle has shown nothing. If all are idle, time stands still: also None, and the
-    caller keeps the watermark it had.
+    None if an active partition has no records yet. Also None if all partitions are idle; the caller then keeps its
+    watermark.
     """
     active = set(newest) - set(idle)
     times = [newest[partition] for partition in active]
@@ -76,7 +76,7 @@ def watermark(newest: Mapping[str, int | None], idle: Iterable[str] = ()) -> int
 
 
 def merge(parts: Iterable[Counts]) -> dict[str, int]:
-    """Sum of counts, field by field: exact, and the same in any order and grouping."""
+    """The sum of counts per field. It is exact and independent of order and grouping."""
     total: dict[str, int] = {}
     for counts in parts:
         for name, number in counts.items():
@@ -88,20 +88,20 @@ def histogram(counts: Counts, prefix: str, bins: int) -> NDArray[np.int64]:
     """The ``(bins,)`` counts of the fields ``<prefix><bin>``.
 
     Raises:
-        ValueError: a count lies outside the bins: the scorer used another profile.
+        ValueError: a count is outside the bins, so the scorer used another profile.
     """
     dense = np.zeros(bins, dtype=np.int64)
     for name, number in counts.items():
         if name.startswith(prefix) and name[len(prefix) :].isdigit():
             place = int(name[len(prefix) :])
             if place >= bins:
-                raise ValueError(f"{prefix}{place} lies outside the reference profile's {bins} bins")
+                raise ValueError(f"{prefix}{place} is outside the {bins} bins of the reference profile")
             dense[place] = number
     return dense
 
 
 def field_prefix(series: str) -> str:
-    """Where the counts of a profile's series stand: ``score``, ``member:<name>`` or a feature's name."""
+    """The field prefix of the counts of a series: ``score``, ``member:<name>`` or the name of a feature."""
     if series == "score":
         return "sc:"
     if series.startswith("member:"):
@@ -113,7 +113,7 @@ def drifts(counts: Counts, profile: Profile) -> dict[str, Drift]:
     """Drift of every series of `profile` that has counts.
 
     Raises:
-        ValueError: the counts are on other bins.
+        ValueError: the counts have other bins.
     """
     found = {}
     for series, (_, reference) in profile.items():
@@ -166,7 +166,7 @@ def figures(counts: Counts, profile: Profile | None, rules: WindowRules) -> list
     """Every figure of one window of one version and arm.
 
     Raises:
-        ValueError: the counts are on other bins than `profile`.
+        ValueError: the counts have other bins than `profile`.
     """
     rows = counts.get("n", 0)
     found = [

@@ -69,7 +69,7 @@ def test_no_change_at_sufficient_rows_stays_small() -> None:
 
 
 def test_other_bins_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 bins against a reference of 2"):
+    with pytest.raises(ValueError, match="3 bins, the reference 2"):
         compare([1, 2, 3], [1, 2])
-    with pytest.raises(ValueError, match="non-empty row"):
+    with pytest.raises(ValueError, match="non-empty vector"):
         shares([-1, 2])

@@ -107,7 +107,7 @@ def test_labels_of_cells_are_unambiguous() -> None:
 
 
 def test_bins_beyond_the_profile_are_refused() -> None:
-    with pytest.raises(ValueError, match="sc:1 lies outside"):
+    with pytest.raises(ValueError, match="sc:1 is outside"):
         drifts({"sc:0": 3, "sc:1": 1}, {"score": ([], [5])})
 
 
