@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -11,6 +12,14 @@ import msgspec
 from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
 from stream_scorer.settings import Settings
+
+if TYPE_CHECKING:
+    from stream_scorer.features.engine import FeatureEngine
+    from stream_scorer.monitor.drift import Drift
+    from stream_scorer.positions import SourcePartition
+    from stream_scorer.replay.skew import SkewReport
+    from stream_scorer.spec import CheckedSpec
+    from stream_scorer.state.rows import FeatureRows
 
 # Interval between two reads of the group's committed offsets.
 _POLL_S = 1.0
@@ -74,10 +83,8 @@ def rebuild(settings: Settings) -> None:
 
     The scorers of the group keep using the old rows until then.
     """
-    from stream_scorer.app import input_partitions, make_store, open_log
+    from stream_scorer.app import input_partitions, make_store
     from stream_scorer.features.engine import FeatureEngine
-    from stream_scorer.pipeline.rebuild import Rebuild
-    from stream_scorer.positions import Span
     from stream_scorer.spec import load_spec
 
     checked = load_spec(settings.require("scorer.spec"))
@@ -92,7 +99,30 @@ def rebuild(settings: Settings) -> None:
         )
     if not applied.complete:
         raise UsageError("the scorers of the group already rebuild their features", hint="Wait until they finish.")
-    group, records, started = settings["scorer.group"], 0, time.monotonic()
+    started = time.monotonic()
+    records = _rebuild_rows(settings, checked, engine, live, topics.transactions, inputs)
+    rate = records / (time.monotonic() - started)
+    click.echo(f"{records:,} records processed at {rate:,.0f} per second; the scorers switch by themselves")
+
+
+def _rebuild_rows(
+    settings: Settings,
+    checked: CheckedSpec,
+    engine: FeatureEngine,
+    live: FeatureRows,
+    transactions: str,
+    inputs: list[SourcePartition],
+) -> int:
+    """Rebuild all rows in a new epoch, switch to it, and return the number of processed records.
+
+    Raises:
+        StreamScorerError: another process rebuilds the same features.
+    """
+    from stream_scorer.app import open_log
+    from stream_scorer.pipeline.rebuild import Rebuild
+    from stream_scorer.positions import Span
+
+    group, records = settings["scorer.group"], 0
 
     def on_progress(more: int, _remaining: int) -> None:
         nonlocal records
@@ -100,12 +130,12 @@ def rebuild(settings: Settings) -> None:
 
     with open_log(settings) as reader:
         committed = reader.committed(group, inputs)
-        bounds = reader.bounds(topics.transactions) | reader.bounds(topics.labels)
+        bounds = {s: at for topic in {source.topic for source in inputs} for s, at in reader.bounds(topic).items()}
         built = live.twin(beside=True)
         built.open()
         built.init({source: bounds[source][0] for source in inputs}, committed)
         log = open_log(settings)
-        work = Rebuild(checked, engine, built.twin(beside=True), log, committed, topics.transactions, on_progress)
+        work = Rebuild(checked, engine, built.twin(beside=True), log, committed, transactions, on_progress)
         switched = False
         try:
             while not work.ready.wait(_POLL_S):
@@ -120,8 +150,7 @@ def rebuild(settings: Settings) -> None:
             live.sweep()
     if not switched:
         raise StreamScorerError("another process rebuilds the same features", hint="Wait until it finishes.")
-    rate = records / (time.monotonic() - started)
-    click.echo(f"{records:,} records processed at {rate:,.0f} per second; the scorers switch by themselves")
+    return records
 
 
 @features.command()
@@ -163,7 +192,6 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     """
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.cli.replay import period
-    from stream_scorer.cli.topic_io import columns
     from stream_scorer.clock import SystemClock
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
@@ -195,22 +223,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
             feature |= {"drift_score": of.score, "psi": of.psi, "drift_sufficient": of.sufficient}
         click.echo(msgspec.json.encode(document).decode())
     else:
-        click.echo(f"{report.scores:,} scores, {report.without:,} of them without some of their features")
-        lines = [["feature", "differ", "mean recorded", "mean from log", "max difference", "drift", "psi"]]
-        for f in report.features:
-            of = drift[f.name]
-            lines.append(
-                [
-                    f.name,
-                    f"{f.different / f.compared:.2%}" if f.compared else "-",
-                    *("-" if mean is None else f"{mean:.6g}" for mean in (f.mean_recorded, f.mean_recomputed)),
-                    f"{f.largest:.6g}",
-                    f"{of.score:.3f}" + ("" if of.sufficient else " (few)"),
-                    f"{of.psi:.3f}",
-                ]
-            )
-        for line in columns(lines):
-            click.echo(line)
+        _print_skew(report, drift)
     wrong = [f.name for f in report.features if f.different > tolerance * f.compared]
     if wrong:
         raise CheckFailed(
@@ -261,26 +274,38 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
         else {"time": int(e[TIME]), "labelled_at": int(e[KIND]), "fraud": int(e[VALUE])}
         for e in entries[len(entries) - min(last, len(entries)) :]
     ]
+    document: dict[str, Any] = {
+        "entity": entity,
+        "id": owner,
+        "at": now,
+        "entries": len(entries),
+        "panes": panes,
+        "features": values,
+        "age_ms": {name: ages[name][0] for name in values},
+        "stale": [name for name in values if ages[name][1]],
+        "last": events,
+    }
     if as_json:
-        document = {
-            "entity": entity,
-            "id": owner,
-            "at": now,
-            "entries": len(entries),
-            "panes": panes,
-            "features": values,
-            "age_ms": {name: ages[name][0] for name in values},
-            "stale": [name for name in values if ages[name][1]],
-        }
-        click.echo(msgspec.json.encode(document | {"last": events}).decode())
-        return
-    size = f"{len(entries)} entries" + (f" and {panes} panes of older entries" if panes else "")
-    click.echo(f"{entity} {owner}: {size}, newest {_shown(newest)}; features at {_shown(now)}")
+        click.echo(msgspec.json.encode(document).decode())
+    else:
+        _print_entity(document, newest)
+
+
+def _print_entity(document: dict[str, Any], newest: int) -> None:
+    """Print the features, last events and labels of one entity; `newest` is the event time of its newest entry."""
+    size = f"{document['entries']} entries"
+    if document["panes"]:
+        size += f" and {document['panes']} panes of older entries"
+    click.echo(
+        f"{document['entity']} {document['id']}: {size}, newest {_shown(newest)}; features at {_shown(document['at'])}"
+    )
     click.echo(f"  {'feature':32s} {'value':>12}  {'age':>8}")
-    for name, value in values.items():
-        age, stale = ages[name]
+    for name, value in document["features"].items():
+        age = document["age_ms"][name]
         shown_age = "unknown" if age is None else _duration(age)
-        click.echo(f"  {name:32s} {'none' if value != value else f'{value:g}':>12}  {shown_age:>8}{'  stale' * stale}")
+        stale = "  stale" if name in document["stale"] else ""
+        click.echo(f"  {name:32s} {'none' if value != value else f'{value:g}':>12}  {shown_age:>8}{stale}")
+    events = document["last"]
     click.echo(f"  {'event time':19s}  {'amount':>14}" if events else "  the row keeps no single events")
     for event in events:
         if "amount" in event:
@@ -288,6 +313,27 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
         else:
             change = "labelled fraud" if event["fraud"] > 0 else "no longer fraud"
             click.echo(f"  {_shown(event['time'])}  {change} since {_shown(event['labelled_at'])}")
+
+
+def _print_skew(report: SkewReport, drift: dict[str, Drift]) -> None:
+    from stream_scorer.cli.topic_io import columns
+
+    click.echo(f"{report.scores:,} scores, {report.without:,} of them without some of their features")
+    lines = [["feature", "differ", "mean recorded", "mean from log", "max difference", "drift", "psi"]]
+    for f in report.features:
+        of = drift[f.name]
+        lines.append(
+            [
+                f.name,
+                f"{f.different / f.compared:.2%}" if f.compared else "-",
+                *("-" if mean is None else f"{mean:.6g}" for mean in (f.mean_recorded, f.mean_recomputed)),
+                f"{f.largest:.6g}",
+                f"{of.score:.3f}" + ("" if of.sufficient else " (few)"),
+                f"{of.psi:.3f}",
+            ]
+        )
+    for line in columns(lines):
+        click.echo(line)
 
 
 def _duration(ms: int) -> str:

@@ -60,14 +60,7 @@ def replay(
     Runs the code of the scorer with rows in memory; changes nothing live. The same input, spec and ensemble give the
     same canonical bytes for every --batch.
     """
-    if from_topics == (transactions is not None):
-        raise click.UsageError("Give either --from-topics or --transactions FILE.")
-    if transactions is None and labels is not None:
-        raise click.UsageError("--labels requires --transactions; with --from-topics, labels come from their topic.")
-    if (as_served or compare) and not from_topics:
-        raise click.UsageError("--as-served and --compare require --from-topics.")
-    if as_served and (start or end or warm):
-        raise click.UsageError("--as-served replays every published score: do not give --start, --end or --warm.")
+    _check_usage(from_topics, transactions, labels, as_served or compare, as_served and bool(start or end or warm))
     scored = period(start, end, offsets_allowed=from_topics)
 
     from stream_scorer.app import load_serving_ensemble
@@ -108,6 +101,20 @@ def replay(
         raise CheckFailed(f"the replay differs from the published records: {report.first_difference}")
     if report.compared == 0:
         raise CheckFailed("nothing to compare: the range contains no published score")
+
+
+def _check_usage(
+    from_topics: bool, transactions: Path | None, labels: Path | None, needs_topics: bool, as_served_in_part: bool
+) -> None:
+    """Raises `click.UsageError` if the flags contradict each other."""
+    if from_topics == (transactions is not None):
+        raise click.UsageError("Give either --from-topics or --transactions FILE.")
+    if transactions is None and labels is not None:
+        raise click.UsageError("--labels requires --transactions; with --from-topics, labels come from their topic.")
+    if needs_topics and not from_topics:
+        raise click.UsageError("--as-served and --compare require --from-topics.")
+    if as_served_in_part:
+        raise click.UsageError("--as-served replays every published score: do not give --start, --end or --warm.")
 
 
 def _show(report: ReplayReport, as_json: bool) -> None:

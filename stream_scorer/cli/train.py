@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -16,6 +16,10 @@ from rich.table import Table
 from stream_scorer.cli.options import with_settings
 from stream_scorer.settings import Settings
 from stream_scorer.spec.load import load_spec
+
+if TYPE_CHECKING:
+    from stream_scorer.ensemble.manifest import Manifest
+    from stream_scorer.train.report import MemberLine
 
 
 @click.command()
@@ -115,22 +119,30 @@ def train(
         version = register(out, register_as, tracking_uri, alias)
     lines = member_lines(out, spec)
     if as_json:
-        report = {
-            "out": str(out),
-            "name": manifest.name,
-            "registered": register_as,
-            "version": version,
-            "alias": alias,
-            "run_id": manifest.training.run_id,
-            "rows": manifest.training.rows,
-            "positives": manifest.training.positives,
-            "thresholds": manifest.thresholds,
-            "metrics": manifest.training.metrics["ensemble"],
-            "members": [msgspec.to_builtins(line) for line in lines[:-1]],
-            "microseconds": lines[-1].microseconds,
-        }
-        click.echo(msgspec.json.encode(report))
+        registered = {"registered": register_as, "version": version, "alias": alias}
+        click.echo(msgspec.json.encode({"out": str(out)} | registered | _report(manifest, lines)))
         return
+    _print_members(manifest, lines)
+    click.echo(f"wrote {out}")
+    if version:
+        click.echo(f"registered as {register_as}:{version}" + (f" ({register_as}@{alias})" if alias else ""))
+
+
+def _report(manifest: Manifest, lines: list[MemberLine]) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "run_id": manifest.training.run_id,
+        "rows": manifest.training.rows,
+        "positives": manifest.training.positives,
+        "thresholds": manifest.thresholds,
+        "metrics": manifest.training.metrics["ensemble"],
+        "members": [msgspec.to_builtins(line) for line in lines[:-1]],
+        "microseconds": lines[-1].microseconds,
+    }
+
+
+def _print_members(manifest: Manifest, lines: list[MemberLine]) -> None:
+    """Print a table of the members, with the whole ensemble in the last line."""
     table = Table(title=f"{manifest.name}, on the holdout", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("member", "features", "inputs", "AP", "AUC", "log loss", "weight", "µs/row"):
         table.add_column(heading, justify="left" if heading in ("member", "features") else "right", no_wrap=True)
@@ -142,9 +154,6 @@ def train(
             f"{line.roc_auc:.3f}", f"{line.log_loss:.4f}", f"{line.weight:.3f}", f"{line.microseconds:.2f}",
         )  # fmt: skip
     Console(file=sys.stdout).print(table)
-    click.echo(f"wrote {out}")
-    if version:
-        click.echo(f"registered as {register_as}:{version}" + (f" ({register_as}@{alias})" if alias else ""))
 
 
 class _Progress:
