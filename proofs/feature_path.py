@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from stream_scorer.features.engine import Enriched, EventBatch, FeatureEngine
 from stream_scorer.features.history import take_labels, take_transactions
-from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
@@ -24,6 +23,7 @@ from stream_scorer.spec import parse_spec
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.state.client import connect
 from stream_scorer.state.redis_rows import RedisRowStore
+from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import RowUpdate
 
 SOURCE = SourcePartition("transactions", 0)
@@ -159,7 +159,7 @@ class Path:
     @property
     def row_prefix(self) -> bytes:
         """What row keys begin with in Redis."""
-        return self.store._prefix
+        return self.store.row_prefix
 
     def row(self, key: bytes) -> bytes:
         """A stored row."""

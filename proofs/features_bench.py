@@ -27,7 +27,6 @@ from proofs.kit import Context, Result, cards, load_ensemble, services, train_ca
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup
-from stream_scorer.features.rows import ENTRY_BYTES, pack
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
@@ -40,6 +39,7 @@ from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.state.client import connect
+from stream_scorer.state.row_format import ENTRY_BYTES, pack
 from stream_scorer.state.rows import WITNESS_PERIOD_MS
 
 # Transactions a turn and kind. Many short turns: what the machine does to one case it does to its neighbour too.

@@ -17,7 +17,7 @@ from proofs.feature_path import HOUR_MS, START_MS, K, Path, made, path_spec
 from proofs.kit import Context, Result, services
 from stream_scorer.features.panes import longest_unfolded
 from stream_scorer.features.plan import PANES
-from stream_scorer.features.rows import ENTRY_BYTES
+from stream_scorer.state.row_format import ENTRY_BYTES
 
 N, TURNS = 1_000_000, 10
 CUSTOMERS, TERMINALS = 20_000, 5_000
@@ -124,7 +124,7 @@ def _check_error(
 def _break() -> None:
     """Rows are cut at their newest entries, as if nothing had been before."""
     from stream_scorer.features import panes
-    from stream_scorer.features.rows import KIND
+    from stream_scorer.state.row_format import KIND
 
     whole = panes.folded
 

@@ -19,12 +19,13 @@ from proofs.kit import Context, Result, services
 from stream_scorer.errors import StateGap
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import take_transactions
-from stream_scorer.features.rows import LAYOUT_VERSION, latest, unpack
 from stream_scorer.positions import Span
 from stream_scorer.serde.decoder import Transactions
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.client import connect
-from stream_scorer.state.redis_rows import RedisRowStore, rows_namespace
+from stream_scorer.state.keys import rows_namespace
+from stream_scorer.state.redis_rows import RedisRowStore
+from stream_scorer.state.row_format import LAYOUT_VERSION, latest, unpack
 from stream_scorer.state.rows import BEGINS, WITNESS_PERIOD_MS, AppliedOffsets, MemoryRowStore, RowUpdate
 
 N = 60_000

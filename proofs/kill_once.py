@@ -27,7 +27,6 @@ from proofs.kit import (
 from stream_scorer.clock import SystemClock
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import take_labels
-from stream_scorer.features.rows import HASH, KIND, unpack
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import MISSING, Contribution, Score
@@ -36,6 +35,7 @@ from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.state.client import connect
+from stream_scorer.state.row_format import HASH, KIND, unpack
 from stream_scorer.state.rows import MemoryRowStore
 
 N = 200_000

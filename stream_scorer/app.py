@@ -23,7 +23,6 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.features.engine import FeatureEngine
-from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.range_reader import RangeReader
@@ -49,7 +48,9 @@ from stream_scorer.settings import Settings
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
 from stream_scorer.state.client import connect, connect_cluster, ping
-from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows, rows_namespace
+from stream_scorer.state.keys import rows_namespace
+from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
+from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import FeatureRows, RowUpdate
 
 _log = logging.getLogger(__name__)

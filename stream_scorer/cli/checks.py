@@ -124,9 +124,9 @@ def _topics(settings: Settings) -> str:
 
 
 def _redis(settings: Settings) -> str:
-    from stream_scorer.features.rows import LAYOUT_VERSION
     from stream_scorer.state.client import connect, connect_cluster, ping
     from stream_scorer.state.redis_rows import RedisRowStore
+    from stream_scorer.state.row_format import LAYOUT_VERSION
 
     url = _wanted(settings, "redis.url")
     client = connect_cluster(url) if settings["redis.cluster"] else connect(url)

@@ -243,8 +243,8 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
     """Show one entity (such as customer c-17): its features, and its last events and labels."""
     from stream_scorer.app import input_partitions, make_store
     from stream_scorer.features.engine import FeatureEngine
-    from stream_scorer.features.rows import KIND, TIME, VALUE, unpack
     from stream_scorer.spec import load_spec
+    from stream_scorer.state.row_format import KIND, TIME, VALUE, unpack
 
     checked = load_spec(settings.require("scorer.spec"))
     topics, inputs = input_partitions(settings)

@@ -18,11 +18,11 @@ from stream_scorer.errors import UsageError
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.panes import folded
 from stream_scorer.features.plan import EntityPlan
-from stream_scorer.features.rows import HASH, KIND, TIME, VALUE, latest, unpack
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.state.row_format import HASH, KIND, TIME, VALUE, latest, unpack
 from stream_scorer.state.rows import WITNESS_PERIOD_MS, AppliedOffsets, FeatureRows, MemoryRowStore
 
 # Rows read in one call.

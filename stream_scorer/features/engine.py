@@ -16,12 +16,12 @@ from stream_scorer.features import kernel, panes
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.freshness import Ages, labels_age, partitions_age, watermarks
 from stream_scorer.features.plan import EntityPlan, FeaturePlan, make_plan
-from stream_scorer.features.rows import ENTRY_BYTES, TIME, VALUE, pack, unpack
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, MISSING, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
+from stream_scorer.state.row_format import ENTRY_BYTES, TIME, VALUE, pack, unpack
 from stream_scorer.state.rows import (
     BEGINS,
     CONTINUES,

@@ -7,7 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.features.plan import EntityPlan
-from stream_scorer.features.rows import NEVER, unpack
+from stream_scorer.state.row_format import NEVER, unpack
 from stream_scorer.state.rows import Compaction
 
 I64 = NDArray[np.int64]

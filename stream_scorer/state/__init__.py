@@ -1,4 +1,4 @@
-"""Marked state in Redis: rows and counters that advance together with a mark of each source partition.
+"""State in Redis: feature rows and counters that advance together with one applied offset per source partition.
 
-The only package that imports redis. It knows bytes, keys and marks, and nothing of features or windows.
+The only package that imports redis. It handles bytes, keys and offsets. Feature views and windows are elsewhere.
 """

@@ -1,4 +1,4 @@
-"""One way to reach Redis: short timeouts, no hidden retries, every redis error mapped to ours."""
+"""Connects to Redis with short timeouts and without hidden retries, and maps every redis error to ours."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from redis.retry import Retry
 
 from stream_scorer.errors import SettingsError, StateUnavailable
 
-# A micro-batch's read takes a few milliseconds; beyond this the batch is scored without features and says so.
+# A micro-batch's read takes a few milliseconds. After this time the batch is scored without features, as degraded.
 READ_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 2.0
 
 
 def connect(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> redis.Redis:
-    """A client for `url` (``redis://host:port/db``) that answers bytes. It does not connect yet: see `ping`.
+    """A client for `url` (``redis://host:port/db``) that returns bytes. It does not connect yet: see `ping`.
 
-    redis-py retries a timed-out command ten times by default, and a script that ran twice is a lost or doubled
-    update: retries are off.
+    Retries are off: redis-py repeats a timed-out command ten times by default, and a script that runs twice may lose or
+    repeat an update.
 
     Raises:
         SettingsError: the URL is not a Redis URL.
@@ -40,10 +40,11 @@ def connect(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> redis.Redis:
 
 
 def connect_cluster(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> RedisCluster:
-    """As `connect`, for the Redis Cluster that the node at `url` belongs to; it asks that node at once.
+    """As `connect`, for the Redis Cluster that the node at `url` belongs to. It connects to that node at once.
 
     Raises:
-        SettingsError: the URL is not a Redis URL. StateUnavailable: the node does not answer, or is in no cluster.
+        SettingsError: the URL is not a Redis URL.
+        StateUnavailable: the node does not answer, or belongs to no cluster.
     """
     try:
         with mapped_errors(url):
@@ -65,7 +66,7 @@ def ping(client: redis.Redis | RedisCluster, url: str) -> None:
 
 
 def hide_password(url: str) -> str:
-    """`url` without its user and password, fit for a log or a message."""
+    """`url` without user and password, for logs and messages."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     return f"{parts.scheme}://{host}:{parts.port or 6379}{parts.path}"

@@ -1,122 +1,109 @@
-"""Deleting the rows that nobody will read again: what a time to live would do, by event time and at no cost a read.
+"""Retires rows: deletes those that no reader will look at again, judged by event time (ADR 0020).
 
-A pass goes through all keys once. It deletes the rows whose newest entry lies in a witness period that ended before
-anybody still looks, the witnesses of such periods, and whole namespaces that no scorer has used for `UNUSED_MS`, as an
-earlier spec leaves them behind. ADR 0020.
+One pass scans all keys. It deletes the rows whose newest entry lies in a witness period that ended before the horizon,
+the witnesses of such periods, and the namespaces that no scorer has used for `keys.UNUSED_MS`, such as those of an
+earlier spec. A time to live per row would do the same by wall time, and would cost time at every read.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 
+from stream_scorer.state import scripts
 from stream_scorer.state.client import mapped_errors
+from stream_scorer.state.keys import EpochKeys, by_namespace, used_key
 from stream_scorer.state.rows import WITNESS_PERIOD_MS
 
-if TYPE_CHECKING:
-    from stream_scorer.state.redis_rows import RedisRowStore
-
 _log = logging.getLogger(__name__)
-# What scorers' namespaces begin with, within the braces of their hash tag.
-NAMESPACES = "stream-scorer:rows:"
-UNUSED_MS = 30 * 86_400_000
-# Keys looked at in one step: Redis is busy with it for one to two milliseconds.
+# Keys per step: one step occupies Redis for one to two milliseconds.
 STEP = 500
-# Between two steps, so that a pass takes a small part of one core.
+# The pause between two steps, so that a pass uses a small part of one core.
 PAUSE_S = 0.005
-# Deleted rows are remembered for longer than any micro-batch lies between its read and its apply, and no more of them
-# at once than Redis forgets in a few milliseconds.
+# Deleted rows are remembered for longer than a micro-batch takes from its read to its apply.
 REMEMBER_S = 120.0
+# The number of deleted rows remembered at once: Redis deletes a set of this size within a few milliseconds.
 MAX_REMEMBERED = 50_000
 
-# A row is deleted if all of its entries and panes are older; the last entry is looked at first.
-_RETIRE = """
--- KEYS: retired, rows...   ARGV: event time before which nobody looks, how long to remember (ms).
-local before, gone = tonumber(ARGV[1]), 0
-for k = 2, #KEYS do
-  local last = redis.call('GETRANGE', KEYS[k], -32, -25)
-  if #last == 8 and struct.unpack('<i8', last) < before then
-    local row, old = redis.call('GET', KEYS[k]), true
-    for at = 1, #row - 31, 32 do
-      local time, _, _, kind = struct.unpack('<i8i8i8i8', row, at)
-      -- A header holds no time; of a pane, the latest counts.
-      if kind < -1 then time = time + math.floor((-2 - kind) / 256) end
-      if kind ~= -1 and time >= before then
-        old = false
-        break
-      end
-    end
-    if old then
-      redis.call('UNLINK', KEYS[k])
-      redis.call('SADD', KEYS[1], KEYS[k])
-      gone = gone + 1
-    end
-  end
-end
-if gone > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return gone
-"""
 
-# KEYS: used, others... of a namespace.
-_DROP_UNUSED = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-local gone = 0
-for k = 2, #KEYS do gone = gone + redis.call('UNLINK', KEYS[k]) end
-return gone
-"""
-
-
-def retire(client: Any, shards: Sequence[RedisRowStore], before: Sequence[int], stop: threading.Event) -> int:
-    """One pass over all keys; answers how many were deleted. Ends early when `stop` is set.
+def retire(client: Any, shards: Sequence[EpochKeys], before: Sequence[int], stop: threading.Event) -> int:
+    """Run one pass over all keys and return the number of deleted keys. The pass ends early when `stop` is set.
 
     Args:
-        shards: opened stores, each with what it reads in use. before: for each, the event time (ms) before which nobody
-            will look again.
+        shards: the keys of the epoch in use, per shard. before: per shard, the event time (ms) before which no reader
+            looks.
 
     Raises:
         StateUnavailable: Redis does not answer.
     """
-    retire_rows, drop_unused = client.register_script(_RETIRE), client.register_script(_DROP_UNUSED)
-    # Readers look for witnesses of whole periods: a row goes when its last period does.
-    edges = [time // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS for time in before]
-    used = {shard.tag for shard in shards}
-    gone = remembered = 0
+    one_pass = _Pass(client, shards, before)
     with mapped_errors():
         for keys in _steps(client.scan_iter(match="{*", count=STEP)):
-            for shard, edge in zip(shards, edges, strict=True):
-                rows = [key for key in keys if key.startswith(shard.row_prefix)]
-                if rows:
-                    remembered += int(retire_rows(keys=[shard.retired_key, *rows], args=[edge, int(5e3 * REMEMBER_S)]))
-                last = edge // WITNESS_PERIOD_MS - 1
-                witnesses = [key for key in keys if (period := shard.period_of(key)) is not None and period <= last]
-                if witnesses:
-                    gone += client.unlink(*witnesses)
-            for tag, others in _of_namespaces(keys).items():
-                if tag not in used and _in_use(client, tag):
-                    used.add(tag)
-                if tag not in used:
-                    gone += int(drop_unused(keys=[tag + b"used", *others]))
-            if remembered >= MAX_REMEMBERED:
-                _log.info("%d features deleted that nobody will read again; going on in %d s", remembered, REMEMBER_S)
+            one_pass.step(keys)
+            if one_pass.remembered >= MAX_REMEMBERED:
+                _log.info("retired %d feature rows; the pass continues in %d s", one_pass.remembered, REMEMBER_S)
                 if stop.wait(REMEMBER_S):
                     break
-                gone, remembered = gone + remembered, 0
-                for shard in shards:
-                    client.unlink(shard.retired_key)
+                one_pass.forget()
             if stop.wait(PAUSE_S):
                 break
-    return gone + remembered
+    return one_pass.deleted
+
+
+class _Pass:
+    """One pass over all keys.
+
+    Attributes:
+        deleted: number of deleted keys. remembered: number of deleted rows that Redis still remembers.
+    """
+
+    def __init__(self, client: Any, shards: Sequence[EpochKeys], before: Sequence[int]) -> None:
+        self._client = client
+        self._shards = shards
+        # Readers look for witnesses of whole periods: a row stays as long as the last period that has its witness.
+        self._first_period = [time // WITNESS_PERIOD_MS for time in before]
+        self._retire_rows = client.register_script(scripts.load("retire_rows"))
+        self._drop_unused = client.register_script(scripts.load("drop_unused"))
+        self._used = {shard.namespace.tag for shard in shards}
+        self.deleted = self.remembered = 0
+
+    def step(self, keys: Sequence[bytes]) -> None:
+        """Delete those of `keys` that no reader will look at again."""
+        for shard, first_period in zip(self._shards, self._first_period, strict=True):
+            self._step_in_shard(keys, shard, first_period)
+        for tag, others in by_namespace(keys).items():
+            if tag not in self._used and _in_use(self._client, tag):
+                self._used.add(tag)
+            if tag not in self._used:
+                self.deleted += int(self._drop_unused(keys=[used_key(tag), *others]))
+
+    def _step_in_shard(self, keys: Sequence[bytes], shard: EpochKeys, first_period: int) -> None:
+        rows = [key for key in keys if key.startswith(shard.rows)]
+        if rows:
+            # Redis remembers them for longer than the pass waits, so that `forget` decides.
+            arguments = [first_period * WITNESS_PERIOD_MS, int(5e3 * REMEMBER_S)]
+            retired = int(self._retire_rows(keys=[shard.retired, *rows], args=arguments))
+            self.remembered += retired
+            self.deleted += retired
+        witnesses = [key for key in keys if (period := shard.period_of(key)) is not None and period < first_period]
+        if witnesses:
+            self.deleted += self._client.unlink(*witnesses)
+
+    def forget(self) -> None:
+        """Make Redis forget the deleted rows."""
+        for shard in self._shards:
+            self._client.unlink(shard.retired)
+        self.remembered = 0
 
 
 def _in_use(client: Any, tag: bytes) -> bool:
-    """Whether somebody looks after the namespace of `tag`, or it is not ours to touch."""
+    """Whether a scorer uses the namespace with this tag, or the user of Redis may not touch it."""
     try:
-        return bool(client.exists(tag + b"used"))
+        return bool(client.exists(used_key(tag)))
     except redis.exceptions.NoPermissionError:
         return True
 
@@ -129,16 +116,3 @@ def _steps(keys: Iterator[bytes]) -> Iterator[list[bytes]]:
             yield step
             step = []
     yield step
-
-
-_NAMESPACE = re.compile(rb"\{" + re.escape(NAMESPACES.encode()) + rb"[0-9a-f]{16}(/[0-9.]+)?\}:")
-
-
-def _of_namespaces(keys: Sequence[bytes]) -> dict[bytes, list[bytes]]:
-    """The keys of scorers' namespaces, by hash tag and colon."""
-    found: dict[bytes, list[bytes]] = {}
-    for key in keys:
-        tag = _NAMESPACE.match(key)
-        if tag:
-            found.setdefault(tag[0], []).append(key)
-    return found

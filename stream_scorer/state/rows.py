@@ -1,8 +1,9 @@
-"""Marked rows: append-only packed rows that advance together with a mark of each source partition.
+"""Rows and their applied offsets: append-only packed rows that advance together with one offset per source partition.
 
-The protocol is rule 2 of ARCHITECTURE.md: an update carries the span ``[start, stop)`` of input offsets it covers, per
-source partition. The store refuses it (`StateGap`) when a mark is missing or below `start`, skips entries below the
-mark one by one, and moves rows and marks in one step. Only `init` creates marks.
+The applied offset of a partition is the next offset whose entries are not yet in the rows. An update carries the span
+``[start, stop)`` of input offsets that it covers, per source partition. The store refuses it (`StateGap`) when an
+applied offset is missing or below `start`, skips the entries below the applied offset one by one, and changes rows and
+applied offsets in one step. So an update may be sent twice, late, or by a former owner. Only `init` creates offsets.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ import xxhash
 from numpy.typing import NDArray
 
 from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, TRANSACTION, to_bytes
 
 I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 I8 = NDArray[np.int8]
-ENTRY_BYTES = 32
-# Each row is witnessed once in every such period of event time in which it gains an entry; see `RowUpdate.opens`. A
-# longer one costs less, but rows may outlive their horizon by it.
-WITNESS_PERIOD_MS = 336 * 3_600_000
-# What an entry is to its row: one more of a period, the first of a period as far as known, the first of all.
+# The store records a witness of a row once per period of event time in which the row gains an entry; see
+# `RowUpdate.opens`. A longer period costs less, but rows stay up to one period beyond their horizon. 14 days.
+WITNESS_PERIOD_MS = 14 * 24 * 3_600_000
+# An entry continues a period of its row, opens a period, or begins the row, as far as the reader of the row could see.
 CONTINUES, OPENS, BEGINS = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """Which shard a row lies in: by the hash of its owner, apart for the rows of the partition key's entity.
+    """Assigns rows to shards by the hash of their owner. Rows of the partition key's entity have shards of their own.
 
     Attributes:
-        count: how many shards the rows of that entity have, and as many the others.
+        count: number of shards for the rows of the partition key's entity, and again for all other rows.
         own: what the keys of that entity's rows begin with, before the colon.
     """
 
@@ -46,17 +47,19 @@ class Sharding:
         return 2 * self.count if self.own else self.count
 
     def of(self, key: bytes) -> int:
-        """The shard of the row at `key`; those of the partition key's entity are numbered last."""
+        """The shard of the row at `key`; the shards of the partition key's entity have the highest numbers."""
         kind, _, owner = key.partition(b":")
         return xxhash.xxh3_64_intdigest(owner) % self.count + (self.count if kind in self.own else 0)
 
 
 @dataclass(slots=True)
 class AppliedOffsets:
-    """Per source partition the next offset not yet in the rows, and its event-time watermark (ms, -1 for none).
+    """Per source partition, the next offset that is not yet in the rows, and the event-time watermark (ms; -1: none).
 
-    `target` is where the partition stood when these rows were begun anew after a loss; 0 if nothing was lost.
-    Of rows in shards these are the least; `by_shard` has those of each, in the order of `sharding`.
+    Attributes:
+        target: the committed offset of each partition when the rows were begun anew after a loss; 0 without a loss.
+        by_shard: the applied offsets of each shard, in the order of `sharding`. The other attributes then hold the
+            minimum of all shards.
     """
 
     next_offset: dict[SourcePartition, int]
@@ -66,35 +69,35 @@ class AppliedOffsets:
     sharding: Sharding | None = None
 
     def slowest_started_watermark(self) -> int:
-        """The least watermark of the partitions that have one: an empty partition holds nothing back."""
+        """The lowest watermark of the partitions that have one. A partition without events holds nothing back."""
         return min((w for w in self.watermark.values() if w >= 0), default=-1)
 
     @property
     def complete(self) -> bool:
-        """Whether the rows hold again what they held before the loss."""
+        """Whether the rows hold everything again that they held before the loss."""
         return all(self.next_offset[source] >= target for source, target in self.target.items())
 
     def settled(self, ends: Mapping[SourcePartition, int]) -> int:
-        """Event time (ms) that the partitions which still hold records, below `ends`, have passed; -1 for none.
+        """The event time (ms) that all partitions with unread records, below `ends`, have passed; -1 for none.
 
-        A partition at its end holds nothing back. If all are, that is the newest time of all.
+        A partition that is read to its end holds nothing back. If all are, the result is the highest watermark.
         """
         behind = [w for source, w in self.watermark.items() if self.next_offset[source] < ends[source]]
         return min(behind, default=max(self.watermark.values(), default=-1))
 
     def slowest_watermark(self) -> int:
-        """The least watermark of all partitions: nothing older than it will be asked for again, beyond lateness."""
+        """The lowest watermark of all partitions. Except for late events, no event will be older."""
         return min(self.watermark.values(), default=-1)
 
 
 class Compaction(NamedTuple):
-    """A beginning of a stored row, and what is to stand in its place; see ADR 0011."""
+    """The stored beginning of a row, and its replacement; see ADR 0011."""
 
     before: bytes
     after: bytes
 
     def apply(self, row: bytes) -> bytes:
-        """`row` with its beginning exchanged, or as it is if it no longer begins as when it was read."""
+        """`row` with its beginning replaced; unchanged if it no longer begins as it did when it was read."""
         if len(row) < len(self.before) or row[:ENTRY_BYTES] != self.before[:ENTRY_BYTES]:
             return row
         return self.after + row[len(self.before) :]
@@ -106,13 +109,13 @@ class RowUpdate:
 
     Attributes:
         spans: one per source partition of the batch; entries refer to them by index.
-        keys: k row keys. bounds: (k + 1,) int64; entries of key i are ``bounds[i]:bounds[i + 1]``.
-        entries: (u, 4) int64, in log order within each key. span_of, offset: (u,) int64, where each came from.
-        opens: (u,) int8, `OPENS` where the row is not known to hold an entry of the same `WITNESS_PERIOD_MS`, `BEGINS`
-            where it is not known to hold any, else `CONTINUES`. The store keeps rows that open a period in mind apart
-            from the rows, so that one that vanishes is not taken for one never seen; and a row that is not there for an
-            entry that does not begin it has vanished since it was read.
-        folds: rows to be shortened, by key; what they count stays the same.
+        keys: k row keys. bounds: (k + 1,) int64; the entries of key i are ``bounds[i]:bounds[i + 1]``.
+        entries: (u, 4) int64, in log order within each key. span_of, offset: (u,) int64, the source of each entry.
+        opens: (u,) int8, per entry. `BEGINS`: the row was empty when it was read. `OPENS`: the row had no entry of the
+            same `WITNESS_PERIOD_MS`. `CONTINUES`: it had one. `BEGINS` and `OPENS` make the store record a witness
+            apart from the row, so that a lost row is not mistaken for one that never existed. If a row is missing for
+            an entry that does not begin it, the row was lost after it was read.
+        compactions: rows to shorten, by key; what they count stays the same.
     """
 
     spans: list[Span]
@@ -128,7 +131,7 @@ class RowUpdate:
     def group(
         cls, spans: list[Span], keys: list[bytes], key_of: I64, entries: I64, span_of: I64, offset: I64, opens: I8
     ) -> RowUpdate:
-        """Group entries, given in log order, by key; `key_of` (u,) indexes `keys`, of which unused ones are dropped."""
+        """Group entries, given in log order, by key. `key_of` (u,) indexes `keys`; keys without entries are dropped."""
         order = np.argsort(key_of, kind="stable")
         used, counts = np.unique(key_of, return_counts=True)
         bounds = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
@@ -137,38 +140,38 @@ class RowUpdate:
 
     @classmethod
     def nothing(cls) -> RowUpdate:
-        """An update of no offsets."""
+        """An update that covers no offsets."""
         none = np.zeros(0, dtype=np.int64)
-        return cls([], [], np.zeros(1, dtype=np.int64), none.reshape(0, 4), none, none, none.astype(np.int8))
+        return cls([], [], np.zeros(1, dtype=np.int64), none.reshape(0, FIELDS), none, none, none.astype(np.int8))
 
     def __len__(self) -> int:
         return len(self.offset)
 
     @cached_property
     def payloads(self) -> list[bytes]:
-        """Per key, its packed entries."""
-        packed = np.ascontiguousarray(self.entries, dtype="<i8").tobytes()
+        """The packed entries of each key."""
+        packed = to_bytes(self.entries)
         edges = (self.bounds * ENTRY_BYTES).tolist()
         return [packed[a:b] for a, b in zip(edges, edges[1:], strict=False)]
 
     @property
     def key_of(self) -> I64:
-        """(u,) int64: the place of each entry's key in `keys`."""
+        """(u,) int64: the index of each entry's key in `keys`."""
         return np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
 
     @cached_property
     def position(self) -> dict[bytes, int]:
-        """Key to its place in `keys`."""
+        """The index of each key in `keys`."""
         return {key: index for index, key in enumerate(self.keys)}
 
     def pending(self, applied: AppliedOffsets) -> Flags | bool:
-        """Which entries are not yet in the rows, given the marks read with them: all, none, or a mask (u,)."""
+        """Which entries are missing in rows that were read together with `applied`: all, none, or a mask (u,)."""
         if applied.sharding is not None:
             return self._pending_by_shard(applied, applied.sharding)
         ahead = [applied.next_offset.get(s.source, -1) for s in self.spans]
-        if all(mark <= span.start for mark, span in zip(ahead, self.spans, strict=True)):
+        if all(offset <= span.start for offset, span in zip(ahead, self.spans, strict=True)):
             return True
-        if all(mark >= span.stop for mark, span in zip(ahead, self.spans, strict=True)):
+        if all(offset >= span.stop for offset, span in zip(ahead, self.spans, strict=True)):
             return False
         return self.offset >= np.array(ahead, dtype=np.int64)[self.span_of]
 
@@ -186,7 +189,7 @@ class RowUpdate:
         return np.fromiter(map(sharding.of, self.keys), np.int64, len(self.keys))
 
     def after(self, ahead: Sequence[int]) -> RowUpdate:
-        """What is left of the update when the rows hold, of each span in turn, everything below `ahead`."""
+        """The rest of the update if the rows hold everything below `ahead`, one offset per span."""
         at = np.array(ahead, dtype=np.int64)
         left = [index for index, span in enumerate(self.spans) if at[index] < span.stop]
         place = np.full(len(self.spans), -1, dtype=np.int64)
@@ -206,42 +209,23 @@ class RowUpdate:
         out.compactions = self.compactions
         return out
 
-    def split(self, most: int) -> list[RowUpdate]:
-        """Updates of about `most` entries each, contiguous in every partition, to be applied in order.
+    def split(self, max_entries: int) -> list[RowUpdate]:
+        """Updates of about `max_entries` entries each, contiguous in every partition, to be applied in order.
 
         Labels come before all transactions, as they do in the whole update: a row must read the same whether an update
         is still in flight or was applied in parts.
         """
-        if len(self) <= most:
+        if len(self) <= max_entries:
             return [self]
-        label_spans = set(np.unique(self.span_of[self.entries[:, 3] != 0]).tolist())
-        label_entries = int(np.isin(self.span_of, list(label_spans)).sum())
-        label_parts, other_parts = -(-label_entries // most), max(-(-(len(self) - label_entries) // most), 1)
-        # The last labels and the first transactions share a part: usually the labels are few.
-        parts = max(label_parts + other_parts - 1, other_parts)
-        edges = []
-        for index, span in enumerate(self.spans):
-            steps = label_parts if index in label_spans else other_parts
-            even = np.linspace(span.start, span.stop, steps + 1).round().astype(np.int64).tolist()
-            waiting = [] if index in label_spans else [span.start] * (parts - other_parts)
-            edges.append(waiting + even + [span.stop] * (parts + 1 - len(waiting) - len(even)))
         key_of, opens = self.key_of, self.opens
         out = []
-        for part in range(parts):
-            spans = [Span(s.source, edges[i][part], edges[i][part + 1], s.watermark) for i, s in enumerate(self.spans)]
+        for spans in self._split_spans(max_entries):
             low = np.array([s.start for s in spans], dtype=np.int64)[self.span_of]
             high = np.array([s.stop for s in spans], dtype=np.int64)[self.span_of]
             mine = (self.offset >= low) & (self.offset < high)
-            # A watermark must not run ahead of its mark: before the part that ends a span, it is what the entries tell.
-            reached = np.full(len(spans), -1, dtype=np.int64)
-            plain = mine & (self.entries[:, 3] == 0)
-            np.maximum.at(reached, self.span_of[plain], self.entries[plain, 0])
-            for i, time in enumerate(reached.tolist()):
-                if spans[i].stop < self.spans[i].stop:
-                    spans[i] = spans[i]._replace(watermark=time)
             out.append(
                 RowUpdate.group(
-                    spans,
+                    self._with_watermarks(spans, mine),
                     self.keys,
                     key_of[mine],
                     self.entries[mine],
@@ -254,49 +238,91 @@ class RowUpdate:
         out[0].compactions = self.compactions
         return out
 
+    def _split_spans(self, max_entries: int) -> list[list[Span]]:
+        """The spans of each part of `split`."""
+        label_spans = set(np.unique(self.span_of[self.entries[:, KIND] != TRANSACTION]).tolist())
+        label_entries = int(np.isin(self.span_of, list(label_spans)).sum())
+        label_parts, other_parts = (
+            -(-label_entries // max_entries),
+            max(-(-(len(self) - label_entries) // max_entries), 1),
+        )
+        # The last labels and the first transactions share a part, because there are usually few labels.
+        parts = max(label_parts + other_parts - 1, other_parts)
+        edges = []
+        for index, span in enumerate(self.spans):
+            steps = label_parts if index in label_spans else other_parts
+            even = np.linspace(span.start, span.stop, steps + 1).round().astype(np.int64).tolist()
+            waiting = [] if index in label_spans else [span.start] * (parts - other_parts)
+            edges.append(waiting + even + [span.stop] * (parts + 1 - len(waiting) - len(even)))
+        return [
+            [Span(s.source, edges[i][part], edges[i][part + 1], s.watermark) for i, s in enumerate(self.spans)]
+            for part in range(parts)
+        ]
+
+    def _with_watermarks(self, spans: list[Span], mine: Flags) -> list[Span]:
+        """`spans` of one part, whose entries are `mine` (u,), with the watermarks that this part reaches.
+
+        A watermark must not run ahead of its applied offset. Only the part that ends a span has the watermark of the
+        span; before it, the watermark is the newest event time of the part.
+        """
+        reached = np.full(len(spans), -1, dtype=np.int64)
+        transactions = mine & (self.entries[:, KIND] == TRANSACTION)
+        np.maximum.at(reached, self.span_of[transactions], self.entries[transactions, TIME])
+        return [
+            part if part.stop >= whole.stop else part._replace(watermark=time)
+            for part, whole, time in zip(spans, self.spans, reached.tolist(), strict=True)
+        ]
+
 
 def _not_begun(opens: I8, key_of: I64, held: I64) -> I8:
-    """`opens` of entries of the keys `key_of` when the rows of the keys `held` hold something by then."""
+    """`opens` for entries of the keys `key_of`, once the rows of the keys `held` exist."""
     begun = np.zeros(key_of.max(initial=-1) + 1, dtype=np.bool_)
     begun[held] = True
     return np.where(begun[key_of] & (opens == BEGINS), np.int8(OPENS), opens)
 
 
 class RowStore(Protocol):
-    """Where rows live. Implementations: Redis for serving, memory for replay and training."""
+    """Stores rows. Implementations: Redis for serving, memory for replay and training."""
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
-        """The rows at `keys` (None where there is none) and the marks, from one moment."""
+        """The rows at `keys` (None for a missing row) and the applied offsets, both from the same moment."""
         ...
 
     def apply(self, update: RowUpdate) -> None:
-        """Append `update`'s entries and advance the marks. Raises `StateGap` and changes nothing on a gap."""
+        """Append the entries of `update` and advance the applied offsets.
+
+        Raises:
+            StateGap: updates before this one are missing. Nothing has changed.
+        """
         ...
 
 
 class MarkedRowStore(RowStore, Protocol):
-    """Rows that outlive a process and may lose data. Implementations: Redis; memory, for tests."""
+    """Rows that outlive a process and may lose data. Implementations: Redis, and in memory for tests.
+
+    The *epoch* is the generation of rows in use. A loss of data ends it, and the next one is built from the log.
+    """
 
     @property
     def epoch(self) -> str:
-        """The generation of rows in use; empty before `open`."""
+        """The epoch in use; empty before `open`."""
         ...
 
     def open(self) -> AppliedOffsets | None:
-        """Take up the current epoch and answer its marks; None if it is not complete (never initialized, or lost)."""
+        """Use the current epoch and return its applied offsets; None if some are missing (not initialized, or lost)."""
         ...
 
     def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
-        """Begin a new epoch with these marks, unless someone else began one since `open`. True if it was us."""
+        """Begin a new epoch with these applied offsets. False if another process began one since `open`."""
         ...
 
     def sweep(self) -> int:
-        """Delete what earlier epochs left behind, and say how much that was."""
+        """Delete what earlier epochs left behind, and return how much that was."""
         ...
 
 
 class FeatureRows(MarkedRowStore, Protocol):
-    """Marked rows as the commands that look after them use them. Implementations: Redis, in one shard or several."""
+    """Rows as the commands that maintain them use them. Implementations: Redis, in one shard or several."""
 
     @property
     def horizon_ms(self) -> int:
@@ -304,64 +330,64 @@ class FeatureRows(MarkedRowStore, Protocol):
         ...
 
     def keys(self) -> Iterator[bytes]:
-        """The key of every row of the epoch in use, in no order."""
+        """The key of every row of the epoch in use, in no particular order."""
         ...
 
     def twin(self, *, beside: bool = False) -> FeatureRows:
-        """The same rows, or those being built beside them, not yet opened: for another thread."""
+        """A store of the same rows, or of the epoch being built (`beside`), for another thread; not yet opened."""
         ...
 
     def take_over(self) -> bool:
-        """Make the generation built here the current one; false if somebody else builds by now."""
+        """Make the epoch built here the current one; return false if another process builds by now."""
         ...
 
     def give_up(self) -> None:
-        """Nobody is to use this generation any more."""
+        """End this epoch for all processes that use it."""
         ...
 
     def keep(self) -> None:
-        """Say that the rows are in use."""
+        """Record that the rows are in use."""
         ...
 
     def take_turn(self, every_ms: int) -> bool:
-        """`keep`; true for one caller in `every_ms`, who is to call `retire`."""
+        """`keep`, and return true to one caller per `every_ms`; that caller must call `retire`."""
         ...
 
     def retire(self, ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
-        """Delete the rows that nobody will read again, and rows of no use to anybody; answers how many keys went.
+        """Delete the rows that no reader will look at again, and unused namespaces; return the number of deleted keys.
 
         Args:
-            ends: of every input partition the offset after its last record, looked up before this call. stop: ends it
-                early.
+            ends: the offset after the last record of every input partition, looked up before this call. stop: ends the
+                pass early.
         """
         ...
 
     def check_eviction_policy(self) -> None:
-        """Raise `StateUnavailable` if rows may be evicted."""
+        """Raise `StateUnavailable` if the server may evict rows."""
         ...
 
 
 class MemoryRowStore:
-    """Rows in this process, for one reader that feeds it in order: replay and training."""
+    """Rows in this process, for a single writer that feeds it in order: replay and training."""
 
     def __init__(self, applied: AppliedOffsets | None = None) -> None:
         self._rows: dict[bytes, bytearray] = {}
-        self._marks = applied or AppliedOffsets({}, {})
+        self._applied = applied or AppliedOffsets({}, {})
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
         """See `RowStore.read`."""
         get = self._rows.get
-        return [bytes(row) if (row := get(key)) is not None else None for key in keys], self._marks
+        return [bytes(row) if (row := get(key)) is not None else None for key in keys], self._applied
 
     def rows(self) -> dict[bytes, bytes]:
-        """Every row by its key."""
+        """All rows by key."""
         return {key: bytes(row) for key, row in self._rows.items()}
 
     def apply(self, update: RowUpdate) -> None:
-        """See `RowStore.apply`; the single feeder makes gaps impossible, so none is looked for."""
+        """See `RowStore.apply`. A single writer cannot leave a gap, so this does not check for one."""
         rows = self._rows
-        for key, fold in update.compactions.items():
-            rows[key] = bytearray(fold.apply(bytes(rows[key])))
+        for key, compaction in update.compactions.items():
+            rows[key] = bytearray(compaction.apply(bytes(rows[key])))
         for key, payload in zip(update.keys, update.payloads, strict=True):
             row = rows.get(key)
             if row is None:
@@ -369,5 +395,5 @@ class MemoryRowStore:
             else:
                 row += payload
         for span in update.spans:
-            self._marks.next_offset[span.source] = span.stop
-            self._marks.watermark[span.source] = max(span.watermark, self._marks.watermark.get(span.source, -1))
+            self._applied.next_offset[span.source] = span.stop
+            self._applied.watermark[span.source] = max(span.watermark, self._applied.watermark.get(span.source, -1))

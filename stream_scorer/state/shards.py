@@ -1,10 +1,10 @@
-"""Marked rows in several shards, each with rows, marks and a generation of its own (ADR 0013).
+"""Rows in several shards, each with rows, applied offsets and an epoch of its own (ADR 0013).
 
-Shards advance one by one, so after a crash some are ahead, and a batch read again finds its own events in their rows.
-That matters in one place: an event whose entity of the partition key has it already looks like a duplicate, and would
-be left out of every other row too. So the rows of that entity, which tell duplicates, have shards of their own that are
-applied last: whatever they hold, all others hold. A wrong verdict then changes nothing, as all its entries are below
-the marks. Shards that break this order have lost data: all are begun anew.
+Shards advance one by one, so after a crash some are ahead, and a batch that is read again finds its own events in their
+rows. This matters for the rows of the partition key's entity, which identify duplicates: an event that is found there
+looks like a duplicate and would be left out of all other rows. Those rows therefore have shards of their own, which are
+applied last: every entry that they hold is in all other shards too. A false duplicate then changes nothing, because all
+of its entries are below the applied offsets. Shards in another order have lost data, and all of them are begun anew.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ class ShardedRows(Generic[Store]):
 
     @property
     def epoch(self) -> str:
-        """The generations in use, one a shard; empty if there is none."""
+        """The epochs in use, one per shard; empty if there is none."""
         epochs = [shard.epoch for shard in self._shards]
         return "+".join(epochs) if any(epochs) else ""
 
     def open(self) -> AppliedOffsets | None:
-        """See `MarkedRowStore.open`. Also None if a shard does not hold what one that is applied later holds."""
-        # Last applied, first read: another scorer at work must not make the order look broken.
+        """See `MarkedRowStore.open`. Also None if a shard lacks updates that a shard applied later has."""
+        # In the reverse order of `apply`, so that the order never looks broken while another scorer applies updates.
         opened = [shard.open() for shard in reversed(self._shards)][::-1]
         applied = [one for one in opened if one is not None]
         if len(applied) < len(self._shards):
             return None
         first, last = applied[: self._sharding.count], applied[self._sharding.count :]
-        for source, offset in _least([m.next_offset for m in first]).items():
+        for source, offset in _minimum([m.next_offset for m in first]).items():
             if any(m.next_offset[source] > offset for m in last):
                 return None
-        return self._together(applied)
+        return self._combine(applied)
 
     def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
-        """See `MarkedRowStore.init`: every shard is begun anew, unless somebody else has begun it since `open`."""
+        """See `MarkedRowStore.init`: it begins every shard anew that no other process has begun since `open`."""
         begun = [shard.init(next_offset, target) for shard in self._shards]
         return any(begun)
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
-        """See `RowStore.read`: a call a shard, each from one moment; `AppliedOffsets.by_shard` tells which."""
+        """See `RowStore.read`: one call per shard. `AppliedOffsets.by_shard` has the applied offsets of each."""
         places: list[list[int]] = [[] for _ in self._shards]
         for place, key in enumerate(keys):
             places[self._sharding.of(key)].append(place)
@@ -61,10 +61,10 @@ class ShardedRows(Generic[Store]):
             applied.append(seen)
             for place, row in zip(mine, found, strict=True):
                 rows[place] = row
-        return rows, self._together(applied)
+        return rows, self._combine(applied)
 
     def apply(self, update: RowUpdate) -> None:
-        """See `RowStore.apply`: atomic in each shard. Every shard's marks advance, also where no entry goes."""
+        """See `RowStore.apply`: atomic in each shard. Applied offsets advance in all shards, also without entries."""
         key_of = update.key_of
         shard_of = update.shards(self._sharding)[key_of]
         for index, shard in enumerate(self._shards):
@@ -79,7 +79,7 @@ class ShardedRows(Generic[Store]):
                 update.opens[mine],
             )
             part.compactions = {
-                key: fold for key, fold in update.compactions.items() if self._sharding.of(key) == index
+                key: each for key, each in update.compactions.items() if self._sharding.of(key) == index
             }
             shard.apply(part)
 
@@ -87,16 +87,16 @@ class ShardedRows(Generic[Store]):
         """See `MarkedRowStore.sweep`."""
         return sum(shard.sweep() for shard in self._shards)
 
-    def _together(self, applied: list[AppliedOffsets]) -> AppliedOffsets:
-        watermark = _least([m.watermark for m in applied])
-        for source, least in watermark.items():
-            # Begun in some shards only: begun, but nothing of it is sure.
-            if least < 0 <= max(m.watermark[source] for m in applied):
+    def _combine(self, applied: list[AppliedOffsets]) -> AppliedOffsets:
+        watermark = _minimum([m.watermark for m in applied])
+        for source, lowest in watermark.items():
+            # Some shards have events of the partition and others none: it has begun, but no event time is certain.
+            if lowest < 0 <= max(m.watermark[source] for m in applied):
                 watermark[source] = 0
         return AppliedOffsets(
-            _least([m.next_offset for m in applied]), watermark, applied[0].target, tuple(applied), self._sharding
+            _minimum([m.next_offset for m in applied]), watermark, applied[0].target, tuple(applied), self._sharding
         )
 
 
-def _least(applied: Sequence[dict[SourcePartition, int]]) -> dict[SourcePartition, int]:
+def _minimum(applied: Sequence[dict[SourcePartition, int]]) -> dict[SourcePartition, int]:
     return {source: min(m[source] for m in applied) for source in applied[0]}

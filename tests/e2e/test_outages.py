@@ -26,7 +26,6 @@ from proofs.kit import (
 from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import CheckFailed
-from stream_scorer.features.rows import ENTRY_BYTES
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Contribution, Score
 from stream_scorer.simulate.config import SimulationConfig
@@ -34,6 +33,7 @@ from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.stack import LocalStack, StackAddresses
 from stream_scorer.state.client import connect
+from stream_scorer.state.row_format import ENTRY_BYTES
 
 pytestmark = pytest.mark.integration
 N = 12_000

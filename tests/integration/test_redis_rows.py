@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from stream_scorer.errors import StateGap, StateUnavailable
-from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.stack import StackAddresses
 from stream_scorer.state import retire
 from stream_scorer.state.client import connect
+from stream_scorer.state.keys import UNUSED_MS
 from stream_scorer.state.redis_rows import RedisRowStore
-from stream_scorer.state.retire import UNUSED_MS
+from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, MemoryRowStore, RowUpdate
 
 pytestmark = pytest.mark.integration

@@ -14,12 +14,12 @@ import pytest
 import redis
 
 from stream_scorer.errors import StateGap, StateUnavailable
-from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.stack.ports import LOOPBACK, free_port
 from stream_scorer.stack.services import Redis
 from stream_scorer.state.client import connect, connect_cluster, ping
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
+from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import BEGINS, MemoryRowStore, RowUpdate, Sharding
 
 pytestmark = pytest.mark.integration

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stream_scorer.features.rows import LAYOUT_VERSION
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
+from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import BEGINS, MarkedRowStore, RowUpdate, Sharding
 from stream_scorer.state.shards import ShardedRows
 from tests.support.failpoints import Failpoints

@@ -8,9 +8,9 @@ import pytest
 from stream_scorer.errors import SpecError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.history import build_features
-from stream_scorer.features.rows import pack
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
+from stream_scorer.state.row_format import pack
 
 HEAD = """
 name: small

@@ -1,0 +1,9 @@
+-- Begins a new epoch with its applied offsets, unless another process has begun one.
+--
+-- KEYS: epoch pointer | applied offsets of each partition
+-- ARGV: epoch to replace, empty for none | new epoch | packed applied offsets per partition
+local current = redis.call('GET', KEYS[1]) or ''
+if current ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 1]) end
+return 1
