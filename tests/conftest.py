@@ -18,11 +18,11 @@ settings.load_profile("no deadline")
 
 @pytest.fixture(scope="session")
 def shared_stack() -> Iterator[StackAddresses]:
-    """A real Kafka and Redis. Tests use topics of their own, and empty Redis before they use it."""
-    from stream_scorer.stack import LocalStack
+    """A real Kafka and Redis (see tests/support/services.py). Tests use topics of their own, and empty Redis first."""
+    from tests.support.services import services
 
-    with LocalStack(services=("kafka", "redis")) as running:
-        yield running.addresses
+    with services("kafka", "redis") as addresses:
+        yield addresses
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.monitor.joiner import Joiner, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
 from stream_scorer.records import DECISIONS, MonitorMetric, Outcome, PaneSummary, Score, ScoreSummary
+from tests.support.services import services
 
 pytestmark = pytest.mark.integration
 
@@ -308,10 +310,8 @@ class Monitor:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Any]:
-    from stream_scorer.stack import LocalStack
-
-    with LocalStack(services=("kafka", "redis")) as running:
-        yield running
+    with services("kafka", "redis") as addresses:
+        yield SimpleNamespace(addresses=addresses)
 
 
 @pytest.fixture

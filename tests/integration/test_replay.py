@@ -32,7 +32,7 @@ from stream_scorer.simulate import (
     generate,
     history_labels,
 )
-from stream_scorer.stack import LocalStack
+from tests.support.services import services
 
 pytestmark = pytest.mark.integration
 N = 3_000
@@ -47,9 +47,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bootstrap() -> Iterator[str]:
-    with LocalStack(services=("kafka",)) as stack:
-        assert stack.addresses.kafka is not None
-        yield stack.addresses.kafka
+    with services("kafka") as addresses:
+        assert addresses.kafka is not None
+        yield addresses.kafka
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from stream_scorer.simulate.config import DAY_MS
 from stream_scorer.simulate.files import read_truth
 from stream_scorer.simulate.garbage import GARBAGE_KINDS
 from stream_scorer.simulate.live import LiveConfig, LiveTraffic
-from stream_scorer.stack import LocalStack
+from tests.support.services import services
 
 pytestmark = pytest.mark.integration
 
@@ -40,9 +40,9 @@ CONFIG = SimulationConfig(seed=31, customers=1_000, terminals=200, days=None, tr
 
 @pytest.fixture(scope="module")
 def bootstrap() -> Iterator[str]:
-    with LocalStack(services=("kafka",)) as stack:
-        assert stack.addresses.kafka is not None
-        yield stack.addresses.kafka
+    with services("kafka") as addresses:
+        assert addresses.kafka is not None
+        yield addresses.kafka
 
 
 @pytest.fixture(scope="module")
