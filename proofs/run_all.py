@@ -30,6 +30,7 @@ LOGS = WORK / "prove-all"
 MAX_TIMES, MIN_LIMIT_S = 5, 900
 # How long an interrupted proof has to end its processes, and a finished one's have to end by themselves.
 INTERRUPTED_S, LEFT_S = 20.0, 15.0
+POLL_S = 0.1
 INTERRUPTED = 130
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -148,6 +149,7 @@ class Runner:
             log.write_text(f"{error.message}\n")
             line = Line(slug, "fails", 1, time.monotonic() - began, f"no services: {error.message}")
         else:
+            began = time.monotonic()  # the start of shared services is not part of the proof
             own, limit_s = _children(), max(MIN_LIMIT_S, MAX_TIMES * self._catalogue[slug].seconds)
             code = _wait(die_with_parent(self._command(slug)), self._environment | shared, log, limit_s, own)
             seconds = time.monotonic() - began
@@ -212,10 +214,12 @@ def _wait(command: list[str], environment: dict[str, str], log: Path, limit_s: f
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
         )
+    deadline = time.monotonic() + limit_s
     try:
-        return process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        return None
+        while process.poll() is None and time.monotonic() < deadline:
+            _reap_orphans(own | {process.pid})
+            time.sleep(POLL_S)
+        return process.returncode
     finally:
         if process.poll() is None:
             _stop(process)
@@ -261,6 +265,13 @@ def _end_left_behind(own: set[int], patience_s: float) -> int:
         time.sleep(0.1)
         left = _reap(_children() - own)
     return killed
+
+
+def _reap_orphans(own: set[int]) -> None:
+    """Collect orphans that have ended: a proof may wait until a process that it killed no longer exists."""
+    peek = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while (ended := os.waitid(os.P_ALL, 0, peek)) is not None and ended.si_pid not in own:
+        os.waitpid(ended.si_pid, 0)
 
 
 def _reap(pids: set[int]) -> set[int]:
