@@ -63,7 +63,8 @@ def _decision(score: Document, _lineage: Document) -> None:
 
 ALTERED: dict[str, tuple[Callable[[Document, Document], None], str]] = {
     "contribution": (_contribution, "contribution"),
-    "feature": (_feature, "member score"),
+    # On the log-odds scale: of a member score near 0 or 1 the difference may be within the tolerance.
+    "feature": (_feature, "z"),
     "score": (_published, "score on `scores`"),
     "decision": (_decision, "decision"),
 }
