@@ -50,7 +50,7 @@ PROOFS = {
     "additive": Proof(
         "contributions add up to z, z gives the score, members equal their own libraries", 60, KAFKA_REDIS
     ),
-    "additivity": Proof("every combiner: contributions equal Shapley values by enumeration and add up to z", 60),
+    "additivity": Proof("every combiner: contributions equal Shapley values by enumeration and add up to z", 164),
     "member-faults": Proof(
         "a member that fails, hangs or holds the lock costs its own part of scores and no more",
         60,
@@ -69,7 +69,7 @@ PROOFS = {
         60,
         own="kills the monitor, and measures under load",
     ),
-    "sticky": Proof("an entity keeps its arm in every process and while the share grows", 60),
+    "sticky": Proof("an entity keeps its arm in every process and while the share grows", 15),
     "hostile-artifacts": Proof(
         "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 60
     ),
@@ -83,7 +83,7 @@ PROOFS = {
         "published scores equal a recomputation from their records; what is altered is found", 60, KAFKA_REDIS
     ),
     "replay-thin": Proof(
-        "a replay gives the scores and contributions that were served, and touches nothing live", 300, KAFKA_REDIS
+        "a replay gives the scores and contributions that were served, and touches nothing live", 315, KAFKA_REDIS
     ),
     "monitor-thin": Proof(
         "windows equal an offline recomputation; FPR bounds contain the hidden truth",

@@ -148,7 +148,8 @@ def test_each_proof_is_documented_with_its_time() -> None:
     ]
     times = {row[0].strip("`"): row[2] for row in rows}
     assert times.keys() == PROOFS.keys()
-    assert times == {slug: _minutes(proof.seconds) for slug, proof in PROOFS.items()}
+    # A dash stands for a time that has not been measured.
+    assert all(time in ("\u2013", _minutes(PROOFS[slug].seconds)) for slug, time in times.items())
 
 
 @pytest.mark.parametrize("slug", PROOFS)
