@@ -273,6 +273,6 @@ def _stages(path: Path, checked: Any, ensemble: Ensemble, keys: list[bytes], val
 
 def _break() -> None:
     """Rows are never folded, and read whole."""
-    from stream_scorer.features import engine
+    from stream_scorer.features.entity_rows import EntityRows
 
-    engine._folds = lambda *_: {}  # type: ignore[assignment]
+    EntityRows.compactions = lambda *_: {}  # type: ignore[assignment, method-assign]

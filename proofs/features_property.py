@@ -48,11 +48,11 @@ def run(context: Context) -> Result:
 
 def _break() -> None:
     """Every window is a minute too long."""
-    from stream_scorer.features import engine
+    from stream_scorer.features import kernel
 
-    scan = engine.kernel.scan_windows
+    scan = kernel.scan_windows
 
-    def too_long(*arguments):  # type: ignore[no-untyped-def]
-        return scan(*arguments[:7], arguments[7] + 60_000, *arguments[8:])
+    def too_long(rows, events, windows, *others):  # type: ignore[no-untyped-def]
+        return scan(rows, events, windows._replace(window_ms=windows.window_ms + 60_000), *others)
 
-    engine.kernel.scan_windows = too_long
+    kernel.scan_windows = too_long

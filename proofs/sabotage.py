@@ -35,7 +35,7 @@ def count_duplicates() -> None:
 
     from stream_scorer.features import kernel
 
-    kernel.find_duplicates = lambda *arguments: np.zeros(len(arguments[3]), dtype=np.bool_)
+    kernel.find_duplicates = lambda _rows, key_of, *_: np.zeros(len(key_of), dtype=np.bool_)
 
 
 def drop_bad_records() -> None:

@@ -1,8 +1,9 @@
-"""Whether the rows in Redis are what the log says: every entry recomputed from the topics, row by row.
+"""Compares the rows in Redis with the log: recomputes every entry from the topics, row by row.
 
-The log up to the marks is read again, decoded and passed through the serving engine into rows in memory; duplicates are
-told as they are when serving. A row of several partitions holds its entries in the order of their applying, which the
-log does not know, so rows are compared as sets with repetitions; those with panes pane by pane, all entries folded.
+The log is read again up to the applied offsets, decoded, and passed through the serving engine into rows in memory;
+duplicates are found as in serving. A row that several partitions feed has its entries in the order in which they were
+applied, which the log does not contain. So rows are compared as multisets, and compacted rows pane by pane, with all of
+their entries in panes.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.row_format import HASH, KIND, TIME, VALUE, latest, unpack
+from stream_scorer.state.row_format import HASH, HEADER, KIND, TIME, VALUE, latest, unpack
 from stream_scorer.state.rows import WITNESS_PERIOD_MS, AppliedOffsets, FeatureRows, MemoryRowStore
 
-# Rows read in one call.
+# Rows per read.
 _CHUNK = 500
-# How many different rows are named.
+# How many differing rows the result names.
 _EXAMPLES = 10
 
 I64 = NDArray[np.int64]
@@ -36,12 +37,12 @@ Reads = Callable[[SourcePartition, int, int], Iterator[RawRecords]]
 
 @dataclass(slots=True)
 class RowCheck:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        records: read from the log. rows: in Redis or by the log. folded: rows compared pane by pane. retired: rows
-            that are not there because nobody will read them again. different: rows with an entry too many or too few.
-            examples: some of them, and why.
+        records: read from the log. rows: in Redis or according to the log. folded: rows compared pane by pane.
+        retired: rows that are missing because they are past the horizon. different: rows with an entry too many or too
+            few. examples: some of them, with the difference.
     """
 
     records: int = 0
@@ -55,11 +56,11 @@ class RowCheck:
 def check_rows(
     checked: CheckedSpec, engine: FeatureEngine, store: FeatureRows, read: Reads, labels_topic: str
 ) -> RowCheck:
-    """Hold the rows of `store` to the log, which `read(source, start, stop)` gives.
+    """Compare the rows of `store` with the log, which `read(source, start, stop)` returns.
 
     Raises:
-        UsageError: there are no rows yet, or they change meanwhile: a scorer is at work.
-        StateUnavailable, BrokerUnavailable: a part does not answer.
+        UsageError: there are no rows yet, or they change during the check because a scorer runs.
+        StateUnavailable, BrokerUnavailable: Redis or Kafka does not answer.
     """
     applied = store.open()
     if applied is None:
@@ -69,7 +70,7 @@ def check_rows(
     keys = sorted(set(wanted) | set(store.keys()))
     found.rows = len(keys)
     edge = applied.slowest_watermark() - store.horizon_ms
-    # As whoever looks for witnesses of a lost row does.
+    # Like the look-up of witnesses for lost rows: in whole periods.
     unread = (max(applied.watermark.values()) - store.horizon_ms) // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS
     past = applied.slowest_started_watermark() - (store.horizon_ms - engine.plan.horizon_ms)
     for low in range(0, len(keys), _CHUNK):
@@ -84,7 +85,7 @@ def check_rows(
             if row is None and latest(right) < unread:
                 found.retired += 1
                 continue
-            is_folded = any(len(e) and e[0, KIND] == -1 for e in (held, right))
+            is_folded = any(len(e) and e[0, KIND] == HEADER for e in (held, right))
             found.folded += is_folded
             extra, lost = _panes(held, right, plan, past) if is_folded else _entries(held, right, edge)
             if extra or lost:
@@ -95,13 +96,13 @@ def check_rows(
 
 
 def _entries(held: I64, right: I64, edge: int) -> tuple[int, int]:
-    """How many entries a row holds too many and too few; those before `edge` may be trimmed."""
+    """How many entries a row has too many and too few; entries before `edge` may have been trimmed."""
     ours, logs = (Counter(map(tuple, entries.tolist())) for entries in (held, right))
     return (ours - logs).total(), Counter({e: n for e, n in (logs - ours).items() if e[TIME] >= edge}).total()
 
 
 def _panes(held: I64, right: I64, plan: EntityPlan, past_ms: int) -> tuple[int, int]:
-    """The same by panes: how many entries they hold too many and too few, or 1 each if only their sums differ."""
+    """The same for panes: how many entries they count too many and too few, or 1 each if only their sums differ."""
     ours, logs = (
         {(e[KIND], e[TIME]): (e[HASH], e[VALUE]) for e in folded(entries, plan, 0, past_ms).tolist()[1:]}
         for entries in (held, right)
@@ -131,11 +132,10 @@ def _recompute(
             span = [Span(source, int(records.offset[0]), int(records.offset[-1]) + 1, -1)]
             values = records.value
             is_label = source.topic == labels_topic
-            told, _ = transactions.decode(
-                [] if is_label else values, records.timestamp[: 0 if is_label else len(values)]
-            )
-            known, _ = labels.decode(values if is_label else [])
-            store.apply(engine.enrich(_batch(records, told, known, span), store).update)
+            no_records = records.timestamp[:0]
+            decoded, _ = transactions.decode([] if is_label else values, no_records if is_label else records.timestamp)
+            decoded_labels, _ = labels.decode(values if is_label else [])
+            store.apply(engine.enrich(_batch(records, decoded, decoded_labels, span), store).update)
     return store.rows()
 
 

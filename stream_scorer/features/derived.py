@@ -1,4 +1,4 @@
-"""The closed vocabulary of derived columns: vectorized functions of fields and view features."""
+"""The functions of derived columns: a closed list of vectorized functions of fields and view features."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FUNCTIONS: dict[str, Callable[..., F64]] = {
     "hour": _hour,
     "weekday": _weekday,
     "is_weekend": lambda a: (_weekday(a) >= 5).astype(np.float64),
-    # Hours 0 to 6, UTC: the Fraud Detection Handbook's night.
+    # Hours 0 to 6 UTC: night as the Fraud Detection Handbook defines it.
     "is_night": lambda a: (_hour(a) <= 6).astype(np.float64),
     "present": lambda a: np.where(np.isnan(a), 0.0, 1.0),
 }

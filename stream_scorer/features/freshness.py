@@ -1,7 +1,8 @@
-"""How old a feature is: how far what it was made of lags behind the transaction, in event time.
+"""The age of features: how far their input lags behind the transaction, in event time (ADR 0012).
 
-An entity of the partition key is never behind: its events come in the order of the log. What can lag is what comes from
-elsewhere: other partitions' transactions, and labels. A feed that stands still makes features old, and then stale.
+Features of the partition key's entity never lag, because its events arrive in the order of the log. Features of other
+entities lag when other partitions lag, and label features lag when labels do. A feed that stops makes features old, and
+then stale.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Ages:
-    """Per transaction, in ms of event time; -1 where it is not known, or no feature asks.
+    """Per transaction, in ms of event time; -1 if it is unknown or no feature needs it.
 
     Attributes:
         partitions: (n,) int64, how far the slowest other partition of the transactions lags behind.
-        labels: (n,) int64, how long ago the newest label was given, of any partition.
+        labels: (n,) int64, how long ago the newest label of any partition was given.
     """
 
     partitions: I64
@@ -32,12 +33,12 @@ class Ages:
 
     @classmethod
     def unknown(cls, n: int) -> Ages:
-        """Ages of `n` transactions of which nothing is known."""
+        """Unknown ages of `n` transactions."""
         return cls(np.full(n, -1, dtype=np.int64), np.full(n, -1, dtype=np.int64))
 
 
 def watermarks(applied: AppliedOffsets, in_flight: Sequence[RowUpdate]) -> dict[SourcePartition, int]:
-    """The newest event time seen of each source partition, by its rows and the batches in flight; -1 for none."""
+    """The newest event time of each source partition, in the rows and the updates in flight; -1 for none."""
     seen = dict(applied.watermark)
     for update in in_flight:
         for span in update.spans:
@@ -46,13 +47,13 @@ def watermarks(applied: AppliedOffsets, in_flight: Sequence[RowUpdate]) -> dict[
 
 
 def partitions_age(time: I64, span_of: I64, spans: list[Span], seen: dict[SourcePartition, int]) -> I64:
-    """(n,) int64 ms: how far the slowest other partition lags, by what came before each transaction.
+    """(n,) int64 ms: how far the slowest other partition lags, judged by what came before each transaction.
 
-    Rows of one batch count one by one, so that batches of any size tell the same. A partition that has never had a
-    transaction is not waited for; without another one the age is 0.
+    The transactions of a batch count one by one, so the result does not depend on the batch size. A partition without
+    any transaction does not count; without another partition the age is 0.
 
     Args:
-        time, span_of: (n,) int64, in batch order. seen: as `watermarks` answers, before the batch.
+        time, span_of: (n,) int64, in batch order. seen: from `watermarks`, before the batch.
     """
     if not len(time):
         return time
@@ -74,8 +75,8 @@ def labels_age(
 ) -> I64:
     """(n,) int64 ms: how long before each transaction the newest label was given; -1 if there never was one.
 
-    Of the batch's own labels those count that lie before the transaction in event-time order, a partition's labels in
-    the order of its log: so that batches of any size tell the same.
+    The batch's own labels count if they come before the transaction in event-time order; labels of one partition keep
+    the order of the log. So the result does not depend on the batch size.
 
     Args:
         labelled_at, label_span: (k,) int64 of the batch's labels. Others as in `partitions_age`.

@@ -1,4 +1,4 @@
-"""Features of a whole history, by the serving kernel: how training sets and offline evaluations are made."""
+"""Features of a whole history, by the serving kernel, for training sets and offline evaluations."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def build_features(
 ) -> History:
     """Features of `transactions`, as if each had been scored when it happened.
 
-    Both inputs are put in order of time first (`event_time`, `labelled_at`; ties keep their order), so a transaction
-    sees the labels given until then and none given later.
+    Both inputs are sorted by time first (`event_time`, `labelled_at`; ties keep their order), so a transaction sees the
+    labels that were given until then and none that were given later.
     """
     engine = FeatureEngine(checked)
     store = MemoryRowStore()

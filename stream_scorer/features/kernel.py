@@ -1,35 +1,50 @@
-"""The kernel: sliding event-time windows over entity rows, one pass a micro-batch and entity, in numba.
+"""The kernel: sliding event-time windows over entity rows, one pass per micro-batch and entity, in numba.
 
-`stream_scorer.features.reference` is the same in plain numpy; tests hold one to the other bit for bit.
+`stream_scorer.features.reference` computes the same in plain numpy; tests compare the two bit for bit.
 
-What event e sees, for one entity: the stored row in log order, then the batch's earlier transactions of the same
-entity; of these, the ones whose event time is not after e's; then e itself where a window includes it. Duplicates of an
-earlier event id add nothing. The newest `limit` transactions and the newest `limit` labels count exactly, older ones by
-their panes, whether or not they were folded (ADR 0011).
+An event sees, for one entity: the stored row in log order, then the earlier transactions of the same entity in the
+batch, of both only those whose event time is not after its own, and finally itself where a window includes it.
+Duplicates of an earlier event id add nothing. The newest `limit` transactions and the newest `limit` labels count
+exactly. Older ones count by their panes, whether or not they were compacted (ADR 0011).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Rows, Windows
+from stream_scorer.features.pane_kind import pane_delay, pane_is_of_labels, pane_level
+from stream_scorer.state.row_format import HASH, KIND, PANE, TIME, TRANSACTION, VALUE
+
 I64 = NDArray[np.int64]
-# Where deviations are split before they are squared: each part's square has 48 bits, and room for 2^13 of them.
+# Deviations are split here before they are squared: the square of each part has 48 bits, with room for 2^13 of them.
 SPLIT = 1 << 24
-# Columns of what is held back of the pane that a window ends in.
-LATEST, COUNT, TOTAL, LABELS_LATEST, FRAUD = range(5)
+# The scope holds what one event can see: a row per window, and a last row for the time of the last event. All of it is
+# in one array, because numba counts references to every array that it passes on.
+# An exact entry counts at times in [FIRST, END), an old one in panes that begin in [OLD_FIRST, OLD_END).
+FIRST, END, OLD_FIRST, OLD_END = range(4)
+# The sums, and the latest time of a transaction.
+COUNT, TOTAL, FRAUD, LATEST = range(4, 8)
+# The contents of the pane that the window ends in. They count if nothing in that pane is later than the window.
+CUT_LATEST, CUT_COUNT, CUT_TOTAL, CUT_LABELS_LATEST, CUT_FRAUD = range(8, 13)
+# The window: its length and delay, whether it includes the event itself, and the width and level of its panes.
+WINDOW_MS, DELAY_MS, CURRENT, PANE_MS, LEVEL = range(13, 18)
+SCOPE_COLUMNS = 18
 
 
 @njit(cache=True, nogil=True)
-def find_duplicates(entries: I64, start: I64, end: I64, key_of: I64, id_hash: I64, limit: int) -> NDArray[np.bool_]:
-    """(n,) bool: whether an earlier transaction of the same entity carries the same event id.
+def find_duplicates(rows: Rows, key_of: I64, id_hash: I64, limit: int) -> NDArray[np.bool_]:
+    """(n,) bool: whether an earlier transaction of the same entity has the same event id.
 
     Args:
-        entries: (total, 4) int64, the rows of all entities of the batch one after another.
-        start, end: (k,) int64, where each entity's entries lie. key_of: (n,) int64 entity of each event, -1 for none.
-        id_hash: (n,) int64. limit: how many entries, newest first, are looked at.
+        key_of: (n,) int64, the row of each event, -1 for none. id_hash: (n,) int64. limit: how many transactions of the
+            batch and entries of the row, newest first, are compared.
     """
+    entries, start, end = rows.entries, rows.start, rows.end
     n = key_of.shape[0]
     duplicate = np.zeros(n, dtype=np.bool_)
     newest = np.full(start.shape[0], -1, dtype=np.int64)
@@ -48,7 +63,7 @@ def find_duplicates(entries: I64, start: I64, end: I64, key_of: I64, id_hash: I6
         for e in range(end[key] - 1, low - 1, -1):
             if duplicate[i]:
                 break
-            duplicate[i] = entries[e, 3] == 0 and entries[e, 2] == id_hash[i]
+            duplicate[i] = entries[e, KIND] == TRANSACTION and entries[e, HASH] == id_hash[i]
         if not duplicate[i]:
             previous[i] = newest[key]
             newest[key] = i
@@ -57,294 +72,313 @@ def find_duplicates(entries: I64, start: I64, end: I64, key_of: I64, id_hash: I6
 
 @njit(cache=True, nogil=True)
 def scan_windows(
-    entries: I64,
-    start: I64,
-    end: I64,
-    key_of: I64,
-    time: I64,
-    value: I64,
-    duplicate: NDArray[np.bool_],
-    window_ms: I64,
-    delay_ms: I64,
-    include_current: NDArray[np.bool_],
-    horizon_ms: int,
-    limit: int,
-    level_of: I64,
-    pane_ms: I64,
-    last_level: int,
+    rows: Rows, events: Events, windows: Windows, panes: PaneLevels, limit: int
 ) -> tuple[I64, I64, I64, I64]:
     """Accumulate every window of one entity for every event of the batch.
 
     Args:
-        time, value: (n,) int64 of the batch's events, in batch order. window_ms, delay_ms, include_current: (m,).
         limit: how many transactions, and how many labels, newest first, count exactly.
-        level_of: (m,) int64, each window's level of panes. pane_ms: (l,) int64, the width of each level's panes.
-        last_level: the level that tells `last` of old entries. Others as in `find_duplicates`.
 
     Returns:
         count, total, fraud: (n, m) int64; last: (n,) int64, event time of the latest earlier visible event within the
         horizon, -1 if there is none.
     """
-    n = key_of.shape[0]
-    m = window_ms.shape[0]
+    entries, start, end = rows.entries, rows.start, rows.end
+    key_of, time, value, duplicate = events.key_of, events.time, events.value, events.duplicate
+    n, m = key_of.shape[0], windows.window_ms.shape[0]
     count = np.zeros((n, m), dtype=np.int64)
     total = np.zeros((n, m), dtype=np.int64)
     fraud = np.zeros((n, m), dtype=np.int64)
     last = np.full(n, -1, dtype=np.int64)
     newest = np.full(start.shape[0], -1, dtype=np.int64)
     previous = np.full(n, -1, dtype=np.int64)
-    # Where an entry counts: [0] from, [1] before; the first m of them by its own time, the others by its pane's.
-    bounds = np.empty((2, 2 * m), dtype=np.int64)
-    # Of the pane that a window ends in, the last one for `last`: its latest time, and what it would add.
-    cut = np.empty((m + 1, 5), dtype=np.int64)
+    scope = _new_scope(windows, panes)
     for i in range(n):
         key = key_of[i]
         if key < 0:
             continue
-        t = time[i]
-        for w in range(m):
-            high = t - delay_ms[w]
-            low = high - window_ms[w]
-            bounds[0, w], bounds[1, w] = low + 1, high + 1
-            bounds[0, m + w], bounds[1, m + w] = _whole_panes(low, high, pane_ms[level_of[w]])
-        old_from, old_before = _whole_panes(t - horizon_ms, t, pane_ms[last_level])
-        cut[:] = 0
-        cut[:, LATEST] = -1
-        latest = -1
-        left, labels_left = limit, limit
-        j = newest[key]
-        while j >= 0:
-            when = time[j]
-            if left > 0:
-                shift = 0
-                if t - horizon_ms < when <= t:
-                    latest = max(latest, when)
-            else:
-                shift = m
-                if old_from <= when < old_before:
-                    latest = max(latest, when)
-                elif 0 <= when - old_before < pane_ms[last_level]:
-                    cut[m, LATEST] = max(cut[m, LATEST], when)
-            for w in range(m):
-                if bounds[0, shift + w] <= when < bounds[1, shift + w]:
-                    count[i, w] += 1
-                    total[i, w] += value[j]
-                elif shift and 0 <= when - bounds[1, m + w] < pane_ms[level_of[w]]:
-                    _add_cut(cut[w], when, 1, value[j])
-            left -= 1
-            j = previous[j]
-        for e in range(end[key] - 1, start[key] - 1, -1):
-            when = entries[e, 0]
-            kind = entries[e, 3]
-            if kind == 0:
-                if left > 0:
-                    shift = 0
-                    if t - horizon_ms < when <= t:
-                        latest = max(latest, when)
-                else:
-                    shift = m
-                    if old_from <= when < old_before:
-                        latest = max(latest, when)
-                    elif 0 <= when - old_before < pane_ms[last_level]:
-                        cut[m, LATEST] = max(cut[m, LATEST], when)
-                left -= 1
-                for w in range(m):
-                    if bounds[0, shift + w] <= when < bounds[1, shift + w]:
-                        count[i, w] += 1
-                        total[i, w] += entries[e, 1]
-                    elif shift and 0 <= when - bounds[1, m + w] < pane_ms[level_of[w]]:
-                        _add_cut(cut[w], when, 1, entries[e, 1])
-            elif kind > 0:
-                shift = 0 if labels_left > 0 else m
-                labels_left -= 1
-                if shift == 0 and kind > t:
-                    continue
-                for w in range(m):
-                    if bounds[0, shift + w] <= when < bounds[1, shift + w]:
-                        fraud[i, w] += entries[e, 1]
-                    elif shift and 0 <= when - bounds[1, m + w] < pane_ms[level_of[w]]:
-                        _add_cut_labels(cut[w], when, entries[e, 1])
-            elif kind < -1:
-                level = ((-2 - kind) & 255) >> 1
-                is_transaction = kind & 1 == 0
-                pane_latest = when + ((-2 - kind) >> 8)
-                for w in range(m):
-                    if level_of[w] != level:
-                        continue
-                    if bounds[0, m + w] <= when < bounds[1, m + w]:
-                        if is_transaction:
-                            count[i, w] += entries[e, 2]
-                            total[i, w] += entries[e, 1]
-                        else:
-                            fraud[i, w] += entries[e, 1]
-                    elif when == bounds[1, m + w]:
-                        if is_transaction:
-                            _add_cut(cut[w], pane_latest, entries[e, 2], entries[e, 1])
-                        else:
-                            _add_cut_labels(cut[w], pane_latest, entries[e, 1])
-                if is_transaction and level == last_level:
-                    if old_from <= when < old_before:
-                        latest = max(latest, pane_latest)
-                    elif when == old_before:
-                        cut[m, LATEST] = max(cut[m, LATEST], pane_latest)
-        if cut[m, LATEST] <= t:
-            latest = max(latest, cut[m, LATEST])
-        last[i] = latest
-        for w in range(m):
-            if cut[w, LATEST] <= t - delay_ms[w]:
-                count[i, w] += cut[w, COUNT]
-                total[i, w] += cut[w, TOTAL]
-            if cut[w, LABELS_LATEST] <= t - delay_ms[w]:
-                fraud[i, w] += cut[w, FRAUD]
+        _set_scope(scope, time[i])
+        left = _scan_batch(scope, time, value, previous, newest[key], limit)
+        _scan_row(scope, entries, start[key], end[key], time[i], left, limit)
+        _add_cut_panes(scope)
         if not duplicate[i]:
-            for w in range(m):
-                if include_current[w] and delay_ms[w] == 0:
-                    count[i, w] += 1
-                    total[i, w] += value[i]
+            _add_current(scope, value[i])
             previous[i] = newest[key]
             newest[key] = i
+        for w in range(m):
+            count[i, w], total[i, w], fraud[i, w] = scope[w, COUNT], scope[w, TOTAL], scope[w, FRAUD]
+        last[i] = scope[m, LATEST]
     return count, total, fraud, last
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _add_cut(cut: I64, latest: int, count: int, total: int) -> None:
-    cut[LATEST] = max(cut[LATEST], latest)
-    cut[COUNT] += count
-    cut[TOTAL] += total
+@njit(cache=True, nogil=True)
+def _new_scope(windows: Windows, panes: PaneLevels) -> I64:
+    m = windows.window_ms.shape[0]
+    scope = np.zeros((m + 1, SCOPE_COLUMNS), dtype=np.int64)
+    for w in range(m):
+        scope[w, WINDOW_MS], scope[w, DELAY_MS] = windows.window_ms[w], windows.delay_ms[w]
+        scope[w, CURRENT] = windows.include_current[w] and windows.delay_ms[w] == 0
+        scope[w, LEVEL] = panes.level_of[w]
+    scope[m, WINDOW_MS], scope[m, LEVEL] = windows.horizon_ms, panes.last_level
+    for w in range(m + 1):
+        scope[w, PANE_MS] = panes.width_ms[scope[w, LEVEL]]
+    return scope
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_cut_labels(cut: I64, latest: int, fraud: int) -> None:
-    cut[LABELS_LATEST] = max(cut[LABELS_LATEST], latest)
-    cut[FRAUD] += fraud
+def _set_scope(scope: I64, time: int) -> None:
+    """Reset `scope` for an event at `time`."""
+    for w in range(scope.shape[0]):
+        high = time - scope[w, DELAY_MS]
+        low = high - scope[w, WINDOW_MS]
+        pane_ms = scope[w, PANE_MS]
+        scope[w, FIRST], scope[w, END] = low + 1, high + 1
+        # The panes that are wholly inside ``(low, high]``.
+        scope[w, OLD_FIRST], scope[w, OLD_END] = (low // pane_ms + 1) * pane_ms, (high + 1) // pane_ms * pane_ms
+        scope[w, COUNT], scope[w, TOTAL], scope[w, FRAUD], scope[w, LATEST] = 0, 0, 0, -1
+        scope[w, CUT_LATEST], scope[w, CUT_COUNT], scope[w, CUT_TOTAL] = -1, 0, 0
+        scope[w, CUT_LABELS_LATEST], scope[w, CUT_FRAUD] = 0, 0
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _whole_panes(low: int, high: int, pane_ms: int) -> tuple[int, int]:
-    """From where on, and before where, lie the times whose panes are wholly inside ``(low, high]``."""
-    return (low // pane_ms + 1) * pane_ms, (high + 1) // pane_ms * pane_ms
+def _scan_batch(scope: I64, time: I64, value: I64, previous: I64, newest: int, limit: int) -> int:
+    """Add the earlier transactions of the batch; return how many more transactions count exactly."""
+    left, j = limit, newest
+    while j >= 0:
+        if left > 0:
+            _add_exact(scope, time[j], value[j])
+        else:
+            _add_old(scope, time[j], value[j])
+        left -= 1
+        j = previous[j]
+    return left
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _scan_row(scope: I64, entries: I64, start: int, end: int, time: int, left: int, limit: int) -> None:
+    """Add the entries of a row, newest first, for an event at `time`; `left` transactions count exactly."""
+    labels_left = limit
+    for e in range(end - 1, start - 1, -1):
+        kind = entries[e, KIND]
+        if kind == TRANSACTION:
+            if left > 0:
+                _add_exact(scope, entries[e, TIME], entries[e, VALUE])
+            else:
+                _add_old(scope, entries[e, TIME], entries[e, VALUE])
+            left -= 1
+        elif kind > TRANSACTION:
+            if labels_left <= 0:
+                _add_old_label(scope, entries[e, TIME], entries[e, VALUE])
+            elif kind <= time:
+                _add_exact_label(scope, entries[e, TIME], entries[e, VALUE])
+            labels_left -= 1
+        elif kind <= PANE:
+            _add_pane(scope, entries, e)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_exact(scope: I64, when: int, value: int) -> None:
+    """Add a transaction that counts by its own time."""
+    m = scope.shape[0] - 1
+    if scope[m, FIRST] <= when < scope[m, END]:
+        scope[m, LATEST] = max(scope[m, LATEST], when)
+    for w in range(m):
+        if scope[w, FIRST] <= when < scope[w, END]:
+            scope[w, COUNT] += 1
+            scope[w, TOTAL] += value
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_old(scope: I64, when: int, value: int) -> None:
+    """Add a transaction that counts by its pane."""
+    m = scope.shape[0] - 1
+    if scope[m, OLD_FIRST] <= when < scope[m, OLD_END]:
+        scope[m, LATEST] = max(scope[m, LATEST], when)
+    elif 0 <= when - scope[m, OLD_END] < scope[m, PANE_MS]:
+        scope[m, CUT_LATEST] = max(scope[m, CUT_LATEST], when)
+    for w in range(m):
+        if scope[w, OLD_FIRST] <= when < scope[w, OLD_END]:
+            scope[w, COUNT] += 1
+            scope[w, TOTAL] += value
+        elif 0 <= when - scope[w, OLD_END] < scope[w, PANE_MS]:
+            scope[w, CUT_LATEST] = max(scope[w, CUT_LATEST], when)
+            scope[w, CUT_COUNT] += 1
+            scope[w, CUT_TOTAL] += value
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_exact_label(scope: I64, when: int, change: int) -> None:
+    """Add a label that counts by the time of its transaction."""
+    for w in range(scope.shape[0] - 1):
+        if scope[w, FIRST] <= when < scope[w, END]:
+            scope[w, FRAUD] += change
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_old_label(scope: I64, when: int, change: int) -> None:
+    """Add a label that counts by its pane."""
+    for w in range(scope.shape[0] - 1):
+        if scope[w, OLD_FIRST] <= when < scope[w, OLD_END]:
+            scope[w, FRAUD] += change
+        elif 0 <= when - scope[w, OLD_END] < scope[w, PANE_MS]:
+            scope[w, CUT_LABELS_LATEST] = max(scope[w, CUT_LABELS_LATEST], when)
+            scope[w, CUT_FRAUD] += change
 
 
 @njit(cache=True, nogil=True)
-def scan_spread(
-    entries: I64,
-    start: I64,
-    end: I64,
-    key_of: I64,
-    time: I64,
-    value: I64,
-    duplicate: NDArray[np.bool_],
-    window_ms: I64,
-    delay_ms: I64,
-    include_current: NDArray[np.bool_],
-    horizon_ms: int,
-    limit: int,
-) -> tuple[I64, I64, I64, NDArray[np.float64]]:
-    """Least and greatest value, and sum of squared deviations, of the newest `limit` transactions in every window.
+def _add_pane(scope: I64, entries: I64, e: int) -> None:
+    """Add a stored pane to the windows of its level."""
+    m = scope.shape[0] - 1
+    start, kind = entries[e, TIME], entries[e, KIND]
+    level, of_labels, latest = pane_level(kind), pane_is_of_labels(kind), start + pane_delay(kind)
+    for w in range(m + 1):
+        if scope[w, LEVEL] != level:
+            continue
+        if scope[w, OLD_FIRST] <= start < scope[w, OLD_END]:
+            if of_labels:
+                scope[w, FRAUD] += entries[e, VALUE]
+            else:
+                scope[w, COUNT] += entries[e, HASH]
+                scope[w, TOTAL] += entries[e, VALUE]
+                scope[w, LATEST] = max(scope[w, LATEST], latest)
+        elif start == scope[w, OLD_END]:
+            if of_labels:
+                scope[w, CUT_LABELS_LATEST] = max(scope[w, CUT_LABELS_LATEST], latest)
+                scope[w, CUT_FRAUD] += entries[e, VALUE]
+            else:
+                scope[w, CUT_LATEST] = max(scope[w, CUT_LATEST], latest)
+                scope[w, CUT_COUNT] += entries[e, HASH]
+                scope[w, CUT_TOTAL] += entries[e, VALUE]
 
-    Deviations are taken from the mean rounded down, split at `SPLIT` and summed as integers, so that the result does
-    not depend on the order of the entries. Exact while they stay below 2^48 (and `limit` at most 2^13).
 
-    Args:
-        As `scan_windows`.
+@njit(cache=True, nogil=True, inline="always")
+def _add_cut_panes(scope: I64) -> None:
+    """Add the pane that each window ends in, if nothing in that pane is later than the window."""
+    for w in range(scope.shape[0]):
+        if scope[w, CUT_LATEST] < scope[w, END]:
+            scope[w, COUNT] += scope[w, CUT_COUNT]
+            scope[w, TOTAL] += scope[w, CUT_TOTAL]
+            scope[w, LATEST] = max(scope[w, LATEST], scope[w, CUT_LATEST])
+        if scope[w, CUT_LABELS_LATEST] < scope[w, END]:
+            scope[w, FRAUD] += scope[w, CUT_FRAUD]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_current(scope: I64, value: int) -> None:
+    """Add the event itself to the windows that include it."""
+    for w in range(scope.shape[0] - 1):
+        if scope[w, CURRENT] != 0:
+            scope[w, COUNT] += 1
+            scope[w, TOTAL] += value
+
+
+class _Held(NamedTuple):
+    """Time and value of the transactions that one event sees, newest first: (limit + 1,) int64 each."""
+
+    time: I64
+    value: I64
+
+
+@njit(cache=True, nogil=True)
+def scan_spread(rows: Rows, events: Events, windows: Windows, limit: int) -> tuple[I64, I64, I64, NDArray[np.float64]]:
+    """Minimum, maximum and sum of squared deviations of the newest `limit` transactions in every window.
+
+    Deviations are taken from the mean rounded down, split at `SPLIT` and summed as integers, so the result does not
+    depend on the order of the entries. It is exact while deviations stay below 2^48 (and `limit` at most 2^13).
 
     Returns:
-        seen: (n, m) int64, how many they are. least, greatest: (n, m) int64, of no meaning where `seen` is 0;
+        seen: (n, m) int64, the number of transactions. least, greatest: (n, m) int64, no meaning where `seen` is 0.
         squares: (n, m) float64, the sum of ``(value - mean)**2``.
     """
-    n = key_of.shape[0]
-    m = window_ms.shape[0]
+    key_of, time, value, duplicate = events.key_of, events.time, events.value, events.duplicate
+    window_ms, delay_ms, include_current, horizon_ms = windows
+    n, m = key_of.shape[0], window_ms.shape[0]
     seen = np.zeros((n, m), dtype=np.int64)
     least = np.full((n, m), np.iinfo(np.int64).max, dtype=np.int64)
     greatest = np.full((n, m), np.iinfo(np.int64).min, dtype=np.int64)
     squares = np.zeros((n, m), dtype=np.float64)
-    newest = np.full(start.shape[0], -1, dtype=np.int64)
+    newest = np.full(rows.start.shape[0], -1, dtype=np.int64)
     previous = np.full(n, -1, dtype=np.int64)
-    held_time = np.empty(limit + 1, dtype=np.int64)
-    held_value = np.empty(limit + 1, dtype=np.int64)
+    held = _Held(np.empty(limit + 1, dtype=np.int64), np.empty(limit + 1, dtype=np.int64))
+    held_time, held_value = held
     parts = np.zeros(3, dtype=np.int64)
     for i in range(n):
         key = key_of[i]
         if key < 0:
             continue
-        t = time[i]
-        held = _gather(
-            entries, start[key], end[key], newest[key], previous, time, value, t, horizon_ms, limit,
-            held_time, held_value,
-        )  # fmt: skip
+        count = _gather(rows, events, (key, newest[key], time[i]), previous, horizon_ms, limit, held)
         for w in range(m):
-            high = t - delay_ms[w]
-            low = high - window_ms[w]
-            # The event itself stands behind what it sees, where the window includes it.
-            total = 0
+            high = time[i] - delay_ms[w]
             itself = include_current[w] and delay_ms[w] == 0 and not duplicate[i]
             if itself:
-                held_time[held], held_value[held] = t, value[i]
-            for h in range(held + itself):
-                if low < held_time[h] <= high:
-                    seen[i, w] += 1
-                    total += held_value[h]
-                    least[i, w] = min(least[i, w], held_value[h])
-                    greatest[i, w] = max(greatest[i, w], held_value[h])
-            if seen[i, w] == 0:
-                continue
-            mean = total // seen[i, w]
-            parts[:] = 0
-            for h in range(held + itself):
-                if low < held_time[h] <= high:
-                    _add_square(parts, held_value[h] - mean)
-            # What rounding the mean down has left out: less than 1 an entry.
-            rest = float(total % seen[i, w])
-            whole = parts[0] * float(SPLIT) * SPLIT + parts[1] * 2.0 * SPLIT + parts[2]
-            squares[i, w] = max(whole - rest * rest / seen[i, w], 0.0)
+                # Behind the transactions that it sees.
+                held_time[count], held_value[count] = time[i], value[i]
+            found = _spread(held_time, held_value, count + itself, high - window_ms[w], high, parts)
+            if found[0] > 0:
+                seen[i, w], least[i, w], greatest[i, w], squares[i, w] = found
         if not duplicate[i]:
             previous[i] = newest[key]
             newest[key] = i
     return seen, least, greatest, squares
 
 
-@njit(cache=True, nogil=True)
-def scan_distinct(
-    entries: I64,
-    start: I64,
-    end: I64,
-    key_of: I64,
-    time: I64,
-    value: I64,
-    duplicate: NDArray[np.bool_],
-    window_ms: I64,
-    delay_ms: I64,
-    include_current: NDArray[np.bool_],
-    horizon_ms: int,
-    limit: int,
-) -> I64:
-    """(n, m) int64: how many different values the newest `limit` transactions have in every window.
+@njit(cache=True, nogil=True, inline="always")
+def _spread(time: I64, value: I64, count: int, low: int, high: int, parts: I64) -> tuple[int, int, int, float]:
+    """The results for ``(low, high]`` of the first `count` transactions; `parts` (3,) is scratch space."""
+    seen, total, least, greatest = 0, 0, np.iinfo(np.int64).max, np.iinfo(np.int64).min
+    for h in range(count):
+        if low < time[h] <= high:
+            seen += 1
+            total += value[h]
+            least = min(least, value[h])
+            greatest = max(greatest, value[h])
+    if seen == 0:
+        return 0, least, greatest, 0.0
+    mean = total // seen
+    parts[:] = 0
+    for h in range(count):
+        if low < time[h] <= high:
+            _add_square(parts, value[h] - mean)
+    # What rounding the mean down has left out: less than 1 per transaction.
+    rest = float(total % seen)
+    whole = parts[0] * float(SPLIT) * SPLIT + parts[1] * 2.0 * SPLIT + parts[2]
+    return seen, least, greatest, max(whole - rest * rest / seen, 0.0)
 
-    Arguments as in `scan_spread`.
-    """
-    n = key_of.shape[0]
-    m = window_ms.shape[0]
+
+@njit(cache=True, nogil=True)
+def _add_square(parts: I64, deviation: int) -> None:
+    # Of the absolute value: the parts of a negative number would cancel out when they are added up.
+    high, low = abs(deviation) // SPLIT, abs(deviation) % SPLIT
+    parts[0] += high * high
+    parts[1] += high * low
+    parts[2] += low * low
+
+
+@njit(cache=True, nogil=True)
+def scan_distinct(rows: Rows, events: Events, windows: Windows, limit: int) -> I64:
+    """(n, m) int64: the number of different values among the newest `limit` transactions in every window."""
+    key_of, time, value, duplicate = events.key_of, events.time, events.value, events.duplicate
+    window_ms, delay_ms, include_current, horizon_ms = windows
+    n, m = key_of.shape[0], window_ms.shape[0]
     distinct = np.zeros((n, m), dtype=np.int64)
-    newest = np.full(start.shape[0], -1, dtype=np.int64)
+    newest = np.full(rows.start.shape[0], -1, dtype=np.int64)
     previous = np.full(n, -1, dtype=np.int64)
-    held_time = np.empty(limit + 1, dtype=np.int64)
-    held_value = np.empty(limit + 1, dtype=np.int64)
+    held = _Held(np.empty(limit + 1, dtype=np.int64), np.empty(limit + 1, dtype=np.int64))
+    held_time, held_value = held
     inside = np.empty(limit + 1, dtype=np.int64)
     for i in range(n):
         key = key_of[i]
         if key < 0:
             continue
-        held = _gather(
-            entries, start[key], end[key], newest[key], previous, time, value, time[i], horizon_ms, limit,
-            held_time, held_value,
-        )  # fmt: skip
+        t = time[i]
+        count = _gather(rows, events, (key, newest[key], t), previous, horizon_ms, limit, held)
         for w in range(m):
-            high = time[i] - delay_ms[w]
+            high = t - delay_ms[w]
             found = 0
             if include_current[w] and delay_ms[w] == 0 and not duplicate[i]:
                 inside[0] = value[i]
                 found = 1
-            for h in range(held):
+            for h in range(count):
                 if high - window_ms[w] < held_time[h] <= high:
                     inside[found] = held_value[h]
                     found += 1
@@ -359,71 +393,49 @@ def scan_distinct(
 
 @njit(cache=True, nogil=True)
 def _gather(
-    entries: I64,
-    first: int,
-    end: int,
-    newest: int,
-    previous: I64,
-    time: I64,
-    value: I64,
-    t: int,
-    horizon_ms: int,
-    limit: int,
-    held_time: I64,
-    held_value: I64,
+    rows: Rows, events: Events, event: tuple[int, int, int], previous: I64, horizon_ms: int, limit: int, held: _Held
 ) -> int:
-    """Put the newest `limit` transactions of a row that are visible at `t` into `held_...`; answers how many."""
-    held, left, j = 0, limit, newest
+    """Put the newest `limit` transactions that an event sees into `held`; return how many there are.
+
+    `event`: its row, the newest earlier transaction of that row in the batch (-1 for none), and its time.
+    """
+    key, j, t = event
+    entries, start, time, value = rows.entries, rows.start[key], events.time, events.value
+    held_time, held_value = held.time, held.value
+    count, left = 0, limit
     while j >= 0 and left > 0:
         left -= 1
         if t - horizon_ms < time[j] <= t:
-            held_time[held], held_value[held] = time[j], value[j]
-            held += 1
+            held_time[count], held_value[count] = time[j], value[j]
+            count += 1
         j = previous[j]
-    e = end - 1
-    while e >= first and left > 0:
-        if entries[e, 3] == 0:
+    e = rows.end[key] - 1
+    while e >= start and left > 0:
+        if entries[e, KIND] == TRANSACTION:
             left -= 1
-            if t - horizon_ms < entries[e, 0] <= t:
-                held_time[held], held_value[held] = entries[e, 0], entries[e, 1]
-                held += 1
+            if t - horizon_ms < entries[e, TIME] <= t:
+                held_time[count], held_value[count] = entries[e, TIME], entries[e, VALUE]
+                count += 1
         e -= 1
-    return held
+    return count
 
 
 @njit(cache=True, nogil=True)
-def _add_square(parts: I64, deviation: int) -> None:
-    # Of the magnitude: the parts of a negative number would cancel when they are put together again.
-    high, low = abs(deviation) // SPLIT, abs(deviation) % SPLIT
-    parts[0] += high * high
-    parts[1] += high * low
-    parts[2] += low * low
-
-
-@njit(cache=True, nogil=True)
-def label_changes(
-    entries: I64,
-    start: I64,
-    end: I64,
-    key_of: I64,
-    id_hash: I64,
-    fraud: NDArray[np.bool_],
-    labelled_at: I64,
-    limit: int,
-) -> tuple[I64, I64]:
-    """By how much each label, in order, changes its transaction's fraud count, and from when on.
+def label_changes(rows: Rows, labels: LabelEvents, limit: int) -> tuple[I64, I64]:
+    """By how much each label, in order, changes the fraud count of its transaction, and from which time on.
 
     Args:
-        labelled_at: (n,) int64, when each label was given, ms. limit: how many label changes of the entity, newest
-            first, are remembered. Others as in `find_duplicates`.
+        limit: how many label changes of the entity, newest first, are compared.
 
     Returns:
-        change: (n,) int64, -1, 0 or 1. since: (n,) int64, at least 1: when it was given, but not before the label that
-        it changes, or the change would count before what it takes back.
+        change: (n,) int64, -1, 0 or 1. since: (n,) int64, at least 1: when the label was given, but not before the
+        label that it changes, because the change must not count before the label that it reverses.
     """
+    entries, start, end = rows.entries, rows.start, rows.end
+    key_of, id_hash = labels.key_of, labels.id_hash
     n = key_of.shape[0]
     change = np.zeros(n, dtype=np.int64)
-    since = np.maximum(labelled_at, 1)
+    since = np.maximum(labels.labelled_at, 1)
     for i in range(n):
         key = key_of[i]
         if key < 0:
@@ -436,10 +448,10 @@ def label_changes(
                     known += change[j]
                     since[i] = max(since[i], since[j])
         for e in range(end[key] - 1, start[key] - 1, -1):
-            if entries[e, 3] > 0 and left > 0:
+            if entries[e, KIND] > TRANSACTION and left > 0:
                 left -= 1
-                if entries[e, 2] == id_hash[i]:
-                    known += entries[e, 1]
-                    since[i] = max(since[i], entries[e, 3])
-        change[i] = (1 if fraud[i] else 0) - known
+                if entries[e, HASH] == id_hash[i]:
+                    known += entries[e, VALUE]
+                    since[i] = max(since[i], entries[e, KIND])
+        change[i] = (1 if labels.fraud[i] else 0) - known
     return change, since

@@ -1,4 +1,4 @@
-"""Folding: the old entries of a long row become panes, exactly as the kernel would have counted them (ADR 0011)."""
+"""Compaction: the old entries of a long row become panes, which count exactly as those entries did (ADR 0011)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,22 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from stream_scorer.features.arguments import Rows
+from stream_scorer.features.pane_kind import pane_is_of_labels, pane_kind, pane_level
 from stream_scorer.features.plan import EntityPlan
-from stream_scorer.state.row_format import NEVER, unpack
+from stream_scorer.state.row_format import (
+    FIELDS,
+    HASH,
+    HEADER,
+    KIND,
+    LABELS_SHIFT,
+    NEVER,
+    PANE,
+    TIME,
+    TRANSACTION,
+    VALUE,
+    unpack,
+)
 from stream_scorer.state.rows import Compaction
 
 I64 = NDArray[np.int64]
@@ -15,20 +29,21 @@ I64 = NDArray[np.int64]
 
 @njit(cache=True, nogil=True)
 def longest_unfolded(limit: int) -> int:
-    """How many entries a row holds one by one before it is folded, the labels it kept when last folded not counted."""
+    """How many single entries a row may have before it is compacted, without the labels that compaction kept."""
     return limit + limit // 4
 
 
 @njit(cache=True, nogil=True)
-def too_long(entries: I64, start: I64, end: I64, limit: int) -> I64:
-    """(j,) int64: which of the rows ``entries[start:end]`` (k of them) should be folded."""
+def too_long(rows: Rows, limit: int) -> I64:
+    """(j,) int64: which rows should be compacted."""
+    entries, start, end = rows.entries, rows.start, rows.end
     found = np.empty(start.shape[0], dtype=np.int64)
     count = 0
     for row in range(start.shape[0]):
         length = end[row] - start[row]
-        if length > longest_unfolded(limit) and entries[start[row], 3] == -1:
-            held = entries[start[row], 1]
-            length -= 1 + (held & 0xFFFFFFFF) + (held >> 32)
+        if length > longest_unfolded(limit) and entries[start[row], KIND] == HEADER:
+            held = entries[start[row], VALUE]
+            length -= 1 + (held & ((1 << LABELS_SHIFT) - 1)) + (held >> LABELS_SHIFT)
         if length > longest_unfolded(limit):
             found[count] = row
             count += 1
@@ -36,80 +51,114 @@ def too_long(entries: I64, start: I64, end: I64, limit: int) -> I64:
 
 
 def fold(row: bytes, entity: EntityPlan, limit: int, past_ms: int) -> Compaction:
-    """What to put in the place of a stored `row`.
+    """The compaction of a stored `row`.
 
     Args:
-        limit: how many transactions, and how many labels, stay entry by entry.
-        past_ms: event time before which nobody will look any more, at a window of no length.
+        limit: how many transactions, and how many labels, stay single entries.
+        past_ms: event time before which no window of length zero looks.
     """
     return Compaction(row, folded(unpack(row), entity, limit, past_ms).tobytes())
 
 
 def folded(entries: I64, entity: EntityPlan, limit: int, past_ms: int) -> I64:
-    """`entries` (k, 4) of a row with all but the newest `limit` transactions and labels in panes: (j, 4)."""
-    return _folded(entries, limit, entity.pane_ms, past_ms - entity.cover_ms)
+    """`entries` (k, 4) of a row, with all but the newest `limit` transactions and labels in panes: (j, 4)."""
+    return _folded(entries, limit, entity.pane_levels.width_ms, past_ms - entity.cover_ms)
 
 
 def warm() -> None:
     """Compile, or load from the cache."""
     none = np.zeros(0, dtype=np.int64)
-    _folded(none.reshape(0, 4), 1, none, none)
-    too_long(none.reshape(0, 4), none, none, 1)
+    _folded(none.reshape(0, FIELDS), 1, none, none)
+    too_long(Rows(none.reshape(0, FIELDS), none, none), 1)
 
 
 @njit(cache=True, nogil=True)
 def _folded(entries: I64, limit: int, pane_ms: I64, edge: I64) -> I64:
-    """`edge`: (l,) int64, panes of a level that begin at or before it are dropped."""
+    """Compact one row.
+
+    Args:
+        pane_ms: (l,) int64, the width of the panes of each level. edge: (l,) int64, panes of a level that begin at or
+            before it are dropped.
+    """
+    k = entries.shape[0]
+    old, panes, labels = _old_entries(entries, limit)
+    olds = np.sum(old)
+    out = np.empty((1 + panes + olds * pane_ms.shape[0] + k, FIELDS), dtype=np.int64)
+    end = 1
+    for level in range(pane_ms.shape[0]):
+        for of_labels in range(2):
+            end = _add_panes(out, end, entries, old, panes, (level, of_labels, pane_ms[level], edge[level]))
+    seen = entries[0, HASH] if k > 0 and entries[0, KIND] == HEADER else 0
+    out[0, TIME], out[0, VALUE], out[0, HASH], out[0, KIND] = (
+        NEVER,
+        end - 1 + (labels << LABELS_SHIFT),
+        seen + olds,
+        HEADER,
+    )
+    for e in range(k):
+        if entries[e, KIND] >= TRANSACTION and not old[e]:
+            out[end] = entries[e]
+            end += 1
+    return out[:end]
+
+
+@njit(cache=True, nogil=True)
+def _old_entries(entries: I64, limit: int) -> tuple[NDArray[np.bool_], int, int]:
+    """(k,) bool, the entries that become panes; the length of header and panes; and the number of labels that stay."""
     k = entries.shape[0]
     old = np.zeros(k, dtype=np.bool_)
-    left, labels_left, olds, labels, panes = limit, limit, 0, 0, 0
+    left, labels_left, labels, panes = limit, limit, 0, 0
     for e in range(k - 1, -1, -1):
-        kind = entries[e, 3]
-        if kind == 0:
+        kind = entries[e, KIND]
+        if kind == TRANSACTION:
             old[e] = left <= 0
             left -= 1
-        elif kind > 0:
+        elif kind > TRANSACTION:
             old[e] = labels_left <= 0
             labels_left -= 1
             labels += not old[e]
         else:
             panes += 1
-        olds += old[e]
-    out = np.empty((1 + panes + olds * pane_ms.shape[0] + k, 4), dtype=np.int64)
-    end = 1
-    for level in range(pane_ms.shape[0]):
-        width = pane_ms[level]
-        for of_labels in range(2):
-            code = 2 * level + of_labels
-            first = end
-            # A row's panes of one kind stand in the order of their time.
-            for e in range(panes):
-                if (-2 - entries[e, 3]) & 255 == code and entries[e, 3] < -1 and entries[e, 0] > edge[level]:
-                    out[end] = entries[e]
-                    end += 1
-            for e in range(panes, k):
-                if not old[e] or (entries[e, 3] > 0) != (of_labels == 1):
-                    continue
-                begin = entries[e, 0] // width * width
-                if begin <= edge[level]:
-                    continue
-                place = end
-                while place > first and out[place - 1, 0] > begin:
-                    place -= 1
-                kind = -2 - code - ((entries[e, 0] - begin) << 8)
-                if place > first and out[place - 1, 0] == begin:
-                    out[place - 1, 1] += entries[e, 1]
-                    out[place - 1, 2] += 1
-                    out[place - 1, 3] = min(out[place - 1, 3], kind)
-                    continue
-                for after in range(end, place, -1):
-                    out[after] = out[after - 1]
-                out[place, 0], out[place, 1], out[place, 2], out[place, 3] = begin, entries[e, 1], 1, kind
-                end += 1
-    seen = entries[0, 2] if k > 0 and entries[0, 3] == -1 else 0
-    out[0, 0], out[0, 1], out[0, 2], out[0, 3] = NEVER, (end - 1) + (labels << 32), seen + olds, -1
-    for e in range(k):
-        if entries[e, 3] >= 0 and not old[e]:
+    return old, panes, labels
+
+
+@njit(cache=True, nogil=True)
+def _add_panes(
+    out: I64, end: int, entries: I64, old: NDArray[np.bool_], panes: int, kind_of: tuple[int, int, int, int]
+) -> int:
+    """Append the panes of one kind to ``out[:end]``; return the new end.
+
+    Args:
+        panes: the length of header and panes at the beginning of `entries`. old: (k,) bool, from `_old_entries`.
+        kind_of: level, whether of labels (0 or 1), width of the panes, and the start up to which they are dropped.
+    """
+    level, of_labels, width, edge = kind_of
+    first = end
+    # The panes of one kind are sorted by time.
+    for e in range(panes):
+        kind = entries[e, KIND]
+        of_kind = kind <= PANE and pane_level(kind) == level and pane_is_of_labels(kind) == (of_labels == 1)
+        if of_kind and entries[e, TIME] > edge:
             out[end] = entries[e]
             end += 1
-    return out[:end]
+    for e in range(panes, entries.shape[0]):
+        if not old[e] or (entries[e, KIND] > TRANSACTION) != (of_labels == 1):
+            continue
+        begin = entries[e, TIME] // width * width
+        if begin <= edge:
+            continue
+        place = end
+        while place > first and out[place - 1, TIME] > begin:
+            place -= 1
+        kind = pane_kind(level, of_labels, entries[e, TIME] - begin)
+        if place > first and out[place - 1, TIME] == begin:
+            out[place - 1, VALUE] += entries[e, VALUE]
+            out[place - 1, HASH] += 1
+            # The lowest kind is that of the latest entry.
+            out[place - 1, KIND] = min(out[place - 1, KIND], kind)
+            continue
+        for after in range(end, place, -1):
+            out[after] = out[after - 1]
+        out[place, TIME], out[place, VALUE], out[place, HASH], out[place, KIND] = begin, entries[e, VALUE], 1, kind
+        end += 1
+    return end

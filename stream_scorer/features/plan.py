@@ -1,4 +1,4 @@
-"""What a spec asks of the kernel: per entity, which windows; per feature, which accumulator it reads."""
+"""The plan of a spec for the kernel: the windows of each entity, and the window that each feature reads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.features.arguments import PaneLevels, Windows
 from stream_scorer.spec.conditions import Conditions, compile_conditions
 from stream_scorer.spec.model import (
     LABELLED,
@@ -18,59 +19,63 @@ from stream_scorer.spec.model import (
     duration_ms,
 )
 
-# An entity, the conditions under which its transactions count, and the field that stands in place of the amount.
+# An entity, the conditions under which its transactions count, and the field that replaces the amount.
 _RowKind = tuple[str, Conditions, str | None]
-# Panes in a window: what two of them hold is the most that an old entry near the window's edges can be miscounted by.
+# Panes per window. An old entry near an edge of the window can be missed by at most the contents of two panes.
 PANES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class EntityPlan:
-    """The windows one entity's rows are scanned for.
+    """The windows for which one entity's rows are scanned.
 
     Attributes:
-        window_ms, delay_ms: (m,) int64. include_current: (m,) bool.
-        horizon_ms: how far back an event still counts for `since_last` and `is_new`, and in any window.
-        takes_labels: whether labels are kept in this entity's rows.
-        spread: whether a feature asks for the least, the greatest or the deviation of values.
-        where: what counts in these rows.
-        of: the field whose values stand in the rows in place of the amount, to count the distinct ones.
-        level_of: (m,) int64, each window's level of panes. pane_ms, cover_ms: (l,) int64, the width of a level's panes
-            and how far back they are looked at. last_level: the level that reaches back to the horizon.
+        windows: the m windows, and how far back an event counts for `since_last` and `is_new`, or in any window.
+        takes_labels: whether these rows hold labels.
+        spread: whether a feature asks for the minimum, maximum or deviation of values.
+        where: the conditions that transactions in these rows meet.
+        of: the field whose values replace the amount in these rows, to count distinct values.
+        pane_levels: the level of each window, and the width of the panes of each level.
+        cover_ms: (l,) int64, how far back the panes of each level are looked at.
     """
 
     name: str
-    window_ms: NDArray[np.int64]
-    delay_ms: NDArray[np.int64]
-    include_current: NDArray[np.bool_]
-    horizon_ms: int
+    windows: Windows
     takes_labels: bool
     spread: bool
     where: Conditions = ()
     of: str | None = None
-    level_of: NDArray[np.int64] = field(init=False)
-    pane_ms: NDArray[np.int64] = field(init=False)
+    pane_levels: PaneLevels = field(init=False)
     cover_ms: NDArray[np.int64] = field(init=False)
-    last_level: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Levels of panes: one for each length of window, and one that reaches back to the horizon."""
-        reach = self.window_ms + self.delay_ms
-        wide = np.append(self.window_ms, self.window_ms[reach.argmax()] if len(reach) else self.horizon_ms)
-        pane_ms, level_of = np.unique(-(-wide // PANES), return_inverse=True)
-        cover_ms = np.zeros(len(pane_ms), dtype=np.int64)
-        np.maximum.at(cover_ms, level_of, np.append(reach, self.horizon_ms))
-        for name, made in (("level_of", level_of[:-1]), ("pane_ms", pane_ms), ("cover_ms", cover_ms)):
-            object.__setattr__(self, name, made.astype(np.int64))
-        object.__setattr__(self, "last_level", int(level_of[-1]))
+        """Assign the levels of panes: one per length of window, and one that covers the horizon."""
+        window_ms, delay_ms, _, horizon_ms = self.windows
+        reach = window_ms + delay_ms
+        wide = np.append(window_ms, window_ms[reach.argmax()] if len(reach) else horizon_ms)
+        width_ms, level_of = np.unique(-(-wide // PANES), return_inverse=True)
+        cover_ms = np.zeros(len(width_ms), dtype=np.int64)
+        np.maximum.at(cover_ms, level_of, np.append(reach, horizon_ms))
+        levels = PaneLevels(level_of[:-1].astype(np.int64), width_ms.astype(np.int64), int(level_of[-1]))
+        object.__setattr__(self, "pane_levels", levels)
+        object.__setattr__(self, "cover_ms", cover_ms)
+
+    @property
+    def horizon_ms(self) -> int:
+        """How far back an event counts."""
+        return self.windows.horizon_ms
 
 
 @dataclass(frozen=True, slots=True)
 class FeaturePlan:
-    """Entities in declared order, then one more for whatever of an entity is kept apart: counted under conditions, or
-    with another field as value.
+    """What the engine computes.
 
-    `view_columns` has ``(feature, entity index, window index)`` of each view feature.
+    Attributes:
+        entities: in declared order, then one more for views that need rows of their own, because they count under
+            conditions or have another field as value.
+        view_columns: ``(feature, entity index, window index)`` of each view feature.
+        partition_entity: index of the entity of the partition key, -1 for none.
+        row_entries: how many transactions, and how many labels, of a row count exactly.
     """
 
     entities: list[EntityPlan]
@@ -85,9 +90,9 @@ class FeaturePlan:
 
 
 def make_plan(checked: CheckedSpec) -> FeaturePlan:
-    """Compile `checked` into arrays the kernel can loop over; equal windows of an entity are scanned once."""
+    """Compile `checked` into arrays for the kernel. Equal windows of an entity are scanned once."""
     spec = checked.spec
-    # Rows hold no fields: what is counted under conditions, or of other values, has rows of its own.
+    # Rows hold no fields, so views with conditions or with other values have rows of their own.
     names: list[_RowKind] = [(name, (), None) for name in spec.entities]
     for view in spec.views:
         kind = _row_kind(spec, view)
@@ -108,15 +113,17 @@ def make_plan(checked: CheckedSpec) -> FeaturePlan:
     plans = []
     for entity, (name, where, of) in enumerate(names):
         keys = list(windows[entity])
-        # Without any window an entity still remembers for 30 days who was seen: `is_new` needs a bound.
+        # Without a window, rows still reach back 30 days, because `is_new` needs a bound.
         horizon = max([w + d for w, d, _ in keys], default=duration_ms("30d"))
         plans.append(
             EntityPlan(
                 name=name,
-                window_ms=np.array([k[0] for k in keys], dtype=np.int64),
-                delay_ms=np.array([k[1] for k in keys], dtype=np.int64),
-                include_current=np.array([k[2] for k in keys], dtype=np.bool_),
-                horizon_ms=horizon,
+                windows=Windows(
+                    window_ms=np.array([k[0] for k in keys], dtype=np.int64),
+                    delay_ms=np.array([k[1] for k in keys], dtype=np.int64),
+                    include_current=np.array([k[2] for k in keys], dtype=np.bool_),
+                    horizon_ms=horizon,
+                ),
                 takes_labels=labelled[entity],
                 spread=spread[entity],
                 where=where,

@@ -1,149 +1,155 @@
-"""The kernel's results, computed the plain way: one event at a time with numpy masks. Slow, obvious, for tests."""
+"""The results of the kernel, computed one event at a time with numpy masks. Slow and simple, for tests."""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stream_scorer.features.arguments import Events, PaneLevels, Rows, Windows
+from stream_scorer.state.row_format import (
+    FIELDS,
+    HASH,
+    KIND,
+    PANE,
+    TIME,
+    TRANSACTION,
+    VALUE,
+    pane_delay,
+    pane_is_of_labels,
+    pane_level,
+)
 
 I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
 def scan_windows(
-    entries: I64,
-    start: I64,
-    end: I64,
-    key_of: I64,
-    time: I64,
-    value: I64,
-    duplicate: NDArray[np.bool_],
-    window_ms: I64,
-    delay_ms: I64,
-    include_current: NDArray[np.bool_],
-    horizon_ms: int,
-    limit: int,
-    level_of: I64,
-    pane_ms: I64,
-    last_level: int,
+    rows: Rows, events: Events, windows: Windows, panes: PaneLevels, limit: int
 ) -> tuple[I64, I64, I64, I64]:
     """As `stream_scorer.features.kernel.scan_windows`, argument for argument."""
-    n, m = len(key_of), len(window_ms)
+    n, m = len(events.key_of), len(windows.window_ms)
     count, total, fraud = (np.zeros((n, m), dtype=np.int64) for _ in range(3))
     last = np.full(n, -1, dtype=np.int64)
-    rows = {key: [tuple(e) for e in entries[start[key] : end[key]].tolist()] for key in range(len(start))}
+    held = _as_lists(rows)
     for i in range(n):
-        key = int(key_of[i])
+        key, t = int(events.key_of[i]), int(events.time[i])
         if key < 0:
             continue
-        t = int(time[i])
-        seen = np.array(rows[key], dtype=np.int64).reshape(-1, 4)
-        kind = seen[:, 3]
-        exact = np.zeros(len(seen), dtype=np.bool_)
-        for which in (np.flatnonzero(kind == 0), np.flatnonzero(kind > 0)):
-            exact[which[max(len(which) - limit, 0) :]] = True
-        is_pane = kind < -1
-        code = np.where(is_pane, (-2 - kind) % 256, 0)
-        is_transaction = (kind == 0) | is_pane & (code % 2 == 0)
-        is_label = (kind > 0) | is_pane & (code % 2 == 1)
-        number = np.where(is_pane, seen[:, 2], 1)
-        latest = seen[:, 0] + np.where(is_pane, (-2 - kind) // 256, 0)
-        given = ~exact | (kind <= t)
-        row = seen[:, 0], latest, np.where(is_pane, code // 2, -1)
-
-        def visible(
-            low: int, high: int, level: int, which: Flags, exact: Flags = exact, row: tuple[I64, ...] = row
-        ) -> Flags:
-            """Of `which`, what counts in ``(low, high]``: exact entries by their time, old ones by their panes."""
-            when, latest, of_level = row
-            old = which & ~exact & ((of_level == -1) | (of_level == level))
-            begin = when // pane_ms[level] * pane_ms[level]
-            finish = begin + pane_ms[level] - 1
-            whole = old & (begin > low) & (finish <= high)
-            cut = old & (begin > low) & (begin <= high + 1) & (finish > high)
-            if latest[cut].max(initial=0) > high:
-                cut = np.zeros_like(cut)
-            inside: Flags = which & exact & (when > low) & (when <= high) | whole | cut
-            return inside
-
-        last[i] = latest[visible(t - horizon_ms, t, last_level, is_transaction)].max(initial=-1)
+        seen = _Entries.of(np.array(held[key], dtype=np.int64).reshape(-1, FIELDS), limit)
+        recent = seen.visible(seen.is_transaction, (t - windows.horizon_ms, t), panes.last_level, panes)
+        last[i] = seen.latest[recent].max(initial=-1)
         for w in range(m):
-            high = t - int(delay_ms[w])
-            low = high - int(window_ms[w])
-            counted = visible(low, high, int(level_of[w]), is_transaction)
-            labelled = visible(low, high, int(level_of[w]), is_label) & given
-            current = bool(include_current[w]) and delay_ms[w] == 0 and not duplicate[i]
-            count[i, w] = number[counted].sum() + current
-            total[i, w] = seen[counted, 1].sum() + (int(value[i]) if current else 0)
-            fraud[i, w] = seen[labelled, 1].sum()
-        if not duplicate[i]:
-            rows[key].append((t, int(value[i]), 0, 0))
+            high = t - int(windows.delay_ms[w])
+            window, level = (high - int(windows.window_ms[w]), high), int(panes.level_of[w])
+            counted = seen.visible(seen.is_transaction, window, level, panes)
+            labelled = seen.visible(seen.is_label, window, level, panes) & (~seen.exact | (seen.kind <= t))
+            current = bool(windows.include_current[w]) and windows.delay_ms[w] == 0 and not events.duplicate[i]
+            count[i, w] = seen.number[counted].sum() + current
+            total[i, w] = seen.value[counted].sum() + (int(events.value[i]) if current else 0)
+            fraud[i, w] = seen.value[labelled].sum()
+        if not events.duplicate[i]:
+            held[key].append((t, int(events.value[i]), 0, TRANSACTION))
     return count, total, fraud, last
 
 
+class _Entries(NamedTuple):
+    """The entries of one row, as columns (k,).
+
+    exact: whether the entry counts by its own time. level: of a pane, else -1. number: how many transactions it counts.
+    latest: its time, or the latest time in the pane.
+    """
+
+    time: I64
+    value: I64
+    kind: I64
+    exact: Flags
+    is_transaction: Flags
+    is_label: Flags
+    level: I64
+    number: I64
+    latest: I64
+
+    @classmethod
+    def of(cls, entries: I64, limit: int) -> _Entries:
+        """`entries` (k, 4), of which the newest `limit` transactions and labels are exact."""
+        time, kind = entries[:, TIME], entries[:, KIND]
+        exact = np.zeros(len(entries), dtype=np.bool_)
+        for which in (np.flatnonzero(kind == TRANSACTION), np.flatnonzero(kind > TRANSACTION)):
+            exact[which[max(len(which) - limit, 0) :]] = True
+        is_pane, of_labels = kind <= PANE, np.asarray(pane_is_of_labels(kind))
+        return cls(
+            time,
+            entries[:, VALUE],
+            kind,
+            exact,
+            (kind == TRANSACTION) | (is_pane & ~of_labels),
+            (kind > TRANSACTION) | (is_pane & of_labels),
+            np.where(is_pane, pane_level(kind), -1),
+            np.where(is_pane, entries[:, HASH], 1),
+            time + np.where(is_pane, pane_delay(kind), 0),
+        )
+
+    def visible(self, which: Flags, window: tuple[int, int], level: int, panes: PaneLevels) -> Flags:
+        """Those of `which` that count in ``(low, high]``: exact entries by their time, old ones by their panes."""
+        low, high = window
+        width = panes.width_ms[level]
+        old = which & ~self.exact & ((self.level == -1) | (self.level == level))
+        begin = self.time // width * width
+        finish = begin + width - 1
+        whole = old & (begin > low) & (finish <= high)
+        cut = old & (begin > low) & (begin <= high + 1) & (finish > high)
+        if self.latest[cut].max(initial=0) > high:
+            cut = np.zeros_like(cut)
+        return np.asarray(which & self.exact & (self.time > low) & (self.time <= high) | whole | cut, np.bool_)
+
+
 def scan_spread(
-    entries: I64,
-    start: I64,
-    end: I64,
-    key_of: I64,
-    time: I64,
-    value: I64,
-    duplicate: NDArray[np.bool_],
-    window_ms: I64,
-    delay_ms: I64,
-    include_current: NDArray[np.bool_],
-    horizon_ms: int,
-    limit: int,
+    rows: Rows, events: Events, windows: Windows, limit: int
 ) -> tuple[list[list[int | None]], list[list[int | None]], list[list[Fraction | None]]]:
-    """Least, greatest and exact variance (None of nothing) of every window, in Python's unbounded numbers."""
-    found = _inside(
-        entries, start, end, key_of, time, value, duplicate, window_ms, delay_ms, include_current, horizon_ms, limit
-    )
+    """Minimum, maximum and exact variance (None without values) of every window, in unbounded numbers."""
+    found = _inside(rows, events, windows, limit)
     least = [[min(values) if values else None for values in each] for each in found]
     greatest = [[max(values) if values else None for values in each] for each in found]
     return least, greatest, [[_variance(values) if values else None for values in each] for each in found]
 
 
-def scan_distinct(*arguments: Any) -> list[list[int]]:
+def scan_distinct(rows: Rows, events: Events, windows: Windows, limit: int) -> list[list[int]]:
     """As `stream_scorer.features.kernel.scan_distinct`, argument for argument."""
-    return [[len(set(values)) for values in each] for each in _inside(*arguments)]
+    return [[len(set(values)) for values in each] for each in _inside(rows, events, windows, limit)]
 
 
-def _inside(
-    entries: I64,
-    start: I64,
-    end: I64,
-    key_of: I64,
-    time: I64,
-    value: I64,
-    duplicate: NDArray[np.bool_],
-    window_ms: I64,
-    delay_ms: I64,
-    include_current: NDArray[np.bool_],
-    horizon_ms: int,
-    limit: int,
-) -> list[list[list[int]]]:
+def _inside(rows: Rows, events: Events, windows: Windows, limit: int) -> list[list[list[int]]]:
     """Per event and window, the values of the newest `limit` transactions in it."""
     out: list[list[list[int]]] = []
-    # What it counts are transactions: neither labels nor panes.
-    rows = {key: [tuple(e) for e in entries[start[key] : end[key]].tolist() if e[3] == 0] for key in range(len(start))}
-    for i in range(len(key_of)):
-        key, t = int(key_of[i]), int(time[i])
-        seen = rows[key][-limit:] if key >= 0 else []
+    # Neither labels nor panes.
+    held = [[entry for entry in row if entry[KIND] == TRANSACTION] for row in _as_lists(rows)]
+    for i in range(len(events.key_of)):
+        key, t, value = int(events.key_of[i]), int(events.time[i]), int(events.value[i])
+        seen = held[key][-limit:] if key >= 0 else []
         found: list[list[int]] = []
-        for w in range(len(window_ms)):
-            high = t - int(delay_ms[w])
-            low = max(high - int(window_ms[w]), t - horizon_ms)
-            inside = [v for when, v, _, _ in seen if low < when <= high]
-            if key >= 0 and include_current[w] and delay_ms[w] == 0 and not duplicate[i]:
-                inside.append(int(value[i]))
+        for w in range(len(windows.window_ms)):
+            high = t - int(windows.delay_ms[w])
+            low = max(high - int(windows.window_ms[w]), t - windows.horizon_ms)
+            inside = [entry[VALUE] for entry in seen if low < entry[TIME] <= high]
+            current = windows.include_current[w] and windows.delay_ms[w] == 0 and not events.duplicate[i]
+            if key >= 0 and current:
+                inside.append(value)
             found.append(inside)
         out.append(found)
-        if key >= 0 and not duplicate[i]:
-            rows[key].append((t, int(value[i]), 0, 0))
+        if key >= 0 and not events.duplicate[i]:
+            held[key].append((t, value, 0, TRANSACTION))
     return out
+
+
+def _as_lists(rows: Rows) -> list[list[tuple[int, ...]]]:
+    """The entries of each row."""
+    return [
+        [tuple(entry) for entry in rows.entries[start:end].tolist()]
+        for start, end in zip(rows.start, rows.end, strict=True)
+    ]
 
 
 def _variance(values: list[int]) -> Fraction:

@@ -22,6 +22,7 @@ The offsets applied to the rows are stored beside them, per source partition, as
 next offset, event-time watermark (ms), and target offset of a rebuild.
 
 Python and numba import the constants. Lua scripts receive them from `stream_scorer.state.scripts`.
+numba caches compiled kernels and does not notice a change of this file: delete its cache after a change (ADR 0021).
 
 `LAYOUT_VERSION` is part of every row key and not of the row: an append needs no header check, and rows of two versions
 can exist side by side during an upgrade. Increase it with every change of this format; features are then rebuilt.
@@ -30,6 +31,7 @@ can exist side by side during an upgrade. Increase it with every change of this 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,8 +88,28 @@ def latest(entries: I64) -> int:
     """The newest event time (ms) in the `entries` (n, 4) of a row, panes included; -1 for none."""
     kind = entries[:, KIND]
     # Only panes have a kind of `PANE` or below; a header has no event time.
-    times = (entries[:, TIME] + np.where(kind <= PANE, (PANE - kind) // PANE_CODES, 0))[kind != HEADER]
+    times = (entries[:, TIME] + np.where(kind <= PANE, pane_delay(kind), 0))[kind != HEADER]
     return int(times.max(initial=-1))
+
+
+def pane_kind(level: int, of_labels: int, delay_ms: int) -> int:
+    """The kind of a pane of transactions (0) or labels (1), whose latest entry is `delay_ms` after its start."""
+    return PANE - (2 * level + of_labels) - (delay_ms << PANE_CODE_BITS)
+
+
+def pane_level(kind: Any) -> Any:
+    """The level of a pane; of one kind or an array."""
+    return ((PANE - kind) & (PANE_CODES - 1)) >> 1
+
+
+def pane_is_of_labels(kind: Any) -> Any:
+    """Whether a pane counts labels, not transactions; of one kind or an array."""
+    return (PANE - kind) & 1 == 1
+
+
+def pane_delay(kind: Any) -> Any:
+    """How long after the start of a pane its latest entry is (ms); of one kind or an array."""
+    return (PANE - kind) >> PANE_CODE_BITS
 
 
 def lua_constants() -> dict[str, int | str]:

@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_scorer.features import kernel, reference
+from stream_scorer.features.arguments import Events, PaneLevels, Rows, Windows
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import take_labels, take_transactions
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
+from stream_scorer.state.row_format import VALUE
 from stream_scorer.state.rows import MemoryRowStore
 
 SPEC = parse_spec("""
@@ -70,45 +72,29 @@ def rows_and_events(draw):
     is_pane = entries[:, 3] < -1
     width = pane_ms[((-2 - entries[is_pane, 3]) % 256) // 2]
     entries[is_pane, 0] = entries[is_pane, 0] // width * width
-    return {
-        "entries": entries,
-        "start": end - np.array(lengths, dtype=np.int64),
-        "end": end,
-        "key_of": rng.integers(-1, k, n),
-        "time": rng.integers(0, 60, n),
-        "value": rng.integers(0, 500, n),
-        "duplicate": rng.random(n) < 0.2,
-        "window_ms": window_ms,
-        "delay_ms": rng.integers(0, 2, m) * rng.integers(0, 20, m),
-        "include_current": rng.random(m) < 0.5,
-        "horizon_ms": 60,
-        "limit": draw(st.integers(1, 16)),
-        "level_of": level_of,
-        "pane_ms": pane_ms,
-        "last_level": int(rng.integers(0, levels)),
-    }
-
-
-def without_panes(case):
-    return {name: value for name, value in case.items() if name not in ("level_of", "pane_ms", "last_level")}
+    rows = Rows(entries, end - np.array(lengths, dtype=np.int64), end)
+    events = Events(rng.integers(-1, k, n), rng.integers(0, 60, n), rng.integers(0, 500, n), rng.random(n) < 0.2)
+    windows = Windows(window_ms, rng.integers(0, 2, m) * rng.integers(0, 20, m), rng.random(m) < 0.5, 60)
+    panes = PaneLevels(level_of, pane_ms, int(rng.integers(0, levels)))
+    return rows, events, windows, panes, draw(st.integers(1, 16))
 
 
 @given(rows_and_events())
 @settings(max_examples=150, deadline=None)
 def test_kernel_equals_the_numpy_reference(case):
-    for ours, theirs in zip(kernel.scan_windows(**case), reference.scan_windows(**case), strict=True):
+    for ours, theirs in zip(kernel.scan_windows(*case), reference.scan_windows(*case), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @given(rows_and_events(), st.sampled_from([1, 10**6, 10**11]))
 @settings(max_examples=150, deadline=None)
 def test_the_spread_of_values_equals_that_of_unbounded_numbers(case, size):
-    case["entries"][:, 1] *= size
-    case["value"] = case["value"] * size
-    case = without_panes(case)
-    count, least, greatest, squares = kernel.scan_spread(**case)
-    for i, (low, high, variance) in enumerate(zip(*reference.scan_spread(**case), strict=True)):
-        for w in range(len(case["window_ms"])):
+    rows, events, windows, _, limit = case
+    rows.entries[:, VALUE] *= size
+    arguments = rows, events._replace(value=events.value * size), windows, limit
+    count, least, greatest, squares = kernel.scan_spread(*arguments)
+    for i, (low, high, variance) in enumerate(zip(*reference.scan_spread(*arguments), strict=True)):
+        for w in range(len(windows.window_ms)):
             assert (count[i, w] > 0) == (low[w] is not None)
             if count[i, w]:
                 assert (least[i, w], greatest[i, w]) == (low[w], high[w])
@@ -118,11 +104,10 @@ def test_the_spread_of_values_equals_that_of_unbounded_numbers(case, size):
 @given(rows_and_events())
 @settings(max_examples=150, deadline=None)
 def test_distinct_values_are_counted_as_sets_count_them(case):
-    case = without_panes(case)
-    case["entries"][:, 1] //= 100
-    case["value"] = case["value"] // 100
-    found = kernel.scan_distinct(**case)
-    assert found.tolist() == reference.scan_distinct(*case.values())
+    rows, events, windows, _, limit = case
+    rows.entries[:, VALUE] //= 100
+    arguments = rows, events._replace(value=events.value // 100), windows, limit
+    assert kernel.scan_distinct(*arguments).tolist() == reference.scan_distinct(*arguments)
 
 
 def test_the_spread_of_many_small_deviations_does_not_drown_in_their_parts():
@@ -130,12 +115,10 @@ def test_the_spread_of_many_small_deviations_does_not_drown_in_their_parts():
     n = 500
     value = random.integers(0, 20_000, n)
     entries = np.column_stack([np.arange(n), value, np.arange(n), np.zeros(n, np.int64)]).astype(np.int64)
-    case = {
-        "entries": entries, "start": np.array([0]), "end": np.array([n]), "key_of": np.array([0]),
-        "time": np.array([n]), "value": np.array([7]), "duplicate": np.array([True]), "window_ms": np.array([2 * n]),
-        "delay_ms": np.array([0]), "include_current": np.array([True]), "horizon_ms": 2 * n, "limit": n,
-    }  # fmt: skip
-    _, _, _, squares = kernel.scan_spread(**case)
+    rows = Rows(entries, np.array([0]), np.array([n]))
+    events = Events(np.array([0]), np.array([n]), np.array([7]), np.array([True]))
+    windows = Windows(np.array([2 * n]), np.array([0]), np.array([True]), 2 * n)
+    _, _, _, squares = kernel.scan_spread(rows, events, windows, n)
     assert squares[0, 0] / n == pytest.approx(float(np.var(value)), rel=1e-13)
 
 

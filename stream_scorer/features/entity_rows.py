@@ -1,0 +1,154 @@
+"""The rows of one entity in a micro-batch: stored entries, updates in flight, and what the batch adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.features import kernel, panes
+from stream_scorer.features.arguments import LabelEvents, Rows
+from stream_scorer.features.plan import EntityPlan
+from stream_scorer.positions import Span
+from stream_scorer.serde.decoder import Labels
+from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, pack, to_bytes, unpack
+from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, WITNESS_PERIOD_MS, Compaction, RowUpdate
+
+I64 = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+# An update in flight, and which of its entries the stored rows lack: all (True), or a mask.
+Pending = tuple[RowUpdate, Flags | bool]
+
+
+@dataclass(slots=True)
+class EntityRows:
+    """The rows of one entity in a micro-batch.
+
+    Attributes:
+        plan: the entity's plan. keys: k row keys. first: the index of the first of them among all keys of the batch.
+        key_of: (n,) int64, the row of each transaction, -1 for none. label_key_of: likewise of each label.
+        rows: stored rows with the updates in flight, and with the batch's labels.
+        newest: (k,) int64, the witness period of each row's last entry before this batch, -1 for an empty row.
+    """
+
+    plan: EntityPlan
+    keys: list[bytes]
+    first: int
+    key_of: I64
+    label_key_of: I64
+    rows: Rows = field(init=False)
+    newest: I64 = field(init=False)
+
+    def stack(self, stored: Sequence[bytes | None], pending: Sequence[Pending]) -> None:
+        """Put the updates in flight on top of the `stored` rows of all keys of the batch."""
+        mine = stored[self.first : self.first + len(self.keys)]
+        self.rows = stack(self.keys, mine, pending)
+        self.newest = _newest_period(self.rows)
+
+    def compactions(
+        self, stored: Sequence[bytes | None], pending: Sequence[Pending], limit: int, past_ms: int
+    ) -> dict[bytes, Compaction]:
+        """The rows that have become too long, unless an update in flight already shortens them."""
+        out = {}
+        for place in panes.too_long(self.rows, limit).tolist():
+            key, row = self.keys[place], stored[self.first + place]
+            if row is not None and not any(key in update.compactions for update, _ in pending):
+                out[key] = panes.fold(row, self.plan, limit, past_ms)
+        return out
+
+    def add_labels(self, labels: Labels, limit: int) -> tuple[I64, I64]:
+        """Append the labels that change a fraud count; return their entries (c, 4), and which labels (c,) they are."""
+        given = LabelEvents(self.label_key_of, labels.id_hash, labels.fraud, labels.labelled_at)
+        change, since = kernel.label_changes(self.rows, given, limit)
+        which = np.flatnonzero(change)
+        entries = pack(labels.event_time[which], change[which], labels.id_hash[which])
+        entries[:, KIND] = since[which]
+        self.rows = _append(self.rows, self.label_key_of[which], entries)
+        return entries, which
+
+
+class UpdateBuilder:
+    """Collects the entries that a micro-batch adds, per entity, into one update."""
+
+    def __init__(self) -> None:
+        self._keys: list[I64] = []
+        self._entries: list[I64] = []
+        self._spans: list[I64] = []
+        self._offsets: list[I64] = []
+        self._opens: list[NDArray[np.int8]] = []
+
+    def add(self, entity: EntityRows, key_of: I64, entries: I64, span_of: I64, offset: I64) -> None:
+        """Add `entries` (c, 4) to the rows `key_of` (c,) of `entity`; `span_of` and `offset` (c,) are their source."""
+        self._keys.append(key_of + entity.first)
+        self._entries.append(entries)
+        self._spans.append(span_of)
+        self._offsets.append(offset)
+        self._opens.append(_opens(entries[:, TIME], entity.newest[key_of]))
+
+    def build(self, spans: list[Span], keys: list[bytes], compactions: dict[bytes, Compaction]) -> RowUpdate:
+        """The update that covers `spans`; `keys` are all keys of the batch."""
+        none = np.zeros(0, dtype=np.int64)
+        update = RowUpdate.group(
+            spans,
+            keys,
+            np.concatenate([none, *self._keys]),
+            np.concatenate([none.reshape(0, FIELDS), *self._entries]),
+            np.concatenate([none, *self._spans]),
+            np.concatenate([none, *self._offsets]),
+            np.concatenate([none.astype(np.int8), *self._opens]),
+        )
+        update.compactions = compactions
+        return update
+
+
+def intern(ids: Sequence[str | None], known: dict[str, int]) -> I64:
+    """(n,) int64: the index of each id in `known`, which grows; -1 for None."""
+    out = [-1 if i is None else known.setdefault(i, len(known)) for i in ids]
+    return np.array(out, dtype=np.int64)
+
+
+def stack(keys: Sequence[bytes], stored: Sequence[bytes | None], pending: Sequence[Pending]) -> Rows:
+    """The `stored` rows at `keys`, each followed by its entries in flight."""
+    parts = [row or b"" for row in stored]
+    for update, mask in pending:
+        place_of = update.position.get
+        for index, key in enumerate(keys):
+            place = place_of(key)
+            if place is None:
+                continue
+            if mask is True:
+                parts[index] += update.payloads[place]
+            else:
+                assert isinstance(mask, np.ndarray)
+                low, high = int(update.bounds[place]), int(update.bounds[place + 1])
+                parts[index] += to_bytes(update.entries[low:high][mask[low:high]])
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)) // ENTRY_BYTES
+    ends = np.cumsum(lengths)
+    return Rows(unpack(b"".join(parts)), ends - lengths, ends)
+
+
+def _append(rows: Rows, key_of: I64, entries: I64) -> Rows:
+    """`rows` with `entries` (c, 4) at the end of the rows `key_of` (c,)."""
+    if not len(entries):
+        return rows
+    owner = np.concatenate([np.repeat(np.arange(len(rows.start)), rows.end - rows.start), key_of])
+    order = np.argsort(owner, kind="stable")
+    lengths = np.bincount(owner, minlength=len(rows.start))
+    ends = np.cumsum(lengths)
+    return Rows(np.concatenate([rows.entries, entries])[order], ends - lengths, ends)
+
+
+def _newest_period(rows: Rows) -> I64:
+    """(k,) int64: the witness period of each row's last entry, -1 for an empty row."""
+    last = np.full(len(rows.start), -1, dtype=np.int64)
+    filled = rows.end > rows.start
+    last[filled] = rows.entries[rows.end[filled] - 1, TIME] // WITNESS_PERIOD_MS
+    return last
+
+
+def _opens(time: I64, newest: I64) -> NDArray[np.int8]:
+    """(u,) int8 for entries at `time` in rows whose last entry is of the period `newest`: see `RowUpdate.opens`."""
+    opens = np.where(time // WITNESS_PERIOD_MS != newest, OPENS, CONTINUES)
+    return np.where(newest < 0, BEGINS, opens).astype(np.int8)
