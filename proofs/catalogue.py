@@ -101,6 +101,11 @@ PROOFS = {
         300,
         own="kills scorers and leaves their transactions open",
     ),
+    "refusal": Proof(
+        "Redis refuses writes, hangs or breaks connections: no wrong feature is called fresh, scoring goes on",
+        150,
+        own="stops the Redis process and changes its settings",
+    ),
     "features-flush": Proof(
         "lost features are noticed, and rebuilt beside live scoring", 300, own="flushes Redis under live traffic"
     ),

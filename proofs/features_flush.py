@@ -41,7 +41,6 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.errors import StateUnavailable
 from stream_scorer.kafka.load import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.pipeline import processor
 from stream_scorer.records import Contribution, Score
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
@@ -72,7 +71,15 @@ def run(context: Context) -> Result:
     told = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
     result.figures["memory"] = dict(counts) | {k: v for k, v in told.items() if k != "example" or v}
     result.check("in memory: outputs once, rows equal the log, no wrong value is called fresh", verdict.holds)
-    for kind in ("flushed", "flushed_in_rebuild", "row_lost", "row_lost_after_reading", "shard_lost", "unavailable"):
+    for kind in (
+        "flushed",
+        "flushed_in_rebuild",
+        "row_lost",
+        "row_lost_after_reading",
+        "shard_lost",
+        "unavailable",
+        "writes_refused",
+    ):
         result.at_least(kind, counts[kind], max(losses // 20, 1))
     result.at_least("degraded", verdict.degraded, losses)
     if not context.broken:
@@ -83,22 +90,18 @@ def run(context: Context) -> Result:
 def lose_in_memory(context: Context, parts: Parts, losses: int) -> tuple[Verdict, Counter[str]]:
     """One scorer a world, two in every third, from whose reads things go missing."""
     total, counts = Verdict(), Counter[str]()
-    wait, processor.STATE_RETRY_S = processor.STATE_RETRY_S, 0.005
     number = 0
-    try:
-        while counts["losses"] < losses:
-            number += 1
-            seed = context.seed * 100_000 + 70_000 + number
-            rng = random.Random(seed)
-            world = make_world(parts, seed, TRANSACTIONS, 1 + number % 2)
-            _disturb(world, rng, counts)
-            _score(world, rng, ("a", "b") if number % 3 == 0 else ("a",))
-            counts["worlds"] += 1
-            total.add(verify(world), f"seed {seed}")
-            if number % 10 == 0:
-                context.say(f"{counts['losses']} losses in {number} worlds, {total.features:,} features compared")
-    finally:
-        processor.STATE_RETRY_S = wait
+    while counts["losses"] < losses:
+        number += 1
+        seed = context.seed * 100_000 + 70_000 + number
+        rng = random.Random(seed)
+        world = make_world(parts, seed, TRANSACTIONS, 1 + number % 2)
+        _disturb(world, rng, counts)
+        _score(world, rng, ("a", "b") if number % 3 == 0 else ("a",))
+        counts["worlds"] += 1
+        total.add(verify(world), f"seed {seed}")
+        if number % 10 == 0:
+            context.say(f"{counts['losses']} losses in {number} worlds, {total.features:,} features compared")
     return total, counts
 
 
@@ -128,6 +131,7 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
     broker = world.broker
     left = LOSSES_A_WORLD
     until, silent = rng.randint(3, 20), 0
+    refusing = 0
     lock = threading.Lock()
 
     def lag() -> int:
@@ -136,9 +140,20 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
     # Set while the next update that finds one of its rows there shall lose it.
     doomed = False
 
+    def refuse() -> None:
+        nonlocal refusing
+        if refusing:
+            refusing -= 1
+            raise StateUnavailable("writes are refused for a while")
+
+    def on_probe() -> None:
+        with lock:
+            refuse()
+
     def on_apply(keys: Sequence[bytes]) -> None:
         nonlocal doomed
         with lock:
+            refuse()
             present = [key for key in keys if key in world.server_of(key).rows]
             if doomed and present and lag() >= LEAST_LAG:
                 key = rng.choice(present)
@@ -148,7 +163,7 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
                 counts["losses"] += 1
 
     def on_read(keys: Sequence[bytes]) -> None:
-        nonlocal left, until, silent, doomed
+        nonlocal left, until, silent, doomed, refusing
         with lock:
             if silent:
                 silent -= 1
@@ -163,7 +178,7 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
                 left = 0
                 return
             until = rng.randint(2, 12)
-            kinds = ["flushed", "row_lost", "row_lost_after_reading", "unavailable"]
+            kinds = ["flushed", "row_lost", "row_lost_after_reading", "unavailable", "writes_refused"]
             what = rng.choice(kinds + ["shard_lost"] * (world.sharding is not None))
             if what == "row_lost_after_reading":
                 doomed = True
@@ -178,6 +193,8 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
             elif what == "shard_lost":
                 rng.choice(world.servers).flush()
                 counts["shard_lost_in_rebuild"] += rebuilding
+            elif what == "writes_refused":
+                refusing = rng.randint(1, 12)
             elif what == "flushed":
                 for server in world.servers:
                     server.flush()
@@ -192,7 +209,7 @@ def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
                 raise StateUnavailable("silent for a while")
 
     for server in world.servers:
-        server.on_read, server.on_apply = on_read, on_apply
+        server.on_read, server.on_apply, server.on_probe = on_read, on_apply, on_probe
 
 
 def _on_real_parts(context: Context, result: Result, history: int) -> None:

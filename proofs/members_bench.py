@@ -23,7 +23,7 @@ from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
-from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.enrich import EnrichInProcess
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
@@ -91,7 +91,7 @@ def _batches(seed: int, n: int) -> list[MicroBatch]:
     transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
     keys, values = encode_keys(transactions.customer_id), encode_values(transactions)
     store, decode = MemoryRowStore(), Decode(checked)
-    enrich = Enrich(FeatureEngine(checked), store, tuple, lambda _: "")
+    enrich = EnrichInProcess(FeatureEngine(checked), store)
     out = []
     for low in range(0, n * BATCH, BATCH):
         raw = RawRecords(

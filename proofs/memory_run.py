@@ -30,13 +30,23 @@ from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline.accounting import Account
+from stream_scorer.pipeline.apply import Apply
+from stream_scorer.pipeline.availability import Availability
+from stream_scorer.pipeline.catch_up import CatchUp
+from stream_scorer.pipeline.commit import Commit
+from stream_scorer.pipeline.committer import Committer, Turn
+from stream_scorer.pipeline.cut import Inputs
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.in_flight import InFlight
+from stream_scorer.pipeline.probe import WriteProbe
 from stream_scorer.pipeline.processor import Pacing, Processor
+from stream_scorer.pipeline.produce import Produce
 from stream_scorer.pipeline.publish import Publisher
-from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import starting_points
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.pipeline.state_manager import OnProgress, StateManager
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import FEATURES_STALE, MISSING, Contribution, Score
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, MINUTE_MS, SimulationConfig
@@ -54,6 +64,8 @@ from tests.support.rows import MemoryMarkedRows, MemoryServer
 PARTITIONS = 3
 # Small batches and small steps: many places to die in.
 BATCH, ENTRIES_PER_CALL = 16, 24
+# Larger gaps than this are closed beside scoring; a failing store is probed soon.
+MAX_INLINE, PROBE_DELAY_S = 60, 0.005
 # What the cards spec does not ask for: conditions, and the spread of values.
 _ONLY = "online"
 _MORE_VIEWS = f"""
@@ -115,38 +127,48 @@ class World:
         parts, broker, sources = self.parts, self.broker, self.broker.inputs
         store = self.store(life)
         lineup = Lineup.of(parts.ensemble)
-        processor: Processor
 
         def idle() -> None:
             if broker.drained() and all(server.holds(broker.offsets) for server in self.servers):
                 self.stop.set()
 
-        enrich = Enrich(parts.engine, store, lambda: processor.committer.in_flight(), lambda e: processor.state_lost(e))
-        processor = Processor(
+        availability, in_flight = Availability(parts.metrics), InFlight()
+
+        def start_catch_up(committed: dict[SourcePartition, int], on_progress: OnProgress) -> CatchUp:
+            rows, log = self.store(life), MemoryLog(broker, life)
+            topic = TOPICS.transactions
+            return CatchUp(parts.checked, parts.engine, rows, log, committed, topic, on_progress, piece=BATCH)
+
+        state = StateManager(
+            availability,
+            in_flight,
+            WriteProbe(store.probe_write, PROBE_DELAY_S),
+            lambda reader, owned: starting_points(reader, store, owned, sources, "earliest", MAX_INLINE),
+            start_catch_up,
+            parts.metrics,
+        )
+        producers = MemoryProducers(broker, name, life)
+        committer = Committer(
+            [Commit(parts.metrics), Apply(store, in_flight), Account(parts.metrics, state.count_committed)]
+        )
+        return Processor(
             make_reader=lambda assigned, revoked: MemoryReader(
                 broker, name, life, rng, idle, on_assigned=assigned, on_revoked=revoked
             ),
-            find_start=lambda reader, owned: starting_points(reader, store, owned, sources, "earliest"),
-            producers=MemoryProducers(broker, name, life),
-            stages=[Decode(parts.checked), enrich, Scoring(lambda: lineup, parts.checked, parts.metrics)],
-            publish=Publisher(TOPICS, parts.checked, _Clock()).publish,
-            apply=store.apply,
-            make_rebuild=lambda committed, progress: Rebuild(
-                parts.checked,
-                parts.engine,
-                self.store(life),
-                MemoryLog(broker, life),
-                committed,
-                TOPICS.transactions,
-                progress,
-                piece=BATCH,
-            ),
-            transactions_topic=TOPICS.transactions,
-            labels_topic=TOPICS.labels,
+            producers=producers,
+            stages=[
+                Decode(parts.checked),
+                Enrich(parts.engine, store, availability, in_flight),
+                Scoring(lambda: lineup, parts.checked, parts.metrics),
+                Turn(committer),
+                Produce(producers, Publisher(TOPICS, parts.checked, _Clock()).publish),
+            ],
+            committer=committer,
+            state=state,
+            inputs=Inputs(TOPICS.transactions, TOPICS.labels),
             pacing=Pacing(BATCH, 0.0),
             metrics=parts.metrics,
         )
-        return processor
 
 
 def make_parts(folder: Path, spec: Path) -> Parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 
@@ -154,7 +155,7 @@ def put_a_faulty_member_unguarded() -> None:
     from stream_scorer import app
 
     put_a_faulty_member()
-    app.make_bulkhead = lambda *_: None  # type: ignore[assignment, return-value]
+    app.running_bulkhead = lambda *_: nullcontext(None)
 
 
 def miscount_summaries() -> None:
@@ -196,9 +197,28 @@ def lose_entries() -> None:
 
 def forget_in_flight() -> None:
     """Features see what is in Redis and not what is still on its way there."""
-    from stream_scorer.pipeline.commit import Committer
+    from stream_scorer.pipeline import enrich
+    from stream_scorer.pipeline.in_flight import InFlight
 
-    Committer.in_flight = lambda *_: ()  # type: ignore[method-assign]
+    InFlight.snapshot = lambda *_: ()  # type: ignore[method-assign]
+    enrich.require_contiguous = lambda *_: None
+
+
+def drop_refused_updates() -> None:
+    """An update that Redis refuses is forgotten, and the invariant of fresh features is not checked."""
+    from stream_scorer.pipeline import enrich
+    from stream_scorer.pipeline.apply import Apply
+
+    process = Apply.process
+
+    def forget(self: Any, batch: Any) -> None:
+        process(self, batch)
+        refused = self._in_flight.blocked_by
+        while refused is not None and (update := self._in_flight.next_committed()) is not None:
+            self._in_flight.remove(update)
+
+    Apply.process = forget  # type: ignore[method-assign]
+    enrich.require_contiguous = lambda *_: None
 
 
 def hand_on_as_fetched() -> None:
@@ -234,6 +254,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "miscount-summaries": miscount_summaries,
     "lose-entries": lose_entries,
     "forget-in-flight": forget_in_flight,
+    "drop-refused": drop_refused_updates,
     "unaligned": hand_on_as_fetched,
     "blind-watch": see_no_rise,
     "raw-errors": raw_errors,

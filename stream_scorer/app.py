@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import hashlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -31,27 +30,37 @@ from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactions import TransactionPair
 from stream_scorer.observability import metrics as m
 from stream_scorer.observability.health import HealthServer, Readiness
+from stream_scorer.pipeline.accounting import Account
+from stream_scorer.pipeline.apply import Apply
+from stream_scorer.pipeline.availability import Availability
 from stream_scorer.pipeline.batch import MicroBatch, Sink, Stage
+from stream_scorer.pipeline.catch_up import CatchUp
+from stream_scorer.pipeline.commit import Commit
+from stream_scorer.pipeline.committer import Committer, Turn
+from stream_scorer.pipeline.cut import Inputs
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.housekeeping import Housekeeping
+from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.ports import Reader
+from stream_scorer.pipeline.probe import WriteProbe
 from stream_scorer.pipeline.processor import Pacing, Processor
+from stream_scorer.pipeline.produce import Produce
 from stream_scorer.pipeline.publish import Publisher
-from stream_scorer.pipeline.rebuild import Rebuild
 from stream_scorer.pipeline.recovery import StartingPoints, starting_points
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.pipeline.state_manager import OnProgress, StateManager
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import ServedVersion
 from stream_scorer.serde.peek import times_of
 from stream_scorer.settings import Settings
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
-from stream_scorer.state.client import connect, connect_cluster, ping
+from stream_scorer.state.client import SCORING_TIMEOUT_S, connect, connect_cluster, ping
 from stream_scorer.state.keys import rows_namespace
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
 from stream_scorer.state.row_format import LAYOUT_VERSION
-from stream_scorer.state.rows import FeatureRows, RowUpdate
+from stream_scorer.state.rows import FeatureRows
 
 _log = logging.getLogger(__name__)
 # It looks at its event several times a second.
@@ -83,7 +92,8 @@ def make_store(
 ) -> FeatureRows:
     """The feature rows of this group, spec and topic. Raises `StateUnavailable` unless Redis answers."""
     url, shards = settings.require("redis.url"), settings["redis.shards"]
-    client = connect_cluster(url) if settings["redis.cluster"] else connect(url)
+    connected = connect_cluster if settings["redis.cluster"] else connect
+    client = connected(url, timeout_s=SCORING_TIMEOUT_S)
     ping(client, url)
     topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
     store = RedisRowStore(
@@ -103,35 +113,55 @@ def open_log(settings: Settings) -> RangeReader:
     return RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-features")
 
 
-def make_scorer(settings: Settings, metrics: m.Metrics) -> Processor:
-    """A scorer as the settings say. Raises `UsageError` and `UnavailableError` with what to mend."""
+@contextmanager
+def scorer(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
+    """A scorer as the settings say. Leaving the block stops its threads, in reverse order.
+
+    Raises:
+        UsageError, UnavailableError: with a hint what to do.
+    """
     checked = load_spec(settings.require("scorer.spec"))
-    topics, inputs = input_partitions(settings)
+    topics, sources = input_partitions(settings)
     engine = FeatureEngine(checked)
     engine.warm()
-    store = make_store(settings, checked, engine, topics, inputs)
-    guard = make_bulkhead(settings)
-    follower = make_follower(settings, checked, topics, metrics)
-    publisher = Publisher(topics, checked, SystemClock(), looked_into=settings["scorer.explain_alerts"])
-    processor: Processor
-
-    enrich = Enrich(engine, store, lambda: processor.committer.in_flight(), lambda error: processor.state_lost(error))
-    stages: list[Stage] = [Decode(checked), enrich, Scoring(lambda: follower.lineup, checked, metrics, guard)]
-
-    def rebuild(committed: dict[SourcePartition, int], on_progress: Callable[[int, int], None]) -> Rebuild:
-        log = open_log(settings)
-        return Rebuild(checked, engine, store.twin(), log, committed, topics.transactions, on_progress)
-
-    processor = make_processor(
-        settings, topics, inputs, stages, publisher.publish, store, rebuild, metrics, checked.spec.transaction.time
-    )
+    store = make_store(settings, checked, engine, topics, sources)
     housekeeping = Housekeeping(store.twin(), lambda: open_log(settings), [topics.transactions, topics.labels], metrics)
-    # Last: who cannot start should not have said what serves.
-    follower.start()
-    housekeeping.start()
-    atexit.register(follower.close)
-    atexit.register(housekeeping.close)
-    return processor
+    publisher = Publisher(topics, checked, SystemClock(), looked_into=settings["scorer.explain_alerts"])
+    availability, in_flight = Availability(metrics), InFlight()
+
+    def start_catch_up(committed: dict[SourcePartition, int], on_progress: OnProgress) -> CatchUp:
+        log = open_log(settings)
+        return CatchUp(checked, engine, store.twin(), log, committed, topics.transactions, on_progress)
+
+    def find_start(reader: Reader, owned: list[SourcePartition]) -> StartingPoints:
+        return starting_points(reader, store, owned, sources, settings["scorer.start"])
+
+    probe = WriteProbe(store.twin().probe_write)
+    state = StateManager(availability, in_flight, probe, find_start, start_catch_up, metrics)
+    with ExitStack() as lifetime:
+        bulkhead = lifetime.enter_context(running_bulkhead(settings))
+        follower = make_follower(settings, checked, topics, metrics)
+        stages: list[Stage] = [
+            Decode(checked),
+            Enrich(engine, store, availability, in_flight),
+            Scoring(lambda: follower.lineup, checked, metrics, bulkhead),
+        ]
+        processor = make_processor(
+            settings,
+            topics,
+            stages,
+            [Apply(store, in_flight)],
+            publisher.publish,
+            state,
+            metrics,
+            checked.spec.transaction.time,
+        )
+        # Start these last, so that a scorer that fails to start never publishes a serving state.
+        lifetime.callback(follower.close)
+        follower.start()
+        lifetime.callback(housekeeping.close)
+        housekeeping.start()
+        yield processor
 
 
 def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metrics: m.Metrics) -> Follower:
@@ -206,48 +236,57 @@ def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]
         thread.join(STOP_WATCH_S)
 
 
-def make_bulkhead(settings: Settings) -> Bulkhead:
-    """What keeps members apart, with its watchdog."""
+@contextmanager
+def running_bulkhead(settings: Settings) -> Iterator[Bulkhead]:
+    """What keeps members apart, with its watchdog, which ends with the block."""
     timeout_ms, limit_s = settings["scorer.member_timeout_ms"], settings["scorer.watchdog_timeout_s"]
     threads = settings["scorer.member_threads"]
-    watchdog = None
-    if limit_s:
-        name = f"{settings['scorer.group']}-{settings['scorer.instance']}"
-        path = Path(settings["cache.dir"]).expanduser() / "watch" / hashlib.sha256(name.encode()).hexdigest()[:16]
-        watchdog = Watchdog(path, limit_s=limit_s, slots=threads)
-        atexit.register(watchdog.close)
-    return Bulkhead(SystemClock(), budget_s=timeout_ms / 1_000, threads=threads, watchdog=watchdog)
+    with ExitStack() as lifetime:
+        watchdog = None
+        if limit_s:
+            name = f"{settings['scorer.group']}-{settings['scorer.instance']}"
+            path = Path(settings["cache.dir"]).expanduser() / "watch" / hashlib.sha256(name.encode()).hexdigest()[:16]
+            watchdog = Watchdog(path, limit_s=limit_s, slots=threads)
+            lifetime.callback(watchdog.close)
+        yield Bulkhead(SystemClock(), budget_s=timeout_ms / 1_000, threads=threads, watchdog=watchdog)
 
 
-def make_passthrough(settings: Settings, metrics: m.Metrics) -> Processor:
+@contextmanager
+def passthrough(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
     """The exactly-once limit of this reader, committer and broker: every value goes to `scores` as it came."""
-    topics, inputs = input_partitions(settings)
+    topics, sources = input_partitions(settings)
 
     def publish(batch: MicroBatch, sink: Sink) -> None:
         records = batch.transactions
         for partition, key, value in zip(records.partition.tolist(), records.key, records.value, strict=True):
             sink.produce(topics.scores, partition, key, value or b"")
 
-    return make_processor(settings, topics, inputs, [], publish, None, None, metrics, None)
+    def find_start(reader: Reader, owned: list[SourcePartition]) -> StartingPoints:
+        return starting_points(reader, None, owned, sources, settings["scorer.start"])
+
+    state = StateManager(
+        Availability(metrics), InFlight(), WriteProbe(lambda: None), find_start, start_catch_up=None, metrics=metrics
+    )
+    yield make_processor(settings, topics, [], [], publish, state, metrics, None)
 
 
 def make_processor(
     settings: Settings,
     topics: Topics,
-    inputs: list[SourcePartition],
-    stages: list[Stage],
+    stages: Sequence[Stage],
+    after_commit: Sequence[Stage],
     publish: Callable[[MicroBatch, Sink], None],
-    store: FeatureRows | None,
-    rebuild: Callable[[dict[SourcePartition, int], Callable[[int, int], None]], Rebuild] | None,
+    state: StateManager,
     metrics: m.Metrics,
     time_field: str | None,
 ) -> Processor:
-    """A processor of `stages` over the input topics. A backlog is read in the order of `time_field`."""
+    """A processor of the input topics that publishes what `stages` computed. Backlogs are read by `time_field`."""
     bootstrap, group, instance = settings["kafka.bootstrap"], settings["scorer.group"], settings["scorer.instance"]
-
-    def find_start(reader: Reader, sources: list[SourcePartition]) -> StartingPoints:
-        return starting_points(reader, store, sources, inputs, settings["scorer.start"])
-
+    times = {}
+    if time_field is not None:
+        times = {topics.transactions: times_of(time_field), topics.labels: times_of("labelled_at")}
+    producers = TransactionPair(bootstrap, f"{group}-{instance}")
+    committer = Committer([Commit(metrics), *after_commit, Account(metrics, state.count_committed)])
     return Processor(
         make_reader=lambda assigned, revoked: InputReader(
             bootstrap,
@@ -257,37 +296,28 @@ def make_processor(
             on_assigned=assigned,
             on_revoked=revoked,
             static_membership=True,
-            times_of={}
-            if time_field is None
-            else {topics.transactions: times_of(time_field), topics.labels: times_of("labelled_at")},
+            times_of=times,
         ),
-        find_start=find_start,
-        producers=TransactionPair(bootstrap, f"{group}-{instance}"),
-        stages=stages,
-        publish=publish,
-        apply=store.apply if store is not None else _apply_nothing,
-        make_rebuild=rebuild,
-        transactions_topic=topics.transactions,
-        labels_topic=topics.labels,
+        producers=producers,
+        stages=[*stages, Turn(committer), Produce(producers, publish)],
+        committer=committer,
+        state=state,
+        inputs=Inputs(topics.transactions, topics.labels),
         pacing=Pacing(settings["scorer.batch"], settings["scorer.pace_ms"] / 1_000),
         metrics=metrics,
     )
 
 
-def _apply_nothing(_update: RowUpdate) -> None:
-    """A pipeline without state has no rows to bring up to date."""
-
-
-def run_processor(settings: Settings, make: Callable[[Settings, m.Metrics], Processor]) -> None:
+def run_processor(settings: Settings, make: Callable[[Settings, m.Metrics], AbstractContextManager[Processor]]) -> None:
     """Build with `make` and run until SIGTERM or SIGINT, with health and metrics served from the start."""
     metrics = m.Metrics()
-    processor: Processor | None = None
+    running: list[Processor] = []
 
     def ready() -> tuple[bool, str]:
-        return processor.ready() if processor is not None else (False, "starting")
+        return running[0].ready() if running else (False, "starting")
 
-    with stop_on_signal() as stop, _health(settings, metrics, ready):
-        processor = make(settings, metrics)
+    with stop_on_signal() as stop, _health(settings, metrics, ready), make(settings, metrics) as processor:
+        running.append(processor)
         calm_garbage_collector()
         processor.run(stop)
     _log.info("stopped")

@@ -26,3 +26,15 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+class Deadline:
+    """One budget of time for several steps that must all finish in it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left; 0 once it has passed."""
+        return max(self._at - time.monotonic(), 0.0)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Interval between two reads of the group's committed offsets.
 _POLL_S = 1.0
+# How long a rebuild may take to stop.
+_STOP_S = 10.0
 _SKEW_BATCH = 1_024
 _NEEDED = (
     "kafka.bootstrap",
@@ -119,7 +121,8 @@ def _rebuild_rows(
         StreamScorerError: another process rebuilds the same features.
     """
     from stream_scorer.app import open_log
-    from stream_scorer.pipeline.rebuild import Rebuild
+    from stream_scorer.clock import Deadline
+    from stream_scorer.pipeline.catch_up import CatchUp
     from stream_scorer.positions import Span
 
     group, records = settings["scorer.group"], 0
@@ -135,16 +138,16 @@ def _rebuild_rows(
         built.open()
         built.init({source: bounds[source][0] for source in inputs}, committed)
         log = open_log(settings)
-        work = Rebuild(checked, engine, built.twin(beside=True), log, committed, transactions, on_progress)
+        work = CatchUp(checked, engine, built.twin(beside=True), log, committed, transactions, on_progress)
         switched = False
         try:
             while not work.ready.wait(_POLL_S):
                 if work.failure is not None:
                     raise work.failure
                 work.committed([Span(source, 0, at, -1) for source, at in reader.committed(group, inputs).items()])
-            switched = work.stop() and built.take_over()
+            switched = work.stop(Deadline(_STOP_S)) and built.take_over()
         finally:
-            work.stop()
+            work.stop(Deadline(_STOP_S))
             if not switched:
                 built.give_up()
             live.sweep()

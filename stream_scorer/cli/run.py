@@ -44,6 +44,6 @@ def run(settings: Settings, passthrough: bool) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # The imports take a second. A SIGTERM during that time is an orderly stop too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    from stream_scorer.app import make_passthrough, make_scorer, run_processor
+    from stream_scorer import app
 
-    run_processor(settings, make_passthrough if passthrough else make_scorer)
+    app.run_processor(settings, app.passthrough if passthrough else app.scorer)

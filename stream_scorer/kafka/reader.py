@@ -21,7 +21,7 @@ from stream_scorer.errors import StreamScorerError
 from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
-from stream_scorer.kafka.stall import StallWatch
+from stream_scorer.kafka.stall import EndQuery, StallWatch
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers, RawRecords, Read
 
@@ -103,8 +103,9 @@ class InputReader:
         self._backlog = Backlog(times_of)
         self._generation = 0
         self._callback_error: BaseException | None = None
+        self._consumers = 0
         self._consumer = self._subscribed()
-        self._stalls = StallWatch(self._known_end, self._asked_end)
+        self._stalls = StallWatch(self._known_end, EndQuery(bootstrap, instance))
 
     @property
     def owned(self) -> list[SourcePartition]:
@@ -259,14 +260,6 @@ class InputReader:
         _, high = self._consumer.get_watermark_offsets(TopicPartition(*source), cached=True)
         return high
 
-    def _asked_end(self, source: SourcePartition) -> int | None:
-        """The end by the broker itself, if it answers soon."""
-        try:
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(*source), timeout=1.0)
-        except KafkaException:
-            return None
-        return high
-
     def _sort(self, messages: list[Message]) -> Read:
         by_topic: dict[str, list[Message]] = {}
         start: dict[SourcePartition, int] = {}
@@ -280,8 +273,25 @@ class InputReader:
         return Read(records, positions, self._consumer.consumer_group_metadata() if records else None)
 
     def _subscribed(self) -> Consumer:
+        """A new consumer. Callbacks of the ones before, which may still be closing, have no effect."""
+        self._consumers += 1
+        number = self._consumers
+
+        def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            if number == self._consumers:
+                self._assigned(consumer, partitions)
+
+        def released(lost: bool) -> None:
+            if number == self._consumers:
+                self._release(lost=lost)
+
         consumer = Consumer(self._config)
-        consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        consumer.subscribe(
+            self._topics,
+            on_assign=assigned,
+            on_revoke=lambda _consumer, _partitions: released(False),
+            on_lost=lambda _consumer, _partitions: released(True),
+        )
         return consumer
 
     def _replace_consumer(self, why: str) -> None:
@@ -310,12 +320,6 @@ class InputReader:
         except BaseException as error:  # an exception in a callback is lost in C: carry it to the caller of `read`
             self._set_positions({})
             self._callback_error = error
-
-    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._release(lost=False)
-
-    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._release(lost=True)
 
     def _release(self, *, lost: bool) -> None:
         self._generation += 1

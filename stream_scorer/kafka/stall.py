@@ -1,62 +1,103 @@
 """Partitions that are owned, have more on the broker, and yet bring nothing: a client may cease to fetch in silence.
 
-Others have seen it with librdkafka (its #4492 and #5591, quixio/quix-streams#1124), after troubles of a broker and at a
-start. There is no error and no event, and the lag that the client knows of stands still too; so the broker is asked.
+Others have seen it with librdkafka (its #4492 and #5591, quixio/quix-streams#1124), after broker failures and at a
+start. There is no error and no event, and the lag that the client reports stands still too; so the broker is asked.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from typing import Any, Protocol
 
+from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from stream_scorer.kafka.config import client_config
 from stream_scorer.positions import SourcePartition
 
-# How often is looked. Two looks in a row must find the same before anything is done.
+# How often to look. A partition is stalled if it stood still between two looks, and the broker had more at the first.
 LOOK_S = 10.0
-# A question takes the broker a millisecond or less, and scoring waits for it: so many a look, of many in turn.
-MAX_ASKED = 16
+QUERY_TIMEOUT_S = 5.0
+
+
+class Ends(Protocol):
+    """Asks the broker where partitions end, without waiting for the answer."""
+
+    def ask(self, sources: Collection[SourcePartition]) -> None:
+        """Send the question; an earlier one counts no longer."""
+        ...
+
+    def answers(self) -> dict[SourcePartition, int]:
+        """The ends that have arrived since `ask`."""
+        ...
+
+
+class EndQuery:
+    """`Ends` by one admin request per broker. librdkafka's threads wait for the answers, the reading thread never."""
+
+    def __init__(self, bootstrap: str, client_id: str) -> None:
+        self._config = client_config(bootstrap, f"{client_id}-ends")
+        self._client: AdminClient | None = None
+        self._asked: dict[SourcePartition, Future[Any]] = {}
+
+    def ask(self, sources: Collection[SourcePartition]) -> None:
+        """See `Ends.ask`."""
+        self._asked = {}
+        if not sources:
+            return
+        if self._client is None:
+            self._client = AdminClient(self._config)
+        latest = {TopicPartition(*source): OffsetSpec.latest() for source in sources}  # type: ignore[no-untyped-call]
+        found = self._client.list_offsets(
+            latest, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=QUERY_TIMEOUT_S
+        )
+        self._asked = {SourcePartition(p.topic, p.partition): future for p, future in found.items()}
+
+    def answers(self) -> dict[SourcePartition, int]:
+        """See `Ends.answers`. A partition whose question failed has none."""
+        ends = {}
+        for source, future in self._asked.items():
+            if future.done():
+                try:
+                    ends[source] = int(future.result().offset)
+                except KafkaException:
+                    continue
+        return ends
 
 
 class StallWatch:
     """See the module.
 
     Args:
-        known: of a partition, the end that its last fetch told of; negative before the first.
-        ask: the end by the broker itself, or None if it does not say.
+        known: the end of a partition according to its last fetch; negative before the first.
+        ends: asks the broker.
     """
 
     def __init__(
-        self,
-        known: Callable[[SourcePartition], int],
-        ask: Callable[[SourcePartition], int | None],
-        clock: Callable[[], float] = time.monotonic,
+        self, known: Callable[[SourcePartition], int], ends: Ends, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._known = known
-        self._ask = ask
+        self._ends = ends
         self._clock = clock
         self._next_at = clock() + LOOK_S
-        # By partition: what was fetched and known at the last look, and whether the broker had more already.
-        self._before: dict[SourcePartition, tuple[int, int, bool]] = {}
-        self._turn = 0
+        # By partition, the offsets fetched and known at the last look.
+        self._before: dict[SourcePartition, tuple[int, int]] = {}
 
     def stalled(self, fetched: Mapping[SourcePartition, int]) -> list[SourcePartition]:
-        """Those of the owned partitions that stand still, of which this much was fetched; looks every `LOOK_S`."""
+        """Those of the owned partitions that stand still. Looks every `LOOK_S`, and never waits.
+
+        Args:
+            fetched: by owned partition, the offset after the last fetched record.
+        """
         if self._clock() < self._next_at:
             return []
         now = {source: (offset, self._known(source)) for source, offset in fetched.items()}
-        still = [source for source, at in now.items() if self._before.get(source, ())[:2] == at]
-        self._turn = self._turn % len(still) if still else 0
-        asked = (still[self._turn :] + still[: self._turn])[:MAX_ASKED]
-        self._turn += MAX_ASKED
-        found, more = [], {}
-        for source in asked:
-            end = self._ask(source)
-            more[source] = end is not None and end > max(now[source])
-            if more[source] and self._before[source][2]:
-                found.append(source)
-        before = self._before
-        self._before = {
-            source: (*at, more.get(source, source in still and before[source][2])) for source, at in now.items()
-        }
+        still = [source for source, at in now.items() if self._before.get(source) == at]
+        ends = self._ends.answers()
+        found = [source for source in still if ends.get(source, -1) > max(now[source])]
+        self._ends.ask(still)
+        self._before = now
         self._next_at = self._clock() + LOOK_S
         return found

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
+from stream_scorer.clock import Deadline
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
 from stream_scorer.kafka.call_timeout import CallTimedOut, TimedCaller
 from stream_scorer.kafka.config import producer_config
@@ -25,6 +26,8 @@ from stream_scorer.serde.raw import Headers
 TRANSACTION_TIMEOUT_MS = 10_000
 # One call's share of that: a commit that takes longer is treated as of unknown outcome.
 CALL_TIMEOUT_S = 5.0
+# How long a full queue may take to drain; a batch is a small part of it.
+QUEUE_DEADLINE_S = 10.0
 # How much longer than its own timeout a call may take before it is left behind (see `bounded`).
 GRACE_S = 1.0
 # A broker that restarts is back within half a minute or a person is needed.
@@ -52,15 +55,20 @@ class Transaction:
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None = None
     ) -> None:
         """Queue one record. Raises `TransactionAborted` when the producer cannot go on."""
-        producer = self._slot.producer
-        try:
-            producer.produce(topic, value, key, partition, headers=cast(Any, headers))
-        except BufferError:
-            # The queue is full: let librdkafka send some, then try once more.
-            producer.poll(0.05)
-            self.produce(topic, partition, key, value, headers)
-        except KafkaException as error:
-            self._abandon(kafka_error(error), f"produce to {topic}")
+        producer, deadline = self._slot.producer, None
+        while True:
+            try:
+                producer.produce(topic, value, key, partition, headers=cast(Any, headers))
+                return
+            except BufferError:
+                # The queue is full: let librdkafka send some.
+                deadline = deadline or Deadline(QUEUE_DEADLINE_S)
+                if not deadline.remaining_s:
+                    self.abort()
+                    raise TransactionAborted(f"the broker accepts no records of {topic}: the queue is full") from None
+                producer.poll(0.05)
+            except KafkaException as error:
+                self._abandon(kafka_error(error), f"produce to {topic}")
 
     def flush(self) -> None:
         """Wait until the broker has every record. The next transaction's records, on the other producer, then follow.

@@ -51,6 +51,9 @@ CAUGHT_UP = Metric(
 REBUILD_REMAINING = Metric(
     "gauge", "stream_scorer_rebuild_remaining_records", "Records still to be read again to rebuild lost features."
 )
+FEATURE_STATE = Metric(
+    "gauge", "stream_scorer_feature_state", "1 for the state of the features, see docs/features.md.", ("state",)
+)
 RETIRED = Metric(
     "counter", "stream_scorer_retired_keys_total", "Keys deleted from Redis because nobody will read them again."
 )
@@ -111,6 +114,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     RESYNCS,
     CAUGHT_UP,
     REBUILD_REMAINING,
+    FEATURE_STATE,
     RETIRED,
     LAG,
     PARTITIONS,

@@ -13,6 +13,7 @@ from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.errors import RecordError
 from stream_scorer.features.engine import Enriched, EventBatch
 from stream_scorer.pipeline.policy import Rules
+from stream_scorer.pipeline.ports import OpenTransaction
 from stream_scorer.positions import Span
 from stream_scorer.serde.raw import RawRecords
 
@@ -71,7 +72,7 @@ class MicroBatch:
     Attributes:
         transactions, labels: the original records. spans: the offsets they cover, the positions to commit.
         scoring: false for a catch-up batch, whose records were scored before and only bring the rows up to date.
-        events, dead: set by decode. enriched: by enrich. decided: by score.
+        events, dead: set by decode. enriched: by enrich. decided: by score. transaction: by publish.
         seconds: wall time by stage.
     """
 
@@ -84,16 +85,32 @@ class MicroBatch:
     dead: list[DeadLetter] = field(default_factory=list)
     enriched: Enriched | None = None
     decided: BatchDecisions | None = None
+    transaction: OpenTransaction | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def nothing(cls, topic: str) -> MicroBatch:
+        """A batch of no records, not to be scored."""
+        return cls(RawRecords.empty(topic), RawRecords.empty(topic), [], None, scoring=False)
 
     def __len__(self) -> int:
         return len(self.transactions) + len(self.labels)
 
+    def abort(self) -> None:
+        """Abort the transaction, if there is one. Never raises for a broken transaction."""
+        if self.transaction is not None:
+            self.transaction.abort()
+
 
 class Stage(Protocol):
-    """One step: takes a batch and leaves it with more columns. A bad record is data, not an exception."""
+    """One step of `decode -> enrich -> score -> publish -> commit -> apply`.
+
+    It takes a batch and leaves it with more columns. A bad record is data, not an exception. The first four run in the
+    scoring thread, the last two in the committer thread. `scoring_only` stages skip catch-up batches.
+    """
 
     name: str
+    scoring_only: bool
 
     def process(self, batch: MicroBatch) -> None:
         """Do this stage's work on `batch`, in place."""

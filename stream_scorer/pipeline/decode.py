@@ -16,6 +16,7 @@ class Decode:
     """See the module."""
 
     name = "decode"
+    scoring_only = False
 
     def __init__(self, checked: CheckedSpec) -> None:
         self._transactions = TransactionDecoder(checked)

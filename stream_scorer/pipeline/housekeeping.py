@@ -39,8 +39,7 @@ class Housekeeping:
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
-        """Begin. Raises `StateUnavailable` unless it can be said that the rows are in use."""
-        self._rows.keep()
+        """Begin."""
         self._thread.start()
 
     def close(self) -> None:
@@ -49,6 +48,10 @@ class Housekeeping:
         self._thread.join(STOP_S)
 
     def _run(self) -> None:
+        try:
+            self._rows.keep()
+        except StreamScorerError as error:
+            _log.warning("Redis does not accept a note that these features are in use: %s", error.message)
         while not self._stop.wait(self._ask_s):
             try:
                 if self._rows.take_turn(EVERY_MS):

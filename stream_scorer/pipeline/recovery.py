@@ -1,9 +1,9 @@
-"""Where to read from: the one place that compares committed offsets with the marks in Redis.
+"""Where to read from: the one place that compares committed offsets with the applied offsets in Redis.
 
-A mark below the committed offset means committed batches whose rows are missing: they are read again from the mark,
-for their features only. After a loss of rows that would be everything: scoring then goes on without features, and
-`rebuild` brings the rows up beside it. A mark above the committed offset means somebody scored and then rewound the
-group: refused, because features would count events twice.
+An applied offset below the committed one means committed batches whose rows are missing: they are read again, for
+their features only. If they are many, or after a loss of rows, scoring goes on without features, and `catch_up` brings
+the rows up to date beside it. An applied offset above the committed one means that somebody rewound the group: refused,
+because features would count events twice.
 """
 
 from __future__ import annotations
@@ -13,31 +13,34 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stream_scorer.errors import StateUnavailable, UsageError
+from stream_scorer.pipeline.availability import State
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.positions import SourcePartition
 from stream_scorer.state.rows import MarkedRowStore
 
 _log = logging.getLogger(__name__)
 StartPolicy = Literal["earliest", "latest"]
-# Why a batch was scored without features, as scores say it.
-UNAVAILABLE, REBUILDING = "features_unavailable", "features_rebuilding"
+# So many records are read again before scoring goes on: half a second of new records that wait. More than that are
+# brought in beside scoring. Above the largest gap that a crash leaves at the default batch size (two batches).
+MAX_INLINE = 10_000
 
 
 @dataclass(slots=True)
 class StartingPoints:
     """Per partition, the offset to read from and the first offset to score; before it, records only bring features.
 
-    `without_features` says why reading starts at the committed offsets although features are not there: Redis did not
-    answer ("features_unavailable"), or its rows are being rebuilt ("features_rebuilding"). Empty if they are there.
+    `state` is READY if features can be used from there on. Otherwise reading starts at the committed offsets, scores go
+    without features, and `why` says more about it.
     """
 
     read_from: dict[SourcePartition, int]
     score_from: dict[SourcePartition, int]
-    without_features: str = ""
+    state: State = State.READY
+    why: str = ""
 
     @property
     def behind(self) -> int:
-        """How many offsets lie between marks and committed offsets."""
+        """How many offsets lie between applied and committed offsets."""
         return sum(self.score_from[s] - offset for s, offset in self.read_from.items())
 
 
@@ -47,14 +50,18 @@ def starting_points(
     sources: list[SourcePartition],
     inputs: list[SourcePartition],
     start: StartPolicy,
+    max_inline: int = MAX_INLINE,
 ) -> StartingPoints:
     """Decide for the assigned `sources`; `inputs` are all partitions of the input topics.
 
-    Marks are read before offsets. Both only grow, and a mark only to what is committed: in this order no other scorer,
-    at work on partitions that are ours no longer, can make a mark look ahead of its offset.
+    Applied offsets are read before committed ones. Both only grow, and an applied offset only up to what is committed:
+    in this order no other scorer that still works on our partitions can make an applied offset look ahead.
+
+    Args:
+        max_inline: a gap of more records than this is closed beside scoring.
 
     Raises:
-        UsageError: a mark is above the committed offset, or below what the broker still has.
+        UsageError: an applied offset is above the committed one, or below what the broker still has.
     """
     try:
         applied = store.open() if store is not None else None
@@ -68,30 +75,32 @@ def starting_points(
             score_from, _ = _committed(reader, sources, start)
         if applied is None:
             raise StateUnavailable("Redis lost its data as soon as it had some")
+        store.probe_write()
     except StateUnavailable as error:
-        _log.warning("Redis is not available, scoring without features: %s", error.message)
         score_from, _ = _committed(reader, sources, start)
-        return StartingPoints(dict(score_from), score_from, UNAVAILABLE)
+        return StartingPoints(dict(score_from), score_from, State.DEGRADED, error.message)
     read_from = {}
     for source in sources:
-        mark = applied.next_offset[source]
-        if mark > score_from[source]:
+        at = applied.next_offset[source]
+        if at > score_from[source]:
             raise UsageError(
                 f"the features in Redis are ahead of the group's offset on {source.topic}[{source.partition}] "
-                f"({mark} > {score_from[source]})",
+                f"({at} > {score_from[source]})",
                 hint="Was the group rewound? Score again under another `scorer.group`, which gets its own features.",
             )
-        if mark < score_from[source]:
+        if at < score_from[source]:
             low, _ = reader.offset_bounds(source)
-            if mark < low:
+            if at < low:
                 raise UsageError(
-                    f"{source.topic}[{source.partition}] no longer has the records from {mark} on that features need",
+                    f"{source.topic}[{source.partition}] no longer has the records from {at} on that features need",
                     hint='Retention is shorter than the outage: use another `scorer.group` with `start = "latest"`.',
                 )
-        read_from[source] = mark
+        read_from[source] = at
     if not applied.complete:
-        return StartingPoints(dict(score_from), score_from, REBUILDING)
+        return StartingPoints(dict(score_from), score_from, State.REBUILDING, "rows were lost")
     points = StartingPoints(read_from, score_from)
+    if points.behind > max_inline:
+        return StartingPoints(dict(score_from), score_from, State.CATCHING_UP, f"{points.behind} records behind")
     if points.behind:
         _log.info("catching up features: %d records to read again without scoring", points.behind)
     return points

@@ -23,6 +23,7 @@ class Scoring:
     """
 
     name = "score"
+    scoring_only = True
 
     def __init__(
         self, lineup: Callable[[], Lineup], checked: CheckedSpec, metrics: Metrics, guard: Bulkhead | None = None

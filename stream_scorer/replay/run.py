@@ -11,13 +11,12 @@ import numpy as np
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup
-from stream_scorer.errors import StateUnavailable
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
-from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.enrich import EnrichInProcess
 from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
@@ -89,7 +88,7 @@ class Replay:
         self._engine.warm()
         self._store = MemoryRowStore()
         self._decode = Decode(checked)
-        self._enrich = Enrich(self._engine, self._store, tuple, _never_lost)
+        self._enrich = EnrichInProcess(self._engine, self._store)
         lineup = Lineup.of(ensemble)
         self._score = Scoring(lambda: lineup, checked, Metrics())
         self._publisher = Publisher(topics, checked, clock)
@@ -157,8 +156,3 @@ class Replay:
             totals.duplicates += int(batch.enriched.duplicate.sum())
         else:
             totals.warmed += n
-
-
-def _never_lost(error: StateUnavailable) -> str:
-    """Rows in memory do not go away."""
-    raise error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import redis
@@ -13,8 +14,11 @@ from redis.retry import Retry
 
 from stream_scorer.errors import SettingsError, StateUnavailable
 
-# A micro-batch's read takes a few milliseconds. After this time the batch is scored without features, as degraded.
+T = TypeVar("T")
 READ_TIMEOUT_S = 2.0
+# A micro-batch's read takes a few milliseconds. Beyond this the batch is scored without features and says so: its
+# scores are still published within two seconds of their arrival.
+SCORING_TIMEOUT_S = 1.0
 CONNECT_TIMEOUT_S = 2.0
 
 
@@ -70,6 +74,17 @@ def hide_password(url: str) -> str:
     parts = urlsplit(url)
     host = parts.hostname or ""
     return f"{parts.scheme}://{host}:{parts.port or 6379}{parts.path}"
+
+
+def repeat_once(call: Callable[[], T]) -> T:
+    """Make the call again if its connection broke. Only for calls that may run twice: reads, and guarded updates.
+
+    A call that timed out is not repeated: a server that hangs would hang again.
+    """
+    try:
+        return call()
+    except redis.ConnectionError:
+        return call()
 
 
 @contextmanager

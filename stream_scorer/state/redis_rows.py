@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import redis
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.positions import SourcePartition
 from stream_scorer.state import scripts
-from stream_scorer.state.client import mapped_errors
+from stream_scorer.state.client import mapped_errors, repeat_once
 from stream_scorer.state.keys import UNUSED_MS, EpochKeys, NamespaceKeys, key_hash, starting_with
 from stream_scorer.state.retire import retire
 from stream_scorer.state.row_format import APPLIED, ENTRY_BYTES, TIME
@@ -26,6 +27,7 @@ from stream_scorer.state.shards import ShardedRows
 
 # A script blocks Redis for about 5 us per entry: 2,000 entries take 10 ms, the longest pause other readers should see.
 MAX_ENTRIES_PER_CALL = 2_000
+PROBE_MS = 60_000
 # Keys that Redis looks at per step of a scan.
 _SCAN_STEP = 10_000
 
@@ -67,6 +69,7 @@ class RedisRowStore:
         self._take_over_script = client.register_script(scripts.load("take_over"))
         self._give_up_script = client.register_script(scripts.load("give_up"))
         self._witnesses_script = client.register_script(scripts.load("find_witnesses"))
+        self._probe_script = client.register_script(scripts.load("probe_write"))
         self._use_epoch(b"")
 
     @property
@@ -127,7 +130,7 @@ class RedisRowStore:
         acknowledged = dict(self._acknowledged)
         wanted = [self._epoch_pointer, *self._keys.applied.values(), *[prefix + key for key in keys]]
         with mapped_errors():
-            values = self._client.mget(wanted)
+            values = repeat_once(lambda: self._client.mget(wanted))
         if values[0] != self._keys.epoch:
             raise StateGap("Redis holds another epoch than the one in use")
         count = len(self._sources)
@@ -153,7 +156,7 @@ class RedisRowStore:
             if not sets:
                 continue
             with mapped_errors():
-                found = self._witnesses_script(keys=sets, args=[last - first + 1, *hashes])
+                found = repeat_once(partial(self._witnesses_script, keys=sets, args=[last - first + 1, *hashes]))
                 # Another scorer may have written some of them for the first time between the two calls.
                 now = self._client.mget([self._keys.rows + part[i] for i in found]) if found else []
             if any(row is None for row in now):
@@ -177,7 +180,8 @@ class RedisRowStore:
         """Call the script; return None if it applied `update`, or the applied offset per span if one is ahead of it."""
         keys, args = self._apply_arguments(update)
         with mapped_errors():
-            reply = self._apply_script(keys=keys, args=args)
+            # The applied offsets guard it: what already took effect is not applied again.
+            reply = repeat_once(lambda: self._apply_script(keys=keys, args=args))
         if isinstance(reply, list):
             return reply
         if reply == b"LOST":
@@ -247,6 +251,11 @@ class RedisRowStore:
         """See `FeatureRows.keep`."""
         with mapped_errors():
             self._client.set(self._common.used, self._about, px=UNUSED_MS)
+
+    def probe_write(self) -> None:
+        """See `MarkedRowStore.probe_write`. A script, like `apply`: Redis may refuse one and accept the other."""
+        with mapped_errors():
+            self._probe_script(keys=[self._common.probe], args=[PROBE_MS])
 
     def take_turn(self, every_ms: int) -> bool:
         """See `FeatureRows.take_turn`."""

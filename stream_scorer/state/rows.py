@@ -320,6 +320,10 @@ class MarkedRowStore(RowStore, Protocol):
         """Delete what earlier epochs left behind, and return how much that was."""
         ...
 
+    def probe_write(self) -> None:
+        """Make a small write that changes no row. Raises `StateUnavailable` if writes are refused or not answered."""
+        ...
+
 
 class FeatureRows(MarkedRowStore, Protocol):
     """Rows as the commands that maintain them use them. Implementations: Redis, in one shard or several."""

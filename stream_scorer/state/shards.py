@@ -87,6 +87,11 @@ class ShardedRows(Generic[Store]):
         """See `MarkedRowStore.sweep`."""
         return sum(shard.sweep() for shard in self._shards)
 
+    def probe_write(self) -> None:
+        """See `MarkedRowStore.probe_write`: every shard."""
+        for shard in self._shards:
+            shard.probe_write()
+
     def _combine(self, applied: list[AppliedOffsets]) -> AppliedOffsets:
         watermark = _minimum([m.watermark for m in applied])
         for source, lowest in watermark.items():

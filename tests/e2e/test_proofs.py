@@ -15,6 +15,7 @@ SIZES = {
     "additive": 4_000,
     "usage": 1,
     "features-flush": 12,
+    "refusal": 300,
     "features-batch": 500,
     "features-own-data": 4_000,
     "features-retire": 20_000,

@@ -17,11 +17,15 @@ def _undisturbed(_keys: Sequence[bytes]) -> None:
     """A server to which nothing happens."""
 
 
+def _undisturbed_probe() -> None:
+    """As `_undisturbed`."""
+
+
 class MemoryServer:
     """The data of one namespace, shared by all processes.
 
-    `on_read` and `on_apply` are called with the keys before every read and every update: the place for losses and
-    outages.
+    `on_read` and `on_apply` are called with the keys before every read and every update, `on_probe` before every write
+    probe: the place for losses and outages.
     """
 
     def __init__(self) -> None:
@@ -33,6 +37,7 @@ class MemoryServer:
         self.late = 0
         self.on_read: Callable[[Sequence[bytes]], None] = _undisturbed
         self.on_apply: Callable[[Sequence[bytes]], None] = _undisturbed
+        self.on_probe: Callable[[], None] = _undisturbed_probe
         self._inits = 0
 
     def flush(self) -> None:
@@ -129,6 +134,11 @@ class MemoryMarkedRows:
             for span in part.spans:
                 self._acknowledged[span.source] = max(self._acknowledged.get(span.source, 0), span.stop)
             self._life.point("applied")
+
+    def probe_write(self) -> None:
+        """See `MarkedRowStore.probe_write`."""
+        self._life.point("open")
+        self._server.on_probe()
 
     def sweep(self) -> int:
         """See `MarkedRowStore.sweep`: nothing is left behind here."""

@@ -20,11 +20,12 @@ from stream_scorer.errors import StateUnavailable
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
-from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.enrich import Enrich, EnrichInProcess
+from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, Publisher
-from stream_scorer.pipeline.recovery import UNAVAILABLE
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
@@ -98,6 +99,7 @@ def run(
     store: Any = None,
     checked: CheckedSpec = CHECKED,
     looked_into: int = 0,
+    enrich: Any = None,
 ) -> Collected:
     transactions = generate(CONFIG)
     keys, good = encode_keys(transactions.customer_id), encode_values(transactions)
@@ -105,7 +107,7 @@ def run(
     labels = history_labels(transactions, int(transactions.event_time[-1]))
     label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
     store = store or MemoryRowStore()
-    enrich = Enrich(FeatureEngine(checked), store, tuple, lambda error: UNAVAILABLE)
+    enrich = enrich or EnrichInProcess(FeatureEngine(checked), store)
     lineup = ensemble if isinstance(ensemble, Lineup) else Lineup.of(ensemble)
     stages = [Decode(checked), enrich, Scoring(lambda: lineup, checked, Metrics())]
     publisher, sink = Publisher(Topics(), checked, FixedClock(), looked_into=looked_into), Collected()
@@ -207,7 +209,10 @@ def test_without_redis_everything_is_scored_and_says_so(ensemble: Ensemble) -> N
         def read(self, keys: Any) -> Any:
             raise StateUnavailable("gone")
 
-    sink = run(ensemble, 64, store=Gone())
+    availability = Availability(Metrics())
+    availability.enter(State.DEGRADED)
+    enrich = Enrich(FeatureEngine(CHECKED), Gone(), availability, InFlight())
+    sink = run(ensemble, 64, enrich=enrich)
     scores = sink.documents("scores")
     assert len(scores) == 600
     assert all(s["degraded"] == ["features_unavailable"] for s in scores)

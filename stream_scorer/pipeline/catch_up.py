@@ -1,8 +1,9 @@
-"""Rebuild: after a loss, the rows are built again from the log, in a thread of its own, beside live scoring.
+"""Catch-up: brings the rows up to date from the log, in a thread of its own, beside live scoring.
 
-It reads what the group has committed, in event-time order across partitions, passes it through the same decoder and
-engine as live records, and applies it from mark to mark. Live scoring keeps its hands off the rows meanwhile. When the
-marks have nearly come up, the processor resyncs: the last few records are caught up as after any restart.
+After a loss it builds all rows again; after an outage of Redis it closes the gap. It reads what the group has
+committed, in event-time order across partitions, passes it through the same decoder and engine as live records, and
+applies it. Live scoring does not touch the rows meanwhile. When little is left, the processor resyncs: it reads the
+last few records again as after any restart.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 
+from stream_scorer.clock import Deadline
 from stream_scorer.errors import StateGap
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.pipeline.batch import MicroBatch
@@ -27,16 +29,15 @@ from stream_scorer.state.rows import MarkedRowStore
 _log = logging.getLogger(__name__)
 # Records of one partition taken at a time: partitions drain side by side, and live scoring gets its turn.
 PIECE = 1_000
-# With less than this to go, catching up takes less time than a person would notice.
+# With less than this to go, the processor reads the rest again itself, in a fraction of a second.
 CLOSE = 5_000
-# How often the marks of partitions that others rebuild are looked at.
+# How often to look for more committed records, and at partitions that other scorers bring up.
 POLL_S = 0.2
 PROGRESS_EVERY_S = 5.0
-STOP_S = 10.0
-_PROGRESS = "rebuilding features: %d records brought in, %d to go, %d/s"
+_PROGRESS = "features catch up: %d records brought in, %d to go, %d/s"
 
 
-class Rebuild:
+class CatchUp:
     """See the module. Starts at once.
 
     Args:
@@ -46,7 +47,7 @@ class Rebuild:
         on_progress: told how many records were brought in, and how many remain.
 
     Attributes:
-        ready: set when there is so little left that catching up takes no noticeable time.
+        ready: set when so little is left that the processor can read it again itself.
         failure: what ended it.
     """
 
@@ -71,7 +72,7 @@ class Rebuild:
         self._stop = threading.Event()
         self.ready = threading.Event()
         self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._guarded, name="rebuild", daemon=True)
+        self._thread = threading.Thread(target=self._guarded, name="catch-up", daemon=True)
         self._thread.start()
 
     def committed(self, spans: Sequence[Span]) -> None:
@@ -80,10 +81,10 @@ class Rebuild:
             if span.source in self._committed:
                 self._committed[span.source] = max(span.stop, self._committed[span.source])
 
-    def stop(self) -> bool:
-        """End the thread; true once it has ended. What it applied stays."""
+    def stop(self, deadline: Deadline) -> bool:
+        """End the thread; false if it has not ended before `deadline`. What it applied stays."""
         self._stop.set()
-        self._thread.join(STOP_S)
+        self._thread.join(deadline.remaining_s)
         return not self._thread.is_alive()
 
     def _guarded(self) -> None:
@@ -100,7 +101,8 @@ class Rebuild:
         applied = self._store.open()
         if applied is None:
             raise StateGap("Redis has lost features again")
-        self._store.sweep()
+        if not applied.complete:
+            self._store.sweep()
         position = {source: applied.next_offset[source] for source in self._committed}
         watermark = {source: applied.watermark[source] for source in self._committed}
         began, told, done = time.monotonic(), time.monotonic(), 0

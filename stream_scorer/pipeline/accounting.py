@@ -1,0 +1,55 @@
+"""Counts what became of the micro-batches, in Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from stream_scorer.observability import metrics as m
+from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.positions import Span
+from stream_scorer.records import DECISIONS, FEATURES_STALE
+
+
+class Account:
+    """The last step of every batch.
+
+    Args:
+        on_scored: called with the spans of every scored batch.
+    """
+
+    name = "account"
+    scoring_only = False
+
+    def __init__(self, metrics: m.Metrics, on_scored: Callable[[Sequence[Span]], None]) -> None:
+        self._metrics = metrics
+        self._on_scored = on_scored
+
+    def process(self, batch: MicroBatch) -> None:
+        """Count the batch."""
+        if batch.scoring:
+            self._on_scored(batch.spans)
+        _count(self._metrics, batch)
+
+
+def _count(metrics: m.Metrics, batch: MicroBatch) -> None:
+    for stage, seconds in batch.seconds.items():
+        metrics.observe(m.STAGE_SECONDS, seconds, stage)
+    metrics.observe(m.BATCH_ROWS, len(batch))
+    if not batch.scoring:
+        metrics.count(m.CAUGHT_UP, len(batch))
+        return
+    for letter in batch.dead:
+        metrics.count(m.DEAD_LETTERS, 1, letter.error.code)
+    if batch.decided is not None:
+        for code, count in enumerate(np.bincount(batch.decided.decision, minlength=len(DECISIONS)).tolist()):
+            metrics.count(m.TRANSACTIONS, count, DECISIONS[code])
+    if batch.enriched is not None:
+        metrics.count(m.DUPLICATES, int(batch.enriched.duplicate.sum()))
+        for reason in batch.enriched.degraded:
+            metrics.count(m.DEGRADED, len(batch.enriched.duplicate), reason)
+        metrics.count(m.DEGRADED, int(batch.enriched.stale.sum()), FEATURES_STALE)
+        ages = batch.enriched.ages
+        metrics.set(m.FEATURE_AGE, ages.partitions.max(initial=0) / 1_000, "partitions")
+        metrics.set(m.FEATURE_AGE, ages.labels.max(initial=0) / 1_000, "labels")

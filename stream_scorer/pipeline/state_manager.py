@@ -1,0 +1,155 @@
+"""Keeps the feature rows usable. The only writer of `Availability`; everything here but `count_committed` runs in the
+scoring thread.
+
+It decides where reading starts, degrades when Redis fails, probes it, and has a thread bring the rows up to date from
+the log while scoring goes on without features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from stream_scorer.clock import Deadline
+from stream_scorer.errors import StateGap, StateUnavailable, StreamScorerError
+from stream_scorer.observability import metrics as m
+from stream_scorer.pipeline.availability import Availability, State
+from stream_scorer.pipeline.catch_up import CatchUp
+from stream_scorer.pipeline.in_flight import InFlight
+from stream_scorer.pipeline.ports import Reader
+from stream_scorer.pipeline.probe import WriteProbe
+from stream_scorer.pipeline.recovery import StartingPoints
+from stream_scorer.positions import SourcePartition, Span
+
+_log = logging.getLogger(__name__)
+OnProgress = Callable[[int, int], None]
+# Its thread looks at its stop flag after every piece, and a call to Redis ends after its timeout.
+STOP_CATCH_UP_S = 10.0
+
+
+class StateManager:
+    """See the module.
+
+    Args:
+        find_start: from the owned partitions to `StartingPoints`.
+        start_catch_up: starts a `CatchUp` up to the committed offsets it is given; None for a pipeline without state.
+    """
+
+    def __init__(
+        self,
+        availability: Availability,
+        in_flight: InFlight,
+        probe: WriteProbe,
+        find_start: Callable[[Reader, list[SourcePartition]], StartingPoints],
+        start_catch_up: Callable[[dict[SourcePartition, int], OnProgress], CatchUp] | None,
+        metrics: m.Metrics,
+    ) -> None:
+        self.availability = availability
+        self._in_flight = in_flight
+        self._probe = probe
+        self._find_start = find_start
+        self._start_catch_up = start_catch_up
+        self._metrics = metrics
+        self._catch_up: CatchUp | None = None
+
+    def start(self, reader: Reader, sources: list[SourcePartition]) -> StartingPoints:
+        """Where to read from, for an assignment or a resync. Nothing may be on its way to the rows when it is called.
+
+        Raises:
+            UsageError: the applied offsets contradict the committed ones or the log. StreamScorerError: see `stop`.
+        """
+        self.stop(Deadline(STOP_CATCH_UP_S))
+        self._probe.cancel()
+        self._in_flight.clear()
+        was_rebuilding = self.availability.state is State.REBUILDING
+        self.availability.enter(State.CATCHING_UP)
+        points = self._find_start(reader, sources)
+        self.availability.enter(points.state, points.why)
+        if was_rebuilding and points.state is State.READY:
+            _log.info("features are rebuilt, scoring with them again")
+        if points.state in (State.CATCHING_UP, State.REBUILDING):
+            assert self._start_catch_up is not None
+            self._catch_up = self._start_catch_up(dict(points.score_from), self._count_progress)
+        return points
+
+    def degrade(self, error: StateUnavailable) -> None:
+        """Redis failed in the scoring thread: score without features from now on."""
+        self.stop(Deadline(STOP_CATCH_UP_S))
+        self.availability.enter(State.DEGRADED, error.message)
+
+    def check(self) -> str:
+        """Look at Redis and at the catch-up; to be called between batches.
+
+        Returns:
+            Why the processor must resync; empty to go on.
+
+        Raises:
+            StateGap: rows were lost during a catch-up.
+        """
+        if self.availability.state is State.READY:
+            self._check_writes()
+        elif self.availability.state is State.DEGRADED:
+            self._probe.start()
+            return "redis_back" if self._probe.take() else ""
+        elif self._catch_up is not None:
+            return self._check_catch_up(self._catch_up)
+        return ""
+
+    @property
+    def updates_wait(self) -> bool:
+        """Whether updates wait that Redis would accept now, and no batch takes them along."""
+        return self._in_flight.waiting
+
+    def count_committed(self, spans: Sequence[Span]) -> None:
+        """The group has scored `spans`: a catch-up has to reach their ends. Called by the committer thread."""
+        catch_up = self._catch_up
+        if catch_up is not None:
+            catch_up.committed(spans)
+
+    def stop(self, deadline: Deadline) -> None:
+        """End a catch-up that is under way; what it applied stays.
+
+        Raises:
+            StreamScorerError: it did not end before `deadline`.
+        """
+        catch_up, self._catch_up = self._catch_up, None
+        if catch_up is None:
+            return
+        if not catch_up.stop(deadline):
+            raise StreamScorerError("the catch-up of features did not stop in time")
+        self._metrics.set(m.REBUILD_REMAINING, 0)
+
+    def close(self) -> None:
+        """End every thread."""
+        self._probe.cancel()
+        self.stop(Deadline(STOP_CATCH_UP_S))
+
+    def _check_writes(self) -> None:
+        blocked_by = self._in_flight.blocked_by
+        if blocked_by is None:
+            return
+        if self._in_flight.full:
+            self.availability.enter(State.DEGRADED, f"more updates wait than allowed. {blocked_by.message}")
+        elif self._probe.take():
+            # The next batch's apply takes the waiting updates along.
+            self._in_flight.blocked_by = None
+        else:
+            self._probe.start()
+
+    def _check_catch_up(self, catch_up: CatchUp) -> str:
+        failure = catch_up.failure
+        if catch_up.ready.is_set():
+            return "caught_up" if self.availability.state is State.CATCHING_UP else "rebuilt"
+        if isinstance(failure, StateUnavailable):
+            self.degrade(failure)
+        elif isinstance(failure, StateGap):
+            self._catch_up = None
+            raise failure
+        elif failure is not None:
+            raise failure
+        return ""
+
+    def _count_progress(self, brought_in: int, remaining: int) -> None:
+        """Count what a catch-up does (runs in its thread)."""
+        self._metrics.count(m.CAUGHT_UP, brought_in)
+        self._metrics.set(m.REBUILD_REMAINING, remaining)

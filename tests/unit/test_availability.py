@@ -1,0 +1,186 @@
+"""The state of the features: legal transitions, and what may wait in flight."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from stream_scorer.errors import StateGap, StateUnavailable
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline.apply import Apply
+from stream_scorer.pipeline.availability import Availability, State
+from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.pipeline.in_flight import InFlight, require_contiguous
+from stream_scorer.pipeline.probe import WriteProbe
+from stream_scorer.pipeline.recovery import StartingPoints
+from stream_scorer.pipeline.state_manager import StateManager
+from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.state.rows import AppliedOffsets, RowUpdate
+
+A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
+
+
+def update(start: int, stop: int, source: SourcePartition = A) -> RowUpdate:
+    none = np.zeros(0, dtype=np.int64)
+    span = Span(source, start, stop, -1)
+    return RowUpdate([span], [], np.zeros(1, np.int64), none.reshape(0, 4), none, none, none.astype(np.int8))
+
+
+def batch_of(change: RowUpdate) -> MicroBatch:
+    batch = MicroBatch.nothing("transactions")
+    batch.enriched = type("Enriched", (), {"update": change})()  # type: ignore[assignment]
+    return batch
+
+
+class Store:
+    """Accepts updates unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.refuses = False
+        self.applied: list[RowUpdate] = []
+
+    def apply(self, change: RowUpdate) -> None:
+        if self.refuses:
+            raise StateUnavailable("OOM command not allowed")
+        self.applied.append(change)
+
+    def probe_write(self) -> None:
+        if self.refuses:
+            raise StateUnavailable("OOM command not allowed")
+
+
+def test_ready_is_entered_only_by_a_resync() -> None:
+    availability = Availability(Metrics())
+    availability.enter(State.DEGRADED)
+    assert availability.reason == "features_unavailable"
+    with pytest.raises(AssertionError, match="degraded to ready"):
+        availability.enter(State.READY)
+    availability.enter(State.CATCHING_UP)
+    availability.enter(State.READY)
+    assert (availability.reason, availability.readiness) == ("", (True, "serving"))
+
+
+def test_a_batch_is_fresh_only_if_rows_and_updates_in_flight_reach_it() -> None:
+    stored = AppliedOffsets({A: 10, B: 7}, {A: -1, B: -1})
+    require_contiguous(stored, [], [Span(A, 10, 20, -1), Span(B, 5, 9, -1)])
+    require_contiguous(stored, [update(8, 12), update(12, 15)], [Span(A, 15, 20, -1)])
+    with pytest.raises(StateGap, match=r"transactions\[0\] end at offset 12"):
+        require_contiguous(stored, [update(8, 12), update(13, 15)], [Span(A, 15, 20, -1)])
+    with pytest.raises(StateGap):
+        require_contiguous(stored, [], [Span(SourcePartition("labels", 0), 0, 3, -1)])
+
+
+def test_updates_that_redis_refuses_stay_in_flight_and_are_applied_in_order_later() -> None:
+    store, in_flight = Store(), InFlight()
+    apply = Apply(store, in_flight)  # type: ignore[arg-type]
+    changes = [update(start, start + 5) for start in range(0, 20, 5)]
+    for number, change in enumerate(changes):
+        store.refuses = number in (1, 2)
+        in_flight.announce(change)
+        apply.process(batch_of(change))
+    assert store.applied == changes[:1]
+    assert list(in_flight.snapshot()) == changes[1:]
+    in_flight.blocked_by = None
+    apply.process(MicroBatch.nothing("transactions"))
+    assert store.applied == changes
+    assert not in_flight.snapshot()
+
+
+def test_an_update_that_was_cleared_is_not_taken_up_again() -> None:
+    store, in_flight = Store(), InFlight()
+    change = update(0, 5)
+    in_flight.announce(change)
+    in_flight.clear()
+    Apply(store, in_flight).process(batch_of(change))  # type: ignore[arg-type]
+    assert not store.applied
+    assert not in_flight.waiting
+
+
+def test_in_flight_is_full_beyond_its_bounds() -> None:
+    in_flight = InFlight(max_updates=2)
+    for start in range(3):
+        assert not in_flight.full
+        in_flight.announce(update(start, start + 1))
+    assert in_flight.full
+
+
+def wait_for(condition: object) -> None:
+    until = time.monotonic() + 10
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_a_probe_asks_until_redis_accepts_a_write_and_reports_it_once() -> None:
+    store = Store()
+    store.refuses = True
+    probe = WriteProbe(store.probe_write, first_delay_s=0.001)
+    probe.start()
+    time.sleep(0.02)
+    assert not probe.take()
+    store.refuses = False
+    wait_for(probe.take)
+    assert not probe.take()
+
+
+def test_a_cancelled_probe_reports_nothing() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def write() -> None:
+        entered.set()
+        go_on.wait(10)
+
+    probe = WriteProbe(write, first_delay_s=0.001)
+    probe.start()
+    assert entered.wait(10)
+    probe.cancel()
+    go_on.set()
+    time.sleep(0.02)
+    assert not probe.take()
+
+
+def make_manager(store: Store, in_flight: InFlight) -> StateManager:
+    probe = WriteProbe(store.probe_write, first_delay_s=0.001)
+    return StateManager(
+        Availability(Metrics()), in_flight, probe, lambda _reader, _owned: StartingPoints({}, {}), None, Metrics()
+    )
+
+
+def test_while_writes_fail_features_stay_ready_up_to_the_bound_then_degrade_then_resync() -> None:
+    store, in_flight = Store(), InFlight(max_updates=2)
+    manager = make_manager(store, in_flight)
+    manager.start(None, [])  # type: ignore[arg-type]
+    store.refuses = True
+    apply = Apply(store, in_flight)  # type: ignore[arg-type]
+    for start in range(0, 10, 5):
+        in_flight.announce(change := update(start, start + 5))
+        apply.process(batch_of(change))
+        assert manager.check() == ""
+        assert manager.availability.state is State.READY
+    in_flight.announce(update(10, 15))
+    assert manager.check() == ""
+    assert manager.availability.state is State.DEGRADED
+    time.sleep(0.02)
+    assert manager.check() == ""
+    store.refuses = False
+    wait_for(lambda: manager.check() == "redis_back")
+    manager.start(None, [])  # type: ignore[arg-type]
+    assert manager.availability.state is State.READY
+    assert not in_flight.snapshot()
+
+
+def test_a_short_refusal_is_bridged_without_a_resync() -> None:
+    store, in_flight = Store(), InFlight()
+    manager = make_manager(store, in_flight)
+    manager.start(None, [])  # type: ignore[arg-type]
+    store.refuses = True
+    in_flight.announce(change := update(0, 5))
+    Apply(store, in_flight).process(batch_of(change))  # type: ignore[arg-type]
+    store.refuses = False
+    wait_for(lambda: manager.check() == "" and manager.updates_wait)
+    Apply(store, in_flight).process(MicroBatch.nothing("transactions"))  # type: ignore[arg-type]
+    assert store.applied == [change]
+    assert manager.availability.state is State.READY
