@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -55,7 +55,8 @@ RATE, FAULT_S = 2_000, 10.0
 RECOVERY_S = 60.0
 # Promised: a score is published so long after its transaction arrived, whatever Redis does.
 PROMISED_MS = 2_000
-Fault = Callable[[Any], Any]
+# A shorter refusal may be bridged by the updates in flight, without any degraded score.
+BRIDGED_MS = 5_000
 
 
 def run(context: Context) -> Result:
@@ -146,7 +147,7 @@ def cannot_save(client: Any, _rng: random.Random) -> Iterator[None]:
 
 @contextmanager
 def too_few_replicas(client: Any, _rng: random.Random) -> Iterator[None]:
-    """Plain writes get NOREPLICAS. Redis 6 lets scripts write, Redis 7 does not."""
+    """Writes get NOREPLICAS."""
     client.config_set("min-replicas-to-write", "1")
     yield
     client.config_set("min-replicas-to-write", "0")
@@ -191,7 +192,7 @@ FAULTS: dict[str, Any] = {
     "hangs": hangs,
     "connections break": connections_break,
 }
-# Redis 6 does not refuse scripts for too few replicas, and a broken connection is made again.
+# Not every version of Redis refuses scripts for too few replicas, and a broken connection is made again.
 MUST_DEGRADE = ("out of memory", "READONLY", "MISCONF", "hangs")
 
 
@@ -215,7 +216,7 @@ def _check(result: Result, at: StackAddresses, sent: int, rate: int, spells: dic
             "latency_ms_max": int(latency[during].max()),
         }
         result.check(f"{name}: at least half a second of traffic", during.sum() >= rate / 2)
-        if name in MUST_DEGRADE:
+        if name in MUST_DEGRADE and ended - began > BRIDGED_MS:
             result.check(f"{name}: scores say that features are missing", (degraded & during).sum() > 0)
     live = np.arange(len(scores)) >= rate
     result.figures["latency_ms_max"] = int(latency[live].max())
