@@ -96,7 +96,7 @@ def lose_in_memory(context: Context, parts: Parts, losses: int) -> tuple[Verdict
         seed = context.seed * 100_000 + 70_000 + number
         rng = random.Random(seed)
         world = make_world(parts, seed, TRANSACTIONS, 1 + number % 2)
-        _disturb(world, rng, counts)
+        _Disturbance(world, rng, counts)
         _score(world, rng, ("a", "b") if number % 3 == 0 else ("a",))
         counts["worlds"] += 1
         total.add(verify(world), f"seed {seed}")
@@ -126,90 +126,90 @@ def _score(world: World, rng: random.Random, names: tuple[str, ...]) -> None:
         raise AssertionError(str(failures[0])) from failures[0]
 
 
-def _disturb(world: World, rng: random.Random, counts: Counter[str]) -> None:
-    """Something goes missing at seeded reads of `world`."""
-    broker = world.broker
-    left = LOSSES_A_WORLD
-    until, silent = rng.randint(3, 20), 0
-    refusing = 0
-    lock = threading.Lock()
+class _Disturbance:
+    """Something goes missing, or is refused, at seeded reads and updates of `world`."""
 
-    def lag() -> int:
-        return sum(len(broker.log[s]) - broker.offsets.get(s, 0) for s in broker.inputs)
+    def __init__(self, world: World, rng: random.Random, counts: Counter[str]) -> None:
+        self._world, self._rng, self._counts = world, rng, counts
+        self._lock = threading.Lock()
+        self._left, self._until = LOSSES_A_WORLD, rng.randint(3, 20)
+        self._silent = self._refusing = 0
+        # Set while the next update that finds one of its rows there shall lose it.
+        self._doomed = False
+        for server in world.servers:
+            server.on_read, server.on_apply, server.on_probe = self.on_read, self.on_apply, self.on_probe
 
-    # Set while the next update that finds one of its rows there shall lose it.
-    doomed = False
+    def on_probe(self) -> None:
+        with self._lock:
+            self._refuse()
 
-    def refuse() -> None:
-        nonlocal refusing
-        if refusing:
-            refusing -= 1
+    def on_apply(self, keys: Sequence[bytes]) -> None:
+        with self._lock:
+            self._refuse()
+            present = self._present(keys)
+            if self._doomed and present and self._lag() >= LEAST_LAG:
+                key = self._rng.choice(present)
+                self._world.server_of(key).lose(key)
+                self._doomed = False
+                self._counts["row_lost_after_reading"] += 1
+                self._counts["losses"] += 1
+
+    def on_read(self, keys: Sequence[bytes]) -> None:
+        with self._lock:
+            if self._silent:
+                self._silent -= 1
+                raise StateUnavailable("silent for a while")
+            self._until -= 1
+            if self._until > 0 or not self._left:
+                return
+            if self._lag() < LEAST_LAG:
+                self._left = 0
+                return
+            self._until = self._rng.randint(2, 12)
+            kinds = ["flushed", "row_lost", "row_lost_after_reading", "unavailable", "writes_refused"]
+            what = self._rng.choice(kinds + ["shard_lost"] * (self._world.sharding is not None))
+            if what == "row_lost_after_reading":
+                self._doomed = True
+                self._left -= 1
+            elif what == "row_lost" and not self._present(keys):
+                self._until = 1
+            else:
+                self._lose(what, keys)
+
+    def _lose(self, what: str, keys: Sequence[bytes]) -> None:
+        world, rng, counts = self._world, self._rng, self._counts
+        applied = [at for server in world.servers for at in list(server.applied.values())]
+        rebuilding = any(at < target for at, _, target in applied)
+        self._left -= 1
+        counts[what] += 1
+        counts["losses"] += 1
+        if what == "row_lost":
+            key = rng.choice(self._present(keys))
+            world.server_of(key).lose(key)
+        elif what == "shard_lost":
+            rng.choice(world.servers).flush()
+            counts["shard_lost_in_rebuild"] += rebuilding
+        elif what == "flushed":
+            for server in world.servers:
+                server.flush()
+            counts["flushed_in_rebuild"] += rebuilding
+        elif what == "writes_refused":
+            self._refusing = rng.randint(1, 12)
+        else:
+            self._silent = rng.randint(0, 2)
+            raise StateUnavailable("silent for a while")
+
+    def _refuse(self) -> None:
+        if self._refusing:
+            self._refusing -= 1
             raise StateUnavailable("writes are refused for a while")
 
-    def on_probe() -> None:
-        with lock:
-            refuse()
+    def _present(self, keys: Sequence[bytes]) -> list[bytes]:
+        return [key for key in keys if key in self._world.server_of(key).rows]
 
-    def on_apply(keys: Sequence[bytes]) -> None:
-        nonlocal doomed
-        with lock:
-            refuse()
-            present = [key for key in keys if key in world.server_of(key).rows]
-            if doomed and present and lag() >= LEAST_LAG:
-                key = rng.choice(present)
-                world.server_of(key).lose(key)
-                doomed = False
-                counts["row_lost_after_reading"] += 1
-                counts["losses"] += 1
-
-    def on_read(keys: Sequence[bytes]) -> None:
-        nonlocal left, until, silent, doomed, refusing
-        with lock:
-            if silent:
-                silent -= 1
-                raise StateUnavailable("silent for a while")
-            until -= 1
-            if until > 0 or not left:
-                return
-            applied = [mark for server in world.servers for mark in list(server.applied.values())]
-            rebuilding = any(mark < target for mark, _, target in applied)
-            present = [key for key in keys if key in world.server_of(key).rows]
-            if lag() < LEAST_LAG:
-                left = 0
-                return
-            until = rng.randint(2, 12)
-            kinds = ["flushed", "row_lost", "row_lost_after_reading", "unavailable", "writes_refused"]
-            what = rng.choice(kinds + ["shard_lost"] * (world.sharding is not None))
-            if what == "row_lost_after_reading":
-                doomed = True
-                left -= 1
-                return
-            if what == "row_lost":
-                if not present:
-                    until = 1
-                    return
-                key = rng.choice(present)
-                world.server_of(key).lose(key)
-            elif what == "shard_lost":
-                rng.choice(world.servers).flush()
-                counts["shard_lost_in_rebuild"] += rebuilding
-            elif what == "writes_refused":
-                refusing = rng.randint(1, 12)
-            elif what == "flushed":
-                for server in world.servers:
-                    server.flush()
-                counts["flushed_in_rebuild"] += rebuilding
-            else:
-                silent = rng.randint(1, 3)
-            left -= 1
-            counts[what] += 1
-            counts["losses"] += 1
-            if what == "unavailable":
-                silent -= 1
-                raise StateUnavailable("silent for a while")
-
-    for server in world.servers:
-        server.on_read, server.on_apply, server.on_probe = on_read, on_apply, on_probe
+    def _lag(self) -> int:
+        broker = self._world.broker
+        return sum(len(broker.log[s]) - broker.offsets.get(s, 0) for s in broker.inputs)
 
 
 def _on_real_parts(context: Context, result: Result, history: int) -> None:
