@@ -127,7 +127,9 @@ class Runner:
         self._logs.mkdir(parents=True, exist_ok=True)
         # Orphans of a proof become children of this process, so that none escapes.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        signal.signal(signal.SIGTERM, _interrupt)
+        # SIGINT too: a shell starts background jobs with SIGINT ignored, which proofs would inherit.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
         lines: list[Line] = []
         for slug in self._slugs:
             began = time.monotonic()
