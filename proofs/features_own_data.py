@@ -16,6 +16,7 @@ import numpy as np
 
 from proofs.kit import Context, Result, Scorer, die_with_parent, read_topic, services, wait_drained
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.quality import roc_auc
 from stream_scorer.records import Score
 from stream_scorer.spec import load_spec
 
@@ -130,8 +131,6 @@ def _exchange_ids(data: Path, spec: Path, seed: int) -> None:
 
 
 def _judge(result: Result, name: str, bootstrap: str, fraud: dict[str, bool]) -> None:
-    from sklearn.metrics import roc_auc_score
-
     topics = Topics(f"{name}.")
     scores = read_topic(bootstrap, topics.scores).decode(Score)
     dead = len(read_topic(bootstrap, topics.dead_letters))
@@ -139,8 +138,8 @@ def _judge(result: Result, name: str, bootstrap: str, fraud: dict[str, bool]) ->
     last = scores[int(len(scores) * (1 - HELD_OUT)) :]
     once = len(scores) == len(fraud) and {s.event_id for s in scores} == fraud.keys()
     result.check(f"{name}: every row has one score and none is dead-lettered", once and dead == 0)
-    truth = [fraud[s.event_id] for s in last]
-    auc = float(roc_auc_score(truth, [s.score for s in last])) if any(truth) else 0.0
-    result.figures[f"{name}_frauds_held_out"] = sum(truth)
+    truth = np.array([fraud[s.event_id] for s in last], dtype=np.bool_)
+    auc = roc_auc(np.array([s.score for s in last], dtype=np.float64), truth) or 0.0
+    result.figures[f"{name}_frauds_held_out"] = int(truth.sum())
     result.at_least(f"{name}_auc", round(auc, 4), MIN_AUC)
     result.at_least(f"{name}_scored", len(scores), len(fraud))

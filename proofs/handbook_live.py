@@ -48,6 +48,7 @@ from proofs.kit import (
 )
 from stream_scorer.features.history import History, build_features
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.quality import average_precision, roc_auc
 from stream_scorer.records import Contribution, Score
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import CheckedSpec, load_spec
@@ -226,8 +227,6 @@ def _served(result: Result, at: StackAddresses, test: Handbook, offline: Any) ->
 
 
 def _judge(result: Result, data: Handbook, test: Handbook, score: np.ndarray[Any, Any]) -> None:
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
     days = sorted(set(test.day.tolist()))
     known = {day: compromised_by(data, day, TRAIN[0]) for day in days}
     everybody = np.ones(len(test), dtype=np.bool_)
@@ -238,10 +237,10 @@ def _judge(result: Result, data: Handbook, test: Handbook, score: np.ndarray[Any
         figures = {
             "n": len(label),
             "frauds": int(label.sum()),
-            "auc": float(roc_auc_score(label, of)),
-            "ap": float(average_precision_score(label, of)),
-            "auc_mean_of_days": float(np.mean([roc_auc_score(label[d], of[d]) for d in by_day])),
-            "ap_mean_of_days": float(np.mean([average_precision_score(label[d], of[d]) for d in by_day])),
+            "auc": roc_auc(of, label),
+            "ap": average_precision(of, label),
+            "auc_mean_of_days": float(np.mean([roc_auc(of[d], label[d]) for d in by_day])),
+            "ap_mean_of_days": float(np.mean([average_precision(of[d], label[d]) for d in by_day])),
         }
         result.figures[name] = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
     filtered = result.figures["filtered"]

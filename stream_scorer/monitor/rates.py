@@ -37,8 +37,10 @@ With cap and error rates 0, none held and no fraud in the review sample, the bou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from scipy import special
 
 # One window in a thousand may fall outside an allowance: the level of each, and the normal quantile that belongs to it.
 LEVEL = 0.001
@@ -151,7 +153,8 @@ def errors_at_most(seen: int, doubtful: int, share: float) -> int:
     low, high = 0, doubtful
     while low < high:
         middle = (low + high + 1) // 2
-        if 1.0 - _binomial_cdf(middle - 1, seen + middle, share) >= LEVEL:
+        # bdtrc: the probability of more than so many successes.
+        if special.bdtrc(middle - 1, seen + middle, share) >= LEVEL:
             low = middle
         else:
             high = middle - 1
@@ -252,33 +255,6 @@ def binomial_limits(successes: int, trials: int, level: float = LEVEL) -> tuple[
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} of {trials}")
-    low = 0.0 if successes == 0 else _solve(lambda p: 1.0 - _binomial_cdf(successes - 1, trials, p) < level)
-    high = 1.0 if successes == trials else _solve(lambda p: _binomial_cdf(successes, trials, p) > level)
+    low = 0.0 if successes == 0 else float(special.betaincinv(successes, trials - successes + 1, level))
+    high = 1.0 if successes == trials else float(special.betainccinv(successes + 1, trials - successes, level))
     return low, high
-
-
-def _solve(below: Callable[[float], bool]) -> float:
-    """The p in [0, 1] where `below` turns from true to false, to 1e-12."""
-    left, right = 0.0, 1.0
-    for _ in range(40):
-        middle = (left + right) / 2
-        if below(middle):
-            left = middle
-        else:
-            right = middle
-    return (left + right) / 2
-
-
-def _binomial_cdf(k: int, n: int, p: float) -> float:
-    if p <= 0.0:
-        return 1.0
-    if p >= 1.0:
-        return 1.0 if k >= n else 0.0
-    log_p, log_q, log_n = math.log(p), math.log1p(-p), math.lgamma(n + 1)
-    return min(
-        1.0,
-        math.fsum(
-            math.exp(log_n - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * log_p + (n - i) * log_q)
-            for i in range(k + 1)
-        ),
-    )

@@ -11,6 +11,7 @@ import msgspec
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.quality import require_sklearn
 from stream_scorer.records import Contribution, Score
 from stream_scorer.replay.compare import Comparison
 from stream_scorer.replay.output import contributions_file, scores_file
@@ -36,9 +37,12 @@ def replay(
     """Replay `source` into ``out/scores.parquet`` and ``out/contributions.parquet``, which are replaced.
 
     Raises:
+        SettingsError: a package of the extra `replay` is missing.
         UsageError: the input or the folder cannot be used.
         BrokerUnavailable: the broker does not answer.
     """
+    # Checked first: the figures come after the work.
+    require_sklearn("replay")
     digest = hashlib.sha256()
     decode_score, decode_contribution = msgspec.json.Decoder(Score).decode, msgspec.json.Decoder(Contribution).decode
     started = clock.monotonic()

@@ -103,6 +103,6 @@ def _arrow() -> tuple[Any, Any, Any]:
         import pyarrow.parquet
     except ImportError:
         raise SettingsError(
-            "A replay writes Parquet files and needs pyarrow", hint="Install stream-scorer[files]."
+            "A replay writes Parquet files and needs pyarrow", hint="Install stream-scorer[replay]."
         ) from None
     return pyarrow, pyarrow.parquet, pyarrow.json

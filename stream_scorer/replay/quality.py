@@ -1,4 +1,4 @@
-"""Figures of scores against labels, in plain numpy: what a scorer has installed is enough to judge a replay."""
+"""The quality of a replay: its scores against the labels that stand."""
 
 from __future__ import annotations
 
@@ -6,45 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.quality import F64, Bools, alert_quality, average_precision, roc_auc
 from stream_scorer.records import Record
 from stream_scorer.serde.decoder import LabelDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-
-F64 = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-
-def average_precision(score: F64, label: Bools) -> float | None:
-    """Area under the precision-recall steps of ``(n,)`` scores, ties as one threshold; None without a fraud."""
-    hits, falls = _ranked(score, label)
-    total = hits[-1] if len(hits) else 0.0
-    if not total:
-        return None
-    gained = np.diff(hits, prepend=0.0)
-    return float(np.sum(gained * hits / (hits + falls)) / total)
-
-
-def roc_auc(score: F64, label: Bools) -> float | None:
-    """Probability that a fraud scores above a genuine transaction, ties half; None unless there are both."""
-    hits, falls = _ranked(score, label)
-    if not len(hits) or not hits[-1] or not falls[-1]:
-        return None
-    area = np.sum(np.diff(falls, prepend=0.0) * (hits + np.concatenate(([0.0], hits[:-1]))) / 2.0)
-    return float(area / (hits[-1] * falls[-1]))
-
-
-def _ranked(score: F64, label: Bools) -> tuple[F64, F64]:
-    """Frauds and genuine transactions at or above each distinct score, falling; NaN scores are left out."""
-    known = ~np.isnan(score)
-    score, label = score[known], label[known]
-    order = np.argsort(-score, kind="stable")
-    score, label = score[order], label[order]
-    last = np.flatnonzero(np.append(np.diff(score) != 0, True)) if len(score) else np.zeros(0, dtype=np.int64)
-    hits = np.cumsum(label)[last].astype(np.float64)
-    return hits, last + 1.0 - hits
 
 
 class AtThreshold(Record, frozen=True):
@@ -92,16 +59,8 @@ class Quality(Record, frozen=True):
 
 def at_threshold(score: F64, label: Bools, threshold: float) -> AtThreshold:
     """See `AtThreshold`; a NaN score raises no alert."""
-    alert = score >= threshold
-    caught, alerts, frauds = int((alert & label).sum()), int(alert.sum()), int(label.sum())
-    genuine = len(label) - frauds
-    return AtThreshold(
-        threshold,
-        alerts,
-        caught / alerts if alerts else None,
-        caught / frauds if frauds else None,
-        (alerts - caught) / genuine if genuine else None,
-    )
+    found = alert_quality(score >= threshold, label)
+    return AtThreshold(threshold, found.alerts, found.precision, found.recall, found.false_positive_rate)
 
 
 class EffectiveLabels:

@@ -71,12 +71,16 @@ def _tiles(_story: Story, facts: Facts) -> str:
     delivery = facts.delivery
     arrived = percentiles(facts.latency.arrived)
     whole = facts.qualities[0]
+    alerts = whole.alerts
     inside, ripe = facts.truth_inside
     tiles = [
         (f"{delivery.inputs:,} = {delivery.scored:,} + {delivery.dead:,}", "records in = scored + dead letters"),
         (f"{_ms(arrived[50.0])} / {_ms(arrived[99.0])}", "p50 / p99 until a committed reader has the score"),
-        (f"{_percent(whole.precision)} / {_percent(whole.recall)}", "precision / recall of alerts, hidden truth"),
-        (f"{whole.average_precision:.3f}", "average precision of the ensemble"),
+        (
+            f"{_percent(alerts.precision)} / {_percent(alerts.recall)}",
+            "precision / recall of alerts, hidden truth",
+        ),
+        (f"{_figure_or_dash(whole.average_precision)}", "average precision of the ensemble"),
         (f"{inside} of {ripe}", "ripe windows whose bounds hold the true false-positive rate"),
     ]
     return (
@@ -199,12 +203,13 @@ def _quality(story: Story, facts: Facts) -> str:
         return [
             escape(q.name), escape(sets.get(q.name, "")),
             _number(weights.get(q.name, 1.0 if q.name == ENSEMBLE else None)),
-            _number(q.average_precision), _number(q.roc_auc), _percent(q.precision), _percent(q.recall),
-            f"{q.caught:,} of {q.alerts:,}",
+            _figure_or_dash(q.average_precision), _figure_or_dash(q.roc_auc),
+            _percent(q.alerts.precision), _percent(q.alerts.recall),
+            f"{q.alerts.caught:,} of {q.alerts.alerts:,}",
         ]  # fmt: skip
 
     rows = [row(q) for q in facts.qualities]
-    frauds = facts.qualities[0].frauds
+    frauds = facts.qualities[0].alerts.frauds
     return (
         _section(
             "Precision and recall",
@@ -328,9 +333,13 @@ def _ms(value: float) -> str:
     return "-" if value != value else f"{value:,.0f} ms"
 
 
-def _percent(value: float) -> str:
-    return "-" if value != value else f"{value:.1%}"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else "-" if value != value else f"{value:.3f}"
+
+
+def _figure_or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from stream_scorer.control.probation import ALPHA
+from stream_scorer.quality import precision_recall_curve
 from stream_scorer.records import MonitorMetric
 from stream_scorer.reports.explain import Explained
 from stream_scorer.reports.incident import Incident
 from stream_scorer.reports.latency import Latency, percentiles
-from stream_scorer.reports.quality import ENSEMBLE, Judged, Quality, precision_recall
+from stream_scorer.reports.quality import ENSEMBLE, Judged, Quality
 from stream_scorer.reports.story import Story
 from stream_scorer.reports.windows import Bound
 
@@ -115,14 +116,17 @@ def precision_recall_curves(story: Story, events: Judged, found: Sequence[Qualit
     for quality in reversed(found):
         whole = quality.name == ENSEMBLE
         column = lineages.score if whole else lineages.member_score[:, lineages.members.index(quality.name)]
-        recall, precision = precision_recall(column[events.row], events.fraud)
+        precision, recall = precision_recall_curve(column[events.row], events.fraud)
         # Between two frauds precision only falls: the points at frauds draw the curve.
         keep = np.flatnonzero(np.diff(recall, prepend=0.0) > 0)
         colour = _INK if whole else colours.get(quality.name, SAND)
-        label = f"{_short(quality.name)} {quality.average_precision:.3f}"
+        label = (
+            f"{_short(quality.name)} {'-' if quality.average_precision is None else f'{quality.average_precision:.3f}'}"
+        )
         axes.plot(recall[keep], precision[keep], color=colour, label=label, linewidth=2.4 if whole else 1.2)
-        if quality.alerts:
-            axes.plot([quality.recall], [quality.precision], "o", color=colour, markersize=6 if whole else 4)
+        dot = quality.alerts
+        if dot.precision is not None and dot.recall is not None:
+            axes.plot([dot.recall], [dot.precision], "o", color=colour, markersize=6 if whole else 4)
     axes.set_xlim(0, 1.01)
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("recall")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stream_scorer.quality import AlertQuality, alert_quality, average_precision, roc_auc
 from stream_scorer.reports.recording import Bools, Floats, Ints
 from stream_scorer.reports.story import Story
-from stream_scorer.train.metrics import judge
 
 ENSEMBLE = "ensemble"
 
@@ -29,24 +29,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures of the ensemble or of one member alone; precision and recall at the review threshold."""
+    """Figures of the ensemble or of one member alone; `alerts` at the review threshold."""
 
     name: str
-    average_precision: float
-    roc_auc: float
-    alerts: int
-    caught: int
-    frauds: int
-
-    @property
-    def precision(self) -> float:
-        """Fraud among alerts; NaN without alerts."""
-        return self.caught / self.alerts if self.alerts else float("nan")
-
-    @property
-    def recall(self) -> float:
-        """Alerts among fraud; NaN without fraud."""
-        return self.caught / self.frauds if self.frauds else float("nan")
+    average_precision: float | None
+    roc_auc: float | None
+    alerts: AlertQuality
 
 
 def judged(story: Story) -> Judged:
@@ -80,24 +68,5 @@ def recall_by_kind(story: Story, events: Judged) -> list[tuple[str, int, int]]:
     return found
 
 
-def precision_recall(score: Floats, fraud: Bools) -> tuple[Floats, Floats]:
-    """Recall and precision ``(k,)`` at every distinct score, from the strictest threshold to the loosest."""
-    score, fraud = score[~np.isnan(score)], fraud[~np.isnan(score)]
-    order = np.argsort(-score, kind="stable")
-    caught = np.cumsum(fraud[order])
-    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True)) if len(score) else np.zeros(0, np.int64)
-    return caught[last] / max(int(fraud.sum()), 1), caught[last] / (last + 1)
-
-
 def _quality(name: str, score: Floats, alert: Bools, fraud: Bools) -> Quality:
-    usable = ~np.isnan(score)
-    both = 0 < int(fraud[usable].sum()) < int(usable.sum())
-    figures = judge(score, fraud) if both else {}
-    return Quality(
-        name,
-        figures.get("average_precision", float("nan")),
-        figures.get("roc_auc", float("nan")),
-        int(alert.sum()),
-        int((alert & fraud).sum()),
-        int(fraud.sum()),
-    )
+    return Quality(name, average_precision(score, fraud), roc_auc(score, fraud), alert_quality(alert, fraud))

@@ -25,7 +25,11 @@ def closing_report(story: Story, facts: Facts, page: Path, total_s: float) -> li
         _line("quality", f"{'':10}{'AP':>7}{'AUC':>7}{'precision':>11}{'recall':>8}   against the hidden truth"),
     ]
     lines += [
-        _line("", f"{q.name:10}{q.average_precision:7.3f}{q.roc_auc:7.3f}{q.precision:11.1%}{q.recall:8.1%}")
+        _line(
+            "",
+            f"{q.name:10}{_number(q.average_precision):>7}{_number(q.roc_auc):>7}"
+            f"{_percent(q.alerts.precision):>11}{_percent(q.alerts.recall):>8}",
+        )
         for q in facts.qualities
     ]
     if facts.incident is not None:
@@ -45,6 +49,14 @@ def closing_report(story: Story, facts: Facts, page: Path, total_s: float) -> li
 
 def _line(name: str, text: str) -> str:
     return f"  {name:{_NAME}}{text}".rstrip()
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _spread(values: Floats) -> str:

@@ -35,10 +35,11 @@ from stream_scorer.ensemble.manifest import (
 from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import UsageError
+from stream_scorer.quality import average_precision
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.calibration import fit_beta, fit_isotonic, fit_platt, fit_stacking, fit_weights
 from stream_scorer.train.dense import standardise, train_logistic, train_neural
-from stream_scorer.train.metrics import judge, judge_decisions
+from stream_scorer.train.metrics import alert_figures, score_figures
 from stream_scorer.train.plan import Kind, MemberPlan, plan_members
 from stream_scorer.train.split import Split, split_by_time
 from stream_scorer.train.trees import train_forest, train_gbdt, train_xgb
@@ -144,9 +145,9 @@ def train_ensemble(
     score = calibrate(combined, final)
     thresholds = _thresholds(spec, score[rows], alert_rates)
     metrics: dict[str, dict[str, float]] = {
-        member.plan.kind: judge(member.score[held], label[held]) for member in fitted
+        member.plan.kind: score_figures(member.score[held], label[held]) for member in fitted
     }
-    metrics["ensemble"] = judge(score[held], label[held]) | judge_decisions(
+    metrics["ensemble"] = score_figures(score[held], label[held]) | alert_figures(
         score[held], label[held], thresholds.review, thresholds.block
     )
     left_out = _left_out(how, link, np.column_stack([member.score for member in fitted]), weights, rows, final, score)
@@ -243,10 +244,10 @@ def _left_out(
 
 
 def _worth(without: Matrix, label: Bools, review: float) -> dict[str, float]:
-    """What a member adds: how the ensemble does without it, at the same threshold; see `judge` for the figures."""
-    plain = judge_decisions(without, label, review, 1.0)
+    """What a member adds: how the ensemble does without it, at the same threshold; see `stream_scorer.quality`."""
+    plain = alert_figures(without, label, review, 1.0)
     return {
-        "ensemble_average_precision_without": judge(without, label)["average_precision"],
+        "ensemble_average_precision_without": average_precision(without, label) or 0.0,
         "ensemble_false_positive_rate_without": plain["review_false_positive_rate"],
         "ensemble_recall_without": plain["review_recall"],
     }

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
@@ -27,7 +26,7 @@ from stream_scorer.replay.compare import Comparison
 from stream_scorer.replay.job import replay
 from stream_scorer.replay.order import Looks, Run, Stream, in_order
 from stream_scorer.replay.pieces import Piece, Range, cut
-from stream_scorer.replay.quality import EffectiveLabels, average_precision, roc_auc
+from stream_scorer.replay.quality import EffectiveLabels
 from stream_scorer.replay.report import ReplayReport
 from stream_scorer.replay.run import Replay
 from stream_scorer.replay.skew import SkewReport, measure_skew
@@ -417,25 +416,6 @@ def test_the_first_difference_has_a_path() -> None:
     assert first_difference(score, msgspec.structs.replace(score, scored_at=9)) is None
     assert first_difference(score, msgspec.structs.replace(score, degraded=["y"])) == ("degraded[0]", "x", "y")
     assert first_difference(score, msgspec.structs.replace(score, degraded=[])) == ("degraded", ["x"], [])
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_figures_are_those_of_scikit_learn(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    label = rng.random(400) < 0.1
-    score = np.round(rng.random(400) * 0.7 + 0.3 * label, 2 if seed % 2 else 6)  # with ties, and without
-    assert average_precision(score, label) == pytest.approx(average_precision_score(label, score), abs=1e-12)
-    assert roc_auc(score, label) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
-    holed = np.where(rng.random(400) < 0.2, np.nan, score)
-    known = ~np.isnan(holed)
-    assert roc_auc(holed, label) == pytest.approx(roc_auc_score(label[known], holed[known]), abs=1e-12)
-
-
-def test_figures_of_nothing_are_null() -> None:
-    none = np.zeros(3, dtype=np.bool_)
-    assert average_precision(np.array([0.1, 0.2, 0.3]), none) is None
-    assert roc_auc(np.array([0.1, 0.2, 0.3]), ~none) is None
-    assert roc_auc(np.zeros(0), np.zeros(0, dtype=np.bool_)) is None
 
 
 def test_the_last_label_by_rank_time_and_arrival_stands(checked: CheckedSpec) -> None:

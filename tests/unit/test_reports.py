@@ -17,7 +17,7 @@ from stream_scorer.reports.explain import explained_alerts
 from stream_scorer.reports.facts import facts_of
 from stream_scorer.reports.incident import incident_of
 from stream_scorer.reports.latency import latency_of, percentiles
-from stream_scorer.reports.quality import judged, precision_recall, qualities, recall_by_kind
+from stream_scorer.reports.quality import judged, qualities, recall_by_kind
 from stream_scorer.reports.story import Check
 from stream_scorer.reports.terminal import closing_report
 from stream_scorer.reports.windows import bounds, drifts, final
@@ -107,27 +107,20 @@ class TestQuality:
         whole = qualities(story, events)[0]
         assert whole.name == "ensemble"
         assert whole.average_precision == pytest.approx(1.0)
-        assert (whole.caught, whole.frauds) == (20, 20)
-        assert whole.precision == whole.recall == 1.0
+        assert (whole.alerts.caught, whole.alerts.frauds) == (20, 20)
+        assert whole.alerts.precision == whole.alerts.recall == 1.0
 
     def test_members_are_judged_by_their_own_scores(self) -> None:
         story = make_story()
         events = judged(story)
         story.recording.lineages.member_score[:, 1] = 0.1
-        assert qualities(story, events)[2].alerts == 0
-        assert math.isnan(qualities(story, events)[2].precision)
-        assert qualities(story, events)[1].alerts > 0
+        assert qualities(story, events)[2].alerts.alerts == 0
+        assert qualities(story, events)[2].alerts.precision is None
+        assert qualities(story, events)[1].alerts.alerts > 0
 
     def test_recall_is_told_by_kind(self) -> None:
         story = make_story()
         assert recall_by_kind(story, judged(story)) == [("stolen_card", 10, 10), ("device_farm", 10, 10)]
-
-    def test_equal_scores_are_one_point_of_the_curve(self) -> None:
-        recall, precision = precision_recall(
-            np.array([0.9, 0.5, 0.5, 0.1, np.nan]), np.array([True, True, False, False, True])
-        )
-        assert recall.tolist() == [0.5, 1.0, 1.0]
-        assert precision.tolist() == [1.0, 2 / 3, 0.5]
 
 
 class TestWindows:

@@ -18,7 +18,7 @@ from stream_scorer.spec.load import parse_spec
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.calibration import MIN_WEIGHT, fit_beta, fit_isotonic, fit_platt, fit_stacking, fit_weights
 from stream_scorer.train.dense import standardise
-from stream_scorer.train.metrics import judge
+from stream_scorer.train.metrics import score_figures
 from stream_scorer.train.plan import feature_sets, plan_members
 from stream_scorer.train.report import member_lines
 from stream_scorer.train.split import split_by_time
@@ -113,11 +113,12 @@ def test_the_figures_are_those_of_what_is_served(trained: Path, spec: CheckedSpe
     scored = ensemble.score(x[holdout])
     assert not scored.failures
     metrics = ensemble.manifest.training.metrics
-    assert judge(scored.score, y[holdout])["average_precision"] == pytest.approx(
+    assert score_figures(scored.score, y[holdout])["average_precision"] == pytest.approx(
         metrics["ensemble"]["average_precision"]
     )
     for index, name in enumerate(ensemble.member_names):
-        assert judge(scored.member_scores[:, index], y[holdout])["log_loss"] == pytest.approx(metrics[name]["log_loss"])
+        figures = score_figures(scored.member_scores[:, index], y[holdout])
+        assert figures["log_loss"] == pytest.approx(metrics[name]["log_loss"])
     lines = member_lines(trained, spec)
     assert [line.feature_set for line in lines] == ["history", "network", "network", "device", "network", ""]
     assert all(line.microseconds > 0 for line in lines)
