@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from html import escape
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from stream_scorer.errors import SettingsError
 from stream_scorer.replay.explain import Explanation, MemberPart
 from stream_scorer.reports import plots
 from stream_scorer.reports.explain import Explained, Part
+from stream_scorer.reports.pages import drawing, render, require_plots, write
 
 # A line fits 80 columns: name, number, then the bar.
 _NAME, _BAR = 16, 48
@@ -25,30 +25,25 @@ def as_text(explanation: Explanation) -> str:
 
 
 def write_page(explanation: Explanation, path: Path) -> None:
-    """The same as one self-contained HTML page. Raises `SettingsError` if matplotlib is missing or the disk refuses."""
-    _require_plots()
-    score = explanation.score
-    head = "<br>".join(escape(line) for line in _head(explanation))
-    drawing = plots.waterfall(as_drawn(explanation), 1) if explanation.lineage.z is not None else ""
-    members = "".join(_member_table(part) for part in explanation.members)
-    css = files("stream_scorer.reports").joinpath("page.css").read_text(encoding="utf-8")
-    text = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(score.event_id)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{escape(score.decision)}: {escape(score.event_id)}</h1>\n<p>{head}</p>\n{drawing}\n{members}\n"
-        "</main>\n</body>\n</html>\n"
+    """The same as one self-contained HTML page.
+
+    Raises `SettingsError` if matplotlib or Jinja2 is missing, or if the file cannot be written.
+    """
+    require_plots()
+    waterfall = drawing(plots.waterfall(as_drawn(explanation), 1)) if explanation.lineage.z is not None else ""
+    text = render(
+        "explanation.html.j2",
+        score=explanation.score,
+        head=_head(explanation),
+        waterfall=waterfall,
+        members=[_member(part) for part in explanation.members],
     )
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"cannot write {path}: {error.strerror}") from None
+    write(text, path)
 
 
 def write_picture(explanation: Explanation, path: Path) -> None:
     """The waterfall as PNG. Raises `SettingsError` as `write_page` does, and where there is no z."""
-    _require_plots()
+    require_plots()
     if explanation.lineage.z is None:
         raise SettingsError("there is no z to draw: the quorum failed")
     try:
@@ -71,13 +66,6 @@ def as_drawn(explanation: Explanation) -> Explained:
         z=lineage.z or 0.0,
         score=lineage.score or 0.0,
     )
-
-
-def _require_plots() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise SettingsError("plots need matplotlib", hint="Install stream-scorer[report].") from None
 
 
 def _head(explanation: Explanation) -> list[str]:
@@ -139,16 +127,16 @@ def _inside(part: MemberPart) -> list[str]:
     return lines
 
 
-def _member_table(part: MemberPart) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(f.feature)}</td><td>{'' if f.value is None else f'{f.value:.6g}'}</td>"
-        f"<td>{escape(f.status)}</td><td>{f.contribution:+.3f}</td></tr>"
-        for f in part.inside
-    )
-    head = "<tr><th>feature</th><th>value</th><th>status</th><th>contribution</th></tr>"
-    shown = "no score" if part.score is None else f"{part.score:.4f}"
-    table = f"<table>{head}{rows}</table>" if rows else ""
-    return (
-        f"<h2>{escape(part.name)}: {part.contribution:+.3f}</h2>"
-        f'<p class="soft">score {shown}, weight {part.weight:.1%}, {escape(part.how)}</p>{table}'
-    )
+def _member(part: MemberPart) -> dict[str, Any]:
+    """A member as the page shows it."""
+    return {
+        "name": part.name,
+        "contribution": part.contribution,
+        "score": "no score" if part.score is None else f"{part.score:.4f}",
+        "weight": part.weight,
+        "how": part.how,
+        "inputs": [
+            (f.feature, "" if f.value is None else f"{f.value:.6g}", f.status, f"{f.contribution:+.3f}")
+            for f in part.inside
+        ],
+    }

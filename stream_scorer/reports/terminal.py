@@ -7,6 +7,7 @@ from pathlib import Path
 from stream_scorer.reports.facts import Facts
 from stream_scorer.reports.incident import Incident
 from stream_scorer.reports.latency import PERCENTILES, percentiles
+from stream_scorer.reports.pages import number, percent
 from stream_scorer.reports.recording import Floats
 from stream_scorer.reports.story import Story
 
@@ -27,8 +28,8 @@ def closing_report(story: Story, facts: Facts, page: Path, total_s: float) -> li
     lines += [
         _line(
             "",
-            f"{q.name:10}{_number(q.average_precision):>7}{_number(q.roc_auc):>7}"
-            f"{_percent(q.alerts.precision):>11}{_percent(q.alerts.recall):>8}",
+            f"{q.name:10}{number(q.average_precision):>7}{number(q.roc_auc):>7}"
+            f"{percent(q.alerts.precision):>11}{percent(q.alerts.recall):>8}",
         )
         for q in facts.qualities
     ]
@@ -38,10 +39,10 @@ def closing_report(story: Story, facts: Facts, page: Path, total_s: float) -> li
             *(_line("" if number else "incident", text) for number, text in enumerate(_incident(facts.incident))),
         ]
     lines.append("")
-    for number, alert in enumerate(facts.explained):
+    for place, alert in enumerate(facts.explained):
         parts = " ".join(f"{part.name} {part.contribution:+.2f}" for part in alert.parts)
         told = f"{alert.kind.replace('_', ' ')} {alert.value / 100:,.2f}, score {alert.score:.3f}: "
-        lines.append(_line("" if number else "alerts", f"{told}base {alert.base:+.2f} {parts} = z {alert.z:+.2f}"))
+        lines.append(_line("" if place else "alerts", f"{told}base {alert.base:+.2f} {parts} = z {alert.z:+.2f}"))
     lines.append(_line("monitor", _monitor(facts)))
     steps = ", ".join(f"{name.split(',')[0].split(';')[0]} {seconds:.0f} s" for name, seconds in story.steps.items())
     return [*lines, _line("steps", f"{steps}, this report {total_s - story.total_s:.0f} s"), _line("report", str(page))]
@@ -49,14 +50,6 @@ def closing_report(story: Story, facts: Facts, page: Path, total_s: float) -> li
 
 def _line(name: str, text: str) -> str:
     return f"  {name:{_NAME}}{text}".rstrip()
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
 
 
 def _spread(values: Floats) -> str:

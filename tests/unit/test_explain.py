@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Input, Platt, Thresholds
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
-from stream_scorer.errors import UsageError
+from stream_scorer.errors import SettingsError, UsageError
 from stream_scorer.records import Alternative, Contribution, MemberContribution, Score, Source
 from stream_scorer.replay.explain import Explanation, explain
 from stream_scorer.reports.event import as_text, write_page, write_picture
@@ -168,5 +170,31 @@ def test_page_and_picture(explanation: Explanation, tmp_path: Path) -> None:
     assert "&lt;b&gt;age&lt;/b&gt;" in page
     assert "<b>age" not in page
     assert "e<1>" not in page
+    assert not re.search(r"https?://|//\w", page.replace("<!doctype", ""))
+    write_page(explanation, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == page
     write_picture(explanation, tmp_path / "e.png")
     assert (tmp_path / "e.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_hostile_text_on_the_page_stays_text(explanation: Explanation, tmp_path: Path) -> None:
+    hostile = "\"'><script>alert(1)</script>{{ 7 * 7 }}"
+    score = replace(explanation.score, event_id=hostile, decision=hostile, rule=hostile, degraded=[hostile])
+    lineage = replace(explanation.lineage, ensemble=hostile, alternatives=[Alternative(hostile, None, hostile)])
+    first = explanation.members[0]
+    inside = [replace(feature, feature=hostile, status=hostile) for feature in first.inside]
+    members = [replace(first, name=hostile, how=hostile, inside=inside), *explanation.members[1:]]
+    write_page(replace(explanation, score=score, lineage=lineage, members=members), tmp_path / "hostile.html")
+    page = (tmp_path / "hostile.html").read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;{{ 7 * 7 }}") >= 8
+    assert "49" not in re.sub(r"<svg.*</svg>", "", page, flags=re.DOTALL)
+
+
+def test_a_missing_jinja2_is_an_error_that_names_the_extra(
+    explanation: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(SettingsError, match="Jinja2") as raised:
+        write_page(explanation, tmp_path / "e.html")
+    assert raised.value.hint == "Install stream-scorer[report]."
