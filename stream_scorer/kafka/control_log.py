@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import NamedTuple, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from stream_scorer.errors import BrokerUnavailable
-from stream_scorer.kafka.config import consumer_config, producer_config
+from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.producer import PlainProducer
 
 TIMEOUT_S = 10.0
 _MAX_RECORDS = 1_000
@@ -83,15 +83,12 @@ class ControlLog:
         self._writer.close()
 
 
-class RecordWriter:
+class RecordWriter(PlainProducer):
     """Writes records one by one to partition 0 and waits for the confirmation of each."""
 
     def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
-        self._producer = Producer(
-            producer_config(bootstrap, "stream-scorer-control")
-            | {"linger.ms": 0, "message.timeout.ms": int(TIMEOUT_S * 1_000)}
-        )
+        settings = {"linger.ms": 0, "message.timeout.ms": int(TIMEOUT_S * 1_000)}
+        super().__init__(bootstrap, "stream-scorer-control", settings=settings)
 
     def write(self, topic: str, key: str, value: bytes | None) -> int:
         """Write one record and return its offset.
@@ -100,24 +97,24 @@ class RecordWriter:
             BrokerUnavailable: the broker does not confirm the record within `TIMEOUT_S`.
             StreamScorerError: the broker or the client refuses the record.
         """
-        done, results = threading.Event(), []
+        results: list[tuple[KafkaError | None, int | None]] = []
+        give_up = self.monotonic() + TIMEOUT_S + 1
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             results.append((error, message.offset()))
-            done.set()
 
-        try:
-            self._producer.produce(topic, key=key.encode(), value=value, partition=0, on_delivery=delivered)
-        except KafkaException as failure:  # for example, a record that is too large
-            raise as_domain_error(kafka_error(failure), f"write to {topic}", self._bootstrap) from failure
-        self._producer.flush(TIMEOUT_S + 1)
-        if not done.is_set():
-            raise BrokerUnavailable(f"the broker at {self._bootstrap} does not confirm a record on {topic}")
-        error, offset = results[0]
+        while True:
+            try:
+                self.client.produce(topic, key=key.encode(), value=value, partition=0, on_delivery=delivered)
+                break
+            except BufferError:
+                self.wait_for_room(give_up)
+            except KafkaException as failure:  # for example, a record that is too large
+                raise as_domain_error(kafka_error(failure), f"write to {topic}", self.bootstrap) from failure
+        self.client.flush(max(give_up - self.monotonic(), 0.0))
+        error, offset = results[0] if results else (None, None)
+        if not results or (error is not None and error.code() == KafkaError._MSG_TIMED_OUT):
+            raise BrokerUnavailable(f"the broker at {self.bootstrap} does not confirm a record on {topic}")
         if error is not None:
-            raise as_domain_error(error, f"write to {topic}", self._bootstrap)
+            raise as_domain_error(error, f"write to {topic}", self.bootstrap)
         return cast(int, offset)
-
-    def close(self) -> None:
-        """Close the producer. Nothing is left to send, as every write waits for its confirmation."""
-        self._producer.flush(0)

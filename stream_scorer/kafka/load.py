@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Literal, NamedTuple, Self, cast
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
-from stream_scorer.errors import BrokerUnavailable, UsageError
-from stream_scorer.kafka.config import consumer_config, producer_config
+from stream_scorer.errors import UsageError
+from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.partitioner import partitions_of
+from stream_scorer.kafka.producer import PlainProducer
 from stream_scorer.serde.raw import Headers
 
-_MEND = "Is it running? `stream-scorer stack status`, or check the setting `kafka.bootstrap`."
 # A healthy broker answers metadata in milliseconds; a single-node one that has just started may elect for seconds.
 METADATA_TIMEOUT_S = 10.0
 # A topic made a moment ago has no leader yet: a hundred tries, 0.1 s apart, are the same bound.
@@ -25,8 +25,6 @@ ELECTION_TRIES, RETRY_WAIT_S = 100, 0.1
 # A broker hears of a topic somewhat after the controller has made it: for a second, unknown may mean not yet.
 ABSENCE_TRIES = 10
 _ELECTING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
-# How long a full queue may take to drain before the broker counts as gone; also the default bound of `flush`.
-DELIVERY_TIMEOUT_S = 60.0
 # Records handed to librdkafka in one call: large enough to cost little, small enough to keep a schedule.
 CHUNK = 5_000
 # Records due within a tick go together: one by one, a thousand a second would cost a quarter of a core.
@@ -65,36 +63,20 @@ class Schedule:
         return min(max(next_s, TICK_S), 2 * TICK_S)
 
 
-class OpenLoopProducer:
-    """An idempotent producer that puts each key where Java's default partitioner would. A context manager.
-
-    Delivery failures surface as `BrokerUnavailable` at the next `publish` or `flush`.
-
-    Attributes:
-        sent: records handed over so far. acked: those the broker has confirmed, exact after `flush`.
-    """
+class OpenLoopProducer(PlainProducer):
+    """A producer that puts each key where Java's default partitioner would, at a rate if there is a schedule."""
 
     def __init__(self, bootstrap: str, *, client_id: str, clock: Clock, sleep: Callable[[float], None]) -> None:
-        self._bootstrap = bootstrap
-        self._clock = clock
-        self._sleep = sleep
         # Only failures are reported back: a callback for each success would cost more than the record itself.
-        settings = {"delivery.report.only.error": True, "on_delivery": self._on_failure, "linger.ms": 5}
-        self._producer = Producer(producer_config(bootstrap, client_id) | settings)
+        settings = {"linger.ms": 5, "delivery.report.only.error": True}
+        super().__init__(bootstrap, client_id, settings=settings, monotonic=clock.monotonic)
+        self._sleep = sleep
         self._counts: dict[str, int] = {}
-        self._failed = 0
-        self._failure: KafkaError | None = None
-        self.sent = 0
-
-    @property
-    def acked(self) -> int:
-        """Records confirmed by every in-sync replica."""
-        return self.sent - self._failed - len(self._producer)
 
     def partitions(self, topic: str) -> int:
         """How many partitions `topic` has. Raises `UsageError` if it does not exist, `BrokerUnavailable`."""
         if topic not in self._counts:
-            self._counts[topic] = len(_partition_ids(self._producer, topic, self._bootstrap))
+            self._counts[topic] = len(_partition_ids(self.client, topic, self.bootstrap))
         return self._counts[topic]
 
     def publish(
@@ -120,65 +102,12 @@ class OpenLoopProducer:
                 self._sleep(schedule.pause_s(done))
         return places
 
-    def flush(self, timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
-        """Wait until everything sent is confirmed. Raises `BrokerUnavailable` if it is not within `timeout_s`."""
-        left = self._producer.flush(timeout_s)
-        self._raise_failure()
-        if left:
-            raise BrokerUnavailable(
-                f"{self._bootstrap} did not confirm {left} records within {timeout_s:.0f} s", hint=_MEND
-            )
-
-    def close(self) -> None:
-        """Drop what is still queued and let go of the broker; call `flush` first to lose nothing."""
-        self._producer.purge()
-        self._producer.flush(1.0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.flush()
-        self.close()
-
     def _hand_over(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], places: NDArray[np.int32]) -> None:
         for partition in np.unique(places).tolist():
             rows = np.flatnonzero(places == partition).tolist()
-            self._hand_over_partition(topic, partition, [{"key": keys[r], "value": values[r]} for r in rows])
-        self._producer.poll(0)
-        self._raise_failure()
-
-    def _hand_over_partition(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
-        give_up = self._clock.monotonic() + DELIVERY_TIMEOUT_S
-        while records:
-            taken = self._producer.produce_batch(topic, records, partition=partition)
-            self.sent += taken
-            if taken == len(records):
-                return
-            refused = [record for record in records if "_error" in record]
-            for record in refused:
-                error = record.pop("_error")
-                if error.code() != KafkaError._QUEUE_FULL:
-                    raise as_domain_error(error, f"write to {topic}", self._bootstrap)
-            if self._clock.monotonic() > give_up:
-                raise BrokerUnavailable(f"{self._bootstrap} takes no records: the queue stays full", hint=_MEND)
-            self._producer.poll(0.05)
-            self._raise_failure()
-            records = refused
-
-    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
-            self._failed += 1
-            self._failure = self._failure or error
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise BrokerUnavailable(
-                f"{self._bootstrap} did not take {self._failed} records: {self._failure.str()}", hint=_MEND
-            )
+            self.produce_batch(topic, partition, [{"key": keys[r], "value": values[r]} for r in rows])
+        self.client.poll(0)
+        self.raise_failure()
 
 
 class FollowedRecord(NamedTuple):
