@@ -1,50 +1,78 @@
-"""Progress of long work on stderr: a bar on a terminal, a log line now and then elsewhere."""
+"""Terminal output on rich: progress of long work on stderr, tables on stdout. The only home of both."""
 
 from __future__ import annotations
 
-import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
 
 from stream_scorer.clock import Clock
 
-# Often enough to see that it goes on, seldom enough to be read afterwards.
-LOG_EVERY_S = 10.0
-
-_log = logging.getLogger(__name__)
+# Frequent enough to show that the work continues, rare enough to keep a log readable.
+LINE_EVERY_S = 5.0
 
 
-class ReplayProgress:
-    """Shows how many of `total` records have gone by, the rate and what remains. A context manager."""
+class Progress:
+    """How far long work has come: a bar on a terminal; elsewhere a line per stage and every `LINE_EVERY_S`.
 
-    def __init__(self, total: int, clock: Clock) -> None:
-        console = Console(stderr=True)
-        self._total = total
+    A context manager. Work has one stage, or several in turn, each with a count and a total of its own.
+    """
+
+    def __init__(self, stage: str, total: int | None, clock: Clock, *, console: Console | None = None) -> None:
+        """`total` is None if nobody knows it in advance. Writes to stderr unless `console` is given."""
+        self._console = console if console is not None else Console(stderr=True)
         self._clock = clock
-        self._started = self._told = clock.monotonic()
-        self._bar: Progress | None = None
+        self._began = self._stage_began = clock.monotonic()
+        self._last_line = self._began
+        self._stage, self._total = stage, total
+        self._first = self._done = 0
+        self._bar: Bar | None = None
         self._task = TaskID(0)
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("replaying"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console, transient=True,
+        if self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"),
+                TimeRemainingColumn(), console=self._console, transient=True,
             )  # fmt: skip
-            self._task = self._bar.add_task("replaying", total=total, rate="")
+            self._task = self._bar.add_task(stage, total=total, state="")
 
-    def __call__(self, done: int) -> None:
-        """Note that `done` records have gone by."""
+    def __call__(self, done: int, note: str = "") -> None:
+        """`done` of the stage's total are done; `note` adds something to show with it."""
+        self._done = done
         now = self._clock.monotonic()
-        rate = done / max(now - self._started, 1e-9)
         if self._bar is not None:
-            self._bar.update(self._task, completed=min(done, self._total), rate=f"{rate:,.0f}/s")
-        elif now - self._told >= LOG_EVERY_S:
-            self._told = now
-            left = max(self._total - done, 0) / max(rate, 1e-9)
-            _log.info("replayed %s of %s records, %s/s, %.0f s to go", f"{done:,}", f"{self._total:,}",
-                      f"{rate:,.0f}", left)  # fmt: skip
+            self._bar.update(self._task, completed=done, total=self._total, state=self._state(now, note))
+        elif now - self._last_line >= LINE_EVERY_S:
+            self._write_line(now, note)
+
+    def advance(self, more: int) -> None:
+        """`more` are done than at the last call."""
+        self(self._done + more)
+
+    def stage(self, name: str, done: int, total: int | None) -> None:
+        """`done` of `total` of the stage `name` are done; a name that is new begins a stage."""
+        self._total = total
+        if name != self._stage:
+            self._stage, self._first = name, done
+            self._stage_began = self._clock.monotonic()
+            if self._bar is not None:
+                self._bar.reset(self._task, description=name, total=total, completed=done)
+            else:
+                self._done = done
+                self._write_line(self._stage_began, "")
+        self(done)
+
+    def say(self, text: str) -> None:
+        """A line of its own, which stays."""
+        self._print(text)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -56,3 +84,69 @@ class ReplayProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def _rate(self, now: float) -> float:
+        return max(self._done - self._first, 0) / max(now - self._stage_began, 1e-9)
+
+    def _state(self, now: float, note: str) -> str:
+        count = f"{self._done:,}" + (f" of {self._total:,}" if self._total is not None else "")
+        rate = self._rate(now)
+        return ", ".join(part for part in (count, f"{rate:,.0f}/s" if rate >= 1.0 else "", note) if part)
+
+    def _write_line(self, now: float, note: str) -> None:
+        self._last_line = now
+        rate = self._rate(now)
+        left = f", {max(self._total - self._done, 0) / rate:.0f} s left" if self._total and rate >= 1.0 else ""
+        self._print(f"{now - self._began:6.1f} s  {self._stage}: {self._state(now, note)}{left}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass
+class Steps:
+    """Writes each step as it begins and ends; keeps the durations in seconds."""
+
+    clock: Clock
+    write: Callable[[str], None]
+    started: float = field(init=False)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first step could begin."""
+        return self.clock.monotonic() - self.started
+
+    def say(self, text: str) -> None:
+        """One line, with the seconds since the start."""
+        self.write(f"{self.elapsed:6.1f} s  {text}")
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """A step called `name`; its duration counts also when it fails."""
+        began = self.clock.monotonic()
+        self.say(f"{name} ...")
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.clock.monotonic() - began
+        self.say(f"{name}: done in {self.seconds[name]:.1f} s")
+
+
+def make_table(headings: Sequence[str], rows: Sequence[Sequence[str]] = (), *, title: str = "") -> Table:
+    """A table of plain text. A heading that starts with ``!`` is of a column of numbers."""
+    table = Table(title=title or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    for heading in headings:
+        numeric = heading.startswith("!")
+        table.add_column(heading.removeprefix("!"), justify="right" if numeric else "left", no_wrap=numeric)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Write `table` to stdout."""
+    Console(file=sys.stdout).print(table)

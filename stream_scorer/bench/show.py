@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from stream_scorer.bench.results import Cpu, Report
+from stream_scorer.console import make_table
 
 
 def show(report: Report, console: Console) -> None:
@@ -82,11 +82,8 @@ def _add_cpu(table: Table, name: str, cpu: Cpu) -> None:
     table.add_row(name, f"{cpu.scorer:.4f}", f"{cpu.broker:.4f}", f"{cpu.redis:.4f}")
 
 
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
-    return table
+def _table(title: str, first: str, *numeric: str) -> Table:
+    return make_table([first, *(f"!{heading}" for heading in numeric)], title=title)
 
 
 def _add(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,20 +53,21 @@ def bench(quick: bool, ensemble: Path | None, as_json: bool, out: Path | None, *
     from stream_scorer.bench.show import show
     from stream_scorer.cli.topic_io import quiet_client
     from stream_scorer.clock import SystemClock
+    from stream_scorer.console import Steps
     from stream_scorer.stack.local import SCRATCH
 
     config = sizing.quick(sizing.BenchConfig()) if quick else sizing.BenchConfig()
     config = replace(config, **{name: value for name, value in sizes.items() if value not in (None, ())})
     quiet_client()
-    started = time.monotonic()
+    clock = SystemClock()
     SCRATCH.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="bench-") as folder:
         report = run_bench(
             config,
             Path(folder),
             ensemble=ensemble,
-            clock=SystemClock(),
-            say=lambda text: click.echo(f"{time.monotonic() - started:6.1f} s  {text}", err=True),
+            clock=clock,
+            say=Steps(clock, lambda text: click.echo(text, err=True)).say,
         )
     encoded = msgspec.json.format(msgspec.json.encode(report), indent=2)
     if out is not None:

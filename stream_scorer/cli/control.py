@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from stream_scorer.cli.options import with_settings
+from stream_scorer.console import make_table, print_table
 from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.settings import Settings
 
@@ -459,10 +456,7 @@ def _show_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], none:
     if not rows:
         click.echo(none)
         return
-    table = Table(*columns, box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*row)
-    Console(file=sys.stdout).print(table)
+    print_table(make_table(columns, rows))
 
 
 def _short(version: ServedVersion) -> str:

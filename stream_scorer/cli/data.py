@@ -96,20 +96,28 @@ def convert_command(
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
 def publish_command(settings: Settings, transactions: Path | None, labels: Path | None, rate: float | None) -> None:
     """Publish labels, then transactions, to their topics."""
+    from stream_scorer.console import Progress
     from stream_scorer.data.publish import publish_file
+    from stream_scorer.kafka.load import OpenLoopProducer, Schedule
     from stream_scorer.kafka.topics import Topics
 
     if transactions is None and labels is None:
         raise click.UsageError("Give --transactions, --labels, or both.")
     checked, bootstrap = load_spec(settings.require("scorer.spec")), settings.require("kafka.bootstrap")
     topics = Topics(settings["topics.prefix"])
-    for path, are_labels in ((labels, True), (transactions, False)):
-        if path is not None:
-            sent = publish_file(
-                path, checked, labels=are_labels, bootstrap=bootstrap, topics=topics, rate=rate, clock=SystemClock(),
-                sleep=time.sleep,
-            )  # fmt: skip
-            click.echo(f"{topics.labels if are_labels else topics.transactions}\t{sent:,} records")
+    clock = SystemClock()
+    with OpenLoopProducer(bootstrap, client_id="data", clock=clock, sleep=time.sleep) as producer:
+        for path, are_labels in ((labels, True), (transactions, False)):
+            if path is None:
+                continue
+            topic = topics.labels if are_labels else topics.transactions
+            schedule = None if rate is None else Schedule(rate, clock)
+            with Progress(f"publishing to {topic}", None, clock) as progress:
+                sent = publish_file(
+                    path, checked, producer, topics, labels=are_labels, schedule=schedule, on_progress=progress
+                )
+                producer.flush()
+            click.echo(f"{topic}\t{sent:,} records")
 
 
 def _pair(text: str) -> tuple[str, str]:

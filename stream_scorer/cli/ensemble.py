@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import msgspec
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from stream_scorer.cli.control import COMMANDS
 from stream_scorer.cli.options import with_settings
+from stream_scorer.console import make_table, print_table
 from stream_scorer.settings import Settings
 
 _SAME_WEIGHT = 5e-4
@@ -38,7 +35,7 @@ def list_command(settings: Settings, as_json: bool) -> None:
     if not versions:
         click.echo("no ensemble is registered", err=True)
         return
-    table = Table("ensemble", "aliases", "registered", "manifest", box=box.SIMPLE_HEAD)
+    table = make_table(("ensemble", "aliases", "registered", "manifest"))
     for entry in versions:
         made = datetime.fromtimestamp(entry.created_at / 1_000, UTC)
         table.add_row(
@@ -47,7 +44,7 @@ def list_command(settings: Settings, as_json: bool) -> None:
             f"{made:%Y-%m-%d %H:%M}",
             entry.manifest_sha256[:12],
         )
-    Console(file=sys.stdout).print(table)
+    print_table(table)
 
 
 @ensemble.command("show")
@@ -82,9 +79,7 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
     total = sum(member.weight for member in manifest.members)
     costs = member_microseconds(Ensemble.load(path, version=version))
     whole = training.metrics.get("ensemble", {})
-    table = Table(
-        "member", "format", "inputs", "weight", "AP", "AP without", "FPR without", "ms/1000", box=box.SIMPLE_HEAD
-    )
+    table = make_table(("member", "format", "inputs", "weight", "AP", "AP without", "FPR without", "ms/1000"))
     for member, cost in zip(manifest.members, costs, strict=True):
         figures = training.metrics.get(member.name, {})
         table.add_row(
@@ -97,7 +92,7 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
             _change(figures.get("ensemble_false_positive_rate_without"), whole.get("review_false_positive_rate")),
             f"{cost:.2f}",
         )
-    Console(file=sys.stdout).print(table)
+    print_table(table)
     click.echo("without: change on the holdout if the member is left out")
     click.echo("ms/1000: time per 1,000 decisions on this machine (live: stream_scorer_member_seconds_total)")
 
@@ -123,7 +118,7 @@ def compare_command(settings: Settings, before: str, after: str, as_json: bool) 
         return
     for name, (one, two) in found.facts.items():
         click.echo(f"{name:17} {one} -> {two}")
-    table = Table("member", "changed", "weight", "moved", box=box.SIMPLE_HEAD)
+    table = make_table(("member", "changed", "weight", "moved"))
     for member in sorted(found.members, key=lambda m: -(m.moved if m.moved == m.moved else 0.0)):
         weight = f"{member.weight_before:.3f} -> {member.weight_after:.3f}"
         if abs(member.weight_before - member.weight_after) < _SAME_WEIGHT:
@@ -131,7 +126,7 @@ def compare_command(settings: Settings, before: str, after: str, as_json: bool) 
         moved = "" if member.moved != member.moved else f"{member.moved:.4f}"
         table.add_row(member.name, ", ".join(member.changed) or "no", weight, moved)
     table.add_row("the final score", "", "", "" if found.moved != found.moved else f"{found.moved:.4f}")
-    Console(file=sys.stdout).print(table)
+    print_table(table)
     click.echo("moved: mean absolute change of the score on the rows of both self-tests")
 
 

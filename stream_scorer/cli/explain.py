@@ -31,20 +31,20 @@ def explain(
     Uses the published record and the version that it names. Exit code 3 if a member computes another score now.
     """
     from stream_scorer.clock import SystemClock
+    from stream_scorer.console import Progress
     from stream_scorer.ensemble.ensemble import SELF_TEST_TOLERANCE, Ensemble
     from stream_scorer.ensemble.registry import parse_reference, recorded
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.replay.explain import explain as explain_score
     from stream_scorer.replay.explain import find_event
-    from stream_scorer.replay.progress import ReplayProgress
     from stream_scorer.reports.event import as_text, write_page, write_picture
 
     topics = Topics(settings["topics.prefix"])
     TopicAdmin(settings.require("kafka.bootstrap")).require([topics.scores, topics.contributions])
     with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-explain") as reader:
         bounds = [*reader.bounds(topics.scores).values(), *reader.bounds(topics.contributions).values()]
-        with ReplayProgress(sum(high - low for low, high in bounds), SystemClock()) as progress:
+        with Progress("searching the topics", sum(high - low for low, high in bounds), SystemClock()) as progress:
             score, lineage, copies = find_event(reader, topics, event_id, progress)
     cache, given = Path(settings["cache.dir"]).expanduser(), parse_reference(settings["scorer.ensemble"]).folder
     folder = recorded(lineage.ensemble, lineage.version, settings["mlflow.url"], cache, given)

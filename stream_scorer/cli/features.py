@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from stream_scorer.monitor.drift import Drift
     from stream_scorer.positions import SourcePartition
     from stream_scorer.replay.skew import SkewReport
+    from stream_scorer.serde.raw import RawRecords
     from stream_scorer.spec import CheckedSpec
     from stream_scorer.state.rows import FeatureRows
 
@@ -51,6 +53,8 @@ def check(settings: Settings, as_json: bool) -> None:
     Stop the scorers of the group first.
     """
     from stream_scorer.app import input_partitions, make_store, open_log
+    from stream_scorer.clock import SystemClock
+    from stream_scorer.console import Progress
     from stream_scorer.features.check import check_rows
     from stream_scorer.features.engine import FeatureEngine
     from stream_scorer.spec import load_spec
@@ -59,8 +63,14 @@ def check(settings: Settings, as_json: bool) -> None:
     topics, inputs = input_partitions(settings)
     engine = FeatureEngine(checked)
     store = make_store(settings, checked, engine, topics, inputs)
-    with open_log(settings) as reader:
-        found = check_rows(checked, engine, store, reader.read, topics.labels)
+    with open_log(settings) as reader, Progress("recomputing rows", None, SystemClock()) as progress:
+
+        def read(source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
+            for records in reader.read(source, start, stop):
+                progress.advance(len(records))
+                yield records
+
+        found = check_rows(checked, engine, store, read, topics.labels)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
@@ -121,17 +131,20 @@ def _rebuild_rows(
         StreamScorerError: another process rebuilds the same features.
     """
     from stream_scorer.app import open_log
-    from stream_scorer.clock import Deadline
+    from stream_scorer.clock import Deadline, SystemClock
+    from stream_scorer.console import Progress
     from stream_scorer.pipeline.catch_up import CatchUp
     from stream_scorer.positions import Span
 
     group, records = settings["scorer.group"], 0
+    progress = Progress("rebuilding rows", None, SystemClock())
 
-    def on_progress(more: int, _remaining: int) -> None:
+    def on_progress(more: int, remaining: int) -> None:
         nonlocal records
         records += more
+        progress.stage("rebuilding rows", records, records + remaining)
 
-    with open_log(settings) as reader:
+    with progress, open_log(settings) as reader:
         committed = reader.committed(group, inputs)
         bounds = {s: at for topic in {source.topic for source in inputs} for s, at in reader.bounds(topic).items()}
         built = live.twin(beside=True)
@@ -196,11 +209,11 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.cli.replay import period
     from stream_scorer.clock import SystemClock
+    from stream_scorer.console import Progress
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.monitor.drift import compare
     from stream_scorer.replay import sources
-    from stream_scorer.replay.progress import ReplayProgress
     from stream_scorer.replay.skew import measure_skew, served_features
     from stream_scorer.spec import load_spec
 
@@ -214,7 +227,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-skew") as reader:
         source = sources.from_topics(reader, topics, checked, scored, _SKEW_BATCH, warm=True)
         served = served_features(reader, topics, checked.feature_hash)
-        with ReplayProgress(source.total, SystemClock()) as progress:
+        with Progress("comparing features", source.total, SystemClock()) as progress:
             report = measure_skew(checked, source.pieces, source.start, served, profile, progress)
     if not report.scores:
         raise CheckFailed("nothing to compare: the period contains no score")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,12 +64,12 @@ def replay(
 
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.clock import SystemClock
+    from stream_scorer.console import Progress
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.replay import sources
     from stream_scorer.replay.compare import Comparison, served_records
     from stream_scorer.replay.job import replay as run
-    from stream_scorer.replay.progress import ReplayProgress
     from stream_scorer.spec import load_spec
 
     checked = load_spec(settings.require("scorer.spec"))
@@ -94,7 +93,7 @@ def replay(
         else:
             source = sources.from_files(transactions, labels, topics, checked, scored, batch, warm=warm)
             ensemble = load_serving_ensemble(settings, checked)
-        progress = stack.enter_context(ReplayProgress(source.total, clock))
+        progress = stack.enter_context(Progress("replaying", source.total, clock))
         report = run(source, checked, ensemble, topics, out, clock, comparison=comparison, on_progress=progress)
     _show(report, as_json)
     if report.first_difference is not None:
@@ -121,24 +120,17 @@ def _show(report: ReplayReport, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    from stream_scorer.console import make_table, print_table
     from stream_scorer.replay.report import HEADINGS, summary_lines, table_rows
 
     for line in summary_lines(report):
         click.echo(line)
     if report.quality is not None:
-        table = Table(box=box.SIMPLE_HEAD)
-        for heading in HEADINGS:
-            table.add_column(heading, justify="right" if heading else "left")
-        rows = table_rows(report.quality)
-        for row in rows:
-            if row is rows[-1]:
-                table.add_section()
-            table.add_row(*row)
-        Console(file=sys.stdout).print(table)
+        *members, ensemble = table_rows(report.quality)
+        table = make_table([f"!{heading}" if heading else "" for heading in HEADINGS], members)
+        table.add_section()
+        table.add_row(*ensemble)
+        print_table(table)
     click.echo(f"wrote {report.out}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import click
 
 from stream_scorer.cli.options import resolve_settings
 from stream_scorer.clock import SystemClock
+from stream_scorer.console import Progress
 from stream_scorer.simulate import LabellerConfig, SimulationConfig
 from stream_scorer.simulate.config import DEFAULT_START_MS
 from stream_scorer.simulate.export import ExportReport, export
@@ -99,13 +99,17 @@ def simulate(
     labelling = LabellerConfig(seed=seed, capacity_per_hour=capacity)
     if out is not None:
         config = config.starting(DEFAULT_START_MS if start is None else _midnight_ms(start))
-        progress = _Progress(config.transactions)
-        done = export(config, out, truth=truth, labels=labelling if labels else None, on_progress=progress.exported)
+        with Progress("simulating transactions", config.transactions, SystemClock()) as progress:
+            done = export(
+                config, out, truth=truth, labels=labelling if labels else None,
+                on_progress=lambda report: progress(report.transactions, _until(report.event_time_ms)),
+            )  # fmt: skip
         _print(_export_report(done, out), as_json)
         return
     assert bootstrap is not None
     clock = SystemClock()
     config = config.starting(config.start_to_end_by(clock.now_ms()) if start is None else _midnight_ms(start))
+    progress = Progress("sending transactions", config.transactions, clock)
     live = LiveTraffic(
         LiveConfig(
             bootstrap=bootstrap,
@@ -120,13 +124,15 @@ def simulate(
         generate_days(config),
         Labeller(labelling) if labels else None,
         clock=clock,
-        on_progress=_Progress(config.transactions).sent,
+        on_progress=lambda report: progress(report.transactions, _until(report.event_time_ms)),
     )
 
     # The default action of SIGTERM would leave the Parquet file of the ground truth without its footer.
     before = signal.signal(signal.SIGTERM, lambda *_: live.stop())
     try:
-        _print(_live_report(live.run()), as_json)
+        with progress:
+            sent = live.run()
+        _print(_live_report(sent), as_json)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -135,28 +141,8 @@ def _midnight_ms(day: datetime) -> int:
     return int(day.replace(tzinfo=UTC).timestamp()) * 1_000
 
 
-class _Progress:
-    """Prints a line per second to stderr: count, rate and event time."""
-
-    def __init__(self, total: int | None) -> None:
-        self._total = total
-        self._started = self._shown = time.monotonic()
-
-    def exported(self, report: ExportReport) -> None:
-        self._show(report.transactions, report.event_time_ms)
-
-    def sent(self, report: LiveReport) -> None:
-        self._show(report.transactions, report.event_time_ms)
-
-    def _show(self, count: int, event_time_ms: int) -> None:
-        now = time.monotonic()
-        if now - self._shown < 1.0:
-            return
-        self._shown = now
-        rate = count / (now - self._started)
-        moment = datetime.fromtimestamp(event_time_ms / 1_000, UTC)
-        left = f", {(self._total - count) / rate:.0f} s left" if self._total and rate else ""
-        click.echo(f"{count:,} transactions, {rate:,.0f}/s{left}, event time {moment:%Y-%m-%d %H:%M}", err=True)
+def _until(event_time_ms: int) -> str:
+    return f"event time {datetime.fromtimestamp(event_time_ms / 1_000, UTC):%Y-%m-%d %H:%M}"
 
 
 def _export_report(report: ExportReport, out: Path) -> dict[str, object]:

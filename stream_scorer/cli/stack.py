@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from stream_scorer.console import make_table, print_table
 from stream_scorer.stack import SERVICES, StackAddresses, down, status, up
 
 
@@ -73,12 +72,8 @@ def status_command(as_json: bool) -> None:
     elif not found:
         click.echo("this directory has no stack: run `stream-scorer stack up`", err=True)
     else:
-        table = Table("service", "address", "state", "pid")
-        for entry in found:
-            table.add_row(
-                entry.service, entry.address, "up" if entry.alive else "stopped", str(entry.pid or "in Docker")
-            )
-        Console().print(table)
+        rows = [(e.service, e.address, "up" if e.alive else "stopped", str(e.pid or "in Docker")) for e in found]
+        print_table(make_table(("service", "address", "state", "pid"), rows))
     if not found or not all(entry.alive for entry in found):
         raise SystemExit(1)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from stream_scorer.cli.options import with_settings
+from stream_scorer.clock import SystemClock
+from stream_scorer.console import Progress, make_table, print_table
 from stream_scorer.settings import Settings
 from stream_scorer.spec.load import load_spec
 
@@ -101,17 +98,16 @@ def train(
     rates = None if review_rate is None or block_rate is None else AlertRates(review_rate, block_rate)
     tracking_uri = settings.require("mlflow.url") if register_as else None
     spec = load_spec(settings.require("scorer.spec"))
-    progress = _Progress()
-    data = read_training_set(transactions, labels, spec, progress)
-    click.echo(
-        f"{len(data.label):,} transactions, {int(data.label.sum()):,} frauds; excluded: {data.immature:,} without "
-        f"mature labels, {data.duplicates:,} duplicates, {data.refused:,} refused",
-        err=True,
-    )
-    manifest = train_ensemble(
-        data.features, spec.features, data.label, data.event_time, spec, out, seed, progress,
-        name=name, alert_rates=rates, calibrator=calibrator, combiner=combiner, link=link,
-    )  # fmt: skip
+    with Progress("training", None, SystemClock()) as progress:
+        data = read_training_set(transactions, labels, spec, progress.stage)
+        progress.say(
+            f"{len(data.label):,} transactions, {int(data.label.sum()):,} frauds; excluded: {data.immature:,} without "
+            f"mature labels, {data.duplicates:,} duplicates, {data.refused:,} refused"
+        )
+        manifest = train_ensemble(
+            data.features, spec.features, data.label, data.event_time, spec, out, seed, progress.stage,
+            name=name, alert_rates=rates, calibrator=calibrator, combiner=combiner, link=link,
+        )  # fmt: skip
     version = None
     if register_as and tracking_uri:
         from stream_scorer.ensemble.registry import register
@@ -143,29 +139,15 @@ def _report(manifest: Manifest, lines: list[MemberLine]) -> dict[str, Any]:
 
 def _print_members(manifest: Manifest, lines: list[MemberLine]) -> None:
     """Print a table of the members, with the whole ensemble in the last line."""
-    table = Table(title=f"{manifest.name}, on the holdout", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("member", "features", "inputs", "AP", "AUC", "log loss", "weight", "µs/row"):
-        table.add_column(heading, justify="left" if heading in ("member", "features") else "right", no_wrap=True)
-    for line in lines:
-        if line is lines[-1]:
-            table.add_section()
-        table.add_row(
+    rows = [
+        (
             line.name, line.feature_set, str(line.inputs), f"{line.average_precision:.3f}",
             f"{line.roc_auc:.3f}", f"{line.log_loss:.4f}", f"{line.weight:.3f}", f"{line.microseconds:.2f}",
-        )  # fmt: skip
-    Console(file=sys.stdout).print(table)
-
-
-class _Progress:
-    """Prints progress to stderr: a line at the start of a stage, and every two seconds within it."""
-
-    def __init__(self) -> None:
-        self._started = self._shown = time.monotonic()
-        self._stage = ""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage == self._stage and now - self._shown < 2.0:
-            return
-        self._stage, self._shown = stage, now
-        click.echo(f"{now - self._started:6.1f} s  {stage} ({done:,} of {total:,})", err=True)
+        )
+        for line in lines
+    ]  # fmt: skip
+    headings = ("member", "features", "!inputs", "!AP", "!AUC", "!log loss", "!weight", "!µs/row")
+    table = make_table(headings, rows[:-1], title=f"{manifest.name}, on the holdout")
+    table.add_section()
+    table.add_row(*rows[-1])
+    print_table(table)

@@ -30,11 +30,11 @@ def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
     scorer, or from the folder that --ensemble names. A member with an altered file is a difference too.
     """
     from stream_scorer.clock import SystemClock
+    from stream_scorer.console import Progress
     from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.registry import parse_reference, recorded
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
-    from stream_scorer.replay.progress import ReplayProgress
     from stream_scorer.replay.verify import Verifier, verify_topics
 
     topics = Topics(settings["topics.prefix"])
@@ -50,7 +50,7 @@ def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
 
     with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-verify") as reader:
         total = sum(high - low for low, high in reader.bounds(topics.contributions).values())
-        with ReplayProgress(total, SystemClock()) as progress:
+        with Progress("verifying scores", total, SystemClock()) as progress:
             report = verify_topics(reader, topics, Verifier(ensemble_of, tolerance), progress)
     if as_json:
         click.echo(msgspec.json.encode(report).decode())

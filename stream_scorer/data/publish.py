@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 
-from stream_scorer.clock import Clock
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.load import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import Topics
@@ -19,15 +18,14 @@ _CHUNK = 20_000
 def publish_file(
     path: Path,
     checked: CheckedSpec,
+    producer: OpenLoopProducer,
+    topics: Topics,
     *,
     labels: bool,
-    bootstrap: str,
-    topics: Topics,
-    rate: float | None,
-    clock: Clock,
-    sleep: Callable[[float], None],
+    schedule: Schedule | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Put the rows of `path` on `transactions` (or `labels`), in their order; how many. `rate` is records a second.
+    """Put the rows of `path` on `transactions` (or `labels`), in their order; how many. They are due by `schedule`.
 
     The key is the partition entity, as for any producer; without entities the event id.
 
@@ -40,15 +38,15 @@ def publish_file(
     key = key or ("event_id" if labels else spec.transaction.id)
     topic = topics.labels if labels else topics.transactions
     encode = msgspec.json.Encoder().encode
-    schedule = None if rate is None else Schedule(rate, clock)
     sent = 0
-    with OpenLoopProducer(bootstrap, client_id="data", clock=clock, sleep=sleep) as producer:
-        for rows in _rows(path, key):
-            keys = [str(row[key] or "").encode() for row in rows]
-            # A missing cell is an absent field; a scorer judges the rest.
-            values = [encode({name: value for name, value in row.items() if value is not None}) for row in rows]
-            producer.publish(topic, keys, values, schedule=schedule)
-            sent += len(rows)
+    for rows in _rows(path, key):
+        keys = [str(row[key] or "").encode() for row in rows]
+        # A missing cell is an absent field; a scorer judges the rest.
+        values = [encode({name: value for name, value in row.items() if value is not None}) for row in rows]
+        producer.publish(topic, keys, values, schedule=schedule)
+        sent += len(rows)
+        if on_progress is not None:
+            on_progress(sent)
     return sent
 
 

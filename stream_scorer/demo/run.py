@@ -19,12 +19,12 @@ from typing import Generic, TypeVar
 from rich.console import Console
 
 from stream_scorer.clock import Clock, SystemClock
+from stream_scorer.console import Steps
 from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.state import History
 from stream_scorer.demo.children import Child, Service
 from stream_scorer.demo.incident import BEFORE, WHY, SecondAct, make_update, possible
 from stream_scorer.demo.plan import PARTITIONS, SETTLE_DAYS, DemoPlan
-from stream_scorer.demo.steps import Steps
 from stream_scorer.demo.view import REFRESH_S, View, calendar_columns
 from stream_scorer.demo.watch import Watcher
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest

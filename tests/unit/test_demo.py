@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from stream_scorer.console import Steps
 from stream_scorer.demo.children import Child
 from stream_scorer.demo.incident import SecondAct, possible
 from stream_scorer.demo.plan import SETTLE_DAYS, DemoPlan
 from stream_scorer.demo.run import SPEC
-from stream_scorer.demo.steps import Steps
 from stream_scorer.demo.view import Rates, View, calendar_columns, newest_bounds, newest_drifts
 from stream_scorer.demo.watch import Glance
 from stream_scorer.errors import StreamScorerError, UsageError
