@@ -57,10 +57,14 @@ def test_a_record_given_up_is_raised_and_the_producer_is_closed() -> None:
     assert len(producer.client) == 0
 
 
-def test_an_error_on_its_way_out_is_not_replaced_by_a_flush() -> None:
-    with pytest.raises(ValueError, match="ours"), PlainProducer(NOBODY, "test") as producer:
-        producer.produce_batch("t", 0, records(1))
-        raise ValueError("ours")
+def test_an_error_on_its_way_out_is_not_replaced_by_that_of_a_flush() -> None:
+    def fail() -> None:
+        with PlainProducer(NOBODY, "test") as producer:
+            producer.produce_batch("t", 0, records(1))
+            raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        fail()
 
 
 def test_a_record_that_nobody_confirms_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
