@@ -56,13 +56,15 @@ def run(context: Context) -> Result:
 
 
 def _train(context: Context, data: Handbook) -> Path:
+    from stream_scorer.train.recipe import Recipe, TrainingSet
     from stream_scorer.train.train import train_ensemble
 
     checked = load_spec(SPEC)
     early = data.take(data.day < TRAINED_DAYS)
     history = offline_features(checked, early)
     out = context.folder / "ensemble"
-    train_ensemble(history.matrix, checked.features, early.fraud, early.event_time, checked, out, context.seed)
+    training_set = TrainingSet(history.matrix, checked.features, early.fraud, early.event_time)
+    train_ensemble(training_set, checked, out, Recipe(context.seed))
     return out
 
 

@@ -115,20 +115,14 @@ def offline_features(checked: CheckedSpec, data: Handbook) -> History:
 
 
 def _train(context: Context, result: Result, checked: CheckedSpec, data: Handbook, history: History) -> None:
+    from stream_scorer.train.recipe import Recipe, TrainingSet
     from stream_scorer.train.train import train_ensemble
 
     assert history.event_id == data.event_id
     started = time.monotonic()
     week = (data.day >= TRAIN[0]) & (data.day <= TRAIN[1])
-    train_ensemble(
-        history.matrix[week],
-        checked.features,
-        data.fraud[week],
-        data.event_time[week],
-        checked,
-        context.folder / "ensemble",
-        context.seed,
-    )
+    training_set = TrainingSet(history.matrix[week], checked.features, data.fraud[week], data.event_time[week])
+    train_ensemble(training_set, checked, context.folder / "ensemble", Recipe(context.seed))
     result.figures |= {
         "train_rows": int(week.sum()),
         "train_frauds": int(data.fraud[week].sum()),

@@ -54,6 +54,7 @@ def train_cards_ensemble(folder: Path, *, seed: int, transactions: int) -> Path:
     from stream_scorer.simulate.export import export
     from stream_scorer.simulate.labeller import LabellerConfig
     from stream_scorer.train.dataset import read_training_set
+    from stream_scorer.train.recipe import Recipe
     from stream_scorer.train.train import train_ensemble
 
     checked = load_spec(CARDS_SPEC)
@@ -62,5 +63,5 @@ def train_cards_ensemble(folder: Path, *, seed: int, transactions: int) -> Path:
     export(config, folder, labels=LabellerConfig())
     data = read_training_set(folder / "transactions.parquet", folder / "labels.parquet", checked)
     out = folder / "ensemble"
-    train_ensemble(data.features, checked.features, data.label, data.event_time, checked, out, seed)
+    train_ensemble(data, checked, out, Recipe(seed))
     return out

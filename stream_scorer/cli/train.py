@@ -88,14 +88,16 @@ def train(
 ) -> None:
     """Train five members, fit calibrators and weights, and write an ensemble that a scorer can load."""
     from stream_scorer.train.dataset import read_training_set
+    from stream_scorer.train.recipe import AlertRates, Recipe
     from stream_scorer.train.report import member_lines
-    from stream_scorer.train.train import AlertRates, train_ensemble
+    from stream_scorer.train.train import train_ensemble
 
     if (review_rate is None) != (block_rate is None):
         raise click.UsageError("Give both --review-rate and --block-rate, or neither.")
     if alias and not register_as:
         raise click.UsageError("--alias needs --register.")
     rates = None if review_rate is None or block_rate is None else AlertRates(review_rate, block_rate)
+    recipe = Recipe(seed, name, rates, calibrator=calibrator, combiner=combiner, link=link)
     tracking_uri = settings.require("mlflow.url") if register_as else None
     spec = load_spec(settings.require("scorer.spec"))
     with Progress("training", None, SystemClock()) as progress:
@@ -104,10 +106,7 @@ def train(
             f"{len(data.label):,} transactions, {int(data.label.sum()):,} frauds; excluded: {data.immature:,} without "
             f"mature labels, {data.duplicates:,} duplicates, {data.refused:,} refused"
         )
-        manifest = train_ensemble(
-            data.features, spec.features, data.label, data.event_time, spec, out, seed, progress.stage,
-            name=name, alert_rates=rates, calibrator=calibrator, combiner=combiner, link=link,
-        )  # fmt: skip
+        manifest = train_ensemble(data, spec, out, recipe, on_progress=progress.stage)
     version = None
     if register_as and tracking_uri:
         from stream_scorer.ensemble.registry import register

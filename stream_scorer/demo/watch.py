@@ -84,6 +84,79 @@ class Glance:
     metrics: list[MonitorMetric]
 
 
+class _Seen:
+    """Everything that was seen. Each method takes one record of a topic; `now` is when it was read, epoch ms."""
+
+    def __init__(self) -> None:
+        self.partitions: dict[int, _Partition] = {}
+        self.dead: list[tuple[int, int, str]] = []
+        self.alerts: list[Alert] = []
+        self.metrics: list[MonitorMetric] = []
+        self.commands: list[Given] = []
+        self.records_in = self.records_out = 0
+        self.event_time = 0
+        self._transactions = Topics().transactions
+        self._lineage = msgspec.json.Decoder(_Lineage).decode
+        self._score = msgspec.json.Decoder(_Score).decode
+        self._alert = msgspec.json.Decoder(Alert).decode
+        self._metric = msgspec.json.Decoder(MonitorMetric).decode
+        self._command = msgspec.json.Decoder(Command).decode
+
+    def transaction(self, record: FollowedRecord, _now: int) -> None:
+        """A record of `transactions`."""
+        partition = self._partition(record)
+        if not partition.timestamps:
+            partition.start = record.offset
+        partition.timestamps.append(record.timestamp_ms)
+        self.records_in += 1
+
+    def lineage(self, record: FollowedRecord, now: int) -> None:
+        """A record of `contributions`."""
+        partition = self._partition(record)
+        partition.lineages.append(self._lineage(record.value or b""))
+        partition.arrivals.append(now)
+        self.records_out += 1
+
+    def score(self, record: FollowedRecord, _now: int) -> None:
+        """A record of `scores`."""
+        found = self._score(record.value or b"")
+        self._partition(record).scores.append(found)
+        self.event_time = max(self.event_time, found.event_time)
+
+    def dead_letter(self, record: FollowedRecord, _now: int) -> None:
+        """A record of the dead-letter topic; those of labels are left out."""
+        headers = {name: (value or b"").decode() for name, value in record.headers or ()}
+        if headers["source.topic"] == self._transactions:
+            place = int(headers["source.partition"]), int(headers["source.offset"])
+            self.dead.append((*place, headers["error.code"]))
+
+    def alert(self, record: FollowedRecord, _now: int) -> None:
+        """A record of `alerts`."""
+        self.alerts.append(self._alert(record.value or b""))
+
+    def metric(self, record: FollowedRecord, _now: int) -> None:
+        """A record of `monitor-metrics`."""
+        self.metrics.append(self._metric(record.value or b""))
+
+    def command(self, record: FollowedRecord, _now: int) -> None:
+        """A record of `control`."""
+        self.commands.append(Given(record.offset, record.timestamp_ms, self._command(record.value or b"")))
+
+    def latencies(self) -> list[int]:
+        """Milliseconds of the newest transactions, until their contributions were read."""
+        found = []
+        for partition in self.partitions.values():
+            count = len(partition.lineages)
+            for k in range(max(0, count - _RECENT), count):
+                at = partition.lineages[k].source.offset - partition.start
+                if 0 <= at < len(partition.timestamps):
+                    found.append(partition.arrivals[k] - partition.timestamps[at])
+        return found
+
+    def _partition(self, record: FollowedRecord) -> _Partition:
+        return self.partitions.setdefault(record.partition, _Partition())
+
+
 class Watcher:
     """Follows the topics in a thread of its own from the moment it is made. A context manager.
 
@@ -95,55 +168,10 @@ class Watcher:
         self._clock = clock
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._partitions: dict[int, _Partition] = {}
-        self._dead: list[tuple[int, int, str]] = []
-        self._alerts: list[Alert] = []
-        self._metrics: list[MonitorMetric] = []
-        self._commands: list[Given] = []
-        self._in = self._out = 0
-        self._event_time = 0
+        self._seen = _Seen()
         self._failure: Exception | None = None
         self._last_seen = clock.monotonic()
-        topics = Topics()
-        decode_lineage = msgspec.json.Decoder(_Lineage).decode
-        decode_score = msgspec.json.Decoder(_Score).decode
-        decode_alert = msgspec.json.Decoder(Alert).decode
-        decode_metric = msgspec.json.Decoder(MonitorMetric).decode
-        decode_command = msgspec.json.Decoder(Command).decode
-
-        def lineage(record: FollowedRecord, now: int) -> None:
-            partition = self._partition(record)
-            partition.lineages.append(decode_lineage(record.value or b""))
-            partition.arrivals.append(now)
-            self._out += 1
-
-        def score(record: FollowedRecord, _now: int) -> None:
-            found = decode_score(record.value or b"")
-            self._partition(record).scores.append(found)
-            self._event_time = max(self._event_time, found.event_time)
-
-        def transaction(record: FollowedRecord, _now: int) -> None:
-            partition = self._partition(record)
-            if not partition.timestamps:
-                partition.start = record.offset
-            partition.timestamps.append(record.timestamp_ms)
-            self._in += 1
-
-        def dead_letter(record: FollowedRecord, _now: int) -> None:
-            headers = {name: (value or b"").decode() for name, value in record.headers or ()}
-            if headers["source.topic"] == topics.transactions:
-                place = int(headers["source.partition"]), int(headers["source.offset"])
-                self._dead.append((*place, headers["error.code"]))
-
-        def alert(record: FollowedRecord, _now: int) -> None:
-            self._alerts.append(decode_alert(record.value or b""))
-
-        def metric(record: FollowedRecord, _now: int) -> None:
-            self._metrics.append(decode_metric(record.value or b""))
-
-        def command(record: FollowedRecord, _now: int) -> None:
-            self._commands.append(Given(record.offset, record.timestamp_ms, decode_command(record.value or b"")))
-
+        topics, seen = Topics(), self._seen
         self._takers: list[tuple[RecordFollower, Callable[[FollowedRecord, int], None]]] = []
         with ExitStack() as opening:
 
@@ -156,13 +184,13 @@ class Watcher:
                 opening.callback(follower.close)
                 self._takers.append((follower, take))
 
-            follow(topics.transactions, transaction)
-            follow(topics.contributions, lineage)
-            follow(topics.scores, score)
-            follow(topics.dead_letters, dead_letter)
-            follow(topics.alerts, alert)
-            follow(topics.monitor_metrics, metric, "beginning")
-            follow(topics.control, command, "beginning")
+            follow(topics.transactions, seen.transaction)
+            follow(topics.contributions, seen.lineage)
+            follow(topics.scores, seen.score)
+            follow(topics.dead_letters, seen.dead_letter)
+            follow(topics.alerts, seen.alert)
+            follow(topics.monitor_metrics, seen.metric, "beginning")
+            follow(topics.control, seen.command, "beginning")
             self._closing = opening.pop_all()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
@@ -171,16 +199,10 @@ class Watcher:
         """How things stand; `metrics` and `alerts` are complete and in order of arrival."""
         self._raise_failure()
         with self._lock:
-            latencies = []
-            for partition in self._partitions.values():
-                count = len(partition.lineages)
-                for k in range(max(0, count - _RECENT), count):
-                    at = partition.lineages[k].source.offset - partition.start
-                    if 0 <= at < len(partition.timestamps):
-                        latencies.append(partition.arrivals[k] - partition.timestamps[at])
+            seen = self._seen
             return Glance(
-                self._in, self._out, len(self._dead), latencies, self._event_time, list(self._alerts),
-                list(self._metrics),
+                seen.records_in, seen.records_out, len(seen.dead), seen.latencies(), seen.event_time,
+                list(seen.alerts), list(seen.metrics),
             )  # fmt: skip
 
     @property
@@ -193,17 +215,17 @@ class Watcher:
         """Records on `transactions`, and records they became (scored or dead-lettered)."""
         self._raise_failure()
         with self._lock:
-            return self._in, self._out + len(self._dead)
+            return self._seen.records_in, self._seen.records_out + len(self._seen.dead)
 
     def windows(self) -> int:
         """How many figures the monitor has told."""
         with self._lock:
-            return len(self._metrics)
+            return len(self._seen.metrics)
 
     def commands(self) -> list[Given]:
         """What has been said on `control`, in order."""
         with self._lock:
-            return list(self._commands)
+            return list(self._seen.commands)
 
     def close(self) -> None:
         """Stop following. What was seen stays."""
@@ -220,7 +242,7 @@ class Watcher:
     def recording(self) -> Recording:
         """Everything that was seen, as columns. Call it after `close`."""
         self._raise_failure()
-        return _recording(self._partitions, self._dead, self._alerts, self._metrics, self._commands)
+        return _recording(self._seen)
 
     def _run(self) -> None:
         try:
@@ -245,21 +267,13 @@ class Watcher:
             self._last_seen = self._clock.monotonic()
         return seen
 
-    def _partition(self, record: FollowedRecord) -> _Partition:
-        return self._partitions.setdefault(record.partition, _Partition())
-
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
 
 
-def _recording(
-    partitions: dict[int, _Partition],
-    dead: list[tuple[int, int, str]],
-    alerts: list[Alert],
-    metrics: list[MonitorMetric],
-    commands: list[Given],
-) -> Recording:
+def _recording(seen: _Seen) -> Recording:
+    partitions = seen.partitions
     numbers = sorted(partitions)
     inputs = [(p, partitions[p].start + k) for p in numbers for k in range(len(partitions[p].timestamps))]
     lineages = [(p, lineage) for p in numbers for lineage in partitions[p].lineages]
@@ -297,10 +311,10 @@ def _recording(
             value=_ints([s.value for _, s in scores]),
             versions=sorted({(s.ensemble, s.version) for _, s in scores}),
         ),
-        dead=DeadLetters(Places.of([(p, o) for p, o, _ in dead]), [code for _, _, code in dead]),
-        alerts=alerts,
-        metrics=metrics,
-        commands=commands,
+        dead=DeadLetters(Places.of([(p, o) for p, o, _ in seen.dead]), [code for _, _, code in seen.dead]),
+        alerts=seen.alerts,
+        metrics=seen.metrics,
+        commands=seen.commands,
     )
 
 

@@ -24,17 +24,6 @@ class ReferenceSource(Protocol):
         ...
 
 
-class FixedReferences:
-    """A fixed set of profiles, by (ensemble, version)."""
-
-    def __init__(self, profiles: dict[tuple[str, str], Profile]) -> None:
-        self._profiles = profiles
-
-    def profile(self, ensemble: str, version: str) -> Profile | None:
-        """The profile of this version, if it is in the set."""
-        return self._profiles.get((ensemble, version))
-
-
 class EnsembleReferences:
     """Profiles from the manifests of ensembles: a folder, or any registered version, loaded on first use."""
 

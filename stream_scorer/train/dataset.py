@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,12 @@ from stream_scorer.errors import SettingsError, UsageError
 from stream_scorer.features.history import build_features
 from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, TransactionDecoder, Transactions
 from stream_scorer.spec.model import CheckedSpec, duration_ms
-from stream_scorer.train.train import Progress
+from stream_scorer.train.recipe import Progress, TrainingSet
 
 # Rows turned into records at a time: bounds the memory of the detour through Python objects (about 1 kB a row).
 _CHUNK = 50_000
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """Rows in order of time: features ``(n, n_features)``, label ``(n,)`` bool, event_time ``(n,)`` epoch ms.
-
-    `refused` records could not be read, `duplicates` repeated an event id, `immature` were too young to be judged.
-    """
-
-    features: NDArray[np.float64]
-    label: NDArray[np.bool_]
-    event_time: NDArray[np.int64]
-    refused: int
-    duplicates: int
-    immature: int
 
 
 def read_training_set(
@@ -76,6 +60,7 @@ def read_training_set(
         )
     return TrainingSet(
         history.matrix[keep],
+        spec.features,
         label[keep],
         history.event_time[keep],
         refused + refused_labels,

@@ -20,9 +20,10 @@ from stream_scorer.train.calibration import MIN_WEIGHT, fit_beta, fit_isotonic, 
 from stream_scorer.train.dense import standardise
 from stream_scorer.train.metrics import score_figures
 from stream_scorer.train.plan import feature_sets, plan_members
+from stream_scorer.train.recipe import AlertRates, Recipe, TrainingSet
 from stream_scorer.train.report import member_lines
 from stream_scorer.train.split import split_by_time
-from stream_scorer.train.train import AlertRates, train_ensemble
+from stream_scorer.train.train import train_ensemble
 
 SPEC = """
 name: tiny
@@ -78,7 +79,7 @@ def data(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def trained(spec: CheckedSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "tiny"
     x, y, t = data()
-    train_ensemble(x, spec.features, y, t, spec, out, 3, clock=FixedClock())
+    train_ensemble(TrainingSet(x, spec.features, y, t), spec, out, Recipe(3), clock=FixedClock())
     return out
 
 
@@ -128,7 +129,12 @@ def test_the_same_rows_and_seed_give_the_same_bytes(trained: Path, spec: Checked
     x, y, t = data()
     stages: list[str] = []
     manifest = train_ensemble(
-        x, spec.features, y, t, spec, tmp_path / "again", 3, lambda stage, *_: stages.append(stage), clock=FixedClock()
+        TrainingSet(x, spec.features, y, t),
+        spec,
+        tmp_path / "again",
+        Recipe(3),
+        on_progress=lambda stage, *_: stages.append(stage),
+        clock=FixedClock(),
     )
     assert manifest_bytes(manifest) == (trained / "manifest.json").read_bytes()
     assert stages[-1] == "done"
@@ -137,7 +143,7 @@ def test_the_same_rows_and_seed_give_the_same_bytes(trained: Path, spec: Checked
 def test_thresholds_are_fitted_to_alert_rates(spec: CheckedSpec, tmp_path: Path) -> None:
     x, y, t = data()
     manifest = train_ensemble(
-        x, spec.features, y, t, spec, tmp_path / "rates", 3, name="rated", alert_rates=AlertRates(0.10, 0.02)
+        TrainingSet(x, spec.features, y, t), spec, tmp_path / "rates", Recipe(3, "rated", AlertRates(0.10, 0.02))
     )
     assert manifest.name == "rated"
     assert manifest.thresholds.policy_version == "p1-fitted"
@@ -154,24 +160,25 @@ def test_thresholds_are_fitted_to_alert_rates(spec: CheckedSpec, tmp_path: Path)
 )
 def test_every_combiner_can_be_trained(spec: CheckedSpec, tmp_path: Path, combiner: Any, link: Any) -> None:
     x, y, t = data()
-    manifest = train_ensemble(x, spec.features, y, t, spec, tmp_path / "e", 3, combiner=combiner, link=link)
+    recipe = Recipe(3, combiner=combiner, link=link)
+    manifest = train_ensemble(TrainingSet(x, spec.features, y, t), spec, tmp_path / "e", recipe)
     assert manifest.link == link
     assert combiner.partition("-")[0] in manifest.formula.replace("mean of", "trimmed mean of")
     assert manifest.training.metrics["ensemble"]["average_precision"] > 0.3
     assert manifest.training.metrics["ensemble"]["calibration_error"] < 0.04
     if combiner == "stacking":
         with pytest.raises(UsageError, match="stacking"):
-            train_ensemble(x, spec.features, y, t, spec, tmp_path / "no", 3, combiner=combiner, link="rank")
+            Recipe(3, combiner=combiner, link="rank")
 
 
 def test_what_does_not_fit_is_refused_before_any_work(spec: CheckedSpec, tmp_path: Path) -> None:
     x, y, t = data()
     with pytest.raises(UsageError, match="spec's features"):
-        train_ensemble(x, spec.features[::-1], y, t, spec, tmp_path / "no", 1)
+        train_ensemble(TrainingSet(x, spec.features[::-1], y, t), spec, tmp_path / "no", Recipe(1))
     with pytest.raises(UsageError, match="do not fit"):
-        train_ensemble(x, spec.features, y[:-1], t, spec, tmp_path / "no", 1)
+        train_ensemble(TrainingSet(x, spec.features, y[:-1], t), spec, tmp_path / "no", Recipe(1))
     with pytest.raises(UsageError, match="at least 10 frauds"):
-        train_ensemble(x, spec.features, y & (t < t[ROWS // 2]), t, spec, tmp_path / "no", 1)
+        train_ensemble(TrainingSet(x, spec.features, y & (t < t[ROWS // 2]), t), spec, tmp_path / "no", Recipe(1))
     assert not (tmp_path / "no").exists()
 
 

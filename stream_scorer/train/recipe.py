@@ -1,0 +1,85 @@
+"""What training takes: the rows to learn from, and the choices that are free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.manifest import Link
+from stream_scorer.errors import UsageError
+from stream_scorer.spec.model import CheckedSpec
+
+# What is being done, steps done, steps in all.
+Progress = Callable[[str, int, int], None]
+
+CalibratorName = Literal["platt", "isotonic", "beta"]
+CombinerName = Literal["weighted-mean", "median", "trimmed-mean", "stacking"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Rows in order of time: features ``(n, n_features)``, label ``(n,)`` bool, event_time ``(n,)`` epoch ms.
+
+    `names` are those of the features. `refused` records could not be read, `duplicates` repeated an event id,
+    `immature` were too young to be judged.
+    """
+
+    features: NDArray[np.float64]
+    names: list[str]
+    label: NDArray[np.bool_]
+    event_time: NDArray[np.int64]
+    refused: int = 0
+    duplicates: int = 0
+    immature: int = 0
+
+    def check(self, spec: CheckedSpec) -> None:
+        """Raise `UsageError` if the features are not the spec's, or the columns differ in length."""
+        if self.names != spec.features:
+            raise UsageError("the training matrix does not have the spec's features, in the spec's order")
+        n = len(self.features)
+        if (self.features.shape, self.label.shape, self.event_time.shape) != ((n, len(self.names)), (n,), (n,)):
+            shapes = f"features {self.features.shape}, labels {self.label.shape} and times {self.event_time.shape}"
+            raise UsageError(f"{shapes} do not fit")
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRates:
+    """Shares of transactions to be decided review or block, and block alone; thresholds are fitted to them."""
+
+    review: float
+    block: float
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError` unless ``0 < block <= review < 1``."""
+        if not 0.0 < self.block <= self.review < 1.0:
+            raise UsageError(
+                f"alert rates: block {self.block} and review {self.review} are not 0 < block <= review < 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        name: of the ensemble; the spec's by default.
+        alert_rates: what the thresholds are fitted to; by default they are the spec's policy.
+        calibrator: of each member.
+        combiner, link: how members are combined (`stream_scorer.ensemble.combine`); stacking needs the link logit.
+    """
+
+    seed: int
+    name: str | None = None
+    alert_rates: AlertRates | None = None
+    calibrator: CalibratorName = "platt"
+    combiner: CombinerName = "weighted-mean"
+    link: Link = "logit"
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for stacking on another scale than the logit."""
+        if self.combiner == "stacking" and self.link != "logit":
+            raise UsageError(f"stacking of {self.link}s may leave [0, 1]: its link is logit")
