@@ -10,6 +10,7 @@ import msgspec
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.load import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.parquet import import_pyarrow, readable
 from stream_scorer.spec.model import CheckedSpec
 
 _CHUNK = 20_000
@@ -51,14 +52,9 @@ def publish_file(
 
 
 def _rows(path: Path, key: str) -> Iterator[list[dict[str, object]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            if key not in file.schema_arrow.names:
-                raise UsageError(f"{path} has no column {key!r}, which is the record key")
-            for batch in file.iter_batches(_CHUNK):
-                yield batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+    _, pq = import_pyarrow()
+    with readable(path), pq.ParquetFile(path) as file:
+        if key not in file.schema_arrow.names:
+            raise UsageError(f"{path} has no column {key!r}, which is the record key")
+        for batch in file.iter_batches(_CHUNK):
+            yield batch.to_pylist()

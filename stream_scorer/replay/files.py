@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.errors import UsageError
+from stream_scorer.parquet import import_pyarrow, read_rows, readable
 from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
@@ -49,16 +50,16 @@ class FileInput:
     def count(self) -> int:
         """How many rows there are."""
         if self._path.suffix == ".parquet":
-            _, pq = _arrow()
-            with self._readable(), pq.ParquetFile(self._path) as file:
+            _, pq = import_pyarrow("replay")
+            with readable(self._path), pq.ParquetFile(self._path) as file:
                 return int(file.metadata.num_rows)
-        with self._readable(), self._path.open("rb") as lines:
+        with readable(self._path), self._path.open("rb") as lines:
             return sum(1 for _ in lines)
 
     def chunks(self) -> Iterator[RawRecords]:
         """The rows, a chunk at a time. Raises `UsageError` if the file is malformed or lacks a column."""
         at = 0
-        with self._readable():
+        with readable(self._path):
             rows = self._parquet() if self._path.suffix == ".parquet" else self._lines()
             for keys, times, values in rows:
                 n = len(values)
@@ -74,23 +75,15 @@ class FileInput:
                 at += n
 
     def _parquet(self) -> Iterator[tuple[list[bytes | None], list[int], list[bytes | None]]]:
-        pa, pq = _arrow()
-        with pq.ParquetFile(self._path) as file:
-            present = set(file.schema_arrow.names)
-            missing = [name for name in self._columns if name in self._required and name not in present]
-            if missing:
-                raise UsageError(f"{self._path} has no column {missing[0]!r}")
-            wanted = [name for name in self._columns if name in present]
-            for batch in file.iter_batches(CHUNK, columns=wanted):
-                rows = _milliseconds(pa, batch, [name for name in self._times if name in wanted]).to_pylist()
-                for row in rows:
-                    if self._is_label:
-                        row["source"] = row.get("source") or ""
-                yield (
-                    [self._key(row) for row in rows],
-                    [row[self._time] or 0 for row in rows],
-                    [msgspec.json.encode(row) for row in rows],
-                )
+        for rows in read_rows(self._path, self._columns, self._required, self._times, CHUNK):
+            for row in rows:
+                if self._is_label:
+                    row["source"] = row.get("source") or ""
+            yield (
+                [self._key(row) for row in rows],
+                [row[self._time] or 0 for row in rows],
+                [msgspec.json.encode(row) for row in rows],
+            )
 
     def _lines(self) -> Iterator[tuple[list[bytes | None], list[int], list[bytes | None]]]:
         keys: list[bytes | None] = []
@@ -117,39 +110,3 @@ class FileInput:
     def _key(self, row: dict[str, Any]) -> bytes | None:
         key = row.get(self._key_field) if self._key_field else None
         return key.encode() if isinstance(key, str) else None
-
-    def _readable(self) -> _Readable:
-        return _Readable(self._path)
-
-
-class _Readable:
-    """Turns what goes wrong while reading a file into one message."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        """Nothing to begin."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) or type(error).__module__.startswith("pyarrow"):
-            raise UsageError(f"cannot read {self._path}: {error}") from None
-
-
-def _milliseconds(pa: Any, batch: Any, times: list[str]) -> Any:
-    """Columns of a timestamp type as integers of epoch milliseconds; integers stand as they are."""
-    for name in times:
-        place = batch.schema.get_field_index(name)
-        if pa.types.is_timestamp(batch.schema.field(place).type):
-            column = batch.column(place).cast(pa.timestamp("ms")).cast(pa.int64())
-            batch = batch.set_column(place, name, column)
-    return batch
-
-
-def _arrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise SettingsError("Parquet files need pyarrow", hint="Install stream-scorer[files].") from None
-    return pyarrow, pyarrow.parquet

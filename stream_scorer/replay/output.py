@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from pathlib import Path
 from types import NoneType, TracebackType, UnionType
@@ -9,7 +10,8 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.errors import UsageError
+from stream_scorer.parquet import import_pyarrow
 from stream_scorer.records import Contribution, Record, Score
 
 # Rows kept back for one write: a row group large enough to compress, small enough (about 30 MB of JSON) to hold.
@@ -21,7 +23,8 @@ class RecordFile:
 
     def __init__(self, path: Path, kind: type[Record]) -> None:
         """Raises `UsageError` if the file cannot be made, `SettingsError` if pyarrow is missing."""
-        self._pa, self._pq, self._json = _arrow()
+        self._pa, self._pq = import_pyarrow("replay")
+        self._json = importlib.import_module("pyarrow.json")
         self._schema = self._pa.schema(_fields(self._pa, kind))
         self._options = self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error")
         self._held: list[bytes] = []
@@ -94,15 +97,3 @@ def _type(pa: Any, hint: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return pa.struct(_fields(pa, hint))
     raise TypeError(f"no Parquet type for {hint!r}")
-
-
-def _arrow() -> tuple[Any, Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.json
-        import pyarrow.parquet
-    except ImportError:
-        raise SettingsError(
-            "A replay writes Parquet files and needs pyarrow", hint="Install stream-scorer[replay]."
-        ) from None
-    return pyarrow, pyarrow.parquet, pyarrow.json

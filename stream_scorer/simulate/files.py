@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.parquet import import_pyarrow, readable
 from stream_scorer.simulate.labels import Labels
 from stream_scorer.simulate.transactions import Transactions
 
@@ -33,7 +34,7 @@ class ColumnWriter:
 
     def __init__(self, path: Path, types: dict[str, str]) -> None:
         """Raises `SettingsError` if pyarrow is missing or the file cannot be made."""
-        pa, pq = _arrow()
+        pa, pq = import_pyarrow()
         self._schema = pa.schema([(name, pa.type_for_alias(alias)) for name, alias in types.items()])
         self._parts: list[Any] = []
         self._rows = 0
@@ -48,7 +49,7 @@ class ColumnWriter:
 
     def write(self, rows: Transactions | Labels) -> None:
         """Append `rows`; columns the file does not have are left out, NaN becomes null."""
-        pa, _ = _arrow()
+        pa, _ = import_pyarrow()
         if len(rows):
             arrays = [pa.array(getattr(rows, f.name), f.type, from_pandas=True) for f in self._schema]
             self._parts.append(pa.Table.from_arrays(arrays, schema=self._schema))
@@ -63,7 +64,7 @@ class ColumnWriter:
 
     def _flush(self) -> None:
         if self._parts:
-            pa, _ = _arrow()
+            pa, _ = import_pyarrow()
             self._file.write_table(pa.concat_tables(self._parts).combine_chunks())
             self._parts, self._rows = [], 0
 
@@ -119,22 +120,11 @@ def read_labels(path: Path) -> Labels:
 
 
 def _read(path: Path, types: dict[str, str]) -> dict[str, np.ndarray[Any, Any]]:
-    pa, pq = _arrow()
-    try:
+    pa, pq = import_pyarrow()
+    with readable(path):
         table = pq.read_table(path, columns=list(types))
         missing = [name for name in types if name not in table.column_names]
         if missing:
             raise UsageError(f"{path} has no column {missing[0]!r}")
         table = table.cast(pa.schema([(name, pa.type_for_alias(alias)) for name, alias in types.items()]))
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
     return {name: table.column(name).to_numpy() for name in types}
-
-
-def _arrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise SettingsError("Parquet files need pyarrow", hint="Install stream-scorer[files].") from None
-    return pyarrow, pyarrow.parquet

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.errors import UsageError
 from stream_scorer.features.history import build_features
+from stream_scorer.parquet import read_rows
 from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, TransactionDecoder, Transactions
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
@@ -81,8 +80,8 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
     decoder = TransactionDecoder(spec)
     parts: list[Transactions] = []
     rejected: Rejected = []
-    optional = {name for name, field in shape.fields.items() if field.optional}
-    for rows in _records(path, list(shape.fields), optional, [shape.time]):
+    required = {name for name, field in shape.fields.items() if not field.optional}
+    for rows in read_rows(path, list(shape.fields), required, [shape.time], _CHUNK):
         # A file has no Kafka timestamp to judge an event time against: each is judged against itself.
         times = np.array([row[shape.time] or 0 for row in rows], np.int64)
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
@@ -101,7 +100,7 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
     rejected: Rejected = []
     needed = ["event_id", "event_time", "label", "labelled_at"]
     free = {"source", "review_probability", *entities} - set(needed)
-    for rows in _records(path, [*needed, *sorted(free)], free, ["event_time", "labelled_at"]):
+    for rows in read_rows(path, [*needed, *sorted(free)], needed, ["event_time", "labelled_at"], _CHUNK):
         for row in rows:
             row["source"] = row.get("source") or ""
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows])
@@ -110,36 +109,6 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
         rejected += bad
     _report(path, rejected)
     return _concatenate_labels(parts), np.array(ranks, np.int64), len(rejected)
-
-
-def _records(path: Path, columns: list[str], optional: set[str], times: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """Chunks of rows of a Parquet file as dicts of `columns`; an absent optional column is left out."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise SettingsError("Parquet files need pyarrow", hint="Install stream-scorer[files].") from None
-    try:
-        with pq.ParquetFile(path) as file:
-            present = set(file.schema_arrow.names)
-            missing = [name for name in columns if name not in present and name not in optional]
-            if missing:
-                raise UsageError(f"{path} has no column {missing[0]!r}")
-            wanted = [name for name in columns if name in present]
-            for batch in file.iter_batches(_CHUNK, columns=wanted):
-                yield _milliseconds(pa, batch, times).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-
-
-def _milliseconds(pa: Any, batch: Any, times: list[str]) -> Any:
-    """Columns of a timestamp type as integers of epoch milliseconds; integers stand as they are."""
-    for name in times:
-        place = batch.schema.get_field_index(name)
-        if pa.types.is_timestamp(batch.schema.field(place).type):
-            column = batch.column(place).cast(pa.timestamp("ms")).cast(pa.int64())
-            batch = batch.set_column(place, name, column)
-    return batch
 
 
 def _report(path: Path, rejected: Rejected) -> None:

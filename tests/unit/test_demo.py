@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -16,9 +17,11 @@ from stream_scorer.demo.incident import SecondAct, possible
 from stream_scorer.demo.plan import SETTLE_DAYS, DemoPlan
 from stream_scorer.demo.run import SPEC
 from stream_scorer.demo.view import Rates, View, calendar_columns, newest_bounds, newest_drifts
-from stream_scorer.demo.watch import Glance
+from stream_scorer.demo.watch import Glance, _recording, _Seen
 from stream_scorer.errors import StreamScorerError, UsageError
-from stream_scorer.records import Alert, Command, Reason, ServedVersion
+from stream_scorer.kafka.load import FollowedRecord
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import DECISIONS, Alert, Command, Reason, ServedVersion
 from stream_scorer.reports.recording import Given
 from stream_scorer.reports.story import Update
 from stream_scorer.simulate.config import DAY_MS
@@ -201,3 +204,30 @@ def test_children_do_not_see_the_callers_settings(tmp_path: Path, monkeypatch: p
     Child("doctor", ["doctor"], tmp_path).wait(lambda _line: None)
     with pytest.raises(StreamScorerError, match="not a number"):
         Child("doctor", ["doctor", "--metrics-port", "not a number"], tmp_path).wait(lambda _line: None)
+
+
+def test_what_is_seen_of_a_transaction_becomes_a_row_of_the_recording() -> None:
+    seen, topic = _Seen(), Topics()
+    seen.transaction(FollowedRecord(0, 7, b"k", b"{}", 1_000), 1_001)
+    source = {"topic": topic.transactions, "partition": 0, "offset": 7, "place": 0}
+    lineage = {
+        "event_id": "e", "version": "2", "base": -1.0, "z": 0.5, "score": 0.6, "source": source,
+        "members": [{"name": "gbdt", "score": 0.6, "weight": 1.0, "contribution": 1.5}],
+        "alternatives": [{"decision": "review"}],
+    }  # fmt: skip
+    seen.lineage(FollowedRecord(0, 3, b"k", msgspec.json.encode(lineage), 1_010), 1_015)
+    score = {
+        "event_id": "e", "event_time": 900, "scored_at": 1_009, "decision": "block", "member_alerts": 1,
+        "duplicate": False, "degraded": [], "value": 5, "ensemble": "cards", "version": "2",
+    }  # fmt: skip
+    seen.score(FollowedRecord(0, 3, b"k", msgspec.json.encode(score), 1_010), 1_015)
+    for origin in (topic.transactions, topic.labels):
+        headers = [("source.topic", origin.encode()), ("source.partition", b"0"), ("source.offset", b"8")]
+        seen.dead_letter(FollowedRecord(0, 0, None, b"?", 1_000, [*headers, ("error.code", b"not_json")]), 1_015)
+    found = _recording(seen)
+    assert seen.latencies() == [15]
+    assert (seen.records_in, seen.records_out, seen.event_time) == (1, 1, 900)
+    assert found.lineages.contribution.tolist() == [[1.5]]
+    assert found.lineages.other.tolist() == [DECISIONS.index("review")]
+    assert found.scores.decision.tolist() == [DECISIONS.index("block")]
+    assert found.dead.code == ["not_json"]
