@@ -6,16 +6,13 @@ import base64
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 
-from stream_scorer.errors import BrokerUnavailable
-from stream_scorer.kafka.errors import as_domain_error
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import NOT_A_RECORD
-from stream_scorer.serde.raw import Headers
 from stream_scorer.settings import Settings
 from stream_scorer.spec import load_spec
 from stream_scorer.spec.model import CheckedSpec
@@ -37,7 +34,7 @@ class ReadRecord(NamedTuple):
 
 
 class TopicReader(RecordFollower):
-    """A `RecordFollower` that also returns headers."""
+    """A `RecordFollower` that reads up to the end and returns headers by name."""
 
     def read(self, max_records: int = 1_000, timeout_s: float = 0.5) -> list[ReadRecord]:
         """Up to `max_records` records; waits at most `timeout_s` for the first one.
@@ -45,24 +42,10 @@ class TopicReader(RecordFollower):
         Raises:
             StreamScorerError: the topic was deleted, or the broker refuses. An unavailable broker is not an error.
         """
-        messages = self._consumer.consume(1, timeout_s)
-        if messages and max_records > 1:
-            messages += self._consumer.consume(max_records - 1, 0)
-        records = []
-        for message in messages:
-            error = message.error()
-            if error is not None:
-                known = as_domain_error(error, f"read {self._topic}", self._bootstrap)
-                if error.retriable() or isinstance(known, BrokerUnavailable):
-                    continue  # librdkafka reconnects by itself
-                raise known
-            partition, offset = message.partition(), message.offset()
-            assert partition is not None and offset is not None
-            headers = dict(cast(Headers, message.headers() or ()))
-            records.append(
-                ReadRecord(partition, offset, message.key(), message.value(), message.timestamp()[1], headers)
-            )
-        return records
+        return [
+            ReadRecord(r.partition, r.offset, r.key, r.value, r.timestamp_ms, dict(r.headers or ()))
+            for r in self.poll(max_records, timeout_s)
+        ]
 
     def read_to_end(self) -> Iterator[ReadRecord]:
         """Every record up to the present end of the topic.

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
-from stream_scorer.errors import UsageError
+from stream_scorer.errors import BrokerUnavailable, UsageError
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.partitioner import partitions_of
@@ -144,7 +144,11 @@ class RecordFollower:
             raise
 
     def poll(self, max_records: int = 10_000, timeout_s: float = 0.0) -> list[FollowedRecord]:
-        """Up to `max_records` records, waiting at most `timeout_s` for the first. Raises `BrokerUnavailable`."""
+        """Up to `max_records` records, waiting at most `timeout_s` for the first.
+
+        Raises:
+            StreamScorerError: the topic was deleted, or the broker refuses. An unavailable broker is not an error.
+        """
         messages = self._consumer.consume(1, timeout_s)
         if messages and max_records > 1:
             messages += self._consumer.consume(max_records - 1, 0)
@@ -152,9 +156,10 @@ class RecordFollower:
         for message in messages:
             error = message.error()
             if error is not None:
-                if error.retriable() or error.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
+                known = as_domain_error(error, f"read {self._topic}", self._bootstrap)
+                if error.retriable() or isinstance(known, BrokerUnavailable):
                     continue  # librdkafka reconnects by itself
-                raise as_domain_error(error, f"follow {self._topic}", self._bootstrap)
+                raise known
             partition, offset = message.partition(), message.offset()
             assert partition is not None and offset is not None
             headers = cast(Headers | None, message.headers())
