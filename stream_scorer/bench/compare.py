@@ -22,8 +22,9 @@ from stream_scorer.bench.results import (
     Stages,
     Window,
 )
+from stream_scorer.reports.latency import percentiles as nearest_rank
 
-_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
+_PERCENTS = (50.0, 90.0, 99.0, 99.9, 100.0)
 
 
 def turns(rounds: int) -> Iterator[Kind]:
@@ -34,12 +35,9 @@ def turns(rounds: int) -> Iterator[Kind]:
 
 def percentiles(latency_ms: NDArray[np.float64]) -> Percentiles:
     """By nearest rank (the smallest value that the share does not exceed); inf, for what never came, sorts last."""
-    ordered = np.sort(latency_ms)
-    if not len(ordered):
+    if not len(latency_ms):
         raise ValueError("no latencies")
-    # 0.999 * 1000 is 999.0000000000001 in floats, and its ceiling one too many.
-    ranks = [max(1, int(np.ceil(round(share * len(ordered), 9)))) for share in _QUANTILES]
-    return Percentiles(*(round(float(ordered[rank - 1]), 3) for rank in ranks))
+    return Percentiles(*(round(value, 3) for value in nearest_rank(latency_ms, _PERCENTS).values()))
 
 
 def latencies(due_ns: NDArray[np.int64], arrived_ns: NDArray[np.int64]) -> NDArray[np.float64]:
