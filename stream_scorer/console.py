@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from stream_scorer.clock import Clock
 
@@ -137,16 +138,25 @@ class Steps:
 
 
 def make_table(headings: Sequence[str], rows: Sequence[Sequence[str]] = (), *, title: str = "") -> Table:
-    """A table of plain text. A heading that starts with ``!`` is of a column of numbers."""
+    """A table of `rows`, whose cells are plain text and not rich's markup.
+
+    A heading that starts with ``!`` is of a column of numbers.
+    """
     table = Table(title=title or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     for heading in headings:
         numeric = heading.startswith("!")
         table.add_column(heading.removeprefix("!"), justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 
 def print_table(table: Table) -> None:
     """Write `table` to stdout."""
     Console(file=sys.stdout).print(table)
+
+
+def columns(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:
+    """Lines of left-aligned columns, which a narrow terminal does not wrap and `grep` finds."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [(" " * gap).join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]

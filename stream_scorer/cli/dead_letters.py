@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from stream_scorer.cli.formatting import when
-from stream_scorer.cli.topic_io import ReadRecord, Redaction, columns, text_header
+from stream_scorer.cli.topic_io import ReadRecord, Redaction, text_header
+from stream_scorer.console import columns
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

@@ -19,7 +19,8 @@ def doctor(settings: Settings, as_json: bool) -> int:
     0 if every check passes, 1 if one fails.
     """
     from stream_scorer.cli.checks import run_checks, setting_rows
-    from stream_scorer.cli.topic_io import columns, quiet_client
+    from stream_scorer.cli.topic_io import quiet_client
+    from stream_scorer.console import columns
 
     quiet_client()
     rows = setting_rows(settings)

@@ -35,16 +35,16 @@ def list_command(settings: Settings, as_json: bool) -> None:
     if not versions:
         click.echo("no ensemble is registered", err=True)
         return
-    table = make_table(("ensemble", "aliases", "registered", "manifest"))
-    for entry in versions:
-        made = datetime.fromtimestamp(entry.created_at / 1_000, UTC)
-        table.add_row(
+    rows = [
+        (
             f"{entry.name}:{entry.version}",
             ", ".join(entry.aliases),
-            f"{made:%Y-%m-%d %H:%M}",
+            f"{datetime.fromtimestamp(entry.created_at / 1_000, UTC):%Y-%m-%d %H:%M}",
             entry.manifest_sha256[:12],
         )
-    print_table(table)
+        for entry in versions
+    ]
+    print_table(make_table(("ensemble", "aliases", "registered", "manifest"), rows))
 
 
 @ensemble.command("show")
@@ -79,20 +79,23 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
     total = sum(member.weight for member in manifest.members)
     costs = member_microseconds(Ensemble.load(path, version=version))
     whole = training.metrics.get("ensemble", {})
-    table = make_table(("member", "format", "inputs", "weight", "AP", "AP without", "FPR without", "ms/1000"))
+    rows = []
     for member, cost in zip(manifest.members, costs, strict=True):
         figures = training.metrics.get(member.name, {})
-        table.add_row(
-            member.name,
-            member.format,
-            str(len(member.inputs)),
-            f"{member.weight / total:.3f}",
-            _figure(figures.get("average_precision")),
-            _change(figures.get("ensemble_average_precision_without"), whole.get("average_precision")),
-            _change(figures.get("ensemble_false_positive_rate_without"), whole.get("review_false_positive_rate")),
-            f"{cost:.2f}",
+        rows.append(
+            (
+                member.name,
+                member.format,
+                str(len(member.inputs)),
+                f"{member.weight / total:.3f}",
+                _figure(figures.get("average_precision")),
+                _change(figures.get("ensemble_average_precision_without"), whole.get("average_precision")),
+                _change(figures.get("ensemble_false_positive_rate_without"), whole.get("review_false_positive_rate")),
+                f"{cost:.2f}",
+            )
         )
-    print_table(table)
+    headings = ("member", "format", "inputs", "weight", "AP", "AP without", "FPR without", "ms/1000")
+    print_table(make_table(headings, rows))
     click.echo("without: change on the holdout if the member is left out")
     click.echo("ms/1000: time per 1,000 decisions on this machine (live: stream_scorer_member_seconds_total)")
 
@@ -118,15 +121,15 @@ def compare_command(settings: Settings, before: str, after: str, as_json: bool) 
         return
     for name, (one, two) in found.facts.items():
         click.echo(f"{name:17} {one} -> {two}")
-    table = make_table(("member", "changed", "weight", "moved"))
+    rows = []
     for member in sorted(found.members, key=lambda m: -(m.moved if m.moved == m.moved else 0.0)):
         weight = f"{member.weight_before:.3f} -> {member.weight_after:.3f}"
         if abs(member.weight_before - member.weight_after) < _SAME_WEIGHT:
             weight = f"{member.weight_after:.3f}"
         moved = "" if member.moved != member.moved else f"{member.moved:.4f}"
-        table.add_row(member.name, ", ".join(member.changed) or "no", weight, moved)
-    table.add_row("the final score", "", "", "" if found.moved != found.moved else f"{found.moved:.4f}")
-    print_table(table)
+        rows.append((member.name, ", ".join(member.changed) or "no", weight, moved))
+    rows.append(("the final score", "", "", "" if found.moved != found.moved else f"{found.moved:.4f}"))
+    print_table(make_table(("member", "changed", "weight", "moved"), rows))
     click.echo("moved: mean absolute change of the score on the rows of both self-tests")
 
 

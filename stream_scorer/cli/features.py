@@ -209,7 +209,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.cli.replay import period
     from stream_scorer.clock import SystemClock
-    from stream_scorer.console import Progress
+    from stream_scorer.console import Progress, columns
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.monitor.drift import compare

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -148,9 +148,3 @@ def plain(text: str) -> str:
 def text_header(headers: dict[str, bytes | None], name: str) -> str:
     """A header as printable text, empty if it is absent."""
     return plain((headers.get(name) or b"").decode("utf-8", "backslashreplace"))
-
-
-def columns(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:
-    """Lines of left-aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [(" " * gap).join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]

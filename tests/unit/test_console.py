@@ -81,3 +81,9 @@ def test_numbers_stand_right_aligned(title: str) -> None:
     console = pipe()
     console.print(make_table(("name", "!rows"), [("a", "1"), ("b", "1,000")], title=title))
     assert " a          1" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_cells_are_text_and_not_markup() -> None:
+    console = pipe()
+    console.print(make_table(("name",), [("[red]hostile[/nothing]",)]))
+    assert "[red]hostile[/nothing]" in console.file.getvalue()  # type: ignore[attr-defined]
