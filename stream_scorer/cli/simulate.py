@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from stream_scorer.cli.options import resolve_settings
-from stream_scorer.clock import SystemClock
+from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.console import Progress
 from stream_scorer.simulate import LabellerConfig, SimulationConfig
 from stream_scorer.simulate.config import DEFAULT_START_MS
@@ -109,32 +109,35 @@ def simulate(
     assert bootstrap is not None
     clock = SystemClock()
     config = config.starting(config.start_to_end_by(clock.now_ms()) if start is None else _midnight_ms(start))
-    progress = Progress("sending transactions", config.transactions, clock)
-    live = LiveTraffic(
-        LiveConfig(
-            bootstrap=bootstrap,
-            topic_prefix=topic_prefix,
-            rate=rate,
-            duplicates=duplicates,
-            garbage=garbage,
-            seed=seed,
-            truth=truth,
-            seconds=seconds,
-        ),
-        generate_days(config),
-        Labeller(labelling) if labels else None,
-        clock=clock,
-        on_progress=lambda report: progress(report.transactions, _until(report.event_time_ms)),
+    live = LiveConfig(
+        bootstrap=bootstrap,
+        topic_prefix=topic_prefix,
+        rate=rate,
+        duplicates=duplicates,
+        garbage=garbage,
+        seed=seed,
+        truth=truth,
+        seconds=seconds,
     )
+    _print(_live_report(_send(live, config, Labeller(labelling) if labels else None, clock)), as_json)
 
-    # The default action of SIGTERM would leave the Parquet file of the ground truth without its footer.
-    before = signal.signal(signal.SIGTERM, lambda *_: live.stop())
-    try:
-        with progress:
-            sent = live.run()
-        _print(_live_report(sent), as_json)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+def _send(live: LiveConfig, config: SimulationConfig, labeller: Labeller | None, clock: Clock) -> LiveReport:
+    """Send live traffic; SIGTERM ends it early and cleanly."""
+    with Progress("sending transactions", config.transactions, clock) as progress:
+        traffic = LiveTraffic(
+            live,
+            generate_days(config),
+            labeller,
+            clock=clock,
+            on_progress=lambda report: progress(report.transactions, _until(report.event_time_ms)),
+        )
+        # The default action of SIGTERM would leave the Parquet file of the ground truth without its footer.
+        before = signal.signal(signal.SIGTERM, lambda *_: traffic.stop())
+        try:
+            return traffic.run()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _midnight_ms(day: datetime) -> int:
