@@ -209,7 +209,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.cli.replay import period
     from stream_scorer.clock import SystemClock
-    from stream_scorer.console import Progress, columns
+    from stream_scorer.console import Progress
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.monitor.drift import compare
@@ -332,7 +332,7 @@ def _print_entity(document: dict[str, Any], newest: int) -> None:
 
 
 def _print_skew(report: SkewReport, drift: dict[str, Drift]) -> None:
-    from stream_scorer.cli.topic_io import columns
+    from stream_scorer.console import columns
 
     click.echo(f"{report.scores:,} scores, {report.without:,} of them without some of their features")
     lines = [["feature", "differ", "mean recorded", "mean from log", "max difference", "drift", "psi"]]
