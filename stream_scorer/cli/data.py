@@ -10,7 +10,7 @@ import click
 
 from stream_scorer.cli.options import with_settings
 from stream_scorer.clock import SystemClock
-from stream_scorer.data.convert import Meaning, convert
+from stream_scorer.data.convert import Interpretation, convert
 from stream_scorer.data.csv_file import read_csv, spec_name_of
 from stream_scorer.data.draft import Roles, draft_spec
 from stream_scorer.settings import Settings
@@ -82,8 +82,8 @@ def convert_command(
     """Convert CSV to the Parquet files that `train` and `replay` read."""
     checked = load_spec(settings.require("scorer.spec"))
     start_ms = int(start.replace(tzinfo=UTC).timestamp() * 1_000)
-    meaning = Meaning(label, fraud, start_ms, minor_units, _duration(label_delay))
-    written = convert(read_csv(csv), checked, meaning, out)
+    interpretation = Interpretation(label, fraud, start_ms, minor_units, _duration(label_delay))
+    written = convert(read_csv(csv), checked, interpretation, out)
     click.echo(f"{written.transactions:,} transactions, {written.labels:,} labels, {written.frauds:,} of them fraud")
 
 

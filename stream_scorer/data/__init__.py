@@ -1,1 +1,1 @@
-"""One's own data: from a CSV file to a pipeline spec, to files that training and replay take, to the topics."""
+"""The user's own data: from a CSV file to a pipeline spec, to files for training and replay, and to the topics."""

@@ -1,4 +1,4 @@
-"""A CSV file as columns, under names that a pipeline spec takes."""
+"""Reads a CSV file as columns, with names that a pipeline spec accepts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from stream_scorer.errors import SettingsError, UsageError
 
-# The name of the id that a file without one gets: its rows, numbered.
+# Name of the generated id of a file without an id column: the row number.
 ROW_ID = "row_id"
-_LONGEST_NAME = 41
+_MAX_NAME_LENGTH = 41
 
 
 @dataclass(frozen=True, slots=True)
 class CsvFile:
-    """Columns (arrow arrays) by spec name, in the order of the file; `original` gives what the file calls them."""
+    """Columns (arrow arrays) by spec name, in the order of the file. `original` maps to the names in the file."""
 
     path: Path
     columns: dict[str, Any]
@@ -24,27 +24,30 @@ class CsvFile:
     rows: int
 
     def column(self, name: str, purpose: str) -> str:
-        """The spec name of the column that a person calls `name`. Raises `UsageError` if there is none."""
+        """The spec name of the column `name`, given as in the file or the spec.
+
+        Raises `UsageError` if it is missing.
+        """
         for spec_name, original in self.original.items():
             if name in (original, spec_name):
                 return spec_name
         raise UsageError(
-            f"{self.path} has no column {name!r} ({purpose})", hint=f"It has: {', '.join(self.original.values())}."
+            f"{self.path} has no column {name!r} ({purpose})", hint=f"Its columns: {', '.join(self.original.values())}."
         )
 
 
 def read_csv(path: Path) -> CsvFile:
-    """The whole file. Types are inferred; an empty cell is missing.
+    """Read the whole file. Infers types; an empty cell is a missing value.
 
     Raises:
-        UsageError: it cannot be read, has no rows, or two columns come to one name.
+        UsageError: the file is unreadable, has no rows, or two columns map to the same name.
         SettingsError: pyarrow is not installed.
     """
     try:
         import pyarrow as pa
         from pyarrow import csv
     except ImportError:
-        raise SettingsError("CSV files need pyarrow", hint="Install stream-scorer[files].") from None
+        raise SettingsError("CSV files require pyarrow", hint="Install stream-scorer[files].") from None
     try:
         table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
     except (OSError, pa.ArrowException) as error:
@@ -55,15 +58,15 @@ def read_csv(path: Path) -> CsvFile:
     for name in table.column_names:
         spec_name = spec_name_of(name)
         if spec_name in original:
-            raise UsageError(f"{path}: columns {original[spec_name]!r} and {name!r} both come to {spec_name!r}")
+            raise UsageError(f"{path}: columns {original[spec_name]!r} and {name!r} both map to {spec_name!r}")
         original[spec_name] = name
     columns = {name: table.column(place) for place, name in enumerate(original)}
     return CsvFile(path, columns, original, len(table))
 
 
 def spec_name_of(name: str) -> str:
-    """`name` in the form that a spec takes: lower case, digits and underscores, beginning with a letter."""
+    """`name` as a spec accepts it: lower case letters, digits and underscores, with a letter first."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
     if not plain or not plain[0].isalpha():
         plain = "c_" + plain
-    return plain[:_LONGEST_NAME].rstrip("_")
+    return plain[:_MAX_NAME_LENGTH].rstrip("_")

@@ -1,4 +1,4 @@
-"""A first pipeline spec for a CSV file: every column a field, every number a feature. A person goes on from there."""
+"""Drafts a pipeline spec for a CSV file: each column becomes a field, each number a feature. The user refines it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stream_scorer.data.csv_file import ROW_ID, CsvFile
 from stream_scorer.errors import UsageError
 from stream_scorer.spec import parse_spec
 
-# A text column of more distinct values than this is an identity or prose, not a category.
+# A text column with more distinct values is an id or free text, not a category.
 _MAX_CATEGORIES = 30
 _WINDOWS = ["1d", "7d", "30d"]
 
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Which columns play a part, by their name in the file. `entities` maps entity names to columns."""
+    """The columns with a role, by their names in the file. `entities` maps entity names to columns."""
 
     time: str
     value: str
@@ -32,7 +32,7 @@ def draft_spec(file: CsvFile, roles: Roles, name: str) -> str:
     """The YAML of a spec that `parse_spec` accepts.
 
     Raises:
-        UsageError: a column named does not exist or cannot play its part.
+        UsageError: a named column does not exist or is not suitable for its role.
     """
     time, value = file.column(roles.time, "the time"), file.column(roles.value, "the value")
     identity = ROW_ID if roles.id is None else file.column(roles.id, "the id")
@@ -55,7 +55,7 @@ def draft_spec(file: CsvFile, roles: Roles, name: str) -> str:
             declared, function = _field(file, column)
             fields[column] = declared
             if function:
-                # A derived column needs a name of its own only where a field is turned into something else.
+                # The derived column can have the name of the field, as only the derived column is a feature.
                 derived.append({"name": column, "function": function, "of": [column]})
     document: dict[str, Any] = {
         "name": name,
@@ -73,7 +73,7 @@ def draft_spec(file: CsvFile, roles: Roles, name: str) -> str:
         "derived": derived,
         "policy": {"version": f"{name}-1", "review": 0.3, "block": 0.8},
         "labels": {"horizon": "1d"},
-        # The data are older than the topic they are put on.
+        # Imported data are older than the topic.
         "time": {"max_ahead": "5m", "max_age": "20000d", "stale_after": "30d"},
     }
     text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
@@ -82,7 +82,7 @@ def draft_spec(file: CsvFile, roles: Roles, name: str) -> str:
 
 
 def _field(file: CsvFile, column: str) -> tuple[dict[str, Any], str]:
-    """How a column is declared, and the function that makes a feature of it ('' for none)."""
+    """The declaration of a column, and the function that derives a feature from it ('' for none)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -96,10 +96,10 @@ def _field(file: CsvFile, column: str) -> tuple[dict[str, Any], str]:
         return {"type": "number"} | optional, "value"
     if pa.types.is_temporal(data.type):
         raise UsageError(
-            f"{file.path}: column {file.original[column]!r} holds times, and only one time is taken",
-            hint="Leave the column out of the file, or turn it into a number.",
+            f"{file.path}: column {file.original[column]!r} holds times, but a spec has only one time field",
+            hint="Remove the column from the file, or convert it to a number.",
         )
-    if not pa.types.is_string(data.type):  # nothing but missing values
+    if not pa.types.is_string(data.type):  # all values are missing
         return {"type": "number", "optional": True}, "value"
     distinct = sorted(v for v in pc.unique(data).to_pylist() if v is not None)
     if len(distinct) <= _MAX_CATEGORIES:

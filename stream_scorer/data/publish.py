@@ -1,4 +1,4 @@
-"""Parquet files of transactions and labels onto the topics, as a producer of one's own would put them."""
+"""Publishes Parquet files of transactions and labels to the topics, as the user's own producer would."""
 
 from __future__ import annotations
 

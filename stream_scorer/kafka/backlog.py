@@ -1,8 +1,9 @@
-"""What was read and not yet handed on: while a backlog drains, partitions go side by side in event time.
+"""Orders fetched records by event time across partitions while a backlog drains.
 
-A fetch brings thousands of records of one partition, days of its traffic when they are old. Handed on as they come, a
-terminal's features would miss what the other partitions hold of the same days. So what is more than a batch is handed
-on in the order of event time across partitions (their running maximum; within a partition the log's order stays).
+One fetch returns thousands of records of one partition, which are days of traffic if they are old. In that order, the
+features of a terminal would miss the transactions of the same days in other partitions. So if more than a batch waits,
+records are returned in the order of event time across partitions. The order uses the running maximum of event time, so
+records of one partition keep their log order.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from stream_scorer.positions import SourcePartition
 
 NEVER = 1 << 62
 I64 = NDArray[np.int64]
-# Event times (n,) of n values of a topic, ms; -1 where a value does not tell.
+# Event times (n,) of n values of a topic, ms; -1 if a value has none.
 TimesOf = Callable[[Sequence[bytes | None]], I64]
 
 
@@ -27,7 +28,7 @@ class Backlog:
     """Messages by partition, each in log order.
 
     Args:
-        times_of: by topic. A topic without is taken to be of the time of what stands before it.
+        times_of: by topic. Records of other topics get the event time of the preceding record.
     """
 
     def __init__(self, times_of: Mapping[str, TimesOf]) -> None:
@@ -40,34 +41,34 @@ class Backlog:
         return sum(map(len, self._messages.values()))
 
     def holds(self, source: SourcePartition) -> bool:
-        """Whether there is something of `source`."""
+        """Whether records of `source` wait."""
         return bool(self._messages.get(source))
 
     def clear(self) -> None:
-        """Forget everything: it will be read again."""
+        """Discard everything: the reader will read it again."""
         self._messages.clear()
         self._times.clear()
         self._newest.clear()
 
     def keep(self, source: SourcePartition, message: Message) -> None:
-        """One more, the next of its partition."""
+        """Add the next message of a partition."""
         self._messages.setdefault(source, deque()).append(message)
 
-    def take(self, most: int, lagging: Collection[SourcePartition] = ()) -> list[Message]:
-        """At most `most`: all if there are no more, else those first in event time.
+    def take(self, max_records: int, lagging: Collection[SourcePartition] = ()) -> list[Message]:
+        """At most `max_records` messages: the first ones in event time, or all if fewer wait.
 
-        Of `lagging` partitions more is to come: then nothing is taken that is later than what is here of them.
+        Partitions in `lagging` have more records on the broker, so nothing later than their newest message is returned.
         """
-        if len(self) <= most:
+        if len(self) <= max_records:
             found = [message for waiting in self._messages.values() for message in waiting]
             self.clear()
             return found
         sources = sorted(source for source, waiting in self._messages.items() if waiting)
-        times = [self._running(source, most) for source in sources]
+        times = [self._running(source, max_records) for source in sources]
         of = np.repeat(np.arange(len(sources)), [len(each) for each in times])
         together = np.concatenate(times)
-        # Of each partition the first ones, because its times never go back.
-        order = np.argsort(together, kind="stable")[:most]
+        # These are the first ones of each partition, because its running maximum never decreases.
+        order = np.argsort(together, kind="stable")[:max_records]
         upto = min((self._newest[source] for source in sources if source in lagging), default=NEVER)
         found = []
         for place in of[order[together[order] <= upto]].tolist():
@@ -76,14 +77,14 @@ class Backlog:
             self._times[source].popleft()
         return found
 
-    def _running(self, source: SourcePartition, most: int) -> I64:
-        """The running maximum of event time of what waits of `source`, of the first `most`."""
+    def _running(self, source: SourcePartition, max_records: int) -> I64:
+        """The running maximum of event time of the first `max_records` waiting messages of `source`."""
         waiting, known = self._messages[source], self._times.setdefault(source, deque())
         new = [waiting[i].value() for i in range(len(known), len(waiting))]
         if new:
-            look = self._times_of.get(source.topic)
-            times = look(new) if look is not None else np.full(len(new), -1, dtype=np.int64)
+            read_times = self._times_of.get(source.topic)
+            times = read_times(new) if read_times is not None else np.full(len(new), -1, dtype=np.int64)
             running = np.maximum.accumulate(np.concatenate([[self._newest.get(source, -1)], times]))[1:]
             known.extend(running.tolist())
             self._newest[source] = int(running[-1])
-        return np.fromiter(islice(known, most), dtype=np.int64, count=min(len(known), most))
+        return np.fromiter(islice(known, max_records), dtype=np.int64, count=min(len(known), max_records))

@@ -1,8 +1,8 @@
-"""Calls that are left behind when they do not come back.
+"""Calls with a timeout that abandon the thread of a call that does not return.
 
 `send_offsets_to_transaction()` ignores its timeout while the group's coordinator is unreachable and may block for good
-(librdkafka #5456, #5511; seen here after a broker was killed and came back). Such a call cannot be cancelled, so it is
-made in a thread of its own, and when it overstays, thread and producer are abandoned.
+(librdkafka #5456, #5511; seen here after a broker was killed and came back). Such a call cannot be cancelled, so it
+runs in a separate thread, and after the timeout both thread and producer are abandoned.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 
 class CallTimedOut(Exception):
-    """The call has not come back in time; its outcome is unknown."""
+    """The call did not return in time; its outcome is unknown."""
 
 
 class TimedCaller:
-    """Makes calls one at a time in a daemon thread. After `CallTimedOut` it must be thrown away."""
+    """Makes calls one at a time in a daemon thread. Discard it after `CallTimedOut`."""
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -25,7 +25,7 @@ class TimedCaller:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def call(self, action: Callable[[], None], timeout_s: float) -> None:
-        """Make the call, raising what it raises, or `CallTimedOut` if it takes longer than `timeout_s`."""
+        """Make the call. Raises its exception, or `CallTimedOut` if it takes longer than `timeout_s`."""
         self._calls.put(action)
         try:
             error = self._outcome.get(timeout=timeout_s)
@@ -35,14 +35,14 @@ class TimedCaller:
             raise error
 
     def close(self) -> None:
-        """End the thread once its call is done, if it ever is."""
+        """End the thread after the current call returns."""
         self._calls.put(None)
 
     def _run(self) -> None:
         while (action := self._calls.get()) is not None:
             try:
                 action()
-            except BaseException as error:  # carried to the caller's thread
+            except BaseException as error:  # raised again in the caller's thread
                 self._outcome.put(error)
             else:
                 self._outcome.put(None)

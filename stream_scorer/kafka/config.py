@@ -1,18 +1,18 @@
-"""librdkafka settings that every client shares, each with its reason."""
+"""Common librdkafka settings of all clients, each with its reason."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-# Above the 5 MB of a hostile record with its headers; the broker and the topics carry the same bound.
+# More than the 5 MB of a malicious record with its headers. Broker and topics have the same bound.
 MAX_MESSAGE_BYTES = 10 * 1024 * 1024
 
 _log = logging.getLogger("stream_scorer.kafka.librdkafka")
 
 
 def client_config(bootstrap: str, client_id: str) -> dict[str, Any]:
-    """Settings of any client."""
+    """Settings of all clients."""
     return {
         "bootstrap.servers": bootstrap,
         "client.id": client_id,
@@ -20,7 +20,8 @@ def client_config(bootstrap: str, client_id: str) -> dict[str, Any]:
         "log.connection.close": False,
         "broker.address.family": "v4",
         "message.max.bytes": MAX_MESSAGE_BYTES,
-        # A broker that restarts is back in seconds; the default of up to 10 s between tries would double its outage.
+        # A restarting broker answers again within seconds. The default of up to 10 s between attempts would double its
+        # outage.
         "reconnect.backoff.max.ms": 1_000,
         "topic.metadata.refresh.interval.ms": 10_000,
     }
@@ -36,22 +37,23 @@ def producer_config(bootstrap: str, client_id: str) -> dict[str, Any]:
         "batch.size": 1_000_000,
         "queue.buffering.max.messages": 1_000_000,
         "queue.buffering.max.kbytes": 262_144,
-        # Java's default partitioner: a producer in another language puts a key on the same partition.
+        # The default partitioner of Java clients, so that producers in other languages select the same partition.
         "partitioner": "murmur2_random",
-        # 100 ms by default: a transaction begun right after the last meets CONCURRENT_TRANSACTIONS and waits it out.
+        # The default is 100 ms, which a transaction waits that starts right after another one
+        # (CONCURRENT_TRANSACTIONS).
         "retry.backoff.ms": 2,
         "retry.backoff.max.ms": 200,
     }
 
 
-# How long a broker may hold a request while there is nothing to send, in ms. Whoever reads on in order does best with
-# librdkafka's 500: the first record is answered at once either way, with fewer requests while there is none. Who pauses
-# and seeks has to wait for the request under way.
+# Maximum time in ms that a broker holds a fetch request without records. For sequential reading, librdkafka's default
+# of 500 is best: the broker answers at once when a record arrives, and idle partitions need fewer requests. A client
+# that pauses and seeks must wait for the pending request, so it uses this shorter time.
 SHORT_FETCH_WAIT = {"fetch.wait.max.ms": 10}
 
 
 def consumer_config(bootstrap: str, client_id: str, group: str) -> dict[str, Any]:
-    """Settings of a consumer that sees committed records only and never commits by itself."""
+    """Settings of a consumer that reads committed records only and never commits automatically."""
     return client_config(bootstrap, client_id) | {
         "group.id": group,
         "isolation.level": "read_committed",
@@ -61,6 +63,6 @@ def consumer_config(bootstrap: str, client_id: str, group: str) -> dict[str, Any
         "fetch.max.bytes": 52_428_800,
         "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
         "receive.message.max.bytes": 104_857_600,
-        # Prefetch bound: a few seconds of backlog at full speed, not the librdkafka default of 64 MB a partition.
+        # Prefetch bound: a few seconds of backlog at full speed. librdkafka's default is 64 MB per partition.
         "queued.max.messages.kbytes": 32_768,
     }

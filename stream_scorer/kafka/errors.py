@@ -1,4 +1,7 @@
-"""What librdkafka's errors mean to us. See KIP-98, KIP-447 and "Transactional producer" in its `INTRODUCTION.md`."""
+"""Maps librdkafka's errors to the errors of the product.
+
+See KIP-98, KIP-447 and "Transactional producer" in its `INTRODUCTION.md`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def kafka_error(exception: KafkaException) -> KafkaError:
 
 
 def as_domain_error(error: KafkaError, doing: str, bootstrap: str = "") -> StreamScorerError:
-    """The error of our tree that a librdkafka error is, in words a person can act on."""
+    """The product's error for a librdkafka error, with a readable message and a hint."""
     where = f" at {bootstrap}" if bootstrap else ""
     if error.code() in _UNREACHABLE:
         return BrokerUnavailable(

@@ -1,4 +1,4 @@
-"""Load on a broker: publish records open-loop at a rate, and follow the records of a topic from a stated place on."""
+"""Publishes records at a rate (open loop), and follows the records of a topic from a given position."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from stream_scorer.serde.raw import Headers
 
 # A healthy broker answers metadata in milliseconds; a single-node one that has just started may elect for seconds.
 METADATA_TIMEOUT_S = 10.0
-# A topic made a moment ago has no leader yet: a hundred tries, 0.1 s apart, are the same bound.
+# A new topic has no leader yet: 100 attempts at an interval of 0.1 s give the same bound.
 ELECTION_TRIES, RETRY_WAIT_S = 100, 0.1
-# A broker hears of a topic somewhat after the controller has made it: for a second, unknown may mean not yet.
+# A broker lists a new topic later than the controller creates it, so for one second an unknown topic may still appear.
 ABSENCE_TRIES = 10
 _ELECTING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
-# Records handed to librdkafka in one call: large enough to cost little, small enough to keep a schedule.
+# Maximum number of records per call to librdkafka: large enough to be cheap, small enough to keep a schedule.
 CHUNK = 5_000
-# Records due within a tick go together: one by one, a thousand a second would cost a quarter of a core.
+# Records due within one tick are sent together. One by one, 1,000 per second would use a quarter of a core.
 TICK_S = 0.01
 
 
 class Schedule:
-    """When records are due: `rate` a second from the start, whatever becomes of them (an open loop)."""
+    """The due times of records: `rate` per second from the start, independent of their delivery (an open loop)."""
 
     def __init__(self, rate: float | None, clock: Clock) -> None:
-        """`rate` None means that everything is due at once."""
+        """With `rate` None, all records are due at once."""
         if rate is not None and rate <= 0:
-            raise UsageError(f"a rate is above 0, not {rate}")
+            raise UsageError(f"the rate must be greater than 0, not {rate}")
         self._rate = rate
         self._clock = clock
         self._start = clock.monotonic()
@@ -56,7 +56,7 @@ class Schedule:
         return max(count, 0)
 
     def pause_s(self, sent: int) -> float:
-        """How long to wait before asking again: about until the next record is due, at least one tick, at most two."""
+        """Time until the next call of `due`: about the time until the next record, between one and two ticks."""
         if self._rate is None:
             return 0.0
         next_s = self._start + sent / self._rate - self._clock.monotonic()
@@ -67,14 +67,14 @@ class OpenLoopProducer(PlainProducer):
     """A producer that puts each key where Java's default partitioner would, at a rate if there is a schedule."""
 
     def __init__(self, bootstrap: str, *, client_id: str, clock: Clock, sleep: Callable[[float], None]) -> None:
-        # Only failures are reported back: a callback for each success would cost more than the record itself.
+        # Callbacks for failures only: a callback per success would cost more than the record.
         settings = {"linger.ms": 5, "delivery.report.only.error": True}
         super().__init__(bootstrap, client_id, settings=settings, monotonic=clock.monotonic)
         self._sleep = sleep
         self._counts: dict[str, int] = {}
 
     def partitions(self, topic: str) -> int:
-        """How many partitions `topic` has. Raises `UsageError` if it does not exist, `BrokerUnavailable`."""
+        """Number of partitions of `topic`. Raises `UsageError` if it does not exist, or `BrokerUnavailable`."""
         if topic not in self._counts:
             self._counts[topic] = len(_partition_ids(self.client, topic, self.bootstrap))
         return self._counts[topic]
@@ -82,12 +82,12 @@ class OpenLoopProducer(PlainProducer):
     def publish(
         self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], *, schedule: Schedule | None = None
     ) -> NDArray[np.int32]:
-        """Publish records in order, each when it is due (at once without a schedule). Returns their partitions.
+        """Publish records in order, each at its due time (at once without a schedule). Returns their partitions.
 
         A schedule counts the records of this call only. Waits only while librdkafka's queue is full.
 
         Raises:
-            BrokerUnavailable: a record was given up, or the queue stayed full.
+            BrokerUnavailable: the delivery of a record failed, or the queue remains full.
             UsageError: the topic does not exist.
         """
         places = partitions_of(keys, self.partitions(topic))
@@ -111,7 +111,7 @@ class OpenLoopProducer(PlainProducer):
 
 
 class FollowedRecord(NamedTuple):
-    """One record as it was read."""
+    """One record with its coordinates."""
 
     partition: int
     offset: int
@@ -122,19 +122,19 @@ class FollowedRecord(NamedTuple):
 
 
 class RecordFollower:
-    """Reads every committed record of one topic, in no consumer group and without committing. A context manager."""
+    """Reads every committed record of a topic, without a consumer group and without commits. A context manager."""
 
     def __init__(
         self, bootstrap: str, topic: str, *, client_id: str, start: Literal["beginning", "end"] | int = "end"
     ) -> None:
-        """Start at the beginning, behind what is there now, or at a record timestamp (ms).
+        """Start at the beginning, at the present end, or at a record timestamp (ms).
 
         Raises:
-            UsageError: no such topic. BrokerUnavailable: nobody answers.
+            UsageError: the topic does not exist. BrokerUnavailable: the broker does not answer.
         """
         self._bootstrap = bootstrap
         self._topic = topic
-        # No offsets are stored, so the group's name matters to nobody; librdkafka wants one.
+        # librdkafka requires a group name. It has no effect, as no offsets are committed.
         self._consumer = Consumer(consumer_config(bootstrap, client_id, f"{client_id}-follower"))
         try:
             self.starts = self._watermarks(start)
@@ -196,7 +196,7 @@ class RecordFollower:
             )
         except KafkaException as error:
             raise as_domain_error(kafka_error(error), f"look up {self._topic} by time", self._bootstrap) from error
-        return found.offset if found.offset >= 0 else end  # -1: nothing is as young
+        return found.offset if found.offset >= 0 else end  # -1: all records are older
 
     def _watermark(self, place: TopicPartition) -> tuple[int, int]:
         for left in reversed(range(ELECTION_TRIES)):
@@ -208,9 +208,9 @@ class RecordFollower:
                     raise as_domain_error(
                         kafka_error(error), f"find the ends of {self._topic}", self._bootstrap
                     ) from error
-                # Nothing is assigned yet: this only waits, and lets librdkafka look for the leader.
+                # No partition is assigned yet: this call only waits while librdkafka looks up the leader.
                 self._consumer.poll(RETRY_WAIT_S)
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
 
 def _partition_ids(client: Producer | Consumer, topic: str, bootstrap: str) -> list[int]:
@@ -224,4 +224,4 @@ def _partition_ids(client: Producer | Consumer, topic: str, bootstrap: str) -> l
         if not left:
             raise as_domain_error(found.error, f"look up topic {topic}", bootstrap)
         client.poll(RETRY_WAIT_S)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")

@@ -1,7 +1,7 @@
-"""Java's default partitioner: which partition a key belongs to, for one key or a batch of them.
+"""The default partitioner of Kafka's Java clients: the partition of one key, or of a batch of keys.
 
 Kafka's Java clients hash a key with murmur2 (`org.apache.kafka.common.utils.Utils.murmur2`) and take
-``(murmur2(key) & 0x7fffffff) % partitions``. librdkafka's own default is CRC32, which puts keys elsewhere.
+``(murmur2(key) & 0x7fffffff) % partitions``. librdkafka's own default is CRC32, which gives other partitions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def murmur2(key: bytes) -> int:
 
 
 def murmur2_batch(keys: Sequence[bytes]) -> NDArray[np.int32]:
-    """The hashes of `keys`: ``(n,) int32``, signed as in Java. One pass for each length that occurs."""
+    """The hashes of `keys`: ``(n,) int32``, signed as in Java. Makes one pass per distinct length."""
     lengths = np.fromiter(map(len, keys), np.int64, len(keys))
     out = np.empty(len(keys), dtype=np.uint32)
     for length in np.unique(lengths).tolist():

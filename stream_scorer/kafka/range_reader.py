@@ -1,4 +1,4 @@
-"""Read a stated range of a partition once, in no consumer group: committed records only, nothing stored or moved."""
+"""Reads a range of a partition once, without a consumer group: committed records only, and it commits no offsets."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers, RawRecords
 
-# A broker that restarts is back within half a minute or a person is needed.
+# Maximum time without an answer. A restarting broker answers again within half a minute.
 SILENCE_S = 40.0
 METADATA_TIMEOUT_S = 10.0
 _POLL_S = 0.5
-# Large enough that a chunk's Python overhead is nothing, small enough that one per partition fits in memory.
+# Large enough to make the overhead per chunk negligible, small enough to keep one per partition in memory.
 CHUNK = 5_000
-# Prefetch of one range: several are read side by side.
+# Prefetch of one range. Several ranges are read at the same time.
 _QUEUE_KB = 8_192
 
 
@@ -31,7 +31,7 @@ class RangeReader:
 
     def __init__(self, bootstrap: str, *, client_id: str) -> None:
         self._bootstrap = bootstrap
-        # No offsets are stored and nothing is subscribed, so the group's name matters to nobody; librdkafka wants one.
+        # librdkafka requires a group name. It has no effect, as nothing is subscribed or committed.
         self._config = consumer_config(bootstrap, client_id, f"{client_id}-reader") | {
             "enable.partition.eof": True,
             "queued.max.messages.kbytes": _QUEUE_KB,
@@ -40,10 +40,10 @@ class RangeReader:
         self._open: list[Consumer] = []
 
     def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
-        """Per partition of `topic` its first offset and the one after its last committed record.
+        """First offset and end offset of each partition of `topic`.
 
         Raises:
-            UsageError: no such topic. BrokerUnavailable: nobody answers.
+            UsageError: the topic does not exist. BrokerUnavailable: the broker does not answer.
         """
         try:
             found = self._lookup.list_topics(topic, METADATA_TIMEOUT_S).topics[topic]
@@ -59,18 +59,18 @@ class RangeReader:
             raise as_domain_error(kafka_error(error), f"look up topic {topic}", self._bootstrap) from error
 
     def committed(self, group: str, sources: Sequence[SourcePartition]) -> dict[SourcePartition, int]:
-        """The offsets that `group` has committed, for those partitions where it has any.
+        """The committed offsets of `group`; omits partitions without one.
 
         Raises:
-            BrokerUnavailable: nobody answers.
+            BrokerUnavailable: the broker does not answer.
         """
-        asking = Consumer(self._config | {"group.id": group})
+        consumer = Consumer(self._config | {"group.id": group})
         try:
-            found = asking.committed([TopicPartition(*source) for source in sources], METADATA_TIMEOUT_S)
+            found = consumer.committed([TopicPartition(*source) for source in sources], METADATA_TIMEOUT_S)
         except KafkaException as error:
             raise as_domain_error(kafka_error(error), f"look up the group {group}", self._bootstrap) from error
         finally:
-            asking.close()
+            consumer.close()
         return {SourcePartition(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
@@ -78,7 +78,7 @@ class RangeReader:
 
         Raises:
             UsageError: the broker no longer has `start`.
-            BrokerUnavailable: nothing was heard for `SILENCE_S`.
+            BrokerUnavailable: the broker did not answer for `SILENCE_S`.
         """
         if start >= stop:
             return
@@ -86,19 +86,19 @@ class RangeReader:
         self._open.append(consumer)
         try:
             consumer.assign([TopicPartition(source.topic, source.partition, start)])
-            position, heard = start, time.monotonic()
+            position, answered_at = start, time.monotonic()
             while position < stop:
                 messages, ended = self._poll(consumer, source)
                 if messages or ended:
-                    heard = time.monotonic()
-                elif time.monotonic() - heard > SILENCE_S:
+                    answered_at = time.monotonic()
+                elif time.monotonic() - answered_at > SILENCE_S:
                     raise as_domain_error(KafkaError(KafkaError._TIMED_OUT), f"read {source.topic}", self._bootstrap)
                 wanted = [m for m in messages if cast(int, m.offset()) < stop]
                 if wanted:
                     yield _columns(source, wanted)
                 if messages:
                     position = cast(int, messages[-1].offset()) + 1
-                # What is left of the range holds no record: markers of transactions, or records that were aborted.
+                # The rest of the range contains no committed records, only transaction markers or aborted records.
                 if ended:
                     return
         finally:
@@ -120,14 +120,14 @@ class RangeReader:
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise UsageError(
                     f"{source.topic}[{source.partition}] no longer has the start of the range: {error.str()}",
-                    hint="Retention removed it: begin later.",
+                    hint="Retention deleted it. Start at a later offset.",
                 )
             elif not error.retriable() and error.code() not in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
                 raise as_domain_error(error, f"read {source.topic}", self._bootstrap)
         return good, False
 
     def close(self) -> None:
-        """Let go of the broker."""
+        """Close the connections to the broker."""
         if self._open:
             raise StreamScorerError("a range is still being read: exhaust or close its iterator first")
         self._lookup.close()

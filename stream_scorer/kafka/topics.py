@@ -1,4 +1,4 @@
-"""The names of the topics, and creating and checking them."""
+"""Names, creation and checks of the topics."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ class Topics:
         return self.prefix + _NAMES[name]
 
     def all(self) -> list[str]:
-        """Every topic, in the order of the documents."""
+        """Every topic, in the order of docs/topics.md."""
         return [self.prefix + name for name in _NAMES.values()]
 
     def of_partitions(self) -> list[str]:
-        """Those with the partition count of the input, in the order of the documents."""
+        """The topics with the partition count of the input, in the order of docs/topics.md."""
         return [self.prefix + name for key, name in _NAMES.items() if key not in _SINGLE]
 
     def scorer_topics(self) -> list[str]:
-        """Those among `of_partitions` that a scorer reads and writes."""
+        """The topics of `of_partitions` that a scorer reads and writes."""
         return [name for name in self.of_partitions() if name not in (self.outcomes, self.monitor_metrics)]
 
     def monitor_topics(self) -> list[str]:
-        """Topics a monitor needs to count and to write what it finds."""
+        """The topics that a monitor reads and writes."""
         return [self.scores, self.labels, self.score_summaries, self.outcomes, self.monitor_metrics]
 
     def control_topics(self) -> list[str]:
-        """Those among `of_one_partition` that a scorer needs: what is to serve, and what does."""
+        """The topics of `of_one_partition` that a scorer reads and writes."""
         return [name for name in self.of_one_partition() if name != self.incidents]
 
     def of_one_partition(self) -> list[str]:
-        """Those with one partition, whatever the input has."""
+        """The topics that always have one partition."""
         return [self.prefix + _NAMES[key] for key in _SINGLE]
 
     def config(self, name: str) -> dict[str, str]:
-        """Settings of a topic beside those that all have."""
+        """The settings of a topic that differ from those of all topics."""
         return _SINGLE.get(next(key for key, known in _NAMES.items() if self.prefix + known == name), {})
 
 
@@ -72,10 +72,11 @@ _NAMES = {
     "audit": "audit",
     "incidents": "incidents",
 }
-# Topics of one partition: commands, incidents and what was loaded are kept for ever, of the notes the newest of a key.
+# Topics with one partition. Logs (control, audit, incidents) are kept forever; compacted topics keep the newest value
+# per key.
 _SINGLE = {
     "control": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
-    # Compacted by the hour: by itself Kafka would keep a week of them.
+    # A segment per hour, so that compaction runs every hour. By default, Kafka would keep a week of values.
     "serving_state": {"cleanup.policy": "compact", "segment.ms": "3600000"},
     "scorer_status": {"cleanup.policy": "compact", "segment.ms": "3600000"},
     "audit": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
@@ -84,14 +85,14 @@ _SINGLE = {
 
 
 class TopicAdmin:
-    """Creates, describes and checks topics. Raises `BrokerUnavailable` when nobody answers."""
+    """Creates, describes and checks topics. Raises `BrokerUnavailable` if the broker does not answer."""
 
     def __init__(self, bootstrap: str) -> None:
         self._bootstrap = bootstrap
         self._client = AdminClient(client_config(bootstrap, "stream-scorer-admin"))
 
     def partitions(self) -> dict[str, int]:
-        """Partition count of every topic the broker has."""
+        """Partition count of every topic on the broker."""
         try:
             found = self._client.list_topics(timeout=_TIMEOUT_S).topics
         except KafkaException as error:
@@ -99,7 +100,7 @@ class TopicAdmin:
         return {name: len(topic.partitions) for name, topic in found.items()}
 
     def create_all(self, topics: Topics, partitions: int, *, replication: int = 1) -> list[str]:
-        """Create every topic that does not exist, and wait until the broker lists them; answers which."""
+        """Create every missing topic, wait until the broker lists them, and return their names."""
         present = self.partitions()
         new = [
             NewTopic(
@@ -114,7 +115,7 @@ class TopicAdmin:
         return self._create(new)
 
     def create(self, names: list[str], partitions: int, *, replication: int = 1) -> list[str]:
-        """Create those of `names` that do not exist, as `create_all` does."""
+        """Create the missing topics of `names`, like `create_all`."""
         present = self.partitions()
         config = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
         return self._create([NewTopic(n, partitions, replication, config=config) for n in names if n not in present])
@@ -129,7 +130,7 @@ class TopicAdmin:
                 future.result()
             except KafkaException as error:
                 raise as_domain_error(kafka_error(error), f"create topic {name}", self._bootstrap) from error
-        # The controller has made them; a busy broker hears of it somewhat later.
+        # The controller has created the topics, but a busy broker lists them somewhat later.
         deadline = time.monotonic() + _TIMEOUT_S
         while not self.partitions().keys() >= set(missing) and time.monotonic() < deadline:
             time.sleep(_LISTED_PAUSE_S)
@@ -141,20 +142,20 @@ class TopicAdmin:
         missing = [name for name in names if name not in found]
         if missing:
             raise UsageError(
-                f"no topic {', '.join(missing)} at {self._bootstrap}",
-                hint="Create them: `stream-scorer topics create`, or check the setting `topics.prefix`.",
+                f"missing topics at {self._bootstrap}: {', '.join(missing)}",
+                hint="Create them with `stream-scorer topics create`, or check the setting `topics.prefix`.",
             )
         counts = {name: found[name] for name in names}
         if same_count and len(set(counts.values())) > 1:
-            told = ", ".join(f"{name}: {count}" for name, count in counts.items())
+            text = ", ".join(f"{name}: {count}" for name, count in counts.items())
             raise SettingsError(
-                f"topics differ in their number of partitions ({told})",
-                hint="Output goes to the input's partition number: give every topic the same count.",
+                f"topics have different numbers of partitions ({text})",
+                hint="Outputs use the partition number of the input, so all topics need the same number of partitions.",
             )
         return counts
 
     def topic_id(self, name: str) -> str:
-        """The broker's id of the topic: another one once it was deleted and created again."""
+        """The broker's id of the topic. It changes if the topic is deleted and created again."""
         from confluent_kafka import TopicCollection
 
         future = self._client.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[name]

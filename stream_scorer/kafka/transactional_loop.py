@@ -1,8 +1,8 @@
-"""An exactly-once consume-process-produce loop for a stage that keeps its positions itself.
+"""An exactly-once consume-process-produce loop for a stage that stores its own positions.
 
-One consumer with partitions assigned by hand (no group membership, so no rebalance), one transactional producer. Every
-transaction carries the output and the input positions; what the caller does with the two sets of positions (its own and
-the committed ones) after a crash is the caller's business: see `stream_scorer.monitor.joiner`.
+It has one consumer with manually assigned partitions (so there is no rebalance) and one transactional producer. Every
+transaction contains the outputs and the input positions. After a crash, the caller reconciles its own positions with
+the committed ones: see `stream_scorer.monitor.joiner`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from stream_scorer.kafka.errors import as_domain_error, kafka_error
 # (topic, partition)
 Partition = tuple[str, int]
 
-# A dead owner blocks read_committed readers for this long; a batch of ours commits in milliseconds.
+# A crashed owner blocks read_committed readers for this time. A batch commits in milliseconds.
 TRANSACTION_TIMEOUT_MS = 10_000
-# Above the transaction timeout: by then the coordinator has decided, and we learn what.
+# Longer than the transaction timeout: the coordinator decides within that, so a call can return the outcome.
 CALL_TIMEOUT_S = 15.0
-# A broker that just started has its coordinators within seconds; they are asked again this often, and this long.
+# A broker has its coordinators within seconds of its start; calls are retried at this interval until the deadline.
 COORDINATOR_RETRY_S = 0.2
 COORDINATOR_DEADLINE_S = 30.0
 _COORDINATOR_MOVES = {
@@ -60,7 +60,7 @@ class InputRecord:
 
 @dataclass(frozen=True, slots=True)
 class OutputRecord:
-    """One record to publish; without a partition, the key decides."""
+    """One record to publish; the key selects the partition."""
 
     topic: str
     key: bytes
@@ -68,10 +68,7 @@ class OutputRecord:
 
 
 class TransactionalLoop:
-    """Reads named partitions from given positions and publishes batches, each in one transaction.
-
-    Not safe for use from several threads: one thread owns it.
-    """
+    """Reads given partitions from given positions, and publishes each batch in one transaction. Not thread-safe."""
 
     def __init__(self, bootstrap: str, clock: Clock, *, group: str, transactional_id: str, client_id: str) -> None:
         self._clock = clock
@@ -88,10 +85,10 @@ class TransactionalLoop:
         self.close()
 
     def begin(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        """Take over from whatever ran before under the same transactional id; return the committed positions.
+        """Take over the transactional id from a previous owner; return the committed positions.
 
-        Fences a twin and waits until its pending transaction is decided: only then are the committed positions the
-        truth. Partitions without a committed position are left out.
+        Fences the previous owner and waits until its pending transaction is decided, as the committed positions are
+        final only then. Omits partitions without a committed position.
 
         Raises:
             BrokerUnavailable: the coordinator does not answer.
@@ -102,8 +99,8 @@ class TransactionalLoop:
         )
         wanted = [TopicPartition(topic, number) for topic, number in partitions]
         producer = self._producer
-        self._insist(lambda: producer.init_transactions(CALL_TIMEOUT_S), "begin transactions")
-        committed = self._insist(
+        self._retry(lambda: producer.init_transactions(CALL_TIMEOUT_S), "begin transactions")
+        committed = self._retry(
             lambda: self._consumer.committed(wanted, timeout=CALL_TIMEOUT_S), "read the committed positions"
         )
         for partition in committed:
@@ -112,7 +109,7 @@ class TransactionalLoop:
         return {(p.topic, p.partition): p.offset for p in committed if p.offset >= 0}
 
     def ends(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, int]]:
-        """First offset and next offset (last stable) of each partition, as the broker has them now."""
+        """The present first offset and last stable offset of each partition."""
         found = {}
         for topic, number in partitions:
             try:
@@ -125,7 +122,7 @@ class TransactionalLoop:
         return found
 
     def assign(self, positions: Mapping[Partition, int | None]) -> None:
-        """Read exactly these partitions from these offsets; None is the beginning. Drops what was buffered."""
+        """Read exactly these partitions from these offsets; None is the beginning. Discards buffered records."""
         self._consumer.assign(
             [
                 TopicPartition(topic, number, OFFSET_BEGINNING if offset is None else offset)
@@ -134,13 +131,13 @@ class TransactionalLoop:
         )
 
     def read(self, max_records: int, timeout_s: float) -> list[InputRecord]:
-        """What has arrived, at most `max_records`; waits up to `timeout_s` for the first.
+        """At most `max_records` records; waits up to `timeout_s` for the first one.
 
         Raises:
-            BrokerUnavailable: the broker reports an error that retrying does not mend.
-            StreamScorerError: a position lies outside the topic (retention passed it, or the topic is another).
+            BrokerUnavailable: the broker reports an error that is not transient.
+            StreamScorerError: a position is outside the topic, because of retention or a recreated topic.
         """
-        # consume(n, t) waits the whole t unless n arrive: wait for one, then take what is there.
+        # consume(n, t) waits the whole t unless n records arrive: wait for one, then take the available ones.
         messages = self._consumer.consume(1, timeout_s)
         if messages:
             messages += self._consumer.consume(max_records - 1, 0)
@@ -150,7 +147,7 @@ class TransactionalLoop:
         """Publish `records` and commit `positions` in one transaction.
 
         Raises:
-            TransactionAborted: nothing, or an unknown part, was committed: call `begin` again and compare positions.
+            TransactionAborted: the transaction failed or its outcome is unknown. Call `begin` and compare positions.
         """
         producer = self._producer
         if producer is None:
@@ -163,18 +160,18 @@ class TransactionalLoop:
             producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), CALL_TIMEOUT_S)
             producer.commit_transaction(CALL_TIMEOUT_S)
         except (KafkaException, BufferError) as error:
-            # Whatever went wrong, `begin` finds out: it fences this producer and reads what was committed. So there is
-            # one way out of every failure, and the producer is not used again.
+            # After every failure, `begin` fences this producer and reads the committed positions. So the producer is
+            # not used again, and the kind of failure does not matter.
             self._producer = None
             raise TransactionAborted(f"a transaction of {self._transactional_id} failed: {error}") from error
 
     def close(self) -> None:
-        """Leave at once: an open transaction is aborted by the coordinator, or by the next `begin`."""
+        """Close at once. The coordinator or the next `begin` aborts an open transaction."""
         self._producer = None
         self._consumer.close()
 
-    def _insist(self, call: Callable[[], T], doing: str) -> T:
-        """Make a call again while its coordinator is only moving or starting."""
+    def _retry(self, call: Callable[[], T], doing: str) -> T:
+        """Retry a call while its coordinator moves or starts."""
         deadline = self._clock.monotonic() + COORDINATOR_DEADLINE_S
         while True:
             try:
@@ -193,7 +190,7 @@ class TransactionalLoop:
             if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise StreamScorerError(
                     f"{topic}[{number}]: the position to read from is no longer in the topic: {error.str()}",
-                    hint="Retention removed unread records, or the topic was recreated: start from an empty state.",
+                    hint="Retention deleted unread records, or the topic was recreated. Start with an empty state.",
                 )
             raise as_domain_error(error, f"read {topic}", self._bootstrap)
         if topic is None or number is None or offset is None or offset == OFFSET_INVALID:

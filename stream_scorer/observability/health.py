@@ -14,26 +14,26 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from stream_scorer.errors import SettingsError
 
-# (ready, reason): why not, in words a person can act on.
+# (ready, reason): the reason explains to an operator why the process is not ready.
 Readiness = Callable[[], tuple[bool, str]]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    # A port that is taken must be an error, not a silent share.
+    # A port in use must be an error; with SO_REUSEPORT, two processes would share it.
     allow_reuse_port = False
 
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Probes every few seconds are no news."""
+        """Log nothing: probes arrive every few seconds."""
 
 
 class HealthServer:
-    """Serves until `close`. `port` 0 takes a free one; `self.port` tells which.
+    """Serves until `close`. `port` 0 picks a free port; `self.port` is the port in use.
 
     Raises:
-        SettingsError: the port is taken, or the host is not ours.
+        SettingsError: the port is in use, or the host is not an interface of this machine.
     """
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Readiness) -> None:

@@ -1,6 +1,6 @@
-"""Structured logs on stderr: one line an event, JSON for machines or short text for people. No personal data.
+"""Structured logs on stderr: one line per event, as JSON or as short text. Logs contain no personal data.
 
-Callers log counts, coordinates and codes, never field values of a transaction.
+Callers log counts, coordinates and codes, and never field values of a transaction.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure(form: Literal["json", "text"], level: str) -> None:
-    """Send this product's logs to stderr; libraries are heard from warnings up."""
+    """Send the product's logs to stderr at `level`, and those of libraries from warnings up."""
     handler = logging.StreamHandler(sys.stderr)
     if form == "json":
         handler.setFormatter(_JsonFormatter())
@@ -39,5 +39,5 @@ def configure(form: Literal["json", "text"], level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("stream_scorer").setLevel(level.upper())
-    # A broker that restarts makes librdkafka talk a lot; our own messages tell what matters.
+    # librdkafka logs many lines while a broker restarts. Our own messages report the relevant events.
     logging.getLogger("stream_scorer.kafka.librdkafka").setLevel(logging.CRITICAL)

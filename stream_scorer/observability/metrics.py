@@ -1,4 +1,4 @@
-"""Every Prometheus metric of the product, in one typed catalogue (`docs/metrics.md` is made from it)."""
+"""The typed catalogue of all Prometheus metrics of the scorer. docs/metrics.md is generated from it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 
-# From a stage's best case to the whole latency budget, about doubling.
+# From the best case of a stage to the whole latency budget, in steps of about a factor of two.
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _ROWS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric: its kind, full name, help text, label names and (for histograms) bucket bounds."""
+    """One metric: kind, full name, help text, label names and, for a histogram, bucket bounds."""
 
     kind: Literal["counter", "gauge", "histogram"]
     name: str
@@ -31,34 +31,34 @@ TRANSACTIONS = Metric(
 DEAD_LETTERS = Metric(
     "counter", "stream_scorer_dead_letters_total", "Records sent to the dead-letter topic, by error code.", ("code",)
 )
-DUPLICATES = Metric("counter", "stream_scorer_duplicates_total", "Transactions whose event id had been seen before.")
+DUPLICATES = Metric("counter", "stream_scorer_duplicates_total", "Transactions with an event id that was seen before.")
 DEGRADED = Metric(
-    "counter", "stream_scorer_degraded_total", "Transactions scored without something, by reason.", ("reason",)
+    "counter", "stream_scorer_degraded_total", "Transactions scored with degraded inputs, by reason.", ("reason",)
 )
 FEATURE_AGE = Metric(
     "gauge",
     "stream_scorer_feature_age_seconds",
-    "Event time by which what features are made of lagged behind the last batch: the slowest other partition, labels.",
+    "Lag in event time of the sources of features behind the last batch: the slowest other partition, and labels.",
     ("of",),
 )
 COMMITS = Metric("counter", "stream_scorer_kafka_transactions_total", "Kafka transactions, by outcome.", ("outcome",))
 RESYNCS = Metric(
-    "counter", "stream_scorer_resyncs_total", "Returns to the committed offsets and marks, by cause.", ("cause",)
+    "counter", "stream_scorer_resyncs_total", "Returns to the committed and applied offsets, by cause.", ("cause",)
 )
 CAUGHT_UP = Metric(
-    "counter", "stream_scorer_catch_up_records_total", "Records read again for their features only, without scoring."
+    "counter", "stream_scorer_catch_up_records_total", "Records read again to update features, without scoring."
 )
 REBUILD_REMAINING = Metric(
-    "gauge", "stream_scorer_rebuild_remaining_records", "Records still to be read again to rebuild lost features."
+    "gauge", "stream_scorer_rebuild_remaining_records", "Records that remain to be read to rebuild lost features."
 )
 FEATURE_STATE = Metric(
     "gauge", "stream_scorer_feature_state", "1 for the state of the features, see docs/features.md.", ("state",)
 )
 RETIRED = Metric(
-    "counter", "stream_scorer_retired_keys_total", "Keys deleted from Redis because nobody will read them again."
+    "counter", "stream_scorer_retired_keys_total", "Keys deleted from Redis because no scorer will read them again."
 )
-LAG = Metric("gauge", "stream_scorer_lag_records", "Input records not yet read, over the owned partitions.")
-PARTITIONS = Metric("gauge", "stream_scorer_partitions", "Input partitions now owned.")
+LAG = Metric("gauge", "stream_scorer_lag_records", "Unread input records of the owned partitions.")
+PARTITIONS = Metric("gauge", "stream_scorer_partitions", "Owned input partitions.")
 BATCH_ROWS = Metric("histogram", "stream_scorer_batch_rows", "Records in a micro-batch.", (), _ROWS)
 STAGE_SECONDS = Metric(
     "histogram", "stream_scorer_stage_seconds", "Wall time of one stage of one micro-batch.", ("stage",), _SECONDS
@@ -69,13 +69,13 @@ MEMBER_SECONDS = Metric(
 MEMBER_FAILURES = Metric(
     "counter",
     "stream_scorer_member_failures_total",
-    "Micro-batches in which a member gave no usable score.",
+    "Micro-batches in which a member returned no usable score.",
     ("member",),
 )
 MEMBER_BREAKER = Metric(
     "gauge",
     "stream_scorer_member_breaker",
-    "0: the member is asked; 1: on trial; 2: left alone for a while.",
+    "State of the member's circuit breaker: 0 closed, 1 half open (on trial), 2 open (not called).",
     ("member",),
 )
 SERVING = Metric(
@@ -84,20 +84,22 @@ SERVING = Metric(
 IN_PLAY = Metric(
     "gauge",
     "stream_scorer_in_play_info",
-    "1 for every version that is scored: the one that serves, canary, shadows, the last good one on probation.",
+    "1 for every version in play: champion, canary, shadows, and the last good version during a probation.",
     ("ensemble", "version"),
 )
 ENSEMBLE_AGE = Metric(
     "gauge",
     "stream_scorer_ensemble_age_seconds",
-    "How far the newest event time scored is past the last one that a version was trained on.",
+    "Newest scored event time minus the last event time of the training data of a version.",
     ("ensemble", "version"),
 )
-CONTROL_OFFSET = Metric("gauge", "stream_scorer_control_offset", "Offset of the command in force here.")
-CONTROL_PROBLEM = Metric(
-    "gauge", "stream_scorer_control_problem", "1 while something that control asks for is refused."
+CONTROL_OFFSET = Metric(
+    "gauge", "stream_scorer_control_offset", "Control offset of the newest command that this scorer applied."
 )
-CONTROL_REFUSED = Metric("counter", "stream_scorer_control_refused_total", "Commands on control that do not count.")
+CONTROL_PROBLEM = Metric(
+    "gauge", "stream_scorer_control_problem", "1 while this scorer refuses a version that control asks for."
+)
+CONTROL_REFUSED = Metric("counter", "stream_scorer_control_refused_total", "Refused commands on control.")
 CONTROL_UNPUBLISHED = Metric(
     "gauge",
     "stream_scorer_control_unpublished_records",
@@ -134,7 +136,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
 
 
 class Metrics:
-    """The catalogue's metrics in a registry of their own."""
+    """The metrics of a catalogue in their own registry."""
 
     def __init__(self, catalogue: tuple[Metric, ...] = SCORER_METRICS) -> None:
         self.registry = CollectorRegistry()
@@ -165,7 +167,7 @@ class Metrics:
         self._child(self._histograms, metric, labels).observe(value)
 
     def _child(self, family: dict[str, M], metric: Metric, labels: tuple[str, ...]) -> M:
-        """The series of these labels: looking it up in the library takes a lock and most of what a count costs."""
+        """The series with these labels, cached: the look-up in the library takes a lock and most of the time."""
         found = self._children.get((metric.name, labels))
         if found is None:
             whole = family[metric.name]

@@ -1,4 +1,4 @@
-"""Canonical bytes of a published record: what the same input, spec and ensemble must give again, byte for byte."""
+"""Canonical bytes of a published record: the same input, spec and ensemble must give the same bytes again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import msgspec
 
 from stream_scorer.records import Record
 
-# When it was scored, how far partitions were apart, which arm of an experiment it fell into and what else was in play
-# are facts of the run, not of the transaction.
-LEFT_OUT: dict[str, Any] = {
+# Properties of the run and not of the transaction: time of scoring, lag of other partitions and labels, arm of an
+# experiment, and other versions in play.
+EXCLUDED: dict[str, Any] = {
     "scored_at": 0,
     "arm": "",
     "partitions_age": None,
@@ -23,15 +23,15 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 def canonical(record: Record) -> bytes:
-    """JSON of `record` with sorted keys and the fields of `LEFT_OUT` blanked."""
-    blank = {name: value for name, value in LEFT_OUT.items() if name in record.__struct_fields__}
+    """JSON of `record` with sorted keys and the fields of `EXCLUDED` blanked."""
+    blank = {name: value for name, value in EXCLUDED.items() if name in record.__struct_fields__}
     return _encode(msgspec.structs.replace(record, **blank) if blank else record)
 
 
 def first_difference(one: Record, other: Record) -> tuple[str, Any, Any] | None:
-    """Path and both values of the first field in which two records differ canonically, None if they do not.
+    """Path and both values of the first field in which the canonical forms differ; None if they are equal.
 
-    A path is written as in ``members[2].score`` or ``features[7]``.
+    A path looks like ``members[2].score`` or ``features[7]``.
     """
     left, right = msgspec.json.decode(canonical(one)), msgspec.json.decode(canonical(other))
     return _differ(left, right, "")

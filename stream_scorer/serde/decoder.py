@@ -1,7 +1,7 @@
-"""The decoder that a pipeline spec generates: JSON bytes in, validated numpy columns out.
+"""Decoders generated from a pipeline spec: from JSON bytes to validated numpy columns.
 
-`msgspec` decodes and validates at C speed; a record it refuses becomes a `RecordError` with a stable code and the path
-of the bad field. Messages never repeat a value, so a sensitive field cannot leak through an error.
+`msgspec` decodes and validates at C speed. A refused record becomes a `RecordError` with a stable code and the path of
+the invalid field. Messages never contain a value, so a sensitive field cannot leak through an error.
 
 Codes: ``empty_value``, ``value_too_large``, ``not_utf8``, ``not_json``, ``missing_field``, ``wrong_type``,
 ``out_of_range``, ``time_out_of_range``.
@@ -25,7 +25,7 @@ from stream_scorer.errors import RecordError
 from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.spec.model import CheckedSpec, Field, duration_ms
 
-# Integers up to 2^53 survive a double, and so every reader, whatever its language.
+# A double represents integers up to 2^53 exactly, so readers in every language do.
 _EXACT = 2**53
 _PATH = re.compile(r" - at `(.*)`$")
 _FIELD = re.compile(r"field `(\w+)`")
@@ -36,11 +36,11 @@ class Transactions:
     """Decoded transactions as columns.
 
     Attributes:
-        row: (n,) int64, index of each in the raw records it came from.
+        row: (n,) int64, index in the raw records.
         event_id: n strings. id_hash: (n,) int64, xxh3 of the event id.
         event_time: (n,) int64 epoch ms. value: (n,) int64 minor units.
-        entity_ids: entity name -> n ids, None where the transaction has none.
-        columns: field name -> (n,) float64, NaN where absent; categories as their index in the spec.
+        entity_ids: entity name -> n ids, None if the transaction has none.
+        columns: field name -> (n,) float64, NaN if absent; a category is its index in the spec.
     """
 
     row: NDArray[np.int64]
@@ -62,7 +62,7 @@ class Labels:
     Attributes:
         row: (n,) int64, index in the raw records. id_hash: (n,) int64, xxh3 of the transaction's event id.
         event_time: (n,) int64, of the transaction. labelled_at: (n,) int64. fraud: (n,) bool.
-        entity_ids: entity name -> n ids, None where absent.
+        entity_ids: entity name -> n ids, None if absent.
     """
 
     row: NDArray[np.int64]
@@ -81,13 +81,16 @@ Rejected = list[tuple[int, RecordError]]
 
 
 def hash_ids(ids: Sequence[str]) -> NDArray[np.int64]:
-    """(n,) int64: xxh3-64 of each id. Within one entity's few hundred events a collision is out of reach."""
+    """(n,) int64: xxh3-64 of each id.
+
+    The probability of a collision within the few hundred events of an entity is negligible.
+    """
     digest = xxhash.xxh3_64_intdigest
     return np.array([digest(i.encode()) for i in ids], dtype=np.uint64).view(np.int64)
 
 
 class TransactionDecoder:
-    """Decodes transactions as the spec declares them."""
+    """Decodes transactions as declared in the spec."""
 
     def __init__(self, checked: CheckedSpec) -> None:
         spec = checked.spec
@@ -113,22 +116,22 @@ class TransactionDecoder:
         self._row_of = attrgetter(*self._wanted)
 
     def decode(self, values: Sequence[bytes | None], timestamps: NDArray[np.int64]) -> tuple[Transactions, Rejected]:
-        """Decode `values`; an event time is judged against the record's own Kafka timestamp (`timestamps`, (n,) ms).
+        """Decode `values`, and compare event times with the records' Kafka timestamps (`timestamps`, (n,) ms).
 
-        Returns the good ones as columns and the bad ones as ``(index, RecordError)``, both in order.
+        Returns valid records as columns and invalid ones as ``(index, RecordError)``, both in order.
         """
         structs, rows, rejected = decode_each(self._decode, values, self._max_bytes)
         columns = self._columns(structs)
         times = np.array(columns[self._time], dtype=np.int64)
         row = np.array(rows, dtype=np.int64)
         age = timestamps[row] - times
-        absurd = (age > self._max_age) | (age < -self._max_ahead)
-        if absurd.any():
+        implausible = (age > self._max_age) | (age < -self._max_ahead)
+        if implausible.any():
             path = f"$.{self._time_field}"
-            for index in row[absurd].tolist():
+            for index in row[implausible].tolist():
                 rejected.append((index, RecordError("time_out_of_range", "event time is implausible", path=path)))
             rejected.sort(key=lambda item: item[0])
-            keep = np.flatnonzero(~absurd)
+            keep = np.flatnonzero(~implausible)
             structs = [structs[i] for i in keep.tolist()]
             row, times = row[keep], times[keep]
             columns = self._columns(structs)
@@ -184,7 +187,7 @@ class LabelDecoder:
         self._decode = msgspec.json.Decoder(struct).decode
 
     def decode(self, values: Sequence[bytes | None]) -> tuple[Labels, Rejected]:
-        """Decode `values`. Returns the good ones as columns and the bad ones as ``(index, RecordError)``."""
+        """Decode `values`. Returns valid labels as columns and invalid ones as ``(index, RecordError)``."""
         structs, rows, rejected = decode_each(self._decode, values, self._max_bytes)
         ids = [s.event_id for s in structs]
         return (
@@ -202,7 +205,7 @@ class LabelDecoder:
 
 
 def decode_each(decode: Any, values: Sequence[bytes | None], max_bytes: int) -> tuple[list[Any], list[int], Rejected]:
-    """Apply `decode` to every value: what decoded, where it stood, and what did not and why."""
+    """Apply `decode` to every value. Returns the decoded objects, their indices, and the rejected records."""
     structs: list[Any] = []
     rows: list[int] = []
     rejected: Rejected = []
@@ -220,7 +223,7 @@ def decode_each(decode: Any, values: Sequence[bytes | None], max_bytes: int) -> 
 
 
 def record_error(error: Exception, value: bytes | None) -> RecordError:
-    """What is wrong with a record that msgspec refused, without repeating any of it."""
+    """The error of a record that msgspec refused, without any part of its content."""
     text = str(error)
     if isinstance(error, msgspec.ValidationError):
         found = _PATH.search(text)
@@ -233,7 +236,7 @@ def record_error(error: Exception, value: bytes | None) -> RecordError:
             code = "wrong_type" if ", got" in message else "out_of_range"
             return RecordError(code, message, path=path)
         if message.startswith("Invalid enum value"):
-            return RecordError("out_of_range", "not one of the declared values", path=path)
+            return RecordError("out_of_range", "the value is not one of the declared values", path=path)
         return RecordError("wrong_type" if "got" in message else "out_of_range", message, path=path)
     try:
         (value or b"").decode("utf-8")

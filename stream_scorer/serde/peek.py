@@ -1,4 +1,4 @@
-"""Event times of undecoded records: what orders a backlog before anything else looks at it."""
+"""Reads the event times of records before they are decoded, to order a backlog."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stream_scorer.records import NOT_A_RECORD
 
 
 def times_of(field: str) -> Callable[[Sequence[bytes | None]], NDArray[np.int64]]:
-    """A function from JSON values to their `field` (n,) int64; -1 where a value has none, or is no JSON."""
+    """A function from n JSON values to their `field`, (n,) int64; -1 if a value has no such field or is not JSON."""
     decode: Callable[[bytes], Any] = msgspec.json.Decoder(
         msgspec.defstruct("Time", [("time", int)], rename={"time": field})
     ).decode
 
-    def look(values: Sequence[bytes | None]) -> NDArray[np.int64]:
+    def read_times(values: Sequence[bytes | None]) -> NDArray[np.int64]:
         times = np.full(len(values), -1, dtype=np.int64)
         for row, value in enumerate(values):
             try:
@@ -27,8 +27,8 @@ def times_of(field: str) -> Callable[[Sequence[bytes | None]], NDArray[np.int64]
                 continue
         return times
 
-    return look
+    return read_times
 
 
-# A record that claims more is refused later; here it must only fit.
+# The decoder refuses larger times later; here the value must only fit into int64.
 _LATEST = (1 << 62) - 1

@@ -1,4 +1,4 @@
-"""Undecoded input records as columns, the form in which they arrive from a topic or a file."""
+"""Undecoded input records as columns, as they come from a topic or a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RawRecords:
 
     Attributes:
         partition: (n,) int32. offset: (n,) int64. timestamp: (n,) int64, Kafka timestamps in epoch ms.
-        key, value, headers: the original bytes, untouched; a tombstone's value is None.
+        key, value, headers: the original bytes; the value of a tombstone is None.
     """
 
     topic: str
@@ -48,7 +48,7 @@ class RawRecords:
         )
 
     def concatenate(self, other: RawRecords) -> RawRecords:
-        """These records, then `other`'s of the same topic."""
+        """These records followed by `other`, of the same topic."""
         return RawRecords(
             self.topic,
             np.concatenate([self.partition, other.partition]),
@@ -68,7 +68,7 @@ class RawRecords:
 
 @dataclass(slots=True)
 class Read:
-    """What one poll brought: records by topic, the positions after them, and the group as it was when reading."""
+    """The result of one poll: records by topic, the positions after them, and the group metadata at that time."""
 
     records: list[RawRecords]
     positions: dict[SourcePartition, tuple[int, int]]  # source -> (start, stop): [start, stop) was read

@@ -1,4 +1,4 @@
-"""The JSON schemas in `schemas/`, made from the records in the code: ``python -m stream_scorer.serde.schemas DIR``."""
+"""Generates the JSON schemas in `schemas/` from the records: ``python -m stream_scorer.serde.schemas DIR``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def make_schemas() -> dict[str, dict[str, Any]]:
-    """File name to schema, one a topic."""
+    """The schema of each topic, by file name."""
     return {
         f"{topic}.schema.json": {"$schema": DRAFT, "title": topic} | msgspec.json.schema(record)
         for topic, record in TOPIC_RECORDS.items()
@@ -22,18 +22,18 @@ def make_schemas() -> dict[str, dict[str, Any]]:
 
 
 def render(schema: dict[str, Any]) -> str:
-    """A schema as it stands in its file."""
+    """A schema as text for its file."""
     return msgspec.json.format(msgspec.json.encode(schema), indent=2).decode() + "\n"
 
 
 def breaking_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What a reader of `old` would miss in `new`: fields that went, or changed type. Added fields are compatible."""
+    """Incompatible changes for a reader of `old`: removed fields and changed types. Added fields are compatible."""
     out = []
     for name, definition in old.get("$defs", {}).items():
         then, now = definition.get("properties", {}), new.get("$defs", {}).get(name, {}).get("properties", {})
         for field, kind in then.items():
             if field not in now:
-                out.append(f"{name}.{field} is gone")
+                out.append(f"{name}.{field} is removed")
             elif _types(kind) - _types(now[field]):
                 out.append(f"{name}.{field} changed its type")
     return out
@@ -45,7 +45,7 @@ def _types(kind: dict[str, Any]) -> set[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the schemas, or with ``--check`` compare them with the files; 3 on a difference."""
+    """Write the schemas, or with ``--check`` compare them with the files and return 3 if they differ."""
     folder = Path(arguments[0])
     faults = 0
     wanted = {name: render(schema) for name, schema in make_schemas().items()}

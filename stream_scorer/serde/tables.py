@@ -1,6 +1,6 @@
-"""Transactions and labels from columns (Parquet, CSV), without a detour through JSON.
+"""Transactions and labels from columns (Parquet, CSV), without JSON.
 
-The same validation as the decoder's is not repeated here: files are the operator's own, topics are not.
+Does not validate values like the decoder: the operator controls the files, but not the topics.
 """
 
 from __future__ import annotations

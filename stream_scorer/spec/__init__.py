@@ -1,4 +1,4 @@
-"""The pipeline spec: what a user declares about their data, in one YAML file. Read and checked here, and no more."""
+"""The pipeline spec: the user's declaration of their data in one YAML file. This package only reads and checks it."""
 
 from stream_scorer.spec.load import load_spec, parse_spec
 from stream_scorer.spec.model import CheckedSpec, PipelineSpec

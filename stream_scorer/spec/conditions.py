@@ -1,4 +1,4 @@
-"""Conditions of the spec, made ready for columns: what a view counts, and whom a segment of the policy is of."""
+"""Compiles conditions of the spec for columns: for the `where` of views and of policy segments."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from stream_scorer.spec.model import Condition, Field
 
-# Per field the values it may hold: bounds, or the codes of a category.
+# Per field: name, bounds, and the codes of allowed categories.
 Conditions = tuple[tuple[str, float, float, tuple[float, ...]], ...]
 
 
 def compile_conditions(fields: Mapping[str, Field], where: Mapping[str, Condition]) -> Conditions:
-    """`where` on columns of numbers, by field name."""
+    """`where` compiled for numeric columns, by field name."""
     out = []
     for name, condition in sorted(where.items()):
         low = -np.inf if condition.min is None else float(condition.min)
@@ -27,7 +27,7 @@ def compile_conditions(fields: Mapping[str, Field], where: Mapping[str, Conditio
 
 
 def unmet(conditions: Conditions, columns: Mapping[str, NDArray[np.float64]], rows: int) -> NDArray[np.bool_]:
-    """``(rows,) bool``: which rows of `columns` do not meet all `conditions`; a missing value, NaN, meets none."""
+    """``(rows,) bool``: rows that violate at least one condition. A missing value (NaN) violates every condition."""
     out = np.zeros(rows, np.bool_)
     for name, low, high, codes in conditions:
         column = columns[name]

@@ -1,4 +1,4 @@
-"""Read a pipeline spec from YAML and check what a type cannot: that every name refers to something."""
+"""Reads a pipeline spec from YAML, and checks what types cannot express, such as references between names."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from stream_scorer.errors import SpecError
 from stream_scorer.spec.model import LABELLED, WINDOWED, CheckedSpec, Condition, PipelineSpec, View, duration_ms
 
 _NUMERIC = ("integer", "number", "time", "boolean")
-# How many arguments each derived function takes, and of what type ("field:<type>" or any numeric column).
+# Number of arguments of derived functions, if it is not 1.
 _ARITY = {"ratio": 2, "difference": 2}
 _TIME_FUNCTIONS = ("hour", "weekday", "is_weekend", "is_night")
 
 
 def load_spec(path: Path | str) -> CheckedSpec:
-    """Read and check the spec at `path`. Raises `SpecError` naming the file, the node and the mend."""
+    """Read and check the spec at `path`. Raises `SpecError` with the file, the node and a hint."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpecError(f"no pipeline spec at {path}", hint="Give --spec the path of a YAML file.") from None
+        raise SpecError(f"no pipeline spec at {path}", hint="Set --spec to the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read the pipeline spec {path}: {error}") from None
     try:
@@ -34,7 +34,7 @@ def load_spec(path: Path | str) -> CheckedSpec:
 
 
 def parse_spec(text: str, folder: Path = Path()) -> CheckedSpec:
-    """Check the spec in `text` (YAML); files it names are looked for from `folder` on. Raises `SpecError`."""
+    """Check the spec in `text` (YAML). Paths in it are relative to `folder`. Raises `SpecError`."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -57,13 +57,16 @@ def _check(spec: PipelineSpec) -> None:
     _check_roles(spec)
     for name, field in fields.items():
         if (field.type == "category") != bool(field.values):
-            raise SpecError("a category needs `values`, and only a category", path=f"transaction.fields.{name}")
+            raise SpecError(
+                "a field of type category requires `values`; other types do not allow them",
+                path=f"transaction.fields.{name}",
+            )
         if field.min is not None and field.max is not None and field.min > field.max:
-            raise SpecError("min is above max", path=f"transaction.fields.{name}")
+            raise SpecError("min is greater than max", path=f"transaction.fields.{name}")
     for name, entity in spec.entities.items():
         owner = fields.get(entity.field)
         if owner is None or owner.type != "string":
-            raise SpecError(f"no string field {entity.field!r}", path=f"entities.{name}.field")
+            raise SpecError(f"there is no string field {entity.field!r}", path=f"entities.{name}.field")
     if spec.entities and spec.partition_entity not in spec.entities:
         raise SpecError(
             f"{spec.partition_entity!r} is not an entity",
@@ -74,7 +77,7 @@ def _check(spec: PipelineSpec) -> None:
     _check_derived(spec)
     _check_policy(spec)
     if duration_ms(spec.monitor.pane) < 1_000:
-        raise SpecError("a pane is at least 1s", path="monitor.pane")
+        raise SpecError("a pane must be at least 1s", path="monitor.pane")
 
 
 def _check_roles(spec: PipelineSpec) -> None:
@@ -87,14 +90,16 @@ def _check_roles(spec: PipelineSpec) -> None:
     for role, (kind, name) in roles.items():
         field = fields.get(name)
         if field is None:
-            raise SpecError(f"no field {name!r}", path=f"transaction.{role}")
+            raise SpecError(f"there is no field {name!r}", path=f"transaction.{role}")
         if field.type != kind or field.optional:
             raise SpecError(f"{name!r} must be a required field of type {kind}", path=f"transaction.{role}")
     currency = spec.transaction.currency
     if currency is not None and currency not in fields:
-        raise SpecError(f"no field {currency!r}", path="transaction.currency")
+        raise SpecError(f"there is no field {currency!r}", path="transaction.currency")
     if fields[spec.transaction.id].sensitive:
-        raise SpecError("the id is published and cannot be sensitive", path=f"transaction.fields.{spec.transaction.id}")
+        raise SpecError(
+            "the id must not be sensitive, as it is published", path=f"transaction.fields.{spec.transaction.id}"
+        )
 
 
 def _check_views(spec: PipelineSpec) -> None:
@@ -102,51 +107,56 @@ def _check_views(spec: PipelineSpec) -> None:
     for index, view in enumerate(spec.views):
         path = f"views[{index}]"
         if view.name in seen:
-            raise SpecError(f"a second view named {view.name!r}", path=path)
+            raise SpecError(f"two views are named {view.name!r}", path=path)
         seen.add(view.name)
         if view.entity not in spec.entities:
             raise SpecError(f"{view.entity!r} is not an entity", path=f"{path}.entity")
         windowed = [a for a in view.aggregates if a in WINDOWED]
         if windowed and not view.windows:
-            raise SpecError(f"{windowed[0]} needs windows", path=f"{path}.windows")
+            raise SpecError(f"the aggregate {windowed[0]} requires windows", path=f"{path}.windows")
         if view.windows and not windowed:
-            raise SpecError("windows are given but no aggregate uses them", path=f"{path}.windows")
+            raise SpecError("no aggregate of this view uses windows", path=f"{path}.windows")
         if any(duration_ms(window) == 0 for window in view.windows):
-            raise SpecError("a window is longer than 0", path=f"{path}.windows")
+            raise SpecError("a window must be longer than 0", path=f"{path}.windows")
         if view.where and any(a in LABELLED for a in view.aggregates):
-            raise SpecError("a label does not tell what its transaction held: label views take no where", path=path)
+            raise SpecError(
+                "a view of labels cannot have `where`, as labels do not contain the fields of the transaction",
+                path=path,
+            )
         _check_where(spec, view.where, path)
         _check_of(spec, view, path)
         if any(a in LABELLED for a in view.aggregates) and view.current == "include" and view.delay in ("0s", "0ms"):
             raise SpecError(
-                "a label view without delay must exclude the current event", path=path, hint="Set current: exclude."
+                "a view of labels without a delay must exclude the current event",
+                path=path,
+                hint="Set current: exclude.",
             )
 
 
 def _check_policy(spec: PipelineSpec) -> None:
     policy = spec.policy
     if policy.review > policy.block:
-        raise SpecError("review is above block", path="policy")
+        raise SpecError("review is greater than block", path="policy")
     seen: set[str] = set()
     for index, segment in enumerate(policy.segments):
         path = f"policy.segments[{index}]"
         _check_where(spec, segment.where, path)
         if segment.review > segment.block:
-            raise SpecError("review is above block", path=path)
+            raise SpecError("review is greater than block", path=path)
     for index, entry in enumerate(policy.lists):
         path = f"policy.lists[{index}]"
         if entry.entity not in spec.entities:
             raise SpecError(f"{entry.entity!r} is not an entity", path=f"{path}.entity")
         if bool(entry.ids) == (entry.file is not None):
-            raise SpecError("a list has either `ids` or a `file`", path=path)
+            raise SpecError("a list must have either `ids` or `file`", path=path)
     for name in [segment.name for segment in policy.segments] + [entry.name for entry in policy.lists]:
         if name in seen:
-            raise SpecError(f"a second segment or list named {name!r}", path="policy")
+            raise SpecError(f"two segments or lists are named {name!r}", path="policy")
         seen.add(name)
 
 
 def _with_lists_read(spec: PipelineSpec, folder: Path) -> PipelineSpec:
-    """Lists with the ids of their files, so that the spec's hash is of what they hold."""
+    """The spec with list files read into `ids`, so that its hash covers their content."""
     replace = msgspec.structs.replace
     lists = []
     for index, entry in enumerate(spec.policy.lists):
@@ -166,37 +176,37 @@ def _check_where(spec: PipelineSpec, where: dict[str, Condition], path: str) -> 
         at = f"{path}.where.{name}"
         field = spec.transaction.fields.get(name)
         if field is None:
-            raise SpecError(f"no field {name!r}", path=at)
+            raise SpecError(f"there is no field {name!r}", path=at)
         bounds = condition.min is not None or condition.max is not None
         if bounds == (condition.values is not None):
-            raise SpecError("a condition has either `in`, or `min` and `max`", path=at)
+            raise SpecError("a condition must have either `in`, or `min` and `max`", path=at)
         if bounds and field.type not in _NUMERIC:
-            raise SpecError(f"{name!r} of type {field.type} has no bounds", path=at)
+            raise SpecError(f"{name!r} of type {field.type} does not allow bounds", path=at)
         if condition.values is not None:
             known: set[str | bool] = {True, False} if field.type == "boolean" else set(field.values or [])
             unknown = [value for value in condition.values if value not in known]
             if field.type not in ("category", "boolean") or unknown or not condition.values:
-                raise SpecError(f"{name!r} does not hold {unknown or 'nothing'}", path=at)
+                raise SpecError(f"{name!r} does not have the values {unknown or '(none given)'}", path=at)
 
 
 def _check_of(spec: PipelineSpec, view: View, path: str) -> None:
     if (view.of is not None) != (view.aggregates == ["distinct"]):
         raise SpecError(
-            "`of` and the aggregate `distinct` go together, in a view of their own",
+            "the aggregate `distinct` requires `of`, and must be the only aggregate of its view",
             path=path,
-            hint="Say `aggregates: [distinct], of: <field>`.",
+            hint="Write `aggregates: [distinct], of: <field>`.",
         )
     if view.of is None:
         return
     field = spec.transaction.fields.get(view.of)
     if field is None:
-        raise SpecError(f"no field {view.of!r}", path=f"{path}.of")
+        raise SpecError(f"there is no field {view.of!r}", path=f"{path}.of")
     identities = {entity.field for entity in spec.entities.values()}
     if field.type not in ("integer", "category", "boolean") and view.of not in identities:
         raise SpecError(
             f"distinct values of {view.of!r} cannot be counted",
             path=f"{path}.of",
-            hint="It takes an integer, a category, a boolean, or the field of an entity.",
+            hint="Use an integer, a category, a boolean, or the field of an entity.",
         )
 
 
@@ -212,14 +222,14 @@ def _check_derived(spec: PipelineSpec) -> None:
         for name in derived.of:
             field = fields.get(name)
             if field is None and name not in columns:
-                raise SpecError(f"no field or feature {name!r} before it", path=f"{path}.of")
+                raise SpecError(f"there is no field or earlier feature {name!r}", path=f"{path}.of")
             wanted = _wanted_types(derived.function)
             if field is not None and field.type not in wanted:
                 raise SpecError(f"{derived.function} cannot take {name!r} of type {field.type}", path=f"{path}.of")
             if field is None and derived.function in ("code", "present", *_TIME_FUNCTIONS):
-                raise SpecError(f"{derived.function} takes a field of the transaction", path=f"{path}.of")
+                raise SpecError(f"{derived.function} requires a field of the transaction", path=f"{path}.of")
         if derived.name in columns or derived.name in {d.name for d in spec.derived[:index]}:
-            raise SpecError(f"a second column named {derived.name!r}", path=path)
+            raise SpecError(f"two columns are named {derived.name!r}", path=path)
         columns.add(derived.name)
     for name, members in spec.feature_sets.items():
         for member in members:

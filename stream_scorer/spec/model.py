@@ -1,4 +1,4 @@
-"""The declared shape of a pipeline spec, and the names that follow from it."""
+"""The types of a pipeline spec, and the feature names that result from it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def duration_ms(text: str) -> int:
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of every node: a misspelt key is an error, not a silent default."""
+    """Base of every node: an unknown key is an error."""
 
 
 class Field(Node, frozen=True):
-    """One field of the transaction. `sensitive` fields are read but never leave the process."""
+    """One field of the transaction. The scorer reads `sensitive` fields but never publishes them."""
 
     type: FieldType
     optional: bool = False
@@ -51,13 +51,13 @@ class Field(Node, frozen=True):
 
 
 class Entity(Node, frozen=True):
-    """Something transactions share (a customer, a terminal): its identity is the value of one string field."""
+    """Something that transactions share, such as a customer or a terminal. One string field contains its id."""
 
     field: str
 
 
 class Condition(Node, frozen=True, rename={"values": "in"}):
-    """What one field must hold: a value of a category or boolean, or a number within bounds, both included."""
+    """The allowed values of one field: values of a category or boolean, or a number within inclusive bounds."""
 
     values: list[str | bool] | None = None
     min: int | float | None = None
@@ -67,9 +67,9 @@ class Condition(Node, frozen=True, rename={"values": "in"}):
 class View(Node, frozen=True):
     """Aggregates of one entity's past transactions in sliding event-time windows.
 
-    A window of length W and delay D at time t covers event times in ``(t - D - W, t - D]``. With `where` only
-    transactions that meet every condition count; every transaction sees them. `of` names the field whose distinct
-    values a view of `distinct` counts.
+    A window of length W and delay D at time t covers event times in ``(t - D - W, t - D]``. With `where`, only
+    transactions that meet every condition count; the feature exists for every transaction. `of` names the field whose
+    distinct values the aggregate `distinct` counts.
     """
 
     name: Name
@@ -95,7 +95,7 @@ RuleName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 
 
 class Segment(Node, frozen=True):
-    """Transactions with thresholds of their own: those that meet every condition of `where`."""
+    """Thresholds for the transactions that meet every condition of `where`."""
 
     name: RuleName
     where: Annotated[dict[Name, Condition], Meta(min_length=1)]
@@ -104,7 +104,7 @@ class Segment(Node, frozen=True):
 
 
 class EntityList(Node, frozen=True):
-    """Entities whose transactions are decided without their score. `file` (a line an id) is read into `ids`."""
+    """Entities whose transactions get a fixed decision. The loader reads `file` (one id per line) into `ids`."""
 
     name: RuleName
     entity: str
@@ -114,9 +114,9 @@ class EntityList(Node, frozen=True):
 
 
 class Policy(Node, frozen=True):
-    """From score to decision: block at or above `block`, else review at or above `review`, else approve.
+    """The decision from the score: block at or above `block`, else review at or above `review`, else approve.
 
-    `lists` come first, then the thresholds of the first of the `segments` that fits, then `review` and `block`.
+    `lists` take precedence; then the first matching segment of `segments`; then `review` and `block`.
     """
 
     version: str
@@ -129,17 +129,17 @@ class Policy(Node, frozen=True):
 
 
 class LabelRules(Node, frozen=True):
-    """How labels become outcomes. `horizon` is the label age at which a silent transaction is judged."""
+    """How labels become outcomes. After the label age `horizon`, a transaction without a label is evaluated."""
 
     horizon: Duration = "7d"
     source_rank: dict[str, int] = {}
 
 
 class TimeRules(Node, frozen=True):
-    """Which event times are plausible, judged against the record's Kafka timestamp, and when features are stale.
+    """Which event times are plausible, compared with the record's Kafka timestamp, and when features are stale.
 
-    Features of entities seen from several partitions are stale when another partition lags behind the transaction by
-    more than `stale_after`; features made of labels also when no label was given for `labels_stale_after`.
+    Features of entities with records in several partitions are stale if another partition lags behind the transaction
+    by more than `stale_after`. Features from labels are also stale if no label arrived for `labels_stale_after`.
     """
 
     max_ahead: Duration = "5m"
@@ -156,14 +156,14 @@ class MonitorRules(Node, frozen=True):
 
 
 class Limits(Node, frozen=True):
-    """Bounds that keep one record or one entity from costing everybody."""
+    """Bounds on the cost of one record and of one entity."""
 
     max_value_bytes: Annotated[int, Meta(ge=256, le=8_000_000)] = 1_000_000
     row_entries: Annotated[int, Meta(ge=16, le=8192)] = 128
 
 
 class TransactionShape(Node, frozen=True, kw_only=True):
-    """The fields of a transaction and the roles some of them play."""
+    """The fields of a transaction and the roles of some of them."""
 
     id: str
     time: str
@@ -173,7 +173,7 @@ class TransactionShape(Node, frozen=True, kw_only=True):
 
 
 class PipelineSpec(Node, frozen=True, kw_only=True):
-    """A whole pipeline spec, checked by `stream_scorer.spec.load`."""
+    """A complete pipeline spec; `stream_scorer.spec.load` checks it."""
 
     name: Name
     version: Annotated[int, Meta(ge=1)]
@@ -191,7 +191,7 @@ class PipelineSpec(Node, frozen=True, kw_only=True):
 
 
 class ViewFeature(msgspec.Struct, frozen=True):
-    """One feature that a view yields; `window_ms` is 0 for aggregates without a window."""
+    """One feature of a view; `window_ms` is 0 for aggregates without a window."""
 
     name: str
     view: View
@@ -216,11 +216,11 @@ def view_features(view: View) -> list[ViewFeature]:
 
 
 class CheckedSpec:
-    """A spec whose references hold, with what follows from it. Built by `load_spec`; read-only.
+    """A checked spec with the values derived from it. Built by `load_spec`; read-only.
 
     Attributes:
         spec: the declared document.
-        sha256: hex digest of its canonical JSON; changes with any change of meaning or wording.
+        sha256: hex digest of its canonical JSON; every change of the spec changes it.
         features: names of the feature vector, in order: the views' features, then the derived columns.
     """
 
@@ -230,7 +230,7 @@ class CheckedSpec:
 
     @cached_property
     def view_features(self) -> list[ViewFeature]:
-        """Every view's features in declared order."""
+        """The features of all views, in declared order."""
         return [feature for view in self.spec.views for feature in view_features(view)]
 
     @cached_property
@@ -240,7 +240,7 @@ class CheckedSpec:
 
     @cached_property
     def feature_hash(self) -> str:
-        """Hex digest of what the feature vector means: fields, entities, views and derived columns, not the policy."""
+        """Hex digest of the definition of the features: fields, entities, views, derived columns, but not the policy."""
         import hashlib
 
         spec = self.spec
@@ -249,5 +249,5 @@ class CheckedSpec:
 
     @property
     def sensitive_fields(self) -> list[str]:
-        """Names of the fields that must not leave the process."""
+        """Names of the fields that must not be published."""
         return [name for name, field in self.spec.transaction.fields.items() if field.sensitive]

@@ -55,4 +55,4 @@ def test_breaking_changes_are_found_and_additions_are_not() -> None:
     assert breaking_changes(old, new) == []
     del new["$defs"][name]["properties"]["decision"]
     new["$defs"][name]["properties"]["score"] = {"type": "string"}
-    assert breaking_changes(old, new) == [f"{name}.score changed its type", f"{name}.decision is gone"]
+    assert breaking_changes(old, new) == [f"{name}.score changed its type", f"{name}.decision is removed"]

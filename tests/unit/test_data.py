@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from stream_scorer.cli.main import cli
-from stream_scorer.data.convert import Meaning, convert
+from stream_scorer.data.convert import Interpretation, convert
 from stream_scorer.data.csv_file import read_csv, spec_name_of
 from stream_scorer.data.draft import Roles, draft_spec
 from stream_scorer.errors import UsageError
@@ -46,7 +46,7 @@ def test_a_draft_is_a_spec_with_every_column(tmp_path: Path) -> None:
 def test_rows_come_in_order_of_time_with_money_in_minor_units(tmp_path: Path) -> None:
     file = read_csv(write(tmp_path, ORDERS))
     checked = parse_spec(draft_spec(file, ROLES, "orders"))
-    written = convert(file, checked, Meaning("bad", "yes", label_delay_ms=5), tmp_path)
+    written = convert(file, checked, Interpretation("bad", "yes", label_delay_ms=5), tmp_path)
     assert (written.transactions, written.labels, written.frauds) == (3, 3, 1)
     rows = pq.read_table(tmp_path / "transactions.parquet").to_pylist()
     assert [row["order_no"] for row in rows] == ["A2", "A1", "A3"]
@@ -63,7 +63,7 @@ def test_a_file_without_entities_and_ids_will_do(tmp_path: Path) -> None:
     file = read_csv(write(tmp_path, "Time,V1,Amount,Class\n0,0.5,1.5,0\n2.5,-1,2,1\n"))
     checked = parse_spec(draft_spec(file, Roles("Time", "Amount", label="Class"), "plain"))
     assert not checked.spec.entities
-    convert(file, checked, Meaning("Class", "1", start_ms=1_000_000), tmp_path)
+    convert(file, checked, Interpretation("Class", "1", start_ms=1_000_000), tmp_path)
     rows = pq.read_table(tmp_path / "transactions.parquet").to_pylist()
     assert [(row["row_id"], row["time"], row["amount"]) for row in rows] == [
         ("row-1", 1_000_000, 150), ("row-2", 1_002_500, 200),
@@ -74,7 +74,7 @@ def test_a_file_without_entities_and_ids_will_do(tmp_path: Path) -> None:
     ("text", "roles", "message"),
     [
         ("a,b\n1,2\n", Roles("when", "b"), "no column 'when'"),
-        ("a b,a_b\n1,2\n", Roles("a b", "a_b"), "both come to 'a_b'"),
+        ("a b,a_b\n1,2\n", Roles("a b", "a_b"), "both map to 'a_b'"),
         ("a,b\n", Roles("a", "b"), "no rows"),
         ("a,b\n1,2,3\n", Roles("a", "b"), "cannot read"),
     ],
@@ -87,12 +87,12 @@ def test_a_file_that_cannot_serve_is_told(tmp_path: Path, text: str, roles: Role
 @pytest.mark.parametrize(
     ("cell", "meaning", "message"),
     [
-        ("1.005", Meaning(), "more decimals"),
-        ("1.00", Meaning("bad", "fraud"), "no row of 'bad' is 'fraud'"),
-        ("", Meaning(), "not a number in every row"),
+        ("1.005", Interpretation(), "more decimals"),
+        ("1.00", Interpretation("bad", "fraud"), "no row of 'bad' is 'fraud'"),
+        ("", Interpretation(), "must be a number in every row"),
     ],
 )
-def test_a_cell_that_means_nothing_is_told(tmp_path: Path, cell: str, meaning: Meaning, message: str) -> None:
+def test_a_cell_that_means_nothing_is_told(tmp_path: Path, cell: str, meaning: Interpretation, message: str) -> None:
     file = read_csv(write(tmp_path, f"at,price,bad\n1,{cell},0\n2,2.00,1\n"))
     spec = draft_spec(read_csv(write(tmp_path, "at,price,bad\n1,1,0\n")), Roles("at", "price", label="bad"), "x")
     with pytest.raises(UsageError, match=message):

@@ -106,7 +106,7 @@ views:
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("{nothing: {min: 1}}", "no field"),
+        ("{nothing: {min: 1}}", "there is no field"),
         ("{amount: {}}", "either"),
         ("{amount: {in: [true], min: 1}}", "either"),
         ("{who: {min: 1}}", "no bounds"),
