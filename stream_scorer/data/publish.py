@@ -26,13 +26,13 @@ def publish_file(
     schedule: Schedule | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Put the rows of `path` on `transactions` (or `labels`), in their order; how many. They are due by `schedule`.
+    """Publish the rows of `path` to `transactions` (or `labels`) in order, and return their number.
 
-    The key is the partition entity, as for any producer; without entities the event id.
+    The key is the partition entity, or the event id if the spec has no entities. Records are due by `schedule`.
 
     Raises:
-        UsageError: the file cannot be read or lacks a column, or the topic does not exist.
-        BrokerUnavailable: the broker does not take them.
+        UsageError: the file is unreadable or lacks a column, or the topic does not exist.
+        BrokerUnavailable: the broker does not accept the records.
     """
     spec = checked.spec
     key = spec.entities[spec.partition_entity].field if spec.partition_entity else None
@@ -42,7 +42,7 @@ def publish_file(
     sent = 0
     for rows in _rows(path, key):
         keys = [str(row[key] or "").encode() for row in rows]
-        # A missing cell is an absent field; a scorer judges the rest.
+        # A missing cell becomes an absent field; the scorer validates the record.
         values = [encode({name: value for name, value in row.items() if value is not None}) for row in rows]
         producer.publish(topic, keys, values, schedule=schedule)
         sent += len(rows)

@@ -240,7 +240,7 @@ class CheckedSpec:
 
     @cached_property
     def feature_hash(self) -> str:
-        """Hex digest of the definition of the features: fields, entities, views, derived columns, but not the policy."""
+        """Hex digest of the feature definitions: fields, entities, views and derived columns, but not the policy."""
         import hashlib
 
         spec = self.spec

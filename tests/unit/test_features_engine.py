@@ -109,8 +109,8 @@ views:
         ("{nothing: {min: 1}}", "there is no field"),
         ("{amount: {}}", "either"),
         ("{amount: {in: [true], min: 1}}", "either"),
-        ("{who: {min: 1}}", "no bounds"),
-        ("{who: {in: [x]}}", "does not hold"),
+        ("{who: {min: 1}}", "does not allow bounds"),
+        ("{who: {in: [x]}}", "does not have the values"),
     ],
 )
 def test_a_condition_that_cannot_hold_is_told(where: str, message: str) -> None:
