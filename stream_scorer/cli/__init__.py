@@ -1,1 +1,1 @@
-"""The command line: one module a command. Results on stdout, progress and logs on stderr, logic elsewhere."""
+"""The command line, one module per command: results on stdout, progress and logs on stderr, no logic."""

@@ -86,7 +86,7 @@ class Outbox:
     def close(self, topic: str, key: str) -> None:
         """Publish a deletion of `key` on the compacted `topic`, then what waits, with one attempt each at most."""
         self.replace(topic, key, None)
-        # The deletion first: the others are retried by nobody, and a failure ends the flush.
+        # The deletion comes first, because a failure ends the flush and there is no later retry.
         self._queues = {topic: self._queues[topic], **self._queues}
         for queue in self._queues.values():
             queue.retry_at = 0.0

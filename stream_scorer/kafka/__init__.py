@@ -1,1 +1,1 @@
-"""Consumers, transactions, offsets, topics: the only package that imports confluent_kafka and knows librdkafka."""
+"""Consumers, producers, transactions and topics: the only package that imports confluent_kafka."""

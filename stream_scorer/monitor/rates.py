@@ -1,8 +1,8 @@
-"""Rates of a window from its counts and labels: false positives, precision, recall, each with bounds that hold.
+"""Rates of a window from its counts and labels: false positives, precision and recall, each with valid bounds.
 
-A window has N transactions (duplicates left out). Positive means that the decision is in the policy's positive set.
-Known are the labelled ones; of the silent ones only this is known: a silent *positive* may be either (a blocked
-transaction never gets a chargeback), a silent *negative* is genuine unless its fraud was never reported.
+A window has N transactions (without duplicates). Positive means that the decision is in the policy's positive set. A
+silent transaction has no label. A silent *positive* may be fraud or genuine, as a blocked transaction never gets a
+chargeback. A silent *negative* is genuine unless its fraud was never reported.
 
 Bounds of the false-positive rate
 ---------------------------------
@@ -19,19 +19,20 @@ which rises with P and falls with Q. So, whatever the eight numbers are,
     (FP - a) / (N - F + d)  <=  rate  <=  (FP + b + U) / (FP + b + U + TN - c + S - y)
 
 with each of a, b, c, d, y at its largest: on the left P >= FP - a, and ``P + Q`` at x = 0 is at most ``N - F + d``.
-Both are reported, with the face values beside them. What bounds the five:
+The monitor reports both, and the face values too. The five bounds are:
 
 * y: a silent approved transaction is fraud with probability at most `unreported_cap`: prevalence times the unreported
   share at label ages beyond the horizon, prevalence before. The bound is the number exceeded in one window of a
   thousand. Silent transactions that were alerted but are no positives (held for review, under the positive set {block})
-  get no chargeback either, so all of those may be in y.
-  The assumption gives way to evidence: the random review of approved transactions (those whose label came with a review
-  probability) is an unbiased sample of them. If its exact lower limit lies above the cap, its upper limit is used.
+  get no chargeback either, so all of them may be in y.
+  Evidence replaces the assumption: the random review of approved transactions (those whose label has a review
+  probability) is an unbiased sample of them. If its exact lower limit is above the cap, its upper limit is used.
 * a and c: reviewers call fraud genuine with probability at most `reviewer_miss`; a is the largest number of misses
   among ``TP + a`` that is not rarer than one window in a thousand. b and d likewise with `reviewer_false`.
-* Duplicates are counted with the decisions but have no outcome of their own: the right side leaves them out of Q.
+* Duplicates count in the decisions but have no outcome, so the right side excludes them from Q.
 
-With cap and error rates 0, none held and no fraud in the review sample, the bounds are the face values.
+With cap and error rates 0, no transactions held for review and no fraud in the review sample, the bounds equal the face
+values.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Statistics = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What cannot be seen in the data. Probabilities, reported with every figure that rests on them.
+    """Probabilities that the data do not contain. Every figure that depends on them reports them.
 
     Attributes:
         unreported_cap: that a silent approved transaction is fraud; by default several times the prevalence of fraud.
@@ -176,7 +177,7 @@ def false_positive_rate(counts: Labelled, assumed: Assumptions) -> Rate:
     positive = counts.fp + b + counts.unknown
     negative = counts.tn - c + counts.silent - y - counts.duplicates
     low = ratio(counts.fp - a, genuine + d)
-    # With nobody left to be a genuine negative, every rate is possible.
+    # Without a possible genuine negative, every rate is possible.
     high = ratio(positive, positive + negative) if negative > 0 else (1.0 if counts.total else None)
     return Rate(
         value=_point(counts, genuine, low, high),

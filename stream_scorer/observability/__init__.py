@@ -1,1 +1,1 @@
-"""What the product says of itself: the metric catalogue, logs, health. It reads nothing and decides nothing."""
+"""The metric catalogue, logs, and the health server. This package contains no decisions."""

@@ -1,1 +1,1 @@
-"""Bytes to columns: the decoder made from a pipeline spec. It knows no topic and no broker."""
+"""From bytes to columns: decoders generated from a pipeline spec, independent of topics and brokers."""
