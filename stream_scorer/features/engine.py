@@ -24,7 +24,7 @@ from stream_scorer.records import DEFAULT, FRESH, MISSING, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, duration_ms
-from stream_scorer.state.row_format import FIELDS, VALUE, pack, unpack
+from stream_scorer.state.row_format import VALUE, pack, unpack
 from stream_scorer.state.rows import AppliedOffsets, Compaction, RowStore, RowUpdate, Sharding
 
 I64 = NDArray[np.int64]
@@ -338,7 +338,7 @@ def _positions_seen(applied: AppliedOffsets, events: EventBatch, in_flight: Sequ
 
 def _no_rows() -> Rows:
     none = np.zeros(0, dtype=np.int64)
-    return Rows(none.reshape(0, FIELDS), none, none)
+    return Rows(unpack(b""), none, none)
 
 
 def _columns_where(flags: list[bool]) -> I64:

@@ -137,7 +137,10 @@ def _append(rows: Rows, key_of: I64, entries: I64) -> Rows:
     order = np.argsort(owner, kind="stable")
     lengths = np.bincount(owner, minlength=len(rows.start))
     ends = np.cumsum(lengths)
-    return Rows(np.concatenate([rows.entries, entries])[order], ends - lengths, ends)
+    together = np.concatenate([rows.entries, entries])[order]
+    # As from `unpack`: numba compiles a kernel again for arrays that are writable.
+    together.flags.writeable = False
+    return Rows(together, ends - lengths, ends)
 
 
 def _newest_period(rows: Rows) -> I64:

@@ -68,8 +68,8 @@ def folded(entries: I64, entity: EntityPlan, limit: int, past_ms: int) -> I64:
 def warm() -> None:
     """Compile, or load from the cache."""
     none = np.zeros(0, dtype=np.int64)
-    _folded(none.reshape(0, FIELDS), 1, none, none)
-    too_long(Rows(none.reshape(0, FIELDS), none, none), 1)
+    _folded(unpack(b""), 1, none, none)
+    too_long(Rows(unpack(b""), none, none), 1)
 
 
 @njit(cache=True, nogil=True)

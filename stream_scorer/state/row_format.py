@@ -75,7 +75,7 @@ def pack(event_time: I64, value: I64, id_hash: I64) -> I64:
 
 
 def unpack(row: bytes) -> I64:
-    """(n, 4) int64 entries of a stored row."""
+    """(n, 4) int64 entries of a stored row, read-only."""
     return np.frombuffer(row, dtype=FIELD_DTYPE).reshape(-1, FIELDS)
 
 
