@@ -43,7 +43,7 @@ PROOFS = {
     ),
     "contract": Proof(
         "in-memory parts pass the same suites as Kafka and Redis, which find a fault in each of them",
-        60,
+        120,
         own="runs suites of the tests, which start their own services",
     ),
     "garbage": Proof("bad input is dead-lettered with code and path, the rest is scored", 60, KAFKA_REDIS),

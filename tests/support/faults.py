@@ -189,7 +189,7 @@ class Outcome:
 
 def _case(nodeid: str) -> str:
     name, _, parameters = nodeid.partition("[")
-    return name.rpartition("/")[2] + re.sub("memory|kafka|redis", "", parameters)
+    return name.rpartition("/")[2] + re.sub("memory|kafka|redis|]$", "", parameters)
 
 
 def run_suites(*names: str, real: bool, collect_only: bool = False, stop_early: bool = False) -> Outcome:
