@@ -1,9 +1,9 @@
-"""The input reader: one consumer of the input topics in a group, with positions it keeps itself.
+"""The input reader: one consumer of the input topics in a group. It keeps its positions itself.
 
-The rules it follows were learnt against a real broker: positions are set in `assign()` (a seek inside the callback
-fails); one `consume()` may run a callback and return messages, so a message is kept only if its partition is owned and
-its offset is at or past our position; the group metadata is taken in the reading thread, with the batch, because fresh
-metadata would let an owner that lost its partition commit over the new one.
+Its rules come from tests against a real broker. Positions are set in `assign()`, because a seek inside the callback
+fails. One `consume()` may run a callback and return messages, so a message is kept only if its partition is owned and
+its offset is at or past our position. The group metadata is taken in the reading thread, with the batch: with fresh
+metadata, an owner that lost its partition could commit over the new owner.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers, RawRecords, Read
 
 _log = logging.getLogger(__name__)
-# A twin with the same instance name fences us, we fence it, and so on: give up instead of playing ping-pong.
+# Two scorers with the same instance name fence each other in turn. After so many replacements the scorer ends.
 MAX_REPLACED, REPLACED_WITHIN_S = 3, 120.0
-# How often, and how long, a partition that lags is waited for before the others go on without it; and how much of them
-# is kept meanwhile.
+# How often and how long to wait for a partition that lags, before the others go on without it.
 _TRIES, _TRY_S = 5, 0.01
-# A fetch brings whole batches of a producer, some thousand records of a partition each.
+# Records kept per partition meanwhile. A fetch returns whole producer batches, some thousand records of a partition.
 _MAX_WAITING = 4_000
-# A dead member is noticed after this; its partitions stand still until then.
+# The broker notices a dead member after this time. Its partitions stand still until then.
 SESSION_TIMEOUT_MS = 10_000
-# `committed()` waits for transactions that are still pending, at most their timeout of 10 s.
+# `committed()` waits for pending transactions, at most their timeout of 10 s.
 COMMITTED_DEADLINE_S = 25.0
-# A broker that restarts answers nothing for seconds; errors worth a retry are not worth a log line each.
+# A broker that restarts does not answer for seconds. Errors that are retried are not logged one by one.
 _PASSING = {
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TRANSPORT,
@@ -57,10 +56,10 @@ class InputReader:
     """Reads the input topics as a member of a consumer group.
 
     Args:
-        on_assigned: given the new partitions, answers the offset each is to be read from (runs inside `poll`).
-        on_revoked: called before partitions go, to finish or abort what is in flight; `lost` means it is too late
-            to commit anything.
-        times_of: by topic, event times of its values: while more waits than a batch takes, the oldest come first.
+        on_assigned: returns the offset to read each new partition from (runs inside `read`).
+        on_revoked: called before partitions are given up, to finish or abort what is in flight. With `lost` it is too
+            late to commit.
+        times_of: by topic, event times of its values: while more records wait than fit a batch, the oldest come first.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class InputReader:
                 "session.timeout.ms": SESSION_TIMEOUT_MS,
                 "heartbeat.interval.ms": 2_000,
                 "max.poll.interval.ms": 300_000,
-                # Little of one partition at a time, or the others come late; a larger message still comes, alone.
+                # Fetch little of one partition at a time, so that the others are not late. Larger messages still come.
                 "fetch.message.max.bytes": 262_144,
             }
         )
@@ -97,7 +96,7 @@ class InputReader:
         self._on_revoked = on_revoked
         self._fatal: KafkaError | None = None
         self._replaced_at: list[float] = []
-        # What was handed on, and what was fetched and may still wait in the backlog.
+        # The position after the last record returned, and after the last fetched one, which may wait in the backlog.
         self._position: dict[SourcePartition, int] = {}
         self._fetched: dict[SourcePartition, int] = {}
         self._backlog = Backlog(times_of)
@@ -112,35 +111,35 @@ class InputReader:
         """The partitions now assigned."""
         return list(self._position)
 
-    def read(self, most: int, wait_s: float) -> Read:
-        """At most `most` records, waiting at most `wait_s` for the first. May run the rebalance callbacks."""
+    def read(self, max_records: int, wait_s: float) -> Read:
+        """At most `max_records` records, waiting at most `wait_s` for the first. May run the rebalance callbacks."""
         if stalled := self._stalls.stalled(self._fetched):
             names = ", ".join(f"{source.topic}[{source.partition}]" for source in stalled)
-            self._replace_consumer(f"nothing comes of {names}, although the broker has more")
+            self._replace_consumer(f"no records arrive from {names}, although the broker has more")
         messages = self._consume(1, 0 if len(self._backlog) else wait_s)
         if messages:
             generation = self._generation
-            more = self._consume(most - 1, 0)
+            more = self._consume(max_records - 1, 0)
             messages = messages + more if generation == self._generation else []
         self._keep(messages)
         tries = _TRIES
-        while tries and most <= len(self._backlog) < most + _MAX_WAITING * len(self._fetched):
+        while tries and max_records <= len(self._backlog) < max_records + _MAX_WAITING * len(self._fetched):
             if all(self._backlog.holds(source) for source in self._lagging()):
                 break
-            more = self._consume(most, _TRY_S)
+            more = self._consume(max_records, _TRY_S)
             self._keep(more)
             tries -= not more
-        return self._sort(self._take(most))
+        return self._sort(self._take(max_records))
 
-    def read_more(self, read: Read, most: int) -> Read:
-        """What has arrived meanwhile, added to `read`; nothing of `read` survives a rebalance in between."""
+    def read_more(self, read: Read, max_records: int) -> Read:
+        """`read` and the records that have arrived since. After a rebalance in between, `read` is dropped."""
         generation = self._generation
-        self._keep(self._consume(most, 0))
-        more = self._sort(self._take(most))
+        self._keep(self._consume(max_records, 0))
+        more = self._sort(self._take(max_records))
         return _join(read, more) if generation == self._generation else more
 
     def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
-        """Committed offsets, transactions settled; None where nothing was ever committed."""
+        """Committed offsets after pending transactions have ended; None where nothing was ever committed."""
         wanted = [TopicPartition(s.topic, s.partition) for s in partitions]
         deadline = time.monotonic() + COMMITTED_DEADLINE_S
         while True:
@@ -161,7 +160,7 @@ class InputReader:
         }
 
     def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
-        """The first offset the broker still has, and the one after the last it has."""
+        """The first offset that the broker still has, and the offset after the last one."""
         deadline = time.monotonic() + COMMITTED_DEADLINE_S
         while True:
             try:
@@ -173,7 +172,7 @@ class InputReader:
                 time.sleep(0.05)
 
     def commit(self, offsets: dict[SourcePartition, int]) -> None:
-        """Commit where a new group starts. Everything later is committed inside transactions."""
+        """Commit where a new group starts. Later offsets are committed inside transactions."""
         try:
             self._consumer.commit(
                 offsets=[TopicPartition(s.topic, s.partition, o) for s, o in offsets.items()], asynchronous=False
@@ -182,12 +181,12 @@ class InputReader:
             raise as_domain_error(kafka_error(exception), "commit the start", self._bootstrap) from exception
 
     def seek_all(self, offsets: dict[SourcePartition, int]) -> None:
-        """Read on from these offsets; they must be of owned partitions. What was read past them comes again."""
+        """Continue from these offsets of owned partitions. Records read past them are read again."""
         self._set_positions(self._position | offsets)
         self._consumer.assign([TopicPartition(s.topic, s.partition, o) for s, o in self._position.items()])
 
     def lag(self) -> int:
-        """Records known to the broker and not yet read, over the owned partitions, as last told by fetches."""
+        """Records not yet read, over the owned partitions, according to the last fetches."""
         behind = 0
         for source, position in self._position.items():
             behind += max(0, self._known_end(source) - position)
@@ -197,27 +196,27 @@ class InputReader:
         """Leave the group."""
         self._consumer.close()
 
-    def _consume(self, most: int, wait_s: float) -> list[Message]:
-        if most <= 0:
+    def _consume(self, max_records: int, wait_s: float) -> list[Message]:
+        if max_records <= 0:
             return []
         if self._fatal is not None:
             self._replace_consumer(self._fatal.str())
         generation = self._generation
         try:
-            messages = self._consumer.consume(most, wait_s)
+            messages = self._consumer.consume(max_records, wait_s)
         except KafkaException as exception:
             raise as_domain_error(kafka_error(exception), "read the input", self._bootstrap) from exception
         if self._callback_error is not None:
             error, self._callback_error = self._callback_error, None
             raise error
-        # Told once, and often together with the loss of the partitions: to overlook it is to read nothing ever after.
+        # librdkafka reports a fatal error only once; if we miss it, we never read again.
         fatal = [fault for message in messages if (fault := message.error()) and fault.code() == KafkaError._FATAL]
         if fatal:
             self._fatal = fatal[0]
             return []
         if generation != self._generation:
-            # Messages of before and after the rebalance cannot be told apart by offset alone: read again from our
-            # positions, which the callback has just set.
+            # Offsets do not show which messages are from before the rebalance: read again from our positions, which the
+            # callback has just set.
             if messages and self._position:
                 self.seek_all({})
             return []
@@ -242,21 +241,21 @@ class InputReader:
                 self._fetched[source] = offset + 1
                 self._backlog.keep(source, message)
 
-    def _take(self, most: int) -> list[Message]:
-        return self._backlog.take(most, self._lagging() if len(self._backlog) > most else ())
+    def _take(self, max_records: int) -> list[Message]:
+        return self._backlog.take(max_records, self._lagging() if len(self._backlog) > max_records else ())
 
     def _lagging(self) -> set[SourcePartition]:
-        """Partitions that have more for us than was fetched, or of which nothing is known yet."""
+        """Partitions with more records than were fetched, and those without any fetch so far."""
         lagging = set()
         for source, fetched in self._fetched.items():
             high = self._known_end(source)
-            # The last offset may be a marker of a transaction, which is never handed over.
+            # The last offset may be a transaction marker, which is never returned.
             if high < 0 or high - 1 > fetched:
                 lagging.add(source)
         return lagging
 
     def _known_end(self, source: SourcePartition) -> int:
-        """The end that the last fetch told of; negative before the first."""
+        """The end according to the last fetch; negative before the first."""
         _, high = self._consumer.get_watermark_offsets(TopicPartition(*source), cached=True)
         return high
 
@@ -295,7 +294,7 @@ class InputReader:
         return consumer
 
     def _replace_consumer(self, why: str) -> None:
-        """Join the group anew. A broker that was killed may take our old membership for that of a twin."""
+        """Join the group again. After a crash, a broker may take our old membership for that of another scorer."""
         now = time.monotonic()
         self._replaced_at = [at for at in self._replaced_at if now - at < REPLACED_WITHIN_S] + [now]
         if len(self._replaced_at) > MAX_REPLACED:
@@ -306,7 +305,7 @@ class InputReader:
         _log.warning("the consumer is replaced: %s", why)
         self._fatal = None
         self._release(lost=True)
-        # Closing waits for a broker that may not answer; nobody needs to wait with it.
+        # Closing waits for a broker that may not answer.
         threading.Thread(target=self._consumer.close, name="closing", daemon=True).start()
         self._consumer = self._subscribed()
 
@@ -317,7 +316,7 @@ class InputReader:
             offsets = self._on_assigned(sources)
             self._set_positions(offsets)
             consumer.assign([TopicPartition(s.topic, s.partition, o) for s, o in offsets.items()])
-        except BaseException as error:  # an exception in a callback is lost in C: carry it to the caller of `read`
+        except BaseException as error:  # C code swallows exceptions of callbacks: `read` raises it
             self._set_positions({})
             self._callback_error = error
 

@@ -1,8 +1,8 @@
-"""Two transactional producers taking turns, so that a batch can be produced while the one before it commits.
+"""Two transactional producers that take turns, so that a batch is produced while the one before it commits.
 
-Errors follow librdkafka's three classes: retriable (the same call again), abortable (abort, then read again from the
-committed offsets), fatal or unknown (discard the producer, make another with the same id, then the same). A fenced
-producer raises from `produce()` already, with code `_FATAL` and `fatal()` false, so the code is looked at.
+Errors have librdkafka's three classes. Retriable: make the same call again. Abortable: abort, then read again from the
+committed offsets. Fatal or unknown: replace the producer by another with the same id, then read again. A fenced
+producer already raises in `produce()`, with code `_FATAL` and `fatal()` false, so the code decides.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers
 
-# A dead scorer's open transaction blocks read_committed readers until it times out.
+# An open transaction of a dead scorer blocks read_committed readers until it times out.
 TRANSACTION_TIMEOUT_MS = 10_000
-# One call's share of that: a commit that takes longer is treated as of unknown outcome.
+# The outcome of a commit that takes longer is unknown.
 CALL_TIMEOUT_S = 5.0
 # How long a full queue may take to drain; a batch is a small part of it.
 QUEUE_DEADLINE_S = 10.0
-# How much longer than its own timeout a call may take before it is left behind (see `bounded`).
+# A call that exceeds its own timeout by more than this is abandoned (see `call_timeout`).
 GRACE_S = 1.0
-# A broker that restarts is back within half a minute or a person is needed.
+# A broker that restarts is usually back within half a minute.
 INIT_DEADLINE_S = 40.0
-# A twin with the same instance name fences us, we fence it, and so on: give up instead of playing ping-pong.
+# Two scorers with the same instance name fence each other in turn. After so many rebuilds the scorer ends.
 MAX_REBUILDS_IN_A_ROW = 5
 
 _log = logging.getLogger(__name__)
@@ -71,9 +71,9 @@ class Transaction:
                 self._abandon(kafka_error(error), f"produce to {topic}")
 
     def flush(self) -> None:
-        """Wait until the broker has every record. The next transaction's records, on the other producer, then follow.
+        """Wait until the broker has every record, so that records of the next transaction come after them.
 
-        Records that could not be delivered make `commit` fail, so nothing is raised here.
+        A record that could not be delivered makes `commit` fail, so this method raises nothing.
         """
         try:
             self._slot.producer.flush(CALL_TIMEOUT_S)
@@ -84,7 +84,7 @@ class Transaction:
         """Add the input offsets and commit, all or nothing.
 
         Raises:
-            TransactionAborted: nothing was committed, or the outcome is unknown; the committed offsets tell.
+            TransactionAborted: nothing was committed, or the outcome is unknown; the committed offsets show which.
         """
         producer = self._slot.producer
         if offsets:
@@ -98,7 +98,7 @@ class Transaction:
         self._slot.rebuilds = 0
 
     def abort(self) -> None:
-        """Abort if begun; a producer that cannot even abort is discarded. Never raises for a broken transaction."""
+        """Abort if begun. A producer that cannot abort is replaced. Never raises for a broken transaction."""
         if not self._open:
             return
         self._open = False
@@ -106,7 +106,7 @@ class Transaction:
         try:
             self._slot.caller.call(lambda: producer.abort_transaction(CALL_TIMEOUT_S), CALL_TIMEOUT_S + GRACE_S)
         except (KafkaException, CallTimedOut) as error:
-            _log.warning("a transaction could not be aborted, a new producer takes over: %r", error)
+            _log.warning("could not abort a transaction, the producer is replaced: %r", error)
             self._slot.rebuild()
 
     def _call(self, doing: str, call: Callable[[], None]) -> None:
@@ -147,7 +147,7 @@ class _Slot:
         self.producer = self._make()
 
     def rebuild(self) -> None:
-        """Discard the producer and make another, which fences the old and settles its transaction."""
+        """Replace the producer. The new one fences the old one and ends its transaction."""
         self.rebuilds += 1
         if self.rebuilds > MAX_REBUILDS_IN_A_ROW:
             raise StreamScorerError(
@@ -157,7 +157,7 @@ class _Slot:
         self.caller.close()
         self.caller = TimedCaller(self._id)
         self.producer = self._make()
-        _log.info("producer %s was made anew", self._id)
+        _log.info("producer %s was replaced", self._id)
 
     def _make(self) -> Producer:
         config = producer_config(self._bootstrap, self._id) | {
@@ -187,13 +187,13 @@ class TransactionPair:
         self._turn = 0
 
     def next(self) -> Transaction:
-        """The next transaction, not yet begun. The one two before it must have ended."""
+        """The next transaction, not yet begun. The transaction two before it must have ended."""
         slot = self._slots[self._turn]
         self._turn = 1 - self._turn
         return Transaction(slot)
 
     def close(self) -> None:
-        """Drop both producers; an open transaction is left to the coordinator, which aborts it in time."""
+        """Drop both producers. The coordinator aborts an open transaction after its timeout."""
         for slot in self._slots:
             slot.caller.close()
             try:

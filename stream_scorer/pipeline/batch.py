@@ -1,4 +1,4 @@
-"""`MicroBatch`: what flows through the stages. Payload and the offsets it allows to be committed never travel apart."""
+"""`MicroBatch`: what flows through the stages. It carries records and the offsets that they allow to commit."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class VersionResult:
-    """What one version says of all n transactions: `scored`, and decision (n,) int8 index into `records.DECISIONS`.
+    """The result of one version for all n transactions: `scored`, and decision (n,) int8, an index into DECISIONS.
 
-    Of a version that decides for some of them also what attribution needs: member_alerts (n,) int64 bit mask, and
-    alert_without (n, m) bool, whether it would be an alert with that member left out.
+    A version that decides for some transactions also has what attribution needs: member_alerts (n,) int64 bit mask, and
+    alert_without (n, m) bool, whether the transaction would be an alert with that member left out.
     """
 
     scored: Scored
@@ -43,9 +43,9 @@ class VersionResult:
 
 @dataclass(slots=True)
 class BatchDecisions:
-    """The outcome of scoring: a verdict for each of the lineup's versions, and arm (n,) int8, whose verdict counts.
+    """The outcome of scoring: a result per version of the lineup, and arm (n,) int8, the version that decides.
 
-    `rules` of the policy hold for every version alike. `decision` (n,) int8 is what was decided.
+    The policy's `rules` apply to every version. `decision` (n,) int8 is the decision of the arm.
     """
 
     lineup: Lineup

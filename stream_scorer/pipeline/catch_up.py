@@ -27,7 +27,7 @@ from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MarkedRowStore
 
 _log = logging.getLogger(__name__)
-# Records of one partition taken at a time: partitions drain side by side, and live scoring gets its turn.
+# Records per step of one partition: small enough that partitions advance together and live scoring is not delayed.
 PIECE = 1_000
 # With less than this to go, the processor reads the rest again itself, in a fraction of a second.
 CLOSE = 5_000
@@ -41,10 +41,10 @@ class CatchUp:
     """See the module. Starts at once.
 
     Args:
-        store: rows that nobody else uses in this process. log: read by this thread only.
+        store: a store that no other thread uses. log: read by this thread only.
         committed: per owned partition, the offset up to which the group has scored.
         transactions_topic: which of the inputs carries transactions; the others carry labels.
-        on_progress: told how many records were brought in, and how many remain.
+        on_progress: called with the number of records brought in, and the number that remain.
 
     Attributes:
         ready: set when so little is left that the processor can read it again itself.
@@ -76,7 +76,7 @@ class CatchUp:
         self._thread.start()
 
     def committed(self, spans: Sequence[Span]) -> None:
-        """The group has scored these, too."""
+        """The group has scored `spans`: the catch-up has to reach their ends."""
         for span in spans:
             if span.source in self._committed:
                 self._committed[span.source] = max(span.stop, self._committed[span.source])
@@ -90,7 +90,7 @@ class CatchUp:
     def _guarded(self) -> None:
         try:
             self._run()
-        except BaseException as error:  # carried to the processor's thread, which decides
+        except BaseException as error:  # the scoring thread raises it
             self.failure = error
         finally:
             for records, _ in self._reads.values():
@@ -105,7 +105,7 @@ class CatchUp:
             self._store.sweep()
         position = {source: applied.next_offset[source] for source in self._committed}
         watermark = {source: applied.watermark[source] for source in self._committed}
-        began, told, done = time.monotonic(), time.monotonic(), 0
+        began, reported, done = time.monotonic(), time.monotonic(), 0
         while not self._stop.is_set():
             remaining = sum(max(self._committed[s] - at, 0) for s, at in position.items())
             self._on_progress(0, remaining)
@@ -122,12 +122,12 @@ class CatchUp:
             position[source] = upto
             done += len(piece)
             self._on_progress(len(piece), max(remaining - len(piece), 0))
-            if time.monotonic() - told > PROGRESS_EVERY_S:
-                told = time.monotonic()
-                _log.info(_PROGRESS, done, remaining, done / (told - began))
+            if time.monotonic() - reported > PROGRESS_EVERY_S:
+                reported = time.monotonic()
+                _log.info(_PROGRESS, done, remaining, done / (reported - began))
 
     def _next(self, source: SourcePartition, start: int) -> tuple[RawRecords, int]:
-        """The next records of `source`, and the offset up to which they are all there is."""
+        """The next records of `source`, and the offset up to which they are complete."""
         if source not in self._reads:
             stop = self._committed[source]
             self._reads[source] = _pieces(self._log.read(source, start, stop), self._piece), stop
@@ -135,12 +135,12 @@ class CatchUp:
         piece = next(records, None)
         if piece is not None:
             return piece, int(piece.offset[-1]) + 1
-        # What is left of the range holds no record: markers of transactions.
+        # The rest of the range holds no record, only transaction markers.
         del self._reads[source]
         return RawRecords.empty(source.topic), stop
 
     def _apply(self, source: SourcePartition, records: RawRecords, start: int, stop: int) -> int:
-        """Bring `records` in, which are all there is in ``[start, stop)``; answers their newest time, ms."""
+        """Apply `records`, the complete content of ``[start, stop)``. Returns their newest event time, ms."""
         nothing = RawRecords.empty(source.topic)
         is_transaction = source.topic == self._transactions_topic
         transactions, labels = (records, nothing) if is_transaction else (nothing, records)
@@ -151,7 +151,7 @@ class CatchUp:
         return batch.spans[0].watermark
 
 
-def _pieces(chunks: Iterator[RawRecords], most: int) -> Generator[RawRecords]:
+def _pieces(chunks: Iterator[RawRecords], size: int) -> Generator[RawRecords]:
     for chunk in chunks:
-        for low in range(0, len(chunk), most):
-            yield chunk.take(np.arange(low, min(low + most, len(chunk))))
+        for low in range(0, len(chunk), size):
+            yield chunk.take(np.arange(low, min(low + size, len(chunk))))

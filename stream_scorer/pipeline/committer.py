@@ -91,7 +91,7 @@ class Committer:
             try:
                 self._flush(batch)
                 self._finish(batch)
-            except BaseException as error:  # carried to the scoring thread, which decides
+            except BaseException as error:  # the scoring thread raises it
                 self.failure = error
             with self._changed:
                 self._outstanding -= 1

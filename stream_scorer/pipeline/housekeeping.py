@@ -1,4 +1,4 @@
-"""Housekeeping: now and then one scorer of the group deletes the rows that nobody will read again (ADR 0020)."""
+"""Housekeeping: once an hour one scorer of the group deletes the rows that no reader needs any more (ADR 0020)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STOP_S = 5.0
 
 
 class Housekeeping:
-    """Looks after rows in a thread of its own until `close`.
+    """Maintains rows in its own thread until `close`.
 
     Args:
-        rows: that nobody else uses in this process. open_log: called once a pass. topics: the inputs. ask_s: how often
-            to ask whether it is this scorer's turn.
+        rows: a store that no other thread uses. open_log: called once per pass. topics: the inputs.
+        ask_s: how often to check whether it is this scorer's turn.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Housekeeping:
                 if self._rows.take_turn(EVERY_MS):
                     self._metrics.count(m.RETIRED, retire_unread(self._rows, self._open_log, self._topics, self._stop))
             except StreamScorerError as error:
-                _log.warning("old features stay for another while: %s", error.message)
-            except Exception:  # nothing that goes wrong here may be felt in scoring
-                _log.exception("old features stay for another while")
+                _log.warning("old features are kept until the next pass: %s", error.message)
+            except Exception:  # scoring must not suffer from a failure here
+                _log.exception("old features are kept until the next pass")
 
 
 def retire_unread(rows: FeatureRows, open_log: Callable[[], LogEnds], topics: list[str], stop: threading.Event) -> int:
-    """One pass; answers how many keys went. Raises `StateUnavailable` and `BrokerUnavailable`."""
+    """One pass. Returns the number of deleted keys. Raises `StateUnavailable` and `BrokerUnavailable`."""
     log = open_log()
     try:
         ends = {source: end for topic in topics for source, (_, end) in log.bounds(topic).items()}
@@ -73,12 +73,12 @@ def retire_unread(rows: FeatureRows, open_log: Callable[[], LogEnds], topics: li
         newest = max(applied.watermark.values(), default=-1)
         for source, at in applied.next_offset.items():
             idle = applied.watermark[source] < newest - WITNESS_PERIOD_MS
-            # Offsets at the end of a partition may be markers of Kafka's transactions: they hold nothing back.
+            # The last offsets of a partition may be Kafka's transaction markers. They delay nothing.
             if idle and at < ends[source] and next(log.read(source, at, ends[source]), None) is None:
                 ends[source] = at
     finally:
         log.close()
     gone = rows.retire(ends, stop)
     if gone:
-        _log.info("%d keys of features that nobody will read again are deleted", gone)
+        _log.info("deleted %d keys of features that no reader needs any more", gone)
     return gone

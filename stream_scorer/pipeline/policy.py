@@ -19,12 +19,12 @@ _NONE = -1
 
 @dataclass(slots=True)
 class Rules:
-    """Which rules of the policy a micro-batch of n transactions falls under.
+    """The rules of the policy that apply to a micro-batch of n transactions.
 
     Attributes:
         names: of all rules, segments first. rule: (n,) int64 index into it, -1 for none.
-        listed: (n,) int8, the decision of a list, -1 where no list says anything.
-        review, block: (n,) float64, NaN where the manifest's own thresholds hold.
+        listed: (n,) int8, the decision of a list, -1 where no list applies.
+        review, block: (n,) float64, NaN where the thresholds of the manifest apply.
     """
 
     names: list[str]
@@ -35,8 +35,10 @@ class Rules:
 
 
 class Policy:
-    """The policy of a spec. The first list with one of the transaction's entities decides; else the first segment whose
-    conditions it meets gives the thresholds; else they are the manifest's.
+    """The policy of a spec.
+
+    The first list that contains one of the transaction's entities decides. Otherwise the thresholds apply: those of the
+    first segment whose conditions the transaction meets, or those of the manifest.
     """
 
     def __init__(self, checked: CheckedSpec) -> None:
@@ -51,7 +53,7 @@ class Policy:
         self._names = [s.name for s in spec.policy.segments] + [entry.name for entry in spec.policy.lists]
 
     def rules(self, transactions: Transactions) -> Rules | None:
-        """What `transactions` fall under; None where the policy has neither segments nor lists."""
+        """The rules that apply to `transactions`; None if the policy has neither segments nor lists."""
         if not self._names:
             return None
         n = len(transactions)
@@ -65,7 +67,7 @@ class Policy:
             rules.rule[those], rules.review[those], rules.block[those] = index, review, block
         for index in reversed(range(len(self._lists))):
             entity, ids, decision = self._lists[index]
-            those = np.array([known in ids for known in transactions.entity_ids[entity]], np.bool_)
+            listed = np.array([known in ids for known in transactions.entity_ids[entity]], np.bool_)
             rules.rule[those], rules.listed[those] = len(self._segments) + index, decision
         return rules
 

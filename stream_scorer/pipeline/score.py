@@ -1,4 +1,4 @@
-"""Score: the verdict of every version in play on every transaction, and whose verdict decides."""
+"""Score: every version of the lineup scores every transaction; the transaction's arm selects the one that decides."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from stream_scorer.spec.model import CheckedSpec
 class Scoring:
     """See the module.
 
-    `lineup` is asked once a micro-batch: what takes over does so between two of them. `guard` keeps members apart in
-    live scoring; without one everybody is asked always.
+    Args:
+        lineup: called once per micro-batch, so that a new lineup takes over between two batches.
+        guard: isolates members from each other in live scoring. Without it every member is always called.
     """
 
     name = "score"

@@ -25,10 +25,10 @@ class Summariser:
         self._n_features = len(ensemble.feature_names)
 
     def summarise(self, batch: MicroBatch, version: int) -> list[ScoreSummary]:
-        """What one of the lineup's versions decided of `batch`, a summary per transaction partition.
+        """The decisions of one version on `batch`, a summary per transaction partition.
 
-        Of a canary only for partitions where it decided something; the champion's always, so that the ranges of offsets
-        leave nothing out, and dead letters are counted there. A span without a row of this version has no panes.
+        A canary has summaries only of partitions where it decided something. The champion has one of every partition, so
+        that the offset ranges are complete; its summaries also count dead letters. A span without a row has no panes.
         """
         events, enriched, decided = batch.events, batch.enriched, batch.decided
         assert events is not None and enriched is not None and decided is not None
