@@ -63,12 +63,12 @@ class Policy:
         # Backwards, so that the first one has the last word.
         for index in reversed(range(len(self._segments))):
             conditions, review, block = self._segments[index]
-            those = ~unmet(conditions, transactions.columns, n)
-            rules.rule[those], rules.review[those], rules.block[those] = index, review, block
+            rows = ~unmet(conditions, transactions.columns, n)
+            rules.rule[rows], rules.review[rows], rules.block[rows] = index, review, block
         for index in reversed(range(len(self._lists))):
             entity, ids, decision = self._lists[index]
-            listed = np.array([known in ids for known in transactions.entity_ids[entity]], np.bool_)
-            rules.rule[those], rules.listed[those] = len(self._segments) + index, decision
+            rows = np.array([known in ids for known in transactions.entity_ids[entity]], np.bool_)
+            rules.rule[rows], rules.listed[rows] = len(self._segments) + index, decision
         return rules
 
     def review(self, own: Thresholds, rules: Rules | None) -> NDArray[np.float64] | float:

@@ -27,8 +27,8 @@ class Summariser:
     def summarise(self, batch: MicroBatch, version: int) -> list[ScoreSummary]:
         """The decisions of one version on `batch`, a summary per transaction partition.
 
-        A canary has summaries only of partitions where it decided something. The champion has one of every partition, so
-        that the offset ranges are complete; its summaries also count dead letters. A span without a row has no panes.
+        A canary has summaries only of partitions where it decided something. The champion has one of every partition,
+        so that the offset ranges are complete; it also counts dead letters. A span without a row has no panes.
         """
         events, enriched, decided = batch.events, batch.enriched, batch.decided
         assert events is not None and enriched is not None and decided is not None
