@@ -14,10 +14,10 @@ import lightgbm
 import numpy as np
 import xgboost
 
-from proofs.kit import Context, Result, Scorer, publish, read_topic, services, train_cards, wait_drained
+from proofs.kit import Context, Result, Scorer, publish, read_lineage, read_topic, services, train_cards, wait_drained
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Contribution, Score
+from stream_scorer.records import Contribution, LineageRow, Score
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
@@ -51,18 +51,24 @@ def run(context: Context) -> Result:
         wait_drained(bootstrap, [scorer], timeout_s=120)
         scorer.stop()
         records = read_topic(bootstrap, topics.contributions).decode(Contribution)
+        lineage = read_lineage(bootstrap, topics)
         scores = read_topic(bootstrap, topics.scores).decode(Score)
-    _compare(result, context.folder / "ensemble", records, scores)
+    result.check("lineage names the events of contributions", [r.event_id for r in lineage] == [
+        c.event_id for c in records
+    ])  # fmt: skip
+    _compare(result, context.folder / "ensemble", lineage, records, scores)
     result.at_least("n", len(records), n)
     return result
 
 
-def _compare(result: Result, folder: Path, records: list[Contribution], scores: list[Score]) -> None:
+def _compare(
+    result: Result, folder: Path, lineage: list[LineageRow], records: list[Contribution], scores: list[Score]
+) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    x = np.array([[np.nan if v is None else v for v in r.features] for r in records])
-    published = np.array([[m.score for m in r.members] for r in records], dtype=float)
-    weights = np.array([[m.weight for m in r.members] for r in records])
-    contributions = np.array([[m.contribution for m in r.members] for r in records])
+    x = np.array([[np.nan if v is None else v for v in r.features] for r in lineage])
+    published = np.array([r.members.score for r in records], dtype=float)
+    weights = np.array([r.members.weight for r in records])
+    contributions = np.array([r.members.contribution for r in records])
     base, z, score = (np.array([getattr(r, name) for r in records], dtype=float) for name in ("base", "z", "score"))
 
     members = np.column_stack([_member(folder, member, manifest["features"], x) for member in manifest["members"]])

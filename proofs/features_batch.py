@@ -2,7 +2,7 @@
 
 One backlog of transactions with second copies, late events and labels is scored on a real Kafka and Redis at 1, 7, 256
 and 1,024 a batch, each size by a group with rows of its own. One partition, so that every entity is exact; labels are
-read before the transactions that may see them. The features and statuses in `contributions`, as bytes, are
+read before the transactions that may see them. The features and statuses in `lineage`, as JSON, are
 compared event by event. `N` is the number of transactions.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import msgspec
 import numpy as np
 
-from proofs.kit import Context, Result, Scorer, publish, read_topic, services, train_cards, wait_drained
+from proofs.kit import Context, Result, Scorer, publish, read_lineage, read_topic, services, train_cards, wait_drained
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.records import Score
@@ -31,14 +31,6 @@ SIZES = (1, 7, 256, 1_024)
 SMALL, SMALL_SIZES = 4_000, (1, 256)
 SECOND_COPIES, LATE = 0.1, 0.1
 DRAIN_S = 300
-
-
-class _Features(msgspec.Struct):
-    """Of a contribution record, the parts that must not depend on the batch; raw bytes."""
-
-    event_id: str
-    features: msgspec.Raw
-    feature_status: msgspec.Raw
 
 
 def run(context: Context) -> Result:
@@ -80,11 +72,12 @@ def _serve(
     publish(bootstrap, topics.transactions, *transactions)
     wait_drained(bootstrap, [scorer], group=name, topics=topics, timeout_s=DRAIN_S)
     result.check(f"{size} a batch: the scorer ends with exit 0", scorer.stop() == 0)
-    records = read_topic(bootstrap, topics.contributions).decode(_Features)
+    records = read_lineage(bootstrap, topics)
     repeated = sum(s.duplicate for s in read_topic(bootstrap, topics.scores).decode(Score))
     context.say(f"{size} a batch: {len(records):,} scored, {repeated} second copies")
     result.check(f"{size} a batch: second copies are flagged", repeated == result.figures["second_copies"])
-    return [(r.event_id, bytes(r.features) + bytes(r.feature_status)) for r in records]
+    encode = msgspec.json.encode
+    return [(r.event_id, encode(r.features) + encode(r.feature_status)) for r in records]
 
 
 def _input(result: Result, seed: int, n: int) -> tuple[Records, Records]:

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from examples.handbook.load import DAY_MS, LABEL_DELAY_MS, SPEC, Handbook, day_number, read, records
 from proofs.handbook_live import DAY_TIMEOUT_S, data_file, labels_due, offline_features, wait_warm
-from proofs.kit import Context, Result, Scorer, publish, read_topic, services, wait_drained
+from proofs.kit import Context, Result, Scorer, publish, read_lineage, services, wait_drained
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Contribution
 from stream_scorer.spec import load_spec
 from stream_scorer.stack import StackAddresses
 
@@ -89,9 +88,9 @@ def _serve(
         context.say(f"days {low - FIRST + 1} to {high - FIRST} of {days}: {len(part):,} transactions served")
     result.figures["seconds_served"] = round(time.monotonic() - started, 1)
     result.check("the scorer ends with exit 0", scorer.stop() == 0)
-    contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
-    result.figures["contribution_records"] = len(contributions)
-    return {c.event_id: c.features for c in contributions}
+    lineage = read_lineage(bootstrap, topics)
+    result.figures["lineage_rows"] = len(lineage)
+    return {row.event_id: row.features for row in lineage}
 
 
 def by_brute_force(data: Handbook, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -139,7 +138,7 @@ def _compare(
 ) -> None:
     ids = [data.event_id[i] for i in rows.tolist()]
     result.check("every transaction is served once, and no other", served.keys() == set(ids)
-                 and result.figures["contribution_records"] == len(ids))  # fmt: skip
+                 and result.figures["lineage_rows"] == len(ids))  # fmt: skip
     names = load_spec(SPEC).features
     nothing: list[Any] = [None] * len(names)
     got = np.array([served.get(i, nothing) for i in ids], dtype=np.float64)

@@ -41,6 +41,7 @@ from proofs.kit import (
     Scorer,
     log_ends,
     publish,
+    read_lineage,
     read_topic,
     services,
     wait_drained,
@@ -49,7 +50,7 @@ from proofs.kit import (
 from stream_scorer.features.history import History, build_features
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.quality import average_precision, roc_auc
-from stream_scorer.records import Contribution, Score
+from stream_scorer.records import Score
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.stack import StackAddresses
@@ -191,13 +192,13 @@ def _served(result: Result, at: StackAddresses, test: Handbook, offline: Any) ->
     """The final score of each test transaction; None if some have none."""
     topics, bootstrap = Topics(), str(at.kafka)
     scores = read_topic(bootstrap, topics.scores).decode(Score)
-    contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
+    lineage = read_lineage(bootstrap, topics)
     dead = len(read_topic(bootstrap, topics.dead_letters))
     place = {event_id: i for i, event_id in enumerate(test.event_id)}
     once = len(scores) == len(test) and {s.event_id for s in scores} == place.keys()
     different = sum(
         not np.array_equal([np.nan if v is None else v for v in c.features], offline[place[c.event_id]], equal_nan=True)
-        for c in contributions
+        for c in lineage
         if c.event_id in place
     )
     result.figures |= {
@@ -211,7 +212,7 @@ def _served(result: Result, at: StackAddresses, test: Handbook, offline: Any) ->
     result.check("no dead letter, no duplicate, nothing degraded", not dead and not any(
         s.duplicate or s.degraded or s.score is None for s in scores
     ))  # fmt: skip
-    result.check("live features equal those of the offline kernel", different == 0 and len(contributions) == len(test))
+    result.check("live features equal those of the offline kernel", different == 0 and len(lineage) == len(test))
     if not once:
         return None
     served = np.full(len(test), np.nan)

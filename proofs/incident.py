@@ -28,6 +28,7 @@ from proofs.kit import (
     Scorer,
     cards,
     log_ends,
+    read_lineage,
     read_topic,
     services,
     train_cards,
@@ -44,7 +45,7 @@ from stream_scorer.ensemble.registry import keep
 from stream_scorer.ensemble.reweigh import reweigh
 from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Command, Contribution, Incident, Score, ScoreSummary, ServedVersion
+from stream_scorer.records import Command, Contribution, Incident, LineageRow, Score, ScoreSummary, ServedVersion
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
@@ -139,7 +140,8 @@ def run(context: Context) -> Result:
             monitor.close()
             log.close()
         scores = read_topic(bootstrap, topics.scores).decode(Score)
-        lineage = read_topic(bootstrap, topics.contributions).decode(Contribution)
+        contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
+        lineage = read_lineage(bootstrap, topics)
         summaries = read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary)
         told = read_topic(bootstrap, topics.incidents).decode(Incident)
     newest = list({incident.id: incident for incident in told}.values())
@@ -150,12 +152,22 @@ def run(context: Context) -> Result:
         == [(three.version, MEMBER, False, False), (three.version, MEMBER, True, True)],
     )
     result.check("every transaction has one score", len(scores) == len({s.event_id for s in scores}) == sent)
-    _recount(result, Pair("cards", three, two, since, 0, "rollback"), scores, lineage, summaries)
+    _recount(
+        result,
+        Pair("cards", three, two, since, 0, "rollback"),
+        scores,
+        list(zip(contributions, lineage, strict=True)),
+        summaries,
+    )
     return result
 
 
 def _recount(
-    result: Result, pair: Pair, scores: list[Score], lineage: list[Contribution], summaries: list[ScoreSummary]
+    result: Result,
+    pair: Pair,
+    scores: list[Score],
+    recorded: list[tuple[Contribution, LineageRow]],
+    summaries: list[ScoreSummary],
 ) -> None:
     """The pair's counts from the summaries against those of every single score, and the evidence by multiplying up."""
     paired = Paired(pair)
@@ -166,8 +178,8 @@ def _recount(
     # Said again here, not taken from the code that is proved.
     bets = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7]) / (1 + RISE)
     fortunes = np.zeros(len(bets))
-    for c in lineage:
-        if c.version != pair.served.version or c.control_offset is None or c.control_offset < pair.since:
+    for c, row in recorded:
+        if c.version != pair.served.version or row.control_offset is None or row.control_offset < pair.since:
             continue
         said = [a.decision != "approve" for a in c.alternatives if a.version == pair.other.version]
         if not said:  # after its probation it stands alone

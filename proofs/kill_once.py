@@ -18,6 +18,7 @@ from proofs.kit import (
     Scorer,
     cards,
     publish,
+    read_lineage,
     read_topic,
     services,
     train_cards,
@@ -185,6 +186,9 @@ def _check_outputs(result: Result, bootstrap: str, keys: list[bytes], values: li
         "scores and contributions name the same events in the same order",
         [s.event_id for s in records] == [c.event_id for c in contributions.decode(Contribution)],
     )
+    lineage = [(row.source.partition, row.source.offset, row.event_id) for row in read_lineage(bootstrap, topics)]
+    told = [(c.source.partition, c.source.offset, c.event_id) for c in contributions.decode(Contribution)]
+    result.check("one row of lineage for each contribution, in the same order", lineage == told)
     result.check(
         "every second copy is flagged as a duplicate",
         sum(s.duplicate for s in records) == result.figures["event_ids_sent_twice"],
@@ -225,10 +229,7 @@ def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[
     result.check("no event id stands twice in a row", repeated == 0)
     result.check("rows hold exactly the log's event ids", wrong == 0 and compared > 0)
 
-    served = {
-        (c.source.partition, c.source.offset): c
-        for c in read_topic(bootstrap, Topics().contributions).decode(Contribution)
-    }
+    served = {(row.source.partition, row.source.offset): row for row in read_lineage(bootstrap, Topics())}
     columns = [i for i, name in enumerate(checked.features) if name.startswith(views)]
     differences = without = 0
     for partition in sorted(set(inputs.partition)):

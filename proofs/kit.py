@@ -28,6 +28,8 @@ from stream_scorer.ensemble.manifest import Manifest, read_manifest
 from stream_scorer.kafka.config import client_config, consumer_config
 from stream_scorer.kafka.load import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.records import LineageRow
+from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.stack import LocalStack, StackAddresses
 from stream_scorer.state.client import connect
@@ -358,6 +360,11 @@ def read_topic(bootstrap: str, topic: str, *, uncommitted: bool = False, timeout
             out.partition, out.offset, out.key, out.value, out.timestamp, out.headers
         ))
     )  # fmt: skip
+
+
+def read_lineage(bootstrap: str, topics: Topics) -> list[LineageRow]:
+    """Every row on topic `lineage`, in the order of `contributions`."""
+    return [row for value in read_topic(bootstrap, topics.lineage).value for row in LineageBatch(value or b"").rows()]
 
 
 def publish(bootstrap: str, topic: str, keys: Sequence[bytes], values: Sequence[bytes]) -> None:

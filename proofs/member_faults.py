@@ -125,10 +125,10 @@ def _check(
     unlike = incomplete = 0
     for name, score in zip(phases, scores, strict=True):
         c = lineage[score.event_id]
-        gone = next(m.score is None for m in c.members if m.name == MEMBER)
+        gone = c.members.score[c.members.name.index(MEMBER)] is None
         flagged[name] += FLAG in score.degraded
         unlike += gone != (FLAG in score.degraded) or (gone != (score.coverage < 1.0))
-        if c.z is None or c.base is None or abs(c.base + sum(m.contribution for m in c.members) - c.z) > 1e-9:
+        if c.z is None or c.base is None or abs(c.base + sum(c.members.contribution) - c.z) > 1e-9:
             incomplete += 1
     total = Counter(phases)
     result.figures["scores"] = len(scores)

@@ -48,7 +48,8 @@ from stream_scorer.pipeline.recovery import starting_points
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.pipeline.state_manager import OnProgress, StateManager
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import FEATURES_STALE, MISSING, Contribution, Score
+from stream_scorer.records import FEATURES_STALE, MISSING, Contribution, LineageRow, Score
+from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, MINUTE_MS, SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
@@ -328,14 +329,16 @@ def verify(world: World) -> Verdict:
     verdict.inputs = len(events)
     by_place = {(e.source.partition, e.offset): e for e in events}
     contributions = _published(world, TOPICS.contributions, Contribution)
+    lineage = _lineage(world)
+    verdict.doubled += [c.event_id for _, c in contributions] != [row.event_id for _, row in lineage]
     scores = _published(world, TOPICS.scores, Score)
     seen = Counter((c.source.partition, c.source.offset) for _, c in contributions)
     verdict.lost = len(by_place.keys() - seen.keys())
-    verdict.doubled = sum(count - 1 for count in seen.values()) + abs(len(scores) - len(contributions))
+    verdict.doubled += sum(count - 1 for count in seen.values()) + abs(len(scores) - len(contributions))
     verdict.duplicates = sum(e.duplicate for e in events)
     names = [f.name for f in world.parts.checked.view_features]
     whole = []
-    for (number, c), (_, score) in zip(contributions, scores, strict=True):
+    for (number, c), (_, score) in zip(lineage, scores, strict=True):
         event = by_place[c.source.partition, c.source.offset]
         if lacks_features(score):
             # Scored while features were gone: it may say nothing of them, and must not say that they are there.
@@ -352,9 +355,9 @@ def verify(world: World) -> Verdict:
     verdict.label_changes = len(labels) - len({label.event_id for label in labels})
     _verify_rows(world, verdict, events, labels)
     batches: dict[int, list[tuple[int, _Event]]] = {}
-    for number, c in contributions:
+    for number, c in lineage:
         event = by_place[c.source.partition, c.source.offset]
-        batches.setdefault(number, []).append((c.source.place, event))
+        batches.setdefault(number, []).append((c.place, event))
     spec = world.parts.checked
     mine: dict[str, dict[str, list[_Event]]] = {name: {} for name in spec.spec.entities}
     told: dict[str, dict[str, list[_Label]]] = {name: {} for name in spec.spec.entities}
@@ -365,8 +368,8 @@ def verify(world: World) -> Verdict:
             told[name].setdefault(str(label.entity[name]), []).append(label)
     for number, c in whole:
         event = by_place[c.source.partition, c.source.offset]
-        marks = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.marks}
-        earlier = {(e.source.partition, e.offset) for place, e in batches[number] if place < c.source.place}
+        marks = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.applied_offsets}
+        earlier = {(e.source.partition, e.offset) for place, e in batches[number] if place < c.place}
         age = _partitions_age(event, marks, [by_place[e] for e in earlier], events)
         # Older is possible: of an update that a crash cut in the middle, watermarks know only what left entries.
         verdict.ages_too_young += c.partitions_age is None or c.partitions_age < age
@@ -381,12 +384,12 @@ def verify(world: World) -> Verdict:
     return verdict
 
 
-def _ahead(world: World, c: Contribution, entity: str, owner: str | None) -> dict[SourcePartition, int]:
+def _ahead(world: World, c: LineageRow, entity: str, owner: str | None) -> dict[SourcePartition, int]:
     """Where the shard that holds the entity's rows was ahead of others."""
     if world.sharding is None or owner is None:
         return {}
     shard = world.sharding.of(world.parts.engine.row_keys(entity, owner)[0])
-    return {SourcePartition(m.topic, m.partition): m.next_offset for m in c.marks_ahead if m.shard == shard}
+    return {SourcePartition(m.topic, m.partition): m.next_offset for m in c.applied_offsets_ahead if m.shard == shard}
 
 
 def lacks_features(score: Score) -> bool:
@@ -449,6 +452,14 @@ def _published(world: World, topic: str, kind: type[Any]) -> list[tuple[int, Any
     for partition in range(PARTITIONS):
         entries = world.broker.read_committed(SourcePartition(topic, partition), 0, 1 << 40)
         out += [(entry.transaction, decode(entry.value or b"")) for _, entry in entries]
+    return out
+
+
+def _lineage(world: World) -> list[tuple[int, LineageRow]]:
+    out = []
+    for partition in range(PARTITIONS):
+        for _, entry in world.broker.read_committed(SourcePartition(TOPICS.lineage, partition), 0, 1 << 40):
+            out += [(entry.transaction, row) for row in LineageBatch(entry.value or b"").rows()]
     return out
 
 

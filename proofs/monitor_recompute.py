@@ -1,7 +1,7 @@
 """Every window of the monitor computed again from the topics, as columns, without the monitor's code.
 
-`scores`, `contributions` and `labels` come from the log, bins and thresholds from the manifest as plain JSON. Nothing
-is taken from summaries, outcomes or Redis.
+`scores`, `contributions`, `lineage` and `labels` come from the log, bins and thresholds from the manifest as plain
+JSON. Nothing is taken from summaries, outcomes or Redis.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from proofs.kit import TopicContent, cards, read_topic
+from proofs.kit import TopicContent, cards, read_lineage, read_topic
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Score
+from stream_scorer.records import Contribution, Score
 from stream_scorer.spec.model import duration_ms
 
 POSITIVE = {"review+block": ("review", "block"), "block": ("block",)}
@@ -24,21 +24,6 @@ POSITIVE = {"review+block": ("review", "block"), "block": ("block",)}
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Key = tuple[int, int, str, str]  # start, length (ms), metric, dimension
-
-
-class _MemberScore(msgspec.Struct):
-    name: str
-    score: float | None
-
-
-class _Lineage(msgspec.Struct):
-    """What is needed of a `Contribution`."""
-
-    event_id: str
-    score: float | None
-    members: list[_MemberScore]
-    features: list[float | None]
-    source: dict[str, Any]
 
 
 class _Label(msgspec.Struct):
@@ -87,13 +72,14 @@ class Logs:
     def read(cls, bootstrap: str, topics: Topics, manifest: dict[str, Any]) -> Logs:
         spec = cards().spec
         scores = read_topic(bootstrap, topics.scores).decode(Score)
-        lineage = read_topic(bootstrap, topics.contributions).decode(_Lineage)
+        contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
+        lineage = read_lineage(bootstrap, topics)
         names = [member["name"] for member in manifest["members"]]
         features = np.array([r.features for r in lineage], dtype=np.float64)
         series = dict(zip(manifest["features"], features.T, strict=True))
         for m, name in enumerate(names):
-            series[f"member:{name}"] = np.array([r.members[m].score for r in lineage], dtype=np.float64)
-        series["score"] = np.array([r.score for r in lineage], dtype=np.float64)
+            series[f"member:{name}"] = np.array([c.members.score[m] for c in contributions], dtype=np.float64)
+        series["score"] = np.array([c.score for c in contributions], dtype=np.float64)
         verdict, reviewed, late = _verdicts(
             scores,
             read_topic(bootstrap, topics.labels),
@@ -116,9 +102,9 @@ class Logs:
             verdict,
             reviewed,
             late,
-            [(r.source["partition"], r.source["offset"]) for r in lineage],
-            [s.event_id for s in scores] == [r.event_id for r in lineage]
-            and all([m.name for m in r.members] == names for r in lineage),
+            [(c.source.partition, c.source.offset) for c in contributions],
+            [s.event_id for s in scores] == [c.event_id for c in contributions] == [row.event_id for row in lineage]
+            and all(c.members.name == names for c in contributions),
             {(s.ensemble, s.version, s.arm) for s in scores},
         )
 

@@ -2,7 +2,8 @@
 
 A closed loop over days of event time: transactions (some twice) in, alerts back to analysts, labels in. Scorer and
 monitor are killed with `kill -9` while traffic flows, with a transaction open. Then every window is computed again from
-`scores`, `contributions`, `labels` and the manifest as plain JSON; of the product only the records' names are used.
+`scores`, `contributions`, `lineage`, `labels` and the manifest as plain JSON; of the product only the records' names
+are used.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from proofs.kit import (
     die_with_parent,
     group_offsets,
     log_ends,
+    read_lineage,
     read_topic,
     services,
     train_cards,
@@ -141,14 +142,15 @@ def _served(result: Result, bootstrap: str, share: float) -> str:
     topics = Topics()
     scores = read_topic(bootstrap, topics.scores).decode(Score)
     contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
+    lineage = read_lineage(bootstrap, topics)
     labelled = {json.loads(value or b"{}")["event_id"] for value in read_topic(bootstrap, topics.labels).value}
     risk = [i for i, name in enumerate(cards().features) if name.startswith("terminal_risk.")]
-    with_risk = sum(any(c.features[i] for i in risk) for c in contributions)
+    with_risk = sum(any(row.features[i] for i in risk) for row in lineage)
     digest = hashlib.sha256()
-    for score, contribution in zip(scores, contributions, strict=True):
-        digest.update(canonical(score))
-        digest.update(canonical(contribution))
-    sizes = np.diff([i for i, c in enumerate(contributions) if c.source.place == 0] + [len(contributions)])
+    for served in zip(scores, contributions, lineage, strict=True):
+        for record in served:
+            digest.update(canonical(record))
+    sizes = np.diff([i for i, row in enumerate(lineage) if row.place == 0] + [len(lineage)])
     result.figures |= {"labels": len(labelled), "largest_served_batch": int(sizes.max())}
     result.at_least("scores", len(scores), MIN_SCORES * share)
     result.at_least("labels_joined", sum(s.event_id in labelled for s in scores), MIN_LABELS * share)

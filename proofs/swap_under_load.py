@@ -31,6 +31,7 @@ from proofs.kit import (
     Result,
     Scorer,
     log_ends,
+    read_lineage,
     read_topic,
     services,
     train_cards,
@@ -44,7 +45,7 @@ from stream_scorer.ensemble.manifest import member_key, read_manifest
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Command, Contribution, DisabledMember, Score, ServedVersion
+from stream_scorer.records import Command, Contribution, DisabledMember, LineageRow, Score, ServedVersion
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
@@ -140,16 +141,18 @@ def run(context: Context) -> Result:
             statuses.close()
         inputs = read_topic(bootstrap, topics.transactions)
         outputs = read_topic(bootstrap, topics.scores)
-        lineage = read_topic(bootstrap, topics.contributions).decode(Contribution)
+        contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
+        lineage = read_lineage(bootstrap, topics)
         verified = _verify(bootstrap, cache, folders[0] / "ensemble")
     result.at_least("transactions", sent, n)
     result.at_least("commands", len(told), 11)
     scores = outputs.decode(Score)
     event_ids = Counter(_event_id(value) for value in inputs.value)
     result.check("every transaction has one score", Counter(s.event_id for s in scores) == event_ids)
-    result.check("and one contribution record", Counter(c.event_id for c in lineage) == event_ids)
+    result.check("and one contribution record", Counter(c.event_id for c in contributions) == event_ids)
+    result.check("and one row of lineage", Counter(row.event_id for row in lineage) == event_ids)
     _check_batches(result, lineage)
-    _check_versions(result, scores, lineage, expected, dict(zip(event_ids, inputs.key, strict=False)))
+    _check_versions(result, scores, contributions, lineage, expected, dict(zip(event_ids, inputs.key, strict=False)))
     report = msgspec.json.decode(verified.stdout) if verified.stdout else {}
     result.figures["verified"] = report.get("scores")
     result.check(
@@ -179,9 +182,9 @@ def _in_force(statuses: ControlLog, offset: int) -> bool:
     return any(status["control_offset"] >= offset for status in found)
 
 
-def _check_batches(result: Result, lineage: list[Contribution]) -> None:
+def _check_batches(result: Result, lineage: list[LineageRow]) -> None:
     """A micro-batch begins where the place within it is 0."""
-    places = np.array([c.source.place for c in lineage])
+    places = np.array([row.place for row in lineage])
     offsets = np.array([-1 if c.control_offset is None else c.control_offset for c in lineage])
     starts = np.flatnonzero(places == 0)
     whole = np.array_equal(places, np.arange(len(places)) - np.repeat(starts, np.diff([*starts, len(places)])))
@@ -196,27 +199,29 @@ def _check_batches(result: Result, lineage: list[Contribution]) -> None:
 def _check_versions(
     result: Result,
     scores: list[Score],
-    lineage: list[Contribution],
+    contributions: list[Contribution],
+    lineage: list[LineageRow],
     expected: dict[int, Expected],
     key_of: dict[str, bytes | None],
 ) -> None:
     wrong: Counter[str] = Counter()
     seen: Counter[int] = Counter()
-    for score, c in zip(scores, lineage, strict=True):
-        wanted = expected.get(-1 if c.control_offset is None else c.control_offset)
+    for score, c, row in zip(scores, contributions, lineage, strict=True):
+        wanted = expected.get(-1 if row.control_offset is None else row.control_offset)
         if wanted is None:
             wrong["an unknown command"] += 1
             continue
-        seen[c.control_offset or 0] += 1
+        seen[row.control_offset or 0] += 1
         entity = (key_of[score.event_id] or b"").decode()
         mine = wanted.canary if wanted.canary and _place(f"cards:{wanted.canary}", entity) < wanted.share else ""
         version, arm = (mine, "canary") if mine else (wanted.champion, "champion")
         others = [v for v in (wanted.champion, wanted.canary, *wanted.beside) if v and v != version]
         wrong["version or arm"] += (score.version, score.arm, c.version, c.arm) != (version, arm) * 2
+        wrong["lineage"] += (row.event_id, row.version, row.arm) != (score.event_id, version, arm)
         wrong["alternatives"] += [a.version for a in c.alternatives] != others
-        gone = [m.name for m in c.members if m.status != "ok"]
+        gone = [m.name for m in c.members.rows() if m.status != "ok"]
         wrong["members"] += gone != ([MEMBER] if wanted.disabled else [])
-        wrong["status"] += any(m.status == "missing" for m in c.members)
+        wrong["status"] += any(m.status == "missing" for m in c.members.rows())
     result.figures["scores_by_command"] = dict(seen)
     result.figures["wrong"] = {what: count for what, count in wrong.items() if count}
     result.check("every score has the version, arm, alternatives and members its command asks for", not wrong.total())
@@ -228,7 +233,7 @@ def _figures(
     scores: list[Score],
     latency: list[int],
     told: list[tuple[str, int, int, int]],
-    lineage: list[Contribution],
+    lineage: list[LineageRow],
     bad: str,
 ) -> None:
     at = np.array([s.scored_at for s in scores])

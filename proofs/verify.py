@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
 from proofs.kit import (
     ROOT,
@@ -44,24 +45,44 @@ _COPIED = 5_000
 Document = dict[str, Any]
 
 
-def _contribution(_score: Document, lineage: Document) -> None:
-    lineage["members"][0]["contribution"] += 1e-6
+def _contribution(_score: Document, contribution: Document, _lineage: list[bytes]) -> None:
+    contribution["members"]["contribution"][0] += 1e-6
 
 
-def _feature(_score: Document, lineage: Document) -> None:
-    place = next(i for i, value in enumerate(lineage["features"]) if value)
-    lineage["features"][place] *= 1 + 1e-6
+def _feature(_score: Document, contribution: Document, lineage: list[bytes]) -> None:
+    """One feature of one row, by Arrow's own reader and writer."""
+    offset = contribution["source"]["offset"]
+    for place, value in enumerate(lineage):
+        with pa.input_stream(pa.py_buffer(value), compression="zstd") as stream:
+            table = pa.ipc.open_stream(stream).read_all()
+        offsets = table["offset"].to_pylist()
+        if offset not in offsets:
+            continue
+        index = table.schema.get_field_index("features")
+        rows = table["features"].to_pylist()
+        mine = rows[offsets.index(offset)]
+        at = next(i for i, feature in enumerate(mine) if feature == feature and feature)
+        mine[at] *= 1 + 1e-6
+        field = table.schema.field(index)
+        table = table.set_column(index, field, pa.array(rows, field.type))
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as packed, pa.ipc.new_stream(packed, table.schema) as writer:
+            writer.write_table(table)
+        lineage[place] = sink.getvalue().to_pybytes()
+        return
+    raise AssertionError(f"no lineage of offset {offset}")
 
 
-def _published(score: Document, _lineage: Document) -> None:
+def _published(score: Document, _contribution: Document, _lineage: list[bytes]) -> None:
     score["score"] += 1e-6
 
 
-def _decision(score: Document, _lineage: Document) -> None:
+def _decision(score: Document, _contribution: Document, _lineage: list[bytes]) -> None:
     score["decision"] = "block" if score["decision"] == "approve" else "approve"
 
 
-ALTERED: dict[str, tuple[Callable[[Document, Document], None], str]] = {
+Alter = Callable[[Document, Document, list[bytes]], None]
+ALTERED: dict[str, tuple[Alter, str]] = {
     "contribution": (_contribution, "contribution"),
     # On the log-odds scale: of a member score near 0 or 1 the difference may be within the tolerance.
     "feature": (_feature, "z"),
@@ -101,9 +122,11 @@ def run(context: Context) -> Result:
         result.at_least("n", report.get("scores", 0), n)
         if context.broken:
             return result
-        scores, lineages = read_topic(bootstrap, topics.scores), read_topic(bootstrap, topics.contributions)
+        scores, contributions, lineage = (
+            read_topic(bootstrap, topic) for topic in (topics.scores, topics.contributions, topics.lineage)
+        )
         for name, (alter, what) in ALTERED.items():
-            _publish_altered(bootstrap, name, scores, lineages, alter)
+            _publish_altered(bootstrap, name, scores, contributions, lineage, alter)
             done = _verify(at, context.folder / "ensemble", "--topic-prefix", f"{name}.", "--json")
             found = msgspec.json.decode(done.stdout)
             result.check(
@@ -128,8 +151,8 @@ def _explain(context: Context, result: Result, at: StackAddresses, scores: list[
     told = msgspec.json.decode(done.stdout, type=Explanation) if done.stdout else None
     result.check("explain tells the highest score from its record, exit 0", bool(
         done.returncode == 0 and told is not None and told.score == chosen and told.same
-        and told.lineage.z is not None and told.lineage.base is not None
-        and abs(told.lineage.base + sum(part.contribution for part in told.members) - told.lineage.z) <= 1e-9
+        and told.contribution.z is not None and told.contribution.base is not None
+        and abs(told.contribution.base + sum(part.contribution for part in told.members) - told.contribution.z) <= 1e-9
         and sum(bool(part.inside) for part in told.members) >= 4
     ))  # fmt: skip
 
@@ -144,20 +167,22 @@ def _publish_altered(
     bootstrap: str,
     name: str,
     scores: TopicContent,
-    lineages: TopicContent,
-    alter: Callable[[Document, Document], None],
+    contributions: TopicContent,
+    lineage: TopicContent,
+    alter: Alter,
 ) -> None:
     """A copy of the outputs under a prefix of its own, one event of it altered."""
     topics = Topics(f"{name}.")
     TopicAdmin(bootstrap).create_all(topics, 1)
     decode, encode = msgspec.json.decode, msgspec.json.encode
-    told = [list(content.value[:_COPIED]) for content in (scores, lineages)]
+    told = [[value or b"" for value in content.value[:_COPIED]] for content in (scores, contributions)]
+    records = [value or b"" for value in lineage.value]
     place = len(told[0]) // 2
-    score, lineage = decode(told[0][place] or b""), decode(told[1][place] or b"")
-    alter(score, lineage)
-    told[0][place], told[1][place] = encode(score), encode(lineage)
-    for topic, values in zip((topics.scores, topics.contributions), told, strict=True):
-        publish(bootstrap, topic, [b""] * len(values), [value or b"" for value in values])
+    score, contribution = decode(told[0][place]), decode(told[1][place])
+    alter(score, contribution, records)
+    told[0][place], told[1][place] = encode(score), encode(contribution)
+    for topic, values in zip((topics.scores, topics.contributions, topics.lineage), [*told, records], strict=True):
+        publish(bootstrap, topic, [b""] * len(values), values)
 
 
 def _flip_a_bit(folder: Path) -> Path:

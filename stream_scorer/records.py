@@ -7,7 +7,7 @@ topic is the user's and is declared in the pipeline spec, not here.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -26,7 +26,11 @@ Action = Literal[
     "promote", "confirm", "rollback", "canary", "shadow", "stop", "retire", "disable", "enable", "hold", "release"
 ]
 
-# Status codes of a feature value, as they stand in `Contribution.feature_status`.
+# Decimals of a member's weight and contribution on `contributions`. Their errors, and the sum of the errors of 32
+# contributions (1.6e-10), stay below the 1e-9 to which recorded numbers add up.
+WEIGHT_DECIMALS, CONTRIBUTION_DECIMALS = 9, 11
+
+# Status codes of a feature value, as they stand in `LineageRow.feature_status`.
 FRESH, STALE, MISSING, DEFAULT = 0, 1, 2, 3
 # Why a score is called degraded when one of its features is stale.
 FEATURES_STALE = "features_stale"
@@ -60,7 +64,7 @@ class Score(Record, frozen=True):
     rule: str | None = None
 
 
-class MemberContribution(Record, frozen=True):
+class MemberContribution(NamedTuple):
     """One member's part in one score. `contribution` is in units of z (log-odds for the logit link)."""
 
     name: str
@@ -68,6 +72,25 @@ class MemberContribution(Record, frozen=True):
     weight: float
     contribution: float
     status: MemberStatus
+
+
+class Members(Record, frozen=True, omit_defaults=True):
+    """The members' parts in one score as parallel lists in the order of the manifest, so that names stand once.
+
+    `score` is null where a member is missing; `weight` is rounded to 9 decimals; `contribution` is in units of z
+    (log-odds for the logit link), rounded to 11 decimals. An empty or absent `status` means that all members are ok.
+    """
+
+    name: list[str]
+    score: list[float | None]
+    weight: list[float]
+    contribution: list[float]
+    status: list[MemberStatus] = []
+
+    def rows(self) -> list[MemberContribution]:
+        """The same, one member at a time."""
+        status = self.status or ["ok"] * len(self.name)
+        return list(map(MemberContribution, self.name, self.score, self.weight, self.contribution, status))
 
 
 class Alternative(Record, frozen=True):
@@ -79,15 +102,14 @@ class Alternative(Record, frozen=True):
 
 
 class Source(Record, frozen=True):
-    """Where the transaction came from; `place` is its row in the micro-batch it was scored in."""
+    """Where the transaction came from."""
 
     topic: str
     partition: int
     offset: int
-    place: int
 
 
-class Mark(Record, frozen=True):
+class AppliedOffset(Record, frozen=True):
     """One input partition's next offset, as the features of a score saw it."""
 
     topic: str
@@ -95,7 +117,7 @@ class Mark(Record, frozen=True):
     next_offset: int
 
 
-class ShardMark(Record, frozen=True):
+class ShardOffset(Record, frozen=True):
     """One input partition's next offset, as the features of one shard saw it."""
 
     shard: int
@@ -111,22 +133,43 @@ class SegmentThresholds(Record, frozen=True):
     block: float
 
 
-class Contribution(Record, frozen=True):
-    """Topic `contributions`: one per transaction, the full lineage of its score.
+class Contribution(Record, frozen=True, omit_defaults=True):
+    """Topic `contributions`: one per transaction, the members' parts in its score.
 
-    `base + sum(contribution) == z` to 1e-9, and `score = g(inverse_link(z))`; `score`, `z` and `base` are null when
-    the quorum failed. `features` are in the order of the manifest's `features`; `marks` is the vector of input
-    positions the features saw at the start of the micro-batch (labels: including those of the micro-batch itself).
-    Where features lie in several shards, `marks` are what all of them saw, and `marks_ahead` where one saw more.
+    `base + sum(contribution) == z` to 1e-9; `score`, `z` and `base` are null when the quorum failed. `alternatives` are
+    the other versions in play, none of which decided; `degraded` as on `scores`; absent means empty for both.
+
+    `source` also locates the lineage: the record on topic `lineage`, on the same partition number, whose headers
+    `source.first_offset` and `source.next_offset` enclose `source.offset`.
+    """
+
+    event_id: str
+    ensemble: str
+    version: str
+    arm: str
+    base: float | None
+    z: float | None
+    score: float | None
+    members: Members
+    source: Source
+    alternatives: list[Alternative] = []
+    degraded: list[str] = []
+
+
+class LineageRow(Record, frozen=True):
+    """One transaction's row of a record on topic `lineage`, with what the record states once; see `serde.lineage`.
+
+    `features` are in the order of the manifest's `features`. `place` is the transaction's row in its micro-batch.
+    `applied_offsets` is the vector of input positions that the features saw at the start of the micro-batch (labels:
+    including those of the micro-batch itself). Where features lie in several shards, it holds what all of them saw, and
+    `applied_offsets_ahead` where one saw more.
 
     Ages are milliseconds of event time: `partitions_age`, how far the slowest other partition lagged behind the
     transaction, is the age of features of entities seen from several partitions; `labels_age`, how long ago the newest
     label was given, of features made of labels. Any other feature has age 0. Null: not known, or no such feature.
 
-    `thresholds` are those of the policy's segment; null where the manifest's own held.
-
-    `alternatives` are the other versions in play, none of which decided. `control_offset` is the command that put them
-    in play; null in a replay.
+    `thresholds` are those of the policy's segment; null where the manifest's own apply. `control_offset` is the command
+    that put the versions in play; null in a replay.
     """
 
     event_id: str
@@ -134,21 +177,17 @@ class Contribution(Record, frozen=True):
     version: str
     arm: str
     link: str
-    base: float | None
-    z: float | None
-    score: float | None
-    members: list[MemberContribution]
-    alternatives: list[Alternative]
+    source: Source
+    place: int
     features: list[float | None]
     feature_status: list[int]
     feature_hash: str
     spec_hash: str
-    source: Source
-    marks: list[Mark]
+    applied_offsets: list[AppliedOffset]
     code_version: str
     partitions_age: int | None = None
     labels_age: int | None = None
-    marks_ahead: list[ShardMark] = []
+    applied_offsets_ahead: list[ShardOffset] = []
     control_offset: int | None = None
     thresholds: SegmentThresholds | None = None
 

@@ -28,7 +28,7 @@ def explain(
 ) -> None:
     """Explain the score of EVENT_ID: from base to z member by member, and the strongest inputs of each member.
 
-    Uses the published record and the version that it names. Exit code 3 if a member computes another score now.
+    Uses the published records and the version that it names. Exit code 3 if a member computes another score now.
     """
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
@@ -45,11 +45,11 @@ def explain(
     with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-explain") as reader:
         bounds = [*reader.bounds(topics.scores).values(), *reader.bounds(topics.contributions).values()]
         with Progress("searching the topics", sum(high - low for low, high in bounds), SystemClock()) as progress:
-            score, lineage, copies = find_event(reader, topics, event_id, progress)
+            score, contribution, lineage, copies = find_event(reader, topics, event_id, progress)
     cache, given = Path(settings["cache.dir"]).expanduser(), parse_reference(settings["scorer.ensemble"]).folder
     folder = recorded(lineage.ensemble, lineage.version, settings["mlflow.url"], cache, given)
     ensemble = Ensemble.load(folder, version=lineage.version)
-    found = explain_score(score, lineage, copies, ensemble, folder, SELF_TEST_TOLERANCE, features)
+    found = explain_score(score, contribution, lineage, copies, ensemble, folder, SELF_TEST_TOLERANCE, features)
     click.echo(msgspec.json.encode(found).decode() if as_json else as_text(found))
     if html is not None:
         write_page(found, html)

@@ -221,7 +221,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     checked = load_spec(settings.require("scorer.spec"))
     topics = Topics(settings["topics.prefix"])
     TopicAdmin(settings.require("kafka.bootstrap")).require(
-        [topics.transactions, topics.labels, topics.contributions], same_count=False
+        [topics.transactions, topics.labels, topics.lineage], same_count=False
     )
     profile = load_serving_ensemble(settings, checked).manifest.reference_profile
     with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-skew") as reader:

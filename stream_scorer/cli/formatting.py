@@ -10,7 +10,9 @@ import msgspec
 
 from stream_scorer.cli.topic_io import USER_TOPICS, ReadRecord, Redaction, plain, text_header
 from stream_scorer.records import (
+    MISSING,
     NOT_A_RECORD,
+    STALE,
     TOPIC_RECORDS,
     Alert,
     AuditRecord,
@@ -25,7 +27,10 @@ from stream_scorer.records import (
     ScoreSummary,
     ServingState,
 )
+from stream_scorer.serde.lineage import LineageBatch
 
+# The topic whose values are not JSON.
+LINEAGE = "lineage"
 # Number of members that a line names; --json contains all.
 _STRONGEST = 3
 
@@ -40,9 +45,11 @@ def when(ms: int) -> str:
 
 def line(topic: str, record: ReadRecord, redaction: Redaction) -> str:
     """`record` of the topic `topic` (without prefix) as one line: its content, or the reason why it is unreadable."""
-    if topic not in TOPIC_RECORDS:
+    if topic not in TOPIC_RECORDS and topic != LINEAGE:
         return _user_line(topic, record, redaction)
     try:
+        if topic == LINEAGE:
+            return plain(_lineage(LineageBatch(record.value or b""), record.timestamp_ms))
         decoded = msgspec.json.decode(record.value or b"", type=TOPIC_RECORDS[topic])
     except NOT_A_RECORD as error:
         why = plain(str(error).partition(" - at ")[0])
@@ -54,6 +61,11 @@ def json_line(topic: str, record: ReadRecord, redaction: Redaction) -> str:
     """`record` as one line of JSON: the value of our own topics, and the redacted value of the user's topics."""
     if topic in TOPIC_RECORDS and record.value is not None and b"\n" not in record.value:
         return record.value.decode("utf-8", "backslashreplace")
+    if topic == LINEAGE:
+        try:
+            return msgspec.json.encode(LineageBatch(record.value or b"").document()).decode()
+        except msgspec.DecodeError:
+            pass  # shown below as bytes
     about: dict[str, Any] = {
         "partition": record.partition,
         "offset": record.offset,
@@ -133,9 +145,22 @@ def _alert(r: Alert, _at: int) -> str:
 
 
 def _contribution(r: Contribution, at: int) -> str:
-    parts = _strongest([(member.name, member.contribution) for member in r.members])
+    parts = _strongest([(member.name, member.contribution) for member in r.members.rows()])
     total = f"base {_number(r.base, '+.2f')}, z {_number(r.z, '+.2f')}"
     return f"{_head(at, r.event_id, '', r.score)}  {parts}  {total}, {r.ensemble} {r.version}"
+
+
+def _lineage(batch: LineageBatch, at: int) -> str:
+    header = batch.header
+    place = f"{header.topic}:{batch.partition} {batch.offset[0]}..{batch.offset[-1] + 1}"
+    by = ", ".join(f"{version.ensemble} {version.version}" for version in header.versions)
+    missing, stale = (int((batch.status == status).sum()) for status in (MISSING, STALE))
+    told = f"{len(batch)} transactions of {len(header.features)} features"
+    if missing or stale:
+        told += f" ({missing} values missing, {stale} stale)"
+    command = "" if header.control_offset is None else f", by control offset {header.control_offset}"
+    applied = sum(offset is not None for offsets in header.applied_offsets.values() for offset in offsets)
+    return f"{when(at)}  {place}  {told}, {by}{command}, offsets of {applied} inputs, code {header.code_version}"
 
 
 def _outcome(r: Outcome, _at: int) -> str:

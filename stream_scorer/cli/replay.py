@@ -54,7 +54,7 @@ def replay(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Score history again: write scores and contributions to Parquet, and evaluate them against the labels.
+    """Score history again: write scores, contributions and lineage to Parquet, and evaluate them against the labels.
 
     Runs the code of the scorer with rows in memory; changes nothing live. The same input, spec and ensemble give the
     same canonical bytes for every --batch.
@@ -79,7 +79,7 @@ def replay(
         if transactions is None:
             bootstrap = settings.require("kafka.bootstrap")
             needed = [topics.transactions, topics.labels]
-            needed += [topics.scores, topics.contributions] if as_served or compare else []
+            needed += [topics.scores, topics.contributions, topics.lineage] if as_served or compare else []
             TopicAdmin(bootstrap).require(needed, same_count=False)
             ensemble = load_serving_ensemble(settings, checked)
             reader = stack.enter_context(RangeReader(bootstrap, client_id="stream-scorer-replay"))

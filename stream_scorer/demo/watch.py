@@ -14,20 +14,13 @@ import numpy as np
 from stream_scorer.clock import Clock
 from stream_scorer.kafka.load import FollowedRecord, RecordFollower
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import DECISIONS, Alert, Command, Decision, MonitorMetric, Source
+from stream_scorer.records import DECISIONS, Alert, Command, Decision, Members, MonitorMetric, Source
 from stream_scorer.reports.recording import DeadLetters, Given, Inputs, Lineages, Places, Recording, Scores
 
 # How often the topics are asked; also the resolution of arrival times.
 POLL_S = 0.005
 # Newest latencies kept in mind for the live table: about five seconds of traffic.
 _RECENT = 1_000
-
-
-class _Member(msgspec.Struct):
-    name: str
-    score: float | None
-    weight: float
-    contribution: float
 
 
 class _Alternative(msgspec.Struct):
@@ -42,9 +35,9 @@ class _Lineage(msgspec.Struct):
     base: float | None
     z: float | None
     score: float | None
-    members: list[_Member]
-    alternatives: list[_Alternative]
+    members: Members
     source: Source
+    alternatives: list[_Alternative] = []
 
 
 class _Score(msgspec.Struct):
@@ -278,7 +271,7 @@ def _recording(seen: _Seen) -> Recording:
     inputs = [(p, partitions[p].start + k) for p in numbers for k in range(len(partitions[p].timestamps))]
     lineages = [(p, lineage) for p in numbers for lineage in partitions[p].lineages]
     scores = [(p, score) for p in numbers for score in partitions[p].scores]
-    members = [member.name for member in lineages[0][1].members] if lineages else []
+    members = lineages[0][1].members.name if lineages else []
     shape = (len(lineages), len(members))
     versions = sorted({lineage.version for _, lineage in lineages})
     return Recording(
@@ -291,9 +284,9 @@ def _recording(seen: _Seen) -> Recording:
             base=_floats([r.base for _, r in lineages]),
             z=_floats([r.z for _, r in lineages]),
             score=_floats([r.score for _, r in lineages]),
-            member_score=_floats([m.score for _, r in lineages for m in r.members]).reshape(shape),
-            weight=_floats([m.weight for _, r in lineages for m in r.members]).reshape(shape),
-            contribution=_floats([m.contribution for _, r in lineages for m in r.members]).reshape(shape),
+            member_score=_floats([score for _, r in lineages for score in r.members.score]).reshape(shape),
+            weight=_floats([weight for _, r in lineages for weight in r.members.weight]).reshape(shape),
+            contribution=_floats([part for _, r in lineages for part in r.members.contribution]).reshape(shape),
             members=members,
             version=_ints([versions.index(r.version) for _, r in lineages]),
             versions=versions,

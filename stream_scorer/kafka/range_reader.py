@@ -73,6 +73,19 @@ class RangeReader:
             consumer.close()
         return {SourcePartition(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
+    def offset_at(self, source: SourcePartition, timestamp_ms: int) -> int:
+        """The first offset of `source` with a timestamp at or after `timestamp_ms`, or the end of the log.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
+        """
+        try:
+            (found,) = self._lookup.offsets_for_times([TopicPartition(*source, timestamp_ms)], METADATA_TIMEOUT_S)
+            low, high = self._lookup.get_watermark_offsets(TopicPartition(*source), METADATA_TIMEOUT_S)
+        except KafkaException as error:
+            raise as_domain_error(kafka_error(error), f"look up {source.topic} by time", self._bootstrap) from error
+        return max(found.offset, low) if found.offset >= 0 else high
+
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
         """The records of `source` with offsets in ``[start, stop)``, in chunks of at most `CHUNK`.
 

@@ -61,6 +61,7 @@ _NAMES = {
     "labels": "labels",
     "scores": "scores",
     "contributions": "contributions",
+    "lineage": "lineage",
     "alerts": "alerts",
     "score_summaries": "score-summaries",
     "dead_letters": "transactions.dlq",

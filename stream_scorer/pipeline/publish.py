@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from dataclasses import dataclass
+from itertools import chain, repeat
 from operator import itemgetter
 from typing import Any
 
@@ -13,34 +14,33 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer import __version__
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.attribution import strongest
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
 from stream_scorer.ensemble.lineup import DISABLED
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.pipeline.batch import BatchDecisions, DeadLetter, MicroBatch, Sink, VersionResult
+from stream_scorer.pipeline.lineage import lineage_of
 from stream_scorer.pipeline.summarise import Summariser
 from stream_scorer.records import (
     ARMS,
+    CONTRIBUTION_DECIMALS,
     DECISIONS,
     FEATURES_STALE,
+    WEIGHT_DECIMALS,
     Alert,
     Alternative,
+    Arm,
     Contribution,
     DecisionSource,
     FeatureReason,
-    Mark,
-    MemberContribution,
+    Members,
     MemberStatus,
     Reason,
     Score,
-    SegmentThresholds,
-    ShardMark,
     Source,
 )
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import AppliedOffsets
 
 # A dead letter carries the original up to this size; beyond it, its head, length and digest (the topic takes 10 MB).
 DEAD_LETTER_MAX_BYTES = 8_000_000
@@ -57,7 +57,7 @@ _Output = tuple[int, str, int, bytes | None, bytes, _Headers]
 
 
 class Publisher:
-    """Writes scores, contributions, alerts, summaries and dead letters to a `Sink`."""
+    """Writes scores, contributions, alerts, summaries, lineage and dead letters to a `Sink`."""
 
     def __init__(self, topics: Topics, checked: CheckedSpec, clock: Clock, *, looked_into: int = 0) -> None:
         """`looked_into` is the most alerts of one version in a micro-batch whose members are looked into."""
@@ -67,7 +67,6 @@ class Publisher:
         self._clock = clock
         self._summarisers: dict[str, Summariser] = {}
         self._encode = msgspec.json.Encoder().encode
-        self._status_patterns: dict[bytes, msgspec.Raw] = {}
 
     def publish(self, batch: MicroBatch, sink: Sink) -> None:
         """Hand every record that `batch` yields to `sink`, each on the partition number of its input."""
@@ -76,6 +75,9 @@ class Publisher:
         if batch.events is not None and len(batch.events.transactions):
             for _, topic, partition, key, value, headers in self._in_order(batch):
                 sink.produce(topic, partition, key, value, headers)
+            for record in lineage_of(batch, self._checked):
+                name = f"{batch.transactions.topic}-{record.partition}".encode()
+                sink.produce(self._topics.lineage, record.partition, name, record.value, record.headers)
         assert batch.decided is not None
         for version in range(batch.decided.lineup.deciding):
             for summary in self._summariser(batch.decided.lineup.versions[version]).summarise(batch, version):
@@ -91,112 +93,83 @@ class Publisher:
     def _in_order(self, batch: MicroBatch) -> Iterable[_Output]:
         """The records of every transaction, in the order of the transactions whoever decided them."""
         assert batch.decided is not None
-        if not batch.decided.arm.any():
-            return self._of_version(batch, 0, None)
         scored_at = self._clock.now_ms()
+        if not batch.decided.arm.any():
+            return self._of_version(_Part.of(batch, 0, None), scored_at)
         parts = [
-            self._of_version(batch, version, batch.decided.rows_of(version), scored_at)
+            self._of_version(_Part.of(batch, version, batch.decided.rows_of(version)), scored_at)
             for version in range(batch.decided.lineup.deciding)
         ]
         return sorted(chain.from_iterable(parts), key=itemgetter(0))
 
-    def _of_version(
-        self, batch: MicroBatch, version: int, chosen: NDArray[np.int64] | None, scored_at: int | None = None
-    ) -> Iterator[_Output]:
-        """The records of those transactions that a version decided: `chosen`, or all of them."""
-        events, enriched, decided = batch.events, batch.enriched, batch.decided
-        assert events is not None and enriched is not None and decided is not None
-        transactions, verdict, lineup = events.transactions, decided.verdicts[version], decided.lineup
-        scored, ensemble = verdict.scored, lineup.versions[version]
-        encode, topics, raw = self._encode, self._topics, batch.transactions
-        scores_topic, contributions_topic = topics.scores, topics.contributions
-        name, number, policy = ensemble.name, ensemble.version, ensemble.manifest.thresholds.policy_version
-        arm, link, names = ARMS[version], ensemble.manifest.link, ensemble.member_names
-        feature_hash, spec_hash = self._checked.feature_hash, self._checked.sha256
-        offset_of_control = lineup.control_offset
-        scored_at = self._clock.now_ms() if scored_at is None else scored_at
-        # Encoded once: every record of the batch carries the same vector.
-        marks: Any = msgspec.Raw(
-            encode([Mark(s.topic, s.partition, offset) for s, offset in sorted(enriched.applied.next_offset.items())])
-        )
-        marks_ahead: Any = msgspec.Raw(encode(_ahead(enriched.applied)))
-
-        def select(column: NDArray[Any]) -> NDArray[Any]:
-            return column if chosen is None else column[chosen]
-
-        inside = _inside(ensemble, enriched.matrix, verdict, chosen, self._looked_into)
-        places = select(np.arange(len(transactions))).tolist()
-        rows = select(transactions.row)
-        event_ids = transactions.event_id
-        status_of = self._statuses(select(enriched.status))
-        columns: Iterable[tuple[Any, ...]] = zip(
-            places,
-            rows.tolist(),
-            event_ids if chosen is None else [event_ids[place] for place in places],
-            select(transactions.event_time).tolist(),
-            select(transactions.value).tolist(),
-            select(verdict.decision).tolist(),
-            select(verdict.member_alerts).tolist(),
-            select(scored.score).tolist(),
-            select(scored.z).tolist(),
-            select(scored.base).tolist(),
-            select(scored.coverage).tolist(),
-            select(enriched.duplicate).tolist(),
-            _degraded(batch, scored, names, places, select),
-            select(scored.member_scores).tolist(),
-            select(scored.weights).tolist(),
-            select(scored.contributions).tolist(),
-            _member_statuses(scored, names, select),
-            _alternatives(decided, version, select),
-            *_ruled(decided, policy, self._checked.spec.policy.version, select),
-            select(enriched.matrix).tolist(),
-            status_of,
-            select(enriched.ages.partitions).tolist(),
-            select(enriched.ages.labels).tolist(),
-            raw.partition[rows].tolist(),
-            raw.offset[rows].tolist(),
-            strict=True,
-        )
+    def _of_version(self, part: _Part, scored_at: int) -> Iterator[_Output]:
+        """The records of those transactions that one version decided."""
+        ensemble, scored, topics, encode = part.ensemble, part.verdict.scored, self._topics, self._encode
+        scores_topic, contributions_topic, raw = topics.scores, topics.contributions, part.batch.transactions
+        name, number, arm, names = ensemble.name, ensemble.version, part.arm, ensemble.member_names
+        inside = _inside(ensemble, part, self._looked_into)
+        # The members' names are the same in every record: encoded once.
+        encoded_names: Any = msgspec.Raw(encode(names))
+        weights = _weights(scored, part, encode)
+        columns = zip(*self._columns(part), weights, strict=True)
         for (
-            place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, reasons,
-            member_scores, weights, contributions, status, alternatives, rule, listed, policy_version, thresholds,
-            features, feature_status, partitions_age, labels_age, partition, offset,
+            place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, degraded,
+            member_scores, contributions, status, alternatives, rule, listed, policy_version, partition, offset,
+            weight,
         ) in columns:  # fmt: skip
             key, headers = raw.key[row], raw.headers[row]
             decision = DECISIONS[code]
             source: DecisionSource = "list" if listed else "model" if score == score else "fallback"
             record = Score(
                 event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
-                coverage, duplicate, reasons, bits, value, rule,
+                coverage, duplicate, degraded, bits, value, rule,
             )  # fmt: skip
             yield place, scores_topic, partition, key, encode(record), headers
-            members = list(map(MemberContribution, names, member_scores, weights, contributions, status))
-            lineage = Contribution(
-                event_id, name, number, arm, link, base, z, score, members, alternatives, features, feature_status,
-                feature_hash, spec_hash, Source(raw.topic, partition, offset, place), marks, __version__,
-                None if partitions_age < 0 else partitions_age, None if labels_age < 0 else labels_age,
-                marks_ahead, offset_of_control, thresholds,
+            members = Members(encoded_names, member_scores, weight, contributions, status)
+            contribution = Contribution(
+                event_id, name, number, arm, base, z, score, members, Source(raw.topic, partition, offset),
+                alternatives, degraded,
             )  # fmt: skip
-            yield place, contributions_topic, partition, key, encode(lineage), headers
+            yield place, contributions_topic, partition, key, encode(contribution), headers
             if code:
                 alert = Alert(
                     event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
-                    coverage, duplicate, reasons, bits, value, rule,
+                    coverage, duplicate, degraded, bits, value, rule,
                     base=base, z=z, reasons=_reasons(names, member_scores, contributions, inside.get(place)),
                 )  # fmt: skip
                 yield place, topics.alerts, partition, key, encode(alert), headers
 
-    def _statuses(self, status: NDArray[np.int8]) -> list[Any]:
-        """Per row its statuses, encoded. Few patterns occur, so each is encoded once."""
-        width, packed, known = status.shape[1], status.tobytes(), self._status_patterns
-        out = []
-        for start in range(0, len(packed), width):
-            pattern = packed[start : start + width]
-            encoded = known.get(pattern)
-            if encoded is None:
-                encoded = known[pattern] = msgspec.Raw(self._encode(list(pattern)))
-            out.append(encoded)
-        return out
+    def _columns(self, part: _Part) -> list[Iterable[Any]]:
+        """What `_of_version` takes for each transaction, in its order."""
+        batch, decided, select, scored = part.batch, part.decided, part.select, part.verdict.scored
+        events, enriched = batch.events, batch.enriched
+        assert events is not None and enriched is not None
+        transactions, raw = events.transactions, batch.transactions
+        names, rows = part.ensemble.member_names, select(transactions.row)
+        event_ids = transactions.event_id
+        own = part.ensemble.manifest.thresholds.policy_version
+        return [
+            part.places,
+            rows.tolist(),
+            event_ids if part.chosen is None else [event_ids[place] for place in part.places],
+            select(transactions.event_time).tolist(),
+            select(transactions.value).tolist(),
+            select(part.verdict.decision).tolist(),
+            select(part.verdict.member_alerts).tolist(),
+            select(scored.score).tolist(),
+            select(scored.z).tolist(),
+            select(scored.base).tolist(),
+            select(scored.coverage).tolist(),
+            select(enriched.duplicate).tolist(),
+            _degraded(batch, scored, names, part.places, select),
+            select(scored.member_scores).tolist(),
+            np.round(select(scored.contributions), CONTRIBUTION_DECIMALS).tolist(),
+            _member_statuses(scored, names, select),
+            _alternatives(decided, part.version, select),
+            *_ruled(decided, own, self._checked.spec.policy.version, select),
+            raw.partition[rows].tolist(),
+            raw.offset[rows].tolist(),
+        ]
 
     def _dead_letter(self, letter: DeadLetter, sink: Sink) -> None:
         records, row, error = letter.records, letter.row, letter.error
@@ -221,6 +194,45 @@ class Publisher:
         sink.produce(self._topics.dead_letters, partition, records.key[row], value, headers)
 
 
+@dataclass(slots=True)
+class _Part:
+    """The transactions of a micro-batch that one version decided: `chosen` of them, or all (None)."""
+
+    batch: MicroBatch
+    decided: BatchDecisions
+    version: int
+    ensemble: Ensemble
+    verdict: VersionResult
+    chosen: NDArray[np.int64] | None
+    places: list[int]
+
+    @classmethod
+    def of(cls, batch: MicroBatch, version: int, chosen: NDArray[np.int64] | None) -> _Part:
+        """The part of `batch` that `version`, an index into the lineup, decided."""
+        events, decided = batch.events, batch.decided
+        assert events is not None and decided is not None
+        places = list(range(len(events.transactions))) if chosen is None else chosen.tolist()
+        return cls(batch, decided, version, decided.lineup.versions[version], decided.verdicts[version], chosen, places)
+
+    @property
+    def arm(self) -> Arm:
+        """The arm of the version."""
+        return ARMS[self.version]
+
+    def select(self, column: NDArray[Any]) -> NDArray[Any]:
+        """The rows of `column` that belong to the part."""
+        return column if self.chosen is None else column[self.chosen]
+
+
+def _weights(scored: Scored, part: _Part, encode: Callable[[Any], bytes]) -> Iterable[Any]:
+    """Per transaction its members' weights, rounded; where all rows have the same, they are encoded once."""
+    weights = np.round(part.select(scored.weights), WEIGHT_DECIMALS)
+    if len(weights) and (weights == weights[0]).all():
+        return repeat(msgspec.Raw(encode(weights[0].tolist())), len(weights))
+    rows: list[list[float]] = weights.tolist()
+    return rows
+
+
 def _degraded(
     batch: MicroBatch,
     scored: Scored,
@@ -243,28 +255,28 @@ def _degraded(
 def _member_statuses(
     scored: Scored, names: list[str], select: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> Iterable[list[MemberStatus]]:
+    """Per transaction its members' statuses; empty where all are ok."""
     if not scored.failures:
-        return [["ok"] * len(names)] * len(select(scored.score))
+        return [[]] * len(select(scored.score))
     gone: list[MemberStatus] = ["disabled" if scored.failures.get(name) == DISABLED else "missing" for name in names]
     return [
-        [absent if nan else "ok" for absent, nan in zip(gone, row, strict=True)]
+        [absent if nan else "ok" for absent, nan in zip(gone, row, strict=True)] if any(row) else []
         for row in np.isnan(select(scored.member_scores)).tolist()
     ]
 
 
 def _ruled(
     decided: BatchDecisions, own: str, version: str, select: Callable[[NDArray[Any]], NDArray[Any]]
-) -> tuple[Iterable[str | None], Iterable[bool], Iterable[str], Iterable[SegmentThresholds | None]]:
-    """Per transaction: the rule it falls under, whether a list decided it, the policy's version, its own thresholds."""
+) -> tuple[Iterable[str | None], Iterable[bool], Iterable[str]]:
+    """Per transaction: the rule it falls under, whether a list decided it, and the policy's version."""
     rules, n = decided.rules, len(select(decided.arm))
     if rules is None:
-        return [None] * n, [False] * n, [own] * n, [None] * n
-    rule, review, block = select(rules.rule).tolist(), select(rules.review).tolist(), select(rules.block).tolist()
+        return [None] * n, [False] * n, [own] * n
+    rule = select(rules.rule).tolist()
     return (
         [None if index < 0 else rules.names[index] for index in rule],
         (select(rules.listed) >= 0).tolist(),
         [own if index < 0 else version for index in rule],
-        [None if low != low else SegmentThresholds(low, high) for low, high in zip(review, block, strict=True)],
     )
 
 
@@ -289,16 +301,12 @@ def _alternatives(
     return list(map(list, zip(*columns, strict=True)))
 
 
-def _inside(
-    ensemble: Ensemble,
-    matrix: NDArray[np.float64],
-    verdict: VersionResult,
-    chosen: NDArray[np.int64] | None,
-    most: int,
-) -> dict[int, list[list[FeatureReason]]]:
+def _inside(ensemble: Ensemble, part: _Part, most: int) -> dict[int, list[list[FeatureReason]]]:
     """By place, of the `most` alerts with the highest scores, each member's strongest inputs."""
     if ensemble.insight is None or most == 0:
         return {}
+    assert part.batch.enriched is not None
+    matrix, verdict, chosen = part.batch.enriched.matrix, part.verdict, part.chosen
     alerts = np.flatnonzero(verdict.decision > 0) if chosen is None else chosen[verdict.decision[chosen] > 0]
     rows = alerts[np.argsort(-np.nan_to_num(verdict.scored.score[alerts]), kind="stable")[:most]]
     if not len(rows):
@@ -335,14 +343,4 @@ def _reasons(
         )
         for m in strongest
         if scores[m] == scores[m]
-    ]
-
-
-def _ahead(marks: AppliedOffsets) -> list[ShardMark]:
-    """Where a shard saw more than all of them did."""
-    return [
-        ShardMark(shard, source.topic, source.partition, offset)
-        for shard, mine in enumerate(marks.by_shard)
-        for source, offset in sorted(mine.next_offset.items())
-        if offset > marks.next_offset[source]
     ]

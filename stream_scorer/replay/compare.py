@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -12,11 +12,17 @@ from stream_scorer.errors import UsageError
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import Contribution, Record, Score
+from stream_scorer.records import Contribution, LineageRow, Record, Score
+from stream_scorer.replay.recorded import recorded
 from stream_scorer.serde.canonical import canonical, first_difference
 
-# One transaction as it was served: its offset in the input, its score and its contribution.
-ServedRecord = tuple[int, bytes, bytes]
+
+class ServedRecord(NamedTuple):
+    """One transaction as it was served."""
+
+    score: Score
+    contribution: Contribution
+    lineage: LineageRow
 
 
 class Difference(Record, frozen=True):
@@ -51,28 +57,23 @@ class Comparison:
         self._ahead: dict[int, ServedRecord | None] = {}
         self._names = feature_names
         self._topic = topic
-        self._score = msgspec.json.Decoder(Score).decode
-        self._contribution = msgspec.json.Decoder(Contribution).decode
         self._begun: set[int] = set()
         self.compared = self.different = 0
         self.first: Difference | None = None
 
-    def check(self, partition: int, offset: int, score: bytes, contribution: bytes) -> None:
-        """Compare one replayed pair with what was served of the same input record."""
-        found = self._served_at(partition, offset)
-        if found is None:
-            self._note(partition, offset, self._score(score).event_id, "the record", "nothing", "a score")
+    def check(self, replayed: ServedRecord) -> None:
+        """Compare one replayed transaction with what was served of the same input record."""
+        at, event_id = replayed.lineage.source, replayed.score.event_id
+        served = self._served_at(at.partition, at.offset)
+        if served is None:
+            self._note(at.partition, at.offset, event_id, "the record", "nothing", "a score")
             return
         self.compared += 1
-        pairs: list[tuple[str, Record, Record]] = [
-            ("scores", self._score(found[1]), self._score(score)),
-            ("contributions", self._contribution(found[2]), self._contribution(contribution)),
-        ]
-        for topic, live, replayed in pairs:
-            if canonical(live) != canonical(replayed):
-                path, left, right = first_difference(live, replayed) or ("(bytes)", "", "")
-                event_id = self._score(score).event_id
-                self._note(partition, offset, event_id, f"{topic}.{self._named(path)}", _json(left), _json(right))
+        for topic, live, again in zip(("scores", "contributions", "lineage"), served, replayed, strict=True):
+            if canonical(live) != canonical(again):
+                path, left, right = first_difference(live, again) or ("(bytes)", "", "")
+                field = f"{topic}.{self._named(path)}"
+                self._note(at.partition, at.offset, event_id, field, _json(left), _json(right))
                 return
 
     def close(self) -> None:
@@ -86,14 +87,14 @@ class Comparison:
         if partition not in self._live:
             self._live[partition] = self._open(partition)
             self._ahead[partition] = next(self._live[partition], None)
-        while (ahead := self._ahead[partition]) is not None and ahead[0] < offset:
+        while (ahead := self._ahead[partition]) is not None and ahead.lineage.source.offset < offset:
             # Before the first replayed record lies what was served before the range; after it, something is missing.
             if partition in self._begun:
-                event_id = self._score(ahead[1]).event_id
-                self._note(partition, ahead[0], event_id, "the record", "a score", "nothing")
+                at = ahead.lineage.source.offset
+                self._note(partition, at, ahead.score.event_id, "the record", "a score", "nothing")
             self._ahead[partition] = next(self._live[partition], None)
         self._begun.add(partition)
-        if ahead is None or ahead[0] != offset:
+        if ahead is None or ahead.lineage.source.offset != offset:
             return None
         self._ahead[partition] = next(self._live[partition], None)
         return ahead
@@ -113,37 +114,26 @@ class Comparison:
 
 def served_records(reader: RangeReader, topics: Topics) -> Callable[[int], Iterator[ServedRecord]]:
     """What the live scorer published, by partition: scores and contributions stand in the same order on theirs."""
-    scores, contributions = reader.bounds(topics.scores), reader.bounds(topics.contributions)
-    decode = msgspec.json.Decoder(_SourceOnly).decode
-    event = msgspec.json.Decoder(_EventOnly).decode
+    decode = msgspec.json.Decoder(Score).decode
 
     def of(partition: int) -> Iterator[ServedRecord]:
-        values = []
-        for topic, bounds in ((topics.scores, scores), (topics.contributions, contributions)):
-            source = SourcePartition(topic, partition)
-            low, high = bounds.get(source, (0, 0))
-            values.append(_values(reader, source, low, high))
-        for score, contribution in itertools.zip_longest(*values):
-            if score is None or contribution is None or event(score).event_id != event(contribution).event_id:
+        source = SourcePartition(topics.scores, partition)
+        scores = _values(reader, source, *reader.bounds(topics.scores).get(source, (0, 0)))
+        for value, found in itertools.zip_longest(scores, recorded(reader, topics, partition)):
+            score = None if value is None else decode(value)
+            if score is None or found is None or score.event_id != found.contribution.event_id:
                 raise UsageError(
                     f"{topics.scores} and {topics.contributions} do not hold the same records in partition {partition}",
                     hint="Retention may have shortened one of them: compare on topics that still hold everything.",
                 )
-            yield decode(contribution).source.offset, score, contribution
+            if found.lineage is None:
+                raise UsageError(
+                    f"{topics.lineage} does not hold event {score.event_id!r} of partition {partition}",
+                    hint="Retention may have shortened it: compare on topics that still hold everything.",
+                )
+            yield ServedRecord(score, found.contribution, found.lineage)
 
     return of
-
-
-class _Offset(msgspec.Struct):
-    offset: int
-
-
-class _SourceOnly(msgspec.Struct):
-    source: _Offset
-
-
-class _EventOnly(msgspec.Struct):
-    event_id: str
 
 
 def _values(reader: RangeReader, source: SourcePartition, low: int, high: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""One published score explained from its record: the members, and the inputs inside them."""
+"""One published score explained from its contribution and its lineage: the members, and the inputs inside them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 from stream_scorer.ensemble.attribution import Explainer, strongest
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import UsageError
-from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Contribution, Record, Score
+from stream_scorer.records import Contribution, LineageRow, Record, Score
+from stream_scorer.replay.recorded import Recorded, TimedRanges, find_lineage
+from stream_scorer.serde.fat_contribution import decode_contribution
 
 STATUSES = ("fresh", "stale", "missing", "default")
 
@@ -46,10 +47,11 @@ class MemberPart(Record, frozen=True):
 
 
 class Explanation(Record, frozen=True):
-    """A score with its lineage and its members' parts, the strongest first; not `same` if one scores otherwise now."""
+    """A score with its records and its members' parts, the strongest first; not `same` if one scores otherwise now."""
 
     score: Score
-    lineage: Contribution
+    contribution: Contribution
+    lineage: LineageRow
     review: float
     block: float
     members: list[MemberPart]
@@ -58,19 +60,18 @@ class Explanation(Record, frozen=True):
 
 
 def find_event(
-    reader: RangeReader, topics: Topics, event_id: str, on_progress: Callable[[int], None] | None = None
-) -> tuple[Score, Contribution, int]:
-    """The score of `event_id`, its lineage, and how many scores bear that id; the first one counts.
+    reader: TimedRanges, topics: Topics, event_id: str, on_progress: Callable[[int], None] | None = None
+) -> tuple[Score, Contribution, LineageRow, int]:
+    """The score of `event_id`, its contribution and lineage, and how many scores bear that id; the first one counts.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or its lineage is gone.
     """
     decode_score = msgspec.json.Decoder(Score).decode
-    decode_lineage = msgspec.json.Decoder(Contribution).decode
     # A record that does not hold the id's bytes is not worth decoding.
     wanted, done = msgspec.json.encode(event_id), 0
     scores: list[Score] = []
-    lineages: list[Contribution] = []
+    contributions: list[Recorded] = []
     for topic in (topics.scores, topics.contributions):
         for source, (low, high) in sorted(reader.bounds(topic).items()):
             for chunk in reader.read(source, low, high):
@@ -80,22 +81,39 @@ def find_event(
                     if topic == topics.scores:
                         scores += [s for s in [decode_score(value)] if s.event_id == event_id]
                     else:
-                        lineages += [c for c in [decode_lineage(value)] if c.event_id == event_id]
+                        found = Recorded(*decode_contribution(value))
+                        contributions += [found] if found.contribution.event_id == event_id else []
                 done += len(chunk)
                 if on_progress is not None:
                     on_progress(done)
-    if not scores or not lineages:
+    if not scores or not contributions:
         raise UsageError(
             f"no score of event {event_id!r} on {topics.scores} and {topics.contributions}",
             hint="Is the id right, and the topic prefix? A bad record is on the dead-letter topic: dlq list.",
         )
     first = min(scores, key=lambda s: s.scored_at)
-    same = [c for c in lineages if (c.version, c.score) == (first.version, first.score)]
-    return first, (same or lineages)[0], len(scores)
+    same = [c for c in contributions if (c.contribution.version, c.contribution.score) == (first.version, first.score)]
+    contribution, lineage = (same or contributions)[0]
+    if lineage is None:
+        at = contribution.source
+        lineage = find_lineage(reader, topics, at.partition, at.offset, event_id, first.scored_at)
+    if lineage is None:
+        raise UsageError(
+            f"no lineage of event {event_id!r} ({at.topic}[{at.partition}]@{at.offset}) on {topics.lineage}",
+            hint="Retention may have removed it: keep that topic as long as scores are to be explained.",
+        )
+    return first, contribution, lineage, len(scores)
 
 
 def explain(
-    score: Score, lineage: Contribution, copies: int, ensemble: Ensemble, folder: Path, tolerance: float, features: int
+    score: Score,
+    contribution: Contribution,
+    lineage: LineageRow,
+    copies: int,
+    ensemble: Ensemble,
+    folder: Path,
+    tolerance: float,
+    features: int,
 ) -> Explanation:
     """Explain by `ensemble`, whose files are in `folder`; at most `features` inputs a member.
 
@@ -103,13 +121,13 @@ def explain(
         UsageError: the record is not of this ensemble.
     """
     manifest = ensemble.manifest
-    if len(lineage.features) != len(manifest.features) or [m.name for m in lineage.members] != ensemble.member_names:
+    if len(lineage.features) != len(manifest.features) or contribution.members.name != ensemble.member_names:
         raise UsageError(f"event {score.event_id} was not scored by {ensemble.name} {ensemble.version}")
     row = np.array([lineage.features], dtype=np.float64)
     again, insight = ensemble.score(row).member_scores[0], Explainer(folder, manifest)
     column = {name: place for place, name in enumerate(manifest.features)}
     parts, same = [], True
-    for place, told in enumerate(lineage.members):
+    for place, told in enumerate(contribution.members.rows()):
         found, margin = (values[0] for values in insight.look(place, row))
         base, value = float(margin - found.sum()), float(again[place])
         if told.score is not None and not abs(told.score - value) <= tolerance:
@@ -137,4 +155,4 @@ def explain(
         )
     parts.sort(key=lambda part: -abs(part.contribution))
     own = lineage.thresholds or manifest.thresholds
-    return Explanation(score, lineage, own.review, own.block, parts, copies, same)
+    return Explanation(score, contribution, lineage, own.review, own.block, parts, copies, same)

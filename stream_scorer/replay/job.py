@@ -12,9 +12,9 @@ from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.quality import require_sklearn
-from stream_scorer.records import Contribution, Score
-from stream_scorer.replay.compare import Comparison
-from stream_scorer.replay.output import contributions_file, scores_file
+from stream_scorer.records import Contribution, LineageRow, Score
+from stream_scorer.replay.compare import Comparison, ServedRecord
+from stream_scorer.replay.output import contributions_file, lineage_file, scores_file, whole
 from stream_scorer.replay.quality import judge
 from stream_scorer.replay.report import ReplayReport
 from stream_scorer.replay.run import OnProgress, Replay
@@ -34,7 +34,7 @@ def replay(
     comparison: Comparison | None = None,
     on_progress: OnProgress | None = None,
 ) -> ReplayReport:
-    """Replay `source` into ``out/scores.parquet`` and ``out/contributions.parquet``, which are replaced.
+    """Replay `source` into ``scores``, ``contributions`` and ``lineage.parquet`` in `out`, which are replaced.
 
     Raises:
         SettingsError: a package of the extra `replay` is missing.
@@ -45,20 +45,24 @@ def replay(
     require_sklearn("replay")
     digest = hashlib.sha256()
     decode_score, decode_contribution = msgspec.json.Decoder(Score).decode, msgspec.json.Decoder(Contribution).decode
+    encode = msgspec.json.Encoder().encode
     started = clock.monotonic()
     with ExitStack() as stack:
         scores = stack.enter_context(scores_file(out))
         contributions = stack.enter_context(contributions_file(out))
+        lineage = stack.enter_context(lineage_file(out))
         if comparison is not None:
             stack.callback(comparison.close)
 
-        def emit(partition: int, offset: int, score: bytes, contribution: bytes) -> None:
+        def emit(score: bytes, contribution: bytes, row: LineageRow) -> None:
             scores.add(score)
-            contributions.add(contribution)
-            digest.update(canonical(decode_score(score)))
-            digest.update(canonical(decode_contribution(contribution)))
+            lineage.add(encode(row))
+            replayed = ServedRecord(decode_score(score), decode_contribution(contribution), row)
+            contributions.add(whole(replayed.contribution))
+            for record in replayed:
+                digest.update(canonical(record))
             if comparison is not None:
-                comparison.check(partition, offset, score, contribution)
+                comparison.check(replayed)
 
         run = Replay(checked, ensemble, topics, clock, start=source.start, emit=emit)
         totals = run.run(source.pieces, on_progress)

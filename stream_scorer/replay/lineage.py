@@ -1,8 +1,8 @@
-"""What a replayed record says of the input it saw: place in the batch, and marks.
+"""The lineage of a replayed score: place in the batch, and applied offsets.
 
-A live scorer's `marks` and `place` tell how records happened to be batched. A replay states them so that they do not
-depend on its own batches: as if every transaction had been scored alone, after exactly what comes before it, or, as
-served, for the micro-batch that the live scorer had.
+A live scorer's `applied_offsets` and `place` follow from how records happened to be batched. A replay states them so
+that they do not depend on its own batches: as if every transaction had been scored alone, after exactly what comes
+before it, or, as served, for the micro-batch that the live scorer had.
 """
 
 from __future__ import annotations
@@ -13,31 +13,28 @@ import msgspec
 import numpy as np
 
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import Contribution, Mark, Source
+from stream_scorer.records import AppliedOffset, LineageRow
 from stream_scorer.replay.order import I64
 from stream_scorer.replay.pieces import Piece
 
-_decode = msgspec.json.Decoder(Contribution).decode
-_encode = msgspec.json.Encoder().encode
-
 
 class Lineage:
-    """Follows the pieces and restates the contributions of each."""
+    """Follows the pieces and states place and applied offsets of their transactions."""
 
     def __init__(self, start: dict[SourcePartition, int]) -> None:
         self._sources = sorted(start)
         self._index = {source: i for i, source in enumerate(self._sources)}
-        self._marks = [Mark(s.topic, s.partition, start[s]) for s in self._sources]
-        self._batch_marks: list[Mark] = []
+        self._applied = [AppliedOffset(s.topic, s.partition, start[s]) for s in self._sources]
+        self._batch_applied: list[AppliedOffset] = []
         self._place = 0
 
-    def follow(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[Mark]]]:
-        """Place and marks of the transactions of `piece` at the rows `decoded`; exhaust it before the next piece."""
+    def follow(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[AppliedOffset]]]:
+        """Place and applied offsets of the rows `decoded` of `piece`; exhaust it before the next piece."""
         if piece.batch_start is None:
             return self._each_alone(piece, decoded)
         return self._as_served(piece, decoded)
 
-    def _each_alone(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[Mark]]]:
+    def _each_alone(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[AppliedOffset]]]:
         wanted = np.zeros(len(piece.transactions), dtype=np.bool_)
         wanted[decoded] = piece.scoring
         labels = list(zip(piece.before.tolist(), piece.labels.partition.tolist(), piece.labels.offset.tolist(),
@@ -51,26 +48,26 @@ class Lineage:
                 self._move(piece.labels.topic, labels[at][1], labels[at][2] + 1)
                 at += 1
             if is_wanted:
-                yield 0, list(self._marks)
+                yield 0, list(self._applied)
             self._move(piece.transactions.topic, partition, offset + 1)
         for _, partition, offset in labels[at:]:
             self._move(piece.labels.topic, partition, offset + 1)
 
-    def _as_served(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[Mark]]]:
-        if piece.batch_start and piece.served_marks is not None:
-            self._batch_marks = [Mark(s.topic, s.partition, o) for s, o in sorted(piece.served_marks.items())]
+    def _as_served(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[AppliedOffset]]]:
+        if piece.batch_start and piece.served_offsets is not None:
+            self._batch_applied = [
+                AppliedOffset(s.topic, s.partition, o) for s, o in sorted(piece.served_offsets.items())
+            ]
             self._place = 0
         if piece.scoring:
             for _ in range(len(decoded)):
-                yield self._place, self._batch_marks
+                yield self._place, self._batch_applied
                 self._place += 1
 
     def _move(self, topic: str, partition: int, next_offset: int) -> None:
-        self._marks[self._index[SourcePartition(topic, partition)]] = Mark(topic, partition, next_offset)
+        self._applied[self._index[SourcePartition(topic, partition)]] = AppliedOffset(topic, partition, next_offset)
 
 
-def restate(value: bytes, place: int, marks: list[Mark]) -> bytes:
-    """The contribution in `value` with another place and other marks."""
-    record = _decode(value)
-    source = Source(record.source.topic, record.source.partition, record.source.offset, place)
-    return _encode(msgspec.structs.replace(record, source=source, marks=marks))
+def restate(row: LineageRow, place: int, applied: list[AppliedOffset]) -> LineageRow:
+    """`row` with another place and other applied offsets."""
+    return msgspec.structs.replace(row, place=place, applied_offsets=applied)

@@ -1,4 +1,4 @@
-"""What a replay writes: `scores.parquet` and `contributions.parquet`, columns as the records' fields."""
+"""What a replay writes: `scores`, `contributions` and `lineage` as Parquet files, columns as the records' fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 from stream_scorer.errors import UsageError
 from stream_scorer.parquet import import_pyarrow
-from stream_scorer.records import Contribution, Record, Score
+from stream_scorer.records import Contribution, LineageRow, Record, Score
 
 # Rows kept back for one write: a row group large enough to compress, small enough (about 30 MB of JSON) to hold.
 ROW_GROUP = 16_384
@@ -71,9 +71,20 @@ def scores_file(folder: Path) -> RecordFile:
     return RecordFile(folder / "scores.parquet", Score)
 
 
+def whole(contribution: Contribution) -> bytes:
+    """`contribution` as JSON with every field, also those that the topic leaves out when they are empty."""
+    fields = msgspec.structs.asdict(contribution)
+    return msgspec.json.encode(fields | {"members": msgspec.structs.asdict(contribution.members)})
+
+
 def contributions_file(folder: Path) -> RecordFile:
     """``contributions.parquet`` in `folder`."""
     return RecordFile(folder / "contributions.parquet", Contribution)
+
+
+def lineage_file(folder: Path) -> RecordFile:
+    """``lineage.parquet`` in `folder`: one row for each transaction."""
+    return RecordFile(folder / "lineage.parquet", LineageRow)
 
 
 def _fields(pa: Any, kind: type[msgspec.Struct]) -> list[Any]:

@@ -26,7 +26,7 @@ class Piece:
         scoring: whether scores come of it; otherwise its records only bring features.
         batch_start: whether it begins a micro-batch as it was served (True), goes on with one (False), or was not cut
             by what was served: then each transaction states its own place in the log (None).
-        served_marks: what the micro-batch that it begins saw, as the live scorer recorded it.
+        served_offsets: what the micro-batch that it begins saw, as the live scorer recorded it.
     """
 
     transactions: RawRecords
@@ -34,7 +34,7 @@ class Piece:
     before: I64
     scoring: bool
     batch_start: bool | None = None
-    served_marks: dict[SourcePartition, int] | None = None
+    served_offsets: dict[SourcePartition, int] | None = None
 
     def __len__(self) -> int:
         return len(self.transactions) + len(self.labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,16 @@ from stream_scorer.pipeline.enrich import EnrichInProcess
 from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.records import DECISIONS
+from stream_scorer.records import DECISIONS, AppliedOffset, LineageRow
 from stream_scorer.replay.lineage import Lineage, restate
 from stream_scorer.replay.pieces import Piece, Positions
 from stream_scorer.replay.quality import ScoredRows
+from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MemoryRowStore
 
-# Given every score of the replay: input partition and offset, the score's and the contribution's bytes.
-Emit = Callable[[int, int, bytes, bytes], None]
+# Given every score of the replay: the score's and the contribution's bytes, and the row of lineage.
+Emit = Callable[[bytes, bytes, LineageRow], None]
 # Told how many records have gone by.
 OnProgress = Callable[[int], None]
 
@@ -48,29 +49,40 @@ class Totals:
 
 
 class _Outputs:
-    """A `Sink` that pairs each score with its contribution; other outputs of a live scorer are not kept."""
+    """A `Sink` that joins each score with its contribution and lineage; other outputs of a scorer are not kept."""
 
     def __init__(self, topics: Topics, emit: Emit) -> None:
-        self._scores, self._contributions = topics.scores, topics.contributions
+        self._topics = topics.scores, topics.contributions, topics.lineage
         self._emit = emit
-        self._score = b""
-        self.told: Any = iter(())
-        self.offsets: Any = iter(())
+        self._scores: list[bytes] = []
+        self._contributions: list[bytes] = []
+        self._rows: list[LineageRow] = []
 
     def produce(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = None) -> None:
         """See `Sink.produce`."""
-        if topic == self._scores:
-            self._score = value or b""
-        elif topic == self._contributions:
-            place, marks = next(self.told)
-            self._emit(partition, next(self.offsets), self._score, restate(value or b"", place, marks))
+        scores, contributions, lineage = self._topics
+        if topic == scores:
+            self._scores.append(value or b"")
+        elif topic == contributions:
+            self._contributions.append(value or b"")
+        elif topic == lineage:
+            self._rows += LineageBatch(value or b"").rows()
+
+    def finish(self, stated: Iterator[tuple[int, list[AppliedOffset]]]) -> None:
+        """Emit the scores of one batch with the places and applied offsets `stated` for them."""
+        rows = sorted(self._rows, key=lambda row: row.place)
+        for score, contribution, row, (place, applied) in zip(
+            self._scores, self._contributions, rows, stated, strict=True
+        ):
+            self._emit(score, contribution, restate(row, place, applied))
+        self._scores, self._contributions, self._rows = [], [], []
 
 
 class Replay:
     """Runs pieces through the stages.
 
     Args:
-        start: where reading begins on every input partition; the marks of records count from there.
+        start: where reading begins on every input partition; applied offsets count from there.
         emit: takes every score.
     """
 
@@ -104,7 +116,7 @@ class Replay:
         for piece in pieces:
             if len(piece):
                 self._pass(piece)
-            elif piece.batch_start:  # a served micro-batch without a record left still moves the marks
+            elif piece.batch_start:  # a served micro-batch without a record left still moves the applied offsets
                 self._exhaust(piece, np.zeros(0, dtype=np.int64))
             if on_progress is not None:
                 on_progress(self.totals.transactions + self.totals.labels)
@@ -122,12 +134,8 @@ class Replay:
         rows = batch.events.transactions.row
         if piece.scoring:
             self._score.process(batch)
-            self._outputs.told = self._lineage.follow(piece, rows)
-            self._outputs.offsets = iter(piece.transactions.offset[rows].tolist())
             self._publisher.publish(batch, self._outputs)
-            # What the last score left of it: labels and bad records behind it move the marks too.
-            for _ in self._outputs.told:
-                raise AssertionError("a score was not published")
+            self._outputs.finish(self._lineage.follow(piece, rows))
             self._keep(batch)
         else:
             self._exhaust(piece, rows)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,13 +23,14 @@ from stream_scorer.pipeline.decode import Decode
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import MISSING, Record
 from stream_scorer.replay.pieces import Piece, Positions
+from stream_scorer.replay.recorded import stored_lineage
 from stream_scorer.replay.run import OnProgress
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MemoryRowStore
 
 F64 = NDArray[np.float64]
 # One score as it was served: its offset in the input, and the features and their status.
-ServedFeatures = tuple[int, list[float | None], list[int]]
+ServedFeatures = tuple[int, F64, NDArray[np.int8]]
 
 
 class FeatureSkew(Record, frozen=True):
@@ -107,34 +107,18 @@ def served_features(
     Raises (while reading):
         UsageError: a record was made with other features.
     """
-    bounds = reader.bounds(topics.contributions)
-    decode = msgspec.json.Decoder(_Served).decode
 
     def of(partition: int) -> Iterator[ServedFeatures]:
-        source = SourcePartition(topics.contributions, partition)
-        for chunk in reader.read(source, *bounds.get(source, (0, 0))):
-            for value in chunk.value:
-                record = decode(value or b"")
-                if record.feature_hash != feature_hash:
-                    raise UsageError(
-                        f"event {record.event_id} was scored with other features than the spec has now",
-                        hint="Give the spec of that time, or a period in which this one served.",
-                    )
-                yield record.source.offset, record.features, record.feature_status
+        for stored in stored_lineage(reader, topics, partition):
+            record = stored.decode()
+            if record.header.feature_hash != feature_hash:
+                raise UsageError(
+                    f"event {record.event_id[0]} was scored with other features than the spec has now",
+                    hint="Give the spec of that time, or a period in which this one served.",
+                )
+            yield from zip(record.offset.tolist(), record.features, record.status, strict=True)
 
     return of
-
-
-class _Offset(msgspec.Struct):
-    offset: int
-
-
-class _Served(msgspec.Struct):
-    event_id: str
-    source: _Offset
-    features: list[float | None]
-    feature_status: list[int]
-    feature_hash: str
 
 
 class _Cursor:
@@ -152,7 +136,7 @@ class _Cursor:
             while self._ahead is not None and self._ahead[0] < offset:
                 self._ahead = next(self._served, None)
             if self._ahead is not None and self._ahead[0] == offset:
-                values[row] = [np.nan if value is None else value for value in self._ahead[1]]
+                values[row] = self._ahead[1]
                 status[row] = self._ahead[2]
         return values, status
 

@@ -47,7 +47,7 @@ def from_topics(
 
 def as_served(reader: RangeReader, topics: Topics, checked: CheckedSpec, most: int) -> ReplayInput:
     """Everything a live scorer served of one partition, in its micro-batches. Raises `UsageError`."""
-    served = read_served(reader, topics.contributions, topics.transactions)
+    served = read_served(reader, topics)
     bounds = reader.bounds(topics.transactions)
     bounds[served.source] = (bounds[served.source][0], served.batches[-1].stop)
     streams, start, total = _streams(reader, topics, checked, bounds)

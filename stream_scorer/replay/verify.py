@@ -1,4 +1,4 @@
-"""Verify: published scores computed again from what their records say, with the members that they name.
+"""Verify: published scores computed again from their lineage, with the members that it names.
 
 Features are taken as recorded (whether they were right, `features skew` and `features check` tell). Everything that
 follows from them is computed again by the ensemble of the recorded version: members, weights, contributions, base, z,
@@ -9,9 +9,9 @@ record can tell.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import chain, islice, zip_longest
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, dropwhile, islice, zip_longest
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,10 +20,18 @@ from numpy.typing import NDArray
 from stream_scorer.ensemble.combine import decide
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.errors import UsageError
-from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import DECISIONS, Contribution, Record, Score
+from stream_scorer.records import (
+    CONTRIBUTION_DECIMALS,
+    DECISIONS,
+    WEIGHT_DECIMALS,
+    Contribution,
+    LineageRow,
+    Record,
+    Score,
+)
+from stream_scorer.replay.recorded import Recorded, TopicRanges, recorded
 
 _EXAMPLES = 10
 _BATCH = 4_096
@@ -37,6 +45,12 @@ class VerifyReport(Record, frozen=True):
     different: int
     by_what: dict[str, int]
     examples: list[str]
+
+
+class _Served(NamedTuple):
+    score: Score
+    contribution: Contribution
+    lineage: LineageRow
 
 
 class Verifier:
@@ -55,15 +69,19 @@ class Verifier:
         self._different = 0
         self._examples: list[str] = []
 
-    def add(self, scores: list[Score], lineages: list[Contribution]) -> None:
-        """Compute again and compare; `scores` and `lineages` (n each) belong together."""
-        groups: dict[tuple[str, str], list[int]] = {}
-        for row, lineage in enumerate(lineages):
-            groups.setdefault((lineage.ensemble, lineage.version), []).append(row)
+    def add(self, scores: list[Score], found: list[Recorded]) -> None:
+        """Compute again and compare; `scores` and what is recorded of them (n each) belong together."""
+        groups: dict[tuple[str, str], list[_Served]] = {}
+        for score, (contribution, lineage) in zip(scores, found, strict=True):
+            name = f"{contribution.ensemble} {contribution.version}"
+            self._versions[name] += 1
+            if lineage is None:
+                self._note(np.array([True]), "no lineage", [score])
+                continue
+            served = _Served(score, contribution, lineage)
+            groups.setdefault((contribution.ensemble, contribution.version), []).append(served)
         for (name, version), rows in groups.items():
-            self._versions[f"{name} {version}"] += len(rows)
-            ensemble = self._ensemble_of(name, version)
-            self._compare(ensemble, [scores[row] for row in rows], [lineages[row] for row in rows])
+            self._compare(self._ensemble_of(name, version), rows)
 
     def report(self) -> VerifyReport:
         """What was found."""
@@ -71,46 +89,40 @@ class Verifier:
             self._versions.total(), dict(self._versions), self._different, dict(self._what), self._examples
         )
 
-    def _compare(self, ensemble: Ensemble, scores: list[Score], lineages: list[Contribution]) -> None:
-        fits = [
-            lineage.feature_hash == ensemble.manifest.feature_hash
-            and lineage.link == ensemble.manifest.link
-            and len(lineage.features) == len(ensemble.feature_names)
-            and [member.name for member in lineage.members] == ensemble.member_names
-            for lineage in lineages
-        ]
-        self._note(~np.array(fits), "features, link or members", scores)
-        scores = [score for score, fit in zip(scores, fits, strict=True) if fit]
-        lineages = [lineage for lineage, fit in zip(lineages, fits, strict=True) if fit]
-        if not scores:
+    def _compare(self, ensemble: Ensemble, served: list[_Served]) -> None:
+        fits = np.array([_fits(ensemble, row) for row in served])
+        self._note(~fits, "features, link or members", [row.score for row in served])
+        served = [row for row, fit in zip(served, fits.tolist(), strict=True) if fit]
+        if not served:
             return
-        features = ensemble.checked(_numbers([lineage.features for lineage in lineages]))
-        members = _numbers([[m.score for m in lineage.members] for lineage in lineages])
+        scores, contributions = [row.score for row in served], [row.contribution for row in served]
+        features = ensemble.checked(_numbers([row.lineage.features for row in served]))
+        members = _numbers([c.members.score for c in contributions])
         answers = []
         for index in range(len(ensemble.member_names)):
             answer = ensemble.ask(index, features)
             answers.append(MemberOutput(np.where(np.isnan(members[:, index]), np.nan, answer.raw), answer.reason, 0.0))
         again = ensemble.combine(answers)
         column = {
-            "base": (_numbers([[c.base] for c in lineages])[:, 0], again.base),
-            "z": (_numbers([[c.z] for c in lineages])[:, 0], again.z),
-            "score": (_numbers([[c.score] for c in lineages])[:, 0], again.score),
+            "base": (_numbers([[c.base] for c in contributions])[:, 0], again.base),
+            "z": (_numbers([[c.z] for c in contributions])[:, 0], again.z),
+            "score": (_numbers([[c.score] for c in contributions])[:, 0], again.score),
             "score on `scores`": (_numbers([[s.score] for s in scores])[:, 0], again.score),
             "coverage": (_numbers([[s.coverage] for s in scores])[:, 0], again.coverage),
             "member score": (members, again.member_scores),
-            "weight": (_numbers([[m.weight for m in c.members] for c in lineages]), again.weights),
-            "contribution": (_numbers([[m.contribution for m in c.members] for c in lineages]), again.contributions),
         }
         wrong = {what: _unlike(told, found, self._tolerance) for what, (told, found) in column.items()}
-        own = ensemble.manifest.thresholds
-        review, block = (
-            np.array([getattr(c.thresholds or own, name) for c in lineages]) for name in ("review", "block")
-        )
-        decision = decide(again.score, review, block, DECISIONS[0])
-        told = np.array([DECISIONS.index(s.decision) for s in scores])
-        by_model = np.array([s.decision_source == "model" for s in scores])
-        by_list = np.array([s.decision_source == "list" for s in scores])
-        wrong["decision"] = (by_model & (told != decision)) | (~by_list & (by_model != ~np.isnan(again.score)))
+        rounded = {
+            "weight": (_numbers([c.members.weight for c in contributions]), again.weights, WEIGHT_DECIMALS),
+            "contribution": (
+                _numbers([c.members.contribution for c in contributions]), again.contributions, CONTRIBUTION_DECIMALS,
+            ),
+        }  # fmt: skip
+        for what, (told, found, decimals) in rounded.items():
+            # Old records have them unrounded.
+            exact = _unlike(told, found, self._tolerance)
+            wrong[what] = exact & _unlike(told, np.round(found, decimals), self._tolerance)
+        wrong["decision"] = _other_decision(ensemble, served, again.score)
         for what, rows in wrong.items():
             self._note(rows, what, scores, count=False)
         self._different += int(np.logical_or.reduce(list(wrong.values())).sum())
@@ -124,23 +136,21 @@ class Verifier:
 
 
 def verify_topics(
-    reader: RangeReader, topics: Topics, verifier: Verifier, on_progress: Callable[[int], None] | None = None
+    reader: TopicRanges, topics: Topics, verifier: Verifier, on_progress: Callable[[int], None] | None = None
 ) -> VerifyReport:
-    """Verify everything on the topics `scores` and `contributions`; they are written together, record by record.
+    """Verify everything on the topics `scores`, `contributions` and `lineage`; they are written together.
 
-    Retention may have cut one of them further than the other: what only one still has is passed over.
+    Retention may have cut one of them further than the others: what is not on all of them is passed over.
 
     Raises:
-        UsageError: the two topics do not hold the same events.
+        UsageError: the topics do not hold the same events.
     """
     done = 0
     for source in sorted(reader.bounds(topics.contributions)):
         partition = source.partition
-        lineages = _records(reader, topics.contributions, partition, Contribution)
-        scores = _records(reader, topics.scores, partition, Score)
-        pairs = _side_by_side(scores, lineages)
+        pairs = _with_lineage(_side_by_side(_scores(reader, topics, partition), recorded(reader, topics, partition)))
         while batch := list(islice(pairs, _BATCH)):
-            if any(s is None or c is None or s.event_id != c.event_id for s, c in batch):
+            if any(s is None or c is None or s.event_id != c.contribution.event_id for s, c in batch):
                 raise UsageError(
                     f"partition {partition} of {topics.scores} and of {topics.contributions} hold other events",
                     hint="They are written together: was something else written to one of them?",
@@ -152,34 +162,65 @@ def verify_topics(
     return verifier.report()
 
 
-def _side_by_side(scores: Iterator[Any], lineages: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+def _with_lineage(pairs: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """From the first pair that has a lineage: retention removed the earlier ones."""
+    return dropwhile(lambda pair: pair[1] is not None and pair[1].lineage is None, pairs)
+
+
+def _side_by_side(scores: Iterator[Score], found: Iterator[Recorded]) -> Iterator[tuple[Any, Any]]:
     """Both in step, from the first event that both have; None where one ends before the other."""
-    ours: list[Any] = list(islice(scores, 1))
-    theirs: list[Any] = list(islice(lineages, 1))
-    while ours and theirs and ours[0].event_id != theirs[0].event_id:
+    ours: list[Score] = list(islice(scores, 1))
+    theirs: list[Recorded] = list(islice(found, 1))
+    while ours and theirs and ours[0].event_id != theirs[0].contribution.event_id:
         # Whichever was cut less still has, somewhere ahead, the event that the other begins with.
-        more, also = list(islice(scores, 1)), list(islice(lineages, 1))
+        more, also = list(islice(scores, 1)), list(islice(found, 1))
         if not more and not also:
             break
         ours.extend(more)
         theirs.extend(also)
-        if more and more[0].event_id == theirs[0].event_id:
+        if more and more[0].event_id == theirs[0].contribution.event_id:
             ours = more
-        elif also and also[0].event_id == ours[0].event_id:
+        elif also and also[0].contribution.event_id == ours[0].event_id:
             theirs = also
-    yield from zip_longest(chain(ours, scores), chain(theirs, lineages))
+    yield from zip_longest(chain(ours, scores), chain(theirs, found))
 
 
-def _records(reader: RangeReader, topic: str, partition: int, kind: type[Any]) -> Iterator[Any]:
-    """The records of one partition."""
-    source = SourcePartition(topic, partition)
-    decode = msgspec.json.Decoder(kind).decode
-    for chunk in reader.read(source, *reader.bounds(topic).get(source, (0, 0))):
+def _scores(reader: TopicRanges, topics: Topics, partition: int) -> Iterator[Score]:
+    """The scores of one partition."""
+    source = SourcePartition(topics.scores, partition)
+    decode = msgspec.json.Decoder(Score).decode
+    for chunk in reader.read(source, *reader.bounds(topics.scores).get(source, (0, 0))):
         for value in chunk.value:
             yield decode(value or b"")
 
 
-def _numbers(rows: list[list[float | None]]) -> NDArray[np.float64]:
+def _fits(ensemble: Ensemble, row: _Served) -> bool:
+    """Whether the record is one of this ensemble, and its parts are of one transaction."""
+    lineage, contribution, manifest = row.lineage, row.contribution, ensemble.manifest
+    return (
+        lineage.feature_hash == manifest.feature_hash
+        and lineage.link == manifest.link
+        and len(lineage.features) == len(ensemble.feature_names)
+        and contribution.members.name == ensemble.member_names
+        and (lineage.event_id, lineage.ensemble, lineage.version)
+        == (contribution.event_id, contribution.ensemble, contribution.version)
+    )
+
+
+def _other_decision(ensemble: Ensemble, served: list[_Served], score: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n,) bool: whether the score leads to another decision; one that a list made is taken as it is."""
+    own = ensemble.manifest.thresholds
+    review, block = (
+        np.array([getattr(row.lineage.thresholds or own, name) for row in served]) for name in ("review", "block")
+    )
+    decision = decide(score, review, block, DECISIONS[0])
+    told = np.array([DECISIONS.index(row.score.decision) for row in served])
+    by_model = np.array([row.score.decision_source == "model" for row in served])
+    by_list = np.array([row.score.decision_source == "list" for row in served])
+    return np.asarray((by_model & (told != decision)) | (~by_list & (by_model != ~np.isnan(score))), np.bool_)
+
+
+def _numbers(rows: Sequence[Sequence[float | None]]) -> NDArray[np.float64]:
     return np.array(rows, dtype=np.float64)
 
 

@@ -30,7 +30,7 @@ def write_page(explanation: Explanation, path: Path) -> None:
     Raises `SettingsError` if matplotlib or Jinja2 is missing, or if the file cannot be written.
     """
     require_plots()
-    waterfall = drawing(plots.waterfall(as_drawn(explanation), 1)) if explanation.lineage.z is not None else ""
+    waterfall = drawing(plots.waterfall(as_drawn(explanation), 1)) if explanation.contribution.z is not None else ""
     text = render(
         "explanation.html.j2",
         score=explanation.score,
@@ -44,7 +44,7 @@ def write_page(explanation: Explanation, path: Path) -> None:
 def write_picture(explanation: Explanation, path: Path) -> None:
     """The waterfall as PNG. Raises `SettingsError` as `write_page` does, and where there is no z."""
     require_plots()
-    if explanation.lineage.z is None:
+    if explanation.contribution.z is None:
         raise SettingsError("there is no z to draw: the quorum failed")
     try:
         plots.waterfall_picture(as_drawn(explanation), path)
@@ -54,22 +54,22 @@ def write_picture(explanation: Explanation, path: Path) -> None:
 
 def as_drawn(explanation: Explanation) -> Explained:
     """What the plots take."""
-    score, lineage = explanation.score, explanation.lineage
+    score, contribution = explanation.score, explanation.contribution
     return Explained(
         event_id=score.event_id,
         event_time=score.event_time,
         value=score.value,
         decision=score.decision,
         kind="",
-        base=lineage.base or 0.0,
+        base=contribution.base or 0.0,
         parts=[Part(p.name, p.score or float("nan"), p.weight, p.contribution) for p in explanation.members],
-        z=lineage.z or 0.0,
-        score=lineage.score or 0.0,
+        z=contribution.z or 0.0,
+        score=contribution.score or 0.0,
     )
 
 
 def _head(explanation: Explanation) -> list[str]:
-    score, lineage = explanation.score, explanation.lineage
+    score, contribution = explanation.score, explanation.contribution
     when = datetime.fromtimestamp(score.event_time / 1_000, UTC)
     by = {"model": "by its score", "fallback": "fallback: no quorum", "list": f"by the list {score.rule}"}
     shown = "none" if score.score is None else f"{score.score:.4f}"
@@ -77,7 +77,7 @@ def _head(explanation: Explanation) -> list[str]:
         f"event      {score.event_id}, {when:%Y-%m-%d %H:%M:%S} UTC, value {score.value:,} (minor units)",
         f"decision   {score.decision} ({by.get(score.decision_source, score.decision_source)}), policy "
         f"{score.policy_version}: review {explanation.review:.4g}, block {explanation.block:.4g}",
-        f"score      {shown} by {lineage.ensemble} {lineage.version}, {lineage.arm}; coverage {score.coverage:.0%}",
+        f"score      {shown} by {score.ensemble} {score.version}, {score.arm}; coverage {score.coverage:.0%}",
     ]
     if score.rule and score.decision_source != "list":
         lines.append(f"segment    {score.rule}")
@@ -87,7 +87,7 @@ def _head(explanation: Explanation) -> list[str]:
         lines.append("duplicate  its id was seen before")
     if explanation.copies > 1:
         lines.append(f"copies     {explanation.copies} scores bear this id; the first is shown")
-    for other in lineage.alternatives:
+    for other in contribution.alternatives:
         z = "none" if other.z is None else f"{other.z:.3f}"
         lines.append(f"beside     {other.version} would say {other.decision} (z {z})")
     if not explanation.same:
@@ -96,16 +96,16 @@ def _head(explanation: Explanation) -> list[str]:
 
 
 def _waterfall(explanation: Explanation) -> list[str]:
-    lineage = explanation.lineage
-    if lineage.z is None or lineage.base is None:
+    contribution, link = explanation.contribution, explanation.lineage.link
+    if contribution.z is None or contribution.base is None:
         return ["no z: too few members answered"]
-    unit = {"logit": "log-odds", "probability": "probability", "rank": "rank"}.get(lineage.link, lineage.link)
-    rows: list[tuple[str, float, float, float]] = [("base", lineage.base, 0.0, lineage.base)]
-    at = lineage.base
+    unit = {"logit": "log-odds", "probability": "probability", "rank": "rank"}.get(link, link)
+    rows: list[tuple[str, float, float, float]] = [("base", contribution.base, 0.0, contribution.base)]
+    at = contribution.base
     for part in explanation.members:
         rows.append((part.name, part.contribution, at, at + part.contribution))
         at += part.contribution
-    rows.append(("z", lineage.z, 0.0, lineage.z))
+    rows.append(("z", contribution.z, 0.0, contribution.z))
     low = min(min(start, end) for _, _, start, end in rows)
     high = max(max(start, end) for _, _, start, end in rows)
     scale = (_BAR - 1) / max(high - low, 1e-12)

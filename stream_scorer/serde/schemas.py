@@ -8,17 +8,24 @@ from typing import Any
 
 import msgspec
 
-from stream_scorer.records import TOPIC_RECORDS
+from stream_scorer.records import TOPIC_RECORDS, Record
+from stream_scorer.serde.lineage import SCHEMA_FIELDS, LineageHeader
 
+LINEAGE = "lineage"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def make_schemas() -> dict[str, dict[str, Any]]:
-    """The schema of each topic, by file name."""
-    return {
+    """The schema of each topic, by file name. That of `lineage` describes its header and lists its Arrow columns."""
+    records: dict[str, type[Record]] = TOPIC_RECORDS | {LINEAGE: LineageHeader}
+    schemas = {
         f"{topic}.schema.json": {"$schema": DRAFT, "title": topic} | msgspec.json.schema(record)
-        for topic, record in TOPIC_RECORDS.items()
+        for topic, record in records.items()
     }
+    schemas[f"{LINEAGE}.schema.json"]["x-arrow-columns"] = [
+        {"name": name, "type": kind, "description": about} for name, kind, about in SCHEMA_FIELDS
+    ]
+    return schemas
 
 
 def render(schema: dict[str, Any]) -> str:

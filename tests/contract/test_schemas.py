@@ -9,7 +9,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from stream_scorer.records import TOPIC_RECORDS, Contribution, Mark, MemberContribution, Source
+from stream_scorer.records import TOPIC_RECORDS, Contribution, Members, Source
 from stream_scorer.serde.schemas import breaking_changes, main, make_schemas, render
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
@@ -34,15 +34,14 @@ def test_a_difference_is_told_with_exit_3(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_record_with_missing_values_meets_its_schema() -> None:
     record = Contribution(
-        "e", "cards", "1", "champion", "logit", float("nan"), float("nan"), float("nan"),
-        [MemberContribution("a", float("nan"), 0.0, 0.0, "missing")], [], [1.0, float("nan")], [0, 3], "f", "s",
-        Source("transactions", 0, 7, 0), [Mark("labels", 0, 3)], "0",
+        "e", "cards", "1", "champion", float("nan"), float("nan"), float("nan"),
+        Members(["a"], [float("nan")], [0.0], [0.0], ["missing"]), Source("transactions", 0, 7),
     )  # fmt: skip
     document = json.loads(msgspec.json.encode(record))
     schema = make_schemas()["contributions.schema.json"]
     jsonschema.validate(document, schema)
     assert document["z"] is None
-    document["members"][0]["contribution"] = "much"
+    document["members"]["contribution"] = ["much"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document, schema)
 

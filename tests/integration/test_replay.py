@@ -122,17 +122,17 @@ def test_a_replay_of_several_partitions_is_the_same_whatever_the_batches(
     assert quality["rows"] == N
     assert quality["labelled"] > 50
     # Records of the same event time stand in the order of topic, partition and offset; times only ever rise.
-    table = pq.read_table(tmp_path / "19" / "contributions.parquet", columns=["features", "source"])
+    table = pq.read_table(tmp_path / "19" / "lineage.parquet", columns=["features", "source"])
     assert len(table) == N
 
 
 def test_a_warm_range_is_part_of_the_whole(filled: str, trained: Path, tmp_path: Path) -> None:
     report(invoke(filled, trained, tmp_path / "all"))
-    whole = {(c["source"]["partition"], c["source"]["offset"]): c for c in _contributions(tmp_path / "all")}
+    whole = {(c["source"]["partition"], c["source"]["offset"]): c for c in _lineage(tmp_path / "all")}
     middle = "0:300,1:300,2:300"
     told = report(invoke(filled, trained, tmp_path / "warm", "--start", middle, "--warm"))
     assert told["warmed"] == 900
-    part = _contributions(tmp_path / "warm")
+    part = _lineage(tmp_path / "warm")
     assert len(part) == N - 900
     # With offsets in several partitions the range begins at another moment in each, and warm records stand in between.
     assert all(whole[c["source"]["partition"], c["source"]["offset"]] == c for c in part)
@@ -140,8 +140,8 @@ def test_a_warm_range_is_part_of_the_whole(filled: str, trained: Path, tmp_path:
     assert cold["scored"] == 600
 
 
-def _contributions(folder: Path) -> list[dict[str, dict[str, int]]]:
-    return pq.read_table(folder / "contributions.parquet").to_pylist()  # type: ignore[no-any-return]
+def _lineage(folder: Path) -> list[dict[str, dict[str, int]]]:
+    return pq.read_table(folder / "lineage.parquet").to_pylist()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(

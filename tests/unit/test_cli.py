@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -31,7 +32,7 @@ from stream_scorer.records import (
     Contribution,
     Hold,
     Incident,
-    MemberContribution,
+    Members,
     MonitorMetric,
     Outcome,
     PaneSummary,
@@ -43,6 +44,7 @@ from stream_scorer.records import (
     ServingState,
     Source,
 )
+from stream_scorer.serde.lineage import LineageColumns, LineageHeader, LineageVersion, encode_lineage
 from stream_scorer.settings import CATALOGUE, SETTINGS_FILE, Settings, load_settings
 from stream_scorer.spec import load_spec
 from stream_scorer.spec.load import parse_spec
@@ -273,9 +275,8 @@ RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
     ),
     "contributions": (
         Contribution(
-            "e1", "cards", "3", "champion", "logit", -3.2, 1.4, 0.8,
-            [MemberContribution(n, 0.5, 0.2, c, "ok") for n, c in [("a", 0.1), ("b", -3.0), ("c", 2.0), ("d", 0.2)]],
-            [], [], [], "f", "s", Source("transactions", 0, 1, 0), [], "0",
+            "e1", "cards", "3", "champion", -3.2, 1.4, 0.8,
+            Members(["a", "b", "c", "d"], [0.5] * 4, [0.2] * 4, [0.1, -3.0, 2.0, 0.2]), Source("transactions", 0, 1),
         ),
         ["e1", "0.800", "b -3.00, c +2.00, d +0.20", "base -3.20, z +1.40"],
     ),
@@ -363,6 +364,31 @@ def test_a_record_of_ours_is_one_readable_line(topic: str) -> None:
 def test_json_is_the_record_as_it_stands(topic: str) -> None:
     value = msgspec.json.encode(RECORDS[topic][0])
     assert json_line(topic, record(value), nothing_hidden()).encode() == value
+
+
+def test_a_lineage_record_is_one_readable_line_and_as_json_one_document() -> None:
+    value = lineage_record()
+    text = line("lineage", record(value), nothing_hidden())
+    assert "transactions:2 5..9  3 transactions of 2 features (1 values missing, 1 stale), cards 3" in text
+    assert "by control offset 4, offsets of 1 inputs" in text
+    document = msgspec.json.decode(json_line("lineage", record(value), nothing_hidden()))
+    assert document["columns"]["event_id"] == ["e5", "e6", "e8"]
+    assert document["columns"]["features"][1] == [1.0, None]
+    assert document["applied_offsets"] == {"transactions": [None, None, 5]}
+    assert "not a record of lineage" in line("lineage", record(b"{}"), nothing_hidden())
+
+
+def lineage_record() -> bytes:
+    version = LineageVersion("cards", "3", "champion", "logit", "m", "p", 0.3, 0.8)
+    applied: dict[str, list[int | None]] = {"transactions": [None, None, 5]}
+    header = LineageHeader("transactions", "f", "s", "0.1.0", [version], 4, applied, [], ["a", "b"])
+    unknown, own = np.full(3, -1, np.int64), np.full(3, np.nan)
+    (made,) = encode_lineage(header, LineageColumns(
+        np.full(3, 2, np.int32), np.array([5, 6, 8]), ["e5", "e6", "e8"], np.zeros(3, np.int8),
+        np.array([[0.0, 1.0], [1.0, np.nan], [2.0, 2.0]]), np.array([[0, 0], [0, 2], [1, 0]], np.int8),
+        unknown, unknown, own, own,
+    ))  # fmt: skip
+    return made.value
 
 
 def test_a_score_without_quorum_has_no_number() -> None:

@@ -19,7 +19,7 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Input, Platt, Thresholds
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.errors import SettingsError, UsageError
-from stream_scorer.records import Alternative, Contribution, MemberContribution, Score, Source
+from stream_scorer.records import Alternative, Contribution, LineageRow, Members, Score, Source
 from stream_scorer.replay.explain import Explanation, explain
 from stream_scorer.reports.event import as_text, write_page, write_picture
 from tests.support.ensembles import TRAINING
@@ -71,30 +71,32 @@ def _text(parameters: dict[str, Any], x: np.ndarray, y: np.ndarray) -> bytes:
 ROW = [0.7, None, -0.4, 1.25]
 
 
-def served(folder: Path) -> tuple[Ensemble, Score, Contribution]:
+def served(folder: Path) -> tuple[Ensemble, Score, Contribution, LineageRow]:
     ensemble = Ensemble.load(folder, version="7")
     scored = ensemble.score(np.array([ROW], dtype=np.float64))
-    members = [
-        MemberContribution(name, *(float(v) for v in values), "ok")
-        for name, *values in zip(
-            ensemble.member_names, scored.member_scores[0], scored.weights[0], scored.contributions[0], strict=True
-        )
-    ]
+    members = Members(
+        ensemble.member_names, scored.member_scores[0].tolist(), scored.weights[0].tolist(),
+        scored.contributions[0].tolist(),
+    )  # fmt: skip
     score = Score(
         "e<1>", 1_700_000_000_000, 5, float(scored.score[0]), "review", "model", "cards", "7", "champion", "p", 1.0,
         True, ["features_stale"], 3, 1_234,
     )  # fmt: skip
-    lineage = Contribution(
-        "e<1>", "cards", "7", "champion", "logit", float(scored.base[0]), float(scored.z[0]), float(scored.score[0]),
-        members, [Alternative("8", -1.0, "approve")], ROW, [0, 2, 1, 3], "b" * 64, "s", Source("t", 0, 0, 0), [], "0",
+    source = Source("t", 0, 0)
+    contribution = Contribution(
+        "e<1>", "cards", "7", "champion", float(scored.base[0]), float(scored.z[0]), float(scored.score[0]), members,
+        source, [Alternative("8", -1.0, "approve")],
     )  # fmt: skip
-    return ensemble, score, lineage
+    lineage = LineageRow(
+        "e<1>", "cards", "7", "champion", "logit", source, 0, ROW, [0, 2, 1, 3], "b" * 64, "s", [], "0"
+    )
+    return ensemble, score, contribution, lineage
 
 
 @pytest.fixture
 def explanation(folder: Path) -> Explanation:
-    ensemble, score, lineage = served(folder)
-    return explain(score, lineage, 2, ensemble, folder, 1e-6, 3)
+    ensemble, score, contribution, lineage = served(folder)
+    return explain(score, contribution, lineage, 2, ensemble, folder, 1e-6, 3)
 
 
 def test_what_is_inside_a_member_adds_up_to_its_margin(folder: Path) -> None:
@@ -118,8 +120,8 @@ def test_what_is_inside_a_member_adds_up_to_its_margin(folder: Path) -> None:
 def test_an_explanation_is_whole(explanation: Explanation) -> None:
     assert explanation.same
     assert [part.name for part in explanation.members] == sorted(
-        (m.name for m in explanation.lineage.members),
-        key=lambda name: -abs(next(m.contribution for m in explanation.lineage.members if m.name == name)),
+        explanation.contribution.members.name,
+        key=lambda name: -abs(next(m.contribution for m in explanation.contribution.members.rows() if m.name == name)),
     )
     tree = next(part for part in explanation.members if part.name == "gbdt")
     assert len(tree.inside) == 3
@@ -144,22 +146,26 @@ def test_the_text_fits_a_narrow_terminal_and_says_everything(explanation: Explan
 
 
 def test_a_member_that_scores_otherwise_is_told(folder: Path) -> None:
-    ensemble, score, lineage = served(folder)
-    first = replace(lineage.members[0], score=0.123)
-    found = explain(score, replace(lineage, members=[first, *lineage.members[1:]]), 1, ensemble, folder, 1e-6, 3)
+    ensemble, score, contribution, lineage = served(folder)
+
+    def explained(members: Members) -> Explanation:
+        return explain(score, replace(contribution, members=members), lineage, 1, ensemble, folder, 1e-6, 3)
+
+    members = contribution.members
+    found = explained(replace(members, score=[0.123, *members.score[1:]]))
     assert not found.same
     assert "otherwise" in as_text(found)
-    gone = replace(lineage.members[0], score=None, status="missing")
-    assert explain(score, replace(lineage, members=[gone, *lineage.members[1:]]), 1, ensemble, folder, 1e-6, 3).same
+    assert explained(replace(members, score=[None, *members.score[1:]], status=["missing"] + ["ok"] * 4)).same
     with pytest.raises(UsageError, match="was not scored by"):
-        explain(score, replace(lineage, features=ROW[:3]), 1, ensemble, folder, 1e-6, 3)
+        explain(score, contribution, replace(lineage, features=ROW[:3]), 1, ensemble, folder, 1e-6, 3)
 
 
 def test_a_score_without_quorum_has_no_waterfall(folder: Path) -> None:
-    ensemble, score, lineage = served(folder)
-    members = [replace(m, score=None, weight=0.0, contribution=0.0, status="missing") for m in lineage.members]
-    lineage = replace(lineage, members=members, z=None, base=None, score=None)
-    found = explain(replace(score, score=None, decision_source="fallback"), lineage, 1, ensemble, folder, 1e-6, 3)
+    ensemble, score, contribution, lineage = served(folder)
+    members = Members(contribution.members.name, [None] * 5, [0.0] * 5, [0.0] * 5, ["missing"] * 5)
+    contribution = replace(contribution, members=members, z=None, base=None, score=None)
+    score = replace(score, score=None, decision_source="fallback")
+    found = explain(score, contribution, lineage, 1, ensemble, folder, 1e-6, 3)
     assert "no z: too few members answered" in as_text(found)
 
 

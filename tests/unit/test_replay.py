@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,8 +22,8 @@ from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import MISSING, Contribution, Score
-from stream_scorer.replay.compare import Comparison
+from stream_scorer.records import MISSING, Contribution, LineageRow, Score
+from stream_scorer.replay.compare import Comparison, ServedRecord
 from stream_scorer.replay.job import replay
 from stream_scorer.replay.order import Looks, Run, Stream, in_order
 from stream_scorer.replay.pieces import Piece, Range, cut
@@ -202,17 +203,18 @@ def test_the_same_canonical_bytes_whatever_the_batch_size(
     assert report.dead_letters > 3
     scores = [pq.read_table(tmp_path / str(m) / "scores.parquet").drop(["scored_at"]) for m in (1, 1_000)]
     assert scores[0].equals(scores[1])
-    contributions = [pq.read_table(tmp_path / str(m) / "contributions.parquet") for m in (1, 1_000)]
-    assert contributions[0].equals(contributions[1])
+    for name in ("contributions", "lineage"):
+        tables = [pq.read_table(tmp_path / str(m) / f"{name}.parquet") for m in (1, 1_000)]
+        assert tables[0].equals(tables[1])
 
 
 def test_skew_names_the_feature_that_was_served_otherwise(checked: CheckedSpec, ensemble: Ensemble) -> None:
     logs = history(2)
-    served: dict[int, list[tuple[int, list[float | None], list[int]]]] = {0: [], 1: []}
+    served: dict[int, list[Any]] = {0: [], 1: []}
 
-    def keep(partition: int, offset: int, _score: bytes, contribution: bytes) -> None:
-        record = msgspec.json.decode(contribution, type=Contribution)
-        served[partition].append((offset, [*record.features], [*record.feature_status]))
+    def keep(_score: bytes, _contribution: bytes, row: LineageRow) -> None:
+        features, status = np.array(row.features, np.float64), np.array(row.feature_status, np.int8)
+        served[row.source.partition].append((row.source.offset, features, status))
 
     def pieces(most: int) -> Iterator[Piece]:
         return cut(ordered(checked, logs, 20), Range(), most, warm=True)
@@ -231,7 +233,7 @@ def test_skew_names_the_feature_that_was_served_otherwise(checked: CheckedSpec, 
     place = checked.features.index("who.mean_90ms")
     for partition in served:
         for _, features, status in served[partition][::3]:
-            features[place] = (features[place] or 0.0) + 5.0
+            features[place] = np.nan_to_num(features[place]) + 5.0
             status[0] = MISSING
     told = measured()
     assert {f.name for f in told.features if f.different} == {"who.mean_90ms"}
@@ -302,8 +304,8 @@ def test_a_range_by_offsets(checked: CheckedSpec, ensemble: Ensemble, tmp_path: 
     assert len(places) > 25
 
 
-def rows(folder: Path) -> list[dict[str, object]]:
-    return pq.read_table(folder / "contributions.parquet").to_pylist()  # type: ignore[no-any-return]
+def rows(folder: Path, name: str = "lineage") -> list[dict[str, object]]:
+    return pq.read_table(folder / f"{name}.parquet").to_pylist()  # type: ignore[no-any-return]
 
 
 def _key(contribution: dict[str, object]) -> tuple[int, int]:
@@ -312,7 +314,9 @@ def _key(contribution: dict[str, object]) -> tuple[int, int]:
     return source["partition"], source["offset"]
 
 
-def test_marks_tell_what_came_before_each_transaction(checked: CheckedSpec, ensemble: Ensemble, tmp_path: Path) -> None:
+def test_applied_offsets_are_what_came_before_each_transaction(
+    checked: CheckedSpec, ensemble: Ensemble, tmp_path: Path
+) -> None:
     logs = history(6)
     run(checked, ensemble, logs, tmp_path, most=64)
     position = dict.fromkeys(logs, 0)
@@ -329,9 +333,9 @@ def test_marks_tell_what_came_before_each_transaction(checked: CheckedSpec, ense
     contributions = rows(tmp_path)
     assert contributions
     for c in contributions:
-        marks = c["marks"]
-        assert isinstance(marks, list)
-        told = {SourcePartition(m["topic"], m["partition"]): m["next_offset"] for m in marks}
+        applied = c["applied_offsets"]
+        assert isinstance(applied, list)
+        told = {SourcePartition(a["topic"], a["partition"]): a["next_offset"] for a in applied}
         assert told == wanted[_key(c)]
 
 
@@ -362,12 +366,13 @@ def test_a_file_that_cannot_be_read_is_named(checked: CheckedSpec, tmp_path: Pat
         assert name in str(found.value)
 
 
-def served_of(folder: Path) -> list[tuple[int, bytes, bytes]]:
+def served_of(folder: Path) -> list[ServedRecord]:
     """What a replay wrote, as if it had been served."""
-    scores = [msgspec.convert(s, Score) for s in pq.read_table(folder / "scores.parquet").to_pylist()]
-    contributions = [msgspec.convert(c, Contribution) for c in rows(folder)]
-    encode = msgspec.json.encode
-    return [(c.source.offset, encode(s), encode(c)) for s, c in zip(scores, contributions, strict=True)]
+    columns = [
+        [msgspec.convert(row, kind) for row in rows(folder, name)]
+        for name, kind in (("scores", Score), ("contributions", Contribution), ("lineage", LineageRow))
+    ]
+    return [ServedRecord(*row) for row in zip(*columns, strict=True)]
 
 
 def test_files_hold_the_records_whole(checked: CheckedSpec, ensemble: Ensemble, tmp_path: Path) -> None:
@@ -376,9 +381,9 @@ def test_files_hold_the_records_whole(checked: CheckedSpec, ensemble: Ensemble, 
 
     report = run(checked, ensemble, history(8, partitions=1), tmp_path, most=30)
     digest = hashlib.sha256()
-    for _, score, contribution in served_of(tmp_path):
-        digest.update(canonical(msgspec.json.decode(score, type=Score)))
-        digest.update(canonical(msgspec.json.decode(contribution, type=Contribution)))
+    for served in served_of(tmp_path):
+        for record in served:
+            digest.update(canonical(record))
     assert digest.hexdigest() == report.scores_sha256
 
 
@@ -387,28 +392,29 @@ def test_a_difference_is_found_and_named(checked: CheckedSpec, ensemble: Ensembl
     run(checked, ensemble, logs, tmp_path / "live", most=30)
     served = served_of(tmp_path / "live")
 
-    def compared(live: list[tuple[int, bytes, bytes]]) -> ReplayReport:
+    def compared(live: list[ServedRecord]) -> ReplayReport:
         comparison = Comparison(lambda _: iter(live), checked.features, TOPICS.transactions)
         return run(checked, ensemble, logs, tmp_path / "again", most=7, comparison=comparison)
 
     report = compared(served)
     assert (report.compared, report.different, report.first_difference) == (len(served), 0, None)
 
-    offset, score, contribution = served[20]
-    record = msgspec.json.decode(contribution, type=Contribution)
-    bent = msgspec.structs.replace(record, features=[record.features[0], 12_345.5, *record.features[2:]])
-    report = compared([*served[:20], (offset, score, msgspec.json.encode(bent)), *served[21:]])
+    score, _, lineage = served[20]
+    replace = msgspec.structs.replace
+    bent = replace(lineage, features=[lineage.features[0], 12_345.5, *lineage.features[2:]])
+    report = compared([*served[:20], served[20]._replace(lineage=bent), *served[21:]])
     assert report.different == 1
     found = report.first_difference
     assert found is not None
-    assert (found.offset, found.field) == (offset, "contributions.features[1] (who.count_90ms)")
+    assert (found.offset, found.field) == (lineage.source.offset, "lineage.features[1] (who.count_90ms)")
     assert found.live == "12345.5"
 
     assert compared(served[:20] + served[21:]).different == 1
-    assert compared([*served[:20], (served[20][0] - 1, *served[20][1:]), *served[20:]]).different == 1
+    moved = replace(lineage, source=replace(lineage.source, offset=lineage.source.offset - 1))
+    assert compared([*served[:20], served[20]._replace(lineage=moved), *served[20:]]).different == 1
     # When it was scored, and under which arm, makes no difference.
-    later = msgspec.structs.replace(msgspec.json.decode(score, type=Score), scored_at=5, arm="b")
-    assert compared([*served[:20], (offset, msgspec.json.encode(later), contribution), *served[21:]]).different == 0
+    later = served[20]._replace(score=replace(score, scored_at=5, arm="b"), lineage=replace(lineage, arm="b"))
+    assert compared([*served[:20], later, *served[21:]]).different == 0
 
 
 def test_the_first_difference_has_a_path() -> None:

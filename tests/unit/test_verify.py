@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,16 +16,34 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import Contribution, MemberContribution, Score, Source
+from stream_scorer.records import (
+    CONTRIBUTION_DECIMALS,
+    WEIGHT_DECIMALS,
+    Contribution,
+    LineageRow,
+    Members,
+    Score,
+    Source,
+)
+from stream_scorer.replay.recorded import Recorded
 from stream_scorer.replay.verify import Verifier, VerifyReport, verify_topics
+from stream_scorer.serde.fat_contribution import decode_contribution
+from stream_scorer.serde.lineage import (
+    EncodedLineage,
+    LineageColumns,
+    LineageHeader,
+    LineageVersion,
+    encode_lineage,
+)
 from tests.support.ensembles import compose, reference
 
 N = 50
 replace = msgspec.structs.replace
+Served = tuple[Ensemble, list[Score], list[Recorded]]
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> tuple[Ensemble, list[Score], list[Contribution]]:
+def served(tmp_path: Path) -> Served:
     """What a scorer would have published of some rows; of a few without the second member, of one without quorum."""
     compose(tmp_path / "e", quorum=0.5)
     ensemble = Ensemble.load(tmp_path / "e", version="7")
@@ -35,155 +54,209 @@ def served(tmp_path: Path) -> tuple[Ensemble, list[Score], list[Contribution]]:
         answer.raw[5] = np.nan
     scored = ensemble.combine(answers)
     thresholds = ensemble.manifest.thresholds
-    scores, lineages = [], []
+    scores, found = [], []
     for i in range(N):
         score = float(scored.score[i])
         stands = score == score
         decision: Any = "block" if score >= thresholds.block else "review" if score >= thresholds.review else "approve"
-        members = [
-            MemberContribution(name, *map(float, values), "ok")
-            for name, *values in zip(
-                ensemble.member_names, scored.member_scores[i], scored.weights[i], scored.contributions[i], strict=True
-            )
-        ]
+        members = Members(
+            ensemble.member_names, scored.member_scores[i].tolist(),
+            np.round(scored.weights[i], WEIGHT_DECIMALS).tolist(),
+            np.round(scored.contributions[i], CONTRIBUTION_DECIMALS).tolist(),
+        )  # fmt: skip
         common = (f"e{i}", "cards", "7", "champion")
         scores.append(
             Score(
-                common[0],
-                0,
-                0,
-                score,
-                decision,
-                "model" if stands else "fallback",
-                *common[1:],
-                "p",
-                float(scored.coverage[i]),
-                False,
-                [],
-                0,
-                100,
+                common[0], 0, 0, score, decision, "model" if stands else "fallback", *common[1:], "p",
+                float(scored.coverage[i]), False, [], 0, 100,
             )
-        )
-        lineages.append(
-            Contribution(
-                *common,
-                ensemble.manifest.link,
-                float(scored.base[i]),
-                float(scored.z[i]),
-                score,
-                members,
-                [],
-                rows[i].tolist(),
-                [0] * rows.shape[1],
-                ensemble.manifest.feature_hash,
-                "s",
-                Source("t", 0, i, i),
-                [],
-                "0",
-            )
-        )
-    return ensemble, scores, lineages
+        )  # fmt: skip
+        source = Source("transactions", 0, i)
+        contribution = Contribution(*common, float(scored.base[i]), float(scored.z[i]), score, members, source)
+        lineage = LineageRow(
+            *common, ensemble.manifest.link, source, i, rows[i].tolist(), [0] * rows.shape[1],
+            ensemble.manifest.feature_hash, "s", [], "0",
+        )  # fmt: skip
+        found.append(Recorded(contribution, lineage))
+    return ensemble, scores, found
 
 
-def verify(ensemble: Ensemble, scores: list[Score], lineages: list[Contribution]) -> VerifyReport:
+def verify(ensemble: Ensemble, scores: list[Score], found: list[Recorded]) -> VerifyReport:
     def of_version(name: str, version: str) -> Ensemble:
         assert (name, version) == ("cards", "7")
         return ensemble
 
     # As it comes from the topics: NaN is null.
-    texts = msgspec.json.encode(scores), msgspec.json.encode(lineages)
     verifier = Verifier(of_version, 0.0)
     verifier.add(
-        msgspec.json.decode(texts[0], type=list[Score]), msgspec.json.decode(texts[1], type=list[Contribution])
+        msgspec.json.decode(msgspec.json.encode(scores), type=list[Score]),
+        [
+            Recorded(
+                msgspec.json.decode(msgspec.json.encode(contribution), type=Contribution),
+                msgspec.json.decode(msgspec.json.encode(lineage), type=LineageRow | None),
+            )
+            for contribution, lineage in found
+        ],
     )
     return verifier.report()
 
 
-def test_what_was_published_comes_again(served: tuple[Ensemble, list[Score], list[Contribution]]) -> None:
+def test_what_was_published_comes_again(served: Served) -> None:
     report = verify(*served)
     assert (report.scores, report.by_version, report.different, report.by_what) == (N, {"cards 7": N}, 0, {})
 
 
-def one_member(lineage: Contribution, **changes: Any) -> Contribution:
-    return replace(lineage, members=[replace(lineage.members[0], **changes), *lineage.members[1:]])
+def first_member(found: Recorded, column: str) -> Recorded:
+    members = found.contribution.members
+    first, *rest = getattr(members, column)
+    changed = replace(members, **{column: [(first or 0) + 1e-6, *rest]})
+    return found._replace(contribution=replace(found.contribution, members=changed))
 
 
-LINEAGE: dict[str, Callable[[Contribution], Contribution]] = {
-    "contribution": lambda c: one_member(c, contribution=c.members[0].contribution + 1e-6),
-    "weight": lambda c: one_member(c, weight=c.members[0].weight + 1e-6),
-    "member score": lambda c: one_member(c, score=(c.members[0].score or 0) + 1e-6),
-    "z": lambda c: replace(c, z=(c.z or 0) + 1e-6),
-    "base": lambda c: replace(c, base=(c.base or 0) + 1e-6),
-    "score": lambda c: replace(c, score=(c.score or 0) + 1e-6),
-    "features, link or members": lambda c: replace(c, feature_hash="0" * 64),
+def number(found: Recorded, name: str) -> Recorded:
+    value = (getattr(found.contribution, name) or 0) + 1e-6
+    return found._replace(contribution=replace(found.contribution, **{name: value}))
+
+
+def lineage(found: Recorded, **changes: Any) -> Recorded:
+    assert found.lineage is not None
+    return found._replace(lineage=replace(found.lineage, **changes))
+
+
+ALTERED: dict[str, Callable[[Recorded], Recorded]] = {
+    "contribution": lambda found: first_member(found, "contribution"),
+    "weight": lambda found: first_member(found, "weight"),
+    "member score": lambda found: first_member(found, "score"),
+    "z": lambda found: number(found, "z"),
+    "base": lambda found: number(found, "base"),
+    "score": lambda found: number(found, "score"),
+    "features, link or members": lambda found: lineage(found, feature_hash="0" * 64),
+    "no lineage": lambda found: found._replace(lineage=None),
 }
 
 
-@pytest.mark.parametrize("what", LINEAGE)
+@pytest.mark.parametrize("what", ALTERED)
 @pytest.mark.parametrize("row", [2, 20])
-def test_an_altered_lineage_is_found(
-    served: tuple[Ensemble, list[Score], list[Contribution]], what: str, row: int
-) -> None:
-    ensemble, scores, lineages = served
-    lineages[row] = LINEAGE[what](lineages[row])
-    report = verify(ensemble, scores, lineages)
+def test_an_altered_record_is_found(served: Served, what: str, row: int) -> None:
+    ensemble, scores, found = served
+    found[row] = ALTERED[what](found[row])
+    report = verify(ensemble, scores, found)
     assert report.different == 1
     assert what in report.by_what
     assert report.examples[0].startswith(f"event e{row}: ")
 
 
-def test_an_altered_feature_is_found(served: tuple[Ensemble, list[Score], list[Contribution]]) -> None:
-    ensemble, scores, lineages = served
-    features = [value if value is None else value * 1.0001 for value in lineages[9].features]
-    lineages[9] = replace(lineages[9], features=features)
-    assert verify(ensemble, scores, lineages).different == 1
+def test_an_altered_feature_is_found(served: Served) -> None:
+    ensemble, scores, found = served
+    row = found[9].lineage
+    assert row is not None
+    features = [value if value is None else value * 1.0001 for value in row.features]
+    found[9] = lineage(found[9], features=features)
+    assert verify(ensemble, scores, found).different == 1
+
+
+def test_lineage_of_another_event_is_found(served: Served) -> None:
+    ensemble, scores, found = served
+    found[9] = lineage(found[9], event_id="another")
+    assert verify(ensemble, scores, found).by_what == {"features, link or members": 1}
 
 
 @pytest.mark.parametrize("changes", [{"score": 0.1234}, {"coverage": 0.5}, {"decision_source": "fallback"}])
-def test_an_altered_score_is_found(
-    served: tuple[Ensemble, list[Score], list[Contribution]], changes: dict[str, Any]
-) -> None:
-    ensemble, scores, lineages = served
+def test_an_altered_score_is_found(served: Served, changes: dict[str, Any]) -> None:
+    ensemble, scores, found = served
     scores[30] = replace(scores[30], **changes)
-    assert verify(ensemble, scores, lineages).different == 1
+    assert verify(ensemble, scores, found).different == 1
 
 
-def test_another_decision_is_found(served: tuple[Ensemble, list[Score], list[Contribution]]) -> None:
-    ensemble, scores, lineages = served
+def test_another_decision_is_found(served: Served) -> None:
+    ensemble, scores, found = served
     scores[30] = replace(scores[30], decision="block" if scores[30].decision != "block" else "approve")
-    report = verify(ensemble, scores, lineages)
+    report = verify(ensemble, scores, found)
     assert report.by_what == {"decision": 1}
 
 
 class Kept:
-    """A reader of what retention has left: by topic the first offset, and the values of one partition."""
+    """A reader of what retention has left: by topic the first offset, and the records of one partition."""
 
-    def __init__(self, scores: list[Any], contributions: list[Any], cut: tuple[int, int]) -> None:
-        self._held = {"scores": (cut[0], scores), "contributions": (cut[1], contributions)}
+    def __init__(
+        self, ensemble: Ensemble, scores: list[Score], found: list[Recorded], cut: tuple[int, int, int]
+    ) -> None:
+        lineage = list(encoded(ensemble, found))
+        self._held: dict[str, tuple[int, list[tuple[bytes, Any]]]] = {
+            "scores": (cut[0], [(msgspec.json.encode(s), None) for s in scores]),
+            "contributions": (cut[1], [(msgspec.json.encode(f.contribution), None) for f in found]),
+            "lineage": (cut[2], [(record.value, record.headers) for record in lineage]),
+        }
 
     def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
-        low, values = self._held[topic]
-        return {SourcePartition(topic, 0): (low, len(values))}
+        low, records = self._held[topic]
+        return {SourcePartition(topic, 0): (low, len(records))}
 
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[Any]:
-        values = [msgspec.json.encode(value) for value in self._held[source.topic][1]]
+        records = self._held[source.topic][1]
         for low in range(start, stop, 7):
-            yield SimpleNamespace(value=values[low : min(low + 7, stop)])
+            part = records[low : min(low + 7, stop)]
+            yield SimpleNamespace(value=[value for value, _ in part], headers=[headers for _, headers in part])
 
 
-@pytest.mark.parametrize(("cut", "left"), [((0, 0), N), ((12, 0), N - 12), ((0, 31), N - 31), ((8, 9), N - 9)])
-def test_what_only_one_topic_still_has_is_passed_over(
-    served: tuple[Ensemble, list[Score], list[Contribution]], cut: tuple[int, int], left: int
-) -> None:
-    ensemble, scores, lineages = served
+def encoded(ensemble: Ensemble, found: list[Recorded], batch: int = 10) -> Iterator[EncodedLineage]:
+    """The lineage records of micro-batches of `batch` transactions."""
+    own = ensemble.manifest.thresholds
+    version = LineageVersion("cards", "7", "champion", ensemble.manifest.link, "m", "p", own.review, own.block)
+    for low in range(0, len(found), batch):
+        rows = [f.lineage for f in found[low : low + batch] if f.lineage is not None]
+        header = LineageHeader(
+            "transactions", ensemble.manifest.feature_hash, "s", "0", [version], None, {}, [], ensemble.feature_names
+        )
+        n, unknown = len(rows), np.full(len(rows), -1, np.int64)
+        columns = LineageColumns(
+            np.zeros(n, np.int32), np.array([r.source.offset for r in rows]), [r.event_id for r in rows],
+            np.zeros(n, np.int8), np.array([r.features for r in rows], np.float64),
+            np.array([r.feature_status for r in rows], np.int8), unknown, unknown, np.full(n, np.nan),
+            np.full(n, np.nan),
+        )  # fmt: skip
+        yield from encode_lineage(header, columns)
+
+
+@pytest.mark.parametrize(
+    ("cut", "left"),
+    [((0, 0, 0), N), ((12, 0, 0), N - 12), ((0, 31, 0), N - 31), ((8, 9, 0), N - 9), ((3, 0, 2), N - 20)],
+)
+def test_what_not_all_topics_still_have_is_passed_over(served: Served, cut: tuple[int, int, int], left: int) -> None:
+    ensemble, scores, found = served
     verifier = Verifier(lambda *_: ensemble, 0.0)
-    report = verify_topics(Kept(scores, lineages, cut), Topics(), verifier)  # type: ignore[arg-type]
+    report = verify_topics(Kept(ensemble, scores, found, cut), Topics(), verifier)
     assert (report.scores, report.different) == (left, 0)
 
 
-def test_topics_that_hold_other_events_are_told(served: tuple[Ensemble, list[Score], list[Contribution]]) -> None:
-    ensemble, scores, lineages = served
-    foreign = [replace(c, event_id="x") for c in lineages]
-    for mine in ([*lineages[:20], *foreign[20:]], lineages[:-1], foreign):
+def test_lineage_that_is_gone_in_the_middle_is_a_difference(served: Served) -> None:
+    ensemble, scores, found = served
+    reader = Kept(ensemble, scores, found, (0, 0, 0))
+    del reader._held["lineage"][1][2]
+    report = verify_topics(reader, Topics(), Verifier(lambda *_: ensemble, 0.0))
+    assert (report.scores, report.different, report.by_what) == (N, 10, {"no lineage": 10})
+
+
+def test_topics_that_hold_other_events_are_told(served: Served) -> None:
+    ensemble, scores, found = served
+    foreign = [f._replace(contribution=replace(f.contribution, event_id="x")) for f in found]
+    for mine in ([*found[:20], *foreign[20:]], found[:-1], foreign):
+        reader = Kept(ensemble, scores, mine, (0, 0, 0))
         with pytest.raises(UsageError, match="hold other events"):
-            verify_topics(Kept(scores, mine, (0, 0)), Topics(), Verifier(lambda *_: ensemble, 0.0))  # type: ignore[arg-type]
+            verify_topics(reader, Topics(), Verifier(lambda *_: ensemble, 0.0))
+
+
+def test_a_record_of_the_old_form_is_read() -> None:
+    """Recorded by the last version that wrote them; on topics of that time there is no lineage."""
+    value = (Path(__file__).parent / "data" / "fat_contribution.json").read_bytes().strip()
+    contribution, row = decode_contribution(value)
+    old = json.loads(value)
+    assert row is not None
+    assert [m["contribution"] for m in old["members"]] == contribution.members.contribution
+    assert contribution.members.rows()[1]._asdict() == old["members"][1]
+    assert contribution.base is not None
+    assert contribution.base + sum(contribution.members.contribution) == pytest.approx(contribution.z, abs=1e-9)
+    assert (row.features, row.feature_status) == (old["features"], old["feature_status"])
+    assert [msgspec.to_builtins(a) for a in row.applied_offsets] == old["marks"]
+    assert (row.place, row.source.offset) == (old["source"]["place"], old["source"]["offset"])
+    assert (row.event_id, row.feature_hash, row.link) == (old["event_id"], old["feature_hash"], old["link"])

@@ -1,0 +1,122 @@
+"""Reading what live scorers recorded: `contributions` joined with `lineage`, by partition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
+from stream_scorer.records import Contribution, LineageRow
+from stream_scorer.serde.fat_contribution import decode_contribution
+from stream_scorer.serde.lineage import LineageBatch, offsets_in
+from stream_scorer.serde.raw import RawRecords
+
+# Clocks of scorer and broker may differ by this much before a search by time misses the record and reads all.
+_CLOCK_SKEW_MS = 60_000
+
+
+class TopicRanges(Protocol):
+    """What reading needs of `kafka.range_reader.RangeReader`."""
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]: ...
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]: ...
+
+
+class TimedRanges(TopicRanges, Protocol):
+    """The same with a look-up by time."""
+
+    def offset_at(self, source: SourcePartition, timestamp_ms: int) -> int: ...
+
+
+class Recorded(NamedTuple):
+    """One contribution and its lineage; None where topic `lineage` does not have it."""
+
+    contribution: Contribution
+    lineage: LineageRow | None
+
+
+class StoredLineage(NamedTuple):
+    """A lineage record that is not decoded yet, and the source offsets ``[first, next)`` that it covers."""
+
+    first_offset: int
+    next_offset: int
+    value: bytes
+
+    def decode(self) -> LineageBatch:
+        """Raises `msgspec.DecodeError` for bytes that are not a lineage record."""
+        return LineageBatch(self.value)
+
+
+def stored_lineage(
+    reader: TopicRanges, topics: Topics, partition: int, start: int | None = None
+) -> Iterator[StoredLineage]:
+    """The lineage records of one partition, from offset `start` of the topic (its beginning)."""
+    source = SourcePartition(topics.lineage, partition)
+    low, high = reader.bounds(topics.lineage).get(source, (0, 0))
+    for chunk in reader.read(source, low if start is None else start, high):
+        for value, headers in zip(chunk.value, chunk.headers, strict=True):
+            if value is None:
+                continue
+            covered = offsets_in(headers)
+            if covered is None:  # copied by a tool that drops headers
+                offset = LineageBatch(value).offset
+                covered = int(offset[0]), int(offset[-1]) + 1
+            yield StoredLineage(*covered, value)
+
+
+def recorded(reader: TopicRanges, topics: Topics, partition: int) -> Iterator[Recorded]:
+    """Every contribution of one partition in order, with its lineage; old records carry theirs themselves."""
+    source = SourcePartition(topics.contributions, partition)
+    lineage = _Cursor(lambda: stored_lineage(reader, topics, partition))
+    for chunk in reader.read(source, *reader.bounds(topics.contributions).get(source, (0, 0))):
+        for value in chunk.value:
+            contribution, row = decode_contribution(value or b"")
+            yield Recorded(contribution, row or lineage.take(contribution.source.offset))
+
+
+def find_lineage(
+    reader: TimedRanges, topics: Topics, partition: int, offset: int, event_id: str, scored_at: int
+) -> LineageRow | None:
+    """The lineage of one score: searched from the time of scoring, then from the beginning of the partition."""
+    near = reader.offset_at(SourcePartition(topics.lineage, partition), scored_at - _CLOCK_SKEW_MS)
+    for start in (near, None):
+        for record in stored_lineage(reader, topics, partition, start):
+            if record.first_offset <= offset < record.next_offset:
+                batch = record.decode()
+                row = batch.find(offset)
+                if row is not None and batch.event_id[row] == event_id:
+                    return batch.rows()[row]
+    return None
+
+
+class _Cursor:
+    """Moves along the lineage of one partition, opened when it is first asked."""
+
+    def __init__(self, open_records: Callable[[], Iterator[StoredLineage]]) -> None:
+        self._open = open_records
+        self._records: Iterator[StoredLineage] | None = None
+        self._ahead: StoredLineage | None = None
+        self._rows: list[LineageRow] = []
+        self._at = 0
+
+    def take(self, offset: int) -> LineageRow | None:
+        """The next row of source offset `offset`; None if the records pass it by."""
+        while True:
+            if self._at < len(self._rows):
+                row = self._rows[self._at]
+                if row.source.offset > offset:
+                    return None
+                self._at += 1
+                if row.source.offset == offset:
+                    return row
+                continue
+            if self._records is None:
+                self._records = self._open()
+                self._ahead = next(self._records, None)
+            if self._ahead is None or self._ahead.first_offset > offset:
+                return None
+            if self._ahead.next_offset > offset:
+                self._rows, self._at = self._ahead.decode().rows(), 0
+            self._ahead = next(self._records, None)

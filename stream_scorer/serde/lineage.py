@@ -1,0 +1,295 @@
+"""The format of topic `lineage`: the rows of one micro-batch and source partition as columns, and what they share.
+
+A value is an Arrow IPC stream of one record batch, compressed as a whole by Zstandard in two frames (ADR 0021). The columns are those
+of `SCHEMA_FIELDS`; the key ``lineage`` of the schema's metadata holds a `LineageHeader` as JSON. NaN in a float column
+and null in an integer column mean that there is no value. Any Arrow implementation reads it:
+
+table = pyarrow.ipc.open_stream(pyarrow.input_stream(pyarrow.py_buffer(value), compression="zstd")).read_all()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stream_scorer.positions import SourcePartition
+from stream_scorer.records import AppliedOffset, LineageRow, Record, SegmentThresholds, ShardOffset, Source
+from stream_scorer.serde.raw import Headers
+
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+# Headers of a record: the source offsets of its first row, and the one after its last row.
+FIRST_OFFSET, NEXT_OFFSET = "source.first_offset", "source.next_offset"
+# A record must fit the topic's 10 MB uncompressed: larger batches are cut into several records.
+MAX_ROW_BYTES = 6_000_000
+# No record of ours unpacks to more; a reader of a hostile topic stops here.
+_MAX_UNPACKED = 64_000_000
+_METADATA = b"lineage"
+_CODEC = "zstd"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+SCHEMA_FIELDS: tuple[tuple[str, str, str], ...] = (
+    ("partition", "int32", "source partition"),
+    ("offset", "int64", "source offset, ascending"),
+    ("event_id", "string", "the transaction's id"),
+    ("place", "int32", "row of the transaction in its micro-batch"),
+    ("version", "int8", "index into `versions` of the header: the version that decided"),
+    ("features", "fixed_size_list<float64>", "in the order of `features` of the header; NaN: no value"),
+    ("feature_status", "fixed_size_list<int8>", "0 fresh, 1 stale, 2 missing, 3 default"),
+    (
+        "partitions_age",
+        "int64, nullable",
+        "ms by which the slowest other partition lagged; null: unknown",
+    ),
+    ("labels_age", "int64, nullable", "ms since the newest label was given; null: unknown"),
+    ("review", "float64", "review threshold of the policy's segment; NaN: the version's own applies"),
+    ("block", "float64", "block threshold of the policy's segment; NaN: the version's own applies"),
+)
+
+
+class LineageVersion(Record, frozen=True):
+    """A version that decided transactions of the micro-batch, and its own thresholds."""
+
+    ensemble: str
+    version: str
+    arm: str
+    link: str
+    manifest_sha256: str
+    policy_version: str
+    review: float
+    block: float
+
+
+class LineageHeader(Record, frozen=True):
+    """What all rows of a record share. `applied_offsets` maps a topic to next offsets by partition, null for none."""
+
+    topic: str
+    feature_hash: str
+    spec_hash: str
+    code_version: str
+    versions: list[LineageVersion]
+    control_offset: int | None
+    applied_offsets: dict[str, list[int | None]]
+    applied_offsets_ahead: list[ShardOffset]
+    features: list[str]
+    format: int = 1
+
+
+@dataclass(slots=True)
+class LineageColumns:
+    """The n rows of a micro-batch, in its order; `features` and `status` are (n, k), the rest (n,).
+
+    Ages of -1 are unknown; thresholds of NaN are the version's own.
+    """
+
+    partition: NDArray[np.int32]
+    offset: I64
+    event_id: Sequence[str]
+    version: NDArray[np.int8]
+    features: F64
+    status: NDArray[np.int8]
+    partitions_age: I64
+    labels_age: I64
+    review: F64
+    block: F64
+
+
+class EncodedLineage(NamedTuple):
+    """One record: its source partition, the offset of its first row and the one after its last row, and its value."""
+
+    partition: int
+    first_offset: int
+    next_offset: int
+    value: bytes
+
+    @property
+    def headers(self) -> list[tuple[str, bytes | None]]:
+        """Kafka headers by which a reader finds it without decoding its value."""
+        return [(FIRST_OFFSET, b"%d" % self.first_offset), (NEXT_OFFSET, b"%d" % self.next_offset)]
+
+
+def applied_by_topic(next_offset: dict[SourcePartition, int]) -> dict[str, list[int | None]]:
+    """Next offsets as they stand in a `LineageHeader`."""
+    out: dict[str, list[int | None]] = {}
+    for source, offset in sorted(next_offset.items()):
+        offsets = out.setdefault(source.topic, [])
+        offsets += [None] * (source.partition - len(offsets))
+        offsets.append(offset)
+    return out
+
+
+def encode_lineage(header: LineageHeader, columns: LineageColumns) -> Iterator[EncodedLineage]:
+    """One record for each source partition (several where rows are too large for one), rows in order of offset."""
+    if not len(columns.partition):
+        return
+    batch, partition, offset = _record_batch(columns)
+    schema = _schema(columns.features.shape[1]).with_metadata({_METADATA: msgspec.json.encode(header)})
+    codec = pa.Codec(_CODEC)
+    # What all records share is compressed once: Zstandard frames one after another decompress as one.
+    head = codec.compress(schema.serialize(), asbytes=True)
+    most = max(MAX_ROW_BYTES * len(offset) // max(batch.nbytes, 1), 1)
+    edges = [0, *(np.flatnonzero(np.diff(partition)) + 1).tolist(), len(partition)]
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for start in range(low, high, most):
+            stop = min(start + most, high)
+            rows = b"".join((batch.slice(start, stop - start).serialize(), _END_OF_STREAM))
+            value = head + codec.compress(rows, asbytes=True)
+            yield EncodedLineage(int(partition[start]), int(offset[start]), int(offset[stop - 1]) + 1, value)
+
+
+def _record_batch(columns: LineageColumns) -> tuple[Any, NDArray[np.int32], I64]:
+    """All rows, sorted by partition, with their partitions and offsets."""
+    partition, offset, n = columns.partition, columns.offset, len(columns.partition)
+    place = np.arange(n, dtype=np.int32)
+    order = None
+    if n and (partition != partition[0]).any():
+        order = np.argsort(partition, kind="stable")
+        place = place[order]
+
+    def sort(column: NDArray[Any]) -> NDArray[Any]:
+        return np.ascontiguousarray(column if order is None else column[order])
+
+    event_id = columns.event_id if order is None else [columns.event_id[row] for row in order.tolist()]
+    partition, offset = sort(partition), sort(offset)
+    width = columns.features.shape[1]
+    arrays = [
+        _array(partition, pa.int32()),
+        _array(offset, pa.int64()),
+        pa.array(event_id, pa.string()),
+        _array(place, pa.int32()),
+        _array(sort(columns.version), pa.int8()),
+        _lists(sort(columns.features), pa.float64(), width),
+        _lists(sort(columns.status), pa.int8(), width),
+        *(_with_nulls(sort(age)) for age in (columns.partitions_age, columns.labels_age)),
+        *(_array(sort(threshold), pa.float64()) for threshold in (columns.review, columns.block)),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=_schema(width)), partition, offset
+
+
+def _array(column: NDArray[Any], kind: Any) -> Any:
+    return pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(column)])
+
+
+def _lists(matrix: NDArray[Any], kind: Any, width: int) -> Any:
+    values = _array(matrix.reshape(-1), kind)
+    return pa.FixedSizeListArray.from_buffers(_list_of(kind, width), len(matrix), [None], children=[values])
+
+
+def _with_nulls(age: I64) -> Any:
+    unknown = age < 0
+    return pa.array(age, mask=unknown) if unknown.any() else _array(age, pa.int64())
+
+
+def _list_of(kind: Any, width: int) -> Any:
+    return pa.list_(pa.field("item", kind, nullable=False), width)
+
+
+@lru_cache(maxsize=8)
+def _schema(width: int) -> Any:
+    """The Arrow schema of rows with `width` features."""
+    lists = {"features": _list_of(pa.float64(), width), "feature_status": _list_of(pa.int8(), width)}
+    plain = {"string": pa.string(), "float64": pa.float64()}
+    fields = []
+    for name, kind, _ in SCHEMA_FIELDS:
+        base = kind.partition(",")[0]
+        arrow = lists.get(name) or plain.get(base) or getattr(pa, base)()
+        fields.append(pa.field(name, arrow, nullable="nullable" in kind))
+    return pa.schema(fields)
+
+
+class LineageBatch:
+    """One decoded record.
+
+    Attributes:
+        header: what the rows share. partition: of the source. offset: (n,) int64, ascending. event_id: n of them.
+        place: (n,) int32. features: (n, k) float64. status: (n, k) int8.
+    """
+
+    def __init__(self, value: bytes) -> None:
+        """Raises `msgspec.DecodeError` for bytes that are not a lineage record."""
+        try:
+            with pa.CompressedInputStream(pa.BufferReader(value), _CODEC) as stream:
+                data = stream.read(_MAX_UNPACKED + 1)
+            if len(data) > _MAX_UNPACKED:
+                raise msgspec.DecodeError("a lineage record that unpacks to more than 64 MB")
+            table = pa.ipc.open_stream(data).read_all()
+            self.header = msgspec.json.decode((table.schema.metadata or {})[_METADATA], type=LineageHeader)
+            columns = {name: table.column(name).combine_chunks() for name, _, _ in SCHEMA_FIELDS}
+            width = len(self.header.features)
+            self.features: F64 = columns["features"].flatten().to_numpy().reshape(-1, width)
+            self.status: NDArray[np.int8] = columns["feature_status"].flatten().to_numpy().reshape(-1, width)
+            self.partition: int = columns["partition"][0].as_py()
+        except (pa.ArrowException, OSError, KeyError, IndexError, ValueError, AttributeError) as error:
+            if isinstance(error, msgspec.DecodeError):
+                raise
+            raise msgspec.DecodeError(f"not a lineage record: {error}") from None
+        self.offset: I64 = columns["offset"].to_numpy()
+        self.place: NDArray[np.int32] = columns["place"].to_numpy()
+        self.event_id: list[str] = columns["event_id"].to_pylist()
+        self._columns = columns
+        self._applied: list[AppliedOffset] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    @property
+    def applied_offsets(self) -> list[AppliedOffset]:
+        """The vector that the rows share, in order of topic and partition."""
+        if self._applied is None:
+            self._applied = [
+                AppliedOffset(topic, partition, offset)
+                for topic, offsets in self.header.applied_offsets.items()
+                for partition, offset in enumerate(offsets)
+                if offset is not None
+            ]
+        return self._applied
+
+    def find(self, offset: int) -> int | None:
+        """The row of source offset `offset`."""
+        at = int(np.searchsorted(self.offset, offset))
+        return at if at < len(self) and self.offset[at] == offset else None
+
+    def document(self) -> dict[str, Any]:
+        """All of it as plain values: the header's fields, then `columns` by name."""
+        columns = {name: column.to_pylist() for name, column in self._columns.items()}
+        return {**msgspec.to_builtins(self.header), "columns": columns}
+
+    def rows(self) -> list[LineageRow]:
+        """Every row."""
+        header, n = self.header, len(self)
+        version, partitions_age, labels_age, review, block = (
+            self._columns[name].to_pylist() for name in ("version", "partitions_age", "labels_age", "review", "block")
+        )
+        features: list[list[float | None]] = self.features.tolist()
+        status: list[list[int]] = self.status.tolist()
+        lacking = np.atleast_1d(np.isnan(self.features).any(axis=1))
+        offsets, places = self.offset.tolist(), self.place.tolist()
+        out = []
+        for i in range(n):
+            mine = header.versions[version[i]]
+            out.append(
+                LineageRow(
+                    self.event_id[i], mine.ensemble, mine.version, mine.arm, mine.link,
+                    Source(header.topic, self.partition, offsets[i]), places[i],
+                    [None if v != v else v for v in features[i]] if lacking[i] else features[i], status[i],
+                    header.feature_hash, header.spec_hash, self.applied_offsets, header.code_version,
+                    partitions_age[i], labels_age[i], header.applied_offsets_ahead, header.control_offset,
+                    None if review[i] != review[i] else SegmentThresholds(review[i], block[i]),
+                )
+            )  # fmt: skip
+        return out
+
+
+def offsets_in(headers: Headers | None) -> tuple[int, int] | None:
+    """First and next source offset by a record's headers; None if they are not there."""
+    found = dict(headers or ())
+    try:
+        return int(found[FIRST_OFFSET] or b""), int(found[NEXT_OFFSET] or b"")
+    except (KeyError, ValueError):
+        return None
