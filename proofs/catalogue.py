@@ -79,6 +79,11 @@ PROOFS = {
     "usage": Proof(
         "wrong usage gives one readable message and the exit code of the contract", 60, ("kafka", "redis", "mlflow")
     ),
+    "lineage": Proof(
+        "bytes and CPU of contributions and lineage against the old record; both serve verify and explain",
+        120,
+        KAFKA_REDIS,
+    ),
     "verify": Proof(
         "published scores equal a recomputation from their records; what is altered is found", 60, KAFKA_REDIS
     ),

@@ -1,8 +1,8 @@
 """The format of topic `lineage`: the rows of one micro-batch and source partition as columns, and what they share.
 
-A value is an Arrow IPC stream of one record batch, compressed as a whole by Zstandard in two frames (ADR 0021). The columns are those
-of `SCHEMA_FIELDS`; the key ``lineage`` of the schema's metadata holds a `LineageHeader` as JSON. NaN in a float column
-and null in an integer column mean that there is no value. Any Arrow implementation reads it:
+A value is an Arrow IPC stream of one record batch, compressed as a whole by Zstandard in two frames (ADR 0021). Its
+columns are those of `SCHEMA_FIELDS`; the key ``lineage`` of the schema's metadata holds a `LineageHeader` as JSON. NaN
+in a float column and null in an integer column mean that there is no value. Any Arrow implementation reads it:
 
 table = pyarrow.ipc.open_stream(pyarrow.input_stream(pyarrow.py_buffer(value), compression="zstd")).read_all()
 """

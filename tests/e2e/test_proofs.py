@@ -14,6 +14,7 @@ SIZES = {
     "garbage": 6_000,
     "additive": 4_000,
     "usage": 1,
+    "lineage": 3_000,
     "features-flush": 12,
     "refusal": 300,
     "features-batch": 500,
