@@ -57,7 +57,7 @@ class Enriched:
 
     Attributes:
         matrix: (n, n_features) float64, NaN without a value. status: (n, n_features) int8, see `records`.
-        duplicate: (n,) bool. applied: the input positions that the features saw, see `Contribution.applied`.
+        duplicate: (n,) bool. applied: the input positions that the features saw, see `LineageRow.applied_offsets`.
         update: what the rows gain once the batch is committed. ages: how old the features are, see `Ages`.
         degraded: reasons that hold for the whole batch; empty without a problem.
         stale: (n,) bool, whether a feature of the transaction is stale.

@@ -1,6 +1,6 @@
 """The format of topic `lineage`: the rows of one micro-batch and source partition as columns, and what they share.
 
-A value is an Arrow IPC stream of one record batch, compressed as a whole by Zstandard in two frames (ADR 0021). Its
+A value is an Arrow IPC stream of one record batch, compressed as a whole by Zstandard in two frames (ADR 0023). Its
 columns are those of `SCHEMA_FIELDS`; the key ``lineage`` of the schema's metadata holds a `LineageHeader` as JSON. NaN
 in a float column and null in an integer column mean that there is no value. Any Arrow implementation reads it:
 

@@ -185,12 +185,14 @@ def test_page_and_picture(explanation: Explanation, tmp_path: Path) -> None:
 
 def test_hostile_text_on_the_page_stays_text(explanation: Explanation, tmp_path: Path) -> None:
     hostile = "\"'><script>alert(1)</script>{{ 7 * 7 }}"
-    score = replace(explanation.score, event_id=hostile, decision=hostile, rule=hostile, degraded=[hostile])
-    lineage = replace(explanation.lineage, ensemble=hostile, alternatives=[Alternative(hostile, None, hostile)])
+    score = replace(
+        explanation.score, event_id=hostile, decision=hostile, rule=hostile, degraded=[hostile], ensemble=hostile
+    )
+    contribution = replace(explanation.contribution, alternatives=[Alternative(hostile, None, hostile)])
     first = explanation.members[0]
     inside = [replace(feature, feature=hostile, status=hostile) for feature in first.inside]
     members = [replace(first, name=hostile, how=hostile, inside=inside), *explanation.members[1:]]
-    write_page(replace(explanation, score=score, lineage=lineage, members=members), tmp_path / "hostile.html")
+    write_page(replace(explanation, score=score, contribution=contribution, members=members), tmp_path / "hostile.html")
     page = (tmp_path / "hostile.html").read_text()
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;{{ 7 * 7 }}") >= 8
