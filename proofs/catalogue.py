@@ -108,7 +108,7 @@ PROOFS = {
     ),
     "refusal": Proof(
         "Redis refuses writes, hangs or breaks connections: no wrong feature is called fresh, scoring goes on",
-        150,
+        180,
         own="stops the Redis process and changes its settings",
     ),
     "features-flush": Proof(

@@ -52,7 +52,6 @@ class Monitor:
             Clock(),
             Metrics(MONITOR_METRICS),
             name=name,
-            partitions=[0],
             sources={0: "summaries:0"},
             idle_s=60.0,
         )
