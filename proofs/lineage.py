@@ -50,7 +50,7 @@ from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
-from stream_scorer.pipeline.enrich import Enrich
+from stream_scorer.pipeline.enrich import EnrichInProcess
 from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
@@ -163,7 +163,7 @@ def _batches(seed: int, ensemble: Ensemble, batches: int, owned: int, partitions
     # No partition lags: stale features would be noted in every record.
     store = MemoryRowStore(AppliedOffsets(applied, dict.fromkeys(sources, int(made.event_time[-1]))))
     lineup = Lineup.of(ensemble)
-    stages = [Decode(checked), Enrich(FeatureEngine(checked), store, tuple, lambda _: ""),
+    stages = [Decode(checked), EnrichInProcess(FeatureEngine(checked), store),
               Scoring(lambda: lineup, checked, Metrics())]  # fmt: skip
     out = []
     for low in range(0, n, BATCH):
