@@ -93,7 +93,7 @@ class SupervisorLink:
                     self._on_progress(answer["text"])
             elif answer["event"] == "error":
                 kind: type[StreamScorerError] = getattr(errors, answer["kind"])
-                raise kind(answer["message"], hint=answer["mend"])
+                raise kind(answer["message"], hint=answer["hint"])
             elif answer["event"] == expected:
                 self.pids = answer["pids"]
                 return answer
