@@ -43,7 +43,7 @@ BUDGET_MS, LIMIT_S = 200, 2
 # Enough batches for a breaker to count, few enough records in each.
 _BATCH, _TRIAL = 64, 100
 _PATIENCE_S = 90.0
-NOT_ASKED, TRUSTED = f"member {MEMBER} is not asked", f"member {MEMBER} is trusted again"
+OPENED, CLOSED = f"member {MEMBER}: breaker opened", f"member {MEMBER}: breaker closed"
 
 
 def run(context: Context) -> Result:
@@ -87,7 +87,7 @@ def run(context: Context) -> Result:
             send(_TRIAL, "at first")
             wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
             for fault in faults:
-                opened, trusted = told(NOT_ASKED), told(TRUSTED)
+                opened, closed = told(OPENED), told(CLOSED)
                 flag.write_text(fault)
                 send(n, fault)
                 if fault == "holds-the-lock":
@@ -95,13 +95,13 @@ def run(context: Context) -> Result:
                     flag.write_text("well")
                     scorer.start()
                 wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
-                result.check(f"{fault}: its breaker opens", told(NOT_ASKED) > opened)
+                result.check(f"{fault}: its breaker opens", told(OPENED) > opened)
                 flag.write_text("well")
                 deadline = time.monotonic() + (_PATIENCE_S if not context.broken else 15.0)
-                while told(TRUSTED) == trusted and time.monotonic() < deadline:
+                while told(CLOSED) == closed and time.monotonic() < deadline:
                     send(_TRIAL, f"{fault}, recovering")
                     time.sleep(0.5)
-                result.check(f"{fault}: it is trusted again", told(TRUSTED) > trusted)
+                result.check(f"{fault}: its breaker closes", told(CLOSED) > closed)
                 wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
                 send(n, f"{fault}, recovered")
                 wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)

@@ -187,7 +187,7 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
         ensemble = Ensemble.load(folder, version=version.version)
         ensemble.check_features(checked.features, checked.feature_hash)
         if settings["scorer.explain_alerts"]:
-            ensemble.insight = Explainer(folder, ensemble.manifest)
+            ensemble.explainer = Explainer(folder, ensemble.manifest)
         return ensemble
 
     bootstrap = settings["kafka.bootstrap"]

@@ -205,7 +205,7 @@ class Follower:
         self._loaded = loaded
         disabled = frozenset(member.key for member in state.disabled)
         lineup = Lineup(tuple(loaded[v] for v in [*deciding, *shadows]), split, disabled, state.control_offset)
-        lineup.panel  # noqa: B018  built here, so that the first micro-batch does not build it
+        lineup.pool  # noqa: B018  built here, so that the first micro-batch does not build it
         return lineup, "; ".join(problems)
 
     def _ensure_loaded(self, version: ServedVersion) -> Ensemble:

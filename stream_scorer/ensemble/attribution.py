@@ -1,8 +1,8 @@
-"""Inside a member: what each of its inputs added to its own answer, where that can be said exactly.
+"""Feature attribution within a member: the contribution of each input to the member's own output, where it is exact.
 
-Trees by the TreeSHAP of the library that grew them (Lundberg et al. 2020, path-dependent), logistic regression by
-``weight * (input - mean)`` against the rows of the self-test. For networks of several layers, and for what comes as
-ONNX or skops, nothing exact is at hand, and nothing is made up.
+Trees use the TreeSHAP of the library that trained them (Lundberg et al. 2020, path-dependent). Logistic regression uses
+``weight * (input - mean)`` with the means of the self-test rows. Networks of several layers and members in the formats
+ONNX and skops have no exact attribution here, and get none.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from stream_scorer.ensemble.preprocess import Preprocess
 
 Matrix = NDArray[np.float64]
 # Prepared rows (n, k) to parts (n, k) and margins (n,).
-_Look = Callable[[Matrix], tuple[Matrix, Matrix]]
-_EXTRA = "needs the libraries that trained it: install stream-scorer[train]"
+_Attribute = Callable[[Matrix], tuple[Matrix, Matrix]]
+_EXTRA = "needs the libraries that trained the member: install stream-scorer[train]"
 
 
 @dataclass(frozen=True, slots=True)
-class Lens:
-    """Looks into one member. `how` says by what; where nothing can be said (`look` is None), why not.
+class AttributionMethod:
+    """How one member is explained. `how` names the method and unit; if `attribute` is None, it gives the reason.
 
-    `look` takes prepared rows ``(n, k)`` and gives parts ``(n, k)`` and margins ``(n,)``, before the calibrator: a
-    base, the same for every row, plus the sum of a row's parts is its margin.
+    `attribute` maps prepared rows ``(n, k)`` to parts ``(n, k)`` and margins ``(n,)``, before the calibrator. The
+    margin of a row is the sum of its parts plus a base that is the same for every row.
     """
 
     how: str
-    look: _Look | None = None
+    attribute: _Attribute | None = None
 
 
 class Explainer:
-    """Looks into the members of one ensemble.
+    """Explains the members of one ensemble.
 
     Raises:
-        ArtifactError: a file is not what its digest says.
+        ArtifactError: a file does not match its digest.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -49,26 +49,26 @@ class Explainer:
         self.names = manifest.member_names
         self.inputs = [spec.inputs for spec in manifest.members]
         self._prepare = [Preprocess(manifest.features, spec.inputs, spec.preprocess) for spec in manifest.members]
-        self.lenses = [
-            _lens(spec, data, prepare.apply(rows))
+        self.methods = [
+            _method(spec, data, prepare.apply(rows))
             for spec, data, prepare in zip(manifest.members, read_members(folder, manifest), self._prepare, strict=True)
         ]
 
-    def look(self, member: int, features: Matrix) -> tuple[Matrix, Matrix]:
-        """Parts ``(n, k)`` and margins ``(n,)`` of `features` ``(n, n_features)``; k is 0 where nothing is known."""
-        look = self.lenses[member].look
-        if look is None:
+    def attribute(self, member: int, features: Matrix) -> tuple[Matrix, Matrix]:
+        """Parts ``(n, k)`` and margins ``(n,)`` of `features` ``(n, n_features)``; without a method, k is 0."""
+        attribute = self.methods[member].attribute
+        if attribute is None:
             return np.zeros((len(features), 0)), np.full(len(features), np.nan)
-        return look(self._prepare[member].apply(features))
+        return attribute(self._prepare[member].apply(features))
 
 
-def strongest(parts: Matrix, most: int) -> list[int]:
-    """Places of the `most` largest of ``(k,)`` parts, whatever their sign."""
-    order: list[int] = np.argsort(-np.abs(parts), kind="stable")[:most].tolist()
+def strongest(parts: Matrix, limit: int) -> list[int]:
+    """Indices of the at most `limit` parts of ``(k,)`` with the largest absolute values, in descending order."""
+    order: list[int] = np.argsort(-np.abs(parts), kind="stable")[:limit].tolist()
     return order
 
 
-def _lens(spec: MemberSpec, data: bytes, reference: Matrix) -> Lens:
+def _method(spec: MemberSpec, data: bytes, reference: Matrix) -> AttributionMethod:
     if spec.format == "lightgbm-text":
         return _lightgbm(data)
     if spec.format == "xgboost-ubj":
@@ -76,40 +76,40 @@ def _lens(spec: MemberSpec, data: bytes, reference: Matrix) -> Lens:
     if spec.format == "dense-json":
         layers = msgspec.json.decode(data, type=Dense).layers
         if len(layers) > 1:
-            return Lens("a network of several layers has no exact shares")
-        weights, bias, middle = np.array(layers[0].weights)[:, 0], layers[0].bias[0], reference.mean(axis=0)
-        return Lens("exact, in log-odds", lambda rows: (weights * (rows - middle), rows @ weights + bias))
-    return Lens(f"of {spec.format} nothing exact is known")
+            return AttributionMethod("a network of several layers has no exact attribution")
+        weights, bias, means = np.array(layers[0].weights)[:, 0], layers[0].bias[0], reference.mean(axis=0)
+        return AttributionMethod("exact, in log-odds", lambda rows: (weights * (rows - means), rows @ weights + bias))
+    return AttributionMethod(f"the format {spec.format} has no exact attribution")
 
 
-def _lightgbm(data: bytes) -> Lens:
+def _lightgbm(data: bytes) -> AttributionMethod:
     try:
         import lightgbm
     except ImportError:
-        return Lens(_EXTRA)
+        return AttributionMethod(_EXTRA)
     booster = lightgbm.Booster(model_str=data.decode())
-    # Of a bagged forest the library gives sums where the forest takes the mean; and it is a regression on labels of 0
-    # and 1, so its margin is the probability itself.
+    # For a bagged forest, the library returns sums, but the forest predicts the mean. The forest is a regression on
+    # labels of 0 and 1, so its margin is the probability itself.
     trees = booster.num_trees() if b"\naverage_output" in data else 1
     unit = "probability" if b"\nobjective=regression" in data else "log-odds"
 
-    def look(rows: Matrix) -> tuple[Matrix, Matrix]:
-        found = np.asarray(booster.predict(rows, pred_contrib=True, num_threads=1), np.float64) / trees
-        return found[:, :-1], found.sum(axis=1)
+    def attribute(rows: Matrix) -> tuple[Matrix, Matrix]:
+        shap = np.asarray(booster.predict(rows, pred_contrib=True, num_threads=1), np.float64) / trees
+        return shap[:, :-1], shap.sum(axis=1)
 
-    return Lens(f"TreeSHAP, in {unit}", look)
+    return AttributionMethod(f"TreeSHAP, in {unit}", attribute)
 
 
-def _xgboost(data: bytes) -> Lens:
+def _xgboost(data: bytes) -> AttributionMethod:
     try:
         import xgboost
     except ImportError:
-        return Lens(_EXTRA)
+        return AttributionMethod(_EXTRA)
     booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(data))
 
-    def look(rows: Matrix) -> tuple[Matrix, Matrix]:
-        found = booster.predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True, validate_features=False)
-        whole = np.asarray(found, np.float64)
-        return whole[:, :-1], whole.sum(axis=1)
+    def attribute(rows: Matrix) -> tuple[Matrix, Matrix]:
+        raw = booster.predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True, validate_features=False)
+        shap = np.asarray(raw, np.float64)
+        return shap[:, :-1], shap.sum(axis=1)
 
-    return Lens("TreeSHAP, in log-odds", look)
+    return AttributionMethod("TreeSHAP, in log-odds", attribute)

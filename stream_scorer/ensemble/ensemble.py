@@ -92,7 +92,7 @@ class Ensemble:
         """From members already made. `load` is the way to get one from files, and the one that checks them."""
         self.manifest = manifest
         self.version = version
-        self.insight: Explainer | None = None
+        self.explainer: Explainer | None = None
         self.name = manifest.name
         self.feature_names = list(manifest.features)
         self.member_names = manifest.member_names
@@ -134,7 +134,7 @@ class Ensemble:
             ValueError: the matrix does not have the manifest's columns.
         """
         features = self.checked(features)
-        return self.combine([self.ask(index, features) for index in range(len(self._members))])
+        return self.combine([self.predict_member(index, features) for index in range(len(self._members))])
 
     def checked(self, features: Matrix) -> Matrix:
         """`features` as members take them. Raises `ValueError`, see `score`."""
@@ -143,7 +143,7 @@ class Ensemble:
             raise ValueError(f"a matrix of shape {features.shape} for {len(self.feature_names)} features")
         return features
 
-    def ask(self, index: int, features: Matrix) -> MemberOutput:
+    def predict_member(self, index: int, features: Matrix) -> MemberOutput:
         """What the member at `index` says of `checked` features. Never raises: see `score`."""
         raw, started = np.empty(len(features), np.float64), time.perf_counter()
         reason = _predict(self._members[index], features, raw)

@@ -1,4 +1,4 @@
-"""A lineup: the versions in play at one place of the control log, and the members they share.
+"""A lineup: the ensemble versions that are active at one offset of the control log, and their shared members.
 
 lineup = Lineup([champion, candidate], split=Split(0.1, "cards:8"))
 arm = lineup.route(customer_ids, event_time)      # (n,) int8, index into `records.ARMS`
@@ -16,31 +16,32 @@ from numpy.typing import NDArray
 
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 
-# Why a member is missing that nobody counts on.
+# The reason given for a member that a command has disabled.
 DISABLED = "disabled"
 _WHOLE = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Whom the canary decides for: `share` (0 to 1) of the entities by `salt`, in events before `until` (epoch ms)."""
+    """The canary decides `share` (0 to 1) of the entities, selected by `salt`, for events before `until` (epoch ms)."""
 
     share: float
     salt: str
     until: int | None = None
 
 
-class Panel:
-    """The distinct members of several versions: each is asked once a micro-batch, whoever counts on it.
+class MemberPool:
+    """The distinct members of several versions. Each is called once per micro-batch, however many versions use it.
 
     Attributes:
-        keys: see `manifest.member_key`. names: of the members, a second one of a name with its version.
+        keys: see `manifest.member_key`.
+        names: of the members; a further member with the same name gets its version as a suffix.
     """
 
     def __init__(self, versions: Sequence[Ensemble]) -> None:
         self.keys: list[str] = []
         self.names: list[str] = []
-        self._who: list[tuple[Ensemble, int]] = []
+        self._sources: list[tuple[Ensemble, int]] = []
         self._places: list[list[int]] = []
         for ensemble in versions:
             places = []
@@ -48,7 +49,7 @@ class Panel:
                 if key not in self.keys:
                     self.keys.append(key)
                     self.names.append(f"{name}@{ensemble.version}" if name in self.names else name)
-                    self._who.append((ensemble, index))
+                    self._sources.append((ensemble, index))
                 places.append(self.keys.index(key))
             self._places.append(places)
 
@@ -56,27 +57,27 @@ class Panel:
         return len(self.keys)
 
     def checked(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """As `Ensemble.checked`: all versions take the same features."""
-        return self._who[0][0].checked(features)
+        """See `Ensemble.checked`; all versions take the same features."""
+        return self._sources[0][0].checked(features)
 
-    def ask(self, index: int, features: NDArray[np.float64]) -> MemberOutput:
-        """As `Ensemble.ask`."""
-        ensemble, place = self._who[index]
-        return ensemble.ask(place, features)
+    def predict_member(self, index: int, features: NDArray[np.float64]) -> MemberOutput:
+        """See `Ensemble.predict_member`."""
+        ensemble, place = self._sources[index]
+        return ensemble.predict_member(place, features)
 
-    def answers_of(self, version: int, answers: Sequence[MemberOutput]) -> list[MemberOutput]:
-        """Of the panel's answers those that a version counts on, in its manifest's order."""
-        return [answers[place] for place in self._places[version]]
+    def outputs_of(self, version: int, outputs: Sequence[MemberOutput]) -> list[MemberOutput]:
+        """The outputs of one version's members, in manifest order, selected from the `outputs` of the whole pool."""
+        return [outputs[place] for place in self._places[version]]
 
 
 @dataclass(frozen=True)
 class Lineup:
-    """See the module. Immutable: a change is another lineup.
+    """See the module. Immutable: a change creates a new lineup.
 
     Attributes:
-        versions: the champion, then the canary if there is a split, then those that decide nothing.
-        disabled: keys of members that nobody counts on.
-        control_offset: the command that made it; None outside live scoring.
+        versions: the champion, then the canary if there is a split, then the shadow versions.
+        disabled: keys of the disabled members.
+        control_offset: the offset of the command that created it; None outside live scoring.
     """
 
     versions: tuple[Ensemble, ...]
@@ -86,26 +87,26 @@ class Lineup:
 
     @classmethod
     def of(cls, ensemble: Ensemble) -> Lineup:
-        """One version that decides everything."""
+        """A lineup of one version, which makes every decision."""
         return cls((ensemble,))
 
     @property
     def champion(self) -> Ensemble:
-        """The version that decides unless the split says otherwise."""
+        """The version that decides every transaction outside the split."""
         return self.versions[0]
 
     @property
     def deciding(self) -> int:
-        """How many of `versions` decide."""
+        """The number of `versions` that make decisions."""
         return 1 if self.split is None else 2
 
     @cached_property
-    def panel(self) -> Panel:
+    def pool(self) -> MemberPool:
         """The members of all versions."""
-        return Panel(self.versions)
+        return MemberPool(self.versions)
 
     def route(self, entities: Sequence[str | None], event_time: NDArray[np.int64]) -> NDArray[np.int8]:
-        """``(n,) int8``: which of `versions` decides each transaction; no entity means the champion."""
+        """``(n,) int8``: index into `versions` of the version that decides; without an entity, the champion."""
         arm = np.zeros(len(event_time), np.int8)
         if self.split is not None:
             bound, start = round(self.split.share * _WHOLE), _keyed(self.split.salt)
@@ -121,7 +122,7 @@ def _keyed(salt: str) -> hashlib.blake2b:
 
 
 def place(keyed: hashlib.blake2b, entity: str) -> int:
-    """Where `entity` lies in [0, 2^64), evenly and for ever (BLAKE2b, RFC 7693, keyed with the experiment's salt)."""
-    mine = keyed.copy()
-    mine.update(entity.encode())
-    return int.from_bytes(mine.digest(), "big")
+    """The position of `entity` in [0, 2^64): uniform and stable (BLAKE2b, RFC 7693, keyed with the split's salt)."""
+    state = keyed.copy()
+    state.update(entity.encode())
+    return int.from_bytes(state.digest(), "big")

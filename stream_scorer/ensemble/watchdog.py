@@ -1,10 +1,11 @@
-"""A watchdog for members that hang and hold the interpreter lock: no thread of this process can act then.
+"""A watchdog for members that hang while they hold the interpreter lock, when no thread of this process can run.
 
-The scorer writes which member it is asking into a small shared file; a child process reads it. A member that shows no
-end for too long is written down as the suspect and the scorer is killed, as by a crash: exactly-once and the features
-do not mind. Whoever starts the scorer again (Kubernetes, systemd) finds it beginning with that member's breaker open.
+The scorer writes the member that it is calling into a small shared file, and a child process reads the file. If a call
+exceeds the time limit, the child records the member as the suspect and kills the scorer. The kill has the
+effect of a crash: delivery stays exactly once, and features stay correct. After the restart (by Kubernetes or systemd),
+the scorer starts with the suspect's breaker open.
 
-This file is also the child's program, run as a script: it imports the standard library only.
+The child runs this file as a script, so it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-# A slot for each thread that asks: the number of the call that began last; the head of the key of the member now asked.
+# One slot per calling thread: the number of its latest call, and the first 8 bytes of the called member's key.
 _STATE = struct.Struct("<q8s")
 _IDLE = bytes(8)
 _POLLS = 20
@@ -29,14 +30,14 @@ class Watchdog:
     """See the module.
 
     Args:
-        path: where the shared file goes; the suspect stands beside it.
-        limit_s: how long one member may take over one micro-batch.
-        slots: how many members may be asked at once.
+        path: the shared file; the suspect is written to the same path with the suffix `.suspect`.
+        limit_s: the time limit of one member for one micro-batch, in seconds.
+        slots: the maximum number of concurrent calls.
     """
 
     def __init__(self, path: Path, *, limit_s: float, slots: int = 1) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._suspect = _take_suspect(_beside(path))
+        self._suspect = _take_suspect(_suspect_path(path))
         path.write_bytes(_STATE.pack(0, _IDLE) * slots)
         with path.open("r+b") as file:
             self._shared = mmap.mmap(file.fileno(), _STATE.size * slots)
@@ -45,29 +46,29 @@ class Watchdog:
         self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def suspects(self, key: str) -> bool:
-        """Whether the member with this key (hex) was being asked when the last scorer was killed."""
-        return _head(key) == self._suspect
+        """Whether the member with this key (hex) was running when the previous scorer was killed."""
+        return _key_prefix(key) == self._suspect
 
     def begin(self, slot: int, key: str) -> None:
-        """The member with this key (hex) is being asked, by the thread of this slot."""
+        """Record that the thread of this slot is calling the member with this key (hex)."""
         self._calls += 1
-        _STATE.pack_into(self._shared, slot * _STATE.size, self._calls, _head(key))
+        _STATE.pack_into(self._shared, slot * _STATE.size, self._calls, _key_prefix(key))
 
     def end(self, slot: int) -> None:
-        """It has answered, or is waited for no longer."""
+        """Record that the call has returned or was abandoned."""
         _STATE.pack_into(self._shared, slot * _STATE.size, self._calls, _IDLE)
 
     def close(self) -> None:
-        """End the child."""
+        """Stop the child process."""
         self._child.terminate()
         self._child.wait()
 
 
-def _beside(path: Path) -> Path:
+def _suspect_path(path: Path) -> Path:
     return path.with_name(path.name + ".suspect")
 
 
-def _head(key: str) -> bytes:
+def _key_prefix(key: str) -> bytes:
     return bytes.fromhex(key[:16])
 
 
@@ -81,13 +82,13 @@ def _take_suspect(path: Path) -> bytes | None:
 
 
 def _watch(parent: int, path: Path, limit_s: float) -> None:
-    """The child's life: until its parent is gone, or has to be killed."""
+    """The main loop of the child, until the parent has exited or must be killed."""
     seen: list[tuple[int, bytes]] = []
     polls: list[int] = []
     while os.getppid() == parent:
         time.sleep(limit_s / _POLLS)
         now: list[tuple[int, bytes]] = list(_STATE.iter_unpack(path.read_bytes()))
-        # A process that is stopped (by a debugger, say) hangs in nothing.
+        # A process that is stopped (for example by a debugger) is not hanging.
         halted = _stopped(parent)
         before = seen or now
         polls = [
@@ -96,12 +97,10 @@ def _watch(parent: int, path: Path, limit_s: float) -> None:
         ]
         seen = now
         if max(polls) >= _POLLS:
-            # Who holds the lock keeps the others from going on, and from beginning: it began last.
+            # The member that holds the lock blocks all other threads, so its call started last.
             _, suspect = max(state for state in now if state[1] != _IDLE)
-            _beside(path).write_bytes(suspect)
-            sys.stderr.write(
-                f"a member (key {suspect.hex()}) has not answered for {limit_s:g} s: the scorer is killed\n"
-            )
+            _suspect_path(path).write_bytes(suspect)
+            sys.stderr.write(f"a member (key {suspect.hex()}) has not returned for {limit_s:g} s: killing the scorer\n")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(parent, signal.SIGKILL)
             return

@@ -303,7 +303,7 @@ def _alternatives(
 
 def _inside(ensemble: Ensemble, part: _Part, most: int) -> dict[int, list[list[FeatureReason]]]:
     """By place, of the `most` alerts with the highest scores, each member's strongest inputs."""
-    if ensemble.insight is None or most == 0:
+    if ensemble.explainer is None or most == 0:
         return {}
     assert part.batch.enriched is not None
     matrix, verdict, chosen = part.batch.enriched.matrix, part.verdict, part.chosen
@@ -311,13 +311,13 @@ def _inside(ensemble: Ensemble, part: _Part, most: int) -> dict[int, list[list[F
     rows = alerts[np.argsort(-np.nan_to_num(verdict.scored.score[alerts]), kind="stable")[:most]]
     if not len(rows):
         return {}
-    insight, column = ensemble.insight, {name: place for place, name in enumerate(ensemble.feature_names)}
+    explainer, column = ensemble.explainer, {name: place for place, name in enumerate(ensemble.feature_names)}
     out: dict[int, list[list[FeatureReason]]] = {row: [] for row in rows.tolist()}
-    for member, inputs in enumerate(insight.inputs):
+    for member, inputs in enumerate(explainer.inputs):
         try:
-            parts, _ = insight.look(member, matrix[rows])
+            parts, _ = explainer.attribute(member, matrix[rows])
         except Exception:  # a score does not wait for its explanation
-            _log.exception("looking into member %s", insight.names[member])
+            _log.exception("explaining member %s failed", explainer.names[member])
             parts = np.zeros((len(rows), 0))
         for row, mine in zip(rows.tolist(), parts, strict=True):
             out[row].append(

@@ -52,15 +52,15 @@ class Scoring:
 
     def _ask(self, lineup: Lineup, batch: MicroBatch) -> list[MemberOutput]:
         assert batch.enriched is not None
-        panel, metrics = lineup.panel, self._metrics
+        pool, metrics = lineup.pool, self._metrics
         if self._guard is not None:
-            answers = self._guard.ask(panel, batch.enriched.matrix, lineup.disabled)
-            for name, state in self._guard.states(panel).items():
+            answers = self._guard.predict(pool, batch.enriched.matrix, lineup.disabled)
+            for name, state in self._guard.states(pool).items():
                 metrics.set(MEMBER_BREAKER, state, name)
         else:
-            features = panel.checked(batch.enriched.matrix)
-            answers = [panel.ask(index, features) for index in range(len(panel))]
-        for name, answer in zip(panel.names, answers, strict=True):
+            features = pool.checked(batch.enriched.matrix)
+            answers = [pool.predict_member(index, features) for index in range(len(pool))]
+        for name, answer in zip(pool.names, answers, strict=True):
             metrics.count(MEMBER_SECONDS, answer.seconds, name)
             if answer.reason not in ("", DISABLED):
                 metrics.count(MEMBER_FAILURES, 1, name)
@@ -68,7 +68,7 @@ class Scoring:
 
     def _verdict(self, lineup: Lineup, version: int, answers: list[MemberOutput], rules: Rules | None) -> VersionResult:
         ensemble: Ensemble = lineup.versions[version]
-        scored = ensemble.combine(lineup.panel.answers_of(version, answers))
+        scored = ensemble.combine(lineup.pool.outputs_of(version, answers))
         thresholds, members = ensemble.manifest.thresholds, len(ensemble.member_names)
         decision = self._policy.decide(scored.score, thresholds, rules)
         if version >= lineup.deciding:

@@ -124,11 +124,11 @@ def explain(
     if len(lineage.features) != len(manifest.features) or contribution.members.name != ensemble.member_names:
         raise UsageError(f"event {score.event_id} was not scored by {ensemble.name} {ensemble.version}")
     row = np.array([lineage.features], dtype=np.float64)
-    again, insight = ensemble.score(row).member_scores[0], Explainer(folder, manifest)
+    again, explainer = ensemble.score(row).member_scores[0], Explainer(folder, manifest)
     column = {name: place for place, name in enumerate(manifest.features)}
     parts, same = [], True
     for place, told in enumerate(contribution.members.rows()):
-        found, margin = (values[0] for values in insight.look(place, row))
+        found, margin = (values[0] for values in explainer.attribute(place, row))
         base, value = float(margin - found.sum()), float(again[place])
         if told.score is not None and not abs(told.score - value) <= tolerance:
             same = False
@@ -140,11 +140,11 @@ def explain(
                 None if np.isnan(value) else value,
                 told.weight,
                 told.contribution,
-                insight.lenses[place].how,
+                explainer.methods[place].how,
                 None if np.isnan(base) else base,
                 [
                     FeaturePart(
-                        name := insight.inputs[place][index],
+                        name := explainer.inputs[place][index],
                         lineage.features[column[name]],
                         STATUSES[lineage.feature_status[column[name]]],
                         float(found[index]),

@@ -100,7 +100,7 @@ class Verifier:
         members = _numbers([c.members.score for c in contributions])
         answers = []
         for index in range(len(ensemble.member_names)):
-            answer = ensemble.ask(index, features)
+            answer = ensemble.predict_member(index, features)
             answers.append(MemberOutput(np.where(np.isnan(members[:, index]), np.nan, answer.raw), answer.reason, 0.0))
         again = ensemble.combine(answers)
         column = {

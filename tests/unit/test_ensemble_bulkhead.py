@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from stream_scorer.ensemble.breaker import FAILURES, LONGEST_PAUSE_S, PAUSE_S, TRIALS, Breaker, State
-from stream_scorer.ensemble.bulkhead import RESTING, Bulkhead
+from stream_scorer.ensemble.bulkhead import BREAKER_OPEN, Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
-from stream_scorer.ensemble.lineup import DISABLED, Panel
+from stream_scorer.ensemble.lineup import DISABLED, MemberPool
 from stream_scorer.ensemble.watchdog import Watchdog
 from tests.support.ensembles import compose, reference
 
@@ -34,19 +34,19 @@ class Clock:
         return self.now
 
 
-class Guarded:
-    """An ensemble scored with a guard."""
+class Isolated:
+    """An ensemble scored behind a bulkhead."""
 
     def __init__(self, ensemble: Ensemble, clock: Clock, watchdog: Watchdog | None = None) -> None:
-        self.ensemble, self.panel = ensemble, Panel([ensemble])
-        self.guard = Bulkhead(clock, budget_s=0.1, watchdog=watchdog)
+        self.ensemble, self.pool = ensemble, MemberPool([ensemble])
+        self.bulkhead = Bulkhead(clock, budget_s=0.1, watchdog=watchdog)
 
     def score(self, rows: np.ndarray, disabled: frozenset[str] = frozenset()) -> Scored:
-        return self.ensemble.combine(self.guard.ask(self.panel, rows, disabled))
+        return self.ensemble.combine(self.bulkhead.predict(self.pool, rows, disabled))
 
     @property
     def states(self) -> dict[str, State]:
-        return self.guard.states(self.panel)
+        return self.bulkhead.states(self.pool)
 
 
 class Odd:
@@ -66,18 +66,18 @@ class Odd:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[tuple[Guarded, Odd, Clock, Ensemble]]:
+def world(tmp_path: Path) -> Iterator[tuple[Isolated, Odd, Clock, Ensemble]]:
     compose(tmp_path / "e")
     ensemble, plain = (Ensemble.load(tmp_path / "e", version="1") for _ in range(2))
     odd = Odd(ensemble._members[1].member)
     object.__setattr__(ensemble._members[1], "member", odd)
     clock = Clock()
-    yield Guarded(ensemble, clock), odd, clock, plain
+    yield Isolated(ensemble, clock), odd, clock, plain
     odd.behave()
 
 
 def without_the_second(plain: Ensemble) -> np.ndarray:
-    answers = [plain.ask(index, ROWS) for index in range(3)]
+    answers = [plain.predict_member(index, ROWS) for index in range(3)]
     answers[1] = type(answers[1]).none(len(ROWS), "gone")
     return plain.combine(answers).score
 
@@ -94,46 +94,46 @@ FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def test_healthy_members_score_as_without_a_guard(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
-    guard, _, _, plain = world
+def test_healthy_members_score_as_without_a_bulkhead(world: tuple[Isolated, Odd, Clock, Ensemble]) -> None:
+    bulkhead, _, _, plain = world
     for _ in range(3):
-        scored = guard.score(ROWS)
+        scored = bulkhead.score(ROWS)
         assert np.array_equal(scored.score, plain.score(ROWS).score)
         assert not scored.failures
-    assert set(guard.states.values()) == {State.CLOSED}
+    assert set(bulkhead.states.values()) == {State.CLOSED}
     with pytest.raises(ValueError, match="features"):
-        guard.score(ROWS[:, :2])
+        bulkhead.score(ROWS[:, :2])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_member_that_fails_is_left_alone_tried_and_trusted_again(
-    world: tuple[Guarded, Odd, Clock, Ensemble], fault: str
+    world: tuple[Isolated, Odd, Clock, Ensemble], fault: str
 ) -> None:
-    guard, odd, clock, plain = world
+    bulkhead, odd, clock, plain = world
     odd.does = FAULTS[fault]
     for call in range(FAILURES + 3):
-        scored = guard.score(ROWS)
+        scored = bulkhead.score(ROWS)
         assert np.array_equal(scored.score, without_the_second(plain))
         assert np.isnan(scored.member_scores[:, 1]).all()
-        assert (scored.failures["two"] == RESTING) == (call >= FAILURES)
+        assert (scored.failures["two"] == BREAKER_OPEN) == (call >= FAILURES)
     assert odd.calls == FAILURES
-    assert guard.states["two"] is State.OPEN
+    assert bulkhead.states["two"] is State.OPEN
     clock.now += PAUSE_S
-    guard.score(ROWS)  # on trial, and fails: a longer pause
+    bulkhead.score(ROWS)  # on trial, and fails: a longer pause
     assert odd.calls == FAILURES + 1
     clock.now += PAUSE_S
-    guard.score(ROWS)
+    bulkhead.score(ROWS)
     assert odd.calls == FAILURES + 1
     odd.behave()
     clock.now += PAUSE_S
     for _ in range(TRIALS):
-        assert guard.score(ROWS).failures == {}
-    assert guard.states["two"] is State.CLOSED
-    assert np.array_equal(guard.score(ROWS).score, plain.score(ROWS).score)
+        assert bulkhead.score(ROWS).failures == {}
+    assert bulkhead.states["two"] is State.CLOSED
+    assert np.array_equal(bulkhead.score(ROWS).score, plain.score(ROWS).score)
 
 
-def test_a_member_that_does_not_come_back_is_left_behind(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
-    guard, odd, clock, plain = world
+def test_a_member_that_does_not_come_back_is_left_behind(world: tuple[Isolated, Odd, Clock, Ensemble]) -> None:
+    bulkhead, odd, clock, plain = world
     release = threading.Event()
 
     def hangs(inputs: np.ndarray) -> np.ndarray:
@@ -141,27 +141,27 @@ def test_a_member_that_does_not_come_back_is_left_behind(world: tuple[Guarded, O
         return np.zeros(len(inputs))
 
     odd.does = hangs
-    scored = guard.score(ROWS)
+    scored = bulkhead.score(ROWS)
     assert np.array_equal(scored.score, without_the_second(plain))
     assert "longer than 0.1 s" in scored.failures["two"]
-    assert guard.states["two"] is State.OPEN
-    clock.now += 10 * LONGEST_PAUSE_S  # not asked while its last call is still out, however long that takes
-    assert guard.score(ROWS).failures == {"two": RESTING}
+    assert bulkhead.states["two"] is State.OPEN
+    clock.now += 10 * LONGEST_PAUSE_S  # not called while its last call is still out, however long that takes
+    assert bulkhead.score(ROWS).failures == {"two": BREAKER_OPEN}
     assert odd.calls == 1
     odd.behave()
     release.set()
     deadline = time.monotonic() + 10
-    while guard.score(ROWS).failures and time.monotonic() < deadline:
+    while bulkhead.score(ROWS).failures and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert np.array_equal(guard.score(ROWS).score, plain.score(ROWS).score)
+    assert np.array_equal(bulkhead.score(ROWS).score, plain.score(ROWS).score)
 
 
-def test_a_few_rows_without_an_answer_open_nothing(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
-    guard, odd, _, _ = world
+def test_a_few_rows_without_an_answer_open_nothing(world: tuple[Isolated, Odd, Clock, Ensemble]) -> None:
+    bulkhead, odd, _, _ = world
     odd.does = lambda x: np.where(np.arange(len(x)) < 10, np.nan, 0.5)
     for _ in range(3 * FAILURES):
-        assert np.isnan(guard.score(ROWS).member_scores[:, 1]).sum() == 10
-    assert guard.states["two"] is State.CLOSED
+        assert np.isnan(bulkhead.score(ROWS).member_scores[:, 1]).sum() == 10
+    assert bulkhead.states["two"] is State.CLOSED
 
 
 def test_pauses_double_up_to_the_longest_and_begin_anew_after_recovery() -> None:
@@ -229,42 +229,42 @@ def test_a_suspect_begins_with_an_open_breaker_and_a_suspect_that_does_not_serve
         (tmp_path / "watch.suspect").write_bytes(bytes.fromhex(key[:16]))
         dog = Watchdog(tmp_path / "watch", limit_s=5, slots=2)
         try:
-            guard = Guarded(ensemble, Clock(), dog)
-            assert set(guard.score(ROWS).failures) == ({"two"} if state is State.OPEN else set())
-            assert guard.states == {"one": State.CLOSED, "two": state, "three": State.CLOSED}
+            bulkhead = Isolated(ensemble, Clock(), dog)
+            assert set(bulkhead.score(ROWS).failures) == ({"two"} if state is State.OPEN else set())
+            assert bulkhead.states == {"one": State.CLOSED, "two": state, "three": State.CLOSED}
         finally:
             dog.close()
 
 
-def test_a_disabled_member_is_not_asked(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
-    guard, odd, _, plain = world
-    guard.score(ROWS)
+def test_a_disabled_member_is_not_called(world: tuple[Isolated, Odd, Clock, Ensemble]) -> None:
+    bulkhead, odd, _, plain = world
+    bulkhead.score(ROWS)
     calls = odd.calls
-    scored = guard.score(ROWS, frozenset([plain.member_keys[1]]))
+    scored = bulkhead.score(ROWS, frozenset([plain.member_keys[1]]))
     assert odd.calls == calls
     assert scored.failures == {"two": DISABLED}
     assert np.array_equal(scored.score, without_the_second(plain))
-    assert guard.states["two"] is State.CLOSED
+    assert bulkhead.states["two"] is State.CLOSED
 
 
-def test_breakers_outlive_a_change_of_the_lineup(world: tuple[Guarded, Odd, Clock, Ensemble]) -> None:
-    guard, odd, _, plain = world
+def test_breakers_outlive_a_change_of_the_lineup(world: tuple[Isolated, Odd, Clock, Ensemble]) -> None:
+    bulkhead, odd, _, plain = world
     odd.does = raises
     for _ in range(FAILURES):
-        guard.score(ROWS)
-    wider = Panel([plain, guard.ensemble])
-    assert wider.keys == guard.panel.keys
-    assert guard.guard.ask(wider, ROWS)[1].reason == RESTING
+        bulkhead.score(ROWS)
+    wider = MemberPool([plain, bulkhead.ensemble])
+    assert wider.keys == bulkhead.pool.keys
+    assert bulkhead.bulkhead.predict(wider, ROWS)[1].reason == BREAKER_OPEN
 
 
 def test_scores_do_not_depend_on_how_many_are_asked_at_once(tmp_path: Path) -> None:
     compose(tmp_path / "e")
     ensemble = Ensemble.load(tmp_path / "e", version="1")
-    panel = Panel([ensemble])
+    pool = MemberPool([ensemble])
     for threads in (1, 2, 3, 8):
-        guard = Bulkhead(Clock(), budget_s=1.0, threads=threads)
+        bulkhead = Bulkhead(Clock(), budget_s=1.0, threads=threads)
         for _ in range(3):
-            scored = ensemble.combine(guard.ask(panel, ROWS))
+            scored = ensemble.combine(bulkhead.predict(pool, ROWS))
             assert np.array_equal(scored.score, ensemble.score(ROWS).score)
 
 

@@ -305,7 +305,7 @@ def test_other_weights_make_another_version_that_scores_by_them(tmp_path: Path) 
     assert after.member_keys == before.member_keys
     assert after.digest != before.digest
     rows = reference(64)
-    answers = [before.ask(index, rows) for index in range(3)]
+    answers = [before.predict_member(index, rows) for index in range(3)]
     answers[1] = type(answers[1]).none(64, "gone")
     assert np.allclose(after.score(rows).score, before.combine(answers).score, atol=1e-12)
     for weights, what in (

@@ -101,17 +101,17 @@ def explanation(folder: Path) -> Explanation:
 
 def test_what_is_inside_a_member_adds_up_to_its_margin(folder: Path) -> None:
     ensemble = Ensemble.load(folder, version="7")
-    insight, rows = Explainer(folder, ensemble.manifest), np.random.default_rng(3).normal(size=(10, 4))
+    explainer, rows = Explainer(folder, ensemble.manifest), np.random.default_rng(3).normal(size=(10, 4))
     for place, (name, loaded) in enumerate(zip(ensemble.member_names, ensemble._members, strict=True)):
-        parts, margin = insight.look(place, rows)
+        parts, margin = explainer.attribute(place, rows)
         if name == "network":
-            assert insight.lenses[place].how == "a network of several layers has no exact shares"
+            assert explainer.methods[place].how == "a network of several layers has no exact attribution"
             assert parts.shape == (10, 0)
             continue
         base = margin - parts.sum(axis=1)
         assert np.allclose(base, base[0], atol=1e-5)  # what is left is the same whatever the row
         # The margin is that of the member which serves.
-        forest = "probability" in insight.lenses[place].how
+        forest = "probability" in explainer.methods[place].how
         assert forest == (name == "forest")
         said = margin if forest else 1 / (1 + np.exp(-margin))
         assert np.allclose(said, loaded.member.predict(loaded.preprocess.apply(rows)), atol=1e-5)

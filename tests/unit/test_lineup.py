@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.lineup import Lineup, Panel, Split
+from stream_scorer.ensemble.lineup import Lineup, MemberPool, Split
 from tests.support.ensembles import compose, reference
 
 NOW = np.zeros(20_000, np.int64)
@@ -64,11 +64,11 @@ def test_members_with_one_key_are_asked_once_and_a_changed_preparation_is_anothe
 ) -> None:
     compose(tmp_path / "again")
     again = Ensemble.load(tmp_path / "again", version="2")
-    panel = Panel([ensemble, again])
-    assert panel.names == ensemble.member_names
+    pool = MemberPool([ensemble, again])
+    assert pool.names == ensemble.member_names
     again.member_keys[1] = "0" * 64
-    panel = Panel([ensemble, again])
-    assert panel.names == ["one", "two", "three", "two@2"]
+    pool = MemberPool([ensemble, again])
+    assert pool.names == ["one", "two", "three", "two@2"]
     rows = reference(16)
-    answers = [panel.ask(index, panel.checked(rows)) for index in range(len(panel))]
-    assert np.array_equal(again.combine(panel.answers_of(1, answers)).score, again.score(rows).score)
+    answers = [pool.predict_member(index, pool.checked(rows)) for index in range(len(pool))]
+    assert np.array_equal(again.combine(pool.outputs_of(1, answers)).score, again.score(rows).score)

@@ -271,7 +271,7 @@ def test_versions_side_by_side_decide_each_for_their_own_and_say_what_the_other_
 ) -> None:
     other = with_other_weights(ensemble)
     lineup = Lineup((ensemble, other), Split(0.3, "cards:9"), control_offset=7)
-    assert len(lineup.panel) == 3  # the members are the same: each is asked once
+    assert len(lineup.pool) == 3  # the members are the same: each is called once
     both, first, second = run(lineup, 64), run(ensemble, 64), run(other, 64)
     scores, contributions = both.documents("scores"), both.documents("contributions")
     assert [s["event_id"] for s in scores] == [s["event_id"] for s in first.documents("scores")]
@@ -387,7 +387,7 @@ def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: py
         f"{{version: v, review: 0.3, block: 0.8, fallback: review, lists: [{{name: bad, entity: customer, "
         f"decision: block, ids: [{customer}]}}]}}"
     )
-    monkeypatch.setattr(ensemble, "ask", lambda _index, features: MemberOutput.none(len(features), "gone"))
+    monkeypatch.setattr(ensemble, "predict_member", lambda _index, features: MemberOutput.none(len(features), "gone"))
     first = run(ensemble, 64, checked=checked).documents("scores")
     assert (first[0]["decision"], first[0]["decision_source"], first[0]["score"]) == ("block", "list", None)
     assert {s["decision_source"] for s in first} == {"list", "fallback"}
@@ -395,7 +395,7 @@ def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: py
 
 def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ensemble, made: Path) -> None:
     assert all(not r["features"] for a in run(ensemble, 64).documents("alerts") for r in a["reasons"])
-    ensemble.insight = Explainer(made, ensemble.manifest)
+    ensemble.explainer = Explainer(made, ensemble.manifest)
     sink = run(ensemble, 64, looked_into=2)
     lineages = {row.event_id: row for row in sink.lineage()}
     looked = [a for a in sink.documents("alerts") if any(reason["features"] for reason in a["reasons"])]
@@ -420,9 +420,9 @@ def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ens
 
 def test_an_explanation_that_fails_costs_no_score(ensemble: Ensemble, made: Path) -> None:
     class Broken(Explainer):
-        def look(self, member: int, features: Any) -> Any:
+        def attribute(self, member: int, features: Any) -> Any:
             raise RuntimeError("no")
 
     plain = run(ensemble, 64)
-    ensemble.insight = Broken(made, ensemble.manifest)
+    ensemble.explainer = Broken(made, ensemble.manifest)
     assert run(ensemble, 64, looked_into=5).records == plain.records

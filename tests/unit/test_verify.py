@@ -48,7 +48,7 @@ def served(tmp_path: Path) -> Served:
     compose(tmp_path / "e", quorum=0.5)
     ensemble = Ensemble.load(tmp_path / "e", version="7")
     rows = reference(N)
-    answers = [ensemble.ask(index, rows) for index in range(3)]
+    answers = [ensemble.predict_member(index, rows) for index in range(3)]
     answers[1].raw[:5] = np.nan
     for answer in answers:
         answer.raw[5] = np.nan
