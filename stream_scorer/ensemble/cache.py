@@ -1,11 +1,11 @@
-"""Ensembles kept on local disk by content, so that a scorer starts without the registry.
+"""A content-addressed cache of ensembles on local disk, so that a scorer can start without the registry.
 
     <root>/sha256/<digest>          one file per distinct member or manifest, read-only
     <root>/ensembles/<digest>/      one folder per manifest digest, hard links (or copies) to the files above
-    <root>/resolved/<key>.json      what a reference meant when the registry was last asked
+    <root>/resolved/<key>.json      the last known resolution of a reference
 
-Everything is written beside its place and renamed into it, and digests are verified on every use: several scorers
-may share a cache, and a damaged file is fetched again instead of served.
+Files are written under a temporary name and renamed, and digests are verified on every use: several scorers can share
+a cache, and a damaged file is fetched again instead of served.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Fetch = Callable[[str], bytes]
 
 
 class Resolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `reference` meant at the registry `tracking_uri`."""
+    """The version and manifest that `reference` resolved to at the registry `tracking_uri`."""
 
     reference: str
     tracking_uri: str
@@ -47,18 +47,18 @@ class Resolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EnsembleCache:
-    """The cache in the folder `root`, made when first written. Raises `ArtifactError` where the disk refuses."""
+    """The cache in the folder `root`, created by the first write. Raises `ArtifactError` if a write fails."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def store(self, fetch: Fetch, manifest_sha256: str | None) -> tuple[Path, str]:
-        """The folder of an ensemble and its manifest's digest, fetching only files that are not here yet.
+        """Return the folder of an ensemble and the digest of its manifest; fetches only files that are not cached.
 
-        `manifest_sha256` is the digest the registry vouches for, if it does.
+        `manifest_sha256` is the digest recorded in the registry, if any.
 
         Raises:
-            ArtifactError: a file is not what its digest says, or the manifest is malformed.
+            ArtifactError: a file does not match its digest, or the manifest is malformed.
         """
         data = self._blob(manifest_sha256) if manifest_sha256 else None
         if data is None:
@@ -66,29 +66,29 @@ class EnsembleCache:
         digest = sha256_hex(data)
         if manifest_sha256 and digest != manifest_sha256:
             raise ArtifactError(
-                f"the manifest has sha256 {digest[:12]}…, the registry says {manifest_sha256[:12]}…",
+                f"the manifest has sha256 {digest[:12]}…, but the registry records {manifest_sha256[:12]}…",
                 code="artifact_digest",
                 hint="It was altered after it was registered: register the ensemble again.",
             )
         manifest = parse_manifest(data, source="the registered manifest")
         if manifest_digest(manifest) != digest:
             raise ArtifactError("the registered manifest is not in canonical form")
-        self._keep(digest, data)
+        self._save_blob(digest, data)
         for member in manifest.members:
             if self._blob(member.sha256) is not None:
                 continue
             content = fetch(member.path)
             if sha256_hex(content) != member.sha256:
                 raise ArtifactError(
-                    f"member {member.name!r} does not have the digest the manifest says",
+                    f"member {member.name!r} does not match its digest in the manifest",
                     code="artifact_digest",
                     hint="It was altered after it was registered: register the ensemble again.",
                 )
-            self._keep(member.sha256, content)
+            self._save_blob(member.sha256, content)
         return self._view(digest, manifest), digest
 
     def find(self, manifest_sha256: str) -> Path | None:
-        """The folder of an ensemble that is here whole, else None."""
+        """The folder of a completely cached ensemble, else None."""
         path = self._root / "ensembles" / manifest_sha256
         try:
             manifest = read_manifest(path)
@@ -98,19 +98,19 @@ class EnsembleCache:
         return path if manifest_digest(manifest) == manifest_sha256 else None
 
     def find_head(self, head: str) -> Path | None:
-        """The folder of the one ensemble that is here and whose manifest's digest begins with `head`, else None."""
+        """The folder of the only cached ensemble whose manifest digest begins with `head`, else None."""
         if not head or not set(head) <= set("0123456789abcdef"):
             return None
-        found = [path.name for path in (self._root / "ensembles").glob(f"{head}*")]
-        return self.find(found[0]) if len(found) == 1 else None
+        matches = [path.name for path in (self._root / "ensembles").glob(f"{head}*")]
+        return self.find(matches[0]) if len(matches) == 1 else None
 
-    def remember(self, resolution: Resolution) -> None:
-        """Keep what a reference means now."""
+    def save_resolution(self, resolution: Resolution) -> None:
+        """Store the current resolution of a reference."""
         path = self._resolution_path(resolution.reference, resolution.tracking_uri)
         self._write(path, msgspec.json.encode(resolution) + b"\n")
 
-    def recall(self, reference: str, tracking_uri: str) -> Resolution | None:
-        """What `reference` meant when it was last remembered, else None."""
+    def load_resolution(self, reference: str, tracking_uri: str) -> Resolution | None:
+        """The last stored resolution of `reference`, else None."""
         try:
             data = read_bounded(self._resolution_path(reference, tracking_uri), 1_000_000)
             resolution = msgspec.json.decode(data, type=Resolution)
@@ -129,7 +129,7 @@ class EnsembleCache:
             return None
         return data if sha256_hex(data) == digest else None
 
-    def _keep(self, digest: str, data: bytes) -> None:
+    def _save_blob(self, digest: str, data: bytes) -> None:
         if self._blob(digest) is None:
             self._write(self._root / "sha256" / digest, data)
 
@@ -146,37 +146,37 @@ class EnsembleCache:
             raise ArtifactError(f"cannot write to the ensemble cache {self._root}: {error}") from None
 
     def _view(self, digest: str, manifest: Manifest) -> Path:
-        found = self.find(digest)
-        if found is not None:
-            return found
+        cached = self.find(digest)
+        if cached is not None:
+            return cached
         path = self._root / "ensembles" / digest
         try:
             path.parent.mkdir(exist_ok=True)
-            made = Path(tempfile.mkdtemp(dir=path.parent, prefix=".new-"))
-            made.chmod(0o755)
-            _link(self._root / "sha256" / digest, made / MANIFEST_FILE)
+            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".new-"))
+            temporary.chmod(0o755)
+            _link(self._root / "sha256" / digest, temporary / MANIFEST_FILE)
             for member in manifest.members:
-                _link(self._root / "sha256" / member.sha256, made / member.path)
+                _link(self._root / "sha256" / member.sha256, temporary / member.path)
             if path.exists():
-                # Damaged, or it would have been found. Moved aside first: a reader sees the old one or the new one.
+                # The folder is damaged. Move it aside first, so that a reader sees either the old or the new one.
                 aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=".old-"))
                 path.replace(aside / "damaged")
                 shutil.rmtree(aside)
-            # Another process may have been quicker; what stands there then is as good, and checked below.
+            # Another process may have created the folder first; its content is equal and checked below.
             with contextlib.suppress(OSError):
-                made.rename(path)
-            shutil.rmtree(made, ignore_errors=True)
+                temporary.rename(path)
+            shutil.rmtree(temporary, ignore_errors=True)
         except OSError as error:
             raise ArtifactError(f"cannot write to the ensemble cache {self._root}: {error}") from None
-        found = self.find(digest)
-        if found is None:
-            raise ArtifactError(f"cannot make the folder {path} of the ensemble cache")
-        return found
+        cached = self.find(digest)
+        if cached is None:
+            raise ArtifactError(f"cannot create the folder {path} of the ensemble cache")
+        return cached
 
 
 def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError:
-        # A file system without hard links.
+        # The file system does not support hard links.
         shutil.copyfile(source, target)

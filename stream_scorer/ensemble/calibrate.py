@@ -1,6 +1,6 @@
-"""Calibrators: from a model's probability to one that means what it says. All are monotone and keep NaN.
+"""Calibrators: map a model's output to a calibrated probability. All are monotone and keep NaN.
 
-A `CalibratorTable` packs many into arrays, so that the combiner's loop applies them without leaving compiled code.
+A `CalibratorTable` packs several calibrators into arrays for the compiled loop of the combiner.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NONE, PLATT, ISOTONIC, BETA = range(4)
 
 
 class CalibratorTable:
-    """Calibrators as arrays.
+    """Calibrators packed into arrays.
 
     Attributes:
         kinds: ``(m,) int64``.
-        starts: ``(m + 1,) int64``, where each one's parameters begin in `first` and `second`.
-        first, second: slope and intercept; the knots' x and y; or a and b, then c.
+        starts: ``(m + 1,) int64``, the start of each calibrator's parameters in `first` and `second`.
+        first, second: slope and intercept (Platt); x and y of the knots (isotonic); a and b, then c and 0 (beta).
     """
 
     def __init__(self, calibrators: Sequence[Calibrator]) -> None:
@@ -77,7 +77,7 @@ def _calibrate(
 def calibrate_one(
     p: float, kind: int, start: int, stop: int, first: NDArray[np.float64], second: NDArray[np.float64]
 ) -> float:  # pragma: no cover - compiled
-    """One value through the calibrator whose parameters stand at ``start:stop``."""
+    """Apply the calibrator with the parameters ``start:stop`` to one value."""
     if kind == PLATT:
         scaled: float = sigmoid_of(first[start] * logit_of(p) + second[start])
         return scaled
@@ -99,6 +99,6 @@ def calibrate_one(
                 high = middle
         share = (p - first[low]) / (first[high] - first[low])
         y = second[low] + share * (second[high] - second[low])
-        # Rounding must not step over the upper knot, or the result would not be monotone.
+        # Rounding must not exceed the upper knot, or the result would not be monotone.
         return float(min(y, second[high]))
     return p

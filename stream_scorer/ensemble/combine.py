@@ -1,12 +1,13 @@
-"""Combiners: from members' probabilities to z, score and contributions that add up to z exactly.
+"""Combiners: from members' probabilities to z, score and contributions that sum exactly to z.
 
-Order of computation, each step value by value and members always in manifest order:
-member -> calibrator -> clip to [1e-6, 1 - 1e-6] -> link -> combine those present -> z -> inverse link -> g -> score.
+Order of computation, each step per value and members always in manifest order:
+member -> calibrator -> clip to [1e-6, 1 - 1e-6] -> link -> combine the present members -> z -> inverse link -> g
+-> score.
 
-A member's contribution is its Shapley value in the game in which a coalition's members say what they say and all others
-their baseline, the mean of their linked scores over the reference rows. For what is linear (weighted mean, stacking)
-that is ``w (l - baseline)``; for median and trimmed mean all 2^k coalitions of the k members present are counted out.
-Missing members, and those without weight, are not in the game.
+A member's contribution is its Shapley value in this game: members of a coalition have their linked score, all others
+their baseline, which is the mean of their linked scores over the reference rows. For linear combiners (weighted mean,
+stacking) the contribution is ``w (l - baseline)``. For median and trimmed mean all 2^k coalitions of the k present
+members are enumerated. Missing members and members without weight are not part of the game.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from stream_scorer.records import DECISIONS, Decision
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
-# 0.05 + 0.35 falls short of a quorum of 0.4 by 3e-17; no share of weight is meant to that precision.
+# 0.05 + 0.35 is below a quorum of 0.4 by 3e-17; a quorum is not meant to that precision.
 _QUORUM_SLACK = 1e-12
-# The same for how many values a share of trimming takes away.
+# The same for the number of values that trimming removes.
 _TRIM_SLACK = 1e-9
 _MEAN, _MEDIAN, _TRIMMED, _STACKING = range(4)
 _ENUMERATED = (_MEDIAN, _TRIMMED)
@@ -48,7 +49,7 @@ _LOGIT, _PROBABILITY, _RANK = range(len(LINKS))
 
 
 class Voter(Protocol):
-    """What combining takes of a member; see `MemberSpec`, which has it."""
+    """What a combiner needs from a member; implemented by `MemberSpec`."""
 
     @property
     def calibrator(self) -> Calibrator: ...
@@ -64,7 +65,7 @@ class Voter(Protocol):
 
 
 class Combiner:
-    """How members are combined, packed for the compiled loops; arguments as in `Manifest`."""
+    """A combiner packed for the compiled loops; arguments as in `Manifest`."""
 
     def __init__(
         self, members: Sequence[Voter], how: How, link: Link, final: NoCalibrator | Platt, quorum: float
@@ -90,14 +91,15 @@ class Combiner:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Combiner:
-        """As the manifest says."""
+        """The combiner of `manifest`."""
         m = manifest
         return cls(m.members, m.combiner, m.link, m.final_calibrator, m.quorum)
 
     def combine(self, raw: Matrix) -> tuple[Matrix, Matrix, Matrix, Vector, Vector, Vector, Vector]:
-        """From the members' own probabilities ``(n, m)`` (NaN: missing), in the order of `Scored`'s fields:
+        """Combine the members' uncalibrated probabilities ``(n, m)``, NaN where missing.
 
-        member scores, weights, contributions (each ``(n, m)``), base, z, score, coverage (each ``(n,)``).
+        Returns, in the order of the fields of `Scored`: member scores, weights, contributions (each ``(n, m)``), base,
+        z, score, coverage (each ``(n,)``).
         """
         c, g = self._calibrators, self._final
         packed: tuple[Matrix, Matrix, Matrix, Vector, Vector, Vector, Vector] = _combine(
@@ -113,14 +115,14 @@ class Combiner:
         return packed
 
     def linked(self, member_scores: Matrix) -> Matrix:
-        """``(n, m)``: calibrated scores on the scale on which they are combined; NaN stays NaN."""
+        """``(n, m)``: calibrated scores on the scale of the link; NaN stays NaN."""
         values: Matrix = _linked(member_scores, self._link)
         return values
 
     def left_out(self, member_scores: Matrix, score: Vector) -> Matrix:
-        """``(n, m)``: the final score with each member left out and the rest combined as if it were missing.
+        """``(n, m)``: the final score with each member left out, as if it were missing.
 
-        A member that was missing anyway changes nothing. NaN where the served score is NaN or nobody remains.
+        For a member that is missing, this is the served score. NaN where the served score is NaN or no member remains.
         """
         g = self._final
         final = (g.kinds, g.starts, g.first, g.second)
@@ -129,7 +131,7 @@ class Combiner:
 
 
 def decide(score: Vector, review: Vector | float, block: Vector | float, fallback: Decision) -> NDArray[np.int8]:
-    """``(n,) int8`` index into `records.DECISIONS` of each score; NaN (no quorum) gets `fallback`."""
+    """``(n,) int8``: index into `records.DECISIONS` per score; `fallback` for NaN (no quorum)."""
     decision = (score >= review).astype(np.int8)
     decision += score >= block
     decision[np.isnan(score)] = DECISIONS.index(fallback)
@@ -162,7 +164,7 @@ def _linked(scores, link):  # type: ignore[no-untyped-def]  # pragma: no cover -
 
 @njit(cache=True, nogil=True, fastmath=False)
 def _middle(values, k, kind, share, ordered):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Median or trimmed mean of ``values[:k]``; `ordered` is room for them."""
+    """Median or trimmed mean of ``values[:k]``; `ordered` is a scratch buffer of at least k values."""
     for a in range(k):
         place = a
         while place > 0 and ordered[place - 1] > values[a]:
@@ -180,18 +182,21 @@ def _middle(values, k, kind, share, ordered):  # type: ignore[no-untyped-def]  #
 
 @njit(cache=True, nogil=True, fastmath=False)
 def _shapley(values, baselines, k, kind, share, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Shapley values of ``values[:k]`` against ``baselines[:k]`` into `out`; answers the worth of nobody and of all."""
+    """Write the Shapley values of ``values[:k]`` against ``baselines[:k]`` to `out`.
+
+    Returns the worth of the empty and of the full coalition.
+    """
     worth = np.empty(1 << k, np.float64)
     mixed, ordered = np.empty(k, np.float64), np.empty(k, np.float64)
     for coalition in range(1 << k):
         for a in range(k):
             mixed[a] = values[a] if coalition >> a & 1 else baselines[a]
         worth[coalition] = _middle(mixed, k, kind, share, ordered)
-    # By the number of others in a coalition: 1 / (k * (k - 1 choose number)).
-    chance = np.empty(k, np.float64)
-    chance[0] = 1.0 / k
+    # The probability of a coalition by its size: 1 / (k * (k - 1 choose size)).
+    probability = np.empty(k, np.float64)
+    probability[0] = 1.0 / k
     for size in range(1, k):
-        chance[size] = chance[size - 1] * size / (k - size)
+        probability[size] = probability[size - 1] * size / (k - size)
     for a in range(k):
         out[a] = 0.0
         for coalition in range(1 << k):
@@ -199,7 +204,7 @@ def _shapley(values, baselines, k, kind, share, out):  # type: ignore[no-untyped
                 size = 0
                 for b in range(k):
                     size += coalition >> b & 1
-                out[a] += chance[size] * (worth[coalition | 1 << a] - worth[coalition])
+                out[a] += probability[size] * (worth[coalition | 1 << a] - worth[coalition])
     return worth[0], worth[(1 << k) - 1]
 
 
@@ -215,12 +220,12 @@ def _combine(raw, calibrators, final, weights, baselines, quorum, link, how):  #
     z = np.empty(rows, np.float64)
     score = np.empty(rows, np.float64)
     coverage = np.empty(rows, np.float64)
-    values, middles = np.empty(members, np.float64), np.empty(members, np.float64)
-    worths, who = np.empty(members, np.float64), np.empty(members, np.int64)
-    total, able = 0.0, 0
+    values, centers = np.empty(members, np.float64), np.empty(members, np.float64)
+    shapley, indices = np.empty(members, np.float64), np.empty(members, np.int64)
+    total, weighted = 0.0, 0
     for j in range(members):
         total += weights[j]
-        able += weights[j] > 0.0
+        weighted += weights[j] > 0.0
     for i in range(rows):
         present, k = 0.0, 0
         for j in range(members):
@@ -228,24 +233,24 @@ def _combine(raw, calibrators, final, weights, baselines, quorum, link, how):  #
             scores[i, j] = p
             if not math.isnan(p) and weights[j] > 0.0:
                 present += weights[j]
-                values[k], middles[k], who[k] = _link_one(p, j, link), baselines[j], j
+                values[k], centers[k], indices[k] = _link_one(p, j, link), baselines[j], j
                 k += 1
         coverage[i] = present / total
-        stacked = kind == _STACKING and k == able
+        stacked = kind == _STACKING and k == weighted
         row_base = row_z = intercept if stacked else 0.0
         for a in range(k):
-            j = who[a]
+            j = indices[a]
             shares[i, j] = weights[j] / present
             if kind in _ENUMERATED:
                 continue
             factor = coefficients[j] if stacked else shares[i, j]
-            contributions[i, j] = factor * (values[a] - middles[a])
-            row_base += factor * middles[a]
+            contributions[i, j] = factor * (values[a] - centers[a])
+            row_base += factor * centers[a]
             row_z += factor * values[a]
         if k > 0 and kind in _ENUMERATED:
-            row_base, row_z = _shapley(values, middles, k, kind, share, worths)
+            row_base, row_z = _shapley(values, centers, k, kind, share, shapley)
             for a in range(k):
-                contributions[i, who[a]] = worths[a]
+                contributions[i, indices[a]] = shapley[a]
         if k == 0 or coverage[i] < quorum - _QUORUM_SLACK:
             base[i] = z[i] = score[i] = math.nan
         else:
@@ -262,9 +267,9 @@ def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[
     out = np.empty((rows, members), np.float64)
     linked = np.empty(members, np.float64)
     values, ordered = np.empty(members, np.float64), np.empty(members, np.float64)
-    able = 0
+    weighted = 0
     for j in range(members):
-        able += weights[j] > 0.0
+        weighted += weights[j] > 0.0
     for i in range(rows):
         for j in range(members):
             linked[j] = _link_one(member_scores[i, j], j, link)
@@ -284,7 +289,7 @@ def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[
             if kind in _ENUMERATED:
                 z = _middle(values, k, kind, share, ordered)
             else:
-                stacked = kind == _STACKING and k == able
+                stacked = kind == _STACKING and k == weighted
                 z = intercept if stacked else 0.0
                 for j in range(members):
                     if j != left and weights[j] > 0.0 and not math.isnan(linked[j]):

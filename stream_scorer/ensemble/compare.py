@@ -1,4 +1,4 @@
-"""What differs between two versions of an ensemble: members, weights, thresholds, and what they say of some rows."""
+"""The differences between two versions of an ensemble: members, weights, thresholds, and scores on sample rows."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import MemberSpec
 
-# Parts of a member that a change may be in, in the order in which they act.
+# The parts of a member that are compared, in the order of computation.
 _PARTS = ("format", "inputs", "preprocess_sha256", "sha256", "calibrator")
 _NAMES = {"sha256": "model", "preprocess_sha256": "preprocess"}
 
 
 @dataclass(frozen=True, slots=True)
 class MemberChange:
-    """One member in two versions. `changed` names what differs, ``new`` or ``gone``, empty if nothing does.
+    """One member in two versions. `changed` lists the parts that differ, or ``new`` or ``gone``; empty if none.
 
-    Weights are shares of the total. `moved` is the mean absolute difference of its calibrated score on the rows of both
-    self-tests, NaN where it is in one version only or the versions read other features.
+    Weights are shares of the total. `moved` is the mean absolute difference of the calibrated score on the rows of both
+    self-tests. It is NaN if the member is in one version only or the versions read different features.
     """
 
     name: str
@@ -31,7 +31,7 @@ class MemberChange:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two versions. `facts` are other things that differ, as ``name: (before, after)``; `moved` of the final score."""
+    """Two versions. `facts` lists other differences as ``name: (before, after)``; `moved` is of the final score."""
 
     members: list[MemberChange]
     facts: dict[str, tuple[str, str]]
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def compare(before: Ensemble, after: Ensemble) -> Comparison:
-    """What changed from `before` to `after`."""
+    """The changes from `before` to `after`."""
     old, new = before.manifest, after.manifest
     facts = {
         name: (str(one), str(two))
@@ -63,8 +63,8 @@ def compare(before: Ensemble, after: Ensemble) -> Comparison:
         one, two = before.score(rows), after.score(rows)
         moved = _mean(one.score - two.score)
         for name in set(before.member_names) & set(after.member_names):
-            mine = one.member_scores[:, before.member_names.index(name)]
-            columns[name] = _mean(mine - two.member_scores[:, after.member_names.index(name)])
+            scores = one.member_scores[:, before.member_names.index(name)]
+            columns[name] = _mean(scores - two.member_scores[:, after.member_names.index(name)])
     was, now = ({member.name: member for member in m.members} for m in (old, new))
     members = [
         MemberChange(

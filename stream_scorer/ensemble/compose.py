@@ -1,6 +1,6 @@
-"""Make an ensemble's folder from members and reference rows: digests, baselines, reference profile and self-test.
+"""Create an ensemble's folder from members and reference rows: digests, baselines, reference profile and self-test.
 
-The last step loads the folder as a scorer would; a folder that does not load is not left behind.
+The last step loads the folder like a scorer does. If it does not load, the target folder is not touched.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ _SUFFIX: dict[MemberFormat, str] = {
     "onnx": "onnx",
     "skops": "skops",
 }
-# A quarter of the self-test goes to the rows with most missing values: imputation is where members go wrong.
+# A quarter of the self-test rows are those with most missing values, because imputation is error-prone.
 _SPARSE_ROWS = MAX_SELF_TEST_ROWS // 4
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A member before it is part of an ensemble; fields as in `MemberSpec`, `data` is the model file's bytes."""
+    """A member before composition; fields as in `MemberSpec`, and `data` is the content of the model file."""
 
     name: str
     format: MemberFormat
@@ -72,7 +72,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What is said once for the whole ensemble; the fields are those of `Manifest`."""
+    """The properties of the whole ensemble; fields as in `Manifest`."""
 
     name: str
     created_at: int
@@ -93,11 +93,11 @@ def compose_ensemble(
 ) -> Manifest:
     """Write the ensemble to `directory` and return its manifest.
 
-    `reference` ``(n, n_features)`` are the rows that baselines, the reference profile and the self-test are made from:
-    recent, and unseen by the members in training. Files of an ensemble that stood in `directory` are replaced.
+    `reference` ``(n, n_features)`` are the rows for baselines, reference profile and self-test. They should be recent
+    and not part of the members' training data. An existing ensemble in `directory` is replaced.
 
     Raises:
-        ArtifactError: a member is malformed, or answers none of the reference rows.
+        ArtifactError: a member is malformed, or predicts none of the reference rows.
     """
     members = [load_member(draft.format, draft.data, len(draft.inputs)) for draft in drafts]
     manifest = Manifest(
@@ -115,7 +115,7 @@ def compose_ensemble(
         self_test=SelfTest([], [], []),
         training=outline.training,
     )
-    # What members say depends on nothing else: first their baselines, then what they come to.
+    # Member scores do not depend on the combiner: compute the baselines from them first, then the combined scores.
     plain = Ensemble(manifest, members, version="").score(reference)
     manifest = _with_baselines(msgspec.structs.replace(manifest, combiner=outline.combiner, link=outline.link), plain)
     check_combiner(manifest)
@@ -131,7 +131,7 @@ def compose_ensemble(
 
 
 def _member_spec(draft: Draft) -> MemberSpec:
-    # Through JSON once: an integer given for a float would be written, and so digested, in another form.
+    # Encode and decode once: an integer in place of a float would have another canonical form and so another digest.
     preprocess = msgspec.json.decode(msgspec.json.encode(list(draft.preprocess)), type=list[Input])
     return MemberSpec(
         name=draft.name,
@@ -152,11 +152,11 @@ def _with_baselines(manifest: Manifest, scored: Scored) -> Manifest:
     out = []
     for index, spec in enumerate(manifest.members):
         scores = scored.member_scores[:, index]
-        answered = scores[~np.isnan(scores)]
-        if len(answered) == 0:
+        present = scores[~np.isnan(scores)]
+        if len(present) == 0:
             reason = scored.failures.get(spec.name, "there are no reference rows")
-            raise ArtifactError(f"member {spec.name!r} answers none of the reference rows: {reason}")
-        out.append(msgspec.structs.replace(spec, ranks=choose_ranks(answered) if manifest.link == "rank" else []))
+            raise ArtifactError(f"member {spec.name!r} predicts none of the reference rows: {reason}")
+        out.append(msgspec.structs.replace(spec, ranks=choose_ranks(present) if manifest.link == "rank" else []))
     manifest = msgspec.structs.replace(manifest, members=out)
     means = np.nanmean(Combiner.of(manifest).linked(scored.member_scores), axis=0).tolist()
     members = [msgspec.structs.replace(spec, baseline=mean) for spec, mean in zip(out, means, strict=True)]
@@ -164,7 +164,7 @@ def _with_baselines(manifest: Manifest, scored: Scored) -> Manifest:
 
 
 def choose_ranks(scores: NDArray[np.float64]) -> list[float]:
-    """What `MemberSpec.ranks` keeps of a member's calibrated scores ``(n,)``."""
+    """The sample of a member's calibrated scores ``(n,)`` that `MemberSpec.ranks` stores."""
     ordered = np.sort(scores)
     chosen = np.linspace(0, len(ordered) - 1, min(len(ordered), MAX_RANKS)).round().astype(np.int64)
     return [float(value) for value in ordered[chosen]]
@@ -183,29 +183,29 @@ def _self_test(reference: NDArray[np.float64], scored: Scored) -> SelfTest:
 
 
 def nullable(values: NDArray[np.float64]) -> Any:
-    """Nested lists, None for NaN: as a manifest has it."""
+    """Nested lists with None for NaN, as in a manifest."""
     nested = values.astype(object)
     nested[np.isnan(values)] = None
     return nested.tolist()
 
 
 def write_ensemble(directory: Path, manifest: Manifest, members: Sequence[bytes]) -> None:
-    """Write a manifest and its members' files, in its order; files of an ensemble that stood there are replaced.
+    """Write a manifest and the files of its members, in manifest order; an existing ensemble is replaced.
 
     Raises:
-        ArtifactError: it does not load as a scorer would load it, or the disk refuses.
+        ArtifactError: the ensemble does not load, or a write fails.
     """
     files = {spec.path: data for spec, data in zip(manifest.members, members, strict=True)}
-    # The manifest comes last: what stands there in between fails by its digests instead of serving a mixture.
+    # The manifest is replaced last: until then the digests do not match, so that a mixture is never served.
     files[MANIFEST_FILE] = manifest_bytes(manifest)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as made:
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
             for name, data in files.items():
-                (Path(made) / name).write_bytes(data)
-            Ensemble.load(Path(made), version="")
+                (Path(temporary) / name).write_bytes(data)
+            Ensemble.load(Path(temporary), version="")
             directory.mkdir(exist_ok=True)
             for name in files:
-                (Path(made) / name).replace(directory / name)
+                (Path(temporary) / name).replace(directory / name)
     except OSError as error:
         raise ArtifactError(f"cannot write the ensemble to {directory}: {error}") from None

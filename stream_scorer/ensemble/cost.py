@@ -1,4 +1,4 @@
-"""What the members of an ensemble cost, measured here and now."""
+"""Measures the scoring time of each member of an ensemble on this machine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ROWS, _ROUNDS = 256, 20
 
 
 def member_microseconds(ensemble: Ensemble) -> list[float]:
-    """Microseconds a row of each member, preparation included, at 256 rows: milliseconds per thousand decisions.
+    """Microseconds per row of each member in batches of 256 rows, including preprocessing.
 
-    The fastest of 20 rounds on the rows of the self-test: the cost without what else the machine was doing.
+    The fastest of 20 rounds on the rows of the self-test, which excludes most of the load of other processes.
     """
     test = ensemble.manifest.self_test.features
     rows = np.array([[math.nan if value is None else value for value in row] for row in test], np.float64)

@@ -22,10 +22,10 @@ from stream_scorer.ensemble.members import Member, load_member
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import ArtifactError
 
-# The same libraries on another processor may differ in a last bit of exp() or of a float32 leaf sum (6e-8 of a margin
-# around 5); a wrong scale, column or weight moves scores by far more.
+# On another processor, the same libraries may differ in the last bit of exp() or of a float32 leaf sum (6e-8 of a
+# margin around 5). A wrong scale, column or weight changes scores by far more.
 SELF_TEST_TOLERANCE = 1e-6
-# Rows of the warm-up: compiles every loop and touches every tree's pages before the first transaction waits on them.
+# Rows of the warm-up, which compiles every loop and loads the memory pages of all trees before the first transaction.
 _WARM_UP_ROWS = 256
 
 Matrix = NDArray[np.float64]
@@ -34,14 +34,14 @@ Vector = NDArray[np.float64]
 
 @dataclass(slots=True)
 class Scored:
-    """What one batch of n rows came to, with m members in manifest order.
+    """The result of scoring n rows with m members in manifest order.
 
     Attributes:
         member_scores: ``(n, m)`` calibrated probabilities, NaN where missing.
         weights: ``(n, m)`` renormalised over the members present in the row; a missing one has 0.
-        contributions: ``(n, m)`` in units of z; a missing member has 0. Where z stands, base + sum == z to 1e-9.
+        contributions: ``(n, m)`` in units of z; a missing member has 0. Where z is not NaN, base + sum == z to 1e-9.
         base, z, score: ``(n,)``, NaN where the quorum failed.
-        coverage: ``(n,)`` share of the original weight that was present.
+        coverage: ``(n,)`` share of the original weight that is present.
         failures: member -> reason, for members missing from at least one row of this batch.
         member_seconds: ``(m,)`` wall-clock seconds each member took, preprocess included.
     """
@@ -59,7 +59,7 @@ class Scored:
 
 @dataclass(slots=True, frozen=True)
 class MemberOutput:
-    """What one member says of n rows: `raw` ``(n,)`` probabilities, NaN where missing, why, and how long it took."""
+    """One member's output for n rows: `raw` ``(n,)`` probabilities, NaN where missing; the reason; the duration."""
 
     raw: Vector
     reason: str
@@ -67,7 +67,7 @@ class MemberOutput:
 
     @classmethod
     def none(cls, rows: int, reason: str) -> MemberOutput:
-        """Nothing, for `reason`."""
+        """An output of NaN for all rows, with `reason`."""
         return cls(np.full(rows, np.nan), reason, 0.0)
 
 
@@ -82,14 +82,14 @@ class Ensemble:
     """Immutable and safe to use from several threads at once.
 
     Attributes:
-        manifest: what it was loaded from; `digest` is the sha256 of its canonical bytes.
-        version: what the registry calls it.
-        insight: what looks into its members for alerts, if that is wanted; set after loading.
+        manifest: the manifest it was loaded from; `digest` is the sha256 of its canonical bytes.
+        version: its version in the registry.
+        explainer: attributes member outputs to inputs for alerts; None unless set after loading.
         name, feature_names, member_names: as in the manifest. member_keys: see `manifest.member_key`.
     """
 
     def __init__(self, manifest: Manifest, members: Sequence[Member], *, version: str) -> None:
-        """From members already made. `load` is the way to get one from files, and the one that checks them."""
+        """Create an ensemble from loaded members, without checks; use `load` for files."""
         self.manifest = manifest
         self.version = version
         self.explainer: Explainer | None = None
@@ -106,10 +106,10 @@ class Ensemble:
 
     @classmethod
     def load(cls, directory: Path, *, version: str) -> Ensemble:
-        """Load the ensemble in `directory`, prove it by its self-test and warm it up.
+        """Load the ensemble in `directory`, run its self-test and warm it up.
 
         Raises:
-            ArtifactError: a file is missing, altered or malformed, or the self-test gives other scores.
+            ArtifactError: a file is missing, altered or malformed, or the self-test fails.
         """
         manifest = read_manifest(directory)
         members = []
@@ -127,8 +127,8 @@ class Ensemble:
     def score(self, features: Matrix) -> Scored:
         """Score a batch: ``(n, n_features) float64``, columns as `feature_names`, NaN is missing.
 
-        A member that raises is missing for the whole batch, one that answers NaN or outside [0, 1] for that row; both
-        are named in `failures`.
+        A member that raises is missing for the whole batch; an output of NaN or outside [0, 1] is missing for that row.
+        `failures` names both.
 
         Raises:
             ValueError: the matrix does not have the manifest's columns.
@@ -137,32 +137,32 @@ class Ensemble:
         return self.combine([self.predict_member(index, features) for index in range(len(self._members))])
 
     def checked(self, features: Matrix) -> Matrix:
-        """`features` as members take them. Raises `ValueError`, see `score`."""
+        """`features` as C-contiguous float64. Raises `ValueError`, see `score`."""
         features = np.ascontiguousarray(features, np.float64)
         if features.ndim != 2 or features.shape[1] != len(self.feature_names):
             raise ValueError(f"a matrix of shape {features.shape} for {len(self.feature_names)} features")
         return features
 
     def predict_member(self, index: int, features: Matrix) -> MemberOutput:
-        """What the member at `index` says of `checked` features. Never raises: see `score`."""
+        """The output of the member at `index` for `checked` features. Never raises; see `score`."""
         raw, started = np.empty(len(features), np.float64), time.perf_counter()
         reason = _predict(self._members[index], features, raw)
         return MemberOutput(raw, reason, time.perf_counter() - started)
 
-    def combine(self, answers: Sequence[MemberOutput]) -> Scored:
-        """Scores of what the members say, in manifest order."""
-        raw = np.column_stack([answer.raw for answer in answers])
-        seconds = np.array([answer.seconds for answer in answers])
-        failures = {name: a.reason for name, a in zip(self.member_names, answers, strict=True) if a.reason}
+    def combine(self, outputs: Sequence[MemberOutput]) -> Scored:
+        """Combine the outputs of the members, given in manifest order."""
+        raw = np.column_stack([output.raw for output in outputs])
+        seconds = np.array([output.seconds for output in outputs])
+        failures = {name: a.reason for name, a in zip(self.member_names, outputs, strict=True) if a.reason}
         member_scores, weights, contributions, base, z, score, coverage = self._combiner.combine(raw)
         return Scored(member_scores, weights, contributions, base, z, score, coverage, failures, seconds)
 
     def linked(self, member_scores: Matrix) -> Matrix:
-        """Calibrated scores ``(n, m)`` on the scale on which they are combined."""
+        """Calibrated scores ``(n, m)`` on the scale of the link."""
         return self._combiner.linked(member_scores)
 
     def left_out_scores(self, scored: Scored) -> Matrix:
-        """See `left_out_scores`, without building the combiner anew."""
+        """See the function `left_out_scores`; this method reuses the combiner."""
         return self._combiner.left_out(scored.member_scores, scored.score)
 
     def check_features(self, features: Sequence[str], feature_hash: str) -> None:
@@ -170,17 +170,17 @@ class Ensemble:
         wanted, given = self.manifest.features, list(features)
         if wanted != given:
             odd = sorted(set(wanted) ^ set(given))
-            what = f"they differ in {', '.join(odd[:5])}" if odd else "they stand in another order"
+            difference = f"they differ in {', '.join(odd[:5])}" if odd else "their order differs"
             raise ArtifactError(
-                f"ensemble {self.name} {self.version} was trained on other features than the spec's: {what}",
+                f"ensemble {self.name} {self.version} was trained on features other than the spec's: {difference}",
                 code="artifact_features",
                 hint="Serve it with the spec it was trained with, or train an ensemble with this spec.",
             )
         if self.manifest.feature_hash != feature_hash:
             raise ArtifactError(
-                f"ensemble {self.name} {self.version} was trained on features of the same names but another meaning",
+                f"ensemble {self.name} {self.version} was trained on features of the same names but other definitions",
                 code="artifact_features",
-                hint="A view, window or field of the spec has changed since: train with the present spec.",
+                hint="A view, window or field of the spec has changed since: train with the current spec.",
             )
 
     def self_test(self) -> None:
@@ -196,13 +196,13 @@ class Ensemble:
         self.score(np.tile(features, (math.ceil(_WARM_UP_ROWS / len(features)), 1))[:_WARM_UP_ROWS])
         self.left_out_scores(scored)
 
-    def _compare(self, what: str, got: Vector, expected: Vector) -> None:
+    def _compare(self, subject: str, got: Vector, expected: Vector) -> None:
         same = np.isclose(got, expected, rtol=0.0, atol=SELF_TEST_TOLERANCE, equal_nan=True)
         if not same.all():
             row = int(np.argmin(same))
             raise ArtifactError(
-                f"ensemble {self.name} {self.version} fails its self-test: row {row}: {what} is {got[row]:.9g}, "
-                f"the manifest says {expected[row]:.9g}",
+                f"ensemble {self.name} {self.version} fails its self-test: row {row}: {subject} is {got[row]:.9g}, "
+                f"the manifest expects {expected[row]:.9g}",
                 code="artifact_self_test",
                 hint="The members do not score as they did when they were trained: check library versions, or retrain.",
             )
@@ -217,12 +217,12 @@ def _predict(loaded: _Loaded, features: Matrix, out: Vector) -> str:
     """Write one member's probabilities to `out` ``(n,)``, NaN where missing. Returns why any are missing, or ''."""
     try:
         probability = loaded.member.predict(loaded.preprocess.apply(features))
-    except Exception as error:  # whatever it is, one member's failure must not cost the transaction its score
+    except Exception as error:  # no failure of one member may leave the transaction without a score
         out[:] = np.nan
         return f"{type(error).__name__}: {error}"
     if probability.shape != out.shape:
         out[:] = np.nan
-        return f"answered shape {probability.shape} for {out.shape[0]} rows"
+        return f"returned shape {probability.shape} for {out.shape[0]} rows"
     good = (probability >= 0.0) & (probability <= 1.0)
     out[:] = probability
     if good.all():

@@ -1,7 +1,7 @@
-"""Links, from a calibrated score to the scale on which members are combined, computed value by value.
+"""Links: map a calibrated score to the scale on which members are combined, one value at a time.
 
-numpy's vectorised `exp` and `log` may take another path for the tail of an array than for its body; these loops
-give a value the same bits wherever it stands, which is what makes a replay independent of the batch size.
+numpy's vectorised `exp` and `log` may take another code path for the tail of an array than for its body. These loops
+give a value the same bits at every position, which makes a replay independent of the batch size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-# A probability of 0 or 1 has no logit. 1e-6 is below any rate that a fraud model can honestly claim to know.
+# A probability of 0 or 1 has no logit. 1e-6 is below any rate that a fraud model can estimate.
 EPSILON = 1e-6
 
 
@@ -44,7 +44,7 @@ def logit_of(p: float) -> float:  # pragma: no cover - compiled
 
 @njit(cache=True, nogil=True, fastmath=False)
 def rank_of(p: float, ordered: NDArray[np.float64], first: int, end: int) -> float:  # pragma: no cover - compiled
-    """The share of the ascending ``ordered[first:end]`` below p, those equal to it counted half. NaN stays NaN."""
+    """The share of the ascending ``ordered[first:end]`` below p; equal values count half. NaN stays NaN."""
     if math.isnan(p):
         return p
     below = first + np.searchsorted(ordered[first:end], p, "left")

@@ -13,12 +13,12 @@ from stream_scorer.ensemble.manifest import Input
 
 
 class Preprocess:
-    """A member's preprocess over a feature vector `features`, reading the columns `inputs`."""
+    """Prepares a member's `inputs` from the columns of a matrix with the feature names `features`."""
 
     def __init__(self, features: Sequence[str], inputs: Sequence[str], preprocess: Sequence[Input]) -> None:
         place = {name: index for index, name in enumerate(features)}
         self._columns = np.array([place[name] for name in inputs], np.int64)
-        # One row an input: impute (NaN: keep missing), low, high, offset, scale.
+        # One row per input: impute (NaN: keep missing), low, high, offset, scale.
         self._table = np.array(
             [
                 (
@@ -49,7 +49,7 @@ def _apply(
             x = features[row, columns[j]]
             if math.isnan(x):
                 x = table[j, 0]
-            # With x first, a NaN stays NaN through both.
+            # With x as the first argument, both calls keep NaN.
             x = min(max(x, table[j, 1]), table[j, 2])
             out[row, j] = (x - table[j, 3]) / table[j, 4]
     return out

@@ -1,4 +1,4 @@
-"""The reference profile that drift is measured against, and the counting of live batches on its bins."""
+"""The reference profile for drift, and the counting of live batches on its bins."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 from stream_scorer.ensemble.manifest import MAX_BINS, Manifest, Series, series_names
 
-# One bin of MAX_BINS is for the missing.
+# One bin of MAX_BINS counts missing values.
 _VALUE_BINS = MAX_BINS - 1
-# Edges are padded with infinity to the power of two that `_count` halves.
+# Edges are padded with infinity to the power of two that the binary search in `_count` needs.
 _PADDED = 32
 
 
 class Binner:
-    """Counts values on the bins of a reference profile.
+    """Counts values in the bins of a reference profile.
 
     Attributes:
-        series: names of the columns it takes, in order.
-        bins: ``(k,) int64``, how many bins each series has; its last bin counts the missing.
-        max_bins: the largest of them.
+        series: names of the expected columns, in order.
+        bins: ``(k,) int64``, number of bins per series; the last bin counts missing values.
+        max_bins: the largest number of bins.
     """
 
     def __init__(self, profile: Mapping[str, Series], series: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ class Binner:
     def count(self, values: NDArray[np.float64], groups: NDArray[np.int64], n_groups: int) -> NDArray[np.int64]:
         """Counts ``(n_groups, k, max_bins) int64`` of the rows of `values` ``(n, k)``; row i counts for ``groups[i]``.
 
-        NaN goes to the series' last bin, ``bins[k] - 1``; entries from ``bins[k]`` on stay 0.
+        NaN counts in the last bin of the series, ``bins[k] - 1``; entries from ``bins[k]`` on stay 0.
 
         Raises:
             ValueError: shapes do not fit, or a group is outside ``[0, n_groups)``.
@@ -79,9 +79,9 @@ def build_profile(names: Sequence[str], values: NDArray[np.float64]) -> dict[str
 def edges_of(values: NDArray[np.float64]) -> list[float]:
     """At most ``MAX_BINS - 2`` ascending edges that cut `values` ``(n,)`` into bins of about equal mass.
 
-    Distinct values are never split, and a value with more than its share takes a bin of its own, so that counts and
-    flags keep their resolution (plain quantiles of a flag that is 0 in 99 % of rows would see no bins at all). A
-    column with one value gets a bin for it and one on either side: leaving that value is the drift to see.
+    Equal values stay in one bin, and a value with more than its share gets its own bin, so that counts and flags keep
+    their resolution (plain quantiles of a flag that is 0 in 99 % of rows give no bins at all). A column with one value
+    gets a bin for it and one on either side, because drift there means other values.
     """
     finite = values[np.isfinite(values)]
     distinct, counts = np.unique(finite, return_counts=True)
@@ -117,8 +117,8 @@ def _count(values, groups, n_groups, edges, n_edges, max_bins):  # type: ignore[
         group = groups[row]
         for k in range(width):
             x = values[row, k]
-            # The number of edges at or below x, by halving. Written out and without branches: 4 times as fast as a
-            # loop with an `if`, whose outcome no processor can foresee.
+            # The number of edges at or below x, by binary search. Unrolled and without branches: 4 times as fast as a
+            # loop with an `if`, which the processor cannot predict.
             low = 16 * (edges[k, 15] <= x)
             low += 8 * (edges[k, low + 7] <= x)
             low += 4 * (edges[k, low + 3] <= x)
@@ -127,7 +127,7 @@ def _count(values, groups, n_groups, edges, n_edges, max_bins):  # type: ignore[
             if math.isnan(x):
                 low = n_edges[k] + 1
             elif low > n_edges[k]:
-                # Infinity also meets the padding.
+                # Infinity also reaches the padding.
                 low = n_edges[k]
             out[group, k, low] += 1
     return out

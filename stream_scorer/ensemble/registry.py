@@ -182,7 +182,7 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[
             )
     except RegistryUnavailable as error:
         return _from_cache(cache, parsed, tracking_uri, error)
-    cache.remember(Resolution(reference, tracking_uri, str(found.version), digest))
+    cache.save_resolution(Resolution(reference, tracking_uri, str(found.version), digest))
     return path, str(found.version)
 
 
@@ -285,7 +285,7 @@ def list_versions(tracking_uri: str) -> list[RegisteredVersion]:
 def _from_cache(
     cache: EnsembleCache, parsed: Reference, tracking_uri: str, error: RegistryUnavailable
 ) -> tuple[Path, str]:
-    known = cache.recall(parsed.text, tracking_uri)
+    known = cache.load_resolution(parsed.text, tracking_uri)
     path = cache.find(known.manifest_sha256) if known else None
     if known is None or path is None:
         raise error

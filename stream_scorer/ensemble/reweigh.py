@@ -1,4 +1,4 @@
-"""The same members with other weights, as an ensemble of its own: who changes weights makes a version."""
+"""Creates an ensemble with the same members and other weights: a change of weights is a new version."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from stream_scorer.errors import ArtifactError, UsageError
 def reweigh(source: Path, weights: Mapping[str, float], out: Path, created_at: int) -> Manifest:
     """Write the ensemble in `source` with other `weights` (by member; the rest keep theirs) to `out`.
 
-    Members, calibrators, thresholds and the reference profile stay: drift of the final score is then measured against
-    the score of the old weights. The self-test is what the new weights give.
+    Members, calibrators, thresholds and the reference profile stay, so drift of the final score is measured against the
+    score of the old weights. The self-test contains the scores of the new weights.
 
     Raises:
-        UsageError: an unknown member, a weight below 0, nothing left, or a combiner that no weight matters to.
+        UsageError: an unknown member, a weight below 0, no weight above 0, or a combiner that does not use weights.
+        ArtifactError: no row of the self-test has a score with the new weights.
     """
     manifest = read_manifest(source)
     unknown = sorted(set(weights) - set(manifest.member_names))
@@ -32,10 +33,12 @@ def reweigh(source: Path, weights: Mapping[str, float], out: Path, created_at: i
             hint=f"Its members: {', '.join(manifest.member_names)}.",
         )
     if not isinstance(manifest.combiner, WeightedMean):
-        raise UsageError(f"{manifest.name} is a {manifest.formula}: weights do not matter to it", hint="Train another.")
+        raise UsageError(
+            f"{manifest.name} is a {manifest.formula}: it does not use weights", hint="Train another ensemble."
+        )
     members = [msgspec.structs.replace(m, weight=float(weights.get(m.name, m.weight))) for m in manifest.members]
     if any(not 0 <= m.weight < float("inf") for m in members) or not any(m.weight for m in members):
-        raise UsageError("weights are at least 0, and one of them is above")
+        raise UsageError("weights must be at least 0, and at least one must be above 0")
     changed = msgspec.structs.replace(manifest, members=members, created_at=created_at)
     data = read_members(source, manifest)
     models = [load_member(m.format, blob, len(m.inputs)) for m, blob in zip(members, data, strict=True)]

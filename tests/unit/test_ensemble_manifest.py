@@ -388,6 +388,6 @@ def test_a_member_that_never_answers_cannot_be_composed(tmp_path: Path, folder: 
         "cards", 2, "cards", "a" * 64, "b" * 64, ["a", "b"], NoCalibrator(), manifest.thresholds, 0.5, manifest.training
     )
     drafts = [Draft("left", "dense-json", model, ["a"], [Input()], NoCalibrator(), 1.0)]
-    with pytest.raises(ArtifactError, match="'left' answers none of the reference rows"):
+    with pytest.raises(ArtifactError, match="'left' predicts none of the reference rows"):
         compose_ensemble(tmp_path / "new", outline, drafts, np.full((50, 2), np.nan))
     assert not (tmp_path / "new").exists()

@@ -279,11 +279,11 @@ def test_members_answer_like_the_libraries_that_made_them(five: Ensemble) -> Non
 
 def test_another_spec_is_refused(ensemble: Ensemble) -> None:
     ensemble.check_features(FEATURES, "b" * 64)
-    with pytest.raises(ArtifactError, match="another order"):
+    with pytest.raises(ArtifactError, match="their order differs"):
         ensemble.check_features(FEATURES[::-1], "b" * 64)
     with pytest.raises(ArtifactError, match="extra"):
         ensemble.check_features([*FEATURES, "extra"], "b" * 64)
-    with pytest.raises(ArtifactError, match="another meaning"):
+    with pytest.raises(ArtifactError, match="other definitions"):
         ensemble.check_features(FEATURES, "c" * 64)
 
 
@@ -317,7 +317,7 @@ def test_other_weights_make_another_version_that_scores_by_them(tmp_path: Path) 
         with pytest.raises(UsageError, match=what):
             reweigh(tmp_path / "e", weights, tmp_path / "bad", 9)
     compose(tmp_path / "median", combiner=Median())
-    with pytest.raises(UsageError, match="do not matter"):
+    with pytest.raises(UsageError, match="does not use weights"):
         reweigh(tmp_path / "median", {"two": 1.0}, tmp_path / "bad", 9)
 
 
