@@ -311,7 +311,7 @@ def test_other_weights_make_another_version_that_scores_by_them(tmp_path: Path) 
     for weights, what in (
         ({"four": 1.0}, "four"),
         ({"two": -1.0}, "at least 0"),
-        (dict.fromkeys(before.member_names, 0.0), "one of them"),
+        (dict.fromkeys(before.member_names, 0.0), "at least one"),
         ({"two": math.nan}, "at least 0"),
     ):
         with pytest.raises(UsageError, match=what):
