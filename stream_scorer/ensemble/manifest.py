@@ -1,11 +1,11 @@
-"""The manifest: everything an ensemble is, as data in one `manifest.json` beside the members' files.
+"""The manifest: the complete description of an ensemble, in `manifest.json` next to the members' files.
 
-A manifest names each member's file with its size and sha256, and carries what surrounds the members: which features
-each reads and how they are prepared, calibrators, weights, thresholds, the reference profile and the self-test.
-Reading is strict: an unknown field or a number out of range is an `ArtifactError`, never a guess.
+A manifest lists the file of each member with its size and sha256. It also contains the members' inputs and their
+preprocessing, calibrators, weights, thresholds, the reference profile and the self-test. Parsing is strict: an unknown
+field or a number out of range is an `ArtifactError`.
 
     manifest = read_manifest(directory)
-    blobs = read_members(directory, manifest)   # sizes and digests hold before a byte is parsed
+    blobs = read_members(directory, manifest)   # checks sizes and digests before anything is parsed
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from msgspec import Meta
 from stream_scorer.errors import ArtifactError
 
 MANIFEST_FILE = "manifest.json"
-# 40 series x 20 bins, 64 self-test rows x 40 features: about 100 KB. 16 MB is room for a hundred times that.
+# 40 series x 20 bins, 64 self-test rows x 40 features: about 100 KB. 16 MB allow a hundred times that.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
-# The largest forest worth serving (1,000 trees x 1,000 leaves as text) is below 100 MB.
+# The largest practical forest (1,000 trees x 1,000 leaves as text) is below 100 MB.
 MAX_MEMBER_BYTES = 256 * 1024 * 1024
 MAX_SELF_TEST_ROWS = 64
 MAX_BINS = 20
-# Reference scores kept of a member for its ranks: a step of 0.1 %.
+# Reference scores stored per member for its ranks: a resolution of 0.1 %.
 MAX_RANKS = 1_000
-# Beyond, the 2^n coalitions of a median cost more than the members themselves.
+# Above this, the 2^n coalitions of a median cost more than the members themselves.
 MAX_ENUMERATED = 10
 
 Link = Literal["logit", "probability", "rank"]
@@ -40,7 +40,7 @@ LINKS: tuple[Link, ...] = get_args(Link)
 # Patterns end with \Z: `$` would let a line feed through.
 MemberFormat = Literal["lightgbm-text", "xgboost-ubj", "dense-json", "onnx", "skops"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")]
-# A member's name is part of series names and metric labels; a feature's may hold one dot (`customer.count_1d`).
+# A member's name is part of series names and metric labels; a feature name may contain one dot (`customer.count_1d`).
 MemberName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 # A plain file name: no separator, no leading dot, so it cannot leave the ensemble's folder.
@@ -49,11 +49,11 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of every part of a manifest. Unknown fields are refused: an older reader must not skip what it needs."""
+    """Base of every part of a manifest. Rejects unknown fields, because an older reader must not skip what it needs."""
 
 
 class Input(Part, frozen=True):
-    """How one input of a member is made from its feature, in this order: impute, clip, ``(x - offset) / scale``.
+    """The preprocessing of one input of a member, in this order: impute, clip, ``(x - offset) / scale``.
 
     `impute` null leaves a missing value missing (NaN), which tree members read natively.
     """
@@ -66,7 +66,7 @@ class Input(Part, frozen=True):
 
 
 class NoCalibrator(Part, frozen=True, tag_field="kind", tag="none"):
-    """The member's probability is taken as it is."""
+    """Leaves the member's probability unchanged."""
 
 
 class Platt(Part, frozen=True, tag_field="kind", tag="platt"):
@@ -95,21 +95,21 @@ Calibrator = NoCalibrator | Platt | Isotonic | Beta
 
 
 class WeightedMean(Part, frozen=True, tag_field="kind", tag="weighted_mean"):
-    """The mean, by the weights of those present."""
+    """The weighted mean of the present members."""
 
 
 class Median(Part, frozen=True, tag_field="kind", tag="median"):
-    """The median of those present that have a weight; how much makes no difference."""
+    """The median of the present members with a weight above 0; its size makes no difference."""
 
 
 class TrimmedMean(Part, frozen=True, tag_field="kind", tag="trimmed_mean"):
-    """The plain mean of those that have a weight, without ``floor(share * k)`` of the k present at either end."""
+    """The plain mean of the k present members with a weight above 0, without ``floor(share * k)`` at either end."""
 
     share: Annotated[float, Meta(ge=0.0, lt=0.5)]
 
 
 class Stacking(Part, frozen=True, tag_field="kind", tag="stacking"):
-    """``intercept + sum(coefficient * value)``; while a member with weight is missing, the weighted mean instead."""
+    """``intercept + sum(coefficient * value)``; if a member with weight is missing, the weighted mean instead."""
 
     intercept: float
     coefficients: Annotated[list[float], Meta(min_length=1, max_length=32)]
@@ -119,17 +119,17 @@ How = WeightedMean | Median | TrimmedMean | Stacking
 
 
 class MemberSpec(Part, frozen=True):
-    """One member: its file, what it reads, how its output becomes a calibrated probability, and its weight.
+    """One member: its file, inputs, preprocessing, calibrator and weight.
 
     Attributes:
         path: file name in the ensemble's folder.
-        inputs: names of the features it reads, in the order the model expects them.
-        preprocess: one entry per input. `preprocess_sha256` is its own digest, so that a changed imputation or scale
-            shows as a change even where the model file is the same.
-        weight: not necessarily normalised; the share of the total is what counts.
-        baseline: mean over the reference rows of its calibrated score on the scale of the link; contributions are
-            measured from it.
-        ranks: for the link `rank`, its calibrated scores on the reference rows, or an even choice of them, ascending.
+        inputs: names of its features, in the order that the model expects.
+        preprocess: one entry per input. `preprocess_sha256` is its digest, so that a changed imputation or scale is
+            visible even if the model file is the same.
+        weight: not necessarily normalised; only the share of the total matters.
+        baseline: mean over the reference rows of its calibrated score on the scale of the link; the reference point
+            of contributions.
+        ranks: for the link `rank`, its calibrated scores on the reference rows or an even sample of them, ascending.
     """
 
     name: MemberName
@@ -165,7 +165,7 @@ class Series(Part, frozen=True):
 
 
 class SelfTest(Part, frozen=True):
-    """Rows whose scores are known: a loaded ensemble must reproduce them before it serves. Null is missing."""
+    """Rows with expected scores, which a loaded ensemble must reproduce before it serves. Null is missing."""
 
     features: Annotated[list[list[float | None]], Meta(min_length=1, max_length=MAX_SELF_TEST_ROWS)]
     member_scores: list[list[float | None]]
@@ -173,9 +173,9 @@ class SelfTest(Part, frozen=True):
 
 
 class Training(Part, frozen=True):
-    """Where the ensemble came from. Times are event times in UTC epoch milliseconds.
+    """The training of the ensemble. Times are event times in UTC epoch milliseconds.
 
-    `run_id` follows from data, spec and seed, so that the same training has the same id; `metrics` are on the holdout.
+    `run_id` is derived from data, spec and seed, so that equal trainings have equal ids; `metrics` are on the holdout.
     """
 
     first_event_time: int
@@ -188,13 +188,13 @@ class Training(Part, frozen=True):
 
 
 class Manifest(Part, frozen=True, kw_only=True):
-    """A whole ensemble but for its members' bytes. Checked by `check_manifest`.
+    """An ensemble except for the content of its members' files. Checked by `check_manifest`.
 
     Attributes:
-        features: the feature vector's names, in order; `Ensemble.score` takes matrices of these columns.
-        combiner, link: how members are combined, and on which scale; see `stream_scorer.ensemble.combine`.
-        quorum: smallest share of the original weight that must be present for a score to stand.
-        final_calibrator: g, strictly monotone: a mean of calibrated logits is not itself calibrated.
+        features: names of the features, in order; the columns of the matrix that `Ensemble.score` takes.
+        combiner, link: the combination of members, and its scale; see `stream_scorer.ensemble.combine`.
+        quorum: smallest share of the original weight that must be present for a score.
+        final_calibrator: g, strictly monotone; needed because a mean of calibrated logits is not calibrated.
         reference_profile: series by name: each feature, ``member:<name>`` (calibrated scores) and ``score``.
     """
 
@@ -217,12 +217,12 @@ class Manifest(Part, frozen=True, kw_only=True):
 
     @property
     def member_names(self) -> list[str]:
-        """Names of the members, in the order in which they are summed."""
+        """Names of the members, in the order of summation."""
         return [member.name for member in self.members]
 
     @property
     def formula(self) -> str:
-        """How members are combined, for people: "weighted mean of logits"."""
+        """The combination of members in words, such as "weighted mean of logits"."""
         how, of = self.combiner, {"logit": "logits", "probability": "probabilities", "rank": "ranks"}[self.link]
         if isinstance(how, TrimmedMean):
             return f"mean of {of}, {how.share:.0%} trimmed at either end"
@@ -231,7 +231,7 @@ class Manifest(Part, frozen=True, kw_only=True):
 
 
 def series_names(manifest: Manifest) -> list[str]:
-    """The series every reference profile has, in their fixed order."""
+    """The names of the series of every reference profile, in their fixed order."""
     return [*manifest.features, *(f"member:{name}" for name in manifest.member_names), "score"]
 
 
@@ -246,29 +246,29 @@ def preprocess_digest(preprocess: list[Input]) -> str:
 
 
 def member_key(member: MemberSpec) -> str:
-    """Hex digest of all that makes a member's own answers: file, format, inputs and their preparation."""
+    """Hex digest of everything that determines a member's output: file, format, inputs and preprocessing."""
     parts = [member.format, member.sha256, member.inputs, member.preprocess_sha256]
     return sha256_hex(msgspec.json.encode(parts))
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The canonical bytes of `manifest`: what is written, digested and registered."""
+    """The canonical bytes of `manifest`, which are written, digested and registered."""
     return msgspec.json.encode(manifest, order="deterministic") + b"\n"
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """Hex digest of the canonical bytes: the identity of the ensemble, its members' digests included."""
+    """Hex digest of the canonical bytes: the identity of the ensemble, including its members' digests."""
     return sha256_hex(manifest_bytes(manifest))
 
 
 def parse_manifest(data: bytes, *, source: str = MANIFEST_FILE) -> Manifest:
-    """The checked manifest in `data`. Raises `ArtifactError` naming `source` and the path of the bad node."""
+    """Parse and check the manifest in `data`. Raises `ArtifactError` with `source` and the path of the invalid node."""
     if len(data) > MAX_MANIFEST_BYTES:
         raise ArtifactError(f"{source}: {len(data)} bytes, the limit is {MAX_MANIFEST_BYTES}", code="artifact_size")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.ValidationError as error:
-        # A file name that would leave the folder is refused by its pattern.
+        # The pattern of file names rejects a name that leaves the folder.
         code = "artifact_path" if str(error).endswith(".path`") else "artifact_manifest"
         raise ArtifactError(f"{source}: {error}", code=code) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -281,30 +281,30 @@ def parse_manifest(data: bytes, *, source: str = MANIFEST_FILE) -> Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The checked manifest of the ensemble in `directory`. Raises `ArtifactError`."""
+    """Read and check the manifest of the ensemble in `directory`. Raises `ArtifactError`."""
     path = directory / MANIFEST_FILE
     return parse_manifest(read_bounded(path, MAX_MANIFEST_BYTES), source=str(path))
 
 
 def read_members(directory: Path, manifest: Manifest) -> list[bytes]:
-    """Every member's bytes, in manifest order. Raises `ArtifactError` unless sizes and digests are the manifest's."""
+    """The content of every member file, in manifest order. Raises `ArtifactError` if a size or digest differs."""
     return [_read_member(directory, member) for member in manifest.members]
 
 
 def _read_member(directory: Path, member: MemberSpec) -> bytes:
     path = directory / member.path
     data = read_bounded(path, MAX_MEMBER_BYTES)
-    hint = "The file was altered or cut short: fetch the ensemble again."
+    hint = "The file was altered or truncated: fetch the ensemble again."
     if len(data) != member.size:
         raise ArtifactError(
-            f"{path}: member {member.name!r} is {len(data)} bytes, the manifest says {member.size}",
+            f"{path}: member {member.name!r} is {len(data)} bytes, but the manifest records {member.size}",
             code="artifact_size",
             hint=hint,
         )
     digest = sha256_hex(data)
     if digest != member.sha256:
         raise ArtifactError(
-            f"{path}: member {member.name!r} has sha256 {digest[:12]}…, the manifest says {member.sha256[:12]}…",
+            f"{path}: member {member.name!r} has sha256 {digest[:12]}…, but the manifest records {member.sha256[:12]}…",
             code="artifact_digest",
             hint=hint,
         )
@@ -312,11 +312,11 @@ def _read_member(directory: Path, member: MemberSpec) -> bytes:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The bytes of the file at `path`. Raises `ArtifactError` if it is missing, unreadable or above `limit` bytes."""
+    """The content of the file at `path`. Raises `ArtifactError` if it is missing, unreadable or above `limit` bytes."""
     try:
-        # A pipe or device would be read for ever.
+        # Reading a pipe or device might never end.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ArtifactError(f"{path} is no file", code="artifact_path")
+            raise ArtifactError(f"{path} is not a regular file", code="artifact_path")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except FileNotFoundError:
@@ -325,12 +325,12 @@ def read_bounded(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error}", code="artifact_missing") from None
     if len(data) > limit:
-        raise ArtifactError(f"{path}: above {limit} bytes", code="artifact_size")
+        raise ArtifactError(f"{path}: larger than {limit} bytes", code="artifact_size")
     return data
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Raise `ArtifactError` unless every reference, length and number of `manifest` holds."""
+    """Raise `ArtifactError` unless every reference, length and number in `manifest` is valid."""
     _check_finite(msgspec.to_builtins(manifest), "$")
     _check_distinct(manifest.features, "features")
     _check_distinct(manifest.member_names, "members: names")
@@ -348,11 +348,11 @@ def check_manifest(manifest: Manifest) -> None:
 
 
 def check_combiner(manifest: Manifest) -> None:
-    """Raise `ArtifactError` unless combiner, link and members go together."""
+    """Raise `ArtifactError` unless combiner, link and members are compatible."""
     how, members = manifest.combiner, manifest.members
     voting = sum(member.weight > 0.0 for member in members)
     if isinstance(how, Median | TrimmedMean) and voting > MAX_ENUMERATED:
-        raise ArtifactError(f"combiner: {manifest.formula} of {voting} members, at most {MAX_ENUMERATED} are possible")
+        raise ArtifactError(f"combiner: {manifest.formula} of {voting} members, at most {MAX_ENUMERATED} are supported")
     if isinstance(how, Stacking):
         if len(how.coefficients) != len(members):
             raise ArtifactError(f"combiner: {len(how.coefficients)} coefficients for {len(members)} members")
@@ -360,14 +360,14 @@ def check_combiner(manifest: Manifest) -> None:
             raise ArtifactError(f"combiner: stacking of {manifest.link}s may leave [0, 1]; its link is logit")
     for member in members:
         if (manifest.link == "rank") != bool(member.ranks):
-            raise ArtifactError(f"member {member.name!r}: ranks go with the link rank, and with no other")
+            raise ArtifactError(f"member {member.name!r}: ranks are required for the link rank, and for no other")
         if any(b < a for a, b in pairwise(member.ranks)):
             raise ArtifactError(f"member {member.name!r}: ranks are not ascending")
 
 
 def _check_member(member: MemberSpec, known: set[str], path: str) -> None:
     if member.path == MANIFEST_FILE:
-        raise ArtifactError(f"{path}.path: {MANIFEST_FILE} is the manifest itself")
+        raise ArtifactError(f"{path}.path: {MANIFEST_FILE} is reserved for the manifest")
     for name in member.inputs:
         if name not in known:
             raise ArtifactError(f"{path}.inputs: {name!r} is not one of the manifest's features")
@@ -380,7 +380,7 @@ def _check_member(member: MemberSpec, known: set[str], path: str) -> None:
         if entry.low is not None and entry.high is not None and entry.low > entry.high:
             raise ArtifactError(f"{path}.preprocess: low is above high for {name!r}")
     if preprocess_digest(member.preprocess) != member.preprocess_sha256:
-        raise ArtifactError(f"{path}.preprocess: does not have the digest preprocess_sha256")
+        raise ArtifactError(f"{path}.preprocess: does not match preprocess_sha256")
     if isinstance(member.calibrator, Isotonic):
         x, y = member.calibrator.x, member.calibrator.y
         if len(x) != len(y):
@@ -416,12 +416,12 @@ def _check_distinct(names: list[str], path: str) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ArtifactError(f"{path}: {name!r} stands twice")
+            raise ArtifactError(f"{path}: {name!r} is listed twice")
         seen.add(name)
 
 
 def _check_finite(node: Any, path: str) -> None:
-    """JSON has no infinity, yet 1e999 reads as one."""
+    """JSON has no infinity, but 1e999 is parsed as infinity."""
     if isinstance(node, float):
         if not math.isfinite(node):
             raise ArtifactError(f"{path}: not a finite number")

@@ -1,8 +1,8 @@
-"""The MLflow registry: where ensembles get a name, a version and aliases. The only module that imports mlflow.
+"""The MLflow registry, which gives ensembles a name, a version and aliases. Only this module imports mlflow.
 
-MLflow is used as a registry and a byte store, never as a loader: nothing of what it returns is executed, and every
-byte is checked against the manifest's digests. mlflow is imported inside functions, so that a scorer that starts from
-a folder or from the cache never pays for it.
+MLflow serves as a registry and a file store, never as a loader: nothing that it returns is executed, and every file is
+checked against its digest in the manifest. mlflow is imported inside functions, so that a scorer that starts from a
+folder does not load it.
 
 A reference is a folder (``champion``, ``./champion``, ``/srv/champion``), ``name@alias`` or ``name:version``.
 """
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 EXPERIMENT = "stream-scorer"
-# Where in the run the ensemble's files are.
+# Folder of the ensemble's files within the run.
 ARTIFACT_PATH = "ensemble"
 DIGEST_TAG = "stream_scorer.manifest_sha256"
-# A registry that answers at all answers this in milliseconds; a scorer that has a cache should not wait longer.
+# A healthy registry answers within milliseconds; a scorer with a cache should not wait longer.
 HEALTH_TIMEOUT_S = 3.0
-# mlflow's own are 7 retries and 120 s: a dead registry would hold a scorer's start for minutes. Telemetry is off: a
-# scorer speaks to nobody it was not told of.
+# The defaults of mlflow are 7 retries and 120 s, which delay the start of a scorer by minutes if the registry is down.
+# Telemetry is off: a scorer connects to configured services only.
 _CLIENT_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -57,7 +57,7 @@ _CLIENT_ENVIRONMENT = {
     # Standard output is for results that programs read.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# What versions of ensembles begin with that were never registered.
+# Prefix of the versions of ensembles that are not registered.
 LOCAL = "local-"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
@@ -66,7 +66,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a person wrote to name an ensemble: a folder, or a name with either an alias or a version."""
+    """A parsed reference to an ensemble: a folder, or a name with either an alias or a version."""
 
     text: str
     folder: Path | None = None
@@ -87,13 +87,13 @@ class RegisteredVersion:
 
 
 def parse_reference(text: str) -> Reference:
-    """What `text` refers to: a folder, ``name@alias`` or ``name:version``.
+    """Parse `text`: a folder, ``name@alias`` or ``name:version``.
 
     A path (with a ``/``, or a leading ``.`` or ``~``) is always a folder. Any other text is a folder if the current
     directory contains it; a folder that looks like a registered reference must contain a manifest, and wins.
 
     Raises:
-        ArtifactError: it is none of them.
+        ArtifactError: it is none of these.
     """
     folder = Path(text).expanduser()
     if text.startswith((".", "~")) or "/" in text:
@@ -102,14 +102,14 @@ def parse_reference(text: str) -> Reference:
     if registered is None and text and folder.is_dir():
         return Reference(text, folder=folder)
     if registered is not None and (folder / MANIFEST_FILE).is_file():
-        _log.warning("%s is a folder here: it is used, and not the registered ensemble of that name", text)
+        _log.warning("using the folder %s instead of the registered ensemble with that name", text)
         return Reference(text, folder=folder)
     if registered is None:
         known = text if _NAME.match(text) else "cards"
         raise ArtifactError(
-            f"{text!r} names no ensemble: the current directory has no folder {text!r}, and a registered ensemble is "
+            f"{text!r} is not an ensemble: the current directory has no folder {text!r}, and a registered ensemble is "
             "named with an alias or a version",
-            hint=f"Write the path of a folder, or name@alias ({known}@champion), or name:version ({known}:7).",
+            hint=f"Give the path of a folder, or name@alias ({known}@champion), or name:version ({known}:7).",
         )
     return registered
 
@@ -130,11 +130,11 @@ def register(
 ) -> str:
     """Register the ensemble in `directory` as a new version of `name` and return the version.
 
-    It is loaded and self-tested first. Its training's parameters and metrics and its files are logged as one MLflow
-    run; `alias`, if given, is moved to the new version last.
+    The ensemble is loaded and self-tested first. Training parameters, metrics and files are logged as one MLflow run.
+    The last step moves `alias`, if given, to the new version.
 
     Raises:
-        ArtifactError: the ensemble does not load, or the registry refuses the name or alias.
+        ArtifactError: the ensemble does not load, or the registry rejects the name or alias.
         RegistryUnavailable: the registry does not answer.
     """
     if not _NAME.match(name) or (alias is not None and not _NAME.match(alias)):
@@ -159,19 +159,19 @@ def register(
 def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[Path, str]:
     """The folder that holds `reference`, its digests verified, and its version (``local-<digest>`` for a folder).
 
-    Where the registry does not answer, what the reference meant last time is taken from the cache, with a warning.
+    If the registry does not answer, the last resolution in the cache is used, with a warning.
 
     Raises:
-        ArtifactError: no such name, alias or version, or the files are not what their digests say.
-        RegistryUnavailable: the registry does not answer and the cache does not hold the reference.
-        SettingsError: the registry's address is missing or not http.
+        ArtifactError: no such name, alias or version, or a file does not match its digest.
+        RegistryUnavailable: the registry does not answer, and the cache does not contain the reference.
+        SettingsError: the address of the registry is missing or not http.
     """
     parsed = parse_reference(reference)
     if parsed.folder is not None:
         return parsed.folder, local_version(manifest_digest(read_manifest(parsed.folder)))
     if not tracking_uri:
         raise SettingsError(
-            f"{reference} is in the registry, and no registry is set", hint="Give --mlflow, or name a folder."
+            f"{reference} is in the registry, but no registry is set", hint="Give --mlflow, or the path of a folder."
         )
     cache = EnsembleCache(cache_dir)
     try:
@@ -187,10 +187,10 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[
 
 
 def fetch(name: str, version: str, manifest_sha256: str, tracking_uri: str | None, cache_dir: Path) -> Path:
-    """The folder of exactly that manifest, its digests verified: from the cache, else from the registry.
+    """The folder of exactly this manifest, its digests verified: from the cache, else from the registry.
 
     Raises:
-        ArtifactError: neither has it, or the registry has another manifest under this version.
+        ArtifactError: neither has it, or the registry has another manifest for this version.
         RegistryUnavailable: the registry does not answer.
     """
     cached = EnsembleCache(cache_dir).find(manifest_sha256)
@@ -199,22 +199,23 @@ def fetch(name: str, version: str, manifest_sha256: str, tracking_uri: str | Non
     if not version.isdigit():
         raise ArtifactError(
             f"{name} {version} was served from a folder and is not in the cache {cache_dir}",
-            hint="Register it: other machines can have it from the registry only.",
+            hint="Register it: other machines can load it from the registry only.",
         )
     path, _ = resolve(f"{name}:{version}", tracking_uri, cache_dir)
     digest = manifest_digest(read_manifest(path))
     if digest != manifest_sha256:
-        raise ArtifactError(f"{name} {version} has manifest {digest[:12]}…, {manifest_sha256[:12]}… is asked for")
+        raise ArtifactError(f"{name} {version} has manifest {digest[:12]}…, but {manifest_sha256[:12]}… is required")
     return path
 
 
 def recorded(name: str, version: str, tracking_uri: str | None, cache_dir: Path, folder: Path | None) -> Path:
-    """The folder of the version that a record names: from the registry, or of one served from a folder, from the cache.
+    """The folder of the version in a record: from the registry, or from `folder` or the cache if it was not registered.
 
-    `folder` is looked at too. A version served from a folder bears the head of its manifest's digest.
+    A version that is not registered contains the first digits of its manifest's digest.
 
     Raises:
-        ArtifactError: it is nowhere, or is not what its digests say. RegistryUnavailable: the registry does not answer.
+        ArtifactError: the version is not found, or a file does not match its digest.
+        RegistryUnavailable: the registry does not answer.
     """
     if not version.startswith(LOCAL):
         return resolve(f"{name}:{version}", tracking_uri, cache_dir)[0]
@@ -230,7 +231,7 @@ def recorded(name: str, version: str, tracking_uri: str | None, cache_dir: Path,
 
 
 def local_version(manifest_sha256: str) -> str:
-    """What an ensemble is called that was never registered."""
+    """The version of an ensemble that is not registered."""
     return f"{LOCAL}{manifest_sha256[:12]}"
 
 
@@ -289,14 +290,14 @@ def _from_cache(
     path = cache.find(known.manifest_sha256) if known else None
     if known is None or path is None:
         raise error
-    _log.warning("%s: %s taken from the cache, as version %s", error.message, parsed.text, known.version)
+    _log.warning("%s: using %s from the cache, version %s", error.message, parsed.text, known.version)
     return path, known.version
 
 
 @contextmanager
 def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
-    """A client, with everything MLflow raises turned into our errors."""
-    _check_answers(tracking_uri)
+    """A client whose errors are converted to `ArtifactError`, `SettingsError` or `RegistryUnavailable`."""
+    _check_reachable(tracking_uri)
     with _environment():
         import requests
         from mlflow import MlflowClient
@@ -307,10 +308,10 @@ def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
         except MlflowException as error:
             message = str(error).partition("Response body:")[0].strip()
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS"):
-                raise ArtifactError(f"MLflow at {_shown(tracking_uri)}: {message}") from None
+                raise ArtifactError(f"MLflow at {_redacted(tracking_uri)}: {message}") from None
             if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
                 raise SettingsError(
-                    f"MLflow at {_shown(tracking_uri)} refuses: {message}", hint="Check its user and password."
+                    f"MLflow at {_redacted(tracking_uri)} denies access: {message}", hint="Check its user and password."
                 ) from None
             raise _unavailable(tracking_uri, message) from error
         except requests.RequestException as error:
@@ -319,7 +320,7 @@ def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """mlflow is bounded by environment variables only; what the user has set stands, the rest is put back after."""
+    """Set the timeouts of mlflow, which reads them from the environment only. Variables of the user have priority."""
     added = [name for name in _CLIENT_ENVIRONMENT if name not in os.environ]
     for name in added:
         os.environ[name] = _CLIENT_ENVIRONMENT[name]
@@ -330,19 +331,19 @@ def _environment() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _check_answers(tracking_uri: str) -> None:
-    """Raise unless something speaks HTTP at `tracking_uri` within `HEALTH_TIMEOUT_S`; any answer will do."""
+def _check_reachable(tracking_uri: str) -> None:
+    """Raise unless an HTTP server at `tracking_uri` responds within `HEALTH_TIMEOUT_S`, with any status."""
     if urlsplit(tracking_uri).scheme not in ("http", "https") or not urlsplit(tracking_uri).hostname:
         raise SettingsError(
-            # Not repeated: whatever it is, it may hold a password.
+            # The message does not contain the value, which may include a password.
             "the setting `mlflow.url` is not the address of an MLflow server",
-            hint="It starts with http:// or https://.",
+            hint="The address starts with http:// or https://.",
         )
     try:
-        with urllib.request.urlopen(f"{_shown(tracking_uri)}/health", timeout=HEALTH_TIMEOUT_S):  # noqa: S310  http
+        with urllib.request.urlopen(f"{_redacted(tracking_uri)}/health", timeout=HEALTH_TIMEOUT_S):  # noqa: S310  http
             pass
     except urllib.error.HTTPError:
-        # A proxy in front that hides /health, or wants a password: mlflow itself will tell.
+        # A proxy may hide /health or require a password; the call of mlflow will show.
         return
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
@@ -351,19 +352,19 @@ def _check_answers(tracking_uri: str) -> None:
 
 def _unavailable(tracking_uri: str, reason: str) -> RegistryUnavailable:
     return RegistryUnavailable(
-        f"the MLflow registry at {_shown(tracking_uri)} does not answer: {reason}",
-        hint="Is it running? `stream-scorer stack status`, or name a folder (./champion) instead.",
+        f"the MLflow registry at {_redacted(tracking_uri)} does not answer: {reason}",
+        hint="Is it running? See `stream-scorer stack status`, or give a folder (./champion) instead.",
     )
 
 
-def _shown(tracking_uri: str) -> str:
-    """`tracking_uri` without user, password and trailing slash, fit for a message."""
+def _redacted(tracking_uri: str) -> str:
+    """`tracking_uri` without user, password and trailing slash, for messages."""
     parts = urlsplit(tracking_uri)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _find(client: MlflowClient, parsed: Reference) -> ModelVersion:
-    """The version `parsed` means. Raises `ArtifactError` saying what there is instead."""
+    """The version that `parsed` refers to. Raises `ArtifactError` with the existing names or aliases."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -372,8 +373,8 @@ def _find(client: MlflowClient, parsed: Reference) -> ModelVersion:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise ArtifactError(
-            f"no ensemble named {parsed.name!r} is registered",
-            hint="`stream-scorer ensemble list` shows what is; `ensemble register` adds one.",
+            f"no ensemble with the name {parsed.name!r} is registered",
+            hint="`stream-scorer ensemble list` lists the registered ones; `ensemble register` adds one.",
         ) from None
     version = parsed.version
     if parsed.alias:

@@ -97,14 +97,14 @@ BAD = {
     "hidden file": (member("path", ".left.json"), "path"),
     "backslash": (member("path", "a\\b.json"), "path"),
     "line feed": (member("path", "left.json\n"), "path"),
-    "the manifest": (member("path", "manifest.json"), "is the manifest itself"),
-    "same file twice": (member("path", "right.json"), "stands twice"),
+    "the manifest": (member("path", "manifest.json"), "reserved for the manifest"),
+    "same file twice": (member("path", "right.json"), "listed twice"),
     "unknown format": (member("format", "pickle"), "format"),
     "huge": (member("size", 10**12), "size"),
     "negative weight": (member("weight", -0.1), "weight"),
     "infinite weight": (member("weight", 1e999), "finite|range|Infinity|not a manifest"),
     "unknown input": (member("inputs", ["a", "c"]), "'c' is not one of"),
-    "input twice": (member("inputs", ["a", "a"]), "stands twice"),
+    "input twice": (member("inputs", ["a", "a"]), "listed twice"),
     "preprocess too short": (member("preprocess", [{}]), "1 entries for 2 inputs"),
     "scale 0": (member("preprocess", [{"scale": 0.0}, {}]), "scale of 'a' is 0"),
     "altered preprocess": (member("preprocess", [{"impute": 1.0}, {"impute": 0.0}]), "preprocess_sha256"),
@@ -152,7 +152,7 @@ def test_a_members_digest_is_checked_before_it_is_parsed(folder: Path) -> None:
     with pytest.raises(ArtifactError, match=r"'left' has sha256"):
         Ensemble.load(folder, version="1")
     path.write_bytes(whole[:-5])
-    with pytest.raises(ArtifactError, match=r"is \d+ bytes, the manifest says"):
+    with pytest.raises(ArtifactError, match=r"is \d+ bytes, but the manifest records"):
         Ensemble.load(folder, version="1")
     path.unlink()
     with pytest.raises(ArtifactError, match="no file"):

@@ -47,8 +47,8 @@ def test_a_folder_with_a_manifest_wins_over_a_registered_name_and_is_logged(
     assert caplog.messages == []
     (here / "cards@champion" / "manifest.json").write_text("{}")
     assert parse_reference("cards@champion").folder == Path("cards@champion")
-    assert "is a folder here" in caplog.text
-    # A path says it without doubt.
+    assert "using the folder" in caplog.text
+    # A path is unambiguous.
     caplog.clear()
     assert parse_reference("./cards@champion").folder == Path("cards@champion")
     assert caplog.messages == []
@@ -56,6 +56,6 @@ def test_a_folder_with_a_manifest_wins_over_a_registered_name_and_is_logged(
 
 @pytest.mark.parametrize("text", ["ens", "cards@", "@champion", "cards:", "cards:seven", "cards@a@b", ""])
 def test_any_other_text_is_refused_with_what_to_write(text: str) -> None:
-    with pytest.raises(ArtifactError, match="names no ensemble") as caught:
+    with pytest.raises(ArtifactError, match="is not an ensemble") as caught:
         parse_reference(text)
     assert "champion" in caught.value.hint

@@ -87,5 +87,5 @@ def test_zero_as_missing_is_refused() -> None:
     x, y = training(False)
     x[::3] = 0.0
     booster = lightgbm.train(QUIET | {"objective": "binary", "zero_as_missing": True}, lightgbm.Dataset(x, y), 2)
-    with pytest.raises(ArtifactError, match="zero for missing"):
+    with pytest.raises(ArtifactError, match="zero as missing"):
         load_member("lightgbm-text", booster.model_to_string().encode(), 3)

@@ -181,8 +181,8 @@ ONNX: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "data elsewhere": (outside, "artifact_executable", "other files"),
     "a huge tensor": (huge, "artifact_size", "values in"),
     "a negative tensor": (lambda m: m.graph.initializer[0].dims.__setitem__(0, -1), "artifact_size", "values in"),
-    "growth": (growing, "artifact_size", "grow"),
-    "a loop": (looping, "artifact_executable", "graph within"),
+    "growth": (growing, "artifact_size", "enlarge"),
+    "a loop": (looping, "artifact_executable", "nested graph"),
     "a function": (with_function, "artifact_executable", "functions"),
     "a custom operator": (
         lambda m: m.graph.node.append(helper.make_node("Evil", ["p"], ["q"], domain="com.evil")),

@@ -1,7 +1,7 @@
-"""Members: one file a format, each made from bytes and giving one probability a row.
+"""Members: one module per model format. A member is loaded from bytes and predicts one probability per row.
 
-Data formats only: nothing here unpickles or imports code named in an artifact. A random forest is LightGBM text with
-`boosting=rf`; logistic regression and small neural networks are both `dense-json`. What other libraries make comes as
+Data formats only: this package neither unpickles nor imports code that an artifact names. A random forest is LightGBM
+text with `boosting=rf`; logistic regression and small neural networks are `dense-json`. Models of other libraries use
 `onnx` or `skops`.
 """
 
@@ -15,26 +15,26 @@ from numpy.typing import NDArray
 from stream_scorer.ensemble.manifest import MemberFormat
 from stream_scorer.errors import ArtifactError
 
-# Pickles of protocol 2 and later begin so.
+# First byte of a pickle of protocol 2 or later.
 _PICKLE = b"\x80"
-_PICKLE_MEND = "Save the model in a data format: docs/ensemble.md names them."
+_PICKLE_HINT = "Save the model in a data format; docs/ensemble.md lists them."
 
 
 class Member(Protocol):
     """A loaded model."""
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probability of fraud of each row, ``(n,) float64``, from ``(n, n_inputs)`` C-contiguous float64.
+        """The probability of fraud of each row, ``(n,) float64``, from ``(n, n_inputs)`` C-contiguous float64.
 
-        The same row gives the same bits whatever else is in the batch. NaN is missing. One thread.
+        Bit for bit independent of the other rows of the batch. NaN is missing. Uses one thread.
         """
         ...
 
 
 def load_member(member_format: MemberFormat, data: bytes, n_inputs: int) -> Member:
-    """The member in `data`. Raises `ArtifactError` if it is malformed or does not take `n_inputs` inputs.
+    """Load the member in `data`. Raises `ArtifactError` if it is malformed or does not take `n_inputs` inputs.
 
-    The caller has checked the digest. Libraries are imported here, so that an ensemble loads only those it needs.
+    The caller has checked the digest. Libraries are imported on demand, so that an ensemble loads only those it needs.
     """
     try:
         return _load(member_format, data, n_inputs)
@@ -46,7 +46,7 @@ def load_member(member_format: MemberFormat, data: bytes, n_inputs: int) -> Memb
 
 def _load(member_format: MemberFormat, data: bytes, n_inputs: int) -> Member:
     if data[:1] == _PICKLE and data[1:2] <= b"\x05":
-        raise ArtifactError("this is a pickle: it is never opened", code="artifact_executable", hint=_PICKLE_MEND)
+        raise ArtifactError("a pickle is never loaded", code="artifact_executable", hint=_PICKLE_HINT)
     if member_format == "onnx":
         from stream_scorer.ensemble.members.onnx_model import OnnxMember
 

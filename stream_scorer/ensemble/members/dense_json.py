@@ -1,7 +1,7 @@
 """Dense layers as JSON: logistic regression (one layer) and small neural networks (a few).
 
-Evaluated by one loop in a fixed order, not by BLAS: a matrix product sums in another order for another batch size,
-and the last bits would depend on how the stream was cut into micro-batches.
+Evaluated by one loop in a fixed order, not by BLAS: the order of summation in a matrix product depends on the batch
+size, so the last bits would depend on the micro-batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stream_scorer.ensemble.links import sigmoid_of
 from stream_scorer.errors import ArtifactError
 
 _FORMAT = "dense-json"
-# A layer wider than this is no longer small: it would cost more than the trees.
+# A wider layer would cost more than the trees.
 MAX_UNITS = 1024
 
 Activation = Literal["identity", "relu", "tanh", "logistic"]
@@ -35,19 +35,19 @@ class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Dense(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The document. The last layer has one unit and the activation `logistic`."""
+    """The content of the file. The last layer has one unit and the activation `logistic`."""
 
     layers: Annotated[list[Layer], Meta(min_length=1, max_length=8)]
     dense_version: Literal[1] = 1
 
 
 def encode_dense(dense: Dense) -> bytes:
-    """The bytes of a member file."""
+    """Encode `dense` as the content of a member file."""
     return msgspec.json.encode(dense, order="deterministic") + b"\n"
 
 
 class DenseMember:
-    """A stack of dense layers. Raises `ArtifactError` if `data` is not one of `n_inputs` inputs and one output."""
+    """A stack of dense layers. Raises `ArtifactError` unless `data` has `n_inputs` inputs and one output."""
 
     def __init__(self, data: bytes, n_inputs: int) -> None:
         try:
@@ -71,7 +71,7 @@ class DenseMember:
         self._activations = np.array([_ACTIVATIONS[layer.activation] for layer in dense.layers], np.int64)
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See `Member.predict`. A NaN input gives NaN: the preprocess must impute."""
+        """See `Member.predict`. A NaN input gives NaN, so the preprocess must impute."""
         if inputs.shape[1] != self._widths[0]:
             raise ValueError(f"{inputs.shape[1]} inputs for a model of {self._widths[0]}")
         return _forward(inputs, self._parameters, self._widths, self._activations)
@@ -99,7 +99,7 @@ def _forward(
             bias = at + n_in * n_out
             for j in range(n_out):
                 y[j] = parameters[bias + j]
-            # Units are independent, so this may run in vector registers; inputs are added in their order.
+            # Units are independent, so the compiler may vectorise this loop; inputs are summed in order.
             for i in range(n_in):
                 value = x[i]
                 start = at + i * n_out
@@ -109,7 +109,7 @@ def _forward(
             for j in range(n_out):
                 value = y[j]
                 if kind == 1:
-                    # In this order a NaN stays NaN: a missing input must not come out as a score.
+                    # In this order a NaN stays NaN: a missing input must not become a score.
                     value = max(value, 0.0)
                 elif kind == 2:
                     value = math.tanh(value)

@@ -1,4 +1,4 @@
-"""Predicting in blocks of one size: matrix libraries give other last bits for other shapes."""
+"""Prediction in blocks of a fixed size, because the last bits of matrix libraries depend on the shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROWS = 64
 def in_blocks(
     predict: Callable[[NDArray[np.float64]], NDArray[np.float64]], inputs: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """``(n,)``: `predict` of ``(n, k)`` inputs, `ROWS` at a time, the last block filled up with zeros."""
+    """``(n,)``: `predict` of ``(n, k)`` inputs, `ROWS` at a time, the last block padded with zeros."""
     out = np.empty(len(inputs), np.float64)
     for low in range(0, len(inputs), ROWS):
         block = inputs[low : low + ROWS]

@@ -1,8 +1,8 @@
 """LightGBM models in their text format: gradient boosting, and random forests.
 
-A random forest is `boosting=rf` with the objective `regression` on labels of 0 and 1: its answer is the mean over the
-trees of the fraud rate in a leaf. Not `binary`: there a forest averages single Newton steps in log-odds, which for a
-rare class are so long (a leaf of half fraud at 1 % overall: +50) that its best rows all end at probability 1.
+A random forest is `boosting=rf` with the objective `regression` on labels of 0 and 1: it predicts the mean over the
+trees of the fraud rate in a leaf. With `binary`, a forest averages single Newton steps in log-odds. For a rare class
+these are so large (a leaf of half fraud at 1 % overall: +50) that its highest rows all get probability 1.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from stream_scorer.errors import ArtifactError
 
 _FORMAT = "lightgbm-text"
 _ROUNDING = 1e-12
-# What `decision_type` of a split holds: a bit for missing values that go left, and two bits for what counts as missing.
+# Bits of `decision_type` of a split: one for missing values that go left, two for the values that count as missing.
 _DEFAULT_LEFT, _MISSING_SHIFT, _MISSING_ZERO, _MISSING_NAN = 2, 2, 1, 2
 
 
 class LightGBMMember:
-    """A LightGBM binary classifier. Raises `ArtifactError` if `data` is not a whole one of `n_inputs` inputs."""
+    """A LightGBM binary classifier. Raises `ArtifactError` unless `data` is complete and has `n_inputs` inputs."""
 
     def __init__(self, data: bytes, n_inputs: int) -> None:
         trees, self._forest, self._steepness = _read_model(data, n_inputs)
@@ -33,21 +33,21 @@ class LightGBMMember:
         self._n_inputs = n_inputs
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See `Member.predict`. A forest's answer is the mean of its trees, boosting's the sigmoid of their sum."""
+        """See `Member.predict`. A forest predicts the mean of its trees, boosting the sigmoid of their sum."""
         if inputs.shape[1] != self._n_inputs:
             raise ValueError(f"{inputs.shape[1]} inputs for a model of {self._n_inputs}")
         total = self._trees.sums(inputs).astype(np.float64)
         if not self._forest:
             return sigmoid(self._steepness * total)
         probability = total / self._count
-        # A mean of rates may miss 0 or 1 by rounding; what misses by more is not repaired.
+        # A mean of rates may leave [0, 1] by rounding errors; larger deviations are not corrected.
         probability[np.abs(probability) < _ROUNDING] = 0.0
         probability[np.abs(probability - 1.0) < _ROUNDING] = 1.0
         return probability
 
 
 def _read_model(data: bytes, n_inputs: int) -> tuple[list[Tree], bool, float]:
-    """The trees of a whole and well-formed model, whether it is a random forest, and the sigmoid's factor."""
+    """Parse a model: its trees, whether it is a random forest, and the factor of the sigmoid."""
     try:
         text = data.decode("ascii")
     except UnicodeDecodeError:
@@ -67,7 +67,7 @@ def _read_model(data: bytes, n_inputs: int) -> tuple[list[Tree], bool, float]:
         raise ArtifactError(f"{_FORMAT}: more than one output")
     if fields.get("max_feature_idx") != str(n_inputs - 1):
         raise ArtifactError(
-            f"{_FORMAT}: last input is {fields.get('max_feature_idx')}, the manifest says {n_inputs - 1}"
+            f"{_FORMAT}: last input is {fields.get('max_feature_idx')}, but the manifest expects {n_inputs - 1}"
         )
     steepness = 1.0
     for parameter in parameters:
@@ -81,7 +81,7 @@ def _read_model(data: bytes, n_inputs: int) -> tuple[list[Tree], bool, float]:
     for index, size in enumerate(_integers(fields["tree_sizes"])):
         block = body[position : position + size]
         if size <= 0 or not block.startswith(f"Tree={index}\n") or len(block) != size:
-            raise ArtifactError(f"{_FORMAT}: tree {index} is cut short or misplaced")
+            raise ArtifactError(f"{_FORMAT}: tree {index} is truncated or misplaced")
         trees.append(_read_tree(_fields(block), index, n_inputs))
         position += size
     rest = body[position:].lstrip("\n")
@@ -118,7 +118,7 @@ def _read_tree(fields: dict[str, str], index: int, n_inputs: int) -> Tree:
         raise problem
     if any(not 0 <= feature < n_inputs for feature in splits["split_feature"]):
         raise problem
-    # A split's children come after it; a leaf is the complement of its number. Each but the root has one parent.
+    # Children follow their parent; a leaf is the complement of its number. Every node except the root has one parent.
     for children in (splits["left_child"], splits["right_child"]):
         if any(not (parent < child < nodes or -leaves[0] <= child < 0) for parent, child in enumerate(children)):
             raise problem
@@ -130,11 +130,11 @@ def _read_tree(fields: dict[str, str], index: int, n_inputs: int) -> Tree:
         raise problem
     missing_left = []
     for kind, at in zip(splits["decision_type"], threshold, strict=True):
-        what = kind >> _MISSING_SHIFT
-        if what == _MISSING_ZERO:
-            raise ArtifactError(f"{_FORMAT}: tree {index} takes zero for missing, which is not supported")
-        # Where missing values were never seen in training, LightGBM takes one for 0.
-        missing_left.append(bool(kind & _DEFAULT_LEFT) if what == _MISSING_NAN else at >= 0.0)
+        missing = kind >> _MISSING_SHIFT
+        if missing == _MISSING_ZERO:
+            raise ArtifactError(f"{_FORMAT}: tree {index} treats zero as missing, which is not supported")
+        # If training had no missing values, LightGBM treats a missing value as 0.
+        missing_left.append(bool(kind & _DEFAULT_LEFT) if missing == _MISSING_NAN else at >= 0.0)
     none = [0.0] * leaves[0]
     return Tree(
         left=left,

@@ -1,4 +1,4 @@
-"""scikit-learn classifiers in the format of skops: data in a zip, rebuilt by types that skops knows, without pickle."""
+"""scikit-learn classifiers in the skops format: data in a zip, rebuilt from types that skops trusts, without pickle."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stream_scorer.ensemble.members.fixed_batch import in_blocks
 from stream_scorer.errors import ArtifactError
 
 _FORMAT = "skops"
-# Arrays and one document that says how they belong together. A forest of 1,000 trees is some 10,000 entries.
+# Arrays and one schema that combines them. A forest of 1,000 trees has about 10,000 entries.
 _ENTRY = re.compile(r"(schema\.json|[0-9]{1,20}\.np[yz])\Z")
 MAX_ENTRIES = 100_000
 MAX_UNPACKED_BYTES = 512 * 1024 * 1024
-# Trees compress well: 5 to 20 times. A thousand times is a bomb.
+# Trees compress well, by a factor of 5 to 20. A factor of a thousand is a zip bomb.
 MAX_RATIO = 200
-# Beyond what skops trusts: trees, which are looked through below, and what trained a network.
+# In addition to the types that skops trusts: trees, which are checked below, and the optimizers of networks.
 _TREE = "sklearn.tree._tree.Tree"
 _TRUSTED = {
     _TREE,
@@ -29,14 +29,12 @@ _TRUSTED = {
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
 }
 _MAX_DEPTH = 8
-_MEND = (
-    "Of scikit-learn linear models, networks, and forests and boosting of its plain trees are possible; or try ONNX."
-)
+_HINT = "scikit-learn linear models, networks, and forests and boosting of its plain trees are supported; or use ONNX."
 _EXTRA = "Install the extra: pip install 'stream-scorer[skops]'."
 
 
 class SkopsMember:
-    """A fitted scikit-learn classifier of two classes, fraud second. Raises `ArtifactError` if `data` is not one."""
+    """A fitted scikit-learn classifier of two classes, fraud second. Raises `ArtifactError` for any other `data`."""
 
     def __init__(self, data: bytes, n_inputs: int) -> None:
         _check_zip(data)
@@ -46,26 +44,26 @@ class SkopsMember:
             raise ArtifactError("a skops member needs skops", code="artifact_library", hint=_EXTRA) from None
         try:
             unknown = get_untrusted_types(data=data)
-        except Exception as error:  # whatever a malformed document leads to
+        except Exception as error:  # a malformed document can raise anything
             raise ArtifactError(f"{_FORMAT}: not a model: {type(error).__name__}: {error}") from None
-        if odd := sorted(set(unknown) - _TRUSTED):
-            raise ArtifactError(f"{_FORMAT}: not let in: {odd[0]}", code="artifact_executable", hint=_MEND)
+        if untrusted := sorted(set(unknown) - _TRUSTED):
+            raise ArtifactError(f"{_FORMAT}: not allowed: {untrusted[0]}", code="artifact_executable", hint=_HINT)
         try:
             model = loads(data, trusted=sorted(set(unknown) & _TRUSTED))
         except Exception as error:
             raise ArtifactError(f"{_FORMAT}: not a model: {type(error).__name__}: {error}") from None
         if not type(model).__module__.startswith("sklearn.") or not hasattr(model, "predict_proba"):
             raise ArtifactError(
-                f"{_FORMAT}: a {type(model).__name__} is no classifier of scikit-learn with probabilities"
+                f"{_FORMAT}: {type(model).__name__} is not a scikit-learn classifier with probabilities"
             )
         classes, width = getattr(model, "classes_", ()), getattr(model, "n_features_in_", None)
         if len(classes) != 2:
             raise ArtifactError(f"{_FORMAT}: {len(classes)} classes, not two")
         if width != n_inputs:
-            raise ArtifactError(f"{_FORMAT}: takes {width} inputs, the manifest says {n_inputs}")
+            raise ArtifactError(f"{_FORMAT}: takes {width} inputs, the manifest expects {n_inputs}")
         if not all(_is_sound(tree, n_inputs) for tree in _trees(model, 0)):
             raise ArtifactError(f"{_FORMAT}: a tree is malformed")
-        self._model, self._n_inputs = _in_one_thread(model), n_inputs
+        self._model, self._n_inputs = _single_threaded(model), n_inputs
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """See `Member.predict`."""
@@ -83,7 +81,7 @@ def _check_zip(data: bytes) -> None:
         if not _ENTRY.match(entry.filename):
             pickled = entry.filename.lower().endswith((".pkl", ".pickle", ".joblib"))
             code = "artifact_executable" if pickled else "artifact_path"
-            raise ArtifactError(f"{_FORMAT}: an entry {entry.filename[:80]!r} is not let in", code=code)
+            raise ArtifactError(f"{_FORMAT}: the entry {entry.filename[:80]!r} is not allowed", code=code)
     unpacked = sum(entry.file_size for entry in entries)
     if len(entries) > MAX_ENTRIES or unpacked > min(MAX_UNPACKED_BYTES, MAX_RATIO * len(data)):
         raise ArtifactError(
@@ -91,28 +89,28 @@ def _check_zip(data: bytes) -> None:
         )
 
 
-def _trees(held: Any, depth: int) -> Iterator[Any]:
-    """Every tree within a model: the library follows its indices without looking."""
-    if f"{type(held).__module__}.{type(held).__qualname__}" == _TREE:
-        yield held
+def _trees(value: Any, depth: int) -> Iterator[Any]:
+    """All trees in a model, which must be checked because the library does not check their indices."""
+    if f"{type(value).__module__}.{type(value).__qualname__}" == _TREE:
+        yield value
         return
     if depth > _MAX_DEPTH:
         raise ArtifactError(f"{_FORMAT}: nested too deeply")
     parts: Iterable[Any] = ()
-    if isinstance(held, dict):
-        parts = held.values()
-    elif isinstance(held, (list, tuple)):
-        parts = held
-    elif isinstance(held, np.ndarray):
-        parts = held.ravel().tolist() if held.dtype == object else ()
-    elif type(held).__module__.startswith("sklearn."):
-        parts = getattr(held, "__dict__", {}).values()
+    if isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    elif isinstance(value, np.ndarray):
+        parts = value.ravel().tolist() if value.dtype == object else ()
+    elif type(value).__module__.startswith("sklearn."):
+        parts = getattr(value, "__dict__", {}).values()
     for part in parts:
         yield from _trees(part, depth + 1)
 
 
 def _is_sound(tree: Any, n_inputs: int) -> bool:
-    """Whether every split reads an input there is and leads to later nodes of the tree."""
+    """Whether every split reads an existing input and leads to later nodes of the tree."""
     left, right, feature = tree.children_left, tree.children_right, tree.feature
     number, split = np.arange(tree.node_count), left != -1
     if tree.node_count == 0 or ((right != -1) != split).any() or len(tree.value) != tree.node_count:
@@ -123,7 +121,7 @@ def _is_sound(tree: Any, n_inputs: int) -> bool:
     return bool((~split | ((feature >= 0) & (feature < n_inputs))).all())
 
 
-def _in_one_thread(model: Any) -> Any:
-    """A scorer's cores are for its batches."""
+def _single_threaded(model: Any) -> Any:
+    """Set `n_jobs` to 1 everywhere: the scorer manages its threads."""
     threads = [name for name in model.get_params() if name.rpartition("__")[2] == "n_jobs"]
     return model.set_params(**dict.fromkeys(threads, 1))

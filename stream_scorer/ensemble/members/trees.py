@@ -1,9 +1,9 @@
-"""Trees as flat arrays, and the one loop that walks them, whatever library grew them.
+"""Trees as flat arrays, and one loop that evaluates the trees of all libraries.
 
-The libraries' own predict is made for large batches: called for a micro-batch of a hundred rows it spends more on
-getting started than on the trees. This loop walks eight rows abreast, so that their loads overlap, and adds the leaves
-up in the order of the trees, in the type the library adds them in: the sums are the library's to the last bit
-(ADR 0008), and they are the same whatever else is in the batch.
+The predict functions of the libraries are made for large batches: for a micro-batch of a hundred rows, their setup
+costs more than the trees. This loop evaluates eight rows in parallel, so that memory loads overlap. It sums the leaves
+in the order of the trees and in the type of the library, so the sums equal the library's to the last bit (ADR 0008) and
+do not depend on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One tree of k nodes, node 0 its root; a child comes after its parent.
+    """One tree of k nodes; node 0 is the root, and children follow their parent.
 
     Attributes:
         left, right: ``(k,)`` the children, -1 at a leaf.
-        feature: ``(k,)`` the input that a split reads. threshold: ``(k,) float64``, left if the input is at most that.
+        feature: ``(k,)`` the input of a split. threshold: ``(k,) float64``; inputs up to it go left.
         missing_left: ``(k,) bool``, whether a missing input goes left.
-        value: ``(k,)`` what a leaf adds.
+        value: ``(k,)`` the value of a leaf.
     """
 
     left: NDArray[np.int64]
@@ -37,11 +37,11 @@ class Tree:
 
 
 class Forest:
-    """Any number of trees, packed.
+    """Several trees in packed arrays.
 
     Args:
-        trees: in the order in which their leaves are added up.
-        dtype: the type they are added up in.
+        trees: in the order of summation.
+        dtype: the type of the sum.
     """
 
     def __init__(self, trees: Sequence[Tree], dtype: type[np.floating[Any]]) -> None:
@@ -55,7 +55,7 @@ class Forest:
         child = [first + root for (_, first, _), root in zip(packed, self._roots.tolist(), strict=True)]
         self._child = np.concatenate([none, *child]).astype(np.int32)
         leaf = np.concatenate([none, *(tree.left for tree in trees)])[at] < 0
-        # A leaf is its own child: rows that arrive early stay there until the deepest has arrived.
+        # A leaf is its own child: a row at a leaf stays there until the deepest row has reached its leaf.
         self._feature = np.where(leaf, 0, np.concatenate([none, *(tree.feature for tree in trees)])[at]).astype(
             np.int32
         )
@@ -65,7 +65,7 @@ class Forest:
         self._value = np.concatenate([none, *(tree.value for tree in trees)])[at].astype(dtype)
 
     def sums(self, inputs: NDArray[np.float64], base: float = 0.0) -> NDArray[np.floating[Any]]:
-        """`base` plus the leaves of every row of ``(n, n_inputs) float64``, added up tree by tree: ``(n,)``."""
+        """``(n,)``: `base` plus the leaf values of each row of ``(n, n_inputs) float64``, summed tree by tree."""
         out = np.full(len(inputs), base, self._value.dtype)
         arrays = (self._feature, self._threshold, self._child, self._missing_left, self._value)
         _walk(np.ascontiguousarray(inputs), *arrays, self._roots, self._depths, out)
@@ -73,7 +73,7 @@ class Forest:
 
 
 def _siblings_adjacent(tree: Tree) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """The nodes in an order in which siblings stand side by side, the place of each one's left child, and the depth."""
+    """The nodes in an order with adjacent siblings, the position of each left child in it, and the depth."""
     left, right = tree.left.tolist(), tree.right.tolist()
     order, child, level = [0], [0] * len(left), [0]
     place = 0
@@ -98,8 +98,8 @@ def _walk(x, feature, threshold, child, missing_left, value, roots, depths, out)
         for r in range(0, whole, 8):
             a = b = c = d = e = f = g = h = root
             for _ in range(depth):
-                # Right unless at most the threshold, or missing where missing goes left. Without a branch: which way a
-                # row goes no processor can foresee.
+                # Right unless the input is at most the threshold, or is missing and missing goes left. Without a
+                # branch, because the processor cannot predict the direction.
                 xa, xb = x[r, feature[a]], x[r + 1, feature[b]]
                 xc, xd = x[r + 2, feature[c]], x[r + 3, feature[d]]
                 xe, xf = x[r + 4, feature[e]], x[r + 5, feature[f]]

@@ -1,4 +1,4 @@
-"""A reader of Universal Binary JSON (draft 12), as much of it as XGBoost writes. Bounds are checked at every step.
+"""A parser for the part of Universal Binary JSON (draft 12) that XGBoost writes. Every step checks bounds.
 
 Source: https://ubjson.org and XGBoost's `src/common/json.cc`; numbers are big-endian.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# XGBoost's own documents are six deep.
+# XGBoost's documents have a depth of six.
 _MAX_DEPTH = 32
 _NUMBERS = {b"i": "b", b"U": "B", b"I": ">h", b"l": ">i", b"L": ">q", b"d": ">f", b"D": ">d"}
 _ARRAYS = {b"i": "i1", b"U": "u1", b"I": ">i2", b"l": ">i4", b"L": ">i8", b"d": ">f4", b"D": ">f8"}
@@ -18,14 +18,14 @@ _CONSTANTS = {b"T": True, b"F": False, b"Z": None}
 
 
 class MalformedUBJSON(ValueError):
-    """The bytes are cut short or are not UBJSON."""
+    """The bytes are truncated or are not UBJSON."""
 
 
 def read_ubjson(data: bytes) -> Any:
-    """The document in `data`: dicts, lists, strings, numbers; arrays of one number type as numpy arrays.
+    """Parse the document in `data`: dicts, lists, strings, numbers; arrays of one number type as numpy arrays.
 
     Raises:
-        MalformedUBJSON: it is not one whole document.
+        MalformedUBJSON: `data` is not exactly one complete document.
     """
     reader = _Reader(data)
     document = reader.value(reader.take(1), 0)
@@ -41,7 +41,7 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         if count < 0 or count > len(self._data) - self.at:
-            raise MalformedUBJSON("cut short")
+            raise MalformedUBJSON("truncated")
         self.at += count
         return self._data[self.at - count : self.at]
 
@@ -58,7 +58,7 @@ class _Reader:
             return self._number(kind)
         if kind in _CONSTANTS:
             return _CONSTANTS[kind]
-        raise MalformedUBJSON(f"no such type {kind!r}")
+        raise MalformedUBJSON(f"unknown type {kind!r}")
 
     def _number(self, kind: bytes) -> int | float:
         code = _NUMBERS[kind]
@@ -82,7 +82,7 @@ class _Reader:
         while (self._data[self.at : self.at + 1]) != b"}":
             name = self._text()
             if name in out:
-                raise MalformedUBJSON("a key stands twice")
+                raise MalformedUBJSON("duplicate key")
             out[name] = self.value(self.take(1), depth + 1)
         self.at += 1
         return out
@@ -93,15 +93,15 @@ class _Reader:
             self.at += 1
             kind = self.take(1)
             if kind not in _ARRAYS or self.take(1) != b"#":
-                raise MalformedUBJSON("an array of a type without a length")
+                raise MalformedUBJSON("a typed array without a length")
             width = np.dtype(_ARRAYS[kind])
             return np.frombuffer(self.take(self._length() * width.itemsize), width)
         if first == b"#":
             self.at += 1
-            # Every value takes a byte at least, which bounds what a false length can cost.
+            # Every value takes at least one byte, which limits the cost of a wrong length.
             count = self._length()
             if count > len(self._data) - self.at:
-                raise MalformedUBJSON("cut short")
+                raise MalformedUBJSON("truncated")
             return [self.value(self.take(1), depth + 1) for _ in range(count)]
         out = []
         while (kind := self.take(1)) != b"]":

@@ -14,7 +14,7 @@ from stream_scorer.ensemble.members.ubjson import MalformedUBJSON, read_ubjson
 from stream_scorer.errors import ArtifactError
 
 _FORMAT = "xgboost-ubj"
-# The arrays of a tree that scoring reads, and their types.
+# The arrays of a tree and their types.
 _NODE_ARRAYS = {
     "left_children": ">i4",
     "right_children": ">i4",
@@ -30,7 +30,7 @@ _NODE_ARRAYS = {
 
 
 class XGBoostMember:
-    """An XGBoost `binary:logistic` classifier. Raises `ArtifactError` if `data` is not one of `n_inputs` inputs."""
+    """An XGBoost `binary:logistic` classifier. Raises `ArtifactError` unless `data` has `n_inputs` inputs."""
 
     def __init__(self, data: bytes, n_inputs: int) -> None:
         trees, self._base = _read_model(data, n_inputs)
@@ -38,17 +38,17 @@ class XGBoostMember:
         self._n_inputs = n_inputs
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See `Member.predict`. From the margin: the library's own probability is float32 and saturates at 1 - 6e-8."""
+        """See `Member.predict`. Computed from the margin: the library's float32 probability saturates at 1 - 6e-8."""
         if inputs.shape[1] != self._n_inputs:
             raise ValueError(f"{inputs.shape[1]} inputs for a model of {self._n_inputs}")
-        # The library compares in float32, and so do thresholds and inputs that are float32 in float64.
+        # The library compares in float32; thresholds and inputs rounded to float32 give the same result in float64.
         with np.errstate(over="ignore"):
             narrowed = inputs.astype(np.float32).astype(np.float64)
         return sigmoid(self._trees.sums(narrowed, self._base).astype(np.float64))
 
 
 def _read_model(data: bytes, n_inputs: int) -> tuple[list[Tree], float]:
-    """The trees of a whole and well-formed model, and the margin they are added to."""
+    """Parse a model: its trees and its base margin."""
     try:
         learner = read_ubjson(data)["learner"]
         objective = learner["objective"]["name"]
@@ -62,7 +62,7 @@ def _read_model(data: bytes, n_inputs: int) -> tuple[list[Tree], float]:
         if parameters["num_class"] != "0" or parameters.get("num_target", "1") != "1":
             raise ArtifactError(f"{_FORMAT}: more than one output")
         if parameters["num_feature"] != str(n_inputs):
-            raise ArtifactError(f"{_FORMAT}: takes {parameters['num_feature']} inputs, the manifest says {n_inputs}")
+            raise ArtifactError(f"{_FORMAT}: takes {parameters['num_feature']} inputs, the manifest expects {n_inputs}")
         trees = booster["model"]["trees"]
         _check_forest(booster["model"], len(trees))
         for index, tree in enumerate(trees):
@@ -74,10 +74,10 @@ def _read_model(data: bytes, n_inputs: int) -> tuple[list[Tree], float]:
 
 
 def _base_margin(text: str) -> float:
-    """The logit of ``base_score``, as the library computes it: in float32."""
+    """The logit of ``base_score``, in float32 as in the library."""
     base = np.float32(text.strip("[]"))
     if not 0.0 < base < 1.0:
-        raise ArtifactError(f"{_FORMAT}: the base score is {text}, not between 0 and 1")
+        raise ArtifactError(f"{_FORMAT}: the base score {text} is not between 0 and 1")
     one = np.float32(1.0)
     return float(-np.log(one / base - one))
 
@@ -89,10 +89,10 @@ def _tree(tree: dict[str, Any]) -> Tree:
         left=left,
         right=tree["right_children"].astype(np.int64),
         feature=tree["split_indices"].astype(np.int64),
-        # The library goes left below the condition: at most the float32 before it.
+        # The library goes left below the condition, that is, up to the preceding float32.
         threshold=np.nextafter(condition, np.float32(-np.inf)).astype(np.float64),
         missing_left=tree["default_left"].astype(np.bool_),
-        value=condition,  # at a leaf the condition is its value
+        value=condition,  # the condition of a leaf is its value
     )
 
 
@@ -101,13 +101,13 @@ def _check_forest(model: dict[str, Any], trees: int) -> None:
     ascending = all(a <= b for a, b in pairwise(bounds))
     groups = [int(group) for group in model["tree_info"]]
     if model["gbtree_model_param"]["num_trees"] != str(trees) or groups != [0] * trees:
-        raise ArtifactError(f"{_FORMAT}: the number of trees does not hold")
+        raise ArtifactError(f"{_FORMAT}: the number of trees is inconsistent")
     if not bounds or bounds[0] != 0 or bounds[-1] != trees or not ascending:
         raise ArtifactError(f"{_FORMAT}: the iterations do not cover the trees")
 
 
 def _is_tree(tree: dict[str, Any], n_inputs: int) -> bool:
-    """Whether all arrays have one length, and every split reads an input there is and leads to later nodes."""
+    """Whether all arrays have equal length, and every split reads an existing input and leads to later nodes."""
     nodes = len(tree["left_children"])
     parameters = tree["tree_param"]
     if nodes == 0 or parameters["num_nodes"] != str(nodes) or parameters["num_feature"] != str(n_inputs):
@@ -126,7 +126,8 @@ def _is_tree(tree: dict[str, Any], n_inputs: int) -> bool:
     for child in (left, right):
         if ((child != -1) != split).any() or (split & ((child <= number) | (child >= nodes))).any():
             return False
-    if sorted(left[split].tolist() + right[split].tolist()) != number[1:].tolist():  # each but the root has one parent
+    # Every node except the root has one parent.
+    if sorted(left[split].tolist() + right[split].tolist()) != number[1:].tolist():
         return False
     if not np.isfinite(tree["split_conditions"]).all():
         return False
