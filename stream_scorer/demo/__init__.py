@@ -1,4 +1,4 @@
-"""`stream-scorer demo`: the whole story on real parts, from history to a report that judges itself.
+"""`stream-scorer demo`: the whole pipeline with real services, from history to a report with its own checks.
 
-Here lives starting the parts in order and watching them from outside; what the report says is made in `reports`.
+This package starts the parts in order and reads their topics as an outside consumer; `reports` makes the report.
 """

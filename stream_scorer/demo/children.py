@@ -1,4 +1,4 @@
-"""The demo's own processes: commands of this product, tied to our life and stopped by process number."""
+"""The demo's child processes: `stream-scorer` commands that end with the demo and are stopped by process id."""
 
 from __future__ import annotations
 
@@ -17,42 +17,45 @@ from stream_scorer.errors import StreamScorerError
 from stream_scorer.stack.ports import free_port
 from stream_scorer.stack.process import spawn, stop, tail
 
-# The contract: a command ends within 10 s of SIGTERM. Half as much again before it is killed.
+# A command must end within 10 s of SIGTERM; after 1.5 times that it is killed.
 STOP_S = 15.0
 POLL_S = 0.1
 HTTP_TIMEOUT_S = 2.0
 _SETTINGS = "STREAM_SCORER_"
-# A proxy of the environment has no business between two processes of one machine.
+# Requests between two processes of one machine must not go through the environment's proxy.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Child:
-    """One `stream-scorer` command as a process of its own, output in `log`. Start it from the main thread."""
+    """One `stream-scorer` command as a child process with its output in `log`. Start it from the main thread."""
 
     def __init__(self, name: str, arguments: Sequence[str], logs: Path) -> None:
         self.name = name
         self.log = logs / f"{name}.log"
         self.log.unlink(missing_ok=True)
-        # Settings of whoever runs the demo must not reach its parts.
+        # The user's settings must not reach the demo's processes.
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
         command = [sys.executable, "-m", "stream_scorer.cli.main", *arguments]
         self._process: subprocess.Popen[bytes] = spawn(command, log=self.log, env=environment)
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process is still running."""
         return self._process.poll() is None
 
     def require_running(self) -> None:
-        """Raise `StreamScorerError` with the end of its log if it has ended."""
+        """Raise `StreamScorerError` with the last lines of the log if the process has ended."""
         if not self.running:
             raise StreamScorerError(
-                f"the {self.name} ended by itself with exit code {self._process.returncode}. "
+                f"the {self.name} ended unexpectedly with exit code {self._process.returncode}. "
                 f"The last lines of {self.log}:\n{tail(self.log)}"
             )
 
     def wait(self, on_line: Callable[[str], None]) -> None:
-        """Wait until it ends; `on_line` gets each line it logs. Raises `StreamScorerError` unless it ends with 0."""
+        """Wait for the process to end; call `on_line` per line of its log.
+
+        Raises `StreamScorerError` if the exit code is not 0.
+        """
         with self.log.open(encoding="utf-8", errors="replace") as log:
             while True:
                 ended = not self.running
@@ -68,14 +71,14 @@ class Child:
             )
 
     def stop(self) -> int:
-        """SIGTERM, SIGKILL if it does not end in time; its exit code. Safe to call twice."""
+        """Send SIGTERM, then SIGKILL after `STOP_S`; return the exit code. Safe to call twice."""
         if self.running:
             stop([(self._process, STOP_S)])
         return self._process.returncode
 
 
 class Service(Child):
-    """A command that serves ``/readyz`` and ``/metrics`` until it is stopped."""
+    """A command that runs until it is stopped and serves ``/readyz`` and ``/metrics``."""
 
     def __init__(self, name: str, arguments: Sequence[str], logs: Path) -> None:
         port = free_port()
@@ -83,19 +86,19 @@ class Service(Child):
         super().__init__(name, [*arguments, "--metrics-port", str(port)], logs)
 
     def ready(self) -> bool:
-        """Whether it says that it is. Raises `StreamScorerError` if it has ended."""
+        """Whether ``/readyz`` returns 200. Raises `StreamScorerError` if the process has ended."""
         self.require_running()
         try:
-            with _OPENER.open(f"{self._url}/readyz", timeout=HTTP_TIMEOUT_S) as answer:
-                return bool(answer.status == 200)
+            with _OPENER.open(f"{self._url}/readyz", timeout=HTTP_TIMEOUT_S) as response:
+                return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Every sample, by name and sorted labels; empty if it does not answer."""
+        """All samples by name and sorted labels; empty if the request fails."""
         try:
-            with _OPENER.open(f"{self._url}/metrics", timeout=HTTP_TIMEOUT_S) as answer:
-                text = answer.read().decode()
+            with _OPENER.open(f"{self._url}/metrics", timeout=HTTP_TIMEOUT_S) as response:
+                text = response.read().decode()
         except (urllib.error.URLError, OSError):
             return {}
         return {
@@ -105,6 +108,6 @@ class Service(Child):
         }
 
     def metric(self, name: str) -> float | None:
-        """The sum of a metric over its labels; None if there is none."""
+        """The sum of a metric over its labels; None without a sample."""
         found = [value for (sample, _), value in self.metrics().items() if sample == name]
         return sum(found) if found else None

@@ -1,4 +1,4 @@
-"""What one demo run is a function of."""
+"""The parameters of a demo run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from stream_scorer.errors import UsageError
 from stream_scorer.simulate.config import DAY_MS, SimulationConfig
 
-# Labels go on ripening for this long after the last transaction; so event time ends this long before now.
+# Labels continue to arrive for this long after the last transaction, so event time ends this long before now.
 SETTLE_DAYS = 2
 PARTITIONS = 4
-# Terminals a customer: few enough to be shared, enough that one month of a usual terminal fits into its row.
+# Terminals per customer: few enough that customers share them; enough that a month of a usual terminal fits its row.
 TERMINALS_SHARE = 0.5
 
 
@@ -20,13 +20,13 @@ class DemoPlan:
     """Sizes of a demo.
 
     Attributes:
-        transactions: live ones, before duplicates. rate: of them a second (wall clock).
-        history: transactions of the history that members learn from. customers: of the simulated world.
-        fraud_rate: fraud aimed at, as a share of the genuine transactions; a short history needs more of it to learn.
+        transactions: live transactions, without duplicates. rate: live transactions per second (wall clock).
+        history: transactions that the members are trained on. customers: number of simulated customers.
+        fraud_rate: target fraud as a share of the genuine transactions; a short history needs a higher share.
         duplicates, garbage: extra live records, as shares of the transactions.
-        review_rate, block_rate: shares of transactions to be alerted and to be blocked; thresholds are fitted to them.
-        incident: whether there is a second act, in which a new version goes wrong.
-        seed: of every random choice.
+        review_rate, block_rate: target shares of alerted and of blocked transactions; thresholds are fitted to them.
+        incident: whether the demo promotes a faulty version.
+        seed: seed of every random choice.
     """
 
     transactions: int = 60_000
@@ -42,15 +42,17 @@ class DemoPlan:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        """Raises `UsageError` if a size makes no demo."""
+        """Raise `UsageError` if a size is too small for a demo."""
         if self.transactions < 1_000:
-            raise UsageError(f"{self.transactions} live transactions show nothing", hint="Give at least 1000.")
+            raise UsageError(
+                f"{self.transactions} live transactions are too few for a demo", hint="Give at least 1000."
+            )
         if self.history < 20_000:
             raise UsageError(
                 f"{self.history} transactions of history are too few to train on", hint="Give at least 20000."
             )
         if self.rate <= 0:
-            raise UsageError(f"a rate is above 0, not {self.rate}")
+            raise UsageError(f"the rate must be above 0, not {self.rate}")
 
     def simulation(self, now_ms: int) -> SimulationConfig:
         """History and live traffic as one simulation that ends `SETTLE_DAYS` before `now_ms`."""

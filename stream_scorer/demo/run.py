@@ -1,4 +1,4 @@
-"""The demo itself: stack up, history, training, scorer and monitor, live traffic, and what came of it."""
+"""The demo: starts the stack, publishes history, trains, runs scorer and monitor on live traffic, checks the result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stream_scorer.console import Steps
 from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.state import History
 from stream_scorer.demo.children import Child, Service
-from stream_scorer.demo.incident import BEFORE, WHY, SecondAct, make_update, possible
+from stream_scorer.demo.incident import PROMOTE_AFTER, REASON, SecondAct, make_update, possible
 from stream_scorer.demo.plan import PARTITIONS, SETTLE_DAYS, DemoPlan
 from stream_scorer.demo.view import REFRESH_S, View, calendar_columns
 from stream_scorer.demo.watch import Watcher
@@ -61,18 +61,18 @@ REPORT = Path("demo-report")
 ENSEMBLE, ALIAS = "cards", "champion"
 C = TypeVar("C", bound=Child)
 T = TypeVar("T")
-# How long each wait may take before the demo gives up; several times what it takes on two cores.
+# Timeouts of the waits: several times the usual duration on two cores.
 READY_S, DRAIN_S, MONITOR_S = 90.0, 60.0, 30.0
-# Labels wait for alerts this long after the last transaction.
+# The labeller waits for alerts for this long after the last transaction.
 LAST_ALERTS_S = 1.0
-# The monitor looks for changes every second: this much silence means that it has nothing more to say.
+# The monitor publishes every second if something changed: no record for this long means that it has finished.
 SILENCE_S = 2.5
 POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class _World:
-    """The simulated data: a history, what is known about it, and the live transactions by day."""
+    """The simulated data: a history with its labels, and the live transactions by day."""
 
     history: Transactions
     labels: Labels
@@ -81,16 +81,16 @@ class _World:
 
 
 def run_demo(plan: DemoPlan, console: Console, *, clock: Clock | None = None, report: Path = REPORT) -> Story:
-    """Run the whole story in the working directory; progress goes to `console`, logs to ``<report>/logs``.
+    """Run the demo in the working directory; progress goes to `console`, logs to ``<report>/logs``.
 
-    Everything that was started has ended when this returns or raises, also after Ctrl-C.
+    All processes have ended when this returns or raises, also after Ctrl-C.
 
     Raises:
-        StreamScorerError: a part did not start, died, or did not do its work in time.
+        StreamScorerError: a process did not start, ended unexpectedly, or did not finish in time.
     """
     clock = clock or SystemClock()
     steps = Steps(clock, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
-    # In this order: the folder goes when nobody writes to it any more.
+    # The folder comes first, so that it is removed last, after all processes that write to it.
     with _scratch() as folder, ExitStack() as ending:
         demo = _Demo(plan, console, clock, steps, folder, report, ending)
         return demo.run()
@@ -122,36 +122,36 @@ class _Demo:
         steps, plan = self._steps, self._plan
         with (
             _Background(lambda: _simulate(plan, self._clock.now_ms(), self._folder)) as simulating,
-            steps.step("starting the stack, simulating history meanwhile"),
+            steps.step("starting the stack; simulating the history"),
         ):
             at = self._start_stack()
             world = simulating.result()
         steps.say(
-            f"history: {len(world.history):,} transactions, {len(world.labels):,} labels known at its end; "
-            f"live: {sum(map(len, world.live)):,} to come"
+            f"history: {len(world.history):,} transactions, {len(world.labels):,} labels by its end; "
+            f"live: {sum(map(len, world.live)):,} transactions"
         )
         train, monitor = self._train(at), self._start_monitor(at)
-        with steps.step("publishing the history, for the features"):
+        with steps.step("publishing the history, which fills the features"):
             _publish_history(str(at.kafka), world, self._clock)
         with steps.step("training five members, registering them in MLflow"):
             train.wait(lambda line: steps.say(f"  {line.strip()}") if " s  " in line[:12] else None)
             training = json.loads(train.log.read_text().splitlines()[-1])
         steps.say(f"registered {ENSEMBLE} version {training['version']} as {ENSEMBLE}@{ALIAS}")
-        with steps.step("starting the scorer; history warms the features"):
+        with steps.step("starting the scorer; it fills the features from the history"):
             scorer = self._start_scorer(at)
             act = self._second_act(at)
             self._wait_warm(scorer, monitor, len(world.history) + len(world.labels))
         loaded = _loaded(scorer)
         with Watcher(str(at.kafka), self._clock) as watcher:
-            with steps.step(f"live traffic, {plan.rate:,.0f} transactions a second"):
+            with steps.step(f"live traffic, {plan.rate:,.0f} transactions per second"):
                 sent = self._live(at, world, watcher, scorer, monitor, act)
             with steps.step("draining"):
                 self._drain(watcher, scorer, monitor, sent, act)
             with steps.step("stopping scorer and monitor"):
                 codes = {child.name: child.stop() for child in (scorer, monitor)}
-                # Nobody writes any more: what is still on its way arrives, a doubled record too.
-                _wait(lambda: watcher.quiet_s > 1.0, DRAIN_S, "the topics to fall silent")
-        with steps.step("computing every score again from its record"):
+                # No process writes now, so all records in flight arrive, including doubled ones.
+                _wait(lambda: watcher.quiet_s > 1.0, DRAIN_S, "the last records on the topics")
+        with steps.step("recomputing every score from its record"):
             verified = self._verify(at)
         recording = watcher.recording()
         truth = read_truth(self._truth)
@@ -213,7 +213,7 @@ class _Demo:
         )  # fmt: skip
 
     def _start_monitor(self, at: StackAddresses) -> Service:
-        """It starts before there is an ensemble, and gets the profile of each version when it first sees it."""
+        """Start the monitor, before an ensemble exists; it loads the profile of each version on its first score."""
         return self._child(
             Service,
             "monitor",
@@ -222,35 +222,37 @@ class _Demo:
         )  # fmt: skip
 
     def _second_act(self, at: StackAddresses) -> SecondAct | None:
-        """Make and register the version that will go wrong; None if there is to be none."""
+        """Make and register the faulty version; None without an incident."""
         plan, steps = self._plan, self._steps
         if not plan.incident:
             return None
         if not possible(plan):
-            steps.say("too few alerts to come for an incident to be seen: there will be none")
+            steps.say("no incident: too few alerts are expected for the monitor to detect it")
             return None
         made = make_update(self._folder, self._checked)
         if made is None:
-            steps.say("no minor change of the heaviest member raises alerts: there will be no incident")
+            steps.say("no incident: no minor change of the member with the highest weight raises alerts")
             return None
         folder, update = made
         register = self._child(
-            Child, "register", ["ensemble", "register", str(folder), ENSEMBLE, "--why", WHY, "--mlflow", str(at.mlflow)]
+            Child,
+            "register",
+            ["ensemble", "register", str(folder), ENSEMBLE, "--why", REASON, "--mlflow", str(at.mlflow)],
         )
         register.wait(lambda _line: None)
         update = replace(update, version=register.log.read_text().split()[-1].rpartition(":")[2])
-        steps.say(f"registered {ENSEMBLE} version {update.version}, a minor update: {update.told}")
+        steps.say(f"registered {ENSEMBLE} version {update.version}, a minor update: {update.summary}")
 
         served = ServedVersion(update.version, manifest_digest(read_manifest(folder)))
 
         def promote() -> None:
             _promote(str(at.kafka), served, self._clock)
 
-        return SecondAct(update, int(plan.transactions * BEFORE), promote, steps.say)
+        return SecondAct(update, int(plan.transactions * PROMOTE_AFTER), promote, steps.say)
 
     def _verify(self, at: StackAddresses) -> Check:
-        """Hold every score to its record, of all versions."""
-        name = "every score can be computed again from its record"
+        """Recompute every score of all versions from its record, and compare."""
+        name = "every score can be recomputed from its record"
         verify = self._child(
             Child,
             "verify",
@@ -319,7 +321,7 @@ class _Demo:
             into, out = watcher.counts()
             return into >= sent.records and out >= into
 
-        # What is still missing then is for the exactly-once check to say.
+        # The exactly-once check reports records that are still missing after that.
         _wait_at_most(drained, DRAIN_S)
         _wait_at_most(lambda: watcher.quiet_s > SILENCE_S and watcher.windows() > 0, MONITOR_S)
         if act is not None:
@@ -327,7 +329,7 @@ class _Demo:
 
 
 def _simulate(plan: DemoPlan, now_ms: int, folder: Path) -> _World:
-    """Simulate, and write what training reads."""
+    """Simulate the data and write the files that training reads."""
     days = list(generate_days(plan.simulation(now_ms)))
     everything = Transactions.concat(days)
     history = everything.slice(0, plan.history)
@@ -362,7 +364,7 @@ def _publish_history(bootstrap: str, world: _World, clock: Clock) -> None:
 
 
 def _promote(bootstrap: str, version: ServedVersion, clock: Clock) -> None:
-    """As `stream-scorer ensemble promote` does, without the seconds that importing MLflow takes on a busy machine."""
+    """Promote as `stream-scorer ensemble promote` does, but without importing MLflow, which takes seconds."""
     log, history = ControlLog(bootstrap, Topics().control), History()
     try:
         catch_up(log, history, log.end())
@@ -370,7 +372,7 @@ def _promote(bootstrap: str, version: ServedVersion, clock: Clock) -> None:
             log,
             history,
             lambda offset: Command(
-                ensemble=ENSEMBLE, action="promote", who="a data scientist", why=WHY, at=clock.now_ms(),
+                ensemble=ENSEMBLE, action="promote", who="a data scientist", why=REASON, at=clock.now_ms(),
                 expected_offset=offset, version=version,
             ),
         )  # fmt: skip
@@ -381,7 +383,7 @@ def _promote(bootstrap: str, version: ServedVersion, clock: Clock) -> None:
 
 
 def _loaded(scorer: Service) -> set[tuple[str, str]]:
-    """The (ensemble, version) pairs that the scorer says it serves."""
+    """The (ensemble, version) pairs that the scorer serves, from its metrics."""
     return {
         (dict(labels)["ensemble"], dict(labels)["version"])
         for (name, labels), value in scorer.metrics().items()
@@ -406,17 +408,17 @@ def _checks(
     windows = {(m.window_start, m.window_end) for m in recording.metrics}
     flagged = int(recording.scores.duplicate.sum())
     return [
-        Check("exactly once", delivery.exact and delivery.inputs == sent.records, _told(delivery, sent)),
-        Check("bad records, and only they, are dead letters", refused == bad, f"{len(refused):,} of {len(bad):,} sent"),
+        Check("exactly once", delivery.exact and delivery.inputs == sent.records, _verdict(delivery, sent)),
+        Check("bad records, and no others, are dead letters", refused == bad, f"{len(refused):,} of {len(bad):,} sent"),
         Check("second copies are flagged", flagged == sent.duplicates, f"{flagged:,} of {sent.duplicates:,} sent"),
         Check(
             "the ensemble came from the registry",
             loaded == set(wanted) and recording.scores.versions == sorted(wanted + played),
-            f"{ENSEMBLE}@{ALIAS}, version {version}, five members" if loaded else "the scorer names none",
+            f"{ENSEMBLE}@{ALIAS}, version {version}, five members" if loaded else "the scorer serves no version",
         ),
-        Check("the monitor told windows", bool(windows), f"{len(windows):,} windows"),
+        Check("the monitor published windows", bool(windows), f"{len(windows):,} windows"),
         Check(
-            "scorer and monitor ended in order",
+            "scorer and monitor ended with exit code 0",
             all(code == 0 for code in codes.values()),
             ", ".join(f"{name} exit {code}" for name, code in codes.items()),
         ),
@@ -424,7 +426,7 @@ def _checks(
     ]
 
 
-def _told(delivery: Delivery, sent: LiveReport) -> str:
+def _verdict(delivery: Delivery, sent: LiveReport) -> str:
     if delivery.inputs != sent.records:
         return f"{sent.records:,} sent, but {delivery.verdict}"
     return delivery.verdict
@@ -455,11 +457,11 @@ def _wait_at_most(holds: Callable[[], bool], seconds: float) -> bool:
 
 def _wait(holds: Callable[[], bool], seconds: float, what: str) -> None:
     if not _wait_at_most(holds, seconds):
-        raise StreamScorerError(f"waited {seconds:.0f} s in vain for {what}")
+        raise StreamScorerError(f"timed out after {seconds:.0f} s waiting for {what}")
 
 
 class _Background(Generic[T]):
-    """Runs `work` in a thread. Leaving the block stops it and waits; `result` waits and raises what it raised."""
+    """Runs `work` in a thread. Leaving the block stops and joins it; `result` waits and re-raises its error."""
 
     def __init__(self, work: Callable[[], T], *, stop: Callable[[], None] | None = None) -> None:
         self._work = work

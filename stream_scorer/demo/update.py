@@ -1,4 +1,4 @@
-"""A minor update that goes wrong: one member reads one input at another scale, with a weight that amplifies it."""
+"""A faulty minor update: one member reads one input at a wrong scale, and a higher weight amplifies the error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Manifest, preprocess_digest, read_manifest, read_members
 from stream_scorer.ensemble.members import load_member
 
-# Inputs that a careless change of units would hit; how far off they are then, and how much more weight that gets.
+# Inputs that a wrong unit would affect, the factors of their scale, and the factors of the member's weight.
 INPUTS = (
     "amount_to_mean_30d",
     "amount_log",
@@ -31,7 +31,7 @@ AMPLIFIED = (2.0, 4.0)
 
 @dataclass(frozen=True)
 class Change:
-    """`member` reads `input` at `scale` times its scale, and weighs `amplified` times as much."""
+    """`member` reads `input` at `scale` times its scale and has `amplified` times its weight."""
 
     member: str
     input: str
@@ -40,15 +40,15 @@ class Change:
 
 
 def minor_update(
-    source: Path, out: Path, features: NDArray[np.float64], changes: Iterable[Change], least: float
+    source: Path, out: Path, features: NDArray[np.float64], changes: Iterable[Change], min_rise: float
 ) -> tuple[Change, float] | None:
-    """Write the ensemble in `source` with the first of `changes` that raises alerts enough; None if none does.
+    """Write the ensemble in `source` to `out` with the first change that raises alerts by at least `min_rise`.
 
     Args:
-        features: ``(n, n_features)``, on which alerts are counted. least: rise of alerts, as a share.
+        features: ``(n, n_features) float64``; alerts are counted on them. min_rise: rise of alerts, as a share.
 
     Returns:
-        The change, and by how much alerts rise on `features`.
+        The change and the rise of alerts on `features`; None if no change raises alerts enough.
     """
     manifest = read_manifest(source)
     data = read_members(source, manifest)
@@ -58,7 +58,7 @@ def minor_update(
         changed = _changed(manifest, change)
         ensemble = Ensemble(changed, models, version="")
         rise = _alerts(ensemble, features) / before - 1 if before else math.nan
-        if rise >= least:
+        if rise >= min_rise:
             scored = ensemble.score(np.array(changed.self_test.features, dtype=np.float64))
             test = msgspec.structs.replace(
                 changed.self_test, member_scores=nullable(scored.member_scores), score=nullable(scored.score)
@@ -69,8 +69,8 @@ def minor_update(
     return None
 
 
-def of_the_heaviest(manifest: Manifest) -> Iterator[Change]:
-    """Changes of the member with the most weight, mildest first."""
+def changes_of_heaviest_member(manifest: Manifest) -> Iterator[Change]:
+    """Changes of the member with the highest weight, smallest first."""
     heaviest = max(manifest.members, key=lambda member: member.weight)
     for amplified, scale, name in itertools.product(AMPLIFIED, SCALES, INPUTS):
         if name in heaviest.inputs:

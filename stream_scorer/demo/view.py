@@ -1,4 +1,4 @@
-"""What a person sees while the traffic runs: a table on a terminal, a line now and then elsewhere."""
+"""Terminal output while traffic runs: a live table on a terminal, otherwise one line every `LINE_EVERY_S`."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _OF_THE_CALENDAR: frozenset[DerivedFunction] = frozenset({"hour", "weekday", "is
 
 @dataclass(frozen=True)
 class Rates:
-    """Records a second, over the last seconds."""
+    """Records per second, over the last seconds."""
 
     into: float
     out: float
 
 
 class RateMeter:
-    """Rates from counts that grow."""
+    """Computes rates from cumulative counts."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._seen: deque[tuple[float, int, int]] = deque([(clock.monotonic(), 0, 0)])
 
     def rates(self, into: int, out: int) -> Rates:
-        """Take note of the counts now, and tell the rates since about `RATE_OVER_S` ago."""
+        """Record the current counts and return the rates over about the last `RATE_OVER_S` seconds."""
         now = self._clock.monotonic()
         self._seen.append((now, into, out))
         while len(self._seen) > 2 and now - self._seen[1][0] > RATE_OVER_S:
@@ -55,12 +55,12 @@ class RateMeter:
 
 
 def calendar_columns(checked: CheckedSpec) -> frozenset[str]:
-    """Features that are functions of the time alone: one day never looks like the reference, drifted or not."""
+    """Features that depend only on the time; a single day always differs from the reference in them."""
     return frozenset(d.name for d in checked.spec.derived if d.function in _OF_THE_CALENDAR)
 
 
 def newest_drifts(metrics: list[MonitorMetric], calendar: frozenset[str]) -> list[MonitorMetric]:
-    """The largest drift scores of the newest window that has rows enough to judge by, `calendar` columns left out."""
+    """The largest drift scores of the newest window with enough rows, without the `calendar` columns."""
     fit = [
         m for m in metrics
         if m.metric == "drift_score" and m.statistics.get("sufficient") and m.value is not None
@@ -74,7 +74,7 @@ def newest_drifts(metrics: list[MonitorMetric], calendar: frozenset[str]) -> lis
 
 
 def newest_bounds(metrics: list[MonitorMetric], pane_ms: int, horizon_ms: int) -> MonitorMetric | None:
-    """False-positive bounds of the newest window longer than a pane, one with ripe labels if there is any."""
+    """False-positive bounds of the newest window longer than a pane; windows with ripe labels come first."""
     found = [
         m for m in metrics
         if m.metric == "fpr" and m.dimension == "review+block" and m.window_end - m.window_start > pane_ms
@@ -85,7 +85,7 @@ def newest_bounds(metrics: list[MonitorMetric], pane_ms: int, horizon_ms: int) -
 
 
 class View:
-    """Shows glances on stderr. A context manager, because a live table has to be taken down."""
+    """Shows glances on stderr. A context manager, because a live table must be removed at the end."""
 
     def __init__(self, console: Console, clock: Clock, checked: CheckedSpec) -> None:
         self._console = console
@@ -95,7 +95,7 @@ class View:
         self._calendar = calendar_columns(checked)
         self._meter = RateMeter(clock)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._told = clock.monotonic()
+        self._last_line_at = clock.monotonic()
 
     def __enter__(self) -> View:
         if self._live is not None:
@@ -107,16 +107,16 @@ class View:
             self._live.stop()
 
     def show(self, glance: Glance, elapsed_s: float) -> None:
-        """Draw the table anew, or say a line if one is due."""
+        """Refresh the table, or print a line if one is due."""
         rates = self._meter.rates(glance.records_in, glance.records_out + glance.dead)
         if self._live is not None:
             self._live.update(self.table(glance, rates, elapsed_s), refresh=True)
-        elif self._clock.monotonic() - self._told >= LINE_EVERY_S:
-            self._told = self._clock.monotonic()
+        elif self._clock.monotonic() - self._last_line_at >= LINE_EVERY_S:
+            self._last_line_at = self._clock.monotonic()
             self._console.print(self.line(glance, rates, elapsed_s), highlight=False, markup=False, soft_wrap=True)
 
     def line(self, glance: Glance, rates: Rates, elapsed_s: float) -> str:
-        """One line of plain text."""
+        """The glance as one line of plain text."""
         latency = percentiles(_floats(glance.latencies), (50.0, 99.0))
         parts = [
             f"{elapsed_s:6.1f} s  in {rates.into:,.0f}/s, out {rates.out:,.0f}/s",
@@ -124,13 +124,13 @@ class View:
             f"{len(glance.alerts):,} alerts",
         ]
         if drifts := newest_drifts(glance.metrics, self._calendar):
-            parts.append(f"most drift {drifts[0].dimension} {drifts[0].value:.3f}")
+            parts.append(f"largest drift {drifts[0].dimension} {drifts[0].value:.3f}")
         if bounds := newest_bounds(glance.metrics, self._pane_ms, self._horizon_ms):
             parts.append(_bounds(bounds))
         return ", ".join(parts)
 
     def table(self, glance: Glance, rates: Rates, elapsed_s: float) -> RenderableType:
-        """The whole picture."""
+        """The glance as a table."""
         latency = percentiles(_floats(glance.latencies), (50.0, 99.0))
         facts = Table.grid(padding=(0, 3))
         for _ in range(4):

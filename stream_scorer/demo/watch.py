@@ -1,4 +1,4 @@
-"""Watches a run from outside: follows the topics as any committed reader would, and keeps what it sees in columns."""
+"""Watches a run from outside: reads the topics with `read_committed` and keeps the records in columns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stream_scorer.clock import Clock
 from stream_scorer.kafka.load import FollowedRecord, RecordFollower
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import DECISIONS, Alert, Command, Decision, Members, MonitorMetric, Source
-from stream_scorer.reports.recording import DeadLetters, Given, Inputs, Lineages, Places, Recording, Scores
+from stream_scorer.reports.recording import ControlRecord, DeadLetters, Inputs, Lineages, Places, Recording, Scores
 
-# How often the topics are asked; also the resolution of arrival times.
+# Interval between polls; also the resolution of arrival times.
 POLL_S = 0.005
-# Newest latencies kept in mind for the live table: about five seconds of traffic.
+# The live table uses this many of the newest latencies per partition: about five seconds of traffic.
 _RECENT = 1_000
 
 
@@ -28,7 +28,7 @@ class _Alternative(msgspec.Struct):
 
 
 class _Lineage(msgspec.Struct):
-    """The part of a contribution record that a report needs; the rest is skipped, not decoded."""
+    """The fields of a contribution record that a report needs; the decoder skips the others."""
 
     event_id: str
     version: str
@@ -55,7 +55,7 @@ class _Score(msgspec.Struct):
 
 @dataclass
 class _Partition:
-    """What was seen of one partition number, in offset order."""
+    """The records read from one partition number, in offset order."""
 
     start: int = 0
     timestamps: list[int] = field(default_factory=list)
@@ -66,7 +66,10 @@ class _Partition:
 
 @dataclass(frozen=True)
 class Glance:
-    """The state of the run now. Latencies in milliseconds, of the newest transactions, until they were read here."""
+    """The state of the run now.
+
+    `latencies` are those of the newest transactions, in milliseconds, until this process read their contributions.
+    """
 
     records_in: int
     records_out: int
@@ -78,14 +81,14 @@ class Glance:
 
 
 class _Seen:
-    """Everything that was seen. Each method takes one record of a topic; `now` is when it was read, epoch ms."""
+    """All records read so far. Each method takes one record of a topic; `now` is the time of reading, epoch ms."""
 
     def __init__(self) -> None:
         self.partitions: dict[int, _Partition] = {}
         self.dead: list[tuple[int, int, str]] = []
         self.alerts: list[Alert] = []
         self.metrics: list[MonitorMetric] = []
-        self.commands: list[Given] = []
+        self.commands: list[ControlRecord] = []
         self.records_in = self.records_out = 0
         self.event_time = 0
         self._transactions = Topics().transactions
@@ -117,7 +120,7 @@ class _Seen:
         self.event_time = max(self.event_time, found.event_time)
 
     def dead_letter(self, record: FollowedRecord, _now: int) -> None:
-        """A record of the dead-letter topic; those of labels are left out."""
+        """A record of the dead-letter topic; those of labels are ignored."""
         headers = {name: (value or b"").decode() for name, value in record.headers or ()}
         if headers["source.topic"] == self._transactions:
             place = int(headers["source.partition"]), int(headers["source.offset"])
@@ -133,10 +136,10 @@ class _Seen:
 
     def command(self, record: FollowedRecord, _now: int) -> None:
         """A record of `control`."""
-        self.commands.append(Given(record.offset, record.timestamp_ms, self._command(record.value or b"")))
+        self.commands.append(ControlRecord(record.offset, record.timestamp_ms, self._command(record.value or b"")))
 
     def latencies(self) -> list[int]:
-        """Milliseconds of the newest transactions, until their contributions were read."""
+        """Milliseconds from the newest transactions to the reading of their contributions."""
         found = []
         for partition in self.partitions.values():
             count = len(partition.lineages)
@@ -151,9 +154,9 @@ class _Seen:
 
 
 class Watcher:
-    """Follows the topics in a thread of its own from the moment it is made. A context manager.
+    """Follows the topics in a background thread from construction on. A context manager.
 
-    An error in the thread is raised by the next `glance`, or by `recording`.
+    The next call of `glance`, `counts`, `quiet_s` or `recording` raises an error of the thread.
     """
 
     def __init__(self, bootstrap: str, clock: Clock) -> None:
@@ -189,7 +192,7 @@ class Watcher:
         self._thread.start()
 
     def glance(self) -> Glance:
-        """How things stand; `metrics` and `alerts` are complete and in order of arrival."""
+        """The current state; `metrics` and `alerts` are complete and in order of arrival."""
         self._raise_failure()
         with self._lock:
             seen = self._seen
@@ -205,23 +208,23 @@ class Watcher:
         return self._clock.monotonic() - self._last_seen
 
     def counts(self) -> tuple[int, int]:
-        """Records on `transactions`, and records they became (scored or dead-lettered)."""
+        """The number of input records, and of their outputs (scored or dead-lettered)."""
         self._raise_failure()
         with self._lock:
             return self._seen.records_in, self._seen.records_out + len(self._seen.dead)
 
     def windows(self) -> int:
-        """How many figures the monitor has told."""
+        """Number of metrics that the monitor has published."""
         with self._lock:
             return len(self._seen.metrics)
 
-    def commands(self) -> list[Given]:
-        """What has been said on `control`, in order."""
+    def commands(self) -> list[ControlRecord]:
+        """The records on `control`, in order."""
         with self._lock:
             return list(self._seen.commands)
 
     def close(self) -> None:
-        """Stop following. What was seen stays."""
+        """Stop following. Records read so far remain available."""
         self._stop.set()
         self._thread.join()
         self._closing.close()
@@ -233,7 +236,7 @@ class Watcher:
         self.close()
 
     def recording(self) -> Recording:
-        """Everything that was seen, as columns. Call it after `close`."""
+        """All records as columns. Call it after `close`."""
         self._raise_failure()
         return _recording(self._seen)
 

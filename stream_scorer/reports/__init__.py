@@ -1,4 +1,4 @@
-"""What a run showed: figures from recorded columns, plots, and the pages and lines that carry them.
+"""Reports of a run: metrics from recorded columns, plots, HTML pages and terminal text.
 
-Nothing here talks to Kafka, Redis or MLflow, and nothing decides: it judges what was recorded.
+Nothing here connects to Kafka, Redis or MLflow: every figure is a function of a `Recording`.
 """

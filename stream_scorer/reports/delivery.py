@@ -8,18 +8,18 @@ import numpy as np
 
 from stream_scorer.reports.recording import Places, Recording
 
-# How many places a message names.
+# A message names at most this many places.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What went in against what came out, under `read_committed`.
+    """Input records compared with the output records that a `read_committed` consumer read.
 
     Attributes:
-        inputs, scored, dead: records in, with a lineage record, and with a dead letter.
-        lost: inputs with neither. doubled: outputs beyond an input's first. strange: outputs of no input.
-        unpaired: positions at which `scores` and `contributions` do not name the same event.
+        inputs, scored, dead: numbers of input records, lineage records and dead letters.
+        lost: inputs without an output. doubled: outputs beyond an input's first. unexpected: outputs without an input.
+        unpaired: number of positions at which `scores` and `contributions` have different event ids.
     """
 
     inputs: int
@@ -27,33 +27,32 @@ class Delivery:
     dead: int
     lost: Places
     doubled: Places
-    strange: Places
+    unexpected: Places
     unpaired: int
 
     @property
     def exact(self) -> bool:
         """Whether every input has exactly one output."""
-        return not (len(self.lost) or len(self.doubled) or len(self.strange) or self.unpaired)
+        return not (len(self.lost) or len(self.doubled) or len(self.unexpected) or self.unpaired)
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
-        told = f"{self.inputs:,} in = {self.scored:,} scored + {self.dead:,} dead-lettered"
+        """The result as one line of text."""
         if self.exact:
-            return f"{told}; none lost, none doubled"
-        told = f"{self.inputs:,} in, {self.scored:,} scored, {self.dead:,} dead-lettered"
+            return f"{self.inputs:,} in = {self.scored:,} scored + {self.dead:,} dead-lettered; none lost, none doubled"
+        counts = f"{self.inputs:,} in, {self.scored:,} scored, {self.dead:,} dead-lettered"
         faults = [
             f"{len(places):,} {word} ({_named(places)})"
-            for word, places in (("lost", self.lost), ("doubled", self.doubled), ("of no input", self.strange))
+            for word, places in (("lost", self.lost), ("doubled", self.doubled), ("without an input", self.unexpected))
             if len(places)
         ]
         if self.unpaired:
             faults.append(f"{self.unpaired:,} scores without their contributions")
-        return f"{told}: {', '.join(faults)}"
+        return f"{counts}: {', '.join(faults)}"
 
 
 def check_delivery(inputs: Places, scored: Places, dead: Places, *, unpaired: int = 0) -> Delivery:
-    """Compare the places of `inputs` with those that scores' lineages and dead letters say they came from."""
+    """Compare the places of `inputs` with the source places in lineages and dead letters."""
     wanted = np.unique(inputs.number)
     found, first, counts = np.unique(
         np.concatenate([scored.number, dead.number]), return_index=True, return_counts=True
@@ -67,13 +66,13 @@ def check_delivery(inputs: Places, scored: Places, dead: Places, *, unpaired: in
         dead=len(dead),
         lost=_places(wanted[~np.isin(wanted, found)]),
         doubled=_take(outputs, repeated),
-        strange=_take(outputs, first[~known]),
+        unexpected=_take(outputs, first[~known]),
         unpaired=unpaired,
     )
 
 
 def delivery_of(recording: Recording) -> Delivery:
-    """`check_delivery` of a recording; a score and its contributions must also stand at the same position."""
+    """`check_delivery` of a recording; a score and its contributions must also be at the same position."""
     lineages, scores = recording.lineages, recording.scores
     unpaired = abs(len(lineages.event_id) - len(scores.event_id))
     unpaired += sum(

@@ -1,4 +1,4 @@
-"""One score explained for a person: as text, as a page, as a picture."""
+"""The explanation of one score as text, as an HTML page, or as a PNG."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from stream_scorer.reports import plots
 from stream_scorer.reports.explain import Explained, Part
 from stream_scorer.reports.pages import drawing, render, require_plots, write
 
-# A line fits 80 columns: name, number, then the bar.
+# A line has at most 80 columns: name, number, then the bar.
 _NAME, _BAR = 16, 48
 
 
 def as_text(explanation: Explanation) -> str:
-    """Head, waterfall and the members' strongest inputs, in lines of at most 80 characters."""
+    """Summary, waterfall and the strongest inputs per member, in lines of at most 80 characters."""
     lines = [*_head(explanation), "", *_waterfall(explanation), ""]
     for part in explanation.members:
-        lines += [*_inside(part), ""]
+        lines += [*_member_lines(part), ""]
     return "\n".join(lines).rstrip()
 
 
 def write_page(explanation: Explanation, path: Path) -> None:
-    """The same as one self-contained HTML page.
+    """Write the explanation as one self-contained HTML page.
 
     Raises `SettingsError` if matplotlib or Jinja2 is missing, or if the file cannot be written.
     """
     require_plots()
-    waterfall = drawing(plots.waterfall(as_drawn(explanation), 1)) if explanation.contribution.z is not None else ""
+    waterfall = drawing(plots.waterfall(to_explained(explanation), 1)) if explanation.contribution.z is not None else ""
     text = render(
         "explanation.html.j2",
         score=explanation.score,
@@ -42,18 +42,18 @@ def write_page(explanation: Explanation, path: Path) -> None:
 
 
 def write_picture(explanation: Explanation, path: Path) -> None:
-    """The waterfall as PNG. Raises `SettingsError` as `write_page` does, and where there is no z."""
+    """Write the waterfall as PNG. Raises `SettingsError` as `write_page` does, and without a z."""
     require_plots()
     if explanation.contribution.z is None:
         raise SettingsError("there is no z to draw: the quorum failed")
     try:
-        plots.waterfall_picture(as_drawn(explanation), path)
+        plots.waterfall_picture(to_explained(explanation), path)
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror}") from None
 
 
-def as_drawn(explanation: Explanation) -> Explained:
-    """What the plots take."""
+def to_explained(explanation: Explanation) -> Explained:
+    """Convert to the input of the plots."""
     score, contribution = explanation.score, explanation.contribution
     return Explained(
         event_id=score.event_id,
@@ -84,21 +84,21 @@ def _head(explanation: Explanation) -> list[str]:
     if score.degraded:
         lines.append(f"degraded   {', '.join(score.degraded)}")
     if score.duplicate:
-        lines.append("duplicate  its id was seen before")
+        lines.append("duplicate  the event id occurred before")
     if explanation.copies > 1:
-        lines.append(f"copies     {explanation.copies} scores bear this id; the first is shown")
+        lines.append(f"copies     {explanation.copies} scores have this event id; this is the first")
     for other in contribution.alternatives:
         z = "none" if other.z is None else f"{other.z:.3f}"
-        lines.append(f"beside     {other.version} would say {other.decision} (z {z})")
+        lines.append(f"other      {other.version} would have decided {other.decision} (z {z})")
     if not explanation.same:
-        lines.append("WARNING    a member scores otherwise now than recorded: see `stream-scorer verify`")
+        lines.append("WARNING    a recomputed member score differs from the record: run `stream-scorer verify`")
     return lines
 
 
 def _waterfall(explanation: Explanation) -> list[str]:
     contribution, link = explanation.contribution, explanation.lineage.link
     if contribution.z is None or contribution.base is None:
-        return ["no z: too few members answered"]
+        return ["no z: too few members returned a score"]
     unit = {"logit": "log-odds", "probability": "probability", "rank": "rank"}.get(link, link)
     rows: list[tuple[str, float, float, float]] = [("base", contribution.base, 0.0, contribution.base)]
     at = contribution.base
@@ -117,8 +117,8 @@ def _waterfall(explanation: Explanation) -> list[str]:
     return lines
 
 
-def _inside(part: MemberPart) -> list[str]:
-    shown = "gave no score" if part.score is None else f"gave {part.score:.4f}"
+def _member_lines(part: MemberPart) -> list[str]:
+    shown = "no score" if part.score is None else f"score {part.score:.4f}"
     lines = [f"{part.name}: {shown} ({part.status}), weight {part.weight:.1%}; {part.how}"]
     for feature in part.inside:
         value = "none" if feature.value is None else f"{feature.value:.6g}"
@@ -128,7 +128,7 @@ def _inside(part: MemberPart) -> list[str]:
 
 
 def _member(part: MemberPart) -> dict[str, Any]:
-    """A member as the page shows it."""
+    """The member's values for the page template."""
     return {
         "name": part.name,
         "contribution": part.contribution,

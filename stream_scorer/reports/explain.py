@@ -1,4 +1,4 @@
-"""A few alerts explained: from the base to the score, member by member."""
+"""Explanations of a few alerts: base, contribution per member, score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Part:
-    """One member's part: its score, its share of the weight, and what it added to the log-odds."""
+    """One member: its score, its share of the weight, and its contribution to the log-odds."""
 
     name: str
     score: float
@@ -25,7 +25,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Explained:
-    """One alert: ``base + sum of contributions == z``, and the final calibrator makes the score of z."""
+    """One alert: ``base + sum of contributions == z``; the final calibrator maps z to the score."""
 
     event_id: str
     event_time: int
@@ -39,12 +39,12 @@ class Explained:
 
     @property
     def residual(self) -> float:
-        """How far base and contributions miss z; the contract allows 1e-9."""
+        """Absolute difference between z and base plus contributions; the contract allows 1e-9."""
         return abs(self.base + sum(part.contribution for part in self.parts) - self.z)
 
 
 def explained_alerts(story: Story, events: Judged, shown: int = SHOWN) -> list[Explained]:
-    """True alerts that the members raised furthest above the base, each of another kind of fraud while there are."""
+    """The true alerts with the largest sum of contributions; first one per kind of fraud, then the rest."""
     recording = story.recording
     lineages, scores = recording.lineages, recording.scores
     true = np.flatnonzero(events.alert & events.fraud & ~np.isnan(lineages.z[events.row]))

@@ -1,4 +1,4 @@
-"""The figures of a story, computed once for every form of the report."""
+"""The figures of a story, computed once for the HTML page and the terminal report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stream_scorer.reports.windows import Bound, bounds, drifts, windows_seen
 
 @dataclass(frozen=True)
 class Facts:
-    """See the functions that make each."""
+    """The results of the functions that `facts_of` calls."""
 
     delivery: Delivery
     latency: Latency
@@ -31,13 +31,13 @@ class Facts:
 
     @property
     def truth_inside(self) -> tuple[int, int]:
-        """Of the windows with ripe labels, how many bounds hold the truth, and how many windows there are."""
+        """The number of windows with ripe labels whose bounds contain the truth, and the number of such windows."""
         ripe = [bound.contains_truth for bound in self.bounds if bound.ripe and bound.contains_truth is not None]
         return sum(ripe), len(ripe)
 
 
 def facts_of(story: Story) -> Facts:
-    """Every figure of `story`."""
+    """Compute all figures of `story`."""
     events = judged(story)
     delivery = delivery_of(story.recording)
     return Facts(

@@ -48,7 +48,7 @@ def page(story: Story, facts: Facts) -> str:
         latency_headings=["", *(f"!p{p:g}" for p in PERCENTILES), "!max"],
         latencies=[
             ("until scored", "scored_at", _spread(facts.latency.scored)),
-            ("until a committed reader has it", "", _spread(facts.latency.arrived)),
+            ("until read by a read_committed consumer", "", _spread(facts.latency.arrived)),
         ],
         tables={
             "incident": _incident_rows(incident) if incident is not None else [],
@@ -66,7 +66,7 @@ def page(story: Story, facts: Facts) -> str:
 
 
 def _drawings(story: Story, facts: Facts, incident: Incident | None) -> dict[str, Markup]:
-    """The plots by the names that the template gives them."""
+    """The plots by their names in the template."""
     drawn = {
         "flow": plots.flow(story),
         "latency_curve": plots.latency_curve(facts.latency),
@@ -84,27 +84,27 @@ def _drawings(story: Story, facts: Facts, incident: Incident | None) -> dict[str
 
 
 def _tiles(facts: Facts) -> list[tuple[str, str]]:
-    """A figure and its meaning, for each tile below the title."""
+    """Value and description per tile below the title."""
     delivery = facts.delivery
     arrived = percentiles(facts.latency.arrived)
     whole = facts.qualities[0]
     inside, ripe = facts.truth_inside
     return [
         (f"{delivery.inputs:,} = {delivery.scored:,} + {delivery.dead:,}", "records in = scored + dead letters"),
-        (f"{ms(arrived[50.0])} / {ms(arrived[99.0])}", "p50 / p99 until a committed reader has the score"),
+        (f"{ms(arrived[50.0])} / {ms(arrived[99.0])}", "p50 / p99 until a read_committed consumer has the score"),
         (
             f"{percent(whole.alerts.precision)} / {percent(whole.alerts.recall)}",
-            "precision / recall of alerts, hidden truth",
+            "precision / recall of alerts against the hidden truth",
         ),
         (number(whole.average_precision), "average precision of the ensemble"),
-        (f"{inside} of {ripe}", "ripe windows whose bounds hold the true false-positive rate"),
+        (f"{inside} of {ripe}", "windows with ripe labels whose bounds contain the true false-positive rate"),
     ]
 
 
 def _incident_rows(incident: Incident) -> list[list[str]]:
     return [
-        [name, f"{square.rows:,}", f"{square.served:,}", f"{square.other:,}", square.more]
-        for name, square in (("all", incident.everyone), ("genuine (hidden truth): false positives", incident.genuine))
+        [name, f"{alerts.rows:,}", f"{alerts.served:,}", f"{alerts.other:,}", alerts.rise_text]
+        for name, alerts in (("all", incident.overall), ("genuine (hidden truth): false positives", incident.genuine))
     ]
 
 
@@ -131,6 +131,6 @@ def _quality_rows(story: Story, facts: Facts) -> Iterator[list[str]]:
 
 
 def _waterfall_rows(alert: Explained) -> list[list[str]]:
-    """From the base to z, which comes last."""
+    """Table rows from the base to z."""
     parts = [[p.name, number(p.score), number(p.weight), f"{p.contribution:+.3f}"] for p in alert.parts]
     return [["base", "", "", f"{alert.base:+.3f}"], *parts, ["z", "", "", f"{alert.z:+.3f}"]]

@@ -1,4 +1,4 @@
-"""The second act in figures: what the new version did, against what the one before would have done."""
+"""Figures of the incident: alerts of the new version and of the previous one on the same transactions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from stream_scorer.control.probation import log_evidence
 from stream_scorer.reports.quality import Judged
-from stream_scorer.reports.recording import Bools, Floats, Given, Ints
+from stream_scorer.reports.recording import Bools, ControlRecord, Floats, Ints
 from stream_scorer.reports.story import Story, Update
 
 
 @dataclass(frozen=True)
-class Square:
-    """Transactions that two versions were asked about: how many each alerts."""
+class PairedAlerts:
+    """Number of transactions that two versions scored, and alerts of each version."""
 
     rows: int
     served: int
@@ -22,52 +22,52 @@ class Square:
 
     @property
     def rise(self) -> float:
-        """By how much the first alerts more, as a share; NaN if the other alerts nothing."""
+        """Relative rise of alerts, as a share; NaN if the other version has no alerts."""
         return self.served / self.other - 1 if self.other else float("nan")
 
     @property
-    def more(self) -> str:
-        """The rise in percent, for people."""
+    def rise_text(self) -> str:
+        """The rise in percent as text."""
         return f"{self.rise:+.0%}" if self.other else "-"
 
 
 @dataclass(frozen=True)
 class Incident:
-    """What the updated version did.
+    """The alerts of the updated version compared with those of the previous version.
 
     Attributes:
-        promoted, back: the commands that put it into service and took it out; None if there was none.
-        everyone, genuine: all transactions it decided beside the version before; genuine ones, by the hidden truth.
-        seconds: since the promotion, when a reader had each of them ``(n,)``.
-        served, other: alerts up to then ``(n,)``.
-        evidence: powers of ten of evidence for a rise above 5 %, up to then ``(n,)``.
+        promoted, rollback: the commands that promoted the version and rolled it back; None if there was none.
+        overall, genuine: all transactions that both versions scored; the genuine ones, by the hidden truth.
+        seconds: time of reading of each transaction since the promotion ``(n,)``.
+        served, other: cumulative alerts of the updated and of the previous version ``(n,)``.
+        evidence: evidence for a rise above 5 %, as powers of ten, up to each transaction ``(n,)``.
     """
 
     update: Update
-    promoted: Given | None
-    back: Given | None
-    everyone: Square
-    genuine: Square
+    promoted: ControlRecord | None
+    rollback: ControlRecord | None
+    overall: PairedAlerts
+    genuine: PairedAlerts
     seconds: Floats
     served: Ints
     other: Ints
     evidence: Floats
 
     @property
-    def took_s(self) -> float | None:
-        """Seconds from promotion to rollback, by the broker's clock; None if it was not rolled back."""
-        return (self.back.at - self.promoted.at) / 1_000 if self.promoted and self.back else None
+    def rollback_s(self) -> float | None:
+        """Seconds from promotion to rollback, by the broker's clock; None without a rollback."""
+        return (self.rollback.at - self.promoted.at) / 1_000 if self.promoted and self.rollback else None
 
     @property
-    def last_s(self) -> float | None:
-        """Seconds from the rollback until a reader had the last score of the version; None without either."""
-        if self.promoted is None or self.took_s is None or not len(self.seconds):
+    def last_score_s(self) -> float | None:
+        """Seconds from the rollback to the reading of the version's last score; None without either."""
+        if self.promoted is None or self.rollback_s is None or not len(self.seconds):
             return None
-        return float(self.seconds.max()) - self.took_s
+        return float(self.seconds.max()) - self.rollback_s
 
 
 def incident_of(story: Story, events: Judged) -> Incident | None:
-    """The second act of `story`; None if it had none."""
+    """The incident of `story`; None if it has none."""
     update = story.update
     if update is None:
         return None
@@ -76,7 +76,7 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
     promoted = next(
         (g for g in recording.commands if g.command.action == "promote" and g.version == update.version), None
     )
-    back = next(
+    rollback = next(
         (
             g
             for g in recording.commands
@@ -88,8 +88,8 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
     genuine = np.zeros(len(mine), dtype=np.bool_)
     genuine[events.row] = ~events.fraud
 
-    def square(rows: Bools) -> Square:
-        return Square(int(rows.sum()), int((decision[rows] > 0).sum()), int((lineages.other[rows] > 0).sum()))
+    def paired(rows: Bools) -> PairedAlerts:
+        return PairedAlerts(int(rows.sum()), int((decision[rows] > 0).sum()), int((lineages.other[rows] > 0).sum()))
 
     rows = np.flatnonzero(mine)
     rows = rows[np.argsort(lineages.arrival[rows], kind="stable")]
@@ -99,9 +99,9 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
     return Incident(
         update=update,
         promoted=promoted,
-        back=back,
-        everyone=square(mine),
-        genuine=square(mine & genuine),
+        rollback=rollback,
+        overall=paired(mine),
+        genuine=paired(mine & genuine),
         seconds=(lineages.arrival[rows] - began) / 1_000,
         served=both + only,
         other=both + lacking,

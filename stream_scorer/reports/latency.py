@@ -1,4 +1,4 @@
-"""How long transactions took: from Kafka's timestamp of the record to its score, and to a reader of the score."""
+"""Latency per transaction: from the Kafka timestamp of the record to its score, and to a reader of the score."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 class Latency:
     """Milliseconds per transaction, ``(n,)``; `at` is the record's Kafka timestamp.
 
-    `scored`: until the score was computed (`scored_at`). `arrived`: until a read_committed consumer outside of the
-    scorer had it, so with the commit, which nobody who reads exactly-once output can do without.
+    `scored`: until the score was computed (`scored_at`). `arrived`: until a read_committed consumer outside the scorer
+    read it, which includes the Kafka commit.
     """
 
     at: Ints
@@ -26,12 +26,12 @@ class Latency:
 
     @staticmethod
     def none() -> Latency:
-        """Of no transactions."""
+        """Empty columns."""
         return Latency(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
 
 
 def latency_of(recording: Recording) -> Latency:
-    """Latencies of all transactions whose input was seen. Needs an exact delivery (scores and lineages in pairs)."""
+    """Latencies of all transactions with a recorded input. Scores and lineages must be in pairs."""
     inputs, lineages, scores = recording.inputs, recording.lineages, recording.scores
     order = np.argsort(inputs.places.number)
     known = inputs.places.number[order]
@@ -47,10 +47,10 @@ def latency_of(recording: Recording) -> Latency:
 
 
 def percentiles(values: Floats, wanted: tuple[float, ...] = PERCENTILES) -> dict[float, float]:
-    """Each percentile by the nearest rank: a value that was measured, not one in between. NaN for no values."""
+    """Percentiles by nearest rank: each is a measured value, without interpolation. NaN for no values."""
     if not len(values):
         return dict.fromkeys(wanted, float("nan"))
     ordered = np.sort(values)
-    # Rounded, because 99.9 % of 1,000 is 999 and not the 999.0000000000001 of binary fractions.
+    # Rounded, because 99.9 % of 1,000 is 999, but 999.0000000000001 in floating point.
     ranks = [max(math.ceil(round(p * len(ordered) / 100, 6)), 1) for p in wanted]
     return {p: float(ordered[rank - 1]) for p, rank in zip(wanted, ranks, strict=True)}

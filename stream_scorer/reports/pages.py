@@ -1,6 +1,7 @@
 """HTML pages from Jinja2 templates: self-contained, autoescaped, and the same bytes for the same input.
 
-The templates are in `templates/`; every page extends `base.html.j2`, which forbids loading anything from anywhere.
+The templates are in `templates/`. Every page extends `base.html.j2`, whose content security policy forbids external
+resources.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def ms(value: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three places; a dash for None and NaN."""
+    """Three decimal places; a dash for None and NaN."""
     return "-" if value is None or value != value else f"{value:.3f}"
 
 
@@ -41,14 +42,14 @@ def require_plots() -> None:
 
 
 def drawing(svg: str) -> Markup:
-    """An SVG of `stream_scorer.reports.plots`, whose text matplotlib has escaped, as markup for a template."""
+    """Mark an SVG of `stream_scorer.reports.plots` as markup for a template; matplotlib has escaped its text."""
     from markupsafe import Markup
 
     return Markup(svg)  # noqa: S704
 
 
 def render(template: str, **context: Any) -> str:
-    """The page that `template` makes of `context`, every value escaped. Raises `SettingsError` without Jinja2."""
+    """Render `template` with `context`; every value is escaped. Raises `SettingsError` without Jinja2."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
@@ -73,7 +74,7 @@ def render(template: str, **context: Any) -> str:
 
 
 def write(text: str, path: Path) -> None:
-    """Write a page to `path`, whose folder is created. Raises `SettingsError` if that fails."""
+    """Write a page to `path` and create its folder. Raises `SettingsError` if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

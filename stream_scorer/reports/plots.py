@@ -1,6 +1,6 @@
-"""Plots as inline SVG: text stays text, no script, nothing fetched, the same data give the same bytes.
+"""Plots as inline SVG: real text, no scripts, no external resources; the same data give the same bytes.
 
-Lines, letters and grid take the colour of the page's text, so one drawing serves light and dark pages.
+Lines, text and grid have the colour of the page's text, so the drawings fit light and dark pages.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from stream_scorer.reports.quality import ENSEMBLE, Judged, Quality
 from stream_scorer.reports.story import Story
 from stream_scorer.reports.windows import Bound
 
-# Readable on white and on near-black, and told apart by most colour-blind people (after Okabe and Ito).
+# Readable on white and on near-black, and distinguishable for most colour-blind people (after Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, PURPLE, SAND = "#3a86c8", "#e08b22", "#1f9e78", "#d4504f", "#9a6fc4", "#b59a4a"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SAND, RED)
-# A colour that nothing else has: it stands for the page's own text colour.
+# A colour that nothing else uses; `_svg` replaces it by the page's text colour.
 _INK = "#010203"
-# Inches at 100 px: half the page, so that letters keep their size.
+# Inches at 100 px: half the page, so that text keeps its size.
 _WIDTH, _HEIGHT = 5.0, 2.9
 _DRIFT_THRESHOLD = 0.1
-# In a pane with fewer, one alert moves the rate by percents.
+# In a pane with fewer transactions, one alert changes the rate by more than 1 %.
 MIN_PANE_ROWS = 100
 DAY_MS, SECOND_MS = 86_400_000, 1_000
 _FEW_DAYS = 3.0
@@ -40,7 +40,7 @@ _NAME_LENGTH = 30
 
 
 def flow(story: Story) -> str:
-    """Records in and out a second, and how many were inside."""
+    """Records in and out per second, and the number of records in progress."""
     recording = story.recording
     into, out = np.sort(recording.inputs.timestamp), np.sort(recording.lineages.arrival)
     if not len(into) or not len(out):
@@ -51,7 +51,7 @@ def flow(story: Story) -> str:
     figure, (top, low) = _figure(2, 1, height=3.6, ratios=(2, 1))
     for times, colour, label in ((into, BLUE, "in: transactions"), (out, ORANGE, "out: scores, committed")):
         top.plot(seconds[:-1], np.diff(np.searchsorted(times, edges)), color=colour, label=label, linewidth=1.4)
-    top.set_ylabel("records a second")
+    top.set_ylabel("records per second")
     top.set_ylim(bottom=0)
     _legend(top)
     fine = begin + np.arange(0, (int(seconds[-1])) * 10 + 1) * (SECOND_MS // 10)
@@ -69,11 +69,11 @@ def latency_curve(latency: Latency) -> str:
     figure, (axes,) = _figure(1, 1)
     for values, colour, label in (
         (latency.scored, BLUE, "until scored"),
-        (latency.arrived, ORANGE, "until a committed reader has it"),
+        (latency.arrived, ORANGE, "until read by a read_committed consumer"),
     ):
         ordered = np.sort(np.maximum(values, 1.0))
         if len(ordered):
-            # A thousand points tell as much as all of them.
+            # A thousand points are enough for the curve.
             rank = np.unique(np.linspace(0, len(ordered) - 1, 1_000).astype(np.int64))
             axes.plot(ordered[rank], 1.0 - rank / len(ordered), color=colour, label=label, linewidth=1.6)
     for share, name in ((0.5, "p50"), (0.1, "p90"), (0.01, "p99"), (0.001, "p99.9")):
@@ -109,7 +109,7 @@ def latency_over_time(latency: Latency) -> str:
 
 
 def precision_recall_curves(story: Story, events: Judged, found: Sequence[Quality]) -> str:
-    """The ensemble against each member alone; a dot where the review threshold lies."""
+    """The ensemble and each single member; dots mark the review threshold."""
     lineages = story.recording.lineages
     figure, (axes,) = _figure(1, 1, height=3.6)
     colours = dict(zip(lineages.members, PALETTE, strict=False))
@@ -117,7 +117,7 @@ def precision_recall_curves(story: Story, events: Judged, found: Sequence[Qualit
         whole = quality.name == ENSEMBLE
         column = lineages.score if whole else lineages.member_score[:, lineages.members.index(quality.name)]
         precision, recall = precision_recall_curve(column[events.row], events.fraud)
-        # Between two frauds precision only falls: the points at frauds draw the curve.
+        # Precision only falls between two frauds, so the points at frauds define the curve.
         keep = np.flatnonzero(np.diff(recall, prepend=0.0) > 0)
         colour = _INK if whole else colours.get(quality.name, SAND)
         label = (
@@ -138,7 +138,7 @@ def precision_recall_curves(story: Story, events: Judged, found: Sequence[Qualit
 
 
 def recall_bars(kinds: Sequence[tuple[str, int, int]]) -> str:
-    """Alerted share of each kind of fraud."""
+    """Share of alerted transactions per kind of fraud."""
     ordered = sorted(kinds, key=lambda k: k[1] / k[2])
     figure, (axes,) = _figure(1, 1, height=0.6 + 0.33 * max(len(ordered), 1))
     axes.barh(
@@ -154,12 +154,12 @@ def recall_bars(kinds: Sequence[tuple[str, int, int]]) -> str:
 
 
 def waterfall(alert: Explained, number: int) -> str:
-    """From the base to z, one bar a member."""
+    """From the base to z, one bar per member."""
     return _svg(_waterfall(alert), f"alert-{number}")
 
 
 def waterfall_picture(alert: Explained, path: Path) -> None:
-    """The same as a PNG file."""
+    """Write the waterfall as a PNG file."""
     from matplotlib import rc_context
 
     with rc_context(_STYLE):
@@ -186,11 +186,11 @@ def _waterfall(alert: Explained) -> Any:
 
 
 def paired_alerts(incident: Incident) -> str:
-    """Alerts on the same transactions, of the version that decided and of the one beside it."""
+    """Cumulative alerts of the deciding version and of the previous one, on the same transactions."""
     figure, (axes,) = _figure(1, 1)
     for counts, colour, label in (
-        (incident.served, RED, f"version {incident.update.version}, which decided"),
-        (incident.other, BLUE, "the version before, on the same transactions"),
+        (incident.served, RED, f"version {incident.update.version} (decides)"),
+        (incident.other, BLUE, "previous version, same transactions"),
     ):
         axes.step(incident.seconds, counts, color=colour, label=label, linewidth=1.6, where="post")
     axes.set_ylabel("alerts")
@@ -201,10 +201,10 @@ def paired_alerts(incident: Incident) -> str:
 
 
 def evidence(incident: Incident) -> str:
-    """Evidence for a rise of more than 5 %, and what it takes to act."""
+    """Evidence for a rise of more than 5 %, and the threshold of the rollback."""
     figure, (axes,) = _figure(1, 1)
     axes.plot(incident.seconds, incident.evidence, color=RED, linewidth=1.6, label="evidence")
-    axes.axhline(-np.log10(ALPHA), color=_INK, alpha=0.6, linewidth=0.9, linestyle="--", label="enough to act")
+    axes.axhline(-np.log10(ALPHA), color=_INK, alpha=0.6, linewidth=0.9, linestyle="--", label="rollback threshold")
     axes.set_ylabel("evidence, powers of ten")
     _from_promotion(axes, incident)
     _legend(axes, loc="upper left")
@@ -214,12 +214,12 @@ def evidence(incident: Incident) -> str:
 def _from_promotion(axes: Any, incident: Incident) -> None:
     axes.set_xlabel("seconds since the promotion")
     axes.set_xlim(left=0)
-    if incident.took_s is not None:
-        axes.axvline(incident.took_s, color=_INK, alpha=0.6, linewidth=0.9, linestyle=":", label="rollback")
+    if incident.rollback_s is not None:
+        axes.axvline(incident.rollback_s, color=_INK, alpha=0.6, linewidth=0.9, linestyle=":", label="rollback")
 
 
 def alert_rate(hours: Sequence[MonitorMetric], days: Sequence[MonitorMetric]) -> str:
-    """Alert rate by pane, where enough transactions make one, and by long window."""
+    """Alert rate per pane with enough transactions, and per long window."""
     hours = [m for m in hours if m.rows >= MIN_PANE_ROWS]
     figure, (axes,) = _figure(1, 1, height=2.5)
     axes.plot([_middle(m) for m in hours], [m.value for m in hours], color=BLUE, alpha=0.5, linewidth=0.9,
@@ -234,19 +234,19 @@ def alert_rate(hours: Sequence[MonitorMetric], days: Sequence[MonitorMetric]) ->
 
 
 def false_positives(found: Sequence[Bound]) -> str:
-    """Bounds by window, and the truth that the monitor never sees."""
+    """Bounds per window, and the hidden truth."""
     figure, (axes,) = _figure(1, 1, height=2.7)
-    said: set[str] = set()
+    labelled: set[str] = set()
 
     def once(label: str) -> str:
-        if label in said:
+        if label in labelled:
             return ""
-        said.add(label)
+        labelled.add(label)
         return label
 
     for bound in found:
         left, width = _number(bound.start), (bound.end - bound.start) / DAY_MS
-        label = once("bounds, labels ripe" if bound.ripe else "bounds, labels still young")
+        label = once("bounds, labels ripe" if bound.ripe else "bounds, labels not yet ripe")
         axes.bar(left + width / 2, bound.high - bound.low, bottom=bound.low, width=0.86 * width, color=BLUE,
                  alpha=0.6 if bound.ripe else 0.25, linewidth=0, label=label)  # fmt: skip
         if bound.truth is not None:
@@ -262,7 +262,7 @@ def false_positives(found: Sequence[Bound]) -> str:
 
 
 def drift(series: dict[str, list[MonitorMetric]]) -> str:
-    """Drift score by window."""
+    """Drift score per window."""
     figure, (axes,) = _figure(1, 1, width=2 * _WIDTH, height=2.7)
     for (name, metrics), colour in zip(series.items(), (_INK, *PALETTE), strict=False):
         axes.plot([_middle(m) for m in metrics], [m.value for m in metrics], "o-", color=colour, markersize=3.5,
@@ -277,7 +277,7 @@ def drift(series: dict[str, list[MonitorMetric]]) -> str:
 
 
 def steps_bar(steps: dict[str, float]) -> str:
-    """What the time went into."""
+    """Wall time per step."""
     names = list(steps)
     figure, (axes,) = _figure(1, 1, width=2 * _WIDTH, height=0.6 + 0.33 * max(len(names), 1))
     starts = np.concatenate([[0.0], np.cumsum(list(steps.values()))])
@@ -320,7 +320,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def _svg(figure: Any, name: str) -> str:
-    """The drawing as an ``<svg>`` element; `name` keeps its ids apart from those of other drawings on the page."""
+    """The drawing as an ``<svg>`` element; the prefix `name` makes its ids unique on the page."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -329,7 +329,7 @@ def _svg(figure: Any, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Within HTML the namespaces go without saying.
+    # HTML does not need the namespaces.
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'\b(id|href)="(#?)([^"]+)"', rf'\1="\2{name}-\3"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
@@ -338,7 +338,7 @@ def _svg(figure: Any, name: str) -> str:
 
 
 def _short(name: str) -> str:
-    """A name that leaves room for the drawing."""
+    """The name, cut to `_NAME_LENGTH` characters."""
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -361,7 +361,7 @@ def _days(axes: Any) -> None:
 
     left, right = axes.get_xlim()
     whole_days = right - left >= _FEW_DAYS
-    # Its classes carry no types.
+    # Its classes have no type annotations.
     untyped: Any = dates
     axes.xaxis.set_major_locator(MaxNLocator(6 if whole_days else 3, integer=whole_days))
     axes.xaxis.set_major_formatter(untyped.DateFormatter("%d %b" if whole_days else "%d %b %H:%M", tz=UTC))
@@ -377,5 +377,5 @@ def _middle(m: MonitorMetric) -> datetime:
 
 
 def _number(time_ms: int) -> float:
-    """As matplotlib counts dates: days since 1970."""
+    """A date as a matplotlib number: days since 1970."""
     return time_ms / DAY_MS

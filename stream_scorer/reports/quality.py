@@ -1,4 +1,4 @@
-"""How good the decisions were, against the hidden truth; each event counts once, by its first copy."""
+"""Quality of the decisions against the hidden truth; each event counts once, by its first copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENSEMBLE = "ensemble"
 
 @dataclass(frozen=True)
 class Judged:
-    """Scored events with their truth; `row` are rows of the recording's scores and lineages, columns ``(n,)``."""
+    """Scored events with their truth, columns ``(n,)``; `row` indexes the recording's scores and lineages."""
 
     row: Ints
     kind: Ints
@@ -29,7 +29,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures of the ensemble or of one member alone; `alerts` at the review threshold."""
+    """Metrics of the ensemble or of a single member; `alerts` at the review threshold."""
 
     name: str
     average_precision: float | None
@@ -38,7 +38,7 @@ class Quality:
 
 
 def judged(story: Story) -> Judged:
-    """The scored events of a story that the truth knows, without second copies."""
+    """The scored events of a story that the truth contains, without second copies."""
     scores = story.recording.scores
     kind_of = dict(zip(story.truth.event_id, story.truth.kind.tolist(), strict=True))
     kinds = np.array([kind_of.get(event_id, -1) for event_id in scores.event_id], dtype=np.int64)
@@ -48,7 +48,7 @@ def judged(story: Story) -> Judged:
 
 
 def qualities(story: Story, events: Judged) -> list[Quality]:
-    """The ensemble, then every member as if it stood alone."""
+    """Metrics of the ensemble, then of every single member."""
     lineages = story.recording.lineages
     found = [_quality(ENSEMBLE, lineages.score[events.row], events.alert, events.fraud)]
     for m, name in enumerate(lineages.members):

@@ -1,4 +1,4 @@
-"""What was seen of a run from outside, as columns; every figure of a report is a function of this."""
+"""The records of a run, read from outside, as columns; every figure of a report is a function of them."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Lineages:
     """Records on `contributions`, in order of output partition and offset.
 
     Attributes:
-        partition: output partition ``(n,)``. source: where the transaction came from.
-        event_id: n of them. arrival: when they were read here, epoch ms ``(n,)``.
+        partition: output partition ``(n,)``. source: place of the transaction.
+        event_id: ``(n,)``. arrival: time of reading, epoch ms ``(n,)``.
         base, z, score: ``(n,)``, NaN where null. member_score, weight, contribution: ``(n, n_members)``.
-        members: their names, in the order of the columns.
-        version: which version decided, an index of `versions` ``(n,)``.
-        other: what the version beside it would have decided, an index of `DECISIONS`, -1 where there was none ``(n,)``.
+        members: names in the order of the columns.
+        version: the deciding version, an index of `versions` ``(n,)``.
+        other: decision of the other version, an index of `DECISIONS`, -1 without one ``(n,)``.
     """
 
     partition: Ints
@@ -73,7 +73,7 @@ class Lineages:
     other: Ints
 
     def by(self, version: str) -> Bools:
-        """Which ``(n,)`` of them `version` decided."""
+        """Mask ``(n,)`` of the records that `version` decided."""
         number = self.versions.index(version) if version in self.versions else -1
         return np.asarray(self.version == number, dtype=np.bool_)
 
@@ -99,15 +99,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class DeadLetters:
-    """Records on the dead-letter topic that came from `transactions`: where from, and their error codes."""
+    """Dead letters of `transactions`: places of the rejected records, and error codes."""
 
     places: Places
     code: list[str]
 
 
 @dataclass(frozen=True)
-class Given:
-    """A record on `control`: its place in the log, when the broker took it (epoch ms), and the command."""
+class ControlRecord:
+    """A record on `control`: its offset, its broker timestamp (epoch ms), and the command."""
 
     offset: int
     at: int
@@ -115,13 +115,13 @@ class Given:
 
     @property
     def version(self) -> str:
-        """The version it names; empty for none."""
+        """The version in the command; empty without one."""
         return self.command.version.version if self.command.version is not None else ""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Everything that was seen of one run."""
+    """All records of one run."""
 
     inputs: Inputs
     lineages: Lineages
@@ -129,4 +129,4 @@ class Recording:
     dead: DeadLetters
     alerts: list[Alert]
     metrics: list[MonitorMetric] = field(default_factory=list)
-    commands: list[Given] = field(default_factory=list)
+    commands: list[ControlRecord] = field(default_factory=list)

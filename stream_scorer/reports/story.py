@@ -1,4 +1,4 @@
-"""A finished run, as the demo hands it to its report."""
+"""A finished run: the input of the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stream_scorer.reports.recording import Recording
 
 @dataclass(frozen=True)
 class Truth:
-    """The hidden truth about the live transactions: event ids, and kinds of fraud as indices (0: genuine)."""
+    """The hidden truth of the live transactions: event ids, and kinds of fraud as indices (0: genuine)."""
 
     event_id: list[str]
     event_time: NDArray[np.int64]
@@ -22,7 +22,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Check:
-    """Something that must hold for the run to be called good, and what was found."""
+    """A condition that must hold for the run to pass, and what was found."""
 
     name: str
     holds: bool
@@ -31,10 +31,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Update:
-    """The version that goes wrong in the second act.
+    """The faulty version of the incident.
 
     `member` reads `input` at `scale` times its scale; `share_before` and `share_after` are its shares of the weight.
-    `rise` is by how much it raises alerts on the history, as a share.
+    `rise` is the relative rise of alerts on the history, as a share.
     """
 
     version: str
@@ -46,26 +46,26 @@ class Update:
     rise: float
 
     @property
-    def told(self) -> str:
-        """What was changed, in a few words."""
+    def summary(self) -> str:
+        """The change as text."""
         return (
             f"{self.member} reads {self.input} at {self.scale:g} times its scale, with {self.share_after:.0%} of the "
-            f"weight in place of {self.share_before:.0%}"
+            f"weight instead of {self.share_before:.0%}"
         )
 
 
 @dataclass
 class Story:
-    """Everything the report is made of.
+    """The data of a report.
 
     Attributes:
-        title: of the page. recording: what was seen from outside. truth: read by the report only.
-        ensemble, version: as registered. review, block: thresholds on the score.
-        pane_ms, horizon_ms: of the spec. calendar: its columns that are functions of the time alone.
-        labels: by source, as sent live. kinds: names of the kinds of fraud.
-        sent: transactions, duplicates and garbage as the simulator counted them. rate: asked for, a second.
-        training: the train command's report. steps: seconds by step. machine: what it ran on.
-        update: the version of the second act; None if there was none.
+        title: page title. recording: records read from outside. truth: only the report reads it.
+        ensemble, version: registered name and version. review, block: thresholds on the score.
+        pane_ms, horizon_ms: from the spec. calendar: feature columns that depend only on the time.
+        labels: number of live labels by source. kinds: names of the kinds of fraud.
+        sent: transactions, duplicates and garbage, counted by the simulator. rate: target transactions per second.
+        training: the train command's report. steps: seconds by step. machine: description of the machine.
+        update: the faulty version; None without an incident.
     """
 
     title: str

@@ -15,7 +15,7 @@ _NAME = 14
 
 
 def closing_report(story: Story, facts: Facts, page: Path, total_s: float) -> list[str]:
-    """The lines; `page` is where the long form stands, `total_s` what all of it took, that page included."""
+    """The lines of the report; `page` is the path of the HTML page, `total_s` the wall time with that page."""
     failed = [check for check in story.checks if not check.holds]
     lines = [f"{story.title}: {'FAILED' if failed else 'passed'} in {total_s:.0f} s on {story.machine}", ""]
     lines += [f"  {'ok  ' if check.holds else 'FAIL'} {check.name}: {check.found}" for check in story.checks]
@@ -41,8 +41,8 @@ def closing_report(story: Story, facts: Facts, page: Path, total_s: float) -> li
     lines.append("")
     for place, alert in enumerate(facts.explained):
         parts = " ".join(f"{part.name} {part.contribution:+.2f}" for part in alert.parts)
-        told = f"{alert.kind.replace('_', ' ')} {alert.value / 100:,.2f}, score {alert.score:.3f}: "
-        lines.append(_line("" if place else "alerts", f"{told}base {alert.base:+.2f} {parts} = z {alert.z:+.2f}"))
+        head = f"{alert.kind.replace('_', ' ')} {alert.value / 100:,.2f}, score {alert.score:.3f}: "
+        lines.append(_line("" if place else "alerts", f"{head}base {alert.base:+.2f} {parts} = z {alert.z:+.2f}"))
     lines.append(_line("monitor", _monitor(facts)))
     steps = ", ".join(f"{name.split(',')[0].split(';')[0]} {seconds:.0f} s" for name, seconds in story.steps.items())
     return [*lines, _line("steps", f"{steps}, this report {total_s - story.total_s:.0f} s"), _line("report", str(page))]
@@ -54,39 +54,40 @@ def _line(name: str, text: str) -> str:
 
 def _spread(values: Floats) -> str:
     if not len(values):
-        return "nothing measured"
+        return "no measurements"
     found = percentiles(values)
     return ", ".join(f"p{p:g} {found[p]:,.0f} ms" for p in PERCENTILES) + f", max {values.max():,.0f} ms"
 
 
 def _incident(incident: Incident) -> list[str]:
-    update, every, genuine = incident.update, incident.everyone, incident.genuine
+    update, overall, genuine = incident.update, incident.overall, incident.genuine
     if incident.promoted is None:
         return [f"version {update.version} was not promoted"]
     lines = [
-        f"version {update.version} promoted, a minor update: {update.told}",
-        f"of {every.rows:,} transactions it alerted {every.served:,}, the version beside it {every.other:,} "
-        f"({every.more}); of genuine ones {genuine.served:,} and {genuine.other:,} ({genuine.more})",
+        f"version {update.version} promoted, a minor update: {update.summary}",
+        f"alerts on the same {overall.rows:,} transactions: {overall.served:,}, previous version {overall.other:,} "
+        f"({overall.rise_text}); on genuine ones: {genuine.served:,} and {genuine.other:,} ({genuine.rise_text})",
     ]
-    if incident.back is None or incident.took_s is None:
+    if incident.rollback is None or incident.rollback_s is None:
         return [*lines, "it was not rolled back"]
-    return [*lines, f"rolled back by {incident.back.command.who} after {incident.took_s:.1f} s{_last(incident)}"]
+    after = f"after {incident.rollback_s:.1f} s{_last(incident)}"
+    return [*lines, f"rolled back by {incident.rollback.command.who} {after}"]
 
 
 def _last(incident: Incident) -> str:
-    if incident.last_s is None or incident.last_s <= 0:
-        return ", and no score of it came after"
-    return f"; its last score reached a reader {1_000 * incident.last_s:,.0f} ms later"
+    if incident.last_score_s is None or incident.last_score_s <= 0:
+        return "; none of its scores came later"
+    return f"; its last score reached a reader {1_000 * incident.last_score_s:,.0f} ms later"
 
 
 def _monitor(facts: Facts) -> str:
     inside, ripe = facts.truth_inside
-    told = f"{facts.windows:,} windows; "
-    told += (
-        f"the bounds hold the true false-positive rate in {inside} of the {ripe} with ripe labels"
+    text = f"{facts.windows:,} windows; "
+    text += (
+        f"the bounds contain the true false-positive rate in {inside} of {ripe} windows with ripe labels"
         if ripe
-        else "too short a run for ripe labels"
+        else "the run was too short for ripe labels"
     )
     for name, series in list(facts.drifts.items())[:1]:
-        told += f"; drift of the {name} at most {max(m.value or 0.0 for m in series):.3f}"
-    return told
+        text += f"; drift of the {name} at most {max(m.value or 0.0 for m in series):.3f}"
+    return text

@@ -1,4 +1,4 @@
-"""The monitor's windows as series, with the hidden truth beside them."""
+"""The monitor's windows as series, with the hidden truth per window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRIFT_SHOWN = 4
 
 @dataclass(frozen=True)
 class Bound:
-    """False-positive bounds of one window; `truth` is None where it held no genuine transaction."""
+    """False-positive bounds of one window; `truth` is None if the window has no genuine transaction."""
 
     start: int
     end: int
@@ -28,12 +28,12 @@ class Bound:
 
     @property
     def contains_truth(self) -> bool | None:
-        """Whether the truth lies within the bounds; None without truth."""
+        """Whether the bounds contain the truth; None without truth."""
         return None if self.truth is None else self.low <= self.truth <= self.high
 
 
 def final(story: Story) -> list[MonitorMetric]:
-    """The last revision of every figure of the story's version, in order of window."""
+    """The last revision of every metric of the story's version, in order of window."""
     newest: dict[tuple[str, str, int, int], MonitorMetric] = {}
     for m in story.recording.metrics:
         if m.version != story.version:
@@ -45,12 +45,12 @@ def final(story: Story) -> list[MonitorMetric]:
 
 
 def windows_seen(metrics: list[MonitorMetric]) -> int:
-    """How many windows there were."""
+    """Number of distinct windows."""
     return len({(m.window_start, m.window_end) for m in metrics})
 
 
 def long_ms(story: Story) -> int:
-    """Length of the longest windows that the monitor told; a pane if there were none."""
+    """Length of the longest windows that the monitor published; a pane if there are none."""
     return max((m.window_end - m.window_start for m in story.recording.metrics), default=story.pane_ms)
 
 
@@ -81,9 +81,9 @@ def bounds(story: Story, events: Judged) -> list[Bound]:
 
 
 def drifts(story: Story) -> dict[str, list[MonitorMetric]]:
-    """Drift scores of the longest windows with rows enough, by series: the score, then those that moved most.
+    """Drift scores of the longest windows with enough rows, by series: the score, then the largest others.
 
-    Columns of the calendar are left out: within a day it is never the mix of weekdays that the reference holds.
+    Calendar columns are left out: a day never has the mix of weekdays and hours of the reference.
     """
     length = long_ms(story)
     series: dict[str, list[MonitorMetric]] = {}

@@ -86,9 +86,9 @@ def test_it_passes_and_leaves_its_report_and_no_process(demo: Demo) -> None:
     assert out.splitlines()[0].startswith("stream_scorer demo: passed in ")
     assert "none lost, none doubled" in out
     assert "cards@champion, version 1" in out
-    assert "ok   the monitor rolls the update back by itself, once" in out
-    assert "ok   and names the member" in out
-    assert "ok   every score can be computed again from its record" in out
+    assert "ok   the monitor rolls the update back automatically, once" in out
+    assert "ok   the rollback names the member" in out
+    assert "ok   every score can be recomputed from its record" in out
     assert "FAIL" not in out
     page = (demo.folder / "demo-report" / "index.html").read_text()
     assert "none lost, none doubled" in page

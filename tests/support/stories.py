@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stream_scorer.records import Action, Alert, Command, MonitorMetric, ServedVersion
-from stream_scorer.reports.recording import DeadLetters, Given, Inputs, Lineages, Places, Recording, Scores
+from stream_scorer.reports.recording import ControlRecord, DeadLetters, Inputs, Lineages, Places, Recording, Scores
 from stream_scorer.reports.story import Check, Story, Truth, Update
 
 HOUR = 3_600_000
@@ -99,9 +99,9 @@ def with_incident(story: Story, *, rolled_back: bool = True) -> Story:
 
     promote = command("promote", who="ann", why="better", version=ServedVersion("2", "0" * 64))
     rollback = command("rollback", who="watcher", why="<worse>; member gbdt makes 9 more", author="monitor")
-    commands = [Given(0, 5, command("promote", who="x", why="first", version=ServedVersion("1", "0" * 64)))]
-    commands += [Given(1, began, promote)]
-    commands += [Given(2, began + 1_200, rollback)] if rolled_back else []
+    commands = [ControlRecord(0, 5, command("promote", who="x", why="first", version=ServedVersion("1", "0" * 64)))]
+    commands += [ControlRecord(1, began, promote)]
+    commands += [ControlRecord(2, began + 1_200, rollback)] if rolled_back else []
     return replace(
         story,
         recording=replace(story.recording, lineages=lineages, commands=commands),

@@ -22,7 +22,7 @@ from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.kafka.load import FollowedRecord
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import DECISIONS, Alert, Command, Reason, ServedVersion
-from stream_scorer.reports.recording import Given
+from stream_scorer.reports.recording import ControlRecord
 from stream_scorer.reports.story import Update
 from stream_scorer.simulate.config import DAY_MS
 from stream_scorer.spec import load_spec
@@ -137,13 +137,13 @@ class TestView:
                 view.show(glance(), 1.0)
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         assert len(lines) == 2
-        assert "latency p50 20 ms p99 30 ms, 1 alerts, most drift amount 0.200" in lines[0]
+        assert "latency p50 20 ms p99 30 ms, 1 alerts, largest drift amount 0.200" in lines[0]
 
 
 class TestSecondAct:
     UPDATE = Update("2", "gbdt", "amount_log", 1.5, 0.5, 0.67, 0.31)
 
-    def given(self, *actions: str) -> list[Given]:
+    def given(self, *actions: str) -> list[ControlRecord]:
         found = []
         for offset, action in enumerate(actions):
             by_monitor = action == "rollback"
@@ -153,7 +153,7 @@ class TestSecondAct:
                 author="monitor" if by_monitor else "person",
                 version=None if by_monitor else ServedVersion("2", "0" * 64),
             )  # fmt: skip
-            found.append(Given(offset, 1_000 * offset, command))
+            found.append(ControlRecord(offset, 1_000 * offset, command))
         return found
 
     def test_it_promotes_once_and_tells_each_command_once(self) -> None:
@@ -188,11 +188,11 @@ class TestSecondAct:
         assert not possible(DemoPlan(transactions=3_000))
 
 
-def test_a_child_that_ends_by_itself_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_the_error_of_an_ended_child_has_the_end_of_its_log(tmp_path: Path) -> None:
     child = Child("scorer", ["run", "--no-such-flag"], tmp_path)
     with pytest.raises(StreamScorerError, match="no-such-flag"):
         child.wait(lambda _line: None)
-    with pytest.raises(StreamScorerError, match="the scorer ended by itself with exit code 2"):
+    with pytest.raises(StreamScorerError, match="the scorer ended unexpectedly with exit code 2"):
         child.require_running()
     assert child.stop() == 2
 
@@ -212,7 +212,7 @@ def test_what_is_seen_of_a_transaction_becomes_a_row_of_the_recording() -> None:
     source = {"topic": topic.transactions, "partition": 0, "offset": 7, "place": 0}
     lineage = {
         "event_id": "e", "version": "2", "base": -1.0, "z": 0.5, "score": 0.6, "source": source,
-        "members": [{"name": "gbdt", "score": 0.6, "weight": 1.0, "contribution": 1.5}],
+        "members": {"name": ["gbdt"], "score": [0.6], "weight": [1.0], "contribution": [1.5]},
         "alternatives": [{"decision": "review"}],
     }  # fmt: skip
     seen.lineage(FollowedRecord(0, 3, b"k", msgspec.json.encode(lineage), 1_010), 1_015)

@@ -139,7 +139,14 @@ def test_the_text_fits_a_narrow_terminal_and_says_everything(explanation: Explan
     bars = [line for line in text.splitlines() if line.endswith(("=", "+", "-")) and line[:1] != " "]
     assert len(bars) == 7
     assert max(map(len, bars)) <= 80
-    for word in ("e<1>", "review (by its score)", "features_stale", "seen before", "2 scores", "8 would say approve"):
+    for word in (
+        "e<1>",
+        "review (by its score)",
+        "features_stale",
+        "occurred before",
+        "2 scores",
+        "8 would have decided approve",
+    ):
         assert word in text
     assert "count_1h" in text
     assert "(missing)" in text
@@ -154,7 +161,7 @@ def test_a_member_that_scores_otherwise_is_told(folder: Path) -> None:
     members = contribution.members
     found = explained(replace(members, score=[0.123, *members.score[1:]]))
     assert not found.same
-    assert "otherwise" in as_text(found)
+    assert "differs from the record" in as_text(found)
     assert explained(replace(members, score=[None, *members.score[1:]], status=["missing"] + ["ok"] * 4)).same
     with pytest.raises(UsageError, match="was not scored by"):
         explain(score, contribution, replace(lineage, features=ROW[:3]), 1, ensemble, folder, 1e-6, 3)
@@ -166,7 +173,7 @@ def test_a_score_without_quorum_has_no_waterfall(folder: Path) -> None:
     contribution = replace(contribution, members=members, z=None, base=None, score=None)
     score = replace(score, score=None, decision_source="fallback")
     found = explain(score, contribution, lineage, 1, ensemble, folder, 1e-6, 3)
-    assert "no z: too few members answered" in as_text(found)
+    assert "no z: too few members returned a score" in as_text(found)
 
 
 def test_page_and_picture(explanation: Explanation, tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ class TestDelivery:
         found = check_delivery(places((0, 5)), places((0, 5)), places((0, 5)))
         assert len(found.doubled) == 1
 
-    def test_an_output_of_no_input_is_strange(self) -> None:
+    def test_an_output_without_an_input_is_unexpected(self) -> None:
         found = check_delivery(places((0, 5)), places((0, 5), (0, 4)), places())
-        assert list(found.strange.offset) == [4]
+        assert list(found.unexpected.offset) == [4]
         assert not found.exact
 
     def test_a_loss_and_a_double_do_not_cancel(self) -> None:
@@ -166,15 +166,15 @@ class TestIncident:
         story = with_incident(make_story())
         events = judged(story)
         found = incident_of(story, events)
-        assert found is not None and found.promoted is not None and found.back is not None
+        assert found is not None and found.promoted is not None and found.rollback is not None
         decided = story.recording.scores.decision[100:150] > 0
-        assert (found.everyone.rows, found.everyone.served, found.everyone.other) == (50, int(decided.sum()), 0)
+        assert (found.overall.rows, found.overall.served, found.overall.other) == (50, int(decided.sum()), 0)
         first = events.row[(events.row >= 100) & (events.row < 150)]
         genuine = [row for row in first.tolist() if events.kind[events.row.tolist().index(row)] == 0]
         assert found.genuine.rows == len(genuine)
         assert found.genuine.served == int((story.recording.scores.decision[genuine] > 0).sum())
-        assert found.took_s == 1.2
-        assert found.last_s is not None and math.isclose(found.last_s, found.seconds.max() - 1.2)
+        assert found.rollback_s == 1.2
+        assert found.last_score_s is not None and math.isclose(found.last_score_s, found.seconds.max() - 1.2)
         assert found.served[-1] == decided.sum() and found.other[-1] == 0
 
     def test_its_evidence_is_the_monitors(self) -> None:
@@ -182,7 +182,7 @@ class TestIncident:
         found = incident_of(story, judged(story))
         assert found is not None
         version = ServedVersion("2", "0" * 64)
-        paired = Paired(Pair("cards", version, version, 0, 0, "rollback"), served=found.everyone.served)
+        paired = Paired(Pair("cards", version, version, 0, 0, "rollback"), served=found.overall.served)
         assert math.isclose(found.evidence[-1] * math.log(10), paired.log_evidence)
 
     def test_windows_are_of_the_version_before(self) -> None:
@@ -195,7 +195,7 @@ class TestIncident:
     def test_the_closing_report_tells_it(self) -> None:
         story = with_incident(make_story())
         text = "\n".join(closing_report(story, facts_of(story), Path("report/index.html"), 10.0))
-        assert "gbdt reads amount_log at 1.5 times its scale, with 67% of the weight in place of 50%" in text
+        assert "gbdt reads amount_log at 1.5 times its scale, with 67% of the weight instead of 50%" in text
         assert "rolled back by watcher after 1.2 s" in text
         story = with_incident(make_story(), rolled_back=False)
         text = "\n".join(closing_report(story, facts_of(story), Path("report/index.html"), 10.0))
@@ -208,7 +208,7 @@ def test_the_closing_report_says_what_failed_and_is_short() -> None:
     assert lines[0] == "a run: passed in 4 s on 2 cores"
     assert len(lines) <= 30
     assert any("somewhere/index.html" in line for line in lines)
-    story.checks.append(Check("the monitor told windows", False, "0 windows"))
+    story.checks.append(Check("the monitor published windows", False, "0 windows"))
     lines = closing_report(story, facts_of(story), Path("x"), 4.0)
     assert lines[0].startswith("a run: FAILED")
-    assert "  FAIL the monitor told windows: 0 windows" in lines
+    assert "  FAIL the monitor published windows: 0 windows" in lines
