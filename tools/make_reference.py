@@ -41,7 +41,7 @@ that has the wrong type or is out of bounds; the message names the setting, the 
 
 `scorer.watchdog_timeout_s` must be 0 or longer than `scorer.member_timeout_ms`.
 
-Names before a rename still work and log a warning:
+Deprecated names still work and log a warning:
 
 {former}
 
@@ -53,9 +53,10 @@ _METRICS = """\
 
 {made}
 
-Served as Prometheus text on `/metrics` of `metrics.host`:`metrics.port`, beside `/healthz` (the process is up) and
-`/readyz` (it owns its partitions and works; 503 with the reason otherwise). No label holds anything of a transaction.
-Rules to start from are in `deploy/prometheus/alerts.yml`.
+`/metrics` on `metrics.host`:`metrics.port` serves these metrics as Prometheus text. The same port serves `/healthz`
+(the process is up) and `/readyz` (200 when the process has its partitions and, for a scorer, scores with features;
+otherwise 503 with the reason). No label contains data of a transaction. `deploy/prometheus/alerts.yml` has alert
+rules to start from.
 
 ## Scorer (`stream-scorer run`)
 
