@@ -1,5 +1,5 @@
 """Training: from labelled history to an ensemble's folder. Needs the extra `train` (scikit-learn).
 
-Features come from the serving kernel and scoring from `stream_scorer.ensemble`; what lives here is what happens in
-between: splitting by time, fitting members, calibrators and weights, and judging them on rows none of them has seen.
+Features come from the serving kernel and scoring from `stream_scorer.ensemble`. This package contains the steps in
+between: the split by time, the fit of members, calibrators and weights, and their evaluation on held-out rows.
 """

@@ -1,4 +1,4 @@
-"""Fitting what stands between members and score: calibrators, weights and stacking."""
+"""Fits the steps between members and score: calibrators, weights and stacking."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from stream_scorer.ensemble.links import EPSILON
 from stream_scorer.ensemble.manifest import Beta, Isotonic, Platt, Stacking
 
-# No member is silenced altogether: one without weight costs as much to run and can neither be watched nor stand in
-# when another is down.
+# Every member gets some weight: a member without weight costs as much to run, but can neither be monitored nor replace
+# a missing member.
 MIN_WEIGHT = 0.05
-# Pull towards equal weights, in units of summed log loss: 140 frauds tell five correlated members apart only roughly.
+# Penalty for unequal weights, in units of summed log loss: 140 frauds separate five correlated members only roughly.
 _RIDGE = 2.0
 _SLOPE_BOUNDS = (1e-3, 20.0)
 
@@ -27,8 +27,8 @@ def fit_platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> Platt:
         residual = _probability(z) - y
         return _log_loss(z, y), np.array([residual @ logit, residual.sum()])
 
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[_SLOPE_BOUNDS, (None, None)])
-    return Platt(slope=float(found.x[0]), intercept=float(found.x[1]))
+    result = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[_SLOPE_BOUNDS, (None, None)])
+    return Platt(slope=float(result.x[0]), intercept=float(result.x[1]))
 
 
 def fit_beta(probability: NDArray[np.float64], label: NDArray[np.bool_]) -> Beta:
@@ -43,32 +43,32 @@ def fit_beta(probability: NDArray[np.float64], label: NDArray[np.bool_]) -> Beta
         return _log_loss(z, y), (_probability(z) - y) @ terms
 
     bounds = [(0.0, _SLOPE_BOUNDS[1])] * 2 + [(None, None)]
-    found = minimize(loss, np.array([1.0, 1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds)
-    return Beta(*(float(value) for value in found.x))
+    result = minimize(loss, np.array([1.0, 1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds)
+    return Beta(*(float(value) for value in result.x))
 
 
 def fit_isotonic(probability: NDArray[np.float64], label: NDArray[np.bool_]) -> Isotonic:
     """The ascending steps closest to labels ``(n,)`` over probabilities ``(n,)``, joined by lines."""
     from sklearn.isotonic import IsotonicRegression
 
-    found = IsotonicRegression(y_min=0.0, y_max=1.0).fit(probability, label.astype(np.float64))
-    return Isotonic(found.X_thresholds_.tolist(), found.y_thresholds_.tolist())
+    result = IsotonicRegression(y_min=0.0, y_max=1.0).fit(probability, label.astype(np.float64))
+    return Isotonic(result.X_thresholds_.tolist(), result.y_thresholds_.tolist())
 
 
-def fit_weights(logits: NDArray[np.float64], label: NDArray[np.bool_], most: float) -> NDArray[np.float64]:
+def fit_weights(logits: NDArray[np.float64], label: NDArray[np.bool_], max_weight: float) -> NDArray[np.float64]:
     """Weights ``(m,)`` that sum to 1, from calibrated logits ``(n, m)`` and labels ``(n,)``.
 
-    They minimise the log loss of ``sigmoid(scale * weighted mean + intercept)``: scale and intercept are the final
-    calibrator's business and are fitted along, so that weights are not bent to make up for them. Each weight is
-    between `MIN_WEIGHT` and `most` (where m allows): at one minus the quorum, no single loss costs the score.
+    They minimise the log loss of ``sigmoid(scale * weighted mean + intercept)``. Scale and intercept belong to the
+    final calibrator; fitting them too keeps the weights from compensating for them. Each weight is between `MIN_WEIGHT`
+    and `max_weight`, if m allows. With a `max_weight` of at most one minus the quorum, any one member may be missing.
     """
     from scipy.optimize import LinearConstraint, minimize
 
     y = label.astype(np.float64)
     members = logits.shape[1]
-    least, most = min(MIN_WEIGHT, 1.0 / members), max(most, 1.0 / members)
+    min_weight, max_weight = min(MIN_WEIGHT, 1.0 / members), max(max_weight, 1.0 / members)
 
-    # Over v = scale * weights, so that everything but the bounds on shares is free; divided by n to be well scaled.
+    # Over v = scale * weights, so that only the shares are constrained; divided by n for numerical scaling.
     def loss(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         v = theta[:members]
         z = logits @ v + theta[members]
@@ -77,8 +77,8 @@ def fit_weights(logits: NDArray[np.float64], label: NDArray[np.bool_], most: flo
         gradient = np.append(residual @ logits + 2 * _RIDGE * spread, residual.sum())
         return (_log_loss(z, y) + _RIDGE * float(spread @ spread)) / len(y), gradient / len(y)
 
-    shares = np.vstack([np.eye(members) - least, most - np.eye(members)])
-    found = minimize(
+    shares = np.vstack([np.eye(members) - min_weight, max_weight - np.eye(members)])
+    result = minimize(
         loss,
         np.append(np.full(members, 1.0 / members), 0.0),
         jac=True,
@@ -87,14 +87,14 @@ def fit_weights(logits: NDArray[np.float64], label: NDArray[np.bool_], most: flo
         constraints=[LinearConstraint(np.hstack([shares, np.zeros((2 * members, 1))]), 0.0, np.inf)],
         options={"maxiter": 500, "ftol": 1e-12},
     )
-    v = found.x[:members]
+    v = result.x[:members]
     return np.asarray(v / v.sum(), np.float64)
 
 
 def fit_stacking(logits: NDArray[np.float64], label: NDArray[np.bool_]) -> Stacking:
-    """Logistic regression of labels ``(n,)`` on calibrated logits ``(n, m)``, by `_RIDGE` pulled towards their mean.
+    """Logistic regression of labels ``(n,)`` on calibrated logits ``(n, m)``, shrunk towards their mean by `_RIDGE`.
 
-    No coefficient is below 0: a member that finds a transaction more suspicious must not lower its score.
+    No coefficient is below 0: a higher score of a member must not lower the final score.
     """
     from scipy.optimize import minimize
 
@@ -108,8 +108,8 @@ def fit_stacking(logits: NDArray[np.float64], label: NDArray[np.bool_]) -> Stack
 
     start = np.append(np.full(members, 1.0 / members), 0.0)
     bounds = [(0.0, None)] * members + [(None, None)]
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-12})
-    return Stacking(float(found.x[members]), [float(value) for value in found.x[:members]])
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-12})
+    return Stacking(float(result.x[members]), [float(value) for value in result.x[:members]])
 
 
 def _probability(z: NDArray[np.float64]) -> NDArray[np.float64]:

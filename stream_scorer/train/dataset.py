@@ -1,6 +1,6 @@
-"""The training set: Parquet files of transactions and labels in, features by the serving kernel and labels out.
+"""Builds the training set from Parquet files of transactions and labels, with features by the serving kernel.
 
-Records go through the decoders that serve, so what training refuses is what serving refuses.
+Records pass through the decoders of the scorer, so training rejects the same records as serving.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, Transact
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
 
-# Rows turned into records at a time: bounds the memory of the detour through Python objects (about 1 kB a row).
+# Rows decoded at a time: bounds the memory of the intermediate Python objects (about 1 kB per row).
 _CHUNK = 50_000
 
 _log = logging.getLogger(__name__)
@@ -29,19 +29,20 @@ _log = logging.getLogger(__name__)
 def read_training_set(
     transactions: Path, labels: Path, spec: CheckedSpec, on_progress: Progress | None = None
 ) -> TrainingSet:
-    """The training set of two Parquet files.
+    """Read the training set from two Parquet files.
 
-    A transaction's label is its last by (source rank, labelled_at); without one it is presumed genuine. Transactions
-    younger than the spec's label horizon at the end of the history are left out: their frauds are not yet known.
+    A transaction's label is its last one by (source rank, labelled_at); without a label it is presumed genuine.
+    Transactions younger than the spec's label horizon at the end of the history are excluded, as their frauds are not
+    yet known.
 
     Raises:
-        UsageError: a file is missing or lacks a column, or nothing usable is left.
+        UsageError: a file is missing or lacks a column, or no usable transaction is left.
         SettingsError: pyarrow is not installed.
     """
     decoded, refused = _read_transactions(transactions, spec)
     known, ranks, refused_labels = _read_labels(labels, spec)
     if len(decoded) == 0:
-        raise UsageError(f"{transactions}: no transaction in it can be read with spec {spec.spec.name}")
+        raise UsageError(f"{transactions}: no transaction can be decoded with spec {spec.spec.name}")
     history = build_features(
         spec,
         decoded,
@@ -69,10 +70,10 @@ def read_training_set(
 
 
 def _join(event_ids: list[str], labels: Labels, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
-    verdict: dict[str, bool] = {}
+    fraud: dict[str, bool] = {}
     for index in np.lexsort((labels.labelled_at, ranks)).tolist():
-        verdict[labels.event_id[index]] = bool(labels.fraud[index])
-    return np.array([verdict.get(event_id, False) for event_id in event_ids], np.bool_)
+        fraud[labels.event_id[index]] = bool(labels.fraud[index])
+    return np.array([fraud.get(event_id, False) for event_id in event_ids], np.bool_)
 
 
 def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int]:
@@ -82,7 +83,7 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
     rejected: Rejected = []
     required = {name for name, field in shape.fields.items() if not field.optional}
     for rows in read_rows(path, list(shape.fields), required, [shape.time], _CHUNK):
-        # A file has no Kafka timestamp to judge an event time against: each is judged against itself.
+        # A file has no Kafka timestamps: pass the event times, so that the check of event times always succeeds.
         times = np.array([row[shape.time] or 0 for row in rows], np.int64)
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
@@ -116,7 +117,7 @@ def _report(path: Path, rejected: Rejected) -> None:
         codes = Counter(error.code for _, error in rejected)
         index, first = rejected[0]
         _log.warning(
-            "%s: %d records refused (%s); the first, row %d of its chunk: %s at %s",
+            "%s: %d records rejected (%s); the first is row %d of its chunk: %s at %s",
             path,
             len(rejected),
             ", ".join(f"{count} {code}" for code, count in codes.most_common()),
@@ -128,7 +129,7 @@ def _report(path: Path, rejected: Rejected) -> None:
 
 def _concatenate_transactions(parts: list[Transactions]) -> Transactions:
     if not parts:
-        raise UsageError("there are no transactions in the file")
+        raise UsageError("the file contains no transactions")
     first = parts[0]
     return Transactions(
         row=np.arange(sum(len(part) for part in parts)),
@@ -143,7 +144,7 @@ def _concatenate_transactions(parts: list[Transactions]) -> Transactions:
 
 def _concatenate_labels(parts: list[Labels]) -> Labels:
     if not parts:
-        raise UsageError("there are no labels in the file", hint="Without a known fraud there is nothing to learn.")
+        raise UsageError("the file contains no labels", hint="Training needs known frauds.")
     first = parts[0]
     return Labels(
         row=np.arange(sum(len(part) for part in parts)),

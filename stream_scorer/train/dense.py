@@ -1,6 +1,6 @@
 """Dense members: logistic regression and a small neural network, fitted with scikit-learn, written as `dense-json`.
 
-What is written is compared with what scikit-learn answers before anything leaves this module.
+The predictions of the written member are compared with those of scikit-learn before the member is returned.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from stream_scorer.ensemble.members.dense_json import Activation, Dense, DenseMe
 from stream_scorer.errors import StreamScorerError
 
 HIDDEN = (32, 16)
-# Each pass over 120,000 rows takes about a second; the loss is flat after a dozen.
+# An epoch over 120,000 rows takes about a second; the loss is flat after twelve.
 EPOCHS = 12
-# Beyond these quantiles an input says "very much" and no more: one absurd amount must not outweigh everything else.
+# Inputs are clipped at these quantiles: one extreme amount must not outweigh all other inputs.
 _CLIP = (0.001, 0.999)
 _AGREEMENT = 1e-9
 
@@ -53,12 +53,12 @@ def train_logistic(x: NDArray[np.float64], y: NDArray[np.bool_], seed: int) -> b
 
 
 def train_neural(x: NDArray[np.float64], y: NDArray[np.bool_], seed: int) -> bytes:
-    """A network of two hidden layers (rectified) over standardised inputs ``(n, k)``."""
+    """A network of two hidden layers (ReLU) over standardised inputs ``(n, k)``."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
     with _one_thread(), warnings.catch_warnings():
-        # The number of passes is the budget, not a failure to converge.
+        # The number of epochs is a budget; reaching it is not a failure.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = MLPClassifier(
             HIDDEN, activation="relu", alpha=1e-3, batch_size=min(256, len(x)), max_iter=EPOCHS, random_state=seed
@@ -72,7 +72,7 @@ def train_neural(x: NDArray[np.float64], y: NDArray[np.bool_], seed: int) -> byt
 
 
 def _one_thread() -> AbstractContextManager[Any]:
-    """BLAS on one thread: on several, sums and so weights depend on how many there are."""
+    """Limit BLAS to one thread, because sums and so weights depend on the number of threads."""
     from threadpoolctl import threadpool_limits
 
     return cast("AbstractContextManager[Any]", threadpool_limits(1))
@@ -84,6 +84,6 @@ def _checked(dense: Dense, model: Any, x: NDArray[np.float64]) -> bytes:
     difference = np.abs(DenseMember(data, x.shape[1]).predict(sample) - model.predict_proba(sample)[:, 1]).max()
     if not difference <= _AGREEMENT:
         raise StreamScorerError(
-            f"the dense-json form of {type(model).__name__} differs from scikit-learn's answers by {difference:.3g}"
+            f"the dense-json form of {type(model).__name__} differs from scikit-learn's predictions by {difference:.3g}"
         )
     return data

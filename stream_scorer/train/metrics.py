@@ -1,4 +1,4 @@
-"""The figures of a trained score, by the names under which the manifest lists them."""
+"""The metrics of a trained score, by their names in the manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from stream_scorer.quality import F64, Bools
 
 
 def score_figures(score: F64, label: Bools) -> dict[str, float]:
-    """Average precision, ROC AUC, log loss and calibration error of ``(n,)`` scores; undefined ones are left out."""
+    """Average precision, ROC AUC, log loss and calibration error of ``(n,)`` scores; undefined ones are omitted."""
     figures = {
         "average_precision": quality.average_precision(score, label),
         "roc_auc": quality.roc_auc(score, label),
@@ -21,9 +21,9 @@ def alert_figures(score: F64, label: Bools, review: float, block: float) -> dict
     """Alert rate, precision, recall and false-positive rate at the thresholds; 0 where a rate is undefined."""
     out = {}
     for name, threshold in (("review", review), ("block", block)):
-        found = quality.alert_quality(score >= threshold, label)
-        out[f"{name}_alert_rate"] = found.alert_rate or 0.0
-        out[f"{name}_precision"] = found.precision or 0.0
-        out[f"{name}_recall"] = found.recall or 0.0
-        out[f"{name}_false_positive_rate"] = found.false_positive_rate or 0.0
+        alerts = quality.alert_quality(score >= threshold, label)
+        out[f"{name}_alert_rate"] = alerts.alert_rate or 0.0
+        out[f"{name}_precision"] = alerts.precision or 0.0
+        out[f"{name}_recall"] = alerts.recall or 0.0
+        out[f"{name}_false_positive_rate"] = alerts.false_positive_rate or 0.0
     return out

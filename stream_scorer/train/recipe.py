@@ -1,4 +1,4 @@
-"""What training takes: the rows to learn from, and the choices that are free."""
+"""The inputs of training: the training set and the options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stream_scorer.ensemble.manifest import Link
 from stream_scorer.errors import UsageError
 from stream_scorer.spec.model import CheckedSpec
 
-# What is being done, steps done, steps in all.
+# Stage, completed steps, total steps.
 Progress = Callable[[str, int, int], None]
 
 CalibratorName = Literal["platt", "isotonic", "beta"]
@@ -22,10 +22,10 @@ CombinerName = Literal["weighted-mean", "median", "trimmed-mean", "stacking"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """Rows in order of time: features ``(n, n_features)``, label ``(n,)`` bool, event_time ``(n,)`` epoch ms.
+    """Rows by time: features ``(n, n_features)``, label ``(n,)`` bool, event_time ``(n,)`` epoch ms.
 
-    `names` are those of the features. `refused` records could not be read, `duplicates` repeated an event id,
-    `immature` were too young to be judged.
+    `names` are the feature names. The counts are of excluded records: `refused` could not be decoded, `duplicates`
+    repeated an event id, and `immature` were younger than the label horizon.
     """
 
     features: NDArray[np.float64]
@@ -48,7 +48,7 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True)
 class AlertRates:
-    """Shares of transactions to be decided review or block, and block alone; thresholds are fitted to them."""
+    """The target shares of transactions with the decision review or block, and block alone, for fitting thresholds."""
 
     review: float
     block: float
@@ -63,13 +63,13 @@ class AlertRates:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train.
+    """The options of training.
 
     Attributes:
-        name: of the ensemble; the spec's by default.
-        alert_rates: what the thresholds are fitted to; by default they are the spec's policy.
+        name: of the ensemble; by default, the name of the spec.
+        alert_rates: the targets of the thresholds; by default, the thresholds of the spec's policy apply.
         calibrator: of each member.
-        combiner, link: how members are combined (`stream_scorer.ensemble.combine`); stacking needs the link logit.
+        combiner, link: the combination of members (`stream_scorer.ensemble.combine`); stacking needs the link logit.
     """
 
     seed: int
@@ -80,6 +80,6 @@ class Recipe:
     link: Link = "logit"
 
     def __post_init__(self) -> None:
-        """Raises `UsageError` for stacking on another scale than the logit."""
+        """Raises `UsageError` for stacking with a link other than logit."""
         if self.combiner == "stacking" and self.link != "logit":
             raise UsageError(f"stacking of {self.link}s may leave [0, 1]: its link is logit")

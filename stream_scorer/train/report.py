@@ -1,4 +1,4 @@
-"""What there is to say about a trained ensemble: one line a member."""
+"""The report on a trained ensemble: one line per member."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from stream_scorer.ensemble.manifest import Manifest
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.plan import feature_sets
 
-_ROUNDS = 20
-
 
 @dataclass(frozen=True, slots=True)
 class MemberLine:
-    """A member's line; figures are on the holdout, `microseconds` are wall-clock a row in batches of 256."""
+    """A member's line; metrics are on the holdout, and `microseconds` are wall-clock time per row in batches of 256."""
 
     name: str
     format: str
@@ -31,7 +29,7 @@ class MemberLine:
 
 
 def member_lines(directory: Path, spec: CheckedSpec) -> list[MemberLine]:
-    """One line a member, and one for the ensemble as a whole. Raises `ArtifactError` if it does not load."""
+    """One line per member and one for the whole ensemble. Raises `ArtifactError` if the ensemble does not load."""
     ensemble = Ensemble.load(directory, version="")
     manifest = ensemble.manifest
     sets = feature_sets(spec)

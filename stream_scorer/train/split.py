@@ -1,4 +1,4 @@
-"""Splitting history by time: each step of training learns from rows later than the step before it."""
+"""Splits history by time: each step of training uses later rows than the step before it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
 
-# Members learn from most of it. Each later slice fits few parameters (2 for a calibrator, 5 for the weights), but
-# fraud is rare: a slice needs positives rather than rows.
+# Members train on the largest slice. Each later slice fits few parameters (2 for a calibrator, 5 for the weights), but
+# fraud is rare: a slice needs enough positives rather than rows.
 SHARES = {"train": 0.60, "calibration": 0.12, "weights": 0.14, "holdout": 0.14}
-# Below this a calibrator's slope is noise, and so is any figure on the holdout.
+# With fewer positives, the slope of a calibrator and the metrics on the holdout are noise.
 MIN_POSITIVES = 10
 
 
@@ -24,7 +24,7 @@ class Split:
         train: members are fitted here.
         calibration: members' calibrators.
         weights: weights, final calibrator, reference profile and self-test.
-        holdout: figures only; nothing is fitted.
+        holdout: metrics only; nothing is fitted.
     """
 
     train: NDArray[np.int64]
@@ -34,7 +34,7 @@ class Split:
 
 
 def split_by_time(event_time: NDArray[np.int64], label: NDArray[np.bool_]) -> Split:
-    """Cut ``(n,)`` event times into the shares of `SHARES`; rows of one time stay on one side of a cut.
+    """Cut ``(n,)`` event times into the shares of `SHARES`; rows with equal times stay on one side of a cut.
 
     Raises:
         UsageError: a slice has fewer than `MIN_POSITIVES` frauds, or no genuine transaction.

@@ -46,9 +46,9 @@ from stream_scorer.train.trees import train_forest, train_gbdt, train_xgb
 Matrix = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-# The heaviest member may be lost and the quorum still holds, with room for weights shifted a little by hand.
+# The quorum holds without the member of the largest weight, with a margin for small manual changes of weights.
 _QUORUM_MARGIN = 0.05
-# A trimmed mean of five members leaves out the highest and the lowest.
+# A trimmed mean of five members drops the highest and the lowest.
 TRIM = 0.2
 
 _FORMATS: dict[Kind, MemberFormat] = {
@@ -74,7 +74,7 @@ class _Fitted:
 
 @dataclass(frozen=True, slots=True)
 class _Combined:
-    """How the members are combined, and the final score ``(n,)`` over all rows that comes of it."""
+    """The combination of the members, and the resulting final score ``(n,)`` over all rows."""
 
     how: How
     weights: Matrix
@@ -94,17 +94,17 @@ def train_ensemble(
     """Train five members on `data` and write the ensemble to `out_dir`.
 
     By time: members on the first 60 % of rows, their calibrators on the next 12 %, weights, final calibrator,
-    thresholds and reference profile on the next 14 %, figures on the rest. The same rows and recipe give the same
-    bytes, but for the time stamp `created_at` (from `clock`).
+    thresholds and reference profile on the next 14 %, metrics on the rest. The same rows and recipe give the same
+    bytes, except for the timestamp `created_at` (from `clock`).
 
     Raises:
-        UsageError: too few frauds, or a matrix of other columns than the spec's features.
+        UsageError: too few frauds, or the columns of the matrix are not the spec's features.
     """
     data.check(spec)
     data = replace(data, features=np.ascontiguousarray(data.features, np.float64))
     split = split_by_time(data.event_time, data.label)
     plans = plan_members(spec)
-    progress = on_progress or _silent
+    progress = on_progress or _ignore_progress
     steps = len(plans) + 2
     fitted = []
     for index, plan in enumerate(plans):
@@ -131,7 +131,7 @@ def train_ensemble(
     )
     drafts = [_draft(member, float(weight)) for member, weight in zip(fitted, combined.weights, strict=True)]
     manifest = compose_ensemble(out_dir, outline, drafts, data.features[split.weights])
-    _check_serves_the_same(out_dir, data.features[split.holdout], combined.score[split.holdout])
+    _check_written_scores(out_dir, data.features[split.holdout], combined.score[split.holdout])
     progress("done", steps, steps)
     return manifest
 
@@ -139,13 +139,13 @@ def train_ensemble(
 def _fit_combination(
     fitted: Sequence[_Fitted], label: Bools, split: Split, spec: CheckedSpec, recipe: Recipe
 ) -> _Combined:
-    """Weights, combiner and final calibrator, all fitted on the rows of the weights."""
+    """Fit weights, combiner and final calibrator on the slice `weights`."""
     rows = split.weights
     logits = np.column_stack([member.logit for member in fitted])
     weights = fit_weights(logits[rows], label[rows], 1.0 - spec.spec.policy.quorum - _QUORUM_MARGIN)
     how = _combiner(recipe.combiner, logits[rows], label[rows])
     combined = _combine(how, recipe.link, _scores(fitted), weights, rows)
-    # What the scorer hands to g is the inverse link of z, clipped; the same is fitted here.
+    # The scorer applies g to the clipped inverse link of z, so g is fitted to the same values.
     final = fit_platt(logit(combined[rows]), label[rows])
     return _Combined(how, weights, final, calibrate(combined, final))
 
@@ -158,7 +158,7 @@ def _metrics(
     recipe: Recipe,
     thresholds: Thresholds,
 ) -> dict[str, dict[str, float]]:
-    """Figures on the holdout: of each member, of the ensemble, and of the ensemble without each member."""
+    """Metrics on the holdout of each member, of the ensemble, and of the ensemble without each member."""
     held, score = split.holdout, combined.score
     metrics: dict[str, dict[str, float]] = {
         member.plan.kind: score_figures(member.score[held], label[held]) for member in fitted
@@ -168,7 +168,7 @@ def _metrics(
     votes = _votes(recipe.link, _scores(fitted), combined.weights, split.weights)
     left_out = Combiner(votes, combined.how, recipe.link, combined.final, 0.0).left_out(_scores(fitted), score)
     for member, without in zip(fitted, left_out.T, strict=True):
-        metrics[member.plan.kind] |= _worth(without[held], label[held], thresholds.review)
+        metrics[member.plan.kind] |= _metrics_without(without[held], label[held], thresholds.review)
     return {**metrics, "ensemble": whole}
 
 
@@ -199,7 +199,7 @@ def _fit_calibrator(name: CalibratorName, probability: Matrix, label: Bools) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Vote:
-    """A member whose score is calibrated already; no contribution is asked for, so no baseline."""
+    """A member with calibrated scores. The baseline is 0 because contributions are not used."""
 
     weight: float
     ranks: list[float]
@@ -219,7 +219,7 @@ def _combiner(name: CombinerName, logits: Matrix, label: Bools) -> How:
 
 
 def _combine(how: How, link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> Matrix:
-    """``(n,)``: what the members' calibrated scores ``(n, m)`` come to before the final calibrator."""
+    """``(n,)``: the combination of the members' calibrated scores ``(n, m)``, before the final calibrator."""
     votes = _votes(link, scores, weights, reference)
     combined: Matrix = Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5]
     return combined
@@ -232,8 +232,8 @@ def _votes(link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.in
     ]
 
 
-def _worth(without: Matrix, label: Bools, review: float) -> dict[str, float]:
-    """What a member adds: how the ensemble does without it, at the same threshold; see `stream_scorer.quality`."""
+def _metrics_without(without: Matrix, label: Bools, review: float) -> dict[str, float]:
+    """Metrics of the ensemble without one member, at the same threshold; see `stream_scorer.quality`."""
     plain = alert_figures(without, label, review, 1.0)
     return {
         "ensemble_average_precision_without": average_precision(without, label) or 0.0,
@@ -242,8 +242,8 @@ def _worth(without: Matrix, label: Bools, review: float) -> dict[str, float]:
     }
 
 
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    """Nobody watches."""
+def _ignore_progress(_stage: str, _done: int, _total: int) -> None:
+    """Ignore progress."""
 
 
 def _fit_member(plan: MemberPlan, data: TrainingSet, split: Split, recipe: Recipe) -> _Fitted:
@@ -274,11 +274,11 @@ def _thresholds(spec: CheckedSpec, score: Matrix, rates: AlertRates | None) -> T
     policy = spec.spec.policy
     if rates is None:
         return Thresholds(policy.version, policy.review, policy.block)
-    return Thresholds(f"{policy.version}-fitted", _reached_by(score, rates.review), _reached_by(score, rates.block))
+    return Thresholds(f"{policy.version}-fitted", _threshold(score, rates.review), _threshold(score, rates.block))
 
 
-def _reached_by(score: Matrix, share: float) -> float:
-    """A threshold that at most `share` of the scores reach: midway between the best left out and the next above it."""
+def _threshold(score: Matrix, share: float) -> float:
+    """A threshold that at most `share` of the scores reach: midway between the highest score below it and the next."""
     falling = np.sort(score)[::-1]
     left_out = falling[int(share * len(falling))]
     above = falling[falling > left_out]
@@ -302,8 +302,8 @@ def _training(data: TrainingSet, spec: CheckedSpec, seed: int, metrics: dict[str
     )
 
 
-def _check_serves_the_same(directory: Path, features: Matrix, expected: Matrix) -> None:
-    """The figures above are of `expected`; they are worth nothing if the written ensemble scores otherwise."""
+def _check_written_scores(directory: Path, features: Matrix, expected: Matrix) -> None:
+    """Raise unless the written ensemble gives the scores `expected`, on which the metrics were computed."""
     got = Ensemble.load(directory, version="").score(features).score
     difference = float(np.abs(got - expected).max())
     if not difference <= 1e-9:

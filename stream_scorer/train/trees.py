@@ -1,8 +1,8 @@
 """Tree members: gradient boosting and a random forest with LightGBM, gradient boosting with XGBoost.
 
-Fraud is rare and rows are not reweighted: weights would have to be undone by the calibrators, and trees do not need
-them to rank. Sizes are moderate because trees are where scoring time goes. One thread and a seed: the same data give
-the same bytes. Missing values stay missing, trees split on them.
+Fraud is rare, but rows are not reweighted: the calibrators would have to undo the weights, and trees rank without them.
+Sizes are moderate because trees dominate the scoring time. One thread and a fixed seed give the same bytes for the same
+data. Missing values stay missing, because trees split on them.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _LIGHTGBM: dict[str, object] = {
     "deterministic": True,
     "force_row_wise": True,
     "verbose": -1,
-    # A leaf of 50 rows at 1 % fraud holds half a fraud: smaller ones memorise.
+    # At 1 % fraud, a leaf of 50 rows contains half a fraud; smaller leaves overfit.
     "min_data_in_leaf": 50,
 }
 
 
 def train_gbdt(x: NDArray[np.float64], y: NDArray[np.bool_], names: Sequence[str], seed: int) -> bytes:
-    """LightGBM text of boosted trees, from ``(n, n_inputs)`` and ``(n,)``."""
+    """Train boosted trees; returns LightGBM text, from ``(n, n_inputs)`` and ``(n,)``."""
     parameters = {"num_leaves": 31, "learning_rate": 0.06, "feature_fraction": 0.8, "lambda_l2": 5.0}
     return _lightgbm(parameters, GBDT_TREES, x, y, names, seed)
 
 
 def train_forest(x: NDArray[np.float64], y: NDArray[np.bool_], names: Sequence[str], seed: int) -> bytes:
-    """LightGBM text of a random forest: bagged trees whose leaves are averaged."""
+    """Train a random forest (averaged, bagged trees); returns LightGBM text."""
     parameters = {
         "boosting": "rf",
-        # Labels of 0 and 1, so that a leaf holds its fraud rate; see `members.lightgbm_text`.
+        # On labels of 0 and 1, so that the value of a leaf is its fraud rate; see `members.lightgbm_text`.
         "objective": "regression",
         "num_leaves": 63,
         "bagging_freq": 1,
         "bagging_fraction": 0.632,
         "feature_fraction_bynode": 0.5,
-        # Ten rows' worth of the overall rate in every leaf, so that none says never.
+        # Equals ten rows at the overall rate in every leaf, so that no leaf predicts 0.
         "lambda_l2": 10.0,
         "min_data_in_leaf": 20,
     }
@@ -66,7 +66,7 @@ def _lightgbm(
 
 
 def train_xgb(x: NDArray[np.float64], y: NDArray[np.bool_], names: Sequence[str], seed: int) -> bytes:
-    """XGBoost UBJSON of boosted trees, from ``(n, n_inputs)`` and ``(n,)``."""
+    """Train boosted trees; returns XGBoost UBJSON, from ``(n, n_inputs)`` and ``(n,)``."""
     import xgboost
 
     parameters = {
