@@ -40,7 +40,7 @@ def run(context: Context) -> Result:
         context.folder,
         ensemble=trained if trained.exists() else None,
         clock=SystemClock(),
-        say=context.say,
+        progress=context.say,
     )
     show(report, Console(file=sys.stderr))
     result = Result()

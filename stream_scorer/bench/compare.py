@@ -1,4 +1,4 @@
-"""Turns, percentiles, medians and ratios: the arithmetic of the benchmark, without a process or a clock."""
+"""The arithmetic of the benchmark: order of runs, percentiles, medians and ratios. No processes, no clock."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _PERCENTS = (50.0, 90.0, 99.0, 99.9, 100.0)
 
 
 def turns(rounds: int) -> Iterator[Kind]:
-    """A B, B A, A B...: a machine that drifts in one direction favours neither."""
+    """A B, B A, A B...: a machine that becomes steadily faster or slower favours neither."""
     for number in range(rounds):
         yield from KINDS if number % 2 == 0 else KINDS[::-1]
 
 
 def percentiles(latency_ms: NDArray[np.float64]) -> Percentiles:
-    """By nearest rank (the smallest value that the share does not exceed); inf, for what never came, sorts last."""
+    """Percentiles by nearest rank; inf, for records that never arrived, sorts last."""
     if not len(latency_ms):
         raise ValueError("no latencies")
     return Percentiles(*(round(value, 3) for value in nearest_rank(latency_ms, _PERCENTS).values()))
 
 
 def latencies(due_ns: NDArray[np.int64], arrived_ns: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Milliseconds from when each record was due to when it was seen; inf where `arrived_ns` is negative."""
+    """Milliseconds from due time to arrival per record; inf where `arrived_ns` is negative."""
     late = (arrived_ns - due_ns) / 1e6
     return np.where(arrived_ns < 0, np.inf, late)
 
@@ -62,7 +62,7 @@ def summarise_drains(runs: Sequence[DrainRun]) -> Drain:
 
 
 def typical_stages(drain: Drain) -> Stages:
-    """The stages of the run in the middle (of an even number, the slower one)."""
+    """The stages of the median run (of two middle runs, the slower one)."""
     ordered = sorted(drain.runs, key=lambda run: run.per_second)
     return ordered[(len(ordered) - 1) // 2].stages
 
@@ -86,7 +86,7 @@ def summarise_windows(windows: Sequence[Window]) -> list[Latency]:
 
 
 def ratios(scorer: Drain, passthrough: Drain, loop: Loop, latency: Sequence[Latency]) -> Ratios:
-    """The scorer beside its peers."""
+    """The scorer compared with the passthrough and the per-event loop."""
     found = {(entry.rate, entry.kind): entry.latency for entry in latency}
     rates = list(dict.fromkeys(entry.rate for entry in latency))
     differences = []

@@ -1,8 +1,8 @@
-"""Drain: how fast a full topic is worked off, and what that costs whom.
+"""Drain: throughput on a full topic, and CPU time per process.
 
-Measured from outside: the last stable offsets of `scores` are looked at every few milliseconds, so what counts is
-committed output, and looking costs next to nothing (a reader of every record would take a core from what is measured).
-From the first look that finds output to the last one that finds more: starting up is left out.
+The measurement polls the last stable offsets of `scores` every few milliseconds, so it counts committed output. Polling
+offsets costs almost no CPU; a consumer of every record would need a core. It starts at the first sample with output and
+ends at the last sample with more output, so it excludes the start of the process.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from stream_scorer.kafka.topics import Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 
 PREFIX = "drain."
-LOOK_S = 0.01
-# Nothing new for so long: time to ask whether that was all. A batch takes a tenth of it.
+POLL_S = 0.01
+# After this long without new output, check whether the drain is complete. A batch takes a tenth of it.
 QUIET_S = 0.5
-# The slowest drain worth waiting for: 500 transactions a second, beyond what starting takes.
-SLOWEST_PER_SECOND = 500
+# The timeout allows for a drain at this rate, in addition to the start.
+MIN_PER_SECOND = 500
 START_S = 150.0
 _QUIET_END_S = 2.0
 
@@ -41,17 +41,17 @@ class CommittedEnd:
         self._partitions = [(topic, number) for number in range(partitions)]
 
     def read(self) -> int:
-        """Now; it counts a control record for each transaction and partition beside the records themselves."""
+        """The current sum; it includes one control record per Kafka transaction and partition."""
         return sum(end for _, end in self._loop.ends(self._partitions).values())
 
     def close(self) -> None:
-        """Let go of the broker."""
+        """Close the connection to the broker."""
         self._loop.close()
 
 
 @dataclass(slots=True)
-class Look:
-    """What one look found: when, the committed end, and CPU seconds by process."""
+class Sample:
+    """One sample: its time, the committed end, and CPU seconds by process."""
 
     at: float
     end: int
@@ -64,50 +64,51 @@ def watch(
     before: int,
     expected: int,
     rows: Callable[[], float],
-    doing: Callable[[], str],
+    diagnostics: Callable[[], str],
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> tuple[Look, Look]:
-    """The first look that finds output and the last that finds more, until `expected` records are worked off.
+) -> tuple[Sample, Sample]:
+    """Wait until `expected` records are processed; return the first sample with output and the last with more output.
 
     Args:
         end, cpu: the committed end of the output (`before` the start), and CPU seconds by process.
-        rows: how many records the process says it has committed; asked only while the output is quiet.
-        doing: what the process is at, for the error.
+        rows: number of committed records from the process's metrics; read only while there is no new output.
+        diagnostics: state of the process, for the error message.
 
     Raises:
-        StreamScorerError: it took too long, or the process has ended.
+        StreamScorerError: timeout, or the process has ended.
     """
     started = clock()
-    give_up = START_S + expected / SLOWEST_PER_SECOND
-    first: Look | None = None
-    last: Look | None = None
-    asked = started
+    timeout_s = START_S + expected / MIN_PER_SECOND
+    first: Sample | None = None
+    last: Sample | None = None
+    checked_at = started
     while True:
         found, now = end(), clock()
         if found > (last.end if last is not None else before):
-            asked = now
-            last = Look(now, found, cpu())
+            checked_at = now
+            last = Sample(now, found, cpu())
             first = first or last
-        elif now - asked > QUIET_S:
-            asked = now
-            # The ends count control records too, so only the process itself knows.
+        elif now - checked_at > QUIET_S:
+            checked_at = now
+            # The ends include control records, so only the process's own count is exact.
             if rows() >= expected and first is not None and last is not None:
                 return first, last
-        if now - started > give_up:
+        if now - started > timeout_s:
             raise StreamScorerError(
-                f"{expected} records were not worked off in {give_up:.0f} s: by its own count {rows():.0f} are "
-                f"committed, and its output has grown by {0 if last is None else last.end - before}\n{doing()}"
+                f"{expected} records were not processed in {timeout_s:.0f} s: the process counts {rows():.0f} "
+                f"committed records, and its output has grown by {0 if last is None else last.end - before}\n"
+                f"{diagnostics()}"
             )
-        sleep(LOOK_S)
+        sleep(POLL_S)
 
 
 def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
-    """Work off everything on the drain's topic with a group of its own; below 1 its `number` means warm-up.
+    """Process all records of the drain's topic with a new consumer group; a `number` below 1 marks a warm-up.
 
     Raises:
-        StreamScorerError: it ended, stood still, or was too short to be measured.
+        StreamScorerError: the process ended, timed out, or the drain was too short to be measured.
     """
     config, expected = bench.config, bench.config.transactions
     committed = CommittedEnd(bench.bootstrap, Topics(PREFIX).scores, config.partitions)
@@ -116,15 +117,15 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
         with ScorerProcess(bench, kind, prefix=PREFIX, group=f"drain-{kind}-{number}") as process:
             pids = bench.stack.pids
             meter = CpuMeter({"scorer": process.pid, "broker": pids["kafka"], "redis": pids["redis"]})
-            first, last = watch(committed.read, meter.read, before, expected, process.rows, process.doing)
+            first, last = watch(committed.read, meter.read, before, expected, process.rows, process.diagnostics)
             metrics = process.metrics()
     finally:
         committed.close()
-    # The ends count control records too: of all offsets, so many were transactions.
+    # The ends include control records: this is the share of transactions among all offsets.
     share = expected / (last.end - before)
     transactions = round((last.end - first.end) * share)
     if not transactions:
-        raise StreamScorerError("the drain was over at the first look", hint="Give it more transactions.")
+        raise StreamScorerError("the drain ended before the second sample", hint="Use more transactions.")
     seconds = last.at - first.at
     run = DrainRun(
         kind,
@@ -135,12 +136,12 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
         stages_of(metrics, seconds * 1e6 / transactions),
     )
     what = "drain" if number > 0 else "warm-up"
-    bench.say(f"{what}, {kind}: {run.per_second:,.0f} transactions a second")
+    bench.progress(f"{what}, {kind}: {run.per_second:,.0f} transactions per second")
     return run
 
 
 def count_scores(bench: Bench, expected: int) -> int:
-    """How many records `scores` holds: read from its beginning to `expected` of them and a little silence."""
+    """Count the records on `scores`, from the beginning until no record arrives for a while."""
     seen, quiet_since = 0, time.monotonic()
     with RecordFollower(bench.bootstrap, Topics(PREFIX).scores, client_id="bench-count", start="beginning") as follower:
         while time.monotonic() - quiet_since < (_QUIET_END_S if seen < expected else QUIET_S):

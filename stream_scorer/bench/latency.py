@@ -1,8 +1,8 @@
-"""Open-loop latency: from when a transaction was due to when an independent read_committed consumer saw its score.
+"""Open-loop latency: from a transaction's due time until an independent read_committed consumer reads its score.
 
-Scorer and passthrough run all the time, each on topics of its own; the load goes to one after the other, in turn. A
-transaction that is sent late, or never scored, counts with its whole delay: the schedule does not wait for anybody
-(otherwise the worst moments would be those with the fewest samples: "coordinated omission").
+Scorer and passthrough run all the time, each with its own topics; the load alternates between them. A transaction that
+is sent late or never scored counts with its whole delay, because the schedule never waits. A schedule that waits would
+have the fewest samples in the worst moments ("coordinated omission").
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.load import OpenLoopProducer
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 
-# After the last transaction was due, how long its score is waited for.
+# Wait for scores for this long after the last due time.
 TAIL_S = 20.0
-# From telling the load when to start until it does.
+# The load generator gets its start time this long in advance.
 LEAD_S = 0.1
-_AROUND_S = 30.0
+_MARGIN_S = 30.0
 
 
 def prefix_of(kind: Kind) -> str:
-    """Prefix of the topics that one kind has to itself."""
+    """Topic prefix of one kind."""
     return f"live-{kind}."
 
 
 def measure_latency(bench: Bench, records: Records) -> list[Window]:
-    """Every window of the run. `records` are the backlog and then what the windows send, to each kind the same."""
+    """Measure all windows. `records` are the backlog and then the records of the windows, the same for each kind."""
     config = bench.config
     backlog = records.slice(0, config.backlog)
     with ExitStack() as stack:
@@ -47,7 +47,7 @@ def measure_latency(bench: Bench, records: Records) -> list[Window]:
             process = ScorerProcess(bench, kind, prefix=prefix_of(kind), group=f"live-{kind}")
             processes[kind] = stack.enter_context(process)
             processes[kind].wait_ready()
-            _wait_worked_off(bench, kind, process)
+            _wait_processed(bench, kind, process)
         windows = []
         place = config.backlog
         for rate in config.rates:
@@ -61,17 +61,17 @@ def measure_latency(bench: Bench, records: Records) -> list[Window]:
 
 
 def publish(bench: Bench, topic: str, records: Records) -> None:
-    """Put `records` on `topic` as fast as the broker takes them, all confirmed."""
+    """Publish `records` to `topic` at full speed and wait until all are confirmed."""
     with OpenLoopProducer(bench.bootstrap, client_id="bench", clock=SystemClock(), sleep=time.sleep) as producer:
         producer.publish(topic, records.keys, records.values)
 
 
-def _wait_worked_off(bench: Bench, kind: Kind, process: ScorerProcess) -> None:
+def _wait_processed(bench: Bench, kind: Kind, process: ScorerProcess) -> None:
     if not bench.config.backlog:
         return
     committed = CommittedEnd(bench.bootstrap, Topics(prefix_of(kind)).scores, bench.config.partitions)
     try:
-        watch(committed.read, dict, 0, bench.config.backlog, process.rows, process.doing)
+        watch(committed.read, dict, 0, bench.config.backlog, process.rows, process.diagnostics)
     finally:
         committed.close()
 
@@ -90,13 +90,13 @@ def _window(bench: Bench, kind: Kind, rate: int, records: Records, process: Scor
         arrivals.wait_ready()
         load.wait_ready()
         start_ns = time.monotonic_ns() + int(LEAD_S * 1e9)
-        load.tell(str(start_ns))
+        load.send_line(str(start_ns))
         time.sleep(LEAD_S + config.warm_up_s)
         cpu_before = meter.read()
         time.sleep(length_s - config.warm_up_s)
         cpu_after = meter.read()
-        sent = load.answer(_AROUND_S)
-        arrived_ns = np.array(arrivals.answer(TAIL_S + _AROUND_S), dtype=np.int64)
+        sent = load.result(_MARGIN_S)
+        arrived_ns = np.array(arrivals.result(TAIL_S + _MARGIN_S), dtype=np.int64)
     process.require_running()
     due_ns = start_ns + (np.arange(len(records)) * (1e9 / rate)).astype(np.int64)
     measured = slice(round(config.warm_up_s * rate), None)
@@ -111,5 +111,5 @@ def _window(bench: Bench, kind: Kind, rate: int, records: Records, process: Scor
         latency,
         cpu_per_thousand(cpu_before, cpu_after, counted),
     )
-    bench.say(f"{rate:,} a second, {kind}: p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms")
+    bench.progress(f"{rate:,} per second, {kind}: p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms")
     return window

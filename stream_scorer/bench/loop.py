@@ -1,4 +1,4 @@
-"""The per-event loop, as tutorials write it, on the same broker, Redis, transactions and members."""
+"""The per-event loop of common tutorials, on the same broker, Redis, transactions and members."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.spec import load_spec
 
 OUTPUT_TOPIC = PREFIX + "tutorial-scores"
-# Beyond its own bound: importing the libraries, joining the group, the event in hand.
-_AROUND_S = 60.0
+# Added to the loop's own limit: importing libraries, joining the group, finishing the current event.
+_MARGIN_S = 60.0
 
 
 def run_loop(bench: Bench) -> Loop:
-    """Let it work for a while. Raises `StreamScorerError` if it fails or scores nothing."""
+    """Run the loop until one of its limits. Raises `StreamScorerError` if it fails or scores nothing."""
     config = bench.config
     TopicAdmin(bench.bootstrap).create([OUTPUT_TOPIC], config.partitions)
     entities = {name: entity.field for name, entity in load_spec(CARDS_SPEC).spec.entities.items()}
@@ -35,9 +35,9 @@ def run_loop(bench: Bench) -> Loop:
     path = bench.folder / "loop.json"
     path.write_text(json.dumps(arguments))
     with program("tutorial_loop", path) as loop:
-        found = loop.answer(config.loop_s + _AROUND_S)
+        found = loop.result(config.loop_s + _MARGIN_S)
     if found["events"] < 1:
         raise StreamScorerError("the per-event loop scored nothing")
     result = Loop(found["events"], round(found["seconds"], 3), round(found["events"] / found["seconds"], 1))
-    bench.say(f"per-event loop: {result.per_second:,.1f} transactions a second")
+    bench.progress(f"per-event loop: {result.per_second:,.1f} transactions per second")
     return result

@@ -1,4 +1,4 @@
-"""The machine, and what processes cost it: read from /proc (Linux, proc(5))."""
+"""Description of the machine, and CPU time of processes, from /proc (Linux, proc(5))."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from stream_scorer.bench.results import Cpu, Machine
 
-# A load average above this before the start: something else is running.
+# A load average above this before the start means that other programs are running.
 BUSY_LOAD = 0.5
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def describe_machine() -> Machine:
-    """What this is."""
+    """Describe this machine."""
     return Machine(
         os.cpu_count() or 1,
         _processor(),
@@ -36,7 +36,7 @@ def _processor() -> str:
 
 
 def busy_warning(machine: Machine) -> list[str]:
-    """A warning if something else was running before the start."""
+    """A warning if other programs were running before the start."""
     if machine.load_before <= BUSY_LOAD:
         return []
     return [
@@ -49,7 +49,7 @@ def cpu_seconds(pid: int) -> float:
     """User and system time so far of process `pid` and of its descendants that still run; 0 if it is gone."""
     root = Path(f"/proc/{pid}")
     try:
-        # The command name may hold spaces and brackets: fields are counted after its last bracket.
+        # The command name may contain spaces and brackets, so count fields after its last bracket.
         fields = (root / "stat").read_text().rpartition(")")[2].split()
         children = [child for task in (root / "task").iterdir() for child in (task / "children").read_text().split()]
     except OSError:
@@ -58,18 +58,18 @@ def cpu_seconds(pid: int) -> float:
 
 
 class CpuMeter:
-    """CPU time of the scorer, the broker and Redis, by process number."""
+    """CPU time of the scorer, the broker and Redis, by process id."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         """`pids` by the field names of `Cpu`."""
         self._pids = pids
 
     def read(self) -> dict[str, float]:
-        """Seconds so far."""
+        """CPU seconds so far, by name."""
         return {name: cpu_seconds(pid) for name, pid in self._pids.items()}
 
 
 def cpu_per_thousand(before: Mapping[str, float], after: Mapping[str, float], transactions: int) -> Cpu:
-    """What was spent between two readings, spread over `transactions`."""
+    """CPU seconds per thousand transactions between two readings."""
     spent = {name: round((after[name] - before[name]) * 1_000 / transactions, 4) for name in after}
     return Cpu(spent["scorer"], spent["broker"], spent["redis"])

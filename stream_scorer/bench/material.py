@@ -1,4 +1,4 @@
-"""What a benchmark works on: five trained members and simulated card transactions, the same for the same seed."""
+"""Input of a benchmark: five trained members and simulated card transactions, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Records:
         return Records(self.ids[start:stop], self.keys[start:stop], self.values[start:stop])
 
     def write(self, path: Path) -> None:
-        """One line a record for the programs outside: event id, key and value between tabs (JSON holds neither)."""
+        """Write one line per record: event id, key and value, separated by tabs (JSON contains no tab or newline)."""
         rows = zip(map(str.encode, self.ids), self.keys, self.values, strict=True)
         path.write_bytes(b"".join(b"\t".join(row) + b"\n" for row in rows))
 
 
 def simulate_records(transactions: int, seed: int, clock: Clock) -> Records:
-    """Card transactions whose event time ends about now: a broker's timestamps then look right to the decoder."""
+    """Card transactions whose event time ends about now, so that the decoder accepts the broker's timestamps."""
     config = SimulationConfig(seed=seed, days=None, transactions=transactions)
     generated = generate(config.starting(config.start_to_end_by(clock.now_ms())))
     return Records(generated.event_id.tolist(), encode_keys(generated.customer_id), encode_values(generated))
@@ -46,7 +46,7 @@ def simulate_records(transactions: int, seed: int, clock: Clock) -> Records:
 def train_cards_ensemble(folder: Path, *, seed: int, transactions: int) -> Path:
     """Simulate a labelled history, train the five default members on it, and return the folder of the ensemble.
 
-    The history begins at the simulator's fixed date: what is trained must not depend on the day it is trained on.
+    The history begins at the simulator's fixed date, so that the members do not depend on the day of training.
 
     Raises:
         SettingsError: pyarrow or scikit-learn is missing.
@@ -58,7 +58,7 @@ def train_cards_ensemble(folder: Path, *, seed: int, transactions: int) -> Path:
     from stream_scorer.train.train import train_ensemble
 
     checked = load_spec(CARDS_SPEC)
-    # A higher fraud rate than real: few rows still hold enough frauds to train and calibrate on.
+    # The fraud rate is higher than in reality, so that few rows contain enough frauds to train and calibrate on.
     config = SimulationConfig(seed=seed + 1_000, customers=2_500, days=None, transactions=transactions, fraud_rate=0.03)
     export(config, folder, labels=LabellerConfig())
     data = read_training_set(folder / "transactions.parquet", folder / "labels.parquet", checked)

@@ -1,4 +1,4 @@
-"""Processes of a benchmark: scorers as anybody starts them, and the programs that measure from outside."""
+"""Processes of a benchmark: scorers from the normal command line, and the programs that measure from outside."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from stream_scorer.stack.process import spawn, stop, tail
 
 _OUTSIDE = Path(__file__).with_name("outside")
 _PARENT_DEATH = Path(stream_scorer.stack.__file__).with_name("parent_death.py")
-# A scorer is ready within seconds; on a cold machine it also compiles its kernels, for half a minute.
+# A scorer is ready within seconds; without a kernel cache, compilation takes another half a minute.
 READY_S = 120.0
 STOP_S = 10.0
 STACKS_S = 0.5
@@ -39,13 +39,13 @@ PAUSE_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every part of a run needs."""
+    """The context of a run."""
 
     config: BenchConfig
     stack: LocalStack
     ensemble: Path
     folder: Path
-    say: Callable[[str], None]
+    progress: Callable[[str], None]
 
     @property
     def bootstrap(self) -> str:
@@ -60,7 +60,7 @@ class ScorerProcess:
         config, at = bench.config, bench.stack.addresses
         self._url = f"http://{LOOPBACK}:{(port := free_port())}"
         self._log = bench.folder / f"{group}.log"
-        # Every setting that matters is a flag, so that no file or variable of the caller's changes what is measured.
+        # Every relevant setting is a flag, so that the caller's settings file and environment do not affect results.
         command = [sys.executable, "-m", "stream_scorer.cli.main", "run", "--instance", f"{group}-1", "--group", group]
         command += ["--bootstrap", bench.bootstrap, "--redis", str(at.redis), "--topic-prefix", prefix]
         command += ["--spec", str(CARDS_SPEC), "--ensemble", str(bench.ensemble.resolve()), "--start", "earliest"]
@@ -84,15 +84,15 @@ class ScorerProcess:
 
     @property
     def pid(self) -> int:
-        """Its process number."""
+        """The process id."""
         assert self._process is not None
         return self._process.pid
 
     def require_running(self) -> None:
-        """Raises `StreamScorerError` with the end of its log if it has ended."""
+        """Raise `StreamScorerError` with the last lines of the log if the process has ended."""
         assert self._process is not None
         if self._process.poll() is not None:
-            raise StreamScorerError(f"the {self._name} ended by itself:\n{tail(self._log)}")
+            raise StreamScorerError(f"the {self._name} ended unexpectedly:\n{tail(self._log)}")
 
     def wait_ready(self) -> None:
         """Wait until it owns its partitions. Raises `StreamScorerError` if it ends, or takes too long."""
@@ -108,37 +108,37 @@ class ScorerProcess:
             time.sleep(PAUSE_S)
 
     def rows(self) -> float:
-        """How many records it has committed; 0 while it starts. Raises `StreamScorerError` if it has ended."""
+        """Number of committed records; 0 while it starts. Raises `StreamScorerError` if the process has ended."""
         self.require_running()
         try:
             return rows_of(self.metrics())
         except OSError:  # not listening yet
             return 0.0
 
-    def doing(self) -> str:
-        """The end of its log, where the stack of each of its threads now stands too."""
+    def diagnostics(self) -> str:
+        """The last lines of the log, with a stack trace of every thread."""
         assert self._process is not None
         self._process.send_signal(signal.SIGUSR1)
         time.sleep(STACKS_S)
         return tail(self._log, _STACK_LINES)
 
     def metrics(self) -> str:
-        """Its `/metrics`."""
+        """The text of ``/metrics``."""
         return self._get("/metrics")
 
     def _get(self, path: str) -> str:
-        with urllib.request.urlopen(self._url + path, timeout=5.0) as answer:  # noqa: S310 - our own loopback address
-            return str(answer.read().decode())
+        with urllib.request.urlopen(self._url + path, timeout=5.0) as response:  # noqa: S310 - our own loopback address
+            return str(response.read().decode())
 
 
 class Program:
-    """A program of `outside/` with its pipes: it may say ``ready``, and ends with one line of JSON."""
+    """A program of `outside/` with its pipes: it may print ``ready``, and its last line is JSON."""
 
     def __init__(self, name: str, arguments: Sequence[object]) -> None:
         self._name = name
         command = [sys.executable, str(_OUTSIDE / f"{name}.py"), *map(str, arguments)]
         die_with_parent = [sys.executable, "-I", "-S", str(_PARENT_DEATH), str(os.getpid()), "exec", *command]
-        # One thread: the libraries' own pools would fight over two cores for single rows.
+        # One thread: for single rows, the libraries' thread pools only compete for the cores.
         environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             die_with_parent,
@@ -151,19 +151,19 @@ class Program:
         )
 
     def wait_ready(self) -> None:
-        """Wait for ``ready``. Raises `StreamScorerError` if it says anything else."""
+        """Wait for ``ready``. Raises `StreamScorerError` on any other line."""
         assert self._process.stdout is not None
         if self._process.stdout.readline().strip() != "ready":
             self._fail()
 
-    def tell(self, line: str) -> None:
-        """Give it a line to read."""
+    def send_line(self, line: str) -> None:
+        """Write a line to its standard input."""
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
-    def answer(self, timeout_s: float) -> Any:
-        """Wait for its end and what it found. Raises `StreamScorerError` if it fails or takes longer."""
+    def result(self, timeout_s: float) -> Any:
+        """Wait for the end and return the result. Raises `StreamScorerError` if it fails or times out."""
         try:
             out, errors = self._process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -173,7 +173,7 @@ class Program:
         return json.loads(out)
 
     def close(self) -> None:
-        """End it if it still runs."""
+        """Kill the program if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.communicate()

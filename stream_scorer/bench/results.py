@@ -1,4 +1,4 @@
-"""What a benchmark found, as records: `--json` prints a `Report`. Times are in the unit their name says."""
+"""Results of a benchmark as records: `--json` prints a `Report`. Names of times include their unit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KINDS: tuple[Kind, Kind] = ("scorer", "passthrough")
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Where it ran. `load_before` is the load average of the last minute before the start."""
+    """The machine. `load_before` is the load average of the last minute before the start."""
 
     cores: int
     processor: str
@@ -22,7 +22,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Cpu(msgspec.Struct, frozen=True):
-    """CPU seconds (user and system) per thousand transactions. The passthrough touches no Redis."""
+    """CPU seconds (user and system) per thousand transactions. The passthrough does not use Redis."""
 
     scorer: float
     broker: float
@@ -30,11 +30,11 @@ class Cpu(msgspec.Struct, frozen=True):
 
 
 class Stages(msgspec.Struct, frozen=True):
-    """Where a drain's time goes, in microseconds per transaction, from the scorer's own metrics.
+    """Time per stage of a drain, in microseconds per transaction, from the scorer's metrics.
 
-    `main` adds up to the wall time of the thread that reads and computes; `rest` in it is what no stage counts:
-    reading, pacing, the loop itself. `beside` runs on the committer's thread at the same time; `wait` in `main` is
-    where the two meet. `members` are parts of `score`.
+    `main` adds up to the wall time of the thread that reads and computes; its `rest` is the time outside all stages:
+    reading, pacing, the loop itself. The stages in `beside` run concurrently on the committer's thread; in `wait`, the
+    main thread waits for the committer. `members` are parts of `score`.
     """
 
     main: dict[str, float]
@@ -55,7 +55,7 @@ class DrainRun(msgspec.Struct, frozen=True):
 
 
 class Drain(msgspec.Struct, frozen=True):
-    """The median of some drains of one kind."""
+    """The medians of the drains of one kind."""
 
     per_second: float
     cpu: Cpu
@@ -63,7 +63,7 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 class Loop(msgspec.Struct, frozen=True):
-    """The per-event loop: events worked off after the first one, and how long they took."""
+    """The per-event loop: number of events after the first one, and their duration."""
 
     events: int
     seconds: float
@@ -71,7 +71,7 @@ class Loop(msgspec.Struct, frozen=True):
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """Of latency in milliseconds, by nearest rank; null where a record that never came decides."""
+    """Percentiles of latency in milliseconds, by nearest rank; null if the value is a record that never arrived."""
 
     p50: float
     p90: float
@@ -81,7 +81,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class Window(msgspec.Struct, frozen=True):
-    """One open-loop window. `missing` records were not seen in time; `behind_ms` is the load's own worst lateness."""
+    """One open-loop window. `missing` records did not arrive in time; `behind_ms` is the load's maximum lateness."""
 
     kind: Kind
     rate: int
@@ -104,7 +104,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class LatencyDifference(msgspec.Struct, frozen=True):
-    """How much later than the passthrough's, in milliseconds."""
+    """Latency of the scorer minus latency of the passthrough, in milliseconds."""
 
     rate: int
     p50_ms: float
@@ -112,7 +112,7 @@ class LatencyDifference(msgspec.Struct, frozen=True):
 
 
 class Ratios(msgspec.Struct, frozen=True):
-    """What may be compared from one machine to another: the scorer beside its peers in one run."""
+    """Results that are comparable between machines: the scorer relative to its peers in one run."""
 
     times_the_loop: float
     share_of_passthrough: float
@@ -120,9 +120,9 @@ class Ratios(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A whole run. `target_per_second` is for 2 cores with the broker beside; it decides nothing.
+    """A whole run. `target_per_second` is for 2 cores shared with the broker, for information only.
 
-    `scores_read` is what a reader found on `scores` after all drains, `scores_expected` what exactly once makes it.
+    `scores_read` is the number of records on `scores` after all drains, `scores_expected` the number if exactly once.
     """
 
     ratios: Ratios

@@ -1,4 +1,4 @@
-"""A whole benchmark, on a local stack of its own: material, drains in turn, the per-event loop, latency, the report."""
+"""A whole benchmark on its own local stack: input data, alternating drains, per-event loop, latency, report."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from stream_scorer.clock import Clock
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.stack import LocalStack
 
-# On 2 cores that carry the broker and Redis too.
+# On 2 cores that also run the broker and Redis.
 TARGET_PER_SECOND = 15_000
 
 
 def run_bench(
-    config: BenchConfig, folder: Path, *, ensemble: Path | None, clock: Clock, say: Callable[[str], None]
+    config: BenchConfig, folder: Path, *, ensemble: Path | None, clock: Clock, progress: Callable[[str], None]
 ) -> Report:
-    """Run it; `folder` takes logs and data, `ensemble` (of the simulator's spec) saves the training.
+    """Run the benchmark; logs and data go to `folder`. A given `ensemble` (of the simulator's spec) replaces training.
 
     Raises:
         UsageError, UnavailableError: the stack could not start, or the ensemble cannot be used.
-        StreamScorerError: something that was measured ended or stood still.
+        StreamScorerError: a measured process ended or timed out.
     """
     started = clock.monotonic()
     machine = describe_machine()
     warnings = busy_warning(machine)
     for warning in warnings:
-        say(f"warning: {warning}")
+        progress(f"warning: {warning}")
     if ensemble is None:
-        say(f"training five members on {config.history:,} transactions")
+        progress(f"training five members on {config.history:,} transactions")
         ensemble = train_cards_ensemble(folder, seed=config.seed, transactions=config.history)
     records = simulate_records(max(config.transactions, config.backlog + config.live_transactions), config.seed, clock)
-    with LocalStack(services=("kafka", "redis"), on_progress=say) as stack:
-        bench = Bench(config, stack, ensemble, folder, say)
+    with LocalStack(services=("kafka", "redis"), on_progress=progress) as stack:
+        bench = Bench(config, stack, ensemble, folder, progress)
         TopicAdmin(bench.bootstrap).create_all(Topics(PREFIX), config.partitions)
         publish(bench, Topics(PREFIX).transactions, records.slice(0, config.transactions))
-        say(f"{config.transactions:,} transactions published")
+        progress(f"{config.transactions:,} transactions published")
         for number in range(config.warm_up_drains):
             for kind in KINDS:
                 drain(bench, kind, -number)
@@ -60,7 +60,7 @@ def run_bench(
         latency = summarise_windows(measure_latency(bench, records))
     scorer, passthrough = summarise_drains(runs["scorer"]), summarise_drains(runs["passthrough"])
     if missing := sum(entry.missing for entry in latency):
-        warnings.append(f"{missing} scores were not seen in time")
+        warnings.append(f"{missing} scores did not arrive in time")
     return Report(
         ratios(scorer, passthrough, loop, latency),
         scorer,

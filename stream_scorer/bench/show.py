@@ -1,4 +1,4 @@
-"""The report for a person: ratios first, absolute figures after them."""
+"""The report as text: ratios first, then absolute figures."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from stream_scorer.console import make_table
 
 
 def show(report: Report, console: Console) -> None:
-    """Print it."""
+    """Print the report."""
     ratios = report.ratios
-    table = _table("Ratios, from this one run", "", "ours", "wanted")
+    table = _table("Ratios, from this one run", "", "measured", "target")
     table.add_row("drain, times the per-event loop", f"{ratios.times_the_loop:,.0f} x", ">= 100 x")
     table.add_row("drain, share of the passthrough", f"{ratios.share_of_passthrough:.1%}", ">= 7 %")
     for difference in ratios.latency:
         rate = f"at {difference.rate:,}/s"
-        table.add_row(f"p50 after the passthrough's, {rate}", _ms(difference.p50_ms), "<= 20 ms")
-        table.add_row(f"p99 after the passthrough's, {rate}", _ms(difference.p99_ms), "<= 60 ms")
+        table.add_row(f"p50 minus the passthrough's, {rate}", _ms(difference.p50_ms), "<= 20 ms")
+        table.add_row(f"p99 minus the passthrough's, {rate}", _ms(difference.p99_ms), "<= 60 ms")
     console.print(table)
 
     drains = (("scorer", report.scorer), ("passthrough", report.passthrough))
-    table = _table("Drain, transactions a second", "", "median", "runs")
+    table = _table("Drain, transactions per second", "", "median", "runs")
     for name, drain in drains:
         table.add_row(name, f"{drain.per_second:,.0f}", "  ".join(f"{run.per_second:,.0f}" for run in drain.runs))
     table.add_row("per-event loop", f"{report.loop.per_second:,.1f}", f"{report.loop.events} events")
     table.add_row("target, 2 cores", f"{report.target_per_second:,}", "")
     console.print(table)
 
-    table = _table("Latency in ms, from due to seen, medians", "", "p50", "p90", "p99", "p99.9", "max")
+    table = _table("Latency in ms, from due time to arrival, medians", "", "p50", "p90", "p99", "p99.9", "max")
     for entry in report.latency:
         found = entry.latency
         values = (found.p50, found.p90, found.p99, found.p999, found.max)
@@ -47,11 +47,11 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
 
     stages = report.stages
-    table = _table("Stages of the drain", "", "µs a transaction", "")
-    _add(table, stages.main, "in turn", indent_after="score", inner=stages.members)
+    table = _table("Stages of the drain", "", "µs per transaction", "")
+    _add(table, stages.main, "main thread", indent_after="score", inner=stages.members)
     table.add_row("all", f"{sum(stages.main.values()):.1f}", "")
     table.add_section()
-    _add(table, stages.beside, "beside")
+    _add(table, stages.beside, "committer thread")
     console.print(table)
     console.print(bottleneck(report))
 
@@ -65,16 +65,16 @@ def show(report: Report, console: Console) -> None:
 
 
 def bottleneck(report: Report) -> str:
-    """What bounds the scorer's drain, in a sentence."""
+    """The bottleneck of the scorer's drain, in a sentence."""
     cpu, stages, cores = report.scorer.cpu, report.stages, report.machine.cores
     busy = (cpu.scorer + cpu.broker + cpu.redis) * report.scorer.per_second / 1_000
     longest = sorted((name for name in stages.main if name != "wait"), key=lambda name: -stages.main[name])[:3]
     names = ", ".join(f"{name} {stages.main[name]:.0f} µs" for name in longest)
     return (
-        f"In the drain, at {stages.rows_per_batch:,.0f} a batch, {busy:.2f} of {cores} cores are busy with it: scorer "
-        f"{cpu.scorer * 1_000:.0f} µs a transaction, "
-        f"broker {cpu.broker * 1_000:.0f}, Redis {cpu.redis * 1_000:.0f}. Longest in turn: {names}; "
-        f"{stages.main.get('wait', 0.0):.0f} µs are spent waiting for the committer."
+        f"The drain, at {stages.rows_per_batch:,.0f} transactions per batch, uses {busy:.2f} of {cores} cores: scorer "
+        f"{cpu.scorer * 1_000:.0f} µs per transaction, "
+        f"broker {cpu.broker * 1_000:.0f}, Redis {cpu.redis * 1_000:.0f}. Longest stages of the main thread: {names}; "
+        f"it waits {stages.main.get('wait', 0.0):.0f} µs for the committer."
     )
 
 
@@ -98,11 +98,11 @@ def _add(
         table.add_row(name, f"{value:.1f}", note)
         if name == indent_after and inner:
             for member, microseconds in inner.items():
-                table.add_row(f"  {member}", f"{microseconds:.1f}", "of it")
+                table.add_row(f"  {member}", f"{microseconds:.1f}", "part of score")
 
 
 def _ms(value: float) -> str:
-    return f"{value:+.1f} ms" if math.isfinite(value) else "never came"
+    return f"{value:+.1f} ms" if math.isfinite(value) else "never arrived"
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Microseconds per transaction by stage, from what `/metrics` of a scorer says."""
+"""Microseconds per transaction and stage, from a scorer's ``/metrics``."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream_scorer.bench.results import Stages
 from stream_scorer.observability.metrics import BATCH_ROWS, MEMBER_SECONDS, STAGE_SECONDS
 
-# In the order in which a batch passes them; the second group runs on the committer's thread.
+# In processing order; the second group runs on the committer's thread.
 MAIN_STAGES = ("decode", "enrich", "score", "wait", "publish")
-BESIDE_STAGES = ("commit", "apply")
+COMMITTER_STAGES = ("commit", "apply")
 REST = "rest"
 
 
 def rows_of(metrics: str) -> float:
-    """How many records a process has committed, by its `/metrics`."""
+    """Number of committed records, from a process's ``/metrics``."""
     samples = (sample for family in text_string_to_metric_families(metrics) for sample in family.samples)
     return sum(sample.value for sample in samples if sample.name == BATCH_ROWS.name + "_sum")
 
 
 def stages_of(metrics: str, wall_us: float) -> Stages:
-    """The stages of a process that has drained and done nothing else.
+    """The stages of a process that has only run one drain.
 
     Args:
-        metrics: its `/metrics`. wall_us: microseconds of wall time per transaction, of which no stage's are `rest`.
+        metrics: text of ``/metrics``. wall_us: wall time per transaction in microseconds; the part outside all stages
+            is `rest`.
     """
     stages: dict[str, float] = {}
     members: dict[str, float] = {}
@@ -43,7 +44,7 @@ def stages_of(metrics: str, wall_us: float) -> Stages:
     main[REST] = round(max(wall_us - sum(main.values()), 0.0), 3)
     return Stages(
         main,
-        {name: round(stages[name] * scale, 3) for name in BESIDE_STAGES if name in stages},
+        {name: round(stages[name] * scale, 3) for name in COMMITTER_STAGES if name in stages},
         {name: round(seconds * scale, 3) for name, seconds in members.items()},
         round(rows / max(batches, 1.0), 1),
     )

@@ -67,7 +67,7 @@ def bench(quick: bool, ensemble: Path | None, as_json: bool, out: Path | None, *
             Path(folder),
             ensemble=ensemble,
             clock=clock,
-            say=Steps(clock, lambda text: click.echo(text, err=True)).say,
+            progress=Steps(clock, lambda text: click.echo(text, err=True)).say,
         )
     encoded = msgspec.json.format(msgspec.json.encode(report), indent=2)
     if out is not None:

@@ -141,7 +141,9 @@ def test_a_drain_lasts_from_the_first_output_to_the_last() -> None:
 
 def test_a_drain_that_stands_still_is_given_up() -> None:
     watched = Watched([0, 10])
-    with pytest.raises(StreamScorerError, match="10 are committed, and its output has grown by 10\nat the well"):
+    with pytest.raises(
+        StreamScorerError, match="counts 10 committed records, and its output has grown by 10\nat the well"
+    ):
         watch(watched.look, dict, 0, 1_000, lambda: 10, lambda: "at the well", clock=watched.clock, sleep=watched.sleep)
 
 
@@ -229,7 +231,7 @@ def test_the_report_reads_ratios_first() -> None:
     show(report, Console(file=out, width=100))
     text = out.getvalue()
     assert text.index("120 x") < text.index("12,000")
-    for expected in ("12.5%", "+15.0 ms", "never came", "15,000", "gbdt", "a processor", "a warning"):
+    for expected in ("12.5%", "+15.0 ms", "never arrived", "15,000", "gbdt", "a processor", "a warning"):
         assert expected in text
-    assert "Longest in turn: publish 20 µs, score 10 µs" in bottleneck(report)
+    assert "Longest stages of the main thread: publish 20 µs, score 10 µs" in bottleneck(report)
     assert "0.96 of 2 cores" in bottleneck(report)  # 12,000 a second at 50 + 20 + 10 µs

@@ -1,8 +1,8 @@
-"""An independent consumer that reads committed records only and notes when it saw each.
+"""An independent consumer that reads only committed records and measures the arrival time of each.
 
 Run as ``arrivals.py BOOTSTRAP TOPIC RECORDS SECONDS`` (RECORDS: lines that begin with an event id and a tab). It starts
-at the end of the topic and says ``ready``. When it has seen every id, or after SECONDS, it ends with one JSON line: for
-each record of the file the time (nanoseconds of CLOCK_MONOTONIC, which all processes share), -1 if it never came.
+at the end of the topic and prints ``ready``. After the last id, or after SECONDS, it prints one JSON line and ends: the
+arrival time per record (nanoseconds of CLOCK_MONOTONIC, which all processes share), -1 if it never arrived.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Event(msgspec.Struct):
 
 
 def main(bootstrap: str, topic: str, path: str, seconds: str) -> int:
-    """Note arrivals until all are there or the time is up."""
+    """Measure arrivals until all records have arrived or the time is up."""
     ids = [line.partition(b"\t")[0].decode() for line in Path(path).read_bytes().splitlines()]
     consumer = Consumer(
         {
@@ -37,13 +37,13 @@ def main(bootstrap: str, topic: str, path: str, seconds: str) -> int:
     )
     partitions = sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
     places = [TopicPartition(topic, number) for number in partitions]
-    # From stated offsets, not from "the end": that would be looked up later, when the first record may be there.
+    # From explicit offsets, not from "the end": librdkafka would resolve that later, maybe after the first record.
     consumer.assign([TopicPartition(topic, p.partition, consumer.get_watermark_offsets(p, 10)[1]) for p in places])
     consumer.poll(0.2)
     decode = msgspec.json.Decoder(_Event).decode
     missing, seen = set(ids), {}
     gc.disable()
-    print("ready", flush=True)  # noqa: T201 - its standard output is how it answers
+    print("ready", flush=True)  # noqa: T201 - standard output carries the result
     give_up = time.monotonic() + float(seconds)
     while missing and time.monotonic() < give_up:
         messages = consumer.consume(1, 0.1)
@@ -52,7 +52,7 @@ def main(bootstrap: str, topic: str, path: str, seconds: str) -> int:
         now = time.monotonic_ns()
         for message in messages:
             if message.error() is not None:
-                continue  # librdkafka mends what can be mended; what never comes is told as missing
+                continue  # librdkafka retries; records that never arrive are reported as missing
             event_id = decode(message.value() or b"").event_id
             if event_id in missing:
                 missing.discard(event_id)

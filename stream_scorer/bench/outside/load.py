@@ -1,8 +1,8 @@
-"""Sends records open-loop at a rate: each is due at its time, whether or not anybody keeps up.
+"""An open-loop load generator: each record has a due time that does not depend on the consumers.
 
-Run as ``load.py BOOTSTRAP TOPIC RECORDS RATE`` (RECORDS: lines of id, key, value between tabs). It says ``ready``,
-reads from standard input the time (nanoseconds of CLOCK_MONOTONIC, which all processes share) at which the first record
-is due, and ends with one JSON line: how many were sent, and by how much the latest of them was late.
+Run as ``load.py BOOTSTRAP TOPIC RECORDS RATE`` (RECORDS: lines of id, key and value, separated by tabs). It prints
+``ready``, reads the due time of the first record from standard input (nanoseconds of CLOCK_MONOTONIC, which all
+processes share), and prints one JSON line at the end: the number of sent records and the maximum lateness.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-# Records due within a tick go together: finer would take a tenth of a core from what is measured.
+# Records due within a tick are sent together: a shorter tick would take a tenth of a core from the measured processes.
 TICK_S = 0.001
 
 
 def main(bootstrap: str, topic: str, path: str, per_second: str) -> int:
-    """Send all records. 1 if the broker did not take every one."""
+    """Send all records; return 1 if the broker did not confirm all of them."""
     records = [line.split(b"\t") for line in Path(path).read_bytes().splitlines()]
     rate = float(per_second)
     failures: list[str] = []
@@ -42,7 +42,7 @@ def main(bootstrap: str, topic: str, path: str, per_second: str) -> int:
         }
     )
     producer.list_topics(topic, 10)
-    print("ready", flush=True)  # noqa: T201 - its standard output is how it answers
+    print("ready", flush=True)  # noqa: T201 - standard output carries the result
     start_s = int(sys.stdin.readline()) / 1e9
     sent, behind_s = 0, 0.0
     while sent < len(records):

@@ -1,9 +1,9 @@
-"""A scorer as tutorials write it: one event at a time, each look-up, prediction, message and commit on its own.
+"""A scorer in the style of tutorials: one event at a time, with separate look-ups, predictions, messages and commits.
 
-Run as ``tutorial_loop.py CONFIG`` (JSON: bootstrap, redis, topic, out, ensemble, entities, events, seconds). Its
-members are those of that ensemble, each asked with its own library; features are running totals, simpler than the
-windows they stand for. At least once, not exactly once. It ends with one JSON line: events after the first, and their
-seconds.
+Run as ``tutorial_loop.py CONFIG`` (JSON: bootstrap, redis, topic, out, ensemble, entities, events, seconds). It uses
+the members of that ensemble, each with its own library; features are running totals, simpler than the real windows.
+Delivery is at least once, not exactly once. It prints one JSON line at the end: the number of events after the first,
+and their duration in seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sklearn.neural_network import MLPClassifier
 
 
 def main(path: str) -> int:
-    """Score events until there were enough of them or the time is up."""
+    """Score events until a limit of events or time is reached."""
     config = json.loads(Path(path).read_text())
     folder = Path(config["ensemble"])
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -80,16 +80,16 @@ def main(path: str) -> int:
         producer.flush()
         consumer.commit(message=message, asynchronous=False)
         done += 1
-        if done == 0:  # the first event pays for connections and caches
+        if done == 0:  # the first event includes connecting and filling caches
             started = time.monotonic()
     seconds = time.monotonic() - started
     consumer.close()
-    print(json.dumps({"events": done, "seconds": seconds}))  # noqa: T201 - its standard output is how it answers
+    print(json.dumps({"events": done, "seconds": seconds}))  # noqa: T201 - standard output carries the result
     return 0
 
 
 def feature(name: str, event: dict[str, Any], totals: dict[str, Any]) -> float:
-    """One feature, from the event and what the hashes hold; NaN where this loop has nothing to say."""
+    """One feature from the event and the hashes; NaN if this loop does not compute it."""
     view, _, aggregate = name.partition(".")
     held = totals.get(view.split("_")[0])
     if aggregate and held is not None:
@@ -135,7 +135,7 @@ def load_member(folder: Path, member: dict[str, Any]) -> Any:
 
 
 def dense_model(layers: list[dict[str, Any]]) -> Any:
-    """The scikit-learn model that these layers came from."""
+    """Rebuild the scikit-learn model from its layers."""
     weights = [np.array(layer["weights"]) for layer in layers]
     biases = [np.array(layer["bias"]) for layer in layers]
     if len(layers) == 1:
