@@ -1,6 +1,6 @@
-"""The local stack of real parts: Kafka (KRaft), Redis and MLflow as plain processes on loopback, no Docker needed.
+"""The local stack: real Kafka (KRaft), Redis and MLflow as plain processes on loopback, without Docker.
 
-Here lives starting, watching and stopping them. Clients of those services do not: the stack imports neither
+This package starts, supervises and stops them. It contains no clients of those services: it imports neither
 confluent_kafka nor redis nor mlflow. `LocalStack` ends with its owner; `up` and `down` outlive the shell.
 """
 

@@ -1,4 +1,4 @@
-"""A stack that outlives the shell: `up`, `down`, `status`, and `read_state` for who wants its addresses."""
+"""A stack that outlives the shell: `up`, `down`, `status`, and `read_state` for its addresses."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from stream_scorer.stack.model import (
 from stream_scorer.stack.process import is_alive, send_signal, wait_gone
 
 FOLDER = Path(".stream-scorer", "stack")
-"""Where the detached stack lives, below the project folder that every function here calls `root`."""
+"""Folder of the detached stack, relative to the project folder (`root` in every function here)."""
 
-_SUPERVISOR_SECONDS = 15.0  # the longest service takes 8 to stop, then it is killed
+_SUPERVISOR_SECONDS = 15.0  # the slowest service has 8 s to stop before it is killed
 _LEFTOVER_SECONDS = 5.0
 
 
@@ -38,11 +38,11 @@ class StackStatus:
     address: str
     alive: bool
     pid: int | None
-    """None when a Docker engine holds it."""
+    """None if a Docker engine runs it."""
 
 
 def read_state(root: Path = Path()) -> StackAddresses | None:
-    """The addresses of the stack that runs in `root`; None when there is none, or its supervisor is dead."""
+    """The addresses of the stack that runs in `root`; None without a stack, or if its supervisor is dead."""
     state = _running_state(root / FOLDER)
     return state.addresses if state else None
 
@@ -54,10 +54,10 @@ def up(
     on_progress: Callable[[str], None] | None = None,
     use_docker: bool = False,
 ) -> tuple[StackAddresses, bool]:
-    """Start a stack that stays; its addresses, and whether it was started now (False: it ran already).
+    """Start a detached stack; return its addresses and whether it was started now (False: it ran already).
 
-    Local processes are the rule, also where a Docker engine answers: then every machine runs the same parts.
-    Raises UsageError or UnavailableError, and leaves nothing running then.
+    The default is local processes, also where a Docker engine runs, so that every machine runs the same parts.
+    Raises UsageError or UnavailableError; in that case nothing is left running.
     """
     names = check_services(services)
     folder = (root / FOLDER).resolve()
@@ -80,9 +80,9 @@ def up(
 
 
 def down(root: Path = Path(), *, purge: bool = False) -> bool:
-    """End the stack of `root`; whether there was one. Its data stays for the next `up` unless `purge`.
+    """Stop the stack of `root`; return whether one was running. Its data stays for the next `up` unless `purge`.
 
-    A process is signalled only if its number and its start time are those of the state file.
+    A process is signalled only if its pid and its start time match the state file.
     """
     folder = root / FOLDER
     if not folder.is_dir():
@@ -108,7 +108,7 @@ def down(root: Path = Path(), *, purge: bool = False) -> bool:
 
 
 def status(root: Path = Path()) -> list[StackStatus]:
-    """One entry a service of the stack in `root`, alive or not; empty when there is no stack."""
+    """One entry per service of the stack in `root`, alive or not; empty without a stack."""
     state = load_state(root / FOLDER)
     if state is None:
         return []
@@ -135,7 +135,7 @@ def _running_state(folder: Path) -> StackState | None:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Two `up` at once: the second waits, and finds the first one's stack."""
+    """Serialise commands: of two concurrent `up`, the second waits and returns the stack of the first."""
     with (folder / "command.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

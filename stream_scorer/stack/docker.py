@@ -1,4 +1,4 @@
-"""The same services in containers, where a Docker engine answers and somebody asks for it. Thin on purpose."""
+"""The same services in containers, on request and if a Docker engine runs. A thin wrapper on purpose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stream_scorer.stack.ports import LOOPBACK
 
 COMPOSE_FILE = Path("docker-compose.yml")
 _INFO_SECONDS = 3.0
-_UP_SECONDS = 600.0  # images are pulled
+_UP_SECONDS = 600.0  # includes pulling images
 
 
 def engine_answers() -> bool:
@@ -33,7 +33,7 @@ def engine_answers() -> bool:
 def compose_up(services: tuple[str, ...]) -> StackAddresses:
     """``docker compose up -d --wait``. Raises UsageError without a compose file, UnavailableError when it fails."""
     if not engine_answers():
-        raise UnavailableError("no Docker engine answers", hint="Start it, or leave out --docker: it is not needed.")
+        raise UnavailableError("no Docker engine responds", hint="Start it, or leave out --docker: it is optional.")
     _compose("up", "-d", "--wait", *services)
     ports = {name: os.environ.get(f"STACK_{name.upper()}_PORT") or port for name, port in _PORTS.items()}
     made = {
@@ -50,7 +50,7 @@ def compose_down() -> None:
 
 
 def answers(address: str) -> bool:
-    """Whether something listens at `address`."""
+    """Whether a server listens at `address`."""
     parts = urlsplit(address if "://" in address else f"tcp://{address}")
     try:
         socket.create_connection((parts.hostname or LOOPBACK, parts.port or 0), 1.0).close()
@@ -64,12 +64,14 @@ _PORTS = {"kafka": "9092", "redis": "6379", "mlflow": "5000"}
 
 def _compose(*arguments: str) -> None:
     if not COMPOSE_FILE.exists():
-        raise UsageError(f"there is no {COMPOSE_FILE} here", hint="Run it in the folder of the repository.")
+        raise UsageError(f"there is no {COMPOSE_FILE} here", hint="Run the command in the repository's folder.")
     command = ["docker", "compose", "-f", str(COMPOSE_FILE), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_UP_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"docker compose failed: {error}", hint="Try it by hand.") from error
+        raise UnavailableError(f"docker compose failed: {error}", hint="Run it manually to see the cause.") from error
     if answer.returncode != 0:
         lines = "\n".join(answer.stderr.splitlines()[-15:])
-        raise UnavailableError(f"docker compose {arguments[0]} failed:\n{lines}", hint="Try it by hand.")
+        raise UnavailableError(
+            f"docker compose {arguments[0]} failed:\n{lines}", hint="Run it manually to see the cause."
+        )

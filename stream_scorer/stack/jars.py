@@ -1,7 +1,8 @@
 """The broker's jars: pinned by name, version and sha256 in ``kafka_jars.lock``, fetched once, checked at every start.
 
 To renew the lock for another Kafka: resolve ``org.apache.kafka:kafka_2.13`` and ``log4j-slf4j-impl`` with
-``mvn dependency:copy-dependencies -DincludeScope=runtime`` and write one line a jar: ``group:artifact:version sha256``.
+``mvn dependency:copy-dependencies -DincludeScope=runtime`` and write one line per jar, ``group:artifact:version
+sha256``.
 """
 
 from __future__ import annotations
@@ -62,28 +63,28 @@ def read_lock(path: Path = LOCK_FILE) -> list[Jar]:
 
 
 def kafka_version(jars: Sequence[Jar]) -> str:
-    """The Kafka release the lock pins. Raises UsageError when the clients are of another than the broker."""
+    """The pinned Kafka release. Raises UsageError if clients and broker have different releases."""
     versions = {jar.version for jar in jars if jar.group == "org.apache.kafka"}
     if len(versions) != 1:
         raise UsageError(
             f"the jar lock mixes Kafka releases: {', '.join(sorted(versions)) or 'none'}",
-            hint="Every org.apache.kafka line needs the same version.",
+            hint="All org.apache.kafka lines must have the same version.",
         )
     return versions.pop()
 
 
 def cache_root() -> Path:
-    """Where jars of all clones of this user live."""
+    """Folder of the jars, shared by all clones of this user."""
     base = os.environ.get("XDG_CACHE_HOME") or ""
     # The XDG specification says to ignore a relative path.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "stream-scorer"
 
 
 def provide_jars(progress: Callable[[str], None], *, lock: Path = LOCK_FILE, cache: Path | None = None) -> list[Path]:
-    """Paths of every pinned jar, each with its digest checked just now; what is missing or altered is fetched.
+    """Check the digest of every pinned jar, fetch missing or altered ones, and return all paths.
 
-    Safe beside other callers: a jar appears under its name in one step and with its content checked. Raises
-    UnavailableError when a jar cannot be fetched or its digest differs, UsageError when there is nothing to fetch with.
+    Safe with concurrent callers: a jar is renamed to its name after its content was checked. Raises UnavailableError if
+    a jar cannot be fetched or its digest differs, UsageError if neither mvn nor jgo is installed.
     """
     jars = read_lock(lock)
     version = kafka_version(jars)
@@ -98,8 +99,8 @@ def provide_jars(progress: Callable[[str], None], *, lock: Path = LOCK_FILE, cac
                 source = Path(temporary, jar.file_name)
                 if (found := _digest(source)) != jar.sha256:
                     raise UnavailableError(
-                        f"{jar.coordinate} has sha256 {found}, the lock says {jar.sha256}",
-                        hint="It was altered on the way or at its source: do not use it. Check your Maven mirror.",
+                        f"{jar.coordinate} has sha256 {found}, but the lock has {jar.sha256}",
+                        hint="The jar was altered in transit or at its source: do not use it. Check your Maven mirror.",
                     )
                 source.replace(folder / jar.file_name)
     return [folder / jar.file_name for jar in jars]
@@ -114,7 +115,7 @@ def _digest(path: Path) -> str | None:
 
 
 def _fetch(jars: Sequence[Jar], target: Path, progress: Callable[[str], None]) -> None:
-    """Put `jars` into `target` by mvn, else by jgo. Digests are the caller's to check."""
+    """Fetch `jars` to `target` with mvn, else with jgo. The caller checks the digests."""
     problems: list[str] = []
     if maven := shutil.which("mvn"):
         problem = _fetch_with_maven(maven, jars, target)
@@ -129,17 +130,17 @@ def _fetch(jars: Sequence[Jar], target: Path, progress: Callable[[str], None]) -
         problems.append(problem)
     if not problems:
         raise UsageError(
-            "the Kafka jars are not in the cache, and neither mvn nor the wheel jgo is there to fetch them",
+            "the Kafka jars are not in the cache, and neither mvn nor the wheel jgo is installed to fetch them",
             hint="Install the extra 'stack' of stream-scorer, or Maven.",
         )
     raise UnavailableError(
         "the Kafka jars could not be fetched: " + "; ".join(problems),
-        hint="Check the network, or the mirror in Maven's settings, and try again: what arrived is kept.",
+        hint="Check the network, or the mirror in Maven's settings, and try again: fetched jars are kept.",
     )
 
 
 def _fetch_with_maven(maven: str, jars: Sequence[Jar], target: Path) -> str | None:
-    """None when it worked, else what went wrong. Transitive resolution is off: the lock is the whole truth."""
+    """Return None, or the error text. Transitive resolution is off, because the lock lists every jar."""
     everything = "<exclusions><exclusion><groupId>*</groupId><artifactId>*</artifactId></exclusion></exclusions>"
     lines = [
         f"<dependency><groupId>{jar.group}</groupId><artifactId>{jar.artifact}</artifactId>"
@@ -171,10 +172,10 @@ def _fetch_with_maven(maven: str, jars: Sequence[Jar], target: Path) -> str | No
 
 
 def _fetch_with_jgo(jars: Sequence[Jar], target: Path, progress: Callable[[str], None]) -> str | None:
-    """None when it worked, else what went wrong. One jar at a time: jgo picked another version when given two."""
+    """Return None, or the error text. One jar at a time, because with two jgo chose another version."""
     from jgo.maven import MavenContext
 
-    # A private repository: jgo writes files in place, so a shared one is unsafe beside other callers.
+    # A private repository: jgo writes files in place, so a shared one is unsafe with concurrent callers.
     context = MavenContext(repo_cache=target / "repository", timeout=_JAR_SECONDS)
     for done, jar in enumerate(jars):
         try:

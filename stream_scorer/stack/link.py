@@ -14,11 +14,11 @@ from stream_scorer.errors import StreamScorerError, UnavailableError
 from stream_scorer.stack.model import StackState
 from stream_scorer.stack.process import tail
 
-_EXIT_SECONDS = 20.0  # longer than any service's own limit
+_EXIT_SECONDS = 20.0  # longer than the stop limit of any service
 
 
 class SupervisorLink:
-    """A supervisor that was started here, and that ends when this end of the pipe closes (unless detached)."""
+    """A started supervisor; it ends when this end of the pipe closes (unless detached)."""
 
     def __init__(
         self,
@@ -45,11 +45,11 @@ class SupervisorLink:
             )
 
     def wait_ready(self) -> StackState:
-        """Wait until every service answers. Raises the supervisor's UsageError or UnavailableError."""
+        """Wait until every service responds. Raises the supervisor's UsageError or UnavailableError."""
         return StackState.from_json(self._answer("ready")["state"])
 
     def call(self, operation: str, **arguments: object) -> None:
-        """One command, and its answer. Raises the supervisor's UsageError or UnavailableError."""
+        """Send one command and wait for its reply. Raises the supervisor's UsageError or UnavailableError."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"op": operation, **arguments}) + "\n")
@@ -59,21 +59,21 @@ class SupervisorLink:
         self._answer("done")
 
     def detach(self) -> None:
-        """Let the supervisor live on without us."""
+        """Leave the supervisor running after this process."""
         self.call("detach")
         self._close_pipes()
-        # It is not ours to wait for any more; without this the garbage collector warns of a running child.
+        # This process does not wait for it; without a return code, the garbage collector warns of a running child.
         self._process.returncode = 0
 
     def close(self) -> None:
-        """End the supervisor and with it every service. Safe to call twice."""
+        """Stop the supervisor and all services. Safe to call twice."""
         if self._process.returncode is not None:
             return
         self._close_pipes()
         try:
             self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # the kernel then ends the services
+            self._process.kill()  # the kernel then kills the services
             self._process.wait()
 
     def _close_pipes(self) -> None:

@@ -1,4 +1,4 @@
-"""A stack that lives as long as its owner: for fixtures and the demo."""
+"""A stack that ends with its owner: for fixtures and the demo."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SCRATCH = Path(".stream-scorer")
 
 
 class LocalStack:
-    """Real services on free loopback ports, ended with this object, or with this process however it ends.
+    """Real services on free loopback ports that end with this object, or with this process, however it ends.
 
-    A context manager; `start` and `close` do the same by hand. `services` is any of ``kafka``, ``redis`` and
-    ``mlflow``. Without `data_dir` the data is in a new folder under ``.stream-scorer/`` of the working directory and
-    removed at the end. `on_progress` gets one line now and then while a start takes its time. Not thread-safe.
+    A context manager; `start` and `close` are the explicit calls. `services` is any of ``kafka``, ``redis`` and
+    ``mlflow``. Without `data_dir`, the data is in a new folder under ``.stream-scorer/`` of the working directory and
+    is removed at the end. `on_progress` receives lines of progress during a start. Not thread-safe.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LocalStack:
         self._temporary: Path | None = None
 
     def start(self) -> Self:
-        """Start and wait until all services answer. Raises UsageError or UnavailableError, and leaves nothing then."""
+        """Start and wait until all services respond. Raises UsageError or UnavailableError; then nothing is left."""
         if self._link is not None:
             raise UsageError("this stack is already started", hint="Close it first, or make another.")
         folder = self._data_dir
@@ -77,20 +77,20 @@ class LocalStack:
 
     @property
     def addresses(self) -> StackAddresses:
-        """Where the services listen. They stay the same over restarts."""
+        """Addresses of the services. They do not change on restarts."""
         return self._addresses
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process numbers of the services that ran after the last command, by name."""
+        """Process ids of the services that ran after the last command, by name."""
         return dict(self._started.pids)
 
     def stop_service(self, name: str, *, kill: bool = False) -> None:
-        """End one service, by SIGTERM or, with `kill`, by SIGKILL. Its data and port stay its own."""
+        """Stop one service with SIGTERM or, with `kill`, with SIGKILL. It keeps its data and port."""
         self._started.call("stop", service=name, kill=kill)
 
     def start_service(self, name: str) -> None:
-        """Start a stopped service on its old port and data, and wait until it answers. Raises UnavailableError."""
+        """Start a stopped service on its port and data, and wait until it responds. Raises UnavailableError."""
         self._started.call("start", service=name)
 
     def restart(self, name: str, *, kill: bool = False) -> None:

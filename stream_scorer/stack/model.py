@@ -1,4 +1,4 @@
-"""What a running stack is: addresses, process identities, and the state file that carries both."""
+"""The state of a running stack: addresses, process identities, and the state file with both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATE_FILE = "state.json"
 
 @dataclass(frozen=True, slots=True)
 class StackAddresses:
-    """Where each service listens; None for one that was not asked for."""
+    """Address of each service; None if the stack does not include it."""
 
     kafka: str | None = None
     """Bootstrap servers, ``127.0.0.1:12345``."""
@@ -27,13 +27,13 @@ class StackAddresses:
     """``http://127.0.0.1:5000``."""
 
     def get(self, service: str) -> str | None:
-        """The address of `service`, None when it is not part of the stack."""
+        """The address of `service`; None if the stack does not include it."""
         return {"kafka": self.kafka, "redis": self.redis, "mlflow": self.mlflow}[service]
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process that cannot be mistaken for a later one with the same number."""
+    """A process, distinguishable from a later one with the same pid."""
 
     pid: int
     started: int
@@ -46,7 +46,7 @@ class StackState:
 
     addresses: StackAddresses
     supervisor: ProcessId | None
-    """None when a Docker engine holds the services."""
+    """None if a Docker engine runs the services."""
     services: dict[str, ProcessId] = field(default_factory=dict)
     data_dir: str = ""
 
@@ -67,14 +67,14 @@ class StackState:
 
 
 def write_state(folder: Path, state: StackState) -> None:
-    """Write the state file of `folder` in one step: a reader sees the old one or the new one."""
+    """Replace the state file of `folder` atomically."""
     temporary = folder / f"{STATE_FILE}.{os.getpid()}"
     temporary.write_text(json.dumps(state.to_json(), indent=2) + "\n")
     temporary.replace(folder / STATE_FILE)
 
 
 def load_state(folder: Path) -> StackState | None:
-    """The state file of `folder`, alive or not; None when absent. Raises UsageError when it cannot be read."""
+    """The state file of `folder`, whether or not the stack runs; None without one. Raises UsageError if malformed."""
     path = folder / STATE_FILE
     try:
         return StackState.from_json(json.loads(path.read_text()))
@@ -83,7 +83,7 @@ def load_state(folder: Path) -> StackState | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{path} is not a state file of the stack: {error}",
-            hint="Delete it, and end by hand what it stood for.",
+            hint="Delete the file, and stop the services of that stack manually.",
         ) from error
 
 

@@ -1,10 +1,9 @@
-"""Run as a script: tie a command's life to the process that started it (Linux, prctl(2) PR_SET_PDEATHSIG).
+"""A script that ends a command when its parent process dies (Linux, prctl(2) PR_SET_PDEATHSIG).
 
-``python -I -S parent_death.py PARENT_PID exec|watch COMMAND...``. `exec` becomes the command, which keeps the death
-signal
-across execve(2). `watch` stays as the leader of the group and ends the whole group when told to or when the parent
-dies, for commands that start processes of their own. It is a script and not a `preexec_fn` because that is unsafe
-in a process with threads. Standard library only: it starts in 20 ms.
+``python -I -S parent_death.py PARENT_PID exec|watch COMMAND...``. `exec` replaces itself by the command, which keeps
+the death signal across execve(2). `watch` remains as the leader of the process group and ends the whole group on
+SIGTERM or when the parent dies, for commands that start child processes. It is a script, because a `preexec_fn` is
+unsafe in a process with threads. It uses the standard library only, so it starts in 20 ms.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ _GRACE_SECONDS = 3.0
 
 
 def main(arguments: list[str]) -> int:
-    """Tie and run; the exit code is the command's."""
+    """Set the death signal and run the command; returns its exit code."""
     parent, mode, command = int(arguments[0]), arguments[1], arguments[2:]
     death = signal.SIGKILL if mode == "exec" else signal.SIGTERM
     if mode == "watch":
         signal.signal(signal.SIGTERM, _stop)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(death), 0, 0, 0)
-    if os.getppid() != parent:  # it died before the kernel was told
+    if os.getppid() != parent:  # the parent died before prctl
         return 1
     if mode == "exec":
         os.execv(command[0], command)
@@ -43,7 +42,7 @@ def main(arguments: list[str]) -> int:
                 child.wait(_GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 code = 1
-    # Whatever the command left behind in our group ends with us.
+    # Processes that the command left in our group end with us.
     if os.getpgrp() == os.getpid():
         sys.stdout.flush()
         os.killpg(0, signal.SIGKILL)
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 class _Stopped(BaseException):
-    """Told to end."""
+    """SIGTERM arrived."""
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

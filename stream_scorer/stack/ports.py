@@ -23,10 +23,10 @@ def is_free(port: int) -> bool:
 
 
 def free_port(choose: random.Random | None = None) -> int:
-    """A port nobody listens on, below the range the kernel gives to outgoing connections when it can be.
+    """A port without a listener, if possible below the kernel's range of ephemeral ports.
 
-    A port out of that range (what binding port 0 gives) is lost while its service is down for a restart: a client
-    that keeps dialling it is one day given the same number as its own source port, connects to itself and holds it.
+    A port of that range (as from binding port 0) can get lost while its service restarts: a client that keeps
+    connecting may get the same port as its source port, connect to itself, and so occupy the port.
     """
     try:
         ceiling = int(_EPHEMERAL_RANGE.read_text().split()[0])

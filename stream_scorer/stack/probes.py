@@ -1,4 +1,4 @@
-"""Does a service answer? One short question each over a plain socket, no client library."""
+"""Readiness probes of the services: one short request each over a plain socket, without client libraries."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _METADATA_KEY, _METADATA_VERSION = 3, 1
 def kafka_answers(port: int) -> bool:
     """Whether the broker lists itself as alive.
 
-    Asks for metadata of no topic (Metadata v1, KIP-4) and counts the brokers: ApiVersions answers already while the
-    broker is still fenced and no topic can be made.
+    Requests metadata of no topic (Metadata v1, KIP-4) and counts the brokers. ApiVersions is no sufficient probe: it
+    succeeds while the broker is still fenced and cannot create topics.
     """
     name = b"stack"
     request = struct.pack(">hhih", _METADATA_KEY, _METADATA_VERSION, 1, len(name)) + name + struct.pack(">i", 0)
@@ -31,14 +31,14 @@ def kafka_answers(port: int) -> bool:
 
 
 def redis_answers(port: int) -> bool:
-    """Whether Redis says PONG."""
+    """Whether Redis replies PONG."""
     with socket.create_connection((LOOPBACK, port), _TIMEOUT) as link:
         link.sendall(b"PING\r\n")
         return _receive(link, 5) == b"+PONG"
 
 
 def mlflow_answers(port: int) -> bool:
-    """Whether ``GET /health`` is 200."""
+    """Whether ``GET /health`` returns 200."""
     link = http.client.HTTPConnection(LOOPBACK, port, timeout=_TIMEOUT)
     try:
         link.request("GET", "/health")
@@ -50,7 +50,7 @@ def mlflow_answers(port: int) -> bool:
 
 
 def answers(probe: Callable[[int], bool], port: int) -> bool:
-    """`probe`, with a refused or broken connection as False."""
+    """The result of `probe`; False for a refused or broken connection."""
     try:
         return probe(port)
     except OSError:
@@ -62,6 +62,6 @@ def _receive(link: socket.socket, size: int) -> bytes:
     while len(parts) < size:
         part = link.recv(size - len(parts))
         if not part:
-            raise ConnectionError("closed in the middle of an answer")
+            raise ConnectionError("connection closed within a response")
         parts += part
     return bytes(parts)

@@ -1,4 +1,4 @@
-"""Processes by identity: start time beside the number, signals that cannot hit a stranger, death with the parent."""
+"""Processes identified by pid and start time, so that signals reach no other process; they die with the parent."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PARENT_DEATH = Path(__file__).with_name("parent_death.py")
 
 
 def identify(pid: int) -> ProcessId | None:
-    """The identity of the running process `pid`; None when there is none, or only a zombie."""
+    """The identity of the running process `pid`; None if there is none, or only a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The command name may hold spaces and brackets: fields are counted after its last bracket.
+    # The command name may contain spaces and brackets, so count fields after its last bracket.
     fields = stat.rpartition(")")[2].split()
     if fields[0] in "ZX":
         return None
@@ -29,18 +29,18 @@ def identify(pid: int) -> ProcessId | None:
 
 
 def is_alive(process: ProcessId) -> bool:
-    """Whether exactly this process still runs."""
+    """Whether this process still runs."""
     return identify(process.pid) == process
 
 
 def send_signal(process: ProcessId, number: int) -> bool:
-    """Signal exactly this process. False when it is gone, also when its number now belongs to another."""
+    """Signal this process. Returns False if it has ended, also if another process has its pid now."""
     try:
         handle = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return False
     try:
-        # The handle pins the process: checked after it was opened, the number cannot change hands.
+        # The handle refers to one process. Check after opening it: from then on, the pid cannot be reused unnoticed.
         if not is_alive(process):
             return False
         signal.pidfd_send_signal(handle, number)
@@ -52,7 +52,7 @@ def send_signal(process: ProcessId, number: int) -> bool:
 
 
 def wait_gone(process: ProcessId, seconds: float) -> bool:
-    """Wait at most `seconds` for the process to end; whether it did."""
+    """Wait at most `seconds` for the process to end; return whether it ended."""
     deadline = time.monotonic() + seconds
     while is_alive(process):
         if time.monotonic() > deadline:
@@ -64,10 +64,10 @@ def wait_gone(process: ProcessId, seconds: float) -> bool:
 def spawn(
     command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, has_children: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, output appended to `log`; it dies when the caller dies.
+    """Start `command` in a new session, with its output appended to `log`; it dies when the caller dies.
 
-    Call it from the main thread: the kernel's death signal follows the thread that forked. `has_children` keeps a
-    small parent in between, because the death signal is not inherited by what the command itself starts.
+    Call it from the main thread: the kernel sends the death signal when the thread that forked ends. `has_children`
+    adds a small parent process, because processes that the command starts do not inherit the death signal.
     """
     mode = "watch" if has_children else "exec"
     die_with_parent = [sys.executable, "-I", "-S", str(_PARENT_DEATH), str(os.getpid()), mode, *command]
@@ -83,7 +83,7 @@ def spawn(
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process made by `spawn` and to all it started. Its number is ours until it is reaped."""
+    """SIGKILL to a process made by `spawn` and to all it started. Its pid is not reused until it is reaped."""
     if process.returncode is None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -92,7 +92,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def stop(processes: Sequence[tuple[subprocess.Popen[bytes], float]]) -> None:
-    """SIGTERM to all, then SIGKILL to each group that outlives its own number of seconds."""
+    """SIGTERM to all, then SIGKILL to each process group that runs longer than its number of seconds."""
     for process, _ in processes:
         process.terminate()
     begun = time.monotonic()

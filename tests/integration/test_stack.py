@@ -268,6 +268,6 @@ def test_a_jar_with_another_digest_is_refused(tmp_path: Path, monkeypatch: pytes
             (target / jar.file_name).write_bytes(b"not this")
 
     monkeypatch.setattr(jars, "_fetch", altered)
-    with pytest.raises(UnavailableError, match="the lock says"):
+    with pytest.raises(UnavailableError, match="but the lock has"):
         jars.provide_jars(lambda _text: None, lock=lock, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.jar"))
