@@ -1,4 +1,4 @@
-"""What one simulated data set is a function of."""
+"""The parameters of a simulated data set."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ DEFAULT_START_MS = 1_736_121_600_000
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """Everything a data set depends on: the same config gives the same bytes (with the same numpy).
+    """All parameters of a data set: the same config gives the same bytes (with the same numpy).
 
     The simulation ends after `days` or after exactly `transactions`, whichever comes first; one may be None.
 
     Attributes:
         seed: at least 0; another seed gives other customers and other event ids.
-        customers, terminals: how many there are.
+        customers, terminals: their numbers.
         start_ms: event time of the first midnight, epoch milliseconds; a multiple of a day, or hours of day shift.
-        days: how many days of event time.
-        transactions: how many transactions, fraud included.
+        days: number of days of event time.
+        transactions: number of transactions, including fraud.
         transactions_per_customer_day: mean over customers and days.
-        fraud_rate: the fraud transactions aimed at, as a share of the genuine ones.
+        fraud_rate: target number of fraud transactions, as a share of the genuine ones.
     """
 
     seed: int = 1
@@ -40,7 +40,7 @@ class SimulationConfig:
     fraud_rate: float = 0.007
 
     def __post_init__(self) -> None:
-        """Raises `SettingsError` if a value is out of range."""
+        """Raise `SettingsError` if a value is out of range."""
         if self.seed < 0:
             raise SettingsError(f"seed {self.seed} is negative")
         if self.customers < 1 or self.terminals < 10:
@@ -48,29 +48,29 @@ class SimulationConfig:
         if self.days is None and self.transactions is None:
             raise SettingsError("a simulation needs an end", hint="Set days or transactions.")
         if (self.days is not None and self.days < 1) or (self.transactions is not None and self.transactions < 1):
-            raise SettingsError("days and transactions are at least 1")
+            raise SettingsError("days and transactions must be at least 1")
         if not 0 < self.transactions_per_customer_day <= 1_000:
-            raise SettingsError("transactions_per_customer_day is above 0 and at most 1000")
+            raise SettingsError("transactions_per_customer_day must be above 0 and at most 1000")
         if not 0 <= self.fraud_rate <= 0.5:
-            raise SettingsError("fraud_rate is between 0 and 0.5")
+            raise SettingsError("fraud_rate must be between 0 and 0.5")
 
     @property
     def transactions_per_day(self) -> float:
-        """Expected number of genuine transactions a day."""
+        """Expected number of genuine transactions per day."""
         return self.customers * self.transactions_per_customer_day
 
     @property
     def expected_days(self) -> int:
-        """Days of event time the simulation is likely to cover, rounded up."""
+        """Expected number of days of event time, rounded up."""
         if self.transactions is None:
             assert self.days is not None
             return self.days
-        # Weekends and the luck of small worlds: a tenth on top.
+        # A tenth more, for weekends and the randomness of small worlds.
         needed = int(1.1 * self.transactions / self.transactions_per_day) + 1
         return needed if self.days is None else min(self.days, needed)
 
     def starting(self, start_ms: int) -> SimulationConfig:
-        """The same simulation from another midnight on."""
+        """The same simulation with another first midnight."""
         return replace(self, start_ms=start_ms)
 
     def start_to_end_by(self, now_ms: int) -> int:

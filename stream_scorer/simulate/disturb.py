@@ -1,4 +1,4 @@
-"""What a real topic has and a generator has not: records that come twice, and bad ones in between."""
+"""Disturbances of a real topic: duplicate records, and bad records in between."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DUPLICATE_GAP = 500
 
 @dataclass(frozen=True)
 class Mixed:
-    """Records in the order they are to be sent. `bad` holds the place and the kind of each bad one."""
+    """Records in sending order. `bad` has the index and the kind of each bad record."""
 
     keys: list[bytes]
     values: list[bytes]
@@ -35,7 +35,7 @@ class Disturber:
         self._held: list[tuple[int, bytes, bytes]] = []
 
     def mix(self, keys: list[bytes], values: list[bytes]) -> Mixed:
-        """The good records in their order with others in between."""
+        """The good records in order, with the extra ones in between."""
         if not self._duplicates and not self._garbage:
             return Mixed(keys, values, [], 0)
         count, rng = len(keys), self._rng
@@ -55,7 +55,7 @@ class Disturber:
         return _woven(keys, values, extras, len(now))
 
     def rest(self) -> Mixed:
-        """The duplicates still held back."""
+        """The remaining duplicates."""
         held, self._held = self._held, []
         return Mixed([key for _, key, _ in held], [value for _, _, value in held], [], len(held))
 

@@ -1,4 +1,4 @@
-"""A simulated history as Parquet files: transactions, truth and, if wanted, the labels known by its end."""
+"""A simulated history as Parquet files: transactions, truth and, optionally, the labels available at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stream_scorer.simulate.labeller import Labeller, LabellerConfig
 
 @dataclass
 class ExportReport:
-    """What has been written so far; `event_time_ms` is that of the newest transaction."""
+    """Progress of the export; `event_time_ms` is the event time of the newest transaction."""
 
     transactions: int = 0
     fraud: int = 0

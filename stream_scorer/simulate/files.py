@@ -1,4 +1,4 @@
-"""Parquet files: transactions, the truth about them (which the product never reads), and labels."""
+"""Parquet files: transactions, their hidden truth (which the product never reads), and labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stream_scorer.parquet import import_pyarrow, readable
 from stream_scorer.simulate.labels import Labels
 from stream_scorer.simulate.transactions import Transactions
 
-# Live traffic arrives in batches of a few dozen rows; a group of its own for each would be mostly metadata.
+# Live traffic arrives in batches of a few dozen rows; one row group per batch would be mostly metadata.
 ROW_GROUP = 65_536
 
 _TRANSACTION_TYPES = {
@@ -43,12 +43,12 @@ class ColumnWriter:
             self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
         except OSError as error:
             raise SettingsError(f"cannot write {path}: {error}") from None
-        # pyarrow's first conversion imports pandas where that is installed, for a second or two: not while live
-        # traffic is due.
+        # pyarrow's first conversion imports pandas if installed, which takes a second or two: do it before live
+        # traffic starts.
         pa.array([], self._schema[0].type, from_pandas=True)
 
     def write(self, rows: Transactions | Labels) -> None:
-        """Append `rows`; columns the file does not have are left out, NaN becomes null."""
+        """Append `rows`, restricted to the columns of the file; NaN becomes null."""
         pa, _ = import_pyarrow()
         if len(rows):
             arrays = [pa.array(getattr(rows, f.name), f.type, from_pandas=True) for f in self._schema]
@@ -58,7 +58,7 @@ class ColumnWriter:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left and the footer."""
+        """Write the remaining rows and the footer."""
         self._flush()
         self._file.close()
 
@@ -108,7 +108,7 @@ def read_transactions(path: Path, truth: Path | None = None) -> Transactions:
 
 
 def read_truth(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The columns of a truth file. For judging a run from outside: nothing in the product calls it."""
+    """The columns of a truth file, for the evaluation of a run; the product itself never reads them."""
     return _read(path, _TRUTH_TYPES)
 
 

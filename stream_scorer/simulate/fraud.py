@@ -1,4 +1,4 @@
-"""The kinds of fraud, as episodes of raw transactions; every function draws all episodes of one day at once."""
+"""The kinds of fraud, as episodes of raw transactions; each function draws all episodes of one day at once."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ SHARES = {
     DEVICE_FARM: 0.11,
     LARGE_AMOUNT: 0.10,
 }
-NOBODY = -1
-# Thieves keep other hours: this share of the episodes starts between midnight and six, the rest at any time.
+NO_ENTITY = -1
+# This share of the episodes starts between midnight and six, the rest at any time.
 NIGHT_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Transactions before they get ids: columns ``(n,)`` of int64, entities by number, NOBODY where there is none."""
+    """Transactions before they get ids: columns ``(n,)`` of int64, entities by number, NO_ENTITY without one."""
 
     time: Ints
     customer: Ints
@@ -74,7 +74,7 @@ class Raw:
 
 
 class Fresh:
-    """Hands out numbers of devices or networks nobody has used before."""
+    """Returns numbers of unused devices or networks."""
 
     def __init__(self, first: int) -> None:
         self._next = first
@@ -88,7 +88,7 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an episode is drawn from: the world, the day's randomness, and unused devices and networks."""
+    """Inputs of an episode: the world, the random generator of the day, unused devices and networks."""
 
     world: World
     rng: np.random.Generator
@@ -117,13 +117,13 @@ def channels_of(rng: np.random.Generator, terminal_kind: Ints, amount: Ints) -> 
 
 
 def card_testing(scene: Scene, episodes: int) -> Raw:
-    """Many small amounts on one card within minutes, at one online terminal, from a device nobody knows."""
+    """Many small amounts on one card within minutes, at one online terminal, from an unknown device."""
     rng, world = scene.rng, scene.world
     size = rng.integers(4, 15, episodes)
     row = np.repeat(np.arange(episodes), size)
     victim = rng.integers(0, world.customers, episodes)[row]
     shop = rng.choice(world.of_kind[ONLINE], episodes)[row]
-    # Some testers type a hundred cents, others what a coffee costs.
+    # Some testers use about a hundred cents, others the price of a coffee.
     amount = rng.uniform(80, 1_800, episodes)[row] * rng.uniform(0.6, 1.4, len(row))
     shared = carrier_networks(rng, world, episodes)
     network = np.where(rng.random(episodes) < 0.5, scene.networks.take(episodes), shared)[row]
@@ -140,7 +140,7 @@ def account_takeover(scene: Scene, episodes: int) -> Raw:
     shop = popular_terminals(rng, world, ONLINE, len(row))
     amount = usual_amounts(rng, world, victim, shop) * rng.uniform(1.5, 6.0, episodes)[row]
     time = _within(scene, row, episodes, 15 * MINUTE_MS, 5 * HOUR_MS)
-    # One in ten takes over a session on the customer's own device.
+    # One in ten uses a session on the customer's own device.
     hijacked = (rng.random(episodes) < 0.1)[row]
     device = np.where(hijacked, own_devices(rng, world, victim, time), scene.devices.take(episodes)[row])
     shared = carrier_networks(rng, world, episodes)
@@ -149,7 +149,7 @@ def account_takeover(scene: Scene, episodes: int) -> Raw:
 
 
 def stolen_card(scene: Scene, episodes: int) -> Raw:
-    """A card in a thief's hand: a spree through shops and cash machines until it is blocked."""
+    """A stolen card: a series of purchases and withdrawals until the card is blocked."""
     rng, world = scene.rng, scene.world
     size = rng.integers(3, 10, episodes)
     row = np.repeat(np.arange(episodes), size)
@@ -164,8 +164,8 @@ def stolen_card(scene: Scene, episodes: int) -> Raw:
     time = _within(scene, row, episodes, 20 * MINUTE_MS, 2 * HOUR_MS)
     kind = world.terminal_kind[shop]
     whole = whole_amounts(amount, kind)
-    nobody = np.full(len(row), NOBODY)
-    return Raw(time, victim, shop, nobody, nobody, whole, channels_of(rng, kind, whole), _kind(row, STOLEN_CARD))
+    no_entity = np.full(len(row), NO_ENTITY)
+    return Raw(time, victim, shop, no_entity, no_entity, whole, channels_of(rng, kind, whole), _kind(row, STOLEN_CARD))
 
 
 def device_farm(scene: Scene, episodes: int) -> Raw:

@@ -1,4 +1,4 @@
-"""Bad input of every kind a topic has seen, made from good records: for showing that none of it stops a scorer."""
+"""Bad input of all kinds, made from good records, for tests that no bad record stops a scorer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-# Above the 5 MB a hostile record is expected to have, below the 10 MB that the broker takes.
+# Above the 5 MB expected of a hostile record, below the broker's limit of 10 MB.
 OVERSIZED_BYTES = 5_000_000
 _YEAR_9999_MS = 253_370_764_800_000
 
@@ -18,7 +18,7 @@ _encode = msgspec.json.encode
 
 @dataclass(frozen=True)
 class _Good:
-    """The good record a bad one is made from."""
+    """The good record from which a bad one is made."""
 
     value: bytes
     fields: dict[str, Any]
@@ -52,7 +52,7 @@ def _missing_field(good: _Good) -> bytes:
 
 
 def _not_a_number(good: _Good) -> bytes:
-    # JSON has no NaN; some writers emit it all the same.
+    # JSON has no NaN, but some writers emit it.
     word = (b"NaN", b"Infinity", b"-Infinity")[int(good.rng.integers(0, 3))]
     return _encode(good.fields | {"amount": 0}).replace(b'"amount":0', b'"amount":' + word)
 
@@ -111,11 +111,11 @@ GARBAGE_KINDS = tuple(_MAKERS)
 
 
 class GarbageMaker:
-    """Makes bad values, every kind in turn; after `most_oversized` of 5 MB each, that kind is left out."""
+    """Makes bad values, every kind in turn; after `max_oversized` records of 5 MB each, that kind is left out."""
 
-    def __init__(self, rng: np.random.Generator, *, most_oversized: int = 5) -> None:
+    def __init__(self, rng: np.random.Generator, *, max_oversized: int = 5) -> None:
         self._rng = rng
-        self._oversized_left = most_oversized
+        self._oversized_left = max_oversized
         self._made = 0
 
     def make(self, good: bytes) -> tuple[str, bytes]:
@@ -130,5 +130,5 @@ class GarbageMaker:
 
 
 def garbage(kind: str, good: bytes, rng: np.random.Generator) -> bytes:
-    """A bad value of one of `GARBAGE_KINDS`. A decoder that follows `cards.yaml` must refuse it."""
+    """A bad value of one of `GARBAGE_KINDS`. A decoder for `cards.yaml` must reject it."""
     return _MAKERS[kind](_Good(good, msgspec.json.decode(good), rng))

@@ -1,4 +1,4 @@
-"""From a config to transactions, one day of event time after another."""
+"""Generates transactions from a config, day by day of event time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stream_scorer.simulate.fraud import (
     CHANNELS,
     COMPROMISED_TERMINAL,
     EPISODES,
-    NOBODY,
+    NO_ENTITY,
     ONLINE_CHANNEL,
     SHARES,
     Fresh,
@@ -43,12 +43,12 @@ _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday
 
 
 def generate(config: SimulationConfig) -> Transactions:
-    """All transactions of `config`, in memory (about 0.5 GB a million). See `generate_days` for bounded memory."""
+    """All transactions of `config`, in memory (about 0.5 GB per million). See `generate_days` for bounded memory."""
     return Transactions.concat(list(generate_days(config)))
 
 
 def generate_days(config: SimulationConfig) -> Iterator[Transactions]:
-    """The transactions of `config` in order of event time, one chunk for each day of event time.
+    """The transactions of `config` in order of event time, one chunk per day of event time.
 
     The chunks joined are the same bytes as `generate(config)`.
     """
@@ -63,7 +63,7 @@ def generate_days(config: SimulationConfig) -> Iterator[Transactions]:
         scene = Scene(world, rng, start, devices, networks)
         genuine = compromised.strike(rng, day, _genuine(scene))
         pool = Raw.concat([*later, genuine, *_episodes(scene, config)])
-        # An episode may last past midnight: what falls after it waits for its day.
+        # An episode may last past midnight: its later transactions are kept for the next days.
         today = pool.time < start + DAY_MS
         later = [pool.take(~today)]
         pool = pool.take(today)
@@ -78,10 +78,10 @@ def generate_days(config: SimulationConfig) -> Iterator[Transactions]:
 
 
 def _genuine(scene: Scene) -> Raw:
-    """One day of everybody's ordinary life."""
+    """The genuine transactions of one day."""
     rng, world = scene.rng, scene.world
     weekday = (scene.day_ms // DAY_MS + _EPOCH_WEEKDAY) % 7
-    # A shopping day now and then: a burst of purchases that is no fraud.
+    # Occasional shopping days: a burst of genuine purchases.
     busy = np.where(rng.random(world.customers) < 0.01, 4.0, 1.0)
     customer = np.repeat(np.arange(world.customers), rng.poisson(world.rate * _WEEK[weekday] * busy))
     count = len(customer)
@@ -99,12 +99,12 @@ def _genuine(scene: Scene) -> Raw:
         terminal[rows] = popular_terminals(rng, world, each, len(rows))
 
     amount = usual_amounts(rng, world, customer, terminal)
-    # A sofa, a flight: once in two hundred purchases, and no fraud.
+    # One in two hundred genuine purchases is large, such as furniture or a flight.
     amount *= np.where(rng.random(count) < 0.005, rng.uniform(3.0, 10.0, count), 1.0)
     whole = whole_amounts(amount, kind)
 
-    device = np.full(count, NOBODY)
-    network = np.full(count, NOBODY)
+    device = np.full(count, NO_ENTITY)
+    network = np.full(count, NO_ENTITY)
     rows = np.flatnonzero(online)
     device[rows] = own_devices(rng, world, customer[rows], time[rows])
     borrowed = rows[rng.random(len(rows)) < 0.003]
@@ -128,7 +128,7 @@ def _episodes(scene: Scene, config: SimulationConfig) -> list[Raw]:
 
 
 class _CompromisedTerminals:
-    """Terminals that are fraudulent for some days: a share of what they see is fraud.
+    """Terminals that are compromised for some days: a share of their transactions is fraud.
 
     New ones are taken up whenever the expected fraud of those in hand falls below the kind's share of the budget.
     """
@@ -149,7 +149,7 @@ class _CompromisedTerminals:
             share = float(rng.uniform(0.35, 0.8))
             if missing <= 0:
                 break
-            # A terminal too busy for the budget would be most of the day's fraud by itself.
+            # A terminal that exceeds the budget would cause most of the day's fraud alone.
             if self._share[terminal] == 0.0 and 0 < volume[terminal] * share <= 1.3 * missing:
                 self._share[terminal] = share
                 self._until[terminal] = day + int(rng.integers(5, 13))
@@ -158,13 +158,13 @@ class _CompromisedTerminals:
         kind[struck] = COMPROMISED_TERMINAL
         terminal_kind = self._world.terminal_kind[genuine.terminal[struck]]
         amount[struck] = whole_amounts(amount[struck] * rng.uniform(1.2, 3.5, len(struck)), terminal_kind)
-        # Drawn again: a contactless payment above the limit would give the fraud away.
+        # Draw the channels again: a contactless payment above the limit would reveal the fraud.
         channel[struck] = channels_of(rng, terminal_kind, amount[struck])
         return replace(genuine, amount=amount, channel=channel, kind=kind)
 
 
 def _dress(raw: Raw, world: World, seed: int, first: int) -> Transactions:
-    """Numbers become ids. `first` is the ordinal of the first row in the whole simulation."""
+    """Convert numbers to ids. `first` is the ordinal of the first row in the whole simulation."""
     tag = int(np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1)[0])
     currencies, channels = np.array(CURRENCIES, dtype=object), np.array(CHANNELS, dtype=object)
     online = raw.channel == ONLINE_CHANNEL

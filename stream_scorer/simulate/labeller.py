@@ -1,4 +1,4 @@
-"""Who finds out what, and when: analysts on alerts, a random review, late chargebacks. No I/O, no wall clock.
+"""Simulated label sources: analysts on alerts, a random review, late chargebacks. No I/O, no wall clock.
 
 The closed loop is what makes labels biased as they are in life (see `Labeller`): what was blocked never gets a
 chargeback, what was approved is looked at only by chance, and some fraud is never reported at all.
@@ -27,12 +27,12 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class LabellerConfig:
-    """How labels come about. Durations are milliseconds of event time, shares are in [0, 1].
+    """Parameters of the label sources. Durations are milliseconds of event time, shares are in [0, 1].
 
     Attributes:
-        seed: of every random choice.
-        capacity_per_hour: labels the analysts can give in an hour of event time.
-        blocked_share: the part of that capacity kept for blocked transactions when held ones would fill it.
+        seed: seed of every random choice.
+        capacity_per_hour: maximum number of analyst labels per hour of event time.
+        blocked_share: share of that capacity that is reserved for blocked transactions.
         analyst_delay_ms: from the end of the hour of the alert to the hour in which the analysts label it.
         analyst_miss, analyst_false: probability that a reviewer calls fraud genuine, and genuine fraud.
         review_probability: share of transactions chosen at random for review; alerted ones drop out of it.
@@ -61,13 +61,13 @@ class LabellerConfig:
         """Raises `SettingsError` if a value is out of range."""
         for name in ("blocked_share", "analyst_miss", "analyst_false", "review_probability", "unreported"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise SettingsError(f"{name} is between 0 and 1")
+                raise SettingsError(f"{name} must be between 0 and 1")
         if self.capacity_per_hour < 0:
-            raise SettingsError("capacity_per_hour is at least 0")
+            raise SettingsError("capacity_per_hour must be at least 0")
 
 
 class Labeller:
-    """Follows transactions and alerts in event time and says which labels become known.
+    """Follows transactions and alerts in event time and returns the labels that become available.
 
     Call `observe` with transactions in order of event time, `alerted` with decisions as they come, and `advance` to
     move the clock of event time. Labels come out in order of `labelled_at`, never after the clock, never before it.
@@ -79,7 +79,7 @@ class Labeller:
     2. Of all transactions a random sample is reviewed; one that was alerted is the analysts' matter and drops out.
     3. A chargeback comes only for fraud that went through: approved, or held and cleared by an analyst by mistake.
        A blocked or still held transaction stays silent unless an analyst labels it.
-    4. So a label can change: a reviewer said genuine, the chargeback says fraud.
+    4. So a label can change: a chargeback can turn a reviewer's "genuine" into "fraud".
 
     An alert that comes so late that its transaction already has a label as an approved one keeps that label and is
     counted in `late_alerts`.
@@ -87,7 +87,7 @@ class Labeller:
 
     def __init__(self, config: LabellerConfig) -> None:
         self._config = config
-        # One stream for each kind of choice, so that choices do not depend on how transactions are chunked.
+        # One random stream per kind of choice, so that choices do not depend on the chunks of transactions.
         streams = np.random.SeedSequence(config.seed, spawn_key=(3,)).spawn(6)
         self._sample, self._wait, self._verdict, self._report, self._delay, self._second = map(
             np.random.default_rng, streams
@@ -110,7 +110,7 @@ class Labeller:
         self.alerts: Counter[str] = Counter()
 
     def observe(self, transactions: Transactions) -> None:
-        """Take note of transactions, with their hidden truth, in order of event time."""
+        """Add transactions, with their hidden truth, in order of event time."""
         count = len(transactions)
         if not count:
             return
@@ -145,7 +145,7 @@ class Labeller:
             )
 
     def alerted(self, event_ids: Iterable[str], decisions: Iterable[Decision]) -> None:
-        """Take note of alerts. The first decision on an event counts; "approve" is no alert and is ignored."""
+        """Add alerts. The first decision on an event counts; "approve" is no alert and is ignored."""
         for event_id, decision in zip(event_ids, decisions, strict=True):
             if decision == "approve" or event_id in self._decisions:
                 continue
@@ -163,7 +163,7 @@ class Labeller:
             self._pools.setdefault(hour, []).append((event_id, decision, found))
 
     def advance(self, to_ms: int) -> Labels:
-        """Move event time to `to_ms` and return the labels known by then that were not known before."""
+        """Advance event time to `to_ms` and return the new labels."""
         if to_ms < self._clock_ms:
             raise ValueError(f"event time cannot go back from {self._clock_ms} to {to_ms}")
         self._clock_ms = to_ms
@@ -184,7 +184,7 @@ class Labeller:
 
     @property
     def waiting(self) -> int:
-        """Labels that will come by themselves, unless an alert prevents them."""
+        """Number of scheduled labels, unless alerts prevent them."""
         return sum(len(candidates.due) for _, _, candidates in self._due)
 
     @property
@@ -203,7 +203,7 @@ class Labeller:
         return self._chunks[chunk].take(np.array([ordinal - self._firsts[chunk]]))
 
     def _work(self, hour: int, pool: list[tuple[str, Decision, Transactions]]) -> None:
-        """Draw from one hour's alerts what the analysts can label, and spread it over their hour of work."""
+        """Sample the alerts of one hour up to the analysts' capacity, and spread the labels over their hour of work."""
         config = self._config
         rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(4, hour)))
         pool.sort(key=lambda alert: alert[0])
@@ -227,9 +227,9 @@ class Labeller:
         order = rng.permutation(count)
         due = (hour + 1) * HOUR_MS + config.analyst_delay_ms + (order * HOUR_MS) // count
         fraud = transactions.fraud_kind > 0
-        says_fraud = _reviewed(config, rng, fraud)
-        self._await(_Candidates(transactions, due, says_fraud, ANALYST, np.array(probability)))
-        cleared = np.flatnonzero(fraud & ~says_fraud & np.array(clearable))
+        labelled_fraud = _reviewed(config, rng, fraud)
+        self._await(_Candidates(transactions, due, labelled_fraud, ANALYST, np.array(probability)))
+        cleared = np.flatnonzero(fraud & ~labelled_fraud & np.array(clearable))
         cleared = cleared[self._second.random(len(cleared)) >= config.unreported]
         if len(cleared):
             later = due[cleared] + _chargeback_delay(config, self._second, len(cleared))
@@ -255,7 +255,7 @@ class Labeller:
         return candidates.labels()
 
     def _forget(self) -> None:
-        """Drop what no alert and no chargeback can refer to any more."""
+        """Drop entries that no alert and no chargeback can refer to any more."""
         if self._clock_ms < self._forgot_at_ms + HOUR_MS:
             return
         self._forgot_at_ms = self._clock_ms
@@ -275,7 +275,7 @@ class Labeller:
 
 
 def history_labels(transactions: Transactions, as_of_ms: int, config: LabellerConfig | None = None) -> Labels:
-    """What would be known by `as_of_ms` about a history in which everything was approved, for training.
+    """The labels available at `as_of_ms` for a history in which everything was approved, for training.
 
     Fraud is known once reported, and a random sample was reviewed; what has no label is presumed genuine. Labels
     later than `as_of_ms` are left out, as are labels on transactions after it.
@@ -288,11 +288,11 @@ def history_labels(transactions: Transactions, as_of_ms: int, config: LabellerCo
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Labels that will become known at `due` unless something prevents them; columns ``(n,)``."""
+    """Labels scheduled for `due` unless an alert prevents them; columns ``(n,)``."""
 
     transactions: Transactions
     due: Ints
-    says_fraud: Bools
+    labelled_fraud: Bools
     source: int
     probability: NDArray[np.float64]
     after_clearing: bool = False
@@ -301,7 +301,7 @@ class _Candidates:
         return _Candidates(
             self.transactions.take(rows),
             self.due[rows],
-            self.says_fraud[rows],
+            self.labelled_fraud[rows],
             self.source,
             self.probability[rows],
             self.after_clearing,
@@ -313,7 +313,7 @@ class _Candidates:
         return Labels(
             event_id=t.event_id,
             event_time=t.event_time,
-            label=words[self.says_fraud.astype(np.int64)],
+            label=words[self.labelled_fraud.astype(np.int64)],
             labelled_at=self.due,
             source=np.full(len(t), SOURCES[self.source], dtype=object),
             review_probability=self.probability,
@@ -325,7 +325,7 @@ class _Candidates:
 
 
 def _reviewed(config: LabellerConfig, rng: np.random.Generator, fraud: Bools) -> Bools:
-    """What a person says about transactions, now and then wrongly."""
+    """A reviewer's labels of transactions, with errors."""
     luck = rng.random(len(fraud))
     return np.where(fraud, luck >= config.analyst_miss, luck < config.analyst_false)
 

@@ -1,4 +1,4 @@
-"""Labels as columns: what the people behind the product come to know about transactions."""
+"""Labels of transactions as columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Labels:
     Attributes:
         event_id, customer_id, terminal_id: str, of the transaction.
         device_id, network_id: str or None, of the transaction.
-        event_time: int64, of the transaction. labelled_at: int64, when the label is known. Epoch milliseconds.
+        event_time: int64, of the transaction. labelled_at: int64, time of the label. Epoch milliseconds.
         label: str, ``fraud`` or ``genuine``. source: str, one of `SOURCES`.
         review_probability: float64, the probability with which the transaction was chosen for review; NaN if none.
     """
@@ -52,6 +52,6 @@ class Labels:
 
     @staticmethod
     def none() -> Labels:
-        """No labels at all."""
+        """Empty columns."""
         text, whole = np.empty(0, dtype=object), np.empty(0, dtype=np.int64)
         return Labels(text, whole, text, whole, text, np.empty(0), text, text, text, text)

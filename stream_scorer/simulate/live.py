@@ -32,21 +32,21 @@ from stream_scorer.simulate.files import truth_writer
 from stream_scorer.simulate.labeller import Labeller
 from stream_scorer.simulate.transactions import Transactions
 
-# Records sent in one go: a tenth of a second at 20,000 a second.
+# Maximum number of records per batch: a tenth of a second at 20,000 per second.
 BATCH = 2_000
 PROGRESS_S = 1.0
-# While nothing is left to send: how long one look for alerts may take, so that `stop` is heard.
+# After the last transaction, one poll for alerts takes at most this long, so that `stop` takes effect.
 ALERTS_WAIT_S = 0.05
 
 
 @dataclass(frozen=True)
 class LiveConfig:
-    """How live traffic is sent.
+    """Parameters of live traffic.
 
     Attributes:
-        bootstrap: address of the brokers. topic_prefix: put before every topic's name.
-        rate: transactions a second, None for as fast as the broker takes them.
-        duplicates, garbage: extra records, as shares of the transactions. seed: of both.
+        bootstrap: address of the brokers. topic_prefix: prefix of all topic names.
+        rate: transactions per second; None for full speed.
+        duplicates, garbage: extra records, as shares of the transactions. seed: seed of both.
         truth: file for the truth, None for no file.
         seconds: stop after so long (wall clock), None for when the transactions end.
         alerts_s: after the last transaction, how long to wait for alerts (wall clock).
@@ -67,15 +67,15 @@ class LiveConfig:
     def __post_init__(self) -> None:
         """Raises `SettingsError` if a value is out of range."""
         if self.rate is not None and self.rate <= 0:
-            raise SettingsError(f"rate is above 0, not {self.rate}")
+            raise SettingsError(f"rate must be above 0, not {self.rate}")
         if not 0 <= self.duplicates <= 1 or not 0 <= self.garbage <= 1:
-            raise SettingsError("duplicates and garbage are shares between 0 and 1")
+            raise SettingsError("duplicates and garbage must be shares between 0 and 1")
 
 
 class BadInput(NamedTuple):
     """One bad record: the `ordinal`-th (from 0) that the run sent to `partition` of transactions.
 
-    Its offset is ``LiveReport.starts[partition] + ordinal`` if nobody else wrote to the topic meanwhile.
+    Its offset is ``LiveReport.starts[partition] + ordinal`` if no other producer wrote to the topic meanwhile.
     """
 
     partition: int
@@ -85,7 +85,7 @@ class BadInput(NamedTuple):
 
 @dataclass
 class LiveReport:
-    """What was sent so far.
+    """The records sent so far.
 
     Attributes:
         transactions, fraud: good records, and how many of them are fraud. duplicates: those sent twice.
@@ -140,7 +140,7 @@ class LiveTraffic:
         self.report = LiveReport()
 
     def stop(self) -> None:
-        """End the run after the batch in hand; what was sent is still confirmed."""
+        """End the run after the current batch; sent records are still confirmed."""
         self._stop.set()
 
     def run(self) -> LiveReport:
@@ -166,7 +166,7 @@ class LiveTraffic:
                 labels = _LabelSender(config, producer, alerts, self._labeller, report)
             truth = stack.enter_context(truth_writer(config.truth)) if config.truth is not None else None
 
-            # The first chunk builds its world, which may take a second: not on the schedule's time.
+            # Build the first chunk, which may take a second, before the schedule starts.
             chunks = iter(self._chunks)
             chunks = itertools.chain(list(itertools.islice(chunks, 1)), chunks)
             started = shown = clock.monotonic()
@@ -194,7 +194,7 @@ class LiveTraffic:
     def _due_batches(
         self, chunks: Iterable[Transactions], schedule: Schedule, started: float
     ) -> Iterator[Transactions]:
-        """Cut the chunks into batches, each given out when it is due; empty ones in between keep labels moving."""
+        """Yield batches of the chunks when they are due; empty batches in between let labels advance."""
         sent = 0
         for chunk in chunks:
             done = 0
@@ -202,12 +202,12 @@ class LiveTraffic:
                 late = self._config.seconds is not None and self._clock.monotonic() - started >= self._config.seconds
                 if late or self._stop.is_set():
                     return
-                most = min(BATCH, len(chunk) - done)
-                count = schedule.due(sent, most)
+                limit = min(BATCH, len(chunk) - done)
+                count = schedule.due(sent, limit)
                 yield chunk.slice(done, done + count)
                 done += count
                 sent += count
-                if count < most:
+                if count < limit:
                     self._sleep(schedule.pause_s(sent))
 
     def _await_alerts(self, labels: _LabelSender) -> None:
@@ -216,12 +216,12 @@ class LiveTraffic:
             labels.read_alerts(ALERTS_WAIT_S)
 
     def _sleep(self, seconds: float) -> None:
-        # On the event, so that `stop` ends the sleep.
+        # Wait on the event, so that `stop` ends the sleep.
         self._stop.wait(seconds)
 
 
 class _TransactionSender:
-    """Publishes batches of transactions with the duplicates and the garbage that go with them."""
+    """Publishes batches of transactions with their duplicates and garbage."""
 
     def __init__(self, config: LiveConfig, producer: OpenLoopProducer, report: LiveReport) -> None:
         self._topic = Topics(config.topic_prefix).transactions
@@ -242,7 +242,7 @@ class _TransactionSender:
         self._report.event_time_ms = int(batch.event_time[-1])
 
     def finish(self) -> None:
-        """Send the duplicates still held back."""
+        """Send the remaining duplicates."""
         self._publish(self._disturber.rest())
 
     def _publish(self, mixed: Mixed) -> None:
@@ -264,7 +264,7 @@ class _AlertedEvent(msgspec.Struct):
 
 
 class _LabelSender:
-    """Closes the loop: reads alerts, tells the labeller, publishes what it makes of them."""
+    """Closes the loop: reads alerts, passes them to the labeller, publishes the labels."""
 
     def __init__(
         self,
@@ -281,29 +281,29 @@ class _LabelSender:
         self._labeller = labeller
         self._report = report
         self._decoder = msgspec.json.Decoder(_AlertedEvent)
-        producer.partitions(self._topic)  # a missing topic is to be told before traffic starts
+        producer.partitions(self._topic)  # raises before traffic starts if the topic is missing
 
     def observe(self, batch: Transactions) -> None:
-        """Take note of a published batch, and publish the labels that event time has brought."""
+        """Add a published batch to the labeller, and publish the labels that are due."""
         self._labeller.observe(batch)
         self.read_alerts(0.0)
         if len(batch):
             self._advance(int(batch.event_time[-1]))
 
     def read_alerts(self, timeout_s: float) -> None:
-        """Read the alerts there are, waiting at most `timeout_s` for the first."""
+        """Read the available alerts; wait at most `timeout_s` for the first."""
         records = self._alerts.poll(timeout_s=timeout_s)
         try:
             events = [self._decoder.decode(record.value or b"") for record in records]
         except NOT_A_RECORD as error:
-            raise UsageError(f"the topic of alerts holds a record that is no alert: {error}") from None
+            raise UsageError(f"a record on the alerts topic is not a valid alert: {error}") from None
         self._labeller.alerted([event.event_id for event in events], [event.decision for event in events])
         self._report.alerts = self._labeller.alerts
         self._report.unknown_alerts = self._labeller.unknown_alerts
         self._report.late_alerts = self._labeller.late_alerts
 
     def settle(self) -> None:
-        """Let event time run on after the last transaction."""
+        """Advance event time after the last transaction."""
         end = self._report.event_time_ms
         for to_ms in range(end + HOUR_MS, end + self._settle_ms + 1, HOUR_MS):
             self._advance(to_ms)

@@ -24,7 +24,7 @@ class Transactions:
         event_time: int64, epoch milliseconds, not decreasing.
         customer_id, terminal_id: str.
         device_id, network_id: str for channel ``online``, else None.
-        card_number: str, 16 digits with a wrong check digit: it can belong to no card. Sensitive.
+        card_number: str, 16 digits with a wrong check digit, so it is no real card number. Sensitive.
         amount: int64 minor units.
         currency, channel: str.
         fraud_kind: int8, 0 for genuine, else an index of `FRAUD_KINDS`. The hidden truth: it is never encoded.
@@ -73,5 +73,5 @@ def fixed_ids(prefix: str, numbers: NDArray[np.integer[Any]], width: int) -> Str
     for column in range(start + width - 1, start - 1, -1):
         rest, digit = np.divmod(rest, 10)
         cells[:, column] = digit + ord("0")
-    # numpy's fixed-width text is UCS-4: the cells are the text.
+    # numpy stores fixed-width text as UCS-4, so the array cells are the characters.
     return cells.view(f"<U{start + width}")[:, 0].astype(object)

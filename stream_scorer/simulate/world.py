@@ -1,4 +1,4 @@
-"""Who and what there is: customers with their habits, terminals, devices and networks, all as columns."""
+"""The simulated world: customers with their habits, terminals, devices and networks, all as columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KIND_SHARES = (0.68, 0.24, 0.08)
 CURRENCIES = ("EUR", "GBP", "USD")
 _CURRENCY_SHARES = (0.7, 0.18, 0.12)
 PREFERRED = 8
-# Each preferred terminal is visited about three quarters as often as the one before it.
+# Visits of each preferred terminal, relative to the previous one: about three quarters.
 _RANK_WEIGHTS = 0.75 ** np.arange(PREFERRED)
 RANK_CDF: Floats = np.cumsum(_RANK_WEIGHTS / _RANK_WEIGHTS.sum())
 # A customer owns up to two devices and replaces the first one once: three numbers each, one spare.
@@ -36,7 +36,7 @@ _HOURS = np.array(
     ],
     dtype=np.float64,
 )
-# Row k of the cumulative weights is raised by k, so that one search over all rows samples for everybody at once.
+# Row k of the cumulative weights is raised by k, so that one search over all rows samples for all customers at once.
 HOUR_CDF: Floats = np.cumsum(_HOURS / _HOURS.sum(axis=1, keepdims=True), axis=1).ravel() + np.repeat(np.arange(6.0), 24)
 
 
