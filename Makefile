@@ -1,4 +1,4 @@
-# Everything a newcomer needs stands in `make help`. Targets install what they need into .venv first.
+# `make help` lists the targets. Each target first installs its dependencies into .venv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -26,7 +26,7 @@ $(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup  ## The whole story on real parts: training, live traffic, an update that goes wrong and is rolled back, report
+demo: setup  ## Demo with real services: training, live traffic, a faulty update and its rollback, report
 	@$(BIN)/stream-scorer demo
 
 test: setup  ## Everything CI runs: format, lint, types, import rules, locks, unit, property, integration
@@ -42,14 +42,14 @@ format: setup  ## Format the code
 format-check: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
 
-lint: setup  ## Lint, and fail on functions that do not fit on a screen
+lint: setup  ## Lint, and fail on functions longer than 70 lines
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python tools/check_functions.py
 
 types: setup  ## Strict type checks
 	@$(BIN)/mypy
 
-imports: setup  ## Layer rules, and no import that pyproject.toml does not declare
+imports: setup  ## Check layer rules, and that pyproject.toml declares all imports
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 	@$(DEPTRY) stream_scorer
 	@$(DEPTRY) proofs tests tools examples --ignore DEP002,DEP004
@@ -63,14 +63,14 @@ property: setup  ## Property tests (no services)
 integration: setup  ## Tests on a real Kafka, Redis and MLflow
 	@$(PYTEST) -m integration tests/contract tests/integration tests/e2e
 
-prove: setup  ## Prove one promise: make prove P=<slug> [SEED=1 N=... BREAK=1]
+prove: setup  ## Run one proof: make prove P=<slug> [SEED=1 N=... BREAK=1]
 	@test -n "$(P)" || { $(BIN)/python -m proofs --list; exit 2; }
 	@SEED="$(SEED)" N="$(N)" BREAK="$(BREAK)" $(BIN)/python -m proofs "$(P)"
 
-prove-all: setup  ## Run all proofs, one line each: make prove-all [ONLY=a,b SKIP=c,d SEED=1 N=...] (hours; see docs/proofs.md)
+prove-all: setup  ## Run all proofs, one result line per proof: make prove-all [ONLY=a,b SKIP=c,d SEED=1 N=...] (hours; see docs/proofs.md)
 	@SEED="$(SEED)" N="$(N)" $(BIN)/python -m proofs --all --only "$(ONLY)" --skip "$(SKIP)"
 
-bench: setup  ## Throughput, latency and cost against the passthrough limit (about 6 minutes; run nothing else beside it)
+bench: setup  ## Throughput, latency and CPU cost, compared with the passthrough (about 6 minutes on an idle machine)
 	@$(BIN)/stream-scorer bench
 
 schemas: setup  ## Write schemas/ from the records in the code
@@ -84,7 +84,7 @@ $(BIN)/uv: requirements/bootstrap.txt
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bootstrap.txt
 
 LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11
-lock: $(BIN)/uv  ## Resolve dependencies again and write the hashed lock files
+lock: $(BIN)/uv  ## Resolve dependencies and write the hashed lock files
 	@$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
 	@$(LOCK) pyproject.toml -o requirements/scorer.txt
 	@$(LOCK) pyproject.toml --extra monitor -o requirements/monitor.txt
@@ -98,9 +98,9 @@ lock-check: setup
 stack-up: setup  ## Start a local Kafka, Redis and MLflow that outlive the shell
 	@$(BIN)/stream-scorer stack up
 
-stack-down: setup  ## Stop them
+stack-down: setup  ## Stop the local Kafka, Redis and MLflow
 	@$(BIN)/stream-scorer stack down
 
-clean:  ## Remove what the project made: .venv, data, caches
+clean:  ## Remove generated files: .venv, data, caches
 	@if [ -x $(BIN)/stream-scorer ]; then $(BIN)/stream-scorer stack down || true; fi
 	@rm -rf $(VENV) .stream-scorer .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""The Fraud Detection Handbook's transactions as input of this product. The data set itself is not shipped."""
+"""The Fraud Detection Handbook's transactions as input of this product. The repository does not contain the data."""

@@ -1,8 +1,8 @@
-"""The Handbook's transactions as this project reads them: columns, Parquet files, or records for the topics.
+"""Converts the Handbook's transactions to this project's formats: columns, Parquet files, or records for the topics.
 
 ``python examples/handbook/load.py SOURCE OUT`` writes ``OUT/transactions.parquet`` and ``OUT/labels.parquet``.
 SOURCE is a Parquet file with the columns ``t_seconds`` (since 2018-04-01 UTC), ``customer_id``, ``terminal_id``,
-``amount_cents`` and ``fraud_scenario`` (above 0 is fraud); see the README beside this file.
+``amount_cents`` and ``fraud_scenario`` (above 0 is fraud); see the README in this folder.
 """
 
 from __future__ import annotations
