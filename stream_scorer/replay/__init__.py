@@ -1,5 +1,5 @@
-"""Replay: history through the very stages that serve, in this process alone, into files.
+"""Replay: runs history through the stages of the scorer, in one process, and writes the results to files.
 
-Records come from topics or files in one stated order; rows live in memory, so nothing live is read but the logs and
-nothing live is written. What a stage computes is not here: see `stream_scorer.pipeline`.
+Records come from topics or files in a defined order. Feature rows are kept in memory: a replay reads only the logs of a
+live system and writes nothing to it. The stages themselves are in `stream_scorer.pipeline`.
 """

@@ -1,4 +1,4 @@
-"""Comparing a replay with what a live scorer published, record by record, in canonical bytes."""
+"""Compares a replay with the output of a live scorer, record by record, in canonical bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ServedRecord(NamedTuple):
 
 
 class Difference(Record, frozen=True):
-    """The first difference found: where, in which field, and both values as JSON."""
+    """The first difference: position, field, and both values as JSON."""
 
     topic: str
     partition: int
@@ -44,10 +44,11 @@ class Difference(Record, frozen=True):
 
 
 class Comparison:
-    """Holds replayed records against served ones, which come per partition in the order of their input offsets.
+    """Compares replayed records with served ones, which arrive per partition in the order of their input offsets.
 
     Attributes:
-        compared: pairs looked at. different: pairs that differ, and records that only one side has.
+        compared: number of compared pairs.
+        different: number of pairs that differ, plus records that only one side has.
         first: the first difference.
     """
 
@@ -57,12 +58,12 @@ class Comparison:
         self._ahead: dict[int, ServedRecord | None] = {}
         self._names = feature_names
         self._topic = topic
-        self._begun: set[int] = set()
+        self._started: set[int] = set()
         self.compared = self.different = 0
         self.first: Difference | None = None
 
     def check(self, replayed: ServedRecord) -> None:
-        """Compare one replayed transaction with what was served of the same input record."""
+        """Compare one replayed transaction with the served one of the same input record."""
         at, event_id = replayed.lineage.source, replayed.score.event_id
         served = self._served_at(at.partition, at.offset)
         if served is None:
@@ -77,7 +78,7 @@ class Comparison:
                 return
 
     def close(self) -> None:
-        """Let go of the served records."""
+        """Close the iterators of served records."""
         for served in self._live.values():
             close = getattr(served, "close", None)
             if close is not None:
@@ -88,12 +89,12 @@ class Comparison:
             self._live[partition] = self._open(partition)
             self._ahead[partition] = next(self._live[partition], None)
         while (ahead := self._ahead[partition]) is not None and ahead.lineage.source.offset < offset:
-            # Before the first replayed record lies what was served before the range; after it, something is missing.
-            if partition in self._begun:
+            # Served records before the first replayed one are outside the range; later ones are missing in the replay.
+            if partition in self._started:
                 at = ahead.lineage.source.offset
                 self._note(partition, at, ahead.score.event_id, "the record", "a score", "nothing")
             self._ahead[partition] = next(self._live[partition], None)
-        self._begun.add(partition)
+        self._started.add(partition)
         if ahead is None or ahead.lineage.source.offset != offset:
             return None
         self._ahead[partition] = next(self._live[partition], None)
@@ -113,7 +114,7 @@ class Comparison:
 
 
 def served_records(reader: RangeReader, topics: Topics) -> Callable[[int], Iterator[ServedRecord]]:
-    """What the live scorer published, by partition: scores and contributions stand in the same order on theirs."""
+    """The output of the live scorer, by partition. Scores and contributions have the same order on their topics."""
     decode = msgspec.json.Decoder(Score).decode
 
     def of(partition: int) -> Iterator[ServedRecord]:
@@ -123,13 +124,13 @@ def served_records(reader: RangeReader, topics: Topics) -> Callable[[int], Itera
             score = None if value is None else decode(value)
             if score is None or found is None or score.event_id != found.contribution.event_id:
                 raise UsageError(
-                    f"{topics.scores} and {topics.contributions} do not hold the same records in partition {partition}",
-                    hint="Retention may have shortened one of them: compare on topics that still hold everything.",
+                    f"{topics.scores} and {topics.contributions} differ in their records of partition {partition}",
+                    hint="Retention may have shortened one of them: compare on topics that are still complete.",
                 )
             if found.lineage is None:
                 raise UsageError(
-                    f"{topics.lineage} does not hold event {score.event_id!r} of partition {partition}",
-                    hint="Retention may have shortened it: compare on topics that still hold everything.",
+                    f"{topics.lineage} does not contain event {score.event_id!r} of partition {partition}",
+                    hint="Retention may have shortened it: compare on topics that are still complete.",
                 )
             yield ServedRecord(score, found.contribution, found.lineage)
 

@@ -1,4 +1,4 @@
-"""One published score explained from its contribution and its lineage: the members, and the inputs inside them."""
+"""Explains one published score from its contribution and lineage, by members and by the inputs of each member."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATUSES = ("fresh", "stale", "missing", "default")
 
 
 class FeaturePart(Record, frozen=True):
-    """One input of a member: its value as recorded, its status, and what it added to the member's own margin."""
+    """One input of a member: its recorded value and status, and its contribution to the member's margin."""
 
     feature: str
     value: float | None
@@ -29,10 +29,10 @@ class FeaturePart(Record, frozen=True):
 
 
 class MemberPart(Record, frozen=True):
-    """One member's part in the score. `score_again` is its score computed anew from the recorded features.
+    """One member's part in the score. `score_again` is its score recomputed from the recorded features.
 
-    `inside` are its strongest inputs, by `how`; where that is empty, `how` says why. `inside_base` is what the member
-    says of an average row. Units are the member's own margin, before its calibrator.
+    `inside` lists its strongest inputs by the method `how`; if it is empty, `how` is the reason. `inside_base` is the
+    base of the attribution. Both are in units of the member's margin, before its calibrator.
     """
 
     name: str
@@ -47,7 +47,7 @@ class MemberPart(Record, frozen=True):
 
 
 class Explanation(Record, frozen=True):
-    """A score with its records and its members' parts, the strongest first; not `same` if one scores otherwise now."""
+    """A score, its records and its members' parts, strongest first; `same` is false if a recomputed score differs."""
 
     score: Score
     contribution: Contribution
@@ -62,13 +62,13 @@ class Explanation(Record, frozen=True):
 def find_event(
     reader: TimedRanges, topics: Topics, event_id: str, on_progress: Callable[[int], None] | None = None
 ) -> tuple[Score, Contribution, LineageRow, int]:
-    """The score of `event_id`, its contribution and lineage, and how many scores bear that id; the first one counts.
+    """The first score of `event_id`, its contribution and lineage, and the number of scores with that id.
 
     Raises:
-        UsageError: there is none, or its lineage is gone.
+        UsageError: the score or its lineage does not exist.
     """
     decode_score = msgspec.json.Decoder(Score).decode
-    # A record that does not hold the id's bytes is not worth decoding.
+    # Records that do not contain the bytes of the id are not decoded.
     wanted, done = msgspec.json.encode(event_id), 0
     scores: list[Score] = []
     contributions: list[Recorded] = []
@@ -81,8 +81,8 @@ def find_event(
                     if topic == topics.scores:
                         scores += [s for s in [decode_score(value)] if s.event_id == event_id]
                     else:
-                        found = Recorded(*decode_contribution(value))
-                        contributions += [found] if found.contribution.event_id == event_id else []
+                        recorded = Recorded(*decode_contribution(value))
+                        contributions += [recorded] if recorded.contribution.event_id == event_id else []
                 done += len(chunk)
                 if on_progress is not None:
                     on_progress(done)
@@ -100,7 +100,7 @@ def find_event(
     if lineage is None:
         raise UsageError(
             f"no lineage of event {event_id!r} ({at.topic}[{at.partition}]@{at.offset}) on {topics.lineage}",
-            hint="Retention may have removed it: keep that topic as long as scores are to be explained.",
+            hint="Retention may have removed it: keep that topic as long as scores must be explainable.",
         )
     return first, contribution, lineage, len(scores)
 
@@ -115,7 +115,7 @@ def explain(
     tolerance: float,
     features: int,
 ) -> Explanation:
-    """Explain by `ensemble`, whose files are in `folder`; at most `features` inputs a member.
+    """Explain with `ensemble`, whose files are in `folder`; at most `features` inputs per member.
 
     Raises:
         UsageError: the record is not of this ensemble.
@@ -127,19 +127,19 @@ def explain(
     again, explainer = ensemble.score(row).member_scores[0], Explainer(folder, manifest)
     column = {name: place for place, name in enumerate(manifest.features)}
     parts, same = [], True
-    for place, told in enumerate(contribution.members.rows()):
-        found, margin = (values[0] for values in explainer.attribute(place, row))
-        base, value = float(margin - found.sum()), float(again[place])
-        if told.score is not None and not abs(told.score - value) <= tolerance:
+    for place, member in enumerate(contribution.members.rows()):
+        attributed, margin = (values[0] for values in explainer.attribute(place, row))
+        base, value = float(margin - attributed.sum()), float(again[place])
+        if member.score is not None and not abs(member.score - value) <= tolerance:
             same = False
         parts.append(
             MemberPart(
-                told.name,
-                told.status,
-                told.score,
+                member.name,
+                member.status,
+                member.score,
                 None if np.isnan(value) else value,
-                told.weight,
-                told.contribution,
+                member.weight,
+                member.contribution,
                 explainer.methods[place].how,
                 None if np.isnan(base) else base,
                 [
@@ -147,9 +147,9 @@ def explain(
                         name := explainer.inputs[place][index],
                         lineage.features[column[name]],
                         STATUSES[lineage.feature_status[column[name]]],
-                        float(found[index]),
+                        float(attributed[index]),
                     )
-                    for index in strongest(found, features)
+                    for index in strongest(attributed, features)
                 ],
             )
         )

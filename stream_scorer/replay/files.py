@@ -1,7 +1,7 @@
 """Files as input: Parquet (columns as in the spec) or JSON lines (values as on the topics), as one partition each.
 
-A row's number is its offset. A file has no Kafka timestamp to judge an event time against, so each is judged against
-itself. Rows stand in log order: a replay does not sort them.
+The number of a row is its offset. A file has no Kafka timestamps, so each event time is checked against itself. Rows
+must be in log order: a replay does not sort them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FileInput:
         self._is_label = is_label
 
     def count(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         if self._path.suffix == ".parquet":
             _, pq = import_pyarrow("replay")
             with readable(self._path), pq.ParquetFile(self._path) as file:
@@ -57,7 +57,7 @@ class FileInput:
             return sum(1 for _ in lines)
 
     def chunks(self) -> Iterator[RawRecords]:
-        """The rows, a chunk at a time. Raises `UsageError` if the file is malformed or lacks a column."""
+        """The rows, in chunks. Raises `UsageError` if the file is malformed or lacks a column."""
         at = 0
         with readable(self._path):
             rows = self._parquet() if self._path.suffix == ".parquet" else self._lines()
@@ -95,10 +95,10 @@ class FileInput:
                 try:
                     row = msgspec.json.decode(value)
                 except NOT_A_RECORD:
-                    row = None  # what it is, the decode stage says
-                told = row if isinstance(row, dict) else {}
-                time = told.get(self._time)
-                keys.append(self._key(told))
+                    row = None  # the decode stage rejects it
+                fields = row if isinstance(row, dict) else {}
+                time = fields.get(self._time)
+                keys.append(self._key(fields))
                 times.append(time if isinstance(time, int) and abs(time) < 1 << 62 else 0)
                 values.append(value)
                 if len(values) == CHUNK:

@@ -1,4 +1,4 @@
-"""A whole replay: input, stages, files, figures and the comparison, put together."""
+"""A complete replay: input, stages, output files, quality and comparison."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stream_scorer.kafka.topics import Topics
 from stream_scorer.quality import require_sklearn
 from stream_scorer.records import Contribution, LineageRow, Score
 from stream_scorer.replay.compare import Comparison, ServedRecord
-from stream_scorer.replay.output import contributions_file, lineage_file, scores_file, whole
-from stream_scorer.replay.quality import judge
+from stream_scorer.replay.output import contributions_file, encode_complete, lineage_file, scores_file
+from stream_scorer.replay.quality import evaluate
 from stream_scorer.replay.report import ReplayReport
 from stream_scorer.replay.run import OnProgress, Replay
 from stream_scorer.replay.sources import ReplayInput
@@ -34,14 +34,14 @@ def replay(
     comparison: Comparison | None = None,
     on_progress: OnProgress | None = None,
 ) -> ReplayReport:
-    """Replay `source` into ``scores``, ``contributions`` and ``lineage.parquet`` in `out`, which are replaced.
+    """Replay `source` into ``scores``, ``contributions`` and ``lineage.parquet`` in `out`; existing files are replaced.
 
     Raises:
         SettingsError: a package of the extra `replay` is missing.
-        UsageError: the input or the folder cannot be used.
+        UsageError: the input or the folder is invalid.
         BrokerUnavailable: the broker does not answer.
     """
-    # Checked first: the figures come after the work.
+    # Checked before the replay, because the metrics come last.
     require_sklearn("replay")
     digest = hashlib.sha256()
     decode_score, decode_contribution = msgspec.json.Decoder(Score).decode, msgspec.json.Decoder(Contribution).decode
@@ -58,7 +58,7 @@ def replay(
             scores.add(score)
             lineage.add(encode(row))
             replayed = ServedRecord(decode_score(score), decode_contribution(contribution), row)
-            contributions.add(whole(replayed.contribution))
+            contributions.add(encode_complete(replayed.contribution))
             for record in replayed:
                 digest.update(canonical(record))
             if comparison is not None:
@@ -80,7 +80,7 @@ def replay(
         decisions=totals.decisions or {},
         scores_sha256=digest.hexdigest(),
         seconds=round(clock.monotonic() - started, 3),
-        quality=judge(run.rows, source.verdicts, ensemble.member_names, thresholds.review, thresholds.block),
+        quality=evaluate(run.rows, source.effective_labels, ensemble.member_names, thresholds.review, thresholds.block),
         compared=comparison.compared if comparison is not None else None,
         different=comparison.different if comparison is not None else None,
         first_difference=comparison.first if comparison is not None else None,

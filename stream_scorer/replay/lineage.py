@@ -1,8 +1,8 @@
 """The lineage of a replayed score: place in the batch, and applied offsets.
 
-A live scorer's `applied_offsets` and `place` follow from how records happened to be batched. A replay states them so
-that they do not depend on its own batches: as if every transaction had been scored alone, after exactly what comes
-before it, or, as served, for the micro-batch that the live scorer had.
+The `applied_offsets` and `place` of a live scorer depend on its micro-batches. A replay sets them independently of its
+own batches: as if every transaction had been scored alone, after exactly the records before it, or, as served, for the
+micro-batch of the live scorer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stream_scorer.replay.pieces import Piece
 
 
 class Lineage:
-    """Follows the pieces and states place and applied offsets of their transactions."""
+    """Computes place and applied offsets of the transactions of successive pieces."""
 
     def __init__(self, start: dict[SourcePartition, int]) -> None:
         self._sources = sorted(start)
@@ -29,7 +29,7 @@ class Lineage:
         self._place = 0
 
     def follow(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[AppliedOffset]]]:
-        """Place and applied offsets of the rows `decoded` of `piece`; exhaust it before the next piece."""
+        """Place and applied offsets of the rows `decoded` of `piece`; exhaust the iterator before the next piece."""
         if piece.batch_start is None:
             return self._each_alone(piece, decoded)
         return self._as_served(piece, decoded)

@@ -1,8 +1,8 @@
 """The order of a replay: offset order within a partition, across partitions by running maximum of event time.
 
-Records of several partitions have no order of their own. Theirs here is by (running maximum of event time, topic,
-partition, offset), which depends on the logs alone, not on how or when they were read. A label's time is when it was
-given (`labelled_at`).
+Records of several partitions have no natural order. A replay orders them by (running maximum of event time, topic,
+partition, offset), which depends on the logs only, not on how or when they are read. The time of a label is its
+`labelled_at`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import LABELLED, CheckedSpec
 
 I64 = NDArray[np.int64]
-# Per record, the label-taking entities it belongs to (``terminal:17``); empty where there is none.
+# Per record, its entities that use labels (``terminal:17``); empty if there are none.
 Owners = list[tuple[str, ...]]
 
 
-class Look(Protocol):
-    """Tells (n,) times in ms (-1 where a record cannot be read) and the owners of `records`."""
+class Extract(Protocol):
+    """Returns the (n,) times in ms (-1 for a record that cannot be decoded) and the owners of `records`."""
 
     def __call__(self, records: RawRecords) -> tuple[I64, Owners]: ...
 
 
-class Looks:
-    """How a spec's transactions and labels tell their time and owners; what the stages refuse has neither."""
+class Extractors:
+    """Extracts time and owners of a spec's transactions and labels; records that the stages reject have neither."""
 
     def __init__(self, checked: CheckedSpec) -> None:
         self._transactions = TransactionDecoder(checked)
@@ -42,40 +42,40 @@ class Looks:
     def transactions(self, records: RawRecords) -> tuple[I64, Owners]:
         """Event times and owners of transactions."""
         good, _ = self._transactions.decode(records.value, records.timestamp)
-        return self._told(len(records), good.row, good.event_time, good.entity_ids)
+        return self._aligned(len(records), good.row, good.event_time, good.entity_ids)
 
     def labels(self, records: RawRecords) -> tuple[I64, Owners]:
         """Times of labelling, and owners, of labels."""
         good, _ = self._labels.decode(records.value)
-        return self._told(len(records), good.row, good.labelled_at, good.entity_ids)
+        return self._aligned(len(records), good.row, good.labelled_at, good.entity_ids)
 
-    def _told(self, n: int, row: I64, time: I64, ids: dict[str, list[str | None]]) -> tuple[I64, Owners]:
+    def _aligned(self, n: int, row: I64, time: I64, ids: dict[str, list[str | None]]) -> tuple[I64, Owners]:
         times = np.full(n, -1, dtype=np.int64)
         times[row] = time
         owners: Owners = [()] * n
         columns = [[None if i is None else f"{name}:{i}" for i in ids[name]] for name in self._entities]
-        for place, found in zip(row.tolist(), zip(*columns, strict=True) if columns else (), strict=bool(columns)):
-            owners[place] = tuple(owner for owner in found if owner is not None)
+        for place, values in zip(row.tolist(), zip(*columns, strict=True) if columns else (), strict=bool(columns)):
+            owners[place] = tuple(owner for owner in values if owner is not None)
         return times, owners
 
 
 @dataclass(slots=True)
 class Stream:
-    """One partition's records, in offset order. `is_label` tells which input topic it belongs to."""
+    """One partition's records, in offset order. `is_label` selects its input topic."""
 
     source: SourcePartition
     chunks: Iterator[RawRecords]
-    look: Look
+    extract: Extract
     is_label: bool
 
 
 @dataclass(slots=True)
 class Run:
-    """Records in order: transactions and labels each, and how the two interleave.
+    """Records in order: transactions, labels, and their interleaving.
 
     Attributes:
-        transaction_time, label_time: running maximum of event time, by which they are ordered.
-        before: per label, how many of the transactions come before it. Owners as in `Look`.
+        transaction_time, label_time: running maximum of event time, the sort key.
+        before: per label, the number of transactions before it. Owners as in `Extract`.
     """
 
     transactions: RawRecords
@@ -102,7 +102,7 @@ class _Part:
 
 
 class _Buffer:
-    """What has been read of a stream and not yet given out."""
+    """The records of a stream that have been read but not yet returned."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -111,12 +111,12 @@ class _Buffer:
         self._part = _Part(RawRecords.empty(stream.source.topic), np.zeros(0, dtype=np.int64), [])
 
     def fill(self) -> None:
-        """Read one more chunk, or notice the end."""
+        """Read the next chunk, or set `ended`."""
         chunk = next(self.stream.chunks, None)
         if chunk is None:
             self.ended = True
             return
-        time, owners = self.stream.look(chunk)
+        time, owners = self.stream.extract(chunk)
         running = np.maximum.accumulate(np.maximum(time, self._newest))
         self._newest = int(running[-1])
         have = self._part
@@ -124,21 +124,21 @@ class _Buffer:
 
     @property
     def last(self) -> int:
-        """The newest time read, -1 if nothing is held."""
+        """The newest time in the buffer, -1 if it is empty."""
         return int(self._part.time[-1]) if len(self._part.time) else -1
 
     def __len__(self) -> int:
         return len(self._part.time)
 
     def take_before(self, time: int | None) -> _Part:
-        """Give out what is older than `time`, or everything."""
+        """Remove and return the records older than `time`, or all."""
         at = len(self) if time is None else int(np.searchsorted(self._part.time, time, side="left"))
         taken, self._part = self._part.split(at)
         return taken
 
 
 def in_order(streams: Sequence[Stream], transactions_topic: str, labels_topic: str) -> Iterator[Run]:
-    """The records of `streams` in the order of a replay, a stretch at a time; memory holds a chunk or two of each."""
+    """The records of `streams` in the order of a replay, in runs; memory contains one or two chunks per stream."""
     buffers = [_Buffer(stream) for stream in streams]
     while True:
         for buffer in buffers:
@@ -147,7 +147,7 @@ def in_order(streams: Sequence[Stream], transactions_topic: str, labels_topic: s
         reading = [buffer for buffer in buffers if not buffer.ended]
         if not reading:
             break
-        # Whatever a stream still brings is not older than what it has brought: all before the least of these is known.
+        # Later records of a stream are not older than its newest one: all before the smallest of these is complete.
         edge = min(buffer.last for buffer in reading)
         parts = [(buffer.stream, buffer.take_before(edge)) for buffer in buffers]
         run = _merge(parts, transactions_topic, labels_topic)
@@ -165,14 +165,14 @@ def _merge(parts: list[tuple[Stream, _Part]], transactions_topic: str, labels_to
     parts = [(stream, part) for stream, part in parts if len(part.time)]
     if not parts:
         return None
-    streams, held = [s for s, _ in parts], [p for _, p in parts]
+    streams, buffered = [s for s, _ in parts], [p for _, p in parts]
     topics = sorted({s.source.topic for s in streams})
-    lengths = [len(p.time) for p in held]
+    lengths = [len(p.time) for p in buffered]
     topic = np.repeat([topics.index(s.source.topic) for s in streams], lengths)
     partition = np.repeat([s.source.partition for s in streams], lengths)
     is_label = np.repeat([s.is_label for s in streams], lengths)
-    time = np.concatenate([p.time for p in held])
-    offset = np.concatenate([p.records.offset for p in held])
+    time = np.concatenate([p.time for p in buffered])
+    offset = np.concatenate([p.records.offset for p in buffered])
     order = np.lexsort((offset, partition, topic, time))
     labelled = is_label[order]
     before = np.cumsum(~labelled)[labelled]
@@ -185,7 +185,7 @@ def _merge(parts: list[tuple[Stream, _Part]], transactions_topic: str, labels_to
 
 
 def _collect(parts: list[tuple[Stream, _Part]], order: I64, is_label: bool, topic: str) -> _Part:
-    """The records of one input topic, in the order given by their places among the records of all `parts`."""
+    """The records of one input topic; `order` contains their indices among the records of all `parts`."""
     records = RawRecords.empty(topic)
     owners: Owners = []
     times, places, at = [], [], 0

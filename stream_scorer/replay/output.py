@@ -1,4 +1,4 @@
-"""What a replay writes: `scores`, `contributions` and `lineage` as Parquet files, columns as the records' fields."""
+"""The output of a replay: `scores`, `contributions` and `lineage` as Parquet files, columns as the records' fields."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from stream_scorer.errors import UsageError
 from stream_scorer.parquet import import_pyarrow
 from stream_scorer.records import Contribution, LineageRow, Record, Score
 
-# Rows kept back for one write: a row group large enough to compress, small enough (about 30 MB of JSON) to hold.
+# Rows per write: a row group large enough to compress well and small enough for memory (about 30 MB of JSON).
 ROW_GROUP = 16_384
 
 
 class RecordFile:
-    """Appends encoded records of one type to a Parquet file. A context manager: leaving it makes the file readable."""
+    """Appends encoded records of one type to a Parquet file. A context manager: leaving it completes the file."""
 
     def __init__(self, path: Path, kind: type[Record]) -> None:
-        """Raises `UsageError` if the file cannot be made, `SettingsError` if pyarrow is missing."""
+        """Raises `UsageError` if the file cannot be created, `SettingsError` if pyarrow is missing."""
         self._pa, self._pq = import_pyarrow("replay")
         self._json = importlib.import_module("pyarrow.json")
         self._schema = self._pa.schema(_fields(self._pa, kind))
         self._options = self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error")
-        self._held: list[bytes] = []
+        self._pending: list[bytes] = []
         self.rows = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,25 +37,25 @@ class RecordFile:
 
     def add(self, value: bytes) -> None:
         """Append one record."""
-        self._held.append(value)
+        self._pending.append(value)
         self.rows += 1
-        if len(self._held) >= ROW_GROUP:
+        if len(self._pending) >= ROW_GROUP:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left and the footer."""
+        """Write the remaining records and the footer."""
         self._flush()
         self._file.close()
 
     def _flush(self) -> None:
-        if not self._held:
+        if not self._pending:
             return
-        data = b"\n".join(self._held)
-        # One block: a record never straddles two, whatever its length.
+        data = b"\n".join(self._pending)
+        # One block, so that no record spans two blocks.
         read = self._json.ReadOptions(use_threads=False, block_size=len(data) + 1)
         table = self._json.read_json(io.BytesIO(data), read_options=read, parse_options=self._options)
         self._file.write_table(table.select(self._schema.names).cast(self._schema))
-        self._held = []
+        self._pending = []
 
     def __enter__(self) -> Self:
         return self
@@ -71,8 +71,8 @@ def scores_file(folder: Path) -> RecordFile:
     return RecordFile(folder / "scores.parquet", Score)
 
 
-def whole(contribution: Contribution) -> bytes:
-    """`contribution` as JSON with every field, also those that the topic leaves out when they are empty."""
+def encode_complete(contribution: Contribution) -> bytes:
+    """`contribution` as JSON with all fields, including empty ones that the topic omits."""
     fields = msgspec.structs.asdict(contribution)
     return msgspec.json.encode(fields | {"members": msgspec.structs.asdict(contribution.members)})
 
@@ -83,7 +83,7 @@ def contributions_file(folder: Path) -> RecordFile:
 
 
 def lineage_file(folder: Path) -> RecordFile:
-    """``lineage.parquet`` in `folder`: one row for each transaction."""
+    """``lineage.parquet`` in `folder`: one row per transaction."""
     return RecordFile(folder / "lineage.parquet", LineageRow)
 
 

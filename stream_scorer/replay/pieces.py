@@ -1,7 +1,7 @@
-"""Cutting ordered records into pieces that pass the stages together, so that the cuts do not show in the result.
+"""Splits ordered records into pieces that pass the stages together, without an effect on the results.
 
-A micro-batch shows its labels to all of its transactions. A piece is therefore cut before a label that has an entity
-in common with an earlier transaction of the piece; any other cut is free, so the size of pieces changes nothing.
+In a micro-batch, all transactions see all labels. A piece therefore ends before a label that shares an entity with an
+earlier transaction of the piece. All other boundaries are arbitrary, so the size of pieces does not matter.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Piece:
     """Records that pass the stages together.
 
     Attributes:
-        before: per label, how many of the piece's transactions come before it.
-        scoring: whether scores come of it; otherwise its records only bring features.
-        batch_start: whether it begins a micro-batch as it was served (True), goes on with one (False), or was not cut
-            by what was served: then each transaction states its own place in the log (None).
-        served_offsets: what the micro-batch that it begins saw, as the live scorer recorded it.
+        before: per label, the number of the piece's transactions before it.
+        scoring: whether its transactions are scored; otherwise its records only update features.
+        batch_start: whether it starts (True) or continues (False) a served micro-batch. None if the pieces are not
+            served micro-batches: then the applied offsets of each transaction are its own position in the log.
+        served_offsets: the applied offsets that the live scorer recorded for the micro-batch that it starts.
     """
 
     transactions: RawRecords
@@ -42,10 +42,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Which transactions are scored: by event time ``[start, end)`` (ms), or by offset, None for no bound.
+    """The transactions that are scored: by event time ``[start, end)`` (ms), or by offset, None for no bound.
 
-    `time_start` and `time_end` are compared with the running maximum that orders the replay, so that what is scored is
-    one stretch of each partition. Of `offset_start` and `offset_end`, a partition that is not named has no bound.
+    `time_start` and `time_end` are compared with the running maximum that orders the replay, so that a contiguous
+    range of each partition is scored. A partition missing in `offset_start` or `offset_end` has no bound.
     """
 
     time_start: int | None = None
@@ -54,7 +54,7 @@ class Range:
     offset_end: dict[int, int] | None = None
 
     def begun(self, run: Run) -> NDArray[np.bool_]:
-        """(n,) bool: which transactions of `run` are not before the range."""
+        """(n,) bool: whether each transaction of `run` is not before the range."""
         inside = np.ones(len(run.transactions), dtype=np.bool_)
         if self.time_start is not None:
             inside &= run.transaction_time >= self.time_start
@@ -63,7 +63,7 @@ class Range:
         return inside
 
     def up_to_end(self, run: Run) -> Run:
-        """`run` without what comes after the range."""
+        """`run` without the records after the range."""
         rows = np.ones(len(run.transactions), dtype=np.bool_)
         labels = np.ones(len(run.labels), dtype=np.bool_)
         if self.time_end is not None:
@@ -74,18 +74,18 @@ class Range:
         return run if rows.all() and labels.all() else _subset(run, rows, labels)
 
     def over(self, run: Run) -> bool:
-        """Whether nothing from `run` on can be scored."""
+        """Whether `run` and all later runs are after the range."""
         if self.time_end is None:
             return False
         times = np.concatenate([run.transaction_time[:1], run.label_time[:1]])
         return bool(len(times)) and int(times.min()) >= self.time_end
 
 
-def cut(runs: Iterable[Run], scored: Range, most: int, *, warm: bool) -> Iterator[Piece]:
-    """Pieces of at most `most` records.
+def cut(runs: Iterable[Run], scored: Range, max_records: int, *, warm: bool) -> Iterator[Piece]:
+    """Pieces of at most `max_records` records.
 
-    With `warm`, what comes before the range brings features; without, it is left out, labels included: features then
-    know the range alone. What comes after the range is left out either way.
+    With `warm`, records before the range update features; otherwise they are skipped, including labels, so that
+    features depend on the range only. Records after the range are always skipped.
     """
     begun = warm
     for run in runs:
@@ -100,11 +100,11 @@ def cut(runs: Iterable[Run], scored: Range, most: int, *, warm: bool) -> Iterato
             first = int(np.argmax(flags))
             run = _subset(run, np.arange(len(flags)) >= first, run.before > first)
             flags = flags[first:]
-        yield from _pieces(run, flags, most)
+        yield from _pieces(run, flags, max_records)
 
 
 def _subset(run: Run, rows: NDArray[np.bool_], labels: NDArray[np.bool_]) -> Run:
-    """The transactions and labels that two masks pick, in the same order."""
+    """The transactions and labels that two masks select, in the same order."""
     index, label_index = np.flatnonzero(rows), np.flatnonzero(labels)
     kept_before = np.concatenate(([0], np.cumsum(rows)))
     return Run(
@@ -118,7 +118,7 @@ def _subset(run: Run, rows: NDArray[np.bool_], labels: NDArray[np.bool_]) -> Run
     )
 
 
-def _pieces(run: Run, flags: NDArray[np.bool_], most: int) -> Iterator[Piece]:
+def _pieces(run: Run, flags: NDArray[np.bool_], max_records: int) -> Iterator[Piece]:
     total, label_total = len(run.transactions), len(run.labels)
     before = run.before.tolist()
     changes = (np.flatnonzero(np.diff(flags)) + 1).tolist()
@@ -128,12 +128,12 @@ def _pieces(run: Run, flags: NDArray[np.bool_], most: int) -> Iterator[Piece]:
         changes = [c for c in changes if c > first]
         stop = changes[0] if changes else total
         seen: set[str] = set()
-        looked = first
-        while (room := most - (at - first) - (label_at - first_label)) > 0:
+        scanned = first
+        while (room := max_records - (at - first) - (label_at - first_label)) > 0:
             if label_at < label_total and before[label_at] == at:
-                for owners in run.transaction_owners[looked:at]:
+                for owners in run.transaction_owners[scanned:at]:
                     seen.update(owners)
-                looked = at
+                scanned = at
                 if not seen.isdisjoint(run.label_owners[label_at]):
                     break
                 label_at += 1
@@ -152,13 +152,13 @@ def _pieces(run: Run, flags: NDArray[np.bool_], most: int) -> Iterator[Piece]:
 
 
 class Positions:
-    """The next offset of every input partition, as records go by; `start` is where reading begins."""
+    """Tracks the next offset of every input partition; `start` contains the first offsets."""
 
     def __init__(self, start: dict[SourcePartition, int]) -> None:
         self.next_offset = dict(start)
 
-    def pass_by(self, records: RawRecords) -> dict[SourcePartition, tuple[int, int]]:
-        """Move past `records`; answers the ``[start, stop)`` that this covers, per partition."""
+    def advance(self, records: RawRecords) -> dict[SourcePartition, tuple[int, int]]:
+        """Advance past `records`. Returns the covered offsets ``[start, stop)`` per partition."""
         spans = {}
         for partition in np.unique(records.partition).tolist():
             source = SourcePartition(records.topic, partition)

@@ -1,4 +1,4 @@
-"""The quality of a replay: its scores against the labels that stand."""
+"""The quality of a replay: its scores against the effective labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stream_scorer.spec.model import CheckedSpec
 
 
 class AtThreshold(Record, frozen=True):
-    """What alerting at or above a threshold comes to; null where nothing is alerted, or there is nothing to find."""
+    """Metrics of alerts at or above a threshold; null where a rate is undefined."""
 
     threshold: float
     alerts: int
@@ -25,7 +25,7 @@ class AtThreshold(Record, frozen=True):
 
 
 class Figures(Record, frozen=True):
-    """One member's, or the ensemble's, figures over `rows` rows that have a score."""
+    """Metrics of one member or of the ensemble over the `rows` rows with a score."""
 
     name: str
     rows: int
@@ -36,7 +36,7 @@ class Figures(Record, frozen=True):
 
 
 class Quality(Record, frozen=True):
-    """Scores against labels. Rows without a label are presumed genuine; duplicates are left out.
+    """Scores against labels. Rows without a label are presumed genuine; duplicates are excluded.
 
     `labelled` of the `rows` have a label, `frauds` of them fraud. `members` in manifest order.
     """
@@ -50,7 +50,7 @@ class Quality(Record, frozen=True):
 
     @property
     def statement(self) -> str:
-        """How many rows have labels, in one sentence."""
+        """The number of rows with labels, as a sentence."""
         return (
             f"{self.labelled:,} of {self.rows:,} rows have a label ({self.frauds:,} fraud); "
             f"the other {self.rows - self.labelled:,} are presumed genuine"
@@ -59,28 +59,28 @@ class Quality(Record, frozen=True):
 
 def at_threshold(score: F64, label: Bools, threshold: float) -> AtThreshold:
     """See `AtThreshold`; a NaN score raises no alert."""
-    found = alert_quality(score >= threshold, label)
-    return AtThreshold(threshold, found.alerts, found.precision, found.recall, found.false_positive_rate)
+    alerts = alert_quality(score >= threshold, label)
+    return AtThreshold(threshold, alerts.alerts, alerts.precision, alerts.recall, alerts.false_positive_rate)
 
 
 class EffectiveLabels:
-    """The labels by event id: the last by (source rank, labelled_at, order of arrival) stands."""
+    """The labels by event id: the last one by (source rank, labelled_at, order of arrival) is effective."""
 
     def __init__(self, checked: CheckedSpec) -> None:
         self._decoder = LabelDecoder(checked)
         self._rank = checked.spec.labels.source_rank
-        self._verdict: dict[str, tuple[int, int, bool]] = {}
+        self._effective: dict[str, tuple[int, int, bool]] = {}
 
     def __len__(self) -> int:
-        return len(self._verdict)
+        return len(self._effective)
 
     def add(self, records: RawRecords) -> None:
-        """Take note of labels; what cannot be read is no label."""
+        """Add labels; records that cannot be decoded are ignored."""
         import msgspec
 
         labels, _ = self._decoder.decode(records.value)
         source = msgspec.json.Decoder(_SourceOnly).decode
-        known = self._verdict
+        known = self._effective
         for row, event_id, at, fraud in zip(
             labels.row.tolist(), labels.event_id, labels.labelled_at.tolist(), labels.fraud.tolist(), strict=True
         ):
@@ -90,10 +90,10 @@ class EffectiveLabels:
                 known[event_id] = (rank, at, fraud)
 
     def of(self, event_ids: Sequence[str]) -> tuple[Bools, Bools]:
-        """(n,) bool each: whether there is a label, and whether it says fraud."""
-        found = [self._verdict.get(event_id) for event_id in event_ids]
-        labelled = np.array([f is not None for f in found], dtype=np.bool_)
-        return labelled, np.array([f is not None and f[2] for f in found], dtype=np.bool_)
+        """(n,) bool each: whether there is a label, and whether it is fraud."""
+        effective = [self._effective.get(event_id) for event_id in event_ids]
+        labelled = np.array([e is not None for e in effective], dtype=np.bool_)
+        return labelled, np.array([e is not None and e[2] for e in effective], dtype=np.bool_)
 
 
 class _SourceOnly(Record, frozen=True):
@@ -102,7 +102,7 @@ class _SourceOnly(Record, frozen=True):
 
 @dataclass
 class ScoredRows:
-    """What is kept of every scored row to be judged: ids, final and member scores, duplicates."""
+    """The parts of every scored row that the evaluation needs: ids, final and member scores, duplicates."""
 
     event_id: list[str] = field(default_factory=list)
     score: list[F64] = field(default_factory=list)
@@ -117,17 +117,17 @@ class ScoredRows:
         self.duplicate.append(duplicate)
 
 
-def judge(
-    rows: ScoredRows, verdicts: EffectiveLabels, member_names: Sequence[str], review: float, block: float
+def evaluate(
+    rows: ScoredRows, labels: EffectiveLabels, member_names: Sequence[str], review: float, block: float
 ) -> Quality | None:
-    """Figures of `rows` at the thresholds that decide; None when there is no row or no label."""
-    if not rows.event_id or not len(verdicts):
+    """Evaluate `rows` at the decision thresholds; None if there is no row or no label."""
+    if not rows.event_id or not len(labels):
         return None
-    labelled, fraud = verdicts.of(rows.event_id)
+    labelled, fraud = labels.of(rows.event_id)
     duplicate = np.concatenate(rows.duplicate)
-    once = ~duplicate
-    labelled, fraud = labelled[once], fraud[once]
-    score, members = np.concatenate(rows.score)[once], np.concatenate(rows.members)[once]
+    unique = ~duplicate
+    labelled, fraud = labelled[unique], fraud[unique]
+    score, members = np.concatenate(rows.score)[unique], np.concatenate(rows.members)[unique]
 
     def figures(name: str, of: F64) -> Figures:
         return Figures(

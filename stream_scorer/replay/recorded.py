@@ -1,4 +1,4 @@
-"""Reading what live scorers recorded: `contributions` joined with `lineage`, by partition."""
+"""Reads the records of live scorers: `contributions` joined with `lineage`, by partition."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stream_scorer.serde.fat_contribution import decode_contribution
 from stream_scorer.serde.lineage import LineageBatch, offsets_in
 from stream_scorer.serde.raw import RawRecords
 
-# Clocks of scorer and broker may differ by this much before a search by time misses the record and reads all.
+# Tolerated difference of the clocks of scorer and broker; beyond it, a search by time reads the whole partition.
 _CLOCK_SKEW_MS = 60_000
 
 
 class TopicRanges(Protocol):
-    """What reading needs of `kafka.range_reader.RangeReader`."""
+    """The part of `kafka.range_reader.RangeReader` that this module uses."""
 
     def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]: ...
 
@@ -25,20 +25,20 @@ class TopicRanges(Protocol):
 
 
 class TimedRanges(TopicRanges, Protocol):
-    """The same with a look-up by time."""
+    """`TopicRanges` with a lookup by time."""
 
     def offset_at(self, source: SourcePartition, timestamp_ms: int) -> int: ...
 
 
 class Recorded(NamedTuple):
-    """One contribution and its lineage; None where topic `lineage` does not have it."""
+    """One contribution and its lineage; None if topic `lineage` does not contain it."""
 
     contribution: Contribution
     lineage: LineageRow | None
 
 
 class StoredLineage(NamedTuple):
-    """A lineage record that is not decoded yet, and the source offsets ``[first, next)`` that it covers."""
+    """An undecoded lineage record and the source offsets ``[first, next)`` that it covers."""
 
     first_offset: int
     next_offset: int
@@ -67,7 +67,7 @@ def stored_lineage(
 
 
 def recorded(reader: TopicRanges, topics: Topics, partition: int) -> Iterator[Recorded]:
-    """Every contribution of one partition in order, with its lineage; old records carry theirs themselves."""
+    """Every contribution of one partition in order, with its lineage; records in the old format contain theirs."""
     source = SourcePartition(topics.contributions, partition)
     lineage = _Cursor(lambda: stored_lineage(reader, topics, partition))
     for chunk in reader.read(source, *reader.bounds(topics.contributions).get(source, (0, 0))):
@@ -92,7 +92,7 @@ def find_lineage(
 
 
 class _Cursor:
-    """Moves along the lineage of one partition, opened when it is first asked."""
+    """A forward cursor over the lineage of one partition, opened on first use."""
 
     def __init__(self, open_records: Callable[[], Iterator[StoredLineage]]) -> None:
         self._open = open_records
@@ -102,7 +102,7 @@ class _Cursor:
         self._at = 0
 
     def take(self, offset: int) -> LineageRow | None:
-        """The next row of source offset `offset`; None if the records pass it by."""
+        """The next row with source offset `offset`; None if there is none."""
         while True:
             if self._at < len(self._rows):
                 row = self._rows[self._at]

@@ -1,4 +1,4 @@
-"""What a replay came to, as one record, and as the lines a person reads."""
+"""The report on a replay, as one record and as lines of text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stream_scorer.replay.quality import Figures, Quality
 
 
 class ReplayReport(Record, frozen=True):
-    """Counts, decisions, quality (null without labels) and, if asked for, the comparison with what was served.
+    """Counts, decisions, quality (null without labels) and, if requested, the comparison with the served records.
 
     `scores_sha256` is over the canonical bytes of every score and contribution, in order: two replays of the same
     input, spec and ensemble have the same.
@@ -38,21 +38,21 @@ HEADINGS = (
 
 
 def table_rows(quality: Quality) -> list[tuple[str, ...]]:
-    """One row a member, then the ensemble's, under `HEADINGS`."""
+    """One row per member, then the ensemble, with the columns `HEADINGS`."""
     return [_row(figures) for figures in [*quality.members, quality.ensemble]]
 
 
 def summary_lines(report: ReplayReport) -> list[str]:
-    """What happened, in a few sentences."""
-    told = ", ".join(f"{count:,} {decision}" for decision, count in report.decisions.items())
+    """The report in a few sentences."""
+    decisions = ", ".join(f"{count:,} {decision}" for decision, count in report.decisions.items())
     lines = [
-        f"{report.ensemble} {report.version}: {report.scored:,} transactions scored ({told}), "
+        f"{report.ensemble} {report.version}: {report.scored:,} transactions scored ({decisions}), "
         f"{report.warmed:,} for features only, {report.labels:,} labels, {report.dead_letters:,} that cannot be read, "
         f"{report.duplicates:,} duplicates, in {report.seconds:.1f} s",
         f"canonical sha256 {report.scores_sha256}",
     ]
     if report.quality is None:
-        lines.append("no labels: nothing can be said about quality")
+        lines.append("no labels: quality not computed")
     else:
         lines.append(report.quality.statement)
     if report.compared is not None:

@@ -1,4 +1,4 @@
-"""The replay itself: pieces through `decode -> enrich -> score -> publish`, the objects that serve, rows in memory."""
+"""Runs pieces through the scorer's stages `decode -> enrich -> score -> publish`, with feature rows in memory."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MemoryRowStore
 
-# Given every score of the replay: the score's and the contribution's bytes, and the row of lineage.
+# Called for every score, with the bytes of score and contribution, and the row of lineage.
 Emit = Callable[[bytes, bytes, LineageRow], None]
-# Told how many records have gone by.
+# Called with the number of processed records.
 OnProgress = Callable[[int], None]
 
 
 @dataclass(slots=True)
 class Totals:
-    """What went by: `warmed` transactions brought features only; `decisions` by name, of the `scored` ones."""
+    """Counts: `warmed` transactions only updated features; `decisions` of the `scored` ones, by name."""
 
     transactions: int = 0
     labels: int = 0
@@ -49,7 +49,7 @@ class Totals:
 
 
 class _Outputs:
-    """A `Sink` that joins each score with its contribution and lineage; other outputs of a scorer are not kept."""
+    """A `Sink` that joins each score with its contribution and lineage; other outputs of a scorer are dropped."""
 
     def __init__(self, topics: Topics, emit: Emit) -> None:
         self._topics = topics.scores, topics.contributions, topics.lineage
@@ -68,11 +68,11 @@ class _Outputs:
         elif topic == lineage:
             self._rows += LineageBatch(value or b"").rows()
 
-    def finish(self, stated: Iterator[tuple[int, list[AppliedOffset]]]) -> None:
-        """Emit the scores of one batch with the places and applied offsets `stated` for them."""
+    def finish(self, positions: Iterator[tuple[int, list[AppliedOffset]]]) -> None:
+        """Emit the scores of one batch with their places and applied offsets in `positions`."""
         rows = sorted(self._rows, key=lambda row: row.place)
         for score, contribution, row, (place, applied) in zip(
-            self._scores, self._contributions, rows, stated, strict=True
+            self._scores, self._contributions, rows, positions, strict=True
         ):
             self._emit(score, contribution, restate(row, place, applied))
         self._scores, self._contributions, self._rows = [], [], []
@@ -82,8 +82,8 @@ class Replay:
     """Runs pieces through the stages.
 
     Args:
-        start: where reading begins on every input partition; applied offsets count from there.
-        emit: takes every score.
+        start: first offset of every input partition, also of the applied offsets.
+        emit: called for every score.
     """
 
     def __init__(
@@ -112,19 +112,19 @@ class Replay:
         self.rows = ScoredRows()
 
     def run(self, pieces: Iterable[Piece], on_progress: OnProgress | None = None) -> Totals:
-        """Replay `pieces`, in order. Whatever the pieces' size, what `emit` is given is the same."""
+        """Replay `pieces` in order. The calls of `emit` do not depend on the size of the pieces."""
         for piece in pieces:
             if len(piece):
-                self._pass(piece)
-            elif piece.batch_start:  # a served micro-batch without a record left still moves the applied offsets
+                self._process(piece)
+            elif piece.batch_start:  # an empty served micro-batch still advances the applied offsets
                 self._exhaust(piece, np.zeros(0, dtype=np.int64))
             if on_progress is not None:
                 on_progress(self.totals.transactions + self.totals.labels)
         self.totals.decisions = dict(zip(DECISIONS, self._decisions.tolist(), strict=True))
         return self.totals
 
-    def _pass(self, piece: Piece) -> None:
-        covered = self._positions.pass_by(piece.labels) | self._positions.pass_by(piece.transactions)
+    def _process(self, piece: Piece) -> None:
+        covered = self._positions.advance(piece.labels) | self._positions.advance(piece.transactions)
         spans = [Span(source, start, stop, -1) for source, (start, stop) in covered.items()]
         batch = MicroBatch(piece.transactions, piece.labels, spans, None, piece.scoring)
         self._decode.process(batch)
@@ -136,7 +136,7 @@ class Replay:
             self._score.process(batch)
             self._publisher.publish(batch, self._outputs)
             self._outputs.finish(self._lineage.follow(piece, rows))
-            self._keep(batch)
+            self._record(batch)
         else:
             self._exhaust(piece, rows)
         self._store.apply(batch.enriched.update)
@@ -146,7 +146,7 @@ class Replay:
         for _ in self._lineage.follow(piece, rows):
             raise AssertionError("a piece that is not scored has no scores")
 
-    def _keep(self, batch: MicroBatch) -> None:
+    def _record(self, batch: MicroBatch) -> None:
         assert batch.events is not None and batch.enriched is not None and batch.decided is not None
         scored = batch.decided.verdicts[0].scored
         self.rows.add(batch.events.transactions.event_id, scored.score, scored.member_scores, batch.enriched.duplicate)

@@ -1,8 +1,8 @@
-"""Feature skew: what scores were made from, held to what the log gives again, and to what the members learnt from.
+"""Feature skew: compares recorded features with features recomputed from the log, and with the training profile.
 
-The log is read in the order of a replay and passed through the serving engine. What a live scorer recorded can differ
-from that for honest reasons: it saw a label earlier or later than a replay in event-time order does, or drained a
-backlog in which the partitions of a terminal were apart. Both show here; so does a feature that was served wrong.
+The log is read in the order of a replay and passed through the serving engine. The records of a live scorer can differ
+from that for legitimate reasons: it saw a label earlier or later than a replay in event-time order, or it processed a
+backlog in which the partitions of a terminal were at different times. Wrongly served features also appear as skew.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MemoryRowStore
 
 F64 = NDArray[np.float64]
-# One score as it was served: its offset in the input, and the features and their status.
+# One served score: its offset in the input, its features and their status.
 ServedFeatures = tuple[int, F64, NDArray[np.int8]]
 
 
 class FeatureSkew(Record, frozen=True):
     """One feature over the scores of a period.
 
-    `compared` scores recorded it and the log gives it again; `different` of them with another value. The means are of
-    the values there are, None for none; `largest` is the largest absolute difference. `counts` has the recorded values
-    on the bins of the training profile, its last bin the missing ones.
+    `compared` counts the scores that recorded it, and `different` those with another recomputed value. The means are of
+    the existing values, None if there are none; `largest` is the largest absolute difference. `counts` are the recorded
+    values in the bins of the training profile; the last bin counts missing values.
     """
 
     name: str
@@ -51,7 +51,7 @@ class FeatureSkew(Record, frozen=True):
 
 
 class SkewReport(Record, frozen=True):
-    """`scores` were served in the period, `without` of them say that they were made without some of their features."""
+    """`scores` counts the served scores of the period, `without` those that lacked some features."""
 
     scores: int
     without: int
@@ -66,11 +66,12 @@ def measure_skew(
     profile: Mapping[str, Series],
     on_progress: OnProgress | None = None,
 ) -> SkewReport:
-    """Compare over all `pieces` that are scored.
+    """Compare the features of all `pieces` that are scored.
 
     Args:
-        start: where reading begins on every input partition. served: by partition, in the order of offsets.
-        profile: the training profile, which has every feature.
+        start: first offset of every input partition.
+        served: the served features by partition, in the order of offsets.
+        profile: the training profile, which contains every feature.
     """
     engine, store, decode = FeatureEngine(checked), MemoryRowStore(), Decode(checked)
     engine.warm()
@@ -78,7 +79,7 @@ def measure_skew(
     cursors: dict[int, _Cursor] = {}
     done = 0
     for piece in pieces:
-        covered = positions.pass_by(piece.labels) | positions.pass_by(piece.transactions)
+        covered = positions.advance(piece.labels) | positions.advance(piece.transactions)
         spans = [Span(source, low, high, -1) for source, (low, high) in covered.items()]
         batch = MicroBatch(piece.transactions, piece.labels, spans, None, piece.scoring)
         decode.process(batch)
@@ -91,8 +92,11 @@ def measure_skew(
             for one in np.unique(partition).tolist():
                 if one not in cursors:
                     cursors[one] = _Cursor(served(one))
-                mine = np.flatnonzero(partition == one)
-                sums.add(*cursors[one].take(offset[mine].tolist(), len(checked.features)), enriched.matrix[mine])
+                rows_of_partition = np.flatnonzero(partition == one)
+                sums.add(
+                    *cursors[one].take(offset[rows_of_partition].tolist(), len(checked.features)),
+                    enriched.matrix[rows_of_partition],
+                )
         done += len(piece)
         if on_progress is not None:
             on_progress(done)
@@ -102,10 +106,10 @@ def measure_skew(
 def served_features(
     reader: RangeReader, topics: Topics, feature_hash: str
 ) -> Callable[[int], Iterator[ServedFeatures]]:
-    """What live scorers recorded, by partition.
+    """The features that live scorers recorded, by partition.
 
     Raises (while reading):
-        UsageError: a record was made with other features.
+        UsageError: a record has other features.
     """
 
     def of(partition: int) -> Iterator[ServedFeatures]:
@@ -113,8 +117,8 @@ def served_features(
             record = stored.decode()
             if record.header.feature_hash != feature_hash:
                 raise UsageError(
-                    f"event {record.event_id[0]} was scored with other features than the spec has now",
-                    hint="Give the spec of that time, or a period in which this one served.",
+                    f"event {record.event_id[0]} was scored with features other than those of the spec",
+                    hint="Give the spec of that time, or a period in which this spec was served.",
                 )
             yield from zip(record.offset.tolist(), record.features, record.status, strict=True)
 
@@ -122,7 +126,7 @@ def served_features(
 
 
 class _Cursor:
-    """Goes along the served records of one partition."""
+    """A forward cursor over the served records of one partition."""
 
     def __init__(self, served: Iterator[ServedFeatures]) -> None:
         self._served = served
@@ -142,7 +146,7 @@ class _Cursor:
 
 
 class _Sums:
-    """Adds up, feature by feature."""
+    """Sums per feature."""
 
     def __init__(self, names: list[str], profile: Mapping[str, Series]) -> None:
         self._names = names
@@ -155,25 +159,25 @@ class _Sums:
         self._counts = np.zeros((k, self._binner.max_bins), dtype=np.int64)
 
     def add(self, recorded: F64, status: NDArray[np.int64], recomputed: F64) -> None:
-        """Some scores: (n, k) each."""
+        """Add a batch of scores: (n, k) each."""
         served = status[:, 0] != -1 if status.shape[1] else np.zeros(len(status), dtype=np.bool_)
         recorded, status, recomputed = recorded[served], status[served], recomputed[served]
-        there = status != MISSING
+        available = status != MISSING
         self._scores += len(recorded)
-        self._without += int((~there).any(axis=1).sum())
-        self._compared += there.sum(axis=0)
-        unlike = there & (recorded != recomputed) & ~(np.isnan(recorded) & np.isnan(recomputed))
-        self._different += unlike.sum(axis=0)
+        self._without += int((~available).any(axis=1).sum())
+        self._compared += available.sum(axis=0)
+        different = available & (recorded != recomputed) & ~(np.isnan(recorded) & np.isnan(recomputed))
+        self._different += different.sum(axis=0)
         for side, values in enumerate((recorded, recomputed)):
-            known = there & ~np.isnan(values)
+            known = available & ~np.isnan(values)
             self._sum[side] += np.where(known, values, 0.0).sum(axis=0)
             self._number[side] += known.sum(axis=0)
-        gap = np.abs(np.where(unlike, recorded - recomputed, 0.0))
-        self._largest = np.fmax(self._largest, np.nan_to_num(gap).max(axis=0, initial=0.0))
+        difference = np.abs(np.where(different, recorded - recomputed, 0.0))
+        self._largest = np.fmax(self._largest, np.nan_to_num(difference).max(axis=0, initial=0.0))
         self._counts += self._binner.count(recorded, np.zeros(len(recorded), dtype=np.int64), 1)[0]
 
     def report(self) -> SkewReport:
-        """All of it."""
+        """The report on all added scores."""
         means = np.divide(self._sum, self._number, out=np.full_like(self._sum, np.nan), where=self._number > 0)
         features = [
             FeatureSkew(

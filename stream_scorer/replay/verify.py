@@ -1,9 +1,8 @@
-"""Verify: published scores computed again from their lineage, with the members that it names.
+"""Verify: recomputes published scores from their lineage, with the recorded ensemble version.
 
-Features are taken as recorded (whether they were right, `features skew` and `features check` tell). Everything that
-follows from them is computed again by the ensemble of the recorded version: members, weights, contributions, base, z,
-score and decision; one that a list made is taken as it is. A member that was missing is left out again: why it was, no
-record can tell.
+The recorded features are used as they are (`features skew` and `features check` verify them). The ensemble of the
+recorded version recomputes everything that follows: members, weights, contributions, base, z, score and decision. A
+decision made by a list is not recomputed. A member that was missing stays missing, because the reason is not recorded.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _BATCH = 4_096
 
 
 class VerifyReport(Record, frozen=True):
-    """`scores` were computed again, `by_version` of each version; `different` of them, by what, with some examples."""
+    """`scores` counts the recomputed scores, also by version; `different` those that differ, also by what differs."""
 
     scores: int
     by_version: dict[str, int]
@@ -54,11 +53,11 @@ class _Served(NamedTuple):
 
 
 class Verifier:
-    """Collects what differs.
+    """Recomputes scores and collects the differences.
 
     Args:
-        ensemble_of: from name and version to the ensemble, its digests checked.
-        tolerance: what numbers may differ by: the same bits are expected of the same machine only.
+        ensemble_of: returns the ensemble of a name and version, its digests checked.
+        tolerance: tolerated difference of numbers; only the same machine gives the same bits.
     """
 
     def __init__(self, ensemble_of: Callable[[str, str], Ensemble], tolerance: float) -> None:
@@ -69,10 +68,10 @@ class Verifier:
         self._different = 0
         self._examples: list[str] = []
 
-    def add(self, scores: list[Score], found: list[Recorded]) -> None:
-        """Compute again and compare; `scores` and what is recorded of them (n each) belong together."""
+    def add(self, scores: list[Score], records: list[Recorded]) -> None:
+        """Recompute and compare `scores` (n), with their `records` (n) in the same order."""
         groups: dict[tuple[str, str], list[_Served]] = {}
-        for score, (contribution, lineage) in zip(scores, found, strict=True):
+        for score, (contribution, lineage) in zip(scores, records, strict=True):
             name = f"{contribution.ensemble} {contribution.version}"
             self._versions[name] += 1
             if lineage is None:
@@ -84,7 +83,7 @@ class Verifier:
             self._compare(self._ensemble_of(name, version), rows)
 
     def report(self) -> VerifyReport:
-        """What was found."""
+        """The report on all added scores."""
         return VerifyReport(
             self._versions.total(), dict(self._versions), self._different, dict(self._what), self._examples
         )
@@ -98,31 +97,33 @@ class Verifier:
         scores, contributions = [row.score for row in served], [row.contribution for row in served]
         features = ensemble.checked(_numbers([row.lineage.features for row in served]))
         members = _numbers([c.members.score for c in contributions])
-        answers = []
+        outputs = []
         for index in range(len(ensemble.member_names)):
-            answer = ensemble.predict_member(index, features)
-            answers.append(MemberOutput(np.where(np.isnan(members[:, index]), np.nan, answer.raw), answer.reason, 0.0))
-        again = ensemble.combine(answers)
+            output = ensemble.predict_member(index, features)
+            outputs.append(MemberOutput(np.where(np.isnan(members[:, index]), np.nan, output.raw), output.reason, 0.0))
+        scored = ensemble.combine(outputs)
         column = {
-            "base": (_numbers([[c.base] for c in contributions])[:, 0], again.base),
-            "z": (_numbers([[c.z] for c in contributions])[:, 0], again.z),
-            "score": (_numbers([[c.score] for c in contributions])[:, 0], again.score),
-            "score on `scores`": (_numbers([[s.score] for s in scores])[:, 0], again.score),
-            "coverage": (_numbers([[s.coverage] for s in scores])[:, 0], again.coverage),
-            "member score": (members, again.member_scores),
+            "base": (_numbers([[c.base] for c in contributions])[:, 0], scored.base),
+            "z": (_numbers([[c.z] for c in contributions])[:, 0], scored.z),
+            "score": (_numbers([[c.score] for c in contributions])[:, 0], scored.score),
+            "score on `scores`": (_numbers([[s.score] for s in scores])[:, 0], scored.score),
+            "coverage": (_numbers([[s.coverage] for s in scores])[:, 0], scored.coverage),
+            "member score": (members, scored.member_scores),
         }
-        wrong = {what: _unlike(told, found, self._tolerance) for what, (told, found) in column.items()}
+        wrong = {
+            what: _differs(published, recomputed, self._tolerance) for what, (published, recomputed) in column.items()
+        }
         rounded = {
-            "weight": (_numbers([c.members.weight for c in contributions]), again.weights, WEIGHT_DECIMALS),
+            "weight": (_numbers([c.members.weight for c in contributions]), scored.weights, WEIGHT_DECIMALS),
             "contribution": (
-                _numbers([c.members.contribution for c in contributions]), again.contributions, CONTRIBUTION_DECIMALS,
+                _numbers([c.members.contribution for c in contributions]), scored.contributions, CONTRIBUTION_DECIMALS,
             ),
         }  # fmt: skip
-        for what, (told, found, decimals) in rounded.items():
-            # Old records have them unrounded.
-            exact = _unlike(told, found, self._tolerance)
-            wrong[what] = exact & _unlike(told, np.round(found, decimals), self._tolerance)
-        wrong["decision"] = _other_decision(ensemble, served, again.score)
+        for what, (published, recomputed, decimals) in rounded.items():
+            # Records in the old format are not rounded.
+            exact = _differs(published, recomputed, self._tolerance)
+            wrong[what] = exact & _differs(published, np.round(recomputed, decimals), self._tolerance)
+        wrong["decision"] = _other_decision(ensemble, served, scored.score)
         for what, rows in wrong.items():
             self._note(rows, what, scores, count=False)
         self._different += int(np.logical_or.reduce(list(wrong.values())).sum())
@@ -140,20 +141,20 @@ def verify_topics(
 ) -> VerifyReport:
     """Verify everything on the topics `scores`, `contributions` and `lineage`; they are written together.
 
-    Retention may have cut one of them further than the others: what is not on all of them is passed over.
+    Retention may have shortened one of them more than the others; events that are missing on one are skipped.
 
     Raises:
-        UsageError: the topics do not hold the same events.
+        UsageError: the topics do not contain the same events.
     """
     done = 0
     for source in sorted(reader.bounds(topics.contributions)):
         partition = source.partition
-        pairs = _with_lineage(_side_by_side(_scores(reader, topics, partition), recorded(reader, topics, partition)))
+        pairs = _with_lineage(_pairs(_scores(reader, topics, partition), recorded(reader, topics, partition)))
         while batch := list(islice(pairs, _BATCH)):
             if any(s is None or c is None or s.event_id != c.contribution.event_id for s, c in batch):
                 raise UsageError(
-                    f"partition {partition} of {topics.scores} and of {topics.contributions} hold other events",
-                    hint="They are written together: was something else written to one of them?",
+                    f"partition {partition} of {topics.scores} and of {topics.contributions} have different events",
+                    hint="Scorers write both together: did another program write to one of them?",
                 )
             verifier.add([s for s, _ in batch], [c for _, c in batch])
             done += len(batch)
@@ -163,17 +164,17 @@ def verify_topics(
 
 
 def _with_lineage(pairs: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    """From the first pair that has a lineage: retention removed the earlier ones."""
+    """The pairs from the first one with a lineage, because retention may have removed earlier lineage."""
     return dropwhile(lambda pair: pair[1] is not None and pair[1].lineage is None, pairs)
 
 
-def _side_by_side(scores: Iterator[Score], found: Iterator[Recorded]) -> Iterator[tuple[Any, Any]]:
-    """Both in step, from the first event that both have; None where one ends before the other."""
+def _pairs(scores: Iterator[Score], records: Iterator[Recorded]) -> Iterator[tuple[Any, Any]]:
+    """Pairs from the first event that both have; None after the end of the shorter one."""
     ours: list[Score] = list(islice(scores, 1))
-    theirs: list[Recorded] = list(islice(found, 1))
+    theirs: list[Recorded] = list(islice(records, 1))
     while ours and theirs and ours[0].event_id != theirs[0].contribution.event_id:
-        # Whichever was cut less still has, somewhere ahead, the event that the other begins with.
-        more, also = list(islice(scores, 1)), list(islice(found, 1))
+        # The one that was shortened less contains, further on, the first event of the other.
+        more, also = list(islice(scores, 1)), list(islice(records, 1))
         if not more and not also:
             break
         ours.extend(more)
@@ -182,7 +183,7 @@ def _side_by_side(scores: Iterator[Score], found: Iterator[Recorded]) -> Iterato
             ours = more
         elif also and also[0].contribution.event_id == ours[0].event_id:
             theirs = also
-    yield from zip_longest(chain(ours, scores), chain(theirs, found))
+    yield from zip_longest(chain(ours, scores), chain(theirs, records))
 
 
 def _scores(reader: TopicRanges, topics: Topics, partition: int) -> Iterator[Score]:
@@ -195,7 +196,7 @@ def _scores(reader: TopicRanges, topics: Topics, partition: int) -> Iterator[Sco
 
 
 def _fits(ensemble: Ensemble, row: _Served) -> bool:
-    """Whether the record is one of this ensemble, and its parts are of one transaction."""
+    """Whether the record belongs to this ensemble, and its parts to one transaction."""
     lineage, contribution, manifest = row.lineage, row.contribution, ensemble.manifest
     return (
         lineage.feature_hash == manifest.feature_hash
@@ -208,23 +209,23 @@ def _fits(ensemble: Ensemble, row: _Served) -> bool:
 
 
 def _other_decision(ensemble: Ensemble, served: list[_Served], score: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n,) bool: whether the score leads to another decision; one that a list made is taken as it is."""
+    """(n,) bool: whether the score leads to another decision; decisions made by a list are not checked."""
     own = ensemble.manifest.thresholds
     review, block = (
         np.array([getattr(row.lineage.thresholds or own, name) for row in served]) for name in ("review", "block")
     )
     decision = decide(score, review, block, DECISIONS[0])
-    told = np.array([DECISIONS.index(row.score.decision) for row in served])
+    published = np.array([DECISIONS.index(row.score.decision) for row in served])
     by_model = np.array([row.score.decision_source == "model" for row in served])
     by_list = np.array([row.score.decision_source == "list" for row in served])
-    return np.asarray((by_model & (told != decision)) | (~by_list & (by_model != ~np.isnan(score))), np.bool_)
+    return np.asarray((by_model & (published != decision)) | (~by_list & (by_model != ~np.isnan(score))), np.bool_)
 
 
 def _numbers(rows: Sequence[Sequence[float | None]]) -> NDArray[np.float64]:
     return np.array(rows, dtype=np.float64)
 
 
-def _unlike(told: NDArray[np.float64], found: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
+def _differs(published: NDArray[np.float64], recomputed: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
     """(n,) bool: rows that differ; NaN equals NaN."""
-    same = (np.abs(told - found) <= tolerance) | (np.isnan(told) & np.isnan(found))
+    same = (np.abs(published - recomputed) <= tolerance) | (np.isnan(published) & np.isnan(recomputed))
     return np.asarray(~same.reshape(len(same), -1).all(axis=1), np.bool_)

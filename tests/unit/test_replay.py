@@ -25,7 +25,7 @@ from stream_scorer.positions import SourcePartition
 from stream_scorer.records import MISSING, Contribution, LineageRow, Score
 from stream_scorer.replay.compare import Comparison, ServedRecord
 from stream_scorer.replay.job import replay
-from stream_scorer.replay.order import Looks, Run, Stream, in_order
+from stream_scorer.replay.order import Extractors, Run, Stream, in_order
 from stream_scorer.replay.pieces import Piece, Range, cut
 from stream_scorer.replay.quality import EffectiveLabels
 from stream_scorer.replay.report import ReplayReport
@@ -129,7 +129,7 @@ def history(seed: int, partitions: int = 2, n: int = 150) -> dict[SourcePartitio
 
 
 def streams(checked: CheckedSpec, logs: dict[SourcePartition, list[bytes]], chunk: int) -> list[Stream]:
-    looks = Looks(checked)
+    extractors = Extractors(checked)
 
     def chunks(source: SourcePartition, values: list[bytes]) -> Iterator[RawRecords]:
         for low in range(0, len(values), chunk):
@@ -137,7 +137,10 @@ def streams(checked: CheckedSpec, logs: dict[SourcePartition, list[bytes]], chun
 
     return [
         Stream(
-            s, chunks(s, v), looks.labels if s.topic == TOPICS.labels else looks.transactions, s.topic == TOPICS.labels
+            s,
+            chunks(s, v),
+            extractors.labels if s.topic == TOPICS.labels else extractors.transactions,
+            s.topic == TOPICS.labels,
         )
         for s, v in logs.items()
     ]
