@@ -15,7 +15,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.kafka.load import FollowedRecord, RecordFollower
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import DECISIONS, Alert, Command, Decision, Members, MonitorMetric, Source
-from stream_scorer.reports.recording import ControlRecord, DeadLetters, Inputs, Lineages, Places, Recording, Scores
+from stream_scorer.reports.recording import Contributions, ControlRecord, DeadLetters, Inputs, Places, Recording, Scores
 
 # Interval between polls; also the resolution of arrival times.
 POLL_S = 0.005
@@ -27,7 +27,7 @@ class _Alternative(msgspec.Struct):
     decision: Decision
 
 
-class _Lineage(msgspec.Struct):
+class _Contribution(msgspec.Struct):
     """The fields of a contribution record that a report needs; the decoder skips the others."""
 
     event_id: str
@@ -59,7 +59,7 @@ class _Partition:
 
     start: int = 0
     timestamps: list[int] = field(default_factory=list)
-    lineages: list[_Lineage] = field(default_factory=list)
+    contributions: list[_Contribution] = field(default_factory=list)
     arrivals: list[int] = field(default_factory=list)
     scores: list[_Score] = field(default_factory=list)
 
@@ -92,7 +92,7 @@ class _Seen:
         self.records_in = self.records_out = 0
         self.event_time = 0
         self._transactions = Topics().transactions
-        self._lineage = msgspec.json.Decoder(_Lineage).decode
+        self._contribution = msgspec.json.Decoder(_Contribution).decode
         self._score = msgspec.json.Decoder(_Score).decode
         self._alert = msgspec.json.Decoder(Alert).decode
         self._metric = msgspec.json.Decoder(MonitorMetric).decode
@@ -106,10 +106,10 @@ class _Seen:
         partition.timestamps.append(record.timestamp_ms)
         self.records_in += 1
 
-    def lineage(self, record: FollowedRecord, now: int) -> None:
+    def contribution(self, record: FollowedRecord, now: int) -> None:
         """A record of `contributions`."""
         partition = self._partition(record)
-        partition.lineages.append(self._lineage(record.value or b""))
+        partition.contributions.append(self._contribution(record.value or b""))
         partition.arrivals.append(now)
         self.records_out += 1
 
@@ -142,9 +142,9 @@ class _Seen:
         """Milliseconds from the newest transactions to the reading of their contributions."""
         found = []
         for partition in self.partitions.values():
-            count = len(partition.lineages)
+            count = len(partition.contributions)
             for k in range(max(0, count - _RECENT), count):
-                at = partition.lineages[k].source.offset - partition.start
+                at = partition.contributions[k].source.offset - partition.start
                 if 0 <= at < len(partition.timestamps):
                     found.append(partition.arrivals[k] - partition.timestamps[at])
         return found
@@ -181,7 +181,7 @@ class Watcher:
                 self._takers.append((follower, take))
 
             follow(topics.transactions, seen.transaction)
-            follow(topics.contributions, seen.lineage)
+            follow(topics.contributions, seen.contribution)
             follow(topics.scores, seen.score)
             follow(topics.dead_letters, seen.dead_letter)
             follow(topics.alerts, seen.alert)
@@ -272,28 +272,30 @@ def _recording(seen: _Seen) -> Recording:
     partitions = seen.partitions
     numbers = sorted(partitions)
     inputs = [(p, partitions[p].start + k) for p in numbers for k in range(len(partitions[p].timestamps))]
-    lineages = [(p, lineage) for p in numbers for lineage in partitions[p].lineages]
+    contributions = [(p, contribution) for p in numbers for contribution in partitions[p].contributions]
     scores = [(p, score) for p in numbers for score in partitions[p].scores]
-    members = lineages[0][1].members.name if lineages else []
-    shape = (len(lineages), len(members))
-    versions = sorted({lineage.version for _, lineage in lineages})
+    members = contributions[0][1].members.name if contributions else []
+    shape = (len(contributions), len(members))
+    versions = sorted({contribution.version for _, contribution in contributions})
     return Recording(
         inputs=Inputs(Places.of(inputs), _ints([t for p in numbers for t in partitions[p].timestamps])),
-        lineages=Lineages(
-            partition=_ints([p for p, _ in lineages]),
-            source=Places.of([(r.source.partition, r.source.offset) for _, r in lineages]),
-            event_id=[r.event_id for _, r in lineages],
+        contributions=Contributions(
+            partition=_ints([p for p, _ in contributions]),
+            source=Places.of([(r.source.partition, r.source.offset) for _, r in contributions]),
+            event_id=[r.event_id for _, r in contributions],
             arrival=_ints([a for p in numbers for a in partitions[p].arrivals]),
-            base=_floats([r.base for _, r in lineages]),
-            z=_floats([r.z for _, r in lineages]),
-            score=_floats([r.score for _, r in lineages]),
-            member_score=_floats([score for _, r in lineages for score in r.members.score]).reshape(shape),
-            weight=_floats([weight for _, r in lineages for weight in r.members.weight]).reshape(shape),
-            contribution=_floats([part for _, r in lineages for part in r.members.contribution]).reshape(shape),
+            base=_floats([r.base for _, r in contributions]),
+            z=_floats([r.z for _, r in contributions]),
+            score=_floats([r.score for _, r in contributions]),
+            member_score=_floats([score for _, r in contributions for score in r.members.score]).reshape(shape),
+            weight=_floats([weight for _, r in contributions for weight in r.members.weight]).reshape(shape),
+            contribution=_floats([part for _, r in contributions for part in r.members.contribution]).reshape(shape),
             members=members,
-            version=_ints([versions.index(r.version) for _, r in lineages]),
+            version=_ints([versions.index(r.version) for _, r in contributions]),
             versions=versions,
-            other=_ints([DECISIONS.index(r.alternatives[0].decision) if r.alternatives else -1 for _, r in lineages]),
+            other=_ints(
+                [DECISIONS.index(r.alternatives[0].decision) if r.alternatives else -1 for _, r in contributions]
+            ),
         ),
         scores=Scores(
             partition=_ints([p for p, _ in scores]),

@@ -1,4 +1,4 @@
-"""The exactly-once check: every input record has one score with its lineage, or one dead letter, never two."""
+"""The exactly-once check: every input record has one score with its contribution, or one dead letter, never two."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Delivery:
     """Input records compared with the output records that a `read_committed` consumer read.
 
     Attributes:
-        inputs, scored, dead: numbers of input records, lineage records and dead letters.
+        inputs, scored, dead: numbers of input records, contribution records and dead letters.
         lost: inputs without an output. doubled: outputs beyond an input's first. unexpected: outputs without an input.
         unpaired: number of positions at which `scores` and `contributions` have different event ids.
     """
@@ -52,7 +52,7 @@ class Delivery:
 
 
 def check_delivery(inputs: Places, scored: Places, dead: Places, *, unpaired: int = 0) -> Delivery:
-    """Compare the places of `inputs` with the source places in lineages and dead letters."""
+    """Compare the places of `inputs` with the source places in contributions and dead letters."""
     wanted = np.unique(inputs.number)
     found, first, counts = np.unique(
         np.concatenate([scored.number, dead.number]), return_index=True, return_counts=True
@@ -73,16 +73,16 @@ def check_delivery(inputs: Places, scored: Places, dead: Places, *, unpaired: in
 
 def delivery_of(recording: Recording) -> Delivery:
     """`check_delivery` of a recording; a score and its contributions must also be at the same position."""
-    lineages, scores = recording.lineages, recording.scores
-    unpaired = abs(len(lineages.event_id) - len(scores.event_id))
+    contributions, scores = recording.contributions, recording.scores
+    unpaired = abs(len(contributions.event_id) - len(scores.event_id))
     unpaired += sum(
         a != b for a, b in zip(
-            zip(lineages.partition.tolist(), lineages.event_id, strict=True),
+            zip(contributions.partition.tolist(), contributions.event_id, strict=True),
             zip(scores.partition.tolist(), scores.event_id, strict=True),
             strict=False,
         )
     )  # fmt: skip
-    return check_delivery(recording.inputs.places, lineages.source, recording.dead.places, unpaired=unpaired)
+    return check_delivery(recording.inputs.places, contributions.source, recording.dead.places, unpaired=unpaired)
 
 
 def _places(numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Places:

@@ -46,9 +46,9 @@ class Explained:
 def explained_alerts(story: Story, events: Judged, shown: int = SHOWN) -> list[Explained]:
     """The true alerts with the largest sum of contributions; first one per kind of fraud, then the rest."""
     recording = story.recording
-    lineages, scores = recording.lineages, recording.scores
-    true = np.flatnonzero(events.alert & events.fraud & ~np.isnan(lineages.z[events.row]))
-    raised = lineages.contribution[events.row[true]].sum(axis=1)
+    contributions, scores = recording.contributions, recording.scores
+    true = np.flatnonzero(events.alert & events.fraud & ~np.isnan(contributions.z[events.row]))
+    raised = contributions.contribution[events.row[true]].sum(axis=1)
     order = true[np.argsort(-raised, kind="stable")].tolist()
     chosen: list[int] = []
     for place in order:
@@ -61,21 +61,22 @@ def explained_alerts(story: Story, events: Judged, shown: int = SHOWN) -> list[E
         parts = [
             Part(name, float(score), float(weight), float(contribution))
             for name, score, weight, contribution in zip(
-                lineages.members, lineages.member_score[row], lineages.weight[row], lineages.contribution[row],
+                contributions.members, contributions.member_score[row], contributions.weight[row],
+                contributions.contribution[row],
                 strict=True,
             )
         ]  # fmt: skip
         found.append(
             Explained(
-                event_id=lineages.event_id[row],
+                event_id=contributions.event_id[row],
                 event_time=int(scores.event_time[row]),
                 value=int(scores.value[row]),
                 decision=DECISIONS[int(scores.decision[row])],
                 kind=story.kinds[int(events.kind[place])],
-                base=float(lineages.base[row]),
+                base=float(contributions.base[row]),
                 parts=sorted(parts, key=lambda part: -abs(part.contribution)),
-                z=float(lineages.z[row]),
-                score=float(lineages.score[row]),
+                z=float(contributions.z[row]),
+                score=float(contributions.score[row]),
             )
         )
     return found

@@ -72,7 +72,7 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
     if update is None:
         return None
     recording = story.recording
-    lineages, decision = recording.lineages, recording.scores.decision
+    contributions, decision = recording.contributions, recording.scores.decision
     promoted = next(
         (g for g in recording.commands if g.command.action == "promote" and g.version == update.version), None
     )
@@ -84,16 +84,18 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
         ),
         None,
     )
-    mine = lineages.by(update.version) & (lineages.other >= 0)
+    mine = contributions.by(update.version) & (contributions.other >= 0)
     genuine = np.zeros(len(mine), dtype=np.bool_)
     genuine[events.row] = ~events.fraud
 
     def paired(rows: Bools) -> PairedAlerts:
-        return PairedAlerts(int(rows.sum()), int((decision[rows] > 0).sum()), int((lineages.other[rows] > 0).sum()))
+        return PairedAlerts(
+            int(rows.sum()), int((decision[rows] > 0).sum()), int((contributions.other[rows] > 0).sum())
+        )
 
     rows = np.flatnonzero(mine)
-    rows = rows[np.argsort(lineages.arrival[rows], kind="stable")]
-    ours, theirs = decision[rows] > 0, lineages.other[rows] > 0
+    rows = rows[np.argsort(contributions.arrival[rows], kind="stable")]
+    ours, theirs = decision[rows] > 0, contributions.other[rows] > 0
     both, only, lacking = (np.cumsum(each, dtype=np.int64) for each in (ours & theirs, ours & ~theirs, ~ours & theirs))
     began = promoted.at if promoted is not None else 0
     return Incident(
@@ -102,7 +104,7 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
         rollback=rollback,
         overall=paired(mine),
         genuine=paired(mine & genuine),
-        seconds=(lineages.arrival[rows] - began) / 1_000,
+        seconds=(contributions.arrival[rows] - began) / 1_000,
         served=both + only,
         other=both + lacking,
         evidence=log_evidence(both, only, lacking) / np.log(10),

@@ -31,18 +31,18 @@ class Latency:
 
 
 def latency_of(recording: Recording) -> Latency:
-    """Latencies of all transactions with a recorded input. Scores and lineages must be in pairs."""
-    inputs, lineages, scores = recording.inputs, recording.lineages, recording.scores
+    """Latencies of all transactions with a recorded input. Scores and contributions must be in pairs."""
+    inputs, contributions, scores = recording.inputs, recording.contributions, recording.scores
     order = np.argsort(inputs.places.number)
     known = inputs.places.number[order]
-    wanted = lineages.source.number
+    wanted = contributions.source.number
     place = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
     seen = known[place] == wanted if len(known) else np.zeros(len(wanted), dtype=np.bool_)
     at = inputs.timestamp[order][place[seen]]
     return Latency(
         at=at,
         scored=(scores.scored_at[seen] - at).astype(np.float64),
-        arrived=(lineages.arrival[seen] - at).astype(np.float64),
+        arrived=(contributions.arrival[seen] - at).astype(np.float64),
     )
 
 

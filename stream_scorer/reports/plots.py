@@ -42,7 +42,7 @@ _NAME_LENGTH = 30
 def flow(story: Story) -> str:
     """Records in and out per second, and the number of records in progress."""
     recording = story.recording
-    into, out = np.sort(recording.inputs.timestamp), np.sort(recording.lineages.arrival)
+    into, out = np.sort(recording.inputs.timestamp), np.sort(recording.contributions.arrival)
     if not len(into) or not len(out):
         return ""
     begin = int(into[0])
@@ -110,12 +110,14 @@ def latency_over_time(latency: Latency) -> str:
 
 def precision_recall_curves(story: Story, events: Judged, found: Sequence[Quality]) -> str:
     """The ensemble and each single member; dots mark the review threshold."""
-    lineages = story.recording.lineages
+    contributions = story.recording.contributions
     figure, (axes,) = _figure(1, 1, height=3.6)
-    colours = dict(zip(lineages.members, PALETTE, strict=False))
+    colours = dict(zip(contributions.members, PALETTE, strict=False))
     for quality in reversed(found):
         whole = quality.name == ENSEMBLE
-        column = lineages.score if whole else lineages.member_score[:, lineages.members.index(quality.name)]
+        column = (
+            contributions.score if whole else contributions.member_score[:, contributions.members.index(quality.name)]
+        )
         precision, recall = precision_recall_curve(column[events.row], events.fraud)
         # Precision only falls between two frauds, so the points at frauds define the curve.
         keep = np.flatnonzero(np.diff(recall, prepend=0.0) > 0)

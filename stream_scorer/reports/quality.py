@@ -15,7 +15,7 @@ ENSEMBLE = "ensemble"
 
 @dataclass(frozen=True)
 class Judged:
-    """Scored events with their truth, columns ``(n,)``; `row` indexes the recording's scores and lineages."""
+    """Scored events with their truth, columns ``(n,)``; `row` indexes the recording's scores and contributions."""
 
     row: Ints
     kind: Ints
@@ -49,10 +49,10 @@ def judged(story: Story) -> Judged:
 
 def qualities(story: Story, events: Judged) -> list[Quality]:
     """Metrics of the ensemble, then of every single member."""
-    lineages = story.recording.lineages
-    found = [_quality(ENSEMBLE, lineages.score[events.row], events.alert, events.fraud)]
-    for m, name in enumerate(lineages.members):
-        score = lineages.member_score[events.row, m]
+    contributions = story.recording.contributions
+    found = [_quality(ENSEMBLE, contributions.score[events.row], events.alert, events.fraud)]
+    for m, name in enumerate(contributions.members):
+        score = contributions.member_score[events.row, m]
         # As `member_alerts` counts them: the member's calibrated score at the ensemble's threshold.
         found.append(_quality(name, score, score >= story.review, events.fraud))
     return found

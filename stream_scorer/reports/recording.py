@@ -45,7 +45,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Lineages:
+class Contributions:
     """Records on `contributions`, in order of output partition and offset.
 
     Attributes:
@@ -124,7 +124,7 @@ class Recording:
     """All records of one run."""
 
     inputs: Inputs
-    lineages: Lineages
+    contributions: Contributions
     scores: Scores
     dead: DeadLetters
     alerts: list[Alert]

@@ -66,7 +66,7 @@ def bounds(story: Story, events: Judged) -> list[Bound]:
     """False-positive bounds of the longest windows, in order, with the truth of the events in each."""
     length = long_ms(story)
     time = story.recording.scores.event_time[events.row]
-    mine = story.recording.lineages.by(story.version)[events.row]
+    mine = story.recording.contributions.by(story.version)[events.row]
     found = []
     for m in final(story):
         if m.metric != "fpr" or m.dimension != POSITIVE or m.window_end - m.window_start != length:

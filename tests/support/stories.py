@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stream_scorer.records import Action, Alert, Command, MonitorMetric, ServedVersion
-from stream_scorer.reports.recording import ControlRecord, DeadLetters, Inputs, Lineages, Places, Recording, Scores
+from stream_scorer.reports.recording import Contributions, ControlRecord, DeadLetters, Inputs, Places, Recording, Scores
 from stream_scorer.reports.story import Check, Story, Truth, Update
 
 HOUR = 3_600_000
@@ -45,7 +45,7 @@ def make_story(n: int = 200, *, event_id: str = "e-{}", seed: int = 3) -> Story:
     scored_at = timestamp + 7
     decision = np.where(score >= 0.9, 2, np.where(score >= 0.5, 1, 0))
     event_time = START + np.arange(n) * 24 * HOUR // n
-    lineages = Lineages(
+    contributions = Contributions(
         partition, Places(partition, offset), ids, scored_at + 5, base, z, score,
         1 / (1 + np.exp(3.0 - 2 * contribution)), np.full((n, 2), 0.5), contribution, ["gbdt", "xgb"],
         np.zeros(n, np.int64), ["1"], np.full(n, -1),
@@ -72,7 +72,7 @@ def make_story(n: int = 200, *, event_id: str = "e-{}", seed: int = 3) -> Story:
     first = ~duplicate
     return Story(
         title="a run",
-        recording=Recording(inputs, lineages, scores, dead, alerts, metrics),
+        recording=Recording(inputs, contributions, scores, dead, alerts, metrics),
         truth=Truth([i for i, f in zip(ids, first, strict=True) if f], event_time[first], kind[first].astype(np.int8)),
         ensemble="cards", version="1", review=0.5, block=0.9, pane_ms=HOUR, horizon_ms=48 * HOUR,
         calendar=frozenset({"hour"}), labels={"analyst": 3}, kinds=("genuine", "stolen_card", "device_farm"),
@@ -85,14 +85,14 @@ def make_story(n: int = 200, *, event_id: str = "e-{}", seed: int = 3) -> Story:
 
 def with_incident(story: Story, *, rolled_back: bool = True) -> Story:
     """The same run, its rows 100 to 149 decided by version 2 beside version 1, which alerts none of them."""
-    mine = (np.arange(len(story.recording.lineages.version)) >= 100) & (np.arange(200) < 150)
-    lineages = replace(
-        story.recording.lineages,
+    mine = (np.arange(len(story.recording.contributions.version)) >= 100) & (np.arange(200) < 150)
+    contributions = replace(
+        story.recording.contributions,
         version=mine.astype(np.int64),
         versions=["1", "2"],
         other=np.where(mine, 0, -1),
     )
-    began = int(lineages.arrival[mine].min()) - 1_000
+    began = int(contributions.arrival[mine].min()) - 1_000
 
     def command(action: Action, **more: object) -> Command:
         return Command(ensemble="cards", action=action, at=0, expected_offset=0, **more)  # type: ignore[arg-type]
@@ -104,6 +104,6 @@ def with_incident(story: Story, *, rolled_back: bool = True) -> Story:
     commands += [ControlRecord(2, began + 1_200, rollback)] if rolled_back else []
     return replace(
         story,
-        recording=replace(story.recording, lineages=lineages, commands=commands),
+        recording=replace(story.recording, contributions=contributions, commands=commands),
         update=Update("2", "gbdt", "amount_log", 1.5, 0.5, 0.67, 0.31),
     )

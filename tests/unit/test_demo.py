@@ -210,12 +210,12 @@ def test_what_is_seen_of_a_transaction_becomes_a_row_of_the_recording() -> None:
     seen, topic = _Seen(), Topics()
     seen.transaction(FollowedRecord(0, 7, b"k", b"{}", 1_000), 1_001)
     source = {"topic": topic.transactions, "partition": 0, "offset": 7, "place": 0}
-    lineage = {
+    contribution = {
         "event_id": "e", "version": "2", "base": -1.0, "z": 0.5, "score": 0.6, "source": source,
         "members": {"name": ["gbdt"], "score": [0.6], "weight": [1.0], "contribution": [1.5]},
         "alternatives": [{"decision": "review"}],
     }  # fmt: skip
-    seen.lineage(FollowedRecord(0, 3, b"k", msgspec.json.encode(lineage), 1_010), 1_015)
+    seen.contribution(FollowedRecord(0, 3, b"k", msgspec.json.encode(contribution), 1_010), 1_015)
     score = {
         "event_id": "e", "event_time": 900, "scored_at": 1_009, "decision": "block", "member_alerts": 1,
         "duplicate": False, "degraded": [], "value": 5, "ensemble": "cards", "version": "2",
@@ -227,7 +227,7 @@ def test_what_is_seen_of_a_transaction_becomes_a_row_of_the_recording() -> None:
     found = _recording(seen)
     assert seen.latencies() == [15]
     assert (seen.records_in, seen.records_out, seen.event_time) == (1, 1, 900)
-    assert found.lineages.contribution.tolist() == [[1.5]]
-    assert found.lineages.other.tolist() == [DECISIONS.index("review")]
+    assert found.contributions.contribution.tolist() == [[1.5]]
+    assert found.contributions.other.tolist() == [DECISIONS.index("review")]
     assert found.scores.decision.tolist() == [DECISIONS.index("block")]
     assert found.dead.code == ["not_json"]

@@ -113,7 +113,7 @@ class TestQuality:
     def test_members_are_judged_by_their_own_scores(self) -> None:
         story = make_story()
         events = judged(story)
-        story.recording.lineages.member_score[:, 1] = 0.1
+        story.recording.contributions.member_score[:, 1] = 0.1
         assert qualities(story, events)[2].alerts.alerts == 0
         assert qualities(story, events)[2].alerts.precision is None
         assert qualities(story, events)[1].alerts.alerts > 0

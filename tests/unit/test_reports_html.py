@@ -97,7 +97,7 @@ def test_hostile_text_stays_text() -> None:
     story.checks.append(Check(HOSTILE, False, HOSTILE))
     story.recording.dead.code[0] = HOSTILE
     story.labels[HOSTILE] = 1
-    story.recording.lineages.members[0] = HOSTILE
+    story.recording.contributions.members[0] = HOSTILE
     object.__setattr__(story, "kinds", ("genuine", HOSTILE, "device_farm"))
     story.recording.metrics[:] = [
         m
