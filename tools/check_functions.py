@@ -1,6 +1,6 @@
-"""Fail on functions that do not fit on a screen: more than 70 lines from `def` to the last line.
+"""Fail on functions of more than 70 lines, counted from `def` to the last line.
 
-Signature, docstring and comments count, as a reader sees them too; decorators do not. Exceptions are listed in
+Signature, docstring and comments count; decorators do not. Exceptions are listed in
 pyproject.toml with a reason, as ``"path:qualified.name" = "reason"`` in the table
 ``[tool.stream_scorer.long_functions]``. An exception that is no longer needed fails the check as well, unless
 ``--allow-stale`` is given. With ``--table`` the tool prints figures of the product instead.
@@ -88,14 +88,14 @@ def tree(root: Path) -> list[Measured]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the problems; 1 if there is one."""
+    """Print the problems; return 1 if there are any."""
     measured = tree(ROOT)
     if "--table" in arguments:
         product = [function for function in measured if function.name.startswith("stream_scorer/")]
         longest, widest = max(product, key=lambda f: f.lines), max(product, key=lambda f: f.parameters)
         print(f"functions of more than {MAX_LINES} lines: {sum(f.lines > MAX_LINES for f in product)}")
         print(f"longest function: {longest.lines} lines ({longest.name})")
-        print(f"most parameters: {widest.parameters} ({widest.name})")
+        print(f"maximum number of parameters: {widest.parameters} ({widest.name})")
         return 0
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     exceptions = config["tool"].get("stream_scorer", {}).get("long_functions", {})

@@ -1,4 +1,4 @@
-"""Write the files that follow from others: docs/settings.md, docs/metrics.md and deploy/build.txt; `--check` compares.
+"""Write the generated files docs/settings.md, docs/metrics.md and deploy/build.txt; `--check` compares them.
 
 The documents come from the catalogues in the code, and the image's build requirements from requirements/dev.txt.
 """
@@ -91,13 +91,13 @@ def metrics_document() -> str:
 
 
 def build_requirements() -> str:
-    """deploy/build.txt: the pins and hashes of hatchling and all it needs, as requirements/dev.txt has them."""
+    """deploy/build.txt: the pins and hashes of hatchling and its dependencies, from requirements/dev.txt."""
     text = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
     blocks = {b.partition("==")[0]: b for b in re.split(r"\n(?=[A-Za-z0-9])", text) if "==" in b.partition("\n")[0]}
-    # Under each pin the lock names who asked for it, as "# via hatchling" or as a list below "# via".
-    asked_by = {name: set(re.findall(r"^ +#(?: +via)? +([\w.-]+)", block, re.M)) for name, block in blocks.items()}
+    # Below each pin, the lock lists the packages that require it, as "# via hatchling" or as a list after "# via".
+    required_by = {name: set(re.findall(r"^ +#(?: +via)? +([\w.-]+)", block, re.M)) for name, block in blocks.items()}
     wanted = {"hatchling"}
-    while more := {name for name, askers in asked_by.items() if askers & wanted} - wanted:
+    while more := {name for name, parents in required_by.items() if parents & wanted} - wanted:
         wanted |= more
     pins = [
         "\n".join(line for line in blocks[name].splitlines() if not line.lstrip().startswith("#"))
@@ -127,7 +127,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the files, or with ``--check`` name those that differ and return 3."""
+    """Write the files, or with ``--check`` print those that differ and return 3."""
     wanted = {
         ROOT / "docs" / "settings.md": settings_document(),
         ROOT / "docs" / "metrics.md": metrics_document(),
@@ -139,7 +139,7 @@ def main(arguments: list[str]) -> int:
         return 0
     stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in stale:
-        sys.stderr.write(f"{path.relative_to(ROOT)} is not what the code says: run 'python tools/make_reference.py'\n")
+        sys.stderr.write(f"{path.relative_to(ROOT)} differs from the code: run 'python tools/make_reference.py'\n")
     return 3 if stale else 0
 
 

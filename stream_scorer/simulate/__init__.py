@@ -1,6 +1,6 @@
-"""Simulated card transactions with hidden truth, the labels they earn in a closed loop, and live traffic on Kafka.
+"""Simulated card transactions with hidden truth, their labels in a closed loop, and live traffic on Kafka.
 
-The core (`generate`, `labeller`) does no I/O; `files` knows Parquet, `live` knows Kafka. Nothing here scores.
+The core (`generate`, `labeller`) does no I/O; `files` reads and writes Parquet, `live` uses Kafka. Nothing here scores.
 """
 
 from stream_scorer.simulate.config import SimulationConfig

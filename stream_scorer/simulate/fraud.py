@@ -99,7 +99,7 @@ class Scene:
 
 CHIP, CONTACTLESS, ONLINE_CHANNEL, ATM_CHANNEL = 0, 1, 2, 3
 CHANNELS = ("chip", "contactless", "online", "atm")
-# Above this a contactless payment needs the card in the terminal: 50.00.
+# Maximum contactless payment, 50.00; above it, the card must be inserted.
 CONTACTLESS_LIMIT = 5_000
 
 
@@ -132,7 +132,7 @@ def card_testing(scene: Scene, episodes: int) -> Raw:
 
 
 def account_takeover(scene: Scene, episodes: int) -> Raw:
-    """A stranger in a customer's account: a new device and network, larger amounts, a few hours."""
+    """Account takeover: a new device and network, larger amounts, for a few hours."""
     rng, world = scene.rng, scene.world
     size = rng.integers(2, 6, episodes)
     row = np.repeat(np.arange(episodes), size)

@@ -130,7 +130,7 @@ def _episodes(scene: Scene, config: SimulationConfig) -> list[Raw]:
 class _CompromisedTerminals:
     """Terminals that are compromised for some days: a share of their transactions is fraud.
 
-    New ones are taken up whenever the expected fraud of those in hand falls below the kind's share of the budget.
+    New terminals are added whenever the expected fraud falls below this kind's share of the budget.
     """
 
     def __init__(self, config: SimulationConfig, world: World) -> None:

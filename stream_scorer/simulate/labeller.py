@@ -1,7 +1,7 @@
 """Simulated label sources: analysts on alerts, a random review, late chargebacks. No I/O, no wall clock.
 
-The closed loop is what makes labels biased as they are in life (see `Labeller`): what was blocked never gets a
-chargeback, what was approved is looked at only by chance, and some fraud is never reported at all.
+The closed loop biases labels as in reality (see `Labeller`): blocked transactions never get a chargeback, only a random
+sample of the approved ones is reviewed, and some fraud is never reported.
 """
 
 from __future__ import annotations
@@ -69,20 +69,20 @@ class LabellerConfig:
 class Labeller:
     """Follows transactions and alerts in event time and returns the labels that become available.
 
-    Call `observe` with transactions in order of event time, `alerted` with decisions as they come, and `advance` to
-    move the clock of event time. Labels come out in order of `labelled_at`, never after the clock, never before it.
+    Call `observe` with transactions in order of event time, `alerted` with decisions as they arrive, and `advance` to
+    move the clock of event time. `advance` returns labels in order of `labelled_at`, up to the clock.
 
     The rules:
 
     1. Alerts (decision review or block) of one hour of event time form a pool. The analysts draw from it at random,
-       held ones first, as many as their capacity allows, and record the probability of being drawn.
-    2. Of all transactions a random sample is reviewed; one that was alerted is the analysts' matter and drops out.
+       held ones first, up to their capacity, and record the probability of being drawn.
+    2. A random sample of all transactions is reviewed; alerted transactions leave the sample.
     3. A chargeback comes only for fraud that went through: approved, or held and cleared by an analyst by mistake.
        A blocked or still held transaction stays silent unless an analyst labels it.
     4. So a label can change: a chargeback can turn a reviewer's "genuine" into "fraud".
 
-    An alert that comes so late that its transaction already has a label as an approved one keeps that label and is
-    counted in `late_alerts`.
+    If an alert arrives after its transaction got a label as an approved one, the label stays and `late_alerts` counts
+    the alert.
     """
 
     def __init__(self, config: LabellerConfig) -> None:
@@ -277,8 +277,8 @@ class Labeller:
 def history_labels(transactions: Transactions, as_of_ms: int, config: LabellerConfig | None = None) -> Labels:
     """The labels available at `as_of_ms` for a history in which everything was approved, for training.
 
-    Fraud is known once reported, and a random sample was reviewed; what has no label is presumed genuine. Labels
-    later than `as_of_ms` are left out, as are labels on transactions after it.
+    They are reported frauds and a random review; a transaction without a label is presumed genuine. Labels and
+    transactions later than `as_of_ms` are left out.
     """
     labeller = Labeller(config or LabellerConfig())
     past = int(np.searchsorted(transactions.event_time, as_of_ms, side="right"))

@@ -1,9 +1,9 @@
-"""Live traffic: transactions onto Kafka at a rate, labels as the alerts earn them, the truth into a file.
+"""Live traffic: publishes transactions to Kafka at a rate, labels that depend on the alerts, and the truth to a file.
 
-Two clocks run. Records are due by the wall clock, `rate` a second, whether or not anybody keeps up (an open loop).
-Event time comes from the transactions themselves and so runs faster or slower than the wall clock: at 1,000 a second,
-data of 30,000 transactions a day pass two days in a minute. Labels follow event time, so an alert has to arrive before
-event time has passed the first review or chargeback (hours): `LiveReport.late_alerts` counts those that did not.
+There are two clocks. Records are due by the wall clock, `rate` per second, independent of the consumers (an open loop).
+Event time comes from the transactions and runs faster or slower than the wall clock: at 1,000 per second, data with
+30,000 transactions per day cover two days in a minute. Labels follow event time, so an alert must arrive before the
+event time of the first review or chargeback (hours): `LiveReport.late_alerts` counts the alerts that arrive later.
 """
 
 from __future__ import annotations
@@ -88,12 +88,12 @@ class LiveReport:
     """The records sent so far.
 
     Attributes:
-        transactions, fraud: good records, and how many of them are fraud. duplicates: those sent twice.
-        garbage: the bad ones. records: all three. starts: end of each partition before the run.
-        labels: by source. alerts: read, by decision. unknown_alerts: on events this run did not send.
-        late_alerts: on transactions that already had a label as approved ones.
-        acked: records and labels the broker confirmed. event_time_ms: of the newest transaction.
-        behind_s: the worst lateness against the schedule. stopped: ended by `stop`.
+        transactions, fraud: numbers of good records, and of frauds among them. duplicates: records sent twice.
+        garbage: bad records. records: number of all records. starts: end offset of each partition before the run.
+        labels: by source. alerts: received, by decision. unknown_alerts: alerts on events of other producers.
+        late_alerts: alerts on transactions that already had a label as approved ones.
+        acked: confirmed records and labels. event_time_ms: event time of the newest transaction.
+        behind_s: maximum lateness against the schedule. stopped: whether `stop` ended the run.
     """
 
     transactions: int = 0
@@ -127,9 +127,9 @@ class LiveTraffic:
     ) -> None:
         """`transactions` are chunks in order of event time. Without a `labeller` there are no labels.
 
-        A lazy chunk is made when its turn comes (about 2 us a transaction): for an even load, give small ones or all.
+        Lazy chunks are generated when needed (about 2 us per transaction): for an even load, use small ones or a list.
 
-        `on_progress` is called about once a second, from `run`.
+        `run` calls `on_progress` about once per second.
         """
         self._config = config
         self._chunks = transactions
@@ -147,7 +147,7 @@ class LiveTraffic:
         """Send everything, wait until it is confirmed, and report.
 
         Raises:
-            BrokerUnavailable: the broker is gone, or gave records up.
+            BrokerUnavailable: the broker is unreachable, or records were not confirmed.
             UsageError: a topic does not exist.
             SettingsError: the file for the truth cannot be written.
         """

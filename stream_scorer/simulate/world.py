@@ -46,14 +46,14 @@ class World:
 
     Attributes:
         log_amount, amount_spread: mean and standard deviation of the log of the amount (minor units), by customer.
-        rate: mean transactions a day. lifestyle: row of hours. online_share: share of purchases made online.
+        rate: mean transactions per day. lifestyle: row of hours. online_share: share of online purchases.
         city, currency: where the customer lives and what they pay with (index of `CURRENCIES`).
         preferred: ``(3, customers, PREFERRED)`` terminals by kind, most visited first.
         second_device: whether the customer has one. replaced_ms: when the first device is replaced.
         home_network, carrier_network: numbers of networks; several customers share one.
         terminal_kind: STORE, ONLINE or ATM. terminal_scale: factor on amounts. terminal_city: where it stands.
         of_kind: terminals by kind; popularity_cdf: their cumulative popularity, by kind.
-        fresh_device, fresh_network: the first numbers that nobody owns.
+        fresh_device, fresh_network: the first unused numbers.
     """
 
     log_amount: Floats
@@ -113,7 +113,7 @@ def build_world(config: SimulationConfig) -> World:
             local = local if len(local) else of_kind[k]
             if k == STORE:
                 stores_of_city.append(local)
-            # Popular and near: many candidates by popularity, of which the nearest are kept.
+            # Popular and near: draw many candidates by popularity, then keep the nearest.
             options = local[_draw(rng, _cdf(popularity[local]), (len(people), 3 * PREFERRED))]
             distance = np.abs(terminal_place[options] - place[people][:, None, :]).sum(axis=2)
             nearest = np.argsort(distance, axis=1, kind="stable")[:, :PREFERRED]
@@ -160,7 +160,7 @@ def usual_amounts(rng: np.random.Generator, world: World, customer: Ints, termin
 
 
 def own_devices(rng: np.random.Generator, world: World, customer: Ints, time: Ints) -> Ints:
-    """The device each customer uses at `time`: the second one now and then, the first one's successor once replaced."""
+    """The device of each customer at `time`: sometimes the second one, else the first one or its replacement."""
     second = world.second_device[customer] & (rng.random(len(customer)) < 0.3)
     first = (time >= world.replaced_ms[customer]).astype(np.int64)
     return np.asarray(customer * DEVICES_EACH + np.where(second, 2, first))
@@ -176,12 +176,12 @@ def _cdf(weights: Floats) -> Floats:
 
 
 def _draw(rng: np.random.Generator, cdf: Floats, shape: tuple[int, ...]) -> Ints:
-    # The last cumulative weight may be a hair below 1.
+    # The last cumulative weight may be slightly below 1.
     return np.minimum(np.searchsorted(cdf, rng.random(shape), side="right"), len(cdf) - 1)
 
 
 def _card_numbers(customer: Ints) -> Strings:
-    """16 digits from a range no scheme issues (0000), with a Luhn check digit that is off by one."""
+    """16 digits from a range that no scheme issues (0000), with a wrong Luhn check digit."""
     body = np.zeros((len(customer), 15), dtype=np.int64)
     rest = customer.copy()
     for column in range(14, 3, -1):

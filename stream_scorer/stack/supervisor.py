@@ -64,10 +64,10 @@ class Supervisor:
         self._running: dict[str, _Running] = {}
 
     def start_all(self) -> None:
-        """Start every service and wait until all answer. Raises what `start` raises."""
+        """Start all services and wait until they respond. Raises the errors of `start`."""
         for service in self._services.values():
             service.choose_ports()
-        # The quick ones first: they start up while Kafka's jars are checked and its storage is formatted.
+        # Kafka last, so that the others start while its jars are checked and its storage is formatted.
         for name in sorted(self._services, key=("mlflow", "redis", "kafka").index):
             self._launch(name)
         for name in sorted(self._services, key=("redis", "kafka", "mlflow").index):
@@ -87,19 +87,19 @@ class Supervisor:
         self._await(name, may_move=False)
 
     def stop(self, name: str, *, kill: bool) -> None:
-        """End one service, by SIGTERM or at once. One that does not run is no error."""
+        """Stop one service, with SIGTERM or SIGKILL. A service that does not run is no error."""
         service = self._service(name)
         if running := self._running.pop(name, None):
             if kill:
                 kill_group(running.process)
             stop([(running.process, service.stop_seconds)])
-            # What the command itself started was killed with it, but ends when it ends.
+            # Processes that the command started were killed too, but may end a little later.
             deadline = time.monotonic() + _PORTS_SECONDS
             while not all(map(is_free, service.ports)) and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
 
     def stop_all(self) -> None:
-        """End every service."""
+        """Stop all services."""
         graces = {name: service.stop_seconds for name, service in self._services.items()}
         stop([(running.process, graces[name]) for name, running in self._running.items()])
         self._running.clear()
