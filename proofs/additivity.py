@@ -24,7 +24,7 @@ from stream_scorer.ensemble.combine import Combiner
 from stream_scorer.ensemble.manifest import (
     LINKS,
     Calibrator,
-    How,
+    CombinerSpec,
     Link,
     Median,
     NoCalibrator,
@@ -55,7 +55,7 @@ class Case:
     """Members, how they are combined, and ``(n, m)`` scores."""
 
     votes: list[Vote]
-    how: How
+    how: CombinerSpec
     link: Link
     final: NoCalibrator | Platt
     quorum: float
@@ -96,7 +96,7 @@ def make_case(rng: np.random.Generator) -> Case:
     """A random case; every fifth score is missing in most, and in some all of a row."""
     m = int(rng.integers(1, MAX_MEMBERS + 1))
     link: Link = LINKS[rng.integers(len(LINKS))]
-    hows: list[How] = [WeightedMean(), Median(), TrimmedMean(float(rng.choice([0.0, 0.1, 0.2, 1 / 3, 0.49])))]
+    hows: list[CombinerSpec] = [WeightedMean(), Median(), TrimmedMean(float(rng.choice([0.0, 0.1, 0.2, 1 / 3, 0.49])))]
     if link == "logit":
         hows.append(Stacking(float(rng.normal()), rng.normal(size=m).tolist()))
     weights = np.where(rng.random(m) < 0.2, 0.0, rng.lognormal(size=m))

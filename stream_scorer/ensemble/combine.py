@@ -25,7 +25,7 @@ from stream_scorer.ensemble.links import clipped, logit_of, rank_of, sigmoid_of
 from stream_scorer.ensemble.manifest import (
     LINKS,
     Calibrator,
-    How,
+    CombinerSpec,
     Link,
     Manifest,
     Median,
@@ -68,7 +68,7 @@ class Combiner:
     """A combiner packed for the compiled loops; arguments as in `Manifest`."""
 
     def __init__(
-        self, members: Sequence[Voter], how: How, link: Link, final: NoCalibrator | Platt, quorum: float
+        self, members: Sequence[Voter], how: CombinerSpec, link: Link, final: NoCalibrator | Platt, quorum: float
     ) -> None:
         kinds: dict[type, int] = {Median: _MEDIAN, TrimmedMean: _TRIMMED, Stacking: _STACKING}
         coefficients = how.coefficients if isinstance(how, Stacking) else [0.0] * len(members)

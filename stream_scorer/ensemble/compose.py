@@ -22,7 +22,7 @@ from stream_scorer.ensemble.manifest import (
     MAX_RANKS,
     MAX_SELF_TEST_ROWS,
     Calibrator,
-    How,
+    CombinerSpec,
     Input,
     Link,
     Manifest,
@@ -84,7 +84,7 @@ class Outline:
     thresholds: Thresholds
     quorum: float
     training: Training
-    combiner: How = field(default_factory=WeightedMean)
+    combiner: CombinerSpec = field(default_factory=WeightedMean)
     link: Link = "logit"
 
 

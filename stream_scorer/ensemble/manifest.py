@@ -115,7 +115,7 @@ class Stacking(Part, frozen=True, tag_field="kind", tag="stacking"):
     coefficients: Annotated[list[float], Meta(min_length=1, max_length=32)]
 
 
-How = WeightedMean | Median | TrimmedMean | Stacking
+CombinerSpec = WeightedMean | Median | TrimmedMean | Stacking
 
 
 class MemberSpec(Part, frozen=True):
@@ -205,7 +205,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     spec_hash: Sha256
     feature_hash: Sha256
     features: Annotated[list[str], Meta(min_length=1, max_length=4096)]
-    combiner: How = WeightedMean()
+    combiner: CombinerSpec = WeightedMean()
     link: Link = "logit"
     members: Annotated[list[MemberSpec], Meta(min_length=1, max_length=32)]
     final_calibrator: NoCalibrator | Platt

@@ -18,7 +18,7 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import logit
 from stream_scorer.ensemble.manifest import (
     Calibrator,
-    How,
+    CombinerSpec,
     Input,
     Link,
     Manifest,
@@ -76,7 +76,7 @@ class _Fitted:
 class _Combined:
     """The combination of the members, and the resulting final score ``(n,)`` over all rows."""
 
-    how: How
+    how: CombinerSpec
     weights: Matrix
     final: Platt
     score: Matrix
@@ -207,10 +207,10 @@ class _Vote:
     baseline: float = 0.0
 
 
-def _combiner(name: CombinerName, logits: Matrix, label: Bools) -> How:
+def _combiner(name: CombinerName, logits: Matrix, label: Bools) -> CombinerSpec:
     if name == "stacking":
         return fit_stacking(logits, label)
-    plain: dict[CombinerName, How] = {
+    plain: dict[CombinerName, CombinerSpec] = {
         "weighted-mean": WeightedMean(),
         "median": Median(),
         "trimmed-mean": TrimmedMean(TRIM),
@@ -218,7 +218,7 @@ def _combiner(name: CombinerName, logits: Matrix, label: Bools) -> How:
     return plain[name]
 
 
-def _combine(how: How, link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> Matrix:
+def _combine(how: CombinerSpec, link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> Matrix:
     """``(n,)``: the combination of the members' calibrated scores ``(n, m)``, before the final calibrator."""
     votes = _votes(link, scores, weights, reference)
     combined: Matrix = Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5]

@@ -8,7 +8,7 @@ import numpy as np
 
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.manifest import (
-    How,
+    CombinerSpec,
     Input,
     Isotonic,
     Link,
@@ -65,7 +65,7 @@ def compose(
     directory: Path,
     made: list[Draft] | None = None,
     quorum: float = 0.4,
-    combiner: How | None = None,
+    combiner: CombinerSpec | None = None,
     link: Link = "logit",
 ) -> Manifest:
     outline = Outline(

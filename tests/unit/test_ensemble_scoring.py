@@ -18,7 +18,7 @@ from stream_scorer.ensemble.compose import Draft, choose_ranks
 from stream_scorer.ensemble.ensemble import Ensemble, left_out_scores
 from stream_scorer.ensemble.manifest import (
     LINKS,
-    How,
+    CombinerSpec,
     Input,
     Link,
     Median,
@@ -38,7 +38,7 @@ from tests.support.ensembles import FEATURES, compose, drafts, logistic, referen
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("combiner", [WeightedMean(), Median(), TrimmedMean(0.34), Stacking(0.2, [0.5, 0.7, 0.1])])
 def test_every_combiner_is_composed_loaded_and_centred_on_the_reference(
-    tmp_path: Path, combiner: How, link: Link
+    tmp_path: Path, combiner: CombinerSpec, link: Link
 ) -> None:
     if isinstance(combiner, Stacking) and link != "logit":
         with pytest.raises(ArtifactError, match="stacking"):
@@ -75,7 +75,7 @@ def test_ranks_keep_an_even_choice_of_many_scores() -> None:
         (Stacking(math.nan, [1.0, 1.0, 1.0]), "not a finite number"),
     ],
 )
-def test_a_combiner_that_does_not_fit_is_refused(tmp_path: Path, combiner: How, says: str) -> None:
+def test_a_combiner_that_does_not_fit_is_refused(tmp_path: Path, combiner: CombinerSpec, says: str) -> None:
     with pytest.raises(ArtifactError, match=says):
         compose(tmp_path / "e", combiner=combiner)
 
