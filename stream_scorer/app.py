@@ -63,7 +63,7 @@ from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import FeatureRows
 
 _log = logging.getLogger(__name__)
-# It looks at its event several times a second.
+# Its thread checks for a stop several times per second.
 STOP_WATCH_S = 3.0
 
 
@@ -115,7 +115,7 @@ def open_log(settings: Settings) -> RangeReader:
 
 @contextmanager
 def scorer(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
-    """A scorer as the settings say. Leaving the block stops its threads, in reverse order.
+    """A scorer configured by `settings`. Leaving the block stops its threads, in reverse order.
 
     Raises:
         UsageError, UnavailableError: with a hint what to do.
@@ -126,7 +126,7 @@ def scorer(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
     engine.warm()
     store = make_store(settings, checked, engine, topics, sources)
     housekeeping = Housekeeping(store.twin(), lambda: open_log(settings), [topics.transactions, topics.labels], metrics)
-    publisher = Publisher(topics, checked, SystemClock(), looked_into=settings["scorer.explain_alerts"])
+    publisher = Publisher(topics, checked, SystemClock(), max_explained=settings["scorer.explain_alerts"])
     availability, in_flight = Availability(metrics), InFlight()
 
     def start_catch_up(committed: dict[SourcePartition, int], on_progress: OnProgress) -> CatchUp:
@@ -165,7 +165,7 @@ def scorer(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
 
 
 def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metrics: m.Metrics) -> Follower:
-    """What keeps a scorer at what `control` says; `scorer.ensemble` names whom to follow, and where to begin."""
+    """The follower of `control`; `scorer.ensemble` names the ensemble, and the version to propose at first."""
     from stream_scorer.ensemble.registry import fetch, keep, parse_reference, resolve
 
     reference = parse_reference(settings["scorer.ensemble"])
@@ -206,7 +206,7 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
 
 @contextmanager
 def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]:
-    """While in the block, a thread watches probations and canaries as `monitor.mode` says."""
+    """Inside the block, a thread watches probations and canaries, in the mode `monitor.mode`."""
     mode, probation, cooldown_s = (settings[f"monitor.{name}"] for name in ("mode", "probation", "cooldown_s"))
     if mode == "off":
         yield

@@ -47,7 +47,7 @@ DEAD_LETTER_MAX_BYTES = 8_000_000
 DEAD_LETTER_HEAD_BYTES = 65_536
 # How many members an alert names.
 ALERT_REASONS = 3
-# And how many inputs of each, where they are looked for.
+# How many inputs of each member an alert names, if members explain alerts.
 ALERT_FEATURES = 3
 
 _log = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ _Output = tuple[int, str, int, bytes | None, bytes, _Headers]
 class Publisher:
     """Writes scores, contributions, alerts, summaries, lineage and dead letters to a `Sink`."""
 
-    def __init__(self, topics: Topics, checked: CheckedSpec, clock: Clock, *, looked_into: int = 0) -> None:
-        """`looked_into` is the most alerts of one version in a micro-batch whose members are looked into."""
-        self._looked_into = looked_into
+    def __init__(self, topics: Topics, checked: CheckedSpec, clock: Clock, *, max_explained: int = 0) -> None:
+        """`max_explained` bounds the alerts per version and micro-batch for which members explain their inputs."""
+        self._max_explained = max_explained
         self._topics = topics
         self._checked = checked
         self._clock = clock
@@ -91,7 +91,7 @@ class Publisher:
         return self._summarisers[name]
 
     def _in_order(self, batch: MicroBatch) -> Iterable[_Output]:
-        """The records of every transaction, in the order of the transactions whoever decided them."""
+        """The records of every transaction, in the order of the transactions."""
         assert batch.decided is not None
         scored_at = self._clock.now_ms()
         if not batch.decided.arm.any():
@@ -107,7 +107,7 @@ class Publisher:
         ensemble, scored, topics, encode = part.ensemble, part.verdict.scored, self._topics, self._encode
         scores_topic, contributions_topic, raw = topics.scores, topics.contributions, part.batch.transactions
         name, number, arm, names = ensemble.name, ensemble.version, part.arm, ensemble.member_names
-        inside = _inside(ensemble, part, self._looked_into)
+        inside = _inside(ensemble, part, self._max_explained)
         # The members' names are the same in every record: encoded once.
         encoded_names: Any = msgspec.Raw(encode(names))
         weights = _weights(scored, part, encode)
@@ -301,14 +301,14 @@ def _alternatives(
     return list(map(list, zip(*columns, strict=True)))
 
 
-def _inside(ensemble: Ensemble, part: _Part, most: int) -> dict[int, list[list[FeatureReason]]]:
-    """By place, of the `most` alerts with the highest scores, each member's strongest inputs."""
-    if ensemble.explainer is None or most == 0:
+def _inside(ensemble: Ensemble, part: _Part, max_explained: int) -> dict[int, list[list[FeatureReason]]]:
+    """By place: the strongest inputs of each member, for the `max_explained` alerts with the highest scores."""
+    if ensemble.explainer is None or max_explained == 0:
         return {}
     assert part.batch.enriched is not None
     matrix, verdict, chosen = part.batch.enriched.matrix, part.verdict, part.chosen
     alerts = np.flatnonzero(verdict.decision > 0) if chosen is None else chosen[verdict.decision[chosen] > 0]
-    rows = alerts[np.argsort(-np.nan_to_num(verdict.scored.score[alerts]), kind="stable")[:most]]
+    rows = alerts[np.argsort(-np.nan_to_num(verdict.scored.score[alerts]), kind="stable")[:max_explained]]
     if not len(rows):
         return {}
     explainer, column = ensemble.explainer, {name: place for place, name in enumerate(ensemble.feature_names)}

@@ -27,48 +27,48 @@ class Scoring:
     scoring_only = True
 
     def __init__(
-        self, lineup: Callable[[], Lineup], checked: CheckedSpec, metrics: Metrics, guard: Bulkhead | None = None
+        self, lineup: Callable[[], Lineup], checked: CheckedSpec, metrics: Metrics, bulkhead: Bulkhead | None = None
     ) -> None:
         self._lineup = lineup
         self._policy = Policy(checked)
         self._entity = checked.spec.partition_entity
         self._metrics = metrics
-        self._guard = guard
+        self._bulkhead = bulkhead
 
     def process(self, batch: MicroBatch) -> None:
         """Set `batch.decided`."""
         assert batch.events is not None and batch.enriched is not None
         lineup, transactions = self._lineup(), batch.events.transactions
-        answers = self._ask(lineup, batch)
+        outputs = self._predict(lineup, batch)
         rules = self._policy.rules(transactions)
         if len(transactions):
             newest = int(transactions.event_time.max())
             for ensemble in lineup.versions:
                 age_ms = newest - ensemble.manifest.training.last_event_time
                 self._metrics.set(ENSEMBLE_AGE, age_ms / 1_000, ensemble.name, ensemble.version)
-        verdicts = [self._verdict(lineup, version, answers, rules) for version in range(len(lineup.versions))]
+        verdicts = [self._verdict(lineup, version, outputs, rules) for version in range(len(lineup.versions))]
         entities = transactions.entity_ids.get(self._entity or "", [])
         batch.decided = BatchDecisions(lineup, lineup.route(entities, transactions.event_time), verdicts, rules)
 
-    def _ask(self, lineup: Lineup, batch: MicroBatch) -> list[MemberOutput]:
+    def _predict(self, lineup: Lineup, batch: MicroBatch) -> list[MemberOutput]:
         assert batch.enriched is not None
         pool, metrics = lineup.pool, self._metrics
-        if self._guard is not None:
-            answers = self._guard.predict(pool, batch.enriched.matrix, lineup.disabled)
-            for name, state in self._guard.states(pool).items():
+        if self._bulkhead is not None:
+            outputs = self._bulkhead.predict(pool, batch.enriched.matrix, lineup.disabled)
+            for name, state in self._bulkhead.states(pool).items():
                 metrics.set(MEMBER_BREAKER, state, name)
         else:
             features = pool.checked(batch.enriched.matrix)
-            answers = [pool.predict_member(index, features) for index in range(len(pool))]
-        for name, answer in zip(pool.names, answers, strict=True):
-            metrics.count(MEMBER_SECONDS, answer.seconds, name)
-            if answer.reason not in ("", DISABLED):
+            outputs = [pool.predict_member(index, features) for index in range(len(pool))]
+        for name, output in zip(pool.names, outputs, strict=True):
+            metrics.count(MEMBER_SECONDS, output.seconds, name)
+            if output.reason not in ("", DISABLED):
                 metrics.count(MEMBER_FAILURES, 1, name)
-        return answers
+        return outputs
 
-    def _verdict(self, lineup: Lineup, version: int, answers: list[MemberOutput], rules: Rules | None) -> VersionResult:
+    def _verdict(self, lineup: Lineup, version: int, outputs: list[MemberOutput], rules: Rules | None) -> VersionResult:
         ensemble: Ensemble = lineup.versions[version]
-        scored = ensemble.combine(lineup.pool.outputs_of(version, answers))
+        scored = ensemble.combine(lineup.pool.outputs_of(version, outputs))
         thresholds, members = ensemble.manifest.thresholds, len(ensemble.member_names)
         decision = self._policy.decide(scored.score, thresholds, rules)
         if version >= lineup.deciding:

@@ -103,7 +103,7 @@ def run(
     values: list[bytes] | None = None,
     store: Any = None,
     checked: CheckedSpec = CHECKED,
-    looked_into: int = 0,
+    max_explained: int = 0,
     enrich: Any = None,
 ) -> Collected:
     transactions = generate(CONFIG)
@@ -115,7 +115,7 @@ def run(
     enrich = enrich or EnrichInProcess(FeatureEngine(checked), store)
     lineup = ensemble if isinstance(ensemble, Lineup) else Lineup.of(ensemble)
     stages = [Decode(checked), enrich, Scoring(lambda: lineup, checked, Metrics())]
-    publisher, sink = Publisher(Topics(), checked, FixedClock(), looked_into=looked_into), Collected()
+    publisher, sink = Publisher(Topics(), checked, FixedClock(), max_explained=max_explained), Collected()
     label_source = SourcePartition("labels", 0)
     at_label = 0
     for low in range(0, len(values), batch):
@@ -396,7 +396,7 @@ def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: py
 def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ensemble, made: Path) -> None:
     assert all(not r["features"] for a in run(ensemble, 64).documents("alerts") for r in a["reasons"])
     ensemble.explainer = Explainer(made, ensemble.manifest)
-    sink = run(ensemble, 64, looked_into=2)
+    sink = run(ensemble, 64, max_explained=2)
     lineages = {row.event_id: row for row in sink.lineage()}
     looked = [a for a in sink.documents("alerts") if any(reason["features"] for reason in a["reasons"])]
     assert 10 <= len(looked) <= 2 * 10
@@ -425,4 +425,4 @@ def test_an_explanation_that_fails_costs_no_score(ensemble: Ensemble, made: Path
 
     plain = run(ensemble, 64)
     ensemble.explainer = Broken(made, ensemble.manifest)
-    assert run(ensemble, 64, looked_into=5).records == plain.records
+    assert run(ensemble, 64, max_explained=5).records == plain.records
