@@ -98,8 +98,14 @@ def scan_windows(
         if key < 0:
             continue
         _set_scope(scope, time[i])
-        left = _scan_batch(scope, time, value, previous, newest[key], limit)
-        _scan_row(scope, entries, start[key], end[key], time[i], left, limit)
+        # A local variable: the compiler keeps it in a register, unlike a column of the scope.
+        latest, left, j = -1, limit, newest[key]
+        while j >= 0:
+            latest = _add_transaction(scope, time[j], value[j], left, latest)
+            left -= 1
+            j = previous[j]
+        latest = _scan_row(scope, entries, start[key], end[key], time[i], left, limit, latest)
+        scope[m, LATEST] = max(latest, scope[m, LATEST])
         _add_cut_panes(scope)
         if not duplicate[i]:
             _add_current(scope, value[i])
@@ -141,30 +147,16 @@ def _set_scope(scope: I64, time: int) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _scan_batch(scope: I64, time: I64, value: I64, previous: I64, newest: int, limit: int) -> int:
-    """Add the earlier transactions of the batch; return how many more transactions count exactly."""
-    left, j = limit, newest
-    while j >= 0:
-        if left > 0:
-            _add_exact(scope, time[j], value[j])
-        else:
-            _add_old(scope, time[j], value[j])
-        left -= 1
-        j = previous[j]
-    return left
+def _scan_row(scope: I64, entries: I64, start: int, end: int, time: int, left: int, limit: int, latest: int) -> int:
+    """Add the entries of a row, newest first, for an event at `time`; return the latest time of exact transactions.
 
-
-@njit(cache=True, nogil=True, inline="always")
-def _scan_row(scope: I64, entries: I64, start: int, end: int, time: int, left: int, limit: int) -> None:
-    """Add the entries of a row, newest first, for an event at `time`; `left` transactions count exactly."""
+    left: how many transactions count exactly. limit: how many labels do. latest: the latest time so far.
+    """
     labels_left = limit
     for e in range(end - 1, start - 1, -1):
         kind = entries[e, KIND]
         if kind == TRANSACTION:
-            if left > 0:
-                _add_exact(scope, entries[e, TIME], entries[e, VALUE])
-            else:
-                _add_old(scope, entries[e, TIME], entries[e, VALUE])
+            latest = _add_transaction(scope, entries[e, TIME], entries[e, VALUE], left, latest)
             left -= 1
         elif kind > TRANSACTION:
             if labels_left <= 0:
@@ -174,18 +166,23 @@ def _scan_row(scope: I64, entries: I64, start: int, end: int, time: int, left: i
             labels_left -= 1
         elif kind <= PANE:
             _add_pane(scope, entries, e)
+    return latest
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_exact(scope: I64, when: int, value: int) -> None:
-    """Add a transaction that counts by its own time."""
+def _add_transaction(scope: I64, when: int, value: int, left: int, latest: int) -> int:
+    """Add a transaction, by its own time if any exact ones are `left`; return the latest time of those."""
+    if left <= 0:
+        _add_old(scope, when, value)
+        return latest
     m = scope.shape[0] - 1
     if scope[m, FIRST] <= when < scope[m, END]:
-        scope[m, LATEST] = max(scope[m, LATEST], when)
+        latest = max(latest, when)
     for w in range(m):
         if scope[w, FIRST] <= when < scope[w, END]:
             scope[w, COUNT] += 1
             scope[w, TOTAL] += value
+    return latest
 
 
 @njit(cache=True, nogil=True, inline="always")
