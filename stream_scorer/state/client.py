@@ -18,7 +18,7 @@ T = TypeVar("T")
 READ_TIMEOUT_S = 2.0
 # A micro-batch's read takes a few milliseconds. Beyond this the batch is scored without features and says so: its
 # scores are still published within two seconds of their arrival.
-SCORING_TIMEOUT_S = 1.0
+SCORING_TIMEOUT_S = 1.5
 CONNECT_TIMEOUT_S = 2.0
 
 
