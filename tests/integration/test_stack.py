@@ -235,7 +235,7 @@ def test_up_twice_and_down_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         assert run(stack_command, ["down"]).exit_code == 0
         assert not processes_naming(folder) and read_state(tmp_path) is None and status(tmp_path) == []
         assert run(stack_command, ["status"]).exit_code == 1
-        assert "nothing was running" in run(stack_command, ["down"]).stderr
+        assert "no stack was running" in run(stack_command, ["down"]).stderr
     finally:
         down(tmp_path)
 
