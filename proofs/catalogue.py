@@ -81,7 +81,7 @@ PROOFS = {
     ),
     "lineage": Proof(
         "bytes and CPU of contributions and lineage against the old record; both serve verify and explain",
-        120,
+        300,
         KAFKA_REDIS,
     ),
     "verify": Proof(
