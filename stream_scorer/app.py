@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +21,7 @@ from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
+from stream_scorer.errors import StateUnavailable
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.load import RecordFollower
@@ -34,7 +35,7 @@ from stream_scorer.pipeline.accounting import Account
 from stream_scorer.pipeline.apply import Apply
 from stream_scorer.pipeline.availability import Availability
 from stream_scorer.pipeline.batch import MicroBatch, Sink, Stage
-from stream_scorer.pipeline.catch_up import CatchUp
+from stream_scorer.pipeline.catch_up import CLOSE, CatchUp
 from stream_scorer.pipeline.commit import Commit
 from stream_scorer.pipeline.committer import Committer, Turn
 from stream_scorer.pipeline.cut import Inputs
@@ -47,7 +48,7 @@ from stream_scorer.pipeline.probe import WriteProbe
 from stream_scorer.pipeline.processor import Pacing, Processor
 from stream_scorer.pipeline.produce import Produce
 from stream_scorer.pipeline.publish import Publisher
-from stream_scorer.pipeline.recovery import StartingPoints, starting_points
+from stream_scorer.pipeline.recovery import MAX_INLINE, StartingPoints, starting_points
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.pipeline.state_manager import OnProgress, StateManager
 from stream_scorer.positions import SourcePartition
@@ -56,7 +57,7 @@ from stream_scorer.serde.peek import times_of
 from stream_scorer.settings import Settings
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
-from stream_scorer.state.client import SCORING_TIMEOUT_S, connect, connect_cluster, ping
+from stream_scorer.state.client import SCORING_CONNECT_TIMEOUT_S, SCORING_TIMEOUT_S, connect, connect_cluster
 from stream_scorer.state.keys import rows_namespace
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
 from stream_scorer.state.row_format import LAYOUT_VERSION
@@ -90,11 +91,14 @@ def input_partitions(settings: Settings) -> tuple[Topics, list[SourcePartition]]
 def make_store(
     settings: Settings, checked: CheckedSpec, engine: FeatureEngine, topics: Topics, inputs: list[SourcePartition]
 ) -> FeatureRows:
-    """The feature rows of this group, spec and topic. Raises `StateUnavailable` unless Redis answers."""
+    """The feature rows of this group, spec and topic, without asking Redis: scoring starts also while it is away.
+
+    Raises:
+        StateUnavailable: a Redis Cluster does not answer. Its client must know the nodes.
+    """
     url, shards = settings.require("redis.url"), settings["redis.shards"]
     connected = connect_cluster if settings["redis.cluster"] else connect
-    client = connected(url, timeout_s=SCORING_TIMEOUT_S)
-    ping(client, url)
+    client = connected(url, timeout_s=SCORING_TIMEOUT_S, connect_timeout_s=SCORING_CONNECT_TIMEOUT_S)
     topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
     store = RedisRowStore(
         client,
@@ -104,7 +108,6 @@ def make_store(
         horizon_ms=engine.plan.horizon_ms + duration_ms(checked.spec.time.allowed_lateness),
         about=f"group {settings['scorer.group']}, spec {checked.spec.name} with features {checked.feature_hash[:12]}",
     )
-    store.check_eviction_policy()
     return store if shards == 1 else ShardedRedisRows.over(store, engine.sharding(shards))
 
 
@@ -133,8 +136,13 @@ def scorer(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
         log = open_log(settings)
         return CatchUp(checked, engine, store.twin(), log, committed, topics.transactions, on_progress)
 
+    # A crash leaves up to two batches; the rest of a catch-up adds its own, and another batch in between.
+    max_inline = max(MAX_INLINE, CLOSE + 3 * settings["scorer.batch"])
+
     def find_start(reader: Reader, owned: list[SourcePartition]) -> StartingPoints:
-        return starting_points(reader, store, owned, sources, settings["scorer.start"])
+        with suppress(StateUnavailable):  # `starting_points` finds out and degrades
+            store.check_eviction_policy()
+        return starting_points(reader, store, owned, sources, settings["scorer.start"], max_inline)
 
     probe = WriteProbe(store.twin().probe_write)
     state = StateManager(availability, in_flight, probe, find_start, start_catch_up, metrics)

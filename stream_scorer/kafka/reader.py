@@ -306,8 +306,8 @@ class InputReader:
         self._fatal = None
         self._release(lost=True)
         # Closing waits for a broker that may not answer.
-        threading.Thread(target=self._consumer.close, name="closing", daemon=True).start()
-        self._consumer = self._subscribed()
+        old, self._consumer = self._consumer, self._subscribed()  # first, so that callbacks of the old one do not count
+        threading.Thread(target=old.close, name="closing", daemon=True).start()
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         sources = [SourcePartition(p.topic, p.partition) for p in partitions]

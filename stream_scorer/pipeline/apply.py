@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 
+from stream_scorer.clock import Deadline
 from stream_scorer.errors import StateUnavailable
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.state.rows import RowStore
+
+# After a refusal many updates wait. The commits of later batches must not wait for all of them.
+BUDGET_S = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +34,7 @@ class Apply:
         """Apply the committed updates. Raises `StateGap` when the rows lack what comes before them."""
         if batch.enriched is not None:
             self._in_flight.commit(batch.enriched.update)
+        budget = Deadline(BUDGET_S)
         while self._in_flight.blocked_by is None and (update := self._in_flight.next_committed()) is not None:
             try:
                 self._store.apply(update)
@@ -38,3 +43,5 @@ class Apply:
                 self._in_flight.blocked_by = error
             else:
                 self._in_flight.remove(update)
+            if not budget.remaining_s:
+                return

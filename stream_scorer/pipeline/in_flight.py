@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from stream_scorer.errors import StateGap, StateUnavailable
-from stream_scorer.positions import Span
+from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.rows import AppliedOffsets, RowUpdate
 
 # While Redis refuses writes, updates wait here and features stay exact: at the default pace of 20 ms this bridges a
@@ -96,16 +96,17 @@ def require_contiguous(stored: AppliedOffsets, in_flight: Sequence[RowUpdate], s
     Raises:
         StateGap: an update is missing in between. The processor reads again from the applied offsets.
     """
+    reached = {part.source: stored.next_offset.get(part.source, -1) for update in in_flight for part in update.spans}
+    # The updates of every partition must be complete, because an entity may occur in several partitions.
+    for part in (part for update in in_flight for part in update.spans):
+        if part.start > reached[part.source]:
+            raise _gap(part.source, reached[part.source], part.start)
+        reached[part.source] = max(reached[part.source], part.stop)
     for span in spans:
-        reached = stored.next_offset.get(span.source, -1)
-        if reached >= span.start:
-            continue
-        for update in in_flight:
-            for part in update.spans:
-                if part.source == span.source and part.start <= reached:
-                    reached = max(reached, part.stop)
-        if reached < span.start:
-            raise StateGap(
-                f"features of {span.source.topic}[{span.source.partition}] end at offset {reached}, "
-                f"and the batch begins at {span.start}"
-            )
+        at = reached.get(span.source, stored.next_offset.get(span.source, -1))
+        if at < span.start:
+            raise _gap(span.source, at, span.start)
+
+
+def _gap(source: SourcePartition, at: int, start: int) -> StateGap:
+    return StateGap(f"features of {source.topic}[{source.partition}] end at offset {at}; needed is {start}")

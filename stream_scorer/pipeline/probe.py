@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 from stream_scorer.errors import StateUnavailable
 
-# The first probe comes soon, because most failures are short. While the state flaps, probes back off up to the longest.
+# The first probe comes soon, because most failures are short. While the state flaps, the delay doubles each time.
 FIRST_DELAY_S, MAX_DELAY_S = 0.25, 5.0
 # A success that lasted this long ends the flapping: the next failure is probed soon again.
 STABLE_S = 30.0
 
 
 class WriteProbe:
-    """Probes until one succeeds. `start` and `take` are called by one thread, again and again.
+    """Probes until one succeeds. One thread calls `start` and `take`, again and again.
 
     Args:
         write: makes a small write; raises `StateUnavailable` if Redis refuses it or does not answer.
@@ -24,50 +24,57 @@ class WriteProbe:
 
     def __init__(self, write: Callable[[], None], first_delay_s: float = FIRST_DELAY_S) -> None:
         self._write = write
-        self._first_delay_s = self._delay_s = first_delay_s
+        self._first_delay_s = self._next_delay_s = first_delay_s
         self._succeeded_at = -STABLE_S
-        self._success = threading.Event()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._run: _Run | None = None
 
     def start(self) -> None:
-        """Begin to probe, unless a probe is under way or has succeeded and `take` was not called yet."""
-        if self._thread is not None or self._success.is_set():
-            return
-        if time.monotonic() - self._succeeded_at > STABLE_S:
-            self._delay_s = self._first_delay_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(self._stop,), name="write-probe", daemon=True)
-        self._thread.start()
+        """Begin to probe, unless a probe is under way or its success was not taken yet."""
+        if self._run is None:
+            if time.monotonic() - self._succeeded_at > STABLE_S:
+                self._next_delay_s = self._first_delay_s
+            self._run = _Run(self._write, self._next_delay_s)
 
     def take(self) -> bool:
-        """Whether a probe has succeeded since the last call. Raises what ended the thread unexpectedly."""
-        if self._failure is not None:
-            raise self._failure
-        if not self._success.is_set():
+        """Whether a probe has succeeded since `start`, reported once. Raises what ended the thread unexpectedly."""
+        run = self._run
+        if run is None:
             return False
-        self._success.clear()
-        self._thread = None
+        if run.failure is not None:
+            raise run.failure
+        if not run.success.is_set():
+            return False
+        self._run = None
+        self._next_delay_s = run.delay_s
         self._succeeded_at = time.monotonic()
         return True
 
     def cancel(self) -> None:
-        """Stop probing. A probe under way ends by itself; its result does not count."""
-        self._stop.set()
-        self._thread = None
-        self._success.clear()
+        """Stop probing. A probe under way ends by itself, and its result does not count."""
+        if self._run is not None:
+            self._run.stop.set()
+            self._run = None
 
-    def _run(self, stop: threading.Event) -> None:
-        while not stop.wait(self._delay_s):
-            self._delay_s = min(2 * self._delay_s, MAX_DELAY_S)
+
+class _Run:
+    """One thread that probes until success or `stop`."""
+
+    def __init__(self, write: Callable[[], None], delay_s: float) -> None:
+        self._write = write
+        self.delay_s = delay_s
+        self.stop, self.success = threading.Event(), threading.Event()
+        self.failure: BaseException | None = None
+        threading.Thread(target=self._probe, name="write-probe", daemon=True).start()
+
+    def _probe(self) -> None:
+        while not self.stop.wait(self.delay_s):
+            self.delay_s = min(2 * self.delay_s, MAX_DELAY_S)
             try:
                 self._write()
             except StateUnavailable:
                 continue
-            except BaseException as error:  # carried to the thread that calls `take`
-                self._failure = error
+            except BaseException as error:  # `WriteProbe.take` raises it
+                self.failure = error
                 return
-            if not stop.is_set():
-                self._success.set()
+            self.success.set()
             return

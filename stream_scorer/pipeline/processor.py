@@ -11,10 +11,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from stream_scorer.clock import Deadline
-from stream_scorer.errors import StateGap, StateUnavailable, StreamScorerError, TransactionAborted
+from stream_scorer.errors import StateGap, StateUnavailable, TransactionAborted
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch, Stage
 from stream_scorer.pipeline.committer import COMMIT_DEADLINE_S, Committer
@@ -94,10 +95,9 @@ class Processor:
                 self._step()
             self._committer.drain(Deadline(REBALANCE_DEADLINE_S))
         finally:
-            self._state.close()
-            self._reader.close()
-            self._committer.close()
-            self._producers.close()
+            with ExitStack() as closing:  # one that fails does not keep the others open
+                for part in (self._producers, self._committer, self._reader, self._state):
+                    closing.callback(part.close)
 
     def _step(self) -> None:
         try:
@@ -161,6 +161,8 @@ class Processor:
         sources = self._reader.owned
         if sources:
             self._reader.seek_all(self._start(sources))
+        else:
+            self._state.forget()
 
     def _start(self, sources: list[SourcePartition]) -> dict[SourcePartition, int]:
         points = self._state.start(self._reader, sources)
@@ -184,7 +186,4 @@ class Processor:
         self._metrics.set(m.PARTITIONS, 0)
         if lost:
             _log.warning("partitions were lost: the group did not hear from us in time")
-        try:
-            self._state.stop(deadline)
-        except StreamScorerError as error:
-            _log.warning("%s", error.message)
+        self._state.stop(deadline)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from stream_scorer.clock import Deadline
-from stream_scorer.errors import StateGap, StateUnavailable, StreamScorerError
+from stream_scorer.errors import StateGap, UnavailableError
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.catch_up import CatchUp
@@ -56,7 +56,7 @@ class StateManager:
         """Where to read from, for an assignment or a resync. Nothing may be on its way to the rows when it is called.
 
         Raises:
-            UsageError: the applied offsets contradict the committed ones or the log. StreamScorerError: see `stop`.
+            UsageError: the applied offsets contradict the committed ones or the log.
         """
         self.stop(Deadline(STOP_CATCH_UP_S))
         self._probe.cancel()
@@ -72,8 +72,12 @@ class StateManager:
             self._catch_up = self._start_catch_up(dict(points.score_from), self._count_progress)
         return points
 
-    def degrade(self, error: StateUnavailable) -> None:
-        """Redis failed in the scoring thread: score without features from now on."""
+    def forget(self) -> None:
+        """No partition is owned any more: what waits here is read again by the next owner."""
+        self._in_flight.clear()
+
+    def degrade(self, error: UnavailableError) -> None:
+        """Redis failed, or the log cannot be read for a catch-up: score without features from now on."""
         self.stop(Deadline(STOP_CATCH_UP_S))
         self.availability.enter(State.DEGRADED, error.message)
 
@@ -109,14 +113,14 @@ class StateManager:
     def stop(self, deadline: Deadline) -> None:
         """End a catch-up that is under way; what it applied stays.
 
-        Raises:
-            StreamScorerError: it did not end before `deadline`.
+        One that does not end before `deadline`, because Redis or Kafka does not answer, is abandoned: the applied
+        offsets make a late update harmless.
         """
         catch_up, self._catch_up = self._catch_up, None
         if catch_up is None:
             return
         if not catch_up.stop(deadline):
-            raise StreamScorerError("the catch-up of features did not stop in time")
+            _log.warning("the catch-up of features did not stop in time; it ends by itself")
         self._metrics.set(m.REBUILD_REMAINING, 0)
 
     def close(self) -> None:
@@ -126,10 +130,11 @@ class StateManager:
 
     def _check_writes(self) -> None:
         blocked_by = self._in_flight.blocked_by
-        if blocked_by is None:
-            return
         if self._in_flight.full:
-            self.availability.enter(State.DEGRADED, f"more updates wait than allowed. {blocked_by.message}")
+            why = blocked_by.message if blocked_by is not None else "Redis applies them more slowly than they come"
+            self.availability.enter(State.DEGRADED, f"more updates wait than allowed. {why}")
+        elif blocked_by is None:
+            return
         elif self._probe.take():
             # The next batch's apply takes the waiting updates along.
             self._in_flight.blocked_by = None
@@ -140,7 +145,7 @@ class StateManager:
         failure = catch_up.failure
         if catch_up.ready.is_set():
             return "caught_up" if self.availability.state is State.CATCHING_UP else "rebuilt"
-        if isinstance(failure, StateUnavailable):
+        if isinstance(failure, UnavailableError):
             self.degrade(failure)
         elif isinstance(failure, StateGap):
             self._catch_up = None

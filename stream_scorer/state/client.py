@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -19,10 +20,15 @@ READ_TIMEOUT_S = 2.0
 # A micro-batch's read takes a few milliseconds. Beyond this the batch is scored without features and says so: its
 # scores are still published within two seconds of their arrival.
 SCORING_TIMEOUT_S = 1.5
+SCORING_CONNECT_TIMEOUT_S = 0.5
+# A call that fails later than this is not repeated: both attempts together must fit the timeout.
+REPEAT_WITHIN_S = 0.2
 CONNECT_TIMEOUT_S = 2.0
 
 
-def connect(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> redis.Redis:
+def connect(
+    url: str, *, timeout_s: float = READ_TIMEOUT_S, connect_timeout_s: float = CONNECT_TIMEOUT_S
+) -> redis.Redis:
     """A client for `url` (``redis://host:port/db``) that returns bytes. It does not connect yet: see `ping`.
 
     Retries are off: redis-py repeats a timed-out command ten times by default, and a script that runs twice may lose or
@@ -35,7 +41,7 @@ def connect(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> redis.Redis:
         return redis.Redis.from_url(
             url,
             socket_timeout=timeout_s,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_connect_timeout=connect_timeout_s,
             retry=Retry(NoBackoff(), 0),
             decode_responses=False,
         )
@@ -43,7 +49,9 @@ def connect(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> redis.Redis:
         raise SettingsError(f"not a Redis address: {hide_password(url)}: {error}") from None
 
 
-def connect_cluster(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> RedisCluster:
+def connect_cluster(
+    url: str, *, timeout_s: float = READ_TIMEOUT_S, connect_timeout_s: float = CONNECT_TIMEOUT_S
+) -> RedisCluster:
     """As `connect`, for the Redis Cluster that the node at `url` belongs to. It connects to that node at once.
 
     Raises:
@@ -55,7 +63,7 @@ def connect_cluster(url: str, *, timeout_s: float = READ_TIMEOUT_S) -> RedisClus
             return RedisCluster.from_url(
                 url,
                 socket_timeout=timeout_s,
-                socket_connect_timeout=CONNECT_TIMEOUT_S,
+                socket_connect_timeout=connect_timeout_s,
                 retry=Retry(NoBackoff(), 0),
                 decode_responses=False,
             )
@@ -81,9 +89,12 @@ def repeat_once(call: Callable[[], T]) -> T:
 
     A call that timed out is not repeated: a server that hangs would hang again.
     """
+    began = time.monotonic()
     try:
         return call()
     except redis.ConnectionError:
+        if time.monotonic() - began > REPEAT_WITHIN_S:
+            raise
         return call()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import redis
 
-from stream_scorer.errors import StateGap, StateUnavailable
+from stream_scorer.errors import StateGap, StateUnavailable, UsageError
 from stream_scorer.positions import SourcePartition
 from stream_scorer.state import scripts
 from stream_scorer.state.client import mapped_errors, repeat_once
@@ -183,6 +183,8 @@ class RedisRowStore:
             # The applied offsets guard it: what already took effect is not applied again.
             reply = repeat_once(lambda: self._apply_script(keys=keys, args=args))
         if isinstance(reply, list):
+            for span, at in zip(update.spans, reply, strict=True):
+                self._acknowledged[span.source] = max(self._acknowledged.get(span.source, 0), at)
             return reply
         if reply == b"LOST":
             raise StateGap("Redis has lost a row")
@@ -299,9 +301,17 @@ class RedisRowStore:
                 if key not in common.permanent and not key.startswith(in_use):
                     old.append(key)
                 if len(old) == MAX_ENTRIES_PER_CALL:
-                    deleted += self._client.unlink(*old)
+                    deleted += self._unlink_unused(old)
                     old.clear()
-            return deleted + (self._client.unlink(*old) if old else 0)
+            return deleted + self._unlink_unused(old)
+
+    def _unlink_unused(self, keys: Sequence[bytes]) -> int:
+        """Delete `keys`, but not those of an epoch that has begun since they were found."""
+        common = self._common
+        epochs = self._client.mget((common.epoch, common.building))
+        in_use = tuple(common.of_epoch(epoch) for epoch in epochs if epoch)
+        unused = [key for key in keys if not key.startswith(in_use)]
+        return int(self._client.unlink(*unused)) if unused else 0
 
     def check_eviction_policy(self) -> None:
         """See `FeatureRows.check_eviction_policy`. A server that does not reveal its settings passes."""
@@ -312,7 +322,7 @@ class RedisRowStore:
         except redis.RedisError as error:
             raise StateUnavailable(f"Redis: {error}") from error
         if policy != "noeviction":
-            raise StateUnavailable(
+            raise UsageError(
                 f"Redis runs with maxmemory-policy {policy}: it may silently drop features",
                 hint="Set maxmemory-policy noeviction.",
             )

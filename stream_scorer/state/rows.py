@@ -367,7 +367,7 @@ class FeatureRows(MarkedRowStore, Protocol):
         ...
 
     def check_eviction_policy(self) -> None:
-        """Raise `StateUnavailable` if the server may evict rows."""
+        """Raise `UsageError` if the server may evict rows."""
         ...
 
 

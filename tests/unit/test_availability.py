@@ -67,7 +67,7 @@ def test_a_batch_is_fresh_only_if_rows_and_updates_in_flight_reach_it() -> None:
     stored = AppliedOffsets({A: 10, B: 7}, {A: -1, B: -1})
     require_contiguous(stored, [], [Span(A, 10, 20, -1), Span(B, 5, 9, -1)])
     require_contiguous(stored, [update(8, 12), update(12, 15)], [Span(A, 15, 20, -1)])
-    with pytest.raises(StateGap, match=r"transactions\[0\] end at offset 12"):
+    with pytest.raises(StateGap, match=r"transactions\[0\] end at offset 12; needed is 13"):
         require_contiguous(stored, [update(8, 12), update(13, 15)], [Span(A, 15, 20, -1)])
     with pytest.raises(StateGap):
         require_contiguous(stored, [], [Span(SourcePartition("labels", 0), 0, 3, -1)])
