@@ -51,7 +51,6 @@ def run(context: Context) -> Result:
             "broken YAML": ({"--spec": str(folder / "broken.yaml")}, 2, ["broken.yaml", "YAML"]),
             "missing spec": ({"--spec": str(folder / "none.yaml")}, 2, ["none.yaml"]),
             "port taken": ({"--metrics-port": str(taken)}, 2, [str(taken), "metrics.port"]),
-            "Redis down": ({"--redis": f"redis://:secret@127.0.0.1:{closed}/0"}, 1, ["Redis", str(closed)]),
             "bad number": ({"--batch": "0"}, 2, ["scorer.batch"]),
         }
         if at.mlflow:
@@ -61,9 +60,13 @@ def run(context: Context) -> Result:
                 "unknown alias": ({"--ensemble": "cards@chmpion"}, 2, ["chmpion", "champion"]),
                 "registry down": (down, 1, [str(closed)]),
             }
+        # A scorer starts without Redis and degrades; a command about features cannot.
+        check = {k: good[k] for k in ("--bootstrap", "--spec")}
+        check["--redis"] = f"redis://:secret@127.0.0.1:{closed}/0"
         command = ["ensemble", "rollback", "cards", "--bootstrap", str(at.kafka)]
         runs: list[tuple[str, list[str], int, list[str], Path]] = [
             *((name, ["run", *_flags(good | more)], code, words, ROOT) for name, (more, code, words) in cases.items()),
+            ("Redis down", ["features", "check", *_flags(check)], 1, ["Redis", str(closed)], ROOT),
             ("unknown flag", ["run", "--bootstrp", "x"], 2, ["bootstrp"], ROOT),
             ("unknown command", ["rum"], 2, ["rum"], ROOT),
             ("unknown setting", ["run"], 2, ["kafka.bootstrop"], folder / "settings"),
