@@ -10,6 +10,7 @@ from typing import Self, cast
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from stream_scorer.clock import Deadline
 from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
@@ -19,6 +20,9 @@ from stream_scorer.serde.raw import Headers, RawRecords
 # Maximum time without an answer. A restarting broker answers again within half a minute.
 SILENCE_S = 40.0
 METADATA_TIMEOUT_S = 10.0
+# A look-up is repeated this often, and for so long, while a partition has no leader.
+RETRY_S, LOOKUP_DEADLINE_S = 0.1, 15.0
+_NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 _POLL_S = 0.5
 # Large enough to make the overhead per chunk negligible, small enough to keep one per partition in memory.
 CHUNK = 5_000
@@ -45,18 +49,24 @@ class RangeReader:
         Raises:
             UsageError: the topic does not exist. BrokerUnavailable: the broker does not answer.
         """
-        try:
-            found = self._lookup.list_topics(topic, METADATA_TIMEOUT_S).topics[topic]
-            if found.error is not None:
-                raise as_domain_error(found.error, f"look up topic {topic}", self._bootstrap)
-            return {
-                SourcePartition(topic, p): self._lookup.get_watermark_offsets(
-                    TopicPartition(topic, p), METADATA_TIMEOUT_S
-                )
-                for p in sorted(found.partitions)
-            }
-        except KafkaException as error:
-            raise as_domain_error(kafka_error(error), f"look up topic {topic}", self._bootstrap) from error
+        deadline = Deadline(LOOKUP_DEADLINE_S)
+        while True:
+            try:
+                found = self._lookup.list_topics(topic, METADATA_TIMEOUT_S).topics[topic]
+                if found.error is not None:
+                    raise as_domain_error(found.error, f"look up topic {topic}", self._bootstrap)
+                return {
+                    SourcePartition(topic, p): self._lookup.get_watermark_offsets(
+                        TopicPartition(topic, p), METADATA_TIMEOUT_S
+                    )
+                    for p in sorted(found.partitions)
+                }
+            except KafkaException as exception:
+                error = kafka_error(exception)
+                # A partition that was just created, or whose broker restarts, has no leader for a moment.
+                if not (error.retriable() or error.code() in _NO_LEADER) or not deadline.remaining_s:
+                    raise as_domain_error(error, f"look up topic {topic}", self._bootstrap) from exception
+                time.sleep(RETRY_S)
 
     def committed(self, group: str, sources: Sequence[SourcePartition]) -> dict[SourcePartition, int]:
         """The committed offsets of `group`; omits partitions without one.

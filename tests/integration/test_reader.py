@@ -75,4 +75,4 @@ def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
     finally:
         reader.close()
     assert all(offsets == list(range(20)) for offsets in read.values())
-    assert "nothing comes of stalled[1], although the broker has more" in caplog.text
+    assert "no records arrive from stalled[1], although the broker has more" in caplog.text

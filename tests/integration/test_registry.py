@@ -92,7 +92,7 @@ def test_an_alias_moves_and_the_cache_keeps_both(mlflow: str, tmp_path: Path) ->
 
 def test_mistakes_are_named_with_what_there_is(mlflow: str, tmp_path: Path) -> None:
     register(make(tmp_path / "made"), "known", mlflow, alias="champion")
-    with pytest.raises(ArtifactError, match="no ensemble named 'other'"):
+    with pytest.raises(ArtifactError, match="no ensemble with the name 'other'"):
         resolve("other@champion", mlflow, tmp_path / "cache")
     with pytest.raises(ArtifactError, match="no alias 'challenger'") as caught:
         resolve("known@challenger", mlflow, tmp_path / "cache")
