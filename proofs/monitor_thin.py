@@ -46,7 +46,7 @@ DAYS = 3
 # Event time runs about an hour a second: an analyst's label is due 2 to 4 hours after its alert.
 SECONDS = 70.0
 # Scaled down for `make test`: fewer rows a pane, so wider bounds.
-SMALL, SMALL_SECONDS = 20_000, 12.0
+SMALL, SMALL_SECONDS = 20_000, 40.0
 DUPLICATES = 0.03
 KILLS = 4
 # Twice the simulator's own, so that hours hold several alerts; the monitor assumes at most 2 % among the silent.
