@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 DEPTRY := NO_COLOR=1 $(BIN)/deptry
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# Some images set this; then each of the many processes of a test run compiles all of its imports again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test check format lint types imports unit integration property prove prove-all bench schemas schemas-check \
         lock lock-check stack-up stack-down clean
 

@@ -23,7 +23,7 @@ from stream_scorer.positions import Span
 from stream_scorer.serde.decoder import Transactions
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.client import connect
-from stream_scorer.state.keys import rows_namespace
+from stream_scorer.state.keys import NamespaceKeys, rows_namespace, used_key
 from stream_scorer.state.redis_rows import RedisRowStore
 from stream_scorer.state.row_format import LAYOUT_VERSION, latest, unpack
 from stream_scorer.state.rows import BEGINS, WITNESS_PERIOD_MS, AppliedOffsets, MemoryRowStore, RowUpdate
@@ -135,15 +135,16 @@ def _check_a_loss(result: Result, client: Any, store: RedisRowStore, key: bytes)
 
 def _check_namespaces(result: Result, client: Any, store: RedisRowStore) -> None:
     """What an earlier spec left goes once nobody says that it is in use."""
-    kept, left = (_store_of(client, spec) for spec in ("kept", "left"))
-    client.delete(left.tag + b"used")
+    kept, _ = (_store_of(client, spec) for spec in ("kept", "left"))
+    tag = NamespaceKeys(_namespace("left")).tag
+    client.delete(used_key(tag))
     store.retire(ENDS, threading.Event())
     result.check("rows of a spec in use stay", kept.open() is not None)
-    result.check("rows of a spec that nobody uses go", not client.keys(left.tag.decode() + "*"))
+    result.check("rows of a spec that nobody uses go", not client.keys(tag.decode() + "*"))
 
 
 def _store_of(client: Any, spec: str) -> RedisRowStore:
-    store = RedisRowStore(client, rows_namespace("g", spec, "t"), [SOURCE], layout=LAYOUT_VERSION, horizon_ms=DAY_MS)
+    store = RedisRowStore(client, _namespace(spec), [SOURCE], layout=LAYOUT_VERSION, horizon_ms=DAY_MS)
     store.open()
     store.init({SOURCE: 0}, {})
     return store
@@ -158,3 +159,7 @@ def _break() -> None:
         return marks.settled(ends)
 
     RedisRowStore.unread_before = unread_before  # type: ignore[method-assign]
+
+
+def _namespace(spec: str) -> str:
+    return rows_namespace("g", spec, "t")

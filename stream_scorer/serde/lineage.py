@@ -161,7 +161,7 @@ def _record_batch(columns: LineageColumns) -> tuple[Any, NDArray[np.int32], I64]
     arrays = [
         _array(partition, pa.int32()),
         _array(offset, pa.int64()),
-        pa.array(event_id, pa.string()),
+        _strings(event_id),
         _array(place, pa.int32()),
         _array(sort(columns.version), pa.int8()),
         _lists(sort(columns.features), pa.float64(), width),
@@ -173,7 +173,22 @@ def _record_batch(columns: LineageColumns) -> tuple[Any, NDArray[np.int32], I64]
 
 
 def _array(column: NDArray[Any], kind: Any) -> Any:
+    # Not `pa.array`: its first call imports pandas where it is installed, which takes seconds on a busy machine.
     return pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(column)])
+
+
+def _strings(column: Sequence[str]) -> Any:
+    joined = "".join(column)
+    data = joined.encode()
+    length = map(len, column) if len(data) == len(joined) else (len(text.encode()) for text in column)
+    ends = np.zeros(len(column) + 1, np.int32)
+    np.cumsum(np.fromiter(length, np.int32, len(column)), out=ends[1:])
+    return pa.Array.from_buffers(pa.string(), len(column), [None, pa.py_buffer(ends), pa.py_buffer(data)])
+
+
+def _values(array: Any, kind: Any) -> NDArray[Any]:
+    """What `array`, which has no nulls, holds. Not `to_numpy`, which imports pandas too."""
+    return np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array)]
 
 
 def _lists(matrix: NDArray[Any], kind: Any, width: int) -> Any:
@@ -182,8 +197,9 @@ def _lists(matrix: NDArray[Any], kind: Any, width: int) -> Any:
 
 
 def _with_nulls(age: I64) -> Any:
-    unknown = age < 0
-    return pa.array(age, mask=unknown) if unknown.any() else _array(age, pa.int64())
+    """Negative ages are null."""
+    valid = np.packbits(age >= 0, bitorder="little")
+    return pa.Array.from_buffers(pa.int64(), len(age), [pa.py_buffer(valid), pa.py_buffer(age)])
 
 
 def _list_of(kind: Any, width: int) -> Any:
@@ -220,17 +236,20 @@ class LineageBatch:
                 raise msgspec.DecodeError("a lineage record that unpacks to more than 64 MB")
             table = pa.ipc.open_stream(data).read_all()
             self.header = msgspec.json.decode((table.schema.metadata or {})[_METADATA], type=LineageHeader)
-            columns = {name: table.column(name).combine_chunks() for name, _, _ in SCHEMA_FIELDS}
             width = len(self.header.features)
-            self.features: F64 = columns["features"].flatten().to_numpy().reshape(-1, width)
-            self.status: NDArray[np.int8] = columns["feature_status"].flatten().to_numpy().reshape(-1, width)
+            names = [name for name, _, _ in SCHEMA_FIELDS]
+            if not table.select(names).schema.equals(_schema(width)):
+                raise msgspec.DecodeError("a lineage record with columns of other types")
+            columns = {name: table.column(name).combine_chunks() for name in names}
+            self.features: F64 = _values(columns["features"].flatten(), np.float64).reshape(-1, width)
+            self.status: NDArray[np.int8] = _values(columns["feature_status"].flatten(), np.int8).reshape(-1, width)
             self.partition: int = columns["partition"][0].as_py()
         except (pa.ArrowException, OSError, KeyError, IndexError, ValueError, AttributeError) as error:
             if isinstance(error, msgspec.DecodeError):
                 raise
             raise msgspec.DecodeError(f"not a lineage record: {error}") from None
-        self.offset: I64 = columns["offset"].to_numpy()
-        self.place: NDArray[np.int32] = columns["place"].to_numpy()
+        self.offset: I64 = _values(columns["offset"], np.int64)
+        self.place: NDArray[np.int32] = _values(columns["place"], np.int32)
         self.event_id: list[str] = columns["event_id"].to_pylist()
         self._columns = columns
         self._applied: list[AppliedOffset] | None = None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
+
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -66,6 +70,33 @@ def test_what_goes_in_comes_out() -> None:
         assert (row.feature_hash, row.spec_hash, row.code_version, row.control_offset) == ("f", "s", "0.1.0", 4)
         assert row.applied_offsets_ahead == [ShardOffset(1, "t", 0, 6)]
         assert row.applied_offsets == [AppliedOffset("l", 1, 3), AppliedOffset("t", 0, 5), AppliedOffset("t", 2, 9)]
+
+
+def test_event_ids_may_be_of_any_script() -> None:
+    ids = ["é", "", "日本", "a\0b", "🂡"]
+    given = dataclasses.replace(columns(5, partitions=1), event_id=ids)
+    assert [
+        row.event_id for record in encode_lineage(header(), given) for row in LineageBatch(record.value).rows()
+    ] == ids
+
+
+def test_pandas_is_not_imported() -> None:
+    """The first batch of a scorer must not wait for it."""
+    program = """
+import sys
+import numpy as np
+from stream_scorer.serde.lineage import *
+one = np.ones(2, np.int64)
+columns = LineageColumns(
+    one.astype(np.int32), np.arange(2), ["a", "b"], one.astype(np.int8), np.ones((2, 1)), np.ones((2, 1), np.int8),
+    one, -one, np.ones(2), np.ones(2),
+)
+for record in encode_lineage(LineageHeader("t", "f", "s", "1", [], 0, {}, [], ["x"]), columns):
+    assert len(LineageBatch(record.value)) == 2
+assert "pandas" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_headers_locate_a_row() -> None:
