@@ -127,7 +127,7 @@ def _member(folder: Path, member: dict[str, Any], features: list[str], x: Any) -
         raw = inputs
         for layer in json.loads(path.read_text())["layers"]:
             raw = raw @ np.array(layer["weights"]) + np.array(layer["bias"])
-            raw = {
+            raw = {  # type: ignore[operator]
                 "relu": lambda v: np.maximum(v, 0),
                 "logistic": lambda v: 1 / (1 + np.exp(-v)),
                 "tanh": np.tanh,

@@ -94,7 +94,7 @@ class FatPublisher(publish.Publisher):
         )  # fmt: skip
         enriched, raw, select = batch.enriched, batch.transactions, part.select
         marks = msgspec.Raw(
-            encode([AppliedOffset(*s, offset) for s, offset in sorted(enriched.applied.next_offset.items())])
+            encode([AppliedOffset(*s, offset) for s, offset in sorted(enriched.applied.next_offset.items())])  # type: ignore[call-arg]
         )
         ahead = msgspec.Raw(encode([]))
         name, number, arm, names = ensemble.name, ensemble.version, part.arm, ensemble.member_names

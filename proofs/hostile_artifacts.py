@@ -440,12 +440,12 @@ def _main(folder: Path, broken: bool) -> None:
     from stream_scorer.errors import ArtifactError
 
     if broken:
-        load = module.load_member
+        load = module.load_member  # type: ignore[attr-defined]
 
         def open_pickles(kind: Any, data: bytes, n_inputs: int) -> Any:
             return pickle.loads(data) if data[:1] == b"\x80" else load(kind, data, n_inputs)
 
-        module.load_member = open_pickles  # type: ignore[assignment]
+        module.load_member = open_pickles  # type: ignore[assignment, attr-defined]
     mark = folder / _MARK
     rows = np.random.default_rng(0).normal(size=(300, WIDTH))
     wanted = Ensemble.load(folder / "good", version="1").score(rows).score

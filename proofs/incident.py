@@ -144,7 +144,7 @@ def run(context: Context) -> Result:
         lineage = read_lineage(bootstrap, topics)
         summaries = read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary)
         told = read_topic(bootstrap, topics.incidents).decode(Incident)
-    newest = list({incident.id: incident for incident in told}.values())
+    newest = list({incident.id: incident for incident in told}.values())  # type: ignore[attr-defined]
     result.figures["incidents"] = [f"{i.id} {i.member} {'open' if i.closed is None else 'closed'}" for i in newest]
     result.check(
         "both promotions of the bad version are incidents, the first closed, the second open and held back",

@@ -234,7 +234,7 @@ def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[
     differences = without = 0
     for partition in sorted(set(inputs.partition)):
         index = [i for i, p in enumerate(inputs.partition) if p == partition]
-        again = _recompute(checked, [inputs.value[i] for i in index], np.array([inputs.timestamp[i] for i in index]))
+        again = _recompute(checked, [inputs.value[i] for i in index], np.array([inputs.timestamp[i] for i in index]))  # type: ignore[attr-defined]
         for row, i in enumerate(index):
             told = served[(partition, inputs.offset[i])]
             if any(told.feature_status[c] == MISSING for c in columns):

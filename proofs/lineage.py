@@ -179,7 +179,7 @@ def _batches(seed: int, ensemble: Ensemble, batches: int, owned: int, partitions
         ]
         batch = MicroBatch(raw, RawRecords.empty(TOPICS.labels), spans, None)
         for stage in stages:
-            stage.process(batch)
+            stage.process(batch)  # type: ignore[attr-defined]
         assert batch.enriched is not None
         # The store moves its offsets in place: each batch keeps those that it saw.
         seen = batch.enriched.applied

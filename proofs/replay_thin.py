@@ -190,7 +190,7 @@ def _skew(context: Context, result: Result, at: StackAddresses) -> None:
         die_with_parent(command), capture_output=True, text=True, timeout=REPLAY_TIMEOUT_S, cwd=ROOT, check=False
     )
     report = json.loads(done.stdout) if done.returncode == 0 else {"features": [], "scores": 0}
-    different = {f["name"]: f["different"] for f in report["features"] if f["different"]}
+    different = {f["name"]: f["different"] for f in report["features"] if f["different"]}  # type: ignore[union-attr]
     result.figures["skew_different"] = different
     result.check("features skew compares every score", report["scores"] == result.figures["scores"])
     result.check(

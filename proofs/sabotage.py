@@ -120,7 +120,7 @@ def put_a_faulty_member() -> None:
 
     from stream_scorer.ensemble import ensemble
 
-    load, path = ensemble.load_member, Path(os.environ["FAULT"])
+    load, path = ensemble.load_member, Path(os.environ["FAULT"])  # type: ignore[attr-defined]
 
     class Faulty:
         def __init__(self, member: Any) -> None:
@@ -147,7 +147,7 @@ def put_a_faulty_member() -> None:
         member = load(kind, data, n_inputs)
         return Faulty(member) if kind == "xgboost-ubj" else member
 
-    ensemble.load_member = load_faulty  # type: ignore[assignment]
+    ensemble.load_member = load_faulty  # type: ignore[assignment, attr-defined]
 
 
 def put_a_faulty_member_unguarded() -> None:
@@ -201,7 +201,7 @@ def forget_in_flight() -> None:
     from stream_scorer.pipeline.in_flight import InFlight
 
     InFlight.snapshot = lambda *_: ()  # type: ignore[method-assign]
-    enrich.require_contiguous = lambda *_: None
+    enrich.require_contiguous = lambda *_: None  # type: ignore[attr-defined]
 
 
 def drop_refused_updates() -> None:
@@ -218,7 +218,7 @@ def drop_refused_updates() -> None:
             self._in_flight.remove(update)
 
     Apply.process = forget  # type: ignore[method-assign]
-    enrich.require_contiguous = lambda *_: None
+    enrich.require_contiguous = lambda *_: None  # type: ignore[attr-defined]
 
 
 def hand_on_as_fetched() -> None:

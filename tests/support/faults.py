@@ -196,7 +196,8 @@ def run_suites(*names: str, real: bool, collect_only: bool = False, stop_early: 
     """Run the suites in this process, in memory or on real parts."""
     outcome, text = Outcome(), io.StringIO()
     options = ["-m", "integration" if real else "not integration", "-p", "no:cacheprovider", "-o", "timeout=0"]
-    options += ["-p", "no:faulthandler"]
+    # Without the plugin that collects garbage several times at the end of every run.
+    options += ["-p", "no:faulthandler", "-p", "no:unraisableexception", "-p", "no:threadexception"]
     options += ["--collect-only"] if collect_only else []
     options += ["-x"] if stop_early else []
     patience = kafka_parts.PATIENCE_S if real else 2.0

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from stream_scorer.errors import SettingsError
+from stream_scorer.reports import html
 from stream_scorer.reports.facts import facts_of
 from stream_scorer.reports.html import page, write_page
 from stream_scorer.reports.story import Check
@@ -123,7 +124,8 @@ def test_a_run_that_showed_nothing_still_has_its_page() -> None:
     assert "There was no true alert to explain." in page(story, facts_of(story))
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "page", lambda *_: "")
     (tmp_path / "file").write_text("")
     story = make_story(2)
     with pytest.raises(SettingsError, match="cannot write"):
