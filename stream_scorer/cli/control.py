@@ -178,8 +178,8 @@ def _scorers(settings: Settings, topic: str, name: str | None) -> Iterator[Calla
         nonlocal at
         while True:
             records = log.read(0.2)
+            at = log.position()
             for record in records:
-                at = record.offset + 1
                 known.pop(record.key, None)
                 if record.value is not None:
                     known[record.key] = decode(record.value)

@@ -30,16 +30,25 @@ class CommandLog(Protocol):
 
     def read(self, wait_s: float) -> Sequence[LogEntry]: ...
 
+    def position(self) -> int:
+        """The offset up to which `read` has passed the log, including offsets without a record."""
+        ...
+
     def append(self, key: str, value: bytes) -> int: ...
 
     def close(self) -> None: ...
 
 
 def catch_up(log: CommandLog, history: History, end: int) -> None:
-    """Read the log up to the offset `end`."""
+    """Read the log up to the offset `end`.
+
+    The last offsets may be transaction markers or aborted records, which are never returned. So the position of the
+    reader decides, and not the last record.
+    """
     while history.next_offset < end:
         for record in log.read(_WAIT_S):
             history.add(record.offset, record.value)
+        history.next_offset = max(history.next_offset, log.position())
 
 
 def submit(log: CommandLog, history: History, make: Callable[[int], Command]) -> Entry:

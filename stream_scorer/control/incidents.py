@@ -80,13 +80,13 @@ class Incidents:
         end = self._log.end()
         while self._next < end:
             for record in self._log.read(_WAIT_S):
-                self._next = record.offset + 1
                 try:
                     incident = msgspec.json.decode(record.value or b"", type=Incident)
                 except NOT_A_RECORD as error:
                     _log.warning("record %d of incidents cannot be read: %s", record.offset, error)
                     continue
                 self._newest[incident.id] = incident
+            self._next = self._log.position()
 
     def _write(self, incident: Incident) -> None:
         self._log.append(incident.ensemble, msgspec.json.encode(incident))

@@ -34,7 +34,12 @@ class ControlLog:
         self._bootstrap = bootstrap
         self._topic = topic
         self._source = TopicPartition(topic, 0, 0)
-        self._consumer = Consumer(consumer_config(bootstrap, "stream-scorer-control", "stream-scorer-control-reader"))
+        self._position = 0
+        # The end of the partition is an event, because its last offsets may hold no record: see `position`.
+        settings = {"enable.partition.eof": True}
+        self._consumer = Consumer(
+            consumer_config(bootstrap, "stream-scorer-control", "stream-scorer-control-reader") | settings
+        )
         self._consumer.assign([self._source])
         self._writer = RecordWriter(bootstrap)
 
@@ -59,15 +64,23 @@ class ControlLog:
             messages += self._consumer.consume(_MAX_RECORDS - 1, 0)
         out = []
         for message in messages:
-            error = message.error()
+            error, offset = message.error(), cast(int, message.offset())
             if error is None:
                 key = message.key()
-                out.append(
-                    LogRecord(cast(int, message.offset()), (key or b"").decode(errors="replace"), message.value())
-                )
+                out.append(LogRecord(offset, (key or b"").decode(errors="replace"), message.value()))
+                self._position = offset + 1
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._position = max(self._position, offset)
             elif error.code() not in _TRANSIENT and not error.retriable():
                 raise as_domain_error(error, f"read {self._topic}", self._bootstrap)
         return out
+
+    def position(self) -> int:
+        """The offset up to which `read` has passed the log, including transaction markers and aborted records.
+
+        These take offsets but are never returned, so the last record does not show that the end is reached.
+        """
+        return self._position
 
     def append(self, key: str, value: bytes) -> int:
         """Append a record and return its offset.

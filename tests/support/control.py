@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
+# An offset that holds no record, as a transactional writer leaves it.
+MARKER = b"\0marker"
+
 
 class ControlRecord(NamedTuple):
     offset: int
@@ -24,9 +27,14 @@ class MemoryControlLog:
     def read(self, wait_s: float) -> list[ControlRecord]:
         if self.at >= len(self.records):
             time.sleep(min(wait_s, 0.005))
-        found = [ControlRecord(offset, self.records[offset]) for offset in range(self.at, len(self.records))]
-        self.at = len(self.records)
+        end = len(self.records)
+        offsets = [offset for offset in range(self.at, end) if self.records[offset] != MARKER]
+        found = [ControlRecord(offset, self.records[offset]) for offset in offsets]
+        self.at = end
         return found
+
+    def position(self) -> int:
+        return self.at
 
     def append(self, key: str, value: bytes) -> int:
         self.records.append(value)

@@ -17,7 +17,7 @@ from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Command, Incident, PaneSummary, ScoreSummary, ServedVersion
-from tests.support.control import ControlRecord, MemoryControlLog
+from tests.support.control import MARKER, ControlRecord, MemoryControlLog
 
 ONE, TWO = (ServedVersion(str(i), str(i) * 64) for i in (1, 2))
 PAIR = Pair("cards", TWO, ONE, since=1, at=1_000, ends="rollback")
@@ -178,7 +178,7 @@ class Desk:
 
     @property
     def incidents(self) -> list[Incident]:
-        return [msgspec.json.decode(value, type=Incident) for value in self.told.records]
+        return [msgspec.json.decode(value, type=Incident) for value in self.told.records if value != MARKER]
 
 
 MORE = [200, 150, 2, 9_648]
@@ -236,6 +236,20 @@ def test_a_topic_of_incidents_that_cannot_be_written_does_not_keep_a_version_in_
     for _ in range(2):
         watch.step()
     assert desk.history.states["cards"].champion == ONE
+
+
+def test_a_transaction_marker_at_the_end_of_a_topic_does_not_block_the_watch() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.log.records.append(MARKER)
+    desk.told.records.append(MARKER)
+    desk.summaries.append(summary(TWO, MORE))
+    watch = desk.watch()
+    for _ in range(2):
+        watch.step()
+    assert desk.history.states["cards"].champion == ONE
+    desk.told.records.append(MARKER)
+    assert [incident.id for incident in Incidents(desk.told).open()] == []
 
 
 @pytest.mark.parametrize("why", ["propose", "hold", "cooldown"])

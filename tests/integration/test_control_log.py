@@ -1,0 +1,81 @@
+"""A control log on a real Kafka whose last offsets hold no record, as a transactional writer leaves them."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka import Producer
+
+from stream_scorer.control.commands import catch_up
+from stream_scorer.control.incidents import Incidents
+from stream_scorer.control.state import History
+from stream_scorer.kafka.config import producer_config
+from stream_scorer.kafka.control_log import ControlLog
+from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.stack import StackAddresses
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def bootstrap(shared_stack: StackAddresses) -> str:
+    return str(shared_stack.kafka)
+
+
+@pytest.fixture
+def topics(bootstrap: str, request: pytest.FixtureRequest) -> Topics:
+    named = Topics(f"log-{zlib.crc32(request.node.name.encode())}.")
+    TopicAdmin(bootstrap).create_all(named, 1)
+    return named
+
+
+@pytest.fixture
+def writer(bootstrap: str, topics: Topics) -> Iterator[Producer]:
+    producer = Producer(producer_config(bootstrap, "writer") | {"transactional.id": f"writer-{topics.prefix}"})
+    producer.init_transactions(15)
+    yield producer
+    producer.flush(10)
+
+
+def write(producer: Producer, topic: str, *, commit: bool) -> None:
+    """One record in a transaction of its own."""
+    producer.begin_transaction()
+    producer.produce(topic, key=b"cards", value=b"{}", partition=0)
+    producer.flush(10)
+    if commit:
+        producer.commit_transaction(15)
+    else:
+        producer.abort_transaction(15)
+
+
+def ends_within(seconds: float, call: threading.Thread) -> bool:
+    call.start()
+    call.join(seconds)
+    return not call.is_alive()
+
+
+@pytest.mark.parametrize("commit", [True, False])
+def test_a_transaction_at_the_end_does_not_block_a_reader(
+    bootstrap: str, topics: Topics, writer: Producer, commit: bool
+) -> None:
+    log, history = ControlLog(bootstrap, topics.control), History()
+    for _ in range(2):
+        write(writer, topics.control, commit=commit)
+        end = log.end()
+        reading = threading.Thread(target=catch_up, args=(log, history, end), daemon=True)
+        assert ends_within(15, reading)
+        assert history.next_offset == end == log.append("cards", b"{}")
+    assert len(history.entries) == 1 + 2 * commit
+    log.close()
+
+
+def test_a_transaction_at_the_end_does_not_block_a_reader_of_incidents(
+    bootstrap: str, topics: Topics, writer: Producer
+) -> None:
+    write(writer, topics.incidents, commit=False)
+    incidents = Incidents(ControlLog(bootstrap, topics.incidents))
+    assert ends_within(15, threading.Thread(target=incidents.open, daemon=True))
+    incidents.close()
