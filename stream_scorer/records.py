@@ -412,10 +412,10 @@ class AuditRecord(Record, frozen=True):
 
 
 class ScorerStatus(Record, frozen=True):
-    """Topic `scorer-status`: what one scorer runs, told at every change and now and then.
+    """Topic `scorer-status`: what one scorer runs. It is published at every change and as a heartbeat.
 
-    `control_offset` is the command in force here, `wanted_offset` the newest that counts; where they differ `problem`
-    says why. `in_play` are the versions it scores, the champion first.
+    `control_offset` is the command in force here, `wanted_offset` the newest that counts. Where they differ, versions
+    are `loading`, or `problem` has the reason. `in_play` are the versions it scores, the champion first.
     """
 
     instance: str
@@ -426,6 +426,7 @@ class ScorerStatus(Record, frozen=True):
     wanted_offset: int
     problem: str
     at: int
+    loading: list[str] = []
 
 
 class Incident(Record, frozen=True, kw_only=True):

@@ -21,13 +21,12 @@ from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
+    from stream_scorer.control.liveness import Seen
     from stream_scorer.control.state import Entry, History
     from stream_scorer.ensemble.manifest import Manifest
     from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.records import Action, DisabledMember, Incident, ScorerStatus, ServedVersion, ServingState
 
-# Scorers write a heartbeat every 5 s. A scorer without one for three times as long counts as stopped.
-SILENT_MS = 15_000
 _SETTINGS = ("kafka.bootstrap", "mlflow.url", "topics.prefix", "cache.dir")
 CHAMPION = "champion"
 # Number of commands that `status` shows; --json prints all that `History` keeps.
@@ -119,7 +118,7 @@ class _Console:
         if action in ("promote", "rollback"):
             self._move_alias(self.history.states[name])
         if wait_s:
-            self._wait(name, entry.offset, wait_s)
+            self._wait(name, entry, wait_s)
 
     def _move_alias(self, state: ServingState) -> None:
         """Move the alias `champion` in the registry to the version that serves."""
@@ -132,26 +131,27 @@ class _Console:
         except StreamScorerError as error:
             click.echo(f"the alias {CHAMPION} was not moved: {error.message}", err=True)
 
-    def _wait(self, name: str, offset: int, wait_s: float) -> None:
+    def _wait(self, name: str, entry: Entry, wait_s: float) -> None:
+        """Wait until every scorer has applied the command. Raises `StreamScorerError` if one has not."""
         deadline = time.monotonic() + wait_s
-        with _scorers(self.settings, self.topics.scorer_status, name) as statuses:
+        with _open_scorers(self.settings, self.topics.scorer_status, name) as reader:
             while True:
-                found = statuses()
-                late = [s for s in found if s.wanted_offset < offset]
-                if not found or not late or time.monotonic() > deadline:
+                reader.read()
+                known = reader.scorers.known()
+                if all(seen.settled(entry.offset) for seen in known) or time.monotonic() > deadline:
                     break
-        if not found:
+        now = max(entry.timestamp, reader.scorers.now)
+        missing = {seen.status.instance: seen.missing(entry.offset, now) for seen in known}
+        if not known:
             click.echo("no scorer is running: the command takes effect when one starts")
-        for status in found:
-            click.echo(f"{status.instance}: {_progress(status, offset)}")
-        if late or any(status.problem for status in found):
-            raise StreamScorerError("the command is accepted, but not every scorer has applied it")
-
-
-def _progress(status: ScorerStatus, offset: int) -> str:
-    if status.wanted_offset < offset:
-        return "has not read the command yet"
-    return status.problem or f"applied; versions in play: {', '.join(status.in_play)}"
+        for seen in known:
+            done = f"applied; versions in play: {', '.join(seen.status.in_play)}"
+            click.echo(f"{seen.status.instance}: {missing[seen.status.instance] or done}")
+        if late := ", ".join(instance for instance, text in missing.items() if text):
+            raise StreamScorerError(
+                f"not followed: the command is accepted, but not applied by {late}",
+                hint="`stream-scorer ensemble status` shows the scorers and their problems.",
+            )
 
 
 @contextmanager
@@ -163,34 +163,44 @@ def _open_console(settings: Settings) -> Iterator[_Console]:
         console.log.close()
 
 
+class _StatusReader:
+    """Reads the topic `scorer-status`."""
+
+    def __init__(self, log: ControlLog, name: str | None) -> None:
+        from stream_scorer.control.liveness import Scorers
+
+        self._log = log
+        self.scorers = Scorers(name)
+
+    def read(self) -> None:
+        """Read to the end of the topic, or wait a moment for the next record."""
+        end = self._log.end()
+        while True:
+            for record in self._log.read(0.2):
+                self.scorers.add(record.key, record.value, record.timestamp)
+            if self._log.position() >= end:
+                return
+
+    def find_running(self) -> list[Seen]:
+        """The scorers that run. Waits for the next heartbeat of any scorer, which has the broker's time."""
+        from stream_scorer.control.liveness import HEARTBEAT_WAIT_S
+
+        self.read()
+        before, deadline = self.scorers.count, time.monotonic() + HEARTBEAT_WAIT_S
+        while self.scorers.known() and self.scorers.count == before and time.monotonic() < deadline:
+            self.read()
+        if self.scorers.count == before:
+            return []
+        return [seen for seen in self.scorers.known() if not seen.silent_ms(self.scorers.now)]
+
+
 @contextmanager
-def _scorers(settings: Settings, topic: str, name: str | None) -> Iterator[Callable[[], list[ScorerStatus]]]:
-    """A function that reads new statuses and returns the scorers with a recent heartbeat."""
+def _open_scorers(settings: Settings, topic: str, name: str | None) -> Iterator[_StatusReader]:
     from stream_scorer.kafka.control_log import ControlLog
-    from stream_scorer.records import ScorerStatus
 
     log: ControlLog = ControlLog(settings["kafka.bootstrap"], topic)
-    decode = msgspec.json.Decoder(ScorerStatus).decode
-    known: dict[str, ScorerStatus] = {}
-    end, at = log.end(), 0
-
-    def read_statuses() -> list[ScorerStatus]:
-        nonlocal at
-        while True:
-            records = log.read(0.2)
-            at = log.position()
-            for record in records:
-                known.pop(record.key, None)
-                if record.value is not None:
-                    known[record.key] = decode(record.value)
-            if at >= end or (not records and log.end() <= at):
-                break
-        now = time.time_ns() // 1_000_000
-        alive = [s for s in known.values() if now - s.at < SILENT_MS and name in (None, s.ensemble)]
-        return sorted(alive, key=lambda status: status.instance)
-
     try:
-        yield read_statuses
+        yield _StatusReader(log, name)
     finally:
         log.close()
 
@@ -392,8 +402,8 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
     """Show the serving state (of NAME, or of every ensemble), open incidents, scorers and the last commands."""
     with _open_console(settings) as console:
         history = console.read()
-        with _scorers(settings, console.topics.scorer_status, name) as statuses:
-            scorers = statuses()
+        with _open_scorers(settings, console.topics.scorer_status, name) as reader:
+            scorers = [seen.status for seen in reader.find_running()]
         incidents = [i for i in _open_incidents(settings, console.topics.incidents) if name in (None, i.ensemble)]
     states = [state for key, state in sorted(history.states.items()) if name in (None, key)]
     entries = [e for e in history.entries if name is None or (e.command is not None and e.command.ensemble == name)]
@@ -450,6 +460,11 @@ def _show_state(state: ServingState) -> None:
     for label, fact in facts.items():
         if fact:
             click.echo(f"{label:11} {fact}")
+
+
+def _problem(status: ScorerStatus) -> str:
+    loading = f"loading {', '.join(status.loading)}" if status.loading else ""
+    return "; ".join(filter(None, [loading, status.problem]))
 
 
 def _show_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], none: str) -> None:

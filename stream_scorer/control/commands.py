@@ -22,6 +22,9 @@ class LogEntry(Protocol):
     @property
     def value(self) -> bytes | None: ...
 
+    @property
+    def timestamp(self) -> int: ...
+
 
 class CommandLog(Protocol):
     """The interface of `kafka.control_log.ControlLog`."""
@@ -47,7 +50,7 @@ def catch_up(log: CommandLog, history: History, end: int) -> None:
     """
     while history.next_offset < end:
         for record in log.read(_WAIT_S):
-            history.add(record.offset, record.value)
+            history.add(record.offset, record.value, record.timestamp)
         history.next_offset = max(history.next_offset, log.position())
 
 

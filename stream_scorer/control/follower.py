@@ -1,8 +1,9 @@
 """The scorer's side of control: a thread follows the log and keeps the lineup that the commands ask for.
 
-The thread loads, checks, self-tests and warms a new version while scoring continues. Then it replaces one reference,
-and the next micro-batch uses the new lineup. If a version fails, `scorer-status` reports it and the previous lineup
-stays.
+New versions are loaded, checked, self-tested and warmed in threads of their own (`control/loader.py`) while scoring
+continues. Then the control thread replaces one reference, and the next micro-batch uses the new lineup. If a version
+fails, `scorer-status` reports it and the previous lineup stays. A third thread publishes, because a broker that does
+not confirm a record would otherwise delay the next command.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from dataclasses import dataclass
 import msgspec
 
 from stream_scorer.clock import Clock
-from stream_scorer.control.commands import CommandLog, catch_up
+from stream_scorer.control.commands import CommandLog, LogEntry, catch_up
+from stream_scorer.control.loader import Loader, Result
 from stream_scorer.control.outbox import Outbox
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup, Split
-from stream_scorer.errors import ArtifactError, StreamScorerError
+from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability import metrics as m
 from stream_scorer.records import AuditRecord, Command, LoadedMember, ScorerStatus, ServedVersion, ServingState
 
 _log = logging.getLogger(__name__)
-# Longest wait for the next command. It also bounds the time until a stop takes effect.
+# Longest wait for the next command. It also bounds the time until a stop, or a loaded version, takes effect.
 READ_WAIT_S = 0.2
-# Interval at which a version that failed to load is tried again: the registry may be available again.
-RETRY_S = 5.0
-HEARTBEAT_S = 5.0
+# The same at a start, when nothing is scored yet.
+_START_WAIT_S = 0.02
+# Longest time that a start waits for versions other than the champion. After it, scoring starts without them.
+MAX_START_WAIT_S = 30.0
+HEARTBEAT_S = 2.0
+_PUBLISH_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,25 @@ class ScorerIdentity:
     group: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Available:
+    """The part of a serving state that is loaded: its lineup (None without the champion) and the versions in it.
+
+    `problems` has a sentence for each version that is refused, `loading` the versions that are not loaded yet.
+    """
+
+    lineup: Lineup | None
+    served: list[ServedVersion]
+    problems: list[str]
+    loading: list[str]
+
+
 class Follower:
     """Follows the control log and owns the lineup of this scorer.
 
     Args:
         initial_version: the version that this scorer proposes if the log has no command for its ensemble.
-        load: loads and checks a version. Raises `StreamScorerError`.
+        load: loads and checks a version. Raises `StreamScorerError`. Runs in several threads at once.
         publish: writes a record: topic (`serving_state`, `scorer_status`, `audit`), key, value (None deletes the key).
     """
 
@@ -63,18 +81,24 @@ class Follower:
         self._identity = identity
         self._log = log
         self._initial_version = initial_version
-        self._load = load
+        self._loader = Loader(load, clock)
         self._outbox = Outbox(publish, clock)
         self._clock = clock
         self._metrics = metrics
         self._history = History()
-        self._loaded: dict[ServedVersion, Ensemble] = {}
         self._refused: dict[ServedVersion, tuple[str, str]] = {}
         self._lineup: Lineup | None = None
-        self._problem = ""
-        self._attempted_at = self._status_at = 0.0
+        self._served: list[ServedVersion] = []
+        self._problem, self._read_problem = "", ""
+        self._loading: list[str] = []
+        self._reported: tuple[str, list[str]] = "", []
+        self._status_at = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._to_publish = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, name="control", daemon=True),
+            threading.Thread(target=self._run_publisher, name="control-publisher", daemon=True),
+        ]
 
     @property
     def lineup(self) -> Lineup:
@@ -85,28 +109,46 @@ class Follower:
     def start(self) -> None:
         """Read the log to its end, load the lineup that it asks for, and start to follow it.
 
+        Commands that arrive meanwhile count: a rollback replaces a version that is still loading.
+
         Raises:
             StreamScorerError: the version that is to serve cannot be loaded or is refused.
         """
-        ensemble = self._identity.ensemble
         catch_up(self._log, self._history, self._log.end())
-        if ensemble not in self._history.states:
+        if self._identity.ensemble not in self._history.states:
             self._propose()
-        state = self._history.states[ensemble]
-        self._lineup, self._problem = self._build_lineup(state)
-        self._attempted_at = self._clock.monotonic()
-        self._report_lineup(None)
-        self._publish_state(state)
+        self._load_first_lineup()
+        self._publish_state()
         self._flush()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Stop following, and delete this scorer's status."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(2 * READ_WAIT_S + 2.0)
+        self._to_publish.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(2 * READ_WAIT_S + 2.0)
         self._outbox.close("scorer_status", self._identity.instance)
         self._log.close()
+
+    def _load_first_lineup(self) -> None:
+        """Set the lineup. Raises `StreamScorerError` if the champion cannot be loaded or is refused."""
+        give_up = self._clock.monotonic() + MAX_START_WAIT_S
+        while self._lineup is None:
+            state = self._history.states[self._identity.ensemble]
+            self._loader.want(_versions(state))
+            self._collect()
+            found = self._available(state)
+            champion = self._loader.get(state.champion)
+            if isinstance(champion, StreamScorerError):
+                raise champion
+            if found.lineup is not None and (not found.loading or self._clock.monotonic() > give_up):
+                self._serve(state, found)
+                return
+            for record in self._log.read(_START_WAIT_S):
+                self._read(record)
 
     def _propose(self) -> None:
         """Propose the version that this scorer's settings name. If several scorers propose, the first proposal counts.
@@ -115,7 +157,13 @@ class Follower:
             StreamScorerError: the version cannot be loaded or is refused. Then nothing is proposed.
         """
         version = self._initial_version()
-        self._loaded[version] = self._ensure_loaded(version)
+        self._loader.want([version])
+        while (found := self._loader.get(version)) is None:
+            self._stop.wait(_START_WAIT_S)
+            self._collect()
+        if isinstance(found, StreamScorerError):
+            raise found
+        catch_up(self._log, self._history, self._log.end())
         while self._identity.ensemble not in self._history.states:
             expected = self._history.next_offset
             command = Command(
@@ -134,109 +182,110 @@ class Follower:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                records = self._log.read(READ_WAIT_S)
-                for record in records:
-                    entry = self._history.add(record.offset, record.value)
-                    if entry.refused:
-                        self._metrics.count(m.CONTROL_REFUSED, 1)
-                        _log.warning("control: the command at offset %d is refused: %s", entry.offset, entry.refused)
-                self._follow(changed=bool(records))
-            except StreamScorerError as error:
-                _log.warning("control: %s", error.message)
-                self._stop.wait(1.0)
-            except (
-                Exception
-            ):  # A scorer that stops following could not be rolled back, so the thread survives any error.
+                self._follow(changed=self._read_new())
+            except Exception:  # A scorer that stops following cannot be rolled back, so the thread survives any error.
                 _log.exception("control: unexpected error")
                 self._stop.wait(1.0)
 
-    def _follow(self, *, changed: bool) -> None:
-        state, now = self._history.states[self._identity.ensemble], self._clock.monotonic()
-        behind = self.lineup.control_offset != state.control_offset or self._problem
-        if behind and (changed or now - self._attempted_at > RETRY_S):
-            self._apply(state)
-            changed = True
-        if changed:
-            self._publish_state(state)
-        elif now - self._status_at > HEARTBEAT_S:
-            self._publish_status(state)
-        self._flush()
-
-    def _apply(self, state: ServingState) -> None:
-        """Build the lineup of `state` and use it. If the champion fails, the previous lineup stays."""
-        self._attempted_at, before = self._clock.monotonic(), self.lineup
+    def _read_new(self) -> bool:
+        """Read the next records; whether there were any. An error of the log is a problem that the status reports."""
         try:
-            lineup, self._problem = self._build_lineup(state)
+            records = self._log.read(READ_WAIT_S)
         except StreamScorerError as error:
-            self._problem = (
-                f"{state.champion.version} is refused, {before.champion.version} still serves: {error.message}"
-            )
-            _log.error("%s", self._problem)
-            return
-        if (lineup.versions, lineup.control_offset) != (before.versions, before.control_offset):
-            self._lineup = lineup
-            self._report_lineup(before)
+            if self._read_problem != error.message:
+                _log.error("control: %s", error.message)
+            self._read_problem = error.message
+            self._stop.wait(READ_WAIT_S)
+            return False
+        self._read_problem = ""
+        for record in records:
+            self._read(record)
+        return bool(records)
 
-    def _build_lineup(self, state: ServingState) -> tuple[Lineup, str]:
-        """The lineup of `state`, and its problems. A version other than the champion that fails to load is left out.
+    def _read(self, record: LogEntry) -> None:
+        entry = self._history.add(record.offset, record.value, record.timestamp)
+        if entry.refused:
+            self._metrics.count(m.CONTROL_REFUSED, 1)
+            _log.warning("control: the command at offset %d is refused: %s", entry.offset, entry.refused)
 
-        Raises:
-            StreamScorerError: the champion cannot be loaded or is refused.
-        """
-        loaded = {state.champion: self._ensure_loaded(state.champion)}
-        problems = []
+    def _follow(self, *, changed: bool) -> None:
+        """Load what the newest state asks for, and serve as much of it as is loaded."""
+        state = self._history.states[self._identity.ensemble]
+        self._loader.want(_versions(state), keep=self._served, retry_now=changed)
+        if self._collect() or changed:
+            self._serve(state, self._available(state))
+        if changed:
+            self._publish_state()
+        elif self._reported != self._report or self._clock.monotonic() - self._status_at > HEARTBEAT_S:
+            self._publish_status()
 
-        def available(version: ServedVersion) -> bool:
-            try:
-                loaded[version] = self._ensure_loaded(version)
-            except StreamScorerError as error:
-                problems.append(f"{version.version} is refused: {error.message}")
-                _log.error("%s", problems[-1])
-            return version in loaded
+    def _collect(self) -> bool:
+        """Audit the versions that were loaded or refused; whether there were any."""
+        results = self._loader.collect()
+        for version, result in results:
+            self._audit_result(version, result)
+        return bool(results)
 
+    def _available(self, state: ServingState) -> _Available:
+        """The part of `state` whose versions are loaded."""
+        found: dict[ServedVersion, Ensemble] = {}
+        problems, loading = [], []
+        for version in _versions(state):
+            result = self._loader.get(version)
+            if isinstance(result, Ensemble):
+                found[version] = result
+            elif result is None:
+                loading.append(version.version)
+            else:
+                problems.append(f"{version.version} is refused: {result.message}")
+        if state.champion not in found:
+            return _Available(None, [], problems, loading)
         deciding, split, canary = [state.champion], None, state.canary
-        if canary is not None and available(canary.version):
+        if canary is not None and canary.version in found:
             deciding.append(canary.version)
             split = Split(canary.share, canary.salt, canary.until)
-        shadows = [version for version in state.shadows if available(version)]
+        shadows = [version for version in state.shadows if version in found]
         # The last good version stays loaded after its probation too: a rollback must not have to load anything.
-        if state.last_good is not None and available(state.last_good) and state.probation:
-            shadows += [state.last_good] if state.last_good not in deciding + shadows else []
-        self._loaded = loaded
+        last_good = state.last_good
+        if last_good in found and last_good is not None and state.probation and last_good not in deciding + shadows:
+            shadows.append(last_good)
+        served = [*deciding, *shadows]
         disabled = frozenset(member.key for member in state.disabled)
-        lineup = Lineup(tuple(loaded[v] for v in [*deciding, *shadows]), split, disabled, state.control_offset)
-        lineup.pool  # noqa: B018  built here, so that the first micro-batch does not build it
-        return lineup, "; ".join(problems)
+        lineup = Lineup(tuple(found[v] for v in served), split, disabled, state.control_offset)
+        return _Available(lineup, served, problems, loading)
 
-    def _ensure_loaded(self, version: ServedVersion) -> Ensemble:
-        """The ensemble of `version`; loads it if necessary, and audits the result.
+    def _serve(self, state: ServingState, found: _Available) -> None:
+        """Use the lineup of `found`, if the champion is loaded.
 
-        Raises:
-            StreamScorerError: it cannot be loaded or is refused.
+        While versions are loading, the previous lineup stays if `found` scores like it: the new one follows when it is
+        complete. Any other change, such as a rollback, takes effect now.
         """
-        found = self._loaded.get(version)
-        if found is not None:
-            return found
-        try:
-            found = self._load_checked(version)
-        except StreamScorerError as error:
-            refusal = getattr(error, "code", "unavailable"), error.message
+        before, lineup, problems = self._lineup, found.lineup, found.problems
+        self._loading = found.loading
+        if lineup is None and before is not None and state.champion.version not in found.loading:
+            problems = [*problems, f"{before.champion.version} still serves"]
+        self._problem = "; ".join(problems)
+        if lineup is None:
+            return
+        complete = not found.loading and (before is None or lineup.control_offset != before.control_offset)
+        if before is not None and _same(lineup, before) and not complete:
+            return
+        lineup.pool  # noqa: B018  built here, so that the first micro-batch does not build it
+        self._lineup, self._served = lineup, found.served
+        self._loader.want(_versions(state), keep=self._served)  # drops the versions that left play
+        self._report_lineup(before)
+
+    def _audit_result(self, version: ServedVersion, result: Result) -> None:
+        if isinstance(result, StreamScorerError):
+            refusal = getattr(result, "code", "unavailable"), result.message
             if self._refused.get(version) != refusal:  # retries with the same result are audited once
                 self._refused[version] = refusal
+                _log.error("%s is refused: %s", version.version, result.message)
                 self._audit(version, [], *refusal)
-            raise
+            return
         self._refused.pop(version, None)
-        members = [LoadedMember(m.name, m.format, m.sha256) for m in found.manifest.members]
+        members = [LoadedMember(m.name, m.format, m.sha256) for m in result.manifest.members]
         self._audit(version, members, "", "")
-        return found
-
-    def _load_checked(self, version: ServedVersion) -> Ensemble:
-        try:
-            return self._load(version)
-        except StreamScorerError:
-            raise
-        except Exception as error:  # a library reports a bad file with an exception of its own
-            raise ArtifactError(f"{version.version} cannot be loaded: {type(error).__name__}: {error}") from error
 
     def _audit(self, version: ServedVersion, members: list[LoadedMember], refused: str, message: str) -> None:
         record = AuditRecord(
@@ -270,27 +319,62 @@ class Follower:
             lineup.control_offset,
         )
 
-    def _publish_state(self, state: ServingState) -> None:
+    def _publish_state(self) -> None:
+        state = self._history.states[self._identity.ensemble]
         self._outbox.replace("serving_state", self._identity.ensemble, msgspec.json.encode(state))
-        self._publish_status(state)
+        self._publish_status()
 
-    def _publish_status(self, state: ServingState) -> None:
+    @property
+    def _report(self) -> tuple[str, list[str]]:
+        """What is wrong, and which versions are loading."""
+        return "; ".join(filter(None, [self._read_problem, self._problem])), self._loading
+
+    def _publish_status(self) -> None:
         self._status_at, lineup = self._clock.monotonic(), self.lineup
-        self._metrics.set(m.CONTROL_PROBLEM, int(bool(self._problem)))
+        self._reported = problem, loading = self._report
+        self._metrics.set(m.CONTROL_PROBLEM, int(bool(problem)))
         status = ScorerStatus(
             self._identity.instance,
             self._identity.group,
             self._identity.ensemble,
             [ensemble.version for ensemble in lineup.versions],
             -1 if lineup.control_offset is None else lineup.control_offset,
-            state.control_offset,
-            self._problem,
+            self._history.states[self._identity.ensemble].control_offset,
+            problem,
             self._clock.now_ms(),
+            loading,
         )
         self._outbox.replace("scorer_status", self._identity.instance, msgspec.json.encode(status))
+        self._to_publish.set()
+
+    def _run_publisher(self) -> None:
+        while not self._stop.is_set():
+            self._to_publish.wait(_PUBLISH_EVERY_S)
+            self._to_publish.clear()
+            try:
+                self._flush()
+            except Exception:  # the records stay in the outbox; the thread must survive
+                _log.exception("control: records could not be published")
+                self._stop.wait(1.0)
 
     def _flush(self) -> None:
         try:
             self._outbox.flush()
         finally:
             self._metrics.set(m.CONTROL_UNPUBLISHED, self._outbox.waiting)
+
+
+def _versions(state: ServingState) -> list[ServedVersion]:
+    """The versions that must be loaded, in the order of their importance."""
+    canary = [] if state.canary is None else [state.canary.version]
+    last_good = [] if state.last_good is None else [state.last_good]
+    return list(dict.fromkeys([state.champion, *last_good, *canary, *state.shadows]))
+
+
+def _same(lineup: Lineup, other: Lineup) -> bool:
+    """Whether both score alike: they differ in the control offset at most."""
+    return (
+        [id(version) for version in lineup.versions] == [id(version) for version in other.versions]
+        and lineup.split == other.split
+        and lineup.disabled == other.disabled
+    )

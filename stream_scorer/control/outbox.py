@@ -7,6 +7,7 @@ change that the version is loaded.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class _Queue:
 
 
 class Outbox:
-    """Queues records by topic and publishes them in order. One thread uses it.
+    """Queues records by topic and publishes them in order. Any thread may queue records, one thread publishes them.
 
     Delivery is at least once: a record whose confirmation is lost is written again.
 
@@ -43,25 +44,31 @@ class Outbox:
         self._publish = publish
         self._clock = clock
         self._queues: dict[str, _Queue] = {}
+        self._lock = threading.Lock()  # guards the queues; it is free while a record is published
 
     @property
     def waiting(self) -> int:
         """Number of records that the broker has not confirmed."""
-        return sum(len(queue.records) for queue in self._queues.values())
+        with self._lock:
+            return sum(len(queue.records) for queue in self._queues.values())
 
     def append(self, topic: str, key: str, value: bytes | None) -> None:
         """Queue a record of a log, where every record counts. Beyond `MAX_WAITING` the oldest is dropped."""
-        records = self._queue(topic).records
-        if len(records) >= MAX_WAITING:
-            records.popleft()
+        with self._lock:
+            records = self._queue(topic).records
+            full = len(records) >= MAX_WAITING
+            if full:
+                records.popleft()
+            records.append((key, value))
+        if full:
             _log.error("%s: more than %d records wait for the broker; the oldest is dropped", topic, MAX_WAITING)
-        records.append((key, value))
 
     def replace(self, topic: str, key: str, value: bytes | None) -> None:
         """Queue a record of a compacted topic: it replaces a waiting record with the same key."""
-        queue = self._queue(topic)
-        queue.records = deque(record for record in queue.records if record[0] != key)
-        queue.records.append((key, value))
+        with self._lock:
+            queue = self._queue(topic)
+            queue.records = deque(record for record in queue.records if record[0] != key)
+            queue.records.append((key, value))
 
     def flush(self) -> None:
         """Publish what waits, except on topics whose next attempt is not due.
@@ -69,16 +76,18 @@ class Outbox:
         The first failure ends the call, as one attempt can take as long as the broker's timeout. The failed topic is
         then not due, so the next call reaches the others.
         """
-        for topic, queue in self._queues.items():
+        with self._lock:
+            queues = list(self._queues.items())
+        for topic, queue in queues:
             if self._clock.monotonic() < queue.retry_at:
                 continue
-            while queue.records:
+            while (record := self._oldest(queue)) is not None:
                 try:
-                    self._publish(topic, *queue.records[0])
+                    self._publish(topic, *record)
                 except StreamScorerError as error:
                     self._back_off(topic, queue, error)
                     return
-                queue.records.popleft()
+                self._remove(queue, record)
             if queue.backoff_s:
                 _log.info("%s: the records that waited are published", topic)
             queue.backoff_s = queue.retry_at = 0.0
@@ -87,15 +96,26 @@ class Outbox:
         """Publish a deletion of `key` on the compacted `topic`, then what waits, with one attempt each at most."""
         self.replace(topic, key, None)
         # The deletion comes first, because a failure ends the flush and there is no later retry.
-        self._queues = {topic: self._queues[topic], **self._queues}
-        for queue in self._queues.values():
-            queue.retry_at = 0.0
+        with self._lock:
+            self._queues = {topic: self._queues[topic], **self._queues}
+            for queue in self._queues.values():
+                queue.retry_at = 0.0
         self.flush()
         if self.waiting:
             _log.warning("%d records could not be published before the end", self.waiting)
 
     def _queue(self, topic: str) -> _Queue:
         return self._queues.setdefault(topic, _Queue())
+
+    def _oldest(self, queue: _Queue) -> tuple[str, bytes | None] | None:
+        with self._lock:
+            return queue.records[0] if queue.records else None
+
+    def _remove(self, queue: _Queue, published: tuple[str, bytes | None]) -> None:
+        """Remove a published record, unless another thread has replaced or dropped it meanwhile."""
+        with self._lock:
+            if queue.records and queue.records[0] is published:
+                queue.records.popleft()
 
     def _back_off(self, topic: str, queue: _Queue, error: StreamScorerError) -> None:
         level = logging.DEBUG if queue.backoff_s else logging.WARNING

@@ -26,11 +26,18 @@ MAX_ENTRIES = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record of the log: offset, command (None: it is not a command), and the reason of a refusal ("": it counts)."""
+    """A record of the log.
+
+    Attributes:
+        command: None if the record is not a command.
+        refused: the reason of a refusal; empty if the command counts.
+        timestamp: the broker's time of the record, ms.
+    """
 
     offset: int
     command: Command | None
     refused: str
+    timestamp: int = 0
 
 
 class Refused(Exception):
@@ -51,7 +58,7 @@ class History:
     next_offset: int = 0
     entries: list[Entry] = field(default_factory=list)
 
-    def add(self, offset: int, value: bytes | None) -> Entry:
+    def add(self, offset: int, value: bytes | None, timestamp: int = 0) -> Entry:
         """Apply the next record of the log."""
         self.next_offset = offset + 1
         command, refused = None, ""
@@ -64,7 +71,7 @@ class History:
             refused = f"not a command: {error}"
         except Refused as error:
             refused = str(error)
-        entry = Entry(offset, command, refused)
+        entry = Entry(offset, command, refused, timestamp)
         self.entries = [*self.entries[1 - MAX_ENTRIES :], entry]
         return entry
 

@@ -144,7 +144,7 @@ class Watch:
             self._started = True
         if self._reader is None:
             for command in self._log.read(READ_WAIT_S):
-                self._history.add(command.offset, command.value)
+                self._history.add(command.offset, command.value, command.timestamp)
             return
         records = self._reader.poll(MAX_SUMMARIES, READ_WAIT_S)
         for record in records:

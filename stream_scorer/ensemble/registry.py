@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -62,6 +63,9 @@ LOCAL = "local-"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 _log = logging.getLogger(__name__)
+_environment_lock = threading.Lock()
+_environment_users: list[int] = []
+_environment_added: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,15 +324,25 @@ def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Set the timeouts of mlflow, which reads them from the environment only. Variables of the user have priority."""
-    added = [name for name in _CLIENT_ENVIRONMENT if name not in os.environ]
-    for name in added:
-        os.environ[name] = _CLIENT_ENVIRONMENT[name]
+    """Set the timeouts of mlflow, which reads them from the environment only. Variables of the user have priority.
+
+    Several threads may load versions at once: the last one to leave removes the variables.
+    """
+    with _environment_lock:
+        if not _environment_users:
+            added = {name: value for name, value in _CLIENT_ENVIRONMENT.items() if name not in os.environ}
+            os.environ.update(added)
+            _environment_added.update(added)
+        _environment_users.append(threading.get_ident())
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        with _environment_lock:
+            _environment_users.remove(threading.get_ident())
+            if not _environment_users:
+                for name in _environment_added:
+                    os.environ.pop(name, None)
+                _environment_added.clear()
 
 
 def _check_reachable(tracking_uri: str) -> None:

@@ -20,11 +20,12 @@ _TRANSIENT = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._R
 
 
 class LogRecord(NamedTuple):
-    """One record of a log."""
+    """One record of a log; `timestamp` (ms) is the broker's if the topic has LogAppendTime."""
 
     offset: int
     key: str
     value: bytes | None
+    timestamp: int
 
 
 class ControlLog:
@@ -66,8 +67,8 @@ class ControlLog:
         for message in messages:
             error, offset = message.error(), cast(int, message.offset())
             if error is None:
-                key = message.key()
-                out.append(LogRecord(offset, (key or b"").decode(errors="replace"), message.value()))
+                key = (message.key() or b"").decode(errors="replace")
+                out.append(LogRecord(offset, key, message.value(), message.timestamp()[1]))
                 self._position = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._position = max(self._position, offset)

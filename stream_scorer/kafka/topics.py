@@ -73,13 +73,15 @@ _NAMES = {
     "audit": "audit",
     "incidents": "incidents",
 }
+# The broker's clock decides which scorers run, and how long ago a command was given; other clocks may be wrong.
+_BROKER_TIME = {"message.timestamp.type": "LogAppendTime"}
 # Topics with one partition. Logs (control, audit, incidents) are kept forever; compacted topics keep the newest value
 # per key.
 _SINGLE = {
-    "control": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
+    "control": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"} | _BROKER_TIME,
     # A segment per hour, so that compaction runs every hour. By default, Kafka would keep a week of values.
     "serving_state": {"cleanup.policy": "compact", "segment.ms": "3600000"},
-    "scorer_status": {"cleanup.policy": "compact", "segment.ms": "3600000"},
+    "scorer_status": {"cleanup.policy": "compact", "segment.ms": "3600000"} | _BROKER_TIME,
     "audit": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
     "incidents": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
 }

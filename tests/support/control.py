@@ -12,6 +12,7 @@ MARKER = b"\0marker"
 class ControlRecord(NamedTuple):
     offset: int
     value: bytes | None
+    timestamp: int = 0
 
 
 class MemoryControlLog:
@@ -20,11 +21,14 @@ class MemoryControlLog:
     def __init__(self, records: list[bytes] | None = None) -> None:
         self.records: list[bytes] = [] if records is None else records
         self.at = 0
+        self.fails: Exception | None = None
 
     def end(self) -> int:
         return len(self.records)
 
     def read(self, wait_s: float) -> list[ControlRecord]:
+        if self.fails is not None:
+            raise self.fails
         if self.at >= len(self.records):
             time.sleep(min(wait_s, 0.005))
         end = len(self.records)

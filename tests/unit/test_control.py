@@ -13,6 +13,7 @@ import pytest
 
 from stream_scorer.control.commands import submit
 from stream_scorer.control.follower import Follower, ScorerIdentity
+from stream_scorer.control.liveness import FORGOTTEN_MS, SILENT_MS, Scorers
 from stream_scorer.control.outbox import MAX_BACKOFF_S, MAX_WAITING, Outbox
 from stream_scorer.control.state import MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
@@ -164,6 +165,9 @@ class Scorer:
 
     def __init__(self, records: list[bytes], ensembles: dict[str, Ensemble], name: str = "s") -> None:
         self.broken: set[str] = set()
+        # Versions whose load waits for the event.
+        self.slow: dict[str, threading.Event] = {}
+        self.log = MemoryControlLog(records)
         self.breaks: Exception = ArtifactError("altered")
         self.loads: list[str] = []
         self.said: dict[str, deque[bytes | None]] = {
@@ -173,21 +177,26 @@ class Scorer:
         }
 
         self.unwritable: set[str] = set()
+        self.hanging = threading.Event()
+        self.hanging.set()
 
         def put(topic: str, _key: str, value: bytes | None) -> None:
+            self.hanging.wait(10)
             if topic in self.unwritable:
                 raise BrokerUnavailable(f"{topic} has no leader")
             self.said[topic].append(value)
 
         def load(version: ServedVersion) -> Ensemble:
             self.loads.append(version.version)
+            if version.version in self.slow:
+                self.slow[version.version].wait(30)
             if version.version in self.broken:
                 raise self.breaks
             return ensembles[version.version]
 
         self.follower = Follower(
             ScorerIdentity("cards", name, "g"),
-            MemoryControlLog(records),
+            self.log,
             lambda: ONE,
             load,
             put,
@@ -203,7 +212,7 @@ class Scorer:
 
     def until(self, offset: int) -> ScorerStatus:
         deadline = time.monotonic() + 5
-        while self.status.wanted_offset < offset and time.monotonic() < deadline:
+        while (self.status.wanted_offset < offset or self.status.loading) and time.monotonic() < deadline:
             time.sleep(0.005)
         return self.status
 
@@ -356,6 +365,106 @@ def test_a_failed_publication_is_retried_and_the_loaded_version_serves(
     assert [(record.version, record.refused) for record in audit] == [("1", ""), ("2", ""), ("3", "")]
 
 
+def command(records: list[bytes], action: str, **more: object) -> int:
+    """Append a command that counts if the state allows it; returns its offset."""
+    fields = {"ensemble": "cards", "who": "ann", "why": "so", "at": 1, "expected_offset": len(records)} | more
+    records.append(msgspec.json.encode(Command(action=action, **fields)))  # type: ignore[arg-type]
+    return len(records) - 1
+
+
+def test_a_rollback_takes_effect_within_a_second_while_versions_load(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+    scorer.follower.start()
+    try:
+        command(records, "promote", version=TWO)
+        assert eventually(lambda: scorer.follower.lineup.champion.version == "2")
+        scorer.slow = {"3": threading.Event()}
+        command(records, "shadow", version=THREE)
+        assert eventually(lambda: scorer.status.loading == ["3"])
+        assert (scorer.status.in_play, scorer.status.problem) == (["2", "1"], "")
+        began = time.monotonic()
+        rollback = command(records, "rollback")
+        assert eventually(lambda: scorer.follower.lineup.champion.version == "1")
+        assert time.monotonic() - began < 1
+        assert scorer.follower.lineup.control_offset == rollback
+        heartbeats = len(scorer.said["scorer_status"])
+        assert eventually(lambda: len(scorer.said["scorer_status"]) > heartbeats + 1)  # heartbeats go on
+        scorer.slow["3"].set()
+        assert eventually(lambda: scorer.status.in_play == ["1", "3"])
+        assert scorer.status.control_offset == rollback
+    finally:
+        scorer.follower.close()
+
+
+def test_a_rollback_supersedes_a_champion_that_is_still_loading(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+    scorer.follower.start()
+    try:
+        scorer.slow = {"2": threading.Event()}
+        command(records, "promote", version=TWO)
+        assert eventually(lambda: scorer.status.loading == ["2"])
+        rollback = command(records, "rollback")
+        assert eventually(lambda: scorer.status.control_offset == rollback)
+        command(records, "promote", version=THREE)  # loads although version 2 still does
+        assert eventually(lambda: scorer.follower.lineup.champion.version == "3")
+        scorer.slow["2"].set()
+        time.sleep(0.5)
+        assert scorer.status.in_play == ["3", "1"]
+    finally:
+        scorer.follower.close()
+
+
+def test_a_rollback_during_a_start_replaces_the_version_that_loads(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    command(records, "promote", version=ONE)
+    command(records, "promote", version=TWO)
+    scorer = Scorer(records, ensembles)
+    scorer.slow = {"2": threading.Event()}
+    thread = threading.Thread(target=scorer.follower.start)
+    thread.start()
+    try:
+        assert eventually(lambda: "2" in scorer.loads)
+        command(records, "rollback")
+        thread.join(2)
+        assert not thread.is_alive()
+        assert scorer.follower.lineup.champion.version == "1"
+    finally:
+        scorer.slow["2"].set()
+        scorer.follower.close()
+
+
+def test_a_publication_that_hangs_delays_no_command(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+    scorer.follower.start()
+    try:
+        scorer.hanging = threading.Event()
+        command(records, "promote", version=TWO)
+        assert eventually(lambda: scorer.follower.lineup.champion.version == "2")
+        command(records, "rollback")
+        assert eventually(lambda: scorer.follower.lineup.champion.version == "1")
+        scorer.hanging.set()
+        assert eventually(lambda: scorer.status.control_offset == 2)
+    finally:
+        scorer.hanging.set()
+        scorer.follower.close()
+
+
+def test_a_log_that_cannot_be_read_is_reported_by_heartbeats(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+    scorer.follower.start()
+    try:
+        scorer.log.fails = StreamScorerError("not authorized")
+        assert eventually(lambda: scorer.status.problem == "not authorized")
+        scorer.log.fails = None
+        assert eventually(lambda: scorer.status.problem == "")
+    finally:
+        scorer.follower.close()
+
+
 def newest(scorer: Scorer, topic: str, kind: type[ServingState]) -> ServingState:
     return msgspec.json.decode(scorer.said[topic][-1] or b"", type=kind)
 
@@ -446,3 +555,29 @@ def test_an_outbox_is_bounded_and_ends_with_the_deletion_first(broker: Broker) -
     outbox.close("status", "a")
     assert broker.records == [("status", "a", None)]
     assert broker.attempts == 3  # one failure, the deletion, one last attempt
+
+
+def status_of(instance: str, wanted: int, problem: str = "", loading: list[str] | None = None) -> bytes:
+    # `at` is the scorer's clock, which is wrong by years.
+    return msgspec.json.encode(ScorerStatus(instance, "g", "cards", ["1"], 3, wanted, problem, 5, loading or []))
+
+
+def test_the_times_of_the_broker_decide_which_scorers_follow() -> None:
+    scorers = Scorers("cards")
+    scorers.add("gone", status_of("gone", 3), 1_000_000_000 - FORGOTTEN_MS)
+    scorers.add("silent", status_of("silent", 3), 1_000_000_000 - SILENT_MS - 5_000)
+    scorers.add("stopped", status_of("stopped", 3), 1_000_000_000)
+    scorers.add("stopped", None, 1_000_000_000)
+    scorers.add("wires", msgspec.json.encode(ScorerStatus("wires", "g", "wires", ["1"], 3, 3, "", 5)), 1_000_000_000)
+    scorers.add("slow", status_of("slow", 3), 1_000_000_000)
+    scorers.add("loads", status_of("loads", 4, loading=["2"]), 1_000_000_000)
+    scorers.add("fails", status_of("fails", 4, "2 is refused: altered"), 1_000_000_000)
+    scorers.add("follows", status_of("follows", 4), 1_000_000_000)
+    assert {seen.status.instance: seen.missing(4, scorers.now) for seen in scorers.known()} == {
+        "fails": "2 is refused: altered",
+        "follows": "",
+        "loads": "still loads 2",
+        "silent": "silent for 20 s",
+        "slow": "has not read the command yet",
+    }
+    assert [seen.status.instance for seen in scorers.known() if seen.settled(4)] == ["fails", "follows"]
