@@ -30,7 +30,8 @@ from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactions import TransactionPair
 from stream_scorer.observability import metrics as m
-from stream_scorer.observability.health import HealthServer, Readiness
+from stream_scorer.observability.health import HealthServer
+from stream_scorer.observability.liveness import Health
 from stream_scorer.pipeline.accounting import Account
 from stream_scorer.pipeline.apply import Apply
 from stream_scorer.pipeline.availability import Availability
@@ -45,7 +46,7 @@ from stream_scorer.pipeline.housekeeping import Housekeeping
 from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.probe import WriteProbe
-from stream_scorer.pipeline.processor import Pacing, Processor
+from stream_scorer.pipeline.processor import PROGRESS_LIMIT_S, Pacing, Processor
 from stream_scorer.pipeline.produce import Produce
 from stream_scorer.pipeline.publish import Publisher
 from stream_scorer.pipeline.recovery import MAX_INLINE, StartingPoints, starting_points
@@ -117,7 +118,7 @@ def open_log(settings: Settings) -> RangeReader:
 
 
 @contextmanager
-def scorer(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
+def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[Processor]:
     """A scorer configured by `settings`. Leaving the block stops its threads, in reverse order.
 
     Raises:
@@ -148,7 +149,7 @@ def scorer(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
     state = StateManager(availability, in_flight, probe, find_start, start_catch_up, metrics)
     with ExitStack() as lifetime:
         bulkhead = lifetime.enter_context(running_bulkhead(settings))
-        follower = make_follower(settings, checked, topics, metrics)
+        follower = make_follower(settings, checked, topics, metrics, health)
         stages: list[Stage] = [
             Decode(checked),
             Enrich(engine, store, availability, in_flight),
@@ -164,6 +165,7 @@ def scorer(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
             metrics,
             checked.spec.transaction.time,
         )
+        health.require(lambda: follower.missing)
         # Start these last, so that a scorer that fails to start never publishes a serving state.
         lifetime.callback(follower.close)
         follower.start()
@@ -172,7 +174,9 @@ def scorer(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
         yield processor
 
 
-def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metrics: m.Metrics) -> Follower:
+def make_follower(
+    settings: Settings, checked: CheckedSpec, topics: Topics, metrics: m.Metrics, health: Health
+) -> Follower:
     """The follower of `control`; `scorer.ensemble` names the ensemble, and the version to propose at first."""
     from stream_scorer.ensemble.registry import fetch, keep, parse_reference, resolve
 
@@ -209,6 +213,7 @@ def make_follower(settings: Settings, checked: CheckedSpec, topics: Topics, metr
         lambda topic, key, value: writer.write(getattr(topics, topic), key, value),
         SystemClock(),
         metrics,
+        health,
     )
 
 
@@ -260,7 +265,7 @@ def running_bulkhead(settings: Settings) -> Iterator[Bulkhead]:
 
 
 @contextmanager
-def passthrough(settings: Settings, metrics: m.Metrics) -> Iterator[Processor]:
+def passthrough(settings: Settings, metrics: m.Metrics, _health: Health) -> Iterator[Processor]:
     """The exactly-once limit of this reader, committer and broker: every value goes to `scores` as it came."""
     topics, sources = input_partitions(settings)
 
@@ -316,28 +321,31 @@ def make_processor(
     )
 
 
-def run_processor(settings: Settings, make: Callable[[Settings, m.Metrics], AbstractContextManager[Processor]]) -> None:
+def run_processor(
+    settings: Settings, make: Callable[[Settings, m.Metrics, Health], AbstractContextManager[Processor]]
+) -> None:
     """Build with `make` and run until SIGTERM or SIGINT, with health and metrics served from the start."""
-    metrics = m.Metrics()
-    running: list[Processor] = []
-
-    def ready() -> tuple[bool, str]:
-        return running[0].ready() if running else (False, "starting")
-
-    with stop_on_signal() as stop, _health(settings, metrics, ready), make(settings, metrics) as processor:
-        running.append(processor)
+    metrics, health = m.Metrics(), Health(SystemClock())
+    with stop_on_signal() as stop, _health(settings, metrics, health), make(settings, metrics, health) as processor:
+        processor.beat = health.watch("scoring", PROGRESS_LIMIT_S).beat
+        health.require(lambda: _missing(processor))
         calm_garbage_collector()
         processor.run(stop)
     _log.info("stopped")
 
 
+def _missing(processor: Processor) -> str:
+    ready, reason = processor.ready()
+    return "" if ready else reason
+
+
 @contextmanager
-def _health(settings: Settings, metrics: m.Metrics, ready: Readiness) -> Iterator[None]:
+def _health(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[None]:
     port = settings["metrics.port"]
     if port < 0:
         yield
         return
-    server = HealthServer(settings["metrics.host"], port, metrics.registry, ready)
+    server = HealthServer(settings["metrics.host"], port, metrics.registry, health.ready, health.problems)
     _log.info("health and metrics on http://%s:%d", settings["metrics.host"], server.port)
     try:
         yield

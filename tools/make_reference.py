@@ -54,9 +54,11 @@ _METRICS = """\
 {made}
 
 `/metrics` on `metrics.host`:`metrics.port` serves these metrics as Prometheus text. The same port serves `/healthz`
-(the process is up) and `/readyz` (200 when the process has its partitions and, for a scorer, scores with features;
-otherwise 503 with the reason). No label contains data of a transaction. `deploy/prometheus/alerts.yml` has alert
-rules to start from.
+and `/readyz`. For a scorer, `/healthz` returns 503 with `problems` if the thread `scoring`, `control` or
+`control-publisher` has stopped, or has made no progress for 240, 30 or 120 s. These limits exceed every wait for the
+broker or Redis, so only a restart helps. `/readyz` returns 200 when the process has its partitions and, for a scorer,
+scores with features and can read `control`; otherwise 503 with a reason that names everything that is missing. No label
+contains data of a transaction. `deploy/prometheus/alerts.yml` has alert rules to start from.
 
 ## Scorer (`stream-scorer run`)
 

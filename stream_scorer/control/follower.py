@@ -24,6 +24,7 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup, Split
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability import metrics as m
+from stream_scorer.observability.liveness import Health
 from stream_scorer.records import AuditRecord, Command, LoadedMember, ScorerStatus, ServedVersion, ServingState
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ _START_WAIT_S = 0.02
 MAX_START_WAIT_S = 30.0
 HEARTBEAT_S = 2.0
 _PUBLISH_EVERY_S = 0.2
+# Longest times without progress: the control thread waits `READ_WAIT_S`, the publisher for the broker's timeouts.
+_CONTROL_LIMIT_S, _PUBLISHER_LIMIT_S = 30.0, 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,10 @@ class Follower:
         publish: Callable[[str, str, bytes | None], object],
         clock: Clock,
         metrics: m.Metrics,
+        health: Health,
     ) -> None:
+        self._pulse = health.watch("control", _CONTROL_LIMIT_S)
+        self._publisher_pulse = health.watch("control-publisher", _PUBLISHER_LIMIT_S)
         self._identity = identity
         self._log = log
         self._initial_version = initial_version
@@ -106,6 +112,11 @@ class Follower:
         assert self._lineup is not None
         return self._lineup
 
+    @property
+    def missing(self) -> str:
+        """What readiness lacks: a scorer that cannot read the log would miss a rollback."""
+        return f"control cannot be read: {self._read_problem}" if self._read_problem else ""
+
     def start(self) -> None:
         """Read the log to its end, load the lineup that it asks for, and start to follow it.
 
@@ -127,6 +138,8 @@ class Follower:
         """Stop following, and delete this scorer's status."""
         self._stop.set()
         self._to_publish.set()
+        self._pulse.end()
+        self._publisher_pulse.end()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(2 * READ_WAIT_S + 2.0)
@@ -181,6 +194,7 @@ class Follower:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self._pulse.beat()
             try:
                 self._follow(changed=self._read_new())
             except Exception:  # A scorer that stops following cannot be rolled back, so the thread survives any error.
@@ -349,6 +363,7 @@ class Follower:
 
     def _run_publisher(self) -> None:
         while not self._stop.is_set():
+            self._publisher_pulse.beat()
             self._to_publish.wait(_PUBLISH_EVERY_S)
             self._to_publish.clear()
             try:

@@ -16,6 +16,12 @@ from stream_scorer.errors import SettingsError
 
 # (ready, reason): the reason explains to an operator why the process is not ready.
 Readiness = Callable[[], tuple[bool, str]]
+# Why the process must be restarted; empty if it is alive.
+Problems = Callable[[], list[str]]
+
+
+def _no_problems() -> list[str]:
+    return []
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -36,7 +42,9 @@ class HealthServer:
         SettingsError: the port is in use, or the host is not an interface of this machine.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Readiness) -> None:
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, ready: Readiness, problems: Problems = _no_problems
+    ) -> None:
         metrics = make_wsgi_app(registry)
 
         def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -44,6 +52,9 @@ class HealthServer:
             if path == "/metrics":
                 return metrics(environ, start)  # type: ignore[no-any-return]
             if path == "/healthz":
+                found = problems()
+                if found:
+                    return _answer(start, "503 Service Unavailable", {"status": "failed", "problems": found})
                 return _answer(start, "200 OK", {"status": "ok"})
             if path == "/readyz":
                 is_ready, reason = ready()

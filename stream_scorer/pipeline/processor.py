@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 REBALANCE_DEADLINE_S = 8.0
 # How long a read waits for its first record; also how soon a stop is noticed.
 READ_WAIT_S = 0.1
+# Longest step of the scoring thread: it waits for its turn to produce, and for a drain in a resync. The rest is reserve
+# for a rebalance and for lookups at a broker that restarts.
+PROGRESS_LIMIT_S = 2 * COMMIT_DEADLINE_S + 60.0
 
 OnAssigned = Callable[[list[SourcePartition]], dict[SourcePartition, int]]
 OnRevoked = Callable[[bool], None]
@@ -55,6 +58,9 @@ class Processor:
         make_reader: builds the input reader around our rebalance callbacks.
         stages: run in the scoring thread. committer: runs the last ones.
         state: decides where to read from and whether features can be used; see `StateManager`.
+
+    Attributes:
+        beat: called before each step, at least once per `PROGRESS_LIMIT_S`.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Processor:
         pacing: Pacing,
         metrics: m.Metrics,
     ) -> None:
+        self.beat: Callable[[], object] = lambda: None
         self._producers = producers
         self._stages = list(stages)
         self._state = state
@@ -92,6 +99,7 @@ class Processor:
         """Process until `stop` is set, then finish the batch in hand and leave the group."""
         try:
             while not stop.is_set():
+                self.beat()
                 self._step()
             self._committer.drain(Deadline(REBALANCE_DEADLINE_S))
         finally:

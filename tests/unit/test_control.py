@@ -18,6 +18,7 @@ from stream_scorer.control.outbox import MAX_BACKOFF_S, MAX_WAITING, Outbox
 from stream_scorer.control.state import MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, BrokerUnavailable, StreamScorerError
+from stream_scorer.observability.liveness import Health
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import AuditRecord, Command, DisabledMember, ScorerStatus, ServedVersion, ServingState
 from tests.support.control import MemoryControlLog
@@ -168,6 +169,7 @@ class Scorer:
         # Versions whose load waits for the event.
         self.slow: dict[str, threading.Event] = {}
         self.log = MemoryControlLog(records)
+        self.health = Health(FixedClock())
         self.breaks: Exception = ArtifactError("altered")
         self.loads: list[str] = []
         self.said: dict[str, deque[bytes | None]] = {
@@ -202,6 +204,7 @@ class Scorer:
             put,
             FixedClock(),
             Metrics(),
+            self.health,
         )
 
     @property
@@ -459,6 +462,7 @@ def test_a_log_that_cannot_be_read_is_reported_by_heartbeats(ensembles: dict[str
     try:
         scorer.log.fails = StreamScorerError("not authorized")
         assert eventually(lambda: scorer.status.problem == "not authorized")
+        assert scorer.follower.missing == "control cannot be read: not authorized"
         scorer.log.fails = None
         assert eventually(lambda: scorer.status.problem == "")
     finally:

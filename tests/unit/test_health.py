@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from stream_scorer.errors import SettingsError
 from stream_scorer.observability.health import HealthServer
+from stream_scorer.observability.liveness import Health
 from stream_scorer.observability.metrics import TRANSACTIONS, Metrics
 
 HOST = "127.0.0.1"
@@ -24,7 +26,8 @@ class Served:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.ready = (False, "waiting for partitions")
-        self.server = HealthServer(HOST, 0, self.metrics.registry, lambda: self.ready)
+        self.problems: list[str] = []
+        self.server = HealthServer(HOST, 0, self.metrics.registry, lambda: self.ready, lambda: self.problems)
 
     def get(self, path: str) -> tuple[int, bytes]:
         try:
@@ -85,3 +88,45 @@ def test_close_frees_the_port() -> None:
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind((HOST, port))
+
+
+class StepClock:
+    now = 0.0
+
+    def now_ms(self) -> int:
+        return int(self.now * 1_000)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_process_is_not_alive_when_a_thread_stops_or_makes_no_progress(served: Served) -> None:
+    clock = StepClock()
+    health = Health(clock)
+    scoring, control = health.watch("scoring", 240), health.watch("control", 30)
+    assert health.problems() == []  # neither has started
+    thread = threading.Thread(target=control.beat)
+    thread.start()
+    thread.join()
+    scoring.beat()
+    assert health.problems() == ["the thread control has stopped"]
+    control.end()
+    assert health.problems() == []
+    control.beat()
+    clock.now = 31
+    assert health.problems() == ["the thread control has made no progress for 31 s (limit: 30 s)"]
+    served.problems = health.problems()
+    assert served.get_json("/healthz") == (503, {"status": "failed", "problems": health.problems()})
+    control.beat()
+    assert health.problems() == []
+
+
+def test_readiness_names_everything_that_is_missing() -> None:
+    health = Health(StepClock())
+    assert health.ready() == (False, "starting")
+    partitions, control = "waiting for partitions", "control cannot be read: not authorized"
+    health.require(lambda: partitions)
+    health.require(lambda: control)
+    assert health.ready() == (False, "waiting for partitions; control cannot be read: not authorized")
+    partitions = control = ""
+    assert health.ready() == (True, "serving")
