@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from stream_scorer.clock import SystemClock
+from stream_scorer.control.aliases import CHAMPION, AliasMirror
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.watch import Watch, WatchRules
@@ -67,6 +68,8 @@ from stream_scorer.state.rows import FeatureRows
 _log = logging.getLogger(__name__)
 # Its thread checks for a stop several times per second.
 STOP_WATCH_S = 3.0
+# Its thread looks for a stop every half second, unless it waits for the registry.
+STOP_ALIASES_S = 2.0
 
 
 def load_serving_ensemble(settings: Settings, checked: CheckedSpec) -> Ensemble:
@@ -247,6 +250,30 @@ def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]
     finally:
         stop.set()
         thread.join(STOP_WATCH_S)
+
+
+@contextmanager
+def mirroring_aliases(settings: Settings) -> Iterator[None]:
+    """Inside the block, a thread keeps the aliases of the registry `mlflow.url` at the versions that serve."""
+    from stream_scorer.ensemble.registry import set_alias
+
+    url, bootstrap = settings["mlflow.url"], settings.require("kafka.bootstrap")
+    if not url:
+        yield
+        return
+    mirror = AliasMirror(
+        lambda: ControlLog(bootstrap, Topics(settings["topics.prefix"]).control),
+        lambda name, version: set_alias(name, CHAMPION, version, url),
+        SystemClock(),
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=mirror.run, args=(stop,), name="aliases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(STOP_ALIASES_S)
 
 
 @contextmanager

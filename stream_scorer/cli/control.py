@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from stream_scorer.records import Action, DisabledMember, Incident, ScorerStatus, ServedVersion, ServingState
 
 _SETTINGS = ("kafka.bootstrap", "mlflow.url", "topics.prefix", "cache.dir")
-CHAMPION = "champion"
 # Number of commands that `status` shows; --json prints all that `History` keeps.
 _SHOWN = 15
 
@@ -122,6 +121,7 @@ class _Console:
 
     def _move_alias(self, state: ServingState) -> None:
         """Move the alias `champion` in the registry to the version that serves."""
+        from stream_scorer.control.aliases import CHAMPION
         from stream_scorer.ensemble.registry import set_alias
 
         if not state.champion.version.isdigit() or not self.settings["mlflow.url"]:

@@ -43,7 +43,7 @@ def monitor(settings: Settings) -> None:
     Reads `scores`, `labels` and `score-summaries`; writes `outcomes` and `monitor-metrics`. Also watches versions on
     probation and canaries (`monitor.mode`, docs/control.md), and in mode `auto` issues commands on `control`.
     """
-    from stream_scorer.app import watching
+    from stream_scorer.app import mirroring_aliases, watching
     from stream_scorer.clock import SystemClock
     from stream_scorer.control.watch import WATCH_METRICS
     from stream_scorer.monitor.metrics import MONITOR_METRICS
@@ -59,7 +59,7 @@ def monitor(settings: Settings) -> None:
         name, version = references.add(settings["scorer.ensemble"])
         click.echo(f"reference profile of {name} {version}", err=True)
     metrics = Metrics((*MONITOR_METRICS, *WATCH_METRICS))
-    with watching(settings, metrics, settings["monitor.instance"]):
+    with mirroring_aliases(settings), watching(settings, metrics, settings["monitor.instance"]):
         run_monitor(
             MonitorSettings.of(settings),
             load_spec(settings.require("scorer.spec")),
