@@ -16,18 +16,20 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.control.aliases import CHAMPION, AliasMirror
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
+from stream_scorer.control.recovery import require_never_served
 from stream_scorer.control.watch import Watch, WatchRules
 from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
-from stream_scorer.errors import StateUnavailable
+from stream_scorer.errors import BrokerUnavailable, SettingsError, StateUnavailable, StreamScorerError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
+from stream_scorer.kafka.topic_config import find_problems, loses_commands
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactions import TransactionPair
 from stream_scorer.observability import metrics as m
@@ -177,6 +179,30 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
         yield processor
 
 
+def check_topic_settings(admin: TopicAdmin, topics: Topics) -> None:
+    """Check the settings of the scorer's topics. Logs a warning for each wrong one.
+
+    Raises:
+        SettingsError: `control` would lose commands, after which scorers would serve the wrong version.
+    """
+    counts = admin.require(topics.control_topics()) | admin.require(topics.scorer_topics())
+    try:
+        configs = admin.configs(counts)
+    except BrokerUnavailable:
+        raise
+    except StreamScorerError as error:
+        _log.warning("the settings of the topics are not checked: %s", error.message)
+        return
+    for name, problems in find_problems(topics, configs, admin.replicas()).items():
+        _log.warning("topic %s: %s", name, "; ".join(problems))
+    if lost := loses_commands(configs[topics.control]):
+        raise SettingsError(
+            f"topic {topics.control}: {'; '.join(lost)}",
+            hint=f"Run `kafka-configs.sh --alter --entity-type topics --entity-name {topics.control} --add-config "
+            "cleanup.policy=delete,retention.ms=-1,retention.bytes=-1`.",
+        )
+
+
 def make_follower(
     settings: Settings, checked: CheckedSpec, topics: Topics, metrics: m.Metrics, health: Health
 ) -> Follower:
@@ -192,6 +218,11 @@ def make_follower(
         name, local = read_manifest(reference.folder).name, ServedVersion(*keep(reference.folder, cache))
 
     def first() -> ServedVersion:
+        states = ControlLog(bootstrap, topics.serving_state)
+        try:
+            require_never_served(states, name)
+        finally:
+            states.close()
         if local is not None:
             return local
         path, version = resolve(settings["scorer.ensemble"], tracking_uri, cache)
@@ -206,7 +237,7 @@ def make_follower(
         return ensemble
 
     bootstrap = settings["kafka.bootstrap"]
-    TopicAdmin(bootstrap).require(topics.control_topics())
+    check_topic_settings(TopicAdmin(bootstrap), topics)
     writer = RecordWriter(bootstrap)
     return Follower(
         ScorerIdentity(name, settings["scorer.instance"], settings["scorer.group"]),

@@ -23,8 +23,9 @@ Arm = Literal["champion", "canary"]
 ARMS: tuple[Arm, ...] = ("champion", "canary")
 Author = Literal["person", "monitor", "scorer"]
 Action = Literal[
-    "promote", "confirm", "rollback", "canary", "shadow", "stop", "retire", "disable", "enable", "hold", "release"
-]
+    "promote", "confirm", "rollback", "canary", "shadow", "stop", "retire", "disable", "enable", "hold", "release",
+    "recover",
+]  # fmt: skip
 
 # Decimals of a member's weight and contribution on `contributions`. Their errors, and the sum of the errors of 32
 # contributions (1.6e-10), stay below the 1e-9 to which recorded numbers add up.
@@ -334,7 +335,7 @@ class Command(Record, frozen=True, kw_only=True):
     """Topic `control`: what somebody wants. It counts only at `expected_offset`; see `stream_scorer.control.state`.
 
     `share` (0 to 1), `salt` and `until` (event time) belong to `canary`, `member` to `disable` and `enable`, `version`
-    to whatever acts on a version. `at` is the author's clock and decides nothing.
+    to whatever acts on a version, `state` to `recover`. `at` is the author's clock and decides nothing.
     """
 
     ensemble: str
@@ -349,6 +350,7 @@ class Command(Record, frozen=True, kw_only=True):
     share: float | None = None
     salt: str | None = None
     until: int | None = None
+    state: ServingState | None = None
 
 
 class CanaryState(Record, frozen=True):

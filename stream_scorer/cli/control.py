@@ -287,6 +287,36 @@ def rollback(settings: Settings, name: str, why: str, who: str, wait_s: float) -
         console.submit(name, "rollback", who, why, wait_s)
 
 
+@_command("recover")
+@click.argument("name")
+@click.option("--from", "reference", help="Recover only this version (name:version), if no state is recorded.")
+def recover(settings: Settings, name: str, reference: str | None, why: str, who: str, wait_s: float) -> None:
+    """Restore the state of NAME after the topic `control` has lost its commands.
+
+    The state is the last one on `serving-state`. The command contains it, so that every reader serves it.
+    """
+    from stream_scorer.control.recovery import newest_state
+    from stream_scorer.kafka.control_log import ControlLog
+    from stream_scorer.records import ServingState
+
+    found = None if reference is None else _find(settings, reference)
+    with _open_console(settings) as console:
+        if name in console.read().states:
+            raise UsageError(f"the topic control has the state of {name!r}: there is nothing to recover")
+        if found is None:
+            log: ControlLog = ControlLog(settings["kafka.bootstrap"], console.topics.serving_state)
+            try:
+                state = newest_state(log, name)
+            finally:
+                log.close()
+        else:
+            state = ServingState(ensemble=name, control_offset=0, champion=found.version, who=who, why=why, at=0)
+        if state is None:
+            raise UsageError(f"no state of {name!r} is recorded", hint="Give the version with --from name:version.")
+        console.submit(name, "recover", who, why, wait_s, state=state)
+        _show_state(console.history.states[name])
+
+
 @_command("canary")
 @click.argument("reference")
 @click.option("--share", required=True, help="Share of the entities that the canary decides, such as 0.1 or 10%.")
@@ -428,7 +458,9 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
     _show_table(("offset", "time (UTC)", "author", "command", "reason"), rows, "no commands")
 
 
-COMMANDS = [promote, weights, confirm, rollback, canary, shadow, stop, retire, disable, enable, hold, release, status]
+COMMANDS = [
+    promote, weights, confirm, rollback, canary, shadow, stop, retire, disable, enable, hold, release, recover, status,
+]  # fmt: skip
 
 
 def _history_row(entry: Entry) -> tuple[str, ...]:

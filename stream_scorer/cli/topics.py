@@ -38,11 +38,19 @@ def create(settings: Settings, partitions: int, replication: int) -> None:
 @topics.command()
 @with_settings("kafka.bootstrap", "topics.prefix")
 def check(settings: Settings) -> None:
-    """Check that every topic exists and that partition counts agree."""
+    """Check that every topic exists, that partition counts agree, and that no setting loses records."""
+    from stream_scorer.errors import CheckFailed
+    from stream_scorer.kafka.topic_config import find_problems
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
     names = Topics(settings["topics.prefix"])
     admin = TopicAdmin(settings.require("kafka.bootstrap"))
     counts = admin.require(names.of_partitions()) | admin.require(names.of_one_partition())
+    problems = find_problems(names, admin.configs(counts), admin.replicas())
     for name, count in counts.items():
-        click.echo(f"{name}\t{count} partitions")
+        click.echo("\t".join([name, f"{count} partitions", *problems.get(name, [])]))
+    if problems:
+        raise CheckFailed(
+            f"topics with wrong settings: {', '.join(problems)}",
+            hint="Change them with `kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config …`.",
+        )

@@ -19,6 +19,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.control.commands import CommandLog, LogEntry, catch_up
 from stream_scorer.control.loader import Loader, Result
 from stream_scorer.control.outbox import Outbox
+from stream_scorer.control.recovery import lost_commands
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup, Split
@@ -66,7 +67,8 @@ class Follower:
     """Follows the control log and owns the lineup of this scorer.
 
     Args:
-        initial_version: the version that this scorer proposes if the log has no command for its ensemble.
+        initial_version: the version that this scorer proposes if the log has no command for its ensemble. Raises
+            `StreamScorerError` if the ensemble has served before.
         load: loads and checks a version. Raises `StreamScorerError`. Runs in several threads at once.
         publish: writes a record: topic (`serving_state`, `scorer_status`, `audit`), key, value (None deletes the key).
     """
@@ -167,8 +169,11 @@ class Follower:
         """Propose the version that this scorer's settings name. If several scorers propose, the first proposal counts.
 
         Raises:
-            StreamScorerError: the version cannot be loaded or is refused. Then nothing is proposed.
+            StreamScorerError: the version cannot be loaded or is refused, or `control` has lost commands. Then nothing
+                is proposed.
         """
+        if self._history.incomplete:
+            raise lost_commands(self._identity.ensemble)
         version = self._initial_version()
         self._loader.want([version])
         while (found := self._loader.get(version)) is None:

@@ -51,22 +51,34 @@ class History:
     Attributes:
         states: serving state by ensemble.
         next_offset: offset of the next record, unless another writer appends first.
+        first_offset: offset of the first record; None before it.
         entries: the last `MAX_ENTRIES` records.
     """
 
     states: dict[str, ServingState] = field(default_factory=dict)
     next_offset: int = 0
+    first_offset: int | None = None
     entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the log has lost its beginning. Then an ensemble has no state before a `recover`."""
+        return (self.next_offset if self.first_offset is None else self.first_offset) > 0
 
     def add(self, offset: int, value: bytes | None, timestamp: int = 0) -> Entry:
         """Apply the next record of the log."""
+        if self.first_offset is None:
+            self.first_offset = offset
         self.next_offset = offset + 1
         command, refused = None, ""
         try:
             command = _decode(value or b"")
             if command.expected_offset != offset:
                 raise Refused(f"it expects offset {command.expected_offset}: another command came first")
-            self.states[command.ensemble] = follow(self.states.get(command.ensemble), offset, command)
+            state = self.states.get(command.ensemble)
+            if state is None and self.incomplete and command.action != "recover":
+                raise Refused(f"the commands before offset {self.first_offset} are lost: use recover first")
+            self.states[command.ensemble] = follow(state, offset, command)
         except NOT_A_RECORD as error:
             refused = f"not a command: {error}"
         except Refused as error:
@@ -84,14 +96,27 @@ def follow(state: ServingState | None, offset: int, command: Command) -> Serving
     source = {"control_offset": offset, "who": command.who, "why": command.why, "at": command.at}
     if not command.why.strip():
         raise Refused("it has no reason")
+    if command.action == "recover":
+        return replace(_recovered(command), **source)
     if state is None:
         if command.action != "promote":
             raise Refused(f"no version of {command.ensemble} serves yet")
         return ServingState(ensemble=command.ensemble, champion=_version(command), **source)  # type: ignore[arg-type]
+    if command.author == "scorer":
+        raise Refused(f"{state.champion.version} already serves: a scorer proposes the first version only")
     if command.author == "monitor" and state.hold is not None:
         raise Refused(f"{state.hold.who} put a hold on it: {state.hold.why}")
     change = _CHANGES[command.action](state, command)
     return replace(state, **change, **source)
+
+
+def _recovered(command: Command) -> ServingState:
+    """The state that a person restores. It replaces any other, so that readers of a damaged log agree again."""
+    if command.author != "person":
+        raise Refused("only a person can recover a state")
+    if command.state is None or command.state.ensemble != command.ensemble:
+        raise Refused(f"it has no state of {command.ensemble}")
+    return command.state
 
 
 def _promote(state: ServingState, command: Command) -> dict[str, object]:

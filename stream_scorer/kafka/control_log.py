@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.kafka.config import consumer_config
@@ -34,7 +34,8 @@ class ControlLog:
     def __init__(self, bootstrap: str, topic: str) -> None:
         self._bootstrap = bootstrap
         self._topic = topic
-        self._source = TopicPartition(topic, 0, 0)
+        # The log may have lost its first records: then it begins above offset 0.
+        self._source = TopicPartition(topic, 0, OFFSET_BEGINNING)
         self._position = 0
         # The end of the partition is an event, because its last offsets may hold no record: see `position`.
         settings = {"enable.partition.eof": True}

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+    TopicMetadata,
+)
 
 from stream_scorer.errors import SettingsError, UsageError
 from stream_scorer.kafka.config import MAX_MESSAGE_BYTES, client_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 
 _TIMEOUT_S = 10.0
+# With this many replicas, a record must be on two brokers before it counts as written, and one broker may fail.
+SAFE_REPLICAS = 3
 _LISTED_PAUSE_S = 0.05
 
 
@@ -87,6 +96,11 @@ _SINGLE = {
 }
 
 
+def _common_config(replication: int) -> dict[str, str]:
+    in_sync = {"min.insync.replicas": "2"} if replication >= SAFE_REPLICAS else {}
+    return {"max.message.bytes": str(MAX_MESSAGE_BYTES)} | in_sync
+
+
 class TopicAdmin:
     """Creates, describes and checks topics. Raises `BrokerUnavailable` if the broker does not answer."""
 
@@ -96,11 +110,34 @@ class TopicAdmin:
 
     def partitions(self) -> dict[str, int]:
         """Partition count of every topic on the broker."""
+        return {name: len(topic.partitions) for name, topic in self._list().items()}
+
+    def replicas(self) -> dict[str, int]:
+        """Number of replicas of every topic on the broker."""
+        return {
+            name: min((len(partition.replicas) for partition in topic.partitions.values()), default=0)
+            for name, topic in self._list().items()
+        }
+
+    def _list(self) -> dict[str, TopicMetadata]:
         try:
-            found = self._client.list_topics(timeout=_TIMEOUT_S).topics
+            return dict(self._client.list_topics(timeout=_TIMEOUT_S).topics)
         except KafkaException as error:
             raise as_domain_error(kafka_error(error), "list the topics", self._bootstrap) from error
-        return {name: len(topic.partitions) for name, topic in found.items()}
+
+    def configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The settings of the topics `names`. Raises `StreamScorerError` if the broker does not permit it."""
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+        futures = self._client.describe_configs(resources, request_timeout=_TIMEOUT_S)
+        out = {}
+        for resource, future in futures.items():
+            try:
+                found = future.result()
+            except KafkaException as error:
+                reason = f"read the settings of topic {resource.name}"
+                raise as_domain_error(kafka_error(error), reason, self._bootstrap) from error
+            out[resource.name] = {key: str(entry.value) for key, entry in found.items() if entry.value is not None}
+        return out
 
     def create_all(self, topics: Topics, partitions: int, *, replication: int = 1) -> list[str]:
         """Create every missing topic, wait until the broker lists them, and return their names."""
@@ -110,7 +147,7 @@ class TopicAdmin:
                 name,
                 1 if name in topics.of_one_partition() else partitions,
                 replication,
-                config={"max.message.bytes": str(MAX_MESSAGE_BYTES)} | topics.config(name),
+                config=_common_config(replication) | topics.config(name),
             )
             for name in topics.all()
             if name not in present
@@ -120,7 +157,7 @@ class TopicAdmin:
     def create(self, names: list[str], partitions: int, *, replication: int = 1) -> list[str]:
         """Create the missing topics of `names`, like `create_all`."""
         present = self.partitions()
-        config = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
+        config = _common_config(replication)
         return self._create([NewTopic(n, partitions, replication, config=config) for n in names if n not in present])
 
     def _create(self, new: list[NewTopic]) -> list[str]:

@@ -7,13 +7,17 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
+from stream_scorer.app import check_topic_settings
 from stream_scorer.control.commands import catch_up
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.state import History
-from stream_scorer.kafka.config import producer_config
+from stream_scorer.errors import SettingsError
+from stream_scorer.kafka.config import client_config, producer_config
 from stream_scorer.kafka.control_log import ControlLog
+from stream_scorer.kafka.topic_config import find_problems
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.stack import StackAddresses
 
@@ -79,3 +83,31 @@ def test_a_transaction_at_the_end_does_not_block_a_reader_of_incidents(
     incidents = Incidents(ControlLog(bootstrap, topics.incidents))
     assert ends_within(15, threading.Thread(target=incidents.open, daemon=True))
     incidents.close()
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_a_log_that_has_lost_its_first_records_is_read_from_where_it_begins(
+    bootstrap: str, topics: Topics, lost: int
+) -> None:
+    log = ControlLog(bootstrap, topics.control)
+    for _ in range(3):
+        log.append("cards", b"{}")
+    log.close()
+    admin = AdminClient(client_config(bootstrap, "test"))
+    for future in admin.delete_records([TopicPartition(topics.control, 0, lost)]).values():
+        future.result()
+    log, history = ControlLog(bootstrap, topics.control), History()
+    catch_up(log, history, log.end())
+    assert (history.next_offset, len(history.entries), history.incomplete) == (3, 3 - lost, True)
+    log.close()
+
+
+def test_topics_as_created_have_no_wrong_settings(bootstrap: str, topics: Topics) -> None:
+    admin = TopicAdmin(bootstrap)
+    configs = admin.configs(topics.all())
+    assert find_problems(topics, configs, admin.replicas()) == {}
+    resource = ConfigResource(ResourceType.TOPIC, topics.control, set_config={"cleanup.policy": "compact"})
+    for future in AdminClient(client_config(bootstrap, "test")).alter_configs([resource]).values():
+        future.result()
+    with pytest.raises(SettingsError, match="cleanup.policy is compact"):
+        check_topic_settings(admin, topics)

@@ -15,6 +15,7 @@ from stream_scorer.control.commands import submit
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.liveness import FORGOTTEN_MS, SILENT_MS, Scorers
 from stream_scorer.control.outbox import MAX_BACKOFF_S, MAX_WAITING, Outbox
+from stream_scorer.control.recovery import newest_state, require_never_served
 from stream_scorer.control.state import MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, BrokerUnavailable, StreamScorerError
@@ -169,6 +170,7 @@ class Scorer:
         # Versions whose load waits for the event.
         self.slow: dict[str, threading.Event] = {}
         self.log = MemoryControlLog(records)
+        self.states = MemoryControlLog()
         self.health = Health(FixedClock())
         self.breaks: Exception = ArtifactError("altered")
         self.loads: list[str] = []
@@ -196,10 +198,14 @@ class Scorer:
                 raise self.breaks
             return ensembles[version.version]
 
+        def first() -> ServedVersion:
+            require_never_served(self.states, "cards")
+            return ONE
+
         self.follower = Follower(
             ScorerIdentity("cards", name, "g"),
             self.log,
-            lambda: ONE,
+            first,
             load,
             put,
             FixedClock(),
@@ -585,3 +591,65 @@ def test_the_times_of_the_broker_decide_which_scorers_follow() -> None:
         "slow": "has not read the command yet",
     }
     assert [seen.status.instance for seen in scorers.known() if seen.settled(4)] == ["fails", "follows"]
+
+
+def test_a_start_proposal_is_refused_while_a_version_serves(story: Story) -> None:
+    before = story.state
+    assert "1 already serves" in story.say("promote", version=TWO, author="scorer")
+    assert "1 already serves" in story.say("hold", author="scorer")
+    assert story.state == before
+    assert story.say("promote", version=TWO, ensemble="wires", author="scorer") == ""
+
+
+def test_a_log_without_its_beginning_gets_its_state_back_by_a_recorded_command(story: Story) -> None:
+    story.say("promote", version=TWO)
+    story.say("retire", version=THREE)
+    recorded = story.state
+    rest = Story()
+    rest.history.add(7, b"{}")  # the first record that is left
+    assert rest.history.incomplete
+    assert "commands before offset 7 are lost" in rest.say("promote", version=ONE)
+    assert "commands before offset 7 are lost" in rest.say("promote", version=ONE, author="scorer")
+    assert "only a person" in rest.say("recover", state=recorded, author="monitor")
+    assert "no state" in rest.say("recover")
+    assert "no state" in rest.say("recover", state=recorded, ensemble="wires")
+    assert rest.say("recover", state=recorded) == ""
+    assert (rest.state.champion, rest.state.last_good, rest.state.retired) == (TWO, ONE, [THREE.manifest_sha256])
+    assert rest.state.control_offset == 13
+    # A reader that has seen the commands before reaches the same state.
+    story.history.next_offset = 12
+    story.say("hold")
+    assert story.say("recover", state=recorded) == ""
+    assert story.state == rest.state
+    assert rest.say("rollback") == ""
+
+
+def test_a_log_that_expired_completely_is_incomplete() -> None:
+    history = History(next_offset=57)
+    assert history.incomplete
+    assert not History().incomplete
+
+
+def test_a_scorer_does_not_propose_a_version_after_control_has_lost_its_commands(
+    ensembles: dict[str, Ensemble], story: Story
+) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+    scorer.states.records.append(msgspec.json.encode(story.state))
+    with pytest.raises(StreamScorerError, match="lost the commands of cards") as caught:
+        scorer.follower.start()
+    assert "ensemble recover cards" in caught.value.hint
+    assert records == []
+    command(records, "recover", state=story.state)
+    scorer = Scorer(records, ensembles)
+    scorer.follower.start()
+    scorer.follower.close()
+    assert scorer.follower.lineup.champion.version == "1"
+
+
+def test_the_newest_state_of_an_ensemble_is_found_among_those_of_several_scorers(story: Story) -> None:
+    older = story.state
+    story.say("promote", version=TWO)
+    values = [msgspec.json.encode(state) for state in (story.state, older)]
+    assert newest_state(MemoryControlLog([*values, b"junk"]), "cards") == story.state
+    assert newest_state(MemoryControlLog(values), "wires") is None

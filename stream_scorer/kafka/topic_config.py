@@ -1,0 +1,48 @@
+"""Checks of the settings that topics have on the broker, where a wrong one loses records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stream_scorer.kafka.config import MAX_MESSAGE_BYTES
+from stream_scorer.kafka.topics import SAFE_REPLICAS, Topics
+
+# Settings of one topic by name, as the broker returns them.
+Config = Mapping[str, str]
+
+
+def find_problems(topics: Topics, configs: Mapping[str, Config], replicas: Mapping[str, int]) -> dict[str, list[str]]:
+    """What is wrong with the settings of each topic; topics without a problem are left out.
+
+    Args:
+        configs: the settings of the topics that are to be checked. replicas: number of replicas of each.
+    """
+    found = {name: _problems(topics, name, config, replicas.get(name, 1)) for name, config in configs.items()}
+    return {name: problems for name, problems in found.items() if problems}
+
+
+def loses_commands(config: Config) -> list[str]:
+    """Why `control` would lose commands with these settings; empty if it keeps them permanently."""
+    return [
+        f"{setting} is {config[setting]}, must be {wanted}: commands would be lost"
+        for setting, wanted in (("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1"))
+        if config.get(setting, wanted) != wanted
+    ]
+
+
+def _problems(topics: Topics, name: str, config: Config, replicas: int) -> list[str]:
+    wanted = {"cleanup.policy": "delete"} | topics.config(name)
+    # How often compaction runs is a matter of disk space only.
+    wanted.pop("segment.ms", None)
+    problems = [
+        f"{setting} is {config[setting]}, must be {value}"
+        for setting, value in wanted.items()
+        if config.get(setting, value) != value
+    ]
+    limit = int(config.get("max.message.bytes", MAX_MESSAGE_BYTES))
+    if limit < MAX_MESSAGE_BYTES:
+        problems.append(f"max.message.bytes is {limit}, must be at least {MAX_MESSAGE_BYTES}")
+    in_sync = int(config.get("min.insync.replicas", 1))
+    if replicas >= SAFE_REPLICAS and in_sync < 2:
+        problems.append(f"min.insync.replicas is {in_sync}, must be 2 with {replicas} replicas")
+    return problems

@@ -1,0 +1,47 @@
+"""Settings of topics that lose records."""
+
+from __future__ import annotations
+
+from stream_scorer.kafka.config import MAX_MESSAGE_BYTES
+from stream_scorer.kafka.topic_config import find_problems, loses_commands
+from stream_scorer.kafka.topics import Topics
+
+TOPICS = Topics("x.")
+COMMON = {"cleanup.policy": "delete", "max.message.bytes": str(MAX_MESSAGE_BYTES), "retention.ms": "604800000"}
+
+
+def created() -> dict[str, dict[str, str]]:
+    """The settings of topics that `topics create` has created."""
+    return {name: COMMON | TOPICS.config(name) for name in TOPICS.all()}
+
+
+def test_topics_as_they_are_created_have_no_problem() -> None:
+    assert find_problems(TOPICS, created(), {}) == {}
+
+
+def test_settings_that_lose_records_are_found() -> None:
+    configs = created()
+    configs["x.control"] |= {"cleanup.policy": "compact", "retention.ms": "604800000"}
+    configs["x.serving-state"] |= {"cleanup.policy": "delete"}
+    configs["x.scorer-status"] |= {"message.timestamp.type": "CreateTime", "segment.ms": "60000"}
+    configs["x.scores"] |= {"cleanup.policy": "compact,delete", "max.message.bytes": "1048588"}
+    assert find_problems(TOPICS, configs, {}) == {
+        "x.control": ["cleanup.policy is compact, must be delete", "retention.ms is 604800000, must be -1"],
+        "x.serving-state": ["cleanup.policy is delete, must be compact"],
+        "x.scorer-status": ["message.timestamp.type is CreateTime, must be LogAppendTime"],
+        "x.scores": [
+            "cleanup.policy is compact,delete, must be delete",
+            f"max.message.bytes is 1048588, must be at least {MAX_MESSAGE_BYTES}",
+        ],
+    }
+    assert len(loses_commands(configs["x.control"])) == 2
+    assert loses_commands(COMMON | TOPICS.config("x.control")) == []
+
+
+def test_three_replicas_need_two_in_sync() -> None:
+    configs = {"x.scores": COMMON | {"min.insync.replicas": "1"}, "x.alerts": COMMON | {"min.insync.replicas": "2"}}
+    replicas = {"x.scores": 3, "x.alerts": 3}
+    assert find_problems(TOPICS, configs, replicas) == {
+        "x.scores": ["min.insync.replicas is 1, must be 2 with 3 replicas"]
+    }
+    assert find_problems(TOPICS, configs, {"x.scores": 1, "x.alerts": 1}) == {}
