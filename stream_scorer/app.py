@@ -68,8 +68,6 @@ from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import FeatureRows
 
 _log = logging.getLogger(__name__)
-# Its thread checks for a stop several times per second.
-STOP_WATCH_S = 3.0
 # Its thread looks for a stop every half second, unless it waits for the registry.
 STOP_ALIASES_S = 2.0
 
@@ -251,36 +249,38 @@ def make_follower(
     )
 
 
-@contextmanager
-def watching(settings: Settings, metrics: m.Metrics, who: str) -> Iterator[None]:
-    """Inside the block, a thread watches probations and canaries, in the mode `monitor.mode`."""
+def watch_run(
+    settings: Settings, metrics: m.Metrics, who: str
+) -> Callable[[threading.Event, Callable[[], None]], None] | None:
+    """A function that watches probations and canaries until the event is set; None if `monitor.mode` is `off`.
+
+    It needs Kafka and nothing else, and may be called again after a failure.
+
+    Raises:
+        UsageError: a topic is missing. BrokerUnavailable: the broker does not answer.
+    """
     mode, probation, cooldown_s = (settings[f"monitor.{name}"] for name in ("mode", "probation", "cooldown_s"))
     if mode == "off":
-        yield
-        return
+        return None
     bootstrap, topics = settings.require("kafka.bootstrap"), Topics(settings["topics.prefix"])
     TopicAdmin(bootstrap).require([*topics.monitor_topics(), topics.control, topics.incidents], same_count=False)
 
     def follow(since_ms: int) -> RecordFollower:
         return RecordFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
 
-    watch = Watch(
-        ControlLog(bootstrap, topics.control),
-        Incidents(ControlLog(bootstrap, topics.incidents)),
-        follow,
-        SystemClock(),
-        metrics,
-        who=who,
-        rules=WatchRules(mode, probation, cooldown_s),
-    )
-    stop = threading.Event()
-    thread = threading.Thread(target=watch.run, args=(stop,), name="watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(STOP_WATCH_S)
+    def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
+        watch = Watch(
+            ControlLog(bootstrap, topics.control),
+            Incidents(ControlLog(bootstrap, topics.incidents)),
+            follow,
+            SystemClock(),
+            metrics,
+            who=who,
+            rules=WatchRules(mode, probation, cooldown_s),
+        )
+        watch.run(stop, on_ready)
+
+    return run
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def monitor(settings: Settings) -> None:
     Reads `scores`, `labels` and `score-summaries`; writes `outcomes` and `monitor-metrics`. Also watches versions on
     probation and canaries (`monitor.mode`, docs/control.md), and in mode `auto` issues commands on `control`.
     """
-    from stream_scorer.app import mirroring_aliases, watching
+    from stream_scorer.app import mirroring_aliases, watch_run
     from stream_scorer.clock import SystemClock
     from stream_scorer.control.watch import WATCH_METRICS
     from stream_scorer.monitor.metrics import MONITOR_METRICS
@@ -53,18 +53,24 @@ def monitor(settings: Settings) -> None:
     from stream_scorer.spec import load_spec
 
     clock = SystemClock()
-    references = EnsembleReferences(settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser(), clock)
-    # The registry supplies the profiles of later versions. Without a registry, only this one is available.
-    if settings.source("scorer.ensemble") != "default":
-        name, version = references.add(settings["scorer.ensemble"])
-        click.echo(f"reference profile of {name} {version}", err=True)
+    references = EnsembleReferences(
+        settings["mlflow.url"] or None,
+        Path(settings["cache.dir"]).expanduser(),
+        clock,
+        # The registry supplies the profiles of later versions. Without a registry, only this one is available.
+        initial=settings["scorer.ensemble"] if settings.source("scorer.ensemble") != "default" else "",
+    )
+    if Path(settings["scorer.ensemble"]).is_dir():
+        references.load_initial()  # a folder needs no service, so a mistake in it ends the command
     metrics = Metrics((*MONITOR_METRICS, *WATCH_METRICS))
-    with mirroring_aliases(settings), watching(settings, metrics, settings["monitor.instance"]):
+    watch = watch_run(settings, metrics, settings["monitor.instance"])
+    with mirroring_aliases(settings):
         run_monitor(
             MonitorSettings.of(settings),
             load_spec(settings.require("scorer.spec")),
             references,
             clock,
             metrics,
+            watch=watch,
             on_ready=lambda summary: click.echo(f"monitoring; {summary}", err=True),
         )

@@ -31,7 +31,6 @@ Mode = Literal["off", "propose", "auto"]
 BEFORE_MS = 10 * 60_000
 READ_WAIT_S = 0.2
 MAX_SUMMARIES = 5_000
-RETRY_S = 2.0
 # Errors of a record that is not a summary, or whose counts are not four.
 UNREADABLE = (*NOT_A_RECORD, ValueError, IndexError)
 
@@ -117,22 +116,22 @@ class Watch:
         self._reported: set[tuple[Pair, Action, str]] = set()
         self._decode = msgspec.json.Decoder(ScoreSummary).decode
 
-    def run(self, stop: threading.Event) -> None:
-        """Watch until `stop`. An error is logged, and the watch starts again after `RETRY_S`."""
-        while not stop.is_set():
-            try:
+    def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Watch until `stop`, then close the logs. Calls `on_ready` after each step.
+
+        After an error, start a new watch: it reads everything again and comes to the same counts.
+
+        Raises:
+            StreamScorerError: Kafka does not answer.
+        """
+        try:
+            while not stop.is_set():
                 self.step()
-            except StreamScorerError as error:
-                _log.warning("the watch on probations failed: %s", error.message)
-                self._forget()
-                stop.wait(RETRY_S)
-            except Exception:  # without this, one unexpected error would end the watch for good
-                _log.exception("the watch on probations failed")
-                self._forget()
-                stop.wait(RETRY_S)
-        self._forget()
-        self._log.close()
-        self._incidents.close()
+                on_ready()
+        finally:
+            self._forget()
+            self._log.close()
+            self._incidents.close()
 
     def step(self) -> None:
         """Read new commands and summaries, and act on the counts."""

@@ -22,7 +22,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, StateGap, StreamScorerError
 from stream_scorer.monitor.judge import CLOSE, LABELLED_AT, MATURE, PANE, Judge, record_key
 from stream_scorer.monitor.metrics import COUNTED, MARK_LAG, SUMMARY_GAPS, UNREADABLE
-from stream_scorer.monitor.tally import Cells, count_outcome, count_summary, new_cells
+from stream_scorer.monitor.tally import Cells, count_outcome, count_summary, new_cells, require_counts
 from stream_scorer.monitor.transport import UNLINKED, LinkedMessage, MonitorFaust
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import NOT_A_RECORD, Outcome, ScoreSummary
@@ -35,6 +35,8 @@ TAKE_WITHIN_S = 0.2
 # one fetch, which are both smaller, so with more the redelivery will not come.
 MAX_SKIPPED = 20_000
 HEALTH_EVERY_S = 0.5
+# Faust leaves its group, which waits for the broker.
+STOP_FAUST_S = 5.0
 
 _log = logging.getLogger("stream_scorer.monitor.app")
 R = TypeVar("R", ScoreSummary, Outcome)
@@ -138,25 +140,25 @@ class Tallier:
         if mark < self._acknowledged.get(partition, 0):
             raise StateGap(
                 f"Redis lost counts: the applied offset of {source} is {mark}, below one that it acknowledged",
-                hint="Restart the monitor: it continues from the applied offset.",
+                hint="It continues from the applied offset.",
             )
         skipped = self._skipped[partition] = self._skipped.get(partition, 0) + count
         if skipped > MAX_SKIPPED:
             raise StateGap(
                 f"{source}: {skipped} records are ahead of the applied offset {mark}, and those between are missing",
-                hint="Restart the monitor: it reads again from the applied offset.",
+                hint="It reads again from the applied offset.",
             )
 
 
 def readable(values: Sequence[bytes], decode: Callable[[bytes], R], topic: str, metrics: Metrics) -> Iterator[R]:
     """The readable records of `values`.
 
-    Counts and skips others, which would otherwise end the process at every start.
+    Counts and skips others, which would otherwise end the part at every start.
     """
     for value in values:
         try:
             yield decode(value)
-        except NOT_A_RECORD as error:
+        except (*NOT_A_RECORD, ValueError) as error:
             metrics.count(UNREADABLE, 1, topic)
             _log.warning("%s: an unreadable record is ignored: %s", topic, error)
 
@@ -165,7 +167,7 @@ class SummaryCounter:
     """Decodes summaries and counts them."""
 
     def __init__(self, topic: str, metrics: Metrics) -> None:
-        self._decode = msgspec.json.Decoder(ScoreSummary).decode
+        self._decoder = msgspec.json.Decoder(ScoreSummary)
         self._topic = topic
         self._metrics = metrics
         self._follows: dict[tuple[str, int], tuple[int, int]] = {}
@@ -178,6 +180,11 @@ class SummaryCounter:
             if newest is not None:
                 name = f"{PANE}{summary.partition}"
                 maxima[name] = max(newest, maxima.get(name, newest))
+
+    def _decode(self, value: bytes) -> ScoreSummary:
+        summary = self._decoder.decode(value)
+        require_counts(summary)
+        return summary
 
     def _check(self, summary: ScoreSummary) -> None:
         # Several versions and arms summarise the same range, so a range can repeat.
@@ -259,7 +266,7 @@ class MonitorApp:
 
     def _agent(self, topic: str) -> Callable[[Any], Awaitable[None]]:
         async def count(stream: Any) -> None:
-            # Faust would acknowledge and skip events that raise. Here an exception ends the process instead.
+            # Faust would acknowledge and skip events that raise. Here an exception ends the run instead.
             try:
                 async for events in stream.take_events(TAKE, within=TAKE_WITHIN_S):
                     await self._count(topic, [event.message for event in events])
@@ -314,7 +321,7 @@ class MonitorApp:
         return positions
 
     def fail(self, error: BaseException) -> None:
-        """End the run with `error`; `run` raises the first one."""
+        """End the run with `error`; `run` raises the first one, and the part restarts."""
         if self.failure is None:
             self.failure = error
         self._ended.set()
@@ -340,7 +347,10 @@ class MonitorApp:
             for task in (*tasks, starting):
                 task.cancel()
             await asyncio.gather(*tasks, starting, return_exceptions=True)
-            await self.faust.stop()
+            try:
+                await asyncio.wait_for(self.faust.stop(), STOP_FAUST_S)
+            except TimeoutError:
+                _log.warning("Faust did not stop within %.0f s", STOP_FAUST_S)
         if isinstance(self.failure, KafkaError):
             raise BrokerUnavailable(
                 f"Kafka at {self._settings.bootstrap}: {self.failure}",

@@ -21,6 +21,10 @@ SUFFICIENT_ROWS = 2_000
 Floats = NDArray[np.float64]
 
 
+class ProfileMismatch(ValueError):
+    """The counts have other bins than the reference profile, so the scorer used another profile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Drift:
     """Three distances of one histogram from its reference, and the rows behind them."""
@@ -71,11 +75,11 @@ def compare(counts: ArrayLike, reference: ArrayLike) -> Drift:
     """Distances of `counts` from `reference`, both ``(n_bins,)`` on the same bins.
 
     Raises:
-        ValueError: the two have different bins.
+        ProfileMismatch: the two have different bins.
     """
     current, expected = np.asarray(counts), np.asarray(reference)
     if current.shape != expected.shape:
-        raise ValueError(f"the histogram has {current.size} bins, the reference {expected.size}")
+        raise ProfileMismatch(f"the histogram has {current.size} bins, the reference {expected.size}")
     p, q = shares(current), shares(expected)
     return Drift(
         score=jensen_shannon_distance(p, q),

@@ -6,12 +6,15 @@ SQLite with one file and one writer. Rows, waiting labels and input positions ch
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from stream_scorer.errors import SettingsError
+from stream_scorer.errors import SettingsError, StreamScorerError
+
+_log = logging.getLogger("stream_scorer.monitor.joiner_store")
 
 Partition = tuple[str, int]
 
@@ -29,6 +32,11 @@ CREATE TABLE IF NOT EXISTS waiting (
     rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS position (topic TEXT, number INTEGER, next_offset INTEGER, PRIMARY KEY (topic, number));
 """
+
+
+def store_error(path: Path | str, error: sqlite3.Error) -> StreamScorerError:
+    """The error of a store that cannot be read or written."""
+    return StreamScorerError(f"the joiner's store {path}: {error}", hint="Is the disk full, or the file damaged?")
 
 
 class Context(NamedTuple):
@@ -80,10 +88,12 @@ class JoinerStore:
         """Open or create the file at `path`.
 
         Raises:
-            SettingsError: the file cannot be opened, or another joiner has locked it.
+            SettingsError: another joiner has locked the file.
+            StreamScorerError: the file cannot be opened or written.
         """
+        db = None
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+            self._db = db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
             # One writer: the first statement of a second joiner on the same file fails.
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -93,10 +103,14 @@ class JoinerStore:
             self._db.executescript(_SCHEMA)
             self._db.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            raise SettingsError(
-                f"the joiner's store {path}: {error}",
-                hint="Is another monitor running on the same state folder? Give each its own --state-dir.",
-            ) from error
+            if db is not None:
+                db.close()  # otherwise its lock refuses the next attempt of this process
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                raise SettingsError(
+                    f"the joiner's store {path}: {error}",
+                    hint="Is another monitor running on the same state folder? Give each its own --state-dir.",
+                ) from error
+            raise store_error(path, error) from error
         self._contexts: dict[Context, int] = {}
         self._names: dict[int, Context] = {}
         for row in self._db.execute("SELECT id, ensemble, version, arm, policy_version FROM context"):
@@ -208,6 +222,12 @@ class JoinerStore:
             self._register(Context(*row[1:]), row[0])
 
     def close(self) -> None:
-        """Discard the current batch and close the file."""
-        self._db.execute("ROLLBACK")
-        self._db.close()
+        """Discard the current batch and close the file. Works after an error too, such as a full disk."""
+        try:
+            # Some errors end the transaction by themselves, and others make the roll-back fail.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            _log.warning("the joiner's store: the last batch is discarded at the next start: %s", error)
+        finally:
+            self._db.close()

@@ -11,10 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stream_scorer.clock import Clock
-from stream_scorer.monitor.metrics import ALERT_RATE, DRIFT_SCORE, FPR_HIGH, FPR_LOW, LABEL_AGE, MISMATCHED, WATERMARK
+from stream_scorer.monitor.drift import ProfileMismatch
+from stream_scorer.monitor.metrics import (
+    ALERT_RATE,
+    DRIFT_SCORE,
+    FPR_HIGH,
+    FPR_LOW,
+    LABEL_AGE,
+    MISMATCHED,
+    REFUSED,
+    WATERMARK,
+)
 from stream_scorer.monitor.reference import ReferenceSource
 from stream_scorer.monitor.tally import parse_label
-from stream_scorer.monitor.windows import Figure, WindowRules, figures, merge, watermark
+from stream_scorer.monitor.windows import Figure, WindowRules, figures, merge, negative_fields, watermark
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import MonitorMetric
 from stream_scorer.state.counters import CounterStore, Head
@@ -28,6 +38,8 @@ CLOSE, MATURE = "close", "mature"
 
 # Maximum number of windows per turn, so that a backlog does not delay the newest windows for long.
 MAX_WINDOWS_PER_TURN = 50
+# Bound of the memory of logged refusals; beyond it they are logged again.
+MAX_REFUSED = 1_000
 # Lease of the leader: after this time without renewal, another worker becomes the leader.
 LEASE_MS = 5_000
 
@@ -86,6 +98,8 @@ class Judge:
         self._idle_s = idle_s
         self._moved: dict[int, tuple[int, float]] = {}
         self._newest_shown: dict[tuple[str, str], int] = {}
+        # Windows whose refusal is logged.
+        self._refused: set[tuple[str, str, str, int, int]] = set()
 
     def turn(self) -> WindowReports:
         """The records of changed windows, oldest first; none if another worker is the leader."""
@@ -132,20 +146,42 @@ class Judge:
         for label, parts in sorted(by_label.items()):
             subject = parse_label(label)
             merged = merge(parts)
-            found = self._figures(merged, *subject[:2])
+            found = self._figures(parts, merged, subject, window)
             records += [record_of(figure, subject, window, merged.get("n", 0)) for figure in found]
             self._set_gauges(found, subject, window)
         return records
 
-    def _figures(self, counts: Mapping[str, int], ensemble: str, version: str) -> list[Figure]:
+    def _figures(
+        self, parts: list[Mapping[str, int]], counts: Mapping[str, int], subject: Subject, window: WindowState
+    ) -> list[Figure]:
+        """The figures of `counts`, the sum of `parts`; those that negative counts make wrong are refused."""
+        ensemble, version, _ = subject
+        of_transactions, of_labels = negative_fields(parts)
+        if of_transactions:
+            self._refuse("all", subject, window, f"{', '.join(of_transactions)}: are summaries corrupt?")
+            return []
+        if of_labels:
+            why = f"{', '.join(of_labels)}: retention of the topic `outcomes` is shorter than the age of labels"
+            self._refuse("labels", subject, window, why)
         profile = self._references.profile(ensemble, version)
         try:
-            return figures(counts, profile, self._rules)
-        except ValueError as error:
+            return figures(counts, profile, self._rules, labels_complete=not of_labels)
+        except ProfileMismatch as error:
             # The scorer used another reference profile. All figures except drift are still valid.
             self._metrics.count(MISMATCHED)
             _log.warning("drift of %s %s is not computed: %s", ensemble, version, error)
-            return figures(counts, None, self._rules)
+            return figures(counts, None, self._rules, labels_complete=not of_labels)
+
+    def _refuse(self, what: str, subject: Subject, window: WindowState, why: str) -> None:
+        self._metrics.count(REFUSED, 1, what)
+        key = (*subject, window.start, window.end)
+        if key in self._refused:
+            return
+        if len(self._refused) >= MAX_REFUSED:
+            self._refused.clear()
+        self._refused.add(key)
+        text = f"window {window.start}: figures ({what}) are refused, because counts are negative: {why}"
+        _log.error("%s %s: %s", *subject[:2], text)
 
     def _watermark(self, head: Head) -> int | None:
         now = self._clock.monotonic()

@@ -25,6 +25,24 @@ MISMATCHED = Metric(
     "stream_scorer_monitor_profile_mismatches_total",
     "Windows whose bins differ from those of the reference profile.",
 )
+PART_RUNNING = Metric(
+    "gauge",
+    "stream_scorer_monitor_part_running",
+    "1 while a part of the monitor (watch, windows, joiner) does its work, 0 while it starts or waits after a failure.",
+    ("part",),
+)
+PART_FAILURES = Metric(
+    "counter",
+    "stream_scorer_monitor_part_failures_total",
+    "Failures of a part of the monitor; the part restarts after a pause, the other parts go on.",
+    ("part",),
+)
+REFUSED = Metric(
+    "counter",
+    "stream_scorer_monitor_refused_windows_total",
+    "Reports of a window without some figures, because counts are negative, by the figures that are absent.",
+    ("figures",),
+)
 MARK_LAG = Metric(
     "gauge",
     "stream_scorer_monitor_lag_records",
@@ -67,10 +85,13 @@ JOINED = Metric(
 )
 
 MONITOR_METRICS: tuple[Metric, ...] = (
+    PART_RUNNING,
+    PART_FAILURES,
     COUNTED,
     UNREADABLE,
     SUMMARY_GAPS,
     MISMATCHED,
+    REFUSED,
     MARK_LAG,
     WATERMARK,
     ALERT_RATE,

@@ -27,23 +27,27 @@ class ReferenceSource(Protocol):
 class EnsembleReferences:
     """Profiles from the manifests of ensembles: a folder, or any registered version, loaded on first use."""
 
-    def __init__(self, tracking_uri: str | None, cache_dir: Path, clock: Clock) -> None:
+    def __init__(self, tracking_uri: str | None, cache_dir: Path, clock: Clock, *, initial: str = "") -> None:
+        """`initial` is the ensemble that `load_initial` loads; empty for none."""
         self._tracking_uri = tracking_uri
         self._cache_dir = cache_dir
         self._clock = clock
+        self._initial = initial
         self._profiles: dict[tuple[str, str], Profile] = {}
         self._failed_at: dict[tuple[str, str], float] = {}
 
-    def add(self, reference: str) -> tuple[str, str]:
-        """Load a folder, ``name@alias`` or ``name:version``; return the ensemble's name and version.
+    def load_initial(self) -> None:
+        """Load the initial ensemble, a folder, ``name@alias`` or ``name:version``, unless that is done.
 
         Raises:
             ArtifactError: the ensemble does not exist or is damaged.
             UnavailableError: the registry does not answer, and the cache does not contain the ensemble.
         """
-        name, version, profile = self._load(reference)
-        self._profiles[name, version] = profile
-        return name, version
+        if self._initial:
+            name, version, profile = self._load(self._initial)
+            self._profiles[name, version] = profile
+            self._initial = ""
+            _log.info("reference profile of %s %s", name, version)
 
     def profile(self, ensemble: str, version: str) -> Profile | None:
         """The profile in the version's manifest. The first call per version blocks on the registry."""

@@ -1,26 +1,32 @@
-"""One monitor process: the label joiner in a thread, the Faust app in the event loop, and the metrics server."""
+"""One monitor process: the watch, the windows and the label joiner, each a part of its own, and the metrics server.
+
+The watch depends on Kafka only. The windows (the Faust app) also need Redis, the joiner also needs a disk. See
+`stream_scorer.monitor.parts` for what happens when one of them fails.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from stream_scorer.clock import Clock
-from stream_scorer.errors import SettingsError
+from stream_scorer.errors import StreamScorerError, UnavailableError
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.monitor.app import AppSettings, MonitorApp, source_name
 from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
-from stream_scorer.monitor.joiner_store import JoinerStore
+from stream_scorer.monitor.joiner_store import JoinerStore, store_error
 from stream_scorer.monitor.judge import Judge
 from stream_scorer.monitor.metrics import JOINED
+from stream_scorer.monitor.parts import Part, PartRun, Parts
 from stream_scorer.monitor.rates import Assumptions
-from stream_scorer.monitor.reference import ReferenceSource
+from stream_scorer.monitor.reference import EnsembleReferences
 from stream_scorer.monitor.windows import WindowRules
 from stream_scorer.observability.health import HealthServer
 from stream_scorer.observability.metrics import Metrics
@@ -29,8 +35,9 @@ from stream_scorer.spec.model import CheckedSpec, PipelineSpec, duration_ms
 from stream_scorer.state.client import connect, ping
 from stream_scorer.state.counters import CounterStore
 
-# SIGTERM must stop the process within 10 s; the joiner finishes its batch in milliseconds.
-JOIN_THREAD_S = 4.0
+# SIGTERM must stop the process within 10 s. The parts finish in milliseconds unless a service hangs.
+STOP_S = 7.0
+STOP_POLL_S = 0.1
 COUNTS_EVERY_S = 1.0
 
 _log = logging.getLogger("stream_scorer.monitor")
@@ -89,61 +96,39 @@ class MonitorSettings:
 def run_monitor(
     settings: MonitorSettings,
     checked: CheckedSpec,
-    references: ReferenceSource,
+    references: EnsembleReferences,
     clock: Clock,
     metrics: Metrics,
     *,
+    watch: PartRun | None,
     on_ready: Callable[[str], None],
-) -> JoinerCounts:
-    """Run until SIGTERM or SIGINT. Calls `on_ready` once the joiner and the counters read from their positions.
+) -> None:
+    """Run until SIGTERM or SIGINT. Calls `on_ready` once every part does its work.
+
+    A part that fails restarts after a pause, and the others go on. `/readyz` reports each part.
+
+    Args:
+        watch: the watch on probations and canaries, None without one. It starts first.
 
     Raises:
-        StreamScorerError: Kafka or Redis does not answer, a topic is missing, or a part of the monitor failed.
+        StreamScorerError: at the start, Kafka does not answer, a topic is missing, or a setting is wrong.
     """
     topics = Topics(settings.topic_prefix)
-    admin = TopicAdmin(settings.bootstrap)
-    counts = admin.require(topics.monitor_topics(), same_count=False)
-    client = connect(settings.redis)
-    ping(client, settings.redis)
-    try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"the state folder {settings.state_dir}: {error.strerror}") from None
+    partitions = TopicAdmin(settings.bootstrap).require(topics.monitor_topics(), same_count=False)
+    connect(settings.redis).close()  # refuses an address that is not one
     join_rules, rules = _rules(settings, checked.spec)
-    # The namespace contains the topic id, so that a recreated topic is counted from zero.
-    namespace = settings.namespace or f"stream-scorer:{settings.group}:{admin.topic_id(topics.score_summaries)}"
-    # Counters outlive every record that can still change them, plus the longest outage to survive.
-    ttl_s = (2 * rules.horizon_ms + rules.allowed_lateness_ms) // 1000 + settings.max_outage_s
-    store = CounterStore(client, namespace, ttl_s=ttl_s)
-    judge = Judge(
-        store,
-        rules,
-        references,
-        clock,
-        metrics,
-        name=settings.instance,
-        sources={p: source_name(topics.score_summaries, p) for p in range(counts[topics.score_summaries])},
-        idle_s=settings.idle_s,
-    )
     # Faust logs the start and stop of every service under the module of its class, our own classes included.
     for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    joining = _Joining(settings, topics, counts, join_rules, clock)
-    try:
-        # The app is created inside the running event loop.
-        asyncio.run(
-            _run(
-                settings,
-                lambda: MonitorApp(_app_settings(settings, topics), store, judge, clock, metrics),
-                joining,
-                metrics,
-                on_ready,
-            )
-        )
-    finally:
-        joining.stop()
-        client.close()
-    return joining.counts
+    joining = _Joining(settings, topics, partitions, join_rules, clock)
+    windows = _Windows(settings, topics, partitions, rules, references, clock, metrics)
+    runs: list[tuple[str, PartRun]] = [("windows", windows.run)]
+    if watch is not None:
+        runs.insert(0, ("watch", watch))
+    if settings.joins:
+        runs.append(("joiner", joining.run))
+    parts = Parts([Part(name, run, clock, metrics) for name, run in runs])
+    asyncio.run(_run(settings, parts, joining, metrics, on_ready))
 
 
 def _rules(settings: MonitorSettings, spec: PipelineSpec) -> tuple[JoinRules, WindowRules]:
@@ -178,44 +163,34 @@ def _app_settings(settings: MonitorSettings, topics: Topics) -> AppSettings:
 
 
 async def _run(
-    settings: MonitorSettings,
-    make_app: Callable[[], MonitorApp],
-    joining: _Joining,
-    metrics: Metrics,
-    on_ready: Callable[[str], None],
+    settings: MonitorSettings, parts: Parts, joining: _Joining, metrics: Metrics, on_ready: Callable[[str], None]
 ) -> None:
-    """Run the joiner's thread, the health server and the Faust app until a signal or a failure."""
-    app = make_app()
+    """Run the health server and the parts until a signal."""
+    ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, app.stop)
-    if settings.joins:
-        joining.start(lambda error: loop.call_soon_threadsafe(app.fail, error))
-    else:
-        joining.ready.set()
+        loop.add_signal_handler(name, ended.set)
     health = None
     if settings.metrics_port is not None:
         health = HealthServer(
-            settings.metrics_host,
-            settings.metrics_port,
-            metrics.registry,
-            lambda: (app.ready and joining.ready.is_set(), "" if app.ready else "no partitions assigned yet"),
+            settings.metrics_host, settings.metrics_port, metrics.registry, parts.readiness, details=parts.details
         )
-    reporting = asyncio.create_task(_report(app, joining, metrics, on_ready, health.port if health else None))
+    parts.start()
+    reporting = asyncio.create_task(_report(parts, joining, metrics, on_ready, health.port if health else None))
     try:
-        await app.run()
+        await ended.wait()
     finally:
         reporting.cancel()
-        joining.stop()
+        await asyncio.to_thread(parts.stop, STOP_S)
         if health is not None:
             health.close()
 
 
 async def _report(
-    app: MonitorApp, joining: _Joining, metrics: Metrics, on_ready: Callable[[str], None], port: int | None
+    parts: Parts, joining: _Joining, metrics: Metrics, on_ready: Callable[[str], None], port: int | None
 ) -> None:
     """Call `on_ready` once, then export the counters of the joiner every `COUNTS_EVERY_S`."""
-    while not (app.ready and joining.ready.is_set()):
+    while not parts.running:
         await asyncio.sleep(0.05)
     on_ready(f"metrics on port {port}" if port else "no metrics port")
     while True:
@@ -225,8 +200,105 @@ async def _report(
         await asyncio.sleep(COUNTS_EVERY_S)
 
 
+def _make_state_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StreamScorerError(f"the state folder {path}: {error.strerror}") from None
+
+
+class _Windows:
+    """The part that counts windows. Each run connects to Redis and creates a Faust app in an event loop of its own."""
+
+    def __init__(
+        self,
+        settings: MonitorSettings,
+        topics: Topics,
+        partitions: dict[str, int],
+        rules: WindowRules,
+        references: EnsembleReferences,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._topics = topics
+        self._partitions = partitions[topics.score_summaries]
+        self._rules = rules
+        self._references = references
+        self._clock = clock
+        self._metrics = metrics
+
+    def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
+        """Count until `stop`.
+
+        Raises:
+            StreamScorerError: Kafka or Redis does not answer, Redis has lost counts, or the ensemble does not exist.
+        """
+        settings = self._settings
+        _make_state_dir(settings.state_dir)
+        client = connect(settings.redis)
+        try:
+            # Before Faust joins its group, so that an attempt without Redis costs little.
+            ping(client, settings.redis)
+            try:
+                self._references.load_initial()
+            except UnavailableError as error:
+                _log.warning("the first reference profile is not loaded: %s", error.message)
+            store = CounterStore(client, self._namespace(), ttl_s=self._ttl_s)
+            judge = self._judge(store)
+            make_app = lambda: MonitorApp(  # noqa: E731 - the app must be created inside the running event loop
+                _app_settings(settings, self._topics), store, judge, self._clock, self._metrics
+            )
+            asyncio.run(_count(make_app, stop, on_ready))
+        finally:
+            client.close()
+
+    def _namespace(self) -> str:
+        settings = self._settings
+        # The namespace contains the topic id, so that a recreated topic is counted from zero.
+        topic_id = TopicAdmin(settings.bootstrap).topic_id(self._topics.score_summaries)
+        return settings.namespace or f"stream-scorer:{settings.group}:{topic_id}"
+
+    @property
+    def _ttl_s(self) -> int:
+        # Counters outlive every record that can still change them, plus the longest outage to survive.
+        horizon_ms = 2 * self._rules.horizon_ms + self._rules.allowed_lateness_ms
+        return horizon_ms // 1000 + self._settings.max_outage_s
+
+    def _judge(self, store: CounterStore) -> Judge:
+        return Judge(
+            store,
+            self._rules,
+            self._references,
+            self._clock,
+            self._metrics,
+            name=self._settings.instance,
+            sources={p: source_name(self._topics.score_summaries, p) for p in range(self._partitions)},
+            idle_s=self._settings.idle_s,
+        )
+
+
+async def _count(make_app: Callable[[], MonitorApp], stop: threading.Event, on_ready: Callable[[], None]) -> None:
+    """Run one app until `stop` or a failure."""
+    app = make_app()
+    following = asyncio.create_task(_follow(app, stop, on_ready))
+    try:
+        await app.run()
+    finally:
+        following.cancel()
+
+
+async def _follow(app: MonitorApp, stop: threading.Event, on_ready: Callable[[], None]) -> None:
+    """Report that the app counts, and end it once `stop` is set."""
+    while not stop.is_set():
+        if app.ready:
+            on_ready()
+        await asyncio.sleep(STOP_POLL_S)
+    app.stop()
+
+
 class _Joining:
-    """The thread of the joiner. It creates, uses and closes SQLite and the Kafka clients."""
+    """The part that joins labels. Each run creates, uses and closes SQLite and the Kafka clients in its thread."""
 
     def __init__(
         self, settings: MonitorSettings, topics: Topics, partitions: dict[str, int], rules: JoinRules, clock: Clock
@@ -236,40 +308,33 @@ class _Joining:
         self._inputs = [(t, n) for t in (topics.scores, topics.labels) for n in range(partitions[t])]
         self._rules = rules
         self._clock = clock
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.ready = threading.Event()
         self.counts = JoinerCounts()
 
-    def start(self, on_failure: Callable[[BaseException], object]) -> None:
-        def run() -> None:
-            try:
-                self._run()
-            except Exception as error:
-                _log.debug("joiner failed", exc_info=True)
-                on_failure(error)
+    def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
+        """Join until `stop`.
 
-        self._thread = threading.Thread(target=run, name="joiner", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(JOIN_THREAD_S)
-
-    def _run(self) -> None:
-        settings = self._settings
-        store = JoinerStore(settings.state_dir / "joiner.sqlite")
-        name = f"{settings.group}-joiner-{settings.topic_prefix or 'default'}"
+        Raises:
+            StreamScorerError: Kafka does not answer, or the store cannot be read or written.
+        """
+        path = self._settings.state_dir / "joiner.sqlite"
+        _make_state_dir(self._settings.state_dir)
+        store = JoinerStore(path)
         try:
-            joiner = Joiner(store, self._rules, scores=self._topics.scores, labels=self._topics.labels)
-            self.counts = joiner.counts
-            with TransactionalLoop(
-                settings.bootstrap, self._clock, group=name, transactional_id=name, client_id=name
-            ) as loop:
-                service = JoinerService(
-                    loop, store, joiner, self._clock, inputs=self._inputs, outcomes=self._topics.outcomes
-                )
-                service.run(self._stop, self.ready.set)
+            self._join(store, stop, on_ready)
+        except sqlite3.Error as error:
+            raise store_error(path, error) from error
         finally:
             store.close()
+
+    def _join(self, store: JoinerStore, stop: threading.Event, on_ready: Callable[[], None]) -> None:
+        settings = self._settings
+        name = f"{settings.group}-joiner-{settings.topic_prefix or 'default'}"
+        joiner = Joiner(store, self._rules, scores=self._topics.scores, labels=self._topics.labels)
+        self.counts = joiner.counts
+        with TransactionalLoop(
+            settings.bootstrap, self._clock, group=name, transactional_id=name, client_id=name
+        ) as loop:
+            service = JoinerService(
+                loop, store, joiner, self._clock, inputs=self._inputs, outcomes=self._topics.outcomes
+            )
+            service.run(stop, on_ready)

@@ -38,6 +38,24 @@ def parse_label(label: str) -> tuple[str, str, str]:
     return ensemble, version, arm
 
 
+def require_counts(summary: ScoreSummary) -> None:
+    """Check the shape of the counts of a summary.
+
+    Raises:
+        ValueError: a count is negative, a histogram has no count for its last bin, or a square has not four counts.
+    """
+    for pane in summary.panes:
+        by_name = (pane.decisions, pane.member_alerts)
+        plain = [pane.rows, pane.duplicates, pane.degraded, pane.fallback]
+        histograms = [pane.score, *pane.members.values(), *pane.features.values()]
+        squares = [*pane.left_out.values(), *pane.against.values()]
+        if any(len(sparse) % 2 for sparse in histograms) or any(len(square) != 4 for square in squares):
+            raise ValueError(f"pane {pane.pane} has counts of the wrong length")
+        counts = [plain, *(list(named.values()) for named in by_name), *histograms, *squares]
+        if any(min(some, default=0) < 0 for some in counts):
+            raise ValueError(f"pane {pane.pane} has negative counts")
+
+
 def count_summary(cells: Cells, summary: ScoreSummary) -> None:
     """Add one summary to `cells`."""
     label = cell_label(summary.ensemble, summary.version, summary.arm)

@@ -5,7 +5,7 @@ Pure functions on counts: the same counts give the same figures, live or recompu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stream_scorer.monitor import rates
-from stream_scorer.monitor.drift import Drift, compare
+from stream_scorer.monitor.drift import Drift, ProfileMismatch, compare
 from stream_scorer.records import DECISIONS, Decision
 
 # The positive sets of the rates, by the name of the dimension.
@@ -21,8 +21,21 @@ POSITIVE_SETS: dict[str, tuple[Decision, ...]] = {"review+block": ("review", "bl
 ALERTED: tuple[Decision, ...] = ("review", "block")
 
 Counts = Mapping[str, int]
+# Fields of labels, and fields of money, which may be negative: see `tally`.
+LABEL_FIELDS = ("o:", "ov:", "os:", "op:")
+MONEY_FIELDS = ("v:", "ov:")
 # Edges and counts of each series of a reference profile, as `stream_scorer.ensemble` stores it.
 Profile = Mapping[str, tuple[ArrayLike, ArrayLike]]
+
+
+# The figures of labels.
+RATES: dict[str, Callable[[rates.Labelled, rates.Assumptions], rates.Rate]] = {
+    "fpr": rates.false_positive_rate,
+    "precision": lambda counts, _assumed: rates.precision(counts),
+    "false_discovery_rate": lambda counts, _assumed: rates.false_discovery_rate(counts),
+    "recall": rates.recall,
+    "false_positives_per_fraud": lambda counts, _assumed: rates.false_positives_per_fraud(counts),
+}
 
 
 class Figure(NamedTuple):
@@ -84,18 +97,30 @@ def merge(parts: Iterable[Counts]) -> dict[str, int]:
     return total
 
 
+def negative_fields(parts: Iterable[Counts]) -> tuple[list[str], list[str]]:
+    """Names of negative counts, of transactions and of labels. Check each pane, because a sum can hide them.
+
+    A label that changes decrements the label before it. If retention deleted the record of that label before the
+    monitor counted it, its count becomes negative.
+    """
+    names = {name for counts in parts for name, number in counts.items() if number < 0}
+    found = sorted(name for name in names if not name.startswith(MONEY_FIELDS))
+    of_labels = [name for name in found if name.startswith(LABEL_FIELDS)]
+    return [name for name in found if name not in of_labels], of_labels
+
+
 def histogram(counts: Counts, prefix: str, bins: int) -> NDArray[np.int64]:
     """The ``(bins,)`` counts of the fields ``<prefix><bin>``.
 
     Raises:
-        ValueError: a count is outside the bins, so the scorer used another profile.
+        ProfileMismatch: a count is outside the bins, so the scorer used another profile.
     """
     dense = np.zeros(bins, dtype=np.int64)
     for name, number in counts.items():
         if name.startswith(prefix) and name[len(prefix) :].isdigit():
             place = int(name[len(prefix) :])
             if place >= bins:
-                raise ValueError(f"{prefix}{place} is outside the {bins} bins of the reference profile")
+                raise ProfileMismatch(f"{prefix}{place} is outside the {bins} bins of the reference profile")
             dense[place] = number
     return dense
 
@@ -113,7 +138,7 @@ def drifts(counts: Counts, profile: Profile) -> dict[str, Drift]:
     """Drift of every series of `profile` that has counts.
 
     Raises:
-        ValueError: the counts have other bins.
+        ProfileMismatch: the counts have other bins.
     """
     found = {}
     for series, (_, reference) in profile.items():
@@ -162,11 +187,17 @@ def labelled(counts: Counts, positive: Iterable[Decision]) -> rates.Labelled:
     )
 
 
-def figures(counts: Counts, profile: Profile | None, rules: WindowRules) -> list[Figure]:
-    """Every figure of one window of one version and arm.
+def figures(
+    counts: Counts, profile: Profile | None, rules: WindowRules, *, labels_complete: bool = True
+) -> list[Figure]:
+    """Every figure of one window of one version and arm. No count may be negative: see `negative_fields`.
+
+    Args:
+        labels_complete: whether all labels were counted. If not, figures of labels have no values, because their bounds
+            would not hold.
 
     Raises:
-        ValueError: the counts have other bins than `profile`.
+        ProfileMismatch: the counts have other bins than `profile`.
     """
     rows = counts.get("n", 0)
     found = [
@@ -187,7 +218,10 @@ def figures(counts: Counts, profile: Profile | None, rules: WindowRules) -> list
         found += [_drift(series, drift) for series, drift in drifts(counts, profile).items()]
     if decided:
         for dimension, positive in POSITIVE_SETS.items():
-            found += _rates(dimension, labelled(counts, positive), rules.assumed)
+            if labels_complete:
+                found += _rates(dimension, labelled(counts, positive), rules.assumed)
+            else:
+                found += [_without_labels(name, dimension) for name in RATES]
     return found
 
 
@@ -211,15 +245,13 @@ def _drift(series: str, drift: Drift) -> Figure:
     )
 
 
+def _without_labels(name: str, dimension: str) -> Figure:
+    return Figure(name, dimension, None, labelled=True, statistics={"incomplete_labels": 1})
+
+
 def _rates(dimension: str, counts: rates.Labelled, assumed: rates.Assumptions) -> list[Figure]:
-    named = {
-        "fpr": rates.false_positive_rate(counts, assumed),
-        "precision": rates.precision(counts),
-        "false_discovery_rate": rates.false_discovery_rate(counts),
-        "recall": rates.recall(counts, assumed),
-        "false_positives_per_fraud": rates.false_positives_per_fraud(counts),
-    }
+    found = [(name, rate(counts, assumed)) for name, rate in RATES.items()]
     return [
         Figure(name, dimension, r.value, r.low, r.high, r.numerator, r.denominator, True, r.statistics)
-        for name, r in named.items()
+        for name, r in found
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -38,12 +38,22 @@ class _Quiet(WSGIRequestHandler):
 class HealthServer:
     """Serves until `close`. `port` 0 picks a free port; `self.port` is the port in use.
 
+    Args:
+        details: further fields of the answer to `/readyz`.
+
     Raises:
         SettingsError: the port is in use, or the host is not an interface of this machine.
     """
 
     def __init__(
-        self, host: str, port: int, registry: CollectorRegistry, ready: Readiness, problems: Problems = _no_problems
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        ready: Readiness,
+        problems: Problems = _no_problems,
+        *,
+        details: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         metrics = make_wsgi_app(registry)
 
@@ -58,9 +68,8 @@ class HealthServer:
                 return _answer(start, "200 OK", {"status": "ok"})
             if path == "/readyz":
                 is_ready, reason = ready()
-                return _answer(
-                    start, "200 OK" if is_ready else "503 Service Unavailable", {"ready": is_ready, "reason": reason}
-                )
+                body = {"ready": is_ready, "reason": reason, **details()}
+                return _answer(start, "200 OK" if is_ready else "503 Service Unavailable", body)
             return _answer(start, "404 Not Found", {"paths": ["/metrics", "/healthz", "/readyz"]})
 
         try:

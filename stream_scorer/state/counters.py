@@ -134,7 +134,7 @@ class CounterStore:
         if status == b"lost":
             raise StateGap(
                 f"Redis has lost the monitor's applied offset of {batch.source}",
-                hint="Restart the monitor: it counts again from the beginning of its topics.",
+                hint="The monitor counts again from the beginning of its topics.",
             )
         return CounterReply(cast(Status, status.decode()), int(mark))
 

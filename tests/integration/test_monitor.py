@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,12 +29,25 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from stream_scorer.clock import SystemClock
+from stream_scorer.control.commands import catch_up
+from stream_scorer.control.state import History
 from stream_scorer.kafka.config import consumer_config, producer_config
+from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.monitor.joiner import Joiner, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
-from stream_scorer.records import DECISIONS, MonitorMetric, Outcome, PaneSummary, Score, ScoreSummary
+from stream_scorer.records import (
+    DECISIONS,
+    Command,
+    MonitorMetric,
+    Outcome,
+    PaneSummary,
+    Score,
+    ScoreSummary,
+    ServedVersion,
+)
+from stream_scorer.stack.ports import free_port
 from tests.support.services import services
 
 pytestmark = pytest.mark.integration
@@ -272,13 +291,17 @@ class Monitor:
     process: subprocess.Popen[str]
 
     @classmethod
-    def start(cls, stack: Any, topics: Topics, state: Path, *more: str) -> Monitor:
+    def start(
+        cls, stack: Any, topics: Topics, state: Path, *more: str, before: Callable[[], None] | None = None
+    ) -> Monitor:
         command = [
             sys.executable, __file__, "--bootstrap", stack.addresses.kafka, "--redis", stack.addresses.redis,
             "--topic-prefix", topics.prefix, "--spec", str(SPEC), "--state-dir", str(state), "--metrics-port", "0",
             "--idle-after", "3", "--emit-every", "0.5", *more,
         ]  # fmt: skip
-        return cls(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+        return cls(
+            subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=before)
+        )
 
     def wait_ready(self) -> float:
         """Seconds from now until it says that it monitors."""
@@ -403,6 +426,131 @@ def _check_outcomes(stack: Any, topics: Topics, changes: int) -> None:
             changed += before.label != after.label
     assert changed >= changes
     assert not any(event_id.startswith("aborted") for event_id in chains)
+
+
+class Gate:
+    """A way to Redis that can be shut: connections are then refused, and open ones end."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.removeprefix("redis://").split("/")[0].rsplit(":", 1)
+        self._target = (host, int(port))
+        self.port = free_port()
+        self._server: socket.socket | None = None
+        self._open: list[socket.socket] = []
+
+    def open(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._server,), daemon=True).start()
+
+    def shut(self) -> None:
+        assert self._server is not None
+        for end in (self._server, *self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._open.clear()
+
+    def _accept(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = server.accept()[0], socket.create_connection(self._target)
+                self._open += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def ready(port: int) -> tuple[int, dict[str, Any]]:
+    """Status and parts of `/readyz`; status 0 while nothing listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return answer.status, json.loads(answer.read())["parts"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())["parts"]
+    except urllib.error.URLError:
+        return 0, {}
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.2)
+    return found
+
+
+def promote_a_version_that_alerts_more(bootstrap: str, topics: Topics) -> ControlLog:
+    """Version 2 replaces version 1, and the summaries show that it alerts 50 % more often. Returns the log."""
+    log, now = ControlLog(bootstrap, topics.control), int(time.time() * 1_000)
+    for offset, version in enumerate(VERSIONS):
+        command = Command(
+            ensemble="cards", action="promote", who="ann", why="test", at=now, expected_offset=offset,
+            version=ServedVersion(version, version * 64),
+        )  # fmt: skip
+        assert log.append("cards", msgspec.json.encode(command)) == offset
+    pane = PaneSummary(T0, 0, 0, 0, 0, {}, {}, {}, {}, {}, [], {}, {"1": [2_000, 1_100, 100, 90_000]})
+    told = ScoreSummary("cards", "2", "champion", HOUR, topics.transactions, 0, 0, 0, 0, [pane], 1)
+    producer = Producer(producer_config(bootstrap, "summaries"))
+    producer.produce(topics.score_summaries, key="0", value=msgspec.json.encode(told), partition=0)
+    producer.flush(10)
+    return log
+
+
+def test_the_watch_rolls_back_without_redis_and_disk_and_the_other_parts_recover(
+    stack: Any, topics: Topics, tmp_path: Path
+) -> None:
+    bootstrap, port, gate = stack.addresses.kafka, free_port(), Gate(stack.addresses.redis)
+    log, history = promote_a_version_that_alerts_more(bootstrap, topics), History()
+    worker = Monitor.start(
+        SimpleNamespace(addresses=SimpleNamespace(kafka=bootstrap, redis=f"redis://127.0.0.1:{gate.port}/0")),
+        topics, tmp_path, "--mode", "auto", "--metrics-port", str(port),
+        # No file may grow beyond this, as on a full disk.
+        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY)),
+    )  # fmt: skip
+    try:
+
+        def serves() -> str:
+            catch_up(log, history, log.end())
+            return history.states["cards"].champion.version
+
+        until(lambda: serves() == "1")
+        until(lambda: (parts := ready(port)[1])["joiner"]["failures"] > 1 and parts["watch"]["state"] == "running")
+        status, parts = ready(port)
+        assert status == 503
+        assert parts["watch"] == {"state": "running", "reason": "", "failures": 0}
+        assert parts["windows"]["failures"] > 0 and "Redis" in parts["windows"]["reason"]
+        assert "the joiner's store" in parts["joiner"]["reason"]
+        gate.open()
+        resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        until(lambda: ready(port)[0] == 200)
+        feed = Feed(bootstrap, topics, seed=5)
+        for number, hour in enumerate(np.linspace(2, 30, 60)):
+            feed.batch(number, float(hour))
+            if number == 30:
+                gate.shut()
+                until(lambda: ready(port)[1]["windows"]["state"] != "running")
+            if number == 45:
+                gate.open()
+        feed.labels(1e9)
+        expected, said, _ = converge(stack, topics, 40)
+        assert said == expected
+        assert ready(port)[1]["watch"]["failures"] == 0
+        code, seconds, words = worker.end()
+    finally:
+        worker.kill()
+        log.close()
+    assert (code, "Traceback" in words) == (0, False), words
+    assert seconds < 10
 
 
 class Crash(Exception):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stream_scorer.errors import SettingsError
+from stream_scorer.errors import SettingsError, StreamScorerError
 from stream_scorer.kafka.transactional_loop import InputRecord
 from stream_scorer.monitor.joiner import Joiner, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
@@ -185,3 +187,42 @@ def test_one_monitor_a_store(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="another monitor"):
         JoinerStore(tmp_path / "s")
     first.close()
+
+
+def test_a_store_that_cannot_be_written_leaves_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may grow beyond this, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, hard))
+    try:
+        for _ in range(2):
+            with pytest.raises(StreamScorerError, match="disk I/O error|full"):
+                JoinerStore(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    JoinerStore(path).close()
+
+
+def _join_batches(joiner: Joiner, store: JoinerStore, log: Log, count: int) -> None:
+    for number in range(count):
+        joiner.join([log.score(f"{number}-{row}" + "x" * 1_000) for row in range(500)])
+        store.commit()
+
+
+def test_a_disk_that_fills_up_ends_the_batch_and_not_the_store(tmp_path: Path, log: Log) -> None:
+    path = tmp_path / "s"
+    store = JoinerStore(path)
+    joiner = Joiner(store, RULES, scores="scores", labels="labels")
+    joiner.join([log.score("before")])
+    store.commit()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name("s-wal").stat().st_size, hard))
+    try:
+        with pytest.raises(sqlite3.OperationalError):
+            _join_batches(joiner, store, log, 50)
+        store.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = JoinerStore(path)
+    assert again.find({"before"})
+    again.close()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
+import pytest
+
 from stream_scorer.monitor.judge import CLOSE, MATURE, PANE, Judge
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.rates import FACE_VALUE
-from stream_scorer.monitor.tally import count_summary, new_cells
-from stream_scorer.monitor.windows import WindowRules
+from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells
+from stream_scorer.monitor.windows import WindowRules, negative_fields
 from stream_scorer.observability.metrics import Metrics
-from stream_scorer.records import MonitorMetric, PaneSummary, ScoreSummary
+from stream_scorer.records import MonitorMetric, Outcome, PaneSummary, ScoreSummary
 from stream_scorer.state.counters import Batch
 from tests.support.counters import MemoryCounterServer, MemoryCounterStore
 
@@ -121,4 +125,50 @@ def test_one_judge_reports_until_its_lead_ends() -> None:
     assert monitor.other.turn().records == []
     monitor.now_ms += 5_001
     assert monitor.other.turn().records
+    assert monitor.turn() == []
+
+
+# A reviewed transaction of hour 5 that was genuine first.
+CHANGE = Outcome(
+    "e", 5 * HOUR, 5 * HOUR, "1", "champion", "p", "approve", 0, 10, "fraud", "genuine", "random_review", 0.01,
+    6 * HOUR, HOUR, "cards", "random_review", 0.01,
+)  # fmt: skip
+
+
+def test_labels_whose_first_record_retention_deleted_do_not_end_the_judge(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = Monitor()
+    monitor.count(5, reached=9)
+    cells = new_cells()
+    # The record that said "genuine" is gone: its count becomes -1 for each of them.
+    for _ in range(3):
+        count_outcome(cells, CHANGE)
+    monitor.store.open("e", {"outcomes:0": 0})
+    monitor.store.apply(Batch("outcomes:0", 0, 1, cells, {}))
+    with caplog.at_level(logging.ERROR):
+        reports = monitor.judge.turn()
+        monitor.judge.turn()
+    by_metric = {(r.metric, r.dimension): r for r in reports.records}
+    assert by_metric["transactions", ""].value == 10
+    assert by_metric["alert_rate", "block"].value == 0.0
+    refused = [r for r in reports.records if r.metric in ("fpr", "precision", "recall")]
+    assert len(refused) == 6
+    for record in refused:
+        assert (record.value, record.low, record.high) == (None, None, None)
+        assert record.statistics == {"incomplete_labels": 1}
+    assert caplog.text.count("retention of the topic `outcomes` is shorter than the age of labels") == 1
+
+
+def test_a_pane_with_negative_labels_is_not_hidden_by_another(caplog: pytest.LogCaptureFixture) -> None:
+    assert negative_fields([{"o:approve:genuine": -1}, {"o:approve:genuine": 5}]) == ([], ["o:approve:genuine"])
+    assert negative_fields([{"v:approve": -10, "ov:approve:fraud": -3, "d:approve": 1}]) == ([], [])
+
+
+def test_a_window_with_negative_transactions_has_no_figures(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = Monitor()
+    monitor.count(5, reached=5)
+    monitor.count(6, reached=6)
+    cells = {(5 * HOUR, cell_label("cards", "1", "champion")): {"d:approve": -20}}
+    monitor.store.apply(Batch("summaries:0", monitor.at, monitor.at + 1, cells, {}))
+    assert monitor.turn() == [(6, 10, 1, False)]
+    assert "d:approve" in caplog.text
     assert monitor.turn() == []

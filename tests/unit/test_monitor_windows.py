@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from stream_scorer.monitor.app import Linked, runs
+from stream_scorer.monitor.app import Linked, SummaryCounter, runs
+from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.rates import FACE_VALUE
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells, parse_label
 from stream_scorer.monitor.transport import UNLINKED
 from stream_scorer.monitor.windows import Figure, WindowRules, drifts, figures, watermark
+from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Outcome, PaneSummary, ScoreSummary
 
 HOUR = 3_600_000
@@ -122,3 +125,17 @@ def test_runs_break_where_a_record_does_not_follow() -> None:
 
     found = runs([at(0, 0), at(1, 4), at(UNLINKED, 9), at(5, 5), at(8, 8), at(0, 2)])
     assert [[r.offset for r in run] for run in found] == [[0, 4, 5], [8], [2]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": -1}, {"decisions": {"approve": -6}}, {"score": [0, -7]}, {"score": [0]}, {"left_out": {"gbm": [1]}}],
+)
+def test_a_summary_with_impossible_counts_is_ignored_and_counted(change: dict[str, object]) -> None:
+    metrics, cells, maxima = Metrics(MONITOR_METRICS), new_cells(), dict[str, int]()
+    count = SummaryCounter("score-summaries", metrics)
+    bad = summary(msgspec.structs.replace(PANE, **change))
+    count(cells, maxima, [msgspec.json.encode(bad), msgspec.json.encode(summary(PANE))])
+    assert [counts["n"] for counts in cells.values()] == [10]
+    unreadable = "stream_scorer_monitor_unreadable_total"
+    assert metrics.registry.get_sample_value(unreadable, {"topic": "score-summaries"}) == 1

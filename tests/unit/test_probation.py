@@ -341,6 +341,29 @@ def test_a_version_that_comes_again_is_counted_anew() -> None:
     assert desk.history.states["cards"].champion == ONE
 
 
+def test_a_watch_that_fails_raises_and_a_new_one_comes_to_the_same_counts() -> None:
+    class Broken(Reader):
+        def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
+            raise BrokerUnavailable("not now")
+
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, MORE))
+    watch, stop, steps = desk.watch(), threading.Event(), []
+    watch._follow = lambda since: Broken([])
+    with pytest.raises(BrokerUnavailable):
+        watch.run(stop, lambda: steps.append(1))
+    assert steps == []
+
+    def count() -> None:
+        steps.append(1)
+        if len(steps) == 2:
+            stop.set()
+
+    desk.watch().run(stop, count)
+    assert desk.history.states["cards"].champion == ONE
+
+
 def test_a_watch_ends_when_it_is_told_to() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=Desk().watch().run, args=(stop,))
