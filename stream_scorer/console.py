@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -137,17 +138,27 @@ class Steps:
         self.say(f"{name}: done in {self.seconds[name]:.1f} s")
 
 
+def plain(text: str) -> str:
+    """`text` on one line without control characters, so that data cannot send commands to the terminal."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
 def make_table(headings: Sequence[str], rows: Sequence[Sequence[str]] = (), *, title: str = "") -> Table:
-    """A table of `rows`, whose cells are plain text and not rich's markup.
+    """A table of `rows`. Titles and cells are plain text: neither markup of rich nor control characters have an effect.
 
     A heading that starts with ``!`` is of a column of numbers.
     """
-    table = Table(title=title or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=Text(title, style="table.title") if title else None,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for heading in headings:
         numeric = heading.startswith("!")
         table.add_column(heading.removeprefix("!"), justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     return table
 
 

@@ -53,7 +53,7 @@ def show(report: Report, console: Console) -> None:
     table.add_section()
     _add(table, stages.beside, "committer thread")
     console.print(table)
-    console.print(bottleneck(report))
+    console.print(bottleneck(report), markup=False)
 
     machine = report.machine
     console.print(
@@ -61,7 +61,7 @@ def show(report: Report, console: Console) -> None:
         f"Python {machine.python}, load average {machine.load_before:.2f} before; {report.seconds:.0f} s"
     )
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow")
+        console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
 def bottleneck(report: Report) -> str:

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.options import with_settings
-from stream_scorer.console import make_table, print_table
+from stream_scorer.console import make_table, plain, print_table
 from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.settings import Settings
 
@@ -146,7 +146,7 @@ class _Console:
             click.echo("no scorer is running: the command takes effect when one starts")
         for seen in known:
             done = f"applied; versions in play: {', '.join(seen.status.in_play)}"
-            click.echo(f"{seen.status.instance}: {missing[seen.status.instance] or done}")
+            click.echo(plain(f"{seen.status.instance}: {missing[seen.status.instance] or done}"))
         if late := ", ".join(instance for instance, text in missing.items() if text):
             raise StreamScorerError(
                 f"not followed: the command is accepted, but not applied by {late}",
@@ -448,7 +448,7 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
         _show_state(state)
     for incident in incidents:
         held = f" ({incident.held_back})" if incident.held_back else ""
-        click.echo(f"{'incident':11} {incident.due} of {incident.version} is due{held}: {incident.why}")
+        click.echo(plain(f"{'incident':11} {incident.due} of {incident.version} is due{held}: {incident.why}"))
     _show_table(
         ("scorer", "in play", "offset", "problem"),
         [(s.instance, ", ".join(s.in_play), str(s.control_offset), s.problem) for s in scorers],
@@ -491,7 +491,7 @@ def _show_state(state: ServingState) -> None:
         facts["canary"] = f"{_short(at.version)} decides for {at.share:.4g} of the entities{until}"
     for label, fact in facts.items():
         if fact:
-            click.echo(f"{label:11} {fact}")
+            click.echo(plain(f"{label:11} {fact}"))
 
 
 def _problem(status: ScorerStatus) -> str:

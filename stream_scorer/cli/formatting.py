@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from stream_scorer.cli.topic_io import USER_TOPICS, ReadRecord, Redaction, plain, text_header
+from stream_scorer.cli.topic_io import USER_TOPICS, ReadRecord, Redaction, text_header
+from stream_scorer.console import plain
 from stream_scorer.records import (
     MISSING,
     NOT_A_RECORD,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
+from stream_scorer.console import plain
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import NOT_A_RECORD
@@ -138,11 +138,6 @@ class Redaction:
         if isinstance(node, list):
             return [self._without_sensitive(v) for v in node]
         return node
-
-
-def plain(text: str) -> str:
-    """`text` on one line without control characters, so that data cannot send commands to the terminal."""
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def text_header(headers: dict[str, bytes | None], name: str) -> str:

@@ -174,24 +174,13 @@ def pairs(state: ServingState, history: History) -> list[Pair]:
 
 def acted_since(history: History, ensemble: str, at: int) -> bool:
     """Whether a monitor has withdrawn a version since `at`, by the times of the commands."""
-    return any(
-        entry.command is not None
-        and not entry.refused
-        and entry.command.author == "monitor"
-        and entry.command.ensemble == ensemble
-        and entry.command.action in ("rollback", "stop")
-        and entry.command.at > at
-        for entry in history.entries
-    )
+    withdrawn_at = history.withdrawn_at.get(ensemble)
+    return withdrawn_at is not None and withdrawn_at > at
 
 
 def _since(state: ServingState, history: History, version: ServedVersion, action: Action) -> tuple[int, int]:
     """Offset and time of the last command that gave `version` its role; a new share of a canary starts a new pair."""
-    offset, at = state.control_offset, state.at
-    for entry in reversed(history.entries):
-        command = entry.command
-        if command is None or entry.refused or command.ensemble != state.ensemble:
-            continue
-        if command.action == action and command.version == version:
-            return entry.offset, command.at
-    return offset, at
+    start = history.starts.get((state.ensemble, action))
+    if start is None or start.command is None or start.command.version != version:
+        return state.control_offset, state.at
+    return start.offset, start.command.at

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
-from stream_scorer.records import NOT_A_RECORD, CanaryState, Command, Hold, ServedVersion, ServingState
+from stream_scorer.records import NOT_A_RECORD, Action, CanaryState, Command, Hold, ServedVersion, ServingState
 
 # Each version in play costs its combiner and the members that it does not share with other versions.
 MAX_SHADOWS = 4
@@ -52,12 +52,17 @@ class History:
         states: serving state by ensemble.
         next_offset: offset of the next record, unless another writer appends first.
         first_offset: offset of the first record; None before it.
+        withdrawn_at: time of the last command of a monitor that withdrew a version, by ensemble, ms.
+        starts: the last command that made a version champion or canary, by ensemble and action. Both are kept apart
+            from `entries`, which forgets old records.
         entries: the last `MAX_ENTRIES` records.
     """
 
     states: dict[str, ServingState] = field(default_factory=dict)
     next_offset: int = 0
     first_offset: int | None = None
+    withdrawn_at: dict[str, int] = field(default_factory=dict)
+    starts: dict[tuple[str, Action], Entry] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
 
     @property
@@ -85,7 +90,15 @@ class History:
             refused = str(error)
         entry = Entry(offset, command, refused, timestamp)
         self.entries = [*self.entries[1 - MAX_ENTRIES :], entry]
+        if command is not None and not refused:
+            self._remember(entry, command)
         return entry
+
+    def _remember(self, entry: Entry, command: Command) -> None:
+        if command.author == "monitor" and command.action in ("rollback", "stop"):
+            self.withdrawn_at[command.ensemble] = command.at
+        if command.action in ("promote", "canary"):
+            self.starts[command.ensemble, command.action] = entry
 
 
 _decode = msgspec.json.Decoder(Command).decode
@@ -145,6 +158,8 @@ def _confirm(state: ServingState, _command: Command) -> dict[str, object]:
 def _rollback(state: ServingState, _command: Command) -> dict[str, object]:
     if state.last_good is None:
         raise Refused("there is no last good version")
+    if state.last_good.manifest_sha256 in state.retired:
+        raise Refused(f"{state.last_good.version} is retired")
     return {"champion": state.last_good, "last_good": None, "probation": False, "canary": None}
 
 
@@ -178,13 +193,19 @@ def _stop(state: ServingState, command: Command) -> dict[str, object]:
 
 
 def _retire(state: ServingState, command: Command) -> dict[str, object]:
-    version = _version(command)
-    if version == state.champion:
-        raise Refused(f"{version.version} serves: promote another version or roll back first")
-    if version.manifest_sha256 in state.retired:
-        raise Refused(f"{version.version} is already retired")
-    change = _without(state, version) | {"retired": [*state.retired, version.manifest_sha256]}
-    if version == state.last_good:
+    """Exclude a version by its digest: the same files may be in play under another number."""
+    digest = _version(command).manifest_sha256
+    if digest == state.champion.manifest_sha256:
+        raise Refused(f"{state.champion.version} serves: promote another version or roll back first")
+    if digest in state.retired:
+        raise Refused(f"{_version(command).version} is already retired")
+    canary = state.canary
+    change: dict[str, object] = {
+        "retired": [*state.retired, digest],
+        "canary": None if canary is not None and canary.version.manifest_sha256 == digest else canary,
+        "shadows": [shadow for shadow in state.shadows if shadow.manifest_sha256 != digest],
+    }
+    if state.last_good is not None and state.last_good.manifest_sha256 == digest:
         change |= {"last_good": None, "probation": False}
     return change
 

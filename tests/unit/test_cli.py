@@ -23,7 +23,8 @@ from stream_scorer.cli.checks import PYTHON_BELOW, PYTHON_MIN, Check, run_checks
 from stream_scorer.cli.dead_letters import dead_letter_lines, group_dead_letters
 from stream_scorer.cli.formatting import json_line, line
 from stream_scorer.cli.main import _COMMANDS, cli, main
-from stream_scorer.cli.topic_io import ReadRecord, Redaction, plain, topic_name
+from stream_scorer.cli.topic_io import ReadRecord, Redaction, topic_name
+from stream_scorer.console import plain
 from stream_scorer.records import (
     TOPIC_RECORDS,
     Alert,

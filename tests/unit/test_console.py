@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from stream_scorer.console import LINE_EVERY_S, Progress, make_table
+from stream_scorer.console import LINE_EVERY_S, Progress, make_table, print_table
 
 
 class SteppedClock:
@@ -87,3 +87,14 @@ def test_cells_are_text_and_not_markup() -> None:
     console = pipe()
     console.print(make_table(("name",), [("[red]hostile[/nothing]",)]))
     assert "[red]hostile[/nothing]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_text_of_a_table_is_neither_markup_nor_a_command_to_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(make_table(("reason",), [("[/red] [link=x]",), ("\x1b[31mred\nnext",)], title="[/bold]"))
+    shown = capsys.readouterr().out
+    assert "[/bold]" in shown
+    assert "[/red] [link=x]" in shown
+    assert "\\u001b[31mred\\nnext" in shown
+    assert "\x1b" not in shown

@@ -15,8 +15,9 @@ from stream_scorer.control.commands import submit
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.liveness import FORGOTTEN_MS, SILENT_MS, Scorers
 from stream_scorer.control.outbox import MAX_BACKOFF_S, MAX_WAITING, Outbox
+from stream_scorer.control.probation import acted_since, pairs
 from stream_scorer.control.recovery import newest_state, require_never_served
-from stream_scorer.control.state import MAX_SHADOWS, History
+from stream_scorer.control.state import MAX_ENTRIES, MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, BrokerUnavailable, StreamScorerError
 from stream_scorer.observability.liveness import Health
@@ -653,3 +654,39 @@ def test_the_newest_state_of_an_ensemble_is_found_among_those_of_several_scorers
     values = [msgspec.json.encode(state) for state in (story.state, older)]
     assert newest_state(MemoryControlLog([*values, b"junk"]), "cards") == story.state
     assert newest_state(MemoryControlLog(values), "wires") is None
+
+
+def test_a_version_is_retired_by_its_digest_also_from_a_rollback(story: Story) -> None:
+    same = ServedVersion("8", ONE.manifest_sha256)
+    assert "1 serves" in story.say("retire", version=same)
+    story.say("promote", version=TWO)
+    assert story.say("retire", version=same) == ""  # version 1, the last good one, has this digest
+    assert (story.state.last_good, story.state.probation) == (None, False)
+    assert "no last good" in story.say("rollback")
+    story.say("shadow", version=THREE)
+    story.say("canary", version=ServedVersion("9", "9" * 64), share=0.1)
+    assert story.say("retire", version=ServedVersion("7", THREE.manifest_sha256)) == ""
+    assert story.say("retire", version=ServedVersion("7", "9" * 64)) == ""
+    assert (story.state.shadows, story.state.canary) == ([], None)
+
+
+def test_a_retired_version_never_serves_again_by_a_rollback(story: Story) -> None:
+    story.say("promote", version=TWO)
+    # A state that a person restored may contradict itself.
+    broken = msgspec.structs.replace(story.state, retired=[ONE.manifest_sha256])
+    assert story.say("recover", state=broken) == ""
+    assert "1 is retired" in story.say("rollback")
+
+
+def test_a_cool_down_and_the_start_of_a_pair_outlast_the_records_kept_for_display(story: Story) -> None:
+    story.say("promote", version=TWO, at=100)
+    story.say("rollback", author="monitor", at=200)
+    story.say("canary", version=THREE, share=0.1, at=300)
+    (pair,) = pairs(story.state, story.history)
+    for _ in range(MAX_ENTRIES + 1):
+        story.say("confirm")  # refused
+    assert acted_since(story.history, "cards", 199)
+    assert not acted_since(story.history, "cards", 200)
+    assert not acted_since(story.history, "wires", 0)
+    assert pairs(story.state, story.history) == [pair]
+    assert (pair.since, pair.at) == (3, 300)
