@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from stream_scorer.cli.init_process import leave_process_one
 from stream_scorer.cli.options import with_settings
 from stream_scorer.settings import Settings
 
@@ -41,6 +42,7 @@ def run(settings: Settings, passthrough: bool) -> None:
 
     SIGUSR1 prints all stack traces.
     """
+    leave_process_one()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # The imports take a second. A SIGTERM during that time is an orderly stop too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

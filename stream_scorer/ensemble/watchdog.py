@@ -24,6 +24,8 @@ from pathlib import Path
 _STATE = struct.Struct("<q8s")
 _IDLE = bytes(8)
 _POLLS = 20
+# A process that was killed is gone after this time, unless the kernel ignores the signal: see `_kill`.
+_KILL_WAIT_S = 2.0
 
 
 class Watchdog:
@@ -101,9 +103,17 @@ def _watch(parent: int, path: Path, limit_s: float) -> None:
             _, suspect = max(state for state in now if state[1] != _IDLE)
             _suspect_path(path).write_bytes(suspect)
             sys.stderr.write(f"a member (key {suspect.hex()}) has not returned for {limit_s:g} s: killing the scorer\n")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(parent, signal.SIGKILL)
+            _kill(parent)
             return
+
+
+def _kill(parent: int) -> None:
+    """Kill the scorer. The kernel ignores the signal if the scorer is process 1 of the PID namespace."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(parent, signal.SIGKILL)
+    time.sleep(_KILL_WAIT_S)
+    if os.getppid() == parent:
+        sys.stderr.write(f"the scorer cannot be killed, because an init process is missing: it is process {parent}\n")
 
 
 def _stopped(pid: int) -> bool:

@@ -130,6 +130,9 @@ def test_the_image_is_locked_unprivileged_and_holds_no_secret(container: Any) ->
     assert int(user.partition(":")[0]) > 0
     assert any(line.startswith("HEALTHCHECK") and "/healthz" in line for line in stage)
     assert not any(line.startswith("ARG") for line in lines)
+    # The scorer must not be process 1, which the watchdog could not kill.
+    assert 'ENTRYPOINT ["tini", "--", "stream-scorer"]' in stage
+    assert any("apt-get install" in line and " tini " in line for line in stage)
     variables = set(re.findall(r"STREAM_SCORER_[A-Z_]+[A-Z]", "\n".join(x for x in lines if not x.startswith("#"))))
     assert variables <= VARIABLES
     mounts = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
