@@ -82,8 +82,8 @@ class FatPublisher(publish.Publisher):
         assert batch.decided is not None
         for _, topic, partition, key, value, headers in self._in_order(batch):
             sink.produce(topic, partition, key, value, headers)
-        for version in range(batch.decided.lineup.deciding):
-            for summary in self._summariser(batch.decided.lineup.versions[version]).summarise(batch, version):
+        for version, summariser in enumerate(self._deciding(batch.decided.lineup)):
+            for summary in summariser.summarise(batch, version):
                 name = f"{summary.topic}-{summary.partition}".encode()
                 sink.produce(self._topics.score_summaries, summary.partition, name, self._encode(summary))
 

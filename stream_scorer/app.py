@@ -20,6 +20,7 @@ from stream_scorer.control.recovery import require_never_served
 from stream_scorer.control.watch import Watch, WatchRules
 from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.bulkhead import Bulkhead
+from stream_scorer.ensemble.cache_cleanup import CacheCleanup
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
@@ -68,8 +69,8 @@ from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import FeatureRows
 
 _log = logging.getLogger(__name__)
-# Its thread looks for a stop every half second, unless it waits for the registry.
-STOP_ALIASES_S = 2.0
+# A thread looks for a stop every half second, unless it waits for the registry or the disk.
+STOP_THREAD_S = 2.0
 
 
 def load_serving_ensemble(settings: Settings, checked: CheckedSpec) -> Ensemble:
@@ -174,7 +175,14 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
         follower.start()
         lifetime.callback(housekeeping.close)
         housekeeping.start()
+        cleanup = CacheCleanup(cache_folder(settings), lambda: follower.digests, SystemClock())
+        lifetime.enter_context(_running("cache-cleanup", cleanup.run))
         yield processor
+
+
+def cache_folder(settings: Settings) -> Path:
+    """The folder of the disk cache of ensembles."""
+    return Path(settings["cache.dir"]).expanduser()
 
 
 def check_topic_settings(admin: TopicAdmin, topics: Topics) -> None:
@@ -208,7 +216,7 @@ def make_follower(
     from stream_scorer.ensemble.registry import fetch, keep, parse_reference, resolve
 
     reference = parse_reference(settings["scorer.ensemble"])
-    tracking_uri, cache = settings["mlflow.url"], Path(settings["cache.dir"]).expanduser()
+    tracking_uri, cache = settings["mlflow.url"], cache_folder(settings)
     # A folder's ensemble is known by its digest only: kept, so that it is there whatever becomes of the folder.
     name = reference.name
     local = None
@@ -297,14 +305,21 @@ def mirroring_aliases(settings: Settings) -> Iterator[None]:
         lambda name, version: set_alias(name, CHAMPION, version, url),
         SystemClock(),
     )
+    with _running("aliases", mirror.run):
+        yield
+
+
+@contextmanager
+def _running(name: str, run: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Inside the block, a thread runs `run`."""
     stop = threading.Event()
-    thread = threading.Thread(target=mirror.run, args=(stop,), name="aliases", daemon=True)
+    thread = threading.Thread(target=run, args=(stop,), name=name, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join(STOP_ALIASES_S)
+        thread.join(STOP_THREAD_S)
 
 
 @contextmanager

@@ -115,6 +115,13 @@ class Follower:
         return self._lineup
 
     @property
+    def digests(self) -> list[str]:
+        """Manifest digests of the versions that this scorer serves or must be able to serve."""
+        state = self._history.states.get(self._identity.ensemble)
+        wanted = [] if state is None else _versions(state)
+        return [version.manifest_sha256 for version in [*wanted, *self._served]]
+
+    @property
     def missing(self) -> str:
         """What readiness lacks: a scorer that cannot read the log would miss a rollback."""
         return f"control cannot be read: {self._read_problem}" if self._read_problem else ""
@@ -230,7 +237,9 @@ class Follower:
     def _follow(self, *, changed: bool) -> None:
         """Load what the newest state asks for, and serve as much of it as is loaded."""
         state = self._history.states[self._identity.ensemble]
-        self._loader.want(_versions(state), keep=self._served, retry_now=changed)
+        wanted = _versions(state)
+        self._loader.want(wanted, keep=self._served, retry_now=changed)
+        self._refused = {version: refusal for version, refusal in self._refused.items() if version in wanted}
         if self._collect() or changed:
             self._serve(state, self._available(state))
         if changed:

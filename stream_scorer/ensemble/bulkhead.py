@@ -31,6 +31,10 @@ _SLICES = 10
 THREADS = 2
 
 
+# Members whose state is kept after they have left the pool, newest last.
+MAX_STATES = 1_000
+
+
 @dataclass(slots=True)
 class _Job:
     """The calls of some members on one batch; the worker appends to `outputs` in the order of `members`."""
@@ -100,6 +104,11 @@ class Bulkhead:
         self._pool: MemberPool | None = None
         self._workers: list[_Worker] = []
 
+    @property
+    def state_count(self) -> int:
+        """Number of members whose state is kept."""
+        return len(self._breakers)
+
     def states(self, pool: MemberPool) -> dict[str, State]:
         """The breaker state of each member of the pool, by name."""
         return {name: self._breakers[key].state for name, key in zip(pool.names, pool.keys, strict=True)}
@@ -159,6 +168,10 @@ class Bulkhead:
                 _log_state(
                     pool.names[index], State.CLOSED, State.OPEN, "the previous scorer was killed while it was running"
                 )
+        for key in [key for key in self._breakers if key not in pool.keys][: max(len(self._breakers) - MAX_STATES, 0)]:
+            del self._breakers[key]
+            self._seconds.pop(key, None)
+            self._hung_threads.pop(key, None)
         for worker in self._workers:
             worker.finish()
         self._pool = pool

@@ -5,7 +5,7 @@
     <root>/resolved/<key>.json      the last known resolution of a reference
 
 Files are written under a temporary name and renamed, and digests are verified on every use: several scorers can share
-a cache, and a damaged file is fetched again instead of served.
+a cache, and a damaged file is fetched again instead of served. `stream_scorer.ensemble.cache_cleanup` bounds its size.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class EnsembleCache:
         self._save_blob(digest, data)
         for member in manifest.members:
             if self._blob(member.sha256) is not None:
+                self._mark_used(self._root / "sha256" / member.sha256)
                 continue
             content = fetch(member.path)
             if sha256_hex(content) != member.sha256:
@@ -95,7 +96,10 @@ class EnsembleCache:
             read_members(path, manifest)
         except ArtifactError:
             return None
-        return path if manifest_digest(manifest) == manifest_sha256 else None
+        if manifest_digest(manifest) != manifest_sha256:
+            return None
+        self._mark_used(path)
+        return path
 
     def find_head(self, head: str) -> Path | None:
         """The folder of the only cached ensemble whose manifest digest begins with `head`, else None."""
@@ -130,8 +134,16 @@ class EnsembleCache:
         return data if sha256_hex(data) == digest else None
 
     def _save_blob(self, digest: str, data: bytes) -> None:
+        path = self._root / "sha256" / digest
         if self._blob(digest) is None:
-            self._write(self._root / "sha256" / digest, data)
+            self._write(path, data)
+        else:
+            self._mark_used(path)
+
+    def _mark_used(self, path: Path) -> None:
+        """Set the time of the last use, by which `cache_cleanup` selects what to remove."""
+        with contextlib.suppress(OSError):  # it belongs to another user, or was removed just now
+            os.utime(path)
 
     def _write(self, path: Path, data: bytes) -> None:
         try:

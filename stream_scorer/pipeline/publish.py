@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.attribution import strongest
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
-from stream_scorer.ensemble.lineup import DISABLED
+from stream_scorer.ensemble.lineup import DISABLED, Lineup
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.pipeline.batch import BatchDecisions, DeadLetter, MicroBatch, Sink, VersionResult
 from stream_scorer.pipeline.lineage import lineage_of
@@ -65,6 +65,7 @@ class Publisher:
         self._topics = topics
         self._checked = checked
         self._clock = clock
+        # By version and digest. Each holds its ensemble in memory, so only those of the last batch are kept.
         self._summarisers: dict[str, Summariser] = {}
         self._encode = msgspec.json.Encoder().encode
 
@@ -79,16 +80,17 @@ class Publisher:
                 name = f"{batch.transactions.topic}-{record.partition}".encode()
                 sink.produce(self._topics.lineage, record.partition, name, record.value, record.headers)
         assert batch.decided is not None
-        for version in range(batch.decided.lineup.deciding):
-            for summary in self._summariser(batch.decided.lineup.versions[version]).summarise(batch, version):
+        for version, summariser in enumerate(self._deciding(batch.decided.lineup)):
+            for summary in summariser.summarise(batch, version):
                 name = f"{summary.topic}-{summary.partition}".encode()
                 sink.produce(self._topics.score_summaries, summary.partition, name, self._encode(summary))
 
-    def _summariser(self, ensemble: Ensemble) -> Summariser:
-        name = f"{ensemble.version} {ensemble.digest}"
-        if name not in self._summarisers:
-            self._summarisers[name] = Summariser(ensemble, self._checked)
-        return self._summarisers[name]
+    def _deciding(self, lineup: Lineup) -> list[Summariser]:
+        """The summarisers of the versions that make decisions."""
+        deciding = {f"{e.version} {e.digest}": e for e in lineup.versions[: lineup.deciding]}
+        before = self._summarisers
+        self._summarisers = {n: before.get(n) or Summariser(e, self._checked) for n, e in deciding.items()}
+        return list(self._summarisers.values())
 
     def _in_order(self, batch: MicroBatch) -> Iterable[_Output]:
         """The records of every transaction, in the order of the transactions."""
