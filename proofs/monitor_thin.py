@@ -62,6 +62,8 @@ ANALYSTS_PER_HOUR = 60
 # The allowances of the bounds are exceeded in at most one window in a thousand, by the monitor's own statement. A run
 # judges about 130 panes (two positive sets), so more than two misses come by chance in one run of three thousand.
 MISSES = 2
+# Until half of the chargebacks of the last hour have come, and every pane is older than the horizon.
+SETTLE_MS = 4 * DAY_MS
 # The monitor speaks every half second: silent for this long, it has said what it has to say.
 QUIET_S, GIVE_UP_S = 3.0, 25.0
 
@@ -123,7 +125,8 @@ def _traffic(seed: int, n: int, seconds: float, bootstrap: str, truth: Path) -> 
         transactions=n,
         fraud_rate=FRAUD_RATE,
     )
-    config = config.starting(config.start_to_end_by(SystemClock().now_ms()))
+    # Labels come until then, and a label from the future is refused.
+    config = config.starting(config.start_to_end_by(SystemClock().now_ms()) - SETTLE_MS)
     live = LiveConfig(
         bootstrap,
         rate=n / seconds,
@@ -131,8 +134,7 @@ def _traffic(seed: int, n: int, seconds: float, bootstrap: str, truth: Path) -> 
         seed=seed,
         truth=truth,
         alerts_s=3.0 if n < SMALL else 6.0,
-        # Until half of the chargebacks of the last hour have come, and every pane is older than the horizon.
-        settle_ms=4 * DAY_MS,
+        settle_ms=SETTLE_MS,
     )
     labeller = Labeller(LabellerConfig(seed=seed, capacity_per_hour=ANALYSTS_PER_HOUR))
     return LiveTraffic(live, [generate(config)], labeller, clock=SystemClock())

@@ -50,12 +50,13 @@ METADATA_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class InputRecord:
-    """One committed input record."""
+    """One committed input record; `timestamp` is that of Kafka, in ms."""
 
     topic: str
     partition: int
     offset: int
     value: bytes
+    timestamp: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,10 @@ class TransactionalLoop:
         self._bootstrap = bootstrap
         self._transactional_id = transactional_id
         self._client_id = client_id
-        self._consumer = Consumer(consumer_config(bootstrap, client_id, group) | SHORT_FETCH_WAIT)
+        # The end of a partition is an event, because its last offsets may hold no record: see `position`.
+        settings = SHORT_FETCH_WAIT | {"enable.partition.eof": True}
+        self._consumer = Consumer(consumer_config(bootstrap, client_id, group) | settings)
+        self._position: dict[Partition, int] = {}
         self._producer: Producer | None = None
 
     def __enter__(self) -> Self:
@@ -123,6 +127,7 @@ class TransactionalLoop:
 
     def assign(self, positions: Mapping[Partition, int | None]) -> None:
         """Read exactly these partitions from these offsets; None is the beginning. Discards buffered records."""
+        self._position = {at: offset or 0 for at, offset in positions.items()}
         self._consumer.assign(
             [
                 TopicPartition(topic, number, OFFSET_BEGINNING if offset is None else offset)
@@ -141,7 +146,11 @@ class TransactionalLoop:
         messages = self._consumer.consume(1, timeout_s)
         if messages:
             messages += self._consumer.consume(max_records - 1, 0)
-        return [self._checked(message) for message in messages]
+        return [record for message in messages if (record := self._checked(message)) is not None]
+
+    def position(self, partition: Partition) -> int:
+        """The offset up to which `read` has passed a partition, including transaction markers and aborted records."""
+        return self._position[partition]
 
     def publish(self, records: Iterable[OutputRecord], positions: Mapping[Partition, int]) -> None:
         """Publish `records` and commit `positions` in one transaction.
@@ -183,9 +192,14 @@ class TransactionalLoop:
                     raise as_domain_error(error, doing, self._bootstrap) from exception
             time.sleep(COORDINATOR_RETRY_S)
 
-    def _checked(self, message: Message) -> InputRecord:
+    def _checked(self, message: Message) -> InputRecord | None:
+        """The record of `message`; None for the end of a partition. Advances the position."""
         error = message.error()
         topic, number, offset = message.topic(), message.partition(), message.offset()
+        if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            assert topic is not None and number is not None and offset is not None
+            self._position[topic, number] = max(self._position.get((topic, number), 0), offset)
+            return None
         if error is not None:
             if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise StreamScorerError(
@@ -195,4 +209,5 @@ class TransactionalLoop:
             raise as_domain_error(error, f"read {topic}", self._bootstrap)
         if topic is None or number is None or offset is None or offset == OFFSET_INVALID:
             raise RuntimeError("a Kafka message without coordinates")
-        return InputRecord(topic, number, offset, message.value() or b"")
+        self._position[topic, number] = offset + 1
+        return InputRecord(topic, number, offset, message.value() or b"", message.timestamp()[1])

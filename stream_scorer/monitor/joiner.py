@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import msgspec
 
 from stream_scorer.clock import Clock
-from stream_scorer.errors import StreamScorerError, TransactionAborted
+from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, Partition, TransactionalLoop
 from stream_scorer.monitor.joiner_store import Context, JoinerStore, LabelRecord, ScoredTransaction
 from stream_scorer.records import DECISIONS, NOT_A_RECORD, Decision, LabelValue, Outcome, Record
@@ -33,8 +34,11 @@ POLL_S = 0.2
 # Maximum number of consecutive aborted transactions. More have a cause that a restart does not remove, such as a second
 # joiner with the same transactional id.
 MAX_ABORTS = 5
-# Seconds between two deletions of old rows.
+# Seconds between two decisions which rows are old.
 TRIM_EVERY_S = 30.0
+# Rows deleted with one batch, at up to 0.1 ms each: twice a batch, so deletion keeps up, and few, so that it delays no
+# batch for long and succeeds on a disk that is almost full, as SQLite first writes the changed pages to its log.
+MAX_DELETED = 2 * BATCH
 
 _log = logging.getLogger("stream_scorer.monitor.joiner")
 
@@ -54,15 +58,19 @@ class ScoreKey(Record, frozen=True):
     value: int
 
 
+# As `serde.decoder.LabelDecoder` has them, which writes the dead letters of other labels.
+_Time = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class Label(Record, frozen=True):
     """One record of the topic `labels`, without its entity fields."""
 
-    event_id: str
-    event_time: int
+    event_id: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    event_time: _Time
     label: LabelValue
-    labelled_at: int
-    source: str
-    review_probability: float | None = None
+    labelled_at: _Time
+    source: Annotated[str, msgspec.Meta(max_length=128)]
+    review_probability: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,22 @@ class JoinRules:
     horizon_ms: int
     allowed_lateness_ms: int
     source_rank: Mapping[str, int]
+    max_age_ms: int
+    max_ahead_ms: int
 
     @property
     def keep_ms(self) -> int:
         """Maximum time between a transaction and a label that counts."""
         return 2 * self.horizon_ms
+
+    def plausible(self, label: Label, timestamp: int) -> bool:
+        """Whether the times of a label with this Kafka timestamp (ms) are plausible.
+
+        The rule of `serde.decoder.LabelDecoder`: `labelled_at` is within ``time.max_age`` and ``time.max_ahead`` of the
+        record, and `event_time` of `labelled_at`. A time in another unit is outside.
+        """
+        ages = (timestamp - label.labelled_at, label.labelled_at - label.event_time)
+        return all(-self.max_ahead_ms <= age <= self.max_age_ms for age in ages)
 
     def rank(self, source: str) -> int:
         """Rank of a label source. A source that the spec does not list has the lowest rank."""
@@ -92,6 +111,7 @@ class JoinerCounts:
     labels: int = 0
     outcomes: int = 0
     unreadable: int = 0
+    implausible: int = 0
     too_late: int = 0
     replayed: int = 0
     waiting: int = 0
@@ -111,8 +131,12 @@ class Joiner:
         self._decode_score = msgspec.json.Decoder(ScoreKey).decode
         self._decode_label = msgspec.json.Decoder(Label).decode
         self.counts = JoinerCounts(waiting=store.waiting_count(), rows=store.row_count())
-        # Newest event time per score partition that this process has read. The minimum bounds what may be deleted.
+        # Newest event time per score partition that this process has read, and those with scores since the last
+        # decision which rows are old.
         self._newest: dict[Partition, int] = {}
+        self._active: set[Partition] = set()
+        # Rows before this event time are to be deleted; None: no more.
+        self._old_before: int | None = None
 
     def join(self, records: list[InputRecord]) -> list[Outcome]:
         """Add a batch to the store and return the resulting outcomes, in log order per partition.
@@ -122,15 +146,20 @@ class Joiner:
         """
         decided: dict[str, ScoredTransaction] = {}
         labels: list[tuple[str, LabelRecord]] = []
+        implausible: list[InputRecord] = []
         for record in records:
             try:
                 if record.topic == self._scores:
                     self._add_score(record, decided)
+                elif (label := self._read_label(record)) is not None:
+                    labels.append(label)
                 else:
-                    labels.append(self._read_label(record))
+                    implausible.append(record)
             except NOT_A_RECORD as error:
                 self.counts.unreadable += 1
                 _log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
+        if implausible:
+            self._report_implausible(implausible)
         if decided:
             self.counts.rows += self._store.add(decided.values())
             if self.counts.waiting:
@@ -158,10 +187,20 @@ class Joiner:
         decided.setdefault(score.event_id, row)
         at = (record.topic, record.partition)
         self._newest[at] = max(score.event_time, self._newest.get(at, 0))
+        self._active.add(at)
 
-    def _read_label(self, record: InputRecord) -> tuple[str, LabelRecord]:
+    def _report_implausible(self, records: list[InputRecord]) -> None:
+        self.counts.implausible += len(records)
+        first = f"{records[0].topic}[{records[0].partition}]@{records[0].offset}"
+        text = "%d labels with implausible times are ignored, the first one is %s; the scorer writes their dead letters"
+        _log.warning(text, len(records), first)
+
+    def _read_label(self, record: InputRecord) -> tuple[str, LabelRecord] | None:
+        """The label of `record`; None if its times are implausible."""
         label = self._decode_label(record.value)
         self.counts.labels += 1
+        if not self._rules.plausible(label, record.timestamp):
+            return None
         return label.event_id, LabelRecord(
             LABELS.index(label.label),
             label.source,
@@ -232,16 +271,38 @@ class Joiner:
         self._store.rollback()
         self.counts.waiting, self.counts.rows = self._store.waiting_count(), self._store.row_count()
 
-    def trim(self) -> None:
-        """Delete rows that no label can change any more.
+    def mark_old(self, behind: Set[Partition]) -> None:
+        """Decide which rows no label can change any more; `delete_old` deletes them.
 
-        Call it only if no record waits to be read, because a waiting label can be arbitrarily old.
+        These are rows older than twice the label horizon and the allowed lateness before the newest event time of the
+        slowest score partition. A partition without scores since the last decision counts only if it is behind. So a
+        silent partition does not keep rows.
+
+        Args:
+            behind: input partitions that are not read to the end that they had at the last decision. A label that waits
+                there can be arbitrarily old, so rows stay until it is read.
         """
-        if self._newest:
-            horizon = min(self._newest.values()) - self._rules.keep_ms - self._rules.allowed_lateness_ms
-            rows, labels = self._store.delete_before(horizon)
-            self.counts.rows -= rows
-            self.counts.waiting -= labels
+        slowest = self._active | {at for at in behind if at[0] == self._scores}
+        times = [self._newest.get(at) for at in slowest]
+        self._active.clear()
+        known = [time for time in times if time is not None]
+        if not known or len(known) < len(times) or any(at[0] == self._labels for at in behind):
+            return
+        self._old_before = min(known) - self._rules.keep_ms - self._rules.allowed_lateness_ms
+
+    def delete_old(self) -> bool:
+        """Delete at most `MAX_DELETED` old rows, and as many waiting labels. Returns whether there were any to delete.
+
+        Call it again until it returns False.
+        """
+        if self._old_before is None:
+            return False
+        rows, labels = self._store.delete_before(self._old_before, MAX_DELETED)
+        self.counts.rows -= rows
+        self.counts.waiting -= labels
+        if max(rows, labels) < MAX_DELETED:
+            self._old_before = None
+        return bool(rows or labels)
 
 
 class JoinerService:
@@ -266,7 +327,8 @@ class JoinerService:
         self._inputs = inputs
         self._outcomes = outcomes
         self._positions: dict[Partition, int] = {}
-        self._trimmed_at = clock.monotonic()
+        self._marked_at = clock.monotonic()
+        self._ends: dict[Partition, int] = {}
         self._encode = msgspec.json.Encoder().encode
 
     @property
@@ -341,8 +403,22 @@ class JoinerService:
             self._positions = positions
             self.counts.outcomes += len(outcomes)
             self.counts.positions = positions
-        # A read that returns fewer records than requested means that none waits.
-        if len(records) < self._batch and self._clock.monotonic() - self._trimmed_at > TRIM_EVERY_S:
-            self._trimmed_at = self._clock.monotonic()
-            self._joiner.trim()
+        if self._clock.monotonic() - self._marked_at > TRIM_EVERY_S:
+            self._marked_at = self._clock.monotonic()
+            self._mark_old()
+        if self._joiner.delete_old():
             self._store.commit()
+
+    def _mark_old(self) -> None:
+        """Let the joiner decide which rows are old, with the ends of the inputs at the last decision.
+
+        Ends of the present would never be reached while records arrive.
+        """
+        try:
+            ends = self._loop.ends(self._inputs)
+        except BrokerUnavailable as error:
+            _log.warning("joiner: old rows stay for now: %s", error.message)
+            return
+        previous, self._ends = self._ends, {at: end for at, (_, end) in ends.items()}
+        if previous:
+            self._joiner.mark_old({at for at in self._inputs if self._loop.position(at) < previous[at]})

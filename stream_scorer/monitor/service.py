@@ -138,6 +138,8 @@ def _rules(settings: MonitorSettings, spec: PipelineSpec) -> tuple[JoinRules, Wi
         horizon_ms=duration_ms(spec.labels.horizon),
         allowed_lateness_ms=duration_ms(spec.time.allowed_lateness),
         source_rank=spec.labels.source_rank,
+        max_age_ms=duration_ms(spec.time.max_age),
+        max_ahead_ms=duration_ms(spec.time.max_ahead),
     )
     rules = WindowRules(
         pane_ms=join_rules.pane_ms,
@@ -195,7 +197,17 @@ async def _report(
     on_ready(f"metrics on port {port}" if port else "no metrics port")
     while True:
         counts = joining.counts
-        for kind in ("scores", "labels", "outcomes", "unreadable", "too_late", "replayed", "waiting", "rows"):
+        for kind in (
+            "scores",
+            "labels",
+            "outcomes",
+            "unreadable",
+            "implausible",
+            "too_late",
+            "replayed",
+            "waiting",
+            "rows",
+        ):
             metrics.set(JOINED, getattr(counts, kind), kind)
         await asyncio.sleep(COUNTS_EVERY_S)
 

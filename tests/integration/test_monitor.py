@@ -54,7 +54,8 @@ pytestmark = pytest.mark.integration
 
 SPEC = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
 HOUR = 3_600_000
-T0 = 1_767_225_600_000  # 2026-01-01
+# A day about a month ago: a label much older than its record is refused.
+T0 = (int(time.time()) // 86_400 - 30) * 24 * HOUR
 PARTITIONS = 3
 EDGES = [0.1, 0.2, 0.4, 0.6, 0.8]
 # Two versions, one of which drifts; the last bin of a reference is for the missing.
@@ -578,7 +579,7 @@ def test_joiner_that_dies_between_the_two_commits(stack: Any, topics: Topics, tm
         feed.batch(number, float(hour))
     feed.labels(1e9)
     inputs = [(topic, p) for topic in (topics.scores, topics.labels) for p in range(PARTITIONS)]
-    rules = JoinRules(HOUR, 48 * HOUR, HOUR, RANK)
+    rules = JoinRules(HOUR, 48 * HOUR, HOUR, RANK, 400 * 24 * HOUR, 5 * 60_000)
     deaths = replayed = 0
     for dies_at in (1, 2, 3, 1, 0):
         store = DyingStore(tmp_path / "joiner.sqlite", dies_at)
@@ -593,6 +594,10 @@ def test_joiner_that_dies_between_the_two_commits(stack: Any, topics: Topics, tm
                 service.run(_Quiet(loop, joiner), lambda: None)  # type: ignore[arg-type]
             except Crash:
                 deaths += 1
+            else:
+                # The last offsets hold aborted records and transaction markers.
+                ends = {at: end for at, (_, end) in loop.ends(inputs).items()}
+                assert {at: loop.position(at) for at in inputs} == ends
         replayed += joiner.counts.replayed
         store.close()
     assert deaths == 4

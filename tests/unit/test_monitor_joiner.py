@@ -17,10 +17,13 @@ from stream_scorer.monitor.joiner import Joiner, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
 from stream_scorer.records import Outcome
 
+CARDS = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
 HOUR = 3_600_000
 DAY = 24 * HOUR
-T = 100 * DAY
-RULES = JoinRules(HOUR, 2 * DAY, HOUR, {"random_review": 1, "analyst": 2, "chargeback": 3})
+T = 1_000 * DAY
+MINUTE = 60_000
+RANK = {"random_review": 1, "analyst": 2, "chargeback": 3}
+RULES = JoinRules(HOUR, 2 * DAY, HOUR, RANK, max_age_ms=400 * DAY, max_ahead_ms=5 * MINUTE)
 
 
 class Log:
@@ -47,7 +50,7 @@ class Log:
     def _record(self, topic: str, partition: int, value: dict[str, Any]) -> InputRecord:
         offset = self.next.get((topic, partition), 0)
         self.next[topic, partition] = offset + 1
-        return InputRecord(topic, partition, offset, json.dumps(value).encode())
+        return InputRecord(topic, partition, offset, json.dumps(value).encode(), T + 6 * DAY)
 
 
 @pytest.fixture
@@ -134,7 +137,7 @@ def test_the_first_score_counts(joiner: Joiner, log: Log) -> None:
 
 def test_unreadable_records_are_counted_and_passed(joiner: Joiner, log: Log) -> None:
     values = (b"{", b'{"event_id": "a", "label": "maybe"}', b'{"event_id": "\xff"}', b'{"x": ' + b"[" * 100_000)
-    bad = [InputRecord("labels", 0, 90 + number, value) for number, value in enumerate(values)]
+    bad = [InputRecord("labels", 0, 90 + number, value, T) for number, value in enumerate(values)]
     assert said(joiner.join([*bad, log.score("a"), log.label("a", "fraud", "analyst")])) == [("a", "fraud", None)]
     assert joiner.counts.unreadable == 4
 
@@ -151,15 +154,99 @@ def test_a_label_beyond_twice_the_horizon_is_too_late(joiner: Joiner, log: Log) 
     assert joiner.counts.too_late == 1
 
 
-def test_old_rows_are_deleted_by_the_slowest_partition(joiner: Joiner, store: JoinerStore, log: Log) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labelled_at": (T + HOUR) // 1_000},  # seconds
+        {"labelled_at": (T + HOUR) * 1_000},  # microseconds
+        {"labelled_at": (T + HOUR) * 1_000_000},  # nanoseconds
+        {"labelled_at": 10**30},
+        {"labelled_at": -1},
+        {"labelled_at": T + 6 * DAY + 5 * MINUTE + 1},
+        {"labelled_at": T + 6 * DAY - 400 * DAY - 1},
+        {"event_time": T + HOUR + 5 * MINUTE + 1},
+        {"event_time": T + HOUR - 400 * DAY - 1},
+        {"event_time": (T + HOUR) * 1_000},
+    ],
+)
+def test_a_label_with_an_implausible_time_becomes_no_outcome_and_does_not_wait(
+    joiner: Joiner, store: JoinerStore, log: Log, change: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    joiner.join([log.score("known")])
+    late = {"at": T + HOUR} if "event_time" in change else {}
+    bad = [log.label(event_id, "fraud", "chargeback", **late, **change) for event_id in ("known", "unknown")]  # type: ignore[arg-type]
+    assert joiner.join([*bad, log.label("known", "genuine", "analyst")])[0].label == "genuine"
+    assert store.waiting_count() == joiner.counts.waiting == 0
+    assert joiner.counts.implausible + joiner.counts.unreadable == 2
+    assert "labels[0]@0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labelled_at": T + 6 * DAY + 5 * MINUTE},
+        {"labelled_at": T + 6 * DAY - 400 * DAY, "event_time": T - 400 * DAY},
+        {"event_time": T + HOUR + 5 * MINUTE},
+    ],
+)
+def test_a_label_at_the_bound_counts(joiner: Joiner, log: Log, change: dict[str, int]) -> None:
+    joiner.join([log.label("later", "fraud", "chargeback", **change)])
+    assert (joiner.counts.waiting, joiner.counts.implausible) == (1, 0)
+
+
+def delete_old(joiner: Joiner, *behind: tuple[str, int]) -> None:
+    joiner.mark_old(set(behind))
+    while joiner.delete_old():
+        pass
+
+
+def test_old_rows_are_deleted_by_the_slowest_active_partition(joiner: Joiner, store: JoinerStore, log: Log) -> None:
     joiner.join([log.score("old"), log.score("far", event_time=T + 30 * DAY), log.label("never", "fraud", "analyst")])
     joiner.join([log.score("slow", event_time=T + 10, partition=1)])
-    joiner.trim()
+    delete_old(joiner)
     assert store.row_count() == 3
-    joiner.join([log.score("on", event_time=T + 29 * DAY, partition=1)])
-    joiner.trim()
-    assert store.row_count() == joiner.counts.rows == 2
+    joiner.join([log.score("on", event_time=T + 29 * DAY, partition=1), log.score("too", event_time=T + 30 * DAY)])
+    delete_old(joiner)
+    assert store.row_count() == joiner.counts.rows == 3
     assert store.waiting_count() == joiner.counts.waiting == 0
+
+
+def test_a_silent_partition_does_not_keep_rows(joiner: Joiner, store: JoinerStore, log: Log) -> None:
+    """Sixty days of traffic in one partition, while the other one had a single score at the start."""
+    joiner.join([log.score("silent", partition=1)])
+    keep = RULES.keep_ms + RULES.allowed_lateness_ms
+    for hour in range(60 * 24):
+        joiner.join([log.score(f"e{hour}", event_time=T + hour * HOUR)])
+        delete_old(joiner)
+        if hour > 1:
+            assert store.row_count() == joiner.counts.rows <= keep // HOUR + 2
+    assert store.row_count() > keep // HOUR - 2
+
+
+def test_a_partition_that_is_behind_keeps_rows_until_it_is_read(joiner: Joiner, store: JoinerStore, log: Log) -> None:
+    joiner.join([log.score("behind", partition=1), log.score("old"), log.score("new", event_time=T + 30 * DAY)])
+    for behind in (("scores", 1), ("scores", 2), ("labels", 0)):
+        joiner.join([log.score("again", event_time=T + 30 * DAY)])
+        delete_old(joiner, behind)
+        assert store.row_count() == 4
+    joiner.join([log.score("again", event_time=T + 30 * DAY)])
+    delete_old(joiner)
+    assert store.row_count() == 2
+
+
+def test_old_rows_are_deleted_in_small_parts(
+    joiner: Joiner, store: JoinerStore, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream_scorer.monitor.joiner.MAX_DELETED", 10)
+    joiner.join([log.score(f"old-{row}") for row in range(25)])
+    joiner.join([log.label(f"never-{row}", "fraud", "analyst") for row in range(15)])
+    joiner.join([log.score("new", event_time=T + 30 * DAY)])
+    joiner.mark_old(set())
+    counts = []
+    while joiner.delete_old():
+        counts.append((store.row_count(), store.waiting_count()))
+    assert counts == [(16, 5), (6, 0), (1, 0)]
+    assert (joiner.counts.rows, joiner.counts.waiting) == (1, 0)
 
 
 def test_rollback_forgets_everything_of_a_batch(tmp_path: Path, log: Log) -> None:
