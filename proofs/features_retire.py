@@ -35,6 +35,7 @@ CUSTOMERS, TERMINALS = 3_000, 600
 ACTIVE, HOT_SHARE = 0.1, 0.1
 LATE, RETIRE = 0.02, 0.2
 DAY_MS = 24 * HOUR_MS
+END_MS = START_MS + DAYS * DAY_MS
 # One partition, always read to its end.
 ENDS = {SOURCE: 0}
 
@@ -58,10 +59,10 @@ def run(context: Context) -> Result:
             matrices.append(enriched.matrix)
             statuses.append(enriched.status)
             if retires[index]:
-                gone += path.store.retire(ENDS, never)
+                gone += path.store.retire(ENDS, never, now_ms=END_MS)
                 met += _gone_since_read(client, path.store, enriched.update)
         path.finish()
-        gone += path.store.retire(ENDS, never)
+        gone += path.store.retire(ENDS, never, now_ms=END_MS)
         context.say(f"{n:,} transactions, {int(retires.sum())} passes, {gone:,} keys deleted")
         matrix, status = _by_rows_that_forget_nothing(checked, transactions)
         same = (np.vstack(matrices).view(np.int64) == matrix.view(np.int64)) & (np.vstack(statuses) == status)
@@ -138,7 +139,7 @@ def _check_namespaces(result: Result, client: Any, store: RedisRowStore) -> None
     kept, _ = (_store_of(client, spec) for spec in ("kept", "left"))
     tag = NamespaceKeys(_namespace("left")).tag
     client.delete(used_key(tag))
-    store.retire(ENDS, threading.Event())
+    store.retire(ENDS, threading.Event(), now_ms=END_MS)
     result.check("rows of a spec in use stay", kept.open() is not None)
     result.check("rows of a spec that nobody uses go", not client.keys(tag.decode() + "*"))
 

@@ -251,7 +251,7 @@ def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[
 def _recompute(checked, values, timestamps):  # type: ignore[no-untyped-def]
     """Features of one partition's records in log order, batch by batch through the kernel in this process."""
     transactions, _ = TransactionDecoder(checked).decode(values, timestamps)
-    labels, _ = LabelDecoder(checked).decode([])
+    labels, _ = LabelDecoder(checked).decode([], timestamps[:0])
     from stream_scorer.features.history import take_transactions
 
     engine, store = FeatureEngine(checked), MemoryRowStore()

@@ -12,6 +12,7 @@
     │   ├── StateUnavailable                  Redis
     │   └── RegistryUnavailable               MLflow
     ├── StateGap                     exit 1   Redis does not hold what the log says it should: resync needed
+    ├── RetireRefused                exit 1   a pass would delete most feature rows: nothing was deleted
     ├── TransactionAborted           exit 1   a Kafka transaction was aborted: resync needed
     ├── RecordError                           one input record is bad: it goes to the dead-letter topic, never up
     └── CheckFailed                  exit 3   a check found a difference
@@ -83,6 +84,10 @@ class RegistryUnavailable(UnavailableError):
 
 class StateGap(StreamScorerError):
     """Redis does not hold what the log says it should (a mark is missing or too low): resync."""
+
+
+class RetireRefused(StreamScorerError):
+    """A pass would delete most feature rows, so it deleted none."""
 
 
 class TransactionAborted(StreamScorerError):

@@ -170,8 +170,9 @@ def _rebuild_rows(
 
 
 @features.command()
+@click.option("--force", is_flag=True, help="Delete them even if that is most of the features.")
 @with_settings(*_NEEDED)
-def sweep(settings: Settings) -> None:
+def sweep(settings: Settings, force: bool) -> None:
     """Delete the keys that no scorer will read again. One scorer of the group does this once an hour."""
     import threading
 
@@ -179,12 +180,14 @@ def sweep(settings: Settings) -> None:
     from stream_scorer.features.engine import FeatureEngine
     from stream_scorer.pipeline.housekeeping import retire_unread
     from stream_scorer.spec import load_spec
+    from stream_scorer.state.rows import MAX_RETIRED_SHARE
 
     checked = load_spec(settings.require("scorer.spec"))
     topics, inputs = input_partitions(settings)
     store = make_store(settings, checked, FeatureEngine(checked), topics, inputs)
     inputs_of = [topics.transactions, topics.labels]
-    deleted = retire_unread(store, lambda: open_log(settings), inputs_of, threading.Event())
+    max_share = 1.0 if force else MAX_RETIRED_SHARE
+    deleted = retire_unread(store, lambda: open_log(settings), inputs_of, threading.Event(), max_share)
     click.echo(f"{deleted:,} keys deleted")
 
 

@@ -130,11 +130,11 @@ def _recompute(
         for records in read(source, 0, stop):
             found.records += len(records)
             span = [Span(source, int(records.offset[0]), int(records.offset[-1]) + 1, -1)]
-            values = records.value
             is_label = source.topic == labels_topic
-            no_records = records.timestamp[:0]
-            decoded, _ = transactions.decode([] if is_label else values, no_records if is_label else records.timestamp)
-            decoded_labels, _ = labels.decode(values if is_label else [])
+            nothing = RawRecords.empty(source.topic)
+            of_transactions, of_labels = (nothing, records) if is_label else (records, nothing)
+            decoded, _ = transactions.decode(of_transactions.value, of_transactions.timestamp)
+            decoded_labels, _ = labels.decode(of_labels.value, of_labels.timestamp)
             store.apply(engine.enrich(_batch(records, decoded, decoded_labels, span), store).update)
     return store.rows()
 

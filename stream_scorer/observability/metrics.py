@@ -57,6 +57,9 @@ FEATURE_STATE = Metric(
 RETIRED = Metric(
     "counter", "stream_scorer_retired_keys_total", "Keys deleted from Redis because no scorer will read them again."
 )
+RETIRE_REFUSED = Metric(
+    "gauge", "stream_scorer_retire_refused", "1 if the last pass deleted nothing because it would delete most rows."
+)
 LAG = Metric("gauge", "stream_scorer_lag_records", "Unread input records of the owned partitions.")
 PARTITIONS = Metric("gauge", "stream_scorer_partitions", "Owned input partitions.")
 BATCH_ROWS = Metric("histogram", "stream_scorer_batch_rows", "Records in a micro-batch.", (), _ROWS)
@@ -118,6 +121,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     REBUILD_REMAINING,
     FEATURE_STATE,
     RETIRED,
+    RETIRE_REFUSED,
     LAG,
     PARTITIONS,
     BATCH_ROWS,

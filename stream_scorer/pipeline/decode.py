@@ -25,7 +25,7 @@ class Decode:
     def process(self, batch: MicroBatch) -> None:
         """Set `batch.events` and `batch.dead`."""
         transactions, bad = self._transactions.decode(batch.transactions.value, batch.transactions.timestamp)
-        labels, bad_labels = self._labels.decode(batch.labels.value)
+        labels, bad_labels = self._labels.decode(batch.labels.value, batch.labels.timestamp)
         batch.dead = [DeadLetter(batch.transactions, row, error) for row, error in bad]
         batch.dead += [DeadLetter(batch.labels, row, error) for row, error in bad_labels]
         span_of = {span.source: index for index, span in enumerate(batch.spans)}

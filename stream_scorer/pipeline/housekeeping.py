@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
-from stream_scorer.errors import StreamScorerError
+from stream_scorer.errors import RetireRefused, StreamScorerError
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.ports import LogEnds
-from stream_scorer.state.rows import WITNESS_PERIOD_MS, FeatureRows
+from stream_scorer.state.rows import MAX_RETIRED_SHARE, WITNESS_PERIOD_MS, FeatureRows
 
 _log = logging.getLogger(__name__)
 EVERY_MS = 3_600_000
@@ -55,15 +56,31 @@ class Housekeeping:
         while not self._stop.wait(self._ask_s):
             try:
                 if self._rows.take_turn(EVERY_MS):
-                    self._metrics.count(m.RETIRED, retire_unread(self._rows, self._open_log, self._topics, self._stop))
+                    self._retire()
             except StreamScorerError as error:
                 _log.warning("old features are kept until the next pass: %s", error.message)
             except Exception:  # scoring must not suffer from a failure here
                 _log.exception("old features are kept until the next pass")
 
+    def _retire(self) -> None:
+        try:
+            deleted = retire_unread(self._rows, self._open_log, self._topics, self._stop)
+        except RetireRefused as error:
+            self._metrics.set(m.RETIRE_REFUSED, 1)
+            _log.error("%s", error)
+        else:
+            self._metrics.set(m.RETIRE_REFUSED, 0)
+            self._metrics.count(m.RETIRED, deleted)
 
-def retire_unread(rows: FeatureRows, open_log: Callable[[], LogEnds], topics: list[str], stop: threading.Event) -> int:
-    """One pass. Returns the number of deleted keys. Raises `StateUnavailable` and `BrokerUnavailable`."""
+
+def retire_unread(
+    rows: FeatureRows,
+    open_log: Callable[[], LogEnds],
+    topics: list[str],
+    stop: threading.Event,
+    max_share: float = MAX_RETIRED_SHARE,
+) -> int:
+    """One pass. Returns the number of deleted keys. Raises `RetireRefused`, `StateUnavailable`, `BrokerUnavailable`."""
     log = open_log()
     try:
         ends = {source: end for topic in topics for source, (_, end) in log.bounds(topic).items()}
@@ -78,7 +95,7 @@ def retire_unread(rows: FeatureRows, open_log: Callable[[], LogEnds], topics: li
                 ends[source] = at
     finally:
         log.close()
-    gone = rows.retire(ends, stop)
+    gone = rows.retire(ends, stop, now_ms=round(time.time() * 1e3), max_share=max_share)
     if gone:
         _log.info("deleted %d keys of features that no reader needs any more", gone)
     return gone

@@ -46,7 +46,7 @@ class Extractors:
 
     def labels(self, records: RawRecords) -> tuple[I64, Owners]:
         """Times of labelling, and owners, of labels."""
-        good, _ = self._labels.decode(records.value)
+        good, _ = self._labels.decode(records.value, records.timestamp)
         return self._aligned(len(records), good.row, good.labelled_at, good.entity_ids)
 
     def _aligned(self, n: int, row: I64, time: I64, ids: dict[str, list[str | None]]) -> tuple[I64, Owners]:

@@ -78,7 +78,7 @@ class EffectiveLabels:
         """Add labels; records that cannot be decoded are ignored."""
         import msgspec
 
-        labels, _ = self._decoder.decode(records.value)
+        labels, _ = self._decoder.decode(records.value, records.timestamp)
         source = msgspec.json.Decoder(_SourceOnly).decode
         known = self._effective
         for row, event_id, at, fraud in zip(

@@ -168,6 +168,8 @@ class LabelDecoder:
     def __init__(self, checked: CheckedSpec) -> None:
         spec = checked.spec
         self._max_bytes = spec.limits.max_value_bytes
+        self._max_ahead = duration_ms(spec.time.max_ahead)
+        self._max_age = duration_ms(spec.time.max_age)
         self._entities = {name: entity.field for name, entity in spec.entities.items()}
         fields = spec.transaction.fields
         time = Annotated[int, Meta(ge=0, le=_EXACT)]
@@ -186,22 +188,44 @@ class LabelDecoder:
         struct = msgspec.defstruct("Label", known, kw_only=True, gc=False)
         self._decode = msgspec.json.Decoder(struct).decode
 
-    def decode(self, values: Sequence[bytes | None]) -> tuple[Labels, Rejected]:
-        """Decode `values`. Returns valid labels as columns and invalid ones as ``(index, RecordError)``."""
+    def decode(self, values: Sequence[bytes | None], timestamps: NDArray[np.int64]) -> tuple[Labels, Rejected]:
+        """Decode `values`, and compare their times with the records' Kafka timestamps (`timestamps`, (n,) ms).
+
+        `labelled_at` must be within ``time.max_age`` and ``time.max_ahead`` of the record, and `event_time` of
+        `labelled_at`: a time in another unit, or of a wrong clock, is outside. Returns valid labels as columns and
+        invalid ones as ``(index, RecordError)``, both in order.
+        """
         structs, rows, rejected = decode_each(self._decode, values, self._max_bytes)
+        row = np.array(rows, dtype=np.int64)
+        event_time = np.array([s.event_time for s in structs], dtype=np.int64)
+        labelled_at = np.array([s.labelled_at for s in structs], dtype=np.int64)
+        wrong_label = self._implausible(labelled_at, timestamps[row])
+        wrong = wrong_label | self._implausible(event_time, labelled_at)
+        if wrong.any():
+            for i in np.flatnonzero(wrong).tolist():
+                name = "labelled_at" if wrong_label[i] else "event_time"
+                rejected.append((rows[i], RecordError("time_out_of_range", f"{name} is implausible", path=f"$.{name}")))
+            rejected.sort(key=lambda item: item[0])
+            keep = np.flatnonzero(~wrong)
+            structs = [structs[i] for i in keep.tolist()]
+            row, event_time, labelled_at = row[keep], event_time[keep], labelled_at[keep]
         ids = [s.event_id for s in structs]
         return (
             Labels(
-                row=np.array(rows, dtype=np.int64),
+                row=row,
                 event_id=ids,
                 id_hash=hash_ids(ids),
-                event_time=np.array([s.event_time for s in structs], dtype=np.int64),
-                labelled_at=np.array([s.labelled_at for s in structs], dtype=np.int64),
+                event_time=event_time,
+                labelled_at=labelled_at,
                 fraud=np.array([s.label == "fraud" for s in structs], dtype=np.bool_),
                 entity_ids={name: [getattr(s, field) for s in structs] for name, field in self._entities.items()},
             ),
             rejected,
         )
+
+    def _implausible(self, times: NDArray[np.int64], reference: NDArray[np.int64]) -> NDArray[np.bool_]:
+        age = reference - times
+        return (age > self._max_age) | (age < -self._max_ahead)
 
 
 def decode_each(decode: Any, values: Sequence[bytes | None], max_bytes: int) -> tuple[list[Any], list[int], Rejected]:

@@ -22,7 +22,7 @@ from stream_scorer.state.client import mapped_errors, repeat_once
 from stream_scorer.state.keys import UNUSED_MS, EpochKeys, NamespaceKeys, key_hash, starting_with
 from stream_scorer.state.retire import retire
 from stream_scorer.state.row_format import APPLIED, ENTRY_BYTES, TIME
-from stream_scorer.state.rows import BEGINS, WITNESS_PERIOD_MS, AppliedOffsets, RowUpdate, Sharding
+from stream_scorer.state.rows import BEGINS, MAX_RETIRED_SHARE, WITNESS_PERIOD_MS, AppliedOffsets, RowUpdate, Sharding
 from stream_scorer.state.shards import ShardedRows
 
 # A script blocks Redis for about 5 us per entry: 2,000 entries take 10 ms, the longest pause other readers should see.
@@ -265,22 +265,37 @@ class RedisRowStore:
         with mapped_errors():
             return bool(self._client.set(self._common.turn, b"", nx=True, px=every_ms))
 
-    def retire(self, ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+    def retire(
+        self,
+        ends: Mapping[SourcePartition, int],
+        stop: threading.Event,
+        *,
+        now_ms: int,
+        max_share: float = MAX_RETIRED_SHARE,
+    ) -> int:
         """See `FeatureRows.retire`."""
-        return self.retire_all([self], ends, stop)
+        return self.retire_all([self], ends, stop, now_ms, max_share)
 
     @staticmethod
-    def retire_all(shards: Sequence[RedisRowStore], ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+    def retire_all(
+        shards: Sequence[RedisRowStore],
+        ends: Mapping[SourcePartition, int],
+        stop: threading.Event,
+        now_ms: int,
+        max_share: float,
+    ) -> int:
         """`retire` for `shards`, each by its own applied offsets. Does nothing while one of them is being rebuilt."""
-        before = [time for shard in shards if (time := shard.unread_before(ends)) is not None]
+        before = [time for shard in shards if (time := shard.unread_before(ends, now_ms)) is not None]
         if len(before) < len(shards):
             return 0
-        return retire(shards[0]._client, [shard._keys for shard in shards], before, stop)
+        return retire(shards[0]._client, [shard._keys for shard in shards], before, stop, max_share)
 
-    def unread_before(self, ends: Mapping[SourcePartition, int]) -> int | None:
+    def unread_before(self, ends: Mapping[SourcePartition, int], now_ms: int) -> int | None:
         """Open, and return the event time (ms) before which no reader looks; None while the rows are being rebuilt."""
         applied = self.open()
-        return applied.settled(ends) - self._horizon_ms if applied is not None and applied.complete else None
+        if applied is None or not applied.complete:
+            return None
+        return min(applied.settled(ends), now_ms) - self._horizon_ms
 
     def keys(self) -> Iterator[bytes]:
         """See `FeatureRows.keys`."""
@@ -381,9 +396,16 @@ class ShardedRedisRows(ShardedRows[RedisRowStore]):
         self.keep()
         return self._shards[0].take_turn(every_ms)
 
-    def retire(self, ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+    def retire(
+        self,
+        ends: Mapping[SourcePartition, int],
+        stop: threading.Event,
+        *,
+        now_ms: int,
+        max_share: float = MAX_RETIRED_SHARE,
+    ) -> int:
         """See `FeatureRows.retire`."""
-        return RedisRowStore.retire_all(self._shards, ends, stop)
+        return RedisRowStore.retire_all(self._shards, ends, stop, now_ms, max_share)
 
     def check_eviction_policy(self) -> None:
         """See `FeatureRows.check_eviction_policy`."""

@@ -10,18 +10,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import redis
 
+from stream_scorer.errors import RetireRefused
 from stream_scorer.state import scripts
 from stream_scorer.state.client import mapped_errors
 from stream_scorer.state.keys import EpochKeys, by_namespace, used_key
+from stream_scorer.state.row_format import ENTRY_BYTES, FIELD_BYTES, TIME
 from stream_scorer.state.rows import WITNESS_PERIOD_MS
 
 _log = logging.getLogger(__name__)
 # Keys per step: one step occupies Redis for one to two milliseconds.
 STEP = 500
+# A pass judges by this number of steps, and only if they hold this number of rows, whether it may begin.
+SAMPLE_STEPS = 4
+FEWEST = 500
 # The pause between two steps, so that a pass uses a small part of one core.
 PAUSE_S = 0.005
 # Deleted rows are remembered for longer than a micro-batch takes from its read to its apply.
@@ -30,19 +36,25 @@ REMEMBER_S = 120.0
 MAX_REMEMBERED = 50_000
 
 
-def retire(client: Any, shards: Sequence[EpochKeys], before: Sequence[int], stop: threading.Event) -> int:
+def retire(
+    client: Any, shards: Sequence[EpochKeys], before: Sequence[int], stop: threading.Event, max_share: float
+) -> int:
     """Run one pass over all keys and return the number of deleted keys. The pass ends early when `stop` is set.
 
     Args:
         shards: the keys of the epoch in use, per shard. before: per shard, the event time (ms) before which no reader
-            looks.
+            looks. max_share: the largest share of the rows that may go, judged by the first `SAMPLE_STEPS` steps; Redis
+            returns keys in order of their hash, so these are as good as drawn at random.
 
     Raises:
-        StateUnavailable: Redis does not answer.
+        RetireRefused: more would go; nothing was deleted. StateUnavailable: Redis does not answer.
     """
     one_pass = _Pass(client, shards, before)
     with mapped_errors():
-        for keys in _steps(client.scan_iter(match="{*", count=STEP)):
+        steps = _steps(client.scan_iter(match="{*", count=STEP))
+        sample = list(islice(steps, SAMPLE_STEPS))
+        one_pass.require_plausible(sample, max_share)
+        for keys in chain(sample, steps):
             one_pass.step(keys)
             if one_pass.remembered >= MAX_REMEMBERED:
                 _log.info("retired %d feature rows; the pass continues in %d s", one_pass.remembered, REMEMBER_S)
@@ -70,6 +82,29 @@ class _Pass:
         self._drop_unused = client.register_script(scripts.load("drop_unused"))
         self._used = {shard.namespace.tag for shard in shards}
         self.deleted = self.remembered = 0
+
+    def require_plausible(self, sample: Sequence[Sequence[bytes]], max_share: float) -> None:
+        """Raise `RetireRefused` if more than `max_share` of the rows among the keys of `sample` would be deleted."""
+        rows = old = 0
+        for keys in sample:
+            for shard, first_period in zip(self._shards, self._first_period, strict=True):
+                mine = [key for key in keys if key.startswith(shard.rows)]
+                rows += len(mine)
+                old += self._ended_before(mine, first_period * WITNESS_PERIOD_MS)
+        if rows >= FEWEST and old > max_share * rows:
+            raise RetireRefused(
+                f"{old:,} of {rows:,} feature rows would be deleted, as if everything were over: nothing was deleted",
+                hint="If input times are right and most entities are gone, run `stream-scorer features sweep --force`.",
+            )
+
+    def _ended_before(self, rows: Sequence[bytes], time: int) -> int:
+        """How many rows have a last entry that is older than `time`, an event time (ms)."""
+        reads = self._client.pipeline(transaction=False)
+        start = TIME * FIELD_BYTES - ENTRY_BYTES
+        for key in rows:
+            reads.getrange(key, start, start + FIELD_BYTES - 1)
+        last = [int.from_bytes(value, "little", signed=True) for value in reads.execute() if value]
+        return sum(at < time for at in last)
 
     def step(self, keys: Sequence[bytes]) -> None:
         """Delete those of `keys` that no reader will look at again."""

@@ -27,6 +27,8 @@ I8 = NDArray[np.int8]
 # The store records a witness of a row once per period of event time in which the row gains an entry; see
 # `RowUpdate.opens`. A longer period costs less, but rows stay up to one period beyond their horizon. 14 days.
 WITNESS_PERIOD_MS = 14 * 24 * 3_600_000
+# The largest share of the rows that one pass of `FeatureRows.retire` deletes. More suggests a wrong watermark.
+MAX_RETIRED_SHARE = 0.5
 # An entry continues a period of its row, opens a period, or begins the row, as far as the reader of the row could see.
 CONTINUES, OPENS, BEGINS = 0, 1, 2
 
@@ -357,12 +359,22 @@ class FeatureRows(MarkedRowStore, Protocol):
         """`keep`, and return true to one caller per `every_ms`; that caller must call `retire`."""
         ...
 
-    def retire(self, ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+    def retire(
+        self,
+        ends: Mapping[SourcePartition, int],
+        stop: threading.Event,
+        *,
+        now_ms: int,
+        max_share: float = MAX_RETIRED_SHARE,
+    ) -> int:
         """Delete the rows that no reader will look at again, and unused namespaces; return the number of deleted keys.
 
         Args:
             ends: the offset after the last record of every input partition, looked up before this call. stop: ends the
-                pass early.
+                pass early. now_ms: the wall clock; no watermark counts beyond it. max_share: see `RetireRefused`.
+
+        Raises:
+            RetireRefused: of the rows that the pass looks at first, more than `max_share` would go.
         """
         ...
 

@@ -104,7 +104,9 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
     for rows in read_rows(path, [*needed, *sorted(free)], needed, ["event_time", "labelled_at"], _CHUNK):
         for row in rows:
             row["source"] = row.get("source") or ""
-        part, bad = decoder.decode([msgspec.json.encode(row) for row in rows])
+        # A file has no Kafka timestamps: only `event_time` is compared, with `labelled_at`.
+        times = np.array([row["labelled_at"] or 0 for row in rows], np.int64)
+        part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
         ranks += [rank_of.get(rows[index]["source"], 0) for index in part.row.tolist()]
         rejected += bad

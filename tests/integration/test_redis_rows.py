@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from stream_scorer.errors import StateGap, StateUnavailable, UsageError
+from stream_scorer.errors import RetireRefused, StateGap, StateUnavailable, UsageError
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.stack import StackAddresses
 from stream_scorer.state import retire
@@ -21,6 +21,8 @@ from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, MemoryRowStore, R
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
 HOUR = 3_600_000
+# A wall clock that is ahead of all rows.
+FAR = 10**15
 Store = Callable[..., RedisRowStore]
 
 
@@ -83,11 +85,13 @@ LATER = 60 * DAY
 def test_rows_that_nobody_will_read_again_go(store: Store, url: str) -> None:
     redis = opened(store)
     redis.apply(update(A, 0, 3))
-    assert redis.retire({A: 3, B: 0}, threading.Event()) == 0  # the newest there are
+    assert redis.retire({A: 3, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) == 0  # the newest there are
     redis.apply(update(A, 3, 5, keys=2, at=LATER, opens=OPENS))  # rows 0 and 1 are of today again
     client = connect(url)
     assert len(client.keys("*:seen:*")) > 2
-    assert redis.retire({A: 5, B: 0}, threading.Event()) == 1 + 3  # and the witnesses of that time
+    assert (
+        redis.retire({A: 5, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) == 1 + 3
+    )  # and the witnesses of that time
     assert [row is None for row in rows(redis)] == [False, False, True]
     redis.apply(update(A, 5, 8, at=LATER))  # row 2 begins anew, and nothing reads as lost
     assert None not in rows(redis)
@@ -101,7 +105,7 @@ def test_a_row_that_went_between_read_and_apply_is_not_taken_for_lost(store: Sto
     redis.apply(update(A, 0, 3))
     redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
     assert rows(redis)[1] is not None  # a batch reads it
-    redis.retire({A: 4, B: 0}, threading.Event())
+    redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0)
     redis.apply(update(A, 4, 6, keys=3, at=LATER, opens=OPENS))  # that batch's entries
     assert rows(redis)[1] is not None
 
@@ -112,7 +116,7 @@ def test_an_event_of_a_period_whose_witnesses_are_still_there_begins_a_row_that_
     redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
     client = connect(url)
     witnesses = {key: client.smembers(key) for key in client.keys("*:seen:0:*")}
-    redis.retire({A: 4, B: 0}, threading.Event())
+    redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0)
     for key, members in witnesses.items():  # a pass comes to a row before it comes to its witness
         client.sadd(key, *members)
     redis.apply(update(A, 4, 6))
@@ -127,17 +131,35 @@ def test_a_pass_forgets_what_it_deleted_before_there_is_too_much_of_it(
     redis = opened(store)
     redis.apply(update(A, 0, 3_000, keys=3_000))
     redis.apply(update(A, 3_000, 3_001, keys=1, at=LATER, opens=OPENS))
-    assert redis.retire({A: 3_001, B: 0}, threading.Event()) > 2_999
+    assert redis.retire({A: 3_001, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) > 2_999
     assert connect(url).scard(redis.retired_key) < 1_500
     assert len(list(redis.keys())) == 1
+
+
+def test_a_pass_that_would_delete_most_rows_deletes_none(store: Store) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 3_000, keys=3_000))
+    redis.apply(update(A, 3_000, 3_001, keys=1, at=LATER, opens=OPENS))
+    with pytest.raises(RetireRefused, match="nothing was deleted"):
+        redis.retire({A: 3_001, B: 0}, threading.Event(), now_ms=FAR)
+    assert len(list(redis.keys())) == 3_000
+
+
+def test_no_watermark_counts_beyond_the_wall_clock(store: Store) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 3))
+    redis.apply(update(A, 3, 4, keys=1, at=1_000 * LATER, opens=OPENS))
+    assert redis.retire({A: 4, B: 0}, threading.Event(), now_ms=DAY, max_share=1.0) == 0
 
 
 def test_a_partition_that_is_behind_holds_rows_back_and_an_empty_one_does_not(store: Store) -> None:
     redis = opened(store)
     redis.apply(update(A, 0, 3))
     redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
-    assert redis.retire({A: 4, B: 7}, threading.Event()) == 0  # B holds records nobody has seen
-    assert redis.retire({A: 4, B: 0}, threading.Event()) > 0
+    assert (
+        redis.retire({A: 4, B: 7}, threading.Event(), now_ms=FAR, max_share=1.0) == 0
+    )  # B holds records nobody has seen
+    assert redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) > 0
 
 
 def test_one_in_a_while_takes_the_turn(store: Store, url: str) -> None:

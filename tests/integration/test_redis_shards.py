@@ -25,6 +25,8 @@ from stream_scorer.state.rows import BEGINS, MemoryRowStore, RowUpdate, Sharding
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
 HOUR = 3_600_000
+# A wall clock that is ahead of all rows.
+FAR = 10**15
 SHARDING = Sharding(3, frozenset({b"0"}))
 KEYS = [b"%d:owner-%d" % (kind, owner) for kind in range(2) for owner in range(20)]
 
@@ -190,8 +192,8 @@ def test_rows_that_nobody_will_read_again_go_from_every_shard(live: ShardedRedis
     never = threading.Event()
     live.apply(update(0, 80))
     live.apply(update(80, 81, at=60 * 24 * HOUR))
-    assert live.retire({A: 81, B: 1}, never) == 0  # a partition is behind
-    assert live.retire({A: 81, B: 0}, never) >= len(KEYS) - 1
+    assert live.retire({A: 81, B: 1}, never, now_ms=FAR, max_share=1.0) == 0  # a partition is behind
+    assert live.retire({A: 81, B: 0}, never, now_ms=FAR, max_share=1.0) >= len(KEYS) - 1
     assert [row is not None for row in live.read(KEYS)[0]].count(True) == 1
     assert live.take_turn(60_000)
     assert not live.take_turn(60_000)

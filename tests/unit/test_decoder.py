@@ -136,10 +136,16 @@ def test_plausible_ends_are_inclusive() -> None:
         ("out_of_range", "$.review_probability", LABEL | {"review_probability": 0}),
         ("wrong_type", "$.review_probability", LABEL | {"review_probability": SECRET}),
         ("missing_field", "$.source", without(LABEL, "source")),
+        ("time_out_of_range", "$.labelled_at", LABEL | {"labelled_at": NOW * 1_000}),
+        ("time_out_of_range", "$.labelled_at", LABEL | {"labelled_at": NOW // 1_000}),
+        ("time_out_of_range", "$.labelled_at", LABEL | {"labelled_at": NOW + 400_000, "event_time": NOW + 400_000}),
+        ("time_out_of_range", "$.event_time", LABEL | {"event_time": NOW * 1_000}),
+        ("time_out_of_range", "$.event_time", LABEL | {"event_time": NOW // 1_000}),
+        ("time_out_of_range", "$.event_time", LABEL | {"event_time": NOW + 400_000}),
     ],
 )
 def test_bad_labels(code: str, path: str, value: dict[str, Any]) -> None:
-    decoded, rejected = LabelDecoder(CARDS).decode([encode(value), encode(LABEL)])
+    decoded, rejected = LabelDecoder(CARDS).decode([encode(value), encode(LABEL)], np.full(2, NOW))
     assert [(i, e.code, e.path) for i, e in rejected] == [(0, code, path)]
     assert "SECRET" not in str(rejected[0][1])
     assert decoded.row.tolist() == [1]

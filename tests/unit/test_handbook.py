@@ -108,7 +108,7 @@ def test_records_decode_as_the_spec_says_and_labels_come_a_week_later() -> None:
     assert not rejected
     assert decoded.event_id == data.event_id
     assert keys == [c.encode() for c in data.customer_id]
-    labels, rejected = LabelDecoder(checked).decode(records(data.labels())[1])
+    labels, rejected = LabelDecoder(checked).decode(records(data.labels())[1], data.labels()["labelled_at"])
     assert not rejected
     assert len(labels) == data.fraud.sum()
     assert labels.fraud.all()

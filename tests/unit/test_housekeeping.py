@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from stream_scorer.errors import StateUnavailable
+from stream_scorer.errors import RetireRefused, StateUnavailable
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.housekeeping import Housekeeping, retire_unread
 from stream_scorer.positions import SourcePartition
@@ -37,10 +37,15 @@ class Rows:
         self.turns += 1
         if self.turns == 1:
             raise StateUnavailable("Redis is away")
-        return self.turns == 2
+        return self.turns in (2, 3)
 
-    def retire(self, ends: Mapping[SourcePartition, int], stop: threading.Event) -> int:
+    def retire(
+        self, ends: Mapping[SourcePartition, int], stop: threading.Event, *, now_ms: int, max_share: float
+    ) -> int:
+        assert abs(now_ms - time.time() * 1e3) < 60_000
         self.ends = dict(ends)
+        if self.turns == 3:
+            raise RetireRefused("most rows would be deleted")
         return 5
 
 
@@ -93,3 +98,4 @@ def test_the_thread_takes_its_turn_counts_and_outlives_an_outage() -> None:
         time.sleep(0.005)
     housekeeping.close()
     assert metrics.registry.get_sample_value("stream_scorer_retired_keys_total") == 5
+    assert metrics.registry.get_sample_value("stream_scorer_retire_refused") == 1

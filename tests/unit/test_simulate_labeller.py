@@ -199,7 +199,7 @@ def test_history_knows_only_what_was_known_then(history: Transactions) -> None:
 
 def test_labels_decode_by_the_contract(labels: Labels) -> None:
     values = encode_labels(labels)
-    decoded, rejected = LabelDecoder(parse_spec(CARDS.read_text())).decode(values)
+    decoded, rejected = LabelDecoder(parse_spec(CARDS.read_text())).decode(values, labels.labelled_at)
     assert rejected == []
     assert decoded.event_id == labels.event_id.tolist()
     np.testing.assert_array_equal(decoded.fraud, labels.label == "fraud")
