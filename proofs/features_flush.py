@@ -80,7 +80,7 @@ def run(context: Context) -> Result:
         "unavailable",
         "writes_refused",
     ):
-        result.at_least(kind, counts[kind], max(losses // 20, 1))
+        result.at_least(kind, counts[kind], losses // 20)
     result.at_least("degraded", verdict.degraded, losses)
     if not context.broken:
         _on_real_parts(context, result, min(1_000 * losses, HISTORY))
