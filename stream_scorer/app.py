@@ -52,7 +52,7 @@ from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.probe import WriteProbe
 from stream_scorer.pipeline.processor import PROGRESS_LIMIT_S, Pacing, Processor
 from stream_scorer.pipeline.produce import Produce
-from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.publish import DEAD_LETTER_MARGIN_BYTES, Publisher
 from stream_scorer.pipeline.recovery import MAX_INLINE, StartingPoints, starting_points
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.pipeline.state_manager import OnProgress, StateManager
@@ -134,7 +134,14 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
     engine.warm()
     store = make_store(settings, checked, engine, topics, sources)
     housekeeping = Housekeeping(store.twin(), lambda: open_log(settings), [topics.transactions, topics.labels], metrics)
-    publisher = Publisher(topics, checked, SystemClock(), max_explained=settings["scorer.explain_alerts"])
+    limit = TopicAdmin(settings["kafka.bootstrap"]).message_limit(topics.dead_letters)
+    publisher = Publisher(
+        topics,
+        checked,
+        SystemClock(),
+        max_explained=settings["scorer.explain_alerts"],
+        max_dead_letter=limit - DEAD_LETTER_MARGIN_BYTES,
+    )
     availability, in_flight = Availability(metrics), InFlight()
 
     def start_catch_up(committed: dict[SourcePartition, int], on_progress: OnProgress) -> CatchUp:

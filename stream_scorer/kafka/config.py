@@ -7,6 +7,8 @@ from typing import Any
 
 # More than the 5 MB of a malicious record with its headers. Broker and topics have the same bound.
 MAX_MESSAGE_BYTES = 10 * 1024 * 1024
+# What a topic takes that was created without a limit of its own.
+DEFAULT_MESSAGE_BYTES = 1024 * 1024
 
 _log = logging.getLogger("stream_scorer.kafka.librdkafka")
 

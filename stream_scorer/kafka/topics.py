@@ -16,7 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from stream_scorer.errors import SettingsError, UsageError
-from stream_scorer.kafka.config import MAX_MESSAGE_BYTES, client_config
+from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES, MAX_MESSAGE_BYTES, client_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 
 _TIMEOUT_S = 10.0
@@ -193,6 +193,17 @@ class TopicAdmin:
                 hint="Outputs use the partition number of the input, so all topics need the same number of partitions.",
             )
         return counts
+
+    def message_limit(self, name: str) -> int:
+        """The most bytes of a record on the topic; Kafka's default if this client may not describe the topic."""
+        from confluent_kafka.admin import ConfigResource, ResourceType  # type: ignore[attr-defined]
+
+        resource = ConfigResource(ResourceType.TOPIC, name)
+        try:
+            found = self._client.describe_configs([resource], request_timeout=_TIMEOUT_S)[resource].result()
+            return int(found["max.message.bytes"].value)
+        except (KafkaException, KeyError):
+            return DEFAULT_MESSAGE_BYTES
 
     def topic_id(self, name: str) -> str:
         """The broker's id of the topic. It changes if the topic is deleted and created again."""

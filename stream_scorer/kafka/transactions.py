@@ -128,7 +128,9 @@ class Transaction:
     def _abandon(self, error: KafkaError, doing: str) -> None:
         """End a transaction that cannot be committed, and raise `TransactionAborted`."""
         name = error.name()
-        if error.txn_requires_abort() and error.code() not in _FENCED:
+        # librdkafka refuses a record that is too large without ending the transaction.
+        abortable = error.txn_requires_abort() or error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+        if abortable and error.code() not in _FENCED:
             self.abort()
         else:
             self._open = False

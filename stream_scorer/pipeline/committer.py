@@ -28,7 +28,8 @@ class Committer:
         stages: what happens to a batch here, in order: commit, apply, account.
 
     Attributes:
-        failure: what ended a batch; None if nothing did since the last `reset`.
+        failure: what ended a batch; None if nothing did since the last `reset`. finished: scored batches that passed
+            all stages.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
@@ -37,6 +38,7 @@ class Committer:
         self._changed = threading.Condition()
         self._outstanding = 0
         self._unflushed = 0
+        self.finished = 0
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
@@ -115,6 +117,7 @@ class Committer:
                 started = time.perf_counter()
                 stage.process(batch)
                 batch.seconds[stage.name] = time.perf_counter() - started
+        self.finished += batch.scoring
 
 
 class Turn:

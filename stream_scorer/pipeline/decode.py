@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from stream_scorer.errors import RecordError
 from stream_scorer.features.engine import EventBatch
 from stream_scorer.pipeline.batch import DeadLetter, MicroBatch
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
-from stream_scorer.serde.raw import RawRecords
+from stream_scorer.serde.decoder import LabelDecoder, Rejected, TransactionDecoder, Transactions
+from stream_scorer.serde.raw import MAX_ENVELOPE_BYTES, RawRecords, headers_size
 from stream_scorer.spec.model import CheckedSpec
 
 
@@ -24,7 +25,7 @@ class Decode:
 
     def process(self, batch: MicroBatch) -> None:
         """Set `batch.events` and `batch.dead`."""
-        transactions, bad = self._transactions.decode(batch.transactions.value, batch.transactions.timestamp)
+        transactions, bad = self._decode_transactions(batch.transactions)
         labels, bad_labels = self._labels.decode(batch.labels.value, batch.labels.timestamp)
         batch.dead = [DeadLetter(batch.transactions, row, error) for row, error in bad]
         batch.dead += [DeadLetter(batch.labels, row, error) for row, error in bad_labels]
@@ -43,6 +44,26 @@ class Decode:
             label_span=label_span,
             label_offset=batch.labels.offset[labels.row],
         )
+
+    def _decode_transactions(self, records: RawRecords) -> tuple[Transactions, Rejected]:
+        """Decode; refuse records whose key and headers are too large to be copied to several outputs."""
+        values, large = records.value, _large_envelopes(records)
+        if large:
+            values = [None if row in large else value for row, value in enumerate(values)]
+        transactions, bad = self._transactions.decode(values, records.timestamp)
+        return transactions, [(row, large.get(row, error)) for row, error in bad]
+
+
+def _large_envelopes(records: RawRecords) -> dict[int, RecordError]:
+    """The error of each record whose key and headers hold more than `MAX_ENVELOPE_BYTES`, by row."""
+    out = {}
+    for row, (key, headers) in enumerate(zip(records.key, records.headers, strict=True)):
+        if headers or (key is not None and len(key) > MAX_ENVELOPE_BYTES):
+            size = len(key or b"") + headers_size(headers)
+            if size > MAX_ENVELOPE_BYTES:
+                message = f"key and headers have {size} bytes, the limit is {MAX_ENVELOPE_BYTES}"
+                out[row] = RecordError("envelope_too_large", message)
+    return out
 
 
 def _spans(records: RawRecords, span_of: dict[SourcePartition, int]) -> np.ndarray:

@@ -33,6 +33,8 @@ READ_WAIT_S = 0.1
 # Longest step of the scoring thread: it waits for its turn to produce, and for a drain in a resync. The rest is reserve
 # for a rebalance and for lookups at a broker that restarts.
 PROGRESS_LIMIT_S = 2 * COMMIT_DEADLINE_S + 60.0
+# So many aborts in a row, without a commit, look like a loop.
+ABORTS_OF_A_LOOP = 5
 
 OnAssigned = Callable[[list[SourcePartition]], dict[SourcePartition, int]]
 OnRevoked = Callable[[bool], None]
@@ -49,6 +51,31 @@ class Pacing:
 
     max_records: int = 1_024
     pace_s: float = 0.020
+
+
+class _AbortStreak:
+    """Aborts without a committed batch between them. Each halves the next batch, in case its size is the cause."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.why = ""
+        self._finished = 0
+
+    @property
+    def looping(self) -> bool:
+        """Whether so many transactions were aborted in a row that it looks like a loop."""
+        return self.length >= ABORTS_OF_A_LOOP
+
+    def add(self, why: str, finished: int) -> None:
+        """Count an abort; `finished` is the number of batches that were committed so far."""
+        self.length = self.length + 1 if finished == self._finished else 1
+        self._finished, self.why = finished, why
+
+    def shrink(self, max_records: int, finished: int) -> int:
+        """How many records the next batch may hold. A committed batch ends the streak."""
+        if self.length and finished > self._finished:
+            self.length = 0
+        return max(max_records >> self.length, 1)
 
 
 class Processor:
@@ -86,6 +113,7 @@ class Processor:
         self._resync_cause = ""
         self._taken_at = 0.0
         self._assigned_once = False
+        self._aborts = _AbortStreak()
         self._committer = committer
         self._reader = make_reader(self._on_assigned, self._on_revoked)
 
@@ -93,6 +121,8 @@ class Processor:
         """Whether scoring goes on as it should, and if not, why."""
         if not self._assigned_once:
             return False, "waiting for partitions"
+        if self._aborts.looping:
+            return False, f"{self._aborts.length} transactions in a row were aborted: {self._aborts.why}"
         return self._state.availability.readiness
 
     def run(self, stop: threading.Event) -> None:
@@ -115,14 +145,17 @@ class Processor:
                 self._resync_cause = self._state.check()
             if self._resync_cause:
                 self._resync()
-            read = self._reader.read(self._pacing.max_records, READ_WAIT_S)
+            max_records = self._aborts.shrink(self._pacing.max_records, self._committer.finished)
+            read = self._reader.read(max_records, READ_WAIT_S)
             if not len(read):
                 self._idle()
                 return
-            for batch in cut(self._pace(read), self._inputs, self._score_from):
+            for batch in cut(self._pace(read, max_records), self._inputs, self._score_from):
                 self._process(batch)
         except (TransactionAborted, StateGap) as error:
             self._resync_cause = "aborted" if isinstance(error, TransactionAborted) else "state_gap"
+            if isinstance(error, TransactionAborted):
+                self._aborts.add(error.message, self._committer.finished)
             _log.warning("%s; reading again from the committed offsets", error.message.rstrip("."))
 
     def _idle(self) -> None:
@@ -130,12 +163,12 @@ class Processor:
         if self._state.updates_wait and self._committer.idle:
             self._committer.submit(MicroBatch.nothing(self._inputs.transactions))
 
-    def _pace(self, read: Read) -> Read:
+    def _pace(self, read: Read, max_records: int) -> Read:
         """Wait for company while the last batch was taken up less than `pace_s` ago and there is room."""
         wait = self._taken_at + self._pacing.pace_s - time.monotonic()
-        if wait > 0 and len(read) < self._pacing.max_records:
+        if wait > 0 and len(read) < max_records:
             time.sleep(wait)
-            read = self._reader.read_more(read, self._pacing.max_records - len(read))
+            read = self._reader.read_more(read, max_records - len(read))
         self._taken_at = time.monotonic()
         return read
 

@@ -38,13 +38,19 @@ from stream_scorer.records import (
     MemberStatus,
     Reason,
     Score,
+    ScoreSummary,
     Source,
 )
+from stream_scorer.serde.raw import MAX_ENVELOPE_BYTES, Headers, headers_size
 from stream_scorer.spec.model import CheckedSpec
 
 # A dead letter carries the original up to this size; beyond it, its head, length and digest (the topic takes 10 MB).
 DEAD_LETTER_MAX_BYTES = 8_000_000
 DEAD_LETTER_HEAD_BYTES = 65_536
+# What a dead letter holds beside its value, at most.
+DEAD_LETTER_MARGIN_BYTES = 2 * MAX_ENVELOPE_BYTES
+# Kafka's default limit of a record is 1 MB.
+SUMMARY_MAX_BYTES = 900_000
 # How many members an alert names.
 ALERT_REASONS = 3
 # How many inputs of each member an alert names, if members explain alerts.
@@ -59,9 +65,21 @@ _Output = tuple[int, str, int, bytes | None, bytes, _Headers]
 class Publisher:
     """Writes scores, contributions, alerts, summaries, lineage and dead letters to a `Sink`."""
 
-    def __init__(self, topics: Topics, checked: CheckedSpec, clock: Clock, *, max_explained: int = 0) -> None:
-        """`max_explained` bounds the alerts per version and micro-batch for which members explain their inputs."""
+    def __init__(
+        self,
+        topics: Topics,
+        checked: CheckedSpec,
+        clock: Clock,
+        *,
+        max_explained: int = 0,
+        max_dead_letter: int = DEAD_LETTER_MAX_BYTES,
+    ) -> None:
+        """`max_explained` bounds the alerts per version and micro-batch for which members explain their inputs.
+
+        `max_dead_letter` is the most bytes of a value that the topic of dead letters takes in whole.
+        """
         self._max_explained = max_explained
+        self._max_dead_letter = max(min(max_dead_letter, DEAD_LETTER_MAX_BYTES), DEAD_LETTER_HEAD_BYTES)
         self._topics = topics
         self._checked = checked
         self._clock = clock
@@ -83,7 +101,19 @@ class Publisher:
         for version, summariser in enumerate(self._deciding(batch.decided.lineup)):
             for summary in summariser.summarise(batch, version):
                 name = f"{summary.topic}-{summary.partition}".encode()
-                sink.produce(self._topics.score_summaries, summary.partition, name, self._encode(summary))
+                for part in self._parts_of(summary):
+                    sink.produce(self._topics.score_summaries, summary.partition, name, part)
+
+    def _parts_of(self, summary: ScoreSummary) -> list[bytes]:
+        """`summary` as one record, or as several with some panes each; the range of offsets is that of the first."""
+        whole = self._encode(summary)
+        panes = summary.panes
+        if len(whole) <= SUMMARY_MAX_BYTES or len(panes) < 2:
+            return [whole]
+        half = len(panes) // 2
+        first = msgspec.structs.replace(summary, panes=panes[:half])
+        second = msgspec.structs.replace(summary, panes=panes[half:], first_offset=summary.next_offset, dead_letters=0)
+        return self._parts_of(first) + self._parts_of(second)
 
     def _deciding(self, lineup: Lineup) -> list[Summariser]:
         """The summarisers of the versions that make decisions."""
@@ -175,9 +205,11 @@ class Publisher:
 
     def _dead_letter(self, letter: DeadLetter, sink: Sink) -> None:
         records, row, error = letter.records, letter.row, letter.error
-        value = records.value[row]
+        value, key = records.value[row], records.key[row]
         partition = int(records.partition[row])
-        headers: list[tuple[str, bytes | None]] = list(records.headers[row] or ())
+        headers = list(records.headers[row] or ())
+        if len(key or b"") + headers_size(headers) > MAX_ENVELOPE_BYTES:
+            key, headers = _cut_envelope(key, headers)
         headers += [
             ("error.code", error.code.encode()),
             ("error.message", error.message.encode()),
@@ -187,13 +219,32 @@ class Publisher:
             ("source.offset", str(int(records.offset[row])).encode()),
             ("source.timestamp", str(int(records.timestamp[row])).encode()),
         ]
-        if value is not None and len(value) > DEAD_LETTER_MAX_BYTES:
+        if value is not None and len(value) > self._max_dead_letter:
             headers += [
                 ("value.length", str(len(value)).encode()),
                 ("value.sha256", hashlib.sha256(value).hexdigest().encode()),
             ]
             value = value[:DEAD_LETTER_HEAD_BYTES]
-        sink.produce(self._topics.dead_letters, partition, records.key[row], value, headers)
+        sink.produce(self._topics.dead_letters, partition, key, value, headers)
+
+
+def _cut_envelope(key: bytes | None, headers: Headers) -> tuple[bytes | None, list[tuple[str, bytes | None]]]:
+    """Key and headers of a dead letter whose original ones are too large: headers say what is missing."""
+    about_key: list[tuple[str, bytes | None]] = []
+    kept: list[tuple[str, bytes | None]] = []
+    if key is not None and len(key) > MAX_ENVELOPE_BYTES // 2:
+        about_key = [
+            ("key.length", str(len(key)).encode()),
+            ("key.sha256", hashlib.sha256(key).hexdigest().encode()),
+        ]
+        key = None
+    left = MAX_ENVELOPE_BYTES - len(key or b"")
+    for name, value in headers:
+        left -= headers_size([(name, value)])
+        if left < 0:
+            break
+        kept.append((name, value))
+    return key, [*about_key, *kept, ("headers.cut", str(len(headers) - len(kept)).encode())]
 
 
 @dataclass(slots=True)

@@ -27,8 +27,8 @@ I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 # Headers of a record: the source offsets of its first row, and the one after its last row.
 FIRST_OFFSET, NEXT_OFFSET = "source.first_offset", "source.next_offset"
-# A record must fit the topic's 10 MB uncompressed: larger batches are cut into several records.
-MAX_ROW_BYTES = 6_000_000
+# Larger batches are cut into several records, so that even a topic with Kafka's default limit of 1 MB takes each.
+MAX_ROW_BYTES = 900_000
 # No record of ours unpacks to more; a reader of a hostile topic stops here.
 _MAX_UNPACKED = 64_000_000
 _METADATA = b"lineage"

@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 from stream_scorer.positions import SourcePartition
 
 Headers = Sequence[tuple[str, bytes | None]]
+# Most bytes of a record's key and headers. Both are copied to every output of the record.
+MAX_ENVELOPE_BYTES = 65_536
+
+
+def headers_size(headers: Headers | None) -> int:
+    """Bytes of names and values."""
+    return sum(len(name.encode()) + len(value or b"") for name, value in headers or ())
 
 
 @dataclass(slots=True)

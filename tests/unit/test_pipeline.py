@@ -20,12 +20,13 @@ from stream_scorer.errors import StateUnavailable
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline import publish
 from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich, EnrichInProcess
 from stream_scorer.pipeline.in_flight import InFlight
-from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, Publisher
+from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, DEAD_LETTER_MAX_BYTES, Publisher
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import LineageRow, SegmentThresholds
@@ -105,9 +106,13 @@ def run(
     checked: CheckedSpec = CHECKED,
     max_explained: int = 0,
     enrich: Any = None,
+    headers: dict[int, Any] | None = None,
+    keys: dict[int, bytes] | None = None,
+    max_dead_letter: int = DEAD_LETTER_MAX_BYTES,
 ) -> Collected:
     transactions = generate(CONFIG)
-    keys, good = encode_keys(transactions.customer_id), encode_values(transactions)
+    all_keys, good = encode_keys(transactions.customer_id), encode_values(transactions)
+    all_keys = [(keys or {}).get(i, key) for i, key in enumerate(all_keys)]
     values = values or good
     labels = history_labels(transactions, int(transactions.event_time[-1]))
     label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
@@ -115,7 +120,8 @@ def run(
     enrich = enrich or EnrichInProcess(FeatureEngine(checked), store)
     lineup = ensemble if isinstance(ensemble, Lineup) else Lineup.of(ensemble)
     stages = [Decode(checked), enrich, Scoring(lambda: lineup, checked, Metrics())]
-    publisher, sink = Publisher(Topics(), checked, FixedClock(), max_explained=max_explained), Collected()
+    limits = {"max_explained": max_explained, "max_dead_letter": max_dead_letter}
+    publisher, sink = Publisher(Topics(), checked, FixedClock(), **limits), Collected()
     label_source = SourcePartition("labels", 0)
     at_label = 0
     for low in range(0, len(values), batch):
@@ -125,11 +131,12 @@ def run(
         to_label = max(to_label, at_label)
         spans = [Span(SourcePartition("transactions", 0), low, high, -1), Span(label_source, at_label, to_label, -1)]
         micro = MicroBatch(
-            raw("transactions", keys[low:high], values[low:high], low),
+            raw("transactions", all_keys[low:high], values[low:high], low),
             raw("labels", label_keys[at_label:to_label], label_values[at_label:to_label], at_label),
             spans,
             None,
         )
+        micro.transactions.headers = [(headers or {}).get(i) for i in range(low, high)]
         at_label = to_label
         for stage in stages:
             stage.process(micro)
@@ -207,6 +214,50 @@ def test_bad_records_become_dead_letters_with_their_bytes_and_the_rest_is_scored
     assert told[100][1] == huge[:DEAD_LETTER_HEAD_BYTES]
     assert told[100][0]["value.length"] == str(len(huge)).encode()
     assert len(sink.documents("scores")) == 600 - 4
+
+
+def test_a_large_key_or_header_is_not_copied_to_every_output(ensemble: Ensemble) -> None:
+    values = encode_values(generate(CONFIG))[:4]
+    sink = run(
+        ensemble,
+        4,
+        values=values,
+        headers={1: [("small", b"x"), ("large", b"y" * 70_000), ("after", b"z")]},
+        keys={2: b"k" * 70_000, 3: b"k" * 1_000},
+    )
+    assert len(sink.documents("scores")) == 2
+    dead = {
+        int(dict(h)["source.offset"]): (key, value, dict(h)) for _, key, value, h in sink.records["transactions.dlq"]
+    }
+    assert sorted(dead) == [1, 2]
+    assert all(headers["error.code"] == b"envelope_too_large" for _, _, headers in dead.values())
+    assert [dead[1][1], dead[2][1]] == values[1:3]
+    assert dead[1][2]["small"] == b"x"
+    assert "large" not in dead[1][2]
+    assert dead[1][2]["headers.cut"] == b"2"
+    assert dead[2][0] is None
+    assert dead[2][2]["key.length"] == b"70000"
+
+
+def test_a_dead_letter_fits_its_topic(ensemble: Ensemble) -> None:
+    values = [b"{" + b"y" * 400_000]
+    sink = run(ensemble, 1, values=values, max_dead_letter=300_000)
+    ((_, _, value, headers),) = sink.records["transactions.dlq"]
+    assert value == values[0][:DEAD_LETTER_HEAD_BYTES]
+    assert dict(headers)["value.length"] == b"400001"
+
+
+def test_a_large_summary_is_several_records_that_count_the_same(
+    ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = run(ensemble, 600).documents("score-summaries")
+    monkeypatch.setattr(publish, "SUMMARY_MAX_BYTES", 10_000)
+    parts = run(ensemble, 600).documents("score-summaries")
+    assert len(parts) > 2
+    assert [pane for part in parts for pane in part["panes"]] == whole["panes"]
+    assert (parts[0]["first_offset"], parts[0]["next_offset"]) == (whole["first_offset"], whole["next_offset"])
+    assert all(part["first_offset"] == part["next_offset"] == whole["next_offset"] for part in parts[1:])
+    assert sum(part["dead_letters"] for part in parts) == whole["dead_letters"]
 
 
 def test_without_redis_everything_is_scored_and_says_so(ensemble: Ensemble) -> None:
