@@ -59,10 +59,10 @@ def run(context: Context) -> Result:
             matrices.append(enriched.matrix)
             statuses.append(enriched.status)
             if retires[index]:
-                gone += path.store.retire(ENDS, never, now_ms=END_MS)
+                gone += path.store.retire(ENDS, never, now_ms=END_MS, max_share=1.0)
                 met += _gone_since_read(client, path.store, enriched.update)
         path.finish()
-        gone += path.store.retire(ENDS, never, now_ms=END_MS)
+        gone += path.store.retire(ENDS, never, now_ms=END_MS, max_share=1.0)
         context.say(f"{n:,} transactions, {int(retires.sum())} passes, {gone:,} keys deleted")
         matrix, status = _by_rows_that_forget_nothing(checked, transactions)
         same = (np.vstack(matrices).view(np.int64) == matrix.view(np.int64)) & (np.vstack(statuses) == status)
@@ -139,7 +139,7 @@ def _check_namespaces(result: Result, client: Any, store: RedisRowStore) -> None
     kept, _ = (_store_of(client, spec) for spec in ("kept", "left"))
     tag = NamespaceKeys(_namespace("left")).tag
     client.delete(used_key(tag))
-    store.retire(ENDS, threading.Event(), now_ms=END_MS)
+    store.retire(ENDS, threading.Event(), now_ms=END_MS, max_share=1.0)
     result.check("rows of a spec in use stay", kept.open() is not None)
     result.check("rows of a spec that nobody uses go", not client.keys(tag.decode() + "*"))
 
