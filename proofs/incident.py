@@ -6,7 +6,8 @@ weight that amplifies it: the monitor rolls it back with a reason that names the
 cool-down, it is only told of. The monitor is killed in between and comes to the same counts. What it counted is
 recounted from the lineage of every single score, and its evidence multiplied up transaction by transaction.
 
-`N` is how many transactions a probation takes. Few leave little to see with: then the update does more harm.
+`N` is how many transactions a probation takes. Few leave little to see with: then the update does more harm, and is
+promoted once only.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ def run(context: Context) -> Result:
                 result.figures["why"] = command.why
                 result.check("by the monitor", (command.author, command.who) == ("monitor", "watcher"))
                 result.check("the reason names the member", f"member {MEMBER} " in command.why)
+            if gone and n >= FEW:
                 again = promote(three)
                 told = _within(PATIENCE_S, lambda: "second within the cool-down" in monitor.log.read_text())
                 result.check("a second time within the cool-down it only says so", told and state().champion == three)
@@ -146,10 +148,10 @@ def run(context: Context) -> Result:
         told = read_topic(bootstrap, topics.incidents).decode(Incident)
     newest = list({incident.id: incident for incident in told}.values())  # type: ignore[attr-defined]
     result.figures["incidents"] = [f"{i.id} {i.member} {'open' if i.closed is None else 'closed'}" for i in newest]
+    incidents = [(three.version, MEMBER, False, False)] + [(three.version, MEMBER, True, True)] * (n >= FEW)
     result.check(
-        "both promotions of the bad version are incidents, the first closed, the second open and held back",
-        [(i.version, i.member, i.closed is None, bool(i.held_back)) for i in newest]
-        == [(three.version, MEMBER, False, False), (three.version, MEMBER, True, True)],
+        "every promotion of the bad version is an incident: the first closed, another one open and held back",
+        [(i.version, i.member, i.closed is None, bool(i.held_back)) for i in newest] == incidents,
     )
     result.check("every transaction has one score", len(scores) == len({s.event_id for s in scores}) == sent)
     _recount(

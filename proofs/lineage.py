@@ -114,7 +114,10 @@ def _in_memory(context: Context, result: Result, batches: int) -> None:
     ensemble = load_ensemble(context.folder)
     kind = FatPublisher if context.broken else Publisher
     totals: dict[str, float] = {}
-    for name, owned, partitions in (("4", FEW, FEW), ("500", FEW, MANY), ("500 owned by one scorer", MANY, MANY)):
+    cases = [("4", FEW, FEW), ("500", FEW, MANY)]
+    if batches == BATCHES:
+        cases += [("500 owned by one scorer", MANY, MANY)]
+    for name, owned, partitions in cases:
         made = _batches(context.seed, ensemble, batches, owned, partitions)
         rows = sum(len(batch) for batch in made)
         sink = _Counted()
@@ -123,7 +126,7 @@ def _in_memory(context: Context, result: Result, batches: int) -> None:
         after = {topic: sink.bytes[topic] / rows for topic in OUTPUTS}
         before = after | {TOPICS.lineage: 0.0, TOPICS.contributions: _fat_bytes(made, rows)}
         totals[name] = sum(after.values())
-        old, new = _publish_us(made, kind, rows)
+        old, new = _publish_us(made, kind, rows, TURNS if batches == BATCHES else 1)
         result.figures[f"in memory, partitions: {name}"] = {
             "bytes_before": _rounded(before), "bytes_after": _rounded(after),
             "rows_per_lineage_record": round(rows / max(len(sink.lineage), 1), 1),
@@ -197,11 +200,13 @@ def _fat_bytes(batches: list[MicroBatch], rows: int) -> float:
     return sink.bytes[TOPICS.contributions] / rows
 
 
-def _publish_us(batches: list[MicroBatch], kind: type[Publisher], rows: int) -> tuple[list[float], list[float]]:
+def _publish_us(
+    batches: list[MicroBatch], kind: type[Publisher], rows: int, turns: int
+) -> tuple[list[float], list[float]]:
     """CPU of publishing per transaction, as it was and as it is, in turns."""
     publishers = FatPublisher(TOPICS, cards(), SystemClock()), kind(TOPICS, cards(), SystemClock())
     sink, taken = _Nowhere(), ([], [])
-    for turn in range(TURNS + 1):
+    for turn in range(turns + 1):
         for publisher, times in zip(publishers, taken, strict=True):
             started = time.process_time()
             for batch in batches:
@@ -305,7 +310,8 @@ def _verify(context: Context, result: Result, at: StackAddresses, n: int) -> Non
 
 def _explain(context: Context, result: Result, at: StackAddresses, scores: list[Score]) -> None:
     times = []
-    for score in scores[:: max(len(scores) // EXPLAINED, 1)][:EXPLAINED]:
+    explained = EXPLAINED if len(scores) >= N else 1
+    for score in scores[:: max(len(scores) // explained, 1)][:explained]:
         done, seconds = _command(at, context.folder / "ensemble", "explain", score.event_id)
         times.append(seconds)
         told = msgspec.json.decode(done.stdout) if done.returncode == 0 else {}

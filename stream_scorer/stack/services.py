@@ -14,6 +14,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -25,9 +26,11 @@ from stream_scorer.errors import (
     UsageError,
 )
 from stream_scorer.stack import probes
+from stream_scorer.stack.class_archive import archive_path, provide_archive
 from stream_scorer.stack.jars import cache_root, provide_jars
 from stream_scorer.stack.java import Java, find_java
 from stream_scorer.stack.ports import LOOPBACK, free_port
+from stream_scorer.stack.process import spawn
 
 Progress = Callable[[str], None]
 
@@ -219,6 +222,13 @@ class Mlflow:
         return probes.answers(probes.mlflow_answers, self.port)
 
 
+def _start_in(kafka: Kafka, progress: Progress, folder: Path, flag: str) -> subprocess.Popen[bytes]:
+    """Start `kafka` in `folder` with one more flag for its JVM."""
+    kafka.folder, kafka._flags = folder, [flag]
+    launch = kafka.prepare(progress)
+    return spawn(launch.command, log=folder / "kafka.log", env=launch.env)
+
+
 @dataclass(slots=True)
 class Kafka:
     """A Kafka broker and its controller in one process (KRaft), on the pinned jars."""
@@ -232,6 +242,10 @@ class Kafka:
     stop_seconds: float = 8.0
     _jars: list[Path] = field(default_factory=list)
     _java: Java | None = None
+    _archive: Path | None = None
+    # Set for the broker that is started to write the archive.
+    _archiving: bool = False
+    _flags: list[str] = field(default_factory=list)
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -258,6 +272,12 @@ class Kafka:
         """
         self._java = self._java or find_java()
         self._jars = self._jars or provide_jars(progress)
+        self._archive = self._archive or archive_path(self._java, self._jars[0].parent)
+        if not self._archive.exists() and not self._archiving:
+            progress("kafka: preparing a class archive, which makes later starts faster (once)")
+            other = Kafka(self.folder / "unused", _jars=self._jars, _java=self._java, _archiving=True)
+            other.choose_ports()
+            provide_archive(self._archive, partial(_start_in, other, progress), other.answers)
         data, scratch = self.folder / "data", self.folder / "tmp"
         for folder in (self.folder, scratch):
             folder.mkdir(parents=True, exist_ok=True)
@@ -266,8 +286,8 @@ class Kafka:
         settings.write_text("".join(f"{name}={value}\n" for name, value in self._settings(data).items()))
         if not (data / "meta.properties").exists():
             self._format(settings, data)
-        heap = ["-Xms256m", "-Xmx768m", "-XX:+ExitOnOutOfMemoryError"]
-        return Launch(self._command(heap, "kafka.Kafka", str(settings)), dict(os.environ))
+        flags = ["-Xms256m", "-Xmx768m", "-XX:+ExitOnOutOfMemoryError", *self._flags]
+        return Launch(self._command(flags, "kafka.Kafka", str(settings)), dict(os.environ))
 
     def answers(self) -> bool:
         """Whether the broker lists itself as alive."""
@@ -279,6 +299,8 @@ class Kafka:
         flags = [*flags, "-XX:+UseSerialGC", "-Xshare:auto", "-XX:+PerfDisableSharedMem", "-Djava.awt.headless=true"]
         # zstd and snappy unpack their native code here instead of /tmp.
         flags += [f"-Djava.io.tmpdir={self.folder / 'tmp'}", f"-Dkafka.logs.dir={self.folder}"]
+        if self._archive is not None and self._archive.exists():
+            flags += [f"-XX:SharedArchiveFile={self._archive}"]
         flags += [f"-Dlog4j2.configurationFile={self.folder / 'log4j2.yaml'}"]
         if self._java.release >= 24:  # suppresses the warnings of JEP 472 and 498 about the jars
             flags += ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]

@@ -28,6 +28,7 @@ SIZES = {
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("slug", SIZES)
 def test_the_proof_holds_at_a_small_scale(slug: str, context: Callable[..., Context]) -> None:
     result = importlib.import_module(f"proofs.{slug.replace('-', '_')}").run(context(SIZES[slug]))
