@@ -19,7 +19,7 @@ SMALL = [
     "--transactions", "10000", "--rate", "400", "--history", "30000", "--customers", "2500", "--fraud-rate", "0.05",
     "--review-rate", "0.05",
 ]  # fmt: skip
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(430)]
 
 
 @dataclass
@@ -81,7 +81,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
 
 
 def test_it_passes_and_leaves_its_report_and_no_process(demo: Demo) -> None:
-    out, err = demo.process.communicate(timeout=200)
+    out, err = demo.process.communicate(timeout=400)
     assert demo.process.returncode == 0, out + err
     assert out.splitlines()[0].startswith("stream_scorer demo: passed in ")
     assert "none lost, none doubled" in out

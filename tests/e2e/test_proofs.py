@@ -10,12 +10,12 @@ import pytest
 from proofs.kit import Context
 
 SIZES = {
-    "kill-once": 10_000,
+    "kill-once": 6_000,
     "garbage": 6_000,
     "additive": 4_000,
     "usage": 1,
-    "lineage": 3_000,
-    "features-flush": 12,
+    "lineage": 2_000,
+    "features-flush": 8,
     "refusal": 300,
     "features-batch": 500,
     "features-own-data": 4_000,

@@ -191,7 +191,7 @@ def test_records_come_in_the_stated_order_whatever_the_chunks(checked: CheckedSp
     assert got == sorted(wanted)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_same_canonical_bytes_whatever_the_batch_size(
     checked: CheckedSpec, ensemble: Ensemble, tmp_path: Path, seed: int
 ) -> None:
