@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
 from stream_scorer.app import check_topic_settings
 from stream_scorer.control.commands import catch_up
@@ -55,6 +62,14 @@ def write(producer: Producer, topic: str, *, commit: bool) -> None:
         producer.abort_transaction(15)
 
 
+def settled_end(log: ControlLog, offset: int) -> int:
+    """The end of the log, once it has reached `offset`: a marker is written after the commit is confirmed."""
+    deadline = time.monotonic() + 15
+    while log.end() < offset and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return log.end()
+
+
 def ends_within(seconds: float, call: threading.Thread) -> bool:
     call.start()
     call.join(seconds)
@@ -66,9 +81,9 @@ def test_a_transaction_at_the_end_does_not_block_a_reader(
     bootstrap: str, topics: Topics, writer: Producer, commit: bool
 ) -> None:
     log, history = ControlLog(bootstrap, topics.control), History()
-    for _ in range(2):
+    for begin in (0, 3):
         write(writer, topics.control, commit=commit)
-        end = log.end()
+        end = settled_end(log, begin + 2)  # the record and the marker of its transaction
         reading = threading.Thread(target=catch_up, args=(log, history, end), daemon=True)
         assert ends_within(15, reading)
         assert history.next_offset == end == log.append("cards", b"{}")
@@ -106,8 +121,14 @@ def test_topics_as_created_have_no_wrong_settings(bootstrap: str, topics: Topics
     admin = TopicAdmin(bootstrap)
     configs = admin.configs(topics.all())
     assert find_problems(topics, configs, admin.replicas()) == {}
-    resource = ConfigResource(ResourceType.TOPIC, topics.control, set_config={"cleanup.policy": "compact"})
-    for future in AdminClient(client_config(bootstrap, "test")).alter_configs([resource]).values():
+    entry = ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topics.control, incremental_configs=[entry])
+    client = AdminClient(client_config(bootstrap, "test"))
+    for future in client.incremental_alter_configs([resource]).values():
         future.result()
+    deadline = time.monotonic() + 15  # the broker applies it a moment later
+    while admin.configs([topics.control])[topics.control]["cleanup.policy"] != "compact":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     with pytest.raises(SettingsError, match="cleanup.policy is compact"):
         check_topic_settings(admin, topics)
