@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -294,6 +294,7 @@ class Follower:
             problems = [*problems, f"{before.champion.version} still serves"]
         self._problem = "; ".join(problems)
         if lineup is None:
+            self._disable_members(state)
             return
         complete = not found.loading and (before is None or lineup.control_offset != before.control_offset)
         if before is not None and _same(lineup, before) and not complete:
@@ -302,6 +303,12 @@ class Follower:
         self._lineup, self._served = lineup, found.served
         self._loader.want(_versions(state), keep=self._served)  # drops the versions that left play
         self._report_lineup(before)
+
+    def _disable_members(self, state: ServingState) -> None:
+        """Disable or enable members in the previous lineup: this must not wait for a champion that is not loaded."""
+        disabled = frozenset(member.key for member in state.disabled)
+        if self._lineup is not None and self._lineup.disabled != disabled:
+            self._lineup = replace(self._lineup, disabled=disabled)
 
     def _audit_result(self, version: ServedVersion, result: Result) -> None:
         if isinstance(result, StreamScorerError):

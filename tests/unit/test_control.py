@@ -426,6 +426,21 @@ def test_a_rollback_supersedes_a_champion_that_is_still_loading(ensembles: dict[
         scorer.follower.close()
 
 
+def test_a_member_is_disabled_while_a_champion_is_loading(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+    scorer.follower.start()
+    try:
+        scorer.slow = {"2": threading.Event()}
+        command(records, "promote", version=TWO)
+        command(records, "disable", member=XGB)
+        assert eventually(lambda: scorer.follower.lineup.disabled == frozenset([XGB.key]))
+        assert scorer.follower.lineup.champion.version == "1"
+    finally:
+        scorer.slow["2"].set()
+        scorer.follower.close()
+
+
 def test_a_rollback_during_a_start_replaces_the_version_that_loads(ensembles: dict[str, Ensemble]) -> None:
     records: list[bytes] = []
     command(records, "promote", version=ONE)
