@@ -181,13 +181,14 @@ class Follower:
         """
         if self._history.incomplete:
             raise lost_commands(self._identity.ensemble)
-        version = self._initial_version()
-        self._loader.want([version])
-        while (found := self._loader.get(version)) is None:
-            self._stop.wait(_START_WAIT_S)
-            self._collect()
-        if isinstance(found, StreamScorerError):
-            raise found
+        try:
+            version = self._load_initial_version()
+        except StreamScorerError:
+            # Another scorer may have proposed meanwhile: its state follows its command, which is in the log by now.
+            catch_up(self._log, self._history, self._log.end())
+            if self._identity.ensemble not in self._history.states:
+                raise
+            return
         catch_up(self._log, self._history, self._log.end())
         while self._identity.ensemble not in self._history.states:
             expected = self._history.next_offset
@@ -203,6 +204,16 @@ class Follower:
             )
             offset = self._log.append(self._identity.ensemble, msgspec.json.encode(command))
             catch_up(self._log, self._history, offset + 1)
+
+    def _load_initial_version(self) -> ServedVersion:
+        version = self._initial_version()
+        self._loader.want([version])
+        while (found := self._loader.get(version)) is None:
+            self._stop.wait(_START_WAIT_S)
+            self._collect()
+        if isinstance(found, StreamScorerError):
+            raise found
+        return version
 
     def _run(self) -> None:
         while not self._stop.is_set():

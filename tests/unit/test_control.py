@@ -172,6 +172,7 @@ class Scorer:
         self.slow: dict[str, threading.Event] = {}
         self.log = MemoryControlLog(records)
         self.states = MemoryControlLog()
+        self.before_proposal: Callable[[], object] = lambda: None
         self.health = Health(FixedClock())
         self.breaks: Exception = ArtifactError("altered")
         self.loads: list[str] = []
@@ -200,6 +201,7 @@ class Scorer:
             return ensembles[version.version]
 
         def first() -> ServedVersion:
+            self.before_proposal()
             require_never_served(self.states, "cards")
             return ONE
 
@@ -661,6 +663,22 @@ def test_a_scorer_does_not_propose_a_version_after_control_has_lost_its_commands
     scorer.follower.start()
     scorer.follower.close()
     assert scorer.follower.lineup.champion.version == "1"
+
+
+def test_a_scorer_follows_another_one_that_proposes_while_it_starts(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+
+    def other_starts() -> None:
+        other = Scorer(records, ensembles, "other")
+        other.follower.start()
+        scorer.states.records += [value for value in other.said["serving_state"] if value is not None]
+        other.follower.close()
+
+    scorer.before_proposal = other_starts
+    scorer.follower.start()
+    scorer.follower.close()
+    assert (len(records), scorer.follower.lineup.control_offset) == (1, 0)
 
 
 def test_the_newest_state_of_an_ensemble_is_found_among_those_of_several_scorers(story: Story) -> None:
