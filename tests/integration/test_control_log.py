@@ -6,6 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
@@ -18,15 +19,22 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from stream_scorer.app import check_topic_settings
-from stream_scorer.control.commands import catch_up
+from stream_scorer.clock import SystemClock
+from stream_scorer.control.commands import catch_up, submit
+from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.state import History
+from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import SettingsError
 from stream_scorer.kafka.config import client_config, producer_config
-from stream_scorer.kafka.control_log import ControlLog
+from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.topic_config import find_problems
 from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.observability.liveness import Health
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.records import Action, Command, ServedVersion
 from stream_scorer.stack import StackAddresses
+from tests.support.ensembles import compose
 
 pytestmark = pytest.mark.integration
 
@@ -132,3 +140,69 @@ def test_topics_as_created_have_no_wrong_settings(bootstrap: str, topics: Topics
         time.sleep(0.05)
     with pytest.raises(SettingsError, match="cleanup.policy is compact"):
         check_topic_settings(admin, topics)
+
+
+def test_a_rollback_on_a_real_broker_takes_effect_within_a_second_while_a_version_loads(
+    bootstrap: str, topics: Topics, tmp_path: Path
+) -> None:
+    one, two, three = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3))
+    compose(tmp_path / "e")
+    download = threading.Event()
+
+    def load(version: ServedVersion) -> Ensemble:
+        if version == three:
+            download.wait(60)
+        return Ensemble.load(tmp_path / "e", version=version.version)
+
+    writer, clock = RecordWriter(bootstrap), SystemClock()
+    follower = Follower(
+        ScorerIdentity("cards", "one", "g"),
+        ControlLog(bootstrap, topics.control),
+        lambda: one,
+        load,
+        lambda topic, key, value: writer.write(getattr(topics, topic), key, value),
+        clock,
+        Metrics(),
+        Health(clock),
+    )
+    follower.start()
+    log, history = ControlLog(bootstrap, topics.control), History()
+
+    def give(action: Action, version: ServedVersion | None = None) -> None:
+        catch_up(log, history, log.end())
+        entry = submit(
+            log,
+            history,
+            lambda offset: Command(
+                ensemble="cards",
+                action=action,
+                who="a",
+                why="b",
+                at=1,
+                expected_offset=offset,
+                version=version,
+                share=0.1,
+            ),
+        )
+        assert entry.refused == ""
+        assert abs(entry.timestamp - clock.now_ms()) < 60_000  # the broker's time
+
+    def serves(version: str) -> bool:
+        deadline = time.monotonic() + 20
+        while follower.lineup.champion.version != version and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return follower.lineup.champion.version == version
+
+    try:
+        give("promote", two)
+        assert serves("2")
+        give("canary", three)
+        time.sleep(0.5)
+        began = time.monotonic()
+        give("rollback")
+        assert serves("1")
+        assert time.monotonic() - began < 1.0
+    finally:
+        download.set()
+        follower.close()
+        log.close()
