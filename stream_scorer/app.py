@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -53,7 +53,7 @@ from stream_scorer.pipeline.probe import WriteProbe
 from stream_scorer.pipeline.processor import PROGRESS_LIMIT_S, Pacing, Processor
 from stream_scorer.pipeline.produce import Produce
 from stream_scorer.pipeline.publish import DEAD_LETTER_MARGIN_BYTES, Publisher
-from stream_scorer.pipeline.recovery import MAX_INLINE, StartingPoints, starting_points
+from stream_scorer.pipeline.recovery import MAX_INLINE, StartingPoints, find_beginning, starting_points
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.pipeline.state_manager import OnProgress, StateManager
 from stream_scorer.positions import SourcePartition
@@ -66,7 +66,7 @@ from stream_scorer.state.client import SCORING_CONNECT_TIMEOUT_S, SCORING_TIMEOU
 from stream_scorer.state.keys import rows_namespace
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
 from stream_scorer.state.row_format import LAYOUT_VERSION
-from stream_scorer.state.rows import FeatureRows
+from stream_scorer.state.rows import Beginning, FeatureRows
 
 _log = logging.getLogger(__name__)
 # A thread looks for a stop every half second, unless it waits for the registry or the disk.
@@ -151,10 +151,14 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
     # A crash leaves up to two batches; the rest of a catch-up adds its own, and another batch in between.
     max_inline = max(MAX_INLINE, CLOSE + 3 * settings["scorer.batch"])
 
+    def beginning() -> Beginning:
+        with closing(open_log(settings)) as log:
+            return find_beginning(log, topics.transactions, topics.labels, checked)
+
     def find_start(reader: Reader, owned: list[SourcePartition]) -> StartingPoints:
         with suppress(StateUnavailable):  # `starting_points` finds out and degrades
             store.check_eviction_policy()
-        return starting_points(reader, store, owned, sources, settings["scorer.start"], max_inline)
+        return starting_points(reader, store, owned, sources, settings["scorer.start"], max_inline, beginning)
 
     probe = WriteProbe(store.twin().probe_write)
     state = StateManager(availability, in_flight, probe, find_start, start_catch_up, metrics)

@@ -32,9 +32,11 @@ Action = Literal[
 WEIGHT_DECIMALS, CONTRIBUTION_DECIMALS = 9, 11
 
 # Status codes of a feature value, as they stand in `LineageRow.feature_status`.
-FRESH, STALE, MISSING, DEFAULT = 0, 1, 2, 3
+FRESH, STALE, MISSING, DEFAULT, PARTIAL = 0, 1, 2, 3, 4
 # Why a score is called degraded when one of its features is stale.
 FEATURES_STALE = "features_stale"
+# Likewise when a window reaches back to before the beginning of the log that the features were built from.
+FEATURES_PARTIAL = "features_partial"
 
 
 class Record(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
     from stream_scorer.features.engine import FeatureEngine
+    from stream_scorer.kafka.topics import Topics
     from stream_scorer.monitor.drift import Drift
     from stream_scorer.positions import SourcePartition
     from stream_scorer.replay.skew import SkewReport
@@ -112,7 +113,7 @@ def rebuild(settings: Settings) -> None:
     if not applied.complete:
         raise UsageError("the scorers of the group already rebuild their features", hint="Wait until they finish.")
     started = time.monotonic()
-    records = _rebuild_rows(settings, checked, engine, live, topics.transactions, inputs)
+    records = _rebuild_rows(settings, checked, engine, live, topics, inputs)
     rate = records / (time.monotonic() - started)
     click.echo(f"{records:,} records processed at {rate:,.0f} per second; the scorers switch by themselves")
 
@@ -122,7 +123,7 @@ def _rebuild_rows(
     checked: CheckedSpec,
     engine: FeatureEngine,
     live: FeatureRows,
-    transactions: str,
+    topics: Topics,
     inputs: list[SourcePartition],
 ) -> int:
     """Rebuild all rows in a new epoch, switch to it, and return the number of processed records.
@@ -134,6 +135,7 @@ def _rebuild_rows(
     from stream_scorer.clock import Deadline, SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.pipeline.catch_up import CatchUp
+    from stream_scorer.pipeline.recovery import find_beginning
     from stream_scorer.positions import Span
 
     group, records = settings["scorer.group"], 0
@@ -149,9 +151,10 @@ def _rebuild_rows(
         bounds = {s: at for topic in {source.topic for source in inputs} for s, at in reader.bounds(topic).items()}
         built = live.twin(beside=True)
         built.open()
-        built.init({source: bounds[source][0] for source in inputs}, committed)
+        beginning = find_beginning(reader, topics.transactions, topics.labels, checked)
+        built.init({source: bounds[source][0] for source in inputs}, committed, beginning)
         log = open_log(settings)
-        work = CatchUp(checked, engine, built.twin(beside=True), log, committed, transactions, on_progress)
+        work = CatchUp(checked, engine, built.twin(beside=True), log, committed, topics.transactions, on_progress)
         switched = False
         try:
             while not work.ready.wait(_POLL_S):

@@ -20,12 +20,12 @@ from stream_scorer.features.entity_rows import EntityRows, Pending, UpdateBuilde
 from stream_scorer.features.freshness import Ages, labels_age, partitions_age, watermarks
 from stream_scorer.features.plan import FeaturePlan, make_plan
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.records import DEFAULT, FRESH, MISSING, STALE
+from stream_scorer.records import DEFAULT, FRESH, MISSING, PARTIAL, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
-from stream_scorer.spec.model import LABELLED, CheckedSpec, duration_ms
+from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
 from stream_scorer.state.row_format import VALUE, pack, unpack
-from stream_scorer.state.rows import AppliedOffsets, Compaction, RowStore, RowUpdate, Sharding
+from stream_scorer.state.rows import AppliedOffsets, Beginning, Compaction, RowStore, RowUpdate, Sharding
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -60,7 +60,7 @@ class Enriched:
         duplicate: (n,) bool. applied: the input positions that the features saw, see `LineageRow.applied_offsets`.
         update: what the rows gain once the batch is committed. ages: how old the features are, see `Ages`.
         degraded: reasons that hold for the whole batch; empty without a problem.
-        stale: (n,) bool, whether a feature of the transaction is stale.
+        stale, partial: (n,) bool, whether a feature of the transaction is.
     """
 
     matrix: F64
@@ -71,10 +71,12 @@ class Enriched:
     ages: Ages
     degraded: list[str] = field(default_factory=list)
     stale: Flags = field(init=False)
+    partial: Flags = field(init=False)
 
     def __post_init__(self) -> None:
-        """Compute `stale` once, for all stages that use it."""
+        """Compute `stale` and `partial` once, for all stages that use them."""
         self.stale = (self.status == STALE).any(axis=1)
+        self.partial = (self.status == PARTIAL).any(axis=1)
 
 
 class FeatureEngine:
@@ -93,8 +95,14 @@ class FeatureEngine:
         own = checked.spec.partition_entity
         self._shared = _columns_where([feature.view.entity != own for feature, _, _ in self.plan.view_columns])
         self._labelled = _columns_where([feature.aggregate in LABELLED for feature, _, _ in self.plan.view_columns])
+        # How far back each view feature looks, and whether labels are what it looks at.
+        self._reach_ms = np.array([self._reach(*column) for column in self.plan.view_columns], dtype=np.int64)
         self._entity_of_field = {entity.field: name for name, entity in checked.spec.entities.items()}
         self._prefix = [str(index) + ":" for index in range(len(self.plan.entities))]
+
+    def _reach(self, feature: ViewFeature, entity: int, _window: int) -> int:
+        """How far back `feature` looks (ms); one without a window looks back over the horizon of its rows."""
+        return feature.window_ms + feature.delay_ms if feature.window_ms else self.plan.entities[entity].horizon_ms
 
     def warm(self) -> None:
         """Compile the kernel, or load it from its cache, before the first transaction has to wait for it."""
@@ -131,7 +139,8 @@ class FeatureEngine:
             for entity, each in zip(entities, seen, strict=True)
         ]
         ages = self._ages(events, applied, in_flight)
-        matrix, status = self._assemble(events.transactions, scanned, [entity.key_of for entity in entities], ages)
+        key_of = [entity.key_of for entity in entities]
+        matrix, status = self._assemble(events.transactions, scanned, key_of, ages, applied.beginning)
         _add_transactions(entities, seen, events, builder)
         update = builder.build(events.spans, keys, compactions)
         return Enriched(matrix, status, duplicate, _positions_seen(applied, events, in_flight), update, ages)
@@ -147,7 +156,7 @@ class FeatureEngine:
         no_events = Events(no_key, time, time, np.zeros(n, dtype=np.bool_))
         scanned = [scan(entity, _no_rows(), no_events, 1) for entity in self.plan.entities]
         ages = Ages.unknown(n)
-        matrix, status = self._assemble(events.transactions, scanned, [no_key] * len(scanned), ages)
+        matrix, status = self._assemble(events.transactions, scanned, [no_key] * len(scanned), ages, Beginning())
         status[status == DEFAULT] = MISSING
         update = RowUpdate.nothing()
         return Enriched(matrix, status, no_events.duplicate, AppliedOffsets({}, {}), update, ages, [reason])
@@ -275,7 +284,7 @@ class FeatureEngine:
         return ages
 
     def _assemble(
-        self, transactions: Transactions, scanned: list[Scanned], key_of: list[I64], ages: Ages
+        self, transactions: Transactions, scanned: list[Scanned], key_of: list[I64], ages: Ages, beginning: Beginning
     ) -> tuple[F64, NDArray[np.int8]]:
         """The feature matrix (n, n_features) float64 and the status of each value, int8."""
         n = len(transactions)
@@ -285,6 +294,8 @@ class FeatureEngine:
         for columns, old in ((self._shared, old_partitions), (self._labelled, old_labels)):
             if old.any():
                 status[np.ix_(old, columns)] = STALE
+        if any(beginning):
+            self._mark_partial(status, transactions.event_time, beginning)
         for column, (feature, entity, window) in enumerate(self.plan.view_columns):
             absent = key_of[entity] < 0
             values = aggregate(feature, scanned[entity], window, transactions.event_time)
@@ -303,6 +314,13 @@ class FeatureEngine:
                     np.maximum(status[:, column], status[:, source], out=status[:, column])
             matrix[:, column] = FUNCTIONS[derived.function](*arguments)
         return matrix, status
+
+    def _mark_partial(self, status: NDArray[np.int8], time: I64, beginning: Beginning) -> None:
+        """Set the status of view features that look back to before `beginning`; `time` (n,) is that of each row."""
+        known_from = np.full(len(self._reach_ms), beginning.transactions, dtype=np.int64)
+        known_from[self._labelled] = max(beginning)
+        columns = status[:, : len(known_from)]
+        columns[time[:, None] - self._reach_ms < known_from] = PARTIAL
 
 
 def _add_transactions(

@@ -9,7 +9,7 @@ import numpy as np
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.positions import Span
-from stream_scorer.records import DECISIONS, FEATURES_STALE
+from stream_scorer.records import DECISIONS, FEATURES_PARTIAL, FEATURES_STALE
 
 
 class Account:
@@ -50,6 +50,7 @@ def _count(metrics: m.Metrics, batch: MicroBatch) -> None:
         for reason in batch.enriched.degraded:
             metrics.count(m.DEGRADED, len(batch.enriched.duplicate), reason)
         metrics.count(m.DEGRADED, int(batch.enriched.stale.sum()), FEATURES_STALE)
+        metrics.count(m.DEGRADED, int(batch.enriched.partial.sum()), FEATURES_PARTIAL)
         ages = batch.enriched.ages
         metrics.set(m.FEATURE_AGE, ages.partitions.max(initial=0) / 1_000, "partitions")
         metrics.set(m.FEATURE_AGE, ages.labels.max(initial=0) / 1_000, "labels")

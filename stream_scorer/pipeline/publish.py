@@ -26,6 +26,7 @@ from stream_scorer.records import (
     ARMS,
     CONTRIBUTION_DECIMALS,
     DECISIONS,
+    FEATURES_PARTIAL,
     FEATURES_STALE,
     WEIGHT_DECIMALS,
     Alert,
@@ -296,8 +297,9 @@ def _degraded(
     assert batch.enriched is not None
     common = batch.enriched.degraded
     out = [common] * len(places)
-    for row in np.flatnonzero(select(batch.enriched.stale)).tolist():
-        out[row] = [*common, FEATURES_STALE]
+    for flags, reason in ((batch.enriched.stale, FEATURES_STALE), (batch.enriched.partial, FEATURES_PARTIAL)):
+        for row in np.flatnonzero(select(flags)).tolist():
+            out[row] = [*out[row], reason]
     if scored.failures:
         missing = np.isnan(select(scored.member_scores))
         for row in np.flatnonzero(missing.any(axis=1)).tolist():

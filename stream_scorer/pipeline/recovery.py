@@ -9,14 +9,23 @@ because features would count events twice.
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stream_scorer.errors import StateUnavailable, UsageError
 from stream_scorer.pipeline.availability import State
-from stream_scorer.pipeline.ports import Reader
+from stream_scorer.pipeline.ports import LogEnds, Reader
 from stream_scorer.positions import SourcePartition
-from stream_scorer.state.rows import MarkedRowStore
+from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.state.rows import Beginning, MarkedRowStore
 
 _log = logging.getLogger(__name__)
 StartPolicy = Literal["earliest", "latest"]
@@ -51,6 +60,7 @@ def starting_points(
     inputs: list[SourcePartition],
     start: StartPolicy,
     max_inline: int = MAX_INLINE,
+    find_beginning: Callable[[], Beginning] = Beginning,
 ) -> StartingPoints:
     """Decide for the assigned `sources`; `inputs` are all partitions of the input topics.
 
@@ -58,7 +68,8 @@ def starting_points(
     in this order no other scorer that still works on our partitions can make an applied offset look ahead.
 
     Args:
-        max_inline: a gap of more records than this is closed beside scoring.
+        max_inline: a gap of more records than this is closed beside scoring. find_beginning: called when rows are begun
+            anew; see `find_beginning`.
 
     Raises:
         UsageError: an applied offset is above the committed one, or below what the broker still has.
@@ -70,7 +81,7 @@ def starting_points(
             return StartingPoints(dict(score_from), score_from)
         if applied is None:
             # A group that has committed offsets had features once.
-            _begin(reader, store, inputs, lost=bool(store.epoch) or not fresh)
+            _begin(reader, store, inputs, find_beginning(), lost=bool(store.epoch) or not fresh)
             applied = store.open()
             score_from, _ = _committed(reader, sources, start)
         if applied is None:
@@ -123,9 +134,40 @@ def _committed(
     return found, fresh
 
 
-def _begin(reader: Reader, store: MarkedRowStore, inputs: list[SourcePartition], *, lost: bool) -> None:
+def find_beginning(log: LogEnds, transactions: str, labels: str, checked: CheckedSpec) -> Beginning:
+    """From where on the log is complete: of each topic, the latest first record of a partition that lost records.
+
+    Retention deletes what is older, so windows that reach further back cannot be complete.
+    """
+    of_transactions, of_labels = TransactionDecoder(checked), LabelDecoder(checked)
+    beginning = Beginning(
+        _first_time(log, transactions, lambda r: of_transactions.decode(r.value, r.timestamp)[0].event_time),
+        _first_time(log, labels, lambda r: of_labels.decode(r.value, r.timestamp)[0].labelled_at),
+    )
+    if any(beginning):
+        told = ", ".join(
+            f"{topic} from {datetime.fromtimestamp(ms / 1e3, UTC):%Y-%m-%d %H:%M} UTC on"
+            for topic, ms in zip((transactions, labels), beginning, strict=True)
+            if ms
+        )
+        _log.warning("the log has only %s: features whose windows reach further back are partial", told)
+    return beginning
+
+
+def _first_time(log: LogEnds, topic: str, times: Callable[[RawRecords], NDArray[np.int64]]) -> int:
+    newest = 0
+    for source, (low, high) in log.bounds(topic).items():
+        if low > 0:
+            found = next((at for records in log.read(source, low, high) if len(at := times(records))), None)
+            newest = max(newest, int(time.time() * 1e3) if found is None else int(found[0]))
+    return newest
+
+
+def _begin(
+    reader: Reader, store: MarkedRowStore, inputs: list[SourcePartition], beginning: Beginning, *, lost: bool
+) -> None:
     target: dict[SourcePartition, int] = {}
     if lost:
         _log.error("Redis has lost features: they are rebuilt from the log, scoring goes on without them")
         target = {source: offset or 0 for source, offset in reader.committed(inputs).items()}
-    store.init({source: reader.offset_bounds(source)[0] for source in inputs}, target)
+    store.init({source: reader.offset_bounds(source)[0] for source in inputs}, target, beginning)

@@ -49,8 +49,8 @@ class Summariser:
         money = np.zeros((n, len(DECISIONS)), dtype=np.int64)
         np.add.at(money, (group_of, decision), rows.value[chosen])
         fallback = np.isnan(score)
-        stale = enriched.stale[chosen]
-        degraded = fallback | (scored.coverage[chosen] < 1.0 - 1e-9) | stale | bool(enriched.degraded)
+        aged = (enriched.stale | enriched.partial)[chosen]
+        degraded = fallback | (scored.coverage[chosen] < 1.0 - 1e-9) | aged | bool(enriched.degraded)
         flags = [_sum_by(group_of, flag, n) for flag in (enriched.duplicate[chosen], degraded, fallback)]
         bits = np.arange(len(self._members))
         member_alerts = np.zeros((n, len(self._members)), dtype=np.int64)

@@ -16,7 +16,7 @@ from stream_scorer.records import Contribution, LineageRow, Record, Score
 from stream_scorer.replay.recorded import Recorded, TimedRanges, find_lineage
 from stream_scorer.serde.fat_contribution import decode_contribution
 
-STATUSES = ("fresh", "stale", "missing", "default")
+STATUSES = ("fresh", "stale", "missing", "default", "partial")
 
 
 class FeaturePart(Record, frozen=True):

@@ -41,7 +41,7 @@ SCHEMA_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("place", "int32", "row of the transaction in its micro-batch"),
     ("version", "int8", "index into `versions` of the header: the version that decided"),
     ("features", "fixed_size_list<float64>", "in the order of `features` of the header; NaN: no value"),
-    ("feature_status", "fixed_size_list<int8>", "0 fresh, 1 stale, 2 missing, 3 default"),
+    ("feature_status", "fixed_size_list<int8>", "0 fresh, 1 stale, 2 missing, 3 default, 4 partial"),
     (
         "partitions_age",
         "int64, nullable",

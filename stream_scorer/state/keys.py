@@ -9,6 +9,7 @@ A namespace is a hash tag, so all of its keys are in one cluster slot. Under a n
 - ``{ns}:turn``: a scorer has retired rows a short time ago.
 - ``{ns}:probe``: a scorer has tried whether Redis accepts writes.
 - ``{ns}:<epoch>:mark:<topic>:<partition>``: the applied offsets, see `row_format.APPLIED`.
+- ``{ns}:<epoch>:beginning``: ``<transactions>:<labels>``, see `rows.Beginning`; absent if the rows lack nothing.
 - ``{ns}:<epoch>:r<layout>:<row key>``: a row, see `row_format`.
 - ``{ns}:<epoch>:seen:<period>:<bucket>``: a set of witnesses, which are hashes of row keys. A row that is missing but
   has a witness in a period within the horizon was lost. A row that never existed has none.
@@ -73,6 +74,7 @@ class EpochKeys:
         namespace: the keys beside it. epoch: its name, empty for none.
         rows: what the keys of rows begin with. witnesses: what the keys of witness sets begin with.
         applied: the key of the applied offsets of each source partition. retired: the key of the set of retired rows.
+        beginning: the key of the times from where on the rows are complete; absent if they are complete altogether.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class EpochKeys:
         self.rows = prefix + b"r%d:" % layout
         self.witnesses = prefix + b"seen:"
         self.retired = prefix + b"retired"
+        self.beginning = prefix + b"beginning"
         self.applied = {s: prefix + f"mark:{s.topic}:{s.partition}".encode() for s in sources}
 
     def witness(self, period: int, hashed: int) -> bytes:

@@ -22,7 +22,15 @@ from stream_scorer.state.client import mapped_errors, repeat_once
 from stream_scorer.state.keys import UNUSED_MS, EpochKeys, NamespaceKeys, key_hash, starting_with
 from stream_scorer.state.retire import retire
 from stream_scorer.state.row_format import APPLIED, ENTRY_BYTES, TIME
-from stream_scorer.state.rows import BEGINS, MAX_RETIRED_SHARE, WITNESS_PERIOD_MS, AppliedOffsets, RowUpdate, Sharding
+from stream_scorer.state.rows import (
+    BEGINS,
+    MAX_RETIRED_SHARE,
+    WITNESS_PERIOD_MS,
+    AppliedOffsets,
+    Beginning,
+    RowUpdate,
+    Sharding,
+)
 from stream_scorer.state.shards import ShardedRows
 
 # A script blocks Redis for about 5 us per entry: 2,000 entries take 10 ms, the longest pause other readers should see.
@@ -100,14 +108,21 @@ class RedisRowStore:
             self._acknowledged.clear()
             if not epoch:
                 return None
-            packed = self._client.mget(list(self._keys.applied.values()))
+            beginning, *packed = self._client.mget([self._keys.beginning, *self._keys.applied.values()])
         if any(value is None for value in packed):
             return None
+        if beginning:
+            self._beginning = Beginning(*map(int, beginning.split(b":")))
         applied = self._unpack_applied(packed)
         self._acknowledged = dict(applied.next_offset)
         return applied
 
-    def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
+    def init(
+        self,
+        next_offset: dict[SourcePartition, int],
+        target: dict[SourcePartition, int],
+        beginning: Beginning = Beginning(),
+    ) -> bool:
         """See `MarkedRowStore.init`."""
         # First, so that another scorer's `retire` never sees the new epoch in a namespace that looks unused.
         self.keep()
@@ -117,6 +132,9 @@ class RedisRowStore:
         keys = [self._epoch_pointer, *self._keys.applied.values()]
         applied = [APPLIED.pack(next_offset[source], -1, target.get(source, 0)) for source in self._sources]
         with mapped_errors():
+            if any(beginning):
+                self._client.set(self._keys.beginning, b"%d:%d" % beginning)
+                self._beginning = beginning
             return bool(self._init_script(keys=keys, args=[old, new, *applied]))
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
@@ -344,13 +362,14 @@ class RedisRowStore:
 
     def _use_epoch(self, epoch: bytes) -> None:
         self._keys = EpochKeys(self._common, epoch, self._sources, layout=self._layout)
+        self._beginning = Beginning()
 
     def _unpack_applied(self, packed: Sequence[bytes]) -> AppliedOffsets:
         unpacked = [APPLIED.unpack(value) for value in packed]
         offsets, watermarks, targets = (
             {s: fields[i] for s, fields in zip(self._sources, unpacked, strict=True)} for i in range(3)
         )
-        return AppliedOffsets(offsets, watermarks, targets)
+        return AppliedOffsets(offsets, watermarks, targets, beginning=self._beginning)
 
 
 class ShardedRedisRows(ShardedRows[RedisRowStore]):

@@ -54,6 +54,16 @@ class Sharding:
         return xxhash.xxh3_64_intdigest(owner) % self.count + (self.count if kind in self.own else 0)
 
 
+class Beginning(NamedTuple):
+    """The event times (ms) before which the rows lack transactions and labels, because the log lacked them; 0: none.
+
+    A window that reaches further back is partial.
+    """
+
+    transactions: int = 0
+    labels: int = 0
+
+
 @dataclass(slots=True)
 class AppliedOffsets:
     """Per source partition, the next offset that is not yet in the rows, and the event-time watermark (ms; -1: none).
@@ -62,6 +72,7 @@ class AppliedOffsets:
         target: the committed offset of each partition when the rows were begun anew after a loss; 0 without a loss.
         by_shard: the applied offsets of each shard, in the order of `sharding`. The other attributes then hold the
             minimum of all shards.
+        beginning: from where on the rows are complete.
     """
 
     next_offset: dict[SourcePartition, int]
@@ -69,6 +80,7 @@ class AppliedOffsets:
     target: dict[SourcePartition, int] = field(default_factory=dict)
     by_shard: tuple[AppliedOffsets, ...] = ()
     sharding: Sharding | None = None
+    beginning: Beginning = field(default_factory=Beginning)
 
     def slowest_started_watermark(self) -> int:
         """The lowest watermark of the partitions that have one. A partition without events holds nothing back."""
@@ -314,7 +326,12 @@ class MarkedRowStore(RowStore, Protocol):
         """Use the current epoch and return its applied offsets; None if some are missing (not initialized, or lost)."""
         ...
 
-    def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
+    def init(
+        self,
+        next_offset: dict[SourcePartition, int],
+        target: dict[SourcePartition, int],
+        beginning: Beginning = Beginning(),
+    ) -> bool:
         """Begin a new epoch with these applied offsets. False if another process began one since `open`."""
         ...
 

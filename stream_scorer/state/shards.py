@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from stream_scorer.positions import SourcePartition
-from stream_scorer.state.rows import AppliedOffsets, MarkedRowStore, RowUpdate, Sharding
+from stream_scorer.state.rows import AppliedOffsets, Beginning, MarkedRowStore, RowUpdate, Sharding
 
 Store = TypeVar("Store", bound=MarkedRowStore)
 
@@ -44,9 +44,14 @@ class ShardedRows(Generic[Store]):
                 return None
         return self._combine(applied)
 
-    def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
+    def init(
+        self,
+        next_offset: dict[SourcePartition, int],
+        target: dict[SourcePartition, int],
+        beginning: Beginning = Beginning(),
+    ) -> bool:
         """See `MarkedRowStore.init`: it begins every shard anew that no other process has begun since `open`."""
-        begun = [shard.init(next_offset, target) for shard in self._shards]
+        begun = [shard.init(next_offset, target, beginning) for shard in self._shards]
         return any(begun)
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
@@ -99,7 +104,12 @@ class ShardedRows(Generic[Store]):
             if lowest < 0 <= max(m.watermark[source] for m in applied):
                 watermark[source] = 0
         return AppliedOffsets(
-            _minimum([m.next_offset for m in applied]), watermark, applied[0].target, tuple(applied), self._sharding
+            _minimum([m.next_offset for m in applied]),
+            watermark,
+            applied[0].target,
+            tuple(applied),
+            self._sharding,
+            Beginning(*map(max, zip(*(m.beginning for m in applied), strict=True))),
         )
 
 

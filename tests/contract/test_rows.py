@@ -8,7 +8,7 @@ import pytest
 from stream_scorer.errors import StateGap
 from stream_scorer.positions import Span
 from stream_scorer.state.redis_rows import MAX_ENTRIES_PER_CALL
-from stream_scorer.state.rows import CONTINUES, OPENS, Compaction, MarkedRowStore, MemoryRowStore, RowUpdate
+from stream_scorer.state.rows import CONTINUES, OPENS, Beginning, Compaction, MarkedRowStore, MemoryRowStore, RowUpdate
 from tests.support.row_parts import KEYS, A, B, MemoryRowParts, RedisRowParts, RowParts, both, update
 
 ONE = KEYS[:1]
@@ -94,6 +94,19 @@ class TestOpening:
         store.apply(update(A, 0, 10))
         assert store.init({A: 0, B: 0}, {A: 10})
         assert rows(store) == [None] * 4
+
+    def test_where_the_rows_begin_is_kept_with_the_epoch(self, parts: RowParts) -> None:
+        store, later = parts.store(), parts.store()
+        store.open()
+        assert store.init({A: 3, B: 0}, {}, Beginning(1_000, 50))
+        for applied in (store.read([])[1], later.open(), later.read([])[1]):
+            assert applied is not None
+            assert applied.beginning == Beginning(1_000, 50)
+        assert later.init({A: 0, B: 0}, {})
+        assert later.read([])[1].beginning == Beginning()
+        opened = store.open()
+        assert opened is not None
+        assert opened.beginning == Beginning()
 
     def test_a_new_epoch_is_complete_once_it_reaches_where_the_last_one_was(self, store: MarkedRowStore) -> None:
         assert store.init({A: 0, B: 0}, {A: 10})

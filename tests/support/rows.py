@@ -9,7 +9,7 @@ import numpy as np
 
 from stream_scorer.errors import StateGap
 from stream_scorer.positions import SourcePartition
-from stream_scorer.state.rows import BEGINS, AppliedOffsets, RowUpdate
+from stream_scorer.state.rows import BEGINS, AppliedOffsets, Beginning, RowUpdate
 from tests.support.failpoints import Failpoints
 
 
@@ -33,6 +33,7 @@ class MemoryServer:
         self.epoch = ""
         self.rows: dict[bytes, bytes] = {}
         self.applied: dict[SourcePartition, tuple[int, int, int]] = {}
+        self.beginning = Beginning()
         self.seen: set[bytes] = set()
         self.late = 0
         self.on_read: Callable[[Sequence[bytes]], None] = _undisturbed
@@ -92,7 +93,12 @@ class MemoryMarkedRows:
         self._acknowledged = dict(applied.next_offset)
         return applied
 
-    def init(self, next_offset: dict[SourcePartition, int], target: dict[SourcePartition, int]) -> bool:
+    def init(
+        self,
+        next_offset: dict[SourcePartition, int],
+        target: dict[SourcePartition, int],
+        beginning: Beginning = Beginning(),
+    ) -> bool:
         """See `MarkedRowStore.init`."""
         self._life.point("open")
         self._acknowledged.clear()
@@ -103,6 +109,7 @@ class MemoryMarkedRows:
             self._server.rows.clear()
             self._server.seen.clear()
             self._server.applied = {s: (next_offset[s], -1, target.get(s, 0)) for s in self._sources}
+            self._server.beginning = beginning
             return True
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
@@ -181,4 +188,4 @@ class MemoryMarkedRows:
     def _marks(self) -> AppliedOffsets:
         applied = self._server.applied
         offsets, watermarks, targets = ({s: applied[s][i] for s in self._sources} for i in range(3))
-        return AppliedOffsets(offsets, watermarks, targets)
+        return AppliedOffsets(offsets, watermarks, targets, beginning=self._server.beginning)

@@ -7,11 +7,14 @@ import pytest
 
 from stream_scorer.errors import SpecError
 from stream_scorer.features import kernel, panes
-from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import build_features
+from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.records import DEFAULT, FRESH, PARTIAL
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.row_format import pack
+from stream_scorer.state.rows import AppliedOffsets, Beginning, MemoryRowStore
 
 HEAD = """
 name: small
@@ -156,3 +159,36 @@ views:
     before = [len(each.signatures) for each in kernels]
     build_features(checked, transactions_from_columns(checked, columns), labels_from_columns(checked, labels), batch=10)
     assert [len(each.signatures) for each in kernels] == before
+
+
+def test_a_window_that_reaches_back_to_before_the_log_is_partial() -> None:
+    checked = parse_spec(
+        HEAD
+        + """
+entities: {who: {field: who}}
+partition_entity: who
+views:
+  - {name: who, entity: who, windows: [10ms, 30ms], aggregates: [count]}
+  - {name: risk, entity: who, windows: [10ms], delay: 5ms, aggregates: [label_rate]}
+derived: [{name: ratio, function: ratio, of: [amount, who.count_30ms]}]
+"""
+    )
+    assert checked.features == ["who.count_10ms", "who.count_30ms", "risk.label_rate_10ms", "ratio"]
+    columns = {
+        "id": ["a", "b", "c", "d", "e"], "at": [105, 110, 129, 130, 131], "amount": [1] * 5, "v": [0.0] * 5,
+        "who": ["x", "x", "x", "x", None],
+    }  # fmt: skip
+    transactions = transactions_from_columns(checked, columns)
+    span, none = Span(SourcePartition("t", 0), 0, 5, 131), np.zeros(0, np.int64)
+    zero, offsets = np.zeros(5, np.int64), np.arange(5)
+    events = EventBatch(transactions, labels_from_columns(checked, NO_LABELS), [span], zero, offsets, none, none)
+    store = MemoryRowStore(AppliedOffsets({}, {}, beginning=Beginning(transactions=100, labels=114)))
+    enriched = FeatureEngine(checked).enrich(events, store)
+    # The windows reach back 10, 30 and 15 ms; the last transaction has no entity.
+    partial, default, fresh = PARTIAL, DEFAULT, FRESH
+    np.testing.assert_array_equal(enriched.status[:, :2], [
+        [partial, partial], [fresh, partial], [fresh, partial], [fresh, fresh], [default, default],
+    ])  # fmt: skip
+    assert enriched.status[:, 2].tolist() == [partial, partial, fresh, fresh, default]
+    assert (enriched.status[:4, 3] == enriched.status[:4, 1]).all()
+    assert enriched.partial.tolist() == [True, True, True, False, False]

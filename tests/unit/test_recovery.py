@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 
 from stream_scorer.errors import UsageError
-from stream_scorer.pipeline.recovery import starting_points
+from stream_scorer.pipeline.recovery import find_beginning, starting_points
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.state.rows import RowUpdate
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.spec import parse_spec
+from stream_scorer.state.rows import Beginning, RowUpdate
 from tests.support.failpoints import Failpoints
 from tests.support.rows import MemoryMarkedRows, MemoryServer
 
 SOURCE = SourcePartition("transactions", 0)
+NOW = 1_736_157_600_000
+CHECKED = parse_spec("""
+name: small
+version: 1
+transaction:
+  id: id
+  time: at
+  value: amount
+  fields: {id: {type: string}, at: {type: time}, amount: {type: integer}, who: {type: string}}
+entities: {who: {field: who}}
+partition_entity: who
+views: [{name: who, entity: who, windows: [10ms], aggregates: [count]}]
+policy: {version: p, review: 0.5, block: 0.9}
+""")
 
 
 class _Group:
@@ -70,3 +91,58 @@ def test_a_rewound_group_is_refused() -> None:
         starting_points(
             group, MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10), [SOURCE], [SOURCE], "earliest"
         )
+
+
+class _Alone:
+    """A reader whose group has committed nothing else."""
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
+        return dict.fromkeys(partitions, 5)
+
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
+        return 2, 100
+
+
+class _Log:
+    """Each topic has two partitions; their first records were deleted below `low`."""
+
+    def __init__(self, low: dict[SourcePartition, int], high: int = 4) -> None:
+        self._low, self._high = low, high
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
+        return {SourcePartition(topic, p): (self._low.get(SourcePartition(topic, p), 0), self._high) for p in range(2)}
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
+        for offset in range(start, stop):
+            at = NOW + 1_000 * source.partition + offset
+            label = {"event_id": "e", "event_time": NOW, "label": "fraud", "labelled_at": at, "source": "analyst"}
+            value = {"id": "e", "at": at, "amount": 1, "who": "x"} if source.topic == "t" else label
+            yield RawRecords(
+                source.topic, np.zeros(1, np.int32), np.array([offset]), np.array([NOW]), [b""],
+                [b"{" if offset == start else json.dumps(value).encode()], [None],
+            )  # fmt: skip
+
+    def close(self) -> None: ...
+
+
+def test_a_log_that_still_has_everything_has_no_beginning() -> None:
+    assert find_beginning(_Log({}), "t", "l", CHECKED) == Beginning()
+
+
+def test_a_log_that_lost_records_begins_with_the_latest_first_record_that_can_be_decoded() -> None:
+    low = {SourcePartition("t", 0): 2, SourcePartition("t", 1): 1, SourcePartition("l", 0): 1}
+    assert find_beginning(_Log(low), "t", "l", CHECKED) == Beginning(NOW + 1_002, NOW + 2)
+
+
+def test_a_partition_of_which_nothing_is_left_begins_now() -> None:
+    beginning = find_beginning(_Log({SourcePartition("t", 0): 4}), "t", "l", CHECKED)
+    assert abs(beginning.transactions - time.time() * 1e3) < 60_000
+
+
+def test_rows_that_are_begun_anew_keep_where_the_log_begins() -> None:
+    server = MemoryServer()
+    store = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10)
+    starting_points(_Alone(), store, [SOURCE], [SOURCE], "earliest", find_beginning=lambda: Beginning(7, 0))  # type: ignore[arg-type]
+    applied = store.open()
+    assert applied is not None
+    assert applied.beginning == Beginning(7, 0)
