@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
 import resource
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from stream_scorer.errors import SettingsError, StreamScorerError
 from stream_scorer.kafka.transactional_loop import InputRecord
-from stream_scorer.monitor.joiner import Joiner, JoinRules
+from stream_scorer.monitor.joiner import TRIM_EVERY_S, Joiner, JoinerService, JoinRules, Label
 from stream_scorer.monitor.joiner_store import JoinerStore
 from stream_scorer.records import Outcome
+from stream_scorer.serde.decoder import LabelDecoder
+from stream_scorer.spec import load_spec
+from stream_scorer.spec.model import duration_ms
 
 CARDS = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
 HOUR = 3_600_000
@@ -194,6 +200,26 @@ def test_a_label_at_the_bound_counts(joiner: Joiner, log: Log, change: dict[str,
     assert (joiner.counts.waiting, joiner.counts.implausible) == (1, 0)
 
 
+def test_times_are_judged_by_the_rule_of_the_scorer() -> None:
+    """The same labels are refused as by `serde.decoder.LabelDecoder`, which writes the dead letters."""
+    checked = load_spec(CARDS)
+    decoder = LabelDecoder(checked)
+    time = checked.spec.time
+    rules = JoinRules(HOUR, 2 * DAY, HOUR, {}, duration_ms(time.max_age), duration_ms(time.max_ahead))
+    now, rng = 20_000 * DAY, random.Random(1)
+    ages = [0, rules.max_age_ms, -rules.max_ahead_ms, 10 * DAY]
+    refused = 0
+    for _ in range(300):
+        labelled_at = now - rng.choice(ages) + rng.choice([-1, 0, 1])
+        event_time = labelled_at - rng.choice(ages) + rng.choice([-1, 0, 1])
+        value = {"event_id": "e", "event_time": event_time, "label": "fraud", "labelled_at": labelled_at, "source": "s"}
+        label = msgspec.convert(value, Label)
+        rejected = decoder.decode([json.dumps(value).encode()], np.array([now]))[1]
+        assert rules.plausible(label, now) == (not rejected), value
+        refused += bool(rejected)
+    assert 50 < refused < 250
+
+
 def delete_old(joiner: Joiner, *behind: tuple[str, int]) -> None:
     joiner.mark_old(set(behind))
     while joiner.delete_old():
@@ -313,3 +339,70 @@ def test_a_disk_that_fills_up_ends_the_batch_and_not_the_store(tmp_path: Path, l
     again = JoinerStore(path)
     assert again.find({"before"})
     again.close()
+
+
+class Loop:
+    """The loop of a joiner without Kafka: `waiting` are the records that come with the next reads."""
+
+    def __init__(self, ends: dict[tuple[str, int], int]) -> None:
+        self.bounds = ends
+        self.reached = dict.fromkeys(ends, 0)
+        self.waiting: list[InputRecord] = []
+
+    def begin(self, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        return {}
+
+    def ends(self, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
+        return {at: (0, end) for at, end in self.bounds.items()}
+
+    def assign(self, positions: dict[tuple[str, int], int | None]) -> None:
+        pass
+
+    def position(self, at: tuple[str, int]) -> int:
+        return self.reached[at]
+
+    def publish(self, records: object, positions: object) -> None:
+        pass
+
+    def read(self, max_records: int, timeout_s: float) -> list[InputRecord]:
+        found, self.waiting = self.waiting, []
+        for record in found:
+            self.reached[record.topic, record.partition] = record.offset + 1
+        return found
+
+
+class Steps:
+    """A stop after so many steps of the service, and a clock on which each step takes `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now, self.left = seconds, 0.0, 0
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        self.now += self.seconds
+        return self.left < 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def now_ms(self) -> int:
+        return 0
+
+
+def test_rows_are_old_once_the_inputs_are_read_to_the_ends_of_half_a_minute_ago(
+    joiner: Joiner, store: JoinerStore, log: Log
+) -> None:
+    inputs = [("scores", 0), ("scores", 1), ("labels", 0)]
+    loop, steps = Loop({("scores", 0): 3, ("scores", 1): 0, ("labels", 0): 2}), Steps(TRIM_EVERY_S + 1)
+    service = JoinerService(loop, store, joiner, steps, inputs=inputs, outcomes="outcomes")  # type: ignore[arg-type]
+
+    def run(*records: InputRecord) -> int:
+        loop.waiting, steps.left = list(records), 1
+        service.run(steps)  # type: ignore[arg-type]
+        return store.row_count()
+
+    assert run(log.score("old"), log.score("new", event_time=T + 30 * DAY)) == 2  # no ends are known yet
+    assert run(log.score("a", event_time=T + 30 * DAY)) == 3  # two labels are not read
+    loop.reached["labels", 0] = 2  # a record and a marker, which is never returned
+    loop.bounds["scores", 0] = 99  # records that arrived since do not matter
+    assert run(log.score("b", event_time=T + 30 * DAY)) == 3
