@@ -22,6 +22,9 @@ _log = logging.getLogger("stream_scorer.monitor.joiner_store")
 
 Partition = tuple[str, int]
 
+# Milliseconds of the year 2248. Former versions let labels in micro- or nanoseconds wait, which never became old.
+_MAX_TIME_MS = 2**43
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS context (
     id INTEGER PRIMARY KEY, ensemble TEXT, version TEXT, arm TEXT, policy_version TEXT,
@@ -106,6 +109,7 @@ class JoinerStore:
             self._db.execute("PRAGMA cache_size=-65536")  # 64 MB
             self._db.executescript(_SCHEMA)
             self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM waiting WHERE labelled_at > ?", (_MAX_TIME_MS,))
         except sqlite3.Error as error:
             if db is not None:
                 db.close()  # otherwise its lock refuses the next attempt of this process

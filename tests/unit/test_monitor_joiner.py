@@ -17,7 +17,7 @@ import pytest
 from stream_scorer.errors import SettingsError, StreamScorerError
 from stream_scorer.kafka.transactional_loop import InputRecord
 from stream_scorer.monitor.joiner import TRIM_EVERY_S, Joiner, JoinerService, JoinRules, Label
-from stream_scorer.monitor.joiner_store import JoinerStore
+from stream_scorer.monitor.joiner_store import JoinerStore, LabelRecord
 from stream_scorer.records import Outcome
 from stream_scorer.serde.decoder import LabelDecoder
 from stream_scorer.spec import load_spec
@@ -26,7 +26,7 @@ from stream_scorer.spec.model import duration_ms
 CARDS = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
 HOUR = 3_600_000
 DAY = 24 * HOUR
-T = 1_000 * DAY
+T = 20_000 * DAY
 MINUTE = 60_000
 RANK = {"random_review": 1, "analyst": 2, "chargeback": 3}
 RULES = JoinRules(HOUR, 2 * DAY, HOUR, RANK, max_age_ms=400 * DAY, max_ahead_ms=5 * MINUTE)
@@ -292,6 +292,18 @@ def test_rollback_forgets_everything_of_a_batch(tmp_path: Path, log: Log) -> Non
     assert again.positions() == {("scores", 0): 2}
     (outcome,) = Joiner(again, RULES, scores="scores", labels="labels").join([log.label("b", "fraud", "analyst")])
     assert outcome.version == "8"
+    again.close()
+
+
+def test_labels_in_another_unit_that_a_former_version_kept_are_deleted(tmp_path: Path) -> None:
+    store = JoinerStore(tmp_path / "s")
+    times = {"micro": (T + HOUR) * 1_000, "milli": T + HOUR}
+    store.wait({unit: LabelRecord(0, "analyst", None, 2, time, 0, 0) for unit, time in times.items()})
+    store.commit()
+    store.close()
+    again = JoinerStore(tmp_path / "s")
+    assert list(again.waiting(times)) == ["milli"]
+    assert again.waiting_count() == 1
     again.close()
 
 
