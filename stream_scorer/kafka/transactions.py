@@ -73,12 +73,19 @@ class Transaction:
     def flush(self) -> None:
         """Wait until the broker has every record, so that records of the next transaction come after them.
 
-        A record that could not be delivered makes `commit` fail, so this method raises nothing.
+        A record that could not be delivered makes `commit` fail, so this method does not look for one.
+
+        Raises:
+            TransactionAborted: the broker did not take all records in time.
         """
         try:
-            self._slot.producer.flush(CALL_TIMEOUT_S)
+            left = self._slot.producer.flush(CALL_TIMEOUT_S)
         except KafkaException as error:  # the producer was fenced meanwhile
             _log.warning("records could not be sent: %s", kafka_error(error).str())
+            return
+        if left:
+            self.abort()
+            raise TransactionAborted(f"the broker did not take {left} records within {CALL_TIMEOUT_S:.0f} s")
 
     def commit(self, offsets: Mapping[SourcePartition, int], group_metadata: Any) -> None:
         """Add the input offsets and commit, all or nothing.

@@ -103,6 +103,10 @@ class Committer:
         try:
             if batch.transaction is not None and self.failure is None:
                 batch.transaction.flush()
+        except BaseException as error:
+            # Before the next batch gets its turn: its records would overtake those that the broker does not have yet.
+            self.failure = error
+            raise
         finally:
             with self._changed:
                 self._unflushed -= 1

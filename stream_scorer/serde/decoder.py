@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.errors import RecordError
 from stream_scorer.records import NOT_A_RECORD
-from stream_scorer.spec.model import CheckedSpec, Field, duration_ms
+from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field, duration_ms
 
 # A double represents integers up to 2^53 exactly, so readers in every language do.
 _EXACT = 2**53
@@ -111,7 +111,7 @@ class TransactionDecoder:
         self._entities = {name: entity.field for name, entity in spec.entities.items()}
         self._wanted = list(dict.fromkeys([*self._names, *self._entities.values()]))
         self._id, self._time, self._value = shape.id, shape.time, shape.value
-        struct = msgspec.defstruct("Transaction", _struct_fields(shape.fields), kw_only=True, gc=False)
+        struct = msgspec.defstruct("Transaction", _struct_fields(shape.fields, shape.value), kw_only=True, gc=False)
         self._decode = msgspec.json.Decoder(struct).decode
         self._row_of = attrgetter(*self._wanted)
 
@@ -285,22 +285,22 @@ def _numeric(values: list[Any], codes: dict[str, float] | None) -> NDArray[np.fl
     return np.array(values, dtype=np.float64)  # None becomes NaN
 
 
-def _struct_fields(fields: dict[str, Field]) -> list[Any]:
+def _struct_fields(fields: dict[str, Field], value: str) -> list[Any]:
     out: list[Any] = []
     for name, field in fields.items():
-        kind = _type_of(field)
+        kind = _type_of(field, MAX_VALUE if name == value else _EXACT)
         out.append((name, kind | None, None) if field.optional else (name, kind))
     return out
 
 
-def _type_of(field: Field) -> Any:
+def _type_of(field: Field, most: int = _EXACT) -> Any:
     if field.type == "string":
         return Annotated[str, Meta(min_length=1, max_length=field.max_length)]
     if field.type == "time":
         return Annotated[int, Meta(ge=0, le=_EXACT)]
     if field.type == "integer":
-        low = -_EXACT if field.min is None else int(field.min)
-        high = _EXACT if field.max is None else int(field.max)
+        low = -most if field.min is None else int(field.min)
+        high = most if field.max is None else int(field.max)
         return Annotated[int, Meta(ge=low, le=high)]
     if field.type == "number":
         limit = 1.7e308

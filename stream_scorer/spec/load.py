@@ -10,7 +10,16 @@ import msgspec
 import yaml
 
 from stream_scorer.errors import SpecError
-from stream_scorer.spec.model import LABELLED, WINDOWED, CheckedSpec, Condition, PipelineSpec, View, duration_ms
+from stream_scorer.spec.model import (
+    LABELLED,
+    MAX_VALUE,
+    WINDOWED,
+    CheckedSpec,
+    Condition,
+    PipelineSpec,
+    View,
+    duration_ms,
+)
 
 _NUMERIC = ("integer", "number", "time", "boolean")
 # Number of arguments of derived functions, if it is not 1.
@@ -93,13 +102,16 @@ def _check_roles(spec: PipelineSpec) -> None:
             raise SpecError(f"there is no field {name!r}", path=f"transaction.{role}")
         if field.type != kind or field.optional:
             raise SpecError(f"{name!r} must be a required field of type {kind}", path=f"transaction.{role}")
+        if field.sensitive:
+            raise SpecError(f"the {role} must not be sensitive, as it is published", path=f"transaction.fields.{name}")
+    limit = fields[spec.transaction.value].max
+    if limit is not None and limit > MAX_VALUE:
+        raise SpecError(
+            f"max is above {MAX_VALUE}: sums could overflow", path=f"transaction.fields.{spec.transaction.value}"
+        )
     currency = spec.transaction.currency
     if currency is not None and currency not in fields:
         raise SpecError(f"there is no field {currency!r}", path="transaction.currency")
-    if fields[spec.transaction.id].sensitive:
-        raise SpecError(
-            "the id must not be sensitive, as it is published", path=f"transaction.fields.{spec.transaction.id}"
-        )
 
 
 def _check_views(spec: PipelineSpec) -> None:

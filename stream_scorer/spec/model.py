@@ -25,6 +25,8 @@ Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 Duration = Annotated[str, Meta(pattern=r"^[0-9]+(ms|s|m|h|d)$")]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
+# The largest value of a transaction, in minor units: a sum of nine hundred thousand of them is an int64.
+MAX_VALUE = 10**13
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 

@@ -97,7 +97,8 @@ def test_the_document_of_errors_and_these_cases_know_the_same_codes() -> None:
     section = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").partition("Headers of a dead letter")[0]
     documented = set(re.findall(r"^\| `(\w+)` \|", section, re.M))
     declared = set(re.findall(r"``(\w+)``", decoder.__doc__ or ""))
-    assert documented == declared == {code for code, _, _ in BAD}
+    assert declared == {code for code, _, _ in BAD}
+    assert documented == declared | {"envelope_too_large"}  # by the stage `decode`: the value is not what is refused
 
 
 def test_a_good_record_becomes_columns() -> None:
