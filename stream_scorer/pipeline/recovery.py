@@ -72,7 +72,8 @@ def starting_points(
             anew; see `find_beginning`.
 
     Raises:
-        UsageError: an applied offset is above the committed one, or below what the broker still has.
+        UsageError: an applied offset is above the committed one, or below what the broker still has. A partition is new
+            since the scorer started.
     """
     try:
         applied = store.open() if store is not None else None
@@ -90,6 +91,12 @@ def starting_points(
     except StateUnavailable as error:
         score_from, _ = _committed(reader, sources, start)
         return StartingPoints(dict(score_from), score_from, State.DEGRADED, error.message)
+    added = [source for source in sources if source not in applied.next_offset]
+    if added:
+        raise UsageError(
+            f"{added[0].topic}[{added[0].partition}] was added while the scorer runs",
+            hint="Restart every scorer of the group: features are rebuilt for the new number of partitions.",
+        )
     read_from = {}
     for source in sources:
         at = applied.next_offset[source]

@@ -103,6 +103,13 @@ class _Alone:
         return 2, 100
 
 
+def test_a_partition_added_at_run_time_is_told() -> None:
+    added = SourcePartition("transactions", 1)
+    store = MemoryMarkedRows(_begun(5), [SOURCE], Failpoints(), per_call=10)
+    with pytest.raises(UsageError, match=r"transactions\[1\] was added"):
+        starting_points(_Alone(), store, [SOURCE, added], [SOURCE], "earliest")  # type: ignore[arg-type]
+
+
 class _Log:
     """Each topic has two partitions; their first records were deleted below `low`."""
 
