@@ -25,7 +25,7 @@ from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import Beginning, MarkedRowStore
+from stream_scorer.state.rows import AppliedOffsets, Beginning, MarkedRowStore
 
 _log = logging.getLogger(__name__)
 StartPolicy = Literal["earliest", "latest"]
@@ -91,6 +91,24 @@ def starting_points(
     except StateUnavailable as error:
         score_from, _ = _committed(reader, sources, start)
         return StartingPoints(dict(score_from), score_from, State.DEGRADED, error.message)
+    read_from = _read_from(reader, applied, sources, score_from)
+    if not applied.complete:
+        return StartingPoints(dict(score_from), score_from, State.REBUILDING, "rows were lost")
+    points = StartingPoints(read_from, score_from)
+    if points.behind > max_inline:
+        return StartingPoints(dict(score_from), score_from, State.CATCHING_UP, f"{points.behind} records behind")
+    if points.behind:
+        _log.info("catching up features: %d records to read again without scoring", points.behind)
+    return points
+
+
+def _read_from(
+    reader: Reader,
+    applied: AppliedOffsets,
+    sources: list[SourcePartition],
+    score_from: dict[SourcePartition, int],
+) -> dict[SourcePartition, int]:
+    """The applied offset of each source. Raises `UsageError` as `starting_points` does."""
     added = [source for source in sources if source not in applied.next_offset]
     if added:
         raise UsageError(
@@ -114,14 +132,7 @@ def starting_points(
                     hint='Retention is shorter than the outage: use another `scorer.group` with `start = "latest"`.',
                 )
         read_from[source] = at
-    if not applied.complete:
-        return StartingPoints(dict(score_from), score_from, State.REBUILDING, "rows were lost")
-    points = StartingPoints(read_from, score_from)
-    if points.behind > max_inline:
-        return StartingPoints(dict(score_from), score_from, State.CATCHING_UP, f"{points.behind} records behind")
-    if points.behind:
-        _log.info("catching up features: %d records to read again without scoring", points.behind)
-    return points
+    return read_from
 
 
 def _committed(
