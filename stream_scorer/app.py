@@ -26,6 +26,7 @@ from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.errors import BrokerUnavailable, SettingsError, StateUnavailable, StreamScorerError
 from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.features.plan import reach_ms
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.range_reader import RangeReader
@@ -61,7 +62,6 @@ from stream_scorer.records import ServedVersion
 from stream_scorer.serde.peek import times_of
 from stream_scorer.settings import Settings
 from stream_scorer.spec import CheckedSpec, load_spec
-from stream_scorer.spec.model import duration_ms
 from stream_scorer.state.client import SCORING_CONNECT_TIMEOUT_S, SCORING_TIMEOUT_S, connect, connect_cluster
 from stream_scorer.state.keys import rows_namespace
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
@@ -110,7 +110,7 @@ def make_store(
         rows_namespace(settings["scorer.group"], checked.feature_hash, topic_id),
         inputs,
         layout=LAYOUT_VERSION,
-        horizon_ms=engine.plan.horizon_ms + duration_ms(checked.spec.time.allowed_lateness),
+        horizon_ms=reach_ms(checked),
         about=f"group {settings['scorer.group']}, spec {checked.spec.name} with features {checked.feature_hash[:12]}",
     )
     return store if shards == 1 else ShardedRedisRows.over(store, engine.sharding(shards))

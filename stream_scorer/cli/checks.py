@@ -111,15 +111,26 @@ def _broker(settings: Settings) -> str:
 
 def _topics(settings: Settings) -> str:
     from stream_scorer.errors import BrokerUnavailable
+    from stream_scorer.features.plan import reach_ms
+    from stream_scorer.kafka.topic_config import find_problems
     from stream_scorer.kafka.topics import TopicAdmin, Topics
+    from stream_scorer.spec import load_spec
 
     admin = TopicAdmin(_wanted(settings, "kafka.bootstrap"))
     try:
         topics = Topics(settings["topics.prefix"])
         counts = admin.require(topics.of_partitions())
         admin.require(topics.of_one_partition())
+        configs, replicas = admin.configs(topics.all()), admin.replicas()
     except BrokerUnavailable:
         raise _SkippedError("the broker does not answer") from None
+    spec = settings["scorer.spec"]
+    problems = find_problems(topics, configs, replicas, reach_ms(load_spec(spec)) if spec else 0)
+    if problems:
+        raise StreamScorerError(
+            "; ".join(f"{name}: {', '.join(found)}" for name, found in problems.items()),
+            hint="See `stream-scorer topics check --spec SPEC`.",
+        )
     return f"{len(counts)} topics of {next(iter(counts.values()))} partitions"
 
 

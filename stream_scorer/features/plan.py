@@ -89,6 +89,11 @@ class FeaturePlan:
         return max((e.horizon_ms for e in self.entities), default=0)
 
 
+def reach_ms(checked: CheckedSpec) -> int:
+    """How far back features look (ms), late events included: what the inputs must be kept for."""
+    return make_plan(checked).horizon_ms + duration_ms(checked.spec.time.allowed_lateness)
+
+
 def make_plan(checked: CheckedSpec) -> FeaturePlan:
     """Compile `checked` into arrays for the kernel. Equal windows of an entity are scanned once."""
     spec = checked.spec

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stream_scorer.kafka.config import MAX_MESSAGE_BYTES
+from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES
 from stream_scorer.kafka.topics import SAFE_REPLICAS, Topics
 
+DAY_MS = 86_400_000
 # Settings of one topic by name, as the broker returns them.
 Config = Mapping[str, str]
 
 
-def find_problems(topics: Topics, configs: Mapping[str, Config], replicas: Mapping[str, int]) -> dict[str, list[str]]:
+def find_problems(
+    topics: Topics, configs: Mapping[str, Config], replicas: Mapping[str, int], reach_ms: int = 0
+) -> dict[str, list[str]]:
     """What is wrong with the settings of each topic; topics without a problem are left out.
 
     Args:
         configs: the settings of the topics that are to be checked. replicas: number of replicas of each.
+        reach_ms: how far back features look; 0 if unknown.
     """
     found = {name: _problems(topics, name, config, replicas.get(name, 1)) for name, config in configs.items()}
+    for name in topics.inputs():
+        if name in configs:
+            found[name] += _short_retention(configs[name], reach_ms)
     return {name: problems for name, problems in found.items() if problems}
 
 
@@ -30,6 +37,14 @@ def loses_commands(config: Config) -> list[str]:
     ]
 
 
+def _short_retention(config: Config, reach_ms: int) -> list[str]:
+    keeps = int(config.get("retention.ms", -1))
+    if keeps < 0 or keeps >= reach_ms:
+        return []
+    days = f"{keeps / DAY_MS:.1f} days, but features look back {reach_ms / DAY_MS:.1f} days"
+    return [f"retention.ms is {days}: features that are rebuilt would be partial"]
+
+
 def _problems(topics: Topics, name: str, config: Config, replicas: int) -> list[str]:
     wanted = {"cleanup.policy": "delete"} | topics.config(name)
     # How often compaction runs is a matter of disk space only.
@@ -39,9 +54,9 @@ def _problems(topics: Topics, name: str, config: Config, replicas: int) -> list[
         for setting, value in wanted.items()
         if config.get(setting, value) != value
     ]
-    limit = int(config.get("max.message.bytes", MAX_MESSAGE_BYTES))
-    if limit < MAX_MESSAGE_BYTES:
-        problems.append(f"max.message.bytes is {limit}, must be at least {MAX_MESSAGE_BYTES}")
+    limit = int(config.get("max.message.bytes", DEFAULT_MESSAGE_BYTES))
+    if limit < DEFAULT_MESSAGE_BYTES:
+        problems.append(f"max.message.bytes is {limit}, must be at least {DEFAULT_MESSAGE_BYTES}")
     in_sync = int(config.get("min.insync.replicas", 1))
     if replicas >= SAFE_REPLICAS and in_sync < 2:
         problems.append(f"min.insync.replicas is {in_sync}, must be 2 with {replicas} replicas")

@@ -44,6 +44,10 @@ class Topics:
         """The topics with the partition count of the input, in the order of docs/topics.md."""
         return [self.prefix + name for key, name in _NAMES.items() if key not in _SINGLE]
 
+    def inputs(self) -> list[str]:
+        """The topics of transactions and labels."""
+        return [self.transactions, self.labels]
+
     def scorer_topics(self) -> list[str]:
         """The topics of `of_partitions` that a scorer reads and writes."""
         return [name for name in self.of_partitions() if name not in (self.outcomes, self.monitor_metrics)]
@@ -139,15 +143,19 @@ class TopicAdmin:
             out[resource.name] = {key: str(entry.value) for key, entry in found.items() if entry.value is not None}
         return out
 
-    def create_all(self, topics: Topics, partitions: int, *, replication: int = 1) -> list[str]:
-        """Create every missing topic, wait until the broker lists them, and return their names."""
+    def create_all(self, topics: Topics, partitions: int, *, replication: int = 1, keep_ms: int = 0) -> list[str]:
+        """Create every missing topic, wait until the broker lists them, and return their names.
+
+        `keep_ms` is the retention of the inputs; 0 leaves it to the broker.
+        """
         present = self.partitions()
+        kept = {name: {"retention.ms": str(keep_ms)} for name in topics.inputs() if keep_ms}
         new = [
             NewTopic(
                 name,
                 1 if name in topics.of_one_partition() else partitions,
                 replication,
-                config=_common_config(replication) | topics.config(name),
+                config=_common_config(replication) | topics.config(name) | kept.get(name, {}),
             )
             for name in topics.all()
             if name not in present

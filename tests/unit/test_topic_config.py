@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stream_scorer.kafka.config import MAX_MESSAGE_BYTES
-from stream_scorer.kafka.topic_config import find_problems, loses_commands
+from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES, MAX_MESSAGE_BYTES
+from stream_scorer.kafka.topic_config import DAY_MS, find_problems, loses_commands
 from stream_scorer.kafka.topics import Topics
 
 TOPICS = Topics("x.")
@@ -24,14 +24,14 @@ def test_settings_that_lose_records_are_found() -> None:
     configs["x.control"] |= {"cleanup.policy": "compact", "retention.ms": "604800000"}
     configs["x.serving-state"] |= {"cleanup.policy": "delete"}
     configs["x.scorer-status"] |= {"message.timestamp.type": "CreateTime", "segment.ms": "60000"}
-    configs["x.scores"] |= {"cleanup.policy": "compact,delete", "max.message.bytes": "1048588"}
+    configs["x.scores"] |= {"cleanup.policy": "compact,delete", "max.message.bytes": "500000"}
     assert find_problems(TOPICS, configs, {}) == {
         "x.control": ["cleanup.policy is compact, must be delete", "retention.ms is 604800000, must be -1"],
         "x.serving-state": ["cleanup.policy is delete, must be compact"],
         "x.scorer-status": ["message.timestamp.type is CreateTime, must be LogAppendTime"],
         "x.scores": [
             "cleanup.policy is compact,delete, must be delete",
-            f"max.message.bytes is 1048588, must be at least {MAX_MESSAGE_BYTES}",
+            f"max.message.bytes is 500000, must be at least {DEFAULT_MESSAGE_BYTES}",
         ],
     }
     assert len(loses_commands(configs["x.control"])) == 2
@@ -45,3 +45,15 @@ def test_three_replicas_need_two_in_sync() -> None:
         "x.scores": ["min.insync.replicas is 1, must be 2 with 3 replicas"]
     }
     assert find_problems(TOPICS, configs, {"x.scores": 1, "x.alerts": 1}) == {}
+
+
+def test_inputs_must_be_kept_for_as_long_as_features_look_back() -> None:
+    configs = created()
+    assert find_problems(TOPICS, configs, {}, reach_ms=7 * DAY_MS) == {}
+    problem = "retention.ms is 7.0 days, but features look back 30.5 days: features that are rebuilt would be partial"
+    assert find_problems(TOPICS, configs, {}, reach_ms=int(30.5 * DAY_MS)) == {
+        "x.transactions": [problem],
+        "x.labels": [problem],
+    }
+    configs["x.transactions"] |= {"retention.ms": "-1"}
+    assert list(find_problems(TOPICS, configs, {}, reach_ms=30 * DAY_MS)) == ["x.labels"]
