@@ -49,8 +49,8 @@ class PlainProducer:
 
     @property
     def acked(self) -> int:
-        """Records confirmed by every in-sync replica."""
-        return self.sent - self._failed - len(self.client)
+        """Records confirmed by every in-sync replica, or fewer: librdkafka counts its own events as waiting too."""
+        return max(self.sent - self._failed - len(self.client), 0)
 
     def produce_batch(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
         """Hand over `records` (keys `key` and `value`), in order.
