@@ -34,7 +34,7 @@ demo: setup  ## Demo with real services: training, live traffic, a faulty update
 
 test: setup  ## Everything CI runs: format, lint, types, import rules, locks, unit, property, integration
 	@$(MAKE) --no-print-directory check
-	@$(PYTEST) -m integration tests/contract tests/integration tests/e2e
+	@$(PYTEST) --durations=15 -m integration tests/contract tests/integration tests/e2e
 
 check: setup  ## Fast checks, no services needed
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target kernels types format-check lint imports lock-check schemas-check
@@ -70,7 +70,7 @@ property: setup  ## Property tests (no services)
 	@$(PYTEST) tests/property
 
 integration: setup  ## Tests on a real Kafka, Redis and MLflow
-	@$(PYTEST) -m integration tests/contract tests/integration tests/e2e
+	@$(PYTEST) --durations=15 -m integration tests/contract tests/integration tests/e2e
 
 prove: setup  ## Run one proof: make prove P=<slug> [SEED=1 N=... BREAK=1]
 	@test -n "$(P)" || { $(BIN)/python -m proofs --list; exit 2; }

@@ -284,7 +284,8 @@ def _count(
     }  # fmt: skip
     context.say(f"on Kafka: {sum(before.values()):,.0f} bytes before, {sum(after.values()):,.0f} after")
     result.check(f"on Kafka: contributions <= {MOST_BYTES} bytes", after[TOPICS.contributions] <= MOST_BYTES)
-    result.check("on Kafka: outputs <= 60 % of before", share <= MOST_OF_BEFORE)
+    if n >= N:  # a short run has small micro-batches
+        result.check("on Kafka: outputs <= 60 % of before", share <= MOST_OF_BEFORE)
 
 
 def _rounded(by_topic: dict[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ MARGIN_MS = 7 * 86_400_000
 
 def _reach_ms(settings: Settings) -> int:
     """How far back the features of the spec look (ms), lateness included; 0 without a spec."""
-    if settings["scorer.spec"] is None:
+    if not settings["scorer.spec"]:
         return 0
     from stream_scorer.features.plan import reach_ms
     from stream_scorer.spec import load_spec

@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Literal
 
+from stream_scorer.errors import StreamScorerError
+
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -28,6 +30,13 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def _drop_expected_traceback(record: logging.LogRecord) -> bool:
+    """An error of our own tree, such as a service that is away, needs no traceback. Libraries log one all the same."""
+    if record.exc_info and isinstance(record.exc_info[1], StreamScorerError):
+        record.exc_info = record.exc_text = None
+    return True
+
+
 def configure(form: Literal["json", "text"], level: str) -> None:
     """Send the product's logs to stderr at `level`, and those of libraries from warnings up."""
     handler = logging.StreamHandler(sys.stderr)
@@ -35,6 +44,7 @@ def configure(form: Literal["json", "text"], level: str) -> None:
         handler.setFormatter(_JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    handler.addFilter(_drop_expected_traceback)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
