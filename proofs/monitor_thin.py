@@ -276,7 +276,22 @@ def _check_logs(result: Result, logs: Logs, report: LiveReport) -> None:
     masks = sum(logs.alone(m).astype(np.int64) << m for m in range(len(logs.manifest["members"])))
     result.check("the scores' member alerts follow from the contributions", bool((logs.member_alerts == masks).all()))
     result.at_least("duplicates", int(logs.duplicate.sum()), 1)
-    result.check("every second copy is flagged", int(logs.duplicate.sum()) == report.duplicates)
+    excused = _unflagged_copies(logs)
+    result.figures["second_copies_scored_without_features"] = excused
+    flagged = int(logs.duplicate.sum())
+    result.check("every second copy is flagged, or degraded", flagged + excused == report.duplicates)
+
+
+def _unflagged_copies(logs: Logs) -> int:
+    """Second copies that are not flagged because their features were missing, as on a machine that is too busy."""
+    seen: set[str] = set()
+    found = 0
+    for event_id, duplicate, degraded in zip(
+        logs.event_id, logs.duplicate.tolist(), logs.degraded.tolist(), strict=True
+    ):
+        found += event_id in seen and not duplicate and degraded
+        seen.add(event_id)
+    return found
 
 
 def _check_windows(result: Result, logs: Logs, expected: Mapping[Key, Any], said: Said) -> None:
@@ -316,7 +331,7 @@ class Truth:
         self._logs = logs
         self._fraud = np.array([fraud[event_id] for event_id in logs.event_id])
         self._rates: dict[tuple[int, int, str], float | None] = {}
-        self.complete = int((~logs.duplicate).sum()) == len(fraud)
+        self.complete = len(set(logs.event_id)) == len(fraud)
 
     def rate(self, start: int, length: int, name: str) -> float | None:
         """The false-positive rate of a window over distinct event ids; None without a genuine transaction."""
