@@ -66,8 +66,8 @@ imports: setup  ## Check layer rules, and that pyproject.toml declares all impor
 unit: setup  ## Unit tests (seconds, no services)
 	@$(PYTEST) -m "not integration" tests/unit tests/contract
 
-property: setup  ## Property tests (no services)
-	@$(PYTEST) tests/property
+property: setup  ## Property tests, and component tests that train, replay or draw (no services)
+	@$(PYTEST) tests/property tests/component
 
 integration: setup  ## Tests on a real Kafka, Redis and MLflow
 	@$(PYTEST) --durations=15 -m integration tests/contract tests/integration tests/e2e

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stream_scorer.ensemble import registry
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Input, NoCalibrator, Platt, Thresholds, Training
@@ -151,3 +152,18 @@ def test_a_folder_never_imports_mlflow(tmp_path: Path) -> None:
         "assert version.startswith('local-'); assert 'mlflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("kind", ["mlflow", "requests"])
+def test_no_error_of_the_registry_repeats_a_password(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    address = "http://ann:s3cret%21@registry.example:5000"
+    raised = {"mlflow": MlflowException, "requests": requests.ConnectionError}[kind]
+    monkeypatch.setattr(registry, "_check_reachable", lambda _: None)
+    with pytest.raises(RegistryUnavailable) as caught, registry._registry(address):
+        raise raised(f"API request to {address}/api/2.0/mlflow failed, see {address}")
+    assert "registry.example:5000/api" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert "ann" not in str(caught.value)
