@@ -130,7 +130,7 @@ def run(context: Context) -> Result:
                 result.check("the reason names the member", f"member {MEMBER} " in command.why)
             if gone and n >= FEW:
                 again = promote(three)
-                told = _within(PATIENCE_S, lambda: "second within the cool-down" in monitor.log.read_text())
+                told = _within(PATIENCE_S, lambda: "within the cool-down" in monitor.log.read_text())
                 result.check("a second time within the cool-down it only says so", told and state().champion == three)
                 result.check("and gives no command", history.entries[-1].offset == again)
             sent = load.stop()
