@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
+from stream_scorer.stack.services import JVM_FLAGS
+
 if TYPE_CHECKING:
     from stream_scorer.stack import StackAddresses
+
+# Brokers of the tests live for a minute: the second compiler of their JVM would take a third of their CPU time.
+os.environ.setdefault(JVM_FLAGS, "-XX:TieredStopAtLevel=1")
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("no deadline", deadline=None)

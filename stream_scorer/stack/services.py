@@ -36,6 +36,8 @@ Progress = Callable[[str], None]
 
 _MESSAGE_BYTES = 10 * 1024 * 1024  # above the 8 MB at which a dead-lettered record is cut
 _FORMAT_SECONDS = 60
+# An environment variable with more flags for Kafka's JVM, separated by spaces.
+JVM_FLAGS = "STACK_KAFKA_JVM_FLAGS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +289,7 @@ class Kafka:
         if not (data / "meta.properties").exists():
             self._format(settings, data)
         flags = ["-Xms256m", "-Xmx768m", "-XX:+ExitOnOutOfMemoryError", *self._flags]
+        flags += os.environ.get(JVM_FLAGS, "").split()
         return Launch(self._command(flags, "kafka.Kafka", str(settings)), dict(os.environ))
 
     def answers(self) -> bool:
