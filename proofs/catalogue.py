@@ -58,11 +58,11 @@ PROOFS = {
     ),
     "swap-under-load": Proof(
         "versions come and go under load: nothing lost, doubled or mixed; what each command took",
-        60,
+        135,
         own="measures latency under load",
     ),
     "control-race": Proof(
-        "people and a monitor command at once, scorers die and start: one history, one state", 60, own="kills scorers"
+        "people and a monitor command at once, scorers die and start: one history, one state", 58, own="kills scorers"
     ),
     "incident": Proof(
         "a minor update of one member raises alerts: the monitor sees it, names it and rolls it back",
@@ -77,7 +77,7 @@ PROOFS = {
         "the scoring stage beside its members' bare predictions", 60, own="measures speed; needs no services"
     ),
     "usage": Proof(
-        "wrong usage gives one readable message and the exit code of the contract", 60, ("kafka", "redis", "mlflow")
+        "wrong usage gives one readable message and the exit code of the contract", 85, ("kafka", "redis", "mlflow")
     ),
     "lineage": Proof(
         "bytes and CPU of contributions and lineage against the old record; both serve verify and explain",
@@ -92,7 +92,7 @@ PROOFS = {
     ),
     "monitor-thin": Proof(
         "windows equal an offline recomputation; FPR bounds contain the hidden truth",
-        60,
+        116,
         own="kills scorer and monitor with a transaction open",
     ),
     "handbook-live": Proof(
@@ -108,7 +108,7 @@ PROOFS = {
     ),
     "refusal": Proof(
         "Redis refuses writes, hangs or breaks connections: no wrong feature is called fresh, scoring goes on",
-        180,
+        235,
         own="stops the Redis process and changes its settings",
     ),
     "features-flush": Proof(
