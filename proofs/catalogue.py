@@ -112,7 +112,7 @@ PROOFS = {
         own="stops the Redis process and changes its settings",
     ),
     "features-flush": Proof(
-        "lost features are noticed, and rebuilt beside live scoring", 300, own="flushes Redis under live traffic"
+        "lost features are noticed, and rebuilt while scoring goes on", 300, own="flushes Redis under live traffic"
     ),
     "features-batch": Proof("the same feature bytes at 1, 7, 256 and 1,024 a batch", 60, KAFKA_REDIS),
     "features-property": Proof("every aggregate equals a naive recomputation, whatever is odd about the events", 60),

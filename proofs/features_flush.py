@@ -1,4 +1,4 @@
-"""features-flush: what Redis loses is noticed before a wrong value is called fresh, and rebuilt beside live scoring.
+"""features-flush: what Redis loses is noticed before a wrong value is called fresh, and rebuilt while scoring goes on.
 
 In memory, where every read may find something gone: everything, in the middle of a run and of the rebuild that follows;
 the row about to be read; one that was read and is about to be added to; and a Redis that does not answer now and then.

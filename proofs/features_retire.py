@@ -141,7 +141,7 @@ def _check_namespaces(result: Result, client: Any, store: RedisRowStore) -> None
     client.delete(used_key(tag))
     store.retire(ENDS, threading.Event(), now_ms=END_MS, max_share=1.0)
     result.check("rows of a spec in use stay", kept.open() is not None)
-    result.check("rows of a spec that nobody uses go", not client.keys(tag.decode() + "*"))
+    result.check("rows of a spec that nobody uses are deleted", not client.keys(tag.decode() + "*"))
 
 
 def _store_of(client: Any, spec: str) -> RedisRowStore:

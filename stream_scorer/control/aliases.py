@@ -1,4 +1,4 @@
-"""Keeps the registry's alias `champion` at the version that serves, whoever issued the command.
+"""Keeps the registry's alias `champion` at the version that serves, no matter who issued the command.
 
 The monitor runs it, because it issues the automatic commands and reads the registry anyway. So a scorer needs no write
 access to the registry, and a registry that does not answer never disturbs scoring.

@@ -58,8 +58,8 @@ class Availability:
     - READY: stored rows and updates in flight reach the start of every batch. It is entered only after a successful
       write to Redis. While writes fail, READY lasts as long as the updates in flight stay within their bound.
     - DEGRADED: Redis cannot be read, or does not accept writes. Probes run in a thread of their own.
-    - CATCHING_UP: the rows lag behind the committed offsets. A long gap is closed beside live scoring.
-    - REBUILDING: rows were lost; they are built again from the log, beside live scoring.
+    - CATCHING_UP: the rows lag behind the committed offsets. A long gap is closed while scoring goes on.
+    - REBUILDING: rows were lost; they are built again from the log, while scoring goes on.
 
     Every batch that is scored in another state than READY has no features, and its scores say so in `degraded`.
     """

@@ -1,4 +1,4 @@
-"""Catch-up: brings the rows up to date from the log, in a thread of its own, beside live scoring.
+"""Catch-up: brings the rows up to date from the log, in a thread of its own, while scoring goes on.
 
 After a loss it builds all rows again; after an outage of Redis it closes the gap. It reads what the group has
 committed, in event-time order across partitions, passes it through the same decoder and engine as live records, and

@@ -56,7 +56,9 @@ class Decode:
 
 def _large_envelopes(records: RawRecords) -> dict[int, RecordError]:
     """The error of each record whose key and headers hold more than `MAX_ENVELOPE_BYTES`, by row."""
-    out = {}
+    out: dict[int, RecordError] = {}
+    if not any(records.headers) and max(map(len, filter(None, records.key)), default=0) <= MAX_ENVELOPE_BYTES:
+        return out
     for row, (key, headers) in enumerate(zip(records.key, records.headers, strict=True)):
         if headers or (key is not None and len(key) > MAX_ENVELOPE_BYTES):
             size = len(key or b"") + headers_size(headers)
