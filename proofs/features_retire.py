@@ -154,10 +154,10 @@ def _store_of(client: Any, spec: str) -> RedisRowStore:
 def _break() -> None:
     """Rows go as soon as their period has ended, though readers still look into it."""
 
-    def unread_before(self: RedisRowStore, ends: Any) -> int | None:
+    def unread_before(self: RedisRowStore, ends: Any, now_ms: int) -> int | None:
         marks = self.open()
         assert isinstance(marks, AppliedOffsets)
-        return marks.settled(ends)
+        return min(marks.settled(ends), now_ms)
 
     RedisRowStore.unread_before = unread_before  # type: ignore[method-assign]
 

@@ -25,7 +25,7 @@ from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
 from stream_scorer.state.row_format import VALUE, pack, unpack
-from stream_scorer.state.rows import AppliedOffsets, Beginning, Compaction, RowStore, RowUpdate, Sharding
+from stream_scorer.state.rows import AppliedOffsets, Compaction, RowStore, RowUpdate, Sharding
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -140,7 +140,7 @@ class FeatureEngine:
         ]
         ages = self._ages(events, applied, in_flight)
         key_of = [entity.key_of for entity in entities]
-        matrix, status = self._assemble(events.transactions, scanned, key_of, ages, applied.beginning)
+        matrix, status = self._assemble(events.transactions, scanned, key_of, ages, applied)
         _add_transactions(entities, seen, events, builder)
         update = builder.build(events.spans, keys, compactions)
         return Enriched(matrix, status, duplicate, _positions_seen(applied, events, in_flight), update, ages)
@@ -155,11 +155,10 @@ class FeatureEngine:
         time = events.transactions.event_time
         no_events = Events(no_key, time, time, np.zeros(n, dtype=np.bool_))
         scanned = [scan(entity, _no_rows(), no_events, 1) for entity in self.plan.entities]
-        ages = Ages.unknown(n)
-        matrix, status = self._assemble(events.transactions, scanned, [no_key] * len(scanned), ages, Beginning())
+        ages, nothing = Ages.unknown(n), AppliedOffsets({}, {})
+        matrix, status = self._assemble(events.transactions, scanned, [no_key] * len(scanned), ages, nothing)
         status[status == DEFAULT] = MISSING
-        update = RowUpdate.nothing()
-        return Enriched(matrix, status, no_events.duplicate, AppliedOffsets({}, {}), update, ages, [reason])
+        return Enriched(matrix, status, no_events.duplicate, nothing, RowUpdate.nothing(), ages, [reason])
 
     def as_of(self, entity: str, stored: Sequence[bytes | None], time: int) -> dict[str, float]:
         """The view features of one entity, for an event at `time` (epoch ms) that does not count itself.
@@ -231,7 +230,7 @@ class FeatureEngine:
         pending: Sequence[Pending],
     ) -> dict[bytes, Compaction]:
         """Stack every entity's rows; return the compactions of those that have become too long."""
-        past_ms = applied.slowest_started_watermark() - self._lateness_ms
+        past_ms = applied.slowest_active_watermark() - self._lateness_ms
         compactions: dict[bytes, Compaction] = {}
         for entity in entities:
             entity.stack(stored, pending)
@@ -284,7 +283,7 @@ class FeatureEngine:
         return ages
 
     def _assemble(
-        self, transactions: Transactions, scanned: list[Scanned], key_of: list[I64], ages: Ages, beginning: Beginning
+        self, transactions: Transactions, scanned: list[Scanned], key_of: list[I64], ages: Ages, applied: AppliedOffsets
     ) -> tuple[F64, NDArray[np.int8]]:
         """The feature matrix (n, n_features) float64 and the status of each value, int8."""
         n = len(transactions)
@@ -294,8 +293,7 @@ class FeatureEngine:
         for columns, old in ((self._shared, old_partitions), (self._labelled, old_labels)):
             if old.any():
                 status[np.ix_(old, columns)] = STALE
-        if any(beginning):
-            self._mark_partial(status, transactions.event_time, beginning)
+        self._mark_partial(status, transactions.event_time, applied)
         for column, (feature, entity, window) in enumerate(self.plan.view_columns):
             absent = key_of[entity] < 0
             values = aggregate(feature, scanned[entity], window, transactions.event_time)
@@ -315,8 +313,17 @@ class FeatureEngine:
             matrix[:, column] = FUNCTIONS[derived.function](*arguments)
         return matrix, status
 
-    def _mark_partial(self, status: NDArray[np.int8], time: I64, beginning: Beginning) -> None:
-        """Set the status of view features that look back to before `beginning`; `time` (n,) is that of each row."""
+    def _mark_partial(self, status: NDArray[np.int8], time: I64, applied: AppliedOffsets) -> None:
+        """Set the status of view features whose windows the rows may not hold completely.
+
+        Either the log did not hold the beginning of the window (`applied.beginning`), or the event is older than what
+        all partitions have passed, so panes in its window may be gone (`applied.passed`). `time` (n,) is event time.
+        """
+        beginning = applied.beginning
+        if applied.passed >= 0:
+            status[time < applied.passed - self._lateness_ms, : len(self._reach_ms)] = PARTIAL
+        if not any(beginning):
+            return
         known_from = np.full(len(self._reach_ms), beginning.transactions, dtype=np.int64)
         known_from[self._labelled] = max(beginning)
         columns = status[:, : len(known_from)]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from stream_scorer.errors import RetireRefused, StreamScorerError
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.ports import LogEnds
-from stream_scorer.state.rows import MAX_RETIRED_SHARE, WITNESS_PERIOD_MS, FeatureRows
+from stream_scorer.state.rows import IDLE_MS, MAX_RETIRED_SHARE, FeatureRows
 
 _log = logging.getLogger(__name__)
 EVERY_MS = 3_600_000
@@ -89,7 +89,7 @@ def retire_unread(
             return 0
         newest = max(applied.watermark.values(), default=-1)
         for source, at in applied.next_offset.items():
-            idle = applied.watermark[source] < newest - WITNESS_PERIOD_MS
+            idle = applied.watermark[source] < newest - IDLE_MS
             # The last offsets of a partition may be Kafka's transaction markers. They delay nothing.
             if idle and at < ends[source] and next(log.read(source, at, ends[source]), None) is None:
                 ends[source] = at

@@ -10,6 +10,7 @@ A namespace is a hash tag, so all of its keys are in one cluster slot. Under a n
 - ``{ns}:probe``: a scorer has tried whether Redis accepts writes.
 - ``{ns}:<epoch>:mark:<topic>:<partition>``: the applied offsets, see `row_format.APPLIED`.
 - ``{ns}:<epoch>:beginning``: ``<transactions>:<labels>``, see `rows.Beginning`; absent if the rows lack nothing.
+- ``{ns}:<epoch>:passed``: the event time that all partitions have passed except idle ones, see `rows.AppliedOffsets`.
 - ``{ns}:<epoch>:r<layout>:<row key>``: a row, see `row_format`.
 - ``{ns}:<epoch>:seen:<period>:<bucket>``: a set of witnesses, which are hashes of row keys. A row that is missing but
   has a witness in a period within the horizon was lost. A row that never existed has none.
@@ -75,6 +76,7 @@ class EpochKeys:
         rows: what the keys of rows begin with. witnesses: what the keys of witness sets begin with.
         applied: the key of the applied offsets of each source partition. retired: the key of the set of retired rows.
         beginning: the key of the times from where on the rows are complete; absent if they are complete altogether.
+        passed: the key of the event time that all partitions have passed except idle ones; absent until the first pass.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class EpochKeys:
         self.witnesses = prefix + b"seen:"
         self.retired = prefix + b"retired"
         self.beginning = prefix + b"beginning"
+        self.passed = prefix + b"passed"
         self.applied = {s: prefix + f"mark:{s.topic}:{s.partition}".encode() for s in sources}
 
     def witness(self, period: int, hashed: int) -> bytes:

@@ -108,12 +108,14 @@ class RedisRowStore:
             self._acknowledged.clear()
             if not epoch:
                 return None
-            beginning, *packed = self._client.mget([self._keys.beginning, *self._keys.applied.values()])
+            beginning, passed, *packed = self._client.mget(
+                [self._keys.beginning, self._keys.passed, *self._keys.applied.values()]
+            )
         if any(value is None for value in packed):
             return None
         if beginning:
             self._beginning = Beginning(*map(int, beginning.split(b":")))
-        applied = self._unpack_applied(packed)
+        applied = self._unpack_applied(packed, passed)
         self._acknowledged = dict(applied.next_offset)
         return applied
 
@@ -146,20 +148,21 @@ class RedisRowStore:
         prefix = self._keys.rows
         # A copy from before the read: another thread may have an apply acknowledged during the read.
         acknowledged = dict(self._acknowledged)
-        wanted = [self._epoch_pointer, *self._keys.applied.values(), *[prefix + key for key in keys]]
+        state = [self._epoch_pointer, self._keys.passed, *self._keys.applied.values()]
+        wanted = [*state, *[prefix + key for key in keys]]
         with mapped_errors():
             values = repeat_once(lambda: self._client.mget(wanted))
-        if values[0] != self._keys.epoch:
+        epoch, passed, *packed = values[: len(state)]
+        if epoch != self._keys.epoch:
             raise StateGap("Redis holds another epoch than the one in use")
-        count = len(self._sources)
-        if any(value is None for value in values[1 : count + 1]):
+        if any(value is None for value in packed):
             raise StateGap("Redis has lost the applied offset of a partition")
-        applied = self._unpack_applied(values[1 : count + 1])
+        applied = self._unpack_applied(packed, passed)
         for source, offset in acknowledged.items():
             if applied.next_offset[source] < offset:
                 raise StateGap(f"Redis has lost updates of {source.topic}[{source.partition}]")
         self._trim_before = applied.slowest_watermark() - self._horizon_ms
-        rows = values[count + 1 :]
+        rows = values[len(state) :]
         self._require_no_witness([key for key, row in zip(keys, rows, strict=True) if row is None], applied)
         return rows, applied
 
@@ -309,10 +312,17 @@ class RedisRowStore:
         return retire(shards[0]._client, [shard._keys for shard in shards], before, stop, max_share)
 
     def unread_before(self, ends: Mapping[SourcePartition, int], now_ms: int) -> int | None:
-        """Open, and return the event time (ms) before which no reader looks; None while the rows are being rebuilt."""
+        """Open, and return the event time (ms) before which no reader looks; None while the rows are being rebuilt.
+
+        Records what all partitions but idle ones have passed, so that no idle partition keeps the panes of rows.
+        """
         applied = self.open()
         if applied is None or not applied.complete:
             return None
+        passed = min(applied.passed_by(ends), now_ms)
+        if passed > applied.passed:
+            with mapped_errors():
+                self._client.set(self._keys.passed, passed)
         return min(applied.settled(ends), now_ms) - self._horizon_ms
 
     def keys(self) -> Iterator[bytes]:
@@ -364,12 +374,14 @@ class RedisRowStore:
         self._keys = EpochKeys(self._common, epoch, self._sources, layout=self._layout)
         self._beginning = Beginning()
 
-    def _unpack_applied(self, packed: Sequence[bytes]) -> AppliedOffsets:
+    def _unpack_applied(self, packed: Sequence[bytes], passed: bytes | None) -> AppliedOffsets:
         unpacked = [APPLIED.unpack(value) for value in packed]
         offsets, watermarks, targets = (
             {s: fields[i] for s, fields in zip(self._sources, unpacked, strict=True)} for i in range(3)
         )
-        return AppliedOffsets(offsets, watermarks, targets, beginning=self._beginning)
+        return AppliedOffsets(
+            offsets, watermarks, targets, beginning=self._beginning, passed=-1 if passed is None else int(passed)
+        )
 
 
 class ShardedRedisRows(ShardedRows[RedisRowStore]):

@@ -27,6 +27,8 @@ I8 = NDArray[np.int8]
 # The store records a witness of a row once per period of event time in which the row gains an entry; see
 # `RowUpdate.opens`. A longer period costs less, but rows stay up to one period beyond their horizon. 14 days.
 WITNESS_PERIOD_MS = 14 * 24 * 3_600_000
+# A partition without unread records is idle if its newest event is this much older than the newest of all. One day.
+IDLE_MS = 24 * 3_600_000
 # The largest share of the rows that one pass of `FeatureRows.retire` deletes. More suggests a wrong watermark.
 MAX_RETIRED_SHARE = 0.5
 # An entry continues a period of its row, opens a period, or begins the row, as far as the reader of the row could see.
@@ -73,6 +75,7 @@ class AppliedOffsets:
         by_shard: the applied offsets of each shard, in the order of `sharding`. The other attributes then hold the
             minimum of all shards.
         beginning: from where on the rows are complete.
+        passed: an event time (ms) that all partitions had passed, except idle ones; see `passed_by`. -1: not known.
     """
 
     next_offset: dict[SourcePartition, int]
@@ -81,10 +84,25 @@ class AppliedOffsets:
     by_shard: tuple[AppliedOffsets, ...] = ()
     sharding: Sharding | None = None
     beginning: Beginning = field(default_factory=Beginning)
+    passed: int = -1
 
-    def slowest_started_watermark(self) -> int:
-        """The lowest watermark of the partitions that have one. A partition without events holds nothing back."""
-        return min((w for w in self.watermark.values() if w >= 0), default=-1)
+    def slowest_active_watermark(self) -> int:
+        """The event time (ms) that every partition has passed, except those without events and idle ones; -1: none."""
+        return max(min((w for w in self.watermark.values() if w >= 0), default=-1), self.passed)
+
+    def passed_by(self, ends: Mapping[SourcePartition, int]) -> int:
+        """The event time (ms) that all partitions have passed, except those without events and idle ones; -1 for none.
+
+        A partition is idle if no record below `ends` is left and its newest event is `IDLE_MS` older than the newest of
+        all.
+        """
+        newest = max(self.watermark.values(), default=-1)
+        active = [
+            w
+            for source, w in self.watermark.items()
+            if w >= 0 and (self.next_offset[source] < ends[source] or w >= newest - IDLE_MS)
+        ]
+        return min(active, default=-1)
 
     @property
     def complete(self) -> bool:

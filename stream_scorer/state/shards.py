@@ -110,6 +110,7 @@ class ShardedRows(Generic[Store]):
             tuple(applied),
             self._sharding,
             Beginning(*map(max, zip(*(m.beginning for m in applied), strict=True))),
+            min(m.passed for m in applied),
         )
 
 

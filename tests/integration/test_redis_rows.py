@@ -162,6 +162,23 @@ def test_a_partition_that_is_behind_holds_rows_back_and_an_empty_one_does_not(st
     assert redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) > 0
 
 
+def test_a_pass_records_what_all_but_idle_partitions_have_passed(store: Store) -> None:
+    redis = opened(store)
+    redis.apply(update(B, 0, 1))
+    redis.apply(update(A, 0, 1, at=LATER, opens=OPENS))
+    redis.retire({A: 1, B: 5}, threading.Event(), now_ms=FAR)  # B has unread records
+    assert redis.read([])[1].slowest_active_watermark() == 1_001
+    redis.retire({A: 1, B: 1}, threading.Event(), now_ms=LATER)  # B is idle; the clock is behind
+    assert redis.read([])[1].slowest_active_watermark() == LATER
+    redis.retire({A: 1, B: 1}, threading.Event(), now_ms=FAR)
+    assert redis.read([])[1].passed == LATER + 1
+    applied = redis.open()
+    assert applied is not None
+    assert applied.passed == LATER + 1
+    redis.retire({A: 1, B: 5}, threading.Event(), now_ms=FAR)
+    assert redis.read([])[1].passed == LATER + 1  # what is cut stays cut
+
+
 def test_one_in_a_while_takes_the_turn(store: Store, url: str) -> None:
     one, other = opened(store), opened(store)
     assert [one.take_turn(60_000), other.take_turn(60_000), one.take_turn(60_000)] == [True, False, False]

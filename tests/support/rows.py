@@ -34,6 +34,7 @@ class MemoryServer:
         self.rows: dict[bytes, bytes] = {}
         self.applied: dict[SourcePartition, tuple[int, int, int]] = {}
         self.beginning = Beginning()
+        self.passed = -1
         self.seen: set[bytes] = set()
         self.late = 0
         self.on_read: Callable[[Sequence[bytes]], None] = _undisturbed
@@ -188,4 +189,6 @@ class MemoryMarkedRows:
     def _marks(self) -> AppliedOffsets:
         applied = self._server.applied
         offsets, watermarks, targets = ({s: applied[s][i] for s in self._sources} for i in range(3))
-        return AppliedOffsets(offsets, watermarks, targets, beginning=self._server.beginning)
+        return AppliedOffsets(
+            offsets, watermarks, targets, beginning=self._server.beginning, passed=self._server.passed
+        )
