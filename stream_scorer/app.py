@@ -107,7 +107,7 @@ def make_store(
     topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
     store = RedisRowStore(
         client,
-        rows_namespace(settings["scorer.group"], checked.feature_hash, topic_id),
+        rows_namespace(settings["scorer.group"], checked.feature_hash, topic_id, checked.pseudonyms.fingerprint),
         inputs,
         layout=LAYOUT_VERSION,
         horizon_ms=reach_ms(checked),
@@ -128,7 +128,7 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
     Raises:
         UsageError, UnavailableError: with a hint what to do.
     """
-    checked = load_spec(settings.require("scorer.spec"))
+    checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics, sources = input_partitions(settings)
     engine = FeatureEngine(checked)
     engine.warm()

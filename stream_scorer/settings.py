@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from stream_scorer.errors import SettingsError
 
@@ -25,6 +26,8 @@ SETTINGS_FILE = "stream-scorer.toml"
 _PREFIX = "STREAM_SCORER_"
 _YES, _NO = ("yes", "true", "1", "on"), ("no", "false", "0", "off")
 _DAY_S = 86_400
+# To hide a shorter text would make logs unreadable.
+MIN_SECRET_LENGTH = 4
 
 Kind = Literal["text", "integer", "number", "yes or no", "integers"]
 
@@ -129,6 +132,14 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting("mlflow.url", "--mlflow", "MLflow registry, as http://host:port.", "", secret=True),
     Setting("topics.prefix", "--topic-prefix", "Prefix of every topic name.", ""),
     Setting("scorer.spec", "--spec", "Path of the pipeline spec.", ""),
+    Setting(
+        "scorer.id_key",
+        "--id-key",
+        "Secret of the hashes that replace ids of sensitive entities (at least 32 characters; set it by the variable "
+        "with the suffix _FILE).",
+        "",
+        secret=True,
+    ),
     Setting(
         "scorer.ensemble",
         "--ensemble",
@@ -357,6 +368,15 @@ class Settings:
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Texts that must not reach a log: values of secret settings, and passwords and queries in addresses."""
+        found: set[str] = set()
+        for value in (str(self._values[s.name]) for s in CATALOGUE if s.secret):
+            parts = urlsplit(value) if "://" in value else None
+            found |= {value} if parts is None else {parts.password or "", unquote(parts.password or ""), parts.query}
+        return tuple(sorted((text for text in found if len(text) >= MIN_SECRET_LENGTH), key=len, reverse=True))
 
     def source(self, name: str) -> str:
         """The source of the value of `name`: the flag, a variable, the file, the local stack, or the default."""

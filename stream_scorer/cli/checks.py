@@ -98,7 +98,8 @@ def _python(_settings: Settings) -> str:
 def _spec(settings: Settings) -> str:
     from stream_scorer.spec import load_spec
 
-    checked = load_spec(_wanted(settings, "scorer.spec"))
+    checked = load_spec(_wanted(settings, "scorer.spec"), settings["scorer.id_key"])
+    _ = checked.pseudonyms  # raises if the secret of hashed ids is missing
     return f"{checked.spec.name} version {checked.spec.version}, {len(checked.features)} features"
 
 

@@ -36,6 +36,7 @@ _NEEDED = (
     "redis.cluster",
     "topics.prefix",
     "scorer.spec",
+    "scorer.id_key",
     "scorer.group",
 )
 
@@ -60,7 +61,7 @@ def check(settings: Settings, as_json: bool) -> None:
     from stream_scorer.features.engine import FeatureEngine
     from stream_scorer.spec import load_spec
 
-    checked = load_spec(settings.require("scorer.spec"))
+    checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics, inputs = input_partitions(settings)
     engine = FeatureEngine(checked)
     store = make_store(settings, checked, engine, topics, inputs)
@@ -100,7 +101,7 @@ def rebuild(settings: Settings) -> None:
     from stream_scorer.features.engine import FeatureEngine
     from stream_scorer.spec import load_spec
 
-    checked = load_spec(settings.require("scorer.spec"))
+    checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics, inputs = input_partitions(settings)
     engine = FeatureEngine(checked)
     engine.warm()
@@ -185,7 +186,7 @@ def sweep(settings: Settings, force: bool) -> None:
     from stream_scorer.spec import load_spec
     from stream_scorer.state.rows import MAX_RETIRED_SHARE
 
-    checked = load_spec(settings.require("scorer.spec"))
+    checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics, inputs = input_partitions(settings)
     store = make_store(settings, checked, FeatureEngine(checked), topics, inputs)
     inputs_of = [topics.transactions, topics.labels]
@@ -224,7 +225,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     from stream_scorer.spec import load_spec
 
     scored = period(start, end, offsets_allowed=True)
-    checked = load_spec(settings.require("scorer.spec"))
+    checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics = Topics(settings["topics.prefix"])
     TopicAdmin(settings.require("kafka.bootstrap")).require(
         [topics.transactions, topics.labels, topics.lineage], same_count=False
@@ -268,7 +269,7 @@ def show(settings: Settings, entity: str, owner: str, at: datetime | None, last:
     from stream_scorer.spec import load_spec
     from stream_scorer.state.row_format import KIND, TIME, VALUE, unpack
 
-    checked = load_spec(settings.require("scorer.spec"))
+    checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics, inputs = input_partitions(settings)
     engine = FeatureEngine(checked)
     keys = engine.row_keys(entity, owner)

@@ -9,6 +9,7 @@ import click
 
 from stream_scorer import __version__
 from stream_scorer.errors import StreamScorerError
+from stream_scorer.observability.scrub import scrub
 
 EXIT_INTERRUPTED = 130
 
@@ -70,7 +71,7 @@ def main() -> None:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except StreamScorerError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {scrub(str(error))}", err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Abort:
         sys.exit(EXIT_INTERRUPTED)

@@ -33,7 +33,7 @@ def with_settings(*names: str) -> Callable[[F], F]:
                     value = arguments.pop(_parameter(name))
                     flags[name] = (",".join(value) or None) if isinstance(value, tuple) else value
             settings = resolve_settings(flags)
-            configure(settings["logs.format"], settings["logs.level"])
+            configure(settings["logs.format"], settings["logs.level"], settings.secrets)
             for warning in settings.warnings:
                 _log.warning("%s", warning)
             return command(settings, **arguments)

@@ -39,7 +39,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the files.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @with_settings(
-    "kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.spec", "scorer.ensemble", "scorer.batch", "cache.dir"
+    "kafka.bootstrap",
+    "mlflow.url",
+    "topics.prefix",
+    "scorer.spec",
+    "scorer.id_key",
+    "scorer.ensemble",
+    "scorer.batch",
+    "cache.dir",
 )
 def replay(
     settings: Settings,
@@ -72,7 +79,7 @@ def replay(
     from stream_scorer.replay.job import replay as run
     from stream_scorer.spec import load_spec
 
-    checked = load_spec(settings.require("scorer.spec"))
+    checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics, batch, clock = Topics(settings["topics.prefix"]), settings["scorer.batch"], SystemClock()
     with ExitStack() as stack:
         comparison = None

@@ -23,6 +23,7 @@ from stream_scorer.settings import Settings
     "mlflow.url",
     "topics.prefix",
     "scorer.spec",
+    "scorer.id_key",
     "scorer.ensemble",
     "scorer.group",
     "scorer.instance",

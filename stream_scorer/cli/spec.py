@@ -26,6 +26,7 @@ def check(path: str, as_json: bool) -> None:
         "feature_hash": checked.feature_hash,
         "features": checked.features,
         "sensitive": checked.sensitive_fields,
+        "hashed": checked.sensitive_entities,
     }
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
@@ -36,3 +37,6 @@ def check(path: str, as_json: bool) -> None:
         click.echo(f"  {name}")
     if checked.sensitive_fields:
         click.echo(f"never published: {', '.join(checked.sensitive_fields)}")
+    if checked.sensitive_entities:
+        click.echo(f"ids stored and published as keyed hashes: {', '.join(checked.sensitive_entities)}")
+        click.echo("the scorer requires the setting scorer.id_key")

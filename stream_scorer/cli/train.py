@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,8 @@ def train(
     rates = None if review_rate is None or block_rate is None else AlertRates(review_rate, block_rate)
     recipe = Recipe(seed, name, rates, calibrator=calibrator, combiner=combiner, link=link)
     tracking_uri = settings.require("mlflow.url") if register_as else None
-    spec = load_spec(settings.require("scorer.spec"))
+    # Features depend on which ids are equal, not on the ids: a key for this run is enough.
+    spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
     with Progress("training", None, SystemClock()) as progress:
         data = read_training_set(transactions, labels, spec, progress.stage)
         progress.say(

@@ -37,6 +37,7 @@ from stream_scorer.ensemble.manifest import (
     read_manifest,
 )
 from stream_scorer.errors import ArtifactError, RegistryUnavailable, SettingsError
+from stream_scorer.observability.scrub import scrub
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +47,6 @@ EXPERIMENT = "stream-scorer"
 # Folder of the ensemble's files within the run.
 ARTIFACT_PATH = "ensemble"
 DIGEST_TAG = "stream_scorer.manifest_sha256"
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 # A healthy registry answers within milliseconds; a scorer with a cache should not wait longer.
 HEALTH_TIMEOUT_S = 3.0
 # The defaults of mlflow are 7 retries and 120 s, which delay the start of a scorer by minutes if the registry is down.
@@ -311,7 +311,7 @@ def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
         try:
             yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         except MlflowException as error:
-            message = _without_credentials(str(error).partition("Response body:")[0].strip())
+            message = scrub(str(error).partition("Response body:")[0].strip())
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS"):
                 raise ArtifactError(f"MLflow at {_redacted(tracking_uri)}: {message}") from None
             if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
@@ -320,7 +320,7 @@ def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
                 ) from None
             raise _unavailable(tracking_uri, message) from error
         except requests.RequestException as error:
-            raise _unavailable(tracking_uri, _without_credentials(f"{type(error).__name__}: {error}")) from error
+            raise _unavailable(tracking_uri, scrub(f"{type(error).__name__}: {error}")) from error
 
 
 @contextmanager
@@ -376,11 +376,6 @@ def _redacted(tracking_uri: str) -> str:
     """`tracking_uri` without user, password and trailing slash, for messages."""
     parts = urlsplit(tracking_uri)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-
-
-def _without_credentials(text: str) -> str:
-    """`text` without user and password in its addresses: errors reach logs and topics."""
-    return _CREDENTIALS.sub("", text)
 
 
 def _find(client: MlflowClient, parsed: Reference) -> ModelVersion:

@@ -98,6 +98,7 @@ class FeatureEngine:
         # How far back each view feature looks, and whether labels are what it looks at.
         self._reach_ms = np.array([self._reach(*column) for column in self.plan.view_columns], dtype=np.int64)
         self._entity_of_field = {entity.field: name for name, entity in checked.spec.entities.items()}
+        self._pseudonyms = checked.pseudonyms
         self._prefix = [str(index) + ":" for index in range(len(self.plan.entities))]
 
     def _reach(self, feature: ViewFeature, entity: int, _window: int) -> int:
@@ -199,7 +200,8 @@ class FeatureEngine:
 
     def row_keys(self, entity: str, owner: str) -> list[bytes]:
         """The row keys of `owner` (a customer id, for example); the first one is the row of all transactions."""
-        return [(self._prefix[index] + owner).encode() for index in self._places(entity)]
+        identifier = self._pseudonyms.of(entity, owner)
+        return [(self._prefix[index] + identifier).encode() for index in self._places(entity)]
 
     def sharding(self, count: int) -> Sharding:
         """The assignment of rows to `count` shards (and as many for the entity of the partition key)."""

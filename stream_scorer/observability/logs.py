@@ -9,11 +9,24 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 from stream_scorer.errors import StreamScorerError
+from stream_scorer.observability.scrub import scrub
 
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class _Scrubbed(logging.Formatter):
+    """Formats as another formatter does, then removes secrets: a traceback of a library may contain one."""
+
+    def __init__(self, formatter: logging.Formatter, secrets: Sequence[str]) -> None:
+        super().__init__()
+        self._formatter, self._secrets = formatter, secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(self._formatter.format(record), self._secrets)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -37,13 +50,11 @@ def _drop_expected_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-def configure(form: Literal["json", "text"], level: str) -> None:
-    """Send the product's logs to stderr at `level`, and those of libraries from warnings up."""
+def configure(form: Literal["json", "text"], level: str, secrets: Sequence[str] = ()) -> None:
+    """Send the product's logs to stderr at `level`, and those of libraries from warnings up, without `secrets`."""
     handler = logging.StreamHandler(sys.stderr)
-    if form == "json":
-        handler.setFormatter(_JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    handler.setFormatter(_Scrubbed(_JsonFormatter() if form == "json" else text, secrets))
     handler.addFilter(_drop_expected_traceback)
     root = logging.getLogger()
     root.handlers[:] = [handler]

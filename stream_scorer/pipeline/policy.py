@@ -48,7 +48,12 @@ class Policy:
         fields = spec.transaction.fields
         self._segments = [(compile_conditions(fields, s.where), s.review, s.block) for s in spec.policy.segments]
         self._lists = [
-            (entry.entity, frozenset(entry.ids), DECISIONS.index(entry.decision)) for entry in spec.policy.lists
+            (
+                entry.entity,
+                frozenset(checked.pseudonyms.of(entry.entity, identifier) for identifier in entry.ids),
+                DECISIONS.index(entry.decision),
+            )
+            for entry in spec.policy.lists
         ]
         self._names = [s.name for s in spec.policy.segments] + [entry.name for entry in spec.policy.lists]
 

@@ -145,12 +145,13 @@ class Publisher:
         encoded_names: Any = msgspec.Raw(encode(names))
         weights = _weights(scored, part, encode)
         columns = zip(*self._columns(part), weights, strict=True)
+        keys = self._checked.pseudonyms.record_keys(raw.key)
         for (
             place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, degraded,
             member_scores, contributions, status, alternatives, rule, listed, policy_version, partition, offset,
             weight,
         ) in columns:  # fmt: skip
-            key, headers = raw.key[row], raw.headers[row]
+            key, headers = keys[row], raw.headers[row]
             decision = DECISIONS[code]
             source: DecisionSource = "list" if listed else "model" if score == score else "fallback"
             record = Score(

@@ -39,7 +39,7 @@ class Transactions:
         row: (n,) int64, index in the raw records.
         event_id: n strings. id_hash: (n,) int64, xxh3 of the event id.
         event_time: (n,) int64 epoch ms. value: (n,) int64 minor units.
-        entity_ids: entity name -> n ids, None if the transaction has none.
+        entity_ids: entity name -> n ids, None if the transaction has none; hashes if the entity is sensitive.
         columns: field name -> (n,) float64, NaN if absent; a category is its index in the spec.
     """
 
@@ -62,7 +62,7 @@ class Labels:
     Attributes:
         row: (n,) int64, index in the raw records. id_hash: (n,) int64, xxh3 of the transaction's event id.
         event_time: (n,) int64, of the transaction. labelled_at: (n,) int64. fraud: (n,) bool.
-        entity_ids: entity name -> n ids, None if absent.
+        entity_ids: entity name -> n ids, None if absent; hashes if the entity is sensitive.
     """
 
     row: NDArray[np.int64]
@@ -109,6 +109,7 @@ class TransactionDecoder:
         self._present = [name for name in shape.fields if name in present and name not in needed]
         self._names = list(dict.fromkeys([shape.id, shape.time, shape.value, *needed, *self._present]))
         self._entities = {name: entity.field for name, entity in spec.entities.items()}
+        self._pseudonyms = checked.pseudonyms
         self._wanted = list(dict.fromkeys([*self._names, *self._entities.values()]))
         self._id, self._time, self._value = shape.id, shape.time, shape.value
         struct = msgspec.defstruct("Transaction", _struct_fields(shape.fields, shape.value), kw_only=True, gc=False)
@@ -150,7 +151,7 @@ class TransactionDecoder:
                 id_hash=hash_ids(ids),
                 event_time=times,
                 value=np.array(columns[self._value], dtype=np.int64),
-                entity_ids={name: columns[field] for name, field in self._entities.items()},
+                entity_ids={n: self._pseudonyms.column(n, columns[field]) for n, field in self._entities.items()},
                 columns=numeric,
             ),
             rejected,
@@ -171,6 +172,7 @@ class LabelDecoder:
         self._max_ahead = duration_ms(spec.time.max_ahead)
         self._max_age = duration_ms(spec.time.max_age)
         self._entities = {name: entity.field for name, entity in spec.entities.items()}
+        self._pseudonyms = checked.pseudonyms
         fields = spec.transaction.fields
         time = Annotated[int, Meta(ge=0, le=_EXACT)]
         known: list[tuple[str, Any] | tuple[str, Any, Any]] = [
@@ -218,7 +220,10 @@ class LabelDecoder:
                 event_time=event_time,
                 labelled_at=labelled_at,
                 fraud=np.array([s.label == "fraud" for s in structs], dtype=np.bool_),
-                entity_ids={name: [getattr(s, field) for s in structs] for name, field in self._entities.items()},
+                entity_ids={
+                    name: self._pseudonyms.column(name, [getattr(s, field) for s in structs])
+                    for name, field in self._entities.items()
+                },
             ),
             rejected,
         )

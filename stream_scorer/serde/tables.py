@@ -49,7 +49,7 @@ def transactions_from_columns(checked: CheckedSpec, columns: Mapping[str, Sequen
         id_hash=hash_ids(ids),
         event_time=np.asarray(columns[shape.time], dtype=np.int64),
         value=np.asarray(columns[shape.value], dtype=np.int64),
-        entity_ids={name: _ids(columns.get(e.field), n) for name, e in spec.entities.items()},
+        entity_ids=_entity_ids(checked, columns, n),
         columns=numeric,
     )
 
@@ -68,8 +68,15 @@ def labels_from_columns(checked: CheckedSpec, columns: Mapping[str, Sequence[Any
         event_time=np.asarray(columns["event_time"], dtype=np.int64),
         labelled_at=np.asarray(columns["labelled_at"], dtype=np.int64),
         fraud=np.array([value == "fraud" for value in columns["label"]], dtype=np.bool_),
-        entity_ids={name: _ids(columns.get(e.field), n) for name, e in checked.spec.entities.items()},
+        entity_ids=_entity_ids(checked, columns, n),
     )
+
+
+def _entity_ids(checked: CheckedSpec, columns: Mapping[str, Sequence[Any]], n: int) -> dict[str, list[str | None]]:
+    return {
+        name: checked.pseudonyms.column(name, _ids(columns.get(entity.field), n))
+        for name, entity in checked.spec.entities.items()
+    }
 
 
 def _ids(values: Sequence[Any] | None, n: int) -> list[str | None]:

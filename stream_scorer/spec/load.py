@@ -27,8 +27,11 @@ _ARITY = {"ratio": 2, "difference": 2}
 _TIME_FUNCTIONS = ("hour", "weekday", "is_weekend", "is_night")
 
 
-def load_spec(path: Path | str) -> CheckedSpec:
-    """Read and check the spec at `path`. Raises `SpecError` with the file, the node and a hint."""
+def load_spec(path: Path | str, id_key: str = "") -> CheckedSpec:
+    """Read and check the spec at `path`. Raises `SpecError` with the file, the node and a hint.
+
+    `id_key` is the secret of the hashes that replace ids of sensitive entities.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -37,12 +40,12 @@ def load_spec(path: Path | str) -> CheckedSpec:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read the pipeline spec {path}: {error}") from None
     try:
-        return parse_spec(text, path.parent)
+        return parse_spec(text, path.parent, id_key)
     except SpecError as error:
         raise SpecError(f"{path}: {error.message}", hint=error.hint) from None
 
 
-def parse_spec(text: str, folder: Path = Path()) -> CheckedSpec:
+def parse_spec(text: str, folder: Path = Path(), id_key: str = "") -> CheckedSpec:
     """Check the spec in `text` (YAML). Paths in it are relative to `folder`. Raises `SpecError`."""
     try:
         document = yaml.safe_load(text)
@@ -58,7 +61,7 @@ def parse_spec(text: str, folder: Path = Path()) -> CheckedSpec:
     _check(spec)
     spec = _with_lists_read(spec, folder)
     canonical = msgspec.json.encode(spec, order="deterministic")
-    return CheckedSpec(spec, hashlib.sha256(canonical).hexdigest())
+    return CheckedSpec(spec, hashlib.sha256(canonical).hexdigest(), id_key)
 
 
 def _check(spec: PipelineSpec) -> None:
@@ -219,6 +222,12 @@ def _check_of(spec: PipelineSpec, view: View, path: str) -> None:
             f"distinct values of {view.of!r} cannot be counted",
             path=f"{path}.of",
             hint="Use an integer, a category, a boolean, or the field of an entity.",
+        )
+    if field.sensitive and field.type == "integer":
+        raise SpecError(
+            f"distinct values of {view.of!r} would be stored as they are, and it is sensitive",
+            path=f"{path}.of",
+            hint="Declare it as a string and as the field of an entity: the ids of entities are hashed.",
         )
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from stream_scorer.spec.pseudonyms import Pseudonyms
+
 FieldType = Literal["string", "time", "integer", "number", "category", "boolean"]
 Aggregate = Literal[
     "count", "sum", "mean", "min", "max", "std", "distinct", "since_last", "is_new", "label_rate", "label_count"
@@ -41,7 +43,10 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Field(Node, frozen=True):
-    """One field of the transaction. The scorer reads `sensitive` fields but never publishes them."""
+    """One field of the transaction. The scorer reads `sensitive` fields but never publishes them.
+
+    The ids of an entity whose field is sensitive are hashed, see `Pseudonyms`.
+    """
 
     type: FieldType
     optional: bool = False
@@ -226,9 +231,11 @@ class CheckedSpec:
         features: names of the feature vector, in order: the views' features, then the derived columns.
     """
 
-    def __init__(self, spec: PipelineSpec, sha256: str) -> None:
+    def __init__(self, spec: PipelineSpec, sha256: str, id_key: str = "") -> None:
+        """`id_key` is the secret of the hashes that replace ids of sensitive entities."""
         self.spec = spec
         self.sha256 = sha256
+        self._id_key = id_key
 
     @cached_property
     def view_features(self) -> list[ViewFeature]:
@@ -253,3 +260,14 @@ class CheckedSpec:
     def sensitive_fields(self) -> list[str]:
         """Names of the fields that must not be published."""
         return [name for name, field in self.spec.transaction.fields.items() if field.sensitive]
+
+    @property
+    def sensitive_entities(self) -> list[str]:
+        """Names of the entities whose ids are hashed."""
+        sensitive = self.sensitive_fields
+        return [name for name, entity in self.spec.entities.items() if entity.field in sensitive]
+
+    @cached_property
+    def pseudonyms(self) -> Pseudonyms:
+        """The hashes of ids. Raises `SettingsError` if there are sensitive entities and no usable key."""
+        return Pseudonyms(self._id_key, frozenset(self.sensitive_entities), self.spec.partition_entity)

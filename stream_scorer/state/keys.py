@@ -36,9 +36,12 @@ WITNESS_BUCKETS = 8_192
 _NAMESPACE = re.compile(rb"\{" + re.escape(NAMESPACES.encode()) + rb"[0-9a-f]{16}(/[0-9.]+)?\}:")
 
 
-def rows_namespace(group: str, feature_hash: str, topic_id: str) -> str:
-    """The namespace of the rows of `group` for a spec and topic. It is short because every key begins with it."""
-    owner = "\n".join((group, feature_hash, topic_id))
+def rows_namespace(group: str, feature_hash: str, topic_id: str, id_key: str = "") -> str:
+    """The namespace of the rows of `group` for a spec and topic. It is short because every key begins with it.
+
+    `id_key` identifies the secret of hashed ids (`Pseudonyms.fingerprint`): with another one, all rows have other keys.
+    """
+    owner = "\n".join((group, feature_hash, topic_id, *([id_key] if id_key else [])))
     return NAMESPACES + hashlib.sha256(owner.encode()).hexdigest()[:16]
 
 

@@ -32,3 +32,17 @@ def test_only_an_unexpected_error_has_a_traceback(form: str, capsys: pytest.Capt
     assert text.count("crashed") == 2
     assert text.count("Traceback") == 1
     assert "ValueError: a bug" in text
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_line_contains_a_secret(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(form, "info", ["hunter2-hunter2"])  # type: ignore[arg-type]
+    log = logging.getLogger("a.library")
+    log.warning("cannot reach redis://me:pa:ss@cache:6379/0 and https://token@mlflow/x?y=1, nor http://host/path@2")
+    try:
+        raise ValueError("denied: hunter2-hunter2")
+    except ValueError:
+        log.exception("crashed")
+    text = capsys.readouterr().err
+    assert "pa:ss" not in text and "token@" not in text and "hunter2" not in text
+    assert "redis://***@cache:6379/0" in text and "http://host/path@2" in text

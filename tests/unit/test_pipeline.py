@@ -39,7 +39,8 @@ from stream_scorer.simulate.labeller import history_labels
 from stream_scorer.spec import CheckedSpec, load_spec, parse_spec
 from stream_scorer.state.rows import MemoryRowStore
 
-CHECKED = load_spec(Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "cards.yaml")
+CARDS = Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
+CHECKED = load_spec(CARDS)
 CONFIG = SimulationConfig(seed=3, customers=40, terminals=20, days=None, transactions=600, fraud_rate=0.05)
 
 
@@ -303,6 +304,54 @@ def test_sensitive_fields_are_in_no_output(ensemble: Ensemble) -> None:
     values = [value or b"" for topic in sink.records if topic != "lineage" for _, _, value, _ in sink.records[topic]]
     everything = b"".join([*values, repr(sink.lineage()).encode()])
     assert not [card for card in cards if card.encode() in everything]
+
+
+def hashed(*fields: str, policy: str = "") -> CheckedSpec:
+    """The spec with sensitive `fields` and another policy."""
+    text = CARDS.read_text(encoding="utf-8")
+    for name in fields:
+        text = text.replace(f"{name}: {{", f"{name}: {{sensitive: true, ")
+    return parse_spec(text.replace("quorum: 0.5}", f"quorum: 0.5{policy}}}"), id_key="a secret of tests, 32 characters")
+
+
+def everything_in(sink: Collected) -> bytes:
+    """Keys, values and headers of all records."""
+    records = [record for topic in sink.records for record in sink.records[topic]]
+    values = [value or b"" for topic in sink.records if topic != "lineage" for _, _, value, _ in sink.records[topic]]
+    keys = [key or b"" for _, key, _, _ in records]
+    return b"\n".join([*keys, *values, repr(sink.lineage()).encode(), repr([h for *_, h in records]).encode()])
+
+
+def test_ids_of_sensitive_entities_are_in_no_output_and_no_row(ensemble: Ensemble) -> None:
+    transactions, stores = generate(CONFIG), [MemoryRowStore(), MemoryRowStore()]
+    customers, terminals = set(transactions.customer_id.tolist()), set(transactions.terminal_id.tolist())
+    plain = run(ensemble, 64, store=stores[0])
+    assert any(i.encode() in everything_in(plain) for i in customers)
+    sink = run(ensemble, 64, store=stores[1], checked=hashed("customer_id", "terminal_id"))
+    found = everything_in(sink) + b"\n".join(stores[1].rows())
+    assert not [i for i in customers | terminals if i.encode() in found]
+    # One hash per id, so features, scores and the partitions of outputs do not change.
+    assert len(stores[0].rows()) == len(stores[1].rows())
+    assert [row.features for row in sink.lineage()] == [row.features for row in plain.lineage()]
+    for topic in ("scores", "alerts", "contributions"):
+        ours, theirs = sink.records[topic], plain.records[topic]
+        assert [r[0] for r in ours] == [r[0] for r in theirs]
+        assert (
+            len({r[1] for r in ours})
+            == len({r[1] for r in theirs})
+            == len({(a[1], b[1]) for a, b in zip(ours, theirs, strict=True)})
+        )
+
+
+def test_a_list_of_sensitive_ids_applies(ensemble: Ensemble) -> None:
+    customer = generate(CONFIG).customer_id.tolist()[5]
+    policy = f', lists: [{{name: vip, entity: customer, decision: block, ids: ["{customer}"]}}]'
+    by_rule = [
+        [s["rule"] for s in run(ensemble, 64, checked=hashed(*f, policy=policy)).documents("scores")]
+        for f in (("customer_id",), ())
+    ]
+    assert by_rule[0] == by_rule[1]
+    assert by_rule[0][5] == "vip"
 
 
 def with_other_weights(ensemble: Ensemble) -> Ensemble:

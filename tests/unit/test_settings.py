@@ -214,3 +214,14 @@ def test_numbers_of_every_source_are_numbers(tmp_path: Path) -> None:
 def test_no_two_settings_share_a_variable() -> None:
     variables = [setting.variable for setting in CATALOGUE]
     assert len(set(variables)) == len(variables)
+
+
+def test_secrets_are_those_of_settings_and_addresses(tmp_path: Path) -> None:
+    flags = {
+        "redis.url": "redis://me:p%40ssword@cache:6379/0",
+        "mlflow.url": "https://registry/?token=abcdef",
+        "scorer.id_key": "k" * 40,
+    }
+    settings = load_settings(flags, environment={}, directory=tmp_path)
+    assert set(settings.secrets) == {"p%40ssword", "p@ssword", "token=abcdef", "k" * 40}
+    assert load_settings({}, environment={}, directory=tmp_path).secrets == ()

@@ -42,6 +42,13 @@ def entity_list(**changes: Any) -> dict[str, Any]:
     return {"name": "vip", "entity": "customer", "decision": "approve", "ids": ["c"]} | changes
 
 
+def distinct_of_a_sensitive_integer(document: dict[str, Any]) -> None:
+    document["transaction"]["fields"]["bin"] = {"type": "integer", "sensitive": True}
+    document["views"][0] = {
+        "name": "bins", "entity": "customer", "windows": ["1d"], "aggregates": ["distinct"], "of": "bin"
+    }  # fmt: skip
+
+
 WRONG: list[tuple[str, Edit]] = [
     ("(top level)", lambda d: d.pop("policy")),
     ("policy", lambda d: d["policy"].update(reviev=0.3)),
@@ -63,6 +70,7 @@ WRONG: list[tuple[str, Edit]] = [
     ("transaction.value", field("amount", optional=True)),
     ("transaction.currency", lambda d: d["transaction"].update(currency="nothing")),
     ("transaction.fields.event_id", field("event_id", sensitive=True)),
+    ("views[0].of", distinct_of_a_sensitive_integer),
     ("transaction.fields.event_time", field("event_time", sensitive=True)),
     ("transaction.fields.amount", field("amount", sensitive=True)),
     ("transaction.fields.amount", field("amount", max=10**13 + 1)),
@@ -131,3 +139,5 @@ def test_the_policy_is_not_part_of_what_features_mean() -> None:
 
 def test_sensitive_fields_are_told() -> None:
     assert load_spec(CARDS).sensitive_fields == ["card_number"]
+    assert load_spec(CARDS).sensitive_entities == []
+    assert parse_spec(edited(field("device_id", sensitive=True))).sensitive_entities == ["device"]
