@@ -87,7 +87,7 @@ def load_serving_ensemble(settings: Settings, checked: CheckedSpec) -> Ensemble:
 
 def input_partitions(settings: Settings) -> tuple[Topics, list[SourcePartition]]:
     """The topics, and every partition of the inputs. Raises `UsageError` unless all exist with equal counts."""
-    topics = Topics(settings["topics.prefix"])
+    topics = Topics.of(settings)
     counts = TopicAdmin(settings.require("kafka.bootstrap")).require(topics.scorer_topics())
     inputs = [SourcePartition(t, p) for t in (topics.transactions, topics.labels) for p in range(counts[t])]
     return topics, inputs
@@ -281,7 +281,7 @@ def watch_run(
     mode, probation, cooldown_s = (settings[f"monitor.{name}"] for name in ("mode", "probation", "cooldown_s"))
     if mode == "off":
         return None
-    bootstrap, topics = settings.require("kafka.bootstrap"), Topics(settings["topics.prefix"])
+    bootstrap, topics = settings.require("kafka.bootstrap"), Topics.of(settings)
     TopicAdmin(bootstrap).require([*topics.monitor_topics(), topics.control, topics.incidents], same_count=False)
 
     def follow(since_ms: int) -> RecordFollower:
@@ -312,7 +312,7 @@ def mirroring_aliases(settings: Settings) -> Iterator[None]:
         yield
         return
     mirror = AliasMirror(
-        lambda: ControlLog(bootstrap, Topics(settings["topics.prefix"]).control),
+        lambda: ControlLog(bootstrap, Topics.of(settings).control),
         lambda name, version: set_alias(name, CHAMPION, version, url),
         SystemClock(),
     )

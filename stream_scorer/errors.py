@@ -10,7 +10,9 @@
     ├── UnavailableError             exit 1   a service does not answer
     │   ├── BrokerUnavailable
     │   ├── StateUnavailable                  Redis
+    │   │   └── StateDenied      exit 4   Redis refuses the credentials, the certificate or the operation
     │   └── RegistryUnavailable               MLflow
+    ├── AccessDenied                 exit 4   a service refuses the credentials, the certificate or the operation
     ├── StateGap                     exit 1   Redis does not hold what the log says it should: resync needed
     ├── RetireRefused                exit 1   a pass would delete most feature rows: nothing was deleted
     ├── TransactionAborted           exit 1   a Kafka transaction was aborted: resync needed
@@ -78,8 +80,20 @@ class StateUnavailable(UnavailableError):
     """Redis does not answer in time, or answers that it cannot serve."""
 
 
+class StateDenied(StateUnavailable):
+    """Redis refuses the credentials, the certificate or the operation. A scorer goes on without features."""
+
+    exit_code = 4
+
+
 class RegistryUnavailable(UnavailableError):
     """The MLflow registry does not answer."""
+
+
+class AccessDenied(StreamScorerError):
+    """A service refuses the credentials, the certificate or the operation."""
+
+    exit_code = 4
 
 
 class StateGap(StreamScorerError):

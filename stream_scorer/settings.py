@@ -3,6 +3,7 @@
 The setting ``kafka.bootstrap`` is ``--bootstrap`` on the command line, ``STREAM_SCORER_KAFKA_BOOTSTRAP`` in the
 environment (or ``..._FILE``, the path of a file that contains the value), and ``[kafka] bootstrap`` in
 `stream-scorer.toml`. A running local stack (`stream-scorer stack up`) supplies addresses that no source sets.
+`[kafka.client]` holds librdkafka properties (`stream_scorer.client_properties`).
 
 `CATALOGUE` is the only place that defines a setting. Commands take their flags from it, `stream-scorer doctor` and
 docs/settings.md print it, and `load_settings` checks every value against it. `RULES` holds the checks that involve more
@@ -12,6 +13,8 @@ than one setting.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import socket
 import tomllib
 from collections.abc import Callable, Mapping
@@ -20,6 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from stream_scorer.client_properties import SECTION, ClientProperty, read_properties
+from stream_scorer.connections import Brokers, RegistryAddress, TokenSource, redis_address
 from stream_scorer.errors import SettingsError
 
 SETTINGS_FILE = "stream-scorer.toml"
@@ -29,7 +34,9 @@ _DAY_S = 86_400
 # To hide a shorter text would make logs unreadable.
 MIN_SECRET_LENGTH = 4
 
-Kind = Literal["text", "integer", "number", "yes or no", "integers"]
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}\Z")
+
+Kind = Literal["text", "integer", "number", "yes or no", "integers", "words"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +45,10 @@ class Setting:
 
     Attributes:
         name: section and key, as in ``scorer.batch``.
-        flag: the command line flag; ``--a/--no-a`` is a switch.
+        flag: the command line flag; ``--a/--no-a`` is a switch; empty if there is none.
         default: the value if no source sets one; a function is called at load time.
         kind: the type. "integers" is a list: ``1,24`` as text, an array in the file; bounds apply to each entry.
+            "words" is a command with arguments: as a person types it, or an array in the file.
         minimum, maximum: inclusive bounds of a number, in `unit`.
         choices: the allowed values of a text.
         secret: never printed. An address is printed without user, password and query.
@@ -81,7 +89,7 @@ class Setting:
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, tuple):
-            return ",".join(map(str, value))
+            return shlex.join(value) if self.kind == "words" else ",".join(map(str, value))
         return str(value)
 
     def parse(self, value: Any) -> Any:
@@ -93,6 +101,8 @@ class Setting:
             return tuple(self._number(entry) for entry in entries)
         if self.kind in ("integer", "number"):
             return self._number(value)
+        if self.kind == "words":
+            return _words(value)
         text = str(value)
         if self.kind == "yes or no":
             if text.lower() not in _YES + _NO:
@@ -114,9 +124,57 @@ class Setting:
         return number
 
 
+def _words(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list | tuple):
+        if not all(isinstance(word, str) for word in value):
+            raise ValueError("a list of texts")
+        return tuple(value)
+    try:
+        return tuple(shlex.split(str(value)))
+    except ValueError:
+        raise ValueError("a command with balanced quotes") from None
+
+
+def _topic(key: str, default: str) -> Setting:
+    return Setting(f"topics.{key}", "", f"Name of the topic `{default}`; by default the prefix and `{default}`.", "")
+
+
+# Every topic: key of its setting (`topics.<key>`) and default name, in the order of docs/topics.md.
+TOPICS: Mapping[str, str] = {
+    "transactions": "transactions",
+    "labels": "labels",
+    "scores": "scores",
+    "contributions": "contributions",
+    "lineage": "lineage",
+    "alerts": "alerts",
+    "score_summaries": "score-summaries",
+    "dead_letters": "transactions.dlq",
+    "outcomes": "outcomes",
+    "monitor_metrics": "monitor-metrics",
+    "control": "control",
+    "serving_state": "serving-state",
+    "scorer_status": "scorer-status",
+    "audit": "audit",
+    "incidents": "incidents",
+}
+
 CATALOGUE: tuple[Setting, ...] = (
     Setting("kafka.bootstrap", "--bootstrap", "Kafka brokers as host:port, comma separated.", ""),
-    Setting("redis.url", "--redis", "Redis, as redis://host:port/db.", "", secret=True),
+    Setting(
+        "kafka.oauth.token_command",
+        "",
+        "Command that prints an OAUTHBEARER token. It runs without a shell, and again before the token expires.",
+        (),
+        "words",
+        secret=True,
+    ),
+    Setting("kafka.oauth.token_file", "", "File with the OAUTHBEARER token. It is read again before it expires.", ""),
+    Setting("redis.url", "--redis", "Redis, as redis://host:port/db, or rediss:// with TLS.", "", secret=True),
+    Setting("redis.username", "", "ACL user in Redis; wins over that of the URL.", ""),
+    Setting("redis.password", "", "Password in Redis; wins over that of the URL.", "", secret=True),
+    Setting("redis.ca_file", "", "PEM file of the authorities that sign Redis's certificate.", ""),
+    Setting("redis.cert_file", "", "PEM file of the client certificate for Redis.", ""),
+    Setting("redis.key_file", "", "PEM file of the key of the client certificate for Redis.", ""),
     Setting(
         "redis.shards",
         "--shards",
@@ -129,8 +187,12 @@ CATALOGUE: tuple[Setting, ...] = (
         unit="shards",
     ),
     Setting("redis.cluster", "--redis-cluster", "Whether `redis.url` is a Redis Cluster node.", False, "yes or no"),
-    Setting("mlflow.url", "--mlflow", "MLflow registry, as http://host:port.", "", secret=True),
-    Setting("topics.prefix", "--topic-prefix", "Prefix of every topic name.", ""),
+    Setting("mlflow.url", "--mlflow", "MLflow registry, as http://host:port or https://host:port.", "", secret=True),
+    Setting("mlflow.username", "", "User of the MLflow registry (basic authentication).", ""),
+    Setting("mlflow.password", "", "Password of the MLflow registry (basic authentication).", "", secret=True),
+    Setting("mlflow.ca_file", "", "PEM file of the authorities that sign the registry's certificate.", ""),
+    Setting("topics.prefix", "--topic-prefix", "Prefix of every topic name that is not set.", ""),
+    *(_topic(key, default) for key, default in TOPICS.items()),
     Setting("scorer.spec", "--spec", "Path of the pipeline spec.", ""),
     Setting(
         "scorer.id_key",
@@ -359,12 +421,25 @@ _FORMER_NAMES = {setting.formerly[0]: setting for setting in CATALOGUE if settin
 
 
 class Settings:
-    """Resolved settings: ``settings["kafka.bootstrap"]``. `warnings` lists the uses of deprecated names."""
+    """Resolved settings: ``settings["kafka.bootstrap"]``.
 
-    def __init__(self, values: dict[str, Any], sources: dict[str, str], warnings: tuple[str, ...] = ()) -> None:
+    The addresses of the services carry how to connect: see `stream_scorer.connections`.
+
+    Attributes:
+        warnings: the uses of deprecated names. properties: the librdkafka properties that a source sets, by name.
+    """
+
+    def __init__(
+        self,
+        values: dict[str, Any],
+        sources: dict[str, str],
+        warnings: tuple[str, ...] = (),
+        properties: Mapping[str, ClientProperty] | None = None,
+    ) -> None:
         self._values = values
         self._sources = sources
         self.warnings = warnings
+        self.properties = dict(properties or {})
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -411,8 +486,29 @@ def _watchdog_exceeds_timeout(settings: Settings) -> str:
     )
 
 
+def _topics_differ(settings: Settings) -> str:
+    given = {key: settings[f"topics.{key}"] for key in TOPICS}
+    for key, name in given.items():
+        if name and (not _TOPIC.match(name) or name in (".", "..")):
+            return f"{settings.describe(f'topics.{key}')} is not a topic name: use letters, digits, '.', '_' and '-'"
+    names = [given[key] or settings["topics.prefix"] + default for key, default in TOPICS.items()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return f"two topics have the same name: {', '.join(twice)}" if twice else ""
+
+
+def _one_token_source(settings: Settings) -> str:
+    command, file = settings["kafka.oauth.token_command"], settings["kafka.oauth.token_file"]
+    if command and file:
+        return "kafka.oauth.token_command and kafka.oauth.token_file exclude each other"
+    names = (settings.properties.get(name) for name in ("sasl.mechanism", "sasl.mechanisms"))
+    mechanism = next((found.value for found in names if found is not None), "")
+    if (command or file) and mechanism != "OAUTHBEARER":
+        return "kafka.oauth is set, but sasl.mechanism in [kafka.client] is not OAUTHBEARER"
+    return ""
+
+
 # Checks that involve more than one setting. Each returns a message, or an empty text if the settings are consistent.
-RULES: tuple[Callable[[Settings], str], ...] = (_watchdog_exceeds_timeout,)
+RULES: tuple[Callable[[Settings], str], ...] = (_watchdog_exceeds_timeout, _topics_differ, _one_token_source)
 _STACK = {"kafka.bootstrap": "kafka", "redis.url": "redis", "mlflow.url": "mlflow"}
 
 
@@ -433,7 +529,7 @@ def load_settings(
             another one.
     """
     directory = directory or Path.cwd()
-    in_file = _read_file(directory / SETTINGS_FILE)
+    in_file, client_section = _read_file(directory / SETTINGS_FILE)
     local: Mapping[str, str | None] = {}
     if stack_addresses is not None:
         local = stack_addresses(directory)
@@ -454,12 +550,32 @@ def load_settings(
         except ValueError as error:
             shown = "***" if setting.secret else repr(value)
             raise SettingsError(f"{name} = {shown} (from {source}) must be {error}") from None
-    settings = Settings(values, sources, tuple(warnings))
+    properties = read_properties(client_section, environment, file_name=SETTINGS_FILE)
+    settings = Settings(values, sources, tuple(warnings), properties)
     for rule in RULES:
         message = rule(settings)
         if message:
             raise SettingsError(message)
+    _connect(values, properties)
     return settings
+
+
+def _connect(values: dict[str, Any], properties: Mapping[str, ClientProperty]) -> None:
+    """Replace the addresses of the services by addresses that carry how to connect. Raises `SettingsError`."""
+    values["kafka.bootstrap"] = Brokers(
+        values["kafka.bootstrap"],
+        {name: found.value for name, found in properties.items()},
+        TokenSource(values["kafka.oauth.token_command"], values["kafka.oauth.token_file"]),
+    )
+    if values["redis.url"]:
+        parts = {key: values[f"redis.{key}"] for key in ("username", "password", "ca_file", "cert_file", "key_file")}
+        try:
+            values["redis.url"] = redis_address(values["redis.url"], **parts)
+        except ValueError as error:
+            # The message does not contain the value, which may include a password.
+            raise SettingsError(f"redis.url must be {error}") from None
+    registry = {key: values[f"mlflow.{key}"] for key in ("username", "password", "ca_file")}
+    values["mlflow.url"] = RegistryAddress(values["mlflow.url"], **registry)
 
 
 def _explicit(
@@ -506,20 +622,32 @@ def _from_environment(variable: str, environment: Mapping[str, str]) -> tuple[st
         raise SettingsError(f"{variable}_FILE: cannot read {path}: {reason}") from None
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values by name, and the section `[kafka.client]`."""
     if not path.exists():
-        return {}
+        return {}, {}
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from None
+    kafka = document.get("kafka")
+    client = kafka.pop("client", {}) if isinstance(kafka, dict) else {}
+    if not isinstance(client, dict):
+        raise SettingsError(f"{path}: {SECTION} must be a table: [{SECTION}]")
+    return _flat(document, path), client
+
+
+def _flat(section: Mapping[str, Any], path: Path, prefix: str = "") -> dict[str, Any]:
+    """The entries of `section` and of its tables by setting name. Raises `SettingsError` for an unknown name."""
     out: dict[str, Any] = {}
-    for section, entries in document.items():
-        for key, value in entries.items() if isinstance(entries, dict) else [("", entries)]:
-            name = f"{section}.{key}" if key else section
-            if name not in _BY_NAME and name not in _FORMER_NAMES:
-                raise SettingsError(
-                    f"{path}: there is no setting {name!r}", hint="`stream-scorer doctor` lists all settings."
-                )
+    for key, value in section.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            out |= _flat(value, path, f"{name}.")
+        elif name not in _BY_NAME and name not in _FORMER_NAMES:
+            raise SettingsError(
+                f"{path}: there is no setting {name!r}", hint="`stream-scorer doctor` lists all settings."
+            )
+        else:
             out[name] = value
     return out

@@ -30,12 +30,16 @@ A setting has these sources, in this order; the first one that sets it wins:
 3. the variable with the suffix `_FILE`: the path of a file that contains the value (for secrets; leading and
    trailing white space is removed);
 4. `stream-scorer.toml` in the working directory: `kafka.bootstrap` is `bootstrap` in the section `[kafka]`;
+   settings without a flag can be set by 2 to 4 only;
 5. for the three addresses: a local stack that runs in this directory (`stream-scorer stack up`);
 6. the default.
 
 A variable that is set but empty counts as set. An unknown name in the file is an error (exit code 2), and so is a value
 that has the wrong type or is out of bounds; the message names the setting, the value, its source and what is allowed.
 `stream-scorer doctor` prints every value with its source and bounds; in an address it hides user, password and query.
+
+`[kafka.client]` in the file, and variables that begin with `STREAM_SCORER_KAFKA_CLIENT_`, set properties of librdkafka
+for every Kafka client: see [security.md](security.md).
 
 {table}
 
@@ -74,7 +78,15 @@ transaction. `deploy/prometheus/alerts.yml` has alert rules to start from.
 def settings_document() -> str:
     """docs/settings.md."""
     rows = [
-        (f"`{s.name}`", f"`{s.variable}`", f"`{s.flag}`", _default(s), s.kind, s.allowed or "any", s.help)
+        (
+            f"`{s.name}`",
+            f"`{s.variable}`",
+            f"`{s.flag}`" if s.flag else "",
+            _default(s),
+            s.kind,
+            s.allowed or "any",
+            s.help,
+        )
         for s in CATALOGUE
     ]
     table = _table(("setting", "variable", "flag", "default", "type", "allowed", "meaning"), rows)

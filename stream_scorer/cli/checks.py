@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from stream_scorer.client_properties import PREFIX, SECTION, ClientProperty
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.settings import CATALOGUE, Setting, Settings
 
@@ -49,7 +50,23 @@ class _SkippedError(Exception):
 
 
 def setting_rows(settings: Settings) -> list[SettingRow]:
-    """Every setting of the catalogue. Hides passwords in addresses, and every other secret completely."""
+    """Every setting of the catalogue, then the librdkafka properties that are set.
+
+    Hides passwords in addresses, and every other secret completely.
+    """
+    return [*_catalogue_rows(settings), *map(_property_row, settings.properties.values())]
+
+
+def _property_row(found: ClientProperty) -> SettingRow:
+    value = _without_credentials(found.value) if "://" in found.value else found.value
+    variable = PREFIX + found.name.upper().replace(".", "_")
+    help_text = "Property of every Kafka client."
+    return SettingRow(
+        f"{SECTION}.{found.name}", HIDDEN if found.secret else value, found.source, variable, "", "", "", help_text
+    )
+
+
+def _catalogue_rows(settings: Settings) -> list[SettingRow]:
     return [
         SettingRow(
             s.name,
@@ -119,7 +136,7 @@ def _topics(settings: Settings) -> str:
 
     admin = TopicAdmin(_wanted(settings, "kafka.bootstrap"))
     try:
-        topics = Topics(settings["topics.prefix"])
+        topics = Topics.of(settings)
         counts = admin.require(topics.of_partitions())
         admin.require(topics.of_one_partition())
         configs, replicas = admin.configs(topics.all()), admin.replicas()
@@ -199,8 +216,11 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], str]], ...] = (
 
 def _scrubbed(text: str, settings: Settings) -> str:
     """`text` with the credentials removed from every address."""
+    for found in settings.properties.values():
+        if found.secret and found.value:
+            text = text.replace(found.value, HIDDEN)
     for setting in CATALOGUE:
-        value = str(settings[setting.name])
+        value = setting.text(settings[setting.name])
         if value and value != (shown := shown_value(setting, settings[setting.name])):
             text = text.replace(value, shown)
     return text
@@ -211,7 +231,7 @@ def _wanted(settings: Settings, name: str) -> str:
     if not settings[name]:
         variable = next(s.variable for s in CATALOGUE if s.name == name)
         raise _SkippedError(f"{name} is not set", f"Set {variable}.")
-    value = str(settings[name])
+    value: str = settings[name]  # an address carries how to connect: str() would lose that
     return str(Path(value).expanduser()) if name == "scorer.spec" else value
 
 

@@ -73,7 +73,7 @@ class _Console:
         from stream_scorer.kafka.topics import TopicAdmin, Topics
 
         self.settings = settings
-        self.topics = Topics(settings["topics.prefix"])
+        self.topics = Topics.of(settings)
         bootstrap = settings.require("kafka.bootstrap")
         TopicAdmin(bootstrap).require(self.topics.control_topics())
         self.log = ControlLog(bootstrap, self.topics.control)

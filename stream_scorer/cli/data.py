@@ -104,7 +104,7 @@ def publish_command(settings: Settings, transactions: Path | None, labels: Path 
     if transactions is None and labels is None:
         raise click.UsageError("Give --transactions, --labels, or both.")
     checked, bootstrap = load_spec(settings.require("scorer.spec")), settings.require("kafka.bootstrap")
-    topics = Topics(settings["topics.prefix"])
+    topics = Topics.of(settings)
     clock = SystemClock()
     with OpenLoopProducer(bootstrap, client_id="data", clock=clock, sleep=time.sleep) as producer:
         for path, are_labels in ((labels, True), (transactions, False)):

@@ -30,7 +30,7 @@ def list_command(settings: Settings, code: str | None, examples: int, as_json: b
 
     quiet_client()
     redaction = Redaction(optional_spec(settings), values=values)
-    topic = Topics(settings["topics.prefix"]).dead_letters
+    topic = Topics.of(settings).dead_letters
     with TopicReader(
         settings.require("kafka.bootstrap"), topic, client_id="stream-scorer-dlq", start="beginning"
     ) as reader:

@@ -40,7 +40,7 @@ def explain(
     from stream_scorer.replay.explain import find_event
     from stream_scorer.reports.event import as_text, write_page, write_picture
 
-    topics = Topics(settings["topics.prefix"])
+    topics = Topics.of(settings)
     TopicAdmin(settings.require("kafka.bootstrap")).require([topics.scores, topics.contributions])
     with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-explain") as reader:
         bounds = [*reader.bounds(topics.scores).values(), *reader.bounds(topics.contributions).values()]

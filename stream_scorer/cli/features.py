@@ -226,7 +226,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
 
     scored = period(start, end, offsets_allowed=True)
     checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
-    topics = Topics(settings["topics.prefix"])
+    topics = Topics.of(settings)
     TopicAdmin(settings.require("kafka.bootstrap")).require(
         [topics.transactions, topics.labels, topics.lineage], same_count=False
     )

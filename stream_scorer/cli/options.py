@@ -22,7 +22,7 @@ def with_settings(*names: str) -> Callable[[F], F]:
 
     Flags carry text: the catalogue checks values from every source in the same way.
     """
-    wanted = [s for s in CATALOGUE if s.name in names or s.name.startswith("logs.")]
+    wanted = [s for s in CATALOGUE if s.flag and (s.name in names or s.name.startswith("logs."))]
 
     def decorate(command: F) -> F:
         @wraps(command)

@@ -80,7 +80,7 @@ def replay(
     from stream_scorer.spec import load_spec
 
     checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
-    topics, batch, clock = Topics(settings["topics.prefix"]), settings["scorer.batch"], SystemClock()
+    topics, batch, clock = Topics.of(settings), settings["scorer.batch"], SystemClock()
     with ExitStack() as stack:
         comparison = None
         if transactions is None:

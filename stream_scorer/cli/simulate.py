@@ -36,7 +36,7 @@ from stream_scorer.simulate.live import LiveConfig, LiveReport, LiveTraffic
     help="First day of event time (UTC).  [default: with --bootstrap, the data end today; else 2025-01-06]",
 )
 @click.option("--bootstrap", help="Kafka brokers that receive live traffic.")
-@click.option("--topic-prefix", default="", help="Prefix of every topic name.")
+@click.option("--topic-prefix", help="Prefix of every topic name.  [default: the setting topics.prefix]")
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), help="Transactions per second.  [default: as fast as possible]"
 )
@@ -68,7 +68,7 @@ def simulate(
     terminals: int,
     start: datetime | None,
     bootstrap: str | None,
-    topic_prefix: str,
+    topic_prefix: str | None,
     rate: float | None,
     seconds: float | None,
     out: Path | None,
@@ -85,10 +85,8 @@ def simulate(
     """
     if bootstrap is not None and out is not None:
         raise click.UsageError("Give either --bootstrap or --out.")
-    if bootstrap is None and out is None:
-        bootstrap = resolve_settings({})["kafka.bootstrap"]
-        if not bootstrap:
-            raise click.UsageError("Give --out DIR, or --bootstrap (or the setting kafka.bootstrap, or a local stack).")
+    if bootstrap is None and out is None and not resolve_settings({})["kafka.bootstrap"]:
+        raise click.UsageError("Give --out DIR, or --bootstrap (or the setting kafka.bootstrap, or a local stack).")
     config = SimulationConfig(
         seed=seed,
         customers=customers,
@@ -106,12 +104,14 @@ def simulate(
             )  # fmt: skip
         _print(_export_report(done, out), as_json)
         return
-    assert bootstrap is not None
+    from stream_scorer.kafka.topics import Topics
+
+    settings = resolve_settings({"kafka.bootstrap": bootstrap, "topics.prefix": topic_prefix})
     clock = SystemClock()
     config = config.starting(config.start_to_end_by(clock.now_ms()) if start is None else _midnight_ms(start))
     live = LiveConfig(
-        bootstrap=bootstrap,
-        topic_prefix=topic_prefix,
+        bootstrap=settings["kafka.bootstrap"],
+        topics=Topics.of(settings),
         rate=rate,
         duplicates=duplicates,
         garbage=garbage,

@@ -20,15 +20,16 @@ from stream_scorer.settings import Settings
 @click.option("--values", is_flag=True, help="Also print values of transactions and transactions.dlq.")
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
 def tail(settings: Settings, topic: str, as_json: bool, from_start: bool, count: int | None, values: bool) -> None:
-    """Print the committed records of TOPIC until Ctrl-C. TOPIC may omit the topic prefix.
+    """Print the committed records of TOPIC until Ctrl-C. TOPIC is the name of a topic or its default name.
 
     Values of your own topics are printed only with --values. Fields that the spec declares sensitive are never printed:
     give --spec, because without a spec no field counts as sensitive.
     """
     from stream_scorer.cli.formatting import json_line, line
-    from stream_scorer.cli.topic_io import Redaction, TopicReader, optional_spec, quiet_client, topic_name
+    from stream_scorer.cli.topic_io import Redaction, TopicReader, optional_spec, quiet_client
+    from stream_scorer.kafka.topics import Topics
 
-    short, name = topic_name(topic, settings["topics.prefix"])
+    short, name = Topics.of(settings).find(topic)
     quiet_client()
     redaction = Redaction(optional_spec(settings), values=values)
     show = json_line if as_json else line

@@ -11,7 +11,6 @@ import msgspec
 
 from stream_scorer.console import plain
 from stream_scorer.kafka.load import RecordFollower
-from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.settings import Settings
 from stream_scorer.spec import load_spec
@@ -74,14 +73,6 @@ class TopicReader(RecordFollower):
 def quiet_client() -> None:
     """Silence librdkafka's log, for commands that end at the first failure and print one message of their own."""
     logging.getLogger("stream_scorer.kafka.librdkafka").setLevel(logging.CRITICAL)
-
-
-def topic_name(given: str, prefix: str) -> tuple[str, str]:
-    """The name without prefix and the full topic name, for a name `given` with or without prefix."""
-    known = Topics().all()
-    if prefix and given.startswith(prefix) and given[len(prefix) :] in known:
-        given = given[len(prefix) :]
-    return given, (prefix + given if given in known else given)
 
 
 def optional_spec(settings: Settings) -> CheckedSpec | None:

@@ -45,7 +45,7 @@ def create(settings: Settings, partitions: int, replication: int) -> None:
     """
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
-    names = Topics(settings["topics.prefix"])
+    names = Topics.of(settings)
     reach_ms = _reach_ms(settings)
     created = TopicAdmin(settings.require("kafka.bootstrap")).create_all(
         names, partitions, replication=replication, keep_ms=reach_ms + MARGIN_MS if reach_ms else 0
@@ -65,7 +65,7 @@ def check(settings: Settings) -> None:
     from stream_scorer.kafka.topic_config import find_problems
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
-    names = Topics(settings["topics.prefix"])
+    names = Topics.of(settings)
     admin = TopicAdmin(settings.require("kafka.bootstrap"))
     counts = admin.require(names.of_partitions()) | admin.require(names.of_one_partition())
     problems = find_problems(names, admin.configs(counts), admin.replicas(), _reach_ms(settings))

@@ -37,7 +37,7 @@ def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
     from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.replay.verify import Verifier, verify_topics
 
-    topics = Topics(settings["topics.prefix"])
+    topics = Topics.of(settings)
     TopicAdmin(settings.require("kafka.bootstrap")).require([topics.scores, topics.contributions])
 
     @lru_cache(maxsize=8)

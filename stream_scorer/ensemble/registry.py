@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import ssl
 import tempfile
 import threading
 import urllib.error
@@ -26,6 +27,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from stream_scorer.connections import RegistryAddress
 from stream_scorer.ensemble.cache import EnsembleCache, Resolution
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import (
@@ -36,7 +38,7 @@ from stream_scorer.ensemble.manifest import (
     read_bounded,
     read_manifest,
 )
-from stream_scorer.errors import ArtifactError, RegistryUnavailable, SettingsError
+from stream_scorer.errors import AccessDenied, ArtifactError, RegistryUnavailable, SettingsError
 from stream_scorer.observability.scrub import scrub
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _log = logging.getLogger(__name__)
 _environment_lock = threading.Lock()
 _environment_users: list[int] = []
-_environment_added: dict[str, str] = {}
+# The values that the variables had before; None: it was not set.
+_environment_before: dict[str, str | None] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +190,7 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[
             )
     except RegistryUnavailable as error:
         return _from_cache(cache, parsed, tracking_uri, error)
-    cache.save_resolution(Resolution(reference, tracking_uri, str(found.version), digest))
+    cache.save_resolution(Resolution(reference, str(tracking_uri), str(found.version), digest))
     return path, str(found.version)
 
 
@@ -303,7 +306,7 @@ def _from_cache(
 def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
     """A client whose errors are converted to `ArtifactError`, `SettingsError` or `RegistryUnavailable`."""
     _check_reachable(tracking_uri)
-    with _environment():
+    with _environment(tracking_uri):
         import requests
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -315,25 +318,28 @@ def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS"):
                 raise ArtifactError(f"MLflow at {_redacted(tracking_uri)}: {message}") from None
             if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
-                raise SettingsError(
-                    f"MLflow at {_redacted(tracking_uri)} denies access: {message}", hint="Check its user and password."
-                ) from None
+                raise _denied(tracking_uri, message) from None
             raise _unavailable(tracking_uri, message) from error
+        except requests.exceptions.SSLError as error:
+            raise _denied(tracking_uri, _tls_reason(error)) from None
         except requests.RequestException as error:
             raise _unavailable(tracking_uri, scrub(f"{type(error).__name__}: {error}")) from error
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """Set the timeouts of mlflow, which reads them from the environment only. Variables of the user have priority.
+def _environment(tracking_uri: str) -> Iterator[None]:
+    """Set the timeouts of mlflow and its credentials for `tracking_uri`: mlflow reads them from the environment.
+
+    Of the timeouts, variables of the user have priority; of the credentials, the settings.
 
     Several threads may load versions at once: the last one to leave removes the variables.
     """
     with _environment_lock:
         if not _environment_users:
             added = {name: value for name, value in _CLIENT_ENVIRONMENT.items() if name not in os.environ}
+            added |= _credentials(tracking_uri)
+            _environment_before.update({name: os.environ.get(name) for name in added})
             os.environ.update(added)
-            _environment_added.update(added)
         _environment_users.append(threading.get_ident())
     try:
         yield
@@ -341,9 +347,24 @@ def _environment() -> Iterator[None]:
         with _environment_lock:
             _environment_users.remove(threading.get_ident())
             if not _environment_users:
-                for name in _environment_added:
-                    os.environ.pop(name, None)
-                _environment_added.clear()
+                for name, before in _environment_before.items():
+                    if before is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = before
+                _environment_before.clear()
+
+
+def _credentials(tracking_uri: str) -> dict[str, str]:
+    """The variables from which mlflow reads the credentials that the address carries."""
+    if not isinstance(tracking_uri, RegistryAddress):
+        return {}
+    found = {
+        "MLFLOW_TRACKING_USERNAME": tracking_uri.username,
+        "MLFLOW_TRACKING_PASSWORD": tracking_uri.password,
+        "MLFLOW_TRACKING_SERVER_CERT_PATH": tracking_uri.ca_file,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _check_reachable(tracking_uri: str) -> None:
@@ -355,14 +376,42 @@ def _check_reachable(tracking_uri: str) -> None:
             hint="The address starts with http:// or https://.",
         )
     try:
-        with urllib.request.urlopen(f"{_redacted(tracking_uri)}/health", timeout=HEALTH_TIMEOUT_S):  # noqa: S310  http
+        context = _tls(tracking_uri)
+        url = f"{_redacted(tracking_uri)}/health"
+        with urllib.request.urlopen(url, timeout=HEALTH_TIMEOUT_S, context=context):  # noqa: S310  http
             pass
     except urllib.error.HTTPError:
         # A proxy may hide /health or require a password; the call of mlflow will show.
         return
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            raise _denied(tracking_uri, _tls_reason(reason)) from None
         raise _unavailable(tracking_uri, f"{reason}") from None
+
+
+def _tls(tracking_uri: str) -> ssl.SSLContext | None:
+    """The authorities that sign the certificate of the registry; None for http. Raises `SettingsError`."""
+    if urlsplit(tracking_uri).scheme != "https":
+        return None
+    ca_file = tracking_uri.ca_file if isinstance(tracking_uri, RegistryAddress) else ""
+    try:
+        return ssl.create_default_context(cafile=ca_file or None)
+    except OSError as error:
+        raise SettingsError(f"mlflow.ca_file: cannot read {ca_file}: {error.strerror or error}") from None
+
+
+def _denied(tracking_uri: str, reason: str) -> AccessDenied:
+    return AccessDenied(
+        f"MLflow at {_redacted(tracking_uri)} denies access: {reason}",
+        hint="Check mlflow.username, mlflow.password and mlflow.ca_file, and the permissions of the user.",
+    )
+
+
+def _tls_reason(error: Exception) -> str:
+    """What is wrong with a certificate, without the address and the place in the C library."""
+    found = re.search(r"certificate verify failed: ([^(\]]*)", str(error))
+    return f"the TLS connection fails: {found[1].strip() if found else type(error).__name__}"
 
 
 def _unavailable(tracking_uri: str, reason: str) -> RegistryUnavailable:

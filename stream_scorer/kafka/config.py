@@ -1,9 +1,13 @@
-"""Common librdkafka settings of all clients, each with its reason."""
+"""Common librdkafka settings of all clients, each with its reason. Properties that the user sets win over these."""
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from typing import Any
+
+from stream_scorer.connections import Brokers
+from stream_scorer.kafka.oauth import Tokens
 
 # More than the 5 MB of a malicious record with its headers. Broker and topics have the same bound.
 MAX_MESSAGE_BYTES = 10 * 1024 * 1024
@@ -15,12 +19,16 @@ _log = logging.getLogger("stream_scorer.kafka.librdkafka")
 
 def client_config(bootstrap: str, client_id: str) -> dict[str, Any]:
     """Settings of all clients."""
+    return _with_properties(_client_config(bootstrap, client_id), bootstrap)
+
+
+def _client_config(bootstrap: str, client_id: str) -> dict[str, Any]:
     return {
-        "bootstrap.servers": bootstrap,
+        "bootstrap.servers": str(bootstrap),
         "client.id": client_id,
         "logger": _log,
         "log.connection.close": False,
-        "broker.address.family": "v4",
+        "broker.address.family": _address_family(bootstrap),
         "message.max.bytes": MAX_MESSAGE_BYTES,
         # A restarting broker answers again within seconds. The default of up to 10 s between attempts would double its
         # outage.
@@ -29,9 +37,32 @@ def client_config(bootstrap: str, client_id: str) -> dict[str, Any]:
     }
 
 
+def _with_properties(config: dict[str, Any], bootstrap: str) -> dict[str, Any]:
+    """`config` with the properties that the address carries."""
+    if not isinstance(bootstrap, Brokers):
+        return config
+    # librdkafka has two names for this property; with both, the later one would win.
+    known = {"sasl.mechanisms": "sasl.mechanism"}
+    config = config | {known.get(name, name): value for name, value in bootstrap.properties.items()}
+    return config | ({"oauth_cb": Tokens(bootstrap.tokens).callback} if bootstrap.tokens else {})
+
+
+def _address_family(bootstrap: str) -> str:
+    """``v4`` for the local machine and for IPv4 addresses: `localhost` often has an IPv6 address without a listener."""
+    hosts = [address.strip().rpartition(":")[0] for address in bootstrap.split(",")]
+    return "v4" if all(host == "localhost" or _is_v4(host) for host in hosts) else "any"
+
+
+def _is_v4(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 4
+    except ValueError:
+        return False
+
+
 def producer_config(bootstrap: str, client_id: str) -> dict[str, Any]:
     """Settings of an idempotent producer."""
-    return client_config(bootstrap, client_id) | {
+    config = _client_config(bootstrap, client_id) | {
         "enable.idempotence": True,
         "acks": "all",
         "linger.ms": 1,
@@ -46,6 +77,7 @@ def producer_config(bootstrap: str, client_id: str) -> dict[str, Any]:
         "retry.backoff.ms": 2,
         "retry.backoff.max.ms": 200,
     }
+    return _with_properties(config, bootstrap)
 
 
 # Maximum time in ms that a broker holds a fetch request without records. For sequential reading, librdkafka's default
@@ -56,7 +88,7 @@ SHORT_FETCH_WAIT = {"fetch.wait.max.ms": 10}
 
 def consumer_config(bootstrap: str, client_id: str, group: str) -> dict[str, Any]:
     """Settings of a consumer that reads committed records only and never commits automatically."""
-    return client_config(bootstrap, client_id) | {
+    config = _client_config(bootstrap, client_id) | {
         "group.id": group,
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
@@ -68,3 +100,4 @@ def consumer_config(bootstrap: str, client_id: str, group: str) -> dict[str, Any
         # Prefetch bound: a few seconds of backlog at full speed. librdkafka's default is 64 MB per partition.
         "queued.max.messages.kbytes": 32_768,
     }
+    return _with_properties(config, bootstrap)

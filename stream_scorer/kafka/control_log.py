@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import NamedTuple, cast
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 
 from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.producer import PlainProducer
@@ -39,7 +40,7 @@ class ControlLog:
         self._position = 0
         # The end of the partition is an event, because its last offsets may hold no record: see `position`.
         settings = {"enable.partition.eof": True}
-        self._consumer = Consumer(
+        self._consumer = open_consumer(
             consumer_config(bootstrap, "stream-scorer-control", "stream-scorer-control-reader") | settings
         )
         self._consumer.assign([self._source])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from confluent_kafka import KafkaError, KafkaException
 
-from stream_scorer.errors import BrokerUnavailable, StreamScorerError, UsageError
+from stream_scorer.errors import AccessDenied, BrokerUnavailable, StreamScorerError, UsageError
 
 _UNREACHABLE = {
     KafkaError._ALL_BROKERS_DOWN,
@@ -21,6 +21,18 @@ _NO_TOPIC = {
     KafkaError._UNKNOWN_TOPIC,
     KafkaError._UNKNOWN_PARTITION,
 }
+# Authorization failures: what the principal may not use.
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "the topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "the consumer group",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "the transactional id",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "the cluster",
+}
+
+
+def is_denied(error: KafkaError) -> bool:
+    """Whether an ACL forbids the operation."""
+    return error.code() in _DENIED
 
 
 def kafka_error(exception: KafkaException) -> KafkaError:
@@ -40,4 +52,9 @@ def as_domain_error(error: KafkaError, doing: str, bootstrap: str = "") -> Strea
         )
     if error.code() in _NO_TOPIC:
         return UsageError(f"{doing}: {error.str()}", hint="Create it: `stream-scorer topics create`.")
+    if is_denied(error):
+        return AccessDenied(
+            f"Kafka{where} does not permit this user to {doing}: an ACL for {_DENIED[error.code()]} is missing",
+            hint="`stream-scorer topics acls --role ROLE` prints the ACLs of each role.",
+        )
     return StreamScorerError(f"{doing}: {error.name()}: {error.str()}")

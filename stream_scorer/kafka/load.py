@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, UsageError
+from stream_scorer.kafka.clients import find_refusal, open_consumer
 from stream_scorer.kafka.config import consumer_config
-from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.kafka.producer import PlainProducer
 from stream_scorer.serde.raw import Headers
@@ -135,7 +136,7 @@ class RecordFollower:
         self._bootstrap = bootstrap
         self._topic = topic
         # librdkafka requires a group name. It has no effect, as no offsets are committed.
-        self._consumer = Consumer(consumer_config(bootstrap, client_id, f"{client_id}-follower"))
+        self._consumer = open_consumer(consumer_config(bootstrap, client_id, f"{client_id}-follower"))
         try:
             self.starts = self._watermarks(start)
             self._consumer.assign([TopicPartition(topic, p, offset) for p, offset in self.starts.items()])
@@ -218,10 +219,12 @@ def _partition_ids(client: Producer | Consumer, topic: str, bootstrap: str) -> l
         try:
             found = client.list_topics(topic, METADATA_TIMEOUT_S).topics[topic]
         except KafkaException as error:
-            raise as_domain_error(kafka_error(error), f"look up topic {topic}", bootstrap) from error
+            raise find_refusal(bootstrap) or as_domain_error(
+                kafka_error(error), f"look up topic {topic}", bootstrap
+            ) from error
         if found.error is None:
             return sorted(found.partitions)
-        if not left:
+        if not left or is_denied(found.error):
             raise as_domain_error(found.error, f"look up topic {topic}", bootstrap)
         client.poll(RETRY_WAIT_S)
     raise AssertionError("the last attempt returns or raises")

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, Message
 
 from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.kafka.clients import open_producer
 from stream_scorer.kafka.config import producer_config
-from stream_scorer.kafka.errors import as_domain_error
+from stream_scorer.kafka.errors import as_domain_error, is_denied
 
 # How long a full queue may take to drain before the broker counts as gone; also the default bound of `flush`.
 DELIVERY_TIMEOUT_S = 60.0
@@ -42,7 +43,7 @@ class PlainProducer:
         self.bootstrap = bootstrap
         self.monotonic = monotonic
         reports = {"on_delivery": self._on_delivery}
-        self.client = Producer(producer_config(bootstrap, client_id) | reports | dict(settings or {}))
+        self.client = open_producer(producer_config(bootstrap, client_id) | reports | dict(settings or {}))
         self._failed = 0
         self._failure: KafkaError | None = None
         self.sent = 0
@@ -113,8 +114,10 @@ class PlainProducer:
             self._failure = self._failure or error
 
     def raise_failure(self) -> None:
-        """Raise `BrokerUnavailable` if a record was given up."""
+        """Raise `BrokerUnavailable` if a record was given up, `AccessDenied` if an ACL forbids it."""
         if self._failure is not None:
+            if is_denied(self._failure):
+                raise as_domain_error(self._failure, "write records", self.bootstrap)
             raise BrokerUnavailable(
                 f"{self.bootstrap} did not take {self._failed} records: {self._failure.str()}", hint=_HINT
             )

@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import StreamScorerError, UsageError
+from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.positions import SourcePartition
@@ -40,7 +41,7 @@ class RangeReader:
             "enable.partition.eof": True,
             "queued.max.messages.kbytes": _QUEUE_KB,
         }
-        self._lookup = Consumer(self._config)
+        self._lookup = open_consumer(self._config)
         self._open: list[Consumer] = []
 
     def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
@@ -74,7 +75,7 @@ class RangeReader:
         Raises:
             BrokerUnavailable: the broker does not answer.
         """
-        consumer = Consumer(self._config | {"group.id": group})
+        consumer = open_consumer(self._config | {"group.id": group})
         try:
             found = consumer.committed([TopicPartition(*source) for source in sources], METADATA_TIMEOUT_S)
         except KafkaException as error:
@@ -105,7 +106,7 @@ class RangeReader:
         """
         if start >= stop:
             return
-        consumer = Consumer(self._config)
+        consumer = open_consumer(self._config)
         self._open.append(consumer)
         try:
             consumer.assign([TopicPartition(source.topic, source.partition, start)])

@@ -19,6 +19,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.kafka.backlog import Backlog, TimesOf
+from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.stall import EndQuery, StallWatch
@@ -284,7 +285,7 @@ class InputReader:
             if number == self._consumers:
                 self._release(lost=lost)
 
-        consumer = Consumer(self._config)
+        consumer = open_consumer(self._config)
         consumer.subscribe(
             self._topics,
             on_assign=assigned,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
+from stream_scorer.kafka.clients import open_admin
 from stream_scorer.kafka.config import client_config
 from stream_scorer.positions import SourcePartition
 
@@ -48,7 +49,7 @@ class EndQuery:
         if not sources:
             return
         if self._client is None:
-            self._client = AdminClient(self._config)
+            self._client = open_admin(self._config)
         latest = {TopicPartition(*source): OffsetSpec.latest() for source in sources}  # type: ignore[no-untyped-call]
         found = self._client.list_offsets(
             latest, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=QUERY_TIMEOUT_S

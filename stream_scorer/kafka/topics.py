@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
     ConfigResource,
     NewTopic,
     ResourceType,
@@ -16,8 +15,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.kafka.clients import find_refusal, open_admin
 from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES, MAX_MESSAGE_BYTES, client_config
-from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
+from stream_scorer.settings import TOPICS, Settings
 
 _TIMEOUT_S = 10.0
 # With this many replicas, a record must be on two brokers before it counts as written, and one broker may fail.
@@ -27,22 +28,40 @@ _LISTED_PAUSE_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Topic names under one prefix."""
+    """The names of the topics: those in `names`, by the keys of `stream_scorer.settings.TOPICS`.
+
+    A topic that is not in `names` has the prefix and its default name. A name is an attribute: ``topics.dead_letters``.
+    """
 
     prefix: str = ""
+    names: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-    def __getattr__(self, name: str) -> str:
-        if name not in _NAMES:
-            raise AttributeError(name)
-        return self.prefix + _NAMES[name]
+    @classmethod
+    def of(cls, settings: Settings) -> Topics:
+        """The names that the settings give."""
+        given = {key: settings[f"topics.{key}"] for key in TOPICS}
+        return cls(settings["topics.prefix"], {key: name for key, name in given.items() if name})
+
+    def __getattr__(self, key: str) -> str:
+        if key not in TOPICS:
+            raise AttributeError(key)
+        return self.names.get(key) or self.prefix + TOPICS[key]
 
     def all(self) -> list[str]:
         """Every topic, in the order of docs/topics.md."""
-        return [self.prefix + name for name in _NAMES.values()]
+        return [getattr(self, key) for key in TOPICS]
+
+    def find(self, given: str) -> tuple[str, str]:
+        """Default and full name of the topic `given`, by either name; (`given`, `given`) if it is none of these."""
+        for key, default in TOPICS.items():
+            name = getattr(self, key)
+            if given in (name, default):
+                return default, name
+        return given, given
 
     def of_partitions(self) -> list[str]:
         """The topics with the partition count of the input, in the order of docs/topics.md."""
-        return [self.prefix + name for key, name in _NAMES.items() if key not in _SINGLE]
+        return [getattr(self, key) for key in TOPICS if key not in _SINGLE]
 
     def inputs(self) -> list[str]:
         """The topics of transactions and labels."""
@@ -62,30 +81,13 @@ class Topics:
 
     def of_one_partition(self) -> list[str]:
         """The topics that always have one partition."""
-        return [self.prefix + _NAMES[key] for key in _SINGLE]
+        return [getattr(self, key) for key in _SINGLE]
 
     def config(self, name: str) -> dict[str, str]:
         """The settings of a topic that differ from those of all topics."""
-        return _SINGLE.get(next(key for key, known in _NAMES.items() if self.prefix + known == name), {})
+        return _SINGLE.get(next(key for key in TOPICS if getattr(self, key) == name), {})
 
 
-_NAMES = {
-    "transactions": "transactions",
-    "labels": "labels",
-    "scores": "scores",
-    "contributions": "contributions",
-    "lineage": "lineage",
-    "alerts": "alerts",
-    "score_summaries": "score-summaries",
-    "dead_letters": "transactions.dlq",
-    "outcomes": "outcomes",
-    "monitor_metrics": "monitor-metrics",
-    "control": "control",
-    "serving_state": "serving-state",
-    "scorer_status": "scorer-status",
-    "audit": "audit",
-    "incidents": "incidents",
-}
 # The broker's clock decides which scorers run, and how long ago a command was given; other clocks may be wrong.
 _BROKER_TIME = {"message.timestamp.type": "LogAppendTime"}
 # Topics with one partition. Logs (control, audit, incidents) are kept forever; compacted topics keep the newest value
@@ -110,7 +112,7 @@ class TopicAdmin:
 
     def __init__(self, bootstrap: str) -> None:
         self._bootstrap = bootstrap
-        self._client = AdminClient(client_config(bootstrap, "stream-scorer-admin"))
+        self._client = open_admin(client_config(bootstrap, "stream-scorer-admin"))
 
     def partitions(self) -> dict[str, int]:
         """Partition count of every topic on the broker."""
@@ -127,7 +129,9 @@ class TopicAdmin:
         try:
             return dict(self._client.list_topics(timeout=_TIMEOUT_S).topics)
         except KafkaException as error:
-            raise as_domain_error(kafka_error(error), "list the topics", self._bootstrap) from error
+            raise find_refusal(self._bootstrap) or as_domain_error(
+                kafka_error(error), "list the topics", self._bootstrap
+            ) from error
 
     def configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """The settings of the topics `names`. Raises `StreamScorerError` if the broker does not permit it."""
@@ -189,6 +193,7 @@ class TopicAdmin:
         found = self.partitions()
         missing = [name for name in names if name not in found]
         if missing:
+            self._require_access(missing)
             raise UsageError(
                 f"missing topics at {self._bootstrap}: {', '.join(missing)}",
                 hint="Create them with `stream-scorer topics create`, or check the setting `topics.prefix`.",
@@ -201,6 +206,16 @@ class TopicAdmin:
                 hint="Outputs use the partition number of the input, so all topics need the same number of partitions.",
             )
         return counts
+
+    def _require_access(self, names: list[str]) -> None:
+        """Raise `AccessDenied` if this user may not see `names`: the list of all topics omits such topics."""
+        for name in names:
+            try:
+                error = self._client.list_topics(name, timeout=_TIMEOUT_S).topics[name].error
+            except KafkaException as failure:
+                error = kafka_error(failure)
+            if error is not None and is_denied(error):
+                raise as_domain_error(error, f"describe topic {name}", self._bootstrap)
 
     def message_limit(self, name: str) -> int:
         """The most bytes of a record on the topic; Kafka's default if this client may not describe the topic."""

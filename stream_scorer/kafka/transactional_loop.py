@@ -16,7 +16,6 @@ from typing import Self, TypeVar
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_INVALID,
-    Consumer,
     KafkaError,
     KafkaException,
     Message,
@@ -26,6 +25,7 @@ from confluent_kafka import (
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import StreamScorerError, TransactionAborted
+from stream_scorer.kafka.clients import open_consumer, open_producer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config, producer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 
@@ -78,7 +78,7 @@ class TransactionalLoop:
         self._client_id = client_id
         # The end of a partition is an event, because its last offsets may hold no record: see `position`.
         settings = SHORT_FETCH_WAIT | {"enable.partition.eof": True}
-        self._consumer = Consumer(consumer_config(bootstrap, client_id, group) | settings)
+        self._consumer = open_consumer(consumer_config(bootstrap, client_id, group) | settings)
         self._position: dict[Partition, int] = {}
         self._producer: Producer | None = None
 
@@ -97,7 +97,7 @@ class TransactionalLoop:
         Raises:
             BrokerUnavailable: the coordinator does not answer.
         """
-        self._producer = Producer(
+        self._producer = open_producer(
             producer_config(self._bootstrap, self._client_id)
             | {"transactional.id": self._transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS}
         )

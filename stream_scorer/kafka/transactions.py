@@ -17,8 +17,9 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
 from stream_scorer.kafka.call_timeout import CallTimedOut, TimedCaller
+from stream_scorer.kafka.clients import open_producer
 from stream_scorer.kafka.config import producer_config
-from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers
 
@@ -142,6 +143,8 @@ class Transaction:
         else:
             self._open = False
             self._slot.rebuild()
+        if is_denied(error):  # another attempt fails too
+            raise as_domain_error(error, doing, self._slot.bootstrap)
         raise TransactionAborted(f"could not {doing}: {name}: {error.str()}")
 
 
@@ -149,7 +152,7 @@ class _Slot:
     """One transactional id and the producer that holds it now."""
 
     def __init__(self, bootstrap: str, transactional_id: str) -> None:
-        self._bootstrap = bootstrap
+        self.bootstrap = bootstrap
         self._id = transactional_id
         self.rebuilds = 0
         self.caller = TimedCaller(transactional_id)
@@ -169,11 +172,11 @@ class _Slot:
         _log.info("producer %s was replaced", self._id)
 
     def _make(self) -> Producer:
-        config = producer_config(self._bootstrap, self._id) | {
+        config = producer_config(self.bootstrap, self._id) | {
             "transactional.id": self._id,
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
         }
-        producer = Producer(config)
+        producer = open_producer(config)
         deadline = time.monotonic() + INIT_DEADLINE_S
         while True:
             try:
@@ -182,7 +185,7 @@ class _Slot:
             except KafkaException as exception:
                 error = kafka_error(exception)
                 if not error.retriable() or time.monotonic() > deadline:
-                    raise as_domain_error(error, "start a transactional producer", self._bootstrap) from exception
+                    raise as_domain_error(error, "start a transactional producer", self.bootstrap) from exception
 
 
 class TransactionPair:

@@ -20,6 +20,7 @@ from faust.types import TP
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, StateGap, StreamScorerError
+from stream_scorer.monitor.credentials import credentials
 from stream_scorer.monitor.judge import CLOSE, LABELLED_AT, MATURE, PANE, Judge, record_key
 from stream_scorer.monitor.metrics import COUNTED, MARK_LAG, SUMMARY_GAPS, UNREADABLE
 from stream_scorer.monitor.tally import Cells, count_outcome, count_summary, new_cells, require_counts
@@ -240,6 +241,7 @@ class MonitorApp:
         app = MonitorFaust(
             settings.group,
             broker=";".join(f"kafka://{address.strip()}" for address in settings.bootstrap.split(",")),
+            broker_credentials=credentials(settings.bootstrap),
             datadir=str(settings.state_dir / "faust"),
             store="memory://",
             autodiscover=False,

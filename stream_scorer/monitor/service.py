@@ -20,6 +20,7 @@ from stream_scorer.errors import StreamScorerError, UnavailableError
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.monitor.app import AppSettings, MonitorApp, source_name
+from stream_scorer.monitor.credentials import credentials
 from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore, store_error
 from stream_scorer.monitor.judge import Judge
@@ -53,7 +54,7 @@ class MonitorSettings:
     bootstrap: str
     redis: str
     state_dir: Path
-    topic_prefix: str
+    topics: Topics
     group: str
     instance: str
     namespace: str
@@ -74,7 +75,7 @@ class MonitorSettings:
             bootstrap=settings.require("kafka.bootstrap"),
             redis=settings.require("redis.url"),
             state_dir=Path(settings["monitor.state_dir"]).expanduser(),
-            topic_prefix=settings["topics.prefix"],
+            topics=Topics.of(settings),
             group=settings["monitor.group"],
             instance=settings["monitor.instance"],
             namespace=settings["monitor.namespace"],
@@ -113,9 +114,10 @@ def run_monitor(
     Raises:
         StreamScorerError: at the start, Kafka does not answer, a topic is missing, or a setting is wrong.
     """
-    topics = Topics(settings.topic_prefix)
+    topics = settings.topics
     partitions = TopicAdmin(settings.bootstrap).require(topics.monitor_topics(), same_count=False)
     connect(settings.redis).close()  # refuses an address that is not one
+    credentials(settings.bootstrap)  # refuses properties that the windows cannot use
     join_rules, rules = _rules(settings, checked.spec)
     # Faust logs the start and stop of every service under the module of its class, our own classes included.
     for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
@@ -340,7 +342,7 @@ class _Joining:
 
     def _join(self, store: JoinerStore, stop: threading.Event, on_ready: Callable[[], None]) -> None:
         settings = self._settings
-        name = f"{settings.group}-joiner-{settings.topic_prefix or 'default'}"
+        name = f"{settings.group}-joiner-{settings.topics.prefix or 'default'}"
         joiner = Joiner(store, self._rules, scores=self._topics.scores, labels=self._topics.labels)
         self.counts = joiner.counts
         with TransactionalLoop(

@@ -44,7 +44,7 @@ class LiveConfig:
     """Parameters of live traffic.
 
     Attributes:
-        bootstrap: address of the brokers. topic_prefix: prefix of all topic names.
+        bootstrap: address of the brokers. topics: the topics' names.
         rate: transactions per second; None for full speed.
         duplicates, garbage: extra records, as shares of the transactions. seed: seed of both.
         truth: file for the truth, None for no file.
@@ -54,7 +54,7 @@ class LiveConfig:
     """
 
     bootstrap: str
-    topic_prefix: str = ""
+    topics: Topics = field(default_factory=Topics)
     rate: float | None = None
     duplicates: float = 0.0
     garbage: float = 0.0
@@ -159,9 +159,7 @@ class LiveTraffic:
             traffic = _TransactionSender(config, producer, report)
             labels = None
             if self._labeller is not None:
-                alerts = RecordFollower(
-                    config.bootstrap, Topics(config.topic_prefix).alerts, client_id="simulator-alerts"
-                )
+                alerts = RecordFollower(config.bootstrap, config.topics.alerts, client_id="simulator-alerts")
                 stack.enter_context(alerts)
                 labels = _LabelSender(config, producer, alerts, self._labeller, report)
             truth = stack.enter_context(truth_writer(config.truth)) if config.truth is not None else None
@@ -224,7 +222,7 @@ class _TransactionSender:
     """Publishes batches of transactions with their duplicates and garbage."""
 
     def __init__(self, config: LiveConfig, producer: OpenLoopProducer, report: LiveReport) -> None:
-        self._topic = Topics(config.topic_prefix).transactions
+        self._topic = config.topics.transactions
         self._producer = producer
         self._report = report
         rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(5,)))
@@ -274,7 +272,7 @@ class _LabelSender:
         labeller: Labeller,
         report: LiveReport,
     ) -> None:
-        self._topic = Topics(config.topic_prefix).labels
+        self._topic = config.topics.labels
         self._settle_ms = config.settle_ms
         self._producer = producer
         self._alerts = alerts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +10,12 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import redis
+import redis.exceptions
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.retry import Retry
 
-from stream_scorer.errors import SettingsError, StateUnavailable
+from stream_scorer.errors import SettingsError, StateDenied, StateUnavailable
 
 T = TypeVar("T")
 READ_TIMEOUT_S = 2.0
@@ -24,12 +26,20 @@ SCORING_CONNECT_TIMEOUT_S = 0.5
 # A call that fails later than this is not repeated: both attempts together must fit the timeout.
 REPEAT_WITHIN_S = 0.2
 CONNECT_TIMEOUT_S = 2.0
+_DENIED = (
+    redis.exceptions.AuthenticationError,
+    redis.exceptions.AuthenticationWrongNumberOfArgsError,
+    redis.exceptions.AuthorizationError,
+    redis.exceptions.NoPermissionError,
+)
 
 
 def connect(
     url: str, *, timeout_s: float = READ_TIMEOUT_S, connect_timeout_s: float = CONNECT_TIMEOUT_S
 ) -> redis.Redis:
-    """A client for `url` (``redis://host:port/db``) that returns bytes. It does not connect yet: see `ping`.
+    """A client for `url` (``redis://host:port/db``, ``rediss://`` with TLS) that returns bytes.
+
+    It does not connect yet: see `ping`.
 
     Retries are off: redis-py repeats a timed-out command ten times by default, and a script that runs twice may lose or
     repeat an update.
@@ -81,6 +91,7 @@ def hide_password(url: str) -> str:
     """`url` without user and password, for logs and messages."""
     parts = urlsplit(url)
     host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host  # IPv6
     return f"{parts.scheme}://{host}:{parts.port or 6379}{parts.path}"
 
 
@@ -100,12 +111,38 @@ def repeat_once(call: Callable[[], T]) -> T:
 
 @contextmanager
 def mapped_errors(url: str = "") -> Iterator[None]:
-    """Turn every redis error inside the block into `StateUnavailable`."""
+    """Turn every redis error inside the block into `StateUnavailable`, or `StateDenied` if Redis refuses the client."""
     try:
         yield
+    except _DENIED as error:
+        raise _denied(error, url) from error
     except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
+        if _certificate_error(error) is not None:
+            raise _denied(error, url) from error
         where = f" at {hide_password(url)}" if url else ""
         raise StateUnavailable(
             f"Redis{where}: {type(error).__name__}: {error}",
             hint="Is it running? `stream-scorer stack status`, or check the setting `redis.url`.",
         ) from error
+
+
+def _certificate_error(error: BaseException) -> ssl.SSLError | None:
+    """The error that caused `error`, if one side did not accept the certificate of the other."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause
+        if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _denied(error: Exception, url: str) -> StateDenied:
+    where = f" at {hide_password(url)}" if url else ""
+    tls = _certificate_error(error)
+    reason = f"the TLS connection fails: {getattr(tls, 'verify_message', '') or tls.reason}" if tls else str(error)
+    return StateDenied(
+        f"Redis{where} refuses this client: {reason}",
+        hint="Check redis.username, redis.password and the certificates; deploy/redis has the ACLs of each role.",
+    )

@@ -16,7 +16,7 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.errors import BrokerUnavailable, UsageError
 from stream_scorer.kafka.load import FollowedRecord, OpenLoopProducer, RecordFollower
 from stream_scorer.kafka.partitioner import partitions_of
-from stream_scorer.kafka.topics import TopicAdmin
+from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.simulate import (
     Labeller,
     LabellerConfig,
@@ -68,7 +68,7 @@ def read_all(bootstrap: str, topic: str, count: int) -> list[FollowedRecord]:
 def test_traffic_with_duplicates_and_garbage(bootstrap: str, history: Transactions, tmp_path: Path) -> None:
     make_topics(bootstrap, "mixed-")
     config = LiveConfig(
-        bootstrap, topic_prefix="mixed-", duplicates=0.02, garbage=0.01, truth=tmp_path / "truth.parquet"
+        bootstrap, topics=Topics("mixed-"), duplicates=0.02, garbage=0.01, truth=tmp_path / "truth.parquet"
     )
     report = LiveTraffic(config, generate_days(CONFIG), None, clock=SystemClock()).run()
     assert report.transactions == len(history)
@@ -126,7 +126,7 @@ def test_the_loop_closes_over_the_topic_of_alerts(bootstrap: str, history: Trans
     blocker = threading.Thread(target=answer)
     blocker.start()
     try:
-        config = LiveConfig(bootstrap, topic_prefix="loop-", rate=2_000.0, alerts_s=2.0, settle_ms=10 * DAY_MS)
+        config = LiveConfig(bootstrap, topics=Topics("loop-"), rate=2_000.0, alerts_s=2.0, settle_ms=10 * DAY_MS)
         # Event time passes a day in about a second: give slow alerts time before the first chargeback.
         labeller = Labeller(LabellerConfig(seed=1, capacity_per_hour=4, chargeback_min_ms=3 * DAY_MS))
         report = LiveTraffic(config, [history], labeller, clock=SystemClock()).run()
@@ -154,7 +154,7 @@ def test_a_run_is_never_ahead_of_its_rate_and_can_be_stopped(
 ) -> None:
     make_topics(bootstrap, "stop-")
     seen: list[int] = []
-    config = LiveConfig(bootstrap, topic_prefix="stop-", rate=500.0, truth=tmp_path / "truth.parquet")
+    config = LiveConfig(bootstrap, topics=Topics("stop-"), rate=500.0, truth=tmp_path / "truth.parquet")
     live = LiveTraffic(
         config, [history], None, clock=SystemClock(), on_progress=lambda report: seen.append(report.transactions)
     )
@@ -171,7 +171,7 @@ def test_a_run_is_never_ahead_of_its_rate_and_can_be_stopped(
 
 def test_a_run_is_bounded_in_time(bootstrap: str, history: Transactions) -> None:
     make_topics(bootstrap, "timed-")
-    config = LiveConfig(bootstrap, topic_prefix="timed-", rate=200.0, seconds=1.5)
+    config = LiveConfig(bootstrap, topics=Topics("timed-"), rate=200.0, seconds=1.5)
     report = LiveTraffic(config, [history], None, clock=SystemClock()).run()
     assert report.elapsed_s >= 1.5
     assert not report.stopped
@@ -180,7 +180,7 @@ def test_a_run_is_bounded_in_time(bootstrap: str, history: Transactions) -> None
 
 def test_a_missing_topic_and_a_missing_broker_are_told_apart(bootstrap: str, history: Transactions) -> None:
     with pytest.raises(UsageError, match="nowhere-transactions"):
-        LiveTraffic(LiveConfig(bootstrap, topic_prefix="nowhere-"), [history], None, clock=SystemClock()).run()
+        LiveTraffic(LiveConfig(bootstrap, topics=Topics("nowhere-")), [history], None, clock=SystemClock()).run()
     # Nobody listens on the port of the discard service.
     with pytest.raises(BrokerUnavailable, match="127.0.0.1:9"):
         LiveTraffic(LiveConfig("127.0.0.1:9"), [history], None, clock=SystemClock()).run()

@@ -23,8 +23,9 @@ from stream_scorer.cli.checks import PYTHON_BELOW, PYTHON_MIN, Check, run_checks
 from stream_scorer.cli.dead_letters import dead_letter_lines, group_dead_letters
 from stream_scorer.cli.formatting import json_line, line
 from stream_scorer.cli.main import _COMMANDS, cli, main
-from stream_scorer.cli.topic_io import ReadRecord, Redaction, topic_name
+from stream_scorer.cli.topic_io import ReadRecord, Redaction
 from stream_scorer.console import plain
+from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import (
     TOPIC_RECORDS,
     Alert,
@@ -460,7 +461,7 @@ def test_a_strangers_text_cannot_steer_the_terminal() -> None:
     ],
 )
 def test_a_topic_is_found_with_and_without_prefix(given: str, prefix: str, expected: tuple[str, str]) -> None:
-    assert topic_name(given, prefix) == expected
+    assert Topics(prefix).find(given) == expected
 
 
 def test_a_topic_of_another_program_shows_its_size_only() -> None:
