@@ -447,8 +447,8 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Texts that must not reach a log: values of secret settings, and passwords and queries in addresses."""
-        found: set[str] = set()
-        for value in (str(self._values[s.name]) for s in CATALOGUE if s.secret):
+        found = {given.value for given in self.properties.values() if given.secret}
+        for value in (s.text(self._values[s.name]) for s in CATALOGUE if s.secret):
             parts = urlsplit(value) if "://" in value else None
             found |= {value} if parts is None else {parts.password or "", unquote(parts.password or ""), parts.query}
         return tuple(sorted((text for text in found if len(text) >= MIN_SECRET_LENGTH), key=len, reverse=True))

@@ -25,7 +25,7 @@ def load(folder: Path, text: str = "", **environment: str) -> Settings:
 
 def test_quoted_nested_and_file_entries_of_the_settings_file_are_properties(tmp_path: Path) -> None:
     secret = tmp_path / "password"
-    secret.write_text("hush\n")
+    secret.write_text("hush-hush\n")
     text = f"""
     [kafka]
     bootstrap = "broker:9093"
@@ -36,15 +36,18 @@ def test_quoted_nested_and_file_entries_of_the_settings_file_are_properties(tmp_
     "socket.keepalive.enable" = true
     "socket.timeout.ms" = 30000
     """
-    brokers = load(tmp_path, text)["kafka.bootstrap"]
+    settings = load(tmp_path, text)
+    brokers = settings["kafka.bootstrap"]
     assert brokers == "broker:9093"
     assert dict(brokers.properties) == {
         "security.protocol": "SASL_SSL",
         "sasl.username": "scorer",
-        "sasl.password": "hush",
+        "sasl.password": "hush-hush",
         "socket.keepalive.enable": "true",
         "socket.timeout.ms": "30000",
     }
+    assert "hush-hush" in settings.secrets
+    assert "scorer" not in settings.secrets
 
 
 def test_a_variable_wins_over_the_file_and_over_the_variable_of_a_file(tmp_path: Path) -> None:
