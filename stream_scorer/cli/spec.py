@@ -27,6 +27,7 @@ def check(path: str, as_json: bool) -> None:
         "features": checked.features,
         "sensitive": checked.sensitive_fields,
         "hashed": checked.sensitive_entities,
+        "rates": checked.spec.transaction.rates,
     }
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
@@ -35,6 +36,9 @@ def check(path: str, as_json: bool) -> None:
     click.echo(f"spec {checked.sha256[:12]}, features {checked.feature_hash[:12]}")
     for name in checked.features:
         click.echo(f"  {name}")
+    shape = checked.spec.transaction
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in shape.rates.items())
+    click.echo(f"amounts are converted: {rates}" if rates else "amounts are of one currency")
     if checked.sensitive_fields:
         click.echo(f"never published: {', '.join(checked.sensitive_fields)}")
     if checked.sensitive_entities:

@@ -45,7 +45,7 @@ R = TypeVar("R", ScoreSummary, Outcome)
 
 @dataclass(frozen=True)
 class AppSettings:
-    """Names and addresses of one monitor. Intervals in seconds."""
+    """Names and addresses of one monitor. Intervals in seconds. `label_sources` are counted separately."""
 
     bootstrap: str
     group: str
@@ -55,6 +55,7 @@ class AppSettings:
     metrics_topic: str
     state_dir: Path
     emit_every_s: float = 1.0
+    label_sources: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,16 +199,17 @@ class SummaryCounter:
 
 
 class OutcomeCounter:
-    """Decodes outcomes and counts them."""
+    """Decodes outcomes and counts them; `sources` of labels separately."""
 
-    def __init__(self, topic: str, metrics: Metrics) -> None:
+    def __init__(self, topic: str, metrics: Metrics, sources: frozenset[str]) -> None:
+        self._sources = sources
         self._decode = msgspec.json.Decoder(Outcome).decode
         self._topic = topic
         self._metrics = metrics
 
     def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
         for outcome in readable(values, self._decode, self._topic, self._metrics):
-            count_outcome(cells, outcome)
+            count_outcome(cells, outcome, self._sources)
             maxima[LABELLED_AT] = max(outcome.labelled_at, maxima.get(LABELLED_AT, outcome.labelled_at))
 
 
@@ -223,12 +225,11 @@ class MonitorApp:
         self._clock = clock
         self._metrics = metrics
         self._encode = msgspec.json.Encoder().encode
+        summaries, outcomes = settings.summaries, settings.outcomes
+        count_outcomes = OutcomeCounter(outcomes, metrics, settings.label_sources)
         self._talliers = {
-            topic: Tallier(store, metrics, topic, counter(topic, metrics), due)
-            for topic, counter, due in (
-                (settings.summaries, SummaryCounter, (CLOSE, MATURE)),
-                (settings.outcomes, OutcomeCounter, ()),
-            )
+            summaries: Tallier(store, metrics, summaries, SummaryCounter(summaries, metrics), (CLOSE, MATURE)),
+            outcomes: Tallier(store, metrics, outcomes, count_outcomes, ()),
         }
         self.ready = False
         self.failure: BaseException | None = None

@@ -149,11 +149,12 @@ def _rules(settings: MonitorSettings, spec: PipelineSpec) -> tuple[JoinRules, Wi
         horizon_ms=join_rules.horizon_ms,
         window_panes=settings.window_panes,
         assumed=settings.assumed,
+        label_sources=frozenset(spec.labels.source_rank),
     )
     return join_rules, rules
 
 
-def _app_settings(settings: MonitorSettings, topics: Topics) -> AppSettings:
+def _app_settings(settings: MonitorSettings, topics: Topics, label_sources: frozenset[str]) -> AppSettings:
     return AppSettings(
         bootstrap=settings.bootstrap,
         group=settings.group,
@@ -163,6 +164,7 @@ def _app_settings(settings: MonitorSettings, topics: Topics) -> AppSettings:
         metrics_topic=topics.monitor_metrics,
         state_dir=settings.state_dir,
         emit_every_s=settings.emit_every_s,
+        label_sources=label_sources,
     )
 
 
@@ -261,7 +263,11 @@ class _Windows:
             store = CounterStore(client, self._namespace(), ttl_s=self._ttl_s)
             judge = self._judge(store)
             make_app = lambda: MonitorApp(  # noqa: E731 - the app must be created inside the running event loop
-                _app_settings(settings, self._topics), store, judge, self._clock, self._metrics
+                _app_settings(settings, self._topics, self._rules.label_sources),
+                store,
+                judge,
+                self._clock,
+                self._metrics,
             )
             asyncio.run(_count(make_app, stop, on_ready))
         finally:

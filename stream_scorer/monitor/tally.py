@@ -9,6 +9,9 @@ A cell is one event-time pane of one ensemble version and arm. Its fields::
     lo:<member>:<0..3>             alert of the ensemble against alert without the member, 2x2
     o:<decision>:<label>           labelled transactions      ov:… their money
     os:<decision>:<label>:<source> by source of the label     op:<decision>:<label>:<p> by review probability
+
+Sources that the spec does not list are counted as `OTHER_SOURCE`, and review probabilities are rounded, so that labels
+cannot add fields without bound.
 """
 
 from __future__ import annotations
@@ -18,6 +21,10 @@ from collections import defaultdict
 
 from stream_scorer.records import Outcome, ScoreSummary
 from stream_scorer.state.counters import Cell
+
+OTHER_SOURCE = "other"
+# Three significant digits down to a millionth: at most 5,400 values, and weights 1/p within half a percent.
+PROBABILITY_DIGITS, MIN_PROBABILITY = 3, 1e-6
 
 Cells = dict[Cell, dict[str, int]]
 
@@ -78,14 +85,17 @@ def count_summary(cells: Cells, summary: ScoreSummary) -> None:
                 counts[f"lo:{member}:{place}"] += number
 
 
-def count_outcome(cells: Cells, outcome: Outcome) -> None:
-    """Add one outcome to `cells`: increments the new label and decrements the label that it replaces."""
+def count_outcome(cells: Cells, outcome: Outcome, sources: frozenset[str]) -> None:
+    """Add one outcome to `cells`: increments the new label and decrements the label that it replaces.
+
+    `sources` are the label sources that are counted separately.
+    """
     counts = cells[outcome.pane, cell_label(outcome.ensemble, outcome.version, outcome.arm)]
     if outcome.previous_label is not None:
         _add_label(
             counts,
             f"{outcome.decision}:{outcome.previous_label}",
-            outcome.previous_source or "",
+            outcome.previous_source if outcome.previous_source in sources else OTHER_SOURCE,
             outcome.previous_review_probability,
             outcome.value,
             -1,
@@ -93,7 +103,7 @@ def count_outcome(cells: Cells, outcome: Outcome) -> None:
     _add_label(
         counts,
         f"{outcome.decision}:{outcome.label}",
-        outcome.source,
+        outcome.source if outcome.source in sources else OTHER_SOURCE,
         outcome.review_probability,
         outcome.value,
         1,
@@ -107,8 +117,9 @@ def _add_label(
     counts[f"ov:{what}"] += sign * value
     counts[f"os:{what}:{source}"] += sign
     if probability is not None:
-        # Cells hold integers, so a reader applies the weight 1/p. repr() keeps every bit of p.
-        counts[f"op:{what}:{probability!r}"] += sign
+        # Cells hold integers, so a reader applies the weight 1/p.
+        rounded = float(f"{max(probability, MIN_PROBABILITY):.{PROBABILITY_DIGITS}g}")
+        counts[f"op:{what}:{rounded!r}"] += sign
 
 
 def _add_histogram(counts: dict[str, int], prefix: str, sparse: list[int]) -> None:

@@ -54,13 +54,17 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class WindowRules:
-    """Times in milliseconds; `window_panes` lists the lengths of windows in panes, the first of them 1."""
+    """Times in milliseconds; `window_panes` lists the lengths of windows in panes, the first of them 1.
+
+    `label_sources` are the sources of labels that are counted separately.
+    """
 
     pane_ms: int
     allowed_lateness_ms: int
     horizon_ms: int
     window_panes: tuple[int, ...] = (1,)
     assumed: rates.Assumptions = rates.DEFAULT_ASSUMPTIONS
+    label_sources: frozenset[str] = frozenset()
 
     def start_of(self, pane: int, panes: int) -> int:
         """Start of the window of `panes` panes that contains `pane`; windows are aligned to the epoch."""

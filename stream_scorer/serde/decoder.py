@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from stream_scorer.errors import RecordError
 from stream_scorer.records import NOT_A_RECORD
-from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field, duration_ms
+from stream_scorer.serde.currency import Currencies
+from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field, TransactionShape, duration_ms
 
 # A double represents integers up to 2^53 exactly, so readers in every language do.
 _EXACT = 2**53
@@ -38,7 +39,7 @@ class Transactions:
     Attributes:
         row: (n,) int64, index in the raw records.
         event_id: n strings. id_hash: (n,) int64, xxh3 of the event id.
-        event_time: (n,) int64 epoch ms. value: (n,) int64 minor units.
+        event_time: (n,) int64 epoch ms. value: (n,) int64 minor units of the reference currency.
         entity_ids: entity name -> n ids, None if the transaction has none; hashes if the entity is sensitive.
         columns: field name -> (n,) float64, NaN if absent; a category is its index in the spec.
     """
@@ -112,7 +113,8 @@ class TransactionDecoder:
         self._pseudonyms = checked.pseudonyms
         self._wanted = list(dict.fromkeys([*self._names, *self._entities.values()]))
         self._id, self._time, self._value = shape.id, shape.time, shape.value
-        struct = msgspec.defstruct("Transaction", _struct_fields(shape.fields, shape.value), kw_only=True, gc=False)
+        self._currencies = Currencies(shape)
+        struct = msgspec.defstruct("Transaction", _struct_fields(shape), kw_only=True, gc=False)
         self._decode = msgspec.json.Decoder(struct).decode
         self._row_of = attrgetter(*self._wanted)
 
@@ -144,13 +146,15 @@ class TransactionDecoder:
         }
         for name in self._present:
             numeric[name] = np.array([np.nan if v is None else 1.0 for v in columns[name]])
+        value = self._currencies.convert(np.array(columns[self._value], dtype=np.int64), numeric)
+        numeric[self._value] = value.astype(np.float64)
         return (
             Transactions(
                 row=row,
                 event_id=ids,
                 id_hash=hash_ids(ids),
                 event_time=times,
-                value=np.array(columns[self._value], dtype=np.int64),
+                value=value,
                 entity_ids={n: self._pseudonyms.column(n, columns[field]) for n, field in self._entities.items()},
                 columns=numeric,
             ),
@@ -290,10 +294,12 @@ def _numeric(values: list[Any], codes: dict[str, float] | None) -> NDArray[np.fl
     return np.array(values, dtype=np.float64)  # None becomes NaN
 
 
-def _struct_fields(fields: dict[str, Field], value: str) -> list[Any]:
+def _struct_fields(shape: TransactionShape) -> list[Any]:
     out: list[Any] = []
-    for name, field in fields.items():
-        kind = _type_of(field, MAX_VALUE if name == value else _EXACT)
+    # Of an amount in minor units of its own currency, so that the converted one is at most `MAX_VALUE`.
+    most = int(MAX_VALUE / max(1.0, *shape.rates.values())) if shape.rates else MAX_VALUE
+    for name, field in shape.fields.items():
+        kind = _type_of(field, most if name == shape.value else _EXACT)
         out.append((name, kind | None, None) if field.optional else (name, kind))
     return out
 
@@ -304,8 +310,8 @@ def _type_of(field: Field, most: int = _EXACT) -> Any:
     if field.type == "time":
         return Annotated[int, Meta(ge=0, le=_EXACT)]
     if field.type == "integer":
-        low = -most if field.min is None else int(field.min)
-        high = most if field.max is None else int(field.max)
+        low = -most if field.min is None else max(int(field.min), -most)
+        high = most if field.max is None else min(int(field.max), most)
         return Annotated[int, Meta(ge=low, le=high)]
     if field.type == "number":
         limit = 1.7e308

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stream_scorer.errors import UsageError
+from stream_scorer.serde.currency import Currencies
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.model import CheckedSpec
 
@@ -43,12 +44,14 @@ def transactions_from_columns(checked: CheckedSpec, columns: Mapping[str, Sequen
                 raise UsageError(f"column {name!r} holds {error}, which the spec does not declare") from None
         else:
             numeric[name] = np.array(values, dtype=np.float64)
+    value = Currencies(shape).convert(np.asarray(columns[shape.value], dtype=np.int64), numeric)
+    numeric[shape.value] = value.astype(np.float64)
     return Transactions(
         row=np.arange(n),
         event_id=ids,
         id_hash=hash_ids(ids),
         event_time=np.asarray(columns[shape.time], dtype=np.int64),
-        value=np.asarray(columns[shape.value], dtype=np.int64),
+        value=value,
         entity_ids=_entity_ids(checked, columns, n),
         columns=numeric,
     )

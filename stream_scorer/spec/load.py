@@ -17,6 +17,7 @@ from stream_scorer.spec.model import (
     CheckedSpec,
     Condition,
     PipelineSpec,
+    TransactionShape,
     View,
     duration_ms,
 )
@@ -107,14 +108,38 @@ def _check_roles(spec: PipelineSpec) -> None:
             raise SpecError(f"{name!r} must be a required field of type {kind}", path=f"transaction.{role}")
         if field.sensitive:
             raise SpecError(f"the {role} must not be sensitive, as it is published", path=f"transaction.fields.{name}")
+    _check_currency(spec.transaction)
     limit = fields[spec.transaction.value].max
     if limit is not None and limit > MAX_VALUE:
         raise SpecError(
             f"max is above {MAX_VALUE}: sums could overflow", path=f"transaction.fields.{spec.transaction.value}"
         )
-    currency = spec.transaction.currency
-    if currency is not None and currency not in fields:
-        raise SpecError(f"there is no field {currency!r}", path="transaction.currency")
+
+
+def _check_currency(shape: TransactionShape) -> None:
+    """Sums and means must not add up amounts of different currencies."""
+    if shape.currency is None:
+        if shape.rates:
+            raise SpecError("rates require `currency`, the field of the currency", path="transaction.rates")
+        return
+    field = shape.fields.get(shape.currency)
+    if field is None:
+        raise SpecError(f"there is no field {shape.currency!r}", path="transaction.currency")
+    if field.type != "category" or field.optional:
+        raise SpecError(
+            f"{shape.currency!r} must be a required category",
+            path="transaction.currency",
+            hint="List the currencies in its `values`: a transaction in another one becomes a dead letter.",
+        )
+    currencies = field.values or []
+    if not currencies or set(shape.rates) == set(currencies) or (len(currencies) == 1 and not shape.rates):
+        return  # a category without values is refused in any case
+    raise SpecError(
+        f"rates are necessary for exactly the currencies {', '.join(currencies)}: sums would mix them",
+        path="transaction.rates",
+        hint="Give the minor units of one currency that a minor unit of each is worth, such as EUR: 1, USD: 0.92; "
+        "or allow one currency only.",
+    )
 
 
 def _check_views(spec: PipelineSpec) -> None:

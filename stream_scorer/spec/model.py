@@ -136,7 +136,10 @@ class Policy(Node, frozen=True):
 
 
 class LabelRules(Node, frozen=True):
-    """How labels become outcomes. After the label age `horizon`, a transaction without a label is evaluated."""
+    """How labels become outcomes. After the label age `horizon`, a transaction without a label is evaluated.
+
+    `source_rank` lists the label sources that the monitor counts separately; a higher rank overrides a lower one.
+    """
 
     horizon: Duration = "7d"
     source_rank: dict[str, int] = {}
@@ -170,12 +173,17 @@ class Limits(Node, frozen=True):
 
 
 class TransactionShape(Node, frozen=True, kw_only=True):
-    """The fields of a transaction and the roles of some of them."""
+    """The fields of a transaction and the roles of some of them.
+
+    `rates` converts amounts: by currency, the minor units of the reference currency that one of its minor units is
+    worth. Without `currency`, all amounts are of one currency.
+    """
 
     id: str
     time: str
     value: str
     currency: str | None = None
+    rates: dict[str, Annotated[float, Meta(gt=0)]] = {}
     fields: dict[Name, Field]
 
 

@@ -13,7 +13,9 @@ import pytest
 from stream_scorer.errors import RecordError
 from stream_scorer.serde import decoder
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
-from stream_scorer.spec import load_spec
+from stream_scorer.serde.tables import transactions_from_columns
+from stream_scorer.spec import CheckedSpec, load_spec, parse_spec
+from stream_scorer.spec.model import MAX_VALUE
 
 ROOT = Path(__file__).parents[2]
 CARDS = load_spec(ROOT / "stream_scorer" / "simulate" / "cards.yaml")
@@ -109,6 +111,32 @@ def test_a_good_record_becomes_columns() -> None:
     assert decoded.value.tolist() == [1_234]
     assert decoded.entity_ids == {"customer": ["c1"], "terminal": ["t1"], "device": [None], "network": [None]}
     assert decoded.columns["currency"].tolist() == [1.0]  # its place in [EUR, USD, GBP]
+
+
+def in_euros(**rates: float) -> CheckedSpec:
+    text = (ROOT / "stream_scorer" / "simulate" / "cards.yaml").read_text(encoding="utf-8")
+    return parse_spec(text.replace("rates: {EUR: 1, USD: 1, GBP: 1}", f"rates: {json.dumps({'EUR': 1.0} | rates)}"))
+
+
+def test_amounts_of_other_currencies_are_converted() -> None:
+    currencies = ["EUR", "USD", "GBP", "USD"]
+    documents = [GOOD | {"currency": c, "amount": 101 + i} for i, c in enumerate(currencies)]
+    spec = in_euros(USD=0.5, GBP=1.25)
+    decoded, rejected = TransactionDecoder(spec).decode([encode(d) for d in documents], np.full(4, NOW))
+    assert not rejected
+    # Halves are rounded to even: 102 / 2, 103 * 1.25 = 128.75, 104 / 2.
+    assert decoded.value.tolist() == [101, 51, 129, 52]
+    assert decoded.columns["amount"].tolist() == [101.0, 51.0, 129.0, 52.0]
+    columns = {name: [d[name] for d in documents] for name in GOOD}
+    assert transactions_from_columns(spec, columns).value.tolist() == decoded.value.tolist()
+
+
+def test_a_converted_amount_stays_within_the_limit_of_sums() -> None:
+    spec = in_euros(USD=1.0, GBP=1_000_000.0)
+    values = [encode(GOOD | {"amount": amount}) for amount in (MAX_VALUE // 1_000_000, MAX_VALUE // 1_000_000 + 1)]
+    decoded, rejected = TransactionDecoder(spec).decode(values, np.full(2, NOW))
+    assert len(decoded) == 1
+    assert [(row, error.code, error.path) for row, error in rejected] == [(1, "out_of_range", "$.amount")]
 
 
 def test_bad_records_leave_their_neighbours_alone() -> None:

@@ -141,7 +141,7 @@ def test_labels_whose_first_record_retention_deleted_do_not_end_the_judge(caplog
     cells = new_cells()
     # The record that said "genuine" is gone: its count becomes -1 for each of them.
     for _ in range(3):
-        count_outcome(cells, CHANGE)
+        count_outcome(cells, CHANGE, frozenset())
     monitor.store.open("e", {"outcomes:0": 0})
     monitor.store.apply(Batch("outcomes:0", 0, 1, cells, {}))
     with caplog.at_level(logging.ERROR):

@@ -23,6 +23,8 @@ PANE = PaneSummary(
     score=[0, 7, 1, 3], left_out={"gbm": [1, 2, 0, 7]},
 )  # fmt: skip
 
+SOURCES = frozenset({"analyst", "chargeback", "random_review"})
+
 
 def summary(*panes: PaneSummary) -> ScoreSummary:
     return ScoreSummary("cards", "1", "champion", HOUR, "transactions", 0, 0, 10, 0, list(panes))
@@ -66,8 +68,10 @@ def test_windows_are_aligned_and_tumble() -> None:
 def test_figures_of_a_pane() -> None:
     cells = new_cells()
     count_summary(cells, summary(PANE))
-    count_outcome(cells, outcome("genuine", source="analyst", review_probability=0.5))
-    count_outcome(cells, outcome("fraud", decision="approve", source="random_review", review_probability=0.001))
+    count_outcome(cells, outcome("genuine", source="analyst", review_probability=0.5), SOURCES)
+    count_outcome(
+        cells, outcome("fraud", decision="approve", source="random_review", review_probability=0.001), SOURCES
+    )
     ((cell, counts),) = cells.items()
     assert parse_label(cell[1]) == ("cards", "1", "champion")
     profile = {"amount:log": ([1.0], [4, 0, 6]), "member:gbm": ([1.0], [5, 5, 0]), "score": ([1.0], [7, 3, 0])}
@@ -95,14 +99,26 @@ def test_figures_of_a_pane() -> None:
 def test_a_changed_label_leaves_nothing_behind() -> None:
     cells = new_cells()
     first = outcome("genuine", review_probability=0.25)
-    count_outcome(cells, first)
-    count_outcome(
-        cells, outcome("fraud", "genuine", source="chargeback", previous_review_probability=0.25, labelled_at=9 * HOUR)
-    )
+    count_outcome(cells, first, SOURCES)
+    changed = outcome("fraud", "genuine", source="chargeback", previous_review_probability=0.25, labelled_at=9 * HOUR)
+    count_outcome(cells, changed, SOURCES)
     ((_, counts),) = cells.items()
     assert {name: n for name, n in counts.items() if n} == {
         "o:review:fraud": 1, "ov:review:fraud": 50, "os:review:fraud:chargeback": 1,
     }  # fmt: skip
+
+
+def test_labels_add_a_bounded_number_of_fields() -> None:
+    cells = new_cells()
+    for at in range(20_000):
+        probability = (at + 1) / 20_001 if at % 2 else 1e-9 * (at + 1)
+        count_outcome(cells, outcome("genuine", source=f"agent-{at}", review_probability=probability), SOURCES)
+    ((_, counts),) = cells.items()
+    assert counts["os:review:genuine:other"] == 20_000
+    assert {name for name in counts if name.startswith("os:")} == {"os:review:genuine:other"}
+    probabilities = [float(name.rpartition(":")[2]) for name in counts if name.startswith("op:")]
+    assert min(probabilities) == 1e-6 and len(probabilities) < 4_000
+    assert sum(n for name, n in counts.items() if name.startswith("op:")) == 20_000
 
 
 def test_labels_of_cells_are_unambiguous() -> None:
