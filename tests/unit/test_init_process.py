@@ -22,7 +22,7 @@ if sys.argv[2] == "init":
     leave_process_one()
 dog = Watchdog(Path(sys.argv[1]), limit_s=0.3)
 dog.begin(0, "2" * 64)
-time.sleep(6)
+time.sleep(4)
 print("still running", flush=True)
 """
 
