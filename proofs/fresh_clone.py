@@ -30,7 +30,7 @@ def test_that_fails() -> None:
     assert not __name__
 '''
 # These would lead the clone's commands into this checkout's environment, or change what they do.
-_LEFT_OUT = ("STREAM_SCORER_", "PYTHON", "VIRTUAL_ENV", "MAKE", "MFLAGS", "SEED", "BREAK", "N=", "P=")
+_LEFT_OUT = ("STREAM_SCORER_", "PROOF_", "PYTHON", "VIRTUAL_ENV", "MAKE", "MFLAGS", "SEED", "BREAK", "N=", "P=")
 
 
 def run(context: Context) -> Result:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +41,8 @@ PARENT_DEATH = ROOT / "stream_scorer" / "stack" / "parent_death.py"
 WORK = ROOT / ".stream-scorer"
 # Environment variable: addresses of services to share, as a JSON object by service.
 SHARED_STACK = "PROOF_SHARED_STACK"
+# Environment variable: a folder of trained ensembles that processes share.
+TRAINED = "PROOF_TRAINED"
 EMPTY_TIMEOUT_S = 90
 
 
@@ -146,10 +150,30 @@ def cards() -> CheckedSpec:
 
 
 def train_cards(folder: Path, *, seed: int, transactions: int = 60_000) -> Manifest:
-    """The five default members, trained on a simulated history, in ``folder/ensemble``."""
+    """The five default members, trained on a simulated history, in ``folder/ensemble``.
+
+    What `TRAINED` holds already for the same seed and size is copied; training gives the same bytes.
+    """
     if not (folder / "ensemble" / "manifest.json").exists():  # the scaled-down forms share one
-        train_cards_ensemble(folder, seed=seed, transactions=transactions)
+        kept = os.environ.get(TRAINED)
+        if kept:
+            shutil.copytree(_kept_cards(Path(kept), seed, transactions), folder / "ensemble")
+        else:
+            train_cards_ensemble(folder, seed=seed, transactions=transactions)
     return read_manifest(folder / "ensemble")
+
+
+def _kept_cards(kept: Path, seed: int, transactions: int) -> Path:
+    """The ensemble in `kept`, trained by the first process that asks for it."""
+    place = kept / f"{seed}-{transactions}"
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "complete").exists():
+            shutil.rmtree(place / "ensemble", ignore_errors=True)
+            train_cards_ensemble(place, seed=seed, transactions=transactions)
+            (place / "complete").touch()
+    return place / "ensemble"
 
 
 class Scorer:

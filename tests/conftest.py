@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +23,20 @@ os.environ.setdefault(JVM_FLAGS, "-XX:TieredStopAtLevel=1")
 # How long an example takes depends on what else the machine does.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+_run = ExitStack()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Called by pytest. All of its processes share the ensembles that tests train."""
+    if not hasattr(config, "workerinput"):
+        os.environ["PROOF_TRAINED"] = _run.enter_context(tempfile.TemporaryDirectory(prefix="trained-"))
+
+
+def pytest_unconfigure() -> None:
+    """Called by pytest at its end."""
+    _run.close()
 
 
 def pytest_collection_finish() -> None:

@@ -17,7 +17,7 @@ from tests.support.failpoints import Failpoints
 from tests.support.rows import MemoryMarkedRows, MemoryServer
 
 HOUR, DAY = 3_600_000, 24 * 3_600_000
-DAYS, PER_DAY, BATCH = 60, 150, 50
+DAYS, PER_DAY, BATCH = 60, 100, 50
 K = 16
 SPEC = parse_spec(f"""
 name: idle
@@ -104,7 +104,7 @@ def size(store: RowStore) -> int:
     return len(unpack(row or b""))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_rows_of_a_busy_entity_stay_bounded_while_a_partition_and_the_labels_are_silent(seed: int) -> None:
     engine = FeatureEngine(SPEC)
     (server, store), keeps_all = opened(), MemoryRowStore()
