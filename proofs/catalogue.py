@@ -46,6 +46,11 @@ PROOFS = {
         120,
         own="runs suites of the tests, which start their own services",
     ),
+    "holes": Proof(
+        "each defect of the audit has a test, which fails without the fix",
+        306,
+        own="runs tests, which start their own services",
+    ),
     "garbage": Proof("bad input is dead-lettered with code and path, the rest is scored", 60, KAFKA_REDIS),
     "additive": Proof(
         "contributions add up to z, z gives the score, members equal their own libraries", 60, KAFKA_REDIS

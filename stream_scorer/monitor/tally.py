@@ -95,7 +95,7 @@ def count_outcome(cells: Cells, outcome: Outcome, sources: frozenset[str]) -> No
         _add_label(
             counts,
             f"{outcome.decision}:{outcome.previous_label}",
-            outcome.previous_source if outcome.previous_source in sources else OTHER_SOURCE,
+            listed(outcome.previous_source or "", sources),
             outcome.previous_review_probability,
             outcome.value,
             -1,
@@ -103,11 +103,16 @@ def count_outcome(cells: Cells, outcome: Outcome, sources: frozenset[str]) -> No
     _add_label(
         counts,
         f"{outcome.decision}:{outcome.label}",
-        outcome.source if outcome.source in sources else OTHER_SOURCE,
+        listed(outcome.source, sources),
         outcome.review_probability,
         outcome.value,
         1,
     )
+
+
+def listed(source: str, sources: frozenset[str]) -> str:
+    """The name under which labels of `source` are counted."""
+    return source if source in sources else OTHER_SOURCE
 
 
 def _add_label(

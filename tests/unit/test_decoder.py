@@ -131,6 +131,15 @@ def test_amounts_of_other_currencies_are_converted() -> None:
     assert transactions_from_columns(spec, columns).value.tolist() == decoded.value.tolist()
 
 
+def test_an_amount_without_a_maximum_cannot_overflow_sums() -> None:
+    text = (ROOT / "stream_scorer" / "simulate" / "cards.yaml").read_text(encoding="utf-8")
+    spec = parse_spec(text.replace("min: 0, max: 100000000", "min: 0"))
+    values = [encode(GOOD | {"amount": amount}) for amount in (MAX_VALUE, MAX_VALUE + 1)]
+    decoded, rejected = TransactionDecoder(spec).decode(values, np.full(2, NOW))
+    assert decoded.value.tolist() == [MAX_VALUE]
+    assert [(row, error.code, error.path) for row, error in rejected] == [(1, "out_of_range", "$.amount")]
+
+
 def test_a_converted_amount_stays_within_the_limit_of_sums() -> None:
     spec = in_euros(USD=1.0, GBP=1_000_000.0)
     values = [encode(GOOD | {"amount": amount}) for amount in (MAX_VALUE // 1_000_000, MAX_VALUE // 1_000_000 + 1)]

@@ -150,6 +150,15 @@ def test_what_the_image_copies_is_let_through() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
+def test_every_action_of_ci_is_pinned_by_digest() -> None:
+    for path in (ROOT / ".github" / "workflows").iterdir():
+        used = re.findall(r"uses: *(\S+) *(.*)", path.read_text(encoding="utf-8"))
+        assert used
+        for action, comment in used:
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), action
+            assert re.fullmatch(r"# v\d+\.\d+\.\d+", comment), f"{action} has no comment with its version"
+
+
 def test_compose_binds_loopback_only() -> None:
     services = load(ROOT / "docker-compose.yml")["services"]
     assert {"kafka", "redis", "mlflow", "prometheus"} <= set(services)
