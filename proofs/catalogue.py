@@ -116,6 +116,11 @@ PROOFS = {
         235,
         own="stops the Redis process and changes its settings",
     ),
+    "storm": Proof(
+        "generated schedules of overlapping faults: outputs once, features, rows, windows and control right",
+        6_000,
+        own="kills and suspends everything",
+    ),
     "features-flush": Proof(
         "lost features are noticed, and rebuilt while scoring goes on", 300, own="flushes Redis under live traffic"
     ),

@@ -96,7 +96,7 @@ def run(context: Context) -> Result:
     result.at_least("commands", len(raw), n)
     result.at_least("kills_while_commands_came", killed, kills)
     _check_log(result, told, raw.offset, raw.value, n)
-    books, pages = _Books(), {}
+    books, pages = Books(), {}
     for offset, value in zip(raw.offset, raw.value, strict=True):
         books.enter(offset, msgspec.json.decode(value or b""))
         pages[books.offset] = copy.deepcopy(books)
@@ -107,7 +107,7 @@ def run(context: Context) -> Result:
         all(statuses[s.instance].in_play == wanted for s in alive),
     )
     result.check("at the same command", len({statuses[s.instance].control_offset for s in alive}) == 1)
-    told_states = [_Books.of(state) for state in states.decode(ServingState)]
+    told_states = [Books.of(state) for state in states.decode(ServingState)]
     result.at_least("states_told", len(told_states), len(pages) // 2)
     result.check(
         "whatever scorers said on serving-state is what the log led to by then",
@@ -118,7 +118,7 @@ def run(context: Context) -> Result:
 
 
 @dataclass(slots=True)
-class _Told:
+class Told:
     """What became of a command, as its author was told."""
 
     who: str
@@ -134,8 +134,8 @@ def _race(
     n: int,
     kills: int,
     scorers: list[Scorer],
-) -> tuple[list[_Told], int]:
-    told: list[_Told] = []
+) -> tuple[list[Told], int]:
+    told: list[Told] = []
     failures: list[BaseException] = []
 
     def write(number: int, who: str, author: Any) -> None:
@@ -144,7 +144,7 @@ def _race(
             catch_up(log, history, log.end())
             for _ in range(n // len(WRITERS)):
                 entry = submit(log, history, _some(rng, who, author, versions))
-                told.append(_Told(who, entry.offset, not entry.refused))
+                told.append(Told(who, entry.offset, not entry.refused))
                 # A refused author has read on by now; now and then it looks again before it speaks, as people do.
                 time.sleep(rng.uniform(0, 0.3))
                 if rng.random() < 0.5:
@@ -200,7 +200,7 @@ def _some(rng: random.Random, who: str, author: Any, versions: list[ServedVersio
     )
 
 
-def _settle(bootstrap: str, topic: str, versions: list[ServedVersion]) -> list[_Told]:
+def _settle(bootstrap: str, topic: str, versions: list[ServedVersion]) -> list[Told]:
     """The last word: one version serves that can be had."""
     log, history, told = ControlLog(bootstrap, topic), History(), []
     try:
@@ -216,13 +216,13 @@ def _settle(bootstrap: str, topic: str, versions: list[ServedVersion]) -> list[_
                 make(offset), action="promote", version=version, member=None, share=None
             ),
         )
-        told.append(_Told("ann", entry.offset, not entry.refused))
+        told.append(Told("ann", entry.offset, not entry.refused))
     finally:
         log.close()
     return told
 
 
-def _check_log(result: Result, told: list[_Told], offsets: list[int], values: list[bytes | None], n: int) -> None:
+def _check_log(result: Result, told: list[Told], offsets: list[int], values: list[bytes | None], n: int) -> None:
     log = {o: msgspec.json.decode(v or b"") for o, v in zip(offsets, values, strict=True)}
     result.check("the log has no holes", sorted(log) == list(range(len(log))))
     counted = [t for t in told if t.counts]
@@ -232,14 +232,14 @@ def _check_log(result: Result, told: list[_Told], offsets: list[int], values: li
     result.check("what counted landed where its author expected", not {t.offset for t in counted} & set(stale))
     result.check("every command is in the log once, by its author", all(log[t.offset]["who"] == t.who for t in told))
     result.check("nobody was told of one place twice", max(Counter(t.offset for t in told).values()) == 1)
-    books = _Books()
+    books = Books()
     truth = {o: books.enter(o, command) for o, command in sorted(log.items())}
     result.check("every author was told the truth", all(truth[t.offset] == t.counts for t in told))
     result.figures["actions_that_counted"] = dict(Counter(log[t.offset]["action"] for t in counted))
 
 
 @dataclass(slots=True)
-class _Books:
+class Books:
     """The rules of docs/control.md, kept by hand."""
 
     champion: str = ""
@@ -251,9 +251,10 @@ class _Books:
     retired: set[str] = field(default_factory=set)
     held: bool = False
     offset: int = -1
+    unloadable: frozenset[str] = field(default=frozenset({"local-000000000000"}), compare=False)
 
     @classmethod
-    def of(cls, state: ServingState) -> _Books:
+    def of(cls, state: ServingState) -> Books:
         """What `serving-state` says."""
         canary, last_good = state.canary, state.last_good
         return cls(
@@ -269,9 +270,9 @@ class _Books:
         )
 
     def in_play(self) -> list[str]:
-        """Those who can be had, the champion first; the last good one on probation."""
+        """The versions that can be loaded, the champion first; the last good one on probation."""
         found = [self.champion, self.canary, *self.shadows, self.last_good if self.probation else ""]
-        return list(dict.fromkeys(v for v in found if v and v != "local-000000000000"))
+        return list(dict.fromkeys(v for v in found if v and v not in self.unloadable))
 
     def enter(self, offset: int, command: dict[str, Any]) -> bool:
         """Whether it counts."""

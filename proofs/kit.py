@@ -216,6 +216,15 @@ class Scorer:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def set_environment(self, more: Mapping[str, str]) -> None:
+        """Add environment variables, from the next start on."""
+        self._environment |= more
+
     def kill(self) -> None:
         """`kill -9`."""
         assert self._process is not None
@@ -253,17 +262,19 @@ class Monitor(Scorer):
         addresses: StackAddresses,
         ensemble: Path,
         *,
+        spec: Path = CARDS_SPEC,
         arguments: Sequence[str] = (),
         sabotage: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         module = ["proofs.sabotage", sabotage] if sabotage else ["stream_scorer.cli.main"]
         command = [sys.executable, "-m", *module, "monitor", "--metrics-port", "-1"]
-        command += ["--bootstrap", str(addresses.kafka), "--redis", str(addresses.redis), "--spec", str(CARDS_SPEC)]
+        command += ["--bootstrap", str(addresses.kafka), "--redis", str(addresses.redis), "--spec", str(spec)]
         command += ["--ensemble", str(ensemble), "--state-dir", str(folder / "monitor")]
         self.instance = "monitor"
         self.log = folder / "monitor.log"
         self._command = die_with_parent([*command, *arguments])
-        self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+        self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
         self._process = None
 
 

@@ -12,10 +12,10 @@ import random
 import statistics
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -54,6 +54,7 @@ from stream_scorer.simulate.config import DAY_MS, HOUR_MS, MINUTE_MS, Simulation
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.simulate.labeller import history_labels
+from stream_scorer.simulate.transactions import Transactions
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
 from stream_scorer.state.rows import MarkedRowStore, Sharding
@@ -196,21 +197,26 @@ def make_parts(folder: Path, spec: Path) -> Parts:
     return Parts(checked, Ensemble.load(folder / "small", version="1"), engine, Metrics())
 
 
-def make_world(parts: Parts, seed: int, transactions: int, shards: int = 1) -> World:
-    """A world of `transactions` distinct transactions, their labels, and what goes wrong with both."""
-    rng = np.random.default_rng(seed)
-    config = SimulationConfig(
-        seed=seed, customers=max(transactions // 25, 5), terminals=12, days=None, transactions=transactions,
-        fraud_rate=0.1,
-    )  # fmt: skip
-    made = generate(config)
-    # A label is known after days; this world is shorter, so its labels are brought forward.
+class LogEvent(NamedTuple):
+    """A record for the log, and its place in it: the time (ms) at which it arrives."""
+
+    at: float
+    topic: str
+    key: bytes
+    value: bytes
+    timestamp: int
+
+
+def disturbed_events(made: Transactions, rng: np.random.Generator) -> list[LogEvent]:
+    """`made` and its labels as they arrive, with what goes wrong with both, in the order of arrival."""
+    transactions = len(made.event_time)
+    # A label is known after days; a world is shorter, so its labels are brought forward.
     labels = history_labels(made, int(made.event_time[-1]) + 10 * DAY_MS)
     given = labels.event_time + rng.integers(HOUR_MS, 12 * HOUR_MS, len(labels.event_time))
     document = msgspec.json.Decoder().decode
     encode = msgspec.json.Encoder().encode
     # By place in the log: an event's time, for some delayed.
-    events: list[tuple[float, str, bytes, bytes, int]] = []
+    events: list[LogEvent] = []
     keys, values = encode_keys(made.customer_id), encode_values(made)
     late = np.where(rng.random(transactions) < 0.1, rng.integers(0, 2 * HOUR_MS, transactions), 0)
     for row in range(transactions):
@@ -220,31 +226,42 @@ def make_world(parts: Parts, seed: int, transactions: int, shards: int = 1) -> W
             told = document(values[row])
             told["event_time"] = now // (10 * MINUTE_MS) * 10 * MINUTE_MS if odd < 0.15 else now + 4 * MINUTE_MS
             values[row] = encode(told)
-        events.append((now + int(late[row]), TOPICS.transactions, keys[row], values[row], now))
+        events.append(LogEvent(now + int(late[row]), TOPICS.transactions, keys[row], values[row], now))
         if rng.random() < 0.15:
             again = now + int(rng.integers(0, 3 * HOUR_MS))
-            events.append((again, TOPICS.transactions, keys[row], values[row], now))
+            events.append(LogEvent(again, TOPICS.transactions, keys[row], values[row], now))
     label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
     for row, when in enumerate(given.tolist()):
         told = document(label_values[row]) | {"labelled_at": when}
-        events.append((when, TOPICS.labels, label_keys[row], encode(told), when))
+        events.append(LogEvent(when, TOPICS.labels, label_keys[row], encode(told), when))
         what = rng.random()
         if what < 0.1:  # the same again
-            events.append((when + HOUR_MS, TOPICS.labels, label_keys[row], encode(told), when))
+            events.append(LogEvent(when + HOUR_MS, TOPICS.labels, label_keys[row], encode(told), when))
         elif what < 0.3:  # a change of mind
             later = when + int(rng.integers(1, 6 * HOUR_MS))
             # Some say that they were given before the label they change.
             claimed = later if rng.random() < 0.7 else when - HOUR_MS // 2
             other = told | {"labelled_at": claimed, "label": "genuine" if told["label"] == "fraud" else "fraud"}
-            events.append((later, TOPICS.labels, label_keys[row], encode(other), later))
+            events.append(LogEvent(later, TOPICS.labels, label_keys[row], encode(other), later))
         elif what < 0.4:  # known before the transaction arrives
             early = told | {"labelled_at": int(labels.event_time[row]) + 1}
-            events[-1] = (float(labels.event_time[row] - 1), TOPICS.labels, label_keys[row], encode(early), when)
-    events.sort(key=lambda event: event[0])
+            at = float(labels.event_time[row] - 1)
+            events[-1] = LogEvent(at, TOPICS.labels, label_keys[row], encode(early), when)
+    return sorted(events, key=lambda event: event.at)
+
+
+def make_world(parts: Parts, seed: int, transactions: int, shards: int = 1) -> World:
+    """A world of `transactions` distinct transactions, their labels, and what goes wrong with both."""
+    rng = np.random.default_rng(seed)
+    config = SimulationConfig(
+        seed=seed, customers=max(transactions // 25, 5), terminals=12, days=None, transactions=transactions,
+        fraud_rate=0.1,
+    )  # fmt: skip
+    events = disturbed_events(generate(config), rng)
     topics = dict.fromkeys(TOPICS.all(), PARTITIONS)
     broker = MemoryBroker(topics, INPUTS)
     for partition, (_, topic, key, value, timestamp) in zip(
-        partitions_of([event[2] for event in events], PARTITIONS).tolist(), events, strict=True
+        partitions_of([event.key for event in events], PARTITIONS).tolist(), events, strict=True
     ):
         source = SourcePartition(topic, partition)
         if rng.random() < 0.03:
@@ -300,7 +317,9 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class _Event:
+class Event:
+    """A transaction of the log; `duplicate`: its id occurred before."""
+
     source: SourcePartition
     offset: int
     event_id: str
@@ -312,7 +331,9 @@ class _Event:
 
 
 @dataclass(slots=True)
-class _Label:
+class LabelChange:
+    """A label that changed what is known of a transaction; `given`: since when."""
+
     source: SourcePartition
     offset: int
     event_id: str
@@ -354,13 +375,13 @@ def verify(world: World) -> Verdict:
     verdict.tied = len(events) - len({e.time for e in events}) - verdict.duplicates
     verdict.label_changes = len(labels) - len({label.event_id for label in labels})
     _verify_rows(world, verdict, events, labels)
-    batches: dict[int, list[tuple[int, _Event]]] = {}
+    batches: dict[int, list[tuple[int, Event]]] = {}
     for number, c in lineage:
         event = by_place[c.source.partition, c.source.offset]
         batches.setdefault(number, []).append((c.place, event))
     spec = world.parts.checked
-    mine: dict[str, dict[str, list[_Event]]] = {name: {} for name in spec.spec.entities}
-    told: dict[str, dict[str, list[_Label]]] = {name: {} for name in spec.spec.entities}
+    mine: dict[str, dict[str, list[Event]]] = {name: {} for name in spec.spec.entities}
+    told: dict[str, dict[str, list[LabelChange]]] = {name: {} for name in spec.spec.entities}
     for name in spec.spec.entities:
         for e in events:
             mine[name].setdefault(str(e.entity[name]), []).append(e)
@@ -374,11 +395,11 @@ def verify(world: World) -> Verdict:
         # Older is possible: of an update that a crash cut in the middle, watermarks know only what left entries.
         verdict.ages_too_young += c.partitions_age is None or c.partitions_age < age
         by_entity = {name: marks | _ahead(world, c, name, owner) for name, owner in event.entity.items()}
-        wanted = _features(spec, event, by_entity, earlier, mine, told)
+        wanted = features_of(spec, event, by_entity, earlier, mine, told)
         got = c.features[: len(names)]
         verdict.features += len(names)
         for name, a, b in zip(names, wanted, got, strict=True):
-            if not _same(name, a, b):
+            if not same_value(name, a, b):
                 verdict.features_different += 1
                 verdict.example = verdict.example or f"{name} of {event.event_id}: {b}, by the log {a}"
     return verdict
@@ -397,7 +418,7 @@ def lacks_features(score: Score) -> bool:
     return bool(set(score.degraded) - {FEATURES_STALE})
 
 
-def _partitions_age(event: _Event, marks: dict[SourcePartition, int], earlier: list[_Event], log: list[_Event]) -> int:
+def _partitions_age(event: Event, marks: dict[SourcePartition, int], earlier: list[Event], log: list[Event]) -> int:
     """How far the slowest other partition was behind, of what lies below the marks or came earlier in the batch."""
     newest: dict[SourcePartition, int] = {}
     for other in [e for e in log if e.offset < marks.get(e.source, 0)] + earlier:
@@ -406,43 +427,56 @@ def _partitions_age(event: _Event, marks: dict[SourcePartition, int], earlier: l
     return max(event.time - min(newest.values(), default=event.time), 0)
 
 
-def _same(name: str, wanted: float | None, got: float | None) -> bool:
+def same_value(name: str, wanted: float | None, got: float | None) -> bool:
     """Equal; a standard deviation to 1e-12, because its root and quotient round."""
     if ".std_" in name and wanted is not None and got is not None:
         return abs(wanted - got) <= 1e-12 * max(abs(wanted), 1.0)
     return wanted == got
 
 
-def _log(world: World) -> tuple[list[_Event], list[_Label]]:
-    """Transactions and labels in offset order of each partition; a repeated id of a customer is a duplicate."""
+def _log(world: World) -> tuple[list[Event], list[LabelChange]]:
+    """Transactions and labels of the broker."""
+    records = (
+        (source, offset, entry.value or b"")
+        for source in world.broker.inputs
+        for offset, entry in enumerate(world.broker.log[source])
+        if not entry.control
+    )
+    return read_log(world.parts.checked, records)
+
+
+def read_log(
+    checked: CheckedSpec, records: Iterable[tuple[SourcePartition, int, bytes]]
+) -> tuple[list[Event], list[LabelChange]]:
+    """Transactions and changes of labels from `records`, which are good and in the order of offsets per partition.
+
+    A repeated id of a customer is a duplicate.
+    """
     document = msgspec.json.Decoder().decode
-    entities = world.parts.checked.spec.entities
+    entities = checked.spec.entities
     events, labels = [], []
-    for source in world.broker.inputs:
-        known: set[tuple[str, str]] = set()
-        changed: dict[str, tuple[bool, int]] = {}
-        for offset, entry in enumerate(world.broker.log[source]):
-            if entry.control:
-                continue
-            told = document(entry.value or b"")
-            entity = {name: told.get(e.field) for name, e in entities.items()}
-            if source.topic == TOPICS.labels:
-                # A label that says what is known changes nothing; a change holds not before what it changes.
-                was, since = changed.get(told["event_id"], (False, 0))
-                fraud = told["label"] == "fraud"
-                if fraud != was:
-                    since = max(since, told["labelled_at"])
-                    changed[told["event_id"]] = fraud, since
-                    labels.append(_Label(source, offset, told["event_id"], told["event_time"], since, fraud, entity))
-                continue
-            place = (told["customer_id"], told["event_id"])
-            events.append(
-                _Event(
-                    source, offset, place[1], told["event_time"], told["amount"], entity, told["channel"],
-                    place in known,
-                )
-            )  # fmt: skip
-            known.add(place)
+    known: set[tuple[SourcePartition, str, str]] = set()
+    changed: dict[tuple[SourcePartition, str], tuple[bool, int]] = {}
+    for source, offset, value in records:
+        told = document(value)
+        entity = {name: told.get(e.field) for name, e in entities.items()}
+        if source.topic == TOPICS.labels:
+            # A label that repeats what is known changes nothing; a change does not hold before what it changes.
+            was, since = changed.get((source, told["event_id"]), (False, 0))
+            fraud = told["label"] == "fraud"
+            if fraud != was:
+                since = max(since, told["labelled_at"])
+                changed[source, told["event_id"]] = fraud, since
+                labels.append(LabelChange(source, offset, told["event_id"], told["event_time"], since, fraud, entity))
+            continue
+        place = (source, told["customer_id"], told["event_id"])
+        events.append(
+            Event(
+                source, offset, told["event_id"], told["event_time"], told["amount"], entity, told["channel"],
+                place in known,
+            )
+        )  # fmt: skip
+        known.add(place)
     return events, labels
 
 
@@ -463,7 +497,7 @@ def _lineage(world: World) -> list[tuple[int, LineageRow]]:
     return out
 
 
-def _verify_rows(world: World, verdict: Verdict, events: list[_Event], labels: list[_Label]) -> None:
+def _verify_rows(world: World, verdict: Verdict, events: list[Event], labels: list[LabelChange]) -> None:
     """The transactions in every row, exactly; and of labels their sum: how many transactions are known as fraud."""
     wanted: dict[bytes, Counter[tuple[int, int]]] = {}
     fraud: dict[bytes, int] = {}
@@ -495,16 +529,16 @@ def _verify_rows(world: World, verdict: Verdict, events: list[_Event], labels: l
             verdict.example = verdict.example or f"row {key!r} holds {len(entries)} entries"
 
 
-def _features(
+def features_of(
     checked: CheckedSpec,
-    event: _Event,
+    event: Event,
     marks: dict[str, dict[SourcePartition, int]],
     earlier: set[tuple[int, int]],
-    mine: dict[str, dict[str, list[_Event]]],
-    told: dict[str, dict[str, list[_Label]]],
+    mine: dict[str, dict[str, list[Event]]],
+    told: dict[str, dict[str, list[LabelChange]]],
 ) -> list[float | None]:
     """The view features of `event` from the log, the marks and its batch alone; see docs/features.md."""
-    seen: dict[str, tuple[list[_Event], list[_Label]]] = {}
+    seen: dict[str, tuple[list[Event], list[LabelChange]]] = {}
     for name, owner in event.entity.items():
         if owner is None:
             continue
@@ -576,7 +610,7 @@ def _features(
     return out
 
 
-def _field(event: _Event, name: str | None) -> str | None:
+def _field(event: Event, name: str | None) -> str | None:
     """The value of a field of the cards spec that a view counts distinct values of."""
     return event.channel if name == "channel" else event.entity.get((name or "").removesuffix("_id"))
 

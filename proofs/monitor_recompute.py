@@ -7,7 +7,7 @@ JSON. Nothing is taken from summaries, outcomes or Redis.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from proofs.kit import TopicContent, cards, read_lineage, read_topic
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Contribution, Score
-from stream_scorer.spec.model import duration_ms
+from stream_scorer.spec.model import PipelineSpec, duration_ms
 
 POSITIVE = {"review+block": ("review", "block"), "block": ("block",)}
 
@@ -62,6 +62,7 @@ class Logs:
     sources: list[tuple[int, int]]
     same_order: bool
     who: set[tuple[str, str, str]]
+    subject: NDArray[Any]
 
     def alone(self, member: int) -> Bools:
         """Which rows this member alone would have alerted."""
@@ -69,8 +70,16 @@ class Logs:
         return np.asarray(scores >= self.manifest["thresholds"]["review"])
 
     @classmethod
-    def read(cls, bootstrap: str, topics: Topics, manifest: dict[str, Any]) -> Logs:
-        spec = cards().spec
+    def read(
+        cls,
+        bootstrap: str,
+        topics: Topics,
+        manifest: dict[str, Any],
+        spec: PipelineSpec | None = None,
+        bad: bytes | None = None,
+    ) -> Logs:
+        """Read the topics. `spec` is that of the cards by default; labels whose key begins with `bad` are left out."""
+        spec = spec or cards().spec
         scores = read_topic(bootstrap, topics.scores).decode(Score)
         contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
         lineage = read_lineage(bootstrap, topics)
@@ -85,6 +94,7 @@ class Logs:
             read_topic(bootstrap, topics.labels),
             spec.labels.source_rank,
             2 * duration_ms(spec.labels.horizon),
+            bad,
         )
         return cls(
             manifest,
@@ -106,17 +116,37 @@ class Logs:
             [s.event_id for s in scores] == [c.event_id for c in contributions] == [row.event_id for row in lineage]
             and all(c.members.name == names for c in contributions),
             {(s.ensemble, s.version, s.arm) for s in scores},
+            np.array([f"{s.ensemble} {s.version} {s.arm}" for s in scores]),
+        )
+
+    def of(self, ensemble: str, version: str, arm: str, manifest: dict[str, Any]) -> Logs:
+        """The rows that one version decided as `arm`; `manifest` is its own."""
+        rows = np.flatnonzero(self.subject == f"{ensemble} {version} {arm}")
+        columns = ("event_time", "decision", "value", "duplicate", "degraded", "fallback", "member_alerts", "verdict")
+        return replace(
+            self,
+            manifest=manifest,
+            event_id=[self.event_id[row] for row in rows.tolist()],
+            series={name: values[rows] for name, values in self.series.items()},
+            reviewed=self.reviewed[rows],
+            **{name: getattr(self, name)[rows] for name in columns},
         )
 
 
 def _verdicts(
-    scores: Sequence[Score], topic: TopicContent, rank: Mapping[str, int], keep_ms: int
+    scores: Sequence[Score], topic: TopicContent, rank: Mapping[str, int], keep_ms: int, bad: bytes | None
 ) -> tuple[NDArray[np.int64], Floats, int]:
     """The label that holds of each row: the greatest by (source rank, labelled at, offset, partition)."""
     row_of = {s.event_id: row for row, s in reversed(list(enumerate(scores))) if not s.duplicate}
     holds: dict[int, tuple[tuple[int, int, int, int], _Label]] = {}
     late = 0
-    for label, offset, partition in zip(topic.decode(_Label), topic.offset, topic.partition, strict=True):
+    decode = msgspec.json.Decoder(_Label).decode
+    for key, value, offset, partition in zip(topic.key, topic.value, topic.offset, topic.partition, strict=True):
+        if bad is not None and (key or b"").startswith(bad):
+            continue
+        label = decode(value or b"")
+        if bad is not None and label.event_id not in row_of:
+            continue  # its transaction never came
         row = row_of[label.event_id]
         if label.labelled_at - scores[row].event_time > keep_ms:
             late += 1

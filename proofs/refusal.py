@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,13 @@ def _refuse(context: Context, scorer: Scorer, at: StackAddresses, fault_s: float
 
 def _last_state(scorer: Scorer) -> str:
     scorer.require_running()
-    entered = [line for line in scorer.log.read_text().splitlines() if " -> " in line and "features:" in line]
+    return last_state(scorer.log)
+
+
+def last_state(log: Path) -> str:
+    """The last state of the features that a scorer's log names; empty if it names none."""
+    lines = log.read_text(errors="replace").splitlines()
+    entered = [line for line in lines if " -> " in line and "features:" in line]
     return entered[-1].split(" -> ")[1].split(":")[0].split('"')[0].strip() if entered else ""
 
 

@@ -1,4 +1,4 @@
-"""``python -m proofs.sabotage NAME run ...``: the scorer with one property broken, for BREAK=1."""
+"""``python -m proofs.sabotage NAME[,NAME] run ...``: the scorer with one property broken, for BREAK=1."""
 
 from __future__ import annotations
 
@@ -242,6 +242,64 @@ def raw_errors() -> None:
     module.main = lambda: module.cli.main(standalone_mode=False)
 
 
+def handicap() -> None:
+    """No property is broken: one version takes seconds to load, and the clock is off, as the environment says."""
+    import os
+    import time
+
+    from stream_scorer.clock import SystemClock
+    from stream_scorer.ensemble.ensemble import Ensemble
+
+    load, now_ms = Ensemble.load, SystemClock.now_ms
+    slow, slow_s = os.environ.get("STORM_SLOW_VERSION"), float(os.environ.get("STORM_SLOW_S", "0"))
+    skew_ms = int(os.environ.get("STORM_CLOCK_SKEW_MS", "0"))
+
+    def load_slowly(folder: Any, *, version: str) -> Any:
+        if version == slow:
+            time.sleep(slow_s)
+        return load(folder, version=version)
+
+    Ensemble.load = load_slowly  # type: ignore[method-assign]
+    SystemClock.now_ms = lambda self: now_ms(self) + skew_ms  # type: ignore[method-assign]
+
+
+def skip_entries() -> None:
+    """One entry in 10,000 never reaches its row, and the applied offset says that it did."""
+    import numpy as np
+    import xxhash
+
+    from stream_scorer.state.redis_rows import RedisRowStore
+    from stream_scorer.state.row_format import HASH
+    from stream_scorer.state.rows import RowUpdate
+
+    apply = RedisRowStore.apply
+
+    def skip(self: Any, update: RowUpdate) -> None:
+        owners = np.repeat(np.arange(len(update.keys)), np.diff(update.bounds))
+        of_key = np.array([xxhash.xxh3_64_intdigest(key) >> 1 for key in update.keys], dtype=np.int64)
+        # The same entry whenever it is applied. One that opens a row stays: rows that are lost are noticed.
+        chosen = (
+            (update.entries[:, HASH] ^ of_key[owners]) % 10_000 == 7 if len(owners) else np.zeros(0, dtype=np.bool_)
+        )
+        kept = ~(chosen & (update.opens == 0))
+        if not kept.all():
+            bounds = np.concatenate([[0], np.cumsum(np.bincount(owners[kept], minlength=len(update.keys)))])
+            full = np.diff(bounds) > 0
+            update = RowUpdate(
+                update.spans,
+                [key for key, holds in zip(update.keys, full.tolist(), strict=True) if holds],
+                bounds[np.concatenate([[True], full])],
+                update.entries[kept],
+                update.span_of[kept],
+                update.offset[kept],
+                update.opens[kept],
+                update.compactions,
+            )
+        apply(self, update)
+
+    RedisRowStore.apply = skip  # type: ignore[method-assign]
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "outputs-outside": outputs_outside_the_transaction,
     "count-duplicates": count_duplicates,
@@ -258,11 +316,13 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "unaligned": hand_on_as_fetched,
     "blind-watch": see_no_rise,
     "raw-errors": raw_errors,
+    "handicap": handicap,
+    "skip-entries": skip_entries,
 }
 
 if __name__ == "__main__":
-    name = sys.argv.pop(1)
-    SABOTAGES[name]()
+    for name in sys.argv.pop(1).split(","):
+        SABOTAGES[name]()
     from stream_scorer.cli import main as module
 
     module.main()

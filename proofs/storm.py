@@ -1,0 +1,330 @@
+"""storm: generated schedules of overlapping faults, after which every invariant holds.
+
+A schedule is complete before its run: `seed` decides the kind, the time, the target and the parameters of every action
+(`proofs/storm_schedule.py`, `proofs/storm_actions.py`). Scorers, a monitor, a broker and Redis are real, and so are the
+faults. During the run no output comes twice or out of order. Afterwards (`proofs/storm_invariants.py`): one output for
+each input; features of scores that are not degraded equal a recomputation up to their applied offsets; rows equal the
+log; control has one history; windows equal a recomputation; `verify` finds nothing.
+
+`N` is the number of seeds, each of `STORM_SECONDS`. `SCHEDULE=FILE` replays a schedule. If one fails, its schedule is
+shrunk in at most `STORM_SHRINK_RUNS` runs, and the command that replays the rest is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proofs import storm_invariants as invariants
+from proofs.kit import CARDS_SPEC, WORK, Context, Result, group_offsets, log_ends, wait_until
+from proofs.memory_run import Parts, make_parts
+from proofs.refusal import last_state
+from proofs.storm_actions import ACTIONS, KINDS, NotNow
+from proofs.storm_invariants import Findings, OutputWatch, Published
+from proofs.storm_schedule import Action, Schedule, generate, load, overlapping, save, shrink
+from proofs.storm_world import PARTITIONS, World
+from stream_scorer.kafka.topics import Topics
+
+SEEDS, SECONDS, RATE = 12, 300, 150
+SHRINK_RUNS = 14
+# Of a full run of 12 seeds.
+ACTIONS_OF_ALL, OVERLAPPING_OF_ALL, KINDS_OF_ALL = 2_000, 300, 25
+# The share of the schedule that must have been carried out: an action that finds its target gone does not count.
+LEAST_CARRIED_OUT = 0.7
+SAVED = WORK / "storm"
+START_S, CALM_S, MONITOR_S = 120.0, 240.0, 150.0
+LAST_ROUND = "last-"
+
+
+@dataclass(slots=True)
+class Run:
+    """What happened in one run: findings, and the times (s) of the actions that were carried out, by kind."""
+
+    findings: Findings = field(default_factory=Findings)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    not_now: Counter[str] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def violations(self) -> list[str]:
+        return self.findings.violations
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    seconds = int(os.environ.get("STORM_SECONDS") or SECONDS)
+    sabotage = "handicap,skip-entries" if context.broken else "handicap"
+    result, runs = Result(), []
+    parts = _parts(context.folder)
+    for schedule in _schedules(context, seconds):
+        path = SAVED / f"seed-{schedule.seed}.json"
+        save(schedule, path)
+        _print_schedule(context, schedule, path)
+        done = storm(context, parts, schedule, sabotage)
+        runs.append(done)
+        _print_run(context, schedule, done)
+        if done.violations:
+            result.figures["violations"] = done.violations[:20]
+            _shrink(context, result, parts, schedule, sabotage)
+            break
+    _judge(result, runs, seconds)
+    return result
+
+
+def _schedules(context: Context, seconds: int) -> list[Schedule]:
+    if path := os.environ.get("SCHEDULE"):
+        return [load(Path(path))]
+    seeds = context.n or SEEDS
+    return [generate(context.seed + i, seconds * 1_000, RATE, KINDS) for i in range(seeds)]
+
+
+def _parts(folder: Path) -> Parts:
+    """Small members that load fast, and a spec with rows that are never cut and panes of six hours."""
+    spec = folder / "storm.yaml"
+    spec.write_text(CARDS_SPEC.read_text().replace("monitor: {pane: 1h}", "monitor: {pane: 6h}"))
+    return make_parts(folder, spec)
+
+
+def storm(context: Context, parts: Parts, schedule: Schedule, sabotage: str) -> Run:
+    """Run one schedule from an empty world to the last check."""
+    folder = context.folder / f"run-{schedule.seed}-{len(schedule.actions)}-{time.monotonic_ns()}"
+    folder.mkdir()
+    for name in ("cards.yaml", "small"):
+        source = context.folder / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    done = Run()
+    try:
+        with World(folder, parts, schedule.seed, schedule.rate, schedule.duration_ms, sabotage) as world:
+            _run_in(context, world, schedule, done)
+    except AssertionError as error:
+        done.violations.append(f"liveness: {error}")
+    except Exception as error:
+        context.say(traceback.format_exc())
+        done.violations.append(f"the storm failed: {type(error).__name__}: {error}")
+    _read_logs(done, folder)
+    if done.violations:
+        kept = SAVED / f"failed-{schedule.seed}"
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir(parents=True)
+        for log in folder.glob("*.log"):
+            shutil.copy(log, kept / log.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    return done
+
+
+def _run_in(context: Context, world: World, schedule: Schedule, done: Run) -> None:
+    world.fleet.start()
+    one, monitor = world.fleet.by_name["one"], world.fleet.by_name["monitor"]
+    wait_until("the scorer is assigned", lambda: _says(one.process.log, "assigned"), START_S)
+    wait_until("the monitor runs", lambda: _says(monitor.process.log, "monitoring"), START_S)
+    watch = OutputWatch(world.bootstrap, PARTITIONS)
+    try:
+        world.traffic.start()
+        _perform_all(context, world, schedule, done)
+        context.say("healing")
+        world.heal()
+        world.traffic.stop()
+        settled = _calm_down(context, world)
+        context.say("calm; checking")
+        _check(context, world, done.findings, settled)
+    finally:
+        for process in world.fleet.by_name.values():
+            done.ended.update({f"{process.name}: {line}": count for line, count in process.ended.items()})
+        watch.close()
+    done.findings.counts["outputs_watched"] = watch.seen
+    done.violations.extend(watch.violations[:5])
+
+
+def _says(log: Path, word: str) -> bool:
+    return log.exists() and word in log.read_text(errors="replace")
+
+
+def _perform_all(context: Context, world: World, schedule: Schedule, done: Run) -> None:
+    began = time.monotonic()
+    threads = []
+    for action in schedule.actions:
+        time.sleep(max(began + action.at_ms / 1_000 - time.monotonic(), 0.0))
+        thread = threading.Thread(target=_perform, args=(context, world, action, began, done), daemon=True)
+        thread.start()
+        threads.append(thread)
+    time.sleep(max(began + schedule.duration_ms / 1_000 - time.monotonic(), 0.0))
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "an action did not end"
+
+
+def _perform(context: Context, world: World, action: Action, began: float, done: Run) -> None:
+    """Carry out one action. Where it finds that it cannot, or another fault stops it, this is counted."""
+    _, perform = ACTIONS[action.kind]
+    started, entered = time.monotonic() - began, False
+    try:
+        with perform(world, action):
+            entered = True
+            time.sleep(max(began + (action.at_ms + action.duration_ms) / 1_000 - time.monotonic(), 0.0))
+    except NotNow:
+        done.not_now[action.kind] += 1
+        return
+    except Exception as error:  # such as a broker that another action has stopped
+        if os.environ.get("STORM_VERBOSE"):
+            context.say(f"{action}: {type(error).__name__}: {error}")
+        if not entered:
+            done.not_now[action.kind] += 1
+            return
+    done.spans.append((action.kind, started, time.monotonic() - began))
+
+
+def _calm_down(context: Context, world: World) -> int:
+    """Wait until one scorer has everything, then touch every entity twice; returns the offset of the last command."""
+    for process in world.fleet.scorers[1:]:
+        process.stop()
+    settled = world.operator.settle()
+    _wait_calm(world)
+    context.say(f"{world.traffic.touch_everything('first-')} entities touched")
+    _wait_calm(world)
+    world.traffic.touch_everything(LAST_ROUND)
+    _wait_calm(world)
+    return settled
+
+
+def _wait_calm(world: World) -> None:
+    inputs = Topics().inputs()
+    ends = log_ends(world.bootstrap, inputs)
+    log = world.fleet.by_name["one"].process.log
+
+    def calm() -> bool:
+        done = group_offsets(world.bootstrap, "stream-scorer", inputs)
+        return all(done[place] >= end for place, end in ends.items() if end > 0) and last_state(log) == "ready"
+
+    wait_until("the scorer recovers, and scores everything with features", calm, CALM_S, 0.5)
+
+
+def _check(context: Context, world: World, found: Findings, settled: int) -> None:
+    steps: dict[str, Callable[[], None]] = {}
+    expected = invariants.expected_windows(world)
+    wait_quiet(world, expected)
+    wrong = invariants.compare_windows(world, expected)
+    found.counts["window_figures_compared"] = len(expected)
+    for metric, figures in sorted(wrong.items()):
+        found.violations.append(f"windows: {len(figures)} figures of {metric} differ, such as {figures[0]}")
+    invariants.check_control(found, world, "one", settled)
+    invariants.check_truth_told(found, world.operator.told)
+    for process in world.fleet.by_name.values():
+        process.adjust(wanted=-10)
+        code = process.stop()
+        found.require(code in (0, None), f"liveness: {process.name} ends with {code} after SIGTERM")
+    published = Published.read(world.bootstrap)
+    steps["outputs"] = lambda: invariants.check_outputs(found, published)
+    steps["features"] = lambda: invariants.check_features(found, world, published, LAST_ROUND)
+    steps["commands"] = lambda: invariants.check_commands(found, world)
+    for name, step in steps.items():
+        began = time.monotonic()
+        step()
+        context.say(f"{name} checked in {time.monotonic() - began:.0f} s")
+
+
+def wait_quiet(world: World, expected: dict[invariants.SubjectKey, object]) -> None:
+    """Wait until the monitor has published what is expected, or nothing for a while."""
+    deadline = time.monotonic() + MONITOR_S
+    end, since = -1, time.monotonic()
+    while time.monotonic() < deadline:
+        now = sum(log_ends(world.bootstrap, [Topics().monitor_metrics]).values())
+        if now != end:
+            end, since = now, time.monotonic()
+        quiet = time.monotonic() - since
+        if quiet > 30 or (quiet > 4 and not invariants.compare_windows(world, expected)):
+            return
+        time.sleep(2)
+
+
+def _read_logs(done: Run, folder: Path) -> None:
+    """An unexpected error in a log is a violation."""
+    for log in sorted(folder.glob("*.log")):
+        lines = log.read_text(errors="replace").splitlines()
+        traces = [i for i, line in enumerate(lines) if line.startswith("Traceback") or '"Traceback' in line]
+        done.findings.counts["tracebacks"] += len(traces)
+        for i in traces[:2]:
+            done.findings.counts[f"traceback in {log.name}: {lines[min(i + 12, len(lines) - 1)][:100]}"] += 1
+
+
+def _shrink(context: Context, result: Result, parts: Parts, schedule: Schedule, sabotage: str) -> None:
+    """Find a small part of the schedule that still fails, save it, and print how to replay it."""
+    most = int(os.environ.get("STORM_SHRINK_RUNS") or SHRINK_RUNS)
+
+    def fails(actions: list[Action]) -> bool:
+        again = storm(context, parts, _with(schedule, actions), sabotage)
+        context.say(f"shrink: {len(actions)} actions {'fail' if again.violations else 'hold'}")
+        for violation in again.violations[:3]:
+            context.say(f"  {violation}")
+        return bool(again.violations)
+
+    left, runs = shrink(schedule.actions, fails, most)
+    path = SAVED / f"seed-{schedule.seed}-shrunk.json"
+    save(_with(schedule, left), path)
+    result.figures |= {"shrunk_to": len(left), "shrink_runs": runs, "shrunk_schedule": str(path)}
+    context.say(f"shrunk to {len(left)} actions in {runs} runs:")
+    for action in left:
+        context.say(f"  {action}")
+    context.say(f"replay: SCHEDULE={path} make prove P=storm{' BREAK=1' if context.broken else ''}")
+
+
+def _with(schedule: Schedule, actions: list[Action]) -> Schedule:
+    return Schedule(schedule.seed, schedule.duration_ms, schedule.rate, actions)
+
+
+def _print_schedule(context: Context, schedule: Schedule, path: Path) -> None:
+    context.say(f"seed {schedule.seed}: {len(schedule.actions)} actions in {schedule.duration_ms // 1_000} s, {path}")
+    for action in schedule.actions:
+        context.say(f"  {action}")
+
+
+def _print_run(context: Context, schedule: Schedule, done: Run) -> None:
+    context.say(f"seed {schedule.seed}: {len(done.spans)} actions carried out, {len(done.violations)} violations")
+    context.say(f"  looked at: {dict(done.findings.counts)}")
+    context.say(f"  not possible when due: {dict(done.not_now)}")
+    for line, count in done.ended.most_common(12):
+        context.say(f"  ended by itself {count} times: {line}")
+    for violation in done.violations:
+        context.say(f"  VIOLATION {violation}")
+
+
+def _judge(result: Result, runs: list[Run], seconds: int) -> None:
+    """The counts, which must be large enough to mean anything."""
+    kinds = Counter(kind for done in runs for kind, _, _ in done.spans)
+    overlaps = sum(overlapping([(start, end) for _, start, end in done.spans]) for done in runs)
+    share = len(runs) * seconds / (SEEDS * SECONDS)
+    full = share >= 1
+    violations = sum(len(done.violations) for done in runs)
+    looked_at: Counter[str] = Counter()
+    for done in runs:
+        looked_at.update({k: v for k, v in done.findings.counts.items() if not k.startswith("traceback in")})
+    result.figures |= {"seeds": len(runs), "by_kind": dict(sorted(kinds.items())), "looked_at": dict(looked_at)}
+    result.figures["not_possible_when_due"] = sum(done.not_now.total() for done in runs)
+    result.figures["ended_by_themselves"] = sum(done.ended.total() for done in runs)
+    result.check("0 violations", violations == 0)
+    least = LEAST_CARRIED_OUT if not full else 1.0
+    result.at_least("actions", kinds.total(), int(ACTIONS_OF_ALL * share * least))
+    result.at_least("overlapping_actions", overlaps, int(OVERLAPPING_OF_ALL * share))
+    # A short run draws from the bag only once.
+    result.at_least("kinds", len(kinds), KINDS_OF_ALL if full else min(KINDS_OF_ALL, kinds.total() // 2))
+    for name, least_of_all in LEAST_LOOKED_AT.items():
+        result.at_least(name, looked_at[name], int(least_of_all * share))
+
+
+# How much a full run must have looked at.
+LEAST_LOOKED_AT = {
+    "scores": 400_000,
+    "dead_letters": 10_000,
+    "feature_values_compared": 1_000_000,
+    "rows": 10_000,
+    "scores_verified": 400_000,
+    "commands_that_count": 100,
+    "window_figures_compared": 10_000,
+    "outputs_watched": 400_000,
+}

@@ -1,0 +1,190 @@
+"""The processes of a storm: scorers and a monitor, each kept up unless an action holds it down.
+
+A supervisor starts a process again that has ended by itself, as a deployment would, and notes why it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from proofs.kit import Scorer
+
+_POLL_S = 0.25
+# Pause before a process that ended by itself starts again.
+_RESTART_S = 1.0
+STOP_S = 20.0
+
+
+class Managed:
+    """One process. Actions of different threads may use it at the same time."""
+
+    def __init__(self, process: Scorer, *, wanted: bool) -> None:
+        self.name = process.instance
+        self._process = process
+        self._lock = threading.RLock()
+        self._wanted = int(wanted)
+        self._holds = 0
+        self._ended_at = 0.0
+        # How often it ended by itself, by the last line of its log.
+        self.ended: Counter[str] = Counter()
+        self.starts = 0
+
+    @property
+    def process(self) -> Scorer:
+        """The process itself, for checks."""
+        return self._process
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody wants it to run."""
+        return self._wanted > 0
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs now."""
+        return self._process.running
+
+    def adjust(self, *, wanted: int = 0, holds: int = 0) -> None:
+        """Change the number of those who want it to run, or who hold it down, and start it if that is the result."""
+        with self._lock:
+            self._wanted += wanted
+            self._holds += holds
+            self._start_if_due()
+
+    def kill(self) -> bool:
+        """`kill -9`; whether it ran."""
+        with self._lock:
+            ran = self.running
+            if ran:
+                self._process.kill()
+            return ran
+
+    def stop(self) -> int | None:
+        """SIGTERM, SIGKILL after a while; the exit code, None if it did not run."""
+        with self._lock:
+            self.resume()
+            return self._process.stop(STOP_S) if self.running else None
+
+    def suspend(self) -> int | None:
+        """SIGSTOP; the process id, None if it does not run."""
+        with self._lock:
+            if not self.running:
+                return None
+            self._process.send(signal.SIGSTOP)
+            return self._process.pid
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        with self._lock:
+            if self.running:
+                self._process.send(signal.SIGCONT)
+
+    def limit_files(self, max_bytes: int) -> bool:
+        """Let no file of the running process grow beyond `max_bytes` (-1: any size); whether it runs.
+
+        Writes then fail as they do on a full disk. A process that starts later has no limit.
+        """
+        with self._lock:
+            if not self.running:
+                return False
+            with suppress(ProcessLookupError):
+                _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE)
+                soft = hard if max_bytes < 0 else max_bytes
+                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (soft, hard))
+            return True
+
+    def set_environment(self, more: Mapping[str, str]) -> None:
+        """Environment variables from the next start on."""
+        self._process.set_environment(more)
+
+    def watch(self) -> None:
+        """Note an end that no action caused, and start it again after a pause."""
+        with self._lock:
+            if self._wanted <= 0 or self._holds > 0 or self.running:
+                self._ended_at = 0.0
+                return
+            if not self._ended_at:
+                self._ended_at = time.monotonic()
+                self.ended[self._last_line()] += 1
+            if time.monotonic() - self._ended_at >= _RESTART_S:
+                self._start_if_due()
+
+    def _start_if_due(self) -> None:
+        if self._wanted > 0 and self._holds <= 0 and not self.running:
+            self._process.start()
+            self.starts += 1
+
+    def _last_line(self) -> str:
+        with suppress(OSError):
+            lines = self._process.log.read_text(errors="replace").splitlines()
+            # Without the time at the beginning, and without numbers that differ from run to run.
+            return lines[-1][-160:] if lines else ""
+        return ""
+
+
+class Fleet:
+    """All processes, and the thread that keeps them up."""
+
+    def __init__(self, processes: list[Managed]) -> None:
+        self.by_name = {process.name: process for process in processes}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+
+    @property
+    def scorers(self) -> list[Managed]:
+        """All but the monitor."""
+        return [process for name, process in self.by_name.items() if name != "monitor"]
+
+    def start(self) -> None:
+        """Start what is wanted."""
+        for process in self.by_name.values():
+            process.adjust()
+        self._thread.start()
+
+    def heal(self) -> None:
+        """Resume what is suspended, and lift limits."""
+        for process in self.by_name.values():
+            process.resume()
+            process.limit_files(-1)
+
+    def close(self) -> None:
+        """Kill everything."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+        for process in self.by_name.values():
+            process.kill()
+
+    def _supervise(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            for process in self.by_name.values():
+                process.watch()
+
+
+@contextmanager
+def held_down(process: Managed) -> Iterator[None]:
+    """Inside the block nobody starts the process."""
+    process.adjust(holds=1)
+    try:
+        yield
+    finally:
+        process.adjust(holds=-1)
+
+
+@contextmanager
+def suspended(pid: int | None) -> Iterator[Any]:
+    """Continue process `pid` at the end of the block, if it still exists."""
+    try:
+        yield
+    finally:
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)

@@ -1,0 +1,380 @@
+"""What must hold after a storm, computed from the topics: outputs, order, features, rows, control, windows, scores."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from proofs.control_race import Books, Told
+from proofs.kit import ROOT, TopicContent, read_lineage, read_topic
+from proofs.memory_run import Event, LabelChange, features_of, read_log, same_value
+from proofs.monitor_recompute import Key, Logs, recompute
+from proofs.storm_traffic import BAD
+from proofs.storm_world import ABSENT, VERSIONS, WINDOWS, World
+from stream_scorer.kafka.config import consumer_config
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
+from stream_scorer.records import (
+    FEATURES_PARTIAL,
+    FEATURES_STALE,
+    MISSING,
+    Contribution,
+    LineageRow,
+    MonitorMetric,
+    Score,
+    ServingState,
+)
+
+# Scores whose features are recomputed in plain Python, about 2 ms each.
+COMPARED = 12_000
+TOLERANCE = 1e-9
+_EXAMPLES = 3
+_COMMAND_S = 300
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was looked at, and what was wrong."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+    def require(self, holds: bool, what: str) -> None:
+        """Note a violation unless it holds."""
+        if not holds:
+            self.violations.append(what)
+
+
+class OutputWatch:
+    """Follows `contributions` during a run: in each partition source offsets ascend, so none comes twice."""
+
+    def __init__(self, bootstrap: str, partitions: int) -> None:
+        self._consumer = Consumer(consumer_config(bootstrap, "storm-watch", "storm-watch"))
+        self._consumer.assign([TopicPartition(Topics().contributions, p, 0) for p in range(partitions)])
+        self._last: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self.seen = 0
+        self.violations: list[str] = []
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it."""
+        self._stop.set()
+        self._thread.join(30)
+        self._consumer.close()
+
+    def _run(self) -> None:
+        decode = msgspec.json.Decoder(Contribution).decode
+        while not self._stop.is_set():
+            messages = []
+            with suppress(KafkaException):
+                messages = self._consumer.consume(5_000, 0.5)
+            for message in messages:
+                if message.error() is None:
+                    self._see(message.partition(), decode(message.value() or b"").source.offset)
+
+    def _see(self, partition: int, offset: int) -> None:
+        self.seen += 1
+        if offset <= self._last.get(partition, -1):
+            self.violations.append(f"order: offset {offset} follows {self._last[partition]} of partition {partition}")
+        self._last[partition] = max(offset, self._last.get(partition, -1))
+
+
+@dataclass(slots=True)
+class Published:
+    """The content of all topics, in the order of partition and offset."""
+
+    transactions: TopicContent
+    labels: TopicContent
+    dead: TopicContent
+    scores: list[Score]
+    contributions: list[Contribution]
+    lineage: list[LineageRow]
+    places: list[int]
+
+    @classmethod
+    def read(cls, bootstrap: str) -> Published:
+        """Read everything."""
+        topics = Topics()
+        contributions = read_topic(bootstrap, topics.contributions)
+        return cls(
+            read_topic(bootstrap, topics.transactions),
+            read_topic(bootstrap, topics.labels),
+            read_topic(bootstrap, topics.dead_letters),
+            read_topic(bootstrap, topics.scores).decode(Score),
+            contributions.decode(Contribution),
+            read_lineage(bootstrap, topics),
+            contributions.partition,
+        )
+
+
+def check_outputs(found: Findings, published: Published) -> None:
+    """One output per input, in the order of the inputs."""
+    topics = Topics()
+    good, bad = _coordinates(published.transactions, topics.transactions)
+    good_labels, bad_labels = _coordinates(published.labels, topics.labels)
+    scored = Counter((topics.transactions, c.source.partition, c.source.offset) for c in published.contributions)
+    dead = Counter(_source(headers) for headers in published.dead.headers)
+    found.counts.update(
+        transactions=len(good) + len(bad),
+        labels=len(good_labels) + len(bad_labels),
+        scores=len(published.scores),
+        dead_letters=len(published.dead),
+    )
+    for name, outputs, wanted in (("scores", scored, good), ("dead letters", dead, bad | bad_labels)):
+        _compare(found, name, outputs, wanted)
+    same = [s.event_id for s in published.scores] == [c.event_id for c in published.contributions]
+    rows = [(row.event_id, row.source) for row in published.lineage]
+    same = same and rows == [(c.event_id, c.source) for c in published.contributions]
+    found.require(same, "outputs: scores, contributions and lineage have different events or another order")
+    places = [(place, c.source.partition, c.source.offset) for place, c in _placed(published)]
+    found.require(places == sorted(places), "order: scores are not in the order of their inputs")
+    found.require(all(a == b for a, b, _ in places), "order: a score is on another partition than its input")
+    sources = list(map(_source, published.dead.headers))
+    by_partition = [
+        [source for source in sources if source[:2] == (topic, partition)]
+        for topic, partition in {source[:2] for source in sources}
+    ]
+    found.require(all(p == sorted(p) for p in by_partition), "order: dead letters are not in the order of their inputs")
+
+
+def _placed(published: Published) -> Iterator[tuple[int, Contribution]]:
+    return zip(published.places, published.contributions, strict=True)
+
+
+def _coordinates(content: TopicContent, topic: str) -> tuple[set[Any], set[Any]]:
+    """Places of the good and of the bad records."""
+    good, bad = set(), set()
+    for partition, offset, key in zip(content.partition, content.offset, content.key, strict=True):
+        (bad if (key or b"").startswith(BAD) else good).add((topic, partition, offset))
+    return good, bad
+
+
+def _source(headers: dict[str, bytes | None]) -> tuple[str, int, int]:
+    return (
+        (headers["source.topic"] or b"").decode(),
+        int(headers["source.partition"] or b"-1"),
+        int(headers["source.offset"] or b"-1"),
+    )
+
+
+def _compare(found: Findings, name: str, outputs: Counter[Any], wanted: set[Any]) -> None:
+    lost, strange = wanted - outputs.keys(), outputs.keys() - wanted
+    doubled = [place for place, count in outputs.items() if count > 1]
+    for what, places in (("lost", lost), ("doubled", doubled), ("of other inputs", strange)):
+        found.require(not places, f"outputs: {len(places)} {name} {what}, such as {sorted(places)[:_EXAMPLES]}")
+
+
+def check_features(found: Findings, world: World, published: Published, last_round: str) -> None:
+    """Features of scores that are not degraded equal a recomputation from the log up to their applied offsets.
+
+    Scores with an id that begins with `last_round` were made when everything was healed, and must have features.
+    """
+    events, labels = _log(world, published)
+    by_place = {(e.source.partition, e.offset): e for e in events}
+    names = [f.name for f in world.parts.checked.view_features]
+    whole: list[tuple[Score, LineageRow]] = []
+    for score, row in zip(published.scores, published.lineage, strict=True):
+        missing = sum(status == MISSING for status in row.feature_status[: len(names)])
+        if _lacks_features(score):
+            found.counts["degraded"] += 1
+            found.require(missing == len(names), f"features: {score.event_id} says {score.degraded} and has features")
+            late = score.event_id.startswith(last_round)
+            found.require(not late, f"features: {score.event_id} lacks them after the end of all faults")
+            continue
+        found.require(missing == 0, f"features: {score.event_id} lacks features and does not say so")
+        event = by_place[row.source.partition, row.source.offset]
+        right = score.duplicate == event.duplicate
+        found.require(right, f"features: {score.event_id} at {row.source} has duplicate={score.duplicate}")
+        whole.append((score, row))
+    _compare_features(found, world, (events, labels), by_place, _batches(published), whole)
+
+
+def _lacks_features(score: Score) -> bool:
+    reasons = set(score.degraded) - {FEATURES_STALE, FEATURES_PARTIAL}
+    return any(reason.startswith("features") for reason in reasons)
+
+
+def _log(world: World, published: Published) -> tuple[list[Event], list[LabelChange]]:
+    topics = Topics()
+    records = [
+        (SourcePartition(topic, partition), offset, value or b"")
+        for topic, content in ((topics.transactions, published.transactions), (topics.labels, published.labels))
+        for partition, offset, key, value in zip(
+            content.partition, content.offset, content.key, content.value, strict=True
+        )
+        if not (key or b"").startswith(BAD)
+    ]
+    return read_log(world.parts.checked, records)
+
+
+def _batches(published: Published) -> dict[tuple[int, int], list[LineageRow]]:
+    """The rows of each micro-batch, by place of its rows; a batch that cannot be told from another one is left out.
+
+    The rows of a batch share applied offsets and the time of scoring.
+    """
+    found: dict[tuple[Any, int], list[LineageRow]] = {}
+    vectors: dict[int, tuple[Any, ...]] = {}
+    for score, row in zip(published.scores, published.lineage, strict=True):
+        vector = vectors.get(id(row.applied_offsets))
+        if vector is None:
+            vector = tuple((a.topic, a.partition, a.next_offset) for a in row.applied_offsets)
+            vectors[id(row.applied_offsets)] = vector
+        found.setdefault((vector, score.scored_at), []).append(row)
+    out = {}
+    for rows in found.values():
+        rows.sort(key=lambda row: row.place)
+        if [row.place for row in rows] == list(range(len(rows))):
+            out.update({(row.source.partition, row.source.offset): rows for row in rows})
+    return out
+
+
+def _compare_features(
+    found: Findings,
+    world: World,
+    log: tuple[list[Event], list[LabelChange]],
+    by_place: dict[tuple[int, int], Event],
+    batches: dict[tuple[int, int], list[LineageRow]],
+    whole: list[tuple[Score, LineageRow]],
+) -> None:
+    checked = world.parts.checked
+    names = [f.name for f in checked.view_features]
+    mine: dict[str, dict[str, list[Event]]] = {name: defaultdict(list) for name in checked.spec.entities}
+    told: dict[str, dict[str, list[LabelChange]]] = {name: defaultdict(list) for name in checked.spec.entities}
+    for name in checked.spec.entities:
+        for event in log[0]:
+            mine[name][str(event.entity[name])].append(event)
+        for label in log[1]:
+            told[name][str(label.entity[name])].append(label)
+    chosen = random.Random(0).sample(whole, min(COMPARED, len(whole)))
+    different = Counter[str]()
+    for _, row in chosen:
+        batch = batches.get((row.source.partition, row.source.offset))
+        if batch is None:
+            found.counts["scores_of_unclear_batches"] += 1
+            continue
+        event = by_place[row.source.partition, row.source.offset]
+        applied: dict[SourcePartition, int] = defaultdict(int)
+        applied |= {SourcePartition(a.topic, a.partition): a.next_offset for a in row.applied_offsets}
+        earlier = {(r.source.partition, r.source.offset) for r in batch[: row.place]}
+        wanted = features_of(checked, event, dict.fromkeys(event.entity, applied), earlier, mine, told)
+        found.counts["feature_values_compared"] += len(names)
+        for name, right, served in zip(names, wanted, row.features, strict=False):
+            if not same_value(name, right, served):
+                different[name] += 1
+                if len(different) <= _EXAMPLES and different[name] == 1:
+                    found.violations.append(
+                        f"features: {name} of {event.event_id} at {row.source}: {served}, by the log {right}"
+                    )
+    total = different.total()
+    found.require(not total, f"features: {total} values differ from the log: {dict(different.most_common(8))}")
+
+
+def check_control(found: Findings, world: World, instance: str, settled: int) -> None:
+    """One history: every author was told the truth, and serving states and the scorer's lineup follow from the log."""
+    topics = Topics()
+    raw = read_topic(world.bootstrap, topics.control)
+    unloadable = frozenset({ABSENT.version, world.operator.versions[VERSIONS + 1].version})
+    books, pages, truth = Books(unloadable=unloadable), {}, {}
+    for offset, value in zip(raw.offset, raw.value, strict=True):
+        truth[offset] = books.enter(offset, msgspec.json.decode(value or b""))
+        pages[books.offset] = msgspec.json.encode(_page(books))
+    found.counts["commands"] = len(raw)
+    found.counts["commands_that_count"] = sum(truth.values())
+    wrong = [t for t in world.operator.told if truth.get(t.offset) != t.counts]
+    found.require(not wrong, f"control: authors were told something else than the log has: {wrong[:_EXAMPLES]}")
+    states = read_topic(world.bootstrap, topics.serving_state).decode(ServingState)
+    strange = [s for s in states if pages.get(s.control_offset) != msgspec.json.encode(_page(Books.of(s)))]
+    found.counts["serving_states"] = len(states)
+    found.require(not strange, f"control: a serving state does not follow from the log: {strange[:1]}")
+    last = states[-1].control_offset if states else -1
+    found.require(last == books.offset, f"control: the last serving state is of {last}, the log's of {books.offset}")
+    statuses = read_topic(world.bootstrap, topics.scorer_status)
+    mine = [v for k, v in zip(statuses.key, statuses.value, strict=True) if k == instance.encode() and v]
+    status = msgspec.json.decode(mine[-1]) if mine else {}
+    found.require(
+        status.get("in_play") == books.in_play() and status.get("wanted_offset", -1) >= settled,
+        f"control: the scorer has {status.get('in_play')} in play, the log asks for {books.in_play()}",
+    )
+
+
+def _page(books: Books) -> dict[str, Any]:
+    """What two books must have in common."""
+    names = ("champion", "last_good", "probation", "canary", "shadows", "retired", "held", "offset")
+    return {name: getattr(books, name) for name in names} | {"disabled": sorted(books.disabled)}
+
+
+SubjectKey = tuple[str, str, str, Key]
+
+
+def expected_windows(world: World) -> dict[SubjectKey, Any]:
+    """Every figure of every window, by version and arm, recomputed from the topics."""
+    topics, spec = Topics(), world.parts.checked.spec
+    manifests = {p.name: json.loads((p / "manifest.json").read_text()) for p in (world.cache / "ensembles").iterdir()}
+    logs = Logs.read(world.bootstrap, topics, next(iter(manifests.values())), spec, BAD)
+    out: dict[SubjectKey, Any] = {}
+    for ensemble, version, arm in logs.who:
+        digest = version.removeprefix("local-")
+        mine = logs.of(ensemble, version, arm, next(m for name, m in manifests.items() if name.startswith(digest)))
+        for panes in WINDOWS:
+            rows = recompute(mine, panes * logs.pane_ms)
+            out |= {(ensemble, version, arm, key): row for key, row in rows.items()}
+    return out
+
+
+def compare_windows(world: World, expected: dict[SubjectKey, Any]) -> dict[str, list[str]]:
+    """Figures that differ from `expected`, by metric, with what the monitor published last."""
+    last: dict[SubjectKey, MonitorMetric] = {}
+    for metric in read_topic(world.bootstrap, Topics().monitor_metrics).decode(MonitorMetric):
+        key = (metric.window_start, metric.window_end - metric.window_start, metric.metric, metric.dimension)
+        # Readers of a compacted topic have the last record.
+        last[metric.ensemble, metric.version, metric.arm, key] = metric
+    wrong: dict[str, list[str]] = {}
+    for subject in expected.keys() | last.keys():
+        said, row = last.get(subject), expected.get(subject)
+        same = False
+        if said is not None and row is not None:
+            same = (said.numerator, said.denominator) == row[1:]
+            if row[0] is not None:
+                same = same and said.value is not None and abs(said.value - row[0]) <= TOLERANCE
+        if not same:
+            shown = None if said is None else (said.value, said.numerator, said.denominator, said.revision)
+            wrong.setdefault(subject[3][2], []).append(f"{subject}: {shown}, by the log {row}")
+    return wrong
+
+
+def check_commands(found: Findings, world: World) -> None:
+    """`features check` and `verify` find nothing; the scorers have ended."""
+    done = _run("features", "check", "--json", "--redis", world.redis.url, "--spec", str(world.spec), world=world)
+    report = json.loads(done.stdout) if done.stdout.strip() else {}
+    found.counts["rows"] = report.get("rows", 0)
+    shown = "; ".join(report.get("examples", [])[:_EXAMPLES]) or done.stderr.strip()[-300:]
+    found.require(done.returncode == 0, f"rows: features check exits with {done.returncode}: {shown}")
+    more = ("--tolerance", "0", "--cache", str(world.cache), "--ensemble", str(world.ensemble))
+    done = _run("verify", "--json", *more, world=world)
+    report = json.loads(done.stdout) if done.stdout.strip() else {}
+    found.counts["scores_verified"] = report.get("scores", 0)
+    shown = str(report.get("by_what") or done.stderr.strip()[-300:])
+    found.require(done.returncode == 0, f"verify exits with {done.returncode}: {shown}")
+
+
+def _run(*arguments: str, world: World) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stream_scorer.cli.main", *arguments, "--bootstrap", world.bootstrap]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_COMMAND_S, check=False)
+
+
+def check_truth_told(found: Findings, told: list[Told]) -> None:
+    """No place in the log was given to two authors."""
+    found.require(len({t.offset for t in told}) == len(told), "control: two authors were told the same place")
