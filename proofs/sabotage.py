@@ -243,13 +243,19 @@ def raw_errors() -> None:
 
 
 def handicap() -> None:
-    """No property is broken: one version takes seconds to load, and the clock is off, as the environment says."""
+    """No property is broken: one version takes seconds to load, and the clock is off, as the environment says.
+
+    SIGUSR2 prints all stack traces.
+    """
+    import faulthandler
     import os
+    import signal
     import time
 
     from stream_scorer.clock import SystemClock
     from stream_scorer.ensemble.ensemble import Ensemble
 
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     load, now_ms = Ensemble.load, SystemClock.now_ms
     slow, slow_s = os.environ.get("STORM_SLOW_VERSION"), float(os.environ.get("STORM_SLOW_S", "0"))
     skew_ms = int(os.environ.get("STORM_CLOCK_SKEW_MS", "0"))

@@ -320,7 +320,7 @@ def _judge(result: Result, runs: list[Run], seconds: int) -> None:
 # How much a full run must have looked at.
 LEAST_LOOKED_AT = {
     "scores": 400_000,
-    "dead_letters": 10_000,
+    "dead_letters": 1_000,
     "feature_values_compared": 1_000_000,
     "rows": 10_000,
     "scores_verified": 400_000,

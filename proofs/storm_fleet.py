@@ -71,7 +71,15 @@ class Managed:
         """SIGTERM, SIGKILL after a while; the exit code, None if it did not run."""
         with self._lock:
             self.resume()
-            return self._process.stop(STOP_S) if self.running else None
+            if not self.running:
+                return None
+            # A process that does not end shows where it stands before it is killed.
+            dump = threading.Timer(STOP_S - 1, self._dump)
+            dump.start()
+            try:
+                return self._process.stop(STOP_S)
+            finally:
+                dump.cancel()
 
     def suspend(self) -> int | None:
         """SIGSTOP; the process id, None if it does not run."""
@@ -116,6 +124,10 @@ class Managed:
                 self.ended[self._last_line()] += 1
             if time.monotonic() - self._ended_at >= _RESTART_S:
                 self._start_if_due()
+
+    def _dump(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send(signal.SIGUSR2)
 
     def _start_if_due(self) -> None:
         if self._wanted > 0 and self._holds <= 0 and not self.running:

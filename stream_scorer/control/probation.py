@@ -179,8 +179,11 @@ def acted_since(history: History, ensemble: str, at: int) -> bool:
 
 
 def _since(state: ServingState, history: History, version: ServedVersion, action: Action) -> tuple[int, int]:
-    """Offset and time of the last command that gave `version` its role; a new share of a canary starts a new pair."""
+    """Offset and time of the last command that gave `version` its role; a new share of a canary starts a new pair.
+
+    The time is the broker's, because the author's clock may be wrong; the author's if the log has none.
+    """
     start = history.starts.get((state.ensemble, action))
     if start is None or start.command is None or start.command.version != version:
         return state.control_offset, state.at
-    return start.offset, start.command.at
+    return start.offset, start.timestamp or start.command.at

@@ -164,7 +164,8 @@ class Watch:
         """Start to count `found`, from before the first of these pairs began."""
         self._forget()
         if found:
-            self._reader = self._follow(min(pair.at for pair in found) - BEFORE_MS)
+            # The broker refuses to look up a negative time.
+            self._reader = self._follow(max(min(pair.at for pair in found) - BEFORE_MS, 0))
         self._paired = {pair: Paired(pair) for pair in found}
 
     def _forget(self) -> None:

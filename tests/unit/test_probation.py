@@ -372,3 +372,25 @@ def test_a_watch_ends_when_it_is_told_to() -> None:
     thread.join(5.0)
     assert not thread.is_alive()
     assert pytest.approx(0.001) == ALPHA
+
+
+@pytest.mark.parametrize("clock", [0, 1 << 60])
+def test_a_pair_begins_when_the_log_took_its_command_whatever_the_clock_of_the_author(clock: int) -> None:
+    history = History()
+    for offset, version in enumerate((ONE, TWO)):
+        command = Command(
+            ensemble="cards", action="promote", who="ann", why="so", at=clock, expected_offset=offset, version=version
+        )
+        history.add(offset, msgspec.json.encode(command), timestamp=7_000 + offset)
+    (pair,) = pairs(history.states["cards"], history)
+    assert (pair.since, pair.at) == (1, 7_001)
+
+
+def test_a_watch_reads_summaries_from_time_zero_at_the_earliest() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    since: list[int] = []
+    watch = desk.watch()
+    watch._follow = lambda at: since.append(at) or Reader([])  # type: ignore[func-returns-value]
+    watch.step()
+    assert since == [0]  # the log of this test has no times, and the command's is 1 s after the epoch
