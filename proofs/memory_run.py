@@ -394,7 +394,10 @@ def verify(world: World) -> Verdict:
         age = _partitions_age(event, marks, [by_place[e] for e in earlier], events)
         # Older is possible: of an update that a crash cut in the middle, watermarks know only what left entries.
         verdict.ages_too_young += c.partitions_age is None or c.partitions_age < age
-        by_entity = {name: marks | _ahead(world, c, name, owner) for name, owner in event.entity.items()}
+        by_entity = {
+            name: marks | ahead_of(world.sharding, world.parts.engine, c, name, owner)
+            for name, owner in event.entity.items()
+        }
         wanted = features_of(spec, event, by_entity, earlier, mine, told)
         got = c.features[: len(names)]
         verdict.features += len(names)
@@ -405,11 +408,13 @@ def verify(world: World) -> Verdict:
     return verdict
 
 
-def _ahead(world: World, c: LineageRow, entity: str, owner: str | None) -> dict[SourcePartition, int]:
+def ahead_of(
+    sharding: Sharding | None, engine: FeatureEngine, c: LineageRow, entity: str, owner: str | None
+) -> dict[SourcePartition, int]:
     """Where the shard that holds the entity's rows was ahead of others."""
-    if world.sharding is None or owner is None:
+    if sharding is None or owner is None:
         return {}
-    shard = world.sharding.of(world.parts.engine.row_keys(entity, owner)[0])
+    shard = sharding.of(engine.row_keys(entity, owner)[0])
     return {SourcePartition(m.topic, m.partition): m.next_offset for m in c.applied_offsets_ahead if m.shard == shard}
 
 

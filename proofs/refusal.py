@@ -179,9 +179,9 @@ def connections_break(client: Any, rng: random.Random) -> Iterator[None]:
 
     def close_one() -> None:
         while not stop.wait(0.1):
-            others = [c["id"] for c in client.client_list() if int(c["id"]) != own]
-            if others:
-                with suppress(redis.ResponseError):  # it has just gone by itself
+            with suppress(redis.ResponseError, redis.ConnectionError):  # it, or the server, has just gone by itself
+                others = [c["id"] for c in client.client_list() if int(c["id"]) != own]
+                if others:
                     client.client_kill_filter(_id=rng.choice(others))
 
     thread = threading.Thread(target=close_one, daemon=True)

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from proofs.control_race import Books, Told
 from proofs.kit import ROOT, TopicContent, read_lineage, read_topic
-from proofs.memory_run import Event, LabelChange, features_of, read_log, same_value
+from proofs.memory_run import Event, LabelChange, ahead_of, features_of, read_log, same_value
 from proofs.monitor_recompute import Key, Logs, recompute
 from proofs.storm_traffic import BAD
 from proofs.storm_world import ABSENT, VERSIONS, WINDOWS, World
@@ -38,8 +38,8 @@ from stream_scorer.records import (
     ServingState,
 )
 
-# Scores whose features are recomputed in plain Python, about 2 ms each.
-COMPARED = 12_000
+# Scores per second of the schedule whose features are recomputed in plain Python, about 2 ms each.
+COMPARED_PER_S = 40
 TOLERANCE = 1e-9
 _EXAMPLES = 3
 _COMMAND_S = 300
@@ -260,7 +260,7 @@ def _compare_features(
             mine[name][str(event.entity[name])].append(event)
         for label in log[1]:
             told[name][str(label.entity[name])].append(label)
-    chosen = random.Random(0).sample(whole, min(COMPARED, len(whole)))
+    chosen = random.Random(0).sample(whole, min(int(COMPARED_PER_S * world.seconds), len(whole)))
     different = Counter[str]()
     for _, row in chosen:
         batch = batches.get((row.source.partition, row.source.offset))
@@ -270,8 +270,12 @@ def _compare_features(
         event = by_place[row.source.partition, row.source.offset]
         applied: dict[SourcePartition, int] = defaultdict(int)
         applied |= {SourcePartition(a.topic, a.partition): a.next_offset for a in row.applied_offsets}
+        by_entity = {
+            name: applied | ahead_of(world.sharding, world.parts.engine, row, name, owner)
+            for name, owner in event.entity.items()
+        }
         earlier = {(r.source.partition, r.source.offset) for r in batch[: row.place]}
-        wanted = features_of(checked, event, dict.fromkeys(event.entity, applied), earlier, mine, told)
+        wanted = features_of(checked, event, by_entity, earlier, mine, told)
         found.counts["feature_values_compared"] += len(names)
         for name, right, served in zip(names, wanted, row.features, strict=False):
             if not same_value(name, right, served):
@@ -362,7 +366,9 @@ def compare_windows(world: World, expected: dict[SubjectKey, Any]) -> dict[str, 
 
 def check_commands(found: Findings, world: World) -> None:
     """`features check` and `verify` find nothing; the scorers have ended."""
-    done = _run("features", "check", "--json", "--redis", world.redis.url, "--spec", str(world.spec), world=world)
+    done = _run(
+        "features", "check", "--json", "--redis", world.redis.url, *world.shards, "--spec", str(world.spec), world=world
+    )
     report = json.loads(done.stdout) if done.stdout.strip() else {}
     found.counts["rows"] = report.get("rows", 0)
     shown = "; ".join(report.get("examples", [])[:_EXAMPLES]) or done.stderr.strip()[-300:]

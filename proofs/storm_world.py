@@ -206,6 +206,11 @@ class World:
         self.kafka, self.redis = Service("kafka"), RedisPair()
         self._seed, self._rate, self._duration_ms = seed, rate, duration_ms
         self._sabotage = sabotage
+        self.seconds = duration_ms / 1_000
+        # Every second seed has its rows in shards.
+        count = 1 + seed % 2
+        self.sharding = parts.engine.sharding(count) if count > 1 else None
+        self.shards = ("--shards", str(count))
         self._lifetime = ExitStack()
         self.bootstrap: str
         self.traffic: Traffic
@@ -260,7 +265,7 @@ class World:
             instance=name,
             ensemble=self.ensemble,
             spec=self.spec,
-            arguments=["--cache", str(self.cache), "--explain-alerts", "2"],
+            arguments=["--cache", str(self.cache), "--explain-alerts", "2", *self.shards],
             sabotage=self._sabotage,
             environment=environment,
         )
