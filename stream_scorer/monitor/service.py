@@ -21,6 +21,7 @@ from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.monitor.app import AppSettings, MonitorApp, source_name
 from stream_scorer.monitor.credentials import credentials
+from stream_scorer.monitor.event_loop import run_bounded
 from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore, store_error
 from stream_scorer.monitor.judge import Judge
@@ -269,7 +270,7 @@ class _Windows:
                 self._clock,
                 self._metrics,
             )
-            asyncio.run(_count(make_app, stop, on_ready))
+            run_bounded(_count(make_app, stop, on_ready))
         finally:
             client.close()
 

@@ -18,6 +18,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from stream_scorer.errors import StreamScorerError
+from stream_scorer.monitor.event_loop import AbandonableWorker
 
 READ_COMMITTED = "read_committed"
 # The predecessor of a message is unknown, because Faust fetched it before the last seek.
@@ -48,6 +49,8 @@ class LinkedMessage(ConsumerMessage):
 
 class ReadCommittedThread(AIOKafkaConsumerThread):
     """Faust's consumer thread with isolation level ``read_committed``."""
+
+    Worker = AbandonableWorker
 
     def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
