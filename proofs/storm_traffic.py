@@ -28,8 +28,8 @@ from stream_scorer.simulate.config import DAY_MS, HOUR_MS, SimulationConfig
 from stream_scorer.simulate.generate import generate
 
 BAD = b"bad-"
-# Event time of a run. With late events it must stay within the 30 days that features look back.
-DAYS = 14
+# Event time per second: 14 days in 300 s. With late events it must stay within the 30 days that features look back.
+PACE_MS = 14 * DAY_MS // 300
 # The simulator makes this many times the transactions that the rate asks for, because bursts take more.
 SPARE = 1.5
 _TICK_S = 0.02
@@ -44,9 +44,10 @@ class Traffic:
 
     def __init__(self, bootstrap: str, seed: int, rate: int, duration_ms: int, partitions: int) -> None:
         n = int(rate * duration_ms / 1_000 * SPARE)
+        days = PACE_MS * duration_ms / 1_000 / DAY_MS
         config = SimulationConfig(
             seed=seed,
-            customers=max(int(n / SPARE / DAYS / 1.5), 20),
+            customers=max(int(n / SPARE / days / 1.5), 20),
             terminals=max(n // 200, 20),
             days=None,
             transactions=n,
@@ -57,13 +58,11 @@ class Traffic:
         self._base = [event._replace(timestamp=int(event.at)) for event in events]
         self._places = partitions_of([event.key for event in self._base], partitions).tolist()
         self.topics, self.partitions = Topics(), partitions
-        # Milliseconds of event time per second.
-        self._pace = DAYS * DAY_MS / (duration_ms / 1_000)
         self.now = self._base[0].at
         self._sent = 0
         self._factors: list[float] = []
-        self._muted: Counter[int] = Counter()
-        self._held: dict[int, list[tuple[LogEvent, Headers | None]]] = {}
+        self._muted: Counter[tuple[str, int]] = Counter()
+        self._held: dict[tuple[str, int], list[tuple[LogEvent, Headers | None]]] = {}
         self._extra: list[tuple[float, int, LogEvent, Headers | None]] = []
         self._number = itertools.count()
         self._lock = threading.Lock()
@@ -110,10 +109,10 @@ class Traffic:
             event = LogEvent(at, topic, key, value, int(at) + skew_ms)
             heapq.heappush(self._extra, (at, next(self._number), event, headers))
 
-    def mute(self, partition: int, *, muted: bool) -> None:
+    def mute(self, topic: str, partition: int, *, muted: bool) -> None:
         """Hold the records of a partition back, or release them."""
         with self._lock:
-            self._muted[partition] += 1 if muted else -1
+            self._muted[topic, partition] += 1 if muted else -1
             self._release()
 
     def accelerate(self, factor: float, *, on: bool) -> None:
@@ -161,7 +160,7 @@ class Traffic:
         while not self._stop.wait(_TICK_S):
             elapsed, before = time.monotonic() - before, time.monotonic()
             with self._lock:
-                self.now += self._pace * elapsed * max([1.0, *self._factors])
+                self.now += PACE_MS * elapsed * max([1.0, *self._factors])
                 while self._sent < len(self._base) and self._base[self._sent].at <= self.now:
                     self._send(self._base[self._sent], None, self._places[self._sent])
                     self._sent += 1
@@ -173,8 +172,9 @@ class Traffic:
         self._send(event, headers, int(partitions_of([event.key], self.partitions)[0]))
 
     def _send(self, event: LogEvent, headers: Headers | None, place: int) -> None:
-        if self._muted[place] > 0:
-            self._held.setdefault(place, []).append((event, headers))
+        source = event.topic, place
+        if self._muted[source] > 0:
+            self._held.setdefault(source, []).append((event, headers))
             return
         while True:
             try:
@@ -191,9 +191,9 @@ class Traffic:
                 self._producer.poll(0.1)
 
     def _release(self) -> None:
-        for place in [place for place in self._held if self._muted[place] <= 0]:
-            for event, headers in self._held.pop(place):
-                self._send(event, headers, place)
+        for source in [source for source in self._held if self._muted[source] <= 0]:
+            for event, headers in self._held.pop(source):
+                self._send(event, headers, source[1])
 
 
 def label_of(document: dict[str, Any], labelled_at: int, fraud: bool, source: str) -> tuple[bytes, bytes]:
