@@ -36,8 +36,8 @@ from stream_scorer.records import ServedVersion
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, MINUTE_MS
 from stream_scorer.simulate.garbage import GARBAGE_KINDS, garbage
 
-# The monitor keeps a transaction for four days of event time after it. Whether a label counts that is given at the end of
-# this time, and then held back in a silent partition, depends on when it arrives; so there are no such labels.
+# The monitor keeps a transaction for four days of event time. Whether a label counts that is given at the end of this
+# time, and then held back in a silent partition, depends on when it arrives; so there are no such labels.
 UNDECIDED_MS = 80 * HOUR_MS, 100 * HOUR_MS
 SCORERS, MORE_SCORERS = ("one", "two", "three"), ("two", "three")
 Perform = Callable[[World, Action], AbstractContextManager[None]]
