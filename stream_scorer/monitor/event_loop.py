@@ -1,7 +1,7 @@
-"""An event loop that ends in bounded time, and a thread that does not keep the process alive.
+"""An event loop that ends in bounded time.
 
-Faust and aiokafka have tasks that ignore their cancellation while a broker is away, and Faust joins its consumer thread
-without a timeout. `asyncio.run` would wait for both forever: the part would neither restart nor stop.
+Faust and aiokafka have tasks that ignore their cancellation while a broker is away. `asyncio.run` would wait for them
+forever, so the part would neither restart nor stop.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from mode.threads import ServiceThread, WorkerThread
-
-# Time that tasks have for their cancellation, and Faust's consumer thread for its end.
+# Time that tasks have for their cancellation.
 CLEANUP_S = 2.0
 
 _log = logging.getLogger("stream_scorer.monitor")
@@ -36,16 +34,3 @@ def run_bounded(main: Coroutine[Any, Any, None], cleanup_s: float = CLEANUP_S) -
             _log.warning("%d tasks do not end and are abandoned", len(left))
         else:
             loop.close()
-
-
-class AbandonableWorker(WorkerThread):
-    """Faust's thread of a service: whoever stops it waits for a bounded time, and it does not outlive the process."""
-
-    def __init__(self, service: ServiceThread, **kwargs: Any) -> None:
-        super().__init__(service, **kwargs)
-        self.daemon = True
-
-    def stop(self) -> None:
-        """Wait for the end, at most `CLEANUP_S`. Blocks the event loop, as Faust's own method does."""
-        if not self.is_stopped.wait(CLEANUP_S):
-            _log.warning("Faust's consumer thread does not end and is abandoned")

@@ -8,6 +8,7 @@ Redis.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, cast
 
@@ -18,11 +19,14 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from stream_scorer.errors import StreamScorerError
-from stream_scorer.monitor.event_loop import AbandonableWorker
 
 READ_COMMITTED = "read_committed"
 # The predecessor of a message is unknown, because Faust fetched it before the last seek.
 UNLINKED = -1
+# Time that the consumer thread has for its end. Faust itself waits without a limit.
+THREAD_END_S = 2.0
+
+_log = logging.getLogger("stream_scorer.monitor")
 
 
 class Positions(Protocol):
@@ -45,6 +49,19 @@ class LinkedMessage(ConsumerMessage):
     """
 
     previous: int = UNLINKED
+
+
+class AbandonableWorker(AIOKafkaConsumerThread.Worker):  # type: ignore[misc, valid-type]
+    """Faust's thread of a service: whoever stops it waits for a bounded time, and it does not outlive the process."""
+
+    def __init__(self, service: Any, **kwargs: Any) -> None:
+        super().__init__(service, **kwargs)
+        self.daemon = True
+
+    def stop(self) -> None:
+        """Wait for the end, at most `THREAD_END_S`. Blocks the event loop, as Faust's own method does."""
+        if not self.is_stopped.wait(THREAD_END_S):
+            _log.warning("Faust's consumer thread does not end and is abandoned")
 
 
 class ReadCommittedThread(AIOKafkaConsumerThread):

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from stream_scorer.monitor import event_loop
-from stream_scorer.monitor.event_loop import AbandonableWorker, run_bounded
-from stream_scorer.monitor.transport import ReadCommittedThread
+from stream_scorer.monitor import transport
+from stream_scorer.monitor.event_loop import run_bounded
+from stream_scorer.monitor.transport import AbandonableWorker, ReadCommittedThread
 
 
 async def fail_with(task_of: Any) -> None:
@@ -69,7 +69,7 @@ def test_a_consumer_thread_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPat
         def _start_thread(self) -> None:
             self.go_on.wait()
 
-    monkeypatch.setattr(event_loop, "CLEANUP_S", 0.05)
+    monkeypatch.setattr(transport, "THREAD_END_S", 0.05)
     service = Hangs()
     worker = AbandonableWorker(cast(Any, service))
     worker.start()
