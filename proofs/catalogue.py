@@ -84,6 +84,11 @@ PROOFS = {
     "usage": Proof(
         "wrong usage gives one readable message and the exit code of the contract", 85, ("kafka", "redis", "mlflow")
     ),
+    "secured": Proof(
+        "the main job with least privilege on secured Kafka, Redis and MLflow; refusals in one readable message",
+        240,
+        own="its services have users, certificates and ACLs",
+    ),
     "lineage": Proof(
         "bytes and CPU of contributions and lineage against the old record; both serve verify and explain",
         300,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from stream_scorer.client_properties import PREFIX, SECTION, ClientProperty
-from stream_scorer.errors import StreamScorerError
+from stream_scorer.errors import AccessDenied, BrokerUnavailable, StreamScorerError, UsageError
 from stream_scorer.settings import CATALOGUE, Setting, Settings
+
+if TYPE_CHECKING:
+    from stream_scorer.kafka.permissions import Role
+    from stream_scorer.kafka.topics import TopicAdmin, Topics
 
 # The same as `requires-python` in pyproject.toml.
 PYTHON_MIN, PYTHON_BELOW = (3, 11), (3, 13)
@@ -92,9 +97,12 @@ def shown_value(setting: Setting, value: object) -> str:
     return _without_credentials(text)
 
 
-def run_checks(settings: Settings) -> Iterator[Check]:
-    """Run every check and yield each result at once. Changes nothing, except that a download may fill the cache."""
-    for name, check in _CHECKS:
+def run_checks(settings: Settings, role: Role = "scorer") -> Iterator[Check]:
+    """Run every check and yield each result at once. Changes nothing, except that a download may fill the cache.
+
+    `role` selects the permissions on Kafka that are checked.
+    """
+    for name, check in _checks(role):
         try:
             message = check(settings)
         except _SkippedError as skipped:
@@ -103,6 +111,11 @@ def run_checks(settings: Settings) -> Iterator[Check]:
             yield Check(name, "failed", _scrubbed(error.message, settings), _scrubbed(error.hint, settings))
         else:
             yield Check(name, "ok", message)
+
+
+def _checks(role: Role) -> list[tuple[str, Callable[[Settings], str]]]:
+    of_role = [("topics", partial(_topics, role=role)), ("permissions", partial(_permissions, role=role))]
+    return [*_CHECKS[:3], *of_role, *_CHECKS[3:]]
 
 
 def _python(_settings: Settings) -> str:
@@ -127,8 +140,7 @@ def _broker(settings: Settings) -> str:
     return f"answers, {len(found)} topics"
 
 
-def _topics(settings: Settings) -> str:
-    from stream_scorer.errors import BrokerUnavailable
+def _topics(settings: Settings, role: Role) -> str:
     from stream_scorer.features.plan import reach_ms
     from stream_scorer.kafka.topic_config import find_problems
     from stream_scorer.kafka.topics import TopicAdmin, Topics
@@ -137,11 +149,17 @@ def _topics(settings: Settings) -> str:
     admin = TopicAdmin(_wanted(settings, "kafka.bootstrap"))
     try:
         topics = Topics.of(settings)
-        counts = admin.require(topics.of_partitions())
-        admin.require(topics.of_one_partition())
-        configs, replicas = admin.configs(topics.all()), admin.replicas()
+        visible = _visible_topics(admin, topics, role, settings)
+        counts = admin.require([name for name in topics.of_partitions() if name in visible])
+        admin.require([name for name in topics.of_one_partition() if name in visible])
+        if not counts:
+            return "none for this role"
+        configs, replicas = admin.configs(visible), admin.replicas()
     except BrokerUnavailable:
         raise _SkippedError("the broker does not answer") from None
+    except AccessDenied as error:
+        raise _SkippedError(error.message) from None
+    replicas = {name: count for name, count in replicas.items() if name in visible}
     spec = settings["scorer.spec"]
     problems = find_problems(topics, configs, replicas, reach_ms(load_spec(spec)) if spec else 0)
     if problems:
@@ -150,6 +168,35 @@ def _topics(settings: Settings) -> str:
             hint="See `stream-scorer topics check --spec SPEC`.",
         )
     return f"{len(counts)} topics of {next(iter(counts.values()))} partitions"
+
+
+def _visible_topics(admin: TopicAdmin, topics: Topics, role: Role, settings: Settings) -> list[str]:
+    """All topics, or those of the role if an ACL hides the others."""
+    from stream_scorer.kafka.permissions import names_of, permissions
+
+    if admin.partitions().keys() >= set(topics.all()):
+        return topics.all()
+    try:
+        admin.require(topics.all(), same_count=False)
+    except AccessDenied:
+        return [found.name for found in permissions(role, names_of(settings)) if found.kind == "topic"]
+    return topics.all()
+
+
+def _permissions(settings: Settings, role: Role) -> str:
+    from stream_scorer.kafka.permissions import missing_permissions, names_of, permissions
+
+    bootstrap = _wanted(settings, "kafka.bootstrap")
+    try:
+        missing = missing_permissions(bootstrap, permissions(role, names_of(settings)))
+    except (BrokerUnavailable, UsageError) as error:
+        raise _SkippedError(error.message) from None
+    if missing:
+        raise StreamScorerError(
+            f"missing for the role {role}: {', '.join(missing)}",
+            hint=f"`stream-scorer topics acls --role {role}` prints the ACLs of the role.",
+        )
+    return f"suffice for the role {role}"
 
 
 def _redis(settings: Settings) -> str:
@@ -206,7 +253,6 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], str]], ...] = (
     ("python", _python),
     ("spec", _spec),
     ("broker", _broker),
-    ("topics", _topics),
     ("redis", _redis),
     ("mlflow", _mlflow),
     ("ensemble", _ensemble),

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 import msgspec
 
 from stream_scorer.cli.options import with_settings
 from stream_scorer.settings import CATALOGUE, Settings
 
+if TYPE_CHECKING:
+    from stream_scorer.kafka.permissions import Role
+
 
 @click.command()
+@click.option(
+    "--role",
+    type=click.Choice(["scorer", "monitor", "operator", "subscriber", "trainer", "producer"]),
+    default="scorer",
+    show_default=True,
+    help="Role whose permissions on Kafka are checked (docs/security.md).",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @with_settings(*(setting.name for setting in CATALOGUE))
-def doctor(settings: Settings, as_json: bool) -> int:
+def doctor(settings: Settings, role: Role, as_json: bool) -> int:
     """Show every setting with its source and its allowed values, then check each part that a scorer needs.
 
     Changes nothing, except that a download may fill the model cache. Skips checks whose settings are not set. Exit code
@@ -25,7 +37,7 @@ def doctor(settings: Settings, as_json: bool) -> int:
     quiet_client()
     rows = setting_rows(settings)
     if as_json:
-        found = list(run_checks(settings))
+        found = list(run_checks(settings, role))
         healthy = all(check.state != "failed" for check in found)
         click.echo(msgspec.json.encode({"ok": healthy, "settings": rows, "checks": found}).decode())
         return 0 if healthy else 1
@@ -37,7 +49,7 @@ def doctor(settings: Settings, as_json: bool) -> int:
         click.echo(text)
     click.echo()
     failed = 0
-    for check in run_checks(settings):
+    for check in run_checks(settings, role):
         failed += check.state == "failed"
         click.echo(f"{check.state:<8}{check.name:<14}{check.message}")
         if check.hint:

@@ -55,6 +55,30 @@ def create(settings: Settings, partitions: int, replication: int) -> None:
 
 
 @topics.command()
+@click.option(
+    "--role",
+    type=click.Choice(["scorer", "monitor", "operator", "subscriber", "trainer", "producer"]),
+    required=True,
+    help="Role whose ACLs are printed (docs/security.md).",
+)
+@click.option("--principal", help="Principal that gets the ACLs.  [default: User:<role>]")
+@with_settings("topics.prefix", "scorer.group", "monitor.group", "monitor.mode")
+def acls(settings: Settings, role: str, principal: str | None) -> None:
+    """Print the kafka-acls.sh commands that give a principal what a role needs, and nothing else.
+
+    A monitor gets the right to issue commands only in mode `auto` (`--mode auto`). Connects to nothing.
+    """
+    from typing import cast
+
+    from stream_scorer.kafka.permissions import Role, acl_commands, names_of, permissions
+
+    who = principal or f"User:{role}"
+    user = who.partition(":")[2]
+    for command in acl_commands(permissions(cast(Role, role), names_of(settings), user), who):
+        click.echo(command)
+
+
+@topics.command()
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
 def check(settings: Settings) -> None:
     """Check that every topic exists, that partition counts agree, and that no setting loses records.

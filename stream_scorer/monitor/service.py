@@ -17,6 +17,7 @@ from pathlib import Path
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import StreamScorerError, UnavailableError
+from stream_scorer.kafka.permissions import joiner_name
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.monitor.app import AppSettings, MonitorApp, source_name
@@ -349,7 +350,7 @@ class _Joining:
 
     def _join(self, store: JoinerStore, stop: threading.Event, on_ready: Callable[[], None]) -> None:
         settings = self._settings
-        name = f"{settings.group}-joiner-{settings.topics.prefix or 'default'}"
+        name = joiner_name(settings.group, settings.topics)
         joiner = Joiner(store, self._rules, scores=self._topics.scores, labels=self._topics.labels)
         self.counts = joiner.counts
         with TransactionalLoop(

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -233,7 +233,10 @@ def _start_in(kafka: Kafka, progress: Progress, folder: Path, flag: str) -> subp
 
 @dataclass(slots=True)
 class Kafka:
-    """A Kafka broker and its controller in one process (KRaft), on the pinned jars."""
+    """A Kafka broker and its controller in one process (KRaft), on the pinned jars.
+
+    `more_settings` go before the stack's own server properties, `format_options` to the formatting of new storage.
+    """
 
     folder: Path
     port: int = 0
@@ -242,6 +245,8 @@ class Kafka:
     unavailable: type[UnavailableError] = BrokerUnavailable
     ready_seconds: float = 60.0  # 2 to 4 s on an idle machine
     stop_seconds: float = 8.0
+    more_settings: Mapping[str, object] = field(default_factory=dict)
+    format_options: Sequence[str] = ()
     _jars: list[Path] = field(default_factory=list)
     _java: Java | None = None
     _archive: Path | None = None
@@ -285,7 +290,9 @@ class Kafka:
             folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "log4j2.yaml").write_text(_LOG4J2)
         settings = self.folder / "server.properties"
-        settings.write_text("".join(f"{name}={value}\n" for name, value in self._settings(data).items()))
+        settings.write_text(
+            "".join(f"{name}={value}\n" for name, value in (self._settings(data) | dict(self.more_settings)).items())
+        )
         if not (data / "meta.properties").exists():
             self._format(settings, data)
         flags = ["-Xms256m", "-Xmx768m", "-XX:+ExitOnOutOfMemoryError", *self._flags]
@@ -316,7 +323,9 @@ class Kafka:
         cluster = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
         # -XX:TieredStopAtLevel=1: the second compiler is not worth it for a short program (0.9 s instead of 1.8 s).
         flags = ["-Xmx128m", "-XX:TieredStopAtLevel=1"]
-        command = self._command(flags, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings))
+        command = self._command(
+            flags, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings), *self.format_options
+        )
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:

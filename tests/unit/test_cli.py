@@ -220,6 +220,7 @@ def test_checks_of_services_that_are_gone_fail_without_their_passwords(tmp_path:
         "spec": "failed",
         "broker": "skipped",
         "topics": "skipped",
+        "permissions": "skipped",
         "redis": "failed",
         "mlflow": "failed",
         "ensemble": "failed",

@@ -1,0 +1,173 @@
+"""The only table of who may do what on Kafka: the ACLs of each role, and the check that a user has them.
+
+docs/security.md describes the roles. Only operators, and monitors in mode `auto`, may write to `control`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AclOperation  # type: ignore[attr-defined]
+
+from stream_scorer.kafka.clients import find_refusal, open_admin
+from stream_scorer.kafka.config import client_config
+from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.settings import Settings
+
+Role = Literal["scorer", "monitor", "operator", "subscriber", "trainer", "producer"]
+ROLES: tuple[Role, ...] = ("scorer", "monitor", "operator", "subscriber", "trainer", "producer")
+Kind = Literal["topic", "group", "transactional-id"]
+_TIMEOUT_S = 10.0
+
+_READ, _WRITE, _CONFIGS = ("Read", "DescribeConfigs"), ("Write", "DescribeConfigs"), ("Describe", "DescribeConfigs")
+_OUTPUTS = ("scores", "contributions", "lineage", "alerts", "score_summaries", "dead_letters")
+# Operations by topic. Read and Write include Describe. `topics check` and the check at the start of a scorer need
+# DescribeConfigs.
+_TOPICS: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
+    "scorer": {
+        **dict.fromkeys(("transactions", "labels", "control", "serving_state"), _READ),
+        **dict.fromkeys((*_OUTPUTS, "scorer_status", "audit"), _WRITE),
+        "serving_state": ("Read", "Write", "DescribeConfigs"),
+    },
+    "monitor": {
+        **dict.fromkeys(("scores", "labels", "score_summaries", "control"), ("Read",)),
+        "outcomes": ("Read", "Write"),
+        "monitor_metrics": ("Write",),
+        "incidents": ("Read", "Write"),
+    },
+    "operator": {
+        **dict.fromkeys(("transactions", "labels"), ("Create", *_CONFIGS)),
+        **dict.fromkeys((*_OUTPUTS, "outcomes", "monitor_metrics"), ("Create", *_READ)),
+        **dict.fromkeys(("serving_state", "scorer_status", "audit", "incidents"), ("Create", *_READ)),
+        "control": ("Create", "Read", "Write", "DescribeConfigs"),
+    },
+    "subscriber": dict.fromkeys(
+        ("scores", "contributions", "alerts", "outcomes", "monitor_metrics", "incidents"), ("Read",)
+    ),
+    "trainer": dict.fromkeys(("transactions", "labels", "scores", "contributions", "lineage", "outcomes"), ("Read",)),
+    "producer": dict.fromkeys(("transactions", "labels"), ("Write",)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Operations on one resource. With `prefixed`, on all resources whose name begins with `name`."""
+
+    kind: Kind
+    name: str
+    operations: tuple[str, ...]
+    prefixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names that depend on the settings. `commands`: the monitor issues commands (`monitor.mode` is `auto`)."""
+
+    topics: Topics
+    scorer_group: str
+    monitor_group: str
+    commands: bool = False
+
+
+def names_of(settings: Settings) -> Names:
+    """The names that the settings give."""
+    groups = settings["scorer.group"], settings["monitor.group"]
+    return Names(Topics.of(settings), *groups, commands=settings["monitor.mode"] == "auto")
+
+
+def joiner_name(monitor_group: str, topics: Topics) -> str:
+    """The consumer group and transactional id of the label joiner."""
+    return f"{monitor_group}-joiner-{topics.prefix or 'default'}"
+
+
+def permissions(role: Role, names: Names, user: str = "") -> list[Permission]:
+    """What `role` needs. A subscriber named `user` may use consumer groups whose names begin with that name."""
+    of_topics = dict(_TOPICS[role])
+    if role == "monitor" and names.commands:
+        of_topics["control"] = ("Read", "Write")
+    found = [Permission("topic", getattr(names.topics, key), operations) for key, operations in of_topics.items()]
+    if role == "scorer":
+        found.append(Permission("group", names.scorer_group, ("Read",)))
+        found.append(Permission("transactional-id", f"{names.scorer_group}-", ("Write",), prefixed=True))
+    if role == "monitor":
+        joiner = joiner_name(names.monitor_group, names.topics)
+        found.append(Permission("group", names.monitor_group, ("Read",)))
+        found.append(Permission("group", joiner, ("Read",)))
+        found.append(Permission("transactional-id", joiner, ("Write",)))
+    if role == "subscriber" and user:
+        found.append(Permission("group", user, ("Read",), prefixed=True))
+    return found
+
+
+def acl_commands(wanted: Iterable[Permission], principal: str) -> list[str]:
+    """One ``kafka-acls.sh`` command per permission. ``$BOOTSTRAP`` and ``$ADMIN`` are for the caller to set."""
+    commands = []
+    for permission in wanted:
+        words = ["--add", "--allow-principal", principal]
+        for operation in permission.operations:
+            words += ["--operation", operation]
+        words += [f"--{permission.kind}", permission.name]
+        if permission.prefixed:
+            words += ["--resource-pattern-type", "prefixed"]
+        commands.append(f'kafka-acls.sh --bootstrap-server "$BOOTSTRAP" --command-config "$ADMIN" {shlex.join(words)}')
+    return commands
+
+
+def missing_permissions(bootstrap: str, wanted: Iterable[Permission]) -> list[str]:
+    """The permissions that this user lacks, as ``Write on topic alerts``.
+
+    The broker reports the operations that the user may perform on topics and groups; it does not report them for
+    transactional ids, which are not checked.
+
+    Raises:
+        BrokerUnavailable: the broker does not answer. AccessDenied: it refuses the credentials.
+    """
+    checked = [permission for permission in wanted if permission.kind != "transactional-id" and not permission.prefixed]
+    allowed = _Allowed(bootstrap)
+    return [
+        f"{operation} on {permission.kind} {permission.name}"
+        for permission in checked
+        for operation in permission.operations
+        if operation not in allowed.operations(permission) and operation != "Create"
+    ]
+
+
+class _Allowed:
+    """Asks the broker what this user may do."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._client = open_admin(client_config(bootstrap, "stream-scorer-permissions"))
+        self._known: dict[tuple[str, str], frozenset[str]] = {}
+
+    def operations(self, permission: Permission) -> frozenset[str]:
+        """The permitted operations on the resource of `permission`; none if the user may not even describe it."""
+        at = (permission.kind, permission.name)
+        if at not in self._known:
+            self._known[at] = self._ask(permission)
+        return self._known[at]
+
+    def _ask(self, permission: Permission) -> frozenset[str]:
+        options = {"include_authorized_operations": True, "request_timeout": _TIMEOUT_S}
+        try:
+            if permission.kind == "topic":
+                future = self._client.describe_topics(TopicCollection([permission.name]), **options)[permission.name]
+            else:
+                future = self._client.describe_consumer_groups([permission.name], **options)[permission.name]
+            return frozenset(_name(operation) for operation in future.result().authorized_operations or ())
+        except KafkaException as failure:
+            error = kafka_error(failure)
+            if is_denied(error):
+                return frozenset()
+            doing = f"describe {permission.kind} {permission.name}"
+            raise find_refusal(self._bootstrap) or as_domain_error(error, doing, self._bootstrap) from failure
+
+
+def _name(operation: AclOperation) -> str:
+    """The name of an operation as in ``kafka-acls.sh``: ``DescribeConfigs``."""
+    return "".join(word.capitalize() for word in operation.name.split("_"))

@@ -1,0 +1,60 @@
+"""The ACLs of each role."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AclOperation, ResourcePatternType, ResourceType
+
+from proofs.secured_services import acls_of
+from stream_scorer.kafka.permissions import ROLES, Names, Role, acl_commands, permissions
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.state.keys import NAMESPACES
+
+ROOT = Path(__file__).parents[2]
+NAMES = Names(Topics("", {"control": "ops-control"}), "fraud", "fraud-monitor")
+
+
+def of(role: Role, names: Names = NAMES) -> dict[str, tuple[str, ...]]:
+    return {found.name: found.operations for found in permissions(role, names)}
+
+
+def test_only_operators_and_automatic_monitors_issue_commands() -> None:
+    writers = {role for role in ROLES if "Write" in of(role).get("ops-control", ())}
+    assert writers == {"operator"}
+    assert "Write" in of("monitor", Names(NAMES.topics, "fraud", "fraud-monitor", commands=True))["ops-control"]
+
+
+def test_only_producers_write_the_inputs_and_only_scorers_the_scores() -> None:
+    for topic, role in (("transactions", "producer"), ("labels", "producer"), ("scores", "scorer")):
+        assert {r for r in ROLES if "Write" in of(r).get(topic, ())} == {role}
+
+
+def test_a_subscriber_reads_and_no_more() -> None:
+    assert {operation for operations in of("subscriber").values() for operation in operations} == {"Read"}
+    assert not {"transactions", "labels", "lineage", "ops-control"} & of("subscriber").keys()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_printed_commands_are_the_table(role: Role) -> None:
+    wanted = permissions(role, NAMES, "someone")
+    found = [acl for command in acl_commands(wanted, "User:someone") for acl in acls_of(command)]
+    assert len(found) == sum(len(permission.operations) for permission in wanted)
+    assert {acl.principal for acl in found} == {"User:someone"}
+    assert AclOperation.ALL not in {acl.operation for acl in found}
+    assert "*" not in {acl.name for acl in found}
+    # Transactional ids and the groups of subscribers are the only prefixes.
+    prefixed = {acl.restype for acl in found if acl.resource_pattern_type is ResourcePatternType.PREFIXED}
+    assert prefixed <= {ResourceType.TRANSACTIONAL_ID, ResourceType.GROUP}
+
+
+def test_the_acls_of_redis_have_the_prefixes_of_the_keys() -> None:
+    users = {
+        line.split()[1]: line.split() for line in (ROOT / "deploy" / "redis" / "users.acl").read_text().splitlines()
+    }
+    assert users["default"] == ["user", "default", "off"]
+    assert "~{" + NAMESPACES + "*" in users["scorer"]
+    assert "~{stream-scorer:stream-scorer-monitor:*" in users["monitor"]
+    for role in ("scorer", "monitor"):
+        assert users[role].index("-@all") < users[role].index("-@dangerous")
