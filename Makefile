@@ -97,6 +97,7 @@ lock: $(BIN)/uv  ## Resolve dependencies and write the hashed lock files
 	@$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
 	@$(LOCK) pyproject.toml -o requirements/scorer.txt
 	@$(LOCK) pyproject.toml --extra monitor -o requirements/monitor.txt
+	@$(LOCK) pyproject.toml --extra replay -o requirements/replay.txt
 	@$(BIN)/python tools/make_reference.py
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(LOCK) - -o requirements/bootstrap.txt
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = {"scorer.txt": [], "monitor.txt": ["monitor"], "dev.txt": ["dev"]}
+LOCKS = {"scorer.txt": [], "monitor.txt": ["monitor"], "replay.txt": ["replay"], "dev.txt": ["dev"]}
 
 
 def required(project: dict, extras: list[str]) -> list[Requirement]:

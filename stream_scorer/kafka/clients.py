@@ -14,6 +14,7 @@ from stream_scorer.client_properties import is_secret
 from stream_scorer.connections import Brokers
 from stream_scorer.errors import AccessDenied, SettingsError
 from stream_scorer.kafka.config import client_config
+from stream_scorer.kafka.tls import find_tls_problem
 
 T = TypeVar("T")
 # librdkafka connects at once and reports a refusal within milliseconds, a slow broker within a second or two.
@@ -26,21 +27,27 @@ _REFUSALS = {
 
 
 def open_consumer(config: Mapping[str, Any]) -> Consumer:
-    """A consumer with `config`. Raises `SettingsError` if librdkafka refuses a property."""
+    """A consumer with `config`.
+
+    Raises:
+        SettingsError: librdkafka refuses a property. AccessDenied: there is no OAUTHBEARER token.
+    """
     return _open(Consumer, config)
 
 
 def open_producer(config: Mapping[str, Any]) -> Producer:
-    """A producer with `config`. Raises `SettingsError` if librdkafka refuses a property."""
+    """A producer with `config`. Raises as `open_consumer`."""
     return _open(Producer, config)
 
 
 def open_admin(config: Mapping[str, Any]) -> AdminClient:
-    """An admin client with `config`. Raises `SettingsError` if librdkafka refuses a property."""
+    """An admin client with `config`. Raises as `open_consumer`."""
     return _open(AdminClient, config)
 
 
 def _open(kind: Callable[[dict[str, Any]], T], config: Mapping[str, Any]) -> T:
+    if "oauth_cb" in config:
+        config["oauth_cb"]("")  # the client would wait for the token and not report why it does not come
     try:
         return kind(dict(config))
     except (KafkaException, ValueError, TypeError) as exception:
@@ -70,6 +77,14 @@ def find_refusal(bootstrap: str) -> AccessDenied | None:
     """
     if not isinstance(bootstrap, Brokers) or not bootstrap.properties:
         return None
+    protocol = bootstrap.properties.get("security.protocol", "").upper()
+    if protocol in ("SSL", "SASL_SSL"):
+        for address in bootstrap.split(","):
+            if problem := find_tls_problem(address, bootstrap.properties):
+                return AccessDenied(
+                    f"Kafka at {bootstrap}: {problem}",
+                    hint="Check ssl.ca.location, ssl.certificate.location and ssl.key.location in [kafka.client].",
+                )
     found: list[KafkaError] = []
     probe = open_producer(client_config(bootstrap, "stream-scorer-probe") | {"error_cb": found.append})
     deadline = time.monotonic() + REFUSAL_TIMEOUT_S

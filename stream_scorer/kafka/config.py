@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from stream_scorer.connections import Brokers
-from stream_scorer.kafka.oauth import Tokens
+from stream_scorer.kafka.oauth import tokens_of
 
 # More than the 5 MB of a malicious record with its headers. Broker and topics have the same bound.
 MAX_MESSAGE_BYTES = 10 * 1024 * 1024
@@ -44,7 +44,7 @@ def _with_properties(config: dict[str, Any], bootstrap: str) -> dict[str, Any]:
     # librdkafka has two names for this property; with both, the later one would win.
     known = {"sasl.mechanisms": "sasl.mechanism"}
     config = config | {known.get(name, name): value for name, value in bootstrap.properties.items()}
-    return config | ({"oauth_cb": Tokens(bootstrap.tokens).callback} if bootstrap.tokens else {})
+    return config | ({"oauth_cb": tokens_of(bootstrap.tokens).callback} if bootstrap.tokens else {})
 
 
 def _address_family(bootstrap: str) -> str:

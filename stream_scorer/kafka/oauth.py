@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ COMMAND_TIMEOUT_S = 20.0
 OPAQUE_LIFETIME_S = 300.0
 # Share of the lifetime after which another token is fetched; librdkafka uses the same.
 _RENEW_AT = 0.8
+_log = logging.getLogger(__name__)
 
 
 class Token(NamedTuple):
@@ -47,6 +50,12 @@ class _Claims(msgspec.Struct):
     sub: str = ""
 
 
+@lru_cache(maxsize=8)
+def tokens_of(source: TokenSource) -> Tokens:
+    """The tokens of `source`, which all clients of the process share."""
+    return Tokens(source)
+
+
 class Tokens:
     """The present token of a source. Thread-safe."""
 
@@ -66,7 +75,7 @@ class Tokens:
         with self._lock:
             now = self._now()
             if self._token is None or now >= self._renew_at:
-                self._token = parse_token(self._fetch(), now)
+                self._token = self._renewed(now)
                 self._renew_at = now + _RENEW_AT * (self._token.expires_at - now)
             return self._token
 
@@ -74,6 +83,16 @@ class Tokens:
         """``oauth_cb`` of confluent_kafka."""
         token = self.get()
         return token.value, token.expires_at, token.principal, {}
+
+    def _renewed(self, now: float) -> Token:
+        """Another token; the present one if it is still valid and no other is to be had."""
+        try:
+            return parse_token(self._fetch(), now)
+        except AccessDenied as error:
+            if self._token is None or now >= self._token.expires_at:
+                raise
+            _log.warning("the OAUTHBEARER token is not renewed yet: %s", error.message)
+            return self._token
 
     def _fetch(self) -> str:
         if not self._source.command:

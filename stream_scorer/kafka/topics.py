@@ -14,6 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     TopicMetadata,
 )
 
+from stream_scorer.connections import Brokers
 from stream_scorer.errors import SettingsError, UsageError
 from stream_scorer.kafka.clients import find_refusal, open_admin
 from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES, MAX_MESSAGE_BYTES, client_config
@@ -21,6 +22,8 @@ from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
 from stream_scorer.settings import TOPICS, Settings
 
 _TIMEOUT_S = 10.0
+# librdkafka tries a refused connection again until the timeout, so the cause is looked for before.
+_FIRST_TIMEOUT_S = 3.0
 # With this many replicas, a record must be on two brokers before it counts as written, and one broker may fail.
 SAFE_REPLICAS = 3
 _LISTED_PAUSE_S = 0.05
@@ -126,12 +129,15 @@ class TopicAdmin:
         }
 
     def _list(self) -> dict[str, TopicMetadata]:
-        try:
-            return dict(self._client.list_topics(timeout=_TIMEOUT_S).topics)
-        except KafkaException as error:
-            raise find_refusal(self._bootstrap) or as_domain_error(
-                kafka_error(error), "list the topics", self._bootstrap
-            ) from error
+        secured = isinstance(self._bootstrap, Brokers) and self._bootstrap.properties
+        for timeout_s in (_FIRST_TIMEOUT_S, _TIMEOUT_S) if secured else (_TIMEOUT_S,):
+            try:
+                return dict(self._client.list_topics(timeout=timeout_s).topics)
+            except KafkaException as error:
+                refusal = find_refusal(self._bootstrap)
+                if refusal is not None or timeout_s == _TIMEOUT_S:
+                    raise refusal or as_domain_error(kafka_error(error), "list the topics", self._bootstrap) from error
+        raise AssertionError("the last attempt returns or raises")
 
     def configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """The settings of the topics `names`. Raises `StreamScorerError` if the broker does not permit it."""

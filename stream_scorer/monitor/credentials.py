@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from aiokafka.abc import AbstractTokenProvider
 from faust.auth import Credentials, OAuthCredentials, SASLCredentials, SSLCredentials
 
 from stream_scorer.connections import Brokers
 from stream_scorer.errors import SettingsError
-from stream_scorer.kafka.oauth import Tokens
+from stream_scorer.kafka.oauth import Tokens, tokens_of
+from stream_scorer.kafka.tls import tls_context
 
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
 _USED = frozenset(
@@ -40,8 +38,6 @@ _USED = frozenset(
     }
 )
 _SECURITY = ("ssl.", "sasl.", "security.", "https.", "enable.ssl.", "enable.sasl.")
-# A probe of the operating system's certificates, which Python's default does too.
-_DEFAULT_CA = "probe"
 _log = logging.getLogger(__name__)
 
 
@@ -84,7 +80,7 @@ def credentials(bootstrap: str) -> Credentials | None:
                 "kafka.client: the monitor has no source of OAUTHBEARER tokens",
                 hint="Set kafka.oauth.token_command or kafka.oauth.token_file.",
             )
-        return OAuthCredentials(oauth_cb=TokenProvider(Tokens(bootstrap.tokens)), ssl_context=context)
+        return OAuthCredentials(oauth_cb=TokenProvider(tokens_of(bootstrap.tokens)), ssl_context=context)
     return SASLCredentials(
         username=properties.get("sasl.username"),
         password=properties.get("sasl.password"),
@@ -104,41 +100,3 @@ def check_properties(properties: Mapping[str, str]) -> None:
         )
     if other:
         _log.info("these properties of kafka.client have no effect on the windows: %s", ", ".join(other))
-
-
-def tls_context(properties: Mapping[str, str]) -> ssl.SSLContext:
-    """The TLS settings as Python's. Raises `SettingsError` if a file or PEM text cannot be used."""
-    location = properties.get("ssl.ca.location", "")
-    try:
-        context = ssl.create_default_context(
-            cafile=location if location != _DEFAULT_CA and not Path(location).is_dir() and location else None,
-            capath=location if location and Path(location).is_dir() else None,
-            cadata=properties.get("ssl.ca.pem"),
-        )
-        _load_certificate(context, properties)
-    except OSError as error:  # includes ssl.SSLError; neither contains key material
-        raise SettingsError(
-            f"kafka.client: the certificates cannot be used: {error.strerror or error}",
-            hint="Check ssl.ca.location, ssl.certificate.location, ssl.key.location and ssl.key.password.",
-        ) from None
-    if properties.get("ssl.endpoint.identification.algorithm", "https").lower() == "none":
-        context.check_hostname = False
-    if properties.get("enable.ssl.certificate.verification", "true").lower() == "false":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _load_certificate(context: ssl.SSLContext, properties: Mapping[str, str]) -> None:
-    password = properties.get("ssl.key.password", "")
-    certificate, key = (properties.get(f"ssl.{part}.location") for part in ("certificate", "key"))
-    if certificate:
-        context.load_cert_chain(certificate, key, password)
-        return
-    pem = properties.get("ssl.certificate.pem")
-    if pem:
-        # Python loads certificates from files only. The file is readable for this user, and exists for a moment.
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-            file.write(f"{pem}\n{properties.get('ssl.key.pem', '')}\n")
-            file.flush()
-            context.load_cert_chain(file.name, password=password)

@@ -123,3 +123,16 @@ def test_the_monitor_uses_the_same_credentials() -> None:
 def test_the_monitor_refuses_what_it_cannot_use(properties: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         credentials(Brokers("broker:1", properties))
+
+
+def test_a_token_that_cannot_be_renewed_is_used_until_it_expires(tmp_path: Path) -> None:
+    file, now = tmp_path / "token", [1_000.0]
+    tokens = Tokens(TokenSource(file=str(file)), lambda: now[0])
+    file.write_text(jwt(exp=2_000, sub="first"))
+    tokens.get()
+    file.unlink()
+    now[0] = 1_900
+    assert tokens.get().principal == "first"
+    now[0] = 2_000
+    with pytest.raises(AccessDenied, match="No such file"):
+        tokens.get()

@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 KUBERNETES = "1.34"
+# Images: files in requirements/.
+ROLES = ("scorer", "monitor", "replay")
 VARIABLES = {setting.variable for setting in CATALOGUE}
 
 
@@ -31,7 +33,8 @@ def load(path: Path) -> Any:
 
 
 def manifest(name: str) -> Any:
-    return load(DEPLOY / "kubernetes" / name)
+    """The first document of a file."""
+    return next(yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text(encoding="utf-8")))
 
 
 @pytest.fixture
@@ -76,7 +79,8 @@ def test_addresses_come_from_files_of_the_secret(container: Any, pod: Any) -> No
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert all(path.startswith(mounted["addresses"] + "/") for path in files.values())
     assert {volume["name"] for volume in pod["volumes"]} == set(mounted)
-    assert not any(load(path)["kind"] == "Secret" for path in MANIFESTS)
+    documents = [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    assert not any(document["kind"] == "Secret" for document in documents)
 
 
 def test_instances_have_stable_names(container: Any) -> None:
@@ -114,6 +118,23 @@ def test_every_selector_finds_the_pods() -> None:
     assert manifest("scorer.yaml")["spec"]["serviceName"] == manifest("service.yaml")["metadata"]["name"]
 
 
+def test_the_monitor_is_one_process_with_a_state_of_its_own() -> None:
+    monitor, scorer = manifest("monitor.yaml"), manifest("scorer.yaml")
+    pod, other = monitor["spec"]["template"]["spec"], scorer["spec"]["template"]["spec"]
+    (container,), (scoring,) = pod["containers"], other["containers"]
+    assert (monitor["kind"], monitor["spec"]["replicas"], container["args"]) == ("StatefulSet", 1, ["monitor"])
+    for part in ("securityContext", "automountServiceAccountToken", "enableServiceLinks"):
+        assert pod[part] == other[part]
+    assert container["securityContext"] == scoring["securityContext"]
+    own = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert {name.removesuffix("_FILE") for name in own} <= VARIABLES
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (claim,) = monitor["spec"]["volumeClaimTemplates"]
+    assert own["STREAM_SCORER_MONITOR_STATE_DIR"] == mounts[claim["metadata"]["name"]]
+    labels = monitor["spec"]["template"]["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"] == labels != scorer["spec"]["template"]["metadata"]["labels"]
+
+
 # ---- Docker
 
 
@@ -129,7 +150,10 @@ def test_the_image_is_locked_unprivileged_and_holds_no_secret(container: Any) ->
     user = next(line for line in stage if line.startswith("USER")).split()[1]
     assert int(user.partition(":")[0]) > 0
     assert any(line.startswith("HEALTHCHECK") and "/healthz" in line for line in stage)
-    assert not any(line.startswith("ARG") for line in lines)
+    # An argument of the build is visible in the image's history.
+    assert [line for line in lines if line.startswith("ARG")] == ["ARG ROLE=scorer"]
+    for role in ROLES:
+        assert f"requirements/{role}.txt" in text
     # The scorer must not be process 1, which the watchdog could not kill.
     assert 'ENTRYPOINT ["tini", "--", "stream-scorer"]' in stage
     assert any("apt-get install" in line and " tini " in line for line in stage)
