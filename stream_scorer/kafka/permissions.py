@@ -25,6 +25,8 @@ Kind = Literal["topic", "group", "transactional-id"]
 _TIMEOUT_S = 10.0
 
 _READ, _WRITE, _CONFIGS = ("Read", "DescribeConfigs"), ("Write", "DescribeConfigs"), ("Describe", "DescribeConfigs")
+# What the groups of readers without commits begin with: librdkafka looks up their coordinator all the same.
+_READERS = "stream-scorer-"
 _OUTPUTS = ("scores", "contributions", "lineage", "alerts", "score_summaries", "dead_letters")
 # Operations by topic. Read and Write include Describe. `topics check` and the check at the start of a scorer need
 # DescribeConfigs.
@@ -99,6 +101,8 @@ def permissions(role: Role, names: Names, user: str = "") -> list[Permission]:
         found.append(Permission("group", names.monitor_group, ("Read",)))
         found.append(Permission("group", joiner, ("Read",)))
         found.append(Permission("transactional-id", joiner, ("Write",)))
+    if any("Read" in operations for operations in of_topics.values()):
+        found.append(Permission("group", _READERS, ("Describe",), prefixed=True))
     if role == "subscriber" and user:
         found.append(Permission("group", user, ("Read",), prefixed=True))
     return found
