@@ -14,7 +14,6 @@ SIZES = {
     "garbage": 6_000,
     "additive": 4_000,
     "usage": 1,
-    "secured": 1_500,
     "lineage": 2_000,
     "features-flush": 8,
     "refusal": 300,
