@@ -38,12 +38,12 @@ PROOFS = {
     ),
     "kill-once": Proof(
         "every input has one output whatever is killed; features count each event id once",
-        60,
+        168,
         own="kills scorers and leaves their transactions open",
     ),
     "contract": Proof(
         "in-memory parts pass the same suites as Kafka and Redis, which find a fault in each of them",
-        120,
+        73,
         own="runs suites of the tests, which start their own services",
     ),
     "holes": Proof(
@@ -51,19 +51,19 @@ PROOFS = {
         306,
         own="runs tests, which start their own services",
     ),
-    "garbage": Proof("bad input is dead-lettered with code and path, the rest is scored", 60, KAFKA_REDIS),
+    "garbage": Proof("bad input is dead-lettered with code and path, the rest is scored", 28, KAFKA_REDIS),
     "additive": Proof(
-        "contributions add up to z, z gives the score, members equal their own libraries", 60, KAFKA_REDIS
+        "contributions add up to z, z gives the score, members equal their own libraries", 71, KAFKA_REDIS
     ),
-    "additivity": Proof("every combiner: contributions equal Shapley values by enumeration and add up to z", 164),
+    "additivity": Proof("every combiner: contributions equal Shapley values by enumeration and add up to z", 53),
     "member-faults": Proof(
         "a member that fails, hangs or holds the lock costs its own part of scores and no more",
-        60,
+        116,
         own="a scorer that hangs is killed and leaves its group without notice",
     ),
     "swap-under-load": Proof(
         "versions come and go under load: nothing lost, doubled or mixed; what each command took",
-        135,
+        132,
         own="measures latency under load",
     ),
     "control-race": Proof(
@@ -71,18 +71,18 @@ PROOFS = {
     ),
     "incident": Proof(
         "a minor update of one member raises alerts: the monitor sees it, names it and rolls it back",
-        60,
+        129,
         own="kills the monitor, and measures under load",
     ),
-    "sticky": Proof("an entity keeps its arm in every process and while the share grows", 15),
+    "sticky": Proof("an entity keeps its arm in every process and while the share grows", 21),
     "hostile-artifacts": Proof(
-        "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 60
+        "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 96
     ),
     "members-bench": Proof(
         "the scoring stage beside its members' bare predictions", 60, own="measures speed; needs no services"
     ),
     "usage": Proof(
-        "wrong usage gives one readable message and the exit code of the contract", 85, ("kafka", "redis", "mlflow")
+        "wrong usage gives one readable message and the exit code of the contract", 32, ("kafka", "redis", "mlflow")
     ),
     "secured": Proof(
         "the main job with least privilege on secured Kafka, Redis and MLflow; refusals in one readable message",
@@ -91,14 +91,14 @@ PROOFS = {
     ),
     "lineage": Proof(
         "bytes and CPU of contributions and lineage against the old record; both serve verify and explain",
-        300,
+        288,
         KAFKA_REDIS,
     ),
     "verify": Proof(
-        "published scores equal a recomputation from their records; what is altered is found", 60, KAFKA_REDIS
+        "published scores equal a recomputation from their records; what is altered is found", 70, KAFKA_REDIS
     ),
     "replay-thin": Proof(
-        "a replay gives the scores and contributions that were served, and touches nothing live", 315, KAFKA_REDIS
+        "a replay gives the scores and contributions that were served, and touches nothing live", 132, KAFKA_REDIS
     ),
     "monitor-thin": Proof(
         "windows equal an offline recomputation; FPR bounds contain the hidden truth",
@@ -106,19 +106,19 @@ PROOFS = {
         own="kills scorer and monitor with a transaction open",
     ),
     "handbook-live": Proof(
-        "quality on the Fraud Detection Handbook's transactions, by the live path", 300, KAFKA_REDIS
+        "quality on the Fraud Detection Handbook's transactions, by the live path", 116, KAFKA_REDIS
     ),
     "features-oracle": Proof(
-        "served features equal a brute-force recomputation on 21 days of the Handbook", 300, KAFKA_REDIS
+        "served features equal a brute-force recomputation on 21 days of the Handbook", 140, KAFKA_REDIS
     ),
     "features-crash": Proof(
         "rows and features equal the log after 1,000 crashes in memory and 50 kill -9 on real parts",
-        300,
+        470,
         own="kills scorers and leaves their transactions open",
     ),
     "refusal": Proof(
         "Redis refuses writes, hangs or breaks connections: no wrong feature is called fresh, scoring goes on",
-        235,
+        178,
         own="stops the Redis process and changes its settings",
     ),
     "storm": Proof(
@@ -127,20 +127,20 @@ PROOFS = {
         own="kills and suspends everything",
     ),
     "features-flush": Proof(
-        "lost features are noticed, and rebuilt while scoring goes on", 300, own="flushes Redis under live traffic"
+        "lost features are noticed, and rebuilt while scoring goes on", 512, own="flushes Redis under live traffic"
     ),
-    "features-batch": Proof("the same feature bytes at 1, 7, 256 and 1,024 a batch", 60, KAFKA_REDIS),
-    "features-property": Proof("every aggregate equals a naive recomputation, whatever is odd about the events", 60),
+    "features-batch": Proof("the same feature bytes at 1, 7, 256 and 1,024 a batch", 156, KAFKA_REDIS),
+    "features-property": Proof("every aggregate equals a naive recomputation, whatever is odd about the events", 148),
     "features-hotkey": Proof(
         "one terminal with a tenth of the traffic costs little more and errs within the bound",
-        300,
+        104,
         own="measures the CPU time of Redis",
     ),
-    "features-retire": Proof("rows that nobody will read again go, and no feature changes for it", 60, ("redis",)),
+    "features-retire": Proof("rows that nobody will read again go, and no feature changes for it", 8, ("redis",)),
     "features-alignment": Proof(
-        "a backlog drains side by side in event time, and terminals are not under-counted", 60, KAFKA_REDIS
+        "a backlog drains side by side in event time, and terminals are not under-counted", 48, KAFKA_REDIS
     ),
-    "features-own-data": Proof("two data sets of one's own run from CSV to scores", 60, KAFKA_REDIS),
+    "features-own-data": Proof("two data sets of one's own run from CSV to scores", 46, KAFKA_REDIS),
     "features-bench": Proof(
         "what the feature path costs, by part, by length of rows and number of entities",
         300,
