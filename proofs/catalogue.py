@@ -146,6 +146,11 @@ PROOFS = {
         300,
         own="measures the CPU time of Redis",
     ),
+    "soak": Proof(
+        "hours of load and new versions: memory, descriptors, threads, disk and latency stay within slopes",
+        7_400,
+        own="measures memory and latency for hours",
+    ),
     "bench": Proof(
         "throughput and latency against the passthrough limit and a per-event loop", 360, own="measures speed"
     ),

@@ -306,6 +306,20 @@ def skip_entries() -> None:
     RedisRowStore.apply = skip  # type: ignore[method-assign]
 
 
+def keep_batches() -> None:
+    """Every micro-batch leaves 100 kB in memory."""
+    from stream_scorer.pipeline.publish import Publisher
+
+    publish = Publisher.publish
+    kept: list[bytes] = []
+
+    def publish_and_keep(self: Any, batch: Any, sink: Any) -> None:
+        kept.append(b"x" * 100_000)
+        publish(self, batch, sink)
+
+    Publisher.publish = publish_and_keep  # type: ignore[method-assign]
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "outputs-outside": outputs_outside_the_transaction,
     "count-duplicates": count_duplicates,
@@ -323,6 +337,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "blind-watch": see_no_rise,
     "raw-errors": raw_errors,
     "handicap": handicap,
+    "keep-batches": keep_batches,
     "skip-entries": skip_entries,
 }
 

@@ -24,6 +24,7 @@ SIZES = {
     "control-race": 45,
     "incident": 15_000,
     "sticky": 50_000,
+    "soak": 30,
 }
 
 
