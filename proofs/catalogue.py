@@ -89,6 +89,11 @@ PROOFS = {
         240,
         own="its services have users, certificates and ACLs",
     ),
+    "images": Proof(
+        "the commands of each image run in an environment built from its requirement file",
+        300,
+        own="builds virtual environments from the package registry or its cache",
+    ),
     "lineage": Proof(
         "bytes and CPU of contributions and lineage against the old record; both serve verify and explain",
         288,

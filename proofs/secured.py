@@ -47,6 +47,7 @@ from proofs.secured_services import (
 )
 from stream_scorer.connections import Brokers
 from stream_scorer.kafka.config import client_config
+from stream_scorer.kafka.permissions import ROLES, Names, acl_commands, permissions
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Outcome, Score
 
@@ -54,7 +55,6 @@ N = 12_000
 PARTITIONS = 2
 NAMES = {"transactions": "payments.card.auth", "dead_letters": "payments.card.rejected", "control": "fraud-control"}
 TOPICS = Topics("", NAMES)
-ROLES = ("scorer", "monitor", "operator", "subscriber", "trainer", "producer")
 DENIED = 4
 MAX_LINES = 4
 COMMAND_S, DRAIN_S = 120.0, 240.0
@@ -62,10 +62,9 @@ REDIS_ACL = ROOT / "deploy" / "redis" / "users.acl"
 
 
 def run(context: Context) -> Result:
-    """See the module. `n` is the number of transactions."""
+    """See the module. `n` is the number of transactions; with it there is no registry, which takes long to start."""
     n = context.n or N
     result = Result()
-    train_cards(context.folder, seed=context.seed, transactions=30_000)
     passwords = {role: f"{role}-{secrets.token_hex(12)}" for role in ROLES}
     with _cluster(context, passwords) as cluster:
         _main_job(context, cluster, result, n)
@@ -112,7 +111,7 @@ class _Role:
 class _Cluster:
     broker: SecuredKafka
     redis: tuple[str, str]
-    mlflow: tuple[str, str, str]
+    registry: tuple[str, str] | None
     certificates: Certificates
     passwords: Mapping[str, str]
     roles: dict[str, _Role]
@@ -149,23 +148,34 @@ def _cluster(context: Context, passwords: Mapping[str, str]) -> Iterator[_Cluste
         acl = acl.replace(f"{role.upper()}_PASSWORD", passwords[role])
     writers = {role: passwords[role] for role in ("operator", "monitor", "trainer")}
     with ExitStack() as services:
-        context.say("starting Kafka, Redis and MLflow")
-        broker = services.enter_context(kafka(folder, certificates, passwords, open_to_all=context.broken))
+        context.say("the services start")
+        registry, waiting = None, []
+        if context.n is None:
+            readers = {"scorer": passwords["scorer"]}
+            *addresses, wait = services.enter_context(mlflow_with_users(folder, certificates, writers, readers))
+            registry, waiting = (addresses[0], addresses[1]), [wait]
+        broker = services.enter_context(kafka(folder, certificates, passwords, open_to_all=context.broken, later=True))
         stores = services.enter_context(redis_with_acl(folder, certificates, acl))
-        registry = services.enter_context(
-            mlflow_with_users(folder, certificates, writers, {"scorer": passwords["scorer"]})
-        )
+        # Meanwhile the services start.
+        train_cards(folder, seed=context.seed, transactions=30_000)
+        for wait in (*waiting, broker.wait):
+            wait()
         roles = {role: _Role(role, folder / "roles" / role) for role in ROLES}
         cluster = _Cluster(broker, stores, registry, certificates, passwords, roles, folder)
         for role in roles.values():
             _write_settings(cluster, role)
         if not context.broken:
-            admin = Acls(broker.internal)
-            commands = [
-                line for role in ROLES for line in roles[role].must("topics", "acls", "--role", role).splitlines()
-            ]
-            context.say(f"{admin.apply(commands)} ACLs for {len(ROLES)} roles")
+            context.say(f"{Acls(broker.internal).apply(_acls(cluster))} ACLs for {len(ROLES)} roles")
         yield cluster
+
+
+def _acls(cluster: _Cluster) -> list[str]:
+    """What `topics acls` prints for each role, and what it is for the monitor, with the settings of the proof."""
+    names = Names(TOPICS, "stream-scorer", "stream-scorer-monitor", commands=True)
+    commands = {role: acl_commands(permissions(role, names, role), f"User:{role}") for role in ROLES}
+    printed = cluster.roles["monitor"].must("topics", "acls", "--role", "monitor").splitlines()
+    assert printed == commands["monitor"]
+    return [command for role in ROLES for command in commands[role]]
 
 
 def _write_settings(cluster: _Cluster, role: _Role) -> None:
@@ -177,15 +187,16 @@ def _write_settings(cluster: _Cluster, role: _Role) -> None:
     sections: dict[str, dict[str, object]] = {
         "kafka": {"bootstrap": cluster.broker.secured},
         "kafka.client": properties,
-        "mlflow": {"url": cluster.mlflow[0], "username": role.name, "ca_file": ca},
         "topics": NAMES,
-        "scorer": {"spec": str(CARDS_SPEC), "ensemble": "cards@champion", "instance": "scorer-1"},
+        "scorer": {"spec": str(CARDS_SPEC), "ensemble": _ensemble(cluster), "instance": "scorer-1"},
         "monitor": {"mode": "auto", "state_dir": str(role.folder / "state"), "emit_every_s": 0.5},
         "cache": {"dir": str(role.folder / "cache")},
         "metrics": {"port": -1},
     }
     if role.name in ("scorer", "monitor"):
         sections["redis"] = {"url": cluster.redis[0], "username": role.name, "ca_file": ca}
+    if cluster.registry is not None:
+        sections["mlflow"] = {"url": cluster.registry[0], "username": role.name, "ca_file": ca}
     lines = []
     for section, entries in sections.items():
         lines.append(f"[{section}]")
@@ -193,15 +204,19 @@ def _write_settings(cluster: _Cluster, role: _Role) -> None:
     (role.folder / "stream-scorer.toml").write_text("\n".join(lines) + "\n")
 
 
+def _ensemble(cluster: _Cluster) -> str:
+    return "cards@champion" if cluster.registry is not None else str(cluster.folder / "ensemble")
+
+
 def _main_job(context: Context, cluster: _Cluster, result: Result, n: int) -> None:
     """Topics, ensemble, transactions and labels in, scores, windows and outcomes out, a promotion."""
     roles, internal = cluster.roles, cluster.broker.internal
     roles["operator"].must("topics", "create", "--partitions", str(PARTITIONS), "--spec", str(CARDS_SPEC))
-    roles["operator"].must("topics", "check", "--spec", str(CARDS_SPEC))
-    ensemble = str(context.folder / "ensemble")
-    roles["trainer"].must("ensemble", "register", ensemble, "cards", "--alias", "champion", "--why", "proof")
+    register = ("ensemble", "register", str(context.folder / "ensemble"), "cards", "--why", "proof")
+    if cluster.registry is not None:
+        roles["trainer"].must(*register, "--alias", "champion")
     # The scorer may not write to `control`, so an operator names the first version.
-    roles["operator"].must("ensemble", "promote", "cards:1", "--why", "proof", "--wait", "0")
+    roles["operator"].must("ensemble", "promote", _ensemble(cluster), "--why", "proof", "--wait", "0")
     # Labels come up to days after their transactions, and none may be later than now.
     start = (datetime.now(UTC) - timedelta(days=40)).strftime("%Y-%m-%d")
     data = context.folder / "data"
@@ -221,8 +236,9 @@ def _main_job(context: Context, cluster: _Cluster, result: Result, n: int) -> No
         wait_drained(internal, [], topics=TOPICS, timeout_s=DRAIN_S)
         wait_until("windows are published", lambda: len(read_topic(internal, TOPICS.monitor_metrics)) > 0, DRAIN_S, 1.0)
         wait_until("labels are joined", lambda: len(read_topic(internal, TOPICS.outcomes)) > 0, DRAIN_S, 1.0)
-        roles["trainer"].must("ensemble", "register", ensemble, "cards", "--why", "a second version")
-        roles["operator"].must("ensemble", "promote", "cards:2", "--why", "proof")
+        if cluster.registry is not None:
+            roles["trainer"].must(*register)
+            roles["operator"].must("ensemble", "promote", "cards:2", "--why", "proof")
         tailed = roles["subscriber"].must("tail", "scores", "--from-start", "-n", "5", "--json")
         doctors = {role: roles[role].run("doctor", "--role", role) for role in ("scorer", "monitor", "operator")}
     scores = [score for score in read_topic(internal, TOPICS.scores).decode(Score) if isinstance(score, Score)]
@@ -288,14 +304,27 @@ def _refusals(cluster: _Cluster, result: Result) -> None:
     _refused(result, "Redis with a wrong password", roles["scorer"].run(*check, **wrong), "Redis")
     expired = {"STREAM_SCORER_REDIS_URL": cluster.redis[1]}
     _refused(result, "Redis with an expired certificate", roles["scorer"].run(*check, **expired), "expired")
+    if cluster.registry is not None:
+        _refuse_registry(cluster, result, cluster.registry[1])
+    result.check("the monitor's user cannot read rows in Redis", _reads_rows(cluster) == "NoPermissionError")
+    _remove_permission(cluster, result)
+
+
+def _refuse_registry(cluster: _Cluster, result: Result, address: str) -> None:
+    roles = cluster.roles
     wrong = {"STREAM_SCORER_MLFLOW_PASSWORD": "a-wrong-password"}
     _refused(result, "MLflow with a wrong password", roles["trainer"].run("ensemble", "list", **wrong), "MLflow")
-    expired = {"STREAM_SCORER_MLFLOW_URL": cluster.mlflow[1]}
+    expired = {"STREAM_SCORER_MLFLOW_URL": address}
     _refused(
         result, "MLflow with an expired certificate", roles["trainer"].run("ensemble", "list", **expired), "expired"
     )
-    result.check("the monitor's user cannot read rows in Redis", _reads_rows(cluster) == "NoPermissionError")
+    register = ("ensemble", "register", str(cluster.folder / "ensemble"), "cards", "--why", "proof")
+    _refused(result, "a scorer that registers a version", roles["scorer"].run(*register), "MLflow")
 
+
+def _remove_permission(cluster: _Cluster, result: Result) -> None:
+    """Without one of its ACLs, `doctor` names what is missing."""
+    roles = cluster.roles
     Acls(cluster.broker.internal).remove("User:scorer", TOPICS.alerts, "Write")
     lines: list[str] = []
     for _ in range(20):  # the broker applies a change of ACLs somewhat later

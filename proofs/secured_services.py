@@ -118,13 +118,22 @@ class SecuredKafka:
     mutual: str
     tokens: str
     internal: str
+    wait: Callable[[], None]
 
 
 @contextmanager
 def kafka(
-    folder: Path, certificates: Certificates, passwords: Mapping[str, str], *, open_to_all: bool = False
+    folder: Path,
+    certificates: Certificates,
+    passwords: Mapping[str, str],
+    *,
+    open_to_all: bool = False,
+    later: bool = False,
 ) -> Iterator[SecuredKafka]:
-    """A broker with the SCRAM users `passwords`. With `open_to_all` it authenticates, and permits everything."""
+    """A broker with the SCRAM users `passwords`. With `open_to_all` it authenticates, and permits everything.
+
+    With `later`, the caller waits for the start.
+    """
     ports = {name: free_port() for name in ("SECURED", "EXPIRED", "MUTUAL", "TOKENS")}
     broker = Kafka(folder / "kafka", ready_seconds=START_S)
     broker.choose_ports()
@@ -159,9 +168,12 @@ def kafka(
         for user, password in passwords.items()
         for word in ("--add-scram", f"SCRAM-SHA-512=[name={user},password={password}]")
     ]
-    with _running(broker, broker.answers):
+    with _running(broker, broker.answers) as wait:
         at = {name: f"{LOOPBACK}:{port}" for name, port in ports.items()}
-        yield SecuredKafka(at["SECURED"], at["EXPIRED"], at["MUTUAL"], at["TOKENS"], broker.address)
+        started = SecuredKafka(at["SECURED"], at["EXPIRED"], at["MUTUAL"], at["TOKENS"], broker.address, wait)
+        if not later:
+            wait()
+        yield started
 
 
 @contextmanager
@@ -180,7 +192,8 @@ def redis_with_acl(folder: Path, certificates: Certificates, acl: str) -> Iterat
         except redis.RedisError:
             return False
 
-    with _running(server, answers, ["--aclfile", str(path)]), ExitStack() as proxies:
+    with _running(server, answers, ["--aclfile", str(path)]) as wait, ExitStack() as proxies:
+        wait()
         ports = [
             proxies.enter_context(tls_proxy(server.port, certificates.pair(name))) for name in ("server", "expired")
         ]
@@ -191,35 +204,39 @@ def redis_with_acl(folder: Path, certificates: Certificates, acl: str) -> Iterat
 @contextmanager
 def mlflow_with_users(
     folder: Path, certificates: Certificates, writers: Mapping[str, str], readers: Mapping[str, str]
-) -> Iterator[tuple[str, str, str]]:
-    """MLflow behind TLS and basic authentication: addresses with a valid and an expired certificate, and MLflow's own.
+) -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """MLflow behind TLS and basic authentication: addresses with a valid and an expired certificate.
 
-    `readers` may only read.
+    `readers` may only read. The last part waits for the start.
     """
     server = Mlflow(folder / "mlflow")
     server.choose_ports()
-    with _running(server, server.answers), ExitStack() as proxies:
+    with _running(server, server.answers) as wait, ExitStack() as proxies:
         ports = [
             proxies.enter_context(_auth_proxy(server.port, certificates.pair(name), writers, readers))
             for name in ("server", "expired")
         ]
         valid, expired = (f"https://{LOOPBACK}:{port}" for port in ports)
-        yield valid, expired, server.address
+        yield valid, expired, wait
 
 
 @contextmanager
-def _running(service: Service, answers: Callable[[], bool], more: Sequence[str] = ()) -> Iterator[None]:
+def _running(service: Service, answers: Callable[[], bool], more: Sequence[str] = ()) -> Iterator[Callable[[], None]]:
+    """Start a service and stop it at the end of the block; the value waits until it answers."""
     launch = service.prepare(lambda _text: None)
     folder = Path(getattr(service, "folder"))  # noqa: B009
     log = folder / f"{service.name}.log"
     process = spawn([*launch.command, *more], log=log, env=launch.env, has_children=launch.has_children)
-    try:
+
+    def wait() -> None:
         deadline = time.monotonic() + START_S
         while not answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"{service.name} does not start:\n{tail(log)}")
             time.sleep(0.1)
-        yield
+
+    try:
+        yield wait
     finally:
         stop([(process, service.stop_seconds)])
 
