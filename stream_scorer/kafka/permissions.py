@@ -6,13 +6,16 @@ docs/security.md describes the roles. Only operators, and monitors in mode `auto
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation  # type: ignore[attr-defined]
 
+from stream_scorer.clock import Deadline
 from stream_scorer.kafka.clients import find_refusal, open_admin
 from stream_scorer.kafka.config import client_config
 from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
@@ -22,7 +25,13 @@ from stream_scorer.settings import Settings
 Role = Literal["scorer", "monitor", "operator", "subscriber", "trainer", "producer"]
 ROLES: tuple[Role, ...] = ("scorer", "monitor", "operator", "subscriber", "trainer", "producer")
 Kind = Literal["topic", "group", "transactional-id"]
-_TIMEOUT_S = 10.0
+_TIMEOUT_S, _RETRY_S = 10.0, 0.2
+# A broker that has just started has no coordinator of a group for a moment.
+_COORDINATOR_STARTS = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+)
 
 _READ, _WRITE, _CONFIGS = ("Read", "DescribeConfigs"), ("Write", "DescribeConfigs"), ("Describe", "DescribeConfigs")
 # What the groups of readers without commits begin with: librdkafka looks up their coordinator all the same.
@@ -157,19 +166,26 @@ class _Allowed:
         return self._known[at]
 
     def _ask(self, permission: Permission) -> frozenset[str]:
-        options = {"include_authorized_operations": True, "request_timeout": _TIMEOUT_S}
-        try:
-            if permission.kind == "topic":
-                future = self._client.describe_topics(TopicCollection([permission.name]), **options)[permission.name]
-            else:
-                future = self._client.describe_consumer_groups([permission.name], **options)[permission.name]
-            return frozenset(_name(operation) for operation in future.result().authorized_operations or ())
-        except KafkaException as failure:
-            error = kafka_error(failure)
-            if is_denied(error):
-                return frozenset()
-            doing = f"describe {permission.kind} {permission.name}"
-            raise find_refusal(self._bootstrap) or as_domain_error(error, doing, self._bootstrap) from failure
+        deadline = Deadline(_TIMEOUT_S)
+        while True:
+            try:
+                return frozenset(map(_name, self._describe(permission).result().authorized_operations or ()))
+            except KafkaException as failure:
+                error = kafka_error(failure)
+                if is_denied(error):
+                    return frozenset()
+                if error.code() not in _COORDINATOR_STARTS or not deadline.remaining_s:
+                    doing = f"describe {permission.kind} {permission.name}"
+                    raise find_refusal(self._bootstrap) or as_domain_error(error, doing, self._bootstrap) from failure
+            time.sleep(_RETRY_S)
+
+    def _describe(self, permission: Permission) -> Future[Any]:
+        name, options = permission.name, {"include_authorized_operations": True, "request_timeout": _TIMEOUT_S}
+        if permission.kind == "topic":
+            found: dict[str, Future[Any]] = self._client.describe_topics(TopicCollection([name]), **options)
+        else:
+            found = self._client.describe_consumer_groups([name], **options)
+        return found[name]
 
 
 def _name(operation: AclOperation) -> str:
