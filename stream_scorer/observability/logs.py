@@ -15,6 +15,8 @@ from typing import Literal
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability.scrub import scrub
 
+# Time in which a message of a library is not repeated, and the number of messages to which this applies.
+_REPEAT_S, _MAX_MESSAGES = 10.0, 1_000
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -50,12 +52,40 @@ def _drop_expected_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+class _Repeats(logging.Filter):
+    """Passes the same message of a library once per `_REPEAT_S`, and then adds how many were left out.
+
+    aiokafka logs 200 lines per second while a broker is away.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[tuple[str, str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.startswith("stream_scorer"):
+            return True
+        if len(self._seen) > _MAX_MESSAGES:
+            self._seen.clear()
+        error = record.exc_info[1] if record.exc_info else None
+        key = record.name, str(record.msg), type(error).__name__
+        last, left_out = self._seen.get(key, (0.0, 0))
+        if 0 <= record.created - last < _REPEAT_S:
+            self._seen[key] = last, left_out + 1
+            return False
+        self._seen[key] = record.created, 0
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} ({left_out} more)", ()
+        return True
+
+
 def configure(form: Literal["json", "text"], level: str, secrets: Sequence[str] = ()) -> None:
     """Send the product's logs to stderr at `level`, and those of libraries from warnings up, without `secrets`."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(_Scrubbed(_JsonFormatter() if form == "json" else text, secrets))
     handler.addFilter(_drop_expected_traceback)
+    handler.addFilter(_Repeats())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -46,3 +46,28 @@ def test_no_line_contains_a_secret(form: str, capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().err
     assert "pa:ss" not in text and "token@" not in text and "hunter2" not in text
     assert "redis://***@cache:6379/0" in text and "http://host/path@2" in text
+
+
+def test_a_library_that_repeats_itself_is_heard_once_in_a_while(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("text", "info")
+    library, own = logging.getLogger("a.library"), logging.getLogger("stream_scorer.part")
+    for attempt in range(200):
+        library.error("cannot connect to node %s: attempt %d", 1, attempt)
+        own.error("part failed: attempt %d", attempt)
+    library.error("another message")
+    text = capsys.readouterr().err
+    assert text.count("cannot connect") == 1
+    assert text.count("part failed") == 200
+    assert "another message" in text
+
+
+def test_what_a_library_says_later_counts_what_was_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure("text", "info")
+    library = logging.getLogger("a.library")
+    for at in (0.0, 0.1, 0.2, 1_000.0):
+        monkeypatch.setattr("time.time", lambda at=at: 1e9 + at)
+        library.error("cannot connect to node %s", 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.endswith("cannot connect to node 1 (2 more)") for line in lines] == [False, True]
