@@ -28,6 +28,7 @@ from proofs.memory_run import Parts, make_parts
 from proofs.refusal import last_state
 from proofs.storm_actions import ACTIONS, KINDS, NotNow
 from proofs.storm_invariants import Findings, OutputWatch, Published
+from proofs.storm_fleet import Managed
 from proofs.storm_schedule import Action, Schedule, generate, load, overlapping, save, shrink
 from proofs.storm_world import PARTITIONS, World
 from stream_scorer.kafka.topics import Topics
@@ -214,12 +215,11 @@ def _check(context: Context, world: World, found: Findings, settled: int) -> Non
     found.counts["window_figures_compared"] = len(expected)
     for metric, figures in sorted(wrong.items()):
         found.violations.append(f"windows: {len(figures)} figures of {metric} differ, such as {figures[0]}")
+    # The monitor first: it may submit commands, and the scorer must have followed the last one.
+    for process in [world.fleet.by_name["monitor"], *world.fleet.scorers[1:]]:
+        _end(found, process)
     invariants.check_control(found, world, "one", settled)
-    invariants.check_truth_told(found, world.operator.told)
-    for process in world.fleet.by_name.values():
-        process.adjust(wanted=-10)
-        code = process.stop()
-        found.require(code in (0, None), f"liveness: {process.name} ends with {code} after SIGTERM")
+    _end(found, world.fleet.by_name["one"])
     published = Published.read(world.bootstrap)
     steps["outputs"] = lambda: invariants.check_outputs(found, published)
     steps["features"] = lambda: invariants.check_features(found, world, published, LAST_ROUND)
@@ -228,6 +228,12 @@ def _check(context: Context, world: World, found: Findings, settled: int) -> Non
         began = time.monotonic()
         step()
         context.say(f"{name} checked in {time.monotonic() - began:.0f} s")
+
+
+def _end(found: Findings, process: Managed) -> None:
+    process.adjust(wanted=-10)
+    code = process.stop()
+    found.require(code in (0, None), f"liveness: {process.name} ends with {code} after SIGTERM")
 
 
 def wait_quiet(world: World, expected: dict[invariants.SubjectKey, object]) -> None:

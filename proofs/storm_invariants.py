@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from proofs.control_race import Books, Told
-from proofs.kit import ROOT, TopicContent, read_lineage, read_topic
+from proofs.kit import ROOT, TopicContent, read_lineage, read_topic, wait_until
 from proofs.memory_run import Event, LabelChange, ahead_of, features_of, read_log, same_value
 from proofs.monitor_recompute import Key, Logs, recompute
 from proofs.storm_traffic import BAD
@@ -289,9 +290,13 @@ def _compare_features(
 
 
 def check_control(found: Findings, world: World, instance: str, settled: int) -> None:
-    """One history: every author was told the truth, and serving states and the scorer's lineup follow from the log."""
+    """One history: every author was told the truth, and serving states and the scorer's lineup follow from the log.
+
+    The monitor must have ended, so that no command follows.
+    """
     topics = Topics()
     raw = read_topic(world.bootstrap, topics.control)
+    status = _wait_status(world, instance, settled)
     unloadable = frozenset({ABSENT.version, world.operator.versions[VERSIONS + 1].version})
     books, pages, truth = Books(unloadable=unloadable), {}, {}
     for offset, value in zip(raw.offset, raw.value, strict=True):
@@ -307,13 +312,25 @@ def check_control(found: Findings, world: World, instance: str, settled: int) ->
     found.require(not strange, f"control: a serving state does not follow from the log: {strange[:1]}")
     last = states[-1].control_offset if states else -1
     found.require(last == books.offset, f"control: the last serving state is of {last}, the log's of {books.offset}")
-    statuses = read_topic(world.bootstrap, topics.scorer_status)
-    mine = [v for k, v in zip(statuses.key, statuses.value, strict=True) if k == instance.encode() and v]
-    status = msgspec.json.decode(mine[-1]) if mine else {}
     found.require(
         status.get("in_play") == books.in_play() and status.get("wanted_offset", -1) >= settled,
         f"control: the scorer has {status.get('in_play')} in play, the log asks for {books.in_play()}",
     )
+
+
+def _wait_status(world: World, instance: str, settled: int) -> dict[str, Any]:
+    """The scorer's newest status; waits for one that is newer than now."""
+    status: dict[str, Any] = {}
+    now = time.time_ns() // 1_000_000
+
+    def newest() -> bool:
+        content = read_topic(world.bootstrap, Topics().scorer_status)
+        mine = [v for k, v in zip(content.key, content.value, strict=True) if k == instance.encode() and v]
+        status.update(msgspec.json.decode(mine[-1]) if mine else {})
+        return bool(status.get("at", 0) > now + 1_000 and status["wanted_offset"] >= settled)
+
+    wait_until("the scorer reports its lineup", newest, 60, 1.0)
+    return status
 
 
 def _page(books: Books) -> dict[str, Any]:
