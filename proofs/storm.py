@@ -27,8 +27,8 @@ from proofs.kit import CARDS_SPEC, WORK, Context, Result, group_offsets, log_end
 from proofs.memory_run import Parts, make_parts
 from proofs.refusal import last_state
 from proofs.storm_actions import ACTIONS, KINDS, NotNow
-from proofs.storm_invariants import Findings, OutputWatch, Published
 from proofs.storm_fleet import Managed
+from proofs.storm_invariants import Findings, OutputWatch, Published
 from proofs.storm_schedule import Action, Schedule, generate, load, overlapping, save, shrink
 from proofs.storm_world import PARTITIONS, World
 from stream_scorer.kafka.topics import Topics
