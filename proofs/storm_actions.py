@@ -476,7 +476,9 @@ def early_labels(world: World, action: Action) -> Iterator[None]:
     rng = random.Random(action.seed)
     for wait, document in world.traffic.coming(rng, int(action.parameters["records"])):
         lead = rng.randrange(MINUTE_MS, 4 * MINUTE_MS)
-        key, value = label_of(document, int(world.traffic.now + wait) - lead, rng.random() < 0.5, "analyst")
+        # A transaction may be ahead of its record; a label is given at most 5 min before its transaction.
+        given = max(int(world.traffic.now + wait) - lead, document["event_time"] - 4 * MINUTE_MS)
+        key, value = label_of(document, given, rng.random() < 0.5, "analyst")
         world.traffic.inject(world.traffic.topics.labels, key, value, after_ms=max(wait - lead, 0))
     yield
 
