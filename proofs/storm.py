@@ -215,6 +215,10 @@ def _check(context: Context, world: World, found: Findings, settled: int) -> Non
     found.counts["window_figures_compared"] = len(expected)
     for metric, figures in sorted(wrong.items()):
         found.violations.append(f"windows: {len(figures)} figures of {metric} differ, such as {figures[0]}")
+    for line in invariants.explain_windows(world, expected) if wrong else ():
+        context.say(f"  {line}")
+    for figure in wrong.get("transactions", []):
+        context.say(f"  {figure}")
     # The monitor first: it may submit commands, and the scorer must have followed the last one.
     for process in [world.fleet.by_name["monitor"], *world.fleet.scorers[1:]]:
         _end(found, process)

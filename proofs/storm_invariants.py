@@ -18,7 +18,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from proofs.control_race import Books, Told
-from proofs.kit import ROOT, TopicContent, read_lineage, read_topic, wait_until
+from proofs.kit import ROOT, TopicContent, log_ends, read_lineage, read_topic, wait_until
 from proofs.memory_run import Event, LabelChange, ahead_of, features_of, read_log, same_value
 from proofs.monitor_recompute import Key, Logs, recompute
 from proofs.storm_traffic import BAD
@@ -36,8 +36,10 @@ from stream_scorer.records import (
     LineageRow,
     MonitorMetric,
     Score,
+    ScoreSummary,
     ServingState,
 )
+from stream_scorer.spec.model import duration_ms
 
 # Scores per second of the schedule whose features are recomputed in plain Python, about 2 ms each.
 COMPARED_PER_S = 40
@@ -379,6 +381,34 @@ def compare_windows(world: World, expected: dict[SubjectKey, Any]) -> dict[str, 
             shown = None if said is None else (said.value, said.numerator, said.denominator, said.revision)
             wrong.setdefault(subject[3][2], []).append(f"{subject}: {shown}, by the log {row}")
     return wrong
+
+
+def explain_windows(world: World, expected: dict[SubjectKey, Any]) -> list[str]:
+    """Where counts of transactions differ: what committed and aborted summaries have, by version, arm and pane."""
+    pane_ms = duration_ms(world.parts.checked.spec.monitor.pane)
+    wanted = {
+        (version, arm, key[0]): row[0]
+        for (_, version, arm, key), row in expected.items()
+        if key[1:3] == (pane_ms, "transactions")
+    }
+    topic, out = Topics().score_summaries, []
+    committed, written = read_topic(world.bootstrap, topic), read_topic(world.bootstrap, topic, uncommitted=True)
+    places = set(zip(committed.partition, committed.offset, strict=True))
+    rows: Counter[tuple[str, str, int]] = Counter()
+    aborted: dict[tuple[str, str, int], list[str]] = {}
+    for partition, offset, summary in zip(written.partition, written.offset, written.decode(ScoreSummary), strict=True):
+        for pane in summary.panes:
+            key = summary.version, summary.arm, pane.pane
+            if (partition, offset) in places:
+                rows[key] += pane.rows
+            else:
+                aborted.setdefault(key, []).append(f"{pane.rows} rows at {partition}@{offset}")
+    for key in sorted(wanted.keys() | rows.keys()):
+        if rows[key] != wanted.get(key, 0):
+            out.append(f"summaries of {key} have {rows[key]} rows, scores {wanted.get(key, 0)}")
+    marks = world.redis.client().hgetall(next(iter(world.redis.client().scan_iter(match="*:head", count=10_000)), "x"))
+    applied = {name.decode(): int(at) for name, at in marks.items() if name.startswith(b"m:")}
+    return [*out, f"aborted: {aborted}", f"ends: {log_ends(world.bootstrap, [topic])}", f"applied: {applied}"]
 
 
 def check_commands(found: Findings, world: World) -> None:
