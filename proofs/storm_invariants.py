@@ -32,6 +32,7 @@ from stream_scorer.records import (
     FEATURES_PARTIAL,
     FEATURES_STALE,
     MISSING,
+    Alert,
     Contribution,
     LineageRow,
     MonitorMetric,
@@ -108,6 +109,8 @@ class Published:
     contributions: list[Contribution]
     lineage: list[LineageRow]
     places: list[int]
+    alerts: list[Alert]
+    summaries: list[ScoreSummary]
 
     @classmethod
     def read(cls, bootstrap: str) -> Published:
@@ -122,6 +125,8 @@ class Published:
             contributions.decode(Contribution),
             read_lineage(bootstrap, topics),
             contributions.partition,
+            read_topic(bootstrap, topics.alerts).decode(Alert),
+            read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary),
         )
 
 
@@ -144,6 +149,13 @@ def check_outputs(found: Findings, published: Published) -> None:
     rows = [(row.event_id, row.source) for row in published.lineage]
     same = same and rows == [(c.event_id, c.source) for c in published.contributions]
     found.require(same, "outputs: scores, contributions and lineage have different events or another order")
+    alerted = [s.event_id for s in published.scores if s.decision != "approve"]
+    found.require([a.event_id for a in published.alerts] == alerted, "outputs: alerts do not follow from the scores")
+    summed = Counter[tuple[str, str]]()
+    for summary in published.summaries:
+        summed[summary.version, summary.arm] += sum(pane.rows for pane in summary.panes)
+    decided = Counter((s.version, s.arm) for s in published.scores)
+    found.require(summed == decided, f"outputs: summaries have other rows than scores: {summed - decided}")
     places = [(place, c.source.partition, c.source.offset) for place, c in _placed(published)]
     found.require(places == sorted(places), "order: scores are not in the order of their inputs")
     found.require(all(a == b for a, b, _ in places), "order: a score is on another partition than its input")
