@@ -74,6 +74,9 @@ PROOFS = {
         129,
         own="kills the monitor, and measures under load",
     ),
+    "false-alarms": Proof(
+        "versions that change nothing are hardly ever withdrawn, although alerts come in bursts on one card", 258
+    ),
     "sticky": Proof("an entity keeps its arm in every process and while the share grows", 21),
     "hostile-artifacts": Proof(
         "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 96

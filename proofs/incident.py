@@ -4,7 +4,7 @@ A real scorer under 2,000 transactions a second, a real monitor in mode `auto`. 
 promoted: its probation ends by itself. Then a version in which one member reads one input at another scale, with a
 weight that amplifies it: the monitor rolls it back with a reason that names the member. Promoted once more within the
 cool-down, it is only told of. The monitor is killed in between and comes to the same counts. What it counted is
-recounted from the lineage of every single score, and its evidence multiplied up transaction by transaction.
+recounted from the lineage of every single score, card by card, and its evidence multiplied up.
 
 `N` is how many transactions a probation takes. Few leave little to see with: then the update does more harm, and is
 promoted once only.
@@ -38,8 +38,10 @@ from proofs.kit import (
 )
 from stream_scorer.clock import SystemClock
 from stream_scorer.control.commands import catch_up, submit
-from stream_scorer.control.probation import ALPHA, RISE, Pair, Paired
+from stream_scorer.control.probation import GRACE_MS, Pair, Paired
 from stream_scorer.control.state import History
+from stream_scorer.control.verdict import ALPHA
+from stream_scorer.control.verdicts import read_verdicts
 from stream_scorer.demo.update import Change, minor_update
 from stream_scorer.ensemble.manifest import read_manifest
 from stream_scorer.ensemble.registry import keep
@@ -58,6 +60,8 @@ SCALES = (0.9, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4)
 AMPLIFIED = 2.0
 LEAST_RISE, LEAST_RISE_OF_FEW = 0.17, 0.35
 PATIENCE_S = 90
+# Reasons of `degraded` with which a score still has its features.
+_FEATURES_KNOWN = {"features_stale", "features_partial"}
 
 
 def run(context: Context) -> Result:
@@ -141,11 +145,17 @@ def run(context: Context) -> Result:
             scorer.close()
             monitor.close()
             log.close()
-        scores = read_topic(bootstrap, topics.scores).decode(Score)
+        content = read_topic(bootstrap, topics.scores)
+        scores = content.decode(Score)
         contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
         lineage = read_lineage(bootstrap, topics)
         summaries = read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary)
         told = read_topic(bootstrap, topics.incidents).decode(Incident)
+        log = ControlLog(bootstrap, topics.verdicts)
+        try:
+            verdicts = read_verdicts(log)
+        finally:
+            log.close()
     newest = list({incident.id: incident for incident in told}.values())  # type: ignore[attr-defined]
     result.figures["incidents"] = [f"{i.id} {i.member} {'open' if i.closed is None else 'closed'}" for i in newest]
     incidents = [(three.version, MEMBER, False, False)] + [(three.version, MEMBER, True, True)] * (n >= FEW)
@@ -153,11 +163,14 @@ def run(context: Context) -> Result:
         "every promotion of the bad version is an incident: the first closed, another one open and held back",
         [(i.version, i.member, i.closed is None, bool(i.held_back)) for i in newest] == incidents,
     )
+    last = verdicts.get(f"cards-{since}")
+    result.check("the verdict on the bad version is published", last is not None and last.finding == "rise")
     result.check("every transaction has one score", len(scores) == len({s.event_id for s in scores}) == sent)
     _recount(
         result,
         Pair("cards", three, two, since, 0, "rollback"),
         scores,
+        content.key,
         list(zip(contributions, lineage, strict=True)),
         summaries,
     )
@@ -168,6 +181,7 @@ def _recount(
     result: Result,
     pair: Pair,
     scores: list[Score],
+    keys: list[bytes | None],
     recorded: list[tuple[Contribution, LineageRow]],
     summaries: list[ScoreSummary],
 ) -> None:
@@ -175,35 +189,64 @@ def _recount(
     paired = Paired(pair)
     for summary in summaries:
         paired.add(summary)
-    decided = {s.event_id: s.decision != "approve" for s in scores}
+    decided = {s.event_id: (s, key) for s, key in zip(scores, keys, strict=True)}
     counts = [0, 0, 0, 0]
-    # Said again here, not taken from the code that is proved.
-    bets = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7]) / (1 + RISE)
-    fortunes = np.zeros(len(bets))
+    # By card (the record key): the first alert by each version, and its partition. By partition: the newest event time.
+    first: dict[tuple[int, bytes], list[float]] = {}
+    newest: dict[int, int] = {}
     for c, row in recorded:
         if c.version != pair.served.version or row.control_offset is None or row.control_offset < pair.since:
             continue
         said = [a.decision != "approve" for a in c.alternatives if a.version == pair.other.version]
         if not said:  # after its probation it stands alone
             continue
-        (theirs,) = said
-        ours = decided[c.event_id]
+        score, key = decided[c.event_id]
+        ours, theirs = score.decision != "approve", said[0]
         counts[(0 if theirs else 1) if ours else (2 if theirs else 3)] += 1
-        fortunes += np.log(1 + bets * (float(ours) - (1 + RISE) * float(theirs)))
+        partition = c.source.partition
+        newest[partition] = max(newest.get(partition, 0), score.event_time)
+        if (ours or theirs) and not score.duplicate and set(score.degraded) <= _FEATURES_KNOWN:
+            card = first.setdefault((partition, key or b""), [math.inf, math.inf])
+            for place, alert in enumerate((ours, theirs)):
+                card[place] = min(card[place], score.event_time) if alert else card[place]
+    classes = [
+        "both" if abs(card[0] - card[1]) <= GRACE_MS else "served" if card[0] < card[1] else "other"
+        for (partition, _), card in first.items()
+        if min(card) + GRACE_MS < newest[partition]
+    ]
+    found = [classes.count(name) for name in ("both", "served", "other")]
     result.figures |= {
         "scored_by_the_bad_version": sum(counts),
         "alerts": counts[0] + counts[1],
         "alerts_of_the_one_before": counts[0] + counts[2],
+        "alerted_cards": found[0] + found[1],
+        "alerted_cards_of_the_one_before": found[0] + found[2],
     }
     result.at_least("scored_by_the_bad_version", sum(counts), 1)
     result.check(
         "counts equal those of every single score",
         [paired.both, paired.served, paired.other, paired.neither] == counts,
     )
-    evidence = float(np.logaddexp.reduce(fortunes) - math.log(len(fortunes)))
+    by_card = paired.cards.counts
+    result.check(
+        "counts of cards equal those of every single card", [by_card.both, by_card.served, by_card.other] == found
+    )
+    evidence = _evidence(found)
     result.figures["log_evidence"] = round(evidence, 2)
-    result.check("and the evidence that of multiplying up", math.isclose(evidence, paired.log_evidence, abs_tol=1e-6))
+    result.check(
+        "and the evidence that of multiplying up", math.isclose(evidence, paired.verdict.evidence.rise, abs_tol=1e-6)
+    )
     result.check("it is enough to act", evidence >= -math.log(ALPHA))
+
+
+def _evidence(cards: list[int]) -> float:
+    """The evidence for a rise of more than 5 %, card by card. Independent of the product's code."""
+    both, served, other = cards
+    bets = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95]) / 1.05
+    fortunes = np.full(len(bets), math.log(0.5 / len(bets)))  # half of the wealth bets on a fall
+    for ours, theirs in [(1.0, 1.0)] * both + [(1.0, 0.0)] * served + [(0.0, 1.0)] * other:
+        fortunes += np.log(1 + bets * (ours - 1.05 * theirs))
+    return float(np.logaddexp.reduce(fortunes))
 
 
 def _features(folder: Path) -> NDArray[np.float64]:

@@ -229,10 +229,10 @@ def hand_on_as_fetched() -> None:
 
 
 def see_no_rise() -> None:
-    """Whatever the counts of a pair are, they are no evidence."""
-    from stream_scorer.control.probation import Paired
+    """Whatever the counts of a pair are, they are evidence for a harmless change."""
+    from stream_scorer.control.verdict import Evidence
 
-    Paired.risen = property(lambda _: False)  # type: ignore[method-assign, assignment]
+    Evidence.of = classmethod(lambda cls, *_: cls(0.0, 0.0, 4.0, 4.0))  # type: ignore[method-assign, assignment]
 
 
 def raw_errors() -> None:

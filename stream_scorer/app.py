@@ -17,6 +17,8 @@ from stream_scorer.control.aliases import CHAMPION, AliasMirror
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.recovery import require_never_served
+from stream_scorer.control.verdict import Tolerances
+from stream_scorer.control.verdicts import Verdicts
 from stream_scorer.control.watch import Watch, WatchRules
 from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.bulkhead import Bulkhead
@@ -278,28 +280,39 @@ def watch_run(
     Raises:
         UsageError: a topic is missing. BrokerUnavailable: the broker does not answer.
     """
-    mode, probation, cooldown_s = (settings[f"monitor.{name}"] for name in ("mode", "probation", "cooldown_s"))
-    if mode == "off":
+    if settings["monitor.mode"] == "off":
         return None
     bootstrap, topics = settings.require("kafka.bootstrap"), Topics.of(settings)
-    TopicAdmin(bootstrap).require([*topics.monitor_topics(), topics.control, topics.incidents], same_count=False)
+    needed = [*topics.monitor_topics(), topics.control, topics.incidents, topics.verdicts]
+    TopicAdmin(bootstrap).require(needed, same_count=False)
 
     def follow(since_ms: int) -> RecordFollower:
         return RecordFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
 
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
-        watch = Watch(
-            ControlLog(bootstrap, topics.control),
-            Incidents(ControlLog(bootstrap, topics.incidents)),
-            follow,
-            SystemClock(),
-            metrics,
-            who=who,
-            rules=WatchRules(mode, probation, cooldown_s),
-        )
-        watch.run(stop, on_ready)
+        with closing(RecordWriter(bootstrap)) as writer:
+            watch = Watch(
+                ControlLog(bootstrap, topics.control),
+                Incidents(ControlLog(bootstrap, topics.incidents)),
+                Verdicts(lambda key, value: writer.write(topics.verdicts, key, value)),
+                follow,
+                SystemClock(),
+                metrics,
+                who=who,
+                rules=watch_rules(settings),
+            )
+            watch.run(stop, on_ready)
 
     return run
+
+
+def watch_rules(settings: Settings) -> WatchRules:
+    """The rules of the watch in `settings`."""
+    rise, fall = settings["monitor.max_rise"] / 100, settings["monitor.max_fall"] / 100
+    tolerances = Tolerances(rise, fall, min_rows=settings["monitor.probation"])
+    return WatchRules(
+        settings["monitor.mode"], settings["monitor.cooldown_s"], tolerances, settings["monitor.grace_s"] * 1_000
+    )
 
 
 @contextmanager

@@ -21,6 +21,8 @@ LabelValue = Literal["fraud", "genuine"]
 MemberStatus = Literal["ok", "missing", "disabled"]
 Arm = Literal["champion", "canary"]
 ARMS: tuple[Arm, ...] = ("champion", "canary")
+# The verdict on a version under test; see `stream_scorer.control.verdict`.
+Finding = Literal["rise", "fall", "harmless", "undecided"]
 Author = Literal["person", "monitor", "scorer"]
 Action = Literal[
     "promote", "confirm", "rollback", "canary", "shadow", "stop", "retire", "disable", "enable", "hold", "release",
@@ -244,10 +246,31 @@ class PaneSummary(Record, frozen=True):
     against: dict[str, list[int]] = {}
 
 
+class CardAlerts(Record, frozen=True):
+    """The cards that this version or another one alerts, within one micro-batch and source partition.
+
+    A card is the spec's partition entity, or the single transaction if the spec has no entities. Columns with one entry
+    per card that has an alert: `card` is a keyed 64-bit hash (16 hexadecimal digits; the key depends on the pair of
+    versions and on `scorer.id_key`); `served` and `other` are the event times of its first alert by this version and by
+    the other one, null without an alert.
+
+    `rows` is the number of transactions that count. `excluded` ones do not: repeated event ids, transactions without a
+    card, without features or without a member that failed, and decisions by the fallback or by a list.
+    """
+
+    rows: int
+    excluded: int
+    card: list[str]
+    served: list[int | None]
+    other: list[int | None]
+
+
 class ScoreSummary(Record, frozen=True):
     """Topic `score-summaries`: what one micro-batch scored of one source partition, by event-time pane.
 
-    `first_offset`..`next_offset` is the range of input offsets it covers (dead-lettered records included).
+    `first_offset`..`next_offset` is the range of input offsets it covers (dead-lettered records included). `cards` has
+    the alerted cards by the version that this one is compared with (the last good version on probation, canary or
+    champion). `newest` is the newest event time among its transactions, null without any.
     """
 
     ensemble: str
@@ -261,6 +284,8 @@ class ScoreSummary(Record, frozen=True):
     dead_letters: int
     panes: list[PaneSummary]
     control_offset: int | None = None
+    cards: dict[str, CardAlerts] = {}
+    newest: int | None = None
 
 
 class Outcome(Record, frozen=True):
@@ -337,7 +362,9 @@ class Command(Record, frozen=True, kw_only=True):
     """Topic `control`: what somebody wants. It counts only at `expected_offset`; see `stream_scorer.control.state`.
 
     `share` (0 to 1), `salt` and `until` (event time) belong to `canary`, `member` to `disable` and `enable`, `version`
-    to whatever acts on a version, `state` to `recover`. `at` is the author's clock and decides nothing.
+    to whatever acts on a version, `state` to `recover`. `at` is the author's clock and decides nothing. `expect_rise`
+    belongs to `promote` and `canary`: the relative change of alerted cards that the author expects, 0.1 for 10 % more.
+    `confirm` with the `version` of a canary confirms its share; otherwise it ends a probation.
     """
 
     ensemble: str
@@ -353,15 +380,20 @@ class Command(Record, frozen=True, kw_only=True):
     salt: str | None = None
     until: int | None = None
     state: ServingState | None = None
+    expect_rise: float | None = None
 
 
 class CanaryState(Record, frozen=True):
-    """A version that decides for `share` of the entities, up to event time `until`."""
+    """A version that decides for `share` of the entities, up to event time `until`.
+
+    `confirmed`: whether a `confirm` has ended the comparison at this share.
+    """
 
     version: ServedVersion
     share: float
     salt: str
     until: int | None = None
+    confirmed: bool = False
 
 
 class Hold(Record, frozen=True):
@@ -433,17 +465,70 @@ class ScorerStatus(Record, frozen=True):
     loading: list[str] = []
 
 
+class CountedCards(Record, frozen=True):
+    """Alerted cards: by both versions, only by the version under test, only by the other one.
+
+    `waiting` cards have an alert whose grace period is not over, so they are not counted yet.
+    """
+
+    both: int
+    only: int
+    lacking: int
+    waiting: int
+
+
+class VerdictEvidence(Record, frozen=True):
+    """Natural logarithms of the evidence for a rise and for a fall beyond the tolerances, and against each of them."""
+
+    rise: float
+    fall: float
+    no_rise: float
+    no_fall: float
+
+
+class VerdictRecord(Record, frozen=True, kw_only=True):
+    """Topic `verdicts`: the state of a comparison of two versions. A later record of the same `id` replaces it.
+
+    `id`, `since`, `rows`, `both`, `only` and `lacking` as on `incidents`; `cards` is what the verdict is based on.
+    `missing` says what prevents a decision. At the rate so far, a decision takes `more_rows` more transactions and
+    `more_ms` of event time; null if that cannot be expected. `due` is the command that the verdict leads to, null if it
+    is undecided; `held_back` says why the monitor does not submit it.
+    """
+
+    id: str
+    ensemble: str
+    version: str
+    other: str
+    since: int
+    at: int
+    finding: Finding
+    why: str
+    rows: int
+    both: int
+    only: int
+    lacking: int
+    excluded: int
+    cards: CountedCards
+    evidence: VerdictEvidence
+    missing: list[str]
+    more_rows: int | None
+    more_ms: int | None
+    due: Action | None
+    held_back: str
+
+
 class Incident(Record, frozen=True, kw_only=True):
-    """Topic `incidents`: a version alerts more than the one beside it. A later record of the same `id` replaces it.
+    """Topic `incidents`: a version alerts more cards, or fewer, than the one that scores the same transactions.
 
-    `since` is the offset of the command that put the version where it is, and with the ensemble makes the `id`. Of
-    `rows` transactions that both decided, `both` were alerted by both, `only` by this version, `lacking` by the other;
-    `log_evidence` is the natural logarithm of the evidence for a rise above 5 %. `member` is the suspect, null if there
-    is none.
+    A later record of the same `id` replaces it. `since` is the offset of the command that put the version in play, and
+    with the ensemble makes the `id`. `finding` is `rise` or `fall`. `cards` are the alerted cards, on which the finding
+    is based. Of `rows` transactions that both versions scored, `both` were alerted by both, `only` by this version,
+    `lacking` by the other one; `log_evidence` is the natural logarithm of the evidence. `member` is the suspect, null
+    if there is none.
 
-    `due` is the command that would end it; `held_back` says why the monitor does not give it, empty if it does.
-    `opened` and `closed` are clocks of the monitor. `ended_by` is the newest command, whoever gave it, when the version
-    was found to stand beside the other no longer; null while it does.
+    `due` is the command that would end it; `held_back` says why the monitor does not submit it, empty if it does.
+    `opened` and `closed` are clocks of the monitor. `ended_by` is the newest command, whoever submitted it, when the
+    versions were no longer compared; null while they are.
     """
 
     id: str
@@ -463,6 +548,8 @@ class Incident(Record, frozen=True, kw_only=True):
     held_back: str
     closed: int | None = None
     ended_by: int | None = None
+    finding: Finding = "rise"
+    cards: CountedCards | None = None
 
 
 TOPIC_RECORDS: dict[str, type[Record]] = {
@@ -477,4 +564,5 @@ TOPIC_RECORDS: dict[str, type[Record]] = {
     "scorer-status": ScorerStatus,
     "audit": AuditRecord,
     "incidents": Incident,
+    "verdicts": VerdictRecord,
 }

@@ -156,6 +156,7 @@ TOPICS: Mapping[str, str] = {
     "scorer_status": "scorer-status",
     "audit": "audit",
     "incidents": "incidents",
+    "verdicts": "verdicts",
 }
 
 CATALOGUE: tuple[Setting, ...] = (
@@ -287,20 +288,51 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting(
         "monitor.mode",
         "--mode",
-        "What the monitor does when a version on probation or a canary alerts too often: nothing (off), write an "
-        "incident (propose), or also issue the command (auto).",
+        "What the monitor does when a version on probation or a canary alerts on too many or too few cards: nothing "
+        "(off), write an incident (propose), or also issue the command (auto).",
         "propose",
         choices=("off", "propose", "auto"),
     ),
     Setting(
         "monitor.probation",
         "--probation",
-        "Number of transactions after which a probation ends if there is no evidence of more alerts.",
+        "Minimum number of transactions before the monitor confirms a version. A confirmation also needs evidence that "
+        "the change of alerted cards is harmless.",
         100_000,
         "integer",
         minimum=1,
         maximum=1_000_000_000,
         unit="transactions",
+    ),
+    Setting(
+        "monitor.max_rise",
+        "--max-rise",
+        "Tolerated rise of alerted cards of a version, compared with the version before it.",
+        5.0,
+        "number",
+        minimum=0.1,
+        maximum=100,
+        unit="percent",
+    ),
+    Setting(
+        "monitor.max_fall",
+        "--max-fall",
+        "Tolerated fall of alerted cards.",
+        5.0,
+        "number",
+        minimum=0.1,
+        maximum=90,
+        unit="percent",
+    ),
+    Setting(
+        "monitor.grace_s",
+        "--grace-s",
+        "Event time after a card's first alert in which the other version may alert the card as well.",
+        600,
+        "integer",
+        minimum=0,
+        maximum=_DAY_S,
+        unit="s",
     ),
     Setting(
         "monitor.cooldown_s",

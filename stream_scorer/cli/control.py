@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from stream_scorer.control.state import Entry, History
     from stream_scorer.ensemble.manifest import Manifest
     from stream_scorer.kafka.control_log import ControlLog
-    from stream_scorer.records import Action, DisabledMember, Incident, ScorerStatus, ServedVersion, ServingState
+    from stream_scorer.records import (
+        Action,
+        DisabledMember,
+        Incident,
+        ScorerStatus,
+        ServedVersion,
+        ServingState,
+        VerdictRecord,
+    )
 
 _SETTINGS = ("kafka.bootstrap", "mlflow.url", "topics.prefix", "cache.dir")
 # Number of commands that `status` shows; --json prints all that `History` keeps.
@@ -219,6 +227,24 @@ def _open_incidents(settings: Settings, topic: str) -> list[Incident]:
         incidents.close()
 
 
+def _read_verdicts(settings: Settings, topic: str, history: History) -> list[VerdictRecord]:
+    """The newest verdict on each version that is compared with another one now."""
+    from stream_scorer.control.incidents import incident_id
+    from stream_scorer.control.probation import pairs
+    from stream_scorer.control.verdicts import read_verdicts
+    from stream_scorer.kafka.control_log import ControlLog
+    from stream_scorer.kafka.topics import TopicAdmin
+
+    now = {incident_id(pair) for state in history.states.values() for pair in pairs(state, history)}
+    if not now or topic not in TopicAdmin(settings["kafka.bootstrap"]).partitions():
+        return []
+    log: ControlLog = ControlLog(settings["kafka.bootstrap"], topic)
+    try:
+        return [verdict for key, verdict in read_verdicts(log).items() if key in now]
+    finally:
+        log.close()
+
+
 def _find(settings: Settings, reference: str) -> _Found:
     """Resolve `reference`, load the ensemble and run its self-test on this machine."""
     from stream_scorer.ensemble.ensemble import Ensemble
@@ -234,16 +260,26 @@ def _find(settings: Settings, reference: str) -> _Found:
     return _Found(parsed.name or ensemble.name, ServedVersion(number, ensemble.digest), ensemble.manifest)
 
 
+_expect_rise = click.option(
+    "--expect-rise",
+    "expect_rise",
+    metavar="SHARE",
+    help="Change of alerted cards that the evaluation predicts, such as 10% or -0.05; tolerances are counted from it.",
+)
+
+
 @_command("promote")
 @click.argument("reference")
-def promote(settings: Settings, reference: str, why: str, who: str, wait_s: float) -> None:
+@_expect_rise
+def promote(settings: Settings, reference: str, expect_rise: str | None, why: str, who: str, wait_s: float) -> None:
     """Make REFERENCE (a folder, name@alias or name:version) the version that serves.
 
     It is on probation: the previous version scores the same transactions, for comparison and rollback.
     """
+    expected = None if expect_rise is None else _rise(expect_rise)
     found = _find(settings, reference)
     with _open_console(settings) as console:
-        console.submit(found.name, "promote", who, why, wait_s, version=found.version)
+        console.submit(found.name, "promote", who, why, wait_s, version=found.version, expect_rise=expected)
 
 
 @_command("weights")
@@ -273,10 +309,15 @@ def weights(settings: Settings, reference: str, weights: tuple[str, ...], why: s
 
 @_command("confirm")
 @click.argument("name")
-def confirm(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
+@click.option("--canary", is_flag=True, help="Confirm the canary at its share; it decides for no more entities.")
+def confirm(settings: Settings, name: str, canary: bool, why: str, who: str, wait_s: float) -> None:
     """End the probation of the version of NAME that serves, and keep it."""
     with _open_console(settings) as console:
-        console.submit(name, "confirm", who, why, wait_s)
+        state = console.state(name)
+        if canary and state.canary is None:
+            raise UsageError(f"{name} has no canary")
+        version = state.canary.version if canary and state.canary is not None else None
+        console.submit(name, "confirm", who, why, wait_s, version=version)
 
 
 @_command("rollback")
@@ -322,24 +363,25 @@ def recover(settings: Settings, name: str, reference: str | None, why: str, who:
 @click.option("--share", required=True, help="Share of the entities that the canary decides, such as 0.1 or 10%.")
 @click.option("--until", type=click.DateTime(), help="Event time (UTC) at which the canary ends.")
 @click.option("--salt", help="Seed of the draw: another salt selects other entities.  [default: name:version]")
+@_expect_rise
 def canary(
     settings: Settings,
     reference: str,
     share: str,
     until: datetime | None,
     salt: str | None,
+    expect_rise: str | None,
     why: str,
     who: str,
     wait_s: float,
 ) -> None:
     """Let REFERENCE decide for a share of the entities. If the share grows, it keeps the entities that it has."""
-    fraction = _share(share)
+    fraction, expected = _share(share), None if expect_rise is None else _rise(expect_rise)
     found = _find(settings, reference)
     end = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1_000)
+    more = {"version": found.version, "share": fraction, "until": end, "salt": salt, "expect_rise": expected}
     with _open_console(settings) as console:
-        console.submit(
-            found.name, "canary", who, why, wait_s, version=found.version, share=fraction, until=end, salt=salt
-        )
+        console.submit(found.name, "canary", who, why, wait_s, **more)
 
 
 @_command("shadow")
@@ -429,23 +471,32 @@ def release(settings: Settings, name: str, why: str, who: str, wait_s: float) ->
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @with_settings("kafka.bootstrap", "topics.prefix", "cache.dir", "mlflow.url")
 def status(settings: Settings, name: str | None, as_json: bool) -> None:
-    """Show the serving state (of NAME, or of every ensemble), open incidents, scorers and the last commands."""
+    """Show the serving state (of NAME, or of every ensemble), verdicts, incidents, scorers and the last commands."""
+    from stream_scorer.cli.formatting import verdict_facts
+
     with _open_console(settings) as console:
         history = console.read()
         with _open_scorers(settings, console.topics.scorer_status, name) as reader:
             scorers = [seen.status for seen in reader.find_running()]
         incidents = [i for i in _open_incidents(settings, console.topics.incidents) if name in (None, i.ensemble)]
+        verdicts = [
+            v for v in _read_verdicts(settings, console.topics.verdicts, history) if name in (None, v.ensemble)
+        ]  # fmt: skip
     states = [state for key, state in sorted(history.states.items()) if name in (None, key)]
     entries = [e for e in history.entries if name is None or (e.command is not None and e.command.ensemble == name)]
     if as_json:
         commands = [msgspec.structs.asdict(e.command) if e.command else None for e in entries]
         log = [{"offset": e.offset, "refused": e.refused, "command": c} for e, c in zip(entries, commands, strict=True)]
-        click.echo(msgspec.json.encode({"states": states, "scorers": scorers, "incidents": incidents, "log": log}))
+        facts = {"states": states, "scorers": scorers, "incidents": incidents, "verdicts": verdicts, "log": log}
+        click.echo(msgspec.json.encode(facts))
         return
     if name is not None and not states:
         raise UsageError(f"no version of {name!r} serves")
     for state in states:
         _show_state(state)
+    for verdict in verdicts:
+        for label, fact in verdict_facts(verdict):
+            click.echo(plain(f"{label:11} {fact}"))
     for incident in incidents:
         held = f" ({incident.held_back})" if incident.held_back else ""
         click.echo(plain(f"{'incident':11} {incident.due} of {incident.version} is due{held}: {incident.why}"))
@@ -472,6 +523,7 @@ def _history_row(entry: Entry) -> tuple[str, ...]:
         c.version.version if c.version is not None else "",
         c.member.name if c.member is not None else "",
         f"{c.share:.4g}" if c.share is not None else "",
+        f"({c.expect_rise:+.4g} alerts expected)" if c.expect_rise is not None else "",
     ]
     what = " ".join([c.action, *filter(None, more)])
     why = f"REFUSED: {entry.refused}" if entry.refused else c.why
@@ -489,6 +541,7 @@ def _show_state(state: ServingState) -> None:
     if (at := state.canary) is not None:
         until = f" until {_time(at.until)} (event time)" if at.until is not None else ""
         facts["canary"] = f"{_short(at.version)} decides for {at.share:.4g} of the entities{until}"
+        facts["canary"] += ", confirmed" if at.confirmed else ""
     for label, fact in facts.items():
         if fact:
             click.echo(plain(f"{label:11} {fact}"))
@@ -522,6 +575,19 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise UsageError(f"{text!r} is not a share", hint="Write 0.1 or 10%: above 0 and at most 1.")
     return share
+
+
+def _rise(text: str) -> float:
+    from stream_scorer.control.state import MAX_EXPECTED_RISE, MIN_EXPECTED_RISE
+
+    try:
+        rise = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        rise = float("nan")
+    if not MIN_EXPECTED_RISE <= rise <= MAX_EXPECTED_RISE:
+        bounds = f"from {MIN_EXPECTED_RISE:.0%} to {MAX_EXPECTED_RISE:.0%}"
+        raise UsageError(f"{text!r} is not an expected change of alerts", hint=f"Write 10% or -0.05: {bounds}.")
+    return rise
 
 
 def _weight(text: str) -> tuple[str, float]:

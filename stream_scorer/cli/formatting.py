@@ -19,6 +19,7 @@ from stream_scorer.records import (
     AuditRecord,
     Command,
     Contribution,
+    Finding,
     Incident,
     MonitorMetric,
     Outcome,
@@ -27,6 +28,7 @@ from stream_scorer.records import (
     ScorerStatus,
     ScoreSummary,
     ServingState,
+    VerdictRecord,
 )
 from stream_scorer.serde.lineage import LineageBatch
 
@@ -234,6 +236,58 @@ def _incident(r: Incident, _at: int) -> str:
     return f"{when(r.closed or r.opened)}  {r.id}  {r.ensemble} {r.version}: {state}{held}; {r.why}"
 
 
+def _verdict(r: VerdictRecord, at: int) -> str:
+    return f"{when(at)}  {r.id}  {r.ensemble} {r.version}: {'; '.join(fact for _, fact in verdict_facts(r))}"
+
+
+FINDINGS: dict[Finding, str] = {
+    "rise": "too many alerts",
+    "fall": "too few alerts",
+    "harmless": "harmless",
+    "undecided": "undecided",
+}
+
+
+def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
+    """The verdict, its basis, what is missing, and the expected time to a decision, each with a label."""
+    cards = r.cards
+    due = f", {r.due} is due" if r.due is not None else ""
+    held = f" ({r.held_back})" if r.held_back else ""
+    facts = [
+        ("verdict", f"{r.version} compared with {r.other}: {FINDINGS[r.finding]}{due}{held}"),
+        (
+            "cards",
+            f"{cards.both:,} alerted by both, {cards.only:,} only by {r.version}, {cards.lacking:,} only by {r.other}, "
+            f"{cards.waiting:,} not counted yet",
+        ),
+        (
+            "rows",
+            f"{r.rows:,} transactions, alerts: {r.both:,} by both, {r.only:,} only by {r.version}, {r.lacking:,} only "
+            f"by {r.other}; {r.excluded:,} transactions do not count",
+        ),
+    ]
+    if r.missing:
+        facts.append(("missing", "; ".join(r.missing)))
+    if r.finding == "undecided":
+        facts.append(("decision", _expected(r)))
+    return facts
+
+
+def _expected(r: VerdictRecord) -> str:
+    if r.more_rows is None:
+        return "not expected at the proportions so far" if r.cards.both + r.cards.only + r.cards.lacking else "unknown"
+    time = f", {_span(r.more_ms)} of event time" if r.more_ms is not None else ""
+    return f"expected after about {r.more_rows:,} more transactions{time} at the rate so far"
+
+
+def _span(ms: int) -> str:
+    """A duration in its largest useful unit."""
+    for unit, name in ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min")):
+        if ms >= 2 * unit:
+            return f"{ms / unit:.0f} {name}"
+    return f"{ms / 1_000:.0f} s"
+
+
 _LINES: dict[type[Record], Callable[[Any, int], str]] = {
     Score: _score,
     Contribution: _contribution,
@@ -246,4 +300,5 @@ _LINES: dict[type[Record], Callable[[Any, int], str]] = {
     ScorerStatus: _status,
     AuditRecord: _audit,
     Incident: _incident,
+    VerdictRecord: _verdict,
 }

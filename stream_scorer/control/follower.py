@@ -285,12 +285,13 @@ class Follower:
             split = Split(canary.share, canary.salt, canary.until)
         shadows = [version for version in state.shadows if version in found]
         # The last good version stays loaded after its probation too: a rollback must not have to load anything.
-        last_good = state.last_good
-        if last_good in found and last_good is not None and state.probation and last_good not in deciding + shadows:
+        last_good = state.last_good if state.probation and state.last_good in found else None
+        if last_good is not None and last_good not in deciding + shadows:
             shadows.append(last_good)
         served = [*deciding, *shadows]
         disabled = frozenset(member.key for member in state.disabled)
-        lineup = Lineup(tuple(found[v] for v in served), split, disabled, state.control_offset)
+        compared = None if last_good is None else served.index(last_good)
+        lineup = Lineup(tuple(found[v] for v in served), split, disabled, state.control_offset, compared)
         return _Available(lineup, served, problems, loading)
 
     def _serve(self, state: ServingState, found: _Available) -> None:
@@ -423,5 +424,6 @@ def _same(lineup: Lineup, other: Lineup) -> bool:
     return (
         [id(version) for version in lineup.versions] == [id(version) for version in other.versions]
         and lineup.split == other.split
+        and lineup.last_good == other.last_good
         and lineup.disabled == other.disabled
     )

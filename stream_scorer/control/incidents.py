@@ -9,7 +9,7 @@ import msgspec
 
 from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.probation import Pair, Paired
-from stream_scorer.records import NOT_A_RECORD, Action, Incident
+from stream_scorer.records import NOT_A_RECORD, Action, CountedCards, Incident
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 0.2
@@ -18,6 +18,12 @@ _WAIT_S = 0.2
 def incident_id(pair: Pair) -> str:
     """An id that every monitor derives equally, before and after a restart."""
     return f"{pair.ensemble}-{pair.since}"
+
+
+def counted_cards(paired: Paired) -> CountedCards:
+    """The alerted cards of a pair, for a record."""
+    counts = paired.cards.counts
+    return CountedCards(counts.both, counts.served, counts.other, paired.cards.waiting)
 
 
 class Incidents:
@@ -40,7 +46,9 @@ class Incidents:
         before = self._newest.get(incident_id(pair))
         if before is not None and (before.due, before.held_back, before.closed) == (due, held_back, None):
             return
-        culprit = paired.culprit()
+        verdict = paired.verdict
+        falls = verdict.finding == "fall"
+        culprit = paired.culprit(falls=falls)
         self._write(
             Incident(
                 id=incident_id(pair),
@@ -54,10 +62,12 @@ class Incidents:
                 both=paired.both,
                 only=paired.served,
                 lacking=paired.other,
-                log_evidence=paired.log_evidence,
+                log_evidence=verdict.evidence.fall if falls else verdict.evidence.rise,
                 member=culprit[0] if culprit is not None else None,
                 due=due,
                 held_back=held_back,
+                finding=verdict.finding,
+                cards=counted_cards(paired),
             )
         )
 

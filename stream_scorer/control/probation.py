@@ -1,33 +1,22 @@
-"""The paired test of a probation or a canary: does the new version alert more often than the other one?
+"""The paired comparison of a probation or a canary: does the new version alert on more or on fewer cards?
 
 A comparison of two periods would mix the effect of the version with every other change. So both versions score the same
-transactions, and the test uses the transactions on which they disagree. The null hypothesis is that alerts rise by at
-most `RISE`. The test is a betting test (an e-process): for every transaction it bets a share of its wealth on "an alert
-by the new version", at odds that are fair or unfavourable under the null hypothesis. Under the null hypothesis, wealth
-that starts at 1 ever reaches 1 / `ALPHA` with probability at most `ALPHA` (Ville's inequality). This holds for any
-number of evaluations, so the test needs neither a correction for repeated looks nor a fixed end. The wealth depends on
-three counts only, so it does not depend on how the transactions were split into batches.
-
-Source: Ramdas, Grunwald, Vovk, Shafer: Game-theoretic statistics and safe anytime-valid inference, 2023.
+transactions, and the cards on which their alerts differ are the evidence (`control/cards.py`, `control/verdict.py`).
+Counts of transactions are shown, but they decide nothing: a burst on one card would be many of them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
+from stream_scorer.control.cards import AlertedCards, ArmShare
+from stream_scorer.control.evidence import log_evidence_of_share
 from stream_scorer.control.state import History
-from stream_scorer.records import Action, ScoreSummary, ServedVersion, ServingState
+from stream_scorer.control.verdict import Basis, Tolerances, Verdict, judge
+from stream_scorer.records import Action, CanaryState, Command, ScoreSummary, ServedVersion, ServingState
 
-RISE = 0.05
-ALPHA = 0.001
-# Bets, as shares of the largest bet that cannot lose everything. The best one depends on how often the versions
-# disagree, so the initial wealth is split evenly over all of them; the total grows like the best one's, minus a
-# constant.
-_BETS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7]) / (1.0 + RISE)
+GRACE_MS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +26,9 @@ class Pair:
     Attributes:
         served, other: the version under test, and the version that it is compared with.
         since: offset of the command that put `served` in play. at: time of that command, ms.
-        ends: the command that withdraws `served` if it alerts more often.
+        ends: the command that withdraws `served`.
+        expected_rise: the relative change of alerted cards that this command declares.
+        share, until: of a canary; None for a promotion.
     """
 
     ensemble: str
@@ -46,17 +37,9 @@ class Pair:
     since: int
     at: int
     ends: Action
-
-
-def log_evidence(both: NDArray[np.int64], served: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Natural logarithm of the wealth, given the numbers of alerts by both and by one version only; all ``(n,)``."""
-    fair = 1.0 + RISE
-    logs = (
-        np.multiply.outer(served, np.log1p(_BETS))
-        + np.multiply.outer(both, np.log1p(_BETS * (1.0 - fair)))
-        + np.multiply.outer(other, np.log1p(-_BETS * fair))
-    )
-    return np.asarray(np.logaddexp.reduce(logs, axis=-1) - math.log(len(_BETS)), dtype=np.float64)
+    expected_rise: float = 0.0
+    share: float | None = None
+    until: int | None = None
 
 
 @dataclass(slots=True)
@@ -64,19 +47,38 @@ class Paired:
     """Exact counts of one pair, accumulated from summaries.
 
     Attributes:
-        both, served, other, neither: number of transactions by which version alerts.
-        members: for each member of the served version, the number of alerts that exist only because of it.
-        before: the same for the other version before the pair began, over `rows_before` transactions.
+        tolerances: what the pair may change, without the declared change.
+        grace_ms: event time in which the other version may alert a card as well.
+        both, served, other, neither: number of transactions by which version alerts; shown only.
+        counted, excluded: transactions that count as evidence, and those that do not.
+        unpaired: transactions that the other version did not score.
+        members: for each member of the served version, the number of alerts that exist only because of it, and of
+            alerts that it prevents. before: the same for the other version before the pair began, over `rows_before`
+            transactions.
+        cards: the alerted cards. arms: the cards of both arms, for a canary.
     """
 
     pair: Pair
+    tolerances: Tolerances = field(default_factory=Tolerances)
+    grace_ms: int = GRACE_MS
     both: int = 0
     served: int = 0
     other: int = 0
     neither: int = 0
-    members: dict[str, int] = field(default_factory=dict)
-    before: dict[str, int] = field(default_factory=dict)
+    counted: int = 0
+    excluded: int = 0
+    unpaired: int = 0
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    before: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows_before: int = 0
+    cards: AlertedCards = field(init=False)
+    arms: ArmShare | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start with no cards."""
+        pair = self.pair
+        self.cards = AlertedCards(self.grace_ms)
+        self.arms = None if pair.share is None else ArmShare(pair.share, pair.until)
 
     @property
     def rows(self) -> int:
@@ -84,25 +86,30 @@ class Paired:
         return self.both + self.served + self.other + self.neither
 
     @property
-    def rise(self) -> float:
-        """Relative increase of alerts from the other version to the served one; NaN if the other has no alerts."""
-        alerts = self.both + self.other
-        return (self.both + self.served) / alerts - 1.0 if alerts else math.nan
+    def basis(self) -> Basis:
+        """What the verdict is based on."""
+        arms = self.arms
+        return Basis(
+            self.cards.counts,
+            self.cards.waiting,
+            self.counted,
+            self.excluded,
+            self.unpaired,
+            0.0 if arms is None else log_evidence_of_share(arms.inside, arms.total, arms.share),
+            self.cards.full,
+        )
 
     @property
-    def log_evidence(self) -> float:
-        """Natural logarithm of the wealth: the evidence against a rise of at most `RISE`."""
-        return float(log_evidence(*np.array([[self.both], [self.served], [self.other]]))[0])
+    def verdict(self) -> Verdict:
+        """The verdict on the served version."""
+        return judge(self.basis, replace(self.tolerances, expected_rise=self.pair.expected_rise))
 
-    @property
-    def risen(self) -> bool:
-        """Whether the evidence is sufficient at level `ALPHA`."""
-        return self.log_evidence >= -math.log(ALPHA)
-
-    @property
-    def calm(self) -> bool:
-        """Whether there is no evidence at all: the wealth is at most its initial value."""
-        return self.log_evidence <= 0.0
+    def more_ms(self, more_rows: int | None) -> int | None:
+        """Event time that `more_rows` transactions take at the rate so far; None if the rate is not known."""
+        first, newest = self.cards.first, self.cards.newest
+        if more_rows is None or first is None or newest is None or newest <= first or not self.counted:
+            return None
+        return round(more_rows * (newest - first) / self.counted)
 
     def add(self, summary: ScoreSummary) -> None:
         """Add the counts of a summary. A summary of other versions changes nothing."""
@@ -110,66 +117,104 @@ class Paired:
         if summary.ensemble != pair.ensemble or summary.control_offset is None:
             return
         if summary.control_offset >= pair.since and summary.version == pair.served.version:
-            for pane in summary.panes:
-                square = pane.against.get(pair.other.version)
-                if square is None:
-                    continue
-                both, served, other, neither = square
-                self.both += both
-                self.served += served
-                self.other += other
-                self.neither += neither
-                for member, left_out in pane.left_out.items():
-                    self.members[member] = self.members.get(member, 0) + left_out[1]
+            self._add_served(summary)
+        elif summary.control_offset >= pair.since and summary.version == pair.other.version:
+            self._add_arm(summary, pair.served.version, canary=False)
         elif summary.control_offset < pair.since and summary.version == pair.other.version:
             for pane in summary.panes:
                 self.rows_before += pane.rows
-                for member, left_out in pane.left_out.items():
-                    self.before[member] = self.before.get(member, 0) + left_out[1]
+                _count_members(self.before, pane.left_out)
 
-    def culprit(self) -> tuple[str, float] | None:
-        """The member with the largest increase of alerts per 1,000 transactions, and that increase; None if none rose.
+    def _add_served(self, summary: ScoreSummary) -> None:
+        other = self.pair.other.version
+        for pane in summary.panes:
+            square = pane.against.get(other)
+            if square is None:
+                self.unpaired += pane.rows
+                continue
+            both, served, lacking, neither = square
+            self.both += both
+            self.served += served
+            self.other += lacking
+            self.neither += neither
+            _count_members(self.members, pane.left_out)
+        cards = summary.cards.get(other)
+        if cards is not None:
+            self.counted += cards.rows
+            self.excluded += cards.excluded
+            self.cards.add(summary.partition, cards, summary.newest)
+            self._add_arm(summary, other, canary=True)
+
+    def _add_arm(self, summary: ScoreSummary, other: str, *, canary: bool) -> None:
+        cards = summary.cards.get(other)
+        if self.arms is not None and cards is not None:
+            self.arms.add(cards.card, cards.other if canary else cards.served, canary=canary)
+
+    def culprit(self, *, falls: bool = False) -> tuple[str, float] | None:
+        """The member that changed alerts most per 1,000 transactions, and by how many; None if no member did.
 
         An alert belongs to a member if it disappears when the member is left out and the other weights are
-        renormalised.
+        renormalised. If alerts fall, the culprit is the member with the largest loss of such alerts, together with the
+        alerts that appear when it is left out.
         """
         if not self.rows or not self.members:
             return None
-        more = {
-            member: 1_000 * (count / self.rows - self.before.get(member, 0) / max(self.rows_before, 1))
-            for member, count in self.members.items()
-        }
-        worst = max(more, key=lambda member: (more[member], member))
-        return (worst, more[worst]) if more[worst] > 0 else None
+        sign = -1 if falls else 1
+        change = {}
+        for member, (only, prevented) in self.members.items():
+            only_before, prevented_before = self.before.get(member, (0, 0))
+            now = only - prevented if falls else only
+            before = only_before - prevented_before if falls else only_before
+            change[member] = sign * 1_000 * (now / self.rows - before / max(self.rows_before, 1))
+        worst = max(change, key=lambda member: (change[member], member))
+        return (worst, change[worst]) if change[worst] > 0 else None
 
     def summary(self) -> str:
         """The result in one sentence, used as the reason of the command."""
+        verdict, counts, pair = self.verdict, self.cards.counts, self.pair
+        change = f"{counts.rise:+.1%}" if not math.isnan(counts.rise) else "no comparison"
         text = (
-            f"version {self.pair.served.version} alerts on {self.both + self.served:,} of {self.rows:,} transactions, "
-            f"version {self.pair.other.version} on {self.both + self.other:,} ({self.rise:+.1%}; evidence "
-            f"10^{self.log_evidence / math.log(10):.1f} against a rise of at most {RISE:.0%})"
+            f"version {pair.served.version} alerts on {counts.both + counts.served:,} cards, version "
+            f"{pair.other.version} on {counts.both + counts.other:,} ({change}; {self._evidence(verdict)}); "
+            f"{self.both + self.served:,} and {self.both + self.other:,} of {self.rows:,} transactions"
         )
-        culprit = self.culprit()
-        if not self.risen or culprit is None:
+        falls = verdict.finding == "fall"
+        culprit = self.culprit(falls=falls)
+        if verdict.finding not in ("rise", "fall") or culprit is None:
             return text
+        kind = "fewer" if falls else "more"
         more = (
-            "more alerts per 1,000 transactions than before"
+            f"{kind} alerts per 1,000 transactions than before"
             if self.rows_before
             else "alerts per 1,000 transactions that no other member causes"
         )
         return f"{text}; member {culprit[0]} causes {culprit[1]:.1f} {more}"
+
+    def _evidence(self, verdict: Verdict) -> str:
+        low, high = verdict.limits
+        evidence = verdict.evidence
+        tens = math.log(10)
+        if verdict.finding == "harmless":
+            least = min(evidence.no_rise, evidence.no_fall)
+            return f"evidence 10^{least / tens:.1f} for a harmless change"
+        if evidence.fall > evidence.rise:
+            return f"evidence 10^{evidence.fall / tens:.1f} for less than {low - 1:+.0%}"
+        return f"evidence 10^{evidence.rise / tens:.1f} for more than {high - 1:+.0%}"
 
 
 def pairs(state: ServingState, history: History) -> list[Pair]:
     """The pairs of `state`: champion and last good version during a probation, canary and champion."""
     found = []
     if state.probation and state.last_good is not None:
-        since, at = _since(state, history, state.champion, "promote")
-        found.append(Pair(state.ensemble, state.champion, state.last_good, since, at, "rollback"))
+        found.append(_pair(state, history, state.champion, state.last_good, None))
     if state.canary is not None:
-        since, at = _since(state, history, state.canary.version, "canary")
-        found.append(Pair(state.ensemble, state.canary.version, state.champion, since, at, "stop"))
+        found.append(_pair(state, history, state.canary.version, state.champion, state.canary))
     return found
+
+
+def confirmed(state: ServingState, pair: Pair) -> bool:
+    """Whether `pair` is a canary that is confirmed at its share. It is watched further."""
+    return pair.ends == "stop" and state.canary is not None and state.canary.confirmed
 
 
 def acted_since(history: History, ensemble: str, at: int) -> bool:
@@ -178,12 +223,38 @@ def acted_since(history: History, ensemble: str, at: int) -> bool:
     return withdrawn_at is not None and withdrawn_at > at
 
 
-def _since(state: ServingState, history: History, version: ServedVersion, action: Action) -> tuple[int, int]:
-    """Offset and time of the last command that gave `version` its role; a new share of a canary starts a new pair.
+def _count_members(counts: dict[str, tuple[int, int]], left_out: dict[str, list[int]]) -> None:
+    for member, (_, only, prevented, _) in left_out.items():
+        before = counts.get(member, (0, 0))
+        counts[member] = before[0] + only, before[1] + prevented
 
-    The time is the broker's, because the author's clock may be wrong; the author's if the log has none.
+
+def _pair(
+    state: ServingState, history: History, served: ServedVersion, other: ServedVersion, canary: CanaryState | None
+) -> Pair:
+    since, at, command = _since(state, history, served, "promote" if canary is None else "canary")
+    return Pair(
+        state.ensemble,
+        served,
+        other,
+        since,
+        at,
+        "rollback" if canary is None else "stop",
+        command.expect_rise or 0.0 if command is not None else 0.0,
+        None if canary is None else canary.share,
+        None if canary is None else canary.until,
+    )
+
+
+def _since(
+    state: ServingState, history: History, version: ServedVersion, action: Action
+) -> tuple[int, int, Command | None]:
+    """Offset and time of the last command that gave `version` its role, and the command.
+
+    A new share of a canary starts a new pair. The time is the broker's, because the author's clock may be wrong; the
+    author's if the log has none.
     """
     start = history.starts.get((state.ensemble, action))
     if start is None or start.command is None or start.command.version != version:
-        return state.control_offset, state.at
-    return start.offset, start.timestamp or start.command.at
+        return state.control_offset, state.at, None
+    return start.offset, start.timestamp or start.command.at, start.command

@@ -20,6 +20,8 @@ from stream_scorer.records import NOT_A_RECORD, Action, CanaryState, Command, Ho
 
 # Each version in play costs its combiner and the members that it does not share with other versions.
 MAX_SHADOWS = 4
+# Bounds of the change of alerts that a command may declare.
+MIN_EXPECTED_RISE, MAX_EXPECTED_RISE = -0.9, 10.0
 # Number of records that `History` keeps for display; the log contains all.
 MAX_ENTRIES = 1_000
 
@@ -134,6 +136,7 @@ def _recovered(command: Command) -> ServingState:
 
 def _promote(state: ServingState, command: Command) -> dict[str, object]:
     version = _allowed(state, command)
+    _check_expectation(command)
     if version == state.champion:
         raise Refused(f"{version.version} already serves")
     # A version whose probation is not complete cannot become the last good version.
@@ -149,7 +152,15 @@ def _promote(state: ServingState, command: Command) -> dict[str, object]:
     }
 
 
-def _confirm(state: ServingState, _command: Command) -> dict[str, object]:
+def _confirm(state: ServingState, command: Command) -> dict[str, object]:
+    """End a probation; with the version of a canary, confirm the canary at its share."""
+    canary, version = state.canary, command.version
+    if canary is not None and version == canary.version:
+        if canary.confirmed:
+            raise Refused(f"{canary.version.version} is already confirmed at its share")
+        return {"canary": replace(canary, confirmed=True)}
+    if version is not None and version != state.champion:
+        raise Refused(f"{version.version} is neither on probation nor a canary")
     if not state.probation:
         raise Refused(f"{state.champion.version} is not on probation")
     return {"probation": False}
@@ -169,6 +180,7 @@ def _canary(state: ServingState, command: Command) -> dict[str, object]:
         raise Refused(f"{version.version} already serves")
     if command.share is None or not 0.0 < command.share <= 1.0:
         raise Refused("the share of a canary must be above 0 and at most 1")
+    _check_expectation(command)
     salt = command.salt or f"{command.ensemble}:{version.version}"
     return {
         "canary": CanaryState(version, command.share, salt, command.until),
@@ -249,6 +261,11 @@ _CHANGES = {
     "hold": _hold,
     "release": _release,
 }
+
+
+def _check_expectation(command: Command) -> None:
+    if command.expect_rise is not None and not MIN_EXPECTED_RISE <= command.expect_rise <= MAX_EXPECTED_RISE:
+        raise Refused(f"the expected rise must be between {MIN_EXPECTED_RISE:.0%} and {MAX_EXPECTED_RISE:.0%}")
 
 
 def _version(command: Command) -> ServedVersion:

@@ -1,16 +1,17 @@
-"""Watches versions on probation and canaries, and withdraws a version if the paired test finds more alerts.
+"""Watches versions on probation and canaries: withdraws, confirms, or waits, by the verdict on alerted cards.
 
-The watch reports to `incidents` and stores nothing itself: it reads the serving state from `control` and the counts of
-a pair from `score-summaries`, starting shortly before the command that created the pair. So a restart leads to the same
-counts, and several watches submit the same command, of which one counts.
+The watch writes to `incidents` and `verdicts` and stores nothing itself: it reads the serving state from `control` and
+the counts of a pair from `score-summaries`, starting shortly before the command that created the pair. So a restart
+leads to the same counts, and several watches submit the same command, of which one counts.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import msgspec
@@ -18,8 +19,10 @@ import msgspec
 from stream_scorer.clock import Clock
 from stream_scorer.control.commands import CommandLog, catch_up, submit
 from stream_scorer.control.incidents import Incidents
-from stream_scorer.control.probation import Pair, Paired, acted_since, pairs
+from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, confirmed, pairs
 from stream_scorer.control.state import History
+from stream_scorer.control.verdict import Tolerances
+from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability.metrics import Metric, Metrics
 from stream_scorer.records import NOT_A_RECORD, Action, Command, ScoreSummary
@@ -38,14 +41,17 @@ _LABELS = ("ensemble", "version", "other")
 EVIDENCE = Metric(
     "gauge",
     "stream_scorer_paired_evidence",
-    "Natural logarithm of the evidence that a version on probation, or a canary, alerts more often than the other "
-    "version; "
-    "the monitor acts at 6.9.",
-    _LABELS,
+    "Natural logarithm of the evidence that a version on probation, or a canary, alerts on more cards (direction rise) "
+    "or on fewer cards (fall) than the other version; the monitor acts at 6.9.",
+    (*_LABELS, "direction"),
 )
 ROWS = Metric("gauge", "stream_scorer_paired_rows", "Transactions that both versions of a pair scored.", _LABELS)
+CARDS = Metric("gauge", "stream_scorer_paired_cards", "Cards that a version of a pair alerts, each once.", _LABELS)
 RISE = Metric(
-    "gauge", "stream_scorer_paired_alert_rise", "Relative increase of alerts compared with the other version.", _LABELS
+    "gauge",
+    "stream_scorer_paired_alert_rise",
+    "Relative change of alerted cards compared with the other version.",
+    _LABELS,
 )
 ACTED = Metric(
     "counter",
@@ -53,7 +59,7 @@ ACTED = Metric(
     "Commands submitted by the monitor, by action.",
     ("ensemble", "action"),
 )
-WATCH_METRICS = (EVIDENCE, ROWS, RISE, ACTED)
+WATCH_METRICS = (EVIDENCE, ROWS, CARDS, RISE, ACTED)
 
 
 class SummaryRecord(Protocol):
@@ -77,20 +83,22 @@ class WatchRules:
 
     Attributes:
         mode: `auto` submits commands, `propose` only reports the command that it would submit.
-        probation: minimum number of transactions after which a probation ends if there is no evidence of more alerts.
         cooldown_s: time after a monitor withdrew a version in which a second one is only proposed.
+        tolerances: the change of alerted cards that is tolerated, and the minimum number of transactions.
+        grace_ms: event time in which the other version may alert a card as well.
     """
 
     mode: Mode
-    probation: int
     cooldown_s: float
+    tolerances: Tolerances = field(default_factory=Tolerances)
+    grace_ms: int = GRACE_MS
 
 
 class Watch:
     """Counts the pairs in play and acts on them as `rules` allow.
 
     Args:
-        incidents: the log of findings. follow: opens `score-summaries` at a record timestamp, ms.
+        incidents, verdicts: the logs of findings. follow: opens `score-summaries` at a record timestamp, ms.
         who: the author of commands.
     """
 
@@ -98,6 +106,7 @@ class Watch:
         self,
         log: CommandLog,
         incidents: Incidents,
+        verdicts: Verdicts,
         follow: Callable[[int], SummaryReader],
         clock: Clock,
         metrics: Metrics,
@@ -106,7 +115,7 @@ class Watch:
         rules: WatchRules,
     ) -> None:
         self._log, self._follow, self._clock, self._metrics = log, follow, clock, metrics
-        self._incidents = incidents
+        self._incidents, self._verdicts = incidents, verdicts
         self._who, self._rules = who, rules
         self._history = History()
         self._paired: dict[Pair, Paired] = {}
@@ -166,7 +175,10 @@ class Watch:
         if found:
             # The broker refuses to look up a negative time.
             self._reader = self._follow(max(min(pair.at for pair in found) - BEFORE_MS, 0))
-        self._paired = {pair: Paired(pair) for pair in found}
+        self._paired = {pair: self._count(pair) for pair in found}
+
+    def _count(self, pair: Pair) -> Paired:
+        return Paired(pair, self._rules.tolerances, self._rules.grace_ms)
 
     def _forget(self) -> None:
         if self._reader is not None:
@@ -176,18 +188,33 @@ class Watch:
         self._reader, self._paired, self._started = None, {}, False
 
     def _show(self, paired: Paired) -> None:
-        pair = paired.pair
+        pair, evidence, counts = paired.pair, paired.verdict.evidence, paired.cards.counts
         labels = (pair.ensemble, pair.served.version, pair.other.version)
-        self._metrics.set(EVIDENCE, paired.log_evidence, *labels)
+        self._metrics.set(EVIDENCE, evidence.rise, *labels, "rise")
+        self._metrics.set(EVIDENCE, evidence.fall, *labels, "fall")
         self._metrics.set(ROWS, paired.rows, *labels)
-        self._metrics.set(RISE, paired.rise if paired.rows else 0.0, *labels)
+        self._metrics.set(CARDS, counts.total, *labels)
+        self._metrics.set(RISE, 0.0 if math.isnan(counts.rise) else counts.rise, *labels)
 
     def _judge(self, paired: Paired) -> None:
-        pair = paired.pair
-        if paired.risen:
-            self._act(paired, pair.ends)
-        elif pair.ends == "rollback" and paired.rows >= self._rules.probation and paired.calm:
-            self._act(paired, "confirm")
+        """Act on the verdict, and publish it. Nothing follows from an undecided one."""
+        pair, finding = paired.pair, paired.verdict.finding
+        due: Action | None = None
+        if finding in ("rise", "fall"):
+            due = pair.ends
+        elif finding == "harmless" and not confirmed(self._history.states[pair.ensemble], pair):
+            due = "confirm"
+        held_back = self._held_back(pair, due) if due is not None else ""
+        self._publish(paired, due, held_back)
+        if due is not None:
+            self._act(paired, due, held_back)
+
+    def _publish(self, paired: Paired, due: Action | None, held_back: str) -> None:
+        """Write the verdict. A failure must not prevent the command."""
+        try:
+            self._verdicts.write(verdict_record(paired, due, held_back, self._clock.now_ms()))
+        except StreamScorerError as error:
+            _log.warning("the verdict on %s could not be written: %s", paired.pair.ensemble, error.message)
 
     def _held_back(self, pair: Pair, action: Action) -> str:
         """The reason why a person must submit the command; empty if the watch may submit it."""
@@ -201,10 +228,9 @@ class Watch:
             return "needs a person: the monitor withdrew another version within the cool-down"
         return ""
 
-    def _act(self, paired: Paired, action: Action) -> None:
-        """Submit the command, or log why it is held back. Either way, more alerts are an incident."""
+    def _act(self, paired: Paired, action: Action, why: str) -> None:
+        """Submit the command, or log `why` it is held back. Either way, a changed number of alerts is an incident."""
         pair = paired.pair
-        why = self._held_back(pair, action)
         if (pair, action, why) in self._reported:
             return
         reported = action == "confirm" or self._report(paired, action, why)
@@ -245,5 +271,5 @@ class Watch:
             at=self._clock.now_ms(),
             expected_offset=offset,
             author="monitor",
-            version=paired.pair.served if action == "stop" else None,
+            version=paired.pair.served if paired.pair.ends == "stop" else None,
         )

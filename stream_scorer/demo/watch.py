@@ -61,6 +61,7 @@ class _Partition:
     timestamps: list[int] = field(default_factory=list)
     contributions: list[_Contribution] = field(default_factory=list)
     arrivals: list[int] = field(default_factory=list)
+    cards: list[int] = field(default_factory=list)
     scores: list[_Score] = field(default_factory=list)
 
 
@@ -92,6 +93,8 @@ class _Seen:
         self.records_in = self.records_out = 0
         self.event_time = 0
         self._transactions = Topics().transactions
+        # By record key, which is the id of the card.
+        self._cards: dict[bytes, int] = {}
         self._contribution = msgspec.json.Decoder(_Contribution).decode
         self._score = msgspec.json.Decoder(_Score).decode
         self._alert = msgspec.json.Decoder(Alert).decode
@@ -111,6 +114,7 @@ class _Seen:
         partition = self._partition(record)
         partition.contributions.append(self._contribution(record.value or b""))
         partition.arrivals.append(now)
+        partition.cards.append(self._cards.setdefault(record.key or b"", len(self._cards)))
         self.records_out += 1
 
     def score(self, record: FollowedRecord, _now: int) -> None:
@@ -296,6 +300,7 @@ def _recording(seen: _Seen) -> Recording:
             other=_ints(
                 [DECISIONS.index(r.alternatives[0].decision) if r.alternatives else -1 for _, r in contributions]
             ),
+            card=_ints([card for p in numbers for card in partitions[p].cards]),
         ),
         scores=Scores(
             partition=_ints([p for p, _ in scores]),

@@ -78,12 +78,14 @@ class Lineup:
         versions: the champion, then the canary if there is a split, then the shadow versions.
         disabled: keys of the disabled members.
         control_offset: the offset of the command that created it; None outside live scoring.
+        last_good: index into `versions` of the version that a champion on probation is compared with; None without one.
     """
 
     versions: tuple[Ensemble, ...]
     split: Split | None = None
     disabled: frozenset[str] = frozenset()
     control_offset: int | None = None
+    last_good: int | None = None
 
     @classmethod
     def of(cls, ensemble: Ensemble) -> Lineup:
@@ -99,6 +101,17 @@ class Lineup:
     def deciding(self) -> int:
         """The number of `versions` that make decisions."""
         return 1 if self.split is None else 2
+
+    def compared_with(self, version: int) -> list[int]:
+        """The versions whose alerted cards are counted beside those of a deciding `version`; all are indices.
+
+        The champion is compared with the last good version, and with the canary: the number of cards in both arms shows
+        whether the canary gets its share.
+        """
+        if version:
+            return [0]
+        last_good = [] if self.last_good is None else [self.last_good]
+        return list(dict.fromkeys([*last_good, *range(1, self.deciding)]))
 
     @cached_property
     def pool(self) -> MemberPool:

@@ -48,13 +48,13 @@ _TOPICS: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
     "monitor": {
         **dict.fromkeys(("scores", "labels", "score_summaries", "control"), ("Read",)),
         "outcomes": ("Read", "Write"),
-        "monitor_metrics": ("Write",),
+        **dict.fromkeys(("monitor_metrics", "verdicts"), ("Write",)),
         "incidents": ("Read", "Write"),
     },
     "operator": {
         **dict.fromkeys(("transactions", "labels"), ("Create", *_CONFIGS)),
         **dict.fromkeys((*_OUTPUTS, "outcomes", "monitor_metrics"), ("Create", *_READ)),
-        **dict.fromkeys(("serving_state", "scorer_status", "audit", "incidents"), ("Create", *_READ)),
+        **dict.fromkeys(("serving_state", "scorer_status", "audit", "incidents", "verdicts"), ("Create", *_READ)),
         "control": ("Create", "Read", "Write", "DescribeConfigs"),
     },
     "subscriber": dict.fromkeys(

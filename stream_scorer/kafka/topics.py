@@ -80,7 +80,7 @@ class Topics:
 
     def control_topics(self) -> list[str]:
         """The topics of `of_one_partition` that a scorer reads and writes."""
-        return [name for name in self.of_one_partition() if name != self.incidents]
+        return [name for name in self.of_one_partition() if name not in (self.incidents, self.verdicts)]
 
     def of_one_partition(self) -> list[str]:
         """The topics that always have one partition."""
@@ -102,6 +102,7 @@ _SINGLE = {
     "scorer_status": {"cleanup.policy": "compact", "segment.ms": "3600000"} | _BROKER_TIME,
     "audit": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
     "incidents": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
+    "verdicts": {"cleanup.policy": "compact", "segment.ms": "3600000"},
 }
 
 

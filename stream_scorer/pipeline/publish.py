@@ -21,7 +21,7 @@ from stream_scorer.ensemble.lineup import DISABLED, Lineup
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.pipeline.batch import BatchDecisions, DeadLetter, MicroBatch, Sink, VersionResult
 from stream_scorer.pipeline.lineage import lineage_of
-from stream_scorer.pipeline.summarise import Summariser
+from stream_scorer.pipeline.summarise import Summariser, halve
 from stream_scorer.records import (
     ARMS,
     CONTRIBUTION_DECIMALS,
@@ -106,15 +106,10 @@ class Publisher:
                     sink.produce(self._topics.score_summaries, summary.partition, name, part)
 
     def _parts_of(self, summary: ScoreSummary) -> list[bytes]:
-        """`summary` as one record, or as several with some panes each; the range of offsets is that of the first."""
+        """`summary` as one record, or as several that add up to it; the range of offsets is that of the first."""
         whole = self._encode(summary)
-        panes = summary.panes
-        if len(whole) <= SUMMARY_MAX_BYTES or len(panes) < 2:
-            return [whole]
-        half = len(panes) // 2
-        first = msgspec.structs.replace(summary, panes=panes[:half])
-        second = msgspec.structs.replace(summary, panes=panes[half:], first_offset=summary.next_offset, dead_letters=0)
-        return self._parts_of(first) + self._parts_of(second)
+        halves = None if len(whole) <= SUMMARY_MAX_BYTES else halve(summary)
+        return [whole] if halves is None else self._parts_of(halves[0]) + self._parts_of(halves[1])
 
     def _deciding(self, lineup: Lineup) -> list[Summariser]:
         """The summarisers of the versions that make decisions."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.profile import Binner, profile_matrix
 from stream_scorer.pipeline.batch import MicroBatch
-from stream_scorer.records import ARMS, DECISIONS, PaneSummary, ScoreSummary
+from stream_scorer.pipeline.card_alerts import CardCounter
+from stream_scorer.records import ARMS, DECISIONS, CardAlerts, PaneSummary, ScoreSummary
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 
 I64 = NDArray[np.int64]
@@ -23,6 +25,7 @@ class Summariser:
         self._pane_ms = duration_ms(checked.spec.monitor.pane)
         self._members = ensemble.member_names
         self._n_features = len(ensemble.feature_names)
+        self._cards = CardCounter(checked)
 
     def summarise(self, batch: MicroBatch, version: int) -> list[ScoreSummary]:
         """The decisions of one version on `batch`, a summary per transaction partition.
@@ -84,6 +87,9 @@ class Summariser:
                     else {decided.lineup.versions[i].version: against[g, k].tolist() for k, i in enumerate(others)},
                 )
             )
+        cards = self._cards.count(batch, version, chosen)
+        newest = np.full(len(batch.spans), -1, dtype=np.int64)
+        np.maximum.at(newest, span_of, rows.event_time[chosen])
         topic = batch.transactions.topic
         dead: dict[int, int] = {}
         if version == 0:
@@ -104,10 +110,33 @@ class Summariser:
                 dead.get(span.source.partition, 0),
                 panes.get(index, []),
                 decided.lineup.control_offset,
+                cards.get(index, {}),
+                int(newest[index]) if index in panes else None,
             )
             for index, span in enumerate(batch.spans)
             if span.source.topic == topic and (version == 0 or index in panes)
         ]
+
+
+def halve(summary: ScoreSummary) -> tuple[ScoreSummary, ScoreSummary] | None:
+    """Two summaries that add up to `summary`: half of its panes each, or half of its cards; None if it has neither."""
+    panes, cards = summary.panes, summary.cards
+    # Panes come first: the second half starts at the end of the range and repeats neither cards nor dead letters.
+    rest = replace(summary, first_offset=summary.next_offset, dead_letters=0, cards={})
+    if len(panes) > 1:
+        half = len(panes) // 2
+        return replace(summary, panes=panes[:half]), replace(rest, panes=panes[half:])
+    if not any(len(each.card) > 1 for each in cards.values()):
+        return None
+    first = {other: _slice(each, slice(None, len(each.card) // 2)) for other, each in cards.items()}
+    second = {other: _slice(each, slice(len(each.card) // 2, None)) for other, each in cards.items()}
+    second = {other: replace(each, rows=0, excluded=0) for other, each in second.items()}
+    # Event time advances with the last cards: no card is counted before all of its alerts are read.
+    return replace(summary, cards=first, newest=None), replace(rest, panes=[], cards=second)
+
+
+def _slice(cards: CardAlerts, part: slice) -> CardAlerts:
+    return replace(cards, card=cards.card[part], served=cards.served[part], other=cards.other[part])
 
 
 def _against(group_of: I64, alert: NDArray[np.bool_], other: NDArray[np.bool_], groups: int) -> I64:

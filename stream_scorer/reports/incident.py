@@ -1,4 +1,4 @@
-"""Figures of the incident: alerts of the new version and of the previous one on the same transactions."""
+"""Figures of the incident: alerts of the new version and of the previous one on the same transactions and cards."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream_scorer.control.probation import log_evidence
+from stream_scorer.control.cards import AlertedCards
+from stream_scorer.control.probation import GRACE_MS
+from stream_scorer.control.verdict import Tolerances, log_evidences
+from stream_scorer.records import CardAlerts
 from stream_scorer.reports.quality import Judged
-from stream_scorer.reports.recording import Bools, ControlRecord, Floats, Ints
+from stream_scorer.reports.recording import Bools, ControlRecord, Floats, Ints, Recording
 from stream_scorer.reports.story import Story, Update
+
+_NO_CARDS = CardAlerts(0, 0, [], [], [])
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ class Incident:
         overall, genuine: all transactions that both versions scored; the genuine ones, by the hidden truth.
         seconds: time of reading of each transaction since the promotion ``(n,)``.
         served, other: cumulative alerts of the updated and of the previous version ``(n,)``.
-        evidence: evidence for a rise above 5 %, as powers of ten, up to each transaction ``(n,)``.
+        cards: alerted cards counted up to each transaction ``(n, 3)``: by both versions, only by the updated one, and
+            only by the previous one.
+        evidence: evidence for a rise of alerted cards above 5 %, as powers of ten, up to each transaction ``(n,)``.
     """
 
     update: Update
@@ -51,6 +58,7 @@ class Incident:
     seconds: Floats
     served: Ints
     other: Ints
+    cards: Ints
     evidence: Floats
 
     @property
@@ -96,7 +104,7 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
     rows = np.flatnonzero(mine)
     rows = rows[np.argsort(contributions.arrival[rows], kind="stable")]
     ours, theirs = decision[rows] > 0, contributions.other[rows] > 0
-    both, only, lacking = (np.cumsum(each, dtype=np.int64) for each in (ours & theirs, ours & ~theirs, ~ours & theirs))
+    cards = _counted_cards(recording, rows, ours, theirs)
     began = promoted.at if promoted is not None else 0
     return Incident(
         update=update,
@@ -105,7 +113,24 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
         overall=paired(mine),
         genuine=paired(mine & genuine),
         seconds=(contributions.arrival[rows] - began) / 1_000,
-        served=both + only,
-        other=both + lacking,
-        evidence=log_evidence(both, only, lacking) / np.log(10),
+        served=np.cumsum(ours, dtype=np.int64),
+        other=np.cumsum(theirs, dtype=np.int64),
+        cards=cards,
+        evidence=log_evidences(cards[:, 0], cards[:, 1], cards[:, 2], Tolerances())[0] / np.log(10),
     )
+
+
+def _counted_cards(recording: Recording, rows: Ints, ours: Bools, theirs: Bools) -> Ints:
+    """``(n, 3)``: the cards that the monitor has counted after each of `rows`, in order of arrival."""
+    contributions, scores = recording.contributions, recording.scores
+    cards = AlertedCards(GRACE_MS)
+    out = np.zeros((len(rows), 3), dtype=np.int64)
+    columns = (contributions.partition, contributions.card, scores.event_time, scores.duplicate)
+    listed = zip(*(column[rows].tolist() for column in columns), ours.tolist(), theirs.tolist(), strict=True)
+    for row, (partition, card, at, duplicate, our, their) in enumerate(listed):
+        alerted = (our or their) and not duplicate
+        one = CardAlerts(1, 0, [f"{card:x}"], [at if our else None], [at if their else None])
+        cards.add(partition, one if alerted else _NO_CARDS, at)
+        counts = cards.counts
+        out[row] = counts.both, counts.served, counts.other
+    return out

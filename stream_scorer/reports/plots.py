@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_scorer.control.probation import ALPHA
+from stream_scorer.control.verdict import ALPHA
 from stream_scorer.quality import precision_recall_curve
 from stream_scorer.records import MonitorMetric
 from stream_scorer.reports.explain import Explained
@@ -203,7 +203,7 @@ def paired_alerts(incident: Incident) -> str:
 
 
 def evidence(incident: Incident) -> str:
-    """Evidence for a rise of more than 5 %, and the threshold of the rollback."""
+    """Evidence for a rise of alerted cards of more than 5 %, and the threshold of the rollback."""
     figure, (axes,) = _figure(1, 1)
     axes.plot(incident.seconds, incident.evidence, color=RED, linewidth=1.6, label="evidence")
     axes.axhline(-np.log10(ALPHA), color=_INK, alpha=0.6, linewidth=0.9, linestyle="--", label="rollback threshold")

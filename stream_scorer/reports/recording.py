@@ -55,6 +55,7 @@ class Contributions:
         members: names in the order of the columns.
         version: the deciding version, an index of `versions` ``(n,)``.
         other: decision of the other version, an index of `DECISIONS`, -1 without one ``(n,)``.
+        card: number of the card, by record key ``(n,)``.
     """
 
     partition: Ints
@@ -71,6 +72,7 @@ class Contributions:
     version: Ints
     versions: list[str]
     other: Ints
+    card: Ints
 
     def by(self, version: str) -> Bools:
         """Mask ``(n,)`` of the records that `version` decided."""

@@ -37,6 +37,7 @@ class Pseudonyms:
         self._hides_keys = partition_entity in entities
         derived = hashlib.blake2b(key.encode(), person=b"stream-scorer-id").digest()
         self._start = hashlib.blake2b(key=derived, digest_size=_DIGEST_BYTES)
+        self._derived = derived
         # Tells keys apart without disclosing them. Empty if no id depends on the key.
         self.fingerprint = hashlib.blake2b(derived, digest_size=8).hexdigest() if entities else ""
 
@@ -57,6 +58,14 @@ class Pseudonyms:
             return keys
         known = {key: self._hash(key).encode() for key in set(keys) if key is not None}
         return [None if key is None else known[key] for key in keys]
+
+    def short_hash(self, purpose: str) -> hashlib.blake2b:
+        """The start of a 64-bit hash whose key depends on the secret and on `purpose`. Without a secret it hides less.
+
+        Hashes of two purposes cannot be joined.
+        """
+        key = hashlib.blake2b(purpose.encode(), key=self._derived, digest_size=32).digest()
+        return hashlib.blake2b(key=key, digest_size=8)
 
     def _hash(self, identifier: bytes) -> str:
         state = self._start.copy()

@@ -39,6 +39,7 @@ from stream_scorer.monitor.joiner import Joiner, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
 from stream_scorer.records import (
     DECISIONS,
+    CardAlerts,
     Command,
     MonitorMetric,
     Outcome,
@@ -491,7 +492,7 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 def promote_a_version_that_alerts_more(bootstrap: str, topics: Topics) -> ControlLog:
-    """Version 2 replaces version 1, and the summaries show that it alerts 50 % more often. Returns the log."""
+    """Version 2 replaces version 1, and the summaries show that it alerts 50 % more cards. Returns the log."""
     log, now = ControlLog(bootstrap, topics.control), int(time.time() * 1_000)
     for offset, version in enumerate(VERSIONS):
         command = Command(
@@ -500,7 +501,12 @@ def promote_a_version_that_alerts_more(bootstrap: str, topics: Topics) -> Contro
         )  # fmt: skip
         assert log.append("cards", msgspec.json.encode(command)) == offset
     pane = PaneSummary(T0, 0, 0, 0, 0, {}, {}, {}, {}, {}, [], {}, {"1": [2_000, 1_100, 100, 90_000]})
-    told = ScoreSummary("cards", "2", "champion", HOUR, topics.transactions, 0, 0, 0, 0, [pane], 1)
+    alerts = [(T0, T0)] * 2_000 + [(T0, None)] * 1_100 + [(None, T0)] * 100
+    names = [f"{i:016x}" for i in range(len(alerts))]
+    listed = CardAlerts(93_200, 0, names, [a for a, _ in alerts], [a for _, a in alerts])
+    told = ScoreSummary(
+        "cards", "2", "champion", HOUR, topics.transactions, 0, 0, 0, 0, [pane], 1, {"1": listed}, T0 + HOUR
+    )
     producer = Producer(producer_config(bootstrap, "summaries"))
     producer.produce(topics.score_summaries, key="0", value=msgspec.json.encode(told), partition=0)
     producer.flush(10)

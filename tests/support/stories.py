@@ -48,7 +48,7 @@ def make_story(n: int = 200, *, event_id: str = "e-{}", seed: int = 3) -> Story:
     contributions = Contributions(
         partition, Places(partition, offset), ids, scored_at + 5, base, z, score,
         1 / (1 + np.exp(3.0 - 2 * contribution)), np.full((n, 2), 0.5), contribution, ["gbdt", "xgb"],
-        np.zeros(n, np.int64), ["1"], np.full(n, -1),
+        np.zeros(n, np.int64), ["1"], np.full(n, -1), np.arange(n, dtype=np.int64),
     )  # fmt: skip
     scores = Scores(
         partition, ids, event_time, scored_at, decision, np.zeros(n, np.int64), duplicate, np.zeros(n, bool),

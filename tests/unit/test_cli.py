@@ -32,6 +32,7 @@ from stream_scorer.records import (
     AuditRecord,
     Command,
     Contribution,
+    CountedCards,
     Hold,
     Incident,
     Members,
@@ -45,6 +46,8 @@ from stream_scorer.records import (
     ServedVersion,
     ServingState,
     Source,
+    VerdictEvidence,
+    VerdictRecord,
 )
 from stream_scorer.serde.lineage import LineageColumns, LineageHeader, LineageVersion, encode_lineage
 from stream_scorer.settings import CATALOGUE, SETTINGS_FILE, Settings, load_settings
@@ -331,6 +334,19 @@ RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
             both=1, only=2, lacking=3, log_evidence=7.0, member="gbm", due="rollback", held_back="by hand: held",
         ),
         ["10:00:00.123", "cards-4", "cards 3: open, rollback is due, by hand: held", "more alerts"],
+    ),
+    "verdicts": (
+        VerdictRecord(
+            id="cards-4", ensemble="cards", version="3", other="2", since=4, at=TIME, finding="undecided", why="so far",
+            rows=9_000, both=10, only=20, lacking=30, excluded=40, cards=CountedCards(1, 2, 3, 4),
+            evidence=VerdictEvidence(1.0, 2.0, 3.0, 4.0), missing=["91,000 more transactions", "alerted cards"],
+            more_rows=91_000, more_ms=7_200_000, due=None, held_back="",
+        ),
+        [
+            "cards-4", "3 compared with 2: undecided", "1 alerted by both, 2 only by 3, 3 only by 2, 4 not counted yet",
+            "9,000 transactions, alerts: 10 by both", "40 transactions do not count", "91,000 more transactions; ",
+            "expected after about 91,000 more transactions, 2 h of event time at the rate so far",
+        ],
     ),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from stream_scorer.control.cards import AlertedCards
 from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
@@ -29,7 +30,7 @@ from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, DEAD_LETTER_MAX_BYTES, Publisher
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.records import LineageRow, SegmentThresholds
+from stream_scorer.records import CardAlerts, LineageRow, ScoreSummary, SegmentThresholds
 from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.simulate.config import SimulationConfig
@@ -41,6 +42,7 @@ from stream_scorer.state.rows import MemoryRowStore
 
 CARDS = Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
 CHECKED = load_spec(CARDS)
+KEYED = load_spec(CARDS, "k" * 32)
 CONFIG = SimulationConfig(seed=3, customers=40, terminals=20, days=None, transactions=600, fraud_rate=0.05)
 
 
@@ -63,6 +65,9 @@ class Collected:
 
     def documents(self, topic: str) -> list[dict[str, Any]]:
         return [json.loads(value or b"") for _, _, value, _ in self.records.get(topic, [])]
+
+    def values(self, topic: str) -> list[bytes]:
+        return [value or b"" for _, _, value, _ in self.records.get(topic, [])]
 
     def lineage(self) -> list[LineageRow]:
         return [row for _, _, value, _ in self.records["lineage"] for row in LineageBatch(value or b"").rows()]
@@ -408,6 +413,102 @@ def test_summaries_of_two_versions_cover_each_row_once(ensemble: Ensemble) -> No
         assert cells.tolist() == [pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))]
     champions = [s for s in summaries if s["arm"] == "champion"]
     assert [s["first_offset"] for s in champions[1:]] == [s["next_offset"] for s in champions[:-1]]
+
+
+def cards_of(sink: Collected, version: str, other: str) -> list[CardAlerts]:
+    summaries = [msgspec.json.decode(value, type=ScoreSummary) for value in sink.values("score-summaries")]
+    return [s.cards[other] for s in summaries if s.version == version and other in s.cards]
+
+
+def first_alerts(found: list[CardAlerts]) -> list[tuple[int | None, int | None]]:
+    """First alerts by both versions, of all cards, sorted."""
+    cards = AlertedCards(10**15)
+    for number, each in enumerate(found):
+        cards.add(0, each, number)
+    return sorted(cards._partitions[0].waiting.values(), key=str)
+
+
+def test_summaries_list_the_alerted_cards_of_a_version_on_probation(ensemble: Ensemble) -> None:
+    other = with_other_weights(ensemble)
+    sink = run(Lineup((other, ensemble), control_offset=7, last_good=1), 64)
+    expected: dict[str, list[int | None]] = {}
+    simulated = generate(CONFIG)
+    customers = dict(zip(simulated.event_id.tolist(), simulated.customer_id.tolist(), strict=True))
+    scores, contributions = sink.documents("scores"), sink.documents("contributions")
+    for score, contribution in zip(scores, contributions, strict=True):
+        alerts = score["decision"] != "approve", contribution["alternatives"][0]["decision"] != "approve"
+        first = expected.setdefault(customers[score["event_id"]], [None, None])
+        for k, alert in enumerate(alerts):
+            if alert and not score["duplicate"]:
+                first[k] = min(first[k] or score["event_time"], score["event_time"])
+    found = cards_of(sink, "9", ensemble.version)
+    assert first_alerts(found) == sorted((tuple(e) for e in expected.values() if e != [None, None]), key=str)
+    assert len(first_alerts(found)) > 20
+    assert sum(each.rows for each in found) == sum(not score["duplicate"] for score in scores)
+    assert sum(each.rows + each.excluded for each in found) == len(scores)
+    # A card has the same hash in every batch, and the hash differs with the key and the pair.
+    names = {card for each in found for card in each.card}
+    assert len(names) == len(first_alerts(found))
+    keyed = run(Lineup((other, ensemble), last_good=1), 64, checked=KEYED)
+    assert not names & {card for each in cards_of(keyed, "9", ensemble.version) for card in each.card}
+    back = run(Lineup((other, other, ensemble), last_good=2), 64)
+    assert {card for each in cards_of(back, "9", ensemble.version) for card in each.card} == names
+    alone = run(Lineup((other, ensemble), control_offset=7), 64)
+    assert cards_of(alone, "9", ensemble.version) == []
+
+
+def test_both_arms_of_a_canary_list_their_cards_under_the_same_hashes(ensemble: Ensemble) -> None:
+    other = with_other_weights(ensemble)
+    sink = run(Lineup((ensemble, other), Split(0.3, "cards:9"), control_offset=7), 64)
+    arms = cards_of(sink, ensemble.version, "9"), cards_of(sink, "9", ensemble.version)
+    names = [{card for each in arm for card in each.card} for arm in arms]
+    assert names[0] and names[1] and not names[0] & names[1]
+    whole = run(Lineup((other, ensemble), last_good=1), 64)
+    assert names[0] | names[1] == {card for each in cards_of(whole, "9", ensemble.version) for card in each.card}
+    scores = sink.documents("scores")
+    for arm, found in zip(("champion", "canary"), arms, strict=True):
+        assert sum(each.rows + each.excluded for each in found) == sum(s["arm"] == arm for s in scores)
+
+
+def test_rows_without_features_by_a_list_or_without_a_member_are_no_evidence(ensemble: Ensemble) -> None:
+    other = with_other_weights(ensemble)
+    lineup = Lineup((other, ensemble), last_good=1)
+
+    class Degraded(EnrichInProcess):
+        def process(self, batch: MicroBatch) -> None:
+            super().process(batch)
+            assert batch.enriched is not None
+            batch.enriched.degraded = ["redis_down"]
+
+    engine = FeatureEngine(CHECKED)
+    sink = run(lineup, 64, enrich=Degraded(engine, MemoryRowStore()))
+    assert {(each.rows, len(each.card)) for each in cards_of(sink, "9", ensemble.version)} == {(0, 0)}
+    listed = sorted(set(generate(CONFIG).customer_id.tolist()))[::2]
+    ids = ", ".join(f'"{i}"' for i in listed)
+    lists = f"[{{name: known, entity: customer, decision: block, ids: [{ids}]}}]"
+    policy = f"{{version: p, review: 0.5, block: 0.9, fallback: approve, lists: {lists}}}"
+    half = run(lineup, 64, checked=with_policy(policy))
+    all_cards = {c for each in cards_of(run(lineup, 64), "9", ensemble.version) for c in each.card}
+    some = {c for each in cards_of(half, "9", ensemble.version) for c in each.card}
+    assert some < all_cards and some
+
+
+def test_a_summary_that_is_too_large_is_split_into_records_that_add_up(
+    ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lineup = Lineup((with_other_weights(ensemble), ensemble), last_good=1)
+    whole = run(lineup, 500)
+    monkeypatch.setattr("stream_scorer.pipeline.publish.SUMMARY_MAX_BYTES", 1_000)
+    parts = run(lineup, 500)
+    assert max(map(len, parts.values("score-summaries"))) < max(map(len, whole.values("score-summaries")))
+    one, many = (cards_of(sink, "9", ensemble.version) for sink in (whole, parts))
+    assert len(many) > len(one)
+    assert first_alerts(one) == first_alerts(many)
+    split = [msgspec.json.decode(value, type=ScoreSummary) for value in parts.values("score-summaries")]
+    last = [max(i for i, s in enumerate(split) if s.cards and s.next_offset == end) for end in (500, 600)]
+    assert [i for i, s in enumerate(split) if s.cards and s.newest is not None] == last
+    for name in ("rows", "excluded"):
+        assert sum(getattr(each, name) for each in one) == sum(getattr(each, name) for each in many)
 
 
 def test_a_shadow_changes_nothing_but_the_alternatives(ensemble: Ensemble) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_scorer.control.probation import Pair, Paired
-from stream_scorer.records import ServedVersion
+from stream_scorer.control.cards import CardCounts
+from stream_scorer.control.verdict import Evidence, Tolerances
 from stream_scorer.reports.delivery import check_delivery, delivery_of
 from stream_scorer.reports.explain import explained_alerts
 from stream_scorer.reports.facts import facts_of
@@ -181,9 +181,10 @@ class TestIncident:
         story = with_incident(make_story())
         found = incident_of(story, judged(story))
         assert found is not None
-        version = ServedVersion("2", "0" * 64)
-        paired = Paired(Pair("cards", version, version, 0, 0, "rollback"), served=found.overall.served)
-        assert math.isclose(found.evidence[-1] * math.log(10), paired.log_evidence)
+        both, served, other = found.cards[-1].tolist()
+        assert served + other > 0
+        monitor = Evidence.of(CardCounts(both, served, other), Tolerances())
+        assert math.isclose(found.evidence[-1] * math.log(10), monitor.rise)
 
     def test_windows_are_of_the_version_before(self) -> None:
         story = make_story()

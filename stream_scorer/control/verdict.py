@@ -1,0 +1,180 @@
+"""The verdict on a version under test: a rise or a fall of alerted cards, harmless, or undecided (ADR 0030).
+
+The verdict is a pure function of counts. `undecided` is the default: only evidence leads to another verdict, and
+missing data is no evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.control.cards import CardCounts
+from stream_scorer.control.evidence import Counts, log_evidence, log_evidence_below
+from stream_scorer.records import Finding
+
+# Probability that a version within the tolerances is ever withdrawn, for a rise and a fall together.
+ALPHA = 0.001
+# A version is confirmed if there is this much evidence against a change by `HARMLESS` or more, in each direction.
+CONFIRM_EVIDENCE = 20.0
+HARMLESS = 0.15
+# A confirmation needs the other version's scores for at least this share of the transactions.
+MIN_PAIRED = 0.99
+# The expected time to a decision is looked for at this many times the cards so far, up to 64 times.
+_GROWTH = 1.05 ** np.arange(86)
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerances:
+    """What a promotion may change.
+
+    Attributes:
+        max_rise, max_fall: relative change of alerted cards that is tolerated.
+        expected_rise: the change that the command declares; tolerances are counted from there.
+        min_rows: minimum number of transactions before a version is confirmed.
+    """
+
+    max_rise: float = 0.05
+    max_fall: float = 0.05
+    expected_rise: float = 0.0
+    min_rows: int = 100_000
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest tolerated ratio of alerted cards."""
+        return (1 + self.expected_rise) * (1 - self.max_fall), (1 + self.expected_rise) * (1 + self.max_rise)
+
+    @property
+    def harmless(self) -> tuple[float, float]:
+        """The ratios between which a version is confirmed. They are never narrower than the tolerances."""
+        fall, rise = max(HARMLESS, self.max_fall), max(HARMLESS, self.max_rise)
+        return (1 + self.expected_rise) * (1 - fall), (1 + self.expected_rise) * (1 + rise)
+
+
+def log_evidences(
+    both: Counts, served: Counts, other: Counts, tolerances: Tolerances
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The fields of `Evidence`, each ``(n,)``, for numbers of cards ``(n,)``."""
+    low, high = tolerances.limits
+    lower, higher = tolerances.harmless
+    return (
+        log_evidence(both, served, other, high) - math.log(2),
+        log_evidence_below(both, served, other, low) - math.log(2),
+        log_evidence_below(both, served, other, higher),
+        log_evidence(both, served, other, lower),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Natural logarithms of evidence, each 0 without cards.
+
+    Attributes:
+        rise, fall: for a change beyond the tolerances. Each starts with half of the wealth, so `ALPHA` holds for both
+            together; without cards they are log(1/2).
+        no_rise, no_fall: against a change that would prevent a confirmation.
+    """
+
+    rise: float
+    fall: float
+    no_rise: float
+    no_fall: float
+
+    @classmethod
+    def of(cls, cards: CardCounts, tolerances: Tolerances) -> Evidence:
+        """The evidence of counted cards."""
+        both, served, other = np.array([[cards.both], [cards.served], [cards.other]], dtype=np.int64)
+        return cls(*(float(log[0]) for log in log_evidences(both, served, other, tolerances)))
+
+    @property
+    def finding(self) -> Finding:
+        """What the evidence alone supports."""
+        if max(self.rise, self.fall) >= -math.log(ALPHA):
+            return "rise" if self.rise > self.fall else "fall"
+        return "harmless" if min(self.no_rise, self.no_fall) >= math.log(CONFIRM_EVIDENCE) else "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a verdict is based on.
+
+    Attributes:
+        cards: counted cards. waiting: cards whose class is not fixed yet.
+        rows: transactions that count. excluded: transactions that do not, see `records.CardAlerts`.
+        unpaired: transactions that the other version did not score.
+        share_evidence: natural logarithm of the evidence that a canary decides another share of the cards than
+            requested; 0 for a promotion. full: whether no more cards are counted.
+    """
+
+    cards: CardCounts
+    waiting: int
+    rows: int
+    excluded: int
+    unpaired: int
+    share_evidence: float = 0.0
+    full: bool = False
+
+    @property
+    def paired_share(self) -> float:
+        """Share of the transactions that the other version scored; 1 without transactions."""
+        known = self.rows + self.excluded
+        return known / (known + self.unpaired) if known + self.unpaired else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A finding and its reasons.
+
+    Attributes:
+        missing: what prevents a decision; empty if there is one.
+        more_rows: transactions until a decision at the proportions so far; None if they lead to none soon.
+        limits: the lowest and the highest tolerated ratio of alerted cards.
+    """
+
+    finding: Finding
+    evidence: Evidence
+    missing: tuple[str, ...]
+    more_rows: int | None
+    limits: tuple[float, float]
+
+
+def judge(basis: Basis, tolerances: Tolerances) -> Verdict:
+    """The verdict on `basis`."""
+    evidence, limits = Evidence.of(basis.cards, tolerances), tolerances.limits
+    finding, missing = evidence.finding, []
+    if basis.share_evidence >= -math.log(ALPHA):
+        missing.append("the canary decides another share of the cards than requested")
+    elif finding in ("rise", "fall"):
+        return Verdict(finding, evidence, (), 0, limits)
+    if basis.paired_share < MIN_PAIRED:
+        missing.append(f"the other version scored only {basis.paired_share:.0%} of the transactions")
+    if not basis.rows and basis.excluded:
+        missing.append(f"none of {basis.excluded:,} transactions counts (no features, no card, fallback, list, repeat)")
+    if basis.rows < tolerances.min_rows:
+        missing.append(f"{tolerances.min_rows - basis.rows:,} more transactions")
+    if finding == "undecided":
+        missing.append("evidence from more alerted cards" if basis.cards.total else "alerted cards")
+        if basis.full:
+            missing.append("no more cards are counted: the change is at the tolerance")
+    if finding == "harmless" and not missing:
+        return Verdict(finding, evidence, (), 0, limits)
+    return Verdict("undecided", evidence, tuple(missing), _more_rows(basis, tolerances), limits)
+
+
+def _more_rows(basis: Basis, tolerances: Tolerances) -> int | None:
+    """Transactions until a decision if the proportions of cards stay as they are; None if that is far away."""
+    cards, rows = basis.cards, basis.rows
+    if not cards.total or not rows or basis.full:
+        return None
+    both, served, other = (np.rint(n * _GROWTH).astype(np.int64) for n in (cards.both, cards.served, cards.other))
+    logs = log_evidences(both, served, other, tolerances)
+    withdrawn = np.maximum(logs[0], logs[1]) >= -math.log(ALPHA)
+    decided = np.flatnonzero(withdrawn | (np.minimum(logs[2], logs[3]) >= math.log(CONFIRM_EVIDENCE)))
+    if not len(decided):
+        return None
+    first = int(decided[0])
+    then = math.ceil(rows * float(_GROWTH[first]))
+    return max(then if withdrawn[first] else max(then, tolerances.min_rows), rows + 1) - rows

@@ -1,0 +1,107 @@
+"""Alerted cards of two versions in one micro-batch: what the verdict on a version counts (ADR 0030)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.lineup import DISABLED, Lineup
+from stream_scorer.pipeline.batch import MicroBatch, VersionResult
+from stream_scorer.records import CardAlerts
+from stream_scorer.spec.model import CheckedSpec
+
+Flags = NDArray[np.bool_]
+Rows = NDArray[np.int64] | slice
+# Event times are below this.
+_NEVER = np.iinfo(np.int64).max
+
+
+class CardCounter:
+    """Lists the alerted cards of pairs of versions, by source partition."""
+
+    def __init__(self, checked: CheckedSpec) -> None:
+        self._entity = checked.spec.partition_entity
+        self._pseudonyms = checked.pseudonyms
+
+    def count(self, batch: MicroBatch, version: int, chosen: Rows) -> dict[int, dict[str, CardAlerts]]:
+        """By span of the batch and by the other version: the cards among the `chosen` transactions.
+
+        `version` is the index into the lineup of the version that decided them.
+        """
+        decided = batch.decided
+        assert decided is not None
+        out: dict[int, dict[str, CardAlerts]] = {}
+        for other in decided.lineup.compared_with(version):
+            name = decided.lineup.versions[other].version
+            for span, cards in self._pair(batch, version, other, chosen).items():
+                out.setdefault(span, {})[name] = cards
+        return out
+
+    def _pair(self, batch: MicroBatch, version: int, other: int, chosen: Rows) -> dict[int, CardAlerts]:
+        events, decided = batch.events, batch.decided
+        assert events is not None and decided is not None
+        ids = self._ids(batch)
+        mine, theirs = decided.verdicts[version], decided.verdicts[other]
+        counts = evidence_rows(batch, ids, (mine, theirs))[chosen]
+        span_of, event_time = events.transaction_span[chosen], events.transactions.event_time[chosen]
+        served, others = mine.decision[chosen] > 0, theirs.decision[chosen] > 0
+        alerted = np.flatnonzero(counts & (served | others))
+        place = np.arange(len(ids))[chosen][alerted]
+        start = self._pseudonyms.short_hash(pair_name(decided.lineup, version, other))
+        hashes = np.zeros(len(alerted), dtype=np.uint64)
+        for row, index in enumerate(place.tolist()):
+            state = start.copy()
+            state.update((ids[index] or "").encode())
+            hashes[row] = int.from_bytes(state.digest(), "big")
+        rows = np.bincount(span_of[counts], minlength=len(batch.spans))
+        excluded = np.bincount(span_of[~counts], minlength=len(batch.spans))
+        out = {}
+        for span in np.flatnonzero(rows + excluded).tolist():
+            mask = span_of[alerted] == span
+            here = alerted[mask]
+            cards, card_of = np.unique(hashes[mask], return_inverse=True)
+            times = [_first(card_of, len(cards), event_time[here], flag[here]) for flag in (served, others)]
+            names = [f"{card:016x}" for card in cards.tolist()]
+            out[span] = CardAlerts(int(rows[span]), int(excluded[span]), names, *times)
+        return out
+
+    def _ids(self, batch: MicroBatch) -> list[str | None]:
+        """The card of each transaction; the transaction itself if the spec has no entities."""
+        assert batch.events is not None
+        transactions = batch.events.transactions
+        if self._entity is None:
+            return list(transactions.event_id)
+        return transactions.entity_ids[self._entity]
+
+
+def evidence_rows(batch: MicroBatch, ids: list[str | None], results: tuple[VersionResult, VersionResult]) -> Flags:
+    """``(n,) bool``: the transactions of the batch that count in a comparison of two versions; see `CardAlerts`."""
+    enriched, decided = batch.enriched, batch.decided
+    assert enriched is not None and decided is not None
+    counts = ~enriched.duplicate
+    if enriched.degraded:
+        counts = np.zeros_like(counts)
+    if None in ids:
+        counts &= np.array([card is not None for card in ids], dtype=np.bool_)
+    if decided.rules is not None:
+        counts &= decided.rules.listed < 0
+    for result in results:
+        scored = result.scored
+        counts &= ~np.isnan(scored.score)
+        # A member that a command disabled is missing from both versions, so they remain comparable.
+        if any(reason != DISABLED for reason in scored.failures.values()):
+            counts &= ~np.isnan(scored.member_scores).any(axis=1)
+    return counts
+
+
+def pair_name(lineup: Lineup, version: int, other: int) -> str:
+    """The name of a pair of versions: the same from both sides."""
+    both = sorted(f"{lineup.versions[index].version} {lineup.versions[index].digest}" for index in (version, other))
+    return "\n".join(("cards", lineup.versions[version].name, *both))
+
+
+def _first(card_of: NDArray[np.intp], cards: int, event_time: NDArray[np.int64], alert: Flags) -> list[int | None]:
+    """Per card the event time of its first alert; None without one."""
+    first = np.full(cards, _NEVER)
+    np.minimum.at(first, card_of[alert], event_time[alert])
+    return [None if time == _NEVER else time for time in first.tolist()]
