@@ -110,7 +110,7 @@ def run(context: Context) -> Result:
             return entry.offset
 
         try:
-            wait_until("the scorer serves", lambda: log.end() > 0, 60)
+            wait_until("the scorer serves", lambda: log.end() > 0, 180)
             load.start()
             wait_until("it scores", lambda: sum(log_ends(bootstrap, [topics.scores]).values()) > n // 4, 60)
             promote(two)
