@@ -275,7 +275,7 @@ def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
 
 def _expected(r: VerdictRecord) -> str:
     if r.more_rows is None:
-        return "not expected at the proportions so far" if r.cards.both + r.cards.only + r.cards.lacking else "unknown"
+        return "not expected soon at the counts so far"
     time = f", {_span(r.more_ms)} of event time" if r.more_ms is not None else ""
     return f"expected after about {r.more_rows:,} more transactions{time} at the rate so far"
 

@@ -75,8 +75,8 @@ class AlertedCards:
 
     @property
     def full(self) -> bool:
-        """Whether no more cards are counted."""
-        return len(self._counted) >= self._max_cards
+        """Whether further cards are ignored."""
+        return len(self._counted) + self.waiting >= self._max_cards
 
     def add(self, number: int, cards: CardAlerts, newest: int | None) -> None:
         """Add the cards of one summary of partition `number`, whose newest event time is `newest`."""
@@ -90,6 +90,8 @@ class AlertedCards:
 
     def _alert(self, partition: _Partition, card: int, served: int | None, other: int | None) -> None:
         if card in self._counted or (served is None and other is None):
+            return
+        if self.full and card not in partition.waiting:
             return
         before = partition.waiting.get(card, (None, None))
         now = _earlier(before[0], served), _earlier(before[1], other)
@@ -107,8 +109,6 @@ class AlertedCards:
             if times is None or _first(times) != at:
                 continue
             del partition.waiting[card]
-            if self.full:
-                continue
             self._counted.add(card)
             served, other = (time is not None and time - at <= self._grace_ms for time in times)
             if served and other:

@@ -130,7 +130,7 @@ class Verdict:
 
     Attributes:
         missing: what prevents a decision; empty if there is one.
-        more_rows: transactions until a decision at the proportions so far; None if they lead to none soon.
+        more_rows: transactions until a decision at the proportions so far; None if none is expected soon.
         limits: the lowest and the highest tolerated ratio of alerted cards.
     """
 
@@ -151,6 +151,7 @@ def judge(basis: Basis, tolerances: Tolerances) -> Verdict:
         return Verdict(finding, evidence, (), 0, limits)
     if basis.paired_share < MIN_PAIRED:
         missing.append(f"the other version scored only {basis.paired_share:.0%} of the transactions")
+    blocked = bool(missing)
     if not basis.rows and basis.excluded:
         missing.append(f"none of {basis.excluded:,} transactions counts (no features, no card, fallback, list, repeat)")
     if basis.rows < tolerances.min_rows:
@@ -161,7 +162,8 @@ def judge(basis: Basis, tolerances: Tolerances) -> Verdict:
             missing.append("no more cards are counted: the change is at the tolerance")
     if finding == "harmless" and not missing:
         return Verdict(finding, evidence, (), 0, limits)
-    return Verdict("undecided", evidence, tuple(missing), _more_rows(basis, tolerances), limits)
+    more_rows = None if blocked else _more_rows(basis, tolerances)
+    return Verdict("undecided", evidence, tuple(missing), more_rows, limits)
 
 
 def _more_rows(basis: Basis, tolerances: Tolerances) -> int | None:

@@ -90,6 +90,36 @@ def test_a_canary_becomes_the_champion_or_is_stopped(story: Story) -> None:
     assert (story.state.champion, story.state.canary) == (TWO, None)
 
 
+def test_each_share_of_a_canary_is_confirmed_by_itself(story: Story) -> None:
+    story.say("canary", version=TWO, share=0.1)
+    assert "not on probation" in story.say("confirm")
+    assert "neither on probation nor a canary" in story.say("confirm", version=THREE)
+    assert story.say("confirm", version=TWO) == ""
+    assert story.state.canary is not None and story.state.canary.confirmed
+    assert "already confirmed" in story.say("confirm", version=TWO)
+    story.say("canary", version=TWO, share=0.25)
+    assert story.state.canary is not None and not story.state.canary.confirmed
+
+
+def test_a_canary_is_confirmed_without_ending_the_probation_of_the_champion(story: Story) -> None:
+    story.say("promote", version=TWO)
+    story.say("canary", version=THREE, share=0.1)
+    assert story.say("confirm", version=THREE) == ""
+    assert story.state.probation
+    assert story.say("confirm", version=TWO) == ""
+    assert not story.state.probation
+    assert story.state.canary is not None and story.state.canary.confirmed
+
+
+def test_the_expected_change_of_alerts_belongs_to_the_pair(story: Story) -> None:
+    for rise in (-0.95, 11.0):
+        assert "expected rise" in story.say("promote", version=TWO, expect_rise=rise)
+    assert story.say("promote", version=TWO, expect_rise=0.1) == ""
+    story.say("shadow", version=THREE)  # a later command changes nothing of it
+    (pair,) = pairs(story.state, story.history)
+    assert (pair.served, pair.other, pair.since, pair.expected_rise) == (TWO, ONE, 3, 0.1)
+
+
 def test_shadows_are_few_and_once_each(story: Story) -> None:
     assert story.say("shadow", version=TWO) == ""
     assert "in play" in story.say("shadow", version=TWO)
@@ -268,9 +298,12 @@ def test_a_scorer_follows_and_going_back_loads_nothing(ensembles: dict[str, Ense
         order("canary", TWO, 0.2)
         assert [e.version for e in scorer.follower.lineup.versions] == ["1", "2", "3"]
         assert scorer.follower.lineup.deciding == 2
+        assert [scorer.follower.lineup.compared_with(version) for version in (0, 1)] == [[1], [0]]
         assert order("promote", TWO).in_play == ["2", "3", "1"]
+        assert scorer.follower.lineup.compared_with(0) == [2]
         loads = len(scorer.loads)
         assert order("rollback").in_play == ["1", "3"]
+        assert scorer.follower.lineup.compared_with(0) == []
         assert len(scorer.loads) == loads
         scorer.broken = {"2"}
         status = order("promote", TWO)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 import threading
 from collections.abc import Sequence
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
 from stream_scorer.control.state import History
 from stream_scorer.control.verdict import Tolerances
-from stream_scorer.control.verdicts import Verdicts
+from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.observability.metrics import Metrics
@@ -131,6 +133,20 @@ class Reader:
     def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
         found, self._left = self._left[:max_records], self._left[max_records:]
         return found
+
+    def close(self) -> None:
+        pass
+
+
+class GrowingReader:
+    """What arrives on `score-summaries` while it is read."""
+
+    def __init__(self, summaries: list[ScoreSummary]) -> None:
+        self._summaries, self._at = summaries, 0
+
+    def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
+        start, self._at = self._at, len(self._summaries)
+        return [ControlRecord(i, msgspec.json.encode(s)) for i, s in enumerate(self._summaries[start:])]
 
     def close(self) -> None:
         pass
@@ -446,6 +462,36 @@ def test_a_verdict_is_written_when_it_changes_and_not_at_every_step() -> None:
     verdict = desk.verdicts[0]
     assert (verdict.id, verdict.version, verdict.other, verdict.rows) == ("cards-1", "2", "1", 10_000)
     assert msgspec.structs.astuple(verdict.cards) == (*SAME[:3], 0)
+
+
+def test_a_restarted_watch_comes_to_the_same_verdict_as_one_that_read_all_along() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    rng, verdicts = random.Random(7), []
+    running = desk.watch(mode="propose")
+    arrived: list[ScoreSummary] = []
+    running._follow = lambda _since: GrowingReader(arrived)
+    for minute in range(200):
+        time = minute * 60_000
+        rows = [
+            (f"{rng.randrange(3_000):016x}", rng.random() < 0.9, rng.random() < 0.8) for _ in range(rng.randrange(9))
+        ]
+        rows = list({card: (card, served, other) for card, served, other in rows if served or other}.values())
+        listed_now = CardAlerts(
+            100, 1, [c for c, _, _ in rows], [time if s else None for _, s, _ in rows],
+            [time if o else None for _, _, o in rows],
+        )  # fmt: skip
+        square = [len(rows), 0, 0, 101 - len(rows)]
+        arrived.append(replace(summary(TWO, square, cards=listed_now), partition=minute % 3, newest=time))
+        if minute % 10 == 0:
+            running.step()
+    desk.summaries = arrived
+    for watch in (running, desk.watch(mode="propose")):
+        watch.step()
+        (paired,) = watch._paired.values()
+        verdicts.append(verdict_record(paired, None, "", 0))
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0].cards.both > 100 and verdicts[0].cards.waiting > 0
 
 
 def test_a_topic_of_verdicts_that_cannot_be_written_does_not_keep_a_version_in_service() -> None:

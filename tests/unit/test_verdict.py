@@ -81,6 +81,7 @@ def test_what_is_missing_is_stated_and_prevents_a_confirmation(change: dict[str,
     verdict = judge(replace(BASIS, **change), Tolerances())  # type: ignore[arg-type]
     assert verdict.finding == "undecided"
     assert verdict.missing[0] == missing
+    assert (verdict.more_rows is None) is ("more transactions" not in missing)
 
 
 def test_a_lack_of_transactions_does_not_delay_a_withdrawal_and_a_wrong_share_prevents_it() -> None:
