@@ -51,7 +51,8 @@ class Paired:
         grace_ms: event time in which the other version may alert a card as well.
         both, served, other, neither: number of transactions by which version alerts; shown only.
         counted, excluded: transactions that count as evidence, and those that do not.
-        unpaired: transactions that the other version did not score.
+        unpaired: transactions that only one of the versions scored. elsewhere: transactions of the champion's arm that
+            both scored, for a canary.
         members: for each member of the served version, the number of alerts that exist only because of it, and of
             alerts that it prevents. before: the same for the other version before the pair began, over `rows_before`
             transactions.
@@ -68,6 +69,7 @@ class Paired:
     counted: int = 0
     excluded: int = 0
     unpaired: int = 0
+    elsewhere: int = 0
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
     before: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows_before: int = 0
@@ -95,6 +97,7 @@ class Paired:
             self.counted,
             self.excluded,
             self.unpaired,
+            self.elsewhere,
             0.0 if arms is None else log_evidence_of_share(arms.inside, arms.total, arms.share),
             self.cards.full,
         )
@@ -119,7 +122,7 @@ class Paired:
         if summary.control_offset >= pair.since and summary.version == pair.served.version:
             self._add_served(summary)
         elif summary.control_offset >= pair.since and summary.version == pair.other.version:
-            self._add_arm(summary, pair.served.version, canary=False)
+            self._add_champion(summary)
         elif summary.control_offset < pair.since and summary.version == pair.other.version:
             for pane in summary.panes:
                 self.rows_before += pane.rows
@@ -143,12 +146,19 @@ class Paired:
             self.counted += cards.rows
             self.excluded += cards.excluded
             self.cards.add(summary.partition, cards, summary.newest)
-            self._add_arm(summary, other, canary=True)
+            if self.arms is not None:
+                self.arms.add(cards.card, cards.other, canary=True)
 
-    def _add_arm(self, summary: ScoreSummary, other: str, *, canary: bool) -> None:
-        cards = summary.cards.get(other)
-        if self.arms is not None and cards is not None:
-            self.arms.add(cards.card, cards.other if canary else cards.served, canary=canary)
+    def _add_champion(self, summary: ScoreSummary) -> None:
+        """Add a summary of the champion's arm beside a canary. A scorer without the canary decides too much there."""
+        cards = summary.cards.get(self.pair.served.version)
+        if self.arms is None:
+            return
+        if cards is None:
+            self.unpaired += sum(pane.rows for pane in summary.panes)
+            return
+        self.elsewhere += cards.rows + cards.excluded
+        self.arms.add(cards.card, cards.served, canary=False)
 
     def culprit(self, *, falls: bool = False) -> tuple[str, float] | None:
         """The member that changed alerts most per 1,000 transactions, and by how many; None if no member did.

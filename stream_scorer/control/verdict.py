@@ -21,7 +21,7 @@ ALPHA = 0.001
 # A version is confirmed if there is this much evidence against a change by `HARMLESS` or more, in each direction.
 CONFIRM_EVIDENCE = 20.0
 HARMLESS = 0.15
-# A confirmation needs the other version's scores for at least this share of the transactions.
+# A confirmation needs the scores of both versions for at least this share of the transactions.
 MIN_PAIRED = 0.99
 # The expected time to a decision is looked for at this many times the cards so far, up to 64 times.
 _GROWTH = 1.05 ** np.arange(86)
@@ -104,7 +104,8 @@ class Basis:
     Attributes:
         cards: counted cards. waiting: cards whose class is not fixed yet.
         rows: transactions that count. excluded: transactions that do not, see `records.CardAlerts`.
-        unpaired: transactions that the other version did not score.
+        unpaired: transactions that only one of the versions scored. elsewhere: transactions of the champion's arm that
+            both versions scored; 0 for a promotion.
         share_evidence: natural logarithm of the evidence that a canary decides another share of the cards than
             requested; 0 for a promotion. full: whether no more cards are counted.
     """
@@ -114,13 +115,14 @@ class Basis:
     rows: int
     excluded: int
     unpaired: int
+    elsewhere: int = 0
     share_evidence: float = 0.0
     full: bool = False
 
     @property
     def paired_share(self) -> float:
-        """Share of the transactions that the other version scored; 1 without transactions."""
-        known = self.rows + self.excluded
+        """Share of the transactions that both versions scored; 1 without transactions."""
+        known = self.rows + self.excluded + self.elsewhere
         return known / (known + self.unpaired) if known + self.unpaired else 1.0
 
 
@@ -150,7 +152,7 @@ def judge(basis: Basis, tolerances: Tolerances) -> Verdict:
     elif finding in ("rise", "fall"):
         return Verdict(finding, evidence, (), 0, limits)
     if basis.paired_share < MIN_PAIRED:
-        missing.append(f"the other version scored only {basis.paired_share:.0%} of the transactions")
+        missing.append(f"both versions scored only {basis.paired_share:.0%} of the transactions")
     blocked = bool(missing)
     if not basis.rows and basis.excluded:
         missing.append(f"none of {basis.excluded:,} transactions counts (no features, no card, fallback, list, repeat)")

@@ -372,7 +372,7 @@ def test_missing_data_neither_withdraws_nor_confirms() -> None:
     desk.summaries = [summary(TWO, SAME), summary(TWO, SAME, other=None)]
     desk.watch(probation=1).step()
     assert desk.history.states["cards"].probation
-    assert desk.verdicts[-1].missing == ["the other version scored only 50% of the transactions"]
+    assert desk.verdicts[-1].missing == ["both versions scored only 50% of the transactions"]
 
 
 def test_the_expected_time_to_a_decision_is_stated() -> None:
@@ -449,6 +449,15 @@ def test_an_arm_with_another_share_than_requested_leads_to_no_command() -> None:
         assert desk.verdicts[-1].due is None
         canary = desk.history.states["cards"].canary
         assert canary is not None and not canary.confirmed
+
+
+def test_a_canary_that_some_scorers_cannot_load_is_not_confirmed() -> None:
+    desk = canary_desk()
+    desk.summaries.append(summary(ONE, [0, 0, 0, 90_000], other=None))
+    desk.watch(probation=1).step()
+    assert desk.verdicts[-1].missing == ["both versions scored only 53% of the transactions"]
+    canary = desk.history.states["cards"].canary
+    assert canary is not None and not canary.confirmed
 
 
 def test_a_verdict_is_written_when_it_changes_and_not_at_every_step() -> None:

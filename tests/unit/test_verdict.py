@@ -71,7 +71,7 @@ def test_each_finding_needs_evidence(cards: CardCounts, finding: str) -> None:
     ("change", "missing"),
     [
         ({"rows": 60_000}, "40,000 more transactions"),
-        ({"unpaired": 5_000}, "the other version scored only 95% of the transactions"),
+        ({"unpaired": 5_000}, "both versions scored only 95% of the transactions"),
         ({"share_evidence": 7.0}, "the canary decides another share of the cards than requested"),
         ({"cards": CardCounts(20, 1, 1), "full": True}, "evidence from more alerted cards"),
     ],
