@@ -15,7 +15,7 @@ from stream_scorer.train.dataset import read_training_set
 
 # Share of the live transactions that is scored before the new version is promoted.
 PROMOTE_AFTER = 0.25
-# Relative rise of alerts: the paired test needs a few hundred alerts to distinguish such a rise from 5 %.
+# Relative rise of alerts: the monitor needs 100 to 400 alerted cards to distinguish such a rise from 5 %.
 MIN_RISE = 0.3
 MIN_ALERTS = 150
 # The update is evaluated on this many of the newest rows of the history.
