@@ -46,6 +46,11 @@ PROOFS = {
         73,
         own="runs suites of the tests, which start their own services",
     ),
+    "leaks": Proof(
+        "planted card numbers and secrets are found in no topic, log, metric, page or key of Redis",
+        150,
+        ("kafka", "redis", "mlflow"),
+    ),
     "holes": Proof(
         "each defect of the audit has a test, which fails without the fix",
         306,

@@ -254,7 +254,7 @@ class Scorer:
 
 
 class Monitor(Scorer):
-    """`stream-scorer monitor` as a process of its own; its log is ``<folder>/monitor.log``."""
+    """`stream-scorer monitor` as a process of its own; its log is ``<folder>/<instance>.log``."""
 
     def __init__(
         self,
@@ -263,6 +263,7 @@ class Monitor(Scorer):
         ensemble: Path,
         *,
         spec: Path = CARDS_SPEC,
+        instance: str = "monitor",
         arguments: Sequence[str] = (),
         sabotage: str | None = None,
         environment: Mapping[str, str] | None = None,
@@ -271,8 +272,8 @@ class Monitor(Scorer):
         command = [sys.executable, "-m", *module, "monitor", "--metrics-port", "-1"]
         command += ["--bootstrap", str(addresses.kafka), "--redis", str(addresses.redis), "--spec", str(spec)]
         command += ["--ensemble", str(ensemble), "--state-dir", str(folder / "monitor")]
-        self.instance = "monitor"
-        self.log = folder / "monitor.log"
+        self.instance = instance
+        self.log = folder / f"{instance}.log"
         self._command = die_with_parent([*command, *arguments])
         self._environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
         self._process = None

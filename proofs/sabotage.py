@@ -235,6 +235,13 @@ def see_no_rise() -> None:
     Evidence.of = classmethod(lambda cls, *_: cls(0.0, 0.0, 4.0, 4.0))  # type: ignore[method-assign, assignment]
 
 
+def ignore_sensitive() -> None:
+    """No field counts as sensitive."""
+    from stream_scorer.spec.model import CheckedSpec
+
+    CheckedSpec.sensitive_fields = property(lambda _: [])  # type: ignore[method-assign, assignment]
+
+
 def raw_errors() -> None:
     """Errors reach the person as they were raised."""
     from stream_scorer.cli import main as module
@@ -335,6 +342,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "drop-refused": drop_refused_updates,
     "unaligned": hand_on_as_fetched,
     "blind-watch": see_no_rise,
+    "ignore-sensitive": ignore_sensitive,
     "raw-errors": raw_errors,
     "handicap": handicap,
     "keep-batches": keep_batches,

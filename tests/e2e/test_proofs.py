@@ -12,6 +12,7 @@ from proofs.kit import Context
 SIZES = {
     "kill-once": 6_000,
     "garbage": 6_000,
+    "leaks": 400,
     "additive": 4_000,
     "usage": 1,
     "lineage": 2_000,
