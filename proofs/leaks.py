@@ -115,6 +115,8 @@ def run(context: Context) -> Result:
         scorer, monitor, refused = _start(context, plan, at, ensemble, lifetime)
         wait_drained(str(at.kafka), [scorer], timeout_s=150)
         context.say("the transactions are scored")
+        for process in refused:  # later, so that none of them proposes the first version
+            process.start()
         _command_what_fails(str(at.kafka))
         _wait_for_the_monitor(str(at.kafka), monitor)
         _wait_for_refusals(refused)
@@ -253,7 +255,7 @@ def _with_password(url: str, user: str, password: str) -> str:
 def _start(
     context: Context, plan: Plan, at: StackAddresses, ensemble: Path, lifetime: ExitStack
 ) -> tuple[Scorer, Monitor, list[Scorer]]:
-    """A scorer and a monitor that work, and one of each whose Redis and registry refuse them."""
+    """A scorer and a monitor that work, started; one of each whose Redis and registry refuse them, not yet."""
     redis, nowhere = str(at.redis), f"http://127.0.0.1:{free_port()}"
     registry = at.mlflow or nowhere
     spec = ["--spec", str(plan.spec)]
@@ -284,7 +286,8 @@ def _start(
     ]  # fmt: skip
     for process in (scorer, monitor, *refused):
         lifetime.callback(process.close)
-        process.start()
+    scorer.start()
+    monitor.start()
     return scorer, monitor, refused
 
 
