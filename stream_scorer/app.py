@@ -131,8 +131,8 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
         UsageError, UnavailableError: with a hint what to do.
     """
     checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
-    topics, sources = input_partitions(settings)
     engine = FeatureEngine(checked)
+    topics, sources = input_partitions(settings)
     engine.warm()
     store = make_store(settings, checked, engine, topics, sources)
     housekeeping = Housekeeping(store.twin(), lambda: open_log(settings), [topics.transactions, topics.labels], metrics)

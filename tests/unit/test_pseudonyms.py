@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stream_scorer.app import scorer
+from stream_scorer.clock import SystemClock
 from stream_scorer.errors import SettingsError
 from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.observability.liveness import Health
+from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.serde.tables import transactions_from_columns
+from stream_scorer.settings import load_settings
 from stream_scorer.spec import CheckedSpec, load_spec, parse_spec
 from stream_scorer.spec.pseudonyms import Pseudonyms
 from stream_scorer.state.keys import rows_namespace
@@ -65,6 +70,19 @@ def test_nothing_reads_sensitive_entities_without_a_key(part: type, key: str) ->
         part(sensitive(key))
     assert key == "" or key not in str(caught.value)
     assert "STREAM_SCORER_SCORER_ID_KEY_FILE" in caught.value.hint
+
+
+def test_a_scorer_does_not_start_without_the_key(tmp_path: Path) -> None:
+    spec = tmp_path / "cards.yaml"
+    text = CARDS.read_text(encoding="utf-8").replace("device_id:   {", "device_id: {sensitive: true, ")
+    spec.write_text(text, encoding="utf-8")
+    flags = {"scorer.spec": str(spec), "kafka.bootstrap": "127.0.0.1:1", "redis.url": "redis://127.0.0.1:1"}
+    settings = load_settings(flags, environment={}, directory=tmp_path)
+    with (
+        pytest.raises(SettingsError, match="sensitive entities: device"),
+        scorer(settings, Metrics(), Health(SystemClock())),
+    ):
+        raise AssertionError("it has started")
 
 
 def test_rows_of_another_key_are_in_another_namespace() -> None:
