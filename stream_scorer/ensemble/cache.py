@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -38,7 +39,10 @@ Fetch = Callable[[str], bytes]
 
 
 class Resolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The version and manifest that `reference` resolved to at the registry `tracking_uri`."""
+    """The version and manifest that `reference` resolved to at the registry `tracking_uri`.
+
+    On disk, the address of the registry has no user, password and query.
+    """
 
     reference: str
     tracking_uri: str
@@ -110,17 +114,19 @@ class EnsembleCache:
 
     def save_resolution(self, resolution: Resolution) -> None:
         """Store the current resolution of a reference."""
-        path = self._resolution_path(resolution.reference, resolution.tracking_uri)
-        self._write(path, msgspec.json.encode(resolution) + b"\n")
+        address = _without_credentials(resolution.tracking_uri)
+        path = self._resolution_path(resolution.reference, address)
+        self._write(path, msgspec.json.encode(msgspec.structs.replace(resolution, tracking_uri=address)) + b"\n")
 
     def load_resolution(self, reference: str, tracking_uri: str) -> Resolution | None:
         """The last stored resolution of `reference`, else None."""
+        address = _without_credentials(tracking_uri)
         try:
-            data = read_bounded(self._resolution_path(reference, tracking_uri), 1_000_000)
+            data = read_bounded(self._resolution_path(reference, address), 1_000_000)
             resolution = msgspec.json.decode(data, type=Resolution)
         except (ArtifactError, msgspec.DecodeError):
             return None
-        return resolution if (resolution.reference, resolution.tracking_uri) == (reference, tracking_uri) else None
+        return resolution if (resolution.reference, resolution.tracking_uri) == (reference, address) else None
 
     def _resolution_path(self, reference: str, tracking_uri: str) -> Path:
         key = sha256_hex(f"{tracking_uri}\n{reference}".encode())
@@ -192,3 +198,8 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         # The file system does not support hard links.
         shutil.copyfile(source, target)
+
+
+def _without_credentials(tracking_uri: str) -> str:
+    parts = urlsplit(tracking_uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -74,6 +74,18 @@ def test_the_bulkhead_keeps_the_state_of_a_bounded_number_of_members() -> None:
     assert bulkhead.state_count <= MAX_STATES + 1
 
 
+def test_the_disk_cache_stores_no_password_of_the_registry(tmp_path: Path) -> None:
+    cache, address = EnsembleCache(tmp_path), "http://ann:s3cret@registry:5000/?token=t0ken"
+    cache.save_resolution(Resolution("cards@champion", address, "7", "d" * 64))
+    (file,) = (tmp_path / "resolved").iterdir()
+    assert b"s3cret" not in file.read_bytes()
+    assert b"t0ken" not in file.read_bytes()
+    found = cache.load_resolution("cards@champion", "http://bob:other@registry:5000/")
+    assert found is not None
+    assert (found.version, found.tracking_uri) == ("7", "http://registry:5000/")
+    assert cache.load_resolution("cards@champion", "http://registry:5001/") is None
+
+
 def stored(cache: EnsembleCache, folder: Path) -> str:
     def read(name: str) -> bytes:
         return (folder / name).read_bytes()
