@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +23,16 @@ def card_numbers(count: int, seed: int) -> list[str]:
     """`count` distinct card numbers of 16 digits with valid check digits (ISO/IEC 7812-1)."""
     bodies = np.random.default_rng(seed).choice(10**13, count, replace=False).tolist()
     return [f"4{body:014d}{_check_digit(f'4{body:014d}')}" for body in bodies]
+
+
+def _basic(user: str, secret: str) -> str:
+    """The credentials of basic authentication (RFC 7617)."""
+    return base64.b64encode(f"{user}:{secret}".encode()).decode()
+
+
+def _common_prefix(forms: list[bytes]) -> bytes:
+    low, high = min(forms), max(forms)
+    return low[: next((i for i, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), len(low))]
 
 
 def _check_digit(body: str) -> int:
@@ -56,11 +67,11 @@ class Search:
         numbers = [int(card) for card in cards]
         hashes = [xxhash.xxh3_64_intdigest(card.encode()) for card in cards]
         self._integers = np.unique(np.array([*numbers, *hashes], dtype=np.uint64).view(np.int64))
-        self._secrets = {
-            name: {secret.encode(), quote(secret, safe="").encode()}
-            | {base64.b64encode(f"{user}:{secret}".encode()) for user in users}
-            for name, secret in secrets.items()
-        }
+        # By what all forms of one kind begin with: a text without it is searched once for all secrets.
+        self._secrets: dict[bytes, dict[bytes, str]] = {}
+        for form in (str, lambda s: quote(s, safe=""), *(partial(_basic, user) for user in users)):
+            forms = {form(secret).encode(): name for name, secret in secrets.items()}
+            self._secrets.setdefault(_common_prefix(list(forms)), {}).update(forms)
 
     def look(self, name: str, blobs: Iterable[bytes | None], *, binary: bool = False) -> None:
         """Search all of `blobs`."""
@@ -92,15 +103,16 @@ class Search:
             for low in range(len(digits) - CARD_DIGITS + 1):
                 if digits[low : low + CARD_DIGITS] in self._cards:
                     area.cards.add(digits[low : low + CARD_DIGITS].decode())
-        for name, forms in self._secrets.items():
-            if any(form in text for form in forms):
-                area.secrets.add(name)
+        for prefix, forms in self._secrets.items():
+            if prefix in text:
+                area.secrets |= {name for form, name in forms.items() if form in text}
         if binary:
             for shift in range(8):
                 whole = text[shift : len(text) - (len(text) - shift) % 8]
                 for order in ("<i8", ">i8"):
                     values = np.frombuffer(whole, order).astype(np.int64)
-                    area.cards |= {f"binary {value}" for value in values[np.isin(values, self._integers)].tolist()}
+                    place = np.minimum(np.searchsorted(self._integers, values), len(self._integers) - 1)
+                    area.cards |= {f"binary {value}" for value in values[self._integers[place] == values].tolist()}
 
 
 def redis_content(client: Any) -> Iterable[bytes]:

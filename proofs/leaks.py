@@ -134,6 +134,7 @@ def run(context: Context) -> Result:
     search.look("output of commands", outputs)
     search.look_at_files("logs", plan.folder.glob("*.log"))
     search.look_at_files("pages and files of commands", [f for f in (plan.folder / "out").rglob("*") if f.is_file()])
+    search.look_at_files("disk cache", [f for f in (plan.folder / "cache").rglob("*") if f.is_file()])
     search.look_at_files("joiner's store", (plan.folder / "monitor").glob("joiner*"), binary=True)
     _judge(context, result, search, plan, records)
     return result
@@ -141,7 +142,7 @@ def run(context: Context) -> Result:
 
 def _plan(folder: Path, n: int, seed: int) -> Plan:
     rng = np.random.default_rng(seed)
-    secrets = {name: f"pw{rng.bytes(20).hex()}" for name in SECRETS}
+    secrets = {name: f"planted-{rng.bytes(20).hex()}" for name in SECRETS}
     cards = card_numbers(n, seed)
     text = CARDS_SPEC.read_text(encoding="utf-8")
     field = "card_number: {type: string, max_length: 32, optional: true, sensitive: true}"
