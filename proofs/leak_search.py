@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,9 @@ class Search:
         self._integers = np.unique(np.array([*numbers, *hashes], dtype=np.uint64).view(np.int64))
         # By what all forms of one kind begin with: a text without it is searched once for all secrets.
         self._secrets: dict[bytes, dict[bytes, str]] = {}
-        for form in (str, lambda s: quote(s, safe=""), *(partial(_basic, user) for user in users)):
+        kinds: list[Callable[[str], str]] = [str, lambda s: quote(s, safe="")]
+        kinds += [partial(_basic, user) for user in users]
+        for form in kinds:
             forms = {form(secret).encode(): name for name, secret in secrets.items()}
             self._secrets.setdefault(_common_prefix(list(forms)), {}).update(forms)
 
