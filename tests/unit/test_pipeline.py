@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from stream_scorer.control.cards import AlertedCards
 from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
-from stream_scorer.ensemble.lineup import Lineup, Split
+from stream_scorer.ensemble.lineup import DISABLED, Lineup, Split
 from stream_scorer.ensemble.manifest import Input, NoCalibrator, Thresholds, Training
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.errors import StateUnavailable
@@ -24,6 +25,7 @@ from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline import publish
 from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.pipeline.card_alerts import evidence_rows
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich, EnrichInProcess
 from stream_scorer.pipeline.in_flight import InFlight
@@ -470,7 +472,27 @@ def test_both_arms_of_a_canary_list_their_cards_under_the_same_hashes(ensemble: 
         assert sum(each.rows + each.excluded for each in found) == sum(s["arm"] == arm for s in scores)
 
 
-def test_rows_without_features_by_a_list_or_without_a_member_are_no_evidence(ensemble: Ensemble) -> None:
+def test_rows_without_a_member_that_failed_are_no_evidence_and_disabled_members_do_not_matter() -> None:
+    scores = np.array([[0.1, 0.2], [np.nan, 0.2], [0.1, 0.2], [0.1, 0.2]])
+    whole = np.full((4, 2), 0.1)
+
+    def result(member_scores: Any, score: list[float], failures: dict[str, str]) -> Any:
+        return SimpleNamespace(
+            scored=SimpleNamespace(member_scores=member_scores, score=np.array(score), failures=failures)
+        )
+
+    batch: Any = SimpleNamespace(
+        enriched=SimpleNamespace(duplicate=np.array([False, False, False, True]), degraded=[]),
+        decided=SimpleNamespace(rules=None),
+    )
+    good = result(whole, [0.1] * 4, {})
+    ids = ["a", "b", None, "d"]
+    for failures, counts in (({"one": "slow"}, [1, 0, 0, 0]), ({"one": DISABLED}, [1, 1, 0, 0])):
+        assert evidence_rows(batch, ids, (good, result(scores, [0.1] * 4, failures))).tolist() == counts
+    assert evidence_rows(batch, ids, (result(whole, [np.nan] * 4, {}), good)).tolist() == [0, 0, 0, 0]
+
+
+def test_rows_without_features_or_by_a_list_are_no_evidence(ensemble: Ensemble) -> None:
     other = with_other_weights(ensemble)
     lineup = Lineup((other, ensemble), last_good=1)
 
