@@ -381,6 +381,10 @@ def canary(
     end = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1_000)
     more = {"version": found.version, "share": fraction, "until": end, "salt": salt, "expect_rise": expected}
     with _open_console(settings) as console:
+        state = console.read().states.get(found.name)
+        before = None if state is None else state.canary
+        if before is not None and before.version == found.version and before.share < fraction and not before.confirmed:
+            click.echo(f"the canary is not confirmed at its share of {before.share:.4g} yet", err=True)
         console.submit(found.name, "canary", who, why, wait_s, **more)
 
 
