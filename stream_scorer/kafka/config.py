@@ -86,6 +86,15 @@ def producer_config(bootstrap: str, client_id: str) -> dict[str, Any]:
 SHORT_FETCH_WAIT = {"fetch.wait.max.ms": 10}
 
 
+# A follower is started again and again at some past time. With the prefetch of `consumer_config` each start would take
+# some 100 MB for a moment.
+SMALL_PREFETCH = {
+    "queued.max.messages.kbytes": 4_096,
+    "fetch.message.max.bytes": 262_144,
+    "fetch.max.bytes": MAX_MESSAGE_BYTES,
+}
+
+
 def consumer_config(bootstrap: str, client_id: str, group: str) -> dict[str, Any]:
     """Settings of a consumer that reads committed records only and never commits automatically."""
     config = _client_config(bootstrap, client_id) | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple, Self, cast
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, UsageError
 from stream_scorer.kafka.clients import find_refusal, open_consumer
-from stream_scorer.kafka.config import consumer_config
+from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.kafka.producer import PlainProducer
@@ -136,7 +137,7 @@ class RecordFollower:
         self._bootstrap = bootstrap
         self._topic = topic
         # librdkafka requires a group name. It has no effect, as no offsets are committed.
-        self._consumer = open_consumer(consumer_config(bootstrap, client_id, f"{client_id}-follower"))
+        self._consumer = open_consumer(consumer_config(bootstrap, client_id, f"{client_id}-follower") | SMALL_PREFETCH)
         try:
             self.starts = self._watermarks(start)
             self._consumer.assign([TopicPartition(topic, p, offset) for p, offset in self.starts.items()])
@@ -170,8 +171,9 @@ class RecordFollower:
         return records
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading, and return the memory of what was fetched."""
         self._consumer.close()
+        _return_free_memory()
 
     def __enter__(self) -> Self:
         return self
@@ -228,3 +230,10 @@ def _partition_ids(client: Producer | Consumer, topic: str, bootstrap: str) -> l
             raise as_domain_error(found.error, f"look up topic {topic}", bootstrap)
         client.poll(RETRY_WAIT_S)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _return_free_memory() -> None:
+    """Make the C library return freed memory to the system, if it can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
