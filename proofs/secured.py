@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -57,6 +58,8 @@ NAMES = {"transactions": "payments.card.auth", "dead_letters": "payments.card.re
 TOPICS = Topics("", NAMES)
 DENIED = 4
 MAX_LINES = 4
+# Each command mostly imports, or waits for an answer.
+PARALLEL = 3
 COMMAND_S, DRAIN_S = 120.0, 240.0
 REDIS_ACL = ROOT / "deploy" / "redis" / "users.acl"
 
@@ -296,30 +299,31 @@ def _refusals(cluster: _Cluster, result: Result) -> None:
 
     wrong = {"STREAM_SCORER_KAFKA_CLIENT_SASL_PASSWORD": "a-wrong-password"}
     expired = {"STREAM_SCORER_KAFKA_BOOTSTRAP": cluster.broker.expired}
-    for command, role in (("run", "scorer"), ("monitor", "monitor")):
-        _refused(result, f"{command} with a wrong password", roles[role].run(command, **wrong), "credentials")
-        _refused(result, f"{command} with an expired certificate", roles[role].run(command, **expired), "expired")
-    check = ("features", "check")
-    wrong = {"STREAM_SCORER_REDIS_PASSWORD": "a-wrong-password"}
-    _refused(result, "Redis with a wrong password", roles["scorer"].run(*check, **wrong), "Redis")
-    expired = {"STREAM_SCORER_REDIS_URL": cluster.redis[1]}
-    _refused(result, "Redis with an expired certificate", roles["scorer"].run(*check, **expired), "expired")
+    wrong_redis = {"STREAM_SCORER_REDIS_PASSWORD": "a-wrong-password"}
+    expired_redis = {"STREAM_SCORER_REDIS_URL": cluster.redis[1]}
+    cases: list[tuple[str, str, tuple[str, ...], dict[str, str], str]] = [
+        ("a scorer with a wrong password", "scorer", ("run",), wrong, "credentials"),
+        ("a scorer and an expired certificate", "scorer", ("run",), expired, "expired"),
+        ("a monitor with a wrong password", "monitor", ("monitor",), wrong, "credentials"),
+        ("a monitor and an expired certificate", "monitor", ("monitor",), expired, "expired"),
+        ("Redis with a wrong password", "scorer", ("features", "check"), wrong_redis, "Redis"),
+        ("Redis with an expired certificate", "scorer", ("features", "check"), expired_redis, "expired"),
+    ]
     if cluster.registry is not None:
-        _refuse_registry(cluster, result, cluster.registry[1])
+        wrong_registry = {"STREAM_SCORER_MLFLOW_PASSWORD": "a-wrong-password"}
+        expired_registry = {"STREAM_SCORER_MLFLOW_URL": cluster.registry[1]}
+        register = ("ensemble", "register", str(cluster.folder / "ensemble"), "cards", "--why", "proof")
+        cases += [
+            ("MLflow with a wrong password", "trainer", ("ensemble", "list"), wrong_registry, "MLflow"),
+            ("MLflow with an expired certificate", "trainer", ("ensemble", "list"), expired_registry, "expired"),
+            ("a scorer that registers a version", "scorer", register, {}, "MLflow"),
+        ]
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        runs = [pool.submit(roles[role].run, *arguments, **more) for _, role, arguments, more, _ in cases]
+        for (what, *_, word), done in zip(cases, runs, strict=True):
+            _refused(result, what, done.result(), word)
     result.check("the monitor's user cannot read rows in Redis", _reads_rows(cluster) == "NoPermissionError")
     _remove_permission(cluster, result)
-
-
-def _refuse_registry(cluster: _Cluster, result: Result, address: str) -> None:
-    roles = cluster.roles
-    wrong = {"STREAM_SCORER_MLFLOW_PASSWORD": "a-wrong-password"}
-    _refused(result, "MLflow with a wrong password", roles["trainer"].run("ensemble", "list", **wrong), "MLflow")
-    expired = {"STREAM_SCORER_MLFLOW_URL": address}
-    _refused(
-        result, "MLflow with an expired certificate", roles["trainer"].run("ensemble", "list", **expired), "expired"
-    )
-    register = ("ensemble", "register", str(cluster.folder / "ensemble"), "cards", "--why", "proof")
-    _refused(result, "a scorer that registers a version", roles["scorer"].run(*register), "MLflow")
 
 
 def _remove_permission(cluster: _Cluster, result: Result) -> None:
