@@ -65,7 +65,8 @@ def cli() -> None:
 def main() -> None:
     """Run a command.
 
-    Exit code 0: done, 1: failed, 2: wrong usage or settings, 3: difference found, 130: interrupted.
+    Exit code 0: done, 1: failed, 2: wrong usage or settings, 3: difference found, 4: a service denies access, 130:
+    interrupted.
     """
     try:
         code = cli.main(standalone_mode=False)
