@@ -46,6 +46,7 @@ class PlainProducer:
         self.client = open_producer(producer_config(bootstrap, client_id) | reports | dict(settings or {}))
         self._failed = 0
         self._failure: KafkaError | None = None
+        self._failed_topic = ""
         self.sent = 0
 
     @property
@@ -108,16 +109,17 @@ class PlainProducer:
         self.client.poll(_POLL_S)
         self.raise_failure()
 
-    def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
             self._failed += 1
-            self._failure = self._failure or error
+            if self._failure is None:
+                self._failure, self._failed_topic = error, message.topic() or ""
 
     def raise_failure(self) -> None:
         """Raise `BrokerUnavailable` if a record was given up, `AccessDenied` if an ACL forbids it."""
         if self._failure is not None:
             if is_denied(self._failure):
-                raise as_domain_error(self._failure, "write records", self.bootstrap)
+                raise as_domain_error(self._failure, f"write to {self._failed_topic}", self.bootstrap)
             raise BrokerUnavailable(
                 f"{self.bootstrap} did not take {self._failed} records: {self._failure.str()}", hint=_HINT
             )

@@ -96,7 +96,7 @@ def test_a_producer_writes_the_inputs_and_a_scorer_does_not(cluster: SecuredKafk
             producer.publish(TOPICS.transactions, [b"k"], [b"{}"])
 
     write("producer")
-    with pytest.raises(AccessDenied, match="an ACL for the topic is missing"):
+    with pytest.raises(AccessDenied, match=f"write to {TOPICS.transactions}: an ACL for the topic is missing"):
         write("scorer")
     with RecordFollower(
         user("scorer", cluster, certificates), TOPICS.transactions, client_id="stream-scorer-test", start="beginning"
