@@ -35,7 +35,8 @@ class Summariser:
         """
         events, enriched, decided = batch.events, batch.enriched, batch.decided
         assert events is not None and enriched is not None and decided is not None
-        chosen = decided.rows_of(version) if decided.arm.any() else slice(None)
+        # Without a row of the canary, the champion decided all rows, and the canary none.
+        chosen = slice(None) if version == 0 and not decided.arm.any() else decided.rows_of(version)
         rows, verdict = events.transactions, decided.verdicts[version]
         pane = rows.event_time[chosen] // self._pane_ms * self._pane_ms
         starts, pane_of = np.unique(pane, return_inverse=True)

@@ -43,3 +43,13 @@ def test_a_hot_key_stays_bounded_and_errs_within_its_bound(context: Callable[...
     # What it costs is for the proof itself to say: a small run on a busy machine tells nothing.
     failed = [name for name, holds in result.checks.items() if not holds and "times the uniform" not in name]
     assert not failed
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(400)
+def test_a_short_storm_violates_nothing(context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORM_SECONDS", "30")
+    monkeypatch.setenv("STORM_SHRINK_RUNS", "0")
+    # A seed with actions of every group in its 30 seconds.
+    result = importlib.import_module("proofs.storm").run(context(1, seed=59))
+    assert result.ok, [name for name, holds in result.checks.items() if not holds]

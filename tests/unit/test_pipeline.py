@@ -398,9 +398,11 @@ def test_versions_side_by_side_decide_each_for_their_own_and_say_what_the_other_
         assert (alternative["version"], alternative["z"]) == (theirs["version"], theirs["z"])
 
 
-def test_summaries_of_two_versions_cover_each_row_once(ensemble: Ensemble) -> None:
+# In batches of one, either the canary or the champion decides nothing.
+@pytest.mark.parametrize("batch", [64, 1])
+def test_summaries_of_two_versions_cover_each_row_once(ensemble: Ensemble, batch: int) -> None:
     other = with_other_weights(ensemble)
-    sink = run(Lineup((ensemble, other), Split(0.3, "cards:9"), control_offset=7), 64)
+    sink = run(Lineup((ensemble, other), Split(0.3, "cards:9"), control_offset=7), batch)
     scores, summaries = sink.documents("scores"), sink.documents("score-summaries")
     decided = {s["event_id"]: s["decision"] != "approve" for s in scores}
     other_says = {c["event_id"]: c["alternatives"][0]["decision"] != "approve" for c in sink.documents("contributions")}
