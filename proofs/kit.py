@@ -150,30 +150,31 @@ def cards() -> CheckedSpec:
 
 
 def train_cards(folder: Path, *, seed: int, transactions: int = 60_000) -> Manifest:
-    """The five default members, trained on a simulated history, in ``folder/ensemble``.
+    """The five default members, trained on a simulated history, in ``folder/ensemble``; the history beside it.
 
     What `TRAINED` holds already for the same seed and size is copied; training gives the same bytes.
     """
     if not (folder / "ensemble" / "manifest.json").exists():  # the scaled-down forms share one
         kept = os.environ.get(TRAINED)
         if kept:
-            shutil.copytree(_kept_cards(Path(kept), seed, transactions), folder / "ensemble")
+            shutil.copytree(_kept_cards(Path(kept), seed, transactions), folder, dirs_exist_ok=True)
         else:
             train_cards_ensemble(folder, seed=seed, transactions=transactions)
     return read_manifest(folder / "ensemble")
 
 
 def _kept_cards(kept: Path, seed: int, transactions: int) -> Path:
-    """The ensemble in `kept`, trained by the first process that asks for it."""
+    """What training left in `kept`, done by the first process that asks for it."""
     place = kept / f"{seed}-{transactions}"
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("w") as lock:
+    kept.mkdir(parents=True, exist_ok=True)
+    with place.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (place / "complete").exists():
-            shutil.rmtree(place / "ensemble", ignore_errors=True)
-            train_cards_ensemble(place, seed=seed, transactions=transactions)
-            (place / "complete").touch()
-    return place / "ensemble"
+        if not place.exists():
+            unfinished = place.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            train_cards_ensemble(unfinished, seed=seed, transactions=transactions)
+            unfinished.rename(place)
+    return place
 
 
 class Scorer:

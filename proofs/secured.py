@@ -14,6 +14,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -249,7 +250,7 @@ def _main_job(context: Context, cluster: _Cluster, result: Result, n: int) -> No
     result.figures |= {
         "transactions": n,
         "scores": len(scores),
-        "scores without features": sum(bool(score.degraded) for score in scores),
+        "degraded": dict(Counter(reason for score in scores for reason in score.degraded)),
         "windows": len(read_topic(internal, TOPICS.monitor_metrics)),
         "outcomes": len(outcomes),
     }

@@ -8,7 +8,7 @@ from the time at which a transaction was due, which is its event time, to the ti
 is late does not hide a delay.
 
 What may grow is compared between the second and the last quarter of the run: the first quarter fills caches. `N` is the
-length of the load in seconds; below `SHORT_S` the rate is lower, and the latency is printed only.
+length of the load in seconds; below `SHORT_S` the rate is lower, and latency and disk are printed only.
 """
 
 from __future__ import annotations
@@ -361,12 +361,13 @@ def _judge(result: Result, samples: list[Sample], latencies: Latencies, seconds:
     scored = after[-1].scored - before[0].scored
     per_transaction = (after[-1].disk - before[0].disk) / max(scored, 1)
     result.figures["disk_bytes_per_transaction"] = round(per_transaction)
-    result.check(
-        f"disk: at most {DISK_BYTES_PER_TRANSACTION} bytes per transaction",
-        per_transaction <= DISK_BYTES_PER_TRANSACTION,
-    )
+    if seconds >= SHORT_S:  # before, the database's own log counts for most
+        result.check(
+            f"disk: at most {DISK_BYTES_PER_TRANSACTION} bytes per transaction",
+            per_transaction <= DISK_BYTES_PER_TRANSACTION,
+        )
     first, last = latencies.between(WARM_UP_S, seconds / 4), latencies.between(3 * seconds / 4, seconds)
-    result.at_least("latencies_measured_per_quarter", min(len(first), len(last)), 100)
+    result.at_least("latencies_measured_per_quarter", min(len(first), len(last)), 50)
     p99 = [float(np.percentile(part, 99)) for part in (first, last)]
     result.figures["p99_ms_first_and_last_quarter"] = p99
     if seconds >= SHORT_S:

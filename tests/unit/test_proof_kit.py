@@ -15,9 +15,9 @@ def test_an_ensemble_is_trained_once_for_each_seed_and_size(tmp_path: Path, monk
     def train(folder: Path, *, seed: int, transactions: int) -> Path:
         trained.append((seed, transactions))
         if len(trained) == 1:
-            (folder / "ensemble").mkdir()
+            (folder / "ensemble").mkdir(parents=True)
             raise KeyboardInterrupt
-        (folder / "ensemble").mkdir()
+        (folder / "ensemble").mkdir(parents=True)
         (folder / "ensemble" / "manifest.json").write_text(f"{seed}-{transactions}")
         return folder / "ensemble"
 
