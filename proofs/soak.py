@@ -131,7 +131,7 @@ def run(context: Context) -> Result:
             monitor.close()
             log.close()
     result.figures |= {"rate": rate, "load_seconds": seconds, "version_changes": changes}
-    result.at_least("transactions", sent, 0.95 * rate * seconds)
+    result.at_least("transactions", sent, (0.95 if seconds >= SHORT_S else 0.5) * rate * seconds)
     result.check("every transaction has one score", meter.scored == sent)
     _judge(result, meter.samples, meter.latencies, seconds)
     return result
@@ -334,7 +334,9 @@ def _judge(result: Result, samples: list[Sample], latencies: Latencies, seconds:
     """Compare the last quarter of the run with the second one."""
     before = [s for s in samples if seconds / 4 <= s.at < seconds / 2]
     after = [s for s in samples if s.at >= 3 * seconds / 4]
-    result.at_least("samples_per_quarter", min(len(before), len(after)), 5)
+    result.at_least("samples_per_quarter", min(len(before), len(after)), 2)
+    # In a short run, what the start left to do falls into the quarters that are compared.
+    slack = 1 if seconds >= SHORT_S else 4
     if not before or not after:
         return
     hours = (np.mean([s.at for s in after]) - np.mean([s.at for s in before])) / 3_600
@@ -347,7 +349,7 @@ def _judge(result: Result, samples: list[Sample], latencies: Latencies, seconds:
         ]
         allowed = MEMORY_MIB + MEMORY_MIB_PER_HOUR * hours
         result.check(f"{name}: memory grows by at most {allowed:.0f} MiB", used[1] - used[0] <= allowed)
-        for what, most in (("descriptors", DESCRIPTORS), ("threads", THREADS)):
+        for what, most in (("descriptors", DESCRIPTORS * slack), ("threads", THREADS * slack)):
             low, high = (max(getattr(s, what)[name] for s in part) for part in (before, after))
             result.figures[f"{name}_{what}"] = [low, high]
             result.check(f"{name}: at most {most} {what} more", high - low <= most)
@@ -367,7 +369,7 @@ def _judge(result: Result, samples: list[Sample], latencies: Latencies, seconds:
             per_transaction <= DISK_BYTES_PER_TRANSACTION,
         )
     first, last = latencies.between(WARM_UP_S, seconds / 4), latencies.between(3 * seconds / 4, seconds)
-    result.at_least("latencies_measured_per_quarter", min(len(first), len(last)), 50)
+    result.at_least("latencies_measured_per_quarter", min(len(first), len(last)), 20)
     p99 = [float(np.percentile(part, 99)) for part in (first, last)]
     result.figures["p99_ms_first_and_last_quarter"] = p99
     if seconds >= SHORT_S:
