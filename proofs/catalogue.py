@@ -149,7 +149,7 @@ PROOFS = {
         104,
         own="measures the CPU time of Redis",
     ),
-    "features-retire": Proof("rows that nobody will read again go, and no feature changes for it", 8, ("redis",)),
+    "features-retire": Proof("rows that are no longer read are deleted, and no feature changes", 8, ("redis",)),
     "features-alignment": Proof(
         "a backlog drains side by side in event time, and terminals are not under-counted", 48, KAFKA_REDIS
     ),

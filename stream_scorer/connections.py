@@ -60,6 +60,12 @@ class RegistryAddress(str):
         return self
 
 
+def without_credentials(url: str) -> str:
+    """The http `url` without user, password, query and a slash at its end."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+
 def redis_address(
     url: str, *, username: str = "", password: str = "", ca_file: str = "", cert_file: str = "", key_file: str = ""
 ) -> str:

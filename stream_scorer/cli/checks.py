@@ -13,6 +13,7 @@ import msgspec
 
 from stream_scorer.client_properties import PREFIX, SECTION, ClientProperty
 from stream_scorer.errors import AccessDenied, BrokerUnavailable, StreamScorerError, UsageError
+from stream_scorer.observability.scrub import HIDDEN
 from stream_scorer.settings import CATALOGUE, Setting, Settings
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 # The same as `requires-python` in pyproject.toml.
 PYTHON_MIN, PYTHON_BELOW = (3, 11), (3, 13)
-HIDDEN = "***"
 
 
 class SettingRow(msgspec.Struct, frozen=True):

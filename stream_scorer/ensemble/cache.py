@@ -16,10 +16,10 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from stream_scorer.connections import without_credentials
 from stream_scorer.ensemble.manifest import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
@@ -114,13 +114,13 @@ class EnsembleCache:
 
     def save_resolution(self, resolution: Resolution) -> None:
         """Store the current resolution of a reference."""
-        address = _without_credentials(resolution.tracking_uri)
+        address = without_credentials(resolution.tracking_uri)
         path = self._resolution_path(resolution.reference, address)
         self._write(path, msgspec.json.encode(msgspec.structs.replace(resolution, tracking_uri=address)) + b"\n")
 
     def load_resolution(self, reference: str, tracking_uri: str) -> Resolution | None:
         """The last stored resolution of `reference`, else None."""
-        address = _without_credentials(tracking_uri)
+        address = without_credentials(tracking_uri)
         try:
             data = read_bounded(self._resolution_path(reference, address), 1_000_000)
             resolution = msgspec.json.decode(data, type=Resolution)
@@ -198,8 +198,3 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         # The file system does not support hard links.
         shutil.copyfile(source, target)
-
-
-def _without_credentials(tracking_uri: str) -> str:
-    parts = urlsplit(tracking_uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -23,11 +23,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
-from stream_scorer.connections import RegistryAddress
+from stream_scorer.connections import RegistryAddress, without_credentials
 from stream_scorer.ensemble.cache import EnsembleCache, Resolution
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import (
@@ -316,7 +316,7 @@ def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
         except MlflowException as error:
             message = scrub(str(error).partition("Response body:")[0].strip())
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS"):
-                raise ArtifactError(f"MLflow at {_redacted(tracking_uri)}: {message}") from None
+                raise ArtifactError(f"MLflow at {without_credentials(tracking_uri)}: {message}") from None
             if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
                 raise _denied(tracking_uri, message) from None
             raise _unavailable(tracking_uri, message) from error
@@ -377,7 +377,7 @@ def _check_reachable(tracking_uri: str) -> None:
         )
     try:
         context = _tls(tracking_uri)
-        url = f"{_redacted(tracking_uri)}/health"
+        url = f"{without_credentials(tracking_uri)}/health"
         with urllib.request.urlopen(url, timeout=HEALTH_TIMEOUT_S, context=context):  # noqa: S310  http
             pass
     except urllib.error.HTTPError:
@@ -403,7 +403,7 @@ def _tls(tracking_uri: str) -> ssl.SSLContext | None:
 
 def _denied(tracking_uri: str, reason: str) -> AccessDenied:
     return AccessDenied(
-        f"MLflow at {_redacted(tracking_uri)} denies access: {reason}",
+        f"MLflow at {without_credentials(tracking_uri)} denies access: {reason}",
         hint="Check mlflow.username, mlflow.password and mlflow.ca_file, and the permissions of the user.",
     )
 
@@ -416,15 +416,9 @@ def _tls_reason(error: Exception) -> str:
 
 def _unavailable(tracking_uri: str, reason: str) -> RegistryUnavailable:
     return RegistryUnavailable(
-        f"the MLflow registry at {_redacted(tracking_uri)} does not answer: {reason}",
+        f"the MLflow registry at {without_credentials(tracking_uri)} does not answer: {reason}",
         hint="Is it running? See `stream-scorer stack status`, or give a folder (./champion) instead.",
     )
-
-
-def _redacted(tracking_uri: str) -> str:
-    """`tracking_uri` without user, password and trailing slash, for messages."""
-    parts = urlsplit(tracking_uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _find(client: MlflowClient, parsed: Reference) -> ModelVersion:

@@ -142,7 +142,7 @@ class TransactionDecoder:
         numeric = {
             name: _numeric(columns[name], self._codes.get(name))
             for name in self._names
-            if name not in self._present and name != self._id
+            if name not in self._present and name not in (self._id, self._value)
         }
         for name in self._present:
             numeric[name] = np.array([np.nan if v is None else 1.0 for v in columns[name]])

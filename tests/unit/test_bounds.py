@@ -82,7 +82,7 @@ def test_the_disk_cache_stores_no_password_of_the_registry(tmp_path: Path) -> No
     assert b"t0ken" not in file.read_bytes()
     found = cache.load_resolution("cards@champion", "http://bob:other@registry:5000/")
     assert found is not None
-    assert (found.version, found.tracking_uri) == ("7", "http://registry:5000/")
+    assert (found.version, found.tracking_uri) == ("7", "http://registry:5000")
     assert cache.load_resolution("cards@champion", "http://registry:5001/") is None
 
 
