@@ -11,6 +11,9 @@ import queue
 import threading
 from collections.abc import Callable
 
+# A call that exceeds its own timeout by more than this is abandoned.
+GRACE_S = 1.0
+
 
 class CallTimedOut(Exception):
     """The call did not return in time; its outcome is unknown."""

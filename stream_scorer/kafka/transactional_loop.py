@@ -25,6 +25,7 @@ from confluent_kafka import (
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import StreamScorerError, TransactionAborted
+from stream_scorer.kafka.call_timeout import GRACE_S, CallTimedOut, TimedCaller
 from stream_scorer.kafka.clients import open_consumer, open_producer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config, producer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
@@ -81,6 +82,7 @@ class TransactionalLoop:
         self._consumer = open_consumer(consumer_config(bootstrap, client_id, group) | settings)
         self._position: dict[Partition, int] = {}
         self._producer: Producer | None = None
+        self._caller = TimedCaller(transactional_id)
 
     def __enter__(self) -> Self:
         return self
@@ -162,22 +164,34 @@ class TransactionalLoop:
         if producer is None:
             raise RuntimeError("publish before begin")
         offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in positions.items()]
+        metadata = self._consumer.consumer_group_metadata()
         try:
             producer.begin_transaction()
             for record in records:
                 producer.produce(record.topic, key=record.key, value=record.value)
-            producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), CALL_TIMEOUT_S)
-            producer.commit_transaction(CALL_TIMEOUT_S)
-        except (KafkaException, BufferError) as error:
+            self._timed(lambda: producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S))
+            self._timed(lambda: producer.commit_transaction(CALL_TIMEOUT_S))
+        except (KafkaException, BufferError, CallTimedOut) as error:
             # After every failure, `begin` fences this producer and reads the committed positions. So the producer is
             # not used again, and the kind of failure does not matter.
             self._producer = None
-            raise TransactionAborted(f"a transaction of {self._transactional_id} failed: {error}") from error
+            reason = "a call did not return in time" if isinstance(error, CallTimedOut) else error
+            raise TransactionAborted(f"a transaction of {self._transactional_id} failed: {reason}") from error
 
     def close(self) -> None:
         """Close at once. The coordinator or the next `begin` aborts an open transaction."""
         self._producer = None
+        self._caller.close()
         self._consumer.close()
+
+    def _timed(self, call: Callable[[], None]) -> None:
+        """Make a call that may ignore its timeout. Raises `CallTimedOut`; the thread of the call is then abandoned."""
+        try:
+            self._caller.call(call, CALL_TIMEOUT_S + GRACE_S)
+        except CallTimedOut:
+            self._caller.close()
+            self._caller = TimedCaller(self._transactional_id)
+            raise
 
     def _retry(self, call: Callable[[], T], doing: str) -> T:
         """Retry a call while its coordinator moves or starts."""

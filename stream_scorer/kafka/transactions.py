@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
-from stream_scorer.kafka.call_timeout import CallTimedOut, TimedCaller
+from stream_scorer.kafka.call_timeout import GRACE_S, CallTimedOut, TimedCaller
 from stream_scorer.kafka.clients import open_producer
 from stream_scorer.kafka.config import producer_config
 from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
@@ -29,8 +29,6 @@ TRANSACTION_TIMEOUT_MS = 10_000
 CALL_TIMEOUT_S = 5.0
 # How long a full queue may take to drain; a batch is a small part of it.
 QUEUE_DEADLINE_S = 10.0
-# A call that exceeds its own timeout by more than this is abandoned (see `call_timeout`).
-GRACE_S = 1.0
 # A broker that restarts is usually back within half a minute.
 INIT_DEADLINE_S = 40.0
 # Two scorers with the same instance name fence each other in turn. After so many rebuilds the scorer ends.
