@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup
@@ -151,7 +152,11 @@ class World:
         )
         producers = MemoryProducers(broker, name, life)
         committer = Committer(
-            [Commit(parts.metrics), Apply(store, in_flight), Account(parts.metrics, state.count_committed)]
+            [
+                Commit(parts.metrics, SystemClock()),
+                Apply(store, in_flight),
+                Account(parts.metrics, state.count_committed),
+            ]
         )
         return Processor(
             make_reader=lambda assigned, revoked: MemoryReader(

@@ -396,7 +396,7 @@ def make_processor(
     if time_field is not None:
         times = {topics.transactions: times_of(time_field), topics.labels: times_of("labelled_at")}
     producers = TransactionPair(bootstrap, f"{group}-{instance}")
-    committer = Committer([Commit(metrics), *after_commit, Account(metrics, state.count_committed)])
+    committer = Committer([Commit(metrics, SystemClock()), *after_commit, Account(metrics, state.count_committed)])
     return Processor(
         make_reader=lambda assigned, revoked: InputReader(
             bootstrap,

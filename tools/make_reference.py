@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stream_scorer.control.watch import WATCH_METRICS
 from stream_scorer.monitor.metrics import MONITOR_METRICS
-from stream_scorer.observability.metrics import SCORER_METRICS, Metric
+from stream_scorer.observability.metrics import PROCESS_METRICS, SCORER_METRICS, Metric
 from stream_scorer.settings import CATALOGUE, Setting
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ and `/readyz`. For a scorer, `/healthz` returns 503 with `problems` if the threa
 broker or Redis, so only a restart helps. `/readyz` returns 200 when the process has its partitions and, for a scorer,
 scores with features and can read `control`; otherwise 503 with a reason that names everything that is missing. A
 monitor is ready when all its parts run; the field `parts` has the state of each. No label contains data of a
-transaction. `deploy/prometheus/alerts.yml` has alert rules to start from.
+transaction. `deploy/prometheus` has alert rules to start from, and `deploy/grafana` has dashboards.
 
 ## Scorer (`stream-scorer run`)
 
@@ -72,6 +72,10 @@ transaction. `deploy/prometheus/alerts.yml` has alert rules to start from.
 ## Monitor (`stream-scorer monitor`)
 
 {monitor}
+
+## Process (scorer and monitor)
+
+{process}
 """
 
 
@@ -101,7 +105,10 @@ def metrics_document() -> str:
     """docs/metrics.md."""
     made = _MADE.format("stream_scorer/observability/metrics.py and stream_scorer/monitor/metrics.py")
     return _METRICS.format(
-        made=made, scorer=_metric_table(SCORER_METRICS), monitor=_metric_table(MONITOR_METRICS + WATCH_METRICS)
+        made=made,
+        scorer=_metric_table(SCORER_METRICS),
+        monitor=_metric_table(MONITOR_METRICS + WATCH_METRICS),
+        process=_metric_table(PROCESS_METRICS),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch
@@ -45,6 +46,9 @@ def _count(metrics: m.Metrics, batch: MicroBatch) -> None:
     if batch.decided is not None:
         for code, count in enumerate(np.bincount(batch.decided.decision, minlength=len(DECISIONS)).tolist()):
             metrics.count(m.TRANSACTIONS, count, DECISIONS[code])
+        metrics.count(m.FALLBACKS, batch.decided.without_score())
+    if batch.events is not None and batch.committed_at is not None:
+        metrics.observe_all(m.END_TO_END, _end_to_end(batch, batch.events.transactions.row, batch.committed_at))
     if batch.enriched is not None:
         metrics.count(m.DUPLICATES, int(batch.enriched.duplicate.sum()))
         for reason in batch.enriched.degraded:
@@ -54,3 +58,10 @@ def _count(metrics: m.Metrics, batch: MicroBatch) -> None:
         ages = batch.enriched.ages
         metrics.set(m.FEATURE_AGE, ages.partitions.max(initial=0) / 1_000, "partitions")
         metrics.set(m.FEATURE_AGE, ages.labels.max(initial=0) / 1_000, "labels")
+
+
+def _end_to_end(batch: MicroBatch, rows: NDArray[np.int64], committed_at: int) -> NDArray[np.float64]:
+    """Seconds (n,) from the record timestamps of the transactions `rows` to the commit; at least 0."""
+    timestamps = batch.transactions.timestamp[rows]
+    known = timestamps[timestamps > 0]  # a record without a timestamp has -1, or 0
+    return np.maximum(committed_at - known, 0) / 1_000

@@ -60,6 +60,15 @@ class BatchDecisions:
         if self.arm.any():
             self.decision = np.where(self.arm == 1, self.verdicts[1].decision, self.decision)
 
+    def without_score(self) -> int:
+        """The number of transactions that the fallback decides: they have no score, and no list decides them."""
+        missing = np.isnan(self.verdicts[0].scored.score)
+        if self.arm.any():
+            missing = np.where(self.arm == 1, np.isnan(self.verdicts[1].scored.score), missing)
+        if self.rules is not None:
+            missing &= self.rules.listed < 0
+        return int(np.count_nonzero(missing))
+
     def rows_of(self, version: int) -> NDArray[np.int64]:
         """The transactions that one of the lineup's versions decided, in order."""
         return np.flatnonzero(self.arm == version)
@@ -73,7 +82,7 @@ class MicroBatch:
         transactions, labels: the original records. spans: the offsets they cover, the positions to commit.
         scoring: false for a catch-up batch, whose records were scored before and only bring the rows up to date.
         events, dead: set by decode. enriched: by enrich. decided: by score. transaction: by publish.
-        seconds: wall time by stage.
+        committed_at: epoch ms, set by commit. seconds: wall time by stage.
     """
 
     transactions: RawRecords
@@ -86,6 +95,7 @@ class MicroBatch:
     enriched: Enriched | None = None
     decided: BatchDecisions | None = None
     transaction: OpenTransaction | None = None
+    committed_at: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod

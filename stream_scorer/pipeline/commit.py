@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stream_scorer.clock import Clock
 from stream_scorer.errors import TransactionAborted
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch
@@ -13,11 +14,15 @@ class Commit:
     name = "commit"
     scoring_only = True
 
-    def __init__(self, metrics: m.Metrics) -> None:
+    def __init__(self, metrics: m.Metrics, clock: Clock) -> None:
         self._metrics = metrics
+        self._clock = clock
 
     def process(self, batch: MicroBatch) -> None:
-        """Commit. Raises `TransactionAborted` when nothing was committed or the outcome is unknown."""
+        """Commit, and set `batch.committed_at`.
+
+        Raises `TransactionAborted` when nothing was committed or the outcome is unknown.
+        """
         assert batch.transaction is not None
         offsets = {span.source: span.stop for span in batch.spans}
         try:
@@ -25,4 +30,5 @@ class Commit:
         except TransactionAborted:
             self._metrics.count(m.COMMITS, 1, "aborted")
             raise
+        batch.committed_at = self._clock.now_ms()
         self._metrics.count(m.COMMITS, 1, "committed")

@@ -9,7 +9,14 @@ import numpy as np
 from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.ensemble.lineup import DISABLED, Lineup
-from stream_scorer.observability.metrics import ENSEMBLE_AGE, MEMBER_BREAKER, MEMBER_FAILURES, MEMBER_SECONDS, Metrics
+from stream_scorer.observability.metrics import (
+    ENSEMBLE_AGE,
+    MEMBER_BATCHES,
+    MEMBER_BREAKER,
+    MEMBER_FAILURES,
+    MEMBER_SECONDS,
+    Metrics,
+)
 from stream_scorer.pipeline.batch import BatchDecisions, MicroBatch, VersionResult
 from stream_scorer.pipeline.policy import Policy, Rules
 from stream_scorer.spec.model import CheckedSpec
@@ -62,6 +69,7 @@ class Scoring:
             outputs = [pool.predict_member(index, features) for index in range(len(pool))]
         for name, output in zip(pool.names, outputs, strict=True):
             metrics.count(MEMBER_SECONDS, output.seconds, name)
+            metrics.count(MEMBER_BATCHES, output.reason != DISABLED, name)
             if output.reason not in ("", DISABLED):
                 metrics.count(MEMBER_FAILURES, 1, name)
         return outputs
