@@ -7,7 +7,7 @@ topic is the user's and is declared in the pipeline spec, not here.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -21,6 +21,10 @@ LabelValue = Literal["fraud", "genuine"]
 MemberStatus = Literal["ok", "missing", "disabled"]
 Arm = Literal["champion", "canary"]
 ARMS: tuple[Arm, ...] = ("champion", "canary")
+# A verdict on a version; drift of a field or score; an input that is silent, late or unreadable; labels that stop; the
+# budgets of latency and of errors; the circuit breaker of a member.
+IncidentKind = Literal["verdict", "drift", "feed", "labels", "latency", "errors", "breaker"]
+INCIDENT_KINDS: tuple[IncidentKind, ...] = get_args(IncidentKind)
 # The verdict on a version under test; see `stream_scorer.control.verdict`.
 Finding = Literal["rise", "fall", "harmless", "undecided"]
 Author = Literal["person", "monitor", "scorer"]
@@ -517,37 +521,88 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     held_back: str
 
 
+class Affected(Record, frozen=True):
+    """Who an incident affects, from its first affected offset to its last update. Null: not known.
+
+    `money` is the sum of their amounts in minor units of the spec's currency (its reference currency if it has rates).
+    `how` says what is counted, or how the figures are estimated.
+    """
+
+    transactions: int | None = None
+    cards: int | None = None
+    alerts: int | None = None
+    money: int | None = None
+    how: str = ""
+
+
+class Saved(Record, frozen=True):
+    """What an action saved: false or missed alerts among `transactions` after it, at the excess rate before it.
+
+    `alerts` is negative if the action brought alerts back that were missing. `money` as in `Affected`.
+    """
+
+    transactions: int
+    alerts: int
+    how: str
+    money: int | None = None
+
+
 class Incident(Record, frozen=True, kw_only=True):
-    """Topic `incidents`: a version alerts more cards, or fewer, than the one that scores the same transactions.
+    """Topic `incidents`: a condition that needs attention. A later record of the same `id` replaces it.
 
-    A later record of the same `id` replaces it. `since` is the offset of the command that put the version in play, and
-    with the ensemble makes the `id`. `finding` is `rise` or `fall`. `cards` are the alerted cards, on which the finding
-    is based. Of `rows` transactions that both versions scored, `both` were alerted by both, `only` by this version,
-    `lacking` by the other one; `log_evidence` is the natural logarithm of the evidence. `member` is the suspect, null
-    if there is none.
+    `kind` is the kind of condition. The subject is what has the condition: `ensemble`, `version`, `member`, `field` (of
+    the transaction, or a feature), `topic` and `partition`, and `source` (of labels); empty or null where it does not
+    apply. `subject` names it in words. While an incident is open, its kind and subject have no other one.
 
-    `due` is the command that would end it; `held_back` says why the monitor does not submit it, empty if it does.
-    `opened` and `closed` are clocks of the monitor. `ended_by` is the newest command, whoever submitted it, when the
-    versions were no longer compared; null while they are.
+    `opened`, `updated` and `closed` are clocks of the monitor; `opened_event`, `updated_event` and `closed_event` are
+    event times, null if not known. `first` has the first affected offset of each input partition, where known. `why`
+    says what changed, `done` what the product did, `ended` why it is over. `statistics` has the figures of the last
+    update, `limits` those that open the incident.
+
+    `due` is the command that would end it, null if no command would; `held_back` says why the monitor does not submit
+    it, empty if it does. `ended_by` is the newest command when the incident ended, whoever submitted it.
+
+    A verdict: `version` alerts more cards, or fewer, than the version `other` that scores the same transactions.
+    `since` is the offset of the command that put it in play, and with the ensemble makes the `id`. `finding` is `rise`
+    or `fall`. `cards` are the alerted cards, on which the finding is based. Of `rows` transactions that both versions
+    scored, `both` were alerted by both, `only` by this version, `lacking` by the other one; `log_evidence` is the
+    natural logarithm of the evidence. `member` is the suspect, null if there is none.
     """
 
     id: str
     ensemble: str
-    version: str
-    other: str
-    since: int
     opened: int
     why: str
-    rows: int
-    both: int
-    only: int
-    lacking: int
-    log_evidence: float
-    member: str | None
-    due: Action
-    held_back: str
+    kind: IncidentKind = "verdict"
+    subject: str = ""
+    version: str = ""
+    member: str | None = None
+    field: str | None = None
+    topic: str = ""
+    partition: int | None = None
+    source: str = ""
+    opened_event: int | None = None
+    updated: int | None = None
+    updated_event: int | None = None
     closed: int | None = None
+    closed_event: int | None = None
+    first: list[Source] = []
+    affected: Affected | None = None
+    done: str = ""
+    saved: Saved | None = None
+    ended: str = ""
+    statistics: dict[str, float | int | None] = {}
+    limits: dict[str, float] = {}
+    due: Action | None = None
+    held_back: str = ""
     ended_by: int | None = None
+    other: str = ""
+    since: int = 0
+    rows: int = 0
+    both: int = 0
+    only: int = 0
+    lacking: int = 0
+    log_evidence: float = 0.0
     finding: Finding = "rise"
     cards: CountedCards | None = None
 

@@ -482,7 +482,11 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
         history = console.read()
         with _open_scorers(settings, console.topics.scorer_status, name) as reader:
             scorers = [seen.status for seen in reader.find_running()]
-        incidents = [i for i in _open_incidents(settings, console.topics.incidents) if name in (None, i.ensemble)]
+        incidents = [
+            i
+            for i in _open_incidents(settings, console.topics.incidents)
+            if name in (None, i.ensemble) or not i.ensemble
+        ]
         verdicts = [
             v for v in _read_verdicts(settings, console.topics.verdicts, history) if name in (None, v.ensemble)
         ]  # fmt: skip
@@ -503,7 +507,8 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
             click.echo(plain(f"{label:11} {fact}"))
     for incident in incidents:
         held = f" ({incident.held_back})" if incident.held_back else ""
-        click.echo(plain(f"{'incident':11} {incident.due} of {incident.version} is due{held}: {incident.why}"))
+        due = f"{incident.due} of {incident.version} is due{held}" if incident.due else f"{incident.kind}"
+        click.echo(plain(f"{'incident':11} {due}: {incident.why}"))
     _show_table(
         ("scorer", "in play", "offset", "problem"),
         [(s.instance, ", ".join(s.in_play), str(s.control_offset), s.problem) for s in scorers],

@@ -231,9 +231,13 @@ def _audit(r: AuditRecord, at: int) -> str:
 
 
 def _incident(r: Incident, _at: int) -> str:
-    state = f"closed by control offset {r.ended_by}" if r.closed is not None else f"open, {r.due} is due"
+    if r.closed is not None:
+        state = f"closed by control offset {r.ended_by}" if r.ended_by is not None else f"closed, {r.ended}"
+    else:
+        state = "open" + (f", {r.due} is due" if r.due is not None else "")
     held = f", {r.held_back}" if r.held_back and r.closed is None else ""
-    return f"{when(r.closed or r.opened)}  {r.id}  {r.ensemble} {r.version}: {state}{held}; {r.why}"
+    whose = f"{r.ensemble} {r.version}" if r.kind == "verdict" else f"{r.kind} of {r.subject}"
+    return f"{when(r.closed or r.updated or r.opened)}  {r.id}  {whose}: {state}{held}; {r.why}"
 
 
 def _verdict(r: VerdictRecord, at: int) -> str:

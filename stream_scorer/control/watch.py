@@ -248,12 +248,7 @@ class Watch:
 
     def _report(self, paired: Paired, action: Action, held_back: str) -> bool:
         """Report an incident and return whether that worked. A failure must not prevent the command."""
-        try:
-            self._incidents.report(paired, action, held_back, self._clock.now_ms())
-        except StreamScorerError as error:
-            _log.warning("an incident of %s could not be reported: %s", paired.pair.ensemble, error.message)
-            return False
-        return True
+        return self._incidents.report(paired, action, held_back, self._clock.now_ms())
 
     def _close_ended(self, found: list[Pair]) -> None:
         newest = {ensemble: state.control_offset for ensemble, state in self._history.states.items()}

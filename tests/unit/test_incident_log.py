@@ -1,0 +1,131 @@
+"""The log of incidents: one condition gives one incident, whoever reports it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.incidents.log import UPDATE_EVERY_MS, Condition, IncidentLog, IncidentTable, Subject
+from stream_scorer.records import Affected, Incident, Source
+from tests.support.control import MARKER, MemoryControlLog
+
+SILENT = Subject(topic="transactions", partition=3)
+
+
+def condition(start: int = 120, **more: object) -> Condition:
+    fields: dict[str, object] = {"kind": "feed", "subject": SILENT, "start": start, "why": "no transactions"}
+    return Condition(**(fields | more))  # type: ignore[arg-type]
+
+
+def records(log: MemoryControlLog) -> list[Incident]:
+    return [msgspec.json.decode(value, type=Incident) for value in log.records if value != MARKER]
+
+
+def test_a_condition_is_opened_once_by_two_monitors_and_by_one_after_a_restart() -> None:
+    log = MemoryControlLog()
+    one, two = (IncidentLog(MemoryControlLog(log.records)) for _ in range(2))
+    for monitor in (one, two, one, IncidentLog(MemoryControlLog(log.records))):
+        assert monitor.report(condition(), 1_000)
+    (incident,) = records(log)
+    assert incident.id == "feed-transactions-partition-3-120"
+    assert (incident.kind, incident.subject, incident.opened) == ("feed", "transactions, partition 3", 1_000)
+    assert (incident.closed, incident.updated, incident.due) == (None, None, None)
+
+
+def test_a_monitor_that_sees_another_beginning_updates_the_open_incident() -> None:
+    log = MemoryControlLog()
+    IncidentLog(MemoryControlLog(log.records)).report(condition(120, first=[Source("transactions", 3, 120)]), 0)
+    later = condition(150, first=[Source("transactions", 3, 150), Source("transactions", 4, 9)], why="still none")
+    restarted = IncidentLog(MemoryControlLog(log.records))
+    restarted.report(later, UPDATE_EVERY_MS)
+    first, second = records(log)
+    assert (second.id, second.opened, second.updated, second.why) == (first.id, 0, UPDATE_EVERY_MS, "still none")
+    assert second.first == [Source("transactions", 3, 120), Source("transactions", 4, 9)]
+
+
+def test_two_monitors_that_open_at_the_same_time_with_different_beginnings_have_one_incident() -> None:
+    log = MemoryControlLog()
+    one, two = (IncidentLog(MemoryControlLog(log.records)) for _ in range(2))
+    one.report(condition(120), 0)
+    # Both had read the topic before the other one wrote.
+    blind = msgspec.structs.replace(records(log)[0], id="feed-transactions-partition-3-121")
+    log.records.append(msgspec.json.encode(blind))
+    assert [incident.id for incident in two.open()] == ["feed-transactions-partition-3-120"]
+    two.close_incident("feed-transactions-partition-3-120", "transactions arrive again", 5)
+    for monitor in (one, two, IncidentLog(log)):
+        assert monitor.open() == []
+
+
+def test_a_closed_incident_stays_closed_and_a_new_condition_is_a_new_one() -> None:
+    log = MemoryControlLog()
+    monitor = IncidentLog(log)
+    monitor.report(condition(120), 0)
+    monitor.close_incident(records(log)[0].id, "transactions arrive again", 7, event_time=5)
+    monitor.close_incident(records(log)[0].id, "transactions arrive again", 8)
+    monitor.report(condition(120), 9)
+    opened, closed = records(log)
+    assert closed == msgspec.structs.replace(opened, closed=7, closed_event=5, ended="transactions arrive again")
+    monitor.report(condition(500), 20)
+    assert [incident.id for incident in monitor.open()] == ["feed-transactions-partition-3-500"]
+
+
+def test_figures_are_written_now_and_then_and_actions_at_once() -> None:
+    log = MemoryControlLog()
+    monitor = IncidentLog(log)
+    monitor.report(condition(affected=Affected(transactions=1)), 0)
+    monitor.report(condition(affected=Affected(transactions=2)), UPDATE_EVERY_MS - 1)
+    assert len(log.records) == 1
+    monitor.report(condition(affected=Affected(transactions=3)), UPDATE_EVERY_MS)
+    monitor.report(condition(affected=Affected(transactions=4), done="a person was called"), UPDATE_EVERY_MS + 1)
+    monitor.report(condition(affected=Affected(transactions=4), done="a person was called"), 3 * UPDATE_EVERY_MS)
+    assert [i.affected.transactions for i in records(log) if i.affected] == [1, 3, 4]
+    # After ten days, one update a minute would be too many.
+    late = 10 * 86_400_000
+    for minute in range(60):
+        monitor.report(condition(affected=Affected(transactions=5 + minute)), late + minute * UPDATE_EVERY_MS)
+    assert len(log.records) == 4
+
+
+def test_a_topic_that_cannot_be_written_or_read_raises_nothing_and_the_next_report_tries_again() -> None:
+    class Moody(MemoryControlLog):
+        broken = True
+
+        def append(self, key: str, value: bytes) -> int:
+            if self.broken:
+                raise BrokerUnavailable("not now")
+            return super().append(key, value)
+
+    log = Moody()
+    monitor = IncidentLog(log)
+    assert not monitor.report(condition(), 0)
+    log.broken = False
+    assert monitor.report(condition(), 1)
+    log.broken = True
+    assert not monitor.close_incident(records(log)[0].id, "over", 2)
+    log.records.append(MARKER)
+    log.fails = BrokerUnavailable("no broker")
+    assert not monitor.report(condition(), 3)
+    assert records(log)[0].closed is None
+
+
+def test_a_record_of_an_earlier_release_is_a_verdict() -> None:
+    old = (
+        b'{"id":"cards-4","ensemble":"cards","version":"3","other":"2","since":4,"opened":9,"why":"w","rows":9,"both":1,'
+        b'"only":2,"lacking":3,"log_evidence":7.0,"member":"gbm","due":"rollback","held_back":"","closed":null,'
+        b'"ended_by":null}'
+    )
+    table = IncidentTable(keep_history=True)
+    found = table.add(old, 0)
+    assert found is not None
+    assert (found.kind, found.due, found.member, found.rows, found.closed) == ("verdict", "rollback", "gbm", 9, None)
+    assert table.add(b"junk", 1) is None
+    assert table.history == {"cards-4": [found]}
+
+
+@pytest.mark.parametrize("name", ["a b/c", "x" * 300, "übertrag"])
+def test_an_id_is_safe_as_a_file_name_and_differs_between_subjects(name: str) -> None:
+    found = condition(subject=Subject(field=name)).id
+    other = condition(subject=Subject(field=name.replace("/", "?") + "!")).id
+    assert found != other
+    assert len(found) < 120 and set(found) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
