@@ -3,7 +3,7 @@
 The core (`generate`, `labeller`) does no I/O; `files` reads and writes Parquet, `live` uses Kafka. Nothing here scores.
 """
 
-from stream_scorer.simulate.config import SimulationConfig
+from stream_scorer.simulate.config import Life, SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.fraud import FRAUD_KINDS
 from stream_scorer.simulate.generate import generate, generate_days
@@ -16,6 +16,7 @@ __all__ = [
     "Labeller",
     "LabellerConfig",
     "Labels",
+    "Life",
     "SimulationConfig",
     "Transactions",
     "encode_keys",

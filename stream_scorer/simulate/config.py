@@ -15,6 +15,40 @@ DEFAULT_START_MS = 1_736_121_600_000
 
 
 @dataclass(frozen=True)
+class Life:
+    """How a world changes over time; without it, entities and their activity stay the same.
+
+    Attributes:
+        growth: relative growth of the number of transactions per year, in addition to that of customers.
+        new_customers, lost_customers: shares of the customers who join, or leave, on some day of the simulation.
+        new_terminals: share of the terminals that open on some day of the simulation.
+        card_bursts, terminal_bursts: mean number per day of bursts of fraud on one card, and on many cards at one
+            terminal, in addition to the episodes that `fraud_rate` budgets for.
+        sales: days with a sale: `sale_volume` times the transactions, and online prices at `sale_price`.
+    """
+
+    growth: float = 0.0
+    new_customers: float = 0.0
+    lost_customers: float = 0.0
+    new_terminals: float = 0.0
+    card_bursts: float = 0.0
+    terminal_bursts: float = 0.0
+    sales: tuple[int, ...] = ()
+    sale_volume: float = 1.5
+    sale_price: float = 0.8
+
+    def __post_init__(self) -> None:
+        """Raise `SettingsError` if a value is out of range."""
+        for name in ("new_customers", "lost_customers", "new_terminals"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise SettingsError(f"{name} must be at least 0 and below 1")
+        if self.growth <= -1.0 or min(self.card_bursts, self.terminal_bursts) < 0.0:
+            raise SettingsError("growth must be above -1, and the numbers of bursts at least 0")
+        if min(self.sale_volume, self.sale_price) <= 0.0:
+            raise SettingsError("sale_volume and sale_price must be above 0")
+
+
+@dataclass(frozen=True)
 class SimulationConfig:
     """All parameters of a data set: the same config gives the same bytes (with the same numpy).
 
@@ -28,6 +62,7 @@ class SimulationConfig:
         transactions: number of transactions, including fraud.
         transactions_per_customer_day: mean over customers and days.
         fraud_rate: target number of fraud transactions, as a share of the genuine ones.
+        life: how the world changes over time.
     """
 
     seed: int = 1
@@ -38,6 +73,7 @@ class SimulationConfig:
     transactions: int | None = None
     transactions_per_customer_day: float = 1.5
     fraud_rate: float = 0.007
+    life: Life | None = None
 
     def __post_init__(self) -> None:
         """Raise `SettingsError` if a value is out of range."""

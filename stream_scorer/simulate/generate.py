@@ -21,6 +21,7 @@ from stream_scorer.simulate.fraud import (
     channels_of,
     whole_amounts,
 )
+from stream_scorer.simulate.life import Lives
 from stream_scorer.simulate.transactions import Ints, Strings, Transactions, fixed_ids
 from stream_scorer.simulate.world import (
     ATM,
@@ -55,14 +56,17 @@ def generate_days(config: SimulationConfig) -> Iterator[Transactions]:
     world = build_world(config)
     devices, networks = Fresh(world.fresh_device), Fresh(world.fresh_network)
     compromised = _CompromisedTerminals(config, world)
+    lives = None if config.life is None else Lives(config.life, config, world)
     later: list[Raw] = []
     done = day = 0
     while config.days is None or day < config.days:
         start = config.start_ms + day * DAY_MS
         rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(1, day)))
         scene = Scene(world, rng, start, devices, networks)
-        genuine = compromised.strike(rng, day, _genuine(scene))
-        pool = Raw.concat([*later, genuine, *_episodes(scene, config)])
+        genuine = _genuine(scene, lives, day)
+        bursts = [] if lives is None else lives.bursts(scene, day)
+        genuine = compromised.strike(rng, day, genuine)
+        pool = Raw.concat([*later, genuine, *_episodes(scene, config), *bursts])
         # An episode may last past midnight: its later transactions are kept for the next days.
         today = pool.time < start + DAY_MS
         later = [pool.take(~today)]
@@ -77,13 +81,16 @@ def generate_days(config: SimulationConfig) -> Iterator[Transactions]:
             return
 
 
-def _genuine(scene: Scene) -> Raw:
+def _genuine(scene: Scene, lives: Lives | None, day: int) -> Raw:
     """The genuine transactions of one day."""
     rng, world = scene.rng, scene.world
     weekday = (scene.day_ms // DAY_MS + _EPOCH_WEEKDAY) % 7
     # Occasional shopping days: a burst of genuine purchases.
     busy = np.where(rng.random(world.customers) < 0.01, 4.0, 1.0)
-    customer = np.repeat(np.arange(world.customers), rng.poisson(world.rate * _WEEK[weekday] * busy))
+    expected = world.rate * _WEEK[weekday] * busy
+    if lives is not None:
+        expected *= lives.activity(day)
+    customer = np.repeat(np.arange(world.customers), rng.poisson(expected))
     count = len(customer)
     hour = np.searchsorted(HOUR_CDF, rng.random(count) + world.lifestyle[customer], side="right") % 24
     time = scene.day_ms + ((hour + rng.random(count)) * HOUR_MS).astype(np.int64)
@@ -115,9 +122,9 @@ def _genuine(scene: Scene) -> Raw:
     network[rows] = np.where(where < 0.68, home, np.where(where < 0.95, own_carrier, abroad))
     hotel = rows[where > 0.99]
     network[hotel] = scene.networks.take(len(hotel))
-    return Raw(
-        time, customer, terminal, device, network, whole, channels_of(rng, kind, whole), np.zeros(count, np.int64)
-    )
+    channel = channels_of(rng, kind, whole)
+    genuine = Raw(time, customer, terminal, device, network, whole, channel, np.zeros(count, np.int64))
+    return genuine if lives is None else lives.adjust(day, genuine)
 
 
 def _episodes(scene: Scene, config: SimulationConfig) -> list[Raw]:
