@@ -82,6 +82,9 @@ PROOFS = {
     "false-alarms": Proof(
         "versions that change nothing are hardly ever withdrawn, although alerts come in bursts on one card", 258
     ),
+    "incidents": Proof(
+        "20 faulty updates of 5 kinds, measured against the truth, are rolled back, and the member is named", 900
+    ),
     "sticky": Proof("an entity keeps its arm in every process and while the share grows", 21),
     "hostile-artifacts": Proof(
         "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 96

@@ -34,7 +34,9 @@ from stream_scorer.pipeline.summarise import Summariser
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import Command, Decision, Incident, ScoreSummary, ServedVersion, VerdictRecord
 from stream_scorer.serde.raw import RawRecords
+from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
+from stream_scorer.simulate.generate import generate_days
 from stream_scorer.simulate.labeller import Labeller, LabellerConfig
 from stream_scorer.simulate.transactions import Transactions
 from stream_scorer.spec import CheckedSpec
@@ -154,6 +156,16 @@ class FeaturePath:
         return spans
 
 
+def settled_traffic(checked: CheckedSpec, config: SimulationConfig, after_days: int) -> list[Prepared]:
+    """The transactions of a world after its first days, with features that know these days."""
+    path, kept = FeaturePath(checked, seed=config.seed), []
+    for day, rows in enumerate(generate_days(config)):
+        for prepared in path.run(rows):
+            if day >= after_days:
+                kept.append(prepared)
+    return kept
+
+
 class Stage:
     """Scores prepared batches with one lineup and summarises what the champion decides."""
 
@@ -187,13 +199,16 @@ class SimulatedClock:
 class _Follower:
     """Reads a growing list of records from a record timestamp on."""
 
-    def __init__(self, records: list[ControlRecord], since_ms: int) -> None:
-        self._records = records
+    def __init__(self, records: list[ControlRecord], since_ms: int, keep: bool) -> None:
+        self._records, self._keep = records, keep
         self._at = next((i for i, record in enumerate(records) if record.timestamp >= since_ms), len(records))
 
     def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
         found = self._records[self._at : self._at + max_records]
-        self._at += len(found)
+        if self._keep:
+            self._at += len(found)
+        else:
+            del self._records[self._at : self._at + len(found)]
         return found
 
     def close(self) -> None:
@@ -201,9 +216,12 @@ class _Follower:
 
 
 class Desk:
-    """A control log, its topics in memory, and the real watch in mode `auto`."""
+    """A control log, its topics in memory, and the real watch in mode `auto`.
 
-    def __init__(self, tolerances: Tolerances) -> None:
+    Without `keep`, summaries are deleted once they are read: then the watch cannot start again.
+    """
+
+    def __init__(self, tolerances: Tolerances, *, keep: bool = True) -> None:
         self.clock = SimulatedClock()
         self.summaries: list[ControlRecord] = []
         self.verdicts: list[VerdictRecord] = []
@@ -213,7 +231,7 @@ class Desk:
             MemoryControlLog(self._commands.records),
             Incidents(MemoryControlLog(self._incidents.records)),
             Verdicts(lambda _key, value: self.verdicts.append(msgspec.json.decode(value, type=VerdictRecord))),
-            lambda since_ms: _Follower(self.summaries, since_ms),
+            lambda since_ms: _Follower(self.summaries, since_ms, keep),
             self.clock,
             Metrics(WATCH_METRICS),
             who="watch",
