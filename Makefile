@@ -82,11 +82,13 @@ prove-all: setup  ## Run all proofs, one result line per proof: make prove-all [
 bench: setup  ## Throughput, latency and CPU cost, compared with the passthrough (about 6 minutes on an idle machine)
 	@$(BIN)/stream-scorer bench
 
-schemas: setup  ## Write schemas/ from the records in the code
+schemas: setup  ## Write schemas/ from the records in the code, and the dashboards from tools/make_dashboards.py
 	@$(BIN)/python -m stream_scorer.serde.schemas schemas
+	@$(BIN)/python tools/make_dashboards.py
 
 schemas-check: setup
 	@$(BIN)/python -m stream_scorer.serde.schemas schemas --check
+	@$(BIN)/python tools/make_dashboards.py --check
 
 $(BIN)/uv: requirements/bootstrap.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
