@@ -121,6 +121,11 @@ PROOFS = {
         116,
         own="kills scorer and monitor with a transaction open",
     ),
+    "monitor-crash": Proof(
+        "windows stay exact and a due rollback is issued once, although each part of the monitor is killed 20 times",
+        330,
+        own="kills monitors with a transaction open, and flushes Redis",
+    ),
     "handbook-live": Proof(
         "quality on the Fraud Detection Handbook's transactions, by the live path", 116, KAFKA_REDIS
     ),

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from proofs.kit import (
     Context,
@@ -71,9 +70,7 @@ def run(context: Context) -> Result:
     good, harmless, bad = (context.folder / name for name in ("good", "harmless", "bad"))
     train_cards(good, seed=context.seed, transactions=30_000)
     least = LEAST_RISE if n >= FEW else LEAST_RISE_OF_FEW
-    changes = [Change(MEMBER, INPUT, scale, AMPLIFIED) for scale in SCALES]
-    made = minor_update(good / "ensemble", bad / "ensemble", _features(good), changes, least)
-    assert made is not None, "no scale raises alerts enough"
+    made = minor_update_of(good, bad, least)
     changed = asdict(made[0]) | {"rise_on_history": round(made[1], 3)}
     result.figures |= changed
     context.say(f"the bad version: {changed}")
@@ -105,7 +102,7 @@ def run(context: Context) -> Result:
 
         def promote(version: ServedVersion) -> int:
             catch_up(log, history, log.end())
-            entry = submit(log, history, lambda offset: _promotion(version, offset))
+            entry = submit(log, history, lambda offset: promotion(version, offset))
             assert not entry.refused, entry.refused
             return entry.offset
 
@@ -249,11 +246,20 @@ def _evidence(cards: list[int]) -> float:
     return float(np.logaddexp.reduce(fortunes))
 
 
-def _features(folder: Path) -> NDArray[np.float64]:
-    return read_training_set(folder / "transactions.parquet", folder / "labels.parquet", cards()).features
+def minor_update_of(good: Path, bad: Path, least: float) -> tuple[Change, float]:
+    """Write a version to ``bad/ensemble`` that alerts at least `least` more on the history of `good`.
+
+    Returns the change, and the rise.
+    """
+    features = read_training_set(good / "transactions.parquet", good / "labels.parquet", cards()).features
+    changes = [Change(MEMBER, INPUT, scale, AMPLIFIED) for scale in SCALES]
+    made = minor_update(good / "ensemble", bad / "ensemble", features, changes, least)
+    assert made is not None, "no scale raises alerts enough"
+    return made
 
 
-def _promotion(version: ServedVersion, offset: int) -> Command:
+def promotion(version: ServedVersion, offset: int) -> Command:
+    """The command that promotes `version`, at this place of the log."""
     return Command(
         ensemble="cards", action="promote", who="ann", why="a minor update", at=SystemClock().now_ms(),
         expected_offset=offset, version=version,

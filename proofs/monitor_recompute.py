@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from proofs.kit import TopicContent, cards, read_lineage, read_topic
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Contribution, Score
+from stream_scorer.records import Contribution, MonitorMetric, Score
 from stream_scorer.spec.model import PipelineSpec, duration_ms
 
+# Of figures that are not whole numbers.
+TOLERANCE = 1e-9
 POSITIVE = {"review+block": ("review", "block"), "block": ("block",)}
 
 Bools = NDArray[np.bool_]
@@ -203,6 +205,49 @@ def recompute(logs: Logs, length: int) -> dict[Key, tuple[float | None, int | No
         for start, n, distance in zip(starts.tolist(), rows, _distances(logs, name, values, window), strict=True):
             found[start, length, "drift_score", name] = distance, None, n
     return found
+
+
+SubjectKey = tuple[str, str, str, Key]
+
+
+def recompute_all(
+    logs: Logs, manifests: Mapping[str, dict[str, Any]], windows: Sequence[int], profiled: str
+) -> dict[SubjectKey, Any]:
+    """Every figure by ensemble, version, arm and key, as `recompute` returns it.
+
+    Args:
+        manifests: by digest. windows: lengths in panes. profiled: the version whose reference profile the monitor has;
+            the others have no drift scores.
+    """
+    out: dict[SubjectKey, Any] = {}
+    for ensemble, version, arm in logs.who:
+        digest = version.removeprefix("local-")
+        mine = logs.of(ensemble, version, arm, next(m for name, m in manifests.items() if name.startswith(digest)))
+        for panes in windows:
+            for key, row in recompute(mine, panes * logs.pane_ms).items():
+                if key[2] != "drift_score" or version == profiled:
+                    out[ensemble, version, arm, key] = row
+    return out
+
+
+def wrong_figures(expected: Mapping[SubjectKey, Any], records: Sequence[MonitorMetric]) -> dict[str, list[str]]:
+    """Figures that differ from `expected`, by metric. Of `records`, in log order, the last of each key counts."""
+    last: dict[SubjectKey, MonitorMetric] = {}
+    for metric in records:
+        key = (metric.window_start, metric.window_end - metric.window_start, metric.metric, metric.dimension)
+        last[metric.ensemble, metric.version, metric.arm, key] = metric
+    wrong: dict[str, list[str]] = {}
+    for subject in expected.keys() | last.keys():
+        said, row = last.get(subject), expected.get(subject)
+        same = False
+        if said is not None and row is not None:
+            same = (said.numerator, said.denominator) == row[1:]
+            if row[0] is not None:
+                same = same and said.value is not None and abs(said.value - row[0]) <= TOLERANCE
+        if not same:
+            shown = None if said is None else (said.value, said.numerator, said.denominator, said.revision)
+            wrong.setdefault(subject[3][2], []).append(f"{subject}: {shown}, by the log {row}")
+    return wrong
 
 
 def _distances(logs: Logs, name: str, values: Floats, window: NDArray[np.int64]) -> list[float]:

@@ -31,7 +31,7 @@ from proofs.kit import (
     wait_drained,
     wait_until,
 )
-from proofs.monitor_recompute import POSITIVE, Bools, Key, Logs, recompute
+from proofs.monitor_recompute import POSITIVE, TOLERANCE, Bools, Key, Logs, recompute
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import MonitorMetric
@@ -52,7 +52,6 @@ KILLS = 4
 # Twice the simulator's own, so that hours hold several alerts; the monitor assumes at most 2 % among the silent.
 FRAUD_RATE = 0.015
 WINDOWS = (1, 24)
-TOLERANCE = 1e-9
 # Bounds must say something: their mean width against the alert rate, which is their width if nothing is labelled. How
 # many alerts are labelled depends on how long alerts took to come (the wall clock), so hours are judged where most are.
 WIDEST_PANES, WIDEST_DAYS = 0.75, 0.8
@@ -82,11 +81,11 @@ def run(context: Context) -> Result:
         scorer = Scorer(context.folder, at, instance="scorer", ensemble=ensemble, sabotage=sabotage)
         windows = [word for panes in WINDOWS for word in ("--window", str(panes))]
         monitor = Monitor(context.folder, at, ensemble, arguments=["--emit-every", "0.5", *windows])
-        live = _traffic(context.seed, n, SMALL_SECONDS if few else SECONDS, bootstrap, truth)
+        live = loop_traffic(context.seed, n, SMALL_SECONDS if few else SECONDS, bootstrap, truth)
         scorer.start()
         monitor.start()
-        _wait_said(scorer, "assigned", 1)
-        _wait_said(monitor, "monitoring", 1)
+        wait_said(scorer, "assigned", 1)
+        wait_said(monitor, "monitoring", 1)
         traffic = pool.submit(live.run)
         try:
             _kill_both(context, result, bootstrap, scorer, monitor, live, traffic, n)
@@ -116,7 +115,8 @@ def run(context: Context) -> Result:
     return result
 
 
-def _traffic(seed: int, n: int, seconds: float, bootstrap: str, truth: Path) -> LiveTraffic:
+def loop_traffic(seed: int, n: int, seconds: float, bootstrap: str, truth: Path) -> LiveTraffic:
+    """`n` transactions, days of event time in `seconds`, with analysts and chargebacks; see the module."""
     config = SimulationConfig(
         seed=seed,
         customers=int(n / DAYS / 1.5),
@@ -140,7 +140,9 @@ def _traffic(seed: int, n: int, seconds: float, bootstrap: str, truth: Path) -> 
     return LiveTraffic(live, [generate(config)], labeller, clock=SystemClock())
 
 
-def _wait_said(process: Scorer, word: str, times: int) -> None:
+def wait_said(process: Scorer, word: str, times: int) -> None:
+    """Wait until the log of `process` has `word` so many times."""
+
     def said() -> bool:
         process.require_running()
         return process.log.read_text(errors="replace").count(word) >= times
@@ -175,7 +177,7 @@ def _kill_both(
         point = rng.uniform(low, low + 0.15) * n
         wait_until(f"traffic reaches {point:.0f}", lambda: live.report.transactions >= point or traffic.done(), 200)  # noqa: B023
         for kill in range(1, kills + 1):
-            left_open = _kill_in_transaction(victim, bootstrap, topic, patience_s=1.0 if kills == 1 else 3.0)
+            left_open = kill_in_transaction(victim, bootstrap, topic, patience_s=1.0 if kills == 1 else 3.0)
             after = n - live.report.transactions
             if kill == 1:
                 result.at_least(f"transactions_after_{victim.instance}_was_killed", after, n // 100)
@@ -184,13 +186,13 @@ def _kill_both(
             result.figures[f"{victim.instance}_kills"] = kill
             if left_open or traffic.done() or kill == kills:
                 break
-            _wait_said(victim, word, 1 + kill)
+            wait_said(victim, word, 1 + kill)
     for victim, word, _ in victims:
-        _wait_said(victim, word, 1 + result.figures[f"{victim.instance}_kills"])
+        wait_said(victim, word, 1 + result.figures[f"{victim.instance}_kills"])
     context.say(f"both are back at {live.report.transactions}")
 
 
-def _kill_in_transaction(victim: Scorer, bootstrap: str, topic: str, *, patience_s: float) -> bool:
+def kill_in_transaction(victim: Scorer, bootstrap: str, topic: str, *, patience_s: float) -> bool:
     """`kill -9` when records on `topic` are written and not committed, or after a while; whether they stay so."""
     ends = Ends(bootstrap, topic)
     try:

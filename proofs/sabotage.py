@@ -327,6 +327,20 @@ def keep_batches() -> None:
     Publisher.publish = publish_and_keep  # type: ignore[method-assign]
 
 
+def lose_applied_offsets() -> None:
+    """Whenever a monitor opens its counters, the applied offsets are gone, and the counts are not."""
+    from stream_scorer.state.counters import CounterStore
+
+    opened = CounterStore.open
+
+    def lose(self: Any, new_epoch: str, first: Any) -> Any:
+        for source in first:
+            self._client.hdel(self._head, f"m:{source}")
+        return opened(self, new_epoch, first)
+
+    CounterStore.open = lose  # type: ignore[method-assign]
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "outputs-outside": outputs_outside_the_transaction,
     "count-duplicates": count_duplicates,
@@ -347,6 +361,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "handicap": handicap,
     "keep-batches": keep_batches,
     "skip-entries": skip_entries,
+    "lose-applied-offsets": lose_applied_offsets,
 }
 
 if __name__ == "__main__":

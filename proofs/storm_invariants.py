@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from proofs.control_race import Books, Told
 from proofs.kit import ROOT, TopicContent, log_ends, read_lineage, read_topic, wait_until
 from proofs.memory_run import Event, LabelChange, ahead_of, features_of, read_log, same_value
-from proofs.monitor_recompute import Key, Logs, recompute
+from proofs.monitor_recompute import Logs, SubjectKey, recompute_all, wrong_figures
 from proofs.storm_traffic import BAD
 from proofs.storm_world import ABSENT, VERSIONS, WINDOWS, World
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
@@ -44,7 +44,6 @@ from stream_scorer.spec.model import duration_ms
 
 # Scores per second of the schedule whose features are recomputed in plain Python, about 2 ms each.
 COMPARED_PER_S = 40
-TOLERANCE = 1e-9
 _EXAMPLES = 3
 _COMMAND_S = 300
 
@@ -353,46 +352,18 @@ def _page(books: Books) -> dict[str, Any]:
     return {name: getattr(books, name) for name in names} | {"disabled": sorted(books.disabled)}
 
 
-SubjectKey = tuple[str, str, str, Key]
-
-
 def expected_windows(world: World) -> dict[SubjectKey, Any]:
     """Every figure of every window, by version and arm, recomputed from the topics."""
+    # Without a registry, the monitor has the profile of the version that it was started with only.
     first = local_version(manifest_digest(read_manifest(world.ensemble)))
-    topics, spec = Topics(), world.parts.checked.spec
     manifests = {p.name: json.loads((p / "manifest.json").read_text()) for p in (world.cache / "ensembles").iterdir()}
-    logs = Logs.read(world.bootstrap, topics, next(iter(manifests.values())), spec, BAD)
-    out: dict[SubjectKey, Any] = {}
-    for ensemble, version, arm in logs.who:
-        digest = version.removeprefix("local-")
-        mine = logs.of(ensemble, version, arm, next(m for name, m in manifests.items() if name.startswith(digest)))
-        for panes in WINDOWS:
-            for key, row in recompute(mine, panes * logs.pane_ms).items():
-                # Without a registry, the monitor has the profile of the version that it was started with only.
-                if key[2] != "drift_score" or version == first:
-                    out[ensemble, version, arm, key] = row
-    return out
+    logs = Logs.read(world.bootstrap, Topics(), next(iter(manifests.values())), world.parts.checked.spec, BAD)
+    return recompute_all(logs, manifests, WINDOWS, first)
 
 
 def compare_windows(world: World, expected: dict[SubjectKey, Any]) -> dict[str, list[str]]:
     """Figures that differ from `expected`, by metric, with what the monitor published last."""
-    last: dict[SubjectKey, MonitorMetric] = {}
-    for metric in read_topic(world.bootstrap, Topics().monitor_metrics).decode(MonitorMetric):
-        key = (metric.window_start, metric.window_end - metric.window_start, metric.metric, metric.dimension)
-        # Readers of a compacted topic have the last record.
-        last[metric.ensemble, metric.version, metric.arm, key] = metric
-    wrong: dict[str, list[str]] = {}
-    for subject in expected.keys() | last.keys():
-        said, row = last.get(subject), expected.get(subject)
-        same = False
-        if said is not None and row is not None:
-            same = (said.numerator, said.denominator) == row[1:]
-            if row[0] is not None:
-                same = same and said.value is not None and abs(said.value - row[0]) <= TOLERANCE
-        if not same:
-            shown = None if said is None else (said.value, said.numerator, said.denominator, said.revision)
-            wrong.setdefault(subject[3][2], []).append(f"{subject}: {shown}, by the log {row}")
-    return wrong
+    return wrong_figures(expected, read_topic(world.bootstrap, Topics().monitor_metrics).decode(MonitorMetric))
 
 
 def explain_windows(world: World, expected: dict[SubjectKey, Any]) -> list[str]:

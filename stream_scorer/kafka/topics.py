@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     ResourceType,
     TopicMetadata,
 )
@@ -234,6 +235,16 @@ class TopicAdmin:
             return int(found["max.message.bytes"].value)
         except (KafkaException, KeyError):
             return DEFAULT_MESSAGE_BYTES
+
+    def has_records(self, name: str) -> bool:
+        """Whether a record was ever written to the topic."""
+        partitions = self.partitions().get(name, 0)
+        latest = {TopicPartition(name, partition): OffsetSpec.latest() for partition in range(partitions)}
+        try:
+            found = self._client.list_offsets(latest, request_timeout=_TIMEOUT_S)
+            return any(future.result().offset > 0 for future in found.values())
+        except KafkaException as error:
+            raise as_domain_error(kafka_error(error), f"look up the end of topic {name}", self._bootstrap) from error
 
     def topic_id(self, name: str) -> str:
         """The broker's id of the topic. It changes if the topic is deleted and created again."""

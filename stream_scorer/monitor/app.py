@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from aiokafka.errors import KafkaError
@@ -21,13 +21,23 @@ from faust.types import TP
 from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, StateGap, StreamScorerError
 from stream_scorer.monitor.credentials import credentials
-from stream_scorer.monitor.judge import CLOSE, LABELLED_AT, MATURE, PANE, Judge, record_key
+from stream_scorer.monitor.judge import (
+    CLOSE,
+    LABELLED_AT,
+    LABELS_LOST_BEFORE,
+    LOST_BEFORE,
+    MATURE,
+    PANE,
+    REVISIONS_FROM,
+    Judge,
+    record_key,
+)
 from stream_scorer.monitor.metrics import COUNTED, MARK_LAG, SUMMARY_GAPS, UNREADABLE
 from stream_scorer.monitor.tally import Cells, count_outcome, count_summary, new_cells, require_counts
 from stream_scorer.monitor.transport import UNLINKED, LinkedMessage, MonitorFaust
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import NOT_A_RECORD, Outcome, ScoreSummary
-from stream_scorer.state.counters import Batch, CounterStore
+from stream_scorer.state.counters import Batch, CounterStore, Head
 
 # One script call adds a few thousand counts in a few milliseconds. A larger call would block Redis for too long.
 TAKE = 300
@@ -85,6 +95,18 @@ def runs(records: Iterable[Linked]) -> list[list[Linked]]:
     return found
 
 
+class Counter(Protocol):
+    """Counts the records of one topic."""
+
+    def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
+        """Add `values` to `cells` and `maxima`."""
+        ...
+
+    def lost_before(self, value: bytes) -> dict[str, int]:
+        """Up to which event time counts lack records, if retention deleted all records before `value`: a maximum."""
+        ...
+
+
 class Tallier:
     """Counts runs of records of one topic into the store."""
 
@@ -93,7 +115,7 @@ class Tallier:
         store: CounterStore,
         metrics: Metrics,
         topic: str,
-        count: Callable[[Cells, dict[str, int], Sequence[bytes]], None],
+        count: Counter,
         due: tuple[str, ...],
     ) -> None:
         self._store = store
@@ -103,11 +125,16 @@ class Tallier:
         self._due = due
         self._acknowledged: dict[int, int] = {}
         self._skipped: dict[int, int] = {}
+        self._cut: dict[int, int] = {}
 
-    def forget(self) -> None:
-        """Reset after a seek: another worker may have counted, and Redis may have an older state."""
+    def seek(self, cut: Mapping[int, int]) -> None:
+        """Reset after a seek: another worker may have counted, and Redis may have an older state.
+
+        `cut` has, by partition, the offset of the first record whose predecessors were deleted without being counted.
+        """
         self._acknowledged.clear()
         self._skipped.clear()
+        self._cut = dict(cut)
 
     def apply(self, partition: int, records: Sequence[Linked]) -> None:
         """Count a run. Blocking.
@@ -120,6 +147,8 @@ class Tallier:
         while rest:
             cells, maxima = new_cells(), dict[str, int]()
             self._count(cells, maxima, [record.value for record in rest])
+            if self._cut.get(partition) == rest[0].previous:
+                maxima |= self._count.lost_before(rest[0].value)
             answer = self._store.apply(
                 Batch(source, rest[0].previous, rest[-1].offset + 1, cells, maxima, self._due if cells else ())
             )
@@ -183,6 +212,12 @@ class SummaryCounter:
                 name = f"{PANE}{summary.partition}"
                 maxima[name] = max(newest, maxima.get(name, newest))
 
+    def lost_before(self, value: bytes) -> dict[str, int]:
+        """See `Counter.lost_before`."""
+        summary = _read(self._decode, value)
+        panes = [pane.pane for pane in summary.panes] if summary is not None else []
+        return {LOST_BEFORE: max(panes)} if panes else {}
+
     def _decode(self, value: bytes) -> ScoreSummary:
         summary = self._decoder.decode(value)
         require_counts(summary)
@@ -212,16 +247,39 @@ class OutcomeCounter:
             count_outcome(cells, outcome, self._sources)
             maxima[LABELLED_AT] = max(outcome.labelled_at, maxima.get(LABELLED_AT, outcome.labelled_at))
 
+    def lost_before(self, value: bytes) -> dict[str, int]:
+        """See `Counter.lost_before`."""
+        outcome = _read(self._decode, value)
+        return {LABELS_LOST_BEFORE: outcome.labelled_at} if outcome is not None else {}
+
+
+def _read(decode: Callable[[bytes], R], value: bytes) -> R | None:
+    try:
+        return decode(value)
+    except (*NOT_A_RECORD, ValueError):  # it is counted with the others
+        return None
+
 
 class MonitorApp:
-    """The Faust app and the timer of the judge, in an event loop that the caller owns."""
+    """The Faust app and the timer of the judge, in an event loop that the caller owns.
+
+    Args:
+        published: whether `monitor-metrics` has records. Blocks.
+    """
 
     def __init__(
-        self, settings: AppSettings, store: CounterStore, judge: Judge, clock: Clock, metrics: Metrics
+        self,
+        settings: AppSettings,
+        store: CounterStore,
+        judge: Judge,
+        published: Callable[[], bool],
+        clock: Clock,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._store = store
         self._judge = judge
+        self._published = published
         self._clock = clock
         self._metrics = metrics
         self._encode = msgspec.json.Encoder().encode
@@ -300,10 +358,7 @@ class MonitorApp:
             return {}
         earliest, ends = await first(*wanted), await end(*wanted)
         names = {tp: source_name(tp.topic, tp.partition) for tp in wanted}
-        new_epoch = str(self._clock.now_ms())
-        head = await asyncio.to_thread(self._store.open, new_epoch, {names[tp]: earliest[tp] for tp in wanted})
-        for tallier in self._talliers.values():
-            tallier.forget()
+        head = await asyncio.to_thread(self._open, {names[tp]: earliest[tp] for tp in wanted})
         positions = {}
         for tp in wanted:
             mark = head.marks[names[tp]]
@@ -319,9 +374,21 @@ class MonitorApp:
                 mark = earliest[tp]
                 await asyncio.to_thread(self._store.skip_to, names[tp], mark)
             positions[tp] = mark
+        for topic, tallier in self._talliers.items():
+            tallier.seek(
+                {tp.partition: at for tp, at in positions.items() if tp.topic == topic and at == earliest[tp] > 0}
+            )
         self._ends = dict(ends)
         self.ready = True
         return positions
+
+    def _open(self, first: dict[str, int]) -> Head:
+        """Open the counters; blocks. If Redis lost them, new figures must replace those that were published before."""
+        now_ms = self._clock.now_ms()
+        if not self._store.head().epoch and self._published():
+            # Seconds: higher than any number of revisions.
+            self._store.raise_maximum(REVISIONS_FROM, now_ms // 1_000)
+        return self._store.open(str(now_ms), first)
 
     def fail(self, error: BaseException) -> None:
         """End the run with `error`; `run` raises the first one, and the part restarts."""

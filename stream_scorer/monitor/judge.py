@@ -33,6 +33,11 @@ from stream_scorer.state.counters import CounterStore, Head
 PANE = "pane:"
 LABELLED_AT = "labelled_at"
 WATERMARK_NAME = "watermark"
+# Revisions of figures continue from here: above all those that were published before Redis lost the counters.
+REVISIONS_FROM = "revisions_from"
+# Retention deleted records before they were counted: panes up to the first time lack transactions, panes up to the
+# second lack labels.
+LOST_BEFORE, LABELS_LOST_BEFORE = "lost_before", "labels_lost_before"
 # Events in the life of a window: it closes, and its labels become mature.
 CLOSE, MATURE = "close", "mature"
 
@@ -115,11 +120,20 @@ class Judge:
         if newest is not None:
             self._store.come_due(MATURE, newest - self._rules.pane_ms - self._rules.horizon_ms)
         changed = dict(sorted(self._store.changed().items())[:MAX_WINDOWS_PER_TURN])
+        lost_before = self._lost(head, LOST_BEFORE)
         records = []
         for panes in self._rules.window_panes:
             for start in sorted({self._rules.start_of(pane, panes) for pane in changed}):
-                records += self._window(start, panes, mark, newest)
+                if start > lost_before:
+                    records += self._window(start, panes, mark, newest, head)
+                else:
+                    self._metrics.count(REFUSED, 1, "lost")
         return WindowReports(records, changed)
+
+    def _lost(self, head: Head, name: str) -> int:
+        """The newest event time, ms, at which a window that lacks deleted records can start; -1 if none are lacking."""
+        lost = head.maxima.get(name)
+        return -1 if lost is None else lost + self._rules.allowed_lateness_ms
 
     def settle(self, reports: WindowReports) -> None:
         """Mark the windows of `reports` as reported, after Kafka acknowledged the records.
@@ -129,7 +143,7 @@ class Judge:
         for window, seen in reports.settled.items():
             self._store.settle(window, seen)
 
-    def _window(self, start: int, panes: int, mark: int | None, newest: int | None) -> list[MonitorMetric]:
+    def _window(self, start: int, panes: int, mark: int | None, newest: int | None, head: Head) -> list[MonitorMetric]:
         cells = self._store.read(self._rules.panes_of(start, panes))
         by_label: dict[str, list[Mapping[str, int]]] = {}
         for (_, label), counts in cells.items():
@@ -138,23 +152,30 @@ class Judge:
         window = WindowState(
             start,
             end,
-            self._store.next_revision(f"{start}+{panes}"),
+            head.maxima.get(REVISIONS_FROM, 0) + self._store.next_revision(f"{start}+{panes}"),
             self._rules.closed(end, mark),
             None if newest is None else max(newest - end, 0),
         )
+        labels_lost_before = self._lost(head, LABELS_LOST_BEFORE)
         records = []
         for label, parts in sorted(by_label.items()):
             subject = parse_label(label)
             merged = merge(parts)
-            found = self._figures(parts, merged, subject, window)
+            found = self._figures(parts, merged, subject, window, labels_lost=start <= labels_lost_before)
             records += [record_of(figure, subject, window, merged.get("n", 0)) for figure in found]
             self._set_gauges(found, subject, window)
         return records
 
     def _figures(
-        self, parts: list[Mapping[str, int]], counts: Mapping[str, int], subject: Subject, window: WindowState
+        self,
+        parts: list[Mapping[str, int]],
+        counts: Mapping[str, int],
+        subject: Subject,
+        window: WindowState,
+        *,
+        labels_lost: bool,
     ) -> list[Figure]:
-        """The figures of `counts`, the sum of `parts`; those that negative counts make wrong are refused."""
+        """The figures of `counts`, the sum of `parts`; those that negative or lost counts make wrong are refused."""
         ensemble, version, _ = subject
         of_transactions, of_labels = negative_fields(parts)
         if of_transactions:
@@ -163,14 +184,15 @@ class Judge:
         if of_labels:
             why = f"{', '.join(of_labels)}: retention of the topic `outcomes` is shorter than the age of labels"
             self._refuse("labels", subject, window, why)
+        complete = not of_labels and not labels_lost
         profile = self._references.profile(ensemble, version)
         try:
-            return figures(counts, profile, self._rules, labels_complete=not of_labels)
+            return figures(counts, profile, self._rules, labels_complete=complete)
         except ProfileMismatch as error:
             # The scorer used another reference profile. All figures except drift are still valid.
             self._metrics.count(MISMATCHED)
             _log.warning("drift of %s %s is not computed: %s", ensemble, version, error)
-            return figures(counts, None, self._rules, labels_complete=not of_labels)
+            return figures(counts, None, self._rules, labels_complete=complete)
 
     def _refuse(self, what: str, subject: Subject, window: WindowState, why: str) -> None:
         self._metrics.count(REFUSED, 1, what)

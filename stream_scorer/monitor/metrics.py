@@ -40,7 +40,8 @@ PART_FAILURES = Metric(
 REFUSED = Metric(
     "counter",
     "stream_scorer_monitor_refused_windows_total",
-    "Reports of a window without some figures, because counts are negative, by the figures that are absent.",
+    "Reports of a window without some figures: `all` or `labels` because counts are negative, `lost` because retention "
+    "deleted summaries before they were counted.",
     ("figures",),
 )
 MARK_LAG = Metric(

@@ -268,6 +268,7 @@ class _Windows:
                 _app_settings(settings, self._topics, self._rules.label_sources),
                 store,
                 judge,
+                self._published,
                 self._clock,
                 self._metrics,
             )
@@ -280,6 +281,9 @@ class _Windows:
         # The namespace contains the topic id, so that a recreated topic is counted from zero.
         topic_id = TopicAdmin(settings.bootstrap).topic_id(self._topics.score_summaries)
         return settings.namespace or f"stream-scorer:{settings.group}:{topic_id}"
+
+    def _published(self) -> bool:
+        return TopicAdmin(self._settings.bootstrap).has_records(self._topics.monitor_metrics)
 
     @property
     def _ttl_s(self) -> int:

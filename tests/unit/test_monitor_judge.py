@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from stream_scorer.monitor.judge import CLOSE, MATURE, PANE, Judge
+from stream_scorer.monitor.judge import CLOSE, LABELS_LOST_BEFORE, LOST_BEFORE, MATURE, PANE, REVISIONS_FROM, Judge
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.rates import FACE_VALUE
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells
@@ -172,3 +172,30 @@ def test_a_window_with_negative_transactions_has_no_figures(caplog: pytest.LogCa
     assert monitor.turn() == [(6, 10, 1, False)]
     assert "d:approve" in caplog.text
     assert monitor.turn() == []
+
+
+def test_windows_whose_summaries_retention_deleted_are_not_reported() -> None:
+    monitor = Monitor()
+    monitor.store.raise_maximum(LOST_BEFORE, 5 * HOUR)
+    monitor.count(5, reached=5)
+    monitor.count(9, reached=9)
+    assert monitor.turn() == [(9, 10, 1, False)]
+    assert monitor.turn() == []
+
+
+def test_windows_whose_labels_retention_deleted_have_no_figures_of_labels() -> None:
+    monitor = Monitor()
+    monitor.store.raise_maximum(LABELS_LOST_BEFORE, 5 * HOUR)
+    monitor.count(5, reached=5)
+    monitor.count(9, reached=9)
+    bounds = {r.window_start // HOUR: r.high for r in monitor.judge.turn().records if r.metric == "fpr"}
+    assert bounds[5] is None
+    assert bounds[9] is not None
+
+
+def test_revisions_continue_above_those_published_before_the_counters_were_lost() -> None:
+    monitor = Monitor()
+    monitor.store.raise_maximum(REVISIONS_FROM, 1_700_000_000)
+    monitor.count(5, reached=5)
+    monitor.count(5, reached=5)
+    assert monitor.turn() == [(5, 20, 1_700_000_001, False)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from stream_scorer.monitor.app import Linked, SummaryCounter, runs
+from stream_scorer.monitor.app import Linked, OutcomeCounter, SummaryCounter, Tallier, runs
+from stream_scorer.monitor.judge import LABELS_LOST_BEFORE, LOST_BEFORE
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.rates import FACE_VALUE
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells, parse_label
@@ -13,6 +14,7 @@ from stream_scorer.monitor.transport import UNLINKED
 from stream_scorer.monitor.windows import Figure, WindowRules, drifts, figures, watermark
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Outcome, PaneSummary, ScoreSummary
+from tests.support.counters import MemoryCounterServer, MemoryCounterStore
 
 HOUR = 3_600_000
 RULES = WindowRules(HOUR, HOUR, 48 * HOUR, (1, 24), FACE_VALUE)
@@ -155,3 +157,23 @@ def test_a_summary_with_impossible_counts_is_ignored_and_counted(change: dict[st
     assert [counts["n"] for counts in cells.values()] == [10]
     unreadable = "stream_scorer_monitor_unreadable_total"
     assert metrics.registry.get_sample_value(unreadable, {"topic": "score-summaries"}) == 1
+
+
+@pytest.mark.parametrize(("cut", "lost"), [({}, None), ({0: 7}, PANE.pane), ({0: 6}, None), ({1: 7}, None)])
+def test_the_first_record_after_deleted_ones_marks_what_is_lost(cut: dict[int, int], lost: int | None) -> None:
+    metrics, store = Metrics(MONITOR_METRICS), MemoryCounterStore(MemoryCounterServer())
+    store.open("e", {"score-summaries:0": 7})
+    count = SummaryCounter("score-summaries", metrics)
+    tallier = Tallier(store, metrics, "score-summaries", count, ())  # type: ignore[arg-type]
+    tallier.seek(cut)
+    later = msgspec.structs.replace(PANE, pane=PANE.pane + 9 * HOUR)
+    values = [msgspec.json.encode(summary(pane)) for pane in (PANE, later)]
+    tallier.apply(0, [Linked(7, 7, values[0]), Linked(8, 8, values[1])])
+    assert store.head().maxima.get(LOST_BEFORE) == lost
+    assert store.head().marks == {"score-summaries:0": 9}
+
+
+def test_the_first_outcome_after_deleted_ones_marks_which_labels_are_lost() -> None:
+    count = OutcomeCounter("outcomes", Metrics(MONITOR_METRICS), frozenset())
+    assert count.lost_before(msgspec.json.encode(outcome("fraud"))) == {LABELS_LOST_BEFORE: 6 * HOUR}
+    assert count.lost_before(b"{") == {}
