@@ -99,10 +99,10 @@ def run(context: Context) -> Result:
         context.say(f"sent {report.records} records, labels {dict(report.labels)}; {killing.kills} kills")
         wait_drained(bootstrap, [scorer], timeout_s=180)
         manifests = {
-            version.digest: json.loads((folder / "ensemble" / "manifest.json").read_text())
+            version.manifest_sha256: json.loads((folder / "ensemble" / "manifest.json").read_text())
             for version, folder in ((one, good), (two, bad))
         }
-        logs = Logs.read(bootstrap, Topics(), manifests[one.digest])
+        logs = Logs.read(bootstrap, Topics(), manifests[one.manifest_sha256])
         records = _settled(bootstrap, first, recompute_all(logs, manifests, WINDOWS, one.version))
         outcomes = Topics().outcomes
         aborted = len(read_topic(bootstrap, outcomes, uncommitted=True)) - len(read_topic(bootstrap, outcomes))

@@ -239,7 +239,8 @@ class TopicAdmin:
     def has_records(self, name: str) -> bool:
         """Whether a record was ever written to the topic."""
         partitions = self.partitions().get(name, 0)
-        latest = {TopicPartition(name, partition): OffsetSpec.latest() for partition in range(partitions)}
+        newest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        latest = {TopicPartition(name, partition): newest for partition in range(partitions)}
         try:
             found = self._client.list_offsets(latest, request_timeout=_TIMEOUT_S)
             return any(future.result().offset > 0 for future in found.values())
