@@ -46,7 +46,7 @@ N, SECONDS, KILLS = 60_000, 200.0, 20
 SMALL, SMALL_SECONDS, SMALL_KILLS = 20_000, 50.0, 3
 # A third of the kills come this soon after a start, which takes some seconds; a third up to so much later.
 SOON_S, LATER_S = 4.0, 12.0
-LEAST_RISE = 0.5
+LEAST_RISE = 0.35
 QUIET_S, GIVE_UP_S = 4.0, 60.0
 
 
