@@ -27,6 +27,13 @@ IncidentKind = Literal["verdict", "drift", "feed", "labels", "latency", "errors"
 INCIDENT_KINDS: tuple[IncidentKind, ...] = get_args(IncidentKind)
 # The verdict on a version under test; see `stream_scorer.control.verdict`.
 Finding = Literal["rise", "fall", "harmless", "undecided"]
+# How a member differs from the member of the same name in another version: in the preparation of an input (scale,
+# offset, imputation, clip), in its inputs (added, removed), in what it answers to an input (mapping of a category's
+# codes, response), in its scores as a whole (inverted, score), or in its weight. "policy": calibration or thresholds.
+CauseKind = Literal[
+    "scale", "offset", "imputation", "clip", "added", "removed", "mapping", "response", "inverted", "score", "weight",
+    "policy",
+]  # fmt: skip
 Author = Literal["person", "monitor", "scorer"]
 Action = Literal[
     "promote", "confirm", "rollback", "canary", "shadow", "stop", "retire", "disable", "enable", "hold", "release",
@@ -269,12 +276,69 @@ class CardAlerts(Record, frozen=True):
     other: list[int | None]
 
 
+class PreparedInput(Record, frozen=True):
+    """How an input that two versions prepare differently looks to one member, on the same transactions.
+
+    `served` and `other` are the preparations: imputed value, lower and upper clip, offset, scale. `rows` and `alerted`
+    count all transactions, and those that either version alerts. Each has three numbers for regular values, for values
+    that are missing before preparation, and for values that are clipped differently: transactions, those in which the
+    versions see values of different bins of the reference profile, and the sum of these distances in bins.
+    """
+
+    served: list[float | None]
+    other: list[float | None]
+    rows: list[int]
+    alerted: list[int]
+
+
+class MemberPair(Record, frozen=True):
+    """One member of a version, compared with the member of the same name in another version.
+
+    `output`, `weight` and `member` have the 2x2 counts `[both, served only, changed only, neither]` of "alert as
+    served" against "alert if this member's output, its weight, or both were as in the other version"; empty if it
+    is the same in both. `shares` are its shares of the weight in both versions. `scores` has the number of transactions
+    and the sums of a, b, a^2, b^2 and ab, where a and b are the member's scores in this and in the other version, in
+    thousandths on the scale of the link.
+
+    `answers` has, for transactions that either version alerts and per input, the difference a - b by bin of the
+    reference profile, flat and sparse: `[bin, transactions, sum, ...]`; `answered` is the number of these transactions,
+    the sum of the differences and of their squares. `categories` are those of the inputs that are codes of a category.
+    `inputs` are the inputs that are prepared differently; `added` and `removed` those that only one version reads.
+    """
+
+    shares: tuple[float, float]
+    output: list[int] = []
+    weight: list[int] = []
+    member: list[int] = []
+    scores: list[int] = []
+    answers: dict[str, list[int]] = {}
+    answered: list[int] = []
+    categories: list[str] = []
+    inputs: dict[str, PreparedInput] = {}
+    added: list[str] = []
+    removed: list[str] = []
+
+
+class PairDifferences(Record, frozen=True):
+    """Members of two versions compared on the `rows` transactions of a micro-batch that both scored.
+
+    `members` has the members that differ. `policy` has the 2x2 counts of "alert as served" against "alert with the
+    final calibrator and the thresholds of the other version"; empty if they are the same.
+    """
+
+    rows: int
+    members: dict[str, MemberPair] = {}
+    policy: list[int] = []
+
+
 class ScoreSummary(Record, frozen=True):
     """Topic `score-summaries`: what one micro-batch scored of one source partition, by event-time pane.
 
     `first_offset`..`next_offset` is the range of input offsets it covers (dead-lettered records included). `cards` has
     the alerted cards by the version that this one is compared with (the last good version on probation, canary or
-    champion). `newest` is the newest event time among its transactions, null without any.
+    champion). `newest` is the newest event time among its transactions, null without any. `differences` compares the
+    members of this version with those of the other version under comparison, for the whole micro-batch; it is in the
+    first summary of the micro-batch only.
     """
 
     ensemble: str
@@ -290,6 +354,7 @@ class ScoreSummary(Record, frozen=True):
     control_offset: int | None = None
     cards: dict[str, CardAlerts] = {}
     newest: int | None = None
+    differences: dict[str, PairDifferences] = {}
 
 
 class Outcome(Record, frozen=True):
@@ -490,13 +555,44 @@ class VerdictEvidence(Record, frozen=True):
     no_fall: float
 
 
+class Cause(Record, frozen=True):
+    """What moved the alerts of a version: the change of one member, or of the policy (then `member` is null).
+
+    `kind` is what differs from the other version; `input` is the input concerned, null if it is not one input;
+    `difference` describes it. `per_thousand` is the number of alerts per 1,000 transactions that the change adds, or
+    removes if alerts fall.
+    """
+
+    kind: CauseKind
+    member: str | None
+    input: str | None
+    difference: str
+    per_thousand: float
+
+
+class InputChange(Record, frozen=True):
+    """An input that a member sees differently in two versions, whether or not this moves alerts.
+
+    `moved` is the share of the transactions in which the two values lie in different bins of the reference profile,
+    `distance` the mean distance in bins.
+    """
+
+    member: str
+    input: str
+    kind: CauseKind
+    difference: str
+    moved: float
+    distance: float
+
+
 class VerdictRecord(Record, frozen=True, kw_only=True):
     """Topic `verdicts`: the state of a comparison of two versions. A later record of the same `id` replaces it.
 
     `id`, `since`, `rows`, `both`, `only` and `lacking` as on `incidents`; `cards` is what the verdict is based on.
     `missing` says what prevents a decision. At the rate so far, a decision takes `more_rows` more transactions and
     `more_ms` of event time; null if that cannot be expected. `due` is the command that the verdict leads to, null if it
-    is undecided; `held_back` says why the monitor does not submit it.
+    is undecided; `held_back` says why the monitor does not submit it. `cause` is what moved the alerts most; `inputs`
+    are those that members see differently.
     """
 
     id: str
@@ -519,6 +615,8 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     more_ms: int | None
     due: Action | None
     held_back: str
+    cause: Cause | None = None
+    inputs: list[InputChange] = []
 
 
 class Affected(Record, frozen=True):
@@ -566,7 +664,8 @@ class Incident(Record, frozen=True, kw_only=True):
     `since` is the offset of the command that put it in play, and with the ensemble makes the `id`. `finding` is `rise`
     or `fall`. `cards` are the alerted cards, on which the finding is based. Of `rows` transactions that both versions
     scored, `both` were alerted by both, `only` by this version, `lacking` by the other one; `log_evidence` is the
-    natural logarithm of the evidence. `member` is the suspect, null if there is none.
+    natural logarithm of the evidence. `member` is the suspect, null if there is none; `difference` describes how it
+    differs from the other version, and `input` is the input concerned, null if it is not one input.
     """
 
     id: str
@@ -605,6 +704,8 @@ class Incident(Record, frozen=True, kw_only=True):
     log_evidence: float = 0.0
     finding: Finding = "rise"
     cards: CountedCards | None = None
+    input: str | None = None
+    difference: str = ""
 
 
 TOPIC_RECORDS: dict[str, type[Record]] = {

@@ -270,6 +270,13 @@ def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
             f"by {r.other}; {r.excluded:,} transactions do not count",
         ),
     ]
+    if r.cause is not None:
+        subject = "the policy" if r.cause.member is None else f"member {r.cause.member}"
+        facts.append(("cause", f"{subject}: {r.cause.difference} ({r.cause.per_thousand:.1f} alerts per 1,000)"))
+    facts += [
+        ("input", f"member {each.member} {each.difference} ({each.moved:.0%} of the transactions in another bin)")
+        for each in r.inputs
+    ]
     if r.missing:
         facts.append(("missing", "; ".join(r.missing)))
     if r.finding == "undecided":

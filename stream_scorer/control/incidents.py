@@ -25,11 +25,12 @@ def condition_of(paired: Paired, due: Action, held_back: str) -> Condition:
     """The condition of a version whose number of alerted cards changed."""
     pair, verdict = paired.pair, paired.verdict
     falls = verdict.finding == "fall"
-    culprit = paired.culprit(falls=falls)
+    cause, culprit = paired.cause(falls=falls), paired.culprit(falls=falls)
+    member = cause.member if cause is not None else culprit[0] if culprit is not None else None
     cards = counted_cards(paired)
     return Condition(
         kind="verdict",
-        subject=Subject(pair.ensemble, pair.served.version, culprit[0] if culprit is not None else None),
+        subject=Subject(pair.ensemble, pair.served.version, member),
         start=pair.since,
         why=paired.summary(),
         event_time=paired.cards.newest,
@@ -53,6 +54,8 @@ def condition_of(paired: Paired, due: Action, held_back: str) -> Condition:
             "log_evidence": verdict.evidence.fall if falls else verdict.evidence.rise,
             "finding": verdict.finding,
             "cards": cards,
+            "input": cause.input if cause is not None else None,
+            "difference": cause.difference if cause is not None else "",
         },
     )
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from stream_scorer.control.attribution import Attribution
 from stream_scorer.control.cards import AlertedCards, ArmShare
 from stream_scorer.control.evidence import log_evidence_of_share
 from stream_scorer.control.state import History
 from stream_scorer.control.verdict import Basis, Tolerances, Verdict, judge
-from stream_scorer.records import Action, CanaryState, Command, ScoreSummary, ServedVersion, ServingState
+from stream_scorer.records import Action, CanaryState, Cause, Command, ScoreSummary, ServedVersion, ServingState
 
 GRACE_MS = 600_000
 
@@ -56,6 +57,7 @@ class Paired:
         members: for each member of the served version, the number of alerts that exist only because of it, and of
             alerts that it prevents. before: the same for the other version before the pair began, over `rows_before`
             transactions.
+        differences: of the members of both versions.
         cards: the alerted cards. arms: the cards of both arms, for a canary.
     """
 
@@ -73,6 +75,7 @@ class Paired:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
     before: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows_before: int = 0
+    differences: Attribution = field(default_factory=Attribution)
     cards: AlertedCards = field(init=False)
     arms: ArmShare | None = field(init=False)
 
@@ -141,6 +144,9 @@ class Paired:
             self.other += lacking
             self.neither += neither
             _count_members(self.members, pane.left_out)
+        differences = summary.differences.get(other)
+        if differences is not None:
+            self.differences.add(differences)
         cards = summary.cards.get(other)
         if cards is not None:
             self.counted += cards.rows
@@ -179,6 +185,10 @@ class Paired:
         worst = max(change, key=lambda member: (change[member], member))
         return (worst, change[worst]) if change[worst] > 0 else None
 
+    def cause(self, *, falls: bool) -> Cause | None:
+        """What moved the alerts: a member and how it differs; None if the differences do not explain it."""
+        return self.differences.cause(falls=falls, change=self.served - self.other)
+
     def summary(self) -> str:
         """The result in one sentence, used as the reason of the command."""
         verdict, counts, pair = self.verdict, self.cards.counts, self.pair
@@ -189,10 +199,16 @@ class Paired:
             f"{self.both + self.served:,} and {self.both + self.other:,} of {self.rows:,} transactions"
         )
         falls = verdict.finding == "fall"
-        culprit = self.culprit(falls=falls)
-        if verdict.finding not in ("rise", "fall") or culprit is None:
+        if verdict.finding not in ("rise", "fall"):
             return text
         kind = "fewer" if falls else "more"
+        if (cause := self.cause(falls=falls)) is not None:
+            subject = "the policy" if cause.member is None else f"member {cause.member}"
+            more = f"{cause.per_thousand:.1f} {kind} alerts per 1,000 transactions"
+            return f"{text}; {subject} causes {more} than in version {pair.other.version}: {cause.difference}"
+        culprit = self.culprit(falls=falls)
+        if culprit is None:
+            return text
         more = (
             f"{kind} alerts per 1,000 transactions than before"
             if self.rows_before

@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 _WAIT_S = 0.2
 # Counts change with every summary; a record that differs in its counts only is written this often.
 WRITE_EVERY_MS = 5_000
+# Inputs that members see differently, at most.
+MAX_INPUTS = 10
 
 
 def verdict_record(paired: Paired, due: Action | None, held_back: str, at: int) -> VerdictRecord:
@@ -43,6 +45,8 @@ def verdict_record(paired: Paired, due: Action | None, held_back: str, at: int) 
         more_ms=paired.more_ms(verdict.more_rows),
         due=due,
         held_back=held_back,
+        cause=paired.cause(falls=verdict.finding == "fall") if verdict.finding in ("rise", "fall") else None,
+        inputs=paired.differences.inputs()[:MAX_INPUTS],
     )
 
 

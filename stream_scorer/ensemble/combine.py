@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -62,6 +63,20 @@ class Voter(Protocol):
 
     @property
     def ranks(self) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scenarios:
+    """Hypothetical variants of an ensemble with m members.
+
+    Attributes:
+        swap: ``(s, m) bool``, the members whose scores are replaced.
+        weights, coefficients: ``(s, m)``, not necessarily normalised; coefficients count for stacking only.
+    """
+
+    swap: NDArray[np.bool_]
+    weights: Matrix
+    coefficients: Matrix
 
 
 class Combiner:
@@ -127,6 +142,26 @@ class Combiner:
         g = self._final
         final = (g.kinds, g.starts, g.first, g.second)
         scores: Matrix = _left_out(member_scores, score, final, self._weights, self._link, self._how)
+        return scores
+
+    def what_if(self, member_scores: Matrix, theirs: Matrix, scenarios: Scenarios) -> Matrix:
+        """``(n, s)``: the final score in each scenario, NaN where no member remains. The quorum is not applied.
+
+        Args:
+            member_scores, theirs: ``(n, m)`` calibrated scores of this version's members, and of the members that may
+                take their places.
+        """
+        g, (kind, share, intercept, _) = self._final, self._how
+        final = (g.kinds, g.starts, g.first, g.second)
+        how = kind, share, intercept
+        swap, weights, coefficients = scenarios.swap, scenarios.weights, scenarios.coefficients
+        scores: Matrix = _what_if(member_scores, theirs, swap, weights, coefficients, final, self._link, how)
+        return scores
+
+    def finish(self, z: Vector) -> Vector:
+        """``(n,)``: the final score of each z; NaN stays NaN."""
+        g = self._final
+        scores: Vector = _finish(z, self._link[0], (g.kinds, g.starts, g.first, g.second))
         return scores
 
 
@@ -295,4 +330,49 @@ def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[
                     if j != left and weights[j] > 0.0 and not math.isnan(linked[j]):
                         z += (coefficients[j] if stacked else weights[j] / present) * linked[j]
             out[i, left] = _final_score(z, link[0], final)
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _what_if(member_scores, theirs, swap, weights, coefficients, final, link, how):  # type: ignore[no-untyped-def]  # pragma: no cover
+    rows, members = member_scores.shape
+    kind, share, intercept = how
+    out = np.empty((rows, swap.shape[0]), np.float64)
+    mine, other = np.empty(members, np.float64), np.empty(members, np.float64)
+    values, ordered, used = np.empty(members), np.empty(members), np.empty(members, np.int64)
+    for i in range(rows):
+        for j in range(members):
+            mine[j] = _link_one(member_scores[i, j], j, link)
+            # A link costs a logarithm, and most members have the same score in both versions.
+            same = theirs[i, j] == member_scores[i, j]
+            other[j] = mine[j] if same else _link_one(theirs[i, j], j, link)
+        for s in range(swap.shape[0]):
+            present, k, weighted = 0.0, 0, 0
+            for j in range(members):
+                value = other[j] if swap[s, j] else mine[j]
+                weighted += weights[s, j] > 0.0
+                if weights[s, j] > 0.0 and not math.isnan(value):
+                    present += weights[s, j]
+                    values[k], used[k] = value, j
+                    k += 1
+            if k == 0:
+                out[i, s] = math.nan
+                continue
+            if kind in _ENUMERATED:
+                z = _middle(values, k, kind, share, ordered)
+            else:
+                stacked = kind == _STACKING and k == weighted
+                z = intercept if stacked else 0.0
+                for a in range(k):
+                    j = used[a]
+                    z += (coefficients[s, j] if stacked else weights[s, j] / present) * values[a]
+            out[i, s] = _final_score(z, link[0], final)
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _finish(z, link, final):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    out = np.empty(len(z), np.float64)
+    for i in range(len(z)):
+        out[i] = math.nan if math.isnan(z[i]) else _final_score(z[i], link, final)
     return out

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.ensemble import pair
 from stream_scorer.ensemble.attribution import Explainer
-from stream_scorer.ensemble.combine import Combiner
+from stream_scorer.ensemble.combine import Combiner, Scenarios
 from stream_scorer.ensemble.manifest import Manifest, manifest_digest, member_key, read_manifest, read_members
 from stream_scorer.ensemble.members import Member, load_member
 from stream_scorer.ensemble.preprocess import Preprocess
@@ -165,6 +166,14 @@ class Ensemble:
         """See the function `left_out_scores`; this method reuses the combiner."""
         return self._combiner.left_out(scored.member_scores, scored.score)
 
+    def what_if(self, scored: Scored, theirs: Matrix, scenarios: Scenarios) -> Matrix:
+        """See `Combiner.what_if`."""
+        return self._combiner.what_if(scored.member_scores, theirs, scenarios)
+
+    def finish(self, z: Vector) -> Vector:
+        """See `Combiner.finish`."""
+        return self._combiner.finish(z)
+
     def check_features(self, features: Sequence[str], feature_hash: str) -> None:
         """Raise `ArtifactError` unless the ensemble was trained on this feature vector."""
         wanted, given = self.manifest.features, list(features)
@@ -195,6 +204,14 @@ class Ensemble:
         self._compare("the final score", scored.score, _matrix([[value] for value in test.score])[:, 0])
         self.score(np.tile(features, (math.ceil(_WARM_UP_ROWS / len(features)), 1))[:_WARM_UP_ROWS])
         self.left_out_scores(scored)
+        self._warm_up_comparison(features, scored)
+
+    def _warm_up_comparison(self, features: Matrix, scored: Scored) -> None:
+        """Compile what a comparison with another version calls, see `pair`."""
+        ones = np.ones((1, len(self.member_names)))
+        self.what_if(scored, scored.member_scores, Scenarios(ones > 0.0, ones, ones))
+        self.finish(scored.z)
+        pair.warm_up(self.manifest, features)
 
     def _compare(self, subject: str, got: Vector, expected: Vector) -> None:
         same = np.isclose(got, expected, rtol=0.0, atol=SELF_TEST_TOLERANCE, equal_nan=True)

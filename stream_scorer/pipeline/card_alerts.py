@@ -20,7 +20,7 @@ class CardCounter:
     """Lists the alerted cards of pairs of versions, by source partition."""
 
     def __init__(self, checked: CheckedSpec) -> None:
-        self._entity = checked.spec.partition_entity
+        self._checked = checked
         self._pseudonyms = checked.pseudonyms
 
     def count(self, batch: MicroBatch, version: int, chosen: Rows) -> dict[int, dict[str, CardAlerts]]:
@@ -40,7 +40,7 @@ class CardCounter:
     def _pair(self, batch: MicroBatch, version: int, other: int, chosen: Rows) -> dict[int, CardAlerts]:
         events, decided = batch.events, batch.decided
         assert events is not None and decided is not None
-        ids = self._ids(batch)
+        ids = entity_ids(batch, self._checked)
         mine, theirs = decided.verdicts[version], decided.verdicts[other]
         counts = evidence_rows(batch, ids, (mine, theirs))[chosen]
         span_of, event_time = events.transaction_span[chosen], events.transactions.event_time[chosen]
@@ -65,13 +65,12 @@ class CardCounter:
             out[span] = CardAlerts(int(rows[span]), int(excluded[span]), names, *times)
         return out
 
-    def _ids(self, batch: MicroBatch) -> list[str | None]:
-        """The card of each transaction; the transaction itself if the spec has no entities."""
-        assert batch.events is not None
-        transactions = batch.events.transactions
-        if self._entity is None:
-            return list(transactions.event_id)
-        return transactions.entity_ids[self._entity]
+
+def entity_ids(batch: MicroBatch, checked: CheckedSpec) -> list[str | None]:
+    """The card of each transaction; the transaction itself if the spec has no entities."""
+    assert batch.events is not None
+    transactions, entity = batch.events.transactions, checked.spec.partition_entity
+    return list(transactions.event_id) if entity is None else transactions.entity_ids[entity]
 
 
 def evidence_rows(batch: MicroBatch, ids: list[str | None], results: tuple[VersionResult, VersionResult]) -> Flags:

@@ -10,7 +10,8 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.profile import Binner, profile_matrix
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.card_alerts import CardCounter
-from stream_scorer.records import ARMS, DECISIONS, CardAlerts, PaneSummary, ScoreSummary
+from stream_scorer.pipeline.pair_inputs import PairCounter
+from stream_scorer.records import ARMS, DECISIONS, CardAlerts, PairDifferences, PaneSummary, ScoreSummary
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 
 I64 = NDArray[np.int64]
@@ -26,6 +27,7 @@ class Summariser:
         self._members = ensemble.member_names
         self._n_features = len(ensemble.feature_names)
         self._cards = CardCounter(checked)
+        self._pairs = PairCounter(checked)
 
     def summarise(self, batch: MicroBatch, version: int) -> list[ScoreSummary]:
         """The decisions of one version on `batch`, a summary per transaction partition.
@@ -89,6 +91,7 @@ class Summariser:
                 )
             )
         cards = self._cards.count(batch, version, chosen)
+        differences = self._pairs.count(batch, version, chosen)
         newest = np.full(len(batch.spans), -1, dtype=np.int64)
         np.maximum.at(newest, span_of, rows.event_time[chosen])
         topic = batch.transactions.topic
@@ -98,6 +101,11 @@ class Summariser:
                 if letter.records is batch.transactions:
                     partition = int(letter.records.partition[letter.row])
                     dead[partition] = dead.get(partition, 0) + 1
+        shown = [
+            (index, span)
+            for index, span in enumerate(batch.spans)
+            if span.source.topic == topic and (version == 0 or index in panes)
+        ]
         return [
             ScoreSummary(
                 self._ensemble.name,
@@ -113,27 +121,43 @@ class Summariser:
                 decided.lineup.control_offset,
                 cards.get(index, {}),
                 int(newest[index]) if index in panes else None,
+                {} if place else differences,
             )
-            for index, span in enumerate(batch.spans)
-            if span.source.topic == topic and (version == 0 or index in panes)
+            for place, (index, span) in enumerate(shown)
         ]
 
 
 def halve(summary: ScoreSummary) -> tuple[ScoreSummary, ScoreSummary] | None:
-    """Two summaries that add up to `summary`: half of its panes each, or half of its cards; None if it has neither."""
+    """Two summaries that add up to `summary`: half of its panes, cards or compared members each; None without any."""
     panes, cards = summary.panes, summary.cards
-    # Panes come first: the second half starts at the end of the range and repeats neither cards nor dead letters.
-    rest = replace(summary, first_offset=summary.next_offset, dead_letters=0, cards={})
+    # Panes come first: the second half starts at the end of the range and repeats no other counts.
+    rest = replace(summary, first_offset=summary.next_offset, dead_letters=0, cards={}, differences={})
     if len(panes) > 1:
         half = len(panes) // 2
         return replace(summary, panes=panes[:half]), replace(rest, panes=panes[half:])
     if not any(len(each.card) > 1 for each in cards.values()):
-        return None
+        return _halve_differences(summary, replace(rest, panes=[]))
     first = {other: _slice(each, slice(None, len(each.card) // 2)) for other, each in cards.items()}
     second = {other: _slice(each, slice(len(each.card) // 2, None)) for other, each in cards.items()}
     second = {other: replace(each, rows=0, excluded=0) for other, each in second.items()}
     # Event time advances with the last cards: no card is counted before all of its alerts are read.
     return replace(summary, cards=first, newest=None), replace(rest, panes=[], cards=second)
+
+
+def _halve_differences(summary: ScoreSummary, rest: ScoreSummary) -> tuple[ScoreSummary, ScoreSummary] | None:
+    """`summary` with half of the compared members, and `rest` with the others; None if at most one is compared."""
+    found = summary.differences
+    if not any(len(each.members) > 1 for each in found.values()):
+        return None
+    halves: list[dict[str, PairDifferences]] = [{}, {}]
+    for other, each in found.items():
+        members = list(each.members.items())
+        half = (len(members) + 1) // 2
+        halves[0][other] = replace(each, members=dict(members[:half]))
+        halves[1][other] = replace(each, rows=0, policy=[], members=dict(members[half:]))
+    return replace(summary, newest=None, differences=halves[0]), replace(
+        rest, cards={}, newest=summary.newest, differences=halves[1]
+    )
 
 
 def _slice(cards: CardAlerts, part: slice) -> CardAlerts:

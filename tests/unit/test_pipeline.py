@@ -32,7 +32,7 @@ from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, DEAD_LETTER_MAX_BYTES, Publisher
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.records import CardAlerts, LineageRow, ScoreSummary, SegmentThresholds
+from stream_scorer.records import CardAlerts, LineageRow, PairDifferences, ScoreSummary, SegmentThresholds
 from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.simulate.config import SimulationConfig
@@ -533,6 +533,43 @@ def test_a_summary_that_is_too_large_is_split_into_records_that_add_up(
     assert [i for i, s in enumerate(split) if s.cards and s.newest is not None] == last
     for name in ("rows", "excluded"):
         assert sum(getattr(each, name) for each in one) == sum(getattr(each, name) for each in many)
+
+
+def differences_of(sink: Collected, version: str, other: str) -> list[PairDifferences]:
+    summaries = [msgspec.json.decode(value, type=ScoreSummary) for value in sink.values("score-summaries")]
+    return [s.differences[other] for s in summaries if s.version == version and other in s.differences]
+
+
+@pytest.mark.parametrize("probation", [True, False])
+def test_summaries_compare_the_members_of_a_version_under_test(ensemble: Ensemble, probation: bool) -> None:
+    other = with_other_weights(ensemble)
+    lineup = Lineup((other, ensemble), last_good=1) if probation else Lineup((ensemble, other), Split(0.5, "s"))
+    sink = run(lineup, 600)
+    (found,) = differences_of(sink, "9", ensemble.version)
+    contributions = [c for c in sink.documents("contributions") if c["version"] == "9"]
+    assert found.rows == len(contributions) - sum(
+        s["duplicate"] for s in sink.documents("scores") if s["version"] == "9"
+    )
+    # The weights of two members changed; their scores did not.
+    assert {name: (bool(m.output), bool(m.weight)) for name, m in found.members.items()} != {}
+    assert not any(m.output for m in found.members.values()) and all(m.weight for m in found.members.values())
+    assert differences_of(sink, ensemble.version, "9") == []
+    parts = differences_of(run(lineup, 64), "9", ensemble.version)
+    assert len(parts) > 5 and sum(each.rows for each in parts) == found.rows
+    for name, member in found.members.items():
+        assert member.weight == np.sum([each.members[name].weight for each in parts], axis=0).tolist()
+
+
+def test_compared_members_are_split_if_a_summary_is_too_large(
+    ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lineup = Lineup((with_other_weights(ensemble), ensemble), last_good=1)
+    whole = run(lineup, 600)
+    monkeypatch.setattr("stream_scorer.pipeline.publish.SUMMARY_MAX_BYTES", 10)
+    one, many = (differences_of(sink, "9", ensemble.version) for sink in (whole, run(lineup, 600)))
+    assert len(one) == 1 and len(many) == len(one[0].members) > 1
+    assert sum(each.rows for each in many) == one[0].rows
+    assert {name: m for each in many for name, m in each.members.items()} == one[0].members
 
 
 def test_a_shadow_changes_nothing_but_the_alternatives(ensemble: Ensemble) -> None:

@@ -1,0 +1,230 @@
+"""Names the member, and the input, whose change moved the alerts of a version (ADR 0034).
+
+The counts are of the kind "alert as served" against "alert if this member were as in the other version". Their
+difference is the number of alerts that exist because of the member's change, whatever happened to the others. So it
+also names the bad member if all members were retrained.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from stream_scorer.records import Cause, CauseKind, InputChange, MemberPair, PairDifferences, PreparedInput
+
+# A member is named if it explains at least this share of the net change of alerts, and this many alerts.
+MIN_SHARE = 0.1
+MIN_ALERTS = 3
+# An input that is prepared differently counts as a cause from this mean distance in bins; a retrained standardisation
+# moves values by less than a tenth of a bin.
+MIN_DISTANCE = 0.25
+# An input explains a difference of scores from this share of its variance, adjusted for the number of bins.
+MIN_EXPLAINED = 0.3
+# Fewer transactions than this reveal no kind of difference.
+MIN_ROWS = 30
+_REGULAR, _MISSING, _CLIPPED = range(3)
+
+
+@dataclass(slots=True)
+class _Input:
+    """Merged counts of one input that is prepared differently."""
+
+    served: list[float | None]
+    other: list[float | None]
+    rows: list[int]
+    alerted: list[int]
+
+    def distance(self, kind: int | None = None) -> float:
+        """Mean distance in bins: the larger one of all transactions and of alerted ones; of one class or of all."""
+        found = [0.0]
+        for counts in (self.rows, self.alerted):
+            rows = sum(counts[0::3])
+            if rows >= MIN_ROWS:
+                found.append(sum(counts[2::3] if kind is None else counts[3 * kind + 2 : 3 * kind + 3]) / rows)
+        return max(found)
+
+    @property
+    def moved(self) -> float:
+        """Share of all transactions in which the versions see values of different bins."""
+        rows = sum(self.rows[0::3])
+        return sum(self.rows[1::3]) / rows if rows else 0.0
+
+
+@dataclass(slots=True)
+class _Member:
+    """Merged counts of one member; see `records.MemberPair`."""
+
+    newest: MemberPair
+    output: list[int] = field(default_factory=list)
+    weight: list[int] = field(default_factory=list)
+    member: list[int] = field(default_factory=list)
+    scores: list[int] = field(default_factory=list)
+    answered: list[int] = field(default_factory=list)
+    answers: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+    inputs: dict[str, _Input] = field(default_factory=dict)
+
+    def add(self, pair: MemberPair) -> None:
+        self.newest = pair
+        self.output = _add(self.output, pair.output)
+        self.weight = _add(self.weight, pair.weight)
+        self.member = _add(self.member, pair.member)
+        self.scores = _add(self.scores, pair.scores)
+        self.answered = _add(self.answered, pair.answered)
+        for name, flat in pair.answers.items():
+            bins = self.answers.setdefault(name, {})
+            for place in range(0, len(flat), 3):
+                bins[flat[place]] = _add(bins.get(flat[place], []), flat[place + 1 : place + 3])
+        for name, prepared in pair.inputs.items():
+            self._add_input(name, prepared)
+
+    def _add_input(self, name: str, prepared: PreparedInput) -> None:
+        found = self.inputs.setdefault(name, _Input(prepared.served, prepared.other, [], []))
+        found.rows = _add(found.rows, prepared.rows)
+        found.alerted = _add(found.alerted, prepared.alerted)
+
+    @property
+    def net(self) -> int:
+        """Alerts that exist because of the member's change, less those that it prevents."""
+        return _net(self.member or self.output or self.weight)
+
+
+class Attribution:
+    """Accumulates the differences of one pair of versions."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._members: dict[str, _Member] = {}
+        self._policy: list[int] = []
+
+    def add(self, found: PairDifferences) -> None:
+        """Add the counts of a micro-batch."""
+        self.rows += found.rows
+        self._policy = _add(self._policy, found.policy)
+        for name, pair in found.members.items():
+            self._members.setdefault(name, _Member(pair)).add(pair)
+
+    def cause(self, *, falls: bool, change: int) -> Cause | None:
+        """What moved the alerts most in the direction of the finding; None if nothing explains enough of it.
+
+        Args:
+            falls: whether alerts fall. change: net change of alerted transactions between the two versions.
+        """
+        sign = -1 if falls else 1
+        moved = {name: sign * member.net for name, member in self._members.items()}
+        least = max(MIN_ALERTS, MIN_SHARE * abs(change))
+        name = max(moved, key=lambda each: (moved[each], each), default=None)
+        policy = sign * _net(self._policy)
+        if policy >= least and (name is None or policy > moved[name]):
+            text = "its final calibrator or thresholds differ"
+            return Cause("policy", None, None, text, self._per_thousand(policy))
+        if name is None or moved[name] < least:
+            return None
+        kind, input_name, text = _difference(self._members[name], falls=falls)
+        return Cause(kind, name, input_name, text, self._per_thousand(moved[name]))
+
+    def inputs(self) -> list[InputChange]:
+        """The inputs that members see differently in the two versions, largest difference first."""
+        found = []
+        for name, member in self._members.items():
+            for input_name, each in member.inputs.items():
+                if each.distance() >= MIN_DISTANCE:
+                    kind, text = _preparation(input_name, each)
+                    found.append(InputChange(name, input_name, kind, text, each.moved, each.distance()))
+            for input_name in (*member.newest.added, *member.newest.removed):
+                kind, text = _read(input_name, member.newest)
+                found.append(InputChange(name, input_name, kind, text, 1.0, 0.0))
+        return sorted(found, key=lambda each: (-each.distance, each.member, each.input))
+
+    def _per_thousand(self, alerts: int) -> float:
+        return 1_000 * alerts / self.rows
+
+
+def _difference(member: _Member, *, falls: bool) -> tuple[CauseKind, str | None, str]:
+    """Kind, input and description of the difference of a member that moved alerts."""
+    sign = -1 if falls else 1
+    if not member.output or sign * _net(member.weight) > sign * _net(member.output):
+        now, before = member.newest.shares
+        return "weight", None, f"its share of the weight is {now:.0%} instead of {before:.0%}"
+    changed = {name: each for name, each in member.inputs.items() if each.distance() >= MIN_DISTANCE}
+    if changed:
+        name = max(changed, key=lambda each: (changed[each].distance(), each))
+        return (_preparation(name, changed[name])[0], name, _preparation(name, changed[name])[1])
+    correlation = _correlation(member.scores)
+    if correlation is not None and correlation < 0:
+        return "inverted", None, "its score falls where the score of the other version rises"
+    explained = {name: _explained(bins, member.answered) for name, bins in member.answers.items()}
+    name = max(explained, key=lambda each: (explained[each], each), default="")
+    if name and explained[name] >= MIN_EXPLAINED:
+        if name in member.newest.categories:
+            return "mapping", name, f"answers differently to the categories of {name}"
+        return "response", name, f"answers differently to {name}"
+    unequal = [*member.newest.added, *member.newest.removed]
+    if unequal:
+        return (_read(unequal[0], member.newest)[0], unequal[0], _read(unequal[0], member.newest)[1])
+    return "score", None, _score(member)
+
+
+def _preparation(name: str, found: _Input) -> tuple[CauseKind, str]:
+    """Kind and description of the larger part of the difference of an input that is prepared differently."""
+    (impute, low, high, offset, scale), (impute_, low_, high_, offset_, scale_) = found.served, found.other
+    assert offset is not None and scale is not None and offset_ is not None and scale_ is not None
+    part = max((_REGULAR, _MISSING, _CLIPPED), key=found.distance)
+    if part == _MISSING and impute != impute_:
+        return "imputation", f"reads {name} as {_value(impute)} instead of {_value(impute_)} if it is missing"
+    if part == _CLIPPED:
+        return "clip", f"clips {name} to {_range(low, high)} instead of {_range(low_, high_)}"
+    ratio = scale_ / scale
+    if ratio < 0 or abs(math.log(ratio)) >= abs(offset - offset_) / abs(scale_):
+        return "scale", f"reads {name} {ratio:.3g} times as large"
+    return "offset", f"reads {name} shifted by {(offset_ - offset) / scale:+.3g}"
+
+
+def _read(name: str, pair: MemberPair) -> tuple[CauseKind, str]:
+    return ("added", f"reads {name} in addition") if name in pair.added else ("removed", f"no longer reads {name}")
+
+
+def _score(member: _Member) -> str:
+    if not member.scores or not member.scores[0]:
+        return "the other version has no scores of it"
+    n, a, b = member.scores[:3]
+    return f"its scores are {(a - b) / n / 1_000:+.2f} higher on average, on the scale of the link"
+
+
+def _correlation(sums: list[int]) -> float | None:
+    """Correlation of a member's scores in the two versions; None with too few or constant scores."""
+    if not sums or sums[0] < MIN_ROWS:
+        return None
+    n, a, b, aa, bb, ab = sums
+    # Integers of any size: the differences are exact.
+    one, two = n * aa - a * a, n * bb - b * b
+    return (n * ab - a * b) / math.sqrt(one) / math.sqrt(two) if one > 0 and two > 0 else None
+
+
+def _explained(bins: dict[int, list[int]], answered: list[int]) -> float:
+    """Share of the variance that the bins explain, adjusted for their number (epsilon squared, Kelley 1935)."""
+    n, total, squares = answered
+    spread = squares - total * total / n
+    between = sum(value * value / rows for rows, value in bins.values()) - total * total / n
+    k = len(bins)
+    if n < MIN_ROWS or n <= k or spread <= 0:
+        return 0.0
+    within = (spread - between) / (n - k)
+    return (between - (k - 1) * within) / spread
+
+
+def _net(square: list[int]) -> int:
+    return square[1] - square[2] if square else 0
+
+
+def _add(before: list[int], more: list[int]) -> list[int]:
+    if not before or not more:
+        return before or list(more)
+    return [a + b for a, b in zip(before, more, strict=True)]
+
+
+def _value(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.4g}"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return f"{'any' if low is None else f'{low:.4g}'} to {'any' if high is None else f'{high:.4g}'}"

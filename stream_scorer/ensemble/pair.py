@@ -1,0 +1,294 @@
+"""Two versions of an ensemble compared member by member: what differs, and how the same rows look to both.
+
+A member is compared with the member of the same name in the other version. `PairPlan` finds from the two manifests what
+differs, once; the functions on rows then only work on that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.combine import Scenarios
+from stream_scorer.ensemble.manifest import Input, Manifest, MemberSpec, Series, Stacking, WeightedMean, member_key
+
+Matrix = NDArray[np.float64]
+# Weights closer than this are the same; normalised weights are rounded sums.
+_SAME_WEIGHT = 1e-6
+# Classes of a value: neither missing nor clipped otherwise, missing before preprocessing, clipped otherwise.
+CLASSES = ("regular", "missing", "clipped")
+_REGULAR, _MISSING, _CLIPPED = range(len(CLASSES))
+
+
+@dataclass(frozen=True, slots=True)
+class MemberPlan:
+    """What differs in one member of the served version.
+
+    Attributes:
+        index: in the served version. other: in the other version; None if it has no member of this name.
+        output: whether its scores can differ. weights: its shares of the weight in both versions.
+        inputs: of its inputs, those that are prepared differently, with both preparations.
+        added, removed: inputs that only the served or only the other version's member reads.
+    """
+
+    name: str
+    index: int
+    other: int | None
+    output: bool
+    weights: tuple[float, float]
+    inputs: list[tuple[str, Input, Input]]
+    added: list[str]
+    removed: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """What differs between two versions.
+
+    Attributes:
+        members: the members with a difference in output or weight.
+        scenarios: the served version with one member, its output or its weight as in the other version.
+        subjects: per scenario the place in `members`, and what is as in the other version: "output", "weight", or
+            "member" for both.
+        policy: whether the final calibrator or the threshold of alerts differs.
+    """
+
+    members: list[MemberPlan]
+    scenarios: Scenarios
+    subjects: list[tuple[int, str]]
+    policy: bool
+
+    @classmethod
+    def between(cls, served: Manifest, other: Manifest) -> PairPlan:
+        """The plan for a `served` version that is compared with an `other` one."""
+        weights = np.array([member.weight for member in served.members])
+        coefficients = _coefficients(served)
+        places = {member.name: place for place, member in enumerate(other.members)}
+        restored, restored_coefficients = _restored(served, other, places)
+        members: list[MemberPlan] = []
+        swaps: list[NDArray[np.bool_]] = []
+        rows: list[Matrix] = []
+        more: list[Matrix] = []
+        subjects: list[tuple[int, str]] = []
+        for index, member in enumerate(served.members):
+            place = places.get(member.name)
+            plan = _member(index, member, place, None if place is None else other.members[place], served, other)
+            weighted = restored[index] != weights[index] or restored_coefficients[index] != coefficients[index]
+            if not (plan.output or weighted):
+                continue
+            changes = ["output"] * plan.output + ["weight"] * weighted
+            for what in changes if len(changes) == 1 else [*changes, "member"]:
+                swap = np.zeros(len(weights), np.bool_)
+                swap[index] = what != "weight"
+                one, two = weights.copy(), coefficients.copy()
+                if what != "output":
+                    one[index], two[index] = restored[index], restored_coefficients[index]
+                swaps, rows, more = [*swaps, swap], [*rows, one], [*more, two]
+                subjects.append((len(members), what))
+            members.append(plan)
+        shape = (len(subjects), len(weights))
+        scenarios = Scenarios(
+            np.array(swaps, np.bool_).reshape(shape),
+            np.array(rows, np.float64).reshape(shape),
+            np.array(more, np.float64).reshape(shape),
+        )
+        now, before = served.thresholds, other.thresholds
+        policy = served.final_calibrator != other.final_calibrator or now.review != before.review
+        return cls(members, scenarios, subjects, policy and served.link == other.link)
+
+    def theirs(self, member_scores: Matrix, width: int) -> Matrix:
+        """The other version's scores ``(n, m')`` in the places of the served version's `width` members.
+
+        NaN for a member that the other version does not have. Columns of members that are not in the plan are NaN.
+        """
+        out = np.full((len(member_scores), width), np.nan)
+        for member in self.members:
+            if member.other is not None:
+                out[:, member.index] = member_scores[:, member.other]
+        return out
+
+
+class InputComparison:
+    """Compares prepared inputs of one or more members.
+
+    A difference is measured in bins of the served version's reference profile, which have about equal mass: it has no
+    unit and does not depend on outliers. Both prepared values are expressed on the scale of the feature by the inverse
+    of the other version's preparation.
+    """
+
+    def __init__(
+        self, features: Sequence[str], profile: dict[str, Series], pairs: Sequence[tuple[str, Input, Input]]
+    ) -> None:
+        columns = {name: place for place, name in enumerate(features)}
+        edges = [profile[name].edges for name, _, _ in pairs]
+        self._columns = np.array([columns[name] for name, _, _ in pairs], np.int64)
+        self._served = np.array([_row(one) for _, one, _ in pairs], np.float64).reshape(len(pairs), 5)
+        self._other = np.array([_row(two) for _, _, two in pairs], np.float64).reshape(len(pairs), 5)
+        self._n_edges = np.array([len(each) for each in edges], np.int64)
+        self._edges = np.full((len(pairs), max(map(len, edges), default=0)), np.inf)
+        for row, each in enumerate(edges):
+            self._edges[row, : len(each)] = each
+
+    def count(self, features: Matrix, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``(k, 3, 3) int64`` over the `rows` of `features`: per pair and class of `CLASSES`.
+
+        Number of rows, of rows in another bin, and the total distance in bins. A value that is missing for one version
+        only has the distance of the whole profile.
+        """
+        counts: NDArray[np.int64] = _compare(
+            features, rows, self._columns, self._served, self._other, self._edges, self._n_edges
+        )
+        return counts
+
+
+class BinnedSums:
+    """Sums of values by the bins of features, as in the served version's reference profile."""
+
+    def __init__(self, features: Sequence[str], profile: dict[str, Series]) -> None:
+        edges = [profile[name].edges for name in features]
+        self.n_edges = np.array([len(each) for each in edges], np.int64)
+        self._edges = np.full((len(edges), max(map(len, edges), default=0)), np.inf)
+        for row, each in enumerate(edges):
+            self._edges[row, : len(each)] = each
+
+    def bins(self, features: Matrix, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``(n, k) int64``: the bins of the `columns` of `features` ``(n, n_features)``; the last one is for NaN."""
+        found: NDArray[np.int64] = _bins(features, columns, self._edges, self.n_edges)
+        return found
+
+
+def warm_up(manifest: Manifest, features: Matrix) -> None:
+    """Compile the functions on rows."""
+    name = manifest.features[0]
+    pairs = [(name, Input(), Input(impute=0.0, scale=2.0))]
+    rows, columns = np.arange(len(features)), np.zeros(1, np.int64)
+    InputComparison(manifest.features, manifest.reference_profile, pairs).count(features, rows)
+    BinnedSums(manifest.features, manifest.reference_profile).bins(features, columns)
+
+
+def _member(
+    index: int, member: MemberSpec, place: int | None, before: MemberSpec | None, served: Manifest, other: Manifest
+) -> MemberPlan:
+    if before is None:
+        return MemberPlan(member.name, index, None, True, (_share(member, served), 0.0), [], [], [])
+    old = dict(zip(before.inputs, before.preprocess, strict=True))
+    inputs = [
+        (name, entry, old[name])
+        for name, entry in zip(member.inputs, member.preprocess, strict=True)
+        if name in old and entry != old[name]
+    ]
+    return MemberPlan(
+        member.name,
+        index,
+        place,
+        member_key(member) != member_key(before) or member.calibrator != before.calibrator,
+        (_share(member, served), _share(before, other)),
+        inputs,
+        [name for name in member.inputs if name not in old],
+        [name for name in before.inputs if name not in member.inputs],
+    )
+
+
+def _share(member: MemberSpec, manifest: Manifest) -> float:
+    return member.weight / sum(each.weight for each in manifest.members)
+
+
+def _coefficients(manifest: Manifest) -> Matrix:
+    how = manifest.combiner
+    return np.array(how.coefficients if isinstance(how, Stacking) else [0.0] * len(manifest.members))
+
+
+def _restored(served: Manifest, other: Manifest, places: dict[str, int]) -> tuple[Matrix, Matrix]:
+    """Weights and coefficients ``(m,)`` of the served version, each as in the other version.
+
+    Weights are relative, and versions may normalise them differently: a member's weight has changed if its ratio to its
+    former weight differs from the median ratio of all members.
+    """
+    weights = np.array([member.weight for member in served.members])
+    coefficients, theirs = _coefficients(served), _coefficients(other)
+    if type(served.combiner) is not type(other.combiner):
+        return weights, coefficients
+    kept = [(index, places[name]) for index, name in enumerate(served.member_names) if name in places]
+    if isinstance(served.combiner, Stacking):
+        restored = coefficients.copy()
+        for index, place in kept:
+            restored[index] = theirs[place]
+        return weights, restored
+    if not isinstance(served.combiner, WeightedMean):
+        return weights, coefficients
+    before = np.array([other.members[place].weight for _, place in kept])
+    now = weights[[index for index, _ in kept]]
+    both = (before > 0.0) & (now > 0.0)
+    if not both.any():
+        return weights, coefficients
+    wanted = before * float(np.median(now[both] / before[both]))
+    changed = np.abs(wanted - now) > _SAME_WEIGHT * now.sum()
+    restored = weights.copy()
+    for (index, _), value, differs in zip(kept, wanted, changed, strict=True):
+        if differs:
+            restored[index] = value
+    return restored, coefficients
+
+
+def _row(entry: Input) -> tuple[float, float, float, float, float]:
+    return (
+        math.nan if entry.impute is None else entry.impute,
+        -math.inf if entry.low is None else entry.low,
+        math.inf if entry.high is None else entry.high,
+        entry.offset,
+        entry.scale,
+    )
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _bin(x, edges, n):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    if math.isnan(x):
+        return n + 1
+    found = 0
+    while found < n and edges[found] <= x:
+        found += 1
+    return found
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _bins(features, columns, edges, n_edges):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    out = np.empty((features.shape[0], columns.shape[0]), np.int64)
+    for i in range(features.shape[0]):
+        for k in range(columns.shape[0]):
+            c = columns[k]
+            out[i, k] = _bin(features[i, c], edges[c], n_edges[c])
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _compare(features, rows, columns, served, other, edges, n_edges):  # type: ignore[no-untyped-def]  # pragma: no cover
+    out = np.zeros((columns.shape[0], 3, 3), np.int64)
+    for k in range(columns.shape[0]):
+        same_scale = served[k, 3] == other[k, 3] and served[k, 4] == other[k, 4]
+        for i in rows:
+            x = features[i, columns[k]]
+            kind = 0
+            one = two = x
+            if math.isnan(x):
+                kind, one, two = 1, served[k, 0], other[k, 0]
+            # With the value as the first argument, both calls keep NaN.
+            one = min(max(one, served[k, 1]), served[k, 2])
+            two = min(max(two, other[k, 1]), other[k, 2])
+            if kind == 0 and one != two:
+                kind = 2
+            if not same_scale:
+                one = (one - served[k, 3]) / served[k, 4] * other[k, 4] + other[k, 3]
+            out[k, kind, 0] += 1
+            if math.isnan(one) != math.isnan(two):
+                out[k, kind, 1] += 1
+                out[k, kind, 2] += n_edges[k] + 1
+                continue
+            distance = abs(_bin(one, edges[k], n_edges[k]) - _bin(two, edges[k], n_edges[k]))
+            out[k, kind, 1] += distance > 0
+            out[k, kind, 2] += distance
+    return out

@@ -1,0 +1,194 @@
+"""Compares the members of two versions on one micro-batch: outputs, weights, and inputs as each member sees them.
+
+Sums are integers, so that they do not depend on how transactions were split into batches (ADR 0034).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import Input
+from stream_scorer.ensemble.pair import BinnedSums, InputComparison, MemberPlan, PairPlan
+from stream_scorer.pipeline.batch import MicroBatch
+from stream_scorer.pipeline.card_alerts import entity_ids, evidence_rows
+from stream_scorer.pipeline.policy import Policy
+from stream_scorer.records import MemberPair, PairDifferences, PreparedInput
+from stream_scorer.spec.model import CheckedSpec
+
+I64 = NDArray[np.int64]
+Rows = I64 | slice
+Flags = NDArray[np.bool_]
+# Scores are counted in thousandths on the scale of the link.
+UNIT = 1_000.0
+# Members with more inputs than this have no counts of answers: the summary would grow too large.
+MAX_INPUTS = 200
+
+
+class PairCounter:
+    """Compares a version with the versions that its evidence is about."""
+
+    def __init__(self, checked: CheckedSpec) -> None:
+        self._checked = checked
+        # By the digests of both versions; only those of the last batch are kept.
+        self._comparers: dict[tuple[str, str], PairComparer] = {}
+
+    def count(self, batch: MicroBatch, version: int, chosen: Rows) -> dict[str, PairDifferences]:
+        """By the other version: the differences on the `chosen` transactions, those that `version` decided.
+
+        Compared are a version on probation with the last good one, and a canary with the champion.
+        """
+        decided, events = batch.decided, batch.events
+        assert decided is not None and events is not None
+        lineup = decided.lineup
+        others = [0] if version else [] if lineup.last_good is None else [lineup.last_good]
+        before, self._comparers = self._comparers, {}
+        found: dict[str, PairDifferences] = {}
+        for other in others:
+            served, compared = lineup.versions[version], lineup.versions[other]
+            key = served.digest, compared.digest
+            comparer = before.get(key) or PairComparer(served, compared, self._checked)
+            self._comparers[key] = comparer
+            if comparer.equal:
+                continue
+            counts = np.zeros(len(decided.arm), np.bool_)
+            counts[chosen] = True
+            ids = entity_ids(batch, self._checked)
+            counts &= evidence_rows(batch, ids, (decided.verdicts[version], decided.verdicts[other]))
+            differences = comparer.compare(batch, version, other, counts)
+            if differences is not None:
+                found[compared.version] = differences
+        return found
+
+
+class PairComparer:
+    """Compares a `served` version with an `other` one; made once per pair."""
+
+    def __init__(self, served: Ensemble, other: Ensemble, checked: CheckedSpec) -> None:
+        manifest = served.manifest
+        self._served, self._other = served, other
+        self._plan = plan = PairPlan.between(manifest, other.manifest)
+        self._policy = Policy(checked)
+        codes = {derived.name for derived in checked.spec.derived if derived.function == "code"}
+        columns = {name: place for place, name in enumerate(manifest.features)}
+        self._columns = {
+            member.name: np.array([columns[name] for name in manifest.members[member.index].inputs], np.int64)
+            for member in plan.members
+        }
+        self._categories = {
+            member.name: [name for name in manifest.members[member.index].inputs if name in codes]
+            for member in plan.members
+        }
+        self._binned = BinnedSums(manifest.features, manifest.reference_profile)
+        pairs = [pair for member in plan.members for pair in member.inputs]
+        self._inputs = InputComparison(manifest.features, manifest.reference_profile, pairs)
+
+    @property
+    def equal(self) -> bool:
+        """Whether neither members nor the policy differ."""
+        return not self._plan.members and not self._plan.policy
+
+    def compare(self, batch: MicroBatch, version: int, other: int, counts: Flags) -> PairDifferences | None:
+        """The differences on the transactions `counts` ``(n,) bool``; None without any, or if the versions are equal.
+
+        `version` and `other` are the indices of the two versions in the lineup of the batch.
+        """
+        decided, enriched = batch.decided, batch.enriched
+        assert decided is not None and enriched is not None
+        rows = np.flatnonzero(counts)
+        if self.equal or not len(rows):
+            return None
+        mine, others = decided.verdicts[version], decided.verdicts[other]
+        thresholds = self._served.manifest.thresholds
+        review = np.broadcast_to(self._policy.review(thresholds, decided.rules), counts.shape)
+        alert, theirs = mine.decision > 0, others.decision > 0
+        scores = self._plan.theirs(others.scored.member_scores, mine.scored.member_scores.shape[1])
+        changed = self._served.what_if(mine.scored, scores, self._plan.scenarios) >= review[:, None]
+        squares = _squares(alert[rows], changed[rows])
+        alerted = rows[alert[rows] | theirs[rows]]
+        linked = np.rint(UNIT * self._served.linked(mine.scored.member_scores))
+        linked_theirs = np.rint(UNIT * self._served.linked(scores))
+        prepared = [self._inputs.count(enriched.matrix, each).reshape(-1, 9).tolist() for each in (rows, alerted)]
+        found: dict[str, MemberPair] = {}
+        start = 0
+        for place, member in enumerate(self._plan.members):
+            own = {what: squares[k].tolist() for k, (at, what) in enumerate(self._plan.subjects) if at == place}
+            stop = start + len(member.inputs)
+            a, b = linked[:, member.index], linked_theirs[:, member.index]
+            answers, answered = self._answers(enriched.matrix, alerted, member, a - b)
+            found[member.name] = MemberPair(
+                member.weights,
+                own.get("output", []),
+                own.get("weight", []),
+                own.get("member", []),
+                _sums(a[rows], b[rows]) if member.output else [],
+                answers,
+                answered,
+                self._categories[member.name] if answers else [],
+                {
+                    name: PreparedInput(_parameters(one), _parameters(two), *counted)
+                    for (name, one, two), *counted in zip(
+                        member.inputs, prepared[0][start:stop], prepared[1][start:stop], strict=True
+                    )
+                },
+                member.added,
+                member.removed,
+            )
+            start = stop
+        return PairDifferences(len(rows), found, self._policy_square(batch, version, rows, alert))
+
+    def _answers(
+        self, features: NDArray[np.float64], alerted: I64, member: MemberPlan, difference: NDArray[np.float64]
+    ) -> tuple[dict[str, list[int]], list[int]]:
+        """See `MemberPair.answers` and `MemberPair.answered`."""
+        alerted = alerted[~np.isnan(difference[alerted])]
+        inputs = self._served.manifest.members[member.index].inputs
+        if not member.output or not len(alerted) or len(inputs) > MAX_INPUTS:
+            return {}, []
+        values = difference[alerted].astype(np.int64)
+        columns = self._columns[member.name]
+        bins = self._binned.bins(features[alerted], columns)
+        width = int(self._binned.n_edges.max(initial=0)) + 2
+        cells = (bins + np.arange(len(columns)) * width).ravel()
+        rows = np.bincount(cells, minlength=len(columns) * width)
+        # Sums stay far below 2^53, so that they are exact in float64.
+        sums = np.bincount(cells, np.repeat(values, len(columns)), minlength=len(rows)).astype(np.int64)
+        found: dict[str, list[int]] = {}
+        used = np.flatnonzero(rows)
+        table = np.column_stack([used % width, rows[used], sums[used]])
+        stops = np.searchsorted(used, np.arange(1, len(columns) + 1) * width).tolist()
+        start = 0
+        for name, stop in zip(inputs, stops, strict=True):
+            found[name] = table[start:stop].ravel().tolist()
+            start = stop
+        return found, [len(values), int(values.sum()), int((values * values).sum())]
+
+    def _policy_square(self, batch: MicroBatch, version: int, rows: I64, alert: Flags) -> list[int]:
+        decided = batch.decided
+        assert decided is not None
+        if not self._plan.policy:
+            return []
+        thresholds = self._other.manifest.thresholds
+        review = np.broadcast_to(self._policy.review(thresholds, decided.rules), alert.shape)
+        changed = self._other.finish(decided.verdicts[version].scored.z) >= review
+        square: list[int] = _squares(alert[rows], changed[rows][:, None])[0].tolist()
+        return square
+
+
+def _squares(alert: Flags, changed: Flags) -> I64:
+    """``(s, 4)``: alerts as served against each column of `changed`: both, served only, changed only, neither."""
+    both = (alert[:, None] & changed).sum(axis=0)
+    served, other, n = int(alert.sum()), changed.sum(axis=0), len(alert)
+    return np.column_stack([both, served - both, other - both, n - served - other + both])
+
+
+def _sums(a: NDArray[np.float64], b: NDArray[np.float64]) -> list[int]:
+    """See `MemberPair.scores`. `a` and `b` are whole numbers, NaN where a score is missing."""
+    known = ~np.isnan(a + b)
+    x, y = a[known].astype(np.int64), b[known].astype(np.int64)
+    return [len(x), int(x.sum()), int(y.sum()), int((x * x).sum()), int((y * y).sum()), int((x * y).sum())]
+
+
+def _parameters(entry: Input) -> list[float | None]:
+    return [entry.impute, entry.low, entry.high, entry.offset, entry.scale]

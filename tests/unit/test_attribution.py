@@ -1,0 +1,262 @@
+"""The comparison of two versions names the member that moved alerts, how it differs, and the input concerned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from stream_scorer.control.attribution import Attribution
+from stream_scorer.ensemble.combine import Scenarios
+from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import (
+    CombinerSpec,
+    Input,
+    Median,
+    NoCalibrator,
+    Stacking,
+    Thresholds,
+    TrimmedMean,
+    WeightedMean,
+)
+from stream_scorer.pipeline.pair_inputs import PairComparer
+from stream_scorer.records import Cause, PairDifferences
+from stream_scorer.spec import load_spec
+from tests.support.ensembles import TRAINING, logistic
+
+CHECKED = load_spec(Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "cards.yaml")
+FEATURES = CHECKED.features
+MEMBERS = {
+    "one": {"customer.count_1h": 0.9, "amount_to_mean_30d": 0.5, "device_age.since_last": 0.4},
+    "two": {"amount_log": 0.9, "terminal.count_1h": -0.3, "channel_code": 0.6},
+    "three": {"terminal_risk.label_rate_7d": 1.2, "amount_log": 0.5},
+}
+Change = Callable[[Draft], Draft]
+
+
+def rows(n: int, seed: int) -> np.ndarray:
+    """Features: counts, a code of four categories, skewed amounts, and one that is missing in a fifth of the rows."""
+    rng = np.random.default_rng(seed)
+    values = rng.lognormal(0.0, 0.6, (n, len(FEATURES)))
+    values[:, FEATURES.index("customer.count_1h")] = rng.poisson(3.0, n)
+    values[:, FEATURES.index("channel_code")] = rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])
+    values[rng.random(n) < 0.2, FEATURES.index("device_age.since_last")] = np.nan
+    return values
+
+
+LIVE = rows(12_000, 2)
+
+
+def drafts(seed: int | None = None) -> list[Draft]:
+    """The members; with a `seed` they are retrained: weights and standardisation differ a little."""
+    rng = np.random.default_rng(seed or 0)
+
+    def near(value: float, spread: float) -> float:
+        return value * (1.0 if seed is None else 1.0 + spread * rng.standard_normal())
+
+    def prepared(name: str) -> Input:
+        column = LIVE[:, FEATURES.index(name)]
+        offset, scale = near(float(np.nanmean(column)), 0.01), near(float(np.nanstd(column)), 0.01)
+        return Input(near(float(np.nanmedian(column)), 0.01), 0.0, 40.0, offset, scale)
+
+    return [
+        Draft(
+            name, "dense-json", logistic([near(w, 0.05) for w in weights.values()], near(-3.0, 0.01)), list(weights),
+            [prepared(each) for each in weights], NoCalibrator(), near(1.0, 0.02),
+        )
+        for name, weights in MEMBERS.items()
+    ]  # fmt: skip
+
+
+def prepare(name: str, change: Callable[[Input], Input]) -> Change:
+    """A change of the preparation of one input."""
+
+    def apply(draft: Draft) -> Draft:
+        place = list(draft.inputs).index(name)
+        entries = list(draft.preprocess)
+        entries[place] = change(entries[place])
+        return replace_draft(draft, preprocess=entries)
+
+    return apply
+
+
+def replace_draft(draft: Draft, **change: Any) -> Draft:
+    fields = {name: getattr(draft, name) for name in Draft.__slots__}
+    return Draft(**(fields | change))
+
+
+def invert(draft: Draft) -> Draft:
+    weights = list(MEMBERS[draft.name].values())
+    return replace_draft(draft, data=logistic([-w for w in weights], -3.0))
+
+
+def map_otherwise(draft: Draft) -> Draft:
+    """The member expects the codes of the channels in reverse order."""
+    column = LIVE[:, FEATURES.index("channel_code")]
+    weights = dict(MEMBERS[draft.name])
+    weight, shift = weights["channel_code"], (3.0 - 2.0 * column.mean()) / column.std()
+    weights["channel_code"] = -3.0 * weight
+    return replace_draft(draft, data=logistic(list(weights.values()), -3.0 + weight * shift))
+
+
+def composed(folder: Path, made: list[Draft], version: str, combiner: CombinerSpec | None = None) -> Ensemble:
+    outline = Outline(
+        "cards", 1, "cards", CHECKED.sha256, CHECKED.feature_hash, FEATURES, NoCalibrator(),
+        Thresholds("p", 0.15, 0.8), 0.4, TRAINING, combiner or WeightedMean(),
+    )  # fmt: skip
+    compose_ensemble(folder, outline, made, rows(800, 1))
+    return Ensemble.load(folder, version=version)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    return composed(tmp_path_factory.mktemp("before") / "made", drafts(), "1")
+
+
+def batch_of(served: Ensemble, other: Ensemble, features: np.ndarray) -> Any:
+    verdicts = []
+    for ensemble in (served, other):
+        scored = ensemble.score(features)
+        decision = (scored.score >= ensemble.manifest.thresholds.review).astype(np.int8)
+        verdicts.append(SimpleNamespace(scored=scored, decision=decision))
+    return SimpleNamespace(
+        decided=SimpleNamespace(verdicts=verdicts, rules=None), enriched=SimpleNamespace(matrix=features)
+    )
+
+
+def differences(served: Ensemble, other: Ensemble, size: int = 12_000) -> list[PairDifferences]:
+    comparer, found = PairComparer(served, other, CHECKED), []
+    for start in range(0, len(LIVE), size):
+        part = LIVE[start : start + size]
+        found.append(comparer.compare(batch_of(served, other, part), 0, 1, np.ones(len(part), np.bool_)))
+    return [each for each in found if each is not None]
+
+
+def net_change(served: Ensemble, other: Ensemble) -> int:
+    one, two = (int((e.score(LIVE).score >= 0.15).sum()) for e in (served, other))
+    return one - two
+
+
+def cause_of(served: Ensemble, other: Ensemble) -> Cause | None:
+    found, change = Attribution(), net_change(served, other)
+    for each in differences(served, other):
+        # As a reader of the topic sees it.
+        found.add(msgspec.json.decode(msgspec.json.encode(each), type=PairDifferences))
+    assert abs(change) > 30, "the update moves no alerts"
+    return found.cause(falls=change < 0, change=change)
+
+
+UPDATES: list[tuple[str, Change, str, str | None]] = [
+    ("one", prepare("customer.count_1h", lambda e: replace(e, scale=0.6 * e.scale)), "scale", "customer.count_1h"),
+    ("one", prepare("amount_to_mean_30d", lambda e: replace(e, scale=0.4 * e.scale)), "scale", "amount_to_mean_30d"),
+    ("two", prepare("amount_log", lambda e: replace(e, offset=e.offset - 0.8)), "offset", "amount_log"),
+    ("one", prepare("device_age.since_last", lambda e: replace(e, impute=6.0)), "imputation", "device_age.since_last"),
+    ("three", prepare("amount_log", lambda e: replace(e, high=1.2)), "clip", "amount_log"),
+    ("two", map_otherwise, "mapping", "channel_code"),
+    ("three", lambda draft: replace_draft(draft, weight=2.5), "weight", None),
+    ("one", invert, "inverted", None),
+    ("two", invert, "inverted", None),
+]
+
+
+@pytest.mark.parametrize("retrained", [False, True])
+@pytest.mark.parametrize(("member", "change", "kind", "input_name"), UPDATES)
+def test_the_member_and_the_kind_of_its_change_are_named(
+    before: Ensemble, tmp_path: Path, member: str, change: Change, kind: str, input_name: str | None, retrained: bool
+) -> None:
+    made = [change(each) if each.name == member else each for each in drafts(7 if retrained else None)]
+    cause = cause_of(composed(tmp_path / "after", made, "2"), before)
+    assert cause is not None
+    assert (cause.member, cause.kind, cause.input) == (member, kind, input_name), cause
+
+
+def test_a_difference_is_described_in_terms_of_the_values_that_the_member_sees(
+    before: Ensemble, tmp_path: Path
+) -> None:
+    change = prepare("customer.count_1h", lambda e: replace(e, scale=0.5 * e.scale))
+    after = composed(tmp_path / "after", [change(each) if each.name == "one" else each for each in drafts()], "2")
+    cause = cause_of(after, before)
+    assert cause is not None and cause.difference == "reads customer.count_1h 2 times as large"
+    attribution = Attribution()
+    for each in differences(after, before):
+        attribution.add(each)
+    (seen,) = attribution.inputs()
+    assert (seen.member, seen.input, seen.kind) == ("one", "customer.count_1h", "scale")
+    assert seen.moved > 0.5
+
+
+def test_alerts_of_a_scenario_are_those_of_an_ensemble_made_that_way(before: Ensemble, tmp_path: Path) -> None:
+    change = prepare("customer.count_1h", lambda e: replace(e, scale=0.5 * e.scale))
+    # `after` differs in two members; in the scenario, "one" is as before.
+    two = replace_draft(drafts()[1], weight=3.0)
+    after = composed(tmp_path / "after", [change(drafts()[0]), two, drafts()[2]], "2")
+    half = composed(tmp_path / "half", [drafts()[0], two, drafts()[2]], "3")
+    (found,) = differences(after, before)
+    alert, changed = (e.score(LIVE).score >= 0.15 for e in (after, half))
+    square = [alert & changed, alert & ~changed, ~alert & changed, ~alert & ~changed]
+    assert found.members["one"].output == [int(cell.sum()) for cell in square]
+    assert found.members["one"].weight == [] and found.members["two"].output == []
+    assert found.members["one"].shares == (0.2, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize("how", [Median(), TrimmedMean(0.34), Stacking(-0.2, [0.5, 0.3, 0.4])])
+def test_scenarios_of_every_combiner_recompute_its_scores(tmp_path: Path, how: CombinerSpec) -> None:
+    ensemble = composed(tmp_path / "made", drafts(), "1", how)
+    features = LIVE[:500]
+    scored = ensemble.score(features)
+    theirs = scored.member_scores.copy()
+    theirs[:, 1] = 0.5
+    ones = np.ones((2, 3))
+    coefficients = np.array([how.coefficients if isinstance(how, Stacking) else [0.0] * 3] * 2)
+    swap = np.array([[False] * 3, [False, True, False]])
+    found = ensemble.what_if(scored, theirs, Scenarios(swap, ones, coefficients))
+    outputs = [ensemble.predict_member(index, ensemble.checked(features)) for index in range(3)]
+    outputs[1].raw[:] = 0.5
+    assert found[:, 0] == pytest.approx(scored.score)
+    assert found[:, 1] == pytest.approx(ensemble.combine(outputs).score)
+
+
+def test_counts_do_not_depend_on_how_transactions_were_split(before: Ensemble, tmp_path: Path) -> None:
+    after = composed(tmp_path / "after", drafts(7), "2")
+    whole, parts = Attribution(), Attribution()
+    for attribution, size in ((whole, 12_000), (parts, 777)):
+        for each in differences(after, before, size):
+            attribution.add(each)
+    assert whole.rows == parts.rows == 12_000
+    assert whole.inputs() == parts.inputs()
+    for name, member in whole._members.items():
+        other = parts._members[name]
+        assert (member.output, member.scores, member.answered) == (other.output, other.scores, other.answered)
+        assert (member.answers, member.inputs) == (other.answers, other.inputs)
+
+
+def test_a_retrained_version_without_a_fault_has_no_input_that_is_read_differently(
+    before: Ensemble, tmp_path: Path
+) -> None:
+    attribution = Attribution()
+    for each in differences(composed(tmp_path / "after", drafts(7), "2"), before):
+        attribution.add(each)
+    assert attribution.inputs() == []
+
+
+def test_equal_versions_are_not_compared(before: Ensemble) -> None:
+    assert PairComparer(before, before, CHECKED).equal
+    assert differences(before, before) == []
+
+
+def test_a_changed_threshold_is_named_and_no_member(before: Ensemble) -> None:
+    lower = replace(before.manifest, thresholds=Thresholds("p", 0.08, 0.8))
+    after = Ensemble(lower, [loaded.member for loaded in before._members], version="2")
+    (found,) = differences(after, before)
+    attribution = Attribution()
+    attribution.add(found)
+    cause = attribution.cause(falls=False, change=100)
+    assert cause is not None and (cause.kind, cause.member) == ("policy", None)
+    assert attribution.cause(falls=True, change=-100) is None
