@@ -226,11 +226,16 @@ class Reason(Record, frozen=True):
 
 
 class Alert(Score, frozen=True, kw_only=True):
-    """Topic `alerts`: the score record of every decision other than approve, with its strongest contributions."""
+    """Topic `alerts`: the score record of every decision other than approve, with its strongest contributions.
+
+    `disagreement` has the versions that are compared with this one (the last good version during a probation, canary or
+    champion) and approve the transaction. Review such alerts first: their labels decide which version is right.
+    """
 
     base: float | None
     z: float | None
     reasons: list[Reason]
+    disagreement: list[str] = []
 
 
 class PaneSummary(Record, frozen=True):
@@ -433,7 +438,8 @@ class Command(Record, frozen=True, kw_only=True):
     `share` (0 to 1), `salt` and `until` (event time) belong to `canary`, `member` to `disable` and `enable`, `version`
     to whatever acts on a version, `state` to `recover`. `at` is the author's clock and decides nothing. `expect_rise`
     belongs to `promote` and `canary`: the relative change of alerted cards that the author expects, 0.1 for 10 % more.
-    `confirm` with the `version` of a canary confirms its share; otherwise it ends a probation.
+    `confirm` with the `version` of a canary confirms its share; otherwise it ends a probation. `ladder` belongs to
+    `canary`: the ascending shares through which a monitor raises it, one confirmation at a time.
     """
 
     ensemble: str
@@ -450,12 +456,14 @@ class Command(Record, frozen=True, kw_only=True):
     until: int | None = None
     state: ServingState | None = None
     expect_rise: float | None = None
+    ladder: list[float] | None = None
 
 
 class CanaryState(Record, frozen=True):
     """A version that decides for `share` of the entities, up to event time `until`.
 
-    `confirmed`: whether a `confirm` has ended the comparison at this share.
+    `confirmed`: whether a `confirm` has ended the comparison at this share. `ladder`: the ascending shares through
+    which a monitor raises it; empty if only people do.
     """
 
     version: ServedVersion
@@ -463,6 +471,7 @@ class CanaryState(Record, frozen=True):
     salt: str
     until: int | None = None
     confirmed: bool = False
+    ladder: list[float] = []
 
 
 class Hold(Record, frozen=True):

@@ -325,6 +325,13 @@ CATALOGUE: tuple[Setting, ...] = (
         unit="percent",
     ),
     Setting(
+        "monitor.ladder",
+        "",
+        "Shares of the entities, in percent, through which the monitor raises a canary that was started with "
+        "`ensemble canary --ladder`. Each needs a confirmation of its own; the last one is the promotion.",
+        "1,5,25,50,100",
+    ),
+    Setting(
         "monitor.grace_s",
         "--grace-s",
         "Event time after a card's first alert in which the other version may alert the card as well.",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.records import (
         Action,
+        CanaryState,
         DisabledMember,
         Incident,
         ScorerStatus,
@@ -360,14 +361,16 @@ def recover(settings: Settings, name: str, reference: str | None, why: str, who:
 
 @_command("canary")
 @click.argument("reference")
-@click.option("--share", required=True, help="Share of the entities that the canary decides, such as 0.1 or 10%.")
+@click.option("--share", help="Share of the entities that the canary decides, such as 0.1 or 10%.")
+@click.option("--ladder", is_flag=True, help="Let the monitor raise the share step by step (setting monitor.ladder).")
 @click.option("--until", type=click.DateTime(), help="Event time (UTC) at which the canary ends.")
 @click.option("--salt", help="Seed of the draw: another salt selects other entities.  [default: name:version]")
 @_expect_rise
 def canary(
     settings: Settings,
     reference: str,
-    share: str,
+    share: str | None,
+    ladder: bool,
     until: datetime | None,
     salt: str | None,
     expect_rise: str | None,
@@ -375,11 +378,31 @@ def canary(
     who: str,
     wait_s: float,
 ) -> None:
-    """Let REFERENCE decide for a share of the entities. If the share grows, it keeps the entities that it has."""
-    fraction, expected = _share(share), None if expect_rise is None else _rise(expect_rise)
+    """Let REFERENCE decide for a share of the entities. If the share grows, it keeps the entities that it has.
+
+    With --ladder, the first share is that of the ladder, unless --share gives another one. The monitor raises it after
+    each confirmation, and promotes the version after the last one.
+    """
+    from stream_scorer.control.ladder import parse_ladder
+
+    steps = parse_ladder(settings["monitor.ladder"]) if ladder else None
+    if share is not None:
+        fraction = _share(share)
+    elif steps is not None:
+        fraction = steps[0]
+    else:
+        raise UsageError("a canary needs --share or --ladder")
+    expected = None if expect_rise is None else _rise(expect_rise)
     found = _find(settings, reference)
     end = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1_000)
-    more = {"version": found.version, "share": fraction, "until": end, "salt": salt, "expect_rise": expected}
+    more = {
+        "version": found.version,
+        "share": fraction,
+        "until": end,
+        "salt": salt,
+        "expect_rise": expected,
+        "ladder": steps,
+    }
     with _open_console(settings) as console:
         state = console.read().states.get(found.name)
         before = None if state is None else state.canary
@@ -551,9 +574,22 @@ def _show_state(state: ServingState) -> None:
         until = f" until {_time(at.until)} (event time)" if at.until is not None else ""
         facts["canary"] = f"{_short(at.version)} decides for {at.share:.4g} of the entities{until}"
         facts["canary"] += ", confirmed" if at.confirmed else ""
+        facts["ladder"] = _ladder(at)
     for label, fact in facts.items():
         if fact:
             click.echo(plain(f"{label:11} {fact}"))
+
+
+def _ladder(canary: CanaryState) -> str:
+    """The steps of a canary's ladder: which ones are reached, and the next one; empty without a ladder."""
+    from stream_scorer.control.ladder import next_step
+
+    step = next_step(canary)
+    if step is None:
+        return ""
+    steps = ", ".join(f"{share:.4g}" for share in canary.ladder)
+    what = "promotion" if step[0] == "promote" else f"{step[1]:.4g}"
+    return f"steps {steps}; next: {what}, after {'the monitor acts' if canary.confirmed else 'a confirmation'}"
 
 
 def _problem(status: ScorerStatus) -> str:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from stream_scorer.control.attribution import Attribution
 from stream_scorer.control.cards import AlertedCards, ArmShare
 from stream_scorer.control.evidence import log_evidence_of_share
+from stream_scorer.control.ladder import next_step
 from stream_scorer.control.state import History
 from stream_scorer.control.verdict import Basis, Tolerances, Verdict, judge
 from stream_scorer.records import Action, CanaryState, Cause, Command, ScoreSummary, ServedVersion, ServingState
@@ -238,9 +241,26 @@ def pairs(state: ServingState, history: History) -> list[Pair]:
     return found
 
 
-def confirmed(state: ServingState, pair: Pair) -> bool:
-    """Whether `pair` is a canary that is confirmed at its share. It is watched further."""
-    return pair.ends == "stop" and state.canary is not None and state.canary.confirmed
+def after_harmless(state: ServingState, pair: Pair) -> Action | None:
+    """The command that follows evidence of a harmless change: `confirm`, or the next step of a confirmed canary.
+
+    None for a confirmed canary without a ladder. It is watched further.
+    """
+    canary = state.canary
+    if pair.ends != "stop" or canary is None or not canary.confirmed:
+        return "confirm"
+    step = next_step(canary)
+    return None if step is None else step[0]
+
+
+def raised(command: Command, canary: CanaryState, expected_rise: float) -> Command:
+    """`command` as the next step of a confirmed `canary`: a larger share of the same entities, or the promotion."""
+    step = next_step(canary)
+    assert step is not None
+    command = msgspec.structs.replace(command, version=canary.version, expect_rise=expected_rise or None)
+    if step[0] == "promote":
+        return command
+    return msgspec.structs.replace(command, share=step[1], salt=canary.salt, until=canary.until, ladder=canary.ladder)
 
 
 def acted_since(history: History, ensemble: str, at: int) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
+from stream_scorer.control.ladder import check_ladder, next_step
 from stream_scorer.records import NOT_A_RECORD, Action, CanaryState, Command, Hold, ServedVersion, ServingState
 
 # Each version in play costs its combiner and the members that it does not share with other versions.
@@ -137,6 +138,7 @@ def _recovered(command: Command) -> ServingState:
 def _promote(state: ServingState, command: Command) -> dict[str, object]:
     version = _allowed(state, command)
     _check_expectation(command)
+    _check_step(state, command, 1.0)
     if version == state.champion:
         raise Refused(f"{version.version} already serves")
     # A version whose probation is not complete cannot become the last good version.
@@ -181,9 +183,12 @@ def _canary(state: ServingState, command: Command) -> dict[str, object]:
     if command.share is None or not 0.0 < command.share <= 1.0:
         raise Refused("the share of a canary must be above 0 and at most 1")
     _check_expectation(command)
+    if command.ladder is not None and (problem := check_ladder(command.ladder)):
+        raise Refused(f"its ladder is not one: {problem}")
+    _check_step(state, command, command.share)
     salt = command.salt or f"{command.ensemble}:{version.version}"
     return {
-        "canary": CanaryState(version, command.share, salt, command.until),
+        "canary": CanaryState(version, command.share, salt, command.until, ladder=command.ladder or []),
         "shadows": [shadow for shadow in state.shadows if shadow != version],
     }
 
@@ -261,6 +266,17 @@ _CHANGES = {
     "hold": _hold,
     "release": _release,
 }
+
+
+def _check_step(state: ServingState, command: Command, share: float) -> None:
+    """A monitor gives a version a larger share only by the ladder that a person gave it, after its confirmation."""
+    canary = state.canary
+    if command.author != "monitor":
+        return
+    if canary is None or canary.version != command.version or not canary.confirmed:
+        raise Refused("a monitor raises the share of a confirmed canary only")
+    if next_step(canary) != (command.action, share):
+        raise Refused("the ladder of the canary has another next step")
 
 
 def _check_expectation(command: Command) -> None:

@@ -19,13 +19,13 @@ import msgspec
 from stream_scorer.clock import Clock
 from stream_scorer.control.commands import CommandLog, catch_up, submit
 from stream_scorer.control.incidents import Incidents
-from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, confirmed, pairs
+from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, after_harmless, pairs, raised
 from stream_scorer.control.state import History
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability.metrics import Metric, Metrics
-from stream_scorer.records import NOT_A_RECORD, Action, Command, ScoreSummary
+from stream_scorer.records import NOT_A_RECORD, Action, Command, IncidentKind, ScoreSummary
 
 _log = logging.getLogger(__name__)
 Mode = Literal["off", "propose", "auto"]
@@ -34,6 +34,8 @@ Mode = Literal["off", "propose", "auto"]
 BEFORE_MS = 10 * 60_000
 READ_WAIT_S = 0.2
 MAX_SUMMARIES = 5_000
+# Incidents of these kinds pause the ladder of a canary: something other than the canary may move its alerts.
+PAUSING: tuple[IncidentKind, ...] = ("drift", "feed", "latency", "errors", "breaker")
 # Errors of a record that is not a summary, or whose counts are not four.
 UNREADABLE = (*NOT_A_RECORD, ValueError, IndexError)
 
@@ -202,8 +204,8 @@ class Watch:
         due: Action | None = None
         if finding in ("rise", "fall"):
             due = pair.ends
-        elif finding == "harmless" and not confirmed(self._history.states[pair.ensemble], pair):
-            due = "confirm"
+        elif finding == "harmless":
+            due = after_harmless(self._history.states[pair.ensemble], pair)
         held_back = self._held_back(pair, due) if due is not None else ""
         self._publish(paired, due, held_back)
         if due is not None:
@@ -224,16 +226,25 @@ class Watch:
         if hold is not None:
             return f"needs a person: {hold.who} put a hold on it ({hold.why})"
         since = self._clock.now_ms() - int(self._rules.cooldown_s * 1_000)
-        if action != "confirm" and acted_since(self._history, pair.ensemble, since):
+        if action in ("rollback", "stop") and acted_since(self._history, pair.ensemble, since):
             return "needs a person: the monitor withdrew another version within the cool-down"
-        return ""
+        return self._paused(pair.ensemble) if action in ("canary", "promote") else ""
+
+    def _paused(self, ensemble: str) -> str:
+        """The signal that pauses a canary's ladder; empty if there is none. What cannot be read pauses it too."""
+        try:
+            found = [each for each in self._incidents.open() if each.ensemble in ("", ensemble)]
+        except StreamScorerError as error:
+            return f"paused: incidents cannot be read ({error.message})"
+        signals = [each.id for each in found if each.kind in PAUSING]
+        return f"paused while incidents are open: {', '.join(signals)}" if signals else ""
 
     def _act(self, paired: Paired, action: Action, why: str) -> None:
         """Submit the command, or log `why` it is held back. Either way, a changed number of alerts is an incident."""
         pair = paired.pair
         if (pair, action, why) in self._reported:
             return
-        reported = action == "confirm" or self._report(paired, action, why)
+        reported = action not in ("rollback", "stop") or self._report(paired, action, why)
         if why:
             _log.warning("%s %s is due, %s: %s", action, pair.ensemble, why, paired.summary())
             if reported:
@@ -258,7 +269,7 @@ class Watch:
             _log.warning("an incident could not be closed: %s", error.message)
 
     def _command(self, paired: Paired, action: Action, offset: int) -> Command:
-        return Command(
+        command = Command(
             ensemble=paired.pair.ensemble,
             action=action,
             who=self._who,
@@ -268,3 +279,7 @@ class Watch:
             author="monitor",
             version=paired.pair.served if paired.pair.ends == "stop" else None,
         )
+        canary = self._history.states[paired.pair.ensemble].canary
+        if action not in ("canary", "promote") or canary is None:
+            return command
+        return raised(command, canary, paired.pair.expected_rise)

@@ -22,7 +22,8 @@ Matrix = NDArray[np.float64]
 _SAME_WEIGHT = 1e-6
 # Classes of a value: neither missing nor clipped otherwise, missing before preprocessing, clipped otherwise.
 CLASSES = ("regular", "missing", "clipped")
-_REGULAR, _MISSING, _CLIPPED = range(len(CLASSES))
+# Shifts below this share of a bin are no difference.
+_MIN_SHIFT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,10 @@ class PairPlan:
             weighted = restored[index] != weights[index] or restored_coefficients[index] != coefficients[index]
             if not (plan.output or weighted):
                 continue
-            changes = ["output"] * plan.output + ["weight"] * weighted
-            for what in changes if len(changes) == 1 else [*changes, "member"]:
+            changes = (
+                ["output", "weight", "member"] if plan.output and weighted else ["output" if plan.output else "weight"]
+            )
+            for what in changes:
                 swap = np.zeros(len(weights), np.bool_)
                 swap[index] = what != "weight"
                 one, two = weights.copy(), coefficients.copy()
@@ -137,7 +140,8 @@ class InputComparison:
     def count(self, features: Matrix, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """``(k, 3, 3) int64`` over the `rows` of `features`: per pair and class of `CLASSES`.
 
-        Number of rows, of rows in another bin, and the total distance in bins. A value that is missing for one version
+        Number of rows, of rows in another bin, and the total distance in bins; a shift of less than a quarter of a bin
+        is none. A value that is missing for one version
         only has the distance of the whole profile.
         """
         counts: NDArray[np.int64] = _compare(
@@ -256,6 +260,15 @@ def _bin(x, edges, n):  # type: ignore[no-untyped-def]  # pragma: no cover - com
 
 
 @njit(cache=True, nogil=True, fastmath=False)
+def _width(place, edges, n):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Width of a bin; that of the next one for a bin without a limit, 0 if there is none."""
+    if n < 2:
+        return 0.0
+    upper = min(max(place, 1), n - 1)
+    return edges[upper] - edges[upper - 1]
+
+
+@njit(cache=True, nogil=True, fastmath=False)
 def _bins(features, columns, edges, n_edges):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     out = np.empty((features.shape[0], columns.shape[0]), np.int64)
     for i in range(features.shape[0]):
@@ -288,7 +301,11 @@ def _compare(features, rows, columns, served, other, edges, n_edges):  # type: i
                 out[k, kind, 1] += 1
                 out[k, kind, 2] += n_edges[k] + 1
                 continue
-            distance = abs(_bin(one, edges[k], n_edges[k]) - _bin(two, edges[k], n_edges[k]))
-            out[k, kind, 1] += distance > 0
+            place = _bin(two, edges[k], n_edges[k])
+            distance = abs(_bin(one, edges[k], n_edges[k]) - place)
+            # A whole number lies on an edge: there, the smallest shift leads to another bin.
+            if distance == 0 or abs(one - two) < _MIN_SHIFT * _width(place, edges[k], n_edges[k]):
+                continue
+            out[k, kind, 1] += 1
             out[k, kind, 2] += distance
     return out

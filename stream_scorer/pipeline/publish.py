@@ -136,6 +136,8 @@ class Publisher:
         scores_topic, contributions_topic, raw = topics.scores, topics.contributions, part.batch.transactions
         name, number, arm, names = ensemble.name, ensemble.version, part.arm, ensemble.member_names
         inside = _inside(ensemble, part, self._max_explained)
+        lineup = part.decided.lineup
+        compared = {lineup.versions[other].version for other in lineup.compared_with(part.version)}
         # The members' names are the same in every record: encoded once.
         encoded_names: Any = msgspec.Raw(encode(names))
         weights = _weights(scored, part, encode)
@@ -165,6 +167,10 @@ class Publisher:
                     event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
                     coverage, duplicate, degraded, bits, value, rule,
                     base=base, z=z, reasons=_reasons(names, member_scores, contributions, inside.get(place)),
+                    disagreement=[
+                        each.version for each in alternatives
+                        if each.version in compared and each.decision == "approve"
+                    ],
                 )  # fmt: skip
                 yield place, topics.alerts, partition, key, encode(alert), headers
 

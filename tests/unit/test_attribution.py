@@ -101,8 +101,8 @@ def map_otherwise(draft: Draft) -> Draft:
     """The member expects the codes of the channels in reverse order."""
     column = LIVE[:, FEATURES.index("channel_code")]
     weights = dict(MEMBERS[draft.name])
-    weight, shift = weights["channel_code"], (3.0 - 2.0 * column.mean()) / column.std()
-    weights["channel_code"] = -3.0 * weight
+    weight, shift = weights["channel_code"], float((3.0 - 2.0 * column.mean()) / column.std())
+    weights["channel_code"] = -weight
     return replace_draft(draft, data=logistic(list(weights.values()), -3.0 + weight * shift))
 
 
@@ -161,7 +161,7 @@ UPDATES: list[tuple[str, Change, str, str | None]] = [
     ("three", prepare("amount_log", lambda e: replace(e, high=1.2)), "clip", "amount_log"),
     ("two", map_otherwise, "mapping", "channel_code"),
     ("three", lambda draft: replace_draft(draft, weight=2.5), "weight", None),
-    ("one", invert, "inverted", None),
+    ("three", invert, "inverted", None),
     ("two", invert, "inverted", None),
 ]
 

@@ -13,13 +13,14 @@ import pytest
 
 from stream_scorer.control.commands import submit
 from stream_scorer.control.follower import Follower, ScorerIdentity
+from stream_scorer.control.ladder import parse_ladder
 from stream_scorer.control.liveness import FORGOTTEN_MS, SILENT_MS, Scorers
 from stream_scorer.control.outbox import MAX_BACKOFF_S, MAX_WAITING, Outbox
 from stream_scorer.control.probation import acted_since, pairs
 from stream_scorer.control.recovery import newest_state, require_never_served
 from stream_scorer.control.state import MAX_ENTRIES, MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.errors import ArtifactError, BrokerUnavailable, StreamScorerError
+from stream_scorer.errors import ArtifactError, BrokerUnavailable, StreamScorerError, UsageError
 from stream_scorer.observability.liveness import Health
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import AuditRecord, Command, DisabledMember, ScorerStatus, ServedVersion, ServingState
@@ -99,6 +100,33 @@ def test_each_share_of_a_canary_is_confirmed_by_itself(story: Story) -> None:
     assert "already confirmed" in story.say("confirm", version=TWO)
     story.say("canary", version=TWO, share=0.25)
     assert story.state.canary is not None and not story.state.canary.confirmed
+
+
+def test_a_monitor_raises_a_confirmed_canary_by_its_ladder_only(story: Story) -> None:
+    assert "ladder is not one" in story.say("canary", version=TWO, share=0.1, ladder=[0.5, 0.1])
+    assert story.say("canary", version=TWO, share=0.1, ladder=[0.1, 0.5, 1.0]) == ""
+    assert "confirmed canary only" in story.say("canary", version=TWO, share=0.5, author="monitor")
+    assert "confirmed canary only" in story.say("promote", version=TWO, author="monitor")
+    story.say("confirm", version=TWO)
+    for share in (0.2, 1.0):
+        assert "another next step" in story.say("canary", version=TWO, share=share, author="monitor")
+    assert "another next step" in story.say("promote", version=TWO, author="monitor")
+    assert "confirmed canary only" in story.say("canary", version=THREE, share=0.5, author="monitor")
+    assert story.say("canary", version=TWO, share=0.5, author="monitor", ladder=[0.1, 0.5, 1.0]) == ""
+    story.say("confirm", version=TWO)
+    story.say("hold")
+    assert "put a hold" in story.say("promote", version=TWO, author="monitor")
+    story.say("release")
+    assert story.say("promote", version=TWO, author="monitor") == ""
+    assert (story.state.champion, story.state.probation, story.state.canary) == (TWO, True, None)
+    assert "confirmed canary only" in story.say("promote", version=THREE, author="monitor")
+
+
+def test_a_ladder_is_a_list_of_ascending_shares() -> None:
+    assert parse_ladder("1, 5%,25,50,100") == [0.01, 0.05, 0.25, 0.5, 1.0]
+    for text in ("", "5,1", "0,5", "50,101", "a", "5,5"):
+        with pytest.raises(UsageError, match="is not a ladder"):
+            parse_ladder(text)
 
 
 def test_a_canary_is_confirmed_without_ending_the_probation_of_the_champion(story: Story) -> None:

@@ -535,6 +535,22 @@ def test_a_summary_that_is_too_large_is_split_into_records_that_add_up(
         assert sum(getattr(each, name) for each in one) == sum(getattr(each, name) for each in many)
 
 
+@pytest.mark.parametrize("probation", [True, False])
+def test_an_alert_has_the_compared_versions_that_approve_it(ensemble: Ensemble, probation: bool) -> None:
+    other = with_other_weights(ensemble)
+    lineup = Lineup((ensemble, other), last_good=1) if probation else Lineup((ensemble, other), Split(0.5, "s"))
+    sink = run(lineup, 64)
+    approved = {
+        c["event_id"]: [a["version"] for a in c["alternatives"] if a["decision"] == "approve"]
+        for c in sink.documents("contributions")
+    }
+    alerts = sink.documents("alerts")
+    assert [alert["disagreement"] for alert in alerts] == [approved[alert["event_id"]] for alert in alerts]
+    assert {tuple(alert["disagreement"]) for alert in alerts if alert["version"] == ensemble.version} == {(), ("9",)}
+    shadow = run(Lineup((ensemble, other)), 64).documents("alerts")
+    assert shadow and not any(alert["disagreement"] for alert in shadow)
+
+
 def differences_of(sink: Collected, version: str, other: str) -> list[PairDifferences]:
     summaries = [msgspec.json.decode(value, type=ScoreSummary) for value in sink.values("score-summaries")]
     return [s.differences[other] for s in summaries if s.version == version and other in s.differences]

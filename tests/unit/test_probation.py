@@ -441,6 +441,88 @@ def test_a_canary_is_confirmed_at_its_share_and_stopped_if_its_alerts_change() -
     assert desk.history.states["cards"].canary is None
 
 
+def ladder_desk(share: float = 0.1) -> Desk:
+    """A canary at `share` of the ladder 10, 50, 100 %, with counts that are harmless at every share."""
+    desk = Desk()
+    desk.say("canary", version=TWO, share=share, ladder=[0.1, 0.5, 1.0], salt="s", until=10**15, expect_rise=0.01)
+    harmless_at(desk, share)
+    return desk
+
+
+def harmless_at(desk: Desk, share: float) -> None:
+    """Summaries of both arms of a canary that began with the last command: a random `share` of the cards is inside."""
+    offset, inside = len(desk.log.records) - 1, 300
+    desk.summaries.append(summary(TWO, [inside, 4, 2, 9_000], offset=offset, arm="canary"))
+    other_arm = [round((inside + 2) * (1 - share) / share), 0, 0, 90_000]
+    desk.summaries.append(summary(ONE, other_arm, other=TWO, cards=listed(other_arm, 100_000), offset=offset))
+
+
+def monitor_commands(desk: Desk) -> list[tuple[str, float | None]]:
+    commands = [entry.command for entry in desk.history.entries if not entry.refused]
+    return [(c.action, c.share) for c in commands if c is not None and c.author == "monitor"]
+
+
+def test_a_ladder_raises_the_share_after_each_confirmation_and_ends_with_a_promotion() -> None:
+    desk = ladder_desk()
+    for _ in range(4):
+        desk.watch(probation=1).step()
+    assert monitor_commands(desk) == [("confirm", None), ("canary", 0.5)]
+    canary = desk.history.states["cards"].canary
+    assert canary is not None and (canary.share, canary.salt, canary.until) == (0.5, "s", 10**15)
+    assert not canary.confirmed and canary.ladder == [0.1, 0.5, 1.0]
+    (pair,) = pairs(desk.history.states["cards"], desk.history)
+    assert (pair.share, pair.expected_rise) == (0.5, 0.01)
+    harmless_at(desk, 0.5)
+    for _ in range(3):
+        desk.watch(probation=1).step()
+    assert monitor_commands(desk)[2:] == [("confirm", None), ("promote", None)]
+    state = desk.history.states["cards"]
+    assert (state.champion, state.last_good, state.probation, state.canary) == (TWO, ONE, True, None)
+
+
+def test_a_canary_of_a_ladder_whose_alerts_rise_is_stopped() -> None:
+    desk = ladder_desk()
+    for _ in range(2):
+        desk.watch(probation=1).step()
+    offset, other_arm = len(desk.log.records) - 1, [202, 0, 0, 9_000]
+    desk.summaries.append(summary(TWO, MORE, offset=offset))
+    desk.summaries.append(summary(ONE, other_arm, other=TWO, cards=listed(other_arm, 100_000), offset=offset))
+    desk.watch(probation=1).step()
+    assert monitor_commands(desk)[-1] == ("stop", None)
+
+
+@pytest.mark.parametrize("why", ["propose", "hold", "drift", "share", "other share", "no counts"])
+def test_nothing_but_evidence_at_the_share_raises_it(why: str) -> None:
+    desk = Desk() if why == "no counts" else ladder_desk()
+    if why == "no counts":
+        desk.say("canary", version=TWO, share=0.1, ladder=[0.1, 0.5, 1.0])
+    if why == "share":  # the canary decides a quarter of the cards
+        desk.summaries[-1] = summary(ONE, [900, 0, 0, 90_000], other=TWO, cards=listed([900, 0, 0, 90_000], 100_000))
+    else:
+        desk.say("confirm", version=TWO)
+    if why == "hold":
+        desk.say("hold")
+    if why == "other share":  # given by a person without a ladder
+        desk.say("canary", version=TWO, share=0.2)
+        harmless_at(desk, 0.2)
+        desk.say("confirm", version=TWO)
+    if why == "drift":
+        drift = Incident(id="drift-1", ensemble="cards", opened=1, why="amount", kind="drift", subject="amount")
+        desk.told.records.append(msgspec.json.encode(drift))
+    before = list(desk.log.records)
+    watch = desk.watch(mode="propose" if why == "propose" else "auto", probation=1)
+    for _ in range(3):
+        watch.step()
+    assert desk.log.records == before
+    if why == "drift":
+        assert desk.verdicts[-1].held_back == "paused while incidents are open: drift-1"
+        desk.told.records.append(msgspec.json.encode(replace(drift, closed=2)))
+        watch.step()
+        assert monitor_commands(desk) == [("canary", 0.5)]
+    if why == "propose":
+        assert (desk.verdicts[-1].due, desk.incidents) == ("canary", [])
+
+
 def test_an_arm_with_another_share_than_requested_leads_to_no_command() -> None:
     for inside, outside in ((302, 1_000), (302, 20_000)):
         desk = canary_desk(inside=inside, outside=outside)
