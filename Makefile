@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 # Some images set this; then each of the many processes of a test run compiles all of its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check kernels format lint types imports unit integration property prove prove-all bench schemas schemas-check \
+.PHONY: help setup demo test check kernels format lint types imports unit integration property promtool prove prove-all bench schemas schemas-check \
         lock lock-check stack-up stack-down clean
 
 help:  ## Show this list
@@ -71,6 +71,9 @@ property: setup  ## Property tests, and component tests that train, replay or dr
 
 integration: setup  ## Tests on a real Kafka, Redis and MLflow
 	@$(PYTEST) --durations=15 -m integration tests/contract tests/integration tests/e2e
+
+promtool: setup  ## Check alert rules, their unit tests and dashboards with promtool (needs Go; the first run builds it, minutes)
+	@$(BIN)/python tools/check_rules.py
 
 prove: setup  ## Run one proof: make prove P=<slug> [SEED=1 N=... BREAK=1]
 	@test -n "$(P)" || { $(BIN)/python -m proofs --list; exit 2; }

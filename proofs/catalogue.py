@@ -85,6 +85,11 @@ PROOFS = {
     "incidents": Proof(
         "20 faulty updates of 5 kinds, measured against the truth, are rolled back, and the member is named", 900
     ),
+    "alert-rules": Proof(
+        "alert rules and queries of dashboards are valid; each alert fires and stays silent when it should",
+        300,
+        own="builds promtool at its first run; needs no services",
+    ),
     "sticky": Proof("an entity keeps its arm in every process and while the share grows", 21),
     "hostile-artifacts": Proof(
         "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 96

@@ -1,6 +1,6 @@
 """Finds the metrics and labels that a PromQL expression names, and compares them with what exists.
 
-It splits an expression into words and does not parse it: `promtool` does (tools/promtool.py).
+It splits an expression into words and does not parse it: `promtool` does (tools/check_rules.py).
 """
 
 from __future__ import annotations

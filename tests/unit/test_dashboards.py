@@ -110,7 +110,16 @@ def test_an_alert_rule_uses_series_and_labels_there_are(rule: dict[str, Any]) ->
     shown = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
     assert shown <= labels_of_result(rule["expr"], KNOWN)
     assert rule["labels"]["severity"] in ("page", "ticket")
-    assert rule["for"] and rule["annotations"]["summary"]
+    assert rule["annotations"]["summary"]
+    assert rule.get("for") or "[1h]" in rule["expr"], "one sample would raise the alert"
+
+
+def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_stays_silent() -> None:
+    tests = [test for path in (ROOT / "tests" / "prometheus").glob("*_test.yml") for test in load(path)["tests"]]
+    cases = [case for test in tests for case in test.get("alert_rule_test", [])]
+    fire = {case["alertname"] for case in cases if case["exp_alerts"]}
+    assert fire == {case["alertname"] for case in cases if not case["exp_alerts"]}
+    assert fire == {rule["alert"] for rule in ALERTS}
 
 
 def test_every_recorded_series_is_used() -> None:
