@@ -28,6 +28,7 @@ from proofs.kit import (
     services,
     train_cards,
     wait_drained,
+    wait_until,
 )
 from proofs.monitor_recompute import Logs, SubjectKey, recompute_all, wrong_figures
 from proofs.monitor_thin import WINDOWS, kill_in_transaction, loop_traffic, wait_said
@@ -43,7 +44,7 @@ from stream_scorer.state.client import connect
 
 # Transactions, seconds that they take, and how often the first monitor is killed.
 N, SECONDS, KILLS = 60_000, 200.0, 20
-SMALL, SMALL_SECONDS, SMALL_KILLS = 20_000, 50.0, 3
+SMALL, SMALL_SECONDS, SMALL_KILLS = 20_000, 40.0, 3
 # A third of the kills come this soon after a start, which takes some seconds; a third up to so much later.
 SOON_S, LATER_S = 4.0, 12.0
 LEAST_RISE = 0.35
@@ -80,7 +81,7 @@ def run(context: Context) -> Result:
             connect(str(at.redis)).flushall()
 
         def leave() -> None:
-            result.check("the second monitor ends with exit 0", second.stop(15) == 0)
+            result.check("the second monitor ends with exit 0", second.stop(30) == 0)
 
         try:
             scorer.start()
@@ -88,11 +89,12 @@ def run(context: Context) -> Result:
             wait_said(scorer, "assigned", 1)
             wait_said(first, "monitoring", 1)
             traffic = pool.submit(live.run)
-            killing = _Killing(context, bootstrap, first, live, traffic, kills)
+            killing = _Killing(context, bootstrap, first, live, traffic, n, kills)
             for share, action in ((0.15, second.start), (0.2, promote), (0.35, flush), (0.55, leave), (0.7, flush)):
                 killing.until(share * n)
                 action()
             killing.until(n)
+            killing.last()
             report = traffic.result(timeout=300)
         finally:
             live.stop()
@@ -104,8 +106,7 @@ def run(context: Context) -> Result:
         }
         logs = Logs.read(bootstrap, Topics(), manifests[one.manifest_sha256])
         records = _settled(bootstrap, first, recompute_all(logs, manifests, WINDOWS, one.version))
-        outcomes = Topics().outcomes
-        aborted = len(read_topic(bootstrap, outcomes, uncommitted=True)) - len(read_topic(bootstrap, outcomes))
+        aborted = _aborted(bootstrap, Topics().outcomes)
         catch_up(log, history, log.end())
         log.close()
         incidents = read_topic(bootstrap, Topics().incidents).decode(Incident)
@@ -136,7 +137,7 @@ def _monitor(context: Context, at: StackAddresses, ensemble: Path, instance: str
 
 
 class _Killing:
-    """Kills one monitor again and again while traffic flows, and starts it at once; `most` times at most."""
+    """Kills one monitor during `n` transactions, `most` times at most and evenly spread, and starts it at once."""
 
     def __init__(
         self,
@@ -145,17 +146,18 @@ class _Killing:
         victim: Scorer,
         live: LiveTraffic,
         traffic: Future[LiveReport],
+        n: int,
         most: int,
     ) -> None:
         self._context, self._bootstrap, self._victim, self._live = context, bootstrap, victim, live
-        self._traffic, self._most = traffic, most
+        self._traffic, self._n, self._most = traffic, n, most
         self._rng = np.random.default_rng(context.seed)
-        self.kills = self.in_transaction = 0
+        self.kills = self.in_transaction = self._logged = 0
 
     def until(self, transactions: float) -> None:
         """Go on until so many transactions are sent; then the monitor runs."""
         while self._live.report.transactions < transactions and not self._traffic.done():
-            if self.kills == self._most:
+            if self.kills >= self._most * min(self._live.report.transactions / self._n + 0.1, 1.0):
                 time.sleep(0.1)
                 continue
             kind = self.kills % 3
@@ -167,9 +169,32 @@ class _Killing:
                 time.sleep(self._rng.uniform(0, SOON_S if kind == 0 else LATER_S))
                 self._victim.require_running()
                 self._victim.kill()
-            self.kills += 1
-            self._context.say(f"kill {self.kills} at {self._live.report.transactions} transactions")
-            self._victim.start()
+            self._start_again()
+
+    def last(self) -> None:
+        """Kill the monitor once more when it has counted for some seconds, and wait until it counts again."""
+        self._wait_ready()
+        time.sleep(SOON_S)
+        self._victim.kill()
+        self._start_again()
+        self._wait_ready()
+
+    def _start_again(self) -> None:
+        self.kills += 1
+        self._context.say(f"kill {self.kills} at {self._live.report.transactions} transactions")
+        self._logged = self._victim.log.stat().st_size
+        self._victim.start()
+
+    def _wait_ready(self) -> None:
+        def ready() -> bool:
+            self._victim.require_running()
+            return b"monitoring" in self._victim.log.read_bytes()[self._logged :]
+
+        wait_until("the monitor is ready", ready, 120)
+
+
+def _aborted(bootstrap: str, topic: str) -> int:
+    return len(read_topic(bootstrap, topic, uncommitted=True)) - len(read_topic(bootstrap, topic))
 
 
 def _settled(bootstrap: str, monitor: Scorer, expected: dict[SubjectKey, Any]) -> list[MonitorMetric]:
