@@ -16,6 +16,7 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.control.aliases import CHAMPION, AliasMirror
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
+from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.recovery import require_never_served
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts
@@ -271,11 +272,12 @@ def make_follower(
 
 
 def watch_run(
-    settings: Settings, metrics: m.Metrics, who: str
+    settings: Settings, metrics: m.Metrics, who: str, label_age_ms: int
 ) -> Callable[[threading.Event, Callable[[], None]], None] | None:
     """A function that watches probations and canaries until the event is set; None if `monitor.mode` is `off`.
 
-    It needs Kafka and nothing else, and may be called again after a failure.
+    It needs Kafka and nothing else, and may be called again after a failure. Withdrawn versions are judged by labels of
+    the age `label_age_ms`.
 
     Raises:
         UsageError: a topic is missing. BrokerUnavailable: the broker does not answer.
@@ -289,18 +291,28 @@ def watch_run(
     def follow(since_ms: int) -> RecordFollower:
         return RecordFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
 
+    def follow_labels(since_ms: int) -> RecordFollower:
+        return RecordFollower(bootstrap, topics.outcomes, client_id="stream-scorer-labels", start=since_ms)
+
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
         with closing(RecordWriter(bootstrap)) as writer:
+
+            def write(key: str, value: bytes) -> None:
+                writer.write(topics.verdicts, key, value)
+
+            incidents = Incidents(ControlLog(bootstrap, topics.incidents))
+            verdicts = ControlLog(bootstrap, topics.verdicts)
             watch = Watch(
                 ControlLog(bootstrap, topics.control),
-                Incidents(ControlLog(bootstrap, topics.incidents)),
-                Verdicts(lambda key, value: writer.write(topics.verdicts, key, value)),
+                incidents,
+                Verdicts(write),
                 follow,
                 SystemClock(),
                 metrics,
                 who=who,
                 rules=watch_rules(settings),
             )
+            watch.labels = LabelWatch(verdicts, write, follow_labels, incidents.log, label_age_ms)
             watch.run(stop, on_ready)
 
     return run

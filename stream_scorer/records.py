@@ -35,6 +35,7 @@ CauseKind = Literal[
     "policy",
 ]  # fmt: skip
 Author = Literal["person", "monitor", "scorer"]
+LabelFinding = Literal["harm", "cleared", "undecided"]
 Action = Literal[
     "promote", "confirm", "rollback", "canary", "shadow", "stop", "retire", "disable", "enable", "hold", "release",
     "recover",
@@ -270,6 +271,9 @@ class CardAlerts(Record, frozen=True):
     versions and on `scorer.id_key`); `served` and `other` are the event times of its first alert by this version and by
     the other one, null without an alert.
 
+    `event` and `value` are the event id and the value of the card's first alert, if only one version alerts the card
+    here; otherwise empty and 0. They have no entries where they are not needed.
+
     `rows` is the number of transactions that count. `excluded` ones do not: repeated event ids, transactions without a
     card, without features or without a member that failed, and decisions by the fallback or by a list.
     """
@@ -279,6 +283,8 @@ class CardAlerts(Record, frozen=True):
     card: list[str]
     served: list[int | None]
     other: list[int | None]
+    event: list[str] = []
+    value: list[int] = []
 
 
 class PreparedInput(Record, frozen=True):
@@ -579,6 +585,50 @@ class Cause(Record, frozen=True):
     per_thousand: float
 
 
+class Disagreement(Record, frozen=True):
+    """A card that only one of two versions alerts: its first alert.
+
+    `served`: whether the version under test raised it. `at` is the event time, `value` in minor units of the reference
+    currency.
+    """
+
+    at: int
+    event_id: str
+    value: int
+    served: bool
+
+
+class LabelCounts(Record, frozen=True):
+    """Labels of the cards that one version alerts alone; values in minor units of the reference currency.
+
+    `silent` cards were alerted and have no label, which means nothing.
+    """
+
+    fraud: int
+    genuine: int
+    silent: int
+    fraud_value: int
+    genuine_value: int
+
+
+class LabelledVerdict(Record, frozen=True):
+    """What labels of age `label_age` show about the cards on which two versions disagreed.
+
+    `harm`: the alerts that only the version under test raised have less than half of the precision of those that only
+    the other version raised. `cleared`: they have more. `log_harm` and `log_cleared` are natural logarithms of the
+    evidence. `waiting` cards have not reached the label age; `missing` says what prevents a decision.
+    """
+
+    finding: LabelFinding
+    served: LabelCounts
+    other: LabelCounts
+    log_harm: float
+    log_cleared: float
+    label_age: int
+    waiting: int
+    missing: list[str]
+
+
 class InputChange(Record, frozen=True):
     """An input that a member sees differently in two versions, whether or not this moves alerts.
 
@@ -601,7 +651,8 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     `missing` says what prevents a decision. At the rate so far, a decision takes `more_rows` more transactions and
     `more_ms` of event time; null if that cannot be expected. `due` is the command that the verdict leads to, null if it
     is undecided; `held_back` says why the monitor does not submit it. `cause` is what moved the alerts most; `inputs`
-    are those that members see differently.
+    are those that members see differently. After a rise or a fall, `disagreements` has the cards that only one version
+    alerts, up to a limit, and `labels` what their labels show later. `began` is the time of the command, ms.
     """
 
     id: str
@@ -626,6 +677,9 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     held_back: str
     cause: Cause | None = None
     inputs: list[InputChange] = []
+    began: int = 0
+    disagreements: list[Disagreement] = []
+    labels: LabelledVerdict | None = None
 
 
 class Affected(Record, frozen=True):

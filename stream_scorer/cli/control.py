@@ -229,7 +229,7 @@ def _open_incidents(settings: Settings, topic: str) -> list[Incident]:
 
 
 def _read_verdicts(settings: Settings, topic: str, history: History) -> list[VerdictRecord]:
-    """The newest verdict on each version that is compared with another one now."""
+    """The newest verdict on each version that is compared with another one now, or was last and is judged by labels."""
     from stream_scorer.control.incidents import incident_id
     from stream_scorer.control.probation import pairs
     from stream_scorer.control.verdicts import read_verdicts
@@ -237,13 +237,15 @@ def _read_verdicts(settings: Settings, topic: str, history: History) -> list[Ver
     from stream_scorer.kafka.topics import TopicAdmin
 
     now = {incident_id(pair) for state in history.states.values() for pair in pairs(state, history)}
-    if not now or topic not in TopicAdmin(settings["kafka.bootstrap"]).partitions():
+    if topic not in TopicAdmin(settings["kafka.bootstrap"]).partitions():
         return []
     log: ControlLog = ControlLog(settings["kafka.bootstrap"], topic)
     try:
-        return [verdict for key, verdict in read_verdicts(log).items() if key in now]
+        found = read_verdicts(log)
     finally:
         log.close()
+    last = {verdict.ensemble: key for key, verdict in found.items()}
+    return [v for key, v in found.items() if key in now or (v.labels is not None and last[v.ensemble] == key)]
 
 
 def _find(settings: Settings, reference: str) -> _Found:

@@ -254,6 +254,8 @@ FINDINGS: dict[Finding, str] = {
 
 def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
     """The verdict, its basis, what is missing, and the expected time to a decision, each with a label."""
+    from stream_scorer.control.label_verdict import describe
+
     cards = r.cards
     due = f", {r.due} is due" if r.due is not None else ""
     held = f" ({r.held_back})" if r.held_back else ""
@@ -277,6 +279,8 @@ def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
         ("input", f"member {each.member} {each.difference} ({each.moved:.0%} of the transactions in another bin)")
         for each in r.inputs
     ]
+    if r.labels is not None:
+        facts.append(("labels", describe(r.version, r.other, r.labels)))
     if r.missing:
         facts.append(("missing", "; ".join(r.missing)))
     if r.finding == "undecided":

@@ -54,6 +54,7 @@ def monitor(settings: Settings) -> None:
     from stream_scorer.monitor.service import MonitorSettings, run_monitor
     from stream_scorer.observability.metrics import Metrics
     from stream_scorer.spec import load_spec
+    from stream_scorer.spec.model import duration_ms
 
     clock = SystemClock()
     references = EnsembleReferences(
@@ -66,11 +67,13 @@ def monitor(settings: Settings) -> None:
     if Path(settings["scorer.ensemble"]).is_dir():
         references.load_initial()  # a folder needs no service, so a mistake in it ends the command
     metrics = Metrics((*MONITOR_METRICS, *WATCH_METRICS))
-    watch = watch_run(settings, metrics, settings["monitor.instance"])
+    checked = load_spec(settings.require("scorer.spec"))
+    label_age_ms = duration_ms(checked.spec.labels.horizon)
+    watch = watch_run(settings, metrics, settings["monitor.instance"], label_age_ms)
     with mirroring_aliases(settings):
         run_monitor(
             MonitorSettings.of(settings),
-            load_spec(settings.require("scorer.spec")),
+            checked,
             references,
             clock,
             metrics,

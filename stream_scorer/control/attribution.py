@@ -128,7 +128,7 @@ class Attribution:
         for name, member in self._members.items():
             for input_name, each in member.inputs.items():
                 if each.distance() >= MIN_DISTANCE:
-                    kind, text = _preparation(input_name, each)
+                    kind, text = _preparation(input_name, each, member.newest.categories)
                     found.append(InputChange(name, input_name, kind, text, each.moved, each.distance()))
             for input_name in (*member.newest.added, *member.newest.removed):
                 kind, text = _read(input_name, member.newest)
@@ -142,16 +142,16 @@ class Attribution:
 def _difference(member: _Member, *, falls: bool) -> tuple[CauseKind, str | None, str]:
     """Kind, input and description of the difference of a member that moved alerts."""
     sign = -1 if falls else 1
-    if not member.output or sign * _net(member.weight) > sign * _net(member.output):
-        now, before = member.newest.shares
-        return "weight", None, f"its share of the weight is {now:.0%} instead of {before:.0%}"
-    changed = {name: each for name, each in member.inputs.items() if each.distance() >= MIN_DISTANCE}
-    if changed:
-        name = max(changed, key=lambda each: (changed[each].distance(), each))
-        return (_preparation(name, changed[name])[0], name, _preparation(name, changed[name])[1])
-    correlation = _correlation(member.scores)
-    if correlation is not None and correlation < 0:
-        return "inverted", None, "its score falls where the score of the other version rises"
+    output, weight = sign * _net(member.output), sign * _net(member.weight)
+    now, before = member.newest.shares
+    share = f"its share of the weight is {now:.0%} instead of {before:.0%}"
+    fault = _fault(member)
+    if fault is not None and output > 0:
+        # A fault that a higher weight amplifies is both.
+        kind, input_name, text = fault
+        return kind, input_name, f"{text}, and {share}" if weight >= MIN_SHARE * sign * member.net else text
+    if not member.output or weight > output:
+        return "weight", None, share
     explained = {name: _explained(bins, member.answered) for name, bins in member.answers.items()}
     name = max(explained, key=lambda each: (explained[each], each), default="")
     if name and explained[name] >= MIN_EXPLAINED:
@@ -164,7 +164,20 @@ def _difference(member: _Member, *, falls: bool) -> tuple[CauseKind, str | None,
     return "score", None, _score(member)
 
 
-def _preparation(name: str, found: _Input) -> tuple[CauseKind, str]:
+def _fault(member: _Member) -> tuple[CauseKind, str | None, str] | None:
+    """The input that is prepared most differently, or that the score is inverted; None if neither is so."""
+    changed = {name: each for name, each in member.inputs.items() if each.distance() >= MIN_DISTANCE}
+    if changed:
+        name = max(changed, key=lambda each: (changed[each].distance(), each))
+        kind, text = _preparation(name, changed[name], member.newest.categories)
+        return kind, name, text
+    correlation = _correlation(member.scores)
+    if correlation is not None and correlation < 0:
+        return "inverted", None, "its score falls where the score of the other version rises"
+    return None
+
+
+def _preparation(name: str, found: _Input, categories: list[str]) -> tuple[CauseKind, str]:
     """Kind and description of the larger part of the difference of an input that is prepared differently."""
     (impute, low, high, offset, scale), (impute_, low_, high_, offset_, scale_) = found.served, found.other
     assert offset is not None and scale is not None and offset_ is not None and scale_ is not None
@@ -174,6 +187,9 @@ def _preparation(name: str, found: _Input) -> tuple[CauseKind, str]:
     if part == _CLIPPED:
         return "clip", f"clips {name} to {_range(low, high)} instead of {_range(low_, high_)}"
     ratio = scale_ / scale
+    if name in categories:
+        codes = ", ".join(f"{(code - offset) * ratio + offset_:.3g}" for code in range(3))
+        return "mapping", f"reads the codes 0, 1, 2 of {name} as {codes}"
     if ratio < 0 or abs(math.log(ratio)) >= abs(offset - offset_) / abs(scale_):
         return "scale", f"reads {name} {ratio:.3g} times as large"
     return "offset", f"reads {name} shifted by {(offset_ - offset) / scale:+.3g}"

@@ -13,10 +13,12 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-from stream_scorer.records import CardAlerts
+from stream_scorer.records import CardAlerts, Disagreement
 
 # Bounds the memory of one pair: about 30 MB. By then, a change of 1 % is visible.
 MAX_CARDS = 250_000
+# Cards on which the versions disagree that are kept for a comparison by labels. Several hundred decide it.
+MAX_DISAGREEMENTS = 4_000
 
 
 @dataclass(slots=True)
@@ -44,12 +46,14 @@ class _Partition:
     """The cards of one partition that wait for their class: by hash, the first alert by each version.
 
     `newest` is the newest event time. `due` is a heap of (first alert, hash); an entry with a later time than the
-    card's first alert is outdated.
+    card's first alert is outdated. `events` has time, event id and value of the first alert of cards that only one
+    version alerts so far.
     """
 
     newest: int = -1
     waiting: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
     due: list[tuple[int, int]] = field(default_factory=list)
+    events: dict[int, tuple[int, str, int]] = field(default_factory=dict)
 
 
 class AlertedCards:
@@ -58,12 +62,14 @@ class AlertedCards:
     Attributes:
         counts: the cards whose class is fixed.
         first, newest: event times of the first alert and of the newest transaction, ms; None before one.
+        disagreements: the first cards that only one version alerts, at most `MAX_DISAGREEMENTS`.
     """
 
     def __init__(self, grace_ms: int, max_cards: int = MAX_CARDS) -> None:
         self.counts = CardCounts()
         self.first: int | None = None
         self.newest: int | None = None
+        self.disagreements: list[Disagreement] = []
         self._grace_ms, self._max_cards = grace_ms, max_cards
         self._partitions: dict[int, _Partition] = {}
         self._counted: set[int] = set()
@@ -83,6 +89,13 @@ class AlertedCards:
         partition = self._partitions.setdefault(number, _Partition())
         for card, served, other in zip(cards.card, cards.served, cards.other, strict=True):
             self._alert(partition, int(card, 16), served, other)
+        for card, event, value, served, other in zip(
+            cards.card, cards.event, cards.value, cards.served, cards.other, strict=False
+        ):
+            at = _earlier(served, other)
+            if event and at is not None and int(card, 16) in partition.waiting:
+                first = partition.events.get(int(card, 16), (at, event, value))
+                partition.events[int(card, 16)] = min(first, (at, event, value))
         if newest is not None:
             partition.newest = max(partition.newest, newest)
             self.newest = newest if self.newest is None else max(self.newest, newest)
@@ -111,6 +124,10 @@ class AlertedCards:
             del partition.waiting[card]
             self._counted.add(card)
             served, other = (time is not None and time - at <= self._grace_ms for time in times)
+            event = partition.events.pop(card, None)
+            known = event is not None and event[0] == at and len(self.disagreements) < MAX_DISAGREEMENTS
+            if event is not None and known and served != other:
+                self.disagreements.append(Disagreement(*event, served))
             if served and other:
                 self.counts.both += 1
             elif served:

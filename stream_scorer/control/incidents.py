@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from stream_scorer.control.commands import CommandLog
+from stream_scorer.control.label_watch import LABELS_SUFFIX
 from stream_scorer.control.probation import Pair, Paired
 from stream_scorer.incidents.log import Condition, IncidentLog, Subject
 from stream_scorer.records import Action, Affected, CountedCards, Incident
@@ -83,6 +84,8 @@ class Incidents:
         current = {incident_id(pair) for pair in pairs}
         for incident in self.open():
             ended = ended_by.get(incident.ensemble)
+            if incident.id.endswith(LABELS_SUFFIX):
+                continue
             if incident.kind == "verdict" and incident.id not in current and ended is not None:
                 self.log.close_incident(incident.id, "the versions are no longer compared", at, ended_by=ended)
 

@@ -47,6 +47,8 @@ def verdict_record(paired: Paired, due: Action | None, held_back: str, at: int) 
         held_back=held_back,
         cause=paired.cause(falls=verdict.finding == "fall") if verdict.finding in ("rise", "fall") else None,
         inputs=paired.differences.inputs()[:MAX_INPUTS],
+        began=pair.at,
+        disagreements=list(paired.cards.disagreements) if verdict.finding in ("rise", "fall") else [],
     )
 
 

@@ -18,7 +18,8 @@ import msgspec
 
 from stream_scorer.clock import Clock
 from stream_scorer.control.commands import CommandLog, catch_up, submit
-from stream_scorer.control.incidents import Incidents
+from stream_scorer.control.incidents import Incidents, incident_id
+from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, after_harmless, pairs, raised
 from stream_scorer.control.state import History
 from stream_scorer.control.verdict import Tolerances
@@ -102,6 +103,9 @@ class Watch:
     Args:
         incidents, verdicts: the logs of findings. follow: opens `score-summaries` at a record timestamp, ms.
         who: the author of commands.
+
+    Attributes:
+        labels: follows the labels of withdrawn versions, if it is set.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class Watch:
         self._log, self._follow, self._clock, self._metrics = log, follow, clock, metrics
         self._incidents, self._verdicts = incidents, verdicts
         self._who, self._rules = who, rules
+        self.labels: LabelWatch | None = None
         self._history = History()
         self._paired: dict[Pair, Paired] = {}
         self._reader: SummaryReader | None = None
@@ -143,6 +148,8 @@ class Watch:
             self._forget()
             self._log.close()
             self._incidents.close()
+            if self.labels is not None:
+                self.labels.close()
 
     def step(self) -> None:
         """Read new commands and summaries, and act on the counts."""
@@ -152,6 +159,7 @@ class Watch:
             self._begin(found)
             self._close_ended(found)
             self._started = True
+        self._follow_labels()
         if self._reader is None:
             for command in self._log.read(READ_WAIT_S):
                 self._history.add(command.offset, command.value, command.timestamp)
@@ -170,6 +178,15 @@ class Watch:
         if len(records) < MAX_SUMMARIES:
             for paired in list(self._paired.values()):
                 self._judge(paired)
+
+    def _follow_labels(self) -> None:
+        """See `LabelWatch`. What fails there must not prevent a command, and is tried again."""
+        if self.labels is None:
+            return
+        try:
+            self.labels.step(self._history, {incident_id(pair) for pair in self._paired}, self._clock.now_ms())
+        except StreamScorerError as error:
+            _log.warning("labels of withdrawn versions could not be followed: %s", error.message)
 
     def _begin(self, found: list[Pair]) -> None:
         """Start to count `found`, from before the first of these pairs began."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.lineup import DISABLED, Lineup
@@ -10,6 +11,7 @@ from stream_scorer.pipeline.batch import MicroBatch, VersionResult
 from stream_scorer.records import CardAlerts
 from stream_scorer.spec.model import CheckedSpec
 
+I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Rows = NDArray[np.int64] | slice
 # Event times are below this.
@@ -60,9 +62,14 @@ class CardCounter:
             mask = span_of[alerted] == span
             here = alerted[mask]
             cards, card_of = np.unique(hashes[mask], return_inverse=True)
-            times = [_first(card_of, len(cards), event_time[here], flag[here]) for flag in (served, others)]
+            mine_at, theirs_at = (
+                _first(card_of, len(cards), event_time[here], flag[here]) for flag in (served, others)
+            )
             names = [f"{card:016x}" for card in cards.tolist()]
-            out[span] = CardAlerts(int(rows[span]), int(excluded[span]), names, *times)
+            found = CardAlerts(int(rows[span]), int(excluded[span]), names, mine_at, theirs_at)
+            if version or other == decided.lineup.last_good:
+                found = _with_events(found, batch, place[mask], card_of)
+            out[span] = found
         return out
 
 
@@ -97,6 +104,23 @@ def pair_name(lineup: Lineup, version: int, other: int) -> str:
     """The name of a pair of versions: the same from both sides."""
     both = sorted(f"{lineup.versions[index].version} {lineup.versions[index].digest}" for index in (version, other))
     return "\n".join(("cards", lineup.versions[version].name, *both))
+
+
+def _with_events(cards: CardAlerts, batch: MicroBatch, places: I64, card_of: NDArray[np.intp]) -> CardAlerts:
+    """`cards` with the first alert of each card on which the versions disagree.
+
+    `places` ``(n,)`` are the alerts in the batch, `card_of` ``(n,)`` their cards.
+    """
+    assert batch.events is not None
+    transactions = batch.events.transactions
+    order = np.lexsort((transactions.event_time[places], card_of))
+    firsts = places[order[np.unique(card_of[order], return_index=True)[1]]].tolist()
+    alone = [(served is None) != (other is None) for served, other in zip(cards.served, cards.other, strict=True)]
+    return replace(
+        cards,
+        event=[transactions.event_id[row] if one else "" for row, one in zip(firsts, alone, strict=True)],
+        value=[int(transactions.value[row]) if one else 0 for row, one in zip(firsts, alone, strict=True)],
+    )
 
 
 def _first(card_of: NDArray[np.intp], cards: int, event_time: NDArray[np.int64], alert: Flags) -> list[int | None]:

@@ -125,7 +125,7 @@ class PairComparer:
                 _sums(a[rows], b[rows]) if member.output else [],
                 answers,
                 answered,
-                self._categories[member.name] if answers else [],
+                self._categories[member.name],
                 {
                     name: PreparedInput(_parameters(one), _parameters(two), *counted)
                     for (name, one, two), *counted in zip(

@@ -161,7 +161,8 @@ def _halve_differences(summary: ScoreSummary, rest: ScoreSummary) -> tuple[Score
 
 
 def _slice(cards: CardAlerts, part: slice) -> CardAlerts:
-    return replace(cards, card=cards.card[part], served=cards.served[part], other=cards.other[part])
+    columns = {name: getattr(cards, name)[part] for name in ("card", "served", "other", "event", "value")}
+    return replace(cards, **columns)
 
 
 def _against(group_of: I64, alert: NDArray[np.bool_], other: NDArray[np.bool_], groups: int) -> I64:

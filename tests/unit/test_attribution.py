@@ -160,6 +160,13 @@ UPDATES: list[tuple[str, Change, str, str | None]] = [
     ("one", prepare("device_age.since_last", lambda e: replace(e, impute=6.0)), "imputation", "device_age.since_last"),
     ("three", prepare("amount_log", lambda e: replace(e, high=1.2)), "clip", "amount_log"),
     ("two", map_otherwise, "mapping", "channel_code"),
+    (
+        "two",
+        prepare("channel_code", lambda e: replace(e, offset=3.0 - e.offset, scale=-e.scale)),
+        "mapping",
+        "channel_code",
+    ),
+    ("two", lambda draft: replace_draft(invert(draft), weight=2.0), "inverted", None),
     ("three", lambda draft: replace_draft(draft, weight=2.5), "weight", None),
     ("three", invert, "inverted", None),
     ("two", invert, "inverted", None),

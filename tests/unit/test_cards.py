@@ -7,7 +7,7 @@ import pytest
 
 from stream_scorer.control.cards import AlertedCards, ArmShare
 from stream_scorer.control.evidence import log_evidence_of_share
-from stream_scorer.records import CardAlerts
+from stream_scorer.records import CardAlerts, Disagreement
 
 GRACE = 600_000
 A, B, C = ("00000000000000aa", "00000000000000bb", "00000000000000cc")
@@ -78,6 +78,17 @@ def test_counts_do_not_depend_on_how_the_log_was_split_or_interleaved() -> None:
             found.append((counts(cards), cards.waiting))
     assert len(set(found)) == 1
     assert min(found[0][0]) > 20
+
+
+def test_cards_that_one_version_alerts_alone_keep_their_first_alert() -> None:
+    cards = AlertedCards(GRACE)
+    first = CardAlerts(3, 0, [A, B, C], [1_000, None, 2_000], [None, 1_500, None], ["a1", "b1", "c1"], [10, 20, 30])
+    cards.add(0, first, 2_000)
+    # An earlier alert that arrives later, and one of the other version within the grace period.
+    cards.add(0, CardAlerts(2, 0, [A, C], [500, None], [None, 2_100], ["a0", "c2"], [11, 31]), 2_100)
+    cards.add(0, alerts(), 3_000 + GRACE)
+    assert counts(cards) == (1, 1, 1)
+    assert cards.disagreements == [Disagreement(500, "a0", 11, True), Disagreement(1_500, "b1", 20, False)]
 
 
 def test_memory_is_bounded_and_further_cards_are_not_counted() -> None:

@@ -461,6 +461,26 @@ def test_summaries_list_the_alerted_cards_of_a_version_on_probation(ensemble: En
     assert cards_of(alone, "9", ensemble.version) == []
 
 
+def test_cards_on_which_versions_disagree_have_their_first_alert(ensemble: Ensemble) -> None:
+    other = with_other_weights(ensemble)
+    sink = run(Lineup((ensemble, other), control_offset=7, last_good=1), 64)
+    alert = {c["event_id"]: (c["score"] >= 0.12, c["alternatives"][0]["decision"] != "approve")
+             for c in sink.documents("contributions")}  # fmt: skip
+    scores = {s["event_id"]: s for s in sink.documents("scores")}
+    found = cards_of(sink, ensemble.version, "9")
+    events = [
+        (event, value, served, theirs)
+        for each in found
+        for event, value, served, theirs in zip(each.event, each.value, each.served, each.other, strict=True)
+    ]
+    assert all(bool(event) == ((served is None) != (theirs is None)) for event, _, served, theirs in events)
+    alone = [each for each in events if each[0]]
+    assert len(alone) > 10
+    for event, value, served, theirs in alone:
+        assert alert[event] == (served is not None, theirs is not None)
+        assert (scores[event]["event_time"], scores[event]["value"]) == (served if theirs is None else theirs, value)
+
+
 def test_both_arms_of_a_canary_list_their_cards_under_the_same_hashes(ensemble: Ensemble) -> None:
     other = with_other_weights(ensemble)
     sink = run(Lineup((ensemble, other), Split(0.3, "cards:9"), control_offset=7), 64)

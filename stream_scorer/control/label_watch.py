@@ -1,0 +1,190 @@
+"""Follows labels of the cards on which withdrawn versions disagreed, and publishes what they show.
+
+It stores nothing: `verdicts` has the disagreements of each withdrawn version, and `outcomes` their labels. Nothing is
+promoted: a version that labels clear is proposed again by an incident, which is closed by the next command.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from stream_scorer.control.commands import CommandLog
+from stream_scorer.control.label_verdict import describe, judge_labels
+from stream_scorer.control.state import History
+from stream_scorer.incidents.log import Condition, IncidentLog, Subject
+from stream_scorer.records import NOT_A_RECORD, LabelValue, Outcome, VerdictRecord
+
+_log = logging.getLogger(__name__)
+_MAX_OUTCOMES = 5_000
+# The verdict is judged again at most this often.
+JUDGE_EVERY_MS = 5_000
+# End of the ids of incidents that propose a version again.
+LABELS_SUFFIX = "-labels"
+
+
+class OutcomeRecord(Protocol):
+    """A record of `outcomes`."""
+
+    @property
+    def value(self) -> bytes | None: ...
+
+
+class OutcomeReader(Protocol):
+    """The interface of `kafka.load.RecordFollower`."""
+
+    def poll(self, max_records: int, timeout_s: float) -> Sequence[OutcomeRecord]: ...
+
+    def close(self) -> None: ...
+
+
+class LabelWatch:
+    """See the module.
+
+    Args:
+        verdicts: the topic `verdicts`. append: writes key and value of a verdict. follow: opens `outcomes` at a record
+            timestamp, ms. horizon_ms: the label age at which a card is judged.
+    """
+
+    def __init__(
+        self,
+        verdicts: CommandLog,
+        append: Callable[[str, bytes], object],
+        follow: Callable[[int], OutcomeReader],
+        incidents: IncidentLog,
+        horizon_ms: int,
+    ) -> None:
+        self._verdicts, self._append, self._follow = verdicts, append, follow
+        self._incidents, self._horizon_ms = incidents, horizon_ms
+        self._next = 0
+        # Verdicts on withdrawn versions that labels have not decided, by id.
+        self._open: dict[str, VerdictRecord] = {}
+        self._wanted: set[str] = set()
+        self._labels: dict[str, list[tuple[int, LabelValue | None]]] = {}
+        self._progress_ms = 0
+        self._stepped_at: int | None = None
+        self._due = False
+        self._reader: OutcomeReader | None = None
+
+    def step(self, history: History, active: set[str], now: int) -> None:
+        """Read new verdicts and labels, and publish what changed.
+
+        Args:
+            active: ids of the comparisons that still run; their verdicts may change. now: clock, ms.
+
+        Raises:
+            BrokerUnavailable: the broker does not answer.
+        """
+        if self._stepped_at is None or now - self._stepped_at >= JUDGE_EVERY_MS:
+            self._stepped_at, self._due = now, True
+            self._close_answered(history, now)
+            if self._read_verdicts(active):
+                self._restart()
+        if self._reader is None:
+            return
+        records = self._reader.poll(_MAX_OUTCOMES, 0.0)
+        for record in records:
+            self._add(record.value)
+        # Where labels of the topic are not read yet, cards seem silent.
+        if records or not self._due:
+            return
+        self._due = False
+        for verdict in list(self._open.values()):
+            self._judge(verdict, history, now)
+
+    def close(self) -> None:
+        """Close the logs."""
+        if self._reader is not None:
+            self._reader.close()
+        self._verdicts.close()
+
+    def _read_verdicts(self, active: set[str]) -> bool:
+        """Read the topic to its end; whether the versions to follow have changed."""
+        before = {key: verdict.disagreements for key, verdict in self._open.items()}
+        end = self._verdicts.end()
+        while self._next < end:
+            for record in self._verdicts.read(0.0):
+                try:
+                    verdict = msgspec.json.decode(record.value or b"", type=VerdictRecord)
+                except NOT_A_RECORD:
+                    continue
+                self._take(verdict)
+            self._next = max(self._next, self._verdicts.position())
+        for key in active & self._open.keys():
+            del self._open[key]
+        return before != {key: verdict.disagreements for key, verdict in self._open.items()}
+
+    def _take(self, verdict: VerdictRecord) -> None:
+        decided = verdict.labels is not None and (verdict.labels.finding != "undecided" or not verdict.labels.waiting)
+        if decided or not verdict.disagreements:
+            self._open.pop(verdict.id, None)
+        else:
+            self._open[verdict.id] = verdict
+
+    def _restart(self) -> None:
+        """Read labels again from the start of the first comparison that is followed."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader, self._labels, self._progress_ms = None, {}, 0
+        self._wanted = {each.event_id for verdict in self._open.values() for each in verdict.disagreements}
+        if self._open:
+            self._reader = self._follow(max(min(verdict.began for verdict in self._open.values()), 0))
+
+    def _add(self, value: bytes | None) -> None:
+        try:
+            outcome = msgspec.json.decode(value or b"", type=Outcome)
+        except NOT_A_RECORD as error:
+            _log.warning("an unreadable outcome is ignored: %s", error)
+            return
+        self._progress_ms = max(self._progress_ms, outcome.labelled_at)
+        if outcome.event_id in self._wanted:
+            self._labels.setdefault(outcome.event_id, []).append((outcome.labelled_at, outcome.label))
+
+    def _judge(self, verdict: VerdictRecord, history: History, now: int) -> None:
+        found = judge_labels(verdict.disagreements, self._labels, self._progress_ms, self._horizon_ms)
+        if found == verdict.labels:
+            return
+        text = describe(verdict.version, verdict.other, found)
+        # The proposal comes first: after the verdict, nobody would try it again.
+        if found.finding == "cleared" and not self._propose(verdict, text, history, now):
+            return
+        written = msgspec.structs.replace(verdict, labels=found, at=now)
+        self._append(written.id, msgspec.json.encode(written))
+        self._open[written.id] = written
+        if found.finding != "undecided":
+            _log.warning("version %s of %s: %s", verdict.version, verdict.ensemble, text)
+
+    def _propose(self, verdict: VerdictRecord, text: str, history: History, now: int) -> bool:
+        """Report that a person may promote the version again; whether that worked."""
+        state = history.states.get(verdict.ensemble)
+        return self._incidents.report(
+            Condition(
+                kind="verdict",
+                subject=Subject(verdict.ensemble, verdict.version),
+                start=f"{verdict.since}{LABELS_SUFFIX}",
+                why=text,
+                done="nothing: a person decides",
+                statistics={"control_offset": -1 if state is None else state.control_offset},
+                details={
+                    "due": "promote",
+                    "held_back": "needs a person: labels never promote a version",
+                    "other": verdict.other,
+                    "since": verdict.since,
+                    "finding": "harmless",
+                },
+            ),
+            now,
+        )
+
+    def _close_answered(self, history: History, now: int) -> None:
+        """Close proposals after which a command was submitted."""
+        for incident in self._incidents.open():
+            state = history.states.get(incident.ensemble)
+            if not incident.id.endswith(LABELS_SUFFIX) or state is None:
+                continue
+            if state.control_offset > (incident.statistics.get("control_offset") or -1):
+                offset = state.control_offset
+                self._incidents.close_incident(incident.id, "a command was submitted", now, ended_by=offset)

@@ -1,0 +1,207 @@
+"""Labels show, at a fixed age and in event order, whether a withdrawn version did harm; a person decides the rest."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from stream_scorer.control.label_verdict import ALPHA, judge_labels
+from stream_scorer.control.label_watch import JUDGE_EVERY_MS, LabelWatch
+from stream_scorer.control.state import History
+from stream_scorer.control.verdicts import read_verdicts
+from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.incidents.log import IncidentLog
+from stream_scorer.records import (
+    CountedCards,
+    Disagreement,
+    LabelValue,
+    Outcome,
+    ServedVersion,
+    ServingState,
+    VerdictEvidence,
+    VerdictRecord,
+)
+from tests.support.control import ControlRecord, MemoryControlLog
+
+HORIZON = 1_000
+Labels = dict[str, list[tuple[int, LabelValue | None]]]
+
+
+def cards(served: int, other: int, rng: np.random.Generator) -> list[Disagreement]:
+    """Cards on which versions disagree, one per ms, in random order."""
+    sides = rng.permutation([True] * served + [False] * other)
+    return [Disagreement(at, f"e{at}", 100, bool(side)) for at, side in enumerate(sides)]
+
+
+def labelled(found: list[Disagreement], served: float, other: float, rng: np.random.Generator) -> Labels:
+    """Labels with the given precision of both sides; those of fraud are given later."""
+    labels: Labels = {}
+    for each in found:
+        fraud = rng.random() < (served if each.served else other)
+        labels[each.event_id] = [(each.at + (900 if fraud else 10), "fraud" if fraud else "genuine")]
+    return labels
+
+
+def test_alerts_without_fraud_confirm_the_harm_and_equal_precision_clears_it() -> None:
+    rng = np.random.default_rng(1)
+    found = cards(300, 100, rng)
+    harm = judge_labels(found, labelled(found, 0.02, 0.5, rng), 10_000, HORIZON)
+    assert harm.finding == "harm" and harm.log_harm > -math.log(ALPHA) > harm.log_cleared
+    assert harm.served.fraud + harm.served.genuine == 300 and harm.other.fraud_value == 100 * harm.other.fraud
+    cleared = judge_labels(found, labelled(found, 0.5, 0.5, rng), 10_000, HORIZON)
+    assert (cleared.finding, cleared.missing) == ("cleared", [])
+
+
+def test_either_result_is_wrong_for_at_most_a_twentieth_at_any_number_of_looks() -> None:
+    rng = np.random.default_rng(2)
+    wrong = {"harm": 0, "cleared": 0}
+    for _ in range(200):
+        found = cards(120, 60, rng)
+        labels = labelled(found, 0.25, 0.5, rng)  # exactly the ratio: neither result is true
+        results = {judge_labels(found, labels, until, HORIZON).finding for until in range(1_000, 1_200, 20)}
+        for finding in results - {"undecided"}:
+            wrong[finding] += 1
+    assert max(wrong.values()) <= 10 + 8
+
+
+def test_labels_count_at_their_age_only_and_silence_means_genuine_after_an_approval_only() -> None:
+    both = [Disagreement(0, "a", 1, True), Disagreement(0, "b", 1, False), Disagreement(500, "c", 1, False)]
+    labels: Labels = {"c": [(1_400, "genuine"), (1_600, "fraud")]}
+    found = judge_labels(both, labels, 1_000, HORIZON)
+    assert (found.waiting, found.served.silent, found.other.genuine, found.finding) == (1, 1, 1, "undecided")
+    found = judge_labels(both, labels, 2_000, HORIZON)
+    # The label of "c" changed after its age was reached.
+    assert (found.waiting, found.other.genuine, found.other.fraud) == (0, 2, 0)
+    assert found.missing == ["served cards with a label"]
+    assert judge_labels(both, {"c": [(1_400, "genuine"), (1_450, None)]}, 2_000, HORIZON).other.genuine == 2
+
+
+def test_labels_that_stop_decide_nothing() -> None:
+    rng = np.random.default_rng(1)
+    found = cards(300, 100, rng)
+    stopped = judge_labels(found, labelled(found, 0.02, 0.5, rng), 900, HORIZON)
+    assert (stopped.finding, stopped.waiting, stopped.log_harm) == ("undecided", 400, 0.0)
+
+
+class Outcomes:
+    """The topic `outcomes`, from its start each time it is opened."""
+
+    def __init__(self, values: list[bytes]) -> None:
+        self._values = values
+
+    def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
+        found, self._values = self._values[:max_records], self._values[max_records:]
+        return [ControlRecord(0, value) for value in found]
+
+    def close(self) -> None:
+        pass
+
+
+class Desk:
+    """A withdrawn version with its disagreements, and the watch of its labels."""
+
+    def __init__(self, precision: float, *, labels: bool = True) -> None:
+        rng = np.random.default_rng(3)
+        found = cards(300, 100, rng)
+        self.verdicts, self.told = MemoryControlLog(), MemoryControlLog()
+        verdict = VerdictRecord(
+            id="cards-1", ensemble="cards", version="2", other="1", since=1, at=5, finding="rise", why="", rows=1,
+            both=1, only=1, lacking=1, excluded=0, cards=CountedCards(1, 1, 1, 0),
+            evidence=VerdictEvidence(0.0, 0.0, 0.0, 0.0), missing=[], more_rows=None, more_ms=None, due="rollback",
+            held_back="", began=77, disagreements=found,
+        )  # fmt: skip
+        self.verdicts.records.append(msgspec.json.encode(verdict))
+        known = labelled(found, precision, 0.5, rng)
+        # The last one is a label of another transaction, which shows how far labels have come.
+        events = [(key, at, label) for key, changes in known.items() for at, label in changes]
+        events = sorted(events, key=lambda each: each[1]) if labels else []
+        self.outcomes = [self.outcome(*each) for each in [*events, ("other", 5_000, "genuine")]]
+        self.history = History()
+        self.since: list[int] = []
+        self.now = 0
+        one = ServedVersion("1", "1" * 64)
+        self.history.states["cards"] = ServingState(
+            ensemble="cards", control_offset=2, champion=one, who="monitor", why="", at=0
+        )
+
+    def outcome(self, event_id: str, at: int, label: LabelValue | None) -> bytes:
+        return msgspec.json.encode(
+            Outcome(
+                event_id, 0, 0, "2", "champion", "p", "review", 0, 1, label or "genuine", None, "analyst", None, at, 0
+            )
+        )
+
+    def watch(self) -> LabelWatch:
+        def follow(since: int) -> Outcomes:
+            self.since.append(since)
+            return Outcomes([b"junk", *self.outcomes])
+
+        return LabelWatch(
+            MemoryControlLog(self.verdicts.records),
+            lambda key, value: self.verdicts.records.append(value),
+            follow,
+            IncidentLog(MemoryControlLog(self.told.records)),
+            HORIZON,
+        )
+
+    def steps(self, watch: LabelWatch, active: frozenset[str] = frozenset()) -> None:
+        for _ in range(4):
+            self.now += JUDGE_EVERY_MS
+            for _ in range(2):
+                watch.step(self.history, set(active), self.now)
+
+    @property
+    def result(self) -> VerdictRecord:
+        return read_verdicts(MemoryControlLog(self.verdicts.records))["cards-1"]
+
+
+def test_a_version_that_labels_clear_is_proposed_again_once_and_nothing_promotes_it() -> None:
+    desk = Desk(0.5)
+    for _ in range(2):  # the second watch is one after a restart
+        desk.steps(desk.watch())
+    assert desk.since[0] == 77
+    assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
+    assert len(desk.verdicts.records) == 2
+    (incident,) = IncidentLog(MemoryControlLog(desk.told.records)).open()
+    assert (incident.id, incident.due, incident.version) == ("cards-1-labels", "promote", "2")
+    assert incident.held_back.startswith("needs a person") and "labels clear it" in incident.why
+    # The next command of anyone answers it.
+    state = desk.history.states["cards"]
+    desk.history.states["cards"] = replace(state, control_offset=3)
+    desk.steps(desk.watch())
+    assert IncidentLog(MemoryControlLog(desk.told.records)).open() == []
+
+
+def test_confirmed_harm_proposes_nothing() -> None:
+    desk = Desk(0.02)
+    desk.steps(desk.watch())
+    assert desk.result.labels is not None and desk.result.labels.finding == "harm"
+    assert desk.told.records == []
+
+
+def test_without_labels_and_during_a_comparison_nothing_is_decided() -> None:
+    silent, active = Desk(0.02, labels=False), Desk(0.02)
+    silent.steps(silent.watch())
+    assert silent.result.labels is not None and silent.result.labels.finding == "undecided"
+    active.steps(active.watch(), frozenset({"cards-1"}))
+    assert active.result.labels is None
+
+
+def test_a_topic_that_cannot_be_written_is_tried_again() -> None:
+    desk = Desk(0.5)
+    watch = desk.watch()
+
+    def fail(_key: str, _value: bytes) -> None:
+        raise BrokerUnavailable("not now")
+
+    append, watch._append = watch._append, fail
+    with pytest.raises(BrokerUnavailable):
+        desk.steps(watch)
+    watch._append = append
+    desk.steps(watch)
+    assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
+    assert len(IncidentLog(MemoryControlLog(desk.told.records)).open()) == 1
