@@ -30,7 +30,14 @@ from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.errors import BrokerUnavailable, SettingsError, StateUnavailable, StreamScorerError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.plan import reach_ms
+from stream_scorer.incidents.feeds import FeedRules
+from stream_scorer.incidents.labels import LabelRules
+from stream_scorer.incidents.log import IncidentLog
+from stream_scorer.incidents.service_levels import ServiceRules
+from stream_scorer.incidents.signals import SignalRules, Signals
+from stream_scorer.incidents.webhook import Webhook, check_url
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
+from stream_scorer.kafka.ends import TopicEnds
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
@@ -271,9 +278,11 @@ def make_follower(
     )
 
 
-def watch_run(
-    settings: Settings, metrics: m.Metrics, who: str, label_age_ms: int
-) -> Callable[[threading.Event, Callable[[], None]], None] | None:
+# Runs a part of the monitor until the event is set, and calls the function once it does its work.
+PartRun = Callable[[threading.Event, Callable[[], None]], None]
+
+
+def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: int) -> PartRun | None:
     """A function that watches probations and canaries until the event is set; None if `monitor.mode` is `off`.
 
     It needs Kafka and nothing else, and may be called again after a failure. Withdrawn versions are judged by labels of
@@ -314,6 +323,59 @@ def watch_run(
             )
             watch.labels = LabelWatch(verdicts, write, follow_labels, incidents.log, label_age_ms)
             watch.run(stop, on_ready)
+
+    return run
+
+
+def signals_run(settings: Settings, metrics: m.Metrics) -> PartRun | None:
+    """A function that turns conditions on topics into incidents; None if `monitor.mode` is `off`.
+
+    It needs Kafka and nothing else, and may be called again after a failure.
+    """
+    if settings["monitor.mode"] == "off":
+        return None
+    bootstrap, topics = settings.require("kafka.bootstrap"), Topics.of(settings)
+
+    def follow(topic: str, since_ms: int) -> RecordFollower:
+        name = getattr(topics, topic)
+        return RecordFollower(bootstrap, name, client_id="stream-scorer-signals", start=since_ms)
+
+    def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
+        inputs = TopicAdmin(bootstrap).require([topics.transactions])
+        with closing(TopicEnds(bootstrap, inputs, client_id="stream-scorer-signals")) as ends:
+            log = IncidentLog(ControlLog(bootstrap, topics.incidents))
+            Signals(log, follow, ends, SystemClock(), metrics, signal_rules(settings)).run(stop, on_ready)
+
+    return run
+
+
+def signal_rules(settings: Settings) -> SignalRules:
+    """The limits of conditions in `settings`."""
+    return SignalRules(
+        FeedRules(
+            settings["monitor.feed_silent_s"] * 1_000,
+            settings["monitor.feed_late_s"] * 1_000,
+            settings["monitor.max_dead_letters"] / 100,
+        ),
+        LabelRules(settings["monitor.labels_silent_s"] * 1_000),
+        ServiceRules(settings["monitor.max_latency_ms"], settings["monitor.max_errors"] / 100),
+    )
+
+
+def webhook_run(settings: Settings, metrics: m.Metrics) -> PartRun | None:
+    """A function that sends incidents to `monitor.webhook_url`; None without one, or if `monitor.mode` is `off`.
+
+    Raises:
+        SettingsError: the address is not one.
+    """
+    url = settings["monitor.webhook_url"]
+    if not url or settings["monitor.mode"] == "off":
+        return None
+    check_url(url)
+    bootstrap, topic = settings.require("kafka.bootstrap"), Topics.of(settings).incidents
+
+    def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
+        Webhook(url, IncidentLog(ControlLog(bootstrap, topic)), SystemClock(), metrics).run(stop, on_ready)
 
     return run
 

@@ -531,11 +531,37 @@ class AuditRecord(Record, frozen=True):
     message: str
 
 
+class MemberHealth(Record, frozen=True):
+    """Counts of one member since its scorer started.
+
+    In `failed` of `batches` micro-batches it gave no usable score: it failed, was late, or was not called. `breaker`: 0
+    closed, 1 on trial, 2 open (the member is not called).
+    """
+
+    name: str
+    batches: int
+    failed: int
+    breaker: int
+
+
+class ScorerHealth(Record, frozen=True):
+    """Counts of one scorer since it started. They only grow, so a lost heartbeat loses nothing.
+
+    `latency` is the histogram of the milliseconds from the record timestamps of transactions to the commit of their
+    scores: `latency[i]` values are at most `bounds[i]` and above the bound before it; the last one counts longer ones.
+    """
+
+    bounds: list[float]
+    latency: list[int]
+    members: list[MemberHealth] = []
+
+
 class ScorerStatus(Record, frozen=True):
     """Topic `scorer-status`: what one scorer runs. It is published at every change and as a heartbeat.
 
     `control_offset` is the command in force here, `wanted_offset` the newest that counts. Where they differ, versions
-    are `loading`, or `problem` has the reason. `in_play` are the versions it scores, the champion first.
+    are `loading`, or `problem` has the reason. `in_play` are the versions it scores, the champion first. `health` is
+    null in records of earlier releases.
     """
 
     instance: str
@@ -547,6 +573,7 @@ class ScorerStatus(Record, frozen=True):
     problem: str
     at: int
     loading: list[str] = []
+    health: ScorerHealth | None = None
 
 
 class CountedCards(Record, frozen=True):
@@ -712,8 +739,9 @@ class Incident(Record, frozen=True, kw_only=True):
     """Topic `incidents`: a condition that needs attention. A later record of the same `id` replaces it.
 
     `kind` is the kind of condition. The subject is what has the condition: `ensemble`, `version`, `member`, `field` (of
-    the transaction, or a feature), `topic` and `partition`, and `source` (of labels); empty or null where it does not
-    apply. `subject` names it in words. While an incident is open, its kind and subject have no other one.
+    the transaction, or a feature), `topic` and `partition`, `source` (of labels), and `aspect` of it (such as silent);
+    empty or null where it does not apply. `subject` names it in words. While an incident is open, its kind and subject
+    have no other one. `code` is the error code of most dead letters.
 
     `opened`, `updated` and `closed` are clocks of the monitor; `opened_event`, `updated_event` and `closed_event` are
     event times, null if not known. `first` has the first affected offset of each input partition, where known. `why`
@@ -721,7 +749,8 @@ class Incident(Record, frozen=True, kw_only=True):
     update, `limits` those that open the incident.
 
     `due` is the command that would end it, null if no command would; `held_back` says why the monitor does not submit
-    it, empty if it does. `ended_by` is the newest command when the incident ended, whoever submitted it.
+    it, empty if it does. `ended_by` is the offset of the newest command when the incident ended, whoever submitted it,
+    and `command` its action.
 
     A verdict: `version` alerts more cards, or fewer, than the version `other` that scores the same transactions.
     `since` is the offset of the command that put it in play, and with the ensemble makes the `id`. `finding` is `rise`
@@ -743,6 +772,8 @@ class Incident(Record, frozen=True, kw_only=True):
     topic: str = ""
     partition: int | None = None
     source: str = ""
+    aspect: str = ""
+    code: str = ""
     opened_event: int | None = None
     updated: int | None = None
     updated_event: int | None = None
@@ -758,6 +789,7 @@ class Incident(Record, frozen=True, kw_only=True):
     due: Action | None = None
     held_back: str = ""
     ended_by: int | None = None
+    command: Action | None = None
     other: str = ""
     since: int = 0
     rows: int = 0

@@ -352,6 +352,73 @@ CATALOGUE: tuple[Setting, ...] = (
         unit="s",
     ),
     Setting(
+        "monitor.max_latency_ms",
+        "--max-latency-ms",
+        "P95 of the time from the arrival of a transaction to its committed score above which an incident opens.",
+        200,
+        "integer",
+        minimum=1,
+        maximum=3_600_000,
+        unit="ms",
+    ),
+    Setting(
+        "monitor.max_errors",
+        "--max-errors",
+        "Share of transactions without a model score, or of a member's failures, above which an incident opens.",
+        1.0,
+        "number",
+        minimum=0,
+        maximum=100,
+        unit="percent",
+    ),
+    Setting(
+        "monitor.max_dead_letters",
+        "--max-dead-letters",
+        "Share of dead letters above which an incident opens.",
+        1.0,
+        "number",
+        minimum=0,
+        maximum=100,
+        unit="percent",
+    ),
+    Setting(
+        "monitor.feed_silent_s",
+        "--feed-silent-s",
+        "Time without any transaction after which an incident opens. One silent partition is detected earlier.",
+        900,
+        "integer",
+        minimum=60,
+        maximum=30 * _DAY_S,
+        unit="s",
+    ),
+    Setting(
+        "monitor.feed_late_s",
+        "--feed-late-s",
+        "How much further than usual the event times of a partition may be behind the other partitions.",
+        900,
+        "integer",
+        minimum=1,
+        maximum=30 * _DAY_S,
+        unit="s",
+    ),
+    Setting(
+        "monitor.labels_silent_s",
+        "--labels-silent-s",
+        "Shortest pause of a label source that opens an incident, if it is also three times its longest usual pause.",
+        6 * 3_600,
+        "integer",
+        minimum=60,
+        maximum=90 * _DAY_S,
+        unit="s",
+    ),
+    Setting(
+        "monitor.webhook_url",
+        "",
+        "Address that gets incidents, in the JSON format of Alertmanager's webhooks; empty: none.",
+        "",
+        secret=True,
+    ),
+    Setting(
         "monitor.state_dir",
         "--state-dir",
         "Folder of the label joiner's store. Each monitor needs its own.",
@@ -490,6 +557,9 @@ class Settings:
         for value in (s.text(self._values[s.name]) for s in CATALOGUE if s.secret):
             parts = urlsplit(value) if "://" in value else None
             found |= {value} if parts is None else {parts.password or "", unquote(parts.password or ""), parts.query}
+        # The address of a webhook often is the secret itself.
+        hook = self._values["monitor.webhook_url"]
+        found |= {hook, urlsplit(hook).path if "://" in hook else ""}
         return tuple(sorted((text for text in found if len(text) >= MIN_SECRET_LENGTH), key=len, reverse=True))
 
     def source(self, name: str) -> str:

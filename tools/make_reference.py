@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stream_scorer.control.watch import WATCH_METRICS
+from stream_scorer.incidents.signals import INCIDENT_METRICS
+from stream_scorer.incidents.webhook import WEBHOOK_METRICS
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.observability.metrics import PROCESS_METRICS, SCORER_METRICS, Metric
 from stream_scorer.settings import CATALOGUE, Setting
@@ -107,7 +109,7 @@ def metrics_document() -> str:
     return _METRICS.format(
         made=made,
         scorer=_metric_table(SCORER_METRICS),
-        monitor=_metric_table(MONITOR_METRICS + WATCH_METRICS),
+        monitor=_metric_table(MONITOR_METRICS + WATCH_METRICS + INCIDENT_METRICS + WEBHOOK_METRICS),
         process=_metric_table(PROCESS_METRICS),
     )
 

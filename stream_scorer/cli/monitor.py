@@ -24,6 +24,13 @@ from stream_scorer.settings import Settings
     "monitor.max_fall",
     "monitor.grace_s",
     "monitor.cooldown_s",
+    "monitor.max_latency_ms",
+    "monitor.max_errors",
+    "monitor.max_dead_letters",
+    "monitor.feed_silent_s",
+    "monitor.feed_late_s",
+    "monitor.labels_silent_s",
+    "monitor.webhook_url",
     "monitor.state_dir",
     "monitor.group",
     "monitor.instance",
@@ -44,11 +51,14 @@ def monitor(settings: Settings) -> None:
     """Watch alert rates, drift and false positives in event-time windows, until SIGTERM.
 
     Reads `scores`, `labels` and `score-summaries`; writes `outcomes` and `monitor-metrics`. Also watches versions on
-    probation and canaries (`monitor.mode`, docs/control.md), and in mode `auto` issues commands on `control`.
+    probation and canaries (`monitor.mode`, docs/control.md), and in mode `auto` issues commands on `control`. Writes
+    incidents of every kind to `incidents` (docs/incidents.md).
     """
-    from stream_scorer.app import mirroring_aliases, watch_run
+    from stream_scorer.app import mirroring_aliases, signals_run, watch_run, webhook_run
     from stream_scorer.clock import SystemClock
     from stream_scorer.control.watch import WATCH_METRICS
+    from stream_scorer.incidents.signals import INCIDENT_METRICS
+    from stream_scorer.incidents.webhook import WEBHOOK_METRICS
     from stream_scorer.monitor.metrics import MONITOR_METRICS
     from stream_scorer.monitor.reference import EnsembleReferences
     from stream_scorer.monitor.service import MonitorSettings, run_monitor
@@ -66,10 +76,11 @@ def monitor(settings: Settings) -> None:
     )
     if Path(settings["scorer.ensemble"]).is_dir():
         references.load_initial()  # a folder needs no service, so a mistake in it ends the command
-    metrics = Metrics((*MONITOR_METRICS, *WATCH_METRICS))
+    metrics = Metrics((*MONITOR_METRICS, *WATCH_METRICS, *INCIDENT_METRICS, *WEBHOOK_METRICS))
     checked = load_spec(settings.require("scorer.spec"))
     label_age_ms = duration_ms(checked.spec.labels.horizon)
     watch = watch_run(settings, metrics, settings["monitor.instance"], label_age_ms)
+    more = {"signals": signals_run(settings, metrics), "webhook": webhook_run(settings, metrics)}
     with mirroring_aliases(settings):
         run_monitor(
             MonitorSettings.of(settings),
@@ -78,5 +89,6 @@ def monitor(settings: Settings) -> None:
             clock,
             metrics,
             watch=watch,
+            more={name: run for name, run in more.items() if run is not None},
             on_ready=lambda summary: click.echo(f"monitoring; {summary}", err=True),
         )

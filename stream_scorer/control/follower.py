@@ -17,6 +17,7 @@ import msgspec
 
 from stream_scorer.clock import Clock
 from stream_scorer.control.commands import CommandLog, LogEntry, catch_up
+from stream_scorer.control.health import scorer_health
 from stream_scorer.control.loader import Loader, Result
 from stream_scorer.control.outbox import Outbox
 from stream_scorer.control.recovery import lost_commands
@@ -390,6 +391,7 @@ class Follower:
             problem,
             self._clock.now_ms(),
             loading,
+            scorer_health(self._metrics),
         )
         self._outbox.replace("scorer_status", self._identity.instance, msgspec.json.encode(status))
         self._to_publish.set()

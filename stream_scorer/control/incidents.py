@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.label_watch import LABELS_SUFFIX
 from stream_scorer.control.probation import Pair, Paired
+from stream_scorer.control.state import History
 from stream_scorer.incidents.log import Condition, IncidentLog, Subject
 from stream_scorer.records import Action, Affected, CountedCards, Incident
+
+NO_COMMANDS: Mapping[str, Action] = MappingProxyType({})
 
 
 def incident_id(pair: Pair) -> str:
     """An id that every monitor derives equally, before and after a restart."""
     return f"{pair.ensemble}-{pair.since}"
+
+
+def actions_at(history: History, offsets: Mapping[str, int]) -> dict[str, Action]:
+    """The actions of the commands at `offsets`, by ensemble, as far as `history` keeps them."""
+    commands = {entry.offset: entry.command for entry in history.entries if entry.command is not None}
+    return {name: commands[offset].action for name, offset in offsets.items() if offset in commands}
 
 
 def counted_cards(paired: Paired) -> CountedCards:
@@ -75,11 +85,17 @@ class Incidents:
         """Open the incident of a pair, or update it if the action or its delay changed. Returns whether it worked."""
         return self.log.report(condition_of(paired, due, held_back), at)
 
-    def close_all_but(self, pairs: Collection[Pair], ended_by: dict[str, int], at: int) -> None:
+    def close_all_but(
+        self,
+        pairs: Collection[Pair],
+        ended_by: Mapping[str, int],
+        at: int,
+        commands: Mapping[str, Action] = NO_COMMANDS,
+    ) -> None:
         """Close the incidents of all pairs except `pairs`. Raises `BrokerUnavailable`.
 
         Args:
-            ended_by: offset of the newest command, by ensemble. at: current time, ms.
+            ended_by: offset of the newest command, by ensemble. at: current time, ms. commands: its action.
         """
         current = {incident_id(pair) for pair in pairs}
         for incident in self.open():
@@ -87,7 +103,10 @@ class Incidents:
             if incident.id.endswith(LABELS_SUFFIX):
                 continue
             if incident.kind == "verdict" and incident.id not in current and ended is not None:
-                self.log.close_incident(incident.id, "the versions are no longer compared", at, ended_by=ended)
+                command = commands.get(incident.ensemble)
+                done = incident.done if command is None else f"{command} at control offset {ended}"
+                why = "the versions are no longer compared"
+                self.log.close_incident(incident.id, why, at, ended_by=ended, command=command, done=done)
 
     def close(self) -> None:
         """Close the log."""

@@ -18,7 +18,7 @@ import msgspec
 
 from stream_scorer.clock import Clock
 from stream_scorer.control.commands import CommandLog, catch_up, submit
-from stream_scorer.control.incidents import Incidents, incident_id
+from stream_scorer.control.incidents import Incidents, actions_at, incident_id
 from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, after_harmless, pairs, raised
 from stream_scorer.control.state import History
@@ -281,7 +281,7 @@ class Watch:
     def _close_ended(self, found: list[Pair]) -> None:
         newest = {ensemble: state.control_offset for ensemble, state in self._history.states.items()}
         try:
-            self._incidents.close_all_but(found, newest, self._clock.now_ms())
+            self._incidents.close_all_but(found, newest, self._clock.now_ms(), actions_at(self._history, newest))
         except StreamScorerError as error:
             _log.warning("an incident could not be closed: %s", error.message)
 

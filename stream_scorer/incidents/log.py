@@ -61,7 +61,10 @@ class RecordLog(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What has a condition. Only the parts that apply are set; together they identify it within a kind."""
+    """What has a condition. Only the parts that apply are set; together they identify it within a kind.
+
+    `aspect` distinguishes conditions that one subject can have at once, such as ``silent`` and ``dead letters``.
+    """
 
     ensemble: str = ""
     version: str = ""
@@ -70,6 +73,7 @@ class Subject:
     topic: str = ""
     partition: int | None = None
     source: str = ""
+    aspect: str = ""
 
     @property
     def text(self) -> str:
@@ -88,6 +92,8 @@ class Subject:
             parts.append(f"source {self.source}")
         if self.field is not None:
             parts.append(f"field {self.field}")
+        if self.aspect:
+            parts.append(self.aspect)
         return ", ".join(parts)
 
 
@@ -296,6 +302,7 @@ def _make(condition: Condition, before: Incident | None, at: int) -> Incident:
         topic=subject.topic,
         partition=subject.partition,
         source=subject.source,
+        aspect=subject.aspect,
         opened=before.opened if before is not None else at,
         opened_event=before.opened_event if before is not None else condition.opened_event,
         updated=None if before is None else at,

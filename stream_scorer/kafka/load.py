@@ -170,6 +170,10 @@ class RecordFollower:
             )
         return records
 
+    def ends(self) -> dict[int, int]:
+        """The present end of each partition. Raises `BrokerUnavailable`."""
+        return self._watermarks("end")
+
     def close(self) -> None:
         """Stop reading, and return the memory of what was fetched."""
         self._consumer.close()

@@ -46,7 +46,8 @@ _TOPICS: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
         "serving_state": ("Read", "Write", "DescribeConfigs"),
     },
     "monitor": {
-        **dict.fromkeys(("scores", "labels", "score_summaries", "control"), ("Read",)),
+        **dict.fromkeys(("scores", "labels", "score_summaries", "control", "scorer_status", "dead_letters"), ("Read",)),
+        "transactions": ("Describe",),
         "outcomes": ("Read", "Write"),
         **dict.fromkeys(("monitor_metrics", "verdicts"), ("Write",)),
         "incidents": ("Read", "Write"),

@@ -11,7 +11,7 @@ import logging
 import signal
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +104,7 @@ def run_monitor(
     metrics: Metrics,
     *,
     watch: PartRun | None,
+    more: Mapping[str, PartRun] | None = None,
     on_ready: Callable[[str], None],
 ) -> None:
     """Run until SIGTERM or SIGINT. Calls `on_ready` once every part does its work.
@@ -111,7 +112,7 @@ def run_monitor(
     A part that fails restarts after a pause, and the others go on. `/readyz` reports each part.
 
     Args:
-        watch: the watch on probations and canaries, None without one. It starts first.
+        watch: the watch on probations and canaries, None without one. It starts first. more: further parts by name.
 
     Raises:
         StreamScorerError: at the start, Kafka does not answer, a topic is missing, or a setting is wrong.
@@ -131,6 +132,7 @@ def run_monitor(
         runs.insert(0, ("watch", watch))
     if settings.joins:
         runs.append(("joiner", joining.run))
+    runs += (more or {}).items()
     parts = Parts([Part(name, run, clock, metrics) for name, run in runs])
     asyncio.run(_run(settings, parts, joining, metrics, on_ready))
 

@@ -1,0 +1,250 @@
+"""Follows the topics, and turns conditions on them into incidents.
+
+It needs Kafka only and stores nothing: it reads again from before the first open incident, and reaches the same state.
+Every monitor runs it; `IncidentLog` makes one incident of what several report.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from stream_scorer.clock import Clock
+from stream_scorer.incidents.detector import Findings
+from stream_scorer.incidents.feeds import FeedDetector, FeedRules
+from stream_scorer.incidents.labels import LabelDetector, LabelRules
+from stream_scorer.incidents.log import IncidentLog, IncidentTable, key_of
+from stream_scorer.incidents.savings import Savings
+from stream_scorer.incidents.service_levels import ServiceDetector, ServiceRules
+from stream_scorer.observability.metrics import Metric, Metrics
+from stream_scorer.records import INCIDENT_KINDS, NOT_A_RECORD, Outcome, ScorerStatus, ScoreSummary, Source
+
+_log = logging.getLogger(__name__)
+
+OPEN = Metric("gauge", "stream_scorer_open_incidents", "Incidents that are open, by kind.", ("kind",))
+INCIDENT_METRICS = (OPEN,)
+
+MAX_RECORDS = 5_000
+READ_WAIT_S, IDLE_S = 0.0, 0.5
+# The read of a topic's backlog is over if this long no record comes.
+SILENCE_S = 1.0
+EVALUATE_EVERY_S = 5.0
+# Offsets at the end of a topic that may hold no record: markers of transactions.
+MARKERS = 10
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+# How far before now reading begins: usual rates of the traffic, and usual pauses of label sources (longer than a week,
+# for the pauses at weekends). And how far at most, if an incident has been open for long.
+HISTORY_MS, LABEL_HISTORY_MS, MAX_HISTORY_MS = HOUR_MS, 8 * DAY_MS, 8 * DAY_MS
+
+
+class TopicRecord(Protocol):
+    """A record of a topic."""
+
+    @property
+    def partition(self) -> int: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def value(self) -> bytes | None: ...
+
+    @property
+    def timestamp_ms(self) -> int: ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None: ...
+
+
+class TopicFollower(Protocol):
+    """The interface of `kafka.load.RecordFollower`."""
+
+    def poll(self, max_records: int, timeout_s: float) -> Sequence[TopicRecord]: ...
+
+    def ends(self) -> Mapping[int, int]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SignalRules:
+    """The limits of all detectors."""
+
+    feeds: FeedRules = field(default_factory=FeedRules)
+    labels: LabelRules = field(default_factory=LabelRules)
+    services: ServiceRules = field(default_factory=ServiceRules)
+
+
+class Detectors:
+    """All detectors together. They take records of topics, by the keys of `stream_scorer.settings.TOPICS`."""
+
+    # The topics that are read.
+    TOPICS = ("score_summaries", "scorer_status", "outcomes", "dead_letters")
+
+    def __init__(self, rules: SignalRules) -> None:
+        self.feeds = FeedDetector(rules.feeds)
+        self.labels = LabelDetector(rules.labels)
+        self.services = ServiceDetector(rules.services)
+        self.savings = Savings()
+        self._summary = msgspec.json.Decoder(ScoreSummary).decode
+        self._status = msgspec.json.Decoder(ScorerStatus).decode
+        self._outcome = msgspec.json.Decoder(Outcome).decode
+
+    def add(self, topic: str, record: TopicRecord) -> None:
+        """Add a record; one that is unreadable is ignored."""
+        try:
+            self._add(topic, record)
+        except (*NOT_A_RECORD, ValueError, IndexError) as error:
+            _log.warning("an unreadable record of %s at offset %d is ignored: %s", topic, record.offset, error)
+
+    def _add(self, topic: str, record: TopicRecord) -> None:
+        at = record.timestamp_ms
+        if topic == "dead_letters":
+            code, path, source = _dead_letter(record)
+            self.feeds.add_dead_letter(code, path, source, at)
+        elif record.value is None:
+            return  # the status of a scorer that stopped
+        elif topic == "score_summaries":
+            self.add_summary(self._summary(record.value), at)
+        elif topic == "scorer_status":
+            self.services.add_status(self._status(record.value), at)
+        elif topic == "outcomes":
+            self.labels.add_outcome(self._outcome(record.value), at)
+
+    def add_summary(self, summary: ScoreSummary, at: int) -> None:
+        """Add a summary with its record timestamp, ms."""
+        for detector in (self.feeds, self.labels, self.services):
+            detector.add_summary(summary, at)
+        self.savings.add_summary(summary)
+
+    def advance(self, now: int) -> Findings:
+        """The findings of all detectors at `now`, ms."""
+        found = Findings()
+        for detector in (self.feeds, self.labels, self.services):
+            found.add(detector.advance(now))
+        return found
+
+
+def apply(found: Findings, log: IncidentLog, at: int) -> None:
+    """Open, update and close incidents as `found` says."""
+    for condition in found.conditions:
+        log.report(condition, at)
+    if not found.over:
+        return
+    present = {(condition.kind, condition.subject.text) for condition in found.conditions}
+    for incident in log.open():
+        over = found.over.get(key_of(incident))
+        if over is not None and key_of(incident) not in present:
+            log.close_incident(incident.id, over.ended, at, event_time=over.event_time)
+
+
+class Signals:
+    """Runs the detectors on live topics.
+
+    Args:
+        follow: opens a topic (by its key in `settings.TOPICS`) at a record timestamp, ms.
+        ends: the ends of the input partitions.
+    """
+
+    def __init__(
+        self,
+        log: IncidentLog,
+        follow: Callable[[str, int], TopicFollower],
+        ends: Callable[[], Mapping[tuple[str, int], int]],
+        clock: Clock,
+        metrics: Metrics,
+        rules: SignalRules,
+    ) -> None:
+        self._log, self._follow, self._ends, self._clock, self._metrics = log, follow, ends, clock, metrics
+        self._detectors = Detectors(rules)
+        self._readers: dict[str, TopicFollower] = {}
+        self._positions: dict[str, dict[int, int]] = {}
+        self._evaluated_s = float("-inf")
+
+    def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Follow until `stop`, then close what was opened. Calls `on_ready` after each evaluation.
+
+        Raises:
+            StreamScorerError: Kafka does not answer.
+        """
+        try:
+            self._open()
+            self._read_backlog(stop)
+            while not stop.is_set():
+                if self.step():
+                    on_ready()
+        finally:
+            for reader in self._readers.values():
+                reader.close()
+            self._log.close()
+
+    def step(self) -> bool:
+        """Read what has arrived; evaluate it if it is time and nothing more waits. Returns whether it was evaluated."""
+        counts = [
+            len(self._read(topic, IDLE_S if index == 0 else READ_WAIT_S)) for index, topic in enumerate(self._readers)
+        ]
+        now_s = self._clock.monotonic()
+        if max(counts, default=0) >= MAX_RECORDS or now_s - self._evaluated_s < EVALUATE_EVERY_S:
+            return False
+        self._evaluated_s = now_s
+        self.evaluate()
+        return True
+
+    def evaluate(self) -> None:
+        """Open, update and close incidents by what was read."""
+        now = self._clock.now_ms()
+        self._detectors.feeds.set_ends(self._ends())
+        apply(self._detectors.advance(now), self._log, now)
+        table = self._log.read()
+        self._detectors.savings.update(table)
+        self._detectors.savings.settle(self._log)
+        self._show(table)
+
+    def _show(self, table: IncidentTable) -> None:
+        found = table.open()
+        for kind in INCIDENT_KINDS:
+            self._metrics.set(OPEN, sum(incident.kind == kind for incident in found), kind)
+
+    def _open(self) -> None:
+        now, table = self._clock.now_ms(), self._log.read()
+        self._detectors.savings.update(table)
+        times = [incident.opened for incident in table.open()]
+        times += [incident.closed or incident.opened for incident in Savings.pending(table).values()]
+        since = max(min([now, *times]) - HISTORY_MS, now - MAX_HISTORY_MS, 0)
+        for topic in Detectors.TOPICS:
+            start = max(now - LABEL_HISTORY_MS, 0) if topic == "outcomes" else since
+            self._readers[topic] = self._follow(topic, start)
+
+    def _read_backlog(self, stop: threading.Event) -> None:
+        """Read every topic to its present end, so that no minute is evaluated before it is complete."""
+        for topic, reader in self._readers.items():
+            left = dict(reader.ends())
+            while left and not stop.is_set():
+                if not self._read(topic, SILENCE_S):
+                    break
+                read = self._positions.get(topic, {})
+                left = {p: end for p, end in left.items() if read.get(p, 0) < end - MARKERS}
+
+    def _read(self, topic: str, wait_s: float) -> Sequence[TopicRecord]:
+        records = self._readers[topic].poll(MAX_RECORDS, wait_s)
+        positions = self._positions.setdefault(topic, {})
+        for record in records:
+            positions[record.partition] = record.offset + 1
+            self._detectors.add(topic, record)
+        return records
+
+
+def _dead_letter(record: TopicRecord) -> tuple[str, str, Source]:
+    """Code, path and origin of a dead letter, from its headers. Raises `ValueError` without them."""
+    headers: dict[str, Any] = dict(record.headers or ())
+
+    def text(name: str) -> str:
+        return (headers.get(name) or b"").decode("utf-8", "replace")
+
+    source = Source(text("source.topic"), int(text("source.partition")), int(text("source.offset")))
+    return text("error.code"), text("error.path"), source

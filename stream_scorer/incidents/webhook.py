@@ -1,0 +1,200 @@
+"""Sends incidents to a webhook, in version 4 of the JSON that Alertmanager sends to its receivers.
+
+https://prometheus.io/docs/alerting/latest/configuration/#webhook_config. A receiver that understands Alertmanager needs
+no other set-up. A notification follows when an incident opens, when the product acts otherwise, and when it closes;
+figures alone send nothing. Delivery is at least once: after a restart, open incidents and those closed in the last hour
+are sent again, with the same fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from stream_scorer.clock import Clock
+from stream_scorer.errors import SettingsError
+from stream_scorer.incidents.log import IncidentLog, IncidentTable
+from stream_scorer.observability.metrics import Metric, Metrics
+from stream_scorer.records import Incident, IncidentKind
+
+_log = logging.getLogger(__name__)
+
+SENT = Metric(
+    "counter",
+    "stream_scorer_webhook_notifications_total",
+    "Notifications of incidents to the webhook, by result: sent, or failed after all attempts.",
+    ("result",),
+)
+WEBHOOK_METRICS = (SENT,)
+
+POLL_S = 1.0
+TIMEOUT_S = 5.0
+# Attempts per notification, with pauses of 1, 2, 4 and 8 s between them.
+ATTEMPTS, FIRST_PAUSE_S = 5, 1.0
+# Incidents that closed this long before the start are sent again.
+AGAIN_MS = 3_600_000
+# Answers after which another attempt may succeed, beside all 5xx.
+_TRANSIENT = (408, 425, 429)
+# Transactions are decided wrongly, late, or without the model. Severities are those of deploy/prometheus/alerts.yml.
+_PAGE: tuple[IncidentKind, ...] = ("verdict", "errors", "latency")
+# What Alertmanager sends as the end of an alert that has not ended.
+_NO_END = "0001-01-01T00:00:00Z"
+
+
+def check_url(url: str) -> str:
+    """The host of `url`, for messages: other parts may be secret. Raises `SettingsError` if it is no http address."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, urlsplit("")
+    if parts.scheme not in ("http", "https") or not host:
+        raise SettingsError("monitor.webhook_url must be an address as https://host/path")
+    return host
+
+
+def notification(incident: Incident) -> dict[str, Any]:
+    """The body of the request for one incident."""
+    labels = {
+        "alertname": "StreamScorerIncident",
+        "incident": incident.id,
+        "kind": incident.kind,
+        "severity": "page" if incident.kind in _PAGE else "ticket",
+        "ensemble": incident.ensemble,
+        "version": incident.version,
+        "member": incident.member or "",
+        "field": incident.field or "",
+        "topic": incident.topic,
+        "partition": "" if incident.partition is None else str(incident.partition),
+        "source": incident.source,
+    }
+    labels = {name: value for name, value in labels.items() if value}
+    affected = incident.affected
+    annotations = {
+        "summary": f"{incident.kind}: {incident.subject or incident.version}",
+        "description": incident.why,
+        "done": incident.done,
+        "held_back": incident.held_back,
+        "ended": incident.ended,
+    }
+    for name in () if affected is None else ("transactions", "cards", "money"):
+        count = getattr(affected, name)
+        annotations[f"affected_{name}"] = "" if count is None else str(count)
+    annotations = {name: value for name, value in annotations.items() if value}
+    status = "firing" if incident.closed is None else "resolved"
+    alert = {
+        "status": status,
+        "labels": labels,
+        "annotations": annotations,
+        "startsAt": _time(incident.opened),
+        "endsAt": _NO_END if incident.closed is None else _time(incident.closed),
+        "generatorURL": "",
+        "fingerprint": hashlib.sha256(incident.id.encode()).hexdigest()[:16],
+    }
+    return {
+        "version": "4",
+        "groupKey": f'{{}}:{{incident="{incident.id}"}}',
+        "truncatedAlerts": 0,
+        "status": status,
+        "receiver": "stream-scorer",
+        "groupLabels": {"incident": incident.id},
+        "commonLabels": labels,
+        "commonAnnotations": annotations,
+        "externalURL": "",
+        "alerts": [alert],
+    }
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Webhook:
+    """Follows the log of incidents and posts what changed. It runs in a thread of its own, and delays nothing else.
+
+    Args:
+        url: may contain secrets; only its host is logged. post: sends a body and returns the HTTP status; raises
+            `requests.RequestException`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        log: IncidentLog,
+        clock: Clock,
+        metrics: Metrics,
+        post: Callable[[str, dict[str, Any]], int] | None = None,
+    ) -> None:
+        self._host = check_url(url)
+        self._url, self._log, self._clock, self._metrics = url, log, clock, metrics
+        self._post = post or _post
+        # What was sent of each incident.
+        self._sent: dict[str, tuple[object, ...]] = {}
+        self._started = False
+
+    def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Send until `stop`, then close the log. Raises `StreamScorerError` if Kafka does not answer."""
+        try:
+            while not stop.is_set():
+                self.step(stop)
+                on_ready()
+                stop.wait(POLL_S)
+        finally:
+            self._log.close()
+
+    def step(self, stop: threading.Event) -> None:
+        """Send the notifications that are due."""
+        table = self._log.read()
+        if not self._started:
+            self._skip_old(table)
+            self._started = True
+        for incident in list(table.newest.values()):
+            if stop.is_set():
+                return
+            state = _state(incident)
+            if self._sent.get(incident.id) != state:
+                self._send(incident, stop)
+                self._sent[incident.id] = state
+
+    def _skip_old(self, table: IncidentTable) -> None:
+        since = self._clock.now_ms() - AGAIN_MS
+        for incident in table.newest.values():
+            if incident.closed is not None and incident.closed < since:
+                self._sent[incident.id] = _state(incident)
+
+    def _send(self, incident: Incident, stop: threading.Event) -> None:
+        """Post one notification, with a bounded number of attempts."""
+        pause, problem = FIRST_PAUSE_S, ""
+        for attempt in range(ATTEMPTS):
+            if attempt and stop.wait(pause * 2 ** (attempt - 1)):
+                return
+            try:
+                status = self._post(self._url, notification(incident))
+            except requests.RequestException as error:
+                problem = type(error).__name__  # its text contains the address
+                continue
+            if status < 300:
+                self._metrics.count(SENT, 1, "sent")
+                return
+            problem = f"HTTP status {status}"
+            if status < 500 and status not in _TRANSIENT:
+                break
+        self._metrics.count(SENT, 1, "failed")
+        _log.error("the webhook at %s did not accept the incident %s: %s", self._host, incident.id, problem)
+
+
+def _state(incident: Incident) -> tuple[object, ...]:
+    """What is notified when it changes."""
+    return incident.closed, incident.due, incident.held_back, incident.done
+
+
+def _post(url: str, body: dict[str, Any]) -> int:
+    # A redirect could send the body to another host.
+    return requests.post(url, json=body, timeout=TIMEOUT_S, allow_redirects=False).status_code

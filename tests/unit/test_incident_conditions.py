@@ -1,0 +1,354 @@
+"""Conditions on topics: what opens an incident, what closes it, and what must not open one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+import pytest
+
+from stream_scorer.incidents.detector import Findings
+from stream_scorer.incidents.feeds import FeedRules
+from stream_scorer.incidents.labels import LabelRules
+from stream_scorer.incidents.log import IncidentLog
+from stream_scorer.incidents.savings import SPAN_MS
+from stream_scorer.incidents.signals import Detectors, SignalRules, apply
+from stream_scorer.records import (
+    Affected,
+    Incident,
+    MemberHealth,
+    Outcome,
+    PaneSummary,
+    ScorerHealth,
+    ScorerStatus,
+    ScoreSummary,
+    Source,
+)
+from tests.support.control import MemoryControlLog
+
+MINUTE, HOUR = 60_000, 3_600_000
+BEGIN = 1_700_000_040_000  # the beginning of a minute
+# Event time lags behind record timestamps.
+DELAY = 5_000
+BOUNDS = [100.0, 200.0, 500.0]
+
+
+def summary(
+    partition: int, rows: int, minute: int, *, dead: int = 0, fallback: int = 0, late: int = 0, first: int | None = None
+) -> ScoreSummary:
+    """`rows` transactions of 10.00 each; offsets advance by 1,000 a minute."""
+    first = minute * 1_000 if first is None else first
+    at = BEGIN + minute * MINUTE - DELAY - late
+    pane = PaneSummary(
+        at // HOUR * HOUR, rows, 0, fallback, fallback, {"approve": rows}, {"approve": 1_000 * rows}, {}, {}, {}, [], {}
+    )
+    return ScoreSummary(
+        "cards", "7", "champion", HOUR, "transactions", partition, first, first + rows + dead, dead,
+        [pane] if rows else [], 3, {}, at if rows else None,
+    )  # fmt: skip
+
+
+def status(minute: int, latency: list[int], members: list[MemberHealth], instance: str = "one") -> ScorerStatus:
+    health = ScorerHealth(BOUNDS, latency, members)
+    return ScorerStatus(instance, "g", "cards", ["7"], 3, 3, "", BEGIN + minute * MINUTE, [], health)
+
+
+def outcome(minute: int, source: str = "review") -> Outcome:
+    at = BEGIN + minute * MINUTE
+    return Outcome(
+        f"e{minute}", at, at, "7", "champion", "p", "review", 0, 100, "fraud", None, source, None, at, 0, "cards"
+    )
+
+
+class Desk:
+    """Detectors that report to a log in memory, minute by minute."""
+
+    def __init__(self, rules: SignalRules | None = None) -> None:
+        self.told = MemoryControlLog()
+        self.detectors = Detectors(rules or SignalRules())
+        self.log = IncidentLog(self.told)
+        self.found = Findings()
+
+    def run(self, minutes: Iterable[int], add: Callable[[int, int], None]) -> None:
+        """Call `add(minute, record timestamp)` and evaluate, for each of `minutes`."""
+        for minute in minutes:
+            at = BEGIN + minute * MINUTE
+            add(minute, at + 1_000)
+            self.evaluate(at + MINUTE + 11_000)
+
+    def evaluate(self, now: int) -> None:
+        self.found = self.detectors.advance(now)
+        apply(self.found, self.log, now)
+
+    @property
+    def newest(self) -> list[Incident]:
+        return list(self.log.read().newest.values())
+
+    @property
+    def records(self) -> list[Incident]:
+        return [msgspec.json.decode(value, type=Incident) for value in self.told.records]
+
+
+def usual(desk: Desk, partitions: Iterable[int] = (0, 1, 2)) -> Callable[[int, int], None]:
+    def add(minute: int, at: int) -> None:
+        for partition in partitions:
+            desk.detectors.add_summary(summary(partition, 100, minute), at)
+
+    return add
+
+
+def test_two_hours_of_usual_traffic_open_nothing() -> None:
+    desk = Desk()
+    desk.run(range(120), usual(desk))
+    assert desk.records == []
+
+
+def test_a_partition_that_is_silent_while_the_others_go_on_is_one_incident_until_it_delivers_again() -> None:
+    desk = Desk()
+    desk.run(range(30), usual(desk))
+    desk.run(range(30, 40), usual(desk, (0, 1)))
+    (incident,) = desk.newest
+    assert incident.id == "feed-transactions-partition-2-silent-29100"
+    assert (incident.kind, incident.topic, incident.partition, incident.aspect) == ("feed", "transactions", 2, "silent")
+    assert incident.first == [Source("transactions", 2, 29_100)]
+    # Detected after two minutes, in which it usually delivers 100 each.
+    assert incident.opened == BEGIN + 31 * MINUTE + MINUTE + 11_000
+    assert incident.opened_event == BEGIN + 29 * MINUTE - DELAY
+    assert incident.affected is not None and incident.affected.transactions == pytest.approx(900, rel=0.2)
+    assert incident.affected.money == pytest.approx(1_000 * incident.affected.transactions, rel=0.01)
+    assert incident.due is None and "no command" in incident.done
+    desk.run(range(40, 50), usual(desk))
+    (incident,) = desk.newest
+    assert incident.closed == BEGIN + 44 * MINUTE + MINUTE + 11_000
+    assert incident.ended == "transactions arrive again"
+
+
+def test_all_partitions_that_slow_down_together_are_not_silent() -> None:
+    desk = Desk()
+    desk.run(range(30), usual(desk))
+
+    def night(minute: int, at: int) -> None:
+        desk.detectors.add_summary(summary(minute % 3, 2, minute), at)
+
+    desk.run(range(30, 60), night)
+    assert desk.records == []
+
+
+def test_a_topic_without_transactions_is_silent_but_not_if_they_wait_for_scorers() -> None:
+    desk = Desk()
+    desk.run(range(20), usual(desk))
+    desk.detectors.feeds.set_ends({("transactions", p): 19_100 for p in range(3)})
+    desk.run(range(20, 33), lambda minute, at: None)
+    assert desk.records == []
+    desk.run(range(33, 40), lambda minute, at: None)
+    (incident,) = desk.newest
+    assert (incident.kind, incident.subject) == ("feed", "transactions, silent")
+    desk.run(range(40, 43), usual(desk))
+    assert desk.newest[0].closed is not None
+    desk.detectors.feeds.set_ends({("transactions", p): 42_900 for p in range(3)})
+    desk.run(range(43, 47), lambda minute, at: None)
+    waiting = desk.newest[-1]
+    assert (waiting.kind, waiting.subject, waiting.closed) == ("latency", "transactions, not scored", None)
+    assert waiting.affected is not None and waiting.affected.transactions == 3 * 800
+
+
+def test_a_partition_whose_event_times_fall_behind_the_others_is_late() -> None:
+    desk = Desk(SignalRules(feeds=FeedRules(late_ms=5 * MINUTE)))
+
+    def late(by: int) -> Callable[[int, int], None]:
+        def add(minute: int, at: int) -> None:
+            for partition in range(3):
+                # It is usually a minute behind.
+                desk.detectors.add_summary(summary(partition, 50, minute, late=by if partition == 1 else 0), at)
+
+        return add
+
+    desk.run(range(20), late(MINUTE))
+    desk.run(range(20, 25), late(5 * MINUTE))
+    assert desk.records == []
+    desk.run(range(25, 30), late(10 * MINUTE))
+    (incident,) = desk.newest
+    assert (incident.subject, incident.first) == (
+        "transactions, partition 1, late",
+        [Source("transactions", 1, 25_000)],
+    )
+    assert "10 minutes behind" in incident.why
+    desk.run(range(30, 36), late(MINUTE))
+    assert desk.newest[0].closed is not None
+
+
+def test_dead_letters_above_their_share_name_code_and_field() -> None:
+    desk = Desk()
+    desk.run(range(10), usual(desk))
+
+    def broken(minute: int, at: int) -> None:
+        desk.detectors.add_summary(summary(2, 20, minute), at)
+        for partition in (0, 1):
+            desk.detectors.add_summary(summary(partition, 90, minute, dead=10), at)
+            for letter in range(10):
+                place = Source("transactions", partition, minute * 1_000 + 90 + letter)
+                code, path = ("type", "amount") if letter else ("missing", "terminal_id")
+                desk.detectors.feeds.add_dead_letter(code, path, place, at)
+
+    desk.run(range(10, 14), broken)
+    (incident,) = desk.newest
+    assert (incident.subject, incident.code, incident.field) == ("transactions, dead letters", "type", "amount")
+    assert incident.first == [Source("transactions", p, 10_091) for p in (0, 1)]
+    assert "9.09 % of the transactions on transactions are dead letters; mostly type in field amount" in incident.why
+    assert incident.affected is not None and incident.affected.transactions >= 40
+    desk.run(range(14, 20), usual(desk))
+    assert [i.closed is not None for i in desk.newest] == [True]
+
+
+def test_labels_of_one_source_that_stop_are_an_incident_of_that_source() -> None:
+    desk = Desk(SignalRules(labels=LabelRules(silent_ms=30 * MINUTE)))
+    add = usual(desk)
+
+    def labelled(*sources: str) -> Callable[[int, int], None]:
+        def both(minute: int, at: int) -> None:
+            add(minute, at)
+            for source in sources:
+                if minute % 4 == 0:
+                    for _ in range(20):
+                        desk.detectors.labels.add_outcome(outcome(minute, source), at)
+
+        return both
+
+    desk.run(range(100), labelled("review", "chargeback"))
+    desk.run(range(100, 126), labelled("review"))
+    assert desk.records == []
+    desk.run(range(126, 140), labelled("review"))
+    (incident,) = desk.newest
+    assert (incident.kind, incident.source, incident.closed) == ("labels", "chargeback", None)
+    assert incident.id == f"labels-source-chargeback-{BEGIN + 96 * MINUTE}"
+    desk.run(range(140, 144), labelled("review", "chargeback"))
+    assert desk.newest[0].ended == "labels arrive again"
+
+
+def test_labels_do_not_stop_where_there_are_no_transactions() -> None:
+    desk = Desk(SignalRules(labels=LabelRules(silent_ms=30 * MINUTE)))
+    add = usual(desk)
+
+    def labelled(minute: int, at: int) -> None:
+        add(minute, at)
+        desk.detectors.labels.add_outcome(outcome(minute), at)
+
+    desk.run(range(120), labelled)
+    desk.run(range(120, 400), lambda minute, at: None)
+    desk.run(range(400, 410), add)
+    assert [i.kind for i in desk.newest if i.kind == "labels"] == []
+
+
+class Scorer:
+    """A scorer's cumulative counts."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.latency, self.batches, self.failed = [0, 0, 0, 0], 0, 0
+
+    def minute(
+        self, fast: int, slow: int, failed: int = 0, breaker: int = 0, fallback: int = 0
+    ) -> Callable[[int, int], None]:
+        def add(minute: int, at: int) -> None:
+            self.latency = [self.latency[0] + fast, 0, self.latency[2] + slow, 0]
+            self.batches, self.failed = self.batches + 100, self.failed + failed
+            members = [MemberHealth("gbdt", self.batches, self.failed, breaker), MemberHealth("nn", self.batches, 0, 0)]
+            self.desk.detectors.services.add_status(status(minute, list(self.latency), members), at)
+            self.desk.detectors.add_summary(summary(0, fast + slow, minute, fallback=fallback), at)
+
+        return add
+
+
+def test_latency_above_its_budget_is_an_incident_that_ends() -> None:
+    desk = Desk()
+    scorer = Scorer(desk)
+    desk.run(range(10), scorer.minute(990, 10))
+    desk.run([10], scorer.minute(500, 500))
+    desk.run(range(11, 15), scorer.minute(990, 10))
+    assert desk.records == []
+    desk.run(range(15, 20), scorer.minute(900, 100))
+    (incident,) = desk.newest
+    assert (incident.kind, incident.ensemble, incident.member) == ("latency", "cards", None)
+    # Of 1,000 transactions, 100 are between 200 and 500 ms: the P95 is in the middle of that bin.
+    assert incident.statistics["p95_ms"] == 350.0
+    assert incident.limits == {"p95_ms": 200.0}
+    last = [i for i in desk.records if i.id == incident.id][-1]
+    assert last.affected == Affected(500, money=500_000, how=last.affected.how if last.affected else "")
+    assert incident.first == [Source("transactions", 0, 15_000)]
+    desk.run(range(20, 26), scorer.minute(990, 10))
+    assert [i.closed is not None for i in desk.newest] == [True]
+
+
+def test_a_scorer_that_restarts_begins_its_counts_anew() -> None:
+    desk = Desk()
+    scorer = Scorer(desk)
+    desk.run(range(5), scorer.minute(0, 10_000))
+    for restart in range(5, 30, 5):
+        scorer.latency, scorer.batches, scorer.failed = [0, 0, 0, 0], 0, 0
+        desk.run(range(restart, restart + 5), scorer.minute(1_000, 10))
+    assert all(i.closed is not None for i in desk.newest)
+    assert len(desk.newest) == 1
+
+
+def test_transactions_without_a_score_of_the_model_are_errors() -> None:
+    desk = Desk()
+    scorer = Scorer(desk)
+    desk.run(range(5), scorer.minute(1_000, 0, fallback=10))
+    assert desk.records == []
+    desk.run(range(5, 8), scorer.minute(1_000, 0, fallback=30))
+    (incident,) = desk.newest
+    assert (incident.kind, incident.subject, incident.statistics["share"]) == ("errors", "cards", 0.03)
+
+
+@pytest.mark.parametrize(("failed", "breaker", "kind"), [(5, 0, "errors"), (90, 2, "breaker")])
+def test_a_member_that_fails_or_is_not_called_is_one_incident(failed: int, breaker: int, kind: str) -> None:
+    desk = Desk()
+    scorer = Scorer(desk)
+    desk.run(range(5), scorer.minute(1_000, 0))
+    desk.run(range(5, 10), scorer.minute(1_000, 0, failed, breaker))
+    (incident,) = desk.newest
+    assert (incident.kind, incident.subject, incident.member) == (kind, "member gbdt of cards", "gbdt")
+    last = desk.records[-1]
+    assert last.affected is not None and last.affected.transactions == 5 * 10 * failed
+    desk.run(range(10, 17), scorer.minute(1_000, 0))
+    assert [i.closed is not None for i in desk.newest] == [True]
+
+
+def test_a_restart_continues_the_open_incident_and_closes_it() -> None:
+    desk = Desk()
+    desk.run(range(30), usual(desk))
+    desk.run(range(30, 40), usual(desk, (0, 1)))
+    again = Desk()
+    again.told.records, again.log = desk.told.records, IncidentLog(MemoryControlLog(desk.told.records))
+    # It reads again from before the incident, and evaluates only at the end.
+    for minute in range(45):
+        usual(again, (0, 1, 2) if minute < 30 else (0, 1))(minute, BEGIN + minute * MINUTE)
+    again.evaluate(BEGIN + 45 * MINUTE + 11_000)
+    assert [(i.id, i.closed) for i in again.newest] == [("feed-transactions-partition-2-silent-29100", None)]
+    again.run(range(46, 54), usual(again))
+    assert [i.closed is not None for i in again.newest] == [True]
+
+
+def test_what_a_rollback_saved_is_counted_for_an_hour_of_event_time() -> None:
+    desk = Desk()
+    closed = Incident(
+        id="cards-2", ensemble="cards", version="8", other="7", since=2, opened=1, why="more", rows=10_000, both=50,
+        only=60, lacking=10, due="rollback", closed=2, ended_by=3, command="rollback",
+    )  # fmt: skip
+    desk.told.records.append(msgspec.json.encode(closed))
+    desk.told.records.append(msgspec.json.encode(msgspec.structs.replace(closed, id="cards-9", command="promote")))
+    savings = desk.detectors.savings
+    savings.update(desk.log.read())
+    before = msgspec.structs.replace(summary(0, 100, 0), control_offset=2)
+    savings.add_summary(before)
+    for minute in range(SPAN_MS // MINUTE + 1):
+        savings.add_summary(summary(0, 100, minute))
+        savings.settle(desk.log)
+    assert len(desk.records) == 2
+    savings.add_summary(summary(0, 100, SPAN_MS // MINUTE + 1))
+    savings.settle(desk.log)
+    found = desk.records[-1]
+    assert found.id == "cards-2" and found.saved is not None
+    # 5 more alerts per 1,000 transactions.
+    assert (found.saved.transactions, found.saved.alerts) == (6_100, 30)
+    assert "+5.00 alerts per 1,000 transactions" in found.saved.how
