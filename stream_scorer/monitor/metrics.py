@@ -28,8 +28,8 @@ MISMATCHED = Metric(
 PART_RUNNING = Metric(
     "gauge",
     "stream_scorer_monitor_part_running",
-    "1 while a part of the monitor (watch, windows, joiner, signals, webhook) does its work, 0 while it starts or waits "
-    "after a failure.",
+    "1 while a part of the monitor (watch, windows, joiner, signals, webhook) does its work, 0 while it starts or "
+    "waits after a failure.",
     ("part",),
 )
 PART_FAILURES = Metric(
