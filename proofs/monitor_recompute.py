@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from proofs.kit import TopicContent, cards, read_lineage, read_topic
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Contribution, MonitorMetric, Score
+from stream_scorer.records import DEFAULT, FRESH, MISSING, Contribution, MonitorMetric, Score
 from stream_scorer.spec.model import PipelineSpec, duration_ms
 
 # Of figures that are not whole numbers.
@@ -42,6 +42,7 @@ class Logs:
 
     Attributes:
         series: columns by series of the reference profile.
+        counted: by series, the rows that a histogram counts: those with a complete feature.
         verdict: 1 fraud, 0 genuine, -1 silent; a duplicate is always silent. reviewed: the label's probability, or NaN.
         late: labels that came more than two horizons after their transaction, and so count nowhere.
     """
@@ -58,6 +59,7 @@ class Logs:
     fallback: Bools
     member_alerts: NDArray[np.int64]
     series: dict[str, Floats]
+    counted: dict[str, Bools]
     verdict: NDArray[np.int64]
     reviewed: Floats
     late: int
@@ -88,8 +90,13 @@ class Logs:
         names = [member["name"] for member in manifest["members"]]
         features = np.array([r.features for r in lineage], dtype=np.float64)
         series = dict(zip(manifest["features"], features.T, strict=True))
+        status = np.array([r.feature_status for r in lineage])
+        counted = dict(zip(manifest["features"], np.isin(status, (FRESH, DEFAULT)).T, strict=True))
+        with_features = ~(status == MISSING).any(axis=1)
         for m, name in enumerate(names):
             series[f"member:{name}"] = np.array([c.members.score[m] for c in contributions], dtype=np.float64)
+            counted[f"member:{name}"] = with_features
+        counted["score"] = with_features
         series["score"] = np.array([c.score for c in contributions], dtype=np.float64)
         verdict, reviewed, late = _verdicts(
             scores,
@@ -111,6 +118,7 @@ class Logs:
             np.array([s.score is None for s in scores]),
             np.array([s.member_alerts for s in scores]),
             series,
+            counted,
             verdict,
             reviewed,
             late,
@@ -130,6 +138,7 @@ class Logs:
             manifest=manifest,
             event_id=[self.event_id[row] for row in rows.tolist()],
             series={name: values[rows] for name, values in self.series.items()},
+            counted={name: rows_of[rows] for name, rows_of in self.counted.items()},
             reviewed=self.reviewed[rows],
             **{name: getattr(self, name)[rows] for name in columns},
         )
@@ -202,8 +211,10 @@ def recompute(logs: Logs, length: int) -> dict[Key, tuple[float | None, int | No
         put("recall", name, tp, fraud, rate=False)
         put("false_positives_per_fraud", name, fp, tp, rate=False)
     for name, values in logs.series.items():
-        for start, n, distance in zip(starts.tolist(), rows, _distances(logs, name, values, window), strict=True):
-            found[start, length, "drift_score", name] = distance, None, n
+        of = logs.counted[name]
+        for start, n, distance in zip(starts.tolist(), count(of), _distances(logs, name, values, window), strict=True):
+            if n:
+                found[start, length, "drift_score", name] = distance, None, n
     return found
 
 
@@ -256,7 +267,8 @@ def _distances(logs: Logs, name: str, values: Floats, window: NDArray[np.int64])
     edges, counts = np.array(reference["edges"], dtype=np.float64), np.array(reference["counts"], dtype=np.float64)
     place = np.where(np.isnan(values), len(edges) + 1, (values[:, None] >= edges).sum(axis=1))
     histogram = np.full((int(window.max()) + 1, len(counts)), 0.5)
-    np.add.at(histogram, (window, place), 1.0)
+    of = logs.counted[name]
+    np.add.at(histogram, (window[of], place[of]), 1.0)
     p = histogram / histogram.sum(axis=1, keepdims=True)
     q = (counts + 0.5) / (counts + 0.5).sum()
     m = (p + q) / 2

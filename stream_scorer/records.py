@@ -243,7 +243,9 @@ class PaneSummary(Record, frozen=True):
     """Exact, mergeable counts of one event-time pane within one micro-batch and source partition.
 
     A histogram is sparse and flat: `[bin, count, bin, count, ...]`, bins as in the manifest's reference profile
-    (the last bin of a series counts the missing values). `left_out` holds, per member, the 2x2 counts
+    (the last bin of a series counts the missing values). A histogram of a feature counts no values that are stale,
+    partial or not available, and those of members and scores no rows without features: they are no evidence of drift.
+    `incomplete` are the rows without features. `left_out` holds, per member, the 2x2 counts
     `[both, served only, left-out only, neither]` of "alert as served" against "alert with that member left out";
     `against`, per other version in play, the same of "alert as served" against "alert by that version".
     """
@@ -261,6 +263,7 @@ class PaneSummary(Record, frozen=True):
     score: list[int]
     left_out: dict[str, list[int]]
     against: dict[str, list[int]] = {}
+    incomplete: int = 0
 
 
 class CardAlerts(Record, frozen=True):

@@ -419,6 +419,15 @@ CATALOGUE: tuple[Setting, ...] = (
         secret=True,
     ),
     Setting(
+        "monitor.false_alarms_per_year",
+        "--false-alarms-per-year",
+        "Drift events that healthy traffic may cause, over all features, members and scores of an ensemble together.",
+        4.0,
+        "number",
+        minimum=0.1,
+        maximum=365,
+    ),
+    Setting(
         "monitor.state_dir",
         "--state-dir",
         "Folder of the label joiner's store. Each monitor needs its own.",

@@ -43,6 +43,7 @@ from stream_scorer.settings import Settings
     "monitor.unreported_cap",
     "monitor.reviewer_miss",
     "monitor.reviewer_false",
+    "monitor.false_alarms_per_year",
     "cache.dir",
     "metrics.host",
     "metrics.port",

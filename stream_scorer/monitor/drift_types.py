@@ -44,6 +44,7 @@ class SeriesInfo:
         fields: input fields of the transaction that it is computed from, the most direct one first.
         aggregate: of a view, or the function of a derived column; empty for members and scores.
         entity: of a view; empty otherwise.
+        reach_ms: length of a view's window and delay; 0 without one.
         members: names of the members that read it; for ``member:<name>`` that member; empty for score and decision.
         edges: edges of the bins of the profile; empty for decisions.
         logarithmic: whether its values are logarithms of the field, so that a scale appears as an offset.
@@ -58,6 +59,7 @@ class SeriesInfo:
     fields: tuple[str, ...] = ()
     aggregate: str = ""
     entity: str = ""
+    reach_ms: int = 0
     members: tuple[str, ...] = ()
     edges: tuple[float, ...] = ()
     logarithmic: bool = False
@@ -131,7 +133,7 @@ class DriftEvent:
         first_window, detected_window: starts of the first window with the change and of the one that completed the
             evidence. Both windows are `pane_ms` long.
         rows: transactions from the first window to the end of the one that completed the evidence: the delay.
-        log_evidence: logarithm of the e-detector; it exceeded ``log(run_length)``.
+        log_evidence: logarithm of the e-detector when it alarmed.
         run_length: expected number of windows between false alarms, from `false_alarms_per_year`.
         ended: start of the window with which it ended; None while it is open.
     """
@@ -181,7 +183,7 @@ class DriftReport:
 
     Attributes:
         state: `learning` without enough history: then there is never an event.
-        log_evidence: logarithm of the e-detector; an event needs ``log(run_length)``.
+        log_evidence: logarithm of the e-detector; an event needs `threshold`, at least ``log(run_length)``.
         evidence: by series, ``-log(p)`` of this window.
         events: events that were detected or ended with this window.
         missing_windows: number of windows that the detector still needs until it watches; 0 if it does.
@@ -191,6 +193,7 @@ class DriftReport:
     state: DetectorState
     log_evidence: float
     run_length: float
+    threshold: float
     evidence: Mapping[str, float]
     events: Sequence[DriftEvent] = ()
     missing_windows: int = 0

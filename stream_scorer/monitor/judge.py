@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from stream_scorer.clock import Clock
 from stream_scorer.monitor.drift import ProfileMismatch
+from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.metrics import (
     ALERT_RATE,
     DRIFT_SCORE,
@@ -101,14 +102,21 @@ class Judge:
         self._name = name
         self._sources = dict(sources)
         self._idle_s = idle_s
+        self._drift: DriftFeed | None = None
         self._moved: dict[int, tuple[int, float]] = {}
         self._newest_shown: dict[tuple[str, str], int] = {}
         # Windows whose refusal is logged.
         self._refused: set[tuple[str, str, str, int, int]] = set()
 
+    def detect_drift(self, feed: DriftFeed) -> None:
+        """Let `feed` read the panes that close, from the next turn on."""
+        self._drift = feed
+
     def turn(self) -> WindowReports:
         """The records of changed windows, oldest first; none if another worker is the leader."""
         if not self._store.lead(self._name, LEASE_MS):
+            if self._drift is not None:
+                self._drift.resign()
             return WindowReports([])
         head = self._store.head()
         mark = self._watermark(head)
@@ -119,15 +127,20 @@ class Judge:
             self._store.come_due(CLOSE, mark - late)
         if newest is not None:
             self._store.come_due(MATURE, newest - self._rules.pane_ms - self._rules.horizon_ms)
-        changed = dict(sorted(self._store.changed().items())[:MAX_WINDOWS_PER_TURN])
+        waiting = self._store.changed()
+        changed = dict(sorted(waiting.items())[:MAX_WINDOWS_PER_TURN])
         lost_before = self._lost(head, LOST_BEFORE)
-        records = []
+        records: list[MonitorMetric] = []
         for panes in self._rules.window_panes:
             for start in sorted({self._rules.start_of(pane, panes) for pane in changed}):
                 if start > lost_before:
                     records += self._window(start, panes, mark, newest, head)
                 else:
                     self._metrics.count(REFUSED, 1, "lost")
+        if self._drift is not None and mark is not None:
+            # The start of the first pane that is not closed.
+            closed_before = self._rules.start_of(mark - self._rules.allowed_lateness_ms, 1)
+            records += self._drift.turn(waiting, closed_before, lost_before)
         return WindowReports(records, changed)
 
     def _lost(self, head: Head, name: str) -> int:
@@ -140,6 +153,8 @@ class Judge:
 
         After a crash before this call, the next turn reports the windows again with a higher revision.
         """
+        if self._drift is not None:
+            self._drift.settle()
         for window, seen in reports.settled.items():
             self._store.settle(window, seen)
 

@@ -64,8 +64,32 @@ ALERT_RATE = Metric(
 DRIFT_SCORE = Metric(
     "gauge",
     "stream_scorer_drift_score",
-    "Jensen-Shannon distance from the reference in the newest closed window.",
+    "Jensen-Shannon distance from the training profile in the newest closed window: a state, no event.",
     (*_WHO, "series"),
+)
+DRIFT_EVENT = Metric(
+    "gauge",
+    "stream_scorer_drift_event",
+    "1 while a drift event is open, 0 after it, by the kind of change and the series that changed most.",
+    ("ensemble", "kind", "series"),
+)
+DRIFT_EVIDENCE = Metric(
+    "gauge",
+    "stream_scorer_drift_evidence",
+    "Logarithm of the evidence for a drift event in the newest closed window.",
+    ("ensemble",),
+)
+DRIFT_THRESHOLD = Metric(
+    "gauge",
+    "stream_scorer_drift_threshold",
+    "Logarithm of the evidence that opens a drift event, from monitor.false_alarms_per_year and the past four weeks.",
+    ("ensemble",),
+)
+DRIFT_LEARNING = Metric(
+    "gauge",
+    "stream_scorer_drift_learning",
+    "1 while the drift detector has too little history to open events, 0 once it watches.",
+    ("ensemble",),
 )
 FPR_LOW = Metric(
     "gauge",
@@ -98,6 +122,10 @@ MONITOR_METRICS: tuple[Metric, ...] = (
     WATERMARK,
     ALERT_RATE,
     DRIFT_SCORE,
+    DRIFT_EVENT,
+    DRIFT_EVIDENCE,
+    DRIFT_THRESHOLD,
+    DRIFT_LEARNING,
     FPR_LOW,
     FPR_HIGH,
     LABEL_AGE,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stream_scorer.clock import Clock
+from stream_scorer.ensemble.manifest import Manifest
 from stream_scorer.errors import ArtifactError, UnavailableError
 from stream_scorer.monitor.windows import Profile
 
@@ -34,6 +35,7 @@ class EnsembleReferences:
         self._clock = clock
         self._initial = initial
         self._profiles: dict[tuple[str, str], Profile] = {}
+        self._manifests: dict[tuple[str, str], Manifest] = {}
         self._failed_at: dict[tuple[str, str], float] = {}
 
     def load_initial(self) -> None:
@@ -44,8 +46,7 @@ class EnsembleReferences:
             UnavailableError: the registry does not answer, and the cache does not contain the ensemble.
         """
         if self._initial:
-            name, version, profile = self._load(self._initial)
-            self._profiles[name, version] = profile
+            name, version = self._load(self._initial)
             self._initial = ""
             _log.info("reference profile of %s %s", name, version)
 
@@ -54,7 +55,7 @@ class EnsembleReferences:
         key = (ensemble, version)
         if key not in self._profiles and self._may_load(key):
             try:
-                self._profiles[key] = self._load(f"{ensemble}:{version}")[2]
+                self._load(f"{ensemble}:{version}")
             except (ArtifactError, UnavailableError) as error:
                 self._failed_at[key] = self._clock.monotonic()
                 _log.warning(
@@ -65,18 +66,26 @@ class EnsembleReferences:
                 )
         return self._profiles.get(key)
 
+    def manifest(self, ensemble: str, version: str) -> Manifest | None:
+        """The version's manifest, under the same conditions as its profile."""
+        self.profile(ensemble, version)
+        return self._manifests.get((ensemble, version))
+
     def _may_load(self, key: tuple[str, str]) -> bool:
         # No registry has the version of a folder: only `add` provides its profile.
         if not self._tracking_uri or not key[1].isdigit():
             return False
         return key not in self._failed_at or self._clock.monotonic() - self._failed_at[key] > RETRY_S
 
-    def _load(self, reference: str) -> tuple[str, str, Profile]:
+    def _load(self, reference: str) -> tuple[str, str]:
+        """Load a manifest; returns the name and version of its ensemble."""
         # Imported late: the registry module imports numba and the model libraries, which takes a second.
         from stream_scorer.ensemble.manifest import read_manifest
         from stream_scorer.ensemble.registry import resolve
 
         directory, version = resolve(reference, self._tracking_uri, self._cache_dir)
         manifest = read_manifest(directory)
-        profile = {name: (series.edges, series.counts) for name, series in manifest.reference_profile.items()}
-        return manifest.name, version, profile
+        key = (manifest.name, version)
+        self._manifests[key] = manifest
+        self._profiles[key] = {n: (series.edges, series.counts) for n, series in manifest.reference_profile.items()}
+        return key

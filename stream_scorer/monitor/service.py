@@ -22,6 +22,7 @@ from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.monitor.app import AppSettings, MonitorApp, source_name
 from stream_scorer.monitor.credentials import credentials
+from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.event_loop import run_bounded
 from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore, store_error
@@ -68,6 +69,7 @@ class MonitorSettings:
     metrics_host: str
     metrics_port: int | None
     assumed: Assumptions
+    false_alarms_per_year: float = 4.0
 
     @classmethod
     def of(cls, settings: Settings) -> MonitorSettings:
@@ -93,6 +95,7 @@ class MonitorSettings:
                 settings["monitor.reviewer_miss"],
                 settings["monitor.reviewer_false"],
             ),
+            false_alarms_per_year=settings["monitor.false_alarms_per_year"],
         )
 
 
@@ -126,7 +129,7 @@ def run_monitor(
     for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     joining = _Joining(settings, topics, partitions, join_rules, clock)
-    windows = _Windows(settings, topics, partitions, rules, references, clock, metrics)
+    windows = _Windows(settings, topics, partitions, rules, checked, references, clock, metrics)
     runs: list[tuple[str, PartRun]] = [("windows", windows.run)]
     if watch is not None:
         runs.insert(0, ("watch", watch))
@@ -236,11 +239,13 @@ class _Windows:
         topics: Topics,
         partitions: dict[str, int],
         rules: WindowRules,
+        checked: CheckedSpec,
         references: EnsembleReferences,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self._checked = checked
         self._topics = topics
         self._partitions = partitions[topics.score_summaries]
         self._rules = rules
@@ -294,7 +299,7 @@ class _Windows:
         return horizon_ms // 1000 + self._settings.max_outage_s
 
     def _judge(self, store: CounterStore) -> Judge:
-        return Judge(
+        judge = Judge(
             store,
             self._rules,
             self._references,
@@ -304,6 +309,17 @@ class _Windows:
             sources={p: source_name(self._topics.score_summaries, p) for p in range(self._partitions)},
             idle_s=self._settings.idle_s,
         )
+        judge.detect_drift(
+            DriftFeed(
+                store,
+                self._checked,
+                self._references,
+                self._metrics,
+                pane_ms=self._rules.pane_ms,
+                false_alarms_per_year=self._settings.false_alarms_per_year,
+            )
+        )
+        return judge
 
 
 async def _count(make_app: Callable[[], MonitorApp], stop: threading.Event, on_ready: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 A cell is one event-time pane of one ensemble version and arm. Its fields::
 
-    n, dup, deg, fb                rows, duplicates, degraded, decided by fallback
+    n, dup, deg, fb, inc           rows, duplicates, degraded, decided by fallback, scored without features
     d:<decision>  v:<decision>     transactions and money by decision
     ma:<member>                    transactions that the member alone would have alerted
     sc:<bin>  m:<member>:<bin>  f:<series>:<bin>   histograms on the reference profile's bins
@@ -53,7 +53,7 @@ def require_counts(summary: ScoreSummary) -> None:
     """
     for pane in summary.panes:
         by_name = (pane.decisions, pane.member_alerts)
-        plain = [pane.rows, pane.duplicates, pane.degraded, pane.fallback]
+        plain = [pane.rows, pane.duplicates, pane.degraded, pane.fallback, pane.incomplete]
         histograms = [pane.score, *pane.members.values(), *pane.features.values()]
         squares = [*pane.left_out.values(), *pane.against.values()]
         if any(len(sparse) % 2 for sparse in histograms) or any(len(square) != 4 for square in squares):
@@ -69,7 +69,12 @@ def count_summary(cells: Cells, summary: ScoreSummary) -> None:
     for pane in summary.panes:
         counts = cells[pane.pane, label]
         counts["n"] += pane.rows
-        for name, number in (("dup", pane.duplicates), ("deg", pane.degraded), ("fb", pane.fallback)):
+        for name, number in (
+            ("dup", pane.duplicates),
+            ("deg", pane.degraded),
+            ("fb", pane.fallback),
+            ("inc", pane.incomplete),
+        ):
             if number:
                 counts[name] += number
         for prefix, numbers in (("d:", pane.decisions), ("v:", pane.money), ("ma:", pane.member_alerts)):

@@ -8,10 +8,20 @@ from numpy.typing import NDArray
 
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.profile import Binner, profile_matrix
+from stream_scorer.features.engine import Enriched
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.card_alerts import CardCounter
 from stream_scorer.pipeline.pair_inputs import PairCounter
-from stream_scorer.records import ARMS, DECISIONS, CardAlerts, PairDifferences, PaneSummary, ScoreSummary
+from stream_scorer.records import (
+    ARMS,
+    DECISIONS,
+    DEFAULT,
+    FRESH,
+    CardAlerts,
+    PairDifferences,
+    PaneSummary,
+    ScoreSummary,
+)
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 
 I64 = NDArray[np.int64]
@@ -48,7 +58,9 @@ class Summariser:
         n = len(groups)
         scored = verdict.scored
         member_scores, score = scored.member_scores[chosen], scored.score[chosen]
-        counts = self._binner.count(profile_matrix(enriched.matrix[chosen], member_scores, score), group_of, n)
+        values = profile_matrix(enriched.matrix[chosen], member_scores, score)
+        skip = self._not_evidence(enriched)
+        counts = self._binner.count(values, group_of, n, None if skip is None else skip[chosen])
         decision = verdict.decision[chosen]
         alert = decision > 0
         decisions = _count_by(group_of, decision, n, len(DECISIONS))
@@ -88,6 +100,7 @@ class Summariser:
                     {}
                     if against is None
                     else {decided.lineup.versions[i].version: against[g, k].tolist() for k, i in enumerate(others)},
+                    int(total[g]) if enriched.degraded else 0,
                 )
             )
         cards = self._cards.count(batch, version, chosen)
@@ -125,6 +138,17 @@ class Summariser:
             )
             for place, (index, span) in enumerate(shown)
         ]
+
+    def _not_evidence(self, enriched: Enriched) -> NDArray[np.bool_] | None:
+        """The values (n, k) that no histogram counts, because they are not what complete features give; None for none.
+
+        Of features: stale, partial and missing ones. Without features at all, also what the members made of that.
+        """
+        if not (enriched.degraded or enriched.stale.any() or enriched.partial.any()):
+            return None
+        skip = np.full((len(enriched.status), len(self._binner.series)), bool(enriched.degraded))
+        skip[:, : self._n_features] = (enriched.status != FRESH) & (enriched.status != DEFAULT)
+        return skip
 
 
 def halve(summary: ScoreSummary) -> tuple[ScoreSummary, ScoreSummary] | None:

@@ -8,6 +8,7 @@ Keys, all under one hash tag so that they share a slot::
     {ns}:<epoch>:dirty      windows that changed since they were last settled, with a change counter
     {ns}:<epoch>:due:<kind> windows that become due once time passes them
     {ns}:<epoch>:r:<window> revision of what was published about a window
+    {ns}:<epoch>:k:<name>   bytes that the leader keeps
     {ns}:lead               the process that publishes
 
 Epoch and applied offsets are in one hash, so Redis loses both or neither. After a loss, the next `open` returns a new
@@ -25,6 +26,9 @@ import redis
 from stream_scorer.errors import StateGap
 from stream_scorer.state import scripts
 from stream_scorer.state.client import mapped_errors
+
+# Kept bytes outlive an outage of five weeks, after which a drift detector needs no older windows.
+KEPT_S = 35 * 86_400
 
 # (window start, label); the label names whose counts these are.
 Cell = tuple[int, str]
@@ -182,6 +186,16 @@ class CounterStore:
             pipe.incr(key)
             pipe.expire(key, int(self._ttl))
             return int(pipe.execute()[0])
+
+    def keep(self, name: str, value: bytes) -> None:
+        """Store bytes under a name, for the next leader; they are lost together with the counts."""
+        with mapped_errors():
+            self._client.set(f"{self._base}k:{name}", value, ex=max(int(self._ttl), KEPT_S))
+
+    def kept(self, name: str) -> bytes | None:
+        """What `keep` stored last; None without any."""
+        with mapped_errors():
+            return cast("bytes | None", self._client.get(f"{self._base}k:{name}"))
 
     def raise_maximum(self, name: str, value: int) -> None:
         """Raise one maximum without a batch."""

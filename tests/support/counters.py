@@ -19,6 +19,7 @@ class _Epoch:
     dirty: Counter[int] = field(default_factory=Counter)
     due: dict[str, set[int]] = field(default_factory=dict)
     revisions: Counter[str] = field(default_factory=Counter)
+    kept: dict[str, bytes] = field(default_factory=dict)
 
 
 class MemoryCounterServer:
@@ -134,6 +135,16 @@ class MemoryCounterStore:
         with self._server.lock:
             self._mine.revisions[window] += 1
             return self._mine.revisions[window]
+
+    def keep(self, name: str, value: bytes) -> None:
+        """See `CounterStore.keep`."""
+        with self._server.lock:
+            self._mine.kept[name] = value
+
+    def kept(self, name: str) -> bytes | None:
+        """See `CounterStore.kept`."""
+        with self._server.lock:
+            return self._mine.kept.get(name)
 
     def raise_maximum(self, name: str, value: int) -> None:
         """See `CounterStore.raise_maximum`."""

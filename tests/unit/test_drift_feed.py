@@ -1,0 +1,168 @@
+"""The feed of the drift detector on counters in memory: records, gauges, restarts, a new leader, new versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from stream_scorer.bench.material import CARDS_SPEC
+from stream_scorer.monitor import drift_feed
+from stream_scorer.monitor.drift_feed import DriftFeed
+from stream_scorer.monitor.drift_series import describe
+from stream_scorer.monitor.drift_types import HOUR_MS, SeriesInfo
+from stream_scorer.monitor.metrics import MONITOR_METRICS
+from stream_scorer.monitor.tally import cell_label
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.records import MonitorMetric
+from stream_scorer.spec import load_spec
+from stream_scorer.state.counters import Batch
+from tests.support.counters import MemoryCounterServer, MemoryCounterStore
+from tests.support.ensembles import compose
+
+BINS = 6
+EDGES = (1.0, 2.0, 3.0, 4.0)
+CHANGE = 14 * 24 + 8
+P = np.array([0.1, 0.3, 0.3, 0.2, 0.08, 0.02])
+
+
+def series(key: str) -> dict[str, SeriesInfo]:
+    return {
+        "amount": SeriesInfo("amount", "feature", ("amount",), members=("gbm",), edges=EDGES, key="a"),
+        "member:gbm": SeriesInfo("member:gbm", "member", members=("gbm",), edges=EDGES, key=key, weight=1.0),
+    }
+
+
+class Monitor:
+    """One topic with panes of two series; the version changes its member at pane `new_version`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, change: int = CHANGE, new_version: int = 10**9) -> None:
+        self.server = MemoryCounterServer()
+        self.change, self.new_version = change, new_version
+        self.rng = np.random.default_rng(1)
+        self.at = 0
+        self.metrics = Metrics(MONITOR_METRICS)
+        monkeypatch.setattr(drift_feed, "describe", lambda _checked, version: series(f"member {version}"))
+        self.feed = self.open()
+
+    def open(self) -> DriftFeed:
+        self.store = MemoryCounterStore(self.server)
+        self.store.open("e", {"summaries:0": 0})
+        manifests = SimpleNamespace(manifest=lambda _ensemble, version: version)
+        return DriftFeed(
+            self.store, None, manifests, self.metrics, pane_ms=HOUR_MS, false_alarms_per_year=4.0  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def count(self, first: int, stop: int) -> None:
+        """Count the transactions of these hours."""
+        for hour in range(first, stop):
+            p = P[::-1] if hour >= self.change else P
+            counts: dict[str, int] = {"n": 2_000, "d:approve": 1_980, "d:review": 20}
+            for prefix, shares in (("f:amount:", p), ("m:gbm:", P)):
+                found = self.rng.multinomial(2_000, shares)
+                counts |= {f"{prefix}{place}": int(number) for place, number in enumerate(found) if number}
+            version = "2" if hour >= self.new_version else "1"
+            cells: dict[tuple[int, str], Mapping[str, int]] = {
+                (hour * HOUR_MS, cell_label("cards", version, "champion")): counts
+            }
+            self.store.apply(Batch("summaries:0", self.at, self.at + 1, cells, {}))
+            self.at += 1
+
+    def read(self, stop: int) -> list[MonitorMetric]:
+        """Turn until every pane before hour `stop` is read."""
+        records = []
+        for _ in range(stop // drift_feed.MAX_PANES_PER_TURN + 2):
+            records += self.feed.turn(self.store.changed(), stop * HOUR_MS)
+            self.feed.settle()
+        return records
+
+
+def opened(records: list[MonitorMetric]) -> list[tuple[str, int]]:
+    return [(r.dimension, r.window_start // HOUR_MS) for r in records if r.metric == "drift_event" and not r.closed]
+
+
+def test_closed_panes_become_states_evidence_and_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = Monitor(monkeypatch)
+    monitor.count(0, CHANGE + 6)
+    records = monitor.read(CHANGE + 6)
+    states = [r.dimension for r in records if r.metric == "drift_state"]
+    assert (len(states), states[0], states[CHANGE - 1], states[-1]) == (CHANGE + 6, "learning", "watching", "alarm")
+    assert opened(records) == [("offset:amount", CHANGE)] or opened(records) == [("scale:amount", CHANGE)]
+    event = monitor.feed.events()[0]
+    assert (event.status, list(event.fields), event.ensemble, event.version) == ("open", ["amount"], "cards", "1")
+    gauge = monitor.metrics.registry.get_sample_value
+    labels = {"ensemble": "cards", "kind": event.kind, "series": "amount"}
+    assert gauge("stream_scorer_drift_event", labels) == 1
+    assert gauge("stream_scorer_drift_learning", {"ensemble": "cards"}) == 0
+    assert all(r.value >= 0 for r in records if r.metric == "drift_evidence" and r.value is not None)
+
+
+def test_a_pane_is_read_once_closed_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = Monitor(monkeypatch)
+    monitor.count(0, 10)
+    assert [r.window_start // HOUR_MS for r in monitor.read(6) if r.metric == "drift_state"] == list(range(6))
+    assert monitor.read(6) == []
+    assert [r.window_start // HOUR_MS for r in monitor.read(8) if r.metric == "drift_state"] == [6, 7]
+
+
+def test_another_leader_continues_from_the_saved_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = Monitor(monkeypatch)
+    monitor.count(0, CHANGE + 6)
+    monitor.read(CHANGE + 2)
+    first = monitor.feed
+    monitor.feed = monitor.open()
+    again = monitor.read(CHANGE + 6)
+    states = [r.dimension for r in again if r.metric == "drift_state"]
+    assert len(states) < 2 * drift_feed.SAVE_EVERY
+    assert states[-1] == "alarm"
+    assert [e.first_window // HOUR_MS for e in monitor.feed.events()] == [CHANGE]
+    first.resign()
+    assert first.events() == []
+
+
+def test_after_a_loss_of_redis_the_windows_of_the_log_are_learnt_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = Monitor(monkeypatch)
+    monitor.count(0, CHANGE + 6)
+    expected = [e.id for e in _read(monitor, CHANGE + 6)]
+    monitor.server.lose_head()
+    monitor.at = 0
+    monitor.rng = np.random.default_rng(1)
+    monitor.feed = monitor.open()
+    monitor.store.open("another epoch", {"summaries:0": 0})
+    assert monitor.feed.turn({}, 10 * HOUR_MS) == []
+    monitor.count(0, CHANGE + 6)
+    assert [e.id for e in _read(monitor, CHANGE + 6)] == expected
+
+
+def _read(monitor: Monitor, stop: int):  # type: ignore[no-untyped-def]
+    monitor.read(stop)
+    return monitor.feed.events()
+
+
+def test_a_new_version_keeps_the_history_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = Monitor(monkeypatch, new_version=CHANGE - 2)
+    monitor.count(0, CHANGE + 6)
+    records = monitor.read(CHANGE + 6)
+    assert opened(records)[0][0].endswith(":amount")
+    assert monitor.feed.events()[0].version == "2"
+
+
+def test_an_unknown_version_is_not_fed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = Monitor(monkeypatch)
+    monitor.feed._manifests = SimpleNamespace(manifest=lambda *_: None)  # type: ignore[assignment]
+    monitor.count(0, 5)
+    assert monitor.read(5) == []
+
+
+def test_series_of_the_cards_spec_name_fields_entities_and_readers(tmp_path: Path) -> None:
+    found = describe(load_spec(CARDS_SPEC), compose(tmp_path))
+    assert found["customer.mean_7d"].fields == ("amount", "customer_id")
+    assert (found["customer.count_1h"].kind, found["customer.count_1h"].entity) == ("rate", "customer")
+    assert found["customer.count_1h"].members == ("one", "three")
+    assert found["customer.mean_7d"].reach_ms == 7 * 24 * HOUR_MS
+    assert (found["amount_log"].fields, found["amount_log"].logarithmic) == (("amount",), True)
+    assert found["member:one"].weight == pytest.approx(0.5)
+    assert list(found)[-2:] == ["score", "decision"]
