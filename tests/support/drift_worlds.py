@@ -79,7 +79,7 @@ class World:
         self._weekly = self._rng.normal(0, 0.08, s)
         self._walk = np.zeros(s)
         self._day = np.zeros(s)
-        self._burst_until, self._burst = -1, np.zeros(s)
+        self._burst_until, self._burst = -1, np.zeros(s, dtype=np.bool_)
         self._burst_rows = 0
         self._sale_day = int(self._rng.integers(20, 100))
         self._rates = np.array([i.kind == "rate" for i in self.series.values()])

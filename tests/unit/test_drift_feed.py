@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stream_scorer.bench.material import CARDS_SPEC
+from stream_scorer.ensemble.manifest import NoCalibrator, Series, Thresholds, WeightedMean
 from stream_scorer.monitor import drift_feed
 from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.drift_series import describe
@@ -21,9 +21,8 @@ from stream_scorer.records import MonitorMetric
 from stream_scorer.spec import load_spec
 from stream_scorer.state.counters import Batch
 from tests.support.counters import MemoryCounterServer, MemoryCounterStore
-from tests.support.ensembles import compose
 
-BINS = 6
+SPEC = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
 EDGES = (1.0, 2.0, 3.0, 4.0)
 CHANGE = 14 * 24 + 8
 P = np.array([0.1, 0.3, 0.3, 0.2, 0.08, 0.02])
@@ -48,9 +47,9 @@ class Monitor:
         monkeypatch.setattr(drift_feed, "describe", lambda _checked, version: series(f"member {version}"))
         self.feed = self.open()
 
-    def open(self) -> DriftFeed:
+    def open(self, epoch: str = "e") -> DriftFeed:
         self.store = MemoryCounterStore(self.server)
-        self.store.open("e", {"summaries:0": 0})
+        self.store.open(epoch, {"summaries:0": 0})
         manifests = SimpleNamespace(manifest=lambda _ensemble, version: version)
         return DriftFeed(
             self.store, None, manifests, self.metrics, pane_ms=HOUR_MS, false_alarms_per_year=4.0  # type: ignore[arg-type]
@@ -130,8 +129,7 @@ def test_after_a_loss_of_redis_the_windows_of_the_log_are_learnt_again(monkeypat
     monitor.server.lose_head()
     monitor.at = 0
     monitor.rng = np.random.default_rng(1)
-    monitor.feed = monitor.open()
-    monitor.store.open("another epoch", {"summaries:0": 0})
+    monitor.feed = monitor.open("another epoch")
     assert monitor.feed.turn({}, 10 * HOUR_MS) == []
     monitor.count(0, CHANGE + 6)
     assert [e.id for e in _read(monitor, CHANGE + 6)] == expected
@@ -157,12 +155,31 @@ def test_an_unknown_version_is_not_fed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert monitor.read(5) == []
 
 
-def test_series_of_the_cards_spec_name_fields_entities_and_readers(tmp_path: Path) -> None:
-    found = describe(load_spec(CARDS_SPEC), compose(tmp_path))
+def member(name: str, weight: float, *inputs: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        name=name, weight=weight, inputs=inputs, format="onnx", sha256=name, preprocess_sha256="",
+        calibrator=NoCalibrator(), ranks=[],
+    )  # fmt: skip
+
+
+def test_series_of_the_cards_spec_name_fields_entities_and_readers() -> None:
+    names = ["customer.count_1h", "customer.mean_7d", "device_age.is_new", "amount_log", "channel_code"]
+    members = [member("one", 3.0, *names[:2]), member("two", 1.0, names[0], names[3])]
+    columns = [*names, "member:one", "member:two", "score"]
+    manifest = SimpleNamespace(
+        features=names, members=members, feature_hash="f", combiner=WeightedMean(), link="logit",
+        final_calibrator=NoCalibrator(), thresholds=Thresholds("p", 0.3, 0.8),
+        reference_profile={name: Series([0.5], []) for name in columns},
+    )  # fmt: skip
+    found = describe(load_spec(SPEC), manifest)  # type: ignore[arg-type]
+    assert list(found) == [*columns, "decision"]
     assert found["customer.mean_7d"].fields == ("amount", "customer_id")
     assert (found["customer.count_1h"].kind, found["customer.count_1h"].entity) == ("rate", "customer")
-    assert found["customer.count_1h"].members == ("one", "three")
+    assert found["customer.count_1h"].members == ("one", "two")
     assert found["customer.mean_7d"].reach_ms == 7 * 24 * HOUR_MS
     assert (found["amount_log"].fields, found["amount_log"].logarithmic) == (("amount",), True)
-    assert found["member:one"].weight == pytest.approx(0.5)
-    assert list(found)[-2:] == ["score", "decision"]
+    assert (found["channel_code"].categorical, found["device_age.is_new"].categorical) == (True, True)
+    assert found["member:one"].weight == pytest.approx(0.75)
+    members[0].sha256 = "another file"
+    again = describe(load_spec(SPEC), manifest)  # type: ignore[arg-type]
+    assert {name for name in found if found[name].key != again[name].key} == {"member:one", "score", "decision"}

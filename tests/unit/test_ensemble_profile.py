@@ -86,6 +86,15 @@ def test_smooth_values_share_the_bins_evenly() -> None:
     assert counts[:-1] == pytest.approx([1_000] * (MAX_BINS - 1), abs=2)
 
 
+def test_skipped_values_count_nowhere() -> None:
+    binner = Binner(build_profile(["x", "y"], np.arange(100.0).reshape(50, 2)), ["x", "y"])
+    values = np.array([[1.0, 1.0], [np.nan, 2.0], [3.0, np.nan]])
+    skip = np.array([[True, False], [True, False], [False, True]])
+    counts = binner.count(values, np.zeros(3, np.int64), 1, skip)[0]
+    assert counts.sum(axis=1).tolist() == [1, 2]
+    assert counts[:, -1].tolist() == [0, 0]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     binner = Binner(build_profile(["x"], np.arange(50.0)[:, None]), ["x"])
     with pytest.raises(ValueError, match="1 series"):

@@ -287,6 +287,11 @@ def test_without_redis_everything_is_scored_and_says_so(ensemble: Ensemble) -> N
     assert row.features[place] is None
     assert row.features[CHECKED.features.index("amount_log")] is not None
     assert row.applied_offsets == []
+    # Neither missing features nor what the members made of them are evidence of drift; fields of the transaction are.
+    panes = [pane for summary in sink.documents("score-summaries") for pane in summary["panes"]]
+    assert all(pane["incomplete"] == pane["rows"] for pane in panes)
+    assert all(pane["features"]["customer.count_1h"] == pane["score"] == [] for pane in panes)
+    assert sum(sum(pane["features"]["amount_log"][1::2]) for pane in panes) == 600
 
 
 def test_a_failing_member_is_named_and_weighs_nothing(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
