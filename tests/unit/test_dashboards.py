@@ -207,6 +207,43 @@ def test_dashboards_use_the_provisioned_data_source_and_are_provisioned() -> Non
     assert source["url"].removeprefix("$") in grafana["environment"]
 
 
+def test_kubernetes_mounts_the_rules_and_dashboards_that_its_instructions_put_into_config_maps() -> None:
+    folder = ROOT / "deploy" / "kubernetes" / "observability"
+    made = {
+        name: re.findall(r"--from-file=(?:[\w-]+=)?(\S+)", files)
+        for name, files in re.findall(
+            r"kubectl create (?:configmap|secret generic) (\S+) (.+)", (ROOT / "deploy" / "README.md").read_text()
+        )
+    }
+    settings, prometheus, _ = yaml.safe_load_all((folder / "prometheus.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(settings["data"]["prometheus.yml"])
+    assert config["rule_files"] == [f"/etc/prometheus-rules/{Path(path).name}" for path in made["stream-scorer-rules"]]
+    ours = load(PROMETHEUS / "prometheus.yml")
+    assert [job["job_name"] for job in config["scrape_configs"]] == [job["job_name"] for job in ours["scrape_configs"]]
+    services = {
+        document["metadata"]["name"]: document["spec"]["ports"][0]["port"]
+        for path in folder.parent.rglob("*.yaml")
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        if document["kind"] == "Service"
+    }
+    for job in config["scrape_configs"]:
+        (found,) = job["dns_sd_configs"]
+        assert all(services[name] == found["port"] for name in found["names"])
+    grafana = next(yaml.safe_load_all((folder / "grafana.yaml").read_text(encoding="utf-8")))
+    pods = [workload["spec"]["template"]["spec"] for workload in (prometheus, grafana)]
+    named = {v["configMap"]["name"] for pod in pods for v in pod["volumes"] if "configMap" in v}
+    named |= {v["secret"]["secretName"] for pod in pods for v in pod["volumes"] if "secret" in v}
+    assert named - {settings["metadata"]["name"]} <= made.keys()
+    for name in named & made.keys() - {"stream-scorer-grafana"}:
+        assert all((ROOT / path).exists() for path in made[name])
+    mounts = {mount["name"]: mount["mountPath"] for mount in pods[1]["containers"][0]["volumeMounts"]}
+    (provider,) = load(GRAFANA / "provisioning" / "dashboards" / "stream-scorer.yml")["providers"]
+    assert mounts["dashboards"] == provider["options"]["path"]
+    environment = {each["name"]: each["value"] for each in pods[1]["containers"][0]["env"]}
+    assert environment["PROMETHEUS_URL"] == "http://stream-scorer-prometheus:9090"
+    assert services["stream-scorer-prometheus"] == 9090
+
+
 def test_the_dashboards_are_those_of_the_tool() -> None:
     tool = [sys.executable, str(ROOT / "tools" / "make_dashboards.py"), "--check"]
     done = subprocess.run(tool, capture_output=True, text=True)

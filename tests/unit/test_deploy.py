@@ -18,7 +18,7 @@ from stream_scorer.settings import CATALOGUE, load_settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+MANIFESTS = sorted((DEPLOY / "kubernetes").rglob("*.yaml"))
 KUBERNETES = "1.34"
 # Images: files in requirements/.
 ROLES = ("scorer", "monitor", "replay")
