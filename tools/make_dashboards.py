@@ -153,6 +153,7 @@ def _variable(name: str, query: str) -> dict[str, Any]:
 
 
 BREAKER = {0: ("closed", GREEN), 1: ("on trial", ORANGE), 2: ("open", RED)}
+LEARNS = {0: ("watches", GREEN), 1: ("learns", ORANGE)}
 RUNS = {0: ("down", RED), 1: ("runs", GREEN)}
 
 SERVING = Dashboard(
@@ -309,7 +310,20 @@ MODELS = Dashboard(
         Row(
             "Drift",
             (
-                Panel("Distance from the reference", "Jensen-Shannon distance in the newest closed window.",
+                Panel("Open events", "Changes that happen now, by kind and the series that changed most.",
+                      (("max by (ensemble, kind, series) (stream_scorer_drift_event{ensemble=~\"$ensemble\"})",
+                        "{{ensemble}} {{kind}} {{series}}"),)),
+                Panel("Evidence for an event", "Logarithm; an event opens at the threshold, which follows from "
+                      "monitor.false_alarms_per_year.",
+                      (("max by (ensemble) (stream_scorer_drift_evidence{ensemble=~\"$ensemble\"})",
+                        "evidence, {{ensemble}}"),
+                       ("max by (ensemble) (stream_scorer_drift_threshold{ensemble=~\"$ensemble\"})",
+                        "threshold, {{ensemble}}"))),
+                Panel("Detector", "It learns while it has too little history to open events.",
+                      (("max by (ensemble) (stream_scorer_drift_learning{ensemble=~\"$ensemble\"})",
+                        "{{ensemble}}"),), kind="stat", texts=LEARNS),
+                Panel("Difference from training", "Jensen-Shannon distance from the training profile in the newest "
+                      "closed window: a state, which may be permanent, and no event.",
                       (("max by (ensemble, version, series) (stream_scorer_drift_score{ensemble=~\"$ensemble\"})",
                         "{{ensemble}} {{version}} {{series}}"),), width=24),
             ),
@@ -360,6 +374,15 @@ PROCESS = Dashboard(
     "process",
     "incidents and processes",
     (
+        Row(
+            "Incidents",
+            (
+                Panel("Open incidents", "By kind; `stream-scorer incident list` shows them.",
+                      (("max by (kind) (stream_scorer_open_incidents)", "{{kind}}"),), width=16, stacked=True),
+                Panel("Webhook", "Notifications in the last hour, by result.",
+                      (("sum by (result) (increase(stream_scorer_webhook_notifications_total[1h]))", "{{result}}"),)),
+            ),
+        ),
         Row(
             "Alerts",
             (

@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from stream_scorer.control.watch import WATCH_METRICS
+from stream_scorer.incidents.signals import INCIDENT_METRICS
+from stream_scorer.incidents.webhook import WEBHOOK_METRICS
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.observability.metrics import PROCESS_METRICS, SCORER_METRICS
 from stream_scorer.settings import load_settings
@@ -23,7 +25,8 @@ from tests.support.promql import labels_of_result, names, problems, series
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
-CATALOGUE = SCORER_METRICS + MONITOR_METRICS + WATCH_METRICS + PROCESS_METRICS
+MONITORING = MONITOR_METRICS + WATCH_METRICS + INCIDENT_METRICS + WEBHOOK_METRICS
+CATALOGUE = SCORER_METRICS + MONITORING + PROCESS_METRICS
 COLUMNS = 24
 
 
