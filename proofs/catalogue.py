@@ -90,6 +90,9 @@ PROOFS = {
         300,
         own="builds promtool at its first run; needs no services",
     ),
+    "fpr-oracle": Proof(
+        "false-positive rates equal a recomputation; bounds and intervals contain the hidden truth of a closed loop", 90
+    ),
     "sticky": Proof("an entity keeps its arm in every process and while the share grows", 21),
     "hostile-artifacts": Proof(
         "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 96

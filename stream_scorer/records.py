@@ -25,6 +25,9 @@ ARMS: tuple[Arm, ...] = ("champion", "canary")
 # budgets of latency and of errors; the circuit breaker of a member.
 IncidentKind = Literal["verdict", "drift", "feed", "labels", "latency", "errors", "breaker"]
 INCIDENT_KINDS: tuple[IncidentKind, ...] = get_args(IncidentKind)
+# Random groups of cards. There are many cards per group, and 31 degrees of freedom widen a 95 % interval by 4 %
+# compared with infinitely many.
+CARD_GROUPS = 32
 # The verdict on a version under test; see `stream_scorer.control.verdict`.
 Finding = Literal["rise", "fall", "harmless", "undecided"]
 # How a member differs from the member of the same name in another version: in the preparation of an input (scale,
@@ -61,6 +64,9 @@ class Score(Record, frozen=True):
     """Topic `scores`: one per transaction, slim.
 
     `rule` is the segment or list of the policy that held; null where the version's own thresholds decided.
+    `card_group` (0 to 31) is the random group of the transaction's card, from which intervals of rates are computed.
+    `review_propensity` is the probability with which the spec's random review sample drew this approved transaction;
+    absent if it is not in the sample (ADR 0032).
     """
 
     event_id: str
@@ -79,6 +85,8 @@ class Score(Record, frozen=True):
     member_alerts: int
     value: int
     rule: str | None = None
+    card_group: int | None = None
+    review_propensity: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class MemberContribution(NamedTuple):
@@ -227,7 +235,10 @@ class Reason(Record, frozen=True):
 
 
 class Alert(Score, frozen=True, kw_only=True):
-    """Topic `alerts`: the score record of every decision other than approve, with its strongest contributions.
+    """The score record of a transaction that somebody may look at, with its strongest contributions.
+
+    Topic `alerts`: every decision other than approve. Topic `review-sample`: the approved transactions that the spec's
+    random review sample drew, all with `review_propensity`.
 
     `disagreement` has the versions that are compared with this one (the last good version during a probation, canary or
     champion) and approve the transaction. Review such alerts first: their labels decide which version is right.
@@ -248,6 +259,10 @@ class PaneSummary(Record, frozen=True):
     `incomplete` are the rows without features. `left_out` holds, per member, the 2x2 counts
     `[both, served only, left-out only, neither]` of "alert as served" against "alert with that member left out";
     `against`, per other version in play, the same of "alert as served" against "alert by that version".
+
+    Without repeated event ids: `sampled` is the number of approved transactions in the random review sample, `groups`
+    holds per decision the transactions by `Score.card_group`, sparse as a histogram, and `rules` per segment or list of
+    the policy its decisions.
     """
 
     pane: int
@@ -264,6 +279,9 @@ class PaneSummary(Record, frozen=True):
     left_out: dict[str, list[int]]
     against: dict[str, list[int]] = {}
     incomplete: int = 0
+    sampled: int = 0
+    groups: dict[str, list[int]] = {}
+    rules: dict[str, dict[str, int]] = {}
 
 
 class CardAlerts(Record, frozen=True):
@@ -375,7 +393,8 @@ class Outcome(Record, frozen=True):
     """Topic `outcomes`: one per label or change of label, with what was decided when the transaction was scored.
 
     A change is a change of label, source or review probability. It carries what it replaces, so that a reader who
-    counts outcomes subtracts the previous one and needs no memory of its own.
+    counts outcomes subtracts the previous one and needs no memory of its own. `review_probability` is what the label
+    states; `review_propensity`, `card_group` and `rule` are what the score states.
     """
 
     event_id: str
@@ -396,6 +415,9 @@ class Outcome(Record, frozen=True):
     ensemble: str = ""
     previous_source: str | None = None
     previous_review_probability: float | None = None
+    review_propensity: float | None = None
+    card_group: int | None = None
+    rule: str | None = None
 
 
 class MonitorMetric(Record, frozen=True):
@@ -403,6 +425,11 @@ class MonitorMetric(Record, frozen=True):
 
     `value` is null where only bounds exist. Rates carry their counts; `label_age` is the age in milliseconds of event
     time between the window's end and the newest label or transaction seen, and null for a figure without labels.
+
+    `low` and `high` bound the rate of the window itself, whatever the labels that are missing say. `interval_low` and
+    `interval_high` are a 95 % interval of `value`, clustered by card: what other cards of the same traffic could have
+    given. A figure of labels is `final` from the label age `labels.horizon` on; before, `maturity` is the share of its
+    labels that is expected to have arrived, null if that is not known. `label_sources` counts the labels by source.
     """
 
     metric: str
@@ -422,6 +449,11 @@ class MonitorMetric(Record, frozen=True):
     label_age: int | None
     statistics: dict[str, float | int | None]
     arm: str = ""
+    interval_low: float | None = None
+    interval_high: float | None = None
+    maturity: float | None = None
+    final: bool | None = None
+    label_sources: dict[str, int] = {}
 
 
 # Every record this product writes, by the default name of its topic.
@@ -810,6 +842,7 @@ TOPIC_RECORDS: dict[str, type[Record]] = {
     "scores": Score,
     "contributions": Contribution,
     "alerts": Alert,
+    "review-sample": Alert,
     "score-summaries": ScoreSummary,
     "outcomes": Outcome,
     "monitor-metrics": MonitorMetric,

@@ -147,6 +147,7 @@ TOPICS: Mapping[str, str] = {
     "contributions": "contributions",
     "lineage": "lineage",
     "alerts": "alerts",
+    "review_sample": "review-sample",
     "score_summaries": "score-summaries",
     "dead_letters": "transactions.dlq",
     "outcomes": "outcomes",

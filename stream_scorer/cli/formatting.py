@@ -176,6 +176,11 @@ def _metric(r: MonitorMetric, _at: int) -> str:
     value = _number(r.value, ".4g")
     bounds = "" if r.low is None and r.high is None else f" [{_number(r.low, '.4g')}, {_number(r.high, '.4g')}]"
     counts = "" if r.denominator is None else f" = {_count(r.numerator)}/{_count(r.denominator)}"
+    if r.interval_low is not None and r.interval_high is not None:
+        bounds += f" (95 %: {r.interval_low:.4g} to {r.interval_high:.4g})"
+    if r.final is False:
+        share = "unknown" if r.maturity is None else f"{r.maturity:.0%}"
+        counts += f", not final: {share} of the labels at {(r.label_age or 0) / 3_600_000:.0f} h"
     window = f"{when(r.window_start)[:-7]} to {when(r.window_end)[:-7]}"
     state = "closed" if r.closed else "open"
     return (

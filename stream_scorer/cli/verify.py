@@ -22,12 +22,15 @@ from stream_scorer.settings import Settings
     help="Maximum difference of numbers; 0 is possible on the machine that scored.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-@with_settings("kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.ensemble", "cache.dir")
+@with_settings(
+    "kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.ensemble", "cache.dir", "scorer.spec", "scorer.id_key"
+)
 def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
     """Recompute every score on the topics from its recorded features. Exit code 3 if one differs.
 
     Loads the recorded version from the registry. A version that was served from a folder comes from the cache of the
-    scorer, or from the folder that --ensemble names. A member with an altered file is a difference too.
+    scorer, or from the folder that --ensemble names. A member with an altered file is a difference too. With --spec and
+    the secret of the scorer, the random review sample is drawn again, for the scores that this spec decided.
     """
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
@@ -36,6 +39,7 @@ def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
     from stream_scorer.kafka.range_reader import RangeReader
     from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.replay.verify import Verifier, verify_topics
+    from stream_scorer.spec import load_spec
 
     topics = Topics.of(settings)
     TopicAdmin(settings.require("kafka.bootstrap")).require([topics.scores, topics.contributions])
@@ -48,10 +52,11 @@ def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
         except ArtifactError as error:
             raise CheckFailed(f"{name} {version} is not the version that scored: {error.message}") from error
 
+    checked = load_spec(settings["scorer.spec"], settings["scorer.id_key"]) if settings["scorer.spec"] else None
     with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-verify") as reader:
         total = sum(high - low for low, high in reader.bounds(topics.contributions).values())
         with Progress("verifying scores", total, SystemClock()) as progress:
-            report = verify_topics(reader, topics, Verifier(ensemble_of, tolerance), progress)
+            report = verify_topics(reader, topics, Verifier(ensemble_of, tolerance, checked), progress)
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
     else:

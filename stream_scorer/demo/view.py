@@ -171,7 +171,8 @@ def _alert_table(alerts: list[Alert]) -> Table:
 
 def _bounds(metric: MonitorMetric) -> str:
     age = (metric.label_age or 0) / HOUR_MS
-    return f"FPR {metric.low:.2%} to {metric.high:.2%} (labels {age:.0f} h old)"
+    share = "" if metric.final or metric.maturity is None else f", {metric.maturity:.0%} complete"
+    return f"FPR {metric.low:.2%} to {metric.high:.2%} (labels {age:.0f} h old{share})"
 
 
 def _moment(time_ms: int) -> str:

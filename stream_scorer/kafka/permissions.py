@@ -36,7 +36,7 @@ _COORDINATOR_STARTS = (
 _READ, _WRITE, _CONFIGS = ("Read", "DescribeConfigs"), ("Write", "DescribeConfigs"), ("Describe", "DescribeConfigs")
 # What the groups of readers without commits begin with: librdkafka looks up their coordinator all the same.
 _READERS = "stream-scorer-"
-_OUTPUTS = ("scores", "contributions", "lineage", "alerts", "score_summaries", "dead_letters")
+_OUTPUTS = ("scores", "contributions", "lineage", "alerts", "review_sample", "score_summaries", "dead_letters")
 # Operations by topic. Read and Write include Describe. `topics check` and the check at the start of a scorer need
 # DescribeConfigs.
 _TOPICS: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
@@ -59,7 +59,7 @@ _TOPICS: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
         "control": ("Create", "Read", "Write", "DescribeConfigs"),
     },
     "subscriber": dict.fromkeys(
-        ("scores", "contributions", "alerts", "outcomes", "monitor_metrics", "incidents"), ("Read",)
+        ("scores", "contributions", "alerts", "review_sample", "outcomes", "monitor_metrics", "incidents"), ("Read",)
     ),
     "trainer": dict.fromkeys(("transactions", "labels", "scores", "contributions", "lineage", "outcomes"), ("Read",)),
     "producer": dict.fromkeys(("transactions", "labels"), ("Write",)),

@@ -33,7 +33,7 @@ from stream_scorer.monitor.judge import (
     record_key,
 )
 from stream_scorer.monitor.metrics import COUNTED, MARK_LAG, SUMMARY_GAPS, UNREADABLE
-from stream_scorer.monitor.tally import Cells, count_outcome, count_summary, new_cells, require_counts
+from stream_scorer.monitor.tally import DAY_MS, Cells, count_outcome, count_summary, new_cells, require_counts
 from stream_scorer.monitor.transport import UNLINKED, LinkedMessage, MonitorFaust
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import NOT_A_RECORD, Outcome, ScoreSummary
@@ -55,7 +55,10 @@ R = TypeVar("R", ScoreSummary, Outcome)
 
 @dataclass(frozen=True)
 class AppSettings:
-    """Names and addresses of one monitor. Intervals in seconds. `label_sources` are counted separately."""
+    """Names and addresses of one monitor. Intervals in seconds. `label_sources` are counted separately.
+
+    `horizon_ms` is ``labels.horizon``.
+    """
 
     bootstrap: str
     group: str
@@ -66,6 +69,7 @@ class AppSettings:
     state_dir: Path
     emit_every_s: float = 1.0
     label_sources: frozenset[str] = frozenset()
+    horizon_ms: int = DAY_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,15 +240,16 @@ class SummaryCounter:
 class OutcomeCounter:
     """Decodes outcomes and counts them; `sources` of labels separately."""
 
-    def __init__(self, topic: str, metrics: Metrics, sources: frozenset[str]) -> None:
+    def __init__(self, topic: str, metrics: Metrics, sources: frozenset[str], horizon_ms: int = DAY_MS) -> None:
         self._sources = sources
+        self._horizon_ms = horizon_ms
         self._decode = msgspec.json.Decoder(Outcome).decode
         self._topic = topic
         self._metrics = metrics
 
     def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
         for outcome in readable(values, self._decode, self._topic, self._metrics):
-            count_outcome(cells, outcome, self._sources)
+            count_outcome(cells, outcome, self._sources, self._horizon_ms)
             maxima[LABELLED_AT] = max(outcome.labelled_at, maxima.get(LABELLED_AT, outcome.labelled_at))
 
     def lost_before(self, value: bytes) -> dict[str, int]:
@@ -284,7 +289,7 @@ class MonitorApp:
         self._metrics = metrics
         self._encode = msgspec.json.Encoder().encode
         summaries, outcomes = settings.summaries, settings.outcomes
-        count_outcomes = OutcomeCounter(outcomes, metrics, settings.label_sources)
+        count_outcomes = OutcomeCounter(outcomes, metrics, settings.label_sources, settings.horizon_ms)
         self._talliers = {
             summaries: Tallier(store, metrics, summaries, SummaryCounter(summaries, metrics), (CLOSE, MATURE)),
             outcomes: Tallier(store, metrics, outcomes, count_outcomes, ()),

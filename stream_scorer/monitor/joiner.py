@@ -56,6 +56,9 @@ class ScoreKey(Record, frozen=True):
     duplicate: bool
     member_alerts: int
     value: int
+    rule: str | None = None
+    card_group: int | None = None
+    review_propensity: float | None = None
 
 
 # As `serde.decoder.LabelDecoder` has them, which writes the dead letters of other labels.
@@ -183,6 +186,9 @@ class Joiner:
             DECISIONS.index(score.decision),
             score.member_alerts,
             score.value,
+            score.review_propensity,
+            score.card_group,
+            score.rule,
         )
         decided.setdefault(score.event_id, row)
         at = (record.topic, record.partition)
@@ -264,6 +270,9 @@ class Joiner:
             ensemble=context.ensemble,
             previous_source=None if previous is None else previous.source,
             previous_review_probability=None if previous is None else previous.probability,
+            review_propensity=row.propensity,
+            card_group=row.card_group,
+            rule=row.rule,
         )
 
     def rollback(self) -> None:

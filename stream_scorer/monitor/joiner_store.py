@@ -1,6 +1,6 @@
 """The store of the label joiner: every decision younger than twice the label horizon, with its effective label.
 
-A row takes about 125 bytes (with event ids of 36 characters), so the file takes 125 bytes times the transactions in
+A row takes about 130 bytes (with event ids of 36 characters), so the file takes 130 bytes times the transactions in
 twice ``labels.horizon`` plus ``time.allowed_lateness`` of event time. It reuses the space of deleted rows and never
 shrinks.
 
@@ -32,13 +32,16 @@ CREATE TABLE IF NOT EXISTS context (
 CREATE TABLE IF NOT EXISTS decided (
     event_id TEXT PRIMARY KEY, event_time INTEGER, context INTEGER, decision INTEGER, member_alerts INTEGER,
     value INTEGER, label INTEGER, source TEXT, probability REAL,
-    rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER) WITHOUT ROWID;
+    rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER,
+    propensity REAL, card_group INTEGER, rule TEXT) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS decided_by_time ON decided (event_time);
 CREATE TABLE IF NOT EXISTS waiting (
     event_id TEXT PRIMARY KEY, label INTEGER, source TEXT, probability REAL,
     rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS position (topic TEXT, number INTEGER, next_offset INTEGER, PRIMARY KEY (topic, number));
 """
+# Columns that stores of former versions lack.
+_ADDED = {"propensity": "REAL", "card_group": "INTEGER", "rule": "TEXT"}
 
 
 def store_error(path: Path | str, error: sqlite3.Error) -> StreamScorerError:
@@ -77,7 +80,10 @@ class LabelRecord(NamedTuple):
 
 
 class ScoredTransaction(NamedTuple):
-    """One scored transaction with its effective label. `decision` is an index into DECISIONS."""
+    """One scored transaction with its effective label. `decision` is an index into DECISIONS.
+
+    `propensity`, `card_group` and `rule` are `review_propensity` and the fields of that name of its score.
+    """
 
     event_id: str
     event_time: int
@@ -85,7 +91,14 @@ class ScoredTransaction(NamedTuple):
     decision: int
     member_alerts: int
     value: int
+    propensity: float | None = None
+    card_group: int | None = None
+    rule: str | None = None
     effective: LabelRecord | None = None
+
+
+# Number of fields of a scored transaction without its label.
+_SCORED = len(ScoredTransaction._fields) - 1
 
 
 class JoinerStore:
@@ -108,6 +121,10 @@ class JoinerStore:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA cache_size=-65536")  # 64 MB
             self._db.executescript(_SCHEMA)
+            present = {row[1] for row in self._db.execute("PRAGMA table_info(decided)")}
+            for name, kind in _ADDED.items():
+                if name not in present:
+                    self._db.execute(f"ALTER TABLE decided ADD COLUMN {name} {kind}")
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("DELETE FROM waiting WHERE labelled_at > ?", (_MAX_TIME_MS,))
         except sqlite3.Error as error:
@@ -157,21 +174,22 @@ class JoinerStore:
     def add(self, rows: Iterable[ScoredTransaction]) -> int:
         """Add scored transactions and return their number. Ignores a known event id, as the first score counts."""
         return self._db.executemany(
-            "INSERT OR IGNORE INTO decided (event_id, event_time, context, decision, member_alerts, value)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            [row[:6] for row in rows],
+            "INSERT OR IGNORE INTO decided (event_id, event_time, context, decision, member_alerts, value,"
+            " propensity, card_group, rule) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [row[:-1] for row in rows],
         ).rowcount
 
     def find(self, event_ids: Iterable[str]) -> dict[str, ScoredTransaction]:
         """The rows of those event ids that are stored."""
         rows = self._db.execute(
-            "SELECT event_id, event_time, context, decision, member_alerts, value,"
+            "SELECT event_id, event_time, context, decision, member_alerts, value, propensity, card_group, rule,"
             " label, source, probability, rank, labelled_at, log_offset, log_partition"
             " FROM decided WHERE event_id IN (SELECT value FROM json_each(?))",
             (json.dumps(list(event_ids)),),
         )
+        label = _SCORED
         return {
-            r[0]: ScoredTransaction(*r[:6])._replace(effective=None if r[6] is None else LabelRecord(*r[6:]))
+            r[0]: ScoredTransaction._make([*r[:label], None if r[label] is None else LabelRecord(*r[label:])])
             for r in rows
         }
 

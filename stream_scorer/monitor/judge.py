@@ -7,25 +7,31 @@ other worker can take over.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stream_scorer.clock import Clock
 from stream_scorer.monitor.drift import ProfileMismatch
 from stream_scorer.monitor.drift_feed import DriftFeed
+from stream_scorer.monitor.maturity import MaturityCurve, curve_figures
 from stream_scorer.monitor.metrics import (
     ALERT_RATE,
     DRIFT_SCORE,
+    FPR,
     FPR_HIGH,
+    FPR_INTERVAL_HIGH,
+    FPR_INTERVAL_LOW,
     FPR_LOW,
     LABEL_AGE,
     MISMATCHED,
     REFUSED,
     WATERMARK,
 )
+from stream_scorer.monitor.rate_figures import Figure, label_sources
 from stream_scorer.monitor.reference import ReferenceSource
 from stream_scorer.monitor.tally import parse_label
-from stream_scorer.monitor.windows import Figure, WindowRules, figures, merge, negative_fields, watermark
+from stream_scorer.monitor.windows import WindowRules, figures, merge, negative_fields, watermark
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import MonitorMetric
 from stream_scorer.state.counters import CounterStore, Head
@@ -58,13 +64,18 @@ Subject = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class WindowState:
-    """Bounds of a window (event time, ms), its revision, whether it is closed, and the age of its labels in ms."""
+    """Bounds of a window (event time, ms), its revision, whether it is closed, and the age of its labels in ms.
+
+    `maturity` is the expected share of its labels that have arrived, None if unknown; `final`: its labels are mature.
+    """
 
     start: int
     end: int
     revision: int
     closed: bool
     label_age: int | None
+    maturity: float | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ class Judge:
         self._newest_shown: dict[tuple[str, str], int] = {}
         # Windows whose refusal is logged.
         self._refused: set[tuple[str, str, str, int, int]] = set()
+        self._curve = MaturityCurve()
 
     def detect_drift(self, feed: DriftFeed) -> None:
         """Let `feed` read the panes that close, from the next turn on."""
@@ -160,26 +172,51 @@ class Judge:
 
     def _window(self, start: int, panes: int, mark: int | None, newest: int | None, head: Head) -> list[MonitorMetric]:
         cells = self._store.read(self._rules.panes_of(start, panes))
+        if panes == 1:
+            self._curve.note(start, merge(cells.values()))
         by_label: dict[str, list[Mapping[str, int]]] = {}
         for (_, label), counts in cells.items():
             by_label.setdefault(label, []).append(counts)
         end = start + panes * self._rules.pane_ms
+        age = None if newest is None else max(newest - end, 0)
+        final = age is not None and age >= self._rules.horizon_ms
         window = WindowState(
             start,
             end,
             head.maxima.get(REVISIONS_FROM, 0) + self._store.next_revision(f"{start}+{panes}"),
             self._rules.closed(end, mark),
-            None if newest is None else max(newest - end, 0),
+            age,
+            1.0 if final else self._maturity(age, newest),
+            final,
         )
         labels_lost_before = self._lost(head, LABELS_LOST_BEFORE)
         records = []
         for label, parts in sorted(by_label.items()):
             subject = parse_label(label)
             merged = merge(parts)
-            found = self._figures(parts, merged, subject, window, labels_lost=start <= labels_lost_before)
-            records += [record_of(figure, subject, window, merged.get("n", 0)) for figure in found]
+            lost = start <= labels_lost_before
+            found = self._figures(parts, merged, subject, window, labels_lost=lost)
+            if panes == 1 and final and not lost:
+                found += curve_figures(merged)
+            sources = label_sources(merged)
+            records += [record_of(figure, subject, window, merged.get("n", 0), sources) for figure in found]
             self._set_gauges(found, subject, window)
         return records
+
+    def _maturity(self, age: int | None, newest: int | None) -> float | None:
+        """The share of labels that arrive by `age`, from the newest mature panes; reads those that are not noted."""
+        if age is None or newest is None:
+            return None
+        pane_ms, horizon_ms = self._rules.pane_ms, self._rules.horizon_ms
+        mature = self._rules.start_of(newest - horizon_ms, 1) - pane_ms
+        missing = self._curve.missing(mature, pane_ms)
+        if missing:
+            by_pane: dict[int, list[Mapping[str, int]]] = {pane: [] for pane in missing}
+            for (pane, _), counts in self._store.read(missing).items():
+                by_pane[pane].append(counts)
+            for pane, parts in by_pane.items():
+                self._curve.note(pane, merge(parts))
+        return self._curve.share(age, horizon_ms, mature)
 
     def _figures(
         self,
@@ -240,8 +277,6 @@ class Judge:
         return max(times, default=None)
 
     def _set_gauges(self, found: list[Figure], subject: Subject, window: WindowState) -> None:
-        age = window.label_age
-        mature = age is not None and age >= self._rules.horizon_ms
         key = "|".join(subject)
         if window.closed and self._is_newest(key, "closed", window.start):
             for figure in found:
@@ -251,12 +286,21 @@ class Judge:
                     self._metrics.set(ALERT_RATE, figure.value, *subject, figure.dimension)
                 elif figure.metric == "drift_score":
                     self._metrics.set(DRIFT_SCORE, figure.value, *subject, figure.dimension)
-        if mature and age is not None and self._is_newest(key, "mature", window.start):
-            self._metrics.set(LABEL_AGE, age / 1000, *subject)
+        if window.final and window.label_age is not None and self._is_newest(key, "mature", window.start):
+            self._metrics.set(LABEL_AGE, window.label_age / 1000, *subject)
             for figure in found:
-                if figure.metric == "fpr" and figure.low is not None and figure.high is not None:
-                    self._metrics.set(FPR_LOW, figure.low, *subject, figure.dimension)
-                    self._metrics.set(FPR_HIGH, figure.high, *subject, figure.dimension)
+                if figure.metric == "fpr":
+                    self._set_fpr(figure, subject)
+
+    def _set_fpr(self, figure: Figure, subject: Subject) -> None:
+        """Set the gauges of the false-positive rate; NaN where the window has no such figure, for example no labels."""
+        interval = figure.interval or (None, None)
+        values = {
+            FPR: figure.value, FPR_LOW: figure.low, FPR_HIGH: figure.high,
+            FPR_INTERVAL_LOW: interval[0], FPR_INTERVAL_HIGH: interval[1],
+        }  # fmt: skip
+        for metric, value in values.items():
+            self._metrics.set(metric, math.nan if value is None else value, *subject, figure.dimension)
 
     def _is_newest(self, subject: str, kind: str, start: int) -> bool:
         if start < self._newest_shown.get((subject, kind), start):
@@ -265,8 +309,10 @@ class Judge:
         return True
 
 
-def record_of(figure: Figure, subject: Subject, window: WindowState, rows: int) -> MonitorMetric:
-    """The record of one figure of one window."""
+def record_of(
+    figure: Figure, subject: Subject, window: WindowState, rows: int, sources: Mapping[str, int]
+) -> MonitorMetric:
+    """The record of one figure of one window; `sources` counts its labels by source."""
     ensemble, version, arm = subject
     return MonitorMetric(
         metric=figure.metric,
@@ -286,6 +332,11 @@ def record_of(figure: Figure, subject: Subject, window: WindowState, rows: int) 
         label_age=window.label_age if figure.labelled else None,
         statistics=dict(figure.statistics),
         arm=arm,
+        interval_low=None if figure.interval is None else figure.interval[0],
+        interval_high=None if figure.interval is None else figure.interval[1],
+        maturity=window.maturity if figure.labelled else None,
+        final=window.final if figure.labelled else None,
+        label_sources=dict(sources) if figure.labelled else {},
     )
 
 

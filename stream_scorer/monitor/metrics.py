@@ -94,13 +94,31 @@ DRIFT_LEARNING = Metric(
 FPR_LOW = Metric(
     "gauge",
     "stream_scorer_false_positive_rate_low",
-    "Lower bound of the false-positive rate in the newest window older than the label horizon.",
+    "Lower bound of the false-positive rate in the newest window older than the label horizon; NaN without labels.",
     (*_WHO, "positive"),
 )
 FPR_HIGH = Metric(
     "gauge",
     "stream_scorer_false_positive_rate_high",
-    "Upper bound of the false-positive rate in the newest window older than the label horizon.",
+    "Upper bound of the false-positive rate in the newest window older than the label horizon; NaN without labels.",
+    (*_WHO, "positive"),
+)
+FPR = Metric(
+    "gauge",
+    "stream_scorer_false_positive_rate",
+    "Point estimate of the false-positive rate in the newest window older than the label horizon; NaN without one.",
+    (*_WHO, "positive"),
+)
+FPR_INTERVAL_LOW = Metric(
+    "gauge",
+    "stream_scorer_false_positive_rate_interval_low",
+    "Lower limit of the 95 % interval of the point estimate, clustered by card; NaN without one.",
+    (*_WHO, "positive"),
+)
+FPR_INTERVAL_HIGH = Metric(
+    "gauge",
+    "stream_scorer_false_positive_rate_interval_high",
+    "Upper limit of the 95 % interval of the point estimate, clustered by card; NaN without one.",
     (*_WHO, "positive"),
 )
 LABEL_AGE = Metric(
@@ -128,6 +146,9 @@ MONITOR_METRICS: tuple[Metric, ...] = (
     DRIFT_LEARNING,
     FPR_LOW,
     FPR_HIGH,
+    FPR,
+    FPR_INTERVAL_LOW,
+    FPR_INTERVAL_HIGH,
     LABEL_AGE,
     JOINED,
 )

@@ -25,8 +25,9 @@ The monitor reports both, and the face values too. The five bounds are:
   share at label ages beyond the horizon, prevalence before. The bound is the number exceeded in one window of a
   thousand. Silent transactions that were alerted but are no positives (held for review, under the positive set {block})
   get no chargeback either, so all of them may be in y.
-  Evidence replaces the assumption: the random review of approved transactions (those whose label has a review
-  probability) is an unbiased sample of them. If its exact lower limit is above the cap, its upper limit is used.
+  Evidence replaces the assumption: the random review sample of approved transactions, which the scorer draws (ADR
+  0032). If its exact lower limit is above the cap, its upper limit is used. Drawn transactions without a label count as
+  genuine in the lower limit and as fraud in the upper one.
 * a and c: reviewers call fraud genuine with probability at most `reviewer_miss`; a is the largest number of misses
   among ``TP + a`` that is not rarer than one window in a thousand. b and d likewise with `reviewer_false`.
 * Duplicates count in the decisions but have no outcome, so the right side excludes them from Q.
@@ -84,9 +85,10 @@ class Labelled:
     held_silent: int = 0
     # Labelled genuine positives by the probability with which they were picked for review.
     fp_by_probability: Mapping[float, int] = field(default_factory=dict)
-    # Approved transactions picked at random for review, and how many of them were fraud.
+    # Approved transactions drawn at random for review and labelled, how many of them were fraud, and all drawn ones.
     reviewed_negative: int = 0
     reviewed_negative_fraud: int = 0
+    sampled: int = 0
 
     @property
     def total(self) -> int:
@@ -130,10 +132,11 @@ def unreported_fraud(counts: Labelled, cap: float) -> tuple[int, bool]:
     """Largest number of silent negatives that may be fraud, and whether evidence overruled the assumption."""
     held = min(counts.held_silent, counts.silent)
     approved = counts.silent - held
-    sampled, fraud = counts.reviewed_negative, counts.reviewed_negative_fraud
+    fraud, sampled = counts.reviewed_negative_fraud, max(counts.sampled, counts.reviewed_negative)
     overruled = fraud > 0 and binomial_limits(fraud, sampled)[0] > cap
     if overruled:
-        return held + math.ceil(binomial_limits(fraud, sampled)[1] * approved), True
+        open_ = sampled - counts.reviewed_negative
+        return held + math.ceil(binomial_limits(fraud + open_, sampled)[1] * approved), True
     return held + at_most(approved, cap), False
 
 
@@ -165,8 +168,9 @@ def errors_at_most(seen: int, doubtful: int, share: float) -> int:
 def false_positive_rate(counts: Labelled, assumed: Assumptions) -> Rate:
     """False positives among genuine transactions: bounds as argued above.
 
-    The point estimate weighs each verified false positive by 1 / review probability. It exists if every positive is
-    labelled, or if every verified false positive carries its probability and there is one.
+    The point estimate weighs each verified false positive by 1 / review probability (Horvitz and Thompson, JASA 1952);
+    the other positives count as fraud. It exists if every positive is labelled, or if every verified false positive
+    carries its probability and there is one.
     """
     y, overruled = unreported_fraud(counts, assumed.unreported_cap)
     a = errors_at_most(counts.tp, counts.fp, assumed.reviewer_miss)
@@ -180,7 +184,7 @@ def false_positive_rate(counts: Labelled, assumed: Assumptions) -> Rate:
     # Without a possible genuine negative, every rate is possible.
     high = ratio(positive, positive + negative) if negative > 0 else (1.0 if counts.total else None)
     return Rate(
-        value=_point(counts, genuine, low, high),
+        value=_within(_false_positive_share(counts), low, high),
         low=low,
         high=high,
         numerator=counts.fp,
@@ -194,6 +198,7 @@ def false_positive_rate(counts: Labelled, assumed: Assumptions) -> Rate:
             "cap_overruled": int(overruled),
             "reviewed": counts.reviewed_negative,
             "reviewed_fraud": counts.reviewed_negative_fraud,
+            "sampled": counts.sampled,
             "unreported_cap": assumed.unreported_cap,
             "reviewer_miss": assumed.reviewer_miss,
             "reviewer_false": assumed.reviewer_false,
@@ -201,30 +206,44 @@ def false_positive_rate(counts: Labelled, assumed: Assumptions) -> Rate:
     )
 
 
-def _point(counts: Labelled, genuine: int, low: float | None, high: float | None) -> float | None:
-    if low is None or high is None:
-        return None
+def estimated_false_positives(counts: Labelled) -> float | None:
+    """The false positives, labelled or not, estimated from the labelled ones and their review probabilities."""
     if counts.unknown == 0:
-        return ratio(counts.fp, genuine)
+        return float(counts.fp)
     weighed = sum(counts.fp_by_probability.values())
     if counts.fp == 0 or weighed != counts.fp or any(not 0.0 < p <= 1.0 for p in counts.fp_by_probability):
         return None
-    estimate = sum(number / p for p, number in counts.fp_by_probability.items()) / genuine
-    return min(max(estimate, low), high)
+    return min(sum(number / p for p, number in counts.fp_by_probability.items()), float(counts.fp + counts.unknown))
+
+
+def _false_positive_share(counts: Labelled) -> float | None:
+    positive = estimated_false_positives(counts)
+    if positive is None:
+        return None
+    alerted = counts.tp + counts.fp + counts.unknown
+    return ratio(positive, counts.total - counts.fn - (alerted - positive))
+
+
+def _within(value: float | None, low: float | None, high: float | None) -> float | None:
+    return None if value is None or low is None or high is None else min(max(value, low), high)
 
 
 def precision(counts: Labelled) -> Rate:
     """Fraud among positives, labels at face value; the silent ones decide between the bounds."""
     alerted = counts.tp + counts.fp + counts.unknown
     low, high = ratio(counts.tp, alerted), ratio(counts.tp + counts.unknown, alerted)
-    return Rate(low if low == high else None, low, high, counts.tp, alerted, {"unknown": counts.unknown})
+    wrong = estimated_false_positives(counts)
+    value = None if wrong is None else _within(ratio(alerted - wrong, alerted), low, high)
+    return Rate(value, low, high, counts.tp, alerted, {"unknown": counts.unknown})
 
 
 def false_discovery_rate(counts: Labelled) -> Rate:
     """Genuine transactions among positives: one minus precision, with its own counts."""
     alerted = counts.tp + counts.fp + counts.unknown
     low, high = ratio(counts.fp, alerted), ratio(counts.fp + counts.unknown, alerted)
-    return Rate(low if low == high else None, low, high, counts.fp, alerted, {"unknown": counts.unknown})
+    wrong = estimated_false_positives(counts)
+    value = None if wrong is None else _within(ratio(wrong, alerted), low, high)
+    return Rate(value, low, high, counts.fp, alerted, {"unknown": counts.unknown})
 
 
 def recall(counts: Labelled, assumed: Assumptions) -> Rate:

@@ -161,7 +161,7 @@ def _rules(settings: MonitorSettings, spec: PipelineSpec) -> tuple[JoinRules, Wi
     return join_rules, rules
 
 
-def _app_settings(settings: MonitorSettings, topics: Topics, label_sources: frozenset[str]) -> AppSettings:
+def _app_settings(settings: MonitorSettings, topics: Topics, rules: WindowRules) -> AppSettings:
     return AppSettings(
         bootstrap=settings.bootstrap,
         group=settings.group,
@@ -171,7 +171,8 @@ def _app_settings(settings: MonitorSettings, topics: Topics, label_sources: froz
         metrics_topic=topics.monitor_metrics,
         state_dir=settings.state_dir,
         emit_every_s=settings.emit_every_s,
-        label_sources=label_sources,
+        label_sources=rules.label_sources,
+        horizon_ms=rules.horizon_ms,
     )
 
 
@@ -272,7 +273,7 @@ class _Windows:
             store = CounterStore(client, self._namespace(), ttl_s=self._ttl_s)
             judge = self._judge(store)
             make_app = lambda: MonitorApp(  # noqa: E731 - the app must be created inside the running event loop
-                _app_settings(settings, self._topics, self._rules.label_sources),
+                _app_settings(settings, self._topics, self._rules),
                 store,
                 judge,
                 self._published,

@@ -5,51 +5,23 @@ Pure functions on counts: the same counts give the same figures, live or recompu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stream_scorer.monitor import rates
 from stream_scorer.monitor.drift import Drift, ProfileMismatch, compare
-from stream_scorer.records import DECISIONS, Decision
-
-# The positive sets of the rates, by the name of the dimension.
-POSITIVE_SETS: dict[str, tuple[Decision, ...]] = {"review+block": ("review", "block"), "block": ("block",)}
-ALERTED: tuple[Decision, ...] = ("review", "block")
+from stream_scorer.monitor.rate_figures import POSITIVE_SETS, Figure, rate_figures
+from stream_scorer.records import DECISIONS
 
 Counts = Mapping[str, int]
 # Fields of labels, and fields of money, which may be negative: see `tally`.
-LABEL_FIELDS = ("o:", "ov:", "os:", "op:")
+LABEL_FIELDS = ("o:", "ov:", "os:", "op:", "go:", "gw:", "so:", "mo:", "la:")
 MONEY_FIELDS = ("v:", "ov:")
 # Edges and counts of each series of a reference profile, as `stream_scorer.ensemble` stores it.
 Profile = Mapping[str, tuple[ArrayLike, ArrayLike]]
-
-
-# The figures of labels.
-RATES: dict[str, Callable[[rates.Labelled, rates.Assumptions], rates.Rate]] = {
-    "fpr": rates.false_positive_rate,
-    "precision": lambda counts, _assumed: rates.precision(counts),
-    "false_discovery_rate": lambda counts, _assumed: rates.false_discovery_rate(counts),
-    "recall": rates.recall,
-    "false_positives_per_fraud": lambda counts, _assumed: rates.false_positives_per_fraud(counts),
-}
-
-
-class Figure(NamedTuple):
-    """One figure of a window. `labelled` figures depend on labels; their record carries the age of the labels."""
-
-    metric: str
-    dimension: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    numerator: int | None = None
-    denominator: int | None = None
-    labelled: bool = False
-    statistics: Mapping[str, float | int | None] = {}
 
 
 @dataclass(frozen=True)
@@ -153,44 +125,6 @@ def drifts(counts: Counts, profile: Profile) -> dict[str, Drift]:
     return found
 
 
-def labelled(counts: Counts, positive: Iterable[Decision]) -> rates.Labelled:
-    """The counts of one positive set."""
-    positives = set(positive)
-    negatives = [d for d in DECISIONS if d not in positives]
-
-    def decided(decisions: Iterable[str]) -> int:
-        return sum(counts.get(f"d:{d}", 0) for d in decisions)
-
-    def with_label(decisions: Iterable[str], label: str) -> int:
-        return sum(counts.get(f"o:{d}:{label}", 0) for d in decisions)
-
-    by_probability: dict[float, int] = {}
-    reviewed = reviewed_fraud = 0
-    for name, number in counts.items():
-        if not name.startswith("op:") or not number:
-            continue
-        _, decision, label, probability = name.split(":", 3)
-        if decision in positives and label == "genuine":
-            by_probability[float(probability)] = by_probability.get(float(probability), 0) + number
-        elif decision == "approve":
-            reviewed += number
-            reviewed_fraud += number if label == "fraud" else 0
-    held = [d for d in negatives if d in ALERTED]
-    return rates.Labelled(
-        n_positive=decided(positives),
-        n_negative=decided(negatives),
-        duplicates=counts.get("dup", 0),
-        tp=with_label(positives, "fraud"),
-        fp=with_label(positives, "genuine"),
-        fn=with_label(negatives, "fraud"),
-        tn=with_label(negatives, "genuine"),
-        held_silent=max(decided(held) - with_label(held, "fraud") - with_label(held, "genuine"), 0),
-        fp_by_probability=by_probability,
-        reviewed_negative=reviewed,
-        reviewed_negative_fraud=reviewed_fraud,
-    )
-
-
 def figures(
     counts: Counts, profile: Profile | None, rules: WindowRules, *, labels_complete: bool = True
 ) -> list[Figure]:
@@ -221,11 +155,8 @@ def figures(
     if profile is not None:
         found += [_drift(series, drift) for series, drift in drifts(counts, profile).items()]
     if decided:
-        for dimension, positive in POSITIVE_SETS.items():
-            if labels_complete:
-                found += _rates(dimension, labelled(counts, positive), rules.assumed)
-            else:
-                found += [_without_labels(name, dimension) for name in RATES]
+        members = [series.removeprefix("member:") for series in profile or {} if series.startswith("member:")]
+        found += rate_figures(counts, members, rules.assumed, labels_complete=labels_complete)
     return found
 
 
@@ -247,15 +178,3 @@ def _drift(series: str, drift: Drift) -> Figure:
             "sufficient": int(drift.sufficient),
         },
     )
-
-
-def _without_labels(name: str, dimension: str) -> Figure:
-    return Figure(name, dimension, None, labelled=True, statistics={"incomplete_labels": 1})
-
-
-def _rates(dimension: str, counts: rates.Labelled, assumed: rates.Assumptions) -> list[Figure]:
-    found = [(name, rate(counts, assumed)) for name, rate in RATES.items()]
-    return [
-        Figure(name, dimension, r.value, r.low, r.high, r.numerator, r.denominator, True, r.statistics)
-        for name, r in found
-    ]

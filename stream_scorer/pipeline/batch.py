@@ -45,17 +45,22 @@ class VersionResult:
 class BatchDecisions:
     """The outcome of scoring: a result per version of the lineup, and arm (n,) int8, the version that decides.
 
-    The policy's `rules` apply to every version. `decision` (n,) int8 is the decision of the arm.
+    The policy's `rules` apply to every version. `decision` (n,) int8 is the decision of the arm. `sampled` (n,) bool:
+    approved and in the random review sample; `card_group` (n,) int64: the random group of the card (ADR 0032).
     """
 
     lineup: Lineup
     arm: NDArray[np.int8]
     verdicts: list[VersionResult]
     rules: Rules | None = None
+    sampled: NDArray[np.bool_] = field(init=False)
+    card_group: NDArray[np.int64] = field(init=False)
     decision: NDArray[np.int8] = field(init=False)
 
     def __post_init__(self) -> None:
-        """The decisions of all arms together."""
+        """The decisions of all arms together; no sample yet."""
+        self.sampled = np.zeros(len(self.arm), np.bool_)
+        self.card_group = np.zeros(len(self.arm), np.int64)
         self.decision = self.verdicts[0].decision
         if self.arm.any():
             self.decision = np.where(self.arm == 1, self.verdicts[1].decision, self.decision)

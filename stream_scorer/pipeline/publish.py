@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
@@ -64,7 +65,7 @@ _Output = tuple[int, str, int, bytes | None, bytes, _Headers]
 
 
 class Publisher:
-    """Writes scores, contributions, alerts, summaries, lineage and dead letters to a `Sink`."""
+    """Writes scores, contributions, alerts, the review sample, summaries, lineage and dead letters to a `Sink`."""
 
     def __init__(
         self,
@@ -146,14 +147,14 @@ class Publisher:
         for (
             place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, degraded,
             member_scores, contributions, status, alternatives, rule, listed, policy_version, partition, offset,
-            weight,
+            group, propensity, weight,
         ) in columns:  # fmt: skip
             key, headers = keys[row], raw.headers[row]
             decision = DECISIONS[code]
             source: DecisionSource = "list" if listed else "model" if score == score else "fallback"
             record = Score(
                 event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
-                coverage, duplicate, degraded, bits, value, rule,
+                coverage, duplicate, degraded, bits, value, rule, group, propensity,
             )  # fmt: skip
             yield place, scores_topic, partition, key, encode(record), headers
             members = Members(encoded_names, member_scores, weight, contributions, status)
@@ -162,17 +163,17 @@ class Publisher:
                 alternatives, degraded,
             )  # fmt: skip
             yield place, contributions_topic, partition, key, encode(contribution), headers
-            if code:
+            if code or propensity is not UNSET:
                 alert = Alert(
                     event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
-                    coverage, duplicate, degraded, bits, value, rule,
+                    coverage, duplicate, degraded, bits, value, rule, group, propensity,
                     base=base, z=z, reasons=_reasons(names, member_scores, contributions, inside.get(place)),
                     disagreement=[
                         each.version for each in alternatives
-                        if each.version in compared and each.decision == "approve"
+                        if code and each.version in compared and each.decision == "approve"
                     ],
                 )  # fmt: skip
-                yield place, topics.alerts, partition, key, encode(alert), headers
+                yield place, topics.alerts if code else topics.review_sample, partition, key, encode(alert), headers
 
     def _columns(self, part: _Part) -> list[Iterable[Any]]:
         """What `_of_version` takes for each transaction, in its order."""
@@ -204,6 +205,8 @@ class Publisher:
             *_ruled(decided, own, self._checked.spec.policy.version, select),
             raw.partition[rows].tolist(),
             raw.offset[rows].tolist(),
+            select(decided.card_group).tolist(),
+            _propensities(select(decided.sampled), self._checked.spec.monitor.review_sample),
         ]
 
     def _dead_letter(self, letter: DeadLetter, sink: Sink) -> None:
@@ -320,6 +323,14 @@ def _member_statuses(
         [absent if nan else "ok" for absent, nan in zip(gone, row, strict=True)] if any(row) else []
         for row in np.isnan(select(scored.member_scores)).tolist()
     ]
+
+
+def _propensities(sampled: NDArray[np.bool_], share: float) -> list[float | UnsetType]:
+    """Per transaction the probability with which the review sample drew it; UNSET outside of the sample."""
+    out: list[float | UnsetType] = [UNSET] * len(sampled)
+    for row in np.flatnonzero(sampled).tolist():
+        out[row] = share
+    return out
 
 
 def _ruled(

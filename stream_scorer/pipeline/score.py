@@ -19,6 +19,7 @@ from stream_scorer.observability.metrics import (
 )
 from stream_scorer.pipeline.batch import BatchDecisions, MicroBatch, VersionResult
 from stream_scorer.pipeline.policy import Policy, Rules
+from stream_scorer.pipeline.sampling import Sampling
 from stream_scorer.spec.model import CheckedSpec
 
 
@@ -38,6 +39,7 @@ class Scoring:
     ) -> None:
         self._lineup = lineup
         self._policy = Policy(checked)
+        self._sampling = Sampling(checked)
         self._entity = checked.spec.partition_entity
         self._metrics = metrics
         self._bulkhead = bulkhead
@@ -55,7 +57,10 @@ class Scoring:
                 self._metrics.set(ENSEMBLE_AGE, age_ms / 1_000, ensemble.name, ensemble.version)
         verdicts = [self._verdict(lineup, version, outputs, rules) for version in range(len(lineup.versions))]
         entities = transactions.entity_ids.get(self._entity or "", [])
-        batch.decided = BatchDecisions(lineup, lineup.route(entities, transactions.event_time), verdicts, rules)
+        decided = BatchDecisions(lineup, lineup.route(entities, transactions.event_time), verdicts, rules)
+        decided.sampled = self._sampling.draw(transactions.id_hash, decided.decision) & ~batch.enriched.duplicate
+        decided.card_group = self._sampling.card_groups(transactions)
+        batch.decided = decided
 
     def _predict(self, lineup: Lineup, batch: MicroBatch) -> list[MemberOutput]:
         assert batch.enriched is not None

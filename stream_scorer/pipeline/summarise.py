@@ -12,6 +12,7 @@ from stream_scorer.features.engine import Enriched
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.card_alerts import CardCounter
 from stream_scorer.pipeline.pair_inputs import PairCounter
+from stream_scorer.pipeline.sampling import rate_counts
 from stream_scorer.records import (
     ARMS,
     DECISIONS,
@@ -77,6 +78,7 @@ class Summariser:
         others = [i for i in range(len(decided.verdicts)) if i != version]
         their_alerts = [decided.verdicts[i].decision[chosen] > 0 for i in others]
         against = _against(group_of, alert, np.stack(their_alerts, axis=1), n) if others else None
+        rates = rate_counts(batch, chosen, group_of, n)
         sparse = _Sparse(counts)
         panes: dict[int, list[PaneSummary]] = {}
         total = np.bincount(group_of, minlength=n)
@@ -101,6 +103,7 @@ class Summariser:
                     if against is None
                     else {decided.lineup.versions[i].version: against[g, k].tolist() for k, i in enumerate(others)},
                     int(total[g]) if enriched.degraded else 0,
+                    *rates[g],
                 )
             )
         cards = self._cards.count(batch, version, chosen)

@@ -2,7 +2,8 @@
 
 The recorded features are used as they are (`features skew` and `features check` verify them). The ensemble of the
 recorded version recomputes everything that follows: members, weights, contributions, base, z, score and decision. A
-decision made by a list is not recomputed. A member that was missing stays missing, because the reason is not recorded.
+decision made by a list is not recomputed. With the spec, the review sample is drawn again. A member that was missing
+stays missing, because the reason is not recorded.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.combine import decide
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.pipeline.sampling import Sampling
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import (
     CONTRIBUTION_DECIMALS,
@@ -31,6 +34,8 @@ from stream_scorer.records import (
     Score,
 )
 from stream_scorer.replay.recorded import Recorded, TopicRanges, recorded
+from stream_scorer.serde.decoder import hash_ids
+from stream_scorer.spec.model import CheckedSpec
 
 _EXAMPLES = 10
 _BATCH = 4_096
@@ -58,11 +63,16 @@ class Verifier:
     Args:
         ensemble_of: returns the ensemble of a name and version, its digests checked.
         tolerance: tolerated difference of numbers; only the same machine gives the same bits.
+        checked: the spec, to draw the review sample again for the scores that it decided; None: not checked.
     """
 
-    def __init__(self, ensemble_of: Callable[[str, str], Ensemble], tolerance: float) -> None:
+    def __init__(
+        self, ensemble_of: Callable[[str, str], Ensemble], tolerance: float, checked: CheckedSpec | None = None
+    ) -> None:
         self._ensemble_of = ensemble_of
         self._tolerance = tolerance
+        self._spec_hash = "" if checked is None else checked.sha256
+        self._sampling = None if checked is None else Sampling(checked)
         self._versions: Counter[str] = Counter()
         self._what: Counter[str] = Counter()
         self._different = 0
@@ -124,9 +134,24 @@ class Verifier:
             exact = _differs(published, recomputed, self._tolerance)
             wrong[what] = exact & _differs(published, np.round(recomputed, decimals), self._tolerance)
         wrong["decision"] = _other_decision(ensemble, served, scored.score)
+        wrong["review sample"] = self._other_sample(served)
         for what, rows in wrong.items():
             self._note(rows, what, scores, count=False)
         self._different += int(np.logical_or.reduce(list(wrong.values())).sum())
+
+    def _other_sample(self, served: list[_Served]) -> NDArray[np.bool_]:
+        """(n,) bool: whether the spec's review sample has other transactions, or another share."""
+        scores = [row.score for row in served]
+        stated = [None if s.review_propensity is UNSET else s.review_propensity for s in scores]
+        if self._sampling is None:
+            return np.zeros(len(served), np.bool_)
+        decision = np.array([DECISIONS.index(s.decision) for s in scores], np.int8)
+        drawn = self._sampling.draw(hash_ids([s.event_id for s in scores]), decision)
+        expected = [
+            self._sampling.share if d and not s.duplicate else None for d, s in zip(drawn.tolist(), scores, strict=True)
+        ]
+        ours = np.array([row.lineage.spec_hash == self._spec_hash for row in served], np.bool_)
+        return ours & np.array([a != b for a, b in zip(stated, expected, strict=True)], np.bool_)
 
     def _note(self, rows: NDArray[np.bool_], what: str, scores: list[Score], *, count: bool = True) -> None:
         if rows.any():

@@ -251,6 +251,11 @@ def false_positives(found: Sequence[Bound]) -> str:
         label = once("bounds, labels ripe" if bound.ripe else "bounds, labels not yet ripe")
         axes.bar(left + width / 2, bound.high - bound.low, bottom=bound.low, width=0.86 * width, color=BLUE,
                  alpha=0.6 if bound.ripe else 0.25, linewidth=0, label=label)  # fmt: skip
+        if bound.value is not None and bound.interval is not None:
+            below, above = bound.value - bound.interval[0], bound.interval[1] - bound.value
+            axes.errorbar([left + 0.7 * width], [bound.value], [[max(below, 0.0)], [max(above, 0.0)]], fmt="o",
+                          color=ORANGE, markersize=3.5, capsize=3, linewidth=1.0,
+                          label=once("estimate, 95 % interval by card"))  # fmt: skip
         if bound.truth is not None:
             inside = bound.contains_truth
             axes.plot([left + width / 2], [bound.truth], "D", color=_INK if inside else RED, markersize=5,
@@ -258,7 +263,8 @@ def false_positives(found: Sequence[Bound]) -> str:
     axes.xaxis_date(tz=UTC)
     _percent(axes, "false-positive rate")
     _days(axes)
-    axes.set_ylim(0, 1.3 * max((bound.high for bound in found), default=0.01))
+    highest = max((max(bound.high, (bound.interval or (0.0, 0.0))[1]) for bound in found), default=0.01)
+    axes.set_ylim(0, 1.3 * highest)
     _legend(axes, loc="upper left", ncols=2)
     return _svg(figure, "false-positives")
 

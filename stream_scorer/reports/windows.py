@@ -16,7 +16,10 @@ DRIFT_SHOWN = 4
 
 @dataclass(frozen=True)
 class Bound:
-    """False-positive bounds of one window; `truth` is None if the window has no genuine transaction."""
+    """False-positive bounds of one window; `truth` is None if the window has no genuine transaction.
+
+    `value` is the point estimate and `interval` its 95 % interval, clustered by card; None without one.
+    """
 
     start: int
     end: int
@@ -25,6 +28,8 @@ class Bound:
     truth: float | None
     ripe: bool
     label_age: int
+    value: float | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def contains_truth(self) -> bool | None:
@@ -76,7 +81,12 @@ def bounds(story: Story, events: Judged) -> list[Bound]:
         genuine = mine & (time >= m.window_start) & (time < m.window_end) & ~events.fraud
         truth = float(events.alert[genuine].mean()) if genuine.any() else None
         age = m.label_age or 0
-        found.append(Bound(m.window_start, m.window_end, m.low, m.high, truth, age >= story.horizon_ms, age))
+        interval = None if m.interval_low is None or m.interval_high is None else (m.interval_low, m.interval_high)
+        found.append(
+            Bound(
+                m.window_start, m.window_end, m.low, m.high, truth, age >= story.horizon_ms, age, m.value, interval
+            )
+        )  # fmt: skip
     return found
 
 

@@ -35,7 +35,7 @@ class LabellerConfig:
         blocked_share: share of that capacity that is reserved for blocked transactions.
         analyst_delay_ms: from the end of the hour of the alert to the hour in which the analysts label it.
         analyst_miss, analyst_false: probability that a reviewer calls fraud genuine, and genuine fraud.
-        review_probability: share of transactions chosen at random for review; alerted ones drop out of it.
+        review_probability: in a history without a scorer, share of transactions chosen at random for review.
         review_delay_ms: mean time to a random review (exponential, after one hour).
         unreported: share of the fraud whose victims never complain.
         chargeback_median_ms, chargeback_sigma: of the lognormal time to a chargeback.
@@ -69,14 +69,16 @@ class LabellerConfig:
 class Labeller:
     """Follows transactions and alerts in event time and returns the labels that become available.
 
-    Call `observe` with transactions in order of event time, `alerted` with decisions as they arrive, and `advance` to
-    move the clock of event time. `advance` returns labels in order of `labelled_at`, up to the clock.
+    Call `observe` with transactions in order of event time, `alerted` with decisions and `sampled` with the scorer's
+    review sample as they arrive, and `advance` to move the clock of event time. `advance` returns labels in order of
+    `labelled_at`, up to the clock.
 
     The rules:
 
     1. Alerts (decision review or block) of one hour of event time form a pool. The analysts draw from it at random,
        held ones first, up to their capacity, and record the probability of being drawn.
-    2. A random sample of all transactions is reviewed; alerted transactions leave the sample.
+    2. The approved transactions that the scorer draws at random are reviewed. Without a scorer (a history) the labeller
+       draws a sample of all transactions itself; alerted ones leave it.
     3. A chargeback comes only for fraud that went through: approved, or held and cleared by an analyst by mistake.
        A blocked or still held transaction stays silent unless an analyst labels it.
     4. So a label can change: a chargeback can turn a reviewer's "genuine" into "fraud".
@@ -104,13 +106,18 @@ class Labeller:
         self._order = itertools.count()
         self._decisions: dict[str, Decision] = {}
         self._pools: dict[int, list[tuple[str, Decision, Transactions]]] = {}
+        self._reviews: dict[int, list[tuple[str, float, Transactions]]] = {}
+        self._drawn: set[str] = set()
         self._labelled_as_approved: set[str] = set()
         self.late_alerts = 0
         self.unknown_alerts = 0
         self.alerts: Counter[str] = Counter()
 
-    def observe(self, transactions: Transactions) -> None:
-        """Add transactions, with their hidden truth, in order of event time."""
+    def observe(self, transactions: Transactions, *, own_sample: bool = True) -> None:
+        """Add transactions, with their hidden truth, in order of event time.
+
+        With `own_sample`, as in a history without a scorer, draw some for review.
+        """
         count = len(transactions)
         if not count:
             return
@@ -121,8 +128,7 @@ class Labeller:
         self._firsts.append(self._observed)
         self._chunks.append(transactions)
         self._observed += count
-        sampled = self._sample.random(count) < config.review_probability
-        rows = np.flatnonzero(sampled)
+        rows = np.flatnonzero(self._sample.random(count) < config.review_probability if own_sample else np.zeros(count))
         if len(rows):
             wait = HOUR_MS + config.review_delay_ms * self._wait.exponential(size=len(rows))
             self._await(
@@ -162,6 +168,16 @@ class Labeller:
             hour = max(event_time, self._clock_ms) // HOUR_MS
             self._pools.setdefault(hour, []).append((event_id, decision, found))
 
+    def sampled(self, event_ids: Iterable[str], probabilities: Iterable[float]) -> None:
+        """Add approved transactions that the scorer drew for review, each with its probability."""
+        for event_id, probability in zip(event_ids, probabilities, strict=True):
+            found = self._find(event_id)
+            if found is None or event_id in self._drawn:
+                continue
+            self._drawn.add(event_id)
+            hour = max(int(found.event_time[0]), self._clock_ms) // HOUR_MS
+            self._reviews.setdefault(hour, []).append((event_id, probability, found))
+
     def advance(self, to_ms: int) -> Labels:
         """Advance event time to `to_ms` and return the new labels."""
         if to_ms < self._clock_ms:
@@ -169,6 +185,8 @@ class Labeller:
         self._clock_ms = to_ms
         for hour in sorted(h for h in self._pools if (h + 1) * HOUR_MS <= to_ms):
             self._work(hour, self._pools.pop(hour))
+        for hour in sorted(h for h in self._reviews if (h + 1) * HOUR_MS <= to_ms):
+            self._review(hour, self._reviews.pop(hour))
         known: list[Labels] = []
         while self._due and self._due[0][0] <= to_ms:
             _, _, candidates = heappop(self._due)
@@ -244,6 +262,18 @@ class Labeller:
                 )
             )
 
+    def _review(self, hour: int, drawn: list[tuple[str, float, Transactions]]) -> None:
+        """Schedule the reviews of the transactions that the scorer drew in one hour."""
+        config = self._config
+        rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(6, hour)))
+        drawn.sort(key=lambda one: one[0])
+        transactions = Transactions.concat([found for _, _, found in drawn])
+        wait = config.review_delay_ms * rng.exponential(size=len(drawn))
+        due = (hour + 1) * HOUR_MS + wait.astype(np.int64)
+        labelled_fraud = _reviewed(config, rng, transactions.fraud_kind > 0)
+        probability = np.array([p for _, p, _ in drawn])
+        self._await(_Candidates(transactions, due, labelled_fraud, RANDOM_REVIEW, probability))
+
     def _admitted(self, candidates: _Candidates) -> Labels:
         """Labels of ripe candidates, without those that an alert prevents."""
         if candidates.source != ANALYST and not candidates.after_clearing:
@@ -272,6 +302,7 @@ class Labeller:
         waiting = {i for _, _, candidates in self._due for i in candidates.transactions.event_id.tolist()}
         self._decisions = {i: d for i, d in self._decisions.items() if i in waiting or i in self._ordinals}
         self._labelled_as_approved &= self._ordinals.keys()
+        self._drawn &= self._ordinals.keys()
 
 
 def history_labels(transactions: Transactions, as_of_ms: int, config: LabellerConfig | None = None) -> Labels:

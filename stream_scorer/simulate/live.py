@@ -161,7 +161,9 @@ class LiveTraffic:
             if self._labeller is not None:
                 alerts = RecordFollower(config.bootstrap, config.topics.alerts, client_id="simulator-alerts")
                 stack.enter_context(alerts)
-                labels = _LabelSender(config, producer, alerts, self._labeller, report)
+                samples = RecordFollower(config.bootstrap, config.topics.review_sample, client_id="simulator-reviews")
+                stack.enter_context(samples)
+                labels = _LabelSender(config, producer, alerts, samples, self._labeller, report)
             truth = stack.enter_context(truth_writer(config.truth)) if config.truth is not None else None
 
             # Build the first chunk, which may take a second, before the schedule starts.
@@ -261,14 +263,20 @@ class _AlertedEvent(msgspec.Struct):
     decision: Decision
 
 
+class _SampledEvent(msgspec.Struct):
+    event_id: str
+    review_propensity: float
+
+
 class _LabelSender:
-    """Closes the loop: reads alerts, passes them to the labeller, publishes the labels."""
+    """Closes the loop: passes alerts and the review sample to the labeller, and publishes the labels."""
 
     def __init__(
         self,
         config: LiveConfig,
         producer: OpenLoopProducer,
         alerts: RecordFollower,
+        samples: RecordFollower,
         labeller: Labeller,
         report: LiveReport,
     ) -> None:
@@ -276,25 +284,28 @@ class _LabelSender:
         self._settle_ms = config.settle_ms
         self._producer = producer
         self._alerts = alerts
+        self._samples = samples
         self._labeller = labeller
         self._report = report
         self._decoder = msgspec.json.Decoder(_AlertedEvent)
+        self._sample_decoder = msgspec.json.Decoder(_SampledEvent)
         producer.partitions(self._topic)  # raises before traffic starts if the topic is missing
 
     def observe(self, batch: Transactions) -> None:
         """Add a published batch to the labeller, and publish the labels that are due."""
-        self._labeller.observe(batch)
+        self._labeller.observe(batch, own_sample=False)
         self.read_alerts(0.0)
         if len(batch):
             self._advance(int(batch.event_time[-1]))
 
     def read_alerts(self, timeout_s: float) -> None:
-        """Read the available alerts; wait at most `timeout_s` for the first."""
-        records = self._alerts.poll(timeout_s=timeout_s)
+        """Read the available alerts, waiting at most `timeout_s` for the first, and the available review sample."""
         try:
-            events = [self._decoder.decode(record.value or b"") for record in records]
+            events = [self._decoder.decode(record.value or b"") for record in self._alerts.poll(timeout_s=timeout_s)]
+            sampled = [self._sample_decoder.decode(record.value or b"") for record in self._samples.poll()]
         except NOT_A_RECORD as error:
-            raise UsageError(f"a record on the alerts topic is not a valid alert: {error}") from None
+            raise UsageError(f"a record on the topic of alerts or of reviews is not valid: {error}") from None
+        self._labeller.sampled([one.event_id for one in sampled], [one.review_propensity for one in sampled])
         self._labeller.alerted([event.event_id for event in events], [event.decision for event in events])
         self._report.alerts = self._labeller.alerts
         self._report.unknown_alerts = self._labeller.unknown_alerts

@@ -160,9 +160,13 @@ class TimeRules(Node, frozen=True):
 
 
 class MonitorRules(Node, frozen=True):
-    """`pane` is the length of an event-time pane: the finest window the monitor can report."""
+    """`pane` is the length of an event-time pane: the finest window the monitor can report.
+
+    `review_sample` is the share of approved transactions that are drawn at random for review; 0 draws none.
+    """
 
     pane: Duration = "1h"
+    review_sample: Share = 0.001
 
 
 class Limits(Node, frozen=True):

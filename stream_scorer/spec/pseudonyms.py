@@ -67,6 +67,11 @@ class Pseudonyms:
         key = hashlib.blake2b(purpose.encode(), key=self._derived, digest_size=32).digest()
         return hashlib.blake2b(key=key, digest_size=8)
 
+    def mixing_key(self, purpose: str) -> tuple[int, int]:
+        """Two 64-bit numbers that depend on the secret and on `purpose`, to mix hashes of ids with."""
+        digest = hashlib.blake2b(purpose.encode(), key=self._derived, digest_size=16).digest()
+        return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+
     def _hash(self, identifier: bytes) -> str:
         state = self._start.copy()
         state.update(identifier)

@@ -279,6 +279,10 @@ RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
         Alert(*msgspec.structs.astuple(SCORE), base=-3.2, z=1.4, reasons=[Reason("gbm", 2.345, "")]),
         ["10:00:00.123", "e1", "block", "0.910", "gbm +2.35", "cards 3"],
     ),
+    "review-sample": (
+        Alert(*msgspec.structs.astuple(SCORE), base=-3.2, z=1.4, reasons=[]),
+        ["10:00:00.123", "e1", "no member", "cards 3"],
+    ),
     "contributions": (
         Contribution(
             "e1", "cards", "3", "champion", -3.2, 1.4, 0.8,

@@ -7,6 +7,7 @@ import random
 import resource
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,32 @@ def test_outcome_tells_what_was_decided(joiner: Joiner, log: Log) -> None:
         member_alerts=5, value=1234, label="genuine", previous_label=None, source="analyst", review_probability=0.25,
         labelled_at=T + 3 * HOUR, age=3 * HOUR - 10, ensemble="cards",
     )  # fmt: skip
+
+
+def test_an_outcome_repeats_what_the_score_states(joiner: Joiner, log: Log) -> None:
+    joiner.join([log.score("a", review_propensity=0.001, card_group=17, rule="web")])
+    (outcome,) = joiner.join([log.label("a", "fraud", "random_review", review_probability=0.5)])
+    assert (outcome.review_propensity, outcome.card_group, outcome.rule) == (0.001, 17, "web")
+    assert outcome.review_probability == 0.5
+
+
+def test_a_store_of_a_former_version_gets_the_new_columns(tmp_path: Path, log: Log) -> None:
+    path = tmp_path / "old.sqlite"
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(
+            "CREATE TABLE decided (event_id TEXT PRIMARY KEY, event_time INTEGER, context INTEGER, decision INTEGER,"
+            " member_alerts INTEGER, value INTEGER, label INTEGER, source TEXT, probability REAL, rank INTEGER,"
+            " labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER) WITHOUT ROWID;"
+            "CREATE TABLE context (id INTEGER PRIMARY KEY, ensemble TEXT, version TEXT, arm TEXT, policy_version TEXT);"
+            "INSERT INTO context VALUES (1, 'cards', '1', 'champion', 'p');"
+            f"INSERT INTO decided (event_id, event_time, context, decision, member_alerts, value)"
+            f" VALUES ('a', {T}, 1, 2, 0, 5)"
+        )
+    with closing(JoinerStore(path)) as store:
+        joiner = Joiner(store, RULES, scores="scores", labels="labels")
+        joiner.join([log.score("b", card_group=3)])
+        found = joiner.join([log.label("a", "fraud", "analyst"), log.label("b", "fraud", "analyst")])
+    assert [(o.event_id, o.decision, o.card_group) for o in found] == [("a", "block", None), ("b", "approve", 3)]
 
 
 def test_label_before_score_waits(joiner: Joiner, log: Log) -> None:

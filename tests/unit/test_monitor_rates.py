@@ -48,7 +48,10 @@ def test_face_value_misses_an_unreported_fraud() -> None:
 
 def test_point_estimate_weighs_by_review_probability() -> None:
     counts = Labelled(100, 900, tp=10, fp=12, fp_by_probability={0.5: 10, 0.1: 2})
-    assert false_positive_rate(counts, FACE_VALUE).value == pytest.approx((10 / 0.5 + 2 / 0.1) / 990)
+    # Of the 100 positives, 10 / 0.5 + 2 / 0.1 = 40 are estimated to be genuine, so the other 60 count as fraud.
+    assert false_positive_rate(counts, FACE_VALUE).value == pytest.approx(40 / 940)
+    assert precision(counts).value == pytest.approx(0.6)
+    assert false_discovery_rate(counts).value == pytest.approx(0.4)
     partly = Labelled(100, 900, tp=10, fp=12, fp_by_probability={0.5: 10})
     assert false_positive_rate(partly, FACE_VALUE).value is None
     complete = Labelled(22, 900, tp=10, fp=12)

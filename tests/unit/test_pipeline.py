@@ -730,3 +730,61 @@ def test_an_explanation_that_fails_costs_no_score(ensemble: Ensemble, made: Path
     plain = run(ensemble, 64)
     ensemble.explainer = Broken(made, ensemble.manifest)
     assert run(ensemble, 64, max_explained=5).records == plain.records
+
+
+def sampling_spec(share: float, key: str = "") -> CheckedSpec:
+    text = CARDS.read_text(encoding="utf-8").replace("{pane: 1h}", f"{{pane: 1h, review_sample: {share}}}")
+    return parse_spec(text, id_key=key)
+
+
+def drawn(sink: Collected) -> list[str]:
+    return [s["event_id"] for s in sink.documents("scores") if "review_propensity" in s]
+
+
+def test_the_review_sample_is_drawn_from_approved_transactions_in_any_batching(ensemble: Ensemble) -> None:
+    whole, single = (run(ensemble, batch, checked=sampling_spec(0.3)) for batch in (600, 7))
+    by_id = {s["event_id"]: s for s in whole.documents("scores")}
+    sample = drawn(whole)
+    assert 20 < len(sample) < 80
+    assert {by_id[i]["decision"] for i in sample} == {"approve"}
+    assert {by_id[i]["review_propensity"] for i in sample} == {0.3}
+    assert not any(by_id[i]["duplicate"] for i in sample)
+    assert drawn(single) == sample
+    records = whole.documents("review-sample")
+    assert [r["event_id"] for r in records] == sample
+    assert records[0]["reasons"]
+    panes = [pane for summary in single.documents("score-summaries") for pane in summary["panes"]]
+    assert sum(pane["sampled"] for pane in panes) == len(sample)
+
+
+def test_the_review_sample_changes_no_alert_and_depends_on_the_key(ensemble: Ensemble) -> None:
+    none, some, keyed = (run(ensemble, 600, checked=sampling_spec(*how)) for how in ((0,), (0.3,), (0.3, "k" * 32)))
+    assert none.values("alerts") == some.values("alerts")
+    assert not drawn(none) and "review-sample" not in none.records
+    assert set(drawn(some)) != set(drawn(keyed))
+    everything = run(ensemble, 600, checked=sampling_spec(1))
+    approved = [s for s in everything.documents("scores") if s["decision"] == "approve" and not s["duplicate"]]
+    assert drawn(everything) == [s["event_id"] for s in approved]
+
+
+def test_card_groups_add_up_to_the_decisions(ensemble: Ensemble) -> None:
+    sink = run(ensemble, 50)
+    scores = sink.documents("scores")
+    groups = {customer: set() for customer in {key for _, key, _, _ in sink.records["scores"]}}
+    for (_, key, _, _), score in zip(sink.records["scores"], scores, strict=True):
+        groups[key].add(score["card_group"])
+    assert {len(found) for found in groups.values()} == {1}
+    assert len({group for found in groups.values() for group in found}) > 15
+    counted: dict[tuple[str, int], int] = {}
+    for summary in sink.documents("score-summaries"):
+        for pane in summary["panes"]:
+            for decision, sparse in pane["groups"].items():
+                for place in range(0, len(sparse), 2):
+                    cell = (decision, sparse[place])
+                    counted[cell] = counted.get(cell, 0) + sparse[place + 1]
+    expected: dict[tuple[str, int], int] = {}
+    for score in scores:
+        if not score["duplicate"]:
+            cell = (score["decision"], score["card_group"])
+            expected[cell] = expected.get(cell, 0) + 1
+    assert counted == expected

@@ -147,6 +147,19 @@ def test_random_reviews_are_a_sample_of_what_was_approved(
     assert set(reviewed.review_probability.tolist()) == {CONFIG.review_probability}
 
 
+def test_the_sample_of_a_scorer_is_reviewed_and_an_own_one_is_not_drawn(history: Transactions) -> None:
+    labeller = Labeller(CONFIG)
+    labeller.observe(history, own_sample=False)
+    drawn = history.event_id[::97].tolist()
+    labeller.sampled(drawn, [0.01] * len(drawn))
+    labeller.sampled([*drawn[:5], "unknown"], [0.01] * 6)
+    labels = labeller.advance(int(history.event_time[-1]) + 20 * DAY_MS)
+    reviews = labels.take(labels.source == "random_review")
+    assert sorted(reviews.event_id.tolist()) == sorted(drawn)
+    assert set(reviews.review_probability.tolist()) == {0.01}
+    assert (reviews.labelled_at > reviews.event_time).all()
+
+
 def test_a_label_says_what_the_entity_fields_of_its_transaction_are(history: Transactions, labels: Labels) -> None:
     row = {event_id: index for index, event_id in enumerate(history.event_id.tolist())}
     rows = [row[event_id] for event_id in labels.event_id.tolist()]

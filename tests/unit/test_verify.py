@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from stream_scorer.bench.material import CARDS_SPEC
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
@@ -35,6 +36,7 @@ from stream_scorer.serde.lineage import (
     LineageVersion,
     encode_lineage,
 )
+from stream_scorer.spec import CheckedSpec, load_spec
 from tests.support.ensembles import compose, reference
 
 N = 50
@@ -104,6 +106,28 @@ def verify(ensemble: Ensemble, scores: list[Score], found: list[Recorded]) -> Ve
 def test_what_was_published_comes_again(served: Served) -> None:
     report = verify(*served)
     assert (report.scores, report.by_version, report.different, report.by_what) == (N, {"cards 7": N}, 0, {})
+
+
+def test_another_review_sample_is_found(served: Served) -> None:
+    ensemble, scores, found = served
+    spec = load_spec(CARDS_SPEC)
+    rules = msgspec.structs.replace(spec.spec, monitor=msgspec.structs.replace(spec.spec.monitor, review_sample=1.0))
+    approved = [place for place, score in enumerate(scores) if score.decision == "approve"]
+    drawn = [
+        msgspec.structs.replace(score, review_propensity=1.0) if place in approved else score
+        for place, score in enumerate(scores)
+    ]
+
+    def differences(published: list[Score], spec_hash: str = "s") -> dict[str, int]:
+        verifier = Verifier(lambda *_: ensemble, 0.0, CheckedSpec(rules, spec_hash))
+        verifier.add(published, found)
+        return verifier.report().by_what
+
+    assert approved
+    assert differences(drawn) == {}
+    assert differences(scores) == {"review sample": len(approved)}
+    assert differences(scores, "of another spec") == {}
+    assert differences([*drawn[:-1], msgspec.structs.replace(drawn[-1], review_propensity=0.5)]) == {"review sample": 1}
 
 
 def first_member(found: Recorded, column: str) -> Recorded:
