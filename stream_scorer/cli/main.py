@@ -27,6 +27,7 @@ _COMMANDS = {
     "features": "features",
     "train": "train",
     "ensemble": "ensemble",
+    "incident": "incident",
     "dlq": "dlq",
     "stack": "stack",
     "topics": "topics",

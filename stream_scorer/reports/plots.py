@@ -27,7 +27,7 @@ from stream_scorer.reports.windows import Bound
 # Readable on white and on near-black, and distinguishable for most colour-blind people (after Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, PURPLE, SAND = "#3a86c8", "#e08b22", "#1f9e78", "#d4504f", "#9a6fc4", "#b59a4a"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SAND, RED)
-# A colour that nothing else uses; `_svg` replaces it by the page's text colour.
+# A colour that nothing else uses; `drawn` replaces it by the page's text colour.
 _INK = "#010203"
 # Inches at 100 px: half the page, so that text keeps its size.
 _WIDTH, _HEIGHT = 5.0, 2.9
@@ -48,12 +48,12 @@ def flow(story: Story) -> str:
     begin = int(into[0])
     seconds = np.arange(0, int((max(into[-1], out[-1]) - begin) // SECOND_MS) + 2)
     edges = begin + seconds * SECOND_MS
-    figure, (top, low) = _figure(2, 1, height=3.6, ratios=(2, 1))
+    figure, (top, low) = make_figure(2, 1, height=3.6, ratios=(2, 1))
     for times, colour, label in ((into, BLUE, "in: transactions"), (out, ORANGE, "out: scores, committed")):
         top.plot(seconds[:-1], np.diff(np.searchsorted(times, edges)), color=colour, label=label, linewidth=1.4)
     top.set_ylabel("records per second")
     top.set_ylim(bottom=0)
-    _legend(top)
+    show_legend(top)
     fine = begin + np.arange(0, (int(seconds[-1])) * 10 + 1) * (SECOND_MS // 10)
     dead = len(recording.dead.places)
     inside = np.searchsorted(into, fine) - np.searchsorted(out, fine)
@@ -61,12 +61,12 @@ def flow(story: Story) -> str:
     low.set_ylabel("in minus out")
     low.set_xlabel(f"seconds of live traffic (the difference ends at the {dead:,} dead letters)")
     low.set_ylim(bottom=0)
-    return _svg(figure, "flow")
+    return drawn(figure, "flow")
 
 
 def latency_curve(latency: Latency) -> str:
     """Share of transactions slower than x."""
-    figure, (axes,) = _figure(1, 1)
+    figure, (axes,) = make_figure(1, 1)
     for values, colour, label in (
         (latency.scored, BLUE, "until scored"),
         (latency.arrived, ORANGE, "until read by a read_committed consumer"),
@@ -87,13 +87,13 @@ def latency_curve(latency: Latency) -> str:
     axes.minorticks_off()
     axes.set_xlabel("milliseconds since the record's Kafka timestamp")
     axes.set_ylabel("slower than that")
-    _legend(axes, loc="lower left")
-    return _svg(figure, "latency")
+    show_legend(axes, loc="lower left")
+    return drawn(figure, "latency")
 
 
 def latency_over_time(latency: Latency) -> str:
     """p50 and p99 of every two seconds."""
-    figure, (axes,) = _figure(1, 1, height=2.3)
+    figure, (axes,) = make_figure(1, 1, height=2.3)
     if len(latency.at):
         bins = (latency.at - latency.at.min()) // (2 * SECOND_MS)
         found = [(b, percentiles(latency.arrived[bins == b], (50.0, 99.0))) for b in np.unique(bins).tolist()]
@@ -104,14 +104,14 @@ def latency_over_time(latency: Latency) -> str:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("ms until read")
     axes.set_xlabel("seconds of live traffic")
-    _legend(axes)
-    return _svg(figure, "latency-time")
+    show_legend(axes)
+    return drawn(figure, "latency-time")
 
 
 def precision_recall_curves(story: Story, events: Judged, found: Sequence[Quality]) -> str:
     """The ensemble and each single member; dots mark the review threshold."""
     contributions = story.recording.contributions
-    figure, (axes,) = _figure(1, 1, height=3.6)
+    figure, (axes,) = make_figure(1, 1, height=3.6)
     colours = dict(zip(contributions.members, PALETTE, strict=False))
     for quality in reversed(found):
         whole = quality.name == ENSEMBLE
@@ -136,13 +136,13 @@ def precision_recall_curves(story: Story, events: Judged, found: Sequence[Qualit
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], title="average precision", frameon=False, fontsize=8, title_fontsize=8,
                 loc="lower left")  # fmt: skip
-    return _svg(figure, "precision-recall")
+    return drawn(figure, "precision-recall")
 
 
 def recall_bars(kinds: Sequence[tuple[str, int, int]]) -> str:
     """Share of alerted transactions per kind of fraud."""
     ordered = sorted(kinds, key=lambda k: k[1] / k[2])
-    figure, (axes,) = _figure(1, 1, height=0.6 + 0.33 * max(len(ordered), 1))
+    figure, (axes,) = make_figure(1, 1, height=0.6 + 0.33 * max(len(ordered), 1))
     axes.barh(
         [_short(k[0].replace("_", " ")) for k in ordered], [k[1] / k[2] for k in ordered], color=BLUE, height=0.62
     )
@@ -152,12 +152,12 @@ def recall_bars(kinds: Sequence[tuple[str, int, int]]) -> str:
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.set_xlabel("alerted")
     axes.grid(visible=False, axis="y")
-    return _svg(figure, "kinds")
+    return drawn(figure, "kinds")
 
 
 def waterfall(alert: Explained, number: int) -> str:
     """From the base to z, one bar per member."""
-    return _svg(_waterfall(alert), f"alert-{number}")
+    return drawn(_waterfall(alert), f"alert-{number}")
 
 
 def waterfall_picture(alert: Explained, path: Path) -> None:
@@ -169,7 +169,7 @@ def waterfall_picture(alert: Explained, path: Path) -> None:
 
 
 def _waterfall(alert: Explained) -> Any:
-    figure, (axes,) = _figure(1, 1, width=3.3, height=2.1)
+    figure, (axes,) = make_figure(1, 1, width=3.3, height=2.1)
     names = ["base", *(_short(part.name) for part in alert.parts), "z"]
     at = alert.base
     axes.barh(0, alert.base, color=_INK, alpha=0.35, height=0.6)
@@ -189,7 +189,7 @@ def _waterfall(alert: Explained) -> Any:
 
 def paired_alerts(incident: Incident) -> str:
     """Cumulative alerts of the deciding version and of the previous one, on the same transactions."""
-    figure, (axes,) = _figure(1, 1)
+    figure, (axes,) = make_figure(1, 1)
     for counts, colour, label in (
         (incident.served, RED, f"version {incident.update.version} (decides)"),
         (incident.other, BLUE, "previous version, same transactions"),
@@ -198,19 +198,19 @@ def paired_alerts(incident: Incident) -> str:
     axes.set_ylabel("alerts")
     axes.set_ylim(bottom=0)
     _from_promotion(axes, incident)
-    _legend(axes, loc="upper left")
-    return _svg(figure, "paired-alerts")
+    show_legend(axes, loc="upper left")
+    return drawn(figure, "paired-alerts")
 
 
 def evidence(incident: Incident) -> str:
     """Evidence for a rise of alerted cards of more than 5 %, and the threshold of the rollback."""
-    figure, (axes,) = _figure(1, 1)
+    figure, (axes,) = make_figure(1, 1)
     axes.plot(incident.seconds, incident.evidence, color=RED, linewidth=1.6, label="evidence")
     axes.axhline(-np.log10(ALPHA), color=_INK, alpha=0.6, linewidth=0.9, linestyle="--", label="rollback threshold")
     axes.set_ylabel("evidence, powers of ten")
     _from_promotion(axes, incident)
-    _legend(axes, loc="upper left")
-    return _svg(figure, "evidence")
+    show_legend(axes, loc="upper left")
+    return drawn(figure, "evidence")
 
 
 def _from_promotion(axes: Any, incident: Incident) -> None:
@@ -223,21 +223,21 @@ def _from_promotion(axes: Any, incident: Incident) -> None:
 def alert_rate(hours: Sequence[MonitorMetric], days: Sequence[MonitorMetric]) -> str:
     """Alert rate per pane with enough transactions, and per long window."""
     hours = [m for m in hours if m.rows >= MIN_PANE_ROWS]
-    figure, (axes,) = _figure(1, 1, height=2.5)
+    figure, (axes,) = make_figure(1, 1, height=2.5)
     axes.plot([_middle(m) for m in hours], [m.value for m in hours], color=BLUE, alpha=0.5, linewidth=0.9,
               label="panes")  # fmt: skip
     for index, m in enumerate(days):
-        axes.plot([_moment(m.window_start), _moment(m.window_end)], [m.value, m.value], color=ORANGE, linewidth=2.4,
+        axes.plot([moment(m.window_start), moment(m.window_end)], [m.value, m.value], color=ORANGE, linewidth=2.4,
                   label="" if index else "long windows")  # fmt: skip
     _percent(axes, "alert rate")
-    _days(axes)
-    _legend(axes)
-    return _svg(figure, "alert-rate")
+    show_times(axes)
+    show_legend(axes)
+    return drawn(figure, "alert-rate")
 
 
 def false_positives(found: Sequence[Bound]) -> str:
     """Bounds per window, and the hidden truth."""
-    figure, (axes,) = _figure(1, 1, height=2.7)
+    figure, (axes,) = make_figure(1, 1, height=2.7)
     labelled: set[str] = set()
 
     def once(label: str) -> str:
@@ -262,16 +262,16 @@ def false_positives(found: Sequence[Bound]) -> str:
                       label=once("hidden truth, inside" if inside else "hidden truth, outside"))  # fmt: skip
     axes.xaxis_date(tz=UTC)
     _percent(axes, "false-positive rate")
-    _days(axes)
+    show_times(axes)
     highest = max((max(bound.high, (bound.interval or (0.0, 0.0))[1]) for bound in found), default=0.01)
     axes.set_ylim(0, 1.3 * highest)
-    _legend(axes, loc="upper left", ncols=2)
-    return _svg(figure, "false-positives")
+    show_legend(axes, loc="upper left", ncols=2)
+    return drawn(figure, "false-positives")
 
 
 def drift(series: dict[str, list[MonitorMetric]]) -> str:
     """Drift score per window."""
-    figure, (axes,) = _figure(1, 1, width=2 * _WIDTH, height=2.7)
+    figure, (axes,) = make_figure(1, 1, width=2 * _WIDTH, height=2.7)
     for (name, metrics), colour in zip(series.items(), (_INK, *PALETTE), strict=False):
         axes.plot([_middle(m) for m in metrics], [m.value for m in metrics], "o-", color=colour, markersize=3.5,
                   linewidth=2.0 if name == "score" else 1.2, label=_short(name))  # fmt: skip
@@ -279,15 +279,15 @@ def drift(series: dict[str, list[MonitorMetric]]) -> str:
     highest = max((m.value or 0.0 for metrics in series.values() for m in metrics), default=_DRIFT_THRESHOLD)
     axes.set_ylim(0, 1.35 * highest)
     axes.set_ylabel("drift score")
-    _days(axes)
-    _legend(axes, loc="upper left", ncols=3)
-    return _svg(figure, "drift")
+    show_times(axes)
+    show_legend(axes, loc="upper left", ncols=3)
+    return drawn(figure, "drift")
 
 
 def steps_bar(steps: dict[str, float]) -> str:
     """Wall time per step."""
     names = list(steps)
-    figure, (axes,) = _figure(1, 1, width=2 * _WIDTH, height=0.6 + 0.33 * max(len(names), 1))
+    figure, (axes,) = make_figure(1, 1, width=2 * _WIDTH, height=0.6 + 0.33 * max(len(names), 1))
     starts = np.concatenate([[0.0], np.cumsum(list(steps.values()))])
     for place, name in enumerate(names):
         axes.barh(place, steps[name], left=starts[place], color=BLUE, height=0.62)
@@ -297,12 +297,13 @@ def steps_bar(steps: dict[str, float]) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.grid(visible=False, axis="y")
-    return _svg(figure, "steps")
+    return drawn(figure, "steps")
 
 
-def _figure(
+def make_figure(
     rows: int, columns: int, *, width: float = _WIDTH, height: float = _HEIGHT, ratios: tuple[int, ...] | None = None
 ) -> tuple[Any, list[Any]]:
+    """A figure in the style of the pages, and its axes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -327,7 +328,7 @@ _STYLE: dict[Any, Any] = {
 } | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
 
 
-def _svg(figure: Any, name: str) -> str:
+def drawn(figure: Any, name: str) -> str:
     """The drawing as an ``<svg>`` element; the prefix `name` makes its ids unique on the page."""
     from matplotlib import rc_context
 
@@ -350,7 +351,8 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _legend(axes: Any, **where: Any) -> None:
+def show_legend(axes: Any, **where: Any) -> None:
+    """Add a legend, if a curve has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, **where)
 
@@ -363,7 +365,8 @@ def _percent(axes: Any, label: str) -> None:
     axes.set_ylabel(label)
 
 
-def _days(axes: Any) -> None:
+def show_times(axes: Any, label: str = "event time (UTC)") -> None:
+    """Label the horizontal axis with times."""
     from matplotlib import dates
     from matplotlib.ticker import MaxNLocator
 
@@ -373,15 +376,16 @@ def _days(axes: Any) -> None:
     untyped: Any = dates
     axes.xaxis.set_major_locator(MaxNLocator(6 if whole_days else 3, integer=whole_days))
     axes.xaxis.set_major_formatter(untyped.DateFormatter("%d %b" if whole_days else "%d %b %H:%M", tz=UTC))
-    axes.set_xlabel("event time (UTC)")
+    axes.set_xlabel(label)
 
 
-def _moment(time_ms: int) -> datetime:
+def moment(time_ms: int) -> datetime:
+    """A time in ms for an axis."""
     return datetime.fromtimestamp(time_ms / 1_000, UTC)
 
 
 def _middle(m: MonitorMetric) -> datetime:
-    return _moment((m.window_start + m.window_end) // 2)
+    return moment((m.window_start + m.window_end) // 2)
 
 
 def _number(time_ms: int) -> float:
