@@ -83,7 +83,11 @@ PROOFS = {
         "versions that change nothing are hardly ever withdrawn, although alerts come in bursts on one card", 258
     ),
     "incidents": Proof(
-        "20 faulty updates of 5 kinds, measured against the truth, are rolled back, and the member is named", 900
+        "20 faulty updates of 5 kinds and 8 faults upstream: detected, named, and answered in the right way", 900
+    ),
+    "healthy": Proof(
+        "100 days of changing traffic without a fault: no drift alarm, and healthy updates are not rolled back",
+        1_200,
     ),
     "alert-rules": Proof(
         "alert rules and queries of dashboards are valid; each alert fires and stays silent when it should",

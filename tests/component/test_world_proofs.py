@@ -6,15 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from proofs import incidents
-from proofs.kit import Context, say
+from proofs import healthy, incidents
+from proofs.kit import Context, Result, say
 
 
-def context(folder: Path, n: int, *, broken: bool = False) -> Context:
-    return Context(1, n, broken, folder, say)
+def context(folder: Path, n: int) -> Context:
+    return Context(1, n, False, folder, say)
+
+
+def failed(result: Result) -> list[str]:
+    return [name for name, holds in result.checks.items() if not holds]
 
 
 @pytest.mark.timeout(300)
-def test_faulty_updates_are_rolled_back_and_the_member_is_named(tmp_path: Path) -> None:
-    result = incidents.run(context(tmp_path, 30_000))
-    assert result.ok, [name for name, holds in result.checks.items() if not holds]
+def test_faulty_updates_and_faults_upstream_are_detected_and_named(tmp_path: Path) -> None:
+    assert failed(incidents.run(context(tmp_path, 30_000))) == []
+
+
+@pytest.mark.timeout(300)
+def test_healthy_days_and_healthy_updates_raise_no_alarm(tmp_path: Path) -> None:
+    assert failed(healthy.run(context(tmp_path, 21))) == []

@@ -1,0 +1,326 @@
+"""healthy: traffic that changes without being faulty raises no alarm, and healthy updates are not rolled back.
+
+`N` days of at least 100,000 transactions pass through the product's own code (`proofs/worlds.py`): daily and weekly
+cycles, growth, the cold start of 30-day windows, new customers and terminals, bursts of fraud on one card and on many
+cards at one terminal, and a sale. All the time an update that hardly differs is on probation. There must be at most one
+drift event at a budget of 4 false alarms per year, and no rollback.
+
+On 20 days another healthy update is tried on that day's transactions. Five of them alert 10 % more cards, because they
+detect more fraud, and do not declare it: at most one is rolled back. The same five that declare it never are.
+
+A small `N` takes fewer transactions per day and more alerts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from proofs.kit import Context, Result
+from proofs.updates import Effect, Fault, Truth, Version
+from proofs.world_training import Training, train
+from proofs.world_windows import Windows
+from proofs.worlds import BATCH, Desk, FeaturePath, Prepared, Stage, Trial, settled_traffic
+from stream_scorer.control.verdict import Tolerances
+from stream_scorer.ensemble.lineup import Lineup
+from stream_scorer.ensemble.manifest import Manifest, preprocess_digest
+from stream_scorer.monitor.drift import compare
+from stream_scorer.monitor.drift_events import DriftDetector
+from stream_scorer.monitor.drift_series import describe
+from stream_scorer.monitor.drift_types import DriftRules, DriftWindow, SeriesInfo
+from stream_scorer.records import DECISIONS, ScoreSummary, ServedVersion
+from stream_scorer.simulate.config import HOUR_MS, Life, SimulationConfig
+from stream_scorer.simulate.generate import generate_days
+from stream_scorer.spec import CheckedSpec
+
+N, SMALL = 100, 30
+MAX_EVENTS, BUDGET = 1, 4.0
+PLAIN, BETTER = 15, 5
+MAX_ROLLED_BACK = 1
+# A better update alerts this many more cards than the version before, which lacks the fraud that it detects.
+RISE, RISE_ERROR = 0.10, 0.02
+MIN_MORE_RECALL = 0.05
+# The update that is on probation all the time has this factor on the weight of one member.
+REWEIGHED = 1.02
+# Days of calm traffic on which thresholds are set and effects are measured; the last eight count.
+SETTLED_DAYS, COUNTED_DAYS = 16, 8
+# The detector learns for about two weeks. Share of the later windows in which it must watch.
+LEARNING_DAYS, MIN_WATCHED = 16, 0.9
+# The threshold of the alert on the distance from the training profile, before there were events.
+OLD_THRESHOLD = 0.2
+# Inputs that show how fast an entity is used. A version that clips them does not see fast fraud.
+VELOCITY = ("customer.count_1h", "device.count_1h", "device.count_1d", "network.count_1h", "network.count_1d")
+CLIPS = (1.0, 2.0, 3.0, 4.0, 6.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of a run."""
+
+    customers: int
+    terminals: int
+    alert_rate: float
+    training: Training
+    plain: int
+    better: int
+    batch: int
+
+    @classmethod
+    def of(cls, days: int) -> Scale:
+        """The full size, or a small one for a few days."""
+        if days > SMALL:
+            return cls(80_000, 8_000, 0.008, Training(30_000), PLAIN, BETTER, BATCH)
+        return cls(2_000, 400, 0.04, Training(9_000), 3, 1, 512)
+
+    def world(self, seed: int, days: int, life: Life | None) -> SimulationConfig:
+        """A world of this size; every day has at least 100,000 transactions at the full size."""
+        return SimulationConfig(
+            seed=seed, customers=self.customers, terminals=self.terminals, days=days, fraud_rate=0.003, life=life
+        )
+
+
+@dataclass(frozen=True)
+class Update:
+    """A healthy update: `new` is promoted over `old`. `better` ones detect more fraud. `effect` is on calm traffic."""
+
+    name: str
+    old: Version
+    new: Version
+    better: bool
+    effect: Effect
+
+
+@dataclass
+class Findings:
+    """What happened on the simulated days: `events` in words, `watched` windows, and a row per trial of an update."""
+
+    transactions: int = 0
+    smallest_day: int = 2**62
+    events: list[str] = field(default_factory=list)
+    rollbacks: int = 0
+    watched: int = 0
+    trials: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(context: Context) -> Result:
+    """See the module."""
+    days, result = context.n or N, Result()
+    scale = Scale.of(days)
+    checked, good, retrained = train(context.folder, context.seed, scale.training)
+    small = replace(scale, customers=min(scale.customers, 6_000), terminals=min(scale.terminals, 1_000))
+    settled = Truth.of(
+        settled_traffic(checked, small.world(context.seed + 40, SETTLED_DAYS, None), SETTLED_DAYS - COUNTED_DAYS)
+    )
+    good, retrained = (settled.at_alert_rate(v, scale.alert_rate, scale.alert_rate / 5) for v in (good, retrained))
+    planned = healthy_updates(settled, good, retrained, scale, np.random.default_rng(context.seed))
+    for update in planned:
+        context.say(f"{update.name}: {update.effect.cards:+.1%} cards, {update.effect.recall:+.1%} detected fraud")
+    found = live(context, checked, planned, scale, days)
+    _judge(result, found, planned, days)
+    return result
+
+
+def healthy_updates(
+    settled: Truth, good: Version, retrained: Version, scale: Scale, rng: np.random.Generator
+) -> list[Update]:
+    """Updates in which some members are trained again, then updates of a version that lacks some fraud."""
+    members = len(good.models)
+    before = settled.alerts(good, keep=True)
+    found = []
+    for number in range(scale.plain):
+        chosen = rng.permutation(members)[: 1 + number % (members - 1)].tolist()
+        new = settled.at_alert_rate(good.mixed(retrained, chosen), scale.alert_rate, scale.alert_rate / 5)
+        effect = settled.effect(before, settled.alerts(new))
+        found.append(Update(f"members {sorted(chosen)} trained again", good, new, False, effect))
+    for old, text in _without_velocity(good, rng):
+        if len(found) == scale.plain + scale.better:
+            break
+        alerts = settled.alerts(old, keep=True)
+        effect, more = settled.effect(alerts, before), before & ~alerts
+        # The additional alerts are fraud at least as often as the others, so precision does not fall.
+        precise = more.any() and settled.fraud[more].mean() >= settled.fraud[alerts].mean()
+        if precise and effect.recall >= MIN_MORE_RECALL and abs(effect.cards - RISE) <= RISE_ERROR:
+            found.append(Update(text, old, good, True, effect))
+    return found
+
+
+def _without_velocity(version: Version, rng: np.random.Generator) -> Iterator[tuple[Version, str]]:
+    """Versions in which some members do not see velocity above a limit, in random order, with a description."""
+    places = range(len(version.models))
+    chosen = [members for size in (1, 2, 3, 5) for members in itertools.combinations(places, size)]
+    cases = list(itertools.product(chosen, CLIPS))
+    for number in rng.permutation(len(cases)).tolist():
+        members, clip = cases[number]
+        yield _clipped(version, members, clip), f"sees velocity above {clip:g} in members {list(members)}"
+
+
+def _clipped(version: Version, members: Sequence[int], clip: float) -> Version:
+    """`version` with velocities above `clip` read as `clip` by some members."""
+    specs = list(version.manifest.members)
+    for place in members:
+        spec = specs[place]
+        entries = [
+            msgspec.structs.replace(entry, high=clip) if name in VELOCITY else entry
+            for name, entry in zip(spec.inputs, spec.preprocess, strict=True)
+        ]
+        specs[place] = msgspec.structs.replace(spec, preprocess=entries, preprocess_sha256=preprocess_digest(entries))
+    return replace(version, manifest=msgspec.structs.replace(version.manifest, members=specs))
+
+
+def live(context: Context, checked: CheckedSpec, planned: Sequence[Update], scale: Scale, days: int) -> Findings:
+    """The simulated days, with one update on probation all the time, and the others for a day each."""
+    life = Life(
+        growth=0.5, new_customers=0.2, lost_customers=0.05, new_terminals=0.15,
+        card_bursts=1.0, terminal_bursts=0.3, sales=(round(0.6 * days),),
+    )  # fmt: skip
+    found = Findings()
+    good, slightly = planned[0].old, Fault("weight", planned[0].old.manifest.member_names[0], None, REWEIGHED)
+    probation = Probation(checked, good, slightly.apply(good))
+    manifest = good.manifest
+    series = describe(checked, manifest)
+    windows, alarms = Windows(series, manifest.name), Alarms(manifest, series, broken=context.broken)
+    path = FeaturePath(checked, seed=context.seed)
+    # The first weeks are left to the cold start.
+    when = np.linspace(days // 4, days - 1, len(planned)).astype(int).tolist()
+    started = time.perf_counter()
+    for day, rows in enumerate(generate_days(scale.world(context.seed + 60, days, life))):
+        kept = []
+        for prepared in path.run(rows, size=scale.batch):
+            windows.add(probation.run(path, prepared))
+            if day in when:
+                kept.append(prepared)
+        for window in windows.close(int(rows.event_time[-1]) // HOUR_MS * HOUR_MS):
+            alarms.update(window)
+        found.transactions += len(rows)
+        found.smallest_day = min(found.smallest_day, len(rows))
+        for number in [n for n, on in enumerate(when) if on == day]:
+            found.trials += _trials(context, checked, planned[number], kept)
+        if day % 10 == 9:
+            rate = found.transactions / (time.perf_counter() - started)
+            context.say(f"day {day + 1}: {found.transactions:,} transactions, {rate:,.0f} per second; {alarms.text}")
+    found.rollbacks, found.events, found.watched = probation.rollbacks, alarms.events, alarms.watched
+    return found
+
+
+class Probation:
+    """A healthy update that stays on probation, and the watch that may roll it back."""
+
+    def __init__(self, checked: CheckedSpec, old: Version, new: Version) -> None:
+        one, two = old.ensemble("1"), new.ensemble("2")
+        self._desk = Desk(Tolerances(min_rows=10**12), keep=False)
+        self._desk.promote(ServedVersion(one.version, one.digest))
+        offset = self._desk.promote(ServedVersion(two.version, two.digest))
+        self._stage = Stage(Lineup((two, one), control_offset=offset, last_good=1), checked)
+
+    def run(self, path: FeaturePath, prepared: Prepared) -> list[ScoreSummary]:
+        """Score a batch, pass the alerts to the analysts of `path`, and let the watch read the summaries."""
+        batch, summaries = self._stage.run(prepared)
+        assert batch.events is not None and batch.decided is not None
+        alerted = np.flatnonzero(batch.decided.decision).tolist()
+        ids = batch.events.transactions.event_id
+        path.decided([ids[i] for i in alerted], [DECISIONS[code] for code in batch.decided.decision[alerted].tolist()])
+        self._desk.clock.rows += prepared.rows
+        self._desk.publish(summaries)
+        self._desk.step()
+        return summaries
+
+    @property
+    def rollbacks(self) -> int:
+        """Number of commands of the monitor that withdraw the update."""
+        commands = [entry.command for entry in self._desk.history.entries if entry.command is not None]
+        return sum(command.author == "monitor" and command.action == "rollback" for command in commands)
+
+
+class Alarms:
+    """The product's detector of drift events; `broken`: distances from the training profile, as they were before."""
+
+    def __init__(self, manifest: Manifest, series: Mapping[str, SeriesInfo], *, broken: bool) -> None:
+        profile = manifest.reference_profile
+        self._profile = {name: np.asarray(each.counts) for name, each in profile.items()} if broken else None
+        self._detector = DriftDetector(DriftRules(HOUR_MS, BUDGET, series))
+        self.events: list[str] = []
+        self.windows = self.watched = 0
+
+    @property
+    def text(self) -> str:
+        """The result so far."""
+        return f"{len(self.events)} drift events, {self.watched} of {self.windows} windows watched"
+
+    def update(self, window: DriftWindow) -> None:
+        """Take the next window."""
+        self.windows += 1
+        if self._profile is not None:
+            self.watched += 1
+            far = [n for n, counts in self._profile.items() if _distance(window, n, counts) > OLD_THRESHOLD]
+            self.events += [f"{far[0]} at {window.start}"] if far else []
+            return
+        report = self._detector.update(window)
+        self.watched += report.state != "learning"
+        self.events += [
+            f"{event.kind} of {event.series[0].info.name} at {event.first_window}"
+            for event in report.events
+            if event.status == "open"
+        ]
+
+
+def _distance(window: DriftWindow, name: str, reference: NDArray[np.int64]) -> float:
+    return compare(window.counts[name], reference).score
+
+
+def _trials(context: Context, checked: CheckedSpec, update: Update, kept: Sequence[Prepared]) -> list[dict[str, Any]]:
+    """The update on one day's transactions; a better one also with the declared rise."""
+    found = []
+    for declared in (None, RISE) if update.better else (None,):
+        trial = Trial(checked, update.old.ensemble("1"), update.new.ensemble("2"), expect_rise=declared)
+        outcome = trial.run(kept[:1], kept[1:])
+        cards = outcome.verdict.cards if outcome.verdict is not None else None
+        found.append(
+            {
+                "update": update.name,
+                "better": update.better,
+                "declared": declared,
+                "action": outcome.action or "none",
+                "transactions": outcome.rows,
+                "cards": [] if cards is None else [cards.both, cards.only, cards.lacking],
+            }
+        )
+        context.say(
+            f"{update.name}{', declared' if declared else ''}: {found[-1]['action']}, cards {found[-1]['cards']}"
+        )
+    return found
+
+
+def _judge(result: Result, found: Findings, planned: Sequence[Update], days: int) -> None:
+    undeclared = [t for t in found.trials if t["declared"] is None]
+    withdrawn = [t["update"] for t in undeclared if t["action"] == "rollback"]
+    declared = [t["update"] for t in found.trials if t["declared"] is not None and t["action"] == "rollback"]
+    plain = {update.name for update in planned if not update.better}
+    result.figures |= {
+        "days": days,
+        "transactions": found.transactions,
+        "events": found.events,
+        "rollbacks": found.rollbacks,
+        "watched_windows": found.watched,
+        "updates": found.trials,
+    }
+    if days > SMALL:
+        result.at_least("smallest_day", found.smallest_day, 100_000)
+        result.at_least("fewest_transactions_of_an_update", min(t["transactions"] for t in undeclared), 90_000)
+    result.check(f"at most {MAX_EVENTS} drift event", len(found.events) <= MAX_EVENTS)
+    watchable = 24 * (days - LEARNING_DAYS)
+    result.check("the detector watches once it has learned", found.watched >= MIN_WATCHED * watchable > 0)
+    result.check("no rollback on healthy days", found.rollbacks == 0)
+    result.at_least("updates_tried", len(undeclared), len(planned))
+    better = [update.effect for update in planned if update.better]
+    close = all(abs(effect.cards - RISE) <= RISE_ERROR and effect.recall > 0 for effect in better)
+    result.check("better updates alert 10 % more cards and detect more fraud", bool(better) and close)
+    result.check("no plain update is rolled back", not plain & set(withdrawn))
+    result.check("at most one better update is rolled back", len(withdrawn) <= MAX_ROLLED_BACK)
+    result.check("none that declares its rise", not declared)
