@@ -27,7 +27,8 @@ from proofs.kit import Context, Result
 from proofs.updates import Effect, Fault, Truth, Version
 from proofs.world_training import Training, train
 from proofs.world_windows import Windows
-from proofs.worlds import BATCH, Desk, FeaturePath, Prepared, Stage, Trial, settled_traffic
+from proofs.worlds import BATCH, Desk, FeaturePath, Outcome, Prepared, Stage, Trial, settled_traffic
+from stream_scorer.control.label_verdict import Labels, judge_labels
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.ensemble.manifest import Manifest, preprocess_digest
@@ -36,7 +37,7 @@ from stream_scorer.monitor.drift_events import DriftDetector
 from stream_scorer.monitor.drift_series import describe
 from stream_scorer.monitor.drift_types import DriftRules, DriftWindow, SeriesInfo
 from stream_scorer.records import DECISIONS, ScoreSummary, ServedVersion
-from stream_scorer.simulate.config import HOUR_MS, Life, SimulationConfig
+from stream_scorer.simulate.config import DAY_MS, HOUR_MS, Life, SimulationConfig
 from stream_scorer.simulate.generate import generate_days
 from stream_scorer.spec import CheckedSpec
 
@@ -47,6 +48,7 @@ MAX_ROLLED_BACK = 1
 # A better update alerts this many more cards than the version before, which lacks the fraud that it detects.
 RISE, RISE_ERROR = 0.10, 0.02
 MIN_MORE_RECALL = 0.05
+LABEL_AGE_MS = 2 * DAY_MS
 # The update that is on probation all the time has this factor on the weight of one member.
 REWEIGHED = 1.02
 # Days of calm traffic on which thresholds are set and effects are measured; the last eight count.
@@ -289,12 +291,26 @@ def _trials(context: Context, checked: CheckedSpec, update: Update, kept: Sequen
                 "action": outcome.action or "none",
                 "transactions": outcome.rows,
                 "cards": [] if cards is None else [cards.both, cards.only, cards.lacking],
+                "labels": _labels(outcome, kept) if outcome.action == "rollback" else "",
             }
         )
         context.say(
             f"{update.name}{', declared' if declared else ''}: {found[-1]['action']}, cards {found[-1]['cards']}"
         )
     return found
+
+
+def _labels(outcome: Outcome, kept: Sequence[Prepared]) -> str:
+    """What the product concludes once every card on which the versions disagree has its true label."""
+    if outcome.verdict is None:
+        return ""
+    truth: dict[str, bool] = {}
+    for prepared in kept:
+        assert prepared.batch.events is not None
+        truth.update(zip(prepared.batch.events.transactions.event_id, prepared.fraud.tolist(), strict=True))
+    found = outcome.verdict.disagreements
+    labels: Labels = {each.event_id: [(each.at + 1, "fraud" if truth[each.event_id] else "genuine")] for each in found}
+    return judge_labels(found, labels, kept[-1].event_time + 2 * LABEL_AGE_MS, LABEL_AGE_MS).finding
 
 
 def _judge(result: Result, found: Findings, planned: Sequence[Update], days: int) -> None:
@@ -323,4 +339,5 @@ def _judge(result: Result, found: Findings, planned: Sequence[Update], days: int
     result.check("better updates alert 10 % more cards and detect more fraud", bool(better) and close)
     result.check("no plain update is rolled back", not plain & set(withdrawn))
     result.check("at most one better update is rolled back", len(withdrawn) <= MAX_ROLLED_BACK)
+    result.check("its labels clear it", all(t["labels"] == "cleared" for t in undeclared if t["action"] == "rollback"))
     result.check("none that declares its rise", not declared)

@@ -127,6 +127,8 @@ class Case:
             "false_positive_transactions": round(self.effect.false_positive_transactions, 3),
             "action": outcome.action or "none",
             "named": "" if incident is None or incident.member is None else incident.member,
+            "named_input": "" if incident is None or incident.input is None else incident.input,
+            "difference": "" if incident is None else incident.difference,
             "transactions": outcome.rows,
             "event_hours": round(outcome.event_ms / 3_600_000, 1),
             "seconds": round(outcome.seconds, 1),
@@ -202,7 +204,9 @@ def updates(context: Context, checked: CheckedSpec, traffic: Traffic, scale: Sca
 def _judge(result: Result, cases: Sequence[Case], scale: Scale) -> None:
     n = scale.updates
     named, detected = sum(case.named for case in cases), sum(case.detected for case in cases)
-    result.figures |= {"detected": detected, "named": named}
+    with_input = [case for case in cases if case.fault.input is not None]
+    right = sum(c.outcome.incident is not None and c.outcome.incident.input == c.fault.input for c in with_input)
+    result.figures |= {"detected": detected, "named": named, "with_input": len(with_input), "inputs_named": right}
     result.at_least("updates", len(cases), n)
     result.at_least("updates_with_every_member_retrained", sum(case.retrained for case in cases), n // 2)
     result.check("every update is harmful, as measured", all(case.effect.harmful for case in cases))

@@ -18,11 +18,11 @@ def failed(result: Result) -> list[str]:
     return [name for name, holds in result.checks.items() if not holds]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_faulty_updates_and_faults_upstream_are_detected_and_named(tmp_path: Path) -> None:
     assert failed(incidents.run(context(tmp_path, 30_000))) == []
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_healthy_days_and_healthy_updates_raise_no_alarm(tmp_path: Path) -> None:
     assert failed(healthy.run(context(tmp_path, 21))) == []
