@@ -67,8 +67,8 @@ def _null_network(rows: Transactions) -> Transactions:
 
 
 def _constant_device(rows: Transactions) -> Transactions:
-    present = np.array([device is not None for device in rows.device_id])
-    return replace(rows, device_id=np.where(present, "d000000000", None))
+    devices = [None if device is None else "d000000000" for device in rows.device_id]
+    return replace(rows, device_id=np.array(devices, dtype=object))
 
 
 def _rounded(rows: Transactions) -> Transactions:
