@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stream_scorer.monitor.drift import compare
 from stream_scorer.monitor.drift_types import (
     ChangeKind,
+    ChronicShift,
     DriftEvent,
     DriftRules,
     DriftWindow,
@@ -164,6 +165,30 @@ def mean_of(counts: Ints, edges: Sequence[float]) -> float | None:
     borders = np.asarray(edges, dtype=np.float64)
     middles = np.concatenate([borders[:1], (borders[:-1] + borders[1:]) / 2, borders[-1:]])
     return float(middles @ values / values.sum())
+
+
+def chronic_shifts(series: Sequence[SeriesInfo], counts: Ints, profile: Mapping[str, Ints]) -> list[ChronicShift]:
+    """The difference of each series from its training profile, largest distance first.
+
+    `counts` (S, B) are histograms of whole weeks, so that neither the hour nor the day of the week makes a difference.
+    Series without rows, or without a profile on the same bins, are left out.
+    """
+    found = []
+    for column, info in enumerate(series):
+        now, before = counts[column, : len(info.edges) + 2], profile.get(info.name)
+        if before is None or len(before) != len(now) or not now.any():
+            continue
+        if info.kind in ("member", "score"):
+            # The detector does not count scores that are missing.
+            before = np.append(before[:-1], 0)
+        drift = compare(now, before)
+        price = None
+        if info.kind in ("member", "score"):
+            means = mean_of(now, info.edges), mean_of(before, info.edges)
+            if means[0] is not None and means[1] is not None:
+                price = (means[0] - means[1]) * (info.weight if info.kind == "member" else 1.0)
+        found.append(ChronicShift(info.name, drift.score, drift.psi, drift.ks, drift.rows, price))
+    return sorted(found, key=lambda shift: -shift.distance)
 
 
 def _members(series: Sequence[SeriesInfo], changed: Sequence[SeriesInfo], found: Evidence) -> list[MemberEffect]:

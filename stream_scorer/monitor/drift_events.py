@@ -140,6 +140,15 @@ class DriftDetector:
         """The series by name."""
         return self._rules.series
 
+    def last_week(self) -> Ints:
+        """Counts (S, B) of the week that ends with the newest window; all zero while there is less than a week."""
+        history, last = self._history, self._state.last
+        slots = history.slots(last + 1 - history.per_week, last + 1)
+        if last - self._state.first + 1 < history.per_week:
+            slots = slots[:0]
+        total: Ints = history.counts[slots].sum(axis=0, dtype=np.int64)
+        return total
+
     @property
     def open_events(self) -> list[DriftEvent]:
         """The events that have not ended."""

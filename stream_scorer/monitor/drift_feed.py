@@ -10,16 +10,26 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from stream_scorer.ensemble.manifest import Manifest
 from stream_scorer.monitor.drift import ProfileMismatch
+from stream_scorer.monitor.drift_attribution import chronic_shifts
 from stream_scorer.monitor.drift_events import DriftDetector
 from stream_scorer.monitor.drift_series import DECISION, describe
-from stream_scorer.monitor.drift_types import WEEK_MS, DriftEvent, DriftReport, DriftRules, DriftWindow, SeriesInfo
+from stream_scorer.monitor.drift_types import (
+    DAY_MS,
+    WEEK_MS,
+    ChronicShift,
+    DriftEvent,
+    DriftReport,
+    DriftRules,
+    DriftWindow,
+    SeriesInfo,
+)
 from stream_scorer.monitor.metrics import DRIFT_EVENT, DRIFT_EVIDENCE, DRIFT_LEARNING, DRIFT_THRESHOLD, MISMATCHED
 from stream_scorer.monitor.tally import parse_label
 from stream_scorer.monitor.windows import field_prefix, histogram
@@ -240,7 +250,31 @@ class DriftFeed:
             else:
                 stream.ended.append(event)
                 _log.info("drift event %s has ended: %s", event.id, event.status)
-        return [*_window_records(window, report, self._pane_ms), *(_event_record(e) for e in report.events)]
+        return [
+            *_window_records(window, report, self._pane_ms),
+            *(_event_record(event) for event in report.events),
+            *(self._chronic(stream, window) if (window.start + self._pane_ms) % DAY_MS == 0 else ()),
+        ]
+
+    def _chronic(self, stream: _Stream, window: DriftWindow) -> list[MonitorMetric]:
+        """Once a day, the permanent difference of the last week from the training profile, with its price."""
+        manifest = self._manifests.manifest(window.ensemble, window.version)
+        if manifest is None:
+            return []
+        profile = {name: np.asarray(series.counts) for name, series in manifest.reference_profile.items()}
+        shifts = chronic_shifts(list(stream.series.values()), stream.detector.last_week(), profile)
+        end = window.start + self._pane_ms
+        week = replace(window, start=end - WEEK_MS)
+        return [
+            _record(
+                week, end, "drift_chronic", s.series, s.distance, {"psi": s.psi, "ks": s.ks, "price": s.price}, s.rows
+            )
+            for s in shifts
+        ]
+
+
+def _statistics(shift: ChronicShift) -> dict[str, float | int | None]:
+    return {"psi": shift.psi, "ks": shift.ks, "price": shift.price}
 
 
 def _counts(counts: Mapping[str, int], info: SeriesInfo) -> np.ndarray:
@@ -301,6 +335,7 @@ def _record(
     dimension: str,
     value: float,
     statistics: dict[str, float | int | None] | None = None,
+    rows: int | None = None,
 ) -> MonitorMetric:
     return MonitorMetric(
         metric=metric,
@@ -316,7 +351,7 @@ def _record(
         high=None,
         numerator=None,
         denominator=None,
-        rows=window.rows,
+        rows=window.rows if rows is None else rows,
         label_age=None,
         statistics=statistics or {},
     )

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 # What a series describes. A `rate` is a feature that follows the volume of traffic, such as a count per hour.
 SeriesKind = Literal["feature", "rate", "member", "score", "decision"]
 # How a distribution changed. `offset` also covers every change of shape that is none of the others.
-ChangeKind = Literal["scale", "offset", "missing", "mapping", "volume"]
+ChangeKind = Literal["scale", "offset", "missing", "mapping"]
 # `accepted`: the change lasted, so it is a chronic state now and the detector learns the new distribution.
 EventStatus = Literal["open", "recovered", "accepted"]
 DetectorState = Literal["learning", "watching", "alarm"]
@@ -164,9 +164,10 @@ class DriftEvent:
 
 @dataclass(frozen=True, slots=True)
 class ChronicShift:
-    """A permanent difference of a series from its training profile.
+    """The difference of a series over a week from its training profile.
 
-    `price` is the shift of a member's mean calibrated score times its share of the weight; None for other series.
+    `price` is the change of a member's mean calibrated score times its share of the weight, or of the mean score; None
+    for features and decisions.
     """
 
     series: str

@@ -44,13 +44,16 @@ class Monitor:
         self.rng = np.random.default_rng(1)
         self.at = 0
         self.metrics = Metrics(MONITOR_METRICS)
-        monkeypatch.setattr(drift_feed, "describe", lambda _checked, version: series(f"member {version}"))
+        monkeypatch.setattr(drift_feed, "describe", lambda _checked, manifest: series(f"member {manifest.version}"))
         self.feed = self.open()
 
     def open(self, epoch: str = "e") -> DriftFeed:
         self.store = MemoryCounterStore(self.server)
         self.store.open(epoch, {"summaries:0": 0})
-        manifests = SimpleNamespace(manifest=lambda _ensemble, version: version)
+        profile = {name: Series(list(EDGES), [200, 300, 300, 100, 80, 20]) for name in ("amount", "member:gbm")}
+        manifests = SimpleNamespace(
+            manifest=lambda _ensemble, version: SimpleNamespace(version=version, reference_profile=profile)
+        )
         return DriftFeed(
             self.store, None, manifests, self.metrics, pane_ms=HOUR_MS, false_alarms_per_year=4.0  # type: ignore[arg-type]
         )  # fmt: skip
@@ -97,6 +100,20 @@ def test_closed_panes_become_states_evidence_and_events(monkeypatch: pytest.Monk
     assert gauge("stream_scorer_drift_event", labels) == 1
     assert gauge("stream_scorer_drift_learning", {"ensemble": "cards"}) == 0
     assert all(r.value >= 0 for r in records if r.metric == "drift_evidence" and r.value is not None)
+
+
+def test_the_chronic_state_has_a_price_and_is_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = Monitor(monkeypatch)
+    monitor.count(0, 8 * 24)
+    records = [r for r in monitor.read(8 * 24) if r.metric == "drift_chronic"]
+    # On two days, the whole week before them.
+    assert [(r.window_start // HOUR_MS, r.window_end // HOUR_MS) for r in records[::2]] == [(0, 168), (24, 192)]
+    by_series = {r.dimension: r for r in records[-2:]}
+    assert by_series["amount"].statistics["price"] is None
+    # The share of the first bin is 0.1 instead of 0.2, that of the fourth 0.2 instead of 0.1: values 1 and 3.5.
+    assert by_series["member:gbm"].statistics["price"] == pytest.approx(0.25 / 0.98, rel=0.02)
+    assert by_series["member:gbm"].rows == pytest.approx(168 * 2_000 * 0.98, rel=0.01)
+    assert monitor.feed.events() == []
 
 
 def test_a_pane_is_read_once_closed_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +167,7 @@ def test_a_new_version_keeps_the_history_of_the_features(monkeypatch: pytest.Mon
 
 def test_an_unknown_version_is_not_fed(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = Monitor(monkeypatch)
-    monitor.feed._manifests = SimpleNamespace(manifest=lambda *_: None)  # type: ignore[assignment]
+    monitor.feed._manifests = SimpleNamespace(manifest=lambda *_: None)
     monitor.count(0, 5)
     assert monitor.read(5) == []
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
+from scipy.spatial.distance import jensenshannon
 
 from stream_scorer.monitor.drift import (
     SUFFICIENT_ROWS,
@@ -36,6 +38,17 @@ def test_golden_values() -> None:
     assert drift.score == pytest.approx(0.3324529289534206, abs=1e-12)
     assert drift.psi == pytest.approx(0.9585296590439819, abs=1e-12)
     assert drift.ks == pytest.approx(0.3580260918888259, abs=1e-12)
+
+
+def test_indices_agree_with_scipy() -> None:
+    rng = np.random.default_rng(9)
+    a, b = rng.integers(1, 200, 12), rng.integers(1, 200, 12)
+    p, q = a / a.sum(), b / b.sum()
+    assert jensen_shannon_distance(p, q) == pytest.approx(jensenshannon(p, q), abs=1e-12)
+    assert population_stability_index(p, q) == pytest.approx(stats.entropy(p, q) + stats.entropy(q, p), abs=1e-12)
+    values = np.arange(12)
+    expected = stats.ks_2samp(np.repeat(values, a), np.repeat(values, b)).statistic
+    assert kolmogorov_smirnov(p, q) == pytest.approx(expected, abs=1e-12)
 
 
 def test_smoothing_is_the_stated_one() -> None:
