@@ -18,7 +18,7 @@ from stream_scorer.records import CardAlerts, Disagreement
 # Bounds the memory of one pair: about 30 MB. By then, a change of 1 % is visible.
 MAX_CARDS = 250_000
 # Cards on which the versions disagree that are kept for a comparison by labels. Several hundred decide it.
-MAX_DISAGREEMENTS = 4_000
+MAX_DISAGREEMENTS = 1_000
 
 
 @dataclass(slots=True)

@@ -49,8 +49,8 @@ _TOPICS: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
         **dict.fromkeys(("scores", "labels", "score_summaries", "control", "scorer_status", "dead_letters"), ("Read",)),
         "transactions": ("Describe",),
         "outcomes": ("Read", "Write"),
-        **dict.fromkeys(("monitor_metrics", "verdicts"), ("Write",)),
-        "incidents": ("Read", "Write"),
+        "monitor_metrics": ("Write",),
+        **dict.fromkeys(("incidents", "verdicts"), ("Read", "Write")),
     },
     "operator": {
         **dict.fromkeys(("transactions", "labels"), ("Create", *_CONFIGS)),

@@ -20,16 +20,19 @@ import pytest
 from click.testing import CliRunner
 
 from stream_scorer.cli.checks import PYTHON_BELOW, PYTHON_MIN, Check, run_checks, shown_value
+from stream_scorer.cli.control import _ladder
 from stream_scorer.cli.dead_letters import dead_letter_lines, group_dead_letters
 from stream_scorer.cli.formatting import json_line, line
 from stream_scorer.cli.main import _COMMANDS, cli, main
 from stream_scorer.cli.topic_io import ReadRecord, Redaction
 from stream_scorer.console import plain
+from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import (
     TOPIC_RECORDS,
     Alert,
     AuditRecord,
+    CanaryState,
     Command,
     Contribution,
     CountedCards,
@@ -533,3 +536,18 @@ def test_what_changes_what_may_serve_wants_a_reason(command: str) -> None:
     ended = CliRunner().invoke(cli, ["ensemble", *command.split()])
     assert ended.exit_code == 2
     assert "--why" in ended.output
+
+
+def test_a_canary_needs_a_share_or_a_ladder() -> None:
+    ended = CliRunner().invoke(cli, ["ensemble", "canary", "cards:1", "--why", "so"])
+    assert isinstance(ended.exception, UsageError) or ended.exit_code == 2
+    assert "--share or --ladder" in f"{ended.output}{ended.exception}"
+
+
+def test_status_shows_the_steps_of_a_ladder() -> None:
+    canary = CanaryState(ServedVersion("3", "f" * 64), 0.05, "s", ladder=[0.01, 0.05, 0.25, 1.0])
+    assert _ladder(canary) == "steps 0.01, 0.05, 0.25, 1; next: 0.25, after a confirmation"
+    assert "next: promotion, after the monitor acts" in _ladder(
+        msgspec.structs.replace(canary, share=0.25, confirmed=True)
+    )
+    assert _ladder(msgspec.structs.replace(canary, ladder=[])) == ""

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from stream_scorer.cli.formatting import verdict_facts
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
 from stream_scorer.control.state import History
@@ -20,7 +21,18 @@ from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.observability.metrics import Metrics
-from stream_scorer.records import CardAlerts, Command, Incident, PaneSummary, ScoreSummary, ServedVersion, VerdictRecord
+from stream_scorer.records import (
+    CardAlerts,
+    Command,
+    Incident,
+    MemberPair,
+    PairDifferences,
+    PaneSummary,
+    PreparedInput,
+    ScoreSummary,
+    ServedVersion,
+    VerdictRecord,
+)
 from tests.support.control import MARKER, ControlRecord, MemoryControlLog
 
 ONE, TWO = (ServedVersion(str(i), str(i) * 64) for i in (1, 2))
@@ -119,6 +131,46 @@ def test_the_member_is_named_whose_alerts_are_lost() -> None:
     found.add(summary(TWO, [100, 0, 200, 9_700], only_by=(10, 85)))
     assert found.verdict.finding == "fall"
     assert found.summary().endswith("member gbdt causes 7.0 fewer alerts per 1,000 transactions than before")
+
+
+def moved_by_gbdt(alerts: int) -> PairDifferences:
+    """Of 10,000 transactions, `alerts` are alerted because gbdt reads an input at another scale."""
+    counts = [alerts, alerts, 6 * alerts, 0, 0, 0, 0, 0, 0]
+    parameters: tuple[list[float | None], list[float | None]] = ([None, None, None, 0, 0.5], [None, None, None, 0, 1])
+    prepared = PreparedInput(*parameters, counts, counts)
+    square = [200, alerts, 0, 9_800 - alerts]
+    return PairDifferences(10_000, {"gbdt": MemberPair((0.4, 0.4), output=square, inputs={"amount": prepared})})
+
+
+def test_command_incident_and_verdict_name_the_member_and_the_input() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    # Of the alerts that exist because of one member, xgb has most: it always had.
+    found = summary(TWO, MORE, only_by=(3, 80))
+    desk.summaries.append(replace(found, differences={ONE.version: moved_by_gbdt(140)}))
+    desk.watch().step()
+    why = desk.history.entries[-1].command
+    assert why is not None
+    assert why.why.endswith(
+        "; member gbdt causes 14.0 more alerts per 1,000 transactions than in version 1: reads amount 2 times as large"
+    )
+    (incident,) = desk.incidents
+    assert (incident.member, incident.input, incident.difference) == ("gbdt", "amount", "reads amount 2 times as large")
+    cause = desk.verdicts[-1].cause
+    assert cause is not None and (cause.kind, cause.member, cause.input) == ("scale", "gbdt", "amount")
+    assert [(each.member, each.input) for each in desk.verdicts[-1].inputs] == [("gbdt", "amount")]
+    facts = verdict_facts(desk.verdicts[-1])
+    assert ("cause", "member gbdt: reads amount 2 times as large (14.0 alerts per 1,000)") in facts
+
+
+def test_an_input_that_is_read_differently_is_listed_before_any_alert() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    found = summary(TWO, [0, 0, 0, 10_000])
+    desk.summaries.append(replace(found, differences={ONE.version: moved_by_gbdt(140)}))
+    desk.watch().step()
+    verdict = desk.verdicts[-1]
+    assert (verdict.finding, verdict.cause, [each.input for each in verdict.inputs]) == ("undecided", None, ["amount"])
 
 
 class Reader:
