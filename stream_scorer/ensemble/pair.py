@@ -144,6 +144,8 @@ class InputComparison:
         is none. A value that is missing for one version
         only has the distance of the whole profile.
         """
+        if not len(self._columns):
+            return np.zeros((0, len(CLASSES), 3), np.int64)
         counts: NDArray[np.int64] = _compare(
             features, rows, self._columns, self._served, self._other, self._edges, self._n_edges
         )

@@ -101,14 +101,14 @@ class PairComparer:
             return None
         mine, others = decided.verdicts[version], decided.verdicts[other]
         thresholds = self._served.manifest.thresholds
-        review = np.broadcast_to(self._policy.review(thresholds, decided.rules), counts.shape)
+        review = self._policy.review(thresholds, decided.rules)
         alert, theirs = mine.decision > 0, others.decision > 0
         scores = self._plan.theirs(others.scored.member_scores, mine.scored.member_scores.shape[1])
-        changed = self._served.what_if(mine.scored, scores, self._plan.scenarios) >= review[:, None]
+        changed = self._served.what_if(mine.scored, scores, self._plan.scenarios) >= np.atleast_1d(review)[:, None]
         squares = _squares(alert[rows], changed[rows])
         alerted = rows[alert[rows] | theirs[rows]]
-        linked = np.rint(UNIT * self._served.linked(mine.scored.member_scores))
-        linked_theirs = np.rint(UNIT * self._served.linked(scores))
+        linked = self._linked(mine.scored.member_scores)
+        linked_theirs = self._linked(scores)
         prepared = [self._inputs.count(enriched.matrix, each).reshape(-1, 9).tolist() for each in (rows, alerted)]
         found: dict[str, MemberPair] = {}
         start = 0
@@ -137,6 +137,12 @@ class PairComparer:
             )
             start = stop
         return PairDifferences(len(rows), found, self._policy_square(batch, version, rows, alert))
+
+    def _linked(self, member_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores on the scale of the link, in whole thousandths; not computed if no output differs."""
+        if not any(member.output for member in self._plan.members):
+            return member_scores
+        return np.rint(UNIT * self._served.linked(member_scores))
 
     def _answers(
         self, features: NDArray[np.float64], alerted: I64, member: MemberPlan, difference: NDArray[np.float64]
@@ -170,7 +176,7 @@ class PairComparer:
         if not self._plan.policy:
             return []
         thresholds = self._other.manifest.thresholds
-        review = np.broadcast_to(self._policy.review(thresholds, decided.rules), alert.shape)
+        review = self._policy.review(thresholds, decided.rules)
         changed = self._other.finish(decided.verdicts[version].scored.z) >= review
         square: list[int] = _squares(alert[rows], changed[rows][:, None])[0].tolist()
         return square
