@@ -92,7 +92,7 @@ def run(context: Context) -> Result:
     result.at_least("mature_windows", len(mature), 15 if few else 100)
     rows = Rows.of(log)
     result.check("the review sample is the one that plain integers give", _same_sample(log, checked))
-    result.at_least("drawn_and_labelled", int((rows.columns.drawn & (rows.verdict >= 0)).sum()), 50 if few else 500)
+    result.at_least("drawn_and_labelled", int((rows.columns.drawn & (rows.verdict >= 0)).sum()), 30 if few else 500)
     found = {pane: figures(log.cells[pane, WHO], _profile(), log.rules) for pane in mature}
     _check_recomputation(result, rows, found)
     _check_coverage(result, rows, found, few=few)
@@ -299,7 +299,7 @@ def _summary(columns: Columns, rule: Ints, amount: Ints, pane_ms: int) -> ScoreS
     pane = PaneSummary(
         int(columns.event_time[0]) // pane_ms * pane_ms, len(rule), int(columns.duplicate.sum()), 0, 0,
         dict(zip(DECISIONS, number, strict=True)), dict(zip(DECISIONS, money.tolist(), strict=True)),
-        {}, {}, alerts, [], {}, {}, *one,
+        {}, {}, alerts, [], {}, sampled=one[0], groups=one[1], rules=one[2],
     )  # fmt: skip
     return ScoreSummary("cards", "1", "champion", pane_ms, "transactions", 0, 0, 1, 0, [pane])
 
