@@ -65,6 +65,8 @@ DUPLICATES = 0.002
 CARD_SD, FRAUD_DISTANCE, CHANGE = 0.6, 2.6, 0.25
 MEMBERS = ("one", "two")
 POSITIVE = {"review+block": (1, 2), "block": (2,)}
+# Median width of the intervals, relative to the rate: with about 30 reviewed false positives per window, on few cards.
+WIDEST = 1.2
 TOLERANCE = 1e-9
 WHO = cell_label("cards", "1", "champion")
 
@@ -484,6 +486,9 @@ def _check_coverage(result: Result, rows: Rows, found: Found, *, few: bool) -> N
         if dimension == "review+block":
             result.at_least("windows_with_an_interval", intervals, 15 if few else 100)
             result.check(f"{label}: intervals cover the truth in 90 of 100 windows", covered >= 0.9 * intervals)
+            result.check(
+                f"{label}: and are not wider than {WIDEST:g} times the rate", float(np.median(widths)) <= WIDEST
+            )
 
 
 def _check_errors(result: Result, rows: Rows, found: Found) -> None:

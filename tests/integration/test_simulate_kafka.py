@@ -51,7 +51,8 @@ def history() -> Transactions:
 
 
 def make_topics(bootstrap: str, prefix: str) -> None:
-    TopicAdmin(bootstrap).create([f"{prefix}{name}" for name in ("transactions", "labels", "alerts")], PARTITIONS)
+    names = ("transactions", "labels", "alerts", "review-sample")
+    TopicAdmin(bootstrap).create([f"{prefix}{name}" for name in names], PARTITIONS)
 
 
 def read_all(bootstrap: str, topic: str, count: int) -> list[FollowedRecord]:
