@@ -95,7 +95,7 @@ PROOFS = {
         own="builds promtool at its first run; needs no services",
     ),
     "fpr-oracle": Proof(
-        "false-positive rates equal a recomputation; bounds and intervals contain the hidden truth of a closed loop",
+        "false-positive rates equal a recomputation; bounds and intervals contain the truth of a closed loop",
         160,
     ),
     "sticky": Proof("an entity keeps its arm in every process and while the share grows", 21),
