@@ -263,9 +263,9 @@ def _bin(x, edges, n):  # type: ignore[no-untyped-def]  # pragma: no cover - com
 
 @njit(cache=True, nogil=True, fastmath=False)
 def _width(place, edges, n):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Width of a bin; that of the next one for a bin without a limit, 0 if there is none."""
+    """Width of a bin, or of the next one if it has no limit. With a single edge, as of a flag, its distance from 0."""
     if n < 2:
-        return 0.0
+        return abs(edges[0]) if n else 0.0
     upper = min(max(place, 1), n - 1)
     return edges[upper] - edges[upper - 1]
 

@@ -36,7 +36,7 @@ FEATURES = CHECKED.features
 MEMBERS = {
     "one": {"customer.count_1h": 0.9, "amount_to_mean_30d": 0.5, "device_age.since_last": 0.4},
     "two": {"amount_log": 0.9, "terminal.count_1h": -0.3, "channel_code": 0.6},
-    "three": {"terminal_risk.label_rate_7d": 1.2, "amount_log": 0.5},
+    "three": {"terminal_risk.label_rate_7d": 1.2, "amount_log": 0.5, "is_night": 0.2},
 }
 Change = Callable[[Draft], Draft]
 
@@ -47,6 +47,7 @@ def rows(n: int, seed: int) -> np.ndarray:
     values = rng.lognormal(0.0, 0.6, (n, len(FEATURES)))
     values[:, FEATURES.index("customer.count_1h")] = rng.poisson(3.0, n)
     values[:, FEATURES.index("channel_code")] = rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])
+    values[:, FEATURES.index("is_night")] = rng.random(n) < 0.4
     values[rng.random(n) < 0.2, FEATURES.index("device_age.since_last")] = np.nan
     return values
 
