@@ -114,7 +114,10 @@ class Attribution:
         least = max(MIN_ALERTS, MIN_SHARE * abs(change))
         name = max(moved, key=lambda each: (moved[each], each), default=None)
         policy = sign * _net(self._policy)
-        if policy >= least and (name is None or policy > moved[name]):
+        # A version that is trained again has another scale of scores, and thresholds that follow it. Such a policy
+        # alone would move far more alerts than the whole version did, so the one nearest to that change is named.
+        unlike = abs(sign * change - policy)
+        if policy >= least and (name is None or moved[name] < least or unlike < abs(sign * change - moved[name])):
             text = "its final calibrator or thresholds differ"
             return Cause("policy", None, None, text, self._per_thousand(policy))
         if name is None or moved[name] < least:

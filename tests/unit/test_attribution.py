@@ -27,7 +27,7 @@ from stream_scorer.ensemble.manifest import (
     WeightedMean,
 )
 from stream_scorer.pipeline.pair_inputs import PairComparer
-from stream_scorer.records import Cause, PairDifferences
+from stream_scorer.records import Cause, MemberPair, PairDifferences
 from stream_scorer.spec import load_spec
 from tests.support.ensembles import TRAINING, logistic
 
@@ -268,3 +268,12 @@ def test_a_changed_threshold_is_named_and_no_member(before: Ensemble) -> None:
     cause = attribution.cause(falls=False, change=100)
     assert cause is not None and (cause.kind, cause.member) == ("policy", None)
     assert attribution.cause(falls=True, change=-100) is None
+
+
+@pytest.mark.parametrize(("change", "named"), [(25, "a"), (70, None)])
+def test_thresholds_that_follow_another_scale_of_scores_do_not_hide_the_member(change: int, named: str | None) -> None:
+    attribution = Attribution()
+    member = MemberPair((0.5, 0.5), output=[75, 26, 0, 899], member=[75, 26, 0, 899])
+    attribution.add(PairDifferences(1_000, {"a": member}, policy=[31, 70, 0, 899]))
+    cause = attribution.cause(falls=False, change=change)
+    assert cause is not None and cause.member == named
