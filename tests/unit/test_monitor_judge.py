@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 
@@ -199,3 +200,49 @@ def test_revisions_continue_above_those_published_before_the_counters_were_lost(
     monitor.count(5, reached=5)
     monitor.count(5, reached=5)
     assert monitor.turn() == [(5, 20, 1_700_000_001, False)]
+
+
+def _labelled(monitor: Monitor, hour: int) -> None:
+    """An analyst labels the one alert of `hour` genuine, 6 hours later."""
+    cells = new_cells()
+    outcome = Outcome(
+        "e", hour * HOUR, hour * HOUR, "1", "champion", "p", "review", 0, 10, "genuine", None, "analyst", 1.0,
+        (hour + 6) * HOUR, 6 * HOUR, "cards", card_group=3,
+    )  # fmt: skip
+    count_outcome(cells, outcome, frozenset({"analyst"}), RULES.horizon_ms)
+    start = monitor.store.open("e", {"outcomes:0": 0}).marks["outcomes:0"]
+    assert monitor.store.apply(Batch("outcomes:0", start, start + 1, cells, {})).status == "applied"
+
+
+def test_a_young_rate_is_not_final_and_states_its_labels() -> None:
+    monitor = Monitor()
+    monitor.count(5, reached=9)
+    _labelled(monitor, 5)
+    by_metric = {(r.metric, r.dimension): r for r in monitor.judge.turn().records}
+    young = by_metric["fpr", "review+block"]
+    assert (young.final, young.maturity, young.label_age) == (False, None, 3 * HOUR)
+    assert young.label_sources == {"analyst": 1}
+    assert by_metric["alert_rate", "block"].final is None
+    assert not any(metric == "label_maturity" for metric, _ in by_metric)
+
+
+def test_the_gauges_show_no_rate_of_a_mature_window_without_labels() -> None:
+    monitor = Monitor()
+
+    def gauge() -> float | None:
+        labels = {"ensemble": "cards", "version": "1", "arm": "champion", "positive": "review+block"}
+        return monitor.judge._metrics.registry.get_sample_value("stream_scorer_false_positive_rate", labels)
+
+    monitor.count(5, reached=60)
+    _labelled(monitor, 5)
+    reports = monitor.judge.turn()
+    monitor.judge.settle(reports)
+    records = {(r.metric, r.dimension): r for r in reports.records}
+    mature = records["fpr", "review+block"]
+    assert (mature.final, mature.maturity, mature.numerator, mature.value) == (True, 1.0, 1, 0.1)
+    assert records["label_maturity", "1/8"].value == 0.0
+    assert records["label_maturity", "1/4"].value == 1.0
+    assert gauge() == 0.1
+    monitor.count(6, reached=61)
+    assert {r.statistics["no_labels"] for r in monitor.judge.turn().records if r.metric == "fpr"} == {1}
+    assert math.isnan(gauge() or 0.0)
