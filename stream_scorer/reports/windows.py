@@ -55,8 +55,9 @@ def windows_seen(metrics: list[MonitorMetric]) -> int:
 
 
 def long_ms(story: Story) -> int:
-    """Length of the longest windows that the monitor published; a pane if there are none."""
-    return max((m.window_end - m.window_start for m in story.recording.metrics), default=story.pane_ms)
+    """Length of the longest windows with rates (drift events have lengths of their own); a pane if there are none."""
+    lengths = (m.window_end - m.window_start for m in story.recording.metrics if m.metric in ("alert_rate", "fpr"))
+    return max(lengths, default=story.pane_ms)
 
 
 def alert_rates(story: Story, length_ms: int) -> list[MonitorMetric]:

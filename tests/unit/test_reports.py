@@ -132,6 +132,12 @@ class TestWindows:
         assert bound.truth == 0.0
         assert bound.contains_truth
 
+    def test_the_length_of_a_drift_event_is_none_of_the_windows(self) -> None:
+        story = make_story()
+        story.recording.metrics.append(metric("drift_event", "scale", START - 48 * HOUR, 72, value=1.0))
+        assert len(bounds(story, judged(story))) == 1
+        assert facts_of(story).drifts
+
     def test_truth_outside_of_the_bounds_is_told(self) -> None:
         story = make_story()
         story.recording.metrics[:] = [
