@@ -30,6 +30,7 @@ from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.errors import BrokerUnavailable, SettingsError, StateUnavailable, StreamScorerError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.plan import reach_ms
+from stream_scorer.incidents.detector import Findings
 from stream_scorer.incidents.feeds import FeedRules
 from stream_scorer.incidents.labels import LabelRules
 from stream_scorer.incidents.log import IncidentLog
@@ -327,10 +328,10 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
     return run
 
 
-def signals_run(settings: Settings, metrics: m.Metrics) -> PartRun | None:
+def signals_run(settings: Settings, metrics: m.Metrics, more: Callable[[], Findings] = Findings) -> PartRun | None:
     """A function that turns conditions on topics into incidents; None if `monitor.mode` is `off`.
 
-    It needs Kafka and nothing else, and may be called again after a failure.
+    It needs Kafka and nothing else, and may be called again after a failure. `more` gives findings of other parts.
     """
     if settings["monitor.mode"] == "off":
         return None
@@ -344,7 +345,7 @@ def signals_run(settings: Settings, metrics: m.Metrics) -> PartRun | None:
         inputs = TopicAdmin(bootstrap).require([topics.transactions])
         with closing(TopicEnds(bootstrap, inputs, client_id="stream-scorer-signals")) as ends:
             log = IncidentLog(ControlLog(bootstrap, topics.incidents))
-            Signals(log, follow, ends, SystemClock(), metrics, signal_rules(settings)).run(stop, on_ready)
+            Signals(log, follow, ends, SystemClock(), metrics, signal_rules(settings), more).run(stop, on_ready)
 
     return run
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stream_scorer.reports.incident_page import IncidentRecords
 
 R = TypeVar("R", bound=Record)
-_SHOWN = 60
+_SHOWN = 100
 
 
 @click.group()

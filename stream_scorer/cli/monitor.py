@@ -60,9 +60,10 @@ def monitor(settings: Settings) -> None:
     from stream_scorer.control.watch import WATCH_METRICS
     from stream_scorer.incidents.signals import INCIDENT_METRICS
     from stream_scorer.incidents.webhook import WEBHOOK_METRICS
+    from stream_scorer.monitor.drift_incidents import DriftBoard
     from stream_scorer.monitor.metrics import MONITOR_METRICS
     from stream_scorer.monitor.reference import EnsembleReferences
-    from stream_scorer.monitor.service import MonitorSettings, run_monitor
+    from stream_scorer.monitor.service import IncidentParts, MonitorSettings, run_monitor
     from stream_scorer.observability.metrics import Metrics
     from stream_scorer.spec import load_spec
     from stream_scorer.spec.model import duration_ms
@@ -81,7 +82,8 @@ def monitor(settings: Settings) -> None:
     checked = load_spec(settings.require("scorer.spec"))
     label_age_ms = duration_ms(checked.spec.labels.horizon)
     watch = watch_run(settings, metrics, settings["monitor.instance"], label_age_ms)
-    more = {"signals": signals_run(settings, metrics), "webhook": webhook_run(settings, metrics)}
+    board = DriftBoard()
+    more = {"signals": signals_run(settings, metrics, board.findings), "webhook": webhook_run(settings, metrics)}
     with mirroring_aliases(settings):
         run_monitor(
             MonitorSettings.of(settings),
@@ -90,6 +92,6 @@ def monitor(settings: Settings) -> None:
             clock,
             metrics,
             watch=watch,
-            more={name: run for name, run in more.items() if run is not None},
+            incidents=IncidentParts({name: run for name, run in more.items() if run is not None}, board.publish),
             on_ready=lambda summary: click.echo(f"monitoring; {summary}", err=True),
         )

@@ -26,6 +26,7 @@ _WAIT_S = 0.2
 UPDATE_EVERY_MS, UPDATE_SHARE = 60_000, 0.05
 # Longest part of an id that a subject contributes. A longer subject is shortened and made unique by a hash.
 _MAX_SLUG = 80
+_UNSAFE = r"[^A-Za-z0-9._-]+"
 
 # Fields whose change is written at once.
 _DECISIVE = ("due", "held_back", "done", "ended_by", "finding", "saved")
@@ -127,7 +128,7 @@ class Condition:
         """The id of the incident, safe as a file name. A verdict keeps the form ``<ensemble>-<offset>``."""
         if self.kind == "verdict":
             return f"{self.subject.ensemble}-{self.start}"
-        return f"{self.kind}-{_slug(self.subject.text)}-{self.start}"
+        return f"{self.kind}-{_slug(self.subject.text)}-{re.sub(_UNSAFE, '-', str(self.start))}"
 
 
 def _slug(text: str) -> str:

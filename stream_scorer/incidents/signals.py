@@ -19,6 +19,7 @@ from stream_scorer.incidents.detector import Findings
 from stream_scorer.incidents.feeds import FeedDetector, FeedRules
 from stream_scorer.incidents.labels import LabelDetector, LabelRules
 from stream_scorer.incidents.log import IncidentLog, IncidentTable, key_of
+from stream_scorer.incidents.pane_totals import PaneTotals
 from stream_scorer.incidents.savings import Savings
 from stream_scorer.incidents.service_levels import ServiceDetector, ServiceRules
 from stream_scorer.observability.metrics import Metric, Metrics
@@ -90,7 +91,7 @@ class Detectors:
         self.feeds = FeedDetector(rules.feeds)
         self.labels = LabelDetector(rules.labels)
         self.services = ServiceDetector(rules.services)
-        self.savings = Savings()
+        self.savings, self.totals = Savings(), PaneTotals()
         self._summary = msgspec.json.Decoder(ScoreSummary).decode
         self._status = msgspec.json.Decoder(ScorerStatus).decode
         self._outcome = msgspec.json.Decoder(Outcome).decode
@@ -121,6 +122,7 @@ class Detectors:
         for detector in (self.feeds, self.labels, self.services):
             detector.add_summary(summary, at)
         self.savings.add_summary(summary)
+        self.totals.add_summary(summary)
 
     def advance(self, now: int) -> Findings:
         """The findings of all detectors at `now`, ms."""
@@ -148,7 +150,7 @@ class Signals:
 
     Args:
         follow: opens a topic (by its key in `settings.TOPICS`) at a record timestamp, ms.
-        ends: the ends of the input partitions.
+        ends: the ends of the input partitions. more: findings of parts that do not follow topics.
     """
 
     def __init__(
@@ -159,7 +161,9 @@ class Signals:
         clock: Clock,
         metrics: Metrics,
         rules: SignalRules,
+        more: Callable[[], Findings] = Findings,
     ) -> None:
+        self._more = more
         self._log, self._follow, self._ends, self._clock, self._metrics = log, follow, ends, clock, metrics
         self._detectors = Detectors(rules)
         self._readers: dict[str, TopicFollower] = {}
@@ -199,7 +203,10 @@ class Signals:
         """Open, update and close incidents by what was read."""
         now = self._clock.now_ms()
         self._detectors.feeds.set_ends(self._ends())
-        apply(self._detectors.advance(now), self._log, now)
+        found, more = self._detectors.advance(now), self._more()
+        more.conditions = [self._detectors.totals.completed(condition) for condition in more.conditions]
+        found.add(more)
+        apply(found, self._log, now)
         table = self._log.read()
         self._detectors.savings.update(table)
         self._detectors.savings.settle(self._log)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stream_scorer.clock import Clock
 from stream_scorer.monitor.drift import ProfileMismatch
 from stream_scorer.monitor.drift_feed import DriftFeed
+from stream_scorer.monitor.drift_types import DriftEvent
 from stream_scorer.monitor.maturity import MaturityCurve, curve_figures
 from stream_scorer.monitor.metrics import (
     ALERT_RATE,
@@ -58,6 +59,8 @@ LEASE_MS = 5_000
 _log = logging.getLogger("stream_scorer.monitor.judge")
 
 
+# Takes the open drift events, and those that ended recently.
+OnDrift = Callable[[Sequence[DriftEvent]], None]
 # Ensemble, version and arm.
 Subject = tuple[str, str, str]
 
@@ -114,15 +117,16 @@ class Judge:
         self._sources = dict(sources)
         self._idle_s = idle_s
         self._drift: DriftFeed | None = None
+        self._on_drift: OnDrift | None = None
         self._moved: dict[int, tuple[int, float]] = {}
         self._newest_shown: dict[tuple[str, str], int] = {}
         # Windows whose refusal is logged.
         self._refused: set[tuple[str, str, str, int, int]] = set()
         self._curve = MaturityCurve()
 
-    def detect_drift(self, feed: DriftFeed) -> None:
-        """Let `feed` read the panes that close, from the next turn on."""
-        self._drift = feed
+    def detect_drift(self, feed: DriftFeed, on_events: OnDrift | None = None) -> None:
+        """Let `feed` read the panes that close, from the next turn on; `on_events` gets its events after each turn."""
+        self._drift, self._on_drift = feed, on_events
 
     def turn(self) -> WindowReports:
         """The records of changed windows, oldest first; none if another worker is the leader."""
@@ -167,6 +171,8 @@ class Judge:
         """
         if self._drift is not None:
             self._drift.settle()
+            if self._on_drift is not None:
+                self._on_drift(self._drift.events())
         for window, seen in reports.settled.items():
             self._store.settle(window, seen)
 

@@ -26,7 +26,7 @@ from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.event_loop import run_bounded
 from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore, store_error
-from stream_scorer.monitor.judge import Judge
+from stream_scorer.monitor.judge import Judge, OnDrift
 from stream_scorer.monitor.metrics import JOINED
 from stream_scorer.monitor.parts import Part, PartRun, Parts
 from stream_scorer.monitor.rates import Assumptions
@@ -99,6 +99,14 @@ class MonitorSettings:
         )
 
 
+@dataclass(frozen=True)
+class IncidentParts:
+    """What reports incidents: further parts by name, and what gets drift events, in the thread of the windows."""
+
+    runs: Mapping[str, PartRun]
+    on_drift: OnDrift
+
+
 def run_monitor(
     settings: MonitorSettings,
     checked: CheckedSpec,
@@ -107,7 +115,7 @@ def run_monitor(
     metrics: Metrics,
     *,
     watch: PartRun | None,
-    more: Mapping[str, PartRun] | None = None,
+    incidents: IncidentParts | None = None,
     on_ready: Callable[[str], None],
 ) -> None:
     """Run until SIGTERM or SIGINT. Calls `on_ready` once every part does its work.
@@ -115,7 +123,8 @@ def run_monitor(
     A part that fails restarts after a pause, and the others go on. `/readyz` reports each part.
 
     Args:
-        watch: the watch on probations and canaries, None without one. It starts first. more: further parts by name.
+        watch: the watch on probations and canaries, None without one. It starts first. incidents: what reports other
+            incidents than verdicts, None without it.
 
     Raises:
         StreamScorerError: at the start, Kafka does not answer, a topic is missing, or a setting is wrong.
@@ -135,7 +144,9 @@ def run_monitor(
         runs.insert(0, ("watch", watch))
     if settings.joins:
         runs.append(("joiner", joining.run))
-    runs += (more or {}).items()
+    if incidents is not None:
+        runs += incidents.runs.items()
+        windows.on_drift = incidents.on_drift
     parts = Parts([Part(name, run, clock, metrics) for name, run in runs])
     asyncio.run(_run(settings, parts, joining, metrics, on_ready))
 
@@ -253,6 +264,7 @@ class _Windows:
         self._references = references
         self._clock = clock
         self._metrics = metrics
+        self.on_drift: OnDrift | None = None
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
         """Count until `stop`.
@@ -318,7 +330,8 @@ class _Windows:
                 self._metrics,
                 pane_ms=self._rules.pane_ms,
                 false_alarms_per_year=self._settings.false_alarms_per_year,
-            )
+            ),
+            self.on_drift,
         )
         return judge
 
