@@ -8,6 +8,7 @@ from pathlib import Path
 from stream_scorer.demo.plan import DemoPlan
 from stream_scorer.demo.update import changes_of_heaviest_member, minor_update
 from stream_scorer.ensemble.manifest import Manifest, read_manifest
+from stream_scorer.records import Incident
 from stream_scorer.reports.recording import ControlRecord
 from stream_scorer.reports.story import Check, Update
 from stream_scorer.spec.model import CheckedSpec
@@ -15,25 +16,35 @@ from stream_scorer.train.dataset import read_training_set
 
 # Share of the live transactions that is scored before the new version is promoted.
 PROMOTE_AFTER = 0.25
-# Relative rise of alerts: the monitor needs 100 to 400 alerted cards to distinguish such a rise from 5 %.
-MIN_RISE = 0.3
-MIN_ALERTS = 150
+# The monitor needs 100 to 400 alerted cards to distinguish a rise of alerts by 30 % from one by 5 %, its tolerance.
+TOLERATED_RISE = 0.05
+REFERENCE_RISE, REFERENCE_ALERTS = 0.3, 150
 # The update is evaluated on this many of the newest rows of the history.
 TRIAL_ROWS = 12_000
 REASON = "retrained with the new feature pipeline; offline figures unchanged"
 
 
 def possible(plan: DemoPlan) -> bool:
-    """Whether half of the transactions after the promotion give the paired test enough alerts to detect the rise."""
-    return plan.transactions * (1 - PROMOTE_AFTER) / 2 * plan.review_rate >= MIN_ALERTS
+    """Whether half of the transactions after the promotion give the paired test enough alerts to detect the rise.
+
+    The number that is needed falls with the square of the rise beyond the tolerance.
+    """
+    rise = REFERENCE_RISE if plan.rise is None else plan.rise
+    needed = REFERENCE_ALERTS * ((REFERENCE_RISE - TOLERATED_RISE) / (rise - TOLERATED_RISE)) ** 2
+    return plan.transactions * (1 - PROMOTE_AFTER) / 2 * plan.review_rate >= needed
 
 
-def make_update(folder: Path, checked: CheckedSpec) -> tuple[Path, Update] | None:
-    """Write a copy of the ensemble in `folder` with a change that raises alerts; None if no change does."""
+def make_update(folder: Path, checked: CheckedSpec, rise: float | None) -> tuple[Path, Update] | None:
+    """Write a copy of the ensemble in `folder` with a change that raises alerts; None if no change does.
+
+    Args:
+        rise: about how much alerts rise, as a share; None for any rise of `REFERENCE_RISE` or more.
+    """
     source, out = folder / "ensemble", folder / "updated"
     features = read_training_set(folder / "transactions.parquet", folder / "labels.parquet", checked).features
     manifest = read_manifest(source)
-    found = minor_update(source, out, features[-TRIAL_ROWS:], changes_of_heaviest_member(manifest), MIN_RISE)
+    changes, least = changes_of_heaviest_member(manifest), REFERENCE_RISE if rise is None else rise
+    found = minor_update(source, out, features[-TRIAL_ROWS:], changes, least, refine=rise is not None)
     if found is None:
         return None
     change, rise = found
@@ -73,11 +84,13 @@ class SecondAct:
             )
             self._shown += 1
 
-    def checks(self, commands: list[ControlRecord]) -> list[Check]:
-        """Whether the monitor rolled the update back, and whether its reason names the member."""
+    def checks(self, commands: list[ControlRecord], incidents: list[Incident]) -> list[Check]:
+        """Whether the monitor rolled the update back, and whether its reason and its incident name the cause."""
         played = self._since_promotion(commands)
         actions = [(each.command.author, each.command.action) for each in played]
         why = played[-1].command.why if played else ""
+        record = next((each for each in incidents if each.version == self.update.version), None)
+        named = (record.member, record.input) if record is not None else (None, None)
         return [
             Check(
                 "the monitor rolls the update back automatically, once",
@@ -87,6 +100,11 @@ class SecondAct:
                 else "it is still in service",
             ),
             Check("the rollback names the member", f"member {self.update.member} " in why, why.rpartition("; ")[2]),
+            Check(
+                "the incident names the member and the input, and is closed",
+                named == (self.update.member, self.update.input) and record is not None and record.closed is not None,
+                record.difference if record is not None else "there is no incident",
+            ),
         ]
 
     def _since_promotion(self, commands: list[ControlRecord]) -> list[ControlRecord]:

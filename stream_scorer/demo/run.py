@@ -229,7 +229,7 @@ class _Demo:
         if not possible(plan):
             steps.say("no incident: too few alerts are expected for the monitor to detect it")
             return None
-        made = make_update(self._folder, self._checked)
+        made = make_update(self._folder, self._checked, plan.rise)
         if made is None:
             steps.say("no incident: no minor change of the member with the highest weight raises alerts")
             return None
@@ -422,7 +422,7 @@ def _checks(
             all(code == 0 for code in codes.values()),
             ", ".join(f"{name} exit {code}" for name, code in codes.items()),
         ),
-        *([] if act is None else act.checks(recording.commands)),
+        *([] if act is None else act.checks(recording.commands, recording.incidents)),
     ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from stream_scorer.clock import Clock
 from stream_scorer.kafka.load import FollowedRecord, RecordFollower
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import DECISIONS, Alert, Command, Decision, Members, MonitorMetric, Source
+from stream_scorer.records import DECISIONS, Alert, Command, Decision, Incident, Members, MonitorMetric, Source
 from stream_scorer.reports.recording import Contributions, ControlRecord, DeadLetters, Inputs, Places, Recording, Scores
 
 # Interval between polls; also the resolution of arrival times.
@@ -90,6 +90,8 @@ class _Seen:
         self.alerts: list[Alert] = []
         self.metrics: list[MonitorMetric] = []
         self.commands: list[ControlRecord] = []
+        # The newest record of each id, in the order of their first ones.
+        self.incidents: dict[str, Incident] = {}
         self.records_in = self.records_out = 0
         self.event_time = 0
         self._transactions = Topics().transactions
@@ -100,6 +102,7 @@ class _Seen:
         self._alert = msgspec.json.Decoder(Alert).decode
         self._metric = msgspec.json.Decoder(MonitorMetric).decode
         self._command = msgspec.json.Decoder(Command).decode
+        self._incident = msgspec.json.Decoder(Incident).decode
 
     def transaction(self, record: FollowedRecord, _now: int) -> None:
         """A record of `transactions`."""
@@ -141,6 +144,11 @@ class _Seen:
     def command(self, record: FollowedRecord, _now: int) -> None:
         """A record of `control`."""
         self.commands.append(ControlRecord(record.offset, record.timestamp_ms, self._command(record.value or b"")))
+
+    def incident(self, record: FollowedRecord, _now: int) -> None:
+        """A record of `incidents`."""
+        found = self._incident(record.value or b"")
+        self.incidents[found.id] = found
 
     def latencies(self) -> list[int]:
         """Milliseconds from the newest transactions to the reading of their contributions."""
@@ -191,6 +199,7 @@ class Watcher:
             follow(topics.alerts, seen.alert)
             follow(topics.monitor_metrics, seen.metric, "beginning")
             follow(topics.control, seen.command, "beginning")
+            follow(topics.incidents, seen.incident, "beginning")
             self._closing = opening.pop_all()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
@@ -226,6 +235,11 @@ class Watcher:
         """The records on `control`, in order."""
         with self._lock:
             return list(self._seen.commands)
+
+    def incidents(self) -> list[Incident]:
+        """The newest record of each incident, oldest incident first."""
+        with self._lock:
+            return list(self._seen.incidents.values())
 
     def close(self) -> None:
         """Stop following. Records read so far remain available."""
@@ -318,6 +332,7 @@ def _recording(seen: _Seen) -> Recording:
         alerts=seen.alerts,
         metrics=seen.metrics,
         commands=seen.commands,
+        incidents=list(seen.incidents.values()),
     )
 
 

@@ -10,6 +10,7 @@ from stream_scorer.control.cards import AlertedCards
 from stream_scorer.control.probation import GRACE_MS
 from stream_scorer.control.verdict import Tolerances, log_evidences
 from stream_scorer.records import CardAlerts
+from stream_scorer.records import Incident as IncidentRecord
 from stream_scorer.reports.quality import Judged
 from stream_scorer.reports.recording import Bools, ControlRecord, Floats, Ints, Recording
 from stream_scorer.reports.story import Story, Update
@@ -42,6 +43,7 @@ class Incident:
 
     Attributes:
         promoted, rollback: the commands that promoted the version and rolled it back; None if there was none.
+        record: what the monitor published about the version on `incidents`; None if nothing.
         overall, genuine: all transactions that both versions scored; the genuine ones, by the hidden truth.
         seconds: time of reading of each transaction since the promotion ``(n,)``.
         served, other: cumulative alerts of the updated and of the previous version ``(n,)``.
@@ -53,6 +55,7 @@ class Incident:
     update: Update
     promoted: ControlRecord | None
     rollback: ControlRecord | None
+    record: IncidentRecord | None
     overall: PairedAlerts
     genuine: PairedAlerts
     seconds: Floats
@@ -110,6 +113,7 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
         update=update,
         promoted=promoted,
         rollback=rollback,
+        record=next((r for r in recording.incidents if r.kind == "verdict" and r.version == update.version), None),
         overall=paired(mine),
         genuine=paired(mine & genuine),
         seconds=(contributions.arrival[rows] - began) / 1_000,

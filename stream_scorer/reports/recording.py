@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.records import Alert, Command, MonitorMetric
+from stream_scorer.records import Alert, Command, Incident, MonitorMetric
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -123,7 +123,7 @@ class ControlRecord:
 
 @dataclass(frozen=True)
 class Recording:
-    """All records of one run."""
+    """All records of one run; of each incident, the newest record."""
 
     inputs: Inputs
     contributions: Contributions
@@ -132,3 +132,4 @@ class Recording:
     alerts: list[Alert]
     metrics: list[MonitorMetric] = field(default_factory=list)
     commands: list[ControlRecord] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)

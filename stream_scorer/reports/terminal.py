@@ -71,7 +71,22 @@ def _incident(incident: Incident) -> list[str]:
     if incident.rollback is None or incident.rollback_s is None:
         return [*lines, "it was not rolled back"]
     after = f"after {incident.rollback_s:.1f} s{_last(incident)}"
-    return [*lines, f"rolled back by {incident.rollback.command.who} {after}"]
+    return [*lines, f"rolled back by {incident.rollback.command.who} {after}", *_record(incident)]
+
+
+def _record(incident: Incident) -> list[str]:
+    """What the monitor published: its finding, the suspect, and whether the incident is closed."""
+    record = incident.record
+    if record is None:
+        return ["no record on topic incidents"]
+    lines = [
+        f"incident {record.id}: {record.finding} of alerted cards, {record.only:,} transactions alerted by version "
+        f"{record.version} only, {record.lacking:,} by version {record.other} only, {record.both:,} by both",
+        f"it names member {record.member or '-'}, input {record.input or '-'}: {record.difference or 'no difference'}",
+    ]
+    if record.saved is not None:
+        lines.append(f"the rollback saved {record.saved.alerts:,} alerts on {record.saved.transactions:,} transactions")
+    return [*lines, f"closed: {record.ended}" if record.closed is not None else "it is still open"]
 
 
 def _last(incident: Incident) -> str:

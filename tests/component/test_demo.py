@@ -16,12 +16,13 @@ from stream_scorer.demo.children import Child
 from stream_scorer.demo.incident import SecondAct, possible
 from stream_scorer.demo.plan import SETTLE_DAYS, DemoPlan
 from stream_scorer.demo.run import SPEC
+from stream_scorer.demo.update import Change, _search
 from stream_scorer.demo.view import Rates, View, calendar_columns, newest_bounds, newest_drifts
 from stream_scorer.demo.watch import Glance, _recording, _Seen
 from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.kafka.load import FollowedRecord
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import DECISIONS, Alert, Command, Reason, ServedVersion
+from stream_scorer.records import DECISIONS, Alert, Command, Incident, Reason, ServedVersion
 from stream_scorer.reports.recording import ControlRecord
 from stream_scorer.reports.story import Update
 from stream_scorer.simulate.config import DAY_MS
@@ -142,6 +143,10 @@ class TestView:
 
 class TestSecondAct:
     UPDATE = Update("2", "gbdt", "amount_log", 1.5, 0.5, 0.67, 0.31)
+    INCIDENT = Incident(
+        id="cards-1", ensemble="cards", opened=1_000, why="counted", version="2", member="gbdt", input="amount_log",
+        closed=2_000,
+    )  # fmt: skip
 
     def given(self, *actions: str) -> list[ControlRecord]:
         found = []
@@ -174,18 +179,53 @@ class TestSecondAct:
 
     def test_only_one_rollback_by_the_monitor_that_names_the_member_will_do(self) -> None:
         act = SecondAct(self.UPDATE, 100, lambda: pytest.fail("not due"), lambda _line: None)
-        good = self.given("promote", "rollback")
-        assert [check.holds for check in act.checks(good)] == [True, True]
-        assert act.checks(good)[0].found == "1.0 s after its promotion"
-        assert [check.holds for check in act.checks(self.given("promote"))] == [False, False]
-        assert [check.holds for check in act.checks(self.given("promote", "rollback", "promote"))] == [False, False]
-        assert [check.holds for check in act.checks([])] == [False, False]
+        good, record = self.given("promote", "rollback"), [self.INCIDENT]
+        assert [check.holds for check in act.checks(good, record)] == [True, True, True]
+        assert act.checks(good, record)[0].found == "1.0 s after its promotion"
+        assert [check.holds for check in act.checks(self.given("promote"), record)] == [False, False, True]
+        again = self.given("promote", "rollback", "promote")
+        assert [check.holds for check in act.checks(again, record)] == [False, False, True]
+        assert [check.holds for check in act.checks([], [])] == [False, False, False]
         other = SecondAct(replace(self.UPDATE, member="xgb"), 100, lambda: pytest.fail("not due"), lambda _line: None)
-        assert [check.holds for check in other.checks(good)] == [True, False]
+        assert [check.holds for check in other.checks(good, record)] == [True, False, False]
+
+    @pytest.mark.parametrize("change", [{"closed": None}, {"input": "hour"}, {"input": None}, {"version": "3"}])
+    def test_the_incident_must_name_the_input_and_be_closed(self, change: dict[str, object]) -> None:
+        act = SecondAct(self.UPDATE, 100, lambda: pytest.fail("not due"), lambda _line: None)
+        record = msgspec.structs.replace(self.INCIDENT, **change)
+        assert [check.holds for check in act.checks(self.given("promote", "rollback"), [record])] == [True, True, False]
 
     def test_there_is_none_where_too_few_alerts_come(self) -> None:
         assert possible(DemoPlan())
         assert not possible(DemoPlan(transactions=3_000))
+        assert not possible(DemoPlan(rise=0.17))
+        assert possible(DemoPlan(rise=0.17, review_rate=0.05))
+
+
+class TestSearch:
+    CHANGES = tuple(Change("gbdt", "amount_log", scale, 2.0) for scale in (0.8, 0.5, 4.0))
+
+    @staticmethod
+    def smooth(change: Change) -> float:
+        return abs(change.scale - 1)
+
+    @staticmethod
+    def stepped(change: Change) -> float:
+        return 0.9 if change.scale < 0.6 else 0.3 if change.scale > 2.9 else 0.0
+
+    def test_the_first_change_that_suffices_is_taken(self) -> None:
+        found = _search(self.CHANGES, self.smooth, 0.3, refine=False)
+        assert found is not None and found.scale == 0.5
+        assert _search(self.CHANGES, self.smooth, 5.0, refine=False) is None
+        assert _search(self.CHANGES, lambda _: float("nan"), 0.1, refine=True) is None
+
+    def test_a_refined_change_raises_alerts_hardly_more(self) -> None:
+        found = _search(self.CHANGES, self.smooth, 0.3, refine=True)
+        assert found is not None and 0.3 <= self.smooth(found) < 0.33
+
+    def test_where_answers_come_in_steps_the_closest_change_is_taken(self) -> None:
+        found = _search(self.CHANGES, self.stepped, 0.17, refine=True)
+        assert found is not None and self.stepped(found) == 0.3
 
 
 def test_the_error_of_an_ended_child_has_the_end_of_its_log(tmp_path: Path) -> None:

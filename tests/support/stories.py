@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_scorer.records import Action, Alert, Command, MonitorMetric, ServedVersion
+from stream_scorer.records import Action, Alert, Command, Incident, MonitorMetric, ServedVersion
 from stream_scorer.reports.recording import Contributions, ControlRecord, DeadLetters, Inputs, Places, Recording, Scores
 from stream_scorer.reports.story import Check, Story, Truth, Update
 
@@ -102,8 +102,15 @@ def with_incident(story: Story, *, rolled_back: bool = True) -> Story:
     commands = [ControlRecord(0, 5, command("promote", who="x", why="first", version=ServedVersion("1", "0" * 64)))]
     commands += [ControlRecord(1, began, promote)]
     commands += [ControlRecord(2, began + 1_200, rollback)] if rolled_back else []
+    record = Incident(
+        id="cards-1", ensemble="cards", opened=began + 1_100, why="counted", version="2", member="gbdt",
+        input="amount_log", difference="reads <amount_log> at 1.5 times its scale", other="1", only=9, lacking=1,
+        both=1_040, closed=began + 1_300, ended="rolled back",
+    )  # fmt: skip
     return replace(
         story,
-        recording=replace(story.recording, contributions=contributions, commands=commands),
+        recording=replace(
+            story.recording, contributions=contributions, commands=commands, incidents=[record] if rolled_back else []
+        ),
         update=Update("2", "gbdt", "amount_log", 1.5, 0.5, 0.67, 0.31),
     )

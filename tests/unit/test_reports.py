@@ -204,6 +204,9 @@ class TestIncident:
         text = "\n".join(closing_report(story, facts_of(story), Path("report/index.html"), 10.0))
         assert "gbdt reads amount_log at 1.5 times its scale, with 67% of the weight instead of 50%" in text
         assert "rolled back by watcher after 1.2 s" in text
+        assert "incident cards-1: rise of alerted cards, 9 transactions alerted by version 2 only" in text
+        assert "it names member gbdt, input amount_log: reads <amount_log> at 1.5 times its scale" in text
+        assert "closed: rolled back" in text
         story = with_incident(make_story(), rolled_back=False)
         text = "\n".join(closing_report(story, facts_of(story), Path("report/index.html"), 10.0))
         assert "it was not rolled back" in text
