@@ -347,10 +347,21 @@ RATES = Dashboard(
                         "low, {{ensemble}} {{version}} {{arm}}, {{positive}}"),
                        ("max by (ensemble, version, arm, positive) "
                         "(stream_scorer_false_positive_rate_high{ensemble=~\"$ensemble\"})",
-                        "high, {{ensemble}} {{version}} {{arm}}, {{positive}}")), "percentunit", width=16),
+                        "high, {{ensemble}} {{version}} {{arm}}, {{positive}}")), "percentunit", width=12),
+                Panel("Point estimate", "With its 95 % interval, clustered by card. It needs the review propensity, so "
+                      "it is absent without a review sample (ADR 0032).",
+                      (("max by (ensemble, version, arm, positive) "
+                        "(stream_scorer_false_positive_rate{ensemble=~\"$ensemble\"})",
+                        "estimate, {{ensemble}} {{version}} {{arm}}, {{positive}}"),
+                       ("max by (ensemble, version, arm, positive) "
+                        "(stream_scorer_false_positive_rate_interval_low{ensemble=~\"$ensemble\"})",
+                        "low, {{ensemble}} {{version}} {{arm}}, {{positive}}"),
+                       ("max by (ensemble, version, arm, positive) "
+                        "(stream_scorer_false_positive_rate_interval_high{ensemble=~\"$ensemble\"})",
+                        "high, {{ensemble}} {{version}} {{arm}}, {{positive}}")), "percentunit", width=12),
                 Panel("Label age", "Of the window of these bounds.",
                       (("max by (ensemble, version, arm) (stream_scorer_label_age_seconds{ensemble=~\"$ensemble\"})",
-                        "{{ensemble}} {{version}} {{arm}}"),), "s"),
+                        "{{ensemble}} {{version}} {{arm}}"),), "s", width=24),
             ),
         ),
         Row(
