@@ -119,7 +119,7 @@ def run(context: Context) -> Result:
     result.check("every record was scored once", len(set(logs.sources)) == len(logs.sources) == report.records)
     result.at_least("labels_joined", int((logs.verdict >= 0).sum()), 50 if few else 200)
     _check_windows(result, recompute_all(logs, manifests, WINDOWS, one.version), records)
-    _check_rollback(result, history, {incident.id for incident in incidents})
+    _check_rollback(result, history, {incident.id for incident in incidents if incident.kind == "verdict"})
     return result
 
 
