@@ -184,6 +184,19 @@ def test_nothing_counts_without_an_offset(parts: MemoryParts | RedisParts, store
     assert store.read([7]) == {}
 
 
+def test_kept_bytes_are_of_their_epoch(parts: MemoryParts | RedisParts, store: Store) -> None:
+    assert store.kept("a") is None
+    store.keep("a", b"\x00first")
+    store.keep("a", b"\x00second")
+    assert parts.store().kept("a") is None  # before it opens an epoch
+    other = parts.store()
+    other.open("e2", {"t:0": 0})
+    assert other.kept("a") == b"\x00second"
+    parts.lose_head()
+    other.open("e3", {"t:0": 0})
+    assert other.kept("a") is None
+
+
 def test_after_a_loss_nothing_that_is_left_mixes_in(parts: MemoryParts | RedisParts, store: Store) -> None:
     store.apply(batch(10, 20, 5))
     parts.lose_head()
