@@ -89,6 +89,9 @@ PROOFS = {
         "100 days of changing traffic without a fault: no drift alarm, and healthy updates are not rolled back",
         1_200,
     ),
+    "drift-events": Proof(
+        "the detector of drift events keeps its rate of false alarms, and finds changes within a few windows", 240
+    ),
     "alert-rules": Proof(
         "alert rules and queries of dashboards are valid; each alert fires and stays silent when it should",
         300,

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from stream_scorer.ensemble.manifest import Manifest
@@ -131,6 +132,7 @@ class DriftFeed:
             return
         for ensemble, stream in self._streams.items():
             self._store.keep(f"drift:{ensemble}", stream.detector.dump())
+            self._store.keep(f"drift-ended:{ensemble}", msgspec.json.encode(list(stream.ended)))
         # Last: a detector that is ahead ignores the panes it has seen, one that is behind would lose some.
         self._store.keep("drift-next", str(self._next).encode())
         self._saved, self._unsaved_event = self._next, False
@@ -144,7 +146,7 @@ class DriftFeed:
         self._next = None
 
     def events(self) -> list[DriftEvent]:
-        """The open events, and the newest that ended since this worker leads."""
+        """The open events, and the newest that ended; empty until this worker has read a pane as the leader."""
         return [e for s in self._streams.values() for e in (*s.detector.open_events, *s.ended)]
 
     def _first(self, changed: Iterable[int], closed_before: int) -> int | None:
@@ -196,7 +198,9 @@ class DriftFeed:
                 detector = DriftDetector.restored(kept, self._budget)
             except ValueError as error:
                 _log.warning("the drift detector of %s learns again: %s", ensemble, error)
-        return _Stream(detector, detector.series)
+        ended = self._store.kept(f"drift-ended:{ensemble}")
+        events = [] if ended is None else msgspec.json.decode(ended, type=list[DriftEvent])
+        return _Stream(detector, detector.series, deque(events, maxlen=ENDED_KEPT))
 
     def _series(self, ensemble: str, version: str) -> Mapping[str, SeriesInfo] | None:
         key = (ensemble, version)
