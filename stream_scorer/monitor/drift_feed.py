@@ -42,7 +42,7 @@ from stream_scorer.state.counters import Cell, CounterStore
 # Maximum number of panes per turn, so that a backlog does not delay other figures.
 MAX_PANES_PER_TURN = 48
 # Panes between two saves of the state: it has a few megabytes.
-SAVE_EVERY = 6
+SAVE_EVERY = 24
 # The detector looks back four weeks; older panes are not worth reading after a gap.
 MAX_GAP_MS = 5 * WEEK_MS
 # Series with the most evidence that are published for each window.
