@@ -125,7 +125,7 @@ def run(context: Context) -> Result:
     for update in planned:
         context.say(f"{update.name}: {update.effect.cards:+.1%} cards, {update.effect.recall:+.1%} detected fraud")
     found = live(context, checked, planned, scale, days)
-    _judge(result, found, planned, days)
+    _judge(result, found, planned, scale, days)
     return result
 
 
@@ -313,7 +313,7 @@ def _labels(outcome: Outcome, kept: Sequence[Prepared]) -> str:
     return judge_labels(found, labels, kept[-1].event_time + 2 * LABEL_AGE_MS, LABEL_AGE_MS).finding
 
 
-def _judge(result: Result, found: Findings, planned: Sequence[Update], days: int) -> None:
+def _judge(result: Result, found: Findings, planned: Sequence[Update], scale: Scale, days: int) -> None:
     undeclared = [t for t in found.trials if t["declared"] is None]
     withdrawn = [t["update"] for t in undeclared if t["action"] == "rollback"]
     declared = [t["update"] for t in found.trials if t["declared"] is not None and t["action"] == "rollback"]
@@ -333,10 +333,11 @@ def _judge(result: Result, found: Findings, planned: Sequence[Update], days: int
     watchable = 24 * (days - LEARNING_DAYS)
     result.check("the detector watches once it has learned", found.watched >= MIN_WATCHED * watchable > 0)
     result.check("no rollback on healthy days", found.rollbacks == 0)
-    result.at_least("updates_tried", len(undeclared), len(planned))
+    result.at_least("updates_tried", len(undeclared), scale.plain + scale.better)
     better = [update.effect for update in planned if update.better]
     close = all(abs(effect.cards - RISE) <= RISE_ERROR and effect.recall > 0 for effect in better)
-    result.check("better updates alert 10 % more cards and detect more fraud", bool(better) and close)
+    result.at_least("better_updates", len(better), scale.better)
+    result.check("better updates alert 10 % more cards and detect more fraud", close)
     result.check("no plain update is rolled back", not plain & set(withdrawn))
     result.check("at most one better update is rolled back", len(withdrawn) <= MAX_ROLLED_BACK)
     result.check("its labels clear it", all(t["labels"] == "cleared" for t in undeclared if t["action"] == "rollback"))
