@@ -73,6 +73,9 @@ transaction. `deploy/prometheus` has alert rules to start from, and `deploy/graf
 
 ## Monitor (`stream-scorer monitor`)
 
+How to read the false-positive rate: the bounds say what the rate of that window was, whatever the missing labels say;
+the interval says what other cards of the same traffic could have given, so compare windows and versions by it.
+
 {monitor}
 
 ## Process (scorer and monitor)
