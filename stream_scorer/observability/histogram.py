@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,11 +23,21 @@ class Buckets:
 
     def __init__(self, bounds: NDArray[np.float64]) -> None:
         self._bounds = bounds
+        self._listed = bounds.tolist()
         self._lock = threading.Lock()
+        # Batches are counted in an array, single observations in a list, which is ten times as fast for them.
         self._counts = np.zeros(len(bounds) + 1, dtype=np.int64)
+        self._singles = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, values: NDArray[np.float64]) -> None:
+    def observe(self, value: float) -> None:
+        """Add one observation."""
+        place = bisect_left(self._listed, value)
+        with self._lock:
+            self._singles[place] += 1
+            self._sum += value
+
+    def observe_all(self, values: NDArray[np.float64]) -> None:
         """Add the observations `values` (n,)."""
         places = np.searchsorted(self._bounds, values, side="left")
         counts, total = np.bincount(places, minlength=len(self._counts)), float(values.sum())
@@ -37,8 +48,8 @@ class Buckets:
     def read(self) -> tuple[list[tuple[str, float]], float]:
         """Cumulative counts by upper bound, as the text format has them, and the sum of all observations."""
         with self._lock:
-            counts, total = self._counts.cumsum().tolist(), self._sum
-        bounds = [*map(floatToGoString, self._bounds.tolist()), "+Inf"]
+            counts, total = (self._counts + self._singles).cumsum().tolist(), self._sum
+        bounds = [*map(floatToGoString, self._listed), "+Inf"]
         return list(zip(bounds, map(float, counts), strict=True)), total
 
 
@@ -70,9 +81,13 @@ class Histogram(Collector):
             found = self._series[values] = Buckets(self._bounds)
         return found
 
-    def observe(self, values: NDArray[np.float64]) -> None:
+    def observe(self, value: float) -> None:
+        """Add one observation to the series without labels."""
+        self.labels().observe(value)
+
+    def observe_all(self, values: NDArray[np.float64]) -> None:
         """Add observations to the series without labels."""
-        self.labels().observe(values)
+        self.labels().observe_all(values)
 
     def describe(self) -> Iterator[Metric]:
         """The family without series: the registry checks its names."""

@@ -207,11 +207,11 @@ class Metrics:
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add one observation to a histogram."""
-        self._child(self._histograms, metric, labels).observe(np.array([value]))
+        self._child(self._histograms, metric, labels).observe(value)
 
     def observe_all(self, metric: Metric, values: NDArray[np.float64], *labels: str) -> None:
         """Add the observations `values` (n,) to a histogram."""
-        self._child(self._histograms, metric, labels).observe(values)
+        self._child(self._histograms, metric, labels).observe_all(values)
 
     def _child(self, family: Mapping[str, Any], metric: Metric, labels: tuple[str, ...]) -> Any:
         """The series with these labels, cached: the look-up in the library takes a lock and most of the time."""

@@ -47,11 +47,22 @@ def text(registry: CollectorRegistry) -> list[str]:
 def test_a_batch_of_observations_counts_like_the_library_counts_each(seed: int) -> None:
     values = np.concatenate([np.random.default_rng(seed).exponential(0.2, 500), BOUNDS, [0.0]])
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    Histogram("x_seconds", "Help.", (), BOUNDS, registry=ours).observe(values)
+    Histogram("x_seconds", "Help.", (), BOUNDS, registry=ours).observe_all(values)
     library = LibraryHistogram("x_seconds", "Help.", registry=theirs, buckets=BOUNDS)
     for value in values.tolist():
         library.observe(value)
     assert samples(ours) == pytest.approx(samples(theirs))
+
+
+def test_single_observations_and_batches_add_up() -> None:
+    registry = CollectorRegistry()
+    series = Histogram("x_seconds", "Help.", (), BOUNDS, registry=registry)
+    for value in (0.01, 0.06, 2.0):
+        series.observe(value)
+    series.observe_all(np.array([0.05, 0.06]))
+    seen = samples(registry)
+    assert [seen["x_seconds_bucket", (("le", le),)] for le in ("0.01", "0.05", "0.2", "1.0", "+Inf")] == [1, 2, 4, 4, 5]
+    assert seen["x_seconds_sum", ()] == pytest.approx(2.18)
 
 
 def test_the_text_format_is_that_of_the_library() -> None:
@@ -60,7 +71,7 @@ def test_the_text_format_is_that_of_the_library() -> None:
     library = LibraryHistogram("x_seconds", "Help.", ("stage",), registry=theirs, buckets=BOUNDS)
     assert text(ours) == text(theirs)
     for stage, value in (("read", 0.03), ("commit", 5.0), ("read", 0.05)):
-        mine.labels(stage).observe(np.array([value]))
+        mine.labels(stage).observe(value)
         library.labels(stage).observe(value)
     assert text(ours) == text(theirs)
 
@@ -85,7 +96,7 @@ def test_a_scrape_during_observations_sees_whole_batches() -> None:
 
     def observe() -> None:
         while not stop.is_set():
-            series.observe(np.array([0.02, 0.1, 3.0]))
+            series.observe_all(np.array([0.02, 0.1, 3.0]))
 
     thread = threading.Thread(target=observe)
     thread.start()
