@@ -89,7 +89,8 @@ class SecondAct:
         played = self._since_promotion(commands)
         actions = [(each.command.author, each.command.action) for each in played]
         why = played[-1].command.why if played else ""
-        record = next((each for each in incidents if each.version == self.update.version), None)
+        found = (i for i in incidents if i.kind == "verdict" and i.version == self.update.version)
+        record = next(found, None)
         named = (record.member, record.input) if record is not None else (None, None)
         return [
             Check(
