@@ -22,8 +22,9 @@ from stream_scorer.spec.model import PipelineSpec, duration_ms
 # Of figures that are not whole numbers.
 TOLERANCE = 1e-9
 LABELLED = ("fpr", "precision", "false_discovery_rate", "recall", "false_positives_per_fraud")
-# Figures that need the segment of a transaction, or the age of labels that were replaced; `fpr-oracle` checks them.
-NOT_RECOMPUTED = ("segment_fpr", "label_maturity")
+# Figures that need the segment of a transaction, or the age of labels that were replaced (`fpr-oracle` checks them), and
+# those of the detector of drift events (`healthy`).
+NOT_RECOMPUTED = ("segment_fpr", "label_maturity", "drift_state", "drift_evidence", "drift_chronic", "drift_event")
 POSITIVE = {"review+block": ("review", "block"), "block": ("block",)}
 
 Bools = NDArray[np.bool_]
@@ -237,8 +238,8 @@ def recompute_all(
     """Every figure by ensemble, version, arm and key, as `recompute` returns it.
 
     Args:
-        manifests: by digest. windows: lengths in panes. profiled: the version whose reference profile the monitor has;
-            the others have no drift scores.
+        manifests: by digest. windows: lengths in panes. profiled: the version whose manifest the monitor has; the
+            others have no drift scores and no rates by member.
     """
     out: dict[SubjectKey, Any] = {}
     for ensemble, version, arm in logs.who:
@@ -246,7 +247,7 @@ def recompute_all(
         mine = logs.of(ensemble, version, arm, next(m for name, m in manifests.items() if name.startswith(digest)))
         for panes in windows:
             for key, row in recompute(mine, panes * logs.pane_ms).items():
-                if key[2] != "drift_score" or version == profiled:
+                if key[2] not in ("drift_score", "member_fpr") or version == profiled:
                     out[ensemble, version, arm, key] = row
     return out
 
