@@ -95,7 +95,7 @@ def run(context: Context) -> Result:
     rows = Rows.of(log)
     result.check("the review sample is the one that plain integers give", _same_sample(log, checked))
     result.at_least("drawn_and_labelled", int((rows.columns.drawn & (rows.verdict >= 0)).sum()), 30 if few else 500)
-    found = {pane: figures(log.cells[pane, WHO], _profile(), log.rules) for pane in mature}
+    found = {pane: figures(log.cells[pane, WHO], None, log.rules, MEMBERS) for pane in mature}
     _check_recomputation(result, rows, found)
     _check_coverage(result, rows, found, few=few)
     _check_errors(result, rows, found)
@@ -105,11 +105,6 @@ def run(context: Context) -> Result:
 def _spec(pane: str) -> CheckedSpec:
     spec = msgspec.structs.replace(cards().spec, monitor=MonitorRules(pane=pane))
     return CheckedSpec(spec, "", "a key of this proof, which is not a secret")
-
-
-def _profile() -> dict[str, tuple[list[float], list[int]]]:
-    """A reference profile of nothing but the members' names."""
-    return {f"member:{name}": ([], [0]) for name in MEMBERS}
 
 
 @dataclass

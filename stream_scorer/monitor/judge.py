@@ -244,13 +244,14 @@ class Judge:
             self._refuse("labels", subject, window, why)
         complete = not of_labels and not labels_lost
         profile = self._references.profile(ensemble, version)
+        members = self._references.members(ensemble, version)
         try:
-            return figures(counts, profile, self._rules, labels_complete=complete)
+            return figures(counts, profile, self._rules, members, labels_complete=complete)
         except ProfileMismatch as error:
             # The scorer used another reference profile. All figures except drift are still valid.
             self._metrics.count(MISMATCHED)
             _log.warning("drift of %s %s is not computed: %s", ensemble, version, error)
-            return figures(counts, None, self._rules, labels_complete=complete)
+            return figures(counts, None, self._rules, members, labels_complete=complete)
 
     def _refuse(self, what: str, subject: Subject, window: WindowState, why: str) -> None:
         self._metrics.count(REFUSED, 1, what)

@@ -24,6 +24,10 @@ class ReferenceSource(Protocol):
         """Edges and counts by series name; None if the version is unknown (then no drift is reported)."""
         ...
 
+    def members(self, ensemble: str, version: str) -> list[str]:
+        """The members' names in the order of the bits of `member_alerts`; empty if the version is unknown."""
+        ...
+
 
 class EnsembleReferences:
     """Profiles from the manifests of ensembles: a folder, or any registered version, loaded on first use."""
@@ -65,6 +69,11 @@ class EnsembleReferences:
                     error.message,
                 )
         return self._profiles.get(key)
+
+    def members(self, ensemble: str, version: str) -> list[str]:
+        """The members' names in the order of the manifest, under the same conditions as the profile."""
+        manifest = self.manifest(ensemble, version)
+        return [] if manifest is None else manifest.member_names
 
     def manifest(self, ensemble: str, version: str) -> Manifest | None:
         """The version's manifest, under the same conditions as its profile."""

@@ -5,7 +5,7 @@ Pure functions on counts: the same counts give the same figures, live or recompu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,11 +126,17 @@ def drifts(counts: Counts, profile: Profile) -> dict[str, Drift]:
 
 
 def figures(
-    counts: Counts, profile: Profile | None, rules: WindowRules, *, labels_complete: bool = True
+    counts: Counts,
+    profile: Profile | None,
+    rules: WindowRules,
+    members: Sequence[str] = (),
+    *,
+    labels_complete: bool = True,
 ) -> list[Figure]:
     """Every figure of one window of one version and arm. No count may be negative: see `negative_fields`.
 
     Args:
+        members: names of the members in the order of the manifest; without them there are no rates by member.
         labels_complete: whether all labels were counted. If not, figures of labels have no values, because their bounds
             would not hold.
 
@@ -155,7 +161,6 @@ def figures(
     if profile is not None:
         found += [_drift(series, drift) for series, drift in drifts(counts, profile).items()]
     if decided:
-        members = [series.removeprefix("member:") for series in profile or {} if series.startswith("member:")]
         found += rate_figures(counts, members, rules.assumed, labels_complete=labels_complete)
     return found
 

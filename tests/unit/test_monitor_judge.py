@@ -33,6 +33,9 @@ class NoProfiles:
     def profile(self, ensemble: str, version: str) -> None:
         return None
 
+    def members(self, ensemble: str, version: str) -> list[str]:
+        return []
+
 
 class Monitor:
     """Two judges of one partition; `count` adds ten transactions of a pane."""

@@ -97,6 +97,18 @@ def test_figures_of_a_pane() -> None:
     assert counts["lo:gbm:1"] == 2
 
 
+def test_rates_by_member_follow_the_order_of_the_manifest_and_not_of_the_profile() -> None:
+    cells = new_cells()
+    count_summary(cells, summary(msgspec.structs.replace(PANE, member_alerts={"xgb": 4, "gbm": 2})))
+    # Bit 0 is that of the first member.
+    count_outcome(cells, outcome("genuine", member_alerts=0b01), SOURCES)
+    (counts,) = cells.values()
+    profile = {"member:gbm": ([1.0], [5, 5, 0]), "member:xgb": ([1.0], [5, 5, 0])}
+    found = figures(counts, profile, RULES, ["xgb", "gbm"])
+    assert one(found, "member_fpr", "xgb").numerator == 1
+    assert one(found, "member_fpr", "gbm").numerator == 0
+
+
 def test_a_changed_label_leaves_nothing_behind() -> None:
     cells = new_cells()
     first = outcome("genuine", review_probability=0.25)
