@@ -22,8 +22,8 @@ from stream_scorer.spec.model import PipelineSpec, duration_ms
 # Of figures that are not whole numbers.
 TOLERANCE = 1e-9
 LABELLED = ("fpr", "precision", "false_discovery_rate", "recall", "false_positives_per_fraud")
-# Figures that need the segment of a transaction, or the age of labels that were replaced (`fpr-oracle` checks them), and
-# those of the detector of drift events (`healthy`).
+# Figures that need the segment of a transaction, or the age of labels that were replaced (`fpr-oracle` checks them),
+# and those of the detector of drift events (`drift-events`).
 NOT_RECOMPUTED = ("segment_fpr", "label_maturity", "drift_state", "drift_evidence", "drift_chronic", "drift_event")
 POSITIVE = {"review+block": ("review", "block"), "block": ("block",)}
 
