@@ -40,12 +40,6 @@ from rich.console import Console
     help="Promote a version that alerts too much, and let the monitor roll it back.",
 )
 @click.option(
-    "--rise",
-    type=click.FloatRange(0.1, 1),
-    help="About how much the alerts of that version rise, for example 0.17. By default a rise that is noticed soon; a "
-    "small one needs more transactions and alerts.",
-)
-@click.option(
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed; the same seed gives the same data."
 )
 @click.option(
@@ -63,7 +57,6 @@ def demo(
     fraud_rate: float,
     review_rate: float,
     incident: bool,
-    rise: float | None,
     seed: int,
     report: Path,
 ) -> int:
@@ -96,7 +89,6 @@ def demo(
         fraud_rate=fraud_rate,
         review_rate=review_rate,
         incident=incident,
-        rise=rise,
         seed=seed,
     )
     story = run_demo(plan, Console(stderr=True), report=report)

@@ -17,34 +17,23 @@ from stream_scorer.train.dataset import read_training_set
 # Share of the live transactions that is scored before the new version is promoted.
 PROMOTE_AFTER = 0.25
 # The monitor needs 100 to 400 alerted cards to distinguish a rise of alerts by 30 % from one by 5 %, its tolerance.
-TOLERATED_RISE = 0.05
-REFERENCE_RISE, REFERENCE_ALERTS = 0.3, 150
+MIN_RISE, ALERTS = 0.3, 150
 # The update is evaluated on this many of the newest rows of the history.
 TRIAL_ROWS = 12_000
 REASON = "retrained with the new feature pipeline; offline figures unchanged"
 
 
 def possible(plan: DemoPlan) -> bool:
-    """Whether half of the transactions after the promotion give the paired test enough alerts to detect the rise.
-
-    The number that is needed falls with the square of the rise beyond the tolerance.
-    """
-    rise = REFERENCE_RISE if plan.rise is None else plan.rise
-    needed = REFERENCE_ALERTS * ((REFERENCE_RISE - TOLERATED_RISE) / (rise - TOLERATED_RISE)) ** 2
-    return plan.transactions * (1 - PROMOTE_AFTER) / 2 * plan.review_rate >= needed
+    """Whether half of the transactions after the promotion give the paired test enough alerts to detect the rise."""
+    return plan.transactions * (1 - PROMOTE_AFTER) / 2 * plan.review_rate >= ALERTS
 
 
-def make_update(folder: Path, checked: CheckedSpec, rise: float | None) -> tuple[Path, Update] | None:
-    """Write a copy of the ensemble in `folder` with a change that raises alerts; None if no change does.
-
-    Args:
-        rise: about how much alerts rise, as a share; None for any rise of `REFERENCE_RISE` or more.
-    """
+def make_update(folder: Path, checked: CheckedSpec) -> tuple[Path, Update] | None:
+    """Write a copy of the ensemble in `folder` with a change that raises alerts; None if no change does."""
     source, out = folder / "ensemble", folder / "updated"
     features = read_training_set(folder / "transactions.parquet", folder / "labels.parquet", checked).features
     manifest = read_manifest(source)
-    changes, least = changes_of_heaviest_member(manifest), REFERENCE_RISE if rise is None else rise
-    found = minor_update(source, out, features[-TRIAL_ROWS:], changes, least, refine=rise is not None)
+    found = minor_update(source, out, features[-TRIAL_ROWS:], changes_of_heaviest_member(manifest), MIN_RISE)
     if found is None:
         return None
     change, rise = found

@@ -25,8 +25,7 @@ class DemoPlan:
         fraud_rate: target fraud as a share of the genuine transactions; a short history needs a higher share.
         duplicates, garbage: extra live records, as shares of the transactions.
         review_rate, block_rate: target shares of alerted and of blocked transactions; thresholds are fitted to them.
-        incident: whether the demo promotes a faulty version. rise: about how much its alerts rise,
-            as a share; None for any change that raises them enough to be noticed soon.
+        incident: whether the demo promotes a faulty version.
         seed: seed of every random choice.
     """
 
@@ -40,7 +39,6 @@ class DemoPlan:
     review_rate: float = 0.015
     block_rate: float = 0.005
     incident: bool = True
-    rise: float | None = None
     seed: int = 1
 
     def __post_init__(self) -> None:

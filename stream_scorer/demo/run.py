@@ -229,7 +229,7 @@ class _Demo:
         if not possible(plan):
             steps.say("no incident: too few alerts are expected for the monitor to detect it")
             return None
-        made = make_update(self._folder, self._checked, plan.rise)
+        made = make_update(self._folder, self._checked)
         if made is None:
             steps.say("no incident: no minor change of the member with the highest weight raises alerts")
             return None

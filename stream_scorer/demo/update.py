@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -27,10 +27,6 @@ INPUTS = (
 )
 SCALES = (0.8, 1.25, 0.65, 1.5, 0.5, 2.0, 0.35, 3.0, 0.25, 4.0)
 AMPLIFIED = (2.0, 4.0)
-# Halvings of the interval between the scale 1 and the scale of a change, to find a smaller one that suffices.
-REFINEMENTS = 5
-# A refined rise of up to this many times the wanted one is close enough. Trees answer in steps, so no scale may hit it.
-CLOSE = 1.2
 
 
 @dataclass(frozen=True)
@@ -49,14 +45,11 @@ def minor_update(
     features: NDArray[np.float64],
     changes: Iterable[Change],
     min_rise: float,
-    *,
-    refine: bool = False,
 ) -> tuple[Change, float] | None:
     """Write the ensemble in `source` to `out` with the first change that raises alerts by at least `min_rise`.
 
     Args:
         features: ``(n, n_features) float64``; alerts are counted on them. min_rise: rise of alerts, as a share.
-        refine: bring the scale closer to 1, so that the rise is not much more than `min_rise`.
 
     Returns:
         The change and the rise of alerts on `features`; None if no change raises alerts enough.
@@ -70,7 +63,7 @@ def minor_update(
         changed = Ensemble(_changed(manifest, change), models, version="")
         return _alerts(changed, features) / before - 1 if before else math.nan
 
-    change = _search(changes, rise_of, min_rise, refine=refine)
+    change = next((change for change in changes if rise_of(change) >= min_rise), None)
     if change is None:
         return None
     changed = _changed(manifest, change)
@@ -81,37 +74,6 @@ def minor_update(
     out.mkdir(parents=True, exist_ok=True)
     write_ensemble(out, msgspec.structs.replace(changed, self_test=test), data)
     return change, rise_of(change)
-
-
-def _search(
-    changes: Iterable[Change], rise_of: Callable[[Change], float], min_rise: float, *, refine: bool
-) -> Change | None:
-    """The first change that suffices; with `refine` the first that raises alerts hardly more, or the closest one."""
-    best, least = None, math.inf
-    for change in changes:
-        if not rise_of(change) >= min_rise:
-            continue
-        if not refine:
-            return change
-        refined = _refined(change, lambda each: rise_of(each) >= min_rise)
-        rise = rise_of(refined)
-        if rise < least:
-            best, least = refined, rise
-        if least <= CLOSE * min_rise:
-            break
-    return best
-
-
-def _refined(change: Change, suffices: Callable[[Change], bool]) -> Change:
-    """The change with a scale as close to 1 as suffices, by bisection of its logarithm."""
-    low = 1.0
-    for _ in range(REFINEMENTS):
-        middle = replace(change, scale=round(math.sqrt(low * change.scale), 3))
-        if suffices(middle):
-            change = middle
-        else:
-            low = middle.scale
-    return change
 
 
 def changes_of_heaviest_member(manifest: Manifest) -> Iterator[Change]:

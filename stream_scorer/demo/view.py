@@ -124,7 +124,7 @@ class View:
             f"{len(glance.alerts):,} alerts",
         ]
         if drifts := newest_drifts(glance.metrics, self._calendar):
-            parts.append(f"largest drift {drifts[0].dimension} {drifts[0].value:.3f}")
+            parts.append(f"furthest from training: {drifts[0].dimension} {drifts[0].value:.3f}")
         if bounds := newest_bounds(glance.metrics, self._pane_ms, self._horizon_ms):
             parts.append(_bounds(bounds))
         return ", ".join(parts)
@@ -147,7 +147,7 @@ class View:
         watched.add_column(style="dim", no_wrap=True)
         watched.add_column()
         drifts = ", ".join(f"{m.dimension} {m.value:.3f}" for m in newest_drifts(glance.metrics, self._calendar))
-        watched.add_row("drift", Text(drifts or "waiting for a day of traffic"))
+        watched.add_row("from training", Text(drifts or "waiting for a day of traffic"))
         bounds = newest_bounds(glance.metrics, self._pane_ms, self._horizon_ms)
         watched.add_row("false positives", Text(_bounds(bounds) if bounds else "waiting for a day of traffic"))
         title = Text(f"live traffic, {elapsed_s:.0f} s", style="bold")
