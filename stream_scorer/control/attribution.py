@@ -15,6 +15,8 @@ from stream_scorer.records import Cause, CauseKind, InputChange, MemberPair, Pai
 # A member is named if it explains at least this share of the net change of alerts, and this many alerts.
 MIN_SHARE = 0.1
 MIN_ALERTS = 3
+# If the policy differs too, a member with a difference that training hardly makes is named from this share on.
+MIN_KNOWN_SHARE = 0.5
 # An input that is prepared differently counts as a cause from this mean distance in bins; a retrained standardisation
 # moves values by less than a tenth of a bin.
 MIN_DISTANCE = 0.25
@@ -87,6 +89,17 @@ class _Member:
         """Alerts that exist because of the member's change, less those that it prevents."""
         return _net(self.member or self.output or self.weight)
 
+    def known(self, sign: int) -> int:
+        """The part of `net` in the direction `sign` that has a cause which training again hardly produces.
+
+        Training shifts the scores of all members, and the threshold follows; it moves weights and preparation little.
+        So a weight counts by itself, but at most as much as weight and output together: a member that is trained again
+        with higher scores can have a lower weight, which changes little. An output counts only with an input that is
+        prepared differently, or if the score is inverted.
+        """
+        net = sign * self.net
+        return net if _fault(self) is not None else min(sign * _net(self.weight), net)
+
 
 class Attribution:
     """Accumulates the differences of one pair of versions."""
@@ -111,8 +124,14 @@ class Attribution:
         """
         sign = -1 if falls else 1
         moved = {name: sign * member.net for name, member in self._members.items()}
-        least = max(MIN_ALERTS, MIN_SHARE * abs(change))
         name = max(moved, key=lambda each: (moved[each], each), default=None)
+        if self._policy:
+            known = {name: member.known(sign) for name, member in self._members.items()}
+            first = max(known, key=lambda each: (known[each], each), default=None)
+            largest = max(abs(change), 0 if name is None else moved[name])
+            if first is not None and known[first] >= max(MIN_ALERTS, MIN_KNOWN_SHARE * largest):
+                return self._named(first, known[first], falls)
+        least = max(MIN_ALERTS, MIN_SHARE * abs(change))
         policy = sign * _net(self._policy)
         # A version that is trained again has another scale of scores, and thresholds that follow it. Such a policy
         # alone would move far more alerts than the whole version did, so the one nearest to that change is named.
@@ -122,8 +141,11 @@ class Attribution:
             return Cause("policy", None, None, text, self._per_thousand(policy))
         if name is None or moved[name] < least:
             return None
+        return self._named(name, moved[name], falls)
+
+    def _named(self, name: str, alerts: int, falls: bool) -> Cause:
         kind, input_name, text = _difference(self._members[name], falls=falls)
-        return Cause(kind, name, input_name, text, self._per_thousand(moved[name]))
+        return Cause(kind, name, input_name, text, self._per_thousand(alerts))
 
     def inputs(self) -> list[InputChange]:
         """The inputs that members see differently in the two versions, largest difference first."""

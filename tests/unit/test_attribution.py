@@ -277,3 +277,34 @@ def test_thresholds_that_follow_another_scale_of_scores_do_not_hide_the_member(c
     attribution.add(PairDifferences(1_000, {"a": member}, policy=[31, 70, 0, 899]))
     cause = attribution.cause(falls=False, change=change)
     assert cause is not None and cause.member == named
+
+
+def square(net: int) -> list[int]:
+    """2x2 counts of 1,000 transactions in which a change adds `net` alerts, or prevents them if it is negative."""
+    return [30, max(net, 0), max(-net, 0), 970 - abs(net)]
+
+
+def cause_beside_policy(members: dict[str, MemberPair], change: int, policy: int) -> Cause | None:
+    attribution = Attribution()
+    attribution.add(PairDifferences(1_000, members, policy=square(policy)))
+    return attribution.cause(falls=change < 0, change=change)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_weight_is_named_although_thresholds_that_follow_training_are_nearer_to_the_change(sign: int) -> None:
+    heavier = MemberPair((0.5, 0.2), output=square(sign * 40), weight=square(sign * 90), member=square(sign * 140))
+    cause = cause_beside_policy({"a": heavier}, sign * 80, sign * 75)
+    assert cause is not None and (cause.member, cause.kind) == ("a", "weight")
+
+
+def test_a_member_whose_lower_weight_and_higher_scores_cancel_hides_no_other_one() -> None:
+    trained = MemberPair((0.15, 0.37), output=square(-63), weight=square(95), member=square(5))
+    heavier = MemberPair((0.52, 0.20), weight=square(94))
+    cause = cause_beside_policy({"trained": trained, "heavier": heavier}, 80, -3)
+    assert cause is not None and (cause.member, cause.kind) == ("heavier", "weight")
+
+
+def test_weights_that_training_moved_do_not_hide_changed_thresholds() -> None:
+    members = {name: MemberPair((0.5, 0.45), output=square(10), weight=square(9), member=square(20)) for name in "ab"}
+    cause = cause_beside_policy(members, 100, 90)
+    assert cause is not None and (cause.member, cause.kind) == (None, "policy")
