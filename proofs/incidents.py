@@ -5,6 +5,9 @@ simulated traffic that passes through the product's own code (`proofs/worlds.py`
 against the simulator's truth: 12 to 25 % more cards with a false positive, or at least 20 % fewer with detected fraud.
 In half of them every member is retrained and one is bad. The watch must roll each one back and name the member.
 
+8 faults upstream change a field or a feed while a harmless version is on probation. The monitor must detect each one,
+name the field or feed, and give no command.
+
 `N` is the maximum number of transactions per update. A small one takes one update of each kind, with more alerts.
 """
 
@@ -20,6 +23,7 @@ import numpy as np
 from proofs.kit import Context, Result
 from proofs.updates import KINDS, MIN_RISE, Effect, Fault, Kind, Truth, Version, find_fault
 from proofs.upstream import FEED_FAULTS, FIELD_FAULTS, Normal, try_feed, try_field
+from proofs.world_probation import reweighed
 from proofs.world_training import Training, train
 from proofs.world_windows import Windows
 from proofs.worlds import FeaturePath, Outcome, Prepared, Stage, Trial
@@ -175,7 +179,8 @@ def make_traffic(checked: CheckedSpec, versions: tuple[Version, Version], seed: 
         windows.add(stage.run(each)[1])
         for window in windows.close(each.event_time // HOUR_MS * HOUR_MS):
             alarms += len(detector.update(window).events)
-    return Traffic(good, retrained, before, after, Normal(path, stage, windows, detector, list(days)), alarms)
+    normal = Normal(checked, good, reweighed(good), path, windows, detector, list(days))
+    return Traffic(good, retrained, before, after, normal, alarms)
 
 
 def updates(context: Context, checked: CheckedSpec, traffic: Traffic, scale: Scale) -> list[Case]:
@@ -229,3 +234,4 @@ def _upstream(context: Context, result: Result, traffic: Traffic, scale: Scale) 
     result.at_least("faults_upstream", len(cases), len(scale.faults))
     result.check("every fault upstream is detected", detected == len(cases))
     result.check("the right field or feed is named", named >= len(cases) - 1)
+    result.check("no command is given because of a fault upstream", not any(case.commands for case in cases))

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from proofs.updates import Version
+from proofs.world_probation import Probation
 from proofs.world_windows import Windows
-from proofs.worlds import PARTITIONS, FeaturePath, Stage
+from proofs.worlds import PARTITIONS, FeaturePath
 from stream_scorer.incidents.feeds import FeedDetector
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.monitor.drift_events import DriftDetector
@@ -24,6 +26,7 @@ from stream_scorer.simulate.config import HOUR_MS
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.fraud import CHANNELS
 from stream_scorer.simulate.transactions import Transactions
+from stream_scorer.spec import CheckedSpec
 
 COUNTRY = "GBP"
 LATE_MS = 6 * HOUR_MS
@@ -89,10 +92,15 @@ def _of_partition(rows: Transactions) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Normal:
-    """Traffic before a fault: the path and the detector as they are then, and the days that follow without one."""
+    """Traffic before a fault: the path and the detector as they are then, and the days that follow without one.
 
+    The champion `good` is on probation after `old`, which hardly differs, so that a rollback is possible.
+    """
+
+    checked: CheckedSpec
+    good: Version
+    old: Version
     path: FeaturePath
-    stage: Stage
     windows: Windows
     detector: DriftDetector
     days: Sequence[Transactions]
@@ -106,6 +114,7 @@ class UpstreamCase:
         subjects: the input fields, or the feed, that the product names, best explanation first; empty if undetected.
         evidence: series that changed, or the condition in words.
         transactions: number of transactions from the fault to the detection. event_ms: event time in between.
+        commands: the actions of the watch's commands, until the end of the traffic.
     """
 
     fault: UpstreamFault
@@ -115,6 +124,7 @@ class UpstreamCase:
     event_ms: int = 0
     dead_letters: int = 0
     seconds: float = 0.0
+    commands: list[str] = field(default_factory=list)
 
     @property
     def detected(self) -> bool:
@@ -137,37 +147,47 @@ class UpstreamCase:
             "transactions": self.transactions,
             "event_hours": round(self.event_ms / HOUR_MS, 1),
             "dead_letters": self.dead_letters,
+            "commands": self.commands,
             "seconds": round(self.seconds, 1),
         }
 
 
 def try_field(normal: Normal, fault: UpstreamFault) -> UpstreamCase:
-    """The days after `normal`, altered by `fault`, until the detector of drift gives an event."""
+    """The days after `normal`, altered by `fault`, until the detector of drift gives an event.
+
+    The watch follows to the end of the days.
+    """
     started, case = time.perf_counter(), UpstreamCase(fault)
     path, detector, windows = normal.path.fork(), copy.deepcopy(normal.detector), copy.deepcopy(normal.windows)
+    probation = Probation(normal.checked, normal.old, normal.good)
     began = int(normal.days[0].event_time[0])
     for rows in normal.days:
         for prepared in path.run(fault.alter(rows), size=SMALL_BATCH):
+            _, summaries = probation.run(prepared)
+            if case.detected:
+                continue
             case.dead_letters += len(prepared.batch.dead)
             case.transactions += prepared.rows
             case.event_ms = prepared.event_time - began
-            windows.add(normal.stage.run(prepared)[1])
+            windows.add(summaries)
             for window in windows.close(prepared.event_time // HOUR_MS * HOUR_MS):
                 opened = [event for event in detector.update(window).events if event.status == "open"]
-                if opened:
+                if opened and not case.detected:
                     case.subjects = list(opened[0].fields) or ["(none)"]
                     case.evidence = [f"{shift.kind} of {shift.info.name}" for shift in opened[0].series]
-            if case.detected:
-                case.seconds = time.perf_counter() - started
-                return case
-    case.seconds = time.perf_counter() - started
+                    case.seconds = time.perf_counter() - started
+    case.commands = probation.commands
+    case.seconds = case.seconds or time.perf_counter() - started
     return case
 
 
 def try_feed(normal: Normal, fault: UpstreamFault) -> UpstreamCase:
-    """A normal day, then one altered by `fault`, in real time, until the detector of feeds finds a condition."""
+    """A normal day, then one altered by `fault`, in real time, until the detector of feeds finds a condition.
+
+    The watch follows to the end of the day.
+    """
     started, case, detector = time.perf_counter(), UpstreamCase(fault), FeedDetector()
-    path = normal.path.fork()
+    path, probation = normal.path.fork(), Probation(normal.checked, normal.old, normal.good)
     calm, faulty = normal.days[0], fault.alter(normal.days[1])
     for rows, bad in ((calm.slice(len(calm) // 2, len(calm)), False), (faulty, True)):
         arrival = rows.event_time + np.where(_of_partition(rows), fault.delay_ms if bad else 0, 0)
@@ -176,7 +196,10 @@ def try_feed(normal: Normal, fault: UpstreamFault) -> UpstreamCase:
         for start in range(0, len(rows), REAL_TIME_BATCH):
             part, now = rows.slice(start, start + REAL_TIME_BATCH), int(arrival[start : start + REAL_TIME_BATCH][-1])
             prepared = path.step(part, encode_keys(part.customer_id), encode_values(part))
-            for summary in normal.stage.run(prepared)[1]:
+            _, summaries = probation.run(prepared)
+            if case.detected:
+                continue
+            for summary in summaries:
                 detector.add_summary(summary, now)
             found = detector.advance(now).conditions
             case.transactions += prepared.rows if bad else 0
@@ -185,8 +208,8 @@ def try_feed(normal: Normal, fault: UpstreamFault) -> UpstreamCase:
                 case.subjects = [f"{c.subject.aspect} partition {c.subject.partition}" for c in found]
                 case.evidence = [c.why for c in found]
                 case.seconds = time.perf_counter() - started
-                return case
-    case.seconds = time.perf_counter() - started
+    case.commands = probation.commands
+    case.seconds = case.seconds or time.perf_counter() - started
     return case
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from statistics import median
 
 from stream_scorer.records import Cause, CauseKind, InputChange, MemberPair, PairDifferences, PreparedInput
 
@@ -17,6 +18,8 @@ MIN_SHARE = 0.1
 MIN_ALERTS = 3
 # If the policy differs too, a member with a difference that training hardly makes is named from this share on.
 MIN_KNOWN_SHARE = 0.5
+# Training every member again changes the ratio of a weight to the others by less than this factor (measured: 1.9).
+MAX_TRAINED_FACTOR = 2.5
 # An input that is prepared differently counts as a cause from this mean distance in bins; a retrained standardisation
 # moves values by less than a tenth of a bin.
 MIN_DISTANCE = 0.25
@@ -89,16 +92,27 @@ class _Member:
         """Alerts that exist because of the member's change, less those that it prevents."""
         return _net(self.member or self.output or self.weight)
 
-    def known(self, sign: int) -> int:
+    def known(self, sign: int, usual: float) -> int:
         """The part of `net` in the direction `sign` that has a cause which training again hardly produces.
 
         Training shifts the scores of all members, and the threshold follows; it moves weights and preparation little.
-        So a weight counts by itself, but at most as much as weight and output together: a member that is trained again
-        with higher scores can have a lower weight, which changes little. An output counts only with an input that is
-        prepared differently, or if the score is inverted.
+        So an output counts only with an input that is prepared differently, or if the score is inverted. A weight
+        counts by itself if it differs from the `usual` ratio of weights by a large factor. Otherwise it counts at most
+        as much as weight and output together: a member with higher scores can have a lower weight, so that they cancel.
         """
-        net = sign * self.net
-        return net if _fault(self) is not None else min(sign * _net(self.weight), net)
+        net, weight = sign * self.net, sign * _net(self.weight)
+        if _fault(self) is not None:
+            return max(net, weight) if self._reweighed(usual) else net
+        return weight if self._reweighed(usual) else min(weight, net)
+
+    def _reweighed(self, usual: float) -> bool:
+        return self.ratio > 0 and usual > 0 and abs(math.log(self.ratio / usual)) >= math.log(MAX_TRAINED_FACTOR)
+
+    @property
+    def ratio(self) -> float:
+        """Ratio of its shares of the weight in both versions; 0 without a weight in the other one."""
+        now, before = self.newest.shares
+        return now / before if before else 0.0
 
 
 class Attribution:
@@ -126,7 +140,8 @@ class Attribution:
         moved = {name: sign * member.net for name, member in self._members.items()}
         name = max(moved, key=lambda each: (moved[each], each), default=None)
         if self._policy:
-            known = {name: member.known(sign) for name, member in self._members.items()}
+            usual = median(member.ratio for member in self._members.values()) if self._members else 0.0
+            known = {name: member.known(sign, usual) for name, member in self._members.items()}
             first = max(known, key=lambda each: (known[each], each), default=None)
             largest = max(abs(change), 0 if name is None else moved[name])
             if first is not None and known[first] >= max(MIN_ALERTS, MIN_KNOWN_SHARE * largest):

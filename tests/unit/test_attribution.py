@@ -292,15 +292,17 @@ def cause_beside_policy(members: dict[str, MemberPair], change: int, policy: int
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_weight_is_named_although_thresholds_that_follow_training_are_nearer_to_the_change(sign: int) -> None:
-    heavier = MemberPair((0.5, 0.2), output=square(sign * 40), weight=square(sign * 90), member=square(sign * 140))
-    cause = cause_beside_policy({"a": heavier}, sign * 80, sign * 75)
+    heavier = MemberPair((0.5, 0.1), output=square(sign * -40), weight=square(sign * 70), member=square(sign * 26))
+    others = {name: MemberPair((0.25, 0.45), output=square(3), member=square(3)) for name in "bc"}
+    cause = cause_beside_policy({"a": heavier, **others}, sign * 80, sign * 75)
     assert cause is not None and (cause.member, cause.kind) == ("a", "weight")
 
 
 def test_a_member_whose_lower_weight_and_higher_scores_cancel_hides_no_other_one() -> None:
     trained = MemberPair((0.15, 0.37), output=square(-63), weight=square(95), member=square(5))
     heavier = MemberPair((0.52, 0.20), weight=square(94))
-    cause = cause_beside_policy({"trained": trained, "heavier": heavier}, 80, -3)
+    others = {name: MemberPair((0.1, 0.14), output=square(5), member=square(5)) for name in "bcd"}
+    cause = cause_beside_policy({"trained": trained, "heavier": heavier, **others}, 80, -3)
     assert cause is not None and (cause.member, cause.kind) == ("heavier", "weight")
 
 
