@@ -113,7 +113,7 @@ class FatPublisher(publish.Publisher):
         for (
             place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, degraded,
             member_scores, contributions, status, alternatives, rule, listed, policy_version, partition, offset,
-            weights, features, feature_status, partitions_age, labels_age,
+            _card_group, _propensity, weights, features, feature_status, partitions_age, labels_age,
         ) in columns:  # fmt: skip
             key, headers = raw.key[row], raw.headers[row]
             decision = DECISIONS[code]
