@@ -16,8 +16,9 @@ from stream_scorer.records import Cause, CauseKind, InputChange, MemberPair, Pai
 # A member is named if it explains at least this share of the net change of alerts, and this many alerts.
 MIN_SHARE = 0.1
 MIN_ALERTS = 3
-# If the policy differs too, a member with a difference that training hardly makes is named from this share on.
-MIN_KNOWN_SHARE = 0.5
+# If the policy differs too, a member with a difference that training does not make is named from this share of the
+# change on, one with a weight that training may have changed only from a larger share (measured: up to 0.1).
+MIN_KNOWN_SHARE, MIN_WEIGHT_SHARE = 0.15, 0.25
 # Training every member again changes the ratio of a weight to the others by less than this factor (measured: 1.9).
 MAX_TRAINED_FACTOR = 2.5
 # An input that is prepared differently counts as a cause from this mean distance in bins; a retrained standardisation
@@ -92,18 +93,20 @@ class _Member:
         """Alerts that exist because of the member's change, less those that it prevents."""
         return _net(self.member or self.output or self.weight)
 
-    def known(self, sign: int, usual: float) -> int:
+    def known(self, sign: int, usual: float, change: int) -> int:
         """The part of `net` in the direction `sign` that has a cause which training again hardly produces.
 
-        Training shifts the scores of all members, and the threshold follows; it moves weights and preparation little.
-        So an output counts only with an input that is prepared differently, or if the score is inverted. A weight
-        counts by itself if it differs from the `usual` ratio of weights by a large factor. Otherwise it counts at most
-        as much as weight and output together: a member with higher scores can have a lower weight, so that they cancel.
+        It is 0 if it explains too little of the `change` of alerts. Training shifts the scores of all members,
+        and the threshold follows; it moves weights and preparation little. So an output counts only with an
+        input that is prepared differently, or if the score is inverted. A weight counts by itself if it differs
+        from the `usual` ratio of weights by a large factor. Otherwise it counts at most as much as weight and
+        output together: a member with higher scores can have a lower weight, so that they cancel.
         """
         net, weight = sign * self.net, sign * _net(self.weight)
-        if _fault(self) is not None:
-            return max(net, weight) if self._reweighed(usual) else net
-        return weight if self._reweighed(usual) else min(weight, net)
+        fault, reweighed = _fault(self) is not None, self._reweighed(usual)
+        found = max([net] * fault + [weight] * reweighed, default=min(weight, net))
+        share = MIN_KNOWN_SHARE if fault or reweighed else MIN_WEIGHT_SHARE
+        return found if found >= max(MIN_ALERTS, share * change) else 0
 
     def _reweighed(self, usual: float) -> bool:
         return self.ratio > 0 and usual > 0 and abs(math.log(self.ratio / usual)) >= math.log(MAX_TRAINED_FACTOR)
@@ -141,10 +144,10 @@ class Attribution:
         name = max(moved, key=lambda each: (moved[each], each), default=None)
         if self._policy:
             usual = median(member.ratio for member in self._members.values()) if self._members else 0.0
-            known = {name: member.known(sign, usual) for name, member in self._members.items()}
-            first = max(known, key=lambda each: (known[each], each), default=None)
             largest = max(abs(change), 0 if name is None else moved[name])
-            if first is not None and known[first] >= max(MIN_ALERTS, MIN_KNOWN_SHARE * largest):
+            known = {name: member.known(sign, usual, largest) for name, member in self._members.items()}
+            first = max(known, key=lambda each: (known[each], each), default=None)
+            if first is not None and known[first] > 0:
                 return self._named(first, known[first], falls)
         least = max(MIN_ALERTS, MIN_SHARE * abs(change))
         policy = sign * _net(self._policy)

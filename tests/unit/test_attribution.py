@@ -292,9 +292,9 @@ def cause_beside_policy(members: dict[str, MemberPair], change: int, policy: int
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_weight_is_named_although_thresholds_that_follow_training_are_nearer_to_the_change(sign: int) -> None:
-    heavier = MemberPair((0.5, 0.1), output=square(sign * -40), weight=square(sign * 70), member=square(sign * 26))
+    heavier = MemberPair((0.5, 0.1), output=square(sign * -4), weight=square(sign * 14), member=square(sign * 10))
     others = {name: MemberPair((0.25, 0.45), output=square(3), member=square(3)) for name in "bc"}
-    cause = cause_beside_policy({"a": heavier, **others}, sign * 80, sign * 75)
+    cause = cause_beside_policy({"a": heavier, **others}, sign * 35, sign * 28)
     assert cause is not None and (cause.member, cause.kind) == ("a", "weight")
 
 
