@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from stream_scorer.client_properties import SECTION, ClientProperty, read_properties
 from stream_scorer.connections import Brokers, RegistryAddress, TokenSource, redis_address
@@ -565,11 +565,12 @@ class Settings:
         """Texts that must not reach a log: values of secret settings, and passwords and queries in addresses."""
         found = {given.value for given in self.properties.values() if given.secret}
         for value in (s.text(self._values[s.name]) for s in CATALOGUE if s.secret):
-            parts = urlsplit(value) if "://" in value else None
+            parts = _address(value)
             found |= {value} if parts is None else {parts.password or "", unquote(parts.password or ""), parts.query}
         # The address of a webhook often is the secret itself.
         hook = self._values["monitor.webhook_url"]
-        found |= {hook, urlsplit(hook).path if "://" in hook else ""}
+        parts = _address(hook)
+        found |= {hook, "" if parts is None else parts.path}
         return tuple(sorted((text for text in found if len(text) >= MIN_SECRET_LENGTH), key=len, reverse=True))
 
     def source(self, name: str) -> str:
@@ -593,6 +594,14 @@ class Settings:
                 hint=f"Set {setting.variable}, or {name} in {SETTINGS_FILE},{more or ' or give the flag'}.",
             )
         return value
+
+
+def _address(text: str) -> SplitResult | None:
+    """The parts of an address; None if `text` is none."""
+    try:
+        return urlsplit(text) if "://" in text else None
+    except ValueError:
+        return None
 
 
 def _watchdog_exceeds_timeout(settings: Settings) -> str:

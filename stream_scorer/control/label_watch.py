@@ -16,10 +16,11 @@ from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.label_verdict import describe, judge_labels
 from stream_scorer.control.state import History
 from stream_scorer.incidents.log import Condition, IncidentLog, Subject
-from stream_scorer.records import NOT_A_RECORD, LabelValue, Outcome, VerdictRecord
+from stream_scorer.records import NOT_A_RECORD, Disagreement, LabelValue, Outcome, VerdictRecord
 
 _log = logging.getLogger(__name__)
 _MAX_OUTCOMES = 5_000
+_WAIT_S = 0.2
 # The verdict is judged again at most this often.
 JUDGE_EVERY_MS = 5_000
 # End of the ids of incidents that propose a version again.
@@ -62,6 +63,8 @@ class LabelWatch:
         self._next = 0
         # Verdicts on withdrawn versions that labels have not decided, by id.
         self._open: dict[str, VerdictRecord] = {}
+        # The disagreements whose labels are read.
+        self._followed: dict[str, list[Disagreement]] = {}
         self._wanted: set[str] = set()
         self._labels: dict[str, list[tuple[int, LabelValue | None]]] = {}
         self._progress_ms = 0
@@ -102,11 +105,10 @@ class LabelWatch:
         self._verdicts.close()
 
     def _read_verdicts(self, active: set[str]) -> bool:
-        """Read the topic to its end; whether the versions to follow have changed."""
-        before = {key: verdict.disagreements for key, verdict in self._open.items()}
+        """Read the topic to its end; whether the versions to follow differ from those whose labels are read."""
         end = self._verdicts.end()
         while self._next < end:
-            for record in self._verdicts.read(0.0):
+            for record in self._verdicts.read(_WAIT_S):
                 try:
                     verdict = msgspec.json.decode(record.value or b"", type=VerdictRecord)
                 except NOT_A_RECORD:
@@ -115,7 +117,7 @@ class LabelWatch:
             self._next = max(self._next, self._verdicts.position())
         for key in active & self._open.keys():
             del self._open[key]
-        return before != {key: verdict.disagreements for key, verdict in self._open.items()}
+        return self._followed != {key: verdict.disagreements for key, verdict in self._open.items()}
 
     def _take(self, verdict: VerdictRecord) -> None:
         decided = verdict.labels is not None and (verdict.labels.finding != "undecided" or not verdict.labels.waiting)
@@ -132,6 +134,8 @@ class LabelWatch:
         self._wanted = {each.event_id for verdict in self._open.values() for each in verdict.disagreements}
         if self._open:
             self._reader = self._follow(max(min(verdict.began for verdict in self._open.values()), 0))
+        # Only now: what fails before is tried again.
+        self._followed = {key: verdict.disagreements for key, verdict in self._open.items()}
 
     def _add(self, value: bytes | None) -> None:
         try:

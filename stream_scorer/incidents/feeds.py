@@ -134,21 +134,21 @@ class FeedDetector:
         for (topic, _), flow in flows.items():
             if flow.event_time is not None:
                 newest_of[topic] = max(newest_of.get(topic, flow.event_time), flow.event_time)
+        totals: Counter[str] = Counter()
+        for (topic, _), flow in flows.items():
+            totals[topic] += flow.total
         for place, known in self._partitions.items():
-            others = [flow for other, flow in flows.items() if other != place and other[0] == place[0]]
-            others_total = sum(flow.total for flow in others)
             flow = flows.get(place, Flow())
             if flow.total:
-                self._set_share(place, known, flows)
+                self._set_share(known, flow.total / totals[place[0]])
                 known.missed = 0.0
                 known.silent.add(minute, Extent(), bad=False)
                 self._add_lag(minute, known, flow, newest_of.get(place[0]))
-            elif others_total and self._waiting(place) <= MARKERS:
+            elif totals[place[0]] and self._waiting(place) <= MARKERS:
+                others = [flow for other, flow in flows.items() if other != place and other[0] == place[0]]
                 self._add_silence(minute, place, known, others)
 
-    def _set_share(self, place: Place, known: _Partition, flows: Mapping[Place, Flow]) -> None:
-        total = sum(flow.total for other, flow in flows.items() if other[0] == place[0])
-        share = flows[place].total / total
+    def _set_share(self, known: _Partition, share: float) -> None:
         known.minutes = min(known.minutes + 1, self._rules.episodes.keep)
         known.share += (share - known.share) / known.minutes
 

@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 from stream_scorer.records import Source
 
 T = TypeVar("T")
+# Older minutes are left out: longer than any detector reads back. A record, or a clock, of 1970 would give millions.
+MAX_SPAN_MS = 9 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,9 @@ class ByMinute(Generic[T]):
         """
         end = (now - self._rules.slack_ms) // self._rules.minute_ms * self._rules.minute_ms
         minute = min(self._values, default=end) if self._done is None else self._done + self._rules.minute_ms
+        oldest = end - MAX_SPAN_MS // self._rules.minute_ms * self._rules.minute_ms
+        if minute < oldest:
+            minute, self._values = oldest, {at: found for at, found in self._values.items() if at >= oldest}
         while minute < end:
             self._done = minute
             yield minute, self._values.pop(minute, {})

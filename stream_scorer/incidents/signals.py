@@ -228,11 +228,20 @@ class Signals:
             self._readers[topic] = self._follow(topic, start)
 
     def _read_backlog(self, stop: threading.Event) -> None:
-        """Read every topic to its present end, so that no minute is evaluated before it is complete."""
+        """Read every topic to its present end, so that no minute is evaluated before it is complete.
+
+        A partition of which nothing comes for a moment is at its end, whatever arrives on the others: it may have no
+        record since the start, or end with aborted records.
+        """
         for topic, reader in self._readers.items():
             left = dict(reader.ends())
+            since_s = self._clock.monotonic()
             while left and not stop.is_set():
-                if not self._read(topic, SILENCE_S):
+                records = self._read(topic, SILENCE_S)
+                now_s = self._clock.monotonic()
+                if any(record.partition in left for record in records):
+                    since_s = now_s
+                elif not records or now_s - since_s >= SILENCE_S:
                     break
                 read = self._positions.get(topic, {})
                 left = {p: end for p, end in left.items() if read.get(p, 0) < end - MARKERS}

@@ -143,8 +143,10 @@ class Webhook:
         """Send until `stop`, then close the log. Raises `StreamScorerError` if Kafka does not answer."""
         try:
             while not stop.is_set():
-                self.step(stop)
+                # Before it sends: a receiver that does not answer takes minutes, and must not delay the monitor.
+                self._log.read()
                 on_ready()
+                self.step(stop)
                 stop.wait(POLL_S)
         finally:
             self._log.close()

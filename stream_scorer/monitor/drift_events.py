@@ -136,6 +136,11 @@ class DriftDetector:
         return None if self._state.last < 0 else self._state.last * self._rules.pane_ms
 
     @property
+    def pane_ms(self) -> int:
+        """Length of a window, ms."""
+        return self._rules.pane_ms
+
+    @property
     def series(self) -> Mapping[str, SeriesInfo]:
         """The series by name."""
         return self._rules.series

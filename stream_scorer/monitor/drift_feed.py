@@ -64,12 +64,16 @@ class Manifests(Protocol):
 
 @dataclass(slots=True)
 class _Stream:
-    """One ensemble: its detector, and the series of its newest version."""
+    """One ensemble: its detector, and the series of its newest version.
+
+    `replaced` are events that ended because a new version lacks their series, and that the next report includes.
+    """
 
     detector: DriftDetector
     series: Mapping[str, SeriesInfo]
     ended: deque[DriftEvent] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
     shown: set[tuple[str, str, str]] = field(default_factory=set)
+    replaced: list[DriftEvent] = field(default_factory=list)
 
 
 class DriftFeed:
@@ -175,7 +179,10 @@ class DriftFeed:
             if stream is None or (stream.detector.last is not None and stream.detector.last >= pane):
                 continue
             window = self._window(pane, ensemble, version, stream, parts)
-            records += self._report(stream, window, stream.detector.update(window))
+            report = stream.detector.update(window)
+            report = replace(report, events=[*stream.replaced, *report.events])
+            stream.replaced = []
+            records += self._report(stream, window, report)
         return records
 
     def _stream(self, ensemble: str, version: str) -> _Stream | None:
@@ -187,19 +194,35 @@ class DriftFeed:
         if stream is None:
             stream = self._streams[ensemble] = self._restored(ensemble, series)
         if stream.series != series:
-            stream.detector, stream.series = stream.detector.with_series(series), series
+            self._replace(stream, series)
         return stream
+
+    @staticmethod
+    def _replace(stream: _Stream, series: Mapping[str, SeriesInfo]) -> None:
+        """Continue with the series of another version, and end the events that the new detector cannot end."""
+        before, ended = stream.detector, stream.detector.last
+        stream.detector, stream.series = before.with_series(series), series
+        kept = {event.id for event in stream.detector.open_events}
+        gone = [event for event in before.open_events if event.id not in kept]
+        stream.replaced += [replace(event, status="replaced", ended=ended) for event in gone]
 
     def _restored(self, ensemble: str, series: Mapping[str, SeriesInfo]) -> _Stream:
         detector = DriftDetector(DriftRules(self._pane_ms, self._budget, series))
         kept = self._store.kept(f"drift:{ensemble}")
         if kept is not None:
             try:
-                detector = DriftDetector.restored(kept, self._budget)
+                restored = DriftDetector.restored(kept, self._budget)
+                if restored.pane_ms != self._pane_ms:
+                    raise ValueError(f"its panes have {restored.pane_ms} ms, those of the spec {self._pane_ms} ms")
+                detector = restored
             except ValueError as error:
                 _log.warning("the drift detector of %s learns again: %s", ensemble, error)
         ended = self._store.kept(f"drift-ended:{ensemble}")
-        events = [] if ended is None else msgspec.json.decode(ended, type=list[DriftEvent])
+        try:
+            events = [] if ended is None else msgspec.json.decode(ended, type=list[DriftEvent])
+        except msgspec.DecodeError as error:  # of another release
+            _log.warning("the ended drift events of %s cannot be read: %s", ensemble, error)
+            events = []
         return _Stream(detector, detector.series, deque(events, maxlen=ENDED_KEPT))
 
     def _series(self, ensemble: str, version: str) -> Mapping[str, SeriesInfo] | None:

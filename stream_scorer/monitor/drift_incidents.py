@@ -16,6 +16,7 @@ _MEMBER = "member:"
 _ENDED = {
     "recovered": "the traffic is as before again",
     "accepted": "the change lasted, so it is the new reference",
+    "replaced": "a new version does not have this series, or has it with other bins, so it is learnt again",
 }
 
 

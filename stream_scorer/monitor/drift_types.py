@@ -26,7 +26,8 @@ SeriesKind = Literal["feature", "rate", "member", "score", "decision"]
 # How a distribution changed. `offset` also covers every change of shape that is none of the others.
 ChangeKind = Literal["scale", "offset", "missing", "mapping"]
 # `accepted`: the change lasted, so it is a chronic state now and the detector learns the new distribution.
-EventStatus = Literal["open", "recovered", "accepted"]
+# `replaced`: a new version has other bins or members, so that nothing shows any more whether the change lasts.
+EventStatus = Literal["open", "recovered", "accepted", "replaced"]
 DetectorState = Literal["learning", "watching", "alarm"]
 
 HOUR_MS = 3_600_000
@@ -121,7 +122,7 @@ class DriftEvent:
     """A change of the traffic that happened at one time, with what it affects.
 
     The detector returns an event once when it detects it (`status` open) and once when it ends (`recovered` or
-    `accepted`), with the same `id`.
+    `accepted`), with the same `id`. Its feed ends it as `replaced`.
 
     Attributes:
         id: the same whenever the same windows are read again.

@@ -12,6 +12,7 @@ import pytest
 from stream_scorer.ensemble.manifest import NoCalibrator, Series, Thresholds, WeightedMean
 from stream_scorer.monitor import drift_feed
 from stream_scorer.monitor.drift_feed import DriftFeed
+from stream_scorer.monitor.drift_incidents import DriftBoard, subject_of
 from stream_scorer.monitor.drift_series import describe
 from stream_scorer.monitor.drift_types import HOUR_MS, SeriesInfo
 from stream_scorer.monitor.metrics import MONITOR_METRICS
@@ -28,9 +29,9 @@ CHANGE = 14 * 24 + 8
 P = np.array([0.1, 0.3, 0.3, 0.2, 0.08, 0.02])
 
 
-def series(key: str) -> dict[str, SeriesInfo]:
+def series(key: str, bins: str = "") -> dict[str, SeriesInfo]:
     return {
-        "amount": SeriesInfo("amount", "feature", ("amount",), members=("gbm",), edges=EDGES, key="a"),
+        "amount": SeriesInfo("amount", "feature", ("amount",), members=("gbm",), edges=EDGES, key=f"a{bins}"),
         "member:gbm": SeriesInfo("member:gbm", "member", members=("gbm",), edges=EDGES, key=key, weight=1.0),
     }
 
@@ -38,13 +39,19 @@ def series(key: str) -> dict[str, SeriesInfo]:
 class Monitor:
     """One topic with panes of two series; the version changes its member at pane `new_version`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, change: int = CHANGE, new_version: int = 10**9) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, change: int = CHANGE, new_version: int = 10**9, bins: str = ""
+    ) -> None:
         self.server = MemoryCounterServer()
         self.change, self.new_version = change, new_version
         self.rng = np.random.default_rng(1)
         self.at = 0
         self.metrics = Metrics(MONITOR_METRICS)
-        monkeypatch.setattr(drift_feed, "describe", lambda _checked, manifest: series(f"member {manifest.version}"))
+        monkeypatch.setattr(
+            drift_feed,
+            "describe",
+            lambda _checked, manifest: series(f"member {manifest.version}", bins * int(manifest.version)),
+        )
         self.feed = self.open()
 
     def open(self, epoch: str = "e") -> DriftFeed:
@@ -163,6 +170,36 @@ def test_a_new_version_keeps_the_history_of_the_features(monkeypatch: pytest.Mon
     records = monitor.read(CHANGE + 6)
     assert opened(records)[0][0].endswith(":amount")
     assert monitor.feed.events()[0].version == "2"
+
+
+def test_an_event_of_a_series_that_a_new_version_has_with_other_bins_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = Monitor(monkeypatch, new_version=CHANGE + 6, bins="x")
+    monitor.count(0, CHANGE + 7)
+    (event,) = _read(monitor, CHANGE + 6)
+    records = monitor.read(CHANGE + 7)
+    (ended,) = monitor.feed.events()
+    assert (ended.id, ended.status) == (event.id, "replaced")
+    assert [r.revision for r in records if r.metric == "drift_event" and r.closed] == [2]
+    labels = {"ensemble": "cards", "kind": event.kind, "series": "amount"}
+    assert monitor.metrics.registry.get_sample_value("stream_scorer_drift_event", labels) == 0
+    board = DriftBoard()
+    board.publish(monitor.feed.events())
+    assert ("drift", subject_of(event).text) in board.findings().over
+
+
+def test_saved_state_with_other_panes_or_events_of_another_release_is_learnt_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monitor = Monitor(monkeypatch)
+    monitor.count(0, 50)
+    monitor.read(50)
+    monitor.store.keep("drift-ended:cards", b'[{"id": 1}]')
+    monitor.feed = monitor.open()
+    monitor.feed._pane_ms = HOUR_MS // 4
+    monitor.count(50, 51)
+    monitor.feed.turn(monitor.store.changed(), 51 * HOUR_MS)
+    (stream,) = monitor.feed._streams.values()
+    assert stream.detector.pane_ms == HOUR_MS // 4
 
 
 def test_an_unknown_version_is_not_fed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
+from itertools import islice
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from stream_scorer.incidents.detector import Findings
+from stream_scorer.incidents.detector import Findings, Flow
 from stream_scorer.incidents.feeds import FeedRules
 from stream_scorer.incidents.labels import LabelRules
 from stream_scorer.incidents.log import IncidentLog
+from stream_scorer.incidents.minutes import ByMinute, EpisodeRules
 from stream_scorer.incidents.savings import SPAN_MS
-from stream_scorer.incidents.signals import Detectors, SignalRules, apply
+from stream_scorer.incidents.signals import INCIDENT_METRICS, Detectors, SignalRules, Signals, apply
+from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import (
     Affected,
     Incident,
@@ -352,3 +357,72 @@ def test_what_a_rollback_saved_is_counted_for_an_hour_of_event_time() -> None:
     # 5 more alerts per 1,000 transactions.
     assert (found.saved.transactions, found.saved.alerts) == (6_100, 30)
     assert "+5.00 alerts per 1,000 transactions" in found.saved.how
+
+
+class Follower:
+    """A topic of two partitions: the first one has a record at any time, the second one none since the start."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.polls = clock, 0
+
+    def poll(self, _max_records: int, timeout_s: float) -> list[SimpleNamespace]:
+        self.polls += 1
+        assert self.polls < 100, "the backlog never ends"
+        self.clock.now_s += timeout_s / 2
+        return [SimpleNamespace(partition=0, offset=10_000 + self.polls, value=None, timestamp_ms=BEGIN, headers=())]
+
+    def ends(self) -> dict[int, int]:
+        return {0: 10_000, 1: 500}
+
+    def close(self) -> None:
+        pass
+
+
+class Clock:
+    now_s = BEGIN / 1_000
+
+    def now_ms(self) -> int:
+        return int(self.now_s * 1_000)
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_the_backlog_ends_though_a_partition_has_no_record_since_the_start() -> None:
+    clock, stop, ready = Clock(), threading.Event(), []
+    log = IncidentLog(MemoryControlLog())
+
+    def on_ready() -> None:
+        ready.append(1)
+        stop.set()
+
+    signals = Signals(
+        log, lambda _topic, _since: Follower(clock), dict, clock, Metrics(INCIDENT_METRICS), SignalRules()
+    )
+    signals.run(stop, on_ready)
+    assert ready
+
+
+def test_a_record_with_a_time_long_ago_gives_no_millions_of_minutes() -> None:
+    minutes: ByMinute[Flow] = ByMinute(EpisodeRules(), Flow)
+    minutes.at(0, "x")
+    minutes.at(BEGIN, "x")
+    found = list(islice(minutes.complete(BEGIN + 2 * MINUTE), 20_000))
+    assert len(found) <= 9 * 24 * 60 + 1
+    assert [at for at, values in found if values] == [BEGIN]
+
+
+def test_hundreds_of_partitions_take_little_time_per_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work for partitions that deliver grows with their number, not with its square."""
+    desk, reads = Desk(), 0
+    total = Flow.total.fget
+    assert total is not None
+
+    def counted(flow: Flow) -> int:
+        nonlocal reads
+        reads += 1
+        return total(flow)
+
+    monkeypatch.setattr(Flow, "total", property(counted))
+    desk.run(range(2), usual(desk, range(500)))
+    assert 0 < reads < 20 * 500

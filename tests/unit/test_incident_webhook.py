@@ -193,3 +193,24 @@ def test_the_address_is_a_secret_that_a_file_may_hold(tmp_path: Any) -> None:
     assert settings["monitor.webhook_url"] == f"https://example.org{TOKEN}"
     assert "***" in settings.describe("monitor.webhook_url")
     assert TOKEN in settings.secrets
+
+
+def test_a_receiver_that_does_not_answer_does_not_delay_readiness() -> None:
+    told, clock = MemoryControlLog(), Clock()
+    log = IncidentLog(told)
+    log.report(CONDITION, clock.now)
+    stop, order = threading.Event(), []
+
+    def post(_url: str, _body: dict[str, Any]) -> int:
+        order.append("post")
+        stop.set()
+        return 503
+
+    Webhook("http://localhost/x", log, clock, Metrics(WEBHOOK_METRICS), post).run(stop, lambda: order.append("ready"))
+    assert order == ["ready", "post"]
+
+
+def test_an_address_that_is_none_stays_a_secret(tmp_path: Any) -> None:
+    url = f"https://[example.org{TOKEN}"
+    settings = load_settings({}, environment={"STREAM_SCORER_MONITOR_WEBHOOK_URL": url}, directory=tmp_path)
+    assert url in settings.secrets

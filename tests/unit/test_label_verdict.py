@@ -205,3 +205,18 @@ def test_a_topic_that_cannot_be_written_is_tried_again() -> None:
     desk.steps(watch)
     assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
     assert len(IncidentLog(MemoryControlLog(desk.told.records)).open()) == 1
+
+
+def test_labels_that_cannot_be_opened_are_tried_again() -> None:
+    desk = Desk(0.5)
+    watch = desk.watch()
+
+    def fail(_since: int) -> Outcomes:
+        raise BrokerUnavailable("not now")
+
+    follow, watch._follow = watch._follow, fail
+    with pytest.raises(BrokerUnavailable):
+        desk.steps(watch)
+    watch._follow = follow
+    desk.steps(watch)
+    assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
