@@ -94,7 +94,7 @@ PROOFS = {
     ),
     "alert-rules": Proof(
         "alert rules and queries of dashboards are valid; each alert fires and stays silent when it should",
-        300,
+        64,
         own="builds promtool at its first run; needs no services",
     ),
     "fpr-oracle": Proof(
@@ -106,7 +106,7 @@ PROOFS = {
         "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 96
     ),
     "members-bench": Proof(
-        "the scoring stage beside its members' bare predictions", 60, own="measures speed; needs no services"
+        "the scoring stage beside its members' bare predictions", 29, own="measures speed; needs no services"
     ),
     "usage": Proof(
         "wrong usage gives one readable message and the exit code of the contract", 32, ("kafka", "redis", "mlflow")
@@ -180,7 +180,7 @@ PROOFS = {
     "features-own-data": Proof("two data sets of one's own run from CSV to scores", 46, KAFKA_REDIS),
     "features-bench": Proof(
         "what the feature path costs, by part, by length of rows and number of entities",
-        300,
+        174,
         own="measures the CPU time of Redis",
     ),
     "soak": Proof(
@@ -189,7 +189,7 @@ PROOFS = {
         own="measures memory and latency for hours",
     ),
     "bench": Proof(
-        "throughput and latency against the passthrough limit and a per-event loop", 360, own="measures speed"
+        "throughput and latency against the passthrough limit and a per-event loop", 325, own="measures speed"
     ),
 }
 
