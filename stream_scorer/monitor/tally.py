@@ -135,7 +135,12 @@ def count_outcome(cells: Cells, outcome: Outcome, sources: frozenset[str], horiz
 
 
 def age_bin(age_ms: int, horizon_ms: int) -> int:
-    """The bin of a label age: bin b has ages from b to b + 1 times a 24th of the horizon; the last begins at two."""
+    """The bin of a label age: bin b has ages from b to b + 1 times a 24th of the horizon; the last begins at two.
+
+    With a horizon of 0, every label arrives after it.
+    """
+    if not horizon_ms:
+        return 2 * AGE_BINS
     return min(max(age_ms, 0) * AGE_BINS // horizon_ms, 2 * AGE_BINS)
 
 

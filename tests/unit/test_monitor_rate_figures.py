@@ -115,6 +115,7 @@ def test_the_maturity_curve() -> None:
     horizon = 48 * HOUR
     ages = {-5: 0, 0: 0, 2 * HOUR: 1, horizon - 1: 23, horizon: 24, 9 * horizon: 48}
     assert {age: age_bin(age, horizon) for age in ages} == ages
+    assert age_bin(0, 0) == age_bin(HOUR, 0) == 48
     curve = MaturityCurve()
     assert set(curve.missing(100 * HOUR, HOUR)) == {h * HOUR for h in range(53, 101)}
     # Half of the labels arrive within the first 24th of the horizon, the others in the last; some arrive later.
