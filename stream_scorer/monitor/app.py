@@ -152,7 +152,10 @@ class Tallier:
             cells, maxima = new_cells(), dict[str, int]()
             self._count(cells, maxima, [record.value for record in rest])
             if self._cut.get(partition) == rest[0].previous:
-                maxima |= self._count.lost_before(rest[0].value)
+                lost = next(filter(None, (self._count.lost_before(record.value) for record in rest)), None)
+                maxima |= lost or {}
+                if lost is None:  # none of them has a time: the next ones do
+                    self._cut[partition] = rest[-1].offset + 1
             answer = self._store.apply(
                 Batch(source, rest[0].previous, rest[-1].offset + 1, cells, maxima, self._due if cells else ())
             )

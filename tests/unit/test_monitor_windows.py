@@ -184,6 +184,18 @@ def test_the_first_record_after_deleted_ones_marks_what_is_lost(cut: dict[int, i
     assert store.head().marks == {"score-summaries:0": 9}
 
 
+def test_a_summary_without_transactions_does_not_hide_what_is_lost() -> None:
+    store = MemoryCounterStore(MemoryCounterServer())
+    store.open("e", {"score-summaries:0": 7})
+    metrics = Metrics(MONITOR_METRICS)
+    count = SummaryCounter("score-summaries", metrics)
+    tallier = Tallier(store, metrics, "score-summaries", count, ())  # type: ignore[arg-type]
+    tallier.seek({0: 7})
+    tallier.apply(0, [Linked(7, 7, msgspec.json.encode(summary()))])
+    tallier.apply(0, [Linked(8, 8, msgspec.json.encode(summary(PANE)))])
+    assert store.head().maxima.get(LOST_BEFORE) == PANE.pane
+
+
 def test_the_first_outcome_after_deleted_ones_marks_which_labels_are_lost() -> None:
     count = OutcomeCounter("outcomes", Metrics(MONITOR_METRICS), frozenset())
     assert count.lost_before(msgspec.json.encode(outcome("fraud"))) == {LABELS_LOST_BEFORE: 6 * HOUR}
