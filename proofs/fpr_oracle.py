@@ -412,10 +412,10 @@ def _one(found: list[Figure], metric: str, dimension: str) -> Figure:
 def _check_recomputation(result: Result, rows: Rows, found: Found) -> None:
     different: dict[str, int] = {}
     compared = 0
-    for pane, told in found.items():
+    for pane, reported in found.items():
         inside = rows.pane == pane
         for name, positive in POSITIVE.items():
-            figure, again = _one(told, "fpr", name), recompute(_cut(rows, inside), inside[inside], positive)
+            figure, again = _one(reported, "fpr", name), recompute(_cut(rows, inside), inside[inside], positive)
             statistics = figure.statistics
             checks = {
                 "counts": (figure.numerator, figure.denominator) == (again.numerator, again.denominator),
@@ -462,8 +462,8 @@ def _check_coverage(result: Result, rows: Rows, found: Found, *, few: bool) -> N
     for metric, dimension, alert in names:
         bounded, held, intervals, covered = 0, 0, 0, 0
         widths = []
-        for pane, told in found.items():
-            figure, truth = _one(told, metric, dimension), _truth(rows, pane, alert)
+        for pane, reported in found.items():
+            figure, truth = _one(reported, metric, dimension), _truth(rows, pane, alert)
             if figure.low is not None and figure.high is not None:
                 bounded += 1
                 held += figure.low - TOLERANCE <= truth <= figure.high + TOLERANCE
@@ -490,8 +490,8 @@ def _check_errors(result: Result, rows: Rows, found: Found) -> None:
     """Mean absolute errors of the point estimate, of the naive rates and of CBPE, on the windows that have one."""
     errors: dict[str, list[float]] = {"estimate": [], "naive_labelled": [], "naive_silent_is_fraud": [], "cbpe": []}
     c = rows.columns
-    for pane, told in found.items():
-        figure = _one(told, "fpr", "review+block")
+    for pane, reported in found.items():
+        figure = _one(reported, "fpr", "review+block")
         if figure.value is None:
             continue
         truth = _truth(rows, pane, lambda columns: columns.decision > 0)

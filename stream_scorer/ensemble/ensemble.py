@@ -166,9 +166,9 @@ class Ensemble:
         """See the function `left_out_scores`; this method reuses the combiner."""
         return self._combiner.left_out(scored.member_scores, scored.score)
 
-    def what_if(self, scored: Scored, theirs: Matrix, scenarios: Scenarios) -> Matrix:
+    def what_if(self, member_scores: Matrix, theirs: Matrix, scenarios: Scenarios) -> Matrix:
         """See `Combiner.what_if`."""
-        return self._combiner.what_if(scored.member_scores, theirs, scenarios)
+        return self._combiner.what_if(member_scores, theirs, scenarios)
 
     def finish(self, z: Vector) -> Vector:
         """See `Combiner.finish`."""
@@ -209,7 +209,7 @@ class Ensemble:
     def _warm_up_comparison(self, features: Matrix, scored: Scored) -> None:
         """Compile what a comparison with another version calls, see `pair`."""
         ones = np.ones((1, len(self.member_names)))
-        self.what_if(scored, scored.member_scores, Scenarios(ones > 0.0, ones, ones))
+        self.what_if(scored.member_scores, scored.member_scores, Scenarios(ones > 0.0, ones, ones))
         self.finish(scored.z)
         pair.warm_up(self.manifest, features)
 

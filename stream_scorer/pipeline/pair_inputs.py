@@ -101,14 +101,15 @@ class PairComparer:
             return None
         mine, others = decided.verdicts[version], decided.verdicts[other]
         thresholds = self._served.manifest.thresholds
-        review = self._policy.review(thresholds, decided.rules)
-        alert, theirs = mine.decision > 0, others.decision > 0
-        scores = self._plan.theirs(others.scored.member_scores, mine.scored.member_scores.shape[1])
-        changed = self._served.what_if(mine.scored, scores, self._plan.scenarios) >= np.atleast_1d(review)[:, None]
-        squares = _squares(alert[rows], changed[rows])
-        alerted = rows[alert[rows] | theirs[rows]]
-        linked = self._linked(mine.scored.member_scores)
-        linked_theirs = self._linked(scores)
+        review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(counts))[rows]
+        alert = mine.decision[rows] > 0
+        scores = mine.scored.member_scores[rows]
+        theirs = self._plan.theirs(others.scored.member_scores[rows], scores.shape[1])
+        changed = self._served.what_if(scores, theirs, self._plan.scenarios) >= review[:, None]
+        squares = _squares(alert, changed)
+        either = np.flatnonzero(alert | (others.decision[rows] > 0))
+        alerted = rows[either]
+        linked, linked_theirs = self._linked(scores), self._linked(theirs)
         prepared = [self._inputs.count(enriched.matrix, each).reshape(-1, 9).tolist() for each in (rows, alerted)]
         found: dict[str, MemberPair] = {}
         start = 0
@@ -116,13 +117,13 @@ class PairComparer:
             own = {what: squares[k].tolist() for k, (at, what) in enumerate(self._plan.subjects) if at == place}
             stop = start + len(member.inputs)
             a, b = linked[:, member.index], linked_theirs[:, member.index]
-            answers, answered = self._answers(enriched.matrix, alerted, member, a - b)
+            answers, answered = self._answers(enriched.matrix, alerted, member, (a - b)[either])
             found[member.name] = MemberPair(
                 member.weights,
                 own.get("output", []),
                 own.get("weight", []),
                 own.get("member", []),
-                _sums(a[rows], b[rows]) if member.output else [],
+                _sums(a, b) if member.output else [],
                 answers,
                 answered,
                 self._categories[member.name],
@@ -147,12 +148,13 @@ class PairComparer:
     def _answers(
         self, features: NDArray[np.float64], alerted: I64, member: MemberPlan, difference: NDArray[np.float64]
     ) -> tuple[dict[str, list[int]], list[int]]:
-        """See `MemberPair.answers` and `MemberPair.answered`."""
-        alerted = alerted[~np.isnan(difference[alerted])]
+        """See `MemberPair.answers` and `MemberPair.answered`; `difference` ``(a,)`` is that of the rows `alerted`."""
+        known = ~np.isnan(difference)
+        alerted = alerted[known]
         inputs = self._served.manifest.members[member.index].inputs
         if not member.output or not len(alerted) or len(inputs) > MAX_INPUTS:
             return {}, []
-        values = difference[alerted].astype(np.int64)
+        values = difference[known].astype(np.int64)
         columns = self._columns[member.name]
         bins = self._binned.bins(features[alerted], columns)
         width = int(self._binned.n_edges.max(initial=0)) + 2
@@ -176,9 +178,10 @@ class PairComparer:
         if not self._plan.policy:
             return []
         thresholds = self._other.manifest.thresholds
-        review = self._policy.review(thresholds, decided.rules)
-        changed = self._other.finish(decided.verdicts[version].scored.z) >= review
-        square: list[int] = _squares(alert[rows], changed[rows][:, None])[0].tolist()
+        z = decided.verdicts[version].scored.z
+        review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(z))[rows]
+        changed = self._other.finish(z[rows]) >= review
+        square: list[int] = _squares(alert, changed[:, None])[0].tolist()
         return square
 
 

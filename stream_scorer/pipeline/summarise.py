@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ from stream_scorer.records import (
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 
 I64 = NDArray[np.int64]
+Rows = NDArray[np.int64] | slice
 
 
 class Summariser:
@@ -46,77 +49,17 @@ class Summariser:
         A canary has summaries only of partitions where it decided something. The champion has one of every partition,
         so that the offset ranges are complete; it also counts dead letters. A span without a row has no panes.
         """
-        events, enriched, decided = batch.events, batch.enriched, batch.decided
-        assert events is not None and enriched is not None and decided is not None
+        events, decided = batch.events, batch.decided
+        assert events is not None and decided is not None
         # Without a row of the canary, the champion decided all rows, and the canary none.
         chosen = slice(None) if version == 0 and not decided.arm.any() else decided.rows_of(version)
-        rows, verdict = events.transactions, decided.verdicts[version]
-        pane = rows.event_time[chosen] // self._pane_ms * self._pane_ms
-        starts, pane_of = np.unique(pane, return_inverse=True)
-        span_of = events.transaction_span[chosen]
-        cells, group_of = np.unique(span_of * len(starts) + pane_of, return_inverse=True)
-        groups = np.column_stack([cells // max(len(starts), 1), starts[cells % max(len(starts), 1)]])
-        n = len(groups)
-        scored = verdict.scored
-        member_scores, score = scored.member_scores[chosen], scored.score[chosen]
-        values = profile_matrix(enriched.matrix[chosen], member_scores, score)
-        skip = self._not_evidence(enriched)
-        counts = self._binner.count(values, group_of, n, None if skip is None else skip[chosen])
-        decision = verdict.decision[chosen]
-        alert = decision > 0
-        decisions = _count_by(group_of, decision, n, len(DECISIONS))
-        money = np.zeros((n, len(DECISIONS)), dtype=np.int64)
-        np.add.at(money, (group_of, decision), rows.value[chosen])
-        fallback = np.isnan(score)
-        aged = (enriched.stale | enriched.partial)[chosen]
-        degraded = fallback | (scored.coverage[chosen] < 1.0 - 1e-9) | aged | bool(enriched.degraded)
-        flags = [_sum_by(group_of, flag, n) for flag in (enriched.duplicate[chosen], degraded, fallback)]
-        bits = np.arange(len(self._members))
-        member_alerts = np.zeros((n, len(self._members)), dtype=np.int64)
-        np.add.at(member_alerts, group_of, (verdict.member_alerts[chosen][:, None] >> bits) & 1)
-        left_out = _against(group_of, alert, verdict.alert_without[chosen], n)
-        others = [i for i in range(len(decided.verdicts)) if i != version]
-        their_alerts = [decided.verdicts[i].decision[chosen] > 0 for i in others]
-        against = _against(group_of, alert, np.stack(their_alerts, axis=1), n) if others else None
-        rates = rate_counts(batch, chosen, group_of, n)
-        sparse = _Sparse(counts)
-        panes: dict[int, list[PaneSummary]] = {}
-        total = np.bincount(group_of, minlength=n)
-        for g, (span, start) in enumerate(groups.tolist()):
-            series = [sparse.series(g, k) for k in range(counts.shape[1])]
-            members = series[self._n_features : -1]
-            panes.setdefault(span, []).append(
-                PaneSummary(
-                    start,
-                    int(total[g]),
-                    int(flags[0][g]),
-                    int(flags[1][g]),
-                    int(flags[2][g]),
-                    dict(zip(DECISIONS, decisions[g].tolist(), strict=True)),
-                    dict(zip(DECISIONS, money[g].tolist(), strict=True)),
-                    dict(zip(self._ensemble.feature_names, series, strict=False)),
-                    dict(zip(self._members, members, strict=True)),
-                    dict(zip(self._members, member_alerts[g].tolist(), strict=True)),
-                    series[-1],
-                    dict(zip(self._members, left_out[g].tolist(), strict=True)),
-                    {}
-                    if against is None
-                    else {decided.lineup.versions[i].version: against[g, k].tolist() for k, i in enumerate(others)},
-                    int(total[g]) if enriched.degraded else 0,
-                    *rates[g],
-                )
-            )
+        panes = self._panes(batch, version, chosen)
         cards = self._cards.count(batch, version, chosen)
         differences = self._pairs.count(batch, version, chosen)
         newest = np.full(len(batch.spans), -1, dtype=np.int64)
-        np.maximum.at(newest, span_of, rows.event_time[chosen])
+        np.maximum.at(newest, events.transaction_span[chosen], events.transactions.event_time[chosen])
         topic = batch.transactions.topic
-        dead: dict[int, int] = {}
-        if version == 0:
-            for letter in batch.dead:
-                if letter.records is batch.transactions:
-                    partition = int(letter.records.partition[letter.row])
-                    dead[partition] = dead.get(partition, 0) + 1
+        dead = _dead_letters(batch) if version == 0 else {}
         shown = [
             (index, span)
             for index, span in enumerate(batch.spans)
@@ -142,6 +85,71 @@ class Summariser:
             for place, (index, span) in enumerate(shown)
         ]
 
+    def _panes(self, batch: MicroBatch, version: int, chosen: Rows) -> dict[int, list[PaneSummary]]:
+        """By span of the batch: the counts of its panes, of the `chosen` transactions."""
+        events, enriched, decided = batch.events, batch.enriched, batch.decided
+        assert events is not None and enriched is not None and decided is not None
+        rows, verdict = events.transactions, decided.verdicts[version]
+        pane = rows.event_time[chosen] // self._pane_ms * self._pane_ms
+        starts, pane_of = np.unique(pane, return_inverse=True)
+        cells, group_of = np.unique(events.transaction_span[chosen] * len(starts) + pane_of, return_inverse=True)
+        groups = np.column_stack([cells // max(len(starts), 1), starts[cells % max(len(starts), 1)]])
+        n = len(groups)
+        series = self._series(batch, version, chosen, group_of, n)
+        decision = verdict.decision[chosen]
+        alert = decision > 0
+        decisions = _count_by(group_of, decision, n, len(DECISIONS))
+        money = np.zeros((n, len(DECISIONS)), dtype=np.int64)
+        np.add.at(money, (group_of, decision), rows.value[chosen])
+        duplicates, degraded, fallback = (
+            _sum_by(group_of, flag, n).tolist() for flag in _flags(batch, version, chosen)
+        )
+        bits = np.arange(len(self._members))
+        member_alerts = np.zeros((n, len(self._members)), dtype=np.int64)
+        np.add.at(member_alerts, group_of, (verdict.member_alerts[chosen][:, None] >> bits) & 1)
+        left_out = _against(group_of, alert, verdict.alert_without[chosen], n)
+        others = [i for i in range(len(decided.verdicts)) if i != version]
+        their_alerts = [decided.verdicts[i].decision[chosen] > 0 for i in others]
+        against = _against(group_of, alert, np.stack(their_alerts, axis=1), n) if others else None
+        names = [decided.lineup.versions[i].version for i in others]
+        rates = rate_counts(batch, chosen, group_of, n)
+        panes: dict[int, list[PaneSummary]] = {}
+        total = np.bincount(group_of, minlength=n)
+        for g, (span, start) in enumerate(groups.tolist()):
+            panes.setdefault(span, []).append(
+                PaneSummary(
+                    start,
+                    int(total[g]),
+                    duplicates[g],
+                    degraded[g],
+                    fallback[g],
+                    dict(zip(DECISIONS, decisions[g].tolist(), strict=True)),
+                    dict(zip(DECISIONS, money[g].tolist(), strict=True)),
+                    dict(zip(self._ensemble.feature_names, series[g], strict=False)),
+                    dict(zip(self._members, series[g][self._n_features : -1], strict=True)),
+                    dict(zip(self._members, member_alerts[g].tolist(), strict=True)),
+                    series[g][-1],
+                    dict(zip(self._members, left_out[g].tolist(), strict=True)),
+                    {} if against is None else dict(zip(names, against[g].tolist(), strict=True)),
+                    int(total[g]) if enriched.degraded else 0,
+                    *rates[g],
+                )
+            )
+        return panes
+
+    def _series(
+        self, batch: MicroBatch, version: int, chosen: Rows, group_of: NDArray[np.intp], n: int
+    ) -> list[list[list[int]]]:
+        """The sparse histograms of all series in each of `n` groups."""
+        enriched, decided = batch.enriched, batch.decided
+        assert enriched is not None and decided is not None
+        scored = decided.verdicts[version].scored
+        values = profile_matrix(enriched.matrix[chosen], scored.member_scores[chosen], scored.score[chosen])
+        skip = self._not_evidence(enriched)
+        counts = self._binner.count(values, group_of, n, None if skip is None else skip[chosen])
+        sparse = _Sparse(counts)
+        return [[sparse.series(g, k) for k in range(counts.shape[1])] for g in range(n)]
+
     def _not_evidence(self, enriched: Enriched) -> NDArray[np.bool_] | None:
         """The values (n, k) that no histogram counts, because they are not what complete features give; None for none.
 
@@ -152,6 +160,24 @@ class Summariser:
         skip = np.full((len(enriched.status), len(self._binner.series)), bool(enriched.degraded))
         skip[:, : self._n_features] = (enriched.status != FRESH) & (enriched.status != DEFAULT)
         return skip
+
+
+def _flags(batch: MicroBatch, version: int, chosen: Rows) -> tuple[NDArray[np.bool_], ...]:
+    """The chosen transactions that are duplicates, degraded, and decided by the fallback."""
+    enriched, decided = batch.enriched, batch.decided
+    assert enriched is not None and decided is not None
+    scored = decided.verdicts[version].scored
+    fallback = np.isnan(scored.score[chosen])
+    aged = (enriched.stale | enriched.partial)[chosen]
+    degraded = fallback | (scored.coverage[chosen] < 1.0 - 1e-9) | aged | bool(enriched.degraded)
+    return enriched.duplicate[chosen], degraded, fallback
+
+
+def _dead_letters(batch: MicroBatch) -> dict[int, int]:
+    """Transactions that became dead letters, by partition."""
+    transactions = batch.transactions
+    rows = [letter.row for letter in batch.dead if letter.records is transactions]
+    return dict(Counter(transactions.partition[rows].tolist()))
 
 
 def halve(summary: ScoreSummary) -> tuple[ScoreSummary, ScoreSummary] | None:

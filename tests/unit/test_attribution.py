@@ -224,7 +224,7 @@ def test_scenarios_of_every_combiner_recompute_its_scores(tmp_path: Path, how: C
     ones = np.ones((2, 3))
     coefficients = np.array([how.coefficients if isinstance(how, Stacking) else [0.0] * 3] * 2)
     swap = np.array([[False] * 3, [False, True, False]])
-    found = ensemble.what_if(scored, theirs, Scenarios(swap, ones, coefficients))
+    found = ensemble.what_if(scored.member_scores, theirs, Scenarios(swap, ones, coefficients))
     outputs = [ensemble.predict_member(index, ensemble.checked(features)) for index in range(3)]
     outputs[1].raw[:] = 0.5
     assert found[:, 0] == pytest.approx(scored.score)
