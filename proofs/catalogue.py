@@ -106,7 +106,9 @@ PROOFS = {
         "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 96
     ),
     "members-bench": Proof(
-        "the scoring stage beside its members' bare predictions", 29, own="measures speed; needs no services"
+        "the scoring stage costs little more than the predictions of its members alone",
+        29,
+        own="measures speed; needs no services",
     ),
     "usage": Proof(
         "wrong usage gives one readable message and the exit code of the contract", 32, ("kafka", "redis", "mlflow")

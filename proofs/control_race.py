@@ -286,7 +286,8 @@ class Books:
         if not self.champion:
             self.champion = v if action == "promote" else ""
             return action == "promote"
-        if c["author"] == "monitor" and (self.held or action in ("hold", "release")):
+        if c["author"] == "monitor" and (self.held or action in ("hold", "release", "promote", "canary")):
+            # A monitor raises the share of a confirmed canary only, and nobody confirms a canary in this race.
             return False
         member = (c["member"] or {}).get("name", "")
         beside = [self.canary, *self.shadows]

@@ -784,7 +784,7 @@ class Incident(Record, frozen=True, kw_only=True):
     update, `limits` those that open the incident.
 
     `due` is the command that would end it, null if no command would; `held_back` says why the monitor does not submit
-    it, empty if it does. `ended_by` is the offset of the newest command when the incident ended, whoever submitted it,
+    it, empty if it does. `ended_by` is the offset of the newest command when the incident ended, by any author,
     and `command` its action.
 
     A verdict: `version` alerts more cards, or fewer, than the version `other` that scores the same transactions.

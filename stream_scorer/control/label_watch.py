@@ -152,7 +152,7 @@ class LabelWatch:
         if found == verdict.labels:
             return
         text = describe(verdict.version, verdict.other, found)
-        # The proposal comes first: after the verdict, nobody would try it again.
+        # The proposal comes first: after the verdict is written, it would not be tried again.
         if found.finding == "cleared" and not self._propose(verdict, text, history, now):
             return
         written = msgspec.structs.replace(verdict, labels=found, at=now)

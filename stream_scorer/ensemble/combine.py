@@ -153,9 +153,9 @@ class Combiner:
         """
         g, (kind, share, intercept, _) = self._final, self._how
         final = (g.kinds, g.starts, g.first, g.second)
-        how = kind, share, intercept
+        rule = kind, share, intercept
         swap, weights, coefficients = scenarios.swap, scenarios.weights, scenarios.coefficients
-        scores: Matrix = _what_if(member_scores, theirs, swap, weights, coefficients, final, self._link, how)
+        scores: Matrix = _what_if(member_scores, theirs, swap, weights, coefficients, final, self._link, rule)
         return scores
 
     def finish(self, z: Vector) -> Vector:
@@ -213,6 +213,26 @@ def _middle(values, k, kind, share, ordered):  # type: ignore[no-untyped-def]  #
     for a in range(cut, k - cut):
         total += ordered[a]
     return total / (k - 2 * cut)
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _combined(values, used, k, weighted, weights, coefficients, rule, ordered):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The combined value of the `k` present members ``used[:k]``, ``values[:k]`` on the scale of the link.
+
+    `weighted`: the number of members with a weight.
+    """
+    kind, share, intercept = rule
+    if kind in _ENUMERATED:
+        return _middle(values, k, kind, share, ordered)
+    stacked = kind == _STACKING and k == weighted
+    present = 0.0
+    for a in range(k):
+        present += weights[used[a]]
+    z = intercept if stacked else 0.0
+    for a in range(k):
+        j = used[a]
+        z += (coefficients[j] if stacked else weights[j] / present) * values[a]
+    return z
 
 
 @njit(cache=True, nogil=True, fastmath=False)
@@ -299,9 +319,10 @@ def _combine(raw, calibrators, final, weights, baselines, quorum, link, how):  #
 def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     rows, members = member_scores.shape
     kind, share, intercept, coefficients = how
+    rule = kind, share, intercept
     out = np.empty((rows, members), np.float64)
     linked = np.empty(members, np.float64)
-    values, ordered = np.empty(members, np.float64), np.empty(members, np.float64)
+    values, ordered, used = np.empty(members), np.empty(members), np.empty(members, np.int64)
     weighted = 0
     for j in range(members):
         weighted += weights[j] > 0.0
@@ -312,31 +333,22 @@ def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[
             if math.isnan(score[i]) or math.isnan(member_scores[i, left]):
                 out[i, left] = score[i]
                 continue
-            present, k = 0.0, 0
+            k = 0
             for j in range(members):
                 if j != left and weights[j] > 0.0 and not math.isnan(linked[j]):
-                    present += weights[j]
-                    values[k] = linked[j]
+                    values[k], used[k] = linked[j], j
                     k += 1
             if k == 0:
                 out[i, left] = math.nan
                 continue
-            if kind in _ENUMERATED:
-                z = _middle(values, k, kind, share, ordered)
-            else:
-                stacked = kind == _STACKING and k == weighted
-                z = intercept if stacked else 0.0
-                for j in range(members):
-                    if j != left and weights[j] > 0.0 and not math.isnan(linked[j]):
-                        z += (coefficients[j] if stacked else weights[j] / present) * linked[j]
+            z = _combined(values, used, k, weighted, weights, coefficients, rule, ordered)
             out[i, left] = _final_score(z, link[0], final)
     return out
 
 
 @njit(cache=True, nogil=True, fastmath=False)
-def _what_if(member_scores, theirs, swap, weights, coefficients, final, link, how):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _what_if(member_scores, theirs, swap, weights, coefficients, final, link, rule):  # type: ignore[no-untyped-def]  # pragma: no cover
     rows, members = member_scores.shape
-    kind, share, intercept = how
     out = np.empty((rows, swap.shape[0]), np.float64)
     mine, other = np.empty(members, np.float64), np.empty(members, np.float64)
     values, ordered, used = np.empty(members), np.empty(members), np.empty(members, np.int64)
@@ -347,25 +359,17 @@ def _what_if(member_scores, theirs, swap, weights, coefficients, final, link, ho
             same = theirs[i, j] == member_scores[i, j]
             other[j] = mine[j] if same else _link_one(theirs[i, j], j, link)
         for s in range(swap.shape[0]):
-            present, k, weighted = 0.0, 0, 0
+            k, weighted = 0, 0
             for j in range(members):
                 value = other[j] if swap[s, j] else mine[j]
                 weighted += weights[s, j] > 0.0
                 if weights[s, j] > 0.0 and not math.isnan(value):
-                    present += weights[s, j]
                     values[k], used[k] = value, j
                     k += 1
             if k == 0:
                 out[i, s] = math.nan
                 continue
-            if kind in _ENUMERATED:
-                z = _middle(values, k, kind, share, ordered)
-            else:
-                stacked = kind == _STACKING and k == weighted
-                z = intercept if stacked else 0.0
-                for a in range(k):
-                    j = used[a]
-                    z += (coefficients[s, j] if stacked else weights[s, j] / present) * values[a]
+            z = _combined(values, used, k, weighted, weights[s], coefficients[s], rule, ordered)
             out[i, s] = _final_score(z, link[0], final)
     return out
 

@@ -1,4 +1,4 @@
-"""The inputs: a partition or topic that is silent or late, transactions that nobody scores, and dead letters.
+"""The inputs: a partition or topic that is silent or late, transactions that wait unscored, and dead letters.
 
 What is silent is decided by transactions, not by time alone: a partition whose share is 1 % of the traffic is silent
 once the others have delivered so many transactions that it should have delivered 50 (by chance this happens once in
@@ -234,7 +234,7 @@ class FeedDetector:
         )  # fmt: skip
 
     def _find_topic(self, topic: str, found: Findings) -> None:
-        """A whole topic is silent, or has transactions that nobody scores: both are seen by time alone."""
+        """A whole topic is silent, or has transactions that wait unscored: only time shows both."""
         places = [place for place in self._partitions if place[0] == topic]
         last = max(self._partitions[place].at for place in places)
         waiting = sum(self._waiting(place) for place in places)

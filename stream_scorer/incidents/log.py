@@ -1,4 +1,4 @@
-"""The log of incidents: one condition gives one incident, whoever reports it and however often.
+"""The log of incidents: one condition gives one incident, regardless of how many monitors report it and how often.
 
 Every reader folds the topic `incidents` in the same way (`IncidentTable`): a later record of an id replaces the earlier
 one, and a new id whose kind and subject already have an open incident is ignored. So several monitors, or one before
@@ -239,7 +239,7 @@ class IncidentLog:
     def close_incident(
         self, incident_id: str, ended: str, at: int, *, event_time: int | None = None, **changes: Any
     ) -> bool:
-        """Close an incident with the reason `ended`; return whether the topic says so, or has no such incident.
+        """Close an incident with the reason `ended`; return whether the topic has it closed, or not at all.
 
         Args:
             event_time: when it ended, ms. changes: further fields of `Incident` to set.

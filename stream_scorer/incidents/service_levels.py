@@ -255,7 +255,7 @@ def _condition(
 
 
 def _since(now: Sequence[int], then: Sequence[int]) -> list[int]:
-    """The difference of two cumulative histograms; `now` itself if the counts began anew."""
+    """The difference of two cumulative histograms; `now` itself if the counts started again from 0."""
     if len(then) != len(now) or any(a < b for a, b in zip(now, then, strict=True)):
         return list(now)
     return [a - b for a, b in zip(now, then, strict=True)]

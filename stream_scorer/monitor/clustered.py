@@ -6,7 +6,7 @@ one group however long the window is. Leaving out one group at a time gives 32 v
 variance between cards: a burst of 25 alerts on one card changes one of the values, as one observation does.
 
 What an interval covers: the rate that other cards of the same traffic, and another draw of the reviewed alerts, would
-have given. Use it to compare windows and versions. It does not cover fraud that nobody reports or wrong verdicts of
+have given. Use it to compare windows and versions. It does not cover unreported fraud or wrong verdicts of
 reviewers; the bounds do (`rates`), for the window itself.
 
 Sources: Wolter, Introduction to Variance Estimation (2007), chapters 2 and 4; Kott, "Delete-a-group jackknife", J.

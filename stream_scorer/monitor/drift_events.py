@@ -77,7 +77,7 @@ STATE_VERSION = 1
 
 @dataclass(slots=True)
 class _Held:
-    """A series in an open event: pane at which the event began, pane by which to learn anew, quiet windows so far."""
+    """A series in an open event: its first pane, the pane at which learning starts again, quiet windows so far."""
 
     event: str
     first: int

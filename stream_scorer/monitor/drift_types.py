@@ -51,7 +51,7 @@ class SeriesInfo:
         logarithmic: whether its values are logarithms of the field, so that a scale appears as an offset.
         categorical: whether its values are codes, so that distances between them have no meaning.
         key: digest of everything that makes two histograms of this series comparable. If it changes, the detector
-            learns the series anew.
+            learns the series again.
         weight: for a member, its share of the total weight; 0 otherwise.
     """
 
