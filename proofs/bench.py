@@ -1,7 +1,7 @@
 """bench: the scorer's throughput and latency beside the passthrough limit and a per-event loop, in one run.
 
-Ratios and differences of this run decide; the absolute target is printed beside them and never does. Latency is judged
-by the medians of five windows of each kind in turn. A smaller `n` gives a shorter run, and says so in its figures.
+Ratios of this run decide; absolute targets are printed beside them and never do. Latency is judged by the medians of
+five windows of each kind in turn. A smaller `n` gives a shorter run, and says so in its figures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from stream_scorer.clock import SystemClock
 
 MIN_TIMES_THE_LOOP = 100.0
 MIN_SHARE_OF_PASSTHROUGH = 0.07
-MAX_P50_MS, MAX_P99_MS = 20.0, 60.0
+MAX_TIMES_THE_LATENCY = 4.0
+# Targets of latency above the passthrough's, for a machine with spare CPU.
+TARGET_P50_MS, TARGET_P99_MS = 20.0, 60.0
 MIN_LOOP_EVENTS = 100
 # Below this many transactions the rest is scaled down too.
 SMALL = 100_000
@@ -49,14 +51,19 @@ def run(context: Context) -> Result:
     result.at_least("share_of_passthrough", ratios.share_of_passthrough, MIN_SHARE_OF_PASSTHROUGH)
     for difference in ratios.latency:
         at = f"at {difference.rate} a second"
-        result.check(f"p50 {at} <= the passthrough's + {MAX_P50_MS:.0f} ms", difference.p50_ms <= MAX_P50_MS)
-        result.check(f"p99 {at} <= the passthrough's + {MAX_P99_MS:.0f} ms", difference.p99_ms <= MAX_P99_MS)
+        for name, times in (("p50", difference.p50_times), ("p99", difference.p99_times)):
+            result.check(
+                f"{name} {at} <= {MAX_TIMES_THE_LATENCY:.0f} times the passthrough's", times <= MAX_TIMES_THE_LATENCY
+            )
     result.at_least("loop_events", report.loop.events, min(MIN_LOOP_EVENTS, config.loop_events))
     result.check("each drain gave every transaction one score", report.scores_read == report.scores_expected)
     result.check("every score of every window was seen", all(entry.missing == 0 for entry in report.latency))
     drain = report.scorer.per_second
     result.figures |= {
         "latency": msgspec.to_builtins(ratios.latency),
+        "latency_target_reached": all(
+            entry.p50_ms <= TARGET_P50_MS and entry.p99_ms <= TARGET_P99_MS for entry in ratios.latency
+        ),
         "per_second": drain,
         "passthrough_per_second": report.passthrough.per_second,
         "loop_per_second": report.loop.per_second,

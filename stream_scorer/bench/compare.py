@@ -92,7 +92,15 @@ def ratios(scorer: Drain, passthrough: Drain, loop: Loop, latency: Sequence[Late
     differences = []
     for rate in rates:
         ours, limit = found[rate, "scorer"], found[rate, "passthrough"]
-        differences.append(LatencyDifference(rate, round(ours.p50 - limit.p50, 3), round(ours.p99 - limit.p99, 3)))
+        differences.append(
+            LatencyDifference(
+                rate,
+                round(ours.p50 - limit.p50, 3),
+                round(ours.p99 - limit.p99, 3),
+                round(ours.p50 / limit.p50, 2),
+                round(ours.p99 / limit.p99, 2),
+            )
+        )
     return Ratios(
         round(scorer.per_second / loop.per_second, 1),
         round(scorer.per_second / passthrough.per_second, 4),

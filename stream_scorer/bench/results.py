@@ -104,11 +104,13 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class LatencyDifference(msgspec.Struct, frozen=True):
-    """Latency of the scorer minus latency of the passthrough, in milliseconds."""
+    """Latency of the scorer minus latency of the passthrough, in milliseconds, and divided by it (`times`)."""
 
     rate: int
     p50_ms: float
     p99_ms: float
+    p50_times: float
+    p99_times: float
 
 
 class Ratios(msgspec.Struct, frozen=True):

@@ -98,6 +98,7 @@ def test_ratios_compare_with_the_peers_of_the_same_run() -> None:
     )
     assert (found.times_the_loop, found.share_of_passthrough) == (120.0, 0.125)
     assert [(d.rate, d.p50_ms, d.p99_ms) for d in found.latency] == [(1_000, 15.0, 65.5), (5_000, math.inf, math.inf)]
+    assert [(d.p50_times, d.p99_times) for d in found.latency] == [(2.5, 3.18), (math.inf, math.inf)]
 
 
 class Watched:
