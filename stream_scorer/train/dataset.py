@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -26,14 +27,24 @@ _CHUNK = 50_000
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledHistory:
+    """Decoded transactions and labels, the rank of each label's source ``(n_labels,)``, and the rejected records.
+
+    `source` names the origin of the transactions in messages.
+    """
+
+    source: str
+    transactions: Transactions
+    labels: Labels
+    ranks: NDArray[np.int64]
+    refused: int
+
+
 def read_training_set(
     transactions: Path, labels: Path, spec: CheckedSpec, on_progress: Progress | None = None
 ) -> TrainingSet:
-    """Read the training set from two Parquet files.
-
-    A transaction's label is its last one by (source rank, labelled_at); without a label it is presumed genuine.
-    Transactions younger than the spec's label horizon at the end of the history are excluded, as their frauds are not
-    yet known.
+    """Read the training set from two Parquet files; see `make_training_set`.
 
     Raises:
         UsageError: a file is missing or lacks a column, or no usable transaction is left.
@@ -41,21 +52,35 @@ def read_training_set(
     """
     decoded, refused = _read_transactions(transactions, spec)
     known, ranks, refused_labels = _read_labels(labels, spec)
-    if len(decoded) == 0:
-        raise UsageError(f"{transactions}: no transaction can be decoded with spec {spec.spec.name}")
+    history = LabelledHistory(str(transactions), decoded, known, ranks, refused + refused_labels)
+    return make_training_set(history, spec, on_progress)
+
+
+def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Progress | None = None) -> TrainingSet:
+    """Compute the features of a history, and join the labels.
+
+    A transaction's label is its last one by (source rank, labelled_at); without a label it is presumed genuine.
+    Transactions younger than the spec's label horizon at the end of the history are excluded, as their frauds are not
+    yet known.
+
+    Raises:
+        UsageError: no usable transaction is left.
+    """
+    if len(read.transactions) == 0:
+        raise UsageError(f"{read.source}: no transaction can be decoded with spec {spec.spec.name}")
     history = build_features(
         spec,
-        decoded,
-        known,
+        read.transactions,
+        read.labels,
         on_progress=None if on_progress is None else lambda done, total: on_progress("features", done, total),
     )
-    label = _join(history.event_id, known, ranks)
-    end = max(int(history.event_time[-1]), int(known.labelled_at.max(initial=0)))
+    label = _join(history.event_id, read.labels, read.ranks)
+    end = max(int(history.event_time[-1]), int(read.labels.labelled_at.max(initial=0)))
     mature = history.event_time <= end - duration_ms(spec.spec.labels.horizon)
     keep = mature & ~history.duplicate
     if not keep.any():
         raise UsageError(
-            f"{transactions}: every transaction is younger than the label horizon of {spec.spec.labels.horizon}",
+            f"{read.source}: every transaction is younger than the label horizon of {spec.spec.labels.horizon}",
             hint="Train on a longer history, or lower labels.horizon in the spec.",
         )
     return TrainingSet(
@@ -63,9 +88,10 @@ def read_training_set(
         spec.features,
         label[keep],
         history.event_time[keep],
-        refused + refused_labels,
+        read.refused,
         int(history.duplicate.sum()),
         int((~mature).sum()),
+        [history.event_id[index] for index in np.flatnonzero(keep).tolist()],
     )
 
 
@@ -88,8 +114,8 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
         rejected += bad
-    _report(path, rejected)
-    return _concatenate_transactions(parts), len(rejected)
+    report_rejected(path, rejected)
+    return concatenate_transactions(parts), len(rejected)
 
 
 def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:
@@ -110,17 +136,18 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
         parts.append(part)
         ranks += [rank_of.get(rows[index]["source"], 0) for index in part.row.tolist()]
         rejected += bad
-    _report(path, rejected)
-    return _concatenate_labels(parts), np.array(ranks, np.int64), len(rejected)
+    report_rejected(path, rejected)
+    return concatenate_labels(parts), np.array(ranks, np.int64), len(rejected)
 
 
-def _report(path: Path, rejected: Rejected) -> None:
+def report_rejected(source: object, rejected: Rejected) -> None:
+    """Log the number of rejected records of `source` by code, and the first one."""
     if rejected:
         codes = Counter(error.code for _, error in rejected)
         index, first = rejected[0]
         _log.warning(
             "%s: %d records rejected (%s); the first is row %d of its chunk: %s at %s",
-            path,
+            source,
             len(rejected),
             ", ".join(f"{count} {code}" for code, count in codes.most_common()),
             index,
@@ -129,9 +156,10 @@ def _report(path: Path, rejected: Rejected) -> None:
         )
 
 
-def _concatenate_transactions(parts: list[Transactions]) -> Transactions:
+def concatenate_transactions(parts: list[Transactions]) -> Transactions:
+    """All transactions of `parts`, in order. Raises `UsageError` if there are no parts."""
     if not parts:
-        raise UsageError("the file contains no transactions")
+        raise UsageError("the history contains no transactions")
     first = parts[0]
     return Transactions(
         row=np.arange(sum(len(part) for part in parts)),
@@ -144,9 +172,10 @@ def _concatenate_transactions(parts: list[Transactions]) -> Transactions:
     )
 
 
-def _concatenate_labels(parts: list[Labels]) -> Labels:
+def concatenate_labels(parts: list[Labels]) -> Labels:
+    """All labels of `parts`, in order. Raises `UsageError` if there are no parts."""
     if not parts:
-        raise UsageError("the file contains no labels", hint="Training needs known frauds.")
+        raise UsageError("the history contains no labels", hint="Training needs known frauds.")
     first = parts[0]
     return Labels(
         row=np.arange(sum(len(part) for part in parts)),

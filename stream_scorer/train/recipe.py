@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,7 +25,8 @@ class TrainingSet:
     """Rows by time: features ``(n, n_features)``, label ``(n,)`` bool, event_time ``(n,)`` epoch ms.
 
     `names` are the feature names. The counts are of excluded records: `refused` could not be decoded, `duplicates`
-    repeated an event id, and `immature` were younger than the label horizon.
+    repeated an event id, and `immature` were younger than the label horizon. `event_id` has ``n`` ids, or none for a
+    set that was not read from history.
     """
 
     features: NDArray[np.float64]
@@ -35,6 +36,7 @@ class TrainingSet:
     refused: int = 0
     duplicates: int = 0
     immature: int = 0
+    event_id: list[str] = field(default_factory=list)
 
     def check(self, spec: CheckedSpec) -> None:
         """Raise `UsageError` if the features are not the spec's, or the columns differ in length."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +13,35 @@ from numpy.typing import NDArray
 from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.ensemble.calibrate import calibrate
 from stream_scorer.ensemble.combine import Combiner
-from stream_scorer.ensemble.compose import Draft, Outline, choose_ranks, compose_ensemble
+from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import logit
 from stream_scorer.ensemble.manifest import (
     Calibrator,
     CombinerSpec,
     Input,
-    Link,
     Manifest,
-    Median,
     MemberFormat,
-    NoCalibrator,
     Platt,
     Thresholds,
     Training,
-    TrimmedMean,
-    WeightedMean,
 )
 from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
-from stream_scorer.quality import average_precision
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.train.calibration import fit_beta, fit_isotonic, fit_platt, fit_stacking, fit_weights
+from stream_scorer.train.calibration import fit_platt, fit_weights
+from stream_scorer.train.combination import (
+    choose_thresholds,
+    combine,
+    fit_calibrator,
+    make_combiner,
+    metrics_without,
+    votes_of,
+)
 from stream_scorer.train.dense import standardise, train_logistic, train_neural
 from stream_scorer.train.metrics import alert_figures, score_figures
 from stream_scorer.train.plan import Kind, MemberPlan, plan_members
-from stream_scorer.train.recipe import AlertRates, CalibratorName, CombinerName, Progress, Recipe, TrainingSet
+from stream_scorer.train.recipe import Progress, Recipe, TrainingSet
 from stream_scorer.train.split import Split, split_by_time
 from stream_scorer.train.trees import train_forest, train_gbdt, train_xgb
 
@@ -48,8 +50,6 @@ Bools = NDArray[np.bool_]
 
 # The quorum holds without the member of the largest weight, with a margin for small manual changes of weights.
 _QUORUM_MARGIN = 0.05
-# A trimmed mean of five members drops the highest and the lowest.
-TRIM = 0.2
 
 _FORMATS: dict[Kind, MemberFormat] = {
     "gbdt": "lightgbm-text",
@@ -112,7 +112,7 @@ def train_ensemble(
         fitted.append(_fit_member(plan, data, split, recipe))
     progress("fitting weights", len(plans), steps)
     combined = _fit_combination(fitted, data.label, split, spec, recipe)
-    thresholds = _thresholds(spec, combined.score[split.weights], recipe.alert_rates)
+    thresholds = choose_thresholds(spec, combined.score[split.weights], recipe.alert_rates)
     metrics = _metrics(fitted, combined, data.label, split, recipe, thresholds)
     progress("writing and self-testing", len(plans) + 1, steps)
     outline = Outline(
@@ -143,8 +143,8 @@ def _fit_combination(
     rows = split.weights
     logits = np.column_stack([member.logit for member in fitted])
     weights = fit_weights(logits[rows], label[rows], 1.0 - spec.spec.policy.quorum - _QUORUM_MARGIN)
-    how = _combiner(recipe.combiner, logits[rows], label[rows])
-    combined = _combine(how, recipe.link, _scores(fitted), weights, rows)
+    how = make_combiner(recipe.combiner, logits[rows], label[rows])
+    combined = combine(how, recipe.link, _scores(fitted), weights, rows)
     # The scorer applies g to the clipped inverse link of z, so g is fitted to the same values.
     final = fit_platt(logit(combined[rows]), label[rows])
     return _Combined(how, weights, final, calibrate(combined, final))
@@ -165,10 +165,10 @@ def _metrics(
     }
     whole = score_figures(score[held], label[held])
     whole |= alert_figures(score[held], label[held], thresholds.review, thresholds.block)
-    votes = _votes(recipe.link, _scores(fitted), combined.weights, split.weights)
+    votes = votes_of(recipe.link, _scores(fitted), combined.weights, split.weights)
     left_out = Combiner(votes, combined.how, recipe.link, combined.final, 0.0).left_out(_scores(fitted), score)
     for member, without in zip(fitted, left_out.T, strict=True):
-        metrics[member.plan.kind] |= _metrics_without(without[held], label[held], thresholds.review)
+        metrics[member.plan.kind] |= metrics_without(without[held], label[held], thresholds.review)
     return {**metrics, "ensemble": whole}
 
 
@@ -189,59 +189,6 @@ def _draft(member: _Fitted, weight: float) -> Draft:
     )
 
 
-def _fit_calibrator(name: CalibratorName, probability: Matrix, label: Bools) -> Calibrator:
-    if name == "beta":
-        return fit_beta(probability, label)
-    if name == "isotonic":
-        return fit_isotonic(probability, label)
-    return fit_platt(logit(probability), label)
-
-
-@dataclass(frozen=True, slots=True)
-class _Vote:
-    """A member with calibrated scores. The baseline is 0 because contributions are not used."""
-
-    weight: float
-    ranks: list[float]
-    calibrator: NoCalibrator = field(default_factory=NoCalibrator)
-    baseline: float = 0.0
-
-
-def _combiner(name: CombinerName, logits: Matrix, label: Bools) -> CombinerSpec:
-    if name == "stacking":
-        return fit_stacking(logits, label)
-    plain: dict[CombinerName, CombinerSpec] = {
-        "weighted-mean": WeightedMean(),
-        "median": Median(),
-        "trimmed-mean": TrimmedMean(TRIM),
-    }
-    return plain[name]
-
-
-def _combine(how: CombinerSpec, link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> Matrix:
-    """``(n,)``: the combination of the members' calibrated scores ``(n, m)``, before the final calibrator."""
-    votes = _votes(link, scores, weights, reference)
-    combined: Matrix = Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5]
-    return combined
-
-
-def _votes(link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> list[_Vote]:
-    return [
-        _Vote(float(weight), choose_ranks(scores[reference, index]) if link == "rank" else [])
-        for index, weight in enumerate(weights)
-    ]
-
-
-def _metrics_without(without: Matrix, label: Bools, review: float) -> dict[str, float]:
-    """Metrics of the ensemble without one member, at the same threshold; see `stream_scorer.quality`."""
-    plain = alert_figures(without, label, review, 1.0)
-    return {
-        "ensemble_average_precision_without": average_precision(without, label) or 0.0,
-        "ensemble_false_positive_rate_without": plain["review_false_positive_rate"],
-        "ensemble_recall_without": plain["review_recall"],
-    }
-
-
 def _ignore_progress(_stage: str, _done: int, _total: int) -> None:
     """Ignore progress."""
 
@@ -255,7 +202,7 @@ def _fit_member(plan: MemberPlan, data: TrainingSet, split: Split, recipe: Recip
     member = _train(plan, prepare.apply(data.features[split.train]), data.label[split.train], recipe.seed)
     probability = load_member(_FORMATS[plan.kind], member, len(columns)).predict(prepare.apply(data.features))
     rows = split.calibration
-    calibrator = _fit_calibrator(recipe.calibrator, probability[rows], data.label[rows])
+    calibrator = fit_calibrator(recipe.calibrator, probability[rows], data.label[rows])
     score = calibrate(probability, calibrator)
     return _Fitted(plan, member, preprocess, calibrator, score, logit(score))
 
@@ -268,21 +215,6 @@ def _train(plan: MemberPlan, x: Matrix, y: Bools, seed: int) -> bytes:
     if plan.kind == "xgb":
         return train_xgb(x, y, plan.inputs, seed)
     return train_logistic(x, y, seed) if plan.kind == "logistic" else train_neural(x, y, seed)
-
-
-def _thresholds(spec: CheckedSpec, score: Matrix, rates: AlertRates | None) -> Thresholds:
-    policy = spec.spec.policy
-    if rates is None:
-        return Thresholds(policy.version, policy.review, policy.block)
-    return Thresholds(f"{policy.version}-fitted", _threshold(score, rates.review), _threshold(score, rates.block))
-
-
-def _threshold(score: Matrix, share: float) -> float:
-    """A threshold that at most `share` of the scores reach: midway between the highest score below it and the next."""
-    falling = np.sort(score)[::-1]
-    left_out = falling[int(share * len(falling))]
-    above = falling[falling > left_out]
-    return float((left_out + (above[-1] if len(above) else 1.0)) / 2)
 
 
 def _training(data: TrainingSet, spec: CheckedSpec, seed: int, metrics: dict[str, dict[str, float]]) -> Training:

@@ -1,0 +1,105 @@
+"""Fits the combination of members and its thresholds, for members that `train` fits and for members made elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.combine import Combiner
+from stream_scorer.ensemble.compose import choose_ranks
+from stream_scorer.ensemble.links import logit
+from stream_scorer.ensemble.manifest import (
+    Calibrator,
+    CombinerSpec,
+    Link,
+    Median,
+    NoCalibrator,
+    Thresholds,
+    TrimmedMean,
+    WeightedMean,
+)
+from stream_scorer.quality import average_precision
+from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.train.calibration import fit_beta, fit_isotonic, fit_platt, fit_stacking
+from stream_scorer.train.metrics import alert_figures
+from stream_scorer.train.recipe import AlertRates, CalibratorName, CombinerName
+
+Matrix = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+# A trimmed mean of five members drops the highest and the lowest.
+TRIM = 0.2
+
+
+def fit_calibrator(name: CalibratorName, probability: Matrix, label: Bools) -> Calibrator:
+    """Fit a member's calibrator on its probabilities ``(n,)`` and labels ``(n,)``."""
+    if name == "beta":
+        return fit_beta(probability, label)
+    if name == "isotonic":
+        return fit_isotonic(probability, label)
+    return fit_platt(logit(probability), label)
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """A member with calibrated scores. The baseline is 0 because contributions are not used."""
+
+    weight: float
+    ranks: list[float]
+    calibrator: NoCalibrator = field(default_factory=NoCalibrator)
+    baseline: float = 0.0
+
+
+def make_combiner(name: CombinerName, logits: Matrix, label: Bools) -> CombinerSpec:
+    """The combiner `name`; stacking is fitted on calibrated logits ``(n, m)`` and labels ``(n,)``."""
+    if name == "stacking":
+        return fit_stacking(logits, label)
+    plain: dict[CombinerName, CombinerSpec] = {
+        "weighted-mean": WeightedMean(),
+        "median": Median(),
+        "trimmed-mean": TrimmedMean(TRIM),
+    }
+    return plain[name]
+
+
+def combine(how: CombinerSpec, link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> Matrix:
+    """``(n,)``: the combination of the members' calibrated scores ``(n, m)``, before the final calibrator."""
+    votes = votes_of(link, scores, weights, reference)
+    combined: Matrix = Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5]
+    return combined
+
+
+def votes_of(link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> list[Vote]:
+    """Members with calibrated scores ``(n, m)``, for a `Combiner`; ranks come from the rows `reference`."""
+    return [
+        Vote(float(weight), choose_ranks(scores[reference, index]) if link == "rank" else [])
+        for index, weight in enumerate(weights)
+    ]
+
+
+def metrics_without(without: Matrix, label: Bools, review: float) -> dict[str, float]:
+    """Metrics of the ensemble without one member, at the same threshold; see `stream_scorer.quality`."""
+    plain = alert_figures(without, label, review, 1.0)
+    return {
+        "ensemble_average_precision_without": average_precision(without, label) or 0.0,
+        "ensemble_false_positive_rate_without": plain["review_false_positive_rate"],
+        "ensemble_recall_without": plain["review_recall"],
+    }
+
+
+def choose_thresholds(spec: CheckedSpec, score: Matrix, rates: AlertRates | None) -> Thresholds:
+    """Thresholds that give the alert rates on the scores ``(n,)``; without rates, those of the spec's policy."""
+    policy = spec.spec.policy
+    if rates is None:
+        return Thresholds(policy.version, policy.review, policy.block)
+    return Thresholds(f"{policy.version}-fitted", _threshold(score, rates.review), _threshold(score, rates.block))
+
+
+def _threshold(score: Matrix, share: float) -> float:
+    """A threshold that at most `share` of the scores reach: midway between the highest score below it and the next."""
+    falling = np.sort(score)[::-1]
+    left_out = falling[int(share * len(falling))]
+    above = falling[falling > left_out]
+    return float((left_out + (above[-1] if len(above) else 1.0)) / 2)

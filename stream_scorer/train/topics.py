@@ -1,0 +1,66 @@
+"""Builds the training set from the topics `transactions` and `labels`, up to their ends when it is called."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.kafka.range_reader import RangeReader
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import Record
+from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, TransactionDecoder, Transactions
+from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.train.dataset import (
+    LabelledHistory,
+    concatenate_labels,
+    concatenate_transactions,
+    make_training_set,
+    report_rejected,
+)
+from stream_scorer.train.recipe import Progress, TrainingSet
+
+
+class _SourceOnly(Record, frozen=True):
+    source: str
+
+
+def training_set_from_topics(
+    reader: RangeReader, topics: Topics, spec: CheckedSpec, on_progress: Progress | None = None
+) -> TrainingSet:
+    """Read the training set from the topics, without a consumer group; see `make_training_set`.
+
+    Raises:
+        UsageError: a topic does not exist or is empty, or no usable transaction is left.
+        BrokerUnavailable: the broker does not answer.
+    """
+    decoder = TransactionDecoder(spec)
+    parts: list[Transactions] = []
+    rejected: Rejected = []
+    for source, (low, high) in reader.bounds(topics.transactions).items():
+        for records in reader.read(source, low, high):
+            part, bad = decoder.decode(records.value, records.timestamp)
+            parts.append(part)
+            rejected += bad
+    report_rejected(topics.transactions, rejected)
+    labels, ranks, refused = _labels(reader, topics.labels, spec)
+    history = LabelledHistory(
+        topics.transactions, concatenate_transactions(parts), labels, ranks, len(rejected) + refused
+    )
+    return make_training_set(history, spec, on_progress)
+
+
+def _labels(reader: RangeReader, topic: str, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:
+    decoder, source_of = LabelDecoder(spec), msgspec.json.Decoder(_SourceOnly).decode
+    rank_of = spec.spec.labels.source_rank
+    parts: list[Labels] = []
+    ranks: list[int] = []
+    rejected: Rejected = []
+    for source, (low, high) in reader.bounds(topic).items():
+        for records in reader.read(source, low, high):
+            part, bad = decoder.decode(records.value, records.timestamp)
+            parts.append(part)
+            ranks += [rank_of.get(source_of(records.value[row] or b"").source, 0) for row in part.row.tolist()]
+            rejected += bad
+    report_rejected(topic, rejected)
+    return concatenate_labels(parts), np.array(ranks, np.int64), len(rejected)
