@@ -21,6 +21,7 @@ from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.load import OpenLoopProducer, RecordFollower
 from stream_scorer.kafka.permissions import ROLES, Names, acl_commands, missing_permissions, permissions
 from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.kafka.transactions import TransactionPair
 from stream_scorer.monitor.credentials import credentials
 from stream_scorer.state.client import connect, mapped_errors
 
@@ -106,6 +107,20 @@ def test_a_producer_writes_the_inputs_and_a_scorer_does_not(cluster: SecuredKafk
         while not records and time.monotonic() < deadline:
             records = reader.poll(timeout_s=0.5)
     assert [record.value for record in records] == [b"{}"]
+
+
+def test_a_transaction_without_permission_ends_instead_of_being_tried_again(
+    cluster: SecuredKafka, certificates: Certificates
+) -> None:
+    with pytest.raises(AccessDenied, match="transactional id"):
+        TransactionPair(user("subscriber", cluster, certificates), "fraud-1")
+    pair = TransactionPair(user("scorer", cluster, certificates), "fraud-1")
+    transaction = pair.next()
+    transaction.begin()
+    transaction.produce(TOPICS.control, 0, b"cards", b"{}")
+    with pytest.raises(AccessDenied, match="an ACL for the topic is missing"):
+        transaction.commit({}, None)
+    pair.close()
 
 
 def test_a_wrong_password_and_an_expired_certificate_are_named(
