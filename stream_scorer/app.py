@@ -343,9 +343,9 @@ def signals_run(settings: Settings, metrics: m.Metrics, more: Callable[[], Findi
 
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
         inputs = TopicAdmin(bootstrap).require([topics.transactions])
-        with closing(TopicEnds(bootstrap, inputs, client_id="stream-scorer-signals")) as ends:
-            log = IncidentLog(ControlLog(bootstrap, topics.incidents))
-            Signals(log, follow, ends, SystemClock(), metrics, signal_rules(settings), more).run(stop, on_ready)
+        ends = TopicEnds(bootstrap, inputs, client_id="stream-scorer-signals")
+        log = IncidentLog(ControlLog(bootstrap, topics.incidents))
+        Signals(log, follow, ends, SystemClock(), metrics, signal_rules(settings), more).run(stop, on_ready)
 
     return run
 

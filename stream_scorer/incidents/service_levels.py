@@ -12,6 +12,8 @@ from stream_scorer.records import Affected, MemberHealth, ScorerStatus, ScoreSum
 
 P95 = 0.95
 BREAKER_OPEN = 2
+# A scorer without a status for so long is gone: in Kubernetes each start has a new name.
+FORGET_AFTER_MS = 3_600_000
 # Micro-batches that make the failures of a member a share.
 MIN_BATCHES = 20
 
@@ -86,7 +88,7 @@ class ServiceDetector:
         self._flows: ByMinute[Flow] = ByMinute(episodes, Flow)
         self._latencies: ByMinute[Latencies] = ByMinute(episodes, Latencies)
         self._members: ByMinute[MemberMinute] = ByMinute(episodes, MemberMinute)
-        self._before: dict[str, ScorerStatus] = {}
+        self._before: dict[str, tuple[int, ScorerStatus]] = {}
         self._latency: dict[str, _Level] = {}
         self._errors: dict[str, _Level] = {}
         self._member: dict[tuple[str, str], _Level] = {}
@@ -98,7 +100,9 @@ class ServiceDetector:
 
     def add_status(self, status: ScorerStatus, at: int) -> None:
         """Add a status with its record timestamp, ms. The first one of a scorer only gives the counts before it."""
-        before, self._before[status.instance] = self._before.get(status.instance), status
+        _, before = self._before.pop(status.instance, (0, None))
+        self._before[status.instance] = at, status
+        self._forget(at - FORGET_AFTER_MS)
         if before is None or before.health is None or status.health is None or before.ensemble != status.ensemble:
             return
         now, then = status.health, before.health
@@ -107,6 +111,11 @@ class ServiceDetector:
         known = {member.name: member for member in then.members}
         for member in now.members:
             self._add_member(status.ensemble, member, known.get(member.name), at)
+
+    def _forget(self, before: int) -> None:
+        """Forget the scorers whose last status is older; the oldest come first."""
+        while self._before and next(iter(self._before.values()))[0] < before:
+            del self._before[next(iter(self._before))]
 
     def _add_member(self, ensemble: str, member: MemberHealth, before: MemberHealth | None, at: int) -> None:
         old = (0, 0) if before is None or before.batches > member.batches else (before.batches, before.failed)

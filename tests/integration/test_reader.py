@@ -1,4 +1,4 @@
-"""The input reader on a real broker: it notices a partition whose records no longer come, and mends it by itself."""
+"""Reading on a real broker: the input reader mends a partition whose records no longer come; ends of topics."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 
 from stream_scorer.kafka import stall
+from stream_scorer.kafka.ends import TopicEnds
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topics import TopicAdmin
 from stream_scorer.positions import SourcePartition
@@ -76,3 +77,12 @@ def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
         reader.close()
     assert all(offsets == list(range(20)) for offsets in read.values())
     assert "no records arrive from stalled[1], although the broker has more" in caplog.text
+
+
+def test_the_ends_of_topics_are_looked_up_without_reading_them(bootstrap: str) -> None:
+    TopicAdmin(bootstrap).create(["ends"], 3)
+    producer = Producer({"bootstrap.servers": bootstrap})
+    for _ in range(5):
+        producer.produce("ends", b"x", partition=2)
+    assert producer.flush(10.0) == 0
+    assert TopicEnds(bootstrap, {"ends": 3}, client_id="test")() == {("ends", 0): 0, ("ends", 1): 0, ("ends", 2): 5}

@@ -16,6 +16,7 @@ from stream_scorer.incidents.labels import LabelRules
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.incidents.minutes import ByMinute, EpisodeRules
 from stream_scorer.incidents.savings import SPAN_MS
+from stream_scorer.incidents.service_levels import ServiceDetector
 from stream_scorer.incidents.signals import INCIDENT_METRICS, Detectors, SignalRules, Signals, apply
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import (
@@ -262,6 +263,13 @@ class Scorer:
             self.desk.detectors.add_summary(summary(0, fast + slow, minute, fallback=fallback), at)
 
         return add
+
+
+def test_a_scorer_without_a_status_for_an_hour_is_forgotten() -> None:
+    detector = ServiceDetector()
+    for minute in range(180):
+        detector.add_status(status(minute, [0] * (len(BOUNDS) + 1), [], f"pod-{minute}"), BEGIN + minute * MINUTE)
+    assert list(detector._before) == [f"pod-{minute}" for minute in range(119, 180)]
 
 
 def test_latency_above_its_budget_is_an_incident_that_ends() -> None:
