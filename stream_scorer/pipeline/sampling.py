@@ -97,18 +97,33 @@ def rate_counts(
         table = np.bincount(cell, minlength=n * len(names) * len(DECISIONS)).reshape(n, len(names), len(DECISIONS))
         for g, k in np.argwhere(table.any(axis=2)).tolist():
             by_rule[g][names[k]] = _nonzero(table[g, k])
-    return [(int(sampled[g]), _sparse(groups[g]), by_rule[g]) for g in range(n)]
+    drawn: list[int] = sampled.tolist()
+    sparse = SparseCounts(groups)
+    return [
+        (drawn[g], {name: found for name, found in zip(DECISIONS, sparse.of(g), strict=True) if found}, by_rule[g])
+        for g in range(n)
+    ]
 
 
 def _nonzero(row: NDArray[np.int64]) -> dict[str, int]:
     return {name: count for name, count in zip(DECISIONS, row.tolist(), strict=True) if count}
 
 
-def _sparse(table: NDArray[np.int64]) -> dict[str, list[int]]:
-    """Per decision ``[group, count, ...]``."""
-    out: dict[str, list[int]] = {}
-    for name, row in zip(DECISIONS, table, strict=True):
-        places = np.flatnonzero(row)
-        if len(places):
-            out[name] = np.column_stack([places, row[places]]).reshape(-1).tolist()
-    return out
+class SparseCounts:
+    """`counts` (g, k, cells) as flat lists ``[cell, count, ...]``, found with one pass over the cells above 0."""
+
+    def __init__(self, counts: NDArray[np.int64]) -> None:
+        rows, self._width = counts.shape[0] * counts.shape[1], counts.shape[1]
+        flat = counts.reshape(rows, counts.shape[2])
+        row, cell = np.nonzero(flat)
+        pairs = np.empty(2 * len(row), dtype=np.int64)
+        pairs[::2], pairs[1::2] = cell, flat[row, cell]
+        self._pairs: list[int] = pairs.tolist()
+        bounds = np.zeros(rows + 1, dtype=np.int64)
+        np.cumsum(2 * np.bincount(row, minlength=rows), out=bounds[1:])
+        self._bounds: list[int] = bounds.tolist()
+
+    def of(self, group: int) -> list[list[int]]:
+        """The k lists of `group`."""
+        pairs, bounds = self._pairs, self._bounds[group * self._width : (group + 1) * self._width + 1]
+        return [pairs[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]

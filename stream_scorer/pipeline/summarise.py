@@ -14,7 +14,7 @@ from stream_scorer.features.engine import Enriched
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.card_alerts import CardCounter
 from stream_scorer.pipeline.pair_inputs import PairCounter
-from stream_scorer.pipeline.sampling import rate_counts
+from stream_scorer.pipeline.sampling import SparseCounts, rate_counts
 from stream_scorer.records import (
     ARMS,
     DECISIONS,
@@ -147,8 +147,8 @@ class Summariser:
         values = profile_matrix(enriched.matrix[chosen], scored.member_scores[chosen], scored.score[chosen])
         skip = self._not_evidence(enriched)
         counts = self._binner.count(values, group_of, n, None if skip is None else skip[chosen])
-        sparse = _Sparse(counts)
-        return [[sparse.series(g, k) for k in range(counts.shape[1])] for g in range(n)]
+        sparse = SparseCounts(counts)
+        return [sparse.of(g) for g in range(n)]
 
     def _not_evidence(self, enriched: Enriched) -> NDArray[np.bool_] | None:
         """The values (n, k) that no histogram counts, because they are not what complete features give; None for none.
@@ -223,23 +223,6 @@ def _against(group_of: I64, alert: NDArray[np.bool_], other: NDArray[np.bool_], 
     cell = np.where(alert[:, None], 1 - other, 3 - other)
     counted = [_count_by(group_of, cell[:, k], groups, 4) for k in range(other.shape[1])]
     return np.stack(counted, axis=1) if counted else np.zeros((groups, 0, 4), dtype=np.int64)
-
-
-class _Sparse:
-    """`counts` (g, k, bins) as flat ``[bin, count, ...]`` lists, found with one pass over the non-zero cells."""
-
-    def __init__(self, counts: I64) -> None:
-        g, k, b = np.nonzero(counts)
-        self._pairs = np.column_stack([b, counts[g, k, b]]).reshape(-1).tolist()
-        flat = g * counts.shape[1] + k
-        self._bounds = (2 * np.searchsorted(flat, np.arange(counts.shape[0] * counts.shape[1] + 1))).tolist()
-        self._width = counts.shape[1]
-
-    def series(self, group: int, k: int) -> list[int]:
-        """The sparse histogram of series `k` in `group`."""
-        at = group * self._width + k
-        found: list[int] = self._pairs[self._bounds[at] : self._bounds[at + 1]]
-        return found
 
 
 def _count_by(group: I64, code: NDArray[np.signedinteger], groups: int, codes: int) -> I64:
