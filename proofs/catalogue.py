@@ -128,6 +128,11 @@ PROOFS = {
         288,
         KAFKA_REDIS,
     ),
+    "audit": Proof(
+        "an archive holds without any service; each alteration is found; who decided what served at any time",
+        240,
+        own="stops its services before it checks the archive",
+    ),
     "verify": Proof(
         "published scores equal a recomputation from their records; what is altered is found", 70, KAFKA_REDIS
     ),

@@ -10,6 +10,7 @@ import msgspec
 
 from stream_scorer.cli.control import COMMANDS
 from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.served import at
 from stream_scorer.console import make_table, print_table
 from stream_scorer.settings import Settings
 
@@ -160,5 +161,5 @@ def _day(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1_000, UTC):%Y-%m-%d}"
 
 
-for _each in COMMANDS:
+for _each in [*COMMANDS, at]:
     ensemble.add_command(_each)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from stream_scorer.cli.decided import archive_option, open_decided
 from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import CheckFailed
 from stream_scorer.settings import Settings
@@ -21,10 +22,17 @@ from stream_scorer.settings import Settings
 @click.option(
     "--png", type=click.Path(path_type=Path, dir_okay=False), help="Also write the waterfall as a picture to this file."
 )
+@archive_option
 @click.option("--json", "as_json", is_flag=True, help="The explanation as JSON.")
 @with_settings("kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.ensemble", "cache.dir")
 def explain(
-    settings: Settings, event_id: str, features: int, html: Path | None, png: Path | None, as_json: bool
+    settings: Settings,
+    event_id: str,
+    features: int,
+    html: Path | None,
+    png: Path | None,
+    archive: Path | None,
+    as_json: bool,
 ) -> None:
     """Explain the score of EVENT_ID: from base to z member by member, and the strongest inputs of each member.
 
@@ -33,21 +41,16 @@ def explain(
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.ensemble.ensemble import SELF_TEST_TOLERANCE, Ensemble
-    from stream_scorer.ensemble.registry import parse_reference, recorded
-    from stream_scorer.kafka.range_reader import RangeReader
-    from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.replay.explain import explain as explain_score
     from stream_scorer.replay.explain import find_event
     from stream_scorer.reports.event import as_text, write_page, write_picture
 
-    topics = Topics.of(settings)
-    TopicAdmin(settings.require("kafka.bootstrap")).require([topics.scores, topics.contributions])
-    with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-explain") as reader:
+    with open_decided(settings, archive, "stream-scorer-explain") as decided:
+        reader, topics = decided.reader, decided.topics
         bounds = [*reader.bounds(topics.scores).values(), *reader.bounds(topics.contributions).values()]
-        with Progress("searching the topics", sum(high - low for low, high in bounds), SystemClock()) as progress:
+        with Progress("searching the records", sum(high - low for low, high in bounds), SystemClock()) as progress:
             score, contribution, lineage, copies = find_event(reader, topics, event_id, progress)
-    cache, given = Path(settings["cache.dir"]).expanduser(), parse_reference(settings["scorer.ensemble"]).folder
-    folder = recorded(lineage.ensemble, lineage.version, settings["mlflow.url"], cache, given)
+        folder = decided.folder_of(lineage.ensemble, lineage.version)
     ensemble = Ensemble.load(folder, version=lineage.version)
     found = explain_score(score, contribution, lineage, copies, ensemble, folder, SELF_TEST_TOLERANCE, features)
     click.echo(msgspec.json.encode(found).decode() if as_json else as_text(found))

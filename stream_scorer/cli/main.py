@@ -22,6 +22,7 @@ _COMMANDS = {
     "replay": "replay",
     "verify": "verify",
     "explain": "explain",
+    "audit": "audit",
     "simulate": "simulate",
     "data": "data",
     "features": "features",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.times import parse_time
 from stream_scorer.errors import CheckFailed
 from stream_scorer.settings import Settings
 
@@ -155,20 +155,7 @@ def period(start: str | None, end: str | None, *, offsets_allowed: bool) -> Rang
                 raise click.UsageError(f"--{name} {text}: offsets require topics; give a time.")
             offsets[name] = {int(p): int(o) for p, _, o in (part.partition(":") for part in text.split(","))}
         else:
-            times[name] = _time(name, text)
+            times[name] = parse_time(f"--{name}", text, ", nor offsets (0:1500,1:900)")
     if times["start"] is not None and times["end"] is not None and times["start"] >= times["end"]:
         raise click.UsageError("--start must be before --end.")
     return Range(times["start"], times["end"], offsets["start"], offsets["end"])
-
-
-def _time(name: str, text: str) -> int:
-    """Epoch milliseconds; a time without a zone is UTC."""
-    if text.isascii() and text.isdigit():
-        return int(text)
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.UsageError(
-            f"--{name} {text!r} is neither a time (2025-01-31T12:00), nor epoch ms, nor offsets (0:1500,1:900)."
-        ) from None
-    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000)

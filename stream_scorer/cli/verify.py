@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from stream_scorer.cli.decided import archive_option, open_decided
 from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import ArtifactError, CheckFailed
 from stream_scorer.settings import Settings
@@ -21,11 +22,12 @@ from stream_scorer.settings import Settings
     show_default=True,
     help="Maximum difference of numbers; 0 is possible on the machine that scored.",
 )
+@archive_option
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @with_settings(
     "kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.ensemble", "cache.dir", "scorer.spec", "scorer.id_key"
 )
-def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
+def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: bool) -> None:
     """Recompute every score on the topics from its recorded features. Exit code 3 if one differs.
 
     Loads the recorded version from the registry. A version that was served from a folder comes from the cache of the
@@ -35,28 +37,22 @@ def verify(settings: Settings, tolerance: float, as_json: bool) -> None:
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.ensemble.ensemble import Ensemble
-    from stream_scorer.ensemble.registry import parse_reference, recorded
-    from stream_scorer.kafka.range_reader import RangeReader
-    from stream_scorer.kafka.topics import TopicAdmin, Topics
     from stream_scorer.replay.verify import Verifier, verify_topics
     from stream_scorer.spec import load_spec
 
-    topics = Topics.of(settings)
-    TopicAdmin(settings.require("kafka.bootstrap")).require([topics.scores, topics.contributions])
-
-    @lru_cache(maxsize=8)
-    def ensemble_of(name: str, version: str) -> Ensemble:
-        cache, given = Path(settings["cache.dir"]).expanduser(), parse_reference(settings["scorer.ensemble"]).folder
-        try:
-            return Ensemble.load(recorded(name, version, settings["mlflow.url"], cache, given), version=version)
-        except ArtifactError as error:
-            raise CheckFailed(f"{name} {version} is not the version that scored: {error.message}") from error
-
     checked = load_spec(settings["scorer.spec"], settings["scorer.id_key"]) if settings["scorer.spec"] else None
-    with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-verify") as reader:
-        total = sum(high - low for low, high in reader.bounds(topics.contributions).values())
+    with open_decided(settings, archive, "stream-scorer-verify") as decided:
+
+        @lru_cache(maxsize=8)
+        def ensemble_of(name: str, version: str) -> Ensemble:
+            try:
+                return Ensemble.load(decided.folder_of(name, version), version=version)
+            except ArtifactError as error:
+                raise CheckFailed(f"{name} {version} is not the version that scored: {error.message}") from error
+
+        total = sum(high - low for low, high in decided.reader.bounds(decided.topics.contributions).values())
         with Progress("verifying scores", total, SystemClock()) as progress:
-            report = verify_topics(reader, topics, Verifier(ensemble_of, tolerance, checked), progress)
+            report = verify_topics(decided.reader, decided.topics, Verifier(ensemble_of, tolerance, checked), progress)
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
     else:

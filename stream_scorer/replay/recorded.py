@@ -13,7 +13,7 @@ from stream_scorer.serde.lineage import LineageBatch, offsets_in
 from stream_scorer.serde.raw import RawRecords
 
 # Tolerated difference of the clocks of scorer and broker; beyond it, a search by time reads the whole partition.
-_CLOCK_SKEW_MS = 60_000
+CLOCK_SKEW_MS = 60_000
 
 
 class TopicRanges(Protocol):
@@ -80,7 +80,7 @@ def find_lineage(
     reader: TimedRanges, topics: Topics, partition: int, offset: int, event_id: str, scored_at: int
 ) -> LineageRow | None:
     """The lineage of one score: searched from the time of scoring, then from the beginning of the partition."""
-    near = reader.offset_at(SourcePartition(topics.lineage, partition), scored_at - _CLOCK_SKEW_MS)
+    near = reader.offset_at(SourcePartition(topics.lineage, partition), scored_at - CLOCK_SKEW_MS)
     for start in (near, None):
         for record in stored_lineage(reader, topics, partition, start):
             if record.first_offset <= offset < record.next_offset:
@@ -89,6 +89,21 @@ def find_lineage(
                 if row is not None and batch.event_id[row] == event_id:
                     return batch.rows()[row]
     return None
+
+
+class ControlRecord(NamedTuple):
+    """A record of topic `control`; `timestamp` is the broker's, ms."""
+
+    offset: int
+    value: bytes | None
+    timestamp: int
+
+
+def control_records(reader: TopicRanges, topics: Topics) -> Iterator[ControlRecord]:
+    """The records of topic `control`, from its beginning. Raises `UsageError` if there is no such topic."""
+    source = SourcePartition(topics.control, 0)
+    for chunk in reader.read(source, *reader.bounds(topics.control)[source]):
+        yield from map(ControlRecord, chunk.offset.tolist(), chunk.value, chunk.timestamp.tolist())
 
 
 class _Cursor:

@@ -1,0 +1,100 @@
+"""Verify an archive: its files, its records, and its place after another archive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream_scorer.audit.archive import Archive
+from stream_scorer.audit.findings import AuditReport, Findings
+from stream_scorer.audit.integrity import Integrity, check_previous
+from stream_scorer.audit.records import RecordCheck
+from stream_scorer.audit.signature import check_signature
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the archive is compared with: all optional.
+
+    `previous` is the archive before it, `digest` the digest of its seal as it was kept elsewhere, `key` the secret of
+    its signature, and `models` the folder ``ensembles`` of another archive, for an archive without models.
+    """
+
+    previous: Path | None = None
+    digest: str = ""
+    key: bytes | None = None
+    models: Path | None = None
+
+
+def verify_archive(
+    folder: Path, expected: Expected, tolerance: float, on_progress: Callable[[str, int, int], None] | None = None
+) -> AuditReport:
+    """Check the archive in `folder` and report the differences.
+
+    Args:
+        tolerance: tolerated difference of recomputed numbers; only the same machine gives the same bits.
+        on_progress: is called with the stage, the records so far and their number.
+
+    Raises:
+        UsageError: there is no archive. CheckFailed: its seal is malformed.
+    """
+    archive, findings = Archive(folder), Findings()
+    total = sum(part.records for part in archive.seal.parts)
+
+    def stage(name: str, records: int) -> Callable[[int], None] | None:
+        return None if on_progress is None else lambda done: on_progress(name, done, records)
+
+    Integrity(archive, findings, stage("checking files", total)).check()
+    if expected.digest and expected.digest != archive.seal.own_digest():
+        findings.add(
+            "seal", f"the digest of the seal is {archive.seal.own_digest()}, but {expected.digest} is expected"
+        )
+    signature = check_signature(folder, archive.seal, expected.key, findings)
+    if expected.previous is not None:
+        check_previous(archive, expected.previous, findings)
+    elif archive.seal.previous:
+        findings.note(f"it continues the archive {archive.seal.previous[:12]}…, which was not given (--after)")
+    decided = sum(
+        part.records for topic in ("lineage", "contributions", "scores") for part in archive.seal.of_topic(topic)
+    )
+    check = RecordCheck(
+        archive, _models(archive, expected.models), tolerance, findings, stage("checking scores", decided)
+    )
+    try:
+        check.check()
+    except UsageError as error:
+        findings.add("file", f"the records cannot be read to their end: {error.message}")
+    records: dict[str, int] = {}
+    for part in archive.seal.parts:
+        records[part.topic] = records.get(part.topic, 0) + part.records
+    return AuditReport(
+        digest=archive.seal.digest,
+        since=archive.seal.since,
+        until=archive.seal.until,
+        records=records,
+        scores=dict(check.scores),
+        recomputed=check.recomputed,
+        signature=signature,
+        notes=findings.notes,
+        different=findings.different,
+        by_kind=findings.by_kind,
+        first=findings.first,
+    )
+
+
+def _models(archive: Archive, elsewhere: Path | None) -> Callable[[str, str], Ensemble | None]:
+    """Loads a version from the archive, or from the folder `elsewhere`; None if neither has it."""
+
+    def load(ensemble: str, version: str) -> Ensemble | None:
+        folder = archive.model_folder(ensemble, version)
+        for each in archive.seal.versions:
+            if folder is None and elsewhere is not None and (each.ensemble, each.version) == (ensemble, version):
+                folder = elsewhere / each.manifest_sha256
+        if folder is None or not folder.exists():
+            return None
+        return Ensemble.load(folder, version=version)
+
+    return load

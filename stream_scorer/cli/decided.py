@@ -1,0 +1,77 @@
+"""Where commands find published decisions and the versions that made them: on the topics, or in an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stream_scorer.errors import ArtifactError
+from stream_scorer.settings import Settings
+
+if TYPE_CHECKING:
+    from stream_scorer.kafka.topics import Topics
+    from stream_scorer.replay.recorded import TimedRanges
+
+archive_option = click.option(
+    "--archive",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Read this archive of `audit export` instead of the topics and the registry.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Published records, the names of their topics, and the folder of a version by ensemble and version."""
+
+    reader: TimedRanges
+    topics: Topics
+    folder_of: Callable[[str, str], Path]
+
+
+@contextmanager
+def open_decided(
+    settings: Settings, archive: Path | None, client_id: str, *, require: bool = True
+) -> Iterator[Decided]:
+    """Open `archive`, or the topics and the registry of the settings.
+
+    `require` the topics of scores and contributions. Raises `UsageError` without them.
+    """
+    if archive is not None:
+        from stream_scorer.audit.archive import Archive
+
+        found = Archive(archive)
+        yield Decided(found, found.topics, _archived(found))
+        return
+    from stream_scorer.ensemble.registry import parse_reference, recorded
+    from stream_scorer.kafka.range_reader import RangeReader
+    from stream_scorer.kafka.topics import TopicAdmin, Topics
+
+    topics, bootstrap = Topics.of(settings), settings.require("kafka.bootstrap")
+    if require:
+        TopicAdmin(bootstrap).require([topics.scores, topics.contributions])
+
+    def folder_of(name: str, version: str) -> Path:
+        cache, given = Path(settings["cache.dir"]).expanduser(), parse_reference(settings["scorer.ensemble"]).folder
+        return recorded(name, version, settings["mlflow.url"], cache, given)
+
+    with RangeReader(bootstrap, client_id=client_id) as reader:
+        yield Decided(reader, topics, folder_of)
+
+
+def _archived(archive: Any) -> Callable[[str, str], Path]:
+    def folder_of(name: str, version: str) -> Path:
+        folder: Path | None = archive.model_folder(name, version)
+        if folder is None:
+            raise ArtifactError(
+                f"the archive {archive.folder} has no models of {name} {version}",
+                code="artifact_missing",
+                hint="It was exported with --without-models.",
+            )
+        return folder
+
+    return folder_of

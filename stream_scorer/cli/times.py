@@ -1,0 +1,23 @@
+"""Times on the command line."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+
+def parse_time(name: str, text: str, also: str = "") -> int:
+    """Epoch ms of `text`: a time (UTC if it has no zone) or epoch ms. `also` names other forms that `name` takes.
+
+    Raises:
+        click.UsageError: it is neither.
+    """
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        forms = f"neither a time (2025-01-31T12:00), nor epoch ms{also}"
+        raise click.UsageError(f"{name} {text!r} is {forms}.") from None
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000)
