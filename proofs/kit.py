@@ -44,6 +44,8 @@ SHARED_STACK = "PROOF_SHARED_STACK"
 # Environment variable: a folder of trained ensembles that processes share.
 TRAINED = "PROOF_TRAINED"
 EMPTY_TIMEOUT_S = 90
+# A broker that starts on busy cores loads its groups for as long.
+GROUP_OFFSETS_S = 90
 
 
 @dataclass(slots=True)
@@ -422,7 +424,7 @@ def wait_until(what: str, holds: Callable[[], bool], timeout_s: float, pause_s: 
 def group_offsets(bootstrap: str, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
     """Committed offsets of a group, settled transactions only; -1 where nothing is committed."""
     consumer = Consumer(consumer_config(bootstrap, "offsets", group))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + GROUP_OFFSETS_S
     try:
         wanted = []
         for topic in topics:
@@ -432,7 +434,7 @@ def group_offsets(bootstrap: str, group: str, topics: Sequence[str]) -> dict[tup
         while True:
             try:
                 return {(p.topic, p.partition): max(p.offset, -1) for p in consumer.committed(wanted, 20)}
-            except KafkaException:  # a group that is new has no coordinator for a moment
+            except KafkaException:  # a group has no coordinator while it is new, and while a broker starts
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)

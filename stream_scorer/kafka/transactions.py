@@ -31,6 +31,8 @@ CALL_TIMEOUT_S = 5.0
 QUEUE_DEADLINE_S = 10.0
 # A broker that restarts is usually back within half a minute.
 INIT_DEADLINE_S = 40.0
+# Pause before another attempt while the coordinator is busy with the same transactional id.
+BUSY_PAUSE_S = 0.2
 # Two scorers with the same instance name fence each other in turn. After so many rebuilds the scorer ends.
 MAX_REBUILDS_IN_A_ROW = 5
 
@@ -175,15 +177,20 @@ class _Slot:
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
         }
         producer = open_producer(config)
-        deadline = time.monotonic() + INIT_DEADLINE_S
+        deadline = Deadline(INIT_DEADLINE_S)
         while True:
             try:
                 producer.init_transactions(CALL_TIMEOUT_S)
                 return producer
             except KafkaException as exception:
                 error = kafka_error(exception)
-                if not error.retriable() or time.monotonic() > deadline:
+                busy = error.code() == KafkaError.CONCURRENT_TRANSACTIONS
+                if not (error.retriable() or busy) or not deadline.remaining_s:
                     raise as_domain_error(error, "start a transactional producer", self.bootstrap) from exception
+                if busy:
+                    # The coordinator still ends the transaction of the previous producer, and this one cannot go on.
+                    time.sleep(BUSY_PAUSE_S)
+                    producer = open_producer(config)
 
 
 class TransactionPair:
