@@ -149,6 +149,14 @@ PROOFS = {
         360,
         own="kills monitors with a transaction open, and flushes Redis",
     ),
+    "train-repeat": Proof(
+        "training again gives the same members, manifest and profile, also on another number of cores", 240
+    ),
+    "handbook-table": Proof(
+        "the Handbook's chapter 3 table by the product's training, its chapter 5 folds, and the ensemble against "
+        "its best member",
+        600,
+    ),
     "handbook-live": Proof(
         "quality on the Fraud Detection Handbook's transactions, by the live path", 116, KAFKA_REDIS
     ),

@@ -341,6 +341,20 @@ def lose_applied_offsets() -> None:
     CounterStore.open = lose  # type: ignore[method-assign]
 
 
+def unseeded() -> None:
+    """The seed of boosted trees is drawn anew in each process."""
+    import secrets
+
+    from stream_scorer.train import trees
+
+    train = trees._lightgbm
+
+    def with_any_seed(parameters: Any, rows: Any, names: Any, seed: int) -> bytes:
+        return train(parameters, rows, names, seed if "boosting" in parameters else secrets.randbelow(2**31))
+
+    trees._lightgbm = with_any_seed
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "outputs-outside": outputs_outside_the_transaction,
     "count-duplicates": count_duplicates,
@@ -362,6 +376,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "keep-batches": keep_batches,
     "skip-entries": skip_entries,
     "lose-applied-offsets": lose_applied_offsets,
+    "unseeded": unseeded,
 }
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Protocol
+
+from stream_scorer.errors import SettingsError
 
 
 class Clock(Protocol):
@@ -26,6 +29,30 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+class _BuildClock(SystemClock):
+    """The machine's clock, with a fixed time for stamps."""
+
+    def __init__(self, now_ms: int) -> None:
+        self._now_ms = now_ms
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+
+def build_clock(environment: Mapping[str, str]) -> Clock:
+    """The clock of artifacts: the machine's, or one fixed at SOURCE_DATE_EPOCH (reproducible-builds.org) in seconds.
+
+    Raises:
+        SettingsError: SOURCE_DATE_EPOCH is not a whole number.
+    """
+    text = environment.get("SOURCE_DATE_EPOCH", "")
+    if not text:
+        return SystemClock()
+    if not text.isdecimal():
+        raise SettingsError(f"SOURCE_DATE_EPOCH is {text!r}", hint="Set it to seconds since 1970, or unset it.")
+    return _BuildClock(int(text) * 1_000)
 
 
 class Deadline:

@@ -27,6 +27,7 @@ _COMMANDS = {
     "data": "data",
     "features": "features",
     "train": "train",
+    "cv": "cv",
     "ensemble": "ensemble",
     "incident": "incident",
     "dlq": "dlq",

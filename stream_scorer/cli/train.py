@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from stream_scorer.cli.options import with_settings
-from stream_scorer.clock import SystemClock
+from stream_scorer.clock import SystemClock, build_clock
 from stream_scorer.console import Progress, make_table, print_table
 from stream_scorer.settings import Settings
 from stream_scorer.spec.load import load_spec
+from stream_scorer.spec.training import CheckedTraining, check_training
 
 if TYPE_CHECKING:
     from stream_scorer.ensemble.manifest import Manifest
+    from stream_scorer.spec.model import CheckedSpec
+    from stream_scorer.train.recipe import Recipe, TrainingSet
     from stream_scorer.train.report import MemberLine
 
 
@@ -67,6 +72,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Scale on which the members are combined; stacking uses log-odds.",
 )
+@click.option(
+    "--training",
+    type=click.Path(path_type=Path),
+    help="Training spec (docs/training.md), or `default`. It replaces the options of seed, "
+    "calibrator, combiner, link and rates.",
+)
+@click.option("--jobs", type=click.IntRange(1), help="Fits at a time, with --training.  [default: the available cores]")
 @click.option("--register", "register_as", help="Register the ensemble under this name.")
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
@@ -83,6 +95,8 @@ def train(
     calibrator: Any,
     combiner: Any,
     link: Any,
+    training: Path | None,
+    jobs: int | None,
     register_as: str | None,
     alias: str | None,
     as_json: bool,
@@ -91,24 +105,25 @@ def train(
     from stream_scorer.train.dataset import read_training_set
     from stream_scorer.train.recipe import AlertRates, Recipe
     from stream_scorer.train.report import member_lines
-    from stream_scorer.train.train import train_ensemble
 
     if (review_rate is None) != (block_rate is None):
         raise click.UsageError("Give both --review-rate and --block-rate, or neither.")
     if alias and not register_as:
         raise click.UsageError("--alias needs --register.")
     rates = None if review_rate is None or block_rate is None else AlertRates(review_rate, block_rate)
+    _check_training_options(training, jobs)
     recipe = Recipe(seed, name, rates, calibrator=calibrator, combiner=combiner, link=link)
     tracking_uri = settings.require("mlflow.url") if register_as else None
     # Features depend on which ids are equal, not on the ids: a key for this run is enough.
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
+    how = recipe if training is None else _find_training(training, spec, name)
     with Progress("training", None, SystemClock()) as progress:
         data = read_training_set(transactions, labels, spec, progress.stage)
         progress.say(
             f"{len(data.label):,} transactions, {int(data.label.sum()):,} frauds; excluded: {data.immature:,} without "
             f"mature labels, {data.duplicates:,} duplicates, {data.refused:,} refused"
         )
-        manifest = train_ensemble(data, spec, out, recipe, on_progress=progress.stage)
+        manifest = _train(data, spec, out, how, jobs, progress)
     version = None
     if register_as and tracking_uri:
         from stream_scorer.ensemble.registry import register
@@ -123,6 +138,38 @@ def train(
     click.echo(f"wrote {out}")
     if version:
         click.echo(f"registered as {register_as}:{version}" + (f" ({register_as}@{alias})" if alias else ""))
+
+
+def _check_training_options(training: Path | None, jobs: int | None) -> None:
+    """Refuse options that a training spec replaces, or that need one."""
+    if training is None:
+        if jobs is not None:
+            raise click.UsageError("--jobs needs --training.")
+        return
+    for option in ("seed", "calibrator", "combiner", "link", "review_rate", "block_rate"):
+        if click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{option.replace('_', '-')} is declared by the training spec: leave it out.")
+
+
+def _find_training(path: Path, spec: CheckedSpec, name: str | None) -> CheckedTraining:
+    from stream_scorer.train.defaults import find_training
+
+    checked = find_training(path, spec)
+    return checked if name is None else check_training(msgspec.structs.replace(checked.spec, name=name))
+
+
+def _train(
+    data: TrainingSet, spec: CheckedSpec, out: Path, how: Recipe | CheckedTraining, jobs: int | None, progress: Progress
+) -> Manifest:
+    from stream_scorer.train.from_spec import Options, train_from_spec
+    from stream_scorer.train.parallel import available_cores
+    from stream_scorer.train.train import train_ensemble
+
+    clock = build_clock(os.environ)
+    if isinstance(how, CheckedTraining):
+        options = Options(jobs or available_cores(), progress.stage, clock)
+        return train_from_spec(data, spec, how, out, options)
+    return train_ensemble(data, spec, out, how, on_progress=progress.stage, clock=clock)
 
 
 def _report(manifest: Manifest, lines: list[MemberLine]) -> dict[str, Any]:
@@ -148,7 +195,7 @@ def _print_members(manifest: Manifest, lines: list[MemberLine]) -> None:
         for line in lines
     ]  # fmt: skip
     headings = ("member", "features", "!inputs", "!AP", "!AUC", "!log loss", "!weight", "!µs/row")
-    table = make_table(headings, rows[:-1], title=f"{manifest.name}, on the holdout")
+    table = make_table(headings, rows[:-1], title=f"{manifest.name}, on held-out rows")
     table.add_section()
     table.add_row(*rows[-1])
     print_table(table)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.combine import Combiner
-from stream_scorer.ensemble.ensemble import Ensemble, Scored
+from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput, Scored
 from stream_scorer.ensemble.manifest import (
     MANIFEST_FILE,
     MAX_RANKS,
@@ -89,12 +89,18 @@ class Outline:
 
 
 def compose_ensemble(
-    directory: Path, outline: Outline, drafts: Sequence[Draft], reference: NDArray[np.float64]
+    directory: Path,
+    outline: Outline,
+    drafts: Sequence[Draft],
+    reference: NDArray[np.float64],
+    out_of_fold: NDArray[np.float64] | None = None,
 ) -> Manifest:
     """Write the ensemble to `directory` and return its manifest.
 
     `reference` ``(n, n_features)`` are the rows for baselines, reference profile and self-test. They should be recent
-    and not part of the members' training data. An existing ensemble in `directory` is replaced.
+    and not part of the members' training data; if they are, `out_of_fold` ``(n, m)`` has the probabilities of members
+    that were fitted without them, and baselines and profile come from these. An existing ensemble in `directory` is
+    replaced.
 
     Raises:
         ArtifactError: a member is malformed, or predicts none of the reference rows.
@@ -116,18 +122,26 @@ def compose_ensemble(
         training=outline.training,
     )
     # Member scores do not depend on the combiner: compute the baselines from them first, then the combined scores.
-    plain = Ensemble(manifest, members, version="").score(reference)
+    plain = _reference_scores(Ensemble(manifest, members, version=""), reference, out_of_fold)
     manifest = _with_baselines(msgspec.structs.replace(manifest, combiner=outline.combiner, link=outline.link), plain)
     check_combiner(manifest)
-    scored = Ensemble(manifest, members, version="").score(reference)
+    ensemble = Ensemble(manifest, members, version="")
     manifest = msgspec.structs.replace(
         manifest,
-        reference_profile=_profile(manifest, reference, scored),
-        self_test=_self_test(reference, scored),
+        reference_profile=_profile(manifest, reference, _reference_scores(ensemble, reference, out_of_fold)),
+        self_test=_self_test(reference, ensemble.score(reference)),
     )
     check_manifest(manifest)
     write_ensemble(directory, manifest, [draft.data for draft in drafts])
     return manifest
+
+
+def _reference_scores(
+    ensemble: Ensemble, reference: NDArray[np.float64], out_of_fold: NDArray[np.float64] | None
+) -> Scored:
+    if out_of_fold is None:
+        return ensemble.score(reference)
+    return ensemble.combine([MemberOutput(np.ascontiguousarray(column), "", 0.0) for column in out_of_fold.T])
 
 
 def _member_spec(draft: Draft) -> MemberSpec:

@@ -10,13 +10,17 @@ import msgspec
 
 from stream_scorer.records import TOPIC_RECORDS, Record
 from stream_scorer.serde.lineage import SCHEMA_FIELDS, LineageHeader
+from stream_scorer.spec.training import TrainingSpec
 
 LINEAGE = "lineage"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def make_schemas() -> dict[str, dict[str, Any]]:
-    """The schema of each topic, by file name. That of `lineage` describes its header and lists its Arrow columns."""
+    """The schema of each topic and of training specs, by file name.
+
+    That of `lineage` describes its header and lists its Arrow columns.
+    """
     records: dict[str, type[Record]] = TOPIC_RECORDS | {LINEAGE: LineageHeader}
     schemas = {
         f"{topic}.schema.json": {"$schema": DRAFT, "title": topic} | msgspec.json.schema(record)
@@ -25,6 +29,9 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     schemas[f"{LINEAGE}.schema.json"]["x-arrow-columns"] = [
         {"name": name, "type": kind, "description": about} for name, kind, about in SCHEMA_FIELDS
     ]
+    schemas["training-spec.schema.json"] = {"$schema": DRAFT, "title": "training spec"} | msgspec.json.schema(
+        TrainingSpec
+    )
     return schemas
 
 

@@ -74,15 +74,18 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
         read.labels,
         on_progress=None if on_progress is None else lambda done, total: on_progress("features", done, total),
     )
-    label = _join(history.event_id, read.labels, read.ranks)
+    label, labelled_at = _join(history.event_id, read.labels, read.ranks)
+    horizon = duration_ms(spec.spec.labels.horizon)
+    labelled_at = np.where(labelled_at < 0, history.event_time + horizon, labelled_at)
     end = max(int(history.event_time[-1]), int(read.labels.labelled_at.max(initial=0)))
-    mature = history.event_time <= end - duration_ms(spec.spec.labels.horizon)
+    mature = history.event_time <= end - horizon
     keep = mature & ~history.duplicate
     if not keep.any():
         raise UsageError(
             f"{read.source}: every transaction is younger than the label horizon of {spec.spec.labels.horizon}",
             hint="Train on a longer history, or lower labels.horizon in the spec.",
         )
+    entity = _entities(spec, read.transactions)
     return TrainingSet(
         history.matrix[keep],
         spec.features,
@@ -92,14 +95,30 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
         int(history.duplicate.sum()),
         int((~mature).sum()),
         [history.event_id[index] for index in np.flatnonzero(keep).tolist()],
+        None if entity is None else entity[keep],
+        labelled_at[keep],
     )
 
 
-def _join(event_ids: list[str], labels: Labels, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
-    fraud: dict[str, bool] = {}
-    for index in np.lexsort((labels.labelled_at, ranks)).tolist():
-        fraud[labels.event_id[index]] = bool(labels.fraud[index])
-    return np.array([fraud.get(event_id, False) for event_id in event_ids], np.bool_)
+def _join(
+    event_ids: list[str], labels: Labels, ranks: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """``(n,)`` each: the last label by (source rank, labelled_at), and when it was given; -1 without a label."""
+    last = {labels.event_id[index]: index for index in np.lexsort((labels.labelled_at, ranks)).tolist()}
+    place = np.array([last.get(event_id, -1) for event_id in event_ids], np.int64)
+    known = place >= 0
+    fraud, given = np.zeros(len(place), np.bool_), np.full(len(place), -1, np.int64)
+    fraud[known], given[known] = labels.fraud[place[known]], labels.labelled_at[place[known]]
+    return fraud, given
+
+
+def _entities(spec: CheckedSpec, transactions: Transactions) -> NDArray[np.int64] | None:
+    """``(n,)``: a number for each id of the partition entity, in the order of `build_features`: by time."""
+    if spec.spec.partition_entity is None:
+        return None
+    ids = np.array([each or "" for each in transactions.entity_ids[spec.spec.partition_entity]])
+    numbers = np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    return np.asarray(numbers[np.argsort(transactions.event_time, kind="stable")], np.int64)
 
 
 def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int]:

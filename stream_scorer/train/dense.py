@@ -6,8 +6,9 @@ The predictions of the written member are compared with those of scikit-learn be
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from stream_scorer.errors import StreamScorerError
 HIDDEN = (32, 16)
 # An epoch over 120,000 rows takes about a second; the loss is flat after twelve.
 EPOCHS = 12
+# Hyperparameters and their defaults, by the names of scikit-learn except for the first three of the network.
+LOGISTIC: dict[str, Any] = {"C": 0.1, "max_iter": 300}
+NEURAL: dict[str, Any] = {"hidden_layers": list(HIDDEN), "epochs": EPOCHS, "batch_size": 256, "alpha": 1e-3}
 # Inputs are clipped at these quantiles: one extreme amount must not outweigh all other inputs.
 _CLIP = (0.001, 0.999)
 _AGREEMENT = 1e-9
@@ -42,27 +46,39 @@ def standardise(x: NDArray[np.float64]) -> list[Input]:
     return out
 
 
-def train_logistic(x: NDArray[np.float64], y: NDArray[np.bool_], seed: int) -> bytes:
-    """Logistic regression over standardised inputs ``(n, k)``."""
+def train_logistic(
+    x: NDArray[np.float64],
+    y: NDArray[np.bool_],
+    seed: int,
+    parameters: Mapping[str, Any] = LOGISTIC,
+    weight: NDArray[np.float64] | None = None,
+) -> bytes:
+    """Logistic regression over standardised inputs ``(n, k)``, labels ``(n,)`` and row weights ``(n,)``."""
     from sklearn.linear_model import LogisticRegression
 
-    with _one_thread():
-        model = LogisticRegression(C=0.1, max_iter=300, random_state=seed).fit(x, y)
+    with one_thread():
+        model = LogisticRegression(**parameters, random_state=seed).fit(x, y, sample_weight=weight)
         layers = [Layer(model.coef_.T.tolist(), model.intercept_.tolist(), "logistic")]
         return _checked(Dense(layers), model, x)
 
 
-def train_neural(x: NDArray[np.float64], y: NDArray[np.bool_], seed: int) -> bytes:
-    """A network of two hidden layers (ReLU) over standardised inputs ``(n, k)``."""
-    from sklearn.exceptions import ConvergenceWarning
+def train_neural(
+    x: NDArray[np.float64],
+    y: NDArray[np.bool_],
+    seed: int,
+    parameters: Mapping[str, Any] = NEURAL,
+    weight: NDArray[np.float64] | None = None,
+) -> bytes:
+    """A network of hidden layers (ReLU) over standardised inputs ``(n, k)``."""
     from sklearn.neural_network import MLPClassifier
 
-    with _one_thread(), warnings.catch_warnings():
-        # The number of epochs is a budget; reaching it is not a failure.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    rest = dict(parameters)
+    epochs, batch = int(rest.pop("epochs")), int(rest.pop("batch_size"))
+    hidden = tuple(rest.pop("hidden_layers"))
+    with one_thread():
         model = MLPClassifier(
-            HIDDEN, activation="relu", alpha=1e-3, batch_size=min(256, len(x)), max_iter=EPOCHS, random_state=seed
-        ).fit(x, y)
+            hidden, activation="relu", batch_size=min(batch, len(x)), max_iter=epochs, random_state=seed, **rest
+        ).fit(x, y, sample_weight=weight)
         last = len(model.coefs_) - 1
         layers = []
         for index, (weights, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
@@ -71,11 +87,19 @@ def train_neural(x: NDArray[np.float64], y: NDArray[np.bool_], seed: int) -> byt
         return _checked(Dense(layers), model, x)
 
 
-def _one_thread() -> AbstractContextManager[Any]:
-    """Limit BLAS to one thread, because sums and so weights depend on the number of threads."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit BLAS and OpenMP of the process to one thread, because sums and so weights depend on the number of threads.
+
+    Also ignores that networks reach their number of epochs: it is a budget. Both apply to the whole process: fits that
+    run in parallel share one outer block, so that none of them ends the limits of another.
+    """
+    from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    return cast("AbstractContextManager[Any]", threadpool_limits(1))
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
 
 
 def _checked(dense: Dense, model: Any, x: NDArray[np.float64]) -> bytes:

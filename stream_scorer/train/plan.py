@@ -51,13 +51,13 @@ def plan_members(spec: CheckedSpec) -> list[MemberPlan]:
 def feature_sets(spec: CheckedSpec) -> dict[str, list[str]]:
     """The feature names of each set of the spec, with resolved patterns, and of `EVERYTHING`, their union."""
     features = spec.features
-    sets = {name: _matching(features, patterns) for name, patterns in spec.spec.feature_sets.items()}
+    sets = {name: matching_features(features, patterns) for name, patterns in spec.spec.feature_sets.items()}
     union = {name for members in sets.values() for name in members}
     sets[EVERYTHING] = [name for name in features if name in union] if sets else list(features)
     return sets
 
 
-def _matching(features: Sequence[str], patterns: Sequence[str]) -> list[str]:
+def matching_features(features: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """The features that match a pattern: ``*`` matches any text, as in `stream_scorer.spec.load`."""
     compiled = [re.compile(re.escape(pattern).replace(r"\*", ".*")) for pattern in patterns]
     return [name for name in features if any(pattern.fullmatch(name) for pattern in compiled)]

@@ -27,6 +27,11 @@ class TrainingSet:
     `names` are the feature names. The counts are of excluded records: `refused` could not be decoded, `duplicates`
     repeated an event id, and `immature` were younger than the label horizon. `event_id` has ``n`` ids, or none for a
     set that was not read from history.
+
+    Attributes:
+        entity: ``(n,) int64``, a number from 0 for each id of the partition entity; None without such an entity.
+        labelled_at: ``(n,) int64`` epoch ms, when the label was given; without a label, the time plus the label
+            horizon. None if it is that time for all rows.
     """
 
     features: NDArray[np.float64]
@@ -37,6 +42,8 @@ class TrainingSet:
     duplicates: int = 0
     immature: int = 0
     event_id: list[str] = field(default_factory=list)
+    entity: NDArray[np.int64] | None = None
+    labelled_at: NDArray[np.int64] | None = None
 
     def check(self, spec: CheckedSpec) -> None:
         """Raise `UsageError` if the features are not the spec's, or the columns differ in length."""

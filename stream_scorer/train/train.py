@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from stream_scorer.ensemble.manifest import (
     MemberFormat,
     Platt,
     Thresholds,
-    Training,
 )
 from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
@@ -38,9 +36,10 @@ from stream_scorer.train.combination import (
     metrics_without,
     votes_of,
 )
-from stream_scorer.train.dense import standardise, train_logistic, train_neural
+from stream_scorer.train.dense import one_thread, standardise, train_logistic, train_neural
 from stream_scorer.train.metrics import alert_figures, score_figures
 from stream_scorer.train.plan import Kind, MemberPlan, plan_members
+from stream_scorer.train.provenance import describe_training
 from stream_scorer.train.recipe import Progress, Recipe, TrainingSet
 from stream_scorer.train.split import Split, split_by_time
 from stream_scorer.train.trees import train_forest, train_gbdt, train_xgb
@@ -100,11 +99,17 @@ def train_ensemble(
     Raises:
         UsageError: too few frauds, or the columns of the matrix are not the spec's features.
     """
+    with one_thread():
+        return _train_ensemble(data, spec, out_dir, recipe, on_progress or _ignore_progress, clock or SystemClock())
+
+
+def _train_ensemble(
+    data: TrainingSet, spec: CheckedSpec, out_dir: Path, recipe: Recipe, progress: Progress, clock: Clock
+) -> Manifest:
     data.check(spec)
     data = replace(data, features=np.ascontiguousarray(data.features, np.float64))
     split = split_by_time(data.event_time, data.label)
     plans = plan_members(spec)
-    progress = on_progress or _ignore_progress
     steps = len(plans) + 2
     fitted = []
     for index, plan in enumerate(plans):
@@ -117,7 +122,7 @@ def train_ensemble(
     progress("writing and self-testing", len(plans) + 1, steps)
     outline = Outline(
         name=recipe.name or spec.spec.name,
-        created_at=(clock or SystemClock()).now_ms(),
+        created_at=clock.now_ms(),
         spec_name=spec.spec.name,
         spec_hash=spec.sha256,
         feature_hash=spec.feature_hash,
@@ -125,7 +130,7 @@ def train_ensemble(
         final_calibrator=combined.final,
         thresholds=thresholds,
         quorum=spec.spec.policy.quorum,
-        training=_training(data, spec, recipe.seed, metrics),
+        training=describe_training(data, f"{spec.sha256} {recipe.seed}", metrics),
         combiner=combined.how,
         link=recipe.link,
     )
@@ -215,23 +220,6 @@ def _train(plan: MemberPlan, x: Matrix, y: Bools, seed: int) -> bytes:
     if plan.kind == "xgb":
         return train_xgb(x, y, plan.inputs, seed)
     return train_logistic(x, y, seed) if plan.kind == "logistic" else train_neural(x, y, seed)
-
-
-def _training(data: TrainingSet, spec: CheckedSpec, seed: int, metrics: dict[str, dict[str, float]]) -> Training:
-    digest = hashlib.sha256()
-    for column in (data.features, np.ascontiguousarray(data.label), np.ascontiguousarray(data.event_time)):
-        digest.update(column.tobytes())
-    data_sha256 = digest.hexdigest()
-    run_id = hashlib.sha256(f"{data_sha256} {spec.sha256} {seed}".encode()).hexdigest()[:16]
-    return Training(
-        first_event_time=int(data.event_time.min()),
-        last_event_time=int(data.event_time.max()),
-        rows=len(data.label),
-        positives=int(data.label.sum()),
-        run_id=run_id,
-        data_sha256=data_sha256,
-        metrics=metrics,
-    )
 
 
 def _check_written_scores(directory: Path, features: Matrix, expected: Matrix) -> None:

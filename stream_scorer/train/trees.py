@@ -8,9 +8,14 @@ data. Missing values stay missing, because trees split on them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# A number, a name, or a list of numbers.
+Parameter = Any
 
 GBDT_TREES = 100
 XGB_TREES = 100
@@ -27,58 +32,95 @@ _LIGHTGBM: dict[str, object] = {
 }
 
 
-def train_gbdt(x: NDArray[np.float64], y: NDArray[np.bool_], names: Sequence[str], seed: int) -> bytes:
-    """Train boosted trees; returns LightGBM text, from ``(n, n_inputs)`` and ``(n,)``."""
-    parameters = {"num_leaves": 31, "learning_rate": 0.06, "feature_fraction": 0.8, "lambda_l2": 5.0}
-    return _lightgbm(parameters, GBDT_TREES, x, y, names, seed)
+# Hyperparameters and their defaults, by the names of the libraries; `trees` is the number of rounds.
+GBDT: dict[str, Parameter] = {
+    "trees": GBDT_TREES,
+    "num_leaves": 31,
+    "learning_rate": 0.06,
+    "feature_fraction": 0.8,
+    "lambda_l2": 5.0,
+}
+FOREST: dict[str, Parameter] = {
+    "trees": FOREST_TREES,
+    "num_leaves": 63,
+    "bagging_fraction": 0.632,
+    "feature_fraction_bynode": 0.5,
+    # Equals ten rows at the overall rate in every leaf, so that no leaf predicts 0.
+    "lambda_l2": 10.0,
+    "min_data_in_leaf": 20,
+}
+XGB: dict[str, Parameter] = {
+    "trees": XGB_TREES,
+    "max_depth": 5,
+    "eta": 0.08,
+    "min_child_weight": 2.0,
+    "colsample_bytree": 0.8,
+    "reg_lambda": 5.0,
+}
 
 
-def train_forest(x: NDArray[np.float64], y: NDArray[np.bool_], names: Sequence[str], seed: int) -> bytes:
-    """Train a random forest (averaged, bagged trees); returns LightGBM text."""
-    parameters = {
-        "boosting": "rf",
-        # On labels of 0 and 1, so that the value of a leaf is its fraud rate; see `members.lightgbm_text`.
-        "objective": "regression",
-        "num_leaves": 63,
-        "bagging_freq": 1,
-        "bagging_fraction": 0.632,
-        "feature_fraction_bynode": 0.5,
-        # Equals ten rows at the overall rate in every leaf, so that no leaf predicts 0.
-        "lambda_l2": 10.0,
-        "min_data_in_leaf": 20,
-    }
-    return _lightgbm(parameters, FOREST_TREES, x, y, names, seed)
-
-
-def _lightgbm(
-    parameters: Mapping[str, object],
-    trees: int,
+def train_gbdt(
     x: NDArray[np.float64],
     y: NDArray[np.bool_],
     names: Sequence[str],
     seed: int,
+    parameters: Mapping[str, Parameter] = GBDT,
+    weight: NDArray[np.float64] | None = None,
 ) -> bytes:
+    """Train boosted trees; returns LightGBM text, from ``(n, n_inputs)``, ``(n,)`` and row weights ``(n,)``."""
+    return _lightgbm(parameters, _Rows(x, y, weight), names, seed)
+
+
+def train_forest(
+    x: NDArray[np.float64],
+    y: NDArray[np.bool_],
+    names: Sequence[str],
+    seed: int,
+    parameters: Mapping[str, Parameter] = FOREST,
+    weight: NDArray[np.float64] | None = None,
+) -> bytes:
+    """Train a random forest (averaged, bagged trees); returns LightGBM text."""
+    # On labels of 0 and 1, so that the value of a leaf is its fraud rate; see `members.lightgbm_text`.
+    fixed: dict[str, Parameter] = {"boosting": "rf", "objective": "regression", "bagging_freq": 1}
+    return _lightgbm(fixed | dict(parameters), _Rows(x, y, weight), names, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Training rows: ``(n, n_inputs)``, labels ``(n,)`` and weights ``(n,)``."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.bool_]
+    weight: NDArray[np.float64] | None
+
+
+def _lightgbm(parameters: Mapping[str, Parameter], rows: _Rows, names: Sequence[str], seed: int) -> bytes:
     import lightgbm
 
-    data = lightgbm.Dataset(x, y.astype(np.float64), feature_name=list(names), params={"verbose": -1})
-    booster = lightgbm.train(_LIGHTGBM | {"seed": seed, **parameters}, data, num_boost_round=trees)
+    rest = dict(parameters)
+    trees = int(rest.pop("trees"))
+    # The bins of the data set are made before training, so it needs their number too.
+    bins = {name: rest[name] for name in ("max_bin",) if name in rest}
+    data = lightgbm.Dataset(
+        rows.x, rows.y.astype(np.float64), weight=rows.weight, feature_name=list(names), params={"verbose": -1} | bins
+    )
+    booster = lightgbm.train(_LIGHTGBM | {"seed": seed, **rest}, data, num_boost_round=trees)
     return booster.model_to_string().encode("ascii")
 
 
-def train_xgb(x: NDArray[np.float64], y: NDArray[np.bool_], names: Sequence[str], seed: int) -> bytes:
-    """Train boosted trees; returns XGBoost UBJSON, from ``(n, n_inputs)`` and ``(n,)``."""
+def train_xgb(
+    x: NDArray[np.float64],
+    y: NDArray[np.bool_],
+    names: Sequence[str],
+    seed: int,
+    parameters: Mapping[str, Parameter] = XGB,
+    weight: NDArray[np.float64] | None = None,
+) -> bytes:
+    """Train boosted trees; returns XGBoost UBJSON, from ``(n, n_inputs)``, ``(n,)`` and row weights ``(n,)``."""
     import xgboost
 
-    parameters = {
-        "objective": "binary:logistic",
-        "tree_method": "hist",
-        "nthread": 1,
-        "seed": seed,
-        "max_depth": 5,
-        "eta": 0.08,
-        "min_child_weight": 2.0,
-        "colsample_bytree": 0.8,
-        "reg_lambda": 5.0,
-    }
-    data = xgboost.DMatrix(x, y.astype(np.float64), feature_names=list(names), nthread=1)
-    return bytes(xgboost.train(parameters, data, num_boost_round=XGB_TREES).save_raw("ubj"))
+    rest = dict(parameters)
+    trees = int(rest.pop("trees"))
+    fixed = {"objective": "binary:logistic", "tree_method": "hist", "nthread": 1, "seed": seed}
+    data = xgboost.DMatrix(x, y.astype(np.float64), weight=weight, feature_names=list(names), nthread=1)
+    return bytes(xgboost.train(fixed | rest, data, num_boost_round=trees).save_raw("ubj"))

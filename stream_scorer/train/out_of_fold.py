@@ -1,0 +1,63 @@
+"""Out-of-fold scores: each test window is scored by members that were fitted on the training window before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.train.algorithms import MemberRecipe, fit_member, predict
+from stream_scorer.train.folds import Fold
+from stream_scorer.train.parallel import run_parallel
+from stream_scorer.train.recipe import Progress, TrainingSet
+
+Matrix = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfFold:
+    """The rows of all test windows in order of time, and what members that never saw them predict.
+
+    Attributes:
+        rows: ``(n,)`` row numbers of the training set. label: ``(n,) bool``.
+        fold: ``(n,)`` number of the fold of each row, from 0 for the oldest.
+        raw: ``(n, m)`` uncalibrated probabilities.
+    """
+
+    rows: I64
+    label: NDArray[np.bool_]
+    fold: I64
+    raw: Matrix
+
+    def member(self, index: int) -> Matrix:
+        """``(n,)``: the probabilities of one member."""
+        return np.ascontiguousarray(self.raw[:, index])
+
+    def take(self, members: Sequence[int]) -> OutOfFold:
+        """The same rows with some of the members, in the given order."""
+        return OutOfFold(self.rows, self.label, self.fold, np.ascontiguousarray(self.raw[:, members]))
+
+
+def score_out_of_fold(
+    recipes: Sequence[MemberRecipe], folds: Sequence[Fold], data: TrainingSet, jobs: int, progress: Progress
+) -> OutOfFold:
+    """Fit every member on the training window of every fold, `jobs` at a time, and score the test windows."""
+    tasks = [(recipe, fold) for fold in folds for recipe in recipes]
+
+    def work(task: tuple[MemberRecipe, Fold]) -> Matrix:
+        recipe, fold = task
+        fitted = fit_member(recipe, data.features[fold.train], fold.label)
+        return predict(recipe, fitted, data.features[fold.test])
+
+    parts = run_parallel(work, tasks, jobs, lambda done: progress("fitting members out of fold", done, len(tasks)))
+    width = len(recipes)
+    rows = np.concatenate([fold.test for fold in folds])
+    return OutOfFold(
+        rows,
+        data.label[rows],
+        np.concatenate([np.full(len(fold.test), number) for number, fold in enumerate(folds)]),
+        np.concatenate([np.column_stack(parts[n * width : (n + 1) * width]) for n in range(len(folds))]),
+    )

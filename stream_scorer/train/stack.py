@@ -1,0 +1,101 @@
+"""From members to decision, fitted on out-of-fold scores: calibrators, weights, combiner, g, thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.calibrate import calibrate
+from stream_scorer.ensemble.combine import Combiner
+from stream_scorer.ensemble.links import logit
+from stream_scorer.ensemble.manifest import Calibrator, CombinerSpec, Link, NoCalibrator, Platt, Thresholds
+from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.spec.training import TrainingSpec
+from stream_scorer.train.calibration import fit_platt, fit_weights
+from stream_scorer.train.combination import (
+    Vote,
+    choose_thresholds,
+    fit_calibrator,
+    make_combiner,
+    metrics_without,
+    votes_of,
+)
+from stream_scorer.train.metrics import alert_figures, score_figures
+from stream_scorer.train.recipe import AlertRates
+
+Matrix = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+# The quorum holds without the member of the largest weight, with a margin for small manual changes of weights.
+QUORUM_MARGIN = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The fitted steps after the members, in the order of `names`.
+
+    Attributes:
+        weights: ``(m,)``. final: g, the calibrator of the combined score.
+    """
+
+    names: list[str]
+    calibrators: list[Calibrator]
+    weights: Matrix
+    how: CombinerSpec
+    link: Link
+    final: Platt
+    thresholds: Thresholds
+    votes: list[Vote]
+
+    def member_scores(self, raw: Matrix) -> Matrix:
+        """Calibrated scores ``(n, m)`` from the members' probabilities ``(n, m)``."""
+        return _calibrated(raw, self.calibrators)
+
+    def score(self, member_scores: Matrix) -> Matrix:
+        """Final scores ``(n,)`` from calibrated scores ``(n, m)``."""
+        return np.asarray(self._combiner().combine(member_scores)[5], np.float64)
+
+    def metrics(self, raw: Matrix, label: Bools) -> dict[str, dict[str, float]]:
+        """Metrics of each member, of the ensemble, and of the ensemble without each member, by member name."""
+        scores = self.member_scores(raw)
+        whole = self.score(scores)
+        out = {name: score_figures(scores[:, index], label) for index, name in enumerate(self.names)}
+        left_out = self._combiner().left_out(scores, whole)
+        for index, name in enumerate(self.names):
+            out[name] |= metrics_without(np.ascontiguousarray(left_out[:, index]), label, self.thresholds.review)
+        figures = score_figures(whole, label)
+        figures |= alert_figures(whole, label, self.thresholds.review, self.thresholds.block)
+        return {**out, "ensemble": figures}
+
+    def _combiner(self) -> Combiner:
+        return Combiner(self.votes, self.how, self.link, self.final, 0.0)
+
+
+def fit_stack(raw: Matrix, label: Bools, training: TrainingSpec, spec: CheckedSpec) -> Stack:
+    """Fit a `Stack` on out-of-fold probabilities ``(n, m)`` and labels ``(n,)``."""
+    calibrators = [
+        fit_calibrator(member.calibrator, np.ascontiguousarray(raw[:, index]), label)
+        for index, member in enumerate(training.members)
+    ]
+    scores = _calibrated(raw, calibrators)
+    logits = np.column_stack([logit(np.ascontiguousarray(column)) for column in scores.T])
+    weights = fit_weights(logits, label, 1.0 - spec.spec.policy.quorum - QUORUM_MARGIN)
+    how, link = make_combiner(training.combination.method, logits, label), training.combination.link
+    votes = votes_of(link, scores, weights, np.arange(len(scores)))
+    combined = np.asarray(Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5], np.float64)
+    # The scorer applies g to the clipped inverse link of z, so g is fitted to the same values.
+    final = fit_platt(logit(combined), label)
+    rates = training.thresholds
+    thresholds = choose_thresholds(
+        spec, calibrate(combined, final), None if rates is None else AlertRates(rates.review_rate, rates.block_rate)
+    )
+    names = [member.name for member in training.members]
+    return Stack(names, calibrators, weights, how, link, final, thresholds, votes)
+
+
+def _calibrated(raw: Matrix, calibrators: list[Calibrator]) -> Matrix:
+    return np.column_stack(
+        [calibrate(np.ascontiguousarray(raw[:, index]), each) for index, each in enumerate(calibrators)]
+    )

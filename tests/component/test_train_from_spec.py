@@ -1,0 +1,147 @@
+"""Training by a training spec, cross-validation and the holdout, on small simulated rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.links import sigmoid
+from stream_scorer.errors import SpecError, UsageError
+from stream_scorer.spec.load import parse_spec
+from stream_scorer.spec.training import check_training, parse_training
+from stream_scorer.train.folds import DAY_MS
+from stream_scorer.train.from_spec import Options, train_from_spec
+from stream_scorer.train.recipe import TrainingSet
+from stream_scorer.train.search import Holdout, cross_validate, evaluate_holdout
+
+SPEC = parse_spec(
+    """
+name: tiny
+version: 1
+transaction:
+  id: event_id
+  time: event_time
+  value: amount
+  fields:
+    event_id: {type: string}
+    event_time: {type: time}
+    amount: {type: integer}
+    a: {type: number}
+    b: {type: number}
+derived:
+  - {name: a_value, function: value, of: [a]}
+  - {name: b_value, function: value, of: [b]}
+feature_sets: {first: [a_value]}
+policy: {version: p1, review: 0.3, block: 0.8, quorum: 0.4}
+labels: {horizon: 2d}
+"""
+)
+TRAINING = """
+seed: 7
+folds: {count: 3, test: 5d}
+members:
+  - {name: boost, algorithm: lightgbm, parameters: {trees: 12, num_leaves: 4}, class_weight: balanced}
+  - {name: forest, algorithm: lightgbm-forest, features: [a_*], parameters: {trees: 8}}
+  - {name: linear, algorithm: logistic-regression, features: first, sampling: {genuine: 0.5}}
+thresholds: {review_rate: 0.1, block_rate: 0.02}
+"""
+ROWS, DAYS = 4_000, 40
+
+
+class FixedClock:
+    def now_ms(self) -> int:
+        return 1_700_000_000_000
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingSet:
+    random = np.random.default_rng(1)
+    x = random.normal(size=(ROWS, 2))
+    x[random.random(x.shape) < 0.05] = np.nan
+    label = random.random(ROWS) < sigmoid(1.5 * np.nan_to_num(x[:, 0]) + np.nan_to_num(x[:, 1]) - 2.5)
+    time = np.sort(random.integers(0, DAYS * DAY_MS, ROWS))
+    return TrainingSet(x, SPEC.features, label, time, entity=random.integers(0, 300, ROWS))
+
+
+def train(data: TrainingSet, out: Path, jobs: int, text: str = TRAINING) -> Path:
+    train_from_spec(data, SPEC, parse_training(text), out, Options(jobs, clock=FixedClock()))
+    return out
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_result_does_not_depend_on_the_number_of_jobs_but_on_the_seed(data: TrainingSet, tmp_path: Path) -> None:
+    one = files(train(data, tmp_path / "one", 1))
+    assert one == files(train(data, tmp_path / "three", 3))
+    other = files(train(data, tmp_path / "other", 3, TRAINING.replace("seed: 7", "seed: 8")))
+    assert one["boost.txt"] != other["boost.txt"]
+
+
+def test_serving_members_learn_from_all_rows_and_the_rest_from_rows_that_members_did_not_see(
+    data: TrainingSet, tmp_path: Path
+) -> None:
+    whole = Ensemble.load(train(data, tmp_path / "whole", 2), version="1")
+    manifest = whole.manifest
+    assert (manifest.training.rows, manifest.training.last_event_time) == (ROWS, int(data.event_time[-1]))
+    # The newest row reaches the members: without the last 100, they are others.
+    newest = np.arange(ROWS) < ROWS - 100
+    rest = TrainingSet(data.features[newest], data.names, data.label[newest], data.event_time[newest], entity=None)
+    assert files(tmp_path / "whole")["boost.txt"] != files(train(rest, tmp_path / "rest", 2))["boost.txt"]
+    # Profile and thresholds describe the test windows of the folds, scored out of fold: 15 days.
+    tested = int((data.event_time >= (DAYS - 15) * DAY_MS).sum())
+    assert sum(manifest.reference_profile["score"].counts) == tested
+    scores = whole.score(data.features).score
+    assert 0.05 < (scores >= manifest.thresholds.review).mean() < 0.15
+    assert manifest.training.metrics["ensemble"]["average_precision"] > 0.3
+    assert manifest.training.metrics["ensemble"]["calibration_error"] < 0.08
+
+
+def test_cross_validation_selects_from_the_grid_before_the_holdout(data: TrainingSet, tmp_path: Path) -> None:
+    grid = TRAINING.replace(
+        "parameters: {trees: 12, num_leaves: 4}",
+        "parameters: {trees: 12}, grid: {num_leaves: [2, 4], lambda_l2: [0, 500]}",
+    ).replace("seed: 7", "seed: 7\nholdout: 5d")
+    training = parse_training(grid)
+    result, selected = cross_validate(data, SPEC, training, Options(2))
+    boost = result.members[0]
+    assert [candidate.parameters["num_leaves"] for candidate in boost.candidates] == [2, 2, 4, 4]
+    assert boost.candidates[boost.best].mean.average_precision == max(
+        candidate.mean.average_precision for candidate in boost.candidates
+    )
+    assert [len(member.candidates) for member in result.members] == [4, 1, 1]
+    assert len(result.folds) == 3
+    assert len(result.ensemble) == 2
+    assert result.ensemble_mean.average_precision > 0.3
+    # Five days of holdout, and two days of label delay before it.
+    assert result.folds[-1].test_end == (DAYS - 7) * DAY_MS
+    # Rows of the holdout change nothing.
+    changed = TrainingSet(
+        data.features, data.names, data.label ^ (data.event_time >= 35 * DAY_MS), data.event_time, entity=data.entity
+    )
+    assert cross_validate(changed, SPEC, training, Options(1)) == (result, selected)
+    with pytest.raises(SpecError, match="grid"):
+        train(data, tmp_path / "no", 1, grid)
+    opened: list[Holdout] = []
+    report = evaluate_holdout(data, SPEC, check_training(selected), Options(2), opened.append)
+    assert (report.rows, report.frauds) == (len(opened[0].rows), int(data.label[opened[0].rows].sum()))
+    assert report.metrics["ensemble"]["average_precision"] > 0.3
+    assert 0.0 < report.metrics["boost"]["card_precision"] <= 1.0
+
+    def refuse(_holdout: Holdout) -> None:
+        raise UsageError("opened before")
+
+    with pytest.raises(UsageError, match="opened before"):
+        evaluate_holdout(data, SPEC, check_training(selected), Options(2), refuse)
+
+
+def test_hyperparameters_that_a_library_refuses_are_one_message(data: TrainingSet, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="logistic-regression cannot fit member 'linear'"):
+        train(data, tmp_path / "no", 1, TRAINING.replace("features: first", "features: first, parameters: {C: -1}"))
