@@ -305,15 +305,15 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
         return RecordFollower(bootstrap, topics.outcomes, client_id="stream-scorer-labels", start=since_ms)
 
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
-        with closing(RecordWriter(bootstrap)) as writer:
+        with closing(RecordWriter(bootstrap, stop)) as writer:
 
             def write(key: str, value: bytes) -> None:
                 writer.write(topics.verdicts, key, value)
 
-            incidents = Incidents(ControlLog(bootstrap, topics.incidents))
-            verdicts = ControlLog(bootstrap, topics.verdicts)
+            incidents = Incidents(ControlLog(bootstrap, topics.incidents, stop))
+            verdicts = ControlLog(bootstrap, topics.verdicts, stop)
             watch = Watch(
-                ControlLog(bootstrap, topics.control),
+                ControlLog(bootstrap, topics.control, stop),
                 incidents,
                 Verdicts(write),
                 follow,
@@ -344,7 +344,7 @@ def signals_run(settings: Settings, metrics: m.Metrics, more: Callable[[], Findi
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
         inputs = TopicAdmin(bootstrap).require([topics.transactions])
         ends = TopicEnds(bootstrap, inputs, client_id="stream-scorer-signals")
-        log = IncidentLog(ControlLog(bootstrap, topics.incidents))
+        log = IncidentLog(ControlLog(bootstrap, topics.incidents, stop))
         Signals(log, follow, ends, SystemClock(), metrics, signal_rules(settings), more).run(stop, on_ready)
 
     return run
@@ -376,7 +376,7 @@ def webhook_run(settings: Settings, metrics: m.Metrics) -> PartRun | None:
     bootstrap, topic = settings.require("kafka.bootstrap"), Topics.of(settings).incidents
 
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
-        Webhook(url, IncidentLog(ControlLog(bootstrap, topic)), SystemClock(), metrics).run(stop, on_ready)
+        Webhook(url, IncidentLog(ControlLog(bootstrap, topic, stop)), SystemClock(), metrics).run(stop, on_ready)
 
     return run
 
@@ -399,19 +399,20 @@ def mirroring_aliases(settings: Settings) -> Iterator[None]:
     if not url:
         yield
         return
+    stop = threading.Event()
     mirror = AliasMirror(
-        lambda: ControlLog(bootstrap, Topics.of(settings).control),
+        lambda: ControlLog(bootstrap, Topics.of(settings).control, stop),
         lambda name, version: set_alias(name, CHAMPION, version, url),
         SystemClock(),
     )
-    with _running("aliases", mirror.run):
+    with _running("aliases", mirror.run, stop):
         yield
 
 
 @contextmanager
-def _running(name: str, run: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Inside the block, a thread runs `run`."""
-    stop = threading.Event()
+def _running(name: str, run: Callable[[threading.Event], None], stop: threading.Event | None = None) -> Iterator[None]:
+    """Inside the block, a thread runs `run`; `stop` is what ends it."""
+    stop = stop or threading.Event()
     thread = threading.Thread(target=run, args=(stop,), name=name, daemon=True)
     thread.start()
     try:

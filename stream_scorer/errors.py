@@ -121,3 +121,10 @@ class CheckFailed(StreamScorerError):
     """A check found a difference."""
 
     exit_code = 3
+
+
+class Stopped(Exception):
+    """A stop was requested while a call waited for a service (`WakeupException` of Kafka's Java consumer).
+
+    It is not an error, and not in the tree: handlers of errors let it pass.
+    """

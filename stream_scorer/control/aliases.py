@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from stream_scorer.clock import Clock
 from stream_scorer.control.commands import CommandLog, catch_up
 from stream_scorer.control.state import History
-from stream_scorer.errors import StreamScorerError
+from stream_scorer.errors import Stopped, StreamScorerError
 
 _log = logging.getLogger(__name__)
 CHAMPION = "champion"
@@ -61,6 +61,8 @@ class AliasMirror:
                 backoff_s = min(max(2 * backoff_s, MIN_BACKOFF_S), MAX_BACKOFF_S)
                 self._close()
                 stop.wait(backoff_s)
+            except Stopped:
+                break
             except Exception:  # without this, one unexpected error would end the mirror for good
                 _log.exception("the alias %s does not follow control", CHAMPION)
                 backoff_s = MAX_BACKOFF_S

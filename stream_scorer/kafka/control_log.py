@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import NamedTuple, cast
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 
-from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.errors import BrokerUnavailable, Stopped
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
@@ -16,6 +17,8 @@ from stream_scorer.kafka.producer import PlainProducer
 TIMEOUT_S = 10.0
 _MAX_RECORDS = 1_000
 _PAUSE_S = 0.1
+# Longest single wait for the broker, so that a stop takes effect soon.
+_SLICE_S = 1.0
 # Transient errors of a broker: librdkafka reconnects by itself.
 _TRANSIENT = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
 
@@ -30,10 +33,15 @@ class LogRecord(NamedTuple):
 
 
 class ControlLog:
-    """Reads a topic of one partition from its start, and appends to it. One thread at a time may read."""
+    """Reads a topic of one partition from its start, and appends to it. One thread at a time may read.
 
-    def __init__(self, bootstrap: str, topic: str) -> None:
+    Once `stop` is set, every call raises `Stopped` within seconds. So a reader that waits for the end of the topic
+    while the broker is away ends too.
+    """
+
+    def __init__(self, bootstrap: str, topic: str, stop: threading.Event | None = None) -> None:
         self._bootstrap = bootstrap
+        self._stop = stop
         self._topic = topic
         # The log may have lost its first records: then it begins above offset 0.
         self._source = TopicPartition(topic, 0, OFFSET_BEGINNING)
@@ -44,14 +52,15 @@ class ControlLog:
             consumer_config(bootstrap, "stream-scorer-control", "stream-scorer-control-reader") | settings
         )
         self._consumer.assign([self._source])
-        self._writer = RecordWriter(bootstrap)
+        self._writer = RecordWriter(bootstrap, stop)
 
     def end(self) -> int:
-        """The offset after the last record. Raises `BrokerUnavailable`."""
+        """The offset after the last record. Raises `BrokerUnavailable`, or `Stopped`."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
+            raise_if_stopped(self._stop)
             try:
-                return self._consumer.get_watermark_offsets(self._source, TIMEOUT_S)[1]
+                return self._consumer.get_watermark_offsets(self._source, _SLICE_S)[1]
             except KafkaException as failure:
                 error = kafka_error(failure)
                 # A new topic has no leader for a moment, and after a restart of the broker for longer.
@@ -61,7 +70,12 @@ class ControlLog:
                 time.sleep(_PAUSE_S)
 
     def read(self, wait_s: float) -> list[LogRecord]:
-        """The next records; waits at most `wait_s` for the first one and returns an empty list if none arrives."""
+        """The next records; waits at most `wait_s` for the first one and returns an empty list if none arrives.
+
+        Raises:
+            StreamScorerError: the broker refuses. Stopped: see the class. An unavailable broker is not an error.
+        """
+        raise_if_stopped(self._stop)
         messages = self._consumer.consume(1, wait_s)
         if messages:
             messages += self._consumer.consume(_MAX_RECORDS - 1, 0)
@@ -89,7 +103,7 @@ class ControlLog:
         """Append a record and return its offset.
 
         Raises:
-            BrokerUnavailable: the broker does not confirm the record. It may or may not be in the log.
+            BrokerUnavailable, Stopped: the broker does not confirm the record. It may or may not be in the log.
         """
         return self._writer.write(self._topic, key, value)
 
@@ -102,7 +116,9 @@ class ControlLog:
 class RecordWriter(PlainProducer):
     """Writes records one by one to partition 0 and waits for the confirmation of each."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, stop: threading.Event | None = None) -> None:
+        """Once `stop` is set, a write whose confirmation is missing raises `Stopped` within seconds."""
+        self._stop = stop
         settings = {"linger.ms": 0, "message.timeout.ms": int(TIMEOUT_S * 1_000)}
         super().__init__(bootstrap, "stream-scorer-control", settings=settings)
 
@@ -110,7 +126,7 @@ class RecordWriter(PlainProducer):
         """Write one record and return its offset.
 
         Raises:
-            BrokerUnavailable: the broker does not confirm the record within `TIMEOUT_S`.
+            BrokerUnavailable: the broker does not confirm the record within `TIMEOUT_S`. Stopped: see `__init__`.
             StreamScorerError: the broker or the client refuses the record.
         """
         results: list[tuple[KafkaError | None, int | None]] = []
@@ -127,10 +143,19 @@ class RecordWriter(PlainProducer):
                 self.wait_for_room(give_up)
             except KafkaException as failure:  # for example, a record that is too large
                 raise as_domain_error(kafka_error(failure), f"write to {topic}", self.bootstrap) from failure
-        self.client.flush(max(give_up - self.monotonic(), 0.0))
+        while not results and (left_s := give_up - self.monotonic()) > 0:
+            self.client.flush(min(left_s, _SLICE_S))
+            if not results:
+                raise_if_stopped(self._stop)
         error, offset = results[0] if results else (None, None)
         if not results or (error is not None and error.code() == KafkaError._MSG_TIMED_OUT):
             raise BrokerUnavailable(f"the broker at {self.bootstrap} does not confirm a record on {topic}")
         if error is not None:
             raise as_domain_error(error, f"write to {topic}", self.bootstrap)
         return cast(int, offset)
+
+
+def raise_if_stopped(stop: threading.Event | None) -> None:
+    """Raise `Stopped` if `stop` is set."""
+    if stop is not None and stop.is_set():
+        raise Stopped("a stop was requested")
