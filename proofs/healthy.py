@@ -332,9 +332,10 @@ def _labels(outcome: Outcome, kept: Sequence[Prepared]) -> str:
     for prepared in kept:
         assert prepared.batch.events is not None
         truth.update(zip(prepared.batch.events.transactions.event_id, prepared.fraud.tolist(), strict=True))
-    found = outcome.verdict.disagreements
-    labels: Labels = {each.event_id: [(each.at + 1, "fraud" if truth[each.event_id] else "genuine")] for each in found}
-    return judge_labels(found, labels, kept[-1].event_time + 2 * LABEL_AGE_MS, LABEL_AGE_MS).finding
+    found, common = outcome.verdict.disagreements, outcome.verdict.common
+    given = {each.event_id: each.at + 1 for each in found} | {each.event_id: each.at + 1 for each in common}
+    labels: Labels = {event: [(at, "fraud" if truth[event] else "genuine")] for event, at in given.items()}
+    return judge_labels(found, labels, kept[-1].event_time + 2 * LABEL_AGE_MS, LABEL_AGE_MS, common=common).finding
 
 
 def _judge(result: Result, found: Findings, scale: Scale, days: int) -> None:

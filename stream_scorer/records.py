@@ -292,8 +292,8 @@ class CardAlerts(Record, frozen=True):
     versions and on `scorer.id_key`); `served` and `other` are the event times of its first alert by this version and by
     the other one, null without an alert.
 
-    `event` and `value` are the event id and the value of the card's first alert, if only one version alerts the card
-    here; otherwise empty and 0. They have no entries where they are not needed.
+    `event` and `value` are the event id and the value of the card's first alert here. They have no entries where they
+    are not needed. Older scorers wrote an empty id and 0 for cards that both versions alert.
 
     `rows` is the number of transactions that count. `excluded` ones do not: repeated event ids, transactions without a
     card, without features or without a member that failed, and decisions by the fallback or by a list.
@@ -660,8 +660,16 @@ class Disagreement(Record, frozen=True):
     served: bool
 
 
+class CommonAlert(Record, frozen=True):
+    """A card that two versions alert: its first alert, with event time and value as in `Disagreement`."""
+
+    at: int
+    event_id: str
+    value: int
+
+
 class LabelCounts(Record, frozen=True):
-    """Labels of the cards that one version alerts alone; values in minor units of the reference currency.
+    """Labels of cards that one version alerts alone, or both alert; values in minor units of the reference currency.
 
     `silent` cards were alerted and have no label, which means nothing.
     """
@@ -679,6 +687,9 @@ class LabelledVerdict(Record, frozen=True):
     `harm`: the alerts that only the version under test raised have less than half of the precision of those that only
     the other version raised. `cleared`: they have more. `log_harm` and `log_cleared` are natural logarithms of the
     evidence. `waiting` cards have not reached the label age; `missing` says what prevents a decision.
+
+    `common` is null if the other version alerted enough cards alone. Otherwise it counts the cards that both alerted,
+    and the verdict compares with a quarter of their precision (ADR 0038).
     """
 
     finding: LabelFinding
@@ -689,6 +700,7 @@ class LabelledVerdict(Record, frozen=True):
     label_age: int
     waiting: int
     missing: list[str]
+    common: LabelCounts | None = None
 
 
 class InputChange(Record, frozen=True):
@@ -714,7 +726,8 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     `more_ms` of event time; null if that cannot be expected. `due` is the command that the verdict leads to, null if it
     is undecided; `held_back` says why the monitor does not submit it. `cause` is what moved the alerts most; `inputs`
     are those that members see differently. After a rise or a fall, `disagreements` has the cards that only one version
-    alerts, up to a limit, and `labels` what their labels show later. `began` is the time of the command, ms.
+    alerts, up to a limit, `common` those that both alert, and `labels` what their labels show later. `began` is the
+    time of the command, ms.
     """
 
     id: str
@@ -742,6 +755,7 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     began: int = 0
     disagreements: list[Disagreement] = []
     labels: LabelledVerdict | None = None
+    common: list[CommonAlert] = []
 
 
 class Affected(Record, frozen=True):

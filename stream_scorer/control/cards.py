@@ -13,12 +13,14 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-from stream_scorer.records import CardAlerts, Disagreement
+from stream_scorer.records import CardAlerts, CommonAlert, Disagreement
 
 # Bounds the memory of one pair: about 30 MB. By then, a change of 1 % is visible.
 MAX_CARDS = 250_000
 # Cards on which the versions disagree that are kept for a comparison by labels. Several hundred decide it.
 MAX_DISAGREEMENTS = 1_000
+# Cards that both versions alert that are kept for the same purpose.
+MAX_COMMON = 1_000
 
 
 @dataclass(slots=True)
@@ -46,8 +48,7 @@ class _Partition:
     """The cards of one partition that wait for their class: by hash, the first alert by each version.
 
     `newest` is the newest event time. `due` is a heap of (first alert, hash); an entry with a later time than the
-    card's first alert is outdated. `events` has time, event id and value of the first alert of cards that only one
-    version alerts so far.
+    card's first alert is outdated. `events` has time, event id and value of the first alert, if they are known.
     """
 
     newest: int = -1
@@ -63,6 +64,7 @@ class AlertedCards:
         counts: the cards whose class is fixed.
         first, newest: event times of the first alert and of the newest transaction, ms; None before one.
         disagreements: the first cards that only one version alerts, at most `MAX_DISAGREEMENTS`.
+        common: the first cards that both alert, at most `MAX_COMMON`.
     """
 
     def __init__(self, grace_ms: int, max_cards: int = MAX_CARDS) -> None:
@@ -70,6 +72,7 @@ class AlertedCards:
         self.first: int | None = None
         self.newest: int | None = None
         self.disagreements: list[Disagreement] = []
+        self.common: list[CommonAlert] = []
         self._grace_ms, self._max_cards = grace_ms, max_cards
         self._partitions: dict[int, _Partition] = {}
         self._counted: set[int] = set()
@@ -125,15 +128,22 @@ class AlertedCards:
             self._counted.add(card)
             served, other = (time is not None and time - at <= self._grace_ms for time in times)
             event = partition.events.pop(card, None)
-            known = event is not None and event[0] == at and len(self.disagreements) < MAX_DISAGREEMENTS
-            if event is not None and known and served != other:
-                self.disagreements.append(Disagreement(*event, served))
+            if event is not None and event[0] == at:
+                self._keep(event, served=served, other=other)
             if served and other:
                 self.counts.both += 1
             elif served:
                 self.counts.served += 1
             else:
                 self.counts.other += 1
+
+    def _keep(self, event: tuple[int, str, int], *, served: bool, other: bool) -> None:
+        """Keep the first alert of a card for a comparison by labels."""
+        if served and other:
+            if len(self.common) < MAX_COMMON:
+                self.common.append(CommonAlert(*event))
+        elif len(self.disagreements) < MAX_DISAGREEMENTS:
+            self.disagreements.append(Disagreement(*event, served))
 
 
 class ArmShare:

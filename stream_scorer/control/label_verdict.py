@@ -10,28 +10,45 @@ mean(other) - mean(served))``, where the means are those of the block's labels. 
 `ratio` times that of `other`, its expectation is at most 1 for every b in (0, 1), so that by Ville's inequality it
 reaches 1 / alpha with probability at most alpha at any number of looks. Blocks depend on the order of cards and
 not on their labels. The reverse bet is the evidence against harm (bets as in `evidence`).
+
+If the other version alerted too few cards alone for a decision, as where a version only adds alerts, the cards that
+both alerted take its place, with a smaller ratio (ADR 0038). The choice depends on alerts and not on labels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
-from stream_scorer.records import Disagreement, LabelCounts, LabelledVerdict, LabelValue
+from stream_scorer.records import CommonAlert, Disagreement, LabelCounts, LabelledVerdict, LabelValue
 
 # The version did harm if its own alerts have less than this share of the precision of the alerts that it lost.
 RATIO = 0.5
+# The same compared with alerts of both versions. Alerts that are only added are below the former threshold, where
+# precision is lower than on average: lost alerts, which were near it as well, are assumed to have half of the average.
+COMMON_RATIO = RATIO / 2
+# Fewer cards that only the other version alerted give fewer blocks, which decide only in extreme cases: if no new alert
+# and half of the lost ones are fraud, 20 blocks just reach the evidence of 20 that a decision takes.
+MIN_OTHER = 20
 # Each of the two results is wrong with at most this probability.
 ALPHA = 0.05
 _BETS = np.array([0.1, 0.25, 0.5, 0.75, 0.95])
 
 Labels = Mapping[str, Sequence[tuple[int, LabelValue | None]]]
+# The groups of cards by which versions alerted them.
+Group = Literal["served", "other", "common"]
 
 
 def judge_labels(
-    disagreements: Iterable[Disagreement], labels: Labels, progress_ms: int, horizon_ms: int
+    disagreements: Sequence[Disagreement],
+    labels: Labels,
+    progress_ms: int,
+    horizon_ms: int,
+    *,
+    common: Sequence[CommonAlert] = (),
 ) -> LabelledVerdict:
     """The verdict of the labels known so far.
 
@@ -39,50 +56,75 @@ def judge_labels(
         labels: by event id the labels with the time of labelling, in order; None if a label was withdrawn.
         progress_ms: newest time of labelling of any transaction: labels up to it are known.
         horizon_ms: the label age at which a card is judged.
+        common: cards that both versions alerted; used only if the other one alerted fewer than `MIN_OTHER` alone.
     """
-    ordered = sorted(disagreements, key=lambda each: (each.at, each.event_id))
-    mature = [each for each in ordered if each.at + horizon_ms <= progress_ms]
-    counts = {True: [0] * 5, False: [0] * 5}
-    blocks: list[tuple[float, float]] = []
-    queues: tuple[list[int], list[int]] = ([], [])
-    for each in mature:
-        label = _label_at(labels.get(each.event_id, ()), each.at + horizon_ms)
-        # The version under test decided: it approved the alerts of the other one, and silence after an approval
-        # means a genuine transaction. Silence after an alert means nothing.
-        if label is None and not each.served:
-            label = "genuine"
-        found = counts[each.served]
-        if label is None:
-            found[2] += 1
-            continue
-        fraud = label == "fraud"
-        found[0 if fraud else 1] += 1
-        found[3 if fraud else 4] += each.value
-        queues[0 if each.served else 1].append(fraud)
-        if queues[0] and queues[1]:
-            blocks.append((sum(queues[0]) / len(queues[0]), sum(queues[1]) / len(queues[1])))
-            queues[0].clear()
-            queues[1].clear()
-    harm, cleared = _log_evidence(blocks)
+    cards: list[tuple[int, str, int, Group]] = [
+        (each.at, each.event_id, each.value, "served" if each.served else "other") for each in disagreements
+    ]
+    reference: Group = "other"
+    if common and sum(group == "other" for *_, group in cards) < MIN_OTHER:
+        reference = "common"
+        cards += [(each.at, each.event_id, each.value, "common") for each in common]
+    cards.sort()
+    mature = [each for each in cards if each[0] + horizon_ms <= progress_ms]
+    counts: dict[Group, list[int]] = {"served": [0] * 5, "other": [0] * 5, "common": [0] * 5}
+    blocks = _blocks(mature, labels, horizon_ms, counts, reference)
+    harm, cleared = _log_evidence(blocks, RATIO if reference == "other" else COMMON_RATIO)
     decided = max(harm, cleared) >= -math.log(ALPHA)
-    waiting = len(ordered) - len(mature)
+    waiting = len(cards) - len(mature)
     missing = []
     if not decided:
         missing += [f"{waiting} cards have not reached the label age"] if waiting else []
-        missing += [
-            f"{name} cards with a label" for name, on in (("served", True), ("other", False)) if not sum(counts[on][:2])
-        ]
+        missing += [f"{name} cards with a label" for name in ("served", reference) if not sum(counts[name][:2])]
         missing += [] if missing else ["evidence from more cards"]
     return LabelledVerdict(
         ("harm" if harm > cleared else "cleared") if decided else "undecided",
-        LabelCounts(*counts[True]),
-        LabelCounts(*counts[False]),
+        LabelCounts(*counts["served"]),
+        LabelCounts(*counts["other"]),
         harm,
         cleared,
         horizon_ms,
         waiting,
         missing,
+        LabelCounts(*counts["common"]) if reference == "common" else None,
     )
+
+
+def _blocks(
+    cards: Sequence[tuple[int, str, int, Group]],
+    labels: Labels,
+    horizon_ms: int,
+    counts: dict[Group, list[int]],
+    reference: Group,
+) -> list[tuple[float, float]]:
+    """The precision of `served` and of the `reference`, block by block. Adds the labels of all `cards` to `counts`."""
+    blocks: list[tuple[float, float]] = []
+    queues: dict[Group, list[int]] = {"served": [], reference: []}
+    for at, event_id, value, group in cards:
+        label = _label_at(labels.get(event_id, ()), at + horizon_ms)
+        # The version under test decided: it approved the alerts of the other one, and silence after an approval
+        # means a genuine transaction. Silence after an alert means nothing.
+        if label is None and group == "other":
+            label = "genuine"
+        found = counts[group]
+        if label is None:
+            found[2] += 1
+            continue
+        fraud = label == "fraud"
+        found[0 if fraud else 1] += 1
+        found[3 if fraud else 4] += value
+        if group not in queues:
+            continue
+        queues[group].append(fraud)
+        if all(queues.values()):
+            blocks.append((_mean(queues["served"]), _mean(queues[reference])))
+            for queue in queues.values():
+                queue.clear()
+    return blocks
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values)
 
 
 def describe(version: str, other: str, found: LabelledVerdict) -> str:
@@ -92,10 +134,13 @@ def describe(version: str, other: str, found: LabelledVerdict) -> str:
         "cleared": "labels clear it",
         "undecided": "labels do not decide yet",
     }[found.finding]
-    return (
+    text = (
         f"{result}: of the cards that only version {version} alerts, {_counts(found.served)}; of those that only "
         f"version {other} alerts, {_counts(found.other)}"
     )
+    if found.common is None:
+        return text
+    return f"{text}; these are too few, so of those that both alert, {_counts(found.common)}"
 
 
 def _counts(counts: LabelCounts) -> str:
@@ -112,13 +157,16 @@ def _label_at(labels: Sequence[tuple[int, LabelValue | None]], until: int) -> La
     return known[-1] if known else None
 
 
-def _log_evidence(blocks: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Natural logarithms of the evidence for harm and against it; 0 without blocks."""
+def _log_evidence(blocks: Sequence[tuple[float, float]], ratio: float) -> tuple[float, float]:
+    """Natural logarithms of the evidence for harm and against it; 0 without blocks.
+
+    `blocks` have the precision of the served version's group and of the one that it is compared with.
+    """
     if not blocks:
         return 0.0, 0.0
     served, other = np.array(blocks).T
-    gain = RATIO * other - served
+    gain = ratio * other - served
     harm = np.log1p(np.multiply.outer(_BETS, gain)).sum(axis=1)
-    # The largest loss of the reverse bet is RATIO, so larger bets are possible.
-    cleared = np.log1p(np.multiply.outer(_BETS / RATIO, -gain)).sum(axis=1)
+    # The largest loss of the reverse bet is the ratio, so larger bets are possible.
+    cleared = np.log1p(np.multiply.outer(_BETS / ratio, -gain)).sum(axis=1)
     return tuple(float(np.logaddexp.reduce(logs) - math.log(len(_BETS))) for logs in (harm, cleared))  # type: ignore[return-value]

@@ -16,7 +16,7 @@ from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.label_verdict import describe, judge_labels
 from stream_scorer.control.state import History
 from stream_scorer.incidents.log import Condition, IncidentLog, Subject
-from stream_scorer.records import NOT_A_RECORD, Disagreement, LabelValue, Outcome, VerdictRecord
+from stream_scorer.records import NOT_A_RECORD, CommonAlert, Disagreement, LabelValue, Outcome, VerdictRecord
 
 _log = logging.getLogger(__name__)
 _MAX_OUTCOMES = 5_000
@@ -63,8 +63,8 @@ class LabelWatch:
         self._next = 0
         # Verdicts on withdrawn versions that labels have not decided, by id.
         self._open: dict[str, VerdictRecord] = {}
-        # The disagreements whose labels are read.
-        self._followed: dict[str, list[Disagreement]] = {}
+        # The cards whose labels are read.
+        self._followed: dict[str, list[Disagreement | CommonAlert]] = {}
         self._wanted: set[str] = set()
         self._labels: dict[str, list[tuple[int, LabelValue | None]]] = {}
         self._progress_ms = 0
@@ -117,7 +117,7 @@ class LabelWatch:
             self._next = max(self._next, self._verdicts.position())
         for key in active & self._open.keys():
             del self._open[key]
-        return self._followed != {key: verdict.disagreements for key, verdict in self._open.items()}
+        return self._followed != {key: _cards(verdict) for key, verdict in self._open.items()}
 
     def _take(self, verdict: VerdictRecord) -> None:
         decided = verdict.labels is not None and (verdict.labels.finding != "undecided" or not verdict.labels.waiting)
@@ -131,11 +131,11 @@ class LabelWatch:
         if self._reader is not None:
             self._reader.close()
         self._reader, self._labels, self._progress_ms = None, {}, 0
-        self._wanted = {each.event_id for verdict in self._open.values() for each in verdict.disagreements}
+        self._wanted = {each.event_id for verdict in self._open.values() for each in _cards(verdict)}
         if self._open:
             self._reader = self._follow(max(min(verdict.began for verdict in self._open.values()), 0))
         # Only now: what fails before is tried again.
-        self._followed = {key: verdict.disagreements for key, verdict in self._open.items()}
+        self._followed = {key: _cards(verdict) for key, verdict in self._open.items()}
 
     def _add(self, value: bytes | None) -> None:
         try:
@@ -148,7 +148,9 @@ class LabelWatch:
             self._labels.setdefault(outcome.event_id, []).append((outcome.labelled_at, outcome.label))
 
     def _judge(self, verdict: VerdictRecord, history: History, now: int) -> None:
-        found = judge_labels(verdict.disagreements, self._labels, self._progress_ms, self._horizon_ms)
+        found = judge_labels(
+            verdict.disagreements, self._labels, self._progress_ms, self._horizon_ms, common=verdict.common
+        )
         if found == verdict.labels:
             return
         text = describe(verdict.version, verdict.other, found)
@@ -192,3 +194,8 @@ class LabelWatch:
             if state.control_offset > (incident.statistics.get("control_offset") or -1):
                 offset = state.control_offset
                 self._incidents.close_incident(incident.id, "a command was submitted", now, ended_by=offset)
+
+
+def _cards(verdict: VerdictRecord) -> list[Disagreement | CommonAlert]:
+    """The cards whose labels are compared."""
+    return [*verdict.disagreements, *verdict.common]

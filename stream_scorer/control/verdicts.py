@@ -49,6 +49,7 @@ def verdict_record(paired: Paired, due: Action | None, held_back: str, at: int) 
         inputs=paired.differences.inputs()[:MAX_INPUTS],
         began=pair.at,
         disagreements=list(paired.cards.disagreements) if verdict.finding in ("rise", "fall") else [],
+        common=list(paired.cards.common) if verdict.finding in ("rise", "fall") else [],
     )
 
 

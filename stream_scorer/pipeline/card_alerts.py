@@ -107,7 +107,7 @@ def pair_name(lineup: Lineup, version: int, other: int) -> str:
 
 
 def _with_events(cards: CardAlerts, batch: MicroBatch, places: I64, card_of: NDArray[np.intp]) -> CardAlerts:
-    """`cards` with the first alert of each card on which the versions disagree.
+    """`cards` with the first alert of each card.
 
     `places` ``(n,)`` are the alerts in the batch, `card_of` ``(n,)`` their cards.
     """
@@ -115,11 +115,10 @@ def _with_events(cards: CardAlerts, batch: MicroBatch, places: I64, card_of: NDA
     transactions = batch.events.transactions
     order = np.lexsort((transactions.event_time[places], card_of))
     firsts = places[order[np.unique(card_of[order], return_index=True)[1]]].tolist()
-    alone = [(served is None) != (other is None) for served, other in zip(cards.served, cards.other, strict=True)]
     return replace(
         cards,
-        event=[transactions.event_id[row] if one else "" for row, one in zip(firsts, alone, strict=True)],
-        value=[int(transactions.value[row]) if one else 0 for row, one in zip(firsts, alone, strict=True)],
+        event=[transactions.event_id[row] for row in firsts],
+        value=transactions.value[firsts].tolist(),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from stream_scorer.control.cards import AlertedCards, ArmShare
 from stream_scorer.control.evidence import log_evidence_of_share
-from stream_scorer.records import CardAlerts, Disagreement
+from stream_scorer.records import CardAlerts, CommonAlert, Disagreement
 
 GRACE = 600_000
 A, B, C = ("00000000000000aa", "00000000000000bb", "00000000000000cc")
@@ -89,6 +89,7 @@ def test_cards_that_one_version_alerts_alone_keep_their_first_alert() -> None:
     cards.add(0, alerts(), 3_000 + GRACE)
     assert counts(cards) == (1, 1, 1)
     assert cards.disagreements == [Disagreement(500, "a0", 11, True), Disagreement(1_500, "b1", 20, False)]
+    assert cards.common == [CommonAlert(2_000, "c1", 30)]
 
 
 def test_memory_is_bounded_and_further_cards_are_not_counted() -> None:

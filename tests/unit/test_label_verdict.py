@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from stream_scorer.control.label_verdict import ALPHA, judge_labels
+from stream_scorer.control.label_verdict import ALPHA, MIN_OTHER, describe, judge_labels
 from stream_scorer.control.label_watch import JUDGE_EVERY_MS, LabelWatch
 from stream_scorer.control.state import History
 from stream_scorer.control.verdicts import read_verdicts
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.records import (
+    CommonAlert,
     CountedCards,
     Disagreement,
     LabelValue,
@@ -87,6 +88,60 @@ def test_labels_that_stop_decide_nothing() -> None:
     assert (stopped.finding, stopped.waiting, stopped.log_harm) == ("undecided", 400, 0.0)
 
 
+def common_cards(number: int) -> list[CommonAlert]:
+    """Cards that both versions alert, one per ms."""
+    return [CommonAlert(at, f"c{at}", 100) for at in range(number)]
+
+
+def with_common(labels: Labels, found: list[CommonAlert], precision: float, rng: np.random.Generator) -> Labels:
+    """`labels` and those of common cards."""
+    fraud = rng.random(len(found)) < precision
+    return labels | {
+        each.event_id: [(each.at + 50, "fraud" if is_fraud else "genuine")]
+        for each, is_fraud in zip(found, fraud.tolist(), strict=True)
+    }
+
+
+def test_a_version_that_only_adds_alerts_is_compared_with_the_alerts_of_both() -> None:
+    rng = np.random.default_rng(4)
+    found, both = cards(300, 0, rng), common_cards(300)
+    results = {}
+    for precision in (0.01, 0.3):
+        labels = with_common(labelled(found, precision, 0.0, rng), both, 0.4, rng)
+        alone = judge_labels(found, labels, 10_000, HORIZON)
+        assert (alone.finding, alone.missing, alone.common) == ("undecided", ["other cards with a label"], None)
+        results[precision] = judge_labels(found, labels, 10_000, HORIZON, common=both)
+    assert [found.finding for found in results.values()] == ["harm", "cleared"]
+    counts = results[0.3].common
+    assert counts is not None and counts.fraud + counts.genuine == 300
+    assert "both alert" in describe("2", "1", results[0.3]) and results[0.3].missing == []
+
+
+def test_compared_with_the_alerts_of_both_either_result_is_rarely_wrong() -> None:
+    rng = np.random.default_rng(5)
+    wrong = {"harm": 0, "cleared": 0}
+    for _ in range(100):
+        found, both = cards(120, 0, rng), common_cards(120)
+        labels = with_common(labelled(found, 0.1, 0.0, rng), both, 0.4, rng)  # exactly a quarter
+        results = {judge_labels(found, labels, t, HORIZON, common=both).finding for t in range(1_040, 1_200, 40)}
+        for finding in results - {"undecided"}:
+            wrong[finding] += 1
+    assert max(wrong.values()) <= 5 + 6
+
+
+def test_alerts_of_both_count_only_where_the_other_version_has_too_few_alone() -> None:
+    rng = np.random.default_rng(6)
+    found, both = cards(300, MIN_OTHER, rng), common_cards(300)
+    labels = with_common(labelled(found, 0.02, 0.5, rng), both, 0.0, rng)
+    assert judge_labels(found, labels, 10_000, HORIZON, common=both) == judge_labels(found, labels, 10_000, HORIZON)
+    fewer = [each for each in found if each.served] + [each for each in found if not each.served][1:]
+    assert judge_labels(fewer, labels, 10_000, HORIZON, common=both).common is not None
+    # Silence after an alert means nothing: cards of both versions without labels decide nothing.
+    silent = judge_labels(fewer, labelled(found, 0.02, 0.5, rng), 10_000, HORIZON, common=both)
+    assert (silent.finding, silent.missing) == ("undecided", ["common cards with a label"])
+    assert silent.common is not None and silent.common.silent == 300
+
+
 class Outcomes:
     """The topic `outcomes`, from its start each time it is opened."""
 
@@ -104,18 +159,18 @@ class Outcomes:
 class Desk:
     """A withdrawn version with its disagreements, and the watch of its labels."""
 
-    def __init__(self, precision: float, *, labels: bool = True) -> None:
+    def __init__(self, precision: float, *, labels: bool = True, other: int = 100) -> None:
         rng = np.random.default_rng(3)
-        found = cards(300, 100, rng)
+        found, both = cards(300, other, rng), common_cards(300)
         self.verdicts, self.told = MemoryControlLog(), MemoryControlLog()
         verdict = VerdictRecord(
             id="cards-1", ensemble="cards", version="2", other="1", since=1, at=5, finding="rise", why="", rows=1,
             both=1, only=1, lacking=1, excluded=0, cards=CountedCards(1, 1, 1, 0),
             evidence=VerdictEvidence(0.0, 0.0, 0.0, 0.0), missing=[], more_rows=None, more_ms=None, due="rollback",
-            held_back="", began=77, disagreements=found,
+            held_back="", began=77, disagreements=found, common=both,
         )  # fmt: skip
         self.verdicts.records.append(msgspec.json.encode(verdict))
-        known = labelled(found, precision, 0.5, rng)
+        known = with_common(labelled(found, precision, 0.5, rng), both, 0.5, rng)
         # The last one is a label of another transaction, which shows how far labels have come.
         events = [(key, at, label) for key, changes in known.items() for at, label in changes]
         events = sorted(events, key=lambda each: each[1]) if labels else []
@@ -174,6 +229,14 @@ def test_a_version_that_labels_clear_is_proposed_again_once_and_nothing_promotes
     desk.history.states["cards"] = replace(state, control_offset=3)
     desk.steps(desk.watch())
     assert IncidentLog(MemoryControlLog(desk.told.records)).open() == []
+
+
+def test_labels_clear_a_version_that_only_adds_alerts() -> None:
+    desk = Desk(0.5, other=0)
+    desk.steps(desk.watch())
+    assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
+    (incident,) = IncidentLog(MemoryControlLog(desk.told.records)).open()
+    assert incident.due == "promote" and "both alert" in incident.why
 
 
 def test_confirmed_harm_proposes_nothing() -> None:
