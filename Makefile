@@ -88,12 +88,14 @@ prove-all: setup  ## Run all proofs, one result line per proof: make prove-all [
 bench: setup  ## Throughput, latency and CPU cost, compared with the passthrough (about 6 minutes on an idle machine)
 	@$(BIN)/stream-scorer bench
 
-schemas: setup  ## Write schemas/ from the records in the code, and the dashboards from tools/make_dashboards.py
+schemas: setup  ## Write generated files: schemas/, the dashboards, and the notebook of own models
 	@$(BIN)/python -m stream_scorer.serde.schemas schemas
+	@$(BIN)/python tools/make_documents.py
 	@$(BIN)/python tools/make_dashboards.py
 
 schemas-check: setup
 	@$(BIN)/python -m stream_scorer.serde.schemas schemas --check
+	@$(BIN)/python tools/make_documents.py --check
 	@$(BIN)/python tools/make_dashboards.py --check
 
 $(BIN)/uv: requirements/bootstrap.txt
@@ -106,6 +108,7 @@ lock: $(BIN)/uv  ## Resolve dependencies and write the hashed lock files
 	@$(LOCK) pyproject.toml -o requirements/scorer.txt
 	@$(LOCK) pyproject.toml --extra monitor -o requirements/monitor.txt
 	@$(LOCK) pyproject.toml --extra replay -o requirements/replay.txt
+	@$(LOCK) requirements/own-models.in -c requirements/dev.txt -o requirements/own-models.txt
 	@$(BIN)/python tools/make_reference.py
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(LOCK) - -o requirements/bootstrap.txt
 

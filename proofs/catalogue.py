@@ -193,6 +193,11 @@ PROOFS = {
         "a backlog drains side by side in event time, and terminals are not under-counted", 48, KAFKA_REDIS
     ),
     "features-own-data": Proof("two data sets of one's own run from CSV to scores", 46, KAFKA_REDIS),
+    "own-model": Proof(
+        "models trained in an environment without this project become a live shadow by the commands of a page",
+        300,
+        ("kafka", "redis", "mlflow"),
+    ),
     "features-bench": Proof(
         "what the feature path costs, by part, by length of rows and number of entities",
         174,

@@ -15,6 +15,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {"scorer.txt": [], "monitor.txt": ["monitor"], "replay.txt": ["replay"], "dev.txt": ["dev"]}
+# Environments that do not contain the project: lock file by the file of its requirements.
+APART = {"own-models.txt": "own-models.in"}
 
 
 def required(project: dict, extras: list[str]) -> list[Requirement]:
@@ -31,11 +33,19 @@ def required(project: dict, extras: list[str]) -> list[Requirement]:
     return out
 
 
+def listed(source: str) -> list[Requirement]:
+    """The requirements in a file of requirements."""
+    lines = (ROOT / "requirements" / source).read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
 def main() -> int:
     """Print every fault and return how many there are, at most 1."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     faults = []
-    for name, extras in LOCKS.items():
+    wanted = {name: required(project, extras) for name, extras in LOCKS.items()}
+    wanted |= {name: listed(source) for name, source in APART.items()}
+    for name, requirements in wanted.items():
         text = (ROOT / "requirements" / name).read_text()
         if re.search(r"https?://|--(extra-)?index-url|--find-links", text):
             faults.append(f"{name}: names a package registry")
@@ -46,7 +56,7 @@ def main() -> int:
                 pins[canonicalize_name(found[1])] = found[3]
                 if "--hash=sha256:" not in block:
                     faults.append(f"{name}: {found[1]} has no hash")
-        for requirement in required(project, extras):
+        for requirement in requirements:
             pin = pins.get(canonicalize_name(requirement.name))
             if pin is None:
                 faults.append(f"{name}: {requirement.name} is not locked")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from stream_scorer.cli.compose import compose
 from stream_scorer.cli.control import COMMANDS
 from stream_scorer.cli.options import with_settings
 from stream_scorer.cli.served import at
@@ -19,7 +20,7 @@ _SAME_WEIGHT = 5e-4
 
 @click.group()
 def ensemble() -> None:
-    """List, show and register ensembles; promote, roll back and control the versions that serve."""
+    """Compose, list, show and register ensembles; promote, roll back and control the versions that serve."""
 
 
 @ensemble.command("list")
@@ -161,5 +162,5 @@ def _day(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1_000, UTC):%Y-%m-%d}"
 
 
-for _each in [*COMMANDS, at]:
+for _each in (compose, *COMMANDS, at):
     ensemble.add_command(_each)

@@ -1,4 +1,4 @@
-"""`stream-scorer features`: show an entity's features, compare Redis with the log, rebuild and clean up."""
+"""`stream-scorer features`: export features, show an entity's, compare Redis with the log, rebuild and clean up."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from stream_scorer.cli.export import export
 from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
 from stream_scorer.settings import Settings
@@ -43,7 +44,10 @@ _NEEDED = (
 
 @click.group()
 def features() -> None:
-    """Show the online features of an entity, compare them with the log, rebuild and clean up."""
+    """Export features for training, show those of an entity, compare them with the log, rebuild and clean up."""
+
+
+features.add_command(export)
 
 
 @features.command()

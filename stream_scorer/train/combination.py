@@ -29,6 +29,8 @@ from stream_scorer.train.recipe import AlertRates, CalibratorName, CombinerName
 Matrix = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+# The quorum holds without the member of the largest weight, with a margin for small manual changes of weights.
+QUORUM_MARGIN = 0.05
 # A trimmed mean of five members drops the highest and the lowest.
 TRIM = 0.2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,21 +40,28 @@ def split_by_time(event_time: NDArray[np.int64], label: NDArray[np.bool_]) -> Sp
     Raises:
         UsageError: a slice has fewer than `MIN_POSITIVES` frauds, or no genuine transaction.
     """
+    return Split(**cut_by_time(event_time, label, SHARES))
+
+
+def cut_by_time(
+    event_time: NDArray[np.int64], label: NDArray[np.bool_], shares: Mapping[str, float]
+) -> dict[str, NDArray[np.int64]]:
+    """Row numbers of each slice of `shares`, which sum to 1; see `split_by_time`."""
     order = np.argsort(event_time, kind="stable").astype(np.int64)
     times = event_time[order]
     cuts = []
     share = 0.0
-    for part in list(SHARES.values())[:-1]:
+    for part in list(shares.values())[:-1]:
         share += part
         at = min(int(share * len(order)), len(order) - 1)
         cuts.append(int(np.searchsorted(times, times[at], side="left")) if len(order) else 0)
-    slices = dict(zip(SHARES, np.split(order, cuts), strict=True))
+    slices = dict(zip(shares, np.split(order, cuts), strict=True))
     for name, rows in slices.items():
         positives = int(label[rows].sum())
         if positives < MIN_POSITIVES or positives == len(rows):
             raise UsageError(
-                f"the {name} slice ({SHARES[name]:.0%} of {len(order)} rows, by time) has {positives} frauds in "
+                f"the {name} slice ({shares[name]:.0%} of {len(order)} rows, by time) has {positives} frauds in "
                 f"{len(rows)} rows; at least {MIN_POSITIVES} frauds and one genuine transaction are needed",
                 hint="Train on a longer history.",
             )
-    return Split(**slices)
+    return slices

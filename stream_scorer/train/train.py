@@ -29,6 +29,7 @@ from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.calibration import fit_platt, fit_weights
 from stream_scorer.train.combination import (
+    QUORUM_MARGIN,
     choose_thresholds,
     combine,
     fit_calibrator,
@@ -46,9 +47,6 @@ from stream_scorer.train.trees import train_forest, train_gbdt, train_xgb
 
 Matrix = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
-# The quorum holds without the member of the largest weight, with a margin for small manual changes of weights.
-_QUORUM_MARGIN = 0.05
 
 _FORMATS: dict[Kind, MemberFormat] = {
     "gbdt": "lightgbm-text",
@@ -147,7 +145,7 @@ def _fit_combination(
     """Fit weights, combiner and final calibrator on the slice `weights`."""
     rows = split.weights
     logits = np.column_stack([member.logit for member in fitted])
-    weights = fit_weights(logits[rows], label[rows], 1.0 - spec.spec.policy.quorum - _QUORUM_MARGIN)
+    weights = fit_weights(logits[rows], label[rows], 1.0 - spec.spec.policy.quorum - QUORUM_MARGIN)
     how = make_combiner(recipe.combiner, logits[rows], label[rows])
     combined = combine(how, recipe.link, _scores(fitted), weights, rows)
     # The scorer applies g to the clipped inverse link of z, so g is fitted to the same values.

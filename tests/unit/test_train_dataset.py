@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from stream_scorer.errors import UsageError
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
+from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.train.dataset import read_training_set
+from stream_scorer.train.export import write_training_table
+from stream_scorer.train.topics import training_set_from_topics
 
 SPEC = parse_spec(
     """
@@ -106,3 +113,43 @@ def test_files_that_will_not_do_are_named(tmp_path: Path) -> None:
     young = {name: values[4:] for name, values in transactions().items()}
     with pytest.raises(UsageError, match="younger than the label horizon"):
         read_training_set(*write(tmp_path, young, labels()), SPEC)
+
+
+class TwoPartitions:
+    """A range reader over rows that alternate between two partitions."""
+
+    def __init__(self, tables: dict[str, dict[str, list[object]]]) -> None:
+        self._values = {
+            topic: [
+                msgspec.json.encode(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True)
+            ]
+            for topic, table in tables.items()
+        }
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
+        return {SourcePartition(topic, p): (0, len(self._values[topic][p::2])) for p in range(2)}
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
+        values = self._values[source.topic][source.partition :: 2][start:stop]
+        n = len(values)
+        times = np.full(n, 9_000, np.int64)
+        yield RawRecords(source.topic, np.full(n, source.partition, np.int32), np.arange(n), times, [None] * n, values)
+
+
+def test_topics_give_the_training_set_of_the_same_rows_in_files(tmp_path: Path) -> None:
+    files = read_training_set(*write(tmp_path, transactions(), labels()), SPEC)
+    reader = TwoPartitions({"transactions": transactions(), "labels": labels()})
+    topics = training_set_from_topics(reader, Topics(), SPEC)  # type: ignore[arg-type]
+    assert topics.event_id == files.event_id == ["t1", "t2", "t3"]
+    assert np.array_equal(topics.features, files.features)
+    assert (topics.label.tolist(), topics.duplicates, topics.immature) == (files.label.tolist(), 1, 1)
+
+
+def test_the_exported_table_has_ids_labels_and_features(tmp_path: Path) -> None:
+    data = read_training_set(*write(tmp_path, transactions(), labels()), SPEC)
+    write_training_table(data, SPEC, tmp_path / "folder" / "training.parquet")
+    table = pq.read_table(tmp_path / "folder" / "training.parquet")
+    assert table.column_names == ["event_id", "event_time", "label", *SPEC.features]
+    assert table.column("label").to_pylist() == [1, 0, 0]
+    assert table.column("card.count_1d").to_pylist() == [1.0, 2.0, 3.0]
+    assert table.schema.metadata[b"feature_hash"].decode() == SPEC.feature_hash

@@ -21,22 +21,28 @@ MAX_ENTRIES = 100_000
 MAX_UNPACKED_BYTES = 512 * 1024 * 1024
 # Trees compress well, by a factor of 5 to 20. A factor of a thousand is a zip bomb.
 MAX_RATIO = 200
-# In addition to the types that skops trusts: trees, which are checked below, and the optimizers of networks.
+# In addition to the types that skops trusts: trees, which are checked below, the optimizers of networks, and the types
+# of arrays, which an imputer keeps (skops reads them from an empty array, without pickle).
 _TREE = "sklearn.tree._tree.Tree"
 _TRUSTED = {
     _TREE,
+    "numpy.dtype",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
 }
-_MAX_DEPTH = 8
+# A pipeline in a column transformer in a pipeline has a depth of 12.
+_MAX_DEPTH = 16
 _HINT = "scikit-learn linear models, networks, and forests and boosting of its plain trees are supported; or use ONNX."
 _EXTRA = "Install the extra: pip install 'stream-scorer[skops]'."
 
 
 class SkopsMember:
-    """A fitted scikit-learn classifier of two classes, fraud second. Raises `ArtifactError` for any other `data`."""
+    """A fitted scikit-learn classifier of two classes, fraud second. Raises `ArtifactError` for any other `data`.
 
-    def __init__(self, data: bytes, n_inputs: int) -> None:
+    `columns` are the names of its inputs, if it was fitted on a data frame. `n_inputs` None accepts any number.
+    """
+
+    def __init__(self, data: bytes, n_inputs: int | None) -> None:
         _check_zip(data)
         try:
             from skops.io import get_untrusted_types, loads
@@ -59,11 +65,17 @@ class SkopsMember:
         classes, width = getattr(model, "classes_", ()), getattr(model, "n_features_in_", None)
         if len(classes) != 2:
             raise ArtifactError(f"{_FORMAT}: {len(classes)} classes, not two")
-        if width != n_inputs:
+        if not isinstance(width, int) or (n_inputs is not None and width != n_inputs):
             raise ArtifactError(f"{_FORMAT}: takes {width} inputs, the manifest expects {n_inputs}")
-        if not all(_is_sound(tree, n_inputs) for tree in _trees(model, 0)):
+        if not all(_is_sound(tree, width) for tree in _trees(model, 0)):
             raise ArtifactError(f"{_FORMAT}: a tree is malformed")
-        self._model, self._n_inputs = _single_threaded(model), n_inputs
+        names = getattr(model, "feature_names_in_", None)
+        self.columns = None if names is None else [str(name) for name in names]
+        try:
+            _forget_names(model, 0)
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"{_FORMAT}: not a model: {error}") from None
+        self._model, self._n_inputs = _single_threaded(model), width
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """See `Member.predict`."""
@@ -96,17 +108,33 @@ def _trees(value: Any, depth: int) -> Iterator[Any]:
         return
     if depth > _MAX_DEPTH:
         raise ArtifactError(f"{_FORMAT}: nested too deeply")
-    parts: Iterable[Any] = ()
-    if isinstance(value, dict):
-        parts = value.values()
-    elif isinstance(value, (list, tuple)):
-        parts = value
-    elif isinstance(value, np.ndarray):
-        parts = value.ravel().tolist() if value.dtype == object else ()
-    elif type(value).__module__.startswith("sklearn."):
-        parts = getattr(value, "__dict__", {}).values()
-    for part in parts:
+    for part in _parts(value):
         yield from _trees(part, depth + 1)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, (list, tuple)):
+        return value
+    if isinstance(value, np.ndarray):
+        return value.ravel().tolist() if value.dtype == object else ()
+    return list(getattr(value, "__dict__", {}).values()) if type(value).__module__.startswith("sklearn.") else ()
+
+
+def _forget_names(value: Any, depth: int) -> None:
+    """Replace the column names that a data frame left by positions: a member gets arrays, which have no names."""
+    if isinstance(value, (str, np.ndarray)) or depth > _MAX_DEPTH:
+        return
+    if type(value).__module__.startswith("sklearn.") and hasattr(value, "__dict__"):
+        value.__dict__.pop("feature_names_in_", None)
+        places = value.__dict__.get("_transformer_to_input_indices")
+        if type(value).__name__ == "ColumnTransformer" and isinstance(places, dict):
+            value.transformers_ = [
+                (name, part, places.get(name, columns)) for name, part, columns in value.transformers_
+            ]
+    for part in _parts(value):
+        _forget_names(part, depth + 1)
 
 
 def _is_sound(tree: Any, n_inputs: int) -> bool:
