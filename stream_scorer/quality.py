@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stream_scorer.errors import SettingsError
 
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 # Quantile bins: with equal widths nearly every score of a rare class would share the first.
@@ -94,6 +95,29 @@ def precision_recall_curve(score: F64, label: Bools) -> tuple[F64, F64]:
     precision, recall, _ = _metrics().precision_recall_curve(label, score)
     # scikit-learn puts the loosest threshold first, and the point (1, 0) of no threshold last.
     return precision[-2::-1], recall[-2::-1]
+
+
+def ranking_of_counts(frauds: I64, genuine: I64) -> tuple[float | None, float | None]:
+    """Average precision and ROC AUC of scores that are given as counts per distinct score, lowest score first.
+
+    For many rows, `frauds` and `genuine` ``(k,)`` need much less memory than a score per row and give the same figures.
+    """
+    place = np.arange(len(frauds))
+    used, hits = frauds > 0, genuine > 0
+    score = np.concatenate([place[used], place[hits]])
+    label = np.repeat([True, False], [int(used.sum()), int(hits.sum())])
+    weight = np.concatenate([frauds[used], genuine[hits]])
+    if not used.any():
+        return None, None
+    metrics = _metrics()
+    precision = float(metrics.average_precision_score(label, score, sample_weight=weight))
+    return precision, float(metrics.roc_auc_score(label, score, sample_weight=weight)) if hits.any() else None
+
+
+def brier_score(score: F64, label: Bools) -> float | None:
+    """Mean squared difference of scores ``(n,)`` and labels ``(n,)``; None without rows."""
+    score, label = _scored(score, label)
+    return float(_metrics().brier_score_loss(label, score, pos_label=True)) if len(label) else None
 
 
 def alert_quality(alert: Bools, label: Bools) -> AlertQuality:

@@ -20,6 +20,7 @@ _COMMANDS = {
     "monitor": "monitor",
     "tail": "tail",
     "replay": "replay",
+    "evaluate": "evaluate",
     "verify": "verify",
     "explain": "explain",
     "audit": "audit",

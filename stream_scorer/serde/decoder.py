@@ -138,7 +138,6 @@ class TransactionDecoder:
             structs = [structs[i] for i in keep.tolist()]
             row, times = row[keep], times[keep]
             columns = self._columns(structs)
-        ids = columns[self._id]
         numeric = {
             name: _numeric(columns[name], self._codes.get(name))
             for name in self._names
@@ -146,19 +145,34 @@ class TransactionDecoder:
         }
         for name in self._present:
             numeric[name] = np.array([np.nan if v is None else 1.0 for v in columns[name]])
-        value = self._currencies.convert(np.array(columns[self._value], dtype=np.int64), numeric)
-        numeric[self._value] = value.astype(np.float64)
-        return (
-            Transactions(
-                row=row,
-                event_id=ids,
-                id_hash=hash_ids(ids),
-                event_time=times,
-                value=value,
-                entity_ids={n: self._pseudonyms.column(n, columns[field]) for n, field in self._entities.items()},
-                columns=numeric,
-            ),
-            rejected,
+        ids = {field: columns[field] for field in {self._id, *self._entities.values()}}
+        value = np.array(columns[self._value], dtype=np.int64)
+        return self.assemble(row, times, value, numeric, ids), rejected
+
+    def assemble(
+        self,
+        row: NDArray[np.int64],
+        event_time: NDArray[np.int64],
+        value: NDArray[np.int64],
+        numeric: dict[str, NDArray[np.float64]],
+        ids: dict[str, list[Any]],
+    ) -> Transactions:
+        """Columns of n valid transactions as `Transactions`.
+
+        Args:
+            value: (n,) minor units in the currency of the transaction. ids: by field, the event id and all entity ids.
+            numeric: by field, all others that features read, see `Transactions.columns`; gains the converted value.
+        """
+        converted = self._currencies.convert(value, numeric)
+        numeric[self._value] = converted.astype(np.float64)
+        return Transactions(
+            row=row,
+            event_id=ids[self._id],
+            id_hash=hash_ids(ids[self._id]),
+            event_time=event_time,
+            value=converted,
+            entity_ids={n: self._pseudonyms.column(n, ids[field]) for n, field in self._entities.items()},
+            columns=numeric,
         )
 
     def _columns(self, structs: list[Any]) -> dict[str, list[Any]]:

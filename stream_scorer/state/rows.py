@@ -434,6 +434,10 @@ class MemoryRowStore:
         """All rows by key."""
         return {key: bytes(row) for key, row in self._rows.items()}
 
+    def restore(self, rows: Mapping[bytes, bytes]) -> None:
+        """Replace all rows by `rows`, as `rows()` returned them."""
+        self._rows = {key: bytearray(row) for key, row in rows.items()}
+
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`. A single writer cannot leave a gap, so this does not check for one."""
         rows = self._rows

@@ -1,0 +1,148 @@
+"""`stream-scorer evaluate`: judge several versions of an ensemble on history, by the labels of a stated time."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.replay import period
+from stream_scorer.settings import Settings
+
+if TYPE_CHECKING:
+    from stream_scorer.ensemble.ensemble import Ensemble
+    from stream_scorer.evaluation.options import Options
+    from stream_scorer.evaluation.result import Evaluation
+    from stream_scorer.spec.model import CheckedSpec
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("candidates", nargs=-1)
+@click.option("--from-topics", is_flag=True, help="Read `transactions` and `labels` from Kafka.")
+@click.option("--transactions", type=_FILE, help="Read this file instead: Parquet, or JSON lines as on the topic.")
+@click.option("--labels", type=_FILE, help="File of the labels for --transactions.")
+@click.option("--start", help="First record: ISO time, epoch ms, or offsets such as 0:1500,1:900.  [default: all]")
+@click.option("--end", help="End, exclusive, in the format of --start.")
+@click.option("--warm", is_flag=True, help="Build features from the records before --start instead of starting empty.")
+@click.option(
+    "--labels-as-of",
+    help="Labels that were given until this time count: ISO time or epoch ms.  [default: all labels of the input]",
+)
+@click.option("--budgets", default="0.001,0.005,0.01", show_default=True, help="Alert budgets: shares of transactions.")
+@click.option("--cards-per-day", default="100", show_default=True, help="k of the card precision; several with commas.")
+@click.option(
+    "--review-cost", type=click.IntRange(0), default=0, show_default=True, help="Cost of a review, in minor units."
+)
+@click.option("--segments", help="Fields to group by, with commas.  [default: categories and booleans]")
+@click.option(
+    "--replicates", type=click.IntRange(0), default=200, show_default=True, help="Of the bootstrap; 0: no intervals."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the bootstrap.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the files.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+@with_settings(
+    "kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.spec", "scorer.id_key", "scorer.ensemble", "cache.dir"
+)
+def evaluate(
+    settings: Settings,
+    candidates: tuple[str, ...],
+    from_topics: bool,
+    transactions: Path | None,
+    labels: Path | None,
+    start: str | None,
+    end: str | None,
+    warm: bool,
+    labels_as_of: str | None,
+    out: Path,
+    as_json: bool,
+    **measured: object,
+) -> None:
+    """Evaluate the champion (--ensemble) and CANDIDATES, such as cards:8 or a folder, in one pass over history.
+
+    Features are computed once and each distinct member predicts once. A label that was given after --labels-as-of has
+    no effect. An interrupted evaluation continues when the same command runs again.
+    """
+    if from_topics == (transactions is not None):
+        raise click.UsageError("Give either --from-topics or --transactions FILE.")
+    if transactions is None and labels is not None:
+        raise click.UsageError("--labels requires --transactions; with --from-topics, labels come from their topic.")
+    scored = period(start, end, offsets_allowed=from_topics)
+    as_of = period(labels_as_of, None, offsets_allowed=False).time_start
+
+    from stream_scorer.clock import SystemClock
+    from stream_scorer.console import Progress
+    from stream_scorer.evaluation import sources
+    from stream_scorer.evaluation.job import evaluate as run
+    from stream_scorer.kafka.range_reader import RangeReader
+    from stream_scorer.kafka.topics import TopicAdmin, Topics
+    from stream_scorer.spec import load_spec
+
+    checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
+    topics, clock, options = Topics.of(settings), SystemClock(), _options(measured)
+    versions = _versions(settings, checked, candidates)
+    with ExitStack() as stack:
+        if transactions is None:
+            bootstrap = settings.require("kafka.bootstrap")
+            TopicAdmin(bootstrap).require([topics.transactions, topics.labels], same_count=False)
+            reader = stack.enter_context(RangeReader(bootstrap, client_id="stream-scorer-evaluate"))
+            source = sources.from_topics(reader, topics, checked, scored, as_of, warm=warm)
+        else:
+            source = sources.from_files(transactions, labels, topics, checked, scored, as_of, warm=warm)
+        progress = stack.enter_context(Progress("scoring", source.total, clock))
+        result = run(source, checked, versions, options, out, clock, on_progress=progress.stage)
+    if as_json:
+        click.echo(msgspec.json.encode(result).decode())
+    else:
+        _show(result)
+
+
+def _versions(settings: Settings, checked: CheckedSpec, candidates: tuple[str, ...]) -> list[Ensemble]:
+    """The champion, then the candidates."""
+    from stream_scorer.ensemble.ensemble import Ensemble
+    from stream_scorer.ensemble.registry import resolve
+
+    cache, found = Path(settings["cache.dir"]).expanduser(), []
+    for reference in (settings["scorer.ensemble"], *candidates):
+        folder, version = resolve(reference, settings["mlflow.url"], cache)
+        ensemble = Ensemble.load(folder, version=version)
+        ensemble.check_features(checked.features, checked.feature_hash)
+        found.append(ensemble)
+    return found
+
+
+def _options(measured: dict[str, object]) -> Options:
+    """The options of the command as `Options`. Raises `click.UsageError`."""
+    from stream_scorer.evaluation.options import Options
+
+    def numbers(name: str, kind: type[int] | type[float]) -> list[float]:
+        try:
+            return [kind(part) for part in str(measured[name]).split(",")]
+        except ValueError:
+            raise click.UsageError(f"--{name.replace('_', '-')} {measured[name]}: not numbers with commas.") from None
+
+    segments = measured["segments"]
+    return Options(
+        budgets=tuple(numbers("budgets", float)),
+        cards_per_day=[int(k) for k in numbers("cards_per_day", int)],
+        review_cost=int(str(measured["review_cost"])),
+        segments=None if segments is None else tuple(str(segments).split(",")),
+        replicates=int(str(measured["replicates"])),
+        seed=int(str(measured["seed"])),
+    )
+
+
+def _show(result: Evaluation) -> None:
+    from stream_scorer.console import make_table, print_table
+    from stream_scorer.reports.evaluation_tables import summary_lines, tables
+
+    for line in summary_lines(result):
+        click.echo(line)
+    for title, headings, rows in tables(result):
+        print_table(make_table(headings, rows, title=title))
+    click.echo(f"wrote {result.out}")

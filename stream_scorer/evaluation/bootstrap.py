@@ -1,0 +1,152 @@
+"""Bootstrap by card: intervals that respect that the transactions of one card resemble each other.
+
+Each replicate gives every card a weight from the Poisson distribution with mean 1, which approximates the bootstrap
+over cards (Chamandy et al. 2012, "Estimating uncertainty for massive data streams"). A weight is a hash of card and
+replicate: a card has the same one in every piece and for every version, so differences of versions are paired, and
+nothing about cards is kept.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from stream_scorer.evaluation.result import Interval
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+LEVEL = 0.95
+# Bins of the scores for the intervals of rank figures; values of the figures themselves are exact.
+BINS = 1_024
+# Cumulative Poisson(1) probabilities on 32 bits: a weight above 8 has a probability of 1e-6.
+_CUMULATED = np.array(
+    [min(int(sum(math.exp(-1.0) / math.factorial(i) for i in range(k + 1)) * 2**32), 2**32 - 1) for k in range(9)],
+    np.uint64,
+)
+
+
+@njit(cache=True, nogil=True)
+def _mix(x):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """splitmix64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def _weights(card, replicates, seed, cumulated):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    out = np.zeros((card.shape[0], replicates), np.uint8)
+    step = np.uint64(0x9E3779B97F4A7C15)
+    for i in range(card.shape[0]):
+        state = _mix(np.uint64(card[i]) + step * np.uint64(seed + 1))
+        for b in range(0, replicates, 2):
+            state += step
+            bits = _mix(state)
+            for half in range(2):
+                if b + half < replicates:
+                    u = (bits >> np.uint64(32 * half)) & np.uint64(0xFFFFFFFF)
+                    w = 0
+                    while w < 8 and u >= cumulated[w]:
+                        w += 1
+                    out[i, b + half] = w
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _add(hist, group, which, weights):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    for i in range(group.shape[0]):
+        row, weight = hist[group[i]], weights[which[i]]
+        for b in range(weight.shape[0]):
+            row[b] += weight[b]
+
+
+class CardWeights:
+    """The weights of the cards of one piece: (c, replicates) uint8, and per transaction (n,) the place of its card."""
+
+    def __init__(self, card: I64, replicates: int, seed: int) -> None:
+        cards, self.place = np.unique(card, return_inverse=True)
+        self.weights: NDArray[np.uint8] = _weights(cards, replicates, seed, _CUMULATED)
+
+    def sums(self, rows: NDArray[np.bool_], value: I64 | None = None) -> F64:
+        """(replicates,): the weighted number of the marked transactions, or the sum of their `value`."""
+        weights = self.weights[self.place[rows]].astype(np.float64)
+        return weights.sum(axis=0) if value is None else value[rows].astype(np.float64) @ weights
+
+
+class Replicates:
+    """The figures of one version in every replicate.
+
+    Args:
+        fraud: the scores of all frauds, which determine the bins.
+    """
+
+    def __init__(self, fraud: F64, replicates: int, budgets: int) -> None:
+        levels = np.unique(fraud[~np.isnan(fraud)])
+        self._above = 1.0
+        if len(levels) > BINS:
+            self._above = 0.5
+            levels = np.unique(np.quantile(levels, np.linspace(0.0, 1.0, BINS), method="nearest"))
+        # Without quantiles, each bin begins at the score of a fraud, and its genuine transactions rank above that
+        # fraud. In bins that hold many frauds, half of the pairs do.
+        self._levels = levels
+        self._genuine = np.zeros((len(levels) + 1, replicates), np.uint32)
+        self._fraud = np.zeros((len(levels) + 1, replicates), np.uint32)
+        self._alerts = np.zeros((2, replicates))
+        self._caught_value = np.zeros(replicates)
+        self._caught_budget = np.zeros((budgets, replicates))
+
+    def add(
+        self,
+        cards: CardWeights,
+        score: F64,
+        fraud: NDArray[np.bool_],
+        alert: NDArray[np.bool_],
+        value: I64,
+        in_budget: list[NDArray[np.bool_]],
+    ) -> None:
+        """Add transactions ``(n,)``: score, fraud, alert at the thresholds, value, and alert at each budget."""
+        present = ~np.isnan(score)
+        place = np.searchsorted(self._levels, score, side="right")
+        for hist, rows in ((self._genuine, present & ~fraud), (self._fraud, present & fraud)):
+            _add(hist, place[rows], cards.place[rows], cards.weights)
+        self._alerts[0] += cards.sums(alert & ~fraud)
+        self._alerts[1] += cards.sums(alert & fraud)
+        self._caught_value += cards.sums(alert & fraud, value)
+        for index, inside in enumerate(in_budget):
+            self._caught_budget[index] += cards.sums(inside & fraud)
+
+    def figures(self) -> dict[str, F64]:
+        """(replicates,) of each figure, NaN where it is undefined."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            genuine, fraud = (hist[::-1].astype(np.float64) for hist in (self._genuine, self._fraud))
+            hits, false = np.cumsum(fraud, axis=0), np.cumsum(genuine, axis=0)
+            frauds, others = hits[-1], false[-1]
+            precision = np.where(hits + false > 0, hits / np.maximum(hits + false, 1.0), 0.0)
+            found = {
+                "average_precision": (fraud * precision).sum(axis=0) / frauds,
+                "roc_auc": ((false - (1.0 - self._above) * genuine) * fraud).sum(axis=0),
+                "precision": self._alerts[1] / self._alerts.sum(axis=0),
+                "recall": self._alerts[1] / frauds,
+                "false_positive_rate": self._alerts[0] / others,
+                "alert_rate": self._alerts.sum(axis=0) / (frauds + others),
+                "value_caught": self._caught_value,
+            }
+            # The share of pairs in which the fraud ranks above the genuine transaction.
+            found["roc_auc"] = 1.0 - found["roc_auc"] / (frauds * others)
+            for index, caught in enumerate(self._caught_budget):
+                found[f"budget_recall_{index}"] = caught / frauds
+        return found
+
+
+def interval(value: float | None, replicates: F64 | None) -> Interval:
+    """`value` with the central 95 % of the replicates that are defined."""
+    if value is None or replicates is None:
+        return Interval(value)
+    defined = replicates[~np.isnan(replicates)]
+    if len(defined) < len(replicates) / 2 or not len(defined):
+        return Interval(value)
+    low, high = np.quantile(defined, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,352 @@
+"""From the pieces of a pass to the figures of its versions, members and candidates, in two readings of the pieces.
+
+The first reading collects the frauds, which are rare, and the highest scores. The second one counts everything else.
+Memory is bounded by the number of frauds, of changed decisions, and of the transactions of one day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.lineup import MemberPool
+from stream_scorer.evaluation.bootstrap import CardWeights, Replicates, interval
+from stream_scorer.evaluation.calibration import Reliability
+from stream_scorer.evaluation.cards import DAY_MS, DailyCards, detection
+from stream_scorer.evaluation.counts import Cells, Ranking
+from stream_scorer.evaluation.labels import FRAUD, UNLABELLED
+from stream_scorer.evaluation.options import Options
+from stream_scorer.evaluation.paired import ChangeFile, PairCounts
+from stream_scorer.evaluation.result import Alerts, Group, MemberResult, PairResult, VersionResult
+from stream_scorer.evaluation.store import Columns, Store
+from stream_scorer.quality import ranking_of_counts
+from stream_scorer.spec.model import CheckedSpec, duration_ms
+
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+# Called with the number of pieces that are read, and how many there are to read.
+OnPiece = Callable[[int, int], None]
+# Label ages in units of the spec's label horizon.
+_AGES = (0.5, 1.0, 2.0, 4.0)
+AGE_NAMES = ("below 1/2 horizon", "1/2 to 1 horizon", "1 to 2 horizons", "2 to 4 horizons", "above 4 horizons")
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What the first reading collects: the columns of all frauds, and totals."""
+
+    frauds: dict[str, list[NDArray[np.generic]]] = field(default_factory=dict)
+    rows: int = 0
+    labelled: int = 0
+    first: int | None = None
+    last: int | None = None
+
+    def column(self, name: str) -> NDArray[np.generic]:
+        return np.concatenate(self.frauds[name]) if self.frauds.get(name) else np.zeros(0)
+
+
+@dataclass(slots=True)
+class _Version:
+    """The running figures of one version."""
+
+    ranking: Ranking
+    total: Cells
+    budgets: list[Cells]
+    groups: dict[str, Cells]
+    reliability: Reliability
+    replicates: Replicates | None
+    thresholds: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Member:
+    ranking: Ranking
+    budgets: list[Cells]
+    thresholds: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of all pieces, and totals of the range."""
+
+    versions: list[VersionResult]
+    members: list[MemberResult]
+    candidates: list[PairResult]
+    rows: int
+    labelled: int
+    frauds: int
+    first_event_time: int | None
+    last_event_time: int | None
+
+
+class Accumulator:
+    """See the module.
+
+    Args:
+        as_of: the time whose labels count, for label ages (epoch ms).
+    """
+
+    def __init__(
+        self, checked: CheckedSpec, versions: Sequence[Ensemble], options: Options, store: Store, as_of: int
+    ) -> None:
+        self._checked, self._versions, self._options, self._store = checked, versions, options, store
+        self._pool = MemberPool(versions)
+        self._as_of = as_of
+        self._horizon = max(duration_ms(checked.spec.labels.horizon), 1)
+        self._names = [f"s{i}" for i in range(len(versions))] + [f"m{i}" for i in range(len(self._pool))]
+        self._segments = options.segments_of(checked)
+        self._survey = _Survey()
+        self._first_day = 0
+
+    def run(self, changes: Path, on_piece: OnPiece | None = None) -> Figures:
+        """Read all pieces; write the changed decisions to `changes`."""
+        steps, step = 3 * len(self._store.pieces), 0
+
+        def progress() -> None:
+            nonlocal step
+            step += 1
+            if on_piece is not None:
+                on_piece(step, steps)
+
+        needed = ["duplicate", "label", "event_time", "time", "value", "card", *self._names]
+        needed += [f"d{i}" for i in range(len(self._versions))]
+        for piece in self._store.read(needed):
+            self._look(_without_duplicates(piece))
+            progress()
+        versions, members = self._begin()
+        for piece in self._store.read(["duplicate", "label", *self._names]):
+            piece = _without_duplicates(piece)
+            fraud = piece["label"] == FRAUD
+            for name, each in zip(self._names, [*versions, *members], strict=True):
+                each.ranking.add(piece[name], fraud)
+            progress()
+        self._set_thresholds([*versions, *members])
+        daily = DailyCards(len(versions), self._options.cards_per_day)
+        pairs = [
+            PairCounts(self._versions[0], candidate, index, self._pool)
+            for index, candidate in enumerate(self._versions)
+            if index
+        ]
+        with ChangeFile(changes) as file:
+            for piece in self._store.read():
+                piece = _without_duplicates(piece)
+                self._count(piece, versions, members)
+                scores = np.column_stack([piece[f"s{i}"] for i in range(len(versions))])
+                daily.add(piece["time"], piece["card"], scores, piece["label"] == FRAUD)
+                for pair in pairs:
+                    pair.add(piece, file)
+                progress()
+        return self._figures(versions, members, daily, pairs)
+
+    def _look(self, piece: Columns) -> None:
+        survey, fraud = self._survey, piece["label"] == FRAUD
+        n = len(fraud)
+        if not n:
+            return
+        for name in ["event_time", "value", "card", *self._names, *(f"d{i}" for i in range(len(self._versions)))]:
+            survey.frauds.setdefault(name, []).append(piece[name][fraud])
+        first, last = int(piece["event_time"].min()), int(piece["event_time"].max())
+        survey.first = first if survey.first is None else min(survey.first, first)
+        survey.last = last if survey.last is None else max(survey.last, last)
+        if not survey.rows:
+            self._first_day = int(piece["time"][0]) // DAY_MS
+        survey.rows += n
+        survey.labelled += int((piece["label"] != UNLABELLED).sum())
+
+    def _begin(self) -> tuple[list[_Version], list[_Member]]:
+        options, rows = self._options, self._survey.rows
+        keep = max((int(budget * rows) for budget in options.budgets), default=0)
+        fields = self._checked.spec.transaction.fields
+        sizes = {"label age": len(AGE_NAMES), "day": 1}
+        sizes |= {name: len(fields[name].values or ["no", "yes"]) + 1 for name in self._segments}
+        versions = []
+        for index in range(len(self._versions)):
+            fraud = self._survey.column(f"s{index}").astype(np.float64)
+            replicates = Replicates(fraud, options.replicates, len(options.budgets)) if options.replicates else None
+            versions.append(
+                _Version(
+                    Ranking(fraud, keep), Cells(1), [Cells(1) for _ in options.budgets],
+                    {name: Cells(size) for name, size in sizes.items()}, Reliability(), replicates,
+                )
+            )  # fmt: skip
+        members = [
+            _Member(Ranking(self._survey.column(f"m{i}").astype(np.float64), keep), [Cells(1) for _ in options.budgets])
+            for i in range(len(self._pool))
+        ]
+        return versions, members
+
+    def _set_thresholds(self, subjects: Sequence[_Version | _Member]) -> None:
+        for subject in subjects:
+            subject.thresholds = [
+                subject.ranking.threshold(int(budget * self._survey.rows)) for budget in self._options.budgets
+            ]
+
+    def _count(self, piece: Columns, versions: list[_Version], members: list[_Member]) -> None:
+        label, value, n = piece["label"], piece["value"], len(piece["label"])
+        fraud, everything = label == FRAUD, np.zeros(n, np.int64)
+        groups = self._group_columns(piece)
+        cards = None
+        if self._options.replicates:
+            cards = CardWeights(piece["card"], self._options.replicates, self._options.seed)
+        for index, version in enumerate(versions):
+            score, decision = piece[f"s{index}"], piece[f"d{index}"]
+            version.total.add(everything, label, decision, value)
+            inside = [score >= threshold for threshold in version.thresholds]
+            for cells, alert in zip(version.budgets, inside, strict=True):
+                cells.add(everything, label, alert.astype(np.int8), value)
+            for name, group in groups.items():
+                version.groups[name].grow(int(group.max(initial=0)) + 1)
+                version.groups[name].add(group, label, decision, value)
+            version.reliability.add(score, fraud)
+            if cards is not None and version.replicates is not None:
+                version.replicates.add(cards, score, fraud, decision > 0, value, inside)
+        for index, member in enumerate(members):
+            for cells, threshold in zip(member.budgets, member.thresholds, strict=True):
+                cells.add(everything, label, (piece[f"m{index}"] >= threshold).astype(np.int8), value)
+
+    def _group_columns(self, piece: Columns) -> dict[str, I64]:
+        age = (self._as_of - piece["event_time"]) / self._horizon
+        found: dict[str, I64] = {
+            "label age": np.searchsorted(np.array(_AGES), age, side="right").astype(np.int64),
+            "day": piece["time"] // DAY_MS - self._first_day,
+        }
+        for name in self._segments:
+            # Transactions without a value come last.
+            size = len(self._checked.spec.transaction.fields[name].values or ["no", "yes"])
+            codes = piece[f"segment_{name}"].astype(np.int64)
+            found[name] = np.where(codes < 0, size, codes)
+        return found
+
+    def _figures(
+        self, versions: list[_Version], members: list[_Member], daily: DailyCards, pairs: list[PairCounts]
+    ) -> Figures:
+        survey = self._survey
+        replicates = [v.replicates.figures() if v.replicates is not None else {} for v in versions]
+        results = [self._version(index, version, replicates[index], daily) for index, version in enumerate(versions)]
+        figures = [_compared(result) for result in results]
+        return Figures(
+            versions=results,
+            members=[self._member(index, member) for index, member in enumerate(members)],
+            candidates=[
+                pair.result(figures[0], figures[index], replicates[0], replicates[index])
+                for index, pair in enumerate(pairs, start=1)
+            ],
+            rows=survey.rows,
+            labelled=survey.labelled,
+            frauds=len(survey.column("value")),
+            first_event_time=survey.first,
+            last_event_time=survey.last,
+        )
+
+    def _version(self, index: int, version: _Version, replicates: dict[str, F64], daily: DailyCards) -> VersionResult:
+        ensemble, options, survey = self._versions[index], self._options, self._survey
+        manifest = ensemble.manifest
+        precision, auc = ranking_of_counts(version.ranking.frauds, version.ranking.genuine)
+        segmented = bool(self._checked.spec.policy.segments)
+        alerts = version.total.alerts(
+            0, review_cost=options.review_cost, threshold=None if segmented else manifest.thresholds.review
+        )
+        budgets = self._budgets(version)
+        cases = detection(
+            survey.column("card").astype(np.int64),
+            survey.column("event_time").astype(np.int64),
+            survey.column("value").astype(np.int64),
+            survey.column(f"d{index}") > 0,
+            options.case_gap_days,
+        )
+        return VersionResult(
+            ensemble=ensemble.name,
+            version=ensemble.version,
+            sha256=ensemble.digest,
+            members=ensemble.member_names,
+            formula=manifest.formula,
+            review=manifest.thresholds.review,
+            block=manifest.thresholds.block,
+            trained_until=manifest.training.last_event_time,
+            missing=version.ranking.missing,
+            average_precision=interval(precision, replicates.get("average_precision")),
+            roc_auc=interval(auc, replicates.get("roc_auc")),
+            alerts=alerts,
+            intervals={
+                name: interval(getattr(alerts, name), replicates.get(name))
+                for name in ("precision", "recall", "false_positive_rate", "value_caught")
+            },
+            budgets=budgets,
+            budget_recall=[
+                interval(found.recall, replicates.get(f"budget_recall_{i}")) for i, found in enumerate(budgets)
+            ],
+            calibration=version.reliability.result(),
+            card_precision=daily.result(index),
+            detection=cases,
+            groups=self._groups(version),
+        )
+
+    def _budgets(self, subject: _Version | _Member) -> list[Alerts]:
+        return [
+            cells.alerts(0, review_cost=self._options.review_cost, threshold=threshold, budget=budget)
+            for cells, threshold, budget in zip(subject.budgets, subject.thresholds, self._options.budgets, strict=True)
+        ]
+
+    def _groups(self, version: _Version) -> list[Group]:
+        found = []
+        for name, cells in version.groups.items():
+            for place in range(len(cells.rows)):
+                if cells.rows[place].any():
+                    alerts = cells.alerts(place, review_cost=self._options.review_cost)
+                    found.append(Group(name, self._value_name(name, place), alerts))
+        return found
+
+    def _value_name(self, dimension: str, place: int) -> str:
+        if dimension == "label age":
+            return AGE_NAMES[place]
+        if dimension == "day":
+            return str(np.datetime64(self._first_day + place, "D"))
+        values = self._checked.spec.transaction.fields[dimension].values or ["no", "yes"]
+        return values[place] if place < len(values) else "none"
+
+    def _member(self, index: int, member: _Member) -> MemberResult:
+        key, name = self._pool.keys[index], self._pool.names[index]
+        users = [v.version for v in self._versions if key in v.member_keys]
+        owner = next(v for v in self._versions if key in v.member_keys)
+        precision, auc = ranking_of_counts(member.ranking.frauds, member.ranking.genuine)
+        return MemberResult(
+            name=name,
+            format=owner.manifest.members[owner.member_keys.index(key)].format,
+            versions=users,
+            missing=member.ranking.missing,
+            average_precision=precision,
+            roc_auc=auc,
+            budgets=self._budgets(member),
+        )
+
+
+def _compared(result: VersionResult) -> dict[str, float | None]:
+    """The figures that a candidate is compared by, named as the replicates are."""
+    alerts = result.alerts
+    found = {
+        "average_precision": result.average_precision.value,
+        "roc_auc": result.roc_auc.value,
+        "precision": alerts.precision,
+        "recall": alerts.recall,
+        "false_positive_rate": alerts.false_positive_rate,
+        "alert_rate": alerts.alerts / alerts.transactions if alerts.transactions else None,
+        "value_caught": float(alerts.value_caught),
+    }
+    return found | {f"budget_recall_{i}": each.recall for i, each in enumerate(result.budgets)}
+
+
+def _without_duplicates(piece: Columns) -> Columns:
+    kept = ~piece["duplicate"]
+    if kept.all():
+        return piece
+    rows = np.flatnonzero(kept)
+    index = rows.tolist()
+    return {
+        name: [column[i] for i in index] if isinstance(column, list) else column[rows] for name, column in piece.items()
+    }

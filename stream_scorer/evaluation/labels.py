@@ -1,0 +1,146 @@
+"""Labels as known at a stated time: a label that was given later has no effect on features, order or outcomes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.records import Record
+from stream_scorer.serde.decoder import LabelDecoder, Labels
+from stream_scorer.serde.raw import RawRecords
+from stream_scorer.spec.model import CheckedSpec
+
+I64 = NDArray[np.int64]
+I8 = NDArray[np.int8]
+UNLABELLED, GENUINE, FRAUD = -1, 0, 1
+
+
+class _SourceOnly(Record, frozen=True):
+    source: str
+
+
+class KnownLabels:
+    """The labels by event, as known at `as_of` (epoch ms; None for all).
+
+    The last label of an event by (source rank, `labelled_at`, order of arrival) counts. Events are compared by the hash
+    of their id.
+
+    Attributes:
+        given: the number of labels until `as_of`. later: the number of labels that were given after it, which are
+            ignored. newest: the latest `labelled_at` until `as_of`, -1 without labels.
+    """
+
+    def __init__(self, checked: CheckedSpec, as_of: int | None) -> None:
+        self._decoder = LabelDecoder(checked)
+        self._rank = checked.spec.labels.source_rank
+        self._as_of = as_of
+        self._parts: list[tuple[I64, I64, I64, NDArray[np.bool_]]] = []
+        self._id_hash = np.zeros(0, np.int64)
+        self._labelled_at = np.zeros(0, np.int64)
+        self._fraud = np.zeros(0, np.bool_)
+        self.given, self.later, self.newest = 0, 0, -1
+
+    def add(self, records: RawRecords) -> tuple[Labels, int]:
+        """Add labels; return those that are known, and how many records of `records` they and rejected ones are."""
+        labels, rejected = self._decoder.decode(records.value, records.timestamp)
+        ranks = self._ranks(records, labels)
+        known = np.ones(len(labels), np.bool_) if self._as_of is None else labels.labelled_at <= self._as_of
+        self.later += int((~known).sum())
+        labels, ranks = select_labels(labels, np.flatnonzero(known)), ranks[known]
+        self._parts.append((labels.id_hash, ranks, labels.labelled_at, labels.fraud))
+        self.given += len(labels)
+        self.newest = max(self.newest, int(labels.labelled_at.max(initial=-1)))
+        return labels, len(labels) + len(rejected)
+
+    def complete(self) -> None:
+        """Find the label of each event that counts; call it once, after all labels were added."""
+        if not self._parts:
+            return
+        columns = zip(*self._parts, strict=True)
+        id_hash, ranks, labelled_at, fraud = (np.concatenate(parts) for parts in columns)
+        self._parts = []
+        order = np.lexsort((np.arange(len(id_hash)), labelled_at, ranks, id_hash))
+        last = np.ones(len(order), np.bool_)
+        last[:-1] = id_hash[order[1:]] != id_hash[order[:-1]]
+        kept = order[last]
+        self._id_hash, self._labelled_at, self._fraud = id_hash[kept], labelled_at[kept], fraud[kept]
+
+    @property
+    def as_of(self) -> int:
+        """The time whose labels count: the stated one, or that of the newest label."""
+        return self.newest if self._as_of is None else self._as_of
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the outcome of every labelled event."""
+        digest = hashlib.sha256(self._id_hash.tobytes())
+        digest.update(self._labelled_at.tobytes())
+        digest.update(self._fraud.tobytes())
+        return digest.hexdigest()
+
+    def of(self, id_hash: I64) -> tuple[I8, I64]:
+        """For events (n,): `FRAUD`, `GENUINE` or `UNLABELLED` (n,) int8, and when that was given (n,), -1 without."""
+        label, given = np.full(len(id_hash), UNLABELLED, np.int8), np.full(len(id_hash), -1, np.int64)
+        if len(self._id_hash):
+            place = np.minimum(np.searchsorted(self._id_hash, id_hash), len(self._id_hash) - 1)
+            found = self._id_hash[place] == id_hash
+            label[found] = self._fraud[place[found]]
+            given[found] = self._labelled_at[place[found]]
+        return label, given
+
+    def _ranks(self, records: RawRecords, labels: Labels) -> I64:
+        if not self._rank:
+            return np.zeros(len(labels), np.int64)
+        source = msgspec.json.Decoder(_SourceOnly).decode
+        ranks = [self._rank.get(source(records.value[row] or b"").source, 0) for row in labels.row.tolist()]
+        return np.array(ranks, np.int64)
+
+
+def select_labels(labels: Labels, rows: I64) -> Labels:
+    """The labels at `rows` (k,), in that order."""
+    if len(rows) == len(labels):
+        return labels
+    index = rows.tolist()
+    return Labels(
+        row=labels.row[rows],
+        event_id=[labels.event_id[i] for i in index],
+        id_hash=labels.id_hash[rows],
+        event_time=labels.event_time[rows],
+        labelled_at=labels.labelled_at[rows],
+        fraud=labels.fraud[rows],
+        entity_ids={name: [ids[i] for i in index] for name, ids in labels.entity_ids.items()},
+    )
+
+
+def slice_labels(labels: Labels, low: int, high: int) -> Labels:
+    """The labels ``[low, high)``."""
+    return Labels(
+        row=labels.row[low:high],
+        event_id=labels.event_id[low:high],
+        id_hash=labels.id_hash[low:high],
+        event_time=labels.event_time[low:high],
+        labelled_at=labels.labelled_at[low:high],
+        fraud=labels.fraud[low:high],
+        entity_ids={name: ids[low:high] for name, ids in labels.entity_ids.items()},
+    )
+
+
+def join_labels(parts: Iterable[Labels]) -> Labels | None:
+    """All labels of `parts`, in order; None without any part."""
+    found = list(parts)
+    if not found:
+        return None
+    first = found[0]
+    return Labels(
+        row=np.concatenate([part.row for part in found]),
+        event_id=[event_id for part in found for event_id in part.event_id],
+        id_hash=np.concatenate([part.id_hash for part in found]),
+        event_time=np.concatenate([part.event_time for part in found]),
+        labelled_at=np.concatenate([part.labelled_at for part in found]),
+        fraud=np.concatenate([part.fraud for part in found]),
+        entity_ids={name: [i for part in found for i in part.entity_ids[name]] for name in first.entity_ids},
+    )

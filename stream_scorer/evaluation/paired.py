@@ -1,0 +1,180 @@
+"""A candidate against the champion on the same transactions: which decisions changed, and which part moved them.
+
+A part of the candidate (the output or the weight of a member, or both, or the policy) moves a decision if the decision
+goes back to the champion's when only this part is as in the champion (`ensemble.pair`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
+from stream_scorer.ensemble.lineup import MemberPool
+from stream_scorer.ensemble.pair import PairPlan
+from stream_scorer.evaluation.bootstrap import interval
+from stream_scorer.evaluation.labels import FRAUD, GENUINE, UNLABELLED
+from stream_scorer.evaluation.result import Interval, Moved, PairResult, Sides
+from stream_scorer.evaluation.store import Columns
+from stream_scorer.parquet import import_pyarrow
+from stream_scorer.records import DECISIONS
+
+F64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+POLICY, SEVERAL = "policy", "several"
+
+
+class ChangeFile:
+    """``changes.parquet``: one row per candidate and transaction whose decision changed. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        pa, pq = import_pyarrow("replay")
+        self._pa = pa
+        text, whole, number = pa.string(), pa.int64(), pa.float64()
+        names = ["event_id", "candidate", "event_time", "value", "label", "champion_decision", "candidate_decision",
+                 "champion_score", "candidate_score", "moved_by"]  # fmt: skip
+        types = [text, text, whole, whole, text, text, text, number, number, text]
+        self._schema = pa.schema(list(zip(names, types, strict=True)))
+        self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
+
+    def add(self, columns: Columns) -> None:
+        """Append rows."""
+        self._file.write_table(self._pa.table(columns, schema=self._schema))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class PairCounts:
+    """Counts for the candidate at `index` of the versions of `pool`; the champion is at 0."""
+
+    def __init__(self, champion: Ensemble, candidate: Ensemble, index: int, pool: MemberPool) -> None:
+        self._champion, self._candidate, self._index, self._pool = champion, candidate, index, pool
+        self._plan = PairPlan.between(candidate.manifest, champion.manifest)
+        # By label, by alert of the champion, by alert of the candidate.
+        self._sides = np.zeros((3, 2, 2), np.int64)
+        self._cards: list[tuple[NDArray[np.int64], NDArray[np.int8], Bools]] = []
+        self._moved = np.zeros((len(self._plan.subjects) + 1, 2), np.int64)
+        self._unexplained = 0
+
+    def add(self, piece: Columns, changes: ChangeFile | None) -> None:
+        """Add the transactions of a piece, without duplicates."""
+        before, after = piece["d0"] > 0, piece[f"d{self._index}"] > 0
+        np.add.at(self._sides, (piece["label"] - UNLABELLED, before.astype(np.intp), after.astype(np.intp)), 1)
+        rows = np.flatnonzero(before != after)
+        if not len(rows):
+            return
+        gained = after[rows]
+        self._cards.append((piece["card"][rows], piece["label"][rows], gained))
+        names = self._attribute(piece, rows, gained)
+        if changes is not None:
+            changes.add(self._changes(piece, rows, names))
+
+    def _attribute(self, piece: Columns, rows: NDArray[np.int64], gained: Bools) -> list[str]:
+        """Count which parts move the changed decisions; return one of them for each."""
+        outputs = [MemberOutput(np.ascontiguousarray(piece[f"m{i}"][rows]), "", 0.0) for i in range(len(self._pool))]
+        mine = self._candidate.combine(self._pool.outputs_of(self._index, outputs))
+        theirs = self._champion.combine(self._pool.outputs_of(0, outputs))
+        review = np.full(len(rows), self._candidate.manifest.thresholds.review)
+        champion_review = np.full(len(rows), self._champion.manifest.thresholds.review)
+        if "rule_review" in piece:
+            rule = piece["rule_review"][rows]
+            review, champion_review = (
+                np.where(np.isnan(rule), review, rule),
+                np.where(np.isnan(rule), champion_review, rule),
+            )
+        columns = self._plan.theirs(theirs.member_scores, mine.member_scores.shape[1])
+        scores = self._candidate.what_if(mine.member_scores, columns, self._plan.scenarios)
+        back = (scores >= review[:, None]) != gained[:, None]
+        # Of the same z, as the policy of the champion decides.
+        policy = (self._champion.finish(mine.z) >= champion_review) != gained
+        if not self._plan.policy:
+            policy[:] = False
+        back = np.column_stack([back, policy])
+        self._moved += np.stack([back[gained].sum(axis=0), back[~gained].sum(axis=0)], axis=1)
+        self._unexplained += int((~back.any(axis=1)).sum())
+        return self._causes(np.column_stack([scores, mine.score]), back, gained)
+
+    def _causes(self, scores: F64, back: Bools, gained: Bools) -> list[str]:
+        """Per changed decision, the member whose part moves its score the furthest, the policy, or several parts."""
+        members = back[:, :-1]
+        distance = np.where(gained[:, None], -scores[:, :-1], scores[:, :-1])
+        distance = np.where(members, distance, -np.inf)
+        names = [self._plan.members[at].name for at, _ in self._plan.subjects]
+        best = distance.argmax(axis=1) if members.shape[1] else np.zeros(len(back), np.intp)
+        found = []
+        for row in range(len(back)):
+            if members[row].any():
+                found.append(names[int(best[row])])
+            else:
+                found.append(POLICY if back[row, -1] else SEVERAL)
+        return found
+
+    def _changes(self, piece: Columns, rows: NDArray[np.int64], names: list[str]) -> Columns:
+        labels = {FRAUD: "fraud", GENUINE: "genuine", UNLABELLED: None}
+        i = self._index
+        return {
+            "event_id": [piece["event_id"][row] for row in rows.tolist()],
+            "candidate": [self._candidate.version] * len(rows),
+            "event_time": piece["event_time"][rows],
+            "value": piece["value"][rows],
+            "label": [labels[label] for label in piece["label"][rows].tolist()],
+            "champion_decision": [DECISIONS[d] for d in piece["d0"][rows].tolist()],
+            "candidate_decision": [DECISIONS[d] for d in piece[f"d{i}"][rows].tolist()],
+            "champion_score": piece["s0"][rows],
+            "candidate_score": piece[f"s{i}"][rows],
+            "moved_by": names,
+        }
+
+    def result(
+        self,
+        champion: dict[str, float | None],
+        candidate: dict[str, float | None],
+        champion_replicates: dict[str, F64],
+        candidate_replicates: dict[str, F64],
+    ) -> PairResult:
+        """The result, from the figures of both versions and their paired replicates."""
+        differences: dict[str, Interval] = {}
+        for name, value in candidate.items():
+            before = champion.get(name)
+            change = None if value is None or before is None else value - before
+            replicates = (
+                candidate_replicates[name] - champion_replicates[name] if name in candidate_replicates else None
+            )
+            differences[name] = interval(change, replicates)
+        subjects = [(self._plan.members[at].name, what) for at, what in self._plan.subjects]
+        if self._plan.policy:
+            subjects.append((POLICY, POLICY))
+        moved = [
+            Moved(name, what, int(gained), int(lost))
+            for (name, what), (gained, lost) in zip(subjects, self._moved.tolist(), strict=False)
+        ]
+        return PairResult(
+            champion=self._champion.version,
+            candidate=self._candidate.version,
+            all=self._of(self._sides.sum(axis=0), None),
+            frauds=self._of(self._sides[FRAUD - UNLABELLED], FRAUD),
+            genuine=self._of(self._sides[GENUINE - UNLABELLED], GENUINE),
+            unlabelled=self._of(self._sides[0], UNLABELLED),
+            differences=differences,
+            moved=sorted(moved, key=lambda each: -(each.gained + each.lost)),
+            unexplained=self._unexplained,
+        )
+
+    def _of(self, sides: NDArray[np.int64], label: int | None) -> Sides:
+        cards: list[Any] = [[], []]
+        for card, labels, gained in self._cards:
+            mine = np.ones(len(card), np.bool_) if label is None else labels == label
+            for side in range(2):
+                cards[side].append(card[mine & (gained if side == 0 else ~gained)])
+        counts = [len(np.unique(np.concatenate(each))) if each else 0 for each in cards]
+        return Sides(int(sides[1, 1]), int(sides[0, 1]), int(sides[1, 0]), int(sides[0, 0]), counts[0], counts[1])

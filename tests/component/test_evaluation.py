@@ -1,0 +1,345 @@
+"""Evaluation: one result whatever the batches and interruptions, labels as of a time, figures as scikit-learn's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn import metrics
+
+from stream_scorer.clock import SystemClock
+from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import Input, NoCalibrator, Platt, Thresholds, Training
+from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
+from stream_scorer.errors import UsageError
+from stream_scorer.evaluation import scoring
+from stream_scorer.evaluation.job import evaluate
+from stream_scorer.evaluation.options import Options
+from stream_scorer.evaluation.result import Evaluation
+from stream_scorer.evaluation.sources import Source, from_files
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.records import LineageRow, Score
+from stream_scorer.replay.pieces import Range
+from stream_scorer.replay.run import Replay
+from stream_scorer.replay.sources import from_files as replay_files
+from stream_scorer.spec import CheckedSpec, parse_spec
+
+SPEC_TEXT = """
+name: small
+version: 1
+transaction:
+  id: id
+  time: at
+  value: amount
+  fields:
+    id: {type: string}
+    at: {type: time}
+    amount: {type: integer, max: 1000}
+    who: {type: string}
+    where: {type: string, optional: true}
+    channel: {type: category, values: [web, shop], optional: true}
+entities: {who: {field: who}, where: {field: where}}
+partition_entity: who
+views:
+  - {name: who, entity: who, windows: [20ms, 90ms], aggregates: [count, mean]}
+  - {name: risk, entity: where, windows: [30ms, 60ms], delay: 5ms, aggregates: [count, label_rate]}
+derived: [{name: ratio, function: ratio, of: [amount, who.mean_90ms]}]
+policy: {version: p, review: 0.3, block: 0.6}
+labels: {horizon: 1s, source_rank: {analyst: 1, bank: 2}}
+limits: {row_entries: 16}
+"""
+TOPICS = Topics()
+LAST = 1_000 + 2 * 1_200
+
+
+@pytest.fixture(scope="module")
+def checked() -> CheckedSpec:
+    return parse_spec(SPEC_TEXT)
+
+
+@pytest.fixture(scope="module")
+def versions(checked: CheckedSpec, tmp_path_factory: pytest.TempPathFactory) -> list[Ensemble]:
+    """Two versions: member `one` is the same, `two` is another model, and `three` only belongs to the second one."""
+    folder = tmp_path_factory.mktemp("versions")
+    return [
+        ensemble(folder, checked, "1", {"one": 1, "two": 2}),
+        ensemble(folder, checked, "2", {"one": 1, "two": 4, "three": 3}),
+    ]
+
+
+def ensemble(folder: Path, checked: CheckedSpec, version: str, members: dict[str, int]) -> Ensemble:
+    k, drafts = len(checked.features), []
+    for name, seed in members.items():
+        rng = np.random.default_rng(seed)
+        layer = Layer(rng.normal(0, 0.7, (k, 1)).tolist(), [-0.5], "logistic")
+        inputs = [Input(impute=1.0, low=0.0, high=500.0, scale=100.0 if "mean" in f else 2.0) for f in checked.features]
+        drafts.append(
+            Draft(name, "dense-json", encode_dense(Dense([layer])), checked.features, inputs, NoCalibrator(), 0.5)
+        )
+    outline = Outline(
+        "small", 1, "small", checked.sha256, checked.feature_hash, checked.features, Platt(1.0, 0.0),
+        Thresholds("p", 0.3, 0.6), 0.5, Training(0, 1, 2, 1, "run", "0" * 64, {}),
+    )  # fmt: skip
+    rows = np.abs(np.random.default_rng(9).normal(1.0, 2.0, (100, k)))
+    compose_ensemble(folder / version, outline, drafts, rows)
+    return Ensemble.load(folder / version, version=version)
+
+
+def write_history(folder: Path, n: int = 1_200, seed: int = 1) -> tuple[Path, Path]:
+    """Transactions with late ones, copies and rejected ones; labels, some late, some changed. As Parquet files."""
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    labels: list[tuple[int, dict[str, Any]]] = []
+    for i in range(n):
+        at = 1_000 + 2 * i - int(rng.integers(0, 12) * (rng.random() < 0.2))
+        row = {
+            "id": f"e{i}", "at": at, "amount": int(rng.integers(1, 500)), "who": f"c{rng.integers(0, 40)}",
+            "where": f"t{rng.integers(0, 6)}" if rng.random() < 0.9 else None,
+            "channel": str(rng.choice(["web", "shop"])) if rng.random() < 0.9 else None,
+        }  # fmt: skip
+        rows.append(row)
+        if rng.random() < 0.05:
+            rows.append(dict(row))
+        if rng.random() < 0.01:
+            rows.append(dict(row) | {"id": f"bad{i}", "amount": 5_000})
+        for source in ("analyst", "bank"):
+            if rng.random() < 0.3:
+                given = at + int(rng.integers(1, 400))
+                label = {
+                    "event_id": f"e{i}", "event_time": at, "label": str(rng.choice(["fraud", "genuine"], p=[0.3, 0.7])),
+                    "labelled_at": given, "source": source, "who": row["who"], "where": row["where"],
+                }  # fmt: skip
+                labels.append((given + int(rng.integers(0, 30) * (rng.random() < 0.1)), label))
+    labels.sort(key=lambda each: each[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
+    pq.write_table(pa.Table.from_pylist([label for _, label in labels]), folder / "l.parquet")
+    return folder / "t.parquet", folder / "l.parquet"
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_history(tmp_path_factory.mktemp("history"))
+
+
+def source(
+    history: tuple[Path, Path], checked: CheckedSpec, *, as_of: int | None = None, scored: Range | None = None,
+    warm: bool = False,
+) -> Source:  # fmt: skip
+    return from_files(*history, TOPICS, checked, scored or Range(), as_of, warm=warm)
+
+
+def run(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: Sequence[Ensemble], out: Path, *,
+    as_of: int | None = None, rows: int = 300, scored: Range | None = None, warm: bool = False, replicates: int = 20,
+) -> Evaluation:  # fmt: skip
+    options = Options(
+        budgets=(0.02, 0.1), cards_per_day=[5], review_cost=3, replicates=replicates, rows=rows, piece_rows=400
+    )
+    given = source(history, checked, as_of=as_of, scored=scored, warm=warm)
+    return evaluate(given, checked, versions, options, out, SystemClock())
+
+
+def table(out: Path) -> dict[str, Any]:
+    found = pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("piece-*.parquet"))])
+    return {name: found.column(name).to_numpy(zero_copy_only=False) for name in found.column_names}
+
+
+@pytest.fixture(scope="module")
+def whole(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Evaluation:  # fmt: skip
+    return run(history, checked, versions, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("rows", [1, 17, 4_096])
+def test_the_same_digests_whatever_the_batch_size(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path,
+    rows: int,
+) -> None:  # fmt: skip
+    again = run(history, checked, versions, tmp_path, rows=rows, replicates=0)
+    assert again.digests == whole.digests
+    assert whole.transactions > 1_000
+    assert whole.duplicates > 30
+    assert whole.refused > 3
+    assert whole.frauds > 100
+
+
+def test_scores_are_those_of_a_replay(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation
+) -> None:
+    replayed: list[tuple[str, float | None]] = []
+    decode = msgspec.json.Decoder(Score).decode
+
+    def keep(score: bytes, _contribution: bytes, _row: LineageRow) -> None:
+        found = decode(score)
+        replayed.append((found.event_id, found.score))
+
+    given = replay_files(*history, TOPICS, checked, Range(), 64, warm=False)
+    Replay(checked, versions[0], TOPICS, SystemClock(), start=given.start, emit=keep).run(given.pieces)
+    found = table(Path(whole.out))
+    assert list(zip(found["event_id"].tolist(), found["s0"].tolist(), strict=True)) == replayed
+
+
+def test_parquet_and_json_lines_give_the_same_digests(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path
+) -> None:
+    paths = []
+    for path in history:
+        lines = [json.dumps({k: v for k, v in row.items() if v is not None}) for row in pq.read_table(path).to_pylist()]
+        paths.append(tmp_path / f"{path.stem}.jsonl")
+        paths[-1].write_text("\n".join(lines) + "\n")
+    again = run((paths[0], paths[1]), checked, versions, tmp_path / "out", replicates=0)
+    assert again.digests == whole.digests
+    assert again.refused == whole.refused
+
+
+def test_a_later_label_changes_nothing_until_it_counts(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    middle = 2_500
+    labels = pq.read_table(history[1]).to_pylist()
+    changed = [
+        row | {"label": "genuine" if row["label"] == "fraud" else "fraud"} if row["labelled_at"] > middle else row
+        for row in labels
+    ]
+    later = [row for row in labels if row["labelled_at"] > middle]
+    assert len(later) > 50
+    pq.write_table(pa.Table.from_pylist(changed), tmp_path / "changed.parquet")
+    other = history[0], tmp_path / "changed.parquet"
+    before = run(history, checked, versions, tmp_path / "a", as_of=middle, replicates=0)
+    after = run(other, checked, versions, tmp_path / "b", as_of=middle, rows=31, replicates=0)
+    assert after.digests == before.digests
+    assert after.labels_later == len(later)
+    assert run(other, checked, versions, tmp_path / "c", replicates=0).digests != before.digests
+    late = run(history, checked, versions, tmp_path / "d", as_of=LAST * 2, replicates=0)
+    assert late.digests != before.digests
+    assert late.labels_later == 0
+
+
+def test_a_killed_evaluation_continues_with_the_same_digests(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Killed(BaseException):
+        pass
+
+    process = scoring.Pass._process
+    calls = 0
+
+    def dies(self: Any, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 40:
+            raise Killed
+        process(self, *arguments)
+
+    monkeypatch.setattr(scoring.Pass, "_process", dies)
+    with pytest.raises(Killed):
+        run(history, checked, versions, tmp_path, rows=23, replicates=0)
+    monkeypatch.undo()
+    resumed = run(history, checked, versions, tmp_path, rows=57, replicates=0)
+    assert resumed.resumed == 800
+    assert resumed.digests == whole.digests
+    assert (resumed.refused, resumed.duplicates) == (whole.refused, whole.duplicates)
+    again = run(history, checked, versions, tmp_path, replicates=0)
+    assert again.resumed == len(table(tmp_path)["event_id"])
+    assert again.digests == whole.digests
+    assert run(history, checked, versions[:1], tmp_path, replicates=0).resumed == 0
+
+
+def test_figures_are_those_of_scikit_learn(whole: Evaluation) -> None:
+    found = table(Path(whole.out))
+    kept = ~found["duplicate"]
+    fraud, value = found["label"][kept] == 1, found["value"][kept]
+    for index, version in enumerate(whole.versions):
+        score, alert = found[f"s{index}"][kept], found[f"d{index}"][kept] > 0
+        assert version.average_precision.value == pytest.approx(metrics.average_precision_score(fraud, score))
+        assert version.roc_auc.value == pytest.approx(metrics.roc_auc_score(fraud, score))
+        assert version.calibration.brier == pytest.approx(metrics.brier_score_loss(fraud, score))
+        assert version.alerts.precision == pytest.approx(metrics.precision_score(fraud, alert))
+        assert version.alerts.recall == pytest.approx(metrics.recall_score(fraud, alert))
+        assert version.alerts.value_caught == int(value[fraud & alert].sum())
+        assert version.alerts.value_lost == int(value[fraud & ~alert].sum())
+        assert version.alerts.review_cost == 3 * int((found[f"d{index}"][kept] == 1).sum())
+        unlabelled = found["label"][kept] == -1
+        assert version.alerts.false_positive_rate == pytest.approx((alert & ~fraud).sum() / (~fraud).sum())
+        low = (alert & ~fraud & ~unlabelled).sum() / (~fraud).sum()
+        assert version.alerts.false_positive_rate_low == pytest.approx(low)
+        for budget in version.budgets:
+            wanted = int((budget.budget or 0) * len(score))
+            threshold = np.sort(score)[-wanted]
+            assert budget.threshold == threshold
+            assert budget.alerts == int((score >= threshold).sum())
+            assert budget.caught == int((fraud & (score >= threshold)).sum())
+        for interval in (version.average_precision, version.roc_auc, *version.intervals.values()):
+            assert interval.low is not None
+            assert interval.high is not None
+            assert interval.low < interval.high
+        for dimension in ("day", "label age", "channel"):
+            groups = [group for group in version.groups if group.dimension == dimension]
+            assert sum(group.alerts.alerts for group in groups) == version.alerts.alerts
+    for index, member in enumerate(whole.members):
+        score = found[f"m{index}"][kept]
+        assert member.average_precision == pytest.approx(metrics.average_precision_score(fraud, score))
+    assert [member.versions for member in whole.members] == [["1", "2"], ["1"], ["2"], ["2"]]
+
+
+def test_a_candidate_is_compared_on_the_same_transactions(whole: Evaluation) -> None:
+    found = table(Path(whole.out))
+    kept = ~found["duplicate"]
+    before, after = found["d0"][kept] > 0, found["d1"][kept] > 0
+    (pair,) = whole.candidates
+    assert (pair.all.only_candidate, pair.all.only_champion) == (
+        int((after & ~before).sum()), int((before & ~after).sum()),
+    )  # fmt: skip
+    assert pair.all.cards_gained == len(set(found["card"][kept][after & ~before].tolist()))
+    changes = pq.read_table(Path(whole.out) / "changes.parquet").to_pylist()
+    assert len(changes) == int((after != before).sum())
+    assert {row["event_id"] for row in changes} == set(found["event_id"][kept][after != before].tolist())
+    assert {moved.member for moved in pair.moved} == {"two", "three"}
+    named = [row["moved_by"] for row in changes]
+    assert named.count("several") == pair.unexplained < len(named)
+    change = pair.differences["recall"]
+    fraud = found["label"][kept] == 1
+    assert change.value == pytest.approx(after[fraud].mean() - before[fraud].mean())
+
+
+def test_a_range_with_and_without_earlier_records(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path
+) -> None:
+    scored = Range(time_start=2_000, time_end=2_600)
+    warm = run(history, checked, versions, tmp_path / "warm", scored=scored, warm=True, replicates=0)
+    cold = run(history, checked, versions, tmp_path / "cold", scored=scored, rows=7, replicates=0)
+    everything = table(Path(whole.out))
+    score_of = dict(zip(everything["event_id"], everything["s1"], strict=True))
+    found, alone = table(tmp_path / "warm"), table(tmp_path / "cold")
+    assert len(found["event_id"]) > 250
+    assert found["event_id"].tolist() == alone["event_id"].tolist()
+    assert warm.warmed > 400
+    assert cold.warmed == 0
+    copies = found["duplicate"]
+    assert [score_of[e] for e in found["event_id"][~copies]] == found["s1"][~copies].tolist()
+    assert cold.digests.scores != warm.digests.scores
+
+
+def test_errors_of_the_user(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="occurs twice"):
+        run(history, checked, [versions[0], versions[0]], tmp_path)
+    with pytest.raises(UsageError, match="no file"):
+        source((tmp_path / "absent.parquet", history[1]), checked)
+    with pytest.raises(UsageError, match="not a field"):
+        Options(segments=("who",)).segments_of(checked)
+    with pytest.raises(UsageError, match="budget"):
+        Options(budgets=(1.5,))
