@@ -66,16 +66,20 @@ class Batches:
         self._given: dict[str, Counter[str]] = {name: Counter() for name in self._entities}
         self._rows, self._piece_rows, self._skip = rows, piece_rows, skip
         self._transactions = self._labels = self._scored = 0
+        # Records, and refused ones, that no batch has counted yet.
+        self.uncounted = (0, 0)
 
     def of(self, runs: Iterable[ColumnRun]) -> Iterator[Batch]:
-        """The batches of `runs`, in order."""
+        """The batches of `runs`, in order. The first batch of a run counts its records."""
         for run in runs:
-            records, refused = run.records, run.refused
+            if self._transactions >= self._skip:
+                records, refused = self.uncounted
+                self.uncounted = records + run.records, refused + run.refused
             for low, high, first, last in self._cuts(run):
                 batch = self._batch(run, (low, high), (first, last))
                 if batch is not None:
-                    batch.records, batch.refused = records, refused
-                    records = refused = 0
+                    batch.records, batch.refused = self.uncounted
+                    self.uncounted = 0, 0
                     yield batch
 
     def _batch(self, run: ColumnRun, rows: tuple[int, int], labels: tuple[int, int]) -> Batch | None:

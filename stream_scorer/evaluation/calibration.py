@@ -39,7 +39,7 @@ class Reliability:
         total = int(self._rows.sum())
         bins = [
             CalibrationBin(
-                float(EDGES[i]), float(EDGES[i + 1]), rows, self._score[i] / rows if rows else None,
+                float(EDGES[i]), float(EDGES[i + 1]), rows, float(self._score[i]) / rows if rows else None,
                 int(self._frauds[i]) / rows if rows else None,
             )
             for i, rows in enumerate(self._rows.tolist())

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,6 +104,11 @@ class Pass:
             if on_progress is not None:
                 on_progress(self.counts.records)
         self._finish(piece, rows, position)
+        records, refused = batches.uncounted
+        counts = self.counts
+        self.counts = msgspec.structs.replace(
+            counts, records=counts.records + records, refused=counts.refused + refused
+        )
         store.finish(self.counts)
         return self.counts
 

@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from sklearn import metrics
 
+from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
@@ -161,7 +163,7 @@ def whole(
     return run(history, checked, versions, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("rows", [1, 17, 4_096])
+@pytest.mark.parametrize("rows", [5, 4_096])
 def test_the_same_digests_whatever_the_batch_size(
     history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path,
     rows: int,
@@ -233,19 +235,23 @@ def test_a_killed_evaluation_continues_with_the_same_digests(
     class Killed(BaseException):
         pass
 
+    class Frozen(SystemClock):
+        """Saving takes no time, so every piece is saved."""
+
+        def monotonic(self) -> float:
+            return 0.0
+
     process = scoring.Pass._process
-    calls = 0
 
     def dies(self: Any, *arguments: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 40:
+        if self.counts.scored > 1_000:
             raise Killed
         process(self, *arguments)
 
     monkeypatch.setattr(scoring.Pass, "_process", dies)
+    options = Options(budgets=(0.02, 0.1), cards_per_day=[5], review_cost=3, replicates=0, rows=230, piece_rows=400)
     with pytest.raises(Killed):
-        run(history, checked, versions, tmp_path, rows=23, replicates=0)
+        evaluate(source(history, checked), checked, versions, options, tmp_path, Frozen())
     monkeypatch.undo()
     resumed = run(history, checked, versions, tmp_path, rows=57, replicates=0)
     assert resumed.resumed == 800
@@ -330,6 +336,26 @@ def test_a_range_with_and_without_earlier_records(
     copies = found["duplicate"]
     assert [score_of[e] for e in found["event_id"][~copies]] == found["s1"][~copies].tolist()
     assert cold.digests.scores != warm.digests.scores
+
+
+def test_the_command(history: tuple[Path, Path], versions: list[Ensemble], whole: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(SPEC_TEXT)
+    folders = [str(path) for path in sorted(Path(whole.out).parent.glob("versions0/*"))]
+    arguments = ["evaluate", folders[1], "--ensemble", folders[0], "--spec", str(tmp_path / "spec.yaml"),
+                 "--transactions", str(history[0]), "--labels", str(history[1]), "--out", str(tmp_path / "out"),
+                 "--budgets", "0.02,0.1", "--replicates", "0"]  # fmt: skip
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert f"{whole.transactions:,} transactions" in shown.output
+    assert "ensembles against their members" in shown.output
+    found = CliRunner().invoke(cli, [*arguments, "--json"])
+    assert found.exit_code == 0, found.exception
+    result = msgspec.json.decode(found.stdout, type=Evaluation)
+    assert [v.alerts for v in result.versions] != []
+    assert result.resumed == whole.transactions + whole.duplicates
+    assert result.versions[0].roc_auc.value == whole.versions[0].roc_auc.value
+    wrong = CliRunner().invoke(cli, [*arguments, "--budgets", "some"])
+    assert wrong.exit_code == 2
 
 
 def test_errors_of_the_user(
