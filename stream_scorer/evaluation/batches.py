@@ -161,7 +161,8 @@ class Batches:
         """The first of the `risky` labels that shares an entity with a transaction between `low` and it."""
         seen: dict[str, set[str | None]] = {name: set() for name in self._entities}
         at = low
-        for label in risky.tolist():
+        order: list[int] = risky.tolist()
+        for label in order:
             stop = int(run.before[label])
             for name in self._entities:
                 seen[name].update(run.transactions.entity_ids[name][at:stop])

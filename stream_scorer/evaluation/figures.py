@@ -120,11 +120,12 @@ class Accumulator:
             self._look(_without_duplicates(piece))
             progress()
         versions, members = self._begin()
+        rankings = [each.ranking for each in versions] + [each.ranking for each in members]
         for piece in self._store.read(["duplicate", "label", *self._names]):
             piece = _without_duplicates(piece)
             fraud = piece["label"] == FRAUD
-            for name, each in zip(self._names, [*versions, *members], strict=True):
-                each.ranking.add(piece[name], fraud)
+            for name, ranking in zip(self._names, rankings, strict=True):
+                ranking.add(piece[name], fraud)
             progress()
         self._set_thresholds([*versions, *members])
         daily = DailyCards(len(versions), self._options.cards_per_day)
@@ -257,7 +258,7 @@ class Accumulator:
             survey.column("card").astype(np.int64),
             survey.column("event_time").astype(np.int64),
             survey.column("value").astype(np.int64),
-            survey.column(f"d{index}") > 0,
+            survey.column(f"d{index}").astype(np.int8) > 0,
             options.case_gap_days,
         )
         return VersionResult(

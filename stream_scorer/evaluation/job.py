@@ -57,7 +57,8 @@ def evaluate(
         out / CHANGES, lambda done, total: progress("computing figures", done, total)
     )
     ended = clock.monotonic()
-    digests = [store.digest(part) for part in ("features", "scores", "outcomes")]
+    features, scores, outcomes = (store.digest(part) for part in ("features", "scores", "outcomes"))
+    everything = hashlib.sha256((features + scores + outcomes).encode()).hexdigest()
     return Evaluation(
         spec=checked.spec.name,
         spec_sha256=checked.sha256,
@@ -78,7 +79,7 @@ def evaluate(
         review_cost=options.review_cost,
         replicates=options.replicates,
         piece_rows=options.piece_rows,
-        digests=Digests(*digests, hashlib.sha256("".join(digests).encode()).hexdigest()),
+        digests=Digests(features, scores, outcomes, everything),
         versions=figures.versions,
         members=figures.members,
         candidates=figures.candidates,
