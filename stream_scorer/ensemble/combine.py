@@ -47,6 +47,8 @@ _TRIM_SLACK = 1e-9
 _MEAN, _MEDIAN, _TRIMMED, _STACKING = range(4)
 _ENUMERATED = (_MEDIAN, _TRIMMED)
 _LOGIT, _PROBABILITY, _RANK = range(len(LINKS))
+# Where counts begin. With the literal 0, numba compiles the functions that they are passed to twice.
+_ZERO = np.int64(0)
 
 
 class Voter(Protocol):
@@ -282,7 +284,7 @@ def _combine(raw, calibrators, final, weights, baselines, quorum, link, how):  #
         total += weights[j]
         weighted += weights[j] > 0.0
     for i in range(rows):
-        present, k = 0.0, 0
+        present, k = 0.0, _ZERO
         for j in range(members):
             p = calibrate_one(raw[i, j], kinds[j], starts[j], starts[j + 1], first, second)
             scores[i, j] = p
@@ -323,7 +325,7 @@ def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[
     out = np.empty((rows, members), np.float64)
     linked = np.empty(members, np.float64)
     values, ordered, used = np.empty(members), np.empty(members), np.empty(members, np.int64)
-    weighted = 0
+    weighted = _ZERO
     for j in range(members):
         weighted += weights[j] > 0.0
     for i in range(rows):
@@ -333,7 +335,7 @@ def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[
             if math.isnan(score[i]) or math.isnan(member_scores[i, left]):
                 out[i, left] = score[i]
                 continue
-            k = 0
+            k = _ZERO
             for j in range(members):
                 if j != left and weights[j] > 0.0 and not math.isnan(linked[j]):
                     values[k], used[k] = linked[j], j
@@ -359,7 +361,7 @@ def _what_if(member_scores, theirs, swap, weights, coefficients, final, link, ru
             same = theirs[i, j] == member_scores[i, j]
             other[j] = mine[j] if same else _link_one(theirs[i, j], j, link)
         for s in range(swap.shape[0]):
-            k, weighted = 0, 0
+            k, weighted = _ZERO, _ZERO
             for j in range(members):
                 value = other[j] if swap[s, j] else mine[j]
                 weighted += weights[s, j] > 0.0

@@ -332,7 +332,7 @@ def _spread(time: I64, value: I64, count: int, low: int, high: int, parts: I64) 
     if seen == 0:
         return 0, least, greatest, 0.0
     mean = total // seen
-    parts[:] = 0
+    parts[0] = parts[1] = parts[2] = 0
     for h in range(count):
         if low < time[h] <= high:
             _add_square(parts, value[h] - mean)

@@ -81,10 +81,10 @@ def _folded(entries: I64, limit: int, pane_ms: I64, edge: I64) -> I64:
             before it are dropped.
     """
     k = entries.shape[0]
-    old, panes, labels = _old_entries(entries, limit)
-    olds = np.sum(old)
+    old, olds, panes, labels = _old_entries(entries, limit)
     out = np.empty((1 + panes + olds * pane_ms.shape[0] + k, FIELDS), dtype=np.int64)
-    end = 1
+    # Not a literal, with which numba would compile `_add_panes` once more.
+    end: int = np.int64(1)  # type: ignore[assignment]
     for level in range(pane_ms.shape[0]):
         for of_labels in range(2):
             end = _add_panes(out, end, entries, old, panes, (level, of_labels, pane_ms[level], edge[level]))
@@ -97,17 +97,24 @@ def _folded(entries: I64, limit: int, pane_ms: I64, edge: I64) -> I64:
     )
     for e in range(k):
         if entries[e, KIND] >= TRANSACTION and not old[e]:
-            out[end] = entries[e]
+            _copy(out, end, entries, e)
             end += 1
     return out[:end]
 
 
 @njit(cache=True, nogil=True)
-def _old_entries(entries: I64, limit: int) -> tuple[NDArray[np.bool_], int, int]:
-    """(k,) bool, the entries that become panes; the length of header and panes; and the number of labels that stay."""
+def _copy(to: I64, place: int, of: I64, at: int) -> None:
+    """``to[place] = of[at]``, which takes numba seconds to compile: it compiles the message of an error too."""
+    for field in range(FIELDS):
+        to[place, field] = of[at, field]
+
+
+@njit(cache=True, nogil=True)
+def _old_entries(entries: I64, limit: int) -> tuple[NDArray[np.bool_], int, int, int]:
+    """(k,) bool, the entries that become panes; how many; the length of header and panes; how many labels stay."""
     k = entries.shape[0]
     old = np.zeros(k, dtype=np.bool_)
-    left, labels_left, labels, panes = limit, limit, 0, 0
+    left, labels_left, labels, panes, olds = limit, limit, 0, 0, 0
     for e in range(k - 1, -1, -1):
         kind = entries[e, KIND]
         if kind == TRANSACTION:
@@ -119,7 +126,8 @@ def _old_entries(entries: I64, limit: int) -> tuple[NDArray[np.bool_], int, int]
             labels += not old[e]
         else:
             panes += 1
-    return old, panes, labels
+        olds += old[e]
+    return old, olds, panes, labels
 
 
 @njit(cache=True, nogil=True)
@@ -139,7 +147,7 @@ def _add_panes(
         kind = entries[e, KIND]
         of_kind = kind <= PANE and pane_level(kind) == level and pane_is_of_labels(kind) == (of_labels == 1)
         if of_kind and entries[e, TIME] > edge:
-            out[end] = entries[e]
+            _copy(out, end, entries, e)
             end += 1
     for e in range(panes, entries.shape[0]):
         if not old[e] or (entries[e, KIND] > TRANSACTION) != (of_labels == 1):
@@ -158,7 +166,7 @@ def _add_panes(
             out[place - 1, KIND] = min(out[place - 1, KIND], kind)
             continue
         for after in range(end, place, -1):
-            out[after] = out[after - 1]
+            _copy(out, after, out, after - 1)
         out[place, TIME], out[place, VALUE], out[place, HASH], out[place, KIND] = begin, entries[e, VALUE], 1, kind
         end += 1
     return end

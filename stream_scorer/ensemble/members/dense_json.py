@@ -86,7 +86,9 @@ def _forward(
 ) -> NDArray[np.float64]:  # pragma: no cover - compiled
     rows = inputs.shape[0]
     out = np.empty(rows, np.float64)
-    width = widths.max()
+    width = widths[0]
+    for place in range(1, widths.shape[0]):
+        width = max(width, widths[place])
     x = np.empty(width, np.float64)
     y = np.empty(width, np.float64)
     for row in range(rows):
