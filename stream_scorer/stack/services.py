@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib
 import importlib.metadata
 import importlib.util
@@ -11,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +27,7 @@ from stream_scorer.stack import probes
 from stream_scorer.stack.class_archive import archive_path, provide_archive
 from stream_scorer.stack.jars import cache_root, provide_jars
 from stream_scorer.stack.java import Java, find_java
+from stream_scorer.stack.kafka_storage import META, copy_storage, keep_storage, new_id
 from stream_scorer.stack.ports import LOOPBACK, free_port
 from stream_scorer.stack.process import spawn
 
@@ -293,8 +292,15 @@ class Kafka:
         settings.write_text(
             "".join(f"{name}={value}\n" for name, value in (self._settings(data) | dict(self.more_settings)).items())
         )
-        if not (data / "meta.properties").exists():
-            self._format(settings, data)
+        if not (data / META).exists():
+            # A start that was killed before it finished leaves neither meta.properties nor data.
+            shutil.rmtree(data, ignore_errors=True)
+            kept = self._jars[0].parent / "formatted"
+            plain = not self.more_settings and not self.format_options
+            if not plain or not copy_storage(kept, data):
+                self._format(settings, data)
+                if plain:
+                    keep_storage(data, kept)
         flags = ["-Xms256m", "-Xmx768m", "-XX:+ExitOnOutOfMemoryError", *self._flags]
         flags += os.environ.get(JVM_FLAGS, "").split()
         return Launch(self._command(flags, "kafka.Kafka", str(settings)), dict(os.environ))
@@ -317,14 +323,10 @@ class Kafka:
         return [self._java.path, *flags, "-cp", os.pathsep.join(map(str, self._jars)), main, *arguments]
 
     def _format(self, settings: Path, data: Path) -> None:
-        # A start that was killed before it finished leaves neither meta.properties nor data.
-        shutil.rmtree(data, ignore_errors=True)
-        # "A" in front: an id that begins with "-" reads as an option.
-        cluster = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
         # -XX:TieredStopAtLevel=1: the second compiler is not worth it for a short program (0.9 s instead of 1.8 s).
         flags = ["-Xmx128m", "-XX:TieredStopAtLevel=1"]
         command = self._command(
-            flags, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings), *self.format_options
+            flags, "kafka.tools.StorageTool", "format", "-t", new_id(), "-c", str(settings), *self.format_options
         )
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_SECONDS, check=False)
