@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
-
 from stream_scorer.clock import Clock
 from stream_scorer.errors import SettingsError
 from stream_scorer.incidents.log import IncidentLog, IncidentTable
@@ -121,7 +119,7 @@ class Webhook:
 
     Args:
         url: may contain secrets; only its host is logged. post: sends a body and returns the HTTP status; raises
-            `requests.RequestException`.
+            OSError, of which `requests.RequestException` is a subclass.
     """
 
     def __init__(
@@ -179,7 +177,7 @@ class Webhook:
                 return
             try:
                 status = self._post(self._url, notification(incident))
-            except requests.RequestException as error:
+            except OSError as error:
                 problem = type(error).__name__  # its text contains the address
                 continue
             if status < 300:
@@ -198,5 +196,7 @@ def _state(incident: Incident) -> tuple[object, ...]:
 
 
 def _post(url: str, body: dict[str, Any]) -> int:
+    import requests  # a tenth of the import time of scorers, which have no webhook
+
     # A redirect could send the body to another host.
     return requests.post(url, json=body, timeout=TIMEOUT_S, allow_redirects=False).status_code
