@@ -6,12 +6,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEPTRY := NO_COLOR=1 $(BIN)/deptry
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# Processes of a test run.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# The longest tests first (see tests/conftest.py), one test or one file at a time.
+PYTEST_IN_ORDER := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+UNIT := tests/unit tests/contract
+PROPERTY := tests/property tests/component
+# Tests that compile kernels. Their files are named, because importing all tests takes longer than running these.
+KERNELS := $(addprefix tests/unit/test_,pipeline.py ensemble_trees.py ensemble_manifest.py features_engine.py)
 
 # Some images set this; then each of the many processes of a test run compiles all of its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo incident test check kernels format lint types imports unit integration property promtool prove prove-all bench schemas schemas-check \
+.PHONY: help setup demo incident test background check kernels format lint types imports unit integration property promtool prove prove-all bench schemas schemas-check \
         lock lock-check stack-up stack-down clean
 
 help:  ## Show this list
@@ -36,16 +44,22 @@ incident: setup  ## Replay the incident: a minor update of one member raises fal
 	@$(BIN)/stream-scorer demo --report incident-report
 
 test: setup  ## Everything CI runs: format, lint, types, import rules, locks, unit, property, integration
-	@$(MAKE) --no-print-directory check
-	@$(PYTEST) --durations=15 -m integration tests/contract tests/integration tests/e2e
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target kernels format-check lint imports lock-check schemas-check
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory -j 2 integration background
+
+# Tests with services wait for a quarter of their time. These checks use it, at a lower priority. They print at their end.
+background: setup
+	@told=$$(nice -n 10 $(BIN)/mypy 2>&1 && nice -n 10 $(PYTEST) --timeout 900 $(PROPERTY) 2>&1); \
+		code=$$?; echo "$$told"; exit $$code
 
 check: setup  ## Fast checks, no services needed
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target kernels types format-check lint imports lock-check schemas-check
-	@$(MAKE) --no-print-directory unit property
+	@$(PYTEST) -m "not integration" $(UNIT) $(PROPERTY)
 
 # In a fresh clone, each of the two pytest workers would compile the kernels for itself.
 kernels: setup
-	@$(BIN)/python -m pytest -q tests/unit/test_pipeline.py tests/unit/test_ensemble_trees.py
+	@$(BIN)/python -m pytest -m kernels $(KERNELS)
 
 format: setup  ## Format the code
 	@$(BIN)/ruff format .
@@ -67,13 +81,13 @@ imports: setup  ## Check layer rules, and that pyproject.toml declares all impor
 	@$(DEPTRY) proofs tests tools examples --ignore DEP002,DEP004
 
 unit: setup  ## Unit tests (seconds, no services)
-	@$(PYTEST) -m "not integration" tests/unit tests/contract
+	@$(PYTEST) -m "not integration" $(UNIT)
 
 property: setup  ## Property tests, and component tests that train, replay or draw (no services)
-	@$(PYTEST) tests/property tests/component
+	@$(PYTEST) $(PROPERTY)
 
 integration: setup  ## Tests on a real Kafka, Redis and MLflow
-	@$(PYTEST) --durations=15 -m integration tests/contract tests/integration tests/e2e
+	@$(PYTEST_IN_ORDER) --durations=15 -m integration tests/contract tests/integration tests/e2e
 
 promtool: setup  ## Check alert rules, their unit tests and dashboards with promtool (needs Go; the first run builds it, minutes)
 	@$(BIN)/python tools/check_rules.py

@@ -1,12 +1,12 @@
-"""What all tests share: one Kafka and one Redis for each pytest process, started when the first test asks for them."""
+"""What all tests share: the order of tests, and services of each pytest process, started when a test asks for them."""
 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,18 +25,72 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
-_run = ExitStack()
+# The tests that take longest, longest first, by the name of their file or a part of their own name. They start first,
+# so that the processes of a test run end at about the same time.
+LONGEST = (
+    "test_world_proofs.py",
+    "test_holes.py",
+    "test_fpr_oracle.py",
+    "test_train.py",
+    "test_it_passes_and_leaves_its_report",
+    "test_a_short_storm",
+    "test_monitor.py",
+    "test_replay.py",
+    "test_pipeline_monitor.py",
+    "test_outages.py",
+    "[features-flush]",
+    "test_registry.py",
+    "test_stack.py",
+    "[features-own-data]",
+    "[refusal]",
+    "[leaks]",
+    "[lineage]",
+    "[kill-once]",
+    "[incident]",
+    "[soak]",
+    "test_bench.py",
+    "[control-race]",
+    "[swap-under-load]",
+    "[usage]",
+    "[features-batch]",
+    "[additive]",
+    "[garbage]",
+    "test_simulate_kafka.py",
+    "test_secured.py",
+    "test_control.py",
+)
+
+# Environment variable: a folder of trained ensembles that processes share; see `proofs.kit`, which is imported later.
+TRAINED = "PROOF_TRAINED"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Called by pytest. All of its processes share the ensembles that tests train."""
-    if not hasattr(config, "workerinput"):
-        os.environ["PROOF_TRAINED"] = _run.enter_context(tempfile.TemporaryDirectory(prefix="trained-"))
+    """Called by pytest, also by the runs that some tests start in this process. All share the ensembles they train."""
+    if TRAINED in os.environ:
+        return
+    folder = tempfile.TemporaryDirectory(prefix="trained-")
+    os.environ[TRAINED] = folder.name
+
+    def forget() -> None:
+        del os.environ[TRAINED]
+        folder.cleanup()
+
+    config.add_cleanup(forget)
 
 
-def pytest_unconfigure() -> None:
-    """Called by pytest at its end."""
-    _run.close()
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Called by pytest. The integration tests of a file stay together, as they share fixtures; each proof is alone."""
+
+    def place(item: pytest.Item) -> int:
+        where = (at for at, part in enumerate(LONGEST) if item.path.name == part or part in item.name)
+        return next(where, len(LONGEST))
+
+    for item in items:
+        alone = item.path.name in ("test_proofs.py", "test_demo.py") or not item.get_closest_marker("integration")
+        if not alone and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
@@ -52,6 +106,34 @@ def shared_stack() -> Iterator[StackAddresses]:
 
     with services("kafka", "redis") as addresses:
         yield addresses
+
+
+@pytest.fixture(scope="session")
+def shared_mlflow() -> Iterator[str]:
+    """The address of a real MLflow server. Tests register models under names of their own."""
+    from stream_scorer.stack import LocalStack
+
+    with LocalStack(services=("mlflow",)) as stack:
+        yield str(stack.addresses.mlflow)
+
+
+@pytest.fixture(scope="session")
+def proof_stack() -> Iterator[StackAddresses]:
+    """A Kafka and a Redis for proofs that share services: each empties them first."""
+    from stream_scorer.stack import LocalStack
+
+    with LocalStack(services=("kafka", "redis")) as stack:
+        yield stack.addresses
+
+
+@pytest.fixture
+def shared_services(proof_stack: StackAddresses, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The services that `proofs.kit.services` uses in this test instead of starting its own, by name."""
+    from proofs.kit import SHARED_STACK
+
+    offered = {"kafka": str(proof_stack.kafka), "redis": str(proof_stack.redis)}
+    monkeypatch.setenv(SHARED_STACK, json.dumps(offered))
+    return offered
 
 
 @pytest.fixture(scope="session")

@@ -306,6 +306,7 @@ def test_dense_layers_must_fit(layers: list[Layer]) -> None:
         DenseMember(encode_dense(Dense(layers)), 2)
 
 
+@pytest.mark.kernels
 def test_dense_activations_and_missing_inputs() -> None:
     layers = [
         Layer([[1.0, -1.0], [0.5, 2.0]], [0.25, 0.0], "relu"),
@@ -321,6 +322,7 @@ def test_dense_activations_and_missing_inputs() -> None:
     assert np.isnan(got[2])
 
 
+@pytest.mark.kernels
 def test_preprocess_imputes_then_clips_then_scales() -> None:
     prepare = Preprocess(
         ["a", "b", "c"],
@@ -347,6 +349,7 @@ def test_preprocess_imputes_then_clips_then_scales() -> None:
     ],
     ids=str,
 )
+@pytest.mark.kernels
 def test_calibrators_are_monotone_stay_in_bounds_and_keep_nan(calibrator: Any) -> None:
     p = np.sort(np.concatenate([[0.0, 1.0, 1e-9, 0.2, 0.4, 0.8], np.random.default_rng(2).random(5_000)]))
     got = calibrate(p, calibrator)

@@ -50,6 +50,7 @@ def rows(x: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.
     return np.concatenate([x[:500], edges, *beside, *near, extremes])
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("kind", LIGHTGBM)
 def test_lightgbm(kind: str, missing: bool) -> None:
@@ -66,6 +67,7 @@ def test_lightgbm(kind: str, missing: bool) -> None:
         assert member.predict(inputs) == pytest.approx(booster.predict(inputs), abs=1e-15)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("kind", XGBOOST)
 def test_xgboost(kind: str, missing: bool) -> None:

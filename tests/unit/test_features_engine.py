@@ -61,6 +61,7 @@ derived:
     np.testing.assert_allclose(matrix, np.column_stack([v, np.log1p(amount), v / amount]))
 
 
+@pytest.mark.kernels
 def test_the_spread_of_nothing_is_missing_and_of_one_value_0() -> None:
     names, matrix = features("""
 entities: {who: {field: who}}
@@ -129,6 +130,7 @@ views: [{{name: who, entity: who, windows: [10ms], aggregates: [count], where: {
         )
 
 
+@pytest.mark.kernels
 def test_no_kernel_is_compiled_once_the_engine_is_warm() -> None:
     checked = parse_spec(
         HEAD

@@ -155,6 +155,7 @@ def run(
     return sink
 
 
+@pytest.mark.kernels
 def test_every_transaction_has_a_score_a_contribution_and_if_alerted_an_alert(ensemble: Ensemble) -> None:
     sink = run(ensemble, 64)
     scores, contributions = sink.documents("scores"), sink.documents("contributions")
@@ -404,6 +405,7 @@ def test_versions_side_by_side_decide_each_for_their_own_and_say_what_the_other_
 
 
 # In batches of one, either the canary or the champion decides nothing.
+@pytest.mark.kernels
 @pytest.mark.parametrize("batch", [64, 1])
 def test_summaries_of_two_versions_cover_each_row_once(ensemble: Ensemble, batch: int) -> None:
     other = with_other_weights(ensemble)
@@ -696,6 +698,7 @@ def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: py
     assert {s["decision_source"] for s in first} == {"list", "fallback"}
 
 
+@pytest.mark.kernels
 def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ensemble, made: Path) -> None:
     assert all(not r["features"] for a in run(ensemble, 64).documents("alerts") for r in a["reasons"])
     ensemble.explainer = Explainer(made, ensemble.manifest)
