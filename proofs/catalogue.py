@@ -173,6 +173,9 @@ PROOFS = {
         178,
         own="stops the Redis process and changes its settings",
     ),
+    "gate": Proof(
+        "the gate refuses bad candidates, each for the right reason; likewise `ensemble promote`", 240, KAFKA_REDIS
+    ),
     "storm": Proof(
         "generated schedules of overlapping faults: outputs once, features, rows, windows and control right",
         6_000,

@@ -355,6 +355,20 @@ def unseeded() -> None:
     trees._lightgbm = with_any_seed
 
 
+def skew_a_feature() -> None:
+    """The scorer serves another value of one feature than the log gives."""
+    from stream_scorer.features.engine import FeatureEngine
+
+    enrich = FeatureEngine.enrich
+
+    def skewed(self: Any, *arguments: Any) -> Any:
+        enriched = enrich(self, *arguments)
+        enriched.matrix[:, self.feature_names.index("customer.count_1d")] += 1.0
+        return enriched
+
+    FeatureEngine.enrich = skewed  # type: ignore[method-assign]
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "outputs-outside": outputs_outside_the_transaction,
     "count-duplicates": count_duplicates,
@@ -377,6 +391,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "skip-entries": skip_entries,
     "lose-applied-offsets": lose_applied_offsets,
     "unseeded": unseeded,
+    "skew-a-feature": skew_a_feature,
 }
 
 if __name__ == "__main__":

@@ -516,6 +516,13 @@ CATALOGUE: tuple[Setting, ...] = (
         minimum=0,
         maximum=0.5,
     ),
+    Setting(
+        "gate.rules",
+        "--gate",
+        "Rules file that a version must pass before `ensemble promote` or `ensemble weights` lets it serve "
+        "(docs/gate.md). Empty: there is no gate.",
+        "",
+    ),
     Setting("cache.dir", "--cache", "Folder of downloaded models.", "~/.cache/stream-scorer"),
     Setting("metrics.host", "--metrics-host", "Interface of /metrics, /healthz and /readyz.", "127.0.0.1"),
     Setting(

@@ -17,12 +17,13 @@ import msgspec
 
 from stream_scorer.cli.options import with_settings
 from stream_scorer.console import make_table, plain, print_table
-from stream_scorer.errors import StreamScorerError, UsageError
+from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
     from stream_scorer.control.liveness import Seen
     from stream_scorer.control.state import Entry, History
+    from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.manifest import Manifest
     from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.records import (
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
     )
 
 _SETTINGS = ("kafka.bootstrap", "mlflow.url", "topics.prefix", "cache.dir")
+_GATE_SETTINGS = ("gate.rules", "scorer.spec", "scorer.id_key")
 # Number of commands that `status` shows; --json prints all that `History` keeps.
 _SHOWN = 15
 
 
-def _command(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A click command that submits a control command: adds `--why`, `--who` and `--wait`."""
+def _command(name: str, *more: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A click command that submits a control command: adds `--why`, `--who` and `--wait`, and the settings `more`."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
         function = click.option(
@@ -59,7 +61,7 @@ def _command(name: str) -> Callable[[Callable[..., None]], click.Command]:
         function = click.option("--why", required=True, help="The reason; the control topic keeps it permanently.")(
             function
         )
-        return click.command(name)(with_settings(*_SETTINGS)(function))
+        return click.command(name)(with_settings(*_SETTINGS, *more)(function))
 
     return decorate
 
@@ -271,25 +273,103 @@ _expect_rise = click.option(
 )
 
 
-@_command("promote")
+_skip_gate = click.option(
+    "--skip-gate",
+    "skip_gate",
+    metavar="REASON",
+    help="Promote without the check of the setting gate.rules; the control topic keeps the reason.",
+)
+_training_set = click.option(
+    "--training-set",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Training set for the rule leak of the gate, from `train --save-set`.",
+)
+
+
+def _pass_gate(
+    settings: Settings, reference: str, name: str, why: str, skip_gate: str | None, training_set: Path | None
+) -> str:
+    """Run the gate if there is one. Returns the reason of the command, with the result of the gate.
+
+    Raises:
+        CheckFailed: a rule refuses the version, or another version serves since the gate began.
+    """
+    from stream_scorer.cli.gate import check_reason, gate_promotion
+
+    check_reason(skip_gate)
+    if skip_gate is not None:
+        return f"{why} [gate skipped: {skip_gate}]"
+    if not settings["gate.rules"]:
+        return why
+    with _open_console(settings) as console:
+        before = console.read().states.get(name)
+    report = gate_promotion(settings, reference, None if before is None else _serving(settings, before), training_set)
+    with _open_console(settings) as console:
+        now = console.read().states.get(name)
+    if before is not None and now is not None and before.champion != now.champion:
+        raise CheckFailed(
+            f"the gate compared with version {before.champion.version}, but {now.champion.version} serves now",
+            hint="Repeat the command.",
+        )
+    return f"{why} [gate passed: rules {report.rules_sha256[:12]}]"
+
+
+def _serving(settings: Settings, state: ServingState) -> Ensemble:
+    """The version that serves."""
+    from stream_scorer.ensemble.ensemble import Ensemble
+    from stream_scorer.ensemble.registry import fetch
+
+    cache, served = Path(settings["cache.dir"]).expanduser(), state.champion
+    folder = fetch(state.ensemble, served.version, served.manifest_sha256, settings["mlflow.url"] or None, cache)
+    return Ensemble.load(folder, version=served.version)
+
+
+@_command("promote", *_GATE_SETTINGS)
 @click.argument("reference")
 @_expect_rise
-def promote(settings: Settings, reference: str, expect_rise: str | None, why: str, who: str, wait_s: float) -> None:
+@_skip_gate
+@_training_set
+def promote(
+    settings: Settings,
+    reference: str,
+    expect_rise: str | None,
+    skip_gate: str | None,
+    training_set: Path | None,
+    why: str,
+    who: str,
+    wait_s: float,
+) -> None:
     """Make REFERENCE (a folder, name@alias or name:version) the version that serves.
 
-    It is on probation: the previous version scores the same transactions, for comparison and rollback.
+    With the setting gate.rules, it must pass these rules first; exit code 3 if it does not. It is on probation: the
+    previous version scores the same transactions, for comparison and rollback.
     """
     expected = None if expect_rise is None else _rise(expect_rise)
     found = _find(settings, reference)
+    why = _pass_gate(settings, reference, found.name, why, skip_gate, training_set)
     with _open_console(settings) as console:
         console.submit(found.name, "promote", who, why, wait_s, version=found.version, expect_rise=expected)
 
 
-@_command("weights")
+@_command("weights", *_GATE_SETTINGS)
 @click.argument("reference")
 @click.argument("weights", nargs=-1, required=True, metavar="MEMBER=WEIGHT...")
-def weights(settings: Settings, reference: str, weights: tuple[str, ...], why: str, who: str, wait_s: float) -> None:
-    """Promote REFERENCE with other weights, as a new version. A registered REFERENCE gives a registered version."""
+@_skip_gate
+@_training_set
+def weights(
+    settings: Settings,
+    reference: str,
+    weights: tuple[str, ...],
+    skip_gate: str | None,
+    training_set: Path | None,
+    why: str,
+    who: str,
+    wait_s: float,
+) -> None:
+    """Promote REFERENCE with other weights, as a new version. A registered REFERENCE gives a registered version.
+
+    With the setting gate.rules, the new version must pass these rules first.
+    """
     from stream_scorer.ensemble.registry import parse_reference, register, resolve
     from stream_scorer.ensemble.reweigh import reweigh
 
@@ -306,6 +386,7 @@ def weights(settings: Settings, reference: str, weights: tuple[str, ...], why: s
         total = sum(member.weight for member in manifest.members)
         click.echo(", ".join(f"{member.name} {member.weight / total:.1%}" for member in manifest.members))
         found = _find(settings, new)
+        why = _pass_gate(settings, new, found.name, why, skip_gate, training_set)
     with _open_console(settings) as console:
         console.submit(found.name, "promote", who, why, wait_s, version=found.version)
 

@@ -30,6 +30,7 @@ _COMMANDS = {
     "train": "train",
     "cv": "cv",
     "ensemble": "ensemble",
+    "gate": "gate",
     "incident": "incident",
     "dlq": "dlq",
     "stack": "stack",

@@ -79,6 +79,11 @@ if TYPE_CHECKING:
     "calibrator, combiner, link and rates.",
 )
 @click.option("--jobs", type=click.IntRange(1), help="Fits at a time, with --training.  [default: the available cores]")
+@click.option(
+    "--save-set",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the training set with its features, for the rule leak of `stream-scorer gate`.",
+)
 @click.option("--register", "register_as", help="Register the ensemble under this name.")
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
@@ -97,6 +102,7 @@ def train(
     link: Any,
     training: Path | None,
     jobs: int | None,
+    save_set: Path | None,
     register_as: str | None,
     alias: str | None,
     as_json: bool,
@@ -124,6 +130,10 @@ def train(
             f"mature labels, {data.duplicates:,} duplicates, {data.refused:,} refused"
         )
         manifest = _train(data, spec, out, how, jobs, progress)
+        if save_set is not None:
+            from stream_scorer.train.export import write_training_table
+
+            write_training_table(data, spec, save_set)
     version = None
     if register_as and tracking_uri:
         from stream_scorer.ensemble.registry import register

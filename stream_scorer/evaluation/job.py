@@ -12,7 +12,7 @@ from stream_scorer.errors import UsageError
 from stream_scorer.evaluation.figures import Accumulator
 from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.result import Digests, Evaluation
-from stream_scorer.evaluation.scoring import Pass
+from stream_scorer.evaluation.scoring import OnFeatures, Pass
 from stream_scorer.evaluation.sources import Source
 from stream_scorer.evaluation.store import Store, fingerprint_of
 from stream_scorer.quality import require_sklearn
@@ -32,12 +32,14 @@ def evaluate(
     clock: Clock,
     *,
     on_progress: OnProgress | None = None,
+    on_features: OnFeatures | None = None,
 ) -> Evaluation:
     """Evaluate `versions` on `source`; the first one is the champion, with which the others are compared.
 
     Results per transaction go to ``piece-*.parquet`` in `out`, changed decisions to ``changes.parquet``. If `out` holds
     an unfinished evaluation of the same input, versions and labels, it continues after its last complete piece; the
-    digests are the same as without the interruption.
+    digests are the same as without the interruption. `on_features` is called with the features of the batches that are
+    not complete yet.
 
     Raises:
         UsageError: the input or the folder is invalid, there is no version, or one occurs twice.
@@ -51,7 +53,7 @@ def evaluate(
     resumed, started = sum(piece.rows for piece in store.pieces), clock.monotonic()
     segments = options.segments_of(checked)
     scoring = Pass(checked, versions, segments, store, clock, rows=options.rows, piece_rows=options.piece_rows)
-    counts = scoring.run(source, lambda done: progress("scoring", done, source.total))
+    counts = scoring.run(source, lambda done: progress("scoring", done, source.total), on_features)
     measured = clock.monotonic()
     figures = Accumulator(checked, versions, options, store, source.labels.as_of).run(
         out / CHANGES, lambda done, total: progress("computing figures", done, total)

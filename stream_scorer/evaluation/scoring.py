@@ -26,6 +26,8 @@ from stream_scorer.state.rows import MemoryRowStore
 I64 = NDArray[np.int64]
 # Called with the number of input records that are done.
 OnProgress = Callable[[int], None]
+# Called with the features (n, k) of each batch in the range.
+OnFeatures = Callable[[NDArray[np.float64]], None]
 OUTCOMES = ("label", "labelled_at")
 STAGES = ("read", "features", "members", "formulas", "write")
 
@@ -84,7 +86,9 @@ class Pass:
         self._policy = Policy(checked)
         self.counts = Counts()
 
-    def run(self, source: Source, on_progress: OnProgress | None = None) -> Counts:
+    def run(
+        self, source: Source, on_progress: OnProgress | None = None, on_features: OnFeatures | None = None
+    ) -> Counts:
         """Score what is not complete yet; return the counts."""
         store = self._store
         self.counts = store.counts
@@ -96,7 +100,7 @@ class Pass:
         piece = _Piece()
         position = skip
         for batch in self._read(batches.of(source.runs())):
-            self._process(batch, rows, piece, source.labels)
+            self._process(batch, rows, piece, source.labels, on_features)
             position = batch.stop[0]
             if batch.ends_piece:
                 self._finish(piece, rows, position)
@@ -121,13 +125,22 @@ class Pass:
                 return
             yield batch
 
-    def _process(self, batch: Batch, rows: MemoryRowStore, piece: _Piece, labels: KnownLabels) -> None:
+    def _process(
+        self,
+        batch: Batch,
+        rows: MemoryRowStore,
+        piece: _Piece,
+        labels: KnownLabels,
+        on_features: OnFeatures | None,
+    ) -> None:
         stages, began = self.timing.stages, self._clock.monotonic()
         enriched = self._engine.enrich(batch.events, rows)
         rows.apply(enriched.update)
         stages["features"] += self._clock.monotonic() - began
         transactions, missing, duplicates = batch.events.transactions, 0, 0
         if batch.scored:
+            if on_features is not None:
+                on_features(enriched.matrix)
             began = self._clock.monotonic()
             features = self.pool.checked(enriched.matrix)
             outputs = [self.pool.predict_member(index, features) for index in range(len(self.pool))]

@@ -75,8 +75,7 @@ def measure_skew(
     """
     engine, store, decode = FeatureEngine(checked), MemoryRowStore(), Decode(checked)
     engine.warm()
-    positions, sums = Positions(start), _Sums(checked.features, profile)
-    cursors: dict[int, _Cursor] = {}
+    positions, meter = Positions(start), SkewMeter(checked.features, served, profile)
     done = 0
     for piece in pieces:
         covered = positions.advance(piece.labels) | positions.advance(piece.transactions)
@@ -88,19 +87,38 @@ def measure_skew(
         store.apply(enriched.update)
         if piece.scoring:
             rows = batch.events.transactions.row
-            partition, offset = piece.transactions.partition[rows], piece.transactions.offset[rows]
-            for one in np.unique(partition).tolist():
-                if one not in cursors:
-                    cursors[one] = _Cursor(served(one))
-                rows_of_partition = np.flatnonzero(partition == one)
-                sums.add(
-                    *cursors[one].take(offset[rows_of_partition].tolist(), len(checked.features)),
-                    enriched.matrix[rows_of_partition],
-                )
+            meter.add(piece.transactions.partition[rows], piece.transactions.offset[rows], enriched.matrix)
         done += len(piece)
         if on_progress is not None:
             on_progress(done)
-    return sums.report()
+    return meter.report()
+
+
+class SkewMeter:
+    """Compares recomputed features with the served ones, for any pass in the order of a replay.
+
+    Args:
+        names: the features. served, profile: see `measure_skew`.
+    """
+
+    def __init__(
+        self, names: list[str], served: Callable[[int], Iterator[ServedFeatures]], profile: Mapping[str, Series]
+    ) -> None:
+        self._served, self._width = served, len(names)
+        self._sums = _Sums(names, profile)
+        self._cursors: dict[int, _Cursor] = {}
+
+    def add(self, partition: NDArray[np.int32], offset: NDArray[np.int64], matrix: F64) -> None:
+        """Add the recomputed features (n, k) of transactions at `partition` and `offset` (n,)."""
+        for one in np.unique(partition).tolist():
+            if one not in self._cursors:
+                self._cursors[one] = _Cursor(self._served(one))
+            rows = np.flatnonzero(partition == one)
+            self._sums.add(*self._cursors[one].take(offset[rows].tolist(), self._width), matrix[rows])
+
+    def report(self) -> SkewReport:
+        """The report on all added transactions."""
+        return self._sums.report()
 
 
 def served_features(

@@ -10,6 +10,7 @@ import msgspec
 
 from stream_scorer.records import TOPIC_RECORDS, Record
 from stream_scorer.serde.lineage import SCHEMA_FIELDS, LineageHeader
+from stream_scorer.spec.gate_rules import Rules
 from stream_scorer.spec.training import TrainingSpec
 
 LINEAGE = "lineage"
@@ -17,7 +18,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def make_schemas() -> dict[str, dict[str, Any]]:
-    """The schema of each topic and of training specs, by file name.
+    """The schema of each topic, of training specs and of a gate's rules, by file name.
 
     That of `lineage` describes its header and lists its Arrow columns.
     """
@@ -32,6 +33,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     schemas["training-spec.schema.json"] = {"$schema": DRAFT, "title": "training spec"} | msgspec.json.schema(
         TrainingSpec
     )
+    schemas["gate-rules.schema.json"] = {"$schema": DRAFT, "title": "gate rules"} | msgspec.json.schema(Rules)
     return schemas
 
 

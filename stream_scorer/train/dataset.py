@@ -50,10 +50,14 @@ def read_training_set(
         UsageError: a file is missing or lacks a column, or no usable transaction is left.
         SettingsError: pyarrow is not installed.
     """
+    return make_training_set(read_history(transactions, labels, spec), spec, on_progress)
+
+
+def read_history(transactions: Path, labels: Path, spec: CheckedSpec) -> LabelledHistory:
+    """Read and decode two Parquet files. Raises `UsageError`, `SettingsError`; see `read_training_set`."""
     decoded, refused = _read_transactions(transactions, spec)
     known, ranks, refused_labels = _read_labels(labels, spec)
-    history = LabelledHistory(str(transactions), decoded, known, ranks, refused + refused_labels)
-    return make_training_set(history, spec, on_progress)
+    return LabelledHistory(str(transactions), decoded, known, ranks, refused + refused_labels)
 
 
 def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Progress | None = None) -> TrainingSet:

@@ -12,10 +12,7 @@ from stream_scorer.train.recipe import TrainingSet
 
 def describe_training(data: TrainingSet, identity: str, metrics: dict[str, dict[str, float]]) -> Training:
     """`identity` names what determines the result besides the rows, such as digests of specs and the seed."""
-    digest = hashlib.sha256()
-    for column in (data.features, np.ascontiguousarray(data.label), np.ascontiguousarray(data.event_time)):
-        digest.update(column.tobytes())
-    data_sha256 = digest.hexdigest()
+    data_sha256 = set_digest(data)
     return Training(
         first_event_time=int(data.event_time.min()),
         last_event_time=int(data.event_time.max()),
@@ -25,3 +22,11 @@ def describe_training(data: TrainingSet, identity: str, metrics: dict[str, dict[
         data_sha256=data_sha256,
         metrics=metrics,
     )
+
+
+def set_digest(data: TrainingSet) -> str:
+    """The sha256 of the rows of a training set: `Training.data_sha256`."""
+    digest = hashlib.sha256()
+    for column in (data.features, data.label, data.event_time):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()

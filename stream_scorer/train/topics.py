@@ -34,6 +34,11 @@ def training_set_from_topics(
         UsageError: a topic does not exist or is empty, or no usable transaction is left.
         BrokerUnavailable: the broker does not answer.
     """
+    return make_training_set(history_from_topics(reader, topics, spec), spec, on_progress)
+
+
+def history_from_topics(reader: RangeReader, topics: Topics, spec: CheckedSpec) -> LabelledHistory:
+    """Read and decode the topics up to their ends. Raises `UsageError`, `BrokerUnavailable`."""
     decoder = TransactionDecoder(spec)
     parts: list[Transactions] = []
     rejected: Rejected = []
@@ -44,10 +49,7 @@ def training_set_from_topics(
             rejected += bad
     report_rejected(topics.transactions, rejected)
     labels, ranks, refused = _labels(reader, topics.labels, spec)
-    history = LabelledHistory(
-        topics.transactions, concatenate_transactions(parts), labels, ranks, len(rejected) + refused
-    )
-    return make_training_set(history, spec, on_progress)
+    return LabelledHistory(topics.transactions, concatenate_transactions(parts), labels, ranks, len(rejected) + refused)
 
 
 def _labels(reader: RangeReader, topic: str, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:

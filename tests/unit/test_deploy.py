@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
+import click
 import kubernetes_validate
 import pytest
 import yaml
+from check_jsonschema import main as check_jsonschema
+from click.testing import CliRunner
 
+from stream_scorer.cli.main import cli
 from stream_scorer.settings import CATALOGUE, load_settings
+from stream_scorer.spec import load_spec
+from stream_scorer.spec.gate_rules import check_names, load_rules
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -225,3 +232,44 @@ def test_the_build_requirements_are_those_of_the_development_lock() -> None:
     pinned = {line.partition("==")[0] for line in made}
     needed = {re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in requires("hatchling") or [] if ";" not in text}
     assert needed | {"hatchling"} <= pinned
+
+
+# ---- CI
+
+CI = DEPLOY / "ci"
+PIPELINES = {"github-actions.yml": "vendor.github-workflows", "gitlab-ci.yml": "vendor.gitlab-ci"}
+
+
+def check_pipeline(path: Path, schema: str) -> int:
+    """The exit code of check-jsonschema with one of the schemas that it contains."""
+    return CliRunner().invoke(check_jsonschema, ["--builtin-schema", schema, str(path)]).exit_code
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_meets_the_schema_of_its_product(name: str, tmp_path: Path) -> None:
+    assert check_pipeline(CI / name, PIPELINES[name]) == 0
+    broken = tmp_path / name
+    broken.write_text((CI / name).read_text(encoding="utf-8").replace("timeout", "timeot"), encoding="utf-8")
+    assert check_pipeline(broken, PIPELINES[name]) == 1
+
+
+@pytest.mark.parametrize("name", [*PIPELINES, "Jenkinsfile"])
+def test_every_command_of_a_pipeline_can_be_parsed(name: str) -> None:
+    text = re.sub(r" (?:\\\n)? +(?=--(?:who|why))", " ", (CI / name).read_text(encoding="utf-8"))
+    text = re.sub(r"\n +(?=--who)", " ", text)
+    commands = [shlex.split(found) for found in re.findall(r"stream-scorer ((?:gate|ensemble) [^\n>']*)", text)]
+    context = click.Context(cli)
+    parsed = []
+    for command in commands:
+        found = cli.get_command(context, command.pop(0))
+        while isinstance(found, click.Group):
+            found = found.get_command(context, command.pop(0))
+        assert found is not None
+        found.make_context(found.name, command).close()
+        parsed.append(found.name)
+    assert parsed == ["gate", "promote"]
+
+
+def test_the_rules_file_for_pipelines_fits_the_spec_of_the_simulator() -> None:
+    spec = load_spec(ROOT / "stream_scorer" / "simulate" / "cards.yaml")
+    check_names(load_rules(CI / "gate.yaml"), spec)

@@ -1,0 +1,128 @@
+"""Rules on the paired evaluation: quality against the champion, and fairness between segments."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from stream_scorer.evaluation.result import Alerts, Evaluation, Interval, VersionResult
+from stream_scorer.gate.result import RuleResult, at_most, not_measured
+from stream_scorer.spec.gate_rules import LOWER_IS_BETTER, Fairness, Quality
+
+# The champion comes first in an evaluation.
+_CHAMPION, _CANDIDATE = 0, 1
+
+
+def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
+    """The candidate's loss against the champion in one metric."""
+    name = f"quality.{rule.metric}"
+    if not evaluation.candidates:
+        return not_measured(name, rule.max_loss, "there is no champion to compare with")
+    trained_until, first = evaluation.versions[_CANDIDATE].trained_until, evaluation.first_event_time
+    if first is not None and first <= trained_until:
+        return not_measured(
+            name, rule.max_loss, f"the candidate was trained on this range; start after {_time(trained_until)}"
+        )
+    if not evaluation.frauds and rule.metric not in LOWER_IS_BETTER:
+        return not_measured(name, rule.max_loss, "the range has no known fraud")
+    difference = evaluation.candidates[0].differences.get(rule.metric, Interval(None))
+    if difference.value is None:
+        return not_measured(name, rule.max_loss, f"{evaluation.frauds:,} known frauds do not define it")
+    before, after = (_figure(version, rule.metric) for version in evaluation.versions[:2])
+    reason = f"{_shown(after)}, the champion {_shown(before)}; {evaluation.frauds:,} frauds"
+    worse_end = difference.high if rule.metric in LOWER_IS_BETTER else difference.low
+    if rule.evidence == "interval":
+        if worse_end is None:
+            return not_measured(name, rule.max_loss, f"{evaluation.frauds:,} known frauds give no interval")
+        reason += f"; change {_shown(difference.value)}, 95 % {_shown(difference.low)} to {_shown(difference.high)}"
+    else:
+        worse_end = difference.value
+    loss = worse_end if rule.metric in LOWER_IS_BETTER else -worse_end
+    return at_most(name, loss if loss > 0.0 else 0.0, rule.max_loss, reason)
+
+
+def fairness(rule: Fairness, evaluation: Evaluation) -> list[RuleResult]:
+    """The differences between the values of a field, in the candidate and from champion to candidate."""
+    name = f"fairness.{rule.segment}"
+    if rule.metric != "false_positive_rate":
+        name += f".{rule.metric}"
+    results = []
+    groups = [_groups(rule, version) for version in evaluation.versions]
+    if rule.max_ratio is not None:
+        results.append(_between_values(name, rule, groups[-1]))
+    if rule.max_ratio_to_champion is not None:
+        to_champion = f"{name}.to_champion"
+        if len(groups) < 2:
+            results.append(
+                not_measured(to_champion, rule.max_ratio_to_champion, "there is no champion to compare with")
+            )
+        else:
+            results.append(_growth(to_champion, rule, groups[_CHAMPION], groups[_CANDIDATE]))
+    return results
+
+
+def _between_values(name: str, rule: Fairness, groups: dict[str, Alerts]) -> RuleResult:
+    """The highest rate as a multiple of the lowest one."""
+    assert rule.max_ratio is not None
+    if len(groups) < 2:
+        few = f"fewer than two values of {rule.segment} have {rule.min_rows:,} transactions"
+        return not_measured(name, rule.max_ratio, few)
+    rates = sorted((_rate(rule, alerts), value) for value, alerts in groups.items())
+    (low, lowest), (high, highest) = rates[0], rates[-1]
+    return at_most(name, high / low, rule.max_ratio, f"{highest} {high:.3%}, {lowest} {low:.3%}")
+
+
+def _growth(name: str, rule: Fairness, before: dict[str, Alerts], after: dict[str, Alerts]) -> RuleResult:
+    """By how much more the rate of one value grows than that of another one, as a ratio."""
+    assert rule.max_ratio_to_champion is not None
+    values = [
+        value
+        for value, alerts in after.items()
+        if value in before and max(alerts.alerts, before[value].alerts) >= rule.min_alerts
+    ]
+    if len(values) < 2:
+        enough = f"{rule.min_rows:,} transactions and {rule.min_alerts} alerts"
+        return not_measured(name, rule.max_ratio_to_champion, f"fewer than two values of {rule.segment} have {enough}")
+    growth = sorted((_rate(rule, after[value]) / _rate(rule, before[value]), value) for value in values)
+    reason = ", ".join(
+        f"{value} {_rate(rule, before[value]):.3%} to {_rate(rule, after[value]):.3%}"
+        for _, value in (growth[-1], growth[0])
+    )
+    return at_most(name, growth[-1][0] / growth[0][0], rule.max_ratio_to_champion, reason)
+
+
+def _groups(rule: Fairness, version: VersionResult) -> dict[str, Alerts]:
+    """The alerts of each value with enough transactions."""
+    return {
+        group.value: group.alerts
+        for group in version.groups
+        if group.dimension == rule.segment and group.alerts.transactions >= rule.min_rows
+    }
+
+
+def _rate(rule: Fairness, alerts: Alerts) -> float:
+    """Half an alert and half a silent transaction are added, so that a value without alerts has a rate above 0."""
+    if rule.metric == "alert_rate":
+        return (alerts.alerts + 0.5) / (alerts.transactions + 1.0)
+    return (alerts.alerts - alerts.caught + 0.5) / (alerts.transactions - alerts.frauds + 1.0)
+
+
+def _figure(version: VersionResult, metric: str) -> float | None:
+    if metric in ("average_precision", "roc_auc"):
+        found: Interval = getattr(version, metric)
+        return found.value
+    alerts = version.alerts
+    if metric == "alert_rate":
+        return alerts.alerts / alerts.transactions if alerts.transactions else None
+    value: float | None = getattr(alerts, metric)
+    return value
+
+
+def _shown(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+
+
+def _time(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%dT%H:%M:%S}"

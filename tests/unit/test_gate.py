@@ -1,0 +1,312 @@
+"""The gate: its rules file, and what each rule measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+from stream_scorer.cli.control import _pass_gate
+from stream_scorer.cli.gate import check_reason
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.errors import UsageError
+from stream_scorer.gate.drift import drift
+from stream_scorer.gate.leak import differences, leak
+from stream_scorer.gate.quality import fairness, quality
+from stream_scorer.gate.traffic import RowSample, skew
+from stream_scorer.gate.versions import cost, latency, load_candidate
+from stream_scorer.replay.skew import FeatureSkew, SkewReport
+from stream_scorer.serde.schemas import make_schemas
+from stream_scorer.spec.gate_rules import Cost, Drift, Fairness, Latency, Leak, Quality, Skew, parse_rules
+from stream_scorer.train.export import read_training_table, write_training_table
+from stream_scorer.train.provenance import set_digest
+from stream_scorer.train.recipe import TrainingSet
+from tests.support.ensembles import FEATURES, compose, reference
+
+SPEC: Any = SimpleNamespace(features=FEATURES, feature_hash="b" * 64, spec=SimpleNamespace(name="cards"))
+
+
+@pytest.fixture
+def ensemble(tmp_path: Path) -> Ensemble:
+    compose(tmp_path / "ensemble")
+    return Ensemble.load(tmp_path / "ensemble", version="2")
+
+
+# ---- the rules file
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "hint"),
+    [
+        ("version: 1\nlatency: {max_rato: 1.2}", "latency.max_rato is not known", "Did you mean max_ratio?"),
+        ("version: 1\nlatncy: {max_ratio: 1.2}", "latncy is not known", "Did you mean latency?"),
+        ("version: 1\nlatency: {}", "latency.max_ratio is missing", "Write a multiple"),
+        ("version: 1\nlatency: {max_ratio: fast}", "latency.max_ratio: ", "Write a multiple"),
+        ("version: 1\nquality: [{metric: auc, max_loss: 0}]", "quality[0].metric: ", "average_precision, roc_auc"),
+        ("version: 1\nquality: {metric: recall}", "quality: ", "Write a list"),
+        ("version: 1\nfairness: [{segment: channel, max_ratio: 0.5}]", "fairness[0].max_ratio: ", "at least 1"),
+        ("version: 1\nfairness: [{segment: channel}]", "fairness[0] has no limit", "Write max_ratio"),
+        ("version: 1\ncost: {}", "cost has no limit", "max_bytes"),
+        ("version: 1\nskew: 0.01", "skew: ", "Write a mapping with max_share, min_scores"),
+        ("version: 2", "version: ", "Write version: 1"),
+        ("latency: {max_ratio: 1}", "version is missing", "Write version: 1"),
+        ("- 1", "(top level): ", "begins with version: 1"),
+        ("version: [", "not valid YAML at line 1", ""),
+        (
+            "version: 1\nquality: [{metric: recall, max_loss: 0}, {metric: recall, max_loss: 1}]",
+            "quality has two rules for recall",
+            "Keep one",
+        ),
+    ],
+)
+def test_an_error_names_the_field_and_what_to_write(text: str, named: str, hint: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_rules(text)
+    assert error.value.message.startswith(named)
+    assert hint in error.value.hint
+
+
+def test_the_schema_accepts_what_the_reader_accepts_and_refuses_unknown_keys() -> None:
+    validator = Draft202012Validator(make_schemas()["gate-rules.schema.json"])
+    good = {"version": 1, "leak": {}, "quality": [{"metric": "recall", "max_loss": 0.1}]}
+    parse_rules(json.dumps(good))
+    assert validator.is_valid(good)
+    assert not validator.is_valid(good | {"leek": {}})
+    assert not validator.is_valid(good | {"latency": {"max_ratio": 0}})
+
+
+def test_the_digest_depends_on_the_rules_and_not_on_their_layout() -> None:
+    block, flow = "version: 1\nlatency:\n  max_ratio: 1.5\n", "{latency: {max_ratio: 1.5}, version: 1}"
+    assert parse_rules(block).sha256 == parse_rules(flow).sha256
+    assert parse_rules(block).sha256 != parse_rules("version: 1\nlatency: {max_ratio: 1.6}").sha256
+
+
+# ---- the versions
+
+
+def test_a_candidate_that_does_not_reproduce_its_self_test_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "ensemble"
+    compose(folder)
+    assert load_candidate(folder, "2", SPEC)[1].verdict == "pass"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["self_test"]["score"][0] += 0.01
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    candidate, result = load_candidate(folder, "2", SPEC)
+    assert candidate is None
+    assert (result.rule, result.verdict) == ("self_test", "refuse")
+    assert "[artifact_self_test]" in result.reason
+
+
+def test_a_candidate_that_reads_other_features_is_refused(tmp_path: Path) -> None:
+    compose(tmp_path / "ensemble")
+    other: Any = SimpleNamespace(features=FEATURES, feature_hash="c" * 64)
+    assert "[artifact_features]" in load_candidate(tmp_path / "ensemble", "2", other)[1].reason
+
+
+class Slow:
+    """Scores nothing, and moves the clock by `seconds` per call."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        self._clock, self._seconds = clock, seconds
+
+    def score(self, _rows: np.ndarray) -> None:
+        self._clock[0] += self._seconds
+
+
+def test_latency_is_a_multiple_of_the_champions() -> None:
+    clock, rows = [0.0], np.zeros((3, 2))
+    slow, fast = (Slow(clock, seconds) for seconds in (0.03, 0.02))
+
+    def measured(candidate: Any, champion: Any, limit: float) -> Any:
+        return latency(Latency(limit), candidate, champion, rows, clock=lambda: clock[0])
+
+    assert measured(slow, fast, 1.4).verdict == "refuse"
+    assert measured(slow, fast, 1.6).measured == pytest.approx(1.5)
+    assert measured(fast, slow, 1.0).verdict == "pass"
+    assert measured(slow, None, 9.0).reason.startswith("not measured")
+
+
+def test_cost_has_a_limit_in_bytes_and_one_against_the_champion(ensemble: Ensemble) -> None:
+    size = sum(member.size for member in ensemble.manifest.members)
+    verdicts = [r.verdict for r in cost(Cost(max_bytes=size, max_ratio=1.0), ensemble, ensemble)]
+    assert verdicts == ["pass", "pass"]
+    verdicts = [r.verdict for r in cost(Cost(max_bytes=size - 1, max_ratio=0.99), ensemble, ensemble)]
+    assert verdicts == ["refuse", "refuse"]
+
+
+# ---- recent traffic
+
+
+def test_drift_names_the_series_that_is_furthest_from_training(ensemble: Ensemble) -> None:
+    rows = reference(4_000, seed=2)
+    assert drift(Drift(0.1), ensemble, rows).verdict == "pass"
+    rows[:, 0] *= 4.0
+    result = drift(Drift(0.1), ensemble, rows)
+    assert result.verdict == "refuse"
+    assert "; customer.count_1h 0." in result.reason
+    ignored = [*FEATURES, *(f"member:{name}" for name in ensemble.member_names), "score"]
+    assert drift(Drift(0.1, ignored[:1]), ensemble, rows).measured < (result.measured or 0.0)  # type: ignore[operator]
+    assert drift(Drift(0.1, ignored), ensemble, rows).reason.startswith("not measured")
+    assert drift(Drift(0.1), ensemble, rows[:1_999]).reason.startswith("not measured: 1,999 transactions")
+
+
+def test_a_sample_of_rows_is_even_whatever_the_size_of_the_parts() -> None:
+    rows = np.arange(1_000.0)[:, None]
+    found = []
+    for size in (1, 7, 1_000):
+        sample = RowSample(1, limit=50)
+        for low in range(0, 1_000, size):
+            sample.add(rows[low : low + size])
+        found.append(sample.rows[:, 0].tolist())
+    assert found[0] == found[1] == found[2]
+    assert 50 <= len(found[0]) < 100
+    assert len(set(np.diff(found[0]))) == 1
+
+
+def test_skew_counts_only_features_that_the_candidate_reads() -> None:
+    features = [FeatureSkew(name, 2_000, different, None, None, 1.0, []) for name, different in (("a", 0), ("b", 100))]
+    report = SkewReport(2_000, 0, features)
+    assert skew(Skew(0.01), report, ["a"]).verdict == "pass"
+    result = skew(Skew(0.01), report, ["a", "b"])
+    assert (result.verdict, result.measured) == ("refuse", 0.05)
+    assert "differs: b 5.00%" in result.reason
+    assert skew(Skew(0.05), report, ["b"]).verdict == "pass"
+    for missing in (None, SkewReport(0, 0, []), SkewReport(999, 0, features)):
+        assert skew(Skew(0.01), missing, ["a"]).reason.startswith("not measured")
+
+
+# ---- the training set
+
+
+def make_set(rows: int = 20) -> TrainingSet:
+    values = reference(rows)
+    ids = [f"e{row}" for row in range(rows)]
+    return TrainingSet(values, FEATURES, values[:, 2] > 0, np.arange(rows), event_id=ids)
+
+
+def test_a_saved_training_set_has_the_digest_of_its_rows(tmp_path: Path) -> None:
+    data = make_set()
+    write_training_table(data, SPEC, tmp_path / "set.parquet")
+    read = read_training_table(tmp_path / "set.parquet", FEATURES)
+    assert read.event_id == data.event_id
+    assert set_digest(read) == set_digest(data)
+    with pytest.raises(UsageError, match="has no column 'unknown'"):
+        read_training_table(tmp_path / "set.parquet", [*FEATURES, "unknown"])
+
+
+def test_a_set_that_the_candidate_was_not_trained_on_is_refused(ensemble: Ensemble) -> None:
+    nothing: Any = None
+    result = leak(Leak(), make_set(), ensemble.manifest.training, nothing, nothing)
+    assert result.verdict == "refuse"
+    assert "was trained on another set" in result.reason
+
+
+def test_differing_columns_are_counted_and_missing_values_are_equal() -> None:
+    right = reference(100)
+    given = right.copy()
+    given[:3, 0] += 1.0
+    given[5, 3] *= 1.0 + 1e-12
+    given[0, 1] = np.nan if not np.isnan(right[0, 1]) else 1.0
+    found = differences(FEATURES, given, right, 1e-9)
+    assert [(each.name, each.rows) for each in found] == [(FEATURES[0], 3), (FEATURES[1], 1)]
+    assert found[0].largest == pytest.approx(1.0)
+    assert found[1].largest > 1e300
+
+
+# ---- the paired evaluation
+
+
+def alerts(transactions: int, frauds: int, found: int, caught: int) -> Any:
+    return SimpleNamespace(
+        transactions=transactions, frauds=frauds, alerts=found, caught=caught, false_positive_rate=0.1
+    )
+
+
+def version(groups: dict[str, Any]) -> Any:
+    return SimpleNamespace(
+        groups=[SimpleNamespace(dimension="channel", value=name, alerts=each) for name, each in groups.items()],
+        alerts=alerts(100, 10, 10, 5),
+        average_precision=SimpleNamespace(value=0.5),
+        trained_until=100,
+    )
+
+
+def evaluation(value: float | None, low: float | None, high: float | None, groups: list[dict[str, Any]]) -> Any:
+    difference = SimpleNamespace(value=value, low=low, high=high)
+    differences_ = {"average_precision": difference, "false_positive_rate": difference}
+    return SimpleNamespace(
+        candidates=[SimpleNamespace(differences=differences_)],
+        versions=[version(each) for each in groups],
+        frauds=10,
+        first_event_time=101,
+    )
+
+
+def test_quality_is_not_measured_on_the_training_data_or_without_frauds() -> None:
+    paired = evaluation(0.0, 0.0, 0.0, [{}, {}])
+    assert quality(Quality("recall", 0.1), paired).verdict == "refuse"  # the stub has no such difference
+    assert quality(Quality("average_precision", 0.1), paired).verdict == "pass"
+    paired.frauds = 0
+    assert "no known fraud" in quality(Quality("average_precision", 0.1), paired).reason
+    assert quality(Quality("false_positive_rate", 0.1), paired).verdict == "pass"
+    paired.first_event_time = 100
+    result = quality(Quality("false_positive_rate", 0.1), paired)
+    assert (result.verdict, result.measured) == ("refuse", None)
+    assert "trained on this range; start after 1970-01-01T00:00:00" in result.reason
+
+
+def test_the_worse_end_of_the_interval_must_be_within_the_limit() -> None:
+    paired = evaluation(-0.005, -0.03, 0.02, [{}, {}])
+    assert quality(Quality("average_precision", 0.02), paired).measured == pytest.approx(0.03)
+    assert quality(Quality("average_precision", 0.02), paired).verdict == "refuse"
+    assert quality(Quality("average_precision", 0.02, "value"), paired).verdict == "pass"
+    # A false-positive rate is worse at its upper end.
+    assert quality(Quality("false_positive_rate", 0.01), paired).measured == pytest.approx(0.02)
+    assert quality(Quality("false_positive_rate", 0.02), paired).verdict == "pass"
+    assert quality(Quality("average_precision", 1.0), evaluation(None, None, None, [{}, {}])).verdict == "refuse"
+    assert quality(Quality("average_precision", 1.0), evaluation(0.0, None, None, [{}, {}])).verdict == "refuse"
+
+
+def test_fairness_limits_the_ratio_of_rates_and_the_difference_of_their_growth() -> None:
+    fair = {
+        "chip": alerts(2_000, 0, 20, 0),
+        "atm": alerts(2_000, 0, 40, 0),
+        "online": alerts(10, 0, 10, 0),
+        "contactless": alerts(2_000, 0, 2, 0),
+    }
+    # A bias against the value with the lowest rate makes the rates more equal, and is found by its growth.
+    biased = fair | {"contactless": alerts(2_000, 100, 130, 100)}
+    paired = evaluation(0.0, 0.0, 0.0, [fair, biased])
+    rule = Fairness("channel", max_ratio=3.0, max_ratio_to_champion=2.0)
+    absolute, relative = fairness(rule, paired)
+    assert absolute.measured == pytest.approx(40.5 / 20.5)
+    assert absolute.verdict == "pass"
+    assert relative.measured == pytest.approx(30.5 / 1_901 / (2.5 / 2_001))
+    assert relative.verdict == "refuse"
+    assert relative.reason.startswith("contactless 0.125% to 1.604%, ")
+    same = fairness(rule, evaluation(0.0, 0.0, 0.0, [biased, fair]))
+    assert [result.verdict for result in same] == ["refuse", "refuse"]
+    assert same[0].measured == pytest.approx(40.5 / 2.5)
+    assert fairness(rule, evaluation(0.0, 0.0, 0.0, [fair, fair]))[1].measured == 1.0
+    # 2 alerts are noise, twice as many as well.
+    noise = fair | {"contactless": alerts(2_000, 0, 19, 0)}
+    assert fairness(rule, evaluation(0.0, 0.0, 0.0, [fair, noise]))[1].measured == 1.0
+    alone = evaluation(0.0, 0.0, 0.0, [{"chip": fair["chip"]}])
+    assert all(result.verdict == "refuse" for result in fairness(rule, alone))
+
+
+# ---- promote
+
+
+def test_an_override_is_part_of_the_reason_and_needs_one_of_its_own() -> None:
+    settings: Any = {"gate.rules": "gate.yaml"}
+    why = _pass_gate(settings, "cards:8", "cards", "fewer alerts", "incident 4711", None)
+    assert why == "fewer alerts [gate skipped: incident 4711]"
+    assert _pass_gate({"gate.rules": ""}, "cards:8", "cards", "fewer alerts", None, None) == "fewer alerts"  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="needs a reason"):
+        check_reason(" ")
