@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
+from stream_scorer.monitor.drift_feed import series_counts
 from stream_scorer.monitor.drift_types import DriftWindow, SeriesInfo
 from stream_scorer.monitor.tally import Cells, count_summary, new_cells
-from stream_scorer.monitor.windows import field_prefix, histogram
-from stream_scorer.records import DECISIONS, ScoreSummary
+from stream_scorer.records import ScoreSummary
 
 
 class Windows:
@@ -33,12 +30,6 @@ class Windows:
         found = []
         for cell in sorted(cell for cell in self._cells if cell[0] < before_ms):
             counts = self._cells.pop(cell)
-            series = {name: _histogram(counts, info) for name, info in self._series.items()}
+            series = series_counts(counts, self._series)
             found.append(DriftWindow(cell[0], counts["n"], series, self._ensemble, incomplete=counts.get("inc", 0)))
         return found
-
-
-def _histogram(counts: Mapping[str, int], info: SeriesInfo) -> NDArray[np.int64]:
-    if info.kind == "decision":
-        return np.array([*(counts.get(f"d:{decision}", 0) for decision in DECISIONS), 0], dtype=np.int64)
-    return histogram(counts, field_prefix(info.name), len(info.edges) + 2)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_scorer.ensemble.manifest import Manifest
 from stream_scorer.monitor.drift import ProfileMismatch
@@ -33,7 +34,7 @@ from stream_scorer.monitor.drift_types import (
 )
 from stream_scorer.monitor.metrics import DRIFT_EVENT, DRIFT_EVIDENCE, DRIFT_LEARNING, DRIFT_THRESHOLD, MISMATCHED
 from stream_scorer.monitor.tally import parse_label
-from stream_scorer.monitor.windows import field_prefix, histogram
+from stream_scorer.monitor.windows import histograms
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import ARMS, DECISIONS, MonitorMetric
 from stream_scorer.spec.model import CheckedSpec
@@ -248,15 +249,14 @@ class DriftFeed:
             series = self._series(ensemble, other)
             if series is None:
                 continue
-            for name, info in stream.series.items():
-                if name not in series or series[name].key != info.key:
-                    continue
-                try:
-                    found = _counts(counts, info)
-                except ProfileMismatch:
-                    self._metrics.count(MISMATCHED)
-                    break
-                total[name] = total[name] + found if name in total else found
+            same = {name: i for name, i in stream.series.items() if name in series and series[name].key == i.key}
+            try:
+                found = series_counts(counts, same)
+            except ProfileMismatch:
+                self._metrics.count(MISMATCHED)
+                continue
+            for name, histogram in found.items():
+                total[name] = total[name] + histogram if name in total else histogram
         rows = sum(counts.get("n", 0) for counts in parts.values())
         incomplete = sum(counts.get("inc", 0) for counts in parts.values())
         return DriftWindow(pane, rows, total, ensemble, version, incomplete)
@@ -304,10 +304,12 @@ def _statistics(shift: ChronicShift) -> dict[str, float | int | None]:
     return {"psi": shift.psi, "ks": shift.ks, "price": shift.price}
 
 
-def _counts(counts: Mapping[str, int], info: SeriesInfo) -> np.ndarray:
-    if info.name == DECISION:
-        return np.array([*(counts.get(f"d:{decision}", 0) for decision in DECISIONS), 0], dtype=np.int64)
-    return histogram(counts, field_prefix(info.name), len(info.edges) + 2)
+def series_counts(counts: Mapping[str, int], series: Mapping[str, SeriesInfo]) -> dict[str, NDArray[np.int64]]:
+    """The histograms of `series` in the counts of a window. Raises `ProfileMismatch` if these have other bins."""
+    found = histograms(counts, {name: len(info.edges) + 2 for name, info in series.items() if name != DECISION})
+    if DECISION in series:
+        found[DECISION] = np.array([*(counts.get(f"d:{each}", 0) for each in DECISIONS), 0], dtype=np.int64)
+    return found
 
 
 def _window_records(window: DriftWindow, report: DriftReport, pane_ms: int) -> list[MonitorMetric]:

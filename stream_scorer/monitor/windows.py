@@ -85,29 +85,37 @@ def negative_fields(parts: Iterable[Counts]) -> tuple[list[str], list[str]]:
     return [name for name in found if name not in of_labels], of_labels
 
 
-def histogram(counts: Counts, prefix: str, bins: int) -> NDArray[np.int64]:
-    """The ``(bins,)`` counts of the fields ``<prefix><bin>``.
+def histograms(counts: Counts, bins: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
+    """The counts by bin of each series, from the fields ``<prefix>:<bin>``; zeros for a series without counts.
+
+    One pass over all fields: one pass per series would take most of the time of a window.
+
+    Args:
+        bins: the number of bins by series.
 
     Raises:
         ProfileMismatch: a count is outside the bins, so the scorer used another profile.
     """
-    dense = np.zeros(bins, dtype=np.int64)
+    found = {series: [0] * size for series, size in bins.items()}
+    by_prefix = {_field_prefix(series): dense for series, dense in found.items()}
     for name, number in counts.items():
-        if name.startswith(prefix) and name[len(prefix) :].isdigit():
-            place = int(name[len(prefix) :])
-            if place >= bins:
-                raise ProfileMismatch(f"{prefix}{place} is outside the {bins} bins of the reference profile")
-            dense[place] = number
-    return dense
+        prefix, _, place = name.rpartition(":")
+        dense = by_prefix.get(prefix)
+        if dense is None or not place.isdigit():
+            continue
+        if int(place) >= len(dense):
+            raise ProfileMismatch(f"{name} is outside the {len(dense)} bins of the reference profile")
+        dense[int(place)] = number
+    return {series: np.array(dense, dtype=np.int64) for series, dense in found.items()}
 
 
-def field_prefix(series: str) -> str:
-    """The field prefix of the counts of a series: ``score``, ``member:<name>`` or the name of a feature."""
+def _field_prefix(series: str) -> str:
+    """The prefix of the fields of a series: ``score``, ``member:<name>`` or the name of a feature."""
     if series == "score":
-        return "sc:"
+        return "sc"
     if series.startswith("member:"):
-        return f"m:{series.removeprefix('member:')}:"
-    return f"f:{series}:"
+        return f"m:{series.removeprefix('member:')}"
+    return f"f:{series}"
 
 
 def drifts(counts: Counts, profile: Profile) -> dict[str, Drift]:
@@ -116,13 +124,9 @@ def drifts(counts: Counts, profile: Profile) -> dict[str, Drift]:
     Raises:
         ProfileMismatch: the counts have other bins.
     """
-    found = {}
-    for series, (_, reference) in profile.items():
-        expected = np.asarray(reference)
-        current = histogram(counts, field_prefix(series), expected.size)
-        if current.any():
-            found[series] = compare(current, expected)
-    return found
+    expected = {series: np.asarray(reference) for series, (_, reference) in profile.items()}
+    current = histograms(counts, {series: reference.size for series, reference in expected.items()})
+    return {series: compare(live, expected[series]) for series, live in current.items() if live.any()}
 
 
 def figures(
