@@ -149,6 +149,11 @@ PROOFS = {
         360,
         own="kills monitors with a transaction open, and flushes Redis",
     ),
+    "monitor-bench": Proof(
+        "one worker of each part of the monitor keeps up with the scorer, in flat memory; counting is cheap",
+        600,
+        own="measures CPU time, also that of Redis, and memory",
+    ),
     "train-repeat": Proof(
         "training again gives the same members, manifest and profile, also on another number of cores", 240
     ),

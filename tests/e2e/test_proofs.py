@@ -24,6 +24,7 @@ SIZES = {
     "swap-under-load": 4_000,
     "control-race": 45,
     "incident": 15_000,
+    "monitor-bench": 80_000,
     "sticky": 50_000,
     "soak": 30,
 }
