@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stream_scorer.monitor import rates
-from stream_scorer.monitor.drift import Drift, ProfileMismatch, compare
+from stream_scorer.monitor.drift import Drift, ProfileMismatch, compare_all
 from stream_scorer.monitor.rate_figures import POSITIVE_SETS, Figure, rate_figures
 from stream_scorer.records import DECISIONS
 
@@ -126,7 +126,7 @@ def drifts(counts: Counts, profile: Profile) -> dict[str, Drift]:
     """
     expected = {series: np.asarray(reference) for series, (_, reference) in profile.items()}
     current = histograms(counts, {series: reference.size for series, reference in expected.items()})
-    return {series: compare(live, expected[series]) for series, live in current.items() if live.any()}
+    return compare_all({series: live for series, live in current.items() if live.any()}, expected)
 
 
 def figures(

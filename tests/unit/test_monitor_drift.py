@@ -13,7 +13,9 @@ from scipy.spatial.distance import jensenshannon
 
 from stream_scorer.monitor.drift import (
     SUFFICIENT_ROWS,
+    ProfileMismatch,
     compare,
+    compare_all,
     jensen_shannon_distance,
     kolmogorov_smirnov,
     population_stability_index,
@@ -49,6 +51,17 @@ def test_indices_agree_with_scipy() -> None:
     values = np.arange(12)
     expected = stats.ks_2samp(np.repeat(values, a), np.repeat(values, b)).statistic
     assert kolmogorov_smirnov(p, q) == pytest.approx(expected, abs=1e-12)
+
+
+def test_all_series_together_give_what_each_gives_alone() -> None:
+    rng = np.random.default_rng(7)
+    sizes = {f"s{i}": bins for i, bins in enumerate((3, 20, 21, 20, 3, 64, 1))}
+    live, reference = ({name: rng.integers(0, 500, bins) for name, bins in sizes.items()} for _ in range(2))
+    found = compare_all(live, reference)
+    assert list(found) == list(sizes)
+    assert found == {name: compare(live[name], reference[name]) for name in sizes}
+    with pytest.raises(ProfileMismatch, match="s1"):
+        compare_all(live | {"s1": live["s2"]}, reference)
 
 
 def test_smoothing_is_the_stated_one() -> None:
