@@ -12,6 +12,7 @@ from typing import Self
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -163,8 +164,11 @@ def make_table(headings: Sequence[str], rows: Sequence[Sequence[str]] = (), *, t
 
 
 def print_table(table: Table) -> None:
-    """Write `table` to stdout."""
-    Console(file=sys.stdout).print(table)
+    """Write `table` to stdout: as wide as the terminal, or as wide as it needs to be in a file or a pipe."""
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console.width = max(Measurement.get(console, console.options.update(max_width=10_000), table).maximum, 1)
+    console.print(table)
 
 
 def columns(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:

@@ -98,3 +98,8 @@ def test_the_text_of_a_table_is_neither_markup_nor_a_command_to_the_terminal(
     assert "[/red] [link=x]" in shown
     assert "\\u001b[31mred\\nnext" in shown
     assert "\x1b" not in shown
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_its_content(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(make_table(("name", "!value"), [("n" * 100, "7" * 100)]))
+    assert f"{'n' * 100}   {'7' * 100}" in capsys.readouterr().out
