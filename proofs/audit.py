@@ -22,10 +22,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from click.testing import CliRunner
 
 from proofs import audit_tampering, audit_world
 from proofs.control_race import Books
@@ -48,6 +50,7 @@ from stream_scorer.audit.export import Scope, export_archive
 from stream_scorer.audit.findings import AuditReport
 from stream_scorer.audit.models import keep_version
 from stream_scorer.audit.verify import Expected, verify_archive
+from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
 from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.state import History
@@ -55,6 +58,7 @@ from stream_scorer.control.timeline import Served, served_at
 from stream_scorer.ensemble.manifest import member_key, read_manifest
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.ensemble.reweigh import reweigh
+from stream_scorer.errors import StreamScorerError
 from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Command, DisabledMember, Score, ServedVersion
@@ -75,9 +79,12 @@ _SMALL_BLOCK = 100
 def run(context: Context) -> Result:
     """See the module."""
     n, result = context.n or N, Result()
+    if n < N:
+        parts.BLOCK_RECORDS = _SMALL_BLOCK
     train_cards(context.folder, seed=context.seed, transactions=30_000)
     with services("kafka", "redis", partitions=2) as (_stack, at):
         bootstrap = str(at.kafka)
+        context.say("the services run")
         inputs = _score(context, at, n)
         _export(context, result, bootstrap)
         scores = read_topic(bootstrap, Topics().scores)
@@ -149,7 +156,7 @@ def _score(context: Context, at: Any, n: int) -> int:
         reweigh(folder / "ensemble", {"xgb": 0.1 + number / 2}, folder / f"v{number}", number)
         versions.append(ServedVersion(*keep(folder / f"v{number}", cache)))
     manifest = read_manifest(folder / "ensemble")
-    member = DisabledMember("mlp", next(member_key(m) for m in manifest.members if m.name == "mlp"))
+    member = DisabledMember(manifest.members[-1].name, member_key(manifest.members[-1]))
     steps: list[dict[str, Any]] = [
         {"action": "canary", "version": versions[1], "share": 0.3, "who": "ann"},
         {"action": "promote", "version": versions[1], "who": "ben"},
@@ -213,13 +220,30 @@ def _in_force(statuses: ControlLog, offset: int) -> bool:
     return any(status["control_offset"] >= offset for status in found)
 
 
-def _run(*arguments: str, timeout_s: int = 300) -> subprocess.CompletedProcess[str]:
-    """A command of the product, without settings from the environment."""
+@dataclass(frozen=True, slots=True)
+class _Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def _run(*arguments: str) -> _Done:
+    """A command of the product, in this process."""
+    found = CliRunner().invoke(cli, arguments)
+    error = found.exception
+    if isinstance(error, StreamScorerError):
+        return _Done(error.exit_code, found.stdout, str(error))
+    if error is not None and not isinstance(error, SystemExit):
+        raise error
+    return _Done(found.exit_code, found.stdout, found.stderr)
+
+
+def _run_alone(*arguments: str) -> _Done:
+    """A command of the product, in a process of its own, without settings from the environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAM_SCORER_")}
     command = [sys.executable, "-m", "stream_scorer.cli.main", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return _Done(done.returncode, done.stdout, done.stderr)
 
 
 def _export(context: Context, result: Result, bootstrap: str) -> None:
@@ -242,7 +266,8 @@ def _export(context: Context, result: Result, bootstrap: str) -> None:
 
 def _verify(context: Context, result: Result, name: str, *more: str) -> AuditReport:
     began = time.monotonic()
-    done = _run("audit", "verify", str(context.folder / name), "--tolerance", "0", "--json", *more)
+    verify = _run_alone if name == "whole" else _run
+    done = verify("audit", "verify", str(context.folder / name), "--tolerance", "0", "--json", *more)
     assert done.stdout, done.stderr
     report = msgspec.json.decode(done.stdout, type=AuditReport)
     for difference in report.first[:5]:

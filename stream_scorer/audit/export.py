@@ -5,6 +5,7 @@ The lineage of the period gives the source offsets, and these select contributio
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -115,10 +116,12 @@ def export_archive(
     """
     if folder.exists():
         raise UsageError(f"{folder} exists already", hint="Name a new folder: archives are never changed.")
-    root = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(root, ignore_errors=True)
+    root = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     try:
         root.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {root}: {error.strerror or error}") from None
+    try:
         seal = _Export(reader, topics, root, scope, on_progress).run(keep, now_ms)
         (root / SEAL_FILE).write_bytes(render(seal))
         root.rename(folder)

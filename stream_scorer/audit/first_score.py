@@ -7,6 +7,7 @@ from itertools import islice
 from stream_scorer.control.timeline import Decision, FirstScore
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
+from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.replay.recorded import CLOCK_SKEW_MS, TimedRanges
 from stream_scorer.serde.lineage import LineageBatch
 
@@ -37,7 +38,10 @@ def _first_of(reader: TimedRanges, source: SourcePartition, ensemble: str, decis
         for record in zip(chunk.value, chunk.timestamp.tolist(), strict=True)
     )
     for value, timestamp in islice(records, _MAX_RECORDS):
-        batch = LineageBatch(value or b"")
+        try:
+            batch = LineageBatch(value or b"")
+        except NOT_A_RECORD:
+            continue
         offset, versions = batch.header.control_offset, batch.header.versions
         if offset is not None and offset >= decision.offset and versions[0].ensemble == ensemble:
             return FirstScore(timestamp, batch.event_id[0], batch.rows()[0].version, source.partition)

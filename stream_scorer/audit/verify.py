@@ -10,7 +10,7 @@ from stream_scorer.audit.archive import Archive
 from stream_scorer.audit.findings import AuditReport, Findings
 from stream_scorer.audit.integrity import Integrity, check_previous
 from stream_scorer.audit.records import RecordCheck
-from stream_scorer.audit.signature import check_signature
+from stream_scorer.audit.signature import Key, check_signature
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import UsageError
 
@@ -19,13 +19,13 @@ from stream_scorer.errors import UsageError
 class Expected:
     """What the archive is compared with: all optional.
 
-    `previous` is the archive before it, `digest` the digest of its seal as it was kept elsewhere, `key` the secret of
+    `previous` is the archive before it, `digest` the digest of its seal as it was kept elsewhere, `key` the key of
     its signature, and `models` the folder ``ensembles`` of another archive, for an archive without models.
     """
 
     previous: Path | None = None
     digest: str = ""
-    key: bytes | None = None
+    key: Key | None = None
     models: Path | None = None
 
 

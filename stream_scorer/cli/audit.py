@@ -30,7 +30,7 @@ def audit() -> None:
 @click.option(
     "--without-models", is_flag=True, help="Keep the manifests of the versions that decided, not their models."
 )
-@click.option("--sign", "key_file", type=_FILE, help="Sign the seal with the secret in this file (HMAC-SHA256).")
+@click.option("--sign", "key_file", type=_FILE, help="Sign the seal with this key: Ed25519 (PEM) or a secret.")
 @click.option("--json", "as_json", is_flag=True, help="The seal as JSON, without its blocks.")
 @with_settings("kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.ensemble", "cache.dir")
 def export(
@@ -53,7 +53,7 @@ def export(
     from stream_scorer.audit.export import Scope, Version, export_archive
     from stream_scorer.audit.models import find_version, keep_version
     from stream_scorer.audit.seal import ArchivedVersion
-    from stream_scorer.audit.signature import read_key, sign
+    from stream_scorer.audit.signature import Key, sign
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.kafka.range_reader import RangeReader
@@ -73,7 +73,9 @@ def export(
     begin = scope.since if scope.previous is None else scope.previous.seal.until
     if begin is not None and begin >= scope.until:
         raise click.UsageError("The period ends before it begins.")
-    key = None if key_file is None else read_key(key_file)
+    key = None if key_file is None else Key(key_file)
+    if key is not None:
+        key.sign("")  # a key that cannot sign is refused before the export
     topics = Topics.of(settings)
     TopicAdmin(settings.require("kafka.bootstrap")).require([topics.scores, topics.contributions, topics.lineage])
     TopicAdmin(settings["kafka.bootstrap"]).require([topics.control])
@@ -108,7 +110,7 @@ def export(
 @click.argument("folder", type=_FOLDER)
 @click.option("--after", type=_FOLDER, help="Archive before this one: check that nothing is missing between them.")
 @click.option("--expect", default="", metavar="DIGEST", help="Digest of the seal as it was kept elsewhere.")
-@click.option("--key", "key_file", type=_FILE, help="Check the signature with the secret in this file.")
+@click.option("--key", "key_file", type=_FILE, help="Check the signature with this public key (PEM) or secret.")
 @click.option("--models", type=_FOLDER, help="Folder `ensembles` of another archive, for an archive without models.")
 @click.option(
     "--tolerance",
@@ -132,12 +134,12 @@ def verify(
     Checks digests and the hash chain, checks that each score has its contribution and lineage, recomputes each score,
     and checks that its version is the one that the commands had put in play.
     """
-    from stream_scorer.audit.signature import read_key
+    from stream_scorer.audit.signature import Key
     from stream_scorer.audit.verify import Expected, verify_archive
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress, plain
 
-    key = None if key_file is None else read_key(key_file)
+    key = None if key_file is None else Key(key_file)
     with Progress("checking files", None, SystemClock()) as progress:
         report = verify_archive(folder, Expected(after, expect.lower(), key, models), tolerance, progress.stage)
     if as_json:

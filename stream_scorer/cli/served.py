@@ -36,6 +36,8 @@ def at(settings: Settings, times: tuple[str, ...], name: str | None, archive: Pa
     moments = [parse_time("TIME", text) for text in times]
     with open_decided(settings, archive, "stream-scorer-at", require=False) as decided:
         commands = list(control_records(decided.reader, decided.topics))
+        if commands and commands[0].offset:
+            click.echo(f"control begins at offset {commands[0].offset}: the commands before are lost", err=True)
         answers = [_answer(decided, commands, moment, name) for moment in moments]
     for moment, answer in zip(moments, answers, strict=True):
         if as_json:

@@ -1,0 +1,257 @@
+"""Archives: what they contain, where they begin and end, and what their check finds."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from proofs import audit_tampering
+from proofs.audit_world import START_MS, World, make
+from stream_scorer.audit.archive import Archive
+from stream_scorer.audit.export import Scope, export_archive
+from stream_scorer.audit.findings import AuditReport
+from stream_scorer.audit.models import keep_version
+from stream_scorer.audit.parts import read_part
+from stream_scorer.audit.seal import Seal
+from stream_scorer.audit.signature import Key, sign
+from stream_scorer.audit.verify import Expected, verify_archive
+from stream_scorer.cli.main import cli
+from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
+
+BATCH_MS = 500
+END = 2 * START_MS
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make(tmp_path_factory.mktemp("world"), 1, 8, partitions=1)
+
+
+def export(world: World, folder: Path, *, models: bool = True, **scope: Any) -> Seal:
+    given = Scope(**{"since": None, "until": END} | scope)
+
+    def keep(root: Path, version: tuple[str, str, str]) -> Any:
+        return keep_version(root, world.folders[version[2]], *version, with_models=models)
+
+    return export_archive(world.topics, Topics(), folder, given, keep, START_MS)
+
+
+def verify(folder: Path, **expected: Any) -> AuditReport:
+    return verify_archive(folder, Expected(**expected), 0.0)
+
+
+@pytest.fixture(scope="module")
+def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive") / "whole"
+    export(world, folder)
+    return folder
+
+
+def content(folder: Path) -> bytes:
+    """Everything in the parts of an archive."""
+    out = []
+    for part in Archive(folder).seal.parts:
+        for records in read_part(folder, part):
+            out += [*filter(None, records.key), *filter(None, records.value), repr(records.headers).encode()]
+    return b"\n".join(out)
+
+
+def test_transactions_and_headers_of_the_user_are_not_kept(world: World, whole: Path, tmp_path: Path) -> None:
+    found = content(whole)
+    assert b"a secret of the user" not in found
+    assert b"4111 1111" not in found
+    assert b"card 4111" not in found
+    assert b"bad_json" in found
+    export(world, tmp_path / "all", with_transactions=True)
+    assert b"4111 1111" in content(tmp_path / "all")
+    assert verify(tmp_path / "all").different == 0
+
+
+def test_a_period_has_whole_micro_batches_and_continues_without_a_gap(world: World, tmp_path: Path) -> None:
+    first, second, later = (tmp_path / name for name in ("first", "second", "later"))
+    middle = START_MS + 2 * BATCH_MS
+    export(world, first, until=middle)
+    with pytest.raises(UsageError, match="no scores"):  # nothing was scored in these 19 ms
+        export(world, second, until=middle + 19, previous=Archive(first))
+    export(world, second, previous=Archive(first))
+    reports = [verify(first), verify(second, previous=first)]
+    assert [(report.different, report.notes) for report in reports] == [(0, [])] * 2
+    assert [report.records["lineage"] for report in reports] == [2, 6]
+    export(world, later, since=START_MS + 3 * BATCH_MS)
+    assert verify(later).records["scores"] == 5 * 49
+    gap = verify(later, previous=first)
+    assert {difference.kind for difference in gap.first} == {"previous"}
+    assert any("begins at source offset" in difference.what for difference in gap.first)
+
+
+def test_commands_that_were_written_again_contradict_the_archive_before(world: World, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    export(world, first, until=START_MS + 5 * BATCH_MS)
+    export(world, second, previous=Archive(first))
+    audit_tampering.seal_again(second, {"control": first_author})
+    (found,) = verify(second, previous=first).first
+    assert (found.kind, found.what) == (
+        "previous",
+        "control: command number 1 differs from that of the previous archive",
+    )
+    assert verify(second).notes
+
+
+def first_author(part: Any, records: Any) -> Any:
+    values = list(records.value)
+    values[0] = msgspec.json.encode(msgspec.json.decode(values[0]) | {"who": "somebody else"})
+    return audit_tampering._with_values(records, values)
+
+
+def without(world: World, topic: str, n: int) -> World:
+    """The world after retention has removed the first `n` records of a topic."""
+    topics = copy.deepcopy(world.topics)
+    source = SourcePartition(topic, 0)
+    topics.records[source] = topics.records[source][n:]
+    return World(topics, world.folders)
+
+
+@pytest.mark.parametrize("topic", ["contributions", "scores"])
+def test_a_period_that_retention_has_shortened_is_refused(world: World, tmp_path: Path, topic: str) -> None:
+    with pytest.raises(UsageError, match=rf"{topic}\[0\] ") as raised:
+        export(without(world, topic, 3), tmp_path / "a")
+    assert "--from" in raised.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_that_are_gone_are_noted(world: World, tmp_path: Path) -> None:
+    shortened = without(world, "transactions", 3)
+    original = shortened.topics.bounds
+    shortened.topics.__class__ = type(
+        "Shortened", (type(shortened.topics),),
+        {"__slots__": (), "bounds": lambda self, topic: {s: (3, n) for s, (_, n) in original(topic).items()}
+         if topic == "transactions" else original(topic)},
+    )  # fmt: skip
+    export(shortened, tmp_path / "a")
+    report = verify(tmp_path / "a")
+    assert report.different == 0
+    assert "whether all inputs were scored is not checked" in report.notes[0]
+
+
+def test_an_archive_without_models_says_that_it_recomputes_nothing(world: World, whole: Path, tmp_path: Path) -> None:
+    export(world, tmp_path / "a", models=False)
+    report = verify(tmp_path / "a")
+    assert (report.different, report.recomputed, len(report.notes)) == (0, 0, 3)
+    report = verify(tmp_path / "a", models=whole / "ensembles")
+    assert (report.different, report.recomputed, report.notes) == (0, 8 * 49, [])
+
+
+def test_a_folder_that_exists_is_never_overwritten(world: World, whole: Path) -> None:
+    with pytest.raises(UsageError, match="exists already"):
+        export(world, whole)
+
+
+def secret(folder: Path) -> tuple[Path, Path]:
+    path = folder / "key"
+    path.write_text("5f" * 32)
+    return path, path
+
+
+def key_pair(folder: Path) -> tuple[Path, Path]:
+    key, private, public = Ed25519PrivateKey.generate(), folder / "private.pem", folder / "public.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+@pytest.mark.parametrize("make_keys", [secret, key_pair])
+def test_a_signature_shows_who_sealed(
+    world: World, tmp_path: Path, make_keys: Callable[[Path], tuple[Path, Path]]
+) -> None:
+    (tmp_path / "other").mkdir()
+    private, public = make_keys(tmp_path)
+    seal = export(world, tmp_path / "a", until=START_MS + BATCH_MS)
+    assert "not signed" in verify(tmp_path / "a").signature
+    assert verify(tmp_path / "a", key=Key(public)).by_kind == {"signature": 1}
+    sign(tmp_path / "a", seal, Key(private))
+    assert verify(tmp_path / "a", key=Key(public)).signature.startswith("valid")
+    assert "not checked" in verify(tmp_path / "a").signature
+    other = key_pair(tmp_path / "other")[1]
+    assert verify(tmp_path / "a", key=Key(other)).by_kind == {"signature": 1}
+    audit_tampering.seal_again(tmp_path / "a", {"control": first_author})
+    assert verify(tmp_path / "a", key=Key(public)).by_kind == {"signature": 1}
+
+
+def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
+    _, public = key_pair(tmp_path)
+    (tmp_path / "short").write_text("short")
+    with pytest.raises(UsageError, match="32 to"):
+        Key(tmp_path / "short")
+    with pytest.raises(UsageError, match="private key"):
+        Key(public).sign("")
+    with pytest.raises(UsageError, match="cannot read the key"):
+        Key(tmp_path / "none")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    found = CliRunner().invoke(cli, arguments)
+    error = found.exception
+    if isinstance(error, StreamScorerError):
+        return error.exit_code, found.stdout + str(error)
+    assert error is None or isinstance(error, SystemExit), error
+    return found.exit_code, found.stdout
+
+
+def test_commands_read_an_archive(whole: Path, tmp_path: Path) -> None:
+    archive = ["--archive", str(whole)]
+    code, text = run("audit", "verify", str(whole), "--expect", Archive(whole).seal.digest)
+    assert code == 0
+    assert "The archive holds." in text
+    code, text = run("verify", *archive, "--json", "--tolerance", "0")
+    assert (code, json.loads(text)["different"], json.loads(text)["scores"]) == (0, 0, 8 * 49)
+    code, text = run("explain", "e0-1", *archive, "--json")
+    assert (code, json.loads(text)["score"]["event_id"], json.loads(text)["same"]) == (0, "e0-1", True)
+    code, text = run("audit", "verify", str(whole), "--expect", "0" * 64, "--json")
+    assert code == 3
+    assert "is expected" in text
+    assert run("audit", "verify", str(tmp_path))[0] == 2
+
+
+def test_what_served_and_who_decided_it(whole: Path) -> None:
+    moment = START_MS + 4 * BATCH_MS  # ben promotes the second version
+    code, text = run(
+        "ensemble", "at", str(moment - 1), str(moment), str(START_MS - 1), "--archive", str(whole), "--json"
+    )
+    before, after, none = (json.loads(line)["ensembles"] for line in text.splitlines())
+    assert code == 0
+    assert none == []
+    canary = before[0]["state"]["canary"]
+    assert (canary["share"], before[0]["since"]["canary"]["who"], before[0]["next"]["who"]) == (0.2, "ann", "ben")
+    assert after[0]["state"]["champion"] == canary["version"]
+    assert after[0]["decided"] == after[0]["since"]["champion"]
+    assert (after[0]["decided"]["timestamp"], after[0]["decided"]["author"]) == (moment, "person")
+    assert after[0]["first_score"] == {
+        "at": moment + 20, "event_id": after[0]["first_score"]["event_id"], "version": canary["version"]["version"],
+        "partition": 0,
+    }  # fmt: skip
+    code, text = run("ensemble", "at", "2023-11-14T22:13:22", "--archive", str(whole))
+    assert code == 0
+    assert "promote by ben (person)" in text
+    assert run("ensemble", "at", "yesterday", "--archive", str(whole))[0] == 2
+
+
+def test_a_seal_that_is_no_seal_is_a_difference(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "seal.json").write_bytes(b"{}")
+    with pytest.raises(CheckFailed, match="was altered"):
+        Archive(tmp_path)
+    seal = json.loads((whole / "seal.json").read_bytes())
+    seal["parts"][0]["file"] = "topics/../../../etc/passwd"
+    (tmp_path / "seal.json").write_text(json.dumps(seal))
+    with pytest.raises(CheckFailed, match="regex"):
+        Archive(tmp_path)
