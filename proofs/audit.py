@@ -67,20 +67,19 @@ from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 
-N = 60_000
+N = 20_000
 TIMES = 200
 COMMANDS = 400
 # Every hundredth transaction is unreadable.
 _BAD = 100
-# A block of at most this many records, so that a small archive has several.
+# Blocks of this many records or a little more, so that a small archive has several.
 _SMALL_BLOCK = 100
 
 
 def run(context: Context) -> Result:
     """See the module."""
     n, result = context.n or N, Result()
-    if n < N:
-        parts.BLOCK_RECORDS = _SMALL_BLOCK
+    parts.BLOCK_RECORDS = max(n // 20, _SMALL_BLOCK)
     train_cards(context.folder, seed=context.seed, transactions=30_000)
     with services("kafka", "redis", partitions=2) as (_stack, at):
         bootstrap = str(at.kafka)

@@ -168,14 +168,15 @@ def _largest(folder: Path, topic: str) -> Part:
     return max(Archive(folder).seal.of_topic(topic), key=lambda part: part.records)
 
 
-def seal_again(folder: Path, edits: dict[str, Edit], **changes: Any) -> None:
-    """Write every part again, edited in the largest partition of its topic, and a seal that fits."""
+def seal_again(folder: Path, edits: dict[str, Edit], partition: int | None = None, **changes: Any) -> None:
+    """Write every part again, edited in one partition (the largest one of its topic), and a seal that fits."""
     archive = Archive(folder)
     seal, chain, parts = archive.seal, Chain(archive.seal.previous), []
     for part in seal.parts:
         records = list(read_part(folder, part))
         edit = edits.get(part.topic)
-        if edit is not None and part.title == _largest(folder, part.topic).title:
+        wanted = _largest(folder, part.topic).partition if partition is None else partition
+        if edit is not None and part.partition == wanted:
             whole = records[0]
             for more in records[1:]:
                 whole = whole.concatenate(more)
@@ -264,12 +265,10 @@ def _drop_batch(folder: Path) -> None:
     n = len(LineageBatch(last.value[-1] or b""))
 
     def less(count: int) -> Edit:
-        def edit(each: Part, records: RawRecords) -> RawRecords:
-            return records.take(np.arange(len(records) - count)) if each.partition == part.partition else records
+        return lambda _part, records: records.take(np.arange(len(records) - count))
 
-        return edit
-
-    seal_again(folder, {"lineage": less(1), "contributions": less(n), "scores": less(n)})
+    edits = {"lineage": less(1), "contributions": less(n), "scores": less(n)}
+    seal_again(folder, edits, part.partition)
 
 
 def _foreign_version(version: str, manifest_sha256: str) -> Callable[[Path], None]:
@@ -281,20 +280,20 @@ def _foreign_version(version: str, manifest_sha256: str) -> Callable[[Path], Non
         part = _largest(folder, "lineage")
         first = next(iter(read_part(folder, part)))
         batch = LineageBatch(first.value[0] or b"")
-        partition = part.partition
 
         def lineage(_part: Part, records: RawRecords) -> RawRecords:
             values = list(records.value)
             values[0] = _relabelled(values[0] or b"", version, manifest_sha256)
             return _with_values(records, values)
 
-        def documents(each: Part, records: RawRecords) -> RawRecords:
+        def documents(_part: Part, records: RawRecords) -> RawRecords:
             values = list(records.value)
             for place in range(len(batch)):
                 values[place] = msgspec.json.encode(msgspec.json.decode(values[place] or b"") | {"version": version})
-            return _with_values(records, values) if each.partition == partition else records
+            return _with_values(records, values)
 
-        seal_again(folder, {"lineage": lineage, "contributions": documents, "scores": documents})
+        edits = {"lineage": lineage, "contributions": documents, "scores": documents}
+        seal_again(folder, edits, part.partition)
 
     return alter
 

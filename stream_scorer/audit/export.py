@@ -285,26 +285,36 @@ class _Export:
         )
 
     def _dead_letters(self, partition: int, span: _Span) -> None:
-        """Write the dead letters whose source offsets are in the span."""
+        """Write the dead letters whose source offsets are in the span; those that follow its last score extend it."""
         source = SourcePartition(self._topics.dead_letters, partition)
         if not self._exists(source):
             return
-        start, stop = (
-            self._start("dead_letters", partition),
-            self._reader.offset_at(source, self._scope.until + CLOCK_SKEW_MS),
-        )
+        start = self._start("dead_letters", partition)
+        stop = self._reader.offset_at(source, self._scope.until)
+        limit = self._next_scored(partition)
         writer, end = self._writer("dead_letters", partition, self._user_content), start
-        for chunk in self._read(source, start, stop):
+        for chunk in self._read(source, start, self._reader.bounds(source.topic)[source][1]):
             offsets = letter_offsets(chunk, self._topics.transactions)
-            late = np.flatnonzero(offsets >= span.next)
+            # After the last score, no source offset shows the period, so the time does.
+            after = (offsets < 0) | (offsets >= span.next)
+            late = np.flatnonzero(after & ((chunk.offset >= stop) | (offsets >= limit)))
             inside = np.arange(int(late[0]) if len(late) else len(chunk))
             inside = inside[(offsets[inside] < 0) | (offsets[inside] >= span.first)]
             if len(inside):
                 end = int(chunk.offset[inside[-1]]) + 1
+                span.next = max(span.next, int(offsets[inside].max()) + 1)
                 writer.add(self._user_data(chunk.take(inside), _LETTER_HEADERS))
             if len(late):
                 break
         self._parts.append(writer.close(start, end))
+
+    def _next_scored(self, partition: int) -> int:
+        """The source offset of the first score after the period; the largest integer if nothing was scored yet."""
+        source = SourcePartition(self._topics.lineage, partition)
+        start = next(part.stop for part in self._parts if (part.topic, part.partition) == ("lineage", partition))
+        for chunk in self._reader.read(source, start, self._reader.bounds(source.topic)[source][1]):
+            return int(self._decode_lineage(chunk, 0, chunk.value[0]).offset[0])
+        return np.iinfo(np.int64).max
 
     def _inputs(self, partition: int, span: _Span) -> InputRange:
         """Write the input records of the span, or their digests, if the topic still has them."""

@@ -95,6 +95,29 @@ def test_a_period_has_whole_micro_batches_and_continues_without_a_gap(world: Wor
     assert any("begins at source offset" in difference.what for difference in gap.first)
 
 
+def test_dead_letters_after_the_last_score_belong_to_the_period(world: World, tmp_path: Path) -> None:
+    topics, names = copy.deepcopy(world.topics), Topics()
+    for _ in range(3):
+        offset = topics.append(names.transactions, 0, START_MS + 9_000, None, b"bad")
+        headers = [("source.topic", b"transactions"), ("source.offset", b"%d" % offset)]
+        topics.append(names.dead_letters, 0, START_MS + 9_000, None, b"bad", headers)
+    export(World(topics, world.folders), tmp_path / "a")
+    report = verify(tmp_path / "a")
+    assert (report.different, report.records["dead_letters"]) == (0, 8 + 3)
+    assert Archive(tmp_path / "a").seal.inputs[0].next == offset + 1
+
+
+def test_dead_letters_of_the_next_micro_batch_are_left_to_it(world: World, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    # Between a dead letter of the third micro-batch and its scores.
+    export(world, first, until=START_MS + 2 * BATCH_MS + 10)
+    export(world, second, previous=Archive(first))
+    reports = [verify(first), verify(second, previous=first)]
+    assert [report.different for report in reports] == [0, 0]
+    assert [report.records["lineage"] for report in reports] == [2, 6]
+    assert sum(report.records["dead_letters"] for report in reports) == 8
+
+
 def test_commands_that_were_written_again_contradict_the_archive_before(world: World, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     export(world, first, until=START_MS + 5 * BATCH_MS)
