@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -11,6 +12,9 @@ from stream_scorer.cli.options import with_settings
 from stream_scorer.cli.times import parse_time
 from stream_scorer.errors import CheckFailed, UsageError
 from stream_scorer.settings import Settings
+
+if TYPE_CHECKING:
+    from stream_scorer.audit.seal import Seal
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -92,6 +96,10 @@ def export(
         seal = export_archive(reader, topics, folder, scope, keep, now, progress)
     if key is not None:
         sign(folder, seal, key)
+    _show_export(folder, seal, as_json)
+
+
+def _show_export(folder: Path, seal: Seal, as_json: bool) -> None:
     if as_json:
         parts = [msgspec.structs.replace(part, blocks=[]) for part in seal.parts]
         click.echo(msgspec.json.encode(msgspec.structs.replace(seal, parts=parts)).decode())
