@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,17 +13,26 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from stream_scorer.cli.control import _pass_gate
-from stream_scorer.cli.gate import check_reason
+from stream_scorer.bench.material import CARDS_SPEC
+from stream_scorer.cli import control
+from stream_scorer.cli.gate import check_reason, refusal
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.errors import UsageError
+from stream_scorer.errors import CheckFailed, UsageError
 from stream_scorer.gate.drift import drift
+from stream_scorer.gate.inputs import after_training, recent
 from stream_scorer.gate.leak import differences, leak
 from stream_scorer.gate.quality import fairness, quality
+from stream_scorer.gate.result import GateReport, RuleResult
 from stream_scorer.gate.traffic import RowSample, skew
 from stream_scorer.gate.versions import cost, latency, load_candidate
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.positions import SourcePartition
+from stream_scorer.records import ServedVersion
+from stream_scorer.replay.pieces import Range
 from stream_scorer.replay.skew import FeatureSkew, SkewReport
+from stream_scorer.serde.raw import RawRecords
 from stream_scorer.serde.schemas import make_schemas
+from stream_scorer.spec import load_spec
 from stream_scorer.spec.gate_rules import Cost, Drift, Fairness, Latency, Leak, Quality, Skew, parse_rules
 from stream_scorer.train.export import read_training_table, write_training_table
 from stream_scorer.train.provenance import set_digest
@@ -300,13 +311,92 @@ def test_fairness_limits_the_ratio_of_rates_and_the_difference_of_their_growth()
     assert all(result.verdict == "refuse" for result in fairness(rule, alone))
 
 
+# ---- the range
+
+
+class Log:
+    """Two partitions of transactions, each with one record that cannot be read at its end."""
+
+    def __init__(self, newest: list[int]) -> None:
+        self._newest = newest
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
+        return {SourcePartition(topic, partition): (0, 200) for partition in range(len(self._newest))}
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
+        time = self._newest[source.partition]
+        good = {"event_id": "e", "event_time": time, "customer_id": "c", "terminal_id": "t", "amount": 1}
+        values = [json.dumps(good | {"currency": "EUR", "channel": "chip"}).encode(), b"{"]
+        n = len(values)
+        offsets = np.arange(stop - n, stop)
+        yield RawRecords(source.topic, np.zeros(n, np.int32), offsets, np.full(n, time), [None] * n, values, [None] * n)
+
+
+def test_recent_traffic_ends_at_the_newest_transaction_of_all_partitions() -> None:
+    cards, day = load_spec(CARDS_SPEC), 86_400_000
+    log: Any = Log([50 * day, 60 * day])
+    rules = parse_rules("version: 1\ntraffic: 14d")
+    assert recent(log, Topics(), cards, rules, Range()).time_start == 46 * day
+    assert recent(log, Topics(), cards, rules, Range(time_start=50 * day)).time_start == 50 * day
+    assert recent(log, Topics(), cards, parse_rules("version: 1"), Range()) == Range()
+
+
+def test_the_range_begins_after_the_training_data_unless_it_is_given(tmp_path: Path) -> None:
+    compose(tmp_path / "ensemble")
+    assert after_training(tmp_path / "ensemble", Range()).time_start == 1_001
+    assert after_training(tmp_path / "ensemble", Range(time_start=5)).time_start == 5
+    assert after_training(tmp_path, Range()) == Range()
+
+
 # ---- promote
 
 
 def test_an_override_is_part_of_the_reason_and_needs_one_of_its_own() -> None:
     settings: Any = {"gate.rules": "gate.yaml"}
-    why = _pass_gate(settings, "cards:8", "cards", "fewer alerts", "incident 4711", None)
+    why = control._pass_gate(settings, "cards:8", "cards", "fewer alerts", "incident 4711", None)
     assert why == "fewer alerts [gate skipped: incident 4711]"
-    assert _pass_gate({"gate.rules": ""}, "cards:8", "cards", "fewer alerts", None, None) == "fewer alerts"  # type: ignore[arg-type]
+    assert control._pass_gate({"gate.rules": ""}, "cards:8", "cards", "fewer alerts", None, None) == "fewer alerts"  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="needs a reason"):
         check_reason(" ")
+
+
+class Console:
+    """The state of `control` before and after the gate."""
+
+    def __init__(self, *champions: str) -> None:
+        self._states = [
+            SimpleNamespace(states={"cards": SimpleNamespace(champion=ServedVersion(v, v))}) for v in champions
+        ]
+
+    @contextmanager
+    def open(self, _settings: Any) -> Iterator[Any]:
+        yield SimpleNamespace(read=lambda: self._states.pop(0))
+
+
+def pass_gate(monkeypatch: pytest.MonkeyPatch, gate: Any, *champions: str) -> str:
+    """The reason of a command whose gate is `gate`, while the version that serves changes as in `champions`."""
+    monkeypatch.setattr(control, "_open_console", Console(*champions).open)
+    monkeypatch.setattr(control, "_serving", lambda _settings, state: state.champion)
+    monkeypatch.setattr("stream_scorer.cli.gate.gate_promotion", gate)
+    settings: Any = {"gate.rules": "gate.yaml"}
+    return control._pass_gate(settings, "cards:8", "cards", "fewer alerts", None, None)
+
+
+def test_the_reason_names_the_rules_that_the_version_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def accept(_settings: Any, reference: str, champion: Any, _training_set: Any) -> Any:
+        assert (reference, champion.version) == ("cards:8", "7")
+        return SimpleNamespace(rules_sha256="0123456789abcdef")
+
+    assert pass_gate(monkeypatch, accept, "7", "7") == "fewer alerts [gate passed: rules 0123456789ab]"
+    with pytest.raises(CheckFailed, match="compared with version 7, but 9 serves now"):
+        pass_gate(monkeypatch, accept, "7", "9")
+
+
+def test_a_refusal_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any) -> Any:
+        report = GateReport(False, "cards 8", "cards 7", "0", 1, 0.0, [RuleResult("leak", 1.0, 0.0, "refuse", "")])
+        raise refusal(report)
+
+    with pytest.raises(CheckFailed, match="the gate refuses cards 8: leak") as error:
+        pass_gate(monkeypatch, refuse, "7")
+    assert error.value.exit_code == 3
