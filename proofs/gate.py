@@ -82,7 +82,7 @@ def run(context: Context) -> Result:
     if context.broken:
         _accept_everything()
     context.say(f"simulating {n:,} transactions and training")
-    world = make_world(context.folder / "world", n, context.seed)
+    world = make_world(context.folder / "world", n, context.seed, live=n >= _SERVICES_FROM)
     record_served(world, world.champion)
     left_out = _LEFT_OUT if n < _ALL_FROM else ()
     candidates = make_candidates(world, left_out)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stream_scorer.ensemble.manifest import Training
 from stream_scorer.features.history import build_features, take_labels, take_transactions
 from stream_scorer.gate.result import RuleResult, at_most, not_measured
+from stream_scorer.serde.decoder import hash_ids
 from stream_scorer.spec.gate_rules import Leak
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.dataset import LabelledHistory
@@ -73,12 +74,12 @@ def leak(
 
 def recompute(event_ids: list[str], history: LabelledHistory, checked: CheckedSpec) -> tuple[F64, NDArray[np.bool_]]:
     """The features (n, k) of the events by the serving kernel, and whether the history has each of them (n,)."""
-    wanted = set(event_ids)
+    wanted = hash_ids(event_ids)
     time = history.transactions.event_time
-    places = [row for row, event_id in enumerate(history.transactions.event_id) if event_id in wanted]
-    out = np.full((len(event_ids), len(checked.features)), np.nan)
-    if not places:
-        return out, np.zeros(len(event_ids), np.bool_)
+    places = np.isin(history.transactions.id_hash, wanted)
+    out, known = np.full((len(event_ids), len(checked.features)), np.nan), np.zeros(len(event_ids), np.bool_)
+    if not places.any():
+        return out, known
     # Nothing after the last of them has an effect.
     end = int(time[places].max())
     made = build_features(
@@ -86,12 +87,13 @@ def recompute(event_ids: list[str], history: LabelledHistory, checked: CheckedSp
         take_transactions(history.transactions, np.flatnonzero(time <= end)),
         take_labels(history.labels, np.flatnonzero(history.labels.labelled_at <= end)),
     )
-    row_of: dict[str, int] = {}
-    for row, (event_id, duplicate) in enumerate(zip(made.event_id, made.duplicate.tolist(), strict=True)):
-        if event_id in wanted and not duplicate:
-            row_of.setdefault(event_id, row)
-    known = np.array([event_id in row_of for event_id in event_ids], np.bool_)
-    out[known] = made.matrix[[row_of[event_id] for event_id in event_ids if event_id in row_of]]
+    rows = np.flatnonzero(~made.duplicate)
+    hashes = hash_ids(made.event_id)[rows]
+    order = np.argsort(hashes)
+    place = np.minimum(np.searchsorted(hashes, wanted, sorter=order), len(order) - 1)
+    found = order[place]
+    known = hashes[found] == wanted
+    out[known] = made.matrix[rows[found[known]]]
     return out, known
 
 
