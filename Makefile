@@ -123,6 +123,8 @@ lock: $(BIN)/uv  ## Resolve dependencies and write the hashed lock files
 	@$(LOCK) pyproject.toml --extra monitor -o requirements/monitor.txt
 	@$(LOCK) pyproject.toml --extra replay -o requirements/replay.txt
 	@$(LOCK) requirements/own-models.in -c requirements/dev.txt -o requirements/own-models.txt
+	@$(LOCK) requirements/peers.in -o requirements/peers.txt
+	@$(LOCK) requirements/peers-alibi.in -o requirements/peers-alibi.txt
 	@$(BIN)/python tools/make_reference.py
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(LOCK) - -o requirements/bootstrap.txt
 

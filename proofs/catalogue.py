@@ -92,6 +92,11 @@ PROOFS = {
     "drift-events": Proof(
         "the detector of drift events keeps its rate of false alarms, and finds changes within a few windows", 240
     ),
+    "drift-peers": Proof(
+        "our detector of drift events against those of other libraries, at one rate of false alarms",
+        1_200,
+        own="builds virtual environments from the package registry or its cache; needs no services",
+    ),
     "alert-rules": Proof(
         "alert rules and queries of dashboards are valid; each alert fires and stays silent when it should",
         64,

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {"scorer.txt": [], "monitor.txt": ["monitor"], "replay.txt": ["replay"], "dev.txt": ["dev"]}
 # Environments that do not contain the project: lock file by the file of its requirements.
-APART = {"own-models.txt": "own-models.in"}
+APART = {"own-models.txt": "own-models.in", "peers.txt": "peers.in", "peers-alibi.txt": "peers-alibi.in"}
 
 
 def required(project: dict, extras: list[str]) -> list[Requirement]:

@@ -27,7 +27,7 @@ def describe(checked: CheckedSpec, manifest: Manifest) -> dict[str, SeriesInfo]:
     for member in manifest.members:
         for name in member.inputs:
             readers.setdefault(name, []).append(member.name)
-    features = _features(checked)
+    features = describe_features(checked)
     profile = manifest.reference_profile
     found = {}
     for name in manifest.features:
@@ -67,8 +67,8 @@ def _digest(parts: object) -> str:
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
 
-def _features(checked: CheckedSpec) -> dict[str, SeriesInfo]:
-    """Every feature of the spec, without its readers and edges."""
+def describe_features(checked: CheckedSpec) -> dict[str, SeriesInfo]:
+    """Every feature of the spec by name, without its readers, edges and key."""
     found = {feature.name: _of_view(checked, feature) for feature in checked.view_features}
     for derived in checked.spec.derived:
         found[derived.name] = _of_derived(derived, found)
