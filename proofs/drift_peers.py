@@ -69,7 +69,7 @@ PROGRAMS = (
     ("alibi_online", "peers-alibi"),
 )
 PROGRAM_S = 5_400.0
-SMALL_CHANGES = ("amounts x 100", "networks null", "channels mapped to each other", "10 % of contactless as chip")
+SMALL_CHANGES = ("amounts x 100", "networks null", "channels mapped to each other", "customer ids merged")
 TOLERANCE = 1e-9
 
 
@@ -113,18 +113,19 @@ def _own_side(context: Context, result: Result, checked: CheckedSpec) -> None:
 # ------------------------------------------------------------------------------------------------------- our detector
 
 
-class WithoutHourOfWeek(DriftDetector):
-    """The sabotage: the references are whole weeks, not the same hour of these weeks."""
+class FollowingReference(DriftDetector):
+    """The sabotage: the references are the hours before the window, not the same hour of past weeks.
+
+    A change is then its own reference after an hour.
+    """
 
     def _measure(self, pane: int, slot: int, dense: NDArray[np.int32]) -> None:
         history = self._history
         kept = history.counts.copy()
-        week = history.per_week
         for number in range(1, WEEKS + 1):
-            then = pane - number * week
-            if history.holds(then):
-                around = history.slots(then - week // 2, min(then + week // 2, pane))
-                history.counts[history.slot(then)] = kept[around].sum(axis=0)
+            then = pane - number * history.per_week
+            if history.holds(then) and history.holds(pane - number):
+                history.counts[history.slot(then)] = kept[history.slot(pane - number)]
         super()._measure(pane, slot, dense)
         history.counts[:] = kept
 
@@ -163,7 +164,7 @@ def own_detector(
     """Our detector on all streams, once per budget of false alarms per year. Its bins come from the first world."""
     first = worlds[0].healthy
     binned = _Binned.of(checked, first.values[first.hour < worlds[0].watch])
-    kind = WithoutHourOfWeek if broken else DriftDetector
+    kind = FollowingReference if broken else DriftDetector
     levels: dict[Any, dict[str, list[int]]] = {budget: {} for budget in budgets}
     for world in worlds:
         healthy = binned.windows(world.healthy)
