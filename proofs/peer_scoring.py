@@ -21,9 +21,20 @@ Alarms = Sequence[int]
 class Detector(Protocol):
     """A detector that has read all streams."""
 
-    name: str
-    setting: str
-    default: Any
+    @property
+    def name(self) -> str:
+        """Library and method."""
+        ...
+
+    @property
+    def setting(self) -> str:
+        """How it is called."""
+        ...
+
+    @property
+    def default(self) -> Any:
+        """Its default threshold."""
+        ...
 
     def thresholds(self, streams: Iterable[str]) -> list[Any]:
         """The thresholds that make a difference on these streams, the strictest first."""
