@@ -149,7 +149,7 @@ def bootstrap(
     """``(samples,)``: difference of average precision, both on the same customers, drawn with replacement."""
     n = int(customer.max()) + 1
     present = np.unique(customer)
-    ranked = [_Ranked(score, label, customer) for score in (one, other)]
+    ranked = [Ranked(score, label, customer) for score in (one, other)]
     out = np.empty(samples)
     for number in range(samples):
         times = np.bincount(rng.choice(present, len(present)), minlength=n).astype(np.float64)
@@ -157,7 +157,7 @@ def bootstrap(
     return out
 
 
-class _Ranked:
+class Ranked:
     """Rows from the highest score to the lowest, for average precision under many weights of customers."""
 
     def __init__(

@@ -46,10 +46,9 @@ def run(context: Context) -> Result:
     """See the module."""
     result = Result()
     folder = context.folder
-    # A higher fraud rate than in reality, so that few rows have enough frauds for every fold.
-    config = SimulationConfig(
-        seed=context.seed, customers=1_500, days=None, transactions=context.n or N, fraud_rate=0.04
-    )
+    n = context.n or N
+    # A higher fraud rate than in reality and few customers, so that few rows have enough days and frauds for all folds.
+    config = SimulationConfig(seed=context.seed, customers=max(n // 30, 1), days=None, transactions=n, fraud_rate=0.04)
     export(config, folder, labels=LabellerConfig())
     (folder / "odd.yaml").write_text(ODD.format(seed=context.seed))
     (folder / "other.yaml").write_text(ODD.format(seed=context.seed + 1))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from stream_scorer.cli.main import cli
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import sigmoid
+from stream_scorer.ensemble.manifest import read_manifest
 from stream_scorer.errors import SpecError, UsageError
 from stream_scorer.spec.load import parse_spec
-from stream_scorer.spec.training import check_training, parse_training
+from stream_scorer.spec.training import check_training, load_training, parse_training
 from stream_scorer.train.folds import DAY_MS
 from stream_scorer.train.from_spec import Options, train_from_spec
+from stream_scorer.train.holdout import read_openings
 from stream_scorer.train.recipe import TrainingSet
 from stream_scorer.train.search import Holdout, cross_validate, evaluate_holdout
 
-SPEC = parse_spec(
-    """
+TEXT = """
 name: tiny
 version: 1
 transaction:
@@ -38,7 +44,7 @@ feature_sets: {first: [a_value]}
 policy: {version: p1, review: 0.3, block: 0.8, quorum: 0.4}
 labels: {horizon: 2d}
 """
-)
+SPEC = parse_spec(TEXT)
 TRAINING = """
 seed: 7
 folds: {count: 3, test: 5d}
@@ -145,3 +151,50 @@ def test_cross_validation_selects_from_the_grid_before_the_holdout(data: Trainin
 def test_hyperparameters_that_a_library_refuses_are_one_message(data: TrainingSet, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="logistic-regression cannot fit member 'linear'"):
         train(data, tmp_path / "no", 1, TRAINING.replace("features: first", "features: first, parameters: {C: -1}"))
+
+
+def test_the_bootstrap_of_the_handbook_proof_weighs_customers_like_scikit_learn() -> None:
+    from sklearn.metrics import average_precision_score
+
+    from proofs.handbook_table import Ranked, bootstrap
+
+    random = np.random.default_rng(3)
+    n = 2_000
+    score, customer = random.integers(0, 50, n) / 50, random.integers(0, 80, n)
+    label = random.random(n) < score * 0.3
+    times = random.integers(0, 4, 80).astype(np.float64)
+    expected = average_precision_score(label, score, sample_weight=times[customer])
+    assert Ranked(score, label, customer).average_precision(times) == pytest.approx(expected)
+    assert (bootstrap(score, score, label, customer, 5, random) == 0.0).all()
+    assert (bootstrap(score, -score, label, customer, 5, random) > 0.0).all()
+
+
+def test_cv_and_train_read_a_training_spec_from_the_command_line(
+    data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, training = tmp_path / "spec.yaml", tmp_path / "training.yaml"
+    pipeline.write_text(TEXT)
+    training.write_text(TRAINING.replace("seed: 7", "seed: 7\nholdout: 5d"))
+    monkeypatch.setattr("stream_scorer.train.dataset.read_training_set", lambda *_: data)
+    files_of = ["--transactions", "t", "--labels", "l", "--spec", str(pipeline), "--training", str(training)]
+
+    def call(*arguments: str) -> Any:
+        return CliRunner().invoke(cli, [*arguments, *files_of], standalone_mode=False)
+
+    searched = call("cv", "--json", "--select", str(tmp_path / "selected.yaml"))
+    assert searched.exception is None
+    assert [fold["test_rows"] > 0 for fold in json.loads(searched.stdout)["folds"]] == [True] * 3
+    assert load_training(tmp_path / "selected.yaml") == load_training(training)
+    assert "All folds but the oldest" in call("cv").stdout
+    opened = call("cv", "--open-holdout")
+    assert "Holdout 1970-02-05 00:00" in opened.stdout
+    again = call("cv", "--open-holdout")
+    assert isinstance(again.exception, UsageError)
+    assert "was opened on" in str(again.exception)
+    assert call("cv", "--open-holdout", "--reason", "labels were corrected", "--json").exception is None
+    assert len(read_openings(tmp_path / "holdout-openings.jsonl")) == 2
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    trained = call("train", "--out", str(tmp_path / "out"), "--name", "named", "--json")
+    assert json.loads(trained.stdout)["name"] == "named"
+    assert read_manifest(tmp_path / "out").created_at == 1_700_000_000_000
+    assert isinstance(call("train", "--out", "out", "--seed", "3").exception, click.UsageError)
