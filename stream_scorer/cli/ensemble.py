@@ -10,6 +10,7 @@ import msgspec
 
 from stream_scorer.cli.compose import compose
 from stream_scorer.cli.control import COMMANDS
+from stream_scorer.cli.due import due
 from stream_scorer.cli.options import with_settings
 from stream_scorer.cli.served import at
 from stream_scorer.console import make_table, print_table
@@ -162,5 +163,5 @@ def _day(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1_000, UTC):%Y-%m-%d}"
 
 
-for _each in (compose, *COMMANDS, at):
+for _each in (compose, *COMMANDS, at, due):
     ensemble.add_command(_each)

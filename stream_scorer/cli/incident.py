@@ -48,7 +48,7 @@ def list_command(settings: Settings, everything: bool, kind: str | None, as_json
 
     found = [
         each
-        for each in _table(settings).newest.values()
+        for each in incident_table(settings).newest.values()
         if (everything or each.closed is None) and kind in (None, each.kind)
     ]
     if as_json:
@@ -108,7 +108,7 @@ def _row(each: Incident) -> list[str]:
     return [each.id, state, each.kind, utc(each.opened), subject, transactions, why]
 
 
-def _table(settings: Settings) -> IncidentTable:
+def incident_table(settings: Settings) -> IncidentTable:
     """The topic of incidents. Raises `UsageError` if there is none, or `BrokerUnavailable`."""
     from stream_scorer.cli.topic_io import quiet_client
     from stream_scorer.incidents.log import IncidentLog
@@ -124,7 +124,7 @@ def _table(settings: Settings) -> IncidentTable:
 
 def _history(settings: Settings, incident_id: str) -> list[Incident]:
     """The records of an incident. Raises `UsageError` if there is none with this id."""
-    history = _table(settings).history.get(incident_id)
+    history = incident_table(settings).history.get(incident_id)
     if not history:
         raise UsageError(
             f"there is no incident {incident_id!r}", hint="`stream-scorer incident list --all` lists all incidents."

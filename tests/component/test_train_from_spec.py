@@ -15,7 +15,7 @@ from stream_scorer.cli.main import cli
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import sigmoid
 from stream_scorer.ensemble.manifest import read_manifest
-from stream_scorer.errors import SpecError, UsageError
+from stream_scorer.errors import CheckFailed, SpecError, UsageError
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.spec.training import check_training, load_training, parse_training
 from stream_scorer.train.folds import DAY_MS
@@ -198,3 +198,6 @@ def test_cv_and_train_read_a_training_spec_from_the_command_line(
     assert json.loads(trained.stdout)["name"] == "named"
     assert read_manifest(tmp_path / "out").created_at == 1_700_000_000_000
     assert isinstance(call("train", "--out", "out", "--seed", "3").exception, click.UsageError)
+    due = CliRunner().invoke(cli, ["ensemble", "due", str(tmp_path / "out"), "--max-age", "30d"], standalone_mode=False)
+    assert "its newest training row is of 1970-02-09" in due.stdout
+    assert isinstance(due.exception, CheckFailed)

@@ -10,11 +10,14 @@ import pytest
 
 import stream_scorer.simulate
 from stream_scorer.clock import build_clock
+from stream_scorer.ensemble.manifest import Training
 from stream_scorer.errors import SettingsError, SpecError, UsageError
+from stream_scorer.records import Incident
 from stream_scorer.spec.load import load_spec, parse_spec
 from stream_scorer.spec.training import Folds, load_training, parse_training, training_yaml
 from stream_scorer.train.algorithms import resolve_members, sampled
 from stream_scorer.train.defaults import default_training, find_training
+from stream_scorer.train.due import training_due
 from stream_scorer.train.folds import DAY_MS, compromised, known_label, make_folds, make_windows
 from stream_scorer.train.holdout import Opening, read_openings, record_opening
 from stream_scorer.train.metrics import card_precision
@@ -181,6 +184,28 @@ def test_a_holdout_is_opened_once_without_a_reason(tmp_path: Path) -> None:
     record.write_text("{}\n")
     with pytest.raises(UsageError, match="line 1 is not the record"):
         read_openings(record)
+
+
+def test_a_training_is_due_by_age_and_by_drift_that_the_members_have_not_seen() -> None:
+    training = Training(0, 10 * DAY_MS, 100, 10, "run", "d" * 64, {})
+
+    class Trained:
+        def __init__(self) -> None:
+            self.training = training
+
+    def drift(began: int, kind: str = "drift") -> Incident:
+        return Incident(
+            id="i", ensemble="cards", opened=99 * DAY_MS, why="amounts doubled", kind=kind, opened_event=began,
+            field="amount", subject="amount", closed=100 * DAY_MS,
+        )  # fmt: skip
+
+    def due(now: int, max_age: int | None, *incidents: Incident) -> list[str]:
+        return [reason.kind for reason in training_due(Trained(), now * DAY_MS, max_age, incidents)]
+
+    assert due(20, 10 * DAY_MS) == []
+    assert due(21, 10 * DAY_MS) == ["age"]
+    assert due(21, None, drift(10 * DAY_MS)) == []
+    assert due(21, 10 * DAY_MS, drift(11 * DAY_MS), drift(11 * DAY_MS, "feed")) == ["age", "drift"]
 
 
 def test_the_time_of_an_artifact_can_be_fixed() -> None:
