@@ -46,6 +46,8 @@ FIRST, SECOND = "1", "2"
 # On a busy machine a member may wait long for a core, and must not be left out.
 BUDGET_S = 60.0
 _WORD = (1 << 64) - 1
+# An odd number: multiplication by it permutes 64-bit numbers. 2^64 divided by the golden ratio scatters them evenly.
+_SCATTER = 0x9E3779B97F4A7C15
 
 
 @dataclass(slots=True)
@@ -187,6 +189,11 @@ class MemoryScorer:
         return RawRecords(topic, partition, offset, timestamp, keys, values, [None] * len(keys))
 
 
+def scattered_ids(count: int) -> NDArray[np.object_]:
+    """Distinct event ids in random order, like UUIDs; a store of ordered ids would only be written at its end."""
+    return np.array([f"{(number * _SCATTER) & _WORD:016x}-0000" for number in range(count)], dtype=object)
+
+
 class _Decided(msgspec.Struct, frozen=True):
     event_id: str
     decision: Decision
@@ -235,7 +242,7 @@ class Repetition:
         )
 
     def _id(self, event_id: str) -> str:
-        """Another id of the same length. The end changes, so ids stay as scattered as before."""
+        """Another id: those of `scattered_ids` end in the number of the repetition."""
         return f"{event_id[:-4]}{self.number:04d}"
 
     def _score(self, value: bytes) -> bytes:
