@@ -195,7 +195,8 @@ def _judge(context: Context, result: Result, at: StackAddresses, commands: Comma
     result.check("the scorer has both versions in play", {"1", "2"} <= set(statuses[-1].in_play))
     contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
     ids = [record.event_id for record in contributions]
-    result.check("every transaction has one score, by the champion", len(ids) == sent == len(set(ids)))
+    result.check("every transaction has one score", len(ids) == sent == len(set(ids)))
+    result.check("the champion decided them all", {record.version for record in contributions} == {"1"})
     features = {row.event_id: row.features for row in read_lineage(bootstrap, topics)}
     shadowed = [(r.event_id, r.alternatives[0]) for r in contributions if r.alternatives]
     own = Ensemble.load(commands.folder / "own", version="2")

@@ -68,7 +68,8 @@ class SkopsMember:
         if not isinstance(width, int) or (n_inputs is not None and width != n_inputs):
             raise ArtifactError(f"{_FORMAT}: takes {width} inputs, the manifest expects {n_inputs}")
         if not all(_is_sound(tree, width) for tree in _trees(model, 0)):
-            raise ArtifactError(f"{_FORMAT}: a tree is malformed")
+            hint = "Trees must read the columns of the model: steps before them must not add any. Or use ONNX."
+            raise ArtifactError(f"{_FORMAT}: a tree is malformed", hint=hint)
         names = getattr(model, "feature_names_in_", None)
         self.columns = None if names is None else [str(name) for name in names]
         try:
