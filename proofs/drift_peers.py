@@ -33,8 +33,10 @@ from proofs.kit import ROOT, Context, Result
 from proofs.peer_environments import NotInstalled, environment
 from proofs.peer_scoring import Detector, Leveled, Measure, Tried, calibrate, detectors_of, measure, table
 from proofs.peer_streams import (
+    AFTER_HOURS,
     CHANGES,
     COLUMNS,
+    CONTROL,
     PeerChange,
     Scale,
     Stretch,
@@ -238,6 +240,7 @@ def _compare(
     """Both tables, and whether our detector is at least as good as the best peer at the same rate."""
     hours = {world.name: world.end - world.watch for world in calm}
     healthy = {world.name: world.end - world.watch for world in test}
+    healthy |= {f"{world.name}/{CONTROL}": AFTER_HOURS for world in test}
     allowed = int(RATE * sum(hours.values()) / (365 * 24))
     tried = _tried(test, CHANGES)
     default = [measure(each, each.default, healthy, tried) for each in detectors]
@@ -262,7 +265,7 @@ def _compare(
 
 
 def _tried(worlds: Sequence[World], changes: Sequence[PeerChange]) -> list[Tried]:
-    return [Tried(f"{w.name}/{c.name}", c.name, w.end, c.large) for w in worlds for c in changes]
+    return [Tried(f"{w.name}/{c.name}", f"{w.name}/{CONTROL}", c.name, w.end, c.large) for w in worlds for c in changes]
 
 
 # ------------------------------------------------------------------------------------------------- the same statistics

@@ -2,7 +2,7 @@
 
 Every detector gives alarms by stream and threshold, as hours. An alarm opens an episode of a day, and all alarms within
 it count once. A false alarm is an episode in the healthy part of a stream. A change is found if there is an alarm on
-the day that begins with it, whatever was before.
+the day that begins with it, whatever was before, in a window without an alarm on the same day without the change.
 """
 
 from __future__ import annotations
@@ -117,9 +117,13 @@ def calibrate(detector: Detector, healthy: Sequence[str], allowed: int) -> Any:
 
 @dataclass(frozen=True)
 class Tried:
-    """A stream with a change: its name, its first hour, and whether the change is large."""
+    """A stream with a change: its name, its first hour, and whether the change is large.
+
+    `control` is the same day without the change.
+    """
 
     stream: str
+    control: str
     change: str
     begins: int
     large: bool
@@ -174,7 +178,8 @@ def measure(detector: Detector, threshold: Any, healthy: Mapping[str, int], trie
     out.false_alarms = sum(len(episodes(detector.alarms(stream, threshold))) for stream in healthy)
     out.tried, out.large_tried = len(tried), sum(each.large for each in tried)
     for each in tried:
-        alarms = [hour for hour in detector.alarms(each.stream, threshold) if hour >= each.begins]
+        control = set(detector.alarms(each.control, threshold))
+        alarms = [h for h in detector.alarms(each.stream, threshold) if h >= each.begins and h not in control]
         if alarms and alarms[0] < each.begins + EPISODE_HOURS:
             out.delays[each.stream] = alarms[0] - each.begins + 1
             out.large += each.large

@@ -30,6 +30,8 @@ COLUMNS = (
     "network.count_1h",
 )  # fmt: skip
 CATEGORIES = ("channel_code", "currency_code", "has_device", "has_network")
+# The day that follows each world also without a change: alarms that it has too are no detections.
+CONTROL = "unchanged"
 # A detector has a day to find a change.
 AFTER_HOURS = 24
 # Windows with fewer rows are given to no peer; our detector leaves them out by itself.
@@ -60,6 +62,8 @@ class Stretch:
 @dataclass(frozen=True)
 class World:
     """A stream that is healthy up to hour `end` and is watched from hour `watch`; `changed` is the day that follows.
+
+    One of `changed` is the same day without a change (`CONTROL`).
 
     Peers have the hours ``[reference, watch)`` as their reference.
     """
@@ -125,6 +129,8 @@ def make_world(checked: CheckedSpec, scale: Scale, number: int, changes: Sequenc
             tail.append(rows.take((hour >= end) & (hour < end + AFTER_HOURS)))
     after = Transactions.concat(tail)
     changed = {c.name: _values(checked, path.fork().run(c.alter(after), size=BATCH)) for c in changes}
+    if changes:
+        changed[CONTROL] = _values(checked, path.run(after, size=BATCH))
     return World(f"world-{number}", _joined(healthy), watch - 24 * scale.reference_days, watch, end, changed)
 
 

@@ -29,12 +29,17 @@ def test_a_detector_without_a_strict_enough_level_has_no_threshold_and_finds_not
     assert calibrate(detector, ["a"], 0) is None
     assert calibrate(detector, ["a"], 1) == "0.01"
     assert calibrate(detector, ["a"], 9) == "0.1"
-    assert measure(detector, None, {"a": 100}, [Tried("b", "x", 50, True)]).f1 == 0.0
+    assert measure(detector, None, {"a": 100}, [Tried("b", "a", "x", 50, True)]).f1 == 0.0
 
 
 def test_f1_and_delay_count_changes_and_false_alarms() -> None:
-    detector = scored(a=[(1, 9.0), (2, 9.0)], c=[(100, 0.0), (102, 5.0)], d=[(100, 0.5)], e=[(124, 9.0)])
-    tried = [Tried("c", "large", 100, True), Tried("d", "small", 100, False), Tried("e", "late", 100, False)]
+    same = [(100, 0.0), (101, 5.0)]
+    detector = scored(a=[(1, 9.0), (2, 9.0)], c=[*same, (102, 5.0)], d=[*same], e=[(124, 9.0)], same=same)
+    tried = [
+        Tried("c", "same", "large", 100, True),
+        Tried("d", "same", "also without the change", 100, False),
+        Tried("e", "same", "late", 100, False),
+    ]
     found = measure(detector, 1.0, {"a": 876}, tried)
     assert found.delays == {"c": 3}
     assert (found.false_alarms, found.large, found.large_tried) == (1, 1, 1)
