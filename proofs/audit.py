@@ -181,18 +181,18 @@ def _score(context: Context, at: Any, n: int) -> int:
         ControlLog(bootstrap, topics.scorer_status),
     )
     try:
-        wait_until("the scorer serves", lambda: log.end() > 0, 90)
+        wait_until("the scorer serves", lambda: log.end() > 0, 240)
         size = -(-n // (len(steps) + 1))
         for number, step in enumerate([{}, *steps]):
             if step:
                 catch_up(log, history, log.end())
                 entry = submit(log, history, _command(step))
                 assert not entry.refused, entry.refused
-                wait_until(f"{step['action']} is in force", lambda o=entry.offset: _in_force(statuses, o), 60)
+                wait_until(f"{step['action']} is in force", lambda o=entry.offset: _in_force(statuses, o), 120)
                 log.append("cards", msgspec.json.encode(_command(step)(0)))  # a stale command, which all refuse
             part = slice(number * size, (number + 1) * size)
             publish(bootstrap, topics.transactions, keys[part], values[part])
-            wait_drained(bootstrap, [scorer], timeout_s=180)
+            wait_drained(bootstrap, [scorer], timeout_s=300)
             context.say(f"{step.get('action', 'start')}: {min(part.stop, n):,} transactions scored")
         scorer.stop()
     finally:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--role",
-    type=click.Choice(["scorer", "monitor", "operator", "subscriber", "trainer", "producer"]),
+    type=click.Choice(["scorer", "monitor", "operator", "subscriber", "trainer", "auditor", "producer"]),
     default="scorer",
     show_default=True,
     help="Role whose permissions on Kafka are checked (docs/security.md).",

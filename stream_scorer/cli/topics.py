@@ -57,7 +57,7 @@ def create(settings: Settings, partitions: int, replication: int) -> None:
 @topics.command()
 @click.option(
     "--role",
-    type=click.Choice(["scorer", "monitor", "operator", "subscriber", "trainer", "producer"]),
+    type=click.Choice(["scorer", "monitor", "operator", "subscriber", "trainer", "auditor", "producer"]),
     required=True,
     help="Role whose ACLs are printed (docs/security.md).",
 )

@@ -22,8 +22,8 @@ from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.settings import Settings
 
-Role = Literal["scorer", "monitor", "operator", "subscriber", "trainer", "producer"]
-ROLES: tuple[Role, ...] = ("scorer", "monitor", "operator", "subscriber", "trainer", "producer")
+Role = Literal["scorer", "monitor", "operator", "subscriber", "trainer", "auditor", "producer"]
+ROLES: tuple[Role, ...] = ("scorer", "monitor", "operator", "subscriber", "trainer", "auditor", "producer")
 Kind = Literal["topic", "group", "transactional-id"]
 _TIMEOUT_S, _RETRY_S = 10.0, 0.2
 # A broker that has just started has no coordinator of a group for a moment.
@@ -62,6 +62,20 @@ _TOPICS: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
         ("scores", "contributions", "alerts", "review_sample", "outcomes", "monitor_metrics", "incidents"), ("Read",)
     ),
     "trainer": dict.fromkeys(("transactions", "labels", "scores", "contributions", "lineage", "outcomes"), ("Read",)),
+    "auditor": dict.fromkeys(
+        (
+            "transactions",
+            "scores",
+            "contributions",
+            "lineage",
+            "dead_letters",
+            "control",
+            "audit",
+            "serving_state",
+            "incidents",
+        ),
+        ("Read",),
+    ),
     "producer": dict.fromkeys(("transactions", "labels"), ("Write",)),
 }
 
