@@ -56,7 +56,7 @@ from stream_scorer.replay.pieces import Range
 from stream_scorer.spec.gate_rules import Rules, load_rules
 from stream_scorer.stack import StackAddresses
 
-N = 40_000
+N = 30_000
 # With fewer transactions, no services are started.
 _SERVICES_FROM = 30_000
 # With fewer transactions, these candidates are left out (tests/unit/test_gate.py has such cases), and skew is measured
