@@ -286,9 +286,7 @@ _training_set = click.option(
 )
 
 
-def _pass_gate(
-    settings: Settings, reference: str, name: str, why: str, skip_gate: str | None, training_set: Path | None
-) -> str:
+def _pass_gate(settings: Settings, found: _Found, why: str, skip_gate: str | None, training_set: Path | None) -> str:
     """Run the gate if there is one. Returns the reason of the command, with the result of the gate.
 
     Raises:
@@ -302,10 +300,13 @@ def _pass_gate(
     if not settings["gate.rules"]:
         return why
     with _open_console(settings) as console:
-        before = console.read().states.get(name)
-    report = gate_promotion(settings, reference, None if before is None else _serving(settings, before), training_set)
+        before = console.read().states.get(found.name)
+    # The version that is submitted, even if an alias moves meanwhile.
+    candidate = _fetch(settings, found.name, found.version), found.version.version
+    champion = None if before is None else _load(settings, found.name, before.champion)
+    report = gate_promotion(settings, candidate, champion, training_set)
     with _open_console(settings) as console:
-        now = console.read().states.get(name)
+        now = console.read().states.get(found.name)
     if before is not None and now is not None and before.champion != now.champion:
         raise CheckFailed(
             f"the gate compared with version {before.champion.version}, but {now.champion.version} serves now",
@@ -314,14 +315,18 @@ def _pass_gate(
     return f"{why} [gate passed: rules {report.rules_sha256[:12]}]"
 
 
-def _serving(settings: Settings, state: ServingState) -> Ensemble:
-    """The version that serves."""
-    from stream_scorer.ensemble.ensemble import Ensemble
+def _fetch(settings: Settings, name: str, version: ServedVersion) -> Path:
+    """The folder of exactly this version: from the cache, else from the registry."""
     from stream_scorer.ensemble.registry import fetch
 
-    cache, served = Path(settings["cache.dir"]).expanduser(), state.champion
-    folder = fetch(state.ensemble, served.version, served.manifest_sha256, settings["mlflow.url"] or None, cache)
-    return Ensemble.load(folder, version=served.version)
+    cache = Path(settings["cache.dir"]).expanduser()
+    return fetch(name, version.version, version.manifest_sha256, settings["mlflow.url"] or None, cache)
+
+
+def _load(settings: Settings, name: str, version: ServedVersion) -> Ensemble:
+    from stream_scorer.ensemble.ensemble import Ensemble
+
+    return Ensemble.load(_fetch(settings, name, version), version=version.version)
 
 
 @_command("promote", *_GATE_SETTINGS)
@@ -346,7 +351,7 @@ def promote(
     """
     expected = None if expect_rise is None else _rise(expect_rise)
     found = _find(settings, reference)
-    why = _pass_gate(settings, reference, found.name, why, skip_gate, training_set)
+    why = _pass_gate(settings, found, why, skip_gate, training_set)
     with _open_console(settings) as console:
         console.submit(found.name, "promote", who, why, wait_s, version=found.version, expect_rise=expected)
 
@@ -386,7 +391,7 @@ def weights(
         total = sum(member.weight for member in manifest.members)
         click.echo(", ".join(f"{member.name} {member.weight / total:.1%}" for member in manifest.members))
         found = _find(settings, new)
-        why = _pass_gate(settings, new, found.name, why, skip_gate, training_set)
+        why = _pass_gate(settings, found, why, skip_gate, training_set)
     with _open_console(settings) as console:
         console.submit(found.name, "promote", who, why, wait_s, version=found.version)
 
@@ -736,11 +741,8 @@ def _named(versions: list[ServedVersion], wanted: str) -> ServedVersion:
 
 def _champion(settings: Settings, state: ServingState) -> Manifest:
     from stream_scorer.ensemble.manifest import read_manifest
-    from stream_scorer.ensemble.registry import fetch
 
-    cache, served = Path(settings["cache.dir"]).expanduser(), state.champion
-    folder = fetch(state.ensemble, served.version, served.manifest_sha256, settings["mlflow.url"] or None, cache)
-    return read_manifest(folder)
+    return read_manifest(_fetch(settings, state.ensemble, state.champion))
 
 
 def _member(manifest: Manifest, name: str) -> DisabledMember:

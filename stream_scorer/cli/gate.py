@@ -100,9 +100,9 @@ def gate(
 
 
 def gate_promotion(
-    settings: Settings, candidate: str, champion: Ensemble | None, training_set: Path | None
+    settings: Settings, candidate: tuple[Path, str], champion: Ensemble | None, training_set: Path | None
 ) -> GateReport:
-    """Check a candidate against the rules of the setting `gate.rules`, on the topics, before its promotion.
+    """Check a candidate (folder and version) against the rules of `gate.rules`, on the topics, before its promotion.
 
     Raises:
         CheckFailed: a rule refuses the candidate. The report is printed.
@@ -118,11 +118,10 @@ def gate_promotion(
     checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics = Topics.of(settings)
     _require_topics(settings, topics, rules)
-    found = _resolve(settings, candidate)
     with RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-gate") as reader:
-        scored = inputs.recent(reader, topics, checked, rules, inputs.after_training(found[0], Range()))
+        scored = inputs.recent(reader, topics, checked, rules, inputs.after_training(candidate[0], Range()))
         material = inputs.from_topics(reader, topics, checked, scored, None, training_set=training_set)
-        report = _run(rules, checked, found, champion, material)
+        report = _run(rules, checked, candidate, champion, material)
     show_report(report, as_json=False)
     if not report.passed:
         raise refusal(report)

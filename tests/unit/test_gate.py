@@ -350,12 +350,14 @@ def test_the_range_begins_after_the_training_data_unless_it_is_given(tmp_path: P
 
 # ---- promote
 
+FOUND: Any = SimpleNamespace(name="cards", version=ServedVersion("8", "digest"))
+
 
 def test_an_override_is_part_of_the_reason_and_needs_one_of_its_own() -> None:
     settings: Any = {"gate.rules": "gate.yaml"}
-    why = control._pass_gate(settings, "cards:8", "cards", "fewer alerts", "incident 4711", None)
+    why = control._pass_gate(settings, FOUND, "fewer alerts", "incident 4711", None)
     assert why == "fewer alerts [gate skipped: incident 4711]"
-    assert control._pass_gate({"gate.rules": ""}, "cards:8", "cards", "fewer alerts", None, None) == "fewer alerts"  # type: ignore[arg-type]
+    assert control._pass_gate({"gate.rules": ""}, FOUND, "fewer alerts", None, None) == "fewer alerts"  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="needs a reason"):
         check_reason(" ")
 
@@ -376,15 +378,16 @@ class Console:
 def pass_gate(monkeypatch: pytest.MonkeyPatch, gate: Any, *champions: str) -> str:
     """The reason of a command whose gate is `gate`, while the version that serves changes as in `champions`."""
     monkeypatch.setattr(control, "_open_console", Console(*champions).open)
-    monkeypatch.setattr(control, "_serving", lambda _settings, state: state.champion)
+    monkeypatch.setattr(control, "_fetch", lambda _settings, _name, version: Path(version.manifest_sha256))
+    monkeypatch.setattr(control, "_load", lambda _settings, _name, version: version)
     monkeypatch.setattr("stream_scorer.cli.gate.gate_promotion", gate)
     settings: Any = {"gate.rules": "gate.yaml"}
-    return control._pass_gate(settings, "cards:8", "cards", "fewer alerts", None, None)
+    return control._pass_gate(settings, FOUND, "fewer alerts", None, None)
 
 
 def test_the_reason_names_the_rules_that_the_version_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def accept(_settings: Any, reference: str, champion: Any, _training_set: Any) -> Any:
-        assert (reference, champion.version) == ("cards:8", "7")
+    def accept(_settings: Any, candidate: Any, champion: Any, _training_set: Any) -> Any:
+        assert (candidate, champion.version) == ((Path("digest"), "8"), "7")
         return SimpleNamespace(rules_sha256="0123456789abcdef")
 
     assert pass_gate(monkeypatch, accept, "7", "7") == "fewer alerts [gate passed: rules 0123456789ab]"
