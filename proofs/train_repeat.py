@@ -24,7 +24,7 @@ from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.export import export
 from stream_scorer.simulate.labeller import LabellerConfig
 
-N = 20_000
+N = 9_000
 MIN_ROWS, MIN_FRAUDS, MIN_MEMBERS = 3_000, 100, 5
 TIMEOUT_S = 1_200
 BUILD_TIME = "1700000000"
