@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -42,6 +42,7 @@ from stream_scorer.stack import StackAddresses
 
 DOCUMENT = ROOT / "docs" / "own-models.md"
 REQUIREMENTS = ROOT / "requirements" / "own-models.txt"
+BASH = shutil.which("bash") or "/bin/bash"
 N = 60_000
 # The history that the document simulates, and its transactions per customer.
 DOCUMENTED, PER_CUSTOMER = "--transactions 60000 --customers 2000", 30
@@ -136,7 +137,7 @@ class Commands:
 
     def _shell(self, command: str) -> str:
         done = subprocess.run(
-            die_with_parent(["bash", "-c", command]), capture_output=True, text=True, timeout=COMMAND_S, check=False,
+            die_with_parent([BASH, "-c", command]), capture_output=True, text=True, timeout=COMMAND_S, check=False,
             cwd=self.folder, env=self.environment,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stderr[-1_500:]}"
@@ -146,8 +147,9 @@ class Commands:
         """Start a command of the page that goes on, and wait until its scorer serves."""
         with (self._context.folder / "scorer.log").open("wb") as log:
             process = subprocess.Popen(
-                die_with_parent(shlex.split(command)), stdout=log, stderr=log, cwd=self.folder, env=self.environment
-            )
+                die_with_parent([BASH, "-c", f"exec {command}"]), stdout=log, stderr=log, cwd=self.folder,
+                env=self.environment,
+            )  # fmt: skip
         self._running.append(process)
         bootstrap = self.environment["STREAM_SCORER_KAFKA_BOOTSTRAP"]
 
