@@ -45,6 +45,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the bootstrap.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the files.")
+@click.option("--html", type=_FILE, help="Write the report as one HTML page.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @with_settings(
     "kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.spec", "scorer.id_key", "scorer.ensemble", "cache.dir"
@@ -60,6 +61,7 @@ def evaluate(
     warm: bool,
     labels_as_of: str | None,
     out: Path,
+    html: Path | None,
     as_json: bool,
     **measured: object,
 ) -> None:
@@ -96,6 +98,8 @@ def evaluate(
             source = sources.from_files(transactions, labels, topics, checked, scored, as_of, warm=warm)
         progress = stack.enter_context(Progress("scoring", source.total, clock))
         result = run(source, checked, versions, options, out, clock, on_progress=progress.stage)
+    if html is not None:
+        _write_page(result, html)
     if as_json:
         click.echo(msgspec.json.encode(result).decode())
     else:
@@ -135,6 +139,14 @@ def _options(measured: dict[str, object]) -> Options:
         replicates=int(str(measured["replicates"])),
         seed=int(str(measured["seed"])),
     )
+
+
+def _write_page(result: Evaluation, path: Path) -> None:
+    from stream_scorer.reports.evaluation import page
+    from stream_scorer.reports.pages import write
+
+    write(page(result), path)
+    click.echo(f"wrote {path}", err=True)
 
 
 def _show(result: Evaluation) -> None:

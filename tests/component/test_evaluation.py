@@ -32,6 +32,7 @@ from stream_scorer.records import LineageRow, Score
 from stream_scorer.replay.pieces import Range
 from stream_scorer.replay.run import Replay
 from stream_scorer.replay.sources import from_files as replay_files
+from stream_scorer.reports.evaluation import findings, page
 from stream_scorer.spec import CheckedSpec, parse_spec
 
 SPEC_TEXT = """
@@ -348,14 +349,25 @@ def test_the_command(history: tuple[Path, Path], versions: list[Ensemble], whole
     assert shown.exit_code == 0, shown.output
     assert f"{whole.transactions:,} transactions" in shown.output
     assert "ensembles against their members" in shown.output
-    found = CliRunner().invoke(cli, [*arguments, "--json"])
+    found = CliRunner().invoke(cli, [*arguments, "--json", "--html", str(tmp_path / "page.html")])
     assert found.exit_code == 0, found.exception
     result = msgspec.json.decode(found.stdout, type=Evaluation)
     assert [v.alerts for v in result.versions] != []
     assert result.resumed == whole.transactions + whole.duplicates
     assert result.versions[0].roc_auc.value == whole.versions[0].roc_auc.value
+    assert "Effective challenge" in (tmp_path / "page.html").read_text()
     wrong = CliRunner().invoke(cli, [*arguments, "--budgets", "some"])
     assert wrong.exit_code == 2
+
+
+def test_the_page_has_the_headings_of_a_review(whole: Evaluation) -> None:
+    text = page(whole)
+    for heading in ("Conceptual soundness", "Ongoing monitoring", "Outcomes analysis", "Effective challenge"):
+        assert f"<h2>{heading}</h2>" in text
+    assert text.count("Model card: ") == 2
+    assert text.count("<svg") == 4
+    assert whole.digests.all in text
+    assert findings(whole)[0].startswith("Version 2 against 1: ")
 
 
 def test_errors_of_the_user(
