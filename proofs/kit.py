@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -423,23 +423,22 @@ def wait_until(what: str, holds: Callable[[], bool], timeout_s: float, pause_s: 
 
 def group_offsets(bootstrap: str, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
     """Committed offsets of a group, settled transactions only; -1 where nothing is committed."""
-    consumer = Consumer(consumer_config(bootstrap, "offsets", group))
+    with closing(Consumer(consumer_config(bootstrap, "offsets", group))) as consumer:
+        return _committed(consumer, topics)
+
+
+def _committed(consumer: Consumer, topics: Sequence[str]) -> dict[tuple[str, int], int]:
     deadline = time.monotonic() + GROUP_OFFSETS_S
-    try:
-        wanted = []
-        for topic in topics:
-            wanted += [
-                TopicPartition(topic, p) for p in sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
-            ]
-        while True:
-            try:
-                return {(p.topic, p.partition): max(p.offset, -1) for p in consumer.committed(wanted, 20)}
-            except KafkaException:  # a group has no coordinator while it is new, and while a broker starts
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-    finally:
-        consumer.close()
+    wanted = []
+    for topic in topics:
+        wanted += [TopicPartition(topic, p) for p in sorted(consumer.list_topics(topic, 10).topics[topic].partitions)]
+    while True:
+        try:
+            return {(p.topic, p.partition): max(p.offset, -1) for p in consumer.committed(wanted, 20)}
+        except KafkaException:  # a group has no coordinator while it is new, and while a broker starts
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def log_ends(bootstrap: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
@@ -474,14 +473,15 @@ def wait_drained(
     names = topics or Topics()
     inputs = [names.transactions, names.labels]
     ends = log_ends(bootstrap, inputs)
+    with closing(Consumer(consumer_config(bootstrap, "offsets", group))) as consumer:
 
-    def drained() -> bool:
-        for scorer in scorers:
-            scorer.require_running()
-        done = group_offsets(bootstrap, group, inputs)
-        return all(done[place] >= end for place, end in ends.items() if end > 0)
+        def drained() -> bool:
+            for scorer in scorers:
+                scorer.require_running()
+            done = _committed(consumer, inputs)
+            return all(done[place] >= end for place, end in ends.items() if end > 0)
 
-    wait_until("the input is drained", drained, timeout_s)
+        wait_until("the input is drained", drained, timeout_s)
 
 
 def load_ensemble(folder: Path) -> Ensemble:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from proofs.catalogue import PROOFS
 from proofs.kit import Context
 
 SIZES = {
@@ -33,7 +34,11 @@ SIZES = {
 @pytest.mark.integration
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("slug", SIZES)
-def test_the_proof_holds_at_a_small_scale(slug: str, context: Callable[..., Context]) -> None:
+def test_the_proof_holds_at_a_small_scale(
+    slug: str, context: Callable[..., Context], request: pytest.FixtureRequest
+) -> None:
+    if PROOFS[slug].shares:
+        request.getfixturevalue("shared_services")
     result = importlib.import_module(f"proofs.{slug.replace('-', '_')}").run(context(SIZES[slug]))
     assert result.ok, [name for name, holds in result.checks.items() if not holds]
 
