@@ -134,6 +134,8 @@ def run(context: Context) -> Result:
                 told = _within(PATIENCE_S, lambda: "within the cool-down" in monitor.log.read_text())
                 result.check("a second time within the cool-down it only says so", told and state().champion == three)
                 result.check("and gives no command", history.entries[-1].offset == again)
+            if gone:
+                _within(PATIENCE_S, lambda: _reported(bootstrap, topics, again=n >= FEW))
             sent = load.stop()
             wait_drained(bootstrap, [scorer], timeout_s=120)
             result.check("SIGTERM ends scorer and monitor with exit 0", scorer.stop(10) == 0 == monitor.stop(10))
@@ -147,8 +149,7 @@ def run(context: Context) -> Result:
         contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
         lineage = read_lineage(bootstrap, topics)
         summaries = read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary)
-        # A slow machine has incidents of latency too.
-        told = [i for i in read_topic(bootstrap, topics.incidents).decode(Incident) if i.kind == "verdict"]
+        told = _verdict_incidents(bootstrap, topics)
         log = ControlLog(bootstrap, topics.verdicts)
         try:
             verdicts = read_verdicts(log)
@@ -265,6 +266,17 @@ def promotion(version: ServedVersion, offset: int) -> Command:
         ensemble="cards", action="promote", who="ann", why="a minor update", at=SystemClock().now_ms(),
         expected_offset=offset, version=version,
     )  # fmt: skip
+
+
+def _verdict_incidents(bootstrap: str, topics: Topics) -> list[Incident]:
+    """The records of incidents about versions. A slow machine has incidents of latency too."""
+    return [i for i in read_topic(bootstrap, topics.incidents).decode(Incident) if i.kind == "verdict"]
+
+
+def _reported(bootstrap: str, topics: Topics, *, again: bool) -> bool:
+    """Whether the first incident is closed and, with `again`, the second one is held back."""
+    found = _verdict_incidents(bootstrap, topics)
+    return any(i.closed is not None for i in found) and (not again or any(i.held_back for i in found))
 
 
 def _within(seconds: float, holds: Any) -> bool:

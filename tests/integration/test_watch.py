@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.state import History
 from stream_scorer.control.verdicts import read_verdicts
 from stream_scorer.control.watch import WATCH_METRICS
+from stream_scorer.errors import Stopped
 from stream_scorer.kafka.config import producer_config
 from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.topics import TopicAdmin, Topics
@@ -85,7 +87,12 @@ def test_a_bad_version_is_rolled_back_and_labels_may_clear_it(
     run = watch_run(settings, Metrics(WATCH_METRICS), "monitor", HORIZON)
     assert run is not None
     stop = threading.Event()
-    thread = threading.Thread(target=run, args=(stop, lambda: None), daemon=True)
+
+    def watch() -> None:
+        with suppress(Stopped):  # the monitor expects it from a part that it stops
+            run(stop, lambda: None)
+
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     producer = Producer(producer_config(bootstrap, "writer"))
     try:
