@@ -144,6 +144,9 @@ PROOFS = {
     "replay-thin": Proof(
         "a replay gives the scores and contributions that were served, and touches nothing live", 132, KAFKA_REDIS
     ),
+    "as-of": Proof(
+        "an evaluation depends on the labels of its label time only, whatever the batches, also after a kill", 180
+    ),
     "monitor-thin": Proof(
         "windows equal an offline recomputation; FPR bounds contain the hidden truth",
         116,
