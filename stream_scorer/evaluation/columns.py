@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
 from stream_scorer.parquet import import_pyarrow, readable
+from stream_scorer.replay.files import whole_time
 from stream_scorer.serde.decoder import TransactionDecoder, Transactions
 from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field
 
@@ -69,7 +70,7 @@ class TransactionFile:
             return self._fast(batch.num_rows, columns)
         except (_Unusual, self._pa.ArrowInvalid):
             rows = self._pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)).to_pylist()
-            times = np.array([row.get(self._shape.time) or 0 for row in rows], np.int64)
+            times = np.array([whole_time(row.get(self._shape.time)) for row in rows], np.int64)
             return self._decoder.decode([msgspec.json.encode(row) for row in rows], times)[0]
 
     def _milliseconds(self, column: Any) -> Any:

@@ -121,7 +121,9 @@ class Ranking:
         self._add_top(score[present])
 
     def _add_top(self, score: NDArray[np.float64]) -> None:
-        if len(self._top) >= self._keep > 0:
+        if not self._keep:
+            return
+        if len(self._top) >= self._keep:
             score = score[score > self._top.min()] if len(self._top) == self._keep else score
         self._top = np.concatenate([self._top, score])
         if len(self._top) > self._keep:

@@ -46,6 +46,7 @@ class _Survey:
     labelled: int = 0
     first: int | None = None
     last: int | None = None
+    first_time: int | None = None
 
     def column(self, name: str) -> NDArray[np.generic]:
         return np.concatenate(self.frauds[name]) if self.frauds.get(name) else np.zeros(0)
@@ -83,6 +84,7 @@ class Figures:
     frauds: int
     first_event_time: int | None
     last_event_time: int | None
+    first_time: int | None
 
 
 class Accumulator:
@@ -102,7 +104,8 @@ class Accumulator:
         self._names = [f"s{i}" for i in range(len(versions))] + [f"m{i}" for i in range(len(self._pool))]
         self._segments = options.segments_of(checked)
         self._survey = _Survey()
-        self._first_day = 0
+        # The days that have transactions, in order: a wrong event time far in the future must not need a row per day.
+        self._days: list[int] = []
 
     def run(self, changes: Path, on_piece: OnPiece | None = None) -> Figures:
         """Read all pieces; write the changed decisions to `changes`."""
@@ -155,8 +158,8 @@ class Accumulator:
         first, last = int(piece["event_time"].min()), int(piece["event_time"].max())
         survey.first = first if survey.first is None else min(survey.first, first)
         survey.last = last if survey.last is None else max(survey.last, last)
-        if not survey.rows:
-            self._first_day = int(piece["time"][0]) // DAY_MS
+        if survey.first_time is None:
+            survey.first_time = int(piece["time"][0])
         survey.rows += n
         survey.labelled += int((piece["label"] != UNLABELLED).sum())
 
@@ -215,7 +218,7 @@ class Accumulator:
         age = (self._as_of - piece["event_time"]) / self._horizon
         found: dict[str, I64] = {
             "label age": np.searchsorted(np.array(_AGES), age, side="right").astype(np.int64),
-            "day": piece["time"] // DAY_MS - self._first_day,
+            "day": self._day_places(piece["time"] // DAY_MS),
         }
         for name in self._segments:
             # Transactions without a value come last.
@@ -223,6 +226,12 @@ class Accumulator:
             codes = piece[f"segment_{name}"].astype(np.int64)
             found[name] = np.where(codes < 0, size, codes)
         return found
+
+    def _day_places(self, days: I64) -> I64:
+        """The place of each day (n,) among those found so far; running time never decreases."""
+        newest = self._days[-1] if self._days else -1
+        self._days += [day for day in np.unique(days).tolist() if day > newest]
+        return np.searchsorted(np.array(self._days, np.int64), days)
 
     def _figures(
         self, versions: list[_Version], members: list[_Member], daily: DailyCards, pairs: list[PairCounts]
@@ -243,6 +252,7 @@ class Accumulator:
             frauds=len(survey.column("value")),
             first_event_time=survey.first,
             last_event_time=survey.last,
+            first_time=survey.first_time,
         )
 
     def _version(self, index: int, version: _Version, replicates: dict[str, F64], daily: DailyCards) -> VersionResult:
@@ -307,7 +317,7 @@ class Accumulator:
         if dimension == "label age":
             return AGE_NAMES[place]
         if dimension == "day":
-            return str(np.datetime64(self._first_day + place, "D"))
+            return str(np.datetime64(self._days[place], "D"))
         values = self._checked.spec.transaction.fields[dimension].values or ["no", "yes"]
         return values[place] if place < len(values) else "none"
 

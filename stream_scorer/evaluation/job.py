@@ -71,6 +71,7 @@ def evaluate(
         label_horizon_ms=duration_ms(checked.spec.labels.horizon),
         first_event_time=figures.first_event_time,
         last_event_time=figures.last_event_time,
+        first_time=figures.first_time,
         transactions=figures.rows,
         labelled=figures.labelled,
         frauds=figures.frauds,

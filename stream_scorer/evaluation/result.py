@@ -211,7 +211,8 @@ class Evaluation(Record, frozen=True):
 
     Attributes:
         labels_as_of: labels until this time count (epoch ms). labels_later: labels that were given after it.
-        first_event_time, last_event_time: of the transactions in the range.
+        first_event_time, last_event_time: of the transactions in the range, late ones included. first_time: the running
+            maximum of event time at the first one, which `--start` applies to.
         transactions: in the range, without `duplicates`. warmed: transactions that only updated features.
         refused: records in the range that cannot be read. label_horizon_ms: of the spec.
         versions: the champion first. members: the distinct ones of all versions. candidates: pairs with the champion.
@@ -228,6 +229,7 @@ class Evaluation(Record, frozen=True):
     label_horizon_ms: int
     first_event_time: int | None
     last_event_time: int | None
+    first_time: int | None
     transactions: int
     labelled: int
     frauds: int

@@ -18,7 +18,8 @@ def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
     name = f"quality.{rule.metric}"
     if not evaluation.candidates:
         return not_measured(name, rule.max_loss, "there is no champion to compare with")
-    trained_until, first = evaluation.versions[_CANDIDATE].trained_until, evaluation.first_event_time
+    # By running time, as `--start`: a late transaction after the training data is no row of it.
+    trained_until, first = evaluation.versions[_CANDIDATE].trained_until, evaluation.first_time
     if first is not None and first <= trained_until:
         return not_measured(
             name, rule.max_loss, f"the candidate was trained on this range; start after {_time(trained_until)}"

@@ -81,7 +81,7 @@ class FileInput:
                     row["source"] = row.get("source") or ""
             yield (
                 [self._key(row) for row in rows],
-                [row[self._time] or 0 for row in rows],
+                [whole_time(row[self._time]) for row in rows],
                 [msgspec.json.encode(row) for row in rows],
             )
 
@@ -99,7 +99,7 @@ class FileInput:
                 fields = row if isinstance(row, dict) else {}
                 time = fields.get(self._time)
                 keys.append(self._key(fields))
-                times.append(time if isinstance(time, int) and abs(time) < 1 << 62 else 0)
+                times.append(whole_time(time))
                 values.append(value)
                 if len(values) == CHUNK:
                     yield keys, times, values
@@ -110,3 +110,8 @@ class FileInput:
     def _key(self, row: dict[str, Any]) -> bytes | None:
         key = row.get(self._key_field) if self._key_field else None
         return key.encode() if isinstance(key, str) else None
+
+
+def whole_time(value: object) -> int:
+    """`value` as epoch milliseconds; 0 for what is no time, such as text or NaN: the decoder rejects the record."""
+    return int(value) if isinstance(value, int | float) and abs(value) < 1 << 62 else 0

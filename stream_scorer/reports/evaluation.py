@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Bins with fewer transactions than this have no dot in the calibration plot.
 MIN_BIN_ROWS = 20
 _DAY = "day"
+# Plots leave out days after the year 9999, which only wrong event times have: `datetime` has no such days.
+_DAY_LENGTH = len("9999-12-31")
+_LAST_MS = 253_402_300_800_000
 
 
 def page(result: Evaluation) -> str:
@@ -102,9 +105,9 @@ def _card(result: Evaluation, v: VersionResult) -> list[list[str]]:
 
 def _after_training(result: Evaluation, v: VersionResult) -> str:
     """Whether the transactions are later than the training rows; figures on training rows are too good."""
-    if result.first_event_time is None:
+    if result.first_time is None:
         return "-"
-    if result.first_event_time > v.trained_until:
+    if result.first_time > v.trained_until:
         return "yes, all transactions"
     if (result.last_event_time or 0) <= v.trained_until:
         return "no: the version may have been trained on these transactions, so its figures are too good"
@@ -180,6 +183,7 @@ def _daily(result: Evaluation, what: str) -> str:
     figure, (axes,) = make_figure(1, 1)
     for v, colour in _colours(result):
         days = [(group.value, group.alerts) for group in v.groups if group.dimension == _DAY]
+        days = [(day, a) for day, a in days if len(day) == _DAY_LENGTH]
         if what == "recall":
             points = [(day, a.recall) for day, a in days if a.recall is not None]
         else:
@@ -197,8 +201,9 @@ def _card_precision(result: Evaluation) -> str:
     figure, (axes,) = make_figure(1, 1)
     for v, colour in _colours(result):
         for found in v.card_precision[:1]:
-            times = [datetime.fromisoformat(when(day)) for day, _ in found.by_day]
-            axes.plot(times, [p for _, p in found.by_day], "o-", color=colour, label=v.version, markersize=3)
+            points = [(when(day), p) for day, p in found.by_day if day < _LAST_MS]
+            times = [datetime.fromisoformat(day) for day, _ in points]
+            axes.plot(times, [p for _, p in points], "o-", color=colour, label=v.version, markersize=3)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("card precision")
     show_times(axes, "day (UTC)")

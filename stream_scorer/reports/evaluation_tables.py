@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import numpy as np
 
 from stream_scorer.evaluation.result import Alerts, Evaluation, Interval, PairResult, VersionResult
 from stream_scorer.reports.pages import number, percent
@@ -21,13 +21,16 @@ _HOUR_MS = 3_600_000
 
 
 def money(value: int) -> str:
-    """Minor units as units with two decimal places."""
-    return f"{value / 100:,.2f}"
+    """Minor units as units with two decimal places, exact."""
+    units, rest = divmod(abs(value), 100)
+    return f"{'-' if value < 0 else ''}{units:,}.{rest:02}"
 
 
 def when(time_ms: int | None) -> str:
-    """A time in UTC."""
-    return "-" if time_ms is None else f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%Y-%m-%d %H:%M}"
+    """A time in UTC, also after the year 9999; a dash for none (below 0: that of the newest label without labels)."""
+    if time_ms is None or time_ms < 0:
+        return "-"
+    return str(np.datetime64(time_ms, "ms").astype("datetime64[m]")).replace("T", " ")
 
 
 def spread(found: Interval, *, share: bool = False) -> str:

@@ -254,7 +254,8 @@ def evaluation(value: float | None, low: float | None, high: float | None, group
         candidates=[SimpleNamespace(differences=differences_)],
         versions=[version(each) for each in groups],
         frauds=10,
-        first_event_time=101,
+        first_event_time=90,  # a late transaction
+        first_time=101,
     )
 
 
@@ -265,7 +266,7 @@ def test_quality_is_not_measured_on_the_training_data_or_without_frauds() -> Non
     paired.frauds = 0
     assert "no known fraud" in quality(Quality("average_precision", 0.1), paired).reason
     assert quality(Quality("false_positive_rate", 0.1), paired).verdict == "pass"
-    paired.first_event_time = 100
+    paired.first_time = 100
     result = quality(Quality("false_positive_rate", 0.1), paired)
     assert (result.verdict, result.measured) == ("refuse", None)
     assert "trained on this range; start after 1970-01-01T00:00:00" in result.reason

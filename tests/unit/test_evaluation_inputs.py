@@ -1,0 +1,41 @@
+"""Evaluation of unusual input: few transactions, wrong times, and large amounts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stream_scorer.evaluation.counts import Ranking
+from stream_scorer.evaluation.figures import Accumulator
+from stream_scorer.replay.files import whole_time
+from stream_scorer.reports.evaluation_tables import money, when
+
+
+def test_so_few_transactions_that_a_budget_has_no_alert() -> None:
+    ranking = Ranking(np.array([0.5]), keep=0)
+    ranking.add(np.array([0.1, 0.5, np.nan]), np.array([False, True, False]))
+    assert ranking.threshold(0) == float("inf")
+    assert (ranking.genuine.tolist(), ranking.missing) == ([1, 0, 0], 1)
+
+
+def test_a_wrong_event_time_far_in_the_future_needs_one_more_day_only() -> None:
+    counts: Any = SimpleNamespace(_days=[])
+    assert Accumulator._day_places(counts, np.array([20_000, 20_000, 20_001])).tolist() == [0, 0, 1]
+    assert Accumulator._day_places(counts, np.array([20_001, 19_675_925])).tolist() == [1, 2]
+    assert counts._days == [20_000, 20_001, 19_675_925]
+
+
+@pytest.mark.parametrize("wrong", ["2025-03-01", float("nan"), float("inf"), None, 1 << 70, b"1"])
+def test_what_is_no_time_is_left_to_the_decoder(wrong: object) -> None:
+    assert whole_time(wrong) == 0
+    assert whole_time(1_000.0) == whole_time(1_000) == 1_000
+
+
+def test_times_and_amounts_of_any_size() -> None:
+    assert when(1_740_787_200_000) == "2025-03-01 00:00"
+    assert when(1_700_000_000_000_000).startswith("55840-")
+    assert when(-1) == "-"
+    assert [money(value) for value in (9_007_199_254_740_993, -5, 0)] == ["90,071,992,547,409.93", "-0.05", "0.00"]
