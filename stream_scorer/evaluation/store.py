@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,11 @@ class Store:
         self._saved = 0
         self._applied = AppliedOffsets({}, {})
         self._saved_at, self._save_seconds = clock.monotonic(), 0.0
-        try:
+        with _usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._load()
-        except OSError as error:
-            raise UsageError(f"cannot use {folder}: {error}") from None
+            # A folder that cannot be written to fails now, not after the first piece.
+            self._write_checkpoint()
         self.resumed = len(self.pieces)
 
     def _load(self) -> None:
@@ -134,12 +135,17 @@ class Store:
         return rows
 
     def finish(self, counts: Counts) -> None:
-        """All pieces are complete."""
+        """All pieces are complete. Raises `UsageError` if the folder cannot be written to."""
         self.complete, self.counts = True, counts
-        self._write_checkpoint()
+        with _usable(self._folder):
+            self._write_checkpoint()
 
     def add(self, columns: Columns, record: PieceRecord, rows: MemoryRowStore) -> None:
-        """Write a piece."""
+        """Write a piece. Raises `UsageError` if that fails, as on a full disk."""
+        with _usable(self._folder):
+            self._add(columns, record, rows)
+
+    def _add(self, columns: Columns, record: PieceRecord, rows: MemoryRowStore) -> None:
         number = len(self.pieces) + 1
         path = self._folder / f"piece-{number:06}.parquet"
         table = self._pa.table(columns)
@@ -200,6 +206,15 @@ class Store:
     def digest(self, part: str) -> str:
         """sha256 over the digests of all pieces; `part` is ``features``, ``scores`` or ``outcomes``."""
         return hashlib.sha256("".join(getattr(piece, part) for piece in self.pieces).encode()).hexdigest()
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turn an error of the file system into a `UsageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot use {folder}: {error}", hint="Check its permissions and the disk.") from None
 
 
 def fingerprint_of(facts: dict[str, Any]) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stream_scorer.clock import SystemClock
+from stream_scorer.errors import UsageError
 from stream_scorer.evaluation.counts import Ranking
 from stream_scorer.evaluation.figures import Accumulator
+from stream_scorer.evaluation.store import Counts, PieceRecord, Store
 from stream_scorer.replay.files import whole_time
 from stream_scorer.reports.evaluation_tables import money, when
+from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
 
 
 def test_so_few_transactions_that_a_budget_has_no_alert() -> None:
@@ -39,3 +44,15 @@ def test_times_and_amounts_of_any_size() -> None:
     assert when(1_700_000_000_000_000).startswith("55840-")
     assert when(-1) == "-"
     assert [money(value) for value in (9_007_199_254_740_993, -5, 0)] == ["90,071,992,547,409.93", "-0.05", "0.00"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "fails at once" / "checkpoint.unfinished").mkdir(parents=True)
+    with pytest.raises(UsageError, match="cannot use .*fails at once"):
+        Store(tmp_path / "fails at once", "f", SystemClock())
+    folder = tmp_path / "fails later"
+    store = Store(folder, "f", SystemClock())
+    (folder / "piece-000001.parquet").mkdir()
+    record = PieceRecord(1, "", "", "", 1, Counts())
+    with pytest.raises(UsageError, match="cannot use .*fails later"):
+        store.add({"event_id": ["a"]}, record, MemoryRowStore(AppliedOffsets({}, {})))
