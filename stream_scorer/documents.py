@@ -32,6 +32,8 @@ def read_document(path: Path, kind: type[T]) -> T:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise UsageError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    except (ValueError, RecursionError) as error:  # such as 2026-02-30, which YAML takes for a date
+        raise UsageError(f"{path}: not valid YAML: {error}") from None
     try:
         return msgspec.convert(_without_dates(document), kind)
     except msgspec.ValidationError as error:

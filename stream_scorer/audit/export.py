@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -53,6 +53,9 @@ _RETENTION = "Retention may have removed records. Begin later with --from."
 
 # Ensemble, version and manifest digest.
 Version = tuple[str, str, str]
+T = TypeVar("T")
+# More digits than an offset has.
+_MAX_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,22 @@ class Scope:
 
 
 class _Decided(msgspec.Struct):
-    """The part of a score or a contribution that locates it."""
+    """The part of a score that locates it."""
 
     event_id: str
-    source: Any = None
+
+
+class _Source(msgspec.Struct):
+    """The part of a source that locates it."""
+
+    offset: int
+
+
+class _Contributed(msgspec.Struct):
+    """The part of a contribution that locates it."""
+
+    event_id: str
+    source: _Source
 
 
 @dataclass(slots=True)
@@ -197,7 +212,8 @@ class _Export:
                 span.next, span.rows = int(batch.offset[-1]) + 1, span.rows + len(batch)
                 self._note(batch)
             writer.add(_own_headers(chunk, _LINEAGE_HEADERS))
-        if span is None and self._continues("lineage", partition):
+        # A partition that was never scored has a part of lineage, but no scores to continue.
+        if span is None and self._continues("scores", partition):
             self._spans[partition] = self._span(partition, 0)
         self._parts.append(writer.close(start, max(start, stop)))
 
@@ -225,11 +241,11 @@ class _Export:
         """Write the contributions whose source offsets are in the span."""
         source = SourcePartition(self._topics.contributions, partition)
         start, high = self._start("contributions", partition), self._reader.bounds(source.topic)[source][1]
-        decode = msgspec.json.Decoder(_Decided).decode
+        decode = msgspec.json.Decoder(_Contributed).decode
         writer, first, stop, taken = self._writer("contributions", partition), None, start, 0
         for chunk in self._read(source, start, high):
             decided = self._decode(chunk, decode)
-            offsets = np.array([each.source["offset"] for each in decided], np.int64)
+            offsets = np.array([each.source.offset for each in decided], np.int64)
             inside = np.flatnonzero((offsets >= span.first) & (offsets < span.next))
             if len(inside):
                 first, stop = (
@@ -394,7 +410,7 @@ class _Export:
         except UsageError:
             return False
 
-    def _decode(self, chunk: RawRecords, decode: Callable[[bytes], _Decided]) -> list[_Decided]:
+    def _decode(self, chunk: RawRecords, decode: Callable[[bytes], T]) -> list[T]:
         out = []
         for place, value in enumerate(chunk.value):
             try:
@@ -418,7 +434,7 @@ def letter_offsets(letters: RawRecords, transactions: str) -> NDArray[np.int64]:
         found = dict(headers or ())
         if (found.get("source.topic") or b"").decode(errors="replace") == transactions:
             text = found.get("source.offset") or b""
-            out[place] = int(text) if text.isdigit() else -1
+            out[place] = int(text) if text.isdigit() and len(text) <= _MAX_DIGITS else -1
     return out
 
 

@@ -19,7 +19,7 @@ from stream_scorer.audit.findings import Findings
 from stream_scorer.audit.seal import InputRange, Part
 from stream_scorer.audit.served import Commands
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.errors import ArtifactError
+from stream_scorer.errors import ArtifactError, SettingsError
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import NOT_A_RECORD, Contribution, LineageRow, Score
 from stream_scorer.replay.recorded import Recorded
@@ -181,6 +181,9 @@ class _Models:
                 self._loaded[key] = self._load(*key)
             except ArtifactError as error:
                 self._findings.add("model", f"{ensemble} {version} cannot be loaded: {error.message}")
+            except SettingsError as error:  # a library is not installed, which is no fault of the archive
+                hint = f" {error.hint}" if error.hint else ""
+                self._findings.note(f"scores of {ensemble} {version} are not recomputed: {error.message}.{hint}")
             else:
                 if self._loaded[key] is None:
                     self._findings.note(f"scores of {ensemble} {version} are not recomputed: its models are not here")

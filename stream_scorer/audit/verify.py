@@ -54,7 +54,11 @@ def verify_archive(
         )
     signature = check_signature(folder, archive.seal, expected.key, findings)
     if expected.previous is not None:
-        check_previous(archive, expected.previous, findings)
+        Archive(expected.previous)  # a folder that is no archive is a mistake, and no difference
+        try:
+            check_previous(archive, expected.previous, findings)
+        except UsageError as error:
+            findings.add("previous", f"the archives cannot be compared to their end: {error.message}")
     elif archive.seal.previous:
         findings.note(f"it continues the archive {archive.seal.previous[:12]}…, which was not given (--after)")
     decided = sum(

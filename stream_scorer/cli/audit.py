@@ -117,7 +117,7 @@ def _show_export(folder: Path, seal: Seal, as_json: bool) -> None:
 @audit.command("verify")
 @click.argument("folder", type=_FOLDER)
 @click.option("--after", type=_FOLDER, help="Archive before this one: check that nothing is missing between them.")
-@click.option("--expect", default="", metavar="DIGEST", help="Digest of the seal as it was kept elsewhere.")
+@click.option("--expect", metavar="DIGEST", help="Digest of the seal as it was kept elsewhere.")
 @click.option("--key", "key_file", type=_FILE, help="Check the signature with this public key (PEM) or secret.")
 @click.option("--models", type=_FOLDER, help="Folder `ensembles` of another archive, for an archive without models.")
 @click.option(
@@ -131,7 +131,7 @@ def _show_export(folder: Path, seal: Seal, as_json: bool) -> None:
 def verify(
     folder: Path,
     after: Path | None,
-    expect: str,
+    expect: str | None,
     key_file: Path | None,
     models: Path | None,
     tolerance: float,
@@ -147,9 +147,12 @@ def verify(
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress, plain
 
+    if expect is not None and not expect.strip():
+        raise click.UsageError("--expect is empty: give the digest that was kept, or leave it out.")
     key = None if key_file is None else Key(key_file)
+    wanted = Expected(after, (expect or "").strip().lower(), key, models)
     with Progress("checking files", None, SystemClock()) as progress:
-        report = verify_archive(folder, Expected(after, expect.lower(), key, models), tolerance, progress.stage)
+        report = verify_archive(folder, wanted, tolerance, progress.stage)
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
     else:

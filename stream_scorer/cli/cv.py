@@ -99,17 +99,14 @@ def cv(
     if open_holdout:
         click.echo(msgspec.json.encode(report)) if as_json else _print_holdout(report, record)
         return
+    # The result first: it took long, and must not be lost where `select` cannot be written.
+    click.echo(msgspec.json.encode(result)) if as_json else _print_result(result)
     if select:
         try:
             select.write_text(training_yaml(selected), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write {select}: {error}") from None
-    if as_json:
-        click.echo(msgspec.json.encode(result))
-        return
-    _print_result(result)
-    if select:
-        click.echo(f"wrote {select}")
+        click.echo(f"wrote {select}", err=as_json)
 
 
 class _Recorder:

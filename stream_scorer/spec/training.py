@@ -147,6 +147,8 @@ def parse_training(text: str) -> CheckedTraining:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise SpecError(f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    except (ValueError, RecursionError) as error:  # such as 2026-02-30, which YAML takes for a date
+        raise SpecError(f"not valid YAML: {error}") from None
     try:
         spec = msgspec.convert(document, TrainingSpec)
     except msgspec.ValidationError as error:
@@ -166,6 +168,8 @@ def check_training(spec: TrainingSpec) -> CheckedTraining:
             raise SpecError(
                 f"the grid has {candidates} combinations, more than {MAX_CANDIDATES}", path=f"members[{index}].grid"
             )
+        if member.class_weight is not None and member.class_weight == math.inf:
+            raise SpecError("must be finite", path=f"members[{index}].class_weight")
     if spec.combination.method == "stacking" and spec.combination.link != "logit":
         raise SpecError("stacking needs the link logit", path="combination.link")
     if spec.refit == "window" and spec.folds.train is None:

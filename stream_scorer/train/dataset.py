@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -133,7 +134,7 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
     required = {name for name, field in shape.fields.items() if not field.optional}
     for rows in read_rows(path, list(shape.fields), required, [shape.time], _CHUNK):
         # A file has no Kafka timestamps: pass the event times, so that the check of event times always succeeds.
-        times = np.array([row[shape.time] or 0 for row in rows], np.int64)
+        times = _times(path, shape.time, rows)
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
         rejected += bad
@@ -154,13 +155,23 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
         for row in rows:
             row["source"] = row.get("source") or ""
         # A file has no Kafka timestamps: only `event_time` is compared, with `labelled_at`.
-        times = np.array([row["labelled_at"] or 0 for row in rows], np.int64)
+        times = _times(path, "labelled_at", rows)
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
         ranks += [rank_of.get(rows[index]["source"], 0) for index in part.row.tolist()]
         rejected += bad
     report_rejected(path, rejected)
     return concatenate_labels(parts), np.array(ranks, np.int64), len(rejected)
+
+
+def _times(path: Path, name: str, rows: list[dict[str, Any]]) -> NDArray[np.int64]:
+    """``(n,)`` epoch ms of the column `name`, 0 where it is missing. Raises `UsageError` if it has no times."""
+    try:
+        return np.array([row[name] or 0 for row in rows], np.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(
+            f"{path}: the column {name!r} has no times", hint="Write timestamps, or integers of epoch milliseconds."
+        ) from None
 
 
 def report_rejected(source: object, rejected: Rejected) -> None:

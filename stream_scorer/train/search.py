@@ -208,11 +208,17 @@ def _open(
     delay = label_delay_ms(folds, spec)
     end = holdout.start - delay
     trained = fit_ensemble(data, spec, training, options, before=end)
-    record(holdout)
     rows = holdout.rows
     if folds.exclude_compromised:
         since = end - duration_ms(folds.train) if folds.train else int(data.event_time.min())
         rows = rows[~compromised(data, rows, since, delay)]
+    frauds = int(data.label[rows].sum())
+    if not 0 < frauds < len(rows):
+        raise UsageError(
+            f"the holdout has {frauds} frauds in the {len(rows)} rows that count; figures need both classes",
+            hint="Declare a longer holdout, or set folds.exclude_compromised: false. This holdout was not opened.",
+        )
+    record(holdout)
     options.progress("scoring the holdout", 0, 1)
     raw = trained.predict(data.features[rows])
     with one_thread():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -17,17 +18,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from proofs import audit_tampering
 from proofs.audit_world import START_MS, World, make
 from stream_scorer.audit.archive import Archive
-from stream_scorer.audit.export import Scope, export_archive
-from stream_scorer.audit.findings import AuditReport
+from stream_scorer.audit.export import Scope, export_archive, letter_offsets
+from stream_scorer.audit.findings import AuditReport, Findings
 from stream_scorer.audit.models import keep_version
 from stream_scorer.audit.parts import read_part
+from stream_scorer.audit.records import _Models
 from stream_scorer.audit.seal import Seal
 from stream_scorer.audit.signature import Key, sign
 from stream_scorer.audit.verify import Expected, verify_archive
 from stream_scorer.cli.main import cli
-from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
+from stream_scorer.errors import CheckFailed, SettingsError, StreamScorerError, UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
+from stream_scorer.serde.raw import RawRecords
 
 BATCH_MS = 500
 END = 2 * START_MS
@@ -278,3 +281,56 @@ def test_a_seal_that_is_no_seal_is_a_difference(whole: Path, tmp_path: Path) -> 
     (tmp_path / "seal.json").write_text(json.dumps(seal))
     with pytest.raises(CheckFailed, match="regex"):
         Archive(tmp_path)
+
+
+def test_a_partition_that_was_never_scored_does_not_stop_the_next_archive(world: World, tmp_path: Path) -> None:
+    first, second, topics, names = tmp_path / "first", tmp_path / "second", copy.deepcopy(world.topics), Topics()
+    for name in (names.lineage, names.contributions, names.scores):
+        topics.records[SourcePartition(name, 1)], topics.next_offset[SourcePartition(name, 1)] = [], 0
+    idle = World(topics, world.folders)
+    export(idle, first, until=START_MS + 2 * BATCH_MS)
+    seal = export(idle, second, previous=Archive(first))
+    assert [each.partition for each in seal.inputs] == [0]
+    assert verify(second, previous=first).different == 0
+
+
+def test_commands_that_cannot_be_read_are_a_difference_and_no_mistake(world: World, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    export(world, first, until=START_MS + 2 * BATCH_MS)
+    export(world, second, previous=Archive(first))
+    (second / "topics/control/0.parquet").write_bytes(b"torn")
+    assert {"file", "previous"} <= set(verify(second, previous=first).by_kind)
+    with pytest.raises(UsageError, match="is not an archive"):
+        verify(second, previous=tmp_path / "none")
+
+
+def test_an_empty_digest_is_no_check_that_succeeds(whole: Path) -> None:
+    code, output = run("audit", "verify", str(whole), "--expect", "")
+    assert code == 2
+    assert "--expect is empty" in output
+
+
+def test_a_library_that_is_not_installed_is_no_difference() -> None:
+    def load(_ensemble: str, _version: str) -> Any:
+        raise SettingsError("an ONNX member needs onnx", hint="Install stream-scorer[onnx].")
+
+    findings = Findings()
+    assert not _Models(load, findings).has("cards", "1")
+    assert findings.different == 0
+    assert findings.notes == [
+        "scores of cards 1 are not recomputed: an ONNX member needs onnx. Install stream-scorer[onnx]."
+    ]
+
+
+def test_a_contribution_without_a_source_names_the_record(world: World, tmp_path: Path) -> None:
+    topics, source = copy.deepcopy(world.topics), SourcePartition(Topics().contributions, 0)
+    offset, timestamp, key, _, headers = topics.records[source][0]
+    topics.records[source][0] = offset, timestamp, key, b'{"event_id": "x"}', headers
+    with pytest.raises(UsageError, match=r"offset \d+ is not a record of this product"):
+        export(World(topics, world.folders), tmp_path / "archive")
+
+
+def test_a_dead_letter_with_an_impossible_offset_has_none() -> None:
+    headers = [("source.topic", b"t"), ("source.offset", b"9" * 30)]
+    one = RawRecords("d", *(np.zeros(1, np.int64) for _ in range(3)), [None], [b""], [headers])
+    assert letter_offsets(one, "t").tolist() == [-1]

@@ -286,3 +286,28 @@ def test_the_notebook_has_the_cells_of_the_script() -> None:
     assert len(code) >= 5
     assert all("".join(cell["source"]) in script for cell in code)
     assert "stream_scorer" not in "".join("".join(cell["source"]) for cell in code)
+
+
+def test_scores_that_are_no_numbers_name_the_column(folder: Path) -> None:
+    pq.write_table(
+        pa.table({"event_id": DATA.event_id, "score": ["high"] * len(DATA.event_id)}), folder / "text.parquet"
+    )
+    with pytest.raises(UsageError, match=r"members\[0\]\.expected: the column 'score' of .* has no numbers"):
+        compose(folder, member(0, expected="text.parquet"))
+
+
+def test_a_date_that_does_not_exist_is_not_valid_yaml(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("trained_until: 2025-02-30\n")
+    with pytest.raises(UsageError, match="not valid YAML: day"):
+        read_compose_file(tmp_path / "own.yaml")
+
+
+def test_a_model_without_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"intercept": 0, "coefficients": {}}')
+    text = "{name: n, final_calibrator: none, members: [{name: a, model: m.json, calibrator: none, weight: %s}]}"
+    (tmp_path / "own.yaml").write_text(text % "1")
+    with pytest.raises(UsageError, match=r"members\[0\]\.inputs: the model has no columns"):
+        load_models(read_compose_file(tmp_path / "own.yaml"), SPEC)
+    (tmp_path / "own.yaml").write_text(text % ".inf")
+    with pytest.raises(UsageError, match="the sum of the weights"):
+        read_compose_file(tmp_path / "own.yaml")

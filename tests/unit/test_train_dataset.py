@@ -153,3 +153,12 @@ def test_the_exported_table_has_ids_labels_and_features(tmp_path: Path) -> None:
     assert table.column("label").to_pylist() == [1, 0, 0]
     assert table.column("card.count_1d").to_pylist() == [1.0, 2.0, 3.0]
     assert table.schema.metadata[b"feature_hash"].decode() == SPEC.feature_hash
+
+
+@pytest.mark.parametrize("column", ["event_time", "labelled_at"])
+def test_times_as_text_are_refused_with_the_column(tmp_path: Path, column: str) -> None:
+    given, known = transactions(), labels()
+    table = given if column == "event_time" else known
+    table[column] = ["2025-01-01"] * len(table[column])
+    with pytest.raises(UsageError, match=rf"the column '{column}' has no times"):
+        read_training_set(*write(tmp_path, given, known), SPEC)

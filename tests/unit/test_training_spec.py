@@ -19,9 +19,11 @@ from stream_scorer.train.algorithms import resolve_members, sampled
 from stream_scorer.train.defaults import default_training, find_training
 from stream_scorer.train.due import training_due
 from stream_scorer.train.folds import DAY_MS, compromised, known_label, make_folds, make_windows
+from stream_scorer.train.from_spec import Options
 from stream_scorer.train.holdout import Opening, read_openings, record_opening
 from stream_scorer.train.metrics import card_precision
 from stream_scorer.train.recipe import TrainingSet
+from stream_scorer.train.search import Holdout, evaluate_holdout
 
 CARDS = Path(stream_scorer.simulate.__file__).with_name("cards.yaml")
 PIPELINE = parse_spec(
@@ -213,3 +215,27 @@ def test_the_time_of_an_artifact_can_be_fixed() -> None:
     assert build_clock({}).now_ms() > 1_700_000_000_000
     with pytest.raises(SettingsError, match="SOURCE_DATE_EPOCH"):
         build_clock({"SOURCE_DATE_EPOCH": "today"})
+
+
+def test_yaml_that_python_refuses_is_an_error_of_the_spec() -> None:
+    for text, message in (("holdout: 2026-02-30", "not valid YAML: day"), ("[" * 5_000, "not valid YAML")):
+        with pytest.raises(SpecError, match=message):
+            parse_training(text)
+    with pytest.raises(SpecError, match=r"members\[0\]\.class_weight: must be finite"):
+        parse_training("members: [{name: a, algorithm: lightgbm, class_weight: .inf}]")
+
+
+def test_a_holdout_whose_frauds_do_not_count_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    day = np.arange(20)
+    fraud = (day == 2) | (day == 19)
+    data = TrainingSet(
+        np.zeros((20, 0)), [], fraud, day * DAY_MS, entity=np.where(fraud, 1, 0), labelled_at=day * DAY_MS
+    )
+    training = parse_training(
+        "{holdout: 5d, folds: {delay: 1d, exclude_compromised: true}, members: [{name: a, algorithm: lightgbm}]}"
+    )
+    opened: list[Holdout] = []
+    monkeypatch.setattr("stream_scorer.train.search.fit_ensemble", lambda *_, **__: None)
+    with pytest.raises(UsageError, match="0 frauds in the 4 rows that count"):
+        evaluate_holdout(data, PIPELINE, training, Options(1), opened.append)
+    assert opened == []

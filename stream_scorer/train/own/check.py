@@ -116,7 +116,7 @@ def measure_batch_ms(member: Member, prepare: Callable[[NDArray[np.int64]], Matr
 
 
 def _read_expected(file: ComposeFile, where: str, name: str) -> dict[str, float]:
-    _, pq = import_pyarrow()
+    pa, pq = import_pyarrow()
     path = file.find(name)
     if not path.is_file():
         raise file.wrong(where, f"no file at {path}")
@@ -125,10 +125,13 @@ def _read_expected(file: ComposeFile, where: str, name: str) -> dict[str, float]
     for column in ("event_id", "score"):
         if column not in table.column_names:
             raise file.wrong(where, f"{path} has no column {column!r}")
-    ids, scores = table.column("event_id").to_pylist(), table.column("score").to_pylist()
+    try:
+        scores = table.column("score").cast(pa.float64()).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise file.wrong(where, f"the column 'score' of {path} has no numbers: {error}") from None
     return {
-        str(event_id): float("nan") if score is None else float(score)
-        for event_id, score in zip(ids, scores, strict=True)
+        str(event_id): float("nan") if score is None else score
+        for event_id, score in zip(table.column("event_id").to_pylist(), scores, strict=True)
     }
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,8 +181,8 @@ def read_compose_file(path: Path) -> ComposeFile:
     given = [member.weight for member in document.members if not isinstance(member.weight, str)]
     if given and len(given) < len(names):
         raise file.wrong("members", "some weights are given and some are fitted", "Give all weights, or none.")
-    if given and not sum(given) > 0.0:
-        raise file.wrong("members", "all weights are 0")
+    if given and not 0.0 < sum(given) < math.inf:
+        raise file.wrong("members", "the sum of the weights is not above 0 and finite")
     if document.thresholds and document.alert_rates:
         raise file.wrong("alert_rates", "thresholds are given too", "Give either `thresholds` or `alert_rates`.")
     if document.thresholds and document.thresholds.review > document.thresholds.block:
@@ -194,7 +195,7 @@ def read_compose_file(path: Path) -> ComposeFile:
         raise file.wrong(
             "trained_until",
             f"required, because {', '.join(fitted[:3])} {'is' if len(fitted) == 1 else 'are'} fitted",
-            "Give the time of the last transaction that the members were trained on, or give the parameters.",
+            "Give a time after the last transaction that the members were trained on, or give the parameters.",
         )
     if (history := document.history) is not None and history.topics == (history.transactions is not None):
         raise file.wrong("history", "give either `transactions` and `labels`, or `topics: true`")

@@ -182,6 +182,8 @@ def _match(file: ComposeFile, at: str, node: MemberNode, columns: list[str] | No
         if columns is None:
             raise file.wrong(where, "required, because the columns of the model have no names")
         inputs = {name: name for name in columns}
+    if not inputs:
+        raise file.wrong(where, "the model has no columns, or no features are given for them")
     for name in inputs:
         if name not in features:
             raise file.wrong(where, f"{name!r} is not a feature of the spec", _closest(name, features))
