@@ -305,9 +305,7 @@ def test_commands_that_cannot_be_read_are_a_difference_and_no_mistake(world: Wor
 
 
 def test_an_empty_digest_is_no_check_that_succeeds(whole: Path) -> None:
-    code, output = run("audit", "verify", str(whole), "--expect", "")
-    assert code == 2
-    assert "--expect is empty" in output
+    assert run("audit", "verify", str(whole), "--expect", "")[0] == 2
 
 
 def test_a_library_that_is_not_installed_is_no_difference() -> None:
