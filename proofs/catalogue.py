@@ -147,6 +147,14 @@ PROOFS = {
     "as-of": Proof(
         "an evaluation depends on the labels of its label time only, whatever the batches, also after a kill", 180
     ),
+    "versions": Proof(
+        "five versions that share four members cost at most 1.5 times one version; scores equal single passes", 240
+    ),
+    "evaluate-bench": Proof(
+        "an evaluation costs at most 2.5 times its members' bare predictions, and its memory stays flat",
+        300,
+        own="measures CPU time and memory",
+    ),
     "monitor-thin": Proof(
         "windows equal an offline recomputation; FPR bounds contain the hidden truth",
         116,

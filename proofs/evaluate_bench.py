@@ -1,0 +1,140 @@
+"""evaluate-bench: what an evaluation costs beside the bare predictions of its five members, and its memory.
+
+From Parquet, with all figures and intervals. CPU time of one process decides, not elapsed time. The bare prediction is
+each member's `predict` on inputs that are prepared already, on the feature rows of the same transactions, in the same
+run. The peak memory of a process with `n` transactions must be at most 1.25 times that of one with a tenth.
+
+BREAK=1: the results stay in memory and every batch has 16 transactions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from proofs import evaluate_world
+from proofs.evaluate_world import CpuClock, load, write_history
+from proofs.kit import ROOT, Context, Result, cards, die_with_parent, train_cards
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.evaluation.batches import Batches
+from stream_scorer.evaluation.options import Options
+from stream_scorer.evaluation.sources import from_files
+from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.replay.pieces import Range
+from stream_scorer.state.rows import MemoryRowStore
+
+N = 1_000_000
+MAX_RATIO, MAX_MEMORY_RATIO = 2.5, 1.25
+ROWS, BROKEN_ROWS = 4_096, 16
+# Transactions whose feature rows the bare predictions take; and so often, of which the median counts.
+BARE, TURNS = 40_960, 3
+TIMEOUT_S = 3_600
+
+
+def run(context: Context) -> Result:
+    """See the module. `n` transactions."""
+    n, result = context.n or N, Result()
+    train_cards(context.folder, seed=context.seed, transactions=60_000)
+    history, (ensemble,) = context.folder / "large", load([context.folder / "ensemble"])
+    write_history(history, seed=context.seed + 1, transactions=n)
+    rows = BROKEN_ROWS if context.broken else ROWS
+    # Compiles, and loads libraries.
+    write_history(context.folder / "small", seed=context.seed + 1, transactions=max(n // 10, 1_000))
+    evaluate_world.run(context.folder / "small", [ensemble], context.folder / "warm-up", Options(rows=rows))
+    bare = _bare_seconds(history, ensemble, min(n, BARE))
+    began, elapsed = time.process_time(), time.monotonic()
+    found = evaluate_world.run(history, [ensemble], context.folder / "out", Options(rows=rows), clock=CpuClock())
+    seconds, elapsed = time.process_time() - began, time.monotonic() - elapsed
+    per = 1e6 / found.transactions
+    shares = {
+        name: round(value / found.seconds["total"], 3) for name, value in found.seconds.items() if name != "total"
+    }
+    result.figures |= {
+        "us_per_transaction": round(seconds * per, 2),
+        "bare_us_per_transaction": round(bare * 1e6, 2),
+        "times_bare": round(seconds / found.transactions / bare, 3),
+        "share_by_stage": shares,
+        "transactions_per_cpu_second": round(found.transactions / seconds),
+        "transactions_per_second": round(found.transactions / elapsed),
+    }
+    result.at_least("transactions", found.transactions, n)
+    result.check(
+        f"an evaluation costs at most {MAX_RATIO} times the bare predictions",
+        seconds / found.transactions / bare <= MAX_RATIO,
+    )
+    _memory(context, result, history)
+    return result
+
+
+def _memory(context: Context, result: Result, history: Path) -> None:
+    piece_rows = 1 << 40 if context.broken else Options().piece_rows
+    peaks = {
+        name: _peak_kb(folder, context.folder / "ensemble", context.folder / f"memory-{name}", piece_rows)
+        for name, folder in (("tenth", context.folder / "small"), ("whole", history))
+    }
+    ratio = peaks["whole"] / peaks["tenth"]
+    result.figures |= {
+        "peak_mb": {name: peak // 1_024 for name, peak in peaks.items()},
+        "memory_ratio": round(ratio, 3),
+    }
+    result.check(
+        f"ten times the transactions take at most {MAX_MEMORY_RATIO} times the memory", ratio <= MAX_MEMORY_RATIO
+    )
+
+
+def _peak_kb(history: Path, ensemble: Path, out: Path, piece_rows: int) -> int:
+    command = [
+        sys.executable,
+        "-m",
+        "proofs.evaluate_world",
+        str(history),
+        str(ensemble),
+        str(out),
+        str(piece_rows),
+        "0",
+    ]
+    done = subprocess.run(
+        die_with_parent(command), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    return int(json.loads(done.stdout)["peak_kb"])
+
+
+def _bare_seconds(history: Path, ensemble: Ensemble, n: int) -> float:
+    """CPU seconds per transaction of the members' own predictions."""
+    work = [
+        (loaded.member.predict, loaded.preprocess.apply(matrix))
+        for matrix in _matrices(history, n)
+        for loaded in ensemble._members
+    ]
+    rows = sum(len(inputs) for _, inputs in work) // len(ensemble._members)
+    turns = []
+    for _ in range(TURNS):
+        began = time.process_time()
+        for predict, inputs in work:
+            predict(inputs)
+        turns.append((time.process_time() - began) / rows)
+    return float(np.median(turns))
+
+
+def _matrices(history: Path, n: int) -> Iterator[np.ndarray]:
+    checked, rows = cards(), MemoryRowStore()
+    engine, done = FeatureEngine(checked), 0
+    source = from_files(
+        history / "transactions.parquet", history / "labels.parquet", Topics(), checked, Range(), None, warm=False
+    )
+    for batch in Batches(checked, ROWS, n).of(source.runs()):
+        enriched = engine.enrich(batch.events, rows)
+        rows.apply(enriched.update)
+        yield np.ascontiguousarray(enriched.matrix)
+        done += len(batch)
+        if done >= n:
+            return
