@@ -124,6 +124,9 @@ def fit_ensemble(
     end = int(data.event_time.max()) + 1 if before is None else before
     windows = make_windows(folds, first, end, delay)
     oof = score_out_of_fold(recipes, make_folds(windows, data, folds, delay), data, options.jobs, options.progress)
+    if before is not None:
+        # Calibrators, weights and thresholds too see no label of later.
+        oof = replace(oof, label=known_label(data, oof.rows, end + delay, delay))
     options.progress("fitting calibrators and weights", 0, 1)
     with one_thread():
         stack = fit_stack(oof.raw, oof.label, training.spec, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from stream_scorer.errors import CheckFailed, SpecError, UsageError
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.spec.training import check_training, load_training, parse_training
 from stream_scorer.train.folds import DAY_MS
-from stream_scorer.train.from_spec import Options, train_from_spec
+from stream_scorer.train.from_spec import Options, fit_ensemble, train_from_spec
 from stream_scorer.train.holdout import read_openings
 from stream_scorer.train.recipe import TrainingSet
 from stream_scorer.train.search import Holdout, cross_validate, evaluate_holdout
@@ -108,6 +109,20 @@ def test_serving_members_learn_from_all_rows_and_the_rest_from_rows_that_members
     assert 0.05 < (scores >= manifest.thresholds.review).mean() < 0.15
     assert manifest.training.metrics["ensemble"]["average_precision"] > 0.3
     assert manifest.training.metrics["ensemble"]["calibration_error"] < 0.08
+
+
+def test_nothing_learns_from_a_fraud_that_is_reported_after_the_holdout_begins(data: TrainingSet) -> None:
+    late = data.label & (np.arange(ROWS) % 2 == 0)
+    labelled_at = data.event_time + np.where(late, 100, 2) * DAY_MS
+    training, options = parse_training(TRAINING), Options(2, clock=FixedClock())
+    reported, absent = (
+        fit_ensemble(replace(data, labelled_at=labelled_at, label=label), SPEC, training, options, before=30 * DAY_MS)
+        for label in (data.label, data.label & ~late)
+    )
+    assert [each.data for each in reported.members] == [each.data for each in absent.members]
+    assert reported.stack.thresholds == absent.stack.thresholds
+    assert reported.stack.calibrators == absent.stack.calibrators
+    assert reported.stack.weights.tolist() == absent.stack.weights.tolist()
 
 
 def test_cross_validation_selects_from_the_grid_before_the_holdout(data: TrainingSet, tmp_path: Path) -> None:
