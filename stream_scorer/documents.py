@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,31 +15,73 @@ from stream_scorer.errors import UsageError
 T = TypeVar("T")
 
 
+class InvalidNode(Exception):
+    """A node of a document is not what its type declares.
+
+    Attributes:
+        node: its path, as in ``views[2].name``; empty at the top.
+    """
+
+    def __init__(self, message: str, node: str) -> None:
+        super().__init__(message)
+        self.message, self.node = message, node
+
+
+def load_document(
+    path: Path, what: str, parse: Callable[[str], T], *, error: type[UsageError] = UsageError, hint: str = ""
+) -> T:
+    """What `parse` makes of the text of the file at `path`. Errors call the file `what`; `hint` is for a missing file.
+
+    Raises:
+        UsageError: as the type `error`. The file cannot be read, or `parse` raised a `UsageError`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"no {what} at {path}", hint=hint) from None
+    except (OSError, UnicodeDecodeError) as failure:
+        raise error(f"cannot read the {what} {path}: {failure}") from None
+    try:
+        return parse(text)
+    except UsageError as failure:
+        raise error(f"{path}: {failure.message}", hint=failure.hint) from None
+
+
+def parse_yaml(text: str, *, error: type[UsageError] = UsageError) -> Any:
+    """The document in `text`. Raises `UsageError`, as the type `error`, with the line."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as failure:
+        mark = getattr(failure, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise error(f"not valid YAML{where}: {getattr(failure, 'problem', failure)}") from None
+    except (ValueError, RecursionError) as failure:  # such as 2026-02-30, which YAML takes for a date
+        raise error(f"not valid YAML: {failure}") from None
+
+
+def convert(document: Any, kind: type[T]) -> T:
+    """`document` as a `kind`. Raises `InvalidNode`."""
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as failure:
+        message, _, node = str(failure).partition(" - at `$")
+        raise InvalidNode(message, node.rstrip("`").lstrip(".")) from None
+
+
 def read_document(path: Path, kind: type[T]) -> T:
     """Read the YAML file at `path` as a `kind`. A YAML date or time becomes text in ISO format.
 
     Raises:
         UsageError: there is no such file, it is not YAML, or a node is not what `kind` declares.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"no file at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
-    except (ValueError, RecursionError) as error:  # such as 2026-02-30, which YAML takes for a date
-        raise UsageError(f"{path}: not valid YAML: {error}") from None
-    try:
-        return msgspec.convert(_without_dates(document), kind)
-    except msgspec.ValidationError as error:
-        message, _, node = str(error).partition(" - at `$")
-        raise UsageError(f"{path}: {node.rstrip('`').lstrip('.') or '(top level)'}: {message}") from None
+
+    def parse(text: str) -> T:
+        try:
+            return convert(_without_dates(parse_yaml(text)), kind)
+        except InvalidNode as invalid:
+            raise UsageError(f"{invalid.node or '(top level)'}: {invalid.message}") from None
+
+    return load_document(path, "file", parse)
 
 
 def _without_dates(node: Any) -> Any:

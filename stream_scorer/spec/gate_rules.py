@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import msgspec
-import yaml
 from msgspec import Meta
 
+from stream_scorer.documents import InvalidNode, convert, load_document, parse_yaml
 from stream_scorer.errors import UsageError
 from stream_scorer.spec.model import CheckedSpec, Duration
 
@@ -166,31 +166,15 @@ _SECTIONS: dict[str, type[Section]] = {
 
 def load_rules(path: Path) -> Rules:
     """Read the rules file at `path` (YAML). Raises `UsageError` with the file, the field and what to write instead."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"no rules file at {path}", hint="docs/gate.md shows one.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the rules file {path}: {error}") from None
-    try:
-        return parse_rules(text)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error.message}", hint=error.hint) from None
+    return load_document(path, "rules file", parse_rules, hint="docs/gate.md shows one.")
 
 
 def parse_rules(text: str) -> Rules:
     """The rules in `text` (YAML). Raises `UsageError`."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
-    try:
-        rules = msgspec.convert(document, Rules)
-    except msgspec.ValidationError as error:
-        message, _, node = str(error).partition(" - at `$")
-        raise _readable(message, node.rstrip("`").lstrip(".")) from None
+        rules = convert(parse_yaml(text), Rules)
+    except InvalidNode as invalid:
+        raise _readable(invalid.message, invalid.node) from None
     _check(rules)
     return rules
 

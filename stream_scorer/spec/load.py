@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import msgspec
-import yaml
 
+from stream_scorer.documents import InvalidNode, convert, load_document, parse_yaml
 from stream_scorer.errors import SpecError
 from stream_scorer.spec.model import (
     LABELLED,
@@ -34,31 +34,21 @@ def load_spec(path: Path | str, id_key: str = "") -> CheckedSpec:
     `id_key` is the secret of the hashes that replace ids of sensitive entities.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SpecError(f"no pipeline spec at {path}", hint="Set --spec to the path of a YAML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read the pipeline spec {path}: {error}") from None
-    try:
-        return parse_spec(text, path.parent, id_key)
-    except SpecError as error:
-        raise SpecError(f"{path}: {error.message}", hint=error.hint) from None
+    return load_document(
+        path,
+        "pipeline spec",
+        lambda text: parse_spec(text, path.parent, id_key),
+        error=SpecError,
+        hint="Set --spec to the path of a YAML file.",
+    )
 
 
 def parse_spec(text: str, folder: Path = Path(), id_key: str = "") -> CheckedSpec:
     """Check the spec in `text` (YAML). Paths in it are relative to `folder`. Raises `SpecError`."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise SpecError(f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
-    try:
-        spec = msgspec.convert(document, PipelineSpec)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        raise SpecError(message, path=path.rstrip("`").lstrip(".") or "(top level)") from None
+        spec = convert(parse_yaml(text, error=SpecError), PipelineSpec)
+    except InvalidNode as invalid:
+        raise SpecError(invalid.message, path=invalid.node or "(top level)") from None
     _check(spec)
     spec = _with_lists_read(spec, folder)
     canonical = msgspec.json.encode(spec, order="deterministic")

@@ -13,6 +13,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from stream_scorer.documents import InvalidNode, convert, load_document, parse_yaml
 from stream_scorer.errors import SpecError
 from stream_scorer.spec.model import Duration, Node
 
@@ -127,33 +128,16 @@ class CheckedTraining:
 
 def load_training(path: Path) -> CheckedTraining:
     """Read and check the training spec at `path`. Raises `SpecError` with the file, the node and a hint."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SpecError(f"no training spec at {path}", hint="Set --training to the path of a YAML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read the training spec {path}: {error}") from None
-    try:
-        return parse_training(text)
-    except SpecError as error:
-        raise SpecError(f"{path}: {error.message}", hint=error.hint) from None
+    hint = "Set --training to the path of a YAML file."
+    return load_document(path, "training spec", parse_training, error=SpecError, hint=hint)
 
 
 def parse_training(text: str) -> CheckedTraining:
     """Check the training spec in `text` (YAML). Raises `SpecError`."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise SpecError(f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
-    except (ValueError, RecursionError) as error:  # such as 2026-02-30, which YAML takes for a date
-        raise SpecError(f"not valid YAML: {error}") from None
-    try:
-        spec = msgspec.convert(document, TrainingSpec)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        raise SpecError(message, path=path.rstrip("`").lstrip(".") or "(top level)") from None
+        spec = convert(parse_yaml(text, error=SpecError), TrainingSpec)
+    except InvalidNode as invalid:
+        raise SpecError(invalid.message, path=invalid.node or "(top level)") from None
     return check_training(spec)
 
 

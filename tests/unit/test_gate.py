@@ -68,6 +68,7 @@ def ensemble(tmp_path: Path) -> Ensemble:
         ("latency: {max_ratio: 1}", "version is missing", "Write version: 1"),
         ("- 1", "(top level): ", "begins with version: 1"),
         ("version: [", "not valid YAML at line 1", ""),
+        ("version: 2026-02-30", "not valid YAML: day", ""),
         (
             "version: 1\nquality: [{metric: recall, max_loss: 0}, {metric: recall, max_loss: 1}]",
             "quality has two rules for recall",

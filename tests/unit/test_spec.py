@@ -135,6 +135,11 @@ def test_broken_yaml_names_the_line() -> None:
         parse_spec("name: cards\n  version: 1\n")
 
 
+def test_a_day_that_does_not_exist_is_an_error_of_the_spec() -> None:
+    with pytest.raises(SpecError, match="not valid YAML: day"):
+        parse_spec("name: 2026-02-30")
+
+
 def test_the_policy_is_not_part_of_what_features_mean() -> None:
     plain = load_spec(CARDS)
     other_policy = parse_spec(edited(lambda d: d["policy"].update(review=0.31)))
