@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from stream_scorer.cli.history import history_options, read_history
 from stream_scorer.cli.options import with_settings
 from stream_scorer.clock import SystemClock
 from stream_scorer.console import Progress, make_table, print_table
@@ -27,18 +28,7 @@ _SHOWN = 5
 
 
 @click.command()
-@click.option(
-    "--transactions",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Parquet file of transactions, columns as in the spec.",
-)
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Parquet file of labels: event_id, event_time, label, labelled_at, entity ids.",
-)
+@history_options
 @click.option(
     "--training",
     type=click.Path(path_type=Path),
@@ -57,11 +47,12 @@ _SHOWN = 5
     help="File of the openings.  [default: holdout-openings.jsonl next to the training spec]",
 )
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
-@with_settings("scorer.spec")
+@with_settings("scorer.spec", "kafka.bootstrap", "topics.prefix")
 def cv(
     settings: Settings,
-    transactions: Path,
-    labels: Path,
+    transactions: Path | None,
+    labels: Path | None,
+    from_topics: bool,
     training: Path,
     jobs: int | None,
     select: Path | None,
@@ -74,7 +65,6 @@ def cv(
 
     The holdout is not used, unless --open-holdout evaluates on it instead.
     """
-    from stream_scorer.train.dataset import read_training_set
     from stream_scorer.train.defaults import find_training
     from stream_scorer.train.from_spec import Options
     from stream_scorer.train.holdout import RECORD_NAME
@@ -88,7 +78,7 @@ def cv(
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
     checked = find_training(training, spec)
     with Progress("cross-validation", None, SystemClock()) as progress:
-        data = read_training_set(transactions, labels, spec, progress.stage)
+        data = read_history(settings, spec, transactions, labels, from_topics, progress)
         options = Options(jobs or available_cores(), progress.stage)
         if open_holdout:
             record = holdout_record or training.parent / RECORD_NAME

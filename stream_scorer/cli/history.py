@@ -27,7 +27,9 @@ def history_options(command: F) -> F:
             is_flag=True,
             help="Read `transactions` and `labels` from Kafka instead, without a consumer group.",
         ),
-        click.option("--labels", type=_FILE, help="Parquet file of labels, columns as for `train`."),
+        click.option(
+            "--labels", type=_FILE, help="Parquet file of labels: event_id, event_time, label, labelled_at, entity ids."
+        ),
         click.option("--transactions", type=_FILE, help="Parquet file of transactions, columns as in the spec."),
     ):
         command = option(command)

@@ -11,6 +11,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
+from stream_scorer.cli.history import history_options, read_history
 from stream_scorer.cli.options import with_settings
 from stream_scorer.clock import SystemClock, build_clock
 from stream_scorer.console import Progress, make_table, print_table
@@ -26,18 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--transactions",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Parquet file of transactions, columns as in the spec.",
-)
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Parquet file of labels: event_id, event_time, label, labelled_at, entity ids.",
-)
+@history_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the ensemble.")
 @click.option(
     "--seed",
@@ -87,11 +77,12 @@ if TYPE_CHECKING:
 @click.option("--register", "register_as", help="Register the ensemble under this name.")
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-@with_settings("scorer.spec", "mlflow.url")
+@with_settings("scorer.spec", "mlflow.url", "kafka.bootstrap", "topics.prefix")
 def train(
     settings: Settings,
-    transactions: Path,
-    labels: Path,
+    transactions: Path | None,
+    labels: Path | None,
+    from_topics: bool,
     out: Path,
     seed: int,
     name: str | None,
@@ -108,7 +99,6 @@ def train(
     as_json: bool,
 ) -> None:
     """Train five members, fit calibrators and weights, and write an ensemble that a scorer can load."""
-    from stream_scorer.train.dataset import read_training_set
     from stream_scorer.train.recipe import AlertRates, Recipe
     from stream_scorer.train.report import member_lines
 
@@ -124,11 +114,7 @@ def train(
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
     how = recipe if training is None else _find_training(training, spec, name)
     with Progress("training", None, SystemClock()) as progress:
-        data = read_training_set(transactions, labels, spec, progress.stage)
-        progress.say(
-            f"{len(data.label):,} transactions, {int(data.label.sum()):,} frauds; excluded: {data.immature:,} without "
-            f"mature labels, {data.duplicates:,} duplicates, {data.refused:,} refused"
-        )
+        data = read_history(settings, spec, transactions, labels, from_topics, progress)
         manifest = _train(data, spec, out, how, jobs, progress)
         if save_set is not None:
             from stream_scorer.train.export import write_training_table
