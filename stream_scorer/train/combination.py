@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +24,7 @@ from stream_scorer.ensemble.manifest import (
 from stream_scorer.quality import average_precision
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.calibration import fit_beta, fit_isotonic, fit_platt, fit_stacking
-from stream_scorer.train.metrics import alert_figures
+from stream_scorer.train.metrics import alert_figures, score_figures
 from stream_scorer.train.recipe import AlertRates, CalibratorName, CombinerName
 
 Matrix = NDArray[np.float64]
@@ -81,8 +82,29 @@ def votes_of(link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.
     ]
 
 
-def metrics_without(without: Matrix, label: Bools, review: float) -> dict[str, float]:
-    """Metrics of the ensemble without one member, at the same threshold; see `stream_scorer.quality`."""
+def metrics_of(
+    names: Sequence[str],
+    member_scores: Matrix,
+    score: Matrix,
+    label: Bools,
+    combiner: Combiner,
+    thresholds: Thresholds,
+) -> dict[str, dict[str, float]]:
+    """Metrics of each member, of the ensemble without each member, and of the ensemble; see `stream_scorer.quality`.
+
+    Args:
+        member_scores: calibrated scores ``(n, m)`` of the members `names`. score, label: ``(n,)``.
+    """
+    out = {name: score_figures(member_scores[:, index], label) for index, name in enumerate(names)}
+    without = combiner.left_out(member_scores, score)
+    for index, name in enumerate(names):
+        if not np.isnan(without[:, index]).any():  # an ensemble of one member has no score without it
+            out[name] |= _metrics_without(np.ascontiguousarray(without[:, index]), label, thresholds.review)
+    whole = score_figures(score, label) | alert_figures(score, label, thresholds.review, thresholds.block)
+    return {**out, "ensemble": whole}
+
+
+def _metrics_without(without: Matrix, label: Bools, review: float) -> dict[str, float]:
     plain = alert_figures(without, label, review, 1.0)
     return {
         "ensemble_average_precision_without": average_precision(without, label) or 0.0,

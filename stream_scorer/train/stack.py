@@ -15,21 +15,18 @@ from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.spec.training import TrainingSpec
 from stream_scorer.train.calibration import fit_platt, fit_weights
 from stream_scorer.train.combination import (
+    QUORUM_MARGIN,
     Vote,
     choose_thresholds,
     fit_calibrator,
     make_combiner,
-    metrics_without,
+    metrics_of,
     votes_of,
 )
-from stream_scorer.train.metrics import alert_figures, score_figures
 from stream_scorer.train.recipe import AlertRates
 
 Matrix = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
-# The quorum holds without the member of the largest weight, with a margin for small manual changes of weights.
-QUORUM_MARGIN = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +57,7 @@ class Stack:
     def metrics(self, raw: Matrix, label: Bools) -> dict[str, dict[str, float]]:
         """Metrics of each member, of the ensemble, and of the ensemble without each member, by member name."""
         scores = self.member_scores(raw)
-        whole = self.score(scores)
-        out = {name: score_figures(scores[:, index], label) for index, name in enumerate(self.names)}
-        left_out = self._combiner().left_out(scores, whole)
-        for index, name in enumerate(self.names):
-            out[name] |= metrics_without(np.ascontiguousarray(left_out[:, index]), label, self.thresholds.review)
-        figures = score_figures(whole, label)
-        figures |= alert_figures(whole, label, self.thresholds.review, self.thresholds.block)
-        return {**out, "ensemble": figures}
+        return metrics_of(self.names, scores, self.score(scores), label, self._combiner(), self.thresholds)
 
     def _combiner(self) -> Combiner:
         return Combiner(self.votes, self.how, self.link, self.final, 0.0)

@@ -34,11 +34,10 @@ from stream_scorer.train.combination import (
     combine,
     fit_calibrator,
     make_combiner,
-    metrics_without,
+    metrics_of,
     votes_of,
 )
 from stream_scorer.train.dense import one_thread, standardise, train_logistic, train_neural
-from stream_scorer.train.metrics import alert_figures, score_figures
 from stream_scorer.train.plan import Kind, MemberPlan, plan_members
 from stream_scorer.train.provenance import describe_training
 from stream_scorer.train.recipe import Progress, Recipe, TrainingSet
@@ -162,17 +161,11 @@ def _metrics(
     thresholds: Thresholds,
 ) -> dict[str, dict[str, float]]:
     """Metrics on the holdout of each member, of the ensemble, and of the ensemble without each member."""
-    held, score = split.holdout, combined.score
-    metrics: dict[str, dict[str, float]] = {
-        member.plan.kind: score_figures(member.score[held], label[held]) for member in fitted
-    }
-    whole = score_figures(score[held], label[held])
-    whole |= alert_figures(score[held], label[held], thresholds.review, thresholds.block)
-    votes = votes_of(recipe.link, _scores(fitted), combined.weights, split.weights)
-    left_out = Combiner(votes, combined.how, recipe.link, combined.final, 0.0).left_out(_scores(fitted), score)
-    for member, without in zip(fitted, left_out.T, strict=True):
-        metrics[member.plan.kind] |= metrics_without(without[held], label[held], thresholds.review)
-    return {**metrics, "ensemble": whole}
+    held, scores = split.holdout, _scores(fitted)
+    votes = votes_of(recipe.link, scores, combined.weights, split.weights)
+    combiner = Combiner(votes, combined.how, recipe.link, combined.final, 0.0)
+    names = [member.plan.kind for member in fitted]
+    return metrics_of(names, scores[held], combined.score[held], label[held], combiner, thresholds)
 
 
 def _scores(fitted: Sequence[_Fitted]) -> Matrix:

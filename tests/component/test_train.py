@@ -24,33 +24,18 @@ from stream_scorer.train.recipe import AlertRates, Recipe, TrainingSet
 from stream_scorer.train.report import member_lines
 from stream_scorer.train.split import split_by_time
 from stream_scorer.train.train import train_ensemble
+from tests.support.specs import numbers_spec
 
-SPEC = """
-name: tiny
-version: 1
-transaction:
-  id: event_id
-  time: event_time
-  value: amount
-  fields:
-    event_id: {type: string}
-    event_time: {type: time}
-    amount: {type: integer}
-    a: {type: number}
-    b: {type: number}
-    c: {type: number}
-    d: {type: number}
-derived:
-  - {name: a_value, function: value, of: [a]}
-  - {name: b_value, function: value, of: [b]}
-  - {name: c_value, function: value, of: [c]}
-  - {name: d_value, function: value, of: [d]}
+SPEC = numbers_spec(
+    "abcd",
+    """\
 feature_sets:
   history: [a_value, b_value]
   device: ["c_*"]
   network: ["*_value"]
 policy: {version: p1, review: 0.3, block: 0.8}
-"""
+""",
+)
 ROWS = 6_000
 
 

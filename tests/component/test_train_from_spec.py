@@ -24,27 +24,16 @@ from stream_scorer.train.from_spec import Options, fit_ensemble, train_from_spec
 from stream_scorer.train.holdout import read_openings
 from stream_scorer.train.recipe import TrainingSet
 from stream_scorer.train.search import Holdout, cross_validate, evaluate_holdout
+from tests.support.specs import numbers_spec
 
-TEXT = """
-name: tiny
-version: 1
-transaction:
-  id: event_id
-  time: event_time
-  value: amount
-  fields:
-    event_id: {type: string}
-    event_time: {type: time}
-    amount: {type: integer}
-    a: {type: number}
-    b: {type: number}
-derived:
-  - {name: a_value, function: value, of: [a]}
-  - {name: b_value, function: value, of: [b]}
+TEXT = numbers_spec(
+    "ab",
+    """\
 feature_sets: {first: [a_value]}
 policy: {version: p1, review: 0.3, block: 0.8, quorum: 0.4}
 labels: {horizon: 2d}
-"""
+""",
+)
 SPEC = parse_spec(TEXT)
 TRAINING = """
 seed: 7

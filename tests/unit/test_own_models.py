@@ -31,28 +31,10 @@ from stream_scorer.train.own.compose import Limits, compose_models, load_models
 from stream_scorer.train.own.document import read_compose_file
 from stream_scorer.train.own.report import ComposeReport
 from stream_scorer.train.recipe import TrainingSet
+from tests.support.specs import numbers_spec
 from tools.make_documents import make_document_schemas, make_notebook
 
-SPEC = parse_spec("""
-name: tiny
-version: 1
-transaction:
-  id: event_id
-  time: event_time
-  value: amount
-  fields:
-    event_id: {type: string}
-    event_time: {type: time}
-    amount: {type: integer}
-    a: {type: number}
-    b: {type: number}
-    c: {type: number}
-derived:
-  - {name: a_value, function: value, of: [a]}
-  - {name: b_value, function: value, of: [b]}
-  - {name: c_value, function: value, of: [c]}
-policy: {version: p1, review: 0.3, block: 0.8}
-""")
+SPEC = parse_spec(numbers_spec("abc", "policy: {version: p1, review: 0.3, block: 0.8}\n"))
 NAMES = ["a_value", "b_value", "c_value"]
 ROWS = 1_500
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "own_models"

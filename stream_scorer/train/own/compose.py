@@ -7,9 +7,8 @@ report = compose_models(file, models, data, spec, out, limits=…)
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,10 +40,9 @@ from stream_scorer.train.combination import (
     combine,
     fit_calibrator,
     make_combiner,
-    metrics_without,
+    metrics_of,
     votes_of,
 )
-from stream_scorer.train.metrics import alert_figures, score_figures
 from stream_scorer.train.own.check import (
     Agreement,
     compare_with_expected,
@@ -54,6 +52,7 @@ from stream_scorer.train.own.check import (
 from stream_scorer.train.own.document import ComposeFile, read_compose_file
 from stream_scorer.train.own.models import OwnModel, load_model
 from stream_scorer.train.own.report import ComposeReport, MemberReport
+from stream_scorer.train.provenance import describe_training
 from stream_scorer.train.recipe import AlertRates, CalibratorName, Progress, TrainingSet
 from stream_scorer.train.split import cut_by_time
 
@@ -294,17 +293,10 @@ def _metrics(
     label = data.label[held]
     if not label.any() or label.all():
         return {}
-    metrics = {m.node.name: score_figures(fit.member_scores[held, i], label) for i, m in enumerate(models)}
-    whole = score_figures(fit.score[held], label)
-    whole |= alert_figures(fit.score[held], label, fit.thresholds.review, fit.thresholds.block)
-    if len(models) > 1:
-        votes = votes_of(file.document.link, fit.member_scores, fit.weights, slices.weights)
-        combiner = Combiner(votes, fit.how, file.document.link, fit.final, 0.0)
-        left_out = combiner.left_out(fit.member_scores, fit.score)[held]
-        for index, model in enumerate(models):
-            if not np.isnan(left_out[:, index]).any():
-                metrics[model.node.name] |= metrics_without(left_out[:, index], label, fit.thresholds.review)
-    return {**metrics, "ensemble": whole}
+    votes = votes_of(file.document.link, fit.member_scores, fit.weights, slices.weights)
+    combiner = Combiner(votes, fit.how, file.document.link, fit.final, 0.0)
+    names = [model.node.name for model in models]
+    return metrics_of(names, fit.member_scores[held], fit.score[held], label, combiner, fit.thresholds)
 
 
 def _training(
@@ -317,20 +309,12 @@ def _training(
 ) -> Training:
     """The history that the composition used: all rows after `trained_until`."""
     used = np.unique(np.concatenate([slices.calibration, slices.weights, slices.holdout]))
-    digest = hashlib.sha256()
-    for column in (data.features[used], data.label[used], data.event_time[used]):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    parts = [digest.hexdigest(), spec.sha256, *(model.sha256 for model in models)]
-    parts.append(msgspec.json.encode(file.document, order="deterministic").decode())
-    return Training(
-        first_event_time=int(data.event_time[used].min()),
-        last_event_time=int(data.event_time[used].max()),
-        rows=len(used),
-        positives=int(data.label[used].sum()),
-        run_id=hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16],
-        data_sha256=digest.hexdigest(),
-        metrics=metrics,
-    )
+    rows = replace(
+        data, features=data.features[used], label=data.label[used], event_time=data.event_time[used], event_id=[],
+        entity=None, labelled_at=None,
+    )  # fmt: skip
+    document = msgspec.json.encode(file.document, order="deterministic").decode()
+    return describe_training(rows, " ".join([spec.sha256, *(model.sha256 for model in models), document]), metrics)
 
 
 def _report(
