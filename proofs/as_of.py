@@ -1,8 +1,8 @@
-"""as-of: an evaluation depends on the labels known at its label time, and on nothing that was given later.
+"""as-of: an evaluation depends on the labels known at its label time, not on later labels.
 
 A simulated history with late labels is evaluated as of a time in its middle: with several batch sizes, with every
 later label changed and more of them added, and after a `kill -9` in the middle. The digests must be the same. As of the
-end of the history, they must be others, and then the changed labels count.
+end of the history, they must differ, and the changed labels count.
 
 BREAK=1: the source ignores the label time.
 """
@@ -70,7 +70,7 @@ def _compare(context: Context, result: Result, versions: list[Ensemble], middle:
     changed = _digest(context, versions, "changed", middle, n, 4_096, "changed.parquet")
     result.check("labels that are changed or added later change nothing", changed == first)
     end = _digest(context, versions, "end", None, n, 4_096)
-    result.check("as of a later time, the digests are others", end != first)
+    result.check("as of a later time, the digests differ", end != first)
     end_changed = _digest(context, versions, "end-changed", None, n, 4_096, "changed.parquet")
     result.check("as of a later time, the changed labels count", end_changed != end)
 
@@ -89,7 +89,7 @@ def _kill(context: Context, result: Result, ensemble: Path, middle: int, n: int)
     alive = process.poll() is None
     process.kill()
     process.wait()
-    result.check("it was killed while it was at work", alive)
+    result.check("the evaluation was killed while it ran", alive)
     done = subprocess.run(
         die_with_parent(command), cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         timeout=TIMEOUT_S,
@@ -100,7 +100,7 @@ def _kill(context: Context, result: Result, ensemble: Path, middle: int, n: int)
 
 
 def _change_later(labels: pa.Table, middle: int) -> pa.Table:
-    """Every label after `middle` says the opposite, and half of them are given once more."""
+    """Invert every label after `middle`, and add about half of them again, a millisecond later."""
     rows = labels.to_pylist()
     out = []
     for place, row in enumerate(rows):

@@ -189,7 +189,7 @@ def _score(context: Context, at: Any, n: int) -> int:
                 entry = submit(log, history, _command(step))
                 assert not entry.refused, entry.refused
                 wait_until(f"{step['action']} is in force", lambda o=entry.offset: _in_force(statuses, o), 120)
-                log.append("cards", msgspec.json.encode(_command(step)(0)))  # a stale command, which all refuse
+                log.append("cards", msgspec.json.encode(_command(step)(0)))  # a stale command, without effect
             part = slice(number * size, (number + 1) * size)
             publish(bootstrap, topics.transactions, keys[part], values[part])
             wait_drained(bootstrap, [scorer], timeout_s=300)
@@ -276,7 +276,7 @@ def _verify(context: Context, result: Result, name: str, *more: str) -> AuditRep
     result.check(
         f"every score of the archive {name} is recomputed", report.recomputed == sum(report.scores.values()) > 0
     )
-    result.check(f"nothing of the archive {name} is left unchecked", not report.notes)
+    result.check(f"everything in the archive {name} is checked", not report.notes)
     return report
 
 
@@ -305,7 +305,7 @@ def _rows(control: TopicContent) -> list[ControlRecord]:
 def _check_times(
     context: Context, result: Result, whole: Path, rows: list[ControlRecord], live: list[dict[str, Any]] | None
 ) -> None:
-    """`ensemble at` for random times, by independent bookkeeping over the raw log."""
+    """Compare `ensemble at` for random times with independent bookkeeping over the raw log."""
     rng = random.Random(context.seed)
     first, last = rows[0].timestamp, rows[-1].timestamp
     times = sorted({first - 1, first, last, last + 1, *(rng.randint(first, last) for _ in range(TIMES))})
@@ -321,11 +321,11 @@ def _check_times(
     made = _random_commands(context.seed)
     found = {t: list(served_at(made, t).values()) for t in range(0, made[-1].timestamp + 10, 20)}
     result.at_least("times", len(times) + len(found), TIMES)
-    result.check("and so it does over a log of random commands", _wrong(made, found) == [])
+    result.check("`ensemble at` equals it over a log of random commands, too", _wrong(made, found) == [])
 
 
 def _wrong(rows: list[ControlRecord], found: dict[int, list[Served]]) -> list[int]:
-    """The times at which an answer is not what the books say."""
+    """The times at which an answer differs from the independent bookkeeping."""
     books, champion, wrong = Books(), -1, []
     pages: list[tuple[int, Books, tuple[Any, ...], int]] = []
     for row in rows:

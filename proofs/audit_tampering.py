@@ -257,7 +257,7 @@ def _with_values(records: RawRecords, values: list[bytes | None]) -> RawRecords:
 
 
 def _drop_batch(folder: Path) -> None:
-    """Remove the last micro-batch of a partition from lineage, contributions and scores: nothing is left alone."""
+    """Remove the last micro-batch of a partition from lineage, contributions and scores, so that all records match."""
     from stream_scorer.serde.lineage import LineageBatch
 
     part = _largest(folder, "lineage")

@@ -237,7 +237,7 @@ def _run(program: str, python: str, index: Path, say: Callable[[str], None]) -> 
 def _compare(
     context: Context, result: Result, calm: Sequence[World], test: Sequence[World], detectors: Sequence[Detector]
 ) -> None:
-    """Both tables. Our detector has to find every large change at the equal rate; who has the best F1 is reported."""
+    """Both tables. Our detector has to find every large change at the equal rate; the best F1 is only reported."""
     hours = {world.name: world.end - world.watch for world in calm}
     healthy = {world.name: world.end - world.watch for world in test}
     healthy |= {f"{world.name}/{CONTROL}": AFTER_HOURS for world in test}

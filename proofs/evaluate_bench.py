@@ -1,4 +1,4 @@
-"""evaluate-bench: what an evaluation costs beside the bare predictions of its five members, and its memory.
+"""evaluate-bench: what an evaluation costs compared with the bare predictions of its five members, and its memory.
 
 From Parquet, with all figures and intervals. CPU time of one process decides, not elapsed time. The bare prediction is
 each member's `predict` on inputs that are prepared already, on the feature rows of the same transactions, in the same
@@ -34,7 +34,7 @@ from stream_scorer.state.rows import MemoryRowStore
 N = 1_000_000
 MAX_RATIO, MAX_MEMORY_RATIO = 2.5, 1.25
 ROWS, BROKEN_ROWS = 4_096, 16
-# Transactions whose feature rows the bare predictions take; and so often, of which the median counts.
+# Transactions whose feature rows the bare predictions take, and the number of repetitions; the median counts.
 BARE, TURNS = 40_960, 3
 TIMEOUT_S = 3_600
 
@@ -46,7 +46,7 @@ def run(context: Context) -> Result:
     history, (ensemble,) = context.folder / "large", load([context.folder / "ensemble"])
     write_history(history, seed=context.seed + 1, transactions=n)
     rows = BROKEN_ROWS if context.broken else ROWS
-    # Compiles, and loads libraries.
+    # A first, small evaluation compiles the kernels and loads the libraries.
     write_history(context.folder / "small", seed=context.seed + 1, transactions=max(n // 10, 1_000))
     evaluate_world.run(context.folder / "small", [ensemble], context.folder / "warm-up", Options(rows=rows))
     bare = _bare_seconds(history, ensemble, min(n, BARE))

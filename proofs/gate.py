@@ -107,7 +107,7 @@ def run(context: Context) -> Result:
 
 
 def _accept_everything() -> None:
-    """BREAK=1: whatever is measured is within its limit."""
+    """BREAK=1: every measured number is within its limit."""
     from stream_scorer.gate import drift, leak, quality, traffic, versions
 
     def accept(rule: str, measured: float, limit: float, reason: str) -> RuleResult:
@@ -140,7 +140,7 @@ def _check(result: Result, name: str, candidate: Candidate, report: GateReport) 
         return
     result.check(f"{name} is refused by {', '.join(sorted(candidate.refused))}", candidate.refused <= refused)
     odd = {rule for rule in refused - candidate.refused if rule.partition(".")[0] not in candidate.follows}
-    result.check(f"{name} is refused for nothing else", not odd)
+    result.check(f"{name} is refused by no unrelated rule", not odd)
     reasons = {rule.rule: rule.reason for rule in report.refusals}
     if "leak" in candidate.refused:
         result.check("the reason names the leaked column and no other", reasons.get("leak", "").startswith(LEAKED))

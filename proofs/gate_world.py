@@ -167,7 +167,7 @@ def good(world: World) -> Candidate:
 
 
 def leaked(world: World) -> Candidate:
-    """One column of its training set contains a part of the label, which nobody knows when the transaction arrives."""
+    """One column of its training set contains a part of the label, which is unknown when the transaction arrives."""
     features = world.data.features.copy()
     place = world.data.names.index(LEAKED)
     features[:, place] = np.nan_to_num(features[:, place]) + 0.5 * world.data.label

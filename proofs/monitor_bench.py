@@ -12,7 +12,7 @@ Then the recorded traffic is repeated, with other days, cards, event ids and ver
 transactions. Resident memory in the second half, and the cost per transaction in the last quarter, must be those of the
 second quarter. A version is promoted every second day.
 
-Not included are Kafka's clients and Faust, on either side.
+Kafka's clients and Faust are not measured on either side.
 """
 
 from __future__ import annotations

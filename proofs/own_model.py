@@ -6,7 +6,7 @@ champion on a real Kafka, Redis and MLflow. Then: every live transaction has one
 score of it equals the one recomputed from the recorded features; `stream-scorer verify` recomputes all of them.
 
 `N` is the number of transactions of the history. With BREAK=1 two columns of the ONNX model are exchanged in own.yaml,
-which its names cannot show, because it has none.
+which the model file cannot show, because it has no column names.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Commands:
         return ""
 
     def close(self) -> None:
-        """End what still runs."""
+        """End the processes that still run."""
         for process in self._running:
             process.terminate()
         for process in self._running:
@@ -144,7 +144,7 @@ class Commands:
         return done.stdout
 
     def _start(self, command: str) -> None:
-        """Start a command of the page that goes on, and wait until its scorer serves."""
+        """Start a command of the page that keeps running, and wait until its scorer serves."""
         with (self._context.folder / "scorer.log").open("wb") as log:
             process = subprocess.Popen(
                 die_with_parent([BASH, "-c", f"exec {command}"]), stdout=log, stderr=log, cwd=self.folder,

@@ -24,7 +24,7 @@ def environment(requirements: str) -> str:
     """The interpreter of an environment with the packages of ``requirements/<requirements>.txt``.
 
     Raises:
-        NotInstalled: a package is not to be had for this interpreter, or the registry does not answer.
+        NotInstalled: a package is not available for this interpreter, or the registry does not answer.
     """
     path = ROOT / "requirements" / f"{requirements}.txt"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -30,11 +30,11 @@ COLUMNS = (
     "network.count_1h",
 )  # fmt: skip
 CATEGORIES = ("channel_code", "currency_code", "has_device", "has_network")
-# The day that follows each world also without a change: alarms that it has too are no detections.
+# The same day without a change, for each world: an alarm in a window in which it has one too is no detection.
 CONTROL = "unchanged"
 # A detector has a day to find a change.
 AFTER_HOURS = 24
-# Windows with fewer rows are given to no peer; our detector leaves them out by itself.
+# Peers do not get windows with fewer rows; our detector leaves them out by itself.
 MIN_ROWS = 100
 BATCH = 2_048
 TENS = 1_000

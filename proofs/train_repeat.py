@@ -1,9 +1,9 @@
-"""train-repeat: the same history, specs and seed give the same ensemble, whatever the number of cores and jobs is.
+"""train-repeat: the same history, specs and seed give the same ensemble, for any number of cores and jobs.
 
 `stream-scorer train` runs as a process of its own: without a training spec, with the shipped one, and with one that has
 class weights, sampling, a second seed and stacking; each on one core with one job, and on all cores with other numbers
 of jobs. Members, manifest and reference profile must be equal to the last byte. A run with another seed must differ,
-otherwise equality would mean nothing. `SOURCE_DATE_EPOCH` fixes the time in the manifest.
+otherwise the equality would show nothing. `SOURCE_DATE_EPOCH` fixes the time in the manifest.
 
 BREAK=1 draws the seed of one member anew in each run. `N` is the number of transactions.
 """
@@ -64,7 +64,7 @@ def run(context: Context) -> Result:
             # The first on one core, the others on all.
             used = cores[:1] if number == 0 else cores
             found.append(_train(context, folder / f"{name}-{number}", [*flags, *more], used))
-            context.say(f"{name}: {' '.join(more) or 'as it comes'} on {len(used)} cores")
+            context.say(f"{name}: {' '.join(more) or 'default jobs'} on {len(used)} cores")
         for number, digests in enumerate(found[1:], 1):
             different = sorted(key for key in digests.keys() | found[0].keys() if digests.get(key) != found[0].get(key))
             result.figures[f"{name}_{number}_different"] = different

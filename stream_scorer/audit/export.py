@@ -47,7 +47,7 @@ _LETTER_HEADERS = (
 )  # fmt: skip
 # One partition each, archived from their beginning. All but `control` may be absent.
 _LOGS = ("control", "audit", "serving_state", "incidents")
-# So many event ids in a row locate the first score.
+# The number of consecutive event ids that locate the first score.
 _PATTERN = 512
 _RETENTION = "Retention may have removed records. Begin later with --from."
 
@@ -311,7 +311,7 @@ class _Export:
         writer, end = self._writer("dead_letters", partition, self._user_content), start
         for chunk in self._read(source, start, self._reader.bounds(source.topic)[source][1]):
             offsets = letter_offsets(chunk, self._topics.transactions)
-            # After the last score, no source offset shows the period, so the time does.
+            # Letters after the last score belong to the period by their time, because no source offset limits them.
             after = (offsets < 0) | (offsets >= span.next)
             late = np.flatnonzero(after & ((chunk.offset >= stop) | (offsets >= limit)))
             inside = np.arange(int(late[0]) if len(late) else len(chunk))

@@ -24,7 +24,7 @@ class AuditReport(Record, frozen=True, kw_only=True):
     """The result of `audit verify`. The archive holds if `different` is 0.
 
     `records` counts the records by topic, `scores` the scores by version, `recomputed` those that were recomputed with
-    archived models. `signature` says what the signature shows. `notes` say what could not be checked.
+    archived models. `signature` states what the signature shows. `notes` state what could not be checked.
     """
 
     digest: str

@@ -94,7 +94,7 @@ class PartWriter:
 
 
 class PartReader:
-    """Reads the blocks of a part. A context manager. Raises `UsageError` for whatever is not a part's file."""
+    """Reads the blocks of a part. A context manager. Raises `UsageError` if the file is not that of a part."""
 
     def __init__(self, root: Path, part: Part) -> None:
         self._path, self._part = root / part.file, part
@@ -125,7 +125,7 @@ class PartReader:
 
 
 def read_part(root: Path, part: Part, first: int = 0) -> Iterator[RawRecords]:
-    """The blocks of `part` from number `first` on. Raises `UsageError` for whatever is not a part's file."""
+    """The blocks of `part` from number `first` on. Raises `UsageError` if the file is not that of a part."""
     if not part.file:
         return
     with PartReader(root, part) as reader:

@@ -1,4 +1,4 @@
-"""Checks what the records of an archive say: one score, contribution and lineage each, by the version that served.
+"""Checks the records of an archive: one score, contribution and lineage each, by the version that served.
 
 Memory is bounded by a block of each topic and a batch of scores.
 """
@@ -28,7 +28,7 @@ from stream_scorer.serde.fat_contribution import decode_contribution
 from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.serde.raw import RawRecords
 
-# So many records ahead are searched for the counterpart of one that does not match.
+# The number of records ahead that are searched for the counterpart of one that does not match.
 _AHEAD = 2_000
 _BATCH = 4_096
 T = TypeVar("T")

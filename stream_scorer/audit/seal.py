@@ -128,7 +128,7 @@ class Seal(Record, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, digest=self.own_digest())
 
     def own_digest(self) -> str:
-        """The digest of the fields, whatever `digest` says."""
+        """The digest of all fields except `digest`, computed again."""
         return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, digest=""))).hexdigest()
 
     def of_topic(self, topic: str) -> list[Part]:

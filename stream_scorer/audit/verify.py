@@ -54,7 +54,7 @@ def verify_archive(
         )
     signature = check_signature(folder, archive.seal, expected.key, findings)
     if expected.previous is not None:
-        Archive(expected.previous)  # a folder that is no archive is a mistake, and no difference
+        Archive(expected.previous)  # a folder that is not an archive is a mistake of the user, not a difference
         try:
             check_previous(archive, expected.previous, findings)
         except UsageError as error:

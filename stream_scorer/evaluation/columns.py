@@ -1,6 +1,6 @@
 """Transactions of a Parquet file as columns, without JSON in between where all rows of a chunk are plainly valid.
 
-A chunk that fails any check, or has a column of an unusual type, takes the way of a replay: each row becomes JSON and
+A chunk that fails any check, or has a column of an unusual type, is read as in a replay: each row becomes JSON and
 passes the decoder of the scorer. Both ways reject the same rows and give the same columns.
 """
 

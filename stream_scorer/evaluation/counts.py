@@ -26,7 +26,7 @@ class Cells:
         self.value = np.zeros(shape, np.int64)
 
     def grow(self, groups: int) -> None:
-        """Have at least `groups` groups."""
+        """Add rows until there are at least `groups` groups."""
         more = groups - len(self.rows)
         if more > 0:
             empty = np.zeros((more, _LABELS, _DECISIONS), np.int64)

@@ -37,9 +37,9 @@ def evaluate(
     """Evaluate `versions` on `source`; the first one is the champion, with which the others are compared.
 
     Results per transaction go to ``piece-*.parquet`` in `out`, changed decisions to ``changes.parquet``. If `out` holds
-    an unfinished evaluation of the same input, versions and labels, it continues after its last complete piece; the
-    digests are the same as without the interruption. `on_features` is called with the features of the batches that are
-    not complete yet.
+    an unfinished evaluation of the same input, versions and labels, it continues after the last piece with saved
+    feature rows; the digests are the same as without the interruption. `on_features` is called with the features of the
+    batches that are not complete yet.
 
     Raises:
         UsageError: the input or the folder is invalid, there is no version, or one occurs twice.

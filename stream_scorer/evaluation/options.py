@@ -18,7 +18,7 @@ class Options:
     Attributes:
         budgets: alert budgets, as shares of the transactions. cards_per_day: k of the card precision.
         review_cost: cost of a review, in minor units of the reference currency.
-        case_gap_days: a fraud case ends when its card has no fraud for so long.
+        case_gap_days: a fraud case ends when its card has no fraud for this number of days.
         segments: fields to group by; None for all categories and booleans that are not sensitive.
         replicates: of the bootstrap, 0 for no intervals. seed: of the bootstrap.
         rows: transactions per batch; affects the speed only. piece_rows: transactions per file of results.

@@ -135,7 +135,7 @@ class Store:
         return rows
 
     def finish(self, counts: Counts) -> None:
-        """All pieces are complete. Raises `UsageError` if the folder cannot be written to."""
+        """Mark the evaluation as complete. Raises `UsageError` if the folder cannot be written to."""
         self.complete, self.counts = True, counts
         with _usable(self._folder):
             self._write_checkpoint()

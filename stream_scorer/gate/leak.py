@@ -1,7 +1,7 @@
 """The rule on leaks: rows of the training set, recomputed with the serving kernel.
 
 A column that differs contains something that a scorer does not have when the transaction arrives, such as a label that
-was given later, or is computed by another code. Either way the members were trained on values that they will not see.
+was given later, or is computed by other code. In both cases the members were trained on values that they will not see.
 """
 
 from __future__ import annotations

@@ -28,13 +28,13 @@ def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
         return not_measured(name, rule.max_loss, "the range has no known fraud")
     difference = evaluation.candidates[0].differences.get(rule.metric, Interval(None))
     if difference.value is None:
-        return not_measured(name, rule.max_loss, f"{evaluation.frauds:,} known frauds do not define it")
+        return not_measured(name, rule.max_loss, f"undefined on this range with {evaluation.frauds:,} known frauds")
     before, after = (_figure(version, rule.metric) for version in evaluation.versions[:2])
     reason = f"{_shown(after)}, the champion {_shown(before)}; {evaluation.frauds:,} frauds"
     worse_end = difference.high if rule.metric in LOWER_IS_BETTER else difference.low
     if rule.evidence == "interval":
         if worse_end is None:
-            return not_measured(name, rule.max_loss, f"{evaluation.frauds:,} known frauds give no interval")
+            return not_measured(name, rule.max_loss, f"no interval with {evaluation.frauds:,} known frauds")
         reason += f"; change {_shown(difference.value)}, 95 % {_shown(difference.low)} to {_shown(difference.high)}"
     else:
         worse_end = difference.value

@@ -26,9 +26,9 @@ def training_due(
 ) -> list[Reason]:
     """The reasons to train again; none if it is not due.
 
-    The age is that of the newest row of the training, because a training today on old rows helps nobody. A drift
-    incident counts if it began after that row, open or closed: the members have not seen the changed traffic. `now_ms`
-    is in epoch ms; without `max_age_ms`, age is no reason.
+    The age is that of the newest row of the training, because training today on old rows gives the members no newer
+    data. A drift incident counts if it began after that row, open or closed: the members have not seen the changed
+    traffic. `now_ms` is in epoch ms; without `max_age_ms`, age is no reason.
     """
     newest, out = manifest.training.last_event_time, []
     if max_age_ms is not None and now_ms - newest > max_age_ms:

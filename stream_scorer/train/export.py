@@ -1,4 +1,4 @@
-"""A training set as one Parquet table, for libraries that know nothing of this product, and for the gate."""
+"""A training set as one Parquet table, for libraries outside this product, and for the gate."""
 
 from __future__ import annotations
 

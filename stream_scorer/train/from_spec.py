@@ -65,7 +65,7 @@ def train_from_spec(
 ) -> Manifest:
     """Train the members of `training` on `data` and write the ensemble to `out_dir`.
 
-    The same rows, specs and clock give the same bytes, whatever `Options.jobs` is.
+    The same rows, specs and clock give the same bytes, for any `Options.jobs`.
 
     Raises:
         UsageError: the history is too short for the folds, or has too few frauds.
@@ -125,7 +125,7 @@ def fit_ensemble(
     windows = make_windows(folds, first, end, delay)
     oof = score_out_of_fold(recipes, make_folds(windows, data, folds, delay), data, options.jobs, options.progress)
     if before is not None:
-        # Calibrators, weights and thresholds too see no label of later.
+        # Calibrators, weights and thresholds do not use later labels either.
         oof = replace(oof, label=known_label(data, oof.rows, end + delay, delay))
     options.progress("fitting calibrators and weights", 0, 1)
     with one_thread():

@@ -1,7 +1,7 @@
 """The record of opened holdouts: a holdout is an honest test only once, so a second opening needs a recorded reason.
 
 Openings are lines of JSON in a file next to the training spec, which is meant to be committed with it. The line is
-written before the figures are computed, so that a run that dies afterwards counts.
+written before the figures are computed, so that a run that fails afterwards counts too.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class OutOfFold:
-    """The rows of all test windows in order of time, and what members that never saw them predict.
+    """The rows of all test windows in order of time, and the predictions of members that were not fitted on them.
 
     Attributes:
         rows: ``(n,)`` row numbers of the training set. label: ``(n,) bool``.

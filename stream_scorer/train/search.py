@@ -124,7 +124,7 @@ def cross_validate(
 ) -> tuple[CrossValidation, TrainingSpec]:
     """Evaluate every candidate of every member on the folds; also returns the training spec of the best ones.
 
-    The folds end before the holdout, by the label delay: nothing that is selected was affected by it.
+    The folds end before the holdout, by the label delay, so the holdout has no effect on the selection.
 
     Raises:
         UsageError: the history is too short, or has too few frauds.
@@ -171,7 +171,7 @@ def evaluate_holdout(
 ) -> HoldoutReport:
     """Train on the rows whose labels are known when the holdout begins, and evaluate on the holdout.
 
-    `record` is called before the holdout is scored; what it raises leaves the holdout unopened.
+    `record` is called before the holdout is scored; if it raises, the holdout stays unopened.
 
     Raises:
         UsageError, SpecError: see `fit_ensemble`; or the training spec has no holdout.
