@@ -107,7 +107,7 @@ def _sealed_again(seal: Seal) -> Iterator[Tampering]:
     ]
     for name, edits, kind, message in cases:
         yield Tampering(f"{name}, sealed again", _seal(edits), kind, message)
-    unscored = "neither scored nor dead-lettered"
+    unscored = "not scored and not dead-lettered"
     yield Tampering("a micro-batch removed everywhere, sealed again", _drop_batch, "input", unscored)
     foreign = _foreign_version(other.version, other.manifest_sha256)
     yield Tampering("a version that did not serve, sealed again", foreign, "control", "had put .* in play")

@@ -1,7 +1,7 @@
 """own-model: three models, trained in a script that does not import this project, become a shadow on real parts.
 
 The commands are those of docs/own-models.md, taken from the page. They train a scikit-learn pipeline, LightGBM and
-CatBoost in an environment that does not contain this project, and compose, register and shadow the ensemble beside a
+CatBoost in an environment that does not contain this project, and compose, register and shadow the ensemble next to a
 champion on a real Kafka, Redis and MLflow. Then: every live transaction has one score of the champion, and the shadow's
 score of it equals the one recomputed from the recorded features; `stream-scorer verify` recomputes all of them.
 

@@ -2,7 +2,8 @@
 
 Every detector gives alarms by stream and threshold, as hours. An alarm opens an episode of a day, and all alarms within
 it count once. A false alarm is an episode in the healthy part of a stream. A change is found if there is an alarm on
-the day that begins with it, whatever was before, in a window without an alarm on the same day without the change.
+the day that begins with it, in a window without an alarm on the same day without the change. Earlier alarms have no
+effect on that.
 """
 
 from __future__ import annotations

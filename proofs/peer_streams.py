@@ -34,7 +34,7 @@ CATEGORIES = ("channel_code", "currency_code", "has_device", "has_network")
 CONTROL = "unchanged"
 # A detector has a day to find a change.
 AFTER_HOURS = 24
-# Peers do not get windows with fewer rows; our detector leaves them out by itself.
+# Peers do not get windows with fewer rows; our detector gets them and leaves them out.
 MIN_ROWS = 100
 BATCH = 2_048
 TENS = 1_000

@@ -320,7 +320,7 @@ class _Inputs:
             return
         done = np.concatenate([scored, letters])
         kinds = (
-            (np.setdiff1d(given, done), "was neither scored nor dead-lettered"),
+            (np.setdiff1d(given, done), "was not scored and not dead-lettered"),
             (np.setdiff1d(done, given), "was scored or dead-lettered, but is not among the inputs"),
             (np.intersect1d(scored, letters), "was both scored and dead-lettered"),
         )

@@ -1,4 +1,4 @@
-"""An optional signature over the digest of a seal, in a file beside it.
+"""An optional signature over the digest of a seal, in a file next to it.
 
 The key file decides the algorithm: a PEM file is an Ed25519 key (RFC 8032), any other file is a secret of HMAC-SHA256.
 """

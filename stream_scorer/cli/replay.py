@@ -155,7 +155,7 @@ def period(start: str | None, end: str | None, *, offsets_allowed: bool) -> Rang
                 raise click.UsageError(f"--{name} {text}: offsets require topics; give a time.")
             offsets[name] = {int(p): int(o) for p, _, o in (part.partition(":") for part in text.split(","))}
         else:
-            times[name] = parse_time(f"--{name}", text, ", nor offsets (0:1500,1:900)")
+            times[name] = parse_time(f"--{name}", text, " or offsets (0:1500,1:900)")
     if times["start"] is not None and times["end"] is not None and times["start"] >= times["end"]:
         raise click.UsageError("--start must be before --end.")
     return Range(times["start"], times["end"], offsets["start"], offsets["end"])

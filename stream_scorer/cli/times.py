@@ -11,13 +11,13 @@ def parse_time(name: str, text: str, also: str = "") -> int:
     """Epoch ms of `text`: a time (UTC if it has no zone) or epoch ms. `also` names other forms that `name` takes.
 
     Raises:
-        click.UsageError: it is neither.
+        click.UsageError: it has another form.
     """
     if text.isascii() and text.isdigit():
         return int(text)
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        forms = f"neither a time (2025-01-31T12:00), nor epoch ms{also}"
+        forms = f"not a time (2025-01-31T12:00) or epoch ms{also}"
         raise click.UsageError(f"{name} {text!r} is {forms}.") from None
     return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000)

@@ -466,7 +466,7 @@ def test_pieces_that_are_not_scored_have_no_scores(checked: CheckedSpec) -> None
         (["--from-topics", "--labels", "x.parquet"], "--labels requires"),
         (["--transactions", "x.parquet", "--compare"], "require --from-topics"),
         (["--from-topics", "--as-served", "--warm"], "do not give"),
-        (["--from-topics", "--start", "yesterday"], "neither a time"),
+        (["--from-topics", "--start", "yesterday"], "not a time"),
         (["--from-topics", "--start", "2025-01-02", "--end", "2025-01-01"], "must be before"),
         (["--transactions", "x.parquet", "--start", "0:5"], "offsets require topics"),
     ],

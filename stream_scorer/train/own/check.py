@@ -179,7 +179,7 @@ def _onnx(data: bytes, x: Matrix) -> tuple[str, Matrix]:
     values = x.astype(np.float64 if wide else np.float32)
     try:
         (found,) = ReferenceEvaluator(model).run([output], {given.name: values})
-    except Exception as error:  # the evaluator raises whatever an operator raises
+    except Exception as error:  # the evaluator raises any error of an operator
         raise ArtifactError(f"onnx: its reference evaluator fails: {type(error).__name__}: {error}") from None
     return f"onnx {onnx.__version__} reference", np.asarray(found, np.float64).reshape(len(x), -1)[:, -1]
 

@@ -183,7 +183,7 @@ def _predict(
     rows = np.arange(len(features))
     try:
         probability = model.member.predict(prepare(rows))
-    except Exception as error:  # whatever the library of a format raises; a scorer would leave the member out
+    except Exception as error:  # any error of the library of a format; a scorer would leave the member out
         raise file.wrong(
             f"{where}.model",
             f"fails on the history: {type(error).__name__}: {error}",
