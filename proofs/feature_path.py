@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.features.engine import Enriched, EventBatch, FeatureEngine
-from stream_scorer.features.history import take_labels, take_transactions
 from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.serde.columns import take_labels, take_transactions
 from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec

@@ -18,8 +18,8 @@ from proofs.feature_path import BATCH, HOUR_MS, SOURCE, START_MS, Path, made, no
 from proofs.kit import Context, Result, services
 from stream_scorer.errors import StateGap
 from stream_scorer.features.engine import EventBatch, FeatureEngine
-from stream_scorer.features.history import take_transactions
 from stream_scorer.positions import Span
+from stream_scorer.serde.columns import take_transactions
 from stream_scorer.serde.decoder import Transactions
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.client import connect

@@ -18,11 +18,11 @@ from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Input, Manifest, NoCalibrator, read_manifest, read_members
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
-from stream_scorer.features.history import take_labels, take_transactions
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.replay import sources
 from stream_scorer.replay.job import replay
 from stream_scorer.replay.pieces import Range
+from stream_scorer.serde.columns import take_labels, take_transactions
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.export import export
 from stream_scorer.simulate.labeller import LabellerConfig

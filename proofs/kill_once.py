@@ -27,10 +27,10 @@ from proofs.kit import (
 )
 from stream_scorer.clock import SystemClock
 from stream_scorer.features.engine import EventBatch, FeatureEngine
-from stream_scorer.features.history import take_labels
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import MISSING, Contribution, Score
+from stream_scorer.serde.columns import take_labels
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
@@ -252,7 +252,7 @@ def _recompute(checked, values, timestamps):  # type: ignore[no-untyped-def]
     """Features of one partition's records in log order, batch by batch through the kernel in this process."""
     transactions, _ = TransactionDecoder(checked).decode(values, timestamps)
     labels, _ = LabelDecoder(checked).decode([], timestamps[:0])
-    from stream_scorer.features.history import take_transactions
+    from stream_scorer.serde.columns import take_transactions
 
     engine, store = FeatureEngine(checked), MemoryRowStore()
     source, out = SourcePartition("again", 0), []

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.evaluation.labels import slice_labels
-from stream_scorer.evaluation.sources import ColumnRun, slice_transactions
+from stream_scorer.evaluation.sources import ColumnRun
 from stream_scorer.features.engine import EventBatch
 from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.serde.columns import slice_labels, slice_transactions
 from stream_scorer.spec.model import LABELLED, CheckedSpec
 
 I64 = NDArray[np.int64]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.records import Record
+from stream_scorer.serde.columns import take_labels
 from stream_scorer.serde.decoder import LabelDecoder, Labels
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
@@ -50,7 +50,8 @@ class KnownLabels:
         ranks = self._ranks(records, labels)
         known = np.ones(len(labels), np.bool_) if self._as_of is None else labels.labelled_at <= self._as_of
         self.later += int((~known).sum())
-        labels, ranks = select_labels(labels, np.flatnonzero(known)), ranks[known]
+        if not known.all():
+            labels, ranks = take_labels(labels, np.flatnonzero(known)), ranks[known]
         self._parts.append((labels.id_hash, ranks, labels.labelled_at, labels.fraud))
         self.given += len(labels)
         self.newest = max(self.newest, int(labels.labelled_at.max(initial=-1)))
@@ -98,49 +99,3 @@ class KnownLabels:
         source = msgspec.json.Decoder(_SourceOnly).decode
         ranks = [self._rank.get(source(records.value[row] or b"").source, 0) for row in labels.row.tolist()]
         return np.array(ranks, np.int64)
-
-
-def select_labels(labels: Labels, rows: I64) -> Labels:
-    """The labels at `rows` (k,), in that order."""
-    if len(rows) == len(labels):
-        return labels
-    index = rows.tolist()
-    return Labels(
-        row=labels.row[rows],
-        event_id=[labels.event_id[i] for i in index],
-        id_hash=labels.id_hash[rows],
-        event_time=labels.event_time[rows],
-        labelled_at=labels.labelled_at[rows],
-        fraud=labels.fraud[rows],
-        entity_ids={name: [ids[i] for i in index] for name, ids in labels.entity_ids.items()},
-    )
-
-
-def slice_labels(labels: Labels, low: int, high: int) -> Labels:
-    """The labels ``[low, high)``."""
-    return Labels(
-        row=labels.row[low:high],
-        event_id=labels.event_id[low:high],
-        id_hash=labels.id_hash[low:high],
-        event_time=labels.event_time[low:high],
-        labelled_at=labels.labelled_at[low:high],
-        fraud=labels.fraud[low:high],
-        entity_ids={name: ids[low:high] for name, ids in labels.entity_ids.items()},
-    )
-
-
-def join_labels(parts: Iterable[Labels]) -> Labels | None:
-    """All labels of `parts`, in order; None without any part."""
-    found = list(parts)
-    if not found:
-        return None
-    first = found[0]
-    return Labels(
-        row=np.concatenate([part.row for part in found]),
-        event_id=[event_id for part in found for event_id in part.event_id],
-        id_hash=np.concatenate([part.id_hash for part in found]),
-        event_time=np.concatenate([part.event_time for part in found]),
-        labelled_at=np.concatenate([part.labelled_at for part in found]),
-        fraud=np.concatenate([part.fraud for part in found]),
-        entity_ids={name: [i for part in found for i in part.entity_ids[name]] for name in first.entity_ids},
-    )

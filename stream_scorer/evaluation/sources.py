@@ -15,14 +15,20 @@ from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
 from stream_scorer.evaluation.columns import TransactionFile
-from stream_scorer.evaluation.labels import KnownLabels, join_labels, select_labels, slice_labels
-from stream_scorer.features.history import take_transactions
+from stream_scorer.evaluation.labels import KnownLabels
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
 from stream_scorer.replay.files import FileInput
 from stream_scorer.replay.order import Extract, Extractors, Owners, Run, Stream, in_order
 from stream_scorer.replay.pieces import Range
+from stream_scorer.serde.columns import (
+    join_labels,
+    slice_labels,
+    slice_transactions,
+    take_labels,
+    take_transactions,
+)
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
@@ -87,7 +93,7 @@ class FileSource:
             for chunk in FileInput(labels, "labels", checked, is_label=True).chunks():
                 parts.append(self.labels.add(chunk)[0])
         self.labels.complete()
-        self._label = join_labels(parts) or self._none
+        self._label = join_labels(parts) if parts else self._none
         self._label_time = np.maximum.accumulate(self._label.labelled_at)
         self.total = self._file.rows
         self.about = {"transactions": _identity(transactions)} | _about(self.labels, scored, warm)
@@ -191,7 +197,7 @@ class StreamSource:
         transactions, rejected = decoder.decode(raw.transactions.value, raw.transactions.timestamp)
         labels, _ = label_decoder.decode(raw.labels.value, raw.labels.timestamp)
         if self._as_of is not None:
-            labels = select_labels(labels, np.flatnonzero(labels.labelled_at <= self._as_of))
+            labels = take_labels(labels, np.flatnonzero(labels.labelled_at <= self._as_of))
         # The number of valid transactions before each record.
         valid = np.zeros(len(raw.transactions) + 1, np.int64)
         valid[transactions.row + 1] = 1
@@ -268,19 +274,6 @@ def from_topics(
     return StreamSource(Records(streams, outcomes, about, total), topics, checked, scored, as_of, warm=warm)
 
 
-def slice_transactions(t: Transactions, low: int, high: int) -> Transactions:
-    """The transactions ``[low, high)``."""
-    return Transactions(
-        row=t.row[low:high],
-        event_id=t.event_id[low:high],
-        id_hash=t.id_hash[low:high],
-        event_time=t.event_time[low:high],
-        value=t.value[low:high],
-        entity_ids={name: ids[low:high] for name, ids in t.entity_ids.items()},
-        columns={name: column[low:high] for name, column in t.columns.items()},
-    )
-
-
 def _until(run: ColumnRun, stop: int) -> ColumnRun:
     """`run` up to its transaction `stop`."""
     kept = int(np.searchsorted(run.before, stop, side="right"))
@@ -303,7 +296,7 @@ def _from_first(run: ColumnRun) -> ColumnRun:
         take_transactions(run.transactions, np.arange(first, n)),
         run.time[first:],
         run.scored[first:],
-        select_labels(run.labels, labels),
+        take_labels(run.labels, labels),
         run.before[labels] - first,
         run.records,
         run.refused,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.serde.columns import take_labels, take_transactions
 from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MemoryRowStore
@@ -75,31 +76,3 @@ def build_features(
         if on_progress is not None:
             on_progress(high, n)
     return History(transactions.event_id, transactions.event_time, matrix, status, duplicate, checked.features)
-
-
-def take_transactions(t: Transactions, rows: NDArray[np.int64]) -> Transactions:
-    """The transactions at `rows` (k,), in that order."""
-    index = rows.tolist()
-    return Transactions(
-        row=t.row[rows],
-        event_id=[t.event_id[i] for i in index],
-        id_hash=t.id_hash[rows],
-        event_time=t.event_time[rows],
-        value=t.value[rows],
-        entity_ids={name: [ids[i] for i in index] for name, ids in t.entity_ids.items()},
-        columns={name: column[rows] for name, column in t.columns.items()},
-    )
-
-
-def take_labels(labels: Labels, rows: NDArray[np.int64]) -> Labels:
-    """The labels at `rows` (k,), in that order."""
-    index = rows.tolist()
-    return Labels(
-        row=labels.row[rows],
-        event_id=[labels.event_id[i] for i in index],
-        id_hash=labels.id_hash[rows],
-        event_time=labels.event_time[rows],
-        labelled_at=labels.labelled_at[rows],
-        fraud=labels.fraud[rows],
-        entity_ids={name: [ids[i] for i in index] for name, ids in labels.entity_ids.items()},
-    )

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.manifest import Training
-from stream_scorer.features.history import build_features, take_labels, take_transactions
+from stream_scorer.features.history import build_features
 from stream_scorer.gate.result import RuleResult, at_most, not_measured
+from stream_scorer.serde.columns import take_labels, take_transactions
 from stream_scorer.serde.decoder import hash_ids
 from stream_scorer.spec.gate_rules import Leak
 from stream_scorer.spec.model import CheckedSpec

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stream_scorer.errors import UsageError
 from stream_scorer.features.history import build_features
 from stream_scorer.parquet import read_rows
+from stream_scorer.serde.columns import join_labels, join_transactions
 from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, TransactionDecoder, Transactions
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
@@ -194,29 +195,11 @@ def concatenate_transactions(parts: list[Transactions]) -> Transactions:
     """All transactions of `parts`, in order. Raises `UsageError` if there are no parts."""
     if not parts:
         raise UsageError("the history contains no transactions")
-    first = parts[0]
-    return Transactions(
-        row=np.arange(sum(len(part) for part in parts)),
-        event_id=[event_id for part in parts for event_id in part.event_id],
-        id_hash=np.concatenate([part.id_hash for part in parts]),
-        event_time=np.concatenate([part.event_time for part in parts]),
-        value=np.concatenate([part.value for part in parts]),
-        entity_ids={name: [i for part in parts for i in part.entity_ids[name]] for name in first.entity_ids},
-        columns={name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns},
-    )
+    return join_transactions(parts)
 
 
 def concatenate_labels(parts: list[Labels]) -> Labels:
     """All labels of `parts`, in order. Raises `UsageError` if there are no parts."""
     if not parts:
         raise UsageError("the history contains no labels", hint="Training needs known frauds.")
-    first = parts[0]
-    return Labels(
-        row=np.arange(sum(len(part) for part in parts)),
-        event_id=[event_id for part in parts for event_id in part.event_id],
-        id_hash=np.concatenate([part.id_hash for part in parts]),
-        event_time=np.concatenate([part.event_time for part in parts]),
-        labelled_at=np.concatenate([part.labelled_at for part in parts]),
-        fraud=np.concatenate([part.fraud for part in parts]),
-        entity_ids={name: [i for part in parts for i in part.entity_ids[name]] for name in first.entity_ids},
-    )
+    return join_labels(parts)

@@ -7,9 +7,9 @@ import pytest
 
 from stream_scorer.features.engine import Enriched, EventBatch, FeatureEngine
 from stream_scorer.features.freshness import labels_age, partitions_age
-from stream_scorer.features.history import take_labels, take_transactions
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, STALE
+from stream_scorer.serde.columns import take_labels, take_transactions
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
