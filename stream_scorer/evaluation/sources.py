@@ -13,15 +13,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.errors import UsageError
 from stream_scorer.evaluation.columns import TransactionFile
 from stream_scorer.evaluation.labels import KnownLabels
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.positions import SourcePartition
 from stream_scorer.replay.files import FileInput
 from stream_scorer.replay.order import Extract, Extractors, Owners, Run, Stream, in_order
 from stream_scorer.replay.pieces import Range
+from stream_scorer.replay.sources import file_streams, topic_streams, transaction_bounds
 from stream_scorer.serde.columns import (
     join_labels,
     slice_labels,
@@ -226,15 +225,7 @@ def from_files(
         inputs.append(FileInput(labels, topics.labels, checked, is_label=True))
 
     def streams(extractors: Extractors) -> list[Stream]:
-        return [
-            Stream(
-                SourcePartition(topics.labels if index else topics.transactions, 0),
-                file.chunks(),
-                extractors.labels if index else extractors.transactions,
-                bool(index),
-            )
-            for index, file in enumerate(inputs)
-        ]
+        return file_streams(inputs, topics, extractors)
 
     about = {"transactions": _identity(transactions)}
     total = sum(file.count() for file in inputs)
@@ -246,24 +237,11 @@ def from_topics(
     reader: RangeReader, topics: Topics, checked: CheckedSpec, scored: Range, as_of: int | None, *, warm: bool
 ) -> Source:
     """A range of the topics. Raises `UsageError`, `BrokerUnavailable`."""
-    bounds = reader.bounds(topics.transactions)
-    for name, offsets in (("--start", scored.offset_start), ("--end", scored.offset_end)):
-        for partition in offsets or {}:
-            if SourcePartition(topics.transactions, partition) not in bounds:
-                raise UsageError(f"{name}: {topics.transactions} has no partition {partition}")
-    for partition, end in (scored.offset_end or {}).items():
-        source = SourcePartition(topics.transactions, partition)
-        bounds[source] = (bounds[source][0], min(bounds[source][1], end))
+    bounds = transaction_bounds(reader, topics, scored)
     label_bounds = reader.bounds(topics.labels)
 
     def streams(extractors: Extractors) -> list[Stream]:
-        return [
-            Stream(source, reader.read(source, low, high), extractors.transactions, False)
-            for source, (low, high) in bounds.items()
-        ] + [
-            Stream(source, reader.read(source, low, high), extractors.labels, True)
-            for source, (low, high) in label_bounds.items()
-        ]
+        return topic_streams(reader, topics, bounds | label_bounds, extractors)
 
     def outcomes() -> Iterator[RawRecords]:
         for source, (low, high) in label_bounds.items():

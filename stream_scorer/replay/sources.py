@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +32,7 @@ def from_topics(
     reader: RangeReader, topics: Topics, checked: CheckedSpec, scored: Range, max_records: int, *, warm: bool
 ) -> ReplayInput:
     """A range of the topics, in the order of a replay. Raises `UsageError`, `BrokerUnavailable`."""
-    bounds = reader.bounds(topics.transactions)
-    for name, offsets in (("--start", scored.offset_start), ("--end", scored.offset_end)):
-        for partition in offsets or {}:
-            if SourcePartition(topics.transactions, partition) not in bounds:
-                raise UsageError(f"{name}: {topics.transactions} has no partition {partition}")
-    for partition, end in (scored.offset_end or {}).items():
-        source = SourcePartition(topics.transactions, partition)
-        bounds[source] = (bounds[source][0], min(bounds[source][1], end))
+    bounds = transaction_bounds(reader, topics, scored)
     streams, start, total = _streams(reader, topics, checked, bounds)
     runs = in_order(streams, topics.transactions, topics.labels)
     return ReplayInput(
@@ -69,28 +62,60 @@ def from_files(
         inputs.append(FileInput(labels, topics.labels, checked, is_label=True))
         for chunk in inputs[1].chunks():
             effective_labels.add(chunk)
-    streams = []
-    for index, file in enumerate(inputs):
-        source = SourcePartition(topics.labels if index else topics.transactions, 0)
-        streams.append(
-            Stream(source, file.chunks(), extractors.labels if index else extractors.transactions, bool(index))
-        )
+    streams = file_streams(inputs, topics, extractors)
     runs = in_order(streams, topics.transactions, topics.labels)
     start = {stream.source: 0 for stream in streams}
     total = sum(file.count() for file in inputs)
     return ReplayInput(cut(runs, scored, max_records, warm=warm), start, total, effective_labels)
 
 
-def _streams(
-    reader: RangeReader, topics: Topics, checked: CheckedSpec, bounds: dict[SourcePartition, tuple[int, int]]
-) -> tuple[list[Stream], dict[SourcePartition, int], int]:
-    extractors = Extractors(checked)
-    everything = bounds | reader.bounds(topics.labels)
+def transaction_bounds(reader: RangeReader, topics: Topics, scored: Range) -> dict[SourcePartition, tuple[int, int]]:
+    """The offsets ``[low, high)`` of every partition of the transactions, up to the end of the range.
+
+    Raises:
+        UsageError: the range names a partition that does not exist.
+    """
+    bounds = reader.bounds(topics.transactions)
+    for name, offsets in (("--start", scored.offset_start), ("--end", scored.offset_end)):
+        for partition in offsets or {}:
+            if SourcePartition(topics.transactions, partition) not in bounds:
+                raise UsageError(f"{name}: {topics.transactions} has no partition {partition}")
+    for partition, end in (scored.offset_end or {}).items():
+        source = SourcePartition(topics.transactions, partition)
+        bounds[source] = (bounds[source][0], min(bounds[source][1], end))
+    return bounds
+
+
+def topic_streams(
+    reader: RangeReader, topics: Topics, bounds: Mapping[SourcePartition, tuple[int, int]], extractors: Extractors
+) -> list[Stream]:
+    """One stream per partition of transactions or labels, within its bounds ``[low, high)``."""
     streams = []
-    for source, (low, high) in everything.items():
+    for source, (low, high) in bounds.items():
         is_label = source.topic == topics.labels
         extract = extractors.labels if is_label else extractors.transactions
         streams.append(Stream(source, reader.read(source, low, high), extract, is_label))
+    return streams
+
+
+def file_streams(inputs: Sequence[FileInput], topics: Topics, extractors: Extractors) -> list[Stream]:
+    """One stream for the file of transactions, and one for that of labels if `inputs` has it."""
+    return [
+        Stream(
+            SourcePartition(topics.labels if index else topics.transactions, 0),
+            file.chunks(),
+            extractors.labels if index else extractors.transactions,
+            bool(index),
+        )
+        for index, file in enumerate(inputs)
+    ]
+
+
+def _streams(
+    reader: RangeReader, topics: Topics, checked: CheckedSpec, bounds: dict[SourcePartition, tuple[int, int]]
+) -> tuple[list[Stream], dict[SourcePartition, int], int]:
+    everything = bounds | reader.bounds(topics.labels)
+    streams = topic_streams(reader, topics, everything, Extractors(checked))
     start = {source: low for source, (low, _) in everything.items()}
     return streams, start, sum(max(high - low, 0) for low, high in everything.values())
 
