@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_scorer.audit.archive import Archive
+from stream_scorer.audit.files import file_digest
 from stream_scorer.audit.findings import Difference
-from stream_scorer.audit.parts import PartWriter, file_digest, read_part
+from stream_scorer.audit.parts import PartWriter, read_part
 from stream_scorer.audit.seal import SEAL_FILE, Chain, Part, Seal, render
 from stream_scorer.audit.verify import Expected, verify_archive
 from stream_scorer.errors import CheckFailed

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stream_scorer import __version__
 from stream_scorer.audit.archive import Archive
+from stream_scorer.audit.files import writable
 from stream_scorer.audit.parts import PartWriter
 from stream_scorer.audit.seal import (
     SEAL_FILE,
@@ -132,16 +133,13 @@ def export_archive(
     if folder.exists():
         raise UsageError(f"{folder} exists already", hint="Name a new folder: archives are never changed.")
     root = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    try:
+    with writable(root):
         root.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {root}: {error.strerror or error}") from None
     try:
-        seal = _Export(reader, topics, root, scope, on_progress).run(keep, now_ms)
-        (root / SEAL_FILE).write_bytes(render(seal))
-        root.rename(folder)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from None
+        with writable(folder):
+            seal = _Export(reader, topics, root, scope, on_progress).run(keep, now_ms)
+            (root / SEAL_FILE).write_bytes(render(seal))
+            root.rename(folder)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return seal

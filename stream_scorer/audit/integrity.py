@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from stream_scorer.audit.archive import MODELS, Archive
+from stream_scorer.audit.files import file_digest
 from stream_scorer.audit.findings import Findings
-from stream_scorer.audit.parts import PartReader, file_digest
+from stream_scorer.audit.parts import PartReader
 from stream_scorer.audit.seal import SEAL_FILE, ArchivedVersion, Block, Chain, Part, read_seal, record_digests, render
 from stream_scorer.audit.signature import SIGNATURE_FILE
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest, read_members

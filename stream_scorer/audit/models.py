@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from stream_scorer.audit.archive import MODELS
+from stream_scorer.audit.files import writable
 from stream_scorer.audit.seal import ArchivedVersion, SealedFile
 from stream_scorer.ensemble.manifest import (
     MANIFEST_FILE,
@@ -13,9 +13,10 @@ from stream_scorer.ensemble.manifest import (
     manifest_digest,
     read_manifest,
     read_members,
+    sha256_hex,
 )
 from stream_scorer.ensemble.registry import fetch, parse_reference
-from stream_scorer.errors import ArtifactError, UsageError
+from stream_scorer.errors import ArtifactError
 
 
 def find_version(
@@ -55,10 +56,8 @@ def keep_version(
     files = []
     for name, data in content.items():
         path = root / MODELS / manifest_sha256 / name
-        try:
+        with writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
-        files.append(SealedFile(str(path.relative_to(root)), len(data), hashlib.sha256(data).hexdigest()))
+        files.append(SealedFile(str(path.relative_to(root)), len(data), sha256_hex(data)))
     return ArchivedVersion(ensemble, version, manifest_sha256, files)

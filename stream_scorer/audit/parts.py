@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stream_scorer.audit.files import file_digest, writable
 from stream_scorer.audit.seal import Block, Chain, Content, Part
 from stream_scorer.errors import UsageError
 from stream_scorer.parquet import readable
@@ -63,7 +62,7 @@ class PartWriter:
         if self._writer is None:
             return Part(self._topic, self._name, self._partition, self._content, start, stop, 0, "", 0, "", [])
         path = self._root / self._file
-        with _writable(path):
+        with writable(path):
             self._writer.close()
         size, digest = file_digest(path)
         count = sum(block.records for block in self._blocks)
@@ -80,7 +79,7 @@ class PartWriter:
         self._pending = self._pending.take(np.arange(n, len(self._pending)))
         self._pending_bytes -= int(sizes[n - 1])
         path = self._root / self._file
-        with _writable(path):
+        with writable(path):
             if self._writer is None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._writer = pq.ParquetWriter(
@@ -133,12 +132,6 @@ def read_part(root: Path, part: Part, first: int = 0) -> Iterator[RawRecords]:
             yield reader.read(block)
 
 
-def file_digest(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file. Raises `UsageError` if it cannot be read."""
-    with readable(path), path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sizes(records: RawRecords) -> Any:
     """(n,) int64: bytes of keys and values."""
     keys, values = (
@@ -173,12 +166,3 @@ def _records(part: Part, table: Any) -> RawRecords:
         table["value"].to_pylist(),
         table["headers"].to_pylist(),
     )
-
-
-@contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    """Turn a file system that refuses `path` into one `UsageError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None

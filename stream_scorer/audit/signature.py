@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from stream_scorer.audit.files import writable
 from stream_scorer.audit.findings import Findings
 from stream_scorer.audit.seal import Seal
 from stream_scorer.errors import SettingsError, UsageError
@@ -117,10 +118,8 @@ class Key:
 def sign(folder: Path, seal: Seal, key: Key) -> None:
     """Write the signature of `seal` into the archive in `folder`. Raises `UsageError` if it cannot be written."""
     signature = msgspec.json.encode(key.sign(seal.digest)) + b"\n"
-    try:
+    with writable(folder / SIGNATURE_FILE):
         (folder / SIGNATURE_FILE).write_bytes(signature)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder / SIGNATURE_FILE}: {error.strerror or error}") from None
 
 
 def check_signature(folder: Path, seal: Seal, key: Key | None, findings: Findings) -> str:
