@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from stream_scorer.cli.decided import tolerance_option
 from stream_scorer.cli.options import with_settings
 from stream_scorer.cli.times import parse_time
 from stream_scorer.errors import CheckFailed, UsageError
@@ -120,13 +121,7 @@ def _show_export(folder: Path, seal: Seal, as_json: bool) -> None:
 @click.option("--expect", metavar="DIGEST", help="Digest of the seal as it was kept elsewhere.")
 @click.option("--key", "key_file", type=_FILE, help="Check the signature with this public key (PEM) or secret.")
 @click.option("--models", type=_FOLDER, help="Folder `ensembles` of another archive, for an archive without models.")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(0),
-    default=1e-9,
-    show_default=True,
-    help="Maximum difference of recomputed numbers; 0 is possible on the machine that scored.",
-)
+@tolerance_option
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 def verify(
     folder: Path,

@@ -22,6 +22,13 @@ archive_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Read this archive of `audit export` instead of the topics and the registry.",
 )
+tolerance_option = click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=1e-9,
+    show_default=True,
+    help="Maximum difference of recomputed numbers; 0 is possible on the machine that scored.",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from stream_scorer.cli.input_range import check_input, input_options, period
 from stream_scorer.cli.options import with_settings
-from stream_scorer.cli.replay import period
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,12 +24,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command()
 @click.argument("candidates", nargs=-1)
-@click.option("--from-topics", is_flag=True, help="Read `transactions` and `labels` from Kafka.")
-@click.option("--transactions", type=_FILE, help="Read this file instead: Parquet, or JSON lines as on the topic.")
-@click.option("--labels", type=_FILE, help="File of the labels for --transactions.")
-@click.option("--start", help="First record: ISO time, epoch ms, or offsets such as 0:1500,1:900.  [default: all]")
-@click.option("--end", help="End, exclusive, in the format of --start.")
-@click.option("--warm", is_flag=True, help="Build features from the records before --start instead of starting empty.")
+@input_options
 @click.option(
     "--labels-as-of",
     help="Labels that were given until this time count: ISO time or epoch ms.  [default: all labels of the input]",
@@ -70,10 +65,7 @@ def evaluate(
     Features are computed once and each distinct member predicts once. A label that was given after --labels-as-of has
     no effect. An interrupted evaluation continues when the same command runs again.
     """
-    if from_topics == (transactions is not None):
-        raise click.UsageError("Give either --from-topics or --transactions FILE.")
-    if transactions is None and labels is not None:
-        raise click.UsageError("--labels requires --transactions; with --from-topics, labels come from their topic.")
+    check_input(from_topics, transactions, labels)
     scored = period(start, end, offsets_allowed=from_topics)
     as_of = period(labels_as_of, None, offsets_allowed=False).time_start
 

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.export import export
+from stream_scorer.cli.input_range import period, period_options
 from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
 from stream_scorer.settings import Settings
@@ -200,8 +201,7 @@ def sweep(settings: Settings, force: bool) -> None:
 
 
 @features.command()
-@click.option("--start", help="First record: ISO time, epoch ms, or offsets such as 0:1500,1:900.  [default: all]")
-@click.option("--end", help="End, exclusive, in the format of --start.")
+@period_options
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
@@ -218,7 +218,6 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
     profile is printed too and does not change the exit code.
     """
     from stream_scorer.app import load_serving_ensemble
-    from stream_scorer.cli.replay import period
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.kafka.range_reader import RangeReader

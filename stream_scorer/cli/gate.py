@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from stream_scorer.cli.input_range import period
 from stream_scorer.cli.options import with_settings
-from stream_scorer.cli.replay import period
 from stream_scorer.errors import CheckFailed, UsageError
 from stream_scorer.settings import Settings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,28 +9,17 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from stream_scorer.cli.input_range import check_input, input_options, period
 from stream_scorer.cli.options import with_settings
-from stream_scorer.cli.times import parse_time
 from stream_scorer.errors import CheckFailed
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
-    from stream_scorer.replay.pieces import Range
     from stream_scorer.replay.report import ReplayReport
-
-_OFFSETS = re.compile(r"[0-9]+:[0-9]+(,[0-9]+:[0-9]+)*")
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
-@click.option(
-    "--from-topics", is_flag=True, help="Read `transactions` and `labels` from Kafka, without a consumer group."
-)
-@click.option("--transactions", type=_FILE, help="Read this file instead: Parquet, or JSON lines as on the topic.")
-@click.option("--labels", type=_FILE, help="File of the labels for --transactions.")
-@click.option("--start", help="First record: ISO time, epoch ms, or offsets such as 0:1500,1:900.  [default: all]")
-@click.option("--end", help="End, exclusive, in the format of --start.")
-@click.option("--warm", is_flag=True, help="Build features from the records before --start instead of starting empty.")
+@input_options
 @click.option("--as-served", is_flag=True, help="Use the micro-batches and label positions that the scorer recorded.")
 @click.option(
     "--compare", is_flag=True, help="Compare the result with the published records; exit code 3 if it differs."
@@ -113,10 +101,7 @@ def _check_usage(
     from_topics: bool, transactions: Path | None, labels: Path | None, needs_topics: bool, as_served_in_part: bool
 ) -> None:
     """Raises `click.UsageError` if the flags contradict each other."""
-    if from_topics == (transactions is not None):
-        raise click.UsageError("Give either --from-topics or --transactions FILE.")
-    if transactions is None and labels is not None:
-        raise click.UsageError("--labels requires --transactions; with --from-topics, labels come from their topic.")
+    check_input(from_topics, transactions, labels)
     if needs_topics and not from_topics:
         raise click.UsageError("--as-served and --compare require --from-topics.")
     if as_served_in_part:
@@ -139,23 +124,3 @@ def _show(report: ReplayReport, as_json: bool) -> None:
         table.add_row(*ensemble)
         print_table(table)
     click.echo(f"wrote {report.out}")
-
-
-def period(start: str | None, end: str | None, *, offsets_allowed: bool) -> Range:
-    """The range of --start and --end. Raises `click.UsageError`."""
-    from stream_scorer.replay.pieces import Range
-
-    times: dict[str, int | None] = {"start": None, "end": None}
-    offsets: dict[str, dict[int, int] | None] = {"start": None, "end": None}
-    for name, text in (("start", start), ("end", end)):
-        if text is None:
-            continue
-        if _OFFSETS.fullmatch(text):
-            if not offsets_allowed:
-                raise click.UsageError(f"--{name} {text}: offsets require topics; give a time.")
-            offsets[name] = {int(p): int(o) for p, _, o in (part.partition(":") for part in text.split(","))}
-        else:
-            times[name] = parse_time(f"--{name}", text, " or offsets (0:1500,1:900)")
-    if times["start"] is not None and times["end"] is not None and times["start"] >= times["end"]:
-        raise click.UsageError("--start must be before --end.")
-    return Range(times["start"], times["end"], offsets["start"], offsets["end"])

@@ -8,20 +8,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from stream_scorer.cli.decided import archive_option, open_decided
+from stream_scorer.cli.decided import archive_option, open_decided, tolerance_option
 from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import ArtifactError, CheckFailed
 from stream_scorer.settings import Settings
 
 
 @click.command()
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(0),
-    default=1e-9,
-    show_default=True,
-    help="Maximum difference of numbers; 0 is possible on the machine that scored.",
-)
+@tolerance_option
 @archive_option
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @with_settings(
