@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,28 +37,41 @@ def read_rows(
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows of `path` as dicts of `columns`, at most `chunk` at a time; an absent optional column is left out.
 
-    Columns named in `times` are epoch milliseconds, also where the file has timestamps.
+    Columns named in `times` are epoch milliseconds, also where the file has timestamps (see `milliseconds`).
 
     Raises:
         UsageError: the file cannot be read, or a required column is missing.
         SettingsError: pyarrow is not installed.
     """
-    pa, pq = import_pyarrow()
+    _, pq = import_pyarrow()
     with readable(path), pq.ParquetFile(path) as file:
         present = set(file.schema_arrow.names)
-        missing = [name for name in columns if name in required and name not in present]
-        if missing:
-            raise UsageError(f"{path} has no column {missing[0]!r}")
+        require_columns(path, present, (name for name in columns if name in required))
         wanted = [name for name in columns if name in present]
         for batch in file.iter_batches(chunk, columns=wanted):
-            yield _milliseconds(pa, batch, [name for name in times if name in wanted]).to_pylist()
+            for name in times:
+                if name in wanted:
+                    place = batch.schema.get_field_index(name)
+                    batch = batch.set_column(place, name, milliseconds(batch.column(place)))
+            yield batch.to_pylist()
 
 
-def _milliseconds(pa: Any, batch: Any, times: Collection[str]) -> Any:
-    """Columns of a timestamp type as integers of epoch milliseconds; integers stand as they are."""
-    for name in times:
-        place = batch.schema.get_field_index(name)
-        if pa.types.is_timestamp(batch.schema.field(place).type):
-            column = batch.column(place).cast(pa.timestamp("ms")).cast(pa.int64())
-            batch = batch.set_column(place, name, column)
-    return batch
+def milliseconds(column: Any) -> Any:
+    """An Arrow column of times as int64 of epoch milliseconds; integers and other types stand as they are.
+
+    What is finer than a millisecond is cut off, as in the times of records. Raises `pyarrow.ArrowInvalid` for a time
+    that epoch milliseconds cannot represent.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_timestamp(column.type):
+        return column
+    return column.cast(options=pc.CastOptions(pa.timestamp("ms"), allow_time_truncate=True)).cast(pa.int64())
+
+
+def require_columns(path: Path, present: Collection[str], required: Iterable[str], hint: str = "") -> None:
+    """Raise `UsageError` for the first of `required` that is not a column of the file `path`."""
+    for name in required:
+        if name not in present:
+            raise UsageError(f"{path} has no column {name!r}", hint=hint)

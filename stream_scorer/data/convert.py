@@ -11,6 +11,7 @@ import numpy as np
 
 from stream_scorer.data.csv_file import ROW_ID, CsvFile
 from stream_scorer.errors import UsageError
+from stream_scorer.parquet import milliseconds
 from stream_scorer.spec.model import CheckedSpec
 
 
@@ -97,6 +98,8 @@ def _times(file: CsvFile, name: str, start_ms: int) -> Any:
     data = _column(file, name)
     if data.null_count:
         raise UsageError(f"{file.path}: {data.null_count} rows have no value in column {file.original[name]!r}")
+    if pa.types.is_timestamp(data.type):
+        return milliseconds(data).combine_chunks()
     if pa.types.is_temporal(data.type):
         return data.cast(pa.timestamp("ms")).cast(pa.int64()).combine_chunks()
     if pa.types.is_integer(data.type) or pa.types.is_floating(data.type):

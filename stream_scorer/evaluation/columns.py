@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
-from stream_scorer.parquet import import_pyarrow, readable
+from stream_scorer.parquet import import_pyarrow, milliseconds, readable, require_columns
 from stream_scorer.replay.files import whole_time
 from stream_scorer.serde.decoder import TransactionDecoder, Transactions
 from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field
@@ -45,9 +45,7 @@ class TransactionFile:
         with readable(path), self._pq.ParquetFile(path) as file:
             self._names = set(file.schema_arrow.names)
             self.rows = int(file.metadata.num_rows)
-        for name, field in shape.fields.items():
-            if not field.optional and name not in self._names:
-                raise UsageError(f"{path} has no column {name!r}")
+        require_columns(path, self._names, (name for name, field in shape.fields.items() if not field.optional))
         self._entity_fields = {entity.field for entity in checked.spec.entities.values()}
         self._present = {d.of[0] for d in checked.spec.derived if d.function == "present"}
         lengths = sum(_FIELD_BYTES + field.max_length * _CHARACTER_BYTES for field in shape.fields.values())
@@ -65,18 +63,13 @@ class TransactionFile:
 
     def _decode(self, batch: Any) -> Transactions:
         columns = {name: batch.column(place) for place, name in enumerate(batch.schema.names)}
-        columns = {name: self._milliseconds(column) for name, column in columns.items()}
+        columns = {name: milliseconds(column) for name, column in columns.items()}
         try:
             return self._fast(batch.num_rows, columns)
         except (_Unusual, self._pa.ArrowInvalid):
             rows = self._pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)).to_pylist()
             times = np.array([whole_time(row.get(self._shape.time)) for row in rows], np.int64)
             return self._decoder.decode([msgspec.json.encode(row) for row in rows], times)[0]
-
-    def _milliseconds(self, column: Any) -> Any:
-        if self._pa.types.is_timestamp(column.type):
-            return column.cast(self._pa.timestamp("ms")).cast(self._pa.int64())
-        return column
 
     def _fast(self, n: int, columns: dict[str, Any]) -> Transactions:
         """Columns of a chunk of plainly valid rows. Raises `_Unusual` for any other."""

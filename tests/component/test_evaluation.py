@@ -206,6 +206,19 @@ def test_parquet_and_json_lines_give_the_same_digests(
     assert again.refused == whole.refused
 
 
+def test_finer_times_than_milliseconds_give_the_same_digests(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path
+) -> None:
+    for path, names in zip(history, (["at"], ["event_time", "labelled_at"]), strict=True):
+        columns = pq.read_table(path)
+        for name in names:
+            finer = pa.array(columns.column(name).to_numpy() * 1_000 + 999, pa.timestamp("us"))
+            columns = columns.set_column(columns.schema.get_field_index(name), name, finer)
+        pq.write_table(columns, tmp_path / path.name)
+    again = run((tmp_path / "t.parquet", tmp_path / "l.parquet"), checked, versions, tmp_path / "out", replicates=0)
+    assert again.digests == whole.digests
+
+
 def test_a_later_label_changes_nothing_until_it_counts(
     history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
 ) -> None:

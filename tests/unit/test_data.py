@@ -59,6 +59,14 @@ def test_rows_come_in_order_of_time_with_money_in_minor_units(tmp_path: Path) ->
     assert labels[0]["labelled_at"] == labels[0]["event_time"] + 5
 
 
+def test_what_is_finer_than_a_millisecond_is_cut_off(tmp_path: Path) -> None:
+    text = ORDERS.replace("10:00:00,", "10:00:00.123456789,").replace("09:30:00,", "09:30:00.000999999,")
+    file = read_csv(write(tmp_path, text))
+    convert(file, parse_spec(draft_spec(file, ROLES, "orders")), Interpretation("bad", "yes"), tmp_path)
+    rows = pq.read_table(tmp_path / "transactions.parquet").to_pylist()
+    assert [row["at"] for row in rows][:2] == [1_735_723_800_000, 1_735_812_000_123]
+
+
 def test_a_file_without_entities_and_ids_will_do(tmp_path: Path) -> None:
     file = read_csv(write(tmp_path, "Time,V1,Amount,Class\n0,0.5,1.5,0\n2.5,-1,2,1\n"))
     checked = parse_spec(draft_spec(file, Roles("Time", "Amount", label="Class"), "plain"))

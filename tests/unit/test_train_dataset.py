@@ -90,6 +90,15 @@ def test_timestamps_are_read_as_milliseconds(tmp_path: Path) -> None:
     assert data.event_time.tolist() == [1_000, 2_000, 3_000]
 
 
+def test_what_is_finer_than_a_millisecond_is_cut_off(tmp_path: Path) -> None:
+    table, given = transactions(), labels()
+    for columns, name in ((table, "event_time"), (given, "event_time"), (given, "labelled_at")):
+        columns[name] = pa.array(np.array(columns[name]) * 1_000_000 + 999_999, pa.timestamp("ns"))
+    data = read_training_set(*write(tmp_path, table, given), SPEC)
+    assert data.event_time.tolist() == [1_000, 2_000, 3_000]
+    assert data.label.tolist() == [True, False, False]
+
+
 def test_what_serving_refuses_is_refused_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = transactions()
     table["amount"] = [30, -10, 20, 10, 5]
