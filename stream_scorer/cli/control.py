@@ -18,7 +18,7 @@ import msgspec
 from stream_scorer.cli.options import with_settings
 from stream_scorer.console import make_table, plain, print_table
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
-from stream_scorer.settings import Settings
+from stream_scorer.settings import SETTINGS_FILE, Settings
 
 if TYPE_CHECKING:
     from stream_scorer.control.liveness import Seen
@@ -273,23 +273,27 @@ _expect_rise = click.option(
 )
 
 
-_skip_gate = click.option(
-    "--skip-gate",
-    "skip_gate",
-    metavar="REASON",
-    help="Promote without the check of the setting gate.rules; the control topic keeps the reason.",
-)
-_training_set = click.option(
-    "--training-set",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Training set for the rule leak of the gate, from `train --save-set`.",
-)
+def _gate_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags --skip-gate and --training-set."""
+    skip_gate = click.option(
+        "--skip-gate",
+        "skip_gate",
+        metavar="REASON",
+        help="Promote without the check of the setting gate.rules; the control topic keeps the reason.",
+    )
+    training_set = click.option(
+        "--training-set",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Training set for the rule leak of the gate, from `train --save-set`.",
+    )
+    return skip_gate(training_set(command))
 
 
 def _pass_gate(settings: Settings, found: _Found, why: str, skip_gate: str | None, training_set: Path | None) -> str:
     """Run the gate if there is one. Returns the reason of the command, with the result of the gate.
 
     Raises:
+        UsageError: a flag or a variable sets an empty path, which would skip the gate without a note on `control`.
         CheckFailed: a rule refuses the version, or another version serves since the gate began.
     """
     from stream_scorer.cli.gate import check_reason, gate_promotion
@@ -297,8 +301,14 @@ def _pass_gate(settings: Settings, found: _Found, why: str, skip_gate: str | Non
     check_reason(skip_gate)
     if skip_gate is not None:
         return f"{why} [gate skipped: {skip_gate}]"
-    if not settings["gate.rules"]:
+    rules, source = settings["gate.rules"], settings.source("gate.rules")
+    if not rules and source in ("default", SETTINGS_FILE):
         return why
+    if not rules.strip():
+        raise UsageError(
+            f"gate.rules is empty (from {source})",
+            hint="Name the rules file; --skip-gate REASON promotes without the gate.",
+        )
     with _open_console(settings) as console:
         before = console.read().states.get(found.name)
     # The version that is submitted, even if an alias moves meanwhile.
@@ -332,8 +342,7 @@ def _load(settings: Settings, name: str, version: ServedVersion) -> Ensemble:
 @_command("promote", *_GATE_SETTINGS)
 @click.argument("reference")
 @_expect_rise
-@_skip_gate
-@_training_set
+@_gate_options
 def promote(
     settings: Settings,
     reference: str,
@@ -359,8 +368,7 @@ def promote(
 @_command("weights", *_GATE_SETTINGS)
 @click.argument("reference")
 @click.argument("weights", nargs=-1, required=True, metavar="MEMBER=WEIGHT...")
-@_skip_gate
-@_training_set
+@_gate_options
 def weights(
     settings: Settings,
     reference: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
-from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.gate.result import RuleResult, at_most, not_measured
-from stream_scorer.parquet import import_pyarrow, readable
-from stream_scorer.pipeline.batch import MicroBatch
-from stream_scorer.pipeline.decode import Decode
-from stream_scorer.positions import Span
-from stream_scorer.replay.pieces import Positions
-from stream_scorer.replay.skew import ServedFeatures, SkewMeter, SkewReport
+from stream_scorer.parquet import import_pyarrow, readable, require_columns
+from stream_scorer.replay.skew import ServedFeatures, SkewMeter, SkewReport, recompute_features
 from stream_scorer.replay.sources import ReplayInput
 from stream_scorer.spec.gate_rules import Skew
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import MemoryRowStore
 
 F64 = NDArray[np.float64]
 OnProgress = Callable[[int], None]
 # Rows of the sample: the distance of two equal distributions on 20 bins is about 0.01.
 SAMPLE_ROWS = 20_000
 _NAMED = 3
+# Rows of a file that are decoded together.
+_CHUNK = 16_384
+# Offsets (n), features (n, k) and their status (n, k) of one partition.
+_Served = tuple[list[int], F64, NDArray[np.int8]]
 
 
 class RowSample:
@@ -65,27 +64,12 @@ def read_traffic(
     checked: CheckedSpec, source: ReplayInput, meter: SkewMeter | None, on_progress: OnProgress | None = None
 ) -> Traffic:
     """Compute the features of `source` in the order of a replay."""
-    engine, store, decode = FeatureEngine(checked), MemoryRowStore(), Decode(checked)
-    engine.warm()
-    positions, sample = Positions(source.start), RowSample(len(checked.features))
-    transactions = done = 0
-    for piece in source.pieces:
-        covered = positions.advance(piece.labels) | positions.advance(piece.transactions)
-        spans = [Span(at, low, high, -1) for at, (low, high) in covered.items()]
-        batch = MicroBatch(piece.transactions, piece.labels, spans, None, piece.scoring)
-        decode.process(batch)
-        assert batch.events is not None
-        enriched = engine.enrich(batch.events, store)
-        store.apply(enriched.update)
-        if piece.scoring:
-            transactions += len(batch.events.transactions)
-            sample.add(enriched.matrix)
-            if meter is not None:
-                rows = batch.events.transactions.row
-                meter.add(piece.transactions.partition[rows], piece.transactions.offset[rows], enriched.matrix)
-        done += len(piece)
-        if on_progress is not None:
-            on_progress(done)
+    sample, transactions = RowSample(len(checked.features)), 0
+    for found in recompute_features(checked, source.pieces, source.start, on_progress):
+        transactions += len(found.features)
+        sample.add(found.features)
+        if meter is not None:
+            meter.add(found)
     return Traffic(transactions, sample.rows, None if meter is None else meter.report())
 
 
@@ -112,23 +96,43 @@ def skew(rule: Skew, report: SkewReport | None, read: list[str]) -> RuleResult:
 def served_from_file(path: Path, checked: CheckedSpec) -> Callable[[int], Iterator[ServedFeatures]]:
     """The features in a file ``lineage.parquet`` (docs/replay.md), by partition, in the order of their offsets.
 
+    The file is read once for all partitions, as far as they are read. Each partition can be read once.
+
     Raises (while reading):
         UsageError: the file cannot be read, or has the features of another spec.
     """
+    chunks = _served_chunks(path, checked)
+    waiting: defaultdict[int, deque[_Served]] = defaultdict(deque)
 
     def of(partition: int) -> Iterator[ServedFeatures]:
-        _, pq = import_pyarrow("replay")
-        with readable(path), pq.ParquetFile(path) as file:
-            missing = {"source", "features", "feature_status", "feature_hash"} - set(file.schema_arrow.names)
-            if missing:
-                raise UsageError(f"{path} has no column {min(missing)!r}", hint="Give the lineage.parquet of a replay.")
-            for batch in file.iter_batches(16_384, columns=["source", "features", "feature_status", "feature_hash"]):
-                for row in batch.to_pylist():
-                    if row["source"]["partition"] != partition:
-                        continue
-                    if row["feature_hash"] != checked.feature_hash:
-                        raise UsageError(f"{path} has features other than those of the spec")
-                    values = np.array([np.nan if v is None else v for v in row["features"]], np.float64)
-                    yield row["source"]["offset"], values, np.array(row["feature_status"], np.int8)
+        while True:
+            while waiting[partition]:
+                yield from zip(*waiting[partition].popleft(), strict=True)
+            chunk = next(chunks, None)
+            if chunk is None:
+                return
+            for one, served in chunk:
+                waiting[one].append(served)
 
     return of
+
+
+def _served_chunks(path: Path, checked: CheckedSpec) -> Iterator[list[tuple[int, _Served]]]:
+    """Per chunk of the file, the served features of each partition in it."""
+    _, pq = import_pyarrow("replay")
+    columns = ["feature_hash", "feature_status", "features", "source"]
+    with readable(path), pq.ParquetFile(path) as file:
+        require_columns(path, file.schema_arrow.names, columns, hint="Give the lineage.parquet of a replay.")
+        for batch in file.iter_batches(_CHUNK, columns=columns):
+            if set(batch.column("feature_hash").unique().to_pylist()) - {checked.feature_hash}:
+                raise UsageError(f"{path} has features other than those of the spec")
+            source = batch.column("source")
+            partition, offset = (source.field(name).to_numpy() for name in ("partition", "offset"))
+            values, status = (batch.column(name).flatten() for name in ("features", "feature_status"))
+            shape = batch.num_rows, len(checked.features)
+            if not len(values) == len(status) == shape[0] * shape[1]:
+                raise UsageError(f"{path} has rows that do not have {shape[1]} features")
+            values = values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(shape)
+            status = status.to_numpy(zero_copy_only=False).astype(np.int8).reshape(shape)
+            places = ((one, np.flatnonzero(partition == one)) for one in np.unique(partition).tolist())
+            yield [(one, (offset[rows].tolist(), values[rows], status[rows])) for one, rows in places]

@@ -8,6 +8,7 @@ backlog in which the partitions of a terminal were at different times. Wrongly s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,10 +74,36 @@ def measure_skew(
         served: the served features by partition, in the order of offsets.
         profile: the training profile, which contains every feature.
     """
+    meter = SkewMeter(checked.features, served, profile)
+    for found in recompute_features(checked, pieces, start, on_progress):
+        meter.add(found)
+    return meter.report()
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """Features (n, k) of transactions that are scored, recomputed, and their `partition` and `offset` (n,)."""
+
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    features: F64
+
+
+def recompute_features(
+    checked: CheckedSpec,
+    pieces: Iterable[Piece],
+    start: dict[SourcePartition, int],
+    on_progress: OnProgress | None = None,
+) -> Iterator[Recomputed]:
+    """Pass `pieces` through the serving engine, in the order of a replay; the features of those that are scored.
+
+    Args:
+        start: first offset of every input partition.
+        on_progress: is called with the number of records so far.
+    """
     engine, store, decode = FeatureEngine(checked), MemoryRowStore(), Decode(checked)
     engine.warm()
-    positions, meter = Positions(start), SkewMeter(checked.features, served, profile)
-    done = 0
+    positions, done = Positions(start), 0
     for piece in pieces:
         covered = positions.advance(piece.labels) | positions.advance(piece.transactions)
         spans = [Span(source, low, high, -1) for source, (low, high) in covered.items()]
@@ -87,11 +114,10 @@ def measure_skew(
         store.apply(enriched.update)
         if piece.scoring:
             rows = batch.events.transactions.row
-            meter.add(piece.transactions.partition[rows], piece.transactions.offset[rows], enriched.matrix)
+            yield Recomputed(piece.transactions.partition[rows], piece.transactions.offset[rows], enriched.matrix)
         done += len(piece)
         if on_progress is not None:
             on_progress(done)
-    return meter.report()
 
 
 class SkewMeter:
@@ -108,13 +134,14 @@ class SkewMeter:
         self._sums = _Sums(names, profile)
         self._cursors: dict[int, _Cursor] = {}
 
-    def add(self, partition: NDArray[np.int32], offset: NDArray[np.int64], matrix: F64) -> None:
-        """Add the recomputed features (n, k) of transactions at `partition` and `offset` (n,)."""
-        for one in np.unique(partition).tolist():
+    def add(self, found: Recomputed) -> None:
+        """Add recomputed features."""
+        for one in np.unique(found.partition).tolist():
             if one not in self._cursors:
                 self._cursors[one] = _Cursor(self._served(one))
-            rows = np.flatnonzero(partition == one)
-            self._sums.add(*self._cursors[one].take(offset[rows].tolist(), self._width), matrix[rows])
+            rows = np.flatnonzero(found.partition == one)
+            recorded, status = self._cursors[one].take(found.offset[rows].tolist(), self._width)
+            self._sums.add(recorded, status, found.features[rows])
 
     def report(self) -> SkewReport:
         """The report on all added transactions."""

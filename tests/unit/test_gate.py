@@ -9,7 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -18,20 +21,24 @@ from stream_scorer.cli import control
 from stream_scorer.cli.gate import check_reason, refusal
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import CheckFailed, UsageError
+from stream_scorer.gate import traffic
 from stream_scorer.gate.drift import drift
 from stream_scorer.gate.inputs import after_training, recent
 from stream_scorer.gate.leak import differences, leak
 from stream_scorer.gate.quality import fairness, quality
 from stream_scorer.gate.result import GateReport, RuleResult
-from stream_scorer.gate.traffic import RowSample, skew
+from stream_scorer.gate.traffic import RowSample, served_from_file, skew
 from stream_scorer.gate.versions import cost, latency, load_candidate
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.parquet import readable
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import ServedVersion
+from stream_scorer.records import LineageRow, ServedVersion, Source
+from stream_scorer.replay.output import lineage_file
 from stream_scorer.replay.pieces import Range
 from stream_scorer.replay.skew import FeatureSkew, SkewReport
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.serde.schemas import make_schemas
+from stream_scorer.settings import Settings
 from stream_scorer.spec import load_spec
 from stream_scorer.spec.gate_rules import Cost, Drift, Fairness, Latency, Leak, Quality, Skew, parse_rules
 from stream_scorer.train.export import read_training_table, write_training_table
@@ -190,6 +197,49 @@ def test_skew_counts_only_features_that_the_candidate_reads() -> None:
     assert skew(Skew(0.05), report, ["b"]).verdict == "pass"
     for missing in (None, SkewReport(0, 0, []), SkewReport(999, 0, features)):
         assert skew(Skew(0.01), missing, ["a"]).reason.startswith("not measured")
+
+
+def write_lineage(path: Path, places: list[tuple[int, int]], feature_hash: str) -> Path:
+    """A file `lineage.parquet` with rows at `places` (partition and offset)."""
+    with lineage_file(path) as file:
+        for partition, offset in places:
+            features = [float(partition), float(offset), None, 0.5]
+            row = LineageRow(
+                "e", "cards", "7", "champion", "logit", Source("transactions", partition, offset), 0, features,
+                [0, 0, 2, 1], feature_hash, "s", [], "0",
+            )  # fmt: skip
+            file.add(msgspec.json.encode(row))
+    return path / "lineage.parquet"
+
+
+def test_recorded_features_come_by_partition_from_one_pass_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic, "_CHUNK", 2)
+    opened: list[Path] = []
+    monkeypatch.setattr(traffic, "readable", lambda path: opened.append(path) or readable(path))  # type: ignore[func-returns-value]
+    places = [(1, 5), (0, 3), (1, 6), (0, 4), (1, 7)]
+    served = served_from_file(write_lineage(tmp_path, places, SPEC.feature_hash), SPEC)
+    found = {partition: list(served(partition)) for partition in (0, 1, 2)}
+    assert {one: [offset for offset, _, _ in rows] for one, rows in found.items()} == {0: [3, 4], 1: [5, 6, 7], 2: []}
+    assert len(opened) == 1
+    _, values, status = found[1][2]
+    assert np.array_equal(values, [1.0, 7.0, np.nan, 0.5], equal_nan=True)
+    assert status.tolist() == [0, 0, 2, 1]
+
+
+def test_recorded_features_of_another_spec_are_refused(tmp_path: Path) -> None:
+    served = served_from_file(write_lineage(tmp_path, [(0, 3)], "c" * 64), SPEC)
+    with pytest.raises(UsageError, match="features other than those of the spec"):
+        next(served(0))
+    fewer: Any = SimpleNamespace(features=FEATURES[1:], feature_hash="c" * 64)
+    with pytest.raises(UsageError, match="rows that do not have 3 features"):
+        next(served_from_file(tmp_path / "lineage.parquet", fewer)(0))
+    scores = tmp_path / "scores.parquet"
+    pq.write_table(pa.table({"features": [1]}), scores)
+    with pytest.raises(UsageError, match="no column 'feature_hash'") as error:
+        next(served_from_file(scores, SPEC)(0))
+    assert error.value.hint == "Give the lineage.parquet of a replay."
 
 
 # ---- the training set
@@ -359,9 +409,25 @@ def test_an_override_is_part_of_the_reason_and_needs_one_of_its_own() -> None:
     settings: Any = {"gate.rules": "gate.yaml"}
     why = control._pass_gate(settings, FOUND, "fewer alerts", "incident 4711", None)
     assert why == "fewer alerts [gate skipped: incident 4711]"
-    assert control._pass_gate({"gate.rules": ""}, FOUND, "fewer alerts", None, None) == "fewer alerts"  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="needs a reason"):
         check_reason(" ")
+
+
+@pytest.mark.parametrize("source", ["default", "stream-scorer.toml"])
+def test_without_the_setting_there_is_no_gate(source: str) -> None:
+    settings = Settings({"gate.rules": ""}, {"gate.rules": source})
+    assert control._pass_gate(settings, FOUND, "fewer alerts", None, None) == "fewer alerts"
+
+
+@pytest.mark.parametrize("source", ["flag", "STREAM_SCORER_GATE_RULES"])
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_does_not_skip_the_gate(source: str, path: str) -> None:
+    settings = Settings({"gate.rules": path}, {"gate.rules": source})
+    with pytest.raises(UsageError, match=f"gate.rules is empty .from {source}") as error:
+        control._pass_gate(settings, FOUND, "fewer alerts", None, None)
+    assert error.value.exit_code == 2
+    why = control._pass_gate(settings, FOUND, "fewer alerts", "incident 4711", None)
+    assert why == "fewer alerts [gate skipped: incident 4711]"
 
 
 class Console:
@@ -383,7 +449,7 @@ def pass_gate(monkeypatch: pytest.MonkeyPatch, gate: Any, *champions: str) -> st
     monkeypatch.setattr(control, "_fetch", lambda _settings, _name, version: Path(version.manifest_sha256))
     monkeypatch.setattr(control, "_load", lambda _settings, _name, version: version)
     monkeypatch.setattr("stream_scorer.cli.gate.gate_promotion", gate)
-    settings: Any = {"gate.rules": "gate.yaml"}
+    settings = Settings({"gate.rules": "gate.yaml"}, {"gate.rules": "flag"})
     return control._pass_gate(settings, FOUND, "fewer alerts", None, None)
 
 
