@@ -67,6 +67,11 @@ class Committer:
         if self.failure is not None:
             raise self.failure
 
+    def wait_for_flush(self, deadline: Deadline) -> None:
+        """Wait until the broker has the records of each batch that was handed over, at most until `deadline`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unflushed, deadline.remaining_s)
+
     def submit(self, batch: MicroBatch) -> None:
         """Hand over a batch whose turn it is."""
         with self._changed:

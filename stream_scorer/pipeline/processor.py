@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 REBALANCE_DEADLINE_S = 8.0
 # How long a read waits for its first record; also how soon a stop is noticed.
 READ_WAIT_S = 0.1
+# Longest wait of a batch that is not full until the broker has taken the last one.
+FLUSH_WAIT_S = 0.5
 # Longest step of the scoring thread: it waits for its turn to produce, and for a drain in a resync. The rest is reserve
 # for a rebalance and for lookups at a broker that restarts.
 PROGRESS_LIMIT_S = 2 * COMMIT_DEADLINE_S + 60.0
@@ -46,7 +48,8 @@ class Pacing:
 
     A Kafka transaction costs the broker about the same whatever its size, so few large ones cost less CPU, and on busy
     cores scores come no later for it (measured in docs/benchmarks.md). The pace is counted from when the last batch was
-    taken up: a batch that took longer is followed at once, and a full one never waits.
+    taken up. A batch also waits until the broker has the records of the last one: it could not be written before that,
+    and meanwhile more records join it. A full batch never waits.
     """
 
     max_records: int = 1_024
@@ -164,10 +167,10 @@ class Processor:
             self._committer.submit(MicroBatch.nothing(self._inputs.transactions))
 
     def _pace(self, read: Read, max_records: int) -> Read:
-        """Wait for company while the last batch was taken up less than `pace_s` ago and there is room."""
-        wait = self._taken_at + self._pacing.pace_s - time.monotonic()
-        if wait > 0 and len(read) < max_records:
-            time.sleep(wait)
+        """Wait for more records while there is room, as `Pacing` says."""
+        if len(read) < max_records:
+            self._committer.wait_for_flush(Deadline(FLUSH_WAIT_S))
+            time.sleep(max(self._taken_at + self._pacing.pace_s - time.monotonic(), 0.0))
             read = self._reader.read_more(read, max_records - len(read))
         self._taken_at = time.monotonic()
         return read

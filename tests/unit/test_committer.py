@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -48,4 +49,35 @@ def test_no_batch_gets_its_turn_behind_records_that_the_broker_does_not_have(att
         committer.reset()
         committer.wait_for_turn()
     finally:
+        committer.close()
+
+
+class _Slow:
+    """A transaction whose records the broker takes when `taken` is set."""
+
+    def __init__(self) -> None:
+        self.taken = threading.Event()
+
+    def flush(self) -> None:
+        assert self.taken.wait(10)
+
+
+def test_a_flush_is_waited_for_until_it_ends_or_the_deadline_passes() -> None:
+    slow = _Slow()
+    committer = Committer([_Commit()])
+    try:
+        committer.wait_for_flush(Deadline(10))  # nothing was handed over
+        committer.submit(batch(slow))
+        committer.wait_for_flush(Deadline(0.05))
+        assert not committer.idle
+        waiting = threading.Thread(target=committer.wait_for_flush, args=(Deadline(10),))
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive()
+        slow.taken.set()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        assert committer.drain(Deadline(10))
+    finally:
+        slow.taken.set()
         committer.close()
