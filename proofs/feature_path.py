@@ -89,7 +89,7 @@ class Path:
     """Engine and rows of one spec, under a namespace of their own."""
 
     def __init__(self, redis_url: str, checked: CheckedSpec, namespace: str) -> None:
-        self.url = redis_url
+        self.url, self.checked = redis_url, checked
         self.engine = FeatureEngine(checked)
         self.engine.warm()
         self._client = connect(redis_url)

@@ -10,7 +10,6 @@ the cards example, Kafka aside, for the share that features have of it. Ratios d
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections import Counter
@@ -20,9 +19,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from proofs.feature_path import BATCH, HOUR_MS, SOURCE, START_MS, K, Path, made, path_spec
+from proofs.feature_path import BATCH, SOURCE, K, Path, path_spec
+from proofs.feature_traffic import Traffic, grow_tables
 from proofs.kit import Context, Result, cards, load_ensemble, services, train_cards
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
@@ -39,26 +38,12 @@ from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.state.client import connect
-from stream_scorer.state.row_format import ENTRY_BYTES, pack
-from stream_scorer.state.rows import WITNESS_PERIOD_MS
 
 # Transactions a turn and kind. Many short turns: what the machine does to one case it does to its neighbour too.
 N, TURNS = 10_240, 21
-GROWN_BY = 300_000
-SHIFTS = 64
 FEW, MANY = 1_000, 2_000_000
 MAX_BEYOND_K, MAX_FOR_ENTITIES = 1.5, 1.2
 TARGET_US = 20.0
-HORIZON_MS = 8 * 24 * HOUR_MS
-# ARGV: bytes an entry, rows to choose from and those, then for each key which row, less how many bytes.
-_SEED = """
-local width, rows = tonumber(ARGV[1]), tonumber(ARGV[2])
-for k = 1, #KEYS do
-  local row, skipped = ARGV[2 + tonumber(ARGV[1 + rows + 2 * k])], tonumber(ARGV[2 + rows + 2 * k])
-  redis.call('SET', KEYS[k], string.sub(row, skipped + 1, -1 - width))
-  redis.call('APPEND', KEYS[k], string.sub(row, -width))
-end
-"""
 
 
 def run(context: Context) -> Result:
@@ -72,16 +57,16 @@ def run(context: Context) -> Result:
         if context.broken:
             _break()
         # Rows of 30 entries in the longest window; of about K; of four times K.
-        plain = _Case(Path(url, checked, "plain"), rng, entities=500, held=30)
-        full = _Case(Path(url, checked, "full"), rng, entities=150, held=K - 8)
-        beyond = _Case(Path(url, checked, "beyond"), rng, entities=150, held=4 * K)
-        few = _Case(Path(url, checked, "few"), rng, entities=FEW, held=8, apart=True)
-        at_random = _Case(Path(url, checked, "random"), rng, entities=FEW, held=8)
-        many = _Case(Path(url, checked, "many"), rng, entities=MANY, held=8, apart=True)
+        plain = Traffic(Path(url, checked, "plain"), rng, entities=500, held=30)
+        full = Traffic(Path(url, checked, "full"), rng, entities=150, held=K - 8)
+        beyond = Traffic(Path(url, checked, "beyond"), rng, entities=150, held=4 * K)
+        few = Traffic(Path(url, checked, "few"), rng, entities=FEW, held=8, apart=True)
+        at_random = Traffic(Path(url, checked, "random"), rng, entities=FEW, held=8)
+        many = Traffic(Path(url, checked, "many"), rng, entities=MANY, held=8, apart=True)
         context.say(f"putting {2 * MANY:,} rows into Redis")
         for case in (few, at_random, many):
             case.seed()
-        _grow_tables(connect(url))
+        grow_tables(connect(url))
         for case in (plain, full, beyond):
             case.fill()
         cases = {"plain": plain, "rows_of_k": full, "rows_beyond_k": beyond}
@@ -114,88 +99,6 @@ def run(context: Context) -> Result:
         result.figures["times_for_entities"] <= MAX_FOR_ENTITIES,
     )
     return result
-
-
-class _Case:
-    """Uniform traffic on as many customers as terminals, at a pace that keeps `held` entries in their rows' horizon.
-
-    `apart`: nobody comes twice in a batch.
-    """
-
-    def __init__(self, path: Path, rng: np.random.Generator, *, entities: int, held: int, apart: bool = False) -> None:
-        self._path, self._rng, self._entities, self._held = path, rng, entities, held
-        self._apart = apart
-        self._now, self._made = START_MS, 0
-        self._step_ms = HORIZON_MS / (entities * held)
-
-    def turn(self, n: int) -> Counter[str]:
-        """`n` more transactions, measured."""
-        at = self._now + np.sort(self._rng.uniform(0, n * self._step_ms, n)).astype(np.int64)
-        self._now += int(n * self._step_ms)
-        who, where = (self._drawn(n).tolist() for _ in range(2))
-        checked = path_spec()
-        transactions = made(checked, [f"c{i}" for i in who], [f"t{i}" for i in where], at, self._made)
-        self._made += n
-        return self._path.measure(transactions)
-
-    def _drawn(self, n: int) -> NDArray[np.int64]:
-        if not self._apart:
-            return self._rng.integers(0, self._entities, n)
-        batches = [self._rng.choice(self._entities, BATCH, replace=False, shuffle=False) for _ in range(-(-n // BATCH))]
-        return np.concatenate(batches)[:n]
-
-    def fill(self) -> None:
-        """Until rows are as long as they stay."""
-        for _ in range(2):
-            self.turn(int(1.1 * self._entities * self._held))
-
-    def seed(self) -> None:
-        """Rows as they stay, written directly: two million would take too long to grow.
-
-        They hold from `held` entries to just before they are trimmed again, in even parts, each row shifted in time by
-        less than a step, the last entry appended: as in live rows there is room for another. The clock is put where as
-        many rows as in a steady stream are the first of their witness period.
-        """
-        step = HORIZON_MS // self._held
-        first_of_period = step / WITNESS_PERIOD_MS * (1 - math.exp(-WITNESS_PERIOD_MS / step))
-        self._now = START_MS // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS + int(step * (1 - first_of_period))
-        client = connect(self._path.url)
-        write = client.register_script(_SEED)
-        most = 2 * self._held - 1
-        ids = np.arange(most, dtype=np.int64)
-        shifts = np.arange(SHIFTS, dtype=np.int64) * step // SHIFTS
-        rows = [pack(self._now - step * (most - 1 - ids) - shift, 100 + ids, ids).tobytes() for shift in shifts]
-        prefix = self._path.row_prefix
-        for entity, letter in enumerate("ct"):
-            for low in range(0, self._entities, 5_000):
-                n = min(5_000, self._entities - low)
-                keys = [prefix + b"%d:%s%d" % (entity, letter.encode(), i) for i in range(low, low + n)]
-                skipped = self._rng.integers(0, self._held, n) * ENTRY_BYTES
-                shift = self._rng.integers(0, SHIFTS, n) + 1
-                write(keys, [ENTRY_BYTES, SHIFTS, *rows, *np.column_stack([shift, skipped]).ravel().tolist()])
-
-    def row_length(self) -> float:
-        """Entries in a row, as a mean of some."""
-        ids = self._rng.integers(0, self._entities, 200).tolist()
-        rows, _ = self._path.store.read(
-            [b"%d:%s%d" % (e, letter, i) for e, letter in enumerate((b"c", b"t")) for i in ids]
-        )
-        return round(float(np.mean([len(row or b"") / ENTRY_BYTES for row in rows])), 1)
-
-
-def _grow_tables(client: Any) -> None:
-    """Make Redis double its hash tables now: four million keys are just below 2^22, where it would do so in a turn.
-
-    While it does, every command of whichever case pays for moving a bucket of all keys.
-    """
-    names = [b"grow-%d" % i for i in range(GROWN_BY)]
-    write = client.register_script(_SEED)
-    for low in range(0, GROWN_BY, 5_000):
-        write(names[low : low + 5_000], [1, 1, b"row", *[1, 0] * 5_000])
-    while b"rehashing" in client.execute_command("DEBUG", "HTSTATS", 0):
-        client.mget(names[:10_000])
-    for low in range(0, GROWN_BY, 10_000):
-        client.delete(*names[low : low + 10_000])
 
 
 def _whole(spent: Counter[str]) -> float:

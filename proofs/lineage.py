@@ -101,7 +101,9 @@ class _Counted:
             self.lineage.append(value or b"")
 
 
-class _Nowhere:
+class Nowhere:
+    """A sink that drops everything."""
+
     def produce(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = None) -> None:
         """See `Sink.produce`."""
 
@@ -118,7 +120,7 @@ def _in_memory(context: Context, result: Result, batches: int) -> None:
     if batches == BATCHES:
         cases += [("500 owned by one scorer", MANY, MANY)]
     for name, owned, partitions in cases:
-        made = _batches(context.seed, ensemble, batches, owned, partitions)
+        made = scored_batches(context.seed, ensemble, batches, owned, partitions)
         rows = sum(len(batch) for batch in made)
         sink = _Counted()
         for batch in made:
@@ -148,11 +150,16 @@ def _in_memory(context: Context, result: Result, batches: int) -> None:
     result.check("outputs grow by less than 5 % at 500 partitions", growth < MOST_GROWTH)
 
 
-def _batches(seed: int, ensemble: Ensemble, batches: int, owned: int, partitions: int) -> list[MicroBatch]:
-    """Scored micro-batches of a scorer that owns `owned` of `partitions`, all with positions and some history."""
+def scored_batches(
+    seed: int, ensemble: Ensemble, batches: int, owned: int, partitions: int, customers: int | None = None
+) -> list[MicroBatch]:
+    """Scored micro-batches of a scorer that owns `owned` of `partitions`, all with positions and some history.
+
+    The more `customers`, the shorter the range of event time.
+    """
     checked, n = cards(), batches * BATCH
     now = SystemClock().now_ms()
-    config = SimulationConfig(seed=seed, customers=max(n // 40, 500), days=None, transactions=n)
+    config = SimulationConfig(seed=seed, customers=customers or max(n // 40, 500), days=None, transactions=n)
     made = generate(config.starting(config.start_to_end_by(now)))
     keys, values = encode_keys(made.customer_id), encode_values(made)
     partition = partitions_of(keys, owned).astype(np.int32)
@@ -205,7 +212,7 @@ def _publish_us(
 ) -> tuple[list[float], list[float]]:
     """CPU of publishing per transaction, as it was and as it is, in turns."""
     publishers = FatPublisher(TOPICS, cards(), SystemClock()), kind(TOPICS, cards(), SystemClock())
-    sink, taken = _Nowhere(), ([], [])
+    sink, taken = Nowhere(), ([], [])
     for turn in range(turns + 1):
         for publisher, times in zip(publishers, taken, strict=True):
             started = time.process_time()
