@@ -1,4 +1,7 @@
-"""Reading and writing Parquet with pyarrow, which belongs to the extra `files`: what every module does alike."""
+"""Reading and writing Parquet with pyarrow, which belongs to the extra `files`: what every module does alike.
+
+Times of JSON lines are checked here, too.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,12 @@ def import_pyarrow(extra: str = "files") -> tuple[Any, Any]:
     except ImportError:
         raise SettingsError("Parquet files need pyarrow", hint=f"Install stream-scorer[{extra}].") from None
     return pyarrow, pyarrow.parquet
+
+
+# As in the decoders: a double represents integers up to 2^53 exactly.
+_MAX_TIME = 2**53
+# Characters of a value in a message.
+_SHOWN = 60
 
 
 @contextmanager
@@ -68,6 +77,51 @@ def milliseconds(column: Any) -> Any:
     if not pa.types.is_timestamp(column.type):
         return column
     return column.cast(options=pc.CastOptions(pa.timestamp("ms"), allow_time_truncate=True)).cast(pa.int64())
+
+
+class TimeColumns:
+    """Whether the columns of times of a file contain any time.
+
+    A record without a time is rejected, as it is live. A file without any time, such as one with dates as text, would
+    be read as an empty history, so it is an error of the user.
+    """
+
+    def __init__(self, path: Path, names: Iterable[str]) -> None:
+        self._path = path
+        self._missing = list(names)
+        self._first: dict[str, object] = {}
+
+    def take(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Rows of the file, in order."""
+        for name in list(self._missing):
+            for row in rows:
+                value = row.get(name)
+                if _is_time(value):
+                    self._missing.remove(name)
+                    break
+                self._first.setdefault(name, value)
+
+    def require(self) -> None:
+        """Raise `UsageError`, after the last row, for a column without any time. A file without rows passes."""
+        for name in self._missing:
+            if name in self._first:
+                first = repr(self._first[name])
+                raise UsageError(
+                    f"{self._path}: the column {name!r} has no times; the first value is {first[:_SHOWN]}",
+                    hint="Write timestamps, or integers of epoch milliseconds.",
+                )
+
+
+def _is_time(value: object) -> bool:
+    """Whether the decoder can accept `value` as epoch milliseconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= _MAX_TIME and value == int(value)
+
+
+def whole_time(value: object) -> int:
+    """`value` as epoch milliseconds; 0 for what is no time, such as text or NaN: the decoder rejects the record."""
+    return int(value) if isinstance(value, int | float) and abs(value) < 1 << 62 else 0
 
 
 def require_columns(path: Path, present: Collection[str], required: Iterable[str], hint: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,15 @@ import msgspec
 
 from stream_scorer.cli.input_range import check_input, input_options, period
 from stream_scorer.cli.options import with_settings
+from stream_scorer.errors import RegistryUnavailable
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
     from stream_scorer.ensemble.ensemble import Ensemble
+    from stream_scorer.evaluation.first_range import FirstRange
     from stream_scorer.evaluation.options import Options
     from stream_scorer.evaluation.result import Evaluation
+    from stream_scorer.kafka.topics import Topics
     from stream_scorer.spec.model import CheckedSpec
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -41,6 +45,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the bootstrap.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the files.")
 @click.option("--html", type=_FILE, help="Write the report as one HTML page.")
+@click.option("--experiment", help="Log a run with the report to this experiment of the MLflow server (--mlflow).")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @with_settings(
     "kafka.bootstrap", "mlflow.url", "topics.prefix", "scorer.spec", "scorer.id_key", "scorer.ensemble", "cache.dir"
@@ -57,13 +62,15 @@ def evaluate(
     labels_as_of: str | None,
     out: Path,
     html: Path | None,
+    experiment: str | None,
     as_json: bool,
     **measured: object,
 ) -> None:
     """Evaluate the champion (--ensemble) and CANDIDATES, such as cards:8 or a folder, in one pass over history.
 
     Features are computed once and each distinct member predicts once. A label that was given after --labels-as-of has
-    no effect. An interrupted evaluation continues when the same command runs again.
+    no effect. An interrupted evaluation continues when the same command runs again. With --experiment, the MLflow
+    server must answer before the evaluation begins.
     """
     check_input(from_topics, transactions, labels)
     scored = period(start, end, offsets_allowed=from_topics)
@@ -72,20 +79,24 @@ def evaluate(
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.evaluation import sources
+    from stream_scorer.evaluation.first_range import FirstRange
     from stream_scorer.evaluation.job import evaluate as run
+    from stream_scorer.evaluation.job import facts_of
     from stream_scorer.kafka.range_reader import RangeReader
-    from stream_scorer.kafka.topics import TopicAdmin, Topics
+    from stream_scorer.kafka.topics import Topics
     from stream_scorer.spec import load_spec
 
     checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics, clock, options = Topics.of(settings), SystemClock(), _options(measured)
+    log = None if experiment is None else _open_run_log(settings.require("mlflow.url"), experiment)
     versions = _versions(settings, checked, candidates)
     with ExitStack() as stack:
         if transactions is None:
             bootstrap = settings.require("kafka.bootstrap")
-            TopicAdmin(bootstrap).require([topics.transactions, topics.labels], same_count=False)
+            first = FirstRange(out, facts_of(checked, versions, options) | {"topics": _topic_ids(bootstrap, topics)})
             reader = stack.enter_context(RangeReader(bootstrap, client_id="stream-scorer-evaluate"))
-            source = sources.from_topics(reader, topics, checked, scored, as_of, warm=warm)
+            source = sources.from_topics(reader, topics, checked, scored, as_of, warm=warm, first=first)
+            _say_range(first)
         else:
             source = sources.from_files(transactions, labels, topics, checked, scored, as_of, warm=warm)
         progress = stack.enter_context(Progress("scoring", source.total, clock))
@@ -96,6 +107,27 @@ def evaluate(
         click.echo(msgspec.json.encode(result).decode())
     else:
         _show(result)
+    # Last, so that a server that is away by now costs no figure.
+    if log is not None:
+        log(result)
+
+
+def _topic_ids(bootstrap: str, topics: Topics) -> list[str]:
+    """The ids of the input topics: offsets of a topic that was created again are others. Raises `UsageError`."""
+    from stream_scorer.kafka.topics import TopicAdmin
+
+    admin = TopicAdmin(bootstrap)
+    admin.require(topics.inputs(), same_count=False)
+    return [admin.topic_id(name) for name in topics.inputs()]
+
+
+def _say_range(first: FirstRange) -> None:
+    """Print to stderr what a later start of the same evaluation does with newer or expired records."""
+    if first.newer:
+        newer = f"{first.newer:,} newer offsets of the topics are left out"
+        click.echo(f"using the offsets of the first start; {newer}: another --out includes them", err=True)
+    if first.expired:
+        click.echo("the topics no longer have the offsets of the first start: the evaluation begins again", err=True)
 
 
 def _versions(settings: Settings, checked: CheckedSpec, candidates: tuple[str, ...]) -> list[Ensemble]:
@@ -139,6 +171,37 @@ def _write_page(result: Evaluation, path: Path) -> None:
 
     write(page(result), path)
     click.echo(f"wrote {path}", err=True)
+
+
+def _open_run_log(tracking_uri: str, experiment: str) -> Callable[[Evaluation], None]:
+    """Open the experiment; returns what logs a result to it.
+
+    The experiment is opened before the transactions are scored: a wrong address or password costs seconds, not hours.
+
+    Raises:
+        SettingsError: an extra is missing. RegistryUnavailable, AccessDenied, ArtifactError: the server is away or
+            refuses, now or when a result is logged.
+    """
+    from stream_scorer.ensemble.tracking import log_run, open_experiment
+    from stream_scorer.reports.evaluation import page
+    from stream_scorer.reports.evaluation_run import run_record
+    from stream_scorer.reports.pages import require_plots
+
+    require_plots()
+    try:
+        experiment_id = open_experiment(tracking_uri, experiment)
+    except RegistryUnavailable as error:
+        raise RegistryUnavailable(error.message, hint="Start it, or leave out --experiment.") from error
+
+    def log(result: Evaluation) -> None:
+        try:
+            run_id = log_run(tracking_uri, experiment_id, run_record(result, page(result)))
+        except RegistryUnavailable as error:
+            hint = f"The results are complete in {result.out}: the same command logs them without scoring again."
+            raise RegistryUnavailable(f"the run is not logged: {error.message}", hint=hint) from error
+        click.echo(f"logged run {run_id} to the experiment {experiment}", err=True)
+
+    return log
 
 
 def _show(result: Evaluation) -> None:

@@ -1,4 +1,4 @@
-"""The MLflow registry, which gives ensembles a name, a version and aliases. Only this module imports mlflow.
+"""The MLflow registry, which gives ensembles a name, a version and aliases. Only this module and `tracking` use mlflow.
 
 MLflow serves as a registry and a file store, never as a loader: nothing that it returns is executed, and every file is
 checked against its digest in the manifest. mlflow is imported inside functions, so that a scorer that starts from a
@@ -149,7 +149,7 @@ def register(
         raise ArtifactError(f"{name!r} with alias {alias!r} cannot be registered: use letters, digits, '.', '_', '-'")
     ensemble = Ensemble.load(directory, version="")
     manifest, digest = ensemble.manifest, ensemble.digest
-    with _registry(tracking_uri) as client:
+    with connected(tracking_uri) as client:
         run_id = _log_run(client, directory, name, manifest, digest)
         _ensure_registered_model(client, name)
         version = client.create_model_version(
@@ -183,7 +183,7 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[
         )
     cache = EnsembleCache(cache_dir)
     try:
-        with _registry(tracking_uri) as client:
+        with connected(tracking_uri) as client:
             found = _find(client, parsed)
             path, digest = cache.store(
                 lambda file: _download(client, tracking_uri, found, file), found.tags.get(DIGEST_TAG)
@@ -256,7 +256,7 @@ def keep(folder: Path, cache_dir: Path) -> tuple[str, str]:
 
 def set_alias(name: str, alias: str, version: str, tracking_uri: str) -> None:
     """Move `alias` to a version. Raises `ArtifactError` and `RegistryUnavailable`."""
-    with _registry(tracking_uri) as client:
+    with connected(tracking_uri) as client:
         client.set_registered_model_alias(name, alias, version)
 
 
@@ -267,7 +267,7 @@ def list_versions(tracking_uri: str) -> list[RegisteredVersion]:
         RegistryUnavailable: the registry does not answer.
     """
     out = []
-    with _registry(tracking_uri) as client:
+    with connected(tracking_uri) as client:
         token = None
         while True:
             page = client.search_registered_models(max_results=100, page_token=token)
@@ -303,7 +303,7 @@ def _from_cache(
 
 
 @contextmanager
-def _registry(tracking_uri: str) -> Iterator[MlflowClient]:
+def connected(tracking_uri: str) -> Iterator[MlflowClient]:
     """A client whose errors are converted to `ArtifactError`, `SettingsError` or `RegistryUnavailable`."""
     _check_reachable(tracking_uri)
     with _environment(tracking_uri):

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
-from stream_scorer.parquet import import_pyarrow, milliseconds, readable, require_columns
-from stream_scorer.replay.files import whole_time
+from stream_scorer.parquet import TimeColumns, import_pyarrow, milliseconds, readable, require_columns, whole_time
 from stream_scorer.serde.decoder import TransactionDecoder, Transactions
 from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field
 
@@ -55,19 +54,28 @@ class TransactionFile:
         self._most = int(MAX_VALUE / max(1.0, *rates)) if rates else MAX_VALUE
 
     def chunks(self, rows: int) -> Iterator[tuple[int, Transactions]]:
-        """Per chunk of at most `rows` rows: the number of rows, and the valid ones as columns."""
+        """Per chunk of at most `rows` rows: the number of rows, and the valid ones as columns.
+
+        Raises:
+            UsageError: the file cannot be read or, after the last chunk, its column of event times has none.
+        """
+        checked = TimeColumns(self._path, [self._shape.time])
         wanted = [name for name in self._shape.fields if name in self._names]
         with readable(self._path), self._pq.ParquetFile(self._path) as file:
             for batch in file.iter_batches(rows, columns=wanted):
-                yield batch.num_rows, self._decode(batch)
+                yield batch.num_rows, self._decode(batch, checked)
+        checked.require()
 
-    def _decode(self, batch: Any) -> Transactions:
+    def _decode(self, batch: Any, checked: TimeColumns) -> Transactions:
         columns = {name: batch.column(place) for place, name in enumerate(batch.schema.names)}
         columns = {name: milliseconds(column) for name, column in columns.items()}
         try:
-            return self._fast(batch.num_rows, columns)
+            found = self._fast(batch.num_rows, columns)
+            checked.take([{self._shape.time: int(time)} for time in found.event_time[:1]])
+            return found
         except (_Unusual, self._pa.ArrowInvalid):
             rows = self._pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)).to_pylist()
+            checked.take(rows)
             times = np.array([whole_time(row.get(self._shape.time)) for row in rows], np.int64)
             return self._decoder.decode([msgspec.json.encode(row) for row in rows], times)[0]
 

@@ -49,7 +49,7 @@ def evaluate(
     require_sklearn("replay")
     _check(versions, checked)
     progress = on_progress or _ignore
-    store = Store(out, fingerprint_of(_facts(source, checked, versions, options)), clock)
+    store = Store(out, fingerprint_of(facts_of(checked, versions, options) | {"input": source.about}), clock)
     resumed, started = sum(piece.rows for piece in store.pieces), clock.monotonic()
     segments = options.segments_of(checked)
     scoring = Pass(checked, versions, segments, store, clock, rows=options.rows, piece_rows=options.piece_rows)
@@ -92,12 +92,11 @@ def evaluate(
     )
 
 
-def _facts(source: Source, checked: CheckedSpec, versions: Sequence[Ensemble], options: Options) -> dict[str, object]:
-    """What determines the results per transaction."""
+def facts_of(checked: CheckedSpec, versions: Sequence[Ensemble], options: Options) -> dict[str, object]:
+    """What determines the results per transaction, besides the input."""
     return {
         "spec": checked.sha256,
         "versions": [(version.name, version.version, version.digest) for version in versions],
-        "input": source.about,
         "segments": options.segments_of(checked),
         "piece_rows": options.piece_rows,
     }

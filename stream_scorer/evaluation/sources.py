@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.evaluation.columns import TransactionFile
+from stream_scorer.evaluation.first_range import FirstRange
 from stream_scorer.evaluation.labels import KnownLabels
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
@@ -234,22 +235,28 @@ def from_files(
 
 
 def from_topics(
-    reader: RangeReader, topics: Topics, checked: CheckedSpec, scored: Range, as_of: int | None, *, warm: bool
-) -> Source:
-    """A range of the topics. Raises `UsageError`, `BrokerUnavailable`."""
-    bounds = transaction_bounds(reader, topics, scored)
-    label_bounds = reader.bounds(topics.labels)
+    reader: RangeReader, topics: Topics, checked: CheckedSpec, scored: Range, as_of: int | None, *, warm: bool,
+    first: FirstRange | None = None,
+) -> Source:  # fmt: skip
+    """A range of the topics: with `first`, the offsets of the first start. Raises `UsageError`, `BrokerUnavailable`."""
+    bounds = transaction_bounds(reader, topics, scored) | reader.bounds(topics.labels)
+    if first is not None:
+        bounds = first.resolve(bounds, {"range": _range(scored, warm), "labels_as_of": as_of})
+    label_bounds = {source: each for source, each in bounds.items() if source.topic == topics.labels}
 
     def streams(extractors: Extractors) -> list[Stream]:
-        return topic_streams(reader, topics, bounds | label_bounds, extractors)
+        return topic_streams(reader, topics, bounds, extractors)
 
     def outcomes() -> Iterator[RawRecords]:
         for source, (low, high) in label_bounds.items():
             yield from reader.read(source, low, high)
 
-    about = {"transactions": ", ".join(f"{s.topic}[{s.partition}] {low}..{high}" for s, (low, high) in bounds.items())}
-    total = sum(max(high - low, 0) for low, high in [*bounds.values(), *label_bounds.values()])
-    return StreamSource(Records(streams, outcomes, about, total), topics, checked, scored, as_of, warm=warm)
+    ends = [
+        f"{s.topic}[{s.partition}] {low}..{high}" for s, (low, high) in bounds.items() if s.topic == topics.transactions
+    ]
+    total = sum(max(high - low, 0) for low, high in bounds.values())
+    records = Records(streams, outcomes, {"transactions": ", ".join(ends)}, total)
+    return StreamSource(records, topics, checked, scored, as_of, warm=warm)
 
 
 def _until(run: ColumnRun, stop: int) -> ColumnRun:
@@ -293,9 +300,10 @@ def _identity(path: Path) -> str:
 
 def _about(labels: KnownLabels, scored: Range, warm: bool) -> dict[str, str]:
     """Range, and number and digest of the known labels: a label that is given later must change nothing."""
+    return {"range": _range(scored, warm), "labels": f"{labels.given} labels, {labels.sha256[:16]}"}
+
+
+def _range(scored: Range, warm: bool) -> str:
     bounds = (scored.time_start, scored.time_end, scored.offset_start, scored.offset_end)
     start, end = (next((str(b) for b in pair if b is not None), "") for pair in (bounds[::2], bounds[1::2]))
-    return {
-        "range": f"{start or 'first'} to {end or 'last'}{', features from earlier records' if warm else ''}",
-        "labels": f"{labels.given} labels, {labels.sha256[:16]}",
-    }
+    return f"{start or 'first'} to {end or 'last'}{', features from earlier records' if warm else ''}"

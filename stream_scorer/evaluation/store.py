@@ -95,7 +95,7 @@ class Store:
         self._saved = 0
         self._applied = AppliedOffsets({}, {})
         self._saved_at, self._save_seconds = clock.monotonic(), 0.0
-        with _usable(folder):
+        with usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._load()
             # A folder that cannot be written to fails now, not after the first piece.
@@ -137,12 +137,12 @@ class Store:
     def finish(self, counts: Counts) -> None:
         """Mark the evaluation as complete. Raises `UsageError` if the folder cannot be written to."""
         self.complete, self.counts = True, counts
-        with _usable(self._folder):
+        with usable(self._folder):
             self._write_checkpoint()
 
     def add(self, columns: Columns, record: PieceRecord, rows: MemoryRowStore) -> None:
         """Write a piece. Raises `UsageError` if that fails, as on a full disk."""
-        with _usable(self._folder):
+        with usable(self._folder):
             self._add(columns, record, rows)
 
     def _add(self, columns: Columns, record: PieceRecord, rows: MemoryRowStore) -> None:
@@ -209,7 +209,7 @@ class Store:
 
 
 @contextmanager
-def _usable(folder: Path) -> Iterator[None]:
+def usable(folder: Path) -> Iterator[None]:
     """Turn an error of the file system into a `UsageError`."""
     try:
         yield

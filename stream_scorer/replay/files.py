@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from stream_scorer.errors import UsageError
-from stream_scorer.parquet import import_pyarrow, read_rows, readable
+from stream_scorer.parquet import TimeColumns, import_pyarrow, read_rows, readable, whole_time
 from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
@@ -37,6 +37,7 @@ class FileInput:
         self._times = ["event_time", "labelled_at"] if is_label else [
             name for name, field in shape.fields.items() if field.type == "time"
         ]  # fmt: skip
+        self._checked_times = self._times if is_label else [shape.time]
         entities = {entity.field for entity in checked.spec.entities.values()}
         if is_label:
             self._columns = ["event_id", "event_time", "label", "labelled_at", "source", "review_probability"]
@@ -57,10 +58,15 @@ class FileInput:
             return sum(1 for _ in lines)
 
     def chunks(self) -> Iterator[RawRecords]:
-        """The rows, in chunks. Raises `UsageError` if the file is malformed or lacks a column."""
+        """The rows, in chunks.
+
+        Raises:
+            UsageError: the file is malformed or lacks a column or, after the last chunk, a column of times has none.
+        """
         at = 0
+        checked = TimeColumns(self._path, self._checked_times)
         with readable(self._path):
-            rows = self._parquet() if self._path.suffix == ".parquet" else self._lines()
+            rows = self._parquet(checked) if self._path.suffix == ".parquet" else self._lines(checked)
             for keys, times, values in rows:
                 n = len(values)
                 yield RawRecords(
@@ -73,9 +79,11 @@ class FileInput:
                     [None] * n,
                 )
                 at += n
+        checked.require()
 
-    def _parquet(self) -> Iterator[tuple[list[bytes | None], list[int], list[bytes | None]]]:
+    def _parquet(self, checked: TimeColumns) -> Iterator[tuple[list[bytes | None], list[int], list[bytes | None]]]:
         for rows in read_rows(self._path, self._columns, self._required, self._times, CHUNK):
+            checked.take(rows)
             for row in rows:
                 if self._is_label:
                     row["source"] = row.get("source") or ""
@@ -85,7 +93,7 @@ class FileInput:
                 [msgspec.json.encode(row) for row in rows],
             )
 
-    def _lines(self) -> Iterator[tuple[list[bytes | None], list[int], list[bytes | None]]]:
+    def _lines(self, checked: TimeColumns) -> Iterator[tuple[list[bytes | None], list[int], list[bytes | None]]]:
         keys: list[bytes | None] = []
         times: list[int] = []
         values: list[bytes | None] = []
@@ -97,6 +105,8 @@ class FileInput:
                 except NOT_A_RECORD:
                     row = None  # the decode stage rejects it
                 fields = row if isinstance(row, dict) else {}
+                if fields:
+                    checked.take([fields])
                 time = fields.get(self._time)
                 keys.append(self._key(fields))
                 times.append(whole_time(time))
@@ -110,8 +120,3 @@ class FileInput:
     def _key(self, row: dict[str, Any]) -> bytes | None:
         key = row.get(self._key_field) if self._key_field else None
         return key.encode() if isinstance(key, str) else None
-
-
-def whole_time(value: object) -> int:
-    """`value` as epoch milliseconds; 0 for what is no time, such as text or NaN: the decoder rejects the record."""
-    return int(value) if isinstance(value, int | float) and abs(value) < 1 << 62 else 0

@@ -9,7 +9,6 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
 from stream_scorer.features.history import build_features
-from stream_scorer.parquet import read_rows
+from stream_scorer.parquet import TimeColumns, read_rows, whole_time
 from stream_scorer.serde.columns import join_labels, join_transactions
 from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, TransactionDecoder, Transactions
 from stream_scorer.spec.model import CheckedSpec, duration_ms
@@ -49,7 +48,7 @@ def read_training_set(
     """Read the training set from two Parquet files; see `make_training_set`.
 
     Raises:
-        UsageError: a file is missing or lacks a column, or no usable transaction is left.
+        UsageError: a file is missing, lacks a column or has no times, or no usable transaction is left.
         SettingsError: pyarrow is not installed.
     """
     return make_training_set(read_history(transactions, labels, spec), spec, on_progress)
@@ -133,12 +132,15 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
     parts: list[Transactions] = []
     rejected: Rejected = []
     required = {name for name, field in shape.fields.items() if not field.optional}
+    checked = TimeColumns(path, [shape.time])
     for rows in read_rows(path, list(shape.fields), required, [shape.time], _CHUNK):
         # A file has no Kafka timestamps: pass the event times, so that the check of event times always succeeds.
-        times = _times(path, shape.time, rows)
+        times = np.array([whole_time(row[shape.time]) for row in rows], np.int64)
+        checked.take(rows)
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
         rejected += bad
+    checked.require()
     report_rejected(path, rejected)
     return concatenate_transactions(parts), len(rejected)
 
@@ -152,27 +154,21 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
     rejected: Rejected = []
     needed = ["event_id", "event_time", "label", "labelled_at"]
     free = {"source", "review_probability", *entities} - set(needed)
-    for rows in read_rows(path, [*needed, *sorted(free)], needed, ["event_time", "labelled_at"], _CHUNK):
+    times_of = ["event_time", "labelled_at"]
+    checked = TimeColumns(path, times_of)
+    for rows in read_rows(path, [*needed, *sorted(free)], needed, times_of, _CHUNK):
         for row in rows:
             row["source"] = row.get("source") or ""
         # A file has no Kafka timestamps: only `event_time` is compared, with `labelled_at`.
-        times = _times(path, "labelled_at", rows)
+        times = np.array([whole_time(row["labelled_at"]) for row in rows], np.int64)
+        checked.take(rows)
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
         ranks += [rank_of.get(rows[index]["source"], 0) for index in part.row.tolist()]
         rejected += bad
+    checked.require()
     report_rejected(path, rejected)
     return concatenate_labels(parts), np.array(ranks, np.int64), len(rejected)
-
-
-def _times(path: Path, name: str, rows: list[dict[str, Any]]) -> NDArray[np.int64]:
-    """``(n,)`` epoch ms of the column `name`, 0 where it is missing. Raises `UsageError` if it has no times."""
-    try:
-        return np.array([row[name] or 0 for row in rows], np.int64)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(
-            f"{path}: the column {name!r} has no times", hint="Write timestamps, or integers of epoch milliseconds."
-        ) from None
 
 
 def report_rejected(source: object, rejected: Rejected) -> None:

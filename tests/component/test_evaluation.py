@@ -17,10 +17,7 @@ from sklearn import metrics
 
 from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
-from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.manifest import Input, NoCalibrator, Platt, Thresholds, Training
-from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.errors import UsageError
 from stream_scorer.evaluation import scoring
 from stream_scorer.evaluation.job import evaluate
@@ -34,31 +31,8 @@ from stream_scorer.replay.run import Replay
 from stream_scorer.replay.sources import from_files as replay_files
 from stream_scorer.reports.evaluation import findings, page
 from stream_scorer.spec import CheckedSpec, parse_spec
+from tests.support.small_history import SPEC_TEXT, small_ensemble, write_history
 
-SPEC_TEXT = """
-name: small
-version: 1
-transaction:
-  id: id
-  time: at
-  value: amount
-  fields:
-    id: {type: string}
-    at: {type: time}
-    amount: {type: integer, max: 1000}
-    who: {type: string}
-    where: {type: string, optional: true}
-    channel: {type: category, values: [web, shop], optional: true}
-entities: {who: {field: who}, where: {field: where}}
-partition_entity: who
-views:
-  - {name: who, entity: who, windows: [20ms, 90ms], aggregates: [count, mean]}
-  - {name: risk, entity: where, windows: [30ms, 60ms], delay: 5ms, aggregates: [count, label_rate]}
-derived: [{name: ratio, function: ratio, of: [amount, who.mean_90ms]}]
-policy: {version: p, review: 0.3, block: 0.6}
-labels: {horizon: 1s, source_rank: {analyst: 1, bank: 2}}
-limits: {row_entries: 16}
-"""
 TOPICS = Topics()
 LAST = 1_000 + 2 * 1_200
 
@@ -73,59 +47,9 @@ def versions(checked: CheckedSpec, tmp_path_factory: pytest.TempPathFactory) -> 
     """Two versions: member `one` is the same, `two` is another model, and `three` only belongs to the second one."""
     folder = tmp_path_factory.mktemp("versions")
     return [
-        ensemble(folder, checked, "1", {"one": 1, "two": 2}),
-        ensemble(folder, checked, "2", {"one": 1, "two": 4, "three": 3}),
+        small_ensemble(folder, checked, "1", {"one": 1, "two": 2}),
+        small_ensemble(folder, checked, "2", {"one": 1, "two": 4, "three": 3}),
     ]
-
-
-def ensemble(folder: Path, checked: CheckedSpec, version: str, members: dict[str, int]) -> Ensemble:
-    k, drafts = len(checked.features), []
-    for name, seed in members.items():
-        rng = np.random.default_rng(seed)
-        layer = Layer(rng.normal(0, 0.7, (k, 1)).tolist(), [-0.5], "logistic")
-        inputs = [Input(impute=1.0, low=0.0, high=500.0, scale=100.0 if "mean" in f else 2.0) for f in checked.features]
-        drafts.append(
-            Draft(name, "dense-json", encode_dense(Dense([layer])), checked.features, inputs, NoCalibrator(), 0.5)
-        )
-    outline = Outline(
-        "small", 1, "small", checked.sha256, checked.feature_hash, checked.features, Platt(1.0, 0.0),
-        Thresholds("p", 0.3, 0.6), 0.5, Training(0, 1, 2, 1, "run", "0" * 64, {}),
-    )  # fmt: skip
-    rows = np.abs(np.random.default_rng(9).normal(1.0, 2.0, (100, k)))
-    compose_ensemble(folder / version, outline, drafts, rows)
-    return Ensemble.load(folder / version, version=version)
-
-
-def write_history(folder: Path, n: int = 1_200, seed: int = 1) -> tuple[Path, Path]:
-    """Transactions with late ones, copies and rejected ones; labels, some late, some changed. As Parquet files."""
-    rng = np.random.default_rng(seed)
-    rows: list[dict[str, Any]] = []
-    labels: list[tuple[int, dict[str, Any]]] = []
-    for i in range(n):
-        at = 1_000 + 2 * i - int(rng.integers(0, 12) * (rng.random() < 0.2))
-        row = {
-            "id": f"e{i}", "at": at, "amount": int(rng.integers(1, 500)), "who": f"c{rng.integers(0, 40)}",
-            "where": f"t{rng.integers(0, 6)}" if rng.random() < 0.9 else None,
-            "channel": str(rng.choice(["web", "shop"])) if rng.random() < 0.9 else None,
-        }  # fmt: skip
-        rows.append(row)
-        if rng.random() < 0.05:
-            rows.append(dict(row))
-        if rng.random() < 0.01:
-            rows.append(dict(row) | {"id": f"bad{i}", "amount": 5_000})
-        for source in ("analyst", "bank"):
-            if rng.random() < 0.3:
-                given = at + int(rng.integers(1, 400))
-                label = {
-                    "event_id": f"e{i}", "event_time": at, "label": str(rng.choice(["fraud", "genuine"], p=[0.3, 0.7])),
-                    "labelled_at": given, "source": source, "who": row["who"], "where": row["where"],
-                }  # fmt: skip
-                labels.append((given + int(rng.integers(0, 30) * (rng.random() < 0.1)), label))
-    labels.sort(key=lambda each: each[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
-    pq.write_table(pa.Table.from_pylist([label for _, label in labels]), folder / "l.parquet")
-    return folder / "t.parquet", folder / "l.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +305,23 @@ def test_the_page_has_the_headings_of_a_review(whole: Evaluation) -> None:
     assert text.count("<svg") == 4
     assert whole.digests.all in text
     assert findings(whole)[0].startswith("Version 2 against 1: ")
+
+
+@pytest.mark.parametrize(("file", "column"), [(0, "at"), (1, "labelled_at"), (1, "event_time")])
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_file_with_dates_as_text_is_no_empty_history(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path, file: int, column: str,
+    *, lines: bool,
+) -> None:  # fmt: skip
+    paths = list(history)
+    rows = [{**row, column: "2025-03-01"} for row in pq.read_table(paths[file]).to_pylist()]
+    paths[file] = tmp_path / ("wrong.jsonl" if lines else "wrong.parquet")
+    if lines:
+        paths[file].write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), paths[file])
+    with pytest.raises(UsageError, match=rf"the column '{column}' has no times; the first value is '2025-03-01'"):
+        run((paths[0], paths[1]), checked, versions, tmp_path / "out", replicates=0)
 
 
 def test_errors_of_the_user(

@@ -162,7 +162,7 @@ def test_no_error_of_the_registry_repeats_a_password(kind: str, monkeypatch: pyt
     address = "http://ann:s3cret%21@registry.example:5000"
     raised = {"mlflow": MlflowException, "requests": requests.ConnectionError}[kind]
     monkeypatch.setattr(registry, "_check_reachable", lambda _: None)
-    with pytest.raises(RegistryUnavailable) as caught, registry._registry(address):
+    with pytest.raises(RegistryUnavailable) as caught, registry.connected(address):
         raise raised(f"API request to {address}/api/2.0/mlflow failed, see {address}")
     assert "registry.example:5000/api" in str(caught.value)
     assert "s3cret" not in str(caught.value)

@@ -14,7 +14,7 @@ from stream_scorer.errors import UsageError
 from stream_scorer.evaluation.counts import Ranking
 from stream_scorer.evaluation.figures import Accumulator
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
-from stream_scorer.replay.files import whole_time
+from stream_scorer.parquet import TimeColumns, whole_time
 from stream_scorer.reports.evaluation_tables import money, when
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
 
@@ -37,6 +37,19 @@ def test_a_wrong_event_time_far_in_the_future_needs_one_more_day_only() -> None:
 def test_what_is_no_time_is_left_to_the_decoder(wrong: object) -> None:
     assert whole_time(wrong) == 0
     assert whole_time(1_000.0) == whole_time(1_000) == 1_000
+
+
+@pytest.mark.parametrize("wrong", ["2025-03-01", float("nan"), None, True, -1, 1.5, 1 << 60])
+def test_a_file_without_any_time_is_an_error_that_names_the_column_and_the_first_value(wrong: object) -> None:
+    columns = TimeColumns(Path("l.parquet"), ["event_time", "labelled_at"])
+    columns.take([])
+    columns.require()
+    columns.take([{"event_time": 1_000, "labelled_at": wrong}, {"event_time": 1_000, "labelled_at": "later"}])
+    with pytest.raises(UsageError, match="l.parquet: the column 'labelled_at' has no times; the first value is") as got:
+        columns.require()
+    assert repr(wrong) in str(got.value)
+    columns.take([{"event_time": None, "labelled_at": 2_000}])
+    columns.require()
 
 
 def test_times_and_amounts_of_any_size() -> None:

@@ -169,5 +169,5 @@ def test_times_as_text_are_refused_with_the_column(tmp_path: Path, column: str) 
     given, known = transactions(), labels()
     table = given if column == "event_time" else known
     table[column] = ["2025-01-01"] * len(table[column])
-    with pytest.raises(UsageError, match=rf"the column '{column}' has no times"):
+    with pytest.raises(UsageError, match=rf"the column '{column}' has no times; the first value is '2025-01-01'"):
         read_training_set(*write(tmp_path, given, known), SPEC)
