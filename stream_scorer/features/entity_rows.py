@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from stream_scorer.features.arguments import LabelEvents, Rows
 from stream_scorer.features.plan import EntityPlan
 from stream_scorer.positions import Span
 from stream_scorer.serde.decoder import Labels
-from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, pack, to_bytes, unpack
+from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, pack, unpack
 from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, WITNESS_PERIOD_MS, Compaction, RowUpdate
 
 I64 = NDArray[np.int64]
@@ -111,22 +112,15 @@ def intern(ids: Sequence[str | None], known: dict[str, int]) -> I64:
 
 def stack(keys: Sequence[bytes], stored: Sequence[bytes | None], pending: Sequence[Pending]) -> Rows:
     """The `stored` rows at `keys`, each followed by its entries in flight."""
-    parts = [row or b"" for row in stored]
-    for update, mask in pending:
-        place_of = update.position.get
-        for index, key in enumerate(keys):
-            place = place_of(key)
-            if place is None:
-                continue
-            if mask is True:
-                parts[index] += update.payloads[place]
-            else:
-                assert isinstance(mask, np.ndarray)
-                low, high = int(update.bounds[place]), int(update.bounds[place + 1])
-                parts[index] += to_bytes(update.entries[low:high][mask[low:high]])
-    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)) // ENTRY_BYTES
-    ends = np.cumsum(lengths)
-    return Rows(unpack(b"".join(parts)), ends - lengths, ends)
+    # Row, first update in flight, second one, and so on, for each key: one copy, without Python code per key.
+    width = 1 + len(pending)
+    parts = [b""] * (width * len(keys))
+    parts[::width] = [row or b"" for row in stored]
+    for place, (update, mask) in enumerate(pending, start=1):
+        parts[place::width] = map(update.payload_by_key(mask).get, keys, repeat(b""))
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)).reshape(-1, width).sum(axis=1)
+    ends = np.cumsum(lengths) // ENTRY_BYTES
+    return Rows(unpack(b"".join(parts)), ends - lengths // ENTRY_BYTES, ends)
 
 
 def _append(rows: Rows, key_of: I64, entries: I64) -> Rows:

@@ -31,9 +31,15 @@ FIRST, END, OLD_FIRST, OLD_END = range(4)
 COUNT, TOTAL, FRAUD, LATEST = range(4, 8)
 # The contents of the pane that the window ends in. They count if nothing in that pane is later than the window.
 CUT_LATEST, CUT_COUNT, CUT_TOTAL, CUT_LABELS_LATEST, CUT_FRAUD = range(8, 13)
-# The window: its length and delay, whether it includes the event itself, and the width and level of its panes.
-WINDOW_MS, DELAY_MS, CURRENT, PANE_MS, LEVEL = range(13, 18)
-SCOPE_COLUMNS = 18
+# The window: its length and delay, whether it includes the event itself, the width and level of its panes, and its
+# index among the windows of the entity.
+WINDOW_MS, DELAY_MS, CURRENT, PANE_MS, LEVEL, INDEX = range(13, 19)
+# Windows with the same delay end at the same time and contain each other. They are one group of rows of the scope, the
+# longest one first, so an entry counts once, in the shortest window that contains it (INNER), and `_add_inner` adds the
+# sums of the shorter windows to those of the longer ones. GROUP_STOP is where the group of a window ends. PLACE, in the
+# first row of a group, is the window of the entry before: entries are almost in order, so the next one is near.
+INNER_COUNT, INNER_TOTAL, INNER_FRAUD, GROUP_STOP, PLACE = range(19, 24)
+SCOPE_COLUMNS = 24
 
 
 @njit(cache=True, nogil=True)
@@ -92,12 +98,17 @@ def scan_windows(
     last = np.full(n, -1, dtype=np.int64)
     newest = np.full(start.shape[0], -1, dtype=np.int64)
     previous = np.full(n, -1, dtype=np.int64)
+    length = end - start
     scope = _new_scope(windows, panes)
     for i in range(n):
         key = key_of[i]
         if key < 0:
             continue
         _set_scope(scope, time[i])
+        # Panes are of no use to a row that is short and was never compacted.
+        old = length[key] > limit or (end[key] > start[key] and entries[start[key], KIND] < TRANSACTION)
+        if old:
+            _set_old(scope)
         # A local variable: the compiler keeps it in a register, unlike a column of the scope.
         latest, left, j = -1, limit, newest[key]
         while j >= 0:
@@ -106,28 +117,44 @@ def scan_windows(
             j = previous[j]
         latest = _scan_row(scope, entries, start[key], end[key], time[i], left, limit, latest)
         scope[m, LATEST] = max(latest, scope[m, LATEST])
-        _add_cut_panes(scope)
+        if old:
+            _add_cut_panes(scope)
+        _add_inner(scope)
         if not duplicate[i]:
             _add_current(scope, value[i])
             previous[i] = newest[key]
             newest[key] = i
+            length[key] += 1
         for w in range(m):
-            count[i, w], total[i, w], fraud[i, w] = scope[w, COUNT], scope[w, TOTAL], scope[w, FRAUD]
+            to = scope[w, INDEX]
+            count[i, to], total[i, to], fraud[i, to] = scope[w, COUNT], scope[w, TOTAL], scope[w, FRAUD]
         last[i] = scope[m, LATEST]
     return count, total, fraud, last
 
 
 @njit(cache=True, nogil=True)
 def _new_scope(windows: Windows, panes: PaneLevels) -> I64:
-    m = windows.window_ms.shape[0]
+    window_ms, delay_ms = windows.window_ms, windows.delay_ms
+    m = window_ms.shape[0]
     scope = np.zeros((m + 1, SCOPE_COLUMNS), dtype=np.int64)
-    for w in range(m):
-        scope[w, WINDOW_MS], scope[w, DELAY_MS] = windows.window_ms[w], windows.delay_ms[w]
-        scope[w, CURRENT] = windows.include_current[w] and windows.delay_ms[w] == 0
-        scope[w, LEVEL] = panes.level_of[w]
+    for index in range(m):
+        # By delay, then the longest window first.
+        w = index
+        while w > 0 and (
+            delay_ms[index] < scope[w - 1, DELAY_MS]
+            or (delay_ms[index] == scope[w - 1, DELAY_MS] and window_ms[index] > scope[w - 1, WINDOW_MS])
+        ):
+            for column in range(SCOPE_COLUMNS):
+                scope[w, column] = scope[w - 1, column]
+            w -= 1
+        scope[w, WINDOW_MS], scope[w, DELAY_MS], scope[w, INDEX] = window_ms[index], delay_ms[index], index
+        scope[w, CURRENT] = windows.include_current[index] and delay_ms[index] == 0
+        scope[w, LEVEL] = panes.level_of[index]
     scope[m, WINDOW_MS], scope[m, LEVEL] = windows.horizon_ms, panes.last_level
-    for w in range(m + 1):
+    for w in range(m, -1, -1):
         scope[w, PANE_MS] = panes.width_ms[scope[w, LEVEL]]
+        same = w < m - 1 and scope[w, DELAY_MS] == scope[w + 1, DELAY_MS]
+        scope[w, GROUP_STOP] = scope[w + 1, GROUP_STOP] if same else w + 1
     return scope
 
 
@@ -136,12 +163,19 @@ def _set_scope(scope: I64, time: int) -> None:
     """Reset `scope` for an event at `time`."""
     for w in range(scope.shape[0]):
         high = time - scope[w, DELAY_MS]
-        low = high - scope[w, WINDOW_MS]
-        pane_ms = scope[w, PANE_MS]
-        scope[w, FIRST], scope[w, END] = low + 1, high + 1
-        # The panes that are wholly inside ``(low, high]``.
-        scope[w, OLD_FIRST], scope[w, OLD_END] = (low // pane_ms + 1) * pane_ms, (high + 1) // pane_ms * pane_ms
+        scope[w, FIRST], scope[w, END] = high - scope[w, WINDOW_MS] + 1, high + 1
         scope[w, COUNT], scope[w, TOTAL], scope[w, FRAUD], scope[w, LATEST] = 0, 0, 0, -1
+        scope[w, INNER_COUNT], scope[w, INNER_TOTAL], scope[w, INNER_FRAUD] = 0, 0, 0
+        # The newest entries come first.
+        scope[w, PLACE] = scope[w, GROUP_STOP] - 1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _set_old(scope: I64) -> None:
+    """Set the panes of every window: those that are wholly inside of it, and the one that it ends in."""
+    for w in range(scope.shape[0]):
+        first, end, pane_ms = scope[w, FIRST], scope[w, END], scope[w, PANE_MS]
+        scope[w, OLD_FIRST], scope[w, OLD_END] = ((first - 1) // pane_ms + 1) * pane_ms, end // pane_ms * pane_ms
         scope[w, CUT_LATEST], scope[w, CUT_COUNT], scope[w, CUT_TOTAL] = -1, 0, 0
         scope[w, CUT_LABELS_LATEST], scope[w, CUT_FRAUD] = 0, 0
 
@@ -178,11 +212,41 @@ def _add_transaction(scope: I64, when: int, value: int, left: int, latest: int) 
     m = scope.shape[0] - 1
     if scope[m, FIRST] <= when < scope[m, END]:
         latest = max(latest, when)
-    for w in range(m):
-        if scope[w, FIRST] <= when < scope[w, END]:
-            scope[w, COUNT] += 1
-            scope[w, TOTAL] += value
+    group = 0
+    while group < m:
+        w = _shortest(scope, group, when)
+        if w >= group:
+            scope[w, INNER_COUNT] += 1
+            scope[w, INNER_TOTAL] += value
+        group = scope[group, GROUP_STOP]
     return latest
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _shortest(scope: I64, group: int, when: int) -> int:
+    """The shortest window of the group that contains the time `when`; below `group` if there is none."""
+    w = scope[group, PLACE]
+    while w >= group and when < scope[w, FIRST]:
+        w -= 1
+    while w + 1 < scope[group, GROUP_STOP] and when >= scope[w + 1, FIRST]:
+        w += 1
+    scope[group, PLACE] = w
+    return w if when < scope[group, END] else group - 1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_inner(scope: I64) -> None:
+    """Add to every window what was counted in it and in the shorter ones of its group."""
+    count, total, fraud = 0, 0, 0
+    for w in range(scope.shape[0] - 2, -1, -1):
+        if scope[w, GROUP_STOP] == w + 1:
+            count, total, fraud = 0, 0, 0
+        count += scope[w, INNER_COUNT]
+        total += scope[w, INNER_TOTAL]
+        fraud += scope[w, INNER_FRAUD]
+        scope[w, COUNT] += count
+        scope[w, TOTAL] += total
+        scope[w, FRAUD] += fraud
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -206,9 +270,12 @@ def _add_old(scope: I64, when: int, value: int) -> None:
 @njit(cache=True, nogil=True, inline="always")
 def _add_exact_label(scope: I64, when: int, change: int) -> None:
     """Add a label that counts by the time of its transaction."""
-    for w in range(scope.shape[0] - 1):
-        if scope[w, FIRST] <= when < scope[w, END]:
-            scope[w, FRAUD] += change
+    group = 0
+    while group < scope.shape[0] - 1:
+        w = _shortest(scope, group, when)
+        if w >= group:
+            scope[w, INNER_FRAUD] += change
+        group = scope[group, GROUP_STOP]
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -16,6 +16,7 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 
 from stream_scorer.errors import SettingsError, StateDenied, StateUnavailable
+from stream_scorer.state.packing import CommandPacker
 
 T = TypeVar("T")
 READ_TIMEOUT_S = 2.0
@@ -54,6 +55,7 @@ def connect(
             socket_connect_timeout=connect_timeout_s,
             retry=Retry(NoBackoff(), 0),
             decode_responses=False,
+            command_packer=CommandPacker(),
         )
     except ValueError as error:
         raise SettingsError(f"not a Redis address: {hide_password(url)}: {error}") from None

@@ -215,7 +215,7 @@ class RedisRowStore:
             self._acknowledged[span.source] = max(self._acknowledged.get(span.source, 0), span.stop)
         return None
 
-    def _apply_arguments(self, update: RowUpdate) -> tuple[list[bytes], list[bytes | int]]:
+    def _apply_arguments(self, update: RowUpdate) -> tuple[list[bytes], list[bytes]]:
         """KEYS and ARGV of ``apply_rows.lua``, which describes them."""
         spans, layout = update.spans, self._keys
         keys = [
@@ -223,20 +223,22 @@ class RedisRowStore:
             *[layout.applied[s.source] for s in spans],
             *[layout.rows + k for k in update.keys],
         ]
-        args: list[bytes | int] = [layout.epoch, len(spans)]
-        for span in spans:
-            args += [span.start, span.stop, span.watermark]
         opens = np.flatnonzero(update.opens).tolist()
-        args += [len(update.keys), len(opens), self._trim_before]
+        numbers = [len(spans)]
+        for span in spans:
+            numbers += [span.start, span.stop, span.watermark]
+        numbers += [len(update.keys), len(opens), self._trim_before]
+        args = [layout.epoch, *[b"%d" % number for number in numbers]]
         args += update.payloads
         owners = (np.searchsorted(update.bounds, opens, side="right") - 1).tolist()
         for place, owner in zip(opens, owners, strict=True):
             hashed = key_hash(update.keys[owner])
             keys.append(layout.witness(int(update.entries[place, TIME]) // WITNESS_PERIOD_MS, hashed))
-            args += [hashed, -(owner + 1) if update.opens[place] == BEGINS else owner + 1]
+            row = -(owner + 1) if update.opens[place] == BEGINS else owner + 1
+            args += [b"%d" % hashed, b"%d" % row]
         for key, compaction in update.compactions.items():
             keys.append(layout.rows + key)
-            args += [compaction.before[:ENTRY_BYTES], len(compaction.before), compaction.after]
+            args += [compaction.before[:ENTRY_BYTES], b"%d" % len(compaction.before), compaction.after]
         keys.append(layout.retired)
         return keys, args
 

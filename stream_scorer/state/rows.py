@@ -31,6 +31,7 @@ WITNESS_PERIOD_MS = 14 * 24 * 3_600_000
 IDLE_MS = 24 * 3_600_000
 # The largest share of the rows that one pass of `FeatureRows.retire` deletes. More suggests a wrong watermark.
 MAX_RETIRED_SHARE = 0.5
+_UINT16 = 1 << 16
 # An entry continues a period of its row, opens a period, or begins the row, as far as the reader of the row could see.
 CONTINUES, OPENS, BEGINS = 0, 1, 2
 
@@ -164,11 +165,15 @@ class RowUpdate:
         cls, spans: list[Span], keys: list[bytes], key_of: I64, entries: I64, span_of: I64, offset: I64, opens: I8
     ) -> RowUpdate:
         """Group entries, given in log order, by key. `key_of` (u,) indexes `keys`; keys without entries are dropped."""
-        order = np.argsort(key_of, kind="stable")
-        used, counts = np.unique(key_of, return_counts=True)
-        bounds = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        kept = [keys[i] for i in used.tolist()]
-        return cls(spans, kept, bounds, entries[order], span_of[order], offset[order], opens[order])
+        # numpy sorts 16-bit integers by radix, three times as fast as wider ones.
+        order = np.argsort(key_of.astype(np.uint16) if len(keys) <= _UINT16 else key_of, kind="stable")
+        counts = np.bincount(key_of, minlength=len(keys))
+        used = np.flatnonzero(counts)
+        bounds = np.zeros(len(used) + 1, dtype=np.int64)
+        np.cumsum(counts[used], out=bounds[1:])
+        kept = keys if len(used) == len(keys) else [keys[i] for i in used.tolist()]
+        entries = entries.take(order, axis=0)
+        return cls(spans, kept, bounds, entries, span_of.take(order), offset.take(order), opens.take(order))
 
     @classmethod
     def nothing(cls) -> RowUpdate:
@@ -182,19 +187,23 @@ class RowUpdate:
     @cached_property
     def payloads(self) -> list[bytes]:
         """The packed entries of each key."""
-        packed = to_bytes(self.entries)
-        edges = (self.bounds * ENTRY_BYTES).tolist()
-        return [packed[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        return _cut(self.entries, self.bounds)
+
+    def payload_by_key(self, mask: Flags | bool = True) -> dict[bytes, bytes]:
+        """The packed entries of each key: all of them, or those of a `mask` (u,)."""
+        if isinstance(mask, bool):
+            return self._all_by_key if mask else {}
+        kept = np.concatenate(([0], np.cumsum(mask)))
+        return dict(zip(self.keys, _cut(self.entries[mask], kept[self.bounds]), strict=True))
+
+    @cached_property
+    def _all_by_key(self) -> dict[bytes, bytes]:
+        return dict(zip(self.keys, self.payloads, strict=True))
 
     @property
     def key_of(self) -> I64:
         """(u,) int64: the index of each entry's key in `keys`."""
         return np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
-
-    @cached_property
-    def position(self) -> dict[bytes, int]:
-        """The index of each key in `keys`."""
-        return {key: index for index, key in enumerate(self.keys)}
 
     def pending(self, applied: AppliedOffsets) -> Flags | bool:
         """Which entries are missing in rows that were read together with `applied`: all, none, or a mask (u,)."""
@@ -304,6 +313,13 @@ class RowUpdate:
             part if part.stop >= whole.stop else part._replace(watermark=time)
             for part, whole, time in zip(spans, self.spans, reached.tolist(), strict=True)
         ]
+
+
+def _cut(entries: I64, bounds: I64) -> list[bytes]:
+    """The packed `entries` (u, 4) between each two of `bounds` (k + 1,)."""
+    packed = to_bytes(entries)
+    edges = (bounds * ENTRY_BYTES).tolist()
+    return [packed[low:high] for low, high in zip(edges, edges[1:], strict=False)]
 
 
 def _not_begun(opens: I8, key_of: I64, held: I64) -> I8:
