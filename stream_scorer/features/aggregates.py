@@ -2,70 +2,125 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.features import kernel
 from stream_scorer.features.arguments import Events, Rows
 from stream_scorer.features.plan import EntityPlan
+from stream_scorer.records import DEFAULT
 from stream_scorer.spec.model import ViewFeature
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
+I8 = NDArray[np.int8]
+_NAMES = "count", "sum", "label_count", "distinct", "mean", "label_rate", "min", "max", "std", "since_last", "is_new"
+COUNT, SUM, LABEL_COUNT, DISTINCT, MEAN, LABEL_RATE, MIN, MAX, STD, SINCE_LAST, IS_NEW = range(len(_NAMES))
 
 
-@dataclass(slots=True)
-class Scanned:
-    """The kernel's results for one entity; see `kernel.scan_windows`, `scan_spread` and `scan_distinct`."""
+class Scanned(NamedTuple):
+    """The kernel's results for one entity, see `kernel.scan_windows`, `scan_spread` and `scan_distinct`.
+
+    What no feature of the entity needs has the shape (0, 0).
+    """
 
     count: I64
     total: I64
     fraud: I64
     last: I64
-    spread: tuple[I64, I64, I64, F64] | None
-    distinct: I64 | None
+    seen: I64
+    least: I64
+    greatest: I64
+    squares: F64
+    distinct: I64
+
+
+class Columns(NamedTuple):
+    """The c view features of one entity: (c,) int64 each.
+
+    column: the place in the matrix. aggregate: its index in `_NAMES`. window: its index among the entity's windows.
+    """
+
+    column: I64
+    aggregate: I64
+    window: I64
+
+
+_NO_COUNTS = np.zeros((0, 0), dtype=np.int64)
+_NO_SUMS = np.zeros((0, 0), dtype=np.float64)
+
+
+def columns_of(features: Sequence[tuple[ViewFeature, int, int]], entity: int) -> Columns:
+    """The columns of the entity with this index, of ``(feature, entity, window)`` in the order of the matrix."""
+    mine = [
+        (column, _NAMES.index(feature.aggregate), window)
+        for column, (feature, of, window) in enumerate(features)
+        if of == entity
+    ]
+    column, aggregate, window = np.array(mine, dtype=np.int64).reshape(-1, 3).T.copy()
+    return Columns(column, aggregate, window)
 
 
 def scan(entity: EntityPlan, rows: Rows, events: Events, limit: int) -> Scanned:
     """Run the kernel over the `rows` of `entity`; `limit` entries count exactly."""
     windows = entity.windows
     count, total, fraud, last = kernel.scan_windows(rows, events, windows, entity.pane_levels, limit)
-    spread = kernel.scan_spread(rows, events, windows, limit) if entity.spread else None
-    distinct = kernel.scan_distinct(rows, events, windows, limit) if entity.of is not None else None
-    return Scanned(count, total, fraud, last, spread, distinct)
+    spread = _NO_COUNTS, _NO_COUNTS, _NO_COUNTS, _NO_SUMS
+    if entity.spread:
+        spread = kernel.scan_spread(rows, events, windows, limit)
+    distinct = kernel.scan_distinct(rows, events, windows, limit) if entity.of is not None else _NO_COUNTS
+    return Scanned(count, total, fraud, last, *spread, distinct)
 
 
-def aggregate(feature: ViewFeature, scanned: Scanned, window: int, time: I64) -> F64:
-    """(n,) float64: the values of `feature` over the window with this index, for events at `time` (n,)."""
-    kind = feature.aggregate
-    if kind == "since_last":
-        return np.where(scanned.last >= 0, (time - scanned.last) / 1_000.0, np.nan)
-    if kind == "is_new":
-        return (scanned.last < 0).astype(np.float64)
-    seen = scanned.count[:, window].astype(np.float64)
-    if kind == "count":
-        return seen
-    if kind == "sum":
-        return scanned.total[:, window].astype(np.float64)
-    if kind == "label_count":
-        return scanned.fraud[:, window].astype(np.float64)
-    if kind == "distinct":
-        assert scanned.distinct is not None
-        return scanned.distinct[:, window].astype(np.float64)
-    if kind in ("min", "max", "std"):
-        assert scanned.spread is not None
-        number, least, greatest, squares = scanned.spread
-        if kind == "std":
-            return np.sqrt(_divide(squares[:, window], number[:, window].astype(np.float64), np.nan))
-        return np.where(number[:, window] > 0, (least if kind == "min" else greatest)[:, window], np.nan)
+def warm() -> None:
+    """Compile, or load from the cache."""
+    none, flags = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
+    scanned = Scanned(
+        _NO_COUNTS, _NO_COUNTS, _NO_COUNTS, none, _NO_COUNTS, _NO_COUNTS, _NO_COUNTS, _NO_SUMS, _NO_COUNTS
+    )
+    fill(_NO_SUMS, np.zeros((0, 0), dtype=np.int8), Columns(none, none, none), scanned, Events(none, none, none, flags))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fill(matrix: F64, status: I8, columns: Columns, scanned: Scanned, events: Events) -> None:
+    """Write the features of one entity into `matrix` (n, n_features); NaN and `DEFAULT` for an event without a row."""
+    column, aggregate, window = columns
+    key_of, time = events.key_of, events.time
+    for i in range(key_of.shape[0]):
+        for c in range(column.shape[0]):
+            if key_of[i] < 0:
+                matrix[i, column[c]] = np.nan
+                status[i, column[c]] = DEFAULT
+            else:
+                matrix[i, column[c]] = _value(scanned, i, aggregate[c], window[c], time[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _value(scanned: Scanned, i: int, kind: int, w: int, time: int) -> float:
+    """The value of one feature of event `i`."""
+    if kind == SINCE_LAST:
+        return (time - scanned.last[i]) / 1_000.0 if scanned.last[i] >= 0 else np.nan
+    if kind == IS_NEW:
+        return 1.0 if scanned.last[i] < 0 else 0.0
+    if kind == COUNT:
+        return float(scanned.count[i, w])
+    if kind == SUM:
+        return float(scanned.total[i, w])
+    if kind == LABEL_COUNT:
+        return float(scanned.fraud[i, w])
+    if kind == DISTINCT:
+        return float(scanned.distinct[i, w])
     # Without transactions a mean has no value; a fraud rate is 0, because no fraud is known of that entity.
-    if kind == "mean":
-        return _divide(scanned.total[:, window], seen, np.nan)
-    return _divide(scanned.fraud[:, window], seen, 0.0)
-
-
-def _divide(numerator: I64 | F64, count: F64, empty: float) -> F64:
-    quotient: F64 = np.divide(numerator, count, out=np.full(len(count), empty), where=count > 0)
-    return quotient
+    if kind == MEAN:
+        return float(scanned.total[i, w]) / float(scanned.count[i, w]) if scanned.count[i, w] > 0 else np.nan
+    if kind == LABEL_RATE:
+        return float(scanned.fraud[i, w]) / float(scanned.count[i, w]) if scanned.count[i, w] > 0 else 0.0
+    if scanned.seen[i, w] <= 0:
+        return np.nan
+    if kind == STD:
+        return float(np.sqrt(scanned.squares[i, w] / float(scanned.seen[i, w])))
+    return float(scanned.least[i, w] if kind == MIN else scanned.greatest[i, w])

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.features import kernel, panes
-from stream_scorer.features.aggregates import Scanned, aggregate, scan
+from stream_scorer.features import aggregates, kernel, panes
+from stream_scorer.features.aggregates import Scanned, columns_of, fill, scan
 from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Rows, Windows
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.entity_rows import EntityRows, Pending, UpdateBuilder, intern
@@ -86,6 +86,7 @@ class FeatureEngine:
         self.plan: FeaturePlan = make_plan(checked)
         self.feature_names = checked.features
         self._derived = checked.spec.derived
+        self._columns_of = [columns_of(self.plan.view_columns, index) for index in range(len(self.plan.entities))]
         # A name that a field and a derived column share means the field.
         fields = checked.spec.transaction.fields
         self._column = {name: index for index, name in enumerate(checked.features) if name not in fields}
@@ -116,6 +117,7 @@ class FeatureEngine:
         kernel.scan_distinct(rows, events, windows, 1)
         kernel.label_changes(rows, LabelEvents(none, none, flags, none), 1)
         panes.warm()
+        aggregates.warm()
 
     def enrich(self, events: EventBatch, store: RowStore, in_flight: Sequence[RowUpdate] = ()) -> Enriched:
         """Features of every transaction of `events`.
@@ -140,8 +142,7 @@ class FeatureEngine:
             for entity, each in zip(entities, seen, strict=True)
         ]
         ages = self._ages(events, applied, in_flight)
-        key_of = [entity.key_of for entity in entities]
-        matrix, status = self._assemble(events.transactions, scanned, key_of, ages, applied)
+        matrix, status = self._assemble(events.transactions, scanned, seen, ages, applied)
         _add_transactions(entities, seen, events, builder)
         update = builder.build(events.spans, keys, compactions)
         return Enriched(matrix, status, duplicate, _positions_seen(applied, events, in_flight), update, ages)
@@ -157,7 +158,7 @@ class FeatureEngine:
         no_events = Events(no_key, time, time, np.zeros(n, dtype=np.bool_))
         scanned = [scan(entity, _no_rows(), no_events, 1) for entity in self.plan.entities]
         ages, nothing = Ages.unknown(n), AppliedOffsets({}, {})
-        matrix, status = self._assemble(events.transactions, scanned, [no_key] * len(scanned), ages, nothing)
+        matrix, status = self._assemble(events.transactions, scanned, [no_events] * len(scanned), ages, nothing)
         status[status == DEFAULT] = MISSING
         return Enriched(matrix, status, no_events.duplicate, nothing, RowUpdate.nothing(), ages, [reason])
 
@@ -169,15 +170,17 @@ class FeatureEngine:
         zero, now = np.zeros(1, dtype=np.int64), np.array([time], dtype=np.int64)
         # As a duplicate, the event counts nowhere.
         event = Events(zero, now, zero, np.ones(1, dtype=np.bool_))
-        scanned: dict[int, Scanned] = {}
-        for index, row in zip(self._places(entity), stored, strict=True):
+        places = self._places(entity)
+        matrix, status = np.empty((1, len(self.plan.view_columns))), np.zeros((1, len(self.plan.view_columns)), np.int8)
+        for index, row in zip(places, stored, strict=True):
             entries = unpack(row or b"")
             rows = Rows(entries, zero, np.array([len(entries)], dtype=np.int64))
-            scanned[index] = scan(self.plan.entities[index], rows, event, self.plan.row_entries)
+            scanned = scan(self.plan.entities[index], rows, event, self.plan.row_entries)
+            fill(matrix, status, self._columns_of[index], scanned, event)
         return {
-            feature.name: float(aggregate(feature, scanned[of], window, now)[0])
-            for feature, of, window in self.plan.view_columns
-            if of in scanned
+            feature.name: float(value)
+            for value, (feature, of, _window) in zip(matrix[0], self.plan.view_columns, strict=True)
+            if of in places
         }
 
     def ages_as_of(
@@ -285,7 +288,12 @@ class FeatureEngine:
         return ages
 
     def _assemble(
-        self, transactions: Transactions, scanned: list[Scanned], key_of: list[I64], ages: Ages, applied: AppliedOffsets
+        self,
+        transactions: Transactions,
+        scanned: list[Scanned],
+        seen: list[Events],
+        ages: Ages,
+        applied: AppliedOffsets,
     ) -> tuple[F64, NDArray[np.int8]]:
         """The feature matrix (n, n_features) float64 and the status of each value, int8."""
         n = len(transactions)
@@ -296,12 +304,8 @@ class FeatureEngine:
             if old.any():
                 status[np.ix_(old, columns)] = STALE
         self._mark_partial(status, transactions.event_time, applied)
-        for column, (feature, entity, window) in enumerate(self.plan.view_columns):
-            absent = key_of[entity] < 0
-            values = aggregate(feature, scanned[entity], window, transactions.event_time)
-            values[absent] = np.nan
-            matrix[:, column] = values
-            status[absent, column] = DEFAULT
+        for columns, of, each in zip(self._columns_of, scanned, seen, strict=True):
+            fill(matrix, status, columns, of, each)
         for offset, derived in enumerate(self._derived):
             column = len(self.plan.view_columns) + offset
             arguments = []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stream_scorer.errors import SpecError
-from stream_scorer.features import kernel, panes
+from stream_scorer.features import aggregates, kernel, panes
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import build_features
 from stream_scorer.positions import SourcePartition, Span
@@ -155,7 +155,7 @@ views:
     }  # fmt: skip
     kernels = (
         kernel.find_duplicates, kernel.scan_windows, kernel.scan_spread, kernel.scan_distinct, kernel.label_changes,
-        panes.too_long, panes._folded,
+        panes.too_long, panes._folded, aggregates.fill,
     )  # fmt: skip
     FeatureEngine(checked).warm()
     before = [len(each.signatures) for each in kernels]
