@@ -28,7 +28,7 @@ class Scanned(NamedTuple):
     What no feature of the entity needs has the shape (0, 0).
     """
 
-    count: I64
+    counts: I64
     total: I64
     fraud: I64
     last: I64
@@ -107,7 +107,7 @@ def _value(scanned: Scanned, i: int, kind: int, w: int, time: int) -> float:
     if kind == IS_NEW:
         return 1.0 if scanned.last[i] < 0 else 0.0
     if kind == COUNT:
-        return float(scanned.count[i, w])
+        return float(scanned.counts[i, w])
     if kind == SUM:
         return float(scanned.total[i, w])
     if kind == LABEL_COUNT:
@@ -116,9 +116,9 @@ def _value(scanned: Scanned, i: int, kind: int, w: int, time: int) -> float:
         return float(scanned.distinct[i, w])
     # Without transactions a mean has no value; a fraud rate is 0, because no fraud is known of that entity.
     if kind == MEAN:
-        return float(scanned.total[i, w]) / float(scanned.count[i, w]) if scanned.count[i, w] > 0 else np.nan
+        return float(scanned.total[i, w]) / float(scanned.counts[i, w]) if scanned.counts[i, w] > 0 else np.nan
     if kind == LABEL_RATE:
-        return float(scanned.fraud[i, w]) / float(scanned.count[i, w]) if scanned.count[i, w] > 0 else 0.0
+        return float(scanned.fraud[i, w]) / float(scanned.counts[i, w]) if scanned.counts[i, w] > 0 else 0.0
     if scanned.seen[i, w] <= 0:
         return np.nan
     if kind == STD:

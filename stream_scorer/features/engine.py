@@ -304,8 +304,8 @@ class FeatureEngine:
             if old.any():
                 status[np.ix_(old, columns)] = STALE
         self._mark_partial(status, transactions.event_time, applied)
-        for columns, of, each in zip(self._columns_of, scanned, seen, strict=True):
-            fill(matrix, status, columns, of, each)
+        for mine, of, each in zip(self._columns_of, scanned, seen, strict=True):
+            fill(matrix, status, mine, of, each)
         for offset, derived in enumerate(self._derived):
             column = len(self.plan.view_columns) + offset
             arguments = []
