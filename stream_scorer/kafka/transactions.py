@@ -56,20 +56,33 @@ class Transaction:
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None = None
     ) -> None:
         """Queue one record. Raises `TransactionAborted` when the producer cannot go on."""
-        producer, deadline = self._slot.producer, None
-        while True:
+        # Two calls per transaction of the input: positional arguments, and headers only if there are any.
+        try:
+            if headers:
+                self._slot.producer.produce(topic, value, key, partition, headers=cast(Any, headers))
+            else:
+                self._slot.producer.produce(topic, value, key, partition)
+        except BufferError:
+            self._produce_into_full_queue(topic, partition, key, value, headers)
+        except KafkaException as error:
+            self._abandon(kafka_error(error), f"produce to {topic}")
+
+    def _produce_into_full_queue(
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None
+    ) -> None:
+        """Let librdkafka send some records until it takes this one."""
+        producer, deadline = self._slot.producer, Deadline(QUEUE_DEADLINE_S)
+        while deadline.remaining_s:
+            producer.poll(0.05)
             try:
                 producer.produce(topic, value, key, partition, headers=cast(Any, headers))
                 return
             except BufferError:
-                # The queue is full: let librdkafka send some.
-                deadline = deadline or Deadline(QUEUE_DEADLINE_S)
-                if not deadline.remaining_s:
-                    self.abort()
-                    raise TransactionAborted(f"the broker accepts no records of {topic}: the queue is full") from None
-                producer.poll(0.05)
+                continue
             except KafkaException as error:
                 self._abandon(kafka_error(error), f"produce to {topic}")
+        self.abort()
+        raise TransactionAborted(f"the broker accepts no records of {topic}: the queue is full")
 
     def flush(self) -> None:
         """Wait until the broker has every record, so that records of the next transaction come after them.

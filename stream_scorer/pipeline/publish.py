@@ -94,8 +94,9 @@ class Publisher:
         for letter in batch.dead:
             self._dead_letter(letter, sink)
         if batch.events is not None and len(batch.events.transactions):
+            produce = sink.produce
             for _, topic, partition, key, value, headers in self._in_order(batch):
-                sink.produce(topic, partition, key, value, headers)
+                produce(topic, partition, key, value, headers)
             for record in lineage_of(batch, self._checked):
                 name = f"{batch.transactions.topic}-{record.partition}".encode()
                 sink.produce(self._topics.lineage, record.partition, name, record.value, record.headers)

@@ -5,7 +5,10 @@ Both are functions of ids and of the secret `scorer.id_key`: no state, the same 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.pipeline.batch import MicroBatch
@@ -82,26 +85,21 @@ def rate_counts(
     """
     decided, enriched = batch.decided, batch.enriched
     assert decided is not None and enriched is not None
-    counts = ~enriched.duplicate[chosen]
-    pane, decision = group_of[counts], decided.decision[chosen][counts].astype(np.int64)
-    sampled = np.bincount(group_of[decided.sampled[chosen]], minlength=n)
-    width = len(DECISIONS) * CARD_GROUPS
-    cell = (pane * len(DECISIONS) + decision) * CARD_GROUPS + decided.card_group[chosen][counts]
-    groups = np.bincount(cell, minlength=n * width).reshape(n, len(DECISIONS), CARD_GROUPS)
+    duplicate, decided_as = enriched.duplicate[chosen], decided.decision[chosen]
+    groups, drawn = _rate_cells(group_of, n, duplicate, decided_as, decided.card_group[chosen], decided.sampled[chosen])
     by_rule: list[dict[str, dict[str, int]]] = [{} for _ in range(n)]
     if decided.rules is not None:
-        names = decided.rules.names
+        names, counts = decided.rules.names, ~duplicate
+        pane, decision = group_of[counts], decided_as[counts].astype(np.int64)
         rule = decided.rules.rule[chosen][counts]
         held = rule >= 0
         cell = (pane[held] * len(names) + rule[held]) * len(DECISIONS) + decision[held]
         table = np.bincount(cell, minlength=n * len(names) * len(DECISIONS)).reshape(n, len(names), len(DECISIONS))
         for g, k in np.argwhere(table.any(axis=2)).tolist():
             by_rule[g][names[k]] = _nonzero(table[g, k])
-    drawn: list[int] = sampled.tolist()
-    sparse = SparseCounts(groups)
     return [
-        (drawn[g], {name: found for name, found in zip(DECISIONS, sparse.of(g), strict=True) if found}, by_rule[g])
-        for g in range(n)
+        (count, {name: found for name, found in zip(DECISIONS, each, strict=True) if found}, rules)
+        for count, each, rules in zip(drawn.tolist(), sparse_counts(groups), by_rule, strict=True)
     ]
 
 
@@ -109,21 +107,47 @@ def _nonzero(row: NDArray[np.int64]) -> dict[str, int]:
     return {name: count for name, count in zip(DECISIONS, row.tolist(), strict=True) if count}
 
 
-class SparseCounts:
-    """`counts` (g, k, cells) as flat lists ``[cell, count, ...]``, found with one pass over the cells above 0."""
+def sparse_counts(counts: NDArray[np.int64]) -> list[list[list[int]]]:
+    """`counts` (g, k, cells) as g times k flat lists ``[cell, count, ...]`` of the cells above 0."""
+    pairs, bounds = _sparse(counts.reshape(-1, counts.shape[2]))
+    flat, edges, width = pairs.tolist(), bounds.tolist(), counts.shape[1]
+    lists = [flat[low:high] for low, high in pairwise(edges)]
+    return [lists[at : at + width] for at in range(0, len(lists), width)]
 
-    def __init__(self, counts: NDArray[np.int64]) -> None:
-        rows, self._width = counts.shape[0] * counts.shape[1], counts.shape[1]
-        flat = counts.reshape(rows, counts.shape[2])
-        row, cell = np.nonzero(flat)
-        pairs = np.empty(2 * len(row), dtype=np.int64)
-        pairs[::2], pairs[1::2] = cell, flat[row, cell]
-        self._pairs: list[int] = pairs.tolist()
-        bounds = np.zeros(rows + 1, dtype=np.int64)
-        np.cumsum(2 * np.bincount(row, minlength=rows), out=bounds[1:])
-        self._bounds: list[int] = bounds.tolist()
 
-    def of(self, group: int) -> list[list[int]]:
-        """The k lists of `group`."""
-        pairs, bounds = self._pairs, self._bounds[group * self._width : (group + 1) * self._width + 1]
-        return [pairs[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]
+@njit(cache=True, nogil=True)
+def _rate_cells(group_of, n, duplicate, decision, card_group, sampled):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Transactions (n, decisions, card groups) without repeated event ids, and sampled ones (n,), by group."""
+    groups, drawn = np.zeros((n, len(DECISIONS), CARD_GROUPS), np.int64), np.zeros(n, np.int64)
+    for row in range(len(group_of)):
+        if not duplicate[row]:
+            groups[group_of[row], decision[row], card_group[row]] += 1
+        if sampled[row]:
+            drawn[group_of[row]] += 1
+    return groups, drawn
+
+
+@njit(cache=True, nogil=True)
+def _sparse(counts):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The pairs of all rows of `counts`, one after another, and the bounds of each row."""
+    rows, cells = counts.shape
+    bounds = np.zeros(rows + 1, np.int64)
+    for row in range(rows):
+        bounds[row + 1] = bounds[row]
+        for cell in range(cells):
+            bounds[row + 1] += 2 * (counts[row, cell] > 0)
+    pairs = np.empty(bounds[rows], np.int64)
+    at = 0
+    for row in range(rows):
+        for cell in range(cells):
+            if counts[row, cell] > 0:
+                pairs[at], pairs[at + 1] = cell, counts[row, cell]
+                at += 2
+    return pairs, bounds
+
+
+def warm() -> None:
+    """Compile the loops, or load them from their cache, before the first batch has to wait for them."""
+    one, flag = np.zeros(1, np.int64), np.zeros(1, np.bool_)
+    groups, _ = _rate_cells(one, 1, flag, np.zeros(1, np.int8), one, flag)
+    sparse_counts(groups)

@@ -14,7 +14,8 @@ from stream_scorer.features.engine import Enriched
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.card_alerts import CardCounter
 from stream_scorer.pipeline.pair_inputs import PairCounter
-from stream_scorer.pipeline.sampling import SparseCounts, rate_counts
+from stream_scorer.pipeline.pane_counts import DecidedRows, count_panes
+from stream_scorer.pipeline.sampling import rate_counts, sparse_counts
 from stream_scorer.records import (
     ARMS,
     DECISIONS,
@@ -53,11 +54,9 @@ class Summariser:
         assert events is not None and decided is not None
         # Without a row of the canary, the champion decided all rows, and the canary none.
         chosen = slice(None) if version == 0 and not decided.arm.any() else decided.rows_of(version)
-        panes = self._panes(batch, version, chosen)
+        panes, newest = self._panes(batch, version, chosen)
         cards = self._cards.count(batch, version, chosen)
         differences = self._pairs.count(batch, version, chosen)
-        newest = np.full(len(batch.spans), -1, dtype=np.int64)
-        np.maximum.at(newest, events.transaction_span[chosen], events.transactions.event_time[chosen])
         topic = batch.transactions.topic
         dead = _dead_letters(batch) if version == 0 else {}
         shown = [
@@ -79,63 +78,48 @@ class Summariser:
                 panes.get(index, []),
                 decided.lineup.control_offset,
                 cards.get(index, {}),
-                int(newest[index]) if index in panes else None,
+                newest.get(index),
                 {} if place else differences,
             )
             for place, (index, span) in enumerate(shown)
         ]
 
-    def _panes(self, batch: MicroBatch, version: int, chosen: Rows) -> dict[int, list[PaneSummary]]:
-        """By span of the batch: the counts of its panes, of the `chosen` transactions."""
-        events, enriched, decided = batch.events, batch.enriched, batch.decided
-        assert events is not None and enriched is not None and decided is not None
-        rows, verdict = events.transactions, decided.verdicts[version]
-        pane = rows.event_time[chosen] // self._pane_ms * self._pane_ms
-        starts, pane_of = np.unique(pane, return_inverse=True)
-        cells, group_of = np.unique(events.transaction_span[chosen] * len(starts) + pane_of, return_inverse=True)
-        groups = np.column_stack([cells // max(len(starts), 1), starts[cells % max(len(starts), 1)]])
+    def _panes(
+        self, batch: MicroBatch, version: int, chosen: Rows
+    ) -> tuple[dict[int, list[PaneSummary]], dict[int, int]]:
+        """By span of the batch: the counts of its panes, and its newest event time, of the `chosen` transactions."""
+        enriched, decided = batch.enriched, batch.decided
+        assert enriched is not None and decided is not None
+        groups, group_of = count_panes(_decided_rows(batch, version, chosen), self._pane_ms)
         n = len(groups)
         series = self._series(batch, version, chosen, group_of, n)
-        decision = verdict.decision[chosen]
-        alert = decision > 0
-        decisions = _count_by(group_of, decision, n, len(DECISIONS))
-        money = np.zeros((n, len(DECISIONS)), dtype=np.int64)
-        np.add.at(money, (group_of, decision), rows.value[chosen])
-        duplicates, degraded, fallback = (
-            _sum_by(group_of, flag, n).tolist() for flag in _flags(batch, version, chosen)
-        )
-        bits = np.arange(len(self._members))
-        member_alerts = np.zeros((n, len(self._members)), dtype=np.int64)
-        np.add.at(member_alerts, group_of, (verdict.member_alerts[chosen][:, None] >> bits) & 1)
-        left_out = _against(group_of, alert, verdict.alert_without[chosen], n)
-        others = [i for i in range(len(decided.verdicts)) if i != version]
-        their_alerts = [decided.verdicts[i].decision[chosen] > 0 for i in others]
-        against = _against(group_of, alert, np.stack(their_alerts, axis=1), n) if others else None
-        names = [decided.lineup.versions[i].version for i in others]
         rates = rate_counts(batch, chosen, group_of, n)
+        names = [each.version for index, each in enumerate(decided.lineup.versions) if index != version]
+        features, members = self._ensemble.feature_names, self._members
         panes: dict[int, list[PaneSummary]] = {}
-        total = np.bincount(group_of, minlength=n)
-        for g, (span, start) in enumerate(groups.tolist()):
-            panes.setdefault(span, []).append(
+        newest: dict[int, int] = {}
+        for group, mine, rate in zip(groups, series, rates, strict=True):
+            newest[group.span] = max(newest.get(group.span, -1), group.newest)
+            panes.setdefault(group.span, []).append(
                 PaneSummary(
-                    start,
-                    int(total[g]),
-                    duplicates[g],
-                    degraded[g],
-                    fallback[g],
-                    dict(zip(DECISIONS, decisions[g].tolist(), strict=True)),
-                    dict(zip(DECISIONS, money[g].tolist(), strict=True)),
-                    dict(zip(self._ensemble.feature_names, series[g], strict=False)),
-                    dict(zip(self._members, series[g][self._n_features : -1], strict=True)),
-                    dict(zip(self._members, member_alerts[g].tolist(), strict=True)),
-                    series[g][-1],
-                    dict(zip(self._members, left_out[g].tolist(), strict=True)),
-                    {} if against is None else dict(zip(names, against[g].tolist(), strict=True)),
-                    int(total[g]) if enriched.degraded else 0,
-                    *rates[g],
+                    group.pane,
+                    group.total,
+                    group.duplicates,
+                    group.degraded,
+                    group.fallback,
+                    dict(zip(DECISIONS, group.decisions, strict=True)),
+                    dict(zip(DECISIONS, group.money, strict=True)),
+                    dict(zip(features, mine, strict=False)),
+                    dict(zip(members, mine[self._n_features : -1], strict=True)),
+                    dict(zip(members, group.member_alerts, strict=True)),
+                    mine[-1],
+                    dict(zip(members, group.left_out, strict=True)),
+                    dict(zip(names, group.against, strict=True)),
+                    group.total if enriched.degraded else 0,
+                    *rate,
                 )
             )
-        return panes
+        return panes, newest
 
     def _series(
         self, batch: MicroBatch, version: int, chosen: Rows, group_of: NDArray[np.intp], n: int
@@ -147,8 +131,7 @@ class Summariser:
         values = profile_matrix(enriched.matrix[chosen], scored.member_scores[chosen], scored.score[chosen])
         skip = self._not_evidence(enriched)
         counts = self._binner.count(values, group_of, n, None if skip is None else skip[chosen])
-        sparse = SparseCounts(counts)
-        return [sparse.of(g) for g in range(n)]
+        return sparse_counts(counts)
 
     def _not_evidence(self, enriched: Enriched) -> NDArray[np.bool_] | None:
         """The values (n, k) that no histogram counts, because they are not what complete features give; None for none.
@@ -162,15 +145,29 @@ class Summariser:
         return skip
 
 
-def _flags(batch: MicroBatch, version: int, chosen: Rows) -> tuple[NDArray[np.bool_], ...]:
-    """The chosen transactions that are duplicates, degraded, and decided by the fallback."""
-    enriched, decided = batch.enriched, batch.decided
-    assert enriched is not None and decided is not None
-    scored = decided.verdicts[version].scored
-    fallback = np.isnan(scored.score[chosen])
-    aged = (enriched.stale | enriched.partial)[chosen]
-    degraded = fallback | (scored.coverage[chosen] < 1.0 - 1e-9) | aged | bool(enriched.degraded)
-    return enriched.duplicate[chosen], degraded, fallback
+def _decided_rows(batch: MicroBatch, version: int, chosen: Rows) -> DecidedRows:
+    """What `count_panes` takes of the `chosen` transactions."""
+    events, enriched, decided = batch.events, batch.enriched, batch.decided
+    assert events is not None and enriched is not None and decided is not None
+    verdict, rows = decided.verdicts[version], events.transactions
+    fallback = np.isnan(verdict.scored.score)
+    degraded = fallback | (verdict.scored.coverage < 1.0 - 1e-9) | enriched.stale | enriched.partial
+    if enriched.degraded:
+        degraded[:] = True
+    others = [each.decision for index, each in enumerate(decided.verdicts) if index != version]
+    return DecidedRows(
+        np.arange(len(rows)) if isinstance(chosen, slice) else chosen,
+        events.transaction_span,
+        rows.event_time,
+        rows.value,
+        verdict.decision,
+        enriched.duplicate,
+        degraded,
+        fallback,
+        verdict.member_alerts,
+        verdict.alert_without,
+        np.array(others, np.int8).reshape(len(others), len(rows)),
+    )
 
 
 def _dead_letters(batch: MicroBatch) -> dict[int, int]:
@@ -216,18 +213,3 @@ def _halve_differences(summary: ScoreSummary, rest: ScoreSummary) -> tuple[Score
 def _slice(cards: CardAlerts, part: slice) -> CardAlerts:
     columns = {name: getattr(cards, name)[part] for name in ("card", "served", "other", "event", "value")}
     return replace(cards, **columns)
-
-
-def _against(group_of: I64, alert: NDArray[np.bool_], other: NDArray[np.bool_], groups: int) -> I64:
-    """``(groups, k, 4)``: rows by "alert" against each of `other` (n, k): both, served only, other only, neither."""
-    cell = np.where(alert[:, None], 1 - other, 3 - other)
-    counted = [_count_by(group_of, cell[:, k], groups, 4) for k in range(other.shape[1])]
-    return np.stack(counted, axis=1) if counted else np.zeros((groups, 0, 4), dtype=np.int64)
-
-
-def _count_by(group: I64, code: NDArray[np.signedinteger], groups: int, codes: int) -> I64:
-    return np.bincount(group * codes + code, minlength=groups * codes).reshape(groups, codes)
-
-
-def _sum_by(group: I64, flag: NDArray[np.bool_], groups: int) -> I64:
-    return np.bincount(group[flag], minlength=groups)

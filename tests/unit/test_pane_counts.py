@@ -1,0 +1,79 @@
+"""Counts of a micro-batch by source partition and pane: compiled, against one row at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from stream_scorer.pipeline.pane_counts import DecidedRows, GroupCounts, count_panes
+from stream_scorer.pipeline.sampling import sparse_counts
+
+PANE_MS = 60_000
+MEMBERS, OTHERS = 3, 2
+
+
+def rows_of(n: int, panes: int, chosen: float = 1.0) -> DecidedRows:
+    rng = np.random.default_rng([n, panes])
+    return DecidedRows(
+        np.flatnonzero(rng.random(n) < chosen),
+        rng.integers(0, 4, n),
+        rng.integers(0, panes * PANE_MS, n),
+        rng.integers(0, 2**40, n),
+        rng.integers(0, 3, n).astype(np.int8),
+        rng.random(n) < 0.2,
+        rng.random(n) < 0.2,
+        rng.random(n) < 0.2,
+        rng.integers(0, 2**MEMBERS, n),
+        rng.random((n, MEMBERS)) < 0.5,
+        rng.integers(0, 3, (OTHERS, n)).astype(np.int8),
+    )
+
+
+def one_at_a_time(rows: DecidedRows) -> list[GroupCounts]:
+    found: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row in rows.chosen.tolist():
+        found[int(rows.span[row]), int(rows.event_time[row]) // PANE_MS * PANE_MS].append(row)
+    out = []
+    for (span, pane), mine in sorted(found.items()):
+        alert = rows.decision[mine] > 0
+
+        def table(other: np.ndarray, alert: np.ndarray = alert) -> list[int]:
+            return [int((a & b).sum()) for a in (alert, ~alert) for b in (other, ~other)]
+
+        out.append(
+            GroupCounts(
+                span,
+                pane,
+                max(rows.event_time[mine].tolist()),
+                len(mine),
+                *(int(flags[mine].sum()) for flags in (rows.duplicate, rows.degraded, rows.fallback)),
+                [int((rows.decision[mine] == code).sum()) for code in range(3)],
+                [sum(rows.value[mine][rows.decision[mine] == code].tolist()) for code in range(3)],
+                [int((rows.member_alerts[mine] >> k & 1).sum()) for k in range(MEMBERS)],
+                [table(rows.alert_without[mine, k]) for k in range(MEMBERS)],
+                [table(rows.others[k, mine] > 0) for k in range(OTHERS)],
+            )
+        )
+    return out
+
+
+def test_counts_are_those_of_the_rows_one_at_a_time() -> None:
+    for rows in (rows_of(300, 40), rows_of(300, 2, chosen=0.3), rows_of(1, 1)):
+        counted, group_of = count_panes(rows, PANE_MS)
+        assert counted == one_at_a_time(rows)
+        assert [(counted[g].span, counted[g].pane) for g in group_of.tolist()] == [
+            (int(rows.span[row]), int(rows.event_time[row]) // PANE_MS * PANE_MS) for row in rows.chosen.tolist()
+        ]
+
+
+def test_no_rows_have_no_groups() -> None:
+    counted, group_of = count_panes(rows_of(5, 1, chosen=0.0), PANE_MS)
+    assert counted == []
+    assert len(group_of) == 0
+
+
+def test_sparse_lists_hold_the_cells_above_zero() -> None:
+    counts = np.array([[[0, 2, 0], [0, 0, 0]], [[1, 0, 3], [0, 0, 300]]])
+    assert sparse_counts(counts) == [[[1, 2], []], [[0, 1, 2, 3], [2, 300]]]
+    assert sparse_counts(counts[:0]) == []
