@@ -74,10 +74,11 @@ def count_panes(rows: DecidedRows, pane_ms: int) -> tuple[list[GroupCounts], I64
     out = []
     for (span, pane), row in zip(groups.tolist(), counts.tolist(), strict=True):
         tables = [row[at : at + _CELLS] for at in range(left_out, against + _CELLS * others, _CELLS)]
+        newest, total, duplicates, degraded, fallback = row[:_DECISIONS]
         out.append(
             GroupCounts(
-                span, pane, *row[:_DECISIONS], row[_DECISIONS:_MONEY], row[_MONEY:_MEMBERS], row[_MEMBERS:left_out],
-                tables[:members], tables[members:],
+                span, pane, newest, total, duplicates, degraded, fallback, row[_DECISIONS:_MONEY],
+                row[_MONEY:_MEMBERS], row[_MEMBERS:left_out], tables[:members], tables[members:],
             )
         )  # fmt: skip
     return out, group_of
