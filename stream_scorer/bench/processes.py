@@ -54,14 +54,20 @@ class Bench:
 
 
 class ScorerProcess:
-    """`stream-scorer run` (or ``run --passthrough``), ready when the block begins and ended with it."""
+    """`stream-scorer run` (or ``run --passthrough``), ready when the block begins and ended with it.
 
-    def __init__(self, bench: Bench, kind: Kind, *, prefix: str, group: str) -> None:
+    Args:
+        profile: the file for the profile of its main thread (`cProfile`), which makes it slower.
+    """
+
+    def __init__(self, bench: Bench, kind: Kind, *, prefix: str, group: str, profile: Path | None = None) -> None:
         config, at = bench.config, bench.stack.addresses
         self._url = f"http://{LOOPBACK}:{(port := free_port())}"
         self._log = bench.folder / f"{group}.log"
         # Every relevant setting is a flag, so that the caller's settings file and environment do not affect results.
-        command = [sys.executable, "-m", "stream_scorer.cli.main", "run", "--instance", f"{group}-1", "--group", group]
+        profiler = [] if profile is None else ["-m", "cProfile", "-o", str(profile)]
+        command = [sys.executable, *profiler, "-m", "stream_scorer.cli.main", "run"]
+        command += ["--instance", f"{group}-1", "--group", group]
         command += ["--bootstrap", bench.bootstrap, "--redis", str(at.redis), "--topic-prefix", prefix]
         command += ["--spec", str(CARDS_SPEC), "--ensemble", str(bench.ensemble.resolve()), "--start", "earliest"]
         command += ["--batch", str(config.batch), "--pace-ms", str(config.pace_ms)]

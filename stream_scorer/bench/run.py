@@ -14,6 +14,7 @@ from stream_scorer.bench.loop import run_loop
 from stream_scorer.bench.machine import busy_warning, describe_machine
 from stream_scorer.bench.material import simulate_records, train_cards_ensemble
 from stream_scorer.bench.processes import Bench
+from stream_scorer.bench.profiling import profile_scorer
 from stream_scorer.bench.results import KINDS, DrainRun, Kind, Report
 from stream_scorer.clock import Clock
 from stream_scorer.kafka.topics import TopicAdmin, Topics
@@ -24,9 +25,17 @@ TARGET_PER_SECOND = 15_000
 
 
 def run_bench(
-    config: BenchConfig, folder: Path, *, ensemble: Path | None, clock: Clock, progress: Callable[[str], None]
+    config: BenchConfig,
+    folder: Path,
+    *,
+    ensemble: Path | None,
+    clock: Clock,
+    progress: Callable[[str], None],
+    profiles: Path | None = None,
 ) -> Report:
     """Run the benchmark; logs and data go to `folder`. A given `ensemble` (of the simulator's spec) replaces training.
+
+    With `profiles`, two more drains write profiles of the scorer to this folder; see `bench.profiling`.
 
     Raises:
         UsageError, UnavailableError: the stack could not start, or the ensemble cannot be used.
@@ -58,6 +67,9 @@ def run_bench(
             warnings.append(f"{scores_read} records on scores, {expected} expected")
         loop = run_loop(bench)
         latency = summarise_windows(measure_latency(bench, records))
+        if profiles is not None:
+            for path in profile_scorer(bench, profiles):
+                progress(f"wrote {path}")
     scorer, passthrough = summarise_drains(runs["scorer"]), summarise_drains(runs["passthrough"])
     if missing := sum(entry.missing for entry in latency):
         warnings.append(f"{missing} scores did not arrive in time")

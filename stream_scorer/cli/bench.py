@@ -39,7 +39,11 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON to this file.")
-def bench(quick: bool, ensemble: Path | None, as_json: bool, out: Path | None, **sizes: Any) -> None:
+@click.option("--profile", "profiles", type=click.Path(path_type=Path, file_okay=False), help="Drain twice more, and "
+              "write a profile of the scorer's functions and a flame graph to this folder.")  # fmt: skip
+def bench(
+    quick: bool, ensemble: Path | None, as_json: bool, out: Path | None, profiles: Path | None, **sizes: Any
+) -> None:
     """Measure the scorer, and compare it with the exactly-once passthrough and with a per-event loop from tutorials.
 
     Starts its own Kafka and Redis. Run nothing else at the same time. Compare only ratios from one run: machines
@@ -68,6 +72,7 @@ def bench(quick: bool, ensemble: Path | None, as_json: bool, out: Path | None, *
             ensemble=ensemble,
             clock=clock,
             progress=Steps(clock, lambda text: click.echo(text, err=True)).say,
+            profiles=profiles,
         )
     encoded = msgspec.json.format(msgspec.json.encode(report), indent=2)
     if out is not None:
