@@ -50,9 +50,9 @@ class Backlog:
         self._times.clear()
         self._newest.clear()
 
-    def keep(self, source: SourcePartition, message: Message) -> None:
-        """Add the next message of a partition."""
-        self._messages.setdefault(source, deque()).append(message)
+    def keep(self, source: SourcePartition, messages: Sequence[Message]) -> None:
+        """Add the next messages of a partition."""
+        self._messages.setdefault(source, deque()).extend(messages)
 
     def take(self, max_records: int, lagging: Collection[SourcePartition] = ()) -> list[Message]:
         """At most `max_records` messages: the first ones in event time, or all if fewer wait.

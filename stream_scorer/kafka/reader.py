@@ -210,9 +210,9 @@ class InputReader:
         if self._callback_error is not None:
             error, self._callback_error = self._callback_error, None
             raise error
+        faults = [fault for message in messages if (fault := message.error()) is not None]
         # librdkafka reports a fatal error only once; if we miss it, we never read again.
-        fatal = [fault for message in messages if (fault := message.error()) and fault.code() == KafkaError._FATAL]
-        if fatal:
+        if fatal := [fault for fault in faults if fault.code() == KafkaError._FATAL]:
             self._fatal = fatal[0]
             return []
         if generation != self._generation:
@@ -221,26 +221,32 @@ class InputReader:
             if messages and self._position:
                 self.seek_all({})
             return []
-        good = []
-        for message in messages:
-            fault = message.error()
-            if fault is None:
-                good.append(message)
-            elif fault.code() not in _PASSING and not fault.retriable():
+        for fault in faults:
+            if fault.code() not in _PASSING and not fault.retriable():
                 raise as_domain_error(fault, "read the input", self._bootstrap)
-        return good
+        return [message for message in messages if message.error() is None] if faults else messages
 
     def _set_positions(self, positions: dict[SourcePartition, int]) -> None:
         self._position, self._fetched = dict(positions), dict(positions)
         self._backlog.clear()
 
     def _keep(self, messages: list[Message]) -> None:
+        by_place: dict[tuple[str | None, int | None], list[Message]] = {}
         for message in messages:
-            source, offset = _place(message)
+            by_place.setdefault((message.topic(), message.partition()), []).append(message)
+        for (topic, partition), found in by_place.items():
+            assert topic is not None and partition is not None
+            source = SourcePartition(topic, partition)
             expected = self._fetched.get(source)
-            if expected is not None and offset >= expected:
-                self._fetched[source] = offset + 1
-                self._backlog.keep(source, message)
+            if expected is None:
+                continue
+            offsets = np.array([message.offset() for message in found], dtype=np.int64)
+            # A record below the offsets before it was read already.
+            new = offsets > np.maximum.accumulate(np.concatenate([[expected - 1], offsets[:-1]]))
+            if not new.all():
+                found = [message for message, is_new in zip(found, new.tolist(), strict=True) if is_new]
+            self._fetched[source] = max(expected, int(offsets.max()) + 1)
+            self._backlog.keep(source, found)
 
     def _take(self, max_records: int) -> list[Message]:
         return self._backlog.take(max_records, self._lagging() if len(self._backlog) > max_records else ())
@@ -262,14 +268,17 @@ class InputReader:
 
     def _sort(self, messages: list[Message]) -> Read:
         by_topic: dict[str, list[Message]] = {}
-        start: dict[SourcePartition, int] = {}
         for message in messages:
-            source, offset = _place(message)
-            start.setdefault(source, self._position[source])
-            self._position[source] = offset + 1
-            by_topic.setdefault(source.topic, []).append(message)
-        positions = {source: (low, self._position[source]) for source, low in start.items()}
+            by_topic.setdefault(cast(str, message.topic()), []).append(message)
         records = [_columns(topic, found) for topic, found in by_topic.items()]
+        positions: dict[SourcePartition, tuple[int, int]] = {}
+        for columns in records:
+            # Records of a partition are in log order: the last one in the batch has the highest offset.
+            partitions, from_end = np.unique(columns.partition[::-1], return_index=True)
+            for partition, stop in zip(partitions.tolist(), columns.offset[::-1][from_end].tolist(), strict=True):
+                source = SourcePartition(columns.topic, partition)
+                positions[source] = (self._position[source], stop + 1)
+                self._position[source] = stop + 1
         return Read(records, positions, self._consumer.consumer_group_metadata() if records else None)
 
     def _subscribed(self) -> Consumer:
@@ -330,13 +339,6 @@ class InputReader:
         except BaseException as error:  # see `_assigned`
             self._callback_error = error
         self._set_positions({})
-
-
-def _place(message: Message) -> tuple[SourcePartition, int]:
-    # confluent_kafka types these as optional; a message that was read has them all.
-    topic, partition, offset = message.topic(), message.partition(), message.offset()
-    assert topic is not None and partition is not None and offset is not None
-    return SourcePartition(topic, partition), offset
 
 
 def _columns(topic: str, messages: list[Message]) -> RawRecords:

@@ -28,7 +28,7 @@ def filled(**times: list[int | None]) -> Backlog:
         for time in each:
             field = b"labelled_at" if source is LABELS else b"at"
             value: Any = Message(source, None if time is None else b'{"%s":%d}' % (field, time))
-            backlog.keep(source, value)
+            backlog.keep(source, [value])
     return backlog
 
 
