@@ -102,15 +102,17 @@ prove-all: setup  ## Run all proofs, one result line per proof: make prove-all [
 bench: setup  ## Throughput, latency and CPU cost, compared with the passthrough (about 6 minutes on an idle machine)
 	@$(BIN)/stream-scorer bench
 
-schemas: setup  ## Write generated files: schemas/, the dashboards, and the notebook of own models
+schemas: setup  ## Write generated files: schemas/, the dashboards, the Argo workflow, and the notebook of own models
 	@$(BIN)/python -m stream_scorer.serde.schemas schemas
 	@$(BIN)/python tools/make_documents.py
 	@$(BIN)/python tools/make_dashboards.py
+	@$(BIN)/python tools/make_workflows.py
 
 schemas-check: setup
 	@$(BIN)/python -m stream_scorer.serde.schemas schemas --check
 	@$(BIN)/python tools/make_documents.py --check
 	@$(BIN)/python tools/make_dashboards.py --check
+	@$(BIN)/python tools/make_workflows.py --check
 
 $(BIN)/uv: requirements/bootstrap.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -122,9 +124,13 @@ lock: $(BIN)/uv  ## Resolve dependencies and write the hashed lock files
 	@$(LOCK) pyproject.toml -o requirements/scorer.txt
 	@$(LOCK) pyproject.toml --extra monitor -o requirements/monitor.txt
 	@$(LOCK) pyproject.toml --extra replay -o requirements/replay.txt
+	@$(LOCK) pyproject.toml --extra train --extra replay --extra report --extra openlineage -o requirements/train.txt
 	@$(LOCK) requirements/own-models.in -c requirements/dev.txt -o requirements/own-models.txt
 	@$(LOCK) requirements/peers.in -o requirements/peers.txt
 	@$(LOCK) requirements/peers-alibi.in -o requirements/peers-alibi.txt
+	@$(LOCK) requirements/workflows-airflow.in -o requirements/workflows-airflow.txt
+	@$(LOCK) requirements/workflows-kfp.in -o requirements/workflows-kfp.txt
+	@$(LOCK) requirements/workflows-prefect.in -o requirements/workflows-prefect.txt
 	@$(BIN)/python tools/make_reference.py
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(LOCK) - -o requirements/bootstrap.txt
 

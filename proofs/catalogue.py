@@ -222,6 +222,12 @@ PROOFS = {
         116,
         ("kafka", "redis", "mlflow"),
     ),
+    "workflows": Proof(
+        "the Prefect flow and the Airflow DAG lead from nothing to a shadow; Argo's and Kubeflow's files are valid",
+        600,
+        ("kafka", "redis", "mlflow"),
+        own="builds virtual environments from the package registry or its cache",
+    ),
     "features-bench": Proof(
         "what the feature path costs, by part, by length of rows and number of entities",
         174,

@@ -14,9 +14,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = {"scorer.txt": [], "monitor.txt": ["monitor"], "replay.txt": ["replay"], "dev.txt": ["dev"]}
+LOCKS = {
+    "scorer.txt": [],
+    "monitor.txt": ["monitor"],
+    "replay.txt": ["replay"],
+    "train.txt": ["train", "replay", "report", "openlineage"],
+    "dev.txt": ["dev"],
+}
 # Environments that do not contain the project: lock file by the file of its requirements.
-APART = {"own-models.txt": "own-models.in", "peers.txt": "peers.in", "peers-alibi.txt": "peers-alibi.in"}
+APART = {
+    f"{name}.txt": f"{name}.in"
+    for name in ("own-models", "peers", "peers-alibi", "workflows-airflow", "workflows-kfp", "workflows-prefect")
+}
 
 
 def required(project: dict, extras: list[str]) -> list[Requirement]:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from stream_scorer.cli.datasets import registered_dataset, topic_dataset
 from stream_scorer.cli.options import with_settings
 from stream_scorer.console import make_table, plain, print_table
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
+from stream_scorer.observability.openlineage import Dataset, lineage_run
 from stream_scorer.settings import SETTINGS_FILE, Settings
 
 if TYPE_CHECKING:
@@ -108,8 +110,8 @@ class _Console:
             )
         return state
 
-    def submit(self, name: str, action: Action, who: str, why: str, wait_s: float, **more: Any) -> None:
-        """Submit a command, print whether it counts, and wait until the scorers apply it."""
+    def submit(self, name: str, action: Action, who: str, why: str, wait_s: float, **more: Any) -> int:
+        """Submit a command, print whether it counts, wait until the scorers apply it, and return its offset."""
         from stream_scorer.control.commands import submit
         from stream_scorer.records import Command
 
@@ -129,6 +131,7 @@ class _Console:
             self._move_alias(self.history.states[name])
         if wait_s:
             self._wait(name, entry, wait_s)
+        return entry.offset
 
     def _move_alias(self, state: ServingState) -> None:
         """Move the alias `champion` in the registry to the version that serves."""
@@ -360,9 +363,18 @@ def promote(
     """
     expected = None if expect_rise is None else _rise(expect_rise)
     found = _find(settings, reference)
-    why = _pass_gate(settings, found, why, skip_gate, training_set)
-    with _open_console(settings) as console:
-        console.submit(found.name, "promote", who, why, wait_s, version=found.version, expect_rise=expected)
+
+    def inputs() -> list[Dataset]:
+        return [registered_dataset(settings, found.name, found.version.manifest_sha256)]
+
+    with lineage_run("promote", inputs) as lineage:
+        why = _pass_gate(settings, found, why, skip_gate, training_set)
+        with _open_console(settings) as console:
+            offset = console.submit(
+                found.name, "promote", who, why, wait_s, version=found.version, expect_rise=expected
+            )
+            if lineage is not None:
+                lineage.add(outputs=[topic_dataset(settings, console.topics.control, str(offset))])
 
 
 @_command("weights", *_GATE_SETTINGS)
@@ -510,9 +522,13 @@ def canary(
 @_command("shadow")
 @click.argument("reference")
 def shadow(settings: Settings, reference: str, why: str, who: str, wait_s: float) -> None:
-    """Let REFERENCE score every transaction without deciding any."""
+    """Let REFERENCE score every transaction without deciding any. Changes nothing if it is a shadow already."""
     found = _find(settings, reference)
     with _open_console(settings) as console:
+        state = console.read().states.get(found.name)
+        if state is not None and found.version in state.shadows:
+            click.echo(f"{found.name}:{found.version.version} is a shadow already")
+            return
         console.submit(found.name, "shadow", who, why, wait_s, version=found.version)
 
 

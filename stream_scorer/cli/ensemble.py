@@ -140,13 +140,20 @@ def compare_command(settings: Settings, before: str, after: str, as_json: bool) 
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.argument("name")
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
+@click.option("--once", is_flag=True, help="If a version of NAME is this ensemble, only move the alias to it.")
 @click.option("--why", required=True, help="The reason; the registry keeps it with the version.")
 @with_settings("mlflow.url")
-def register_command(settings: Settings, folder: Path, name: str, alias: str | None, why: str) -> None:
+def register_command(settings: Settings, folder: Path, name: str, alias: str | None, once: bool, why: str) -> None:
     """Register the ensemble in FOLDER as a new version of NAME, if it passes its self-test."""
-    from stream_scorer.ensemble.registry import register
+    from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
+    from stream_scorer.ensemble.registry import find_registered, register, set_alias
 
-    version = register(folder, name, settings.require("mlflow.url"), alias, {"stream_scorer.why": why})
+    registry = settings.require("mlflow.url")
+    version = find_registered(name, manifest_digest(read_manifest(folder)), registry) if once else None
+    if version is None:
+        version = register(folder, name, registry, alias, {"stream_scorer.why": why})
+    elif alias is not None:
+        set_alias(name, alias, version, registry)
     click.echo(f"{name}:{version}")
 
 

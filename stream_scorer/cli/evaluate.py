@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from stream_scorer.cli.datasets import history_datasets, registered_dataset
 from stream_scorer.cli.input_range import check_input, input_options, period
 from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import RegistryUnavailable
+from stream_scorer.observability.openlineage import Dataset, file_dataset, lineage_run
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
@@ -91,6 +93,9 @@ def evaluate(
     log = None if experiment is None else _open_run_log(settings.require("mlflow.url"), experiment)
     versions = _versions(settings, checked, candidates)
     with ExitStack() as stack:
+        lineage = stack.enter_context(
+            lineage_run("evaluate", lambda: _inputs(settings, transactions, labels, versions))
+        )
         if transactions is None:
             bootstrap = settings.require("kafka.bootstrap")
             first = FirstRange(out, facts_of(checked, versions, options) | {"topics": _topic_ids(bootstrap, topics)})
@@ -101,8 +106,11 @@ def evaluate(
             source = sources.from_files(transactions, labels, topics, checked, scored, as_of, warm=warm)
         progress = stack.enter_context(Progress("scoring", source.total, clock))
         result = run(source, checked, versions, options, out, clock, on_progress=progress.stage)
-    if html is not None:
-        _write_page(result, html)
+        if html is not None:
+            _write_page(result, html)
+        if lineage is not None:
+            lineage.add(outputs=[Dataset("file", str(out.resolve()), result.digests.all)])
+            lineage.add(outputs=[] if html is None else [file_dataset(html)])
     if as_json:
         click.echo(msgspec.json.encode(result).decode())
     else:
@@ -128,6 +136,14 @@ def _say_range(first: FirstRange) -> None:
         click.echo(f"using the offsets of the first start; {newer}: another --out includes them", err=True)
     if first.expired:
         click.echo("the topics no longer have the offsets of the first start: the evaluation begins again", err=True)
+
+
+def _inputs(
+    settings: Settings, transactions: Path | None, labels: Path | None, versions: list[Ensemble]
+) -> list[Dataset]:
+    """History and versions."""
+    ensembles = [registered_dataset(settings, each.name, each.digest) for each in versions]
+    return [*history_datasets(settings, transactions, labels), *ensembles]
 
 
 def _versions(settings: Settings, checked: CheckedSpec, candidates: tuple[str, ...]) -> list[Ensemble]:

@@ -11,10 +11,12 @@ import click
 import msgspec
 from click.core import ParameterSource
 
+from stream_scorer.cli.datasets import ensemble_dataset, history_datasets, registered_dataset
 from stream_scorer.cli.history import history_options, read_history
 from stream_scorer.cli.options import with_settings
 from stream_scorer.clock import SystemClock, build_clock
 from stream_scorer.console import Progress, make_table, print_table
+from stream_scorer.observability.openlineage import Dataset, file_dataset, lineage_run
 from stream_scorer.settings import Settings
 from stream_scorer.spec.load import load_spec
 from stream_scorer.spec.training import CheckedTraining, check_training
@@ -70,6 +72,11 @@ if TYPE_CHECKING:
 )
 @click.option("--jobs", type=click.IntRange(1), help="Fits at a time, with --training.  [default: the available cores]")
 @click.option(
+    "--keep",
+    is_flag=True,
+    help="Do not train if --out has the ensemble of the same history and specs; with --training.",
+)
+@click.option(
     "--save-set",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the training set with its features, for the rule leak of `stream-scorer gate`.",
@@ -93,6 +100,7 @@ def train(
     link: Any,
     training: Path | None,
     jobs: int | None,
+    keep: bool,
     save_set: Path | None,
     register_as: str | None,
     alias: str | None,
@@ -107,24 +115,27 @@ def train(
     if alias and not register_as:
         raise click.UsageError("--alias needs --register.")
     rates = None if review_rate is None or block_rate is None else AlertRates(review_rate, block_rate)
-    _check_training_options(training, jobs)
+    _check_training_options(training, jobs, keep)
     recipe = Recipe(seed, name, rates, calibrator=calibrator, combiner=combiner, link=link)
     tracking_uri = settings.require("mlflow.url") if register_as else None
     # Features depend on which ids are equal, not on the ids: a key for this run is enough.
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
     how = recipe if training is None else _find_training(training, spec, name)
-    with Progress("training", None, SystemClock()) as progress:
-        data = read_history(settings, spec, transactions, labels, from_topics, progress)
-        manifest = _train(data, spec, out, how, jobs, progress)
-        if save_set is not None:
-            from stream_scorer.train.export import write_training_table
-
-            write_training_table(data, spec, save_set)
     version = None
-    if register_as and tracking_uri:
-        from stream_scorer.ensemble.registry import register
+    with lineage_run("train", lambda: history_datasets(settings, transactions, labels)) as lineage:
+        with Progress("training", None, SystemClock()) as progress:
+            data = read_history(settings, spec, transactions, labels, from_topics, progress)
+            manifest = _train(data, spec, out, how, jobs, progress, keep=keep)
+            if save_set is not None:
+                from stream_scorer.train.export import write_training_table
 
-        version = register(out, register_as, tracking_uri, alias)
+                write_training_table(data, spec, save_set)
+        if register_as and tracking_uri:
+            from stream_scorer.ensemble.registry import register
+
+            version = register(out, register_as, tracking_uri, alias)
+        if lineage is not None:
+            lineage.add(outputs=_outputs(settings, manifest, out, save_set, register_as))
     lines = member_lines(out, spec)
     if as_json:
         registered = {"registered": register_as, "version": version, "alias": alias}
@@ -136,11 +147,13 @@ def train(
         click.echo(f"registered as {register_as}:{version}" + (f" ({register_as}@{alias})" if alias else ""))
 
 
-def _check_training_options(training: Path | None, jobs: int | None) -> None:
+def _check_training_options(training: Path | None, jobs: int | None, keep: bool) -> None:
     """Refuse options that a training spec replaces, or that need one."""
     if training is None:
         if jobs is not None:
             raise click.UsageError("--jobs needs --training.")
+        if keep:
+            raise click.UsageError("--keep needs --training.")
         return
     for option in ("seed", "calibrator", "combiner", "link", "review_rate", "block_rate"):
         if click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE:
@@ -154,15 +167,36 @@ def _find_training(path: Path, spec: CheckedSpec, name: str | None) -> CheckedTr
     return checked if name is None else check_training(msgspec.structs.replace(checked.spec, name=name))
 
 
+def _outputs(
+    settings: Settings, manifest: Manifest, out: Path, save_set: Path | None, register_as: str | None
+) -> list[Dataset]:
+    """What a training wrote."""
+    from stream_scorer.ensemble.manifest import manifest_digest
+
+    found = [ensemble_dataset(out, manifest)]
+    found += [] if save_set is None else [file_dataset(save_set)]
+    return found + ([registered_dataset(settings, register_as, manifest_digest(manifest))] if register_as else [])
+
+
 def _train(
-    data: TrainingSet, spec: CheckedSpec, out: Path, how: Recipe | CheckedTraining, jobs: int | None, progress: Progress
+    data: TrainingSet,
+    spec: CheckedSpec,
+    out: Path,
+    how: Recipe | CheckedTraining,
+    jobs: int | None,
+    progress: Progress,
+    *,
+    keep: bool,
 ) -> Manifest:
-    from stream_scorer.train.from_spec import Options, train_from_spec
+    from stream_scorer.train.from_spec import Options, find_equal, train_from_spec
     from stream_scorer.train.parallel import available_cores
     from stream_scorer.train.train import train_ensemble
 
     clock = build_clock(os.environ)
     if isinstance(how, CheckedTraining):
+        if keep and (kept := find_equal(data, spec, how, out)) is not None:
+            progress.say(f"{out} has the ensemble of the same history and specs: kept")
+            return kept
         options = Options(jobs or available_cores(), progress.stage, clock)
         return train_from_spec(data, spec, how, out, options)
     return train_ensemble(data, spec, out, how, on_progress=progress.stage, clock=clock)

@@ -164,6 +164,17 @@ def register(
     return str(version)
 
 
+def find_registered(name: str, manifest_sha256: str, tracking_uri: str) -> str | None:
+    """The newest version of `name` with this manifest; None if there is none.
+
+    Raises:
+        ArtifactError: the registry rejects the name. RegistryUnavailable: the registry does not answer.
+    """
+    with connected(tracking_uri) as client:
+        found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{manifest_sha256}'")
+    return str(max(int(each.version) for each in found)) if found else None
+
+
 def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[Path, str]:
     """The folder that holds `reference`, its digests verified, and its version (``local-<digest>`` for a folder).
 

@@ -24,7 +24,7 @@ from stream_scorer.train.dense import one_thread
 from stream_scorer.train.folds import known_label, label_delay_ms, make_folds, make_windows
 from stream_scorer.train.out_of_fold import OutOfFold, score_out_of_fold
 from stream_scorer.train.parallel import run_parallel
-from stream_scorer.train.provenance import describe_training
+from stream_scorer.train.provenance import describe_training, find_trained
 from stream_scorer.train.recipe import Progress, TrainingSet
 from stream_scorer.train.stack import Stack, fit_stack
 
@@ -92,13 +92,22 @@ def train_from_spec(
         final_calibrator=stack.final,
         thresholds=stack.thresholds,
         quorum=spec.spec.policy.quorum,
-        training=describe_training(data, f"{spec.sha256} {training.sha256}", trained.metrics),
+        training=describe_training(data, _identity(spec, training), trained.metrics),
         combiner=stack.how,
         link=stack.link,
     )
     manifest = compose_ensemble(out_dir, outline, drafts, data.features[oof.rows], oof.raw)
     options.progress("done", 1, 1)
     return manifest
+
+
+def _identity(spec: CheckedSpec, training: CheckedTraining) -> str:
+    return f"{spec.sha256} {training.sha256}"
+
+
+def find_equal(data: TrainingSet, spec: CheckedSpec, training: CheckedTraining, folder: Path) -> Manifest | None:
+    """The manifest in `folder` if `train_from_spec` wrote it from the same rows and specs, else None."""
+    return find_trained(folder, data, _identity(spec, training))
 
 
 def fit_ensemble(

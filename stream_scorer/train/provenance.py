@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
-from stream_scorer.ensemble.manifest import Training
+from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import MANIFEST_FILE, Manifest, Training
+from stream_scorer.errors import ArtifactError
 from stream_scorer.train.recipe import TrainingSet
 
 
@@ -18,10 +21,25 @@ def describe_training(data: TrainingSet, identity: str, metrics: dict[str, dict[
         last_event_time=int(data.event_time.max()),
         rows=len(data.label),
         positives=int(data.label.sum()),
-        run_id=hashlib.sha256(f"{data_sha256} {identity}".encode()).hexdigest()[:16],
+        run_id=_run_id(data_sha256, identity),
         data_sha256=data_sha256,
         metrics=metrics,
     )
+
+
+def _run_id(data_sha256: str, identity: str) -> str:
+    return hashlib.sha256(f"{data_sha256} {identity}".encode()).hexdigest()[:16]
+
+
+def find_trained(folder: Path, data: TrainingSet, identity: str) -> Manifest | None:
+    """The manifest in `folder` if it has the `run_id` of this training and its files are complete, else None."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    try:
+        manifest = Ensemble.load(folder, version="").manifest
+    except ArtifactError:
+        return None
+    return manifest if manifest.training.run_id == _run_id(set_digest(data), identity) else None
 
 
 def set_digest(data: TrainingSet) -> str:

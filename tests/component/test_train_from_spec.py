@@ -20,7 +20,7 @@ from stream_scorer.errors import CheckFailed, SpecError, UsageError
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.spec.training import check_training, load_training, parse_training
 from stream_scorer.train.folds import DAY_MS
-from stream_scorer.train.from_spec import Options, fit_ensemble, train_from_spec
+from stream_scorer.train.from_spec import Options, find_equal, fit_ensemble, train_from_spec
 from stream_scorer.train.holdout import read_openings
 from stream_scorer.train.recipe import TrainingSet
 from stream_scorer.train.search import Holdout, cross_validate, evaluate_holdout
@@ -79,6 +79,17 @@ def test_the_result_does_not_depend_on_the_number_of_jobs_but_on_the_seed(data: 
     assert one == files(train(data, tmp_path / "three", 3))
     other = files(train(data, tmp_path / "other", 3, TRAINING.replace("seed: 7", "seed: 8")))
     assert one["boost.txt"] != other["boost.txt"]
+
+
+def test_an_ensemble_of_the_same_training_is_found_and_a_damaged_one_is_not(data: TrainingSet, tmp_path: Path) -> None:
+    training = parse_training(TRAINING)
+    assert find_equal(data, SPEC, training, tmp_path / "none") is None
+    out = train(data, tmp_path / "out", 2)
+    assert find_equal(data, SPEC, training, out) == read_manifest(out)
+    assert find_equal(data, SPEC, parse_training(TRAINING.replace("seed: 7", "seed: 8")), out) is None
+    assert find_equal(replace(data, label=~data.label), SPEC, training, out) is None
+    (out / "boost.txt").write_bytes(b"")
+    assert find_equal(data, SPEC, training, out) is None
 
 
 def test_serving_members_learn_from_all_rows_and_the_rest_from_rows_that_members_did_not_see(

@@ -14,9 +14,17 @@ import pytest
 from stream_scorer.ensemble import registry
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.manifest import Input, NoCalibrator, Platt, Thresholds, Training
+from stream_scorer.ensemble.manifest import (
+    Input,
+    NoCalibrator,
+    Platt,
+    Thresholds,
+    Training,
+    manifest_digest,
+    read_manifest,
+)
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
-from stream_scorer.ensemble.registry import list_versions, register, resolve
+from stream_scorer.ensemble.registry import find_registered, list_versions, register, resolve
 from stream_scorer.errors import ArtifactError, RegistryUnavailable
 from stream_scorer.stack import LocalStack
 
@@ -89,6 +97,15 @@ def test_an_alias_moves_and_the_cache_keeps_both(mlflow: str, tmp_path: Path) ->
     assert (int(first), int(second), version) == (1, 2, "2")
     assert new != old
     assert old.is_dir()
+
+
+def test_a_registered_manifest_is_found_again(mlflow: str, tmp_path: Path) -> None:
+    made = [make(tmp_path / str(bias), bias) for bias in (0.1, 0.2)]
+    digests = [manifest_digest(read_manifest(folder)) for folder in made]
+    assert find_registered("again", digests[0], mlflow) is None
+    versions = [register(made[0], "again", mlflow) for _ in range(2)]
+    assert find_registered("again", digests[0], mlflow) == versions[-1] == "2"
+    assert find_registered("again", digests[1], mlflow) is None
 
 
 def test_mistakes_are_named_with_what_there_is(mlflow: str, tmp_path: Path) -> None:

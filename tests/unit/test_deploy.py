@@ -28,7 +28,7 @@ DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").rglob("*.yaml"))
 KUBERNETES = "1.34"
 # Images: files in requirements/.
-ROLES = ("scorer", "monitor", "replay")
+ROLES = ("scorer", "monitor", "replay", "train")
 VARIABLES = {setting.variable for setting in CATALOGUE}
 
 

@@ -1,0 +1,1 @@
+"""Programs that the proof `workflows` runs in the environments of the orchestrators."""
