@@ -48,7 +48,7 @@ from stream_scorer.kafka.transactions import TransactionPair
 from stream_scorer.observability import metrics as m
 from stream_scorer.observability.health import HealthServer
 from stream_scorer.observability.liveness import Health
-from stream_scorer.pipeline import pane_counts, sampling
+from stream_scorer.pipeline import histogram_text, pane_counts, sampling
 from stream_scorer.pipeline.accounting import Account
 from stream_scorer.pipeline.apply import Apply
 from stream_scorer.pipeline.availability import Availability
@@ -146,6 +146,7 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
     engine.warm()
     pane_counts.warm()
     sampling.warm()
+    histogram_text.warm()
     store = make_store(settings, checked, engine, topics, sources)
     housekeeping = Housekeeping(store.twin(), lambda: open_log(settings), [topics.transactions, topics.labels], metrics)
     limit = TopicAdmin(settings["kafka.bootstrap"]).message_limit(topics.dead_letters)

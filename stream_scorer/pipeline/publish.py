@@ -117,7 +117,9 @@ class Publisher:
         """The summarisers of the versions that make decisions."""
         deciding = {f"{e.version} {e.digest}": e for e in lineup.versions[: lineup.deciding]}
         before = self._summarisers
-        self._summarisers = {n: before.get(n) or Summariser(e, self._checked) for n, e in deciding.items()}
+        self._summarisers = {
+            n: before.get(n) or Summariser(e, self._checked, encoded=True) for n, e in deciding.items()
+        }
         return list(self._summarisers.values())
 
     def _in_order(self, batch: MicroBatch) -> Iterable[_Output]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from stream_scorer.ensemble.profile import Binner, profile_matrix
 from stream_scorer.features.engine import Enriched
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.card_alerts import CardCounter
+from stream_scorer.pipeline.histogram_text import HistogramText
 from stream_scorer.pipeline.pair_inputs import PairCounter
 from stream_scorer.pipeline.pane_counts import DecidedRows, count_panes
 from stream_scorer.pipeline.sampling import rate_counts, sparse_counts
@@ -33,14 +35,19 @@ Rows = NDArray[np.int64] | slice
 
 
 class Summariser:
-    """Counts micro-batches on the bins of an ensemble's reference profile."""
+    """Counts micro-batches on the bins of an ensemble's reference profile.
 
-    def __init__(self, ensemble: Ensemble, checked: CheckedSpec) -> None:
+    Args:
+        encoded: whether the histograms of summaries are JSON text (`msgspec.Raw`), for summaries that are only encoded.
+    """
+
+    def __init__(self, ensemble: Ensemble, checked: CheckedSpec, *, encoded: bool = False) -> None:
         self._ensemble = ensemble
         self._binner = Binner.of(ensemble.manifest)
         self._pane_ms = duration_ms(checked.spec.monitor.pane)
         self._members = ensemble.member_names
         self._n_features = len(ensemble.feature_names)
+        self._text = HistogramText(ensemble.feature_names, self._members) if encoded else None
         self._cards = CardCounter(checked)
         self._pairs = PairCounter(checked)
 
@@ -95,10 +102,10 @@ class Summariser:
         series = self._series(batch, version, chosen, group_of, n)
         rates = rate_counts(batch, chosen, group_of, n)
         names = [each.version for index, each in enumerate(decided.lineup.versions) if index != version]
-        features, members = self._ensemble.feature_names, self._members
+        members = self._members
         panes: dict[int, list[PaneSummary]] = {}
         newest: dict[int, int] = {}
-        for group, mine, rate in zip(groups, series, rates, strict=True):
+        for group, (features, scores, score), rate in zip(groups, series, rates, strict=True):
             newest[group.span] = max(newest.get(group.span, -1), group.newest)
             panes.setdefault(group.span, []).append(
                 PaneSummary(
@@ -109,10 +116,10 @@ class Summariser:
                     group.fallback,
                     dict(zip(DECISIONS, group.decisions, strict=True)),
                     dict(zip(DECISIONS, group.money, strict=True)),
-                    dict(zip(features, mine, strict=False)),
-                    dict(zip(members, mine[self._n_features : -1], strict=True)),
+                    features,
+                    scores,
                     dict(zip(members, group.member_alerts, strict=True)),
-                    mine[-1],
+                    score,
                     dict(zip(members, group.left_out, strict=True)),
                     dict(zip(names, group.against, strict=True)),
                     group.total if enriched.degraded else 0,
@@ -121,17 +128,25 @@ class Summariser:
             )
         return panes, newest
 
-    def _series(
-        self, batch: MicroBatch, version: int, chosen: Rows, group_of: NDArray[np.intp], n: int
-    ) -> list[list[list[int]]]:
-        """The sparse histograms of all series in each of `n` groups."""
+    def _series(self, batch: MicroBatch, version: int, chosen: Rows, group_of: NDArray[np.intp], n: int) -> list[Any]:
+        """The histograms of features, members and score in each of `n` groups."""
         enriched, decided = batch.enriched, batch.decided
         assert enriched is not None and decided is not None
         scored = decided.verdicts[version].scored
         values = profile_matrix(enriched.matrix[chosen], scored.member_scores[chosen], scored.score[chosen])
         skip = self._not_evidence(enriched)
         counts = self._binner.count(values, group_of, n, None if skip is None else skip[chosen])
-        return sparse_counts(counts)
+        if self._text is not None:
+            return self._text.encode(counts)
+        names, members = self._ensemble.feature_names, self._members
+        return [
+            (
+                dict(zip(names, lists, strict=False)),
+                dict(zip(members, lists[self._n_features : -1], strict=True)),
+                lists[-1],
+            )
+            for lists in sparse_counts(counts)
+        ]
 
     def _not_evidence(self, enriched: Enriched) -> NDArray[np.bool_] | None:
         """The values (n, k) that no histogram counts, because they are not what complete features give; None for none.

@@ -133,7 +133,7 @@ def encode_lineage(header: LineageHeader, columns: LineageColumns) -> Iterator[E
     codec = pa.Codec(_CODEC)
     # What all records share is compressed once: Zstandard frames one after another decompress as one.
     head = codec.compress(schema.serialize(), asbytes=True)
-    most = max(MAX_ROW_BYTES * len(offset) // max(batch.nbytes, 1), 1)
+    most = max(MAX_ROW_BYTES * len(offset) // max(batch.get_total_buffer_size(), 1), 1)
     edges = [0, *(np.flatnonzero(np.diff(partition)) + 1).tolist(), len(partition)]
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         for start in range(low, high, most):

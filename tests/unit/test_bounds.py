@@ -34,8 +34,8 @@ class StepClock:
 
 def test_the_publisher_keeps_no_former_version_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     class Summariser:
-        def __init__(self, ensemble: Any, _checked: object) -> None:
-            self.ensemble = ensemble
+        def __init__(self, ensemble: Any, _checked: object, *, encoded: bool) -> None:
+            self.ensemble, self.encoded = ensemble, encoded
 
         def summarise(self, _batch: object, _version: int) -> Iterator[Any]:
             return iter(())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import msgspec
 import numpy as np
 
+from stream_scorer.pipeline.histogram_text import HistogramText
 from stream_scorer.pipeline.pane_counts import DecidedRows, GroupCounts, count_panes
 from stream_scorer.pipeline.sampling import sparse_counts
 
@@ -77,3 +79,16 @@ def test_sparse_lists_hold_the_cells_above_zero() -> None:
     counts = np.array([[[0, 2, 0], [0, 0, 0]], [[1, 0, 3], [0, 0, 300]]])
     assert sparse_counts(counts) == [[[1, 2], []], [[0, 1, 2, 3], [2, 300]]]
     assert sparse_counts(counts[:0]) == []
+
+
+def test_text_of_histograms_is_the_encoding_of_their_lists() -> None:
+    names, members = ["amount", 'an "odd"\nname', "größe"], ["a", "b"]
+    counts = np.zeros((3, 6, 40), np.int64)
+    rng = np.random.default_rng(5)
+    counts[:2] = rng.integers(0, 3, (2, 6, 40)) * rng.integers(0, 10, (2, 6, 40)) ** 15
+    texts = HistogramText(names, members).encode(counts)
+    for (features, scores, score), lists in zip(texts, sparse_counts(counts), strict=True):
+        assert bytes(features) == msgspec.json.encode(dict(zip(names, lists[:3], strict=True)))
+        assert bytes(scores) == msgspec.json.encode(dict(zip(members, lists[3:5], strict=True)))
+        assert bytes(score) == msgspec.json.encode(lists[5])
+    assert HistogramText(names, members).encode(counts[:0]) == []
