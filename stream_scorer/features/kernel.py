@@ -225,12 +225,15 @@ def _add_transaction(scope: I64, when: int, value: int, left: int, latest: int) 
 @njit(cache=True, nogil=True, inline="always")
 def _shortest(scope: I64, group: int, when: int) -> int:
     """The shortest window of the group that contains the time `when`; below `group` if there is none."""
-    w = scope[group, PLACE]
+    place = scope[group, PLACE]
+    w = place
     while w >= group and when < scope[w, FIRST]:
         w -= 1
     while w + 1 < scope[group, GROUP_STOP] and when >= scope[w + 1, FIRST]:
         w += 1
-    scope[group, PLACE] = w
+    # A store only where the window changes: the next entry would wait for it.
+    if w != place:
+        scope[group, PLACE] = w
     return w if when < scope[group, END] else group - 1
 
 
