@@ -8,9 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from stream_scorer.cli.main import cli
 from stream_scorer.ensemble import registry
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
@@ -26,7 +29,10 @@ from stream_scorer.ensemble.manifest import (
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.ensemble.registry import find_registered, list_versions, register, resolve
 from stream_scorer.errors import ArtifactError, RegistryUnavailable
+from stream_scorer.evaluation.result import Evaluation
+from stream_scorer.spec import parse_spec
 from stream_scorer.stack import LocalStack
+from tests.support.small_history import SPEC_TEXT, small_ensemble, write_history
 
 pytestmark = pytest.mark.integration
 
@@ -86,6 +92,49 @@ def test_the_run_carries_metrics_and_parameters(mlflow: str, tmp_path: Path) -> 
     assert run.data.metrics == {"ensemble.average_precision": 0.75}
     assert (run.data.params["spec"], run.data.params["weight.only"]) == ("cards", "1.0")
     assert run.info.status == "FINISHED"
+
+
+def test_an_evaluation_becomes_a_run(mlflow: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    (tmp_path / "spec.yaml").write_text(SPEC_TEXT)
+    checked, (transactions, labels) = parse_spec(SPEC_TEXT), write_history(tmp_path / "history", 600)
+    for version, members in (("1", {"one": 1}), ("2", {"one": 1, "two": 2})):
+        small_ensemble(tmp_path, checked, version, members)
+        assert register(tmp_path / version, "small", mlflow) == version
+    arguments = ["evaluate", "small:2", "--ensemble", "small:1", "--spec", str(tmp_path / "spec.yaml"),
+                 "--transactions", str(transactions), "--labels", str(labels), "--replicates", "20", "--json",
+                 "--out", str(tmp_path / "out"), "--mlflow", mlflow, "--cache", str(tmp_path / "cache"),
+                 "--experiment", "reviews"]  # fmt: skip
+    results = []
+    for _ in range(2):
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, (done.output, done.exception)
+        results.append(msgspec.json.decode(done.stdout, type=Evaluation))
+    result, client = results[0], MlflowClient(mlflow, mlflow)
+    experiment = client.get_experiment_by_name("reviews")
+    runs = client.search_runs([experiment.experiment_id], f"params.digest = '{result.digests.all}'")
+    assert len(runs) == 2
+    run = runs[-1]
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "evaluate small 1, small 2"
+    assert run.data.tags["stream_scorer.evaluation_sha256"] == result.digests.all
+    assert run.data.params["digest.scores"] == result.digests.scores
+    assert run.data.params["version.2"] == f"small 2, {result.versions[1].sha256}"
+    assert run.data.params["input.labels"] == result.input["labels"]
+    assert run.data.metrics["2.average_precision"] == result.versions[1].average_precision.value
+    assert run.data.metrics["1.value_caught"] == result.versions[0].alerts.value_caught
+    difference = result.candidates[0].differences["recall"]
+    assert run.data.metrics["2.minus_champion.recall"] == difference.value
+    assert run.data.metrics["2.minus_champion.recall.low"] == difference.low
+    assert run.data.metrics["member.two.roc_auc"] == result.members[1].roc_auc
+    folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
+    assert msgspec.json.decode((folder / "evaluation.json").read_bytes(), type=Evaluation).digests == result.digests
+    assert "Effective challenge" in (folder / "evaluation.html").read_text()
+    client.delete_experiment(experiment.experiment_id)
+    refused = CliRunner().invoke(cli, arguments)
+    assert isinstance(refused.exception, ArtifactError)
+    assert "was deleted" in refused.exception.message
 
 
 def test_an_alias_moves_and_the_cache_keeps_both(mlflow: str, tmp_path: Path) -> None:
