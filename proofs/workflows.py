@@ -23,12 +23,14 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -327,13 +329,13 @@ def _prefect(world: World, result: Result, files: Path, python: str, number: int
     refused = _program(
         world, "prefect-refused", [*command, *_assignments(world.parameters(number, "refusing"))], environ, check=False
     )
-    result.check("a candidate that the gate refuses fails the flow", refused.returncode != 0)
+    result.check("a candidate that the gate refuses fails the flow", refused != 0)
     result.check("and is not registered", world.versions() == before)
     log = (world.folder / "prefect-refused.log").read_text()
     result.check("the log has the reason", "cost.bytes" in log and "the gate refuses" in log)
     trained = (world.work(number) / "ensemble" / "manifest.json").read_bytes()
     done = _program(world, "prefect-run", [*command, *_assignments(world.parameters(number))], environ, check=False)
-    result.check("Prefect runs every step", done.returncode == 0)
+    result.check("Prefect runs every step", done == 0)
     again = (world.work(number) / "ensemble" / "manifest.json").read_bytes()
     result.check("a second run keeps what was trained", trained == again)
     return "Prefect"
@@ -343,19 +345,23 @@ def _assignments(values: Mapping[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def _program(
-    world: World, name: str, command: Sequence[str], environ: Mapping[str, str], *, check: bool = True
-) -> subprocess.CompletedProcess[bytes]:
-    """Run a program of an orchestrator; its output is in ``<name>.log``."""
+def _program(world: World, name: str, command: Sequence[str], environ: Mapping[str, str], *, check: bool = True) -> int:
+    """Run a program of an orchestrator and return its exit code; its output is in ``<name>.log``."""
     started = time.monotonic()
     log = world.folder / f"{name}.log"
     with log.open("wb") as out:
-        done = subprocess.run(die_with_parent(list(command)), env=dict(environ), stdout=out, stderr=out, check=False,
-                              cwd=world.folder, timeout=RUN_S)  # fmt: skip
-    world.context.say(f"{name}: exit {done.returncode}, {time.monotonic() - started:.0f} s")
-    if check and done.returncode != 0:
-        raise AssertionError(f"{name} ended with {done.returncode}:\n{log.read_text()[-3_000:]}")
-    return done
+        process = subprocess.Popen(die_with_parent(list(command)), env=dict(environ), stdout=out, stderr=out,
+                                   cwd=world.folder, start_new_session=True)  # fmt: skip
+        try:
+            code = process.wait(RUN_S)
+        finally:
+            # Its workers too: they would wait for work after their executor has died.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    world.context.say(f"{name}: exit {code}, {time.monotonic() - started:.0f} s")
+    if check and code != 0:
+        raise AssertionError(f"{name} ended with {code}:\n{log.read_text()[-3_000:]}")
+    return code
 
 
 def _is_shadow(world: World, result: Result, orchestrator: str, version: str, number: int) -> None:
