@@ -288,6 +288,8 @@ def _airflow(world: World, result: Result, files: Path, python: str, number: int
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "2",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        # Its first answer takes long on busy cores.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "120",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__API_AUTH__JWT_SECRET": hashlib.sha256(f"{port}".encode()).hexdigest(),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
@@ -300,7 +302,7 @@ def _airflow(world: World, result: Result, files: Path, python: str, number: int
     with (world.folder / "airflow-server.log").open("wb") as log:
         process = subprocess.Popen(die_with_parent(server), env=environ, stdout=log, stderr=log)
         try:
-            wait_until("Airflow's API server answers", lambda: _answers(f"http://127.0.0.1:{port}/api/v2/version"),
+            wait_until("Airflow's API server answers", lambda: _answers(f"http://127.0.0.1:{port}/execution/health"),
                        WAIT_S, 1.0)  # fmt: skip
             conf = json.dumps(world.parameters(number))
             run = [python, str(PROGRAMS / "airflow_run.py"), str(dags), "stream-scorer-candidate", conf, str(out)]
@@ -420,7 +422,7 @@ def _free_port() -> int:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with urllib.request.urlopen(url, timeout=60):
             return True
     except OSError:
         return False
