@@ -196,7 +196,7 @@ def updates(context: Context, checked: CheckedSpec, traffic: Traffic, scale: Sca
     cases = []
     for number in range(scale.updates):
         kind: Kind = KINDS[number % len(KINDS)]
-        every = (number // len(KINDS) + number) % 2 == 1
+        every = number % 2 == 1
         base = traffic.retrained if every else good
         fault, effect = find_fault(truth, old, base, kind, TARGETS[number % len(TARGETS)], rng)
         trial = Trial(checked, good.ensemble("1"), fault.apply(base).ensemble(str(number + 2)))
