@@ -111,8 +111,8 @@ PROOFS = {
         "whatever an ensemble's files hold: refused with a code, nothing executed, no process dies", 96
     ),
     "members-bench": Proof(
-        "the scoring stage costs little more than the predictions of its members alone",
-        29,
+        "members cost a fraction of their libraries' predictions, with the same sums; what the whole stage costs",
+        60,
         own="measures speed; needs no services",
     ),
     "usage": Proof(

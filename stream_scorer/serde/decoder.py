@@ -86,8 +86,7 @@ def hash_ids(ids: Sequence[str]) -> NDArray[np.int64]:
 
     The probability of a collision within the few hundred events of an entity is negligible.
     """
-    digest = xxhash.xxh3_64_intdigest
-    return np.array([digest(i.encode()) for i in ids], dtype=np.uint64).view(np.int64)
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, map(str.encode, ids)), np.uint64, len(ids)).view(np.int64)
 
 
 class TransactionDecoder:

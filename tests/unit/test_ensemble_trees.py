@@ -1,4 +1,4 @@
-"""Trees walked by our own loop add up to what the library that grew them adds up to, bit for bit."""
+"""Trees evaluated by our own loops add up to what the library that grew them adds up to, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import xgboost
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.members import load_member
+from stream_scorer.ensemble.members.bit_vectors import MAX_LEAVES
+from stream_scorer.ensemble.members.trees import Forest, Tree
 from stream_scorer.errors import ArtifactError
 
 QUIET = {"verbose": -1, "num_threads": 1, "seed": 1, "deterministic": True, "max_bin": 63}
@@ -63,7 +65,9 @@ def test_lightgbm(kind: str, missing: bool) -> None:
     if kind == "forest":
         assert np.array_equal(member.predict(inputs), booster.predict(inputs))
     else:
-        assert np.array_equal(member._trees.sums(inputs), booster.predict(inputs, raw_score=True))
+        margin = booster.predict(inputs, raw_score=True)
+        assert np.array_equal(member._trees.sums(inputs), margin)
+        assert np.array_equal(member._trees.walked_sums(inputs), margin)
         assert member.predict(inputs) == pytest.approx(booster.predict(inputs), abs=1e-15)
 
 
@@ -83,6 +87,65 @@ def test_xgboost(kind: str, missing: bool) -> None:
     with np.errstate(over="ignore"):
         narrowed = inputs.astype(np.float32).astype(float)
     assert np.array_equal(member._trees.sums(narrowed, member._base), margin)
+    assert np.array_equal(member._trees.walked_sums(narrowed, member._base), margin)
+
+
+SHAPES = ("random", "left", "right")
+
+
+def grown(random: np.random.Generator, leaves: int, shape: str, levels: NDArray[np.float64]) -> Tree:
+    """A tree of `leaves` leaves over three inputs; a chain to one side, or split at a random leaf each time."""
+    left, right, open_leaves = [-1], [-1], [0]
+    for _ in range(leaves - 1):
+        place = {"random": int(random.integers(len(open_leaves))), "left": 0, "right": -1}[shape]
+        node = open_leaves.pop(place)
+        left[node], right[node] = len(left), len(left) + 1
+        children = [left[node], right[node]]
+        open_leaves = children + open_leaves if shape == "left" else open_leaves + children
+        left += [-1, -1]
+        right += [-1, -1]
+    k = len(left)
+    return Tree(
+        left=np.array(left),
+        right=np.array(right),
+        feature=random.integers(0, 3, k),
+        threshold=random.choice(levels, k),
+        missing_left=random.random(k) < 0.5,
+        value=random.normal(size=k),
+    )
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("levels", [3, 255, 256, 2_000])
+def test_bit_vectors_reach_the_leaves_of_the_walk(levels: int, dtype: type[Any]) -> None:
+    random = np.random.default_rng(levels)
+    thresholds = np.concatenate([random.normal(size=levels - 2), [0.0, np.inf]])
+    sizes = [1, 2, 8, 9, 64, 65, MAX_LEAVES, *random.integers(1, MAX_LEAVES, 25).tolist()]
+    trees = [grown(random, size, SHAPES[place % 3], thresholds) for place, size in enumerate(sizes)]
+    forest = Forest(trees, dtype)
+    assert forest._bit_vectors is not None
+    odd = np.array([np.nan, np.inf, -np.inf, -0.0])
+    x = random.choice(np.concatenate([thresholds, np.nextafter(thresholds, np.inf), odd, odd]), (200, 3))
+    walked = forest.walked_sums(x, 0.5)
+    assert len(np.unique(walked)) > 50
+    for n in (0, 1, 63, 64, 65, 200):
+        assert np.array_equal(forest.sums(x[:n], 0.5), walked[:n])
+    assert np.array_equal(forest.sums(np.asfortranarray(x), 0.5), walked)
+
+
+def test_a_tree_of_too_many_leaves_is_walked() -> None:
+    random = np.random.default_rng(1)
+    trees = [grown(random, size, "random", random.normal(size=50)) for size in (9, MAX_LEAVES + 1)]
+    forest = Forest(trees, np.float64)
+    assert forest._bit_vectors is None
+    x = random.normal(size=(70, 3))
+    assert np.array_equal(forest.sums(x), forest.walked_sums(x))
+
+
+def test_a_forest_of_leaves_only_adds_their_values() -> None:
+    leaf = grown(np.random.default_rng(1), 1, "random", np.zeros(1))
+    assert np.array_equal(Forest([leaf, leaf], np.float64).sums(np.zeros((3, 2))), np.full(3, 2 * leaf.value[0]))
 
 
 def test_zero_as_missing_is_refused() -> None:

@@ -1,7 +1,8 @@
 """Dense layers as JSON: logistic regression (one layer) and small neural networks (a few).
 
 Evaluated by one loop in a fixed order, not by BLAS: the order of summation in a matrix product depends on the batch
-size, so the last bits would depend on the micro-batches.
+size, so the last bits would depend on the micro-batches. The loop evaluates 32 rows at once, each in the same order
+(ADR 0049).
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.links import sigmoid_of
+from stream_scorer.ensemble.members.vectors import (
+    DOUBLES,
+    all_doubles,
+    negative_to_zero,
+    plus_product,
+    store_doubles,
+)
 from stream_scorer.errors import ArtifactError
 
 _FORMAT = "dense-json"
@@ -74,50 +82,40 @@ class DenseMember:
         """See `Member.predict`. A NaN input gives NaN, so the preprocess must impute."""
         if inputs.shape[1] != self._widths[0]:
             raise ValueError(f"{inputs.shape[1]} inputs for a model of {self._widths[0]}")
-        return _forward(inputs, self._parameters, self._widths, self._activations)
+        probabilities: NDArray[np.float64] = _forward(inputs, self._parameters, self._widths, self._activations)
+        return probabilities
 
 
 @njit(cache=True, nogil=True, fastmath=False)
-def _forward(
-    inputs: NDArray[np.float64],
-    parameters: NDArray[np.float64],
-    widths: NDArray[np.int64],
-    activations: NDArray[np.int64],
-) -> NDArray[np.float64]:  # pragma: no cover - compiled
-    rows = inputs.shape[0]
-    out = np.empty(rows, np.float64)
+def _forward(inputs, parameters, widths, activations):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """``(n,)``: the output of each row of ``(n, widths[0])``. Values of a unit for `DOUBLES` rows are adjacent."""
+    out = np.empty(inputs.shape[0], np.float64)
     width = widths[0]
     for place in range(1, widths.shape[0]):
         width = max(width, widths[place])
-    x = np.empty(width, np.float64)
-    y = np.empty(width, np.float64)
-    for row in range(rows):
+    x, y = np.zeros(DOUBLES * width, np.float64), np.empty(DOUBLES * width, np.float64)
+    for low in range(0, inputs.shape[0], DOUBLES):
+        rows = min(DOUBLES, inputs.shape[0] - low)
         for i in range(widths[0]):
-            x[i] = inputs[row, i]
-        at = 0
+            for r in range(rows):
+                x[DOUBLES * i + r] = inputs[low + r, i]
+        start = 0
         for layer in range(activations.shape[0]):
-            n_in = widths[layer]
-            n_out = widths[layer + 1]
-            bias = at + n_in * n_out
-            for j in range(n_out):
-                y[j] = parameters[bias + j]
-            # Units are independent, so the compiler may vectorise this loop; inputs are summed in order.
-            for i in range(n_in):
-                value = x[i]
-                start = at + i * n_out
-                for j in range(n_out):
-                    y[j] += value * parameters[start + j]
-            kind = activations[layer]
-            for j in range(n_out):
-                value = y[j]
+            n_in, n_out, kind = widths[layer], widths[layer + 1], activations[layer]
+            bias = start + n_in * n_out
+            for unit in range(n_out):
+                # Inputs are summed in order, starting from the bias.
+                total = all_doubles(parameters[bias + unit])
+                for i in range(n_in):
+                    total = plus_product(total, x, DOUBLES * i, parameters[start + i * n_out + unit])
                 if kind == 1:
-                    # In this order a NaN stays NaN: a missing input must not become a score.
-                    value = max(value, 0.0)
-                elif kind == 2:
-                    value = math.tanh(value)
-                elif kind == 3:
-                    value = sigmoid_of(value)
-                x[j] = value
-            at = bias + n_out
-        out[row] = x[0]
+                    total = negative_to_zero(total)
+                store_doubles(total, y, DOUBLES * unit)
+            if kind >= 2:
+                for place in range(DOUBLES * n_out):
+                    y[place] = math.tanh(y[place]) if kind == 2 else sigmoid_of(y[place])
+            x, y = y, x
+            start = bias + n_out
+        for r in range(rows):
+            out[low + r] = x[r]
     return out

@@ -1,9 +1,10 @@
-"""Trees as flat arrays, and one loop that evaluates the trees of all libraries.
+"""Trees as flat arrays, and a loop that walks the trees of all libraries.
 
 The predict functions of the libraries are made for large batches: for a micro-batch of a hundred rows, their setup
-costs more than the trees. This loop evaluates eight rows in parallel, so that memory loads overlap. It sums the leaves
-in the order of the trees and in the type of the library, so the sums equal the library's to the last bit (ADR 0008) and
-do not depend on the other rows of the batch.
+costs more than the trees. Forests of trees of at most 256 leaves are evaluated by bit vectors (`bit_vectors`), others
+by the loop here, which walks eight rows in parallel, so that memory loads overlap. Both sum the leaves in the order of
+the trees and in the type of the library, so the sums equal the library's to the last bit (ADR 0008 and 0049) and do not
+depend on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from stream_scorer.ensemble.members.bit_vectors import BitVectors, Nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +49,40 @@ class Forest:
 
     def __init__(self, trees: Sequence[Tree], dtype: type[np.floating[Any]]) -> None:
         sizes = [len(tree.left) for tree in trees]
-        self._roots = np.concatenate(([0], np.cumsum(sizes)))[:-1].astype(np.int32)
+        roots = np.concatenate(([0], np.cumsum(sizes)))[:-1].astype(np.int32)
         packed = [_siblings_adjacent(tree) for tree in trees]
         self._depths = np.array([depth for _, _, depth in packed], np.int32)
-        order = [nodes + root for (nodes, _, _), root in zip(packed, self._roots.tolist(), strict=True)]
+        order = [nodes + root for (nodes, _, _), root in zip(packed, roots.tolist(), strict=True)]
         at = np.concatenate(order) if order else np.zeros(0, np.int64)
         none = np.zeros(0, np.int64)
-        child = [first + root for (_, first, _), root in zip(packed, self._roots.tolist(), strict=True)]
-        self._child = np.concatenate([none, *child]).astype(np.int32)
+        child = [first + root for (_, first, _), root in zip(packed, roots.tolist(), strict=True)]
         leaf = np.concatenate([none, *(tree.left for tree in trees)])[at] < 0
-        # A leaf is its own child: a row at a leaf stays there until the deepest row has reached its leaf.
-        self._feature = np.where(leaf, 0, np.concatenate([none, *(tree.feature for tree in trees)])[at]).astype(
-            np.int32
-        )
         threshold = np.concatenate([none, *(tree.threshold for tree in trees)])[at]
-        self._threshold = np.where(leaf, np.inf, threshold)
-        self._missing_left = leaf | np.concatenate([none.astype(bool), *(tree.missing_left for tree in trees)])[at]
-        self._value = np.concatenate([none, *(tree.value for tree in trees)])[at].astype(dtype)
+        # A leaf is its own child: a row at a leaf stays there until the deepest row has reached its leaf.
+        self._nodes = Nodes(
+            child=np.concatenate([none, *child]).astype(np.int32),
+            feature=np.where(leaf, 0, np.concatenate([none, *(tree.feature for tree in trees)])[at]).astype(np.int32),
+            threshold=np.where(leaf, np.inf, threshold),
+            missing_left=leaf | np.concatenate([none.astype(bool), *(tree.missing_left for tree in trees)])[at],
+            value=np.concatenate([none, *(tree.value for tree in trees)])[at].astype(dtype),
+            roots=roots,
+        )
+        self._bit_vectors = BitVectors(self._nodes) if BitVectors.suits(self._nodes) else None
 
     def sums(self, inputs: NDArray[np.float64], base: float = 0.0) -> NDArray[np.floating[Any]]:
         """``(n,)``: `base` plus the leaf values of each row of ``(n, n_inputs) float64``, summed tree by tree."""
-        out = np.full(len(inputs), base, self._value.dtype)
-        arrays = (self._feature, self._threshold, self._child, self._missing_left, self._value)
-        _walk(np.ascontiguousarray(inputs), *arrays, self._roots, self._depths, out)
+        if self._bit_vectors is None:
+            return self.walked_sums(inputs, base)
+        out = np.full(len(inputs), base, self._nodes.value.dtype)
+        self._bit_vectors.add_to(out, np.ascontiguousarray(inputs))
+        return out
+
+    def walked_sums(self, inputs: NDArray[np.float64], base: float = 0.0) -> NDArray[np.floating[Any]]:
+        """The same sums, by a walk from the root of each tree."""
+        nodes = self._nodes
+        out = np.full(len(inputs), base, nodes.value.dtype)
+        arrays = (nodes.feature, nodes.threshold, nodes.child, nodes.missing_left, nodes.value)
+        _walk(np.ascontiguousarray(inputs), *arrays, nodes.roots, self._depths, out)
         return out
 
 
