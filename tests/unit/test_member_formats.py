@@ -18,7 +18,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skops.io import dumps
 
 from stream_scorer.ensemble.manifest import MemberFormat, read_bounded
 from stream_scorer.ensemble.members import Member, load_member
@@ -70,8 +69,15 @@ def two_columns() -> Any:
     return onnx_model([node], {}, shape=("n", 2))
 
 
+def dumps(model: Any) -> bytes:
+    # Importing skops takes seconds, and every process of a test run imports this file.
+    from skops.io import dumps
+
+    return bytes(dumps(model))
+
+
 def skops_of(model: Any) -> bytes:
-    return bytes(dumps(model.fit(X, Y)))
+    return dumps(model.fit(X, Y))
 
 
 def lightgbm_text() -> bytes:
@@ -237,8 +243,8 @@ def test_what_a_skops_file_must_not_hold() -> None:
         "a path": (rezipped(lambda z: z.writestr("../evil.npy", b"")), "artifact_path"),
         "a pickle": (rezipped(lambda z: z.writestr("model.pkl", b"\x80\x04.")), "artifact_executable"),
         "a bomb": (rezipped(lambda z: z.writestr("1.npy", bytes(50_000_000))), "artifact_size"),
-        "no classifier": (bytes(dumps(StandardScaler().fit(X))), "artifact_format"),
-        "three classes": (bytes(dumps(LogisticRegression().fit(X, np.arange(N) % 3))), "artifact_format"),
+        "no classifier": (dumps(StandardScaler().fit(X)), "artifact_format"),
+        "three classes": (dumps(LogisticRegression().fit(X, np.arange(N) % 3)), "artifact_format"),
     }
     for case, (data, code) in cases.items():
         with pytest.raises(ArtifactError) as error:
@@ -257,9 +263,9 @@ def test_a_tree_that_leads_out_of_itself_is_refused() -> None:
         changed.__setstate__(state | {"nodes": nodes})
         forest.estimators_[1].tree_ = changed
         with pytest.raises(ArtifactError, match="a tree is malformed"):
-            load_member("skops", bytes(dumps(forest)), WIDTH)
+            load_member("skops", dumps(forest), WIDTH)
     forest.estimators_[1].tree_ = tree
-    load_member("skops", bytes(dumps(forest)), WIDTH)
+    load_member("skops", dumps(forest), WIDTH)
 
 
 def test_a_device_is_not_read_for_ever() -> None:

@@ -20,7 +20,6 @@ from onnx import TensorProto, helper
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skops.io import dumps
 
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import sigmoid
@@ -38,6 +37,13 @@ SPEC = parse_spec(numbers_spec("abc", "policy: {version: p1, review: 0.3, block:
 NAMES = ["a_value", "b_value", "c_value"]
 ROWS = 1_500
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "own_models"
+
+
+def dumps(model: Any) -> bytes:
+    # Importing skops takes seconds, and every process of a test run imports this file.
+    from skops.io import dumps
+
+    return bytes(dumps(model))
 
 
 class FixedClock:
