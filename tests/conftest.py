@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from stream_scorer.cli.main import GC_THRESHOLD
 from stream_scorer.stack.services import JVM_FLAGS
 
 if TYPE_CHECKING:
     from stream_scorer.stack import StackAddresses
+
+# As commands do: collecting the tests imports a thousand modules.
+gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
 
 # Brokers of the tests live for a minute: the second compiler of their JVM would take a third of their CPU time.
 os.environ.setdefault(JVM_FLAGS, "-XX:TieredStopAtLevel=1")

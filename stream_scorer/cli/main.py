@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 
@@ -12,6 +13,9 @@ from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability.scrub import scrub
 
 EXIT_INTERRUPTED = 130
+# New objects between two garbage collections. Importing a command's modules creates hundreds of thousands of objects
+# that stay. With Python's default of 700, collections that find nothing take up to a fifth of the imports' CPU time.
+GC_THRESHOLD = 50_000
 
 # Command and module. A module is imported when its command runs, so `--help` needs no Kafka library and no compiler.
 _COMMANDS = {
@@ -73,6 +77,7 @@ def main() -> None:
     Exit code 0: done, 1: failed, 2: wrong usage or settings, 3: difference found, 4: a service denies access, 130:
     interrupted.
     """
+    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

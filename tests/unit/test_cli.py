@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import logging
@@ -23,7 +24,7 @@ from stream_scorer.cli.checks import PYTHON_BELOW, PYTHON_MIN, Check, run_checks
 from stream_scorer.cli.control import _ladder
 from stream_scorer.cli.dead_letters import dead_letter_lines, group_dead_letters
 from stream_scorer.cli.formatting import json_line, line
-from stream_scorer.cli.main import _COMMANDS, cli, main
+from stream_scorer.cli.main import _COMMANDS, GC_THRESHOLD, cli, main
 from stream_scorer.cli.topic_io import ReadRecord, Redaction
 from stream_scorer.console import plain
 from stream_scorer.errors import UsageError
@@ -163,6 +164,16 @@ def test_a_wrong_name_in_the_settings_file_stops_a_command(run: Run, tmp_path: P
     done = run("doctor")
     assert (done.code, done.stdout) == (2, "")
     assert "kafka.bootsrap" in done.stderr
+
+
+def test_commands_collect_garbage_rarely(run: Run) -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    try:
+        run("--version")
+        assert gc.get_threshold() == (GC_THRESHOLD, 10, 10)
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_version(run: Run) -> None:
