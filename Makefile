@@ -125,6 +125,7 @@ lock: $(BIN)/uv  ## Resolve dependencies and write the hashed lock files
 	@$(LOCK) pyproject.toml --extra monitor -o requirements/monitor.txt
 	@$(LOCK) pyproject.toml --extra replay -o requirements/replay.txt
 	@$(LOCK) pyproject.toml --extra train --extra replay --extra report --extra openlineage -o requirements/train.txt
+	@$(LOCK) pyproject.toml --extra ray -c requirements/dev.txt -o requirements/ray.txt
 	@$(LOCK) requirements/own-models.in -c requirements/dev.txt -o requirements/own-models.txt
 	@$(LOCK) requirements/peers.in -o requirements/peers.txt
 	@$(LOCK) requirements/peers-alibi.in -o requirements/peers-alibi.txt

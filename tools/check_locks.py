@@ -18,6 +18,7 @@ LOCKS = {
     "scorer.txt": [],
     "monitor.txt": ["monitor"],
     "replay.txt": ["replay"],
+    "ray.txt": ["ray"],
     "train.txt": ["train", "replay", "report", "openlineage"],
     "dev.txt": ["dev"],
 }

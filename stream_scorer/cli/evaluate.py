@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.datasets import history_datasets, registered_dataset
+from stream_scorer.cli.engine import check_engine, chosen_workers, engine_options
 from stream_scorer.cli.input_range import check_input, input_options, period
 from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import RegistryUnavailable
@@ -45,6 +46,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--replicates", type=click.IntRange(0), default=200, show_default=True, help="Of the bootstrap; 0: no intervals."
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the bootstrap.")
+@engine_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the files.")
 @click.option("--html", type=_FILE, help="Write the report as one HTML page.")
 @click.option("--experiment", help="Log a run with the report to this experiment of the MLflow server (--mlflow).")
@@ -62,6 +64,9 @@ def evaluate(
     end: str | None,
     warm: bool,
     labels_as_of: str | None,
+    engine: str,
+    workers: int | None,
+    ray_address: str | None,
     out: Path,
     html: Path | None,
     experiment: str | None,
@@ -75,12 +80,14 @@ def evaluate(
     server must answer before the evaluation begins.
     """
     check_input(from_topics, transactions, labels)
+    check_engine(engine, workers, ray_address, from_topics=from_topics)
     scored = period(start, end, offsets_allowed=from_topics)
     as_of = period(labels_as_of, None, offsets_allowed=False).time_start
 
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.evaluation import sources
+    from stream_scorer.evaluation.distributed import Distribution, require_parquet
     from stream_scorer.evaluation.first_range import FirstRange
     from stream_scorer.evaluation.job import evaluate as run
     from stream_scorer.evaluation.job import facts_of
@@ -91,7 +98,7 @@ def evaluate(
     checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics, clock, options = Topics.of(settings), SystemClock(), _options(measured)
     log = None if experiment is None else _open_run_log(settings.require("mlflow.url"), experiment)
-    versions = _versions(settings, checked, candidates)
+    folders, versions = _versions(settings, checked, candidates)
     with ExitStack() as stack:
         lineage = stack.enter_context(
             lineage_run("evaluate", lambda: _inputs(settings, transactions, labels, versions))
@@ -104,8 +111,12 @@ def evaluate(
             _say_range(first)
         else:
             source = sources.from_files(transactions, labels, topics, checked, scored, as_of, warm=warm)
+        if engine == "ray":
+            require_parquet(source)
+        started = stack.enter_context(chosen_workers(engine, workers, ray_address))
+        where = None if started is None else Distribution(started, folders)
         progress = stack.enter_context(Progress("scoring", source.total, clock))
-        result = run(source, checked, versions, options, out, clock, on_progress=progress.stage)
+        result = run(source, checked, versions, options, out, clock, on_progress=progress.stage, where=where)
         if html is not None:
             _write_page(result, html)
         if lineage is not None:
@@ -146,18 +157,21 @@ def _inputs(
     return [*history_datasets(settings, transactions, labels), *ensembles]
 
 
-def _versions(settings: Settings, checked: CheckedSpec, candidates: tuple[str, ...]) -> list[Ensemble]:
-    """The champion, then the candidates."""
+def _versions(
+    settings: Settings, checked: CheckedSpec, candidates: tuple[str, ...]
+) -> tuple[list[Path], list[Ensemble]]:
+    """The champion, then the candidates: their folders, and themselves."""
     from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.registry import resolve
 
-    cache, found = Path(settings["cache.dir"]).expanduser(), []
+    cache, folders, found = Path(settings["cache.dir"]).expanduser(), [], []
     for reference in (settings["scorer.ensemble"], *candidates):
         folder, version = resolve(reference, settings["mlflow.url"], cache)
         ensemble = Ensemble.load(folder, version=version)
         ensemble.check_features(checked.features, checked.feature_hash)
+        folders.append(folder)
         found.append(ensemble)
-    return found
+    return folders, found
 
 
 def _options(measured: dict[str, object]) -> Options:

@@ -51,6 +51,12 @@ class Batch:
         return len(self.time)
 
 
+def label_entities(checked: CheckedSpec) -> list[str]:
+    """The entities with features of labels, in declared order."""
+    labelled = {v.entity for v in checked.spec.views if LABELLED & set(v.aggregates)}
+    return [name for name in checked.spec.entities if name in labelled]
+
+
 class Batches:
     """Batches of at most `rows` transactions. A piece ends after every `piece_rows` transactions in the range.
 
@@ -59,8 +65,7 @@ class Batches:
     """
 
     def __init__(self, checked: CheckedSpec, rows: int, piece_rows: int, *, skip: int = 0) -> None:
-        labelled = {v.entity for v in checked.spec.views if LABELLED & set(v.aggregates)}
-        self._entities = [name for name in checked.spec.entities if name in labelled]
+        self._entities = label_entities(checked)
         self._partition_entity = checked.spec.partition_entity
         self._limit = checked.spec.limits.row_entries
         self._given: dict[str, Counter[str]] = {name: Counter() for name in self._entities}

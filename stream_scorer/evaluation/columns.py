@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
 from stream_scorer.parquet import TimeColumns, import_pyarrow, milliseconds, readable, require_columns, whole_time
+from stream_scorer.serde.columns import join_transactions
 from stream_scorer.serde.decoder import TransactionDecoder, Transactions
 from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field
 
@@ -60,11 +61,36 @@ class TransactionFile:
             UsageError: the file cannot be read or, after the last chunk, its column of event times has none.
         """
         checked = TimeColumns(self._path, [self._shape.time])
-        wanted = [name for name in self._shape.fields if name in self._names]
         with readable(self._path), self._pq.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(rows, columns=wanted):
+            for batch in file.iter_batches(rows, columns=self._wanted()):
                 yield batch.num_rows, self._decode(batch, checked)
         checked.require()
+
+    def block(self, first: int, stop: int, rows: int) -> tuple[I64, Transactions]:
+        """The valid ones of the rows ``[first, stop)``: their numbers in the file (n,), and their columns.
+
+        Only the row groups of these rows are read, at most `rows` rows at a time.
+        """
+        numbers, parts = [], []
+        checked = TimeColumns(self._path, [self._shape.time])  # other blocks may have times
+        with readable(self._path), self._pq.ParquetFile(self._path) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            ends = np.cumsum([0, *sizes])
+            groups = np.flatnonzero((ends[:-1] < stop) & (ends[1:] > first)).tolist()
+            at = int(ends[groups[0]]) if groups else stop
+            for batch in file.iter_batches(rows, row_groups=groups, columns=self._wanted()):
+                low, high = max(first - at, 0), min(stop - at, batch.num_rows)
+                if low < high:
+                    part = self._decode(batch.slice(low, high - low), checked)
+                    numbers.append(at + low + part.row)
+                    parts.append(part)
+                at += batch.num_rows
+                if at >= stop:
+                    break
+        return np.concatenate([np.zeros(0, np.int64), *numbers]), join_transactions(parts)
+
+    def _wanted(self) -> list[str]:
+        return [name for name in self._shape.fields if name in self._names]
 
     def _decode(self, batch: Any, checked: TimeColumns) -> Transactions:
         columns = {name: batch.column(place) for place, name in enumerate(batch.schema.names)}

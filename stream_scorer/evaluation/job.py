@@ -9,6 +9,7 @@ from pathlib import Path
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import UsageError
+from stream_scorer.evaluation.distributed import DistributedPass, Distribution, require_parquet
 from stream_scorer.evaluation.figures import Accumulator
 from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.result import Digests, Evaluation
@@ -33,13 +34,15 @@ def evaluate(
     *,
     on_progress: OnProgress | None = None,
     on_features: OnFeatures | None = None,
+    where: Distribution | None = None,
 ) -> Evaluation:
     """Evaluate `versions` on `source`; the first one is the champion, with which the others are compared.
 
     Results per transaction go to ``piece-*.parquet`` in `out`, changed decisions to ``changes.parquet``. If `out` holds
     an unfinished evaluation of the same input, versions and labels, it continues after the last piece with saved
     feature rows; the digests are the same as without the interruption. `on_features` is called with the features of the
-    batches that are not complete yet.
+    batches that are not complete yet. With `where`, other processes compute features and scores, with the same results;
+    `on_features` is not called then.
 
     Raises:
         UsageError: the input or the folder is invalid, there is no version, or one occurs twice.
@@ -49,10 +52,12 @@ def evaluate(
     require_sklearn("replay")
     _check(versions, checked)
     progress = on_progress or _ignore
-    store = Store(out, fingerprint_of(facts_of(checked, versions, options) | {"input": source.about}), clock)
+    if where is not None:
+        require_parquet(source)
+    fingerprint = fingerprint_of(facts_of(checked, versions, options) | {"input": source.about})
+    store = Store(out, fingerprint, clock, with_rows=where is None)
     resumed, started = sum(piece.rows for piece in store.pieces), clock.monotonic()
-    segments = options.segments_of(checked)
-    scoring = Pass(checked, versions, segments, store, clock, rows=options.rows, piece_rows=options.piece_rows)
+    scoring = _pass(checked, versions, options, store, clock, where)
     counts = scoring.run(source, lambda done: progress("scoring", done, source.total), on_features)
     measured = clock.monotonic()
     figures = Accumulator(checked, versions, options, store, source.labels.as_of).run(
@@ -90,6 +95,17 @@ def evaluate(
         member_seconds=scoring.timing.members,
         out=str(out),
     )
+
+
+def _pass(
+    checked: CheckedSpec, versions: Sequence[Ensemble], options: Options, store: Store, clock: Clock,
+    where: Distribution | None,
+) -> Pass | DistributedPass:  # fmt: skip
+    """The pass over the input, in this process or on the workers of `where`."""
+    segments, rows, piece_rows = options.segments_of(checked), options.rows, options.piece_rows
+    if where is None:
+        return Pass(checked, versions, segments, store, clock, rows=rows, piece_rows=piece_rows)
+    return DistributedPass(checked, versions, segments, store, clock, where, rows=rows, piece_rows=piece_rows)
 
 
 def facts_of(checked: CheckedSpec, versions: Sequence[Ensemble], options: Options) -> dict[str, object]:

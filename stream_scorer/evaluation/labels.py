@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -23,6 +24,33 @@ class _SourceOnly(Record, frozen=True):
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """The label of each of k labelled events that counts: `id_hash` (k,) int64, ascending, when and what it is."""
+
+    id_hash: I64
+    labelled_at: I64
+    fraud: NDArray[np.bool_]
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the outcome of every labelled event."""
+        digest = hashlib.sha256(self.id_hash.tobytes())
+        digest.update(self.labelled_at.tobytes())
+        digest.update(self.fraud.tobytes())
+        return digest.hexdigest()
+
+    def of(self, id_hash: I64) -> tuple[I8, I64]:
+        """For events (n,): `FRAUD`, `GENUINE` or `UNLABELLED` (n,) int8, and when that was given (n,), -1 without."""
+        label, given = np.full(len(id_hash), UNLABELLED, np.int8), np.full(len(id_hash), -1, np.int64)
+        if len(self.id_hash):
+            place = np.minimum(np.searchsorted(self.id_hash, id_hash), len(self.id_hash) - 1)
+            found = self.id_hash[place] == id_hash
+            label[found] = self.fraud[place[found]]
+            given[found] = self.labelled_at[place[found]]
+        return label, given
+
+
 class KnownLabels:
     """The labels by event, as known at `as_of` (epoch ms; None for all).
 
@@ -31,7 +59,8 @@ class KnownLabels:
 
     Attributes:
         given: the number of labels until `as_of`. later: the number of labels that were given after it, which are
-            ignored. newest: the latest `labelled_at` until `as_of`, -1 without labels.
+            ignored. newest: the latest `labelled_at` until `as_of`, -1 without labels. outcomes: empty before
+            `complete`.
     """
 
     def __init__(self, checked: CheckedSpec, as_of: int | None) -> None:
@@ -39,9 +68,7 @@ class KnownLabels:
         self._rank = checked.spec.labels.source_rank
         self._as_of = as_of
         self._parts: list[tuple[I64, I64, I64, NDArray[np.bool_]]] = []
-        self._id_hash = np.zeros(0, np.int64)
-        self._labelled_at = np.zeros(0, np.int64)
-        self._fraud = np.zeros(0, np.bool_)
+        self.outcomes = Outcomes(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
         self.given, self.later, self.newest = 0, 0, -1
 
     def add(self, records: RawRecords) -> tuple[Labels, int]:
@@ -68,7 +95,7 @@ class KnownLabels:
         last = np.ones(len(order), np.bool_)
         last[:-1] = id_hash[order[1:]] != id_hash[order[:-1]]
         kept = order[last]
-        self._id_hash, self._labelled_at, self._fraud = id_hash[kept], labelled_at[kept], fraud[kept]
+        self.outcomes = Outcomes(id_hash[kept], labelled_at[kept], fraud[kept])
 
     @property
     def as_of(self) -> int:
@@ -78,20 +105,7 @@ class KnownLabels:
     @property
     def sha256(self) -> str:
         """The digest of the outcome of every labelled event."""
-        digest = hashlib.sha256(self._id_hash.tobytes())
-        digest.update(self._labelled_at.tobytes())
-        digest.update(self._fraud.tobytes())
-        return digest.hexdigest()
-
-    def of(self, id_hash: I64) -> tuple[I8, I64]:
-        """For events (n,): `FRAUD`, `GENUINE` or `UNLABELLED` (n,) int8, and when that was given (n,), -1 without."""
-        label, given = np.full(len(id_hash), UNLABELLED, np.int8), np.full(len(id_hash), -1, np.int64)
-        if len(self._id_hash):
-            place = np.minimum(np.searchsorted(self._id_hash, id_hash), len(self._id_hash) - 1)
-            found = self._id_hash[place] == id_hash
-            label[found] = self._fraud[place[found]]
-            given[found] = self._labelled_at[place[found]]
-        return label, given
+        return self.outcomes.sha256
 
     def _ranks(self, records: RawRecords, labels: Labels) -> I64:
         if not self._rank:

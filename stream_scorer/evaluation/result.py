@@ -216,7 +216,8 @@ class Evaluation(Record, frozen=True):
         transactions: in the range, without `duplicates`. warmed: transactions that only updated features.
         refused: records in the range that cannot be read. label_horizon_ms: of the spec.
         versions: the champion first. members: the distinct ones of all versions. candidates: pairs with the champion.
-        seconds: wall-clock seconds by stage. member_seconds: of the bare predictions, by member.
+        seconds: wall-clock seconds by stage, with several workers the sum over them. member_seconds: of the bare
+            predictions, by member.
         resumed: transactions that an earlier run had completed. piece_rows: transactions per file.
     """
 

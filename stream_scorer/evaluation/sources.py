@@ -5,7 +5,7 @@ Labels that were given after the stated time are removed before the order is det
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -78,13 +78,17 @@ class Source(Protocol):
 
 
 class FileSource:
-    """Parquet files of transactions and labels. Raises `UsageError` for a missing file or column."""
+    """Parquet files of transactions and labels. Raises `UsageError` for a missing file or column.
+
+    Attributes:
+        transactions: the path of the transactions.
+    """
 
     def __init__(
         self, transactions: Path, labels: Path | None, checked: CheckedSpec, scored: Range, as_of: int | None, *,
         warm: bool,
     ) -> None:  # fmt: skip
-        self._file = TransactionFile(transactions, checked)
+        self.transactions, self._file = transactions, TransactionFile(transactions, checked)
         self._scored, self._warm = scored, warm
         self._none = _no_labels(checked)
         self.labels = KnownLabels(checked, as_of)
@@ -100,9 +104,16 @@ class FileSource:
 
     def runs(self) -> Iterator[ColumnRun]:
         """See `Source.runs`."""
+        return self.runs_of(self._file.chunks(CHUNK))
+
+    def runs_of(self, chunks: Iterable[tuple[int, Transactions]]) -> Iterator[ColumnRun]:
+        """`runs`, of `chunks` that were read elsewhere: for each `CHUNK` rows, the number of rows and the valid ones.
+
+        Only `event_time` matters to the result; the other columns are passed through.
+        """
         newest, at = -1, 0
         begun = self._warm
-        for records, transactions in self._file.chunks(CHUNK):
+        for records, transactions in chunks:
             time = np.maximum.accumulate(np.maximum(transactions.event_time, newest))
             if not len(time):
                 yield ColumnRun(transactions, time, time > 0, self._none, time, records, records)

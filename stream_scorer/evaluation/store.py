@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import UsageError
+from stream_scorer.evaluation.batches import Batch
 from stream_scorer.parquet import import_pyarrow, readable
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Record
@@ -46,6 +47,20 @@ class Counts(Record, frozen=True):
     refused: int = 0
     labels: int = 0
     missing: int = 0
+
+    def with_records(self, records: int, refused: int) -> Counts:
+        """The counts with more records, and of these, rejected transactions in the range."""
+        return msgspec.structs.replace(self, records=self.records + records, refused=self.refused + refused)
+
+    def with_batch(self, batch: Batch) -> Counts:
+        """The counts with the records of `batch`; what only scoring finds out is not counted."""
+        n = len(batch)
+        return msgspec.structs.replace(
+            self.with_records(batch.records, batch.refused),
+            warmed=self.warmed + (0 if batch.scored else n),
+            scored=self.scored + (n if batch.scored else 0),
+            labels=self.labels + len(batch.events.labels),
+        )
 
 
 class PieceRecord(Record, frozen=True):
@@ -85,8 +100,13 @@ class Store:
         resumed: how many pieces an earlier run has completed.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, clock: Clock) -> None:
-        """Raises `UsageError` if the folder cannot be used."""
+    def __init__(self, folder: Path, fingerprint: str, clock: Clock, *, with_rows: bool = True) -> None:
+        """Open `folder`. Without `with_rows`, feature rows are neither saved nor necessary to keep a complete piece.
+
+        Raises:
+            UsageError: the folder cannot be used.
+        """
+        self._with_rows = with_rows
         self._pa, self._pq = import_pyarrow("replay")
         self._folder, self._fingerprint, self._clock = folder, fingerprint, clock
         self.pieces: list[PieceRecord] = []
@@ -116,7 +136,7 @@ class Store:
             return
         self.complete = found.complete
         self._saved = found.saved
-        self.pieces = found.pieces if found.complete else found.pieces[: found.saved]
+        self.pieces = found.pieces if found.complete or not self._with_rows else found.pieces[: found.saved]
         self.counts = found.counts if found.complete or not self.pieces else self.pieces[-1].counts
         for topic, partition, offset, watermark in found.applied:
             self._applied.next_offset[SourcePartition(topic, partition)] = offset
@@ -140,12 +160,12 @@ class Store:
         with usable(self._folder):
             self._write_checkpoint()
 
-    def add(self, columns: Columns, record: PieceRecord, rows: MemoryRowStore) -> None:
-        """Write a piece. Raises `UsageError` if that fails, as on a full disk."""
+    def add(self, columns: Columns, record: PieceRecord, rows: MemoryRowStore | None) -> None:
+        """Write a piece; `rows` are the feature rows after it. Raises `UsageError` if that fails, as on a full disk."""
         with usable(self._folder):
             self._add(columns, record, rows)
 
-    def _add(self, columns: Columns, record: PieceRecord, rows: MemoryRowStore) -> None:
+    def _add(self, columns: Columns, record: PieceRecord, rows: MemoryRowStore | None) -> None:
         number = len(self.pieces) + 1
         path = self._folder / f"piece-{number:06}.parquet"
         table = self._pa.table(columns)
@@ -153,7 +173,7 @@ class Store:
         self.pieces.append(record)
         self.counts = record.counts
         now = self._clock.monotonic()
-        if self._save_seconds <= MAX_SAVE_SHARE * (now - self._saved_at):
+        if rows is not None and self._save_seconds <= MAX_SAVE_SHARE * (now - self._saved_at):
             self._save_rows(number, rows)
         self._write_checkpoint()
 

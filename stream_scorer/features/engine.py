@@ -18,7 +18,7 @@ from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Ro
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.entity_rows import EntityRows, Pending, UpdateBuilder, intern
 from stream_scorer.features.freshness import Ages, labels_age, partitions_age, watermarks
-from stream_scorer.features.plan import FeaturePlan, make_plan
+from stream_scorer.features.plan import FeaturePlan, make_plan, of_entity
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, MISSING, PARTIAL, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
@@ -82,10 +82,15 @@ class Enriched:
 class FeatureEngine:
     """Computes the feature vector that a spec declares."""
 
-    def __init__(self, checked: CheckedSpec) -> None:
+    def __init__(self, checked: CheckedSpec, entity: str | None = None) -> None:
+        """With `entity`, only its view features, without those of other entities and derived ones."""
         self.plan: FeaturePlan = make_plan(checked)
         self.feature_names = checked.features
         self._derived = checked.spec.derived
+        if entity is not None:
+            self.plan = of_entity(self.plan, entity)
+            self.feature_names = [feature.name for feature, _, _ in self.plan.view_columns]
+            self._derived = []
         self._columns_of = [columns_of(self.plan.view_columns, index) for index in range(len(self.plan.entities))]
         # A name that a field and a derived column share means the field.
         fields = checked.spec.transaction.fields
@@ -119,10 +124,18 @@ class FeatureEngine:
         panes.warm()
         aggregates.warm()
 
-    def enrich(self, events: EventBatch, store: RowStore, in_flight: Sequence[RowUpdate] = ()) -> Enriched:
+    def enrich(
+        self,
+        events: EventBatch,
+        store: RowStore,
+        in_flight: Sequence[RowUpdate] = (),
+        *,
+        duplicate: Flags | None = None,
+    ) -> Enriched:
         """Features of every transaction of `events`.
 
-        `in_flight` must be taken before this call reads `store`.
+        `in_flight` must be taken before this call reads `store`. `duplicate` (n,) bool, if given, replaces the search
+        for duplicates, for which the rows of the partition entity are necessary.
 
         Raises:
             StateUnavailable: the store does not answer; `without_state` then gives the features that need no rows.
@@ -135,7 +148,8 @@ class FeatureEngine:
         compactions = self._prepare_rows(entities, stored, applied, pending)
         if len(events.labels):
             self._add_labels(entities, events, builder)
-        duplicate = self._duplicates(entities, events.transactions)
+        if duplicate is None:
+            duplicate = self._duplicates(entities, events.transactions)
         seen = [self._seen_by(entity, events.transactions, duplicate) for entity in entities]
         scanned = [
             scan(entity.plan, entity.rows, each, self.plan.row_entries)
@@ -306,6 +320,11 @@ class FeatureEngine:
         self._mark_partial(status, transactions.event_time, applied)
         for mine, of, each in zip(self._columns_of, scanned, seen, strict=True):
             fill(matrix, status, mine, of, each)
+        self.add_derived(matrix, status, transactions)
+        return matrix, status
+
+    def add_derived(self, matrix: F64, status: NDArray[np.int8], transactions: Transactions) -> None:
+        """Compute the derived columns of `matrix` and `status`, both (n, n_features), from the others."""
         for offset, derived in enumerate(self._derived):
             column = len(self.plan.view_columns) + offset
             arguments = []
@@ -317,7 +336,6 @@ class FeatureEngine:
                     arguments.append(matrix[:, source])
                     np.maximum(status[:, column], status[:, source], out=status[:, column])
             matrix[:, column] = FUNCTIONS[derived.function](*arguments)
-        return matrix, status
 
     def _mark_partial(self, status: NDArray[np.int8], time: I64, applied: AppliedOffsets) -> None:
         """Set the status of view features whose windows the rows may not hold completely.

@@ -89,6 +89,16 @@ class FeaturePlan:
         return max((e.horizon_ms for e in self.entities), default=0)
 
 
+def of_entity(plan: FeaturePlan, entity: str) -> FeaturePlan:
+    """The part of `plan` that depends only on the rows of `entity`, with its view columns in the same order."""
+    places = [index for index, each in enumerate(plan.entities) if each.name == entity]
+    columns = [
+        (feature, places.index(place), window) for feature, place, window in plan.view_columns if place in places
+    ]
+    own = places.index(plan.partition_entity) if plan.partition_entity in places else -1
+    return FeaturePlan([plan.entities[place] for place in places], columns, own, plan.row_entries)
+
+
 def reach_ms(checked: CheckedSpec) -> int:
     """How far back features look (ms), late events included: what the inputs must be kept for."""
     return make_plan(checked).horizon_ms + duration_ms(checked.spec.time.allowed_lateness)

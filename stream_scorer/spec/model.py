@@ -249,6 +249,10 @@ class CheckedSpec:
         self.sha256 = sha256
         self._id_key = id_key
 
+    def __reduce__(self) -> tuple[type[CheckedSpec], tuple[PipelineSpec, str, str]]:
+        """What a copy in another process is built from, without the values that are derived when they are needed."""
+        return CheckedSpec, (self.spec, self.sha256, self._id_key)
+
     @cached_property
     def view_features(self) -> list[ViewFeature]:
         """The features of all views, in declared order."""

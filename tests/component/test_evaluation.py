@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from sklearn import metrics
 from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.errors import UsageError
-from stream_scorer.evaluation import scoring
+from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.evaluation import distributed, scoring, sources
 from stream_scorer.evaluation.job import evaluate
 from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.result import Evaluation
 from stream_scorer.evaluation.sources import Source, from_files
+from stream_scorer.evaluation.store import Store
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import LineageRow, Score
 from stream_scorer.replay.pieces import Range
@@ -31,6 +33,7 @@ from stream_scorer.replay.run import Replay
 from stream_scorer.replay.sources import from_files as replay_files
 from stream_scorer.reports.evaluation import findings, page
 from stream_scorer.spec import CheckedSpec, parse_spec
+from stream_scorer.workers import LocalWorkers
 from tests.support.small_history import SPEC_TEXT, small_ensemble, write_history
 
 TOPICS = Topics()
@@ -201,6 +204,69 @@ def test_a_killed_evaluation_continues_with_the_same_digests(
     assert run(history, checked, versions[:1], tmp_path, replicates=0).resumed == 0
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 256 rows, of two chunks each."""
+    monkeypatch.setattr(sources, "CHUNK", 128)
+    monkeypatch.setattr(distributed, "CHUNK", 128)
+    monkeypatch.setattr(distributed, "BLOCK", 256)
+
+
+def spread(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: Sequence[Ensemble], out: Path, whole: Evaluation,
+    shards: int, scored: Range | None = None, warm: bool = False,
+) -> Evaluation:  # fmt: skip
+    """An evaluation by the functions that run on Ray, one after another."""
+    folders = [sorted(Path(whole.out).parent.glob("versions0/*"))[int(version.version) - 1] for version in versions]
+    options = Options(budgets=(0.02, 0.1), cards_per_day=[5], review_cost=3, replicates=0, rows=110, piece_rows=400)
+    given = source(history, checked, scored=scored, warm=warm)
+    where = distributed.Distribution(LocalWorkers(shards), folders)
+    return evaluate(given, checked, versions, options, out, SystemClock(), where=where)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.usefixtures("small_blocks")
+def test_shards_give_the_digests_and_counts_of_one_process(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path,
+    shards: int,
+) -> None:  # fmt: skip
+    found = spread(history, checked, versions, tmp_path / "all", whole, shards)
+    assert found.digests == whole.digests
+    assert (found.refused, found.duplicates) == (whole.refused, whole.duplicates)
+    period = Range(1_500, 3_000)
+    for warm in (True, False):
+        one = run(history, checked, versions, tmp_path / f"one{warm}", scored=period, warm=warm, replicates=0)
+        many = spread(history, checked, versions, tmp_path / f"many{warm}", whole, shards, period, warm)
+        assert many.digests == one.digests
+        assert (many.warmed, many.refused, many.labelled) == (one.warmed, one.refused, one.labelled)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_distributed_evaluation_keeps_its_complete_pieces(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Killed(BaseException):
+        pass
+
+    add, rows = Store.add, []
+
+    def dies(self: Store, columns: Any, record: Any, state: Any) -> None:
+        if len(self.pieces) == 2:
+            raise Killed
+        rows.append(state)
+        add(self, columns, record, state)
+
+    monkeypatch.setattr(Store, "add", dies)
+    with pytest.raises(Killed):
+        spread(history, checked, versions, tmp_path, whole, 2)
+    monkeypatch.setattr(Store, "add", add)
+    resumed = spread(history, checked, versions, tmp_path, whole, 2)
+    assert rows == [None, None]
+    assert (resumed.resumed, resumed.digests) == (800, whole.digests)
+    assert (resumed.refused, resumed.duplicates) == (whole.refused, whole.duplicates)
+
+
 def test_figures_are_those_of_scikit_learn(whole: Evaluation) -> None:
     found = table(Path(whole.out))
     kept = ~found["duplicate"]
@@ -276,7 +342,10 @@ def test_a_range_with_and_without_earlier_records(
     assert cold.digests.scores != warm.digests.scores
 
 
-def test_the_command(history: tuple[Path, Path], versions: list[Ensemble], whole: Evaluation, tmp_path: Path) -> None:
+def test_the_command(
+    history: tuple[Path, Path], versions: list[Ensemble], whole: Evaluation, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     (tmp_path / "spec.yaml").write_text(SPEC_TEXT)
     folders = [str(path) for path in sorted(Path(whole.out).parent.glob("versions0/*"))]
     arguments = ["evaluate", folders[1], "--ensemble", folders[0], "--spec", str(tmp_path / "spec.yaml"),
@@ -295,6 +364,13 @@ def test_the_command(history: tuple[Path, Path], versions: list[Ensemble], whole
     assert "Effective challenge" in (tmp_path / "page.html").read_text()
     wrong = CliRunner().invoke(cli, [*arguments, "--budgets", "some"])
     assert wrong.exit_code == 2
+    wrong = CliRunner().invoke(cli, [*arguments, "--workers", "2"])
+    assert wrong.exit_code == 2
+    assert "require --engine ray" in wrong.output
+    monkeypatch.setitem(sys.modules, "ray", None)
+    absent = CliRunner().invoke(cli, [*arguments, "--engine", "ray"])
+    assert isinstance(absent.exception, SettingsError)
+    assert "stream-scorer[ray]" in str(absent.exception)
 
 
 def test_the_page_has_the_headings_of_a_review(whole: Evaluation) -> None:
@@ -331,6 +407,10 @@ def test_errors_of_the_user(
         run(history, checked, [versions[0], versions[0]], tmp_path)
     with pytest.raises(UsageError, match="no file"):
         source((tmp_path / "absent.parquet", history[1]), checked)
+    lines = tmp_path / "t.jsonl"
+    lines.write_text("")
+    with pytest.raises(UsageError, match="Parquet files only"):
+        distributed.require_parquet(source((lines, history[1]), checked))
     with pytest.raises(UsageError, match="not a field"):
         Options(segments=("who",)).segments_of(checked)
     with pytest.raises(UsageError, match="budget"):
