@@ -23,6 +23,12 @@ from stream_scorer.workers import Actor
 # Shared memory of a local Ray: blocks and pieces that are on the way, and as many per worker. Ray writes what does not
 # fit to its temporary folder.
 STORE_BYTES, STORE_BYTES_PER_WORKER = 512 << 20, 192 << 20
+COMMON_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
+# Of a local Ray. The first one binds all ports to loopback: Ray has it for systems whose firewall asks about other
+# ports, and reads it when it is imported. By the second one, workers have the priority of this process, not the lowest.
+SETTINGS = COMMON_SETTINGS | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+# Ray gives its own processes 30 s to start, which a busy machine may exceed at the first attempt.
+ATTEMPTS = 3
 
 
 class RayActor:
@@ -73,11 +79,9 @@ def ray_workers(count: int | None, address: str | None) -> Iterator[RayWorkers]:
         SettingsError: Ray is not installed. UsageError: the cluster has fewer cores than workers, or another version of
             this package. UnavailableError: Ray does not start, or the cluster does not answer.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= SETTINGS if address is None else COMMON_SETTINGS
     if address is None:
-        # The first one binds all ports to loopback; Ray has it for systems whose firewall asks about other ports.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = _import_ray()
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
@@ -125,16 +129,23 @@ def _check_version(workers: RayWorkers) -> None:
 
 
 def _start_local(ray: Any, count: int, folder: str) -> None:
-    ray.init(
-        address="local",
-        num_cpus=count,
-        include_dashboard=False,
-        object_store_memory=STORE_BYTES + count * STORE_BYTES_PER_WORKER,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=folder,
-    )
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=count,
+                include_dashboard=False,
+                object_store_memory=STORE_BYTES + count * STORE_BYTES_PER_WORKER,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=folder,
+            )
+            return
+        except Exception:  # Ray raises plain exceptions
+            ray.shutdown()
+            if attempt == ATTEMPTS:
+                raise
 
 
 def _import_ray() -> Any:
