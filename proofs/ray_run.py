@@ -25,11 +25,32 @@ from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.sources import from_files
 from stream_scorer.features.shards import Part
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.ray_workers import local_settings
 from stream_scorer.replay.pieces import Range
 from stream_scorer.serde.columns import take_transactions
 from stream_scorer.spec import load_spec
 
+START_S = 300.0
 SPEC = Path(__file__).resolve().parent.parent / "stream_scorer" / "simulate" / "cards.yaml"
+
+
+def be_patient() -> None:
+    """Let Ray wait longer than 30 s for its own processes, because other proofs may run on the same cores."""
+    from ray._private import services
+
+    get_node = services.get_node
+
+    def patient(*arguments: Any) -> Any:
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    services.get_node = patient
 
 
 class OutOfOrder(ShardWorker):
@@ -98,6 +119,10 @@ def main() -> None:
         files / "transactions.parquet", files / "labels.parquet", Topics(), checked, Range(), None, warm=False
     )
     began = time.monotonic()
+    if engine == "ray":
+        # As `ray_workers` does it, which must be before the import.
+        os.environ |= local_settings() | {"RAY_agent_register_timeout_ms": f"{START_S * 1_000:.0f}"}
+        be_patient()
     with chosen_workers(engine, int(workers) if engine == "ray" else None, None) as started:
         begun = time.monotonic()
         where = None

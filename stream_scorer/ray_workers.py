@@ -14,6 +14,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from stream_scorer import __version__
@@ -24,9 +25,6 @@ from stream_scorer.workers import Actor
 # fit to its temporary folder.
 STORE_BYTES, STORE_BYTES_PER_WORKER = 512 << 20, 192 << 20
 COMMON_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
-# Of a local Ray. The first one binds all ports to loopback: Ray has it for systems whose firewall asks about other
-# ports, and reads it when it is imported. By the second one, workers have the priority of this process, not the lowest.
-SETTINGS = COMMON_SETTINGS | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
 # Ray gives its own processes 30 s to start, which a busy machine may exceed at the first attempt.
 ATTEMPTS = 3
 
@@ -79,9 +77,7 @@ def ray_workers(count: int | None, address: str | None) -> Iterator[RayWorkers]:
         SettingsError: Ray is not installed. UsageError: the cluster has fewer cores than workers, or another version of
             this package. UnavailableError: Ray does not start, or the cluster does not answer.
     """
-    os.environ |= SETTINGS if address is None else COMMON_SETTINGS
-    if address is None:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ |= local_settings() if address is None else COMMON_SETTINGS
     ray = _import_ray()
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
@@ -108,6 +104,19 @@ def ray_workers(count: int | None, address: str | None) -> Iterator[RayWorkers]:
             yield workers
         finally:
             ray.shutdown()
+
+
+@cache
+def local_settings() -> dict[str, str]:
+    """The environment of a local Ray. Ray reads it when it is imported, so it is the same for the whole process."""
+    return COMMON_SETTINGS | {
+        # Binds all ports to loopback; Ray has it for systems whose firewall asks about other ports.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Workers have the priority of this process, not the lowest.
+        "RAY_worker_niceness": "0",
+    }
 
 
 class Version:
