@@ -30,7 +30,7 @@ from stream_scorer.replay.pieces import Range
 from stream_scorer.serde.columns import take_transactions
 from stream_scorer.spec import load_spec
 
-START_S = 300.0
+START_S = 120.0
 SPEC = Path(__file__).resolve().parent.parent / "stream_scorer" / "simulate" / "cards.yaml"
 
 
@@ -121,7 +121,10 @@ def main() -> None:
     began = time.monotonic()
     if engine == "ray":
         # As `ray_workers` does it, which must be before the import.
-        os.environ |= local_settings() | {"RAY_agent_register_timeout_ms": f"{START_S * 1_000:.0f}"}
+        os.environ |= local_settings() | {
+            "RAY_agent_register_timeout_ms": f"{START_S * 1_000:.0f}",
+            "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
+        }
         be_patient()
     with chosen_workers(engine, int(workers) if engine == "ray" else None, None) as started:
         begun = time.monotonic()

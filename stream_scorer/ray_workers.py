@@ -82,7 +82,8 @@ def ray_workers(count: int | None, address: str | None) -> Iterator[RayWorkers]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
             if address is None:
-                _start_local(ray, count or len(os.sched_getaffinity(0)), folder)
+                # Ray opens its own folder to all users.
+                _start_local(ray, count or len(os.sched_getaffinity(0)), f"{folder}/ray")
             else:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray raises plain exceptions

@@ -127,7 +127,7 @@ def sharded(transactions, labels, batches, count, block):
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_shards_give_the_features_of_one_process(seed, count, block):
     rng = np.random.default_rng(seed)
     transactions, labels = odd_events(rng, int(rng.integers(1, 300)))
