@@ -308,7 +308,7 @@ class DistributedPass:
         self.counts = Counts()
         self._start(source)
         batches, last = Batches(self._checked, self._rows, self._piece_rows), None
-        for batch in batches.of(source.runs_of(self._chunks(source.total))):
+        for batch in batches.of(source.runs_of(self._chunks(source))):
             if last is not None and last is not self._current:
                 self._compute_features(last)
             last = self._current
@@ -345,9 +345,10 @@ class DistributedPass:
             workers.start(self._where.shard, spec, number, workers.count, cores=0) for number in range(workers.count)
         ]
 
-    def _chunks(self, total: int) -> Iterator[tuple[int, Transactions]]:
+    def _chunks(self, source: FileSource) -> Iterator[tuple[int, Transactions]]:
         """The chunks of the file as `FileSource.runs_of` takes them; blocks are read ahead."""
-        blocks, first = -(-total // BLOCK), 0
+        total, first = source.total, 0
+        blocks = -(-total // BLOCK)
         ahead: deque[_Block] = deque()
         for number in range(blocks):
             while len(ahead) <= len(self._readers) and number + len(ahead) < blocks:
@@ -359,6 +360,9 @@ class DistributedPass:
                 at = number * BLOCK + chunk * CHUNK
                 yield min(CHUNK, total - at), _light(index, low, high, first)
             first += len(index.event_time)
+        if not first:
+            # The error of a file without any time needs the whole file.
+            yield from source.empty_chunks()
 
     def _read(self, number: int) -> _Block:
         shards = len(self._shards)

@@ -106,6 +106,12 @@ class FileSource:
         """See `Source.runs`."""
         return self.runs_of(self._file.chunks(CHUNK))
 
+    def empty_chunks(self) -> Iterator[tuple[int, Transactions]]:
+        """No chunks of a file without valid transactions. Raises `UsageError` if its event times are not times."""
+        for _ in self._file.chunks(CHUNK):
+            pass
+        return iter(())
+
     def runs_of(self, chunks: Iterable[tuple[int, Transactions]]) -> Iterator[ColumnRun]:
         """`runs`, of `chunks` that were read elsewhere: for each `CHUNK` rows, the number of rows and the valid ones.
 
