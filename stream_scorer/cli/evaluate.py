@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,11 @@ from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
     from stream_scorer.ensemble.ensemble import Ensemble
+    from stream_scorer.evaluation.distributed import Distribution
     from stream_scorer.evaluation.first_range import FirstRange
     from stream_scorer.evaluation.options import Options
     from stream_scorer.evaluation.result import Evaluation
+    from stream_scorer.evaluation.sources import Source
     from stream_scorer.kafka.topics import Topics
     from stream_scorer.spec.model import CheckedSpec
 
@@ -87,7 +89,6 @@ def evaluate(
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.evaluation import sources
-    from stream_scorer.evaluation.distributed import Distribution, require_parquet
     from stream_scorer.evaluation.first_range import FirstRange
     from stream_scorer.evaluation.job import evaluate as run
     from stream_scorer.evaluation.job import facts_of
@@ -111,10 +112,7 @@ def evaluate(
             _say_range(first)
         else:
             source = sources.from_files(transactions, labels, topics, checked, scored, as_of, warm=warm)
-        if engine == "ray":
-            require_parquet(source)
-        started = stack.enter_context(chosen_workers(engine, workers, ray_address))
-        where = None if started is None else Distribution(started, folders)
+        where = stack.enter_context(_distribution(source, folders, engine, workers, ray_address))
         progress = stack.enter_context(Progress("scoring", source.total, clock))
         result = run(source, checked, versions, options, out, clock, on_progress=progress.stage, where=where)
         if html is not None:
@@ -122,13 +120,23 @@ def evaluate(
         if lineage is not None:
             lineage.add(outputs=[Dataset("file", str(out.resolve()), result.digests.all)])
             lineage.add(outputs=[] if html is None else [file_dataset(html)])
-    if as_json:
-        click.echo(msgspec.json.encode(result).decode())
-    else:
-        _show(result)
+    _show(result, as_json)
     # Last, so that a server that is away by now costs no figure.
     if log is not None:
         log(result)
+
+
+@contextmanager
+def _distribution(
+    source: Source, folders: list[Path], engine: str, workers: int | None, ray_address: str | None
+) -> Iterator[Distribution | None]:
+    """Where the evaluation runs; None for this process. Raises `UsageError`, or as `chosen_workers`."""
+    from stream_scorer.evaluation.distributed import Distribution, require_parquet
+
+    if engine == "ray":
+        require_parquet(source)
+    with chosen_workers(engine, workers, ray_address) as started:
+        yield None if started is None else Distribution(started, folders)
 
 
 def _topic_ids(bootstrap: str, topics: Topics) -> list[str]:
@@ -234,7 +242,10 @@ def _open_run_log(tracking_uri: str, experiment: str) -> Callable[[Evaluation], 
     return log
 
 
-def _show(result: Evaluation) -> None:
+def _show(result: Evaluation, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(result).decode())
+        return
     from stream_scorer.console import make_table, print_table
     from stream_scorer.reports.evaluation_tables import summary_lines, tables
 

@@ -51,11 +51,10 @@ def evaluate(
     """
     require_sklearn("replay")
     _check(versions, checked)
-    progress = on_progress or _ignore
     if where is not None:
         require_parquet(source)
-    fingerprint = fingerprint_of(facts_of(checked, versions, options) | {"input": source.about})
-    store = Store(out, fingerprint, clock, with_rows=where is None)
+    progress, facts = on_progress or _ignore, facts_of(checked, versions, options) | {"input": source.about}
+    store = Store(out, fingerprint_of(facts), clock, with_rows=where is None)
     resumed, started = sum(piece.rows for piece in store.pieces), clock.monotonic()
     scoring = _pass(checked, versions, options, store, clock, where)
     counts = scoring.run(source, lambda done: progress("scoring", done, source.total), on_features)
