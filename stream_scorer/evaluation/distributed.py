@@ -31,7 +31,7 @@ from stream_scorer.errors import UsageError
 from stream_scorer.evaluation.batches import Batch, Batches, label_entities
 from stream_scorer.evaluation.columns import TransactionFile
 from stream_scorer.evaluation.labels import Outcomes
-from stream_scorer.evaluation.piece import CompletePiece, Piece, Scorer, Timing
+from stream_scorer.evaluation.piece import CompletePiece, Piece, Scorer, Timing, count_batch
 from stream_scorer.evaluation.scoring import OnFeatures, OnProgress
 from stream_scorer.evaluation.sources import CHUNK, FileSource, Source
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
@@ -399,7 +399,7 @@ class DistributedPass:
         for shard, parts in zip(self._shards, block.others, strict=True):
             block.values += shard.call("others", block.batching, block.labels, parts, *block.duplicates)
         for batch, (low, high) in zip(block.batches, block.bounds(), strict=True):
-            self.counts = self.counts.with_batch(batch)
+            self.counts = count_batch(self.counts, batch)
             self._position = batch.stop[0]
             if batch.scored:
                 self._piece.add(block, low, high, batch.time)

@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.ensemble.lineup import MemberPool
+from stream_scorer.evaluation.batches import Batch
 from stream_scorer.evaluation.labels import Outcomes
-from stream_scorer.evaluation.store import Columns, digest_of
+from stream_scorer.evaluation.store import Columns, Counts, digest_of
 from stream_scorer.pipeline.policy import Policy
 from stream_scorer.serde.decoder import Transactions, hash_ids
 from stream_scorer.spec.model import CheckedSpec
@@ -76,6 +78,17 @@ class CompletePiece:
 
     def __len__(self) -> int:
         return len(self.columns["event_id"])
+
+
+def count_batch(counts: Counts, batch: Batch) -> Counts:
+    """The counts with the records of `batch`; what only scoring finds out is not counted."""
+    n = len(batch)
+    return msgspec.structs.replace(
+        counts.with_records(batch.records, batch.refused),
+        warmed=counts.warmed + (0 if batch.scored else n),
+        scored=counts.scored + (n if batch.scored else 0),
+        labels=counts.labels + len(batch.events.labels),
+    )
 
 
 class Scorer:

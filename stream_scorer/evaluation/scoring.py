@@ -12,7 +12,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.evaluation.batches import Batch, Batches
 from stream_scorer.evaluation.labels import KnownLabels
-from stream_scorer.evaluation.piece import Piece, Scorer, Timing
+from stream_scorer.evaluation.piece import Piece, Scorer, Timing, count_batch
 from stream_scorer.evaluation.sources import Source
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
 from stream_scorer.features.engine import FeatureEngine
@@ -113,7 +113,7 @@ class Pass:
             piece.add(columns, transactions.event_id, enriched.matrix)
             duplicates = int(np.count_nonzero(enriched.duplicate))
             self.timing.stages["formulas"] += self._clock.monotonic() - began
-        counts = self.counts.with_batch(batch)
+        counts = count_batch(self.counts, batch)
         self.counts = msgspec.structs.replace(
             counts, duplicates=counts.duplicates + duplicates, missing=counts.missing + missing
         )

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import UsageError
-from stream_scorer.evaluation.batches import Batch
 from stream_scorer.parquet import import_pyarrow, readable
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Record
@@ -51,16 +50,6 @@ class Counts(Record, frozen=True):
     def with_records(self, records: int, refused: int) -> Counts:
         """The counts with more records, and of these, rejected transactions in the range."""
         return msgspec.structs.replace(self, records=self.records + records, refused=self.refused + refused)
-
-    def with_batch(self, batch: Batch) -> Counts:
-        """The counts with the records of `batch`; what only scoring finds out is not counted."""
-        n = len(batch)
-        return msgspec.structs.replace(
-            self.with_records(batch.records, batch.refused),
-            warmed=self.warmed + (0 if batch.scored else n),
-            scored=self.scored + (n if batch.scored else 0),
-            labels=self.labels + len(batch.events.labels),
-        )
 
 
 class PieceRecord(Record, frozen=True):
