@@ -233,7 +233,6 @@ PROOFS = {
     "workflows": Proof(
         "the Prefect flow and the Airflow DAG lead from nothing to a shadow; Argo's and Kubeflow's files are valid",
         600,
-        ("kafka", "redis", "mlflow"),
         own="builds virtual environments from the package registry or its cache",
     ),
     "features-bench": Proof(

@@ -154,8 +154,8 @@ def test_each_proof_is_documented_with_its_time() -> None:
 
 @pytest.mark.parametrize("slug", PROOFS)
 def test_each_proof_says_what_it_shares_or_why_not(slug: str) -> None:
-    source = (ROOT / "proofs" / f"{slug.replace('-', '_')}.py").read_text()
     proof = PROOFS[slug]
+    source = (ROOT / "proofs" / f"{proof.module or slug.replace('-', '_')}.py").read_text()
     assert not (proof.shares and proof.own)
     assert ("services(" in source) <= bool(proof.shares or proof.own)
 
