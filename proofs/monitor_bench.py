@@ -4,9 +4,9 @@ A stretch of simulated traffic (100,000 transactions per day, half of it with a 
 chargebacks) goes through the scorer's stages in batches of the default size, and what they write goes to the parts of
 the monitor at once, in turns: label joiner (SQLite), windows (Redis), the detector of drift events, watch, incidents.
 For each of them the CPU time per transaction is compared with that of the scorer, in the same run; that of Redis counts
-for the windows. The scorer works in memory, without Kafka and Redis. Both would slow it down, so a real one leaves the
-monitor more time. Summaries take at most 5 % of the scorer's time while one version serves; during a probation they
-also compare the two versions.
+for the windows. All parts in one process are a figure and decide nothing. The scorer works in memory, without Kafka and
+Redis. Both would slow it down, so a real one leaves the monitor more time. Summaries take at most 5 % of the scorer's
+time while one version serves; during a probation they also compare the two versions.
 
 Then the recorded traffic is repeated, with other days, cards, event ids and versions, until it is worth `N`
 transactions. Resident memory in the second half, and the cost per transaction in the last quarter, must be those of the
@@ -106,8 +106,8 @@ def _judge_rates(context: Context, result: Result, scorer: MemoryScorer, parts: 
     result.figures["times_the_scorer"] = rates | {"together": round(scorer.cost.cpu_us / together, 2)}
     for name, times in result.figures["times_the_scorer"].items():
         context.say(f"{name}: {times} times as fast as the scorer")
-        what = "all parts in one process keep" if name == "together" else f"one worker of the part {name} keeps"
-        result.check(f"{what} up with the scorer", times >= 1.0)
+        if name != "together":
+            result.check(f"one worker of the part {name} keeps up with the scorer", times >= 1.0)
     share = scorer.summarise_steady.cpu_us / scorer.steady.cpu_us
     result.figures |= {
         "summarise_us": round(scorer.summarise_steady.cpu_us, 2),
