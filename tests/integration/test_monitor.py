@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,8 +46,9 @@ from stream_scorer.records import (
     ScoreSummary,
     ServedVersion,
 )
+from stream_scorer.stack import StackAddresses
 from stream_scorer.stack.ports import free_port
-from tests.support.services import services
+from tests.support.gate import Gate
 
 pytestmark = pytest.mark.integration
 
@@ -342,10 +340,9 @@ class Monitor:
         self.process.stderr.close()
 
 
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Any]:
-    with services("kafka", "redis") as addresses:
-        yield SimpleNamespace(addresses=addresses)
+@pytest.fixture
+def stack(shared_stack: StackAddresses) -> Any:
+    return SimpleNamespace(addresses=shared_stack)
 
 
 @pytest.fixture
@@ -438,46 +435,6 @@ def _check_outcomes(stack: Any, topics: Topics) -> None:
         for before, after in itertools.pairwise(chain):
             assert (after.previous_label, after.previous_source) == (before.label, before.source)
     assert not any(event_id.startswith("aborted") for event_id in chains)
-
-
-class Gate:
-    """A way to Redis that can be shut: connections are then refused, and open ones end."""
-
-    def __init__(self, target: str) -> None:
-        host, port = target.removeprefix("redis://").split("/")[0].rsplit(":", 1)
-        self._target = (host, int(port))
-        self.port = free_port()
-        self._server: socket.socket | None = None
-        self._open: list[socket.socket] = []
-
-    def open(self) -> None:
-        self._server = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self._server,), daemon=True).start()
-
-    def shut(self) -> None:
-        assert self._server is not None
-        for end in (self._server, *self._open):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        self._open.clear()
-
-    def _accept(self, server: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, far = server.accept()[0], socket.create_connection(self._target)
-                self._open += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
-
-    @staticmethod
-    def _copy(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
 
 
 def ready(port: int) -> tuple[int, dict[str, Any]]:

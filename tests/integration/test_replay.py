@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +31,11 @@ from stream_scorer.simulate import (
     generate,
     history_labels,
 )
-from tests.support.services import services
+from stream_scorer.stack import StackAddresses
 
 pytestmark = pytest.mark.integration
 N = 3_000
+TOPICS = Topics("replay.")
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +46,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bootstrap() -> Iterator[str]:
-    with services("kafka") as addresses:
-        assert addresses.kafka is not None
-        yield addresses.kafka
+def bootstrap(shared_stack: StackAddresses) -> str:
+    return str(shared_stack.kafka)
 
 
 @pytest.fixture(scope="module")
 def filled(bootstrap: str) -> str:
     """Three partitions of transactions and labels; nothing scored."""
-    TopicAdmin(bootstrap).create_all(Topics(), 3)
+    TopicAdmin(bootstrap).create_all(TOPICS, 3)
     config = SimulationConfig(seed=3, customers=200, terminals=40, days=None, transactions=N, fraud_rate=0.05)
     transactions = generate(config.starting(config.start_to_end_by(SystemClock().now_ms())))
     labels = history_labels(
         transactions, int(transactions.event_time[-1]), LabellerConfig(chargeback_median_ms=12 * 3_600_000)
     )
     assert len(labels) > 50
-    publish(bootstrap, Topics().transactions, encode_keys(transactions.customer_id), encode_values(transactions))
-    publish(bootstrap, Topics().labels, encode_keys(labels.customer_id), encode_labels(labels))
+    publish(bootstrap, TOPICS.transactions, encode_keys(transactions.customer_id), encode_values(transactions))
+    publish(bootstrap, TOPICS.labels, encode_keys(labels.customer_id), encode_labels(labels))
     return bootstrap
 
 
@@ -71,7 +69,8 @@ def invoke(bootstrap: str, trained: Path, out: Path, *arguments: str) -> Done:
     from stream_scorer.cli.replay import replay
 
     common = ["--from-topics", "--bootstrap", bootstrap, "--spec", str(CARDS_SPEC), "--ensemble", str(trained)]
-    return CliRunner().invoke(replay, [*common, "--out", str(out), "--json", *arguments])
+    common += ["--topic-prefix", TOPICS.prefix, "--out", str(out), "--json"]
+    return CliRunner().invoke(replay, [*common, *arguments])
 
 
 def report(done: Done) -> dict[str, object]:
@@ -162,6 +161,7 @@ def test_what_cannot_be_replayed_is_told(
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("shared_services")
 def test_what_was_served_comes_again_byte_for_byte(trained: Path, tmp_path: Path) -> None:
     """The proof `replay-thin`, scaled down; broken, it fails."""
     shutil.copytree(trained, tmp_path / "ensemble")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -30,7 +29,7 @@ from stream_scorer.simulate.config import DAY_MS
 from stream_scorer.simulate.files import read_truth
 from stream_scorer.simulate.garbage import GARBAGE_KINDS
 from stream_scorer.simulate.live import LiveConfig, LiveTraffic
-from tests.support.services import services
+from stream_scorer.stack import StackAddresses
 
 pytestmark = pytest.mark.integration
 
@@ -38,11 +37,9 @@ PARTITIONS = 4
 CONFIG = SimulationConfig(seed=31, customers=1_000, terminals=200, days=None, transactions=6_000, fraud_rate=0.02)
 
 
-@pytest.fixture(scope="module")
-def bootstrap() -> Iterator[str]:
-    with services("kafka") as addresses:
-        assert addresses.kafka is not None
-        yield addresses.kafka
+@pytest.fixture
+def bootstrap(shared_stack: StackAddresses) -> str:
+    return str(shared_stack.kafka)
 
 
 @pytest.fixture(scope="module")
