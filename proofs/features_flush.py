@@ -54,7 +54,8 @@ TRANSACTIONS, LOSSES_A_WORLD = 700, 6
 PATIENCE_S = 60.0
 # With less than this to go nobody may come by to notice.
 LEAST_LAG = 150
-RATE = 500.0
+# Transactions per second; fewer in the scaled-down form.
+RATE, SMALL, SMALL_RATE = 500, 100, 300
 # Live traffic for this long at most; it ends soon after the last rebuild.
 MAX_LIVE_S = 240
 REBUILT = "features are rebuilt"
@@ -83,7 +84,7 @@ def run(context: Context) -> Result:
         result.at_least(kind, counts[kind], losses // 20)
     result.at_least("degraded", verdict.degraded, losses)
     if not context.broken:
-        _on_real_parts(context, result, min(1_000 * losses, HISTORY))
+        _on_real_parts(context, result, min(1_000 * losses, HISTORY), RATE if losses >= SMALL else SMALL_RATE)
     return result
 
 
@@ -212,9 +213,9 @@ class _Disturbance:
         return sum(len(broker.log[s]) - broker.offsets.get(s, 0) for s in broker.inputs)
 
 
-def _on_real_parts(context: Context, result: Result, history: int) -> None:
+def _on_real_parts(context: Context, result: Result, history: int, rate: int) -> None:
     train_cards(context.folder, seed=context.seed, transactions=30_000)
-    keys, values = _input(context.seed, history + int(RATE * MAX_LIVE_S))
+    keys, values = _input(context.seed, history + rate * MAX_LIVE_S)
     topics = Topics()
     with services("kafka", "redis", partitions=1) as (_stack, at):
         bootstrap = str(at.kafka)
@@ -223,21 +224,21 @@ def _on_real_parts(context: Context, result: Result, history: int) -> None:
         scorer.start()
         try:
             wait_drained(bootstrap, [scorer], timeout_s=120)
-            live = _Live(bootstrap, keys[history:], values[history:])
-            _lose(context, result, scorer, at, keys[history:])
+            live = _Live(bootstrap, keys[history:], values[history:], rate)
+            _lose(context, result, scorer, at, keys[history : history + 60 * rate])
             live.end()
             wait_drained(bootstrap, [scorer], timeout_s=60)
             result.check("SIGTERM ends the scorer with exit 0 in 10 s", scorer.stop(10) == 0)
         finally:
             scorer.close()
-        _check(context, result, at, history + live.sent)
+        _check(context, result, at, history + live.sent, rate)
 
 
 class _Live:
     """Live traffic in a thread, until it is ended."""
 
-    def __init__(self, bootstrap: str, keys: list[bytes], values: list[bytes]) -> None:
-        self._keys, self._values = keys, values
+    def __init__(self, bootstrap: str, keys: list[bytes], values: list[bytes], rate: int) -> None:
+        self._keys, self._values, self._rate = keys, values, rate
         self._stop = threading.Event()
         self._bootstrap = bootstrap
         self.sent = 0
@@ -250,16 +251,17 @@ class _Live:
         self._thread.join(30)
 
     def _run(self) -> None:
-        step = int(RATE / 2)
+        step = self._rate // 2
         with OpenLoopProducer(self._bootstrap, client_id="live", clock=SystemClock(), sleep=time.sleep) as producer:
             while not self._stop.is_set() and self.sent < len(self._keys):
                 part = slice(self.sent, self.sent + step)
-                schedule = Schedule(RATE, SystemClock())
+                schedule = Schedule(self._rate, SystemClock())
                 producer.publish(Topics().transactions, self._keys[part], self._values[part], schedule=schedule)
                 self.sent += len(self._keys[part])
 
 
-def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, keys: list[bytes]) -> None:
+def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, soon: list[bytes]) -> None:
+    """One loss after the other; `soon` are the keys of the records that come within a minute."""
     client = connect(str(at.redis))
 
     def rebuilt(times: int) -> bool:
@@ -268,7 +270,7 @@ def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, 
 
     time.sleep(3)
     # The customer of the most records to come: soon somebody reads the row.
-    owner = Counter(keys[: int(RATE) * 60]).most_common(1)[0][0]
+    owner = Counter(soon).most_common(1)[0][0]
     (row,) = list(client.scan_iter(match=b"*:r2:0:" + owner, count=10_000))
     client.delete(row)
     context.say("one row deleted")
@@ -312,7 +314,7 @@ def _rows(client) -> int:  # type: ignore[no-untyped-def]
     return int(client.dbsize())
 
 
-def _check(context: Context, result: Result, at: StackAddresses, published: int) -> None:
+def _check(context: Context, result: Result, at: StackAddresses, published: int, rate: int) -> None:
     bootstrap = str(at.kafka)
     scores = read_topic(bootstrap, Topics().scores).decode(Score)
     sources = Counter((c.source.partition, c.source.offset) for c in _contributions(bootstrap))
@@ -333,7 +335,7 @@ def _check(context: Context, result: Result, at: StackAddresses, published: int)
     result.figures["seconds_without_features"] = [
         round((spell[-1].scored_at - spell[0].scored_at) / 1_000, 1) for spell in spells
     ]
-    result.check("scoring went on without features, and said so", all(len(spell) > RATE / 5 for spell in spells))
+    result.check("scoring went on without features, and said so", all(len(spell) > rate / 5 for spell in spells))
     log = (context.folder / "scorer.log").read_text()
     rates = [int(rate) for rate in re.findall(r"to go, (\d+)/s", log)]
     result.figures["rebuild_records_per_second"] = rates

@@ -102,7 +102,7 @@ def services(*names: str, partitions: int = 4) -> Iterator[tuple[LocalStack, Sta
     offered = json.loads(os.environ.get(SHARED_STACK) or "{}")
     if set(names) <= offered.keys():
         at = StackAddresses(**{name: offered[name] for name in names})
-        _empty(at)
+        empty(at)
         if at.kafka:
             TopicAdmin(at.kafka).create_all(Topics(), partitions)
         yield LocalStack(services=names), at
@@ -113,7 +113,7 @@ def services(*names: str, partitions: int = 4) -> Iterator[tuple[LocalStack, Sta
         yield stack, stack.addresses
 
 
-def _empty(at: StackAddresses) -> None:
+def empty(at: StackAddresses) -> None:
     """Delete all topics, consumer groups, keys and registered models."""
     if at.kafka:
         admin = AdminClient(client_config(at.kafka, "proof-admin"))

@@ -7,7 +7,7 @@ and members that the command in force asks for; commands take force in order; an
 score again from its record. Figures: how long each command took to be in force, how long the bad version went on after
 its rollback, the longest pause and the latency around each swap.
 
-`N` is the least number of transactions.
+`N` is the least number of transactions. A small one has a fifth of the load.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 from proofs.kit import (
     ROOT,
     Context,
+    Ends,
     Load,
     Result,
     Scorer,
@@ -51,6 +52,7 @@ from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 
 N, RATE = 200_000, 5_000
+SMALL, SMALL_RATE = 50_000, 1_000
 # Commands may take longer than planned: the load goes on for at most so long.
 _SPARE_S = 60
 TARGET_S = 2.0
@@ -58,6 +60,8 @@ MEMBER = "xgb"
 _AROUND_MS = 1_000
 # A swap at a time of its own: other swaps' effects are over.
 _LEAST_DWELL_S = 0.5
+# A command stays in force for at least so many micro-batches. The first of them may have begun under the one before.
+_LEAST_BATCHES = 5
 # Until what waited for the group to form is worked off.
 _WARM_UP_S = 2.0
 
@@ -76,6 +80,7 @@ class Expected:
 def run(context: Context) -> Result:
     """See the module."""
     n = context.n or N
+    rate = RATE if n >= SMALL else SMALL_RATE
     result = Result()
     folders = [context.folder / name for name in ("good", "candidate")]
     for number, folder in enumerate(folders):
@@ -98,7 +103,7 @@ def run(context: Context) -> Result:
         ("rollback", {}, Expected(a)),
         ("retire", {"version": candidate}, Expected(a)),
     ]
-    keys, values = _input(context.seed, n + RATE * _SPARE_S)
+    keys, values = _input(context.seed, n + rate * _SPARE_S)
     topics = Topics()
     # On one partition the places within micro-batches tell where each begins.
     with services("kafka", "redis", partitions=1) as (_stack, at):
@@ -114,13 +119,14 @@ def run(context: Context) -> Result:
         scorer.start()
         log, history = ControlLog(bootstrap, topics.control), History()
         statuses = ControlLog(bootstrap, topics.scorer_status)
+        ends = Ends(bootstrap, topics.scores)
         try:
             wait_until("the scorer serves", lambda: log.end() > 0 and _in_force(statuses, 0), 60)
-            load = Load(bootstrap, topics.transactions, keys, values, RATE)
+            load = Load(bootstrap, topics.transactions, keys, values, rate)
             load.start()
             wait_until("it scores", lambda: sum(log_ends(bootstrap, [topics.scores]).values()) > 0, 60)
             time.sleep(_WARM_UP_S)
-            dwell = max(n / RATE / len(steps), _LEAST_DWELL_S)
+            dwell = max(n / rate / len(steps), _LEAST_DWELL_S)
             catch_up(log, history, log.end())
             expected, told = {0: Expected(a)}, []
             for action, more, wanted in steps:
@@ -131,7 +137,7 @@ def run(context: Context) -> Result:
                 wait_until(f"{action} is in force", lambda o=entry.offset: _in_force(statuses, o), 60, pause_s=0.005)
                 told.append((action, entry.offset, at_ms, round(1e3 * (time.monotonic() - began))))
                 context.say(f"{action}: in force after {told[-1][3]} ms")
-                time.sleep(dwell)
+                _dwell(ends, dwell)
             sent = load.stop(n)
             wait_drained(bootstrap, [scorer], timeout_s=120)
             result.check("SIGTERM ends the scorer with exit 0 in 10 s", scorer.stop(10) == 0)
@@ -139,6 +145,7 @@ def run(context: Context) -> Result:
             scorer.close()
             log.close()
             statuses.close()
+            ends.close()
         inputs = read_topic(bootstrap, topics.transactions)
         outputs = read_topic(bootstrap, topics.scores)
         contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
@@ -180,6 +187,20 @@ def _in_force(statuses: ControlLog, offset: int) -> bool:
     """Whether a status has come that says the command at `offset` is in force."""
     found = [msgspec.json.decode(record.value) for record in statuses.read(0.005) if record.value]
     return any(status["control_offset"] >= offset for status in found)
+
+
+def _dwell(ends: Ends, seconds: float) -> None:
+    """Wait for `seconds` and `_LEAST_BATCHES` micro-batches."""
+    until, last, batches = time.monotonic() + seconds, ends.committed(), 0
+
+    def over() -> bool:
+        nonlocal last, batches
+        now = ends.committed()
+        batches += now > last
+        last = now
+        return batches >= _LEAST_BATCHES and time.monotonic() >= until
+
+    wait_until("micro-batches are scored", over, 60, pause_s=0.05)
 
 
 def _check_batches(result: Result, lineage: list[LineageRow]) -> None:

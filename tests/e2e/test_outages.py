@@ -17,16 +17,16 @@ from proofs.kit import (
     Ends,
     Result,
     Scorer,
+    empty,
     publish,
     read_topic,
-    services,
     wait_drained,
     wait_until,
 )
 from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import CheckFailed
-from stream_scorer.kafka.topics import Topics
+from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.records import Contribution, Score
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
@@ -36,16 +36,23 @@ from stream_scorer.state.client import connect
 from stream_scorer.state.row_format import ENTRY_BYTES
 
 pytestmark = pytest.mark.integration
-N = 12_000
+N = 8_000
 CUSTOMERS = ("customer.", "customer_rhythm.")
 Parts = tuple[LocalStack, StackAddresses]
 Start = Callable[[Context, StackAddresses], Scorer]
 
 
-@pytest.fixture
-def parts() -> Iterator[Parts]:
-    with services("kafka", "redis", partitions=2) as started:
+@pytest.fixture(scope="module")
+def stack() -> Iterator[LocalStack]:
+    with LocalStack(services=("kafka", "redis")) as started:
         yield started
+
+
+@pytest.fixture
+def parts(stack: LocalStack) -> Parts:
+    empty(stack.addresses)
+    TopicAdmin(str(stack.addresses.kafka)).create_all(Topics(), 2)
+    return stack, stack.addresses
 
 
 def records(n: int, seed: int = 5) -> tuple[list[bytes], list[bytes]]:

@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from proofs.kit import Scorer, services, train_cards, wait_until
+from proofs.kit import SHARED_STACK, Scorer, services, train_cards, wait_until
 from stream_scorer.cli.main import main
 from stream_scorer.ensemble.registry import list_versions, register
 from stream_scorer.stack import StackAddresses
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow")]
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[StackAddresses]:
+def stack(
+    tmp_path: Path, shared_services: dict[str, str], shared_mlflow: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StackAddresses]:
+    monkeypatch.setenv(SHARED_STACK, json.dumps(shared_services | {"mlflow": shared_mlflow}))
     with services("kafka", "redis", "mlflow", partitions=2) as (_, addresses):
         train_cards(tmp_path, seed=1, transactions=30_000)
         register(tmp_path / "ensemble", "cards", str(addresses.mlflow), alias="champion")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -31,17 +30,15 @@ from stream_scorer.ensemble.registry import find_registered, list_versions, regi
 from stream_scorer.errors import ArtifactError, RegistryUnavailable
 from stream_scorer.evaluation.result import Evaluation
 from stream_scorer.spec import parse_spec
-from stream_scorer.stack import LocalStack
+from tests.support.gate import Gate
 from tests.support.small_history import SPEC_TEXT, small_ensemble, write_history
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow")]
 
 
-@pytest.fixture(scope="module")
-def mlflow() -> Iterator[str]:
-    with LocalStack(services=("mlflow",)) as stack:
-        assert stack.addresses.mlflow
-        yield stack.addresses.mlflow
+@pytest.fixture
+def mlflow(shared_mlflow: str) -> str:
+    return shared_mlflow
 
 
 def make(directory: Path, bias: float = -1.0) -> Path:
@@ -180,13 +177,14 @@ def test_a_damaged_cache_is_fetched_again(mlflow: str, tmp_path: Path) -> None:
 
 
 def test_a_scorer_starts_from_the_cache_when_the_registry_is_gone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mlflow: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = tmp_path / "cache"
-    with LocalStack(services=("mlflow",)) as stack:
-        address = str(stack.addresses.mlflow)
-        version = register(make(tmp_path / "made"), "offline", address, alias="champion")
-        resolve("offline@champion", address, cache)
+    cache, gate = tmp_path / "cache", Gate(mlflow)
+    address = f"http://127.0.0.1:{gate.port}"
+    gate.open()
+    version = register(make(tmp_path / "made"), "offline", address, alias="champion")
+    resolve("offline@champion", address, cache)
+    gate.shut()
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
         path, resolved = resolve("offline@champion", address, cache)
