@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ LEARNING_DAYS, MIN_WATCHED = 16, 0.9
 OLD_THRESHOLD = 0.2
 # Inputs that show how fast an entity is used. A version that clips them does not see fast fraud.
 VELOCITY = ("customer.count_1h", "device.count_1h", "device.count_1d", "network.count_1h", "network.count_1d")
-CLIPS = (1.0, 2.0, 3.0, 4.0, 6.0)
+CLIPS = tuple(np.arange(1.0, 8.25, 0.25).tolist())
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Scale:
     def of(cls, days: int) -> Scale:
         """The full size, or a small one for a few days."""
         if days > SMALL:
-            return cls(80_000, 8_000, 0.008, Training(30_000), PLAIN, BETTER, BATCH, RISE_ERROR)
+            return cls(92_000, 9_000, 0.008, Training(30_000), PLAIN, BETTER, BATCH, RISE_ERROR)
         return cls(2_000, 400, 0.04, Training(9_000), 3, 1, 512, SMALL_RISE_ERROR)
 
     def world(self, seed: int, days: int, life: Life | None) -> SimulationConfig:
@@ -158,26 +158,24 @@ def better_update(
     """An update of a version that lacks fraud in `traffic`, other than those `tried`; None if there is none."""
     truth = Truth.of(traffic)
     after = truth.alerts(good, keep=True)
-    for old, text in _without_velocity(good, rng):
-        if text in tried:
-            continue
-        alerts = truth.alerts(old, keep=True)
-        effect, more = truth.effect(alerts, after), after & ~alerts
-        # The additional alerts are fraud at least as often as the others, so precision does not fall.
-        precise = more.any() and truth.fraud[more].mean() >= truth.fraud[alerts].mean()
-        if precise and effect.recall >= MIN_MORE_RECALL and abs(effect.cards - RISE) <= error:
-            return Update(text, old, good, True, effect)
-    return None
-
-
-def _without_velocity(version: Version, rng: np.random.Generator) -> Iterator[tuple[Version, str]]:
-    """Versions in which some members do not see velocity above a limit, in random order, with a description."""
-    places = range(len(version.models))
+    places = range(len(good.models))
     chosen = [members for size in (1, 2, 3, 5) for members in itertools.combinations(places, size)]
-    cases = list(itertools.product(chosen, CLIPS))
-    for number in rng.permutation(len(cases)).tolist():
-        members, clip = cases[number]
-        yield _clipped(version, members, clip), f"sees velocity above {clip:g} in members {list(members)}"
+    for number in rng.permutation(len(chosen)).tolist():
+        members = chosen[number]
+        low, high = 0, len(CLIPS)
+        while low < high:  # the lower the limit, the more cards the old version lacks
+            middle = (low + high) // 2
+            clip = CLIPS[middle]
+            old, text = _clipped(good, members, clip), f"sees velocity above {clip:g} in members {list(members)}"
+            alerts = truth.alerts(old, keep=True)
+            effect, more = truth.effect(alerts, after), after & ~alerts
+            # The additional alerts are fraud at least as often as the others, so precision does not fall.
+            precise = more.any() and truth.fraud[more].mean() >= truth.fraud[alerts].mean()
+            near = abs(effect.cards - RISE) <= error
+            if precise and near and effect.recall >= MIN_MORE_RECALL and text not in tried:
+                return Update(text, old, good, True, effect)
+            low, high = (middle + 1, high) if effect.cards > RISE else (low, middle)
+    return None
 
 
 def _clipped(version: Version, members: Sequence[int], clip: float) -> Version:
@@ -352,7 +350,8 @@ def _judge(result: Result, found: Findings, scale: Scale, days: int) -> None:
     }
     if days > SMALL:
         result.at_least("smallest_day", found.smallest_day, 100_000)
-        result.at_least("fewest_transactions_of_an_update", min(t["transactions"] for t in undeclared), 90_000)
+        whole = [t["transactions"] for t in undeclared if t["action"] != "rollback"]
+        result.at_least("fewest_transactions_of_an_update", min(whole), 90_000)
     result.check(f"at most {MAX_EVENTS} drift event", len(found.events) <= MAX_EVENTS)
     watchable = 24 * (days - LEARNING_DAYS)
     result.check("the detector watches once it has learned", found.watched >= MIN_WATCHED * watchable > 0)
