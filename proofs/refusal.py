@@ -44,6 +44,7 @@ from proofs.kit import (
 from proofs.memory_run import lacks_features
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.pipeline.in_flight import MAX_UPDATES
 from stream_scorer.records import Score
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
@@ -56,8 +57,10 @@ RATE, FAULT_S = 2_000, 10.0
 RECOVERY_S = 60.0
 # Promised: a score is published so long after its transaction arrived, whatever Redis does.
 PROMISED_MS = 2_000
-# A shorter refusal may be bridged by the updates in flight, without any degraded score.
-BRIDGED_MS = 5_000
+# Updates in flight bridge a refusal of so many micro-batches without any degraded score (and some at its ends).
+BRIDGED = MAX_UPDATES + 10
+# A shorter hang may end before the first read gives up.
+MIN_HANG_MS = 5_000
 
 
 def run(context: Context) -> Result:
@@ -210,20 +213,25 @@ def _check(result: Result, at: StackAddresses, sent: int, rate: int, spells: dic
     result.figures["transactions"] = sent
     result.check("one score per input", len(scores) == len(inputs) == sent)
     arrived = np.array(inputs.timestamp[: len(scores)])
-    latency = np.array([s.scored_at for s in scores]) - arrived
+    scored_at = np.array([s.scored_at for s in scores])
+    latency = scored_at - arrived
     degraded = np.array([lacks_features(s) for s in scores])
     reasons = Counter(reason for s in scores for reason in s.degraded)
     result.figures["degraded_by_reason"] = dict(reasons)
     for name, (began, ended) in spells.items():
         during = (arrived >= began) & (arrived <= ended)
+        # All scores of a micro-batch have the same time.
+        batches = len(np.unique(scored_at[during]))
         result.figures[name] = {
             "scored": int(during.sum()),
+            "batches": batches,
             "degraded": int((degraded & during).sum()),
             "latency_ms_p99": int(np.percentile(latency[during], 99)),
             "latency_ms_max": int(latency[during].max()),
         }
         result.check(f"{name}: at least half a second of traffic", during.sum() >= rate / 2)
-        if name in MUST_DEGRADE and ended - began > BRIDGED_MS:
+        long_enough = ended - began > MIN_HANG_MS if name == "hangs" else batches > BRIDGED
+        if name in MUST_DEGRADE and long_enough:
             result.check(f"{name}: scores say that features are missing", (degraded & during).sum() > 0)
     live = np.arange(len(scores)) >= rate
     result.figures["latency_ms_max"] = int(latency[live].max())

@@ -9,8 +9,9 @@ from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.rows import AppliedOffsets, RowUpdate
 
-# While Redis refuses writes, updates wait here and features stay exact: at the default pace of 20 ms this bridges a
-# second. Each waiting update costs enrich one look-up per key; the entries bound the memory (32 bytes each).
+# While Redis refuses writes, updates wait here and features stay exact. This bridges a second at the default pace of
+# 20 ms, and more if batches take longer. Each waiting update costs enrich one look-up per key; the entries bound the
+# memory (32 bytes each).
 MAX_UPDATES = 64
 MAX_ENTRIES = 500_000
 
