@@ -232,7 +232,7 @@ PROOFS = {
     ),
     "workflows": Proof(
         "the Prefect flow and the Airflow DAG lead from nothing to a shadow; Argo's and Kubeflow's files are valid",
-        600,
+        416,
         own="builds virtual environments from the package registry or its cache",
     ),
     "features-bench": Proof(
