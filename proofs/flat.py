@@ -65,7 +65,7 @@ MAX_BEYOND_PROPORTION = 1.1
 TREES, HISTORY = 50, 20_000
 # Micro-batches of 1,024 transactions in a turn of partitions and of members.
 BATCHES = 4
-# So many that all transactions are within about an hour, as in live traffic.
+# So many that a micro-batch covers about an hour of event time, so that few panes are counted, as in live traffic.
 CUSTOMERS = 50_000
 
 Curve = dict[int, list[float]]
