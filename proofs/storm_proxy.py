@@ -1,5 +1,4 @@
-"""A TCP proxy between the product and Redis, which delays bytes, holds them back, resets connections, changes its
-target."""
+"""A TCP proxy in front of a service: it delays bytes, holds them back, resets connections, and changes its target."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
+from proofs.storm_proxy import Proxy
 from stream_scorer.clock import SystemClock
 from stream_scorer.control.commands import catch_up
 from stream_scorer.control.state import History
@@ -48,7 +50,6 @@ from stream_scorer.records import (
 )
 from stream_scorer.stack import StackAddresses
 from stream_scorer.stack.ports import free_port
-from tests.support.gate import Gate
 
 pytestmark = pytest.mark.integration
 
@@ -483,10 +484,12 @@ def promote_a_version_that_alerts_more(bootstrap: str, topics: Topics) -> Contro
 def test_the_watch_rolls_back_without_redis_and_disk_and_the_other_parts_recover(
     stack: Any, topics: Topics, tmp_path: Path
 ) -> None:
-    bootstrap, port, gate = stack.addresses.kafka, free_port(), Gate(stack.addresses.redis)
+    bootstrap, port, nothing = stack.addresses.kafka, free_port(), free_port()
+    redis, proxy = urlsplit(str(stack.addresses.redis)).port, Proxy(nothing)
+    assert redis
     log, history = promote_a_version_that_alerts_more(bootstrap, topics), History()
     worker = Monitor.start(
-        SimpleNamespace(addresses=SimpleNamespace(kafka=bootstrap, redis=f"redis://127.0.0.1:{gate.port}/0")),
+        SimpleNamespace(addresses=SimpleNamespace(kafka=bootstrap, redis=f"redis://127.0.0.1:{proxy.port}/0")),
         topics, tmp_path, "--mode", "auto", "--metrics-port", str(port),
         # No file may grow beyond this, as on a full disk.
         before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY)),
@@ -504,17 +507,18 @@ def test_the_watch_rolls_back_without_redis_and_disk_and_the_other_parts_recover
         assert parts["watch"] == {"state": "running", "reason": "", "failures": 0}
         assert parts["windows"]["failures"] > 0 and "Redis" in parts["windows"]["reason"]
         assert "the joiner's store" in parts["joiner"]["reason"]
-        gate.open()
+        proxy.target = redis
         resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         until(lambda: ready(port)[0] == 200)
         feed = Feed(bootstrap, topics, seed=5)
         for number, hour in enumerate(np.linspace(2, 30, 60)):
             feed.batch(number, float(hour))
             if number == 30:
-                gate.shut()
+                proxy.target = nothing
+                proxy.reset()
                 until(lambda: ready(port)[1]["windows"]["state"] != "running")
             if number == 45:
-                gate.open()
+                proxy.target = redis
         feed.labels(1e9)
         expected, said, _ = converge(stack, topics, 40)
         assert said == expected
@@ -522,6 +526,7 @@ def test_the_watch_rolls_back_without_redis_and_disk_and_the_other_parts_recover
         code, seconds, words = worker.end()
     finally:
         worker.kill()
+        proxy.close()
         log.close()
     assert (code, "Traceback" in words) == (0, False), words
     assert seconds < 10

@@ -6,12 +6,14 @@ import logging
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from proofs.storm_proxy import Proxy
 from stream_scorer.cli.main import cli
 from stream_scorer.ensemble import registry
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
@@ -30,7 +32,6 @@ from stream_scorer.ensemble.registry import find_registered, list_versions, regi
 from stream_scorer.errors import ArtifactError, RegistryUnavailable
 from stream_scorer.evaluation.result import Evaluation
 from stream_scorer.spec import parse_spec
-from tests.support.gate import Gate
 from tests.support.small_history import SPEC_TEXT, small_ensemble, write_history
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow")]
@@ -179,12 +180,13 @@ def test_a_damaged_cache_is_fetched_again(mlflow: str, tmp_path: Path) -> None:
 def test_a_scorer_starts_from_the_cache_when_the_registry_is_gone(
     mlflow: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache, gate = tmp_path / "cache", Gate(mlflow)
-    address = f"http://127.0.0.1:{gate.port}"
-    gate.open()
+    cache, port = tmp_path / "cache", urlsplit(mlflow).port
+    assert port
+    proxy = Proxy(port)
+    address = f"http://127.0.0.1:{proxy.port}"
     version = register(make(tmp_path / "made"), "offline", address, alias="champion")
     resolve("offline@champion", address, cache)
-    gate.shut()
+    proxy.close()
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
         path, resolved = resolve("offline@champion", address, cache)
