@@ -50,12 +50,15 @@ def load_document(
 def parse_yaml(text: str, *, error: type[UsageError] = UsageError) -> Any:
     """The document in `text`. Raises `UsageError`, as the type `error`, with the line."""
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        # Deep, so that an alias of a node that contains it is an error; a shallow load returns a cycle.
+        return None if node is None else loader.construct_object(node, deep=True)
     except yaml.YAMLError as failure:
         mark = getattr(failure, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise error(f"not valid YAML{where}: {getattr(failure, 'problem', failure)}") from None
-    except (ValueError, RecursionError) as failure:  # such as 2026-02-30, which YAML takes for a date
+    except (ValueError, AttributeError, RecursionError) as failure:  # such as 2026-02-30, or !!timestamp of no time
         raise error(f"not valid YAML: {failure}") from None
 
 

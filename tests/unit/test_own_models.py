@@ -284,6 +284,13 @@ def test_scores_that_are_no_numbers_name_the_column(folder: Path) -> None:
         compose(folder, member(0, expected="text.parquet"))
 
 
+@pytest.mark.parametrize("text", ["members: &all [*all]", "history: &same {labels: *same}", "weights: !!timestamp x"])
+def test_a_node_that_contains_itself_or_no_time_is_not_valid_yaml(tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UsageError, match="not valid YAML"):
+        read_compose_file(tmp_path / "own.yaml")
+
+
 def test_a_date_that_does_not_exist_is_not_valid_yaml(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("trained_until: 2025-02-30\n")
     with pytest.raises(UsageError, match="not valid YAML: day"):
