@@ -16,7 +16,6 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from stream_scorer.evaluation.columns import TransactionFile
 from stream_scorer.evaluation.labels import Outcomes
 from stream_scorer.evaluation.piece import CompletePiece, Piece, Scorer, Timing, count_batch
 from stream_scorer.evaluation.scoring import OnFeatures, OnProgress
-from stream_scorer.evaluation.sources import CHUNK, FileSource, Source
+from stream_scorer.evaluation.sources import CHUNK, Chunk, FileSource, Source
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
 from stream_scorer.features.shards import Batching, EntityShard, Joiner, Part, Splitter, Values, entities_with_features
 from stream_scorer.serde.columns import join_labels, slice_transactions
@@ -88,11 +87,11 @@ class Index:
     """What this process needs of a block to cut it.
 
     Attributes:
-        valid: (c + 1,) int64, the number of valid transactions before each chunk of the block, and of all.
+        rows: (n,) int64, the place of each valid transaction in the file, ascending.
         event_time: (n,) int64. ids: n ids of every entity with labels.
     """
 
-    valid: I64
+    rows: I64
     event_time: I64
     ids: dict[str, list[str | None]]
 
@@ -127,9 +126,8 @@ class BlockWorker:
         first = number * BLOCK
         stop = min(first + BLOCK, self._file.rows)
         numbers, transactions = self._file.block(first, stop, CHUNK)
-        chunks = np.arange(first, stop + CHUNK, CHUNK)
         ids = {name: transactions.entity_ids[name] for name in label_entities(self._job.checked)}
-        index = Index(np.searchsorted(numbers, chunks).astype(np.int64), transactions.event_time, ids)
+        index = Index(numbers, transactions.event_time, ids)
         shards = range(self._job.shards)
         own = [None for _ in shards] if self._own is None else self._own.split(transactions)
         split = {name: splitter.split(transactions) for name, splitter in self._others.items()}
@@ -345,7 +343,7 @@ class DistributedPass:
             workers.start(self._where.shard, spec, number, workers.count, cores=0) for number in range(workers.count)
         ]
 
-    def _chunks(self, source: FileSource) -> Iterator[tuple[int, Transactions]]:
+    def _chunks(self, source: FileSource) -> Iterator[Chunk]:
         """The chunks of the file as `FileSource.runs_of` takes them; blocks are read ahead."""
         total, first = source.total, 0
         blocks = -(-total // BLOCK)
@@ -356,9 +354,9 @@ class DistributedPass:
             self._current = block = ahead.popleft()
             index: Index = self._where.workers.get(block.index)
             block.first = first
-            for chunk, (low, high) in enumerate(pairwise(index.valid.tolist())):
-                at = number * BLOCK + chunk * CHUNK
-                yield min(CHUNK, total - at), _light(index, low, high, first)
+            for at in range(number * BLOCK, min((number + 1) * BLOCK, total), CHUNK):
+                low, high = np.searchsorted(index.rows, (at, at + CHUNK)).tolist()
+                yield min(CHUNK, total - at), index.rows[low:high] - at, _light(index, low, high, first)
             first += len(index.event_time)
         if not first:
             # The error of a file without any time needs the whole file.

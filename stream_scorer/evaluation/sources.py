@@ -37,6 +37,8 @@ I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 # Rows of a Parquet file that are decoded together: a batch never spans two chunks.
 CHUNK = 16_384
+# Rows of a Parquet file: their number n, the places of the valid ones among them (k,) int64, and these.
+Chunk = tuple[int, I64, Transactions]
 
 
 @dataclass(slots=True)
@@ -104,40 +106,43 @@ class FileSource:
 
     def runs(self) -> Iterator[ColumnRun]:
         """See `Source.runs`."""
-        return self.runs_of(self._file.chunks(CHUNK))
+        return self.runs_of((n, valid.row, valid) for n, valid in self._file.chunks(CHUNK))
 
-    def empty_chunks(self) -> Iterator[tuple[int, Transactions]]:
+    def empty_chunks(self) -> Iterator[Chunk]:
         """No chunks of a file without valid transactions. Raises `UsageError` if its event times are not times."""
         for _ in self._file.chunks(CHUNK):
             pass
         return iter(())
 
-    def runs_of(self, chunks: Iterable[tuple[int, Transactions]]) -> Iterator[ColumnRun]:
-        """`runs`, of `chunks` that were read elsewhere: for each `CHUNK` rows, the number of rows and the valid ones.
+    def runs_of(self, chunks: Iterable[Chunk]) -> Iterator[ColumnRun]:
+        """`runs`, of `chunks` that were read elsewhere, each of `CHUNK` rows of the file.
 
         Only `event_time` matters to the result; the other columns are passed through.
         """
         newest, at = -1, 0
-        begun = self._warm
-        for records, transactions in chunks:
+        begun, start, end = self._warm, self._scored.time_start, self._scored.time_end
+        for records, places, transactions in chunks:
             time = np.maximum.accumulate(np.maximum(transactions.event_time, newest))
+            # The range has the transactions ``[first, stop)``, and the rows from the one to the other.
+            started = start is None or newest >= start
+            first = 0 if start is None else int(np.searchsorted(time, start))
+            newest = int(time[-1]) if len(time) else newest
+            ended = end is not None and newest >= end
+            stop = len(time) if end is None else int(np.searchsorted(time, end))
+            rows = np.append(places, records)
+            refused = int(rows[stop]) - (0 if started else int(rows[first])) - (stop - first)
             if not len(time):
-                yield ColumnRun(transactions, time, time > 0, self._none, time, records, records)
+                yield ColumnRun(transactions, time, time > 0, self._none, time, records, refused)
                 continue
-            newest = int(time[-1])
             to = int(np.searchsorted(self._label_time, newest, side="right"))
             labels = slice_labels(self._label, at, to)
             # A label comes before the transactions of the same time.
             before = np.searchsorted(time, self._label_time[at:to], side="left")
             at = to
-            inside = (
-                np.ones(len(time), np.bool_) if self._scored.time_start is None else time >= self._scored.time_start
-            )
-            run = ColumnRun(
-                transactions, time, inside, labels, before.astype(np.int64), records, records - len(transactions)
-            )
-            if self._scored.time_end is not None and newest >= self._scored.time_end:
-                run = _until(run, int(np.searchsorted(time, self._scored.time_end, side="left")))
+            inside = np.arange(len(time)) >= first
+            run = ColumnRun(transactions, time, inside, labels, before.astype(np.int64), records, refused)
+            if ended:
+                run = _until(run, stop)
                 if begun or run.scored.any():
                     yield run if begun else _from_first(run)
                 return

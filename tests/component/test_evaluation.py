@@ -120,9 +120,10 @@ def test_scores_are_those_of_a_replay(
     assert list(zip(found["event_id"].tolist(), found["s0"].tolist(), strict=True)) == replayed
 
 
-def test_parquet_and_json_lines_give_the_same_digests(
-    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path
-) -> None:
+def test_parquet_and_json_lines_give_the_same_digests_and_counts(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     paths = []
     for path in history:
         lines = [json.dumps({k: v for k, v in row.items() if v is not None}) for row in pq.read_table(path).to_pylist()]
@@ -131,6 +132,15 @@ def test_parquet_and_json_lines_give_the_same_digests(
     again = run((paths[0], paths[1]), checked, versions, tmp_path / "out", replicates=0)
     assert again.digests == whole.digests
     assert again.refused == whole.refused
+    # Rejected rows before and after the range are not among the refused ones.
+    monkeypatch.setattr(sources, "CHUNK", 100)
+    for scored in (Range(2_000, 2_600), Range(time_start=3_000), Range(time_end=1_500)):
+        for warm in (True, False):
+            refused = [
+                sum(part.refused for part in source(files, checked, scored=scored, warm=warm).runs())
+                for files in (history, (paths[0], paths[1]))
+            ]
+            assert refused[0] == refused[1] < whole.refused
 
 
 def test_finer_times_than_milliseconds_give_the_same_digests(
