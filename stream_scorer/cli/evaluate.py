@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from stream_scorer.cli.datasets import history_datasets, registered_dataset
+from stream_scorer.cli.datasets import ensemble_dataset, history_datasets, registered_dataset
 from stream_scorer.cli.engine import check_engine, chosen_workers, engine_options
 from stream_scorer.cli.input_range import check_input, input_options, period
 from stream_scorer.cli.options import with_settings
@@ -102,7 +102,7 @@ def evaluate(
     folders, versions = _versions(settings, checked, candidates)
     with ExitStack() as stack:
         lineage = stack.enter_context(
-            lineage_run("evaluate", lambda: _inputs(settings, transactions, labels, versions))
+            lineage_run("evaluate", lambda: _inputs(settings, transactions, labels, folders, versions))
         )
         if transactions is None:
             bootstrap = settings.require("kafka.bootstrap")
@@ -158,10 +158,17 @@ def _say_range(first: FirstRange) -> None:
 
 
 def _inputs(
-    settings: Settings, transactions: Path | None, labels: Path | None, versions: list[Ensemble]
+    settings: Settings, transactions: Path | None, labels: Path | None, folders: list[Path], versions: list[Ensemble]
 ) -> list[Dataset]:
-    """History and versions."""
-    ensembles = [registered_dataset(settings, each.name, each.digest) for each in versions]
+    """History and versions. An ensemble in a folder is the dataset that `train` has written."""
+    from stream_scorer.ensemble.registry import LOCAL
+
+    ensembles = [
+        ensemble_dataset(folder, each.manifest)
+        if each.version.startswith(LOCAL)
+        else registered_dataset(settings, each.name, each.digest)
+        for folder, each in zip(folders, versions, strict=True)
+    ]
     return [*history_datasets(settings, transactions, labels), *ensembles]
 
 

@@ -27,6 +27,7 @@ from stream_scorer.evaluation.result import Evaluation
 from stream_scorer.evaluation.sources import Source, from_files
 from stream_scorer.evaluation.store import Store
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.observability import openlineage
 from stream_scorer.records import LineageRow, Score
 from stream_scorer.replay.pieces import Range
 from stream_scorer.replay.run import Replay
@@ -365,8 +366,14 @@ def test_the_command(
     assert shown.exit_code == 0, shown.output
     assert f"{whole.transactions:,} transactions" in shown.output
     assert "ensembles against their members" in shown.output
-    found = CliRunner().invoke(cli, [*arguments, "--json", "--html", str(tmp_path / "page.html")])
+    events: list[Any] = []
+    with monkeypatch.context() as sent:
+        sent.setenv("OPENLINEAGE_URL", "http://127.0.0.1:1")
+        sent.setattr(openlineage._Sender, "_emit", lambda _self, event: events.append(event) or "")
+        found = CliRunner().invoke(cli, [*arguments, "--json", "--html", str(tmp_path / "page.html")])
     assert found.exit_code == 0, found.exception
+    # The candidate in a folder is the dataset that `train` writes, so that the two runs are connected.
+    assert [(each.namespace, each.name) for each in events[0].inputs[2:]] == [("file", folder) for folder in folders]
     result = msgspec.json.decode(found.stdout, type=Evaluation)
     assert [v.alerts for v in result.versions] != []
     assert result.resumed == whole.transactions + whole.duplicates
