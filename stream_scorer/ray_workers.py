@@ -97,9 +97,13 @@ def ray_workers(count: int | None, address: str | None) -> Iterator[RayWorkers]:
             ) from None
         try:
             cores = int(ray.cluster_resources().get("CPU", 0))
-            if (count or 1) > cores:
-                raise UsageError(f"--workers {count}: the cluster has {cores} cores", hint="Ask for fewer workers.")
-            workers = RayWorkers(ray, count or cores)
+            wanted = count or max(cores, 1)
+            if wanted > cores:
+                raise UsageError(
+                    f"the Ray cluster has {cores} cores, too few for {wanted} workers",
+                    hint="Ask for fewer --workers, or add machines.",
+                )
+            workers = RayWorkers(ray, wanted)
             if address is not None:
                 _check_version(workers)
             yield workers
