@@ -35,29 +35,15 @@ from stream_scorer.replay.sources import ReplayInput, from_files
 from stream_scorer.serde.canonical import canonical, first_difference
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec import CheckedSpec, parse_spec
+from tests.support.specs import entities_spec
 
-SPEC_TEXT = """
-name: small
-version: 1
-transaction:
-  id: id
-  time: at
-  value: amount
-  fields:
-    id: {type: string}
-    at: {type: time}
-    amount: {type: integer}
-    who: {type: string}
-    where: {type: string, optional: true}
-entities: {who: {field: who}, where: {field: where}}
-partition_entity: who
-views:
+SPEC_TEXT = entities_spec("""views:
   - {name: who, entity: who, windows: [20ms, 90ms], aggregates: [count, mean]}
   - {name: risk, entity: where, windows: [30ms, 60ms], delay: 5ms, aggregates: [count, label_rate]}
 derived: [{name: ratio, function: ratio, of: [amount, who.mean_90ms]}]
 policy: {version: p, review: 0.3, block: 0.6}
 limits: {row_entries: 16}
-"""
+""")
 TOPICS = Topics()
 
 

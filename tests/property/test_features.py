@@ -14,23 +14,10 @@ from stream_scorer.serde.tables import labels_from_columns, transactions_from_co
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.row_format import VALUE
 from stream_scorer.state.rows import MemoryRowStore
+from tests.support.specs import entities_spec
 
-SPEC = parse_spec("""
-name: small
-version: 1
-transaction:
-  id: id
-  time: at
-  value: amount
-  fields:
-    id: {type: string}
-    at: {type: time}
-    amount: {type: integer}
-    who: {type: string}
-    where: {type: string, optional: true}
-entities: {who: {field: who}, where: {field: where}}
-partition_entity: who
-views:
+SPEC = parse_spec(
+    entities_spec("""views:
   - {name: who, entity: who, windows: [10ms, 40ms], aggregates: [count, sum, mean]}
   - {name: before, entity: who, windows: [20ms], aggregates: [count, max, std], current: exclude}
   - {name: spread, entity: where, windows: [20ms], aggregates: [min, max, std]}
@@ -39,6 +26,7 @@ views:
 derived: [{name: ratio, function: ratio, of: [amount, who.mean_40ms]}]
 policy: {version: p, review: 0.5, block: 0.9}
 """)
+)
 
 
 @st.composite

@@ -11,25 +11,12 @@ from stream_scorer.serde.columns import slice_labels, slice_transactions
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.rows import MemoryRowStore
+from tests.support.specs import entities_spec
 
 # Rows are long after 20 entries, and an event is late after 5 ms, so that compaction drops panes that late events miss.
-SPEC = parse_spec("""
-name: small
-version: 1
-transaction:
-  id: id
-  time: at
-  value: amount
-  fields:
-    id: {type: string}
-    at: {type: time}
-    amount: {type: integer}
-    who: {type: string, optional: true}
-    where: {type: string, optional: true}
-    kind: {type: category, values: [web, shop], optional: true}
-entities: {who: {field: who}, where: {field: where}}
-partition_entity: who
-views:
+SPEC = parse_spec(
+    entities_spec(
+        """views:
   - {name: who, entity: who, windows: [10ms, 160ms], aggregates: [count, sum, mean]}
   - {name: places, entity: who, windows: [40ms], aggregates: [distinct], of: where}
   - {name: web, entity: where, windows: [40ms], aggregates: [count], where: {kind: {in: [web]}}}
@@ -42,7 +29,11 @@ derived:
 policy: {version: p, review: 0.5, block: 0.9}
 time: {allowed_lateness: 5ms}
 limits: {row_entries: 16}
-""")
+""",
+        who="string, optional: true",
+        kind="category, values: [web, shop], optional: true",
+    )
+)
 SOURCES = SourcePartition("transactions", 0), SourcePartition("labels", 0)
 
 

@@ -14,31 +14,20 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Input, NoCalibrator, Platt, Thresholds, Training
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.spec import CheckedSpec
+from tests.support.specs import entities_spec
 
-SPEC_TEXT = """
-name: small
-version: 1
-transaction:
-  id: id
-  time: at
-  value: amount
-  fields:
-    id: {type: string}
-    at: {type: time}
-    amount: {type: integer, max: 1000}
-    who: {type: string}
-    where: {type: string, optional: true}
-    channel: {type: category, values: [web, shop], optional: true}
-entities: {who: {field: who}, where: {field: where}}
-partition_entity: who
-views:
+SPEC_TEXT = entities_spec(
+    """views:
   - {name: who, entity: who, windows: [20ms, 90ms], aggregates: [count, mean]}
   - {name: risk, entity: where, windows: [30ms, 60ms], delay: 5ms, aggregates: [count, label_rate]}
 derived: [{name: ratio, function: ratio, of: [amount, who.mean_90ms]}]
 policy: {version: p, review: 0.3, block: 0.6}
 labels: {horizon: 1s, source_rank: {analyst: 1, bank: 2}}
 limits: {row_entries: 16}
-"""
+""",
+    amount="integer, max: 1000",
+    channel="category, values: [web, shop], optional: true",
+)
 
 
 def small_ensemble(folder: Path, checked: CheckedSpec, version: str, members: dict[str, int]) -> Ensemble:

@@ -1,4 +1,4 @@
-"""Pipeline specs for tests of training, which need numbers and no entities."""
+"""Small pipeline specs for tests: with numbers and no entities, for training, or with two entities, for features."""
 
 from __future__ import annotations
 
@@ -20,3 +20,20 @@ transaction:
     amount: {{type: integer}}
 {fields}derived:
 {derived}{rest}"""
+
+
+def entities_spec(rest: str, **fields: str) -> str:
+    """YAML of a spec of events with the entities `who` and `where`; `fields` replace or add kinds of fields."""
+    kinds = {"id": "string", "at": "time", "amount": "integer", "who": "string", "where": "string, optional: true"}
+    lines = "".join(f"    {name}: {{type: {kind}}}\n" for name, kind in (kinds | fields).items())
+    return f"""
+name: small
+version: 1
+transaction:
+  id: id
+  time: at
+  value: amount
+  fields:
+{lines}entities: {{who: {{field: who}}, where: {{field: where}}}}
+partition_entity: who
+{rest}"""
