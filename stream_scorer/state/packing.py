@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from redis.connection import HiredisRespSerializer
-from redis.exceptions import DataError
 
-# Commands with fewer arguments gain nothing; the packer of redis-py also splits names such as ``CONFIG GET``.
+# Commands with fewer arguments gain nothing.
 MIN_ARGUMENTS = 16
 # Headers of longer arguments are made each time, so that the table stays small.
 _MAX_CACHED = 4_096
@@ -32,20 +31,20 @@ class CommandPacker:
     """Encodes commands in the Redis protocol (RESP), as ``command_packer`` of a redis-py connection."""
 
     def __init__(self) -> None:
-        self._small = HiredisRespSerializer()
+        self._redis_py = HiredisRespSerializer()
         self._header = _Headers().__getitem__
 
     def pack(self, *args: Any) -> list[bytes]:
-        """The bytes of one command. Arguments are bytes, text or numbers."""
-        if len(args) < MIN_ARGUMENTS:
-            packed: list[bytes] = self._small.pack(*args)
-            return packed
-        # The name of a command, the digest of a script and its number of keys are usually no bytes; all else is.
-        args = *map(_encoded, args[:_MIXED]), *args[_MIXED:]
-        try:
-            return [self._join(args)]
-        except TypeError:
-            return [self._join(tuple(map(_encoded, args)))]
+        """The bytes of one command. Arguments are bytes, text or numbers; `DataError` for what redis-py refuses."""
+        if len(args) >= MIN_ARGUMENTS:
+            # The name of a command, the digest of a script and its number of keys are usually no bytes; all else is.
+            name, *mixed = map(_encoded, args[:_MIXED])
+            try:
+                return [self._join((*name.split(), *mixed, *args[_MIXED:]))]
+            except TypeError:
+                pass
+        packed: list[bytes] = self._redis_py.pack(*args)
+        return packed
 
     def _join(self, args: tuple[bytes, ...]) -> bytes:
         parts = [b"\r\n"] * (2 * len(args) + 2)
@@ -55,18 +54,8 @@ class CommandPacker:
         return b"".join(parts)
 
 
-def _encoded(arg: Any) -> bytes:
-    """As redis-py encodes an argument.
-
-    Raises:
-        DataError: the type is none that redis-py sends.
-    """
-    if type(arg) is bytes:
-        return arg
-    if isinstance(arg, bytes | bytearray | memoryview):
-        return bytes(arg)
+def _encoded(arg: Any) -> Any:
+    """Text and integers as redis-py encodes them; anything else as it is."""
     if isinstance(arg, str):
         return arg.encode()
-    if isinstance(arg, int | float) and not isinstance(arg, bool):
-        return repr(arg).encode()
-    raise DataError(f"Redis takes no argument of type {type(arg).__name__}")
+    return b"%d" % arg if type(arg) is int else arg
