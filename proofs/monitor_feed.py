@@ -135,7 +135,9 @@ class MemoryScorer:
     def serve(self, lineup: Lineup) -> None:
         """Score with `lineup` from the next batch on."""
         self._lineup = lineup
-        self._summarisers = [Summariser(each, self._checked) for each in lineup.versions[: lineup.deciding]]
+        self._summarisers = [
+            Summariser(each, self._checked, encoded=True) for each in lineup.versions[: lineup.deciding]
+        ]
 
     @property
     def offsets(self) -> list[int]:

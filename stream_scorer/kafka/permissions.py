@@ -25,8 +25,9 @@ from stream_scorer.settings import Settings
 Role = Literal["scorer", "monitor", "operator", "subscriber", "trainer", "auditor", "producer"]
 ROLES: tuple[Role, ...] = ("scorer", "monitor", "operator", "subscriber", "trainer", "auditor", "producer")
 Kind = Literal["topic", "group", "transactional-id"]
-_TIMEOUT_S, _RETRY_S = 10.0, 0.2
-# A broker that has just started has no coordinator of a group for a moment.
+_TOPIC_TIMEOUT_S, _GROUP_TIMEOUT_S, _RETRY_S = 10.0, 30.0, 0.2
+# A broker that has just started has no coordinator of a group until it has created the topic of offsets. Topics are
+# described first, so a broker that is away is an error after the shorter time.
 _COORDINATOR_STARTS = (
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -181,10 +182,11 @@ class _Allowed:
         return self._known[at]
 
     def _ask(self, permission: Permission) -> frozenset[str]:
-        deadline = Deadline(_TIMEOUT_S)
+        timeout_s = _TOPIC_TIMEOUT_S if permission.kind == "topic" else _GROUP_TIMEOUT_S
+        deadline = Deadline(timeout_s)
         while True:
             try:
-                return frozenset(map(_name, self._describe(permission).result().authorized_operations or ()))
+                return frozenset(map(_name, self._describe(permission, timeout_s).result().authorized_operations or ()))
             except KafkaException as failure:
                 error = kafka_error(failure)
                 if is_denied(error):
@@ -194,8 +196,8 @@ class _Allowed:
                     raise find_refusal(self._bootstrap) or as_domain_error(error, doing, self._bootstrap) from failure
             time.sleep(_RETRY_S)
 
-    def _describe(self, permission: Permission) -> Future[Any]:
-        name, options = permission.name, {"include_authorized_operations": True, "request_timeout": _TIMEOUT_S}
+    def _describe(self, permission: Permission, timeout_s: float) -> Future[Any]:
+        name, options = permission.name, {"include_authorized_operations": True, "request_timeout": timeout_s}
         if permission.kind == "topic":
             found: dict[str, Future[Any]] = self._client.describe_topics(TopicCollection([name]), **options)
         else:

@@ -22,7 +22,7 @@ from stream_scorer.errors import StateUnavailable
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
-from stream_scorer.pipeline import publish
+from stream_scorer.pipeline import histogram_text, pane_counts, publish, sampling
 from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.card_alerts import evidence_rows
@@ -167,6 +167,17 @@ def test_every_transaction_has_a_score_a_contribution_and_if_alerted_an_alert(en
     for document in contributions:
         parts = sum(document["members"]["contribution"])
         assert document["base"] + parts == pytest.approx(document["z"], abs=1e-9)
+
+
+def test_no_batch_waits_for_the_compiler_after_the_loops_of_summaries_are_warm(made: Path) -> None:
+    ensemble, other = Ensemble.load(made, version="1"), Ensemble.load(made, version="9")
+    loops = pane_counts._count, sampling._rate_cells, sampling._sparse, histogram_text._write
+    for each in (pane_counts, sampling, histogram_text):
+        each.warm()
+    before = [len(loop.signatures) for loop in loops]
+    sink = run(Lineup((ensemble, other), Split(0.5, "salt")), 50)
+    assert {document["arm"] for document in sink.documents("score-summaries")} == {"champion", "canary"}
+    assert [len(loop.signatures) for loop in loops] == before
 
 
 def test_summaries_count_exactly_what_was_scored(ensemble: Ensemble) -> None:
