@@ -153,7 +153,7 @@ PROOFS = {
         "five versions that share four members cost at most 1.5 times one version; scores equal single passes", 92
     ),
     "evaluate-bench": Proof(
-        "an evaluation costs at most 2.5 times its members' bare predictions, and its memory stays flat",
+        "an evaluation costs at most 2.5 times the bare predictions of its members' libraries, in flat memory",
         300,
         own="measures CPU time and memory",
     ),

@@ -13,23 +13,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import lightgbm
-import msgspec
 import numpy as np
-import xgboost
 from threadpoolctl import threadpool_limits
 
 from proofs.kit import Context, Result, cards, load_ensemble, train_cards
+from proofs.member_libraries import library_predictions
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.bulkhead import THREADS, Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup
-from stream_scorer.ensemble.manifest import read_members
-from stream_scorer.ensemble.members.dense_json import Dense
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
@@ -59,7 +54,7 @@ def run(context: Context) -> Result:
     result = Result()
     train_cards(context.folder, seed=context.seed, transactions=60_000)
     ensemble = load_ensemble(context.folder)
-    libraries = _libraries(context.folder / "ensemble", ensemble)
+    libraries = library_predictions(context.folder / "ensemble", ensemble)
     if context.broken:
         for loaded in ensemble._members:
             member: Any = loaded.member
@@ -131,45 +126,6 @@ def _prepared(loaded: Any, matrix: Any) -> Any:
 
 def _by_member(ensemble: Ensemble, turns: list[list[float]]) -> dict[str, float]:
     return {name: round(median(turn[place] for turn in turns), 3) for place, name in enumerate(ensemble.member_names)}
-
-
-def _libraries(folder: Path, ensemble: Ensemble) -> list[Callable[[Any], Any]]:
-    """Each member's prediction by its own library on one thread: sums of trees, or the network's output."""
-    out: list[Callable[[Any], Any]] = []
-    for spec, data in zip(ensemble.manifest.members, read_members(folder, ensemble.manifest), strict=True):
-        if spec.format == "lightgbm-text":
-            out.append(_lightgbm(data))
-        elif spec.format == "xgboost-ubj":
-            out.append(_xgboost(data))
-        else:
-            out.append(_numpy(data))
-    return out
-
-
-def _lightgbm(data: bytes) -> Callable[[Any], Any]:
-    booster = lightgbm.Booster(model_str=data.decode())
-    return lambda x: booster.predict(x, raw_score=True, num_threads=1)
-
-
-def _xgboost(data: bytes) -> Callable[[Any], Any]:
-    booster = xgboost.Booster()
-    booster.load_model(bytearray(data))
-    booster.set_param({"nthread": 1})
-    return lambda x: booster.inplace_predict(x, predict_type="margin", validate_features=False)
-
-
-def _numpy(data: bytes) -> Callable[[Any], Any]:
-    layers = [
-        (np.array(a.weights), np.array(a.bias), a.activation) for a in msgspec.json.decode(data, type=Dense).layers
-    ]
-
-    def predict(x: Any) -> Any:
-        for weights, bias, activation in layers:
-            x = x @ weights + bias
-            x = np.maximum(x, 0.0) if activation == "relu" else 1.0 / (1.0 + np.exp(-x))
-        return x
-
-    return predict
 
 
 def _equal(ensemble: Ensemble, libraries: list[Callable[[Any], Any]], matrices: list[Any]) -> bool:
