@@ -2,10 +2,10 @@
 
 For every closed window and series:
 
-1. The divergence from each of the references: the same hour of the week one week ago, two weeks ago, and in the last
-   four weeks together. So a growing stream, a window that still fills, or one unusual week is no change.
+1. The divergence from each of the references: the same hour of each of the last four weeks, and of all four together.
+   So a growing stream, a window that still fills, or one unusual week is no change.
 2. The ratio to its usual size, ``overdispersion * sampling noise + variation between weeks``, fitted to the two weeks
-   before yesterday. The smallest of the three ratios counts.
+   before yesterday, and for series that follow the volume what an unusual volume gives. The smallest ratio counts.
 3. A p-value of the ratio among those of the last four weeks (`drift_evidence.Tail`).
 
 The largest ``-log(p)`` over all series gets a p-value among the past windows (`drift_evidence.Extremes`), a calibrator
@@ -37,6 +37,7 @@ from stream_scorer.monitor.drift_evidence import (
     cusum_maxima,
     divergences,
     log_e_values,
+    moved_by_scale,
     return_level,
     sampling_noise,
 )
@@ -61,6 +62,8 @@ MAX_INCOMPLETE = 0.2
 LEARNING_DAYS = 6
 # Volume that differs from last week's by more than e^0.2, apart from growth, changes the features that follow it.
 MAX_SURGE = 0.2
+# Less unusual volume changes them as well. The divergence that it gives is measured with values e^0.1 times as large.
+PROBE = 0.1
 # A change of this divergence (nats; the maximum is 0.69) is large: half of the rows differ.
 LARGE = 0.1
 # One window gives at most this share of the evidence that an alarm needs: half with a large change, less in proportion
@@ -125,6 +128,7 @@ class DriftDetector:
         self._state = _Scalars(pane_ms=rules.pane_ms, series=self._info)
         self._needed = int(LEARNING_DAYS * self._history.per_day * 0.8)
         self._growth = np.zeros(len(self._reaches))
+        self._sensitivity = np.zeros(len(self._info))
         self._threshold = math.log(rules.run_length)
         self._scale: tuple[Floats, Floats] | None = None
         self._tail: Tail | None = None
@@ -256,9 +260,25 @@ class DriftDetector:
             known = before[np.isfinite(before[:, level]), level]
             self._growth[level] = np.median(known) if len(known) else 0.0
         past = history.slots(pane - WEEKS * history.per_week, pane)
+        self._sensitivity = self._measure_sensitivity(history.counts[past].sum(axis=0, dtype=np.int64))
         self._tail = self._extremes = None
         if len(past) >= self._needed:
             self._fit_distributions(past)
+
+    def _measure_sensitivity(self, counts: Ints) -> Floats:
+        """Divergence (S,) over the square of a change of volume, in logarithms, for series that follow it; else 0.
+
+        `counts` (S, B) of past windows. The divergence of a small shift grows with its square.
+        """
+        moved = counts.astype(np.float64)
+        for column, info in enumerate(self._info):
+            if info.kind == "rate" and not info.categorical:
+                bins = _bins(info)
+                moved[column, :bins] = moved_by_scale(
+                    moved[column, :bins], info.edges, PROBE, logarithmic=info.logarithmic
+                )
+        found: Floats = divergences(counts, moved[None], self._used)[0] / PROBE**2
+        return found
 
     def _fit_distributions(self, past: NDArray[np.intp]) -> None:
         history = self._history
@@ -288,8 +308,9 @@ class DriftDetector:
         if self._scale is None:
             return np.zeros(len(self._info))
         spread, between = self._scale
+        by_volume = self._divergence_by_volume(slot)
         with np.errstate(invalid="ignore", divide="ignore"):
-            ratios = history.divergence[slot] / (spread * history.noise[slot] + between)
+            ratios = history.divergence[slot] / (spread * history.noise[slot] + between + by_volume)
         smallest = np.where(np.isfinite(ratios), ratios, np.inf).min(axis=0)
         # Below its usual size a divergence is no evidence, whatever it was in the past weeks.
         smallest = np.where(np.isfinite(smallest), np.maximum(smallest, 1.0), np.nan)
@@ -299,6 +320,12 @@ class DriftDetector:
             return np.zeros(len(self._info))
         evidence: Floats = np.where(self._tail.size >= self._needed, -self._tail.log_p(smallest), 0.0)
         return evidence
+
+    def _divergence_by_volume(self, slot: int) -> Floats:
+        """Divergence (S,) that the unusual part of the volume gives to series that follow it."""
+        excess = np.nan_to_num(self._history.surge[slot] - self._growth)
+        found: Floats = np.where(self._level >= 0, self._sensitivity * excess[self._level] ** 2, 0.0)
+        return found
 
     def _follows_surge(self, slot: int) -> NDArray[np.bool_]:
         """Series (S,) that are no evidence because the volume is unusual.

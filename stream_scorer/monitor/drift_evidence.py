@@ -6,6 +6,7 @@ Pure functions on arrays. S is the number of series, B the largest number of bin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,26 @@ def sampling_noise(counts: Ints, references: Ints) -> Floats:
     with np.errstate(divide="ignore"):
         noise: Floats = np.maximum(bins - 1, 1) * (1 / n + 1 / m) / 8
     return noise
+
+
+def moved_by_scale(counts: Floats, edges: Sequence[float], log_scale: float, *, logarithmic: bool) -> Floats:
+    """The histogram `counts` (B,) of values that all grow by the factor ``exp(log_scale)``, at least 1.
+
+    Within a bin, values are spread evenly on a logarithmic scale (of values that are logarithms already, on their own),
+    so the share of a bin that moves on is `log_scale` over its width. Open bins and bins with values that are not
+    positive keep their rows, as does the last one, which counts missing values.
+    """
+    at = np.asarray(edges, dtype=np.float64)
+    if not logarithmic:
+        at = np.log(np.where(at > 0, at, np.nan))
+    width = np.diff(at)
+    with np.errstate(invalid="ignore"):
+        share = np.where(np.isfinite(width), np.minimum(log_scale / width, 1.0), 0.0)
+    moved: Floats = counts.astype(np.float64)
+    rows = moved[1 : len(at)] * share
+    moved[1 : len(at)] -= rows
+    moved[2 : len(at) + 1] += rows
+    return moved
 
 
 @dataclass(frozen=True, slots=True)

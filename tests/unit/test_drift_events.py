@@ -7,11 +7,28 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from stream_scorer.monitor.drift_events import DriftDetector
-from stream_scorer.monitor.drift_evidence import Extremes, Tail, divergences, log_e_values, return_level, sampling_noise
-from stream_scorer.monitor.drift_types import HOUR_MS, DriftEvent, DriftReport, DriftRules, DriftWindow
+from stream_scorer.monitor.drift_evidence import (
+    Extremes,
+    Tail,
+    divergences,
+    log_e_values,
+    moved_by_scale,
+    return_level,
+    sampling_noise,
+)
+from stream_scorer.monitor.drift_types import (
+    DAY_MS,
+    HOUR_MS,
+    DriftEvent,
+    DriftReport,
+    DriftRules,
+    DriftWindow,
+    SeriesInfo,
+)
 from tests.support.drift_worlds import BINS, Change, World
 
 LEARNT = 14 * 24
@@ -202,3 +219,35 @@ def test_the_return_level_is_exceeded_as_often_as_stated() -> None:
     rng = np.random.default_rng(6)
     exceeded = [float(rng.gumbel(3, 2)) > return_level(rng.gumbel(3, 2, 28), 0.02) for _ in range(4_000)]
     assert 0.004 < np.mean(exceeded) < 0.022
+
+
+def test_a_histogram_moved_by_a_scale_is_that_of_scaled_values() -> None:
+    rng = np.random.default_rng(3)
+    values, edges = rng.lognormal(3, 0.7, 400_000), np.exp(np.linspace(0.5, 5.5, 18))
+
+    def histogram(of: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.append(np.bincount(np.searchsorted(edges, of), minlength=len(edges) + 1), 7).astype(np.float64)
+
+    moved = moved_by_scale(histogram(values), edges.tolist(), 0.1, logarithmic=False)
+    assert moved.sum() == pytest.approx(400_007)
+    assert moved == pytest.approx(histogram(values * np.exp(0.1)), abs=1_500)
+    assert moved == pytest.approx(moved_by_scale(histogram(values), np.log(edges).tolist(), 0.1, logarithmic=True))
+    codes = np.array([5.0, 6.0, 7.0, 1.0])
+    assert moved_by_scale(codes, [-1.0, 0.0], 0.1, logarithmic=False).tolist() == codes.tolist()
+
+
+@pytest.mark.parametrize(("volume", "found"), [(1.15, False), (1.0, True)])
+def test_counts_that_change_as_much_as_the_volume_are_no_event(volume: float, found: bool) -> None:
+    """On the last day all counts of a day grow to 1.15 times: with 15 % more transactions, or without."""
+    rng, last = np.random.default_rng(1), 18
+    edges = tuple(np.exp(np.linspace(2.0, 4.0, 18)).tolist())
+    info = SeriesInfo("network.count_1d", "rate", ("network",), "count", "network", DAY_MS, edges=edges)
+    detector = DriftDetector(DriftRules(HOUR_MS, 4, {info.name: info}))
+    events: list[DriftEvent] = []
+    for hour in range((last + 1) * 24):
+        share = max(hour - last * 24 + 1, 0) / 24
+        n = int(rng.poisson(5_000 * (volume if share else 1.0)))
+        values = rng.lognormal(3.0 + rng.normal(0, 0.01), 0.4, n) * (1 + 0.15 * share)
+        counts = np.append(np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1), 0)
+        events += detector.update(DriftWindow(hour * HOUR_MS, n, {info.name: counts}, "cards")).events
+    assert bool(events) == found
