@@ -314,7 +314,7 @@ class DriftDetector:
         smallest = np.where(np.isfinite(ratios), ratios, np.inf).min(axis=0)
         # Below its usual size a divergence is no evidence, whatever it was in the past weeks.
         smallest = np.where(np.isfinite(smallest), np.maximum(smallest, 1.0), np.nan)
-        smallest[self._follows_surge(slot)] = np.nan
+        smallest[self._follows_surge(pane, slot)] = np.nan
         history.ratio[slot] = smallest
         if self._tail is None:
             return np.zeros(len(self._info))
@@ -327,22 +327,35 @@ class DriftDetector:
         found: Floats = np.where(self._level >= 0, self._sensitivity * excess[self._level] ** 2, 0.0)
         return found
 
-    def _follows_surge(self, slot: int) -> NDArray[np.bool_]:
+    def _follows_surge(self, pane: int, slot: int) -> NDArray[np.bool_]:
         """Series (S,) that are no evidence because the volume is unusual.
 
-        Those that follow the volume within their reach, and with an unusually high volume of the last hour or day all
-        those without a large change: a sale changes amounts and the mix of channels.
+        Those that follow the volume within their reach, and during and after a sale all those without a large change.
         """
         history = self._history
         excess = history.surge[slot] - self._growth
-        limit = MAX_SURGE + 4 / math.sqrt(int(history.rows[slot]) + 1)
         with np.errstate(invalid="ignore"):
-            unusual = ~(np.abs(excess) <= limit)
-            sale = bool((excess[[self._reaches.index(reach) for reach in (1, history.per_day)]] > limit).any())
+            unusual = ~(np.abs(excess) <= self._max_surge(slot))
         found: NDArray[np.bool_] = (self._level >= 0) & unusual[self._level]
-        if sale:
+        if self._sale(pane, slot):
             found |= self._smallest(slot) < LARGE
         return found
+
+    def _sale(self, pane: int, slot: int) -> bool:
+        """Whether the volume of the last hour is unusually high, or that of a whole day was, within the last day.
+
+        A sale changes amounts and the mix of channels, and on the day after it customers have bought more recently.
+        """
+        history = self._history
+        hour, day = self._reaches.index(1), self._reaches.index(history.per_day)
+        days = history.surge[history.slots(pane - history.per_day + 1, pane + 1), day] - self._growth[day]
+        now = history.surge[slot, hour] - self._growth[hour]
+        limit = self._max_surge(slot)
+        return bool(now > limit or (days > limit).any())
+
+    def _max_surge(self, slot: int) -> float:
+        """`MAX_SURGE`, and what chance adds with few rows."""
+        return MAX_SURGE + 4 / math.sqrt(int(self._history.rows[slot]) + 1)
 
     # ------------------------------------------------------------------------------------------------ the e-detector
 

@@ -28,7 +28,7 @@ PRIOR_INDEX, PRIOR_WEIGHT = 1 / 3, 8
 MIN_INDEX = 0.2
 
 
-def divergences(counts: Ints, references: Ints, used: Bools) -> Floats:
+def divergences(counts: Ints, references: Ints | Floats, used: Bools) -> Floats:
     """Jensen-Shannon divergences (nats) of `counts` (S, B) from each of `references` (R, S, B), as (R, S).
 
     `used` (S, B) marks the bins that a series has. Both histograms are smoothed as in `drift.shares`.
@@ -42,7 +42,7 @@ def divergences(counts: Ints, references: Ints, used: Bools) -> Floats:
     return np.maximum(total, 0.0)
 
 
-def _shares(counts: Ints, used: Bools) -> Floats:
+def _shares(counts: Ints | Floats, used: Bools) -> Floats:
     smooth = np.where(used, counts + PSEUDO_COUNT, 0.0)
     shares: Floats = smooth / np.maximum(smooth.sum(axis=-1, keepdims=True), 1e-300)
     return shares
