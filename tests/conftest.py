@@ -50,8 +50,6 @@ LONGEST = (
     "[leaks]",
     "[lineage]",
     "[kill-once]",
-    "[incident]",
-    "[soak]",
     "test_bench.py",
     "[control-race]",
     "[swap-under-load]",
