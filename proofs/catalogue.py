@@ -96,7 +96,7 @@ PROOFS = {
     ),
     "drift-peers": Proof(
         "our detector of drift events against those of other libraries, at one rate of false alarms",
-        1_200,
+        354,
         own="builds virtual environments from the package registry or its cache; needs no services",
     ),
     "alert-rules": Proof(
