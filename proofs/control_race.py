@@ -6,7 +6,7 @@ product: each command that counted landed where its author expected, and every a
 quiet, both scorers, and a third that starts only then, have the same lineup, which is what plain bookkeeping over the
 log leads to; and so was every state that any of them ever put on `serving-state`.
 
-`N` is the number of commands.
+`N` is the number of commands. With fewer than by default, one scorer takes part in the race, and dies once.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def run(context: Context) -> Result:
                 sabotage="stale-commands" if context.broken else None,
             )
 
-        scorers = [scorer("one"), scorer("two")]
+        scorers = [scorer(name) for name in (("one", "two") if n >= N else ("one",))]
         late = scorer("late")
         try:
             for each in scorers:
@@ -103,7 +103,7 @@ def run(context: Context) -> Result:
     wanted = books.in_play()
     result.figures["in_play"] = wanted
     result.check(
-        "all three scorers have the lineup that the log leads to",
+        "all scorers have the lineup that the log leads to",
         all(statuses[s.instance].in_play == wanted for s in alive),
     )
     result.check("at the same command", len({statuses[s.instance].control_offset for s in alive}) == 1)
@@ -161,7 +161,7 @@ def _race(
     rng = random.Random(context.seed)
     while any(thread.is_alive() for thread in threads):
         if killed < kills:
-            victim = scorers[killed % 2]
+            victim = scorers[killed % len(scorers)]
             time.sleep(rng.uniform(0.2, 1.5))
             victim.require_running()
             victim.kill()

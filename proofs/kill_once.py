@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -42,7 +43,7 @@ from stream_scorer.state.rows import MemoryRowStore
 N = 200_000
 # A run that is scaled down for `make test` has fewer kills, and says so in its figures.
 KILLS, MIN_KILLS, MIN_OPEN = 10, 5, 3
-SMALL, SMALL_KILLS, SMALL_MIN_KILLS, SMALL_MIN_OPEN = 30_000, 3, 2, 1
+SMALL, SMALL_KILLS, SMALL_MIN_KILLS, SMALL_MIN_OPEN = 30_000, 2, 1, 1
 
 
 def run(context: Context, kills: int = KILLS, shards: int = 1) -> Result:
@@ -53,7 +54,7 @@ def run(context: Context, kills: int = KILLS, shards: int = 1) -> Result:
     train_cards(context.folder, seed=context.seed, transactions=30_000)
     keys, values = _input(n, context.seed, rng)
     topics = Topics()
-    with services("kafka", "redis") as (_stack, at):
+    with services("kafka", "redis") as (_stack, at), ExitStack() as lifetime:
         bootstrap = str(at.kafka)
         publish(bootstrap, topics.transactions, keys, values)
         context.say(f"{len(values)} records published, {n} distinct")
@@ -74,6 +75,8 @@ def run(context: Context, kills: int = KILLS, shards: int = 1) -> Result:
             )
             for name in "ab"
         )
+        for scorer in (first, second):
+            lifetime.callback(scorer.close)
         _storm(context, result, bootstrap, first, second, len(values), rng, kills)
         wait_drained(bootstrap, [first], timeout_s=240)
         result.check("SIGTERM ends the scorer with exit 0 in 10 s", first.stop(10) == 0)
@@ -129,7 +132,7 @@ def _storm(
             left = True
             context.say(f"second scorer leaves at {progress:.0%}")
         if progress < point:
-            time.sleep(0.01)
+            time.sleep(0.05)  # each look asks the broker about every partition
             continue
         if progress > 0.95:
             break

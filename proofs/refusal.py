@@ -5,7 +5,8 @@ a server process that is stopped by a signal, and connections that are closed on
 without a `degraded` reason must have the features that a recomputation from the log gives, every input must have one
 score, and `features check` must exit 0.
 
-`N` is the number of transactions per second; each fault lasts `FAULT_S` (a sixth of it if `N` is below 1,000).
+`N` is the number of transactions per second; each fault lasts `FAULT_S`. Below `SMALL` there is one fault of each kind
+(refused writes, a hang, broken connections), of a sixth of that time.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from stream_scorer.stack import StackAddresses
 from stream_scorer.state.client import connect
 
 RATE, FAULT_S = 2_000, 10.0
+SMALL = 1_000
 # Between two faults the rows must catch up: a gap of 20,000 records takes about two seconds.
 RECOVERY_S = 60.0
 # Promised: a score is published so long after its transaction arrived, whatever Redis does.
@@ -66,10 +68,11 @@ MIN_HANG_MS = 5_000
 def run(context: Context) -> Result:
     """See the module."""
     rate = context.n or RATE
-    fault_s = FAULT_S if rate >= 1_000 else FAULT_S / 6
+    fault_s = FAULT_S if rate >= SMALL else FAULT_S / 6
+    faults = FAULTS if rate >= SMALL else {name: FAULTS[name] for name in ONE_OF_EACH}
     result = Result()
     train_cards(context.folder, seed=context.seed, transactions=30_000)
-    keys, values = _input(context.seed, int(rate * (len(FAULTS) * (fault_s + RECOVERY_S) + 30)))
+    keys, values = _input(context.seed, int(rate * (len(faults) * (fault_s + RECOVERY_S) + 30)))
     with services("kafka", "redis", partitions=1) as (_, at):
         scorer = Scorer(
             context.folder,
@@ -84,7 +87,7 @@ def run(context: Context) -> Result:
             wait_drained(str(at.kafka), [scorer], timeout_s=120)
             load = Load(str(at.kafka), Topics().transactions, keys[rate:], values[rate:], rate)
             load.start()
-            spells = _refuse(context, scorer, at, fault_s)
+            spells = _refuse(context, scorer, at, faults, fault_s)
             sent = rate + load.stop()
             wait_drained(str(at.kafka), [scorer], timeout_s=120)
             time.sleep(1)
@@ -95,12 +98,14 @@ def run(context: Context) -> Result:
     return result
 
 
-def _refuse(context: Context, scorer: Scorer, at: StackAddresses, fault_s: float) -> dict[str, tuple[int, int]]:
+def _refuse(
+    context: Context, scorer: Scorer, at: StackAddresses, faults: dict[str, Any], fault_s: float
+) -> dict[str, tuple[int, int]]:
     """Every fault in turn; the spells (epoch ms) in which each was active."""
     client = connect(str(at.redis), timeout_s=30.0)
     rng, clock = random.Random(context.seed), SystemClock()
     spells = {}
-    for name, fault in FAULTS.items():
+    for name, fault in faults.items():
         time.sleep(2)
         scorer.require_running()
         context.say(f"{name} for {fault_s:.1f} s")
@@ -204,6 +209,7 @@ FAULTS: dict[str, Any] = {
 }
 # Not every version of Redis refuses scripts for too few replicas, and a broken connection is made again.
 MUST_DEGRADE = ("out of memory", "READONLY", "MISCONF", "hangs")
+ONE_OF_EACH = ("out of memory", "hangs", "connections break")
 
 
 def _check(result: Result, at: StackAddresses, sent: int, rate: int, spells: dict[str, tuple[int, int]]) -> None:

@@ -7,7 +7,8 @@ and members that the command in force asks for; commands take force in order; an
 score again from its record. Figures: how long each command took to be in force, how long the bad version went on after
 its rollback, the longest pause and the latency around each swap.
 
-`N` is the least number of transactions. A small one has a fifth of the load.
+`N` is the least number of transactions. A small one has less load, and a candidate with other weights instead
+of one that is trained.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.manifest import member_key, read_manifest
 from stream_scorer.ensemble.registry import keep
+from stream_scorer.ensemble.reweigh import reweigh
 from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Command, Contribution, DisabledMember, LineageRow, Score, ServedVersion
@@ -52,7 +54,7 @@ from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
 
 N, RATE = 200_000, 5_000
-SMALL, SMALL_RATE = 50_000, 1_000
+SMALL, SMALL_RATE = 50_000, 300
 # Commands may take longer than planned: the load goes on for at most so long.
 _SPARE_S = 60
 TARGET_S = 2.0
@@ -83,8 +85,11 @@ def run(context: Context) -> Result:
     rate = RATE if n >= SMALL else SMALL_RATE
     result = Result()
     folders = [context.folder / name for name in ("good", "candidate")]
-    for number, folder in enumerate(folders):
-        train_cards(folder, seed=context.seed + number, transactions=30_000)
+    train_cards(folders[0], seed=context.seed, transactions=30_000)
+    if n >= SMALL:
+        train_cards(folders[1], seed=context.seed + 1, transactions=30_000)
+    else:
+        reweigh(folders[0] / "ensemble", {MEMBER: 1.0}, folders[1] / "ensemble", 1)
     cache = context.folder / "cache"
     good, candidate = (ServedVersion(*keep(folder / "ensemble", cache)) for folder in folders)
     key = next(member_key(m) for m in read_manifest(folders[0] / "ensemble").members if m.name == MEMBER)

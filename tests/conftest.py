@@ -103,7 +103,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def shared_stack() -> Iterator[StackAddresses]:
-    """A real Kafka and Redis (see tests/support/services.py). Tests use topics of their own, and empty Redis first."""
+    """A real Kafka and Redis (see tests/support/services.py). Tests use topics of their own, and empty Redis first.
+
+    Proofs (see `shared_services`) empty both first. No proof comes between the tests of a file.
+    """
     from tests.support.services import services
 
     with services("kafka", "redis") as addresses:
@@ -119,21 +122,12 @@ def shared_mlflow() -> Iterator[str]:
         yield str(stack.addresses.mlflow)
 
 
-@pytest.fixture(scope="session")
-def proof_stack() -> Iterator[StackAddresses]:
-    """A Kafka and a Redis for proofs that share services: each empties them first."""
-    from stream_scorer.stack import LocalStack
-
-    with LocalStack(services=("kafka", "redis")) as stack:
-        yield stack.addresses
-
-
 @pytest.fixture
-def shared_services(proof_stack: StackAddresses, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def shared_services(shared_stack: StackAddresses, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The services that `proofs.kit.services` uses in this test instead of starting its own, by name."""
     from proofs.kit import SHARED_STACK
 
-    offered = {"kafka": str(proof_stack.kafka), "redis": str(proof_stack.redis)}
+    offered = {"kafka": str(shared_stack.kafka), "redis": str(shared_stack.redis)}
     monkeypatch.setenv(SHARED_STACK, json.dumps(offered))
     return offered
 

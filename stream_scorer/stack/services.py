@@ -28,6 +28,7 @@ from stream_scorer.stack.class_archive import archive_path, provide_archive
 from stream_scorer.stack.jars import cache_root, provide_jars
 from stream_scorer.stack.java import Java, find_java
 from stream_scorer.stack.kafka_storage import META, copy_storage, keep_storage, new_id
+from stream_scorer.stack.mlflow_storage import copy_database, keep_database
 from stream_scorer.stack.ports import LOOPBACK, free_port
 from stream_scorer.stack.process import spawn
 
@@ -176,6 +177,8 @@ class Mlflow:
     unavailable: type[UnavailableError] = RegistryUnavailable
     ready_seconds: float = 120.0  # imports and 40 schema migrations: 10 s on an idle machine, longer on a busy one
     stop_seconds: float = 6.0  # parent_death.py gives the server 3 of them
+    # Where to keep the database that this start creates.
+    _keep_as: Path | None = None
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -194,7 +197,7 @@ class Mlflow:
     def prepare(self, progress: Progress) -> Launch:
         """Create its folder. Raises UsageError if only the client library is installed."""
         try:
-            importlib.metadata.version("mlflow")
+            version = importlib.metadata.version("mlflow")
         except importlib.metadata.PackageNotFoundError:
             raise UsageError(
                 "the MLflow server is not installed (mlflow-skinny is only its client)",
@@ -202,8 +205,10 @@ class Mlflow:
             ) from None
         artifacts = self.folder / "artifacts"
         artifacts.mkdir(parents=True, exist_ok=True)
+        database, kept = self.folder / "mlflow.db", cache_root() / f"mlflow-{version}.db"
+        self._keep_as = None if database.exists() or copy_database(kept, database) else kept
         command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]
         command += ["--serve-artifacts", "--artifacts-destination", str(artifacts)]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW_"))}
         own = {
@@ -220,7 +225,11 @@ class Mlflow:
 
     def answers(self) -> bool:
         """Whether ``/health`` returns 200."""
-        return probes.answers(probes.mlflow_answers, self.port)
+        answers = probes.answers(probes.mlflow_answers, self.port)
+        if answers and self._keep_as is not None:
+            keep_database(self.folder / "mlflow.db", self._keep_as)
+            self._keep_as = None
+        return answers
 
 
 def _start_in(kafka: Kafka, progress: Progress, folder: Path, flag: str) -> subprocess.Popen[bytes]:
