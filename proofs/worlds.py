@@ -111,7 +111,7 @@ class FeaturePath:
         del rows
         marks = AppliedOffsets(dict(applied.next_offset), dict(applied.watermark), beginning=applied.beginning)
         other._store = MemoryRowStore(marks)
-        other._store._rows = {key: bytearray(row) for key, row in self._store.rows().items()}
+        other._store.restore(self._store.rows())
         other._labeller = copy.deepcopy(self._labeller)
         other._next = {topic: offsets.copy() for topic, offsets in self._next.items()}
         return other

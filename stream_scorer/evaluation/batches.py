@@ -5,7 +5,8 @@ a label in the middle of a batch needs no cut. There are three exceptions, in wh
 shares an entity with an earlier transaction of the batch, as in a replay (`replay.pieces`):
 
 - The label comes late in its log: it was given before a transaction that it follows.
-- Its entity has more labels than a row keeps exactly (`limits.row_entries`): then the number of labels matters.
+- Its entity has more labels than a row keeps exactly (`limits.row_entries`): then the number of labels matters. Only
+  labels count that may add an entry to a row: frauds, and labels of an event that was labelled fraud before.
 - It is of the partition entity, whose rows also detect duplicates.
 """
 
@@ -22,6 +23,7 @@ from stream_scorer.evaluation.sources import ColumnRun
 from stream_scorer.features.engine import EventBatch
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.columns import slice_labels, slice_transactions
+from stream_scorer.serde.decoder import Labels
 from stream_scorer.spec.model import LABELLED, CheckedSpec
 
 I64 = NDArray[np.int64]
@@ -68,6 +70,7 @@ class Batches:
         self._entities = label_entities(checked)
         self._partition_entity = checked.spec.partition_entity
         self._limit = checked.spec.limits.row_entries
+        self._frauds: set[int] = set()
         self._given: dict[str, Counter[str]] = {name: Counter() for name in self._entities}
         self._rows, self._piece_rows, self._skip = rows, piece_rows, skip
         self._transactions = self._labels = self._scored = 0
@@ -150,17 +153,29 @@ class Batches:
         behind = np.concatenate([run.time, run.time[-1:]]) if len(run.time) else np.zeros(1, np.int64)
         previous = behind[np.maximum(run.before - 1, 0)]
         late = (run.before > 0) & (run.labels.labelled_at <= previous)
+        changing = self._changing(run.labels)
         for name in self._entities:
             given = self._given[name]
             ids = run.labels.entity_ids[name]
             if name == self._partition_entity:
                 late |= np.array([i is not None for i in ids], np.bool_)
                 continue
-            for place, identifier in enumerate(ids):
+            for place in changing:
+                identifier = ids[place]
                 if identifier is not None:
                     given[identifier] += 1
                     late[place] |= given[identifier] > self._limit
         return np.flatnonzero(late)
+
+    def _changing(self, labels: Labels) -> list[int]:
+        """Indices of the labels that may change a fraud count. Labels of genuine events, which are most, do not."""
+        changing = []
+        for place, (event, fraud) in enumerate(zip(labels.id_hash.tolist(), labels.fraud.tolist(), strict=True)):
+            if fraud:
+                self._frauds.add(event)
+            if event in self._frauds:
+                changing.append(place)
+        return changing
 
     def _first_conflict(self, run: ColumnRun, low: int, risky: I64) -> int | None:
         """The first of the `risky` labels that shares an entity with a transaction between `low` and it."""

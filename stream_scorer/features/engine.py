@@ -16,7 +16,7 @@ from stream_scorer.features import aggregates, kernel, panes
 from stream_scorer.features.aggregates import Scanned, columns_of, fill, scan
 from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Rows, Windows
 from stream_scorer.features.derived import FUNCTIONS
-from stream_scorer.features.entity_rows import EntityRows, Pending, UpdateBuilder, intern
+from stream_scorer.features.entity_rows import EntityRows, Owners, Pending, UpdateBuilder
 from stream_scorer.features.freshness import Ages, labels_age, partitions_age, watermarks
 from stream_scorer.features.plan import FeaturePlan, make_plan, of_entity
 from stream_scorer.positions import SourcePartition, Span
@@ -25,7 +25,7 @@ from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
 from stream_scorer.state.row_format import VALUE, pack, unpack
-from stream_scorer.state.rows import AppliedOffsets, Compaction, RowStore, RowUpdate, Sharding
+from stream_scorer.state.rows import AppliedOffsets, Compaction, MemoryRowStore, RowStore, RowUpdate, Sharding
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -105,7 +105,8 @@ class FeatureEngine:
         self._reach_ms = np.array([self._reach(*column) for column in self.plan.view_columns], dtype=np.int64)
         self._entity_of_field = {entity.field: name for name, entity in checked.spec.entities.items()}
         self._pseudonyms = checked.pseudonyms
-        self._prefix = [str(index) + ":" for index in range(len(self.plan.entities))]
+        self._label_entities = {plan.name for plan in self.plan.entities if plan.takes_labels}
+        self._prefix = [b"%d:" % index for index in range(len(self.plan.entities))]
 
     def _reach(self, feature: ViewFeature, entity: int, _window: int) -> int:
         """How far back `feature` looks (ms); one without a window looks back over the horizon of its rows."""
@@ -141,7 +142,7 @@ class FeatureEngine:
             StateUnavailable: the store does not answer; `without_state` then gives the features that need no rows.
         """
         entities, keys = self._entities(events)
-        stored, applied = store.read(keys)
+        stored, applied = _read(store, keys, in_flight)
         pending = [(update, update.pending(applied)) for update in in_flight]
         pending = [(update, mask) for update, mask in pending if mask is not False]
         builder = UpdateBuilder()
@@ -218,7 +219,7 @@ class FeatureEngine:
     def row_keys(self, entity: str, owner: str) -> list[bytes]:
         """The row keys of `owner` (a customer id, for example); the first one is the row of all transactions."""
         identifier = self._pseudonyms.of(entity, owner)
-        return [(self._prefix[index] + identifier).encode() for index in self._places(entity)]
+        return [self._prefix[index] + identifier.encode() for index in self._places(entity)]
 
     def sharding(self, count: int) -> Sharding:
         """The assignment of rows to `count` shards (and as many for the entity of the partition key)."""
@@ -232,13 +233,14 @@ class FeatureEngine:
         """The rows that the batch needs, by entity, and all of their keys."""
         entities: list[EntityRows] = []
         keys: list[bytes] = []
+        owners: dict[str, Owners] = {}
         for plan, prefix in zip(self.plan.entities, self._prefix, strict=True):
-            known: dict[str, int] = {}
-            key_of = intern(events.transactions.entity_ids[plan.name], known)
-            label_key_of = intern(events.labels.entity_ids[plan.name] if plan.takes_labels else [], known)
-            mine = [(prefix + i).encode() for i in known]
-            entities.append(EntityRows(plan, mine, len(keys), key_of, label_key_of))
-            keys += mine
+            mine = owners.get(plan.name)
+            if mine is None:
+                labels = events.labels.entity_ids[plan.name] if plan.name in self._label_entities else []
+                mine = owners[plan.name] = Owners.of(events.transactions.entity_ids[plan.name], labels)
+            entities.append(mine.rows_of(plan, prefix, len(keys)))
+            keys += entities[-1].keys
         return entities, keys
 
     def _prepare_rows(
@@ -352,6 +354,15 @@ class FeatureEngine:
         known_from[self._labelled] = max(beginning)
         columns = status[:, : len(known_from)]
         columns[time[:, None] - self._reach_ms < known_from] = PARTIAL
+
+
+def _read(
+    store: RowStore, keys: Sequence[bytes], in_flight: Sequence[RowUpdate]
+) -> tuple[Sequence[bytes | None], AppliedOffsets]:
+    """Rows in memory stay where they are, unless updates in flight follow them."""
+    if isinstance(store, MemoryRowStore) and not in_flight:
+        return store.read_in_place(keys)
+    return store.read(keys)
 
 
 def _add_transactions(

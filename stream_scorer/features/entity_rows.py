@@ -15,7 +15,7 @@ from stream_scorer.features.plan import EntityPlan
 from stream_scorer.positions import Span
 from stream_scorer.serde.decoder import Labels
 from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, pack, unpack
-from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, WITNESS_PERIOD_MS, Compaction, RowUpdate
+from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, WITNESS_PERIOD_MS, Compaction, ResidentRows, RowUpdate
 
 I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -30,7 +30,8 @@ class EntityRows:
     Attributes:
         plan: the entity's plan. keys: k row keys. first: the index of the first of them among all keys of the batch.
         key_of: (n,) int64, the row of each transaction, -1 for none. label_key_of: likewise of each label.
-        rows: stored rows with the updates in flight, and with the batch's labels.
+        rows: stored rows with the updates in flight, and with the batch's labels. resident: the stored rows, if they
+            are read where they are.
         newest: (k,) int64, the witness period of each row's last entry before this batch, -1 for an empty row.
     """
 
@@ -40,12 +41,14 @@ class EntityRows:
     key_of: I64
     label_key_of: I64
     rows: Rows = field(init=False)
+    resident: ResidentRows | None = field(init=False)
     newest: I64 = field(init=False)
 
     def stack(self, stored: Sequence[bytes | None], pending: Sequence[Pending]) -> None:
-        """Put the updates in flight on top of the `stored` rows of all keys of the batch."""
+        """Put the updates in flight on top of the `stored` rows of all keys of the batch; resident ones have none."""
         mine = stored[self.first : self.first + len(self.keys)]
-        self.rows = stack(self.keys, mine, pending)
+        self.resident = mine if isinstance(mine, ResidentRows) else None
+        self.rows = stack(self.keys, mine, pending) if self.resident is None else Rows(*self.resident.entries())
         self.newest = _newest_period(self.rows)
 
     def compactions(
@@ -66,7 +69,10 @@ class EntityRows:
         which = np.flatnonzero(change)
         entries = pack(labels.event_time[which], change[which], labels.id_hash[which])
         entries[:, KIND] = since[which]
-        self.rows = _append(self.rows, self.label_key_of[which], entries)
+        if self.resident is None:
+            self.rows = _append(self.rows, self.label_key_of[which], entries)
+        else:
+            self.rows = Rows(*self.resident.entries_with(self.label_key_of[which], entries))
         return entries, which
 
 
@@ -104,10 +110,45 @@ class UpdateBuilder:
         return update
 
 
-def intern(ids: Sequence[str | None], known: dict[str, int]) -> I64:
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """The owners of one entity's rows in a micro-batch: several kinds of rows share them.
+
+    Attributes:
+        ids: the different ids, encoded. transactions: how many of them transactions have; these come first.
+        key_of: (n,) int64, the owner of each transaction, -1 for none. label_key_of: likewise of each label.
+    """
+
+    ids: list[bytes]
+    transactions: int
+    key_of: I64
+    label_key_of: I64
+
+    @classmethod
+    def of(cls, ids: Sequence[str | None], label_ids: Sequence[str | None]) -> Owners:
+        """The owners of transactions with `ids` (n,), and of labels with `label_ids`."""
+        known: dict[str, int] = {}
+        key_of = _intern(ids, known)
+        transactions = len(known)
+        label_key_of = _intern(label_ids, known)
+        return cls(list(map(str.encode, known)), transactions, key_of, label_key_of)
+
+    def rows_of(self, plan: EntityPlan, prefix: bytes, first: int) -> EntityRows:
+        """The rows of `plan`, whose keys begin with `prefix`; see `EntityRows` for `first`."""
+        ids = self.ids if plan.takes_labels else self.ids[: self.transactions]
+        label_key_of = self.label_key_of if plan.takes_labels else self.label_key_of[:0]
+        return EntityRows(plan, [prefix + i for i in ids], first, self.key_of, label_key_of)
+
+
+def _intern(ids: Sequence[str | None], known: dict[str, int]) -> I64:
     """(n,) int64: the index of each id in `known`, which grows; -1 for None."""
-    out = [-1 if i is None else known.setdefault(i, len(known)) for i in ids]
-    return np.array(out, dtype=np.int64)
+    # No Python code per id.
+    new = dict.fromkeys(ids)
+    new.pop(None, None)
+    if known:
+        new = {i: None for i in new if i not in known}
+    known.update(zip(new, range(len(known), len(known) + len(new)), strict=True))  # type: ignore[arg-type]
+    return np.fromiter(map(known.get, ids, repeat(-1)), np.int64, len(ids))  # type: ignore[arg-type]
 
 
 def stack(keys: Sequence[bytes], stored: Sequence[bytes | None], pending: Sequence[Pending]) -> Rows:

@@ -12,14 +12,16 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from itertools import repeat
+from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, TRANSACTION, to_bytes
+from stream_scorer.state.arena import Arena
+from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, TRANSACTION, to_bytes, unpack
 
 I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -434,37 +436,92 @@ class FeatureRows(MarkedRowStore, Protocol):
         ...
 
 
+class ResidentRows(Sequence[bytes | None]):
+    """Rows of this process at k keys, where they are: until the store changes, without a copy.
+
+    As a sequence, their stored form, None for an empty row.
+    """
+
+    def __init__(self, arena: Arena, numbers: I64) -> None:
+        self._arena, self._numbers = arena, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> bytes | None: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> ResidentRows: ...
+
+    def __getitem__(self, place: int | slice) -> bytes | ResidentRows | None:
+        if isinstance(place, slice):
+            return ResidentRows(self._arena, self._numbers[place])
+        return to_bytes(self._arena.row(int(self._numbers[place]))) or None
+
+    def entries(self) -> tuple[I64, I64, I64]:
+        """All entries (total, 4), read-only, and where each row starts and ends in them (k,)."""
+        return self._arena.entries, *self._arena.bounds(self._numbers)
+
+    def entries_with(self, key_of: I64, more: I64) -> tuple[I64, I64, I64]:
+        """`entries`, with the entries `more` (c, 4) at the end of the rows `key_of` (c,). The store does not change."""
+        counts = np.bincount(key_of, minlength=len(self))
+        gaining = np.flatnonzero(counts)
+        self._arena.put_after(self._numbers[gaining], counts[gaining], more[np.argsort(key_of, kind="stable")])
+        entries, start, end = self.entries()
+        return entries, start, end + counts
+
+
 class MemoryRowStore:
-    """Rows in this process, for a single writer that feeds it in order: replay and training."""
+    """Rows in this process, for a single writer that feeds it in order: replay, evaluation and training."""
 
     def __init__(self, applied: AppliedOffsets | None = None) -> None:
-        self._rows: dict[bytes, bytearray] = {}
+        self._number: dict[bytes, int] = {}
+        self._arena = Arena()
         self._applied = applied or AppliedOffsets({}, {})
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
         """See `RowStore.read`."""
-        get = self._rows.get
-        return [bytes(row) if (row := get(key)) is not None else None for key in keys], self._applied
+        numbers = map(self._number.get, keys)
+        return [None if i is None else to_bytes(self._arena.row(i)) or None for i in numbers], self._applied
+
+    def read_in_place(self, keys: Sequence[bytes]) -> tuple[ResidentRows, AppliedOffsets]:
+        """As `read`, for the batch whose update is applied next."""
+        return ResidentRows(self._arena, self._numbers(keys)), self._applied
 
     def rows(self) -> dict[bytes, bytes]:
         """All rows by key."""
-        return {key: bytes(row) for key, row in self._rows.items()}
+        found = ((key, to_bytes(self._arena.row(number))) for key, number in self._number.items())
+        return {key: row for key, row in found if row}
 
     def restore(self, rows: Mapping[bytes, bytes]) -> None:
         """Replace all rows by `rows`, as `rows()` returned them."""
-        self._rows = {key: bytearray(row) for key, row in rows.items()}
+        self._number, self._arena = {}, Arena()
+        bounds = np.cumsum([0, *(len(row) // ENTRY_BYTES for row in rows.values())])
+        self._append(list(rows), bounds, unpack(b"".join(rows.values())).copy())
 
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`. A single writer cannot leave a gap, so this does not check for one."""
-        rows = self._rows
         for key, compaction in update.compactions.items():
-            rows[key] = bytearray(compaction.apply(bytes(rows[key])))
-        for key, payload in zip(update.keys, update.payloads, strict=True):
-            row = rows.get(key)
-            if row is None:
-                rows[key] = bytearray(payload)
-            else:
-                row += payload
+            number = self._number[key]
+            self._arena.replace(number, unpack(compaction.apply(to_bytes(self._arena.row(number)))))
+        self._append(update.keys, update.bounds, update.entries)
         for span in update.spans:
             self._applied.next_offset[span.source] = span.stop
             self._applied.watermark[span.source] = max(span.watermark, self._applied.watermark.get(span.source, -1))
+
+    def _append(self, keys: Sequence[bytes], bounds: I64, entries: I64) -> None:
+        """Append the entries ``bounds[i]:bounds[i + 1]`` to the row of each key i."""
+        numbers, counts = self._numbers(keys), np.diff(bounds)
+        self._arena.put_after(numbers, counts, entries)
+        self._arena.extend(numbers, counts)
+
+    def _numbers(self, keys: Sequence[bytes]) -> I64:
+        """(k,) int64: the number of each key's row, which is new if it has none."""
+        numbers = np.fromiter(map(self._number.get, keys, repeat(-1)), np.int64, len(keys))
+        missing = np.flatnonzero(numbers < 0)
+        if len(missing):
+            numbers[missing] = np.arange(self._arena.count, self._arena.count + len(missing))
+            self._arena.add(len(missing))
+            self._number.update(zip((keys[i] for i in missing.tolist()), numbers[missing].tolist(), strict=True))
+        return numbers

@@ -1,0 +1,50 @@
+"""Batches of an evaluation: features do not depend on their size, also where an entity has many labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_scorer.evaluation.batches import Batches
+from stream_scorer.evaluation.sources import from_files
+from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.replay.pieces import Range
+from stream_scorer.spec import parse_spec
+from stream_scorer.state.rows import MemoryRowStore
+from tests.support.small_history import SPEC_TEXT, write_history
+
+# Windows that hold more labels of an entity than its row keeps exactly.
+SPEC = parse_spec(SPEC_TEXT.replace("windows: [30ms, 60ms]", "windows: [300ms, 600ms]"))
+ENGINE = FeatureEngine(SPEC)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_history(tmp_path_factory.mktemp("history"), 900)
+
+
+def features(history: tuple[Path, Path], batches: Batches) -> tuple[np.ndarray, int]:
+    """The features of all transactions, and the number of batches."""
+    source, rows, found = from_files(*history, Topics(), SPEC, Range(), None, warm=False), MemoryRowStore(), []
+    for batch in batches.of(source.runs()):
+        enriched = ENGINE.enrich(batch.events, rows)
+        rows.apply(enriched.update)
+        found.append(enriched.matrix)
+    return np.vstack(found), len(found)
+
+
+def test_a_batch_ends_where_more_labels_than_a_row_keeps_would_change_a_value(history: tuple[Path, Path]) -> None:
+    small, _ = features(history, Batches(SPEC, 5, 4_096))
+    together, cuts = features(history, Batches(SPEC, 4_096, 4_096))
+    np.testing.assert_array_equal(together, small)
+    # Labels of genuine transactions, which are most, end no batch.
+    counts_all = Batches(SPEC, 4_096, 4_096)
+    counts_all._changing = lambda labels: list(range(len(labels)))  # type: ignore[method-assign]
+    assert cuts < features(history, counts_all)[1]
+    # Without the rule, values differ.
+    unlimited = Batches(SPEC, 4_096, 4_096)
+    unlimited._limit = 1 << 40
+    assert (features(history, unlimited)[0] != small).any()
