@@ -55,7 +55,7 @@ PATIENCE_S = 60.0
 # With less than this to go nobody may come by to notice.
 LEAST_LAG = 150
 # Transactions per second; fewer in the scaled-down form.
-RATE, SMALL, SMALL_RATE = 500, 100, 300
+RATE, SMALL, SMALL_RATE = 500, 100, 200
 # Live traffic for this long at most; it ends soon after the last rebuild.
 MAX_LIVE_S = 240
 REBUILT = "features are rebuilt"

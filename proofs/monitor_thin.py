@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,14 @@ def run(context: Context) -> Result:
     train_cards(context.folder, seed=context.seed, transactions=30_000)
     ensemble, truth = context.folder / "ensemble", context.folder / "truth.parquet"
     topics = Topics()
-    with services("kafka", "redis") as (_stack, at), ThreadPoolExecutor(1) as pool:
+    with services("kafka", "redis") as (_stack, at), ThreadPoolExecutor(1) as pool, ExitStack() as lifetime:
         bootstrap = str(at.kafka)
         sabotage = "miscount-summaries" if context.broken else None
         scorer = Scorer(context.folder, at, instance="scorer", ensemble=ensemble, sabotage=sabotage)
         windows = [word for panes in WINDOWS for word in ("--window", str(panes))]
         monitor = Monitor(context.folder, at, ensemble, arguments=["--emit-every", "0.5", *windows])
+        for process in (scorer, monitor):
+            lifetime.callback(process.close)
         live = loop_traffic(context.seed, n, SMALL_SECONDS if few else SECONDS, bootstrap, truth)
         scorer.start()
         monitor.start()

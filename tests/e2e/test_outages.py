@@ -36,7 +36,7 @@ from stream_scorer.state.client import connect
 from stream_scorer.state.row_format import ENTRY_BYTES
 
 pytestmark = pytest.mark.integration
-N = 8_000
+N = 5_000
 CUSTOMERS = ("customer.", "customer_rhythm.")
 Parts = tuple[LocalStack, StackAddresses]
 Start = Callable[[Context, StackAddresses], Scorer]

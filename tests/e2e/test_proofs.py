@@ -22,7 +22,7 @@ SIZES = {
     "additive": 4_000,
     "usage": 1,
     "lineage": 2_000,
-    "features-flush": 8,
+    "features-flush": 4,
     "refusal": 300,
     "features-batch": 500,
     "features-own-data": 4_000,
@@ -33,7 +33,7 @@ SIZES = {
 }
 
 # They kill scorers or measure under load, so at full size they start services of their own.
-SHARE_WHEN_SMALL = ("kill-once", "swap-under-load", "control-race")
+SHARE_WHEN_SMALL = ("kill-once", "features-flush", "swap-under-load", "control-race")
 
 
 @pytest.mark.integration

@@ -11,6 +11,7 @@ from proofs.kit import Context, train_cards
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared_services")
 def test_windows_equal_the_topics_and_bounds_hold_the_truth(tmp_path: Path) -> None:
     # With more training there are too few false positives for the counts that the proof requires.
     train_cards(tmp_path, seed=1, transactions=20_000)
