@@ -197,6 +197,7 @@ def _some(rng: random.Random, who: str, author: Any, versions: list[ServedVersio
         version=version,
         member=member if action in ("disable", "enable") else None,
         share=rng.choice((0.1, 0.5)) if action == "canary" else None,
+        keep=action == "rollback" and rng.random() < 0.7,
     )
 
 
@@ -247,6 +248,7 @@ class Books:
     probation: bool = False
     canary: str = ""
     shadows: list[str] = field(default_factory=list)
+    withdrawn: str = ""
     disabled: set[str] = field(default_factory=set)
     retired: set[str] = field(default_factory=set)
     held: bool = False
@@ -263,6 +265,7 @@ class Books:
             probation=state.probation,
             canary=canary.version.version if canary else "",
             shadows=[shadow.version for shadow in state.shadows],
+            withdrawn=state.withdrawn.version if state.withdrawn else "",
             disabled={member.name for member in state.disabled},
             retired={f"local-{digest[:12]}" for digest in state.retired},
             held=state.hold is not None,
@@ -270,8 +273,8 @@ class Books:
         )
 
     def in_play(self) -> list[str]:
-        """The versions that can be loaded, the champion first; the last good one on probation."""
-        found = [self.champion, self.canary, *self.shadows, self.last_good if self.probation else ""]
+        """The versions that can be loaded, the champion first; the last good one on probation, or a withdrawn one."""
+        found = [self.champion, self.canary, *self.shadows, self.last_good if self.probation else "", self.withdrawn]
         return list(dict.fromkeys(v for v in found if v and v not in self.unloadable))
 
     def enter(self, offset: int, command: dict[str, Any]) -> bool:
@@ -298,7 +301,7 @@ class Books:
             "rollback": bool(self.last_good),
             "canary": v not in (self.champion, *self.retired),
             "shadow": v not in (self.champion, *beside, *self.retired) and len(self.shadows) < 4,
-            "stop": v in beside,
+            "stop": v in (*beside, self.withdrawn),
             "retire": v != self.champion and v not in self.retired,
             "disable": member not in self.disabled,
             "enable": member in self.disabled,
@@ -313,10 +316,14 @@ class Books:
         elif action == "confirm":
             self.probation = False
         elif action == "rollback":
+            kept = c.get("keep", False) and c["author"] == "monitor" and self.probation
+            self.withdrawn = self.champion if kept else ""
             self.champion, self.last_good, self.probation, self.canary = self.last_good, "", False, ""
         if action in ("promote", "canary", "stop", "retire"):
             self.shadows = [s for s in self.shadows if s != v]
             self.canary = "" if self.canary == v else self.canary
+        if action in ("promote", "canary") or (action in ("shadow", "stop", "retire") and v == self.withdrawn):
+            self.withdrawn = ""
         if action == "canary":
             self.canary = v
         elif action == "shadow":

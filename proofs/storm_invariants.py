@@ -348,7 +348,7 @@ def _wait_status(world: World, instance: str, settled: int) -> dict[str, Any]:
 
 def _page(books: Books) -> dict[str, Any]:
     """What two books must have in common."""
-    names = ("champion", "last_good", "probation", "canary", "shadows", "retired", "held", "offset")
+    names = ("champion", "last_good", "probation", "canary", "shadows", "withdrawn", "retired", "held", "offset")
     return {name: getattr(books, name) for name in names} | {"disabled": sorted(books.disabled)}
 
 

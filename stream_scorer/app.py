@@ -14,6 +14,7 @@ from types import FrameType
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.control.aliases import CHAMPION, AliasMirror
+from stream_scorer.control.collection import CollectionWatch
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.label_watch import LabelWatch
@@ -327,6 +328,9 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
                 rules=watch_rules(settings),
             )
             watch.labels = LabelWatch(verdicts, write, follow_labels, incidents.log, label_age_ms)
+            watch.collections = CollectionWatch(
+                lambda: ControlLog(bootstrap, topics.verdicts, stop), write, follow, metrics
+            )
             watch.run(stop, on_ready)
 
     return run

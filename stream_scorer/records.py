@@ -241,7 +241,8 @@ class Alert(Score, frozen=True, kw_only=True):
     random review sample drew, all with `review_propensity`.
 
     `disagreement` has the versions that are compared with this one (the last good version during a probation, canary or
-    champion) and approve the transaction. Review such alerts first: their labels decide which version is right.
+    champion, a withdrawn version) and approve the transaction. Review such alerts first: their labels decide which
+    version is right.
     """
 
     base: float | None
@@ -368,9 +369,9 @@ class ScoreSummary(Record, frozen=True):
 
     `first_offset`..`next_offset` is the range of input offsets it covers (dead-lettered records included). `cards` has
     the alerted cards by the version that this one is compared with (the last good version on probation, canary or
-    champion). `newest` is the newest event time among its transactions, null without any. `differences` compares the
-    members of this version with those of the other version under comparison, for the whole micro-batch; it is in the
-    first summary of the micro-batch only.
+    champion, a withdrawn version). `newest` is the newest event time among its transactions, null without any.
+    `differences` compares the members of this version with those of the other version under comparison, for the whole
+    micro-batch; it is in the first summary of the micro-batch only.
     """
 
     ensemble: str
@@ -480,7 +481,8 @@ class Command(Record, frozen=True, kw_only=True):
     to whatever acts on a version, `state` to `recover`. `at` is the author's clock and decides nothing. `expect_rise`
     belongs to `promote` and `canary`: the relative change of alerted cards that the author expects, 0.1 for 10 % more.
     `confirm` with the `version` of a canary confirms its share; otherwise it ends a probation. `ladder` belongs to
-    `canary`: the ascending shares through which a monitor raises it, one confirmation at a time.
+    `canary`: the ascending shares through which a monitor raises it, one confirmation at a time. `keep` belongs to a
+    monitor's `rollback` of a version on probation: the version stays in play as `ServingState.withdrawn`.
     """
 
     ensemble: str
@@ -498,6 +500,7 @@ class Command(Record, frozen=True, kw_only=True):
     state: ServingState | None = None
     expect_rise: float | None = None
     ladder: list[float] | None = None
+    keep: bool = False
 
 
 class CanaryState(Record, frozen=True):
@@ -526,7 +529,9 @@ class Hold(Record, frozen=True):
 class ServingState(Record, frozen=True, kw_only=True):
     """Topic `serving-state`: what is to serve, derived from `control` up to `control_offset`.
 
-    On `probation` the `last_good` version is scored beside the champion. `who`, `why`, `at` are of the last command.
+    On `probation` the `last_good` version is scored beside the champion. `withdrawn` is a version that a monitor rolled
+    back: it is scored without deciding until labels have enough cards (ADR 0050). `who`, `why`, `at` are of the last
+    command.
     """
 
     ensemble: str
@@ -539,6 +544,7 @@ class ServingState(Record, frozen=True, kw_only=True):
     disabled: list[DisabledMember] = []
     retired: list[str] = []
     hold: Hold | None = None
+    withdrawn: ServedVersion | None = None
     who: str
     why: str
     at: int
@@ -651,13 +657,14 @@ class Disagreement(Record, frozen=True):
     """A card that only one of two versions alerts: its first alert.
 
     `served`: whether the version under test raised it. `at` is the event time, `value` in minor units of the reference
-    currency.
+    currency. `shadow`: the version under test was withdrawn by then, so the other version decided.
     """
 
     at: int
     event_id: str
     value: int
     served: bool
+    shadow: bool = False
 
 
 class CommonAlert(Record, frozen=True):
@@ -703,6 +710,20 @@ class LabelledVerdict(Record, frozen=True):
     common: LabelCounts | None = None
 
 
+class Collection(Record, frozen=True):
+    """The collection of cards for labels, while a withdrawn version is scored as a shadow (ADR 0050).
+
+    `cards` is the number of cards that only the withdrawn version alerted, before and after its withdrawal. It ends
+    with `enough` of them, or at the event time `until`, ms (null before the first transaction). `ended` says why it
+    ended; empty while it runs.
+    """
+
+    cards: int
+    enough: int
+    until: int | None
+    ended: str = ""
+
+
 class InputChange(Record, frozen=True):
     """An input that a member sees differently in two versions, whether or not this moves alerts.
 
@@ -727,7 +748,8 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     is undecided; `held_back` says why the monitor does not submit it. `cause` is what moved the alerts most; `inputs`
     are those that members see differently. After a rise or a fall, `disagreements` has the cards that only one version
     alerts, up to a limit, `common` those that both alert, and `labels` what their labels show later. `began` is the
-    time of the command, ms.
+    time of the command, ms. While `collection` runs after a rollback, further cards are added; `cards` and the other
+    counts stay those of the withdrawal.
     """
 
     id: str
@@ -756,6 +778,7 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     disagreements: list[Disagreement] = []
     labels: LabelledVerdict | None = None
     common: list[CommonAlert] = []
+    collection: Collection | None = None
 
 
 class Affected(Record, frozen=True):

@@ -252,7 +252,7 @@ MODELS = Dashboard(
                 Panel("Serving", "1 per scorer that serves the version.",
                       (("sum by (ensemble, version) (stream_scorer_serving_info{ensemble=~\"$ensemble\"} == 1)",
                         "{{ensemble}} {{version}}"),), stacked=True),
-                Panel("In play", "Champion, canary, shadows, and the last good version during a probation.",
+                Panel("In play", "Champion, canary, shadows, a withdrawn version, and the last good one on probation.",
                       (("max by (ensemble, version) (stream_scorer_in_play_info{ensemble=~\"$ensemble\"} == 1)",
                         "{{ensemble}} {{version}}"),)),
                 Panel("Age of the training data", "Newest scored event time minus the end of the training data.",

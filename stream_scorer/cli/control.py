@@ -235,6 +235,7 @@ def _open_incidents(settings: Settings, topic: str) -> list[Incident]:
 
 def _read_verdicts(settings: Settings, topic: str, history: History) -> list[VerdictRecord]:
     """The newest verdict on each version that is compared with another one now, or was last and is judged by labels."""
+    from stream_scorer.control.collection import withdrawals
     from stream_scorer.control.incidents import incident_id
     from stream_scorer.control.probation import pairs
     from stream_scorer.control.verdicts import read_verdicts
@@ -242,6 +243,7 @@ def _read_verdicts(settings: Settings, topic: str, history: History) -> list[Ver
     from stream_scorer.kafka.topics import TopicAdmin
 
     now = {incident_id(pair) for state in history.states.values() for pair in pairs(state, history)}
+    now |= {found.id for found in withdrawals(history)}
     if topic not in TopicAdmin(settings["kafka.bootstrap"]).partitions():
         return []
     log: ControlLog = ControlLog(settings["kafka.bootstrap"], topic)
@@ -536,11 +538,12 @@ def shadow(settings: Settings, reference: str, why: str, who: str, wait_s: float
 @click.argument("name")
 @click.argument("version")
 def stop(settings: Settings, name: str, version: str, why: str, who: str, wait_s: float) -> None:
-    """Stop the canary or shadow VERSION of NAME."""
+    """Stop the canary or shadow VERSION of NAME, also a version that the monitor withdrew and keeps in shadow."""
     with _open_console(settings) as console:
         state = console.state(name)
         canaries = [] if state.canary is None else [state.canary.version]
-        served = _named([*canaries, *state.shadows], version)
+        withdrawn = [] if state.withdrawn is None else [state.withdrawn]
+        served = _named([*canaries, *state.shadows, *withdrawn], version)
         console.submit(name, "stop", who, why, wait_s, version=served)
 
 
@@ -668,6 +671,7 @@ def _history_row(entry: Entry) -> tuple[str, ...]:
         c.member.name if c.member is not None else "",
         f"{c.share:.4g}" if c.share is not None else "",
         f"({c.expect_rise:+.4g} alerts expected)" if c.expect_rise is not None else "",
+        "(kept in shadow)" if c.keep else "",
     ]
     what = " ".join([c.action, *filter(None, more)])
     why = f"REFUSED: {entry.refused}" if entry.refused else c.why
@@ -679,6 +683,9 @@ def _show_state(state: ServingState) -> None:
         state.ensemble: f"{_short(state.champion)} serves{', on probation' if state.probation else ''}",
         "last good": _short(state.last_good) if state.last_good else "none",
         "shadows": ", ".join(map(_short, state.shadows)),
+        "withdrawn": f"{_short(state.withdrawn)} stays in shadow until labels have enough cards"
+        if state.withdrawn
+        else "",
         "disabled": ", ".join(member.name for member in state.disabled),
         "hold": f"{state.hold.who}: {state.hold.why}" if state.hold else "",
     }

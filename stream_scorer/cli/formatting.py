@@ -209,6 +209,7 @@ def _command(r: Command, at: int) -> str:
     parts += [r.version.version] if r.version is not None else []
     parts += [r.member.name] if r.member is not None else []
     parts += [f"{r.share:.4g}"] if r.share is not None else []
+    parts += ["(kept in shadow)"] if r.keep else []
     return f"{when(at)}  {' '.join(parts)}, by {r.who} ({r.author}), expected offset {r.expected_offset}: {r.why}"
 
 
@@ -217,6 +218,7 @@ def _serving(r: ServingState, at: int) -> str:
         "on probation, compared with": r.last_good.version if r.probation and r.last_good is not None else "",
         "canary": f"{r.canary.version.version} for {r.canary.share:.4g}" if r.canary is not None else "",
         "shadows": ", ".join(shadow.version for shadow in r.shadows),
+        "withdrawn in shadow": r.withdrawn.version if r.withdrawn is not None else "",
         "disabled": ", ".join(member.name for member in r.disabled),
         "on hold by": r.hold.who if r.hold is not None else "",
     }
@@ -284,6 +286,10 @@ def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
         ("input", f"member {each.member} {each.difference} ({each.moved:.0%} of the transactions in another bin)")
         for each in r.inputs
     ]
+    if (found := r.collection) is not None:
+        until = f", at the latest until {when(found.until)} (event time)" if found.until is not None else ""
+        state = f"ended: {found.ended}" if found.ended else f"{found.enough:,} are wanted{until}"
+        facts.append(("shadow", f"{found.cards:,} cards alerted only by {r.version}, with its time in shadow; {state}"))
     if r.labels is not None:
         facts.append(("labels", describe(r.version, r.other, r.labels)))
     if r.missing:

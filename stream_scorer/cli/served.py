@@ -78,6 +78,7 @@ def _facts(served: Served) -> Iterator[tuple[str, str]]:
             f"{_version(state.canary.version)} for {state.canary.share:.4g} of the entities" if state.canary else "",
         ),
         ("shadows", ", ".join(map(_version, state.shadows))),
+        ("withdrawn", f"{_version(state.withdrawn)} in shadow" if state.withdrawn else ""),
         ("disabled", ", ".join(member.name for member in state.disabled)),
         ("hold", f"{state.hold.who}: {state.hold.why}" if state.hold else ""),
     )

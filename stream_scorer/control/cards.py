@@ -17,8 +17,8 @@ from stream_scorer.records import CardAlerts, CommonAlert, Disagreement
 
 # Bounds the memory of one pair: about 30 MB. By then, a change of 1 % is visible.
 MAX_CARDS = 250_000
-# Cards on which the versions disagree that are kept for a comparison by labels. Several hundred decide it.
-MAX_DISAGREEMENTS = 1_000
+# Cards that only one version alerts, of each version, that are kept for a comparison by labels. Hundreds decide it.
+MAX_DISAGREEMENTS = 500
 # Cards that both versions alert that are kept for the same purpose.
 MAX_COMMON = 1_000
 
@@ -43,18 +43,22 @@ class CardCounts:
         return (self.both + self.served) / alerts - 1.0 if alerts else float("nan")
 
 
+_Event = tuple[int, str, int, bool]
+
+
 @dataclass(slots=True)
 class _Partition:
     """The cards of one partition that wait for their class: by hash, the first alert by each version.
 
     `newest` is the newest event time. `due` is a heap of (first alert, hash); an entry with a later time than the
-    card's first alert is outdated. `events` has time, event id and value of the first alert, if they are known.
+    card's first alert is outdated. `events` has time, event id and value of the first alert, if they are known, and
+    whether the version under test was a shadow.
     """
 
     newest: int = -1
     waiting: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
     due: list[tuple[int, int]] = field(default_factory=list)
-    events: dict[int, tuple[int, str, int]] = field(default_factory=dict)
+    events: dict[int, _Event] = field(default_factory=dict)
 
 
 class AlertedCards:
@@ -63,7 +67,7 @@ class AlertedCards:
     Attributes:
         counts: the cards whose class is fixed.
         first, newest: event times of the first alert and of the newest transaction, ms; None before one.
-        disagreements: the first cards that only one version alerts, at most `MAX_DISAGREEMENTS`.
+        disagreements: the first cards that only one version alerts, at most `MAX_DISAGREEMENTS` of each.
         common: the first cards that both alert, at most `MAX_COMMON`.
     """
 
@@ -74,6 +78,7 @@ class AlertedCards:
         self.disagreements: list[Disagreement] = []
         self.common: list[CommonAlert] = []
         self._grace_ms, self._max_cards = grace_ms, max_cards
+        self._kept = {True: 0, False: 0}
         self._partitions: dict[int, _Partition] = {}
         self._counted: set[int] = set()
 
@@ -87,8 +92,11 @@ class AlertedCards:
         """Whether further cards are ignored."""
         return len(self._counted) + self.waiting >= self._max_cards
 
-    def add(self, number: int, cards: CardAlerts, newest: int | None) -> None:
-        """Add the cards of one summary of partition `number`, whose newest event time is `newest`."""
+    def add(self, number: int, cards: CardAlerts, newest: int | None, *, shadow: bool = False) -> None:
+        """Add the cards of one summary of partition `number`, whose newest event time is `newest`.
+
+        `shadow`: the version under test only scored them.
+        """
         partition = self._partitions.setdefault(number, _Partition())
         for card, served, other in zip(cards.card, cards.served, cards.other, strict=True):
             self._alert(partition, int(card, 16), served, other)
@@ -97,8 +105,8 @@ class AlertedCards:
         ):
             at = _earlier(served, other)
             if event and at is not None and int(card, 16) in partition.waiting:
-                first = partition.events.get(int(card, 16), (at, event, value))
-                partition.events[int(card, 16)] = min(first, (at, event, value))
+                first = partition.events.get(int(card, 16), (at, event, value, shadow))
+                partition.events[int(card, 16)] = min(first, (at, event, value, shadow))
         if newest is not None:
             partition.newest = max(partition.newest, newest)
             self.newest = newest if self.newest is None else max(self.newest, newest)
@@ -137,13 +145,14 @@ class AlertedCards:
             else:
                 self.counts.other += 1
 
-    def _keep(self, event: tuple[int, str, int], *, served: bool, other: bool) -> None:
+    def _keep(self, event: _Event, *, served: bool, other: bool) -> None:
         """Keep the first alert of a card for a comparison by labels."""
         if served and other:
             if len(self.common) < MAX_COMMON:
-                self.common.append(CommonAlert(*event))
-        elif len(self.disagreements) < MAX_DISAGREEMENTS:
-            self.disagreements.append(Disagreement(*event, served))
+                self.common.append(CommonAlert(*event[:3]))
+        elif self._kept[served] < MAX_DISAGREEMENTS:
+            self._kept[served] += 1
+            self.disagreements.append(Disagreement(*event[:3], served, event[3]))
 
 
 class ArmShare:

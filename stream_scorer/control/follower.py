@@ -289,10 +289,13 @@ class Follower:
         last_good = state.last_good if state.probation and state.last_good in found else None
         if last_good is not None and last_good not in deciding + shadows:
             shadows.append(last_good)
+        withdrawn = state.withdrawn if state.withdrawn in found else None
+        if withdrawn is not None:
+            shadows.append(withdrawn)
         served = [*deciding, *shadows]
         disabled = frozenset(member.key for member in state.disabled)
-        compared = None if last_good is None else served.index(last_good)
-        lineup = Lineup(tuple(found[v] for v in served), split, disabled, state.control_offset, compared)
+        last, kept = (None if each is None else served.index(each) for each in (last_good, withdrawn))
+        lineup = Lineup(tuple(found[v] for v in served), split, disabled, state.control_offset, last, kept)
         return _Available(lineup, served, problems, loading)
 
     def _serve(self, state: ServingState, found: _Available) -> None:
@@ -418,7 +421,8 @@ def _versions(state: ServingState) -> list[ServedVersion]:
     """The versions that must be loaded, in the order of their importance."""
     canary = [] if state.canary is None else [state.canary.version]
     last_good = [] if state.last_good is None else [state.last_good]
-    return list(dict.fromkeys([state.champion, *last_good, *canary, *state.shadows]))
+    withdrawn = [] if state.withdrawn is None else [state.withdrawn]
+    return list(dict.fromkeys([state.champion, *last_good, *canary, *state.shadows, *withdrawn]))
 
 
 def _same(lineup: Lineup, other: Lineup) -> bool:
@@ -427,5 +431,6 @@ def _same(lineup: Lineup, other: Lineup) -> bool:
         [id(version) for version in lineup.versions] == [id(version) for version in other.versions]
         and lineup.split == other.split
         and lineup.last_good == other.last_good
+        and lineup.withdrawn == other.withdrawn
         and lineup.disabled == other.disabled
     )

@@ -11,6 +11,9 @@ mean(other) - mean(served))``, where the means are those of the block's labels. 
 reaches 1 / alpha with probability at most alpha at any number of looks. Blocks depend on the order of cards and
 not on their labels. The reverse bet is the evidence against harm (bets as in `evidence`).
 
+A card counts by who decided its first alert: silence means genuine if that was an approval, and nothing if it was an
+alert. The version under test decided before its withdrawal, the other version afterwards (ADR 0050).
+
 If the other version alerted too few cards alone for a decision, as where a version only adds alerts, the cards that
 both alerted take its place, with a smaller ratio (ADR 0038). The choice depends on alerts and not on labels.
 """
@@ -58,13 +61,14 @@ def judge_labels(
         horizon_ms: the label age at which a card is judged.
         common: cards that both versions alerted; used only if the other one alerted fewer than `MIN_OTHER` alone.
     """
-    cards: list[tuple[int, str, int, Group]] = [
-        (each.at, each.event_id, each.value, "served" if each.served else "other") for each in disagreements
+    cards: list[tuple[int, str, int, Group, bool]] = [
+        (each.at, each.event_id, each.value, "served" if each.served else "other", each.served == each.shadow)
+        for each in disagreements
     ]
     reference: Group = "other"
-    if common and sum(group == "other" for *_, group in cards) < MIN_OTHER:
+    if common and sum(not each.served for each in disagreements) < MIN_OTHER:
         reference = "common"
-        cards += [(each.at, each.event_id, each.value, "common") for each in common]
+        cards += [(each.at, each.event_id, each.value, "common", False) for each in common]
     cards.sort()
     mature = [each for each in cards if each[0] + horizon_ms <= progress_ms]
     counts: dict[Group, list[int]] = {"served": [0] * 5, "other": [0] * 5, "common": [0] * 5}
@@ -91,20 +95,21 @@ def judge_labels(
 
 
 def _blocks(
-    cards: Sequence[tuple[int, str, int, Group]],
+    cards: Sequence[tuple[int, str, int, Group, bool]],
     labels: Labels,
     horizon_ms: int,
     counts: dict[Group, list[int]],
     reference: Group,
 ) -> list[tuple[float, float]]:
-    """The precision of `served` and of the `reference`, block by block. Adds the labels of all `cards` to `counts`."""
+    """The precision of `served` and of the `reference`, block by block. Adds the labels of all `cards` to `counts`.
+
+    `cards` have event time, event id, value, group, and whether the alert was approved.
+    """
     blocks: list[tuple[float, float]] = []
     queues: dict[Group, list[int]] = {"served": [], reference: []}
-    for at, event_id, value, group in cards:
+    for at, event_id, value, group, approved in cards:
         label = _label_at(labels.get(event_id, ()), at + horizon_ms)
-        # The version under test decided: it approved the alerts of the other one, and silence after an approval
-        # means a genuine transaction. Silence after an alert means nothing.
-        if label is None and group == "other":
+        if label is None and approved:
             label = "genuine"
         found = counts[group]
         if label is None:

@@ -61,8 +61,9 @@ class LabelWatch:
         self._verdicts, self._append, self._follow = verdicts, append, follow
         self._incidents, self._horizon_ms = incidents, horizon_ms
         self._next = 0
-        # Verdicts on withdrawn versions that labels have not decided, by id.
+        # Verdicts that labels have not decided, by id, and the ids of those that may still change.
         self._open: dict[str, VerdictRecord] = {}
+        self._active: set[str] = set()
         # The cards whose labels are read.
         self._followed: dict[str, list[Disagreement | CommonAlert]] = {}
         self._wanted: set[str] = set()
@@ -76,7 +77,7 @@ class LabelWatch:
         """Read new verdicts and labels, and publish what changed.
 
         Args:
-            active: ids of the comparisons that still run; their verdicts may change. now: clock, ms.
+            active: ids of the comparisons and collections that still run; their verdicts may change. now: clock, ms.
 
         Raises:
             BrokerUnavailable: the broker does not answer.
@@ -95,7 +96,7 @@ class LabelWatch:
         if records or not self._due:
             return
         self._due = False
-        for verdict in list(self._open.values()):
+        for verdict in self._judged():
             self._judge(verdict, history, now)
 
     def close(self) -> None:
@@ -115,9 +116,12 @@ class LabelWatch:
                     continue
                 self._take(verdict)
             self._next = max(self._next, self._verdicts.position())
-        for key in active & self._open.keys():
-            del self._open[key]
-        return self._followed != {key: _cards(verdict) for key, verdict in self._open.items()}
+        self._active = active
+        return self._followed != {verdict.id: _cards(verdict) for verdict in self._judged()}
+
+    def _judged(self) -> list[VerdictRecord]:
+        """The verdicts whose labels are read: those of versions that are withdrawn, with all their cards."""
+        return [verdict for key, verdict in self._open.items() if key not in self._active]
 
     def _take(self, verdict: VerdictRecord) -> None:
         decided = verdict.labels is not None and (verdict.labels.finding != "undecided" or not verdict.labels.waiting)
@@ -131,11 +135,12 @@ class LabelWatch:
         if self._reader is not None:
             self._reader.close()
         self._reader, self._labels, self._progress_ms = None, {}, 0
-        self._wanted = {each.event_id for verdict in self._open.values() for each in _cards(verdict)}
-        if self._open:
-            self._reader = self._follow(max(min(verdict.began for verdict in self._open.values()), 0))
+        judged = self._judged()
+        self._wanted = {each.event_id for verdict in judged for each in _cards(verdict)}
+        if judged:
+            self._reader = self._follow(max(min(verdict.began for verdict in judged), 0))
         # Only now: what fails before is tried again.
-        self._followed = {key: _cards(verdict) for key, verdict in self._open.items()}
+        self._followed = {verdict.id: _cards(verdict) for verdict in judged}
 
     def _add(self, value: bytes | None) -> None:
         try:

@@ -55,9 +55,9 @@ class History:
         states: serving state by ensemble.
         next_offset: offset of the next record, unless another writer appends first.
         first_offset: offset of the first record; None before it.
-        withdrawn_at: time of the last command of a monitor that withdrew a version, by ensemble, ms.
-        starts: the last command that made a version champion or canary, by ensemble and action. Both are kept apart
-            from `entries`, which forgets old records.
+        withdrawn_at: time of the last command of a monitor that withdrew a version which decided, by ensemble, ms.
+        starts: the last command that made a version champion or canary (`promote`, `rollback`, `canary`), by ensemble
+            and action. Both are kept apart from `entries`, which forgets old records.
         entries: the last `MAX_ENTRIES` records.
     """
 
@@ -78,12 +78,12 @@ class History:
         if self.first_offset is None:
             self.first_offset = offset
         self.next_offset = offset + 1
-        command, refused = None, ""
+        command, refused, before = None, "", None
         try:
             command = _decode(value or b"")
             if command.expected_offset != offset:
                 raise Refused(f"it expects offset {command.expected_offset}: another command came first")
-            state = self.states.get(command.ensemble)
+            state = before = self.states.get(command.ensemble)
             if state is None and self.incomplete and command.action != "recover":
                 raise Refused(f"the commands before offset {self.first_offset} are lost: use recover first")
             self.states[command.ensemble] = follow(state, offset, command)
@@ -94,13 +94,15 @@ class History:
         entry = Entry(offset, command, refused, timestamp)
         self.entries = [*self.entries[1 - MAX_ENTRIES :], entry]
         if command is not None and not refused:
-            self._remember(entry, command)
+            self._remember(entry, command, before)
         return entry
 
-    def _remember(self, entry: Entry, command: Command) -> None:
-        if command.author == "monitor" and command.action in ("rollback", "stop"):
+    def _remember(self, entry: Entry, command: Command, before: ServingState | None) -> None:
+        # A version that was withdrawn before decides nothing: the end of its collection withdraws nothing.
+        collected = before is not None and command.version is not None and command.version == before.withdrawn
+        if command.author == "monitor" and command.action in ("rollback", "stop") and not collected:
             self.withdrawn_at[command.ensemble] = command.at
-        if command.action in ("promote", "canary"):
+        if command.action in ("promote", "canary", "rollback"):
             self.starts[command.ensemble, command.action] = entry
 
 
@@ -132,7 +134,8 @@ def _recovered(command: Command) -> ServingState:
         raise Refused("only a person can recover a state")
     if command.state is None or command.state.ensemble != command.ensemble:
         raise Refused(f"it has no state of {command.ensemble}")
-    return command.state
+    # The offsets that its collection needs are lost.
+    return replace(command.state, withdrawn=None)
 
 
 def _promote(state: ServingState, command: Command) -> dict[str, object]:
@@ -151,6 +154,7 @@ def _promote(state: ServingState, command: Command) -> dict[str, object]:
         "probation": True,
         "canary": None,
         "shadows": [shadow for shadow in state.shadows if shadow != version],
+        "withdrawn": None,
     }
 
 
@@ -168,12 +172,20 @@ def _confirm(state: ServingState, command: Command) -> dict[str, object]:
     return {"probation": False}
 
 
-def _rollback(state: ServingState, _command: Command) -> dict[str, object]:
+def _rollback(state: ServingState, command: Command) -> dict[str, object]:
+    """Return to the last good version. A monitor may keep the version on probation in play, for labels (ADR 0050)."""
     if state.last_good is None:
         raise Refused("there is no last good version")
     if state.last_good.manifest_sha256 in state.retired:
         raise Refused(f"{state.last_good.version} is retired")
-    return {"champion": state.last_good, "last_good": None, "probation": False, "canary": None}
+    kept = command.keep and command.author == "monitor" and state.probation
+    return {
+        "champion": state.last_good,
+        "last_good": None,
+        "probation": False,
+        "canary": None,
+        "withdrawn": state.champion if kept else None,
+    }
 
 
 def _canary(state: ServingState, command: Command) -> dict[str, object]:
@@ -190,16 +202,20 @@ def _canary(state: ServingState, command: Command) -> dict[str, object]:
     return {
         "canary": CanaryState(version, command.share, salt, command.until, ladder=command.ladder or []),
         "shadows": [shadow for shadow in state.shadows if shadow != version],
+        "withdrawn": None,
     }
 
 
 def _shadow(state: ServingState, command: Command) -> dict[str, object]:
     version = _allowed(state, command)
-    if version in _in_play(state):
+    if version in _in_play(state) and version != state.withdrawn:
         raise Refused(f"{version.version} is already in play")
     if len(state.shadows) >= MAX_SHADOWS:
         raise Refused(f"there are already {MAX_SHADOWS} shadows: stop one first")
-    return {"shadows": [*state.shadows, version]}
+    return {
+        "shadows": [*state.shadows, version],
+        "withdrawn": None if version == state.withdrawn else state.withdrawn,
+    }
 
 
 def _stop(state: ServingState, command: Command) -> dict[str, object]:
@@ -216,11 +232,12 @@ def _retire(state: ServingState, command: Command) -> dict[str, object]:
         raise Refused(f"{state.champion.version} serves: promote another version or roll back first")
     if digest in state.retired:
         raise Refused(f"{_version(command).version} is already retired")
-    canary = state.canary
+    canary, withdrawn = state.canary, state.withdrawn
     change: dict[str, object] = {
         "retired": [*state.retired, digest],
         "canary": None if canary is not None and canary.version.manifest_sha256 == digest else canary,
         "shadows": [shadow for shadow in state.shadows if shadow.manifest_sha256 != digest],
+        "withdrawn": None if withdrawn is not None and withdrawn.manifest_sha256 == digest else withdrawn,
     }
     if state.last_good is not None and state.last_good.manifest_sha256 == digest:
         change |= {"last_good": None, "probation": False}
@@ -298,9 +315,10 @@ def _allowed(state: ServingState, command: Command) -> ServedVersion:
 
 
 def _in_play(state: ServingState) -> list[ServedVersion]:
-    """The champion first, then canary and shadows."""
+    """The champion first, then canary, shadows and a withdrawn version."""
     canary = [] if state.canary is None else [state.canary.version]
-    return [state.champion, *canary, *state.shadows]
+    withdrawn = [] if state.withdrawn is None else [state.withdrawn]
+    return [state.champion, *canary, *state.shadows, *withdrawn]
 
 
 def _without(state: ServingState, version: ServedVersion) -> dict[str, object]:
@@ -308,4 +326,5 @@ def _without(state: ServingState, version: ServedVersion) -> dict[str, object]:
     return {
         "canary": None if canary is not None and canary.version == version else canary,
         "shadows": [shadow for shadow in state.shadows if shadow != version],
+        "withdrawn": None if version == state.withdrawn else state.withdrawn,
     }

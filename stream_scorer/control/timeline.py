@@ -14,7 +14,7 @@ from stream_scorer.control.state import Entry, History
 from stream_scorer.records import Action, Author, Record, ServingState
 
 # Parts of a serving state, each of which is the work of some command.
-PARTS = ("champion", "last_good", "probation", "canary", "shadows", "disabled", "hold")
+PARTS = ("champion", "last_good", "probation", "canary", "shadows", "withdrawn", "disabled", "hold")
 
 
 class Decision(Record, frozen=True):

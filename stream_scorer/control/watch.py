@@ -10,35 +10,32 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
 from stream_scorer.clock import Clock
+from stream_scorer.control.collection import COLLECTED, ENOUGH, CollectionWatch, Withdrawal
 from stream_scorer.control.commands import CommandLog, catch_up, submit
 from stream_scorer.control.incidents import Incidents, actions_at, incident_id
 from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, after_harmless, pairs, raised
 from stream_scorer.control.state import History
+from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability.metrics import Metric, Metrics
-from stream_scorer.records import NOT_A_RECORD, Action, Command, IncidentKind, ScoreSummary
+from stream_scorer.records import Action, Command, IncidentKind, ScoreSummary
 
 _log = logging.getLogger(__name__)
 Mode = Literal["off", "propose", "auto"]
-# How far before the start of a pair reading begins: the summaries give the members' alerts before it. Longer than
-# clocks of different machines differ.
-BEFORE_MS = 10 * 60_000
 READ_WAIT_S = 0.2
 MAX_SUMMARIES = 5_000
 # Incidents of these kinds pause the ladder of a canary: something other than the canary may move its alerts.
 PAUSING: tuple[IncidentKind, ...] = ("drift", "feed", "latency", "errors", "breaker")
-# Errors of a record that is not a summary, or whose counts are not four.
-UNREADABLE = (*NOT_A_RECORD, ValueError, IndexError)
 
 _LABELS = ("ensemble", "version", "other")
 EVIDENCE = Metric(
@@ -62,22 +59,7 @@ ACTED = Metric(
     "Commands submitted by the monitor, by action.",
     ("ensemble", "action"),
 )
-WATCH_METRICS = (EVIDENCE, ROWS, CARDS, RISE, ACTED)
-
-
-class SummaryRecord(Protocol):
-    """A record of `score-summaries`."""
-
-    @property
-    def value(self) -> bytes | None: ...
-
-
-class SummaryReader(Protocol):
-    """The interface of `kafka.load.RecordFollower`."""
-
-    def poll(self, max_records: int, timeout_s: float) -> Sequence[SummaryRecord]: ...
-
-    def close(self) -> None: ...
+WATCH_METRICS = (EVIDENCE, ROWS, CARDS, RISE, ACTED, COLLECTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +88,7 @@ class Watch:
 
     Attributes:
         labels: follows the labels of withdrawn versions, if it is set.
+        collections: collects cards for these labels, if it is set. Otherwise a version that is rolled back leaves play.
     """
 
     def __init__(
@@ -124,12 +107,13 @@ class Watch:
         self._incidents, self._verdicts = incidents, verdicts
         self._who, self._rules = who, rules
         self.labels: LabelWatch | None = None
+        self.collections: CollectionWatch | None = None
         self._history = History()
         self._paired: dict[Pair, Paired] = {}
         self._reader: SummaryReader | None = None
         self._started = False
         # Findings that are reported and need a person: each is logged once.
-        self._reported: set[tuple[Pair, Action, str]] = set()
+        self._reported: set[tuple[Pair | Withdrawal, Action, str]] = set()
         self._decode = msgspec.json.Decoder(ScoreSummary).decode
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -148,8 +132,9 @@ class Watch:
             self._forget()
             self._log.close()
             self._incidents.close()
-            if self.labels is not None:
-                self.labels.close()
+            for part in (self.labels, self.collections):
+                if part is not None:
+                    part.close()
 
     def step(self) -> None:
         """Read new commands and summaries, and act on the counts."""
@@ -159,6 +144,7 @@ class Watch:
             self._begin(found)
             self._close_ended(found)
             self._started = True
+        self._collect()
         self._follow_labels()
         if self._reader is None:
             for command in self._log.read(READ_WAIT_S):
@@ -179,12 +165,53 @@ class Watch:
             for paired in list(self._paired.values()):
                 self._judge(paired)
 
+    def _collect(self) -> None:
+        """See `CollectionWatch`. Stops versions whose cards are complete. A failure prevents no other command."""
+        if self.collections is None:
+            return
+        try:
+            for withdrawal, why in self.collections.step(self._history, self._clock.now_ms()):
+                self._stop(withdrawal, why)
+        except StreamScorerError as error:
+            _log.warning("cards of withdrawn versions could not be collected: %s", error.message)
+
+    def _stop(self, withdrawal: Withdrawal, why: str) -> None:
+        """End the time in shadow of a withdrawn version. It decides nothing, so no cool-down applies."""
+        hold = self._history.states[withdrawal.ensemble].hold
+        held_back = "monitor.mode is propose" if self._rules.mode == "propose" else ""
+        if hold is not None:
+            held_back = f"{hold.who} put a hold on it ({hold.why})"
+        reported: tuple[Pair | Withdrawal, Action, str] = (withdrawal, "stop", held_back)
+        if held_back:
+            if reported not in self._reported:
+                _log.warning("stop %s is due, needs a person: %s: %s", withdrawal.ensemble, held_back, why)
+                self._reported.add(reported)
+            return
+        self._submit(
+            withdrawal.ensemble,
+            "stop",
+            why,
+            lambda offset: Command(
+                ensemble=withdrawal.ensemble,
+                action="stop",
+                who=self._who,
+                why=why,
+                at=self._clock.now_ms(),
+                expected_offset=offset,
+                author="monitor",
+                version=withdrawal.version,
+            ),
+        )
+
     def _follow_labels(self) -> None:
         """See `LabelWatch`. What fails there must not prevent a command, and is tried again."""
         if self.labels is None:
             return
+        active = {incident_id(pair) for pair in self._paired}
+        if self.collections is not None:
+            active |= self.collections.running(self._history)
         try:
-            self.labels.step(self._history, {incident_id(pair) for pair in self._paired}, self._clock.now_ms())
+            self.labels.step(self._history, active, self._clock.now_ms())
         except StreamScorerError as error:
             _log.warning("labels of withdrawn versions could not be followed: %s", error.message)
 
@@ -267,12 +294,15 @@ class Watch:
             if reported:
                 self._reported.add((pair, action, why))
             return
-        entry = submit(self._log, self._history, lambda offset: self._command(paired, action, offset))
+        self._submit(pair.ensemble, action, paired.summary(), lambda offset: self._command(paired, action, offset))
+
+    def _submit(self, ensemble: str, action: Action, why: str, make: Callable[[int], Command]) -> None:
+        entry = submit(self._log, self._history, make)
         if entry.refused:
-            _log.warning("%s %s is refused: %s", action, pair.ensemble, entry.refused)
+            _log.warning("%s %s is refused: %s", action, ensemble, entry.refused)
             return
-        self._metrics.count(ACTED, 1, pair.ensemble, action)
-        _log.warning("%s %s: %s", action, pair.ensemble, paired.summary())
+        self._metrics.count(ACTED, 1, ensemble, action)
+        _log.warning("%s %s: %s", action, ensemble, why)
 
     def _report(self, paired: Paired, action: Action, held_back: str) -> bool:
         """Report an incident and return whether that worked. A failure must not prevent the command."""
@@ -295,6 +325,7 @@ class Watch:
             expected_offset=offset,
             author="monitor",
             version=paired.pair.served if paired.pair.ends == "stop" else None,
+            keep=action == "rollback" and self.collections is not None and paired.cards.counts.served < ENOUGH,
         )
         canary = self._history.states[paired.pair.ensemble].canary
         if action not in ("canary", "promote") or canary is None:

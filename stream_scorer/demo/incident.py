@@ -76,6 +76,9 @@ class SecondAct:
     def checks(self, commands: list[ControlRecord], incidents: list[Incident]) -> list[Check]:
         """Whether the monitor rolled the update back, and whether its reason and its incident name the cause."""
         played = self._since_promotion(commands)
+        # The rolled-back version stays in shadow. If labels have enough cards by then, the monitor stops it.
+        if played and (played[-1].command.author, played[-1].command.action) == ("monitor", "stop"):
+            played = played[:-1]
         actions = [(each.command.author, each.command.action) for each in played]
         why = played[-1].command.why if played else ""
         found = (i for i in incidents if i.kind == "verdict" and i.version == self.update.version)

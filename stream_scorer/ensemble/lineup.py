@@ -79,6 +79,7 @@ class Lineup:
         disabled: keys of the disabled members.
         control_offset: the offset of the command that created it; None outside live scoring.
         last_good: index into `versions` of the version that a champion on probation is compared with; None without one.
+        withdrawn: index of a version that was rolled back, whose alerted cards are counted for labels; None without it.
     """
 
     versions: tuple[Ensemble, ...]
@@ -86,6 +87,7 @@ class Lineup:
     disabled: frozenset[str] = frozenset()
     control_offset: int | None = None
     last_good: int | None = None
+    withdrawn: int | None = None
 
     @classmethod
     def of(cls, ensemble: Ensemble) -> Lineup:
@@ -105,13 +107,13 @@ class Lineup:
     def compared_with(self, version: int) -> list[int]:
         """The versions whose alerted cards are counted beside those of a deciding `version`; all are indices.
 
-        The champion is compared with the last good version, and with the canary: the number of cards in both arms shows
-        whether the canary gets its share.
+        The champion is compared with the last good version or a withdrawn one, and with the canary: the number of cards
+        in both arms shows whether the canary gets its share.
         """
         if version:
             return [0]
-        last_good = [] if self.last_good is None else [self.last_good]
-        return list(dict.fromkeys([*last_good, *range(1, self.deciding)]))
+        beside = [index for index in (self.last_good, self.withdrawn) if index is not None]
+        return list(dict.fromkeys([*beside, *range(1, self.deciding)]))
 
     @cached_property
     def pool(self) -> MemberPool:

@@ -111,7 +111,8 @@ SERVING = Metric(
 IN_PLAY = Metric(
     "gauge",
     "stream_scorer_in_play_info",
-    "1 for every version in play: champion, canary, shadows, and the last good version during a probation.",
+    "1 for every version in play: champion, canary, shadows, the last good version during a probation, and a withdrawn "
+    "version whose cards are collected.",
     ("ensemble", "version"),
 )
 ENSEMBLE_AGE = Metric(

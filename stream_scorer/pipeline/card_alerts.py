@@ -67,7 +67,7 @@ class CardCounter:
             )
             names = [f"{card:016x}" for card in cards.tolist()]
             found = CardAlerts(int(rows[span]), int(excluded[span]), names, mine_at, theirs_at)
-            if version or other == decided.lineup.last_good:
+            if version or other in (decided.lineup.last_good, decided.lineup.withdrawn):
                 found = _with_events(found, batch, place[mask], card_of)
             out[span] = found
         return out

@@ -335,8 +335,9 @@ RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
         ServingState(
             ensemble="cards", control_offset=4, champion=ServedVersion("3", "f" * 64), probation=True,
             last_good=ServedVersion("2", "e" * 64), hold=Hold("ann", "wait", TIME), who="ann", why="x", at=TIME,
+            withdrawn=ServedVersion("1", "d" * 64),
         ),
-        ["cards 3 serves, on probation, compared with 2, on hold by ann, control offset 4"],
+        ["cards 3 serves, on probation, compared with 2, withdrawn in shadow 1, on hold by ann, control offset 4"],
     ),
     "scorer-status": (
         ScorerStatus("one", "g", "cards", ["3", "2"], 4, 5, "no such version", TIME),

@@ -293,6 +293,41 @@ def ensembles(tmp_path: Path) -> dict[str, Ensemble]:
     return {str(i): Ensemble.load(tmp_path / "e", version=str(i)) for i in (1, 2, 3)}
 
 
+def test_a_withdrawn_version_is_scored_last_and_costs_nothing_if_it_cannot_be_loaded(
+    ensembles: dict[str, Ensemble],
+) -> None:
+    records: list[bytes] = []
+    scorer, story = Scorer(records, ensembles), Story()
+    scorer.follower.start()
+
+    def order(action: str, **more: object) -> ScorerStatus:
+        for offset in range(story.history.next_offset, len(records)):
+            story.history.add(offset, records[offset])
+        offset = story.history.next_offset
+        assert story.say(action, **more) == ""
+        fields = {"ensemble": "cards", "who": "ann", "why": "because", "at": 5, "expected_offset": offset} | more
+        records.append(msgspec.json.encode(Command(action=action, **fields)))  # type: ignore[arg-type]
+        return scorer.until(offset)
+
+    try:
+        order("shadow", version=THREE)
+        order("promote", version=TWO)
+        loads = len(scorer.loads)
+        assert order("rollback", author="monitor", keep=True).in_play == ["1", "3", "2"]
+        lineup = scorer.follower.lineup
+        assert (lineup.deciding, lineup.last_good, lineup.withdrawn, lineup.compared_with(0)) == (1, None, 2, [2])
+        assert TWO.manifest_sha256 in scorer.follower.digests and len(scorer.loads) == loads
+        assert order("stop", version=TWO, author="monitor").in_play == ["1", "3"]
+        assert scorer.follower.lineup.compared_with(0) == []
+        scorer.broken = {"2"}
+        order("promote", version=TWO)
+        status = order("rollback", author="monitor", keep=True)
+        assert (status.in_play, status.control_offset) == (["1", "3"], 6)
+        assert "2 is refused" in status.problem
+    finally:
+        scorer.follower.close()
+
+
 def test_a_scorer_follows_and_going_back_loads_nothing(ensembles: dict[str, Ensemble]) -> None:
     records: list[bytes] = []
     scorer, desk, history = Scorer(records, ensembles), MemoryControlLog(records), History()

@@ -246,12 +246,15 @@ def test_confirmed_harm_proposes_nothing() -> None:
     assert desk.told.records == []
 
 
-def test_without_labels_and_during_a_comparison_nothing_is_decided() -> None:
+def test_without_labels_and_during_a_comparison_nothing_is_decided_and_after_it_the_labels_are() -> None:
     silent, active = Desk(0.02, labels=False), Desk(0.02)
     silent.steps(silent.watch())
     assert silent.result.labels is not None and silent.result.labels.finding == "undecided"
-    active.steps(active.watch(), frozenset({"cards-1"}))
+    watch = active.watch()
+    active.steps(watch, frozenset({"cards-1"}))
     assert active.result.labels is None
+    active.steps(watch)
+    assert active.result.labels is not None and active.result.labels.finding == "harm"
 
 
 def test_a_topic_that_cannot_be_written_is_tried_again() -> None:

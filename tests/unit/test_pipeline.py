@@ -479,6 +479,26 @@ def test_summaries_list_the_alerted_cards_of_a_version_on_probation(ensemble: En
     assert cards_of(alone, "9", ensemble.version) == []
 
 
+def test_a_withdrawn_version_in_shadow_changes_no_score_and_its_cards_are_those_of_its_probation(
+    ensemble: Ensemble,
+) -> None:
+    other = with_other_weights(ensemble)
+    alone, sink = (
+        run(Lineup((ensemble,), control_offset=7), 64),
+        run(Lineup((ensemble, other), control_offset=7, withdrawn=1), 64),
+    )
+    assert sink.values("scores") == alone.values("scores")
+    for both, one in zip(sink.documents("contributions"), alone.documents("contributions"), strict=True):
+        assert [each["version"] for each in both.pop("alternatives")] == ["9"]
+        assert both == one
+    found = cards_of(sink, ensemble.version, "9")
+    probation = cards_of(run(Lineup((other, ensemble), last_good=1), 64), "9", ensemble.version)
+    # The versions have changed places; hashes, events and values are the same.
+    assert [msgspec.structs.replace(each, served=each.other, other=each.served) for each in found] == probation
+    assert sum(len(each.event) for each in found) == sum(len(each.card) for each in found) > 20
+    assert all(not json.loads(value)["differences"] for value in sink.values("score-summaries"))
+
+
 def test_alerted_cards_have_their_first_alert(ensemble: Ensemble) -> None:
     other = with_other_weights(ensemble)
     sink = run(Lineup((ensemble, other), control_offset=7, last_good=1), 64)
