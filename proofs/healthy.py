@@ -6,8 +6,9 @@ cards at one terminal, and a sale. All the time an update that hardly differs is
 drift event at a budget of 4 false alarms per year, and no rollback.
 
 On 20 days another healthy update is tried on that day's transactions. Five of them alert 10 % more of that day's cards,
-because they detect more fraud, and do not declare it: at most one is rolled back. The same five that declare it never
-are.
+because they detect more fraud, and do not declare it: at most one is rolled back. It stays in shadow for the rest of
+the day, and labels of the cards that are collected clear it. The same five that declare it never are rolled back. In
+the last days, an update of a version that lacks far more fraud is rolled back for certain, and cleared in the same way.
 
 A small `N` takes fewer transactions per day and more alerts.
 """
@@ -29,14 +30,14 @@ from proofs.updates import Effect, Truth, Version
 from proofs.world_probation import Probation, reweighed
 from proofs.world_training import Training, train
 from proofs.world_windows import Windows
-from proofs.worlds import BATCH, FeaturePath, Outcome, Prepared, Trial, settled_traffic
+from proofs.worlds import BATCH, FeaturePath, Prepared, Trial, settled_traffic
 from stream_scorer.control.label_verdict import Labels, judge_labels
 from stream_scorer.ensemble.manifest import Manifest, preprocess_digest
 from stream_scorer.monitor.drift import compare
 from stream_scorer.monitor.drift_events import DriftDetector
 from stream_scorer.monitor.drift_series import describe
 from stream_scorer.monitor.drift_types import DriftRules, DriftWindow, SeriesInfo
-from stream_scorer.records import DECISIONS, ScoreSummary
+from stream_scorer.records import DECISIONS, ScoreSummary, VerdictRecord
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, Life, SimulationConfig
 from stream_scorer.simulate.generate import generate_days
 from stream_scorer.spec import CheckedSpec
@@ -58,6 +59,8 @@ OLD_THRESHOLD = 0.2
 # Inputs that show how fast an entity is used. A version that clips them does not see fast fraud.
 VELOCITY = ("customer.count_1h", "device.count_1h", "device.count_1d", "network.count_1h", "network.count_1d")
 CLIPS = tuple(np.arange(1.0, 8.25, 0.25).tolist())
+# Days at the end on which an update is tried that is rolled back, and that labels clear; the small form has more.
+LAST_DAYS, SMALL_LAST_DAYS = 1, 9
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Findings:
     Attributes:
         events: drift events in words. watched: windows in which the detector had learned.
         trials: a row for each trial of an update. better: the better updates that were tried.
+        withdrawn: the row of the update that detects so much more fraud that it is rolled back.
     """
 
     transactions: int = 0
@@ -117,6 +121,7 @@ class Findings:
     watched: int = 0
     trials: list[dict[str, Any]] = field(default_factory=list)
     better: list[Update] = field(default_factory=list)
+    withdrawn: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(context: Context) -> Result:
@@ -178,6 +183,15 @@ def better_update(
     return None
 
 
+def much_better_update(traffic: Sequence[Prepared], good: Version) -> Update:
+    """The update of a version in which no member sees velocity."""
+    truth = Truth.of(traffic)
+    after = truth.alerts(good, keep=True)
+    old = _clipped(good, range(len(good.models)), CLIPS[0])
+    effect = truth.effect(truth.alerts(old, keep=True), after)
+    return Update("sees velocity for the first time", old, good, False, effect)
+
+
 def _clipped(version: Version, members: Sequence[int], clip: float) -> Version:
     """`version` with velocities above `clip` read as `clip` by some members."""
     specs = list(version.manifest.members)
@@ -208,12 +222,16 @@ def live(context: Context, checked: CheckedSpec, planned: Sequence[Update], scal
     when = np.linspace(days // 4, days - 1, scale.plain + scale.better).astype(int).tolist()
     rng = np.random.default_rng(context.seed + 1)
     started = time.perf_counter()
+    last: list[Prepared] = []
+    last_day = days - (LAST_DAYS if days > SMALL else SMALL_LAST_DAYS)
     for day, rows in enumerate(generate_days(scale.world(context.seed + 60, days, life))):
         kept = []
         for prepared in path.run(rows, size=scale.batch):
             windows.add(_scored(probation, path, prepared))
             if day in when:
                 kept.append(prepared)
+            if day >= last_day:
+                last.append(prepared)
         for window in windows.close(int(rows.event_time[-1]) // HOUR_MS * HOUR_MS):
             alarms.update(window)
         found.transactions += len(rows)
@@ -229,6 +247,7 @@ def live(context: Context, checked: CheckedSpec, planned: Sequence[Update], scal
         if day % 10 == 9:
             rate = found.transactions / (time.perf_counter() - started)
             context.say(f"day {day + 1}: {found.transactions:,} transactions, {rate:,.0f} per second; {alarms.text}")
+    found.withdrawn = _trials(context, checked, much_better_update(last, good), last)[:1]
     found.rollbacks = probation.commands.count("rollback")
     found.events, found.watched = alarms.events, alarms.watched
     return found
@@ -302,7 +321,8 @@ def _trials(context: Context, checked: CheckedSpec, update: Update, kept: Sequen
     """The update on one day's transactions; a better one also with the declared rise."""
     found = []
     for declared in (None, RISE) if update.better else (None,):
-        trial = Trial(checked, update.old.ensemble("1"), update.new.ensemble("2"), expect_rise=declared)
+        old, new = update.old.ensemble("1"), update.new.ensemble("2")
+        trial = Trial(checked, old, new, expect_rise=declared, collect=True)
         outcome = trial.run(kept[:1], kept[1:])
         cards = outcome.verdict.cards if outcome.verdict is not None else None
         found.append(
@@ -313,7 +333,9 @@ def _trials(context: Context, checked: CheckedSpec, update: Update, kept: Sequen
                 "action": outcome.action or "none",
                 "transactions": outcome.rows,
                 "cards": [] if cards is None else [cards.both, cards.only, cards.lacking],
-                "labels": _labels(outcome, kept) if outcome.action == "rollback" else "",
+                "in_shadow": outcome.shadow_rows,
+                "labels_without_shadow": _labels(outcome.acted, kept) if outcome.action == "rollback" else "",
+                "labels": _labels(outcome.verdict, kept) if outcome.action == "rollback" else "",
             }
         )
         context.say(
@@ -322,17 +344,18 @@ def _trials(context: Context, checked: CheckedSpec, update: Update, kept: Sequen
     return found
 
 
-def _labels(outcome: Outcome, kept: Sequence[Prepared]) -> str:
-    """What the product concludes once every card on which the versions disagree has its true label."""
-    if outcome.verdict is None:
+def _labels(verdict: VerdictRecord | None, kept: Sequence[Prepared]) -> str:
+    """What the product concludes from true labels. An alert that was approved has one only if it is fraud."""
+    if verdict is None:
         return ""
     truth: dict[str, bool] = {}
     for prepared in kept:
         assert prepared.batch.events is not None
         truth.update(zip(prepared.batch.events.transactions.event_id, prepared.fraud.tolist(), strict=True))
-    found, common = outcome.verdict.disagreements, outcome.verdict.common
-    given = {each.event_id: each.at + 1 for each in found} | {each.event_id: each.at + 1 for each in common}
-    labels: Labels = {event: [(at, "fraud" if truth[event] else "genuine")] for event, at in given.items()}
+    found, common = verdict.disagreements, verdict.common
+    alerted = [each for each in found if each.served != each.shadow or truth[each.event_id]]
+    given = [(each.event_id, each.at + 1) for each in alerted] + [(each.event_id, each.at + 1) for each in common]
+    labels: Labels = {event: [(at, "fraud" if truth[event] else "genuine")] for event, at in given}
     return judge_labels(found, labels, kept[-1].event_time + 2 * LABEL_AGE_MS, LABEL_AGE_MS, common=common).finding
 
 
@@ -347,6 +370,7 @@ def _judge(result: Result, found: Findings, scale: Scale, days: int) -> None:
         "rollbacks": found.rollbacks,
         "watched_windows": found.watched,
         "updates": found.trials,
+        "withdrawn": found.withdrawn,
     }
     if days > SMALL:
         result.at_least("smallest_day", found.smallest_day, 100_000)
@@ -363,3 +387,6 @@ def _judge(result: Result, found: Findings, scale: Scale, days: int) -> None:
     result.check("at most one better update is rolled back", len(withdrawn) <= MAX_ROLLED_BACK)
     result.check("its labels clear it", all(t["labels"] == "cleared" for t in undeclared if t["action"] == "rollback"))
     result.check("none that declares its rise", not declared)
+    result.check("one that detects far more fraud is", [t["action"] for t in found.withdrawn] == ["rollback"])
+    result.check("it stays in shadow", all(t["in_shadow"] > 0 for t in found.withdrawn))
+    result.check("and labels clear it", [t["labels"] for t in found.withdrawn] == ["cleared"])

@@ -130,6 +130,8 @@ def run(context: Context) -> Result:
                 result.figures["why"] = command.why
                 result.check("by the monitor", (command.author, command.who) == ("monitor", "watcher"))
                 result.check("the reason names the member", f"member {MEMBER} " in command.why)
+            collected = gone and _within(PATIENCE_S, lambda: _collected(bootstrap, topics, f"cards-{since}"))
+            result.check("it stays in shadow, and its cards are collected for labels", collected)
             if gone and n >= FEW:
                 again = promote(three)
                 told = _within(PATIENCE_S, lambda: "within the cool-down" in monitor.log.read_text())
@@ -280,6 +282,16 @@ def _reported(bootstrap: str, topics: Topics, *, again: bool) -> bool:
     """Whether the first incident is closed and, with `again`, the second one is held back."""
     found = _verdict_incidents(bootstrap, topics)
     return any(i.closed is not None for i in found) and (not again or any(i.held_back for i in found))
+
+
+def _collected(bootstrap: str, topics: Topics, key: str) -> bool:
+    """Whether the verdict `key` has cards of the time in shadow; the last good version decided them."""
+    log = ControlLog(bootstrap, topics.verdicts)
+    try:
+        verdict = read_verdicts(log).get(key)
+    finally:
+        log.close()
+    return verdict is not None and any(each.shadow for each in verdict.disagreements)
 
 
 def _within(seconds: float, holds: Any) -> bool:

@@ -1,8 +1,8 @@
 """Simulated worlds through the product's own code, at full speed and without services.
 
 A `FeaturePath` takes simulated transactions and their labels through decode and enrich, with rows in memory. `Trial`
-promotes a version over another one and feeds the summaries of both to the real watch, until it acts. Features do not
-depend on versions, so one stretch of traffic serves many trials.
+promotes a version over another one and feeds the summaries of both to the real watch, until it acts, and as long as it
+collects cards of a withdrawn version. Features do not depend on versions, so one stretch of traffic serves many trials.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.control.collection import CollectionWatch
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.state import History
 from stream_scorer.control.verdict import Tolerances
@@ -223,25 +224,35 @@ class _Follower:
 class Desk:
     """A control log, its topics in memory, and the real watch in mode `auto`.
 
-    Without `keep`, summaries are deleted once they are read: then the watch cannot start again.
+    Without `keep`, summaries are deleted once they are read: then the watch cannot start again. With `collect`, a
+    version that it rolls back stays in shadow until labels have enough cards.
     """
 
-    def __init__(self, tolerances: Tolerances, *, keep: bool = True) -> None:
+    def __init__(self, tolerances: Tolerances, *, keep: bool = True, collect: bool = False) -> None:
         self.clock = SimulatedClock()
         self.summaries: list[ControlRecord] = []
-        self.verdicts: list[VerdictRecord] = []
+        self._verdicts = MemoryControlLog()
         self._incidents = MemoryControlLog()
         self._commands = MemoryControlLog()
+        metrics = Metrics(WATCH_METRICS)
+
+        def follow(since_ms: int) -> _Follower:
+            return _Follower(self.summaries, since_ms, keep)
+
         self._watch = Watch(
             MemoryControlLog(self._commands.records),
             Incidents(MemoryControlLog(self._incidents.records)),
-            Verdicts(lambda _key, value: self.verdicts.append(msgspec.json.decode(value, type=VerdictRecord))),
-            lambda since_ms: _Follower(self.summaries, since_ms, keep),
+            Verdicts(self._verdicts.append),
+            follow,
             self.clock,
-            Metrics(WATCH_METRICS),
+            metrics,
             who="watch",
             rules=WatchRules("auto", 0.0, tolerances),
         )
+        if collect:
+            self._watch.collections = CollectionWatch(
+                lambda: MemoryControlLog(self._verdicts.records), self._verdicts.append, follow, metrics
+            )
 
     @property
     def history(self) -> History:
@@ -250,6 +261,11 @@ class Desk:
         for offset, value in enumerate(self._commands.records):
             history.add(offset, value)
         return history
+
+    @property
+    def verdicts(self) -> list[VerdictRecord]:
+        """All records of verdicts, oldest first."""
+        return [msgspec.json.decode(value, type=VerdictRecord) for value in self._verdicts.records]
 
     @property
     def incidents(self) -> list[Incident]:
@@ -286,7 +302,8 @@ class Outcome:
         action: the command of the monitor, or "" if it gave none within the traffic.
         rows, event_ms: transactions and event time from the promotion to that command, or to the end.
         seconds: wall time of the trial on this machine. incident: its newest record. why: the reason of the command.
-        rise: relative change of alerted cards as counted.
+        verdict: the newest one. acted: the one on which the monitor acted.
+        shadow_rows: transactions that the version scored in shadow after it was rolled back.
     """
 
     action: str = ""
@@ -296,6 +313,8 @@ class Outcome:
     why: str = ""
     incident: Incident | None = None
     verdict: VerdictRecord | None = None
+    acted: VerdictRecord | None = None
+    shadow_rows: int = 0
 
 
 @dataclass(slots=True)
@@ -303,7 +322,8 @@ class Trial:
     """Promotes `new` over `old` after some traffic of `old` alone, and follows the watch.
 
     Args:
-        tolerances: the settings of the monitor.
+        tolerances: the settings of the monitor. collect: whether a version that is rolled back is scored further, in
+            shadow, as long as the monitor collects its cards.
     """
 
     checked: CheckedSpec
@@ -311,6 +331,7 @@ class Trial:
     new: Ensemble
     tolerances: Tolerances = field(default_factory=Tolerances)
     expect_rise: float | None = None
+    collect: bool = False
 
     def run(self, before: Sequence[Prepared], after: Iterable[Prepared], *, blind: bool = False) -> Outcome:
         """Score `before` with the old version and `after` with both, until the watch acts.
@@ -318,7 +339,7 @@ class Trial:
         `blind` hides the cards from the watch, so that counts never become evidence.
         """
         started = time.perf_counter()
-        desk, out = Desk(self.tolerances), Outcome()
+        desk, out = Desk(self.tolerances, collect=self.collect), Outcome()
         one, two = (ServedVersion(e.version, e.digest) for e in (self.old, self.new))
         first = Stage(Lineup((self.old,), control_offset=desk.promote(one)), self.checked)
         for prepared in before:
@@ -327,7 +348,8 @@ class Trial:
         offset = desk.promote(two, self.expect_rise)
         both = Stage(Lineup((self.new, self.old), control_offset=offset, last_good=1), self.checked)
         desk.step()
-        for prepared in after:
+        rest = iter(after)
+        for prepared in rest:
             began = prepared.event_time if began is None else began
             self._feed(desk, both, prepared, blind)
             desk.step()
@@ -336,13 +358,27 @@ class Trial:
             entry = desk.history.entries[-1]
             if entry.command is not None and entry.command.author == "monitor" and not entry.refused:
                 out.action, out.why = entry.command.action, entry.command.why
+                out.acted = next((v for v in reversed(desk.verdicts) if v.due == out.action), None)
                 break
+        self._score_withdrawn(desk, rest, out)
         desk.clock.rows += FLUSH_ROWS
         desk.step()
         out.incident = desk.incidents[-1] if desk.incidents else None
         out.verdict = desk.verdicts[-1] if desk.verdicts else None
         out.seconds = time.perf_counter() - started
         return out
+
+    def _score_withdrawn(self, desk: Desk, rest: Iterator[Prepared], out: Outcome) -> None:
+        """Score the `rest` while the new version stays in shadow."""
+        state = desk.history.states["cards"]
+        if state.withdrawn is None:
+            return
+        lineup = Lineup((self.old, self.new), control_offset=state.control_offset, withdrawn=1)
+        stage = Stage(lineup, self.checked)
+        while desk.history.states["cards"].withdrawn is not None and (prepared := next(rest, None)) is not None:
+            self._feed(desk, stage, prepared, blind=False)
+            desk.step()
+            out.shadow_rows += prepared.rows
 
     def _feed(self, desk: Desk, stage: Stage, prepared: Prepared, blind: bool) -> None:
         desk.clock.rows += prepared.rows
