@@ -281,7 +281,8 @@ class FeatureEngine:
         if entity.plan.of is not None:
             values, absent = self._values(entity.plan.of, transactions)
             skipped |= absent
-        return Events(entity.key_of, transactions.event_time, values, skipped)
+        # The times of a Parquet file are read-only, and numba would compile the kernel once more for such arrays: 10 s.
+        return Events(entity.key_of, np.require(transactions.event_time, requirements="W"), values, skipped)
 
     def _values(self, name: str, transactions: Transactions) -> tuple[I64, Flags]:
         """(n,) int64, the field `name` as values to count distinct ones; (n,) bool, where it has none."""

@@ -29,6 +29,18 @@ policy: {version: p, review: 0.5, block: 0.9}
 )
 
 
+def _as_stored(entries):
+    """Read-only, as rows of the store are: numba compiles a kernel for each kind of array."""
+    entries.setflags(write=False)
+    return entries
+
+
+def _with_values(rows, values):
+    entries = rows.entries.copy()
+    entries[:, VALUE] = values
+    return rows._replace(entries=_as_stored(entries))
+
+
 @st.composite
 def rows_and_events(draw):
     k = draw(st.integers(1, 4))
@@ -60,7 +72,7 @@ def rows_and_events(draw):
     is_pane = entries[:, 3] < -1
     width = pane_ms[((-2 - entries[is_pane, 3]) % 256) // 2]
     entries[is_pane, 0] = entries[is_pane, 0] // width * width
-    rows = Rows(entries, end - np.array(lengths, dtype=np.int64), end)
+    rows = Rows(_as_stored(entries), end - np.array(lengths, dtype=np.int64), end)
     events = Events(rng.integers(-1, k, n), rng.integers(0, 60, n), rng.integers(0, 500, n), rng.random(n) < 0.2)
     windows = Windows(window_ms, rng.integers(0, 2, m) * rng.integers(0, 20, m), rng.random(m) < 0.5, 60)
     panes = PaneLevels(level_of, pane_ms, int(rng.integers(0, levels)))
@@ -78,7 +90,7 @@ def test_kernel_equals_the_numpy_reference(case):
 @settings(max_examples=150, deadline=None)
 def test_the_spread_of_values_equals_that_of_unbounded_numbers(case, size):
     rows, events, windows, _, limit = case
-    rows.entries[:, VALUE] *= size
+    rows = _with_values(rows, rows.entries[:, VALUE] * size)
     arguments = rows, events._replace(value=events.value * size), windows, limit
     count, least, greatest, squares = kernel.scan_spread(*arguments)
     for i, (low, high, variance) in enumerate(zip(*reference.scan_spread(*arguments), strict=True)):
@@ -93,7 +105,7 @@ def test_the_spread_of_values_equals_that_of_unbounded_numbers(case, size):
 @settings(max_examples=150, deadline=None)
 def test_distinct_values_are_counted_as_sets_count_them(case):
     rows, events, windows, _, limit = case
-    rows.entries[:, VALUE] //= 100
+    rows = _with_values(rows, rows.entries[:, VALUE] // 100)
     arguments = rows, events._replace(value=events.value // 100), windows, limit
     assert kernel.scan_distinct(*arguments).tolist() == reference.scan_distinct(*arguments)
 
@@ -103,7 +115,7 @@ def test_the_spread_of_many_small_deviations_does_not_drown_in_their_parts():
     n = 500
     value = random.integers(0, 20_000, n)
     entries = np.column_stack([np.arange(n), value, np.arange(n), np.zeros(n, np.int64)]).astype(np.int64)
-    rows = Rows(entries, np.array([0]), np.array([n]))
+    rows = Rows(_as_stored(entries), np.array([0]), np.array([n]))
     events = Events(np.array([0]), np.array([n]), np.array([7]), np.array([True]))
     windows = Windows(np.array([2 * n]), np.array([0]), np.array([True]), 2 * n)
     _, _, _, squares = kernel.scan_spread(rows, events, windows, n)

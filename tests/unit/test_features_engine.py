@@ -61,6 +61,29 @@ derived:
     np.testing.assert_allclose(matrix, np.column_stack([v, np.log1p(amount), v / amount]))
 
 
+def test_read_only_times_compile_no_kernel_again() -> None:
+    spec = parse_spec(
+        HEAD
+        + """
+entities: {who: {field: who}}
+partition_entity: who
+views:
+  - {name: who, entity: who, windows: [10ms], aggregates: [count]}
+"""
+    )
+    transactions, none = transactions_from_columns(spec, COLUMNS), np.zeros(0, dtype=np.int64)
+    n, engine = len(transactions), FeatureEngine(spec)
+    batch = EventBatch(
+        transactions, labels_from_columns(spec, NO_LABELS), [Span(SourcePartition("t", 0), 0, n, -1)],
+        np.zeros(n, dtype=np.int64), np.arange(n), none, none,
+    )  # fmt: skip
+    first = engine.enrich(batch, MemoryRowStore()).matrix
+    compiled = [list(each.signatures) for each in (kernel.scan_windows, aggregates.fill)]
+    transactions.event_time.setflags(write=False)
+    np.testing.assert_array_equal(engine.enrich(batch, MemoryRowStore()).matrix, first)
+    assert [list(each.signatures) for each in (kernel.scan_windows, aggregates.fill)] == compiled
+
+
 @pytest.mark.kernels
 def test_the_spread_of_nothing_is_missing_and_of_one_value_0() -> None:
     names, matrix = features("""
