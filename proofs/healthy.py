@@ -6,9 +6,10 @@ cards at one terminal, and a sale. All the time an update that hardly differs is
 drift event at a budget of 4 false alarms per year, and no rollback.
 
 On 20 days another healthy update is tried on that day's transactions. Five of them alert 10 % more of that day's cards,
-because they detect more fraud, and do not declare it: at most one is rolled back. It stays in shadow for the rest of
-the day, and labels of the cards that are collected clear it. The same five that declare it never are rolled back. In
-the last days, an update of a version that lacks far more fraud is rolled back for certain, and cleared in the same way.
+because they detect more fraud, and do not declare it: at most one is rolled back. It stays in shadow on this day and on
+later ones, until the monitor has enough cards, and their labels clear it. The same five that declare it never are
+rolled back. In the last days, an update of a version that lacks far more fraud is rolled back for certain, and cleared
+in the same way.
 
 A small `N` takes fewer transactions per day and more alerts.
 """
@@ -30,7 +31,7 @@ from proofs.updates import Effect, Truth, Version
 from proofs.world_probation import Probation, reweighed
 from proofs.world_training import Training, train
 from proofs.world_windows import Windows
-from proofs.worlds import BATCH, FeaturePath, Prepared, Trial, settled_traffic
+from proofs.worlds import BATCH, FeaturePath, Outcome, Prepared, Trial, settled_traffic
 from stream_scorer.control.label_verdict import Labels, judge_labels
 from stream_scorer.ensemble.manifest import Manifest, preprocess_digest
 from stream_scorer.monitor.drift import compare
@@ -61,6 +62,8 @@ VELOCITY = ("customer.count_1h", "device.count_1h", "device.count_1d", "network.
 CLIPS = tuple(np.arange(1.0, 8.25, 0.25).tolist())
 # Days at the end on which an update is tried that is rolled back, and that labels clear; the small form has more.
 LAST_DAYS, SMALL_LAST_DAYS = 1, 9
+# Days after the last other trial, in which a withdrawn version can stay in shadow.
+SHADOW_DAYS = 7
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,9 @@ def live(context: Context, checked: CheckedSpec, planned: Sequence[Update], scal
     windows, alarms = Windows(series, manifest.name), Alarms(manifest, series, broken=context.broken)
     path = FeaturePath(checked, seed=context.seed)
     # The first weeks are left to the cold start.
-    when = np.linspace(days // 4, days - 1, scale.plain + scale.better).astype(int).tolist()
+    last_trial = days - 1 - (SHADOW_DAYS if days > SMALL else 0)
+    when = np.linspace(days // 4, last_trial, scale.plain + scale.better).astype(int).tolist()
+    tried: list[Tried] = []
     rng = np.random.default_rng(context.seed + 1)
     started = time.perf_counter()
     last: list[Prepared] = []
@@ -228,7 +233,7 @@ def live(context: Context, checked: CheckedSpec, planned: Sequence[Update], scal
         kept = []
         for prepared in path.run(rows, size=scale.batch):
             windows.add(_scored(probation, path, prepared))
-            if day in when:
+            if day in when or any(each.trial.collecting() for each in tried):
                 kept.append(prepared)
             if day >= last_day:
                 last.append(prepared)
@@ -236,6 +241,8 @@ def live(context: Context, checked: CheckedSpec, planned: Sequence[Update], scal
             alarms.update(window)
         found.transactions += len(rows)
         found.smallest_day = min(found.smallest_day, len(rows))
+        for each in tried:
+            each.go_on(kept)
         for number in [n for n, on in enumerate(when) if on == day]:
             update = (
                 planned[number]
@@ -243,11 +250,12 @@ def live(context: Context, checked: CheckedSpec, planned: Sequence[Update], scal
                 else _better(context, found, kept[1:], good, scale.rise_error, rng)
             )
             if update is not None:
-                found.trials += _trials(context, checked, update, kept)
+                tried += _trials(context, checked, update, kept)
         if day % 10 == 9:
             rate = found.transactions / (time.perf_counter() - started)
             context.say(f"day {day + 1}: {found.transactions:,} transactions, {rate:,.0f} per second; {alarms.text}")
-    found.withdrawn = _trials(context, checked, much_better_update(last, good), last)[:1]
+    found.trials = [each.row for each in tried]
+    found.withdrawn = [each.row for each in _trials(context, checked, much_better_update(last, good), last)]
     found.rollbacks = probation.commands.count("rollback")
     found.events, found.watched = alarms.events, alarms.watched
     return found
@@ -317,46 +325,72 @@ def _distance(window: DriftWindow, name: str, reference: NDArray[np.int64]) -> f
     return compare(window.counts[name], reference).score
 
 
-def _trials(context: Context, checked: CheckedSpec, update: Update, kept: Sequence[Prepared]) -> list[dict[str, Any]]:
+@dataclass
+class Tried:
+    """A trial of `update`, and the truth of its transactions by event id."""
+
+    update: Update
+    declared: float | None
+    trial: Trial
+    outcome: Outcome
+    truth: dict[str, bool] = field(default_factory=dict)
+    newest: int = 0
+
+    def learn(self, traffic: Sequence[Prepared]) -> None:
+        """Add the truth of some transactions."""
+        for prepared in traffic:
+            assert prepared.batch.events is not None
+            ids = prepared.batch.events.transactions.event_id
+            self.truth.update(zip(ids, prepared.fraud.tolist(), strict=True))
+            self.newest = max(self.newest, prepared.event_time)
+
+    def go_on(self, traffic: Sequence[Prepared]) -> None:
+        """Score further traffic, if the new version stays in shadow."""
+        if self.trial.collecting():
+            self.learn(traffic)
+            self.trial.go_on(traffic, self.outcome)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The result."""
+        outcome = self.outcome
+        cards = outcome.verdict.cards if outcome.verdict is not None else None
+        rolled_back = outcome.action == "rollback"
+        return {
+            "update": self.update.name,
+            "better": self.update.better,
+            "declared": self.declared,
+            "action": outcome.action or "none",
+            "transactions": outcome.rows,
+            "cards": [] if cards is None else [cards.both, cards.only, cards.lacking],
+            "in_shadow": outcome.shadow_rows,
+            "labels_without_shadow": self._labels(outcome.acted) if rolled_back else "",
+            "labels": self._labels(outcome.verdict) if rolled_back else "",
+        }
+
+    def _labels(self, verdict: VerdictRecord | None) -> str:
+        """What the product concludes from true labels. An alert that was approved has one only if it is fraud."""
+        if verdict is None:
+            return ""
+        found, common, truth = verdict.disagreements, verdict.common, self.truth
+        alerted = [each for each in found if each.served != each.shadow or truth[each.event_id]]
+        given = [(each.event_id, each.at + 1) for each in alerted] + [(each.event_id, each.at + 1) for each in common]
+        labels: Labels = {event: [(at, "fraud" if truth[event] else "genuine")] for event, at in given}
+        return judge_labels(found, labels, self.newest + 2 * LABEL_AGE_MS, LABEL_AGE_MS, common=common).finding
+
+
+def _trials(context: Context, checked: CheckedSpec, update: Update, kept: Sequence[Prepared]) -> list[Tried]:
     """The update on one day's transactions; a better one also with the declared rise."""
     found = []
     for declared in (None, RISE) if update.better else (None,):
         old, new = update.old.ensemble("1"), update.new.ensemble("2")
         trial = Trial(checked, old, new, expect_rise=declared, collect=True)
-        outcome = trial.run(kept[:1], kept[1:])
-        cards = outcome.verdict.cards if outcome.verdict is not None else None
-        found.append(
-            {
-                "update": update.name,
-                "better": update.better,
-                "declared": declared,
-                "action": outcome.action or "none",
-                "transactions": outcome.rows,
-                "cards": [] if cards is None else [cards.both, cards.only, cards.lacking],
-                "in_shadow": outcome.shadow_rows,
-                "labels_without_shadow": _labels(outcome.acted, kept) if outcome.action == "rollback" else "",
-                "labels": _labels(outcome.verdict, kept) if outcome.action == "rollback" else "",
-            }
-        )
-        context.say(
-            f"{update.name}{', declared' if declared else ''}: {found[-1]['action']}, cards {found[-1]['cards']}"
-        )
+        tried = Tried(update, declared, trial, trial.run(kept[:1], kept[1:]))
+        tried.learn(kept)
+        row = tried.row
+        context.say(f"{update.name}{', declared' if declared else ''}: {row['action']}, cards {row['cards']}")
+        found.append(tried)
     return found
-
-
-def _labels(verdict: VerdictRecord | None, kept: Sequence[Prepared]) -> str:
-    """What the product concludes from true labels. An alert that was approved has one only if it is fraud."""
-    if verdict is None:
-        return ""
-    truth: dict[str, bool] = {}
-    for prepared in kept:
-        assert prepared.batch.events is not None
-        truth.update(zip(prepared.batch.events.transactions.event_id, prepared.fraud.tolist(), strict=True))
-    found, common = verdict.disagreements, verdict.common
-    alerted = [each for each in found if each.served != each.shadow or truth[each.event_id]]
-    given = [(each.event_id, each.at + 1) for each in alerted] + [(each.event_id, each.at + 1) for each in common]
-    labels: Labels = {event: [(at, "fraud" if truth[event] else "genuine")] for event, at in given}
-    return judge_labels(found, labels, kept[-1].event_time + 2 * LABEL_AGE_MS, LABEL_AGE_MS, common=common).finding
 
 
 def _judge(result: Result, found: Findings, scale: Scale, days: int) -> None:

@@ -332,6 +332,7 @@ class Trial:
     tolerances: Tolerances = field(default_factory=Tolerances)
     expect_rise: float | None = None
     collect: bool = False
+    _desk: Desk = field(init=False)
 
     def run(self, before: Sequence[Prepared], after: Iterable[Prepared], *, blind: bool = False) -> Outcome:
         """Score `before` with the old version and `after` with both, until the watch acts.
@@ -340,6 +341,7 @@ class Trial:
         """
         started = time.perf_counter()
         desk, out = Desk(self.tolerances, collect=self.collect), Outcome()
+        self._desk = desk
         one, two = (ServedVersion(e.version, e.digest) for e in (self.old, self.new))
         first = Stage(Lineup((self.old,), control_offset=desk.promote(one)), self.checked)
         for prepared in before:
@@ -360,25 +362,30 @@ class Trial:
                 out.action, out.why = entry.command.action, entry.command.why
                 out.acted = next((v for v in reversed(desk.verdicts) if v.due == out.action), None)
                 break
-        self._score_withdrawn(desk, rest, out)
+        self.go_on(rest, out)
+        out.seconds = time.perf_counter() - started
+        return out
+
+    def collecting(self) -> bool:
+        """Whether the new version was withdrawn and stays in shadow."""
+        return self._desk.history.states["cards"].withdrawn is not None
+
+    def go_on(self, rest: Iterable[Prepared], out: Outcome) -> None:
+        """Score further traffic while the new version stays in shadow, and take the newest records."""
+        desk = self._desk
+        if self.collecting():
+            offset = desk.history.states["cards"].control_offset
+            stage = Stage(Lineup((self.old, self.new), control_offset=offset, withdrawn=1), self.checked)
+            for prepared in rest:
+                self._feed(desk, stage, prepared, blind=False)
+                desk.step()
+                out.shadow_rows += prepared.rows
+                if not self.collecting():
+                    break
         desk.clock.rows += FLUSH_ROWS
         desk.step()
         out.incident = desk.incidents[-1] if desk.incidents else None
         out.verdict = desk.verdicts[-1] if desk.verdicts else None
-        out.seconds = time.perf_counter() - started
-        return out
-
-    def _score_withdrawn(self, desk: Desk, rest: Iterator[Prepared], out: Outcome) -> None:
-        """Score the `rest` while the new version stays in shadow."""
-        state = desk.history.states["cards"]
-        if state.withdrawn is None:
-            return
-        lineup = Lineup((self.old, self.new), control_offset=state.control_offset, withdrawn=1)
-        stage = Stage(lineup, self.checked)
-        while desk.history.states["cards"].withdrawn is not None and (prepared := next(rest, None)) is not None:
-            self._feed(desk, stage, prepared, blind=False)
-            desk.step()
-            out.shadow_rows += prepared.rows
 
     def _feed(self, desk: Desk, stage: Stage, prepared: Prepared, blind: bool) -> None:
         desk.clock.rows += prepared.rows
