@@ -29,6 +29,7 @@ FORMAT = 1
 CHECKPOINT = "checkpoint.json"
 # Saving the feature rows may take this share of the time between two saves.
 MAX_SAVE_SHARE = 0.05
+_ROWS_PER_PART = 4_096
 
 Columns = dict[str, Any]
 
@@ -168,16 +169,15 @@ class Store:
 
     def _save_rows(self, number: int, rows: MemoryRowStore) -> None:
         began = self._clock.monotonic()
-        found = rows.rows()
         _, applied = rows.read([])
         path = self._folder / f"rows-{number}.parquet"
-        table = self._pa.table(
-            {
-                "key": self._pa.array(list(found), self._pa.binary()),
-                "row": self._pa.array(list(found.values()), self._pa.large_binary()),
-            }
-        )
-        self._pq.write_table(table, path, compression="lz4", use_dictionary=False, write_statistics=False)
+        schema = self._pa.schema({"key": self._pa.binary(), "row": self._pa.large_binary()})
+        # Part by part: a copy of all rows would be most of the memory that an evaluation needs.
+        with self._pq.ParquetWriter(
+            path, schema, compression="lz4", use_dictionary=False, write_statistics=False
+        ) as file:
+            for part in rows.parts(_ROWS_PER_PART):
+                file.write_table(self._pa.table([list(part), list(part.values())], schema=schema))
         before, self._saved = self._saved, number
         self._applied = AppliedOffsets(dict(applied.next_offset), dict(applied.watermark))
         self._write_checkpoint()

@@ -55,10 +55,8 @@ def find_duplicates(rows: Rows, key_of: I64, id_hash: I64, limit: int) -> NDArra
     duplicate = np.zeros(n, dtype=np.bool_)
     newest = np.full(start.shape[0], -1, dtype=np.int64)
     previous = np.full(n, -1, dtype=np.int64)
-    for i in range(n):
+    for i in _by_row(key_of, start.shape[0]):
         key = key_of[i]
-        if key < 0:
-            continue
         left = limit
         j = newest[key]
         while j >= 0 and left > 0 and not duplicate[i]:
@@ -100,10 +98,8 @@ def scan_windows(
     previous = np.full(n, -1, dtype=np.int64)
     length = end - start
     scope = _new_scope(windows, panes)
-    for i in range(n):
+    for i in _by_row(key_of, start.shape[0]):
         key = key_of[i]
-        if key < 0:
-            continue
         _set_scope(scope, time[i])
         # Panes are of no use to a row that is short and was never compacted.
         old = length[key] > limit or (end[key] > start[key] and entries[start[key], KIND] < TRANSACTION)
@@ -115,7 +111,9 @@ def scan_windows(
             latest = _add_transaction(scope, time[j], value[j], left, latest)
             left -= 1
             j = previous[j]
-        latest = _scan_row(scope, entries, start[key], end[key], time[i], left, limit, latest)
+        first, left, labels_left, latest = _exact(scope, entries, start[key], end[key], (left, limit, latest))
+        _add_exact(scope, entries, first, end[key], time[i])
+        latest = _scan_row(scope, entries, start[key], first, time[i], left, labels_left, latest)
         scope[m, LATEST] = max(latest, scope[m, LATEST])
         if old:
             _add_cut_panes(scope)
@@ -130,6 +128,23 @@ def scan_windows(
             count[i, to], total[i, to], fraud[i, to] = scope[w, COUNT], scope[w, TOTAL], scope[w, FRAUD]
         last[i] = scope[m, LATEST]
     return count, total, fraud, last
+
+
+@njit(cache=True, nogil=True)
+def _by_row(key_of: I64, rows: int) -> I64:
+    """The events that have one of the `rows`, in batch order for each row: a row comes from memory once per batch."""
+    place = np.zeros(rows + 1, dtype=np.int64)
+    for key in key_of:
+        if key >= 0:
+            place[key + 1] += 1
+    for row in range(rows):
+        place[row + 1] += place[row]
+    order = np.empty(place[rows], dtype=np.int64)
+    for i in range(key_of.shape[0]):
+        if key_of[i] >= 0:
+            order[place[key_of[i]]] = i
+            place[key_of[i]] += 1
+    return order
 
 
 @njit(cache=True, nogil=True)
@@ -181,12 +196,92 @@ def _set_old(scope: I64) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _scan_row(scope: I64, entries: I64, start: int, end: int, time: int, left: int, limit: int, latest: int) -> int:
+def _exact(
+    scope: I64, entries: I64, start: int, end: int, left_and_latest: tuple[int, int, int]
+) -> tuple[int, int, int, int]:
+    """The first of the newest entries of a row that all count exactly; `left_and_latest`, continued behind them.
+
+    left_and_latest: how many transactions, and how many labels, count exactly, and the latest time of exact
+    transactions so far.
+    """
+    m = scope.shape[0] - 1
+    low, high = scope[m, FIRST], scope[m, END]
+    left, labels_left, latest = left_and_latest
+    e = end - 1
+    while e >= start:
+        kind, when = entries[e, KIND], entries[e, TIME]
+        if kind == TRANSACTION and left > 0:
+            left -= 1
+            if low <= when < high:
+                latest = max(latest, when)
+        elif kind > TRANSACTION and labels_left > 0:
+            labels_left -= 1
+        else:
+            break
+        e -= 1
+    return e + 1, left, labels_left, latest
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_exact(scope: I64, entries: I64, first: int, end: int, time: int) -> None:
+    """Add the entries ``[first, end)`` of a row, which all count exactly, for an event at `time`.
+
+    Entries are almost in order, so the window stays the same for many of them. Their sums are kept in registers.
+    """
+    group = 0
+    while group < scope.shape[0] - 1:
+        stop = scope[group, GROUP_STOP]
+        # The shortest window that contains the entry: `stop` for one after all windows, below `group` for one before.
+        w = stop - 1
+        low, high = scope[w, FIRST], scope[group, END]
+        count, total, fraud = 0, 0, 0
+        for e in range(end - 1, first - 1, -1):
+            when, kind = entries[e, TIME], entries[e, KIND]
+            if when < low or when >= high:
+                _add_sums(scope, group, w, count, total, fraud)
+                count, total, fraud = 0, 0, 0
+                w, low, high = _window_of(scope, group, when)
+            if kind == TRANSACTION:
+                count += 1
+                total += entries[e, VALUE]
+            elif kind <= time:
+                fraud += entries[e, VALUE]
+        _add_sums(scope, group, w, count, total, fraud)
+        group = stop
+
+
+@njit(cache=True, nogil=True)
+def _window_of(scope: I64, group: int, when: int) -> tuple[int, int, int]:
+    """The shortest window of the group that contains `when`, see `_add_exact`, and the times for which it is that."""
+    stop, low, high = scope[group, GROUP_STOP], np.iinfo(np.int64).min, scope[group, END]
+    if when >= high:
+        return stop, high, np.iinfo(np.int64).max
+    w = stop - 1
+    while w >= group and when < scope[w, FIRST]:
+        high = scope[w, FIRST]
+        w -= 1
+    if w >= group:
+        low = scope[w, FIRST]
+    return w, low, high
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_sums(scope: I64, group: int, w: int, count: int, total: int, fraud: int) -> None:
+    """Add sums to those of the window `w` of the group, if it is one."""
+    if group <= w < scope[group, GROUP_STOP]:
+        scope[w, INNER_COUNT] += count
+        scope[w, INNER_TOTAL] += total
+        scope[w, INNER_FRAUD] += fraud
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _scan_row(
+    scope: I64, entries: I64, start: int, end: int, time: int, left: int, labels_left: int, latest: int
+) -> int:
     """Add the entries of a row, newest first, for an event at `time`; return the latest time of exact transactions.
 
-    left: how many transactions count exactly. limit: how many labels do. latest: the latest time so far.
+    left, labels_left: how many transactions, and how many labels, count exactly. latest: the latest time so far.
     """
-    labels_left = limit
     for e in range(end - 1, start - 1, -1):
         kind = entries[e, KIND]
         if kind == TRANSACTION:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from stream_scorer.state.row_format import FIELD_DTYPE, FIELDS
 
 I64 = NDArray[np.int64]
-# A row that moves, and the array when it is full, get half as much again as they hold.
 _FIRST_ENTRIES, _FIRST_ROWS = 1_024, 256
 
 
@@ -77,7 +76,7 @@ class Arena:
     def _move(self, rows: I64, counts: I64) -> None:
         """Give each of `rows` room for `counts` more entries."""
         length = self._end[rows] - self._start[rows]
-        room = (length + counts) * 3 // 2 + 1
+        room = (length + counts) * 5 // 4 + 1
         total = int(room.sum())
         if self._used + total > len(self._entries):
             self._make_room(total)
@@ -91,7 +90,7 @@ class Arena:
         start, room = self._start[: self.count], (self._stop - self._start)[: self.count]
         length = self._end[: self.count] - start
         self._used = int(room.sum())
-        total = max((self._used + more) * 3 // 2, _FIRST_ENTRIES)
+        total = max((self._used + more) * 5 // 4, _FIRST_ENTRIES)
         entries = np.empty((total, FIELDS), dtype=FIELD_DTYPE)
         to = np.cumsum(room) - room
         _copy_rows(entries, to, self._entries, start, length)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import repeat
+from itertools import islice, repeat
 from typing import NamedTuple, Protocol, overload
 
 import numpy as np
@@ -491,8 +491,14 @@ class MemoryRowStore:
 
     def rows(self) -> dict[bytes, bytes]:
         """All rows by key."""
+        return next(self.parts(len(self._number)), {})
+
+    def parts(self, size: int) -> Iterator[dict[bytes, bytes]]:
+        """All rows by key, `size` at a time."""
         found = ((key, to_bytes(self._arena.row(number))) for key, number in self._number.items())
-        return {key: row for key, row in found if row}
+        filled = ((key, row) for key, row in found if row)
+        while part := dict(islice(filled, size)):
+            yield part
 
     def restore(self, rows: Mapping[bytes, bytes]) -> None:
         """Replace all rows by `rows`, as `rows()` returned them."""
