@@ -89,7 +89,7 @@ PROOFS = {
     ),
     "healthy": Proof(
         "100 days of changing traffic without a fault: no drift alarm, and healthy updates are not rolled back",
-        1_200,
+        866,
     ),
     "drift-events": Proof(
         "the detector of drift events keeps its rate of false alarms, and finds changes within a few windows", 240
