@@ -11,6 +11,8 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 import msgspec
 
+from stream_scorer.structs import prepare
+
 # What decoding raises for bytes that are no record: another shape, not JSON, a string not in UTF-8, nested too deep.
 NOT_A_RECORD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -890,3 +892,6 @@ TOPIC_RECORDS: dict[str, type[Record]] = {
     "incidents": Incident,
     "verdicts": VerdictRecord,
 }
+
+
+prepare(globals())

@@ -33,6 +33,7 @@ from stream_scorer.ensemble.manifest import (
     sha256_hex,
 )
 from stream_scorer.errors import ArtifactError
+from stream_scorer.structs import prepare
 
 # Bytes of one file of an ensemble, by its name.
 Fetch = Callable[[str], bytes]
@@ -198,3 +199,6 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         # The file system does not support hard links.
         shutil.copyfile(source, target)
+
+
+prepare(globals())

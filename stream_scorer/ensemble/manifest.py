@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from stream_scorer.errors import ArtifactError
+from stream_scorer.structs import prepare
 
 MANIFEST_FILE = "manifest.json"
 # 40 series x 20 bins, 64 self-test rows x 40 features: about 100 KB. 16 MB allow a hundred times that.
@@ -431,3 +432,6 @@ def _check_finite(node: Any, path: str) -> None:
     elif isinstance(node, list):
         for index, value in enumerate(node):
             _check_finite(value, f"{path}[{index}]")
+
+
+prepare(globals())

@@ -21,6 +21,7 @@ import msgspec
 
 from stream_scorer.connections import TokenSource
 from stream_scorer.errors import AccessDenied
+from stream_scorer.structs import prepare
 
 COMMAND_TIMEOUT_S = 20.0
 # Lifetime of a token that is not a JWT and comes without one.
@@ -151,3 +152,6 @@ def _claims(token: str) -> _Claims:
         return msgspec.json.decode(payload, type=_Claims)
     except (binascii.Error, ValueError, msgspec.DecodeError):
         return _Claims()
+
+
+prepare(globals())

@@ -24,6 +24,7 @@ from stream_scorer.errors import BrokerUnavailable, StreamScorerError, Transacti
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, Partition, TransactionalLoop
 from stream_scorer.monitor.joiner_store import Context, JoinerStore, LabelRecord, ScoredTransaction
 from stream_scorer.records import DECISIONS, NOT_A_RECORD, Decision, LabelValue, Outcome, Record
+from stream_scorer.structs import prepare
 
 LABELS: tuple[LabelValue, ...] = ("fraud", "genuine")
 
@@ -431,3 +432,6 @@ class JoinerService:
         previous, self._ends = self._ends, {at: end for at, (_, end) in ends.items()}
         if previous:
             self._joiner.mark_old({at for at in self._inputs if self._loop.position(at) < previous[at]})
+
+
+prepare(globals())

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import AppliedOffset, LineageRow, Record, SegmentThresholds, ShardOffset, Source
 from stream_scorer.serde.raw import Headers
+from stream_scorer.structs import prepare
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -312,3 +313,6 @@ def offsets_in(headers: Headers | None) -> tuple[int, int] | None:
         return int(found[FIRST_OFFSET] or b""), int(found[NEXT_OFFSET] or b"")
     except (KeyError, ValueError):
         return None
+
+
+prepare(globals())

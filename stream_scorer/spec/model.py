@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from stream_scorer.spec.pseudonyms import Pseudonyms
+from stream_scorer.structs import prepare
 
 FieldType = Literal["string", "time", "integer", "number", "category", "boolean"]
 Aggregate = Literal[
@@ -287,3 +288,6 @@ class CheckedSpec:
     def pseudonyms(self) -> Pseudonyms:
         """The hashes of ids. Raises `SettingsError` if there are sensitive entities and no usable key."""
         return Pseudonyms(self._id_key, frozenset(self.sensitive_entities), self.spec.partition_entity)
+
+
+prepare(globals())

@@ -25,6 +25,7 @@ from stream_scorer.ensemble.members.vectors import (
     store_doubles,
 )
 from stream_scorer.errors import ArtifactError
+from stream_scorer.structs import prepare
 
 _FORMAT = "dense-json"
 # A wider layer would cost more than the trees.
@@ -119,3 +120,6 @@ def _forward(inputs, parameters, widths, activations):  # type: ignore[no-untype
         for r in range(rows):
             out[low + r] = x[r]
     return out
+
+
+prepare(globals())
