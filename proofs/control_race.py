@@ -293,15 +293,15 @@ class Books:
             # A monitor raises the share of a confirmed canary only, and nobody confirms a canary in this race.
             return False
         member = (c["member"] or {}).get("name", "")
-        beside = [self.canary, *self.shadows]
+        others = [self.canary, *self.shadows]
         possible = {
             "promote": v not in (self.champion, *self.retired)
             and v != (self.last_good if self.probation else self.champion),
             "confirm": self.probation,
             "rollback": bool(self.last_good),
             "canary": v not in (self.champion, *self.retired),
-            "shadow": v not in (self.champion, *beside, *self.retired) and len(self.shadows) < 4,
-            "stop": v in (*beside, self.withdrawn),
+            "shadow": v not in (self.champion, *others, *self.retired) and len(self.shadows) < 4,
+            "stop": v in (*others, self.withdrawn),
             "retire": v != self.champion and v not in self.retired,
             "disable": member not in self.disabled,
             "enable": member in self.disabled,

@@ -5,7 +5,7 @@ The proof measures the CPU time of the scorer (reading rows, kernel and overlay,
 within one run: the plain case; rows beyond K against rows of K; 2,000,000 customers and as many terminals against
 1,000 of each, with rows of the same length. In these two cases no entity occurs twice in a micro-batch, so they read
 equally many rows. If 1,000 entities are drawn at random, an eighth occurs twice and fewer rows are read, whatever the
-store does; that case is printed beside. Last, all stages of the cards example without Kafka show the share of
+store does; that case is printed as well. Last, all stages of the cards example without Kafka show the share of
 features in the whole. Ratios decide; microseconds are printed.
 """
 

@@ -257,10 +257,7 @@ class Desk:
     @property
     def history(self) -> History:
         """The state that the commands lead to."""
-        history = History()
-        for offset, value in enumerate(self._commands.records):
-            history.add(offset, value)
-        return history
+        return self._commands.history
 
     @property
     def verdicts(self) -> list[VerdictRecord]:

@@ -105,15 +105,15 @@ class Lineup:
         return 1 if self.split is None else 2
 
     def compared_with(self, version: int) -> list[int]:
-        """The versions whose alerted cards are counted beside those of a deciding `version`; all are indices.
+        """The versions whose alerted cards are counted with those of a deciding `version`; all are indices.
 
         The champion is compared with the last good version or a withdrawn one, and with the canary: the number of cards
         in both arms shows whether the canary gets its share.
         """
         if version:
             return [0]
-        beside = [index for index in (self.last_good, self.withdrawn) if index is not None]
-        return list(dict.fromkeys([*beside, *range(1, self.deciding)]))
+        paired = [index for index in (self.last_good, self.withdrawn) if index is not None]
+        return list(dict.fromkeys([*paired, *range(1, self.deciding)]))
 
     @cached_property
     def pool(self) -> MemberPool:

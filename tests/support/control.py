@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
+from stream_scorer.control.state import History
+
 # An offset that holds no record, as a transactional writer leaves it.
 MARKER = b"\0marker"
 
@@ -43,6 +45,14 @@ class MemoryControlLog:
     def append(self, key: str, value: bytes) -> int:
         self.records.append(value)
         return len(self.records) - 1
+
+    @property
+    def history(self) -> History:
+        """The states that the commands lead to."""
+        history = History()
+        for offset, value in enumerate(self.records):
+            history.add(offset, value)
+        return history
 
     def close(self) -> None:
         pass

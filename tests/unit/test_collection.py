@@ -117,10 +117,7 @@ class Desk:
 
     @property
     def history(self) -> History:
-        history = History()
-        for offset, value in enumerate(self.log.records):
-            history.add(offset, value)
-        return history
+        return self.log.history
 
     @property
     def state(self) -> ServingState:
