@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from stream_scorer.clock import Clock
-from stream_scorer.control.collection import COLLECTED, ENOUGH, CollectionWatch, Withdrawal
+from stream_scorer.control.collection import COLLECTED, ENOUGH, CollectionWatch, Withdrawal, withdrawals
 from stream_scorer.control.commands import CommandLog, catch_up, submit
 from stream_scorer.control.incidents import Incidents, actions_at, incident_id
 from stream_scorer.control.label_watch import LabelWatch
@@ -177,6 +177,8 @@ class Watch:
 
     def _stop(self, withdrawal: Withdrawal, why: str) -> None:
         """End the time in shadow of a withdrawn version. It decides nothing, so no cool-down applies."""
+        if withdrawal not in withdrawals(self._history):  # see `_judge`: a person may have kept it as a shadow
+            return
         hold = self._history.states[withdrawal.ensemble].hold
         held_back = "monitor.mode is propose" if self._rules.mode == "propose" else ""
         if hold is not None:
@@ -245,6 +247,10 @@ class Watch:
     def _judge(self, paired: Paired) -> None:
         """Act on the verdict, and publish it. Nothing follows from an undecided one."""
         pair, finding = paired.pair, paired.verdict.finding
+        # A command for another pair also reads the commands of others. One of them may have ended this pair, and then
+        # a `rollback` or `confirm` would meet a version that is not judged.
+        if pair not in pairs(self._history.states[pair.ensemble], self._history):
+            return
         due: Action | None = None
         if finding in ("rise", "fall"):
             due = pair.ends

@@ -35,7 +35,7 @@ from stream_scorer.records import (
 )
 from tests.support.control import MARKER, ControlRecord, MemoryControlLog
 
-ONE, TWO = (ServedVersion(str(i), str(i) * 64) for i in (1, 2))
+ONE, TWO, THREE = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3))
 PAIR = Pair("cards", TWO, ONE, since=1, at=1_000, ends="rollback")
 MEMBERS = ("gbdt", "xgb")
 # All alerts are at event time 0; this one is past their grace period.
@@ -224,10 +224,8 @@ class Desk:
 
     def say(self, action: str, **more: object) -> None:
         expected = len(self.log.records)
-        command = Command(
-            ensemble="cards", action=action, who="ann", why="so", at=1_000, expected_offset=expected, **more
-        )  # type: ignore[arg-type]
-        self.log.records.append(msgspec.json.encode(command))
+        fields = {"ensemble": "cards", "who": "ann", "why": "so", "at": 1_000, "expected_offset": expected} | more
+        self.log.records.append(msgspec.json.encode(Command(action=action, **fields)))  # type: ignore[arg-type]
 
     def watch(self, mode: Mode = "auto", probation: int = 100_000, cooldown_s: float = 0.0) -> Watch:
         return Watch(
@@ -280,6 +278,31 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     offset = given[0].offset
     assert (closed.closed, closed.ended_by, closed.command) == (5_000, offset, "rollback")
     assert (opened.done, closed.done) == ("the monitor submits rollback", f"rollback at control offset {offset}")
+
+
+@pytest.mark.parametrize("square", [[200, 150, 2, 9_648], [300, 4, 5, 9_691]])
+def test_a_version_that_is_promoted_while_the_watch_acts_on_another_ensemble_is_not_judged(square: list[int]) -> None:
+    desk = Desk()
+    for version in (ONE, TWO):
+        desk.say("promote", version=version, ensemble="wires")
+    desk.say("promote", version=TWO)
+    desk.summaries += [summary(TWO, MORE, offset=3), summary(TWO, square, ensemble="wires", offset=2)]
+
+    class Slow(MemoryControlLog):
+        def append(self, key: str, value: bytes) -> int:
+            if not self.records:  # the incident of `cards`, whose command then comes too late
+                desk.say("promote", version=THREE, ensemble="wires")
+            return super().append(key, value)
+
+    desk.told = Slow()
+    watch = desk.watch(probation=1)
+    watch._incidents = Incidents(desk.told)
+    watch.step()
+    wires = desk.history.states["wires"]
+    assert (wires.champion, wires.last_good, wires.probation) == (THREE, ONE, True)
+    watch.step()
+    assert desk.history.states["cards"].champion == ONE
+    assert (desk.history.states["wires"].champion, desk.history.states["wires"].probation) == (THREE, True)
 
 
 def test_an_incident_that_a_person_ended_while_nobody_watched_is_closed_by_the_next_watch() -> None:
