@@ -509,7 +509,7 @@ class CanaryState(Record, frozen=True):
     """A version that decides for `share` of the entities, up to event time `until`.
 
     `confirmed`: whether a `confirm` has ended the comparison at this share. `ladder`: the ascending shares through
-    which a monitor raises it; empty if only people do.
+    which a monitor raises it; empty if only people do. `expect_rise`: see `Command`.
     """
 
     version: ServedVersion
@@ -518,6 +518,7 @@ class CanaryState(Record, frozen=True):
     until: int | None = None
     confirmed: bool = False
     ladder: list[float] = []
+    expect_rise: float | None = None
 
 
 class Hold(Record, frozen=True):
@@ -531,9 +532,9 @@ class Hold(Record, frozen=True):
 class ServingState(Record, frozen=True, kw_only=True):
     """Topic `serving-state`: what is to serve, derived from `control` up to `control_offset`.
 
-    On `probation` the `last_good` version is scored beside the champion. `withdrawn` is a version that a monitor rolled
-    back: it is scored without deciding until labels have enough cards (ADR 0050). `who`, `why`, `at` are of the last
-    command.
+    On `probation` the `last_good` version is scored beside the champion, and `expect_rise` is what its `promote`
+    declared (see `Command`). `withdrawn` is a version that a monitor rolled back: it is scored without deciding until
+    labels have enough cards (ADR 0050). `who`, `why`, `at` are of the last command.
     """
 
     ensemble: str
@@ -547,6 +548,7 @@ class ServingState(Record, frozen=True, kw_only=True):
     retired: list[str] = []
     hold: Hold | None = None
     withdrawn: ServedVersion | None = None
+    expect_rise: float | None = None
     who: str
     why: str
     at: int

@@ -57,7 +57,8 @@ class History:
         first_offset: offset of the first record; None before it.
         withdrawn_at: time of the last command of a monitor that withdrew a version which decided, by ensemble, ms.
         starts: the last command that made a version champion or canary (`promote`, `rollback`, `canary`), by ensemble
-            and action. Both are kept apart from `entries`, which forgets old records.
+            and action. After a `recover`, it stands for the commands that are lost. Both are kept apart from
+            `entries`, which forgets old records.
         entries: the last `MAX_ENTRIES` records.
     """
 
@@ -104,6 +105,20 @@ class History:
             self.withdrawn_at[command.ensemble] = command.at
         if command.action in ("promote", "canary", "rollback"):
             self.starts[command.ensemble, command.action] = entry
+        if command.action == "recover":
+            self._restart(entry, command)
+
+    def _restart(self, entry: Entry, command: Command) -> None:
+        """Begin the comparisons of a recovered state anew: the offsets of the commands that began them are lost."""
+        state = self.states[command.ensemble]
+        for action in ("promote", "canary", "rollback"):
+            self.starts.pop((command.ensemble, action), None)
+        if state.probation:
+            began = replace(command, version=state.champion, expect_rise=state.expect_rise)
+            self.starts[command.ensemble, "promote"] = Entry(entry.offset, began, "", entry.timestamp)
+        if (canary := state.canary) is not None:
+            began = replace(command, version=canary.version, expect_rise=canary.expect_rise)
+            self.starts[command.ensemble, "canary"] = Entry(entry.offset, began, "", entry.timestamp)
 
 
 _decode = msgspec.json.Decoder(Command).decode
@@ -152,6 +167,7 @@ def _promote(state: ServingState, command: Command) -> dict[str, object]:
         "champion": version,
         "last_good": last_good,
         "probation": True,
+        "expect_rise": command.expect_rise,
         "canary": None,
         "shadows": [shadow for shadow in state.shadows if shadow != version],
         "withdrawn": None,
@@ -169,7 +185,7 @@ def _confirm(state: ServingState, command: Command) -> dict[str, object]:
         raise Refused(f"{version.version} is neither on probation nor a canary")
     if not state.probation:
         raise Refused(f"{state.champion.version} is not on probation")
-    return {"probation": False}
+    return {"probation": False, "expect_rise": None}
 
 
 def _rollback(state: ServingState, command: Command) -> dict[str, object]:
@@ -183,6 +199,7 @@ def _rollback(state: ServingState, command: Command) -> dict[str, object]:
         "champion": state.last_good,
         "last_good": None,
         "probation": False,
+        "expect_rise": None,
         "canary": None,
         "withdrawn": state.champion if kept else None,
     }
@@ -200,7 +217,9 @@ def _canary(state: ServingState, command: Command) -> dict[str, object]:
     _check_step(state, command, command.share)
     salt = command.salt or f"{command.ensemble}:{version.version}"
     return {
-        "canary": CanaryState(version, command.share, salt, command.until, ladder=command.ladder or []),
+        "canary": CanaryState(
+            version, command.share, salt, command.until, ladder=command.ladder or [], expect_rise=command.expect_rise
+        ),
         "shadows": [shadow for shadow in state.shadows if shadow != version],
         "withdrawn": None,
     }
@@ -240,7 +259,7 @@ def _retire(state: ServingState, command: Command) -> dict[str, object]:
         "withdrawn": None if withdrawn is not None and withdrawn.manifest_sha256 == digest else withdrawn,
     }
     if state.last_good is not None and state.last_good.manifest_sha256 == digest:
-        change |= {"last_good": None, "probation": False}
+        change |= {"last_good": None, "probation": False, "expect_rise": None}
     return change
 
 

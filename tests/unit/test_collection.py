@@ -332,6 +332,22 @@ def test_what_fails_is_tried_again_and_prevents_no_rollback() -> None:
     assert (desk.commands, desk.verdict.collection.ended) == (["rollback", "stop"], "enough cards")
 
 
+def test_a_version_whose_probation_was_recovered_is_kept_and_stopped_as_any_other() -> None:
+    desk = Desk()
+    desk.say("recover", state=ServingState(
+        ensemble="cards", control_offset=57, champion=TWO, last_good=ONE, probation=True, who="ann", why="so", at=1
+    ))  # fmt: skip
+    desk.say("hold")
+    desk.say("release")
+    watch = desk.watch()
+    desk.score(TWO, ONE, 1, listed(range(60), range(100, 100 + ALONE), ()), LATER)
+    desk.steps(watch)
+    assert (desk.commands, desk.state.champion, desk.state.withdrawn) == (["rollback"], ONE, TWO)
+    desk.shadow(range(2_000, 2_000 + ENOUGH), offset=3)
+    desk.steps(watch)
+    assert (desk.commands, desk.state.withdrawn) == (["rollback", "stop"], None)
+
+
 def withdrawn(keep: bool = True, author: str = "monitor") -> Desk:
     desk = Desk()
     desk.say("promote", version=ONE)

@@ -738,6 +738,25 @@ def test_a_log_without_its_beginning_gets_its_state_back_by_a_recorded_command(s
     assert rest.say("rollback") == ""
 
 
+def test_a_recovered_state_is_compared_from_its_recovery_on_with_what_was_declared(story: Story) -> None:
+    story.say("promote", version=TWO, expect_rise=0.1)
+    story.say("canary", version=THREE, share=0.1, expect_rise=-0.2)
+    recorded = story.state
+    rest = Story()
+    assert rest.say("recover", state=recorded) == ""
+    probation, canary = before = pairs(rest.state, rest.history)
+    assert (probation.served, probation.since, probation.expected_rise) == (TWO, 0, 0.1)
+    assert (canary.served, canary.since, canary.expected_rise) == (THREE, 0, -0.2)
+    # Other commands do not begin them again.
+    rest.say("hold")
+    assert pairs(rest.state, rest.history) == before
+    # Nor does an earlier command for the same version count, where a log that has it is recovered.
+    story.say("recover", state=recorded)
+    assert [pair.since for pair in pairs(story.state, story.history)] == [3, 3]
+    rest.say("confirm")
+    assert rest.state.expect_rise is None
+
+
 def test_a_log_that_expired_completely_is_incomplete() -> None:
     history = History(next_offset=57)
     assert history.incomplete
