@@ -264,7 +264,7 @@ def raised(command: Command, canary: CanaryState, expected_rise: float) -> Comma
 
 
 def acted_since(history: History, ensemble: str, at: int) -> bool:
-    """Whether a monitor has withdrawn a version since `at`, by the times of the commands."""
+    """Whether a monitor has withdrawn a version since `at`, by the broker's times of the commands."""
     withdrawn_at = history.withdrawn_at.get(ensemble)
     return withdrawn_at is not None and withdrawn_at > at
 

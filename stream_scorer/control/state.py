@@ -102,7 +102,8 @@ class History:
         # A version that was withdrawn before decides nothing: the end of its collection withdraws nothing.
         collected = before is not None and command.version is not None and command.version == before.withdrawn
         if command.author == "monitor" and command.action in ("rollback", "stop") and not collected:
-            self.withdrawn_at[command.ensemble] = command.at
+            # The broker's clock, as of `starts`: a monitor whose clock is ahead would hold back every later rollback.
+            self.withdrawn_at[command.ensemble] = entry.timestamp or command.at
         if command.action in ("promote", "canary", "rollback"):
             self.starts[command.ensemble, command.action] = entry
         if command.action == "recover":

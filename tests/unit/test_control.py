@@ -826,6 +826,17 @@ def test_a_retired_version_never_serves_again_by_a_rollback(story: Story) -> Non
     assert "1 is retired" in story.say("rollback")
 
 
+def test_a_monitor_whose_clock_is_ahead_does_not_prolong_the_cool_down() -> None:
+    history = History()
+    for offset, (action, more) in enumerate(
+        (("promote", {"version": ONE}), ("promote", {"version": TWO}), ("rollback", {"author": "monitor"}))
+    ):
+        fields = {"ensemble": "cards", "who": "m", "why": "so", "at": 1 << 50, "expected_offset": offset} | more
+        history.add(offset, msgspec.json.encode(Command(action=action, **fields)), 1_000 + offset)  # type: ignore[arg-type]
+    assert acted_since(history, "cards", 1_001)
+    assert not acted_since(history, "cards", 1_002)
+
+
 def test_a_cool_down_and_the_start_of_a_pair_outlast_the_records_kept_for_display(story: Story) -> None:
     story.say("promote", version=TWO, at=100)
     story.say("rollback", author="monitor", at=200)
