@@ -135,7 +135,10 @@ class ServiceDetector:
                 self._add_errors(minute, ensemble, flow)
             for key, latency in latencies.get(minute, {}).items():
                 self._add_latency(minute, str(key), latency, of_minute.get(str(key), Flow()))
-            for key, member in members.get(minute, {}).items():
+            reported = {ensemble for ensemble in map(str, latencies.get(minute, {})) if ensemble in of_minute}
+            # A member that no scorer of its ensemble reports any more has left the lineup with their restart.
+            of_member: dict[object, MemberMinute] = {k: MemberMinute() for k in self._member if k[0] in reported}
+            for key, member in (of_member | members.get(minute, {})).items():
                 assert isinstance(key, tuple)
                 self._add_members(minute, key, member, of_minute.get(key[0], Flow()))
         found = Findings()
@@ -190,7 +193,9 @@ class ServiceDetector:
             breaker.statistics = figures
         # While the member is not called, its failures are those of the breaker: one condition, one incident.
         failures = self._member.setdefault(key, _Level(Episode(self._rules.episodes)))
-        if member.batches < MIN_BATCHES or breaker.episode.start is not None:
+        # A member that is never called, although its ensemble scores, has left the lineup: its failures are over.
+        left = not member.batches and flow.rows >= self._rules.episodes.min_rows
+        if breaker.episode.start is not None or (member.batches < MIN_BATCHES and not left):
             return
         bad = share > self._rules.errors
         failures.episode.add(minute, extent, bad=bad)

@@ -327,6 +327,28 @@ def test_a_member_that_fails_or_is_not_called_is_one_incident(failed: int, break
     assert [i.closed is not None for i in desk.newest] == [True]
 
 
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(("failed", "breaker"), [(5, 0), (90, 2)])
+def test_the_incident_of_a_member_ends_when_the_member_leaves_the_lineup(
+    failed: int, breaker: int, *, restart: bool
+) -> None:
+    desk = Desk()
+
+    def add(minute: int, at: int) -> None:
+        calls = min(minute, 9)  # the counts of a process stay when it no longer calls the member
+        members = [MemberHealth("gbdt", 100 * calls, failed * calls, breaker), MemberHealth("xgb", 100 * minute, 0, 0)]
+        again = restart and minute >= 10
+        desk.detectors.services.add_status(
+            status(minute, [0, 0, 0, 0], members[1:] if again else members, "two" if again else "one"), at
+        )
+        desk.detectors.add_summary(summary(0, 1_000, minute), at)
+
+    desk.run(range(1, 10), add)
+    assert [i.closed for i in desk.newest] == [None]
+    desk.run(range(10, 20), add)
+    assert [i.closed is not None for i in desk.newest] == [True]
+
+
 def test_a_restart_continues_the_open_incident_and_closes_it() -> None:
     desk = Desk()
     desk.run(range(30), usual(desk))
