@@ -36,6 +36,9 @@ READ_WAIT_S = 0.2
 MAX_SUMMARIES = 5_000
 # Incidents of these kinds pause the ladder of a canary: something other than the canary may move its alerts.
 PAUSING: tuple[IncidentKind, ...] = ("drift", "feed", "latency", "errors", "breaker")
+# These delay a confirmation too: transactions without a member that failed are left out of the comparison, so the
+# version is not judged as it decides now.
+FAILING: tuple[IncidentKind, ...] = ("errors", "breaker")
 
 _LABELS = ("ensemble", "version", "other")
 EVIDENCE = Metric(
@@ -275,18 +278,20 @@ class Watch:
             return "needs a person: monitor.mode is propose"
         if hold is not None:
             return f"needs a person: {hold.who} put a hold on it ({hold.why})"
+        if action in ("confirm", "canary", "promote"):
+            return self._paused(pair.ensemble, FAILING if action == "confirm" else PAUSING)
         since = self._clock.now_ms() - int(self._rules.cooldown_s * 1_000)
-        if action in ("rollback", "stop") and acted_since(self._history, pair.ensemble, since):
+        if acted_since(self._history, pair.ensemble, since):
             return "needs a person: the monitor withdrew another version within the cool-down"
-        return self._paused(pair.ensemble) if action in ("canary", "promote") else ""
+        return ""
 
-    def _paused(self, ensemble: str) -> str:
-        """The signal that pauses a canary's ladder; empty if there is none. What cannot be read pauses it too."""
+    def _paused(self, ensemble: str, kinds: tuple[IncidentKind, ...]) -> str:
+        """The open incidents of `kinds`; empty if there are none. What cannot be read pauses too."""
         try:
             found = [each for each in self._incidents.open() if each.ensemble in ("", ensemble)]
         except StreamScorerError as error:
             return f"paused: incidents cannot be read ({error.message})"
-        signals = [each.id for each in found if each.kind in PAUSING]
+        signals = [each.id for each in found if each.kind in kinds]
         return f"paused while incidents are open: {', '.join(signals)}" if signals else ""
 
     def _act(self, paired: Paired, action: Action, why: str) -> None:

@@ -25,6 +25,7 @@ from stream_scorer.records import (
     CardAlerts,
     Command,
     Incident,
+    IncidentKind,
     MemberPair,
     PairDifferences,
     PaneSummary,
@@ -447,6 +448,23 @@ def test_missing_data_neither_withdraws_nor_confirms() -> None:
     desk.watch(probation=1).step()
     assert desk.history.states["cards"].probation
     assert desk.verdicts[-1].missing == ["both versions scored only 50% of the transactions"]
+
+
+@pytest.mark.parametrize("kind", ["errors", "breaker"])
+def test_a_version_is_not_confirmed_while_a_member_fails(kind: IncidentKind) -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    # Half of its transactions lack the member, and so they do not count.
+    desk.summaries.append(summary(TWO, SAME, cards=replace(listed(SAME), excluded=10_000)))
+    failing = Incident(id="m", ensemble="cards", opened=1, why="it fails", kind=kind, subject="member gbdt of cards")
+    desk.told.records.append(msgspec.json.encode(failing))
+    watch = desk.watch(probation=1)
+    watch.step()
+    assert desk.history.states["cards"].probation
+    assert (desk.verdicts[-1].due, desk.verdicts[-1].held_back) == ("confirm", "paused while incidents are open: m")
+    desk.told.records.append(msgspec.json.encode(replace(failing, closed=2)))
+    watch.step()
+    assert not desk.history.states["cards"].probation
 
 
 def test_the_expected_time_to_a_decision_is_stated() -> None:
