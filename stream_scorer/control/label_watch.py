@@ -124,6 +124,9 @@ class LabelWatch:
         return [verdict for key, verdict in self._open.items() if key not in self._active]
 
     def _take(self, verdict: VerdictRecord) -> None:
+        before = self._open.get(verdict.id)
+        if before is not None and before.began == verdict.began and verdict.rows < before.rows:
+            return  # another monitor had read less, and had not seen the withdrawal yet
         decided = verdict.labels is not None and (verdict.labels.finding != "undecided" or not verdict.labels.waiting)
         if decided or not verdict.disagreements:
             self._open.pop(verdict.id, None)

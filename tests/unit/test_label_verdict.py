@@ -257,6 +257,20 @@ def test_without_labels_and_during_a_comparison_nothing_is_decided_and_after_it_
     assert active.result.labels is not None and active.result.labels.finding == "harm"
 
 
+def test_the_verdict_of_a_monitor_that_had_read_less_does_not_discard_the_cards() -> None:
+    desk = Desk(0.5)
+    behind = replace(desk.result, finding="undecided", due=None, rows=0, disagreements=[], common=[])
+    desk.verdicts.records.append(msgspec.json.encode(behind))
+    desk.steps(desk.watch())
+    assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
+    # One that has read more, or judges a later promotion, decides.
+    for other in (replace(behind, rows=2), replace(behind, began=78)):
+        desk = Desk(0.5)
+        desk.verdicts.records.append(msgspec.json.encode(other))
+        desk.steps(desk.watch())
+        assert desk.result == other
+
+
 def test_a_topic_that_cannot_be_written_is_tried_again() -> None:
     desk = Desk(0.5)
     watch = desk.watch()
