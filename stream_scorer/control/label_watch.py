@@ -199,7 +199,8 @@ class LabelWatch:
             state = history.states.get(incident.ensemble)
             if not incident.id.endswith(LABELS_SUFFIX) or state is None:
                 continue
-            if state.control_offset > (incident.statistics.get("control_offset") or -1):
+            proposed = incident.statistics.get("control_offset")
+            if state.control_offset > (-1 if proposed is None else proposed):
                 offset = state.control_offset
                 self._incidents.close_incident(incident.id, "a command was submitted", now, ended_by=offset)
 

@@ -214,8 +214,10 @@ class Desk:
         return read_verdicts(MemoryControlLog(self.verdicts.records))["cards-1"]
 
 
-def test_a_version_that_labels_clear_is_proposed_again_once_and_nothing_promotes_it() -> None:
+@pytest.mark.parametrize("newest", [0, 2])  # 0: the state was recovered by the first command of a new log
+def test_a_version_that_labels_clear_is_proposed_again_once_and_nothing_promotes_it(newest: int) -> None:
     desk = Desk(0.5)
+    desk.history.states["cards"] = replace(desk.history.states["cards"], control_offset=newest)
     for _ in range(2):  # the second watch is one after a restart
         desk.steps(desk.watch())
     assert desk.since[0] == 77
