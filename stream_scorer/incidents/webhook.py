@@ -36,7 +36,9 @@ POLL_S = 1.0
 TIMEOUT_S = 5.0
 # Attempts per notification, with pauses of 1, 2, 4 and 8 s between them.
 ATTEMPTS, FIRST_PAUSE_S = 5, 1.0
-# Incidents that closed this long before the start are sent again.
+# A notification whose attempts all failed is sent again at this interval, with one attempt each.
+AGAIN_S = 300.0
+# Incidents that closed longer ago are not sent again, neither after a failure nor after a start.
 AGAIN_MS = 3_600_000
 # Answers after which another attempt may succeed, beside all 5xx.
 _TRANSIENT = (408, 425, 429)
@@ -133,8 +135,9 @@ class Webhook:
         self._host = check_url(url)
         self._url, self._log, self._clock, self._metrics = url, log, clock, metrics
         self._post = post or _post
-        # What was sent of each incident.
+        # What was sent of each incident, and when the notification of an incident is due again that failed.
         self._sent: dict[str, tuple[object, ...]] = {}
+        self._again: dict[str, float] = {}
         self._started = False
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -155,26 +158,36 @@ class Webhook:
         if not self._started:
             self._skip_old(table)
             self._started = True
-        for incident in list(table.newest.values()):
+        # New ones come first: a receiver that does not answer delays each by seconds.
+        for incident in sorted(table.newest.values(), key=lambda each: each.id in self._again):
             if stop.is_set():
                 return
-            state = _state(incident)
+            state, again = _state(incident), self._again.get(incident.id)
             if self._sent.get(incident.id) != state:
-                self._send(incident, stop)
-                self._sent[incident.id] = state
+                done = self._send(incident, stop, ATTEMPTS)
+            elif again is not None and self._clock.monotonic() >= again:
+                done = self._is_old(incident) or self._send(incident, stop, 1)
+            else:
+                continue
+            self._sent[incident.id] = state
+            self._again.pop(incident.id, None)
+            if not done:
+                self._again[incident.id] = self._clock.monotonic() + AGAIN_S
 
     def _skip_old(self, table: IncidentTable) -> None:
-        since = self._clock.now_ms() - AGAIN_MS
         for incident in table.newest.values():
-            if incident.closed is not None and incident.closed < since:
+            if self._is_old(incident):
                 self._sent[incident.id] = _state(incident)
 
-    def _send(self, incident: Incident, stop: threading.Event) -> None:
-        """Post one notification, with a bounded number of attempts."""
-        pause, problem = FIRST_PAUSE_S, ""
-        for attempt in range(ATTEMPTS):
+    def _is_old(self, incident: Incident) -> bool:
+        return incident.closed is not None and incident.closed < self._clock.now_ms() - AGAIN_MS
+
+    def _send(self, incident: Incident, stop: threading.Event, attempts: int) -> bool:
+        """Post one notification, with a bounded number of attempts; false if it may succeed later."""
+        pause, problem, refused = FIRST_PAUSE_S, "", False
+        for attempt in range(attempts):
             if attempt and stop.wait(pause * 2 ** (attempt - 1)):
-                return
+                return False
             try:
                 status = self._post(self._url, notification(incident))
             except OSError as error:
@@ -182,12 +195,13 @@ class Webhook:
                 continue
             if status < 300:
                 self._metrics.count(SENT, 1, "sent")
-                return
+                return True
             problem = f"HTTP status {status}"
-            if status < 500 and status not in _TRANSIENT:
+            if refused := status < 500 and status not in _TRANSIENT:
                 break
         self._metrics.count(SENT, 1, "failed")
         _log.error("the webhook at %s did not accept the incident %s: %s", self._host, incident.id, problem)
+        return refused
 
 
 def _state(incident: Incident) -> tuple[object, ...]:

@@ -148,6 +148,38 @@ def test_an_unreachable_receiver_or_a_refusal_ends_the_attempts_and_logs_no_secr
     assert "s3cr3t" not in caplog.text and "passw0rd" not in caplog.text
 
 
+def test_a_notification_that_failed_is_sent_again_until_the_receiver_answers() -> None:
+    told, clock = MemoryControlLog(), Clock()
+    log, calls, up = IncidentLog(told), [], False
+    log.report(CONDITION, clock.now)
+
+    def post(_url: str, body: dict[str, Any]) -> int:
+        calls.append(body["status"])
+        return 200 if up else 503
+
+    hook, stop = Webhook("http://localhost/x", log, clock, Metrics(WEBHOOK_METRICS), post), threading.Event()
+    for _ in range(3):
+        hook.step(stop)
+    assert len(calls) == ATTEMPTS
+    clock.now += 300_000
+    hook.step(stop)
+    hook.step(stop)
+    assert len(calls) == ATTEMPTS + 1
+    up = True
+    for _ in range(3):
+        clock.now += 300_000
+        hook.step(stop)
+    assert calls == ["firing"] * (ATTEMPTS + 2)
+    # One that closed long ago is given up.
+    up = False
+    log.close_incident("breaker-member-gbdt-of-cards-120", "over", clock.now)
+    hook.step(stop)
+    clock.now += AGAIN_MS + 1
+    hook.step(stop)
+    hook.step(stop)
+    assert calls[ATTEMPTS + 2 :] == ["resolved"] * ATTEMPTS and hook._again == {}
+
+
 def test_a_restart_sends_open_and_recently_closed_incidents_again_and_no_old_ones() -> None:
     told, clock = MemoryControlLog(), Clock()
     log = IncidentLog(told)
