@@ -293,6 +293,10 @@ class Follower:
         """At most `max_records`."""
         return [self._records.popleft() for _ in range(min(max_records, len(self._records)))]
 
+    def ends(self) -> dict[int, int]:
+        """The end of its only partition; all records have the offset 0."""
+        return {0: 1}
+
     def close(self) -> None:
         """Forget what was not read."""
         self._open = False

@@ -7,7 +7,7 @@ promoted: a version that labels clear is proposed again by an incident, which is
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -23,12 +23,22 @@ _MAX_OUTCOMES = 5_000
 _WAIT_S = 0.2
 # The verdict is judged again at most this often.
 JUDGE_EVERY_MS = 5_000
+# Offsets at the end of a partition that may hold no outcome, and how long nothing comes of a partition that is at its
+# end for another reason, such as a batch that the joiner aborted.
+MARKERS = 10
+SILENT_MS = 60_000
 # End of the ids of incidents that propose a version again.
 LABELS_SUFFIX = "-labels"
 
 
 class OutcomeRecord(Protocol):
     """A record of `outcomes`."""
+
+    @property
+    def partition(self) -> int: ...
+
+    @property
+    def offset(self) -> int: ...
 
     @property
     def value(self) -> bytes | None: ...
@@ -38,6 +48,8 @@ class OutcomeReader(Protocol):
     """The interface of `kafka.load.RecordFollower`."""
 
     def poll(self, max_records: int, timeout_s: float) -> Sequence[OutcomeRecord]: ...
+
+    def ends(self) -> Mapping[int, int]: ...
 
     def close(self) -> None: ...
 
@@ -69,6 +81,10 @@ class LabelWatch:
         self._wanted: set[str] = set()
         self._labels: dict[str, list[tuple[int, LabelValue | None]]] = {}
         self._progress_ms = 0
+        # By partition: the next offset, and the end of the topic at the last time that a judgement was due.
+        self._positions: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        self._read_at = 0
         self._stepped_at: int | None = None
         self._due = False
         self._reader: OutcomeReader | None = None
@@ -86,16 +102,20 @@ class LabelWatch:
             self._stepped_at, self._due = now, True
             self._close_answered(history, now)
             if self._read_verdicts(active):
-                self._restart()
+                self._restart(now)
         if self._reader is None:
             return
         records = self._reader.poll(_MAX_OUTCOMES, 0.0)
         for record in records:
+            if record.offset < self._ends.get(record.partition, 0):
+                self._read_at = now
+            self._positions[record.partition] = record.offset + 1
             self._add(record.value)
-        # Where labels of the topic are not read yet, cards seem silent.
         if records or not self._due:
             return
         self._due = False
+        if not self._caught_up(self._reader, now):
+            return
         for verdict in self._judged():
             self._judge(verdict, history, now)
 
@@ -123,6 +143,15 @@ class LabelWatch:
         """The verdicts whose labels are read: those of versions that are withdrawn, with all their cards."""
         return [verdict for key, verdict in self._open.items() if key not in self._active]
 
+    def _caught_up(self, reader: OutcomeReader, now: int) -> bool:
+        """Whether every partition is read: a card seems silent whose label is on one that is not read yet.
+
+        The ends are those of the last call, as ends of the present would never be reached while labels arrive.
+        """
+        before, self._ends = self._ends, dict(reader.ends())
+        behind = any(self._positions.get(partition, 0) < end - MARKERS for partition, end in before.items())
+        return bool(before) and (not behind or now - self._read_at >= SILENT_MS)
+
     def _take(self, verdict: VerdictRecord) -> None:
         before = self._open.get(verdict.id)
         if before is not None and before.began == verdict.began and verdict.rows < before.rows:
@@ -133,11 +162,12 @@ class LabelWatch:
         else:
             self._open[verdict.id] = verdict
 
-    def _restart(self) -> None:
+    def _restart(self, now: int) -> None:
         """Read labels again from the start of the first comparison that is followed."""
         if self._reader is not None:
             self._reader.close()
         self._reader, self._labels, self._progress_ms = None, {}, 0
+        self._positions, self._ends, self._read_at = {}, {}, now
         judged = self._judged()
         self._wanted = {each.event_id for verdict in judged for each in _cards(verdict)}
         if judged:

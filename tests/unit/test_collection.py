@@ -20,6 +20,7 @@ from stream_scorer.control.verdicts import Verdicts, read_verdicts
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.incidents.log import IncidentLog
+from stream_scorer.kafka.load import FollowedRecord
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import (
     CardAlerts,
@@ -246,9 +247,12 @@ class Outcomes:
             for at, (event, label) in [*((0, each) for each in given), (10**12, ("another", "genuine"))]
         ]
 
-    def poll(self, _max_records: int, _timeout_s: float) -> list[ControlRecord]:
+    def poll(self, _max_records: int, _timeout_s: float) -> list[FollowedRecord]:
         found, self._left = self._left, []
-        return [ControlRecord(0, value) for value in found]
+        return [FollowedRecord(0, at, None, value, 0) for at, value in enumerate(found)]
+
+    def ends(self) -> dict[int, int]:
+        return {0: 1}
 
     def close(self) -> None:
         pass
