@@ -17,6 +17,7 @@ from stream_scorer.control.cards import AlertedCards, ArmShare
 from stream_scorer.control.evidence import log_evidence_of_share
 from stream_scorer.control.ladder import next_step
 from stream_scorer.control.state import History
+from stream_scorer.control.summary_reader import BEFORE_MS
 from stream_scorer.control.verdict import Basis, Tolerances, Verdict, judge
 from stream_scorer.records import Action, CanaryState, Cause, Command, ScoreSummary, ServedVersion, ServingState
 
@@ -120,8 +121,8 @@ class Paired:
             return None
         return round(more_rows * (newest - first) / self.counted)
 
-    def add(self, summary: ScoreSummary) -> None:
-        """Add the counts of a summary. A summary of other versions changes nothing."""
+    def add(self, summary: ScoreSummary, at: int = 0) -> None:
+        """Add the counts of a summary with its record timestamp `at`, ms. One of other versions changes nothing."""
         pair = self.pair
         if summary.ensemble != pair.ensemble or summary.control_offset is None:
             return
@@ -129,7 +130,10 @@ class Paired:
             self._add_served(summary)
         elif summary.control_offset >= pair.since and summary.version == pair.other.version:
             self._add_champion(summary)
-        elif summary.control_offset < pair.since and summary.version == pair.other.version:
+        elif summary.version == pair.other.version and at >= pair.at + BEFORE_MS:
+            # A scorer that cannot load the version under test stays at the command before.
+            self.unpaired += sum(pane.rows for pane in summary.panes)
+        elif summary.version == pair.other.version:
             for pane in summary.panes:
                 self.rows_before += pane.rows
                 _count_members(self.before, pane.left_out)

@@ -19,6 +19,9 @@ class SummaryRecord(Protocol):
     @property
     def value(self) -> bytes | None: ...
 
+    @property
+    def timestamp_ms(self) -> int: ...
+
 
 class SummaryReader(Protocol):
     """The interface of `kafka.load.RecordFollower`."""

@@ -158,7 +158,7 @@ class Watch:
             try:
                 summary = self._decode(record.value or b"")
                 for paired in self._paired.values():
-                    paired.add(summary)
+                    paired.add(summary, record.timestamp_ms)
             except UNREADABLE as error:
                 _log.warning("an unreadable summary is ignored: %s", error)
         for paired in self._paired.values():

@@ -16,6 +16,11 @@ class ControlRecord(NamedTuple):
     value: bytes | None
     timestamp: int = 0
 
+    @property
+    def timestamp_ms(self) -> int:
+        """The name of the same in records of other topics."""
+        return self.timestamp
+
 
 class MemoryControlLog:
     """A log that several may write to; each reads from its own place."""

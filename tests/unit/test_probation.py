@@ -177,8 +177,8 @@ def test_an_input_that_is_read_differently_is_listed_before_any_alert() -> None:
 class Reader:
     """What stands on `score-summaries`, from the start each time it is opened."""
 
-    def __init__(self, summaries: list[ScoreSummary]) -> None:
-        self._left = [ControlRecord(i, msgspec.json.encode(s)) for i, s in enumerate(summaries)]
+    def __init__(self, summaries: list[ScoreSummary], at: int = 0) -> None:
+        self._left = [ControlRecord(i, msgspec.json.encode(s), at) for i, s in enumerate(summaries)]
         short = msgspec.json.encode(summary(TWO, [1, 2, 3, 4])).replace(b"[1,2,3,4]", b"[1,2]")
         for junk in (b"junk", b"", b'{"\xff":1}', b"[" * 100_000, short):
             self._left.insert(0, ControlRecord(0, junk))
@@ -448,6 +448,20 @@ def test_missing_data_neither_withdraws_nor_confirms() -> None:
     desk.watch(probation=1).step()
     assert desk.history.states["cards"].probation
     assert desk.verdicts[-1].missing == ["both versions scored only 50% of the transactions"]
+
+
+@pytest.mark.parametrize("minutes", [0, 10])
+def test_a_version_that_some_scorers_cannot_load_is_not_confirmed(minutes: int) -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    # A scorer that applied only the command before: just now, or for good.
+    desk.summaries = [summary(TWO, SAME), summary(ONE, SAME, other=None, offset=0)]
+    watch = desk.watch(probation=1)
+    watch._follow = lambda _since: Reader(desk.summaries, 1_000 + minutes * 60_000)
+    watch.step()
+    assert desk.history.states["cards"].probation == (minutes > 0)
+    missing = ["both versions scored only 50% of the transactions"] if minutes else []
+    assert desk.verdicts[-1].missing == missing
 
 
 @pytest.mark.parametrize("kind", ["errors", "breaker"])
