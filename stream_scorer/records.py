@@ -534,7 +534,8 @@ class ServingState(Record, frozen=True, kw_only=True):
 
     On `probation` the `last_good` version is scored beside the champion, and `expect_rise` is what its `promote`
     declared (see `Command`). `withdrawn` is a version that a monitor rolled back: it is scored without deciding until
-    labels have enough cards (ADR 0050). `who`, `why`, `at` are of the last command.
+    labels have enough cards (ADR 0050). `recoveries` counts the `recover` commands: a log that was created again has
+    lower offsets. `who`, `why`, `at` are of the last command.
     """
 
     ensemble: str
@@ -549,6 +550,7 @@ class ServingState(Record, frozen=True, kw_only=True):
     hold: Hold | None = None
     withdrawn: ServedVersion | None = None
     expect_rise: float | None = None
+    recoveries: int = 0
     who: str
     why: str
     at: int

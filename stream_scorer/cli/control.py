@@ -455,14 +455,16 @@ def recover(settings: Settings, name: str, reference: str | None, why: str, who:
     with _open_console(settings) as console:
         if name in console.read().states:
             raise UsageError(f"the topic control has the state of {name!r}: there is nothing to recover")
-        if found is None:
-            log: ControlLog = ControlLog(settings["kafka.bootstrap"], console.topics.serving_state)
-            try:
-                state = newest_state(log, name)
-            finally:
-                log.close()
-        else:
-            state = ServingState(ensemble=name, control_offset=0, champion=found.version, who=who, why=why, at=0)
+        log: ControlLog = ControlLog(settings["kafka.bootstrap"], console.topics.serving_state)
+        try:
+            state = newest_state(log, name)
+        finally:
+            log.close()
+        if found is not None:
+            before = 0 if state is None else state.recoveries
+            state = ServingState(
+                ensemble=name, control_offset=0, champion=found.version, recoveries=before, who=who, why=why, at=0
+            )
         if state is None:
             raise UsageError(f"no state of {name!r} is recorded", hint="Give the version with --from name:version.")
         console.submit(name, "recover", who, why, wait_s, state=state)

@@ -28,7 +28,8 @@ def require_never_served(log: CommandLog, ensemble: str) -> None:
 def newest_state(log: CommandLog, ensemble: str) -> ServingState | None:
     """The newest state of `ensemble` on `serving-state`, which `log` reads; None if there is none.
 
-    Several scorers write the topic, so the control offset decides which state is the newest.
+    Several scorers write the topic, so the control offset decides which state is the newest. After a recovery, offsets
+    may begin at 0 again.
     """
     newest: ServingState | None = None
     end = log.end()
@@ -38,7 +39,11 @@ def newest_state(log: CommandLog, ensemble: str) -> ServingState | None:
                 state = msgspec.json.decode(record.value or b"", type=ServingState)
             except NOT_A_RECORD:
                 continue
-            if state.ensemble == ensemble and (newest is None or state.control_offset >= newest.control_offset):
+            if state.ensemble == ensemble and (newest is None or _order(state) >= _order(newest)):
                 newest = state
         if log.position() >= end:
             return newest
+
+
+def _order(state: ServingState) -> tuple[int, int]:
+    return state.recoveries, state.control_offset

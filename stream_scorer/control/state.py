@@ -151,7 +151,7 @@ def _recovered(command: Command) -> ServingState:
     if command.state is None or command.state.ensemble != command.ensemble:
         raise Refused(f"it has no state of {command.ensemble}")
     # The offsets that its collection needs are lost.
-    return replace(command.state, withdrawn=None)
+    return replace(command.state, withdrawn=None, recoveries=command.state.recoveries + 1)
 
 
 def _promote(state: ServingState, command: Command) -> dict[str, object]:

@@ -804,6 +804,18 @@ def test_the_newest_state_of_an_ensemble_is_found_among_those_of_several_scorers
     assert newest_state(MemoryControlLog(values), "wires") is None
 
 
+def test_the_newest_state_is_that_of_the_log_that_was_created_last(story: Story) -> None:
+    story.say("promote", version=TWO)
+    story.say("confirm")
+    before = story.state
+    again = Story()
+    again.say("recover", state=before)
+    again.say("promote", version=THREE)
+    assert again.state.control_offset < before.control_offset
+    values = [msgspec.json.encode(state) for state in (before, again.state, before)]
+    assert newest_state(MemoryControlLog(values), "cards") == again.state
+
+
 def test_a_version_is_retired_by_its_digest_also_from_a_rollback(story: Story) -> None:
     same = ServedVersion("8", ONE.manifest_sha256)
     assert "1 serves" in story.say("retire", version=same)
