@@ -151,9 +151,6 @@ class Paired:
             self.other += lacking
             self.neither += neither
             _count_members(self.members, pane.left_out)
-        differences = summary.differences.get(other)
-        if differences is not None:
-            self.differences.add(differences)
         cards = summary.cards.get(other)
         if cards is not None:
             self.counted += cards.rows
@@ -161,6 +158,10 @@ class Paired:
             self.cards.add(summary.partition, cards, summary.newest)
             if self.arms is not None:
                 self.arms.add(cards.card, cards.other, canary=True)
+        # Last: what names the cause may be unreadable, and decides nothing.
+        differences = summary.differences.get(other)
+        if differences is not None:
+            self.differences.add(differences)
 
     def _add_champion(self, summary: ScoreSummary) -> None:
         """Add a summary of the champion's arm beside a canary. A scorer without the canary decides too much there."""

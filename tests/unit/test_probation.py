@@ -164,6 +164,18 @@ def test_command_incident_and_verdict_name_the_member_and_the_input() -> None:
     assert ("cause", "member gbdt: reads amount 2 times as large (14.0 alerts per 1,000)") in facts
 
 
+def test_differences_that_cannot_be_added_do_not_prevent_a_verdict() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    few = replace(summary(TWO, [1, 0, 0, 9]), differences={ONE.version: moved_by_gbdt(140)})
+    # A scorer of another release counts more.
+    longer = PairDifferences(10_000, {"gbdt": MemberPair((0.4, 0.4), output=[200, 140, 0, 9_660, 0])})
+    many = replace(summary(TWO, MORE, cards=listed(MORE, 1_000)), differences={ONE.version: longer})
+    desk.summaries += [few, many]
+    desk.watch().step()
+    assert desk.history.states["cards"].champion == ONE
+
+
 def test_an_input_that_is_read_differently_is_listed_before_any_alert() -> None:
     desk = Desk()
     desk.say("promote", version=TWO)
