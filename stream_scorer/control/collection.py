@@ -91,6 +91,8 @@ class Collected:
     def __init__(self, withdrawal: Withdrawal, grace_ms: int = GRACE_MS) -> None:
         self.withdrawal = withdrawal
         self.cards = AlertedCards(grace_ms)
+        # The end that the record on `verdicts` states: the summaries of the probation may be deleted by now.
+        self.stated: int | None = None
         # The newest event times under the probation and since the rollback, and the first one since.
         self._before: int | None = None
         self._first: int | None = None
@@ -104,8 +106,11 @@ class Collected:
     @property
     def until(self) -> int | None:
         """Event time at which the collection ends, ms; None before the first transaction."""
-        began = self._first if self._before is None else self._before
-        return None if began is None else began + MAX_EVENT_MS
+        if self._before is not None:
+            return self._before + MAX_EVENT_MS
+        if self.stated is not None or self._first is None:
+            return self.stated
+        return self._first + MAX_EVENT_MS
 
     @property
     def ended(self) -> str:
@@ -246,10 +251,12 @@ class CollectionWatch:
                 behind = verdict.finding in ("undecided", "harmless") and verdict.id in self._records
                 if verdict.id in wanted and not behind:
                     self._records[verdict.id] = verdict
-        for each in self._collected:
+        for each, collected in self._collected.items():
             verdict_of = self._records.get(each.id)
             if verdict_of is None and each.id not in self._complete:
                 _log.warning("%s has no record on verdicts: its cards are not collected", each.id)
+            if verdict_of is not None and verdict_of.collection is not None:
+                collected.stated = verdict_of.collection.until
             if verdict_of is None or (verdict_of.collection is not None and verdict_of.collection.ended):
                 self._complete.add(each.id)
 
@@ -259,7 +266,7 @@ class CollectionWatch:
         key = withdrawal.id
         self._show(withdrawal, collected.only)
         progress = self._records[key].collection if key in self._records else None
-        grown = progress is None or collected.only > progress.cards
+        grown = progress is None or collected.only > progress.cards or progress.until != collected.until
         due = grown and now - self._written_at.get(key, now - WRITE_EVERY_MS) >= WRITE_EVERY_MS
         if key in self._complete or not (due or ended):
             return

@@ -298,6 +298,21 @@ def test_it_ends_after_seven_days_of_event_time_without_enough_cards() -> None:
     assert (desk.state.withdrawn, desk.verdict.collection.ended) == (None, "7 days of event time are over")
 
 
+def test_it_ends_at_the_same_time_though_retention_deletes_summaries_before_a_restart() -> None:
+    desk = Desk()
+    watch = desk.watch()
+    desk.withdraw(watch)
+    day, restarts = MAX_EVENT_MS // 7, 0
+    for number in range(1, 9):
+        desk.shadow([], at=number * day)
+        desk.steps(watch)
+        if desk.state.withdrawn is None:
+            break
+        del desk.summaries[:-2]  # only the last day is left
+        watch, restarts = desk.watch(), restarts + 1
+    assert (restarts, desk.verdict.collection.ended) == (6, "7 days of event time are over")
+
+
 def test_a_version_is_kept_only_if_that_helps() -> None:
     enough = Desk()
     enough.withdraw(enough.watch(), ENOUGH)
