@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 
-from stream_scorer.errors import BrokerUnavailable, Stopped
+from stream_scorer.errors import BrokerUnavailable, Stopped, StreamScorerError
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
@@ -21,6 +21,8 @@ _PAUSE_S = 0.1
 _SLICE_S = 1.0
 # Transient errors of a broker: librdkafka reconnects by itself.
 _TRANSIENT = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
+# The position is not in the log. librdkafka reports this once, and then reads nothing ever after.
+_CUT = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 class LogRecord(NamedTuple):
@@ -46,6 +48,7 @@ class ControlLog:
         # The log may have lost its first records: then it begins above offset 0.
         self._source = TopicPartition(topic, 0, OFFSET_BEGINNING)
         self._position = 0
+        self._cut = False
         # The end of the partition is an event, because its last offsets may hold no record: see `position`.
         settings = {"enable.partition.eof": True}
         self._consumer = open_consumer(
@@ -73,9 +76,12 @@ class ControlLog:
         """The next records; waits at most `wait_s` for the first one and returns an empty list if none arrives.
 
         Raises:
-            StreamScorerError: the broker refuses. Stopped: see the class. An unavailable broker is not an error.
+            StreamScorerError: the broker refuses; or the topic was created again or has lost records, so that this
+                object reads nothing any more. Stopped: see the class. An unavailable broker is not an error.
         """
         raise_if_stopped(self._stop)
+        if self._cut:
+            raise self._cut_error()
         messages = self._consumer.consume(1, wait_s)
         if messages:
             messages += self._consumer.consume(_MAX_RECORDS - 1, 0)
@@ -88,9 +94,18 @@ class ControlLog:
                 self._position = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._position = max(self._position, offset)
+            elif error.code() in _CUT:
+                self._cut = True
+                raise self._cut_error()
             elif error.code() not in _TRANSIENT and not error.retriable():
                 raise as_domain_error(error, f"read {self._topic}", self._bootstrap)
         return out
+
+    def _cut_error(self) -> StreamScorerError:
+        return StreamScorerError(
+            f"the topic {self._topic} has no offset {self._position}: it was created again or has lost records",
+            hint="Restart this process, so that it reads the topic from its start.",
+        )
 
     def position(self) -> int:
         """The offset up to which `read` has passed the log, including transaction markers and aborted records.
