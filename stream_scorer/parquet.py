@@ -1,4 +1,4 @@
-"""Reading and writing Parquet with pyarrow, which belongs to the extra `files`: what every module does alike.
+"""Reading and writing Parquet with pyarrow: what every module does alike.
 
 Times of JSON lines are checked here, too.
 """
@@ -13,13 +13,14 @@ from typing import Any
 from stream_scorer.errors import SettingsError, UsageError
 
 
-def import_pyarrow(extra: str = "files") -> tuple[Any, Any]:
-    """`pyarrow` and `pyarrow.parquet`. Raises `SettingsError`, which names the extra to install, without them."""
+def import_pyarrow() -> tuple[Any, Any]:
+    """`pyarrow` and `pyarrow.parquet`. Raises `SettingsError` without them."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise SettingsError("Parquet files need pyarrow", hint=f"Install stream-scorer[{extra}].") from None
+        hint = "stream-scorer depends on it: install stream-scorer again."
+        raise SettingsError("pyarrow is not installed, or cannot be imported", hint=hint) from None
     return pyarrow, pyarrow.parquet
 
 

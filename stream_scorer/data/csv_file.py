@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.errors import UsageError
+from stream_scorer.parquet import import_pyarrow
 
 # Name of the generated id of a file without an id column: the row number.
 ROW_ID = "row_id"
@@ -43,11 +44,9 @@ def read_csv(path: Path) -> CsvFile:
         UsageError: the file is unreadable, has no rows, or two columns map to the same name.
         SettingsError: pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow import csv
-    except ImportError:
-        raise SettingsError("CSV files require pyarrow", hint="Install stream-scorer[files].") from None
+    pa, _ = import_pyarrow()
+    from pyarrow import csv
+
     try:
         table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
     except (OSError, pa.ArrowException) as error:

@@ -38,7 +38,7 @@ class TransactionFile:
     def __init__(self, path: Path, checked: CheckedSpec) -> None:
         if not path.is_file():
             raise UsageError(f"no file at {path}")
-        self._pa, self._pq = import_pyarrow("replay")
+        self._pa, self._pq = import_pyarrow()
         self._path = path
         self._shape = shape = checked.spec.transaction
         self._decoder = TransactionDecoder(checked)

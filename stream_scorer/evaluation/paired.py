@@ -32,7 +32,7 @@ class ChangeFile:
     """``changes.parquet``: one row per candidate and transaction whose decision changed. A context manager."""
 
     def __init__(self, path: Path) -> None:
-        pa, pq = import_pyarrow("replay")
+        pa, pq = import_pyarrow()
         self._pa = pa
         text, whole, number = pa.string(), pa.int64(), pa.float64()
         names = ["event_id", "candidate", "event_time", "value", "label", "champion_decision", "candidate_decision",

@@ -97,7 +97,7 @@ class Store:
             UsageError: the folder cannot be used.
         """
         self._with_rows = with_rows
-        self._pa, self._pq = import_pyarrow("replay")
+        self._pa, self._pq = import_pyarrow()
         self._folder, self._fingerprint, self._clock = folder, fingerprint, clock
         self.pieces: list[PieceRecord] = []
         self.complete = False

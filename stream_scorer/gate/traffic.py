@@ -119,7 +119,7 @@ def served_from_file(path: Path, checked: CheckedSpec) -> Callable[[int], Iterat
 
 def _served_chunks(path: Path, checked: CheckedSpec) -> Iterator[list[tuple[int, _Served]]]:
     """Per chunk of the file, the served features of each partition in it."""
-    _, pq = import_pyarrow("replay")
+    _, pq = import_pyarrow()
     columns = ["feature_hash", "feature_status", "features", "source"]
     with readable(path), pq.ParquetFile(path) as file:
         require_columns(path, file.schema_arrow.names, columns, hint="Give the lineage.parquet of a replay.")

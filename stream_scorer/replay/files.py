@@ -51,7 +51,7 @@ class FileInput:
     def count(self) -> int:
         """The number of rows."""
         if self._path.suffix == ".parquet":
-            _, pq = import_pyarrow("replay")
+            _, pq = import_pyarrow()
             with readable(self._path), pq.ParquetFile(self._path) as file:
                 return int(file.metadata.num_rows)
         with readable(self._path), self._path.open("rb") as lines:

@@ -23,7 +23,7 @@ class RecordFile:
 
     def __init__(self, path: Path, kind: type[Record]) -> None:
         """Raises `UsageError` if the file cannot be created, `SettingsError` if pyarrow is missing."""
-        self._pa, self._pq = import_pyarrow("replay")
+        self._pa, self._pq = import_pyarrow()
         self._json = importlib.import_module("pyarrow.json")
         self._schema = self._pa.schema(_fields(self._pa, kind))
         self._options = self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error")

@@ -26,7 +26,7 @@ def write_training_table(data: TrainingSet, spec: CheckedSpec, out: Path) -> Non
     for name in COLUMNS:
         if name in data.names:
             raise UsageError(f"the feature {name!r} has the name of a column of the table", hint="Rename the feature.")
-    pa, pq = import_pyarrow("train")
+    pa, pq = import_pyarrow()
     columns = {
         "event_id": pa.array(data.event_id, pa.string()),
         "event_time": pa.array(data.event_time, pa.int64()),
@@ -48,7 +48,7 @@ def read_training_table(path: Path, names: list[str]) -> TrainingSet:
         UsageError: the file cannot be read, or a column is missing or has another type.
         SettingsError: pyarrow is not installed.
     """
-    pa, pq = import_pyarrow("train")
+    pa, pq = import_pyarrow()
     with readable(path), pq.ParquetFile(path) as file:
         present = set(file.schema_arrow.names)
         missing = [name for name in (*COLUMNS, *names) if name not in present]
