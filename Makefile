@@ -40,7 +40,7 @@ $(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 demo: setup  ## Demo with real services: training, live traffic, a faulty update and its rollback, report
 	@$(BIN)/stream-scorer demo
 
-incident: setup  ## Replay the incident: a minor update of one member raises false positives, and the monitor rolls it back
+incident: setup  ## The demo, with its report on the incident in incident-report/
 	@$(BIN)/stream-scorer demo --report incident-report
 
 test: setup  ## Everything CI runs: format, lint, types, import rules, locks, unit, property, integration

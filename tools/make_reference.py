@@ -73,8 +73,8 @@ transaction. `deploy/prometheus` has alert rules to start from, and `deploy/graf
 
 ## Monitor (`stream-scorer monitor`)
 
-How to read the false-positive rate: the bounds say what the rate of that window was, whatever the missing labels say;
-the interval says what other cards of the same traffic could have given, so compare windows and versions by it.
+How to read the false-positive rate: the bounds contain the rate of that window whatever the missing labels are; the
+interval shows what other cards of the same traffic could have given, so compare windows and versions by it.
 
 {monitor}
 

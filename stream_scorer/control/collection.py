@@ -42,7 +42,7 @@ _WAIT_S = 0.2
 COLLECTED = Metric(
     "gauge",
     "stream_scorer_withdrawn_cards",
-    "Cards that only a version alerts which the monitor withdrew, while it stays in shadow for its labels.",
+    "Cards that only a withdrawn version alerts, while it stays in shadow until labels can judge it.",
     ("ensemble", "version", "other"),
 )
 

@@ -1,8 +1,8 @@
 """Label sources that stop: transactions go on, and no label of a source arrives any more.
 
-Labels of chargebacks arrive in daily files, those of reviewers in office hours. So a source has stopped only if its
-usual rate lets expect 50 labels since the last one, and its pause is three times as long as its longest one so far.
-Minutes without transactions do not count: then there is nothing to label.
+Labels of chargebacks arrive in daily files, those of reviewers in office hours. So a source has stopped only if,
+at its usual rate, 50 labels were expected since the last one, and its pause is three times as long as its longest one
+so far. Minutes without transactions do not count: then there is nothing to label.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from stream_scorer.incidents.log import Condition, Subject
 from stream_scorer.incidents.minutes import ByMinute, EpisodeRules, newest
 from stream_scorer.records import Affected, Outcome, ScoreSummary
 
-# Labels that the usual rate lets expect since the last one.
+# At the usual rate, so many labels were expected since the last one.
 EXPECTED = 50.0
 # How much longer than the longest pause so far a pause must be.
 FACTOR = 3.0
@@ -140,7 +140,7 @@ class LabelDetector:
                 "labels",
                 subject,
                 source.labelled_at,
-                f"no label of source {name} for {seconds(pause)}; about {expected:,.0f} were to be expected, and its "
+                f"no label of source {name} for {seconds(pause)}; about {expected:,.0f} were expected, and its "
                 f"longest pause before was {seconds(source.longest_ms)}",
                 event_time=self._event_time,
                 opened_event=source.event_time,

@@ -64,7 +64,7 @@ ALERT_RATE = Metric(
 DRIFT_SCORE = Metric(
     "gauge",
     "stream_scorer_drift_score",
-    "Jensen-Shannon distance from the training profile in the newest closed window: a state, no event.",
+    "Jensen-Shannon distance from the training profile in the newest closed window: a state, not an event.",
     (*_WHO, "series"),
 )
 DRIFT_EVENT = Metric(

@@ -41,8 +41,8 @@ FALLBACKS = Metric(
 END_TO_END = Metric(
     "histogram",
     "stream_scorer_end_to_end_seconds",
-    "Time from the record timestamp of a transaction to the commit of its score. Without records that lack a "
-    "timestamp. Precise to the clocks of broker and producers: a timestamp in the future counts as 0.",
+    "Time from the record timestamp of a transaction to the commit of its score. Records without a timestamp "
+    "are not counted. Depends on the clocks of broker and producers: a timestamp in the future counts as 0.",
     (),
     _END_TO_END,
 )
@@ -76,7 +76,9 @@ RETIRED = Metric(
     "counter", "stream_scorer_retired_keys_total", "Keys deleted from Redis because no scorer will read them again."
 )
 RETIRE_REFUSED = Metric(
-    "gauge", "stream_scorer_retire_refused", "1 if the last pass deleted nothing because it would delete most rows."
+    "gauge",
+    "stream_scorer_retire_refused",
+    "1 if the last pass deleted nothing because it would have deleted most rows.",
 )
 LAG = Metric("gauge", "stream_scorer_lag_records", "Unread input records of the owned partitions.")
 PARTITIONS = Metric("gauge", "stream_scorer_partitions", "Owned input partitions.")
@@ -125,7 +127,9 @@ CONTROL_OFFSET = Metric(
     "gauge", "stream_scorer_control_offset", "Control offset of the newest command that this scorer applied."
 )
 CONTROL_PROBLEM = Metric(
-    "gauge", "stream_scorer_control_problem", "1 while this scorer refuses a version that control asks for."
+    "gauge",
+    "stream_scorer_control_problem",
+    "1 while this scorer refuses a version that a command names, or cannot read control.",
 )
 CONTROL_REFUSED = Metric("counter", "stream_scorer_control_refused_total", "Refused commands on control.")
 CONTROL_UNPUBLISHED = Metric(
