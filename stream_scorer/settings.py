@@ -207,8 +207,8 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting(
         "scorer.ensemble",
         "--ensemble",
-        "Ensemble whose commands the scorer follows, and the version that serves at the very first start: a folder, "
-        "name@alias or name:version.",
+        "Ensemble: a folder, name@alias or name:version. `run` follows the commands for the ensemble, and uses the "
+        "version at the very first start only.",
         "cards@champion",
     ),
     Setting(
@@ -520,7 +520,7 @@ CATALOGUE: tuple[Setting, ...] = (
         "gate.rules",
         "--gate",
         "Rules file that a version must pass before `ensemble promote` or `ensemble weights` lets it serve "
-        "(docs/gate.md). Empty: there is no gate.",
+        "(docs/gate.md). Not set, or empty in the file: there is no gate. An empty flag or variable is refused.",
         "",
     ),
     Setting("cache.dir", "--cache", "Folder of downloaded models.", "~/.cache/stream-scorer"),

@@ -28,7 +28,7 @@ def audit() -> None:
 
 @audit.command("export")
 @click.argument("folder", type=_FOLDER)
-@click.option("--from", "since", metavar="TIME", help="Begin of the period (UTC).  [default: beginning of the topics]")
+@click.option("--from", "since", metavar="TIME", help="Start of the period (UTC).  [default: beginning of the topics]")
 @click.option("--to", "until", metavar="TIME", help="End of the period (UTC), exclusive.  [default: now]")
 @click.option("--after", type=_FOLDER, help="Archive that this one continues, without a gap.")
 @click.option("--with-transactions", is_flag=True, help="Keep transactions and dead letters whole, not only digests.")
@@ -52,7 +52,8 @@ def export(
     """Export the decisions of a period to FOLDER, which must not exist.
 
     Contains scores, contributions and lineage of the period, commands from the beginning, incidents, digests of
-    transactions and dead letters, and the models that decided. The period is by the brokers' time of the lineage.
+    transactions and dead letters, and the models that decided. The broker's time of the lineage records decides what
+    belongs to the period.
     """
     from stream_scorer.audit.archive import Archive
     from stream_scorer.audit.export import Scope, Version, export_archive

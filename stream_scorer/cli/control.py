@@ -274,7 +274,7 @@ _expect_rise = click.option(
     "--expect-rise",
     "expect_rise",
     metavar="SHARE",
-    help="Change of alerted cards that the evaluation predicts, such as 10% or -0.05; tolerances are counted from it.",
+    help="Change of alerted cards that the evaluation predicts, such as 10% or -0.05; tolerances are relative to it.",
 )
 
 
@@ -420,7 +420,7 @@ def weights(
 
 @_command("confirm")
 @click.argument("name")
-@click.option("--canary", is_flag=True, help="Confirm the canary at its share; it decides for no more entities.")
+@click.option("--canary", is_flag=True, help="Confirm the canary at its share; the share does not change.")
 def confirm(settings: Settings, name: str, canary: bool, why: str, who: str, wait_s: float) -> None:
     """End the probation of the version of NAME that serves, and keep it."""
     with _open_console(settings) as console:
@@ -564,7 +564,7 @@ def retire(settings: Settings, reference: str, why: str, who: str, wait_s: float
 @click.option(
     "--force",
     is_flag=True,
-    help="Also if the remaining weight is below the quorum, so that every decision is the fallback.",
+    help="Disable it even if the remaining weight is below the quorum; every decision is then the fallback.",
 )
 def disable(settings: Settings, name: str, member: str, force: bool, why: str, who: str, wait_s: float) -> None:
     """Exclude MEMBER of the ensemble NAME from scoring. The weights of the other members are renormalised."""
@@ -597,7 +597,7 @@ def enable(settings: Settings, name: str, member: str, why: str, who: str, wait_
 @_command("hold")
 @click.argument("name")
 def hold(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
-    """Forbid monitors to submit commands for NAME until `release`."""
+    """Refuse commands of monitors for NAME until `release`."""
     with _open_console(settings) as console:
         console.submit(name, "hold", who, why, wait_s)
 
@@ -605,7 +605,7 @@ def hold(settings: Settings, name: str, why: str, who: str, wait_s: float) -> No
 @_command("release")
 @click.argument("name")
 def release(settings: Settings, name: str, why: str, who: str, wait_s: float) -> None:
-    """Allow monitors to submit commands for NAME again."""
+    """Accept commands of monitors for NAME again."""
     with _open_console(settings) as console:
         console.submit(name, "release", who, why, wait_s)
 

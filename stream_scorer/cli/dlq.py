@@ -20,7 +20,11 @@ def dlq() -> None:
     "-n", "examples", type=click.IntRange(0), default=1, show_default=True, help="Number of newest examples per code."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-@click.option("--values", is_flag=True, help="Also print the values of the examples; without --spec, all fields.")
+@click.option(
+    "--values",
+    is_flag=True,
+    help="Also print the values of the examples; without --spec, sensitive fields are not hidden.",
+)
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
 def list_command(settings: Settings, code: str | None, examples: int, as_json: bool, values: bool) -> None:
     """Count dead letters by error code and show the newest of each. docs/errors.md explains the codes."""

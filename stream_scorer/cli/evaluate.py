@@ -39,15 +39,28 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Labels that were given until this time count: ISO time or epoch ms.  [default: all labels of the input]",
 )
 @click.option("--budgets", default="0.001,0.005,0.01", show_default=True, help="Alert budgets: shares of transactions.")
-@click.option("--cards-per-day", default="100", show_default=True, help="k of the card precision; several with commas.")
+@click.option(
+    "--cards-per-day",
+    default="100",
+    show_default=True,
+    help="Number of cards per day (k) of the card precision; several with commas.",
+)
 @click.option(
     "--review-cost", type=click.IntRange(0), default=0, show_default=True, help="Cost of a review, in minor units."
 )
-@click.option("--segments", help="Fields to group by, with commas.  [default: categories and booleans]")
 @click.option(
-    "--replicates", type=click.IntRange(0), default=200, show_default=True, help="Of the bootstrap; 0: no intervals."
+    "--segments",
+    help="Fields to group by, with commas.  [default: booleans, and categories with at most 50 values, that are not "
+    "sensitive]",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--replicates",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Replicates of the bootstrap; 0 disables intervals.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the bootstrap.")
 @engine_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the files.")
 @click.option("--html", type=_FILE, help="Write the report as one HTML page.")

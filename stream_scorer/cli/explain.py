@@ -36,7 +36,7 @@ def explain(
 ) -> None:
     """Explain the score of EVENT_ID: from base to z member by member, and the strongest inputs of each member.
 
-    Uses the published records and the version that it names. Exit code 3 if a member computes another score now.
+    Uses the published records and the version that they name. Exit code 3 if a member computes another score now.
     """
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress

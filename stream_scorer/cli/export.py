@@ -22,7 +22,7 @@ def export(settings: Settings, transactions: Path | None, labels: Path | None, f
     """Write features and labels of a history to a Parquet file, to train your own models on (docs/own-models.md).
 
     One row per transaction, by event time: event_id, event_time, label (1 is fraud), and the features of the spec, as
-    the scorer computes them. Transactions without mature labels and duplicates are left out.
+    the scorer computes them. Duplicates, and transactions without mature labels, are left out.
     """
     from stream_scorer.spec.load import load_spec
     from stream_scorer.train.export import write_training_table

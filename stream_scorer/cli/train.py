@@ -106,7 +106,10 @@ def train(
     alias: str | None,
     as_json: bool,
 ) -> None:
-    """Train five members, fit calibrators and weights, and write an ensemble that a scorer can load."""
+    """Train members, fit calibrators and weights, and write an ensemble that a scorer can load.
+
+    Trains five fixed members, or those of --training.
+    """
     from stream_scorer.train.recipe import AlertRates, Recipe
     from stream_scorer.train.report import member_lines
 

@@ -137,7 +137,7 @@ def follow(state: ServingState | None, offset: int, command: Command) -> Serving
             raise Refused(f"no version of {command.ensemble} serves yet")
         return ServingState(ensemble=command.ensemble, champion=_version(command), **source)  # type: ignore[arg-type]
     if command.author == "scorer":
-        raise Refused(f"{state.champion.version} already serves: a scorer proposes the first version only")
+        raise Refused(f"{state.champion.version} already serves: a scorer may propose only the first version")
     if command.author == "monitor" and state.hold is not None:
         raise Refused(f"{state.hold.who} put a hold on it: {state.hold.why}")
     change = _CHANGES[command.action](state, command)
@@ -214,7 +214,7 @@ def _canary(state: ServingState, command: Command) -> dict[str, object]:
         raise Refused("the share of a canary must be above 0 and at most 1")
     _check_expectation(command)
     if command.ladder is not None and (problem := check_ladder(command.ladder)):
-        raise Refused(f"its ladder is not one: {problem}")
+        raise Refused(f"its ladder is invalid: {problem}")
     _check_step(state, command, command.share)
     salt = command.salt or f"{command.ensemble}:{version.version}"
     return {
@@ -311,7 +311,7 @@ def _check_step(state: ServingState, command: Command, share: float) -> None:
     if command.author != "monitor":
         return
     if canary is None or canary.version != command.version or not canary.confirmed:
-        raise Refused("a monitor raises the share of a confirmed canary only")
+        raise Refused("a monitor may raise the share only of a confirmed canary")
     if next_step(canary) != (command.action, share):
         raise Refused("the ladder of the canary has another next step")
 

@@ -33,7 +33,7 @@ class Tolerances:
 
     Attributes:
         max_rise, max_fall: relative change of alerted cards that is tolerated.
-        expected_rise: the change that the command declares; tolerances are counted from there.
+        expected_rise: the change that the command declares; tolerances are relative to it.
         min_rows: minimum number of transactions before a version is confirmed.
     """
 

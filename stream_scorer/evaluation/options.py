@@ -19,7 +19,8 @@ class Options:
         budgets: alert budgets, as shares of the transactions. cards_per_day: k of the card precision.
         review_cost: cost of a review, in minor units of the reference currency.
         case_gap_days: a fraud case ends when its card has no fraud for this number of days.
-        segments: fields to group by; None for all categories and booleans that are not sensitive.
+        segments: fields to group by; None for all booleans, and categories with at most 50 values, that are not
+            sensitive.
         replicates: of the bootstrap, 0 for no intervals. seed: of the bootstrap.
         rows: transactions per batch; affects the speed only. piece_rows: transactions per file of results.
     """
@@ -61,6 +62,7 @@ class Options:
             if name not in usable:
                 raise UsageError(
                     f"{name!r} is not a field to group by",
-                    hint=f"Give a category or a boolean that is not sensitive: {', '.join(usable) or 'there is none'}.",
+                    hint=f"Give a boolean, or a category with at most {_MAX_VALUES} values, that is not sensitive: "
+                    f"{', '.join(usable) or 'there is none'}.",
                 )
         return list(self.segments)

@@ -229,5 +229,5 @@ class Processor:
             _log.warning("partitions are revoked while a commit is under way: its outcome is looked up on return")
         self._metrics.set(m.PARTITIONS, 0)
         if lost:
-            _log.warning("partitions were lost: the group did not hear from us in time")
+            _log.warning("partitions were lost: this scorer sent no heartbeat in time, or its consumer was replaced")
         self._state.stop(deadline)

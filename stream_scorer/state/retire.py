@@ -93,7 +93,8 @@ class _Pass:
                 old += self._ended_before(mine, first_period * WITNESS_PERIOD_MS)
         if rows >= FEWEST and old > max_share * rows:
             raise RetireRefused(
-                f"{old:,} of {rows:,} feature rows would be deleted, as if everything were over: nothing was deleted",
+                f"{old:,} of {rows:,} feature rows would be deleted, which suggests wrong input times: nothing was "
+                "deleted",
                 hint="If input times are right and most entities are gone, run `stream-scorer features sweep --force`.",
             )
 

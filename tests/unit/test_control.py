@@ -103,15 +103,15 @@ def test_each_share_of_a_canary_is_confirmed_by_itself(story: Story) -> None:
 
 
 def test_a_monitor_raises_a_confirmed_canary_by_its_ladder_only(story: Story) -> None:
-    assert "ladder is not one" in story.say("canary", version=TWO, share=0.1, ladder=[0.5, 0.1])
+    assert "ladder is invalid" in story.say("canary", version=TWO, share=0.1, ladder=[0.5, 0.1])
     assert story.say("canary", version=TWO, share=0.1, ladder=[0.1, 0.5, 1.0]) == ""
-    assert "confirmed canary only" in story.say("canary", version=TWO, share=0.5, author="monitor")
-    assert "confirmed canary only" in story.say("promote", version=TWO, author="monitor")
+    assert "only of a confirmed canary" in story.say("canary", version=TWO, share=0.5, author="monitor")
+    assert "only of a confirmed canary" in story.say("promote", version=TWO, author="monitor")
     story.say("confirm", version=TWO)
     for share in (0.2, 1.0):
         assert "another next step" in story.say("canary", version=TWO, share=share, author="monitor")
     assert "another next step" in story.say("promote", version=TWO, author="monitor")
-    assert "confirmed canary only" in story.say("canary", version=THREE, share=0.5, author="monitor")
+    assert "only of a confirmed canary" in story.say("canary", version=THREE, share=0.5, author="monitor")
     assert story.say("canary", version=TWO, share=0.5, author="monitor", ladder=[0.1, 0.5, 1.0]) == ""
     story.say("confirm", version=TWO)
     story.say("hold")
@@ -119,7 +119,7 @@ def test_a_monitor_raises_a_confirmed_canary_by_its_ladder_only(story: Story) ->
     story.say("release")
     assert story.say("promote", version=TWO, author="monitor") == ""
     assert (story.state.champion, story.state.probation, story.state.canary) == (TWO, True, None)
-    assert "confirmed canary only" in story.say("promote", version=THREE, author="monitor")
+    assert "only of a confirmed canary" in story.say("promote", version=THREE, author="monitor")
 
 
 def test_a_ladder_is_a_list_of_ascending_shares() -> None:
