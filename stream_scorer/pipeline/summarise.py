@@ -165,8 +165,11 @@ def _decided_rows(batch: MicroBatch, version: int, chosen: Rows) -> DecidedRows:
     events, enriched, decided = batch.events, batch.enriched, batch.decided
     assert events is not None and enriched is not None and decided is not None
     verdict, rows = decided.verdicts[version], events.transactions
-    fallback = np.isnan(verdict.scored.score)
-    degraded = fallback | (verdict.scored.coverage < 1.0 - 1e-9) | enriched.stale | enriched.partial
+    scored = verdict.scored
+    fallback = np.isnan(scored.score)
+    degraded = fallback | (scored.coverage < 1.0 - 1e-9) | enriched.stale | enriched.partial
+    if scored.failures:  # a member may have no weight, and its scores name it all the same
+        degraded |= np.isnan(scored.member_scores).any(axis=1)
     if enriched.degraded:
         degraded[:] = True
     others = [each.decision for index, each in enumerate(decided.verdicts) if index != version]

@@ -75,21 +75,28 @@ class Collected:
         return [row for _, _, value, _ in self.records["lineage"] for row in LineageBatch(value or b"").rows()]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    def member(name: str, feature: str, weight: float) -> Draft:
-        data = encode_dense(Dense([Layer([[weight]], [-3.0], "logistic")]))
-        return Draft(name, "dense-json", data, [feature], [Input(impute=0.0)], NoCalibrator(), 1.0)
+def compose(folder: Path, weight_of_b: float = 1.0) -> Path:
+    def member(name: str, feature: str, slope: float, weight: float = 1.0) -> Draft:
+        data = encode_dense(Dense([Layer([[slope]], [-3.0], "logistic")]))
+        return Draft(name, "dense-json", data, [feature], [Input(impute=0.0)], NoCalibrator(), weight)
 
     outline = Outline(
         "cards", 1, "cards", CHECKED.sha256, CHECKED.feature_hash, CHECKED.features, NoCalibrator(),
         Thresholds("p", 0.12, 0.3), 0.5, Training(0, 1, 1, 1, "r", "0" * 64, {}),
     )  # fmt: skip
     reference = np.abs(np.random.default_rng(1).normal(2, 1, (200, len(CHECKED.features))))
-    folder = tmp_path_factory.mktemp("ensemble") / "made"
-    drafts = [member("a", "customer.count_1d", 0.4), member("b", "amount_log", 0.3), member("c", "is_night", 2.0)]
+    drafts = [
+        member("a", "customer.count_1d", 0.4),
+        member("b", "amount_log", 0.3, weight_of_b),
+        member("c", "is_night", 2.0),
+    ]
     compose_ensemble(folder, outline, drafts, reference)
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compose(tmp_path_factory.mktemp("ensemble") / "made")
 
 
 @pytest.fixture
@@ -306,14 +313,19 @@ def test_without_redis_everything_is_scored_and_says_so(ensemble: Ensemble) -> N
     assert sum(sum(pane["features"]["amount_log"][1::2]) for pane in panes) == 600
 
 
-def test_a_failing_member_is_named_and_weighs_nothing(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        def predict(self, inputs: Any) -> Any:
-            raise RuntimeError("out of luck")
+class Broken:
+    def predict(self, inputs: Any) -> Any:
+        raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(ensemble, "_members", [*ensemble._members])
+
+def break_b(ensemble: Ensemble) -> None:
     loaded = ensemble._members[1]
+    ensemble._members = [*ensemble._members]
     ensemble._members[1] = type(loaded)(loaded.name, Broken(), loaded.preprocess)
+
+
+def test_a_failing_member_is_named_and_weighs_nothing(ensemble: Ensemble) -> None:
+    break_b(ensemble)
     sink = run(ensemble, 64)
     score, contribution = sink.documents("scores")[5], sink.documents("contributions")[5]
     assert score["degraded"] == ["member:b"]
@@ -321,6 +333,16 @@ def test_a_failing_member_is_named_and_weighs_nothing(ensemble: Ensemble, monkey
     assert contribution["degraded"] == ["member:b"]
     assert contribution["members"]["status"] == ["ok", "missing", "ok"]
     assert contribution["members"]["weight"] == pytest.approx([0.5, 0, 0.5])
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_summaries_count_the_scores_that_lack_a_member_whatever_its_weight(tmp_path: Path, weight: float) -> None:
+    ensemble = Ensemble.load(compose(tmp_path / "made", weight), version="1")
+    break_b(ensemble)
+    sink = run(ensemble, 64)
+    assert all(score["degraded"] == ["member:b"] for score in sink.documents("scores"))
+    panes = [pane for summary in sink.documents("score-summaries") for pane in summary["panes"]]
+    assert sum(pane["degraded"] for pane in panes) == len(sink.documents("scores"))
 
 
 def test_sensitive_fields_are_in_no_output(ensemble: Ensemble) -> None:
