@@ -247,6 +247,8 @@ def disturbed_events(made: Transactions, rng: np.random.Generator) -> list[LogEv
             # Some say that they were given before the label they change.
             claimed = later if rng.random() < 0.7 else when - HOUR_MS // 2
             other = told | {"labelled_at": claimed, "label": "genuine" if told["label"] == "fraud" else "fraud"}
+            if rng.random() < 0.3:  # by another clock
+                other["event_time"] -= 4 * MINUTE_MS
             events.append(LogEvent(later, TOPICS.labels, label_keys[row], encode(other), later))
         elif what < 0.4:  # known before the transaction arrives
             early = told | {"labelled_at": int(labels.event_time[row]) + 1}
@@ -466,18 +468,19 @@ def read_log(
     entities = checked.spec.entities
     events, labels = [], []
     known: set[tuple[SourcePartition, str, str]] = set()
-    changed: dict[tuple[SourcePartition, str], tuple[bool, int]] = {}
+    changed: dict[tuple[SourcePartition, str], tuple[bool, int, int]] = {}
     for source, offset, value in records:
         told = document(value)
         entity = {name: told.get(e.field) for name, e in entities.items()}
         if source.topic == TOPICS.labels:
-            # A label that repeats what is known changes nothing; a change does not hold before what it changes.
-            was, since = changed.get((source, told["event_id"]), (False, 0))
+            # A label that repeats what is known changes nothing. One that reverses another does so at the other's time,
+            # and not before it.
+            was, time, since = changed.get((source, told["event_id"]), (False, 0, 0))
             fraud = told["label"] == "fraud"
             if fraud != was:
-                since = max(since, told["labelled_at"])
-                changed[source, told["event_id"]] = fraud, since
-                labels.append(LabelChange(source, offset, told["event_id"], told["event_time"], since, fraud, entity))
+                time, since = time if was else told["event_time"], max(since, told["labelled_at"])
+                changed[source, told["event_id"]] = fraud, time, since
+                labels.append(LabelChange(source, offset, told["event_id"], time, since, fraud, entity))
             continue
         place = (source, told["customer_id"], told["event_id"])
         events.append(

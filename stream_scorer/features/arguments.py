@@ -35,12 +35,13 @@ class Events(NamedTuple):
 class LabelEvents(NamedTuple):
     """The n labels of a batch, in batch order.
 
-    key_of: (n,) the row of each label, -1 for none. id_hash: (n,) of the labelled event. fraud: (n,). labelled_at: (n,)
-    ms.
+    key_of: (n,) the row of each label, -1 for none. id_hash: (n,) of the labelled event. time: (n,) ms of that event.
+    fraud: (n,). labelled_at: (n,) ms.
     """
 
     key_of: I64
     id_hash: I64
+    time: I64
     fraud: Flags
     labelled_at: I64
 

@@ -121,7 +121,7 @@ class FeatureEngine:
         kernel.scan_windows(rows, events, windows, PaneLevels(none, np.ones(1, dtype=np.int64), 0), 1)
         kernel.scan_spread(rows, events, windows, 1)
         kernel.scan_distinct(rows, events, windows, 1)
-        kernel.label_changes(rows, LabelEvents(none, none, flags, none), 1)
+        kernel.label_changes(rows, LabelEvents(none, none, none, flags, none), 1)
         panes.warm()
         aggregates.warm()
 

@@ -64,10 +64,10 @@ class EntityRows:
 
     def add_labels(self, labels: Labels, limit: int) -> tuple[I64, I64]:
         """Append the labels that change a fraud count; return their entries (c, 4), and which labels (c,) they are."""
-        given = LabelEvents(self.label_key_of, labels.id_hash, labels.fraud, labels.labelled_at)
-        change, since = kernel.label_changes(self.rows, given, limit)
+        given = LabelEvents(self.label_key_of, labels.id_hash, labels.event_time, labels.fraud, labels.labelled_at)
+        change, time, since = kernel.label_changes(self.rows, given, limit)
         which = np.flatnonzero(change)
-        entries = pack(labels.event_time[which], change[which], labels.id_hash[which])
+        entries = pack(time[which], change[which], labels.id_hash[which])
         entries[:, KIND] = since[which]
         if self.resident is None:
             self.rows = _append(self.rows, self.label_key_of[which], entries)

@@ -583,37 +583,44 @@ def _gather(
 
 
 @njit(cache=True, nogil=True)
-def label_changes(rows: Rows, labels: LabelEvents, limit: int) -> tuple[I64, I64]:
-    """By how much each label, in order, changes the fraud count of its transaction, and from which time on.
+def label_changes(rows: Rows, labels: LabelEvents, limit: int) -> tuple[I64, I64, I64]:
+    """By how much each label, in order, changes the fraud count of its transaction, at which time, and since when.
 
     Args:
         limit: how many label changes of the entity, newest first, are compared.
 
     Returns:
-        change: (n,) int64, -1, 0 or 1. since: (n,) int64, at least 1: when the label was given, but not before the
-        label that it changes, because the change must not count before the label that it reverses.
+        change: (n,) int64, -1, 0 or 1. time: (n,) int64, of the transaction. A change of a label takes it from the label
+        that it reverses, because both must count in the same windows, whatever time the second one claims. since: (n,)
+        int64, at least 1: when the label was given, but not before the label that it reverses.
     """
     entries, start, end = rows.entries, rows.start, rows.end
     key_of, id_hash = labels.key_of, labels.id_hash
     n = key_of.shape[0]
     change = np.zeros(n, dtype=np.int64)
+    time = labels.time.copy()
     since = np.maximum(labels.labelled_at, 1)
     for i in range(n):
         key = key_of[i]
         if key < 0:
             continue
-        known, left = 0, limit
+        # Labels of one transaction alternate between 1 and -1, so the newest one says when a fraud that is known happened.
+        known, newest, left = 0, -1, limit
         for j in range(i - 1, -1, -1):
             if key_of[j] == key and change[j] != 0 and left > 0:
                 left -= 1
                 if id_hash[j] == id_hash[i]:
                     known += change[j]
                     since[i] = max(since[i], since[j])
+                    newest = time[j] if newest < 0 else newest
         for e in range(end[key] - 1, start[key] - 1, -1):
             if entries[e, KIND] > TRANSACTION and left > 0:
                 left -= 1
                 if entries[e, HASH] == id_hash[i]:
                     known += entries[e, VALUE]
                     since[i] = max(since[i], entries[e, KIND])
+                    newest = entries[e, TIME] if newest < 0 else newest
         change[i] = (1 if labels.fraud[i] else 0) - known
-    return change, since
+        if known > 0:
+            time[i] = newest
+    return change, time, since

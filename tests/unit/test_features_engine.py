@@ -186,6 +186,28 @@ views:
     assert [len(each.signatures) for each in kernels] == before
 
 
+def test_a_label_is_reversed_at_the_time_at_which_it_counted() -> None:
+    checked = parse_spec(
+        HEAD
+        + """
+entities: {who: {field: who}}
+partition_entity: who
+views:
+  - {name: l, entity: who, windows: [10ms, 1h], aggregates: [label_count], current: exclude}
+"""
+    )
+    columns = {"id": ["e0", "e1", "e2", "e3"], "at": [10, 30, 38, 60], "amount": [1] * 4, "v": [1.0] * 4, "who": ["x"] * 4}
+    labels = {  # the second one has another time for the same transaction, the third one yet another
+        "event_id": ["e0", "e0", "e0"], "event_time": [10, 35, 59], "label": ["fraud", "genuine", "fraud"],
+        "labelled_at": [20, 36, 59], "who": ["x"] * 3,
+    }  # fmt: skip
+    for batch in (1, 4):
+        found = build_features(
+            checked, transactions_from_columns(checked, columns), labels_from_columns(checked, labels), batch=batch
+        )
+        assert found.matrix.tolist() == [[0, 0], [0, 1], [0, 0], [1, 1]]
+
+
 def test_a_window_that_reaches_back_to_before_the_log_is_partial() -> None:
     checked = parse_spec(
         HEAD
