@@ -196,7 +196,13 @@ views:
   - {name: l, entity: who, windows: [10ms, 1h], aggregates: [label_count], current: exclude}
 """
     )
-    columns = {"id": ["e0", "e1", "e2", "e3"], "at": [10, 30, 38, 60], "amount": [1] * 4, "v": [1.0] * 4, "who": ["x"] * 4}
+    columns = {
+        "id": ["e0", "e1", "e2", "e3"],
+        "at": [10, 30, 38, 60],
+        "amount": [1] * 4,
+        "v": [1.0] * 4,
+        "who": ["x"] * 4,
+    }
     labels = {  # the second one has another time for the same transaction, the third one yet another
         "event_id": ["e0", "e0", "e0"], "event_time": [10, 35, 59], "label": ["fraud", "genuine", "fraud"],
         "labelled_at": [20, 36, 59], "who": ["x"] * 3,
