@@ -604,7 +604,7 @@ def label_changes(rows: Rows, labels: LabelEvents, limit: int) -> tuple[I64, I64
         key = key_of[i]
         if key < 0:
             continue
-        # Labels of one transaction alternate between 1 and -1, so the newest one says when a fraud that is known happened.
+        # Labels of one transaction alternate between 1 and -1: the newest one has the time of a fraud that is known.
         known, newest, left = 0, -1, limit
         for j in range(i - 1, -1, -1):
             if key_of[j] == key and change[j] != 0 and left > 0:
