@@ -146,7 +146,9 @@ class World:
             availability,
             in_flight,
             WriteProbe(store.probe_write, PROBE_DELAY_S),
-            lambda reader, owned: starting_points(reader, store, owned, sources, "earliest", MAX_INLINE),
+            lambda reader, owned, scored: starting_points(
+                reader, store, owned, sources, "earliest", MAX_INLINE, scored=scored
+            ),
             start_catch_up,
             parts.metrics,
         )

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -171,10 +171,12 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
         with closing(open_log(settings)) as log:
             return find_beginning(log, topics.transactions, topics.labels, checked)
 
-    def find_start(reader: Reader, owned: list[SourcePartition]) -> StartingPoints:
+    def find_start(
+        reader: Reader, owned: list[SourcePartition], scored: Mapping[SourcePartition, int]
+    ) -> StartingPoints:
         with suppress(StateUnavailable):  # `starting_points` finds out and degrades
             store.check_eviction_policy()
-        return starting_points(reader, store, owned, sources, settings["scorer.start"], max_inline, beginning)
+        return starting_points(reader, store, owned, sources, settings["scorer.start"], max_inline, beginning, scored)
 
     probe = WriteProbe(store.twin().probe_write)
     state = StateManager(availability, in_flight, probe, find_start, start_catch_up, metrics)
@@ -455,8 +457,10 @@ def passthrough(settings: Settings, metrics: m.Metrics, _health: Health) -> Iter
         for partition, key, value in zip(records.partition.tolist(), records.key, records.value, strict=True):
             sink.produce(topics.scores, partition, key, value or b"")
 
-    def find_start(reader: Reader, owned: list[SourcePartition]) -> StartingPoints:
-        return starting_points(reader, None, owned, sources, settings["scorer.start"])
+    def find_start(
+        reader: Reader, owned: list[SourcePartition], scored: Mapping[SourcePartition, int]
+    ) -> StartingPoints:
+        return starting_points(reader, None, owned, sources, settings["scorer.start"], scored=scored)
 
     state = StateManager(
         Availability(metrics), InFlight(), WriteProbe(lambda: None), find_start, start_catch_up=None, metrics=metrics

@@ -16,6 +16,7 @@
     ├── StateGap                     exit 1   Redis does not hold what the log says it should: resync needed
     ├── RetireRefused                exit 1   a pass would delete most feature rows: nothing was deleted
     ├── TransactionAborted           exit 1   a Kafka transaction was aborted: resync needed
+    ├── OffsetsBehind                exit 1   the broker reports older offsets than were committed: resync later
     ├── RecordError                           one input record is bad: it goes to the dead-letter topic, never up
     └── CheckFailed                  exit 3   a check found a difference
 
@@ -106,6 +107,10 @@ class RetireRefused(StreamScorerError):
 
 class TransactionAborted(StreamScorerError):
     """A Kafka transaction was aborted or its outcome is unknown: resync from the committed offsets."""
+
+
+class OffsetsBehind(StreamScorerError):
+    """The broker reports older offsets of the group than were committed: resync when it has loaded them."""
 
 
 class RecordError(StreamScorerError):

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from stream_scorer.clock import Deadline
-from stream_scorer.errors import StateGap, StateUnavailable, TransactionAborted
+from stream_scorer.errors import OffsetsBehind, StateGap, StateUnavailable, TransactionAborted
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch, Stage
 from stream_scorer.pipeline.committer import COMMIT_DEADLINE_S, Committer
@@ -160,6 +160,11 @@ class Processor:
             if isinstance(error, TransactionAborted):
                 self._aborts.add(error.message, self._committer.finished)
             _log.warning("%s; reading again from the committed offsets", error.message.rstrip("."))
+        except OffsetsBehind as error:
+            if not self._reader.owned:
+                raise  # in an assignment, which only another start repeats
+            self._resync_cause = "offsets_behind"
+            _log.warning("%s; looking them up again", error.message)
 
     def _idle(self) -> None:
         self._metrics.set(m.LAG, self._reader.lag())
@@ -199,6 +204,9 @@ class Processor:
 
     def _resync(self) -> None:
         self._metrics.count(m.RESYNCS, 1, self._resync_cause)
+        if self._resync_cause == "offsets_behind":
+            # Lets the consumer rejoin, on which such a broker loads its offsets again. What is read here is read again.
+            self._reader.read(1, READ_WAIT_S)
         self._resync_cause = ""
         self._committer.drain(Deadline(COMMIT_DEADLINE_S))
         self._committer.reset()

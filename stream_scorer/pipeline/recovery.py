@@ -4,21 +4,27 @@ An applied offset below the committed one means committed batches whose rows are
 their features only. If they are many, or after a loss of rows, scoring goes on without features, and `catch_up` brings
 the rows up to date beside it. An applied offset above the committed one means that somebody rewound the group: refused,
 because features would count events twice.
+
+A broker that has just started may report old offsets, or none. So committed offsets are looked up again while they are
+below an applied offset, or below what this process has committed: scoring from there would publish scores twice.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.errors import StateUnavailable, UsageError
+from stream_scorer.clock import Deadline
+from stream_scorer.errors import OffsetsBehind, StateUnavailable, StreamScorerError, UsageError
 from stream_scorer.pipeline.availability import State
 from stream_scorer.pipeline.ports import LogEnds, Reader
 from stream_scorer.positions import SourcePartition
@@ -32,6 +38,9 @@ StartPolicy = Literal["earliest", "latest"]
 # So many records are read again before scoring goes on: half a second of new records that wait. More than that are
 # brought in beside scoring. Above the largest gap that a crash leaves at the default batch size (two batches).
 MAX_INLINE = 10_000
+# How long to look up committed offsets again that are below what is known to be committed, and how often. A coordinator
+# of Kafka 4.1 that loads twice after a restart answers from offsets that it has only begun to load, or from none.
+BEHIND_S, LOOK_UP_EVERY_S = 10.0, 0.2
 
 
 @dataclass(slots=True)
@@ -61,6 +70,7 @@ def starting_points(
     start: StartPolicy,
     max_inline: int = MAX_INLINE,
     find_beginning: Callable[[], Beginning] = Beginning,
+    scored: Mapping[SourcePartition, int] = MappingProxyType({}),
 ) -> StartingPoints:
     """Decide for the assigned `sources`; `inputs` are all partitions of the input topics.
 
@@ -69,27 +79,28 @@ def starting_points(
 
     Args:
         max_inline: a gap of more records than this is closed beside scoring. find_beginning: called when rows are begun
-            anew; see `find_beginning`.
+            anew; see `find_beginning`. scored: offsets that this process knows to be committed.
 
     Raises:
-        UsageError: an applied offset is above the committed one, or below what the broker still has. A partition is new
-            since the scorer started.
+        OffsetsBehind: the broker reports offsets below `scored` for some seconds. UsageError: an applied offset remains
+            above the committed one, or is below what the broker still has. A partition is new since the scorer started.
     """
+    look_up = partial(_committed, reader, sources, start, scored)
     try:
         applied = store.open() if store is not None else None
-        score_from, fresh = _committed(reader, sources, start)
+        score_from, fresh = look_up(applied.next_offset if applied is not None else {})
         if store is None:
             return StartingPoints(dict(score_from), score_from)
         if applied is None:
             # A group that has committed offsets had features once.
-            _begin(reader, store, inputs, find_beginning(), lost=bool(store.epoch) or not fresh)
+            _begin(reader, store, inputs, find_beginning(), scored, lost=bool(store.epoch) or not fresh)
             applied = store.open()
-            score_from, _ = _committed(reader, sources, start)
+            score_from, _ = look_up(applied.next_offset if applied is not None else {})
         if applied is None:
             raise StateUnavailable("Redis lost its data as soon as it had some")
         store.probe_write()
     except StateUnavailable as error:
-        score_from, _ = _committed(reader, sources, start)
+        score_from, _ = look_up({})
         return StartingPoints(dict(score_from), score_from, State.DEGRADED, error.message)
     read_from = _read_from(reader, applied, sources, score_from)
     if not applied.complete:
@@ -118,12 +129,6 @@ def _read_from(
     read_from = {}
     for source in sources:
         at = applied.next_offset[source]
-        if at > score_from[source]:
-            raise UsageError(
-                f"the features in Redis are ahead of the group's offset on {source.topic}[{source.partition}] "
-                f"({at} > {score_from[source]})",
-                hint="Was the group rewound? Score again under another `scorer.group`, which gets its own features.",
-            )
         if at < score_from[source]:
             low, _ = reader.offset_bounds(source)
             if at < low:
@@ -136,20 +141,46 @@ def _read_from(
 
 
 def _committed(
-    reader: Reader, sources: list[SourcePartition], start: StartPolicy
+    reader: Reader,
+    sources: list[SourcePartition],
+    start: StartPolicy,
+    scored: Mapping[SourcePartition, int],
+    applied: Mapping[SourcePartition, int],
 ) -> tuple[dict[SourcePartition, int], dict[SourcePartition, int]]:
-    """The first offset to score of each partition, and those among them where the group begins only now."""
-    found: dict[SourcePartition, int] = {}
-    fresh: dict[SourcePartition, int] = {}
-    for source, offset in reader.committed(sources).items():
-        if offset is None:
-            low, high = reader.offset_bounds(source)
-            offset = fresh[source] = high if start == "latest" else low
-        found[source] = offset
+    """The first offset to score of each partition, and those among them where the group begins only now.
+
+    Offsets below `scored` or `applied` are looked up again for a while. Nothing is committed before they are right.
+    """
+    deadline = Deadline(BEHIND_S)
+    while True:
+        committed = reader.committed(sources)
+        low = {source: reader.offset_bounds(source)[0] for source, offset in committed.items() if offset is None}
+        at = {source: low[source] if offset is None else offset for source, offset in committed.items()}
+        behind = [s for s in sources if at[s] < max(scored.get(s, 0), applied.get(s, 0))]
+        if not behind:
+            break
+        if not deadline.remaining_s:
+            source = behind[0]
+            raise _behind(source, at[source], scored.get(source, 0), applied.get(source, 0))
+        time.sleep(LOOK_UP_EVERY_S)
+    fresh = {source: reader.offset_bounds(source)[1] if start == "latest" else offset for source, offset in low.items()}
     if fresh:
         # Kept at once: "latest" must not move when the scorer restarts before its first batch.
         reader.commit(fresh)
-    return found, fresh
+    return at | fresh, fresh
+
+
+def _behind(source: SourcePartition, at: int, scored: int, applied: int) -> StreamScorerError:
+    where = f"{source.topic}[{source.partition}]"
+    if at < scored:
+        return OffsetsBehind(
+            f"the broker reports an older offset of the group on {where} than this scorer has committed ({at} < {scored})",
+            hint="A broker that has just started may do so for a while. Was the group reset while it ran?",
+        )
+    return UsageError(
+        f"the features in Redis are ahead of the group's offset on {where} ({applied} > {at})",
+        hint="Was the group rewound? Score again under another `scorer.group`, which gets its own features.",
+    )
 
 
 def find_beginning(log: LogEnds, transactions: str, labels: str, checked: CheckedSpec) -> Beginning:
@@ -182,10 +213,17 @@ def _first_time(log: LogEnds, topic: str, times: Callable[[RawRecords], NDArray[
 
 
 def _begin(
-    reader: Reader, store: MarkedRowStore, inputs: list[SourcePartition], beginning: Beginning, *, lost: bool
+    reader: Reader,
+    store: MarkedRowStore,
+    inputs: list[SourcePartition],
+    beginning: Beginning,
+    scored: Mapping[SourcePartition, int],
+    *,
+    lost: bool,
 ) -> None:
     target: dict[SourcePartition, int] = {}
     if lost:
         _log.error("Redis has lost features: they are rebuilt from the log, scoring goes on without them")
-        target = {source: offset or 0 for source, offset in reader.committed(inputs).items()}
+        committed = reader.committed(inputs)
+        target = {source: max(offset or 0, scored.get(source, 0)) for source, offset in committed.items()}
     store.init({source: reader.offset_bounds(source)[0] for source in inputs}, target, beginning)

@@ -8,7 +8,7 @@ the log while scoring goes on without features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import StateGap, UnavailableError
@@ -23,6 +23,7 @@ from stream_scorer.positions import SourcePartition, Span
 
 _log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
+FindStart = Callable[[Reader, list[SourcePartition], Mapping[SourcePartition, int]], StartingPoints]
 # Its thread looks at its stop flag after every piece, and a call to Redis ends after its timeout.
 STOP_CATCH_UP_S = 10.0
 
@@ -31,7 +32,7 @@ class StateManager:
     """See the module.
 
     Args:
-        find_start: from the owned partitions to `StartingPoints`.
+        find_start: from the owned partitions, and the offsets known to be committed, to `StartingPoints`.
         start_catch_up: starts a `CatchUp` up to the committed offsets it is given; None for a pipeline without state.
     """
 
@@ -40,7 +41,7 @@ class StateManager:
         availability: Availability,
         in_flight: InFlight,
         probe: WriteProbe,
-        find_start: Callable[[Reader, list[SourcePartition]], StartingPoints],
+        find_start: FindStart,
         start_catch_up: Callable[[dict[SourcePartition, int], OnProgress], CatchUp] | None,
         metrics: m.Metrics,
     ) -> None:
@@ -51,19 +52,23 @@ class StateManager:
         self._start_catch_up = start_catch_up
         self._metrics = metrics
         self._catch_up: CatchUp | None = None
+        # Per partition, the highest offset that this process has committed, or that was committed when it looked.
+        self._scored: dict[SourcePartition, int] = {}
 
     def start(self, reader: Reader, sources: list[SourcePartition]) -> StartingPoints:
         """Where to read from, for an assignment or a resync. Nothing may be on its way to the rows when it is called.
 
         Raises:
-            UsageError: the applied offsets contradict the committed ones or the log.
+            OffsetsBehind: the broker reports older offsets than were committed. UsageError: the applied offsets
+            contradict the committed ones or the log.
         """
         self.stop(Deadline(STOP_CATCH_UP_S))
         self._probe.cancel()
         self._in_flight.clear()
         was_rebuilding = self.availability.state is State.REBUILDING
         self.availability.enter(State.CATCHING_UP)
-        points = self._find_start(reader, sources)
+        points = self._find_start(reader, sources, self._scored)
+        self._scored |= points.score_from
         self.availability.enter(points.state, points.why)
         if was_rebuilding and points.state is State.READY:
             _log.info("features are rebuilt, scoring with them again")
@@ -106,6 +111,7 @@ class StateManager:
 
     def count_committed(self, spans: Sequence[Span]) -> None:
         """The group has scored `spans`: a catch-up has to reach their ends. Called by the committer thread."""
+        self._scored |= {span.source: span.stop for span in spans}
         catch_up = self._catch_up
         if catch_up is not None:
             catch_up.committed(spans)

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from stream_scorer.errors import UsageError
-from stream_scorer.pipeline.recovery import find_beginning, starting_points
+from stream_scorer.errors import OffsetsBehind, UsageError
+from stream_scorer.pipeline import recovery
+from stream_scorer.pipeline.recovery import StartPolicy, find_beginning, starting_points
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec import parse_spec
@@ -83,14 +84,63 @@ def test_what_another_scorer_does_meanwhile_is_caught_up_and_not_taken_for_a_rew
     assert (points.read_from, points.score_from) == ({SOURCE: 10}, {SOURCE: 12})
 
 
-def test_a_rewound_group_is_refused() -> None:
-    server = _begun(10)
-    group = _Group(server, 10)
-    group.offset = 3
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "BEHIND_S", 0.05)
+    monkeypatch.setattr(recovery, "LOOK_UP_EVERY_S", 0.001)
+
+
+class _Loading:
+    """A reader whose broker has just started: it reports these offsets in turn, and the last one from then on."""
+
+    def __init__(self, *answers: int | None) -> None:
+        self._answers = list(answers)
+        self.commits: list[dict[SourcePartition, int]] = []
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        return dict.fromkeys(partitions, answer)
+
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
+        return 0, 100
+
+    def commit(self, offsets: dict[SourcePartition, int]) -> None:
+        self.commits.append(offsets)
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+@pytest.mark.parametrize("answers", [(3, 7, 12), (None, None, 12)])
+def test_a_broker_that_loads_its_offsets_is_asked_again(answers: tuple[int | None, ...], start: StartPolicy) -> None:
+    store = MemoryMarkedRows(_begun(10), [SOURCE], Failpoints(), per_call=10)
+    reader = _Loading(*answers)
+    points = starting_points(reader, store, [SOURCE], [SOURCE], start)  # type: ignore[arg-type]
+    assert (points.read_from, points.score_from, reader.commits) == ({SOURCE: 10}, {SOURCE: 12}, [])
+    # Without features, only what this process has committed tells.
+    reader = _Loading(*answers)
+    points = starting_points(reader, None, [SOURCE], [SOURCE], start, scored={SOURCE: 11})  # type: ignore[arg-type]
+    assert (points.score_from, reader.commits) == ({SOURCE: 12}, [])
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+@pytest.mark.parametrize("answer", [3, None])
+def test_nothing_is_scored_or_committed_from_old_offsets(answer: int | None, start: StartPolicy) -> None:
+    for store in (None, MemoryMarkedRows(_begun(10), [SOURCE], Failpoints(), per_call=10)):
+        reader = _Loading(answer)
+        with pytest.raises(OffsetsBehind, match=r"transactions\[0\] than this scorer has committed"):
+            starting_points(reader, store, [SOURCE], [SOURCE], start, scored={SOURCE: 11})  # type: ignore[arg-type]
+        assert not reader.commits
+    reader = _Loading(answer)
+    store = MemoryMarkedRows(_begun(10), [SOURCE], Failpoints(), per_call=10)
     with pytest.raises(UsageError, match="ahead of the group's offset"):
-        starting_points(
-            group, MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10), [SOURCE], [SOURCE], "earliest"
-        )
+        starting_points(reader, store, [SOURCE], [SOURCE], start)  # type: ignore[arg-type]
+    assert not reader.commits
+
+
+def test_a_new_group_begins_at_once_although_another_scorer_has_begun_its_rows() -> None:
+    store = MemoryMarkedRows(_begun(0), [SOURCE], Failpoints(), per_call=10)
+    reader = _Loading(None)
+    points = starting_points(reader, store, [SOURCE], [SOURCE], "latest")  # type: ignore[arg-type]
+    assert (points.score_from, reader.commits) == ({SOURCE: 100}, [{SOURCE: 100}])
 
 
 class _Alone:
