@@ -604,23 +604,24 @@ def label_changes(rows: Rows, labels: LabelEvents, limit: int) -> tuple[I64, I64
         key = key_of[i]
         if key < 0:
             continue
-        # Labels of one transaction alternate between 1 and -1: the newest one has the time of a fraud that is known.
-        known, newest, left = 0, -1, limit
-        for j in range(i - 1, -1, -1):
-            if key_of[j] == key and change[j] != 0 and left > 0:
+        # Its newest change tells which label holds, and at which time. Not the sum of its changes: the oldest may be
+        # beyond `limit`.
+        known, left = 0, limit
+        j = i - 1
+        while j >= 0 and left > 0 and known == 0:
+            if key_of[j] == key and change[j] != 0:
                 left -= 1
                 if id_hash[j] == id_hash[i]:
-                    known += change[j]
-                    since[i] = max(since[i], since[j])
-                    newest = time[j] if newest < 0 else newest
-        for e in range(end[key] - 1, start[key] - 1, -1):
-            if entries[e, KIND] > TRANSACTION and left > 0:
+                    known, since[i] = change[j], max(since[i], since[j])
+                    time[i] = time[j] if known > 0 else time[i]
+            j -= 1
+        e = end[key] - 1
+        while e >= start[key] and left > 0 and known == 0:
+            if entries[e, KIND] > TRANSACTION:
                 left -= 1
                 if entries[e, HASH] == id_hash[i]:
-                    known += entries[e, VALUE]
-                    since[i] = max(since[i], entries[e, KIND])
-                    newest = entries[e, TIME] if newest < 0 else newest
-        change[i] = (1 if labels.fraud[i] else 0) - known
-        if known > 0:
-            time[i] = newest
+                    known, since[i] = entries[e, VALUE], max(since[i], entries[e, KIND])
+                    time[i] = entries[e, TIME] if known > 0 else time[i]
+            e -= 1
+        change[i] = (1 if labels.fraud[i] else 0) - (1 if known > 0 else 0)
     return change, time, since

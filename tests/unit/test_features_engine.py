@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from stream_scorer.features.history import build_features
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, PARTIAL
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
-from stream_scorer.spec import parse_spec
+from stream_scorer.spec import CheckedSpec, parse_spec
 from stream_scorer.state.row_format import pack
 from stream_scorer.state.rows import AppliedOffsets, Beginning, MemoryRowStore
 
@@ -245,3 +247,44 @@ derived: [{name: ratio, function: ratio, of: [amount, who.count_30ms]}]
     assert enriched.status[:, 2].tolist() == [partial, partial, fresh, fresh, default]
     assert (enriched.status[:4, 3] == enriched.status[:4, 1]).all()
     assert enriched.partial.tolist() == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("again", ["fraud", "genuine"])
+def test_a_label_that_is_given_again_changes_nothing_although_its_first_change_is_beyond_the_limit(again: str) -> None:
+    checked = parse_spec(
+        HEAD
+        + """
+entities: {who: {field: who}}
+partition_entity: who
+limits: {row_entries: 16}
+views:
+  - {name: risk, entity: who, windows: [1h], delay: 1ms, aggregates: [label_count]}
+"""
+    )
+    # Between the labels of one transaction come those of ten others: the first one is not among the newest 16 changes.
+    held = [("a", "fraud"), *[(f"b{i}", "fraud") for i in range(10)]]
+    held += [("a", "genuine"), *[(f"c{i}", "fraud") for i in range(10)], ("a", again), ("a", again)]
+    count = 20 + (again == "fraud")
+    for batch in (1, 5, len(held)):
+        engine, store = FeatureEngine(checked), MemoryRowStore()
+        for low in range(0, len(held), batch):
+            part = held[low : low + batch]
+            n = len(part)
+            labels = {
+                "event_id": [name for name, _ in part], "event_time": [10] * n, "label": [label for _, label in part],
+                "labelled_at": [20] * n, "who": ["x"] * n,
+            }  # fmt: skip
+            enriched = engine.enrich(given(checked, labels, low, []), store)
+            store.apply(enriched.update)
+        assert engine.enrich(given(checked, NO_LABELS | {"who": []}, 0, [30]), store).matrix[:, 0].tolist() == [count]
+
+
+def given(checked: CheckedSpec, labels: dict[str, list[Any]], label_at: int, times: list[int]) -> EventBatch:
+    """Labels, which begin at the offset `label_at`, and transactions of x at `times`."""
+    n, k = len(times), len(labels["event_id"])
+    columns = {"id": [f"e{t}" for t in times], "at": times, "amount": [1] * n, "v": [0.0] * n, "who": ["x"] * n}
+    spans = [Span(SourcePartition("l", 0), label_at, label_at + k, 20), Span(SourcePartition("t", 0), 0, n, 30)]
+    return EventBatch(
+        transactions_from_columns(checked, columns), labels_from_columns(checked, labels), spans,
+        np.ones(n, np.int64), np.arange(n), np.zeros(k, np.int64), np.arange(label_at, label_at + k),
+    )  # fmt: skip
