@@ -71,7 +71,7 @@ def check_rows(
     found.rows = len(keys)
     edge = applied.slowest_watermark() - store.horizon_ms
     # Like the look-up of witnesses for lost rows: in whole periods.
-    unread = (max(applied.watermark.values()) - store.horizon_ms) // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS
+    unread = (applied.newest_watermark() - store.horizon_ms) // WITNESS_PERIOD_MS * WITNESS_PERIOD_MS
     past = applied.slowest_active_watermark() - (store.horizon_ms - engine.plan.horizon_ms)
     for low in range(0, len(keys), _CHUNK):
         part = keys[low : low + _CHUNK]

@@ -168,7 +168,7 @@ class RedisRowStore:
 
     def _require_no_witness(self, missing: list[bytes], applied: AppliedOffsets) -> None:
         """Raise `StateGap`, and give the epoch up, if one of the `missing` rows existed within the horizon."""
-        newest = max(applied.watermark.values(), default=-1)
+        newest = applied.newest_watermark()
         first, last = max(newest - self._horizon_ms, 0) // WITNESS_PERIOD_MS, newest // WITNESS_PERIOD_MS
         for low in range(0, len(missing), MAX_ENTRIES_PER_CALL):
             part = missing[low : low + MAX_ENTRIES_PER_CALL]

@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from stream_scorer.clock import SystemClock
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.arena import Arena
 from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, TRANSACTION, to_bytes, unpack
@@ -31,6 +32,8 @@ I8 = NDArray[np.int8]
 WITNESS_PERIOD_MS = 14 * 24 * 3_600_000
 # A partition without unread records is idle if its newest event is this much older than the newest of all. One day.
 IDLE_MS = 24 * 3_600_000
+# How far a watermark beyond the wall clock counts when lost rows are looked for. One day.
+AHEAD_MS = 24 * 3_600_000
 # The largest share of the rows that one pass of `FeatureRows.retire` deletes. More suggests a wrong watermark.
 MAX_RETIRED_SHARE = 0.5
 _UINT16 = 1 << 16
@@ -79,6 +82,8 @@ class AppliedOffsets:
             minimum of all shards.
         beginning: from where on the rows are complete.
         passed: an event time (ms) that all partitions had passed, except idle ones; see `passed_by`. -1: not known.
+        now_ms: the wall clock when this was read. One event from a clock that is ahead makes a watermark for good, so
+            what is dropped as old, or looked for, must not depend on a watermark beyond it.
     """
 
     next_offset: dict[SourcePartition, int]
@@ -88,10 +93,19 @@ class AppliedOffsets:
     sharding: Sharding | None = None
     beginning: Beginning = field(default_factory=Beginning)
     passed: int = -1
+    now_ms: int = field(default_factory=SystemClock().now_ms, compare=False)
 
     def slowest_active_watermark(self) -> int:
-        """The event time (ms) that every partition has passed, except those without events and idle ones; -1: none."""
-        return max(min((w for w in self.watermark.values() if w >= 0), default=-1), self.passed)
+        """The event time (ms) that every partition has passed, except those without events and idle ones; -1: none.
+
+        At most `now_ms`.
+        """
+        slowest = max(min((w for w in self.watermark.values() if w >= 0), default=-1), self.passed)
+        return min(slowest, self.now_ms)
+
+    def newest_watermark(self) -> int:
+        """The highest watermark of all partitions; -1 for none. At most a day beyond `now_ms`: clocks differ."""
+        return min(max(self.watermark.values(), default=-1), self.now_ms + AHEAD_MS)
 
     def passed_by(self, ends: Mapping[SourcePartition, int]) -> int:
         """The event time (ms) that all partitions have passed, except those without events and idle ones; -1 for none.
@@ -121,8 +135,8 @@ class AppliedOffsets:
         return min(behind, default=max(self.watermark.values(), default=-1))
 
     def slowest_watermark(self) -> int:
-        """The lowest watermark of all partitions. Except for late events, no event will be older."""
-        return min(self.watermark.values(), default=-1)
+        """The lowest watermark of all partitions, at most `now_ms`. Except for late events, no event will be older."""
+        return min(min(self.watermark.values(), default=-1), self.now_ms)
 
 
 class Compaction(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from stream_scorer.clock import SystemClock
 from stream_scorer.errors import RetireRefused, StateGap, StateUnavailable, UsageError
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.stack import StackAddresses
@@ -228,6 +229,22 @@ def test_what_every_partition_is_past_is_trimmed_and_nothing_younger(store: Stor
     assert len(times) < 150
     assert times[0] >= (200 - 24) * HOUR - 5 * HOUR
     assert set(range(200, 260)) <= set((np.frombuffer(row, dtype="<i8").reshape(-1, 4)[:, 2] - 1_000_000).tolist())
+
+
+def test_an_event_from_a_clock_that_is_ahead_trims_no_row_and_hides_no_loss(store: Store, url: str) -> None:
+    redis, now = opened(store), SystemClock().now_ms()
+    for source in (A, B):
+        redis.apply(update(source, 0, 1, at=now + 365 * DAY))
+    redis.read([])
+    for start in range(1, 101, 20):
+        redis.apply(update(A, start, start + 20, keys=2, at=now - HOUR, opens=BEGINS if start == 1 else OPENS))
+        redis.read([])
+    row = rows(redis)[1]
+    assert row is not None
+    assert len(row) == 50 * 32
+    connect(url).delete(redis.row_prefix + b"0:1")
+    with pytest.raises(StateGap, match="lost a row"):
+        rows(redis)
 
 
 def test_trimming_leaves_a_row_its_last_entry(store: Store) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stream_scorer.clock import SystemClock
 from stream_scorer.errors import SpecError
 from stream_scorer.features import aggregates, kernel, panes
 from stream_scorer.features.engine import EventBatch, FeatureEngine
@@ -288,3 +289,37 @@ def given(checked: CheckedSpec, labels: dict[str, list[Any]], label_at: int, tim
         transactions_from_columns(checked, columns), labels_from_columns(checked, labels), spans,
         np.ones(n, np.int64), np.arange(n), np.zeros(k, np.int64), np.arange(label_at, label_at + k),
     )  # fmt: skip
+
+
+def test_an_event_from_a_clock_that_is_ahead_drops_no_panes_of_others() -> None:
+    checked = parse_spec(
+        HEAD
+        + """
+entities: {who: {field: who}}
+partition_entity: who
+limits: {row_entries: 16}
+views:
+  - {name: who, entity: who, windows: [1h], aggregates: [count]}
+"""
+    )
+    n, batch = 200, 20
+    start = SystemClock().now_ms() - n * 1_000
+    engine, store, found = FeatureEngine(checked), MemoryRowStore(), []
+    for low in range(0, n, batch):
+        times, who = [start + 1_000 * i for i in range(low, low + batch)], ["x"] * batch
+        if low == 60:
+            times[0], who[0] = start + 365 * 86_400_000, "ahead"
+        columns = {
+            "id": [f"e{i}" for i in range(low, low + batch)], "at": times, "amount": [1] * batch, "v": [0.0] * batch,
+            "who": who,
+        }  # fmt: skip
+        none, zero = np.zeros(0, np.int64), np.zeros(batch, np.int64)
+        events = EventBatch(
+            transactions_from_columns(checked, columns), labels_from_columns(checked, NO_LABELS | {"who": []}),
+            [Span(SourcePartition("t", 0), low, low + batch, max(times))],
+            zero, np.arange(low, low + batch), none, none,
+        )  # fmt: skip
+        enriched = engine.enrich(events, store)
+        store.apply(enriched.update)
+        found += enriched.matrix[:, 0].tolist()
+    assert found[-1] == n - 1
