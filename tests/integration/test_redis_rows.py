@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,7 +14,7 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.errors import RetireRefused, StateGap, StateUnavailable, UsageError
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.stack import StackAddresses
-from stream_scorer.state import retire
+from stream_scorer.state import retire, scripts
 from stream_scorer.state.client import connect
 from stream_scorer.state.keys import UNUSED_MS
 from stream_scorer.state.redis_rows import RedisRowStore
@@ -256,6 +258,29 @@ def test_trimming_leaves_a_row_its_last_entry(store: Store) -> None:
     redis.apply(update(A, 1, 40, keys=2, at=HOUR))
     redis.apply(update(A, 40, 42, keys=2, at=HOUR, opens=CONTINUES))
     assert [len(row or b"") // 32 for row in rows(redis, 2)][1] == 2
+
+
+def test_a_user_who_lacks_a_command_of_an_update_is_not_ready_for_updates(store: Store, url: str) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 10, keys=1))
+    admin = connect(url)
+    commands = set(re.findall(r"call\('([A-Z]+)'", scripts.load("apply_rows")))
+    assert len(commands) > 5
+    password = uuid.uuid4().hex
+    limited = connect(url.replace("redis://", f"redis://limited:{password}@"))
+    twin = RedisRowStore(limited, "test", [A, B], layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
+    try:
+        admin.acl_setuser("limited", enabled=True, passwords=[f"+{password}"], keys=["*"], categories=["+@all"])
+        twin.probe_write()
+        for command in commands:
+            admin.acl_setuser(
+                "limited", enabled=True, keys=["*"], commands=[f"-{command.lower()}"], categories=["+@all"]
+            )
+            with pytest.raises(StateUnavailable):
+                twin.probe_write()
+    finally:
+        admin.acl_deluser("limited")
+        limited.close()
 
 
 def test_an_evicting_redis_is_refused(store: Store, url: str) -> None:
