@@ -110,11 +110,11 @@ class RangeReader:
         self._open.append(consumer)
         try:
             consumer.assign([TopicPartition(source.topic, source.partition, start)])
-            position, answered_at = start, time.monotonic()
+            position, answered_at, end = start, time.monotonic(), -1
             while position < stop:
-                messages, ended = self._poll(consumer, source)
-                if messages or ended:
-                    answered_at = time.monotonic()
+                messages, reached = self._poll(consumer, source)
+                if messages or reached >= 0:
+                    answered_at, end = time.monotonic(), reached
                 elif time.monotonic() - answered_at > SILENCE_S:
                     raise as_domain_error(KafkaError(KafkaError._TIMED_OUT), f"read {source.topic}", self._bootstrap)
                 wanted = [m for m in messages if cast(int, m.offset()) < stop]
@@ -123,24 +123,26 @@ class RangeReader:
                 if messages:
                     position = cast(int, messages[-1].offset()) + 1
                 # The rest of the range contains no committed records, only transaction markers or aborted records.
-                if ended:
+                if end >= 0 and (end >= stop or self._ends_at(consumer, source, end)):
                     return
         finally:
             self._open.remove(consumer)
             consumer.close()
 
-    def _poll(self, consumer: Consumer, source: SourcePartition) -> tuple[list[Message], bool]:
-        """Records, and whether the end of the partition was reached after them."""
+    def _poll(self, consumer: Consumer, source: SourcePartition) -> tuple[list[Message], int]:
+        """Records, and the end of the partition if it was reached after them; -1 if not."""
         messages = consumer.consume(1, _POLL_S)
         if messages:
             messages += consumer.consume(CHUNK - 1, 0)
         good: list[Message] = []
+        end = -1
         for message in messages:
             error = message.error()
             if error is None:
                 good.append(message)
+                end = -1
             elif error.code() == KafkaError._PARTITION_EOF:
-                return good, True
+                end = cast(int, message.offset())
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise UsageError(
                     f"{source.topic}[{source.partition}] no longer has the start of the range: {error.str()}",
@@ -148,7 +150,22 @@ class RangeReader:
                 )
             elif not error.retriable() and error.code() not in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
                 raise as_domain_error(error, f"read {source.topic}", self._bootstrap)
-        return good, False
+        return good, end
+
+    def _ends_at(self, consumer: Consumer, source: SourcePartition, end: int) -> bool:
+        """Whether the leader has no committed record from `end` on.
+
+        A fetch alone does not tell: a follower, which serves fetches where `client.rack` is set, and a new leader know
+        the end of the partition a moment late.
+        """
+        try:
+            _, high = consumer.get_watermark_offsets(TopicPartition(*source), METADATA_TIMEOUT_S)
+        except KafkaException as exception:
+            error = kafka_error(exception)
+            if error.retriable() or error.code() in _NO_LEADER:
+                return False
+            raise as_domain_error(error, f"read {source.topic}", self._bootstrap) from exception
+        return high <= end
 
     def close(self) -> None:
         """Close the connections to the broker."""
