@@ -181,8 +181,8 @@ def _unpinned(read_text: Any) -> Any:
 
 
 def _new_partitions_begin_nowhere(read_from: Any) -> Any:
-    return lambda reader, applied, sources, score_from: read_from(
-        reader, applied, [s for s in sources if s in applied.next_offset], score_from
+    return lambda applied, sources, score_from: read_from(
+        applied, [s for s in sources if s in applied.next_offset], score_from
     )
 
 

@@ -6,7 +6,8 @@
     ├── UsageError                   exit 2   a person's mistake: wrong flag, setting or file
     │   ├── SettingsError                     a setting is missing, malformed or contradictory
     │   ├── SpecError                         the pipeline spec is wrong; carries the path of the bad node
-    │   └── ArtifactError                     a model, manifest or alias is missing, altered or malformed
+    │   ├── ArtifactError                     a model, manifest or alias is missing, altered or malformed
+    │   └── RecordsDeleted                    retention has deleted the start of a range of a topic
     ├── UnavailableError             exit 1   a service does not answer
     │   ├── BrokerUnavailable
     │   ├── StateUnavailable                  Redis
@@ -67,6 +68,10 @@ class ArtifactError(UsageError):
 
     def __str__(self) -> str:
         return f"{self.message} [{self.code}]" + (f"\n  {self.hint}" if self.hint else "")
+
+
+class RecordsDeleted(UsageError):
+    """Retention has deleted the start of a range of a topic."""
 
 
 class UnavailableError(StreamScorerError):

@@ -11,7 +11,7 @@ import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from stream_scorer.clock import Deadline
-from stream_scorer.errors import StreamScorerError, UsageError
+from stream_scorer.errors import RecordsDeleted, StreamScorerError
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
@@ -101,7 +101,7 @@ class RangeReader:
         """The records of `source` with offsets in ``[start, stop)``, in chunks of at most `CHUNK`.
 
         Raises:
-            UsageError: the broker no longer has `start`.
+            RecordsDeleted: the broker no longer has `start`.
             BrokerUnavailable: the broker did not answer for `SILENCE_S`.
         """
         if start >= stop:
@@ -144,7 +144,7 @@ class RangeReader:
             elif error.code() == KafkaError._PARTITION_EOF:
                 end = cast(int, message.offset())
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise UsageError(
+                raise RecordsDeleted(
                     f"{source.topic}[{source.partition}] no longer has the start of the range: {error.str()}",
                     hint="Retention deleted it. Start at a later offset.",
                 )

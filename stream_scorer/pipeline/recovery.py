@@ -2,8 +2,9 @@
 
 An applied offset below the committed one means committed batches whose rows are missing: they are read again, for
 their features only. If they are many, or after a loss of rows, scoring goes on without features, and `catch_up` brings
-the rows up to date beside it. An applied offset above the committed one means that somebody rewound the group: refused,
-because features would count events twice.
+the rows up to date beside it. If retention has deleted some of them, the rows are begun anew from what is left, and say
+so (ADR 0026). An applied offset above the committed one means that somebody rewound the group: refused, because
+features would count events twice.
 
 A broker that has just started may report old offsets, or none. So committed offsets are looked up again while they are
 below an applied offset, or below what this process has committed: scoring from there would publish scores twice.
@@ -83,7 +84,7 @@ def starting_points(
 
     Raises:
         OffsetsBehind: the broker reports offsets below `scored` for some seconds. UsageError: an applied offset remains
-            above the committed one, or is below what the broker still has. A partition is new since the scorer started.
+            above the committed one. A partition is new since the scorer started.
     """
     look_up = partial(_committed, reader, sources, start, scored)
     try:
@@ -91,7 +92,7 @@ def starting_points(
         score_from, fresh = look_up(applied.next_offset if applied is not None else {})
         if store is None:
             return StartingPoints(dict(score_from), score_from)
-        if applied is None:
+        if applied is None or _lack_records(reader, applied, score_from):
             # A group that has committed offsets had features once.
             _begin(reader, store, inputs, find_beginning(), scored, lost=bool(store.epoch) or not fresh)
             applied = store.open()
@@ -102,7 +103,7 @@ def starting_points(
     except StateUnavailable as error:
         score_from, _ = look_up({})
         return StartingPoints(dict(score_from), score_from, State.DEGRADED, error.message)
-    read_from = _read_from(reader, applied, sources, score_from)
+    read_from = _read_from(applied, sources, score_from)
     if not applied.complete:
         return StartingPoints(dict(score_from), score_from, State.REBUILDING, "rows were lost")
     points = StartingPoints(read_from, score_from)
@@ -113,11 +114,18 @@ def starting_points(
     return points
 
 
+def _lack_records(reader: Reader, applied: AppliedOffsets, score_from: dict[SourcePartition, int]) -> bool:
+    """Whether retention has deleted records that the rows still lack: no catch-up can complete them."""
+    for source, stop in score_from.items():
+        at = applied.next_offset.get(source, stop)
+        if at < stop and at < reader.offset_bounds(source)[0]:
+            _log.error("%s[%d] no longer has the records from %d on that features need", *source, at)
+            return True
+    return False
+
+
 def _read_from(
-    reader: Reader,
-    applied: AppliedOffsets,
-    sources: list[SourcePartition],
-    score_from: dict[SourcePartition, int],
+    applied: AppliedOffsets, sources: list[SourcePartition], score_from: dict[SourcePartition, int]
 ) -> dict[SourcePartition, int]:
     """The applied offset of each source. Raises `UsageError` as `starting_points` does."""
     added = [source for source in sources if source not in applied.next_offset]
@@ -126,18 +134,7 @@ def _read_from(
             f"{added[0].topic}[{added[0].partition}] was added while the scorer runs",
             hint="Restart every scorer of the group: features are rebuilt for the new number of partitions.",
         )
-    read_from = {}
-    for source in sources:
-        at = applied.next_offset[source]
-        if at < score_from[source]:
-            low, _ = reader.offset_bounds(source)
-            if at < low:
-                raise UsageError(
-                    f"{source.topic}[{source.partition}] no longer has the records from {at} on that features need",
-                    hint='Retention is shorter than the outage: use another `scorer.group` with `start = "latest"`.',
-                )
-        read_from[source] = at
-    return read_from
+    return {source: applied.next_offset[source] for source in sources}
 
 
 def _committed(
@@ -223,7 +220,7 @@ def _begin(
 ) -> None:
     target: dict[SourcePartition, int] = {}
     if lost:
-        _log.error("Redis has lost features: they are rebuilt from the log, scoring goes on without them")
+        _log.error("features were lost: they are rebuilt from the log, scoring goes on without them")
         committed = reader.committed(inputs)
         target = {source: max(offset or 0, scored.get(source, 0)) for source, offset in committed.items()}
     store.init({source: reader.offset_bounds(source)[0] for source in inputs}, target, beginning)

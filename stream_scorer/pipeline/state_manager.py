@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from stream_scorer.clock import Deadline
-from stream_scorer.errors import StateGap, UnavailableError
+from stream_scorer.errors import RecordsDeleted, StateGap, UnavailableError
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.catch_up import CatchUp
@@ -60,7 +60,7 @@ class StateManager:
 
         Raises:
             OffsetsBehind: the broker reports older offsets than were committed. UsageError: the applied offsets
-            contradict the committed ones or the log.
+            contradict the committed ones.
         """
         self.stop(Deadline(STOP_CATCH_UP_S))
         self._probe.cancel()
@@ -93,7 +93,7 @@ class StateManager:
             Why the processor must resync; empty to go on.
 
         Raises:
-            StateGap: rows were lost during a catch-up.
+            StateGap: rows, or records that a catch-up needs, were lost during it.
         """
         if self.availability.state is State.READY:
             self._check_writes()
@@ -153,9 +153,9 @@ class StateManager:
             return "caught_up" if self.availability.state is State.CATCHING_UP else "rebuilt"
         if isinstance(failure, UnavailableError):
             self.degrade(failure)
-        elif isinstance(failure, StateGap):
+        elif isinstance(failure, StateGap | RecordsDeleted):
             self._catch_up = None
-            raise failure
+            raise StateGap(failure.message) from failure
         elif failure is not None:
             raise failure
         return ""

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from stream_scorer.errors import StateGap, StateUnavailable
+from stream_scorer.errors import RecordsDeleted, StateGap, StateUnavailable
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.apply import Apply
 from stream_scorer.pipeline.availability import Availability, State
@@ -184,3 +184,25 @@ def test_a_short_refusal_is_bridged_without_a_resync() -> None:
     Apply(store, in_flight).process(MicroBatch.nothing("transactions"))  # type: ignore[arg-type]
     assert store.applied == [change]
     assert manager.availability.state is State.READY
+
+
+class DeletedLog:
+    """A catch-up whose log lost the records that come next."""
+
+    failure = RecordsDeleted("transactions[0] no longer has the start of the range")
+    ready = threading.Event()
+
+    def stop(self, _deadline: object) -> bool:
+        return True
+
+
+def test_a_catch_up_whose_records_are_deleted_meanwhile_leads_to_a_resync_and_not_to_the_end_of_the_scorer() -> None:
+    behind = StartingPoints({A: 5}, {A: 5}, State.CATCHING_UP)
+    manager = StateManager(
+        Availability(Metrics()), InFlight(), WriteProbe(Store().probe_write), lambda _reader, _owned: behind,
+        lambda _committed, _on_progress: DeletedLog(), Metrics(),  # type: ignore[arg-type, return-value]
+    )  # fmt: skip
+    manager.start(None, [A])  # type: ignore[arg-type]
+    with pytest.raises(StateGap, match="no longer has"):
+        manager.check()
+    assert manager.check() == ""

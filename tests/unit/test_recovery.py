@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stream_scorer.errors import OffsetsBehind, UsageError
 from stream_scorer.pipeline import recovery
+from stream_scorer.pipeline.availability import State
 from stream_scorer.pipeline.recovery import StartPolicy, find_beginning, starting_points
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
@@ -203,3 +205,17 @@ def test_rows_that_are_begun_anew_keep_where_the_log_begins() -> None:
     applied = store.open()
     assert applied is not None
     assert applied.beginning == Beginning(7, 0)
+
+
+@pytest.mark.parametrize("target", [0, 5])
+def test_rows_that_lack_deleted_records_are_begun_anew_from_what_is_left(target: int) -> None:
+    server = MemoryServer()
+    store = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10)
+    store.open()
+    store.init({SOURCE: 0}, {SOURCE: target})  # behind, or being rebuilt; by now the log begins at 2
+    log: dict[str, Any] = {"reader": _Alone(), "find_beginning": lambda: Beginning(7, 0)}
+    points = starting_points(store=store, sources=[SOURCE], inputs=[SOURCE], start="earliest", **log)
+    assert (points.state, points.score_from) == (State.REBUILDING, {SOURCE: 5})
+    applied = store.open()
+    assert applied is not None
+    assert (applied.next_offset, applied.target, applied.beginning) == ({SOURCE: 2}, {SOURCE: 5}, Beginning(7, 0))
