@@ -83,25 +83,26 @@ def starting_points(
             anew; see `find_beginning`. scored: offsets that this process knows to be committed.
 
     Raises:
-        OffsetsBehind: the broker reports offsets below `scored` for some seconds. UsageError: an applied offset remains
-            above the committed one. A partition is new since the scorer started.
+        OffsetsBehind: the broker reports offsets below `scored`, or none, for some seconds. UsageError: an applied offset
+            remains above the committed one, or there is no committed one any more. A partition is new since the scorer
+            started.
     """
     look_up = partial(_committed, reader, sources, start, scored)
     try:
         applied = store.open() if store is not None else None
-        score_from, fresh = look_up(applied.next_offset if applied is not None else {})
+        score_from, fresh = look_up(applied)
         if store is None:
             return StartingPoints(dict(score_from), score_from)
         if applied is None or _lack_records(reader, applied, score_from):
             # A group that has committed offsets had features once.
             _begin(reader, store, inputs, find_beginning(), scored, lost=bool(store.epoch) or not fresh)
             applied = store.open()
-            score_from, _ = look_up(applied.next_offset if applied is not None else {})
+            score_from, _ = look_up(applied)
         if applied is None:
             raise StateUnavailable("Redis lost its data as soon as it had some")
         store.probe_write()
     except StateUnavailable as error:
-        score_from, _ = look_up({})
+        score_from, _ = look_up(None)
         return StartingPoints(dict(score_from), score_from, State.DEGRADED, error.message)
     read_from = _read_from(applied, sources, score_from)
     if not applied.complete:
@@ -142,42 +143,59 @@ def _committed(
     sources: list[SourcePartition],
     start: StartPolicy,
     scored: Mapping[SourcePartition, int],
-    applied: Mapping[SourcePartition, int],
+    applied: AppliedOffsets | None,
 ) -> tuple[dict[SourcePartition, int], dict[SourcePartition, int]]:
     """The first offset to score of each partition, and those among them where the group begins only now.
 
-    Offsets below `scored` or `applied` are looked up again for a while. Nothing is committed before they are right.
+    Offsets below `scored` or `applied`, and none where there must be one, are looked up again for a while. Nothing is
+    committed before they are right. Raises `OffsetsBehind` and `UsageError` as `starting_points` does.
     """
     deadline = Deadline(BEHIND_S)
     while True:
-        committed = reader.committed(sources)
-        low = {source: reader.offset_bounds(source)[0] for source, offset in committed.items() if offset is None}
-        at = {source: low[source] if offset is None else offset for source, offset in committed.items()}
-        behind = [s for s in sources if at[s] < max(scored.get(s, 0), applied.get(s, 0))]
+        found = reader.committed(sources)
+        behind = [error for s, at in found.items() if (error := _behind(s, at, scored.get(s), applied)) is not None]
         if not behind:
             break
         if not deadline.remaining_s:
-            source = behind[0]
-            raise _behind(source, at[source], scored.get(source, 0), applied.get(source, 0))
+            raise behind[0]
         time.sleep(LOOK_UP_EVERY_S)
-    fresh = {source: reader.offset_bounds(source)[1] if start == "latest" else offset for source, offset in low.items()}
+    bounds = {source: reader.offset_bounds(source) for source, at in found.items() if at is None}
+    fresh = {source: high if start == "latest" else low for source, (low, high) in bounds.items()}
     if fresh:
         # Kept at once: "latest" must not move when the scorer restarts before its first batch.
         reader.commit(fresh)
-    return at | fresh, fresh
+    return {source: at for source, at in found.items() if at is not None} | fresh, fresh
 
 
-def _behind(source: SourcePartition, at: int, scored: int, applied: int) -> StreamScorerError:
-    where = f"{source.topic}[{source.partition}]"
-    if at < scored:
+def _behind(
+    source: SourcePartition, at: int | None, scored: int | None, applied: AppliedOffsets | None
+) -> StreamScorerError | None:
+    """What is wrong with the committed offset `at`, which is None if there is none; None if nothing is.
+
+    A partition from which the rows have records (its watermark shows it) had an offset.
+    """
+    where, told = f"{source.topic}[{source.partition}]", "none" if at is None else str(at)
+    if scored is not None and (at is None or at < scored):
         return OffsetsBehind(
-            f"the broker reports an older offset of the group on {where} than this scorer has committed ({at} < {scored})",
+            f"the broker reports an older offset of the group on {where} than this scorer has seen ({told}, not {scored})",
             hint="A broker that has just started may do so for a while. Was the group reset while it ran?",
         )
-    return UsageError(
-        f"the features in Redis are ahead of the group's offset on {where} ({applied} > {at})",
-        hint="Was the group rewound? Score again under another `scorer.group`, which gets its own features.",
-    )
+    if applied is None:
+        return None
+    reached = applied.next_offset.get(source, 0)
+    if at is None and applied.watermark.get(source, -1) >= 0:
+        return UsageError(
+            f"the group no longer has an offset of {where}, and features reach {reached}",
+            hint="Kafka deletes offsets of a group without members after `offsets.retention.minutes`. Set it again: "
+            f"`kafka-consumer-groups.sh --reset-offsets --to-offset {reached} --execute` with the group and "
+            "`--topic topic:partition`.",
+        )
+    if at is not None and at < reached:
+        return UsageError(
+            f"the features in Redis are ahead of the group's offset on {where} ({reached} > {at})",
+            hint="Was the group rewound? Score again under another `scorer.group`, which gets its own features.",
+        )
+    return None
 
 
 def find_beginning(log: LogEnds, transactions: str, labels: str, checked: CheckedSpec) -> Beginning:

@@ -92,6 +92,16 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "LOOK_UP_EVERY_S", 0.001)
 
 
+def _with_records() -> MemoryMarkedRows:
+    """Rows that have the records up to offset 10."""
+    store = MemoryMarkedRows(_begun(8), [SOURCE], Failpoints(), per_call=10)
+    assert store.open() is not None
+    update = RowUpdate.nothing()
+    update.spans = [Span(SOURCE, 8, 10, NOW)]
+    store.apply(update)
+    return store
+
+
 class _Loading:
     """A reader whose broker has just started: it reports these offsets in turn, and the last one from then on."""
 
@@ -113,7 +123,7 @@ class _Loading:
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 @pytest.mark.parametrize("answers", [(3, 7, 12), (None, None, 12)])
 def test_a_broker_that_loads_its_offsets_is_asked_again(answers: tuple[int | None, ...], start: StartPolicy) -> None:
-    store = MemoryMarkedRows(_begun(10), [SOURCE], Failpoints(), per_call=10)
+    store = _with_records()
     reader = _Loading(*answers)
     points = starting_points(reader, store, [SOURCE], [SOURCE], start)  # type: ignore[arg-type]
     assert (points.read_from, points.score_from, reader.commits) == ({SOURCE: 10}, {SOURCE: 12}, [])
@@ -126,14 +136,14 @@ def test_a_broker_that_loads_its_offsets_is_asked_again(answers: tuple[int | Non
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 @pytest.mark.parametrize("answer", [3, None])
 def test_nothing_is_scored_or_committed_from_old_offsets(answer: int | None, start: StartPolicy) -> None:
-    for store in (None, MemoryMarkedRows(_begun(10), [SOURCE], Failpoints(), per_call=10)):
+    for store in (None, _with_records()):
         reader = _Loading(answer)
-        with pytest.raises(OffsetsBehind, match=r"transactions\[0\] than this scorer has committed"):
+        with pytest.raises(OffsetsBehind, match=r"transactions\[0\] than this scorer has seen"):
             starting_points(reader, store, [SOURCE], [SOURCE], start, scored={SOURCE: 11})  # type: ignore[arg-type]
         assert not reader.commits
     reader = _Loading(answer)
-    store = MemoryMarkedRows(_begun(10), [SOURCE], Failpoints(), per_call=10)
-    with pytest.raises(UsageError, match="ahead of the group's offset"):
+    store = _with_records()
+    with pytest.raises(UsageError, match="features"):
         starting_points(reader, store, [SOURCE], [SOURCE], start)  # type: ignore[arg-type]
     assert not reader.commits
 
@@ -219,3 +229,27 @@ def test_rows_that_lack_deleted_records_are_begun_anew_from_what_is_left(target:
     applied = store.open()
     assert applied is not None
     assert (applied.next_offset, applied.target, applied.beginning) == ({SOURCE: 2}, {SOURCE: 5}, Beginning(7, 0))
+
+
+class _Expired(_Alone):
+    """A reader of a group whose offsets the broker has deleted."""
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
+        return dict.fromkeys(partitions)
+
+    def commit(self, offsets: dict[SourcePartition, int]) -> None:
+        self.begun = offsets
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_a_group_whose_offsets_have_expired_neither_skips_records_nor_scores_them_again(start: StartPolicy) -> None:
+    server = _begun(0)
+    store, group = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10), _Expired()
+    log: dict[str, Any] = {"reader": group, "sources": [SOURCE], "inputs": [SOURCE], "start": start}
+    starting_points(store=store, **log)  # another scorer has begun the rows, but none has scored this partition
+    assert group.begun == {SOURCE: 2 if start == "earliest" else 100}
+    update = RowUpdate.nothing()
+    update.spans = [Span(SOURCE, 0, 5, NOW)]
+    store.apply(update)
+    with pytest.raises(UsageError, match=r"no longer has an offset of transactions\[0\], and features reach 5"):
+        starting_points(store=store, **log)
