@@ -68,3 +68,7 @@ def test_values_that_tell_no_time() -> None:
     assert times.dtype == np.int64
     assert times.tolist() == [7, -1, -1, -1, -1, -1, -1, -1]
     assert times_of("at")([b'{"at":%d}' % 2**70])[0] in (-1, (1 << 62) - 1)
+
+
+def test_a_time_of_any_number_of_digits_ends_nobody() -> None:
+    assert times_of("at")([b'{"at":%d}' % -(2**70), b'{"at":-5}']).tolist() == [-1, -1]
