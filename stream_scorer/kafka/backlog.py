@@ -16,9 +16,13 @@ import numpy as np
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
+from stream_scorer.clock import SystemClock
 from stream_scorer.positions import SourcePartition
 
 NEVER = 1 << 62
+# A time that is further ahead of the wall clock, or in another unit, does not count: as a maximum, it would hold back
+# all later records of its partition until the backlog is drained. One day.
+AHEAD_MS = 24 * 3_600_000
 I64 = NDArray[np.int64]
 # Event times (n,) of n values of a topic, ms; -1 if a value has none.
 TimesOf = Callable[[Sequence[bytes | None]], I64]
@@ -84,6 +88,7 @@ class Backlog:
         if new:
             read_times = self._times_of.get(source.topic)
             times = read_times(new) if read_times is not None else np.full(len(new), -1, dtype=np.int64)
+            times[times > SystemClock().now_ms() + AHEAD_MS] = -1
             running = np.maximum.accumulate(np.concatenate([[self._newest.get(source, -1)], times]))[1:]
             known.extend(running.tolist())
             self._newest[source] = int(running[-1])

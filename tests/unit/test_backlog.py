@@ -72,3 +72,8 @@ def test_values_that_tell_no_time() -> None:
 
 def test_a_time_of_any_number_of_digits_ends_nobody() -> None:
     assert times_of("at")([b'{"at":%d}' % -(2**70), b'{"at":-5}']).tolist() == [-1, -1]
+
+
+def test_a_time_that_is_ahead_of_the_clock_does_not_hold_its_partition_back() -> None:
+    backlog = filled(a=[10, 10**15, 11, 13], b=[12, 14, 15, 16])
+    assert [v for *_, v in taken(backlog, 5)][3:] == [b'{"at":12}', b'{"at":13}']
