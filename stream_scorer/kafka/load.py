@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, cast
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -16,6 +16,7 @@ from stream_scorer.errors import BrokerUnavailable, UsageError
 from stream_scorer.kafka.clients import find_refusal, open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
+from stream_scorer.kafka.headers import headers_of
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.kafka.producer import PlainProducer
 from stream_scorer.serde.raw import Headers
@@ -164,7 +165,7 @@ class RecordFollower:
                 raise known
             partition, offset = message.partition(), message.offset()
             assert partition is not None and offset is not None
-            headers = cast(Headers | None, message.headers())
+            headers = headers_of(message)
             records.append(
                 FollowedRecord(partition, offset, message.key(), message.value(), message.timestamp()[1], headers)
             )

@@ -15,8 +15,9 @@ from stream_scorer.errors import RecordsDeleted, StreamScorerError
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.headers import headers_of
 from stream_scorer.positions import SourcePartition
-from stream_scorer.serde.raw import Headers, RawRecords
+from stream_scorer.serde.raw import RawRecords
 
 # Maximum time without an answer. A restarting broker answers again within half a minute.
 SILENCE_S = 40.0
@@ -190,5 +191,5 @@ def _columns(source: SourcePartition, messages: list[Message]) -> RawRecords:
         timestamp=np.array([m.timestamp()[1] for m in messages], dtype=np.int64),
         key=[m.key() for m in messages],
         value=[m.value() for m in messages],
-        headers=[cast(Headers | None, m.headers()) for m in messages],
+        headers=[headers_of(m) for m in messages],
     )

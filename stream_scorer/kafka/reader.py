@@ -22,9 +22,10 @@ from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.headers import headers_of
 from stream_scorer.kafka.stall import EndQuery, StallWatch
 from stream_scorer.positions import SourcePartition
-from stream_scorer.serde.raw import Headers, RawRecords, Read
+from stream_scorer.serde.raw import RawRecords, Read
 
 _log = logging.getLogger(__name__)
 # Two scorers with the same instance name fence each other in turn. After so many replacements the scorer ends.
@@ -349,7 +350,7 @@ def _columns(topic: str, messages: list[Message]) -> RawRecords:
         timestamp=np.array([m.timestamp()[1] for m in messages], dtype=np.int64),
         key=[m.key() for m in messages],
         value=[m.value() for m in messages],
-        headers=[cast(Headers | None, m.headers()) for m in messages],
+        headers=[headers_of(m) for m in messages],
     )
 
 

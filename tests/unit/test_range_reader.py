@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from stream_scorer.kafka import range_reader
+from stream_scorer.kafka import range_reader, reader
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.positions import SourcePartition
 
@@ -33,6 +33,19 @@ class Message:
         return None
 
     value = headers = key
+
+    def topic(self) -> str:
+        return SOURCE.topic
+
+    def partition(self) -> int:
+        return SOURCE.partition
+
+
+class Unreadable(Message):
+    """A record with a header name that is not UTF-8, as confluent_kafka returns it."""
+
+    def headers(self) -> None:  # type: ignore[override]
+        raise SystemError("<method 'headers'> returned a result with an exception set")
 
 
 class Fetches:
@@ -61,8 +74,8 @@ class Fetches:
 
 def read(monkeypatch: pytest.MonkeyPatch, consumer: Fetches, stop: int) -> list[int]:
     monkeypatch.setattr(range_reader, "open_consumer", lambda _config: consumer)
-    reader = RangeReader("nowhere:1", client_id="test")
-    return [offset for records in reader.read(SOURCE, 0, stop) for offset in records.offset.tolist()]
+    ranges = RangeReader("nowhere:1", client_id="test")
+    return [offset for records in ranges.read(SOURCE, 0, stop) for offset in records.offset.tolist()]
 
 
 def records(low: int, high: int) -> list[Message]:
@@ -86,3 +99,9 @@ def test_records_behind_an_end_in_the_same_fetch_are_read(monkeypatch: pytest.Mo
 def test_markers_at_the_end_and_an_open_transaction_end_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(monkeypatch, Fetches([[*records(0, 9), Message(10, end=True)]], []), 10) == list(range(9))
     assert read(monkeypatch, Fetches([[*records(0, 6), Message(6, end=True)]], [6]), 10) == list(range(6))
+
+
+def test_a_header_name_that_is_not_utf_8_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(monkeypatch, Fetches([[Unreadable(0), Message(1)]], []), 2) == [0, 1]
+    found = reader._columns("transactions", [Unreadable(0), Message(1)])  # type: ignore[list-item]
+    assert found.headers == [None, None]
