@@ -10,6 +10,7 @@ Keys, all under one hash tag so that they share a slot::
     {ns}:<epoch>:r:<window> revision of what was published about a window
     {ns}:<epoch>:k:<name>   bytes that the leader keeps
     {ns}:lead               the process that publishes
+    {ns}:try:<type>         for a minute: whether the user may run every command
 
 Epoch and applied offsets are in one hash, so Redis loses both or neither. After a loss, the next `open` returns a new
 epoch, and everything is counted again from the beginning of the topics, in keys that no leftover can mix into.
@@ -97,8 +98,9 @@ class CounterStore:
     def open(self, new_epoch: str, first: Mapping[str, int]) -> Head:
         """Begin `new_epoch` if there is no epoch, and set the applied offsets that are missing to `first`."""
         pairs = [str(x) for pair in first.items() for x in pair]
+        keys = [self._head, *(f"{self._root}try:{kind}" for kind in ("hash", "set", "zset"))]
         with mapped_errors():
-            self._epoch = cast(bytes, self._open(keys=[self._head], args=[new_epoch, *pairs])).decode()
+            self._epoch = cast(bytes, self._open(keys=keys, args=[new_epoch, *pairs])).decode()
         return self.head()
 
     def skip_to(self, source: str, mark: int) -> None:
