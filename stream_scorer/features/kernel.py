@@ -48,7 +48,8 @@ def find_duplicates(rows: Rows, key_of: I64, id_hash: I64, limit: int) -> NDArra
 
     Args:
         key_of: (n,) int64, the row of each event, -1 for none. id_hash: (n,) int64. limit: how many transactions of the
-            batch and entries of the row, newest first, are compared.
+            batch and the row, newest first, are compared. Labels do not count: how they lie between transactions
+            differs between live scoring and a recomputation.
     """
     entries, start, end = rows.entries, rows.start, rows.end
     n = key_of.shape[0]
@@ -63,11 +64,12 @@ def find_duplicates(rows: Rows, key_of: I64, id_hash: I64, limit: int) -> NDArra
             duplicate[i] = id_hash[j] == id_hash[i]
             left -= 1
             j = previous[j]
-        low = max(start[key], end[key] - left)
-        for e in range(end[key] - 1, low - 1, -1):
-            if duplicate[i]:
-                break
-            duplicate[i] = entries[e, KIND] == TRANSACTION and entries[e, HASH] == id_hash[i]
+        e = end[key] - 1
+        while e >= start[key] and left > 0 and not duplicate[i] and entries[e, KIND] >= TRANSACTION:
+            if entries[e, KIND] == TRANSACTION:
+                duplicate[i] = entries[e, HASH] == id_hash[i]
+                left -= 1
+            e -= 1
         if not duplicate[i]:
             previous[i] = newest[key]
             newest[key] = i

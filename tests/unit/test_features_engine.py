@@ -323,3 +323,28 @@ views:
         store.apply(enriched.update)
         found += enriched.matrix[:, 0].tolist()
     assert found[-1] == n - 1
+
+
+def test_labels_do_not_hide_a_repeated_id() -> None:
+    checked = parse_spec(
+        HEAD
+        + """
+entities: {who: {field: who}}
+partition_entity: who
+limits: {row_entries: 16}
+views:
+  - {name: risk, entity: who, windows: [1h], delay: 1ms, aggregates: [label_count]}
+"""
+    )
+    n = 10
+    labels = {
+        "event_id": [f"b{i}" for i in range(n)], "event_time": [1] * n, "label": ["fraud"] * n, "labelled_at": [9] * n,
+        "who": ["x"] * n,
+    }  # fmt: skip
+    no_labels = NO_LABELS | {"who": []}
+    for labels_first in (False, True):  # as in a recomputation, or as in live scoring
+        engine, store = FeatureEngine(checked), MemoryRowStore()
+        parts = [(no_labels, list(range(n))), (labels, [])]
+        for given_labels, times in [*(reversed(parts) if labels_first else parts)]:
+            store.apply(engine.enrich(given(checked, given_labels, 0, times), store).update)
+        assert engine.enrich(given(checked, no_labels, 0, [0]), store).duplicate.tolist() == [True]
