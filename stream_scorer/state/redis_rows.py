@@ -72,6 +72,7 @@ class RedisRowStore:
         self._epoch_pointer = self._common.building if beside else self._common.epoch
         self._acknowledged: dict[SourcePartition, int] = {}
         self._trim_before = -1
+        self._first_period = 0
         self._apply_script = client.register_script(scripts.load("apply_rows"))
         self._init_script = client.register_script(scripts.load("init_rows"))
         self._take_over_script = client.register_script(scripts.load("take_over"))
@@ -162,14 +163,14 @@ class RedisRowStore:
             if applied.next_offset[source] < offset:
                 raise StateGap(f"Redis has lost updates of {source.topic}[{source.partition}]")
         self._trim_before = applied.slowest_watermark() - self._horizon_ms
+        self._first_period = self._first_witness_period(applied)
         rows = values[len(state) :]
         self._require_no_witness([key for key, row in zip(keys, rows, strict=True) if row is None], applied)
         return rows, applied
 
     def _require_no_witness(self, missing: list[bytes], applied: AppliedOffsets) -> None:
         """Raise `StateGap`, and give the epoch up, if one of the `missing` rows existed within the horizon."""
-        newest = applied.newest_watermark()
-        first, last = max(newest - self._horizon_ms, 0) // WITNESS_PERIOD_MS, newest // WITNESS_PERIOD_MS
+        first, last = self._first_witness_period(applied), applied.newest_watermark() // WITNESS_PERIOD_MS
         for low in range(0, len(missing), MAX_ENTRIES_PER_CALL):
             part = missing[low : low + MAX_ENTRIES_PER_CALL]
             hashes = [key_hash(key) for key in part]
@@ -183,6 +184,10 @@ class RedisRowStore:
             if any(row is None for row in now):
                 self.give_up()
                 raise StateGap("Redis has lost a row")
+
+    def _first_witness_period(self, applied: AppliedOffsets) -> int:
+        """The first period in which a row that is missing would have existed within the horizon."""
+        return max(applied.newest_watermark() - self._horizon_ms, 0) // WITNESS_PERIOD_MS
 
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`: one script call per `MAX_ENTRIES_PER_CALL` entries, each of them atomic."""
@@ -232,8 +237,14 @@ class RedisRowStore:
         args += update.payloads
         owners = (np.searchsorted(update.bounds, opens, side="right") - 1).tolist()
         for place, owner in zip(opens, owners, strict=True):
-            hashed = key_hash(update.keys[owner])
-            keys.append(layout.witness(int(update.entries[place, TIME]) // WITNESS_PERIOD_MS, hashed))
+            hashed, period = key_hash(update.keys[owner]), int(update.entries[place, TIME]) // WITNESS_PERIOD_MS
+            keys.append(layout.witness(period, hashed))
+            if period < self._first_period:
+                # Rows of this period may have been retired, some before their witnesses: these prove no loss any more.
+                source = spans[update.span_of[place]].source
+                hashed = key_hash(
+                    f"{source.topic}:{source.partition}:{update.offset[place]}:".encode() + update.keys[owner]
+                )
             row = -(owner + 1) if update.opens[place] == BEGINS else owner + 1
             args += [b"%d" % hashed, b"%d" % row]
         for key, compaction in update.compactions.items():

@@ -126,6 +126,22 @@ def test_an_event_of_a_period_whose_witnesses_are_still_there_begins_a_row_that_
     assert rows(redis)[1] is not None
 
 
+def test_an_event_older_than_the_horizon_begins_a_row_although_a_witness_was_left(store: Store, url: str) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 3))
+    redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
+    client = connect(url)
+    witnesses = {key: client.smembers(key) for key in client.keys("*:seen:0:*")}
+    redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0)
+    client.delete(redis.retired_key)  # a long pass forgets what it has deleted
+    for key, members in witnesses.items():
+        client.sadd(key, *members)
+    redis.read([])
+    redis.apply(update(A, 4, 6))
+    redis.apply(update(A, 6, 9, opens=OPENS))
+    assert rows(redis)[1] is not None
+
+
 def test_a_pass_forgets_what_it_deleted_before_there_is_too_much_of_it(
     store: Store, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
