@@ -132,13 +132,12 @@ class RedisRowStore:
         old, new = self._keys.epoch, uuid.uuid4().hex[:12].encode()
         self._use_epoch(new)
         self._acknowledged.clear()
-        keys = [self._epoch_pointer, *self._keys.applied.values()]
+        keys = [self._epoch_pointer, self._keys.beginning, *self._keys.applied.values()]
         applied = [APPLIED.pack(next_offset[source], -1, target.get(source, 0)) for source in self._sources]
+        self._beginning = beginning
         with mapped_errors():
-            if any(beginning):
-                self._client.set(self._keys.beginning, b"%d:%d" % beginning)
-                self._beginning = beginning
-            return bool(self._init_script(keys=keys, args=[old, new, *applied]))
+            text = b"%d:%d" % beginning if any(beginning) else b""
+            return bool(self._init_script(keys=keys, args=[old, new, text, *applied]))
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
         """See `RowStore.read`: one MGET, and a look-up of witnesses for the rows that are missing.

@@ -19,7 +19,7 @@ from stream_scorer.state.client import connect
 from stream_scorer.state.keys import UNUSED_MS
 from stream_scorer.state.redis_rows import RedisRowStore
 from stream_scorer.state.row_format import LAYOUT_VERSION
-from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, MemoryRowStore, RowUpdate
+from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Beginning, MemoryRowStore, RowUpdate
 
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
@@ -78,6 +78,24 @@ def test_sweeping_deletes_the_keys_of_earlier_epochs(store: Store, url: str) -> 
     assert redis.sweep() > 0
     assert all(redis.epoch.encode() in key or key.endswith((b":epoch", b":used")) for key in connect(url).keys("*"))
     assert None not in rows(redis)
+
+
+def test_sweeping_does_not_take_the_beginning_of_an_epoch_that_begins_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, redis = opened(store), store()
+    assert redis.open() is not None
+    begin = redis._init_script
+
+    def sweep_first(**arguments: list[bytes]) -> object:
+        other.sweep()
+        return begin(**arguments)
+
+    monkeypatch.setattr(redis, "_init_script", sweep_first)
+    assert redis.init({A: 0, B: 0}, {A: 10}, Beginning(transactions=5))
+    applied = redis.open()
+    assert applied is not None
+    assert applied.beginning == Beginning(transactions=5)
 
 
 DAY = 24 * HOUR

@@ -1,9 +1,10 @@
 -- Begins a new epoch with its applied offsets, unless another process has begun one.
 --
--- KEYS: epoch pointer | applied offsets of each partition
--- ARGV: epoch to replace, empty for none | new epoch | packed applied offsets per partition
+-- KEYS: epoch pointer | beginning | applied offsets of each partition
+-- ARGV: epoch to replace, empty for none | new epoch | beginning, empty for none | packed applied offsets per partition
 local current = redis.call('GET', KEYS[1]) or ''
 if current ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
-for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 1]) end
+if ARGV[3] ~= '' then redis.call('SET', KEYS[2], ARGV[3]) end
+for i = 3, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 1]) end
 return 1
