@@ -145,7 +145,12 @@ def test_a_cancelled_probe_reports_nothing() -> None:
 def make_manager(store: Store, in_flight: InFlight) -> StateManager:
     probe = WriteProbe(store.probe_write, first_delay_s=0.001)
     return StateManager(
-        Availability(Metrics()), in_flight, probe, lambda _reader, _owned: StartingPoints({}, {}), None, Metrics()
+        Availability(Metrics()),
+        in_flight,
+        probe,
+        lambda _reader, _owned, _scored: StartingPoints({}, {}),
+        None,
+        Metrics(),
     )
 
 
@@ -199,7 +204,7 @@ class DeletedLog:
 def test_a_catch_up_whose_records_are_deleted_meanwhile_leads_to_a_resync_and_not_to_the_end_of_the_scorer() -> None:
     behind = StartingPoints({A: 5}, {A: 5}, State.CATCHING_UP)
     manager = StateManager(
-        Availability(Metrics()), InFlight(), WriteProbe(Store().probe_write), lambda _reader, _owned: behind,
+        Availability(Metrics()), InFlight(), WriteProbe(Store().probe_write), lambda _reader, _owned, _scored: behind,
         lambda _committed, _on_progress: DeletedLog(), Metrics(),  # type: ignore[arg-type, return-value]
     )  # fmt: skip
     manager.start(None, [A])  # type: ignore[arg-type]
