@@ -350,7 +350,7 @@ class JoinerService:
         """Resync, then join batch by batch until `stop` is set.
 
         Raises:
-            StreamScorerError: Kafka remains unavailable, or the store belongs to other topics.
+            StreamScorerError: Kafka remains unavailable, or the store is ahead of its topics.
         """
         self._resync(stop)
         on_ready()
@@ -377,8 +377,9 @@ class JoinerService:
         for at in self._inputs:
             if stored.get(at, 0) > max(ends[at][1], 0) or (at in committed and stored.get(at, 0) > committed[at]):
                 raise StreamScorerError(
-                    f"the joiner's store is ahead of {at[0]}[{at[1]}]: it belongs to other topics",
-                    hint="The topics were recreated or the store was copied. Start with an empty --state-dir.",
+                    f"the joiner's store is ahead of {at[0]}[{at[1]}]",
+                    hint="A broker that has just started may report old offsets for a while. If this lasts, the topics were "
+                    "created again or the store was copied: start with an empty --state-dir.",
                 )
         behind = {at: end for at, end in committed.items() if stored.get(at, 0) < end and ends[at][0] < end}
         if behind:
