@@ -592,9 +592,9 @@ def label_changes(rows: Rows, labels: LabelEvents, limit: int) -> tuple[I64, I64
         limit: how many label changes of the entity, newest first, are compared.
 
     Returns:
-        change: (n,) int64, -1, 0 or 1. time: (n,) int64, of the transaction. A change of a label takes it from the label
-        that it reverses, because both must count in the same windows, whatever time the second one claims. since: (n,)
-        int64, at least 1: when the label was given, but not before the label that it reverses.
+        change: (n,) int64, -1, 0 or 1. time: (n,) int64, of the transaction. A label that reverses another one takes it
+        from there, because both must count in the same windows, whatever time the second one claims. since: (n,) int64,
+        at least 1: when the label was given, but not before the label that it reverses.
     """
     entries, start, end = rows.entries, rows.start, rows.end
     key_of, id_hash = labels.key_of, labels.id_hash

@@ -378,8 +378,8 @@ class JoinerService:
             if stored.get(at, 0) > max(ends[at][1], 0) or (at in committed and stored.get(at, 0) > committed[at]):
                 raise StreamScorerError(
                     f"the joiner's store is ahead of {at[0]}[{at[1]}]",
-                    hint="A broker that has just started may report old offsets for a while. If this lasts, the topics were "
-                    "created again or the store was copied: start with an empty --state-dir.",
+                    hint="A broker that has just started may report old offsets for a while. If this lasts, the topics "
+                    "were created again or the store was copied: start with an empty --state-dir.",
                 )
         behind = {at: end for at, end in committed.items() if stored.get(at, 0) < end and ends[at][0] < end}
         if behind:

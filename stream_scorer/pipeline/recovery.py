@@ -83,9 +83,9 @@ def starting_points(
             anew; see `find_beginning`. scored: offsets that this process knows to be committed.
 
     Raises:
-        OffsetsBehind: the broker reports offsets below `scored`, or none, for some seconds. UsageError: an applied offset
-            remains above the committed one, or there is no committed one any more. A partition is new since the scorer
-            started.
+        OffsetsBehind: the broker reports offsets below `scored`, or none, for some seconds. UsageError: an applied
+            offset remains above the committed one, or there is no committed one any more. A partition is new since the
+            scorer started.
     """
     look_up = partial(_committed, reader, sources, start, scored)
     try:
@@ -104,7 +104,7 @@ def starting_points(
     except StateUnavailable as error:
         score_from, _ = look_up(None)
         return StartingPoints(dict(score_from), score_from, State.DEGRADED, error.message)
-    read_from = _read_from(applied, sources, score_from)
+    read_from = _read_from(applied, sources)
     if not applied.complete:
         return StartingPoints(dict(score_from), score_from, State.REBUILDING, "rows were lost")
     points = StartingPoints(read_from, score_from)
@@ -125,10 +125,8 @@ def _lack_records(reader: Reader, applied: AppliedOffsets, score_from: dict[Sour
     return False
 
 
-def _read_from(
-    applied: AppliedOffsets, sources: list[SourcePartition], score_from: dict[SourcePartition, int]
-) -> dict[SourcePartition, int]:
-    """The applied offset of each source. Raises `UsageError` as `starting_points` does."""
+def _read_from(applied: AppliedOffsets, sources: list[SourcePartition]) -> dict[SourcePartition, int]:
+    """The applied offset of each source. Raises `UsageError` for a partition that the rows do not know."""
     added = [source for source in sources if source not in applied.next_offset]
     if added:
         raise UsageError(
@@ -177,7 +175,7 @@ def _behind(
     where, told = f"{source.topic}[{source.partition}]", "none" if at is None else str(at)
     if scored is not None and (at is None or at < scored):
         return OffsetsBehind(
-            f"the broker reports an older offset of the group on {where} than this scorer has seen ({told}, not {scored})",
+            f"the broker reports an older offset of the group on {where} than before ({told}, not {scored})",
             hint="A broker that has just started may do so for a while. Was the group reset while it ran?",
         )
     if applied is None:

@@ -138,7 +138,7 @@ def test_a_broker_that_loads_its_offsets_is_asked_again(answers: tuple[int | Non
 def test_nothing_is_scored_or_committed_from_old_offsets(answer: int | None, start: StartPolicy) -> None:
     for store in (None, _with_records()):
         reader = _Loading(answer)
-        with pytest.raises(OffsetsBehind, match=r"transactions\[0\] than this scorer has seen"):
+        with pytest.raises(OffsetsBehind, match=r"transactions\[0\] than before"):
             starting_points(reader, store, [SOURCE], [SOURCE], start, scored={SOURCE: 11})  # type: ignore[arg-type]
         assert not reader.commits
     reader = _Loading(answer)
