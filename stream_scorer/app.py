@@ -7,7 +7,7 @@ import hashlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -70,7 +70,7 @@ from stream_scorer.pipeline.publish import DEAD_LETTER_MARGIN_BYTES, Publisher
 from stream_scorer.pipeline.recovery import MAX_INLINE, StartingPoints, find_beginning, starting_points
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.pipeline.state_manager import OnProgress, StateManager
-from stream_scorer.positions import SourcePartition
+from stream_scorer.positions import Offsets, SourcePartition
 from stream_scorer.records import ServedVersion
 from stream_scorer.serde.peek import times_of
 from stream_scorer.settings import Settings
@@ -171,9 +171,7 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
         with closing(open_log(settings)) as log:
             return find_beginning(log, topics.transactions, topics.labels, checked)
 
-    def find_start(
-        reader: Reader, owned: list[SourcePartition], scored: Mapping[SourcePartition, int]
-    ) -> StartingPoints:
+    def find_start(reader: Reader, owned: list[SourcePartition], scored: Offsets) -> StartingPoints:
         with suppress(StateUnavailable):  # `starting_points` finds out and degrades
             store.check_eviction_policy()
         return starting_points(reader, store, owned, sources, settings["scorer.start"], max_inline, beginning, scored)
@@ -457,9 +455,7 @@ def passthrough(settings: Settings, metrics: m.Metrics, _health: Health) -> Iter
         for partition, key, value in zip(records.partition.tolist(), records.key, records.value, strict=True):
             sink.produce(topics.scores, partition, key, value or b"")
 
-    def find_start(
-        reader: Reader, owned: list[SourcePartition], scored: Mapping[SourcePartition, int]
-    ) -> StartingPoints:
+    def find_start(reader: Reader, owned: list[SourcePartition], scored: Offsets) -> StartingPoints:
         return starting_points(reader, None, owned, sources, settings["scorer.start"], scored=scored)
 
     state = StateManager(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 
 class SourcePartition(NamedTuple):
@@ -10,6 +11,9 @@ class SourcePartition(NamedTuple):
 
     topic: str
     partition: int
+
+
+Offsets: TypeAlias = Mapping[SourcePartition, int]
 
 
 class Span(NamedTuple):

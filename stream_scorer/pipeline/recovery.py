@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -28,7 +28,7 @@ from stream_scorer.clock import Deadline
 from stream_scorer.errors import OffsetsBehind, StateUnavailable, StreamScorerError, UsageError
 from stream_scorer.pipeline.availability import State
 from stream_scorer.pipeline.ports import LogEnds, Reader
-from stream_scorer.positions import SourcePartition
+from stream_scorer.positions import Offsets, SourcePartition
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
@@ -71,7 +71,7 @@ def starting_points(
     start: StartPolicy,
     max_inline: int = MAX_INLINE,
     find_beginning: Callable[[], Beginning] = Beginning,
-    scored: Mapping[SourcePartition, int] = MappingProxyType({}),
+    scored: Offsets = MappingProxyType({}),
 ) -> StartingPoints:
     """Decide for the assigned `sources`; `inputs` are all partitions of the input topics.
 
@@ -140,7 +140,7 @@ def _committed(
     reader: Reader,
     sources: list[SourcePartition],
     start: StartPolicy,
-    scored: Mapping[SourcePartition, int],
+    scored: Offsets,
     applied: AppliedOffsets | None,
 ) -> tuple[dict[SourcePartition, int], dict[SourcePartition, int]]:
     """The first offset to score of each partition, and those among them where the group begins only now.
@@ -230,7 +230,7 @@ def _begin(
     store: MarkedRowStore,
     inputs: list[SourcePartition],
     beginning: Beginning,
-    scored: Mapping[SourcePartition, int],
+    scored: Offsets,
     *,
     lost: bool,
 ) -> None:

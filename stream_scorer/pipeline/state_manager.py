@@ -8,7 +8,7 @@ the log while scoring goes on without features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import RecordsDeleted, StateGap, UnavailableError
@@ -19,11 +19,11 @@ from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.probe import WriteProbe
 from stream_scorer.pipeline.recovery import StartingPoints
-from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.positions import Offsets, SourcePartition, Span
 
 _log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
-FindStart = Callable[[Reader, list[SourcePartition], Mapping[SourcePartition, int]], StartingPoints]
+FindStart = Callable[[Reader, list[SourcePartition], Offsets], StartingPoints]
 # Its thread looks at its stop flag after every piece, and a call to Redis ends after its timeout.
 STOP_CATCH_UP_S = 10.0
 
