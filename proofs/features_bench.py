@@ -177,6 +177,6 @@ def _stages(path: Path, checked: Any, ensemble: Ensemble, keys: list[bytes], val
 
 def _break() -> None:
     """Rows are never folded, and read whole."""
-    from stream_scorer.features.entity_rows import EntityRows
+    from stream_scorer.features import engine
 
-    EntityRows.compactions = lambda *_: {}  # type: ignore[assignment, method-assign]
+    engine.compactions = lambda *_: {}  # type: ignore[attr-defined]

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.features import aggregates, kernel, panes
+from stream_scorer.features import aggregates, freshness, kernel, panes
 from stream_scorer.features.aggregates import Scanned, columns_of, fill, scan
 from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Rows, Windows
 from stream_scorer.features.derived import FUNCTIONS
-from stream_scorer.features.entity_rows import EntityRows, Owners, Pending, UpdateBuilder
+from stream_scorer.features.entity_rows import EntityRows, Owners, UpdateBuilder, compactions, take_rows
 from stream_scorer.features.freshness import Ages, labels_age, partitions_age, watermarks
 from stream_scorer.features.plan import FeaturePlan, make_plan, of_entity
 from stream_scorer.positions import SourcePartition, Span
@@ -25,7 +25,7 @@ from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
 from stream_scorer.state.row_format import VALUE, pack, unpack
-from stream_scorer.state.rows import AppliedOffsets, Compaction, MemoryRowStore, RowStore, RowUpdate, Sharding
+from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore, RowStore, RowUpdate, Sharding
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -124,6 +124,7 @@ class FeatureEngine:
         kernel.label_changes(rows, LabelEvents(none, none, none, flags, none), 1)
         panes.warm()
         aggregates.warm()
+        freshness.warm()
 
     def enrich(
         self,
@@ -146,7 +147,9 @@ class FeatureEngine:
         pending = [(update, update.pending(applied)) for update in in_flight]
         pending = [(update, mask) for update, mask in pending if mask is not False]
         builder = UpdateBuilder()
-        compactions = self._prepare_rows(entities, stored, applied, pending)
+        rows = take_rows(entities, keys, stored, pending)
+        past_ms = applied.slowest_active_watermark() - self._lateness_ms
+        shortened = compactions(entities, rows, stored, pending, self.plan.row_entries, past_ms)
         if len(events.labels):
             self._add_labels(entities, events, builder)
         if duplicate is None:
@@ -159,7 +162,7 @@ class FeatureEngine:
         ages = self._ages(events, applied, in_flight)
         matrix, status = self._assemble(events.transactions, scanned, seen, ages, applied)
         _add_transactions(entities, seen, events, builder)
-        update = builder.build(events.spans, keys, compactions)
+        update = builder.build(events.spans, keys, shortened)
         return Enriched(matrix, status, duplicate, _positions_seen(applied, events, in_flight), update, ages)
 
     def without_state(self, events: EventBatch, reason: str) -> Enriched:
@@ -242,21 +245,6 @@ class FeatureEngine:
             entities.append(mine.rows_of(plan, prefix, len(keys)))
             keys += entities[-1].keys
         return entities, keys
-
-    def _prepare_rows(
-        self,
-        entities: list[EntityRows],
-        stored: Sequence[bytes | None],
-        applied: AppliedOffsets,
-        pending: Sequence[Pending],
-    ) -> dict[bytes, Compaction]:
-        """Stack every entity's rows; return the compactions of those that have become too long."""
-        past_ms = applied.slowest_active_watermark() - self._lateness_ms
-        compactions: dict[bytes, Compaction] = {}
-        for entity in entities:
-            entity.stack(stored, pending)
-            compactions |= entity.compactions(stored, pending, self.plan.row_entries, past_ms)
-        return compactions
 
     def _add_labels(self, entities: list[EntityRows], events: EventBatch, builder: UpdateBuilder) -> None:
         for entity in entities:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import count, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,23 +45,9 @@ class EntityRows:
     resident: ResidentRows | None = field(init=False)
     newest: I64 = field(init=False)
 
-    def stack(self, stored: Sequence[bytes | None], pending: Sequence[Pending]) -> None:
-        """Put the updates in flight on top of the `stored` rows of all keys of the batch; resident ones have none."""
-        mine = stored[self.first : self.first + len(self.keys)]
-        self.resident = mine if isinstance(mine, ResidentRows) else None
-        self.rows = stack(self.keys, mine, pending) if self.resident is None else Rows(*self.resident.entries())
-        self.newest = _newest_period(self.rows)
-
-    def compactions(
-        self, stored: Sequence[bytes | None], pending: Sequence[Pending], limit: int, past_ms: int
-    ) -> dict[bytes, Compaction]:
-        """The rows that have become too long, unless an update in flight already shortens them."""
-        out = {}
-        for place in panes.too_long(self.rows, limit).tolist():
-            key, row = self.keys[place], stored[self.first + place]
-            if row is not None and not any(key in update.compactions for update, _ in pending):
-                out[key] = panes.fold(row, self.plan, limit, past_ms)
-        return out
+    def of(self, column: I64) -> I64:
+        """The part of a `column` of all keys of the batch that belongs to this entity's keys."""
+        return column[self.first : self.first + len(self.keys)]
 
     def add_labels(self, labels: Labels, limit: int) -> tuple[I64, I64]:
         """Append the labels that change a fraud count; return their entries (c, 4), and which labels (c,) they are."""
@@ -110,6 +97,41 @@ class UpdateBuilder:
         return update
 
 
+def take_rows(
+    entities: Sequence[EntityRows], keys: Sequence[bytes], stored: Sequence[bytes | None], pending: Sequence[Pending]
+) -> Rows:
+    """Set the rows of each of `entities` from what is `stored` at all `keys` of the batch; return the rows of all keys.
+
+    The updates in flight come on top; resident rows have none.
+    """
+    rows = Rows(*stored.entries()) if isinstance(stored, ResidentRows) else stack(keys, stored, pending)
+    newest = _newest_period(rows)
+    for entity in entities:
+        entity.rows = Rows(rows.entries, entity.of(rows.start), entity.of(rows.end))
+        entity.newest = entity.of(newest)
+        own = stored[entity.first : entity.first + len(entity.keys)] if isinstance(stored, ResidentRows) else None
+        entity.resident = own
+    return rows
+
+
+def compactions(
+    entities: Sequence[EntityRows],
+    rows: Rows,
+    stored: Sequence[bytes | None],
+    pending: Sequence[Pending],
+    limit: int,
+    past_ms: int,
+) -> dict[bytes, Compaction]:
+    """The `rows` of all keys that have become too long, unless an update in flight already shortens them."""
+    out = {}
+    for place in panes.too_long(rows, limit).tolist():
+        entity = next(each for each in entities if place < each.first + len(each.keys))
+        key, row = entity.keys[place - entity.first], stored[place]
+        if row is not None and not any(key in update.compactions for update, _ in pending):
+            out[key] = panes.fold(row, entity.plan, limit, past_ms)
+    return out
+
+
 @dataclass(frozen=True, slots=True)
 class Owners:
     """The owners of one entity's rows in a micro-batch: several kinds of rows share them.
@@ -127,28 +149,19 @@ class Owners:
     @classmethod
     def of(cls, ids: Sequence[str | None], label_ids: Sequence[str | None]) -> Owners:
         """The owners of transactions with `ids` (n,), and of labels with `label_ids`."""
-        known: dict[str, int] = {}
-        key_of = _intern(ids, known)
-        transactions = len(known)
-        label_key_of = _intern(label_ids, known)
-        return cls(list(map(str.encode, known)), transactions, key_of, label_key_of)
+        # No Python code per id: the n-th different id gets n. None stands first, apart from them.
+        known: defaultdict[str | None, int] = defaultdict(count().__next__, {None: -1})
+        key_of = np.fromiter(map(known.__getitem__, ids), np.int64, len(ids))
+        transactions = len(known) - 1
+        label_key_of = np.fromiter(map(known.__getitem__, label_ids), np.int64, len(label_ids))
+        del known[None]
+        return cls(list(map(str.encode, known)), transactions, key_of, label_key_of)  # type: ignore[arg-type]
 
     def rows_of(self, plan: EntityPlan, prefix: bytes, first: int) -> EntityRows:
         """The rows of `plan`, whose keys begin with `prefix`; see `EntityRows` for `first`."""
         ids = self.ids if plan.takes_labels else self.ids[: self.transactions]
         label_key_of = self.label_key_of if plan.takes_labels else self.label_key_of[:0]
         return EntityRows(plan, [prefix + i for i in ids], first, self.key_of, label_key_of)
-
-
-def _intern(ids: Sequence[str | None], known: dict[str, int]) -> I64:
-    """(n,) int64: the index of each id in `known`, which grows; -1 for None."""
-    # No Python code per id.
-    new = dict.fromkeys(ids)
-    new.pop(None, None)
-    if known:
-        new = {i: None for i in new if i not in known}
-    known.update(zip(new, range(len(known), len(known) + len(new)), strict=True))  # type: ignore[arg-type]
-    return np.fromiter(map(known.get, ids, repeat(-1)), np.int64, len(ids))  # type: ignore[arg-type]
 
 
 def stack(keys: Sequence[bytes], stored: Sequence[bytes | None], pending: Sequence[Pending]) -> Rows:
@@ -165,14 +178,14 @@ def stack(keys: Sequence[bytes], stored: Sequence[bytes | None], pending: Sequen
 
 
 def _append(rows: Rows, key_of: I64, entries: I64) -> Rows:
-    """`rows` with `entries` (c, 4) at the end of the rows `key_of` (c,)."""
+    """`rows`, which follow each other without a gap, with `entries` (c, 4) at the end of the rows `key_of` (c,)."""
     if not len(entries):
         return rows
     owner = np.concatenate([np.repeat(np.arange(len(rows.start)), rows.end - rows.start), key_of])
     order = np.argsort(owner, kind="stable")
     lengths = np.bincount(owner, minlength=len(rows.start))
     ends = np.cumsum(lengths)
-    together = np.concatenate([rows.entries, entries])[order]
+    together = np.concatenate([rows.entries[rows.start[0] : rows.end[-1]], entries])[order]
     # As from `unpack`: numba compiles a kernel again for arrays that are writable.
     together.flags.writeable = False
     return Rows(together, ends - lengths, ends)

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.rows import AppliedOffsets, RowUpdate
 
 I64 = NDArray[np.int64]
+# Later than every event.
+_AHEAD = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +61,33 @@ def partitions_age(time: I64, span_of: I64, spans: list[Span], seen: dict[Source
     if not len(time):
         return time
     topic = spans[int(span_of[0])].source.topic
-    ahead = np.iinfo(np.int64).max
-    here = {spans[index].source: index for index in np.unique(span_of).tolist()}
+    present = np.bincount(span_of, minlength=len(spans)).tolist()
+    here = {span.source for span, count in zip(spans, present, strict=True) if count}
     still = [w for source, w in seen.items() if source.topic == topic and source not in here and w >= 0]
-    slowest = np.full(len(time), min(still, default=ahead), dtype=np.int64)
-    for source, index in here.items():
-        mine = span_of == index
-        reached = np.maximum.accumulate(np.where(mine, time, seen.get(source, -1)))
-        reached[mine | (reached < 0)] = ahead
-        np.minimum(slowest, reached, out=slowest)
-    return np.maximum(time - np.minimum(slowest, time), 0)
+    reached = [seen.get(span.source, -1) if span.source in here else -1 for span in spans]
+    # As for the kernel, the times of a Parquet file are made writable: numba compiles again for others.
+    time = np.require(time, requirements="W")
+    return _lags(time, span_of, np.array(reached, dtype=np.int64), min(still, default=_AHEAD))
+
+
+@njit(cache=True, nogil=True)
+def _lags(time: I64, span_of: I64, reached: I64, still: int) -> I64:
+    """(n,) int64 ms. `reached` is the newest event time of each span, -1 for none; it advances with the events."""
+    lags = np.zeros_like(time)
+    for i in range(time.shape[0]):
+        slowest = still
+        for span in range(reached.shape[0]):
+            if span != span_of[i] and reached[span] >= 0:
+                slowest = min(slowest, reached[span])
+        lags[i] = max(time[i] - min(slowest, time[i]), 0)
+        reached[span_of[i]] = max(reached[span_of[i]], time[i])
+    return lags
+
+
+def warm() -> None:
+    """Compile, or load from the cache."""
+    one = np.zeros(1, dtype=np.int64)
+    _lags(one, one, one.copy(), _AHEAD)
 
 
 def labels_age(

@@ -7,7 +7,7 @@ import numpy as np
 from stream_scorer.errors import RecordError
 from stream_scorer.features.engine import EventBatch
 from stream_scorer.pipeline.batch import DeadLetter, MicroBatch
-from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.positions import Span
 from stream_scorer.serde.decoder import LabelDecoder, Rejected, TransactionDecoder, Transactions
 from stream_scorer.serde.raw import MAX_ENVELOPE_BYTES, RawRecords, headers_size
 from stream_scorer.spec.model import CheckedSpec
@@ -29,9 +29,8 @@ class Decode:
         labels, bad_labels = self._labels.decode(batch.labels.value, batch.labels.timestamp)
         batch.dead = [DeadLetter(batch.transactions, row, error) for row, error in bad]
         batch.dead += [DeadLetter(batch.labels, row, error) for row, error in bad_labels]
-        span_of = {span.source: index for index, span in enumerate(batch.spans)}
-        transaction_span = _spans(batch.transactions, span_of)[transactions.row]
-        label_span = _spans(batch.labels, span_of)[labels.row]
+        transaction_span = _spans(batch.transactions, batch.spans)[transactions.row]
+        label_span = _spans(batch.labels, batch.spans)[labels.row]
         batch.spans = _with_watermarks(
             batch.spans, transaction_span, transactions.event_time, label_span, labels.labelled_at
         )
@@ -68,15 +67,20 @@ def _large_envelopes(records: RawRecords) -> dict[int, RecordError]:
     return out
 
 
-def _spans(records: RawRecords, span_of: dict[SourcePartition, int]) -> np.ndarray:
-    """(n,) int64: the span each record belongs to."""
-    partitions, inverse = np.unique(records.partition, return_inverse=True)
-    index = np.array([span_of[SourcePartition(records.topic, int(p))] for p in partitions], dtype=np.int64)
-    return index[inverse] if len(records) else np.zeros(0, dtype=np.int64)
+def _spans(records: RawRecords, spans: list[Span]) -> np.ndarray:
+    """(n,) int64: the index in `spans` of the span that each record belongs to."""
+    if not len(records):
+        return np.zeros(0, dtype=np.int64)
+    by_partition = np.zeros(int(records.partition.max()) + 1, dtype=np.int64)
+    for index, span in enumerate(spans):
+        if span.source.topic == records.topic and span.source.partition < len(by_partition):
+            by_partition[span.source.partition] = index
+    return by_partition[records.partition]
 
 
 def _with_watermarks(spans: list[Span], *columns: np.ndarray) -> list[Span]:
     newest = np.full(len(spans), -1, dtype=np.int64)
     for index, time in zip(columns[::2], columns[1::2], strict=True):
-        np.maximum.at(newest, index, time)
+        if len(time):
+            np.maximum.at(newest, index, time)
     return [span._replace(watermark=int(time)) for span, time in zip(spans, newest, strict=True)]

@@ -109,6 +109,22 @@ def test_a_feed_of_labels_that_stands_still_makes_only_their_features_stale() ->
     assert partitions_age(*of, {ONE: 1_015}).tolist() == [0, 0, 1]
 
 
+def test_the_age_of_partitions_is_that_of_the_slowest_other_one() -> None:
+    rng = np.random.default_rng(5)
+    sources = [SourcePartition("transactions", partition) for partition in range(6)]
+    spans = [Span(LABELS, 0, 1, 3), *(Span(source, 0, 9, -1) for source in sources[:5])]
+    for _ in range(50):
+        time, span_of = rng.integers(0, 99, 12), rng.integers(1, 5, 12)
+        time.flags.writeable = False
+        seen = {source: int(when) for source, when in zip(sources, rng.integers(-1, 99, 6), strict=True)}
+        newest, expected = dict(seen), []
+        for when, span in zip(time.tolist(), span_of.tolist(), strict=True):
+            others = [n for source, n in newest.items() if source != spans[span].source and n >= 0]
+            expected.append(max(when - min([when, *others]), 0))
+            newest[spans[span].source] = max(newest[spans[span].source], when)
+        assert partitions_age(time, span_of, spans, {**seen, LABELS: 1}).tolist() == expected
+
+
 def test_ages_as_somebody_looks_at_them() -> None:
     engine, applied = FeatureEngine(SPEC), AppliedOffsets({}, {ZERO: 1_000, ONE: 940, LABELS: 15})
     names = ["customer.count_1d", "terminal.count_1d", "risk.label_rate_1d"]
