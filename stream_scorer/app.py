@@ -72,6 +72,7 @@ from stream_scorer.pipeline.score import Scoring
 from stream_scorer.pipeline.state_manager import OnProgress, StateManager
 from stream_scorer.positions import Offsets, SourcePartition
 from stream_scorer.records import ServedVersion
+from stream_scorer.serde import lineage
 from stream_scorer.serde.peek import times_of
 from stream_scorer.settings import Settings
 from stream_scorer.spec import CheckedSpec, load_spec
@@ -134,6 +135,13 @@ def open_log(settings: Settings) -> RangeReader:
     return RangeReader(settings["kafka.bootstrap"], client_id="stream-scorer-features")
 
 
+def _warm(engine: FeatureEngine) -> None:
+    """Compile the loops of all stages, or load them from their cache, before the first batch has to wait for them."""
+    engine.warm()
+    for part in (pane_counts, sampling, histogram_text, lineage):
+        part.warm()
+
+
 @contextmanager
 def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[Processor]:
     """A scorer configured by `settings`. Leaving the block stops its threads, in reverse order.
@@ -144,10 +152,7 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
     checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     engine = FeatureEngine(checked)
     topics, sources = input_partitions(settings)
-    engine.warm()
-    pane_counts.warm()
-    sampling.warm()
-    histogram_text.warm()
+    _warm(engine)
     store = make_store(settings, checked, engine, topics, sources)
     housekeeping = Housekeeping(store.twin(), lambda: open_log(settings), [topics.transactions, topics.labels], metrics)
     limit = TopicAdmin(settings["kafka.bootstrap"]).message_limit(topics.dead_letters)

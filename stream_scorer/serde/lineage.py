@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import AppliedOffset, LineageRow, Record, SegmentThresholds, ShardOffset, Source
+from stream_scorer.serde.lineage_rows import Metadata, RowColumns, metadata_of, row_bytes, write_messages
 from stream_scorer.serde.raw import Headers
 from stream_scorer.structs import prepare
 
@@ -34,7 +36,6 @@ MAX_ROW_BYTES = 900_000
 _MAX_UNPACKED = 64_000_000
 _METADATA = b"lineage"
 _CODEC = "zstd"
-_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SCHEMA_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("partition", "int32", "source partition"),
     ("offset", "int64", "source offset, ascending"),
@@ -129,78 +130,46 @@ def encode_lineage(header: LineageHeader, columns: LineageColumns) -> Iterator[E
     """One record for each source partition (several where rows are too large for one), rows in order of offset."""
     if not len(columns.partition):
         return
-    batch, partition, offset = _record_batch(columns)
-    schema = _schema(columns.features.shape[1]).with_metadata({_METADATA: msgspec.json.encode(header)})
+    width = columns.features.shape[1]
+    schema = _schema(width).with_metadata({_METADATA: msgspec.json.encode(header)})
     codec = pa.Codec(_CODEC)
     # What all records share is compressed once: Zstandard frames one after another decompress as one.
     head = codec.compress(schema.serialize(), asbytes=True)
-    most = max(MAX_ROW_BYTES * len(offset) // max(batch.get_total_buffer_size(), 1), 1)
-    edges = [0, *(np.flatnonzero(np.diff(partition)) + 1).tolist(), len(partition)]
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        for start in range(low, high, most):
-            stop = min(start + most, high)
-            rows = b"".join((batch.slice(start, stop - start).serialize(), _END_OF_STREAM))
-            value = head + codec.compress(rows, asbytes=True)
-            yield EncodedLineage(int(partition[start]), int(offset[start]), int(offset[stop - 1]) + 1, value)
+    order = np.argsort(columns.partition, kind="stable")
+    partition, offset = columns.partition[order], columns.offset[order]
+    rows = _rows(columns)
+    edges = _edges(partition, MAX_ROW_BYTES // (row_bytes(width) + len(rows.text) // len(order)))
+    messages, ends = write_messages(rows, order, np.array(edges), _metadata(width))
+    start = 0
+    for low, high, stop in zip(edges[:-1], edges[1:], ends.tolist(), strict=True):
+        value = head + codec.compress(messages[start:stop], asbytes=True)
+        yield EncodedLineage(int(partition[low]), int(offset[low]), int(offset[high - 1]) + 1, value)
+        start = stop
 
 
-def _record_batch(columns: LineageColumns) -> tuple[Any, NDArray[np.int32], I64]:
-    """All rows, sorted by partition, with their partitions and offsets."""
-    partition, offset, n = columns.partition, columns.offset, len(columns.partition)
-    place = np.arange(n, dtype=np.int32)
-    order = None
-    if n and (partition != partition[0]).any():
-        order = np.argsort(partition, kind="stable")
-        place = place[order]
-
-    def sort(column: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray(column if order is None else column[order])
-
-    event_id = columns.event_id if order is None else [columns.event_id[row] for row in order.tolist()]
-    partition, offset = sort(partition), sort(offset)
-    width = columns.features.shape[1]
-    arrays = [
-        _array(partition, pa.int32()),
-        _array(offset, pa.int64()),
-        _strings(event_id),
-        _array(place, pa.int32()),
-        _array(sort(columns.version), pa.int8()),
-        _lists(sort(columns.features), pa.float64(), width),
-        _lists(sort(columns.status), pa.int8(), width),
-        *(_with_nulls(sort(age)) for age in (columns.partitions_age, columns.labels_age)),
-        *(_array(sort(threshold), pa.float64()) for threshold in (columns.review, columns.block)),
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=_schema(width)), partition, offset
+def _edges(partition: NDArray[np.int32], most: int) -> list[int]:
+    """Where records begin, and the end: each has rows of one partition, and at most `most`, or one."""
+    bounds = [0, *(np.flatnonzero(np.diff(partition)) + 1).tolist(), len(partition)]
+    starts = [at for low, high in pairwise(bounds) for at in range(low, high, max(most, 1))]
+    return [*starts, len(partition)]
 
 
-def _array(column: NDArray[Any], kind: Any) -> Any:
-    # Not `pa.array`: its first call imports pandas where it is installed, which takes seconds on a busy machine.
-    return pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(column)])
-
-
-def _strings(column: Sequence[str]) -> Any:
-    joined = "".join(column)
+def _rows(columns: LineageColumns) -> RowColumns:
+    joined = "".join(columns.event_id)
     data = joined.encode()
-    length = map(len, column) if len(data) == len(joined) else (len(text.encode()) for text in column)
-    ends = np.zeros(len(column) + 1, np.int32)
-    np.cumsum(np.fromiter(length, np.int32, len(column)), out=ends[1:])
-    return pa.Array.from_buffers(pa.string(), len(column), [None, pa.py_buffer(ends), pa.py_buffer(data)])
+    ascii_only = len(data) == len(joined)
+    length = map(len, columns.event_id if ascii_only else map(str.encode, columns.event_id))
+    ends = np.zeros(len(columns.event_id) + 1, np.int32)
+    np.cumsum(np.fromiter(length, np.int32, len(columns.event_id)), out=ends[1:])
+    return RowColumns(
+        columns.partition, columns.offset, np.frombuffer(data, np.uint8), ends, columns.version, columns.features,
+        columns.status, columns.partitions_age, columns.labels_age, columns.review, columns.block,
+    )  # fmt: skip
 
 
 def _values(array: Any, kind: Any) -> NDArray[Any]:
     """What `array`, which has no nulls, holds. Not `to_numpy`, which imports pandas too."""
     return np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array)]
-
-
-def _lists(matrix: NDArray[Any], kind: Any, width: int) -> Any:
-    values = _array(matrix.reshape(-1), kind)
-    return pa.FixedSizeListArray.from_buffers(_list_of(kind, width), len(matrix), [None], children=[values])
-
-
-def _with_nulls(age: I64) -> Any:
-    """Negative ages are null."""
-    valid = np.packbits(age >= 0, bitorder="little")
-    return pa.Array.from_buffers(pa.int64(), len(age), [pa.py_buffer(valid), pa.py_buffer(age)])
 
 
 def _list_of(kind: Any, width: int) -> Any:
@@ -218,6 +187,21 @@ def _schema(width: int) -> Any:
         arrow = lists.get(name) or plain.get(base) or getattr(pa, base)()
         fields.append(pa.field(name, arrow, nullable="nullable" in kind))
     return pa.schema(fields)
+
+
+def warm() -> None:
+    """Compile the loops, or load them from their cache, before the first batch has to wait for them."""
+    one, feature = np.zeros(1, np.int64), np.zeros((1, 1))
+    code, threshold = np.zeros(1, np.int8), np.zeros(1)
+    columns = LineageColumns(
+        np.zeros(1, np.int32), one, ["a"], code, feature, code[:, None], one, one, threshold, threshold
+    )
+    list(encode_lineage(LineageHeader("", "", "", "", [], None, {}, [], ["a"]), columns))
+
+
+@lru_cache(maxsize=8)
+def _metadata(width: int) -> Metadata:
+    return metadata_of(_schema(width))
 
 
 class LineageBatch:

@@ -80,6 +80,38 @@ def test_event_ids_may_be_of_any_script() -> None:
     ] == ids
 
 
+@pytest.mark.parametrize(("n", "width"), [(1, 3), (40, 3), (65, 34), (9, 0)])
+def test_rows_are_the_bytes_that_pyarrow_writes(n: int, width: int) -> None:
+    given = columns(n, width=width)
+    given.event_id = [f"{i:x}é" * (i % 4) for i in range(n)]
+    given.labels_age = given.offset - 101
+    for record in encode_lineage(header([f"f{i}" for i in range(width)]), given):
+        mine = np.flatnonzero(given.partition == record.partition)
+        schema = lineage._schema(width)
+        arrays = [
+            pa.array(given.partition[mine]), pa.array(given.offset[mine]), pa.array([given.event_id[i] for i in mine]),
+            pa.array(mine.astype(np.int32)), pa.array(given.version[mine]),
+            *(
+                pa.FixedSizeListArray.from_arrays(pa.array(each[mine].reshape(-1)), type=schema.field(name).type)
+                if width
+                else pa.FixedSizeListArray.from_buffers(
+                    schema.field(name).type, len(mine), [None], children=[pa.array(each[:0].reshape(-1))]
+                )
+                for name, each in (("features", given.features), ("feature_status", given.status))
+            ),
+            *(_ages(age[mine]) for age in (given.partitions_age, given.labels_age)),
+            pa.array(given.review[mine]), pa.array(given.block[mine]),
+        ]  # fmt: skip
+        whole = pa.input_stream(pa.py_buffer(record.value), compression="zstd").read()
+        own = pa.RecordBatch.from_arrays(arrays, schema=schema).serialize().to_pybytes()
+        assert whole.endswith(own + b"\xff\xff\xff\xff\0\0\0\0")
+
+
+def _ages(age: np.ndarray) -> pa.Array:
+    valid = np.packbits(age >= 0, bitorder="little")
+    return pa.Array.from_buffers(pa.int64(), len(age), [pa.py_buffer(valid), pa.py_buffer(age)])
+
+
 def test_pandas_is_not_imported() -> None:
     """The first batch of a scorer must not wait for it."""
     program = """
