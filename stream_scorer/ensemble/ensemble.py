@@ -150,6 +150,10 @@ class Ensemble:
         reason = _predict(self._members[index], features, raw)
         return MemberOutput(raw, reason, time.perf_counter() - started)
 
+    def cannot_hang(self, index: int) -> bool:
+        """Whether the member at `index` is computed by loops of this package, which always end; see `Member`."""
+        return bool(getattr(self._members[index].member, "own_loops", False))
+
     def combine(self, outputs: Sequence[MemberOutput]) -> Scored:
         """Combine the outputs of the members, given in manifest order."""
         raw = np.column_stack([output.raw for output in outputs])

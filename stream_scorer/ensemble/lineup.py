@@ -65,6 +65,11 @@ class MemberPool:
         ensemble, place = self._sources[index]
         return ensemble.predict_member(place, features)
 
+    def cannot_hang(self, index: int) -> bool:
+        """See `Ensemble.cannot_hang`."""
+        ensemble, place = self._sources[index]
+        return ensemble.cannot_hang(place)
+
     def outputs_of(self, version: int, outputs: Sequence[MemberOutput]) -> list[MemberOutput]:
         """The outputs of one version's members, in manifest order, selected from the `outputs` of the whole pool."""
         return [outputs[place] for place in self._places[version]]

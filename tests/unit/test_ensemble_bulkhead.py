@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from stream_scorer.ensemble.breaker import FAILURES, LONGEST_PAUSE_S, PAUSE_S, TRIALS, Breaker, State
-from stream_scorer.ensemble.bulkhead import BREAKER_OPEN, Bulkhead
+from stream_scorer.ensemble.bulkhead import BREAKER_OPEN, HERE_ROWS, Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
 from stream_scorer.ensemble.lineup import DISABLED, MemberPool
 from stream_scorer.ensemble.watchdog import Watchdog
@@ -55,6 +55,7 @@ class Odd:
     def __init__(self, member: Any) -> None:
         self._member = member
         self.calls = 0
+        self.own_loops = False
         self.does: Callable[[np.ndarray], np.ndarray] = member.predict
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
@@ -260,12 +261,36 @@ def test_breakers_outlive_a_change_of_the_lineup(world: tuple[Isolated, Odd, Clo
 def test_scores_do_not_depend_on_how_many_are_asked_at_once(tmp_path: Path) -> None:
     compose(tmp_path / "e")
     ensemble = Ensemble.load(tmp_path / "e", version="1")
-    pool = MemberPool([ensemble])
+    pool, many = MemberPool([ensemble]), reference(HERE_ROWS + 1)
     for threads in (1, 2, 3, 8):
         bulkhead = Bulkhead(Clock(), budget_s=1.0, threads=threads)
-        for _ in range(3):
-            scored = ensemble.combine(bulkhead.predict(pool, ROWS))
-            assert np.array_equal(scored.score, ensemble.score(ROWS).score)
+        for rows in (many, ROWS, many):
+            scored = ensemble.combine(bulkhead.predict(pool, rows))
+            assert np.array_equal(scored.score, ensemble.score(rows).score)
+
+
+def test_only_a_member_that_cannot_hang_is_called_by_the_calling_thread_and_for_small_batches(
+    world: tuple[Isolated, Odd, Clock, Ensemble],
+) -> None:
+    bulkhead, odd, _, _ = world
+    callers: list[threading.Thread] = []
+
+    def answers(inputs: np.ndarray) -> np.ndarray:
+        callers.append(threading.current_thread())
+        return np.full(len(inputs), 0.5)
+
+    odd.does = answers
+    small, large = reference(HERE_ROWS), reference(HERE_ROWS + 1)
+    bulkhead.score(small)  # as a member of a library
+    odd.own_loops = True
+    bulkhead.score(small)
+    bulkhead.score(large)
+    assert [caller is threading.current_thread() for caller in callers] == [False, True, False]
+    assert bulkhead.ensemble.cannot_hang(0)
+    odd.does = raises
+    for _ in range(FAILURES):
+        assert "two" in bulkhead.score(small).failures
+    assert bulkhead.score(small).failures == {"two": BREAKER_OPEN}
 
 
 def test_of_two_that_are_asked_the_last_to_begin_is_the_suspect(tmp_path: Path) -> None:

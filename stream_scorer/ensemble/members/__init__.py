@@ -21,7 +21,11 @@ _PICKLE_HINT = "Save the model in a data format; docs/ensemble.md lists them."
 
 
 class Member(Protocol):
-    """A loaded model."""
+    """A loaded model.
+
+    A member whose attribute `own_loops` is true is computed by compiled loops of this package. Their length is known,
+    so such a member cannot hang. A member that a library computes has no such attribute.
+    """
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """The probability of fraud of each row, ``(n,) float64``, from ``(n, n_inputs)`` C-contiguous float64.

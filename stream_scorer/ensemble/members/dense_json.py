@@ -58,6 +58,8 @@ def encode_dense(dense: Dense) -> bytes:
 class DenseMember:
     """A stack of dense layers. Raises `ArtifactError` unless `data` has `n_inputs` inputs and one output."""
 
+    own_loops = True
+
     def __init__(self, data: bytes, n_inputs: int) -> None:
         try:
             dense = msgspec.json.decode(data, type=Dense)

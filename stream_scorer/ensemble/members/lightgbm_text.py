@@ -26,6 +26,8 @@ _DEFAULT_LEFT, _MISSING_SHIFT, _MISSING_ZERO, _MISSING_NAN = 2, 2, 1, 2
 class LightGBMMember:
     """A LightGBM binary classifier. Raises `ArtifactError` unless `data` is complete and has `n_inputs` inputs."""
 
+    own_loops = True
+
     def __init__(self, data: bytes, n_inputs: int) -> None:
         trees, self._forest, self._steepness = _read_model(data, n_inputs)
         self._trees = Forest(trees, np.float64)

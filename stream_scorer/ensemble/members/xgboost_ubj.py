@@ -32,6 +32,8 @@ _NODE_ARRAYS = {
 class XGBoostMember:
     """An XGBoost `binary:logistic` classifier. Raises `ArtifactError` unless `data` has `n_inputs` inputs."""
 
+    own_loops = True
+
     def __init__(self, data: bytes, n_inputs: int) -> None:
         trees, self._base = _read_model(data, n_inputs)
         self._trees = Forest(trees, np.float32)
