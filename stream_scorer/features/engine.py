@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.features import aggregates, freshness, kernel, panes
+from stream_scorer.features import aggregates, entity_rows, freshness, kernel, panes
 from stream_scorer.features.aggregates import Scanned, columns_of, fill, scan
 from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Rows, Windows
 from stream_scorer.features.derived import FUNCTIONS
@@ -24,7 +24,7 @@ from stream_scorer.records import DEFAULT, FRESH, MISSING, PARTIAL, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
-from stream_scorer.state.row_format import VALUE, pack, unpack
+from stream_scorer.state.row_format import TIME, VALUE, pack, unpack
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore, RowStore, RowUpdate, Sharding
 
 I64 = NDArray[np.int64]
@@ -124,6 +124,7 @@ class FeatureEngine:
         kernel.label_changes(rows, LabelEvents(none, none, none, flags, none), 1)
         panes.warm()
         aggregates.warm()
+        entity_rows.warm()
         freshness.warm()
 
     def enrich(
@@ -146,7 +147,7 @@ class FeatureEngine:
         stored, applied = _read(store, keys, in_flight)
         pending = [(update, update.pending(applied)) for update in in_flight]
         pending = [(update, mask) for update, mask in pending if mask is not False]
-        builder = UpdateBuilder()
+        builder = UpdateBuilder(len(entities) * (len(events.transactions) + len(events.labels)))
         rows = take_rows(entities, keys, stored, pending)
         past_ms = applied.slowest_active_watermark() - self._lateness_ms
         shortened = compactions(entities, rows, stored, pending, self.plan.row_entries, past_ms)
@@ -250,8 +251,9 @@ class FeatureEngine:
         for entity in entities:
             if entity.plan.takes_labels:
                 entries, which = entity.add_labels(events.labels, self.plan.row_entries)
-                source = events.label_span[which], events.label_offset[which]
-                builder.add(entity, entity.label_key_of[which], entries, *source)
+                time, value = (np.ascontiguousarray(entries[:, field]) for field in (TIME, VALUE))
+                of = Events(entity.label_key_of[which], time, value, np.zeros(len(which), dtype=np.bool_))
+                builder.add(entity, of, entries, events.label_span[which], events.label_offset[which])
 
     def _duplicates(self, entities: list[EntityRows], transactions: Transactions) -> Flags:
         if self.plan.partition_entity < 0:
@@ -361,11 +363,7 @@ def _add_transactions(
     transactions = events.transactions
     entries = pack(transactions.event_time, transactions.value, transactions.id_hash)
     for entity, each in zip(entities, seen, strict=True):
-        counted = np.flatnonzero((each.key_of >= 0) & ~each.duplicate)
-        gained = entries[counted]
-        gained[:, VALUE] = each.value[counted]
-        source = events.transaction_span[counted], events.transaction_offset[counted]
-        builder.add(entity, each.key_of[counted], gained, *source)
+        builder.add(entity, each, entries, events.transaction_span, events.transaction_offset)
 
 
 def _positions_seen(applied: AppliedOffsets, events: EventBatch, in_flight: Sequence[RowUpdate]) -> AppliedOffsets:

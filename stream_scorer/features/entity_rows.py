@@ -6,16 +6,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count, repeat
+from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.features import kernel, panes
-from stream_scorer.features.arguments import LabelEvents, Rows
+from stream_scorer.features.arguments import Events, LabelEvents, Rows
 from stream_scorer.features.plan import EntityPlan
 from stream_scorer.positions import Span
 from stream_scorer.serde.decoder import Labels
-from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, pack, unpack
+from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, VALUE, pack, unpack
 from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, WITNESS_PERIOD_MS, Compaction, ResidentRows, RowUpdate
 
 I64 = NDArray[np.int64]
@@ -63,38 +65,65 @@ class EntityRows:
         return entries, which
 
 
+class _Added(NamedTuple):
+    """Entries that are added to rows, as in `RowUpdate`; `key_of` is the place of the row's key in the batch."""
+
+    key_of: I64
+    entries: I64
+    span_of: I64
+    offset: I64
+    opens: NDArray[np.int8]
+
+
 class UpdateBuilder:
     """Collects the entries that a micro-batch adds, per entity, into one update."""
 
-    def __init__(self) -> None:
-        self._keys: list[I64] = []
-        self._entries: list[I64] = []
-        self._spans: list[I64] = []
-        self._offsets: list[I64] = []
-        self._opens: list[NDArray[np.int8]] = []
+    def __init__(self, most: int) -> None:
+        """`most` is the largest possible number of entries."""
+        numbers, entries = np.empty((3, most), dtype=np.int64), np.empty((most, FIELDS), dtype=np.int64)
+        self._added = _Added(numbers[0], entries, numbers[1], numbers[2], np.empty(most, dtype=np.int8))
+        self._count = 0
 
-    def add(self, entity: EntityRows, key_of: I64, entries: I64, span_of: I64, offset: I64) -> None:
-        """Add `entries` (c, 4) to the rows `key_of` (c,) of `entity`; `span_of` and `offset` (c,) are their source."""
-        self._keys.append(key_of + entity.first)
-        self._entries.append(entries)
-        self._spans.append(span_of)
-        self._offsets.append(offset)
-        self._opens.append(_opens(entries[:, TIME], entity.newest[key_of]))
+    def add(self, entity: EntityRows, events: Events, entries: I64, span_of: I64, offset: I64) -> None:
+        """Add the `entries` (n, 4) of those `events` that count in the rows of `entity`, with their values there.
+
+        `span_of` and `offset` (n,) are their source.
+        """
+        self._count = _add(self._added, self._count, entity.first, entity.newest, events, entries, span_of, offset)
 
     def build(self, spans: list[Span], keys: list[bytes], compactions: dict[bytes, Compaction]) -> RowUpdate:
         """The update that covers `spans`; `keys` are all keys of the batch."""
-        none = np.zeros(0, dtype=np.int64)
-        update = RowUpdate.group(
-            spans,
-            keys,
-            np.concatenate([none, *self._keys]),
-            np.concatenate([none.reshape(0, FIELDS), *self._entries]),
-            np.concatenate([none, *self._spans]),
-            np.concatenate([none, *self._offsets]),
-            np.concatenate([none.astype(np.int8), *self._opens]),
-        )
+        key_of, entries, span_of, offset, opens = self._added
+        n = self._count
+        update = RowUpdate.group(spans, keys, key_of[:n], entries[:n], span_of[:n], offset[:n], opens[:n])
         update.compactions = compactions
         return update
+
+
+@njit(cache=True, nogil=True)
+def _add(
+    added: _Added, count: int, first: int, newest: I64, events: Events, entries: I64, span_of: I64, offset: I64
+) -> int:
+    """Append to `added`, which has `count` entries; return how many it has then. See `UpdateBuilder` for the others."""
+    for i in range(entries.shape[0]):
+        key = events.key_of[i]
+        if key < 0 or events.duplicate[i]:
+            continue
+        added.key_of[count], added.span_of[count], added.offset[count] = first + key, span_of[i], offset[i]
+        for column in range(FIELDS):
+            added.entries[count, column] = entries[i, column]
+        added.entries[count, VALUE] = events.value[i]
+        opens = OPENS if entries[i, TIME] // WITNESS_PERIOD_MS != newest[key] else CONTINUES
+        added.opens[count] = BEGINS if newest[key] < 0 else opens
+        count += 1
+    return count
+
+
+def warm() -> None:
+    """Compile, or load from the cache."""
+    none, flags = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
+    events = Events(none, none, none, flags)
+    _add(UpdateBuilder(0)._added, 0, 0, none, events, pack(none, none, none), none, none)
 
 
 def take_rows(
@@ -197,9 +226,3 @@ def _newest_period(rows: Rows) -> I64:
     filled = rows.end > rows.start
     last[filled] = rows.entries[rows.end[filled] - 1, TIME] // WITNESS_PERIOD_MS
     return last
-
-
-def _opens(time: I64, newest: I64) -> NDArray[np.int8]:
-    """(u,) int8 for entries at `time` in rows whose last entry is of the period `newest`: see `RowUpdate.opens`."""
-    opens = np.where(time // WITNESS_PERIOD_MS != newest, OPENS, CONTINUES)
-    return np.where(newest < 0, BEGINS, opens).astype(np.int8)

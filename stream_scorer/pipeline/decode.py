@@ -83,4 +83,4 @@ def _with_watermarks(spans: list[Span], *columns: np.ndarray) -> list[Span]:
     for index, time in zip(columns[::2], columns[1::2], strict=True):
         if len(time):
             np.maximum.at(newest, index, time)
-    return [span._replace(watermark=int(time)) for span, time in zip(spans, newest, strict=True)]
+    return [Span(span.source, span.start, span.stop, time) for span, time in zip(spans, newest.tolist(), strict=True)]
