@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble import pair
@@ -244,12 +245,20 @@ def _predict(loaded: _Loaded, features: Matrix, out: Vector) -> str:
     if probability.shape != out.shape:
         out[:] = np.nan
         return f"returned shape {probability.shape} for {out.shape[0]} rows"
-    good = (probability >= 0.0) & (probability <= 1.0)
     out[:] = probability
-    if good.all():
-        return ""
-    out[~good] = np.nan
-    return f"NaN or outside [0, 1] in {int((~good).sum())} of {out.shape[0]} rows"
+    wrong = _drop_outside(out)
+    return f"NaN or outside [0, 1] in {wrong} of {out.shape[0]} rows" if wrong else ""
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _drop_outside(probability: Vector) -> int:  # pragma: no cover - compiled
+    """Replace what is outside [0, 1] in `probability` ``(n,)`` by NaN; return in how many rows it is, or is NaN."""
+    wrong = 0
+    for row in range(probability.shape[0]):
+        if not 0.0 <= probability[row] <= 1.0:
+            probability[row] = math.nan
+            wrong += 1
+    return wrong
 
 
 def _matrix(rows: Sequence[Sequence[float | None]]) -> Matrix:

@@ -67,10 +67,20 @@ def mix(hashes: U64, key: tuple[int, int]) -> U64:
     Two rounds of the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), one before and one after the second
     half of the key. It is no cryptographic hash: who sees many drawn ids of his own choice could learn the key.
     """
-    return _finalise(_finalise(hashes ^ np.uint64(key[0])) + np.uint64(key[1]))
+    mixed: U64 = _mix(hashes, np.uint64(key[0]), np.uint64(key[1]))
+    return mixed
 
 
-def _finalise(x: U64) -> U64:
+@njit(cache=True, nogil=True)
+def _mix(hashes, first, second):  # type: ignore[no-untyped-def]  # pragma: no cover
+    out = np.empty_like(hashes)
+    for row in range(len(hashes)):
+        out[row] = _finalise(_finalise(hashes[row] ^ first) + second)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _finalise(x):  # type: ignore[no-untyped-def]  # pragma: no cover
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -149,5 +159,6 @@ def _sparse(counts):  # type: ignore[no-untyped-def]  # pragma: no cover
 def warm() -> None:
     """Compile the loops, or load them from their cache, before the first batch has to wait for them."""
     one, flag = np.zeros(1, np.int64), np.zeros(1, np.bool_)
+    mix(one.view(np.uint64), (0, 0))
     groups, _ = _rate_cells(one, 1, flag, np.zeros(1, np.int8), one, flag)
     sparse_counts(groups)

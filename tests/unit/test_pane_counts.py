@@ -9,7 +9,7 @@ import numpy as np
 
 from stream_scorer.pipeline.histogram_text import HistogramText
 from stream_scorer.pipeline.pane_counts import DecidedRows, GroupCounts, count_panes
-from stream_scorer.pipeline.sampling import sparse_counts
+from stream_scorer.pipeline.sampling import mix, sparse_counts
 
 PANE_MS = 60_000
 MEMBERS, OTHERS = 3, 2
@@ -92,3 +92,15 @@ def test_text_of_histograms_is_the_encoding_of_their_lists() -> None:
         assert bytes(scores) == msgspec.json.encode(dict(zip(members, lists[3:5], strict=True)))
         assert bytes(score) == msgspec.json.encode(lists[5])
     assert HistogramText(names, members).encode(counts[:0]) == []
+
+
+def test_hashes_are_mixed_by_splitmix64_with_the_key_between_two_rounds() -> None:
+    def round_of(x: int) -> int:
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    hashes = np.random.default_rng(1).integers(0, 2**64, 50, dtype=np.uint64)
+    first, second = 0xFEDCBA9876543210, 0xF123456789ABCDEF
+    expected = [round_of((round_of(one ^ first) + second) % 2**64) for one in hashes.tolist()]
+    assert mix(hashes, (first, second)).tolist() == expected
