@@ -57,15 +57,13 @@ class _Ranking:
 
     Attributes:
         feature: ``(n_columns,)`` the input of a column.
-        steps: ``(n_columns,)`` the steps of the search among the thresholds of a column.
-        start: ``(n_columns,)`` where these begin in `thresholds`: ``2 ** steps - 1``, ascending, padded with infinity.
+        start: ``(n_columns + 1,)`` where the thresholds of each column begin in `thresholds`, and the end.
         slots: ``(n_columns, 2)`` the slot in which a missing input ranks lowest and goes left, and the one in which it
             ranks highest; -1 where no split uses it.
         n_slots: the number of slots.
     """
 
     feature: NDArray[np.int64]
-    steps: NDArray[np.int64]
     start: NDArray[np.int64]
     thresholds: NDArray[np.float64]
     slots: NDArray[np.int64]
@@ -130,7 +128,7 @@ class BitVectors:
     def add_to(self, out: NDArray[np.floating[Any]], inputs: NDArray[np.float64]) -> None:
         """Add each row's leaf values to `out` ``(n,)``, tree by tree; `inputs` is ``(n, n_inputs)``, C-contiguous."""
         ranking = self._ranking
-        columns = (ranking.feature, ranking.steps, ranking.start, ranking.thresholds, ranking.slots)
+        columns = (ranking.feature, ranking.start, ranking.thresholds, ranking.slots)
         entries = (self._at, self._rank, self._mask, self._ends)
         ranks = _ranked(inputs, columns, ranking.n_slots)
         _add_trees(ranks, ranking.n_slots, entries, (self._groups, self._leaf, self._values), out)
@@ -165,16 +163,10 @@ def _rank_splits(nodes: Nodes, split: NDArray[np.int64]) -> tuple[_Ranking, NDAr
     used_sides, slot = np.unique(sides, return_inverse=True)
     slots = np.full(2 * len(columns), -1, np.int64)
     slots[used_sides] = np.arange(len(used_sides))
-    steps = np.array([len(ordered).bit_length() for _, ordered in columns], np.int64)
-    padded = [np.full((1 << len(ordered).bit_length()) - 1, np.inf) for _, ordered in columns]
-    for full, (_, ordered) in zip(padded, columns, strict=True):
-        full[: len(ordered)] = ordered
-    sizes = (1 << steps) - 1
     ranking = _Ranking(
         feature=np.array([used for used, _ in columns], np.int64),
-        steps=steps,
-        start=np.cumsum(sizes) - sizes,
-        thresholds=np.concatenate([*padded, np.zeros(0)]),
+        start=np.cumsum([0, *(len(ordered) for _, ordered in columns)]).astype(np.int64),
+        thresholds=np.concatenate([np.zeros(0), *(ordered for _, ordered in columns)]),
         slots=slots.reshape(-1, 2),
         n_slots=len(used_sides),
     )
@@ -185,32 +177,29 @@ def _rank_splits(nodes: Nodes, split: NDArray[np.int64]) -> tuple[_Ranking, NDAr
 @njit(cache=True, nogil=True, fastmath=False)
 def _ranked(x, columns, n_slots):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """``(n_blocks * n_slots * BYTES,)``: the ranks of all rows; lanes after the last row are of no use."""
-    feature, steps, start, thresholds, slots = columns
+    feature, start, thresholds, slots = columns
     n_blocks = (x.shape[0] + BYTES - 1) // BYTES
     ranks = np.empty(n_blocks * n_slots * BYTES, np.uint8)
-    value, place = np.zeros(BYTES, np.float64), np.empty(BYTES, np.int64)
+    value, rank = np.zeros(BYTES, np.float64), np.empty(BYTES, np.int64)
     for block in range(n_blocks):
         low = block * BYTES
         n = min(BYTES, x.shape[0] - low)
         for column in range(feature.shape[0]):
-            begin = start[column]
             for r in range(n):
                 value[r] = x[low + r, feature[column]]
             for r in range(BYTES):
-                place[r] = begin
-            # A search without branches, in step for all rows. NaN is above no threshold.
-            step = 1 << (steps[column] - 1)
-            while step > 0:
+                rank[r] = 0
+            # All thresholds for all rows take less time than a search, which waits for one load per step. NaN is above
+            # no threshold.
+            for threshold in thresholds[start[column] : start[column + 1]]:
                 for r in range(BYTES):
-                    here = place[r]
-                    place[r] = here + (step if thresholds[here + step - 1] < value[r] else 0)
-                step >>= 1
+                    rank[r] += threshold < value[r]
             for side in range(2):
                 if slots[column, side] >= 0:
                     missing = 255 * side
                     at = (block * n_slots + slots[column, side]) * BYTES
                     for r in range(BYTES):
-                        ranks[at + r] = (place[r] - begin) if value[r] == value[r] else missing
+                        ranks[at + r] = rank[r] if value[r] == value[r] else missing
     return ranks
 
 
