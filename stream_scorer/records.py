@@ -824,7 +824,8 @@ class Incident(Record, frozen=True, kw_only=True):
     `opened`, `updated` and `closed` are clocks of the monitor; `opened_event`, `updated_event` and `closed_event` are
     event times, null if not known. `first` has the first affected offset of each input partition, where known. `why`
     says what changed, `done` what the product did, `ended` why it is over. `statistics` has the figures of the last
-    update, `limits` those that open the incident.
+    update, `limits` those that open the incident. `closed_by` is the person who closed it, empty if a monitor did; then
+    `ended` is the reason that the person gave.
 
     `due` is the command that would end it, null if no command would; `held_back` says why the monitor does not submit
     it, empty if it does. `ended_by` is the offset of the newest command when the incident ended, by any author,
@@ -862,6 +863,7 @@ class Incident(Record, frozen=True, kw_only=True):
     done: str = ""
     saved: Saved | None = None
     ended: str = ""
+    closed_by: str = ""
     statistics: dict[str, float | int | None] = {}
     limits: dict[str, float] = {}
     due: Action | None = None

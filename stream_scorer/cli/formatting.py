@@ -240,6 +240,7 @@ def _audit(r: AuditRecord, at: int) -> str:
 def _incident(r: Incident, _at: int) -> str:
     if r.closed is not None:
         state = f"closed by control offset {r.ended_by}" if r.ended_by is not None else f"closed, {r.ended}"
+        state = f"closed by {r.closed_by}, {r.ended}" if r.closed_by else state
     else:
         state = "open" + (f", {r.due} is due" if r.due is not None else "")
     held = f", {r.held_back}" if r.held_back and r.closed is None else ""

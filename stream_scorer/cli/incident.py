@@ -1,7 +1,8 @@
-"""`stream-scorer incident`: list and show incidents, and write a page about one."""
+"""`stream-scorer incident`: list and show incidents, write a page about one, and close one."""
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,7 +26,7 @@ from stream_scorer.records import (
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
-    from stream_scorer.incidents.log import IncidentTable
+    from stream_scorer.incidents.log import IncidentLog, IncidentTable
     from stream_scorer.reports.incident_page import IncidentRecords
 
 R = TypeVar("R", bound=Record)
@@ -34,7 +35,7 @@ _SHOWN = 100
 
 @click.group()
 def incident() -> None:
-    """List and show incidents (docs/incidents.md)."""
+    """List, show and close incidents (docs/incidents.md)."""
 
 
 @incident.command("list")
@@ -97,6 +98,24 @@ def page_command(settings: Settings, incident_id: str, output: Path | None) -> N
     click.echo(path)
 
 
+@incident.command("close")
+@click.argument("incident_id", metavar="ID")
+@click.option("--why", required=True, help="The reason; the topic of incidents keeps it permanently.")
+@click.option("--who", default=getpass.getuser, help="Who closes it; default: this user.")
+@with_settings("kafka.bootstrap", "topics.prefix")
+def close_command(settings: Settings, incident_id: str, why: str, who: str) -> None:
+    """Close incident ID, whose condition the monitor does not see end.
+
+    For a feed that is gone for good, for example. Everything that waits for it goes on, such as the ladder of a canary.
+    The monitor opens another incident only when the condition begins anew.
+    """
+    from stream_scorer.clock import SystemClock
+
+    with _open_log(settings) as log:
+        closed = log.close_by(incident_id, who, why, SystemClock().now_ms())
+    click.echo(plain(f"{closed.id} is closed by {who}: {why}"))
+
+
 def _row(each: Incident) -> list[str]:
     from stream_scorer.reports.incident_page import utc
 
@@ -110,6 +129,12 @@ def _row(each: Incident) -> list[str]:
 
 def incident_table(settings: Settings) -> IncidentTable:
     """The topic of incidents. Raises `UsageError` if there is none, or `BrokerUnavailable`."""
+    with _open_log(settings) as log:
+        return log.read()
+
+
+def _open_log(settings: Settings) -> closing[IncidentLog]:
+    """The log of incidents. Raises `UsageError` if there is no such topic, or `BrokerUnavailable`."""
     from stream_scorer.cli.topic_io import quiet_client
     from stream_scorer.incidents.log import IncidentLog
     from stream_scorer.kafka.control_log import ControlLog
@@ -118,8 +143,7 @@ def incident_table(settings: Settings) -> IncidentTable:
     quiet_client()
     bootstrap, topic = settings.require("kafka.bootstrap"), Topics.of(settings).incidents
     TopicAdmin(bootstrap).require([topic])
-    with closing(IncidentLog(ControlLog(bootstrap, topic), keep_history=True)) as log:
-        return log.read()
+    return closing(IncidentLog(ControlLog(bootstrap, topic), keep_history=True))
 
 
 def _history(settings: Settings, incident_id: str) -> list[Incident]:

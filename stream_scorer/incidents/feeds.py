@@ -201,6 +201,7 @@ class FeedDetector:
                     done=NO_ACTION,
                     statistics={"missed": round(known.missed), "usual_share": round(known.share, 6)},
                     limits={"missed": EXPECTED},
+                    began=known.at,
                 )
             )  # fmt: skip
         elif episode.healthy:
@@ -230,6 +231,7 @@ class FeedDetector:
                 done=NO_ACTION,
                 statistics={"lag_s": known.lag / 1_000, "usual_lag_s": usual / 1_000},
                 limits={"lag_s": (usual + self._rules.late_ms) / 1_000},
+                began=episode.start,
             )
         )  # fmt: skip
 
@@ -255,6 +257,7 @@ class FeedDetector:
                 Condition(
                     "feed", silent, start, why, event_time, event_time, first, done=NO_ACTION,
                     statistics={"silent_s": quiet_ms / 1_000}, limits={"silent_s": self._rules.silent_ms / 1_000},
+                    began=last,
                 )
             )  # fmt: skip
         limit = self._rules.episodes.minute_ms * self._rules.episodes.open_after
@@ -265,6 +268,7 @@ class FeedDetector:
                     "latency", unscored, start, why, event_time, event_time, first,
                     Affected(waiting, how="transactions that wait"), NO_ACTION,
                     {"waiting": waiting, "waiting_s": quiet_ms / 1_000}, {"waiting_s": limit / 1_000},
+                    began=last,
                 )
             )  # fmt: skip
 
@@ -326,5 +330,6 @@ class FeedDetector:
                 statistics={"share": share, "dead_letters": dead, "transactions": total},
                 limits={"share": self._rules.dead_letters},
                 details={"field": path or None, "code": code},
+                began=episode.start,
             )
         )  # fmt: skip

@@ -150,5 +150,6 @@ class LabelDetector:
                 done=f"{NO_ACTION}; false-positive rates of these windows stay open",
                 statistics={"pause_s": pause / 1_000, "expected": round(expected), "labels": source.labels},
                 limits={"pause_s": self._limit(source) / 1_000},
+                began=source.last,
             )
         )

@@ -2,7 +2,8 @@
 
 Every reader folds the topic `incidents` in the same way (`IncidentTable`): a later record of an id replaces the earlier
 one, and a new id whose kind and subject already have an open incident is ignored. So several monitors, or one before
-and after a restart, end up with one incident per condition.
+and after a restart, end up with one incident per condition. What a person closed stays closed: a later record of a
+monitor, which had not read that yet, is ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from stream_scorer.errors import StreamScorerError
+from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.records import NOT_A_RECORD, Affected, Incident, IncidentKind, Source
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ _UNSAFE = r"[^A-Za-z0-9._-]+"
 # Fields whose change is written at once.
 _DECISIVE = ("due", "held_back", "done", "ended_by", "finding", "saved")
 # Fields that only the log sets.
-_OWN = ("id", "kind", "subject", "opened", "updated", "closed", "closed_event", "ended")
+_OWN = ("id", "kind", "subject", "opened", "updated", "closed", "closed_event", "ended", "closed_by")
 
 
 class LogRecord(Protocol):
@@ -105,7 +106,8 @@ class Condition:
     Attributes:
         start: where it began, in terms of the log (an offset, an event time, a bucket of record timestamps), so that
             every monitor derives the same id. event_time: the newest event time that the condition covers, ms.
-        opened_event: the event time at which it began. why: what changed, one sentence.
+        opened_event: the event time at which it began. began: the record timestamp at which it began as far as this
+            monitor has read, ms; None if only the event time is known. why: what changed, one sentence.
         done: what the product did about it, or that it does nothing.
         details: further fields of `Incident`, such as `due`, `held_back`, or those of a verdict.
     """
@@ -122,6 +124,7 @@ class Condition:
     statistics: Mapping[str, float | int | None] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    began: int | None = None
 
     @property
     def id(self) -> str:
@@ -158,6 +161,7 @@ class IncidentTable:
         self.history: dict[str, list[Incident]] = {}
         self._keeps = keep_history
         self._open: dict[tuple[str, str], str] = {}
+        self._last: dict[tuple[str, str], str] = {}
 
     def add(self, value: bytes | None, offset: int) -> Incident | None:
         """Add a record, and return it; None if it is unreadable, or a second incident of an open one's subject."""
@@ -170,10 +174,14 @@ class IncidentTable:
 
     def put(self, incident: Incident) -> bool:
         """Add a decoded record, and return whether it counts."""
-        key = key_of(incident)
-        if incident.id not in self.newest and self._open.get(key, incident.id) != incident.id:
+        key, before = key_of(incident), self.newest.get(incident.id)
+        if before is None and self._open.get(key, incident.id) != incident.id:
+            return False
+        if before is not None and before.closed_by and not incident.closed_by:
             return False
         self.newest[incident.id] = incident
+        if before is None:
+            self._last[key] = incident.id
         if self._keeps:
             self.history.setdefault(incident.id, []).append(incident)
         if incident.closed is None:
@@ -185,6 +193,11 @@ class IncidentTable:
     def open_of(self, kind: str, subject: str) -> Incident | None:
         """The open incident of a kind and subject."""
         found = self._open.get((kind, subject))
+        return None if found is None else self.newest[found]
+
+    def last_of(self, kind: str, subject: str) -> Incident | None:
+        """The incident of a kind and subject that was opened last, open or closed."""
+        found = self._last.get((kind, subject))
         return None if found is None else self.newest[found]
 
     def open(self) -> list[Incident]:
@@ -221,12 +234,15 @@ class IncidentLog:
         """Open the incident of `condition`, or update it; return whether the topic has it.
 
         An incident that is closed stays closed: a monitor that sees the end later than another one does not reopen it.
-        Only a verdict may be reopened, as its versions may be compared again.
+        Only a verdict that a monitor closed may be reopened, as its versions may be compared again. If a person closed
+        the last incident of the subject, the condition opens another one only if it began after that.
         """
         try:
             table = self.read()
             before = self._find(table, condition)
-            if before is not None and before.closed is not None and condition.kind != "verdict":
+            if before is not None and before.closed is not None and (condition.kind != "verdict" or before.closed_by):
+                return True
+            if before is None and _dismissed(table, condition):
                 return True
             incident = _make(condition, before, at)
             if before is None or _differs(before, incident, at):
@@ -254,6 +270,27 @@ class IncidentLog:
             _log.warning("the incident %s could not be closed: %s", incident_id, error.message)
             return False
         return True
+
+    def close_by(self, incident_id: str, who: str, why: str, at: int) -> Incident:
+        """Close an open incident for the person `who` with the reason `why`, and return it.
+
+        Raises:
+            UsageError: there is no such incident, it is closed, or a text is empty.
+            StreamScorerError: the broker does not answer, or refuses the record.
+        """
+        if not who.strip() or not why.strip():
+            raise UsageError("an incident is closed by a person with a reason: neither may be empty")
+        before = self.read().newest.get(incident_id)
+        if before is None:
+            raise UsageError(
+                f"there is no incident {incident_id!r}", hint="`stream-scorer incident list` lists the open incidents."
+            )
+        if before.closed is not None:
+            by = f"by {before.closed_by}" if before.closed_by else "by the monitor"
+            raise UsageError(f"the incident {incident_id!r} is already closed, {by}: {before.ended}")
+        closed = msgspec.structs.replace(before, closed=at, closed_by=who, ended=why)
+        self._write(closed)
+        return closed
 
     def amend(self, incident_id: str, **changes: Any) -> bool:
         """Change fields of an incident, open or closed; return whether the topic has the change."""
@@ -283,6 +320,21 @@ class IncidentLog:
 
     def _write(self, incident: Incident) -> None:
         self._log.append(incident.ensemble, msgspec.json.encode(incident))
+
+
+def _dismissed(table: IncidentTable, condition: Condition) -> bool:
+    """Whether a person closed the last incident of the subject, and `condition` began before that.
+
+    A monitor may derive another beginning, and so another id, for a condition that it began to read in the middle.
+    """
+    last = table.last_of(condition.kind, condition.subject.text)
+    if last is None or last.closed is None or not last.closed_by:
+        return False
+    if condition.began is not None:
+        return condition.began <= last.closed
+    if condition.opened_event is None or last.updated_event is None:
+        return False
+    return condition.opened_event <= last.updated_event
 
 
 def _make(condition: Condition, before: Incident | None, at: int) -> Incident:

@@ -265,6 +265,7 @@ def _condition(
         done=done,
         statistics=level.statistics,
         limits=limits,
+        began=level.episode.start,
     )
 
 

@@ -41,6 +41,9 @@ HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 # How far before now reading begins: usual rates of the traffic, and usual pauses of label sources (longer than a week,
 # for the pauses at weekends). And how far at most, if an incident has been open for long.
 HISTORY_MS, LABEL_HISTORY_MS, MAX_HISTORY_MS = HOUR_MS, 8 * DAY_MS, 8 * DAY_MS
+# So long after a person closed an incident, a start reads from before that: whether the condition lasted on, or began
+# anew, is known only from there.
+CLOSED_BY_MS = DAY_MS
 
 
 class TopicRecord(Protocol):
@@ -222,6 +225,8 @@ class Signals:
         self._detectors.savings.update(table)
         times = [incident.opened for incident in table.open()]
         times += [incident.closed or incident.opened for incident in Savings.pending(table).values()]
+        by_persons = [each.closed for each in table.newest.values() if each.closed_by and each.closed is not None]
+        times += [closed for closed in by_persons if closed > now - CLOSED_BY_MS]
         since = max(min([now, *times]) - HISTORY_MS, now - MAX_HISTORY_MS, 0)
         for topic in Detectors.TOPICS:
             start = max(now - LABEL_HISTORY_MS, 0) if topic == "outcomes" else since

@@ -56,8 +56,8 @@ _TOPICS: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
     "operator": {
         **dict.fromkeys(("transactions", "labels"), ("Create", *_CONFIGS)),
         **dict.fromkeys((*_OUTPUTS, "outcomes", "monitor_metrics"), ("Create", *_READ)),
-        **dict.fromkeys(("serving_state", "scorer_status", "audit", "incidents", "verdicts"), ("Create", *_READ)),
-        "control": ("Create", "Read", "Write", "DescribeConfigs"),
+        **dict.fromkeys(("serving_state", "scorer_status", "audit", "verdicts"), ("Create", *_READ)),
+        **dict.fromkeys(("control", "incidents"), ("Create", "Read", "Write", "DescribeConfigs")),
     },
     "subscriber": dict.fromkeys(
         ("scores", "contributions", "alerts", "review_sample", "outcomes", "monitor_metrics", "incidents"), ("Read",)

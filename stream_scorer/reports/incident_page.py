@@ -143,7 +143,8 @@ def _closed(incident: Incident) -> str:
         return ""
     took = seconds(incident.closed - incident.opened)
     event = "" if incident.closed_event is None else f", {utc(incident.closed_event)} (event time)"
-    return f"{utc(incident.closed)} (clock){event}, after {took}: {incident.ended}"
+    by = f" by {incident.closed_by}" if incident.closed_by else ""
+    return f"{utc(incident.closed)} (clock){event}, after {took}{by}: {incident.ended}"
 
 
 def affected_text(affected: Affected | None) -> str:

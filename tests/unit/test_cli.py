@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from stream_scorer.cli.checks import PYTHON_BELOW, PYTHON_MIN, Check, run_checks, shown_value
 from stream_scorer.cli.control import _ladder
@@ -57,6 +58,7 @@ from stream_scorer.serde.lineage import LineageColumns, LineageHeader, LineageVe
 from stream_scorer.settings import CATALOGUE, SETTINGS_FILE, Settings, load_settings
 from stream_scorer.spec import load_spec
 from stream_scorer.spec.load import parse_spec
+from tests.support.control import MemoryControlLog
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "stream_scorer" / "simulate" / "cards.yaml"
@@ -548,6 +550,28 @@ def test_what_changes_what_may_serve_wants_a_reason(command: str) -> None:
     ended = CliRunner().invoke(cli, ["ensemble", *command.split()])
     assert ended.exit_code == 2
     assert "--why" in ended.output
+
+
+def test_a_person_closes_an_incident_once_and_must_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MemoryControlLog()
+    log.append("", msgspec.json.encode(Incident(id="feed-1", ensemble="", opened=1, why="nothing", kind="feed")))
+    monkeypatch.setattr("stream_scorer.kafka.topics.TopicAdmin", lambda _bootstrap: SimpleNamespace(require=list))
+    monkeypatch.setattr("stream_scorer.kafka.control_log.ControlLog", lambda *_: MemoryControlLog(log.records))
+
+    def close(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["incident", "close", *arguments, "--bootstrap", DEAD_PORT])
+
+    assert close("feed-1").exit_code == 2
+    unknown = close("feed-2", "--why", "so")
+    assert isinstance(unknown.exception, UsageError) and "no incident 'feed-2'" in str(unknown.exception)
+    done = close("feed-1", "--why", "the feed is gone", "--who", "ann")
+    assert (done.exit_code, done.stdout) == (0, "feed-1 is closed by ann: the feed is gone\n")
+    again = close("feed-1", "--why", "again", "--who", "bob")
+    assert isinstance(again.exception, UsageError) and again.exception.exit_code == 2
+    assert "already closed, by ann: the feed is gone" in str(again.exception)
+    last = msgspec.json.decode(log.records[-1], type=Incident)
+    assert (len(log.records), last.closed_by, last.ended) == (2, "ann", "the feed is gone")
+    assert "closed by ann, the feed is gone" in line("incidents", record(log.records[-1]), nothing_hidden())
 
 
 def test_a_canary_needs_a_share_or_a_ladder() -> None:

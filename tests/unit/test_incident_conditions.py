@@ -129,6 +129,47 @@ def test_a_partition_that_is_silent_while_the_others_go_on_is_one_incident_until
     assert incident.ended == "transactions arrive again"
 
 
+def test_a_person_closes_the_incident_of_a_deleted_feed_and_a_new_silence_is_a_new_one() -> None:
+    desk = Desk()
+    desk.run(range(30), usual(desk))
+    desk.run(range(30, 40), usual(desk, (0, 1)))
+    (opened,) = desk.log.open()
+    desk.log.close_by(opened.id, "ann", "the feed is deleted", BEGIN + 40 * MINUTE)
+    desk.run(range(40, 60), usual(desk, (0, 1)))
+    # After a restart, too.
+    again = Desk()
+    again.told.records, again.log = desk.told.records, IncidentLog(MemoryControlLog(desk.told.records))
+    for minute in range(60):
+        usual(again, (0, 1, 2) if minute < 30 else (0, 1))(minute, BEGIN + minute * MINUTE)
+    again.evaluate(BEGIN + 60 * MINUTE + 11_000)
+    assert "silent" in again.found.conditions[0].subject.text
+    assert again.log.open() == []
+    again.run(range(60, 70), usual(again))
+    again.run(range(70, 80), usual(again, (0, 1)))
+    (new,) = again.log.open()
+    assert new.id != opened.id and new.subject == opened.subject
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+def test_an_error_share_that_a_person_closed_is_not_reopened_by_a_restart_that_reads_less(lasts: bool) -> None:
+    def failing(desk: Desk) -> Callable[[int, int], None]:
+        def add(minute: int, at: int) -> None:
+            desk.detectors.add_summary(summary(0, 1_000, minute, fallback=100), at)
+
+        return add
+
+    desk = Desk()
+    desk.run(range(10), failing(desk))
+    (opened,) = desk.log.open()
+    desk.log.close_by(opened.id, "ann", "known", BEGIN + 10 * MINUTE)
+    again = Desk()
+    again.told.records, again.log = desk.told.records, IncidentLog(MemoryControlLog(desk.told.records))
+    # It reads from a later minute on than the one in which the condition began.
+    again.run(range(5, 15), failing(again) if lasts else usual(again, [0]))
+    again.run(range(15, 20), failing(again))
+    assert [incident.kind for incident in again.log.open()] == ([] if lasts else ["errors"])
+
+
 def test_all_partitions_that_slow_down_together_are_not_silent() -> None:
     desk = Desk()
     desk.run(range(30), usual(desk))
@@ -431,6 +472,21 @@ def test_the_backlog_ends_though_a_partition_has_no_record_since_the_start() -> 
     )
     signals.run(stop, on_ready)
     assert ready
+
+
+@pytest.mark.parametrize(("hours", "reads_back_hours"), [(5, 6), (25, 1)])
+def test_a_start_reads_from_before_what_a_person_closed_in_the_last_day(hours: int, reads_back_hours: int) -> None:
+    clock, starts = Clock(), {}
+    log = IncidentLog(MemoryControlLog())
+    log._log.append("", msgspec.json.encode(Incident(id="feed-1", ensemble="", opened=1, why="", kind="feed")))
+    log.close_by("feed-1", "ann", "gone", BEGIN - hours * HOUR)
+
+    def follow(topic: str, since: int) -> Follower:
+        starts[topic] = since
+        return Follower(clock)
+
+    Signals(log, follow, dict, clock, Metrics(INCIDENT_METRICS), SignalRules())._open()
+    assert starts["score_summaries"] == BEGIN - reads_back_hours * HOUR
 
 
 def test_a_record_with_a_time_long_ago_gives_no_millions_of_minutes() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.errors import BrokerUnavailable, UsageError
 from stream_scorer.incidents.log import UPDATE_EVERY_MS, Condition, IncidentLog, IncidentTable, Subject
 from stream_scorer.records import Affected, Incident, Source
 from tests.support.control import MARKER, MemoryControlLog
@@ -68,6 +68,86 @@ def test_a_closed_incident_stays_closed_and_a_new_condition_is_a_new_one() -> No
     assert closed == msgspec.structs.replace(opened, closed=7, closed_event=5, ended="transactions arrive again")
     monitor.report(condition(500), 20)
     assert [incident.id for incident in monitor.open()] == ["feed-transactions-partition-3-500"]
+
+
+def test_a_person_closes_an_incident_with_a_reason_and_no_monitor_reopens_the_same_condition() -> None:
+    log = MemoryControlLog()
+    running = IncidentLog(MemoryControlLog(log.records))
+    running.report(condition(120, began=100), 1_000)
+    closed = IncidentLog(MemoryControlLog(log.records)).close_by(records(log)[0].id, "ann", "the feed is gone", 2_000)
+    assert closed == records(log)[-1]
+    assert (closed.closed, closed.closed_by, closed.ended) == (2_000, "ann", "the feed is gone")
+    # One that runs, and one after a restart, which derives another beginning.
+    running.report(condition(120, began=100), 3_000)
+    for began in (100, 2_000):
+        IncidentLog(MemoryControlLog(log.records)).report(condition(500, began=began), 4_000)
+    assert len(log.records) == 2 and running.open() == []
+    # It began anew.
+    running.report(condition(700, began=2_001), 5_000)
+    assert [incident.id for incident in running.open()] == ["feed-transactions-partition-3-700"]
+
+
+def test_without_a_record_timestamp_event_times_show_whether_a_condition_is_the_one_that_a_person_closed() -> None:
+    log = MemoryControlLog()
+    monitor = IncidentLog(log)
+    drift: dict[str, object] = {"kind": "drift", "subject": Subject("cards", field="amount", aspect="scale")}
+    monitor.report(condition("amount-50", opened_event=50, event_time=60, **drift), 1_000)
+    monitor.close_by(records(log)[0].id, "ann", "its state is lost", 2_000)
+    # The windows are read again after a loss of Redis, and the same change is found in another window.
+    monitor.report(condition("amount-60", opened_event=60, event_time=70, **drift), 3_000)
+    assert monitor.open() == []
+    monitor.report(condition("amount-61", opened_event=61, event_time=70, **drift), 4_000)
+    assert len(monitor.open()) == 1
+
+
+def test_a_monitor_that_writes_at_the_same_time_does_not_reopen_what_a_person_closed() -> None:
+    log = MemoryControlLog()
+    monitor = IncidentLog(MemoryControlLog(log.records))
+    monitor.report(condition(120), 0)
+    (opened,) = records(log)
+    IncidentLog(MemoryControlLog(log.records)).close_by(opened.id, "ann", "gone", 5)
+    # It had read the topic before the person wrote.
+    log.records.append(msgspec.json.encode(msgspec.structs.replace(opened, updated=6)))
+    log.records.append(msgspec.json.encode(msgspec.structs.replace(opened, closed=7, ended="over")))
+    for reader in (monitor, IncidentLog(MemoryControlLog(log.records))):
+        table = reader.read()
+        assert table.open() == [] and table.newest[opened.id].closed_by == "ann"
+    # Further figures of it are still added, such as what an action saved.
+    assert monitor.amend(opened.id, done="a person was called")
+    assert monitor.read().newest[opened.id].done == "a person was called"
+
+
+def test_a_verdict_that_a_person_closed_is_not_reopened() -> None:
+    log = MemoryControlLog()
+    monitor = IncidentLog(log)
+    verdict = condition(4, kind="verdict", subject=Subject("cards", "8"))
+    monitor.report(verdict, 0)
+    monitor.close_incident("cards-4", "the versions are no longer compared", 1)
+    monitor.report(verdict, 2)
+    assert [incident.id for incident in monitor.open()] == ["cards-4"]
+    monitor.close_by("cards-4", "ann", "known", 3)
+    monitor.report(verdict, 4)
+    assert monitor.open() == []
+
+
+def test_only_an_open_incident_can_be_closed_and_only_with_a_name_and_a_reason() -> None:
+    log = MemoryControlLog()
+    monitor = IncidentLog(log)
+    for number in (1, 2):
+        monitor.report(condition(number, subject=Subject(topic="transactions", partition=number)), 0)
+    one, two = (incident.id for incident in records(log))
+    monitor.close_incident(one, "transactions arrive again", 1)
+    with pytest.raises(UsageError, match="no incident 'nope'"):
+        monitor.close_by("nope", "ann", "so", 2)
+    with pytest.raises(UsageError, match="already closed, by the monitor: transactions arrive again"):
+        monitor.close_by(one, "ann", "so", 2)
+    for who, why in (("ann", " "), ("", "so")):
+        with pytest.raises(UsageError, match="neither may be empty"):
+            monitor.close_by(two, who, why, 2)
+    monitor.close_by(two, "ann", "so", 2)
+    with pytest.raises(UsageError, match="already closed, by ann: so"):
+        monitor.close_by(two, "bob", "too", 3)
+    assert len(log.records) == 4
 
 
 def test_figures_are_written_now_and_then_and_actions_at_once() -> None:

@@ -26,6 +26,10 @@ def test_only_operators_and_automatic_monitors_issue_commands() -> None:
     assert "Write" in of("monitor", Names(NAMES.topics, "fraud", "fraud-monitor", commands=True))["ops-control"]
 
 
+def test_only_monitors_and_operators_write_incidents() -> None:
+    assert {role for role in ROLES if "Write" in of(role).get("incidents", ())} == {"monitor", "operator"}
+
+
 def test_only_producers_write_the_inputs_and_only_scorers_the_scores() -> None:
     for topic, role in (("transactions", "producer"), ("labels", "producer"), ("scores", "scorer")):
         assert {r for r in ROLES if "Write" in of(r).get(topic, ())} == {role}

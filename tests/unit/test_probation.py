@@ -20,6 +20,7 @@ from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
 from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import (
     CardAlerts,
@@ -632,7 +633,7 @@ def test_nothing_but_evidence_at_the_share_raises_it(why: str) -> None:
     assert desk.log.records == before
     if why == "drift":
         assert desk.verdicts[-1].held_back == "paused while incidents are open: drift-1"
-        desk.told.records.append(msgspec.json.encode(replace(drift, closed=2)))
+        IncidentLog(MemoryControlLog(desk.told.records)).close_by("drift-1", "ann", "its state is lost", 2)
         watch.step()
         assert monitor_commands(desk) == [("canary", 0.5)]
     if why == "propose":
