@@ -32,6 +32,7 @@ from proofs.world_probation import Probation, reweighed
 from proofs.world_training import Training, train
 from proofs.world_windows import Windows
 from proofs.worlds import BATCH, FeaturePath, Outcome, Prepared, Trial, settled_traffic
+from stream_scorer.control.label_progress import Known
 from stream_scorer.control.label_verdict import Labels, judge_labels
 from stream_scorer.ensemble.manifest import Manifest, preprocess_digest
 from stream_scorer.monitor.drift import compare
@@ -376,7 +377,8 @@ class Tried:
         alerted = [each for each in found if each.served != each.shadow or truth[each.event_id]]
         given = [(each.event_id, each.at + 1) for each in alerted] + [(each.event_id, each.at + 1) for each in common]
         labels: Labels = {event: [(at, "fraud" if truth[event] else "genuine")] for event, at in given}
-        return judge_labels(found, labels, self.newest + 2 * LABEL_AGE_MS, LABEL_AGE_MS, common=common).finding
+        end = self.newest + 2 * LABEL_AGE_MS
+        return judge_labels(found, labels, Known(end, end), LABEL_AGE_MS, common=common).finding
 
 
 def _trials(context: Context, checked: CheckedSpec, update: Update, kept: Sequence[Prepared]) -> list[Tried]:

@@ -397,7 +397,8 @@ class Outcome(Record, frozen=True):
 
     A change is a change of label, source or review probability. It carries what it replaces, so that a reader who
     counts outcomes subtracts the previous one and needs no memory of its own. `review_probability` is what the label
-    states; `review_propensity`, `card_group` and `rule` are what the score states.
+    states; `review_propensity`, `card_group` and `rule` are what the score states. `label_partition` is the partition
+    of `labels` that the label is from.
     """
 
     event_id: str
@@ -421,6 +422,7 @@ class Outcome(Record, frozen=True):
     review_propensity: float | None = None
     card_group: int | None = None
     rule: str | None = None
+    label_partition: int | None = None
 
 
 class MonitorMetric(Record, frozen=True):
@@ -699,7 +701,8 @@ class LabelledVerdict(Record, frozen=True):
 
     `harm`: the alerts that only the version under test raised have less than half of the precision of those that only
     the other version raised. `cleared`: they have more. `log_harm` and `log_cleared` are natural logarithms of the
-    evidence. `waiting` cards have not reached the label age; `missing` says what prevents a decision.
+    evidence. `waiting` cards have not reached the label age, or labels of a source are late; `missing` says what
+    prevents a decision. Labels of all regular sources are known up to the full hour `known`, ms.
 
     `common` is null if the other version alerted enough cards alone. Otherwise it counts the cards that both alerted,
     and the verdict compares with a quarter of their precision (ADR 0038).
@@ -714,6 +717,7 @@ class LabelledVerdict(Record, frozen=True):
     waiting: int
     missing: list[str]
     common: LabelCounts | None = None
+    known: int | None = None
 
 
 class Collection(Record, frozen=True):

@@ -293,6 +293,9 @@ def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
         facts.append(("shadow", f"{found.cards:,} cards alerted only by {r.version}, with its time in shadow; {state}"))
     if r.labels is not None:
         facts.append(("labels", describe(r.version, r.other, r.labels)))
+        if r.labels.known:
+            until = f"of all sources, given until {when(r.labels.known)}; label age {_span(r.labels.label_age)}"
+            facts.append(("known", f"{until}{'; missing: ' * bool(r.labels.missing)}{', '.join(r.labels.missing)}"))
     if r.missing:
         facts.append(("missing", "; ".join(r.missing)))
     if r.finding == "undecided":

@@ -14,6 +14,9 @@ not on their labels. The reverse bet is the evidence against harm (bets as in `e
 A card counts by who decided its first alert: silence means genuine if that was an approval, and nothing if it was an
 alert. The version under test decided before its withdrawal, the other version afterwards (ADR 0050).
 
+Labels of the label age must be known: those of all sources (`label_progress`). Cards for which a source is missing do
+not count.
+
 If the other version alerted too few cards alone for a decision, as where a version only adds alerts, the cards that
 both alerted take its place, with a smaller ratio (ADR 0038). The choice depends on alerts and not on labels.
 """
@@ -26,6 +29,7 @@ from typing import Literal
 
 import numpy as np
 
+from stream_scorer.control.label_progress import Known
 from stream_scorer.records import CommonAlert, Disagreement, LabelCounts, LabelledVerdict, LabelValue
 
 # The version did harm if its own alerts have less than this share of the precision of the alerts that it lost.
@@ -38,6 +42,7 @@ COMMON_RATIO = RATIO / 2
 MIN_OTHER = 20
 # Each of the two results is wrong with at most this probability.
 ALPHA = 0.05
+_HOUR_MS = 3_600_000
 _BETS = np.array([0.1, 0.25, 0.5, 0.75, 0.95])
 
 Labels = Mapping[str, Sequence[tuple[int, LabelValue | None]]]
@@ -48,7 +53,7 @@ Group = Literal["served", "other", "common"]
 def judge_labels(
     disagreements: Sequence[Disagreement],
     labels: Labels,
-    progress_ms: int,
+    known: Known,
     horizon_ms: int,
     *,
     common: Sequence[CommonAlert] = (),
@@ -57,7 +62,7 @@ def judge_labels(
 
     Args:
         labels: by event id the labels with the time of labelling, in order; None if a label was withdrawn.
-        progress_ms: newest time of labelling of any transaction: labels up to it are known.
+        known: the time of labelling up to which labels are known.
         horizon_ms: the label age at which a card is judged.
         common: cards that both versions alerted; used only if the other one alerted fewer than `MIN_OTHER` alone.
     """
@@ -70,15 +75,21 @@ def judge_labels(
         reference = "common"
         cards += [(each.at, each.event_id, each.value, "common", False) for each in common]
     cards.sort()
-    mature = [each for each in cards if each[0] + horizon_ms <= progress_ms]
+    mature = [each for each in cards if each[0] + horizon_ms <= known.until]
+    complete = [each for each in mature if each[0] + horizon_ms <= known.complete]
     counts: dict[Group, list[int]] = {"served": [0] * 5, "other": [0] * 5, "common": [0] * 5}
-    blocks = _blocks(mature, labels, horizon_ms, counts, reference)
+    lacking = mature[len(complete) :]
+    for each in lacking:
+        counts[each[3]][2] += 1
+    blocks = _blocks(complete, labels, horizon_ms, counts, reference)
     harm, cleared = _log_evidence(blocks, RATIO if reference == "other" else COMMON_RATIO)
     decided = max(harm, cleared) >= -math.log(ALPHA)
     waiting = len(cards) - len(mature)
     missing = []
     if not decided:
         missing += [f"{waiting} cards have not reached the label age"] if waiting else []
+        missing += [f"{len(lacking)} cards lack labels of a source"] if lacking else []
+        missing += [f"newer labels of {', '.join(known.late)}"] if known.late and (waiting or lacking) else []
         missing += [f"{name} cards with a label" for name in ("served", reference) if not sum(counts[name][:2])]
         missing += [] if missing else ["evidence from more cards"]
     return LabelledVerdict(
@@ -91,6 +102,7 @@ def judge_labels(
         waiting,
         missing,
         LabelCounts(*counts["common"]) if reference == "common" else None,
+        min(known.until, known.complete) // _HOUR_MS * _HOUR_MS,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from stream_scorer.control.commands import CommandLog
+from stream_scorer.control.label_progress import LabelProgress
 from stream_scorer.control.label_verdict import describe, judge_labels
 from stream_scorer.control.state import History
 from stream_scorer.incidents.log import Condition, IncidentLog, Subject
@@ -80,7 +81,7 @@ class LabelWatch:
         self._followed: dict[str, list[Disagreement | CommonAlert]] = {}
         self._wanted: set[str] = set()
         self._labels: dict[str, list[tuple[int, LabelValue | None]]] = {}
-        self._progress_ms = 0
+        self._progress = LabelProgress(0)
         # By partition: the next offset, and the end of the topic at the last time that a judgement was due.
         self._positions: dict[int, int] = {}
         self._ends: dict[int, int] = {}
@@ -163,15 +164,18 @@ class LabelWatch:
             self._open[verdict.id] = verdict
 
     def _restart(self, now: int) -> None:
-        """Read labels again from the start of the first comparison that is followed."""
+        """Read labels again from before the start of the first comparison that is followed."""
         if self._reader is not None:
             self._reader.close()
-        self._reader, self._labels, self._progress_ms = None, {}, 0
+        self._reader, self._labels = None, {}
         self._positions, self._ends, self._read_at = {}, {}, now
         judged = self._judged()
-        self._wanted = {each.event_id for verdict in judged for each in _cards(verdict)}
+        cards = [each for verdict in judged for each in _cards(verdict)]
+        self._wanted = {each.event_id for each in cards}
+        self._progress = LabelProgress(min((each.at for each in cards), default=0) - self._horizon_ms)
         if judged:
-            self._reader = self._follow(max(min(verdict.began for verdict in judged), 0))
+            # From a label age before: a source that is late from the first card on must be known by its earlier labels.
+            self._reader = self._follow(max(min(verdict.began for verdict in judged) - self._horizon_ms, 0))
         # Only now: what fails before is tried again.
         self._followed = {verdict.id: _cards(verdict) for verdict in judged}
 
@@ -181,14 +185,14 @@ class LabelWatch:
         except NOT_A_RECORD as error:
             _log.warning("an unreadable outcome is ignored: %s", error)
             return
-        self._progress_ms = max(self._progress_ms, outcome.labelled_at)
+        self._progress.add(outcome)
         if outcome.event_id in self._wanted:
             self._labels.setdefault(outcome.event_id, []).append((outcome.labelled_at, outcome.label))
 
     def _judge(self, verdict: VerdictRecord, history: History, now: int) -> None:
-        found = judge_labels(
-            verdict.disagreements, self._labels, self._progress_ms, self._horizon_ms, common=verdict.common
-        )
+        # A feed may be late by as much as the label age: the verdict takes at most twice as long.
+        known = self._progress.known(self._horizon_ms)
+        found = judge_labels(verdict.disagreements, self._labels, known, self._horizon_ms, common=verdict.common)
         if found == verdict.labels:
             return
         text = describe(verdict.version, verdict.other, found)

@@ -274,6 +274,7 @@ class Joiner:
             review_propensity=row.propensity,
             card_group=row.card_group,
             rule=row.rule,
+            label_partition=label_record.log_partition,
         )
 
     def rollback(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from stream_scorer.cli.formatting import verdict_facts
 from stream_scorer.control.collection import ENOUGH, MAX_EVENT_MS, CollectionWatch, withdrawals
 from stream_scorer.control.incidents import Incidents
+from stream_scorer.control.label_progress import Known
 from stream_scorer.control.label_verdict import judge_labels
 from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.probation import GRACE_MS, acted_since, pairs
@@ -434,5 +435,5 @@ def test_other_commands_leave_it_in_shadow() -> None:
 def test_silence_means_what_the_version_that_decided_made_of_the_alert() -> None:
     cards = [Disagreement(i, f"e{i}", 1, served, shadow) for i, (served, shadow) in enumerate(
         [(True, False), (False, False), (True, True), (False, True)])]  # fmt: skip
-    found = judge_labels(cards, {}, 10_000, 1_000)
+    found = judge_labels(cards, {}, Known(10_000, 10_000), 1_000)
     assert (found.served.silent, found.served.genuine, found.other.silent, found.other.genuine) == (1, 1, 1, 1)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from stream_scorer.cli.formatting import verdict_facts
+from stream_scorer.control.label_progress import REGULAR, Known, LabelProgress
 from stream_scorer.control.label_verdict import ALPHA, MIN_OTHER, describe, judge_labels
 from stream_scorer.control.label_watch import JUDGE_EVERY_MS, LabelWatch
 from stream_scorer.control.state import History
@@ -34,6 +36,11 @@ HORIZON = 1_000
 Labels = dict[str, list[tuple[int, LabelValue | None]]]
 
 
+def till(ms: int) -> Known:
+    """All labels up to this time are known."""
+    return Known(ms, ms)
+
+
 def cards(served: int, other: int, rng: np.random.Generator) -> list[Disagreement]:
     """Cards on which versions disagree, one per ms, in random order."""
     sides = rng.permutation([True] * served + [False] * other)
@@ -52,10 +59,10 @@ def labelled(found: list[Disagreement], served: float, other: float, rng: np.ran
 def test_alerts_without_fraud_confirm_the_harm_and_equal_precision_clears_it() -> None:
     rng = np.random.default_rng(1)
     found = cards(300, 100, rng)
-    harm = judge_labels(found, labelled(found, 0.02, 0.5, rng), 10_000, HORIZON)
+    harm = judge_labels(found, labelled(found, 0.02, 0.5, rng), till(10_000), HORIZON)
     assert harm.finding == "harm" and harm.log_harm > -math.log(ALPHA) > harm.log_cleared
     assert harm.served.fraud + harm.served.genuine == 300 and harm.other.fraud_value == 100 * harm.other.fraud
-    cleared = judge_labels(found, labelled(found, 0.5, 0.5, rng), 10_000, HORIZON)
+    cleared = judge_labels(found, labelled(found, 0.5, 0.5, rng), till(10_000), HORIZON)
     assert (cleared.finding, cleared.missing) == ("cleared", [])
 
 
@@ -65,7 +72,7 @@ def test_either_result_is_wrong_for_at_most_a_twentieth_at_any_number_of_looks()
     for _ in range(100):
         found = cards(120, 60, rng)
         labels = labelled(found, 0.25, 0.5, rng)  # exactly the ratio: neither result is true
-        results = {judge_labels(found, labels, until, HORIZON).finding for until in range(1_040, 1_200, 40)}
+        results = {judge_labels(found, labels, till(until), HORIZON).finding for until in range(1_040, 1_200, 40)}
         for finding in results - {"undecided"}:
             wrong[finding] += 1
     assert max(wrong.values()) <= 5 + 6
@@ -74,19 +81,19 @@ def test_either_result_is_wrong_for_at_most_a_twentieth_at_any_number_of_looks()
 def test_labels_count_at_their_age_only_and_silence_means_genuine_after_an_approval_only() -> None:
     both = [Disagreement(0, "a", 1, True), Disagreement(0, "b", 1, False), Disagreement(500, "c", 1, False)]
     labels: Labels = {"c": [(1_400, "genuine"), (1_600, "fraud")]}
-    found = judge_labels(both, labels, 1_000, HORIZON)
+    found = judge_labels(both, labels, till(1_000), HORIZON)
     assert (found.waiting, found.served.silent, found.other.genuine, found.finding) == (1, 1, 1, "undecided")
-    found = judge_labels(both, labels, 2_000, HORIZON)
+    found = judge_labels(both, labels, till(2_000), HORIZON)
     # The label of "c" changed after its age was reached.
     assert (found.waiting, found.other.genuine, found.other.fraud) == (0, 2, 0)
     assert found.missing == ["served cards with a label"]
-    assert judge_labels(both, {"c": [(1_400, "genuine"), (1_450, None)]}, 2_000, HORIZON).other.genuine == 2
+    assert judge_labels(both, {"c": [(1_400, "genuine"), (1_450, None)]}, till(2_000), HORIZON).other.genuine == 2
 
 
 def test_labels_that_stop_decide_nothing() -> None:
     rng = np.random.default_rng(1)
     found = cards(300, 100, rng)
-    stopped = judge_labels(found, labelled(found, 0.02, 0.5, rng), 900, HORIZON)
+    stopped = judge_labels(found, labelled(found, 0.02, 0.5, rng), till(900), HORIZON)
     assert (stopped.finding, stopped.waiting, stopped.log_harm) == ("undecided", 400, 0.0)
 
 
@@ -110,9 +117,9 @@ def test_a_version_that_only_adds_alerts_is_compared_with_the_alerts_of_both() -
     results = {}
     for precision in (0.01, 0.3):
         labels = with_common(labelled(found, precision, 0.0, rng), both, 0.4, rng)
-        alone = judge_labels(found, labels, 10_000, HORIZON)
+        alone = judge_labels(found, labels, till(10_000), HORIZON)
         assert (alone.finding, alone.missing, alone.common) == ("undecided", ["other cards with a label"], None)
-        results[precision] = judge_labels(found, labels, 10_000, HORIZON, common=both)
+        results[precision] = judge_labels(found, labels, till(10_000), HORIZON, common=both)
     assert [found.finding for found in results.values()] == ["harm", "cleared"]
     counts = results[0.3].common
     assert counts is not None and counts.fraud + counts.genuine == 300
@@ -125,7 +132,7 @@ def test_compared_with_the_alerts_of_both_either_result_is_rarely_wrong() -> Non
     for _ in range(100):
         found, both = cards(120, 0, rng), common_cards(120)
         labels = with_common(labelled(found, 0.1, 0.0, rng), both, 0.4, rng)  # exactly a quarter
-        results = {judge_labels(found, labels, t, HORIZON, common=both).finding for t in range(1_040, 1_200, 40)}
+        results = {judge_labels(found, labels, till(t), HORIZON, common=both).finding for t in range(1_040, 1_200, 40)}
         for finding in results - {"undecided"}:
             wrong[finding] += 1
     assert max(wrong.values()) <= 5 + 6
@@ -135,11 +142,13 @@ def test_alerts_of_both_count_only_where_the_other_version_has_too_few_alone() -
     rng = np.random.default_rng(6)
     found, both = cards(300, MIN_OTHER, rng), common_cards(300)
     labels = with_common(labelled(found, 0.02, 0.5, rng), both, 0.0, rng)
-    assert judge_labels(found, labels, 10_000, HORIZON, common=both) == judge_labels(found, labels, 10_000, HORIZON)
+    assert judge_labels(found, labels, till(10_000), HORIZON, common=both) == judge_labels(
+        found, labels, till(10_000), HORIZON
+    )
     fewer = [each for each in found if each.served] + [each for each in found if not each.served][1:]
-    assert judge_labels(fewer, labels, 10_000, HORIZON, common=both).common is not None
+    assert judge_labels(fewer, labels, till(10_000), HORIZON, common=both).common is not None
     # Silence after an alert means nothing: cards of both versions without labels decide nothing.
-    silent = judge_labels(fewer, labelled(found, 0.02, 0.5, rng), 10_000, HORIZON, common=both)
+    silent = judge_labels(fewer, labelled(found, 0.02, 0.5, rng), till(10_000), HORIZON, common=both)
     assert (silent.finding, silent.missing) == ("undecided", ["common cards with a label"])
     assert silent.common is not None and silent.common.silent == 300
 
@@ -178,7 +187,7 @@ class Desk:
             id="cards-1", ensemble="cards", version="2", other="1", since=1, at=5, finding="rise", why="", rows=1,
             both=1, only=1, lacking=1, excluded=0, cards=CountedCards(1, 1, 1, 0),
             evidence=VerdictEvidence(0.0, 0.0, 0.0, 0.0), missing=[], more_rows=None, more_ms=None, due="rollback",
-            held_back="", began=77, disagreements=found, common=both,
+            held_back="", began=HORIZON + 77, disagreements=found, common=both,
         )  # fmt: skip
         self.verdicts.records.append(msgspec.json.encode(verdict))
         known = with_common(labelled(found, precision, 0.5, rng), both, 0.5, rng)
@@ -195,12 +204,29 @@ class Desk:
             ensemble="cards", control_offset=2, champion=one, who="monitor", why="", at=0
         )
 
-    def outcome(self, event_id: str, at: int, label: LabelValue | None) -> bytes:
-        return msgspec.json.encode(
-            Outcome(
-                event_id, 0, 0, "2", "champion", "p", "review", 0, 1, label or "genuine", None, "analyst", None, at, 0
-            )
-        )
+    def outcome(
+        self, event_id: str, at: int, label: LabelValue | None, source: str = "analyst", partition: int | None = None
+    ) -> bytes:
+        found = Outcome(
+            event_id, 0, 0, "2", "champion", "p", "review", 0, 1, label or "genuine", None, source, None, at, 0,
+            label_partition=partition,
+        )  # fmt: skip
+        return msgspec.json.encode(found)
+
+    def split(self, frauds: str, newest: int) -> list[bytes]:
+        """Leave the labels of analysts, of which the newest is given at `newest`, and return those of frauds.
+
+        These are of the source `frauds`, or of another partition of `labels`.
+        """
+        known = [msgspec.json.decode(value, type=Outcome) for value in self.outcomes[:-1]]
+        genuine = [(each.event_id, each.labelled_at, each.label) for each in known if each.label == "genuine"]
+        self.outcomes = [self.outcome(*each, partition=0) for each in [*genuine, ("other", newest, "genuine")]]
+        source, partition = ("analyst", 1) if frauds == "partition" else (frauds, 0)
+        return [
+            self.outcome(each.event_id, each.labelled_at, each.label, source, partition)
+            for each in known
+            if each.label == "fraud"
+        ]
 
     def watch(self, after: int = 0) -> LabelWatch:
         def follow(since: int) -> Outcomes:
@@ -287,6 +313,97 @@ def test_labels_do_not_decide_before_every_partition_is_read() -> None:
     assert desk.result.labels is not None and desk.result.labels.finding == "harm"
 
 
+@pytest.mark.parametrize("feed", ["chargeback", "partition"])
+def test_a_feed_that_is_late_is_no_silence(feed: str) -> None:
+    desk = Desk(0.1)
+    # Analysts go on, while the file of chargebacks, or the joiner on one partition of labels, is behind.
+    frauds = desk.split(feed, newest=1_500)
+    desk.outcomes += frauds[:5]
+    desk.steps(desk.watch())
+    labels = desk.result.labels
+    assert labels is not None and (labels.finding, labels.waiting) == ("undecided", 400)
+    desk.outcomes += frauds[5:]
+    source, partition = ("analyst", 1) if feed == "partition" else (feed, 0)
+    desk.outcomes.append(desk.outcome("another", 1_500, "fraud", source, partition))
+    desk.steps(desk.watch())
+    assert desk.result.labels is not None
+    assert (desk.result.labels.finding, desk.result.labels.waiting) == ("harm", 0)
+
+
+def test_a_source_that_stops_delays_the_verdict_by_the_label_age_and_then_its_labels_are_missing() -> None:
+    desk = Desk(0.1)
+    # The last chargeback is given at 1,200, so the label age is covered for cards up to 200.
+    frauds = [each for each in desk.split("chargeback", 2_100) if msgspec.json.decode(each)["labelled_at"] < 1_200]
+    desk.outcomes += [*frauds, desk.outcome("another", 1_200, "fraud", "chargeback")]
+    desk.steps(desk.watch())
+    labels = desk.result.labels
+    # Analysts are at 2,100 and chargebacks may be 1,000 behind: cards up to 200 are judged.
+    assert labels is not None and (labels.finding, labels.waiting) == ("undecided", 199)
+    desk.outcomes.append(desk.outcome("other", 5_000, "genuine"))
+    desk.steps(desk.watch())
+    labels = desk.result.labels
+    assert labels is not None and (labels.finding, labels.waiting) == ("undecided", 0)
+    assert labels.missing[0] == "199 cards lack labels of a source"
+    assert labels.served.silent + labels.other.silent >= 199
+    assert labels.other.fraud and labels.other.genuine
+    # Nothing is decided by what arrives much later.
+    desk.outcomes += [desk.outcome("another", 5_000, "fraud", "chargeback")]
+    before = desk.result
+    desk.steps(desk.watch())
+    assert desk.result == before
+
+
+def test_a_source_that_gave_its_last_labels_before_the_first_card_is_no_silence() -> None:
+    desk = Desk(0.1)
+    desk.split("chargeback", 1_500)
+    desk.outcomes += [desk.outcome(f"x{at}", at - HORIZON, "fraud", "chargeback") for at in range(REGULAR)]
+    desk.steps(desk.watch())
+    assert desk.result.labels is not None and desk.result.labels.finding == "undecided"
+    assert desk.result.labels.other.genuine == 0
+
+
+def test_a_rare_source_or_a_partition_that_stops_only_delays_the_verdict() -> None:
+    for feed in ("customer", "partition"):
+        desk = Desk(0.1)
+        everything = list(desk.outcomes)
+        desk.split(feed, 5_000)
+        source, partition = ("analyst", 1) if feed == "partition" else (feed, 0)
+        rare = [desk.outcome(f"x{at}", at, "fraud", source, partition) for at in range(REGULAR - 1)]
+        desk.outcomes = everything[:-1] + rare + [desk.outcome("other", 1_400, "genuine")]
+        desk.steps(desk.watch())
+        labels = desk.result.labels
+        assert labels is not None and (labels.finding, labels.waiting) == ("undecided", 400), feed
+        desk.outcomes.append(desk.outcome("other", 2_500, "genuine"))
+        desk.steps(desk.watch())
+        assert desk.result.labels is not None
+        assert (desk.result.labels.finding, desk.result.labels.waiting) == ("harm", 0), feed
+
+
+def test_labels_are_known_up_to_the_slowest_feed_and_an_import_of_old_ones_is_none() -> None:
+    day = 86_400_000
+    progress = LabelProgress(since=10 * day)
+    assert progress.known(day) == Known(0, 0)
+
+    def add(source: str, at: int, labels: int = REGULAR) -> None:
+        found = Outcome("e", 0, 0, "2", "champion", "p", "block", 0, 1, "fraud", None, source, None, at, 0)
+        for _ in range(labels):
+            progress.add(found)
+
+    add("import", 9 * day)
+    add("analyst", 20 * day)
+    assert progress.known(day) == Known(20 * day, 20 * day)
+    add("chargeback", 18 * day)
+    add("customer", 17 * day, 1)
+    late = ("source chargeback", "source customer")
+    assert progress.known(7 * day) == Known(17 * day, 18 * day, late)
+    assert progress.known(day) == Known(19 * day, 18 * day, late)
+    found = judge_labels([Disagreement(17 * day, "a", 1, True)], {}, progress.known(7 * day), day)
+    assert found.known == 17 * day and "newer labels of source chargeback, source customer" in found.missing
+    desk = Desk(0.1)
+    facts = dict(verdict_facts(replace(desk.result, labels=found)))
+    assert facts["known"].startswith("of all sources, given until 1970-01-18 00:00:00.000; label age 24 h; missing: ")
+
+
 def test_the_verdict_of_a_monitor_that_had_read_less_does_not_discard_the_cards() -> None:
     desk = Desk(0.5)
     behind = replace(desk.result, finding="undecided", due=None, rows=0, disagreements=[], common=[])
@@ -294,7 +411,7 @@ def test_the_verdict_of_a_monitor_that_had_read_less_does_not_discard_the_cards(
     desk.steps(desk.watch())
     assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
     # One that has read more, or judges a later promotion, decides.
-    for other in (replace(behind, rows=2), replace(behind, began=78)):
+    for other in (replace(behind, rows=2), replace(behind, began=HORIZON + 78)):
         desk = Desk(0.5)
         desk.verdicts.records.append(msgspec.json.encode(other))
         desk.steps(desk.watch())

@@ -83,11 +83,12 @@ def said(outcomes: list[Outcome]) -> list[tuple[str, str, str | None]]:
 
 def test_outcome_tells_what_was_decided(joiner: Joiner, log: Log) -> None:
     joiner.join([log.score("a", decision="block")])
-    (outcome,) = joiner.join([log.label("a", "genuine", "analyst", T + 3 * HOUR, review_probability=0.25)])
+    label = log.label("a", "genuine", "analyst", T + 3 * HOUR, partition=4, review_probability=0.25)
+    (outcome,) = joiner.join([label])
     assert outcome == Outcome(
         event_id="a", event_time=T + 10, pane=T, version="1", arm="champion", policy_version="p", decision="block",
         member_alerts=5, value=1234, label="genuine", previous_label=None, source="analyst", review_probability=0.25,
-        labelled_at=T + 3 * HOUR, age=3 * HOUR - 10, ensemble="cards",
+        labelled_at=T + 3 * HOUR, age=3 * HOUR - 10, ensemble="cards", label_partition=4,
     )  # fmt: skip
 
 
