@@ -1,7 +1,9 @@
 """Follows labels of the cards on which withdrawn versions disagreed, and publishes what they show.
 
-It stores nothing: `verdicts` has the disagreements of each withdrawn version, and `outcomes` their labels. Nothing is
-promoted: a version that labels clear is proposed again by an incident, which is closed by the next command.
+It stores nothing: `verdicts` has the disagreements of each withdrawn version, and `outcomes` their labels. It submits
+no command: a version that labels clear is proposed again by an incident, which is closed by the next command. A person
+may have confirmed or promoted a version although its verdict was a rise or a fall. If labels then confirm the harm
+while it decides, an incident states the command that is due, and is closed when the version decides no more.
 """
 
 from __future__ import annotations
@@ -17,7 +19,18 @@ from stream_scorer.control.label_progress import LabelProgress
 from stream_scorer.control.label_verdict import describe, judge_labels
 from stream_scorer.control.state import History
 from stream_scorer.incidents.log import Condition, IncidentLog, Subject
-from stream_scorer.records import NOT_A_RECORD, CommonAlert, Disagreement, LabelValue, Outcome, VerdictRecord
+from stream_scorer.records import (
+    NOT_A_RECORD,
+    Action,
+    CommonAlert,
+    Disagreement,
+    Finding,
+    LabelFinding,
+    LabelValue,
+    Outcome,
+    ServingState,
+    VerdictRecord,
+)
 
 _log = logging.getLogger(__name__)
 _MAX_OUTCOMES = 5_000
@@ -28,7 +41,7 @@ JUDGE_EVERY_MS = 5_000
 # end for another reason, such as a batch that the joiner aborted.
 MARKERS = 10
 SILENT_MS = 60_000
-# End of the ids of incidents that propose a version again.
+# End of the ids of incidents that labels open.
 LABELS_SUFFIX = "-labels"
 
 
@@ -196,8 +209,8 @@ class LabelWatch:
         if found == verdict.labels:
             return
         text = describe(verdict.version, verdict.other, found)
-        # The proposal comes first: after the verdict is written, it would not be tried again.
-        if found.finding == "cleared" and not self._propose(verdict, text, history, now):
+        # The incident comes first: after the verdict is written, it would not be tried again.
+        if found.finding != "undecided" and not self._report(verdict, found.finding, text, history, now):
             return
         written = msgspec.structs.replace(verdict, labels=found, at=now)
         self._append(written.id, msgspec.json.encode(written))
@@ -205,9 +218,19 @@ class LabelWatch:
         if found.finding != "undecided":
             _log.warning("version %s of %s: %s", verdict.version, verdict.ensemble, text)
 
-    def _propose(self, verdict: VerdictRecord, text: str, history: History, now: int) -> bool:
-        """Report that a person may promote the version again; whether that worked."""
+    def _report(self, verdict: VerdictRecord, result: LabelFinding, text: str, history: History, now: int) -> bool:
+        """Report what a person should do: promote a cleared version again, or withdraw one that does harm.
+
+        Returns whether that worked, or nothing is to be done.
+        """
         state = history.states.get(verdict.ensemble)
+        if result == "harm":
+            due = None if state is None else _withdrawal(state, verdict.version)
+        else:
+            due = None if state is not None and state.champion.version == verdict.version else "promote"
+        if due is None:
+            return True
+        finding: Finding = verdict.finding if result == "harm" else "harmless"
         return self._incidents.report(
             Condition(
                 kind="verdict",
@@ -217,26 +240,43 @@ class LabelWatch:
                 done="nothing: a person decides",
                 statistics={"control_offset": -1 if state is None else state.control_offset},
                 details={
-                    "due": "promote",
-                    "held_back": "needs a person: labels never promote a version",
+                    "due": due,
+                    "held_back": "needs a person: labels never lead to a command",
                     "other": verdict.other,
                     "since": verdict.since,
-                    "finding": "harmless",
+                    "finding": finding,
                 },
             ),
             now,
         )
 
     def _close_answered(self, history: History, now: int) -> None:
-        """Close proposals after which a command was submitted."""
+        """Close proposals after which a command was submitted, and the harm of versions that decide no more."""
         for incident in self._incidents.open():
             state = history.states.get(incident.ensemble)
             if not incident.id.endswith(LABELS_SUFFIX) or state is None:
                 continue
-            proposed = incident.statistics.get("control_offset")
-            if state.control_offset > (-1 if proposed is None else proposed):
-                offset = state.control_offset
+            offset, proposed = state.control_offset, incident.statistics.get("control_offset")
+            if incident.finding != "harmless":
+                due = _withdrawal(state, incident.version)
+                if due is not None:
+                    self._incidents.amend(incident.id, due=due)
+                else:
+                    ended = f"version {incident.version} decides no more"
+                    self._incidents.close_incident(incident.id, ended, now, ended_by=offset)
+            elif offset > (-1 if proposed is None else proposed):
                 self._incidents.close_incident(incident.id, "a command was submitted", now, ended_by=offset)
+
+
+def _withdrawal(state: ServingState, version: str) -> Action | None:
+    """The command that ends the decisions of `version`; None if it decides nothing.
+
+    Without a last good version, another one must be promoted.
+    """
+    if state.champion.version == version:
+        back = state.last_good
+        return "promote" if back is None or back.manifest_sha256 in state.retired else "rollback"
+    return "stop" if state.canary is not None and state.canary.version.version == version else None
 
 
 def _cards(verdict: VerdictRecord) -> list[Disagreement | CommonAlert]:

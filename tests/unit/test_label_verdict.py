@@ -20,9 +20,11 @@ from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.kafka.load import FollowedRecord
 from stream_scorer.records import (
+    CanaryState,
     CommonAlert,
     CountedCards,
     Disagreement,
+    Incident,
     LabelValue,
     Outcome,
     ServedVersion,
@@ -283,6 +285,70 @@ def test_confirmed_harm_proposes_nothing() -> None:
     desk = Desk(0.02)
     desk.steps(desk.watch())
     assert desk.result.labels is not None and desk.result.labels.finding == "harm"
+    assert desk.told.records == []
+
+
+def serving(desk: Desk, version: str, last_good: str | None = None, **more: object) -> None:
+    """The state after another command."""
+    state = desk.history.states["cards"]
+    champion, before = (each and ServedVersion(each, each * 64) for each in (version, last_good))
+    desk.history.states["cards"] = replace(
+        state, control_offset=state.control_offset + 1, champion=champion, last_good=before, **more
+    )
+
+
+def incidents_of(desk: Desk) -> list[Incident]:
+    return list(IncidentLog(MemoryControlLog(desk.told.records)).read().newest.values())
+
+
+def test_harm_of_a_version_that_a_person_kept_in_service_is_an_incident_until_it_decides_no_more() -> None:
+    desk = Desk(0.02)
+    serving(desk, "2", last_good="1")
+    for _ in range(2):  # the second watch is one after a restart
+        desk.steps(desk.watch())
+    assert desk.result.labels is not None and desk.result.labels.finding == "harm"
+    (incident,) = incidents_of(desk)
+    assert (incident.id, incident.kind, incident.version, incident.other) == ("cards-1-labels", "verdict", "2", "1")
+    assert (incident.due, incident.finding, incident.closed) == ("rollback", "rise", None)
+    assert incident.held_back == "needs a person: labels never lead to a command"
+    assert "labels confirm the harm" in incident.why
+    # Another command does not answer it. It states what is due then: the last good version is gone, or it is a canary.
+    retired: dict[str, object] = {"retired": ["1" * 64]}
+    canary: dict[str, object] = {"canary": CanaryState(ServedVersion("2", "2" * 64), 0.1, "s")}
+    states: list[tuple[str, str | None, dict[str, object], str]] = [
+        ("2", "1", {}, "rollback"),
+        ("2", "1", retired, "promote"),
+        ("2", None, {}, "promote"),
+        ("1", None, canary, "stop"),
+    ]
+    for version, last_good, more, due in states:
+        serving(desk, version, last_good, **more)
+        desk.steps(desk.watch())
+        assert [(each.due, each.closed) for each in incidents_of(desk)] == [(due, None)]
+    serving(desk, "1", canary=None, shadows=[ServedVersion("2", "2" * 64)])
+    desk.steps(desk.watch())
+    (incident,) = incidents_of(desk)
+    assert incident.closed is not None and incident.ended == "version 2 decides no more"
+    assert incident.ended_by == desk.history.states["cards"].control_offset
+
+
+def test_harm_that_cannot_be_reported_is_tried_again() -> None:
+    desk = Desk(0.02)
+    serving(desk, "2", last_good="1")
+    watch = desk.watch()
+    report, watch._incidents.report = watch._incidents.report, lambda _condition, _at: False  # type: ignore[method-assign]
+    desk.steps(watch)
+    assert desk.result.labels is None
+    watch._incidents.report = report  # type: ignore[method-assign]
+    desk.steps(watch)
+    assert desk.result.labels is not None and len(incidents_of(desk)) == 1
+
+
+def test_a_cleared_version_that_serves_is_not_proposed_again() -> None:
+    desk = Desk(0.5)
+    serving(desk, "2", last_good="1")
+    desk.steps(desk.watch())
+    assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
     assert desk.told.records == []
 
 
