@@ -46,6 +46,8 @@ TAKE_WITHIN_S = 0.2
 # one fetch, which are both smaller, so with more the redelivery will not come.
 MAX_SKIPPED = 20_000
 HEALTH_EVERY_S = 0.5
+# So long the app may be without its group. aiokafka does not go on after some answers of a broker that restarts.
+JOIN_S = 60.0
 # Faust leaves its group, which waits for the broker.
 STOP_FAUST_S = 5.0
 
@@ -438,10 +440,18 @@ class MonitorApp:
             raise self.failure
 
     async def _watch(self, starting: asyncio.Task[None]) -> None:
+        """Report what ends Faust without an exception in an agent: a crash, and a group that is never joined."""
+        member_at = self._clock.monotonic()
         while True:
             reason = self.faust.crash_reason
             if reason is None and starting.done() and not starting.cancelled():
                 reason = starting.exception()
+            if self.faust.joined and not self.faust.rebalancing:
+                member_at = self._clock.monotonic()
+            elif self._clock.monotonic() - member_at > JOIN_S:
+                reason = reason or BrokerUnavailable(
+                    f"the windows have had no partitions from the group {self._settings.group} for {JOIN_S:.0f} s"
+                )
             if reason is not None:
                 self.fail(reason)
             await asyncio.sleep(HEALTH_EVERY_S)

@@ -122,10 +122,19 @@ class MarkedTransport(Transport):
 
 
 class MonitorFaust(faust.App):
-    """A Faust app that reads committed records from our own positions and reports failures through `fail`."""
+    """A Faust app that reads committed records from our own positions and reports failures through `fail`.
+
+    Attributes:
+        joined: whether the group has assigned partitions to this app, or none, since its start.
+    """
 
     positions: Positions
     fail: Callable[[BaseException], None]
+    joined: bool = False
+
+    async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        await super()._on_partitions_assigned(assigned, generation_id)
+        self.joined = True
 
     def _new_transport(self) -> MarkedTransport:
         return MarkedTransport(self.conf.broker_consumer, self)

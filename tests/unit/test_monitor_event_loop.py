@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from stream_scorer.monitor import transport
+from stream_scorer.monitor import app, transport
 from stream_scorer.monitor.event_loop import run_bounded
 from stream_scorer.monitor.transport import AbandonableWorker, ReadCommittedThread
 
@@ -82,3 +83,39 @@ def test_a_consumer_thread_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPat
     worker.join(10)
     worker.stop()
     assert ReadCommittedThread.Worker is AbandonableWorker
+
+
+@pytest.mark.parametrize("hangs_at", ["start", "rebalance"])
+def test_windows_that_never_join_their_group_fail_and_so_restart(hangs_at: str) -> None:
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock, failures = Clock(), list[BaseException]()
+
+    faust = SimpleNamespace(crash_reason=None, joined=False, rebalancing=False)
+    monitor = SimpleNamespace(faust=faust, fail=failures.append, _clock=clock, _settings=SimpleNamespace(group="g"))
+
+    async def watch() -> None:
+        starting = asyncio.create_task(asyncio.sleep(60))
+        watching = asyncio.create_task(app.MonitorApp._watch(monitor, starting))  # type: ignore[arg-type]
+        faust.joined = hangs_at == "rebalance"
+        await asyncio.sleep(0.02)
+        if faust.joined:
+            clock.now = 1_000.0  # a member for long
+            await asyncio.sleep(0.02)
+            faust.rebalancing = True
+        clock.now += app.JOIN_S - 1
+        await asyncio.sleep(0.02)
+        assert not failures
+        clock.now += 2
+        await asyncio.sleep(0.02)
+        assert "no partitions" in str(failures[0])
+        watching.cancel()
+        starting.cancel()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "HEALTH_EVERY_S", 0.001)
+        asyncio.run(watch())
