@@ -3,7 +3,8 @@
 Its rules come from tests against a real broker. Positions are set in `assign()`, because a seek inside the callback
 fails. One `consume()` may run a callback and return messages, so a message is kept only if its partition is owned and
 its offset is at or past our position. The group metadata is taken in the reading thread, with the batch: with fresh
-metadata, an owner that lost its partition could commit over the new owner.
+metadata, an owner that lost its partition could commit over the new owner. A consumer joins its group at the first
+read: once subscribed, it gets partitions whether it reads or not, and while models load nobody would read them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _PASSING = {
 
 
 class InputReader:
-    """Reads the input topics as a member of a consumer group.
+    """Reads the input topics as a member of a consumer group, which it joins at the first `read`.
 
     Args:
         on_assigned: returns the offset to read each new partition from (runs inside `read`).
@@ -104,8 +105,8 @@ class InputReader:
         self._backlog = Backlog(times_of)
         self._generation = 0
         self._callback_error: BaseException | None = None
-        self._consumers = 0
-        self._consumer = self._subscribed()
+        self._subscriptions = 0
+        self._consumer = open_consumer(self._config)
         self._stalls = StallWatch(self._known_end, EndQuery(bootstrap, instance))
 
     @property
@@ -203,6 +204,8 @@ class InputReader:
             return []
         if self._fatal is not None:
             self._replace_consumer(self._fatal.str())
+        if not self._subscriptions:
+            self._subscribe()
         generation = self._generation
         try:
             messages = self._consumer.consume(max_records, wait_s)
@@ -282,27 +285,25 @@ class InputReader:
                 self._position[source] = stop + 1
         return Read(records, positions, self._consumer.consumer_group_metadata() if records else None)
 
-    def _subscribed(self) -> Consumer:
-        """A new consumer. Callbacks of the ones before, which may still be closing, have no effect."""
-        self._consumers += 1
-        number = self._consumers
+    def _subscribe(self) -> None:
+        """Join the group. Callbacks of the consumers before, which may still be closing, have no effect."""
+        self._subscriptions += 1
+        number = self._subscriptions
 
         def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-            if number == self._consumers:
+            if number == self._subscriptions:
                 self._assigned(consumer, partitions)
 
         def released(lost: bool) -> None:
-            if number == self._consumers:
+            if number == self._subscriptions:
                 self._release(lost=lost)
 
-        consumer = open_consumer(self._config)
-        consumer.subscribe(
+        self._consumer.subscribe(
             self._topics,
             on_assign=assigned,
             on_revoke=lambda _consumer, _partitions: released(False),
             on_lost=lambda _consumer, _partitions: released(True),
         )
-        return consumer
 
     def _replace_consumer(self, why: str) -> None:
         """Join the group again. After a crash, a broker may take our old membership for that of another scorer."""
@@ -316,8 +317,9 @@ class InputReader:
         _log.warning("the consumer is replaced: %s", why)
         self._fatal = None
         self._release(lost=True)
+        old, self._consumer = self._consumer, open_consumer(self._config)
+        self._subscribe()  # before the old one closes, so that its callbacks do not count
         # Closing waits for a broker that may not answer.
-        old, self._consumer = self._consumer, self._subscribed()  # first, so that callbacks of the old one do not count
         threading.Thread(target=old.close, name="closing", daemon=True).start()
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

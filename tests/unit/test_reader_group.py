@@ -1,0 +1,61 @@
+"""When an input reader joins its group, against librdkafka's own broker in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from confluent_kafka import Producer
+
+from stream_scorer.kafka.reader import InputReader
+from stream_scorer.positions import SourcePartition
+
+Made = Callable[[str], InputReader]
+
+
+@pytest.fixture
+def make_reader() -> Iterator[Made]:
+    producer = Producer({"bootstrap.servers": "memory", "test.mock.num.brokers": 1, "log_level": 0})
+    (broker,) = producer.list_topics(timeout=10).brokers.values()
+    producer.produce("in", b"{}", partition=0)
+    assert producer.flush(10) == 0
+    made: list[InputReader] = []
+
+    def make(instance: str) -> InputReader:
+        reader = InputReader(
+            f"{broker.host}:{broker.port}",
+            "group",
+            instance,
+            ["in"],
+            on_assigned=lambda sources: dict.fromkeys(sources, 0),
+            on_revoked=lambda _lost: None,
+            static_membership=False,
+            times_of={},
+        )
+        made.append(reader)
+        return reader
+
+    yield make
+    for reader in made:
+        reader.close()
+
+
+def read_until(readers: list[InputReader], done: Callable[[], bool], seconds: float) -> None:
+    give_up = time.monotonic() + seconds
+    while not done() and time.monotonic() < give_up:
+        for reader in readers:
+            reader.read(10, 0.1)
+
+
+def test_a_reader_that_does_not_read_yet_takes_no_partition_from_those_that_do(make_reader: Made) -> None:
+    working = make_reader("working")
+    read_until([working], lambda: bool(working.owned), 20.0)
+    everything = sorted(working.owned)
+    assert SourcePartition("in", 0) in everything
+    starting = make_reader("starting")
+    # Longer than the heartbeat by which the working one would learn of a rebalance.
+    read_until([working], lambda: sorted(working.owned) != everything, 5.0)
+    assert sorted(working.owned) == everything
+    read_until([working, starting], lambda: bool(starting.owned and working.owned), 20.0)
+    assert sorted(working.owned + starting.owned) == everything
