@@ -532,7 +532,8 @@ def _health(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[
         yield
         return
     server = HealthServer(settings["metrics.host"], port, metrics.registry, health.ready, health.problems)
-    _log.info("health and metrics on http://%s:%d", settings["metrics.host"], server.port)
+    host = settings["metrics.host"]
+    _log.info("health and metrics on http://%s:%d", f"[{host}]" if ":" in host else host, server.port)
     try:
         yield
     finally:

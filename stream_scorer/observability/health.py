@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
@@ -28,6 +29,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # A port in use must be an error; with SO_REUSEPORT, two processes would share it.
     allow_reuse_port = False
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Quiet(WSGIRequestHandler):
@@ -73,7 +78,8 @@ class HealthServer:
             return _answer(start, "404 Not Found", {"paths": ["/metrics", "/healthz", "/readyz"]})
 
         try:
-            self._server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+            server_class = _Server6 if ":" in host else _Server
+            self._server = make_server(host, port, app, server_class=server_class, handler_class=_Quiet)
         except OSError as error:
             why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
             raise SettingsError(
