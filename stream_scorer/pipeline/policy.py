@@ -39,12 +39,16 @@ class Policy:
 
     The first list that contains one of the transaction's entities decides. Otherwise the thresholds apply: those of the
     first segment whose conditions the transaction meets, or those of the manifest.
+
+    Attributes:
+        fallback_alerts: whether a transaction without a score is an alert.
     """
 
     def __init__(self, checked: CheckedSpec) -> None:
         spec = checked.spec
         self.version = spec.policy.version
         self._fallback = spec.policy.fallback
+        self.fallback_alerts = self._fallback != "approve"
         fields = spec.transaction.fields
         self._segments = [(compile_conditions(fields, s.where), s.review, s.block) for s in spec.policy.segments]
         self._lists = [

@@ -90,7 +90,10 @@ class Scoring:
         review = np.broadcast_to(self._policy.review(thresholds, rules), decision.shape)[:, None]
         alerts = scored.member_scores >= review  # NaN compares false: a missing member raises no alert
         bits = np.left_shift(np.int64(1), np.arange(members, dtype=np.int64))
-        without = ensemble.left_out_scores(scored) >= review
+        left_out = ensemble.left_out_scores(scored)
+        without = left_out >= review
+        if self._policy.fallback_alerts:
+            without |= np.isnan(left_out)
         if rules is not None:  # what a list decides, no member moves
             without = np.where(rules.listed[:, None] >= 0, rules.listed[:, None] > 0, without)
         return VersionResult(scored, decision, alerts.astype(np.int64) @ bits, without)

@@ -751,6 +751,25 @@ def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: py
     assert {s["decision_source"] for s in first} == {"list", "fallback"}
 
 
+@pytest.mark.parametrize(("fallback", "cell"), [("review", 0), ("approve", 3)])
+def test_what_the_fallback_decides_no_member_moves(
+    ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch, fallback: str, cell: int
+) -> None:
+    """Two of three members are missing: the third one's score lacks the quorum."""
+    predict = ensemble.predict_member
+    monkeypatch.setattr(
+        ensemble,
+        "predict_member",
+        lambda index, features: MemberOutput.none(len(features), "gone") if index else predict(index, features),
+    )
+    sink = run(ensemble, 64, checked=with_policy(f"{{version: v, review: 0.3, block: 0.8, fallback: {fallback}}}"))
+    assert {s["decision_source"] for s in sink.documents("scores")} == {"fallback"}
+    for summary in sink.documents("score-summaries"):
+        for pane in summary["panes"]:
+            for cells in pane["left_out"].values():
+                assert cells == [pane["rows"] if place == cell else 0 for place in range(4)]
+
+
 @pytest.mark.kernels
 def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ensemble, made: Path) -> None:
     assert all(not r["features"] for a in run(ensemble, 64).documents("alerts") for r in a["reasons"])
