@@ -209,6 +209,8 @@ class Bulkhead:
         return len(job.outputs)
 
     def _record(self, index: int, output: MemberOutput, now: float) -> None:
+        if not len(output.raw):  # a batch without transactions, such as one of labels, shows nothing about a member
+            return
         key = self._key(index)
         breaker = self._breakers[key]
         self._seconds[key] = 0.9 * self._seconds.get(key, output.seconds) + 0.1 * output.seconds

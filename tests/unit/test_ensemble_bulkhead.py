@@ -157,6 +157,21 @@ def test_a_member_that_does_not_come_back_is_left_behind(world: tuple[Isolated, 
     assert np.array_equal(bulkhead.score(ROWS).score, plain.score(ROWS).score)
 
 
+def test_a_batch_without_rows_is_neither_a_failure_nor_a_success(
+    world: tuple[Isolated, Odd, Clock, Ensemble],
+) -> None:
+    bulkhead, odd, clock, _ = world
+    odd.does = raises
+    for _ in range(FAILURES):
+        bulkhead.score(ROWS)
+        bulkhead.score(ROWS[:0])
+    assert bulkhead.states["two"] is State.OPEN
+    clock.now += PAUSE_S
+    for _ in range(TRIALS):
+        bulkhead.score(ROWS[:0])
+    assert bulkhead.states["two"] is State.TRIAL
+
+
 def test_a_few_rows_without_an_answer_open_nothing(world: tuple[Isolated, Odd, Clock, Ensemble]) -> None:
     bulkhead, odd, _, _ = world
     odd.does = lambda x: np.where(np.arange(len(x)) < 10, np.nan, 0.5)
