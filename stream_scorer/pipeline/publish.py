@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import itemgetter
@@ -19,6 +19,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.ensemble.attribution import strongest
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
 from stream_scorer.ensemble.lineup import DISABLED, Lineup
+from stream_scorer.ensemble.manifest import Link
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.pipeline.batch import BatchDecisions, DeadLetter, MicroBatch, Sink, VersionResult
 from stream_scorer.pipeline.lineage import lineage_of
@@ -57,6 +58,8 @@ SUMMARY_MAX_BYTES = 900_000
 ALERT_REASONS = 3
 # How many inputs of each member an alert names, if members explain alerts.
 ALERT_FEATURES = 3
+# What a contribution is a part of, by the link of the ensemble.
+_UNITS: Mapping[Link, str] = {"logit": "log-odds", "probability": "probability", "rank": "rank"}
 
 _log = logging.getLogger(__name__)
 _Headers = Any
@@ -140,7 +143,7 @@ class Publisher:
         scores_topic, contributions_topic, raw = topics.scores, topics.contributions, part.batch.transactions
         name, number, arm, names = ensemble.name, ensemble.version, part.arm, ensemble.member_names
         inside = _inside(ensemble, part, self._max_explained)
-        lineup = part.decided.lineup
+        lineup, unit = part.decided.lineup, _UNITS[ensemble.manifest.link]
         compared = {lineup.versions[other].version for other in lineup.compared_with(part.version)}
         # The members' names are the same in every record: encoded once.
         encoded_names: Any = msgspec.Raw(encode(names))
@@ -170,7 +173,7 @@ class Publisher:
                 alert = Alert(
                     event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
                     coverage, duplicate, degraded, bits, value, rule, group, propensity,
-                    base=base, z=z, reasons=_reasons(names, member_scores, contributions, inside.get(place)),
+                    base=base, z=z, reasons=_reasons(names, member_scores, contributions, inside.get(place), unit),
                     disagreement=[
                         each.version for each in alternatives
                         if code and each.version in compared and each.decision == "approve"
@@ -401,14 +404,18 @@ def _inside(ensemble: Ensemble, part: _Part, max_explained: int) -> dict[int, li
 
 
 def _reasons(
-    names: list[str], scores: list[float], contributions: list[float], inside: list[list[FeatureReason]] | None
+    names: list[str],
+    scores: list[float],
+    contributions: list[float],
+    inside: list[list[FeatureReason]] | None,
+    unit: str,
 ) -> list[Reason]:
     strongest = sorted(range(len(names)), key=lambda m: -abs(contributions[m]))[:ALERT_REASONS]
     return [
         Reason(
             names[m],
             contributions[m],
-            f"{names[m]} gave {scores[m]:.3f}: {'raised' if contributions[m] >= 0 else 'lowered'} the log-odds by "
+            f"{names[m]} gave {scores[m]:.3f}: {'raised' if contributions[m] >= 0 else 'lowered'} the {unit} by "
             f"{abs(contributions[m]):.2f}",
             inside[m] if inside else [],
         )

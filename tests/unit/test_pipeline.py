@@ -862,3 +862,12 @@ def test_card_groups_add_up_to_the_decisions(ensemble: Ensemble) -> None:
             cell = (score["decision"], score["card_group"])
             expected[cell] = expected.get(cell, 0) + 1
     assert counted == expected
+
+
+@pytest.mark.parametrize(("link", "unit"), [("logit", "log-odds"), ("probability", "probability")])
+def test_an_alert_names_the_scale_of_its_contributions(ensemble: Ensemble, link: Any, unit: str) -> None:
+    manifest = msgspec.structs.replace(ensemble.manifest, link=link)
+    members = [loaded.member for loaded in ensemble._members]
+    alerts = run(Ensemble(manifest, members, version="1"), 64).documents("alerts")
+    assert alerts
+    assert all(f" the {unit} by " in reason["text"] for alert in alerts for reason in alert["reasons"])
