@@ -194,7 +194,8 @@ def _with_lists_read(spec: PipelineSpec, folder: Path) -> PipelineSpec:
             lists.append(entry)
             continue
         try:
-            lines = (folder / entry.file).read_text(encoding="utf-8").splitlines()
+            # Editors and spreadsheets on Windows put a byte order mark in front of the first id.
+            lines = (folder / entry.file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"cannot read the list: {error}", path=f"policy.lists[{index}].file") from None
         lists.append(replace(entry, ids=[line.strip() for line in lines if line.strip()]))

@@ -130,6 +130,13 @@ def test_the_file_is_named_too(tmp_path: Path) -> None:
         load_spec(tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_list_with_a_byte_order_mark_has_its_first_id(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "vip.txt").write_bytes(f"\ufeffc-1{ending}c-2{ending}".encode())
+    checked = parse_spec(edited(lambda d: d["policy"].update(lists=[entity_list(ids=[], file="vip.txt")])), tmp_path)
+    assert checked.spec.policy.lists[0].ids == ["c-1", "c-2"]
+
+
 def test_broken_yaml_names_the_line() -> None:
     with pytest.raises(SpecError, match="not valid YAML at line 2"):
         parse_spec("name: cards\n  version: 1\n")
