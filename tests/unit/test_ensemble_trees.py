@@ -154,3 +154,12 @@ def test_zero_as_missing_is_refused() -> None:
     booster = lightgbm.train(QUIET | {"objective": "binary", "zero_as_missing": True}, lightgbm.Dataset(x, y), 2)
     with pytest.raises(ArtifactError, match="zero as missing"):
         load_member("lightgbm-text", booster.model_to_string().encode(), 3)
+
+
+@pytest.mark.parametrize("factor", ["e", "--", "", "nan", "1e999", "-1", "0", "1\t2"])
+def test_a_sigmoid_of_lightgbm_needs_a_positive_factor(factor: str) -> None:
+    x, y = training(False)
+    text = lightgbm.train(QUIET | {"objective": "binary"}, lightgbm.Dataset(x, y), 2).model_to_string()
+    assert "sigmoid:1\n" in text
+    with pytest.raises(ArtifactError, match="is not supported"):
+        load_member("lightgbm-text", text.replace("sigmoid:1\n", f"sigmoid:{factor}\n").encode(), 3)

@@ -74,9 +74,10 @@ def _read_model(data: bytes, n_inputs: int) -> tuple[list[Tree], bool, float]:
     steepness = 1.0
     for parameter in parameters:
         name, _, value = parameter.partition(":")
-        if name != "sigmoid" or forest or not re.fullmatch(r"[0-9.e+-]+", value):
+        numbers = _numbers(value)
+        steepness = numbers[0] if len(numbers) == 1 else math.nan
+        if name != "sigmoid" or forest or not 0.0 < steepness < math.inf:
             raise ArtifactError(f"{_FORMAT}: the objective's {parameter!r} is not supported")
-        steepness = float(value)
     body = body.lstrip("\n")
     position = 0
     trees = []
