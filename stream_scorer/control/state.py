@@ -202,6 +202,7 @@ def _rollback(state: ServingState, command: Command) -> dict[str, object]:
         "probation": False,
         "expect_rise": None,
         "canary": None,
+        "shadows": [shadow for shadow in state.shadows if shadow != state.last_good],
         "withdrawn": state.champion if kept else None,
     }
 

@@ -65,6 +65,14 @@ def test_a_promotion_is_on_probation_and_a_rollback_goes_back(story: Story) -> N
     assert (story.state.champion, story.state.last_good, story.state.probation) == (ONE, None, False)
 
 
+def test_a_version_that_serves_again_is_no_shadow_of_itself(story: Story) -> None:
+    story.say("promote", version=TWO)
+    assert story.say("shadow", version=THREE) == ""
+    assert story.say("shadow", version=ONE) == ""
+    story.say("rollback")
+    assert (story.state.champion, story.state.shadows) == (ONE, [THREE])
+
+
 def test_what_was_never_confirmed_is_nothing_to_go_back_to(story: Story) -> None:
     story.say("promote", version=TWO)
     story.say("promote", version=THREE)
