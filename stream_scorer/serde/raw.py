@@ -14,11 +14,13 @@ from stream_scorer.positions import SourcePartition
 Headers = Sequence[tuple[str, bytes | None]]
 # Most bytes of a record's key and headers. Both are copied to every output of the record.
 MAX_ENVELOPE_BYTES = 65_536
+# A header has two lengths, of one or two bytes each up to 8 kB: a record may consist of empty headers only.
+_HEADER_BYTES = 4
 
 
 def headers_size(headers: Headers | None) -> int:
-    """Bytes of names and values."""
-    return sum(len(name.encode()) + len(value or b"") for name, value in headers or ())
+    """Bytes of names and values, and of their lengths."""
+    return sum(_HEADER_BYTES + len(name.encode()) + len(value or b"") for name, value in headers or ())
 
 
 @dataclass(slots=True)

@@ -267,6 +267,16 @@ def test_a_large_key_or_header_is_not_copied_to_every_output(ensemble: Ensemble)
     assert dead[2][2]["key.length"] == b"70000"
 
 
+@pytest.mark.parametrize("header", [("", b""), ("", None), ("a", b"")])
+def test_many_small_headers_are_not_copied_to_every_output(ensemble: Ensemble, header: tuple[str, Any]) -> None:
+    """In the log, an empty header takes two bytes: megabytes of them would make each output too large."""
+    sink = run(ensemble, 64, headers={1: [header] * 60_000, 2: [header] * 1_000})
+    ((_, _, _, found),) = sink.records["transactions.dlq"]
+    assert ("error.code", b"envelope_too_large") in found
+    assert len(found) < 20_000
+    assert [len(headers or ()) for _, _, _, headers in sink.records["scores"][:3]] == [0, 1_000, 0]
+
+
 def test_a_dead_letter_fits_its_topic(ensemble: Ensemble) -> None:
     values = [b"{" + b"y" * 400_000]
     sink = run(ensemble, 1, values=values, max_dead_letter=300_000)
