@@ -143,6 +143,24 @@ def test_inputs_are_left_as_they_are_and_their_number_is_checked(member: Member)
         member.predict(np.zeros((3, WIDTH + 1)))
 
 
+def test_an_onnx_model_whose_results_fill_the_memory_is_refused() -> None:
+    """A column of 60,000 values, which depends on the input, plus a row of them: 14 GB."""
+    n = 60_000
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=1),
+        helper.make_node("Add", ["column", "sum"], ["moved"]),
+        helper.make_node("Add", ["moved", "row"], ["square"]),
+        helper.make_node("ReduceSum", ["square"], ["z"], keepdims=1),
+        helper.make_node("MatMul", ["x", "zeros"], ["empty"]),
+        helper.make_node("Add", ["empty", "z"], ["y"]),
+        helper.make_node("Sigmoid", ["y"], ["p"]),
+    ]
+    tensors = {"column": np.zeros((n, 1)), "row": np.zeros((1, n)), "zeros": np.zeros((WIDTH, 1))}
+    with pytest.raises(ArtifactError, match="values for 64 rows") as error:
+        load_member("onnx", onnx_model(nodes, tensors).SerializeToString(), WIDTH)
+    assert error.value.code == "artifact_size"
+
+
 @pytest.mark.parametrize("made", MADE)
 def test_another_number_of_inputs_is_refused(made: str) -> None:
     kind, make = MADE[made]

@@ -7,6 +7,7 @@ operators that enlarge a tensor is limited. All checks precede the runtime.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ _FORMAT = "onnx"
 MAX_NODES = 1_000
 # Each may double the size of its input: at most a factor of 256.
 MAX_GROWING = 8
+# Results of all operators for a block, in addition to one per byte of the file: 1,000 layers of 1,024 units.
+MAX_VALUES = 1_000 * 1_024 * ROWS
 _DOMAINS = {"", "ai.onnx.ml"}
 _GROWING = {"Concat", "Pad"}
 OPERATORS = _GROWING | {
@@ -133,7 +136,23 @@ def _check_model(data: bytes, n_inputs: int) -> tuple[str, str, type]:
         raise ArtifactError(
             f"{_FORMAT}: no output is a tensor of floats", hint="Export probabilities as a tensor, without ZipMap."
         )
+    shape[0].dim_value, shape[1].dim_value = ROWS, n_inputs
+    _check_results(model, MAX_VALUES + len(data))
     return inputs[0].name, outputs[-1].name, kinds[tensor_type.elem_type]
+
+
+def _check_results(model: Any, limit: int) -> None:
+    """Refuse a model with larger results: a column plus a row is a square. Shapes that depend on values are unknown."""
+    from onnx.shape_inference import infer_shapes
+
+    try:
+        graph = infer_shapes(model, data_prop=True).graph
+    except Exception as error:  # of a model that contradicts itself; the type depends on the implementation
+        raise ArtifactError(f"{_FORMAT}: not a model: {_first_line(error)}") from None
+    shapes = [value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)]
+    count = sum(math.prod(max(dim.dim_value, 1) for dim in shape) for shape in shapes)
+    if count > limit:
+        raise ArtifactError(f"{_FORMAT}: results of {count} values for {ROWS} rows", code="artifact_size")
 
 
 def _check_tensor(tensor: Any, size: int) -> None:
