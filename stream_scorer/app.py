@@ -510,13 +510,18 @@ def make_processor(
 def run_processor(
     settings: Settings, make: Callable[[Settings, m.Metrics, Health], AbstractContextManager[Processor]]
 ) -> None:
-    """Build with `make` and run until SIGTERM or SIGINT, with health and metrics served from the start."""
+    """Build with `make` and run until SIGTERM or SIGINT, with health and metrics served from the start.
+
+    A signal during the start keeps the handler of the caller: a start may wait for the broker or for a model, and has
+    nothing to finish.
+    """
     metrics, health = m.Metrics(), Health(SystemClock())
-    with stop_on_signal() as stop, _health(settings, metrics, health), make(settings, metrics, health) as processor:
+    with _health(settings, metrics, health), make(settings, metrics, health) as processor:
         processor.beat = health.watch("scoring", PROGRESS_LIMIT_S).beat
         health.require(lambda: _missing(processor))
         calm_garbage_collector()
-        processor.run(stop)
+        with stop_on_signal() as stop:
+            processor.run(stop)
     _log.info("stopped")
 
 

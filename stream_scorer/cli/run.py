@@ -45,7 +45,7 @@ def run(settings: Settings, passthrough: bool) -> None:
     """
     leave_process_one()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    # The imports take a second. A SIGTERM during that time is an orderly stop too.
+    # Imports and start take seconds, or as long as a broker is away. A SIGTERM during that time is an orderly stop too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from stream_scorer import app
 
