@@ -437,7 +437,11 @@ def _running(name: str, run: Callable[[threading.Event], None], stop: threading.
 
 @contextmanager
 def running_bulkhead(settings: Settings) -> Iterator[Bulkhead]:
-    """What keeps members apart, with its watchdog, which ends with the block."""
+    """What keeps members apart, with its watchdog, which ends with the block.
+
+    Raises:
+        SettingsError: the watchdog cannot write to `cache.dir`.
+    """
     timeout_ms, limit_s = settings["scorer.member_timeout_ms"], settings["scorer.watchdog_timeout_s"]
     threads = settings["scorer.member_threads"]
     with ExitStack() as lifetime:
@@ -445,7 +449,13 @@ def running_bulkhead(settings: Settings) -> Iterator[Bulkhead]:
         if limit_s:
             name = f"{settings['scorer.group']}-{settings['scorer.instance']}"
             path = Path(settings["cache.dir"]).expanduser() / "watch" / hashlib.sha256(name.encode()).hexdigest()[:16]
-            watchdog = Watchdog(path, limit_s=limit_s, slots=threads)
+            try:
+                watchdog = Watchdog(path, limit_s=limit_s, slots=threads)
+            except OSError as error:
+                raise SettingsError(
+                    f"cache.dir: cannot write {path}: {error.strerror}",
+                    hint="Set cache.dir to a folder that this user may write, or scorer.watchdog_timeout_s to 0.",
+                ) from None
             lifetime.callback(watchdog.close)
         yield Bulkhead(SystemClock(), budget_s=timeout_ms / 1_000, threads=threads, watchdog=watchdog)
 

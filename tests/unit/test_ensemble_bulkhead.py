@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stream_scorer.app import running_bulkhead
 from stream_scorer.ensemble.breaker import FAILURES, LONGEST_PAUSE_S, PAUSE_S, TRIALS, Breaker, State
 from stream_scorer.ensemble.bulkhead import BREAKER_OPEN, HERE_ROWS, Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble, Scored
 from stream_scorer.ensemble.lineup import DISABLED, MemberPool
 from stream_scorer.ensemble.watchdog import Watchdog
+from stream_scorer.errors import SettingsError
+from stream_scorer.settings import load_settings
 from tests.support.ensembles import compose, reference
 
 ROWS = reference(64)
@@ -317,3 +320,10 @@ def test_of_two_that_are_asked_the_last_to_begin_is_the_suspect(tmp_path: Path) 
         assert (dog.suspects("1" * 64), dog.suspects("2" * 64)) == (True, False)
     finally:
         dog.close()
+
+
+def test_a_watchdog_that_cannot_write_is_an_error_of_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    settings = load_settings({"cache.dir": str(tmp_path / "cache")}, environment={}, directory=tmp_path)
+    with pytest.raises(SettingsError, match=r"cache\.dir: cannot write"), running_bulkhead(settings):
+        pass
