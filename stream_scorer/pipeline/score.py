@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from stream_scorer.ensemble.breaker import State
 from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.ensemble.lineup import DISABLED, Lineup
@@ -43,6 +44,7 @@ class Scoring:
         self._entity = checked.spec.partition_entity
         self._metrics = metrics
         self._bulkhead = bulkhead
+        self._breakers: dict[str, State] = {}
 
     def process(self, batch: MicroBatch) -> None:
         """Set `batch.decided`."""
@@ -67,7 +69,10 @@ class Scoring:
         pool, metrics = lineup.pool, self._metrics
         if self._bulkhead is not None:
             outputs = self._bulkhead.predict(pool, batch.enriched.matrix, lineup.disabled)
-            for name, state in self._bulkhead.states(pool).items():
+            before, self._breakers = self._breakers, self._bulkhead.states(pool)
+            for name in before.keys() - self._breakers.keys():
+                metrics.set(MEMBER_BREAKER, State.CLOSED, name)  # it left play: nobody waits for it
+            for name, state in self._breakers.items():
                 metrics.set(MEMBER_BREAKER, state, name)
         else:
             features = pool.checked(batch.enriched.matrix)

@@ -13,6 +13,9 @@ import pytest
 
 from stream_scorer.control.cards import AlertedCards
 from stream_scorer.ensemble.attribution import Explainer
+from stream_scorer.ensemble.breaker import FAILURES
+from stream_scorer.ensemble.breaker import State as BreakerState
+from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.ensemble.lineup import DISABLED, Lineup, Split
@@ -881,3 +884,29 @@ def test_an_alert_names_the_scale_of_its_contributions(ensemble: Ensemble, link:
     alerts = run(Ensemble(manifest, members, version="1"), 64).documents("alerts")
     assert alerts
     assert all(f" the {unit} by " in reason["text"] for alert in alerts for reason in alert["reasons"])
+
+
+def test_the_breaker_of_a_member_that_left_play_is_no_longer_open(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two versions with other members of the same names: those of the second are called ``a@2`` and so on."""
+    good, bad = Ensemble.load(made, version="1"), Ensemble.load(made, version="2")
+    bad.member_keys = [f"{key[:-1]}0" if key[-1] != "0" else f"{key[:-1]}1" for key in bad.member_keys]
+    monkeypatch.setattr(bad, "predict_member", lambda _index, features: MemberOutput.none(len(features), "gone"))
+    lineups, metrics = [Lineup((good, bad))], Metrics()
+    scoring = Scoring(lambda: lineups[-1], CHECKED, metrics, Bulkhead(FixedClock(), budget_s=10.0))
+
+    def score() -> dict[str, float | None]:
+        values = encode_values(generate(CONFIG))[:4]
+        span = Span(SourcePartition("transactions", 0), 0, 4, -1)
+        batch = MicroBatch(raw("transactions", [b"k"] * 4, values, 0), RawRecords.empty("labels"), [span], None)
+        for stage in (Decode(CHECKED), EnrichInProcess(FeatureEngine(CHECKED), MemoryRowStore()), scoring):
+            stage.process(batch)
+        read = metrics.registry.get_sample_value
+        return {name: read("stream_scorer_member_breaker", {"member": name}) for name in ("a", "a@2")}
+
+    for _ in range(FAILURES):
+        found = score()
+    assert found == {"a": BreakerState.CLOSED, "a@2": BreakerState.OPEN}
+    lineups.append(Lineup.of(good))
+    assert score() == {"a": BreakerState.CLOSED, "a@2": BreakerState.CLOSED}
