@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 REBALANCE_DEADLINE_S = 8.0
 # How long a read waits for its first record; also how soon a stop is noticed.
 READ_WAIT_S = 0.1
+# How often the lag is measured, also in a backlog, when no read is empty.
+LAG_EVERY_S = 1.0
 # Longest wait of a batch that is not full until the broker has taken the last one.
 FLUSH_WAIT_S = 0.5
 # Longest step of the scoring thread: it waits for its turn to produce, and for a drain in a resync. The rest is reserve
@@ -115,6 +117,7 @@ class Processor:
         self._score_from: dict[SourcePartition, int] = {}
         self._resync_cause = ""
         self._taken_at = 0.0
+        self._lag_due = 0.0
         self._assigned_once = False
         self._aborts = _AbortStreak()
         self._committer = committer
@@ -150,6 +153,7 @@ class Processor:
                 self._resync()
             max_records = self._aborts.shrink(self._pacing.max_records, self._committer.finished)
             read = self._reader.read(max_records, READ_WAIT_S)
+            self._measure_lag()
             if not len(read):
                 self._idle()
                 return
@@ -166,8 +170,13 @@ class Processor:
             self._resync_cause = "offsets_behind"
             _log.warning("%s; looking them up again", error.message)
 
+    def _measure_lag(self) -> None:
+        now = time.monotonic()
+        if now >= self._lag_due:
+            self._metrics.set(m.LAG, self._reader.lag())
+            self._lag_due = now + LAG_EVERY_S
+
     def _idle(self) -> None:
-        self._metrics.set(m.LAG, self._reader.lag())
         if self._state.updates_wait and self._committer.idle:
             self._committer.submit(MicroBatch.nothing(self._inputs.transactions))
 

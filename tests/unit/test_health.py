@@ -81,14 +81,22 @@ def test_a_host_that_is_not_ours_is_a_settings_error() -> None:
         HealthServer("192.0.2.1", 0, Metrics().registry, lambda: (True, ""))  # TEST-NET-1, never ours
 
 
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("host", ["::1", "::"])
 def test_an_ipv6_address_is_served(host: str) -> None:
     try:
         server = HealthServer(host, 0, Metrics().registry, lambda: (True, ""))
     except SettingsError:
-        with pytest.raises(OSError), socket.socket(socket.AF_INET6) as probe:  # this machine has no IPv6
-            probe.bind(("::1", 0))
-        pytest.skip("no IPv6")
+        assert not _has_ipv6()
+        pytest.skip("this machine has no IPv6")
     try:
         with urllib.request.urlopen(f"http://[::1]:{server.port}/healthz", timeout=5) as answer:
             assert answer.status == 200
