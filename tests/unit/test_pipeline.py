@@ -886,9 +886,7 @@ def test_an_alert_names_the_scale_of_its_contributions(ensemble: Ensemble, link:
     assert all(f" the {unit} by " in reason["text"] for alert in alerts for reason in alert["reasons"])
 
 
-def test_the_breaker_of_a_member_that_left_play_is_no_longer_open(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_breaker_of_a_member_that_left_play_is_no_longer_open(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two versions with other members of the same names: those of the second are called ``a@2`` and so on."""
     good, bad = Ensemble.load(made, version="1"), Ensemble.load(made, version="2")
     bad.member_keys = [f"{key[:-1]}0" if key[-1] != "0" else f"{key[:-1]}1" for key in bad.member_keys]
