@@ -135,7 +135,7 @@ class FatPublisher(publish.Publisher):
                 alert = Alert(
                     event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
                     coverage, duplicate, degraded, bits, value, rule,
-                    base=base, z=z, reasons=publish._reasons(names, member_scores, contributions, None),
+                    base=base, z=z, reasons=publish._reasons(names, member_scores, contributions, None, "log-odds"),
                 )  # fmt: skip
                 yield place, topics.alerts, partition, key, encode(alert), headers
 
