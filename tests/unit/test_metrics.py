@@ -11,9 +11,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client import Histogram as LibraryHistogram
 
+from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.observability.histogram import Histogram
 from stream_scorer.observability.metrics import (
+    COMMITS,
     END_TO_END,
     FALLBACKS,
     PROCESS_METRICS,
@@ -23,6 +25,7 @@ from stream_scorer.observability.metrics import (
 )
 from stream_scorer.pipeline.accounting import Account
 from stream_scorer.pipeline.batch import BatchDecisions, MicroBatch
+from stream_scorer.pipeline.commit import Commit
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
 
@@ -172,3 +175,11 @@ def test_the_fallback_decides_what_has_neither_a_score_nor_a_list(
     rules = None if listed is None else SimpleNamespace(listed=np.array(listed, np.int8))
     decided = BatchDecisions(cast(Lineup, None), np.array(arm, np.int8), cast(Any, results), cast(Any, rules))
     assert decided.without_score() == expected
+
+
+def test_a_scorer_that_has_committed_nothing_says_so() -> None:
+    """The alert ScorerCommitsNothing compares with 0."""
+    metrics = Metrics()
+    Commit(metrics, SystemClock())
+    for outcome in ("committed", "aborted"):
+        assert metrics.registry.get_sample_value(COMMITS.name, {"outcome": outcome}) == 0.0
