@@ -34,6 +34,9 @@ def _client_config(bootstrap: str, client_id: str) -> dict[str, Any]:
         # outage.
         "reconnect.backoff.max.ms": 1_000,
         "topic.metadata.refresh.interval.ms": 10_000,
+        # By default, a producer or admin client that only asks about a topic creates it, where the broker permits that:
+        # with the broker's number of partitions and a retention that loses commands.
+        "allow.auto.create.topics": False,
     }
 
 

@@ -1,13 +1,14 @@
-"""Names of topics."""
+"""Names of topics, and what a look at them leaves behind."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
-from stream_scorer.errors import SettingsError
-from stream_scorer.kafka.topics import Topics
+from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.settings import SETTINGS_FILE, TOPICS, Settings, load_settings
 
 
@@ -50,3 +51,14 @@ def test_default_names_do_not_change(tmp_path: Path) -> None:
 def test_a_wrong_name_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load(tmp_path, f"[topics]\n{text}\n")
+
+
+def test_a_look_for_a_missing_topic_does_not_create_it() -> None:
+    """librdkafka's broker in memory creates topics on request, as Kafka does by default."""
+    producer = Producer({"bootstrap.servers": "memory", "test.mock.num.brokers": 1, "log_level": 0})
+    (broker,) = producer.list_topics(timeout=10).brokers.values()
+    admin = TopicAdmin(f"{broker.host}:{broker.port}")
+    for _ in range(2):
+        with pytest.raises(UsageError, match="missing topics"):
+            admin.require(["control"])
+    assert admin.partitions() == {}
