@@ -27,13 +27,14 @@ from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import MANIFEST_FILE, read_manifest, read_members
 from stream_scorer.errors import UsageError
-from stream_scorer.evaluation.batches import Batch, Batches, label_entities
+from stream_scorer.evaluation.batches import Batch, Batches
 from stream_scorer.evaluation.columns import TransactionFile
 from stream_scorer.evaluation.labels import Outcomes
 from stream_scorer.evaluation.piece import CompletePiece, Piece, Scorer, Timing, count_batch
 from stream_scorer.evaluation.scoring import OnFeatures, OnProgress
 from stream_scorer.evaluation.sources import CHUNK, Chunk, FileSource, Source
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
+from stream_scorer.features.label_cuts import label_entities
 from stream_scorer.features.shards import Batching, EntityShard, Joiner, Part, Splitter, Values, entities_with_features
 from stream_scorer.serde.columns import join_labels, slice_transactions
 from stream_scorer.serde.decoder import Labels, Transactions

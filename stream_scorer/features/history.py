@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.features.engine import EventBatch, FeatureEngine
+from stream_scorer.features.label_cuts import LabelCuts
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.columns import take_labels, take_transactions
 from stream_scorer.serde.decoder import Labels, Transactions
@@ -42,21 +43,30 @@ def build_features(
     """Features of `transactions`, as if each had been scored when it happened.
 
     Both inputs are sorted by time first (`event_time`, `labelled_at`; ties keep their order), so a transaction sees the
-    labels that were given until then and none that were given later.
+    labels that were given until then and none that were given later, whatever the size of a `batch`.
     """
     engine = FeatureEngine(checked)
     store = MemoryRowStore()
     transactions = take_transactions(transactions, np.argsort(transactions.event_time, kind="stable"))
     labels = take_labels(labels, np.argsort(labels.labelled_at, kind="stable"))
     sources = [SourcePartition("history", 0), SourcePartition("labels", 0)]
-    n, label_at = len(transactions), 0
+    cuts, n = LabelCuts(checked), len(transactions)
+    # A label comes before the transactions of the same time.
+    before = np.searchsorted(transactions.event_time, labels.labelled_at, side="left")
+    risky = cuts.risky(labels, before, transactions.event_time)
     matrix = np.empty((n, len(checked.features)))
     status = np.empty((n, len(checked.features)), dtype=np.int8)
     duplicate = np.empty(n, dtype=np.bool_)
-    for low in range(0, n, batch):
+    low = label_at = 0
+    while low < n:
         high = min(low + batch, n)
+        label_to = int(np.searchsorted(before, high, side="left"))
+        between = risky[np.searchsorted(risky, label_at) : np.searchsorted(risky, label_to)]
+        cut = cuts.first_conflict(transactions, labels, before, low, between)
+        if cut is not None:
+            high = int(before[cut])
+            label_to = int(np.searchsorted(before, high, side="left"))
         newest = int(transactions.event_time[high - 1])
-        label_to = int(np.searchsorted(labels.labelled_at, newest, side="right"))
         given = int(labels.labelled_at[label_to - 1]) if label_to else -1
         rows, label_rows = np.arange(low, high), np.arange(label_at, label_to)
         events = EventBatch(
@@ -72,7 +82,7 @@ def build_features(
         store.apply(enriched.update)
         matrix[low:high], status[low:high] = enriched.matrix, enriched.status
         duplicate[low:high] = enriched.duplicate
-        label_at = label_to
+        low, label_at = high, label_to
         if on_progress is not None:
             on_progress(high, n)
     return History(transactions.event_id, transactions.event_time, matrix, status, duplicate, checked.features)

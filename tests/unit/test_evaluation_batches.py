@@ -10,10 +10,12 @@ import pytest
 from stream_scorer.evaluation.batches import Batches
 from stream_scorer.evaluation.sources import from_files
 from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.features.history import build_features
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.replay.pieces import Range
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.rows import MemoryRowStore
+from stream_scorer.train.dataset import read_history
 from tests.support.small_history import SPEC_TEXT, write_history
 
 # Windows that hold more labels of an entity than its row keeps exactly.
@@ -42,9 +44,18 @@ def test_a_batch_ends_where_more_labels_than_a_row_keeps_would_change_a_value(hi
     np.testing.assert_array_equal(together, small)
     # Labels of genuine transactions, which are most, end no batch.
     counts_all = Batches(SPEC, 4_096, 4_096)
-    counts_all._changing = lambda labels: list(range(len(labels)))  # type: ignore[method-assign]
+    counts_all._label_cuts._changing = lambda labels: list(range(len(labels)))  # type: ignore[method-assign]
     assert cuts < features(history, counts_all)[1]
     # Without the rule, values differ.
     unlimited = Batches(SPEC, 4_096, 4_096)
-    unlimited._limit = 1 << 40
+    unlimited._label_cuts._limit = 1 << 40
     assert (features(history, unlimited)[0] != small).any()
+
+
+@pytest.mark.parametrize("size", [5, 4_096])
+def test_a_training_set_has_no_label_that_was_given_later_whatever_the_batch_size(
+    history: tuple[Path, Path], size: int
+) -> None:
+    read = read_history(*history, SPEC)
+    together = build_features(SPEC, read.transactions, read.labels, batch=size)
+    np.testing.assert_array_equal(together.matrix, build_features(SPEC, read.transactions, read.labels, batch=1).matrix)
