@@ -82,6 +82,7 @@ class Figures:
     rows: int
     labelled: int
     frauds: int
+    fraud_cards: int
     first_event_time: int | None
     last_event_time: int | None
     first_time: int | None
@@ -250,6 +251,7 @@ class Accumulator:
             rows=survey.rows,
             labelled=survey.labelled,
             frauds=len(survey.column("value")),
+            fraud_cards=len(np.unique(survey.column("card"))),
             first_event_time=survey.first,
             last_event_time=survey.last,
             first_time=survey.first_time,

@@ -79,6 +79,7 @@ def evaluate(
         transactions=figures.rows,
         labelled=figures.labelled,
         frauds=figures.frauds,
+        fraud_cards=figures.fraud_cards,
         duplicates=counts.duplicates,
         warmed=counts.warmed,
         refused=counts.refused,

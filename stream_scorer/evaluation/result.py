@@ -214,6 +214,7 @@ class Evaluation(Record, frozen=True):
         first_event_time, last_event_time: of the transactions in the range, late ones included. first_time: the running
             maximum of event time at the first one, which `--start` applies to.
         transactions: in the range, without `duplicates`. warmed: transactions that only updated features.
+        fraud_cards: cards with a fraud: intervals are by card, so few of them are little evidence.
         refused: records in the range that cannot be read. label_horizon_ms: of the spec.
         versions: the champion first. members: the distinct ones of all versions. candidates: pairs with the champion.
         seconds: wall-clock seconds by stage, with several workers the sum over them. member_seconds: of the bare
@@ -234,6 +235,7 @@ class Evaluation(Record, frozen=True):
     transactions: int
     labelled: int
     frauds: int
+    fraud_cards: int
     duplicates: int
     warmed: int
     refused: int

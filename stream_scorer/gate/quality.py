@@ -11,6 +11,7 @@ from stream_scorer.spec.gate_rules import LOWER_IS_BETTER, Fairness, Quality
 
 # The champion comes first in an evaluation.
 _CHAMPION, _CANDIDATE = 0, 1
+_NO_LABELS = "no transaction of the range has a label"
 
 
 def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
@@ -24,8 +25,9 @@ def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
         return not_measured(
             name, rule.max_loss, f"the candidate was trained on this range; start after {_time(trained_until)}"
         )
-    if not evaluation.frauds and rule.metric not in LOWER_IS_BETTER:
-        return not_measured(name, rule.max_loss, "the range has no known fraud")
+    missing = _missing(rule, evaluation)
+    if missing:
+        return not_measured(name, rule.max_loss, missing)
     difference = evaluation.candidates[0].differences.get(rule.metric, Interval(None))
     if difference.value is None:
         return not_measured(name, rule.max_loss, f"undefined on this range with {evaluation.frauds:,} known frauds")
@@ -42,17 +44,35 @@ def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
     return at_most(name, loss if loss > 0.0 else 0.0, rule.max_loss, reason)
 
 
+def _missing(rule: Quality, evaluation: Evaluation) -> str:
+    """What the range lacks; empty if it has enough."""
+    if evaluation.transactions < rule.min_rows:
+        return f"{evaluation.transactions:,} transactions, {rule.min_rows:,} are needed"
+    if rule.metric == "false_positive_rate" and not evaluation.labelled:
+        return _NO_LABELS
+    if rule.metric in LOWER_IS_BETTER:
+        return ""
+    if not evaluation.frauds:
+        return "the range has no known fraud"
+    if rule.evidence == "interval" and evaluation.fraud_cards < rule.min_fraud_cards:
+        return f"{evaluation.fraud_cards:,} cards with a known fraud, {rule.min_fraud_cards:,} are needed"
+    return ""
+
+
 def fairness(rule: Fairness, evaluation: Evaluation) -> list[RuleResult]:
     """The differences between the values of a field, in the candidate and from champion to candidate."""
     name = f"fairness.{rule.segment}"
     if rule.metric != "false_positive_rate":
         name += f".{rule.metric}"
+    to_champion = f"{name}.to_champion"
+    if rule.metric == "false_positive_rate" and not evaluation.labelled:
+        limits = ((name, rule.max_ratio), (to_champion, rule.max_ratio_to_champion))
+        return [not_measured(each, limit, _NO_LABELS) for each, limit in limits if limit is not None]
     results = []
     groups = [_groups(rule, version) for version in evaluation.versions]
     if rule.max_ratio is not None:
         results.append(_between_values(name, rule, groups[-1]))
     if rule.max_ratio_to_champion is not None:
-        to_champion = f"{name}.to_champion"
         if len(groups) < 2:
             results.append(
                 not_measured(to_champion, rule.max_ratio_to_champion, "there is no champion to compare with")

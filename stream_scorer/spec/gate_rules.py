@@ -37,12 +37,16 @@ class Quality(Section, frozen=True):
     """A limit of the candidate's loss against the champion, on the same transactions.
 
     `max_loss` is in the unit of the metric (`value_caught`: minor units of the reference currency). `evidence`: whether
-    the worse end of the 95 % interval by card must be within the limit, or only the value.
+    the worse end of the 95 % interval by card must be within the limit, or only the value. `min_rows` transactions are
+    needed. An interval of a metric of frauds needs `min_fraud_cards` cards with a known fraud: on fewer cards the
+    bootstrap hardly varies, and its interval is too narrow.
     """
 
     metric: Metric
     max_loss: NotNegative
     evidence: Literal["interval", "value"] = "interval"
+    min_rows: Count = 1_000
+    min_fraud_cards: Count = 10
 
 
 class Latency(Section, frozen=True):

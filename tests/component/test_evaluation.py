@@ -282,6 +282,7 @@ def test_figures_are_those_of_scikit_learn(whole: Evaluation) -> None:
     found = table(Path(whole.out))
     kept = ~found["duplicate"]
     fraud, value = found["label"][kept] == 1, found["value"][kept]
+    assert whole.fraud_cards == len(np.unique(found["card"][kept][fraud]))
     for index, version in enumerate(whole.versions):
         score, alert = found[f"s{index}"][kept], found[f"d{index}"][kept] > 0
         assert version.average_precision.value == pytest.approx(metrics.average_precision_score(fraud, score))

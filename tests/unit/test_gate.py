@@ -304,7 +304,10 @@ def evaluation(value: float | None, low: float | None, high: float | None, group
     return SimpleNamespace(
         candidates=[SimpleNamespace(differences=differences_)],
         versions=[version(each) for each in groups],
+        transactions=1_000,
+        labelled=500,
         frauds=10,
+        fraud_cards=10,
         first_event_time=90,  # a late transaction
         first_time=101,
     )
@@ -317,10 +320,25 @@ def test_quality_is_not_measured_on_the_training_data_or_without_frauds() -> Non
     paired.frauds = 0
     assert "no known fraud" in quality(Quality("average_precision", 0.1), paired).reason
     assert quality(Quality("false_positive_rate", 0.1), paired).verdict == "pass"
+    paired.frauds = 10
     paired.first_time = 100
     result = quality(Quality("false_positive_rate", 0.1), paired)
     assert (result.verdict, result.measured) == ("refuse", None)
     assert "trained on this range; start after 1970-01-01T00:00:00" in result.reason
+
+
+def test_quality_is_not_measured_on_too_few_transactions_cards_or_labels() -> None:
+    ranking, rate = Quality("average_precision", 0.1), Quality("false_positive_rate", 0.1)
+    paired = evaluation(0.0, 0.0, 0.0, [{}, {}])
+    paired.fraud_cards = 9  # each replicate has the same few cards, so its interval says nothing
+    assert "9 cards with a known fraud, 10 are needed" in quality(ranking, paired).reason
+    assert quality(Quality("average_precision", 0.1, "value"), paired).verdict == "pass"
+    assert quality(rate, paired).verdict == "pass"
+    paired.fraud_cards, paired.transactions = 10, 999
+    for rule in (ranking, rate):
+        assert quality(rule, paired).reason == "not measured: 999 transactions, 1,000 are needed"
+    paired.transactions, paired.labelled = 1_000, 0
+    assert quality(rate, paired).reason == "not measured: no transaction of the range has a label"
 
 
 def test_the_worse_end_of_the_interval_must_be_within_the_limit() -> None:
@@ -361,6 +379,11 @@ def test_fairness_limits_the_ratio_of_rates_and_the_difference_of_their_growth()
     assert fairness(rule, evaluation(0.0, 0.0, 0.0, [fair, noise]))[1].measured == 1.0
     alone = evaluation(0.0, 0.0, 0.0, [{"chip": fair["chip"]}])
     assert all(result.verdict == "refuse" for result in fairness(rule, alone))
+    # Without labels, a false-positive rate is an alert rate.
+    unlabelled = evaluation(0.0, 0.0, 0.0, [fair, fair])
+    unlabelled.labelled = 0
+    assert [result.measured for result in fairness(rule, unlabelled)] == [None, None]
+    assert fairness(Fairness("channel", "alert_rate", max_ratio_to_champion=2.0), unlabelled)[0].verdict == "pass"
 
 
 # ---- the range
