@@ -85,14 +85,14 @@ class Replicates:
 
     def __init__(self, fraud: F64, replicates: int, budgets: int) -> None:
         levels = np.unique(fraud[~np.isnan(fraud)])
-        self._above = 1.0
-        if len(levels) > BINS:
-            self._above = 0.5
+        exact = len(levels) <= BINS
+        if not exact:
             levels = np.unique(np.quantile(levels, np.linspace(0.0, 1.0, BINS), method="nearest"))
-        # Without quantiles, each bin begins at the score of a fraud, and its genuine transactions rank above that
-        # fraud. In bins that hold many frauds, half of the pairs do.
-        self._levels = levels
+        # Without quantiles, each bin begins at the score of a fraud. Its genuine transactions rank above that fraud, or
+        # have the same score, which counts half. In bins that hold many frauds, half of the pairs rank above.
+        self._levels, self._exact = levels, exact
         self._genuine = np.zeros((len(levels) + 1, replicates), np.uint32)
+        self._half = np.zeros_like(self._genuine) if exact else self._genuine
         self._fraud = np.zeros((len(levels) + 1, replicates), np.uint32)
         self._alerts = np.zeros((2, replicates))
         self._caught_value = np.zeros(replicates)
@@ -110,7 +110,10 @@ class Replicates:
         """Add transactions ``(n,)``: score, fraud, alert at the thresholds, value, and alert at each budget."""
         present = ~np.isnan(score)
         place = np.searchsorted(self._levels, score, side="right")
-        for hist, rows in ((self._genuine, present & ~fraud), (self._fraud, present & fraud)):
+        counted = [(self._genuine, present & ~fraud), (self._fraud, present & fraud)]
+        if self._exact and len(self._levels):
+            counted.append((self._half, present & ~fraud & (self._levels[np.maximum(place - 1, 0)] == score)))
+        for hist, rows in counted:
             _add(hist, place[rows], cards.place[rows], cards.weights)
         self._alerts[0] += cards.sums(alert & ~fraud)
         self._alerts[1] += cards.sums(alert & fraud)
@@ -121,13 +124,15 @@ class Replicates:
     def figures(self) -> dict[str, F64]:
         """(replicates,) of each figure, NaN where it is undefined."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            genuine, fraud = (hist[::-1].astype(np.float64) for hist in (self._genuine, self._fraud))
+            genuine, fraud, half = (
+                hist[::-1].astype(np.float64) for hist in (self._genuine, self._fraud, self._half)
+            )
             hits, false = np.cumsum(fraud, axis=0), np.cumsum(genuine, axis=0)
             frauds, others = hits[-1], false[-1]
             precision = np.where(hits + false > 0, hits / np.maximum(hits + false, 1.0), 0.0)
             found = {
                 "average_precision": (fraud * precision).sum(axis=0) / frauds,
-                "roc_auc": ((false - (1.0 - self._above) * genuine) * fraud).sum(axis=0),
+                "roc_auc": ((false - 0.5 * half) * fraud).sum(axis=0),
                 "precision": self._alerts[1] / self._alerts.sum(axis=0),
                 "recall": self._alerts[1] / frauds,
                 "false_positive_rate": self._alerts[0] / others,

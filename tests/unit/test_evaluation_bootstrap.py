@@ -1,0 +1,25 @@
+"""Intervals by card: replicates agree with scikit-learn on the weighted transactions, also where scores are equal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from stream_scorer.evaluation.bootstrap import CardWeights, Replicates
+
+
+@pytest.mark.parametrize("digits", [1, 2, 16])
+def test_replicates_are_the_figures_of_the_weighted_transactions(digits: int) -> None:
+    rng = np.random.default_rng(1)
+    n, count = 2_000, 8
+    card, fraud = rng.integers(0, 400, n), rng.random(n) < 0.05
+    score = np.round(1.0 / (1.0 + np.exp(-rng.normal(size=n) - 1.5 * fraud)), digits)
+    cards, replicates = CardWeights(card, count, 1), Replicates(score[fraud], count, 0)
+    replicates.add(cards, score, fraud, score > 0.9, np.ones(n, np.int64), [])
+    found, weights = replicates.figures(), cards.weights[cards.place].astype(np.float64)
+    for b in range(count):
+        expected = metrics.roc_auc_score(fraud, score, sample_weight=weights[:, b])
+        assert found["roc_auc"][b] == pytest.approx(expected, abs=1e-12)
+        expected = metrics.average_precision_score(fraud, score, sample_weight=weights[:, b])
+        assert found["average_precision"][b] == pytest.approx(expected, abs=1e-12)
