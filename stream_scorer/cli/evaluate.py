@@ -119,7 +119,7 @@ def evaluate(
         )
         if transactions is None:
             bootstrap = settings.require("kafka.bootstrap")
-            first = FirstRange(out, facts_of(checked, versions, options) | {"topics": _topic_ids(bootstrap, topics)})
+            first = FirstRange(out, facts_of(checked, versions, options), _topic_ids(bootstrap, topics))
             reader = stack.enter_context(RangeReader(bootstrap, client_id="stream-scorer-evaluate"))
             source = sources.from_topics(reader, topics, checked, scored, as_of, warm=warm, first=first)
             _say_range(first)

@@ -6,7 +6,7 @@ the partitions, be another evaluation, and start from the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,16 +33,16 @@ class FirstRange:
     """The record in the folder of an evaluation.
 
     Args:
-        facts: what else determines the evaluation: versions, spec and options, and the ids of the topics. They must be
-            JSON. If one differs from the record, the current offsets replace it.
+        facts: what else determines the evaluation: versions, spec and options. They must be JSON. If one differs from the record, the current offsets replace it.
+        topic_ids: of the topics that the offsets belong to; also determine the evaluation.
 
     Attributes:
         newer: number of offsets after the recorded ends, which are left out.
         expired: whether the record was replaced because the topics no longer have its first records.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, object]) -> None:
-        self._folder, self._facts = folder, facts
+    def __init__(self, folder: Path, facts: Mapping[str, object], topic_ids: Sequence[str] = ()) -> None:
+        self._folder, self._facts, self.topic_ids = folder, facts, list(topic_ids)
         self.newer, self.expired = 0, False
 
     def resolve(self, current: Bounds, request: Mapping[str, object]) -> Bounds:
@@ -50,7 +50,7 @@ class FirstRange:
 
         `request` is the range that was asked for. Raises `UsageError` if the folder cannot be used.
         """
-        fingerprint = fingerprint_of(dict(self._facts) | dict(request))
+        fingerprint = fingerprint_of(dict(self._facts) | {"topics": self.topic_ids} | dict(request))
         path = self._folder / RANGE_FILE
         with usable(self._folder):
             found = self._read(path, fingerprint)

@@ -112,6 +112,8 @@ def facts_of(checked: CheckedSpec, versions: Sequence[Ensemble], options: Option
     """What determines the results per transaction, besides the input."""
     return {
         "spec": checked.sha256,
+        # Rows of features, and cards, are named by hashes of ids.
+        "id_key": checked.pseudonyms.fingerprint,
         "versions": [(version.name, version.version, version.digest) for version in versions],
         "segments": options.segments_of(checked),
         "piece_rows": options.piece_rows,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.records import Record
 from stream_scorer.serde.columns import take_labels
-from stream_scorer.serde.decoder import LabelDecoder, Labels
+from stream_scorer.serde.decoder import LabelDecoder, Labels, hash_ids
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
 
@@ -31,14 +31,6 @@ class Outcomes:
     id_hash: I64
     labelled_at: I64
     fraud: NDArray[np.bool_]
-
-    @property
-    def sha256(self) -> str:
-        """The digest of the outcome of every labelled event."""
-        digest = hashlib.sha256(self.id_hash.tobytes())
-        digest.update(self.labelled_at.tobytes())
-        digest.update(self.fraud.tobytes())
-        return digest.hexdigest()
 
     def of(self, id_hash: I64) -> tuple[I8, I64]:
         """For events (n,): `FRAUD`, `GENUINE` or `UNLABELLED` (n,) int8, and when that was given (n,), -1 without."""
@@ -70,6 +62,8 @@ class KnownLabels:
         self._parts: list[tuple[I64, I64, I64, NDArray[np.bool_]]] = []
         self.outcomes = Outcomes(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
         self.given, self.later, self.newest = 0, 0, -1
+        # By column, so that the size of the parts does not matter.
+        self._digests: dict[str, hashlib._Hash] = {}
 
     def add(self, records: RawRecords) -> tuple[Labels, int]:
         """Add labels; return those that are known, and how many records of `records` they and rejected ones are."""
@@ -80,6 +74,7 @@ class KnownLabels:
         if not known.all():
             labels, ranks = take_labels(labels, np.flatnonzero(known)), ranks[known]
         self._parts.append((labels.id_hash, ranks, labels.labelled_at, labels.fraud))
+        self._update_digests(labels, ranks)
         self.given += len(labels)
         self.newest = max(self.newest, int(labels.labelled_at.max(initial=-1)))
         return labels, len(labels) + len(rejected)
@@ -104,8 +99,21 @@ class KnownLabels:
 
     @property
     def sha256(self) -> str:
-        """The digest of the outcome of every labelled event."""
-        return self.outcomes.sha256
+        """The digest of all that is known, in order of arrival: features depend on more than the labels that count."""
+        return hashlib.sha256(b"".join(digest.digest() for digest in self._digests.values())).hexdigest()
+
+    def _update_digests(self, labels: Labels, ranks: I64) -> None:
+        columns: dict[str, NDArray[np.generic]] = {
+            "id_hash": labels.id_hash,
+            "event_time": labels.event_time,
+            "labelled_at": labels.labelled_at,
+            "fraud": labels.fraud,
+            "rank": ranks,
+        }
+        for name, ids in labels.entity_ids.items():
+            columns[f"entity {name}"] = hash_ids([i or "" for i in ids])
+        for name, column in columns.items():
+            self._digests.setdefault(name, hashlib.sha256()).update(np.ascontiguousarray(column).tobytes())
 
     def _ranks(self, records: RawRecords, labels: Labels) -> I64:
         if not self._rank:

@@ -277,7 +277,10 @@ def from_topics(
         f"{s.topic}[{s.partition}] {low}..{high}" for s, (low, high) in bounds.items() if s.topic == topics.transactions
     ]
     total = sum(max(high - low, 0) for low, high in bounds.values())
-    records = Records(streams, outcomes, {"transactions": ", ".join(ends)}, total)
+    about = {"transactions": ", ".join(ends)}
+    if first is not None and first.topic_ids:  # a topic that was created again may have the same offsets
+        about["topic_ids"] = ", ".join(first.topic_ids)
+    records = Records(streams, outcomes, about, total)
     return StreamSource(records, topics, checked, scored, as_of, warm=warm)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import SettingsError, UsageError
 from stream_scorer.evaluation import distributed, scoring, sources
-from stream_scorer.evaluation.job import evaluate
+from stream_scorer.evaluation.job import evaluate, facts_of
 from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.result import Evaluation
 from stream_scorer.evaluation.sources import Source, from_files
@@ -433,3 +434,36 @@ def test_errors_of_the_user(
         Options(segments=("who",)).segments_of(checked)
     with pytest.raises(UsageError, match="budget"):
         Options(budgets=(1.5,))
+
+
+def test_a_label_that_is_corrected_starts_the_evaluation_again(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    """Features depend on the entity of a label, and on labels that a later one replaces."""
+    labels = pq.read_table(history[1]).to_pylist()
+    frauds = [row for row in labels if row["label"] == "fraud"]
+    by_event: dict[str, list[dict[str, Any]]] = {}
+    for row in labels:
+        by_event.setdefault(row["event_id"], []).append(row)
+    replaced = next(rows for rows in by_event.values() if len(rows) > 1 and rows[0]["source"] == "analyst")[0]
+    corrected = tmp_path / "labels.parquet"
+    shutil.copy(history[1], corrected)
+    run((history[0], corrected), checked, versions, tmp_path / "out", replicates=0)
+    for row, change in (
+        (next(row for row in frauds if row["where"] == "t1"), {"where": "t2"}),
+        (replaced, {"labelled_at": replaced["labelled_at"] + 1}),
+    ):
+        row |= change
+        pq.write_table(pa.Table.from_pylist(labels), corrected)
+        again = run((history[0], corrected), checked, versions, tmp_path / "out", replicates=0)
+        assert again.resumed == 0
+        assert again.digests == run((history[0], corrected), checked, versions, tmp_path / "new", replicates=0).digests
+        shutil.rmtree(tmp_path / "new")
+
+
+def test_another_secret_of_hashed_ids_starts_the_evaluation_again(checked: CheckedSpec) -> None:
+    text = SPEC_TEXT.replace("who: {type: string}", "who: {type: string, sensitive: true}")
+    facts = [facts_of(parse_spec(text, id_key=letter * 32), [], Options()) for letter in "ab"]
+    assert facts[0] != facts[1]
+    assert "a" * 32 not in str(facts)
+    assert facts_of(checked, [], Options()) == facts_of(parse_spec(SPEC_TEXT, id_key="b" * 32), [], Options())

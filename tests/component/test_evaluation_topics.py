@@ -42,6 +42,7 @@ class MemoryTopics:
 
     records: dict[SourcePartition, list[tuple[int, bytes]]] = field(default_factory=dict)
     low: int = 0
+    topic_id: str = "first"
 
     def append(self, topic: str, rows: Sequence[dict[str, Any]], time: str) -> None:
         for partition in range(2):
@@ -80,7 +81,7 @@ def rows(tmp_path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def run(reader: MemoryTopics, checked: CheckedSpec, versions: list[Ensemble], out: Path) -> tuple[Evaluation, int]:
     """The result, and the number of newer offsets that were left out; -1 if the record was of expired offsets."""
-    first = FirstRange(out, facts_of(checked, versions, OPTIONS))
+    first = FirstRange(out, facts_of(checked, versions, OPTIONS), [reader.topic_id])
     source = from_topics(reader, TOPICS, checked, Range(), None, warm=False, first=first)  # type: ignore[arg-type]
     result = evaluate(source, checked, versions, OPTIONS, out, Eager())
     return result, -1 if first.expired else first.newer
@@ -131,6 +132,8 @@ def test_an_evaluation_of_growing_topics_continues_with_the_offsets_of_its_first
     assert grown.transactions > whole.transactions
     other, newer = run(reader, checked, [small_ensemble(tmp_path, checked, "2", {"one": 5})], tmp_path / "killed")
     assert (newer, other.transactions, other.resumed) == (0, grown.transactions, 0)
+    reader.topic_id = "created again"
+    assert run(reader, checked, versions, tmp_path / "grown")[0].resumed == 0
     reader.low = 5
     expired, newer = run(reader, checked, versions, tmp_path / "grown")
     assert newer == -1
