@@ -17,6 +17,9 @@ from stream_scorer.ensemble.manifest import manifest_digest, read_manifest, read
 from stream_scorer.errors import ArtifactError, UsageError
 from stream_scorer.serde.raw import RawRecords
 
+# What every scored partition has.
+_DECISIONS = ("lineage", "contributions", "scores")
+
 
 class Integrity:
     """Checks the files of `archive` against its seal. Differences go to `findings`.
@@ -181,6 +184,15 @@ def check_previous(archive: Archive, folder: Path, findings: Findings) -> None:
             findings.add(
                 "previous", f"{part.title} begins at offset {part.start}, but the previous archive ends at {ended.stop}"
             )
+    for ended in before.parts:
+        # The others may be absent: inputs that are gone, and topics of people and monitors.
+        if ended.topic in _DECISIONS and archive.part(ended.topic, ended.partition) is None:
+            findings.add("previous", f"{ended.title} is missing, but the previous archive has it up to {ended.stop}")
+    for ended_input in before.inputs:
+        if (ended_input.topic, ended_input.partition) not in {(each.topic, each.partition) for each in seal.inputs}:
+            name = f"{ended_input.topic}[{ended_input.partition}]"
+            findings.add("previous", f"{name} has no decisions, but the previous archive has them up to source offset "
+                         f"{ended_input.next}")  # fmt: skip
     next_offset = {(each.topic, each.partition): each.next for each in before.inputs}
     for each in seal.inputs:
         if each.first != next_offset.get((each.topic, each.partition), each.first):

@@ -98,6 +98,21 @@ def test_a_period_has_whole_micro_batches_and_continues_without_a_gap(world: Wor
     assert any("begins at source offset" in difference.what for difference in gap.first)
 
 
+def test_a_partition_that_the_next_archive_lacks_is_a_difference(tmp_path: Path) -> None:
+    both = make(tmp_path / "world", 1, 8, partitions=2)
+    export(both, tmp_path / "first", until=START_MS + 4 * BATCH_MS)
+    export(both, tmp_path / "second", previous=Archive(tmp_path / "first"))
+    assert verify(tmp_path / "second", previous=tmp_path / "first").different == 0
+    topics, names = copy.deepcopy(both.topics), Topics()
+    for name in (names.lineage, names.contributions, names.scores):
+        del topics.records[SourcePartition(name, 1)]
+    export(World(topics, both.folders), tmp_path / "partial", previous=Archive(tmp_path / "first"))
+    assert verify(tmp_path / "partial").different == 0
+    report = verify(tmp_path / "partial", previous=tmp_path / "first")
+    assert report.by_kind == {"previous": 4}
+    assert report.first[0].what.startswith("lineage[1] is missing")
+
+
 def test_dead_letters_after_the_last_score_belong_to_the_period(world: World, tmp_path: Path) -> None:
     topics, names = copy.deepcopy(world.topics), Topics()
     for _ in range(3):
