@@ -312,6 +312,7 @@ class _Inputs:
 
     def check(self, scored: NDArray[np.int64], until: int) -> None:
         """Compare the inputs below `until`, which were not checked yet, with `scored` and the dead letters."""
+        self._report(scored[1:][np.diff(scored) <= 0], "was scored more than once")
         letters = self._letters.below(until)
         if not self._inputs.listed:
             return
@@ -325,14 +326,17 @@ class _Inputs:
             (np.intersect1d(scored, letters), "was both scored and dead-lettered"),
         )
         for offsets, what in kinds:
-            if len(offsets):
-                more = f" (and {len(offsets) - 1:,} more)" if len(offsets) > 1 else ""
-                name = f"{self._topic}[{self._inputs.partition}]"
-                self._findings.add("input", f"{name} offset {offsets[0]}{more} {what}", len(offsets))
+            self._report(offsets, what)
 
     def finish(self) -> None:
         """Check what follows the last scored input."""
         self.check(np.empty(0, np.int64), self._inputs.next)
+
+    def _report(self, offsets: NDArray[np.int64], what: str) -> None:
+        if len(offsets):
+            more = f" (and {len(offsets) - 1:,} more)" if len(offsets) > 1 else ""
+            name = f"{self._topic}[{self._inputs.partition}]"
+            self._findings.add("input", f"{name} offset {offsets[0]}{more} {what}", len(offsets))
 
 
 class _Offsets:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -111,6 +112,31 @@ def test_a_partition_that_the_next_archive_lacks_is_a_difference(tmp_path: Path)
     report = verify(tmp_path / "partial", previous=tmp_path / "first")
     assert report.by_kind == {"previous": 4}
     assert report.first[0].what.startswith("lineage[1] is missing")
+
+
+def test_an_input_that_was_scored_twice_in_one_micro_batch_is_a_difference(world: World, tmp_path: Path) -> None:
+    topics, names = copy.deepcopy(world.topics), Topics()
+    for name in (names.scores, names.contributions):
+        records = topics.records[SourcePartition(name, 0)]
+        assert records[49][0] == 50  # offset 49 is a transaction marker
+        records.insert(49, (49, *records[48][1:]))
+    lineage = topics.records[SourcePartition(names.lineage, 0)]
+    offset, timestamp, key, value, headers = lineage[0]
+    lineage[0] = offset, timestamp, key, last_row_twice(value or b""), headers
+    export(World(topics, world.folders), tmp_path / "archive")
+    report = verify(tmp_path / "archive")
+    assert report.by_kind == {"input": 1}
+    assert report.first[0].what.endswith("was scored more than once")
+
+
+def last_row_twice(value: bytes) -> bytes:
+    with pa.input_stream(pa.py_buffer(value), compression="zstd") as stream:
+        table = pa.ipc.open_stream(stream).read_all()
+    table = pa.concat_tables([table, table.slice(len(table) - 1)]).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as packed, pa.ipc.new_stream(packed, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def test_dead_letters_after_the_last_score_belong_to_the_period(world: World, tmp_path: Path) -> None:
