@@ -83,11 +83,15 @@ def skew(rule: Skew, report: SkewReport | None, read: list[str]) -> RuleResult:
         return not_measured(
             "skew", rule.max_share, f"{report.scores:,} recorded scores, {rule.min_scores:,} are needed"
         )
-    found = sorted(
-        ((f.different / f.compared, f.name) for f in report.features if f.compared and f.name in read), reverse=True
-    )
-    if not found:
+    wanted = [feature for feature in report.features if feature.name in read]
+    if not wanted:
         return not_measured("skew", rule.max_share, "no score recorded a feature that the candidate reads")
+    # Without its rows, a score records a feature as missing.
+    rarest = min(wanted, key=lambda feature: feature.compared)
+    if rarest.compared < rule.min_scores:
+        few = f"{rarest.name} is in {rarest.compared:,} of {report.scores:,} recorded scores"
+        return not_measured("skew", rule.max_share, f"{few}, {rule.min_scores:,} are needed")
+    found = sorted(((f.different / f.compared, f.name) for f in wanted), reverse=True)
     different = ", ".join(f"{name} {share:.2%}" for share, name in found[:_NAMED] if share > 0.0)
     reason = f"{report.scores:,} scores; {f'differs: {different}' if different else 'no feature differs'}"
     return at_most("skew", found[0][0], rule.max_share, reason)

@@ -77,7 +77,7 @@ class Drift(Section, frozen=True):
 class Skew(Section, frozen=True):
     """A limit of the share of scores in which a feature that live scorers recorded differs from the log.
 
-    `min_scores` recorded scores are needed.
+    `min_scores` recorded scores of each feature are needed.
     """
 
     max_share: Share

@@ -195,6 +195,10 @@ def test_skew_counts_only_features_that_the_candidate_reads() -> None:
     assert (result.verdict, result.measured) == ("refuse", 0.05)
     assert "differs: b 5.00%" in result.reason
     assert skew(Skew(0.05), report, ["b"]).verdict == "pass"
+    # Scores without state record only the columns of the transaction.
+    stateless = [*features, FeatureSkew("c", 999, 0, None, None, 0.0, [])]
+    result = skew(Skew(0.05), SkewReport(2_000, 1_001, stateless), ["a", "c"])
+    assert result.reason == "not measured: c is in 999 of 2,000 recorded scores, 1,000 are needed"
     for missing in (None, SkewReport(0, 0, []), SkewReport(999, 0, features)):
         assert skew(Skew(0.01), missing, ["a"]).reason.startswith("not measured")
 
