@@ -60,10 +60,11 @@ def label_delay_ms(folds: Folds, spec: CheckedSpec) -> int:
     return duration_ms(folds.delay or spec.spec.labels.horizon)
 
 
-def make_windows(folds: Folds, first: int, end: int, delay: int) -> list[Window]:
+def make_windows(folds: Folds, first: int, end: int, delay: int, *, rows_follow: bool = False) -> list[Window]:
     """The windows of `folds` over the times ``[first, end)``, oldest first; all times in epoch ms.
 
-    Test windows of whole days begin at midnight UTC; the last day may be incomplete.
+    Test windows of whole days begin at midnight UTC. The last day may be incomplete, unless `rows_follow`: rows at or
+    after `end` must not be in a window, so it ends at the midnight before.
 
     Raises:
         UsageError: the history is too short.
@@ -71,7 +72,7 @@ def make_windows(folds: Folds, first: int, end: int, delay: int) -> list[Window]
     test = duration_ms(folds.test) if folds.test else max(int((end - first) * _TESTED_SHARE) // folds.count, 1)
     train = duration_ms(folds.train) if folds.train else None
     if folds.test and test % DAY_MS == 0:
-        end = end_of_day(end)
+        end = end - end % DAY_MS if rows_follow else end_of_day(end)
     windows = []
     for number in range(folds.count):
         test_end = end - number * test

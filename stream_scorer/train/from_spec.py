@@ -131,7 +131,7 @@ def fit_ensemble(
     folds = training.spec.folds
     delay, first = label_delay_ms(folds, spec), int(data.event_time.min())
     end = int(data.event_time.max()) + 1 if before is None else before
-    windows = make_windows(folds, first, end, delay)
+    windows = make_windows(folds, first, end, delay, rows_follow=before is not None)
     oof = score_out_of_fold(recipes, make_folds(windows, data, folds, delay), data, options.jobs, options.progress)
     if before is not None:
         # Calibrators, weights and thresholds do not use later labels either.

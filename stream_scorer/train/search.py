@@ -133,7 +133,8 @@ def cross_validate(
     data.check(spec)
     holdout, delay = find_holdout(data, training.spec), label_delay_ms(training.spec.folds, spec)
     end = int(data.event_time.max()) + 1 if holdout is None else holdout.start - delay
-    windows = make_windows(training.spec.folds, int(data.event_time.min()), end, delay)
+    first = int(data.event_time.min())
+    windows = make_windows(training.spec.folds, first, end, delay, rows_follow=holdout is not None)
     folds = make_folds(windows, data, training.spec.folds, delay)
     if training.spec.objective == "card_precision" and data.entity is None:
         raise SpecError("card_precision needs a partition entity", path="objective", hint="Choose average_precision.")

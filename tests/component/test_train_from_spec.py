@@ -163,6 +163,22 @@ def test_cross_validation_selects_from_the_grid_before_the_holdout(data: Trainin
         evaluate_holdout(data, SPEC, check_training(selected), Options(2), refuse)
 
 
+def test_windows_of_whole_days_do_not_reach_into_a_holdout_that_begins_within_a_day(data: TrainingSet) -> None:
+    text = TRAINING.replace("test: 5d", "test: 5d, delay: 1h").replace("seed: 7", "seed: 7\nholdout: 36h")
+    training, opened = parse_training(text), list[Holdout]()
+    evaluate_holdout(data, SPEC, training, Options(2), opened.append)
+    assert opened[-1].start % DAY_MS
+    changed = replace(data, label=data.label ^ (data.event_time >= opened[-1].start))
+    result, selected = cross_validate(data, SPEC, training, Options(2))
+    assert result.folds[-1].test_end <= opened[-1].start - DAY_MS // 24
+    assert cross_validate(changed, SPEC, training, Options(2)) == (result, selected)
+    before, after = (
+        fit_ensemble(each, SPEC, training, Options(2), before=opened[-1].start - DAY_MS // 24).stack.thresholds
+        for each in (data, changed)
+    )
+    assert before == after
+
+
 def test_hyperparameters_that_a_library_refuses_are_one_message(data: TrainingSet, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="logistic-regression cannot fit member 'linear'"):
         train(data, tmp_path / "no", 1, TRAINING.replace("features: first", "features: first, parameters: {C: -1}"))
