@@ -121,7 +121,9 @@ def _entities(spec: CheckedSpec, transactions: Transactions) -> NDArray[np.int64
     """``(n,)``: a number for each id of the partition entity, in the order of `build_features`: by time."""
     if spec.spec.partition_entity is None:
         return None
-    ids = np.array([each or "" for each in transactions.entity_ids[spec.spec.partition_entity]])
+    # Transactions without an id have nothing in common.
+    given = transactions.entity_ids[spec.spec.partition_entity]
+    ids = np.array([f"\0{row}" if each is None else each for row, each in enumerate(given)])
     numbers = np.unique(ids, return_inverse=True)[1].astype(np.int64)
     return np.asarray(numbers[np.argsort(transactions.event_time, kind="stable")], np.int64)
 

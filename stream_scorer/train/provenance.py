@@ -21,14 +21,26 @@ def describe_training(data: TrainingSet, identity: str, metrics: dict[str, dict[
         last_event_time=int(data.event_time.max()),
         rows=len(data.label),
         positives=int(data.label.sum()),
-        run_id=_run_id(data_sha256, identity),
+        run_id=_run_id(data, data_sha256, identity),
         data_sha256=data_sha256,
         metrics=metrics,
     )
 
 
-def _run_id(data_sha256: str, identity: str) -> str:
-    return hashlib.sha256(f"{data_sha256} {identity}".encode()).hexdigest()[:16]
+def _run_id(data: TrainingSet, data_sha256: str, identity: str) -> str:
+    return hashlib.sha256(f"{data_sha256} {_known_digest(data)} {identity}".encode()).hexdigest()[:16]
+
+
+def _known_digest(data: TrainingSet) -> str:
+    """The sha256 of what folds depend on besides the rows: when labels were given, and which rows have one entity."""
+    digest = hashlib.sha256()
+    if data.labelled_at is not None:
+        digest.update(b"labelled_at" + np.ascontiguousarray(data.labelled_at).tobytes())
+    if data.entity is not None:
+        # By first row: the numbers of entities may differ from run to run.
+        _, first, number = np.unique(data.entity, return_index=True, return_inverse=True)
+        digest.update(b"entity" + np.ascontiguousarray(first[number]).tobytes())
+    return digest.hexdigest()
 
 
 def find_trained(folder: Path, data: TrainingSet, identity: str) -> Manifest | None:
@@ -39,7 +51,7 @@ def find_trained(folder: Path, data: TrainingSet, identity: str) -> Manifest | N
         manifest = Ensemble.load(folder, version="").manifest
     except ArtifactError:
         return None
-    return manifest if manifest.training.run_id == _run_id(set_digest(data), identity) else None
+    return manifest if manifest.training.run_id == _run_id(data, set_digest(data), identity) else None
 
 
 def set_digest(data: TrainingSet) -> str:

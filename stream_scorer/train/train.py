@@ -127,7 +127,7 @@ def _train_ensemble(
         final_calibrator=combined.final,
         thresholds=thresholds,
         quorum=spec.spec.policy.quorum,
-        training=describe_training(data, f"{spec.sha256} {recipe.seed}", metrics),
+        training=describe_training(data, f"{spec.sha256} {recipe}", metrics),
         combiner=combined.how,
         link=recipe.link,
     )

@@ -88,6 +88,11 @@ def test_an_ensemble_of_the_same_training_is_found_and_a_damaged_one_is_not(data
     assert find_equal(data, SPEC, training, out) == read_manifest(out)
     assert find_equal(data, SPEC, parse_training(TRAINING.replace("seed: 7", "seed: 8")), out) is None
     assert find_equal(replace(data, label=~data.label), SPEC, training, out) is None
+    # Folds depend on when labels were given, and on which rows have one card, but not on its number.
+    assert data.entity is not None
+    assert find_equal(replace(data, labelled_at=data.event_time + 1), SPEC, training, out) is None
+    assert find_equal(replace(data, entity=data.entity // 2), SPEC, training, out) is None
+    assert find_equal(replace(data, entity=299 - data.entity), SPEC, training, out) == read_manifest(out)
     (out / "boost.txt").write_bytes(b"")
     assert find_equal(data, SPEC, training, out) is None
 

@@ -21,8 +21,7 @@ from stream_scorer.train.dataset import read_training_set
 from stream_scorer.train.export import write_training_table
 from stream_scorer.train.topics import training_set_from_topics
 
-SPEC = parse_spec(
-    """
+TEXT = """
 name: tiny
 version: 1
 transaction:
@@ -44,7 +43,7 @@ derived:
 policy: {version: p1, review: 0.3, block: 0.8}
 labels: {horizon: 2s, source_rank: {analyst: 1, chargeback: 2}}
 """
-)
+SPEC = parse_spec(TEXT)
 
 
 def write(folder: Path, transactions: dict[str, list[object]], labels: dict[str, list[object]]) -> tuple[Path, Path]:
@@ -81,6 +80,14 @@ def test_labels_join_by_rank_then_time_and_the_young_and_doubled_stay_out(tmp_pa
     assert data.label.tolist() == [True, False, False]
     assert (data.duplicates, data.immature, data.refused) == (1, 1, 0)
     assert data.features.tolist() == [[1.0, 1.0], [2.0, 0.0], [3.0, 0.0]]
+
+
+def test_transactions_without_a_card_are_not_of_one_card(tmp_path: Path) -> None:
+    spec = parse_spec(TEXT.replace("card: {type: string}", "card: {type: string, optional: true}"))
+    table = transactions() | {"card": ["x", None, None, None, "y"]}
+    data = read_training_set(*write(tmp_path, table, labels()), spec)
+    assert data.entity is not None
+    assert len(set(data.entity.tolist())) == len(data.label) == 4
 
 
 def test_timestamps_are_read_as_milliseconds(tmp_path: Path) -> None:
