@@ -108,13 +108,22 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
 def _join(
     event_ids: list[str], labels: Labels, ranks: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """``(n,)`` each: the last label by (source rank, labelled_at), and when it was given; -1 without a label."""
-    last = {labels.event_id[index]: index for index in np.lexsort((labels.labelled_at, ranks)).tolist()}
-    place = np.array([last.get(event_id, -1) for event_id in event_ids], np.int64)
-    known = place >= 0
-    fraud, given = np.zeros(len(place), np.bool_), np.full(len(place), -1, np.int64)
-    fraud[known], given[known] = labels.fraud[place[known]], labels.labelled_at[place[known]]
-    return fraud, given
+    """``(n,)`` each: the last label by (source rank, labelled_at), and since when the event has it; -1 without a label.
+
+    A confirmation, such as the chargeback of a fraud that an analyst has found, does not change since when.
+    """
+    counts: dict[str, tuple[int, bool, int]] = {}
+    order = np.argsort(labels.labelled_at, kind="stable")
+    columns = (ranks[order].tolist(), labels.fraud[order].tolist(), labels.labelled_at[order].tolist())
+    for place, rank, verdict, at in zip(order.tolist(), *columns, strict=True):
+        event_id = labels.event_id[place]
+        before = counts.get(event_id)
+        if before is None or rank >= before[0]:
+            since = before[2] if before is not None and before[1] == verdict else at
+            counts[event_id] = rank, verdict, since
+    found = [counts.get(event_id, (0, False, -1)) for event_id in event_ids]
+    fraud = np.array([verdict for _, verdict, _ in found], np.bool_)
+    return fraud, np.array([since for _, _, since in found], np.int64)
 
 
 def _entities(spec: CheckedSpec, transactions: Transactions) -> NDArray[np.int64] | None:

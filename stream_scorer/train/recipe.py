@@ -30,7 +30,7 @@ class TrainingSet:
 
     Attributes:
         entity: ``(n,) int64``, a number from 0 for each id of the partition entity; None without such an entity.
-        labelled_at: ``(n,) int64`` epoch ms, when the label was given; without a label, the time plus the label
+        labelled_at: ``(n,) int64`` epoch ms, since when the row has its label; without a label, the time plus the label
             horizon. None if it is that time for all rows.
     """
 

@@ -82,6 +82,20 @@ def test_labels_join_by_rank_then_time_and_the_young_and_doubled_stay_out(tmp_pa
     assert data.features.tolist() == [[1.0, 1.0], [2.0, 0.0], [3.0, 0.0]]
 
 
+def test_a_fraud_is_known_since_its_first_report_and_not_since_its_confirmation(tmp_path: Path) -> None:
+    given = {
+        "event_id": ["t1", "t1", "t2", "t2", "t2", "t3", "t3"],
+        "event_time": [1_000, 1_000, 2_000, 2_000, 2_000, 3_000, 3_000],
+        "label": ["fraud", "fraud", "fraud", "genuine", "fraud", "genuine", "fraud"],
+        "labelled_at": [8_000, 4_000, 4_000, 5_000, 6_000, 4_500, 7_500],
+        "source": ["chargeback", "analyst", "analyst", "analyst", "analyst", "chargeback", "analyst"],
+    }
+    data = read_training_set(*write(tmp_path, transactions(), given), SPEC)
+    assert data.label.tolist() == [True, True, False]
+    assert data.labelled_at is not None
+    assert data.labelled_at.tolist() == [4_000, 6_000, 4_500]
+
+
 def test_transactions_without_a_card_are_not_of_one_card(tmp_path: Path) -> None:
     spec = parse_spec(TEXT.replace("card: {type: string}", "card: {type: string, optional: true}"))
     table = transactions() | {"card": ["x", None, None, None, "y"]}
