@@ -24,8 +24,8 @@ def import_pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-# As in the decoders: a double represents integers up to 2^53 exactly.
-_MAX_TIME = 2**53
+# The end of the year 9999: microseconds of today are beyond it.
+_MAX_TIME = 253_402_300_799_999
 # Characters of a value in a message.
 _SHOWN = 60
 
@@ -84,7 +84,7 @@ class TimeColumns:
     """Whether the columns of times of a file contain any time.
 
     A record without a time is rejected, as it is live. A file without any time, such as one with dates as text, would
-    be read as an empty history, so it is an error of the user.
+    be read as an empty history, and one with microseconds as a history of another age: both are errors of the user.
     """
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
@@ -114,7 +114,7 @@ class TimeColumns:
 
 
 def _is_time(value: object) -> bool:
-    """Whether the decoder can accept `value` as epoch milliseconds."""
+    """Whether `value` is a plausible time in epoch milliseconds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return 0 <= value <= _MAX_TIME and value == int(value)

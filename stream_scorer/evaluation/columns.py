@@ -97,7 +97,8 @@ class TransactionFile:
         columns = {name: milliseconds(column) for name, column in columns.items()}
         try:
             found = self._fast(batch.num_rows, columns)
-            checked.take([{self._shape.time: int(time)} for time in found.event_time[:1]])
+            if len(found):
+                checked.take([{self._shape.time: int(found.event_time.min())}])
             return found
         except (_Unusual, self._pa.ArrowInvalid):
             rows = self._pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)).to_pylist()

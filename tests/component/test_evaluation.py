@@ -404,18 +404,19 @@ def test_the_page_has_the_headings_of_a_review(whole: Evaluation) -> None:
 
 @pytest.mark.parametrize(("file", "column"), [(0, "at"), (1, "labelled_at"), (1, "event_time")])
 @pytest.mark.parametrize("lines", [False, True])
-def test_a_file_with_dates_as_text_is_no_empty_history(
+@pytest.mark.parametrize("wrong", ["2025-03-01", 1_700_000_000_000_000])
+def test_a_file_with_dates_as_text_or_microseconds_is_no_history(
     history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path, file: int, column: str,
-    *, lines: bool,
+    wrong: object, *, lines: bool,
 ) -> None:  # fmt: skip
     paths = list(history)
-    rows = [{**row, column: "2025-03-01"} for row in pq.read_table(paths[file]).to_pylist()]
+    rows = [{**row, column: wrong} for row in pq.read_table(paths[file]).to_pylist()]
     paths[file] = tmp_path / ("wrong.jsonl" if lines else "wrong.parquet")
     if lines:
         paths[file].write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     else:
         pq.write_table(pa.Table.from_pylist(rows), paths[file])
-    with pytest.raises(UsageError, match=rf"the column '{column}' has no times; the first value is '2025-03-01'"):
+    with pytest.raises(UsageError, match=rf"the column '{column}' has no times; the first value is {wrong!r}"):
         run((paths[0], paths[1]), checked, versions, tmp_path / "out", replicates=0)
 
 
