@@ -94,6 +94,8 @@ class Replicates:
         self._genuine = np.zeros((len(levels) + 1, replicates), np.uint32)
         self._half = np.zeros_like(self._genuine) if exact else self._genuine
         self._fraud = np.zeros((len(levels) + 1, replicates), np.uint32)
+        # Genuine and fraud: without a score, and alerts.
+        self._missing = np.zeros((2, replicates), np.uint32)
         self._alerts = np.zeros((2, replicates))
         self._caught_value = np.zeros(replicates)
         self._caught_budget = np.zeros((budgets, replicates))
@@ -115,6 +117,7 @@ class Replicates:
             counted.append((self._half, present & ~fraud & (self._levels[np.maximum(place - 1, 0)] == score)))
         for hist, rows in counted:
             _add(hist, place[rows], cards.place[rows], cards.weights)
+        _add(self._missing, fraud[~present].astype(np.int64), cards.place[~present], cards.weights)
         self._alerts[0] += cards.sums(alert & ~fraud)
         self._alerts[1] += cards.sums(alert & fraud)
         self._caught_value += cards.sums(alert & fraud, value)
@@ -129,20 +132,21 @@ class Replicates:
             )
             hits, false = np.cumsum(fraud, axis=0), np.cumsum(genuine, axis=0)
             frauds, others = hits[-1], false[-1]
+            all_others, all_frauds = self._missing + (others, frauds)
             precision = np.where(hits + false > 0, hits / np.maximum(hits + false, 1.0), 0.0)
             found = {
                 "average_precision": (fraud * precision).sum(axis=0) / frauds,
                 "roc_auc": ((false - 0.5 * half) * fraud).sum(axis=0),
                 "precision": self._alerts[1] / self._alerts.sum(axis=0),
-                "recall": self._alerts[1] / frauds,
-                "false_positive_rate": self._alerts[0] / others,
-                "alert_rate": self._alerts.sum(axis=0) / (frauds + others),
+                "recall": self._alerts[1] / all_frauds,
+                "false_positive_rate": self._alerts[0] / all_others,
+                "alert_rate": self._alerts.sum(axis=0) / (all_frauds + all_others),
                 "value_caught": self._caught_value,
             }
             # The share of pairs in which the fraud ranks above the genuine transaction.
             found["roc_auc"] = 1.0 - found["roc_auc"] / (frauds * others)
             for index, caught in enumerate(self._caught_budget):
-                found[f"budget_recall_{index}"] = caught / frauds
+                found[f"budget_recall_{index}"] = caught / all_frauds
         return found
 
 

@@ -36,6 +36,7 @@ from stream_scorer.evaluation.sources import CHUNK, Chunk, FileSource, Source
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
 from stream_scorer.features.label_cuts import label_entities
 from stream_scorer.features.shards import Batching, EntityShard, Joiner, Part, Splitter, Values, entities_with_features
+from stream_scorer.parquet import TimeColumns
 from stream_scorer.serde.columns import join_labels, slice_transactions
 from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.spec.model import CheckedSpec
@@ -346,7 +347,8 @@ class DistributedPass:
 
     def _chunks(self, source: FileSource) -> Iterator[Chunk]:
         """The chunks of the file as `FileSource.runs_of` takes them; blocks are read ahead."""
-        total, first = source.total, 0
+        total, first, time = source.total, 0, self._checked.spec.transaction.time
+        plausible = TimeColumns(source.transactions, [time])
         blocks = -(-total // BLOCK)
         ahead: deque[_Block] = deque()
         for number in range(blocks):
@@ -355,6 +357,8 @@ class DistributedPass:
             self._current = block = ahead.popleft()
             index: Index = self._where.workers.get(block.index)
             block.first = first
+            if len(index.event_time):
+                plausible.take([{time: int(index.event_time.min())}])
             for at in range(number * BLOCK, min((number + 1) * BLOCK, total), CHUNK):
                 low, high = np.searchsorted(index.rows, (at, at + CHUNK)).tolist()
                 yield min(CHUNK, total - at), index.rows[low:high] - at, _light(index, low, high, first)
@@ -362,6 +366,7 @@ class DistributedPass:
         if not first:
             # The error of a file without any time needs the whole file.
             yield from source.empty_chunks()
+        plausible.require()
 
     def _read(self, number: int) -> _Block:
         shards = len(self._shards)

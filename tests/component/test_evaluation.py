@@ -236,6 +236,16 @@ def spread(
     return evaluate(given, checked, versions, options, out, SystemClock(), where=where)
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_workers_refuse_microseconds_too(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path
+) -> None:
+    rows = [{**row, "at": 1_700_000_000_000_000} for row in pq.read_table(history[0]).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    with pytest.raises(UsageError, match="the column 'at' has no times"):
+        spread((tmp_path / "t.parquet", history[1]), checked, versions, tmp_path / "out", whole, 2)
+
+
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.usefixtures("small_blocks")
 def test_shards_give_the_digests_and_counts_of_one_process(
