@@ -111,6 +111,13 @@ def test_timestamps_are_read_as_milliseconds(tmp_path: Path) -> None:
     assert data.event_time.tolist() == [1_000, 2_000, 3_000]
 
 
+def test_timestamps_in_another_field_of_times_are_read_too(tmp_path: Path) -> None:
+    spec = parse_spec(TEXT.replace("card: {type: string}", "card: {type: string}\n    opened: {type: time}"))
+    opened = pa.array(np.arange(5) * 1_000, pa.timestamp("us", tz="UTC"))
+    data = read_training_set(*write(tmp_path, transactions() | {"opened": opened}, labels()), spec)
+    assert (len(data.label), data.refused) == (3, 0)
+
+
 def test_what_is_finer_than_a_millisecond_is_cut_off(tmp_path: Path) -> None:
     table, given = transactions(), labels()
     for columns, name in ((table, "event_time"), (given, "event_time"), (given, "labelled_at")):
