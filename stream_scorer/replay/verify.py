@@ -133,6 +133,9 @@ class Verifier:
             # Records in the old format are not rounded.
             exact = _differs(published, recomputed, self._tolerance)
             wrong[what] = exact & _differs(published, np.round(recomputed, decimals), self._tolerance)
+        wrong["version on `scores`"] = np.array(
+            [(s.ensemble, s.version, s.arm) != (c.ensemble, c.version, c.arm) for s, c, _ in served], np.bool_
+        )
         wrong["decision"] = _other_decision(ensemble, served, scored.score)
         wrong["review sample"] = self._other_sample(served)
         for what, rows in wrong.items():

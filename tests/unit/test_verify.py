@@ -108,6 +108,13 @@ def test_what_was_published_comes_again(served: Served) -> None:
     assert (report.scores, report.by_version, report.different, report.by_what) == (N, {"cards 7": N}, 0, {})
 
 
+@pytest.mark.parametrize("change", [{"ensemble": "other"}, {"version": "8"}, {"arm": "canary"}])
+def test_a_score_that_names_another_version_is_found(served: Served, change: dict[str, Any]) -> None:
+    ensemble, scores, found = served
+    report = verify(ensemble, [msgspec.structs.replace(scores[0], **change), *scores[1:]], found)
+    assert (report.different, report.by_what) == (1, {"version on `scores`": 1})
+
+
 def test_another_review_sample_is_found(served: Served) -> None:
     ensemble, scores, found = served
     spec = load_spec(CARDS_SPEC)
