@@ -176,7 +176,7 @@ class SelfTest(Part, frozen=True):
 class Training(Part, frozen=True):
     """The training of the ensemble. Times are event times in UTC epoch milliseconds.
 
-    `run_id` is derived from data, spec and options, so that equal trainings have equal ids; `metrics` are on the holdout.
+    `run_id` is derived from data, spec and options: equal trainings have equal ids. `metrics` are on the holdout.
     """
 
     first_event_time: int

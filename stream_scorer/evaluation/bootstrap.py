@@ -127,12 +127,10 @@ class Replicates:
     def figures(self) -> dict[str, F64]:
         """(replicates,) of each figure, NaN where it is undefined."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            genuine, fraud, half = (
-                hist[::-1].astype(np.float64) for hist in (self._genuine, self._fraud, self._half)
-            )
+            genuine, fraud, half = (hist[::-1].astype(np.float64) for hist in (self._genuine, self._fraud, self._half))
             hits, false = np.cumsum(fraud, axis=0), np.cumsum(genuine, axis=0)
             frauds, others = hits[-1], false[-1]
-            all_others, all_frauds = self._missing + (others, frauds)
+            all_others, all_frauds = self._missing[0] + others, self._missing[1] + frauds
             precision = np.where(hits + false > 0, hits / np.maximum(hits + false, 1.0), 0.0)
             found = {
                 "average_precision": (fraud * precision).sum(axis=0) / frauds,

@@ -33,7 +33,8 @@ class FirstRange:
     """The record in the folder of an evaluation.
 
     Args:
-        facts: what else determines the evaluation: versions, spec and options. They must be JSON. If one differs from the record, the current offsets replace it.
+        facts: what else determines the evaluation: versions, spec and options. They must be JSON. If one differs from
+            the record, the current offsets replace it.
         topic_ids: of the topics that the offsets belong to; also determine the evaluation.
 
     Attributes:

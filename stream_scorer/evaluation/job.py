@@ -63,8 +63,6 @@ def evaluate(
         out / CHANGES, lambda done, total: progress("computing figures", done, total)
     )
     ended = clock.monotonic()
-    features, scores, outcomes = (store.digest(part) for part in ("features", "scores", "outcomes"))
-    everything = hashlib.sha256((features + scores + outcomes).encode()).hexdigest()
     return Evaluation(
         spec=checked.spec.name,
         spec_sha256=checked.sha256,
@@ -87,7 +85,7 @@ def evaluate(
         review_cost=options.review_cost,
         replicates=options.replicates,
         piece_rows=options.piece_rows,
-        digests=Digests(features, scores, outcomes, everything),
+        digests=_digests(store),
         versions=figures.versions,
         members=figures.members,
         candidates=figures.candidates,
@@ -95,6 +93,11 @@ def evaluate(
         member_seconds=scoring.timing.members,
         out=str(out),
     )
+
+
+def _digests(store: Store) -> Digests:
+    features, scores, outcomes = (store.digest(part) for part in ("features", "scores", "outcomes"))
+    return Digests(features, scores, outcomes, hashlib.sha256((features + scores + outcomes).encode()).hexdigest())
 
 
 def _pass(

@@ -143,7 +143,8 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
     parts: list[Transactions] = []
     rejected: Rejected = []
     required = {name for name, field in shape.fields.items() if not field.optional}
-    checked, times_of = TimeColumns(path, [shape.time]), [n for n, field in shape.fields.items() if field.type == "time"]
+    checked = TimeColumns(path, [shape.time])
+    times_of = [name for name, field in shape.fields.items() if field.type == "time"]
     for rows in read_rows(path, list(shape.fields), required, times_of, _CHUNK):
         # A file has no Kafka timestamps: pass the event times, so that the check of event times always succeeds.
         times = np.array([whole_time(row[shape.time]) for row in rows], np.int64)
