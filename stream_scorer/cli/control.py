@@ -322,9 +322,10 @@ def _pass_gate(settings: Settings, found: _Found, why: str, skip_gate: str | Non
     report = gate_promotion(settings, candidate, champion, training_set)
     with _open_console(settings) as console:
         now = console.read().states.get(found.name)
-    if before is not None and now is not None and before.champion != now.champion:
+    if now is not None and (before is None or before.champion != now.champion):
+        compared = "no version" if before is None else f"version {before.champion.version}"
         raise CheckFailed(
-            f"the gate compared with version {before.champion.version}, but {now.champion.version} serves now",
+            f"the gate compared with {compared}, but {now.champion.version} serves now",
             hint="Repeat the command.",
         )
     return f"{why} [gate passed: rules {report.rules_sha256[:12]}]"

@@ -460,9 +460,10 @@ def test_an_empty_path_does_not_skip_the_gate(source: str, path: str) -> None:
 class Console:
     """The state of `control` before and after the gate."""
 
-    def __init__(self, *champions: str) -> None:
+    def __init__(self, *champions: str | None) -> None:
         self._states = [
-            SimpleNamespace(states={"cards": SimpleNamespace(champion=ServedVersion(v, v))}) for v in champions
+            SimpleNamespace(states={"cards": SimpleNamespace(champion=ServedVersion(v, v))} if v else {})
+            for v in champions
         ]
 
     @contextmanager
@@ -470,7 +471,7 @@ class Console:
         yield SimpleNamespace(read=lambda: self._states.pop(0))
 
 
-def pass_gate(monkeypatch: pytest.MonkeyPatch, gate: Any, *champions: str) -> str:
+def pass_gate(monkeypatch: pytest.MonkeyPatch, gate: Any, *champions: str | None) -> str:
     """The reason of a command whose gate is `gate`, while the version that serves changes as in `champions`."""
     monkeypatch.setattr(control, "_open_console", Console(*champions).open)
     monkeypatch.setattr(control, "_fetch", lambda _settings, _name, version: Path(version.manifest_sha256))
@@ -488,6 +489,14 @@ def test_the_reason_names_the_rules_that_the_version_passed(monkeypatch: pytest.
     assert pass_gate(monkeypatch, accept, "7", "7") == "fewer alerts [gate passed: rules 0123456789ab]"
     with pytest.raises(CheckFailed, match="compared with version 7, but 9 serves now"):
         pass_gate(monkeypatch, accept, "7", "9")
+
+    def alone(_settings: Any, _candidate: Any, champion: Any, _training_set: Any) -> Any:
+        assert champion is None
+        return SimpleNamespace(rules_sha256="0123456789abcdef")
+
+    assert pass_gate(monkeypatch, alone, None, None).endswith("[gate passed: rules 0123456789ab]")
+    with pytest.raises(CheckFailed, match="compared with no version, but 7 serves now"):
+        pass_gate(monkeypatch, alone, None, "7")
 
 
 def test_a_refusal_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
