@@ -82,7 +82,14 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
     label, labelled_at = _join(history.event_id, read.labels, read.ranks)
     horizon = duration_ms(spec.spec.labels.horizon)
     labelled_at = np.where(labelled_at < 0, history.event_time + horizon, labelled_at)
-    end = max(int(history.event_time[-1]), int(read.labels.labelled_at.max(initial=0)))
+    newest, last_label = int(history.event_time[-1]), int(read.labels.labelled_at.max(initial=0))
+    if newest - last_label > horizon:
+        _log.warning(
+            "%s: the newest label is %.1f days older than the newest transaction, the label horizon is %s: frauds that "
+            "are not reported yet count as genuine. Is the label file old, or a transaction in the future?",
+            read.source, (newest - last_label) / 86_400_000, spec.spec.labels.horizon,
+        )  # fmt: skip
+    end = max(newest, last_label)
     mature = history.event_time <= end - horizon
     keep = mature & ~history.duplicate
     if not keep.any():

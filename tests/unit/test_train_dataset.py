@@ -138,6 +138,19 @@ def test_what_serving_refuses_is_refused_and_reported(tmp_path: Path, caplog: py
     assert "$.amount" in caplog.text
 
 
+def test_labels_that_end_long_before_the_transactions_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = transactions()
+    with caplog.at_level(logging.WARNING):
+        table["event_time"][4] = 8_000  # the newest label is of 6,000, and the horizon is 2,000
+        read_training_set(*write(tmp_path, table, labels()), SPEC)
+        assert not caplog.text
+        table["event_time"][4] = 8_001
+        read_training_set(*write(tmp_path, table, labels()), SPEC)
+    assert "the newest label is 0.0 days older than the newest transaction, the label horizon is 2s" in caplog.text
+
+
 def test_files_that_will_not_do_are_named(tmp_path: Path) -> None:
     good, known = write(tmp_path, transactions(), labels())
     with pytest.raises(UsageError, match="cannot read"):
