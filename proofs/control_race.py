@@ -318,6 +318,7 @@ class Books:
         elif action == "rollback":
             kept = c.get("keep", False) and c["author"] == "monitor" and self.probation
             self.withdrawn = self.champion if kept else ""
+            self.shadows = [s for s in self.shadows if s != self.last_good]
             self.champion, self.last_good, self.probation, self.canary = self.last_good, "", False, ""
         if action in ("promote", "canary", "stop", "retire"):
             self.shadows = [s for s in self.shadows if s != v]
