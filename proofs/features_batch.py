@@ -3,8 +3,8 @@
 One backlog of transactions with second copies, late events and labels is scored on a real Kafka and Redis at 1, 7, 256
 and 1,024 a batch, each size by a group with rows of its own. One partition, so that every entity is exact; labels are
 read before the transactions that may see them. The features and statuses in `lineage`, as JSON, are
-compared event by event. A score with a reason in `degraded`, because Redis did not answer in time, is not compared;
-there may be few of them. `N` is the number of transactions.
+compared event by event, those of late transactions too, which are partial. A score with another reason in `degraded`,
+because Redis did not answer in time, is not compared; there may be few of them. `N` is the number of transactions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from proofs.kit import Context, Result, Scorer, publish, read_lineage, read_topic, services, train_cards, wait_drained
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import TopicAdmin, Topics
-from stream_scorer.records import Score
+from stream_scorer.records import FEATURES_PARTIAL, Score
 from stream_scorer.simulate.config import HOUR_MS, SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
@@ -27,7 +27,7 @@ from stream_scorer.stack import StackAddresses
 
 # Keys and values.
 Records = tuple[list[bytes], list[bytes]]
-# Event id, feature bytes, and the reasons of a degraded score.
+# Event id, feature bytes, and the reasons of a score that lacks features.
 Served = tuple[str, bytes, list[str]]
 N = 8_000
 SIZES = (1, 7, 256, 1_024)
@@ -92,8 +92,14 @@ def _serve(
     context.say(f"{size} a batch: {len(records):,} scored, {repeated} second copies")
     result.check(f"{size} a batch: second copies are flagged", repeated == result.figures["second_copies"])
     encode = msgspec.json.encode
+    partial = sum(FEATURES_PARTIAL in score.degraded for score in scores)
+    result.at_least(f"partial_at_{size}", partial, 1)
     return [
-        (record.event_id, encode(record.features) + encode(record.feature_status), score.degraded)
+        (
+            record.event_id,
+            encode(record.features) + encode(record.feature_status),
+            [reason for reason in score.degraded if reason != FEATURES_PARTIAL],
+        )
         for record, score in zip(records, scores, strict=True)
     ]
 

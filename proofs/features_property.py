@@ -40,8 +40,9 @@ def run(context: Context) -> Result:
     result.check("conditions are asked for", any(f.view.where for f in views))
     result.check("every feature equals the naive recomputation", total.features_different == 0)
     result.check("rows and outputs too", total.holds)
+    result.check("late transactions are partial, and only they", not (total.late_called_fresh or total.partial_in_time))
     result.at_least("features_compared", total.features, worlds * TRANSACTIONS * len(views))
-    for name in ("late", "tied", "duplicates", "label_changes"):
+    for name in ("late", "partial", "tied", "duplicates", "label_changes"):
         result.at_least(name, getattr(total, name), worlds)
     return result
 

@@ -49,7 +49,16 @@ from stream_scorer.pipeline.recovery import starting_points
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.pipeline.state_manager import OnProgress, StateManager
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import FEATURES_STALE, MISSING, Contribution, LineageRow, Score
+from stream_scorer.records import (
+    DEFAULT,
+    FEATURES_PARTIAL,
+    FEATURES_STALE,
+    MISSING,
+    PARTIAL,
+    Contribution,
+    LineageRow,
+    Score,
+)
 from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, MINUTE_MS, SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
@@ -284,7 +293,12 @@ def make_world(parts: Parts, seed: int, transactions: int, shards: int = 1) -> W
 
 @dataclass(slots=True)
 class Verdict:
-    """What `verify` found; everything but the counts of what was looked at should be 0."""
+    """What `verify` found; everything but the counts of what was looked at should be 0.
+
+    `partial` counts the transactions that were scored as late, and `partial_in_time` those of them that were not late.
+    `late_called_fresh` counts late ones that were not marked. Only an update that a crash cut in the middle may lead to
+    some: watermarks know only what left entries. Compaction then knows no more.
+    """
 
     inputs: int = 0
     lost: int = 0
@@ -301,6 +315,9 @@ class Verdict:
     degraded: int = 0
     called_fresh: int = 0
     ages_too_young: int = 0
+    partial: int = 0
+    partial_in_time: int = 0
+    late_called_fresh: int = 0
     example: str = ""
 
     def add(self, other: Verdict, where: str) -> None:
@@ -318,6 +335,7 @@ class Verdict:
             self.lost
             or self.doubled
             or self.ages_too_young
+            or self.partial_in_time
             or self.rows_different
             or self.features_different
             or self.duplicates_unlike
@@ -400,9 +418,8 @@ def verify(world: World) -> Verdict:
         event = by_place[c.source.partition, c.source.offset]
         marks = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.applied_offsets}
         earlier = {(e.source.partition, e.offset) for place, e in batches[number] if place < c.place}
-        age = _partitions_age(event, marks, [by_place[e] for e in earlier], events)
-        # Older is possible: of an update that a crash cut in the middle, watermarks know only what left entries.
-        verdict.ages_too_young += c.partitions_age is None or c.partitions_age < age
+        reached = _reached(marks, [by_place[e] for e in earlier], events)
+        _verify_progress(verdict, event, c, reached, duration_ms(spec.spec.time.allowed_lateness), len(names))
         by_entity = {
             name: marks | ahead_of(world.sharding, world.parts.engine, c, name, owner)
             for name, owner in event.entity.items()
@@ -428,17 +445,30 @@ def ahead_of(
 
 
 def lacks_features(score: Score) -> bool:
-    """Whether it was scored while features were gone; stale ones are there."""
-    return bool(set(score.degraded) - {FEATURES_STALE})
+    """Whether it was scored while features were gone; stale and partial ones are there."""
+    return bool(set(score.degraded) - {FEATURES_STALE, FEATURES_PARTIAL})
 
 
-def _partitions_age(event: Event, marks: dict[SourcePartition, int], earlier: list[Event], log: list[Event]) -> int:
-    """How far the slowest other partition was behind, of what lies below the marks or came earlier in the batch."""
-    newest: dict[SourcePartition, int] = {}
+def _reached(marks: dict[SourcePartition, int], earlier: list[Event], log: list[Event]) -> dict[SourcePartition, int]:
+    """The newest event time per partition, of what lies below the marks or came earlier in the batch."""
+    reached: dict[SourcePartition, int] = {}
     for other in [e for e in log if e.offset < marks.get(e.source, 0)] + earlier:
-        if other.source != event.source:
-            newest[other.source] = max(newest.get(other.source, 0), other.time)
-    return max(event.time - min(newest.values(), default=event.time), 0)
+        reached[other.source] = max(reached.get(other.source, 0), other.time)
+    return reached
+
+
+def _verify_progress(
+    verdict: Verdict, event: Event, row: LineageRow, reached: dict[SourcePartition, int], lateness_ms: int, views: int
+) -> None:
+    """The age of other partitions, and the status of late transactions, by how far each partition had `reached`."""
+    age = max(event.time - min((w for s, w in reached.items() if s != event.source), default=event.time), 0)
+    # Older is possible: of an update that a crash cut in the middle, watermarks know only what left entries.
+    verdict.ages_too_young += row.partitions_age is None or row.partitions_age < age
+    late = event.source in reached and event.time < min(reached.values()) - lateness_ms
+    partial = PARTIAL in row.feature_status and set(row.feature_status[:views]) <= {PARTIAL, DEFAULT}
+    verdict.partial += partial
+    verdict.partial_in_time += not late and PARTIAL in row.feature_status
+    verdict.late_called_fresh += late and not partial
 
 
 def same_value(name: str, wanted: float | None, got: float | None) -> bool:

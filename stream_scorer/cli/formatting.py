@@ -13,6 +13,7 @@ from stream_scorer.console import plain
 from stream_scorer.records import (
     MISSING,
     NOT_A_RECORD,
+    PARTIAL,
     STALE,
     TOPIC_RECORDS,
     Alert,
@@ -157,10 +158,10 @@ def _lineage(batch: LineageBatch, at: int) -> str:
     header = batch.header
     place = f"{header.topic}:{batch.partition} {batch.offset[0]}..{batch.offset[-1] + 1}"
     by = ", ".join(f"{version.ensemble} {version.version}" for version in header.versions)
-    missing, stale = (int((batch.status == status).sum()) for status in (MISSING, STALE))
+    missing, stale, partial = (int((batch.status == status).sum()) for status in (MISSING, STALE, PARTIAL))
     told = f"{len(batch)} transactions of {len(header.features)} features"
-    if missing or stale:
-        told += f" ({missing} values missing, {stale} stale)"
+    if missing or stale or partial:
+        told += f" ({missing} values missing, {stale} stale, {partial} partial)"
     command = "" if header.control_offset is None else f", by control offset {header.control_offset}"
     applied = sum(offset is not None for offsets in header.applied_offsets.values() for offset in offsets)
     return f"{when(at)}  {place}  {told}, {by}{command}, offsets of {applied} inputs, code {header.code_version}"

@@ -17,7 +17,7 @@ from stream_scorer.features.aggregates import Scanned, columns_of, fill, scan
 from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Rows, Windows
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.entity_rows import EntityRows, Owners, UpdateBuilder, compactions, take_rows
-from stream_scorer.features.freshness import Ages, labels_age, partitions_age, watermarks
+from stream_scorer.features.freshness import Ages, Lateness, labels_age, progress, watermarks
 from stream_scorer.features.plan import FeaturePlan, make_plan, of_entity
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, MISSING, PARTIAL, STALE
@@ -25,7 +25,7 @@ from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
 from stream_scorer.state.row_format import TIME, VALUE, pack, unpack
-from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore, RowStore, RowUpdate, Sharding
+from stream_scorer.state.rows import AppliedOffsets, Beginning, MemoryRowStore, RowStore, RowUpdate, Sharding
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -160,8 +160,12 @@ class FeatureEngine:
             scan(entity.plan, entity.rows, each, self.plan.row_entries)
             for entity, each in zip(entities, seen, strict=True)
         ]
-        ages = self._ages(events, applied, in_flight)
-        matrix, status = self._assemble(events.transactions, scanned, seen, ages, applied)
+        reached = watermarks(applied, in_flight)
+        of = events.transactions.event_time, events.transaction_span, events.spans
+        lag, late = progress(*of, reached, self._lateness(applied))
+        ages = self._ages(events, reached, lag)
+        status = self._statuses(events.transactions.event_time, ages, late, applied.beginning)
+        matrix = self._assemble(events.transactions, scanned, seen, status)
         _add_transactions(entities, seen, events, builder)
         update = builder.build(events.spans, keys, shortened)
         return Enriched(matrix, status, duplicate, _positions_seen(applied, events, in_flight), update, ages)
@@ -177,7 +181,8 @@ class FeatureEngine:
         no_events = Events(no_key, time, time, np.zeros(n, dtype=np.bool_))
         scanned = [scan(entity, _no_rows(), no_events, 1) for entity in self.plan.entities]
         ages, nothing = Ages.unknown(n), AppliedOffsets({}, {})
-        matrix, status = self._assemble(events.transactions, scanned, [no_events] * len(scanned), ages, nothing)
+        status = self._statuses(time, ages, no_events.duplicate, nothing.beginning)
+        matrix = self._assemble(events.transactions, scanned, [no_events] * len(scanned), status)
         status[status == DEFAULT] = MISSING
         return Enriched(matrix, status, no_events.duplicate, nothing, RowUpdate.nothing(), ages, [reason])
 
@@ -212,7 +217,8 @@ class FeatureEngine:
         apart = [Span(SourcePartition(transactions_topic, -1), 0, 0, -1)]
         now, none = np.array([time], dtype=np.int64), np.zeros(0, dtype=np.int64)
         of = now, np.zeros(1, dtype=np.int64), apart, applied.watermark
-        others, labels = int(partitions_age(*of)[0]), int(labels_age(*of, none, none)[0])
+        others = int(progress(*of, self._lateness(applied)).lag[0])
+        labels = int(labels_age(*of, none, none)[0])
         ages: dict[str, tuple[int | None, bool]] = {}
         for column, (feature, _, _) in enumerate(self.plan.view_columns):
             lags = [others if column in self._shared else 0, labels if column in self._labelled else 0]
@@ -284,37 +290,54 @@ class FeatureEngine:
         ids = transactions.entity_ids[owner]
         return hash_ids([i or "" for i in ids]), np.array([i is None for i in ids], dtype=np.bool_)
 
-    def _ages(self, events: EventBatch, applied: AppliedOffsets, in_flight: Sequence[RowUpdate]) -> Ages:
+    def _lateness(self, applied: AppliedOffsets) -> Lateness:
+        return Lateness(self._lateness_ms, applied.passed, applied.now_ms)
+
+    def _ages(self, events: EventBatch, reached: dict[SourcePartition, int], lag: I64) -> Ages:
+        """The ages of the features: `lag` (n,) is that of other partitions, `reached` from `watermarks`."""
         ages = Ages.unknown(len(events.transactions))
-        seen = watermarks(applied, in_flight)
         of = events.transactions.event_time, events.transaction_span, events.spans
         if len(self._shared):
-            ages = replace(ages, partitions=partitions_age(*of, seen))
+            ages = replace(ages, partitions=lag)
         if len(self._labelled):
-            ages = replace(ages, labels=labels_age(*of, seen, events.labels.labelled_at, events.label_span))
+            ages = replace(ages, labels=labels_age(*of, reached, events.labels.labelled_at, events.label_span))
         return ages
 
-    def _assemble(
-        self,
-        transactions: Transactions,
-        scanned: list[Scanned],
-        seen: list[Events],
-        ages: Ages,
-        applied: AppliedOffsets,
-    ) -> tuple[F64, NDArray[np.int8]]:
-        """The feature matrix (n, n_features) float64 and the status of each value, int8."""
-        n = len(transactions)
-        matrix = np.empty((n, len(self.feature_names)))
-        status = np.full((n, len(self.feature_names)), FRESH, dtype=np.int8)
+    def _statuses(self, time: I64, ages: Ages, late: Flags, beginning: Beginning) -> NDArray[np.int8]:
+        """The status of every feature (n, n_features), int8, as far as it does not depend on rows or other features."""
+        status = np.full((len(time), len(self.feature_names)), FRESH, dtype=np.int8)
         old_partitions, old_labels = ages.partitions > self._stale_ms[0], ages.labels > self._stale_ms[1]
         for columns, old in ((self._shared, old_partitions), (self._labelled, old_labels)):
             if old.any():
                 status[np.ix_(old, columns)] = STALE
-        self._mark_partial(status, transactions.event_time, applied)
+        self._mark_partial(status, time, late, beginning)
+        return status
+
+    def _mark_partial(self, status: NDArray[np.int8], time: I64, late: Flags, beginning: Beginning) -> None:
+        """Set the status of view features whose windows the rows may not hold completely.
+
+        Either the transaction is `late` (n,), so entries or panes in its windows may be gone; which rows are cut depends
+        on batches, so all rows count as cut (ADR 0052). Or the log did not hold the beginning of the window. `time` (n,)
+        is event time.
+        """
+        if late.any():
+            status[late, : len(self._reach_ms)] = PARTIAL
+        if not any(beginning):
+            return
+        known_from = np.full(len(self._reach_ms), beginning.transactions, dtype=np.int64)
+        known_from[self._labelled] = max(beginning)
+        columns = status[:, : len(known_from)]
+        columns[time[:, None] - self._reach_ms < known_from] = PARTIAL
+
+    def _assemble(
+        self, transactions: Transactions, scanned: list[Scanned], seen: list[Events], status: NDArray[np.int8]
+    ) -> F64:
+        """The feature matrix (n, n_features) float64; sets the `status` of values without a row and of derived ones."""
+        matrix = np.empty((len(transactions), len(self.feature_names)))
         for mine, of, each in zip(self._columns_of, scanned, seen, strict=True):
             fill(matrix, status, mine, of, each)
         self.add_derived(matrix, status, transactions)
-        return matrix, status
+        return matrix
 
     def add_derived(self, matrix: F64, status: NDArray[np.int8], transactions: Transactions) -> None:
         """Compute the derived columns of `matrix` and `status`, both (n, n_features), from the others."""
@@ -329,22 +352,6 @@ class FeatureEngine:
                     arguments.append(matrix[:, source])
                     np.maximum(status[:, column], status[:, source], out=status[:, column])
             matrix[:, column] = FUNCTIONS[derived.function](*arguments)
-
-    def _mark_partial(self, status: NDArray[np.int8], time: I64, applied: AppliedOffsets) -> None:
-        """Set the status of view features whose windows the rows may not hold completely.
-
-        Either the log did not hold the beginning of the window (`applied.beginning`), or the event is older than what
-        all partitions have passed, so panes in its window may be gone (`applied.passed`). `time` (n,) is event time.
-        """
-        beginning = applied.beginning
-        if applied.passed >= 0:
-            status[time < applied.passed - self._lateness_ms, : len(self._reach_ms)] = PARTIAL
-        if not any(beginning):
-            return
-        known_from = np.full(len(self._reach_ms), beginning.transactions, dtype=np.int64)
-        known_from[self._labelled] = max(beginning)
-        columns = status[:, : len(known_from)]
-        columns[time[:, None] - self._reach_ms < known_from] = PARTIAL
 
 
 def _read(

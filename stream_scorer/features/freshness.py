@@ -3,12 +3,16 @@
 Features of the partition key's entity never lag, because its events arrive in the order of the log. Features of other
 entities lag when other partitions lag, and label features lag when labels do. A feed that stops makes features old, and
 then stale.
+
+The same watermarks tell which transactions are late: compaction and trimming may have dropped what their windows
+contain (ADR 0052).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -18,6 +22,7 @@ from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.rows import AppliedOffsets, RowUpdate
 
 I64 = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 # Later than every event.
 _AHEAD = int(np.iinfo(np.int64).max)
 
@@ -49,17 +54,46 @@ def watermarks(applied: AppliedOffsets, in_flight: Sequence[RowUpdate]) -> dict[
     return seen
 
 
-def partitions_age(time: I64, span_of: I64, spans: list[Span], seen: dict[SourcePartition, int]) -> I64:
-    """(n,) int64 ms: how far the slowest other partition lags, judged by what came before each transaction.
+class Lateness(NamedTuple):
+    """When a transaction is late: `allowed_ms` behind what all partitions have passed.
+
+    Attributes:
+        allowed_ms: ``time.allowed_lateness``. passed, now_ms: as in `AppliedOffsets`, and used as compaction uses them:
+            the rows may be cut behind `passed`, whatever watermarks say, and never behind a time after `now_ms`.
+    """
+
+    allowed_ms: int
+    passed: int = -1
+    now_ms: int = _AHEAD
+
+
+class Progress(NamedTuple):
+    """How far partitions were when each of n transactions came.
+
+    Attributes:
+        lag: (n,) int64 ms, how far the slowest other partition lagged behind it.
+        late: (n,) bool, whether it came so late that rows may lack what its windows contain; see `Lateness`.
+    """
+
+    lag: I64
+    late: Flags
+
+
+def progress(
+    time: I64, span_of: I64, spans: list[Span], seen: dict[SourcePartition, int], lateness: Lateness
+) -> Progress:
+    """How far partitions of transactions were, judged by what came before each transaction.
 
     The transactions of a batch count one by one, so the result does not depend on the batch size. A partition without
-    any transaction does not count; without another partition the age is 0.
+    any transaction does not count; without another partition the lag is 0. Labels do not count, although they can hold
+    back compaction: how they lie between the transactions of a batch is not known. The first transaction of a partition
+    is late only behind `Lateness.passed`, as those after it are.
 
     Args:
         time, span_of: (n,) int64, in batch order. seen: from `watermarks`, before the batch.
     """
     if not len(time):
-        return time
+        return Progress(time, np.zeros(0, dtype=np.bool_))
     topic = spans[int(span_of[0])].source.topic
     present = np.bincount(span_of, minlength=len(spans)).tolist()
     here = {span.source for span, count in zip(spans, present, strict=True) if count}
@@ -67,27 +101,33 @@ def partitions_age(time: I64, span_of: I64, spans: list[Span], seen: dict[Source
     reached = [seen.get(span.source, -1) if span.source in here else -1 for span in spans]
     # As for the kernel, the times of a Parquet file are made writable: numba compiles again for others.
     time = np.require(time, requirements="W")
-    return _lags(time, span_of, np.array(reached, dtype=np.int64), min(still, default=_AHEAD))
+    # One by one: numba takes microseconds to look at a named tuple.
+    allowed_ms, passed, now_ms = lateness
+    still_at, at = min(still, default=_AHEAD), np.array(reached, dtype=np.int64)
+    return Progress(*_progress(time, span_of, at, still_at, allowed_ms, passed, now_ms))
 
 
 @njit(cache=True, nogil=True)
-def _lags(time: I64, span_of: I64, reached: I64, still: int) -> I64:
-    """(n,) int64 ms. `reached` is the newest event time of each span, -1 for none; it advances with the events."""
-    lags = np.zeros_like(time)
+def _progress(
+    time: I64, span_of: I64, reached: I64, still: int, allowed_ms: int, passed: int, now_ms: int
+) -> tuple[I64, Flags]:
+    """`Progress`. `reached` is the newest event time of each span, -1 for none; it advances with the events."""
+    lags, late = np.zeros_like(time), np.zeros(time.shape[0], dtype=np.bool_)
     for i in range(time.shape[0]):
-        slowest = still
+        own, slowest = reached[span_of[i]], still
         for span in range(reached.shape[0]):
             if span != span_of[i] and reached[span] >= 0:
                 slowest = min(slowest, reached[span])
         lags[i] = max(time[i] - min(slowest, time[i]), 0)
-        reached[span_of[i]] = max(reached[span_of[i]], time[i])
-    return lags
+        late[i] = time[i] < min(max(min(slowest, own), passed), now_ms) - allowed_ms
+        reached[span_of[i]] = max(own, time[i])
+    return lags, late
 
 
 def warm() -> None:
     """Compile, or load from the cache."""
     one = np.zeros(1, dtype=np.int64)
-    _lags(one, one, one.copy(), _AHEAD)
+    _progress(one, one, one.copy(), _AHEAD, *Lateness(0))
 
 
 def labels_age(
@@ -99,7 +139,7 @@ def labels_age(
     the order of the log. So the result does not depend on the batch size.
 
     Args:
-        labelled_at, label_span: (k,) int64 of the batch's labels. Others as in `partitions_age`.
+        labelled_at, label_span: (k,) int64 of the batch's labels. Others as in `progress`.
     """
     if not len(time):
         return time

@@ -1,8 +1,9 @@
 """Feature skew: compares recorded features with features recomputed from the log, and with the training profile.
 
 The log is read in the order of a replay and passed through the serving engine. The records of a live scorer can differ
-from that for legitimate reasons: it saw a label earlier or later than a replay in event-time order, or it processed a
-backlog in which the partitions of a terminal were at different times. Wrongly served features also appear as skew.
+from that for legitimate reasons: it saw a label earlier or later than a replay in event-time order, it processed a
+backlog in which the partitions of a terminal were at different times, or a late transaction met a row that was cut at
+another time (its status is partial). Wrongly served features also appear as skew.
 """
 
 from __future__ import annotations

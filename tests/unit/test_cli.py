@@ -409,7 +409,7 @@ def test_json_is_the_record_as_it_stands(topic: str) -> None:
 def test_a_lineage_record_is_one_readable_line_and_as_json_one_document() -> None:
     value = lineage_record()
     text = line("lineage", record(value), nothing_hidden())
-    assert "transactions:2 5..9  3 transactions of 2 features (1 values missing, 1 stale), cards 3" in text
+    assert "transactions:2 5..9  3 transactions of 2 features (1 values missing, 1 stale, 0 partial), cards 3" in text
     assert "by control offset 4, offsets of 1 inputs" in text
     document = msgspec.json.decode(json_line("lineage", record(value), nothing_hidden()))
     assert document["columns"]["event_id"] == ["e5", "e6", "e8"]

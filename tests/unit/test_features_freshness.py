@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stream_scorer.features.engine import Enriched, EventBatch, FeatureEngine
-from stream_scorer.features.freshness import labels_age, partitions_age
+from stream_scorer.features.freshness import Lateness, labels_age, progress
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, STALE
 from stream_scorer.serde.columns import take_labels, take_transactions
@@ -105,8 +105,8 @@ def test_a_feed_of_labels_that_stands_still_makes_only_their_features_stale() ->
     of = time, np.zeros(3, dtype=np.int64), spans
     assert labels_age(*of, {LABELS: 15, ZERO: 1_000}, nothing, nothing).tolist() == [985, 1_000, 1_001]
     assert labels_age(*of, {LABELS: -1}, nothing, nothing).tolist() == [-1, -1, -1]
-    assert partitions_age(*of, {LABELS: 15, ZERO: 1_000, ONE: -1}).tolist() == [0, 0, 0]
-    assert partitions_age(*of, {ONE: 1_015}).tolist() == [0, 0, 1]
+    assert progress(*of, {LABELS: 15, ZERO: 1_000, ONE: -1}, Lateness(0)).lag.tolist() == [0, 0, 0]
+    assert progress(*of, {ONE: 1_015}, Lateness(0)).lag.tolist() == [0, 0, 1]
 
 
 def test_the_age_of_partitions_is_that_of_the_slowest_other_one() -> None:
@@ -122,7 +122,7 @@ def test_the_age_of_partitions_is_that_of_the_slowest_other_one() -> None:
             others = [n for source, n in newest.items() if source != spans[span].source and n >= 0]
             expected.append(max(when - min([when, *others]), 0))
             newest[spans[span].source] = max(newest[spans[span].source], when)
-        assert partitions_age(time, span_of, spans, {**seen, LABELS: 1}).tolist() == expected
+        assert progress(time, span_of, spans, {**seen, LABELS: 1}, Lateness(0)).lag.tolist() == expected
 
 
 def test_ages_as_somebody_looks_at_them() -> None:
