@@ -316,9 +316,9 @@ class FeatureEngine:
     def _mark_partial(self, status: NDArray[np.int8], time: I64, late: Flags, beginning: Beginning) -> None:
         """Set the status of view features whose windows the rows may not hold completely.
 
-        Either the transaction is `late` (n,), so entries or panes in its windows may be gone; which rows are cut depends
-        on batches, so all rows count as cut (ADR 0052). Or the log did not hold the beginning of the window. `time` (n,)
-        is event time.
+        Either the transaction is `late` (n,), so entries or panes in its windows may be gone. Which rows are cut
+        depends on batches, so all rows count as cut (ADR 0052). Or the log did not hold the beginning of the window.
+        `time` (n,) is event time.
         """
         if late.any():
             status[late, : len(self._reach_ms)] = PARTIAL
