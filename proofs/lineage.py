@@ -170,14 +170,16 @@ def scored_batches(
         offset[mine] = first[one] + np.arange(len(mine))
     sources = [SourcePartition(topic, p) for topic in (TOPICS.transactions, TOPICS.labels) for p in range(partitions)]
     applied = {source: int(first[source.partition]) for source in sources}
-    # No partition lags: stale features would be noted in every record.
-    store = MemoryRowStore(AppliedOffsets(applied, dict.fromkeys(sources, int(made.event_time[-1]))))
+    watermarks = dict.fromkeys(sources, 0)
+    store = MemoryRowStore(AppliedOffsets(applied, watermarks))
     lineup = Lineup.of(ensemble)
     stages = [Decode(checked), EnrichInProcess(FeatureEngine(checked), store),
               Scoring(lambda: lineup, checked, Metrics())]  # fmt: skip
     out = []
     for low in range(0, n, BATCH):
         rows = slice(low, low + BATCH)
+        # No partition lags, and no transaction is late: every record would note it.
+        watermarks |= dict.fromkeys(sources, int(made.event_time[low]))
         raw = RawRecords(
             TOPICS.transactions, partition[rows], offset[rows], np.full(BATCH, now), keys[rows], values[rows],
             [None] * BATCH,
