@@ -125,6 +125,7 @@ def redis_content(client: Any) -> Iterable[bytes]:
         b"set": lambda key: list(client.smembers(key)),
         b"zset": lambda key: client.zrange(key, 0, -1),
         b"list": lambda key: client.lrange(key, 0, -1),
+        b"none": lambda _key: [],  # expired since it was found
     }
     for key in client.scan_iter(count=2_000):
         yield key
