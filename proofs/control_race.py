@@ -290,7 +290,7 @@ class Books:
             self.champion = v if action == "promote" else ""
             return action == "promote"
         if c["author"] == "monitor" and (self.held or action in ("hold", "release", "promote", "canary")):
-            # A monitor may raise the share only of a confirmed canary, and nobody confirms a canary in this race.
+            # A monitor may raise the share of a confirmed canary only, and this race has no confirmed canary.
             return False
         member = (c["member"] or {}).get("name", "")
         others = [self.canary, *self.shadows]

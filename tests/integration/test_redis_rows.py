@@ -131,29 +131,33 @@ def test_a_row_that_went_between_read_and_apply_is_not_taken_for_lost(store: Sto
     assert rows(redis)[1] is not None
 
 
-def test_an_event_of_a_period_whose_witnesses_are_still_there_begins_a_row_that_went(store: Store, url: str) -> None:
+def retired_rows(store: Store, url: str) -> tuple[RedisRowStore, Callable[[], None]]:
+    """Rows of which old ones went, with their witnesses; and what puts these witnesses back."""
     redis = opened(store)
     redis.apply(update(A, 0, 3))
     redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
     client = connect(url)
     witnesses = {key: client.smembers(key) for key in client.keys("*:seen:0:*")}
     redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0)
-    for key, members in witnesses.items():  # a pass comes to a row before it comes to its witness
-        client.sadd(key, *members)
+
+    def put_back() -> None:
+        for key, members in witnesses.items():
+            client.sadd(key, *members)
+
+    return redis, put_back
+
+
+def test_an_event_of_a_period_whose_witnesses_are_still_there_begins_a_row_that_went(store: Store, url: str) -> None:
+    redis, put_back = retired_rows(store, url)
+    put_back()  # a pass comes to a row before it comes to its witness
     redis.apply(update(A, 4, 6))
     assert rows(redis)[1] is not None
 
 
 def test_an_event_older_than_the_horizon_begins_a_row_although_a_witness_was_left(store: Store, url: str) -> None:
-    redis = opened(store)
-    redis.apply(update(A, 0, 3))
-    redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
-    client = connect(url)
-    witnesses = {key: client.smembers(key) for key in client.keys("*:seen:0:*")}
-    redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0)
-    client.delete(redis.retired_key)  # a long pass forgets what it has deleted
-    for key, members in witnesses.items():
-        client.sadd(key, *members)
+    redis, put_back = retired_rows(store, url)
+    connect(url).delete(redis.retired_key)  # a long pass forgets what it has deleted
+    put_back()
     redis.read([])
     redis.apply(update(A, 4, 6))
     redis.apply(update(A, 6, 9, opens=OPENS))

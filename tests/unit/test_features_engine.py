@@ -34,6 +34,17 @@ transaction:
     who: {type: string, optional: true}
 policy: {version: p, review: 0.5, block: 0.9}
 """
+# Only the newest 16 labels and transactions of a row are compared.
+SHORT_ROWS = (
+    HEAD
+    + """
+entities: {who: {field: who}}
+partition_entity: who
+limits: {row_entries: 16}
+views:
+  - {name: risk, entity: who, windows: [1h], delay: 1ms, aggregates: [label_count]}
+"""
+)
 NO_LABELS: dict[str, list[str]] = {"event_id": [], "event_time": [], "label": [], "labelled_at": []}
 COLUMNS = {
     "id": ["a", "b", "c", "a"],
@@ -252,16 +263,7 @@ derived: [{name: ratio, function: ratio, of: [amount, who.count_30ms]}]
 
 @pytest.mark.parametrize("again", ["fraud", "genuine"])
 def test_a_label_that_is_given_again_changes_nothing_although_its_first_change_is_beyond_the_limit(again: str) -> None:
-    checked = parse_spec(
-        HEAD
-        + """
-entities: {who: {field: who}}
-partition_entity: who
-limits: {row_entries: 16}
-views:
-  - {name: risk, entity: who, windows: [1h], delay: 1ms, aggregates: [label_count]}
-"""
-    )
+    checked = parse_spec(SHORT_ROWS)
     # Between the labels of one transaction come those of ten others: the first one is not among the newest 16 changes.
     held = [("a", "fraud"), *[(f"b{i}", "fraud") for i in range(10)]]
     held += [("a", "genuine"), *[(f"c{i}", "fraud") for i in range(10)], ("a", again), ("a", again)]
@@ -326,16 +328,7 @@ views:
 
 
 def test_labels_do_not_hide_a_repeated_id() -> None:
-    checked = parse_spec(
-        HEAD
-        + """
-entities: {who: {field: who}}
-partition_entity: who
-limits: {row_entries: 16}
-views:
-  - {name: risk, entity: who, windows: [1h], delay: 1ms, aggregates: [label_count]}
-"""
-    )
+    checked = parse_spec(SHORT_ROWS)
     n = 10
     labels = {
         "event_id": [f"b{i}" for i in range(n)], "event_time": [1] * n, "label": ["fraud"] * n, "labelled_at": [9] * n,
