@@ -214,8 +214,8 @@ class Processor:
     def _resync(self) -> None:
         self._metrics.count(m.RESYNCS, 1, self._resync_cause)
         if self._resync_cause == "offsets_behind":
-            # The consumer can rejoin only during a read, and a rejoin makes the broker load its offsets again (ADR 0051).
-            # The record is dropped: reading starts over below.
+            # The consumer can rejoin only during a read, and a rejoin makes the broker load its offsets again.
+            # The record is dropped, because reading starts over below.
             self._reader.read(1, READ_WAIT_S)
         self._resync_cause = ""
         self._committer.drain(Deadline(COMMIT_DEADLINE_S))
