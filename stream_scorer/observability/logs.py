@@ -46,8 +46,15 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _drop_expected_traceback(record: logging.LogRecord) -> bool:
-    """An error of our own tree, such as a service that is away, needs no traceback. Libraries log one all the same."""
-    if record.exc_info and isinstance(record.exc_info[1], StreamScorerError):
+    """An error of our own tree, such as a service that is away, needs no traceback. Libraries log one all the same.
+
+    Nor does an error that a library raises while it handles one of ours, as Faust does if its agents fail in a stop.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    of_library = not record.name.startswith("stream_scorer")
+    while error is not None and of_library and not isinstance(error, StreamScorerError):
+        error = error.__cause__ or error.__context__
+    if isinstance(error, StreamScorerError):
         record.exc_info = record.exc_text = None
     return True
 

@@ -34,6 +34,23 @@ def test_only_an_unexpected_error_has_a_traceback(form: str, capsys: pytest.Capt
     assert "ValueError: a bug" in text
 
 
+@pytest.mark.parametrize(("logger", "tracebacks"), [("a.library", 0), ("stream_scorer.pipeline", 1)])
+def test_an_error_while_a_library_handles_an_expected_one_has_no_traceback(
+    logger: str, tracebacks: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure("text", "info")
+    try:
+        try:
+            raise StateUnavailable("Redis is away")
+        except StateUnavailable:
+            raise AttributeError("no supervisor")  # noqa: B904 - as Faust does
+    except AttributeError as error:
+        logging.getLogger(logger).exception("error while stopping: %r", error)
+    text = capsys.readouterr().err
+    assert "no supervisor" in text
+    assert ("Traceback" in text) == bool(tracebacks)
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_line_contains_a_secret(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure(form, "info", ["hunter2-hunter2"])  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ def test_a_flush_is_bounded() -> None:
     producer = PlainProducer(NOBODY, "test")
     try:
         producer.produce_batch("t", 0, records(2))
-        with pytest.raises(BrokerUnavailable, match="did not confirm 2 records"):
+        with pytest.raises(BrokerUnavailable, match=r"did not confirm \d+ records"):
             producer.flush(0.05)
         assert producer.acked == 0
     finally:
