@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -66,19 +66,36 @@ def without_credentials(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
+def _redis_parts(url: str) -> SplitResult:
+    """The parts of `url`. A password with an unescaped "/", "#" or "?" would become a part of another kind."""
+    try:
+        parts = urlsplit(url)
+        _port = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    misplaced = "@" in parts.path + parts.query + parts.fragment and parts.scheme != "unix"
+    if parts.scheme not in ("redis", "rediss", "unix") or misplaced:
+        raise ValueError(
+            "an address as redis://user:password@host:6379/0; percent-encode special characters of the password, "
+            "or use redis.password"
+        )
+    return parts
+
+
 def redis_address(
     url: str, *, username: str = "", password: str = "", ca_file: str = "", cert_file: str = "", key_file: str = ""
 ) -> str:
     """`url` with the given user, password and TLS files in it, where redis-py expects them. They win over the URL's.
 
     Raises:
-        ValueError: TLS files are given, but the URL does not begin with ``rediss://``; or the URL cannot be parsed.
+        ValueError: the URL cannot be parsed, or TLS files are given, but it does not begin with ``rediss://``. The
+            message does not contain the URL.
     """
+    parts = _redis_parts(url)
     files = {"ssl_ca_certs": ca_file, "ssl_certfile": cert_file, "ssl_keyfile": key_file}
     query = "&".join(f"{name}={quote(value, safe='')}" for name, value in files.items() if value)
     if not query and not username and not password:
         return url
-    parts = urlsplit(url)
     if query and parts.scheme != "rediss":
         raise ValueError("an address that begins with rediss://, because a TLS file is set")
     credentials, _at, host = parts.netloc.rpartition("@")

@@ -642,8 +642,29 @@ def _one_token_source(settings: Settings) -> str:
     return ""
 
 
+def _protocol_fits(settings: Settings) -> str:
+    """Without this check, a forgotten protocol would connect in plain text and without credentials."""
+    given = settings.properties.get("security.protocol")
+    protocol, by = (given.value.upper(), "") if given else ("PLAINTEXT", " (the default)")
+    kinds = {name.split(".")[0] for name in settings.properties}
+    if settings["kafka.oauth.token_command"] or settings["kafka.oauth.token_file"]:
+        kinds.add("sasl")
+    for kind, allowed in (("sasl", ("SASL_PLAINTEXT", "SASL_SSL")), ("ssl", ("SSL", "SASL_SSL"))):
+        if kind in kinds and protocol not in allowed:
+            return (
+                f"security.protocol in [{SECTION}] is {protocol}{by}, but {kind} properties "
+                f"are set, which it ignores: set it to {' or '.join(allowed)}"
+            )
+    return ""
+
+
 # Checks that involve more than one setting. Each returns a message, or an empty text if the settings are consistent.
-RULES: tuple[Callable[[Settings], str], ...] = (_watchdog_exceeds_timeout, _topics_differ, _one_token_source)
+RULES: tuple[Callable[[Settings], str], ...] = (
+    _watchdog_exceeds_timeout,
+    _topics_differ,
+    _one_token_source,
+    _protocol_fits,
+)
 _STACK = {"kafka.bootstrap": "kafka", "redis.url": "redis", "mlflow.url": "mlflow"}
 
 

@@ -94,6 +94,8 @@ def shown_value(setting: Setting, value: object) -> str:
         # A list of brokers or a text without a scheme has no user part, so an "@" means a misplaced password.
         misplaced = "@" in text and setting.name in ("kafka.bootstrap", "topics.prefix", "scorer.group", "metrics.host")
         return HIDDEN if misplaced or (setting.secret and text) else text
+    if setting.name == "monitor.webhook_url":  # its path is often the secret itself
+        return _without_credentials(text, path=False)
     return _without_credentials(text)
 
 
@@ -141,10 +143,9 @@ def _broker(settings: Settings) -> str:
 
 
 def _topics(settings: Settings, role: Role) -> str:
-    from stream_scorer.features.plan import reach_ms
+    from stream_scorer.cli.topics import reach_and_horizon
     from stream_scorer.kafka.topic_config import find_problems
     from stream_scorer.kafka.topics import TopicAdmin, Topics
-    from stream_scorer.spec import load_spec
 
     admin = TopicAdmin(_wanted(settings, "kafka.bootstrap"))
     try:
@@ -160,8 +161,7 @@ def _topics(settings: Settings, role: Role) -> str:
     except AccessDenied as error:
         raise _SkippedError(error.message) from None
     replicas = {name: count for name, count in replicas.items() if name in visible}
-    spec = settings["scorer.spec"]
-    problems = find_problems(topics, configs, replicas, reach_ms(load_spec(spec)) if spec else 0)
+    problems = find_problems(topics, configs, replicas, *reach_and_horizon(settings))
     if problems:
         raise StreamScorerError(
             "; ".join(f"{name}: {', '.join(found)}" for name, found in problems.items()),
@@ -281,11 +281,15 @@ def _wanted(settings: Settings, name: str) -> str:
     return str(Path(value).expanduser()) if name == "scorer.spec" else value
 
 
-def _without_credentials(address: str) -> str:
+def _without_credentials(address: str, *, path: bool = True) -> str:
+    """The address with `***` for user and password, for the query, and without `path` for what follows the host."""
     try:
         parts = urlsplit(address)
         _user, at, host = parts.netloc.rpartition("@")
     except ValueError:
         return HIDDEN
+    if "@" in parts.path + parts.fragment:  # a password with "/" or "#" that is not percent-encoded
+        return HIDDEN
     query = HIDDEN if parts.query else ""
-    return urlunsplit((parts.scheme, f"{HIDDEN}@{host}" if at else host, parts.path, query, ""))
+    shown = parts.path if path or parts.path in ("", "/") else f"/{HIDDEN}"
+    return urlunsplit((parts.scheme, f"{HIDDEN}@{host}" if at else host, shown, query, ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from stream_scorer.console import make_table, plain, print_table
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
 from stream_scorer.observability.openlineage import Dataset, lineage_run
 from stream_scorer.settings import SETTINGS_FILE, Settings
+from stream_scorer.users import current_user
 
 if TYPE_CHECKING:
     from stream_scorer.control.liveness import Seen
@@ -57,7 +57,7 @@ def _command(name: str, *more: str) -> Callable[[Callable[..., None]], click.Com
             show_default=True,
             help="Seconds to wait until all scorers apply the command; 0 does not wait.",
         )(function)
-        function = click.option("--who", default=getpass.getuser, help="Author of the command; default: this user.")(
+        function = click.option("--who", default=current_user, help="Author of the command; default: this user.")(
             function
         )
         function = click.option("--why", required=True, help="The reason; the control topic keeps it permanently.")(

@@ -18,6 +18,7 @@ from stream_scorer.errors import UsageError
 from stream_scorer.settings import Settings
 from stream_scorer.spec.load import load_spec
 from stream_scorer.spec.training import training_yaml
+from stream_scorer.users import current_user
 
 if TYPE_CHECKING:
     from stream_scorer.spec.training import CheckedTraining
@@ -106,13 +107,13 @@ class _Recorder:
         self._path, self._pipeline, self._training, self._reason = path, pipeline, training, reason
 
     def __call__(self, holdout: Holdout) -> None:
-        from stream_scorer.train.holdout import Opening, opened_by, record_opening
+        from stream_scorer.train.holdout import Opening, record_opening
 
         record_opening(
             self._path,
             Opening(
                 SystemClock().now_ms(),
-                opened_by(),
+                current_user(),
                 self._pipeline,
                 holdout.start,
                 holdout.end,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +23,7 @@ from stream_scorer.records import (
     ScoreSummary,
 )
 from stream_scorer.settings import Settings
+from stream_scorer.users import current_user
 
 if TYPE_CHECKING:
     from stream_scorer.incidents.log import IncidentLog, IncidentTable
@@ -101,7 +101,7 @@ def page_command(settings: Settings, incident_id: str, output: Path | None) -> N
 @incident.command("close")
 @click.argument("incident_id", metavar="ID")
 @click.option("--why", required=True, help="The reason; the topic of incidents keeps it permanently.")
-@click.option("--who", default=getpass.getuser, help="Who closes it; default: this user.")
+@click.option("--who", default=current_user, help="Who closes it; default: this user.")
 @with_settings("kafka.bootstrap", "topics.prefix")
 def close_command(settings: Settings, incident_id: str, why: str, who: str) -> None:
     """Close incident ID, whose condition the monitor does not see end.

@@ -7,18 +7,20 @@ import click
 from stream_scorer.cli.options import with_settings
 from stream_scorer.settings import Settings
 
-# What inputs are kept for beyond the reach of features: time to notice and to repair.
+# What topics are kept for beyond what is needed: time to notice and to repair.
 MARGIN_MS = 7 * 86_400_000
 
 
-def _reach_ms(settings: Settings) -> int:
-    """How far back the features of the spec look (ms), lateness included; 0 without a spec."""
+def reach_and_horizon(settings: Settings) -> tuple[int, int]:
+    """How far back the features of the spec look, lateness included, and its label horizon (ms); 0 without a spec."""
     if not settings["scorer.spec"]:
-        return 0
+        return 0, 0
     from stream_scorer.features.plan import reach_ms
     from stream_scorer.spec import load_spec
+    from stream_scorer.spec.model import duration_ms
 
-    return reach_ms(load_spec(settings["scorer.spec"]))
+    checked = load_spec(settings["scorer.spec"])
+    return reach_ms(checked), duration_ms(checked.spec.labels.horizon)
 
 
 @click.group()
@@ -41,14 +43,20 @@ def topics() -> None:
 def create(settings: Settings, partitions: int, replication: int) -> None:
     """Create every missing topic.
 
-    With --spec, the inputs are kept for as long as features look back, and a week more.
+    With --spec, the inputs are kept for as long as features look back, and outcomes for four times the label horizon,
+    and all of them for a week more.
     """
+    from stream_scorer.kafka.topic_config import OUTCOMES_HORIZONS
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
     names = Topics.of(settings)
-    reach_ms = _reach_ms(settings)
+    reach_ms, horizon_ms = reach_and_horizon(settings)
+    keep_ms = dict.fromkeys(names.inputs(), reach_ms) | {names.outcomes: OUTCOMES_HORIZONS * horizon_ms}
     created = TopicAdmin(settings.require("kafka.bootstrap")).create_all(
-        names, partitions, replication=replication, keep_ms=reach_ms + MARGIN_MS if reach_ms else 0
+        names,
+        partitions,
+        replication=replication,
+        keep_ms={name: needed + MARGIN_MS for name, needed in keep_ms.items() if needed},
     )
     for name in names.all():
         click.echo(f"{name}\t{'created' if name in created else 'exists'}")
@@ -83,7 +91,7 @@ def acls(settings: Settings, role: str, principal: str | None) -> None:
 def check(settings: Settings) -> None:
     """Check that every topic exists, that partition counts agree, and that no setting loses records.
 
-    With --spec, also that the inputs are kept for as long as features look back.
+    With --spec, also that the inputs are kept for as long as features look back, and outcomes long enough.
     """
     from stream_scorer.errors import CheckFailed
     from stream_scorer.kafka.topic_config import find_problems
@@ -92,7 +100,7 @@ def check(settings: Settings) -> None:
     names = Topics.of(settings)
     admin = TopicAdmin(settings.require("kafka.bootstrap"))
     counts = admin.require(names.of_partitions()) | admin.require(names.of_one_partition())
-    problems = find_problems(names, admin.configs(counts), admin.replicas(), _reach_ms(settings))
+    problems = find_problems(names, admin.configs(counts), admin.replicas(), *reach_and_horizon(settings))
     for name, count in counts.items():
         click.echo("\t".join([name, f"{count} partitions", *problems.get(name, [])]))
     if problems:

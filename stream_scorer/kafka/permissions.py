@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation  # type: ignore[attr-defined]
 
 from stream_scorer.clock import Deadline
+from stream_scorer.errors import UsageError
 from stream_scorer.kafka.clients import find_refusal, open_admin
 from stream_scorer.kafka.config import client_config
 from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
@@ -113,7 +114,13 @@ def joiner_name(monitor_group: str, topics: Topics) -> str:
 
 
 def permissions(role: Role, names: Names, user: str = "") -> list[Permission]:
-    """What `role` needs. A subscriber named `user` may use consumer groups whose names begin with that name."""
+    """What `role` needs.
+
+    A subscriber named `user` may use the consumer group of that name, and those that begin with it and "-".
+
+    Raises:
+        UsageError: the group of scorers or monitors is among them.
+    """
     of_topics = dict(_TOPICS[role])
     if role == "monitor" and names.commands:
         of_topics["control"] = ("Read", "Write")
@@ -129,7 +136,12 @@ def permissions(role: Role, names: Names, user: str = "") -> list[Permission]:
     if any("Read" in operations for operations in of_topics.values()):
         found.append(Permission("group", _READERS, ("Describe",), prefixed=True))
     if role == "subscriber" and user:
-        found.append(Permission("group", user, ("Read",), prefixed=True))
+        # Not every name that begins with the user's: `app` must not use groups of `app2`.
+        for group in (names.scorer_group, names.monitor_group):
+            if group == user or group.startswith(f"{user}-"):
+                raise UsageError(f"a subscriber named {user} could use the group {group}: choose another name")
+        found.append(Permission("group", user, ("Read",)))
+        found.append(Permission("group", f"{user}-", ("Read",), prefixed=True))
     return found
 
 

@@ -8,23 +8,35 @@ from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES
 from stream_scorer.kafka.topics import SAFE_REPLICAS, Topics
 
 DAY_MS = 86_400_000
+# A restarted monitor learns the pauses of label sources from `outcomes` of this many label horizons.
+OUTCOMES_HORIZONS = 4
 # Settings of one topic by name, as the broker returns them.
 Config = Mapping[str, str]
 
 
 def find_problems(
-    topics: Topics, configs: Mapping[str, Config], replicas: Mapping[str, int], reach_ms: int = 0
+    topics: Topics, configs: Mapping[str, Config], replicas: Mapping[str, int], reach_ms: int = 0, horizon_ms: int = 0
 ) -> dict[str, list[str]]:
     """What is wrong with the settings of each topic; topics without a problem are left out.
 
     Args:
         configs: the settings of the topics that are to be checked. replicas: number of replicas of each.
         reach_ms: how far back features look; 0 if unknown.
+        horizon_ms: the label horizon; 0 if unknown.
     """
     found = {name: _problems(topics, name, config, replicas.get(name, 1)) for name, config in configs.items()}
     for name in topics.inputs():
         if name in configs:
-            found[name] += _short_retention(configs[name], reach_ms)
+            found[name] += _short_retention(
+                configs[name], reach_ms, "features look back {}", "features that are rebuilt would be partial"
+            )
+    if topics.outcomes in configs:
+        found[topics.outcomes] += _short_retention(
+            configs[topics.outcomes],
+            OUTCOMES_HORIZONS * horizon_ms,
+            f"{OUTCOMES_HORIZONS} times the label horizon is {{}}",
+            "a restarted monitor would miss labels",
+        )
     return {name: problems for name, problems in found.items() if problems}
 
 
@@ -37,12 +49,13 @@ def loses_commands(config: Config) -> list[str]:
     ]
 
 
-def _short_retention(config: Config, reach_ms: int) -> list[str]:
+def _short_retention(config: Config, needed_ms: int, need: str, otherwise: str) -> list[str]:
     keeps = int(config.get("retention.ms", -1))
-    if keeps < 0 or keeps >= reach_ms:
+    if keeps < 0 or keeps >= needed_ms:
         return []
-    days = f"{keeps / DAY_MS:.1f} days, but features look back {reach_ms / DAY_MS:.1f} days"
-    return [f"retention.ms is {days}: features that are rebuilt would be partial"]
+    return [
+        f"retention.ms is {keeps / DAY_MS:.1f} days, but {need.format(f'{needed_ms / DAY_MS:.1f} days')}: {otherwise}"
+    ]
 
 
 def _problems(topics: Topics, name: str, config: Config, replicas: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -155,13 +156,20 @@ class TopicAdmin:
             out[resource.name] = {key: str(entry.value) for key, entry in found.items() if entry.value is not None}
         return out
 
-    def create_all(self, topics: Topics, partitions: int, *, replication: int = 1, keep_ms: int = 0) -> list[str]:
+    def create_all(
+        self,
+        topics: Topics,
+        partitions: int,
+        *,
+        replication: int = 1,
+        keep_ms: Mapping[str, int] = MappingProxyType({}),
+    ) -> list[str]:
         """Create every missing topic, wait until the broker lists them, and return their names.
 
-        `keep_ms` is the retention of the inputs; 0 leaves it to the broker.
+        `keep_ms` is the retention by topic; of the other topics, the broker's default.
         """
         present = self.partitions()
-        kept = {name: {"retention.ms": str(keep_ms)} for name in topics.inputs() if keep_ms}
+        kept = {name: {"retention.ms": str(keep)} for name, keep in keep_ms.items()}
         new = [
             NewTopic(
                 name,

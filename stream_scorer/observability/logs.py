@@ -25,7 +25,9 @@ class _Scrubbed(logging.Formatter):
 
     def __init__(self, formatter: logging.Formatter, secrets: Sequence[str]) -> None:
         super().__init__()
-        self._formatter, self._secrets = formatter, secrets
+        # In a line of JSON, a secret with a quote, a backslash or another alphabet is escaped.
+        escaped = (json.dumps(secret)[1:-1] for secret in secrets)
+        self._formatter, self._secrets = formatter, tuple(dict.fromkeys((*secrets, *escaped)))
 
     def format(self, record: logging.LogRecord) -> str:
         return scrub(self._formatter.format(record), self._secrets)

@@ -371,7 +371,7 @@ class RedisRowStore:
     def check_eviction_policy(self) -> None:
         """See `FeatureRows.check_eviction_policy`. A server that does not reveal its settings passes."""
         try:
-            policy = self._client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+            policy = self._eviction_policy()
         except redis.ResponseError:
             return
         except redis.RedisError as error:
@@ -381,6 +381,13 @@ class RedisRowStore:
                 f"Redis runs with maxmemory-policy {policy}: it may silently drop features",
                 hint="Set maxmemory-policy noeviction.",
             )
+
+    def _eviction_policy(self) -> str:
+        try:
+            found = self._client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+        except redis.ResponseError:  # a managed Redis often refuses CONFIG, but not INFO
+            found = self._client.info("memory").get("maxmemory_policy", "noeviction")
+        return found.decode() if isinstance(found, bytes) else str(found)
 
     def _use_epoch(self, epoch: bytes) -> None:
         self._keys = EpochKeys(self._common, epoch, self._sources, layout=self._layout)

@@ -7,7 +7,6 @@ written before the figures are computed, so that a run that fails afterwards cou
 from __future__ import annotations
 
 import fcntl
-import getpass
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,14 +83,6 @@ def record_opening(path: Path, opening: Opening) -> list[Opening]:
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}") from None
     return earlier
-
-
-def opened_by() -> str:
-    """The name of the user of this process."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def _overlap(a: Opening, b: Opening) -> bool:

@@ -228,7 +228,7 @@ def test_checks_of_services_that_are_gone_fail_without_their_passwords(tmp_path:
         settings_of(
             tmp_path,
             mlflow__url=f"bob:{SECRET}@{DEAD_PORT}",  # no scheme: the registry refuses it and repeats it
-            redis__url=f"http://bob:{SECRET}@{DEAD_PORT}",
+            redis__url=f"redis://bob:{SECRET}@{DEAD_PORT}",
             scorer__spec=str(tmp_path / "nothing.yaml"),
             metrics__port=-1,
             cache__dir=str(tmp_path / "cache"),
@@ -270,6 +270,9 @@ def test_an_ensemble_that_is_no_ensemble_fails(tmp_path: Path) -> None:
         ("kafka.bootstrap", "u:pass@k1:9092", "***"),
         ("scorer.ensemble", "cards@champion", "cards@champion"),
         ("redis.url", "", ""),
+        ("redis.url", "redis://s:su/pass@h:6379/0", "***"),
+        ("redis.url", "redis://:su#pass@h:6379/0", "***"),
+        ("monitor.webhook_url", "https://u:pass@hooks.host/T0/pass?token=pass", "https://***@hooks.host/***?***"),
     ],
 )
 def test_credentials_are_hidden(name: str, value: str, shown: str) -> None:

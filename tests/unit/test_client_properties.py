@@ -53,7 +53,7 @@ def test_quoted_nested_and_file_entries_of_the_settings_file_are_properties(tmp_
 def test_a_variable_wins_over_the_file_and_over_the_variable_of_a_file(tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_text("by file\n")
-    text = '[kafka.client]\n"sasl.password" = "by toml"\n'
+    text = '[kafka.client]\n"security.protocol" = "SASL_SSL"\n"sasl.password" = "by toml"\n'
     by_file = {f"{VARIABLE}SASL_PASSWORD_FILE": str(secret)}
     assert load(tmp_path, text).properties["sasl.password"].value == "by toml"
     found = load(tmp_path, text, **by_file).properties["sasl.password"]
@@ -63,7 +63,8 @@ def test_a_variable_wins_over_the_file_and_over_the_variable_of_a_file(tmp_path:
 
 
 def test_a_property_whose_name_ends_in_file_is_not_read(tmp_path: Path) -> None:
-    settings = load(tmp_path, **{f"{VARIABLE}SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE": "/run/key"})
+    variables = {"SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE": "/run/key", "SECURITY_PROTOCOL": "sasl_ssl"}
+    settings = load(tmp_path, **{VARIABLE + name: value for name, value in variables.items()})
     assert settings.properties["sasl.oauthbearer.assertion.private.key.file"].value == "/run/key"
 
 
@@ -85,6 +86,12 @@ def test_a_property_that_the_product_sets_is_refused_in_one_message(tmp_path: Pa
         ('[kafka.oauth]\ntoken_file = "a"\ntoken_command = ["b"]\n', "exclude each other"),
         ('[kafka.oauth]\ntoken_command = "a \'b"\n', "balanced quotes"),
         ('[redis]\nurl = "redis://:hush@r:1"\nca_file = "/ca.pem"\n', "rediss://"),
+        ('[redis]\nurl = "redis://s:su/p@r:1/0"\n', "percent-encode"),
+        ('[redis]\nurl = "redis://:su#p@r:1/0"\n', "percent-encode"),
+        ('[redis]\nurl = "redis://:su?p@r:1/0"\n', "percent-encode"),
+        ('[redis]\nurl = "redis://r:port/0"\n', "redis.url must be"),
+        ('[kafka.client]\n"ssl.ca.location" = "/ca.pem"\n', "PLAINTEXT .the default., but ssl properties are set"),
+        ('[kafka.client]\n"security.protocol" = "SSL"\n"sasl.username" = "a"\n', "is SSL, but sasl properties are set"),
     ],
 )
 def test_a_wrong_entry_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:

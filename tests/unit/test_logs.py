@@ -53,15 +53,18 @@ def test_an_error_while_a_library_handles_an_expected_one_has_no_traceback(
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_line_contains_a_secret(form: str, capsys: pytest.CaptureFixture[str]) -> None:
-    configure(form, "info", ["hunter2-hunter2"])  # type: ignore[arg-type]
+    quoted = 'pass"wörd\\'
+    configure(form, "info", ["hunter2-hunter2", quoted])  # type: ignore[arg-type]
     log = logging.getLogger("a.library")
     log.warning("cannot reach redis://me:pa:ss@cache:6379/0 and https://token@mlflow/x?y=1, nor http://host/path@2")
+    log.warning("the password %s is wrong", quoted)
     try:
         raise ValueError("denied: hunter2-hunter2")
     except ValueError:
         log.exception("crashed")
     text = capsys.readouterr().err
     assert "pa:ss" not in text and "token@" not in text and "hunter2" not in text
+    assert "the password *** is wrong" in text
     assert "redis://***@cache:6379/0" in text and "http://host/path@2" in text
 
 

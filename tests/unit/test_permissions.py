@@ -8,6 +8,7 @@ import pytest
 from confluent_kafka.admin import AclOperation, ResourcePatternType, ResourceType
 
 from proofs.secured_services import acls_of
+from stream_scorer.errors import UsageError
 from stream_scorer.kafka.permissions import ROLES, Names, Role, acl_commands, permissions
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.state.keys import NAMESPACES
@@ -39,6 +40,10 @@ def test_a_subscriber_reads_and_no_more() -> None:
     topics = {found.name: found.operations for found in permissions("subscriber", NAMES) if found.kind == "topic"}
     assert set(topics.values()) == {("Read",)}
     assert not {"transactions", "labels", "lineage", "ops-control"} & of("subscriber").keys()
+    groups = {(p.name, p.prefixed) for p in permissions("subscriber", NAMES, "app") if p.operations == ("Read",)}
+    assert groups >= {("app", False), ("app-", True)}
+    with pytest.raises(UsageError, match="could use the group fraud"):
+        permissions("subscriber", NAMES, "fraud")
 
 
 @pytest.mark.parametrize("role", ROLES)

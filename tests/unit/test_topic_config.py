@@ -57,3 +57,13 @@ def test_inputs_must_be_kept_for_as_long_as_features_look_back() -> None:
     }
     configs["x.transactions"] |= {"retention.ms": "-1"}
     assert list(find_problems(TOPICS, configs, {}, reach_ms=30 * DAY_MS)) == ["x.labels"]
+
+
+def test_outcomes_must_be_kept_for_four_label_horizons() -> None:
+    configs = created()
+    assert find_problems(TOPICS, configs, {}, horizon_ms=int(1.75 * DAY_MS)) == {}
+    assert find_problems(TOPICS, configs, {}, horizon_ms=2 * DAY_MS) == {
+        "x.outcomes": [
+            "retention.ms is 7.0 days, but 4 times the label horizon is 8.0 days: a restarted monitor would miss labels"
+        ]
+    }
