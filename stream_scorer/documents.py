@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -13,6 +15,8 @@ import yaml
 from stream_scorer.errors import UsageError
 
 T = TypeVar("T")
+_PLACE = re.compile(r" - at `(key` in `)?\$(.*)`$")
+_STEP = re.compile(r"\[\.\.\.\]|[^.\[\]]+")
 
 
 class InvalidNode(Exception):
@@ -67,8 +71,31 @@ def convert(document: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as failure:
-        message, _, node = str(failure).partition(" - at `$")
-        raise InvalidNode(message, node.rstrip("`").lstrip(".")) from None
+        found = _PLACE.search(str(failure))
+        if found is None:
+            raise InvalidNode(str(failure), "") from None
+        message = "a key: " if found[1] else ""
+        node = _with_keys(document, kind, found[2].lstrip("."))
+        raise InvalidNode(message + str(failure)[: found.start()], node) from None
+
+
+def _with_keys(document: Any, kind: type[T], node: str) -> str:
+    """The path `node` of what is wrong in `document`, with the keys of mappings, for which msgspec writes ``[...]``."""
+    document = at = copy.deepcopy(document)
+    for step in _STEP.findall(node):
+        if step != "[...]":
+            at = at[int(step)] if isinstance(at, list) else at[step]
+            continue
+        entries = dict(at)
+        for key in entries:
+            at.clear()
+            at[key] = entries[key]
+            try:
+                msgspec.convert(document, kind)
+            except msgspec.ValidationError:
+                break
+        node, at = node.replace("[...]", f".{key}", 1), at[key]
+    return node
 
 
 def read_document(path: Path, kind: type[T]) -> T:

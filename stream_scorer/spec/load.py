@@ -21,6 +21,7 @@ from stream_scorer.spec.model import (
     View,
     duration_ms,
 )
+from stream_scorer.spec.values import check_condition, check_durations, check_feature_names, check_field, check_rates
 
 _NUMERIC = ("integer", "number", "time", "boolean")
 # Number of arguments of derived functions, if it is not 1.
@@ -57,15 +58,10 @@ def parse_spec(text: str, folder: Path = Path(), id_key: str = "") -> CheckedSpe
 
 def _check(spec: PipelineSpec) -> None:
     fields = spec.transaction.fields
+    check_durations(spec)
     _check_roles(spec)
     for name, field in fields.items():
-        if (field.type == "category") != bool(field.values):
-            raise SpecError(
-                "a field of type category requires `values`; other types do not allow them",
-                path=f"transaction.fields.{name}",
-            )
-        if field.min is not None and field.max is not None and field.min > field.max:
-            raise SpecError("min is greater than max", path=f"transaction.fields.{name}")
+        check_field(name, field, is_value=name == spec.transaction.value)
     for name, entity in spec.entities.items():
         owner = fields.get(entity.field)
         if owner is None or owner.type != "string":
@@ -108,6 +104,7 @@ def _check_roles(spec: PipelineSpec) -> None:
 
 def _check_currency(shape: TransactionShape) -> None:
     """Sums and means must not add up amounts of different currencies."""
+    check_rates(shape.rates)
     if shape.currency is None:
         if shape.rates:
             raise SpecError("rates require `currency`, the field of the currency", path="transaction.rates")
@@ -153,9 +150,11 @@ def _check_views(spec: PipelineSpec) -> None:
                 "a view of labels cannot have `where`, as labels do not contain the fields of the transaction",
                 path=path,
             )
+        check_feature_names(view, path)
         _check_where(spec, view.where, path)
         _check_of(spec, view, path)
-        if any(a in LABELLED for a in view.aggregates) and view.current == "include" and view.delay in ("0s", "0ms"):
+        is_labelled = any(a in LABELLED for a in view.aggregates)
+        if is_labelled and view.current == "include" and duration_ms(view.delay) == 0:
             raise SpecError(
                 "a view of labels without a delay must exclude the current event",
                 path=path,
@@ -208,6 +207,7 @@ def _check_where(spec: PipelineSpec, where: dict[str, Condition], path: str) -> 
         field = spec.transaction.fields.get(name)
         if field is None:
             raise SpecError(f"there is no field {name!r}", path=at)
+        check_condition(condition, at)
         bounds = condition.min is not None or condition.max is not None
         if bounds == (condition.values is not None):
             raise SpecError("a condition must have either `in`, or `min` and `max`", path=at)

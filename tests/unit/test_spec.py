@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ WRONG: list[tuple[str, Edit]] = [
     ("transaction.rates", lambda d: d["transaction"].pop("rates")),
     ("transaction.rates", lambda d: d["transaction"]["rates"].pop("USD")),
     ("transaction.rates", lambda d: d["transaction"]["rates"].update(CHF=1)),
-    ("transaction.rates[...]", lambda d: d["transaction"]["rates"].update(USD=0)),
+    ("transaction.rates.USD", lambda d: d["transaction"]["rates"].update(USD=0)),
+    ("transaction.rates.USD", lambda d: d["transaction"]["rates"].update(USD=math.inf)),
     ("transaction.rates", lambda d: d["transaction"].pop("currency")),
     ("transaction.fields.event_id", field("event_id", sensitive=True)),
     ("views[0].of", distinct_of_a_sensitive_integer),
@@ -83,6 +85,14 @@ WRONG: list[tuple[str, Edit]] = [
     ("transaction.fields.amount", field("amount", max=10**13 + 1)),
     ("transaction.fields.currency", field("currency", values=None)),
     ("transaction.fields.amount", field("amount", min=5, max=4)),
+    ("transaction.fields.amount.type", field("amount", type="money")),
+    ("transaction.fields", lambda d: d["transaction"]["fields"].update(Amount={"type": "integer"})),
+    ("transaction.fields.channel.values", field("channel", values=["online", "atm", "online"])),
+    ("transaction.fields.amount.min", field("amount", min=-math.inf)),
+    ("transaction.fields.amount.max", field("amount", max=math.nan)),
+    ("transaction.fields.amount.min", field("amount", min=0.5)),
+    ("transaction.fields.amount.min", field("amount", min=10**400)),
+    ("transaction.fields.amount", field("amount", min=10**14)),
     ("entities.customer.field", lambda d: d["entities"]["customer"].update(field="amount")),
     ("partition_entity", lambda d: d.update(partition_entity="nobody")),
     ("views[2].windows[0]", view(2, windows=["1 hour"])),
@@ -93,6 +103,13 @@ WRONG: list[tuple[str, Edit]] = [
     ("views[0].entity", view(0, entity="nobody")),
     ("views[1]", view(1, name="customer")),
     ("views[3]", view(3, delay="0s")),
+    ("views[3]", view(3, delay="0d")),
+    ("views[2].windows", view(2, windows=["1d", "7d", "1d"])),
+    ("views[2].windows[0]", view(2, windows=["99999999999999d"])),
+    ("time.max_age", lambda d: d["time"].update(max_age="99999999999999d")),
+    ("views[2].aggregates", view(2, aggregates=["count", "count"])),
+    ("views[2].where.amount", view(2, where={"amount": {"min": 5, "max": 1}})),
+    ("views[2].where.amount.min", view(2, where={"amount": {"min": math.nan}})),
     ("derived[0].of", lambda d: d["derived"][0].update(of=["nothing"])),
     ("views[2]", view(2, of="channel")),
     ("views[2]", view(2, aggregates=["distinct"])),
