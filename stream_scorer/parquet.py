@@ -5,7 +5,7 @@ Times of JSON lines are checked here, too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 # The end of the year 9999: microseconds of today are beyond it.
 _MAX_TIME = 253_402_300_799_999
+# A double represents integers up to 2^53 exactly.
+_EXACT = 2**53
 # Characters of a value in a message.
 _SHOWN = 60
 
@@ -43,27 +45,105 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def read_rows(
-    path: Path, columns: Sequence[str], required: Collection[str], times: Collection[str], chunk: int
+    path: Path, kinds: Mapping[str, str], required: Collection[str], chunk: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """The rows of `path` as dicts of `columns`, at most `chunk` at a time; an absent optional column is left out.
+    """The rows of `path` as dicts, at most `chunk` at a time; an absent optional column is left out.
 
-    Columns named in `times` are epoch milliseconds, also where the file has timestamps (see `milliseconds`).
+    `kinds` has the types of the columns in the spec, see `columns_of` and `rows_of`.
 
     Raises:
-        UsageError: the file cannot be read, or a required column is missing.
+        UsageError: the file cannot be read, a required column is missing, or binary values are not text.
         SettingsError: pyarrow is not installed.
     """
     _, pq = import_pyarrow()
     with readable(path), pq.ParquetFile(path) as file:
         present = set(file.schema_arrow.names)
-        require_columns(path, present, (name for name in columns if name in required))
-        wanted = [name for name in columns if name in present]
-        for batch in file.iter_batches(chunk, columns=wanted):
-            for name in times:
-                if name in wanted:
-                    place = batch.schema.get_field_index(name)
-                    batch = batch.set_column(place, name, milliseconds(batch.column(place)))
-            yield batch.to_pylist()
+        require_columns(path, present, (name for name in kinds if name in required))
+        for batch in file.iter_batches(chunk, columns=[name for name in kinds if name in present]):
+            yield rows_of(columns_of(path, batch, kinds), kinds)
+
+
+def columns_of(path: Path, batch: Any, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """The columns of an Arrow batch: times as `milliseconds`, and binary columns as text, as Hive and Impala write it.
+
+    Raises:
+        UsageError: binary values are not UTF-8.
+    """
+    columns = {name: batch.column(place) for place, name in enumerate(batch.schema.names)}
+    for name, column in columns.items():
+        if kinds[name] == "time":
+            columns[name] = milliseconds(column)
+        columns[name] = _text(path, name, columns[name])
+    return columns
+
+
+def _text(path: Path, name: str, column: Any) -> Any:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(column.type) and _is_bytes(column.type.value_type):
+        column = column.dictionary_decode()
+    if not _is_bytes(column.type):
+        return column
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid:
+        raise UsageError(
+            f"{path}: the column {name!r} has binary values that are not UTF-8 text",
+            hint="Write the column as text, for example in hexadecimal.",
+        ) from None
+
+
+def _is_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(
+        types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+        or types.is_binary_view(kind)
+    )  # fmt: skip
+
+
+def rows_of(columns: Mapping[str, Any], kinds: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Arrow columns as rows for a decoder, without what only the type of the column says.
+
+    Libraries write integers with nulls as floating-point numbers, booleans as 0 and 1, and databases write decimals. A
+    value that is exactly one of its field's type becomes one; any other stands as it is, for the decoder to reject.
+    """
+    import pyarrow as pa
+
+    if not columns:
+        return []
+    rows: list[dict[str, Any]] = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)).to_pylist()
+    for name, column in columns.items():
+        convert = _conversion(kinds[name], column.type)
+        if convert is not None:
+            for row in rows:
+                if row[name] is not None:
+                    row[name] = convert(row[name])
+    return rows
+
+
+def _conversion(kind: str, given: Any) -> Callable[[Any], object] | None:
+    """What makes a value of the Arrow type `given` one of a field of type `kind`; `None` for nothing."""
+    from pyarrow import types
+
+    is_decimal = types.is_decimal(given)
+    if kind in ("integer", "time"):
+        return _whole if is_decimal or types.is_floating(given) else None
+    if kind == "number":
+        return float if is_decimal else None
+    if kind == "boolean":
+        return _flag if is_decimal or types.is_floating(given) or types.is_integer(given) else None
+    return None
+
+
+def _whole(value: Any) -> int | float:
+    # Larger numbers are not exact, see the decoder; the comparison is false for NaN.
+    return int(value) if abs(value) <= _EXACT and value == int(value) else float(value)
+
+
+def _flag(value: Any) -> bool | float:
+    return bool(value) if value in (0, 1) else float(value)
 
 
 def milliseconds(column: Any) -> Any:

@@ -15,9 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
-from stream_scorer.parquet import TimeColumns, import_pyarrow, milliseconds, readable, require_columns, whole_time
+from stream_scorer.parquet import (
+    TimeColumns,
+    columns_of,
+    import_pyarrow,
+    readable,
+    require_columns,
+    rows_of,
+    whole_time,
+)
 from stream_scorer.serde.columns import join_transactions
 from stream_scorer.serde.decoder import TransactionDecoder, Transactions
+from stream_scorer.serde.files import transaction_kinds
 from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field
 
 I64 = NDArray[np.int64]
@@ -41,6 +50,7 @@ class TransactionFile:
         self._pa, self._pq = import_pyarrow()
         self._path = path
         self._shape = shape = checked.spec.transaction
+        self._kinds = transaction_kinds(checked)
         self._decoder = TransactionDecoder(checked)
         with readable(path), self._pq.ParquetFile(path) as file:
             self._names = set(file.schema_arrow.names)
@@ -93,15 +103,14 @@ class TransactionFile:
         return [name for name in self._shape.fields if name in self._names]
 
     def _decode(self, batch: Any, checked: TimeColumns) -> Transactions:
-        columns = {name: batch.column(place) for place, name in enumerate(batch.schema.names)}
-        columns = {name: milliseconds(column) for name, column in columns.items()}
+        columns = columns_of(self._path, batch, self._kinds)
         try:
             found = self._fast(batch.num_rows, columns)
             if len(found):
                 checked.take([{self._shape.time: int(found.event_time.min())}])
             return found
         except (_Unusual, self._pa.ArrowInvalid):
-            rows = self._pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)).to_pylist()
+            rows = rows_of(columns, self._kinds)
             checked.take(rows)
             times = np.array([whole_time(row.get(self._shape.time)) for row in rows], np.int64)
             return self._decoder.decode([msgspec.json.encode(row) for row in rows], times)[0]
@@ -155,8 +164,9 @@ class TransactionFile:
                 raise _Unusual
 
     def _integers(self, column: Any, field: Field, most: int) -> I64:
-        if not self._pa.types.is_integer(column.type):
+        if not (self._pa.types.is_integer(column.type) or self._pa.types.is_floating(column.type)):
             raise _Unusual
+        # Refuses what is not whole, see `_decode`.
         found: I64 = column.cast(self._pa.int64()).to_numpy(zero_copy_only=False)
         if column.null_count:
             raise _Unusual
@@ -187,13 +197,13 @@ class TransactionFile:
             if not types.is_boolean(column.type):
                 raise _Unusual
             return _floats(column.cast(self._pa.int8()))
-        if field.type == "number":
-            if not types.is_floating(column.type):
-                raise _Unusual
-        elif not types.is_integer(column.type):
+        is_whole = field.type != "number" and types.is_integer(column.type)
+        if not (is_whole or types.is_floating(column.type)):
             raise _Unusual
         found = _floats(column)
         finite = found[_valid(column)]
+        if field.type != "number" and not is_whole and not np.array_equal(finite, np.rint(finite)):
+            raise _Unusual
         limit = 1.7e308 if field.type == "number" else float(_EXACT)
         least = 0.0 if field.type == "time" else -limit
         low = least if field.min is None else max(float(field.min), least)

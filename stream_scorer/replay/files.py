@@ -6,7 +6,7 @@ must be in log order: a replay does not sort them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from stream_scorer.errors import UsageError
 from stream_scorer.parquet import TimeColumns, import_pyarrow, read_rows, readable, whole_time
 from stream_scorer.records import NOT_A_RECORD
+from stream_scorer.serde.files import LABEL_COLUMNS, LABEL_TIMES, label_kinds, transaction_kinds
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
 
@@ -34,18 +35,11 @@ class FileInput:
         owner = checked.spec.entities[checked.spec.partition_entity or ""].field if checked.spec.entities else None
         self._key_field = owner
         self._time = "labelled_at" if is_label else shape.time
-        self._times = ["event_time", "labelled_at"] if is_label else [
-            name for name, field in shape.fields.items() if field.type == "time"
-        ]  # fmt: skip
-        self._checked_times = self._times if is_label else [shape.time]
-        entities = {entity.field for entity in checked.spec.entities.values()}
-        if is_label:
-            self._columns = ["event_id", "event_time", "label", "labelled_at", "source", "review_probability"]
-            self._columns += sorted(entities - set(self._columns))
-            self._required = {"event_id", "event_time", "label", "labelled_at"}
-        else:
-            self._columns = list(shape.fields)
-            self._required = {name for name, field in shape.fields.items() if not field.optional}
+        self._checked_times: Collection[str] = LABEL_TIMES if is_label else [shape.time]
+        self._kinds = label_kinds(checked) if is_label else transaction_kinds(checked)
+        self._required: Collection[str] = (
+            LABEL_COLUMNS if is_label else {name for name, field in shape.fields.items() if not field.optional}
+        )
         self._is_label = is_label
 
     def count(self) -> int:
@@ -82,7 +76,7 @@ class FileInput:
         checked.require()
 
     def _parquet(self, checked: TimeColumns) -> Iterator[tuple[list[bytes | None], list[int], list[bytes | None]]]:
-        for rows in read_rows(self._path, self._columns, self._required, self._times, CHUNK):
+        for rows in read_rows(self._path, self._kinds, self._required, CHUNK):
             checked.take(rows)
             for row in rows:
                 if self._is_label:

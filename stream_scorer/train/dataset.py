@@ -19,6 +19,7 @@ from stream_scorer.features.history import build_features
 from stream_scorer.parquet import TimeColumns, read_rows, whole_time
 from stream_scorer.serde.columns import join_labels, join_transactions
 from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, TransactionDecoder, Transactions
+from stream_scorer.serde.files import LABEL_COLUMNS, LABEL_TIMES, label_kinds, transaction_kinds
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
 
@@ -151,8 +152,7 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
     rejected: Rejected = []
     required = {name for name, field in shape.fields.items() if not field.optional}
     checked = TimeColumns(path, [shape.time])
-    times_of = [name for name, field in shape.fields.items() if field.type == "time"]
-    for rows in read_rows(path, list(shape.fields), required, times_of, _CHUNK):
+    for rows in read_rows(path, transaction_kinds(spec), required, _CHUNK):
         # A file has no Kafka timestamps: pass the event times, so that the check of event times always succeeds.
         times = np.array([whole_time(row[shape.time]) for row in rows], np.int64)
         checked.take(rows)
@@ -167,15 +167,11 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
 def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:
     decoder = LabelDecoder(spec)
     rank_of = spec.spec.labels.source_rank
-    entities = sorted({entity.field for entity in spec.spec.entities.values()})
     parts: list[Labels] = []
     ranks: list[int] = []
     rejected: Rejected = []
-    needed = ["event_id", "event_time", "label", "labelled_at"]
-    free = {"source", "review_probability", *entities} - set(needed)
-    times_of = ["event_time", "labelled_at"]
-    checked = TimeColumns(path, times_of)
-    for rows in read_rows(path, [*needed, *sorted(free)], needed, times_of, _CHUNK):
+    checked = TimeColumns(path, LABEL_TIMES)
+    for rows in read_rows(path, label_kinds(spec), LABEL_COLUMNS, _CHUNK):
         for row in rows:
             row["source"] = row.get("source") or ""
         # A file has no Kafka timestamps: only `event_time` is compared, with `labelled_at`.
