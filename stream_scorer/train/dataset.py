@@ -6,8 +6,8 @@ Records pass through the decoders of the scorer, so training rejects the same re
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -18,13 +18,15 @@ from stream_scorer.errors import UsageError
 from stream_scorer.features.history import build_features
 from stream_scorer.parquet import TimeColumns, read_rows, whole_time
 from stream_scorer.serde.columns import join_labels, join_transactions
-from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, TransactionDecoder, Transactions
+from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.serde.files import LABEL_COLUMNS, LABEL_TIMES, label_kinds, transaction_kinds
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
+from stream_scorer.train.rejections import Rejections
 
 # Rows decoded at a time: bounds the memory of the intermediate Python objects (about 1 kB per row).
 _CHUNK = 50_000
+_YEAR_2000 = 946_684_800_000
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ def read_training_set(
     """Read the training set from two Parquet files; see `make_training_set`.
 
     Raises:
-        UsageError: a file is missing, lacks a column or has no times, or no usable transaction is left.
+        UsageError: a file is missing, lacks a column or has no times, no usable transaction is left, or more
+            than 5 % of the transactions or labels are rejected.
         SettingsError: pyarrow is not installed.
     """
     return make_training_set(read_history(transactions, labels, spec), spec, on_progress)
@@ -96,7 +99,9 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
     if not keep.any():
         raise UsageError(
             f"{read.source}: every transaction is younger than the label horizon of {spec.spec.labels.horizon}",
-            hint="Train on a longer history, or lower labels.horizon in the spec.",
+            hint="Train on a longer history, or lower labels.horizon in the spec."
+            if newest >= _YEAR_2000
+            else f"The newest transaction is of {_day(newest)}: times are epoch milliseconds. Are these seconds?",
         )
     entity = _entities(spec, read.transactions)
     return TrainingSet(
@@ -111,6 +116,10 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
         None if entity is None else entity[keep],
         labelled_at[keep],
     )
+
+
+def _day(time_ms: int) -> str:
+    return f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%Y-%m-%d}"
 
 
 def _join(
@@ -149,7 +158,7 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
     shape = spec.spec.transaction
     decoder = TransactionDecoder(spec)
     parts: list[Transactions] = []
-    rejected: Rejected = []
+    rejections = Rejections(path, "transactions")
     required = {name for name, field in shape.fields.items() if not field.optional}
     checked = TimeColumns(path, [shape.time])
     for rows in read_rows(path, transaction_kinds(spec), required, _CHUNK):
@@ -158,10 +167,10 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
         checked.take(rows)
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
-        rejected += bad
+        rejections.add(bad, len(rows))
     checked.require()
-    report_rejected(path, rejected)
-    return concatenate_transactions(parts), len(rejected)
+    refused = rejections.close()
+    return concatenate_transactions(parts), refused
 
 
 def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:
@@ -169,7 +178,7 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
     rank_of = spec.spec.labels.source_rank
     parts: list[Labels] = []
     ranks: list[int] = []
-    rejected: Rejected = []
+    rejections = Rejections(path, "labels")
     checked = TimeColumns(path, LABEL_TIMES)
     for rows in read_rows(path, label_kinds(spec), LABEL_COLUMNS, _CHUNK):
         for row in rows:
@@ -180,26 +189,10 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
         ranks += [rank_of.get(rows[index]["source"], 0) for index in part.row.tolist()]
-        rejected += bad
+        rejections.add(bad, len(rows))
     checked.require()
-    report_rejected(path, rejected)
-    return concatenate_labels(parts), np.array(ranks, np.int64), len(rejected)
-
-
-def report_rejected(source: object, rejected: Rejected) -> None:
-    """Log the number of rejected records of `source` by code, and the first one."""
-    if rejected:
-        codes = Counter(error.code for _, error in rejected)
-        index, first = rejected[0]
-        _log.warning(
-            "%s: %d records rejected (%s); the first is row %d of its chunk: %s at %s",
-            source,
-            len(rejected),
-            ", ".join(f"{count} {code}" for code, count in codes.most_common()),
-            index,
-            first,
-            first.path or "$",
-        )
+    refused = rejections.close()
+    return concatenate_labels(parts), np.array(ranks, np.int64), refused
 
 
 def concatenate_transactions(parts: list[Transactions]) -> Transactions:

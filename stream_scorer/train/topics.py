@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Record
-from stream_scorer.serde.decoder import LabelDecoder, Labels, Rejected, TransactionDecoder, Transactions
+from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.dataset import (
     LabelledHistory,
     concatenate_labels,
     concatenate_transactions,
     make_training_set,
-    report_rejected,
 )
 from stream_scorer.train.recipe import Progress, TrainingSet
+from stream_scorer.train.rejections import Rejections
 
 
 class _SourceOnly(Record, frozen=True):
@@ -31,7 +31,7 @@ def training_set_from_topics(
     """Read the training set from the topics, without a consumer group; see `make_training_set`.
 
     Raises:
-        UsageError: a topic does not exist or is empty, or no usable transaction is left.
+        UsageError: a topic does not exist or is empty, no usable transaction is left, or too many records are rejected.
         BrokerUnavailable: the broker does not answer.
     """
     return make_training_set(history_from_topics(reader, topics, spec), spec, on_progress)
@@ -41,15 +41,15 @@ def history_from_topics(reader: RangeReader, topics: Topics, spec: CheckedSpec) 
     """Read and decode the topics up to their ends. Raises `UsageError`, `BrokerUnavailable`."""
     decoder = TransactionDecoder(spec)
     parts: list[Transactions] = []
-    rejected: Rejected = []
+    rejections = Rejections(topics.transactions, "transactions")
     for source, (low, high) in reader.bounds(topics.transactions).items():
         for records in reader.read(source, low, high):
             part, bad = decoder.decode(records.value, records.timestamp)
             parts.append(part)
-            rejected += bad
-    report_rejected(topics.transactions, rejected)
+            rejections.add(bad, len(records.value), records)
+    rejected = rejections.close()
     labels, ranks, refused = _labels(reader, topics.labels, spec)
-    return LabelledHistory(topics.transactions, concatenate_transactions(parts), labels, ranks, len(rejected) + refused)
+    return LabelledHistory(topics.transactions, concatenate_transactions(parts), labels, ranks, rejected + refused)
 
 
 def _labels(reader: RangeReader, topic: str, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:
@@ -57,12 +57,11 @@ def _labels(reader: RangeReader, topic: str, spec: CheckedSpec) -> tuple[Labels,
     rank_of = spec.spec.labels.source_rank
     parts: list[Labels] = []
     ranks: list[int] = []
-    rejected: Rejected = []
+    rejections = Rejections(topic, "labels")
     for source, (low, high) in reader.bounds(topic).items():
         for records in reader.read(source, low, high):
             part, bad = decoder.decode(records.value, records.timestamp)
             parts.append(part)
             ranks += [rank_of.get(source_of(records.value[row] or b"").source, 0) for row in part.row.tolist()]
-            rejected += bad
-    report_rejected(topic, rejected)
-    return concatenate_labels(parts), np.array(ranks, np.int64), len(rejected)
+            rejections.add(bad, len(records.value), records)
+    return concatenate_labels(parts), np.array(ranks, np.int64), rejections.close()

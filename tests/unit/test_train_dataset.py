@@ -127,15 +127,29 @@ def test_what_is_finer_than_a_millisecond_is_cut_off(tmp_path: Path) -> None:
     assert data.label.tolist() == [True, False, False]
 
 
-def test_what_serving_refuses_is_refused_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    table = transactions()
-    table["amount"] = [30, -10, 20, 10, 5]
+def test_a_few_records_that_serving_refuses_are_left_out_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream_scorer.train.dataset._CHUNK", 8)
+    table = {name: values * 4 for name, values in transactions().items()}
+    table["amount"][11] = -10
     with caplog.at_level(logging.WARNING):
         data = read_training_set(*write(tmp_path, table, labels()), SPEC)
     assert data.refused == 1
-    assert data.event_time.tolist() == [1_500, 2_000, 3_000]
-    assert "1 out_of_range" in caplog.text
+    assert "1 of 20 transactions are rejected (1 out_of_range); the first is row 12: " in caplog.text
     assert "$.amount" in caplog.text
+    table["amount"][10] = -10
+    with pytest.raises(UsageError, match="2 of 20 transactions are rejected .*; the first is row 11: ") as caught:
+        read_training_set(*write(tmp_path, table, labels()), SPEC)
+    assert "5%" in caught.value.hint
+    shouted = labels() | {"label": ["Fraud", "genuine", "genuine", "FRAUD"]}
+    with pytest.raises(
+        UsageError, match=r"2 of 4 labels are rejected \(2 out_of_range\); the first is row 1: .*\.label"
+    ):
+        read_training_set(*write(tmp_path, transactions(), shouted), SPEC)
+    reader = TwoPartitions({"transactions": transactions(), "labels": shouted})
+    with pytest.raises(UsageError, match="the first is partition 0, offset 0: "):
+        training_set_from_topics(reader, Topics(), SPEC)  # type: ignore[arg-type]
 
 
 def test_labels_that_end_long_before_the_transactions_are_reported(
@@ -161,8 +175,11 @@ def test_files_that_will_not_do_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         read_training_set(tmp_path / "text.parquet", known, SPEC)
     young = {name: values[4:] for name, values in transactions().items()}
-    with pytest.raises(UsageError, match="younger than the label horizon"):
+    with pytest.raises(UsageError, match="younger than the label horizon") as caught:
         read_training_set(*write(tmp_path, young, labels()), SPEC)
+    assert (
+        caught.value.hint == "The newest transaction is of 1970-01-01: times are epoch milliseconds. Are these seconds?"
+    )
 
 
 class TwoPartitions:
