@@ -45,11 +45,12 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def read_rows(
-    path: Path, kinds: Mapping[str, str], required: Collection[str], chunk: int
+    path: Path, kinds: Mapping[str, str], required: Mapping[str, str], chunk: int
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows of `path` as dicts, at most `chunk` at a time; an absent optional column is left out.
 
-    `kinds` has the types of the columns in the spec, see `columns_of` and `rows_of`.
+    `kinds` has the types of the columns in the spec, see `columns_of` and `rows_of`. `required` has the columns that
+    must not be missing, each with a hint.
 
     Raises:
         UsageError: the file cannot be read, a required column is missing, or binary values are not text.
@@ -58,7 +59,8 @@ def read_rows(
     _, pq = import_pyarrow()
     with readable(path), pq.ParquetFile(path) as file:
         present = set(file.schema_arrow.names)
-        require_columns(path, present, (name for name in kinds if name in required))
+        for name, hint in required.items():
+            require_columns(path, present, [name], hint)
         for batch in file.iter_batches(chunk, columns=[name for name in kinds if name in present]):
             yield rows_of(columns_of(path, batch, kinds), kinds)
 

@@ -16,7 +16,13 @@ import numpy as np
 from stream_scorer.errors import UsageError
 from stream_scorer.parquet import TimeColumns, import_pyarrow, read_rows, readable, whole_time
 from stream_scorer.records import NOT_A_RECORD
-from stream_scorer.serde.files import LABEL_COLUMNS, LABEL_TIMES, label_kinds, transaction_kinds
+from stream_scorer.serde.files import (
+    LABEL_TIMES,
+    label_kinds,
+    labels_required,
+    transaction_kinds,
+    transactions_required,
+)
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
 
@@ -37,9 +43,7 @@ class FileInput:
         self._time = "labelled_at" if is_label else shape.time
         self._checked_times: Collection[str] = LABEL_TIMES if is_label else [shape.time]
         self._kinds = label_kinds(checked) if is_label else transaction_kinds(checked)
-        self._required: Collection[str] = (
-            LABEL_COLUMNS if is_label else {name for name, field in shape.fields.items() if not field.optional}
-        )
+        self._required = labels_required(checked) if is_label else transactions_required(checked)
         self._is_label = is_label
 
     def count(self) -> int:

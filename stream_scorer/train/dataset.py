@@ -6,6 +6,7 @@ Records pass through the decoders of the scorer, so training rejects the same re
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,13 @@ from stream_scorer.features.history import build_features
 from stream_scorer.parquet import TimeColumns, read_rows, whole_time
 from stream_scorer.serde.columns import join_labels, join_transactions
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
-from stream_scorer.serde.files import LABEL_COLUMNS, LABEL_TIMES, label_kinds, transaction_kinds
+from stream_scorer.serde.files import (
+    LABEL_TIMES,
+    label_kinds,
+    labels_required,
+    transaction_kinds,
+    transactions_required,
+)
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
 from stream_scorer.train.rejections import Rejections
@@ -68,9 +75,9 @@ def read_history(transactions: Path, labels: Path, spec: CheckedSpec) -> Labelle
 def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Progress | None = None) -> TrainingSet:
     """Compute the features of a history, and join the labels.
 
-    A transaction's label is its last one by (source rank, labelled_at); without a label it is presumed genuine.
-    Transactions younger than the spec's label horizon at the end of the history are excluded, as their frauds are not
-    yet known.
+    A transaction's label is its last one by (source rank, labelled_at), see `_keys`; without a label it is presumed
+    genuine. Transactions younger than the spec's label horizon at the end of the history are excluded, as their frauds
+    are not yet known.
 
     Raises:
         UsageError: no usable transaction is left.
@@ -83,7 +90,7 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
         read.labels,
         on_progress=None if on_progress is None else lambda done, total: on_progress("features", done, total),
     )
-    label, labelled_at = _join(history.event_id, read.labels, read.ranks)
+    label, labelled_at = _join(*_keys(read, spec.spec.partition_entity), read.labels, read.ranks)
     horizon = duration_ms(spec.spec.labels.horizon)
     labelled_at = np.where(labelled_at < 0, history.event_time + horizon, labelled_at)
     newest, last_label = int(history.event_time[-1]), int(read.labels.labelled_at.max(initial=0))
@@ -123,24 +130,58 @@ def _day(time_ms: int) -> str:
 
 
 def _join(
-    event_ids: list[str], labels: Labels, ranks: NDArray[np.int64]
+    keys: Sequence[Hashable], given: Sequence[Sequence[Hashable]], labels: Labels, ranks: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """``(n,)`` each: the last label by (source rank, labelled_at), and since when the event has it; -1 without a label.
 
-    A confirmation, such as the chargeback of a fraud that an analyst has found, does not change since when.
+    `keys` has the key of each transaction, `given` those of each label, see `_keys`. A confirmation, such as the
+    chargeback of a fraud that an analyst has found, does not change since when.
     """
-    counts: dict[str, tuple[int, bool, int]] = {}
+    counts: dict[Hashable, tuple[int, bool, int]] = {}
     order = np.argsort(labels.labelled_at, kind="stable")
     columns = (ranks[order].tolist(), labels.fraud[order].tolist(), labels.labelled_at[order].tolist())
     for place, rank, verdict, at in zip(order.tolist(), *columns, strict=True):
-        event_id = labels.event_id[place]
-        before = counts.get(event_id)
-        if before is None or rank >= before[0]:
-            since = before[2] if before is not None and before[1] == verdict else at
-            counts[event_id] = rank, verdict, since
-    found = [counts.get(event_id, (0, False, -1)) for event_id in event_ids]
+        for key in given[place]:
+            before = counts.get(key)
+            if before is None or rank >= before[0]:
+                since = before[2] if before is not None and before[1] == verdict else at
+                counts[key] = rank, verdict, since
+    found = [counts.get(key, (0, False, -1)) for key in keys]
     fraud = np.array([verdict for _, verdict, _ in found], np.bool_)
     return fraud, np.array([since for _, _, since in found], np.int64)
+
+
+def _keys(read: LabelledHistory, entity: str | None) -> tuple[list[Hashable], list[list[Hashable]]]:
+    """By what transactions, in the order of `build_features`, and labels join: the event id.
+
+    Where transactions of several ids of the partition entity have one event id, the key is both. A label without this
+    entity, or with one that no such transaction has, is of all of them.
+    """
+    ids, label_ids = read.transactions.event_id, read.labels.event_id
+    owners = read.transactions.entity_ids[entity] if entity is not None else [None] * len(ids)
+    first: dict[str, str | None] = {}
+    shared: dict[str, set[str | None]] = {}
+    for event_id, owner in zip(ids, owners, strict=True):
+        if first.setdefault(event_id, owner) != owner:
+            shared.setdefault(event_id, {first[event_id]}).add(owner)
+    order = np.argsort(read.transactions.event_time, kind="stable").tolist()
+    keys: list[Hashable] = [(ids[i], owners[i]) if ids[i] in shared else ids[i] for i in order]
+    given: list[list[Hashable]] = [[event_id] for event_id in label_ids]
+    if not shared:
+        return keys, given
+    unclear = 0
+    for place, owner in enumerate(read.labels.entity_ids[entity or ""]):
+        among = shared.get(label_ids[place], set())
+        if among:
+            unclear += owner not in among
+            given[place] = [(label_ids[place], each) for each in ({owner} if owner in among else among)]
+    _log.warning(
+        "%s: %d event ids, such as %r, are of transactions of several ids of %s. Training joins labels by both ids; %d "
+        "labels, which lack a matching %s, count for all of these transactions. The monitor and `evaluate` join by the "
+        "event id alone: make it unique.",
+        read.source, len(shared), next(iter(shared)), entity, unclear, entity,
+    )  # fmt: skip
+    return keys, given
 
 
 def _entities(spec: CheckedSpec, transactions: Transactions) -> NDArray[np.int64] | None:
@@ -159,9 +200,8 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
     decoder = TransactionDecoder(spec)
     parts: list[Transactions] = []
     rejections = Rejections(path, "transactions")
-    required = {name for name, field in shape.fields.items() if not field.optional}
     checked = TimeColumns(path, [shape.time])
-    for rows in read_rows(path, transaction_kinds(spec), required, _CHUNK):
+    for rows in read_rows(path, transaction_kinds(spec), transactions_required(spec), _CHUNK):
         # A file has no Kafka timestamps: pass the event times, so that the check of event times always succeeds.
         times = np.array([whole_time(row[shape.time]) for row in rows], np.int64)
         checked.take(rows)
@@ -180,7 +220,7 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
     ranks: list[int] = []
     rejections = Rejections(path, "labels")
     checked = TimeColumns(path, LABEL_TIMES)
-    for rows in read_rows(path, label_kinds(spec), LABEL_COLUMNS, _CHUNK):
+    for rows in read_rows(path, label_kinds(spec), labels_required(spec), _CHUNK):
         for row in rows:
             row["source"] = row.get("source") or ""
         # A file has no Kafka timestamps: only `event_time` is compared, with `labelled_at`.

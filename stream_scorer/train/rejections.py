@@ -49,8 +49,8 @@ class Rejections:
         if count > MAX_SHARE * self._records:
             raise UsageError(
                 message,
-                hint=f"Correct them, or the spec: training leaves out at most {MAX_SHARE:.0%}. Scoring rejects the same "
-                "records (docs/errors.md).",
+                hint=f"Correct them, or the spec: training leaves out at most {MAX_SHARE:.0%}. docs/errors.md has the "
+                "meaning of the codes.",
             )
         _log.warning("%s", message)
         return count

@@ -15,6 +15,7 @@ import pytest
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
+from stream_scorer.replay.files import FileInput
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.train.dataset import read_training_set
@@ -80,6 +81,18 @@ def test_labels_join_by_rank_then_time_and_the_young_and_doubled_stay_out(tmp_pa
     assert data.label.tolist() == [True, False, False]
     assert (data.duplicates, data.immature, data.refused) == (1, 1, 0)
     assert data.features.tolist() == [[1.0, 1.0], [2.0, 0.0], [3.0, 0.0]]
+
+
+def test_one_event_id_on_two_cards_has_the_label_of_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = transactions() | {"event_id": ["t2", "t1", "t2", "t1", "late"], "card": ["y", "x", "x", "x", "y"]}
+    given = {name: values[:3] for name, values in labels().items()}
+    given |= {"event_id": ["t2", "t2", "t2"], "label": ["fraud", "genuine", "genuine"], "card": ["y", "x", None]}
+    with caplog.at_level(logging.WARNING):
+        data = read_training_set(*write(tmp_path, table, given), SPEC)
+    assert data.event_id == ["t1", "t2", "t2"]
+    assert data.label.tolist() == [False, False, True]
+    assert "1 event ids, such as 't2', are of transactions of several ids of card." in caplog.text
+    assert "1 labels, which lack a matching card" in caplog.text
 
 
 def test_a_fraud_is_known_since_its_first_report_and_not_since_its_confirmation(tmp_path: Path) -> None:
@@ -180,6 +193,21 @@ def test_files_that_will_not_do_are_named(tmp_path: Path) -> None:
     assert (
         caught.value.hint == "The newest transaction is of 1970-01-01: times are epoch milliseconds. Are these seconds?"
     )
+
+
+def test_labels_without_the_entity_of_a_view_of_labels_are_refused(tmp_path: Path) -> None:
+    view = "  - {name: risk, entity: card, windows: [1d], delay: 1s, aggregates: [label_rate]}"
+    spec = parse_spec(TEXT.replace("views:", f"views:\n{view}"))
+    good, known = write(tmp_path, transactions(), labels())
+    for read in (
+        lambda: read_training_set(good, known, spec),
+        lambda: list(FileInput(known, "labels", spec, is_label=True).chunks()),
+    ):
+        with pytest.raises(UsageError, match=r"labels\.parquet has no column 'card'") as caught:
+            read()
+        assert "'risk' counts labels by it" in caught.value.hint
+    write(tmp_path, transactions(), labels() | {"card": ["x"] * 4})
+    assert read_training_set(good, known, spec).features[:, 0].tolist() == [0, 0, 0]
 
 
 class TwoPartitions:
