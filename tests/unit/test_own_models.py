@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import sigmoid
 from stream_scorer.ensemble.manifest import Platt
-from stream_scorer.errors import UsageError
+from stream_scorer.errors import ArtifactError, UsageError
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.train.own.compose import Limits, compose_models, load_models
 from stream_scorer.train.own.document import read_compose_file
@@ -122,7 +122,7 @@ def described(**more: Any) -> dict[str, Any]:
         {"name": "linear", "model": "linear.json", "calibrator": {"kind": "platt", "slope": 1.2, "intercept": 0.1}},
         {"name": "graph", "model": "graph.onnx", "expected": "graph.parquet", "inputs": NAMES},
     ]
-    return {"name": "own", "trained_until": 900_000, "members": members} | more
+    return {"name": "own", "trained_until": "1970-01-01T00:15", "members": members} | more
 
 
 def compose(folder: Path, document: dict[str, Any], data: TrainingSet = DATA, out: str = "out") -> ComposeReport:
@@ -199,6 +199,18 @@ def test_nothing_is_fitted_where_everything_is_given(folder: Path) -> None:
     assert [member.weight for member in manifest.members] == [1.0, 1.0]
 
 
+def test_a_model_of_text_classes_is_refused_and_one_that_ranks_frauds_last_is_reported(folder: Path) -> None:
+    node = {"name": "turned", "model": "turned.skops"}
+    document = described(members=[node])
+    turned = np.where(DATA.label[TRAIN], "fraud", "genuine")
+    (folder / "turned.skops").write_bytes(dumps(LogisticRegression().fit(FRAME.iloc[TRAIN], turned)))
+    with pytest.raises(ArtifactError, match="classes of the model are 'fraud' and 'genuine', not 0 and 1"):
+        compose(folder, document)
+    (folder / "turned.skops").write_bytes(dumps(LogisticRegression().fit(FRAME.iloc[TRAIN], ~DATA.label[TRAIN])))
+    (note,) = compose(folder, document).members[0].notes
+    assert note.startswith("warning: its ROC AUC is 0.1")
+
+
 def member(index: int, **more: Any) -> dict[str, Any]:
     document = described()
     document["members"][index] |= more
@@ -212,8 +224,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (member(1, weight=0.3), r"members: some weights are given and some are fitted"),
     (described(trained_until=None), r"trained_until: required, because members\[0\]\.calibrator"),
     (described(trained_until="soon"), r"trained_until: 'soon' is not a time"),
+    (described(trained_until=20250117), r"trained_until: 20250117 epoch milliseconds are .*\n.*2025-02-20"),
+    (described(trained_until=1_737_072_000), r"trained_until: 1737072000 epoch milliseconds are before 1973"),
     (described(trained_until="2030-01-01"), r"trained_until: the history has no mature transaction after it"),
-    (described(trained_until=1_480_000), r"trained_until: after it, the calibration slice .* has \d frauds"),
+    (described(trained_until="1970-01-01T00:24"), r"trained_until: after it, the calibration slice .* has \d frauds"),
     (described(combiner="stacking", link="rank"), r"link: stacking of ranks"),
     (described(thresholds={"review": 0.9, "block": 0.5}), r"thresholds: review is above block"),
     (described(history={"topics": True, "transactions": "x"}), r"history: give either"),

@@ -39,7 +39,8 @@ _EXTRA = "Install the extra: pip install 'stream-scorer[skops]'."
 class SkopsMember:
     """A fitted scikit-learn classifier of two classes, fraud second. Raises `ArtifactError` for any other `data`.
 
-    `columns` are the names of its inputs, if it was fitted on a data frame. `n_inputs` None accepts any number.
+    `columns` are the names of its inputs, if it was fitted on a data frame, and `classes` the values of its labels, in
+    the order of its probabilities. `n_inputs` None accepts any number.
     """
 
     def __init__(self, data: bytes, n_inputs: int | None) -> None:
@@ -65,6 +66,7 @@ class SkopsMember:
         classes, width = getattr(model, "classes_", ()), getattr(model, "n_features_in_", None)
         if len(classes) != 2:
             raise ArtifactError(f"{_FORMAT}: {len(classes)} classes, not two")
+        self.classes = [str(value) for value in classes]
         if not isinstance(width, int) or (n_inputs is not None and width != n_inputs):
             raise ArtifactError(f"{_FORMAT}: takes {width} inputs, the manifest expects {n_inputs}")
         if not all(_is_sound(tree, width) for tree in _trees(model, 0)):

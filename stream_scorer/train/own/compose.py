@@ -32,6 +32,7 @@ from stream_scorer.ensemble.manifest import (
 )
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import UsageError
+from stream_scorer.quality import roc_auc
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.calibration import fit_platt, fit_weights
 from stream_scorer.train.combination import (
@@ -83,6 +84,15 @@ class _Slices:
 
 
 @dataclass(frozen=True, slots=True)
+class _Checked:
+    """The comparisons of a member, its milliseconds per batch, and what is suspicious, as sentences."""
+
+    agreements: list[Agreement]
+    took: float
+    doubts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class _Fit:
     """What is fitted or given, with calibrated scores ``(n, m)`` and final scores ``(n,)`` of the whole history."""
 
@@ -126,7 +136,8 @@ def compose_models(
         on_progress(f"checking {model.node.name}", index, steps)
         prepare = _preparer(spec, model, features)
         raw.append(_predict(file, index, model, prepare, features))
-        checked.append(_check(file, index, model, prepare, data, slices.weights, limits))
+        agreements, took = _check(file, index, model, prepare, data, slices.weights, limits)
+        checked.append(_Checked(agreements, took, _doubts(raw[-1], data.label, slices)))
     on_progress("fitting", len(models), steps)
     fit = _fit(file, models, np.column_stack(raw), data, spec, slices)
     metrics = _metrics(file, models, fit, data, slices)
@@ -238,6 +249,18 @@ def _check(
     return agreements, took
 
 
+def _doubts(probability: Matrix, label: NDArray[np.bool_], slices: _Slices) -> list[str]:
+    """A warning if the uncalibrated member ranks worse than chance; a calibrator could hide that."""
+    rows = np.unique(np.concatenate([slices.calibration, slices.weights, slices.holdout]))
+    found = roc_auc(probability[rows], label[rows])
+    if found is None or found >= 0.5:
+        return []
+    return [
+        f"warning: its ROC AUC is {found:.3f}: it ranks frauds below genuine transactions. Is its output the "
+        "probability of fraud?"
+    ]
+
+
 def _fit(
     file: ComposeFile, models: Sequence[OwnModel], raw: Matrix, data: TrainingSet, spec: CheckedSpec, slices: _Slices
 ) -> _Fit:
@@ -320,14 +343,14 @@ def _training(
 def _report(
     file: ComposeFile,
     models: Sequence[OwnModel],
-    checked: Sequence[tuple[list[Agreement], float]],
+    checked: Sequence[_Checked],
     manifest: Manifest,
     data: TrainingSet,
     slices: _Slices,
     out: Path,
 ) -> ComposeReport:
     members = []
-    for model, (agreements, took), spec in zip(models, checked, manifest.members, strict=True):
+    for model, found, spec in zip(models, checked, manifest.members, strict=True):
         figures = manifest.training.metrics.get(spec.name, {})
         members.append(
             MemberReport(
@@ -343,9 +366,9 @@ def _report(
                 average_precision=figures.get("average_precision"),
                 roc_auc=figures.get("roc_auc"),
                 log_loss=figures.get("log_loss"),
-                batch_ms=round(took, 3),
-                agreements=agreements,
-                notes=model.notes,
+                batch_ms=round(found.took, 3),
+                agreements=found.agreements,
+                notes=[*model.notes, *found.doubts],
             )
         )
     return ComposeReport(

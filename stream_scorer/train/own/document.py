@@ -131,6 +131,10 @@ class ComposeDocument(Node, frozen=True, kw_only=True):
     limits: LimitsNode = LimitsNode()
 
 
+# Smaller integers are days without hyphens (20250220) or epoch seconds.
+_FIRST_MS = 10**11
+
+
 @dataclass(frozen=True, slots=True)
 class ComposeFile:
     """A document and the path of its file."""
@@ -150,12 +154,16 @@ class ComposeFile:
     def trained_until_ms(self) -> int | None:
         """`trained_until` as epoch milliseconds. Raises `UsageError`."""
         value = self.document.trained_until
-        if value is None or isinstance(value, int):
+        if value is None:
+            return None
+        hint = "Write 2025-02-20, 2025-02-20T12:00, or epoch milliseconds."
+        if isinstance(value, int):
+            if value < _FIRST_MS:
+                raise self.wrong("trained_until", f"{value} epoch milliseconds are before 1973-03-04", hint)
             return value
         try:
             at = datetime.fromisoformat(value)
         except ValueError:
-            hint = "Write 2025-02-20, 2025-02-20T12:00, or epoch milliseconds."
             raise self.wrong("trained_until", f"{value!r} is not a time", hint) from None
         return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000)
 

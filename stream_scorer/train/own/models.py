@@ -63,6 +63,10 @@ class OwnModel:
     notes: list[str]
 
 
+# Genuine and fraud, in the order that scikit-learn sorts them.
+_CLASSES = (["0", "1"], ["0.0", "1.0"], ["False", "True"])
+
+
 def load_model(file: ComposeFile, index: int, features: list[str]) -> OwnModel:
     """Load the model of ``members[index]`` and match its columns with the spec's `features`.
 
@@ -154,7 +158,13 @@ def _columns(file_format: FileFormat, data: bytes) -> list[str] | None:
     if file_format == "skops":
         from stream_scorer.ensemble.members.skops_zip import SkopsMember
 
-        return SkopsMember(data, None).columns
+        member = SkopsMember(data, None)
+        if member.classes not in _CLASSES:
+            raise ArtifactError(
+                f"skops: the classes of the model are {' and '.join(map(repr, member.classes))}, not 0 and 1",
+                hint="scikit-learn sorts classes, and the second one counts as fraud: train on labels 0 and 1.",
+            )
+        return member.columns
     if file_format == "lightgbm-text":
         found = re.search(rb"^feature_names=(.*)$", data, re.MULTILINE)
         names = found[1].decode("ascii", "replace").split() if found else []
