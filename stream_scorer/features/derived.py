@@ -36,8 +36,8 @@ FUNCTIONS: dict[str, Callable[..., F64]] = {
     "code": lambda a: a,
     "hour": _hour,
     "weekday": _weekday,
-    "is_weekend": lambda a: (_weekday(a) >= 5).astype(np.float64),
+    "is_weekend": lambda a: np.where(np.isnan(a), np.nan, _weekday(a) >= 5),
     # Hours 0 to 6 UTC: night as the Fraud Detection Handbook defines it.
-    "is_night": lambda a: (_hour(a) <= 6).astype(np.float64),
+    "is_night": lambda a: np.where(np.isnan(a), np.nan, _hour(a) <= 6),
     "present": lambda a: np.where(np.isnan(a), 0.0, 1.0),
 }

@@ -10,6 +10,7 @@ import pytest
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import SpecError
 from stream_scorer.features import aggregates, kernel, panes
+from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import build_features
 from stream_scorer.positions import SourcePartition, Span
@@ -341,3 +342,10 @@ def test_labels_do_not_hide_a_repeated_id() -> None:
         for given_labels, times in [*(reversed(parts) if labels_first else parts)]:
             store.apply(engine.enrich(given(checked, given_labels, 0, times), store).update)
         assert engine.enrich(given(checked, no_labels, 0, [0]), store).duplicate.tolist() == [True]
+
+
+@pytest.mark.parametrize(("function", "expected"), [("hour", 5), ("weekday", 5), ("is_weekend", 1), ("is_night", 1)])
+def test_a_time_that_is_missing_gives_no_calendar_feature(function: str, expected: float) -> None:
+    found = FUNCTIONS[function](np.array([np.nan, (2 * 24 + 5) * 3_600_000.0]))  # 1970-01-03 was a Saturday
+    assert found.dtype == np.float64
+    assert np.array_equal(found, [np.nan, expected], equal_nan=True)
