@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from stream_scorer.data.amounts import AmountRange, minor_units
+from stream_scorer.data.cells import (
+    UnreadableCell,
+    booleans,
+    integers,
+    is_numeric,
+    kind_of,
+    missing,
+    numbers,
+    timestamps,
+)
 from stream_scorer.data.csv_file import ROW_ID, CsvFile
 from stream_scorer.errors import UsageError
-from stream_scorer.parquet import milliseconds
-from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.spec.model import CheckedSpec, FieldType
+
+# The columns of the labels, in addition to the fields of the entities.
+_LABEL_COLUMNS = ("event_id", "event_time", "label", "labelled_at", "source", "review_probability")
+# 2024-01-01, the day of second 0 if the user gives none.
+DEFAULT_START_MS = 1_704_067_200_000
+# 115 days: numbers from here on are more likely seconds since 1970, milliseconds or dates such as 20250131.
+_MAX_OFFSET_S = 10_000_000
+# The end of the year 9999.
+_MAX_TIME_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,25 +41,36 @@ class Interpretation:
 
     Attributes:
         label: the column with the fraud label. fraud: its value for fraud.
-        start_ms: epoch ms of time 0, if the time column holds seconds.
-        minor_units: factor from a value to an integer of minor units.
+        start_ms: epoch ms of time 0, if the time column holds seconds; None is 2024-01-01, for offsets only.
+        minor_units: minor units per unit of the value, or by currency; None is 100 if the values have decimals.
         label_delay_ms: time between a transaction and its label.
     """
 
     label: str | None = None
     fraud: str = "1"
-    start_ms: int = 0
-    minor_units: int = 100
+    start_ms: int | None = None
+    minor_units: int | Mapping[str, int] | None = None
     label_delay_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """Numbers of written transactions and labels, and of fraud labels."""
+    """What was written.
+
+    Attributes:
+        transactions, labels, frauds: their numbers. unlabelled: rows whose label is missing.
+        repeated_ids: ids that several rows have. amounts: the range of each currency.
+        first_ms, last_ms: epoch ms of the first and the last transaction.
+    """
 
     transactions: int
     labels: int
     frauds: int
+    unlabelled: int
+    repeated_ids: int
+    amounts: list[AmountRange]
+    first_ms: int
+    last_ms: int
 
 
 def convert(file: CsvFile, checked: CheckedSpec, interpretation: Interpretation, out: Path) -> Converted:
@@ -53,93 +84,133 @@ def convert(file: CsvFile, checked: CheckedSpec, interpretation: Interpretation,
 
     shape = checked.spec.transaction
     columns: dict[str, Any] = {}
+    amounts: list[AmountRange] = []
     for name, field in shape.fields.items():
         if name == ROW_ID and name not in file.columns:
             columns[name] = pa.array([f"row-{number}" for number in range(1, file.rows + 1)])
-        elif name == shape.time:
-            columns[name] = _times(file, name, interpretation.start_ms)
+        elif field.type == "time":
+            columns[name] = _times(file, name, interpretation.start_ms, required=name == shape.time)
         elif name == shape.value:
-            columns[name] = _minor_units(file, name, interpretation.minor_units)
-        elif field.type in ("string", "category"):
-            columns[name] = _column(file, name).cast(pa.string())
+            columns[name], amounts = minor_units(file, shape, interpretation.minor_units)
         else:
-            columns[name] = _column(file, name)
+            columns[name] = _cells(file, name, field.type)
     order = np.argsort(np.asarray(columns[shape.time]), kind="stable")
     table = pa.table(columns).take(pa.array(order))
+    labels = None if interpretation.label is None else _labels(file, checked, interpretation, table, order)
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, out / "transactions.parquet", compression="zstd")
-    if interpretation.label is None:
-        return Converted(len(table), 0, 0)
-    fraud = _fraud(file, interpretation)[order]
-    owners = sorted({entity.field for entity in checked.spec.entities.values()})
-    times = np.asarray(table.column(shape.time))
-    labels = pa.table(
-        {
-            "event_id": table.column(shape.id),
-            "event_time": times,
-            "label": np.where(fraud, "fraud", "genuine"),
-            "labelled_at": times + interpretation.label_delay_ms,
-            "source": ["import"] * len(table),
-        }
-        | {name: table.column(name) for name in owners}
+    if labels is not None:
+        pq.write_table(labels, out / "labels.parquet", compression="zstd")
+    times = table.column(shape.time)
+    return Converted(
+        transactions=len(table),
+        labels=0 if labels is None else len(labels),
+        frauds=0 if labels is None else labels.column("label").to_pylist().count("fraud"),
+        unlabelled=0 if labels is None else len(table) - len(labels),
+        repeated_ids=_repeated(table.column(shape.id)),
+        amounts=amounts,
+        first_ms=times[0].as_py(),
+        last_ms=times[-1].as_py(),
     )
-    pq.write_table(labels, out / "labels.parquet", compression="zstd")
-    return Converted(len(table), len(labels), int(fraud.sum()))
 
 
-def _column(file: CsvFile, name: str) -> Any:
-    return file.columns[file.column(name, "a field of the spec")]
+def _labels(file: CsvFile, checked: CheckedSpec, interpretation: Interpretation, table: Any, order: Any) -> Any:
+    """The labels of `table`, the transactions in `order`; none for an empty cell."""
+    import pyarrow as pa
+
+    shape = checked.spec.transaction
+    owners = sorted({entity.field for entity in checked.spec.entities.values()})
+    for name in owners:
+        require_free_name(name, shape.id)
+    fraud, given = (cells[order] for cells in _fraud(file, interpretation))
+    kept = table.filter(pa.array(given))
+    times = np.asarray(kept.column(shape.time))
+    return pa.table(
+        {
+            "event_id": kept.column(shape.id),
+            "event_time": times,
+            "label": np.where(fraud[given], "fraud", "genuine"),
+            "labelled_at": times + interpretation.label_delay_ms,
+            "source": ["import"] * len(kept),
+        }
+        | {name: kept.column(name) for name in owners}
+    )
 
 
-def _times(file: CsvFile, name: str, start_ms: int) -> Any:
+def require_free_name(name: str, identity: str) -> None:
+    """Raise `UsageError` if the entity field `name` has the name of a column of labels with another content."""
+    if name in _LABEL_COLUMNS and not name == identity == "event_id":
+        raise UsageError(
+            f"the entity field {name!r} has the name of a column of the labels ({', '.join(_LABEL_COLUMNS)})",
+            hint="Rename the column in the CSV file and the field in the spec.",
+        )
+
+
+def _repeated(ids: Any) -> int:
+    """How many ids occur in several rows."""
+    counts = ids.drop_null().value_counts()
+    return int((np.asarray(counts.field("counts")) > 1).sum())
+
+
+def _cells(file: CsvFile, name: str, kind: FieldType) -> Any:
+    """A column as its type in the spec. Texts and categories stay as written."""
+    text = file.field(name)
+    if kind in ("string", "category"):
+        return text
+    read = {"integer": integers, "number": numbers, "boolean": booleans, "time": timestamps}[kind]
+    try:
+        return read(text)
+    except UnreadableCell as error:
+        hint = f"Correct the row, or change the type of {name!r} in the spec."
+        if kind == "time":
+            hint = "Write timestamps such as 2025-01-31T10:00:00 (a time of day needs its date), or seconds."
+        raise UsageError(
+            f"{file.path}: row {error.row} of column {file.original[name]!r} cannot be read as {kind}", hint=hint
+        ) from None
+
+
+def _times(file: CsvFile, name: str, start_ms: int | None, *, required: bool) -> Any:
     """Epoch ms of timestamps (UTC if they have no zone), or of seconds since `start_ms`."""
     import pyarrow as pa
 
-    data = _column(file, name)
-    if data.null_count:
-        raise UsageError(f"{file.path}: {data.null_count} rows have no value in column {file.original[name]!r}")
-    if pa.types.is_timestamp(data.type):
-        return milliseconds(data).combine_chunks()
-    if pa.types.is_temporal(data.type):
-        return data.cast(pa.timestamp("ms")).cast(pa.int64()).combine_chunks()
-    if pa.types.is_integer(data.type) or pa.types.is_floating(data.type):
-        return pa.array(start_ms + np.rint(np.asarray(data, dtype=np.float64) * 1_000).astype(np.int64))
-    try:
-        times = [datetime.fromisoformat(text) for text in data.to_pylist()]
-    except ValueError as error:
-        raise UsageError(f"{file.path}: column {file.original[name]!r} is not a time: {error}") from None
-    aware = [moment if moment.tzinfo else moment.replace(tzinfo=UTC) for moment in times]
-    return pa.array([round(moment.timestamp() * 1_000) for moment in aware])
+    text = file.field(name)
+    absent = missing(text)
+    if required and absent.any():
+        raise UsageError(f"{file.path}: {absent.sum()} rows have no value in column {file.original[name]!r}")
+    if not is_numeric(text):
+        return _cells(file, name, "time")
+    seconds = np.asarray(numbers(text).fill_null(0), dtype=np.float64)
+    _check_seconds(f"{file.path}: column {file.original[name]!r}", np.abs(seconds).max(), start_ms)
+    start_ms = DEFAULT_START_MS if start_ms is None else start_ms
+    return pa.array(start_ms + np.rint(seconds * 1_000).astype(np.int64), mask=absent)
 
 
-def _minor_units(file: CsvFile, name: str, minor_units: int) -> Any:
-    import pyarrow as pa
-
-    data = _column(file, name)
-    if data.null_count or not (pa.types.is_integer(data.type) or pa.types.is_floating(data.type)):
+def _check_seconds(column: str, longest: float, start_ms: int | None) -> None:
+    if start_ms is None and longest >= _MAX_OFFSET_S:
         raise UsageError(
-            f"{file.path}: column {file.original[name]!r} must be a number in every row, as it is the value"
+            f"{column} has numbers of {longest:,.0f} and less, which are too great for seconds since 2024-01-01",
+            hint="Give --start 1970-01-01 for seconds since 1970 (divide milliseconds by 1000), or another day; "
+            "write dates as 2025-01-31, not as 20250131.",
         )
-    scaled = np.asarray(data, dtype=np.float64) * minor_units
-    whole = np.rint(scaled)
-    off = np.abs(scaled - whole) > 1e-6 * np.maximum(np.abs(whole), 1.0)
-    if off.any():
+    if (start_ms or 0) + longest * 1_000 > _MAX_TIME_MS:
         raise UsageError(
-            f"{file.path}: row {int(np.argmax(off)) + 1} has a value with more decimals than minor units",
-            hint="Give --minor-units: 100 for cents, 1000 for three decimals.",
+            f"{column} has seconds that are after the year 9999", hint="Divide milliseconds by 1000, and keep --start."
         )
-    return pa.array(whole.astype(np.int64))
 
 
-def _fraud(file: CsvFile, interpretation: Interpretation) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _fraud(file: CsvFile, interpretation: Interpretation) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """``(n,)`` each: which rows are fraud, and which have a label at all."""
+    import pyarrow.compute as pc
+
     assert interpretation.label is not None
-    data = file.columns[file.column(interpretation.label, "the label")].to_pylist()
-    values = {str(value) for value in data}
-    fraud = np.array([str(value) == interpretation.fraud for value in data])
+    text = file.columns[file.column(interpretation.label, "the label")]
+    absent = np.asarray(text.is_null()) if kind_of(text) == "text" else missing(text)
+    cells = pc.utf8_trim_whitespace(text)
+    fraud = np.asarray(pc.equal(cells, interpretation.fraud.strip()).fill_null(False)) & ~absent
     if not fraud.any():
-        some = ", ".join(sorted(values)[:5])
+        some = ", ".join(sorted(value for value in pc.unique(cells).to_pylist() if value)[:5])
         raise UsageError(
             f"{file.path}: no row of {interpretation.label!r} is {interpretation.fraud!r}",
-            hint=f"Set --fraud to one of: {some}.",
+            hint=f"Set --fraud to one of: {some}." if some else "All of its cells are empty.",
         )
-    return fraud
+    return fraud, ~absent

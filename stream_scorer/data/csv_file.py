@@ -1,7 +1,9 @@
-"""Reads a CSV file as columns, with names that a pipeline spec accepts."""
+"""Reads a CSV file as columns of text, with names that a pipeline spec accepts."""
 
 from __future__ import annotations
 
+import codecs
+import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,13 @@ from stream_scorer.parquet import import_pyarrow
 
 # Name of the generated id of a file without an id column: the row number.
 ROW_ID = "row_id"
-_MAX_NAME_LENGTH = 41
+# Of a name in a spec.
+MAX_NAME_LENGTH = 41
 
 
 @dataclass(frozen=True, slots=True)
 class CsvFile:
-    """Columns (arrow arrays) by spec name, in the order of the file. `original` maps to the names in the file."""
+    """Columns (arrow strings, as written) by spec name, in the order of the file. `original` maps to its names."""
 
     path: Path
     columns: dict[str, Any]
@@ -36,25 +39,24 @@ class CsvFile:
             f"{self.path} has no column {name!r} ({purpose})", hint=f"Its columns: {', '.join(self.original.values())}."
         )
 
+    def field(self, name: str) -> Any:
+        """The cells of a field of the spec. Raises `UsageError` if the file lacks its column."""
+        return self.columns[self.column(name, "a field of the spec")]
 
-def read_csv(path: Path) -> CsvFile:
-    """Read the whole file. Infers types; an empty cell is a missing value.
+
+def read_csv(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> CsvFile:
+    """Read the whole file. Every cell is text as written, so that ids and codes keep their zeros; an empty one is null.
 
     Raises:
-        UsageError: the file is unreadable, has no rows, or two columns map to the same name.
+        UsageError: the file is unreadable or in another encoding, has one column or no rows, or two columns map to the
+            same name.
         SettingsError: pyarrow is not installed.
     """
-    pa, _ = import_pyarrow()
-    from pyarrow import csv
-
-    try:
-        table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    names, table = _read(path, encoding, delimiter)
     if not len(table):
         raise UsageError(f"{path} has no rows")
     original: dict[str, str] = {}
-    for name in table.column_names:
+    for name in names:
         spec_name = spec_name_of(name)
         if spec_name in original:
             raise UsageError(f"{path}: columns {original[spec_name]!r} and {name!r} both map to {spec_name!r}")
@@ -63,9 +65,56 @@ def read_csv(path: Path) -> CsvFile:
     return CsvFile(path, columns, original, len(table))
 
 
+def _read(path: Path, encoding: str, delimiter: str) -> tuple[list[str], Any]:
+    pa, _ = import_pyarrow()
+    from pyarrow import csv as arrow
+
+    try:
+        if codecs.lookup(encoding).name == "utf-8":
+            encoding = "utf-8-sig"
+        names = _header(path, encoding, delimiter)
+        table = arrow.read_csv(
+            path,
+            # Arrow reads UTF-8 itself, and the beginning of such a file may have a byte order mark.
+            read_options=arrow.ReadOptions(encoding="utf-8" if encoding == "utf-8-sig" else encoding),
+            parse_options=arrow.ParseOptions(delimiter=delimiter),
+            convert_options=arrow.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+        return table.column_names, table
+    except LookupError:
+        raise UsageError(
+            f"there is no encoding {encoding!r}", hint="Such as: utf-8, cp1252, latin-1, utf-16."
+        ) from None
+    except (OSError, UnicodeError, csv.Error, pa.ArrowException) as error:
+        if isinstance(error, UnicodeError) or "invalid UTF8" in str(error):
+            raise UsageError(
+                f"{path} is not a text file in {encoding.removesuffix('-sig')}",
+                hint="Give its encoding, such as --encoding cp1252 (Windows, Western Europe) or --encoding utf-16.",
+            ) from None
+        raise UsageError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+
+
+def _header(path: Path, encoding: str, delimiter: str) -> list[str]:
+    """The names of the columns: the first line that is not empty. Raises `UsageError` for another delimiter."""
+    with path.open(encoding=encoding, newline="") as lines:
+        names = next((names for names in csv.reader(lines, delimiter=delimiter) if names), [])
+    if len(names) == 1:
+        for other, flag in ((";", "';'"), ("\t", "tab"), ("|", "'|'"), (",", "','")):
+            if other in names[0]:
+                raise UsageError(
+                    f"{path} has one column only, {names[0]!r}", hint=f"Give its delimiter: --delimiter {flag}."
+                )
+    return names
+
+
 def spec_name_of(name: str) -> str:
     """`name` as a spec accepts it: lower case letters, digits and underscores, with a letter first."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
     if not plain or not plain[0].isalpha():
         plain = "c_" + plain
-    return plain[:_MAX_NAME_LENGTH].rstrip("_")
+    return plain[:MAX_NAME_LENGTH].rstrip("_")

@@ -8,12 +8,17 @@ from typing import Any
 
 import yaml
 
-from stream_scorer.data.csv_file import ROW_ID, CsvFile
+from stream_scorer.data.amounts import amounts_of
+from stream_scorer.data.cells import kind_of, missing
+from stream_scorer.data.convert import require_free_name
+from stream_scorer.data.csv_file import MAX_NAME_LENGTH, ROW_ID, CsvFile
 from stream_scorer.errors import UsageError
 from stream_scorer.spec import parse_spec
 
 # A text column with more distinct values is an id or free text, not a category.
 _MAX_CATEGORIES = 30
+# Characters of a text: what a field allows by default, and what it can allow.
+_SHORT, _MAX_LENGTH = 128, 4096
 _WINDOWS = ["1d", "7d", "30d"]
 
 
@@ -38,21 +43,27 @@ def draft_spec(file: CsvFile, roles: Roles, name: str) -> str:
     identity = ROW_ID if roles.id is None else file.column(roles.id, "the id")
     label = None if roles.label is None else file.column(roles.label, "the label")
     owners = {entity: file.column(column, f"entity {entity}") for entity, column in roles.entities.items()}
-    fields: dict[str, dict[str, Any]] = {identity: {"type": "string"}}
+    for column in owners.values():
+        require_free_name(column, identity)
+    fields: dict[str, dict[str, Any]] = {identity: _id_field(file, identity, required=True)}
     derived: list[dict[str, Any]] = []
+    left_out: list[str] = []
     for column in file.columns:
         if column in (identity, label):
             continue
         if column == time:
             fields[column] = {"type": "time"}
-            derived += [{"name": f"{column}_{part}", "function": part, "of": [column]} for part in ("hour", "weekday")]
+            derived += [_derived(file, column, part) for part in ("hour", "weekday")]
         elif column == value:
             fields[column] = {"type": "integer"}
-            derived.append({"name": f"{column}_log", "function": "log1p", "of": [column]})
+            derived += _value_features(file, column)
         elif column in owners.values():
-            fields[column] = {"type": "string", "optional": _has_nulls(file, column)}
+            fields[column] = _id_field(file, column)
         else:
             declared, function = _field(file, column)
+            if declared.get("max_length", 0) > _MAX_LENGTH:
+                left_out.append(column)
+                continue
             fields[column] = declared
             if function:
                 # The derived column can have the name of the field, as only the derived column is a feature.
@@ -77,34 +88,73 @@ def draft_spec(file: CsvFile, roles: Roles, name: str) -> str:
         "time": {"max_ahead": "5m", "max_age": "20000d", "stale_after": "30d"},
     }
     text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
+    for column in left_out:
+        text = f"# {column} is not a field: it has texts of more than {_MAX_LENGTH} characters.\n{text}"
     parse_spec(text)
     return text
 
 
 def _field(file: CsvFile, column: str) -> tuple[dict[str, Any], str]:
     """The declaration of a column, and the function that derives a feature from it ('' for none)."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    data = file.columns[column]
-    optional = {"optional": True} if _has_nulls(file, column) else {}
-    if pa.types.is_boolean(data.type):
-        return {"type": "boolean"} | optional, "code"
-    if pa.types.is_integer(data.type):
-        return {"type": "integer"} | optional, "value"
-    if pa.types.is_floating(data.type):
-        return {"type": "number"} | optional, "value"
-    if pa.types.is_temporal(data.type):
+    text = file.columns[column]
+    kind = kind_of(text)
+    if kind == "time":
         raise UsageError(
             f"{file.path}: column {file.original[column]!r} holds times, but a spec has only one time field",
             hint="Remove the column from the file, or convert it to a number.",
         )
-    if not pa.types.is_string(data.type):  # all values are missing
+    if kind == "missing":
         return {"type": "number", "optional": True}, "value"
-    distinct = sorted(v for v in pc.unique(data).to_pylist() if v is not None)
-    if len(distinct) <= _MAX_CATEGORIES:
+    if kind != "text":
+        optional = {"optional": True} if missing(text).any() else {}
+        return {"type": kind} | optional, "code" if kind == "boolean" else "value"
+    optional = {"optional": True} if _has_nulls(file, column) else {}
+    distinct = sorted(v for v in pc.unique(text).to_pylist() if v is not None)
+    if len(distinct) <= _MAX_CATEGORIES and _longest(file, column) <= _MAX_LENGTH:
         return {"type": "category", "values": distinct} | optional, "code"
-    return {"type": "string", "max_length": max(128, *(len(v) for v in distinct))} | optional, ""
+    return {"type": "string", "max_length": max(_SHORT, _longest(file, column))} | optional, ""
+
+
+def _id_field(file: CsvFile, column: str, *, required: bool = False) -> dict[str, Any]:
+    """The declaration of the column of an id; of the row number, if the file has no such column."""
+    if column not in file.columns:
+        return {"type": "string"}
+    longest = _longest(file, column)
+    if longest > _MAX_LENGTH:
+        raise UsageError(
+            f"{file.path}: column {file.original[column]!r} has an id of {longest:,} characters, "
+            f"and the limit is {_MAX_LENGTH:,}"
+        )
+    field = {"type": "string"} if required else {"type": "string", "optional": _has_nulls(file, column)}
+    return field | ({"max_length": longest} if longest > _SHORT else {})
+
+
+def _value_features(file: CsvFile, column: str) -> list[dict[str, Any]]:
+    """The logarithm of the value; and the value itself if some are negative, because their logarithm is 0."""
+    features = [_derived(file, column, "log1p", "log")]
+    if (amounts_of(file, column) < 0).any():
+        features.append({"name": column, "function": "value", "of": [column]})
+    return features
+
+
+def _derived(file: CsvFile, column: str, function: str, suffix: str = "") -> dict[str, Any]:
+    """A derived column with the name of its field and a suffix. No column of the file has this name."""
+    number = 1
+    while True:
+        end = f"_{suffix or function}" + (f"_{number}" if number > 1 else "")
+        name = column[: MAX_NAME_LENGTH - len(end)] + end
+        if name not in file.columns:
+            return {"name": name, "function": function, "of": [column]}
+        number += 1
+
+
+def _longest(file: CsvFile, column: str) -> int:
+    """Characters of the longest cell."""
+    import pyarrow.compute as pc
+
+    return pc.max(pc.utf8_length(file.columns[column])).as_py() or 0
 
 
 def _has_nulls(file: CsvFile, column: str) -> bool:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from stream_scorer.errors import UsageError
 from stream_scorer.kafka.load import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.parquet import import_pyarrow, readable
+from stream_scorer.parquet import TimeColumns, read_rows
+from stream_scorer.serde.files import (
+    LABEL_TIMES,
+    label_kinds,
+    labels_required,
+    transaction_kinds,
+    transactions_required,
+)
 from stream_scorer.spec.model import CheckedSpec
 
 _CHUNK = 20_000
@@ -28,10 +35,11 @@ def publish_file(
 ) -> int:
     """Publish the rows of `path` to `transactions` (or `labels`) in order, and return their number.
 
-    The key is the partition entity, or the event id if the spec has no entities. Records are due by `schedule`.
+    Values are the fields of the spec, read as `train` and `replay` read them. The key is the partition entity, or the
+    event id if the spec has no entities; a row without this id has no key. Records are due by `schedule`.
 
     Raises:
-        UsageError: the file is unreadable or lacks a column, or the topic does not exist.
+        UsageError: the file is unreadable, lacks a column or has no times, or the topic does not exist.
         BrokerUnavailable: the broker does not accept the records.
     """
     spec = checked.spec
@@ -40,8 +48,8 @@ def publish_file(
     topic = topics.labels if labels else topics.transactions
     encode = msgspec.json.Encoder().encode
     sent = 0
-    for rows in _rows(path, key):
-        keys = [str(row[key] or "").encode() for row in rows]
+    for rows in _rows(path, checked, key, labels=labels):
+        keys = [None if row[key] is None else str(row[key]).encode() for row in rows]
         # A missing cell becomes an absent field; the scorer validates the record.
         values = [encode({name: value for name, value in row.items() if value is not None}) for row in rows]
         producer.publish(topic, keys, values, schedule=schedule)
@@ -51,10 +59,14 @@ def publish_file(
     return sent
 
 
-def _rows(path: Path, key: str) -> Iterator[list[dict[str, object]]]:
-    _, pq = import_pyarrow()
-    with readable(path), pq.ParquetFile(path) as file:
-        if key not in file.schema_arrow.names:
-            raise UsageError(f"{path} has no column {key!r}, which is the record key")
-        for batch in file.iter_batches(_CHUNK):
-            yield batch.to_pylist()
+def _rows(path: Path, checked: CheckedSpec, key: str, *, labels: bool) -> Iterator[list[dict[str, Any]]]:
+    kinds = label_kinds(checked) if labels else transaction_kinds(checked)
+    required = labels_required(checked) if labels else transactions_required(checked)
+    seen = TimeColumns(path, LABEL_TIMES if labels else [checked.spec.transaction.time])
+    for rows in read_rows(path, kinds, {key: ""} | required, _CHUNK):
+        seen.take(rows)
+        seen.require()  # before the first record of a file without times is published
+        if labels:
+            for row in rows:
+                row["source"] = row.get("source") or ""
+        yield rows

@@ -83,17 +83,18 @@ class OpenLoopProducer(PlainProducer):
         return self._counts[topic]
 
     def publish(
-        self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], *, schedule: Schedule | None = None
+        self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes], *, schedule: Schedule | None = None
     ) -> NDArray[np.int32]:
         """Publish records in order, each at its due time (at once without a schedule). Returns their partitions.
 
-        A schedule counts the records of this call only. Waits only while librdkafka's queue is full.
+        Records without a key go to the partitions in turn. A schedule counts the records of this call only. Waits only
+        while librdkafka's queue is full.
 
         Raises:
             BrokerUnavailable: the delivery of a record failed, or the queue remains full.
             UsageError: the topic does not exist.
         """
-        places = partitions_of(keys, self.partitions(topic))
+        places = _places(keys, self.partitions(topic))
         done = 0
         while done < len(keys):
             max_records = min(CHUNK, len(keys) - done)
@@ -105,7 +106,9 @@ class OpenLoopProducer(PlainProducer):
                 self._sleep(schedule.pause_s(done))
         return places
 
-    def _hand_over(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], places: NDArray[np.int32]) -> None:
+    def _hand_over(
+        self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes], places: NDArray[np.int32]
+    ) -> None:
         for partition in np.unique(places).tolist():
             rows = np.flatnonzero(places == partition).tolist()
             self.produce_batch(topic, partition, [{"key": keys[r], "value": values[r]} for r in rows])
@@ -219,6 +222,15 @@ class RecordFollower:
                 # No partition is assigned yet: this call only waits while librdkafka looks up the leader.
                 self._consumer.poll(RETRY_WAIT_S)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _places(keys: Sequence[bytes | None], partitions: int) -> NDArray[np.int32]:
+    known = [key for key in keys if key is not None]
+    if len(known) == len(keys):
+        return partitions_of(known, partitions)
+    places = np.arange(len(keys), dtype=np.int32) % np.int32(partitions)
+    places[[key is not None for key in keys]] = partitions_of(known, partitions)
+    return places
 
 
 def _partition_ids(client: Producer | Consumer, topic: str, bootstrap: str) -> list[int]:
