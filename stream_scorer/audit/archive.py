@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stream_scorer.audit.parts import read_part
-from stream_scorer.audit.seal import Part, Seal, read_seal
+from stream_scorer.audit.seal import ArchivedVersion, Part, Seal, read_seal
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
@@ -74,9 +74,13 @@ class Archive:
         """The part of the topic with the key `topic`; None without one."""
         return next((p for p in self.seal.parts if (p.topic, p.partition) == (topic, partition)), None)
 
+    def version(self, ensemble: str, version: str) -> ArchivedVersion | None:
+        """The version that decided; None if the seal does not list it."""
+        return next((v for v in self.seal.versions if (v.ensemble, v.version) == (ensemble, version)), None)
+
     def model_folder(self, ensemble: str, version: str) -> Path | None:
         """The folder with the models of a version that decided; None if the archive has no models of it."""
-        for each in self.seal.versions:
-            if (each.ensemble, each.version) == (ensemble, version) and len(each.files) > 1:
-                return self.folder / MODELS / each.manifest_sha256
-        return None
+        found = self.version(ensemble, version)
+        if found is None or len(found.files) <= 1:
+            return None
+        return self.folder / MODELS / found.manifest_sha256

@@ -12,7 +12,7 @@ from stream_scorer.audit.integrity import Integrity, check_previous
 from stream_scorer.audit.records import RecordCheck
 from stream_scorer.audit.signature import Key, check_signature
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.errors import UsageError
+from stream_scorer.errors import ArtifactError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +93,21 @@ def _models(archive: Archive, elsewhere: Path | None) -> Callable[[str, str], En
     """Loads a version from the archive, or from the folder `elsewhere`; None if neither has it."""
 
     def load(ensemble: str, version: str) -> Ensemble | None:
+        archived = archive.version(ensemble, version)
+        if archived is None:
+            return None
         folder = archive.model_folder(ensemble, version)
-        for each in archive.seal.versions:
-            if folder is None and elsewhere is not None and (each.ensemble, each.version) == (ensemble, version):
-                folder = elsewhere / each.manifest_sha256
+        if folder is None and elsewhere is not None:
+            folder = elsewhere / archived.manifest_sha256
         if folder is None or not folder.exists():
             return None
-        return Ensemble.load(folder, version=version)
+        loaded = Ensemble.load(folder, version=version)
+        if loaded.digest != archived.manifest_sha256:
+            raise ArtifactError(
+                f"{folder} has manifest {loaded.digest[:12]}…, but the version that decided has "
+                f"{archived.manifest_sha256[:12]}…",
+                code="artifact_digest",
+            )
+        return loaded
 
     return load

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,14 @@ def test_an_archive_without_models_says_that_it_recomputes_nothing(world: World,
     assert (report.different, report.recomputed, len(report.notes)) == (0, 0, 3)
     report = verify(tmp_path / "a", models=whole / "ensembles")
     assert (report.different, report.recomputed, report.notes) == (0, 8 * 49, [])
+    # Under the right name, the models of a version that did not decide.
+    decided, *_, other = (version.manifest_sha256 for version in Archive(whole).seal.versions)
+    shutil.copytree(whole / "ensembles", tmp_path / "models")
+    shutil.rmtree(tmp_path / "models" / decided)
+    (tmp_path / "models" / other).rename(tmp_path / "models" / decided)
+    report = verify(tmp_path / "a", models=tmp_path / "models")
+    assert report.by_kind == {"model": 1}
+    assert f"but the version that decided has {decided[:12]}" in report.first[0].what
 
 
 def test_a_folder_that_exists_is_never_overwritten(world: World, whole: Path) -> None:
