@@ -24,7 +24,8 @@ class AuditReport(Record, frozen=True, kw_only=True):
     """The result of `audit verify`. The archive holds if `different` is 0.
 
     `records` counts the records by topic, `scores` the scores by version, `recomputed` those that were recomputed with
-    archived models. `signature` states what the signature shows. `notes` state what could not be checked.
+    archived models, `not_recomputed` the decisions among them that were not, or not completely, computed again
+    (`replay.decisions`). `signature` states what the signature shows. `notes` state what could not be checked.
     """
 
     digest: str
@@ -38,6 +39,7 @@ class AuditReport(Record, frozen=True, kw_only=True):
     different: int
     by_kind: dict[str, int]
     first: list[Difference]
+    not_recomputed: dict[str, int]
 
 
 class Findings:

@@ -22,6 +22,7 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, SettingsError
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import NOT_A_RECORD, Contribution, LineageRow, Score
+from stream_scorer.replay.decisions import describe
 from stream_scorer.replay.recorded import Recorded
 from stream_scorer.replay.verify import Verifier
 from stream_scorer.serde.fat_contribution import decode_contribution
@@ -44,15 +45,14 @@ class RecordCheck:
     def __init__(
         self,
         archive: Archive,
-        models: Callable[[str, str], Ensemble | None],
-        tolerance: float,
+        models: Models,
+        verifier: Verifier,
         findings: Findings,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        """`models` returns the version that decided; None if it is not there. Raises `ArtifactError`."""
+        """`verifier` recomputes the scores of those versions that `models` has."""
         self._archive, self._findings, self._on_progress = archive, findings, on_progress
-        self._models = _Models(models, findings)
-        self._verifier = Verifier(self._models.get, tolerance)
+        self._models, self._verifier = models, verifier
         self._commands: Commands | None = None
         self.scores: Counter[str] = Counter()
         self._pending: tuple[list[Score], list[Recorded]] = ([], [])
@@ -62,6 +62,11 @@ class RecordCheck:
     def recomputed(self) -> int:
         """The number of scores that were recomputed."""
         return self._verifier.report().scores
+
+    @property
+    def not_recomputed(self) -> dict[str, int]:
+        """The decisions that were not, or not completely, computed again."""
+        return self._verifier.report().not_recomputed
 
     def check(self) -> None:
         """Check every partition. Raises `UsageError` if a file cannot be read."""
@@ -75,6 +80,8 @@ class RecordCheck:
                 self._findings.add("seal", f"{part.title} has records, but the seal states no input of them")
         self._flush()
         report = self._verifier.report()
+        if report.not_recomputed:
+            self._findings.note(f"decisions that are not recomputed: {describe(report.not_recomputed)}")
         if report.different:
             first = "; ".join(report.examples[:3])
             what = ", ".join(f"{name}: {count:,}" for name, count in report.by_what.items())
@@ -165,10 +172,11 @@ def _contribution(value: bytes) -> Contribution:
     return decode_contribution(value)[0]
 
 
-class _Models:
+class Models:
     """The versions that decided, loaded once each; one that cannot be loaded is one difference."""
 
     def __init__(self, load: Callable[[str, str], Ensemble | None], findings: Findings) -> None:
+        """`load` returns the version that decided; None if it is not there. Raises `ArtifactError`."""
         self._load, self._findings = load, findings
         self._loaded: dict[tuple[str, str], Ensemble | None] = {}
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stream_scorer.audit.archive import Archive
 from stream_scorer.audit.findings import AuditReport, Findings
 from stream_scorer.audit.integrity import Integrity, check_previous
-from stream_scorer.audit.records import RecordCheck
+from stream_scorer.audit.records import Models, RecordCheck
 from stream_scorer.audit.signature import Key, check_signature
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, UsageError
+from stream_scorer.replay.verify import Verifier
+from stream_scorer.spec.model import CheckedSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +22,15 @@ class Expected:
     """What the archive is compared with: all optional.
 
     `previous` is the archive before it, `digest` the digest of its seal as it was kept elsewhere, `key` the key of
-    its signature, and `models` the folder ``ensembles`` of another archive, for an archive without models.
+    its signature, and `models` the folder ``ensembles`` of another archive, for an archive without models. `specs` are
+    pipeline specs; each is compared with the decisions whose lineage states its hash.
     """
 
     previous: Path | None = None
     digest: str = ""
     key: Key | None = None
     models: Path | None = None
+    specs: Sequence[CheckedSpec] = ()
 
 
 def verify_archive(
@@ -61,12 +65,15 @@ def verify_archive(
             findings.add("previous", f"the archives cannot be compared to their end: {error.message}")
     elif archive.seal.previous:
         findings.note(f"it continues the archive {archive.seal.previous[:12]}…, which was not given (--after)")
+    models = Models(_models(archive, expected.models), findings)
     decided = sum(
         part.records for topic in ("lineage", "contributions", "scores") for part in archive.seal.of_topic(topic)
     )
-    check = RecordCheck(
-        archive, _models(archive, expected.models), tolerance, findings, stage("checking scores", decided)
-    )
+    for spec in expected.specs:
+        if spec.sha256 not in archive.seal.spec_hashes:
+            findings.note(f"the spec {spec.spec.name} {spec.sha256[:12]}… decided nothing in this archive")
+    verifier = Verifier(models.get, tolerance, policies=expected.specs)
+    check = RecordCheck(archive, models, verifier, findings, stage("checking scores", decided))
     try:
         check.check()
     except UsageError as error:
@@ -86,6 +93,7 @@ def verify_archive(
         different=findings.different,
         by_kind=findings.by_kind,
         first=findings.first,
+        not_recomputed=check.not_recomputed,
     )
 
 

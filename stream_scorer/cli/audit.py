@@ -15,6 +15,7 @@ from stream_scorer.errors import CheckFailed, UsageError
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
+    from stream_scorer.audit.findings import AuditReport
     from stream_scorer.audit.seal import Seal
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -122,6 +123,9 @@ def _show_export(folder: Path, seal: Seal, as_json: bool) -> None:
 @click.option("--expect", metavar="DIGEST", help="Digest of the seal as it was kept elsewhere.")
 @click.option("--key", "key_file", type=_FILE, help="Check the signature with this public key (PEM) or secret.")
 @click.option("--models", type=_FOLDER, help="Folder `ensembles` of another archive, for an archive without models.")
+@click.option(
+    "--spec", "specs", type=_FILE, multiple=True, help="Compare decisions with this spec's policy; repeatable."
+)
 @tolerance_option
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 def verify(
@@ -130,6 +134,7 @@ def verify(
     expect: str | None,
     key_file: Path | None,
     models: Path | None,
+    specs: tuple[Path, ...],
     tolerance: float,
     as_json: bool,
 ) -> None:
@@ -141,30 +146,37 @@ def verify(
     from stream_scorer.audit.signature import Key
     from stream_scorer.audit.verify import Expected, verify_archive
     from stream_scorer.clock import SystemClock
-    from stream_scorer.console import Progress, plain
+    from stream_scorer.console import Progress
+    from stream_scorer.spec import load_spec
 
     if expect is not None and not expect.strip():
         raise click.UsageError("--expect is empty: give the digest that was kept, or leave it out.")
     key = None if key_file is None else Key(key_file)
-    wanted = Expected(after, (expect or "").strip().lower(), key, models)
+    wanted = Expected(after, (expect or "").strip().lower(), key, models, [load_spec(spec) for spec in specs])
     with Progress("checking files", None, SystemClock()) as progress:
         report = verify_archive(folder, wanted, tolerance, progress.stage)
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
     else:
-        click.echo(", ".join(f"{count:,} {topic}" for topic, count in report.records.items()))
-        versions = ", ".join(f"{count:,} by {version}" for version, count in report.scores.items())
-        click.echo(f"scores: {versions or 'none'}; {report.recomputed:,} recomputed")
-        click.echo(f"digest {report.digest}")
-        click.echo(f"signature: {report.signature}")
-        for note in report.notes:
-            click.echo(plain(f"note: {note}"))
-        for difference in report.first:
-            click.echo(plain(f"{difference.kind}: {difference.what}"))
-        if not report.different:
-            click.echo("The archive holds.")
+        _show_report(report)
     if report.different:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.by_kind.items())
         raise CheckFailed(f"the archive {folder} does not hold: {report.different:,} differences ({kinds})")
     if not report.scores:
         raise UsageError(f"the archive {folder} has no scores")
+
+
+def _show_report(report: AuditReport) -> None:
+    from stream_scorer.console import plain
+
+    click.echo(", ".join(f"{count:,} {topic}" for topic, count in report.records.items()))
+    versions = ", ".join(f"{count:,} by {version}" for version, count in report.scores.items())
+    click.echo(f"scores: {versions or 'none'}; {report.recomputed:,} recomputed")
+    click.echo(f"digest {report.digest}")
+    click.echo(f"signature: {report.signature}")
+    for note in report.notes:
+        click.echo(plain(f"note: {note}"))
+    for difference in report.first:
+        click.echo(plain(f"{difference.kind}: {difference.what}"))
+    if not report.different:
+        click.echo("The archive holds.")

@@ -26,11 +26,13 @@ def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: 
 
     Loads the recorded version from the registry. A version that was served from a folder comes from the cache of the
     scorer, or from the folder that --ensemble names. A member with an altered file is a difference too. With --spec and
-    the secret of the scorer, the random review sample is drawn again, for the scores that this spec decided.
+    the secret of the scorer, the random review sample is drawn again, for the scores that this spec decided, and their
+    decisions by a list, by the fallback and by thresholds of a segment are compared with its policy.
     """
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.ensemble.ensemble import Ensemble
+    from stream_scorer.replay.decisions import describe
     from stream_scorer.replay.verify import Verifier, verify_topics
     from stream_scorer.spec import load_spec
 
@@ -54,6 +56,8 @@ def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: 
         click.echo(f"{report.scores:,} scores recomputed ({versions or 'none'}): {report.different:,} differ")
         for what, count in report.by_what.items():
             click.echo(f"  {what}: {count:,}")
+        if report.not_recomputed:
+            click.echo(f"not recomputed: {describe(report.not_recomputed)}")
         for example in report.examples:
             click.echo(f"  {example}")
     if report.different:

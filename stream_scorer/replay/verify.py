@@ -1,9 +1,9 @@
 """Verify: recomputes published scores from their lineage, with the recorded ensemble version.
 
 The recorded features are used as they are (`features skew` and `features check` verify them). The ensemble of the
-recorded version recomputes everything that follows: members, weights, contributions, base, z, score and decision. A
-decision made by a list is not recomputed. With the spec, the review sample is drawn again. A member that was missing
-stays missing, because the reason is not recorded.
+recorded version recomputes everything that follows: members, weights, contributions, base, z, score and decision.
+Decisions that need the spec are checked against it, and counted without it (`replay.decisions`). With the spec, the
+review sample is drawn again. A member that was missing stays missing, because the reason is not recorded.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, dropwhile, islice, zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.combine import decide
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
@@ -28,11 +27,10 @@ from stream_scorer.records import (
     CONTRIBUTION_DECIMALS,
     DECISIONS,
     WEIGHT_DECIMALS,
-    Contribution,
-    LineageRow,
     Record,
     Score,
 )
+from stream_scorer.replay.decisions import Decisions, Served
 from stream_scorer.replay.recorded import Recorded, TopicRanges, recorded
 from stream_scorer.serde.decoder import hash_ids
 from stream_scorer.spec.model import CheckedSpec
@@ -42,19 +40,17 @@ _BATCH = 4_096
 
 
 class VerifyReport(Record, frozen=True):
-    """`scores` counts the recomputed scores, also by version; `different` those that differ, also by what differs."""
+    """`scores` counts the recomputed scores, also by version; `different` those that differ, also by what differs.
+
+    `not_recomputed` counts decisions that were not, or not completely, computed again, see `replay.decisions`.
+    """
 
     scores: int
     by_version: dict[str, int]
     different: int
     by_what: dict[str, int]
     examples: list[str]
-
-
-class _Served(NamedTuple):
-    score: Score
-    contribution: Contribution
-    lineage: LineageRow
+    not_recomputed: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class Verifier:
@@ -63,15 +59,21 @@ class Verifier:
     Args:
         ensemble_of: returns the ensemble of a name and version, its digests checked.
         tolerance: tolerated difference of numbers; only the same machine gives the same bits.
-        checked: the spec, to draw the review sample again for the scores that it decided; None: not checked.
+        checked: the spec, to draw the review sample again and to check the policy, for the scores that it decided.
+        policies: more specs, whose policies are checked for the scores that each decided.
     """
 
     def __init__(
-        self, ensemble_of: Callable[[str, str], Ensemble], tolerance: float, checked: CheckedSpec | None = None
+        self,
+        ensemble_of: Callable[[str, str], Ensemble],
+        tolerance: float,
+        checked: CheckedSpec | None = None,
+        policies: Sequence[CheckedSpec] = (),
     ) -> None:
         self._ensemble_of = ensemble_of
         self._tolerance = tolerance
         self._spec_hash = "" if checked is None else checked.sha256
+        self._decisions = Decisions([*policies, *([] if checked is None else [checked])])
         self._sampling = None if checked is None else Sampling(checked)
         self._versions: Counter[str] = Counter()
         self._what: Counter[str] = Counter()
@@ -80,14 +82,14 @@ class Verifier:
 
     def add(self, scores: list[Score], records: list[Recorded]) -> None:
         """Recompute and compare `scores` (n), with their `records` (n) in the same order."""
-        groups: dict[tuple[str, str], list[_Served]] = {}
+        groups: dict[tuple[str, str], list[Served]] = {}
         for score, (contribution, lineage) in zip(scores, records, strict=True):
             name = f"{contribution.ensemble} {contribution.version}"
             self._versions[name] += 1
             if lineage is None:
                 self._note(np.array([True]), "no lineage", [score])
                 continue
-            served = _Served(score, contribution, lineage)
+            served = Served(score, contribution, lineage)
             groups.setdefault((contribution.ensemble, contribution.version), []).append(served)
         for (name, version), rows in groups.items():
             self._compare(self._ensemble_of(name, version), rows)
@@ -95,10 +97,11 @@ class Verifier:
     def report(self) -> VerifyReport:
         """The report on all added scores."""
         return VerifyReport(
-            self._versions.total(), dict(self._versions), self._different, dict(self._what), self._examples
-        )
+            self._versions.total(), dict(self._versions), self._different, dict(self._what), self._examples,
+            dict(self._decisions.unchecked),
+        )  # fmt: skip
 
-    def _compare(self, ensemble: Ensemble, served: list[_Served]) -> None:
+    def _compare(self, ensemble: Ensemble, served: list[Served]) -> None:
         fits = np.array([_fits(ensemble, row) for row in served])
         self._note(~fits, "features, link or members", [row.score for row in served])
         served = [row for row, fit in zip(served, fits.tolist(), strict=True) if fit]
@@ -136,13 +139,13 @@ class Verifier:
         wrong["version on `scores`"] = np.array(
             [(s.ensemble, s.version, s.arm) != (c.ensemble, c.version, c.arm) for s, c, _ in served], np.bool_
         )
-        wrong["decision"] = _other_decision(ensemble, served, scored.score)
+        wrong["decision"] = self._decisions.differ(ensemble.manifest.thresholds, served, scored.score)
         wrong["review sample"] = self._other_sample(served)
         for what, rows in wrong.items():
             self._note(rows, what, scores, count=False)
         self._different += int(np.logical_or.reduce(list(wrong.values())).sum())
 
-    def _other_sample(self, served: list[_Served]) -> NDArray[np.bool_]:
+    def _other_sample(self, served: list[Served]) -> NDArray[np.bool_]:
         """(n,) bool: whether the spec's review sample has other transactions, or another share."""
         scores = [row.score for row in served]
         stated = [None if s.review_propensity is UNSET else s.review_propensity for s in scores]
@@ -223,7 +226,7 @@ def _scores(reader: TopicRanges, topics: Topics, partition: int) -> Iterator[Sco
             yield decode(value or b"")
 
 
-def _fits(ensemble: Ensemble, row: _Served) -> bool:
+def _fits(ensemble: Ensemble, row: Served) -> bool:
     """Whether the record belongs to this ensemble, and its parts to one transaction."""
     lineage, contribution, manifest = row.lineage, row.contribution, ensemble.manifest
     return (
@@ -234,19 +237,6 @@ def _fits(ensemble: Ensemble, row: _Served) -> bool:
         and (lineage.event_id, lineage.ensemble, lineage.version)
         == (contribution.event_id, contribution.ensemble, contribution.version)
     )
-
-
-def _other_decision(ensemble: Ensemble, served: list[_Served], score: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n,) bool: whether the score leads to another decision; decisions made by a list are not checked."""
-    own = ensemble.manifest.thresholds
-    review, block = (
-        np.array([getattr(row.lineage.thresholds or own, name) for row in served]) for name in ("review", "block")
-    )
-    decision = decide(score, review, block, DECISIONS[0])
-    published = np.array([DECISIONS.index(row.score.decision) for row in served])
-    by_model = np.array([row.score.decision_source == "model" for row in served])
-    by_list = np.array([row.score.decision_source == "list" for row in served])
-    return np.asarray((by_model & (published != decision)) | (~by_list & (by_model != ~np.isnan(score))), np.bool_)
 
 
 def _numbers(rows: Sequence[Sequence[float | None]]) -> NDArray[np.float64]:

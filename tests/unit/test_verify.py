@@ -24,6 +24,7 @@ from stream_scorer.records import (
     LineageRow,
     Members,
     Score,
+    SegmentThresholds,
     Source,
 )
 from stream_scorer.replay.recorded import Recorded
@@ -37,6 +38,7 @@ from stream_scorer.serde.lineage import (
     encode_lineage,
 )
 from stream_scorer.spec import CheckedSpec, load_spec
+from stream_scorer.spec.model import Condition, EntityList, Policy, Segment
 from tests.support.ensembles import compose, reference
 
 N = 50
@@ -115,10 +117,44 @@ def test_a_score_that_names_another_version_is_found(served: Served, change: dic
     assert (report.different, report.by_what) == (1, {"version on `scores`": 1})
 
 
+def test_decisions_that_need_the_spec_are_counted_and_with_it_compared(served: Served) -> None:
+    ensemble, scores, found = served
+    segment, thresholds = Segment("web", {"channel": Condition(["online"])}, 0.0, 0.0), SegmentThresholds(0.0, 0.0)
+    stolen = EntityList("stolen", "device", "block", ["d"])
+    policy = Policy("p2", 0.3, 0.8, "approve", segments=[segment], lists=[stolen])
+    checked = CheckedSpec(replace(load_spec(CARDS_SPEC).spec, policy=policy), "s")
+    by_list: dict[str, Any] = {"rule": "stolen", "decision_source": "list", "policy_version": "p2"}
+    scores[6] = replace(scores[6], decision="block", **by_list)
+    scores[7] = replace(scores[7], decision="block", rule="web", policy_version="p2")
+    found[7] = Recorded(found[7].contribution, replace(found[7].lineage, thresholds=thresholds))
+
+    def judged(specs: list[CheckedSpec], place: int = 0, lineage: Any = None, **change: Any) -> VerifyReport:
+        verifier = Verifier(lambda *_: ensemble, 0.0, policies=specs)
+        altered, records = list(scores), list(found)
+        altered[place] = replace(altered[place], **change)
+        records[place] = Recorded(found[place].contribution, replace(found[place].lineage, **(lineage or {})))
+        verifier.add(altered, records)
+        return verifier.report()
+
+    report = judged([])
+    assert (report.different, report.not_recomputed) == (0, {"fallback": 1, "list": 1, "segment thresholds": 1})
+    report = judged([checked])
+    assert (report.different, report.not_recomputed) == (0, {"list membership": 1, "segment conditions": 1})
+    low = {"thresholds": SegmentThresholds(0.0, -1.0)}
+    altered: list[tuple[int, Any, dict[str, Any]]] = [
+        (5, None, {"decision": "block"}), (6, None, {"decision": "approve"}), (6, None, {"rule": "staff"}),
+        (7, low, {}), (7, None, {"rule": "shop"}), (7, None, {"policy_version": "p1"}), (7, None, {"rule": None}),
+    ]  # fmt: skip
+    for place, lineage, change in altered:
+        assert judged([checked], place, lineage, **change).by_what == {"decision": 1}, change
+        assert judged([], place, lineage, **change).different == 0
+
+
 def test_another_review_sample_is_found(served: Served) -> None:
     ensemble, scores, found = served
     spec = load_spec(CARDS_SPEC)
-    rules = msgspec.structs.replace(spec.spec, monitor=msgspec.structs.replace(spec.spec.monitor, review_sample=1.0))
+    policy = replace(spec.spec.policy, fallback="approve")
+    rules = replace(spec.spec, monitor=replace(spec.spec.monitor, review_sample=1.0), policy=policy)
     approved = [place for place, score in enumerate(scores) if score.decision == "approve"]
     drawn = [
         msgspec.structs.replace(score, review_propensity=1.0) if place in approved else score
