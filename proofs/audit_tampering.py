@@ -112,6 +112,10 @@ def _sealed_again(seal: Seal) -> Iterator[Tampering]:
     yield Tampering("a micro-batch removed everywhere, sealed again", _drop_batch, "input", unscored)
     foreign = _foreign_version(other.version, other.manifest_sha256)
     yield Tampering("a version that did not serve, sealed again", foreign, "control", "had put .* in play")
+    late = _seal({"lineage": _an_hour_later})
+    yield Tampering(
+        "a version that decided after a command replaced it, sealed again", late, "control", "decides otherwise"
+    )
 
 
 def _flip(name: str) -> Callable[[Path], None]:
@@ -249,6 +253,14 @@ def _last_removed(_part: Part, records: RawRecords) -> RawRecords:
     """Without the last promotion and what follows."""
     actions = [msgspec.json.decode(value or b"")["action"] for value in records.value]
     return records.take(np.arange(len(actions) - 1 - actions[::-1].index("promote")))
+
+
+def _an_hour_later(_part: Part, records: RawRecords) -> RawRecords:
+    """The first micro-batch was scored an hour later, under the command that it states."""
+    later = records.timestamp + np.where(np.arange(len(records)) == 0, 3_600_000, 0)
+    return RawRecords(
+        records.topic, records.partition, records.offset, later, records.key, records.value, records.headers
+    )
 
 
 def _with_values(records: RawRecords, values: list[bytes | None]) -> RawRecords:

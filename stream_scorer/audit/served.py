@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from stream_scorer.audit.archive import Archive
 from stream_scorer.audit.findings import Findings
 from stream_scorer.control.state import History
 from stream_scorer.records import ServedVersion, ServingState
 from stream_scorer.replay.recorded import CLOCK_SKEW_MS, control_records
 from stream_scorer.serde.lineage import LineageHeader, LineageVersion
+
+# A command must be in force after this time. Scorers apply a loaded version within a second; the rest is for loading,
+# and for clocks of scorers, which set the time of the lineage.
+GRACE_MS = 300_000
 
 
 class Commands:
@@ -17,6 +23,8 @@ class Commands:
         self._findings = findings
         # By ensemble and offset: the state after a command that counts, and the broker's time of the command.
         self._states: dict[tuple[str, int], tuple[ServingState, int]] = {}
+        # By ensemble: the broker's times and the offsets of these commands. Time never runs back, so that they ascend.
+        self._times: dict[str, tuple[list[int], list[int]]] = {}
         self._archived = {(v.ensemble, v.version, v.manifest_sha256) for v in archive.seal.versions}
         part = archive.part("control", 0)
         if part is None:
@@ -28,6 +36,9 @@ class Commands:
             if entry.command is not None and not entry.refused:
                 name = entry.command.ensemble
                 self._states[name, record.offset] = history.states[name], record.timestamp
+                times, offsets = self._times.setdefault(name, ([], []))
+                times.append(max([record.timestamp, *times[-1:]]))
+                offsets.append(record.offset)
         if history.incomplete:
             findings.note(f"control begins at offset {part.start}: the commands before were lost before the export")
 
@@ -51,6 +62,9 @@ class Commands:
         state, commanded = found
         if timestamp < commanded - CLOCK_SKEW_MS:
             return f"{name} decided under offset {offset} of control before this command was submitted"
+        if (newer := self._ignored(version.ensemble, offset, timestamp)) is not None:
+            late = f"was submitted more than {GRACE_MS // 60_000} minutes before"
+            return f"{name} decided under offset {offset} of control, but offset {newer} {late} and decides otherwise"
         if version.arm == "champion":
             wanted: ServedVersion | None = state.champion
         else:
@@ -62,3 +76,23 @@ class Commands:
         if version.manifest_sha256 != wanted.manifest_sha256:
             return f"{name} decided with manifest {version.manifest_sha256[:12]}…, not {wanted.manifest_sha256[:12]}…"
         return ""
+
+    def _ignored(self, ensemble: str, offset: int, timestamp: int) -> int | None:
+        """The command that should have been in force at `timestamp`, if it decides otherwise than that at `offset`.
+
+        Later commands without an effect on decisions, such as `hold`, are none: a scorer may still load their versions.
+        """
+        times, offsets = self._times[ensemble]
+        place = bisect_right(times, timestamp - GRACE_MS) - 1
+        if place < 0 or offsets[place] <= offset:
+            return None
+        newest = offsets[place]
+        old, new = (self._states[ensemble, each][0] for each in (offset, newest))
+        return None if _deciding(old) == _deciding(new) else newest
+
+
+def _deciding(state: ServingState) -> tuple[object, ...]:
+    """The parts of a state that decide."""
+    canary = state.canary
+    by_canary = None if canary is None else (canary.version, canary.share, canary.salt, canary.until)
+    return state.champion, by_canary, sorted(member.key for member in state.disabled)

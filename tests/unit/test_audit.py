@@ -177,6 +177,25 @@ def test_commands_that_were_written_again_contradict_the_archive_before(world: W
     assert verify(second).notes
 
 
+def test_a_scorer_that_ignores_a_command_is_a_difference(world: World, tmp_path: Path) -> None:
+    topics, names = copy.deepcopy(world.topics), Topics()
+    control, lineage = (SourcePartition(name, 0) for name in (names.control, names.lineage))
+    last = msgspec.json.decode(topics.records[control][-1][3] or b"")
+    for change in ({"action": "hold"}, {"expected_offset": 0}, {"ensemble": "other"}):  # none of them changes decisions
+        command = last | {"expected_offset": topics.next_offset[control]} | change
+        topics.append(names.control, 0, START_MS + 4_000, b"c", msgspec.json.encode(command))
+
+    def differences(name: str, place: int, delay: int) -> dict[str, int]:
+        offset, timestamp, *rest = topics.records[lineage][place]
+        topics.records[lineage][place] = offset, timestamp + delay, *rest  # type: ignore[assignment]
+        export(World(topics, world.folders), tmp_path / name)
+        return verify(tmp_path / name).by_kind
+
+    assert differences("last", -1, 3_600_000) == {}
+    assert differences("near", 0, 240_000) == {}
+    assert differences("first", 0, 70_000) == {"control": 49}
+
+
 def first_author(part: Any, records: Any) -> Any:
     values = list(records.value)
     values[0] = msgspec.json.encode(msgspec.json.decode(values[0]) | {"who": "somebody else"})
