@@ -33,11 +33,15 @@ tolerance_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """Published records, the names of their topics, and the folder of a version by ensemble and version."""
+    """Published records, the names of their topics, and the folder of a version by ensemble and version.
+
+    `until` is the end of the archive's period (epoch ms), None for topics.
+    """
 
     reader: TimedRanges
     topics: Topics
     folder_of: Callable[[str, str], Path]
+    until: int | None = None
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def open_decided(
         from stream_scorer.audit.archive import Archive
 
         found = Archive(archive)
-        yield Decided(found, found.topics, _archived(found))
+        yield Decided(found, found.topics, _archived(found), found.seal.until)
         return
     from stream_scorer.ensemble.registry import parse_reference, recorded
     from stream_scorer.kafka.range_reader import RangeReader

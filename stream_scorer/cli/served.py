@@ -31,21 +31,31 @@ if TYPE_CHECKING:
 @with_settings("kafka.bootstrap", "topics.prefix")
 def at(settings: Settings, times: tuple[str, ...], name: str | None, archive: Path | None, as_json: bool) -> None:
     """Show what served at TIME (UTC), and the commands that decided it, by the brokers' clock."""
+    from stream_scorer.clock import SystemClock
     from stream_scorer.replay.recorded import control_records
 
     moments = [parse_time("TIME", text) for text in times]
+    if archive is None and max(moments) > (now := SystemClock().now_ms()):
+        raise UsageError(f"{when(max(moments))} UTC is in the future", hint=f"It is {when(now)} UTC.")
     with open_decided(settings, archive, "stream-scorer-at", require=False) as decided:
+        until = decided.until
+        if until is not None and max(moments) >= until:
+            raise UsageError(
+                f"the archive {archive} ends at {when(until)} UTC, so it does not show what served at "
+                f"{when(max(moments))}",
+                hint="Name an earlier time, or a later archive.",
+            )
         commands = list(control_records(decided.reader, decided.topics))
         if commands and commands[0].offset:
             click.echo(f"control begins at offset {commands[0].offset}: the commands before are lost", err=True)
         answers = [_answer(decided, commands, moment, name) for moment in moments]
     for moment, answer in zip(moments, answers, strict=True):
         if as_json:
-            click.echo(msgspec.json.encode({"time": moment, "ensembles": answer}).decode())
+            click.echo(msgspec.json.encode({"time": moment, "ensembles": answer, "known_until": until}).decode())
         elif not answer:
             click.echo(f"{when(moment)}: nothing served{f' of {name}' if name else ''}")
         for served in () if as_json else answer:
-            for label, fact in _facts(served):
+            for label, fact in _facts(served, until):
                 click.echo(plain(f"{label:12} {fact}"))
 
 
@@ -65,8 +75,8 @@ def _answer(decided: Decided, commands: list[ControlRecord], moment: int, name: 
     return out
 
 
-def _facts(served: Served) -> Iterator[tuple[str, str]]:
-    """Lines of an answer: what served, and who decided it."""
+def _facts(served: Served, known_until: int | None) -> Iterator[tuple[str, str]]:
+    """Lines of an answer: what served, and who decided it. Commands are known until `known_until`, None for now."""
     state = served.state
     yield served.ensemble, f"at {when(served.time)} UTC"
     values: Sequence[tuple[str, str]] = (
@@ -91,7 +101,8 @@ def _facts(served: Served) -> Iterator[tuple[str, str]]:
     if served.first_score is not None:
         first = served.first_score
         yield "first score", f"{when(first.at)}: event {first.event_id} by {first.version}"
-    yield "until", _decision(served.next) if served.next is not None else "now"
+    end = "now" if known_until is None else f"at least {when(known_until)} UTC, the end of the archive"
+    yield "until", _decision(served.next) if served.next is not None else end
 
 
 def _version(version: ServedVersion) -> str:

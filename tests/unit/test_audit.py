@@ -340,6 +340,15 @@ def test_what_served_and_who_decided_it(whole: Path) -> None:
     code, text = run("ensemble", "at", "2023-11-14T22:13:22", "--archive", str(whole))
     assert code == 0
     assert "promote by ben (person)" in text
+    last = str(START_MS + 60_000)
+    code, text = run("ensemble", "at", last, "--archive", str(whole))
+    assert "until        at least 2077-" in text
+    code, text = run("ensemble", "at", last, str(END), "--archive", str(whole))
+    assert code == 2
+    assert "ends at 2077-" in text
+    code, text = run("ensemble", "at", "2999-01-01", "--bootstrap", "127.0.0.1:1")
+    assert code == 2
+    assert "is in the future" in text
     assert run("ensemble", "at", "yesterday", "--archive", str(whole))[0] == 2
 
 
