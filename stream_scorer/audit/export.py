@@ -55,6 +55,8 @@ _RETENTION = "Retention may have removed records. Begin later with --from."
 # Ensemble, version and manifest digest.
 Version = tuple[str, str, str]
 T = TypeVar("T")
+# Inputs that arrived later than this before the end of the period may still be decided.
+GRACE_MS = 300_000
 # More digits than an offset has.
 _MAX_DIGITS = 18
 
@@ -168,10 +170,11 @@ class _Export:
             raise UsageError(
                 "the period has no scores", hint="Check --from and --to, which are UTC, and the topic prefix."
             )
-        for partition, span in self._spans.items():
-            self._contributions(partition, span)
-        for partition, span in self._spans.items():
-            self._scores(partition, span)
+        scored = [p for p, span in self._spans.items() if span.rows or self._continues("scores", p)]
+        for partition in scored:
+            self._contributions(partition, self._spans[partition])
+        for partition in scored:
+            self._scores(partition, self._spans[partition])
         for partition, span in self._spans.items():
             self._dead_letters(partition, span)
         inputs = [self._inputs(partition, span) for partition, span in self._spans.items()]
@@ -180,7 +183,7 @@ class _Export:
         return Seal(
             created_at=now_ms,
             code_version=__version__,
-            since=self._scope.since if self._previous is None else self._previous.seal.until,
+            since=self._since,
             until=self._scope.until,
             previous="" if self._previous is None else self._previous.seal.digest,
             spec_hashes=sorted(self._found.spec_hashes),
@@ -210,10 +213,22 @@ class _Export:
                 span.next, span.rows = int(batch.offset[-1]) + 1, span.rows + len(batch)
                 self._note(batch)
             writer.add(_own_headers(chunk, _LINEAGE_HEADERS))
-        # A partition that was never scored has a part of lineage, but no scores to continue.
-        if span is None and self._continues("scores", partition):
-            self._spans[partition] = self._span(partition, 0)
+        if span is None and (first := self._first_arrived(partition)) is not None:
+            self._spans[partition] = self._span(partition, first)
         self._parts.append(writer.close(start, max(start, stop)))
+
+    def _first_arrived(self, partition: int) -> int | None:
+        """The first input of the period in a partition that was not scored in it; None if it is not known."""
+        if self._continues("scores", partition):
+            return 0  # the input range of the previous archive has it
+        source = SourcePartition(self._topics.transactions, partition)
+        if not self._exists(source):
+            return None
+        if self._since is not None:
+            return self._reader.offset_at(source, self._since)
+        decided = self._reader.bounds(self._topics.lineage)[SourcePartition(self._topics.lineage, partition)][0]
+        # Retention may have deleted decisions on earlier inputs.
+        return None if decided else self._reader.bounds(source.topic)[source][0]
 
     def _span(self, partition: int, first: int) -> _Span:
         """The span that begins with source offset `first`, or where that of the previous archive ended."""
@@ -331,14 +346,19 @@ class _Export:
         return np.iinfo(np.int64).max
 
     def _inputs(self, partition: int, span: _Span) -> InputRange:
-        """Write the input records of the span, or their digests, if the topic still has them."""
+        """Write the input records of the span, or their digests, if the topic still has them.
+
+        Those follow that arrived in the period and were not decided in it.
+        """
         source = SourcePartition(self._topics.transactions, partition)
         listed = self._exists(source) and self._reader.bounds(source.topic)[source][0] <= span.first
         if listed:
             writer = self._writer("transactions", partition, self._user_content)
-            for chunk in self._read(source, span.first, span.next):
+            arrived = self._reader.offset_at(source, self._scope.until - GRACE_MS)
+            stop = max(span.next, min(arrived, self._next_scored(partition)))
+            for chunk in self._read(source, span.first, stop):
                 writer.add(self._user_data(chunk, ()))
-            self._parts.append(writer.close(span.first, span.next))
+            self._parts.append(writer.close(span.first, stop))
         return InputRange(source.topic, partition, span.first, span.next, listed)
 
     def _log(self, topic: str) -> None:
@@ -354,6 +374,11 @@ class _Export:
         for chunk in self._read(source, start, stop):
             writer.add(_own_headers(chunk, ()))
         self._parts.append(writer.close(start, stop))
+
+    @property
+    def _since(self) -> int | None:
+        """The start of the period (ms)."""
+        return self._scope.since if self._previous is None else self._previous.seal.until
 
     @property
     def _user_content(self) -> Content:
@@ -397,10 +422,9 @@ class _Export:
                     hint="Retention removed it. Export without --after, and keep the topics longer than the period.",
                 )
             return before.stop
-        since = self._scope.since if self._previous is None else self._previous.seal.until
-        if since is None:
+        if self._since is None:
             return low
-        return self._reader.offset_at(source, since - (0 if topic == "lineage" else CLOCK_SKEW_MS))
+        return self._reader.offset_at(source, self._since - (0 if topic == "lineage" else CLOCK_SKEW_MS))
 
     def _exists(self, source: SourcePartition) -> bool:
         try:

@@ -25,7 +25,8 @@ class AuditReport(Record, frozen=True, kw_only=True):
 
     `records` counts the records by topic, `scores` the scores by version, `recomputed` those that were recomputed with
     archived models, `not_recomputed` the decisions among them that were not, or not completely, computed again
-    (`replay.decisions`). `signature` states what the signature shows. `notes` state what could not be checked.
+    (`replay.decisions`). `undecided` counts the inputs that arrived at least 5 minutes before the end of the period and
+    were not decided in it. `signature` states what the signature shows. `notes` state what could not be checked.
     """
 
     digest: str
@@ -40,6 +41,7 @@ class AuditReport(Record, frozen=True, kw_only=True):
     by_kind: dict[str, int]
     first: list[Difference]
     not_recomputed: dict[str, int]
+    undecided: int
 
 
 class Findings:

@@ -32,6 +32,7 @@ from stream_scorer.serde.raw import RawRecords
 # The number of records ahead that are searched for the counterpart of one that does not match.
 _AHEAD = 2_000
 _BATCH = 4_096
+_NO_OFFSETS = np.empty(0, np.int64)
 T = TypeVar("T")
 
 
@@ -40,6 +41,7 @@ class RecordCheck:
 
     Attributes:
         scores: number of scores by ensemble and version. recomputed: number of scores that were recomputed.
+        undecided: number of inputs that arrived in the period and were not decided in it.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RecordCheck:
         self._models, self._verifier = models, verifier
         self._commands: Commands | None = None
         self.scores: Counter[str] = Counter()
+        self.undecided = 0
         self._pending: tuple[list[Score], list[Recorded]] = ([], [])
         self._done = 0
 
@@ -92,6 +95,18 @@ class RecordCheck:
             )
 
     def _check_partition(self, inputs: InputRange) -> None:
+        offsets = _Inputs(self._archive, inputs, self._findings)
+        if not self._never_scored(inputs.partition):
+            self._check_scored(inputs, offsets)
+        offsets.finish()
+        self.undecided += offsets.undecided()
+
+    def _never_scored(self, partition: int) -> bool:
+        """Whether the partition has an empty part of lineage, and no part of scores."""
+        lineage, *others = (self._archive.part(topic, partition) for topic in ("lineage", "contributions", "scores"))
+        return lineage is not None and not lineage.records and others == [None, None]
+
+    def _check_scored(self, inputs: InputRange, offsets: _Inputs) -> None:
         partition, done = inputs.partition, inputs.first
         served = _Served(
             _Ahead(self._decoded("contributions", partition, _contribution)),
@@ -99,7 +114,6 @@ class RecordCheck:
             f"[{partition}]",
             self._findings,
         )
-        offsets = _Inputs(self._archive, inputs, self._findings)
         for batch, timestamp, offset in self._lineage(partition):
             where = f"lineage[{partition}] offset {offset}"
             if int(batch.offset[0]) < done or int(batch.offset[-1]) >= inputs.next:
@@ -113,7 +127,6 @@ class RecordCheck:
             done = int(batch.offset[-1]) + 1
             offsets.check(batch.offset, done)
         served.finish()
-        offsets.finish()
 
     def _add(self, row: LineageRow, contribution: Contribution, score: Score) -> None:
         stated = {(each.ensemble, each.version, each.arm) for each in (row, contribution, score)}
@@ -302,7 +315,7 @@ class _Inputs:
     """Checks that each input offset was scored or dead-lettered, once."""
 
     def __init__(self, archive: Archive, inputs: InputRange, findings: Findings) -> None:
-        self._inputs, self._findings = inputs, findings
+        self._archive, self._inputs, self._findings = archive, inputs, findings
         self._topic = inputs.topic
         source = SourcePartition(inputs.topic, inputs.partition)
         if not inputs.listed:
@@ -338,7 +351,22 @@ class _Inputs:
 
     def finish(self) -> None:
         """Check what follows the last scored input."""
-        self.check(np.empty(0, np.int64), self._inputs.next)
+        self.check(_NO_OFFSETS, self._inputs.next)
+
+    def undecided(self) -> int:
+        """The number of inputs after those that were decided, which are noted."""
+        part, offsets = self._archive.part("transactions", self._inputs.partition), _NO_OFFSETS
+        if part is not None:
+            source = SourcePartition(part.name, part.partition)
+            found = [records.offset for records in self._archive.read(source, self._inputs.next, part.stop)]
+            offsets = np.concatenate([offsets, *found])
+        if len(offsets):
+            name = f"{self._topic}[{self._inputs.partition}]"
+            self._findings.note(
+                f"{name}: {len(offsets):,} inputs from offset {offsets[0]} on were not decided in the period: neither "
+                "scored nor dead-lettered"
+            )
+        return len(offsets)
 
     def _report(self, offsets: NDArray[np.int64], what: str) -> None:
         if len(offsets):

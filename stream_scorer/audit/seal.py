@@ -75,6 +75,8 @@ class Part(Record, frozen=True):
 class InputRange(Record, frozen=True):
     """The offsets ``[first, next)`` of one input partition whose decisions the archive has.
 
+    The part of the inputs goes on after `next` with those that arrived in the period and were not decided in it.
+
     `listed`: whether the archive has the offsets of the input records, so that it can be checked that none is missing.
     """
 

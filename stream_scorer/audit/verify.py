@@ -94,6 +94,7 @@ def verify_archive(
         by_kind=findings.by_kind,
         first=findings.first,
         not_recomputed=check.not_recomputed,
+        undecided=check.undecided,
     )
 
 

@@ -374,6 +374,36 @@ def test_a_partition_that_was_never_scored_does_not_stop_the_next_archive(world:
     assert verify(second, previous=first).different == 0
 
 
+def test_inputs_of_a_partition_that_was_not_scored_are_reported(tmp_path: Path) -> None:
+    both = make(tmp_path / "world", 1, 8, partitions=2)
+    idle, names = World(copy.deepcopy(both.topics), both.folders), Topics()
+    for name in (names.lineage, names.contributions, names.scores):
+        source = SourcePartition(name, 1)
+        idle.topics.records[source], idle.topics.next_offset[source] = [], 0
+    # Dead letters are decisions, so that what came before them is missing; what follows them is undecided.
+    export(idle, tmp_path / "first", until=START_MS + 4 * BATCH_MS)
+    seal = export(idle, tmp_path / "second", previous=Archive(tmp_path / "first"))
+    reports = [verify(tmp_path / "first"), verify(tmp_path / "second", previous=tmp_path / "first")]
+    ends = [
+        next(each.next for each in Archive(tmp_path / name).seal.inputs if each.partition)
+        for name in ("first", "second")
+    ]
+    assert [report.by_kind for report in reports] == [{"input": ends[0] - 4}, {"input": ends[1] - ends[0] - 4}]
+    assert [report.undecided for report in reports] == [0, 400 - ends[1]]
+    assert [(each.partition, each.next) for each in seal.inputs] == [(0, 400), (1, ends[1])]
+    source = SourcePartition(names.dead_letters, 1)
+    idle.topics.records[source], idle.topics.next_offset[source] = [], 0
+    export(idle, tmp_path / "whole")
+    report = verify(tmp_path / "whole")
+    assert (report.different, report.undecided) == (0, 400)
+    assert "transactions[1]: 400 inputs from offset 0 on were not decided" in report.notes[0]
+    # What is decided after the period belongs to the next archive.
+    export(idle, tmp_path / "before", until=START_MS + 4 * BATCH_MS)
+    export(both, tmp_path / "after", previous=Archive(tmp_path / "before"))
+    report = verify(tmp_path / "after", previous=tmp_path / "before")
+    assert (report.by_kind, report.undecided, report.records["lineage"]) == ({}, 0, 4 + 8)
+
+
 def test_commands_that_cannot_be_read_are_a_difference_and_no_mistake(world: World, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     export(world, first, until=START_MS + 2 * BATCH_MS)
