@@ -1,12 +1,14 @@
 """An optional signature over the digest of a seal, in a file next to it.
 
-The key file decides the algorithm: a PEM file is an Ed25519 key (RFC 8032), any other file is a secret of HMAC-SHA256.
+The key file decides the algorithm: a PEM file is an Ed25519 key (RFC 8032), any other text is a secret of HMAC-SHA256.
+A public key in another form is refused, because as a secret it would let everyone who has it sign.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,7 +28,11 @@ SIGNATURE_FILE = "signature.json"
 MIN_KEY_BYTES = 32
 _MAX_FILE_BYTES = 65_536
 _CONTEXT = b"stream-scorer audit signature 1\n"
-_PEM = b"-----BEGIN "
+_PEM = b"-----BEGIN"
+_BOM = b"\xef\xbb\xbf"
+# How SSH public keys begin (RFC 4253), and an Ed25519 public key in base64 without the lines of a PEM file (RFC 8410).
+_PUBLIC = re.compile(rb"^(ssh-|ecdsa-sha2-|sk-ssh-|sk-ecdsa-|MCowBQYDK2VwAyEA)", re.MULTILINE)
+_TEXT = re.compile(rb"[\x20-\x7e\s]*")
 _SHOWS = {
     "ed25519": "valid (Ed25519): the holder of the private key sealed this archive",
     "hmac-sha256": "valid (HMAC-SHA256): a holder of the secret sealed this archive",
@@ -45,14 +51,15 @@ class Key:
     """The key in a file.
 
     Raises:
-        UsageError: it cannot be read or is too short. SettingsError: an Ed25519 key needs cryptography.
+        UsageError: it cannot be read, is too short, or has another form.
+        SettingsError: an Ed25519 key needs cryptography.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
             with path.open("rb") as file:
-                self._data = file.read(_MAX_FILE_BYTES + 1).strip()
+                self._data = file.read(_MAX_FILE_BYTES + 1).removeprefix(_BOM).strip()
         except OSError as error:
             raise UsageError(f"cannot read the key {path}: {error.strerror or error}") from None
         if not MIN_KEY_BYTES <= len(self._data) <= _MAX_FILE_BYTES:
@@ -60,7 +67,15 @@ class Key:
                 f"the key {path} has {len(self._data)} bytes; {MIN_KEY_BYTES} to {_MAX_FILE_BYTES} are required",
                 hint="Create a secret (openssl rand -hex 32) or a key pair (openssl genpkey -algorithm ed25519).",
             )
-        self._is_pem = self._data.startswith(_PEM)
+        self._is_pem = _PEM in self._data
+        if self._is_pem:
+            self._data = self._data[self._data.index(_PEM) :]
+        elif not _TEXT.fullmatch(self._data) or _PUBLIC.search(self._data):
+            raise UsageError(
+                f"the key {path} is neither a PEM file nor a secret of printable characters",
+                hint="Create a key pair (openssl genpkey -algorithm ed25519), or convert a DER file "
+                "(openssl pkey -inform DER -pubin -in KEY).",
+            )
         if self._is_pem and find_spec("cryptography") is None:
             raise SettingsError("Ed25519 keys need cryptography", hint="Install stream-scorer[audit].")
 

@@ -15,7 +15,13 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_public_key,
+)
 
 from proofs import audit_tampering
 from proofs.audit_world import START_MS, World, make
@@ -291,6 +297,21 @@ def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
         Key(tmp_path / "short")
     with pytest.raises(UsageError, match="private key"):
         Key(public).sign("")
+    pem = public.read_bytes()
+    key = load_pem_public_key(pem)
+    for n, data in enumerate((b"\xef\xbb\xbf" + pem, b"# of the auditor, since 2026-11\n" + pem)):
+        (tmp_path / f"{n}.pem").write_bytes(data)
+        with pytest.raises(UsageError, match="private key"):  # not a secret: it cannot sign
+            Key(tmp_path / f"{n}.pem").sign("")
+    forms = ((Encoding.OpenSSH, PublicFormat.OpenSSH), (Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    for form in forms:
+        (tmp_path / "other").write_bytes(key.public_bytes(*form))
+        with pytest.raises(UsageError, match="neither a PEM file nor a secret") as raised:
+            Key(tmp_path / "other")
+        assert "openssl pkey" in raised.value.hint
+    (tmp_path / "other").write_bytes(b"".join(pem.splitlines()[1:-1]))
+    with pytest.raises(UsageError, match="neither a PEM file nor a secret"):
+        Key(tmp_path / "other")
     with pytest.raises(UsageError, match="cannot read the key"):
         Key(tmp_path / "none")
 
