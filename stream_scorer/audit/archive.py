@@ -74,13 +74,10 @@ class Archive:
         """The part of the topic with the key `topic`; None without one."""
         return next((p for p in self.seal.parts if (p.topic, p.partition) == (topic, partition)), None)
 
-    def version(self, ensemble: str, version: str) -> ArchivedVersion | None:
-        """The version that decided; None if the seal does not list it."""
-        return next((v for v in self.seal.versions if (v.ensemble, v.version) == (ensemble, version)), None)
+    def versions(self, ensemble: str, version: str) -> list[ArchivedVersion]:
+        """The versions of this number that decided: several if a registry was created again."""
+        return [v for v in self.seal.versions if (v.ensemble, v.version) == (ensemble, version)]
 
-    def model_folder(self, ensemble: str, version: str) -> Path | None:
+    def model_folder(self, version: ArchivedVersion) -> Path | None:
         """The folder with the models of a version that decided; None if the archive has no models of it."""
-        found = self.version(ensemble, version)
-        if found is None or len(found.files) <= 1:
-            return None
-        return self.folder / MODELS / found.manifest_sha256
+        return self.folder / MODELS / version.manifest_sha256 if len(version.files) > 1 else None

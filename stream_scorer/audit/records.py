@@ -16,22 +16,18 @@ from numpy.typing import NDArray
 from stream_scorer.audit.archive import Archive
 from stream_scorer.audit.export import letter_offsets
 from stream_scorer.audit.findings import Findings
+from stream_scorer.audit.recomputation import Recomputation
 from stream_scorer.audit.seal import InputRange, Part
 from stream_scorer.audit.served import Commands
-from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.errors import ArtifactError, SettingsError
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import NOT_A_RECORD, Contribution, LineageRow, Score
-from stream_scorer.replay.decisions import describe
 from stream_scorer.replay.recorded import Recorded
-from stream_scorer.replay.verify import Verifier
 from stream_scorer.serde.fat_contribution import decode_contribution
 from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.serde.raw import RawRecords
 
 # The number of records ahead that are searched for the counterpart of one that does not match.
 _AHEAD = 2_000
-_BATCH = 4_096
 _NO_OFFSETS = np.empty(0, np.int64)
 T = TypeVar("T")
 
@@ -40,36 +36,23 @@ class RecordCheck:
     """Checks the records of `archive`. Differences go to `findings`.
 
     Attributes:
-        scores: number of scores by ensemble and version. recomputed: number of scores that were recomputed.
+        scores: number of scores by ensemble and version.
         undecided: number of inputs that arrived in the period and were not decided in it.
     """
 
     def __init__(
         self,
         archive: Archive,
-        models: Models,
-        verifier: Verifier,
+        recomputation: Recomputation,
         findings: Findings,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        """`verifier` recomputes the scores of those versions that `models` has."""
         self._archive, self._findings, self._on_progress = archive, findings, on_progress
-        self._models, self._verifier = models, verifier
+        self._recomputation = recomputation
         self._commands: Commands | None = None
         self.scores: Counter[str] = Counter()
         self.undecided = 0
-        self._pending: tuple[list[Score], list[Recorded]] = ([], [])
         self._done = 0
-
-    @property
-    def recomputed(self) -> int:
-        """The number of scores that were recomputed."""
-        return self._verifier.report().scores
-
-    @property
-    def not_recomputed(self) -> dict[str, int]:
-        """The decisions that were not, or not completely, computed again."""
-        return self._verifier.report().not_recomputed
 
     def check(self) -> None:
         """Check every partition. Raises `UsageError` if a file cannot be read."""
@@ -81,18 +64,7 @@ class RecordCheck:
         for part in self._archive.seal.parts:
             if part.topic in ("lineage", "contributions", "scores") and part.records and part.partition not in stated:
                 self._findings.add("seal", f"{part.title} has records, but the seal states no input of them")
-        self._flush()
-        report = self._verifier.report()
-        if report.not_recomputed:
-            self._findings.note(f"decisions that are not recomputed: {describe(report.not_recomputed)}")
-        if report.different:
-            first = "; ".join(report.examples[:3])
-            what = ", ".join(f"{name}: {count:,}" for name, count in report.by_what.items())
-            self._findings.add(
-                "score",
-                f"{report.different:,} scores differ from their recomputation ({what}): {first}",
-                report.different,
-            )
+        self._recomputation.finish(self._findings)
 
     def _check_partition(self, inputs: InputRange) -> None:
         offsets = _Inputs(self._archive, inputs, self._findings)
@@ -122,30 +94,20 @@ class RecordCheck:
             assert self._commands is not None
             self._commands.check(batch.header, where, timestamp, len(batch))
             rows = batch.rows()
+            manifests = {version.arm: version.manifest_sha256 for version in batch.header.versions}
             for row, contribution, score in served.of(rows):
-                self._add(row, contribution, score)
+                self._add(row, contribution, score, manifests[row.arm])
             done = int(batch.offset[-1]) + 1
             offsets.check(batch.offset, done)
         served.finish()
 
-    def _add(self, row: LineageRow, contribution: Contribution, score: Score) -> None:
+    def _add(self, row: LineageRow, contribution: Contribution, score: Score, manifest_sha256: str) -> None:
         stated = {(each.ensemble, each.version, each.arm) for each in (row, contribution, score)}
         if len(stated) > 1 or row.event_id != contribution.event_id:
             what = "score, contribution and lineage state different versions or events"
             self._findings.add("record", f"event {score.event_id}: {what}")
         self.scores[f"{score.ensemble} {score.version}"] += 1
-        scores, recorded = self._pending
-        if self._models.has(contribution.ensemble, contribution.version):
-            scores.append(score)
-            recorded.append(Recorded(contribution, row))
-        if len(scores) >= _BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        scores, recorded = self._pending
-        if scores:
-            self._verifier.add(scores, recorded)
-        self._pending = ([], [])
+        self._recomputation.add(score, Recorded(contribution, row), manifest_sha256)
 
     def _lineage(self, partition: int) -> Iterator[tuple[LineageBatch, int, int]]:
         """The lineage records of one partition, with their timestamps and offsets."""
@@ -183,38 +145,6 @@ class RecordCheck:
 
 def _contribution(value: bytes) -> Contribution:
     return decode_contribution(value)[0]
-
-
-class Models:
-    """The versions that decided, loaded once each; one that cannot be loaded is one difference."""
-
-    def __init__(self, load: Callable[[str, str], Ensemble | None], findings: Findings) -> None:
-        """`load` returns the version that decided; None if it is not there. Raises `ArtifactError`."""
-        self._load, self._findings = load, findings
-        self._loaded: dict[tuple[str, str], Ensemble | None] = {}
-
-    def has(self, ensemble: str, version: str) -> bool:
-        """Whether the version can be loaded."""
-        key = ensemble, version
-        if key not in self._loaded:
-            self._loaded[key] = None
-            try:
-                self._loaded[key] = self._load(*key)
-            except ArtifactError as error:
-                self._findings.add("model", f"{ensemble} {version} cannot be loaded: {error.message}")
-            except SettingsError as error:  # a library is not installed, which is no fault of the archive
-                hint = f" {error.hint}" if error.hint else ""
-                self._findings.note(f"scores of {ensemble} {version} are not recomputed: {error.message}.{hint}")
-            else:
-                if self._loaded[key] is None:
-                    self._findings.note(f"scores of {ensemble} {version} are not recomputed: its models are not here")
-        return self._loaded[key] is not None
-
-    def get(self, ensemble: str, version: str) -> Ensemble:
-        """A version that `has` found."""
-        found = self._loaded[ensemble, version]
-        assert found is not None
-        return found
 
 
 class _Ahead(Generic[T]):

@@ -9,11 +9,11 @@ from pathlib import Path
 from stream_scorer.audit.archive import Archive
 from stream_scorer.audit.findings import AuditReport, Findings
 from stream_scorer.audit.integrity import Integrity, check_previous
-from stream_scorer.audit.records import Models, RecordCheck
+from stream_scorer.audit.recomputation import Models, Recomputation
+from stream_scorer.audit.records import RecordCheck
 from stream_scorer.audit.signature import Key, check_signature
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, UsageError
-from stream_scorer.replay.verify import Verifier
 from stream_scorer.spec.model import CheckedSpec
 
 
@@ -72,8 +72,8 @@ def verify_archive(
     for spec in expected.specs:
         if spec.sha256 not in archive.seal.spec_hashes:
             findings.note(f"the spec {spec.spec.name} {spec.sha256[:12]}… decided nothing in this archive")
-    verifier = Verifier(models.get, tolerance, policies=expected.specs)
-    check = RecordCheck(archive, models, verifier, findings, stage("checking scores", decided))
+    recomputation = Recomputation(models, tolerance, expected.specs)
+    check = RecordCheck(archive, recomputation, findings, stage("checking scores", decided))
     try:
         check.check()
     except UsageError as error:
@@ -87,34 +87,34 @@ def verify_archive(
         until=archive.seal.until,
         records=records,
         scores=dict(check.scores),
-        recomputed=check.recomputed,
+        recomputed=recomputation.recomputed,
         signature=signature,
         notes=findings.notes,
         different=findings.different,
         by_kind=findings.by_kind,
         first=findings.first,
-        not_recomputed=check.not_recomputed,
+        not_recomputed=recomputation.not_recomputed,
         undecided=check.undecided,
     )
 
 
-def _models(archive: Archive, elsewhere: Path | None) -> Callable[[str, str], Ensemble | None]:
+def _models(archive: Archive, elsewhere: Path | None) -> Callable[[str, str, str], Ensemble | None]:
     """Loads a version from the archive, or from the folder `elsewhere`; None if neither has it."""
 
-    def load(ensemble: str, version: str) -> Ensemble | None:
-        archived = archive.version(ensemble, version)
+    def load(ensemble: str, version: str, manifest_sha256: str) -> Ensemble | None:
+        archived = next((v for v in archive.versions(ensemble, version) if v.manifest_sha256 == manifest_sha256), None)
         if archived is None:
             return None
-        folder = archive.model_folder(ensemble, version)
+        folder = archive.model_folder(archived)
         if folder is None and elsewhere is not None:
-            folder = elsewhere / archived.manifest_sha256
+            folder = elsewhere / manifest_sha256
         if folder is None or not folder.exists():
             return None
         loaded = Ensemble.load(folder, version=version)
-        if loaded.digest != archived.manifest_sha256:
+        if loaded.digest != manifest_sha256:
             raise ArtifactError(
                 f"{folder} has manifest {loaded.digest[:12]}…, but the version that decided has "
-                f"{archived.manifest_sha256[:12]}…",
+                f"{manifest_sha256[:12]}…",
                 code="artifact_digest",
             )
         return loaded

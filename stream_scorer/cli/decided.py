@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_scorer.errors import ArtifactError
+from stream_scorer.errors import ArtifactError, UsageError
 from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,7 +76,14 @@ def open_decided(
 
 def _archived(archive: Any) -> Callable[[str, str], Path]:
     def folder_of(name: str, version: str) -> Path:
-        folder: Path | None = archive.model_folder(name, version)
+        found = archive.versions(name, version)
+        if len(found) > 1:
+            raise UsageError(
+                f"{len(found)} versions with different manifests decided as {name} {version} in the archive "
+                f"{archive.folder}",
+                hint="`audit verify` recomputes the scores of each with its own models.",
+            )
+        folder: Path | None = archive.model_folder(found[0]) if found else None
         if folder is None:
             raise ArtifactError(
                 f"the archive {archive.folder} has no models of {name} {version}",
