@@ -319,23 +319,35 @@ class _Export:
         if not self._exists(source):
             return
         start = self._start("dead_letters", partition)
-        stop = self._reader.offset_at(source, self._scope.until)
-        limit = self._next_scored(partition)
-        writer, end = self._writer("dead_letters", partition, self._user_content), start
-        for chunk in self._read(source, start, self._reader.bounds(source.topic)[source][1]):
+        end = self._letters_end(source, start, span)
+        writer = self._writer("dead_letters", partition, self._user_content)
+        for chunk in self._read(source, start, end):
             offsets = letter_offsets(chunk, self._topics.transactions)
-            # Letters after the last score belong to the period by their time, because no source offset limits them.
-            after = (offsets < 0) | (offsets >= span.next)
-            late = np.flatnonzero(after & ((chunk.offset >= stop) | (offsets >= limit)))
-            inside = np.arange(int(late[0]) if len(late) else len(chunk))
-            inside = inside[(offsets[inside] < 0) | (offsets[inside] >= span.first)]
+            inside = np.flatnonzero((offsets < 0) | (offsets >= span.first))
             if len(inside):
-                end = int(chunk.offset[inside[-1]]) + 1
                 span.next = max(span.next, int(offsets[inside].max()) + 1)
                 writer.add(self._user_data(chunk.take(inside), _LETTER_HEADERS))
+        self._parts.append(writer.close(start, end))
+
+    def _letters_end(self, source: SourcePartition, start: int, span: _Span) -> int:
+        """The end of the dead letters of the period.
+
+        Those of transactions after the last score belong to it by their time, because no source offset limits them. So
+        do those of labels, but one that is late does not end the period: a transaction of the span may follow.
+        """
+        stop = self._reader.offset_at(source, self._scope.until)
+        limit, end = self._next_scored(source.partition), start
+        for chunk in self._reader.read(source, start, self._reader.bounds(source.topic)[source][1]):
+            offsets = letter_offsets(chunk, self._topics.transactions)
+            in_time = chunk.offset < stop
+            ours = np.where(offsets < 0, in_time, (offsets < span.next) | (in_time & (offsets < limit)))
+            late = np.flatnonzero(~ours & (offsets >= 0))
+            inside = np.flatnonzero(ours[: late[0] if len(late) else len(chunk)])
+            if len(inside):
+                end = int(chunk.offset[inside[-1]]) + 1
             if len(late):
                 break
-        self._parts.append(writer.close(start, end))
+        return end
 
     def _next_scored(self, partition: int) -> int:
         """The source offset of the first score after the period; the largest integer if nothing was scored yet."""

@@ -164,6 +164,19 @@ def test_dead_letters_after_the_last_score_belong_to_the_period(world: World, tm
     assert Archive(tmp_path / "a").seal.inputs[0].next == offset + 1
 
 
+def test_a_dead_letter_of_a_label_does_not_end_the_period(world: World, tmp_path: Path) -> None:
+    topics, letters = copy.deepcopy(world.topics), SourcePartition(Topics().dead_letters, 0)
+    # The last micro-batch's letter follows that of a label, and both come after the period.
+    kept = topics.records[letters][-1]
+    label = [("source.topic", b"labels"), ("source.offset", b"7")]
+    topics.records[letters][-1] = kept[0], START_MS + 9_000, b"k", b"bad label", label
+    topics.records[letters].append((kept[0] + 1, START_MS + 9_000, *kept[2:]))
+    assert topics.next_offset[letters] == kept[0] + 2
+    export(World(topics, world.folders), tmp_path / "a", until=START_MS + 8_000)
+    report = verify(tmp_path / "a")
+    assert (report.by_kind, report.records["dead_letters"]) == ({}, 8 + 1)
+
+
 def test_dead_letters_of_the_next_micro_batch_are_left_to_it(world: World, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     # Between a dead letter of the third micro-batch and its scores.
