@@ -107,7 +107,7 @@ class ArchivedVersion(Record, frozen=True):
 class Seal(Record, frozen=True, kw_only=True):
     """What `seal.json` holds; `digest` is the SHA-256 of all other fields.
 
-    Times are epoch ms: the period is ``[since, until)`` by the broker's time of the lineage, `since` is null for the
+    Times are epoch ms: the period is ``[since, until)`` by the timestamps of the lineage, `since` is null for the
     beginning of the topics. `previous` is the digest of the archive before this one, empty without one.
     """
 

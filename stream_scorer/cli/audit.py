@@ -53,8 +53,8 @@ def export(
     """Export the decisions of a period to FOLDER, which must not exist.
 
     Contains scores, contributions and lineage of the period, commands from the beginning, incidents, digests of
-    transactions and dead letters, and the models that decided. The broker's time of the lineage records decides what
-    belongs to the period.
+    transactions and dead letters, and the models that decided. The timestamps of the lineage records, by the scorer's
+    clock, decide what belongs to the period.
     """
     from stream_scorer.audit.archive import Archive
     from stream_scorer.audit.export import Scope, Version, export_archive

@@ -30,7 +30,7 @@ class Decision(Record, frozen=True):
 
 
 class FirstScore(Record, frozen=True):
-    """The first micro-batch under a command, by broker time `at`: one transaction, and the version that decided it."""
+    """The first micro-batch under a command, `at` by the scorer's clock: one transaction, and its version."""
 
     at: int
     event_id: str
