@@ -210,7 +210,15 @@ def _check_prefix(archive: Archive, previous: Archive, findings: Findings) -> No
             findings.add("previous", f"{each.folder} has no commands")
             return
         source = next(iter(each.bounds(part.name)))
-        digests.append([d for records in each.read(source, part.start, part.stop) for d in record_digests(records)])
+        digests.append(
+            [
+                one
+                for records in each.read(source, part.start, part.stop)
+                for one in zip(
+                    records.offset.tolist(), records.timestamp.tolist(), record_digests(records), strict=True
+                )
+            ]
+        )
     before, now = digests
     if now[: len(before)] != before:
         place = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), len(now))
