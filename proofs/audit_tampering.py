@@ -100,6 +100,7 @@ def _sealed_again(seal: Seal) -> Iterator[Tampering]:
         ("one contribution removed", {"contributions": _drop}, "record", "lineage.* without contribution"),
         ("values of scores exchanged", {"scores": _swap_values}, "record", "without"),
         ("a block of scores removed", {"scores": _half}, "record", "without score"),
+        ("a dead letter twice", {"dead_letters": _twice}, "input", "was dead-lettered more than once"),
         ("one score altered", {"scores": _edit(score=0.123456)}, "score", "differ"),
         ("one decision altered", {"scores": _edit(decision="block")}, "score", "decision"),
         ("one score of another version", {"scores": _edit(version=other.version)}, "record", "different versions"),
@@ -200,6 +201,13 @@ def _seal(edits: dict[str, Edit]) -> Callable[[Path], None]:
 
 def _drop(_part: Part, records: RawRecords) -> RawRecords:
     return records.take(np.delete(np.arange(len(records)), len(records) // 2))
+
+
+def _twice(_part: Part, records: RawRecords) -> RawRecords:
+    """The first record again after it, at the offset of the transaction marker that follows."""
+    again = records.take(np.array([0, *range(len(records))]))
+    again.offset[1] += 1
+    return again
 
 
 def _half(_part: Part, records: RawRecords) -> RawRecords:

@@ -63,7 +63,7 @@ _MAX_DIGITS = 18
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What to export: the period ``[since, until)`` by the timestamps of the lineage (ms), and what is kept of user data.
+    """What to export: the period ``[since, until)`` by timestamps of the lineage (ms), and what is kept of user data.
 
     `previous` is the archive that this one continues; then `since` has no effect.
     """

@@ -265,6 +265,7 @@ class _Inputs:
         """Compare the inputs below `until`, which were not checked yet, with `scored` and the dead letters."""
         self._report(scored[1:][np.diff(scored) <= 0], "was scored more than once")
         letters = self._letters.below(until)
+        self._report(letters[1:][np.diff(letters) <= 0], "was dead-lettered more than once")
         if not self._inputs.listed:
             return
         given = self._given.below(until)

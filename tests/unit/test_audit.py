@@ -177,6 +177,15 @@ def test_a_dead_letter_of_a_label_does_not_end_the_period(world: World, tmp_path
     assert (report.by_kind, report.records["dead_letters"]) == ({}, 8 + 1)
 
 
+def test_an_input_that_was_dead_lettered_twice_is_a_difference(world: World, tmp_path: Path) -> None:
+    topics, names = copy.deepcopy(world.topics), Topics()
+    letters = topics.records[SourcePartition(names.dead_letters, 0)]
+    letters.insert(1, (letters[0][0] + 1, *letters[0][1:]))  # at the offset of a transaction marker
+    export(World(topics, world.folders), tmp_path / "a")
+    (found,) = verify(tmp_path / "a").first
+    assert (found.kind, found.what.endswith("was dead-lettered more than once")) == ("input", True)
+
+
 def test_dead_letters_of_the_next_micro_batch_are_left_to_it(world: World, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     # Between a dead letter of the third micro-batch and its scores.
