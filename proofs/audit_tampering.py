@@ -79,6 +79,7 @@ def all_of(folder: Path) -> Iterator[Tampering]:
     name = re.escape(f"{version.ensemble} {version.version}")
     yield Tampering("one byte of a model", _flip(model), "model", rf"^{name}: .* was exchanged")
     yield Tampering("a model of another version, sealed again", _exchange(seal), "model", "the manifest records")
+    yield Tampering("another number of scores in the seal, sealed again", _miscount, "seal", "but blocks with")
 
 
 def _unsealed() -> Iterator[Tampering]:
@@ -331,6 +332,13 @@ def _relabelled(value: bytes, version: str, manifest_sha256: str) -> bytes:
     with pa.CompressedOutputStream(sink, "zstd") as packed, pa.ipc.new_stream(packed, table.schema) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue().to_pybytes())
+
+
+def _miscount(folder: Path) -> None:
+    """The seal states more scores than its blocks have."""
+    seal = Archive(folder).seal
+    parts = [msgspec.structs.replace(p, records=p.records + (p.topic == "scores")) for p in seal.parts]
+    _write(folder / SEAL_FILE, render(msgspec.structs.replace(seal, parts=parts).closed()))
 
 
 def _exchange(seal: Seal) -> Callable[[Path], None]:

@@ -138,8 +138,8 @@ def export_archive(
     with writable(root):
         root.mkdir(parents=True)
     try:
+        seal = _Export(reader, topics, root, scope, on_progress).run(keep, now_ms)
         with writable(folder):
-            seal = _Export(reader, topics, root, scope, on_progress).run(keep, now_ms)
             (root / SEAL_FILE).write_bytes(render(seal))
             root.rename(folder)
     finally:

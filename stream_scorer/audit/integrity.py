@@ -52,6 +52,11 @@ class Integrity:
             self._findings.add("seal", f"{SEAL_FILE} was altered: it is not in the form in which it was written")
 
     def _check_part(self, part: Part, chain: Chain) -> None:
+        counted = sum(block.records for block in part.blocks)
+        if part.records != counted or bool(part.file) != bool(part.blocks):
+            self._findings.add(
+                "seal", f"{part.title}: the seal states {part.records:,} records, but blocks with {counted:,}"
+            )
         if not part.file:
             return
         try:

@@ -178,5 +178,5 @@ def _show_report(report: AuditReport) -> None:
         click.echo(plain(f"note: {note}"))
     for difference in report.first:
         click.echo(plain(f"{difference.kind}: {difference.what}"))
-    if not report.different:
+    if not report.different and report.scores:
         click.echo("The archive holds.")

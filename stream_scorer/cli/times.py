@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 
 import click
 
+# Smaller numbers are dates without hyphens (20250131) or epoch seconds.
+_EARLIEST_MS = 10**11
+
 
 def parse_time(name: str, text: str, also: str = "") -> int:
     """Epoch ms of `text`: a time (UTC if it has no zone) or epoch ms. `also` names other forms that `name` takes.
@@ -14,6 +17,10 @@ def parse_time(name: str, text: str, also: str = "") -> int:
         click.UsageError: it has another form.
     """
     if text.isascii() and text.isdigit():
+        if int(text) < _EARLIEST_MS:
+            raise click.UsageError(
+                f"{name} {text!r} would be epoch ms before 1974. They have 12 or 13 digits; a date is 2025-01-31."
+            )
         return int(text)
     try:
         at = datetime.fromisoformat(text)

@@ -31,7 +31,7 @@ from stream_scorer.audit.findings import AuditReport, Findings
 from stream_scorer.audit.models import keep_version
 from stream_scorer.audit.parts import read_part
 from stream_scorer.audit.recomputation import Models
-from stream_scorer.audit.seal import Seal
+from stream_scorer.audit.seal import Seal, render
 from stream_scorer.audit.signature import Key, sign
 from stream_scorer.audit.verify import Expected, verify_archive
 from stream_scorer.bench.material import CARDS_SPEC
@@ -412,7 +412,8 @@ def test_what_served_and_who_decided_it(whole: Path) -> None:
     code, text = run("ensemble", "at", "2999-01-01", "--bootstrap", "127.0.0.1:1")
     assert code == 2
     assert "is in the future" in text
-    assert run("ensemble", "at", "yesterday", "--archive", str(whole))[0] == 2
+    for time in ("yesterday", "20261101", "1793577600"):  # no time, a date without hyphens, seconds
+        assert run("ensemble", "at", time, "--archive", str(whole))[0] == 2
 
 
 def test_a_seal_that_is_no_seal_is_a_difference(whole: Path, tmp_path: Path) -> None:
@@ -475,6 +476,33 @@ def test_commands_that_cannot_be_read_are_a_difference_and_no_mistake(world: Wor
     assert {"file", "previous"} <= set(verify(second, previous=first).by_kind)
     with pytest.raises(UsageError, match="is not an archive"):
         verify(second, previous=tmp_path / "none")
+
+
+def test_a_seal_that_miscounts_its_records_is_a_difference(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "a")
+    audit_tampering._miscount(tmp_path / "a")
+    assert verify(tmp_path / "a").by_kind == {"seal": 1}
+
+
+def test_an_archive_without_scores_does_not_hold(whole: Path, tmp_path: Path) -> None:
+    seal, control = Archive(whole).seal, "topics/control/0.parquet"
+    (tmp_path / control).parent.mkdir(parents=True)
+    shutil.copy(whole / control, tmp_path / control)
+    parts = [part for part in seal.parts if part.file == control]
+    (tmp_path / "seal.json").write_bytes(render(msgspec.structs.replace(seal, inputs=[], versions=[], parts=parts)))
+    audit_tampering.seal_again(tmp_path, {})
+    code, text = run("audit", "verify", str(tmp_path))
+    assert code == 2
+    assert "has no scores" in text
+    assert "The archive holds." not in text
+
+
+def test_an_error_of_the_registry_is_not_one_of_the_folder(world: World, tmp_path: Path) -> None:
+    def keep(*_: Any) -> Any:
+        raise OSError("connection reset")
+
+    with pytest.raises(OSError, match="connection reset"):
+        export_archive(world.topics, Topics(), tmp_path / "a", Scope(None, END), keep, START_MS)
 
 
 def test_an_empty_digest_is_no_check_that_succeeds(whole: Path) -> None:
