@@ -1,10 +1,13 @@
-"""Reads YAML documents of users into structs. Errors name the file, and the line or the node."""
+"""Reads YAML documents of users into structs. Errors name the file, and the line or the node.
+
+A key that occurs twice in a mapping is an error: YAML libraries keep the last one, so that a section would vanish.
+"""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +34,26 @@ class InvalidNode(Exception):
         self.message, self.node = message, node
 
 
+class _UniqueKeysLoader(yaml.SafeLoader):
+    """A safe loader that refuses a mapping with the same key twice. A key of a merge (`<<`) may be replaced."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """See `yaml.composer.Composer`. Checked here, because merges later add keys to the nodes."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            value = self.construct_object(key)
+            if not isinstance(value, Hashable):
+                continue  # refused where the mapping is made
+            if value in seen:
+                problem = f"the key {key.value!r} is repeated"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(value)
+        return node
+
+
 def load_document(
     path: Path, what: str, parse: Callable[[str], T], *, error: type[UsageError] = UsageError, hint: str = ""
 ) -> T:
@@ -54,7 +77,7 @@ def load_document(
 def parse_yaml(text: str, *, error: type[UsageError] = UsageError) -> Any:
     """The document in `text`. Raises `UsageError`, as the type `error`, with the line."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _UniqueKeysLoader(text)
         node = loader.get_single_node()
         # Deep, so that an alias of a node that contains it is an error; a shallow load returns a cycle.
         return None if node is None else loader.construct_object(node, deep=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
+from heapq import heappop, heappush
 from typing import Any
 
 import msgspec
@@ -38,16 +38,22 @@ def group_dead_letters(
 ) -> list[DeadLetterGroup]:
     """Group `records` of the dead-letter topic by code, most frequent first. Keeps `examples` records per code."""
     counts: dict[str, int] = {}
-    newest: dict[str, deque[ReadRecord]] = {}
+    # Heaps with the oldest example first: partitions are read interleaved, not in the order of time.
+    newest: dict[str, list[tuple[int, int, ReadRecord]]] = {}
     for record in records:
         found = text_header(record.headers, "error.code") or "(no code)"
         if code is not None and found != code:
             continue
         counts[found] = counts.get(found, 0) + 1
-        newest.setdefault(found, deque(maxlen=examples)).append(record)
+        heap = newest.setdefault(found, [])
+        heappush(heap, (record.timestamp_ms, counts[found], record))
+        if len(heap) > examples:
+            heappop(heap)
     order = sorted(counts, key=lambda name: (-counts[name], name))
     return [
-        DeadLetterGroup(name, counts[name], [_dead_letter(r, redaction) for r in reversed(newest[name])])
+        DeadLetterGroup(
+            name, counts[name], [_dead_letter(each[-1], redaction) for each in sorted(newest[name], reverse=True)]
+        )
         for name in order
     ]
 

@@ -62,7 +62,15 @@ def line(topic: str, record: ReadRecord, redaction: Redaction) -> str:
 
 
 def json_line(topic: str, record: ReadRecord, redaction: Redaction) -> str:
-    """`record` as one line of JSON: the value of our own topics, and the redacted value of the user's topics."""
+    """`record` as one line of JSON: the value of our own topics, and the redacted value of the user's topics.
+
+    Control characters are escaped, which does not change the document.
+    """
+    # Tabs and carriage returns can only stand between the parts of a document.
+    return plain(_document(topic, record, redaction).replace("\t", " ").replace("\r", " "))
+
+
+def _document(topic: str, record: ReadRecord, redaction: Redaction) -> str:
     if topic in TOPIC_RECORDS and record.value is not None and b"\n" not in record.value:
         return record.value.decode("utf-8", "backslashreplace")
     if topic == LINEAGE:

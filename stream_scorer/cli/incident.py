@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -93,9 +94,9 @@ def show_command(settings: Settings, incident_id: str, as_json: bool, html: Path
 def page_command(settings: Settings, incident_id: str, output: Path | None) -> None:
     """Write one self-contained HTML page about incident ID, made from the topics alone."""
     history = _history(settings, incident_id)
-    path = output or Path(f"{history[-1].id}.html")
+    path = output or Path(f"{safe_name(history[-1].id)}.html")
     _write_page(settings, history, path)
-    click.echo(path)
+    click.echo(plain(str(path)))
 
 
 @incident.command("close")
@@ -114,6 +115,11 @@ def close_command(settings: Settings, incident_id: str, why: str, who: str) -> N
     with _open_log(settings) as log:
         closed = log.close_by(incident_id, who, why, SystemClock().now_ms())
     click.echo(plain(f"{closed.id} is closed by {who}: {why}"))
+
+
+def safe_name(incident_id: str) -> str:
+    """The id as a file name: anyone who may write to the topic can give any id."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", incident_id).lstrip(".-")[:200] or "incident"
 
 
 def _row(each: Incident) -> list[str]:
@@ -168,40 +174,43 @@ def _write_page(settings: Settings, history: list[Incident], path: Path) -> None
 def _records(settings: Settings, history: list[Incident]) -> IncidentRecords:
     """What the topics have about an incident, in an order that does not depend on how it is read."""
     from stream_scorer.kafka.topics import Topics
-    from stream_scorer.reports.incident_page import IncidentRecords, bounds_of
+    from stream_scorer.reports.incident_page import IncidentRecords, Traffic, bounds_of
 
     topics, newest = Topics.of(settings), history[-1]
     start, end = bounds_of(newest)
-    summaries = [
-        (at, summary)
-        for at, _, summary in _read(settings, topics.score_summaries, ScoreSummary, start, end)
-        if newest.ensemble in ("", summary.ensemble)
-    ]
+    read = _stream(settings, topics.score_summaries, ScoreSummary, start, end)
+    traffic = Traffic(newest, ((at, summary) for _, _, at, summary in read))
     metrics: list[MonitorMetric] = []
     if newest.kind == "drift":
         found = _read(settings, topics.monitor_metrics, MonitorMetric, start, end)
         metrics = [metric for _, _, metric in found if metric.ensemble == newest.ensemble]
     commands: list[tuple[int, Command]] = []
     if newest.ensemble:
-        read = _read(settings, topics.control, Command, 0 if newest.kind == "verdict" else start, end)
-        commands = [(offset, command) for _, offset, command in read if command.ensemble == newest.ensemble]
-    return IncidentRecords(history, summaries, metrics, commands)
+        log = _read(settings, topics.control, Command, 0 if newest.kind == "verdict" else start, end)
+        commands = [(offset, command) for _, offset, command in log if command.ensemble == newest.ensemble]
+    return IncidentRecords(history, traffic, metrics, commands)
 
 
 def _read(settings: Settings, topic: str, kind: type[R], start: int, end: int | None) -> list[tuple[int, int, R]]:
     """Timestamp, offset and record of a topic between two record timestamps (ms), in order of partition and offset."""
+    found = sorted(_stream(settings, topic, kind, start, end), key=lambda each: each[:2])
+    return [(at, offset, record) for _, offset, at, record in found]
+
+
+def _stream(
+    settings: Settings, topic: str, kind: type[R], start: int, end: int | None
+) -> Iterator[tuple[int, int, int, R]]:
+    """Partition, offset, timestamp and record of a topic between two record timestamps (ms), in no order."""
     from stream_scorer.cli.topic_io import TopicReader
 
     decode = msgspec.json.Decoder(kind).decode
-    found: list[tuple[int, int, int, R]] = []
     with TopicReader(settings["kafka.bootstrap"], topic, client_id="stream-scorer-incident", start=start) as reader:
         for record in _until(reader, end):
             try:
-                found.append((record.partition, record.offset, record.timestamp_ms, decode(record.value or b"")))
+                decoded = decode(record.value or b"")
             except NOT_A_RECORD:
                 continue
-    found.sort(key=lambda each: each[:2])
-    return [(at, offset, record) for _, offset, at, record in found]
+            yield record.partition, record.offset, record.timestamp_ms, decoded
 
 
 def _until(reader: Any, end: int | None) -> Iterator[Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
 from stream_scorer.console import plain
+from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.settings import Settings
@@ -18,7 +20,9 @@ from stream_scorer.spec.model import CheckedSpec
 
 # Topics with the user's own values, which can contain fields that the spec declares sensitive.
 USER_TOPICS = ("transactions", "labels", "transactions.dlq")
-_SILENCE_S = 1.0
+_POLL_S = 0.5
+# Maximum time without an answer. A restarting broker answers again within half a minute.
+SILENCE_S = 40.0
 
 
 class ReadRecord(NamedTuple):
@@ -35,6 +39,8 @@ class ReadRecord(NamedTuple):
 class TopicReader(RecordFollower):
     """A `RecordFollower` that reads up to the end and returns headers by name."""
 
+    NOTES_ENDS = True
+
     def read(self, max_records: int = 1_000, timeout_s: float = 0.5) -> list[ReadRecord]:
         """Up to `max_records` records; waits at most `timeout_s` for the first one.
 
@@ -49,25 +55,37 @@ class TopicReader(RecordFollower):
     def read_to_end(self) -> Iterator[ReadRecord]:
         """Every record up to the present end of the topic.
 
-        The last offsets can be transaction markers, which a consumer never returns. So the end is also reached after
-        one second without records, if the broker still answers.
+        Offsets without a record, such as transaction markers, count as read when the broker reports the end after them.
 
         Raises:
-            BrokerUnavailable: the broker stopped to answer before the end.
+            BrokerUnavailable: the broker did not answer for `SILENCE_S`.
         """
-        ends = self._watermarks("end")
+        ends = self.ends()
         left = {p: end for p, end in ends.items() if end > self.starts.get(p, 0)}
+        answered_at = time.monotonic()
         while left:
-            records = self.read(timeout_s=_SILENCE_S)
-            if not records:
-                self._watermarks("end")
-                return
+            self.reached.clear()
+            records = self.read(timeout_s=_POLL_S)
             for record in records:
                 end = ends.get(record.partition, 0)
                 if record.offset < end:
                     yield record
                 if record.offset + 1 >= end:
                     left.pop(record.partition, None)
+            if records or self.reached:
+                answered_at = time.monotonic()
+                self._drop_finished(left)
+            elif time.monotonic() - answered_at > SILENCE_S:
+                raise BrokerUnavailable(f"the broker at {self._bootstrap} does not answer: read {self._topic}")
+
+    def _drop_finished(self, left: dict[int, int]) -> None:
+        """Remove the partitions that are read to their end."""
+        behind = [p for p, offset in self.reached.items() if p in left and offset < left[p]]
+        # A follower, and a new leader, know the end of a partition a moment late. So the leader is asked again.
+        ends = self.ends() if behind else {}
+        for partition, offset in self.reached.items():
+            if partition in left and offset >= min(left[partition], ends.get(partition, left[partition])):
+                del left[partition]
 
 
 def quiet_client() -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from stream_scorer.cli.decided import archive_option, open_decided, tolerance_option
 from stream_scorer.cli.options import with_settings
+from stream_scorer.console import plain
 from stream_scorer.errors import ArtifactError, CheckFailed
 from stream_scorer.settings import Settings
+
+if TYPE_CHECKING:
+    from stream_scorer.replay.verify import VerifyReport
+
+# Codes of models that are there, but differ from what their manifest describes.
+_ALTERED = ("artifact_digest", "artifact_self_test")
 
 
 @click.command()
@@ -24,6 +33,9 @@ from stream_scorer.settings import Settings
 def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: bool) -> None:
     """Recompute every score on the topics from its recorded features. Exit code 3 if one differs.
 
+    Scores whose contribution or lineage retention has removed are skipped and counted. Exit code 3 if this holds for
+    all scores of a partition.
+
     Loads the recorded version from the registry. A version that was served from a folder comes from the cache of the
     scorer, or from the folder that --ensemble names. A member with an altered file is a difference too. With --spec and
     the secret of the scorer, the random review sample is drawn again, for the scores that this spec decided, and their
@@ -32,7 +44,6 @@ def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: 
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.ensemble.ensemble import Ensemble
-    from stream_scorer.replay.decisions import describe
     from stream_scorer.replay.verify import Verifier, verify_topics
     from stream_scorer.spec import load_spec
 
@@ -44,7 +55,10 @@ def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: 
             try:
                 return Ensemble.load(decided.folder_of(name, version), version=version)
             except ArtifactError as error:
-                raise CheckFailed(f"{name} {version} is not the version that scored: {error.message}") from error
+                if error.code not in _ALTERED:
+                    raise
+                message = f"{name} {version} is not the version that scored: {error.message}"
+                raise CheckFailed(message, hint=error.hint) from error
 
         total = sum(high - low for low, high in decided.reader.bounds(decided.topics.contributions).values())
         with Progress("verifying scores", total, SystemClock()) as progress:
@@ -52,15 +66,34 @@ def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: 
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
     else:
-        versions = ", ".join(f"{count:,} by {version}" for version, count in report.by_version.items())
-        click.echo(f"{report.scores:,} scores recomputed ({versions or 'none'}): {report.different:,} differ")
-        for what, count in report.by_what.items():
-            click.echo(f"  {what}: {count:,}")
-        if report.not_recomputed:
-            click.echo(f"not recomputed: {describe(report.not_recomputed)}")
-        for example in report.examples:
-            click.echo(f"  {example}")
+        for text in _lines(report):
+            click.echo(plain(text))
     if report.different:
         raise CheckFailed(f"{report.different:,} of {report.scores:,} scores differ from their records")
+    if report.unverified:
+        raise CheckFailed(
+            f"no score could be recomputed in the partitions {', '.join(map(str, report.unverified))}: "
+            f"{_missing(report)}",
+            hint="Retention removed these records: keep `contributions` and `lineage` as long as `scores`.",
+        )
     if not report.scores:
         raise CheckFailed("nothing to compare: the topics contain no scores")
+
+
+def _lines(report: VerifyReport) -> Iterator[str]:
+    from stream_scorer.replay.decisions import describe
+
+    versions = ", ".join(f"{count:,} by {version}" for version, count in report.by_version.items())
+    yield f"{report.scores:,} scores recomputed ({versions or 'none'}): {report.different:,} differ"
+    if report.skipped:
+        yield f"{report.skipped:,} scores skipped: {_missing(report)}"
+    for what, count in report.by_what.items():
+        yield f"  {what}: {count:,}"
+    if report.not_recomputed:
+        yield f"not recomputed: {describe(report.not_recomputed)}"
+    for example in report.examples:
+        yield f"  {example}"
+
+
+def _missing(report: VerifyReport) -> str:
+    return ", ".join(f"{count:,} have no {what}" for what, count in report.by_missing.items())

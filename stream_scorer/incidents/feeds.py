@@ -54,6 +54,8 @@ class _Partition:
         minutes: number of minutes that `share`, its usual share of the traffic, is the mean of.
         missed: transactions that it should have delivered since its last one. at: time of its last record, ms.
         lag, lags: distance of its event times behind the newest of the topic, ms: now, and usually.
+        seen: `next_offset` at the last evaluation. waits_since: clock, ms, at which this stopped to advance although
+            transactions wait; None if none wait.
     """
 
     def __init__(self, rules: EpisodeRules) -> None:
@@ -67,6 +69,8 @@ class _Partition:
         self.silent = Episode(rules)
         self.late = Episode(rules)
         self.lag = 0
+        self.seen: int | None = None
+        self.waits_since: int | None = None
 
 
 class FeedDetector:
@@ -95,6 +99,11 @@ class FeedDetector:
         if summary.panes or summary.dead_letters:
             known.at = max(known.at, at)
 
+    def seed(self, summary: ScoreSummary, at: int) -> None:
+        """Add the last summary of a partition that has none in the time that is read, with its record timestamp, ms."""
+        known = self._partitions.setdefault((summary.topic, summary.partition), _Partition(self._rules.episodes))
+        known.next_offset, known.event_time, known.at = summary.next_offset, summary.newest, at
+
     def add_dead_letter(self, code: str, path: str, source: Source, at: int) -> None:
         """Add a dead letter: its error code, the path of the field, and where it came from."""
         letters = self._letters.at(at, source.topic)
@@ -118,6 +127,7 @@ class FeedDetector:
         found = Findings()
         for place, known in sorted(self._partitions.items()):
             self._find_partition(place, known, found)
+            self._find_unscored(place, known, found)
         for topic in sorted({topic for topic, _ in self._partitions}):
             self._find_topic(topic, found)
             self._find_dead_letters(topic, found)
@@ -232,6 +242,39 @@ class FeedDetector:
                 statistics={"lag_s": known.lag / 1_000, "usual_lag_s": usual / 1_000},
                 limits={"lag_s": (usual + self._rules.late_ms) / 1_000},
                 began=episode.start,
+            )
+        )  # fmt: skip
+
+    def _find_unscored(self, place: Place, known: _Partition, found: Findings) -> None:
+        """Transactions of one partition wait, although those of others are scored."""
+        if place not in self._ends:
+            return
+        topic, partition = place
+        waiting, advanced = self._waiting(place), known.seen is not None and known.next_offset > known.seen
+        known.seen = known.next_offset
+        unscored = Subject(topic=topic, partition=partition, aspect="not scored")
+        if waiting <= MARKERS or advanced:
+            known.waits_since = None
+            found.end("latency", unscored, "its transactions are scored again", known.event_time)
+        if waiting <= MARKERS:
+            return
+        if known.waits_since is None:
+            known.waits_since = self._now
+        # If the others stop too, it is a condition of the topic.
+        others = max(each.at for (name, _), each in self._partitions.items() if name == topic)
+        limit = self._rules.episodes.minute_ms * self._rules.episodes.open_after
+        if others - known.waits_since < limit:
+            return
+        waited = self._now - known.waits_since
+        found.conditions.append(
+            Condition(
+                "latency", unscored, known.next_offset,
+                f"{waiting:,} transactions wait on partition {partition} of {topic}, and none of it was scored for "
+                f"{seconds(waited)}, while others are scored",
+                known.event_time, known.event_time, [Source(topic, partition, known.next_offset)],
+                Affected(waiting, how="transactions that wait"), NO_ACTION,
+                {"waiting": waiting, "waiting_s": waited / 1_000}, {"waiting_s": limit / 1_000},
+                began=known.at,
             )
         )  # fmt: skip
 

@@ -17,11 +17,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from stream_scorer.errors import StreamScorerError, UsageError
+from stream_scorer.errors import BrokerUnavailable, StreamScorerError, UsageError
 from stream_scorer.records import NOT_A_RECORD, Affected, Incident, IncidentKind, Source
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 0.2
+# Waits in a row without progress, 40 s in all: a restarting broker answers again within half a minute.
+_MAX_IDLE = 200
 # Figures change with every record that a detector reads. An update that changes nothing else is written after a minute,
 # and later after a twentieth of the time that the incident has lasted, so that a long one has few records.
 UPDATE_EVERY_MS, UPDATE_SHARE = 60_000, 0.05
@@ -222,12 +224,15 @@ class IncidentLog:
         return self.read().open()
 
     def read(self) -> IncidentTable:
-        """The fold of the whole topic. Raises `BrokerUnavailable`."""
-        end = self._log.end()
+        """The fold of the whole topic. Raises `BrokerUnavailable`, also if nothing comes any more before the end."""
+        end, idle = self._log.end(), 0
         while self._next < end:
             for record in self._log.read(_WAIT_S):
                 self._table.add(record.value, record.offset)
+            idle = idle + 1 if self._log.position() <= self._next else 0
             self._next = max(self._next, self._log.position())
+            if idle >= _MAX_IDLE:
+                raise BrokerUnavailable(f"the broker does not send the topic of incidents from offset {self._next} on")
         return self._table
 
     def report(self, condition: Condition, at: int) -> bool:

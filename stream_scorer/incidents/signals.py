@@ -1,6 +1,7 @@
 """Follows the topics, and turns conditions on them into incidents.
 
 It needs Kafka only and stores nothing: it reads again from before the first open incident, and reaches the same state.
+Of a partition whose last transaction is scored earlier than that, it reads the last summary.
 Every monitor runs it; `IncidentLog` makes one incident of what several report.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -72,6 +73,10 @@ class TopicFollower(Protocol):
 
     def ends(self) -> Mapping[int, int]: ...
 
+    def last_before_start(self) -> Sequence[TopicRecord]:
+        """The last record of each partition that has none since the start."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -119,6 +124,15 @@ class Detectors:
             self.services.add_status(self._status(record.value), at)
         elif topic == "outcomes":
             self.labels.add_outcome(self._outcome(record.value), at)
+
+    def seed(self, record: TopicRecord, topics: Container[str]) -> None:
+        """Add the last summary before the time that is read, if its input is one of `topics`."""
+        try:
+            summary = self._summary(record.value or b"")
+        except NOT_A_RECORD:
+            return
+        if summary.topic in topics:
+            self.feeds.seed(summary, record.timestamp_ms)
 
     def add_summary(self, summary: ScoreSummary, at: int) -> None:
         """Add a summary with its record timestamp, ms."""
@@ -231,6 +245,11 @@ class Signals:
         for topic in Detectors.TOPICS:
             start = max(now - LABEL_HISTORY_MS, 0) if topic == "outcomes" else since
             self._readers[topic] = self._follow(topic, start)
+        # What stopped before that has no record, and would be unknown.
+        inputs = {topic for topic, _ in self._ends()}
+        for record in self._readers["score_summaries"].last_before_start():
+            if record.timestamp_ms >= now - MAX_HISTORY_MS:
+                self._detectors.seed(record, inputs)
 
     def _read_backlog(self, stop: threading.Event) -> None:
         """Read every topic to its present end, so that no minute is evaluated before it is complete.

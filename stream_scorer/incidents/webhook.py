@@ -12,13 +12,14 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import SettingsError
 from stream_scorer.incidents.log import IncidentLog, IncidentTable
+from stream_scorer.kafka.call_timeout import CallTimedOut, TimedCaller
 from stream_scorer.observability.metrics import Metric, Metrics
 from stream_scorer.records import Incident, IncidentKind
 
@@ -34,6 +35,9 @@ WEBHOOK_METRICS = (SENT,)
 
 POLL_S = 1.0
 TIMEOUT_S = 5.0
+# Most requests whose answers are late. With more, an attempt fails at once.
+MAX_LATE = 8
+_THREAD = "webhook-request"
 # Attempts per notification, with pauses of 1, 2, 4 and 8 s between them.
 ATTEMPTS, FIRST_PAUSE_S = 5, 1.0
 # A notification whose attempts all failed is sent again at this interval, with one attempt each.
@@ -44,6 +48,9 @@ AGAIN_MS = 3_600_000
 _TRANSIENT = (408, 425, 429)
 # Transactions are decided wrongly, late, or without the model. Severities are those of deploy/prometheus/alerts.yml.
 _PAGE: tuple[IncidentKind, ...] = ("verdict", "errors", "latency")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Milliseconds from the epoch to the first and to the last second of years with four digits.
+_FIRST_MS, _LAST_MS = -30_610_224_000_000, 253_402_300_799_000
 # What Alertmanager sends as the end of an alert that has not ended.
 _NO_END = "0001-01-01T00:00:00Z"
 
@@ -113,7 +120,8 @@ def notification(incident: Incident) -> dict[str, Any]:
 
 
 def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    # Receivers parse the text, so a time outside of the calendar becomes its nearest end.
+    return f"{_EPOCH + timedelta(milliseconds=min(max(ms, _FIRST_MS), _LAST_MS)):%FT%T}.{ms % 1_000:03d}Z"
 
 
 class Webhook:
@@ -212,7 +220,26 @@ def _state(incident: Incident) -> tuple[object, ...]:
 
 
 def _post(url: str, body: dict[str, Any]) -> int:
+    """The status of the answer. Raises OSError, also if it takes longer than `TIMEOUT_S` in all.
+
+    Timeouts of `requests` bound single reads, and not the look-up of the host. So the request runs in a thread, which
+    is abandoned if it is late.
+    """
+    if sum(thread.name == _THREAD for thread in threading.enumerate()) >= MAX_LATE:
+        raise TimeoutError("earlier requests are still waiting for their answers")
+    caller, statuses = TimedCaller(_THREAD), []
+    try:
+        caller.call(lambda: statuses.append(_request(url, body)), TIMEOUT_S)
+    except CallTimedOut:
+        raise TimeoutError("no answer in time") from None
+    finally:
+        caller.close()
+    return statuses[0]
+
+
+def _request(url: str, body: dict[str, Any]) -> int:
     import requests  # a tenth of the import time of scorers, which have no webhook
 
-    # A redirect could send the body to another host.
-    return requests.post(url, json=body, timeout=TIMEOUT_S, allow_redirects=False).status_code
+    # A redirect could send the body to another host. The body of the answer is not read.
+    with requests.post(url, json=body, timeout=TIMEOUT_S, allow_redirects=False, stream=True) as response:
+        return response.status_code

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, cast
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
-from stream_scorer.errors import BrokerUnavailable, UsageError
+from stream_scorer.errors import BrokerUnavailable, RecordsDeleted, UsageError
 from stream_scorer.kafka.clients import find_refusal, open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
 from stream_scorer.kafka.headers import headers_of
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.kafka.producer import PlainProducer
+from stream_scorer.kafka.range_reader import RangeReader
+from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers
 
 # A healthy broker answers metadata in milliseconds; a single-node one that has just started may elect for seconds.
@@ -30,6 +33,8 @@ ABSENCE_TRIES = 10
 _ELECTING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 # Maximum number of records per call to librdkafka: large enough to be cheap, small enough to keep a schedule.
 CHUNK = 5_000
+# Offsets at the end of a partition that are read first for its last record.
+LAST_OFFSETS = 64
 # Records due within one tick are sent together. One by one, 1,000 per second would use a quarter of a core.
 TICK_S = 0.01
 
@@ -128,7 +133,14 @@ class FollowedRecord(NamedTuple):
 
 
 class RecordFollower:
-    """Reads every committed record of a topic, without a consumer group and without commits. A context manager."""
+    """Reads every committed record of a topic, without a consumer group and without commits. A context manager.
+
+    Attributes:
+        reached: by partition, the offset at which `poll` last found it at its end, if `NOTES_ENDS`. Transaction markers
+            and aborted records before it take offsets, but are never returned.
+    """
+
+    NOTES_ENDS = False
 
     def __init__(
         self, bootstrap: str, topic: str, *, client_id: str, start: Literal["beginning", "end"] | int = "end"
@@ -141,7 +153,9 @@ class RecordFollower:
         self._bootstrap = bootstrap
         self._topic = topic
         # librdkafka requires a group name. It has no effect, as no offsets are committed.
-        self._consumer = open_consumer(consumer_config(bootstrap, client_id, f"{client_id}-follower") | SMALL_PREFETCH)
+        config = consumer_config(bootstrap, client_id, f"{client_id}-follower") | SMALL_PREFETCH
+        self._consumer = open_consumer(config | {"enable.partition.eof": self.NOTES_ENDS})
+        self.reached: dict[int, int] = {}
         try:
             self.starts = self._watermarks(start)
             self._consumer.assign([TopicPartition(topic, p, offset) for p, offset in self.starts.items()])
@@ -161,6 +175,9 @@ class RecordFollower:
         records = []
         for message in messages:
             error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                self.reached[cast(int, message.partition())] = cast(int, message.offset())
+                continue
             if error is not None:
                 known = as_domain_error(error, f"read {self._topic}", self._bootstrap)
                 if error.retriable() or isinstance(known, BrokerUnavailable):
@@ -177,6 +194,15 @@ class RecordFollower:
     def ends(self) -> dict[int, int]:
         """The present end of each partition. Raises `BrokerUnavailable`."""
         return self._watermarks("end")
+
+    def last_before_start(self) -> list[FollowedRecord]:
+        """The last record of each partition that has none since the start. Raises `BrokerUnavailable`."""
+        found = []
+        with RangeReader(self._bootstrap, client_id="stream-scorer-last") as reader:
+            for source, (low, high) in reader.bounds(self._topic).items():
+                if low < high <= self.starts.get(source.partition, high):
+                    found += last_record(reader, source, low, high)
+        return found
 
     def close(self) -> None:
         """Stop reading, and return the memory of what was fetched."""
@@ -222,6 +248,26 @@ class RecordFollower:
                 # No partition is assigned yet: this call only waits while librdkafka looks up the leader.
                 self._consumer.poll(RETRY_WAIT_S)
         raise AssertionError("the last attempt returns or raises")
+
+
+def last_record(reader: RangeReader, source: SourcePartition, low: int, high: int) -> list[FollowedRecord]:
+    """The last record of `source` with an offset in ``[low, high)``; empty if there is none.
+
+    Markers and aborted records take offsets too, so the range that is read grows until it contains a record.
+    """
+    size = LAST_OFFSETS
+    while low < high:
+        start = max(low, high - size)
+        try:
+            last = deque(reader.read(source, start, high), maxlen=1)
+        except RecordsDeleted:
+            return []
+        if last:
+            record = last[0].take(np.array([len(last[0]) - 1]))
+            at, timestamp = int(record.offset[0]), int(record.timestamp[0])
+            return [FollowedRecord(source.partition, at, record.key[0], record.value[0], timestamp)]
+        high, size = start, 4 * size
+    return []
 
 
 def _places(keys: Sequence[bytes | None], partitions: int) -> NDArray[np.int32]:

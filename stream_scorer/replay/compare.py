@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
 from stream_scorer.errors import UsageError
-from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Contribution, LineageRow, Record, Score
-from stream_scorer.replay.recorded import recorded
+from stream_scorer.replay.recorded import TopicRanges, bounds_of, recorded
 from stream_scorer.serde.canonical import canonical, first_difference
 
 
@@ -113,16 +111,19 @@ class Comparison:
         return path
 
 
-def served_records(reader: RangeReader, topics: Topics) -> Callable[[int], Iterator[ServedRecord]]:
-    """The output of the live scorer, by partition. Scores and contributions have the same order on their topics."""
+def served_records(reader: TopicRanges, topics: Topics) -> Callable[[int], Iterator[ServedRecord]]:
+    """The output of the live scorer, by partition. Scores and contributions have the same order on their topics.
+
+    It ends where the first of both topics ends: the scorer may go on.
+    """
     decode = msgspec.json.Decoder(Score).decode
 
     def of(partition: int) -> Iterator[ServedRecord]:
-        source = SourcePartition(topics.scores, partition)
-        scores = _values(reader, source, *reader.bounds(topics.scores).get(source, (0, 0)))
-        for value, found in itertools.zip_longest(scores, recorded(reader, topics, partition)):
-            score = None if value is None else decode(value)
-            if score is None or found is None or score.event_id != found.contribution.event_id:
+        ends = [bounds_of(reader, topic, partition) for topic in (topics.scores, topics.contributions)]
+        scores = _values(reader, SourcePartition(topics.scores, partition), *ends[0])
+        for value, found in zip(scores, recorded(reader, topics, partition, ends[1]), strict=False):
+            score = decode(value)
+            if score.event_id != found.contribution.event_id:
                 raise UsageError(
                     f"{topics.scores} and {topics.contributions} differ in their records of partition {partition}",
                     hint="Retention may have shortened one of them: compare on topics that are still complete.",
@@ -137,7 +138,7 @@ def served_records(reader: RangeReader, topics: Topics) -> Callable[[int], Itera
     return of
 
 
-def _values(reader: RangeReader, source: SourcePartition, low: int, high: int) -> Iterator[bytes]:
+def _values(reader: TopicRanges, source: SourcePartition, low: int, high: int) -> Iterator[bytes]:
     for chunk in reader.read(source, low, high):
         for value in chunk.value:
             yield value or b""

@@ -66,11 +66,19 @@ def stored_lineage(
             yield StoredLineage(*covered, value)
 
 
-def recorded(reader: TopicRanges, topics: Topics, partition: int) -> Iterator[Recorded]:
-    """Every contribution of one partition in order, with its lineage; records in the old format contain theirs."""
+def bounds_of(reader: TopicRanges, topic: str, partition: int) -> tuple[int, int]:
+    """First offset and end offset of one partition; 0 and 0 if the topic does not have it."""
+    return reader.bounds(topic).get(SourcePartition(topic, partition), (0, 0))
+
+
+def recorded(reader: TopicRanges, topics: Topics, partition: int, bounds: tuple[int, int]) -> Iterator[Recorded]:
+    """The contributions of one partition within `bounds`, with their lineage; records in the old format contain theirs.
+
+    On a system that is scoring, look up the bounds of topics that are read together before reading any of them.
+    """
     source = SourcePartition(topics.contributions, partition)
     lineage = _Cursor(lambda: stored_lineage(reader, topics, partition))
-    for chunk in reader.read(source, *reader.bounds(topics.contributions).get(source, (0, 0))):
+    for chunk in reader.read(source, *bounds):
         for value in chunk.value:
             contribution, row = decode_contribution(value or b"")
             yield Recorded(contribution, row or lineage.take(contribution.source.offset))

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, dropwhile, islice, zip_longest
-from typing import Any
+from itertools import islice
 
 import msgspec
 import numpy as np
@@ -30,18 +29,24 @@ from stream_scorer.records import (
     Record,
     Score,
 )
+from stream_scorer.replay.alignment import Range, common_start
 from stream_scorer.replay.decisions import Decisions, Served
-from stream_scorer.replay.recorded import Recorded, TopicRanges, recorded
+from stream_scorer.replay.recorded import Recorded, TopicRanges, bounds_of, recorded
 from stream_scorer.serde.decoder import hash_ids
 from stream_scorer.spec.model import CheckedSpec
 
 _EXAMPLES = 10
 _BATCH = 4_096
+# What is missing of scores that are skipped.
+NO_CONTRIBUTION, NO_LINEAGE = "contribution", "lineage"
+_Skipped = Counter[str]
 
 
 class VerifyReport(Record, frozen=True):
     """`scores` counts the recomputed scores, also by version; `different` those that differ, also by what differs.
 
+    `skipped` counts scores that cannot be recomputed because retention removed other records of them, also by what is
+    missing. `unverified` are the partitions in which this holds for all scores.
     `not_recomputed` counts decisions that were not, or not completely, computed again, see `replay.decisions`.
     """
 
@@ -51,6 +56,9 @@ class VerifyReport(Record, frozen=True):
     by_what: dict[str, int]
     examples: list[str]
     not_recomputed: dict[str, int] = msgspec.field(default_factory=dict)
+    skipped: int = 0
+    by_missing: dict[str, int] = msgspec.field(default_factory=dict)
+    unverified: list[int] = msgspec.field(default_factory=list)
 
 
 class Verifier:
@@ -172,56 +180,73 @@ def verify_topics(
 ) -> VerifyReport:
     """Verify everything on the topics `scores`, `contributions` and `lineage`; they are written together.
 
-    Retention may have shortened one of them more than the others; events that are missing on one are skipped.
+    Retention may have shortened one of them more than the others; scores whose other records are missing are skipped
+    and counted. A partition ends where the first of both topics ends.
 
     Raises:
         UsageError: the topics do not contain the same events.
     """
-    done = 0
-    for source in sorted(reader.bounds(topics.contributions)):
-        partition = source.partition
-        pairs = _with_lineage(_pairs(_scores(reader, topics, partition), recorded(reader, topics, partition)))
+    done, skipped = 0, _Skipped()
+    unverified = []
+    for partition in sorted(
+        {s.partition for s in (*reader.bounds(topics.scores), *reader.bounds(topics.contributions))}
+    ):
+        before = done, skipped.total()
+        pairs = _pairs(reader, topics, partition, skipped)
         while batch := list(islice(pairs, _BATCH)):
-            if any(s is None or c is None or s.event_id != c.contribution.event_id for s, c in batch):
-                raise UsageError(
-                    f"partition {partition} of {topics.scores} and of {topics.contributions} have different events",
-                    hint="Scorers write both together: did another program write to one of them?",
-                )
             verifier.add([s for s, _ in batch], [c for _, c in batch])
             done += len(batch)
             if on_progress is not None:
-                on_progress(done)
-    return verifier.report()
+                on_progress(done + skipped.total())
+        if done == before[0] and skipped.total() > before[1]:
+            unverified.append(partition)
+    return msgspec.structs.replace(
+        verifier.report(), skipped=skipped.total(), by_missing=dict(+skipped), unverified=unverified
+    )
 
 
-def _with_lineage(pairs: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    """The pairs from the first one with a lineage, because retention may have removed earlier lineage."""
-    return dropwhile(lambda pair: pair[1] is not None and pair[1].lineage is None, pairs)
+def _pairs(reader: TopicRanges, topics: Topics, partition: int, skipped: _Skipped) -> Iterator[tuple[Score, Recorded]]:
+    """The pairs of one partition from the first event with lineage, to the end of the shorter topic.
+
+    Adds to `skipped` the scores of the partition that are in no pair.
+    """
+    # The ends of both before anything is read: a scorer that goes on writes to both all the time.
+    scores, records = (
+        Range(SourcePartition(topic, partition), *bounds_of(reader, topic, partition))
+        for topic in (topics.scores, topics.contributions)
+    )
+    starts = common_start(reader, scores, records)
+    if starts is None:
+        raise _different_events(topics, partition)
+    earlier = reader.read(scores.source, scores.start, starts[0])
+    skipped[NO_CONTRIBUTION] += sum(len(chunk.value) for chunk in earlier)
+    rest = _scores(reader, scores.source, (starts[0], scores.stop))
+    began = False
+    for record in recorded(reader, topics, partition, (starts[1], records.stop)):
+        score = next(rest, None)
+        if score is None:
+            return
+        if score.event_id != record.contribution.event_id:
+            raise _different_events(topics, partition)
+        began = began or record.lineage is not None
+        if began:
+            yield score, record
+        else:
+            skipped[NO_LINEAGE] += 1
+    skipped[NO_CONTRIBUTION] += sum(1 for _ in rest)
 
 
-def _pairs(scores: Iterator[Score], records: Iterator[Recorded]) -> Iterator[tuple[Any, Any]]:
-    """Pairs from the first event that both have; None after the end of the shorter one."""
-    ours: list[Score] = list(islice(scores, 1))
-    theirs: list[Recorded] = list(islice(records, 1))
-    while ours and theirs and ours[0].event_id != theirs[0].contribution.event_id:
-        # The one that was shortened less contains, further on, the first event of the other.
-        more, also = list(islice(scores, 1)), list(islice(records, 1))
-        if not more and not also:
-            break
-        ours.extend(more)
-        theirs.extend(also)
-        if more and more[0].event_id == theirs[0].contribution.event_id:
-            ours = more
-        elif also and also[0].contribution.event_id == ours[0].event_id:
-            theirs = also
-    yield from zip_longest(chain(ours, scores), chain(theirs, records))
+def _different_events(topics: Topics, partition: int) -> UsageError:
+    return UsageError(
+        f"partition {partition} of {topics.scores} and of {topics.contributions} have different events",
+        hint="Scorers write both together: did another program write to one of them?",
+    )
 
 
-def _scores(reader: TopicRanges, topics: Topics, partition: int) -> Iterator[Score]:
-    """The scores of one partition."""
-    source = SourcePartition(topics.scores, partition)
+def _scores(reader: TopicRanges, source: SourcePartition, bounds: tuple[int, int]) -> Iterator[Score]:
+    """The scores of one partition within `bounds`."""
     decode = msgspec.json.Decoder(Score).decode
-    for chunk in reader.read(source, *reader.bounds(topics.scores).get(source, (0, 0))):
+    for chunk in reader.read(source, *bounds):
         for value in chunk.value:
             yield decode(value or b"")
 

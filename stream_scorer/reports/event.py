@@ -65,6 +65,7 @@ def to_explained(explanation: Explanation) -> Explained:
         parts=[Part(p.name, p.score or float("nan"), p.weight, p.contribution) for p in explanation.members],
         z=contribution.z or 0.0,
         score=contribution.score or 0.0,
+        unit=_unit(explanation.lineage.link),
     )
 
 
@@ -95,11 +96,15 @@ def _head(explanation: Explanation) -> list[str]:
     return lines
 
 
+def _unit(link: str) -> str:
+    return {"logit": "log-odds"}.get(link, link)
+
+
 def _waterfall(explanation: Explanation) -> list[str]:
     contribution, link = explanation.contribution, explanation.lineage.link
     if contribution.z is None or contribution.base is None:
         return ["no z: too few members returned a score"]
-    unit = {"logit": "log-odds", "probability": "probability", "rank": "rank"}.get(link, link)
+    unit = _unit(link)
     rows: list[tuple[str, float, float, float]] = [("base", contribution.base, 0.0, contribution.base)]
     at = contribution.base
     for part in explanation.members:

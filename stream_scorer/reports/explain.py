@@ -25,7 +25,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Explained:
-    """One alert: ``base + sum of contributions == z``; the final calibrator maps z to the score."""
+    """One alert: ``base + sum of contributions == z``; the final calibrator maps z to the score.
+
+    `unit` is the scale of z: that of the ensemble's link.
+    """
 
     event_id: str
     event_time: int
@@ -36,6 +39,7 @@ class Explained:
     parts: list[Part]
     z: float
     score: float
+    unit: str = "log-odds"
 
     @property
     def residual(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -39,17 +39,86 @@ _FIGURES: Mapping[str, tuple[str, float]] = {
 }
 
 
+@dataclass(slots=True)
+class _Minute:
+    """Transactions, alerts and money of one minute."""
+
+    rows: int = 0
+    alerts: int = 0
+    money: int = 0
+    alerted_money: int = 0
+    by_partition: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> str:
+        """Alerts per 1,000 transactions."""
+        return f"{1_000 * self.alerts / self.rows:.2f}" if self.rows else "-"
+
+
+class Traffic:
+    """The summaries of the incident's ensemble (all, if it has none) by minute, in any order.
+
+    An incident may be open for weeks, with millions of summaries.
+
+    Attributes:
+        minutes: by their beginning, ms. pairs: of a verdict, the alerts of its version and of the other one on the same
+            transactions, by minute.
+    """
+
+    def __init__(self, incident: Incident, summaries: Iterable[tuple[int, ScoreSummary]] = ()) -> None:
+        """`summaries` have their record timestamps, ms."""
+        self._incident = incident
+        self._minutes: dict[int, _Minute] = {}
+        self._pairs: dict[int, tuple[int, int]] = {}
+        for at, summary in summaries:
+            self._add(at // MINUTE_MS * MINUTE_MS, summary)
+
+    @property
+    def minutes(self) -> dict[int, _Minute]:
+        """See the class."""
+        return dict(sorted(self._minutes.items()))
+
+    @property
+    def pairs(self) -> dict[int, tuple[int, int]]:
+        """See the class."""
+        return dict(sorted(self._pairs.items()))
+
+    def _add(self, at: int, summary: ScoreSummary) -> None:
+        incident = self._incident
+        if incident.ensemble not in ("", summary.ensemble):
+            return
+        minute = self._minutes.setdefault(at, _Minute())
+        for pane in summary.panes:
+            alerts = pane.decisions.get("review", 0) + pane.decisions.get("block", 0)
+            minute.rows += pane.rows
+            minute.alerts += alerts
+            minute.money += sum(pane.money.values())
+            minute.alerted_money += pane.money.get("review", 0) + pane.money.get("block", 0)
+            seen = minute.by_partition.get(summary.partition, 0)
+            minute.by_partition[summary.partition] = seen + pane.rows
+        if incident.kind != "verdict" or summary.version != incident.version:
+            return
+        if summary.control_offset is not None and summary.control_offset < incident.since:
+            return
+        ours, theirs = self._pairs.get(at, (0, 0))
+        for pane in summary.panes:
+            square = pane.against.get(incident.other)
+            if square is not None:
+                ours, theirs = ours + square[0] + square[1], theirs + square[0] + square[2]
+        self._pairs[at] = ours, theirs
+
+
 @dataclass(frozen=True, slots=True)
 class IncidentRecords:
     """What the topics have about one incident, between `BEFORE_MS` before it and `AFTER_MS` after it.
 
     Attributes:
-        history: its records, oldest first; at least one. summaries: with their record timestamps, ms.
+        history: its records, oldest first; at least one. traffic: None if it was not read.
         metrics: of its ensemble. commands: of its ensemble, with their offsets.
     """
 
     history: Sequence[Incident]
-    summaries: Sequence[tuple[int, ScoreSummary]] = ()
+    traffic: Traffic | None = None
     metrics: Sequence[MonitorMetric] = ()
     commands: Sequence[tuple[int, Command]] = ()
 
@@ -70,22 +139,6 @@ def bounds_of(incident: Incident) -> tuple[int, int | None]:
     return max(incident.opened - BEFORE_MS, 0), end
 
 
-@dataclass(slots=True)
-class _Minute:
-    """Transactions, alerts and money of one minute."""
-
-    rows: int = 0
-    alerts: int = 0
-    money: int = 0
-    alerted_money: int = 0
-    by_partition: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def rate(self) -> str:
-        """Alerts per 1,000 transactions."""
-        return f"{1_000 * self.alerts / self.rows:.2f}" if self.rows else "-"
-
-
 def incident_page(records: IncidentRecords) -> str:
     """The page as HTML. Raises `SettingsError` without Jinja2 or matplotlib."""
     require_plots()
@@ -103,7 +156,7 @@ def incident_page(records: IncidentRecords) -> str:
         first=[(s.topic, str(s.partition), f"{s.offset:,}") for s in incident.first],
         figures=_figure_rows(incident),
         plots=[(drawing(svg), caption) for svg, caption in _plots(records)],
-        has_traffic=bool(records.summaries),
+        has_traffic=bool(_minutes(records)),
     )
 
 
@@ -113,8 +166,11 @@ def money(minor_units: int) -> str:
 
 
 def utc(ms: int | None) -> str:
-    """A time as text, UTC; a dash if it is not known."""
-    return "-" if ms is None else f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M:%S}"
+    """A time as text, UTC; a dash if it is not known, and the number itself if it is outside the calendar."""
+    try:
+        return "-" if ms is None else f"{datetime.fromtimestamp(ms // 1_000, UTC):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return str(ms)
 
 
 def facts(incident: Incident) -> list[tuple[str, str]]:
@@ -215,26 +271,15 @@ def _number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
 
 
-def _minutes(summaries: Sequence[tuple[int, ScoreSummary]]) -> dict[int, _Minute]:
-    found: dict[int, _Minute] = {}
-    for at, summary in summaries:
-        minute = found.setdefault(at // MINUTE_MS * MINUTE_MS, _Minute())
-        for pane in summary.panes:
-            alerts = pane.decisions.get("review", 0) + pane.decisions.get("block", 0)
-            minute.rows += pane.rows
-            minute.alerts += alerts
-            minute.money += sum(pane.money.values())
-            minute.alerted_money += pane.money.get("review", 0) + pane.money.get("block", 0)
-            seen = minute.by_partition.get(summary.partition, 0)
-            minute.by_partition[summary.partition] = seen + pane.rows
-    return dict(sorted(found.items()))
+def _minutes(records: IncidentRecords) -> dict[int, _Minute]:
+    return {} if records.traffic is None else records.traffic.minutes
 
 
 def _traffic_rows(records: IncidentRecords) -> list[tuple[str, ...]]:
     """Transactions, alerts and money before, during and after the incident."""
     incident = records.newest
     parts: dict[str, _Minute] = {}
-    for at, minute in _minutes(_own(records)).items():
+    for at, minute in _minutes(records).items():
         name = "before" if at + MINUTE_MS <= incident.opened else "while it was open"
         if incident.closed is not None and at >= incident.closed:
             name = "after"
@@ -247,12 +292,6 @@ def _traffic_rows(records: IncidentRecords) -> list[tuple[str, ...]]:
         (name, f"{part.rows:,}", f"{part.alerts:,}", part.rate, f"{part.money:,}", f"{part.alerted_money:,}")
         for name, part in parts.items()
     ]
-
-
-def _own(records: IncidentRecords) -> list[tuple[int, ScoreSummary]]:
-    """The summaries of the incident's ensemble; all if it has none."""
-    ensemble = records.newest.ensemble
-    return [found for found in records.summaries if not ensemble or found[1].ensemble == ensemble]
 
 
 def _plots(records: IncidentRecords) -> list[tuple[str, str]]:
@@ -295,15 +334,8 @@ def _versions_plot(records: IncidentRecords, marks: Sequence[Mark]) -> tuple[str
     incident = records.newest
     ours, theirs = 0, 0
     curves: tuple[list[tuple[int, float]], list[tuple[int, float]]] = [], []
-    for at, summary in sorted(records.summaries, key=lambda found: found[0]):
-        if summary.ensemble != incident.ensemble or summary.version != incident.version:
-            continue
-        if summary.control_offset is not None and summary.control_offset < incident.since:
-            continue
-        for pane in summary.panes:
-            square = pane.against.get(incident.other)
-            if square is not None:
-                ours, theirs = ours + square[0] + square[1], theirs + square[0] + square[2]
+    for at, (more, also) in (records.traffic.pairs if records.traffic is not None else {}).items():
+        ours, theirs = ours + more, theirs + also
         curves[0].append((at, ours))
         curves[1].append((at, theirs))
     names = (f"version {incident.version} (decides)", f"version {incident.other}, same transactions")
@@ -335,7 +367,7 @@ def _concerns(dimension: str, incident: Incident) -> bool:
 
 def _traffic_plots(records: IncidentRecords, marks: Sequence[Mark]) -> list[tuple[str, str]]:
     incident = records.newest
-    minutes = _minutes(_own(records))
+    minutes = _minutes(records)
     if not minutes:
         return []
     rows = [Line("transactions", [(at, minute.rows) for at, minute in minutes.items()])]

@@ -8,6 +8,9 @@ from typing import Any
 
 from stream_scorer.reports.plots import PALETTE, RED, drawn, make_figure, moment, show_legend, show_times
 
+# The year 9999.
+_END_MS = 253_370_764_800_000
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -36,12 +39,16 @@ def lines(
 ) -> str:
     """The curves as SVG, with `marks` as vertical lines and `limit` dashed; empty without a point.
 
+    Points and marks outside the calendar are left out: anyone who may write to a topic can give any time.
+
     Args:
         name: prefix of the ids in the drawing, unique on the page. axis: label of the vertical axis.
     """
+    curves = [Line(each.label, [point for point in each.points if 0 <= point[0] < _END_MS]) for each in curves]
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
+    marks = [mark for mark in marks if 0 <= mark.at < _END_MS]
     figure, (axes,) = make_figure(1, 1, height=2.6)
     for curve, colour in zip(curves, PALETTE, strict=False):
         times, values = zip(*curve.points, strict=True)

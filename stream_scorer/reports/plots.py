@@ -182,7 +182,7 @@ def _waterfall(alert: Explained) -> Any:
     axes.axvline(0, color=_INK, alpha=0.5, linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("log-odds")
+    axes.set_xlabel(alert.unit)
     axes.grid(visible=False, axis="y")
     return figure
 

@@ -177,7 +177,7 @@ def _check_policy(spec: PipelineSpec) -> None:
         if entry.entity not in spec.entities:
             raise SpecError(f"{entry.entity!r} is not an entity", path=f"{path}.entity")
         if bool(entry.ids) == (entry.file is not None):
-            raise SpecError("a list must have either `ids` or `file`", path=path)
+            raise SpecError("a list must have either `ids`, which are not empty, or `file`", path=path)
     for name in [segment.name for segment in policy.segments] + [entry.name for entry in policy.lists]:
         if name in seen:
             raise SpecError(f"two segments or lists are named {name!r}", path="policy")
@@ -197,7 +197,14 @@ def _with_lists_read(spec: PipelineSpec, folder: Path) -> PipelineSpec:
             lines = (folder / entry.file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"cannot read the list: {error}", path=f"policy.lists[{index}].file") from None
-        lists.append(replace(entry, ids=[line.strip() for line in lines if line.strip()]))
+        ids = [line.strip() for line in lines if line.strip()]
+        if not ids:
+            raise SpecError(
+                f"the list {entry.file} has no ids",
+                path=f"policy.lists[{index}].file",
+                hint="An export that failed may have left it empty. Remove the list from the spec if it is not needed.",
+            )
+        lists.append(replace(entry, ids=ids))
     return replace(spec, policy=replace(spec.policy, lists=lists))
 
 

@@ -17,7 +17,7 @@ from stream_scorer.records import (
     ScoreSummary,
     Source,
 )
-from stream_scorer.reports.incident_page import IncidentRecords, facts, incident_page
+from stream_scorer.reports.incident_page import IncidentRecords, Traffic, facts, incident_page
 
 MINUTE = 60_000
 OPENED = 1_699_999_980_000  # the beginning of a minute
@@ -68,7 +68,8 @@ def test_every_kind_has_a_page_with_what_happened_and_to_how_many(kind: str) -> 
         "drift_score", "amount_log", OPENED, OPENED + MINUTE, 1, True, "cards", "8", 0.3, None, None, None, None, 9,
         None, {},
     )  # fmt: skip
-    records = IncidentRecords([opened, closed(opened)], [summary(m) for m in range(-30, 40)], [metric])
+    traffic = Traffic(closed(opened), [summary(m) for m in range(-30, 40)])
+    records = IncidentRecords([opened, closed(opened)], traffic, [metric])
     page = incident_page(records)
     content = Content(page)
     text = " ".join(content.text.split())
@@ -94,8 +95,8 @@ def test_the_same_records_give_the_same_bytes_and_later_ones_change_nothing() ->
     opened = incident()
     history = [opened, closed(opened)]
     summaries = [summary(m) for m in range(60)]
-    one = incident_page(IncidentRecords(history, summaries))
-    assert incident_page(IncidentRecords(history, list(summaries))) == one
+    one = incident_page(IncidentRecords(history, Traffic(history[-1], summaries)))
+    assert incident_page(IncidentRecords(history, Traffic(history[-1], reversed(summaries)))) == one
 
 
 def test_hostile_names_are_text() -> None:

@@ -409,6 +409,22 @@ def test_json_is_the_record_as_it_stands(topic: str) -> None:
     assert json_line(topic, record(value), nothing_hidden()).encode() == value
 
 
+@pytest.mark.parametrize(
+    ("topic", "value"),
+    [
+        ("scores", '{"event_id":\t"e\u009b2J\u202e"}\r'.encode()),
+        ("scores", b"\x1b[2J"),
+        ("transactions", '{"id":"\u009b"}'.encode()),
+        ("transactions", b"\x1b]0;x\x07"),
+    ],
+)
+def test_json_of_a_record_cannot_send_commands_to_the_terminal(topic: str, value: bytes) -> None:
+    text = json_line(topic, record(value), nothing_hidden(values=True))
+    assert text.isprintable()
+    if b"event_id" in value:
+        assert json.loads(text) == json.loads(value)
+
+
 def test_a_lineage_record_is_one_readable_line_and_as_json_one_document() -> None:
     value = lineage_record()
     text = line("lineage", record(value), nothing_hidden())
@@ -531,6 +547,12 @@ def test_dead_letters_are_counted_by_code_with_the_newest_example() -> None:
     assert groups[0].examples[0].path == "$.amount"
     assert [g.code for g in group_dead_letters(LETTERS, nothing_hidden(), examples=1, code="not_json")] == ["not_json"]
     assert group_dead_letters(LETTERS, nothing_hidden(), examples=0)[0].examples == []
+
+
+def test_the_newest_dead_letter_is_the_last_one_by_time_and_not_by_reading_order() -> None:
+    read = [letter(b"not_json", offset)._replace(timestamp_ms=TIME + at) for offset, at in ((1, 5), (2, 9), (3, 1))]
+    (group,) = group_dead_letters(read, nothing_hidden(), examples=2)
+    assert [example.source for example in group.examples] == ["transactions:1:2", "transactions:1:1"]
 
 
 def test_values_of_dead_letters_are_shown_when_asked_for_without_sensitive_fields() -> None:

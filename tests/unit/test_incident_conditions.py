@@ -199,6 +199,53 @@ def test_a_topic_without_transactions_is_silent_but_not_if_they_wait_for_scorers
     assert waiting.affected is not None and waiting.affected.transactions == 3 * 800
 
 
+def test_a_partition_that_waits_unscored_while_others_are_scored_is_one_incident() -> None:
+    desk = Desk()
+
+    def ends(waiting: int) -> Callable[[int, int], None]:
+        def add(minute: int, at: int) -> None:
+            usual(desk, (0, 1))(minute, at)
+            scored = {("transactions", p): minute * 1_000 + 100 for p in (0, 1)}
+            desk.detectors.feeds.set_ends(scored | {("transactions", 2): 9_100 + waiting})
+
+        return add
+
+    desk.run(range(10), usual(desk))
+    desk.run(range(10, 40), ends(0))  # at night it has no traffic
+    assert [incident.aspect for incident in desk.newest] == ["silent"]
+    desk.run([40, 41], ends(1_000))
+    assert len(desk.newest) == 1
+    desk.run(range(42, 50), ends(30_000))
+    incident = desk.newest[-1]
+    assert (incident.kind, incident.subject, incident.closed) == (
+        "latency", "transactions, partition 2, not scored", None,
+    )  # fmt: skip
+    assert (incident.id, incident.first) == (
+        "latency-transactions-partition-2-not-scored-9100", [Source("transactions", 2, 9_100)],
+    )  # fmt: skip
+    assert incident.opened == BEGIN + 45 * MINUTE + 11_000 and "transactions wait on partition 2" in incident.why
+    assert len(desk.newest) == 2
+    desk.detectors.feeds.set_ends({})  # without a leader nothing is known
+    desk.evaluate(BEGIN + 50 * MINUTE + 11_000)
+    assert desk.newest[-1].closed is None
+
+    def again(minute: int, at: int) -> None:
+        desk.detectors.add_summary(summary(2, 100, minute, first=9_100), at)
+        ends(30_000)(minute, at)
+
+    desk.run([50], again)
+    assert desk.newest[-1].ended == "its transactions are scored again"
+
+
+def test_partitions_that_all_stop_are_one_incident_of_the_topic() -> None:
+    desk = Desk()
+    desk.run(range(10), usual(desk))
+    desk.detectors.feeds.set_ends({("transactions", p): 50_000 for p in range(3)})
+    for tick in range(0, 600, 5):
+        desk.evaluate(BEGIN + 10 * MINUTE + 1_000 * tick)
+    assert [incident.subject for incident in desk.newest] == ["transactions, not scored"]
+
+
 def test_a_partition_whose_event_times_fall_behind_the_others_is_late() -> None:
     desk = Desk(SignalRules(feeds=FeedRules(late_ms=5 * MINUTE)))
 
@@ -445,6 +492,9 @@ class Follower:
     def ends(self) -> dict[int, int]:
         return {0: 10_000, 1: 500}
 
+    def last_before_start(self) -> list[SimpleNamespace]:
+        return []
+
     def close(self) -> None:
         pass
 
@@ -487,6 +537,51 @@ def test_a_start_reads_from_before_what_a_person_closed_in_the_last_day(hours: i
 
     Signals(log, follow, dict, clock, Metrics(INCIDENT_METRICS), SignalRules())._open()
     assert starts["score_summaries"] == BEGIN - reads_back_hours * HOUR
+
+
+class Idle(Follower):
+    """A topic without a record since the start; each of its three partitions has one before that."""
+
+    def __init__(self, clock: Clock, minute: int, topic: str) -> None:
+        super().__init__(clock)
+        self.minute, self.summaries = minute, topic == "score_summaries"
+
+    def poll(self, _max_records: int, timeout_s: float) -> list[SimpleNamespace]:
+        self.clock.now_s += timeout_s
+        return []
+
+    def last_before_start(self) -> list[SimpleNamespace]:
+        assert self.summaries
+        values = [msgspec.json.encode(summary(p, 100, self.minute)) for p in range(3)]
+        at = BEGIN + self.minute * MINUTE
+        return [SimpleNamespace(partition=p, offset=1, value=v, timestamp_ms=at) for p, v in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("minute", "topic", "waiting", "subjects"),
+    [
+        (-90, "transactions", 30_000, ["transactions, not scored"]),
+        (-90, "transactions", 0, ["transactions, silent"]),
+        (-90, "other", 30_000, []),
+        (-9 * 24 * 60, "transactions", 30_000, []),
+    ],
+)
+def test_a_start_knows_what_stopped_before_the_hour_that_it_reads(
+    minute: int, topic: str, waiting: int, subjects: list[str]
+) -> None:
+    clock, told = Clock(), MemoryControlLog()
+    scored = minute * 1_000 + 100
+
+    def ends() -> dict[tuple[str, int], int]:
+        return {(topic, p): scored + waiting for p in range(3)}
+
+    signals = Signals(
+        IncidentLog(told), lambda name, _since: Idle(clock, minute, name), ends, clock, Metrics(INCIDENT_METRICS),
+        SignalRules(),
+    )  # fmt: skip
+    stop = threading.Event()
+    signals.run(stop, stop.set)
+    assert [msgspec.json.decode(value, type=Incident).subject for value in told.records] == subjects
 
 
 def test_a_record_with_a_time_long_ago_gives_no_millions_of_minutes() -> None:

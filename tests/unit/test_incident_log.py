@@ -8,7 +8,7 @@ import pytest
 from stream_scorer.errors import BrokerUnavailable, UsageError
 from stream_scorer.incidents.log import UPDATE_EVERY_MS, Condition, IncidentLog, IncidentTable, Subject
 from stream_scorer.records import Affected, Incident, Source
-from tests.support.control import MARKER, MemoryControlLog
+from tests.support.control import MARKER, ControlRecord, MemoryControlLog
 
 SILENT = Subject(topic="transactions", partition=3)
 
@@ -209,3 +209,17 @@ def test_an_id_is_safe_as_a_file_name_and_differs_between_subjects(name: str) ->
     other = condition(subject=Subject(field=name.replace("/", "?") + "!")).id
     assert found != other
     assert len(found) < 120 and set(found) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def test_a_log_whose_broker_is_gone_is_an_error_and_not_a_wait_without_end() -> None:
+    class Gone(MemoryControlLog):
+        def end(self) -> int:
+            return 5
+
+        def read(self, wait_s: float) -> list[ControlRecord]:
+            return []
+
+    log = IncidentLog(Gone())
+    with pytest.raises(BrokerUnavailable, match="from offset 0 on"):
+        log.read()
+    assert not log.report(Condition("errors", Subject("cards"), 1, "no scores"), 0)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 import requests
 
+from stream_scorer.cli.incident import _row, safe_name
 from stream_scorer.errors import SettingsError
 from stream_scorer.incidents import webhook
 from stream_scorer.incidents.log import Condition, IncidentLog, Subject
 from stream_scorer.incidents.webhook import AGAIN_MS, ATTEMPTS, WEBHOOK_METRICS, Webhook, check_url
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Affected
+from stream_scorer.reports.incident_page import IncidentRecords, incident_page
 from stream_scorer.settings import load_settings
 from tests.support.control import MemoryControlLog
 
@@ -246,3 +250,79 @@ def test_an_address_that_is_none_stays_a_secret(tmp_path: Any) -> None:
     url = f"https://[example.org{TOKEN}"
     settings = load_settings({}, environment={"STREAM_SCORER_MONITOR_WEBHOOK_URL": url}, directory=tmp_path)
     assert url in settings.secrets
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 204 OK\r\nContent-Length: 9999\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_a_receiver_that_drips_its_answer_delays_an_attempt_by_the_limit_only(
+    monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr(webhook, "TIMEOUT_S", 0.3)
+    done = threading.Event()
+
+    def drip() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(head)
+            with suppress(OSError):  # the other side does not read the body
+                while not done.wait(0.02):
+                    connection.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        try:
+            if head.endswith(b"\r\n\r\n"):
+                assert webhook._post(f"http://127.0.0.1:{server.getsockname()[1]}/", {}) == 204
+            else:
+                with pytest.raises(TimeoutError):
+                    webhook._post(f"http://127.0.0.1:{server.getsockname()[1]}/", {})
+        finally:
+            took = time.monotonic() - began
+            done.set()
+            thread.join()
+    assert took < 3.0
+
+
+def test_requests_that_are_late_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "TIMEOUT_S", 0.01)
+    release, calls = threading.Event(), list[int]()
+    monkeypatch.setattr(webhook, "_request", lambda *_: calls.append(1) or (release.wait() and 200))
+    try:
+        for _ in range(webhook.MAX_LATE + 2):
+            with pytest.raises(TimeoutError):
+                webhook._post("http://localhost/", {})
+        assert len(calls) == webhook.MAX_LATE
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    ("opened", "text"), [(10**17, "9999-12-31T23:59:59.000Z"), (-(10**17), "1000-01-01T00:00:00.000Z")]
+)
+def test_a_foreign_record_with_an_impossible_time_stops_nothing(opened: int, text: str) -> None:
+    log, clock, seen = IncidentLog(MemoryControlLog()), Clock(), []
+    log.report(CONDITION, opened)
+    hook = Webhook(
+        "http://localhost/x", log, clock, Metrics(WEBHOOK_METRICS),
+        lambda url, body: seen.append(body["alerts"][0]["startsAt"]) or 200,  # type: ignore[func-returns-value]
+    )  # fmt: skip
+    hook.step(threading.Event())
+    assert seen == [text]
+    (incident,) = log.open()
+    assert _row(incident)[3] == str(opened)
+    assert str(opened) in incident_page(IncidentRecords([incident]))
+
+
+@pytest.mark.parametrize(
+    ("incident_id", "name"),
+    [
+        ("feed-a_b.c-1", "feed-a_b.c-1"),
+        ("../../etc/x", "etc-x"),
+        ("/", "incident"),
+        ("a\x1b[b", "a-b"),
+        ("..", "incident"),
+    ],
+)
+def test_the_default_file_of_a_page_is_in_this_folder(incident_id: str, name: str) -> None:
+    assert safe_name(incident_id) == name

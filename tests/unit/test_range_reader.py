@@ -1,15 +1,23 @@
-"""Ranges of a partition are read to their end, also where a fetch sees an earlier end of the partition for a moment."""
+"""Ranges of a partition, and topics, are read to their end, also where a fetch sees an earlier end for a moment."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from stream_scorer.kafka import range_reader, reader
+from stream_scorer.cli import topic_io
+from stream_scorer.cli.topic_io import TopicReader
+from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.kafka import load, range_reader, reader
+from stream_scorer.kafka.load import LAST_OFFSETS, last_record
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.positions import SourcePartition
+from stream_scorer.serde.raw import RawRecords
 
 SOURCE = SourcePartition("transactions", 0)
 
@@ -105,3 +113,66 @@ def test_a_header_name_that_is_not_utf_8_ends_nobody(monkeypatch: pytest.MonkeyP
     assert read(monkeypatch, Fetches([[Unreadable(0), Message(1)]], []), 2) == [0, 1]
     found = reader._columns("transactions", [Unreadable(0), Message(1)])  # type: ignore[list-item]
     assert found.headers == [None, None]
+
+
+class Topic(Fetches):
+    """`Fetches` of a topic with one partition. When nothing is left to fetch, nothing comes."""
+
+    def consume(self, limit: int, _timeout: float) -> list[Message]:
+        return self._turns.pop(0) if limit == 1 and self._turns else []
+
+    def list_topics(self, topic: str, *_: Any) -> Any:
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions={0: None})})
+
+
+def read_topic(monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], high: list[Any]) -> list[int]:
+    monkeypatch.setattr(load, "open_consumer", lambda _config: Topic(turns, high))
+    with TopicReader("nowhere:1", "transactions.dlq", client_id="test", start="beginning") as reader:
+        return [record.offset for record in reader.read_to_end()]
+
+
+def test_a_pause_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = [records(0, 6), [], [], records(6, 9), [], [Message(10, end=True)]]
+    assert read_topic(monkeypatch, late, [10, 10]) == list(range(9))
+
+
+def test_an_end_that_only_a_fetch_sees_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = [[*records(0, 6), Message(6, end=True)], records(6, 12)]
+    assert read_topic(monkeypatch, late, [10] * 3) == list(range(10))
+    lost = [[*records(0, 6), Message(6, end=True)]]
+    assert read_topic(monkeypatch, lost, [10, 10, 6]) == list(range(6))
+
+
+def test_a_broker_that_is_gone_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topic_io, "SILENCE_S", 0.0)
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        read_topic(monkeypatch, [records(0, 6)], [10, 10])
+
+
+class Range:
+    """A partition with records at these offsets; at others there are markers and aborted records."""
+
+    def __init__(self, offsets: list[int]) -> None:
+        self.offsets = np.array(offsets)
+        self.reads: list[tuple[int, int]] = []
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
+        self.reads.append((start, stop))
+        inside = self.offsets[(self.offsets >= start) & (self.offsets < stop)]
+        for part in np.split(inside, range(3, len(inside), 3)):
+            if len(part):
+                values: list[bytes | None] = [str(offset).encode() for offset in part]
+                partition, nothing = np.zeros(len(part), np.int32), [None] * len(part)
+                yield RawRecords(source.topic, partition, part, 10 * part, list(nothing), values, list(nothing))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "last", "reads"), [([*range(90)], 89, 1), ([5, 7], 7, 2), ([], None, 2), ([40, 41, 42, 43], 43, 1)]
+)
+def test_the_last_record_is_found_before_markers(offsets: list[int], last: int | None, reads: int) -> None:
+    reader = Range(offsets)
+    found = last_record(reader, SourcePartition("score-summaries", 3), 2, LAST_OFFSETS + 30)  # type: ignore[arg-type]
+    assert [(r.partition, r.offset, r.value, r.timestamp_ms) for r in found] == (
+        [] if last is None else [(3, last, str(last).encode(), 10 * last)]
+    )
+    assert len(reader.reads) == reads

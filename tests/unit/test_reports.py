@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from stream_scorer.control.cards import CardCounts
 from stream_scorer.control.verdict import Evidence, Tolerances
+from stream_scorer.reports import plots
 from stream_scorer.reports.delivery import check_delivery, delivery_of
-from stream_scorer.reports.explain import explained_alerts
+from stream_scorer.reports.explain import Explained, Part, explained_alerts
 from stream_scorer.reports.facts import facts_of
 from stream_scorer.reports.incident import incident_of
 from stream_scorer.reports.latency import latency_of, percentiles
@@ -222,3 +223,10 @@ def test_the_closing_report_says_what_failed_and_is_short() -> None:
     lines = closing_report(story, facts_of(story), Path("x"), 4.0)
     assert lines[0].startswith("a run: FAILED")
     assert "  FAIL the monitor published windows: 0 windows" in lines
+
+
+@pytest.mark.parametrize("unit", ["log-odds", "probability"])
+def test_a_waterfall_names_the_scale_of_the_link(unit: str) -> None:
+    alert = Explained("e1", 0, 100, "block", "", 0.1, [Part("gbdt", 0.5, 1.0, 0.2)], 0.3, 0.3, unit)
+    axes = plots._waterfall(alert).axes[0]
+    assert axes.get_xlabel() == unit

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stream_scorer.documents import parse_yaml
 from stream_scorer.errors import SpecError
 from stream_scorer.spec import load_spec
 from stream_scorer.spec.load import parse_spec
@@ -154,9 +155,41 @@ def test_a_list_with_a_byte_order_mark_has_its_first_id(tmp_path: Path, ending: 
     assert checked.spec.policy.lists[0].ids == ["c-1", "c-2"]
 
 
+@pytest.mark.parametrize("content", ["", " \n\t\n", "\ufeff"])
+def test_an_empty_list_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ids").write_text(content, encoding="utf-8")
+    text = edited(lambda d: d["policy"].update(lists=[entity_list(ids=[], file="ids")]))
+    with pytest.raises(SpecError, match=r"policy.lists\[0\].file: the list ids has no ids"):
+        parse_spec(text, tmp_path)
+    with pytest.raises(SpecError, match=r"policy.lists\[0\]: .* not empty"):
+        parse_spec(edited(lambda d: d["policy"].update(lists=[entity_list(ids=[])])))
+
+
 def test_broken_yaml_names_the_line() -> None:
     with pytest.raises(SpecError, match="not valid YAML at line 2"):
         parse_spec("name: cards\n  version: 1\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a:\n  lists: [1]\n  b: 2\n  lists: [3]\n", 4), ("{1: a, 0x1: b}", 1), ("- {a: 1,\n   'a': 2}", 2)],
+)
+def test_a_repeated_key_is_refused_with_its_line(text: str, line: int) -> None:
+    with pytest.raises(SpecError, match=f"not valid YAML at line {line}: the key .* is repeated"):
+        parse_yaml(text, error=SpecError)
+
+
+def test_a_merged_key_may_be_replaced() -> None:
+    text = "base: &b {x: 1, y: 2}\nnext: &n {<<: *b, x: 3}\nlast: {<<: *n, y: 4}\n"
+    assert parse_yaml(text)["last"] == {"x": 3, "y": 4}
+
+
+def test_all_shipped_documents_have_unique_keys() -> None:
+    folder = Path(__file__).parents[2]
+    found = [path for part in ("examples", "stream_scorer", "deploy/ci") for path in (folder / part).rglob("*.y*ml")]
+    assert len(found) >= 8
+    for path in found:
+        parse_yaml(path.read_text(encoding="utf-8"))
 
 
 def test_a_day_that_does_not_exist_is_an_error_of_the_spec() -> None:

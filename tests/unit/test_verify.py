@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +14,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from stream_scorer.bench.material import CARDS_SPEC
+from stream_scorer.cli.decided import Decided
+from stream_scorer.cli.verify import verify as verify_command
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.errors import UsageError
+from stream_scorer.errors import ArtifactError, CheckFailed, UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import (
@@ -27,6 +33,9 @@ from stream_scorer.records import (
     SegmentThresholds,
     Source,
 )
+from stream_scorer.replay import alignment
+from stream_scorer.replay.alignment import WINDOW, Range, common_start
+from stream_scorer.replay.compare import served_records
 from stream_scorer.replay.recorded import Recorded
 from stream_scorer.replay.verify import Verifier, VerifyReport, verify_topics
 from stream_scorer.serde.fat_contribution import decode_contribution
@@ -249,6 +258,7 @@ class Kept:
         self, ensemble: Ensemble, scores: list[Score], found: list[Recorded], cut: tuple[int, int, int]
     ) -> None:
         lineage = list(encoded(ensemble, found))
+        self.passed: Counter[str] = Counter()
         self._held: dict[str, tuple[int, list[tuple[bytes, Any]]]] = {
             "scores": (cut[0], [(msgspec.json.encode(s), None) for s in scores]),
             "contributions": (cut[1], [(msgspec.json.encode(f.contribution), None) for f in found]),
@@ -263,7 +273,12 @@ class Kept:
         records = self._held[source.topic][1]
         for low in range(start, stop, 7):
             part = records[low : min(low + 7, stop)]
-            yield SimpleNamespace(value=[value for value, _ in part], headers=[headers for _, headers in part])
+            offset = np.arange(low, low + len(part))
+            self.passed[source.topic] += len(part)
+            yield SimpleNamespace(
+                value=[value for value, _ in part], headers=[headers for _, headers in part],
+                offset=offset, timestamp=1_000 * offset,
+            )  # fmt: skip
 
 
 def encoded(ensemble: Ensemble, found: list[Recorded], batch: int = 10) -> Iterator[EncodedLineage]:
@@ -289,11 +304,67 @@ def encoded(ensemble: Ensemble, found: list[Recorded], batch: int = 10) -> Itera
     ("cut", "left"),
     [((0, 0, 0), N), ((12, 0, 0), N - 12), ((0, 31, 0), N - 31), ((8, 9, 0), N - 9), ((3, 0, 2), N - 20)],
 )
-def test_what_not_all_topics_still_have_is_passed_over(served: Served, cut: tuple[int, int, int], left: int) -> None:
+def test_what_not_all_topics_still_have_is_counted(served: Served, cut: tuple[int, int, int], left: int) -> None:
     ensemble, scores, found = served
     verifier = Verifier(lambda *_: ensemble, 0.0)
     report = verify_topics(Kept(ensemble, scores, found, cut), Topics(), verifier)
-    assert (report.scores, report.different) == (left, 0)
+    assert (report.scores, report.different, report.unverified) == (left, 0, [])
+    assert report.skipped == sum(report.by_missing.values()) == N - cut[0] - left
+
+
+@pytest.mark.parametrize(
+    ("cut", "missing"), [((5, 0, 5), {"lineage": N - 5}), ((0, N, 0), {"contribution": N}), ((N, 0, 0), {})]
+)
+def test_a_partition_of_which_nothing_can_be_verified_fails_the_check(
+    served: Served, cut: tuple[int, int, int], missing: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble, scores, found = served
+    reader = Kept(ensemble, scores, found, cut)
+    report = verify_topics(reader, Topics(), Verifier(lambda *_: ensemble, 0.0))
+    assert (report.scores, report.by_missing, report.unverified) == (0, missing, [0] if missing else [])
+
+    decided = nullcontext(Decided(reader, Topics(), lambda *_: Path()))  # type: ignore[arg-type]
+    monkeypatch.setattr("stream_scorer.cli.verify.open_decided", lambda *_: decided)
+    result = CliRunner().invoke(verify_command, [])
+    assert isinstance(result.exception, CheckFailed)
+    for what, count in missing.items():
+        assert f"{count} scores skipped: {count} have no {what}" in result.stdout
+        assert f"in the partitions 0: {count} have no {what}" in result.exception.message
+    assert missing or "contain no scores" in result.exception.message
+
+
+@pytest.mark.parametrize("ids", [["e0"] + [f"e{i}" for i in range(N - 1)], [f"e{i % 25}" for i in range(N)]])
+@pytest.mark.parametrize("cut", [(0, 25, 0), (25, 0, 0), (1, 0, 0), (0, 1, 0), (0, 27, 0)])
+def test_an_event_that_occurs_twice_is_paired_with_its_own_copy(
+    served: Served, ids: list[str], cut: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "CLOCK_SKEW_MS", 10_000)
+    ensemble, scores, found = served
+    scores = [replace(s, event_id=name) for s, name in zip(scores, ids, strict=True)]
+    found = [
+        lineage(f._replace(contribution=replace(f.contribution, event_id=name)), event_id=name)
+        for f, name in zip(found, ids, strict=True)
+    ]
+    report = verify_topics(Kept(ensemble, scores, found, cut), Topics(), Verifier(lambda *_: ensemble, 0.0))
+    assert (report.scores, report.different) == (N - max(cut), 0)
+
+
+def test_only_the_longer_topic_is_read_on_and_nothing_of_it_is_kept(served: Served) -> None:
+    ensemble, scores, found = served
+    scores = [replace(s, event_id=f"{n}-{s.event_id}") for n in range(100) for s in scores]
+    reader = Kept(ensemble, scores, found, (0, 0, 0))
+    contributions = [msgspec.json.encode(replace(found[0].contribution, event_id=s.event_id)) for s in scores]
+    reader._held["contributions"] = 4_900, [(value, None) for value in contributions]
+    one, other = (
+        Range(SourcePartition(t, 0), *reader.bounds(t)[SourcePartition(t, 0)]) for t in ("scores", "contributions")
+    )
+    tracemalloc.start()
+    assert common_start(reader, one, other) == (4_900, 4_900)
+    assert tracemalloc.get_traced_memory()[1] < 200_000
+    tracemalloc.stop()
+    assert reader.passed["contributions"] <= 2 * WINDOW
+    swapped = common_start(reader, other, one)
+    assert swapped == (4_900, 4_900)
 
 
 def test_lineage_that_is_gone_in_the_middle_is_a_difference(served: Served) -> None:
@@ -307,10 +378,66 @@ def test_lineage_that_is_gone_in_the_middle_is_a_difference(served: Served) -> N
 def test_topics_that_hold_other_events_are_told(served: Served) -> None:
     ensemble, scores, found = served
     foreign = [f._replace(contribution=replace(f.contribution, event_id="x")) for f in found]
-    for mine in ([*found[:20], *foreign[20:]], found[:-1], foreign):
+    for mine in ([*found[:20], *foreign[20:]], foreign):
         reader = Kept(ensemble, scores, mine, (0, 0, 0))
         with pytest.raises(UsageError, match="have different events"):
             verify_topics(reader, Topics(), Verifier(lambda *_: ensemble, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("artifact_digest", CheckFailed), ("artifact_self_test", CheckFailed), ("artifact_missing", ArtifactError)],
+)
+def test_only_models_that_were_altered_are_a_difference(
+    served: Served, code: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folder_of(*_: str) -> Path:
+        raise ArtifactError("no such model", code=code, hint="Export it.")
+
+    decided = nullcontext(Decided(Kept(*served, (0, 0, 0)), Topics(), folder_of))  # type: ignore[arg-type]
+    monkeypatch.setattr("stream_scorer.cli.verify.open_decided", lambda *_: decided)
+    error = CliRunner().invoke(verify_command, []).exception
+    assert type(error) is kind
+    assert error.hint == "Export it."  # type: ignore[union-attr]
+
+
+def test_event_ids_cannot_send_commands_to_the_terminal(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble, scores, found = served
+    scores[0] = replace(scores[0], event_id="e\x1b[2J", ensemble="other")
+    found[0] = lineage(found[0]._replace(contribution=replace(found[0].contribution, event_id="e\x1b[2J")))
+    decided = nullcontext(Decided(Kept(ensemble, scores, found, (0, 0, 0)), Topics(), lambda *_: Path()))  # type: ignore[arg-type]
+    monkeypatch.setattr("stream_scorer.cli.verify.open_decided", lambda *_: decided)
+    monkeypatch.setattr(Ensemble, "load", lambda *_, **__: ensemble)
+    stdout = CliRunner().invoke(verify_command, []).stdout
+    assert "event e\\u001b[2J: " in stdout and "\x1b" not in stdout
+
+
+class Live(Kept):
+    """A scorer goes on: with each look-up, every topic has three more records."""
+
+    def __init__(self, ensemble: Ensemble, scores: list[Score], found: list[Recorded]) -> None:
+        super().__init__(ensemble, scores, found, (0, 0, 0))
+        self._end = 20
+        self.read_before = False
+
+    def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
+        assert topic == "lineage" or not self.read_before
+        self._end += 3
+        return {SourcePartition(topic, 0): (0, len(self._held[topic][1]) if topic == "lineage" else self._end)}
+
+    def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[Any]:
+        self.read_before = True
+        return super().read(source, start, stop)
+
+
+def test_topics_of_a_system_that_is_scoring_are_read_to_the_end_of_the_shorter_one(served: Served) -> None:
+    ensemble, scores, found = served
+    report = verify_topics(Live(ensemble, scores, found), Topics(), Verifier(lambda *_: ensemble, 0.0))
+    assert 20 < report.scores < N
+    assert report.different == 0
+    assert 20 < len(list(served_records(Live(ensemble, scores, found), Topics())(0))) < N
+    shorter = Kept(ensemble, scores, found[:-1], (0, 0, 0))
+    assert verify_topics(shorter, Topics(), Verifier(lambda *_: ensemble, 0.0)).scores == N - 1
 
 
 def test_a_record_of_the_old_form_is_read() -> None:
