@@ -18,7 +18,7 @@ def sample(at: float) -> Sample:
     processes = ("scorer", "monitor")
     return Sample(
         at, int(2_000 * at), dict.fromkeys(processes, 300 * MIB), dict.fromkeys(processes, 60),
-        dict.fromkeys(processes, 20), 100_000 * 2_000, 100_000, int(2_000 * at * 100),
+        dict.fromkeys(processes, 20), 100_000 * 2_000, 100_000, 1_900.0, int(2_000 * at * 100),
     )  # fmt: skip
 
 
@@ -43,8 +43,9 @@ def test_what_does_not_grow_holds() -> None:
         (lambda s: replace(s, memory=s.memory | {"scorer": 400 * MIB}), "scorer: memory grows"),
         (lambda s: replace(s, descriptors=s.descriptors | {"monitor": 69}), "monitor: at most 8 descriptors"),
         (lambda s: replace(s, threads=s.threads | {"scorer": 25}), "scorer: at most 4 threads"),
-        (lambda s: replace(s, redis=s.rows * 3_100), "Redis: at most"),
-        (lambda s: replace(s, redis=s.rows * 2_500, rows=10 * s.rows), None),
+        (lambda s: replace(s, redis=s.rows * 13_000, per_key=12_900.0), "Redis: at most"),
+        (lambda s: replace(s, redis=s.rows * 2_600), "Redis: at most"),
+        (lambda s: replace(s, redis=s.rows * 5_000, per_key=4_900.0), None),
         (lambda s: replace(s, disk=s.disk * 4), "disk: at most"),
     ],
 )
