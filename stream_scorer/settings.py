@@ -642,11 +642,15 @@ def _one_token_source(settings: Settings) -> str:
     return ""
 
 
+# Properties that show that the connection was meant to be protected.
+_NEED_PROTOCOL = ("sasl.mechanism", "sasl.username", "ssl.ca.", "ssl.certificate.", "ssl.keystore.")
+
+
 def _protocol_fits(settings: Settings) -> str:
     """Without this check, a forgotten protocol would connect in plain text and without credentials."""
     given = settings.properties.get("security.protocol")
     protocol, by = (given.value.upper(), "") if given else ("PLAINTEXT", " (the default)")
-    kinds = {name.split(".")[0] for name in settings.properties}
+    kinds = {name.split(".")[0] for name in settings.properties if name.startswith(_NEED_PROTOCOL)}
     if settings["kafka.oauth.token_command"] or settings["kafka.oauth.token_file"]:
         kinds.add("sasl")
     for kind, allowed in (("sasl", ("SASL_PLAINTEXT", "SASL_SSL")), ("ssl", ("SSL", "SASL_SSL"))):

@@ -53,7 +53,8 @@ def _drop_expected_traceback(record: logging.LogRecord) -> bool:
     Nor does an error that a library raises while it handles one of ours, as Faust does if its agents fail in a stop.
     """
     error = record.exc_info[1] if record.exc_info else None
-    of_library = not record.name.startswith("stream_scorer")
+    # A service of ours logs under our name when its library, `mode`, reports what failed.
+    of_library = not record.name.startswith("stream_scorer") or "site-packages" in record.pathname
     while error is not None and of_library and not isinstance(error, StreamScorerError):
         error = error.__cause__ or error.__context__
     if isinstance(error, StreamScorerError):

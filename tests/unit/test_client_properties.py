@@ -53,7 +53,7 @@ def test_quoted_nested_and_file_entries_of_the_settings_file_are_properties(tmp_
 def test_a_variable_wins_over_the_file_and_over_the_variable_of_a_file(tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_text("by file\n")
-    text = '[kafka.client]\n"security.protocol" = "SASL_SSL"\n"sasl.password" = "by toml"\n'
+    text = '[kafka.client]\n"sasl.password" = "by toml"\n'
     by_file = {f"{VARIABLE}SASL_PASSWORD_FILE": str(secret)}
     assert load(tmp_path, text).properties["sasl.password"].value == "by toml"
     found = load(tmp_path, text, **by_file).properties["sasl.password"]
@@ -63,8 +63,7 @@ def test_a_variable_wins_over_the_file_and_over_the_variable_of_a_file(tmp_path:
 
 
 def test_a_property_whose_name_ends_in_file_is_not_read(tmp_path: Path) -> None:
-    variables = {"SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE": "/run/key", "SECURITY_PROTOCOL": "sasl_ssl"}
-    settings = load(tmp_path, **{VARIABLE + name: value for name, value in variables.items()})
+    settings = load(tmp_path, **{f"{VARIABLE}SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE": "/run/key"})
     assert settings.properties["sasl.oauthbearer.assertion.private.key.file"].value == "/run/key"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -46,9 +47,13 @@ def test_an_error_while_a_library_handles_an_expected_one_has_no_traceback(
             raise AttributeError("no supervisor")  # noqa: B904 - as Faust does
     except AttributeError as error:
         logging.getLogger(logger).exception("error while stopping: %r", error)
-    text = capsys.readouterr().err
-    assert "no supervisor" in text
-    assert ("Traceback" in text) == bool(tracebacks)
+        text = capsys.readouterr().err
+        assert "no supervisor" in text
+        assert ("Traceback" in text) == bool(tracebacks)
+        path = "/venv/lib/site-packages/mode/services.py"
+        record = logging.LogRecord(logger, logging.ERROR, path, 1, "child: %r", (error,), sys.exc_info())
+        logging.getLogger(logger).handle(record)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
