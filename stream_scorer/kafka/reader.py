@@ -37,9 +37,8 @@ _TRIES, _TRY_S = 5, 0.01
 _MAX_WAITING = 4_000
 # The broker notices a dead member after this time. Its partitions stand still until then.
 SESSION_TIMEOUT_MS = 10_000
-# The broker waits this long for members that do not rejoin. Kafka 4.1.0 keeps a scorer that stopped shortly before the
-# broker was killed as such a member, however long it is silent (found by `storm SEED=12`), and nobody scores meanwhile.
-# A scorer that takes longer between two reads gives up its partitions and joins again.
+# The broker waits this long for members that do not rejoin, and nobody scores meanwhile (ADR 0053). A scorer that takes
+# longer between two reads gives up its partitions and joins again.
 REBALANCE_TIMEOUT_MS = 90_000
 # `committed()` waits for pending transactions, at most their timeout of 10 s.
 COMMITTED_DEADLINE_S = 25.0
@@ -50,6 +49,7 @@ _PASSING = {
     KafkaError._TIMED_OUT,
     KafkaError._RESOLVE,
     KafkaError._PARTITION_EOF,
+    KafkaError._MAX_POLL_EXCEEDED,
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
 
+from stream_scorer.kafka import reader as reader_module
 from stream_scorer.kafka import stall
 from stream_scorer.kafka.ends import TopicEnds
 from stream_scorer.kafka.reader import InputReader
@@ -77,6 +79,40 @@ def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
         reader.close()
     assert all(offsets == list(range(20)) for offsets in read.values())
     assert "no records arrive from stalled[1], although the broker has more" in caplog.text
+
+
+def test_a_scorer_that_is_busy_for_too_long_gives_up_its_partitions_and_gets_them_again(
+    bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "SESSION_TIMEOUT_MS", 6_000)
+    monkeypatch.setattr(reader_module, "REBALANCE_TIMEOUT_MS", 6_000)
+    TopicAdmin(bootstrap).create(["busy"], 1)
+    revoked: list[bool] = []
+    reader = InputReader(
+        bootstrap,
+        "busy-group",
+        "one",
+        ["busy"],
+        on_assigned=lambda sources: dict.fromkeys(sources, 0),
+        on_revoked=revoked.append,
+        static_membership=True,
+        times_of={},
+    )
+
+    def read_until(done: Callable[[], bool]) -> None:
+        give_up = time.monotonic() + 30.0
+        while not done():
+            assert time.monotonic() < give_up
+            reader.read(100, 0.1)
+
+    try:
+        read_until(lambda: bool(reader.owned))
+        time.sleep(8.0)  # in place of a broker or a Redis that does not answer
+        read_until(lambda: bool(revoked))
+        read_until(lambda: bool(reader.owned))
+    finally:
+        reader.close()
+    assert revoked[0] is True
 
 
 def test_the_ends_of_topics_are_looked_up_without_reading_them(bootstrap: str) -> None:
