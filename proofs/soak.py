@@ -7,8 +7,9 @@ memory and the number of keys of Redis, and the bytes of the monitor's store and
 from the time at which a transaction was due, which is its event time, to the timestamp of its score, so a producer that
 is late does not hide a delay.
 
-What may grow is compared between the second and the last quarter of the run: the first quarter fills caches. `N` is the
-length of the load in seconds; below `SHORT_S` the rate is lower, and latency and disk are printed only.
+What may grow is compared between the second and the last quarter of the run: the first quarter fills caches. Redis has
+limits per key instead, because rows of entities still grow. `N` is the length of the load in seconds; below `SHORT_S`
+the rate is lower, and latency and disk are printed only.
 """
 
 from __future__ import annotations
@@ -55,9 +56,11 @@ MIB = 1 << 20
 # What may grow between the second and the last quarter: a fixed part (allocators, caches), and a slope per hour.
 MEMORY_MIB, MEMORY_MIB_PER_HOUR = 48.0, 16.0
 DESCRIPTORS, THREADS = 8, 4
-# A row has up to 160 entries of 32 bytes and panes, and an append reserves as much again. It grows for as long as its
-# entity lives, so that the mean still rises in the second hour. What Redis uses beside its keys must not rise with it.
-REDIS_BYTES_PER_KEY, REDIS_BESIDE_KEYS = 12_000, 0.25
+# A row has up to 160 entries of 32 bytes, and panes; for an append, Redis reserves as much again. A row grows while its
+# entity is active, 50 minutes in this load, so the mean per key still grows in the second hour and has a fixed limit.
+REDIS_BYTES_PER_KEY = 12_000
+# The share of Redis' memory that is not in keys.
+REDIS_SHARE_OUTSIDE_KEYS = 0.25
 # Keys whose memory is measured at each reading.
 KEYS_SAMPLED = 200
 # The label joiner keeps a decision for two label ages; the cache holds the versions that served.
@@ -390,13 +393,13 @@ def _judge(result: Result, samples: list[Sample], latencies: Latencies, seconds:
 
 
 def _judge_redis(result: Result, before: list[Sample], after: list[Sample]) -> None:
-    """Memory per key is bounded, and what is used beside the keys is a small and constant share."""
+    """Redis uses a limited number of bytes per key, and a limited share of its memory outside of keys."""
     per_key = [float(np.median([s.redis / max(s.rows, 1) for s in part])) for part in (before, after)]
-    beside = [float(np.median([1 - s.per_key * s.rows / s.redis for s in part])) for part in (before, after)]
+    outside = [float(np.median([1 - s.per_key * s.rows / s.redis for s in part])) for part in (before, after)]
     result.figures["redis_bytes_per_key"] = [round(b) for b in per_key]
-    result.figures["redis_share_beside_keys"] = [round(share, 3) for share in beside]
+    result.figures["redis_share_outside_keys"] = [round(share, 3) for share in outside]
     result.figures["redis_keys"] = after[-1].rows
     result.check(
-        f"Redis: at most {REDIS_BYTES_PER_KEY:,} bytes per key, and {REDIS_BESIDE_KEYS:.0%} of its memory beside keys",
-        per_key[1] <= REDIS_BYTES_PER_KEY and beside[1] <= REDIS_BESIDE_KEYS,
+        f"Redis: at most {REDIS_BYTES_PER_KEY:,} bytes per key, and {REDIS_SHARE_OUTSIDE_KEYS:.0%} outside of keys",
+        per_key[1] <= REDIS_BYTES_PER_KEY and outside[1] <= REDIS_SHARE_OUTSIDE_KEYS,
     )

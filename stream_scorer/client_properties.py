@@ -57,7 +57,7 @@ REFUSED: Mapping[str, str] = {
     "enable.partition.eof": "clients rely on its value",
     "session.timeout.ms": "the transaction timeouts depend on it",
     "heartbeat.interval.ms": "the session timeout depends on it",
-    "max.poll.interval.ms": "the watchdog depends on it",
+    "max.poll.interval.ms": "the wait for a commit and the length of rebalances depend on it",
     "message.max.bytes": "topics are created with the same limit",
     "message.timeout.ms": "each client has its own deadline",
     "delivery.timeout.ms": "each client has its own deadline",

@@ -37,9 +37,9 @@ _TRIES, _TRY_S = 5, 0.01
 _MAX_WAITING = 4_000
 # The broker notices a dead member after this time. Its partitions stand still until then.
 SESSION_TIMEOUT_MS = 10_000
-# The broker waits this long for members that do not rejoin, and nobody scores meanwhile (ADR 0053). A scorer that takes
-# longer between two reads gives up its partitions and joins again.
-REBALANCE_TIMEOUT_MS = 90_000
+# The broker waits this long for members that do not rejoin, and no scorer of the group scores meanwhile (ADR 0053). A
+# scorer that takes longer between two reads gives up its partitions and joins again. Longer than its wait for a commit.
+REBALANCE_TIMEOUT_MS = 120_000
 # `committed()` waits for pending transactions, at most their timeout of 10 s.
 COMMITTED_DEADLINE_S = 25.0
 # A broker that restarts does not answer for seconds. Errors that are retried are not logged one by one.

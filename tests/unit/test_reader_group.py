@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from confluent_kafka import Producer
 
-from stream_scorer.kafka.reader import InputReader
+from stream_scorer.kafka.reader import REBALANCE_TIMEOUT_MS, InputReader
+from stream_scorer.pipeline.committer import COMMIT_DEADLINE_S
 from stream_scorer.positions import SourcePartition
 
 Made = Callable[[str], InputReader]
@@ -59,3 +60,7 @@ def test_a_reader_that_does_not_read_yet_takes_no_partition_from_those_that_do(m
     assert sorted(working.owned) == everything
     read_until([working, starting], lambda: bool(starting.owned and working.owned), 20.0)
     assert sorted(working.owned + starting.owned) == everything
+
+
+def test_a_scorer_that_waits_for_a_commit_keeps_its_partitions() -> None:
+    assert REBALANCE_TIMEOUT_MS > COMMIT_DEADLINE_S * 1_000
