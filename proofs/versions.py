@@ -23,7 +23,7 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.result import Evaluation
 
-N, VERSIONS, TURNS = 300_000, 5, 3
+N, VERSIONS, TURNS = 300_000, 5, 7
 MAX_RATIO = 1.5
 # A small run only compares scores: the fixed costs of the figures outweigh the rest.
 MIN_TIMED = 50_000

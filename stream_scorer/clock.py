@@ -8,6 +8,9 @@ from typing import Protocol
 
 from stream_scorer.errors import SettingsError
 
+# Smaller numbers are no epoch milliseconds of today, but dates without hyphens (20250131) or epoch seconds.
+EARLIEST_MS = 10**11
+
 
 class Clock(Protocol):
     """What time it is, and how long things took."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.records import EXACT_INTEGERS
 
 
 def import_pyarrow() -> tuple[Any, Any]:
@@ -25,9 +26,7 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 
 # The end of the year 9999: microseconds of today are beyond it.
-_MAX_TIME = 253_402_300_799_999
-# A double represents integers up to 2^53 exactly.
-_EXACT = 2**53
+MAX_TIME_MS = 253_402_300_799_999
 # Characters of a value in a message.
 _SHOWN = 60
 
@@ -141,7 +140,7 @@ def _conversion(kind: str, given: Any) -> Callable[[Any], object] | None:
 
 def _whole(value: Any) -> int | float:
     # Larger numbers are not exact, see the decoder; the comparison is false for NaN.
-    return int(value) if abs(value) <= _EXACT and value == int(value) else float(value)
+    return int(value) if abs(value) <= EXACT_INTEGERS and value == int(value) else float(value)
 
 
 def _flag(value: Any) -> bool | float:
@@ -199,7 +198,7 @@ def _is_time(value: object) -> bool:
     """Whether `value` is a plausible time in epoch milliseconds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return 0 <= value <= _MAX_TIME and value == int(value)
+    return 0 <= value <= MAX_TIME_MS and value == int(value)
 
 
 def whole_time(value: object) -> int:

@@ -13,6 +13,8 @@ import msgspec
 
 from stream_scorer.structs import prepare
 
+# A double represents integers up to 2^53 exactly, so JSON readers in every language do.
+EXACT_INTEGERS = 2**53
 # What decoding raises for bytes that are no record: another shape, not JSON, a string not in UTF-8, nested too deep.
 NOT_A_RECORD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 

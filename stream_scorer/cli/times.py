@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 
 import click
 
-# Smaller numbers are dates without hyphens (20250131) or epoch seconds.
-_EARLIEST_MS = 10**11
+from stream_scorer.clock import EARLIEST_MS
 
 
 def parse_time(name: str, text: str, also: str = "") -> int:
@@ -17,7 +16,7 @@ def parse_time(name: str, text: str, also: str = "") -> int:
         click.UsageError: it has another form.
     """
     if text.isascii() and text.isdigit():
-        if int(text) < _EARLIEST_MS:
+        if int(text) < EARLIEST_MS:
             raise click.UsageError(
                 f"{name} {text!r} would be epoch ms before 1974. They have 12 or 13 digits; a date is 2025-01-31."
             )

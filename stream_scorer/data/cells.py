@@ -8,11 +8,10 @@ from typing import Any, Literal
 import numpy as np
 
 from stream_scorer.parquet import milliseconds
+from stream_scorer.records import EXACT_INTEGERS
 
 Kind = Literal["missing", "integer", "number", "boolean", "time", "text"]
 
-# From 2^53 on, JSON readers may round an integer, and the decoders refuse it.
-_EXACT = 2**53
 _INTEGER = r"^[+-]?[0-9]+$"
 # Such a cell is a code: as a number it would lose the zero.
 _LEADING_ZERO = r"^[+-]?0[0-9]+$"
@@ -48,7 +47,7 @@ def kind_of(text: Any) -> Kind:
             return "text"
         if not pc.all(pc.match_substring_regex(values, _INTEGER)).as_py():
             return "number"
-        return "text" if np.nanmax(np.abs(_floats(values))) >= _EXACT else "integer"
+        return "text" if np.nanmax(np.abs(_floats(values))) >= EXACT_INTEGERS else "integer"
     if pc.all(pc.match_substring_regex(values, _BOOLEAN)).as_py():
         return "boolean"
     return "text" if _arrow_times(values) is None else "time"
@@ -90,7 +89,7 @@ def integers(text: Any) -> Any:
     import pyarrow as pa
 
     floats = np.asarray(numbers(text).fill_null(0))
-    bad = (floats != np.rint(floats)) | (np.abs(floats) >= _EXACT)
+    bad = (floats != np.rint(floats)) | (np.abs(floats) >= EXACT_INTEGERS)
     if bad.any():
         raise UnreadableCell(int(np.argmax(bad)) + 1)
     return pa.array(floats.astype(np.int64), mask=missing(text))

@@ -23,16 +23,14 @@ from stream_scorer.data.cells import (
 )
 from stream_scorer.data.csv_file import ROW_ID, CsvFile
 from stream_scorer.errors import UsageError
+from stream_scorer.parquet import MAX_TIME_MS
+from stream_scorer.serde.files import LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
 from stream_scorer.spec.model import CheckedSpec, FieldType
 
-# The columns of the labels, in addition to the fields of the entities.
-_LABEL_COLUMNS = ("event_id", "event_time", "label", "labelled_at", "source", "review_probability")
 # 2024-01-01, the day of second 0 if the user gives none.
 DEFAULT_START_MS = 1_704_067_200_000
 # 115 days: numbers from here on are more likely seconds since 1970, milliseconds or dates such as 20250131.
 _MAX_OFFSET_S = 10_000_000
-# The end of the year 9999.
-_MAX_TIME_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +137,10 @@ def _labels(file: CsvFile, checked: CheckedSpec, interpretation: Interpretation,
 
 def require_free_name(name: str, identity: str) -> None:
     """Raise `UsageError` if the entity field `name` has the name of a column of labels with another content."""
-    if name in _LABEL_COLUMNS and not name == identity == "event_id":
+    taken = *LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS
+    if name in taken and not name == identity == "event_id":
         raise UsageError(
-            f"the entity field {name!r} has the name of a column of the labels ({', '.join(_LABEL_COLUMNS)})",
+            f"the entity field {name!r} has the name of a column of the labels ({', '.join(taken)})",
             hint="Rename the column in the CSV file and the field in the spec.",
         )
 
@@ -192,7 +191,7 @@ def _check_seconds(column: str, longest: float, start_ms: int | None) -> None:
             hint="Give --start 1970-01-01 for seconds since 1970 (divide milliseconds by 1000), or another day; "
             "write dates as 2025-01-31, not as 20250131.",
         )
-    if (start_ms or 0) + longest * 1_000 > _MAX_TIME_MS:
+    if (start_ms or 0) + longest * 1_000 > MAX_TIME_MS:
         raise UsageError(
             f"{column} has seconds that are after the year 9999", hint="Divide milliseconds by 1000, and keep --start."
         )

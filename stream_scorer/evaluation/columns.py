@@ -24,6 +24,7 @@ from stream_scorer.parquet import (
     rows_of,
     whole_time,
 )
+from stream_scorer.records import EXACT_INTEGERS
 from stream_scorer.serde.columns import join_transactions
 from stream_scorer.serde.decoder import TransactionDecoder, Transactions
 from stream_scorer.serde.files import transaction_kinds
@@ -31,8 +32,6 @@ from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
-# As in the decoder: a double represents integers up to 2^53 exactly.
-_EXACT = 2**53
 # More bytes than a JSON record of one field needs besides its text, and the most that one character can need.
 _FIELD_BYTES, _CHARACTER_BYTES = 64, 12
 
@@ -140,7 +139,7 @@ class TransactionFile:
                     numeric[name] = np.where(_valid(column), 1.0, np.nan)
                 continue
             if name in (shape.time, shape.value):
-                whole = self._integers(column, field, self._most if name == shape.value else _EXACT)
+                whole = self._integers(column, field, self._most if name == shape.value else EXACT_INTEGERS)
                 if name == shape.time:
                     time = whole
                     numeric[name] = whole.astype(np.float64)
@@ -204,7 +203,7 @@ class TransactionFile:
         finite = found[_valid(column)]
         if field.type != "number" and not is_whole and not np.array_equal(finite, np.rint(finite)):
             raise _Unusual
-        limit = 1.7e308 if field.type == "number" else float(_EXACT)
+        limit = 1.7e308 if field.type == "number" else float(EXACT_INTEGERS)
         least = 0.0 if field.type == "time" else -limit
         low = least if field.min is None else max(float(field.min), least)
         high = limit if field.max is None else min(float(field.max), limit)

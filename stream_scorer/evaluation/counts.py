@@ -44,6 +44,14 @@ class Cells:
         high = np.bincount(cell, weights=value >> _HALF, minlength=size)
         self.value += (low.astype(np.int64) + (high.astype(np.int64) << _HALF)).reshape(self.rows.shape)
 
+    def with_rest(self, whole: Cells) -> Cells:
+        """These, which are alerts only, and as not alerted whatever else is in `whole`."""
+        found = Cells(len(self.rows))
+        for mine, all_, out in ((self.rows, whole.rows, found.rows), (self.value, whole.value, found.value)):
+            out[:] = mine
+            out[:, :, 0] = all_.sum(axis=2) - mine.sum(axis=2)
+        return found
+
     def alerts(
         self,
         group: int,

@@ -105,6 +105,8 @@ class Accumulator:
         self._names = [f"s{i}" for i in range(len(versions))] + [f"m{i}" for i in range(len(self._pool))]
         self._segments = options.segments_of(checked)
         self._survey = _Survey()
+        # Of all transactions, whatever was decided.
+        self._all = Cells(1)
         # The days that have transactions, in order: a wrong event time far in the future must not need a row per day.
         self._days: list[int] = []
 
@@ -195,6 +197,7 @@ class Accumulator:
     def _count(self, piece: Columns, versions: list[_Version], members: list[_Member]) -> None:
         label, value, n = piece["label"], piece["value"], len(piece["label"])
         fraud, everything = label == FRAUD, np.zeros(n, np.int64)
+        self._all.add(everything, label, np.zeros(n, np.int8), value)
         groups = self._group_columns(piece)
         cards = None
         if self._options.replicates:
@@ -203,8 +206,7 @@ class Accumulator:
             score, decision = piece[f"s{index}"], piece[f"d{index}"]
             version.total.add(everything, label, decision, value)
             inside = [score >= threshold for threshold in version.thresholds]
-            for cells, alert in zip(version.budgets, inside, strict=True):
-                cells.add(everything, label, alert.astype(np.int8), value)
+            _add_alerts(version.budgets, inside, label, value)
             for name, group in groups.items():
                 version.groups[name].grow(int(group.max(initial=0)) + 1)
                 version.groups[name].add(group, label, decision, value)
@@ -212,8 +214,8 @@ class Accumulator:
             if cards is not None and version.replicates is not None:
                 version.replicates.add(cards, score, fraud, decision > 0, value, inside)
         for index, member in enumerate(members):
-            for cells, threshold in zip(member.budgets, member.thresholds, strict=True):
-                cells.add(everything, label, (piece[f"m{index}"] >= threshold).astype(np.int8), value)
+            score = piece[f"m{index}"]
+            _add_alerts(member.budgets, [score >= threshold for threshold in member.thresholds], label, value)
 
     def _group_columns(self, piece: Columns) -> dict[str, I64]:
         age = (self._as_of - piece["event_time"]) / self._horizon
@@ -302,7 +304,9 @@ class Accumulator:
 
     def _budgets(self, subject: _Version | _Member) -> list[Alerts]:
         return [
-            cells.alerts(0, review_cost=self._options.review_cost, threshold=threshold, budget=budget)
+            cells.with_rest(self._all).alerts(
+                0, review_cost=self._options.review_cost, threshold=threshold, budget=budget
+            )
             for cells, threshold, budget in zip(subject.budgets, subject.thresholds, self._options.budgets, strict=True)
         ]
 
@@ -337,6 +341,13 @@ class Accumulator:
             roc_auc=auc,
             budgets=self._budgets(member),
         )
+
+
+def _add_alerts(budgets: Sequence[Cells], inside: Sequence[Bools], label: NDArray[np.int8], value: I64) -> None:
+    """Add the transactions inside each budget, which are few: see `Cells.with_rest`."""
+    for cells, alert in zip(budgets, inside, strict=True):
+        rows = np.flatnonzero(alert)
+        cells.add(np.zeros(len(rows), np.int64), label[rows], np.ones(len(rows), np.int8), value[rows])
 
 
 def _compared(result: VersionResult) -> dict[str, float | None]:

@@ -23,7 +23,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, Partition, TransactionalLoop
 from stream_scorer.monitor.joiner_store import Context, JoinerStore, LabelRecord, ScoredTransaction
-from stream_scorer.records import DECISIONS, NOT_A_RECORD, Decision, LabelValue, Outcome, Record
+from stream_scorer.records import DECISIONS, EXACT_INTEGERS, NOT_A_RECORD, Decision, LabelValue, Outcome, Record
 from stream_scorer.structs import prepare
 
 LABELS: tuple[LabelValue, ...] = ("fraud", "genuine")
@@ -63,7 +63,7 @@ class ScoreKey(Record, frozen=True):
 
 
 # As `serde.decoder.LabelDecoder` has them, which writes the dead letters of other labels.
-_Time = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Time = Annotated[int, msgspec.Meta(ge=0, le=EXACT_INTEGERS)]
 
 
 class Label(Record, frozen=True):

@@ -22,12 +22,10 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from stream_scorer.errors import RecordError
-from stream_scorer.records import NOT_A_RECORD
+from stream_scorer.records import EXACT_INTEGERS, NOT_A_RECORD
 from stream_scorer.serde.currency import Currencies
 from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field, TransactionShape, duration_ms
 
-# A double represents integers up to 2^53 exactly, so readers in every language do.
-_EXACT = 2**53
 _PATH = re.compile(r" - at `(.*)`$")
 _FIELD = re.compile(r"field `(\w+)`")
 
@@ -191,7 +189,7 @@ class LabelDecoder:
         self._entities = {name: entity.field for name, entity in spec.entities.items()}
         self._pseudonyms = checked.pseudonyms
         fields = spec.transaction.fields
-        time = Annotated[int, Meta(ge=0, le=_EXACT)]
+        time = Annotated[int, Meta(ge=0, le=EXACT_INTEGERS)]
         known: list[tuple[str, Any] | tuple[str, Any, Any]] = [
             ("event_id", Annotated[str, Meta(min_length=1, max_length=4096)]),
             ("event_time", time),
@@ -312,16 +310,16 @@ def _struct_fields(shape: TransactionShape) -> list[Any]:
     # Of an amount in minor units of its own currency, so that the converted one is at most `MAX_VALUE`.
     most = int(MAX_VALUE / max(1.0, *shape.rates.values())) if shape.rates else MAX_VALUE
     for name, field in shape.fields.items():
-        kind = _type_of(field, most if name == shape.value else _EXACT)
+        kind = _type_of(field, most if name == shape.value else EXACT_INTEGERS)
         out.append((name, kind | None, None) if field.optional else (name, kind))
     return out
 
 
-def _type_of(field: Field, most: int = _EXACT) -> Any:
+def _type_of(field: Field, most: int = EXACT_INTEGERS) -> Any:
     if field.type == "string":
         return Annotated[str, Meta(min_length=1, max_length=field.max_length)]
     if field.type == "time":
-        return Annotated[int, Meta(ge=0, le=_EXACT)]
+        return Annotated[int, Meta(ge=0, le=EXACT_INTEGERS)]
     if field.type == "integer":
         low = -most if field.min is None else max(int(field.min), -most)
         high = most if field.max is None else min(int(field.max), most)

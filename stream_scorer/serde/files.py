@@ -5,6 +5,8 @@ from __future__ import annotations
 from stream_scorer.spec.model import LABELLED, CheckedSpec
 
 LABEL_COLUMNS = ("event_id", "event_time", "label", "labelled_at")
+# The latter is a number, see `label_kinds`.
+OPTIONAL_LABEL_COLUMNS = ("source", "review_probability")
 LABEL_TIMES = ("event_time", "labelled_at")
 
 

@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from stream_scorer.errors import SpecError
+from stream_scorer.records import EXACT_INTEGERS
 from stream_scorer.spec.model import MAX_VALUE, Condition, Field, PipelineSpec, View, duration_ms, view_features
 
 # Longer than any history; all sums of times and durations stay far below 2^63 ms.
 _LONGEST = "100000d"
-# A double represents integers up to 2^53 exactly.
-_EXACT = 2**53
 _MAX_NUMBER = 1.7e308
 
 
@@ -30,7 +29,7 @@ def check_field(name: str, field: Field, *, is_value: bool) -> None:
     _check_bounds(field.min, field.max, path)
     if field.type != "integer":
         return
-    most = MAX_VALUE if is_value else _EXACT
+    most = MAX_VALUE if is_value else EXACT_INTEGERS
     for side, bound in (("min", field.min), ("max", field.max)):
         if bound is not None and bound != int(bound):
             raise SpecError(f"{side} of an integer must be an integer", path=f"{path}.{side}")

@@ -1,4 +1,4 @@
-"""Small pipeline specs for tests: with numbers and no entities, for training, or with two entities, for features."""
+"""Small pipeline specs for tests: without entities, with a card, for training; with two entities, for features."""
 
 from __future__ import annotations
 
@@ -36,4 +36,27 @@ transaction:
   fields:
 {lines}entities: {{who: {{field: who}}, where: {{field: where}}}}
 partition_entity: who
+{rest}"""
+
+
+def card_spec(rest: str, **fields: str) -> str:
+    """YAML of a spec of transactions of cards, counted by day; `fields` adds kinds of fields."""
+    lines = "".join(f"    {name}: {{type: {kind}}}\n" for name, kind in fields.items())
+    return f"""
+name: tiny
+version: 1
+transaction:
+  id: event_id
+  time: event_time
+  value: amount
+  fields:
+    event_id: {{type: string}}
+    event_time: {{type: time}}
+    card: {{type: string}}
+    amount: {{type: integer, min: 0}}
+{lines}entities: {{card: {{field: card}}}}
+partition_entity: card
+views:
+  - {{name: card, entity: card, windows: [1d], aggregates: [count]}}
+policy: {{version: p1, review: 0.3, block: 0.8}}
 {rest}"""

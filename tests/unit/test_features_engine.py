@@ -36,13 +36,17 @@ transaction:
 policy: {version: p, review: 0.5, block: 0.9}
 """
 # Only the newest 16 labels and transactions of a row are compared.
-SHORT_ROWS = (
+SHORT = (
     HEAD
     + """
 entities: {who: {field: who}}
 partition_entity: who
 limits: {row_entries: 16}
-views:
+"""
+)
+SHORT_ROWS = (
+    SHORT
+    + """views:
   - {name: risk, entity: who, windows: [1h], delay: 1ms, aggregates: [label_count]}
 """
 )
@@ -295,16 +299,7 @@ def given(checked: CheckedSpec, labels: dict[str, list[Any]], label_at: int, tim
 
 
 def test_an_event_from_a_clock_that_is_ahead_drops_no_panes_of_others() -> None:
-    checked = parse_spec(
-        HEAD
-        + """
-entities: {who: {field: who}}
-partition_entity: who
-limits: {row_entries: 16}
-views:
-  - {name: who, entity: who, windows: [1h], aggregates: [count]}
-"""
-    )
+    checked = parse_spec(SHORT + "views:\n  - {name: who, entity: who, windows: [1h], aggregates: [count]}\n")
     n, batch = 200, 20
     start = SystemClock().now_ms() - n * 1_000
     engine, store, found = FeatureEngine(checked), MemoryRowStore(), []

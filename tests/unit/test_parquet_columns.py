@@ -18,34 +18,23 @@ from stream_scorer.serde.columns import join_transactions
 from stream_scorer.serde.decoder import TransactionDecoder, Transactions
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.train.dataset import read_history
+from tests.support.specs import card_spec
 
-SPEC = parse_spec("""
-name: tiny
-version: 1
-transaction:
-  id: event_id
-  time: event_time
-  value: amount
-  fields:
-    event_id: {type: string}
-    event_time: {type: time}
-    card: {type: string}
-    amount: {type: integer, min: 0}
-    items: {type: integer, optional: true}
-    weight: {type: number, optional: true}
-    is_online: {type: boolean, optional: true}
-    channel: {type: category, values: [chip, online], optional: true}
-entities: {card: {field: card}}
-partition_entity: card
-views:
-  - {name: card, entity: card, windows: [1d], aggregates: [count]}
+SPEC = parse_spec(
+    card_spec(
+        """
 derived:
   - {name: items, function: value, of: [items]}
   - {name: weight, function: value, of: [weight]}
   - {name: online, function: code, of: [is_online]}
   - {name: channel, function: code, of: [channel]}
-policy: {version: p1, review: 0.3, block: 0.8}
-""")
+""",
+        items="integer, optional: true",
+        weight="number, optional: true",
+        is_online="boolean, optional: true",
+        channel="category, values: [chip, online], optional: true",
+    )
+)
 PLAIN: dict[str, Any] = {
     "event_id": ["a", "b", "ü"],
     "event_time": [1_000, 2_000, 3_000],

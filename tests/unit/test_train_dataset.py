@@ -21,29 +21,16 @@ from stream_scorer.spec.load import parse_spec
 from stream_scorer.train.dataset import read_training_set
 from stream_scorer.train.export import write_training_table
 from stream_scorer.train.topics import training_set_from_topics
+from tests.support.specs import card_spec
 
-TEXT = """
-name: tiny
-version: 1
-transaction:
-  id: event_id
-  time: event_time
-  value: amount
-  fields:
-    event_id: {type: string}
-    event_time: {type: time}
-    card: {type: string}
-    device: {type: string, optional: true}
-    amount: {type: integer, min: 0}
-entities: {card: {field: card}}
-partition_entity: card
-views:
-  - {name: card, entity: card, windows: [1d], aggregates: [count]}
+TEXT = card_spec(
+    """
 derived:
   - {name: has_device, function: present, of: [device]}
-policy: {version: p1, review: 0.3, block: 0.8}
 labels: {horizon: 2s, source_rank: {analyst: 1, chargeback: 2}}
-"""
+""",
+    device="string, optional: true",
+)
 SPEC = parse_spec(TEXT)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from stream_scorer.clock import EARLIEST_MS
 from stream_scorer.documents import read_document
 from stream_scorer.ensemble.manifest import (
     Beta,
@@ -131,10 +132,6 @@ class ComposeDocument(Node, frozen=True, kw_only=True):
     limits: LimitsNode = LimitsNode()
 
 
-# Smaller integers are days without hyphens (20250220) or epoch seconds.
-_FIRST_MS = 10**11
-
-
 @dataclass(frozen=True, slots=True)
 class ComposeFile:
     """A document and the path of its file."""
@@ -158,7 +155,7 @@ class ComposeFile:
             return None
         hint = "Write 2025-02-20, 2025-02-20T12:00, or epoch milliseconds."
         if isinstance(value, int):
-            if value < _FIRST_MS:
+            if value < EARLIEST_MS:
                 raise self.wrong("trained_until", f"{value} epoch milliseconds are before 1973-03-04", hint)
             return value
         try:
