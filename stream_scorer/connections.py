@@ -74,6 +74,8 @@ def _redis_parts(url: str) -> SplitResult:
     except ValueError:
         parts = urlsplit("")
     misplaced = "@" in parts.path + parts.query + parts.fragment and parts.scheme != "unix"
+    if "://" not in url:
+        raise ValueError("an address that begins with redis:// (or rediss:// for TLS), as redis://host:6379/0")
     if parts.scheme not in ("redis", "rediss", "unix") or misplaced:
         raise ValueError(
             "an address as redis://user:password@host:6379/0; percent-encode special characters of the password, "

@@ -66,8 +66,10 @@ def load_document(
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error(f"no {what} at {path}", hint=hint) from None
-    except (OSError, UnicodeDecodeError) as failure:
-        raise error(f"cannot read the {what} {path}: {failure}") from None
+    except OSError as failure:
+        raise error(f"cannot read the {what} {path}: {failure.strerror or failure}") from None
+    except UnicodeDecodeError as failure:
+        raise error(f"cannot read the {what} {path}: it is not UTF-8 text ({failure.reason})") from None
     try:
         return parse(text)
     except UsageError as failure:
@@ -91,6 +93,10 @@ def parse_yaml(text: str, *, error: type[UsageError] = UsageError) -> Any:
 
 def convert(document: Any, kind: type[T]) -> T:
     """`document` as a `kind`. Raises `InvalidNode`."""
+    if not isinstance(document, dict):
+        what = "a list" if isinstance(document, list) else "one value"
+        problem = "the document is empty" if document is None else f"found {what}"
+        raise InvalidNode(f"expected keys with values (a YAML mapping), but {problem}", "")
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as failure:

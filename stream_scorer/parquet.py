@@ -5,6 +5,7 @@ Times of JSON lines are checked here, too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +40,18 @@ def readable(path: Path) -> Iterator[None]:
     except Exception as error:
         # Without an import of pyarrow: JSON lines are read without it.
         if isinstance(error, OSError) or type(error).__module__.startswith("pyarrow"):
-            raise UsageError(f"cannot read {path}: {error}") from None
+            csv = path.suffix.lower() in (".csv", ".tsv")
+            hint = "`stream-scorer data convert` makes Parquet files of a CSV file (docs/own-data.md)." if csv else ""
+            raise UsageError(f"cannot read {path}: {_reason(error)}", hint=hint) from None
         raise
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read. pyarrow's errors of the operating system repeat the path and the number."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    text = str(error)
+    return "it is not a complete Parquet file" if "magic bytes" in text or "size is 0 bytes" in text else text
 
 
 def read_rows(

@@ -17,12 +17,14 @@ import re
 import shlex
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from stream_scorer.client_properties import PREFIX as CLIENT_PREFIX
 from stream_scorer.client_properties import SECTION, ClientProperty, read_properties
 from stream_scorer.connections import Brokers, RegistryAddress, TokenSource, redis_address
 from stream_scorer.errors import SettingsError
@@ -71,6 +73,13 @@ class Setting:
     def variable(self) -> str:
         """The environment variable."""
         return _variable(self.name)
+
+    @property
+    def default_text(self) -> str:
+        """The default as a person types it, or in words; empty if there is none."""
+        if callable(self.default):
+            return "the machine's host name" if self.default is socket.gethostname else "computed at start"
+        return self.text(self.default)
 
     @property
     def allowed(self) -> str:
@@ -710,6 +719,7 @@ def load_settings(
         except ValueError as error:
             shown = "***" if setting.secret else repr(value)
             raise SettingsError(f"{name} = {shown} (from {source}) must be {error}") from None
+    warnings += _misspelled(environment)
     properties = read_properties(client_section, environment, file_name=SETTINGS_FILE)
     settings = Settings(values, sources, tuple(warnings), properties)
     for rule in RULES:
@@ -769,6 +779,25 @@ def _variable(name: str) -> str:
     return _PREFIX + name.replace(".", "_").upper()
 
 
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with the most similar name, and a space; empty if none is similar."""
+    similar = get_close_matches(name, known, n=1, cutoff=0.8)
+    return f"Did you mean {similar[0]!r}? " if similar else ""
+
+
+def _misspelled(environment: Mapping[str, str]) -> Iterator[str]:
+    """Warnings about variables that no setting has, but that are similar to that of a setting.
+
+    Others are no mistake: Kubernetes, for example, sets variables that begin with the name of a service.
+    """
+    known = {s.variable for s in CATALOGUE} | {_variable(name) for name in _FORMER_NAMES}
+    known |= {f"{variable}_FILE" for variable in known}
+    ours = (name for name in environment if name.startswith(_PREFIX) and not name.startswith(CLIENT_PREFIX))
+    for name in sorted(set(ours) - known):
+        if similar := get_close_matches(name, known, n=1, cutoff=0.9):
+            yield f"the variable {name} is not that of a setting and has no effect: did you mean {similar[0]}?"
+
+
 def _from_environment(variable: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
     if variable in environment:
         return environment[variable], variable
@@ -806,7 +835,8 @@ def _flat(section: Mapping[str, Any], path: Path, prefix: str = "") -> dict[str,
             out |= _flat(value, path, f"{name}.")
         elif name not in _BY_NAME and name not in _FORMER_NAMES:
             raise SettingsError(
-                f"{path}: there is no setting {name!r}", hint="`stream-scorer doctor` lists all settings."
+                f"{path}: there is no setting {name!r}",
+                hint=f"{_did_you_mean(name, _BY_NAME)}docs/settings.md lists all settings.",
             )
         else:
             out[name] = value

@@ -135,8 +135,8 @@ def build_requirements() -> str:
 
 def _default(setting: Setting) -> str:
     if callable(setting.default):
-        return "the machine's host name" if setting.name == "scorer.instance" else "computed at start"
-    return f"`{setting.text(setting.default)}`" if setting.default != "" else "none"
+        return setting.default_text
+    return f"`{setting.default_text}`" if setting.default_text else "none"
 
 
 def _metric_table(metrics: Iterable[Metric]) -> str:

@@ -17,6 +17,7 @@ from stream_scorer.bench.processes import Bench
 from stream_scorer.bench.profiling import profile_scorer
 from stream_scorer.bench.results import KINDS, DrainRun, Kind, Report
 from stream_scorer.clock import Clock
+from stream_scorer.ensemble.manifest import read_manifest
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.stack import LocalStack
 
@@ -41,6 +42,8 @@ def run_bench(
         UsageError, UnavailableError: the stack could not start, or the ensemble cannot be used.
         StreamScorerError: a measured process ended or timed out.
     """
+    if ensemble is not None:
+        read_manifest(ensemble)  # an error of this folder would otherwise show only after services and data are ready
     started = clock.monotonic()
     machine = describe_machine()
     warnings = busy_warning(machine)

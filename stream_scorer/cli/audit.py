@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.decided import tolerance_option
+from stream_scorer.cli.groups import CommandGroup
 from stream_scorer.cli.options import with_settings
 from stream_scorer.cli.times import parse_time
 from stream_scorer.errors import CheckFailed, UsageError
@@ -22,7 +23,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def audit() -> None:
     """Export the decisions of a period into a sealed archive; verify an archive without any service."""
 

@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.datasets import registered_dataset, topic_dataset
-from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.options import reason_option, with_settings
 from stream_scorer.console import make_table, plain, print_table
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
 from stream_scorer.observability.openlineage import Dataset, lineage_run
@@ -60,9 +60,7 @@ def _command(name: str, *more: str) -> Callable[[Callable[..., None]], click.Com
         function = click.option("--who", default=current_user, help="Author of the command; default: this user.")(
             function
         )
-        function = click.option("--why", required=True, help="The reason; the control topic keeps it permanently.")(
-            function
-        )
+        function = reason_option("The reason; the control topic keeps it permanently.")(function)
         return click.command(name)(with_settings(*_SETTINGS, *more)(function))
 
     return decorate

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from stream_scorer.cli.groups import CommandGroup
 from stream_scorer.cli.options import with_settings
 from stream_scorer.clock import SystemClock
 from stream_scorer.data.convert import Converted, Interpretation, convert
@@ -31,7 +32,7 @@ _DELIMITER = click.option(
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def data() -> None:
     """Use your own data: draft a spec from a CSV file, convert it for training, publish it to the topics."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 import msgspec
 
+from stream_scorer.cli.groups import CommandGroup
 from stream_scorer.cli.options import with_settings
 from stream_scorer.settings import Settings
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def dlq() -> None:
     """List dead letters: records that could not be scored."""
 

@@ -11,7 +11,8 @@ import msgspec
 from stream_scorer.cli.compose import compose
 from stream_scorer.cli.control import COMMANDS
 from stream_scorer.cli.due import due
-from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.groups import CommandGroup
+from stream_scorer.cli.options import reason_option, with_settings
 from stream_scorer.cli.served import at
 from stream_scorer.console import make_table, print_table
 from stream_scorer.settings import Settings
@@ -19,7 +20,7 @@ from stream_scorer.settings import Settings
 _SAME_WEIGHT = 5e-4
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def ensemble() -> None:
     """Compose, list, show and register ensembles; promote, roll back and control the versions that serve."""
 
@@ -141,7 +142,7 @@ def compare_command(settings: Settings, before: str, after: str, as_json: bool) 
 @click.argument("name")
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
 @click.option("--once", is_flag=True, help="If a version of NAME is this ensemble, only move the alias to it.")
-@click.option("--why", required=True, help="The reason; the registry keeps it with the version.")
+@reason_option("The reason; the registry keeps it with the version.")
 @with_settings("mlflow.url")
 def register_command(settings: Settings, folder: Path, name: str, alias: str | None, once: bool, why: str) -> None:
     """Register the ensemble in FOLDER as a new version of NAME, if it passes its self-test."""

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.export import export
+from stream_scorer.cli.groups import CommandGroup
 from stream_scorer.cli.input_range import period, period_options
 from stream_scorer.cli.options import with_settings
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
@@ -43,7 +44,7 @@ _NEEDED = (
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def features() -> None:
     """Export features for training, show those of an entity, compare them with the log, rebuild and clean up."""
 

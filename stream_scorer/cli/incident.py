@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.groups import CommandGroup
+from stream_scorer.cli.options import reason_option, with_settings
 from stream_scorer.console import plain
 from stream_scorer.errors import UsageError
 from stream_scorer.records import (
@@ -34,7 +35,7 @@ R = TypeVar("R", bound=Record)
 _SHOWN = 100
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def incident() -> None:
     """List, show and close incidents (docs/incidents.md)."""
 
@@ -101,7 +102,7 @@ def page_command(settings: Settings, incident_id: str, output: Path | None) -> N
 
 @incident.command("close")
 @click.argument("incident_id", metavar="ID")
-@click.option("--why", required=True, help="The reason; the topic of incidents keeps it permanently.")
+@reason_option("The reason; the topic of incidents keeps it permanently.")
 @click.option("--who", default=current_user, help="Who closes it; default: this user.")
 @with_settings("kafka.bootstrap", "topics.prefix")
 def close_command(settings: Settings, incident_id: str, why: str, who: str) -> None:

@@ -9,6 +9,7 @@ import sys
 import click
 
 from stream_scorer import __version__
+from stream_scorer.cli.groups import CommandGroup
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability.scrub import scrub
 
@@ -45,7 +46,7 @@ _COMMANDS = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(CommandGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 

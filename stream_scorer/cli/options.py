@@ -47,6 +47,17 @@ def with_settings(*names: str) -> Callable[[F], F]:
     return decorate
 
 
+def reason_option(help_text: str) -> Callable[[Any], Any]:
+    """The required option `--why`, which must not be blank."""
+    return click.option("--why", required=True, callback=_not_blank, help=help_text)
+
+
+def _not_blank(_context: click.Context, _option: click.Parameter, text: str) -> str:
+    if not text.strip():
+        raise click.BadParameter("give a reason, not an empty text")
+    return text
+
+
 def resolve_settings(flags: Mapping[str, Any]) -> Settings:
     """The settings of this folder; `flags` win, and a running local stack supplies addresses that no source sets."""
     return load_settings(flags, stack_addresses=_stack_addresses)
@@ -57,7 +68,7 @@ def _options(setting: Setting) -> list[Callable[[Any], Any]]:
     for name, flag in ((setting.name, setting.flag), *((setting.formerly,) if setting.formerly else ())):
         hidden = name != setting.name
         if "/" in flag:
-            options.append(click.option(flag, _parameter(name), default=None, help=setting.help, hidden=hidden))
+            options.append(click.option(flag, _parameter(name), default=None, help=_help(setting), hidden=hidden))
             continue
         options.append(
             click.option(
@@ -67,7 +78,7 @@ def _options(setting: Setting) -> list[Callable[[Any], Any]]:
                 metavar=_metavar(setting),
                 multiple=setting.kind == "integers",
                 default=None,
-                help=f"{setting.help} {_bounds(setting)}".rstrip(),
+                help=_help(setting),
                 hidden=hidden,
             )
         )
@@ -81,8 +92,12 @@ def _metavar(setting: Setting) -> str | None:
     return {"text": "TEXT", "yes or no": "[yes|no]"}.get(setting.kind, "NUMBER")
 
 
-def _bounds(setting: Setting) -> str:
-    return f"[{setting.allowed}]" if setting.minimum is not None else ""
+def _help(setting: Setting) -> str:
+    """The help text with default and bounds; click adds the choices itself."""
+    default = f"default: {setting.default_text}" if setting.default_text else ""
+    bounds = setting.allowed if setting.minimum is not None else ""
+    more = "; ".join(filter(None, (default, bounds)))
+    return f"{setting.help}  [{more}]" if more else setting.help
 
 
 def _former_names(setting: Setting) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 import msgspec
 
+from stream_scorer.cli.groups import CommandGroup
 from stream_scorer.spec import load_spec
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def spec() -> None:
     """Check a pipeline spec."""
 

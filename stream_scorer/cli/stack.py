@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
+from stream_scorer.cli.groups import CommandGroup
 from stream_scorer.console import make_table, print_table
 from stream_scorer.stack import SERVICES, StackAddresses, down, status, up
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def stack() -> None:
     """Run Kafka, Redis and MLflow as local processes on 127.0.0.1. Docker is not required.
 

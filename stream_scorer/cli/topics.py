@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from stream_scorer.cli.groups import CommandGroup
 from stream_scorer.cli.options import with_settings
 from stream_scorer.settings import Settings
 
@@ -23,7 +24,7 @@ def reach_and_horizon(settings: Settings) -> tuple[int, int]:
     return reach_ms(checked), duration_ms(checked.spec.labels.horizon)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def topics() -> None:
     """Create or check the topics."""
 
@@ -97,10 +98,10 @@ def check(settings: Settings) -> None:
     from stream_scorer.kafka.topic_config import find_problems
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
-    names = Topics.of(settings)
+    names, needed = Topics.of(settings), reach_and_horizon(settings)
     admin = TopicAdmin(settings.require("kafka.bootstrap"))
     counts = admin.require(names.of_partitions()) | admin.require(names.of_one_partition())
-    problems = find_problems(names, admin.configs(counts), admin.replicas(), *reach_and_horizon(settings))
+    problems = find_problems(names, admin.configs(counts), admin.replicas(), *needed)
     for name, count in counts.items():
         click.echo("\t".join([name, f"{count} partitions", *problems.get(name, [])]))
     if problems:

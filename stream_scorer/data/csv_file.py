@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,8 @@ def _read(path: Path, encoding: str, delimiter: str) -> tuple[list[str], Any]:
                 f"{path} is not a text file in {encoding.removesuffix('-sig')}",
                 hint="Give its encoding, such as --encoding cp1252 (Windows, Western Europe) or --encoding utf-16.",
             ) from None
-        raise UsageError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
+        raise UsageError(f"cannot read {path}: {reason}") from None
 
 
 def _header(path: Path, encoding: str, delimiter: str) -> list[str]:

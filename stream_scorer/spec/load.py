@@ -49,7 +49,8 @@ def parse_spec(text: str, folder: Path = Path(), id_key: str = "") -> CheckedSpe
     try:
         spec = convert(parse_yaml(text, error=SpecError), PipelineSpec)
     except InvalidNode as invalid:
-        raise SpecError(invalid.message, path=invalid.node or "(top level)") from None
+        hint = "" if invalid.node else "`stream-scorer data draft` makes a first spec from a CSV file."
+        raise SpecError(invalid.message, path=invalid.node or "(top level)", hint=hint) from None
     _check(spec)
     spec = _with_lists_read(spec, folder)
     canonical = msgspec.json.encode(spec, order="deterministic")

@@ -133,6 +133,10 @@ def test_every_command_has_help(name: str) -> None:
     ("arguments", "code", "told"),
     [
         (["nonsense"], 2, "nonsense"),
+        (["rnu"], 2, "No such command 'rnu'. Did you mean 'run'?"),
+        (["ensemble", "promte"], 2, "No such command 'promte'. Did you mean 'promote'?"),
+        (["ensemble", "rollback", "cards", "--why", " "], 2, "give a reason"),
+        (["bench", "--ensemble", "."], 2, "no file manifest.json"),
         (["tail"], 2, "TOPIC"),
         (["tail", "scores"], 2, "kafka.bootstrap is not set"),
         (["tail", "scores", "-n", "0"], 2, "-n"),
@@ -147,6 +151,58 @@ def test_a_mistake_is_one_message_and_its_exit_code(run: Run, arguments: list[st
     assert done.code == code
     assert told in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "command", "told"),
+    [
+        (
+            "a.yaml",
+            b"",
+            "spec check a.yaml",
+            "a.yaml: (top level): expected keys with values (a YAML mapping), but the",
+        ),
+        ("a.yaml", b"- 1\n", "spec check a.yaml", "but found a list\n  `stream-scorer data draft` makes"),
+        ("a.yaml", b"\xff\xfe", "spec check a.yaml", "cannot read the pipeline spec a.yaml: it is not UTF-8 text"),
+        ("a.yaml", None, "spec check .", "cannot read the pipeline spec .: Is a directory\n"),
+        ("a.csv", None, "data draft a.csv --time t --value v", "cannot read a.csv: No such file or directory\n"),
+        (
+            "a.csv",
+            b"a,b\n",
+            "train --spec {} --transactions a.csv --labels a.csv --out o",
+            "`stream-scorer data convert`",
+        ),
+        (
+            "a.parquet",
+            b"",
+            "train --spec {} --transactions a.parquet --labels a.parquet --out o",
+            "complete Parquet file\n",
+        ),
+        (
+            "a.parquet",
+            None,
+            "train --spec {} --transactions a --labels a --out o",
+            "cannot read a: No such file or directory\n",
+        ),
+    ],
+)
+def test_a_wrong_file_is_named_with_the_reason(
+    run: Run, tmp_path: Path, name: str, content: bytes | None, command: str, told: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = run(*command.format(CARDS).split())
+    assert (done.code, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert "Errno" not in done.stderr and "errno" not in done.stderr
+
+
+def test_help_is_complete_and_has_the_defaults() -> None:
+    listed = CliRunner().invoke(cli, ["--help"], terminal_width=80).output
+    assert "..." not in listed.partition("Commands:")[2]
+    options = " ".join(CliRunner().invoke(cli, ["run", "--help"]).output.split())
+    assert "Maximum size of a micro-batch. [default: 1024; 1 to 10000 records]" in options
+    assert "[default: the machine's host name]" in options
 
 
 def test_an_error_of_the_installed_program_has_no_traceback(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_an_unknown_name_in_the_file_is_an_error(tmp_path: Path, text: str, name
     with pytest.raises(SettingsError, match=named) as caught:
         load_settings({}, environment={}, directory=tmp_path)
     assert caught.value.exit_code == 2
-    assert "doctor" in caught.value.hint
+    assert "docs/settings.md" in caught.value.hint
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
@@ -156,6 +156,18 @@ def test_a_former_name_works_in_every_source_with_a_warning(tmp_path: Path) -> N
     assert "--look-into-alerts is deprecated: use --explain-alerts" in warning
     # In one source, the present name wins; nothing needs a warning.
     assert load({former: "3", present: "5"}, {}) == (5, ())
+
+
+def test_a_misspelled_name_gets_a_suggestion(tmp_path: Path) -> None:
+    names = ("KAFKA_BOOTSTRP", "REDIS_PASWORD_FILE", "KAFKA_CLIENT_CLIENT_RACK", "SERVICE_HOST", "PORT")
+    variables = {f"STREAM_SCORER_{name}": "x" for name in names}
+    settings = load_settings({}, environment=variables, directory=tmp_path)
+    bootstrap, password = settings.warnings
+    assert "STREAM_SCORER_KAFKA_BOOTSTRP" in bootstrap and "did you mean STREAM_SCORER_KAFKA_BOOTSTRAP?" in bootstrap
+    assert "did you mean STREAM_SCORER_REDIS_PASSWORD_FILE?" in password
+    (tmp_path / SETTINGS_FILE).write_text("[scorer]\nbacth = 1\n")
+    with pytest.raises(SettingsError, match=r"no setting 'scorer.bacth'\n  Did you mean 'scorer.batch'\?"):
+        load_settings({}, environment={}, directory=tmp_path)
 
 
 def test_the_flags_of_a_command_reach_the_catalogue() -> None:
