@@ -21,7 +21,7 @@
     ├── RecordError                           one input record is bad: it goes to the dead-letter topic, never up
     └── CheckFailed                  exit 3   a check found a difference
 
-`UsageError` and `UnavailableError` reach a person as one message and a mend, never as a traceback.
+`UsageError` and `UnavailableError` reach a person as one message and a hint, never as a traceback.
 """
 
 from __future__ import annotations

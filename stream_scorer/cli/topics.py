@@ -92,7 +92,8 @@ def acls(settings: Settings, role: str, principal: str | None) -> None:
 def check(settings: Settings) -> None:
     """Check that every topic exists, that partition counts agree, and that no setting loses records.
 
-    With --spec, also that the inputs are kept for as long as features look back, and outcomes long enough.
+    With --spec, also that the inputs are kept for as long as features look back, and outcomes long enough. Exit code 3
+    if a topic has wrong settings.
     """
     from stream_scorer.errors import CheckFailed
     from stream_scorer.kafka.topic_config import find_problems
