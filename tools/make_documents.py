@@ -13,12 +13,13 @@ from pathlib import Path
 import msgspec
 
 from stream_scorer.serde.schemas import DRAFT, render
+from stream_scorer.spec.model import PipelineSpec
 from stream_scorer.train.own.document import ComposeDocument
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "examples" / "own_models" / "train_models.py"
 # By name of the schema's file.
-DOCUMENTS: dict[str, type] = {"ensemble-compose": ComposeDocument}
+DOCUMENTS: dict[str, type] = {"ensemble-compose": ComposeDocument, "pipeline-spec": PipelineSpec}
 
 
 def make_document_schemas() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import click
+import jsonschema
 import msgspec
 import pytest
 import yaml
@@ -125,13 +127,21 @@ def test_a_command_that_does_not_exist_is_found() -> None:
 # ---- Names
 
 
-def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of the keys of a pipeline spec."""
-    for each in (kind, *get_args(kind)):
-        if isinstance(each, type) and get_origin(each) is None and issubclass(each, msgspec.Struct):
-            for field in msgspec.structs.fields(each):
-                yield prefix + field.encode_name
-                yield from keys_of(field.type, f"{prefix}{field.encode_name}.")
+def structs_in(kind: Any) -> Iterator[type[msgspec.Struct]]:
+    for each in get_args(kind):
+        yield from structs_in(each)
+    if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, msgspec.Struct):
+        yield kind
+
+
+def defaults_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted names of the keys of a pipeline spec, with their defaults as the document writes them."""
+    for struct in structs_in(kind):
+        for field in msgspec.structs.fields(struct):
+            default = "required" if field.required else field.default
+            text = "none" if default in (None, msgspec.NODEFAULT) else str(default).removesuffix(".0").lower()
+            yield prefix + field.encode_name, text
+            yield from defaults_of(field.type, f"{prefix}{field.encode_name}.")
 
 
 def named(pattern: str, text: Callable[[Path], str] = prose) -> set[str]:
@@ -140,7 +150,7 @@ def named(pattern: str, text: Callable[[Path], str] = prose) -> set[str]:
 
 
 def test_every_setting_variable_and_key_of_the_spec_exists() -> None:
-    keys = SETTINGS | set(keys_of(PipelineSpec))
+    keys = SETTINGS | dict(defaults_of(PipelineSpec)).keys()
     sections = {key.partition(".")[0] for key in keys if "." in key}
     names = {name for name in named(r"`([a-z_]+\.[a-z_.]+)`") if name.partition(".")[0] in sections}
     assert len(names) > 50
@@ -172,6 +182,26 @@ def test_every_alert_has_its_row_with_severity() -> None:
     ]
     rows = re.findall(r"^\| `(\w+)` \| (page|ticket) \|", read(ROOT / "docs" / "operations.md"), re.M)
     assert rows == [(rule["alert"], rule["labels"]["severity"]) for rule in rules]
+
+
+def test_every_key_of_a_spec_has_its_row_with_its_default() -> None:
+    found = {}
+    for keys, defaults in re.findall(r"^\| (`.+?`) \| (.+?) \|", read(ROOT / "docs" / "spec.md"), re.M):
+        names = [name.replace("<name>.", "").replace(".<name>", "").replace("[]", "") for name in keys.split(", ")]
+        texts = [text.strip("`") for text in defaults.split(", ")]
+        found |= dict(zip((name.strip("`") for name in names), texts * len(names), strict=False))
+    known = dict(defaults_of(PipelineSpec))
+    assert found == {key: text for key, text in known.items() if not any(k.startswith(f"{key}.") for k in known)}
+
+
+def test_the_schema_of_a_spec_accepts_the_examples_and_rejects_an_unknown_key() -> None:
+    schema = json.loads(read(ROOT / "schemas" / "pipeline-spec.schema.json"))
+    for path in (ROOT / "stream_scorer/simulate/cards.yaml", ROOT / "examples/handbook/handbook.yaml"):
+        spec = yaml.safe_load(read(path))
+        jsonschema.validate(spec, schema)
+        spec["views"][0]["windws"] = ["1d"]
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spec, schema)
 
 
 def test_the_index_of_decisions_is_complete() -> None:
