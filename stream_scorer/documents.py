@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,15 @@ import yaml
 from stream_scorer.errors import UsageError
 
 T = TypeVar("T")
+NO_MAPPING = "expected keys with values (a YAML mapping)"
 _PLACE = re.compile(r" - at `(key` in `)?\$(.*)`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
+# Patterns of texts in the documents of users, and what they mean.
+_PATTERNS = {
+    r"^[0-9]+(ms|s|m|h|d)$": "Write a duration, such as 90s, 12h or 30d.",
+    r"^[a-z][a-z0-9_]{0,40}$": "Write lower-case letters, digits and _, at most 41, with a letter first.",
+    r"^[a-z][a-z0-9_-]{0,40}$": "Write lower-case letters, digits, _ and -, at most 41, with a letter first.",
+}
 _STEP = re.compile(r"\[\.\.\.\]|[^.\[\]]+")
 
 
@@ -96,7 +105,7 @@ def convert(document: Any, kind: type[T]) -> T:
     if not isinstance(document, dict):
         what = "a list" if isinstance(document, list) else "one value"
         problem = "the document is empty" if document is None else f"found {what}"
-        raise InvalidNode(f"expected keys with values (a YAML mapping), but {problem}", "")
+        raise InvalidNode(f"{NO_MAPPING}, but {problem}", "")
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as failure:
@@ -106,6 +115,14 @@ def convert(document: Any, kind: type[T]) -> T:
         message = "a key: " if found[1] else ""
         node = _with_keys(document, kind, found[2].lstrip("."))
         raise InvalidNode(message + str(failure)[: found.start()], node) from None
+
+
+def hint_for(message: str, keys: Iterable[str], page: str) -> str:
+    """What to do about the `message` of an `InvalidNode`: the similar one of all `keys`, or what the text must be."""
+    if unknown := _UNKNOWN.match(message):
+        similar = get_close_matches(unknown[1], sorted(keys), n=1)
+        return f"Did you mean {similar[0]}? {page} lists all keys." if similar else f"{page} lists all keys."
+    return next((hint for pattern, hint in _PATTERNS.items() if f"'{pattern}'" in message), "")
 
 
 def _with_keys(document: Any, kind: type[T], node: str) -> str:

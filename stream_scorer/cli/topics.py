@@ -82,7 +82,11 @@ def acls(settings: Settings, role: str, principal: str | None) -> None:
     from stream_scorer.kafka.permissions import Role, acl_commands, names_of, permissions
 
     who = principal or f"User:{role}"
-    user = who.partition(":")[2]
+    kind, _, user = who.partition(":")
+    if not kind or not user:
+        raise click.BadParameter(
+            f"{who!r} is not a principal of Kafka, such as User:{who.strip(':')}", param_hint="--principal"
+        )
     for command in acl_commands(permissions(cast(Role, role), names_of(settings), user), who):
         click.echo(command)
 

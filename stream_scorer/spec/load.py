@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from stream_scorer.documents import InvalidNode, convert, load_document, parse_yaml
+from stream_scorer.documents import NO_MAPPING, InvalidNode, convert, hint_for, load_document, parse_yaml
 from stream_scorer.errors import SpecError
 from stream_scorer.spec.model import (
     LABELLED,
@@ -20,6 +20,7 @@ from stream_scorer.spec.model import (
     TransactionShape,
     View,
     duration_ms,
+    keys_in,
 )
 from stream_scorer.spec.values import check_condition, check_durations, check_feature_names, check_field, check_rates
 
@@ -49,7 +50,9 @@ def parse_spec(text: str, folder: Path = Path(), id_key: str = "") -> CheckedSpe
     try:
         spec = convert(parse_yaml(text, error=SpecError), PipelineSpec)
     except InvalidNode as invalid:
-        hint = "" if invalid.node else "`stream-scorer data draft` makes a first spec from a CSV file."
+        hint = hint_for(invalid.message, keys_in(PipelineSpec.__module__), "docs/spec.md")
+        if invalid.message.startswith(NO_MAPPING):
+            hint = "`stream-scorer data draft` makes a first spec from a CSV file."
         raise SpecError(invalid.message, path=invalid.node or "(top level)", hint=hint) from None
     _check(spec)
     spec = _with_lists_read(spec, folder)

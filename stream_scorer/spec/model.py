@@ -43,6 +43,11 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every node: an unknown key is an error."""
 
 
+def keys_in(module: str) -> set[str]:
+    """The keys of all nodes that `module` defines."""
+    return {key for node in Node.__subclasses__() if node.__module__ == module for key in node.__struct_encode_fields__}
+
+
 class Field(Node, frozen=True):
     """One field of the transaction. The scorer reads `sensitive` fields but never publishes them.
 

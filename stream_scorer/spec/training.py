@@ -13,9 +13,9 @@ import msgspec
 import yaml
 from msgspec import Meta
 
-from stream_scorer.documents import InvalidNode, convert, load_document, parse_yaml
+from stream_scorer.documents import InvalidNode, convert, hint_for, load_document, parse_yaml
 from stream_scorer.errors import SpecError
-from stream_scorer.spec.model import Duration, Node
+from stream_scorer.spec.model import Duration, Node, keys_in
 
 Algorithm = Literal["lightgbm", "lightgbm-forest", "xgboost", "logistic-regression", "neural-network"]
 CalibratorName = Literal["platt", "isotonic", "beta"]
@@ -137,7 +137,8 @@ def parse_training(text: str) -> CheckedTraining:
     try:
         spec = convert(parse_yaml(text, error=SpecError), TrainingSpec)
     except InvalidNode as invalid:
-        raise SpecError(invalid.message, path=invalid.node or "(top level)") from None
+        hint = hint_for(invalid.message, keys_in(__name__), "docs/training.md")
+        raise SpecError(invalid.message, path=invalid.node or "(top level)", hint=hint) from None
     return check_training(spec)
 
 
