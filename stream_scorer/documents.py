@@ -95,7 +95,8 @@ def parse_yaml(text: str, *, error: type[UsageError] = UsageError) -> Any:
     except yaml.YAMLError as failure:
         mark = getattr(failure, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise error(f"not valid YAML{where}: {getattr(failure, 'problem', failure)}") from None
+        problem = str(getattr(failure, "problem", failure)).partition("\n")[0]
+        raise error(f"not valid YAML{where}: {problem}") from None
     except (ValueError, AttributeError, RecursionError) as failure:  # such as 2026-02-30, or !!timestamp of no time
         raise error(f"not valid YAML: {failure}") from None
 

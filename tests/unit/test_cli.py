@@ -176,6 +176,12 @@ def test_a_mistake_is_one_message_and_its_exit_code(run: Run, arguments: list[st
             "spec check a.yaml",
             "\n  Write a duration, such as",
         ),
+        (
+            "a.yaml",
+            b"PAR1\0",
+            "spec check a.yaml",
+            "a.yaml: not valid YAML: unacceptable character #x0000: special characters",
+        ),
         ("a.yaml", b"\xff\xfe", "spec check a.yaml", "cannot read the pipeline spec a.yaml: it is not UTF-8 text"),
         ("a.yaml", None, "spec check .", "cannot read the pipeline spec .: Is a directory\n"),
         ("a.csv", None, "data draft a.csv --time t --value v", "cannot read a.csv: No such file or directory\n"),
