@@ -12,6 +12,8 @@ from stream_scorer.spec.gate_rules import LOWER_IS_BETTER, Fairness, Quality
 # The champion comes first in an evaluation.
 _CHAMPION, _CANDIDATE = 0, 1
 _NO_LABELS = "no transaction of the range has a label"
+# These leave out transactions without a score, so a version without scores for hard ones would look better.
+_RANKING = ("average_precision", "roc_auc")
 
 
 def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
@@ -25,7 +27,7 @@ def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
         return not_measured(
             name, rule.max_loss, f"the candidate was trained on this range; start after {_time(trained_until)}"
         )
-    missing = _missing(rule, evaluation)
+    missing = _missing(rule, evaluation) or _unscored(rule, evaluation)
     if missing:
         return not_measured(name, rule.max_loss, missing)
     difference = evaluation.candidates[0].differences.get(rule.metric, Interval(None))
@@ -41,7 +43,8 @@ def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
     else:
         worse_end = difference.value
     loss = worse_end if rule.metric in LOWER_IS_BETTER else -worse_end
-    return at_most(name, loss if loss > 0.0 else 0.0, rule.max_loss, reason)
+    # In this order, so that a NaN stays one, which refuses.
+    return at_most(name, 0.0 if loss <= 0.0 else loss, rule.max_loss, reason)
 
 
 def _missing(rule: Quality, evaluation: Evaluation) -> str:
@@ -57,6 +60,17 @@ def _missing(rule: Quality, evaluation: Evaluation) -> str:
     if rule.evidence == "interval" and evaluation.fraud_cards < rule.min_fraud_cards:
         return f"{evaluation.fraud_cards:,} cards with a known fraud, {rule.min_fraud_cards:,} are needed"
     return ""
+
+
+def _unscored(rule: Quality, evaluation: Evaluation) -> str:
+    """What is wrong if a ranking covers fewer transactions of the candidate than of the champion; empty if it does not."""
+    before, after = (version.missing for version in evaluation.versions[:2])
+    if rule.metric not in _RANKING or after <= before:
+        return ""
+    return (
+        f"the candidate gives no score for {after:,} of {evaluation.transactions:,} transactions, the champion for "
+        f"{before:,}: too few of its members answer (quorum)"
+    )
 
 
 def fairness(rule: Fairness, evaluation: Evaluation) -> list[RuleResult]:
@@ -129,7 +143,7 @@ def _rate(rule: Fairness, alerts: Alerts) -> float:
 
 
 def _figure(version: VersionResult, metric: str) -> float | None:
-    if metric in ("average_precision", "roc_auc"):
+    if metric in _RANKING:
         found: Interval = getattr(version, metric)
         return found.value
     alerts = version.alerts

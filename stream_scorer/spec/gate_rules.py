@@ -213,6 +213,8 @@ def _join(path: str, field: str) -> str:
 
 def _check(rules: Rules) -> None:
     """What types cannot express. Raises `UsageError`."""
+    if not any((rules.quality, rules.latency, rules.cost, rules.drift, rules.skew, rules.leak, rules.fairness)):
+        raise UsageError("the file has no rule", hint=f"Write at least one of {', '.join(_SECTIONS)} (docs/gate.md).")
     if rules.cost is not None and rules.cost.max_bytes is None and rules.cost.max_ratio is None:
         raise UsageError("cost has no limit", hint="Write max_bytes, max_ratio, or both.")
     for index, each in enumerate(rules.fairness):

@@ -74,6 +74,7 @@ def ensemble(tmp_path: Path) -> Ensemble:
         ("version: 2", "version: ", "Write version: 1"),
         ("latency: {max_ratio: 1}", "version is missing", "Write version: 1"),
         ("- 1", "(top level): ", "begins with version: 1"),
+        ("version: 1\ntraffic: 14d\nquality: []", "the file has no rule", "at least one of quality, latency"),
         ("version: [", "not valid YAML at line 1", ""),
         ("version: 2026-02-30", "not valid YAML: day", ""),
         (
@@ -299,6 +300,7 @@ def version(groups: dict[str, Any]) -> Any:
         alerts=alerts(100, 10, 10, 5),
         average_precision=SimpleNamespace(value=0.5),
         trained_until=100,
+        missing=0,
     )
 
 
@@ -345,6 +347,17 @@ def test_quality_is_not_measured_on_too_few_transactions_cards_or_labels() -> No
     assert quality(rate, paired).reason == "not measured: no transaction of the range has a label"
 
 
+def test_a_ranking_is_not_compared_if_the_candidate_gives_fewer_scores() -> None:
+    paired = evaluation(0.1, 0.05, 0.2, [{}, {}])
+    paired.versions[1].missing = 200
+    result = quality(Quality("average_precision", 0.1), paired)
+    assert (result.verdict, result.measured) == ("refuse", None)
+    assert "gives no score for 200 of 1,000 transactions, the champion for 0" in result.reason
+    assert quality(Quality("false_positive_rate", 0.5), paired).verdict == "pass"  # the fallback decides these
+    paired.versions[0].missing = 200
+    assert quality(Quality("average_precision", 0.1), paired).verdict == "pass"
+
+
 def test_the_worse_end_of_the_interval_must_be_within_the_limit() -> None:
     paired = evaluation(-0.005, -0.03, 0.02, [{}, {}])
     assert quality(Quality("average_precision", 0.02), paired).measured == pytest.approx(0.03)
@@ -355,6 +368,8 @@ def test_the_worse_end_of_the_interval_must_be_within_the_limit() -> None:
     assert quality(Quality("false_positive_rate", 0.02), paired).verdict == "pass"
     assert quality(Quality("average_precision", 1.0), evaluation(None, None, None, [{}, {}])).verdict == "refuse"
     assert quality(Quality("average_precision", 1.0), evaluation(0.0, None, None, [{}, {}])).verdict == "refuse"
+    nan = float("nan")
+    assert quality(Quality("average_precision", 1.0), evaluation(0.0, nan, nan, [{}, {}])).verdict == "refuse"
 
 
 def test_fairness_limits_the_ratio_of_rates_and_the_difference_of_their_growth() -> None:
@@ -414,10 +429,10 @@ class Log:
 def test_recent_traffic_ends_at_the_newest_transaction_of_all_partitions() -> None:
     cards, day = load_spec(CARDS_SPEC), 86_400_000
     log: Any = Log([50 * day, 60 * day])
-    rules = parse_rules("version: 1\ntraffic: 14d")
+    rules = parse_rules("version: 1\ntraffic: 14d\nleak: {}")
     assert recent(log, Topics(), cards, rules, Range()).time_start == 46 * day
     assert recent(log, Topics(), cards, rules, Range(time_start=50 * day)).time_start == 50 * day
-    assert recent(log, Topics(), cards, parse_rules("version: 1"), Range()) == Range()
+    assert recent(log, Topics(), cards, parse_rules("version: 1\nleak: {}"), Range()) == Range()
 
 
 def test_the_range_begins_after_the_training_data_unless_it_is_given(tmp_path: Path) -> None:
