@@ -199,6 +199,25 @@ def test_nothing_is_fitted_where_everything_is_given(folder: Path) -> None:
     assert [member.weight for member in manifest.members] == [1.0, 1.0]
 
 
+def test_xgboost_that_stopped_early_needs_its_own_predictions_or_only_the_best_rounds(folder: Path) -> None:
+    model = xgboost.XGBClassifier(n_estimators=30, early_stopping_rounds=3, learning_rate=1.0, n_jobs=1)
+    model.fit(FRAME.iloc[:600], DATA.label[:600], eval_set=[(FRAME.iloc[600:900], DATA.label[600:900])], verbose=False)
+    booster, rows = model.get_booster(), FRAME.iloc[900:]
+    assert model.best_iteration + 1 < booster.num_boosted_rounds()
+    model.save_model(folder / "early.ubj")
+    write_expected(folder / "all.parquet", DATA.event_id[900:], booster.predict(xgboost.DMatrix(rows)))
+    write_expected(folder / "best.parquet", DATA.event_id[900:], model.predict_proba(rows)[:, 1])
+    node = {"name": "early", "model": "early.ubj"}
+    with pytest.raises(ArtifactError, match=r"members\[0\]\.model: .*early stopping found \d+ of them best"):
+        compose(folder, described(members=[node]))
+    compose(folder, described(members=[node | {"expected": "all.parquet"}]))
+    with pytest.raises(UsageError, match="scores differ"):
+        compose(folder, described(members=[node | {"expected": "best.parquet"}]))
+    booster[: model.best_iteration + 1].save_model(folder / "early.ubj")
+    compose(folder, described(members=[node]))
+    compose(folder, described(members=[node | {"expected": "best.parquet"}]))
+
+
 def test_a_model_of_text_classes_is_refused_and_one_that_ranks_frauds_last_is_reported(folder: Path) -> None:
     node = {"name": "turned", "model": "turned.skops"}
     document = described(members=[node])

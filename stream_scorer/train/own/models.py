@@ -93,6 +93,8 @@ def load_model(file: ComposeFile, index: int, features: list[str]) -> OwnModel:
         columns = _columns(file_format, data)
         inputs = _match(file, at, node, columns, features)
         member = load_member(member_format, converted, len(inputs))
+        if member_format == "xgboost-ubj" and node.expected is None:
+            _refuse_unclear_rounds(converted)
     except ArtifactError as error:
         hint = error.hint or "Check `format`, `inputs` and the version of the library that wrote the file."
         raise ArtifactError(f"{file.path}: {at}.model: {path}: {error.message}", code=error.code, hint=hint) from None
@@ -183,6 +185,23 @@ def _xgboost_names(document: Any) -> list[str]:
         return [str(name) for name in document["learner"]["feature_names"]]
     except (LookupError, TypeError):
         return []
+
+
+def _refuse_unclear_rounds(data: bytes) -> None:
+    """Raise `ArtifactError` if early stopping found an earlier round to be the best one.
+
+    A scorer uses all trees, as `Booster.predict`; `XGBClassifier.predict_proba` stops after the best round.
+    """
+    learner = read_ubjson(data)["learner"]
+    best = str(learner.get("attributes", {}).get("best_iteration", ""))
+    rounds = len(learner["gradient_booster"]["model"]["iteration_indptr"]) - 1
+    if best.isdigit() and int(best) + 1 < rounds:
+        raise ArtifactError(
+            f"it has {rounds} rounds, and early stopping found {int(best) + 1} of them best: XGBClassifier.predict_proba "
+            f"uses {int(best) + 1}, Booster.predict and a scorer {rounds}",
+            hint="Save the part that you evaluated, such as booster[: booster.best_iteration + 1].save_model(…), or give "
+            "`expected`: your own predictions decide.",
+        )
 
 
 def _match(file: ComposeFile, at: str, node: MemberNode, columns: list[str] | None, features: list[str]) -> list[str]:
