@@ -193,6 +193,7 @@ def _self_test(reference: NDArray[np.float64], scored: Scored) -> SelfTest:
     by_score = np.argsort(scored.score, kind="stable")
     spread = by_score[np.linspace(0, len(by_score) - 1, MAX_SELF_TEST_ROWS - _SPARSE_ROWS).astype(np.int64)]
     rows = np.unique(np.concatenate([sparse, spread]))
+    rows = rows[~np.isinf(reference[rows]).any(axis=1)]  # JSON has no infinity
     return SelfTest(nullable(reference[rows]), nullable(scored.member_scores[rows]), nullable(scored.score[rows]))
 
 

@@ -142,9 +142,15 @@ def fit_member(recipe: MemberRecipe, features: Matrix, label: Bools) -> FittedMe
     """Fit a member on ``(n, n_features)`` rows in order of time and their labels ``(n,)``.
 
     Raises:
-        UsageError: the library refuses the hyperparameters.
+        UsageError: the library refuses the hyperparameters, or the sample has one class only.
     """
     rows = sampled(recipe, label)
+    if label[rows].all() or not label[rows].any():
+        raise UsageError(
+            f"member {recipe.member.name!r}: its {len(rows)} training rows are all "
+            f"{'frauds' if label[rows].any() else 'genuine'}",
+            hint="Declare a larger share in sampling.genuine, or longer windows (folds.train).",
+        )
     raw = np.ascontiguousarray(features[np.ix_(rows, recipe.columns)])
     y = label[rows]
     dense = recipe.format == "dense-json"
@@ -168,11 +174,27 @@ _LIBRARIES = ("lightgbm", "xgboost", "sklearn")
 
 
 def predict(recipe: MemberRecipe, fitted: FittedMember, features: Matrix) -> Matrix:
-    """Uncalibrated probabilities ``(n,)`` of a fitted member for ``(n, n_features)`` rows, as a scorer has them."""
+    """Uncalibrated probabilities ``(n,)`` of a fitted member for ``(n, n_features)`` rows, as a scorer has them.
+
+    Raises:
+        UsageError: see `require_probabilities`.
+    """
     x = Preprocess(recipe.inputs, recipe.inputs, fitted.preprocess).apply(
         np.ascontiguousarray(features[:, recipe.columns])
     )
-    return load_member(recipe.format, fitted.data, len(recipe.inputs)).predict(x)
+    probability = load_member(recipe.format, fitted.data, len(recipe.inputs)).predict(x)
+    return require_probabilities(recipe.member.name, probability)
+
+
+def require_probabilities(member: str, probability: Matrix) -> Matrix:
+    """`probability` ``(n,)``. Raises `UsageError` if one is NaN or outside [0, 1]: a scorer would leave the member out."""
+    wrong = int((~((probability >= 0.0) & (probability <= 1.0))).sum())
+    if wrong:
+        raise UsageError(
+            f"member {member!r} gives no probability in [0, 1] for {wrong:,} of {len(probability):,} rows",
+            hint="Check its hyperparameters, and whether its features have extreme values.",
+        )
+    return probability
 
 
 def sampled(recipe: MemberRecipe, label: Bools) -> NDArray[np.int64]:

@@ -27,6 +27,7 @@ from stream_scorer.ensemble.manifest import (
 from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.train.algorithms import require_probabilities
 from stream_scorer.train.calibration import fit_platt, fit_weights
 from stream_scorer.train.combination import (
     QUORUM_MARGIN,
@@ -197,6 +198,7 @@ def _fit_member(plan: MemberPlan, data: TrainingSet, split: Split, recipe: Recip
     prepare = Preprocess(data.names, plan.inputs, preprocess)
     member = _train(plan, prepare.apply(data.features[split.train]), data.label[split.train], recipe.seed)
     probability = load_member(_FORMATS[plan.kind], member, len(columns)).predict(prepare.apply(data.features))
+    probability = require_probabilities(plan.kind, probability)
     rows = split.calibration
     calibrator = fit_calibrator(recipe.calibrator, probability[rows], data.label[rows])
     score = calibrate(probability, calibrator)

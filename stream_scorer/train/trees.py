@@ -7,6 +7,7 @@ data. Missing values stay missing, because trees split on them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ Parameter = Any
 GBDT_TREES = 100
 XGB_TREES = 100
 FOREST_TREES = 60
+_FLOAT32 = float(np.finfo(np.float32).max)
 
 _LIGHTGBM: dict[str, object] = {
     "objective": "binary",
@@ -82,7 +84,25 @@ def train_forest(
     """Train a random forest (averaged, bagged trees); returns LightGBM text."""
     # On labels of 0 and 1, so that the value of a leaf is its fraud rate; see `members.lightgbm_text`.
     fixed: dict[str, Parameter] = {"boosting": "rf", "objective": "regression", "bagging_freq": 1}
-    return _lightgbm(fixed | dict(parameters), _Rows(x, y, weight), names, seed)
+    model = _lightgbm(fixed | dict(parameters), _Rows(x, y, weight), names, seed)
+    return _with_rate(model, float(np.average(y, weights=weight)))
+
+
+# A tree without a split in LightGBM's text.
+_UNSPLIT = re.compile(rb"(Tree=\d+\nnum_leaves=1\n(?:.*\n)*?leaf_value=)(.*)")
+
+
+def _with_rate(model: bytes, rate: float) -> bytes:
+    """`model` with trees that predict the fraud rate where LightGBM found no split.
+
+    In a random forest, LightGBM gives such a tree about 0, where the leaves of all others are rates: a forest on inputs
+    that say nothing would predict values around 0, some of them negative.
+    """
+    header, trees, rest = re.split(rb"(?<=\n)(?=Tree=0\n|end of trees\n)", model, maxsplit=2)
+    blocks = re.split(rb"(?<=\n)(?=Tree=\d+\n)", trees)
+    blocks = [_UNSPLIT.sub(rb"\g<1>" + repr(rate).encode(), block, count=1) for block in blocks]
+    sizes = b" ".join(b"%d" % len(block) for block in blocks)
+    return re.sub(rb"(?m)^tree_sizes=.*$", b"tree_sizes=" + sizes, header) + b"".join(blocks) + rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,5 +142,7 @@ def train_xgb(
     rest = dict(parameters)
     trees = int(rest.pop("trees"))
     fixed = {"objective": "binary:logistic", "tree_method": "hist", "nthread": 1, "seed": seed}
+    # The library refuses what float32 cannot hold; a split treats the largest float32 as it treats infinity.
+    x = np.clip(x, -_FLOAT32, _FLOAT32)
     data = xgboost.DMatrix(x, y.astype(np.float64), weight=weight, feature_names=list(names), nthread=1)
     return bytes(xgboost.train(fixed | rest, data, num_boost_round=trees).save_raw("ubj"))

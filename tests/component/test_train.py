@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from stream_scorer.ensemble.calibrate import calibrate
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import logit, sigmoid
 from stream_scorer.ensemble.manifest import Beta, manifest_bytes
+from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import UsageError
 from stream_scorer.spec.load import parse_spec
@@ -24,6 +26,7 @@ from stream_scorer.train.recipe import AlertRates, Recipe, TrainingSet
 from stream_scorer.train.report import member_lines
 from stream_scorer.train.split import split_by_time
 from stream_scorer.train.train import train_ensemble
+from stream_scorer.train.trees import FOREST, train_forest
 from tests.support.specs import numbers_spec
 
 SPEC = numbers_spec(
@@ -189,6 +192,28 @@ def test_the_shipped_specs_three_sets_each_have_a_member(spec: CheckedSpec) -> N
         plan.feature_set for plan in plan_members(parse_spec(SPEC.replace("*_value", "d_*")))
     }
     assert feature_sets(spec)["all"] == spec.features
+
+
+def test_trees_of_a_forest_without_a_split_predict_the_fraud_rate() -> None:
+    random = np.random.default_rng(0)
+    y, weight = random.random(3_000) < 0.15, random.uniform(0.5, 2.0, 3_000)
+    x = random.normal(size=(3_000, 1))
+    for gain, weights in ((0.4, None), (5.0, None), (5.0, weight)):
+        model = train_forest(x, y, ["a"], 1, FOREST | {"min_gain_to_split": gain}, weights)
+        assert b"num_leaves=1\n" in model
+        got = load_member("lightgbm-text", model, 1).predict(x)
+        rate = float(np.average(y, weights=weights))
+        assert got.mean() == pytest.approx(rate, rel=0.02)  # LightGBM itself: 0.09 with the first gain, then below 0
+        assert lightgbm.Booster(model_str=model.decode()).predict(x) == pytest.approx(got, abs=1e-12)
+
+
+def test_infinite_and_very_large_features_do_not_end_a_training(spec: CheckedSpec, tmp_path: Path) -> None:
+    x, y, t = data()
+    x[::50, 1], x[1::50, 2] = np.inf, -1e60
+    manifest = train_ensemble(TrainingSet(x, spec.features, y, t), spec, tmp_path / "tiny", Recipe(3))
+    scored = Ensemble.load(tmp_path / "tiny", version="").score(x)
+    assert not np.isnan(scored.score).any()
+    assert manifest.training.metrics["xgb"]["roc_auc"] > 0.75
 
 
 def test_platt_finds_the_truth_it_was_made_from() -> None:

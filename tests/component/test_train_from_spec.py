@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -187,6 +188,18 @@ def test_windows_of_whole_days_do_not_reach_into_a_holdout_that_begins_within_a_
 def test_hyperparameters_that_a_library_refuses_are_one_message(data: TrainingSet, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="logistic-regression cannot fit member 'linear'"):
         train(data, tmp_path / "no", 1, TRAINING.replace("features: first", "features: first, parameters: {C: -1}"))
+
+
+def test_a_member_that_learns_from_one_class_or_gives_no_probability_is_refused(
+    data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = TRAINING.replace("class_weight: balanced", "sampling: {genuine: 1.0e-6}")
+    with pytest.raises(UsageError, match="'boost': its [0-9]+ training rows are all frauds"):
+        train(data, tmp_path / "no", 1, few)
+    broken = SimpleNamespace(predict=lambda x: np.where(np.arange(len(x)) % 9 == 0, np.nan, 0.5))
+    monkeypatch.setattr("stream_scorer.train.algorithms.load_member", lambda *_: broken)
+    with pytest.raises(UsageError, match=r"'boost' gives no probability in \[0, 1\] for [0-9]+ of "):
+        train(data, tmp_path / "no", 1)
 
 
 def test_the_bootstrap_of_the_handbook_proof_weighs_customers_like_scikit_learn() -> None:
