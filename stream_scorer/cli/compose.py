@@ -10,6 +10,7 @@ import msgspec
 
 from stream_scorer.cli.history import history_options, read_history
 from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.outputs import require_writable
 from stream_scorer.clock import SystemClock
 from stream_scorer.console import Progress, make_table, print_table
 from stream_scorer.settings import Settings
@@ -42,6 +43,7 @@ def compose(
     from stream_scorer.train.own.compose import Limits, compose_models, load_models
     from stream_scorer.train.own.document import HistoryNode, read_compose_file
 
+    require_writable(out)
     described = read_compose_file(file)
     history = described.document.history or HistoryNode()
     if transactions is None and not from_topics:

@@ -12,6 +12,7 @@ import msgspec
 
 from stream_scorer.cli.history import history_options, read_history
 from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.outputs import require_writable
 from stream_scorer.clock import SystemClock
 from stream_scorer.console import Progress, make_table, print_table
 from stream_scorer.errors import UsageError
@@ -76,6 +77,7 @@ def cv(
         raise click.UsageError("--select needs the folds, --open-holdout does not evaluate them: run cv twice.")
     if reason and not open_holdout:
         raise click.UsageError("--reason needs --open-holdout.")
+    require_writable(select)
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
     checked = find_training(training, spec)
     with Progress("cross-validation", None, SystemClock()) as progress:

@@ -9,6 +9,7 @@ import click
 
 from stream_scorer.cli.history import history_options, read_history
 from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.outputs import require_writable
 from stream_scorer.clock import SystemClock
 from stream_scorer.console import Progress
 from stream_scorer.settings import Settings
@@ -27,6 +28,7 @@ def export(settings: Settings, transactions: Path | None, labels: Path | None, f
     from stream_scorer.spec.load import load_spec
     from stream_scorer.train.export import write_training_table
 
+    require_writable(out)
     # Features depend on which ids are equal, not on the ids: a key for this run is enough.
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
     with Progress("reading history", None, SystemClock()) as progress:

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from stream_scorer.cli.datasets import ensemble_dataset, history_datasets, registered_dataset
 from stream_scorer.cli.history import history_options, read_history
 from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.outputs import require_ensemble_name, require_writable
 from stream_scorer.clock import SystemClock, build_clock
 from stream_scorer.console import Progress, make_table, print_table
 from stream_scorer.observability.openlineage import Dataset, file_dataset, lineage_run
@@ -110,6 +111,7 @@ def train(
 
     Trains five fixed members, or those of --training.
     """
+    from stream_scorer.ensemble.registry import check_registered_name, register
     from stream_scorer.train.recipe import AlertRates, Recipe
     from stream_scorer.train.report import member_lines
 
@@ -119,6 +121,10 @@ def train(
         raise click.UsageError("--alias needs --register.")
     rates = None if review_rate is None or block_rate is None else AlertRates(review_rate, block_rate)
     _check_training_options(training, jobs, keep)
+    require_ensemble_name(name)
+    require_writable(out, save_set)
+    if register_as:
+        check_registered_name(register_as, alias)
     recipe = Recipe(seed, name, rates, calibrator=calibrator, combiner=combiner, link=link)
     tracking_uri = settings.require("mlflow.url") if register_as else None
     # Features depend on which ids are equal, not on the ids: a key for this run is enough.
@@ -134,8 +140,6 @@ def train(
 
                 write_training_table(data, spec, save_set)
         if register_as and tracking_uri:
-            from stream_scorer.ensemble.registry import register
-
             version = register(out, register_as, tracking_uri, alias)
         if lineage is not None:
             lineage.add(outputs=_outputs(settings, manifest, out, save_set, register_as))

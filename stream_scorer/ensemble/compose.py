@@ -1,10 +1,11 @@
 """Create an ensemble's folder from members and reference rows: digests, baselines, reference profile and self-test.
 
-The last step loads the folder like a scorer does. If it does not load, the target folder is not touched.
+The last step loads the folder like a scorer does. If it does not load, the files in the target folder stay as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -208,19 +209,30 @@ def write_ensemble(directory: Path, manifest: Manifest, members: Sequence[bytes]
     """Write a manifest and the files of its members, in manifest order; an existing ensemble is replaced.
 
     Raises:
-        ArtifactError: the ensemble does not load, or a write fails.
+        ArtifactError: the ensemble does not load, a write fails, or another process writes to `directory` too.
     """
     files = {spec.path: data for spec, data in zip(manifest.members, members, strict=True)}
     # The manifest is replaced last: until then the digests do not match, so that a mixture is never served.
     files[MANIFEST_FILE] = manifest_bytes(manifest)
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
-            for name, data in files.items():
-                (Path(temporary) / name).write_bytes(data)
-            Ensemble.load(Path(temporary), version="")
-            directory.mkdir(exist_ok=True)
-            for name in files:
-                (Path(temporary) / name).replace(directory / name)
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            _replace_files(directory, files)
+        finally:
+            with contextlib.suppress(OSError):  # not empty
+                directory.rmdir()
+        mixed = any((directory / name).read_bytes() != data for name, data in files.items())
     except OSError as error:
         raise ArtifactError(f"cannot write the ensemble to {directory}: {error}") from None
+    if mixed:
+        raise ArtifactError(f"another process writes an ensemble to {directory} too", hint="Use a folder of its own.")
+
+
+def _replace_files(directory: Path, files: dict[str, bytes]) -> None:
+    # Inside the folder, which may be a mount point: a file cannot be renamed to another file system.
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".new-") as temporary:
+        for name, data in files.items():
+            (Path(temporary) / name).write_bytes(data)
+        Ensemble.load(Path(temporary), version="")
+        for name in files:
+            (Path(temporary) / name).replace(directory / name)

@@ -145,8 +145,7 @@ def register(
         ArtifactError: the ensemble does not load, or the registry rejects the name or alias.
         RegistryUnavailable: the registry does not answer.
     """
-    if not _NAME.match(name) or (alias is not None and not _NAME.match(alias)):
-        raise ArtifactError(f"{name!r} with alias {alias!r} cannot be registered: use letters, digits, '.', '_', '-'")
+    check_registered_name(name, alias)
     ensemble = Ensemble.load(directory, version="")
     manifest, digest = ensemble.manifest, ensemble.digest
     with connected(tracking_uri) as client:
@@ -162,6 +161,12 @@ def register(
         if alias is not None:
             client.set_registered_model_alias(name, alias, str(version))
     return str(version)
+
+
+def check_registered_name(name: str, alias: str | None) -> None:
+    """Raise `ArtifactError` for a name or an alias that a reference cannot contain."""
+    if not _NAME.match(name) or (alias is not None and not _NAME.match(alias)):
+        raise ArtifactError(f"{name!r} with alias {alias!r} cannot be registered: use letters, digits, '.', '_', '-'")
 
 
 def find_registered(name: str, manifest_sha256: str, tracking_uri: str) -> str | None:

@@ -247,6 +247,17 @@ def test_cv_and_train_read_a_training_spec_from_the_command_line(
     assert json.loads(trained.stdout)["name"] == "named"
     assert read_manifest(tmp_path / "out").created_at == 1_700_000_000_000
     assert isinstance(call("train", "--out", "out", "--seed", "3").exception, click.UsageError)
+    # Before the history is read: what cannot be written or registered.
+    monkeypatch.setattr("stream_scorer.train.dataset.read_training_set", None)
+    below = str(training / "out")
+    for wrong, said in (
+        (["train", "--out", below], "is not a folder"),
+        (["train", "--out", "out", "--save-set", below], "is not a folder"),
+        (["cv", "--select", below], "is not a folder"),
+        (["train", "--out", "out", "--name", "my ensemble"], "--name 'my ensemble'"),
+        (["train", "--out", "out", "--register", "my ensemble"], "cannot be registered"),
+    ):
+        assert said in str(call(*wrong).exception)
     due = CliRunner().invoke(cli, ["ensemble", "due", str(tmp_path / "out"), "--max-age", "30d"], standalone_mode=False)
     assert "its newest training row is of 1970-02-09" in due.stdout
     assert isinstance(due.exception, CheckFailed)

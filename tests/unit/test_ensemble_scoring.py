@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 from pathlib import Path
 
@@ -295,6 +296,34 @@ def test_the_self_test_refuses_an_ensemble_that_scores_otherwise(tmp_path: Path)
     (tmp_path / "e" / "manifest.json").write_bytes(manifest_bytes(altered))
     with pytest.raises(ArtifactError, match=r"fails its self-test.*final score"):
         Ensemble.load(tmp_path / "e", version="1")
+
+
+def test_the_folder_may_be_on_another_file_system_and_a_mixture_of_two_writers_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.replace
+
+    def within(self: Path, target: Path) -> Path:
+        """As if `out` were a mount point."""
+        if (tmp_path / "out" in self.parents) != (tmp_path / "out" in target.parents):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", within)
+    compose(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json", "one.json", "three.json", "two.json",
+    ]  # fmt: skip
+
+    def late(self: Path, target: Path) -> Path:
+        """Another writer replaces the first member before this one replaces its last file."""
+        if target.name == "manifest.json":
+            (target.parent / "one.json").write_text("{}")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    with pytest.raises(ArtifactError, match="another process writes an ensemble to"):
+        compose(tmp_path / "out")
 
 
 def test_other_weights_make_another_version_that_scores_by_them(tmp_path: Path) -> None:
