@@ -63,7 +63,7 @@ def _missing(rule: Quality, evaluation: Evaluation) -> str:
 
 
 def _unscored(rule: Quality, evaluation: Evaluation) -> str:
-    """What is wrong if a ranking covers fewer transactions of the candidate than of the champion; empty if it does not."""
+    """What is wrong if a ranking covers fewer transactions of the candidate than of the champion; else empty."""
     before, after = (version.missing for version in evaluation.versions[:2])
     if rule.metric not in _RANKING or after <= before:
         return ""

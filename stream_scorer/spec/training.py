@@ -153,6 +153,7 @@ def check_training(spec: TrainingSpec) -> CheckedTraining:
             raise SpecError(
                 f"the grid has {candidates} combinations, more than {MAX_CANDIDATES}", path=f"members[{index}].grid"
             )
+        _check_numbers(member, f"members[{index}]")
         if member.class_weight is not None and member.class_weight == math.inf:
             raise SpecError("must be finite", path=f"members[{index}].class_weight")
     if spec.combination.method == "stacking" and spec.combination.link != "logit":
@@ -162,6 +163,27 @@ def check_training(spec: TrainingSpec) -> CheckedTraining:
     if spec.thresholds is not None and spec.thresholds.block_rate > spec.thresholds.review_rate:
         raise SpecError("block_rate is above review_rate, which includes it", path="thresholds")
     return CheckedTraining(spec, hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest())
+
+
+def _check_numbers(member: MemberTraining, path: str) -> None:
+    """Raise `SpecError` for a number that YAML reads as text, such as 1e-3: some libraries refuse it, others take it."""
+    given = [(f"parameters.{name}", value) for name, value in member.parameters.items()]
+    given += [(f"grid.{name}", value) for name, values in member.grid.items() for value in values]
+    for place, value in given:
+        if isinstance(value, str) and _is_number(value):
+            raise SpecError(
+                f"{value!r} is text, not a number",
+                path=f"{path}.{place}",
+                hint="Write it without quotes; in YAML, an exponent needs a dot and a sign, as in 1.0e-3.",
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def training_yaml(spec: TrainingSpec) -> str:

@@ -187,7 +187,7 @@ def predict(recipe: MemberRecipe, fitted: FittedMember, features: Matrix) -> Mat
 
 
 def require_probabilities(member: str, probability: Matrix) -> Matrix:
-    """`probability` ``(n,)``. Raises `UsageError` if one is NaN or outside [0, 1]: a scorer would leave the member out."""
+    """`probability` ``(n,)``. Raises `UsageError` if one is NaN or outside [0, 1], which a scorer leaves out."""
     wrong = int((~((probability >= 0.0) & (probability <= 1.0))).sum())
     if wrong:
         raise UsageError(

@@ -71,6 +71,8 @@ def test_the_shipped_training_spec_is_read_and_written_back_the_same() -> None:
         (MEMBER + "}, {name: a, algorithm: xgboost}]", "two members are named 'a'"),
         (MEMBER + ", colour: red}]", "unknown field `colour`"),
         (MEMBER + ", grid: {eta: []}}]", "grid"),
+        (MEMBER + ", parameters: {C: 1e-3}}]", r"members\[0\].parameters.C: '1e-3' is text, not a number\n.*1.0e-3"),
+        (MEMBER + ", grid: {C: [0.1, 1e-3]}}]", r"members\[0\].grid.C: '1e-3' is text"),
         (MEMBER + "}]\ncombination: {method: stacking, link: rank}", "stacking needs the link logit"),
         (MEMBER + "}]\nrefit: window", "length of the window"),
         (MEMBER + "}]\nthresholds: {review_rate: 0.01, block_rate: 0.02}", "block_rate is above"),

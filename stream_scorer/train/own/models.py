@@ -197,9 +197,9 @@ def _refuse_unclear_rounds(data: bytes) -> None:
     rounds = len(learner["gradient_booster"]["model"]["iteration_indptr"]) - 1
     if best.isdigit() and int(best) + 1 < rounds:
         raise ArtifactError(
-            f"it has {rounds} rounds, and early stopping found {int(best) + 1} of them best: XGBClassifier.predict_proba "
-            f"uses {int(best) + 1}, Booster.predict and a scorer {rounds}",
-            hint="Save the part that you evaluated, such as booster[: booster.best_iteration + 1].save_model(…), or give "
+            f"it has {rounds} rounds, and early stopping found {int(best) + 1} of them best: "
+            f"XGBClassifier.predict_proba uses {int(best) + 1}, Booster.predict and a scorer {rounds}",
+            hint="Save what you evaluated, such as booster[: booster.best_iteration + 1].save_model(…), or give "
             "`expected`: your own predictions decide.",
         )
 
