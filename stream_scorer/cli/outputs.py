@@ -30,6 +30,6 @@ def require_ensemble_name(name: str | None) -> None:
         msgspec.convert(name, Name | None)
     except msgspec.ValidationError:
         raise click.UsageError(
-            f"--name {name!r}: a name has letters, digits, '.', '_' and '-', begins with a letter or digit, and has at most "
-            "100 characters."
+            f"--name {name!r}: a name has letters, digits, '.', '_' and '-', begins with a letter or digit, and has at "
+            "most 100 characters."
         ) from None

@@ -61,6 +61,8 @@ _CLIENT_ENVIRONMENT = {
     # Standard output is for results that programs read.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+# If the server does not pass files on, each client reads and writes their store itself.
+_PROXY = "start the server with --serve-artifacts, so that it reads and writes the files itself."
 # Prefix of the versions of ensembles that are not registered.
 LOCAL = "local-"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -340,6 +342,16 @@ def connected(tracking_uri: str) -> Iterator[MlflowClient]:
             raise _denied(tracking_uri, _tls_reason(error)) from None
         except requests.RequestException as error:
             raise _unavailable(tracking_uri, scrub(f"{type(error).__name__}: {error}")) from error
+        except ImportError as error:
+            raise SettingsError(
+                f"MLflow at {without_credentials(tracking_uri)} keeps its files in a store that needs {error.name!r}",
+                hint=f"Install this package, or {_PROXY}",
+            ) from None
+        except OSError as error:
+            raise ArtifactError(
+                f"MLflow at {without_credentials(tracking_uri)}: cannot read or write a file: {scrub(str(error))}",
+                hint=f"Check the disk and its permissions, or {_PROXY}",
+            ) from None
 
 
 @contextmanager

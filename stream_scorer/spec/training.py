@@ -166,7 +166,7 @@ def check_training(spec: TrainingSpec) -> CheckedTraining:
 
 
 def _check_numbers(member: MemberTraining, path: str) -> None:
-    """Raise `SpecError` for a number that YAML reads as text, such as 1e-3: some libraries refuse it, others take it."""
+    """Raise `SpecError` for a number that YAML reads as text, such as 1e-3, which some libraries refuse."""
     given = [(f"parameters.{name}", value) for name, value in member.parameters.items()]
     given += [(f"grid.{name}", value) for name, values in member.grid.items() for value in values]
     for place, value in given:

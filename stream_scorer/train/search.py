@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -17,7 +17,16 @@ from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.spec.training import CheckedTraining, MemberTraining, Parameter, TrainingSpec, check_training
 from stream_scorer.train.algorithms import MemberRecipe, make_recipe, resolve_members
 from stream_scorer.train.dense import one_thread
-from stream_scorer.train.folds import DAY_MS, Fold, compromised, end_of_day, label_delay_ms, make_folds, make_windows
+from stream_scorer.train.folds import (
+    DAY_MS,
+    Fold,
+    compromised,
+    end_of_day,
+    known_label,
+    label_delay_ms,
+    make_folds,
+    make_windows,
+)
 from stream_scorer.train.from_spec import Options, fit_ensemble
 from stream_scorer.train.metrics import card_precision
 from stream_scorer.train.out_of_fold import OutOfFold, score_out_of_fold
@@ -134,6 +143,9 @@ def cross_validate(
     holdout, delay = find_holdout(data, training.spec), label_delay_ms(training.spec.folds, spec)
     end = int(data.event_time.max()) + 1 if holdout is None else holdout.start - delay
     first = int(data.event_time.min())
+    if holdout is not None:
+        # The selection does not use labels either that were given after the holdout began.
+        data = replace(data, label=known_label(data, np.arange(len(data.label)), holdout.start, delay))
     windows = make_windows(training.spec.folds, first, end, delay, rows_follow=holdout is not None)
     folds = make_folds(windows, data, training.spec.folds, delay)
     if training.spec.objective == "card_precision" and data.entity is None:

@@ -129,6 +129,13 @@ def test_nothing_learns_from_a_fraud_that_is_reported_after_the_holdout_begins(d
     assert reported.stack.thresholds == absent.stack.thresholds
     assert reported.stack.calibrators == absent.stack.calibrators
     assert reported.stack.weights.tolist() == absent.stack.weights.tolist()
+    # Neither does the search.
+    training = parse_training(TRAINING.replace("seed: 7", "seed: 7\nholdout: 5d"))
+    reported, absent = (
+        cross_validate(replace(data, labelled_at=labelled_at, label=label), SPEC, training, options)[0]
+        for label in (data.label, np.where(data.event_time < (DAYS - 5) * DAY_MS, data.label & ~late, data.label))
+    )
+    assert reported == absent
 
 
 def test_cross_validation_selects_from_the_grid_before_the_holdout(data: TrainingSet, tmp_path: Path) -> None:

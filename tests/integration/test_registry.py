@@ -29,7 +29,7 @@ from stream_scorer.ensemble.manifest import (
 )
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.ensemble.registry import find_registered, list_versions, register, resolve
-from stream_scorer.errors import ArtifactError, RegistryUnavailable
+from stream_scorer.errors import ArtifactError, RegistryUnavailable, SettingsError, UsageError
 from stream_scorer.evaluation.result import Evaluation
 from stream_scorer.spec import parse_spec
 from tests.support.small_history import SPEC_TEXT, small_ensemble, write_history
@@ -233,3 +233,21 @@ def test_no_error_of_the_registry_repeats_a_password(kind: str, monkeypatch: pyt
     assert "registry.example:5000/api" in str(caught.value)
     assert "s3cret" not in str(caught.value)
     assert "ann" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "hint"),
+    [
+        (ModuleNotFoundError("No module named 'botocore'", name="botocore"), SettingsError, "--serve-artifacts"),
+        (PermissionError(13, "Permission denied", "/mlruns"), ArtifactError, "--serve-artifacts"),
+        (OSError(28, "No space left on device"), ArtifactError, "Check the disk"),
+    ],
+)
+def test_a_store_of_files_that_cannot_be_used_is_an_error_and_not_a_traceback(
+    raised: Exception, kind: type[UsageError], hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_check_reachable", lambda _: None)
+    address = "http://registry.example:5000"
+    with pytest.raises(kind, match=f"MLflow at {address}") as caught, registry.connected(address):
+        raise raised
+    assert hint in caught.value.hint
