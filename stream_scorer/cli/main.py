@@ -92,6 +92,13 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        # The only mark of what `Path.expanduser` raises for a user without a home folder, as in some containers.
+        if str(error) != "Could not determine home directory.":
+            raise
+        click.echo("error: a path begins with ~, but this user has no home folder", err=True)
+        click.echo("  Set HOME, or a path such as cache.dir to a folder without ~.", err=True)
+        sys.exit(2)
     except BrokenPipeError:  # `stream-scorer tail | head`
         sys.stderr.close()
         sys.exit(0)

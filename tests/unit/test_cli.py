@@ -645,6 +645,17 @@ def test_the_table_of_dead_letters_is_aligned() -> None:
     assert dead_letter_lines([]) == []
 
 
+def test_a_user_without_a_home_folder_is_told_which_setting_to_change(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "os.path.expanduser", lambda path: path
+    )  # as Python does without HOME and without a user's name
+    ended = run("ensemble", "show", "cards@champion")
+    assert ended.code == 2
+    assert "no home folder\n  Set HOME, or a path such as cache.dir" in ended.stderr
+
+
 @pytest.mark.parametrize("command", ["register . cards", "promote cards:1", "rollback cards", "retire cards:1"])
 def test_what_changes_what_may_serve_wants_a_reason(command: str) -> None:
     ended = CliRunner().invoke(cli, ["ensemble", *command.split()])
