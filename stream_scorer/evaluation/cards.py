@@ -16,6 +16,8 @@ DAY_MS = 86_400_000
 class DailyCards:
     """Card precision at k per day, for several scores of the same transactions (Handbook, chapter 4).
 
+    As there, a day with fewer than k cards is divided by k. Cards without a score are not among the highest.
+
     Transactions come in the order of the evaluation. A day is that of the running maximum of event time: a late
     transaction counts on the day on which it arrives, as for the analysts. Memory holds one day.
     """
@@ -53,10 +55,11 @@ class DailyCards:
         compromised[place[fraud]] = True
         for version in range(scores.shape[1]):
             # Ties by card, so that the order of the transactions does not matter.
-            order = np.lexsort((cards, -highest[:, version]))
+            order, scored = np.lexsort((cards, -highest[:, version])), highest[:, version] > -np.inf
             for index, k in enumerate(self._ks):
                 known = self._known[version][index]
-                top = [i for i in order[: k + len(known)].tolist() if int(cards[i]) not in known][:k]
+                found = order[: k + len(known)]
+                top = [i for i in found[scored[found]].tolist() if int(cards[i]) not in known][:k]
                 hits = [i for i in top if compromised[i]]
                 known.update(int(cards[i]) for i in hits)
                 self._found[version][index].append((self._day * DAY_MS, len(hits) / k))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, TracebackType, UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -26,26 +28,26 @@ class RecordFile:
         self._pa, self._pq = import_pyarrow()
         self._json = importlib.import_module("pyarrow.json")
         self._schema = self._pa.schema(_fields(self._pa, kind))
+        self._path = path
         self._options = self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error")
         self._pending: list[bytes] = []
         self.rows = 0
-        try:
+        with self._writable():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._pq.ParquetWriter(path, self._schema, compression="zstd")
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error}") from None
 
     def add(self, value: bytes) -> None:
-        """Append one record."""
+        """Append one record. Raises `UsageError` if the file cannot be written, as on a full disk."""
         self._pending.append(value)
         self.rows += 1
         if len(self._pending) >= ROW_GROUP:
             self._flush()
 
     def close(self) -> None:
-        """Write the remaining records and the footer."""
+        """Write the remaining records and the footer. Raises `UsageError` as `add` does."""
         self._flush()
-        self._file.close()
+        with self._writable():
+            self._file.close()
 
     def _flush(self) -> None:
         if not self._pending:
@@ -54,8 +56,18 @@ class RecordFile:
         # One block, so that no record spans two blocks.
         read = self._json.ReadOptions(use_threads=False, block_size=len(data) + 1)
         table = self._json.read_json(io.BytesIO(data), read_options=read, parse_options=self._options)
-        self._file.write_table(table.select(self._schema.names).cast(self._schema))
+        with self._writable():
+            self._file.write_table(table.select(self._schema.names).cast(self._schema))
         self._pending = []
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self._path}: {error}", hint="Check its permissions and the disk."
+            ) from None
 
     def __enter__(self) -> Self:
         return self

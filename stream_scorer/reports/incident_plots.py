@@ -10,6 +10,7 @@ from stream_scorer.reports.plots import PALETTE, RED, drawn, make_figure, moment
 
 # The year 9999.
 _END_MS = 253_370_764_800_000
+_MAX_VALUE = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,13 @@ def lines(
 ) -> str:
     """The curves as SVG, with `marks` as vertical lines and `limit` dashed; empty without a point.
 
-    Points and marks outside the calendar are left out: anyone who may write to a topic can give any time.
+    Points and marks outside the calendar, and values that no axis can show, are left out: anyone who may write to a
+    topic can give any.
 
     Args:
         name: prefix of the ids in the drawing, unique on the page. axis: label of the vertical axis.
     """
-    curves = [Line(each.label, [point for point in each.points if 0 <= point[0] < _END_MS]) for each in curves]
+    curves = [Line(each.label, [point for point in each.points if _fits(point)]) for each in curves]
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
@@ -65,6 +67,10 @@ def lines(
     if len(curves) > 1 or limit is not None:
         show_legend(axes)
     return drawn(figure, name)
+
+
+def _fits(point: tuple[int, float]) -> bool:
+    return 0 <= point[0] < _END_MS and abs(point[1]) < _MAX_VALUE
 
 
 def _mark(axes: Any, marks: Sequence[Mark]) -> None:

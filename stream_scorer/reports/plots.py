@@ -36,6 +36,8 @@ _DRIFT_THRESHOLD = 0.1
 MIN_PANE_ROWS = 100
 DAY_MS, SECOND_MS = 86_400_000, 1_000
 _FEW_DAYS = 3.0
+# Longer axes name years; the calendar of Python ends with the year 9999.
+_MANY_DAYS, _LAST_DAY = 300.0, 2_932_897.0
 _NAME_LENGTH = 30
 
 
@@ -352,9 +354,12 @@ def _short(name: str) -> str:
 
 
 def show_legend(axes: Any, **where: Any) -> None:
-    """Add a legend, if a curve has a label."""
+    """Add a legend, if a curve has a label. Labels are plain text: a `$` begins no formula."""
+    from matplotlib import rc_context
+
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, **where)
+        with rc_context({"text.parse_math": False}):
+            axes.legend(frameon=False, fontsize=8, **where)
 
 
 def _percent(axes: Any, label: str) -> None:
@@ -367,15 +372,23 @@ def _percent(axes: Any, label: str) -> None:
 
 def show_times(axes: Any, label: str = "event time (UTC)") -> None:
     """Label the horizontal axis with times."""
-    from matplotlib import dates
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     left, right = axes.get_xlim()
+    first, last = axes.dataLim.intervalx
+    if first == last:  # matplotlib shows years around a single time
+        left, right = first - 1.0, last + 1.0
+    left, right = max(left, 0.0), min(right, _LAST_DAY)
+    axes.set_xlim(left, right)
     whole_days = right - left >= _FEW_DAYS
-    # Its classes have no type annotations.
-    untyped: Any = dates
+    shown = "%d %b %H:%M" if not whole_days else "%d %b" if right - left < _MANY_DAYS else "%b %Y"
+
+    def named(day: float, _place: int | None = None) -> str:
+        # The locator also returns times outside the axis.
+        return f"{moment(round(day * DAY_MS)):{shown}}" if 0 <= day < _LAST_DAY else ""
+
     axes.xaxis.set_major_locator(MaxNLocator(6 if whole_days else 3, integer=whole_days))
-    axes.xaxis.set_major_formatter(untyped.DateFormatter("%d %b" if whole_days else "%d %b %H:%M", tz=UTC))
+    axes.xaxis.set_major_formatter(FuncFormatter(named))
     axes.set_xlabel(label)
 
 
