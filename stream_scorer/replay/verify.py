@@ -254,11 +254,13 @@ def _scores(reader: TopicRanges, source: SourcePartition, bounds: tuple[int, int
 def _fits(ensemble: Ensemble, row: Served) -> bool:
     """Whether the record belongs to this ensemble, and its parts to one transaction."""
     lineage, contribution, manifest = row.lineage, row.contribution, ensemble.manifest
+    parts = contribution.members
     return (
         lineage.feature_hash == manifest.feature_hash
         and lineage.link == manifest.link
         and len(lineage.features) == len(ensemble.feature_names)
-        and contribution.members.name == ensemble.member_names
+        and parts.name == ensemble.member_names
+        and all(len(part) == len(parts.name) for part in (parts.score, parts.weight, parts.contribution))
         and (lineage.event_id, lineage.ensemble, lineage.version)
         == (contribution.event_id, contribution.ensemble, contribution.version)
     )

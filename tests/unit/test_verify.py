@@ -126,6 +126,14 @@ def test_a_score_that_names_another_version_is_found(served: Served, change: dic
     assert (report.different, report.by_what) == (1, {"version on `scores`": 1})
 
 
+@pytest.mark.parametrize("part", ["score", "weight", "contribution"])
+def test_a_record_with_too_few_numbers_is_a_difference(served: Served, part: str) -> None:
+    ensemble, scores, found = served
+    contribution = replace(found[7].contribution, members=replace(found[7].contribution.members, **{part: [0.5]}))
+    report = verify(ensemble, scores, [*found[:7], Recorded(contribution, found[7].lineage), *found[8:]])
+    assert (report.different, report.by_what) == (1, {"features, link or members": 1})
+
+
 def test_decisions_that_need_the_spec_are_counted_and_with_it_compared(served: Served) -> None:
     ensemble, scores, found = served
     segment, thresholds = Segment("web", {"channel": Condition(["online"])}, 0.0, 0.0), SegmentThresholds(0.0, 0.0)
