@@ -26,10 +26,20 @@ def import_pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
+def is_parquet(path: Path) -> bool:
+    """Whether `path` is a Parquet file, by its name or by its first bytes."""
+    if path.suffix == ".parquet":
+        return True
+    with readable(path), path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
 # The end of the year 9999: microseconds of today are beyond it.
 MAX_TIME_MS = 253_402_300_799_999
 # Characters of a value in a message.
 _SHOWN = 60
+# The first bytes of every Parquet file.
+_MAGIC = b"PAR1"
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from stream_scorer.cli.datasets import ensemble_dataset, history_datasets, regis
 from stream_scorer.cli.engine import check_engine, chosen_workers, engine_options
 from stream_scorer.cli.input_range import check_input, input_options, period
 from stream_scorer.cli.options import with_settings
-from stream_scorer.errors import RegistryUnavailable
+from stream_scorer.cli.times import parse_time
+from stream_scorer.errors import RegistryUnavailable, UsageError
 from stream_scorer.observability.openlineage import Dataset, file_dataset, lineage_run
 from stream_scorer.settings import Settings
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from stream_scorer.spec.model import CheckedSpec
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+# The bootstrap hashes it as a signed number of 64 bits.
+MAX_SEED = 2**62
 
 
 @click.command()
@@ -60,7 +63,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="Replicates of the bootstrap; 0 disables intervals.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the bootstrap.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=1, show_default=True, help="Seed of the bootstrap.")
 @engine_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the files.")
 @click.option("--html", type=_FILE, help="Write the report as one HTML page.")
@@ -97,7 +100,7 @@ def evaluate(
     check_input(from_topics, transactions, labels)
     check_engine(engine, workers, ray_address, from_topics=from_topics)
     scored = period(start, end, offsets_allowed=from_topics)
-    as_of = period(labels_as_of, None, offsets_allowed=False).time_start
+    as_of = None if labels_as_of is None else parse_time("--labels-as-of", labels_as_of)
 
     from stream_scorer.clock import SystemClock
     from stream_scorer.console import Progress
@@ -128,6 +131,7 @@ def evaluate(
         where = stack.enter_context(_distribution(source, folders, engine, workers, ray_address))
         progress = stack.enter_context(Progress("scoring", source.total, clock))
         result = run(source, checked, versions, options, out, clock, on_progress=progress.stage, where=where)
+        _require_transactions(result)
         if html is not None:
             _write_page(result, html)
         if lineage is not None:
@@ -221,6 +225,16 @@ def _options(measured: dict[str, object]) -> Options:
         replicates=int(str(measured["replicates"])),
         seed=int(str(measured["seed"])),
     )
+
+
+def _require_transactions(result: Evaluation) -> None:
+    """Raise `UsageError` if nothing was evaluated."""
+    if not result.transactions:
+        raise UsageError(
+            f"there is nothing to evaluate: no transaction of the input is in the range {result.input['range']} "
+            f"({result.refused:,} cannot be read)",
+            hint="Check --start and --end, the spec and the file.",
+        )
 
 
 def _write_page(result: Evaluation, path: Path) -> None:

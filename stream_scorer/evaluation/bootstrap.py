@@ -19,6 +19,8 @@ from stream_scorer.evaluation.result import Interval
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 LEVEL = 0.95
+# A bootstrap over fewer cards shows hardly any of the variance; over a single one, none at all.
+MIN_CARDS = 10
 # Bins of the scores for the intervals of rank figures; values of the figures themselves are exact.
 BINS = 1_024
 # Cumulative Poisson(1) probabilities on 32 bits: a weight above 8 has a probability of 1e-6.
@@ -67,8 +69,8 @@ class CardWeights:
     """The weights of the cards of one piece: (c, replicates) uint8, and per transaction (n,) the place of its card."""
 
     def __init__(self, card: I64, replicates: int, seed: int) -> None:
-        cards, self.place = np.unique(card, return_inverse=True)
-        self.weights: NDArray[np.uint8] = _weights(cards, replicates, seed, _CUMULATED)
+        self.cards, self.place = np.unique(card, return_inverse=True)
+        self.weights: NDArray[np.uint8] = _weights(self.cards, replicates, seed, _CUMULATED)
 
     def sums(self, rows: NDArray[np.bool_], value: I64 | None = None) -> F64:
         """(replicates,): the weighted number of the marked transactions, or the sum of their `value`."""
@@ -99,6 +101,10 @@ class Replicates:
         self._alerts = np.zeros((2, replicates))
         self._caught_value = np.zeros(replicates)
         self._caught_budget = np.zeros((budgets, replicates))
+        # Cards with a fraud, with a genuine transaction, and with an alert; no more than an interval needs.
+        self._fraud_cards: set[int] = set()
+        self._genuine_cards: set[int] = set()
+        self._alerted_cards: set[int] = set()
 
     def add(
         self,
@@ -110,6 +116,10 @@ class Replicates:
         in_budget: list[NDArray[np.bool_]],
     ) -> None:
         """Add transactions ``(n,)``: score, fraud, alert at the thresholds, value, and alert at each budget."""
+        kinds = ((self._fraud_cards, fraud), (self._genuine_cards, ~fraud), (self._alerted_cards, alert))
+        for known, rows in kinds:
+            if len(known) < MIN_CARDS:
+                known.update(cards.cards[np.unique(cards.place[rows])[:MIN_CARDS]].tolist())
         present = ~np.isnan(score)
         place = np.searchsorted(self._levels, score, side="right")
         counted = [(self._genuine, present & ~fraud), (self._fraud, present & fraud)]
@@ -125,7 +135,7 @@ class Replicates:
             self._caught_budget[index] += cards.sums(inside & fraud)
 
     def figures(self) -> dict[str, F64]:
-        """(replicates,) of each figure, NaN where it is undefined."""
+        """(replicates,) of each figure, NaN where it is undefined, or based on fewer than `MIN_CARDS` cards."""
         with np.errstate(invalid="ignore", divide="ignore"):
             genuine, fraud, half = (hist[::-1].astype(np.float64) for hist in (self._genuine, self._fraud, self._half))
             hits, false = np.cumsum(fraud, axis=0), np.cumsum(genuine, axis=0)
@@ -145,7 +155,16 @@ class Replicates:
             found["roc_auc"] = 1.0 - found["roc_auc"] / (frauds * others)
             for index, caught in enumerate(self._caught_budget):
                 found[f"budget_recall_{index}"] = caught / all_frauds
-        return found
+        few = {name for name in found if any(len(known) < MIN_CARDS for known in self._cards_of(name))}
+        return {name: np.full_like(values, np.nan) if name in few else values for name, values in found.items()}
+
+    def _cards_of(self, name: str) -> tuple[set[int], ...]:
+        """The cards that the variance of a figure comes from."""
+        if name == "precision":
+            return (self._alerted_cards,)
+        if name in ("false_positive_rate", "alert_rate"):
+            return (self._genuine_cards,)
+        return (self._fraud_cards, self._genuine_cards) if name == "roc_auc" else (self._fraud_cards,)
 
 
 def interval(value: float | None, replicates: F64 | None) -> Interval:

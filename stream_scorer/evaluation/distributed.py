@@ -12,6 +12,9 @@ This process writes the pieces in order.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -36,7 +39,7 @@ from stream_scorer.evaluation.sources import CHUNK, Chunk, FileSource, Source
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
 from stream_scorer.features.label_cuts import label_entities
 from stream_scorer.features.shards import Batching, EntityShard, Joiner, Part, Splitter, Values, entities_with_features
-from stream_scorer.parquet import TimeColumns
+from stream_scorer.parquet import TimeColumns, readable
 from stream_scorer.serde.columns import join_labels, slice_transactions
 from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.spec.model import CheckedSpec
@@ -45,6 +48,7 @@ from stream_scorer.workers import Actor, Workers
 I64 = NDArray[np.int64]
 # Rows of the file that one call reads: a multiple of the rows that are decoded together.
 BLOCK = 8 * CHUNK
+_END_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,11 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What workers need once. `rows`: transactions per call of the members; affects the speed only."""
+    """What workers need once. `identity` is that of the file, `rows` the transactions per call of the members."""
 
     checked: CheckedSpec
     transactions: Path
+    identity: str
     artifacts: list[Artifact]
     segments: list[str]
     outcomes: Outcomes
@@ -114,6 +119,11 @@ class BlockWorker:
         self._job, self._clock = job, SystemClock()
         checked = job.checked
         self._file = TransactionFile(job.transactions, checked)
+        if identity_of(job.transactions) != job.identity:
+            raise UsageError(
+                f"the worker on {socket.gethostname()} has another file at {job.transactions}",
+                hint="Copy the input to the same path on every machine.",
+            )
         own, others = entities_with_features(checked)
         self._own = None if own is None else Splitter(checked, own, job.shards)
         self._others = {name: Splitter(checked, name, job.shards) for name in others}
@@ -335,8 +345,8 @@ class DistributedPass:
             for folder, version in zip(self._where.folders, self._versions, strict=True)
         ]
         job = Job(
-            self._checked, source.transactions.resolve(), artifacts, self._segments, source.labels.outcomes,
-            workers.count, self._rows,
+            self._checked, source.transactions.resolve(), identity_of(source.transactions), artifacts, self._segments,
+            source.labels.outcomes, workers.count, self._rows,
         )  # fmt: skip
         shared, spec = workers.put(job), workers.put(self._checked)
         self._readers = [workers.start(BlockWorker, shared) for _ in range(workers.count)]
@@ -455,6 +465,14 @@ def require_parquet(source: Source) -> None:
             "--engine ray reads Parquet files only",
             hint="Give --transactions FILE.parquet, or use --engine local for topics and JSON lines.",
         )
+
+
+def identity_of(path: Path) -> str:
+    """The size of a Parquet file, and the digest of its end, which has the places and statistics of all columns."""
+    with readable(path), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _END_BYTES, 0))
+        return f"{size} {hashlib.sha256(file.read()).hexdigest()}"
 
 
 def _light(index: Index, low: int, high: int, first: int) -> Transactions:

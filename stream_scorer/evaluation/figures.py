@@ -23,7 +23,7 @@ from stream_scorer.evaluation.labels import FRAUD, UNLABELLED
 from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.paired import ChangeFile, PairCounts
 from stream_scorer.evaluation.result import Alerts, Group, MemberResult, PairResult, VersionResult
-from stream_scorer.evaluation.store import Columns, Store
+from stream_scorer.evaluation.store import Columns, Store, usable
 from stream_scorer.quality import ranking_of_counts
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 
@@ -99,6 +99,7 @@ class Accumulator:
         self, checked: CheckedSpec, versions: Sequence[Ensemble], options: Options, store: Store, as_of: int
     ) -> None:
         self._checked, self._versions, self._options, self._store = checked, versions, options, store
+        self._labels = labels_of([(version.name, version.version) for version in versions])
         self._pool = MemberPool(versions)
         self._as_of = as_of
         self._horizon = max(duration_ms(checked.spec.labels.horizon), 1)
@@ -135,12 +136,8 @@ class Accumulator:
             progress()
         self._set_thresholds([*versions, *members])
         daily = DailyCards(len(versions), self._options.cards_per_day)
-        pairs = [
-            PairCounts(self._versions[0], candidate, index, self._pool)
-            for index, candidate in enumerate(self._versions)
-            if index
-        ]
-        with ChangeFile(changes) as file:
+        pairs = [PairCounts(self._versions, self._labels, index, self._pool) for index in range(1, len(self._versions))]
+        with usable(changes.parent), ChangeFile(changes) as file:
             for piece in self._store.read():
                 piece = _without_duplicates(piece)
                 self._count(piece, versions, members)
@@ -278,6 +275,7 @@ class Accumulator:
         return VersionResult(
             ensemble=ensemble.name,
             version=ensemble.version,
+            label=self._labels[index],
             sha256=ensemble.digest,
             members=ensemble.member_names,
             formula=manifest.formula,
@@ -329,8 +327,10 @@ class Accumulator:
 
     def _member(self, index: int, member: _Member) -> MemberResult:
         key, name = self._pool.keys[index], self._pool.names[index]
-        users = [v.version for v in self._versions if key in v.member_keys]
+        users = [label for label, v in zip(self._labels, self._versions, strict=True) if key in v.member_keys]
         owner = next(v for v in self._versions if key in v.member_keys)
+        if self._pool.names.count(name) > 1:  # a further member of that name, of another ensemble with the same version
+            name = f"{owner.member_names[owner.member_keys.index(key)]}@{users[0]}"
         precision, auc = ranking_of_counts(member.ranking.frauds, member.ranking.genuine)
         return MemberResult(
             name=name,
@@ -341,6 +341,14 @@ class Accumulator:
             roc_auc=auc,
             budgets=self._budgets(member),
         )
+
+
+def labels_of(versions: Sequence[tuple[str, str]]) -> list[str]:
+    """What the versions, given as ensemble and version, are called: by the version alone if that is unambiguous."""
+    numbers = [version for _, version in versions]
+    if len(set(numbers)) == len(numbers):
+        return numbers
+    return [f"{ensemble}.{version}" for ensemble, version in versions]
 
 
 def _add_alerts(budgets: Sequence[Cells], inside: Sequence[Bools], label: NDArray[np.int8], value: I64) -> None:

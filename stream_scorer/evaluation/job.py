@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from stream_scorer import __version__
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import UsageError
@@ -15,7 +16,7 @@ from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.result import Digests, Evaluation
 from stream_scorer.evaluation.scoring import OnFeatures, Pass
 from stream_scorer.evaluation.sources import Source
-from stream_scorer.evaluation.store import Store, fingerprint_of
+from stream_scorer.evaluation.store import Store, exclusive, fingerprint_of
 from stream_scorer.quality import require_sklearn
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 
@@ -45,24 +46,24 @@ def evaluate(
     `on_features` is not called then.
 
     Raises:
-        UsageError: the input or the folder is invalid, there is no version, or one occurs twice.
+        UsageError: the input or the folder is invalid, another evaluation uses the folder, there is no version, or one
+            occurs twice.
         ArtifactError: a version was trained on other features. SettingsError: an extra is missing.
         BrokerUnavailable: the broker does not answer.
     """
-    require_sklearn("replay")
-    _check(versions, checked)
-    if where is not None:
-        require_parquet(source)
-    progress, facts = on_progress or _ignore, facts_of(checked, versions, options) | {"input": source.about}
-    store = Store(out, fingerprint_of(facts), clock, with_rows=where is None)
-    resumed, started = sum(piece.rows for piece in store.pieces), clock.monotonic()
-    scoring = _pass(checked, versions, options, store, clock, where)
-    counts = scoring.run(source, lambda done: progress("scoring", done, source.total), on_features)
-    measured = clock.monotonic()
-    figures = Accumulator(checked, versions, options, store, source.labels.as_of).run(
-        out / CHANGES, lambda done, total: progress("computing figures", done, total)
-    )
-    ended = clock.monotonic()
+    _check(versions, checked, source, where)
+    progress, facts = on_progress or _ignore, facts_of(checked, versions, options)
+    facts |= {"input": source.about, "release": __version__}  # another release may compute other scores
+    with exclusive(out):
+        store = Store(out, fingerprint_of(facts), clock, with_rows=where is None)
+        resumed, started = sum(piece.rows for piece in store.pieces), clock.monotonic()
+        scoring = _pass(checked, versions, options, store, clock, where)
+        counts = scoring.run(source, lambda done: progress("scoring", done, source.total), on_features)
+        measured = clock.monotonic()
+        figures = Accumulator(checked, versions, options, store, source.labels.as_of).run(
+            out / CHANGES, lambda done, total: progress("computing figures", done, total)
+        )
+        ended = clock.monotonic()
     return Evaluation(
         spec=checked.spec.name,
         spec_sha256=checked.sha256,
@@ -70,6 +71,7 @@ def evaluate(
         labels_as_of=source.labels.as_of,
         labels_known=source.labels.given,
         labels_later=source.labels.later,
+        labels_refused=source.labels.refused.count,
         label_horizon_ms=duration_ms(checked.spec.labels.horizon),
         first_event_time=figures.first_event_time,
         last_event_time=figures.last_event_time,
@@ -123,7 +125,10 @@ def facts_of(checked: CheckedSpec, versions: Sequence[Ensemble], options: Option
     }
 
 
-def _check(versions: Sequence[Ensemble], checked: CheckedSpec) -> None:
+def _check(versions: Sequence[Ensemble], checked: CheckedSpec, source: Source, where: Distribution | None) -> None:
+    require_sklearn("replay")
+    if where is not None:
+        require_parquet(source)
     if not versions:
         raise UsageError("there is no version to evaluate")
     names = [(version.name, version.version) for version in versions]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.records import Record
+from stream_scorer.replay.refused_labels import RefusedLabels
 from stream_scorer.serde.columns import take_labels
 from stream_scorer.serde.decoder import LabelDecoder, Labels, hash_ids
 from stream_scorer.serde.raw import RawRecords
@@ -51,8 +52,8 @@ class KnownLabels:
 
     Attributes:
         given: the number of labels until `as_of`. later: the number of labels that were given after it, which are
-            ignored. newest: the latest `labelled_at` until `as_of`, -1 without labels. outcomes: empty before
-            `complete`.
+            ignored. refused: those that cannot be read. newest: the latest `labelled_at` until `as_of`, -1 without
+            labels. outcomes: empty before `complete`.
     """
 
     def __init__(self, checked: CheckedSpec, as_of: int | None) -> None:
@@ -62,12 +63,14 @@ class KnownLabels:
         self._parts: list[tuple[I64, I64, I64, NDArray[np.bool_]]] = []
         self.outcomes = Outcomes(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
         self.given, self.later, self.newest = 0, 0, -1
+        self.refused = RefusedLabels()
         # By column, so that the size of the parts does not matter.
         self._digests: dict[str, hashlib._Hash] = {}
 
-    def add(self, records: RawRecords) -> tuple[Labels, int]:
-        """Add labels; return those that are known, and how many records of `records` they and rejected ones are."""
+    def add(self, records: RawRecords) -> Labels:
+        """Add labels; return those that are known."""
         labels, rejected = self._decoder.decode(records.value, records.timestamp)
+        self.refused.add(rejected, records)
         ranks = self._ranks(records, labels)
         known = np.ones(len(labels), np.bool_) if self._as_of is None else labels.labelled_at <= self._as_of
         self.later += int((~known).sum())
@@ -77,7 +80,7 @@ class KnownLabels:
         self._update_digests(labels, ranks)
         self.given += len(labels)
         self.newest = max(self.newest, int(labels.labelled_at.max(initial=-1)))
-        return labels, len(labels) + len(rejected)
+        return labels
 
     def complete(self) -> None:
         """Find the label of each event that counts; call it once, after all labels were added."""

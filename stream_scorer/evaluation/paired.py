@@ -6,6 +6,7 @@ goes back to the champion's when only this part is as in the champion (`ensemble
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -55,11 +56,12 @@ class ChangeFile:
 
 
 class PairCounts:
-    """Counts for the candidate at `index` of the versions of `pool`; the champion is at 0."""
+    """Counts for the candidate at `index` of the `versions` of `pool`, with their `labels`; the champion is at 0."""
 
-    def __init__(self, champion: Ensemble, candidate: Ensemble, index: int, pool: MemberPool) -> None:
-        self._champion, self._candidate, self._index, self._pool = champion, candidate, index, pool
-        self._plan = PairPlan.between(candidate.manifest, champion.manifest)
+    def __init__(self, versions: Sequence[Ensemble], labels: Sequence[str], index: int, pool: MemberPool) -> None:
+        self._champion, self._candidate, self._index, self._pool = versions[0], versions[index], index, pool
+        self._labels = labels[0], labels[index]
+        self._plan = PairPlan.between(self._candidate.manifest, self._champion.manifest)
         # By label, by alert of the champion, by alert of the candidate.
         self._sides = np.zeros((3, 2, 2), np.int64)
         self._cards: list[tuple[NDArray[np.int64], NDArray[np.int8], Bools]] = []
@@ -124,7 +126,7 @@ class PairCounts:
         i = self._index
         return {
             "event_id": [piece["event_id"][row] for row in rows.tolist()],
-            "candidate": [self._candidate.version] * len(rows),
+            "candidate": [self._labels[1]] * len(rows),
             "event_time": piece["event_time"][rows],
             "value": piece["value"][rows],
             "label": [labels[label] for label in piece["label"][rows].tolist()],
@@ -159,8 +161,8 @@ class PairCounts:
             for (name, what), (gained, lost) in zip(subjects, self._moved.tolist(), strict=False)
         ]
         return PairResult(
-            champion=self._champion.version,
-            candidate=self._candidate.version,
+            champion=self._labels[0],
+            candidate=self._labels[1],
             all=self._of(self._sides.sum(axis=0), None),
             frauds=self._of(self._sides[FRAUD - UNLABELLED], FRAUD),
             genuine=self._of(self._sides[GENUINE - UNLABELLED], GENUINE),

@@ -15,13 +15,12 @@ from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.ensemble.lineup import MemberPool
 from stream_scorer.evaluation.batches import Batch
 from stream_scorer.evaluation.labels import Outcomes
-from stream_scorer.evaluation.store import Columns, Counts, digest_of
+from stream_scorer.evaluation.store import Columns, Counts, piece_digests
 from stream_scorer.pipeline.policy import Policy
 from stream_scorer.serde.decoder import Transactions, hash_ids
 from stream_scorer.spec.model import CheckedSpec
 
 I64 = NDArray[np.int64]
-OUTCOMES = ("label", "labelled_at")
 STAGES = ("read", "features", "members", "formulas", "write")
 
 
@@ -56,15 +55,9 @@ class Piece:
 
     def complete(self) -> CompletePiece:
         """The columns, and the digests of features, results and outcomes."""
-        columns = {name: np.concatenate(parts) for name, parts in self.columns.items()}
-        outcomes = [columns[name] for name in OUTCOMES]
-        results = [column for name, column in columns.items() if name not in OUTCOMES]
-        return CompletePiece(
-            {"event_id": self.event_id, **columns},
-            self.features.hexdigest(),
-            digest_of(self.event_id, *results),
-            digest_of(*outcomes),
-        )
+        columns: Columns = {"event_id": self.event_id}
+        columns |= {name: np.concatenate(parts) for name, parts in self.columns.items()}
+        return CompletePiece(columns, self.features.hexdigest(), *piece_digests(columns))
 
 
 @dataclass(frozen=True, slots=True)

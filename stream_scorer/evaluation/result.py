@@ -116,6 +116,7 @@ class VersionResult(Record, frozen=True):
     """One version of an ensemble.
 
     Attributes:
+        label: what tables and pairs call it: its version, with the ensemble's name if two have the same version.
         missing: transactions without a score, because the quorum failed.
         intervals: of figures at the thresholds: precision, recall, false_positive_rate, value_caught.
         budgets: alerts at each alert budget; `budget_recall` their recall with intervals.
@@ -123,6 +124,7 @@ class VersionResult(Record, frozen=True):
 
     ensemble: str
     version: str
+    label: str
     sha256: str
     members: list[str]
     formula: str
@@ -143,7 +145,10 @@ class VersionResult(Record, frozen=True):
 
 
 class MemberResult(Record, frozen=True):
-    """One distinct member, ranked by its own output. `versions` use it; `missing` transactions have no output of it."""
+    """One distinct member, ranked by its own output.
+
+    `versions` are the labels of those that use it; `missing` transactions have no output of it.
+    """
 
     name: str
     format: str
@@ -181,6 +186,7 @@ class PairResult(Record, frozen=True):
     """A candidate against the champion, on the same transactions.
 
     Attributes:
+        champion, candidate: their labels.
         frauds, genuine, unlabelled: transactions by label. differences: candidate less champion, with intervals.
         moved: which part of the candidate moved the decisions; a decision may have several causes, or none alone.
         unexplained: changed decisions that no part alone moves back.
@@ -211,6 +217,7 @@ class Evaluation(Record, frozen=True):
 
     Attributes:
         labels_as_of: labels until this time count (epoch ms). labels_later: labels that were given after it.
+        labels_refused: labels that cannot be read; they count as absent.
         first_event_time, last_event_time: of the transactions in the range, late ones included. first_time: the running
             maximum of event time at the first one, which `--start` applies to.
         transactions: in the range, without `duplicates`. warmed: transactions that only updated features.
@@ -228,6 +235,7 @@ class Evaluation(Record, frozen=True):
     labels_as_of: int
     labels_known: int
     labels_later: int
+    labels_refused: int
     label_horizon_ms: int
     first_event_time: int | None
     last_event_time: int | None

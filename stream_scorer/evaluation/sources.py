@@ -18,6 +18,7 @@ from stream_scorer.evaluation.first_range import FirstRange
 from stream_scorer.evaluation.labels import KnownLabels
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.parquet import is_parquet
 from stream_scorer.replay.files import FileInput
 from stream_scorer.replay.order import Extract, Extractors, Owners, Run, Stream, in_order
 from stream_scorer.replay.pieces import Range
@@ -97,7 +98,8 @@ class FileSource:
         parts = []
         if labels is not None:
             for chunk in FileInput(labels, "labels", checked, is_label=True).chunks():
-                parts.append(self.labels.add(chunk)[0])
+                parts.append(self.labels.add(chunk))
+            self.labels.refused.require_few(labels)
         self.labels.complete()
         self._label = join_labels(parts) if parts else self._none
         self._label_time = np.maximum.accumulate(self._label.labelled_at)
@@ -241,7 +243,7 @@ def from_files(
     warm: bool,
 ) -> Source:  # fmt: skip
     """Files: Parquet, or JSON lines with the values of the topics. Raises `UsageError`."""
-    if transactions.suffix == ".parquet":
+    if transactions.is_file() and is_parquet(transactions):
         return FileSource(transactions, labels, checked, scored, as_of, warm=warm)
     inputs = [FileInput(transactions, topics.transactions, checked, is_label=False)]
     if labels is not None:
@@ -253,7 +255,10 @@ def from_files(
     about = {"transactions": _identity(transactions)}
     total = sum(file.count() for file in inputs)
     records = Records(streams, lambda: (chunk for file in inputs[1:] for chunk in file.chunks()), about, total)
-    return StreamSource(records, topics, checked, scored, as_of, warm=warm)
+    source = StreamSource(records, topics, checked, scored, as_of, warm=warm)
+    if labels is not None:
+        source.labels.refused.require_few(labels)
+    return source
 
 
 def from_topics(

@@ -7,6 +7,7 @@ the pieces since the last saved rows, and writes the same bytes.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,9 @@ from stream_scorer.records import Record
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
 
 FORMAT = 1
-CHECKPOINT = "checkpoint.json"
+CHECKPOINT, LOCK = "checkpoint.json", "evaluation.lock"
+# Columns of the digest of the outcomes; the others belong to that of the scores.
+OUTCOMES = ("label", "labelled_at")
 # Saving the feature rows may take this share of the time between two saves.
 MAX_SAVE_SHARE = 0.05
 _ROWS_PER_PART = 4_096
@@ -200,17 +203,27 @@ class Store:
             (self._folder / f"rows-{self._saved}.parquet").unlink(missing_ok=True)
 
     def read(self, names: Sequence[str] | None = None) -> Iterator[Columns]:
-        """The columns of each piece, in order; text as lists, numbers as (n,) arrays."""
+        """The columns of each piece, in order; text as lists, numbers as (n,) arrays.
+
+        Raises `UsageError` if a piece cannot be read or, without `names`, is not the one that its digests are of.
+        """
         for number in range(1, len(self.pieces) + 1):
             path = self._folder / f"piece-{number:06}.parquet"
             with readable(path):
                 table = self._pq.read_table(path, columns=names, use_threads=False)
-            yield {
+            columns = {
                 name: column.to_pylist()
                 if self._pa.types.is_string(column.type)
                 else column.to_numpy(zero_copy_only=False)
                 for name, column in zip(table.column_names, table.columns, strict=True)
             }
+            record = self.pieces[number - 1]
+            if names is None and piece_digests(columns) != (record.scores, record.outcomes):
+                raise UsageError(
+                    f"{path} is not as the evaluation wrote it",
+                    hint="Remove the folder or give another --out, to evaluate from the beginning.",
+                )
+            yield columns
 
     def digest(self, part: str) -> str:
         """sha256 over the digests of all pieces; `part` is ``features``, ``scores`` or ``outcomes``."""
@@ -229,6 +242,29 @@ def usable(folder: Path) -> Iterator[None]:
 def fingerprint_of(facts: dict[str, Any]) -> str:
     """The digest of `facts`, which must be JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Create `folder`, and hold it: two evaluations at once would replace each other's pieces. Raises `UsageError`."""
+    with usable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a")
+    with file:
+        with usable(folder):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"another evaluation is writing to {folder}", hint="Wait until it ends, or give another --out."
+                ) from None
+        yield
+
+
+def piece_digests(columns: Columns) -> tuple[str, str]:
+    """The digests of the scores, with everything that is not an outcome, and of the outcomes of a piece."""
+    results = [column for name, column in columns.items() if name not in ("event_id", *OUTCOMES)]
+    return digest_of(columns["event_id"], *results), digest_of(*(columns[name] for name in OUTCOMES))
 
 
 def digest_of(*columns: NDArray[np.generic] | list[str]) -> str:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from stream_scorer.errors import UsageError
-from stream_scorer.parquet import TimeColumns, import_pyarrow, read_rows, readable, whole_time
+from stream_scorer.parquet import TimeColumns, import_pyarrow, is_parquet, read_rows, readable, whole_time
 from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.serde.files import (
     LABEL_TIMES,
@@ -37,6 +37,7 @@ class FileInput:
         if not path.is_file():
             raise UsageError(f"no file at {path}")
         self._path, self._topic = path, topic
+        self._is_parquet = is_parquet(path)
         shape = checked.spec.transaction
         owner = checked.spec.entities[checked.spec.partition_entity or ""].field if checked.spec.entities else None
         self._key_field = owner
@@ -48,7 +49,7 @@ class FileInput:
 
     def count(self) -> int:
         """The number of rows."""
-        if self._path.suffix == ".parquet":
+        if self._is_parquet:
             _, pq = import_pyarrow()
             with readable(self._path), pq.ParquetFile(self._path) as file:
                 return int(file.metadata.num_rows)
@@ -64,7 +65,7 @@ class FileInput:
         at = 0
         checked = TimeColumns(self._path, self._checked_times)
         with readable(self._path):
-            rows = self._parquet(checked) if self._path.suffix == ".parquet" else self._lines(checked)
+            rows = self._parquet(checked) if self._is_parquet else self._lines(checked)
             for keys, times, values in rows:
                 n = len(values)
                 yield RawRecords(

@@ -73,6 +73,7 @@ def replay(
         version=ensemble.version,
         transactions=totals.transactions,
         labels=totals.labels,
+        labels_refused=source.effective_labels.refused.count,
         warmed=totals.warmed,
         scored=totals.scored,
         dead_letters=totals.dead_letters,

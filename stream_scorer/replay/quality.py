@@ -9,6 +9,7 @@ import numpy as np
 
 from stream_scorer.quality import F64, Bools, alert_quality, average_precision, roc_auc
 from stream_scorer.records import Record
+from stream_scorer.replay.refused_labels import RefusedLabels
 from stream_scorer.serde.decoder import LabelDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
@@ -64,21 +65,27 @@ def at_threshold(score: F64, label: Bools, threshold: float) -> AtThreshold:
 
 
 class EffectiveLabels:
-    """The labels by event id: the last one by (source rank, labelled_at, order of arrival) is effective."""
+    """The labels by event id: the last one by (source rank, labelled_at, order of arrival) is effective.
+
+    Attributes:
+        refused: labels that cannot be read.
+    """
 
     def __init__(self, checked: CheckedSpec) -> None:
         self._decoder = LabelDecoder(checked)
         self._rank = checked.spec.labels.source_rank
         self._effective: dict[str, tuple[int, int, bool]] = {}
+        self.refused = RefusedLabels()
 
     def __len__(self) -> int:
         return len(self._effective)
 
     def add(self, records: RawRecords) -> None:
-        """Add labels; records that cannot be decoded are ignored."""
+        """Add labels; records that cannot be decoded are counted."""
         import msgspec
 
-        labels, _ = self._decoder.decode(records.value, records.timestamp)
+        labels, rejected = self._decoder.decode(records.value, records.timestamp)
+        self.refused.add(rejected, records)
         source = msgspec.json.Decoder(_SourceOnly).decode
         known = self._effective
         for row, event_id, at, fraud in zip(

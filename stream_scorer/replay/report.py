@@ -19,6 +19,7 @@ class ReplayReport(Record, frozen=True):
     version: str
     transactions: int
     labels: int
+    labels_refused: int
     warmed: int
     scored: int
     dead_letters: int
@@ -55,6 +56,8 @@ def summary_lines(report: ReplayReport) -> list[str]:
         lines.append("no labels: quality not computed")
     else:
         lines.append(report.quality.statement)
+    if report.labels_refused:
+        lines.append(f"{report.labels_refused:,} labels cannot be read and count as absent")
     if report.compared is not None:
         lines.append(f"compared with what was served: {report.compared:,} records, {report.different or 0:,} different")
     return lines

@@ -62,6 +62,7 @@ def from_files(
         inputs.append(FileInput(labels, topics.labels, checked, is_label=True))
         for chunk in inputs[1].chunks():
             effective_labels.add(chunk)
+        effective_labels.refused.require_few(labels)
     streams = file_streams(inputs, topics, extractors)
     runs = in_order(streams, topics.transactions, topics.labels)
     start = {stream.source: 0 for stream in streams}

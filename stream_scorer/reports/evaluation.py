@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from stream_scorer import __version__
+from stream_scorer.evaluation.bootstrap import MIN_CARDS
 from stream_scorer.evaluation.result import Evaluation, PairResult, VersionResult
 from stream_scorer.reports import evaluation_tables as tables
 from stream_scorer.reports.evaluation_tables import Table, bounded, difference, hours, money, name_of, spread, when
@@ -34,6 +35,8 @@ def page(result: Evaluation) -> str:
         "evaluation.html.j2",
         result=result,
         version=__version__,
+        min_cards=MIN_CARDS,
+        min_bin_rows=MIN_BIN_ROWS,
         horizon_days=result.label_horizon_ms / 86_400_000,
         as_of=when(result.labels_as_of),
         first=when(result.first_event_time),
@@ -55,16 +58,21 @@ def page(result: Evaluation) -> str:
 
 
 def findings(result: Evaluation) -> list[str]:
-    """Per candidate, one sentence on whether its ranking and its alerts differ from the champion's."""
+    """Per candidate, one sentence on whether its ranking and its alerts differ from the champion's.
+
+    A difference without an interval is not judged: too few cards, nothing to compare, or no replicates.
+    """
     return [_finding(pair) for pair in result.candidates]
 
 
 def _finding(pair: PairResult) -> str:
-    better, worse, open_ = [], [], []
+    better, worse, open_, unknown = [], [], [], []
     for name in ("average_precision", "recall", "precision", "false_positive_rate", "value_caught"):
         found = pair.differences[name]
         title = tables.DIFFERENCES[name]
-        if found.low is None or found.high is None or found.low <= 0 <= found.high:
+        if found.low is None or found.high is None:
+            unknown.append(title)
+        elif found.low <= 0 <= found.high:
             open_.append(title)
         elif (found.low > 0) != (name == "false_positive_rate"):
             better.append(f"{title} {difference(name, found)}")
@@ -73,6 +81,7 @@ def _finding(pair: PairResult) -> str:
     parts = [f"better: {', '.join(better)}"] if better else []
     parts += [f"worse: {', '.join(worse)}"] if worse else []
     parts += [f"no difference shown: {', '.join(open_)}"] if open_ else []
+    parts += [f"not judged: {', '.join(unknown)}"] if unknown else []
     return f"Version {pair.candidate} against {pair.champion}: {'; '.join(parts)}."
 
 
@@ -143,12 +152,14 @@ def _groups_table(result: Evaluation, dimension: str) -> Table:
             if group.dimension == dimension:
                 rows.append(
                     [
-                        group.value, v.version, f"{a.transactions:,}", f"{a.labelled:,}", f"{a.frauds:,}",
+                        group.value, v.label, f"{a.transactions:,}", f"{a.labelled:,}", f"{a.frauds:,}",
                         f"{a.alerts:,}", percent(a.precision), percent(a.recall), bounded(a), money(a.value_caught),
                         money(a.value_lost),
                     ]
                 )  # fmt: skip
-    return dimension, headings, sorted(rows, key=lambda row: row[0])
+    # The values in their order, which is not that of the alphabet, each with all versions.
+    order = list(dict.fromkeys(row[0] for row in rows))
+    return dimension, headings, sorted(rows, key=lambda row: order.index(row[0]))
 
 
 def _drawings(result: Evaluation) -> dict[str, Markup]:
@@ -169,7 +180,7 @@ def _calibration(result: Evaluation) -> str:
     for v, colour in _colours(result):
         bins = [b for b in v.calibration.bins if b.rows >= MIN_BIN_ROWS and b.mean_score is not None]
         points = [(b.mean_score, b.fraud_rate) for b in bins if b.mean_score and b.fraud_rate]
-        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=v.version, markersize=4) if points else None
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=v.label, markersize=4) if points else None
     axes.plot([1e-4, 1.0], [1e-4, 1.0], linestyle=":", color="#808080", linewidth=1.0)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -189,7 +200,7 @@ def _daily(result: Evaluation, what: str) -> str:
         else:
             points = [(day, a.alerts / a.transactions) for day, a in days if a.transactions]
         times = [datetime.fromisoformat(day) for day, _ in points]
-        axes.plot(times, [value for _, value in points], "o-", color=colour, label=v.version, markersize=3)
+        axes.plot(times, [value for _, value in points], "o-", color=colour, label=v.label, markersize=3)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("recall of alerts" if what == "recall" else "alerts per transaction")
     show_times(axes, "day (UTC)")
@@ -203,7 +214,7 @@ def _card_precision(result: Evaluation) -> str:
         for found in v.card_precision[:1]:
             points = [(when(day), p) for day, p in found.by_day if day < _LAST_MS]
             times = [datetime.fromisoformat(day) for day, _ in points]
-            axes.plot(times, [p for _, p in points], "o-", color=colour, label=v.version, markersize=3)
+            axes.plot(times, [p for _, p in points], "o-", color=colour, label=v.label, markersize=3)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("card precision")
     show_times(axes, "day (UTC)")

@@ -16,8 +16,9 @@ RESULT_FILE, PAGE_FILE = "evaluation.json", "evaluation.html"
 def run_record(result: Evaluation, page: str) -> RunRecord:
     """The run of `result`; `page` is its report, which contains the plots.
 
-    Metrics are named ``<version>.<figure>``, ``<candidate>.minus_champion.<figure>`` with ``.low`` and ``.high`` for
-    the interval, and ``member.<name>.<figure>``. Money is in minor units. A figure that is undefined is left out.
+    Metrics are named by the label of a version: ``<label>.<figure>``, ``<candidate>.minus_champion.<figure>`` with
+    ``.low`` and ``.high`` for the interval, and ``member.<name>.<figure>``. Money is in minor units. A figure that is
+    undefined is left out.
     """
     champion = result.versions[0]
     return RunRecord(
@@ -45,22 +46,13 @@ def _parameters(result: Evaluation) -> dict[str, str]:
         "digest.outcomes": result.digests.outcomes,
     }
     found |= {f"input.{name}": text for name, text in result.input.items()}
-    named = zip(_labels(result), result.versions, strict=True)
-    return found | {f"version.{label}": f"{name_of(v)}, {v.sha256}" for label, v in named}
-
-
-def _labels(result: Evaluation) -> list[str]:
-    """What the versions are called: their number, with the ensemble's name if two ensembles have the same number."""
-    numbers = [v.version for v in result.versions]
-    if len(set(numbers)) == len(numbers):
-        return numbers
-    return [f"{v.ensemble}.{v.version}" for v in result.versions]
+    return found | {f"version.{v.label}": f"{name_of(v)}, {v.sha256}" for v in result.versions}
 
 
 def _metrics(result: Evaluation) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
-    labels = _labels(result)
-    for label, v in zip(labels, result.versions, strict=True):
+    for v in result.versions:
+        label = v.label
         found |= {
             f"{label}.average_precision": v.average_precision.value,
             f"{label}.roc_auc": v.roc_auc.value,
@@ -73,9 +65,9 @@ def _metrics(result: Evaluation) -> dict[str, float | None]:
             f"{label}.saved": v.alerts.saved,
             f"{label}.brier": v.calibration.brier,
         }
-    for label, pair in zip(labels[1:], result.candidates, strict=True):
+    for pair in result.candidates:
         for name, difference in pair.differences.items():
-            of = f"{label}.minus_champion.{name}"
+            of = f"{pair.candidate}.minus_champion.{name}"
             found |= {of: difference.value, f"{of}.low": difference.low, f"{of}.high": difference.high}
     for member in result.members:
         found |= {

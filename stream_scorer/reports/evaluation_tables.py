@@ -64,9 +64,11 @@ def summary_lines(result: Evaluation) -> list[str]:
     lines = [
         f"{result.transactions:,} transactions from {when(result.first_event_time)} to {when(result.last_event_time)}, "
         f"labels as of {when(result.labels_as_of)} ({result.labels_later:,} later ones ignored)",
-        f"{result.labelled:,} have a label ({result.frauds:,} fraud); the other {unlabelled:,} are presumed genuine",
+        f"{result.labelled:,} have a label ({result.frauds:,} fraud, on {result.fraud_cards:,} cards); "
+        f"the other {unlabelled:,} are presumed genuine",
         f"{result.duplicates:,} duplicates, {result.refused:,} records that cannot be read, {result.warmed:,} records "
-        f"for features only",
+        f"for features only; {result.labels_refused:,} labels that cannot be read",
+        "amounts are minor units of the reference currency, divided by 100",
         f"digest {result.digests.all}",
     ]
     if result.resumed:

@@ -6,6 +6,7 @@ resources.
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,8 @@ def ms(value: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three decimal places; a dash for None and NaN."""
-    return "-" if value is None or value != value else f"{value:.3f}"
+    """Three decimal places; a dash for None, NaN and infinity."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def percent(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -21,12 +22,12 @@ from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import SettingsError, UsageError
-from stream_scorer.evaluation import distributed, scoring, sources
+from stream_scorer.evaluation import distributed, job, scoring, sources
 from stream_scorer.evaluation.job import evaluate, facts_of
 from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.result import Evaluation
 from stream_scorer.evaluation.sources import Source, from_files
-from stream_scorer.evaluation.store import Store
+from stream_scorer.evaluation.store import Store, exclusive
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability import openlineage
 from stream_scorer.records import LineageRow, Score
@@ -34,6 +35,8 @@ from stream_scorer.replay.pieces import Range
 from stream_scorer.replay.run import Replay
 from stream_scorer.replay.sources import from_files as replay_files
 from stream_scorer.reports.evaluation import findings, page
+from stream_scorer.reports.evaluation_run import run_record
+from stream_scorer.reports.evaluation_tables import summary_lines
 from stream_scorer.spec import CheckedSpec, parse_spec
 from stream_scorer.workers import LocalWorkers
 from tests.support.small_history import SPEC_TEXT, small_ensemble, write_history
@@ -236,6 +239,17 @@ def spread(
     return evaluate(given, checked, versions, options, out, SystemClock(), where=where)
 
 
+def test_a_worker_refuses_another_file_than_the_command_has(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """On a cluster, every machine has a copy; an old one would be evaluated instead."""
+    identities = iter(["of the command", distributed.identity_of(history[0])])
+    monkeypatch.setattr(distributed, "identity_of", lambda _path: next(identities))
+    with pytest.raises(UsageError, match="has another file at"):
+        spread(history, checked, versions, tmp_path, whole, 1)
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_workers_refuse_microseconds_too(
     history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path
@@ -393,6 +407,14 @@ def test_the_command(
     assert "Effective challenge" in (tmp_path / "page.html").read_text()
     wrong = CliRunner().invoke(cli, [*arguments, "--budgets", "some"])
     assert wrong.exit_code == 2
+    for wrong_option, message in (
+        (["--labels-as-of", "soon"], "--labels-as-of 'soon' is not a time"),
+        (["--seed", str(1 << 70)], "--seed"),
+        (["--start", "2099-01-01"], "there is nothing to evaluate: no transaction of the input is in the range"),
+    ):
+        wrong = CliRunner().invoke(cli, [*arguments[:-2], "--replicates", "1", *wrong_option])
+        assert wrong.exit_code != 0
+        assert message in wrong.output + str(wrong.exception)
     wrong = CliRunner().invoke(cli, [*arguments, "--workers", "2"])
     assert wrong.exit_code == 2
     assert "require --engine ray" in wrong.output
@@ -400,6 +422,96 @@ def test_the_command(
     absent = CliRunner().invoke(cli, [*arguments, "--engine", "ray"])
     assert isinstance(absent.exception, SettingsError)
     assert "stream-scorer[ray]" in str(absent.exception)
+
+
+@pytest.mark.parametrize("named", ["t.parquet", "t.pq"])
+def test_labels_that_cannot_be_read_are_shown_and_many_of_them_refused(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path,
+    named: str,
+) -> None:  # fmt: skip
+    """Otherwise their frauds count as genuine, and nobody notices. A Parquet file may have any name."""
+    shutil.copy(history[0], tmp_path / named)
+    labels = pq.read_table(history[1]).to_pylist()
+
+    def judged(rows: list[dict[str, Any]]) -> Evaluation:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"labels-{named}")
+        files = tmp_path / named, tmp_path / f"labels-{named}"
+        return run(files, checked, versions, tmp_path / "out", replicates=0)
+
+    assert judged(labels).digests == whole.digests
+    few = judged([*labels, labels[0] | {"label": "FRAUD"}])
+    assert (few.labels_refused, few.frauds) == (1, whole.frauds)
+    assert "1 labels that cannot be read" in " ".join(summary_lines(few))
+    wrong = [row | {"label": row["label"].upper()} for row in labels]
+    with pytest.raises(UsageError, match=f"{len(labels)} of {len(labels)} labels cannot be read; the first is row 1: "):
+        judged(wrong)
+    with pytest.raises(UsageError, match="labels cannot be read"):
+        replay_files(tmp_path / named, tmp_path / f"labels-{named}", TOPICS, checked, Range(), 64, warm=False)
+
+
+def test_the_folder_is_of_one_evaluation_and_has_what_that_wrote(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run(history, checked, versions, tmp_path, replicates=0)
+    with exclusive(tmp_path), pytest.raises(UsageError, match="another evaluation is writing"):
+        run(history, checked, versions, tmp_path, replicates=0)
+    second = tmp_path / "piece-000002.parquet"
+    columns = pq.read_table(second)
+    place = columns.column_names.index("label")
+    for altered in (
+        columns.set_column(place, "label", pa.array(np.ones(len(columns), np.int8))), columns.slice(0, 10),
+    ):  # fmt: skip
+        pq.write_table(altered, second)
+        with pytest.raises(UsageError, match="piece-000002.parquet is not as the evaluation wrote it"):
+            run(history, checked, versions, tmp_path, replicates=0)
+    # Another release may compute other scores.
+    monkeypatch.setattr(job, "__version__", "next")
+    assert run(history, checked, versions, tmp_path, replicates=0).resumed == 0
+    (tmp_path / "changes.parquet").unlink()
+    (tmp_path / "changes.parquet").mkdir()
+    with pytest.raises(UsageError, match="cannot use"):
+        run(history, checked, versions, tmp_path, replicates=0)
+
+
+def test_few_cards_show_no_difference(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    """All weights of a bootstrap over one card are equal: its intervals would have no width."""
+    rows = [row | {"who": "c1"} for row in pq.read_table(history[0]).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    found = run((tmp_path / "t.parquet", history[1]), checked, versions, tmp_path / "out")
+    (pair,) = found.candidates
+    assert all(each.value is not None and each.low is None for each in pair.differences.values())
+    assert "not judged: average precision, recall, precision, false-positive rate, amount caught." in findings(found)[0]
+    assert "better" not in findings(found)[0]
+
+
+def test_two_ensembles_with_the_same_version_have_different_names_on_the_page(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    twin = copy.copy(versions[1])
+    twin.name, twin.version = "other", "1"
+    found = run(history, checked, [versions[0], twin], tmp_path, replicates=0)
+    assert [v.label for v in found.versions] == ["small.1", "other.1"]
+    assert findings(found)[0].startswith("Version other.1 against small.1: ")
+    assert found.members[0].versions == ["small.1", "other.1"]
+    assert set(pq.read_table(tmp_path / "changes.parquet").column("candidate").to_pylist()) == {"other.1"}
+    assert "other.1.minus_champion.recall" in run_record(found, page(found)).metrics
+
+
+def test_the_page_shows_wrong_times_and_groups_in_their_order(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    rows = pq.read_table(history[0]).to_pylist()
+    last = 253_402_300_799_999
+    rows = [*rows[:600], *(row | {"at": last - 5_000 + place} for place, row in enumerate(rows[600:]))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    found = run((tmp_path / "t.parquet", history[1]), checked, versions, tmp_path / "out", as_of=5_000)
+    text = page(found)
+    assert "Jan 1970" in text
+    ages = text[text.index("<h3>label age</h3>") :]
+    assert 0 < ages.index("below 1/2 horizon") < ages.index("2 to 4 horizons")
 
 
 def test_the_page_has_the_headings_of_a_review(whole: Evaluation) -> None:
