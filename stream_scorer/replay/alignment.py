@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from stream_scorer.positions import SourcePartition
-from stream_scorer.replay.recorded import CLOCK_SKEW_MS, TopicRanges
+from stream_scorer.records import NOT_A_RECORD
+from stream_scorer.replay.recorded import CLOCK_SKEW_MS, TopicRanges, not_written_by_a_scorer
 
 WINDOW = 64
 
@@ -41,7 +42,8 @@ class _Event(NamedTuple):
 def common_start(reader: TopicRanges, one: Range, other: Range) -> tuple[int, int] | None:
     """The offsets of both from which on they have the same events; their ends if one is empty.
 
-    None if they have different events. The timestamps of their records show which reaches further back.
+    None if they have different events. The timestamps of their records show which reaches further back. Raises
+    `CheckFailed` for a record that no scorer wrote.
     """
     ranges = one, other
     heads = [_head(reader, each) for each in ranges]
@@ -87,4 +89,8 @@ def _events(reader: TopicRanges, where: Range) -> Generator[_Event]:
     decode = msgspec.json.Decoder(_WithId).decode
     for chunk in reader.read(where.source, where.start, where.stop):
         for offset, timestamp, value in zip(chunk.offset.tolist(), chunk.timestamp.tolist(), chunk.value, strict=True):
-            yield _Event(offset, timestamp, decode(value or b"").event_id)
+            try:
+                event_id = decode(value or b"").event_id
+            except NOT_A_RECORD as error:
+                raise not_written_by_a_scorer(where.source, offset, error) from None
+            yield _Event(offset, timestamp, event_id)

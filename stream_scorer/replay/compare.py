@@ -11,7 +11,7 @@ from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Contribution, LineageRow, Record, Score
-from stream_scorer.replay.recorded import TopicRanges, bounds_of, recorded
+from stream_scorer.replay.recorded import TopicRanges, bounds_of, recorded, served_scores
 from stream_scorer.serde.canonical import canonical, first_difference
 
 
@@ -116,13 +116,11 @@ def served_records(reader: TopicRanges, topics: Topics) -> Callable[[int], Itera
 
     It ends where the first of both topics ends: the scorer may go on.
     """
-    decode = msgspec.json.Decoder(Score).decode
 
     def of(partition: int) -> Iterator[ServedRecord]:
         ends = [bounds_of(reader, topic, partition) for topic in (topics.scores, topics.contributions)]
-        scores = _values(reader, SourcePartition(topics.scores, partition), *ends[0])
-        for value, found in zip(scores, recorded(reader, topics, partition, ends[1]), strict=False):
-            score = decode(value)
+        scores = served_scores(reader, SourcePartition(topics.scores, partition), ends[0])
+        for score, found in zip(scores, recorded(reader, topics, partition, ends[1]), strict=False):
             if score.event_id != found.contribution.event_id:
                 raise UsageError(
                     f"{topics.scores} and {topics.contributions} differ in their records of partition {partition}",
@@ -136,12 +134,6 @@ def served_records(reader: TopicRanges, topics: Topics) -> Callable[[int], Itera
             yield ServedRecord(score, found.contribution, found.lineage)
 
     return of
-
-
-def _values(reader: TopicRanges, source: SourcePartition, low: int, high: int) -> Iterator[bytes]:
-    for chunk in reader.read(source, low, high):
-        for value in chunk.value:
-            yield value or b""
 
 
 def _json(value: Any) -> str:

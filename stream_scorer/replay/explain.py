@@ -12,8 +12,8 @@ from stream_scorer.ensemble.attribution import Explainer, strongest
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Contribution, LineageRow, Record, Score
-from stream_scorer.replay.recorded import Recorded, TimedRanges, find_lineage
+from stream_scorer.records import NOT_A_RECORD, Contribution, LineageRow, Record, Score
+from stream_scorer.replay.recorded import Recorded, TimedRanges, find_lineage, not_written_by_a_scorer
 from stream_scorer.serde.fat_contribution import decode_contribution
 
 STATUSES = ("fresh", "stale", "missing", "default", "partial")
@@ -65,7 +65,7 @@ def find_event(
     """The first score of `event_id`, its contribution and lineage, and the number of scores with that id.
 
     Raises:
-        UsageError: the score or its lineage does not exist.
+        UsageError: the score or its lineage does not exist. CheckFailed: a record with this id is not one of a scorer.
     """
     decode_score = msgspec.json.Decoder(Score).decode
     # Records that do not contain the bytes of the id are not decoded.
@@ -75,14 +75,17 @@ def find_event(
     for topic in (topics.scores, topics.contributions):
         for source, (low, high) in sorted(reader.bounds(topic).items()):
             for chunk in reader.read(source, low, high):
-                for value in chunk.value:
+                for offset, value in zip(chunk.offset.tolist(), chunk.value, strict=True):
                     if value is None or wanted not in value:
                         continue
-                    if topic == topics.scores:
-                        scores += [s for s in [decode_score(value)] if s.event_id == event_id]
-                    else:
-                        recorded = Recorded(*decode_contribution(value))
-                        contributions += [recorded] if recorded.contribution.event_id == event_id else []
+                    try:
+                        if topic == topics.scores:
+                            scores += [s for s in [decode_score(value)] if s.event_id == event_id]
+                        else:
+                            recorded = Recorded(*decode_contribution(value))
+                            contributions += [recorded] if recorded.contribution.event_id == event_id else []
+                    except NOT_A_RECORD as error:
+                        raise not_written_by_a_scorer(source, offset, error) from None
                 done += len(chunk)
                 if on_progress is not None:
                     on_progress(done)

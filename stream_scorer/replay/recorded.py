@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+import msgspec
+
+from stream_scorer.errors import CheckFailed
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import Contribution, LineageRow
+from stream_scorer.records import NOT_A_RECORD, Contribution, LineageRow, Score
 from stream_scorer.serde.fat_contribution import decode_contribution
 from stream_scorer.serde.lineage import LineageBatch, offsets_in
 from stream_scorer.serde.raw import RawRecords
@@ -71,17 +74,40 @@ def bounds_of(reader: TopicRanges, topic: str, partition: int) -> tuple[int, int
     return reader.bounds(topic).get(SourcePartition(topic, partition), (0, 0))
 
 
+def served_scores(reader: TopicRanges, source: SourcePartition, bounds: tuple[int, int]) -> Iterator[Score]:
+    """The scores of one partition within `bounds`. Raises `CheckFailed` for a record that no scorer wrote."""
+    decode = msgspec.json.Decoder(Score).decode
+    for chunk in reader.read(source, *bounds):
+        for offset, value in zip(chunk.offset.tolist(), chunk.value, strict=True):
+            try:
+                yield decode(value or b"")
+            except NOT_A_RECORD as error:
+                raise not_written_by_a_scorer(source, offset, error) from None
+
+
 def recorded(reader: TopicRanges, topics: Topics, partition: int, bounds: tuple[int, int]) -> Iterator[Recorded]:
     """The contributions of one partition within `bounds`, with their lineage; records in the old format contain theirs.
 
-    On a system that is scoring, look up the bounds of topics that are read together before reading any of them.
+    On a system that is scoring, look up the bounds of topics that are read together before reading any of them. Raises
+    `CheckFailed` for a record that no scorer wrote.
     """
     source = SourcePartition(topics.contributions, partition)
     lineage = _Cursor(lambda: stored_lineage(reader, topics, partition))
     for chunk in reader.read(source, *bounds):
-        for value in chunk.value:
-            contribution, row = decode_contribution(value or b"")
+        for offset, value in zip(chunk.offset.tolist(), chunk.value, strict=True):
+            try:
+                contribution, row = decode_contribution(value or b"")
+            except NOT_A_RECORD as error:
+                raise not_written_by_a_scorer(source, offset, error) from None
             yield Recorded(contribution, row or lineage.take(contribution.source.offset))
+
+
+def not_written_by_a_scorer(source: SourcePartition, offset: int, error: Exception) -> CheckFailed:
+    """The error for a record that cannot be decoded."""
+    return CheckFailed(
+        f"{source.topic}[{source.partition}]@{offset} is no record of a scorer: {error}",
+        hint="Did another program write to this topic, or delete records of it?",
+    )
 
 
 def find_lineage(

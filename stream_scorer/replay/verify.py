@@ -31,7 +31,7 @@ from stream_scorer.records import (
 )
 from stream_scorer.replay.alignment import Range, common_start
 from stream_scorer.replay.decisions import Decisions, Served
-from stream_scorer.replay.recorded import Recorded, TopicRanges, bounds_of, recorded
+from stream_scorer.replay.recorded import Recorded, TopicRanges, bounds_of, recorded, served_scores
 from stream_scorer.serde.decoder import hash_ids
 from stream_scorer.spec.model import CheckedSpec
 
@@ -184,7 +184,7 @@ def verify_topics(
     and counted. A partition ends where the first of both topics ends.
 
     Raises:
-        UsageError: the topics do not contain the same events.
+        UsageError: the topics do not contain the same events. CheckFailed: a record is not one of a scorer.
     """
     done, skipped = 0, _Skipped()
     unverified = []
@@ -220,7 +220,7 @@ def _pairs(reader: TopicRanges, topics: Topics, partition: int, skipped: _Skippe
         raise _different_events(topics, partition)
     earlier = reader.read(scores.source, scores.start, starts[0])
     skipped[NO_CONTRIBUTION] += sum(len(chunk.value) for chunk in earlier)
-    rest = _scores(reader, scores.source, (starts[0], scores.stop))
+    rest = served_scores(reader, scores.source, (starts[0], scores.stop))
     began = False
     for record in recorded(reader, topics, partition, (starts[1], records.stop)):
         score = next(rest, None)
@@ -241,14 +241,6 @@ def _different_events(topics: Topics, partition: int) -> UsageError:
         f"partition {partition} of {topics.scores} and of {topics.contributions} have different events",
         hint="Scorers write both together: did another program write to one of them?",
     )
-
-
-def _scores(reader: TopicRanges, source: SourcePartition, bounds: tuple[int, int]) -> Iterator[Score]:
-    """The scores of one partition within `bounds`."""
-    decode = msgspec.json.Decoder(Score).decode
-    for chunk in reader.read(source, *bounds):
-        for value in chunk.value:
-            yield decode(value or b"")
 
 
 def _fits(ensemble: Ensemble, row: Served) -> bool:

@@ -124,7 +124,8 @@ def _after_training(result: Evaluation, v: VersionResult) -> str:
 
 
 def _cases_table(result: Evaluation) -> Table:
-    headings = ["version", "!cases", "!detected", "!by the first fraud", "!median time to detection", "!90 % within",
+    headings = ["version", "!cases", "!detected", "!by the first fraud", "!median time of detected",
+                "!90 % of detected within",
                 "!amount before detection"]  # fmt: skip
     rows = [
         [

@@ -320,6 +320,16 @@ def test_what_not_all_topics_still_have_is_counted(served: Served, cut: tuple[in
     assert report.skipped == sum(report.by_missing.values()) == N - cut[0] - left
 
 
+@pytest.mark.parametrize("topic", ["scores", "contributions"])
+@pytest.mark.parametrize("value", [b"{}", b"\xff", None])
+def test_a_record_of_another_program_is_a_difference(served: Served, topic: str, value: bytes | None) -> None:
+    ensemble, scores, found = served
+    reader = Kept(ensemble, scores, found, (0, 0, 0))
+    reader._held[topic][1][20] = (value, None)  # type: ignore[call-overload]
+    with pytest.raises(CheckFailed, match=rf"{topic}\[0\]@20 is no record of a scorer"):
+        verify_topics(reader, Topics(), Verifier(lambda *_: ensemble, 0.0))
+
+
 @pytest.mark.parametrize(
     ("cut", "missing"), [((5, 0, 5), {"lineage": N - 5}), ((0, N, 0), {"contribution": N}), ((N, 0, 0), {})]
 )
