@@ -99,6 +99,7 @@ def evaluate(
     """
     check_input(from_topics, transactions, labels)
     check_engine(engine, workers, ray_address, from_topics=from_topics)
+    _check_page(html)
     scored = period(start, end, offsets_allowed=from_topics)
     as_of = None if labels_as_of is None else parse_time("--labels-as-of", labels_as_of)
 
@@ -130,10 +131,10 @@ def evaluate(
             source = sources.from_files(transactions, labels, topics, checked, scored, as_of, warm=warm)
         where = stack.enter_context(_distribution(source, folders, engine, workers, ray_address))
         progress = stack.enter_context(Progress("scoring", source.total, clock))
-        result = run(source, checked, versions, options, out, clock, on_progress=progress.stage, where=where)
-        _require_transactions(result)
-        if html is not None:
-            _write_page(result, html)
+        result = _not_empty(
+            run(source, checked, versions, options, out, clock, on_progress=progress.stage, where=where)
+        )
+        _write_page(result, html)
         if lineage is not None:
             lineage.add(outputs=[Dataset("file", str(out.resolve()), result.digests.all)])
             lineage.add(outputs=[] if html is None else [file_dataset(html)])
@@ -227,17 +228,28 @@ def _options(measured: dict[str, object]) -> Options:
     )
 
 
-def _require_transactions(result: Evaluation) -> None:
-    """Raise `UsageError` if nothing was evaluated."""
+def _not_empty(result: Evaluation) -> Evaluation:
+    """`result`. Raises `UsageError` if nothing was evaluated."""
     if not result.transactions:
         raise UsageError(
             f"there is nothing to evaluate: no transaction of the input is in the range {result.input['range']} "
             f"({result.refused:,} cannot be read)",
             hint="Check --start and --end, the spec and the file.",
         )
+    return result
 
 
-def _write_page(result: Evaluation, path: Path) -> None:
+def _check_page(html: Path | None) -> None:
+    """Raise `SettingsError` now, not after hours, if a page is wanted and the extra `report` is missing."""
+    from stream_scorer.reports.pages import require_plots
+
+    if html is not None:
+        require_plots()
+
+
+def _write_page(result: Evaluation, path: Path | None) -> None:
+    if path is None:
+        return
     from stream_scorer.reports.evaluation import page
     from stream_scorer.reports.pages import write
 

@@ -97,7 +97,7 @@ class Store:
         """Open `folder`. Without `with_rows`, feature rows are neither saved nor necessary to keep a complete piece.
 
         Raises:
-            UsageError: the folder cannot be used.
+            UsageError: the folder cannot be used, or has files that only look like pieces.
         """
         self._with_rows = with_rows
         self._pa, self._pq = import_pyarrow()
@@ -118,14 +118,20 @@ class Store:
     def _load(self) -> None:
         path = self._folder / CHECKPOINT
         found = None
+        old = [*self._folder.glob("piece-*.parquet"), *self._folder.glob("rows-*.parquet")]
+        if old and not path.exists():
+            raise UsageError(
+                f"{self._folder} has {old[0].name}, but no evaluation wrote it: there is no {CHECKPOINT}",
+                hint="Give another --out: an evaluation replaces files with such names.",
+            )
         if path.exists():
             try:
                 found = msgspec.json.decode(path.read_bytes(), type=Checkpoint)
             except msgspec.MsgspecError:
                 found = None
         if found is None or (found.format, found.fingerprint) != (FORMAT, self._fingerprint):
-            for old in [*self._folder.glob("piece-*.parquet"), *self._folder.glob("rows-*.parquet"), path]:
-                old.unlink(missing_ok=True)
+            for each in [*old, path]:
+                each.unlink(missing_ok=True)
             return
         self.complete = found.complete
         self._saved = found.saved

@@ -62,10 +62,11 @@ def findings(result: Evaluation) -> list[str]:
 
     A difference without an interval is not judged: too few cards, nothing to compare, or no replicates.
     """
-    return [_finding(pair) for pair in result.candidates]
+    candidates = zip(result.versions[1:], result.candidates, strict=True)
+    return [_finding(pair, result.versions[0], version) for version, pair in candidates]
 
 
-def _finding(pair: PairResult) -> str:
+def _finding(pair: PairResult, champion: VersionResult, candidate: VersionResult) -> str:
     better, worse, open_, unknown = [], [], [], []
     for name in ("average_precision", "recall", "precision", "false_positive_rate", "value_caught"):
         found = pair.differences[name]
@@ -82,6 +83,11 @@ def _finding(pair: PairResult) -> str:
     parts += [f"worse: {', '.join(worse)}"] if worse else []
     parts += [f"no difference shown: {', '.join(open_)}"] if open_ else []
     parts += [f"not judged: {', '.join(unknown)}"] if unknown else []
+    if champion.missing or candidate.missing:
+        parts.append(
+            f"average precision leaves out transactions without a score: {candidate.missing:,} of the candidate, "
+            f"{champion.missing:,} of the champion"
+        )
     return f"Version {pair.candidate} against {pair.champion}: {'; '.join(parts)}."
 
 

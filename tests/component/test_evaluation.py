@@ -418,6 +418,10 @@ def test_the_command(
     wrong = CliRunner().invoke(cli, [*arguments, "--workers", "2"])
     assert wrong.exit_code == 2
     assert "require --engine ray" in wrong.output
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib", None)
+        early = CliRunner().invoke(cli, [*arguments, "--html", "page.html", "--transactions", str(tmp_path / "none")])
+    assert "stream-scorer[report]" in str(early.exception)
     monkeypatch.setitem(sys.modules, "ray", None)
     absent = CliRunner().invoke(cli, [*arguments, "--engine", "ray"])
     assert isinstance(absent.exception, SettingsError)
@@ -472,6 +476,22 @@ def test_the_folder_is_of_one_evaluation_and_has_what_that_wrote(
     (tmp_path / "changes.parquet").mkdir()
     with pytest.raises(UsageError, match="cannot use"):
         run(history, checked, versions, tmp_path, replicates=0)
+
+
+def test_files_of_others_are_not_replaced(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    (tmp_path / "rows-2024.parquet").write_text("mine")
+    with pytest.raises(UsageError, match="has rows-2024.parquet, but no evaluation wrote it"):
+        run(history, checked, versions, tmp_path, replicates=0)
+    assert (tmp_path / "rows-2024.parquet").read_text() == "mine"
+
+
+def test_a_finding_names_transactions_without_a_score(whole: Evaluation) -> None:
+    lacking = msgspec.structs.replace(whole.versions[1], missing=7)
+    found = findings(msgspec.structs.replace(whole, versions=[whole.versions[0], lacking]))[0]
+    assert "leaves out transactions without a score: 7 of the candidate, 0 of the champion" in found
+    assert "without a score" not in findings(whole)[0]
 
 
 def test_few_cards_show_no_difference(
