@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from stream_scorer.clock import EARLIEST_MS
+from stream_scorer.parquet import MAX_TIME_MS
 
 
 def parse_time(name: str, text: str, also: str = "") -> int:
@@ -20,6 +21,8 @@ def parse_time(name: str, text: str, also: str = "") -> int:
             raise click.UsageError(
                 f"{name} {text!r} would be epoch ms before 1974. They have 12 or 13 digits; a date is 2025-01-31."
             )
+        if int(text) > MAX_TIME_MS:
+            raise click.UsageError(f"{name} {text!r} would be epoch ms after the year 9999. They have 12 or 13 digits.")
         return int(text)
     try:
         at = datetime.fromisoformat(text)

@@ -409,6 +409,7 @@ def test_the_command(
     assert wrong.exit_code == 2
     for wrong_option, message in (
         (["--labels-as-of", "soon"], "--labels-as-of 'soon' is not a time"),
+        (["--labels-as-of", "1735689600000000"], "would be epoch ms after the year 9999"),  # microseconds
         (["--seed", str(1 << 70)], "--seed"),
         (["--start", "2099-01-01"], "there is nothing to evaluate: no transaction of the input is in the range"),
     ):
