@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from stream_scorer.evaluation.store import fingerprint_of, usable
+from stream_scorer.evaluation.store import exclusive, fingerprint_of, usable
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Record
 
@@ -49,17 +49,17 @@ class FirstRange:
     def resolve(self, current: Bounds, request: Mapping[str, object]) -> Bounds:
         """The recorded offsets ``[low, high)`` of each partition; those of now, which are recorded, at the first start.
 
-        `request` is the range that was asked for. Raises `UsageError` if the folder cannot be used.
+        `request` is the range that was asked for. Raises `UsageError` if the folder cannot be used, or is in use.
         """
         fingerprint = fingerprint_of(dict(self._facts) | {"topics": self.topic_ids} | dict(request))
         path = self._folder / RANGE_FILE
-        with usable(self._folder):
+        # An evaluation that runs there needs the record to continue after an interruption.
+        with exclusive(self._folder), usable(self._folder):
             found = self._read(path, fingerprint)
             if found is not None and self._complete(found, current):
                 self.newer = sum(max(high - found.get(source, (0, 0))[1], 0) for source, (_, high) in current.items())
                 return found
             self.expired = found is not None
-            self._folder.mkdir(parents=True, exist_ok=True)
             bounds = [(source.topic, source.partition, low, high) for source, (low, high) in current.items()]
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_bytes(msgspec.json.encode(_Recorded(FORMAT, fingerprint, bounds)))
