@@ -62,7 +62,10 @@ def to_explained(explanation: Explanation) -> Explained:
         decision=score.decision,
         kind="",
         base=contribution.base or 0.0,
-        parts=[Part(p.name, p.score or float("nan"), p.weight, p.contribution) for p in explanation.members],
+        parts=[
+            Part(p.name, float("nan") if p.score is None else p.score, p.weight, p.contribution)
+            for p in explanation.members
+        ],
         z=contribution.z or 0.0,
         score=contribution.score or 0.0,
         unit=_unit(explanation.lineage.link),

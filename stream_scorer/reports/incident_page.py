@@ -219,6 +219,7 @@ def affected_text(affected: Affected | None) -> str:
 
 def _tiles(incident: Incident) -> list[tuple[str, str]]:
     affected = incident.affected or Affected()
+    saved = None if incident.saved is None else incident.saved.alerts
     lasted = None if incident.closed is None else incident.closed - incident.opened
     found = [
         ("open" if incident.closed is None else "closed", incident.kind),
@@ -226,7 +227,10 @@ def _tiles(incident: Incident) -> list[tuple[str, str]]:
         (None if affected.transactions is None else f"{affected.transactions:,}", "affected transactions"),
         (None if affected.cards is None else f"{affected.cards:,}", "affected cards"),
         (None if affected.money is None else f"{affected.money:,}", "money, minor units"),
-        (None if incident.saved is None else f"{incident.saved.alerts:,}", "alerts saved by the action"),
+        (
+            None if saved is None else f"{abs(saved):,}",
+            f"alerts {'prevented' if (saved or 0) >= 0 else 'brought back'}",
+        ),
     ]
     return [(value, label) for value, label in found if value is not None]
 

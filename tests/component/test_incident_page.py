@@ -119,4 +119,5 @@ def test_what_an_action_saved_is_said_with_its_estimate() -> None:
     assert found["what it saved"] == "120 alerts prevented; estimated: at the measured excess"
     missing = msgspec.structs.replace(saved, alerts=-7)
     assert "7 alerts brought back" in dict(facts(incident(saved=missing)))["what it saved"]
+    assert "<b>7</b><span>alerts brought back</span>" in incident_page(IncidentRecords([incident(saved=missing)]))
     assert "what it saved" not in dict(facts(incident()))
