@@ -43,7 +43,7 @@ VARIABLES = {s.variable for s in CATALOGUE}
 OTHER_VARIABLES = re.compile(r"STREAM_SCORER_(SOURCE|HANDBOOK|KAFKA_CLIENT\w*)")
 # Dotted names that begin like a section: fields of `verdicts`, fields of a user, properties of Kafka, and files.
 OTHER_NAMES = re.compile(
-    r"labels\.(known|common)|transaction\.(fields|state|max|timeout)\..*|\w+\.(yaml|parquet|client)"
+    r"labels\.(known|common)|transaction\.(fields|state|max|timeout)\..*|\w+\.(yaml|parquet|pq|client)"
 )
 METRICS = {m.name for m in SCORER_METRICS + MONITOR_METRICS + WATCH_METRICS + INCIDENT_METRICS + WEBHOOK_METRICS}
 
