@@ -37,6 +37,11 @@ _AGES = (0.5, 1.0, 2.0, 4.0)
 AGE_NAMES = ("below 1/2 horizon", "1/2 to 1 horizon", "1 to 2 horizons", "2 to 4 horizons", "above 4 horizons")
 
 
+def _alerts_within(budget: float, rows: int) -> int:
+    """How many alerts a share of the transactions allows. Not one less where 0.29 times 100 gives 28.999…"""
+    return int(budget * rows + 1e-6)
+
+
 @dataclass(slots=True)
 class _Survey:
     """What the first reading collects: the columns of all frauds, and totals."""
@@ -165,7 +170,7 @@ class Accumulator:
 
     def _begin(self) -> tuple[list[_Version], list[_Member]]:
         options, rows = self._options, self._survey.rows
-        keep = max((int(budget * rows) for budget in options.budgets), default=0)
+        keep = max((_alerts_within(budget, rows) for budget in options.budgets), default=0)
         fields = self._checked.spec.transaction.fields
         sizes = {"label age": len(AGE_NAMES), "day": 1}
         sizes |= {name: len(fields[name].values or ["no", "yes"]) + 1 for name in self._segments}
@@ -188,7 +193,7 @@ class Accumulator:
     def _set_thresholds(self, subjects: Sequence[_Version | _Member]) -> None:
         for subject in subjects:
             subject.thresholds = [
-                subject.ranking.threshold(int(budget * self._survey.rows)) for budget in self._options.budgets
+                subject.ranking.threshold(_alerts_within(budget, self._survey.rows)) for budget in self._options.budgets
             ]
 
     def _count(self, piece: Columns, versions: list[_Version], members: list[_Member]) -> None:

@@ -17,6 +17,7 @@ from stream_scorer.serde.raw import RawRecords
 
 # Tolerated difference of the clocks of scorer and broker; beyond it, a search by time reads the whole partition.
 CLOCK_SKEW_MS = 60_000
+_FOREIGN_HINT = "Did another program write to this topic, or delete records of it?"
 
 
 class TopicRanges(Protocol):
@@ -48,8 +49,15 @@ class StoredLineage(NamedTuple):
     value: bytes
 
     def decode(self) -> LineageBatch:
-        """Raises `msgspec.DecodeError` for bytes that are not a lineage record."""
-        return LineageBatch(self.value)
+        """Raises `CheckFailed` for a record that no scorer wrote."""
+        try:
+            return LineageBatch(self.value)
+        except NOT_A_RECORD as error:
+            raise CheckFailed(
+                f"the lineage of offsets {self.first_offset} to {self.next_offset - 1} is no record of a scorer: "
+                f"{error}",
+                hint=_FOREIGN_HINT,
+            ) from None
 
 
 def stored_lineage(
@@ -59,13 +67,16 @@ def stored_lineage(
     source = SourcePartition(topics.lineage, partition)
     low, high = reader.bounds(topics.lineage).get(source, (0, 0))
     for chunk in reader.read(source, low if start is None else start, high):
-        for value, headers in zip(chunk.value, chunk.headers, strict=True):
+        for place, value, headers in zip(chunk.offset, chunk.value, chunk.headers, strict=True):
             if value is None:
                 continue
             covered = offsets_in(headers)
             if covered is None:  # copied by a tool that drops headers
-                offset = LineageBatch(value).offset
-                covered = int(offset[0]), int(offset[-1]) + 1
+                try:
+                    batch = LineageBatch(value)
+                except NOT_A_RECORD as error:
+                    raise not_written_by_a_scorer(source, int(place), error) from None
+                covered = int(batch.offset[0]), int(batch.offset[-1]) + 1
             yield StoredLineage(*covered, value)
 
 
@@ -106,7 +117,7 @@ def not_written_by_a_scorer(source: SourcePartition, offset: int, error: Excepti
     """The error for a record that cannot be decoded."""
     return CheckFailed(
         f"{source.topic}[{source.partition}]@{offset} is no record of a scorer: {error}",
-        hint="Did another program write to this topic, or delete records of it?",
+        hint=_FOREIGN_HINT,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -348,7 +349,7 @@ def _versions_plot(records: IncidentRecords, marks: Sequence[Mark]) -> tuple[str
 
 
 def _drift_plot(records: IncidentRecords) -> tuple[str, str]:
-    """Distances of the changed series by event time."""
+    """Distances of the changed series by event time; of many, those with the largest distance."""
     incident = records.newest
     newest: dict[tuple[str, int], MonitorMetric] = {}
     for metric in records.metrics:
@@ -360,13 +361,16 @@ def _drift_plot(records: IncidentRecords) -> tuple[str, str]:
     for (dimension, start), metric in sorted(newest.items()):
         series.setdefault(dimension, []).append((start, metric.value or 0.0))
     marks = [Mark(at, name) for at, name in ((incident.opened_event, "began"),) if at is not None]
-    found = [Line(name, points) for name, points in sorted(series.items())[:6]]
+    largest = sorted(series, key=lambda name: (-max(distance for _, distance in series[name]), name))[:6]
+    found = [Line(name, series[name]) for name in sorted(largest)]
     return lines("drift", found, "distance", marks, dots=True), "Distance of the changed inputs by event time."
 
 
 def _concerns(dimension: str, incident: Incident) -> bool:
     """Whether a series of `monitor-metrics` belongs to the incident: its field, or a feature that the text names."""
-    return bool(incident.field and incident.field in dimension) or dimension in incident.why
+    # A name within a longer one counts after "_" only: the field `amount` in `amount_log`, but not `at` in `category`.
+    whole = incident.field and re.search(rf"(?<![a-z0-9_]){re.escape(incident.field)}(?![a-z0-9])", dimension)
+    return bool(whole) or dimension in incident.why
 
 
 def _traffic_plots(records: IncidentRecords, marks: Sequence[Mark]) -> list[tuple[str, str]]:

@@ -100,6 +100,12 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
             "are not reported yet count as genuine. Is the label file old, or a transaction in the future?",
             read.source, (newest - last_label) / 86_400_000, spec.spec.labels.horizon,
         )  # fmt: skip
+    if last_label - newest > horizon:
+        _log.warning(
+            "%s: the newest label (%s) is more than the label horizon of %s younger than the newest transaction (%s), "
+            "so every transaction counts as mature. Is one label in the future, or a file of transactions missing?",
+            read.source, _day(last_label), spec.spec.labels.horizon, _day(newest),
+        )  # fmt: skip
     end = max(newest, last_label)
     mature = history.event_time <= end - horizon
     keep = mature & ~history.duplicate

@@ -91,6 +91,19 @@ def test_every_kind_has_a_page_with_what_happened_and_to_how_many(kind: str) -> 
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_drift_shows_the_inputs_of_the_field_with_the_largest_distances() -> None:
+    names = ["category", *(f"at_{i}" for i in range(8))]
+    metrics = [
+        MonitorMetric(
+            "drift_score", name, OPENED, OPENED + MINUTE, 1, True, "cards", "8", place / 10, None, None, None, None, 9,
+            None, {},
+        )
+        for place, name in enumerate(names)
+    ]  # fmt: skip
+    page = incident_page(IncidentRecords([incident("drift", field="at")], None, metrics))
+    assert [name for name in names if f">{name}<" in page] == [f"at_{i}" for i in range(2, 8)]
+
+
 def test_the_same_records_give_the_same_bytes_and_later_ones_change_nothing() -> None:
     opened = incident()
     history = [opened, closed(opened)]

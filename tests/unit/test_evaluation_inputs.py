@@ -12,7 +12,7 @@ import pytest
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import UsageError
 from stream_scorer.evaluation.counts import Ranking
-from stream_scorer.evaluation.figures import Accumulator
+from stream_scorer.evaluation.figures import Accumulator, _alerts_within
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
 from stream_scorer.parquet import TimeColumns, whole_time
 from stream_scorer.reports.evaluation_tables import money, when
@@ -69,3 +69,10 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_of_the_user(tmp_path: Pa
     record = PieceRecord(1, "", "", "", 1, Counts())
     with pytest.raises(UsageError, match="cannot use .*fails later"):
         store.add({"event_id": ["a"]}, record, MemoryRowStore(AppliedOffsets({}, {})))
+
+
+@pytest.mark.parametrize(
+    ("budget", "rows", "alerts"), [(0.29, 100, 29), (0.01, 1_000, 10), (0.01, 1_099, 10), (0.001, 999, 0)]
+)
+def test_a_budget_allows_its_share_of_alerts(budget: float, rows: int, alerts: int) -> None:
+    assert _alerts_within(budget, rows) == alerts

@@ -165,6 +165,16 @@ def test_labels_that_end_long_before_the_transactions_are_reported(
     assert "the newest label is 0.0 days older than the newest transaction, the label horizon is 2s" in caplog.text
 
 
+def test_a_label_in_the_future_which_makes_every_transaction_mature_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = labels()
+    given["labelled_at"] = [*given["labelled_at"][:-1], 100_000_000]
+    with caplog.at_level(logging.WARNING):
+        read_training_set(*write(tmp_path, transactions(), given), SPEC)
+    assert "the newest label (1970-01-02) is more than the label horizon of 2s younger" in caplog.text
+
+
 def test_files_that_will_not_do_are_named(tmp_path: Path) -> None:
     good, known = write(tmp_path, transactions(), labels())
     with pytest.raises(UsageError, match="cannot read"):

@@ -331,6 +331,18 @@ def test_a_record_of_another_program_is_a_difference(served: Served, topic: str,
 
 
 @pytest.mark.parametrize(
+    ("headers", "told"),
+    [(True, "the lineage of offsets 20 to 29 is no record"), (False, r"lineage\[0\]@2 is no record")],
+)
+def test_lineage_of_another_program_is_a_difference(served: Served, headers: bool, told: str) -> None:
+    ensemble, scores, found = served
+    reader = Kept(ensemble, scores, found, (0, 0, 0))
+    reader._held["lineage"][1][2] = (b"{}", reader._held["lineage"][1][2][1] if headers else None)
+    with pytest.raises(CheckFailed, match=told):
+        verify_topics(reader, Topics(), Verifier(lambda *_: ensemble, 0.0))
+
+
+@pytest.mark.parametrize(
     ("cut", "missing"), [((5, 0, 5), {"lineage": N - 5}), ((0, N, 0), {"contribution": N}), ((N, 0, 0), {})]
 )
 def test_a_partition_of_which_nothing_can_be_verified_fails_the_check(
