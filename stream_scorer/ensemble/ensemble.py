@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble import pair
@@ -22,6 +21,7 @@ from stream_scorer.ensemble.combine import Combiner, Scenarios
 from stream_scorer.ensemble.manifest import Manifest, manifest_digest, member_key, read_manifest, read_members
 from stream_scorer.ensemble.members import Member, load_member
 from stream_scorer.ensemble.preprocess import Preprocess
+from stream_scorer.ensemble.probabilities import keep_probabilities
 from stream_scorer.errors import ArtifactError
 
 # On another processor, the same libraries may differ in the last bit of exp() or of a float32 leaf sum (6e-8 of a
@@ -246,19 +246,8 @@ def _predict(loaded: _Loaded, features: Matrix, out: Vector) -> str:
         out[:] = np.nan
         return f"returned shape {probability.shape} for {out.shape[0]} rows"
     out[:] = probability
-    wrong = _drop_outside(out)
+    wrong = keep_probabilities(out)
     return f"NaN or outside [0, 1] in {wrong} of {out.shape[0]} rows" if wrong else ""
-
-
-@njit(cache=True, nogil=True, fastmath=False)
-def _drop_outside(probability: Vector) -> int:  # pragma: no cover - compiled
-    """Replace what is outside [0, 1] in `probability` ``(n,)`` by NaN; return in how many rows it is, or is NaN."""
-    wrong = 0
-    for row in range(probability.shape[0]):
-        if not 0.0 <= probability[row] <= 1.0:
-            probability[row] = math.nan
-            wrong += 1
-    return wrong
 
 
 def _matrix(rows: Sequence[Sequence[float | None]]) -> Matrix:

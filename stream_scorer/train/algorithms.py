@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stream_scorer.ensemble.manifest import Input, MemberFormat
 from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
+from stream_scorer.ensemble.probabilities import keep_probabilities
 from stream_scorer.errors import SpecError, UsageError
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.spec.training import Algorithm, CheckedTraining, MemberTraining, Parameter
@@ -188,7 +189,8 @@ def predict(recipe: MemberRecipe, fitted: FittedMember, features: Matrix) -> Mat
 
 def require_probabilities(member: str, probability: Matrix) -> Matrix:
     """`probability` ``(n,)``. Raises `UsageError` if one is NaN or outside [0, 1], which a scorer leaves out."""
-    wrong = int((~((probability >= 0.0) & (probability <= 1.0))).sum())
+    probability = np.array(probability, np.float64)
+    wrong = keep_probabilities(probability)
     if wrong:
         raise UsageError(
             f"member {member!r} gives no probability in [0, 1] for {wrong:,} of {len(probability):,} rows",

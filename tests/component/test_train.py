@@ -18,6 +18,7 @@ from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import UsageError
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.train.algorithms import require_probabilities
 from stream_scorer.train.calibration import MIN_WEIGHT, fit_beta, fit_isotonic, fit_platt, fit_stacking, fit_weights
 from stream_scorer.train.dense import standardise
 from stream_scorer.train.metrics import score_figures
@@ -205,6 +206,22 @@ def test_trees_of_a_forest_without_a_split_predict_the_fraud_rate() -> None:
         rate = float(np.average(y, weights=weights))
         assert got.mean() == pytest.approx(rate, rel=0.02)  # LightGBM itself: 0.09 with the first gain, then below 0
         assert lightgbm.Booster(model_str=model.decode()).predict(x) == pytest.approx(got, abs=1e-12)
+
+
+def test_a_forest_of_pure_leaves_predicts_probabilities() -> None:
+    random = np.random.default_rng(1)
+    x = random.normal(size=(20_000, 5))
+    pure = {"num_leaves": 1_000, "min_data_in_leaf": 1, "min_sum_hessian_in_leaf": 0.0, "lambda_l2": 0.0}
+    seen = []
+    for least in (3.2, 2.6, 3.6):
+        y = x[:, 0] + x[:, 1] > least
+        model = train_forest(x, y, list("abcde"), 1, FOREST | pure)
+        theirs = lightgbm.Booster(model_str=model.decode()).predict(x)
+        got = require_probabilities("forest", load_member("lightgbm-text", model, 5).predict(x))
+        assert got == pytest.approx(theirs, abs=1e-7)
+        assert ((got >= 0.0) & (got <= 1.0)).all()
+        seen += [theirs.min(), theirs.max()]
+    assert min(seen) < 0.0 or max(seen) > 1.0
 
 
 def test_infinite_and_very_large_features_do_not_end_a_training(spec: CheckedSpec, tmp_path: Path) -> None:

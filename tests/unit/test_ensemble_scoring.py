@@ -160,7 +160,7 @@ def test_a_member_that_raises_is_missing_and_reported(ensemble: Ensemble) -> Non
     assert not np.array_equal(scored.score, whole.score)
 
 
-@pytest.mark.parametrize("bad", [np.nan, -0.1, 1.0000001, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, -0.1, 1.00001, np.inf])
 def test_a_value_that_is_no_probability_is_missing_in_its_row_only(ensemble: Ensemble, bad: float) -> None:
     scored = with_member(ensemble, 2, [0.5, bad, 0.5, 0.5]).score(reference(4))
     assert np.isnan(scored.member_scores[:, 2]).tolist() == [False, True, False, False]

@@ -31,6 +31,7 @@ from stream_scorer.ensemble.manifest import (
     Training,
 )
 from stream_scorer.ensemble.preprocess import Preprocess
+from stream_scorer.ensemble.probabilities import keep_probabilities
 from stream_scorer.errors import UsageError
 from stream_scorer.quality import roc_auc
 from stream_scorer.spec.model import CheckedSpec
@@ -193,19 +194,19 @@ def _predict(
     where = f"members[{index}]"
     rows = np.arange(len(features))
     try:
-        probability = model.member.predict(prepare(rows))
+        probability = np.array(model.member.predict(prepare(rows)), np.float64)
     except Exception as error:  # any error of the library of a format; a scorer would leave the member out
         raise file.wrong(
             f"{where}.model",
             f"fails on the history: {type(error).__name__}: {error}",
             _missing_hint(model, prepare(rows)),
         ) from None
-    good = (probability >= 0.0) & (probability <= 1.0)
-    if not good.all():
+    wrong = keep_probabilities(probability)
+    if wrong:
         raise file.wrong(
             f"{where}.model",
-            f"gives no probability in [0, 1] for {int((~good).sum())} of {len(rows)} transactions of the history",
-            _missing_hint(model, prepare(rows)[~good]),
+            f"gives no probability in [0, 1] for {wrong} of {len(rows)} transactions of the history",
+            _missing_hint(model, prepare(rows)[np.isnan(probability)]),
         )
     return probability
 
