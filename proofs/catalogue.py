@@ -247,7 +247,7 @@ PROOFS = {
     ),
     "soak": Proof(
         "hours of load and new versions: memory, descriptors, threads, disk and latency stay within slopes",
-        7_400,
+        7_264,
         own="measures memory and latency for hours",
     ),
     "bench": Proof(
