@@ -241,9 +241,9 @@ def _not_empty(result: Evaluation) -> Evaluation:
 
 def _check_page(html: Path | None) -> None:
     """Raise `SettingsError` now, not after hours, if a page is wanted and the extra `report` is missing."""
-    from stream_scorer.reports.pages import require_plots
-
     if html is not None:
+        from stream_scorer.reports.pages import require_plots
+
         require_plots()
 
 

@@ -35,7 +35,7 @@ class MemberPool:
 
     Attributes:
         keys: see `manifest.member_key`.
-        names: of the members; a further member with the same name gets its version as a suffix.
+        names: of the members; a further one with the same name has its version as a suffix, or ensemble and version.
     """
 
     def __init__(self, versions: Sequence[Ensemble]) -> None:
@@ -48,7 +48,8 @@ class MemberPool:
             for index, (key, name) in enumerate(zip(ensemble.member_keys, ensemble.member_names, strict=True)):
                 if key not in self.keys:
                     self.keys.append(key)
-                    self.names.append(f"{name}@{ensemble.version}" if name in self.names else name)
+                    version, of_ensemble = f"{name}@{ensemble.version}", f"{name}@{ensemble.name}.{ensemble.version}"
+                    self.names.append(next((n for n in (name, version) if n not in self.names), of_ensemble))
                     self._sources.append((ensemble, index))
                 places.append(self.keys.index(key))
             self._places.append(places)

@@ -334,8 +334,6 @@ class Accumulator:
         key, name = self._pool.keys[index], self._pool.names[index]
         users = [label for label, v in zip(self._labels, self._versions, strict=True) if key in v.member_keys]
         owner = next(v for v in self._versions if key in v.member_keys)
-        if self._pool.names.count(name) > 1:  # a further member of that name, of another ensemble with the same version
-            name = f"{owner.member_names[owner.member_keys.index(key)]}@{users[0]}"
         precision, auc = ranking_of_counts(member.ranking.frauds, member.ranking.genuine)
         return MemberResult(
             name=name,

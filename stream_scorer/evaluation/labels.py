@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.records import Record
-from stream_scorer.replay.refused_labels import RefusedLabels
 from stream_scorer.serde.columns import take_labels
 from stream_scorer.serde.decoder import LabelDecoder, Labels, hash_ids
 from stream_scorer.serde.raw import RawRecords
+from stream_scorer.serde.rejections import Rejections
 from stream_scorer.spec.model import CheckedSpec
 
 I64 = NDArray[np.int64]
@@ -63,14 +63,14 @@ class KnownLabels:
         self._parts: list[tuple[I64, I64, I64, NDArray[np.bool_]]] = []
         self.outcomes = Outcomes(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
         self.given, self.later, self.newest = 0, 0, -1
-        self.refused = RefusedLabels()
+        self.refused = Rejections("labels")
         # By column, so that the size of the parts does not matter.
         self._digests: dict[str, hashlib._Hash] = {}
 
     def add(self, records: RawRecords) -> Labels:
         """Add labels; return those that are known."""
         labels, rejected = self._decoder.decode(records.value, records.timestamp)
-        self.refused.add(rejected, records)
+        self.refused.add(rejected, len(records))
         ranks = self._ranks(records, labels)
         known = np.ones(len(labels), np.bool_) if self._as_of is None else labels.labelled_at <= self._as_of
         self.later += int((~known).sum())

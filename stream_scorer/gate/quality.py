@@ -38,7 +38,7 @@ def quality(rule: Quality, evaluation: Evaluation) -> RuleResult:
     worse_end = difference.high if rule.metric in LOWER_IS_BETTER else difference.low
     if rule.evidence == "interval":
         if worse_end is None:
-            return not_measured(name, rule.max_loss, f"no interval with {evaluation.frauds:,} known frauds")
+            return not_measured(name, rule.max_loss, f"no interval: too few cards ({evaluation.frauds:,} known frauds)")
         reason += f"; change {_shown(difference.value)}, 95 % {_shown(difference.low)} to {_shown(difference.high)}"
     else:
         worse_end = difference.value

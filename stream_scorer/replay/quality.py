@@ -9,9 +9,9 @@ import numpy as np
 
 from stream_scorer.quality import F64, Bools, alert_quality, average_precision, roc_auc
 from stream_scorer.records import Record
-from stream_scorer.replay.refused_labels import RefusedLabels
 from stream_scorer.serde.decoder import LabelDecoder
 from stream_scorer.serde.raw import RawRecords
+from stream_scorer.serde.rejections import Rejections
 from stream_scorer.spec.model import CheckedSpec
 
 
@@ -75,7 +75,7 @@ class EffectiveLabels:
         self._decoder = LabelDecoder(checked)
         self._rank = checked.spec.labels.source_rank
         self._effective: dict[str, tuple[int, int, bool]] = {}
-        self.refused = RefusedLabels()
+        self.refused = Rejections("labels")
 
     def __len__(self) -> int:
         return len(self._effective)
@@ -85,7 +85,7 @@ class EffectiveLabels:
         import msgspec
 
         labels, rejected = self._decoder.decode(records.value, records.timestamp)
-        self.refused.add(rejected, records)
+        self.refused.add(rejected, len(records))
         source = msgspec.json.Decoder(_SourceOnly).decode
         known = self._effective
         for row, event_id, at, fraud in zip(

@@ -27,9 +27,9 @@ from stream_scorer.serde.files import (
     transaction_kinds,
     transactions_required,
 )
+from stream_scorer.serde.rejections import Rejections
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
-from stream_scorer.train.rejections import Rejections
 
 # Rows decoded at a time: bounds the memory of the intermediate Python objects (about 1 kB per row).
 _CHUNK = 50_000
@@ -205,7 +205,7 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
     shape = spec.spec.transaction
     decoder = TransactionDecoder(spec)
     parts: list[Transactions] = []
-    rejections = Rejections(path, "transactions")
+    rejections = Rejections("transactions")
     checked = TimeColumns(path, [shape.time])
     for rows in read_rows(path, transaction_kinds(spec), transactions_required(spec), _CHUNK):
         # A file has no Kafka timestamps: pass the event times, so that the check of event times always succeeds.
@@ -215,7 +215,7 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
         parts.append(part)
         rejections.add(bad, len(rows))
     checked.require()
-    refused = rejections.close()
+    refused = rejections.close(path)
     return concatenate_transactions(parts), refused
 
 
@@ -224,7 +224,7 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
     rank_of = spec.spec.labels.source_rank
     parts: list[Labels] = []
     ranks: list[int] = []
-    rejections = Rejections(path, "labels")
+    rejections = Rejections("labels")
     checked = TimeColumns(path, LABEL_TIMES)
     for rows in read_rows(path, label_kinds(spec), labels_required(spec), _CHUNK):
         for row in rows:
@@ -237,7 +237,7 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
         ranks += [rank_of.get(rows[index]["source"], 0) for index in part.row.tolist()]
         rejections.add(bad, len(rows))
     checked.require()
-    refused = rejections.close()
+    refused = rejections.close(path)
     return concatenate_labels(parts), np.array(ranks, np.int64), refused
 
 

@@ -10,6 +10,7 @@ from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Record
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
+from stream_scorer.serde.rejections import Rejections
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.dataset import (
     LabelledHistory,
@@ -18,7 +19,6 @@ from stream_scorer.train.dataset import (
     make_training_set,
 )
 from stream_scorer.train.recipe import Progress, TrainingSet
-from stream_scorer.train.rejections import Rejections
 
 
 class _SourceOnly(Record, frozen=True):
@@ -41,13 +41,13 @@ def history_from_topics(reader: RangeReader, topics: Topics, spec: CheckedSpec) 
     """Read and decode the topics up to their ends. Raises `UsageError`, `BrokerUnavailable`."""
     decoder = TransactionDecoder(spec)
     parts: list[Transactions] = []
-    rejections = Rejections(topics.transactions, "transactions")
+    rejections = Rejections("transactions")
     for source, (low, high) in reader.bounds(topics.transactions).items():
         for records in reader.read(source, low, high):
             part, bad = decoder.decode(records.value, records.timestamp)
             parts.append(part)
             rejections.add(bad, len(records.value), records)
-    rejected = rejections.close()
+    rejected = rejections.close(topics.transactions)
     labels, ranks, refused = _labels(reader, topics.labels, spec)
     return LabelledHistory(topics.transactions, concatenate_transactions(parts), labels, ranks, rejected + refused)
 
@@ -57,11 +57,11 @@ def _labels(reader: RangeReader, topic: str, spec: CheckedSpec) -> tuple[Labels,
     rank_of = spec.spec.labels.source_rank
     parts: list[Labels] = []
     ranks: list[int] = []
-    rejections = Rejections(topic, "labels")
+    rejections = Rejections("labels")
     for source, (low, high) in reader.bounds(topic).items():
         for records in reader.read(source, low, high):
             part, bad = decoder.decode(records.value, records.timestamp)
             parts.append(part)
             ranks += [rank_of.get(source_of(records.value[row] or b"").source, 0) for row in part.row.tolist()]
             rejections.add(bad, len(records.value), records)
-    return concatenate_labels(parts), np.array(ranks, np.int64), rejections.close()
+    return concatenate_labels(parts), np.array(ranks, np.int64), rejections.close(topic)

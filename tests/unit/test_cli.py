@@ -92,9 +92,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr("sys.argv", ["stream-scorer", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
-        told = capsys.readouterr()
+        printed = capsys.readouterr()
         assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, told.out, told.err)
+        return Ended(ended.value.code, printed.out, printed.err)
 
     yield call
     root.handlers[:] = handlers
@@ -130,7 +130,7 @@ def test_every_command_has_help(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["nonsense"], 2, "nonsense"),
         (["rnu"], 2, "No such command 'rnu'. Did you mean 'run'?"),
@@ -147,15 +147,15 @@ def test_every_command_has_help(name: str) -> None:
         (["doctor", "--metrics-port", "many"], 2, "many"),
     ],
 )
-def test_a_mistake_is_one_message_and_its_exit_code(run: Run, arguments: list[str], code: int, told: str) -> None:
+def test_a_mistake_is_one_message_and_its_exit_code(run: Run, arguments: list[str], code: int, message: str) -> None:
     done = run(*arguments)
     assert done.code == code
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "command", "told"),
+    ("name", "content", "command", "message"),
     [
         (
             "a.yaml",
@@ -206,13 +206,13 @@ def test_a_mistake_is_one_message_and_its_exit_code(run: Run, arguments: list[st
     ],
 )
 def test_a_wrong_file_is_named_with_the_reason(
-    run: Run, tmp_path: Path, name: str, content: bytes | None, command: str, told: str
+    run: Run, tmp_path: Path, name: str, content: bytes | None, command: str, message: str
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     done = run(*command.format(CARDS).split())
     assert (done.code, done.stdout) == (2, "")
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Errno" not in done.stderr and "errno" not in done.stderr
 
 
@@ -469,11 +469,11 @@ def test_every_topic_of_ours_is_among_them() -> None:
 
 @pytest.mark.parametrize("topic", RECORDS)
 def test_a_record_of_ours_is_one_readable_line(topic: str) -> None:
-    value, told = RECORDS[topic]
+    value, parts = RECORDS[topic]
     text = line(topic, record(msgspec.json.encode(value)), nothing_hidden())
     assert "\n" not in text
     place = 0
-    for part in told:
+    for part in parts:
         assert part in text[place:], f"{part!r} in {text!r}"
         place = text.index(part, place)
 
@@ -634,8 +634,8 @@ def test_values_of_dead_letters_are_shown_when_asked_for_without_sensitive_field
     quiet = group_dead_letters(LETTERS, nothing_hidden(), examples=3)
     assert "SECRET" not in msgspec.json.encode(quiet).decode() + "".join(dead_letter_lines(quiet))
     loud = group_dead_letters(LETTERS, cards(values=True), examples=3)
-    told = msgspec.json.encode(loud).decode() + "".join(dead_letter_lines(loud))
-    assert "SECRET" not in told and '"amount":5' in told
+    printed = msgspec.json.encode(loud).decode() + "".join(dead_letter_lines(loud))
+    assert "SECRET" not in printed and '"amount":5' in printed
 
 
 def test_the_table_of_dead_letters_is_aligned() -> None:

@@ -331,14 +331,14 @@ def test_a_record_of_another_program_is_a_difference(served: Served, topic: str,
 
 
 @pytest.mark.parametrize(
-    ("headers", "told"),
+    ("headers", "message"),
     [(True, "the lineage of offsets 20 to 29 is no record"), (False, r"lineage\[0\]@2 is no record")],
 )
-def test_lineage_of_another_program_is_a_difference(served: Served, headers: bool, told: str) -> None:
+def test_lineage_of_another_program_is_a_difference(served: Served, headers: bool, message: str) -> None:
     ensemble, scores, found = served
     reader = Kept(ensemble, scores, found, (0, 0, 0))
     reader._held["lineage"][1][2] = (b"{}", reader._held["lineage"][1][2][1] if headers else None)
-    with pytest.raises(CheckFailed, match=told):
+    with pytest.raises(CheckFailed, match=message):
         verify_topics(reader, Topics(), Verifier(lambda *_: ensemble, 0.0))
 
 
