@@ -19,7 +19,6 @@ from stream_scorer.bench.results import (
     Loop,
     Percentiles,
     Ratios,
-    Stages,
     Window,
 )
 from stream_scorer.reports.latency import percentiles as nearest_rank
@@ -61,10 +60,10 @@ def summarise_drains(runs: Sequence[DrainRun]) -> Drain:
     return Drain(median(run.per_second for run in runs), median_cpu([run.cpu for run in runs]), list(runs))
 
 
-def typical_stages(drain: Drain) -> Stages:
-    """The stages of the median run (of two middle runs, the slower one)."""
+def typical_run(drain: Drain) -> DrainRun:
+    """The median run (of two middle runs, the slower one)."""
     ordered = sorted(drain.runs, key=lambda run: run.per_second)
-    return ordered[(len(ordered) - 1) // 2].stages
+    return ordered[(len(ordered) - 1) // 2]
 
 
 def summarise_windows(windows: Sequence[Window]) -> list[Latency]:

@@ -10,7 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from redis import Redis
+
+from stream_scorer.bench.cpu_parts import PartsMeter, command_seconds
 from stream_scorer.bench.machine import CpuMeter, cpu_per_thousand
 from stream_scorer.bench.processes import Bench, ScorerProcess
 from stream_scorer.bench.results import DrainRun, Kind
@@ -72,7 +76,8 @@ def watch(
     """Wait until `expected` records are processed; return the first sample with output and the last with more output.
 
     Args:
-        end, cpu: the committed end of the output (`before` the start), and CPU seconds by process.
+        end, cpu: the committed end of the output (`before` the start), and CPU seconds by process; `cpu` is called only
+            after new output.
         rows: number of committed records from the process's metrics; read only while there is no new output.
         diagnostics: state of the process, for the error message.
 
@@ -112,20 +117,28 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
     """
     config, expected = bench.config, bench.config.transactions
     committed = CommittedEnd(bench.bootstrap, Topics(PREFIX).scores, config.partitions)
+    redis = Redis.from_url(str(bench.stack.addresses.redis))
     try:
         before = committed.read()
         with ScorerProcess(bench, kind, prefix=PREFIX, group=f"drain-{kind}-{number}") as process:
             pids = bench.stack.pids
             meter = CpuMeter({"scorer": process.pid, "broker": pids["kafka"], "redis": pids["redis"]})
-            first, last = watch(committed.read, meter.read, before, expected, process.rows, process.diagnostics)
+            parts_meter = PartsMeter(process.pid, pids["kafka"], pids["redis"], partial(command_seconds, redis))
+
+            def cpu() -> dict[str, float]:
+                parts_meter.start()
+                return meter.read()
+
+            first, last = watch(committed.read, cpu, before, expected, process.rows, process.diagnostics)
+            # The ends include control records: the share of transactions among all offsets is `expected` of the growth.
+            transactions = round((last.end - first.end) * expected / (last.end - before))
+            if not transactions:
+                raise StreamScorerError("the drain ended before the second sample", hint="Use more transactions.")
+            parts = parts_meter.per_transaction(transactions)
             metrics = process.metrics()
     finally:
         committed.close()
-    # The ends include control records: this is the share of transactions among all offsets.
-    share = expected / (last.end - before)
-    transactions = round((last.end - first.end) * share)
-    if not transactions:
-        raise StreamScorerError("the drain ended before the second sample", hint="Use more transactions.")
+        redis.close()
     seconds = last.at - first.at
     run = DrainRun(
         kind,
@@ -133,6 +146,7 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
         round(seconds, 3),
         round(transactions / seconds, 1),
         cpu_per_thousand(first.cpu, last.cpu, transactions),
+        parts,
         stages_of(metrics, seconds * 1e6 / transactions),
     )
     what = "drain" if number > 0 else "warm-up"

@@ -11,7 +11,8 @@ from stream_scorer.bench.results import Cpu, Machine
 
 # A load average above this before the start means that other programs are running.
 BUSY_LOAD = 0.5
-_TICKS = os.sysconf("SC_CLK_TCK")
+# Units of CPU time in /proc per second.
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def describe_machine() -> Machine:
@@ -54,7 +55,7 @@ def cpu_seconds(pid: int) -> float:
         children = [child for task in (root / "task").iterdir() for child in (task / "children").read_text().split()]
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS + sum(cpu_seconds(int(child)) for child in children)
+    return (int(fields[11]) + int(fields[12])) / TICKS + sum(cpu_seconds(int(child)) for child in children)
 
 
 class CpuMeter:

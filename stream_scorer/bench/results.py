@@ -29,6 +29,17 @@ class Cpu(msgspec.Struct, frozen=True):
     redis: float
 
 
+class CpuParts(msgspec.Struct, frozen=True):
+    """CPU time of a drain by part of each process, in microseconds per transaction; see `bench.cpu_parts`.
+
+    It includes the half second after the last output in which the drain is found to be complete.
+    """
+
+    scorer: dict[str, float]
+    broker: dict[str, float]
+    redis: dict[str, float]
+
+
 class Stages(msgspec.Struct, frozen=True):
     """Time per stage of a drain, in microseconds per transaction, from the scorer's metrics.
 
@@ -51,6 +62,7 @@ class DrainRun(msgspec.Struct, frozen=True):
     seconds: float
     per_second: float
     cpu: Cpu
+    parts: CpuParts
     stages: Stages
 
 
@@ -132,6 +144,7 @@ class Report(msgspec.Struct, frozen=True):
     passthrough: Drain
     loop: Loop
     stages: Stages
+    parts: dict[Kind, CpuParts]
     latency: list[Latency]
     target_per_second: int
     scores_read: int

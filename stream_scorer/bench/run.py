@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from stream_scorer.bench.compare import ratios, summarise_drains, summarise_windows, turns, typical_stages
+from stream_scorer.bench.compare import ratios, summarise_drains, summarise_windows, turns, typical_run
 from stream_scorer.bench.config import BenchConfig
 from stream_scorer.bench.drain import PREFIX, count_scores, drain
 from stream_scorer.bench.latency import measure_latency, publish
@@ -81,7 +81,8 @@ def run_bench(
         scorer,
         passthrough,
         loop,
-        typical_stages(scorer),
+        typical_run(scorer).stages,
+        {"scorer": typical_run(scorer).parts, "passthrough": typical_run(passthrough).parts},
         latency,
         TARGET_PER_SECOND,
         scores_read,

@@ -50,6 +50,8 @@ def show(report: Report, console: Console) -> None:
         _add_cpu(table, f"{entry.rate:,}/s {entry.kind}", entry.cpu)
     console.print(table)
 
+    console.print(_parts(report))
+
     stages = report.stages
     table = _table("Stages of the drain", "", "µs per transaction", "")
     _add(table, stages.main, "main thread", indent_after="score", inner=stages.members)
@@ -103,6 +105,24 @@ def _add(
         if name == indent_after and inner:
             for member, microseconds in inner.items():
                 table.add_row(f"  {member}", f"{microseconds:.1f}", "part of score")
+
+
+def _parts(report: Report) -> Table:
+    ours, limit = report.parts["scorer"], report.parts["passthrough"]
+    table = _table("CPU of the drain, µs per transaction", "", "scorer", "passthrough", "difference")
+    total, total_limit = 0.0, 0.0
+    for name, mine, theirs in (
+        ("scorer", ours.scorer, limit.scorer),
+        ("broker", ours.broker, limit.broker),
+        ("Redis", ours.redis, limit.redis),
+    ):
+        for part, us in mine.items():
+            other = theirs.get(part, 0.0)
+            total, total_limit = total + us, total_limit + other
+            table.add_row(f"{name}: {part}", f"{us:.1f}", f"{other:.1f}", f"{us - other:+.1f}")
+        table.add_section()
+    table.add_row("all", f"{total:.1f}", f"{total_limit:.1f}", f"{total - total_limit:+.1f}")
+    return table
 
 
 def _ms(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,13 +23,25 @@ from stream_scorer.bench.compare import (
     summarise_drains,
     summarise_windows,
     turns,
-    typical_stages,
+    typical_run,
 )
 from stream_scorer.bench.config import BenchConfig, quick
+from stream_scorer.bench.cpu_parts import SCORER_REST, SCORING_THREAD, PartsMeter
 from stream_scorer.bench.drain import QUIET_S, watch
 from stream_scorer.bench.machine import busy_warning, cpu_per_thousand, cpu_seconds, describe_machine
 from stream_scorer.bench.material import Records
-from stream_scorer.bench.results import Cpu, DrainRun, Kind, Loop, Machine, Percentiles, Report, Stages, Window
+from stream_scorer.bench.results import (
+    Cpu,
+    CpuParts,
+    DrainRun,
+    Kind,
+    Loop,
+    Machine,
+    Percentiles,
+    Report,
+    Stages,
+    Window,
+)
 from stream_scorer.bench.show import bottleneck, show
 from stream_scorer.bench.stages import rows_of, stages_of
 from stream_scorer.errors import SettingsError, StreamScorerError
@@ -36,10 +49,13 @@ from stream_scorer.observability import metrics as m
 
 STAGES = Stages({"score": 10.0, "wait": 30.0, "publish": 20.0, "rest": 1.0}, {"commit": 5.0}, {"gbdt": 7.0}, 1_000.0)
 
+PARTS = CpuParts({"scoring thread": 40.0, "committer": 10.0}, {"requests": 20.0}, {"MGET": 4.0})
+LIMIT = CpuParts({"scoring thread": 5.0}, {"requests": 12.0}, {"MGET": 0.0})
+
 
 def drain_run(per_second: float, kind: Kind = "scorer", *, cpu: float = 0.05) -> DrainRun:
     stages = msgspec.structs.replace(STAGES, rows_per_batch=per_second)
-    return DrainRun(kind, 1_000, 1.0, per_second, Cpu(cpu, 0.02, 0.01), stages)
+    return DrainRun(kind, 1_000, 1.0, per_second, Cpu(cpu, 0.02, 0.01), PARTS, stages)
 
 
 def window(kind: Kind, rate: int, p50: float, p99: float, missing: int = 0) -> Window:
@@ -71,8 +87,8 @@ def test_what_never_came_is_later_than_everything() -> None:
 def test_drains_are_judged_by_their_median() -> None:
     drain = summarise_drains([drain_run(10.0, cpu=0.3), drain_run(30.0, cpu=0.1), drain_run(20.0, cpu=0.2)])
     assert (drain.per_second, drain.cpu.scorer) == (20.0, 0.2)
-    assert typical_stages(drain).rows_per_batch == 20.0
-    assert typical_stages(summarise_drains([drain_run(30.0), drain_run(10.0)])).rows_per_batch == 10.0
+    assert typical_run(drain).stages.rows_per_batch == 20.0
+    assert typical_run(summarise_drains([drain_run(30.0), drain_run(10.0)])).stages.rows_per_batch == 10.0
 
 
 def test_windows_are_grouped_by_rate_and_kind() -> None:
@@ -225,14 +241,54 @@ def test_the_report_reads_ratios_first() -> None:
         [window("scorer", 1_000, 25.0, math.inf, missing=3), window("passthrough", 1_000, 10.0, 30.0)]
     )
     report = Report(
-        ratios(scorer, passthrough, loop, latency), scorer, passthrough, loop, STAGES, latency, 15_000, 10, 10,
+        ratios(scorer, passthrough, loop, latency), scorer, passthrough, loop, STAGES,
+        {"scorer": PARTS, "passthrough": LIMIT}, latency, 15_000, 10, 10,
         Machine(2, "a processor", 8.0, "Linux", "3.11", 0.1), asdict(BenchConfig()), ["a warning"], 60.0,
     )  # fmt: skip
     out = io.StringIO()
     show(report, Console(file=out, width=100))
     text = out.getvalue()
     assert text.index("120 x") < text.index("12,000")
+    assert [line.split()[-3:] for line in text.splitlines() if "scorer: scoring" in line or "all " in line][:2] == [
+        ["40.0", "5.0", "+35.0"],
+        ["74.0", "17.0", "+57.0"],
+    ]
     for expected in ("12.5%", "+15.0 ms", "never arrived", "15,000", "gbdt", "a processor", "a warning"):
         assert expected in text
     assert "Longest stages of the main thread: publish 20 µs, score 10 µs" in bottleneck(report)
     assert "0.96 of 2 cores" in bottleneck(report)  # 12,000 a second at 50 + 20 + 10 µs
+
+
+def spin(seconds: float) -> None:
+    spent = time.thread_time()
+    while time.thread_time() - spent < seconds:
+        pass
+
+
+def test_parts_of_a_process_add_up_to_its_cpu_time() -> None:
+    """The main thread spends twice as much as another one, and Redis' commands are those that INFO counts."""
+    stop, commands = threading.Event(), {"MGET": 0.0}
+
+    def other() -> None:
+        spin(0.2)
+        stop.wait()
+
+    pid = os.getpid()
+    meter = PartsMeter(pid, pid, 2**22 + 1, lambda: dict(commands))
+    before = cpu_seconds(pid)
+    meter.start()
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        spin(0.4)
+        time.sleep(0.3)
+        commands["MGET"] += 0.5
+        parts = meter.per_transaction(1_000)
+        spent = (cpu_seconds(pid) - before) * 1e6 / 1_000
+    finally:
+        stop.set()
+        thread.join()
+    assert parts.scorer[SCORING_THREAD] == pytest.approx(400, rel=0.3)
+    assert parts.scorer[SCORER_REST] == pytest.approx(200, rel=0.5)
+    assert sum(parts.scorer.values()) == pytest.approx(spent, rel=0.05)
+    assert parts.redis["MGET"] == 500.0
