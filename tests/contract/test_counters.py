@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from typing import Any
 
 import pytest
 
-from stream_scorer.errors import StateGap, StateUnavailable
-from stream_scorer.stack import StackAddresses
-from stream_scorer.state import scripts
-from stream_scorer.state.client import connect
+from stream_scorer.errors import StateGap
 from stream_scorer.state.counters import Batch, CounterReply, CounterStore
 from tests.support.counters import MemoryCounterServer, MemoryCounterStore
 
@@ -213,22 +208,3 @@ def test_after_a_loss_nothing_that_is_left_mixes_in(parts: MemoryParts | RedisPa
     assert again.changed() == {}
     assert again.apply(batch(0, 5)) == CounterReply("applied", 5)
     assert again.read([7]) == {(7, "x"): {"n": 1, "d": -1}}
-
-
-@pytest.mark.integration
-def test_a_user_who_lacks_a_command_of_a_batch_does_not_open_the_counters(shared_stack: StackAddresses) -> None:
-    admin, password = connect(str(shared_stack.redis)), uuid.uuid4().hex
-    limited = connect(str(shared_stack.redis).replace("redis://", f"redis://limited:{password}@"))
-    commands = set(re.findall(r"call\('([A-Z]+)'", scripts.load("apply_counters")))
-    assert len(commands) > 4
-    try:
-        admin.acl_setuser("limited", enabled=True, passwords=[f"+{password}"], keys=["*"], categories=["+@all"])
-        CounterStore(limited, "test", ttl_s=60).open("e1", {})
-        for command in commands:
-            admin.acl_setuser("limited", enabled=True, categories=["+@all"], commands=[f"-{command.lower()}"])
-            with pytest.raises(StateUnavailable):
-                CounterStore(limited, "test", ttl_s=60).open("e1", {})
-    finally:
-        admin.acl_deluser("limited")
-        limited.close()
-        admin.close()
