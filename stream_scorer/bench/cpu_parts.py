@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from redis import Redis
-
 from stream_scorer.bench.machine import TICKS, cpu_seconds
 from stream_scorer.bench.results import CpuParts
 
@@ -27,7 +25,7 @@ BROKER_THREADS = {
 }
 BROKER_REST = "other threads"
 # Commands that the scorer sends for rows; commands within the script count as the script.
-REDIS_COMMANDS = {"cmdstat_mget": "MGET (reading rows)", "cmdstat_evalsha": "EVALSHA (applying updates)"}
+REDIS_COMMANDS = {"mget": "MGET (reading rows)", "evalsha": "EVALSHA (applying updates)"}
 REDIS_REST = "connections, protocol, other commands"
 
 
@@ -51,17 +49,11 @@ def thread_seconds(pid: int, names: Mapping[str, str], *, main: str | None = Non
     return found
 
 
-def command_seconds(redis: Redis) -> dict[str, float]:
-    """Seconds that Redis has spent in the commands of `REDIS_COMMANDS`, by part."""
-    stats = redis.info("commandstats")
-    return {part: stats.get(name, {}).get("usec", 0) / 1e6 for name, part in REDIS_COMMANDS.items()}
-
-
 class PartsMeter:
     """CPU time by part between `start` and `per_transaction`.
 
     Args:
-        scorer, broker, redis: process ids. commands: `command_seconds` of this Redis.
+        scorer, broker, redis: process ids. commands: gives the seconds that Redis has spent in each command.
     """
 
     def __init__(self, scorer: int, broker: int, redis: int, commands: Callable[[], dict[str, float]]) -> None:
@@ -86,6 +78,7 @@ class PartsMeter:
         )
 
     def _read(self) -> CpuParts:
+        commands = self._commands()
         return CpuParts(
             _with_rest(
                 cpu_seconds(self._scorer),
@@ -93,7 +86,11 @@ class PartsMeter:
                 SCORER_REST,
             ),
             _with_rest(cpu_seconds(self._broker), thread_seconds(self._broker, BROKER_THREADS), BROKER_REST),
-            _with_rest(cpu_seconds(self._redis), self._commands(), REDIS_REST),
+            _with_rest(
+                cpu_seconds(self._redis),
+                {part: commands.get(name, 0.0) for name, part in REDIS_COMMANDS.items()},
+                REDIS_REST,
+            ),
         )
 
 

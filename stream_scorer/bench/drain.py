@@ -12,9 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from redis import Redis
-
-from stream_scorer.bench.cpu_parts import PartsMeter, command_seconds
+from stream_scorer.bench.cpu_parts import PartsMeter
 from stream_scorer.bench.machine import CpuMeter, cpu_per_thousand
 from stream_scorer.bench.processes import Bench, ScorerProcess
 from stream_scorer.bench.results import DrainRun, Kind
@@ -24,6 +22,7 @@ from stream_scorer.errors import StreamScorerError
 from stream_scorer.kafka.load import RecordFollower
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
+from stream_scorer.state.client import command_seconds, connect
 
 PREFIX = "drain."
 POLL_S = 0.01
@@ -117,13 +116,13 @@ def drain(bench: Bench, kind: Kind, number: int) -> DrainRun:
     """
     config, expected = bench.config, bench.config.transactions
     committed = CommittedEnd(bench.bootstrap, Topics(PREFIX).scores, config.partitions)
-    redis = Redis.from_url(str(bench.stack.addresses.redis))
+    redis = connect(url := str(bench.stack.addresses.redis))
     try:
         before = committed.read()
         with ScorerProcess(bench, kind, prefix=PREFIX, group=f"drain-{kind}-{number}") as process:
             pids = bench.stack.pids
             meter = CpuMeter({"scorer": process.pid, "broker": pids["kafka"], "redis": pids["redis"]})
-            parts_meter = PartsMeter(process.pid, pids["kafka"], pids["redis"], partial(command_seconds, redis))
+            parts_meter = PartsMeter(process.pid, pids["kafka"], pids["redis"], partial(command_seconds, redis, url))
 
             def cpu() -> dict[str, float]:
                 parts_meter.start()

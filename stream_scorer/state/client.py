@@ -89,6 +89,16 @@ def ping(client: redis.Redis | RedisCluster, url: str) -> None:
         client.ping()
 
 
+def command_seconds(client: redis.Redis, url: str) -> dict[str, float]:
+    """Seconds that Redis has spent in each command since its start, by lower-case name; `COMMANDSTATS` of INFO.
+
+    Commands that a script calls count twice: by their own name, and within the script.
+    """
+    with mapped_errors(url):
+        stats = client.info("commandstats")
+    return {name.removeprefix("cmdstat_"): used["usec"] / 1e6 for name, used in stats.items()}
+
+
 def hide_password(url: str) -> str:
     """`url` without user and password, for logs and messages."""
     parts = urlsplit(url)
