@@ -21,6 +21,7 @@ _POLL_S = 0.25
 # Pause before a process that ended by itself starts again.
 _RESTART_S = 1.0
 STOP_S = 20.0
+_DUMP_S = 1.0
 
 
 class Managed:
@@ -74,7 +75,7 @@ class Managed:
             if not self.running:
                 return None
             # A process that does not end shows where it stands before it is killed.
-            dump = threading.Timer(STOP_S - 1, self._dump)
+            dump = threading.Timer(STOP_S - 1, self.dump)
             dump.start()
             try:
                 return self._process.stop(STOP_S)
@@ -125,7 +126,8 @@ class Managed:
             if time.monotonic() - self._ended_at >= _RESTART_S:
                 self._start_if_due()
 
-    def _dump(self) -> None:
+    def dump(self) -> None:
+        """Have the process write where each of its threads stands to its log."""
         with suppress(ProcessLookupError):
             self._process.send(signal.SIGUSR2)
 
@@ -166,6 +168,13 @@ class Fleet:
         for process in self.by_name.values():
             process.resume()
             process.limit_files(-1)
+
+    def dump(self) -> None:
+        """Have each process that runs write where its threads stand to its log."""
+        for process in self.by_name.values():
+            if process.running:
+                process.dump()
+        time.sleep(_DUMP_S)
 
     def close(self) -> None:
         """Kill everything."""

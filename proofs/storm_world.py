@@ -65,6 +65,11 @@ class Service:
         self._stack.close()
 
     @property
+    def log(self) -> Path:
+        """Its log; it exists until `close`."""
+        return self._stack.logs / f"{self._name}.log"
+
+    @property
     def pid(self) -> int | None:
         """Its process id; None if it does not run."""
         return self._stack.pids.get(self._name)

@@ -81,6 +81,13 @@ class LocalStack:
         return self._addresses
 
     @property
+    def logs(self) -> Path:
+        """The folder with a log per service; it exists while the stack runs."""
+        folder = self._data_dir or self._temporary
+        assert folder is not None, "the stack is not started"
+        return folder / "logs"
+
+    @property
     def pids(self) -> dict[str, int]:
         """Process ids of the services that ran after the last command, by name."""
         return dict(self._started.pids)
