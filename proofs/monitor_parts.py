@@ -193,7 +193,9 @@ class JoinerPart:
             found = self._joiner.join(records[start : start + JOIN_BATCH])
             for outcome in found:
                 _encode(outcome)
-            self._store.set_positions({(topic, p): start for topic in (TOPICS.scores, TOPICS.labels) for p in range(4)})
+            self._store.set_positions(
+                {(topic, p): start for topic in (TOPICS.scores, TOPICS.labels) for p in range(4)}, 0
+            )
             self._store.commit()
             outcomes += found
             if self._joiner.delete_old():

@@ -37,6 +37,8 @@ POLL_S = 0.2
 MAX_ABORTS = 5
 # Seconds between two decisions which rows are old.
 TRIM_EVERY_S = 30.0
+# Kafka keeps offsets of a group that is down for at least so long, unless `offsets.retention.minutes` is shorter.
+OFFSETS_KEPT_MS = 24 * 3_600_000
 # Rows deleted with one batch, at up to 0.1 ms each: twice a batch, so deletion keeps up, and few, so that it delays no
 # batch for long and succeeds on a disk that is almost full, as SQLite first writes the changed pages to its log.
 MAX_DELETED = 2 * BATCH
@@ -373,14 +375,18 @@ class JoinerService:
     def _resync(self, stop: threading.Event) -> None:
         """Bring the store to the committed positions without publishing, then continue from there."""
         committed = self._loop.begin(self._inputs)
-        stored = self._store.positions()
+        stored, written_at = self._store.positions(), self._store.written_at()
         ends = self._loop.ends(self._inputs)
+        # The store is never ahead of Kafka. A broker that has just started may report old positions or none, as if the
+        # last batch were not published: joining it again would publish it twice (ADR 0051).
+        expired = not committed and (written_at is None or self._clock.now_ms() - written_at > OFFSETS_KEPT_MS)
         for at in self._inputs:
-            if stored.get(at, 0) > max(ends[at][1], 0) or (at in committed and stored.get(at, 0) > committed[at]):
+            if stored.get(at, 0) > max(ends[at][1], 0) or (not expired and stored.get(at, 0) > committed.get(at, 0)):
                 raise StreamScorerError(
                     f"the joiner's store is ahead of {at[0]}[{at[1]}]",
-                    hint="A broker that has just started may report old offsets for a while. If this lasts, the topics "
-                    "were created again or the store was copied: start with an empty --state-dir.",
+                    hint="A broker that has just started may report old offsets, or none, for a while. If this lasts, "
+                    "the topics were created again or the store was copied: start with an empty --state-dir. If only "
+                    "the offsets of the group were deleted, the joiner goes on a day after its last batch.",
                 )
         behind = {at: end for at, end in committed.items() if stored.get(at, 0) < end and ends[at][0] < end}
         if behind:
@@ -398,7 +404,7 @@ class JoinerService:
             for record in records:
                 reached[record.topic, record.partition] = record.offset + 1
             self._joiner.join(records)
-            self._store.set_positions(reached)
+            self._store.set_positions(reached, self._clock.now_ms())
             self._store.commit()
             self.counts.replayed += len(records)
 
@@ -410,7 +416,7 @@ class JoinerService:
             self._loop.publish(
                 [OutputRecord(self._outcomes, o.event_id.encode(), self._encode(o)) for o in outcomes], positions
             )
-            self._store.set_positions(positions)
+            self._store.set_positions(positions, self._clock.now_ms())
             self._store.commit()
             self._positions = positions
             self.counts.outcomes += len(outcomes)

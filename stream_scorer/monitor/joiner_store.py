@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS waiting (
     event_id TEXT PRIMARY KEY, label INTEGER, source TEXT, probability REAL,
     rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS position (topic TEXT, number INTEGER, next_offset INTEGER, PRIMARY KEY (topic, number));
+CREATE TABLE IF NOT EXISTS written (id INTEGER PRIMARY KEY CHECK (id = 0), at INTEGER);
 """
 # Columns that stores of former versions lack.
 _ADDED = {"propensity": "REAL", "card_group": "INTEGER", "rule": "TEXT"}
@@ -164,8 +165,14 @@ class JoinerStore:
         """Next offset to read per input partition; empty for a new store."""
         return {(t, n): o for t, n, o in self._db.execute("SELECT topic, number, next_offset FROM position")}
 
-    def set_positions(self, positions: Mapping[Partition, int]) -> None:
+    def written_at(self) -> int | None:
+        """When positions were last stored (epoch ms); None for a new store, and one of a former version."""
+        row = self._db.execute("SELECT at FROM written").fetchone()
+        return None if row is None else int(row[0])
+
+    def set_positions(self, positions: Mapping[Partition, int], now_ms: int) -> None:
         """Store the positions in the transaction of the changes that the records caused."""
+        self._db.execute("INSERT OR REPLACE INTO written VALUES (0, ?)", (now_ms,))
         self._db.executemany(
             "INSERT INTO position VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset",
             [(topic, number, offset) for (topic, number), offset in positions.items()],

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from stream_scorer.errors import SettingsError, StreamScorerError
-from stream_scorer.kafka.transactional_loop import InputRecord
-from stream_scorer.monitor.joiner import TRIM_EVERY_S, Joiner, JoinerService, JoinRules, Label
+from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord
+from stream_scorer.monitor.joiner import OFFSETS_KEPT_MS, TRIM_EVERY_S, Joiner, JoinerService, JoinRules, Label
 from stream_scorer.monitor.joiner_store import JoinerStore, LabelRecord
 from stream_scorer.records import Outcome
 from stream_scorer.serde.decoder import LabelDecoder
@@ -310,7 +310,7 @@ def test_rollback_forgets_everything_of_a_batch(tmp_path: Path, log: Log) -> Non
     joiner.rollback()
     assert joiner.counts.rows == 0
     joiner.join([log.score("b", version="8")])
-    store.set_positions({("scores", 0): 2})
+    store.set_positions({("scores", 0): 2}, 5)
     store.commit()
     assert said(joiner.join([log.label("a", "fraud", "analyst"), log.label("b", "fraud", "analyst")])) == [
         ("b", "fraud", None)
@@ -318,6 +318,7 @@ def test_rollback_forgets_everything_of_a_batch(tmp_path: Path, log: Log) -> Non
     store.close()
     again = JoinerStore(tmp_path / "s")
     assert again.positions() == {("scores", 0): 2}
+    assert again.written_at() == 5
     (outcome,) = Joiner(again, RULES, scores="scores", labels="labels").join([log.label("b", "fraud", "analyst")])
     assert outcome.version == "8"
     again.close()
@@ -388,9 +389,11 @@ class Loop:
         self.bounds = ends
         self.reached = dict.fromkeys(ends, 0)
         self.waiting: list[InputRecord] = []
+        self.committed: dict[tuple[str, int], int] = {}
+        self.published: list[OutputRecord] = []
 
     def begin(self, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        return {}
+        return dict(self.committed)
 
     def ends(self, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
         return {at: (0, end) for at, end in self.bounds.items()}
@@ -401,8 +404,9 @@ class Loop:
     def position(self, at: tuple[str, int]) -> int:
         return self.reached[at]
 
-    def publish(self, records: object, positions: object) -> None:
-        pass
+    def publish(self, records: list[OutputRecord], positions: dict[tuple[str, int], int]) -> None:
+        self.published += records
+        self.committed = dict(positions)
 
     def read(self, max_records: int, timeout_s: float) -> list[InputRecord]:
         found, self.waiting = self.waiting, []
@@ -416,6 +420,7 @@ class Steps:
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.now, self.left = seconds, 0.0, 0
+        self.wall_ms = 0
 
     def is_set(self) -> bool:
         self.left -= 1
@@ -426,7 +431,7 @@ class Steps:
         return self.now
 
     def now_ms(self) -> int:
-        return 0
+        return self.wall_ms
 
 
 def test_rows_are_old_once_the_inputs_are_read_to_the_ends_of_half_a_minute_ago(
@@ -446,3 +451,35 @@ def test_rows_are_old_once_the_inputs_are_read_to_the_ends_of_half_a_minute_ago(
     loop.reached["labels", 0] = 2  # a record and a marker, which is never returned
     loop.bounds["scores", 0] = 99  # records that arrived since do not matter
     assert run(log.score("b", event_time=T + 30 * DAY)) == 3
+
+
+@pytest.mark.parametrize("reported", [{}, {("scores", 0): 1, ("labels", 0): 0}])
+def test_a_batch_is_not_published_again_while_the_broker_reports_old_positions_or_none(
+    joiner: Joiner, store: JoinerStore, log: Log, reported: dict[tuple[str, int], int]
+) -> None:
+    """A broker that was killed may forget the positions for a while, and the store lacks the last batch (ADR 0051)."""
+    inputs = [("scores", 0), ("labels", 0)]
+    loop, steps = Loop({("scores", 0): 2, ("labels", 0): 2}), Steps(0.0)
+    service = JoinerService(loop, store, joiner, steps, inputs=inputs, outcomes="outcomes")  # type: ignore[arg-type]
+
+    def run(*records: InputRecord) -> None:
+        loop.waiting, steps.left = list(records), 1
+        service.run(steps)  # type: ignore[arg-type]
+
+    run(log.score("a"), log.score("b"), log.label("a", "fraud", "analyst"))
+    assert len(loop.published) == 1
+    committed, loop.committed = loop.committed, dict(reported)
+    last = log.label("b", "fraud", "analyst")
+    with pytest.raises(StreamScorerError, match="ahead of"):
+        run(last)
+    steps.wall_ms = OFFSETS_KEPT_MS
+    with pytest.raises(StreamScorerError, match="ahead of"):
+        run(last)
+    assert len(loop.published) == 1
+    steps.wall_ms += 1  # Kafka has deleted the offsets of a group that was down for so long
+    if reported:
+        with pytest.raises(StreamScorerError, match="ahead of"):
+            run(last)
+        loop.committed = committed
+    run(last)
+    assert len(loop.published) == 2
