@@ -5,7 +5,9 @@ what a data scientist would pay without this project: the `predict` of each memb
 numpy's matrix product) on one thread, on inputs that are prepared already, in batches of 4,096 as in the evaluation, on
 the feature rows of the same transactions, in the same run, half of the turns before the evaluation and half after it.
 The ratio to our own loops, which are several times faster than the libraries (ADR 0049), is a figure that does not
-decide. The peak memory of a process with `n` transactions must be at most 1.25 times that of one with a tenth.
+decide. The peak memory of a process with `n` transactions must be at most 1.15 times that of one with a third, which
+also fills several files of results: one with a tenth fills less than one, and the ratio would measure the size of a
+file.
 
 BREAK=1: the results stay in memory and every batch has 16 transactions.
 """
@@ -38,7 +40,8 @@ from stream_scorer.replay.pieces import Range
 from stream_scorer.state.rows import MemoryRowStore
 
 N = 1_000_000
-MAX_RATIO, MAX_MEMORY_RATIO = 2.5, 1.25
+MAX_RATIO, MAX_MEMORY_RATIO = 2.5, 1.15
+FEWER = 3
 ROWS, BROKEN_ROWS = 4_096, 16
 # Transactions whose feature rows the bare predictions take, and the turns before and after the evaluation. The median
 # counts, so the first turn, which compiles and loads, does not matter.
@@ -54,7 +57,7 @@ def run(context: Context) -> Result:
     write_history(history, seed=context.seed + 1, transactions=n)
     rows = BROKEN_ROWS if context.broken else ROWS
     # A first, small evaluation compiles the kernels and loads the libraries.
-    write_history(context.folder / "small", seed=context.seed + 1, transactions=max(n // 10, 1_000))
+    write_history(context.folder / "small", seed=context.seed + 1, transactions=max(n // FEWER, 1_000))
     evaluate_world.run(context.folder / "small", [ensemble], context.folder / "warm-up", Options(rows=rows))
     bare = _Bare(history, context.folder / "ensemble", ensemble, min(n, BARE))
     bare.measure()
@@ -89,15 +92,15 @@ def _memory(context: Context, result: Result, history: Path) -> None:
     piece_rows = 1 << 40 if context.broken else Options().piece_rows
     peaks = {
         name: _peak_kb(folder, context.folder / "ensemble", context.folder / f"memory-{name}", piece_rows)
-        for name, folder in (("tenth", context.folder / "small"), ("whole", history))
+        for name, folder in (("fewer", context.folder / "small"), ("all", history))
     }
-    ratio = peaks["whole"] / peaks["tenth"]
+    ratio = peaks["all"] / peaks["fewer"]
     result.figures |= {
         "peak_mb": {name: peak // 1_024 for name, peak in peaks.items()},
         "memory_ratio": round(ratio, 3),
     }
     result.check(
-        f"ten times the transactions take at most {MAX_MEMORY_RATIO} times the memory", ratio <= MAX_MEMORY_RATIO
+        f"{FEWER} times the transactions take at most {MAX_MEMORY_RATIO} times the memory", ratio <= MAX_MEMORY_RATIO
     )
 
 

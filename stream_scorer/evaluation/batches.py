@@ -19,6 +19,8 @@ from stream_scorer.serde.columns import slice_labels, slice_transactions
 from stream_scorer.spec.model import CheckedSpec
 
 I64 = NDArray[np.int64]
+# Feature rows are trimmed after every so many transactions, wherever batches end, so that their size has no effect.
+TRIM_EVERY = 65_536
 _TRANSACTIONS, _LABELS = SourcePartition("transactions", 0), SourcePartition("labels", 0)
 
 
@@ -29,6 +31,7 @@ class Batch:
     Attributes:
         events: as the feature engine takes them. time: (n,) int64, see `ColumnRun`.
         scored: whether its transactions are in the range. ends_piece: whether the last one completes a piece.
+        trims: whether feature rows are trimmed after it.
         records: input records since the last batch. refused: of these, rejected transactions in the range.
         stop: the number of transactions, and of labels, up to the end of the batch.
     """
@@ -37,6 +40,7 @@ class Batch:
     time: I64
     scored: bool
     ends_piece: bool
+    trims: bool
     records: int
     refused: int
     stop: tuple[int, int]
@@ -98,7 +102,8 @@ class Batches:
             label_offset=np.arange(label_start, label_start + k),
         )
         ends = scored and self._scored % self._piece_rows == 0
-        return Batch(events, run.time[low:high], scored, ends, 0, 0, (self._transactions, self._labels))
+        trims = n > 0 and self._transactions % TRIM_EVERY == 0
+        return Batch(events, run.time[low:high], scored, ends, trims, 0, 0, (self._transactions, self._labels))
 
     def _cuts(self, run: ColumnRun) -> Iterator[tuple[int, int, int, int]]:
         """The bounds of each batch: its transactions ``[low, high)`` and its labels ``[first, last)``.
@@ -112,7 +117,7 @@ class Batches:
         while low < n:
             while changes[0] <= low:
                 changes.pop(0)
-            high = min(low + self._rows, changes[0])
+            high = min(low + self._rows, changes[0], low + TRIM_EVERY - self._transactions % TRIM_EVERY)
             if self._transactions < self._skip:  # what is skipped ends where a piece ended
                 high = min(high, low + self._skip - self._transactions)
             if run.scored[low]:

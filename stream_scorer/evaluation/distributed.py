@@ -395,6 +395,7 @@ class DistributedPass:
             np.cumsum([len(each) for each in labels]),
             np.array([transactions.watermark for transactions, _ in spans], np.int64),
             np.array([given.watermark for _, given in spans], np.int64),
+            np.array([batch.trims for batch in block.batches], np.bool_),
         )
         put = self._where.workers.put
         block.batching, block.labels = put(batching), put(join_labels(labels))

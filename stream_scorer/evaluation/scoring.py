@@ -16,6 +16,8 @@ from stream_scorer.evaluation.piece import Piece, Scorer, Timing, count_batch
 from stream_scorer.evaluation.sources import Source
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
 from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.features.plan import reach_ms
+from stream_scorer.features.shards import trim_time
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MemoryRowStore
 
@@ -48,6 +50,7 @@ class Pass:
         self._rows, self._piece_rows = rows, piece_rows
         self._engine = FeatureEngine(checked)
         self._engine.warm()
+        self._reach_ms = reach_ms(checked)
         self.counts = Counts()
 
     @property
@@ -101,6 +104,8 @@ class Pass:
         began = self._clock.monotonic()
         enriched = self._engine.enrich(batch.events, rows)
         rows.apply(enriched.update)
+        if batch.trims:
+            rows.trim(trim_time(rows, self._reach_ms))
         self.timing.stages["features"] += self._clock.monotonic() - began
         transactions, missing, duplicates = batch.events.transactions, 0, 0
         if batch.scored:

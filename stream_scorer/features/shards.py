@@ -3,7 +3,8 @@
 A feature of a view depends on the rows of one entity only, so each shard computes it apart from all others, with the
 serving kernel. Three things are common to all shards, and are given to each of them:
 
-- The micro-batches. Long rows are compacted between them, which matters to events later than ``allowed_lateness``.
+- The micro-batches. Between them, long rows are compacted and old entries are removed, which matters to events later
+  than ``allowed_lateness``.
 - The newest event time of each micro-batch, also of those without a transaction of the shard: compaction drops the
   panes that lie behind it.
 - Which transactions are duplicates. The shards of the partition entity find them; all other shards wait for that.
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.features.engine import EventBatch, FeatureEngine
-from stream_scorer.features.plan import make_plan, of_entity
+from stream_scorer.features.plan import make_plan, of_entity, reach_ms
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.columns import slice_labels, slice_transactions, take_labels, take_transactions
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
@@ -39,6 +40,7 @@ class Batching:
         low, high: (b,) int64, the transactions ``[low, high)`` of each. label_high: (b,) int64, the end of its labels,
             which begin where those of the batch before end.
         newest, newest_label: (b,) int64 ms, the newest event time and time of labelling; -1 for none.
+        trims: (b,) bool, whether rows are trimmed after it.
     """
 
     low: I64
@@ -46,6 +48,7 @@ class Batching:
     label_high: I64
     newest: I64
     newest_label: I64
+    trims: Flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ class EntityShard:
         self._engine.warm()
         self._entity, self._number, self._count = entity, number, count
         self._takes_labels = any(kind.takes_labels for kind in self._engine.plan.entities)
-        self._store = MemoryRowStore()
+        self._store, self._reach_ms = MemoryRowStore(), reach_ms(checked)
 
     def features(self, batching: Batching, labels: Labels, part: Part, duplicate: Flags | None = None) -> Values:
         """The view features of the transactions in `part`, and which of them are duplicates.
@@ -133,6 +136,7 @@ class EntityShard:
             ]
             if first == last and label_first == label_last:
                 self._store.apply(replace(RowUpdate.nothing(), spans=spans))
+                self._trim(batching, place)
                 continue
             events = EventBatch(
                 transactions=slice_transactions(transactions, first, last),
@@ -147,8 +151,20 @@ class EntityShard:
                 events, self._store, duplicate=None if duplicate is None else duplicate[first:last]
             )
             self._store.apply(enriched.update)
+            self._trim(batching, place)
             values[first:last], found[first:last] = enriched.matrix, enriched.duplicate
         return Values(self._entity, part.rows, values, found)
+
+    def _trim(self, batching: Batching, place: int) -> None:
+        if batching.trims[place]:
+            self._store.trim(trim_time(self._store, self._reach_ms))
+
+
+def trim_time(rows: MemoryRowStore, reach_ms: int) -> int:
+    """The event time (ms) before which no feature of a later transaction looks, as long as it is not later than
+    ``allowed_lateness``; see `MemoryRowStore.trim`."""
+    _, applied = rows.read([])
+    return applied.watermark[_TRANSACTIONS] - reach_ms
 
 
 def _writable(transactions: Transactions) -> Transactions:

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from stream_scorer.state.row_format import FIELD_DTYPE, FIELDS
+from stream_scorer.state.row_format import FIELD_DTYPE, FIELDS, TIME
 
 I64 = NDArray[np.int64]
 _FIRST_ENTRIES, _FIRST_ROWS = 1_024, 256
@@ -73,6 +73,19 @@ class Arena:
         self._end[number] = start + len(entries)
         self._entries[start : start + len(entries)] = entries
 
+    def trim(self, before: int) -> NDArray[np.bool_]:
+        """Remove the first entries of every row that are older than `before` (ms). (count,) bool: rows not empty."""
+        start, end = self._start[: self.count], self._end[: self.count]
+        _skip_old(self._entries, start, end, before)
+        return start < end
+
+    def keep(self, rows: I64) -> None:
+        """Remove all rows but `rows` (k,), ascending; they get the numbers 0 to k - 1."""
+        for column in (self._start, self._end, self._stop):
+            column[: len(rows)] = column[rows]
+            column[len(rows) : self.count] = 0
+        self.count = len(rows)
+
     def _move(self, rows: I64, counts: I64) -> None:
         """Give each of `rows` room for `counts` more entries."""
         length = self._end[rows] - self._start[rows]
@@ -105,3 +118,11 @@ def _copy_rows(to: I64, to_start: I64, of: I64, of_start: I64, length: I64) -> N
         for place in range(length[row]):
             for field in range(to.shape[1]):
                 to[to_start[row] + place, field] = of[of_start[row] + place, field]
+
+
+@njit(cache=True, nogil=True)
+def _skip_old(entries: I64, start: I64, end: I64, before: int) -> None:
+    """Advance each of `start` (k,), in place, past the entries up to `end` (k,) that are older than `before`."""
+    for row in range(start.shape[0]):
+        while start[row] < end[row] and entries[start[row], TIME] < before:
+            start[row] += 1

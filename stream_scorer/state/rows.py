@@ -530,6 +530,18 @@ class MemoryRowStore:
             self._applied.next_offset[span.source] = span.stop
             self._applied.watermark[span.source] = max(span.watermark, self._applied.watermark.get(span.source, -1))
 
+    def trim(self, before: int) -> None:
+        """Remove entries of before `before` (event time, ms) from the beginning of each row, and rows without others.
+
+        Redis does the same while it applies updates (``apply_rows.lua``) and when it retires rows. A compacted row
+        stays, because its header is never old.
+        """
+        kept = self._arena.trim(before)
+        if not kept.all():
+            numbers = np.cumsum(kept) - 1
+            self._arena.keep(np.flatnonzero(kept))
+            self._number = {key: int(numbers[n]) for key, n in self._number.items() if kept[n]}
+
     def _append(self, keys: Sequence[bytes], bounds: I64, entries: I64) -> None:
         """Append the entries ``bounds[i]:bounds[i + 1]`` to the row of each key i."""
         numbers, counts = self._numbers(keys), np.diff(bounds)

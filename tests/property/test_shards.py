@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_scorer.features.engine import EventBatch, FeatureEngine
-from stream_scorer.features.shards import Batching, EntityShard, Joiner, Splitter, entities_with_features
+from stream_scorer.features.plan import reach_ms
+from stream_scorer.features.shards import Batching, EntityShard, Joiner, Splitter, entities_with_features, trim_time
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.columns import slice_labels, slice_transactions
 from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
@@ -34,6 +35,8 @@ limits: {row_entries: 16}
         kind="category, values: [web, shop], optional: true",
     )
 )
+# Rows are trimmed after batches whose end is a multiple of it.
+TRIM_AT = 5
 SOURCES = SourcePartition("transactions", 0), SourcePartition("labels", 0)
 
 
@@ -82,6 +85,8 @@ def together(transactions, labels, batches):
         )  # fmt: skip
         enriched = engine.enrich(events, rows)
         rows.apply(enriched.update)
+        if high % TRIM_AT == 0:
+            rows.trim(trim_time(rows, reach_ms(SPEC)))
         matrices.append(enriched.matrix)
         duplicates.append(enriched.duplicate)
         at = label_high
@@ -104,6 +109,7 @@ def sharded(transactions, labels, batches, count, block):
             np.array([transactions.event_time[low:high].max(initial=-1) for low, high, _ in mine]),
             np.array([labels.labelled_at[low:high].max(initial=-1) for low, high in
                       zip(label_edges[:-1], label_edges[1:], strict=True)]),
+            mine[:, 1] % TRIM_AT == 0,
         )  # fmt: skip
         values = [s.features(batching, given, p) for s, p in zip(shards[own], splitters[own].split(part), strict=True)]
         found = np.concatenate([each.rows[each.duplicate] for each in values])

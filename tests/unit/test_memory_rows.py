@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.state.row_format import FIELDS, unpack
+from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, TIME, unpack
 from stream_scorer.state.rows import Compaction, MemoryRowStore, RowUpdate
 
 SOURCE = SourcePartition("transactions", 0)
@@ -54,3 +54,26 @@ def test_rows_in_place_are_those_that_are_read_and_more_entries_do_not_change_th
         assert np.array_equal(entries[start[place] : end[place]], wanted)
     assert store.read(keys)[0] == stored
     assert store.rows() == before
+
+
+def test_old_entries_are_trimmed_from_the_beginning_of_rows_and_rows_without_others_are_removed() -> None:
+    rng, store, plain = np.random.default_rng(3), MemoryRowStore(), dict[bytes, bytes]()
+    for turn in range(30):
+        given = update(rng, [b"%d" % k for k in rng.permutation(60)[:20]], 90)
+        given.entries[:, TIME] = 100 * turn + rng.integers(-300, 100, 90)
+        store.apply(given)
+        for key, payload in zip(given.keys, given.payloads, strict=True):
+            plain[key] = plain.get(key, b"") + payload
+        if turn % 7 == 6:
+            before = 100 * turn - 350
+            store.trim(before)
+            for key, row in list(plain.items()):
+                entries = unpack(row)
+                new = np.flatnonzero(entries[:, TIME] >= before)
+                plain[key] = row[new[0] * ENTRY_BYTES :] if len(new) else b""
+            removed = [key for key, row in plain.items() if not row]
+            plain = {key: row for key, row in plain.items() if row}
+            assert store.read(removed)[0] == [None] * len(removed)
+        assert store.rows() == plain
+        assert store.read([*plain])[0] == list(plain.values())
+    assert store._arena.count < 60
