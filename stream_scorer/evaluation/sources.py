@@ -5,8 +5,8 @@ Labels that were given after the stated time are removed before the order is det
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stream_scorer.evaluation.columns import TransactionFile
 from stream_scorer.evaluation.first_range import FirstRange
 from stream_scorer.evaluation.labels import KnownLabels
+from stream_scorer.features.label_cuts import label_entities
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.parquet import is_parquet
@@ -95,10 +96,10 @@ class FileSource:
         self._scored, self._warm = scored, warm
         self._none = _no_labels(checked)
         self.labels = KnownLabels(checked, as_of)
-        parts = []
+        parts, pools = [], {name: dict[str | None, str | None]() for name in label_entities(checked)}
         if labels is not None:
             for chunk in FileInput(labels, "labels", checked, is_label=True).chunks():
-                parts.append(self.labels.add(chunk))
+                parts.append(_kept(self.labels.add(chunk), pools))
             self.labels.refused.require_few(labels)
         self.labels.complete()
         self._label = join_labels(parts) if parts else self._none
@@ -318,8 +319,16 @@ def _from_first(run: ColumnRun) -> ColumnRun:
     )
 
 
+def _kept(labels: Labels, pools: Mapping[str, dict[str | None, str | None]]) -> Labels:
+    """`labels` with what features need: no event ids but their hashes, and the ids of entities with label features,
+    each of them once in memory, in `pools` by entity."""
+    ids = {name: [pool.setdefault(i, i) for i in labels.entity_ids[name]] for name, pool in pools.items()}
+    return replace(labels, event_id=[""] * len(labels), entity_ids=ids)
+
+
 def _no_labels(checked: CheckedSpec) -> Labels:
-    return LabelDecoder(checked).decode([], np.zeros(0, np.int64))[0]
+    none = LabelDecoder(checked).decode([], np.zeros(0, np.int64))[0]
+    return replace(none, entity_ids={name: [] for name in label_entities(checked)})
 
 
 def _identity(path: Path) -> str:
