@@ -51,14 +51,14 @@ def read_until(readers: list[InputReader], done: Callable[[], bool], seconds: fl
 
 def test_a_reader_that_does_not_read_yet_takes_no_partition_from_those_that_do(make_reader: Made) -> None:
     working = make_reader("working")
-    read_until([working], lambda: bool(working.owned), 20.0)
+    read_until([working], lambda: bool(working.owned), 60.0)
     everything = sorted(working.owned)
     assert SourcePartition("in", 0) in everything
     starting = make_reader("starting")
     # Longer than the heartbeat by which the working one would learn of a rebalance.
     read_until([working], lambda: sorted(working.owned) != everything, 5.0)
     assert sorted(working.owned) == everything
-    read_until([working, starting], lambda: bool(starting.owned and working.owned), 20.0)
+    read_until([working, starting], lambda: bool(starting.owned and working.owned), 60.0)
     assert sorted(working.owned + starting.owned) == everything
 
 
