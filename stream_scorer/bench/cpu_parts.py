@@ -1,6 +1,7 @@
 """CPU time by part: threads of the scorer and of the broker from /proc (Linux, proc(5)), commands of Redis from INFO.
 
-The parts of a process add up to its CPU time: the last part is what the others leave.
+The last part of a process is the rest of its CPU time. Redis counts the elapsed time of a command, so on busy cores the
+parts of Redis can exceed its CPU time, and its rest is then 0.
 """
 
 from __future__ import annotations

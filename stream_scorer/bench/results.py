@@ -134,8 +134,9 @@ class Ratios(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A whole run. `target_per_second` is for 2 cores shared with the broker, for information only.
+    """A whole run. `stages` and `parts` are of the median drain.
 
+    `target_per_second` is for 2 cores shared with the broker, for information only.
     `scores_read` is the number of records on `scores` after all drains, `scores_expected` the number if exactly once.
     """
 
