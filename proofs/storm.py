@@ -208,8 +208,8 @@ def _wait_calm(world: World, found: Findings) -> None:
     """Wait until the scorer has read everything and its features are ready.
 
     Kafka 4.1.0 may load nothing of a group's partition after it was killed. It then refuses every member of the group,
-    writes `LOST_GROUP` to its log at each attempt, and only another start helps. This restarts it, as an operator would,
-    and counts it.
+    writes `LOST_GROUP` to its log at each attempt, and only another start helps. This function then restarts it, as an
+    operator would, and counts the restart.
     """
     inputs = Topics().inputs()
     ends = log_ends(world.bootstrap, inputs)
