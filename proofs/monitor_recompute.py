@@ -102,7 +102,7 @@ class Logs:
             counted[f"member:{name}"] = with_features
         counted["score"] = with_features
         series["score"] = np.array([c.score for c in contributions], dtype=np.float64)
-        verdict, reviewed, late = _verdicts(
+        verdict, reviewed, late = verdicts(
             scores,
             read_topic(bootstrap, topics.labels),
             spec.labels.source_rank,
@@ -148,7 +148,7 @@ class Logs:
         )
 
 
-def _verdicts(
+def verdicts(
     scores: Sequence[Score], topic: TopicContent, rank: Mapping[str, int], keep_ms: int, bad: bytes | None
 ) -> tuple[NDArray[np.int64], Floats, int]:
     """The label that holds of each row: the greatest by (source rank, labelled at, offset, partition)."""

@@ -121,8 +121,8 @@ def storm(context: Context, parts: Parts, schedule: Schedule, sabotage: str) -> 
         kept = SAVED / f"failed-{schedule.seed}"
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
-        for log in folder.glob("*.log"):
-            shutil.copy(log, kept / log.name)
+        for file in (*folder.glob("*.log"), *folder.glob("monitor/joiner.sqlite*")):
+            shutil.copy(file, kept / file.name)
     shutil.rmtree(folder, ignore_errors=True)
     return done
 

@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from proofs.control_race import Books, Told
 from proofs.kit import ROOT, TopicContent, log_ends, read_lineage, read_topic, wait_until
 from proofs.memory_run import Event, LabelChange, ahead_of, features_of, read_log, same_value
-from proofs.monitor_recompute import Logs, SubjectKey, recompute_all, wrong_figures
+from proofs.monitor_recompute import Logs, SubjectKey, recompute_all, verdicts, wrong_figures
 from proofs.storm_traffic import BAD
 from proofs.storm_world import ABSENT, VERSIONS, WINDOWS, World
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
@@ -36,6 +36,7 @@ from stream_scorer.records import (
     Contribution,
     LineageRow,
     MonitorMetric,
+    Outcome,
     Score,
     ScoreSummary,
     ServingState,
@@ -367,7 +368,7 @@ def compare_windows(world: World, expected: dict[SubjectKey, Any]) -> dict[str, 
 
 
 def explain_windows(world: World, expected: dict[SubjectKey, Any]) -> list[str]:
-    """Where counts of transactions differ: what committed and aborted summaries have, by version, arm and pane."""
+    """Where counts differ: what committed and aborted summaries have, by version, arm and pane."""
     pane_ms = duration_ms(world.parts.checked.spec.monitor.pane)
     wanted = {
         (version, arm, key[0]): row[0]
@@ -391,7 +392,50 @@ def explain_windows(world: World, expected: dict[SubjectKey, Any]) -> list[str]:
             out.append(f"summaries of {key} have {rows[key]} rows, scores {wanted.get(key, 0)}")
     marks = world.redis.client().hgetall(next(iter(world.redis.client().scan_iter(match="*:head", count=10_000)), "x"))
     applied = {name.decode(): int(at) for name, at in marks.items() if name.startswith(b"m:")}
-    return [*out, f"aborted: {aborted}", f"ends: {log_ends(world.bootstrap, [topic])}", f"applied: {applied}"]
+    ends = log_ends(world.bootstrap, [topic, Topics().outcomes])
+    return [*out, *_explain_labels(world), f"aborted: {aborted}", f"ends: {ends}", f"applied: {applied}"]
+
+
+def _explain_labels(world: World) -> list[str]:
+    """Events whose outcomes do not lead to the label that holds by the log, with all that the topics have of them."""
+    topics, labels_of = Topics(), world.parts.checked.spec.labels
+    scores = read_topic(world.bootstrap, topics.scores)
+    decoded, labels = scores.decode(Score), read_topic(world.bootstrap, topics.labels)
+    holds, _, _ = verdicts(decoded, labels, labels_of.source_rank, 2 * duration_ms(labels_of.horizon), BAD)
+    outcomes, committed = read_topic(world.bootstrap, topics.outcomes, uncommitted=True), set[tuple[int, int]]()
+    content = read_topic(world.bootstrap, topics.outcomes)
+    committed.update(zip(content.partition, content.offset, strict=True))
+    told: dict[str, list[str]] = defaultdict(list)
+    last: dict[str, tuple[str | None, bool]] = {}
+    for partition, offset, outcome in zip(
+        outcomes.partition, outcomes.offset, outcomes.decode(Outcome), strict=True
+    ):
+        known = (partition, offset) in committed
+        told[outcome.event_id].append(
+            f"outcomes[{partition}]@{offset}{'' if known else ' aborted'}: {outcome.previous_label} to {outcome.label}"
+        )
+        if known:
+            before, follows = last.get(outcome.event_id, (None, True))
+            last[outcome.event_id] = outcome.label, follows and outcome.previous_label == before
+    out, seen = [], set[str]()
+    for row, score in enumerate(decoded):
+        if score.duplicate or score.event_id in seen:
+            continue
+        seen.add(score.event_id)
+        wanted = None if holds[row] < 0 else ("genuine", "fraud")[holds[row]]
+        if last.get(score.event_id, (None, True)) != (wanted, True) and len(out) < _EXAMPLES:
+            given = [
+                f"labels[{p}]@{o}: {(v or b'').decode()}"
+                for p, o, v in zip(labels.partition, labels.offset, labels.value, strict=True)
+                if score.event_id.encode() in (v or b"")
+            ]
+            at = [
+                f"scores[{scores.partition[i]}]@{scores.offset[i]} duplicate={other.duplicate} {other.version}"
+                for i, other in enumerate(decoded)
+                if other.event_id == score.event_id
+            ]
+            out.append(f"{score.event_id} is {wanted} by the log: {given}; {at}; {told[score.event_id]}")
+    return out
 
 
 def check_commands(found: Findings, world: World) -> None:
