@@ -407,9 +407,7 @@ def _explain_labels(world: World) -> list[str]:
     committed.update(zip(content.partition, content.offset, strict=True))
     told: dict[str, list[str]] = defaultdict(list)
     last: dict[str, tuple[str | None, bool]] = {}
-    for partition, offset, outcome in zip(
-        outcomes.partition, outcomes.offset, outcomes.decode(Outcome), strict=True
-    ):
+    for partition, offset, outcome in zip(outcomes.partition, outcomes.offset, outcomes.decode(Outcome), strict=True):
         known = (partition, offset) in committed
         told[outcome.event_id].append(
             f"outcomes[{partition}]@{offset}{'' if known else ' aborted'}: {outcome.previous_label} to {outcome.label}"
