@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 from aiokafka.errors import KafkaError
@@ -34,7 +34,7 @@ from stream_scorer.monitor.judge import (
 )
 from stream_scorer.monitor.metrics import COUNTED, MARK_LAG, SUMMARY_GAPS, UNREADABLE
 from stream_scorer.monitor.tally import DAY_MS, Cells, count_outcome, count_summary, new_cells, require_counts
-from stream_scorer.monitor.transport import UNLINKED, LinkedMessage, MonitorFaust
+from stream_scorer.monitor.transport import LinkedMessage, MarkedConsumer, MonitorFaust
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import NOT_A_RECORD, Outcome, ScoreSummary
 from stream_scorer.state.counters import Batch, CounterStore, Head
@@ -42,9 +42,9 @@ from stream_scorer.state.counters import Batch, CounterStore, Head
 # One script call adds a few thousand counts in a few milliseconds. A larger call would block Redis for too long.
 TAKE = 300
 TAKE_WITHIN_S = 0.2
-# Maximum number of skipped records while the app waits for a redelivery. Faust buffers at most its stream buffer and
-# one fetch, which are both smaller, so with more the redelivery will not come.
-MAX_SKIPPED = 20_000
+# So long a partition may stay without progress while records that were fetched are not counted. After a seek, records
+# that Faust had fetched before it are skipped, and come again within a second.
+STUCK_S = 30.0
 HEALTH_EVERY_S = 0.5
 # So long the app may be without its group. aiokafka does not go on after some answers of a broker that restarts.
 JOIN_S = 60.0
@@ -89,11 +89,9 @@ def source_name(topic: str, partition: int) -> str:
 
 
 def runs(records: Iterable[Linked]) -> list[list[Linked]]:
-    """Split `records` into runs of consecutive records; omits records with an unknown predecessor."""
+    """Split `records` into runs of consecutive records."""
     found: list[list[Linked]] = []
     for record in records:
-        if record.previous == UNLINKED:
-            continue
         if found and found[-1][-1].offset + 1 == record.previous:
             found[-1].append(record)
         else:
@@ -130,17 +128,19 @@ class Tallier:
         self._count = count
         self._due = due
         self._acknowledged: dict[int, int] = {}
-        self._skipped: dict[int, int] = {}
         self._cut: dict[int, int] = {}
 
-    def seek(self, cut: Mapping[int, int]) -> None:
-        """Reset after a seek: another worker may have counted, and Redis may have an older state.
+    def seek(self, positions: Mapping[int, int], cut: Mapping[int, int]) -> None:
+        """Continue from the applied offsets `positions`, by partition.
 
         `cut` has, by partition, the offset of the first record whose predecessors were deleted without being counted.
         """
-        self._acknowledged.clear()
-        self._skipped.clear()
+        self._acknowledged = dict(positions)
         self._cut = dict(cut)
+
+    def counted(self, partition: int) -> int:
+        """The applied offset that Redis acknowledged last; 0 for a partition that is not assigned."""
+        return self._acknowledged.get(partition, 0)
 
     def apply(self, partition: int, records: Sequence[Linked]) -> None:
         """Count a run. Blocking.
@@ -167,27 +167,23 @@ class Tallier:
                     rest[0] = Linked(answer.mark, rest[0].offset, rest[0].value)
                 continue
             if answer.status == "gap":
-                self._skip(partition, source, answer.mark, len(rest))
+                # Fetched before a seek, so it comes again; or a record before it was lost after its fetch, and the
+                # watch of `MonitorApp` finds that this partition makes no progress.
+                require_kept(source, self.counted(partition), answer.mark)
             else:
                 if answer.status == "applied":
                     self._metrics.count(COUNTED, len(rest), self._topic)
                 self._acknowledged[partition] = answer.mark
-                self._skipped[partition] = 0
             return
 
-    def _skip(self, partition: int, source: str, mark: int, count: int) -> None:
-        """Skip records ahead of the applied offset: Faust fetched them before a seek and will deliver them again."""
-        if mark < self._acknowledged.get(partition, 0):
-            raise StateGap(
-                f"Redis lost counts: the applied offset of {source} is {mark}, below one that it acknowledged",
-                hint="It continues from the applied offset.",
-            )
-        skipped = self._skipped[partition] = self._skipped.get(partition, 0) + count
-        if skipped > MAX_SKIPPED:
-            raise StateGap(
-                f"{source}: {skipped} records are ahead of the applied offset {mark}, and those between are missing",
-                hint="It reads again from the applied offset.",
-            )
+
+def require_kept(source: str, counted: int, mark: int) -> None:
+    """Require that the applied offset `mark` is not below `counted`, which Redis acknowledged before."""
+    if mark < counted:
+        raise StateGap(
+            f"Redis lost counts: the applied offset of {source} is {mark}, below {counted}, which it acknowledged",
+            hint="It continues from the applied offset.",
+        )
 
 
 def readable(values: Sequence[bytes], decode: Callable[[bytes], R], topic: str, metrics: Metrics) -> Iterator[R]:
@@ -267,6 +263,32 @@ def _read(decode: Callable[[bytes], R], value: bytes) -> R | None:
     try:
         return decode(value)
     except (*NOT_A_RECORD, ValueError):  # it is counted with the others
+        return None
+
+
+class Stuck:
+    """Finds partitions of which records were fetched and are not counted, without any progress for `STUCK_S`."""
+
+    def __init__(self) -> None:
+        self._since: dict[TP, tuple[int, float]] = {}
+
+    def check(self, fetched: Mapping[TP, int], counted: Mapping[TP, int], now_s: float) -> StateGap | None:
+        """The error of the first such partition.
+
+        Args:
+            fetched: offset after the last record that was fetched, by partition.
+            counted: applied offset, by partition. now_s: monotonic time.
+        """
+        behind = {tp: at for tp, at in counted.items() if at < fetched.get(tp, 0)}
+        since = {tp: self._since.get(tp, (at, now_s)) for tp, at in behind.items()}
+        self._since = {tp: since[tp] if since[tp][0] == at else (at, now_s) for tp, at in behind.items()}
+        for tp, (at, start) in self._since.items():
+            if now_s - start > STUCK_S:
+                return StateGap(
+                    f"{source_name(tp.topic, tp.partition)}: records up to {fetched[tp]} were fetched, and those after "
+                    f"{at} are not counted",
+                    hint="It reads again from the applied offset.",
+                )
         return None
 
 
@@ -385,8 +407,10 @@ class MonitorApp:
                 await asyncio.to_thread(self._store.skip_to, names[tp], mark)
             positions[tp] = mark
         for topic, tallier in self._talliers.items():
+            mine = {tp: at for tp, at in positions.items() if tp.topic == topic}
             tallier.seek(
-                {tp.partition: at for tp, at in positions.items() if tp.topic == topic and at == earliest[tp] > 0}
+                {tp.partition: at for tp, at in mine.items()},
+                {tp.partition: at for tp, at in mine.items() if at == earliest[tp] > 0},
             )
         self._ends = dict(ends)
         self.ready = True
@@ -440,14 +464,21 @@ class MonitorApp:
             raise self.failure
 
     async def _watch(self, starting: asyncio.Task[None]) -> None:
-        """Report what ends Faust without an exception in an agent: a crash, and a group that is never joined."""
+        """Report what ends Faust without an exception in an agent.
+
+        These are a crash, a group that is never joined, and records that were fetched and never reached the agent.
+        """
         member_at = self._clock.monotonic()
+        stuck = Stuck()
         while True:
             reason = self.faust.crash_reason
             if reason is None and starting.done() and not starting.cancelled():
                 reason = starting.exception()
             if self.faust.joined and not self.faust.rebalancing:
                 member_at = self._clock.monotonic()
+                fetched = cast(MarkedConsumer, self.faust.consumer).fetched
+                counted = {tp: self._talliers[tp.topic].counted(tp.partition) for tp in fetched}
+                reason = reason or stuck.check(fetched, counted, member_at)
             elif self._clock.monotonic() - member_at > JOIN_S:
                 reason = reason or BrokerUnavailable(
                     f"the windows have had no partitions from the group {self._settings.group} for {JOIN_S:.0f} s"
@@ -477,11 +508,23 @@ class MonitorApp:
             ]
             await asyncio.gather(*sent)
         await asyncio.to_thread(self._judge.settle, reports)
-        await self._measure_lag()
+        await self._check_marks()
 
-    async def _measure_lag(self) -> None:
+    async def _check_marks(self) -> None:
+        """Require that Redis still has the applied offsets that it acknowledged, and measure the lag.
+
+        Without this, counts that Redis lost at a fail-over would be missing until the next record of their partition.
+        """
         consumer = self.faust.consumer
+        counted = {
+            source_name(tp.topic, tp.partition): self._talliers[tp.topic].counted(tp.partition)
+            for tp in consumer.assignment()
+        }
         head = await asyncio.to_thread(self._store.head)
+        if self.faust.rebalancing:
+            return
+        for source, mark in counted.items():
+            require_kept(source, mark, head.marks.get(source, 0))
         ends = await consumer.highwaters(*consumer.assignment())
         for topic in self._talliers:
             lag = sum(

@@ -8,8 +8,10 @@ Redis.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import aiokafka
@@ -21,10 +23,10 @@ from faust.types.tuples import ConsumerMessage
 from stream_scorer.errors import StreamScorerError
 
 READ_COMMITTED = "read_committed"
-# The predecessor of a message is unknown, because Faust fetched it before the last seek.
-UNLINKED = -1
 # Time that the consumer thread has for its end. Faust itself waits without a limit.
 THREAD_END_S = 2.0
+# Pause between two looks whether a reassignment has ended.
+REASSIGNED_S = 0.05
 
 _log = logging.getLogger("stream_scorer.monitor")
 
@@ -48,7 +50,36 @@ class LinkedMessage(ConsumerMessage):
     Offsets on a transactional topic have gaps, so a missing record cannot be detected from offsets alone.
     """
 
-    previous: int = UNLINKED
+    previous: int
+
+
+@dataclass(slots=True)
+class _Read:
+    """The position of aiokafka after a fetch, and the offset after the last record: markers can lie between."""
+
+    position: int
+    follows: int
+
+
+class Links:
+    """Links each fetched record to its predecessor by the positions that aiokafka had before and after the fetch.
+
+    So a record that is lost after the fetch, or was fetched before a seek, does not seem to follow another one.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[TP, _Read] = {}
+
+    def add(self, before: Mapping[TP, int], after: Mapping[TP, int], found: Mapping[TP, list[Any]]) -> None:
+        """Set `previous` of every record in `found`, which one fetch returned between these positions."""
+        for tp, start in before.items():
+            read = self._read.get(tp)
+            if read is None or read.position != start:  # a seek
+                read = self._read[tp] = _Read(start, start)
+            for record in found.get(tp, ()):
+                record.previous = read.follows
+                read.follows = record.offset + 1
+            read.position = after.get(tp, start)
 
 
 class AbandonableWorker(AIOKafkaConsumerThread.Worker):  # type: ignore[misc, valid-type]
@@ -65,9 +96,46 @@ class AbandonableWorker(AIOKafkaConsumerThread.Worker):  # type: ignore[misc, va
 
 
 class ReadCommittedThread(AIOKafkaConsumerThread):
-    """Faust's consumer thread with isolation level ``read_committed``."""
+    """Faust's consumer thread with isolation level ``read_committed``; it links each record to its predecessor.
+
+    Attributes:
+        fetched: by partition, the offset after the last record that was fetched since the last seek.
+    """
 
     Worker = AbandonableWorker
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._links = Links()
+        self.fetched: dict[TP, int] = {}
+
+    async def _fetch_records(
+        self,
+        consumer: aiokafka.AIOKafkaConsumer,
+        active_partitions: set[TP],
+        timeout: float | None = None,
+        max_records: int | None = None,
+    ) -> Mapping[TP, list[Any]]:
+        """As Faust's method, but it drains without a pause, so that no seek comes between the positions and records."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (timeout or 0.0)
+        while True:
+            if consumer._subscription.reassignment_in_progress:
+                await asyncio.sleep(REASSIGNED_S)
+                return {}
+            before = _positions(consumer)
+            found = await super()._fetch_records(consumer, active_partitions, timeout=0, max_records=max_records)
+            self._links.add(before, _positions(consumer), found)
+            self.fetched |= {tp: records[-1].offset + 1 for tp, records in found.items()}
+            left = deadline - loop.time()
+            if found or left <= 0 or not self.consumer.flow_active:
+                return found
+            waiter = consumer._fetcher._create_fetch_waiter()
+            await asyncio.wait([waiter], timeout=left)
+            if not waiter.done():
+                waiter.cancel()
+                return found
+            waiter.result()  # raises what stopped the fetcher
 
     def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
@@ -80,14 +148,27 @@ class ReadCommittedThread(AIOKafkaConsumerThread):
         return consumer
 
 
+def _positions(consumer: aiokafka.AIOKafkaConsumer) -> dict[TP, int]:
+    """The position of each assigned partition that has one."""
+    subscription = consumer._subscription.subscription
+    assignment = None if subscription is None else subscription.assignment
+    if assignment is None:
+        return {}
+    states = {tp: assignment.state_value(tp) for tp in assignment.tps}
+    return {tp: state.position for tp, state in states.items() if state.has_valid_position}
+
+
 class MarkedConsumer(Consumer):
-    """Faust's consumer; it seeks to our positions and links each message to its predecessor."""
+    """Faust's consumer; it seeks to our positions, and its messages know their predecessors."""
 
     app: MonitorFaust
+    _thread: ReadCommittedThread
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._follows: dict[TP, int] = {}
+    @property
+    def fetched(self) -> dict[TP, int]:
+        """By assigned partition, the offset after the last record that was fetched since the last seek."""
+        assigned = self.assignment()
+        return {tp: offset for tp, offset in list(self._thread.fetched.items()) if tp in assigned}
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return ReadCommittedThread(self, loop=self.loop, beacon=self.beacon)
@@ -96,7 +177,7 @@ class MarkedConsumer(Consumer):
         """Seek to our positions. Faust calls this after every assignment, while consumption is paused."""
         try:
             positions = await self.app.positions(self.assignment(), self.earliest_offsets, self.highwaters)
-            self._follows = dict(positions)
+            self._thread.fetched.clear()
             await self.seek_wait(positions)
         except Exception as error:
             # Faust only logs the exception and continues at an arbitrary position.
@@ -108,10 +189,7 @@ class MarkedConsumer(Consumer):
         # Both classes have the same layout, so the class of the instance can be replaced.
         message.__class__ = LinkedMessage
         linked = cast(LinkedMessage, message)
-        follows = self._follows.get(tp, UNLINKED)
-        if record.offset >= follows >= 0:
-            linked.previous = follows
-            self._follows[tp] = record.offset + 1
+        linked.previous = record.previous
         return linked
 
 

@@ -95,7 +95,7 @@ def test_windows_that_never_join_their_group_fail_and_so_restart(hangs_at: str) 
 
     clock, failures = Clock(), list[BaseException]()
 
-    faust = SimpleNamespace(crash_reason=None, joined=False, rebalancing=False)
+    faust = SimpleNamespace(crash_reason=None, joined=False, rebalancing=False, consumer=SimpleNamespace(fetched={}))
     monitor = SimpleNamespace(faust=faust, fail=failures.append, _clock=clock, _settings=SimpleNamespace(group="g"))
 
     async def watch() -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
+from faust.types import TP
 
-from stream_scorer.monitor.app import Linked, OutcomeCounter, SummaryCounter, Tallier, runs
+from stream_scorer.errors import StateGap
+from stream_scorer.monitor.app import (
+    STUCK_S,
+    Linked,
+    OutcomeCounter,
+    Stuck,
+    SummaryCounter,
+    Tallier,
+    require_kept,
+    runs,
+)
 from stream_scorer.monitor.judge import LABELS_LOST_BEFORE, LOST_BEFORE
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.rates import FACE_VALUE
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells, parse_label
-from stream_scorer.monitor.transport import UNLINKED
+from stream_scorer.monitor.transport import Links
 from stream_scorer.monitor.windows import Figure, WindowRules, drifts, figures, watermark
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Outcome, PaneSummary, ScoreSummary
@@ -152,8 +165,55 @@ def test_runs_break_where_a_record_does_not_follow() -> None:
     def at(previous: int, offset: int) -> Linked:
         return Linked(previous, offset, b"")
 
-    found = runs([at(0, 0), at(1, 4), at(UNLINKED, 9), at(5, 5), at(8, 8), at(0, 2)])
+    found = runs([at(0, 0), at(1, 4), at(5, 5), at(8, 8), at(0, 2)])
     assert [[r.offset for r in run] for run in found] == [[0, 4, 5], [8], [2]]
+
+
+def fetch(links: Links, before: int, after: int, *offsets: int) -> list[int]:
+    """The predecessors of the records that one fetch returns."""
+    place = TP("outcomes", 0)
+    found = [SimpleNamespace(offset=offset) for offset in offsets]
+    links.add({place: before}, {place: after}, {place: found} if found else {})
+    return [record.previous for record in found]
+
+
+def test_records_follow_each_other_across_markers_and_not_across_a_seek() -> None:
+    links = Links()
+    assert fetch(links, 3, 6, 3, 4) == [3, 4]  # a marker at 5
+    assert fetch(links, 6, 9) == []  # an aborted transaction
+    assert fetch(links, 9, 11, 10) == [5]
+    assert fetch(links, 5, 11, 10) == [5]  # after a seek
+    assert fetch(links, 20, 22, 21) == [20]
+
+
+def test_a_record_that_was_lost_after_its_fetch_is_not_skipped() -> None:
+    store, metrics = MemoryCounterStore(MemoryCounterServer()), Metrics(MONITOR_METRICS)
+    store.open("e", {"outcomes:0": 0})
+    count = OutcomeCounter("outcomes", metrics, frozenset())
+    tallier = Tallier(store, metrics, "outcomes", count, ())  # type: ignore[arg-type]
+    tallier.seek({0: 0}, {})
+    value = msgspec.json.encode(outcome("fraud"))
+    tallier.apply(0, [Linked(0, 0, value)])
+    tallier.apply(0, [Linked(2, 2, value)])  # the one at 1 is lost
+    assert store.head().marks == {"outcomes:0": 1} and tallier.counted(0) == 1
+    stuck, place = Stuck(), TP("outcomes", 0)
+    assert stuck.check({place: 3}, {place: 1}, 0.0) is None
+    assert stuck.check({place: 3}, {place: 1}, STUCK_S) is None
+    error = stuck.check({place: 3}, {place: 1}, STUCK_S + 1)
+    assert error is not None and "up to 3 were fetched, and those after 1 are not" in str(error)
+
+
+def test_a_partition_with_progress_is_not_stuck() -> None:
+    stuck, place = Stuck(), TP("outcomes", 0)
+    checks = [(3, 1, 0.0), (9, 2, 2 * STUCK_S), (9, 9, 4 * STUCK_S), (12, 9, 6 * STUCK_S), (12, 12, 7 * STUCK_S)]
+    assert all(stuck.check({place: fetched}, {place: counted}, now) is None for fetched, counted, now in checks)
+    assert stuck.check({}, {place: 12}, 9 * STUCK_S) is None
+
+
+def test_counts_that_redis_lost_are_noticed_without_another_record() -> None:
+    require_kept("outcomes:0", 7, 7)
+    with pytest.raises(StateGap, match="outcomes:0 is 4, below 7"):
+        require_kept("outcomes:0", 7, 4)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +236,7 @@ def test_the_first_record_after_deleted_ones_marks_what_is_lost(cut: dict[int, i
     store.open("e", {"score-summaries:0": 7})
     count = SummaryCounter("score-summaries", metrics)
     tallier = Tallier(store, metrics, "score-summaries", count, ())  # type: ignore[arg-type]
-    tallier.seek(cut)
+    tallier.seek({0: 7}, cut)
     later = msgspec.structs.replace(PANE, pane=PANE.pane + 9 * HOUR)
     values = [msgspec.json.encode(summary(pane)) for pane in (PANE, later)]
     tallier.apply(0, [Linked(7, 7, values[0]), Linked(8, 8, values[1])])
@@ -190,7 +250,7 @@ def test_a_summary_without_transactions_does_not_hide_what_is_lost() -> None:
     metrics = Metrics(MONITOR_METRICS)
     count = SummaryCounter("score-summaries", metrics)
     tallier = Tallier(store, metrics, "score-summaries", count, ())  # type: ignore[arg-type]
-    tallier.seek({0: 7})
+    tallier.seek({0: 7}, {0: 7})
     tallier.apply(0, [Linked(7, 7, msgspec.json.encode(summary()))])
     tallier.apply(0, [Linked(8, 8, msgspec.json.encode(summary(PANE)))])
     assert store.head().maxima.get(LOST_BEFORE) == PANE.pane
