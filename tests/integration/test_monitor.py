@@ -366,7 +366,10 @@ def converge(stack: Any, topics: Topics, seconds: float) -> tuple[dict[Any, Any]
 
 
 def test_windows_equal_a_recomputation_after_kills(stack: Any, topics: Topics, tmp_path: Path) -> None:
-    """One worker is killed twice, a second one joins and is killed too; every seventh batch was aborted before."""
+    """One worker is killed twice, a second one joins and is killed too; every seventh batch was aborted before.
+
+    The last worker loses records that it has fetched.
+    """
     feed = Feed(stack.addresses.kafka, topics, seed=11)
     worker = Monitor.start(stack, topics, tmp_path)
     second: Monitor | None = None
@@ -381,7 +384,7 @@ def test_windows_equal_a_recomputation_after_kills(stack: Any, topics: Topics, t
             if number in (100, 190):
                 worker.kill()
                 kills += 1
-                worker = Monitor.start(stack, topics, tmp_path)
+                worker = Monitor.start(stack, topics, tmp_path, *(["--lose-records"] if number == 190 else []))
             if number == 140 and second is not None:
                 second.kill()
                 kills += 1
@@ -394,6 +397,7 @@ def test_windows_equal_a_recomputation_after_kills(stack: Any, topics: Topics, t
         if second is not None:
             second.kill()
     assert (code, "Traceback" in words) == (0, False), words
+    assert "were fetched, and those after" in words
     assert seconds < 10
     assert kills == 3
     assert feed.book.aborted > 30
@@ -614,6 +618,25 @@ def test_errors_are_told(stack: Any, tmp_path: Path) -> None:
     assert "Traceback" not in words
 
 
+def lose_records() -> None:
+    """Let every topic lose one record, the 20th, after it was fetched."""
+    from stream_scorer.monitor import app
+    from stream_scorer.monitor.transport import ReadCommittedThread
+
+    fetch, app.STUCK_S = ReadCommittedThread._fetch_records, 1.0
+    seen: dict[str, int] = defaultdict(int)
+
+    def wanted(record: Any) -> bool:
+        seen[record.topic] += 1
+        return seen[record.topic] != 20
+
+    async def lossy(*arguments: Any, **more: Any) -> dict[Any, list[Any]]:
+        found = {tp: [r for r in records if wanted(r)] for tp, records in (await fetch(*arguments, **more)).items()}
+        return {tp: records for tp, records in found.items() if records}
+
+    ReadCommittedThread._fetch_records = lossy  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     # The command itself, with the reference profile given instead of read from a registry.
     from stream_scorer.cli.main import main
@@ -622,5 +645,8 @@ if __name__ == "__main__":
     profile = dict.fromkeys(("score", "member:gbm", "amount_log"), (EDGES, REFERENCE))
     profiles = {("cards", version): profile for version in VERSIONS}
     reference.EnsembleReferences.profile = lambda self, ensemble, version: profiles.get((ensemble, version))  # type: ignore[method-assign]
+    if "--lose-records" in sys.argv:
+        sys.argv.remove("--lose-records")
+        lose_records()
     sys.argv = ["stream-scorer", "monitor", *sys.argv[1:]]
     main()
