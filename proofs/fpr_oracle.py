@@ -34,6 +34,7 @@ from scipy import special, stats
 from sklearn.isotonic import IsotonicRegression
 
 from proofs.kit import Context, Result, cards
+from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.manifest import Thresholds
 from stream_scorer.kafka.transactional_loop import InputRecord
 from stream_scorer.monitor import tally
@@ -179,7 +180,7 @@ def simulate(context: Context, checked: CheckedSpec, n: int) -> Log:
     parts: list[Columns] = []
     scorer = Scorer(checked, thresholds, model, calibration)
     with closing(JoinerStore(":memory:")) as store:
-        joiner = Joiner(store, log.join_rules, scores="scores", labels="labels")
+        joiner = Joiner(store, log.join_rules, SystemClock(), scores="scores", labels="labels")
         offset = 0
         for start, stop in _hours(live.event_time, log.pane_ms):
             chunk = live.slice(start, stop)

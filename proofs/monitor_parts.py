@@ -12,6 +12,7 @@ import msgspec
 import redis
 
 from proofs.monitor_feed import FIRST, PARTITIONS, SECOND, TOPICS, Cost, Output, now
+from stream_scorer.clock import SystemClock
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.verdict import Tolerances
@@ -169,7 +170,9 @@ class JoinerPart:
 
     def __init__(self, path: Path, checked: CheckedSpec) -> None:
         self._store = JoinerStore(path)
-        self._joiner = Joiner(self._store, join_rules(checked), scores=TOPICS.scores, labels=TOPICS.labels)
+        self._joiner = Joiner(
+            self._store, join_rules(checked), SystemClock(), scores=TOPICS.scores, labels=TOPICS.labels
+        )
         self.cost = Cost()
 
     @property

@@ -39,6 +39,9 @@ MAX_ABORTS = 5
 TRIM_EVERY_S = 30.0
 # Kafka keeps offsets of a group that is down for at least so long, unless `offsets.retention.minutes` is shorter.
 OFFSETS_KEPT_MS = 24 * 3_600_000
+# So long a label without a score is kept, however old it is: a scorer that falls behind, or a history that is streamed
+# through faster than it happened, can be weeks of event time behind on one partition and not on the others.
+WAITING_KEPT_MS = 24 * 3_600_000
 # Rows deleted with one batch, at up to 0.1 ms each: twice a batch, so deletion keeps up, and few, so that it delays no
 # batch for long and succeeds on a disk that is almost full, as SQLite first writes the changed pages to its log.
 MAX_DELETED = 2 * BATCH
@@ -127,11 +130,15 @@ class JoinerCounts:
 
 
 class Joiner:
-    """Joins batches with the store, without Kafka: `join` is a function of the store and the records."""
+    """Joins batches with the store, without Kafka: `join` is a function of the store and the records.
 
-    def __init__(self, store: JoinerStore, rules: JoinRules, *, scores: str, labels: str) -> None:
+    The clock decides only when labels without a score are deleted.
+    """
+
+    def __init__(self, store: JoinerStore, rules: JoinRules, clock: Clock, *, scores: str, labels: str) -> None:
         self._store = store
         self._rules = rules
+        self._clock = clock
         self._scores = scores
         self._labels = labels
         self._decode_score = msgspec.json.Decoder(ScoreKey).decode
@@ -247,7 +254,7 @@ class Joiner:
                 outcomes.append(self._outcome(row, label_record))
         self._store.set_labels(effective)
         if missing:
-            self._store.wait(waiting)
+            self._store.wait(waiting, self._clock.now_ms())
             self.counts.waiting += len(waiting) - before
         return outcomes
 
@@ -304,13 +311,14 @@ class Joiner:
         self._old_before = min(known) - self._rules.keep_ms - self._rules.allowed_lateness_ms
 
     def delete_old(self) -> bool:
-        """Delete at most `MAX_DELETED` old rows, and as many waiting labels. Returns whether there were any to delete.
+        """Delete at most `MAX_DELETED` old rows, and as many old labels that wait for more than `WAITING_KEPT_MS`.
 
-        Call it again until it returns False.
+        Returns whether there were any to delete. Call it again until it returns False.
         """
         if self._old_before is None:
             return False
-        rows, labels = self._store.delete_before(self._old_before, MAX_DELETED)
+        since = self._clock.now_ms() - WAITING_KEPT_MS
+        rows, labels = self._store.delete_before(self._old_before, MAX_DELETED, since)
         self.counts.rows -= rows
         self.counts.waiting -= labels
         if max(rows, labels) < MAX_DELETED:

@@ -37,12 +37,15 @@ CREATE TABLE IF NOT EXISTS decided (
 CREATE INDEX IF NOT EXISTS decided_by_time ON decided (event_time);
 CREATE TABLE IF NOT EXISTS waiting (
     event_id TEXT PRIMARY KEY, label INTEGER, source TEXT, probability REAL,
-    rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER) WITHOUT ROWID;
+    rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER, since INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS position (topic TEXT, number INTEGER, next_offset INTEGER, PRIMARY KEY (topic, number));
 CREATE TABLE IF NOT EXISTS written (id INTEGER PRIMARY KEY CHECK (id = 0), at INTEGER);
 """
 # Columns that stores of former versions lack.
-_ADDED = {"propensity": "REAL", "card_group": "INTEGER", "rule": "TEXT"}
+_ADDED = {
+    "decided": {"propensity": "REAL", "card_group": "INTEGER", "rule": "TEXT"},
+    "waiting": {"since": "INTEGER"},
+}
 
 
 def store_error(path: Path | str, error: sqlite3.Error) -> StreamScorerError:
@@ -122,10 +125,10 @@ class JoinerStore:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA cache_size=-65536")  # 64 MB
             self._db.executescript(_SCHEMA)
-            present = {row[1] for row in self._db.execute("PRAGMA table_info(decided)")}
-            for name, kind in _ADDED.items():
-                if name not in present:
-                    self._db.execute(f"ALTER TABLE decided ADD COLUMN {name} {kind}")
+            for table, columns in _ADDED.items():
+                present = {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}
+                for name in columns.keys() - present:
+                    self._db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("DELETE FROM waiting WHERE labelled_at > ?", (_MAX_TIME_MS,))
         except sqlite3.Error as error:
@@ -211,15 +214,20 @@ class JoinerStore:
     def waiting(self, event_ids: Iterable[str]) -> dict[str, LabelRecord]:
         """Labels of those event ids that arrived before their score."""
         rows = self._db.execute(
-            "SELECT * FROM waiting WHERE event_id IN (SELECT value FROM json_each(?))", (json.dumps(list(event_ids)),)
+            "SELECT event_id, label, source, probability, rank, labelled_at, log_offset, log_partition"
+            " FROM waiting WHERE event_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(event_ids)),),
         )
         return {r[0]: LabelRecord(*r[1:]) for r in rows}
 
-    def wait(self, labels: Mapping[str, LabelRecord]) -> None:
-        """Store labels until their score arrives; a label replaces a waiting one of the same event id."""
+    def wait(self, labels: Mapping[str, LabelRecord], now_ms: int) -> None:
+        """Store labels until their score arrives; a label replaces a waiting one of the same event id.
+
+        `now_ms` is wall-clock time.
+        """
         self._db.executemany(
-            "INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(event_id, *label) for event_id, label in labels.items()],
+            "INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(event_id, *label, now_ms) for event_id, label in labels.items()],
         )
 
     def stop_waiting(self, event_ids: Iterable[str]) -> None:
@@ -234,14 +242,15 @@ class JoinerStore:
         """Number of stored transactions."""
         return int(self._db.execute("SELECT count(*) FROM decided").fetchone()[0])
 
-    def delete_before(self, event_time: int, limit: int) -> tuple[int, int]:
-        """Delete rows before `event_time`, and older labels without a score, at most `limit` of each.
+    def delete_before(self, event_time: int, limit: int, since: int) -> tuple[int, int]:
+        """Delete rows before `event_time`, and older labels that wait since before `since`, at most `limit` of each.
 
-        Returns both numbers.
+        `since` is wall-clock time (epoch ms). Returns both numbers.
         """
-        old = "DELETE FROM {0} WHERE event_id IN (SELECT event_id FROM {0} WHERE {1} < ? LIMIT ?)"
-        rows = self._db.execute(old.format("decided", "event_time"), (event_time, limit)).rowcount
-        labels = self._db.execute(old.format("waiting", "labelled_at"), (event_time, limit)).rowcount
+        old = "DELETE FROM {0} WHERE event_id IN (SELECT event_id FROM {0} WHERE {1} < ? {2} LIMIT ?)"
+        rows = self._db.execute(old.format("decided", "event_time", ""), (event_time, limit)).rowcount
+        waits = "AND COALESCE(since, 0) < ?"
+        labels = self._db.execute(old.format("waiting", "labelled_at", waits), (event_time, since, limit)).rowcount
         return rows, labels
 
     def commit(self) -> None:

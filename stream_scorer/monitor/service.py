@@ -387,7 +387,7 @@ class _Joining:
     def _join(self, store: JoinerStore, stop: threading.Event, on_ready: Callable[[], None]) -> None:
         settings = self._settings
         name = joiner_name(settings.group, settings.topics)
-        joiner = Joiner(store, self._rules, scores=self._topics.scores, labels=self._topics.labels)
+        joiner = Joiner(store, self._rules, self._clock, scores=self._topics.scores, labels=self._topics.labels)
         self.counts = joiner.counts
         with TransactionalLoop(
             settings.bootstrap, self._clock, group=name, transactional_id=name, client_id=name

@@ -565,7 +565,7 @@ def test_joiner_that_dies_between_the_two_commits(stack: Any, topics: Topics, tm
     deaths = replayed = 0
     for dies_at in (1, 2, 3, 1, 0):
         store = DyingStore(tmp_path / "joiner.sqlite", dies_at)
-        joiner = Joiner(store, rules, scores=topics.scores, labels=topics.labels)
+        joiner = Joiner(store, rules, SystemClock(), scores=topics.scores, labels=topics.labels)
         with TransactionalLoop(
             stack.addresses.kafka, SystemClock(), group="joiner", transactional_id=topics.prefix, client_id="joiner"
         ) as loop:

@@ -17,7 +17,15 @@ import pytest
 
 from stream_scorer.errors import SettingsError, StreamScorerError
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord
-from stream_scorer.monitor.joiner import OFFSETS_KEPT_MS, TRIM_EVERY_S, Joiner, JoinerService, JoinRules, Label
+from stream_scorer.monitor.joiner import (
+    OFFSETS_KEPT_MS,
+    TRIM_EVERY_S,
+    WAITING_KEPT_MS,
+    Joiner,
+    JoinerService,
+    JoinRules,
+    Label,
+)
 from stream_scorer.monitor.joiner_store import JoinerStore, LabelRecord
 from stream_scorer.records import Outcome
 from stream_scorer.serde.decoder import LabelDecoder
@@ -60,6 +68,28 @@ class Log:
         return InputRecord(topic, partition, offset, json.dumps(value).encode(), T + 6 * DAY)
 
 
+class Steps:
+    """A stop after so many steps of the service, and a clock on which each step takes `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now, self.left = seconds, 0.0, 0
+        self.wall_ms = 0
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        self.now += self.seconds
+        return self.left < 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def now_ms(self) -> int:
+        return self.wall_ms
+
+
+CLOCK = Steps(0.0)
+
+
 @pytest.fixture
 def log() -> Log:
     return Log()
@@ -73,8 +103,13 @@ def store(tmp_path: Path) -> Iterator[JoinerStore]:
 
 
 @pytest.fixture
-def joiner(store: JoinerStore) -> Joiner:
-    return Joiner(store, RULES, scores="scores", labels="labels")
+def clock() -> Steps:
+    return Steps(0.0)
+
+
+@pytest.fixture
+def joiner(store: JoinerStore, clock: Steps) -> Joiner:
+    return Joiner(store, RULES, clock, scores="scores", labels="labels")
 
 
 def said(outcomes: list[Outcome]) -> list[tuple[str, str, str | None]]:
@@ -112,7 +147,7 @@ def test_a_store_of_a_former_version_gets_the_new_columns(tmp_path: Path, log: L
             f" VALUES ('a', {T}, 1, 2, 0, 5)"
         )
     with closing(JoinerStore(path)) as store:
-        joiner = Joiner(store, RULES, scores="scores", labels="labels")
+        joiner = Joiner(store, RULES, CLOCK, scores="scores", labels="labels")
         joiner.join([log.score("b", card_group=3)])
         found = joiner.join([log.label("a", "fraud", "analyst"), log.label("b", "fraud", "analyst")])
     assert [(o.event_id, o.decision, o.card_group) for o in found] == [("a", "block", None), ("b", "approve", 3)]
@@ -254,12 +289,15 @@ def delete_old(joiner: Joiner, *behind: tuple[str, int]) -> None:
         pass
 
 
-def test_old_rows_are_deleted_by_the_slowest_active_partition(joiner: Joiner, store: JoinerStore, log: Log) -> None:
+def test_old_rows_are_deleted_by_the_slowest_active_partition(
+    joiner: Joiner, store: JoinerStore, log: Log, clock: Steps
+) -> None:
     joiner.join([log.score("old"), log.score("far", event_time=T + 30 * DAY), log.label("never", "fraud", "analyst")])
     joiner.join([log.score("slow", event_time=T + 10, partition=1)])
     delete_old(joiner)
     assert store.row_count() == 3
     joiner.join([log.score("on", event_time=T + 29 * DAY, partition=1), log.score("too", event_time=T + 30 * DAY)])
+    clock.wall_ms += WAITING_KEPT_MS + 1
     delete_old(joiner)
     assert store.row_count() == joiner.counts.rows == 3
     assert store.waiting_count() == joiner.counts.waiting == 0
@@ -288,13 +326,28 @@ def test_a_partition_that_is_behind_keeps_rows_until_it_is_read(joiner: Joiner, 
     assert store.row_count() == 2
 
 
+def test_a_label_waits_for_a_scorer_that_is_behind_on_one_partition(
+    joiner: Joiner, store: JoinerStore, log: Log, clock: Steps
+) -> None:
+    """The scorer of partition 1 is weeks of event time behind, and what it has scored is read."""
+    joiner.join([log.score("first", partition=1), log.score("new", event_time=T + 30 * DAY)])
+    joiner.join([log.label("a", "fraud", "analyst")])
+    clock.wall_ms += WAITING_KEPT_MS
+    joiner.mark_old(set())
+    joiner.join([log.score("newer", event_time=T + 31 * DAY)])
+    delete_old(joiner)
+    assert store.row_count() == 2 and store.waiting_count() == 1
+    assert said(joiner.join([log.score("a", partition=1)])) == [("a", "fraud", None)]
+
+
 def test_old_rows_are_deleted_in_small_parts(
-    joiner: Joiner, store: JoinerStore, log: Log, monkeypatch: pytest.MonkeyPatch
+    joiner: Joiner, store: JoinerStore, log: Log, clock: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stream_scorer.monitor.joiner.MAX_DELETED", 10)
     joiner.join([log.score(f"old-{row}") for row in range(25)])
     joiner.join([log.label(f"never-{row}", "fraud", "analyst") for row in range(15)])
     joiner.join([log.score("new", event_time=T + 30 * DAY)])
+    clock.wall_ms += WAITING_KEPT_MS + 1
     joiner.mark_old(set())
     counts = []
     while joiner.delete_old():
@@ -305,7 +358,7 @@ def test_old_rows_are_deleted_in_small_parts(
 
 def test_rollback_forgets_everything_of_a_batch(tmp_path: Path, log: Log) -> None:
     store = JoinerStore(tmp_path / "s")
-    joiner = Joiner(store, RULES, scores="scores", labels="labels")
+    joiner = Joiner(store, RULES, CLOCK, scores="scores", labels="labels")
     joiner.join([log.score("a", version="7")])
     joiner.rollback()
     assert joiner.counts.rows == 0
@@ -319,7 +372,9 @@ def test_rollback_forgets_everything_of_a_batch(tmp_path: Path, log: Log) -> Non
     again = JoinerStore(tmp_path / "s")
     assert again.positions() == {("scores", 0): 2}
     assert again.written_at() == 5
-    (outcome,) = Joiner(again, RULES, scores="scores", labels="labels").join([log.label("b", "fraud", "analyst")])
+    (outcome,) = Joiner(again, RULES, CLOCK, scores="scores", labels="labels").join(
+        [log.label("b", "fraud", "analyst")]
+    )
     assert outcome.version == "8"
     again.close()
 
@@ -327,7 +382,7 @@ def test_rollback_forgets_everything_of_a_batch(tmp_path: Path, log: Log) -> Non
 def test_labels_in_another_unit_that_a_former_version_kept_are_deleted(tmp_path: Path) -> None:
     store = JoinerStore(tmp_path / "s")
     times = {"micro": (T + HOUR) * 1_000, "milli": T + HOUR}
-    store.wait({unit: LabelRecord(0, "analyst", None, 2, time, 0, 0) for unit, time in times.items()})
+    store.wait({unit: LabelRecord(0, "analyst", None, 2, time, 0, 0) for unit, time in times.items()}, 0)
     store.commit()
     store.close()
     again = JoinerStore(tmp_path / "s")
@@ -366,7 +421,7 @@ def _join_batches(joiner: Joiner, store: JoinerStore, log: Log, count: int) -> N
 def test_a_disk_that_fills_up_ends_the_batch_and_not_the_store(tmp_path: Path, log: Log) -> None:
     path = tmp_path / "s"
     store = JoinerStore(path)
-    joiner = Joiner(store, RULES, scores="scores", labels="labels")
+    joiner = Joiner(store, RULES, CLOCK, scores="scores", labels="labels")
     joiner.join([log.score("before")])
     store.commit()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -413,25 +468,6 @@ class Loop:
         for record in found:
             self.reached[record.topic, record.partition] = record.offset + 1
         return found
-
-
-class Steps:
-    """A stop after so many steps of the service, and a clock on which each step takes `seconds`."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.now, self.left = seconds, 0.0, 0
-        self.wall_ms = 0
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        self.now += self.seconds
-        return self.left < 0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def now_ms(self) -> int:
-        return self.wall_ms
 
 
 def test_rows_are_old_once_the_inputs_are_read_to_the_ends_of_half_a_minute_ago(
