@@ -124,6 +124,7 @@ class JoinerCounts:
     too_late: int = 0
     replayed: int = 0
     waiting: int = 0
+    expired: int = 0
     rows: int = 0
     lag: int = 0
     positions: dict[Partition, int] = field(default_factory=dict)
@@ -148,8 +149,9 @@ class Joiner:
         # decision which rows are old.
         self._newest: dict[Partition, int] = {}
         self._active: set[Partition] = set()
-        # Rows before this event time are to be deleted; None: no more.
+        # Rows before this event time, and labels without a score from before it, are to be deleted; None: no more.
         self._old_before: int | None = None
+        self._expired_before: int | None = None
 
     def join(self, records: list[InputRecord]) -> list[Outcome]:
         """Add a batch to the store and return the resulting outcomes, in log order per partition.
@@ -309,20 +311,28 @@ class Joiner:
         if not known or len(known) < len(times) or any(at[0] == self._labels for at in behind):
             return
         self._old_before = min(known) - self._rules.keep_ms - self._rules.allowed_lateness_ms
+        self._expired_before = self._old_before
 
     def delete_old(self) -> bool:
         """Delete at most `MAX_DELETED` old rows, and as many old labels that wait for more than `WAITING_KEPT_MS`.
 
         Returns whether there were any to delete. Call it again until it returns False.
         """
-        if self._old_before is None:
-            return False
-        since = self._clock.now_ms() - WAITING_KEPT_MS
-        rows, labels = self._store.delete_before(self._old_before, MAX_DELETED, since)
-        self.counts.rows -= rows
-        self.counts.waiting -= labels
-        if max(rows, labels) < MAX_DELETED:
-            self._old_before = None
+        rows = labels = 0
+        if self._old_before is not None:
+            rows = self._store.delete_rows(self._old_before, MAX_DELETED)
+            self.counts.rows -= rows
+            if rows < MAX_DELETED:
+                self._old_before = None
+        if self._expired_before is not None:
+            since = self._clock.now_ms() - WAITING_KEPT_MS
+            labels = self._store.delete_waiting(self._expired_before, since, MAX_DELETED)
+            self.counts.waiting -= labels
+            self.counts.expired += labels
+            if labels < MAX_DELETED:
+                self._expired_before = None
+        if labels:
+            _log.warning("%d labels without a score for more than a day are deleted: do their event ids exist?", labels)
         return bool(rows or labels)
 
 
@@ -396,6 +406,15 @@ class JoinerService:
                     "the topics were created again or the store was copied: start with an empty --state-dir. If only "
                     "the offsets of the group were deleted, the joiner goes on a day after its last batch.",
                 )
+        for (topic, number), offset in committed.items():
+            end = max(ends[topic, number][1], 0)
+            if offset > end:
+                raise StreamScorerError(
+                    f"the committed position of {topic}[{number}] ({offset}) is above the end of the topic ({end})",
+                    hint="A broker that has just started may report an old end for a while. If this lasts, the topic "
+                    "lost records or was created again: delete the offsets of the joiner's group, and start with an "
+                    "empty --state-dir.",
+                )
         behind = {at: end for at, end in committed.items() if stored.get(at, 0) < end and ends[at][0] < end}
         if behind:
             self._replay({at: stored.get(at) for at in behind}, behind, stop)
@@ -407,7 +426,8 @@ class JoinerService:
     ) -> None:
         self._loop.assign(start)
         reached = {at: offset for at, offset in start.items() if offset is not None}
-        while not stop.is_set() and any(reached.get(at, 0) < end[at] for at in end):
+        # The position also passes markers, which are no records.
+        while not stop.is_set() and any(self._loop.position(at) < end[at] for at in end):
             records = [r for r in self._loop.read(self._batch, POLL_S) if r.offset < end[r.topic, r.partition]]
             for record in records:
                 reached[record.topic, record.partition] = record.offset + 1
@@ -415,6 +435,9 @@ class JoinerService:
             self._store.set_positions(reached, self._clock.now_ms())
             self._store.commit()
             self.counts.replayed += len(records)
+        if not stop.is_set():
+            self._store.set_positions(end, self._clock.now_ms())
+            self._store.commit()
 
     def _step(self) -> None:
         records = self._loop.read(self._batch, POLL_S)
@@ -442,9 +465,14 @@ class JoinerService:
         """
         try:
             ends = self._loop.ends(self._inputs)
+            partitions = self._loop.partitions({topic for topic, _ in self._inputs})
         except BrokerUnavailable as error:
             _log.warning("joiner: old rows stay for now: %s", error.message)
             return
+        if partitions != set(self._inputs):
+            raise StreamScorerError(
+                "the topics of scores or labels have other partitions now; the joiner reads them too"
+            )
         previous, self._ends = self._ends, {at: end for at, (_, end) in ends.items()}
         if previous:
             self._joiner.mark_old({at for at in self._inputs if self._loop.position(at) < previous[at]})

@@ -131,6 +131,8 @@ class JoinerStore:
                     self._db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("DELETE FROM waiting WHERE labelled_at > ?", (_MAX_TIME_MS,))
+            # Those of a former version wait from now on.
+            self._db.execute("UPDATE waiting SET since = strftime('%s', 'now') * 1000 WHERE since IS NULL")
         except sqlite3.Error as error:
             if db is not None:
                 db.close()  # otherwise its lock refuses the next attempt of this process
@@ -242,16 +244,20 @@ class JoinerStore:
         """Number of stored transactions."""
         return int(self._db.execute("SELECT count(*) FROM decided").fetchone()[0])
 
-    def delete_before(self, event_time: int, limit: int, since: int) -> tuple[int, int]:
-        """Delete rows before `event_time`, and older labels that wait since before `since`, at most `limit` of each.
+    def delete_rows(self, event_time: int, limit: int) -> int:
+        """Delete at most `limit` rows before `event_time`; returns their number."""
+        return self._delete("decided", "event_time < ?", event_time, limit)
 
-        `since` is wall-clock time (epoch ms). Returns both numbers.
+    def delete_waiting(self, labelled_at: int, since: int, limit: int) -> int:
+        """Delete at most `limit` labels that were given before `labelled_at` and wait since before `since`.
+
+        `since` is wall-clock time (epoch ms). Looks at every waiting label. Returns the number.
         """
-        old = "DELETE FROM {0} WHERE event_id IN (SELECT event_id FROM {0} WHERE {1} < ? {2} LIMIT ?)"
-        rows = self._db.execute(old.format("decided", "event_time", ""), (event_time, limit)).rowcount
-        waits = "AND COALESCE(since, 0) < ?"
-        labels = self._db.execute(old.format("waiting", "labelled_at", waits), (event_time, since, limit)).rowcount
-        return rows, labels
+        return self._delete("waiting", "labelled_at < ? AND since < ?", labelled_at, since, limit)
+
+    def _delete(self, table: str, condition: str, *arguments: int) -> int:
+        chosen = f"SELECT event_id FROM {table} WHERE {condition} LIMIT ?"
+        return self._db.execute(f"DELETE FROM {table} WHERE event_id IN ({chosen})", arguments).rowcount
 
     def commit(self) -> None:
         """Commit the batch and begin the next one."""

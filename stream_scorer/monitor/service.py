@@ -137,7 +137,7 @@ def run_monitor(
     # Faust logs the start and stop of every service under the module of its class, our own classes included.
     for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    joining = _Joining(settings, topics, partitions, join_rules, clock)
+    joining = _Joining(settings, topics, join_rules, clock)
     windows = _Windows(settings, topics, partitions, rules, checked, references, clock, metrics)
     runs: list[tuple[str, PartRun]] = [("windows", windows.run)]
     if watch is not None:
@@ -229,6 +229,7 @@ async def _report(
             "too_late",
             "replayed",
             "waiting",
+            "expired",
             "rows",
         ):
             metrics.set(JOINED, getattr(counts, kind), kind)
@@ -358,12 +359,9 @@ async def _follow(app: MonitorApp, stop: threading.Event, on_ready: Callable[[],
 class _Joining:
     """The part that joins labels. Each run creates, uses and closes SQLite and the Kafka clients in its thread."""
 
-    def __init__(
-        self, settings: MonitorSettings, topics: Topics, partitions: dict[str, int], rules: JoinRules, clock: Clock
-    ) -> None:
+    def __init__(self, settings: MonitorSettings, topics: Topics, rules: JoinRules, clock: Clock) -> None:
         self._settings = settings
         self._topics = topics
-        self._inputs = [(t, n) for t in (topics.scores, topics.labels) for n in range(partitions[t])]
         self._rules = rules
         self._clock = clock
         self.counts = JoinerCounts()
@@ -392,7 +390,6 @@ class _Joining:
         with TransactionalLoop(
             settings.bootstrap, self._clock, group=name, transactional_id=name, client_id=name
         ) as loop:
-            service = JoinerService(
-                loop, store, joiner, self._clock, inputs=self._inputs, outcomes=self._topics.outcomes
-            )
+            inputs = sorted(loop.partitions({self._topics.scores, self._topics.labels}))
+            service = JoinerService(loop, store, joiner, self._clock, inputs=inputs, outcomes=self._topics.outcomes)
             service.run(stop, on_ready)

@@ -6,7 +6,7 @@ import json
 import random
 import resource
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -442,6 +442,7 @@ class Loop:
 
     def __init__(self, ends: dict[tuple[str, int], int]) -> None:
         self.bounds = ends
+        self.markers = False
         self.reached = dict.fromkeys(ends, 0)
         self.waiting: list[InputRecord] = []
         self.committed: dict[tuple[str, int], int] = {}
@@ -450,6 +451,9 @@ class Loop:
     def begin(self, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
         return dict(self.committed)
 
+    def partitions(self, topics: set[str]) -> set[tuple[str, int]]:
+        return set(self.bounds)
+
     def ends(self, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
         return {at: (0, end) for at, end in self.bounds.items()}
 
@@ -457,7 +461,7 @@ class Loop:
         pass
 
     def position(self, at: tuple[str, int]) -> int:
-        return self.reached[at]
+        return self.bounds[at] if self.markers else self.reached[at]
 
     def publish(self, records: list[OutputRecord], positions: dict[tuple[str, int], int]) -> None:
         self.published += records
@@ -519,3 +523,62 @@ def test_a_batch_is_not_published_again_while_the_broker_reports_old_positions_o
         loop.committed = committed
     run(last)
     assert len(loop.published) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda loop: loop.committed.update({("labels", 0): 9}),
+            r"labels\[0\] \(9\) is above the end of the topic \(2\)",
+        ),
+        (lambda loop: loop.bounds.update({("labels", 1): 0}), "other partitions now"),
+    ],
+)
+def test_positions_above_the_end_and_new_partitions_end_a_run(
+    joiner: Joiner, store: JoinerStore, change: Callable[[Loop], None], message: str
+) -> None:
+    """The first would be awaited for ever, the second would never be read."""
+    inputs = [("scores", 0), ("labels", 0)]
+    loop, steps = Loop({("scores", 0): 2, ("labels", 0): 2}), Steps(TRIM_EVERY_S + 1)
+    loop.committed = dict.fromkeys(inputs, 0)
+    service = JoinerService(loop, store, joiner, steps, inputs=inputs, outcomes="outcomes")  # type: ignore[arg-type]
+    change(loop)
+    steps.left = 3
+    with pytest.raises(StreamScorerError, match=message):
+        service.run(steps)  # type: ignore[arg-type]
+
+
+def test_a_replay_ends_behind_a_marker(joiner: Joiner, store: JoinerStore) -> None:
+    """The last offset below the committed position holds a marker, which is never returned."""
+    inputs = [("scores", 0), ("labels", 0)]
+    loop, steps, ready = Loop({("scores", 0): 2, ("labels", 0): 0}), Steps(0.0), list[bool]()
+    loop.committed = {("scores", 0): 2, ("labels", 0): 0}
+    loop.markers = True
+    steps.left = 3
+    service = JoinerService(loop, store, joiner, steps, inputs=inputs, outcomes="outcomes")  # type: ignore[arg-type]
+    service.run(steps, lambda: ready.append(True))  # type: ignore[arg-type]
+    assert ready and store.positions()["scores", 0] == 2
+
+
+def test_labels_that_never_get_a_score_are_counted_when_they_are_deleted(
+    joiner: Joiner, log: Log, clock: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
+    joiner.join([log.label("never", "fraud", "analyst"), log.score("new", event_time=T + 30 * DAY)])
+    clock.wall_ms += WAITING_KEPT_MS + 1
+    delete_old(joiner)
+    assert (joiner.counts.waiting, joiner.counts.expired) == (0, 1)
+    assert "1 labels without a score" in caplog.text
+
+
+def test_labels_that_a_former_version_kept_wait_from_now_on(tmp_path: Path) -> None:
+    store = JoinerStore(tmp_path / "s")
+    store.wait({"a": LabelRecord(0, "analyst", None, 2, T, 0, 0)}, 0)
+    store.commit()
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "s", isolation_level=None)) as old:
+        old.execute("UPDATE waiting SET since = NULL")
+    again = JoinerStore(tmp_path / "s")
+    assert again.delete_waiting(T + DAY, 1, 10) == 0
+    assert again.delete_waiting(T + DAY, 2**43, 10) == 1
+    again.close()
