@@ -246,18 +246,21 @@ class JoinerStore:
 
     def delete_rows(self, event_time: int, limit: int) -> int:
         """Delete at most `limit` rows before `event_time`; returns their number."""
-        return self._delete("decided", "event_time < ?", event_time, limit)
+        return self._db.execute(
+            "DELETE FROM decided WHERE event_id IN (SELECT event_id FROM decided WHERE event_time < ? LIMIT ?)",
+            (event_time, limit),
+        ).rowcount
 
     def delete_waiting(self, labelled_at: int, since: int, limit: int) -> int:
         """Delete at most `limit` labels that were given before `labelled_at` and wait since before `since`.
 
         `since` is wall-clock time (epoch ms). Looks at every waiting label. Returns the number.
         """
-        return self._delete("waiting", "labelled_at < ? AND since < ?", labelled_at, since, limit)
-
-    def _delete(self, table: str, condition: str, *arguments: int) -> int:
-        chosen = f"SELECT event_id FROM {table} WHERE {condition} LIMIT ?"
-        return self._db.execute(f"DELETE FROM {table} WHERE event_id IN ({chosen})", arguments).rowcount
+        return self._db.execute(
+            "DELETE FROM waiting WHERE event_id IN"
+            " (SELECT event_id FROM waiting WHERE labelled_at < ? AND since < ? LIMIT ?)",
+            (labelled_at, since, limit),
+        ).rowcount
 
     def commit(self) -> None:
         """Commit the batch and begin the next one."""
