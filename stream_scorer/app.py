@@ -123,6 +123,7 @@ def make_store(
         client,
         rows_namespace(settings["scorer.group"], checked.feature_hash, topic_id, checked.pseudonyms.fingerprint),
         inputs,
+        labels_topic=topics.labels,
         layout=LAYOUT_VERSION,
         horizon_ms=reach_ms(checked),
         about=f"group {settings['scorer.group']}, spec {checked.spec.name} with features {checked.feature_hash[:12]}",

@@ -209,7 +209,7 @@ def _redis(settings: Settings) -> str:
     try:
         ping(client, url)
         # A store without partitions checks the server's policy as a scorer does, and writes nothing.
-        store = RedisRowStore(client, "doctor", [], layout=LAYOUT_VERSION, horizon_ms=0)
+        store = RedisRowStore(client, "doctor", [], labels_topic="", layout=LAYOUT_VERSION, horizon_ms=0)
         store.check_eviction_policy()
     finally:
         client.close()

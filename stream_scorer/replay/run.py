@@ -26,7 +26,7 @@ from stream_scorer.replay.pieces import Piece, Positions
 from stream_scorer.replay.quality import ScoredRows
 from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import MemoryRowStore
+from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
 
 # Called for every score, with the bytes of score and contribution, and the row of lineage.
 Emit = Callable[[bytes, bytes, LineageRow], None]
@@ -98,7 +98,7 @@ class Replay:
     ) -> None:
         self._engine = FeatureEngine(checked)
         self._engine.warm()
-        self._store = MemoryRowStore()
+        self._store = MemoryRowStore(AppliedOffsets({}, {}, labels_topic=topics.labels))
         self._decode = Decode(checked)
         self._enrich = EnrichInProcess(self._engine, self._store)
         lineup = Lineup.of(ensemble)

@@ -45,7 +45,7 @@ class RedisRowStore:
 
     Args:
         client: from `stream_scorer.state.client.connect`. namespace: see `stream_scorer.state.keys.rows_namespace`.
-        sources: every partition of the input topics; each has applied offsets.
+        sources: every partition of the input topics; each has applied offsets. labels_topic: that of the labels.
         layout: version of the row format. horizon_ms: how far back readers look, lateness included.
         beside: use the epoch that is being built, not the current one. about: whose rows these are, for people who look
             into Redis.
@@ -57,6 +57,7 @@ class RedisRowStore:
         namespace: str,
         sources: Sequence[SourcePartition],
         *,
+        labels_topic: str,
         layout: int,
         horizon_ms: int,
         beside: bool = False,
@@ -65,6 +66,7 @@ class RedisRowStore:
         self._client = client
         self._namespace = namespace
         self._sources = list(sources)
+        self._labels_topic = labels_topic
         self._layout = layout
         self._horizon_ms = horizon_ms
         self._about = about
@@ -162,14 +164,16 @@ class RedisRowStore:
             if applied.next_offset[source] < offset:
                 raise StateGap(f"Redis has lost updates of {source.topic}[{source.partition}]")
         self._trim_before = applied.slowest_watermark() - self._horizon_ms
-        self._first_period = self._first_witness_period(applied)
+        self._first_period = self._first_witness_period(applied.newest_watermark())
         rows = values[len(state) :]
         self._require_no_witness([key for key, row in zip(keys, rows, strict=True) if row is None], applied)
         return rows, applied
 
     def _require_no_witness(self, missing: list[bytes], applied: AppliedOffsets) -> None:
         """Raise `StateGap`, and give the epoch up, if one of the `missing` rows existed within the horizon."""
-        first, last = self._first_witness_period(applied), applied.newest_watermark() // WITNESS_PERIOD_MS
+        newest, last = applied.newest_watermark(), applied.newest_of_all() // WITNESS_PERIOD_MS
+        # Before the first transaction, the rows hold labels only: look as far back from these.
+        first = self._first_witness_period(newest if newest >= 0 else applied.newest_of_all())
         for low in range(0, len(missing), MAX_ENTRIES_PER_CALL):
             part = missing[low : low + MAX_ENTRIES_PER_CALL]
             hashes = [key_hash(key) for key in part]
@@ -184,9 +188,9 @@ class RedisRowStore:
                 self.give_up()
                 raise StateGap("Redis has lost a row")
 
-    def _first_witness_period(self, applied: AppliedOffsets) -> int:
-        """The first period in which a row that is missing would have existed within the horizon."""
-        return max(applied.newest_watermark() - self._horizon_ms, 0) // WITNESS_PERIOD_MS
+    def _first_witness_period(self, newest: int) -> int:
+        """The first period in which a row that is missing would have existed within the horizon of `newest`."""
+        return max(newest - self._horizon_ms, 0) // WITNESS_PERIOD_MS
 
     def apply(self, update: RowUpdate) -> None:
         """See `RowStore.apply`: one script call per `MAX_ENTRIES_PER_CALL` entries, each of them atomic."""
@@ -265,6 +269,7 @@ class RedisRowStore:
             self._client,
             namespace,
             self._sources,
+            labels_topic=self._labels_topic,
             layout=self._layout,
             horizon_ms=self._horizon_ms,
             beside=beside,
@@ -399,7 +404,12 @@ class RedisRowStore:
             {s: fields[i] for s, fields in zip(self._sources, unpacked, strict=True)} for i in range(3)
         )
         return AppliedOffsets(
-            offsets, watermarks, targets, beginning=self._beginning, passed=-1 if passed is None else int(passed)
+            offsets,
+            watermarks,
+            targets,
+            beginning=self._beginning,
+            passed=-1 if passed is None else int(passed),
+            labels_topic=self._labels_topic,
         )
 
 

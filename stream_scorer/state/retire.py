@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
 from typing import Any
 
 import redis
@@ -25,9 +24,11 @@ from stream_scorer.state.rows import WITNESS_PERIOD_MS
 _log = logging.getLogger(__name__)
 # Keys per step: one step occupies Redis for one to two milliseconds.
 STEP = 500
-# A pass judges by this number of steps, and only if they hold this number of rows, whether it may begin.
+# Whether a pass may begin is judged by this number of steps, and by more of them until they hold this number of rows.
 SAMPLE_STEPS = 4
-FEWEST = 500
+SAMPLE_ROWS = 500
+# A pass over so few old rows always begins: in a new group or a test, most rows may well be old, and few keys are lost.
+HARMLESS = 20
 # The pause between two steps, so that a pass uses a small part of one core.
 PAUSE_S = 0.005
 # Deleted rows are remembered for longer than a micro-batch takes from its read to its apply.
@@ -43,26 +44,25 @@ def retire(
 
     Args:
         shards: the keys of the epoch in use, per shard. before: per shard, the event time (ms) before which no reader
-            looks. max_share: the largest share of the rows that may go, judged by the first `SAMPLE_STEPS` steps; Redis
-            returns keys in order of their hash, so these are as good as drawn at random.
+            looks. max_share: the largest share of the rows that may go, judged by the rows that a scan finds first;
+            Redis returns keys in order of their hash, so these are as good as drawn at random.
 
     Raises:
         RetireRefused: more would go; nothing was deleted. StateUnavailable: Redis does not answer.
     """
     one_pass = _Pass(client, shards, before)
     with mapped_errors():
-        steps = _steps(client.scan_iter(match="{*", count=STEP))
-        sample = list(islice(steps, SAMPLE_STEPS))
-        one_pass.require_plausible(sample, max_share)
-        for keys in chain(sample, steps):
+        if max_share < 1:
+            one_pass.require_plausible(stop, max_share)
+        for keys in _steps(client):
+            if stop.wait(PAUSE_S):
+                break
             one_pass.step(keys)
             if one_pass.remembered >= MAX_REMEMBERED:
                 _log.info("retired %d feature rows; the pass continues in %d s", one_pass.remembered, REMEMBER_S)
                 if stop.wait(REMEMBER_S):
                     break
                 one_pass.forget()
-            if stop.wait(PAUSE_S):
-                break
     return one_pass.deleted
 
 
@@ -83,15 +83,20 @@ class _Pass:
         self._used = {shard.namespace.tag for shard in shards}
         self.deleted = self.remembered = 0
 
-    def require_plausible(self, sample: Sequence[Sequence[bytes]], max_share: float) -> None:
-        """Raise `RetireRefused` if more than `max_share` of the rows among the keys of `sample` would be deleted."""
+    def require_plausible(self, stop: threading.Event, max_share: float) -> None:
+        """Raise `RetireRefused` if more than `max_share` of a sample of the rows would be deleted.
+
+        Other keys do not count, so a small group in a large Redis is judged too, by all of its rows if they are few.
+        """
         rows = old = 0
-        for keys in sample:
+        for number, keys in enumerate(_steps(self._client), 1):
             for shard, first_period in zip(self._shards, self._first_period, strict=True):
                 mine = [key for key in keys if key.startswith(shard.rows)]
                 rows += len(mine)
                 old += self._ended_before(mine, first_period * WITNESS_PERIOD_MS)
-        if rows >= FEWEST and old > max_share * rows:
+            if (number >= SAMPLE_STEPS and rows >= SAMPLE_ROWS) or stop.wait(PAUSE_S):
+                break
+        if old > max(max_share * rows, HARMLESS):
             raise RetireRefused(
                 f"{old:,} of {rows:,} feature rows would be deleted, which suggests wrong input times: nothing was "
                 "deleted",
@@ -144,9 +149,10 @@ def _in_use(client: Any, tag: bytes) -> bool:
         return True
 
 
-def _steps(keys: Iterator[bytes]) -> Iterator[list[bytes]]:
+def _steps(client: Any) -> Iterator[list[bytes]]:
+    """All keys with a hash tag, `STEP` at a time."""
     step = []
-    for key in keys:
+    for key in client.scan_iter(match="{*", count=STEP):
         step.append(key)
         if len(step) == STEP:
             yield step

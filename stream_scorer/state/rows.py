@@ -30,7 +30,7 @@ I8 = NDArray[np.int8]
 # The store records a witness of a row once per period of event time in which the row gains an entry; see
 # `RowUpdate.opens`. A longer period costs less, but rows stay up to one period beyond their horizon. 14 days.
 WITNESS_PERIOD_MS = 14 * 24 * 3_600_000
-# A partition without unread records is idle if its newest event is this much older than the newest of all. One day.
+# A partition without unread records is idle if its newest event is this much older than the newest transaction. One day.
 IDLE_MS = 24 * 3_600_000
 # How far a watermark beyond the wall clock counts when lost rows are looked for. One day.
 AHEAD_MS = 24 * 3_600_000
@@ -82,6 +82,8 @@ class AppliedOffsets:
             minimum of all shards.
         beginning: from where on the rows are complete.
         passed: an event time (ms) that all partitions had passed, except idle ones; see `passed_by`. -1: not known.
+        labels_topic: the topic whose partitions hold labels; empty: none do. Labels may be far ahead of transactions.
+            They hold back what is dropped as old, and never advance it.
         now_ms: the wall clock when this was read. One event from a clock that is ahead makes a watermark for good, so
             what is dropped as old, or looked for, must not depend on a watermark beyond it.
     """
@@ -93,33 +95,41 @@ class AppliedOffsets:
     sharding: Sharding | None = None
     beginning: Beginning = field(default_factory=Beginning)
     passed: int = -1
+    labels_topic: str = ""
     now_ms: int = field(default_factory=SystemClock().now_ms, compare=False)
 
     def slowest_active_watermark(self) -> int:
-        """The event time (ms) that every partition has passed, except those without events and idle ones; -1: none.
+        """The event time (ms) that every partition has passed, except those without events and idle ones.
 
-        At most `now_ms`.
+        At most `now_ms`; -1 before the first transaction.
         """
-        slowest = max(min((w for w in self.watermark.values() if w >= 0), default=-1), self.passed)
-        return min(slowest, self.now_ms)
+        slowest = min((w for w in self.watermark.values() if w >= 0), default=-1)
+        return min(max(min(slowest, self._newest_transaction()), self.passed), self.now_ms)
 
     def newest_watermark(self) -> int:
-        """The highest watermark of all partitions; -1 for none. At most a day beyond `now_ms`: clocks differ."""
+        """The time (ms) of the newest transaction; -1 for none. At most a day beyond `now_ms`: clocks differ."""
+        return min(self._newest_transaction(), self.now_ms + AHEAD_MS)
+
+    def newest_of_all(self) -> int:
+        """As `newest_watermark`, of transactions and labels: a label may come before its transaction."""
         return min(max(self.watermark.values(), default=-1), self.now_ms + AHEAD_MS)
 
-    def passed_by(self, ends: Mapping[SourcePartition, int]) -> int:
-        """The event time (ms) that all partitions have passed, except those without events and idle ones; -1 for none.
+    def _newest_transaction(self) -> int:
+        return max((w for s, w in self.watermark.items() if s.topic != self.labels_topic), default=-1)
 
-        A partition is idle if no record below `ends` is left and its newest event is `IDLE_MS` older than the newest of
-        all.
+    def passed_by(self, ends: Mapping[SourcePartition, int]) -> int:
+        """The event time (ms) that all partitions have passed, except those without events and idle ones.
+
+        A partition is idle if no record below `ends` is left and its newest event is `IDLE_MS` older than the newest
+        transaction. -1 before the first transaction.
         """
-        newest = max(self.watermark.values(), default=-1)
+        newest = self._newest_transaction()
         active = [
             w
             for source, w in self.watermark.items()
             if w >= 0 and (self.next_offset[source] < ends[source] or w >= newest - IDLE_MS)
         ]
-        return min(active, default=-1)
+        return min(active, default=-1) if newest >= 0 else -1
 
     @property
     def complete(self) -> bool:
@@ -129,10 +139,11 @@ class AppliedOffsets:
     def settled(self, ends: Mapping[SourcePartition, int]) -> int:
         """The event time (ms) that all partitions with unread records, below `ends`, have passed; -1 for none.
 
-        A partition that is read to its end holds nothing back. If all are, the result is the highest watermark.
+        A partition that is read to its end holds nothing back. The result is at most the time of the newest
+        transaction, because the next one may be as old.
         """
         behind = [w for source, w in self.watermark.items() if self.next_offset[source] < ends[source]]
-        return min(behind, default=max(self.watermark.values(), default=-1))
+        return min([*behind, self._newest_transaction()])
 
     def slowest_watermark(self) -> int:
         """The lowest watermark of all partitions, at most `now_ms`. Except for late events, no event will be older."""

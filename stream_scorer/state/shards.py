@@ -111,6 +111,7 @@ class ShardedRows(Generic[Store]):
             self._sharding,
             Beginning(*map(max, zip(*(m.beginning for m in applied), strict=True))),
             min(m.passed for m in applied),
+            applied[0].labels_topic,
         )
 
 

@@ -68,6 +68,7 @@ class TestOpening:
         assert applied is not None
         assert applied.next_offset == {A: 7, B: 0}
         assert applied.watermark == {A: -1, B: -1}
+        assert {store.read([])[1].labels_topic, applied.labels_topic} == {"labels"}
         assert applied.complete
         assert store.epoch == begun.epoch != ""
 

@@ -23,6 +23,7 @@ from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Beginning, Memory
 
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
+LABELS = SourcePartition("labels", 0)
 HOUR = 3_600_000
 # A wall clock that is ahead of all rows.
 FAR = 10**15
@@ -39,8 +40,11 @@ def store(url: str) -> Iterator[Store]:
     client = connect(url)
     client.flushdb()
 
-    def make() -> RedisRowStore:
-        return RedisRowStore(client, "test", [A, B], layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
+    def make(*, labels: bool = False) -> RedisRowStore:
+        sources = [A, B, LABELS] if labels else [A, B]
+        return RedisRowStore(
+            client, "test", sources, labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR
+        )
 
     yield make
     client.close()
@@ -177,13 +181,26 @@ def test_a_pass_forgets_what_it_deleted_before_there_is_too_much_of_it(
     assert len(list(redis.keys())) == 1
 
 
-def test_a_pass_that_would_delete_most_rows_deletes_none(store: Store) -> None:
+@pytest.mark.parametrize(("n", "others"), [(3_000, 0), (40, 0), (40, 5_000)])
+def test_a_pass_that_would_delete_most_rows_deletes_none(store: Store, url: str, n: int, others: int) -> None:
     redis = opened(store)
-    redis.apply(update(A, 0, 3_000, keys=3_000))
-    redis.apply(update(A, 3_000, 3_001, keys=1, at=LATER, opens=OPENS))
+    redis.apply(update(A, 0, n, keys=n))
+    redis.apply(update(A, n, n + 1, keys=1, at=LATER, opens=OPENS))
+    connect(url).mset({b"{other}:%d" % i: b"" for i in range(others)} or {b"other": b""})
     with pytest.raises(RetireRefused, match="nothing was deleted"):
-        redis.retire({A: 3_001, B: 0}, threading.Event(), now_ms=FAR)
-    assert len(list(redis.keys())) == 3_000
+        redis.retire({A: n + 1, B: 0}, threading.Event(), now_ms=FAR)
+    assert len(list(redis.keys())) == n
+    assert redis.retire({A: n + 1, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) >= n - 1
+
+
+def test_a_pass_deletes_a_handful_of_old_rows_and_nothing_once_it_is_stopped(store: Store) -> None:
+    redis, stop = opened(store), threading.Event()
+    redis.apply(update(A, 0, 10, keys=10))
+    redis.apply(update(A, 10, 11, keys=1, at=LATER, opens=OPENS))
+    stop.set()
+    assert redis.retire({A: 11, B: 0}, stop, now_ms=FAR) == 0
+    assert redis.retire({A: 11, B: 0}, threading.Event(), now_ms=FAR) >= 9
+    assert list(redis.keys()) == [b"0:0"]
 
 
 def test_no_watermark_counts_beyond_the_wall_clock(store: Store) -> None:
@@ -218,6 +235,21 @@ def test_a_pass_records_what_all_but_idle_partitions_have_passed(store: Store) -
     assert applied.passed == LATER + 1
     redis.retire({A: 1, B: 5}, threading.Event(), now_ms=FAR)
     assert redis.read([])[1].passed == LATER + 1  # what is cut stays cut
+
+
+@pytest.mark.parametrize("lost", [b"0:0", b"0:2"])  # a row of labels only, and one of transactions only
+def test_labels_that_are_ahead_retire_no_row_and_hide_no_loss(store: Store, url: str, lost: bytes) -> None:
+    redis, ends, passed = store(labels=True), {A: 3, B: 0, LABELS: 1}, []
+    assert redis.open() is None
+    assert redis.init({A: 1, B: 0, LABELS: 0}, {})
+    for each in (update(LABELS, 0, 1, at=LATER), update(A, 1, 3)):
+        redis.apply(each)
+        assert redis.retire(ends, threading.Event(), now_ms=FAR, max_share=1.0) == 0
+        passed.append(redis.read([])[1].passed)
+    assert passed == [-1, 1_003]
+    connect(url).delete(redis.row_prefix + lost)
+    with pytest.raises(StateGap, match="lost a row"):
+        rows(redis)
 
 
 def test_one_in_a_while_takes_the_turn(store: Store, url: str) -> None:
@@ -306,7 +338,9 @@ def test_a_user_who_lacks_a_command_of_an_update_is_not_ready_for_updates(store:
     assert len(commands) > 5
     password = uuid.uuid4().hex
     limited = connect(url.replace("redis://", f"redis://limited:{password}@"))
-    twin = RedisRowStore(limited, "test", [A, B], layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
+    twin = RedisRowStore(
+        limited, "test", [A, B], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR
+    )
     try:
         admin.acl_setuser("limited", enabled=True, passwords=[f"+{password}"], keys=["*"], categories=["+@all"])
         twin.probe_write()
@@ -333,6 +367,6 @@ def test_an_evicting_redis_is_refused(store: Store, url: str) -> None:
 
 
 def test_a_redis_that_is_gone_is_unavailable_not_a_gap() -> None:
-    gone = RedisRowStore(connect("redis://127.0.0.1:1/0"), "test", [A], layout=1, horizon_ms=HOUR)
+    gone = RedisRowStore(connect("redis://127.0.0.1:1/0"), "test", [A], labels_topic="labels", layout=1, horizon_ms=HOUR)
     with pytest.raises(StateUnavailable):
         gone.open()

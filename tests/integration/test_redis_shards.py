@@ -81,7 +81,7 @@ def live(client: Any) -> ShardedRedisRows:
 
 
 def made(client: Any) -> ShardedRedisRows:
-    plain = RedisRowStore(client, "test", [A, B], layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
+    plain = RedisRowStore(client, "test", [A, B], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
     return ShardedRedisRows.over(plain, SHARDING)
 
 

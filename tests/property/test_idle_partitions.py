@@ -87,7 +87,7 @@ def one_event(at: int, number: int, source: SourcePartition, offset: int) -> Eve
 
 def opened() -> tuple[MemoryServer, MemoryMarkedRows]:
     server = MemoryServer()
-    store = MemoryMarkedRows(server, [BUSY, QUIET, LABELS], Failpoints(), per_call=10_000)
+    store = MemoryMarkedRows(server, [BUSY, QUIET, LABELS], Failpoints(), per_call=10_000, labels_topic="l")
     store.open()
     assert store.init(dict.fromkeys([BUSY, QUIET, LABELS], 0), {})
     return server, store
@@ -122,6 +122,59 @@ def test_rows_of_a_busy_entity_stay_bounded_while_a_partition_and_the_labels_are
                  ((6 * HOUR, 6 * HOUR), (2 * DAY, 2 * DAY), (DAY, 2 * DAY))]  # fmt: skip
     assert max(sizes) <= 2 * sum(per_level) + 3 * K + 2 * BATCH
     assert max(sizes[-200:]) < size(keeps_all) / 3
+
+
+def test_labels_that_are_all_there_first_drop_nothing_and_make_no_transaction_late() -> None:
+    engine, (server, store) = FeatureEngine(SPEC), opened()
+    keeps_all = MemoryRowStore(AppliedOffsets({}, {SourcePartition("t", 9): 0}, labels_topic="l"))
+    at = np.arange(DAY, 61 * DAY, DAY // 8)
+    labels = labels_from_columns(
+        SPEC,
+        {
+            "event_id": [f"l{i}" for i in range(len(at))],
+            "event_time": at.tolist(),
+            "label": ["fraud"] * len(at),
+            "labelled_at": (at + DAY).tolist(),
+            "shop": ["busy"] * len(at),
+        },
+    )
+    nothing = take_transactions(one_event(DAY, 0, BUSY, 0).transactions, np.zeros(0, dtype=np.int64))
+    none = np.zeros(0, dtype=np.int64)
+    log = []
+    for low in range(0, len(at), 16):
+        rows = np.arange(low, low + 16)
+        span = Span(LABELS, low, low + 16, int(at[rows].max()) + DAY)
+        log.append(EventBatch(nothing, take_labels(labels, rows), [span], none, none, rows * 0, rows))
+    # Batches without their own labels.
+    log += [
+        EventBatch(each.transactions, take_labels(labels, none), each.spans[:1], each.transaction_span,
+                   each.transaction_offset, none, none)
+        for each in batches(0)[1:21]
+    ]  # fmt: skip
+    for events in log:
+        enriched, right = feed(engine, store, events), feed(engine, keeps_all, events)
+        np.testing.assert_array_equal(enriched.matrix, right.matrix)
+        assert (enriched.status != PARTIAL).all()
+        applied = store.open()
+        assert applied is not None
+        server.passed = applied.passed_by(applied.next_offset)
+        assert applied.settled(applied.next_offset) == applied.watermark[BUSY]
+    assert enriched.matrix[:, 2].max() > 0
+
+
+def test_labels_do_not_make_a_partition_of_transactions_idle() -> None:
+    behind = AppliedOffsets(
+        {BUSY: 10, QUIET: 10, LABELS: 5}, {BUSY: 8 * DAY, QUIET: 7 * DAY, LABELS: 60 * DAY}, labels_topic="l"
+    )
+    ends = dict(behind.next_offset)
+    assert behind.passed_by(ends) == 7 * DAY
+    assert behind.settled(ends) == behind.settled(ends | {LABELS: 9}) == behind.newest_watermark() == 8 * DAY
+    assert behind.settled(ends | {QUIET: 11}) == behind.slowest_active_watermark() == 7 * DAY
+    none_yet = AppliedOffsets(behind.next_offset, {BUSY: -1, QUIET: -1, LABELS: 60 * DAY}, labels_topic="l")
+    assert none_yet.passed_by(ends) == none_yet.settled(ends) == none_yet.slowest_active_watermark() == -1
+    silent = AppliedOffsets(behind.next_offset, behind.watermark | {LABELS: DAY}, labels_topic="l")
+    assert silent.passed_by(ends) == 7 * DAY
+    assert silent.passed_by(ends | {LABELS: 6}) == DAY
 
 
 def test_a_partition_with_unread_records_is_not_idle_however_old_they_are() -> None:

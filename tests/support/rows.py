@@ -70,8 +70,15 @@ class MemoryMarkedRows:
     """`MarkedRowStore` on a `MemoryServer`; `per_call` is how many entries go into one atomic step."""
 
     def __init__(
-        self, server: MemoryServer, sources: Sequence[SourcePartition], life: Failpoints, *, per_call: int
+        self,
+        server: MemoryServer,
+        sources: Sequence[SourcePartition],
+        life: Failpoints,
+        *,
+        per_call: int,
+        labels_topic: str = "labels",
     ) -> None:
+        self._labels_topic = labels_topic
         self._server, self._sources, self._life = server, list(sources), life
         self._per_call = per_call
         self._epoch = ""
@@ -190,5 +197,10 @@ class MemoryMarkedRows:
         applied = self._server.applied
         offsets, watermarks, targets = ({s: applied[s][i] for s in self._sources} for i in range(3))
         return AppliedOffsets(
-            offsets, watermarks, targets, beginning=self._server.beginning, passed=self._server.passed
+            offsets,
+            watermarks,
+            targets,
+            beginning=self._server.beginning,
+            passed=self._server.passed,
+            labels_topic=self._labels_topic,
         )
