@@ -94,7 +94,9 @@ class Path:
         self.engine.warm()
         self._client = connect(redis_url)
         horizon_ms = self.engine.plan.horizon_ms + duration_ms(checked.spec.time.allowed_lateness)
-        self.store = RedisRowStore(self._client, namespace, [SOURCE], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=horizon_ms)
+        self.store = RedisRowStore(
+            self._client, namespace, [SOURCE], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=horizon_ms
+        )
         assert self.store.open() is None
         self.store.init({SOURCE: 0}, {})
         self.store.open()

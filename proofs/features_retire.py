@@ -145,7 +145,9 @@ def _check_namespaces(result: Result, client: Any, store: RedisRowStore) -> None
 
 
 def _store_of(client: Any, spec: str) -> RedisRowStore:
-    store = RedisRowStore(client, _namespace(spec), [SOURCE], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=DAY_MS)
+    store = RedisRowStore(
+        client, _namespace(spec), [SOURCE], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=DAY_MS
+    )
     store.open()
     store.init({SOURCE: 0}, {})
     return store

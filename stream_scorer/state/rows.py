@@ -30,7 +30,7 @@ I8 = NDArray[np.int8]
 # The store records a witness of a row once per period of event time in which the row gains an entry; see
 # `RowUpdate.opens`. A longer period costs less, but rows stay up to one period beyond their horizon. 14 days.
 WITNESS_PERIOD_MS = 14 * 24 * 3_600_000
-# A partition without unread records is idle if its newest event is this much older than the newest transaction. One day.
+# A partition without unread records is idle if its newest event is this much older than the newest transaction: a day.
 IDLE_MS = 24 * 3_600_000
 # How far a watermark beyond the wall clock counts when lost rows are looked for. One day.
 AHEAD_MS = 24 * 3_600_000

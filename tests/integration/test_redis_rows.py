@@ -338,9 +338,7 @@ def test_a_user_who_lacks_a_command_of_an_update_is_not_ready_for_updates(store:
     assert len(commands) > 5
     password = uuid.uuid4().hex
     limited = connect(url.replace("redis://", f"redis://limited:{password}@"))
-    twin = RedisRowStore(
-        limited, "test", [A, B], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR
-    )
+    twin = RedisRowStore(limited, "test", [A, B], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
     try:
         admin.acl_setuser("limited", enabled=True, passwords=[f"+{password}"], keys=["*"], categories=["+@all"])
         twin.probe_write()
@@ -367,6 +365,8 @@ def test_an_evicting_redis_is_refused(store: Store, url: str) -> None:
 
 
 def test_a_redis_that_is_gone_is_unavailable_not_a_gap() -> None:
-    gone = RedisRowStore(connect("redis://127.0.0.1:1/0"), "test", [A], labels_topic="labels", layout=1, horizon_ms=HOUR)
+    gone = RedisRowStore(
+        connect("redis://127.0.0.1:1/0"), "test", [A], labels_topic="labels", layout=1, horizon_ms=HOUR
+    )
     with pytest.raises(StateUnavailable):
         gone.open()

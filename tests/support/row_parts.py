@@ -108,7 +108,9 @@ class RedisRowParts:
         client.flushdb()
 
     def store(self) -> MarkedRowStore:
-        rows = RedisRowStore(self._client, "test", SOURCES, labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
+        rows = RedisRowStore(
+            self._client, "test", SOURCES, labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR
+        )
         return ShardedRedisRows.over(rows, SHARDING) if self._sharded else rows
 
     def lose_everything(self) -> None:
