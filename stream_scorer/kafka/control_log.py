@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import NamedTuple, cast
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
@@ -49,6 +50,8 @@ class ControlLog:
         self._source = TopicPartition(topic, 0, OFFSET_BEGINNING)
         self._position = 0
         self._cut = False
+        # The client has passed these, so it never returns them again: an error before them must not lose them.
+        self._waiting: deque[Message] = deque()
         # The end of the partition is an event, because its last offsets may hold no record: see `position`.
         settings = {"enable.partition.eof": True}
         self._consumer = open_consumer(
@@ -77,29 +80,43 @@ class ControlLog:
 
         Raises:
             StreamScorerError: the broker refuses; or the topic was created again or has lost records, so that this
-                object reads nothing any more. Stopped: see the class. An unavailable broker is not an error.
+                object reads nothing any more. Stopped: see the class. An unavailable broker is not an error. Records
+                before an error are returned first, and those behind it by the call after it.
         """
         raise_if_stopped(self._stop)
         if self._cut:
             raise self._cut_error()
-        messages = self._consumer.consume(1, wait_s)
-        if messages:
-            messages += self._consumer.consume(_MAX_RECORDS - 1, 0)
-        out = []
-        for message in messages:
-            error, offset = message.error(), cast(int, message.offset())
+        if not self._waiting:
+            self._waiting.extend(self._consumer.consume(1, wait_s))
+            if self._waiting:
+                self._waiting.extend(self._consumer.consume(_MAX_RECORDS - 1, 0))
+        out: list[LogRecord] = []
+        while self._waiting:
+            error, offset = self._waiting[0].error(), cast(int, self._waiting[0].offset())
+            refused = self._refusal(error)
+            if refused is not None and out:
+                break  # the next call raises it
+            message = self._waiting.popleft()
+            if refused is not None:
+                raise refused
             if error is None:
                 key = (message.key() or b"").decode(errors="replace")
                 out.append(LogRecord(offset, key, message.value(), message.timestamp()[1]))
                 self._position = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._position = max(self._position, offset)
-            elif error.code() in _CUT:
-                self._cut = True
-                raise self._cut_error()
-            elif error.code() not in _TRANSIENT and not error.retriable():
-                raise as_domain_error(error, f"read {self._topic}", self._bootstrap)
         return out
+
+    def _refusal(self, error: KafkaError | None) -> StreamScorerError | None:
+        """The error to raise; None if it passes by itself."""
+        if error is None or error.code() == KafkaError._PARTITION_EOF:
+            return None
+        if error.code() in _CUT:
+            self._cut = True
+            return self._cut_error()
+        if error.code() in _TRANSIENT or error.retriable():
+            return None
+        return as_domain_error(error, f"read {self._topic}", self._bootstrap)
 
     def _cut_error(self) -> StreamScorerError:
         return StreamScorerError(

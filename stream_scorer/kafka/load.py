@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self, cast
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
-from stream_scorer.errors import BrokerUnavailable, RecordsDeleted, UsageError
+from stream_scorer.errors import BrokerUnavailable, RecordsDeleted, StreamScorerError, UsageError
 from stream_scorer.kafka.clients import find_refusal, open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
@@ -156,6 +156,8 @@ class RecordFollower:
         config = consumer_config(bootstrap, client_id, f"{client_id}-follower") | SMALL_PREFETCH
         self._consumer = open_consumer(config | {"enable.partition.eof": self.NOTES_ENDS})
         self.reached: dict[int, int] = {}
+        # The client has passed these, so it never returns them again: an error before them must not lose them.
+        self._waiting: deque[Message] = deque()
         try:
             self.starts = self._watermarks(start)
             self._consumer.assign([TopicPartition(topic, p, offset) for p, offset in self.starts.items()])
@@ -167,29 +169,36 @@ class RecordFollower:
         """Up to `max_records` records, waiting at most `timeout_s` for the first.
 
         Raises:
-            StreamScorerError: the topic was deleted, or the broker refuses. An unavailable broker is not an error.
+            StreamScorerError: the topic was deleted, or the broker refuses. An unavailable broker is not an error. Records
+                before an error are returned first, and those behind it by the call after it.
         """
-        messages = self._consumer.consume(1, timeout_s)
-        if messages and max_records > 1:
-            messages += self._consumer.consume(max_records - 1, 0)
-        records = []
-        for message in messages:
+        if not self._waiting:
+            self._waiting.extend(self._consumer.consume(1, timeout_s))
+            if self._waiting and max_records > 1:
+                self._waiting.extend(self._consumer.consume(max_records - 1, 0))
+        records: list[FollowedRecord] = []
+        while self._waiting and len(records) < max_records:
+            refused = self._refusal(self._waiting[0].error())
+            if refused is not None and records:
+                break  # the next call raises it
+            message = self._waiting.popleft()
+            if refused is not None:
+                raise refused
+            partition, offset = cast(int, message.partition()), cast(int, message.offset())
             error = message.error()
-            if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                self.reached[cast(int, message.partition())] = cast(int, message.offset())
-                continue
-            if error is not None:
-                known = as_domain_error(error, f"read {self._topic}", self._bootstrap)
-                if error.retriable() or isinstance(known, BrokerUnavailable):
-                    continue  # librdkafka reconnects by itself
-                raise known
-            partition, offset = message.partition(), message.offset()
-            assert partition is not None and offset is not None
-            headers = headers_of(message)
-            records.append(
-                FollowedRecord(partition, offset, message.key(), message.value(), message.timestamp()[1], headers)
-            )
+            if error is None:
+                key, value, timestamp = message.key(), message.value(), message.timestamp()[1]
+                records.append(FollowedRecord(partition, offset, key, value, timestamp, headers_of(message)))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self.reached[partition] = offset
         return records
+
+    def _refusal(self, error: KafkaError | None) -> StreamScorerError | None:
+        """The error to raise; None if librdkafka goes on by itself."""
+        if error is None or error.code() == KafkaError._PARTITION_EOF or error.retriable():
+            return None
+        known = as_domain_error(error, f"read {self._topic}", self._bootstrap)
+        return None if isinstance(known, BrokerUnavailable) else known
 
     def ends(self) -> dict[int, int]:
         """The present end of each partition. Raises `BrokerUnavailable`."""

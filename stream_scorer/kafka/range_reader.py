@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -16,9 +17,12 @@ from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.headers import headers_of
+from stream_scorer.kafka.topic_config import kept_ms
+from stream_scorer.kafka.topics import TopicAdmin
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import RawRecords
 
+_log = logging.getLogger(__name__)
 # Maximum time without an answer. A restarting broker answers again within half a minute.
 SILENCE_S = 40.0
 METADATA_TIMEOUT_S = 10.0
@@ -69,6 +73,15 @@ class RangeReader:
                 if not (error.retriable() or error.code() in _NO_LEADER) or not deadline.remaining_s:
                     raise as_domain_error(error, f"look up topic {topic}", self._bootstrap) from exception
                 time.sleep(RETRY_S)
+
+    def retention_ms(self, topic: str) -> int | None:
+        """How long `topic` keeps every record, by its settings; None if it is not known, or other limits apply."""
+        try:
+            config = TopicAdmin(self._bootstrap).configs([topic])[topic]
+        except StreamScorerError as error:
+            _log.warning("the retention of %s cannot be looked up: %s", topic, error.message)
+            return None
+        return kept_ms(config)
 
     def committed(self, group: str, sources: Sequence[SourcePartition]) -> dict[SourcePartition, int]:
         """The committed offsets of `group`; omits partitions without one.

@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from stream_scorer.errors import StreamScorerError
+from stream_scorer.errors import RecordsDeleted, StreamScorerError
 from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
@@ -57,6 +57,8 @@ _PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
 }
+# The position is not in the log.
+_NO_OFFSET = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
 class InputReader:
@@ -229,10 +231,24 @@ class InputReader:
             if messages and self._position:
                 self.seek_all({})
             return []
-        for fault in faults:
-            if fault.code() not in _PASSING and not fault.retriable():
-                raise as_domain_error(fault, "read the input", self._bootstrap)
+        for message in messages:
+            fault = message.error()
+            if fault is not None and fault.code() not in _PASSING and not fault.retriable():
+                raise self._refusal(message, fault)
         return [message for message in messages if message.error() is None] if faults else messages
+
+    def _refusal(self, message: Message, fault: KafkaError) -> StreamScorerError:
+        if fault.code() not in _NO_OFFSET:
+            return as_domain_error(fault, "read the input", self._bootstrap)
+        topic, partition = message.topic(), message.partition()
+        where, at = f"{topic}[{partition}]", "that is read next"
+        if topic is not None and partition is not None:
+            at = str(self._fetched.get(SourcePartition(topic, partition), at))
+        return RecordsDeleted(
+            f"{where} no longer has the offset {at}: {fault.str()}",
+            hint="If retention has deleted it, restart: reading goes on from the first record that is left. "
+            "If the topic was created again, use another `scorer.group`.",
+        )
 
     def _set_positions(self, positions: dict[SourcePartition, int]) -> None:
         self._position, self._fetched = dict(positions), dict(positions)

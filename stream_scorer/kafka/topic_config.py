@@ -49,6 +49,16 @@ def loses_commands(config: Config) -> list[str]:
     ]
 
 
+def kept_ms(config: Config) -> int | None:
+    """How long a topic with these settings keeps every record, if age is the only reason to delete one; None if not.
+
+    A topic that deletes nothing by age may still lack records: they were deleted for another reason.
+    """
+    by_age = config.get("cleanup.policy") == "delete" and config.get("retention.bytes") == "-1"
+    keeps_ms = int(config.get("retention.ms", -1))
+    return keeps_ms if by_age and keeps_ms >= 0 else None
+
+
 def _short_retention(config: Config, needed_ms: int, need: str, otherwise: str) -> list[str]:
     keeps = int(config.get("retention.ms", -1))
     if keeps < 0 or keeps >= needed_ms:

@@ -83,16 +83,20 @@ def retire_unread(
     """One pass. Returns the number of deleted keys. Raises `RetireRefused`, `StateUnavailable`, `BrokerUnavailable`."""
     log = open_log()
     try:
-        ends = {source: end for topic in topics for source, (_, end) in log.bounds(topic).items()}
+        bounds = {source: ends for topic in topics for source, ends in log.bounds(topic).items()}
+        ends = {source: end for source, (_, end) in bounds.items()}
         applied = rows.open()
         if applied is None:
             return 0
         newest = max(applied.watermark.values(), default=-1)
         for source, at in applied.next_offset.items():
             idle = applied.watermark[source] < newest - IDLE_MS
-            # The last offsets of a partition may be Kafka's transaction markers. They delay nothing.
-            if idle and at < ends[source] and next(log.read(source, at, ends[source]), None) is None:
-                ends[source] = at
+            # The last offsets of a partition may be Kafka's transaction markers. They delay nothing, nor does what
+            # retention has deleted.
+            if idle and at < ends[source]:
+                first = max(at, bounds[source][0])
+                if next(log.read(source, first, ends[source]), None) is None:
+                    ends[source] = at
     finally:
         log.close()
     gone = rows.retire(ends, stop, now_ms=round(time.time() * 1e3), max_share=max_share)

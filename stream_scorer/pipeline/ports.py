@@ -45,6 +45,8 @@ class LogEnds(LogReader, Protocol):
 
     def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]: ...
 
+    def retention_ms(self, topic: str) -> int | None: ...
+
 
 class OpenTransaction(Protocol):
     """One transaction; see `stream_scorer.kafka.transactions.Transaction`."""

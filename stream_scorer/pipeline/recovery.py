@@ -3,8 +3,8 @@
 An applied offset below the committed one means committed batches whose rows are missing: they are read again, for
 their features only. If they are many, or after a loss of rows, scoring goes on without features, and `catch_up` brings
 the rows up to date beside it. If retention has deleted some of them, the rows are begun anew from what is left, and say
-so (ADR 0026). An applied offset above the committed one means that somebody rewound the group: refused, because
-features would count events twice.
+so (ADR 0026). If the group had not read them either, it goes on from the first offset of the log. An applied offset
+above the committed one means that somebody rewound the group: refused, because features would count events twice.
 
 A broker that has just started may report old offsets, or none. So committed offsets are looked up again while they are
 below an applied offset, or below what this process has committed: scoring from there would publish scores twice.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -31,7 +31,7 @@ from stream_scorer.pipeline.ports import LogEnds, Reader
 from stream_scorer.positions import Offsets, SourcePartition
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
-from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.state.rows import AppliedOffsets, Beginning, MarkedRowStore
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ MAX_INLINE = 10_000
 # How long to look up committed offsets again that are below what is known to be committed, and how often. A coordinator
 # of Kafka 4.1 that loads twice after a restart answers from offsets that it has only begun to load, or from none.
 BEHIND_S, LOOK_UP_EVERY_S = 10.0, 0.2
+_DELETED = (
+    "%s[%d] no longer has the offset %d, which the group reads next; its first one is %d. Either retention has deleted "
+    "unread records (%d offsets), which are not scored then, or these were transaction markers. Reading goes on from %d"
+)
 
 
 @dataclass(slots=True)
@@ -116,7 +120,10 @@ def starting_points(
 
 
 def _lack_records(reader: Reader, applied: AppliedOffsets, score_from: dict[SourcePartition, int]) -> bool:
-    """Whether retention has deleted records that the rows still lack: no catch-up can complete them."""
+    """Whether retention has deleted records that the rows still lack: no catch-up can complete them.
+
+    Offsets that may have been markers count as records, so that no feature is called fresh that lacks one.
+    """
     for source, stop in score_from.items():
         at = applied.next_offset.get(source, stop)
         if at < stop and at < reader.offset_bounds(source)[0]:
@@ -150,7 +157,7 @@ def _committed(
     """
     deadline = Deadline(BEHIND_S)
     while True:
-        found = reader.committed(sources)
+        found, deleted = _without_deleted(reader, reader.committed(sources))
         behind = [error for s, at in found.items() if (error := _behind(s, at, scored.get(s), applied)) is not None]
         if not behind:
             break
@@ -159,10 +166,26 @@ def _committed(
         time.sleep(LOOK_UP_EVERY_S)
     bounds = {source: reader.offset_bounds(source) for source, at in found.items() if at is None}
     fresh = {source: high if start == "latest" else low for source, (low, high) in bounds.items()}
-    if fresh:
+    begun = fresh | {source: first for source, (_, first) in deleted.items()}
+    for source, (at, first) in deleted.items():
+        _log.warning(_DELETED, *source, at, first, first - at, first)
+    if begun:
         # Kept at once: "latest" must not move when the scorer restarts before its first batch.
-        reader.commit(fresh)
+        reader.commit(begun)
     return {source: at for source, at in found.items() if at is not None} | fresh, fresh
+
+
+def _without_deleted(
+    reader: Reader, committed: Mapping[SourcePartition, int | None]
+) -> tuple[dict[SourcePartition, int | None], dict[SourcePartition, tuple[int, int]]]:
+    """`committed`, with the first offset of the log instead of one below it; and where this makes a difference.
+
+    Retention may have deleted unread records. Or a partition was silent for so long that retention has deleted all of
+    it: the committed offset may be that of the transaction marker at its end, and then nothing was lost.
+    """
+    first = {source: reader.offset_bounds(source)[0] for source, at in committed.items() if at is not None}
+    deleted = {s: (at, first[s]) for s, at in committed.items() if at is not None and at < first[s]}
+    return {s: at if at is None else max(at, first[s]) for s, at in committed.items()}, deleted
 
 
 def _behind(
@@ -197,14 +220,15 @@ def _behind(
 
 
 def find_beginning(log: LogEnds, transactions: str, labels: str, checked: CheckedSpec) -> Beginning:
-    """From where on the log is complete: of each topic, the latest first record of a partition that lost records.
+    """From where on the log is complete: of each topic, the latest time of all partitions that lost records.
 
     Retention deletes what is older, so windows that reach further back cannot be complete.
     """
     of_transactions, of_labels = TransactionDecoder(checked), LabelDecoder(checked)
+    ahead_ms = duration_ms(checked.spec.time.max_ahead)
     beginning = Beginning(
-        _first_time(log, transactions, lambda r: of_transactions.decode(r.value, r.timestamp)[0].event_time),
-        _first_time(log, labels, lambda r: of_labels.decode(r.value, r.timestamp)[0].labelled_at),
+        _first_time(log, transactions, lambda r: of_transactions.decode(r.value, r.timestamp)[0].event_time, ahead_ms),
+        _first_time(log, labels, lambda r: of_labels.decode(r.value, r.timestamp)[0].labelled_at, ahead_ms),
     )
     if any(beginning):
         told = ", ".join(
@@ -216,13 +240,25 @@ def find_beginning(log: LogEnds, transactions: str, labels: str, checked: Checke
     return beginning
 
 
-def _first_time(log: LogEnds, topic: str, times: Callable[[RawRecords], NDArray[np.int64]]) -> int:
-    newest = 0
+def _first_time(log: LogEnds, topic: str, times: Callable[[RawRecords], NDArray[np.int64]], ahead_ms: int) -> int:
+    newest, emptied = 0, False
     for source, (low, high) in log.bounds(topic).items():
         if low > 0:
-            found = next((at for records in log.read(source, low, high) if len(at := times(records))), None)
-            newest = max(newest, int(time.time() * 1e3) if found is None else int(found[0]))
-    return newest
+            pieces = ((times(records), records.timestamp) for records in log.read(source, low, high))
+            found = next(((at, written) for at, written in pieces if len(at)), None)
+            if found is None:
+                emptied = True
+            else:
+                # A record may be uploaded months after its event: its event time says little about those before it.
+                newest = max(newest, int(found[0][0]), min(int(found[1][0]), int(time.time() * 1e3)))
+    return max(newest, _time_of_deleted(log, topic, ahead_ms)) if emptied else newest
+
+
+def _time_of_deleted(log: LogEnds, topic: str, ahead_ms: int) -> int:
+    """The latest event time that a deleted record of `topic` may have, without a look at any record."""
+    now_ms, keeps_ms = int(time.time() * 1e3), log.retention_ms(topic)
+    # Retention compares with Kafka's timestamps. An event may be ahead of that of its record.
+    return now_ms if keeps_ms is None else now_ms - max(keeps_ms - ahead_ms, 0)
 
 
 def _begin(

@@ -372,6 +372,10 @@ class MemoryLog:
         if rows:
             yield _columns(source.topic, rows)
 
+    def retention_ms(self, topic: str) -> int | None:
+        """Not known: this broker deletes nothing."""
+        return None
+
     def close(self) -> None:
         """There is nothing to let go of."""
 

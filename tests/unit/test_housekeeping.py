@@ -50,27 +50,30 @@ class Rows:
 
 
 class Log:
-    """A partition that is busy, and one whose last offsets hold `left` records."""
+    """A partition that is busy, and one whose last offsets hold `left` records; it begins at `low`."""
 
-    def __init__(self, left: int) -> None:
-        self.left, self.closed = left, False
+    def __init__(self, left: int, low: int = 0) -> None:
+        self.left, self.low, self.closed = left, low, False
 
     def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
-        return {BUSY: (0, 100), IDLE: (0, 12)}
+        return {BUSY: (0, 100), IDLE: (self.low, 12)}
 
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
         assert source == IDLE
-        assert (start, stop) == (10, 12)
+        assert (start, stop) == (max(10, self.low), 12)
         if self.left:
             yield RawRecords("transactions", np.ones(1, np.int32), np.array([10]), np.zeros(1), [b""], [b""], [None])
+
+    def retention_ms(self, topic: str) -> int | None:
+        return None
 
     def close(self) -> None:
         self.closed = True
 
 
-@pytest.mark.parametrize(("left", "end"), [(0, 10), (1, 12)])
-def test_a_partition_with_nothing_but_markers_left_is_at_its_end(left: int, end: int) -> None:
-    rows, log = Rows(AppliedOffsets({BUSY: 90, IDLE: 10}, {BUSY: NOW, IDLE: 0})), Log(left)
+@pytest.mark.parametrize(("left", "low", "end"), [(0, 0, 10), (1, 0, 12), (0, 12, 10), (0, 11, 10), (1, 11, 12)])
+def test_a_partition_with_nothing_but_markers_left_is_at_its_end(left: int, low: int, end: int) -> None:
+    rows, log = Rows(AppliedOffsets({BUSY: 90, IDLE: 10}, {BUSY: NOW, IDLE: 0})), Log(left, low)
     assert retire_unread(rows, lambda: log, ["transactions"], threading.Event()) == 5
     assert rows.ends == {BUSY: 100, IDLE: end}
     assert log.closed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +12,10 @@ from confluent_kafka import KafkaError, KafkaException
 
 from stream_scorer.cli import topic_io
 from stream_scorer.cli.topic_io import TopicReader
-from stream_scorer.errors import BrokerUnavailable
-from stream_scorer.kafka import load, range_reader, reader
-from stream_scorer.kafka.load import LAST_OFFSETS, last_record
+from stream_scorer.errors import BrokerUnavailable, RecordsDeleted, StreamScorerError
+from stream_scorer.kafka import control_log, load, range_reader, reader
+from stream_scorer.kafka.control_log import ControlLog
+from stream_scorer.kafka.load import LAST_OFFSETS, RecordFollower, last_record
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import RawRecords
@@ -115,6 +116,17 @@ def test_a_header_name_that_is_not_utf_8_ends_nobody(monkeypatch: pytest.MonkeyP
     assert found.headers == [None, None]
 
 
+class Failed(Message):
+    """An error between records."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(-1001)
+        self._code = code
+
+    def error(self) -> KafkaError:
+        return KafkaError(self._code)
+
+
 class Topic(Fetches):
     """`Fetches` of a topic with one partition. When nothing is left to fetch, nothing comes."""
 
@@ -123,6 +135,50 @@ class Topic(Fetches):
 
     def list_topics(self, topic: str, *_: Any) -> Any:
         return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions={0: None})})
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, kind: str, turns: list[list[Message]]) -> Callable[[], list[int]]:
+    """A reader of these messages: each call returns the offsets that it reads next."""
+    for module in (load, control_log):
+        monkeypatch.setattr(module, "open_consumer", lambda _config: Topic(turns, [9]))
+    monkeypatch.setattr(control_log, "RecordWriter", lambda *_: None)
+    if kind == "follower":
+        follower = RecordFollower("nowhere:1", "outcomes", client_id="test")
+        return lambda: [record.offset for record in follower.poll()]
+    log = ControlLog("nowhere:1", "control")
+    return lambda: [record.offset for record in log.read(0.0)]
+
+
+@pytest.mark.parametrize("kind", ["follower", "control"])
+def test_records_around_an_error_are_read(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    denied, passing = Failed(KafkaError._AUTHENTICATION), Failed(KafkaError._TRANSPORT)
+    next_offsets = opened(monkeypatch, kind, [[*records(0, 2), denied, passing, *records(2, 4)], records(4, 5)])
+    assert next_offsets() == [0, 1]
+    with pytest.raises(StreamScorerError):
+        next_offsets()
+    assert [next_offsets(), next_offsets()] == [[2, 3], [4]]
+
+
+def test_a_log_that_is_cut_returns_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    next_offsets = opened(monkeypatch, "control", [[Message(0), Failed(KafkaError.OFFSET_OUT_OF_RANGE)]])
+    assert next_offsets() == [0]
+    for _ in range(2):
+        with pytest.raises(StreamScorerError, match="no offset 1"):
+            next_offsets()
+
+
+def test_an_input_without_the_next_offset_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "open_consumer", lambda _config: Topic([[Failed(KafkaError._AUTO_OFFSET_RESET)]], [9]))
+    monkeypatch.setattr(reader, "EndQuery", lambda *_: None)
+    inputs = reader.InputReader(
+        "nowhere:1", "group", "i", ["transactions"], on_assigned=lambda _: {}, on_revoked=lambda _: None,
+        static_membership=False, times_of={},
+    )  # fmt: skip
+    inputs._subscriptions = 1
+    inputs._set_positions({SOURCE: 100})
+    with pytest.raises(RecordsDeleted, match=r"transactions\[0\] no longer has the offset 100") as error:
+        inputs._consume(1, 0.0)
+    assert "reading goes on from the first record that is left" in error.value.hint
 
 
 def read_topic(monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], high: list[Any]) -> list[int]:

@@ -22,7 +22,7 @@ from tests.support.failpoints import Failpoints
 from tests.support.rows import MemoryMarkedRows, MemoryServer
 
 SOURCE = SourcePartition("transactions", 0)
-NOW = 1_736_157_600_000
+NOW, DAY_MS = 1_736_157_600_000, 86_400_000
 CHECKED = parse_spec("""
 name: small
 version: 1
@@ -173,10 +173,15 @@ def test_a_partition_added_at_run_time_is_told() -> None:
 
 
 class _Log:
-    """Each topic has two partitions; their first records were deleted below `low`."""
+    """Each topic has two partitions; their first records were deleted below `low`. `written`: Kafka's timestamps."""
 
-    def __init__(self, low: dict[SourcePartition, int], high: int = 4) -> None:
-        self._low, self._high = low, high
+    def __init__(
+        self, low: dict[SourcePartition, int], high: int = 4, written: int = NOW, keeps_ms: int | None = None
+    ) -> None:
+        self._low, self._high, self._written, self._keeps_ms = low, high, written, keeps_ms
+
+    def retention_ms(self, topic: str) -> int | None:
+        return self._keeps_ms
 
     def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
         return {SourcePartition(topic, p): (self._low.get(SourcePartition(topic, p), 0), self._high) for p in range(2)}
@@ -187,7 +192,7 @@ class _Log:
             label = {"event_id": "e", "event_time": NOW, "label": "fraud", "labelled_at": at, "source": "analyst"}
             value = {"id": "e", "at": at, "amount": 1, "who": "x"} if source.topic == "t" else label
             yield RawRecords(
-                source.topic, np.zeros(1, np.int32), np.array([offset]), np.array([NOW]), [b""],
+                source.topic, np.zeros(1, np.int32), np.array([offset]), np.array([self._written]), [b""],
                 [b"{" if offset == start else json.dumps(value).encode()], [None],
             )  # fmt: skip
 
@@ -203,9 +208,17 @@ def test_a_log_that_lost_records_begins_with_the_latest_first_record_that_can_be
     assert find_beginning(_Log(low), "t", "l", CHECKED) == Beginning(NOW + 1_002, NOW + 2)
 
 
-def test_a_partition_of_which_nothing_is_left_begins_now() -> None:
-    beginning = find_beginning(_Log({SourcePartition("t", 0): 4}), "t", "l", CHECKED)
-    assert abs(beginning.transactions - time.time() * 1e3) < 60_000
+def test_what_was_uploaded_late_does_not_tell_when_the_deleted_records_were_written() -> None:
+    log = _Log({SourcePartition("t", 0): 2, SourcePartition("l", 0): 1}, written=NOW + 300 * DAY_MS)
+    assert find_beginning(log, "t", "l", CHECKED) == Beginning(NOW + 300 * DAY_MS, NOW + 300 * DAY_MS)
+
+
+@pytest.mark.parametrize(("keeps_ms", "back_ms"), [(None, 0), (30 * DAY_MS, 30 * DAY_MS - 300_000), (1, 0)])
+def test_a_partition_of_which_nothing_is_left_begins_where_retention_may_have_deleted(
+    keeps_ms: int | None, back_ms: int
+) -> None:
+    beginning = find_beginning(_Log({SourcePartition("t", 0): 4}, keeps_ms=keeps_ms), "t", "l", CHECKED)
+    assert abs(time.time() * 1e3 - back_ms - beginning.transactions) < 60_000
 
 
 def test_rows_that_are_begun_anew_keep_where_the_log_begins() -> None:
@@ -253,3 +266,30 @@ def test_a_group_whose_offsets_have_expired_neither_skips_records_nor_scores_the
     store.apply(update)
     with pytest.raises(UsageError, match=r"no longer has an offset of transactions\[0\], and features reach 5"):
         starting_points(store=store, **log)
+
+
+class _Cut(_Loading):
+    """A reader whose log has only the offsets from 20 on. The group has committed what it is asked to."""
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
+        return self.commits[-1] if self.commits else super().committed(partitions)  # type: ignore[return-value]
+
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
+        return 20, 20
+
+
+def test_a_group_goes_on_from_the_first_offset_that_retention_has_left(caplog: pytest.LogCaptureFixture) -> None:
+    reader, store = _Cut(10), _with_records()
+    log: dict[str, Any] = {"sources": [SOURCE], "inputs": [SOURCE], "start": "earliest"}
+    # Offset 10 may have been a marker, or a record that features lack: they are begun anew.
+    points = starting_points(reader, store, find_beginning=lambda: Beginning(7, 0), **log)  # type: ignore[arg-type]
+    assert (points.read_from, points.score_from, reader.commits) == ({SOURCE: 20}, {SOURCE: 20}, [{SOURCE: 20}])
+    applied = store.open()
+    assert applied is not None
+    assert (applied.next_offset, applied.beginning) == ({SOURCE: 20}, Beginning(7, 0))
+    assert "transactions[0] no longer has the offset 10, which the group reads next; its first one is 20" in caplog.text
+    # It is repaired for good, and without features nothing else is compared.
+    caplog.clear()
+    assert starting_points(reader, store, **log).read_from == {SOURCE: 20}  # type: ignore[arg-type]
+    assert not caplog.text
+    assert starting_points(_Cut(10), None, **log).score_from == {SOURCE: 20}  # type: ignore[arg-type]

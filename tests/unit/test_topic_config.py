@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES, MAX_MESSAGE_BYTES
-from stream_scorer.kafka.topic_config import DAY_MS, find_problems, loses_commands
+from stream_scorer.kafka.topic_config import DAY_MS, find_problems, kept_ms, loses_commands
 from stream_scorer.kafka.topics import Topics
 
 TOPICS = Topics("x.")
@@ -67,3 +67,11 @@ def test_outcomes_must_be_kept_for_four_label_horizons() -> None:
             "retention.ms is 7.0 days, but 4 times the label horizon is 8.0 days: a restarted monitor would miss labels"
         ]
     }
+
+
+def test_only_a_topic_that_deletes_by_age_alone_tells_how_long_it_keeps_records() -> None:
+    config = COMMON | {"retention.bytes": "-1"}
+    assert kept_ms(config) == 7 * DAY_MS
+    for setting, value in {"retention.ms": "-1", "retention.bytes": "1000", "cleanup.policy": "compact,delete"}.items():
+        assert kept_ms(config | {setting: value}) is None
+    assert kept_ms({}) is None
