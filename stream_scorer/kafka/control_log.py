@@ -80,8 +80,8 @@ class ControlLog:
 
         Raises:
             StreamScorerError: the broker refuses; or the topic was created again or has lost records, so that this
-                object reads nothing any more. Stopped: see the class. An unavailable broker is not an error. Records
-                before an error are returned first, and those behind it by the call after it.
+                object reads nothing any more. Records before the error are returned first, and those behind it by the
+                next call. Stopped: see the class. An unavailable broker is not an error.
         """
         raise_if_stopped(self._stop)
         if self._cut:

@@ -169,8 +169,8 @@ class RecordFollower:
         """Up to `max_records` records, waiting at most `timeout_s` for the first.
 
         Raises:
-            StreamScorerError: the topic was deleted, or the broker refuses. An unavailable broker is not an error. Records
-                before an error are returned first, and those behind it by the call after it.
+            StreamScorerError: the topic was deleted, or the broker refuses. Records before the error come first,
+                those behind it with the next call. An unavailable broker is not an error.
         """
         if not self._waiting:
             self._waiting.extend(self._consumer.consume(1, timeout_s))

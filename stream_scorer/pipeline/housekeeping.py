@@ -95,7 +95,7 @@ def retire_unread(
             # retention has deleted.
             if idle and at < ends[source]:
                 first = max(at, bounds[source][0])
-                if next(log.read(source, first, ends[source]), None) is None:
+                if first >= ends[source] or next(log.read(source, first, ends[source]), None) is None:
                     ends[source] = at
     finally:
         log.close()

@@ -61,6 +61,7 @@ class Log:
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
         assert source == IDLE
         assert (start, stop) == (max(10, self.low), 12)
+        assert start < stop
         if self.left:
             yield RawRecords("transactions", np.ones(1, np.int32), np.array([10]), np.zeros(1), [b""], [b""], [None])
 
