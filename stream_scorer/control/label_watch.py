@@ -9,6 +9,7 @@ while it decides, an incident states the command that is due, and is closed when
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -73,7 +74,8 @@ class LabelWatch:
 
     Args:
         verdicts: the topic `verdicts`. append: writes key and value of a verdict. follow: opens `outcomes` at a record
-            timestamp, ms. horizon_ms: the label age at which a card is judged.
+            timestamp, ms. horizon_ms: the label age at which a card is judged. monotonic: seconds on a clock that never
+            goes back; it paces the watch, so that a correction of the wall clock does not stop it.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class LabelWatch:
         follow: Callable[[int], OutcomeReader],
         incidents: IncidentLog,
         horizon_ms: int,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._monotonic = monotonic
         self._verdicts, self._append, self._follow = verdicts, append, follow
         self._incidents, self._horizon_ms = incidents, horizon_ms
         self._next = 0
@@ -98,8 +102,9 @@ class LabelWatch:
         # By partition: the next offset, and the end of the topic at the last time that a judgement was due.
         self._positions: dict[int, int] = {}
         self._ends: dict[int, int] = {}
-        self._read_at = 0
-        self._stepped_at: int | None = None
+        # On the monotonic clock, ms: the newest record of an outcome below the ends, and the last step that was due.
+        self._read_at = 0.0
+        self._stepped_at = float("-inf")
         self._due = False
         self._reader: OutcomeReader | None = None
 
@@ -112,23 +117,24 @@ class LabelWatch:
         Raises:
             BrokerUnavailable: the broker does not answer.
         """
-        if self._stepped_at is None or now - self._stepped_at >= JUDGE_EVERY_MS:
-            self._stepped_at, self._due = now, True
+        passed_ms = self._monotonic() * 1_000
+        if passed_ms - self._stepped_at >= JUDGE_EVERY_MS:
+            self._stepped_at, self._due = passed_ms, True
             self._close_answered(history, now)
             if self._read_verdicts(active):
-                self._restart(now)
+                self._restart(passed_ms)
         if self._reader is None:
             return
         records = self._reader.poll(_MAX_OUTCOMES, 0.0)
         for record in records:
             if record.offset < self._ends.get(record.partition, 0):
-                self._read_at = now
+                self._read_at = passed_ms
             self._positions[record.partition] = record.offset + 1
             self._add(record.value)
         if records or not self._due:
             return
         self._due = False
-        if not self._caught_up(self._reader, now):
+        if not self._caught_up(self._reader, passed_ms):
             return
         for verdict in self._judged():
             self._judge(verdict, history, now)
@@ -157,14 +163,14 @@ class LabelWatch:
         """The verdicts whose labels are read: those of versions that are withdrawn, with all their cards."""
         return [verdict for key, verdict in self._open.items() if key not in self._active]
 
-    def _caught_up(self, reader: OutcomeReader, now: int) -> bool:
+    def _caught_up(self, reader: OutcomeReader, passed_ms: float) -> bool:
         """Whether every partition is read: a card seems silent whose label is on one that is not read yet.
 
         The ends are those of the last call, as ends of the present would never be reached while labels arrive.
         """
         before, self._ends = self._ends, dict(reader.ends())
         behind = any(self._positions.get(partition, 0) < end - MARKERS for partition, end in before.items())
-        return bool(before) and (not behind or now - self._read_at >= SILENT_MS)
+        return bool(before) and (not behind or passed_ms - self._read_at >= SILENT_MS)
 
     def _take(self, verdict: VerdictRecord) -> None:
         before = self._open.get(verdict.id)
@@ -176,12 +182,12 @@ class LabelWatch:
         else:
             self._open[verdict.id] = verdict
 
-    def _restart(self, now: int) -> None:
+    def _restart(self, passed_ms: float) -> None:
         """Read labels again from before the start of the first comparison that is followed."""
         if self._reader is not None:
             self._reader.close()
         self._reader, self._labels = None, {}
-        self._positions, self._ends, self._read_at = {}, {}, now
+        self._positions, self._ends, self._read_at = {}, {}, passed_ms
         judged = self._judged()
         cards = [each for verdict in judged for each in _cards(verdict)]
         self._wanted = {each.event_id for each in cards}

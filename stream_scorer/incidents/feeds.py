@@ -54,6 +54,8 @@ class _Partition:
         minutes: number of minutes that `share`, its usual share of the traffic, is the mean of.
         missed: transactions that it should have delivered since its last one. at: time of its last record, ms.
         lag, lags: distance of its event times behind the newest of the topic, ms: now, and usually.
+        next_offset: the highest of the summaries. last_offset: that of the newest summary. ends_before: clock, ms, since
+            which the input ends before `next_offset`; None if it does not.
         seen: `next_offset` at the last evaluation. waits_since: clock, ms, at which this stopped to advance although
             transactions wait; None if none wait.
     """
@@ -64,7 +66,8 @@ class _Partition:
         self.share = 0.0
         self.missed = 0.0
         self.at = 0
-        self.next_offset = 0
+        self.next_offset = self.last_offset = 0
+        self.ends_before: int | None = None
         self.event_time: int | None = None
         self.silent = Episode(rules)
         self.late = Episode(rules)
@@ -94,7 +97,7 @@ class FeedDetector:
         place = summary.topic, summary.partition
         self._flows.at(at, place).add(summary)
         known = self._partitions.setdefault(place, _Partition(self._rules.episodes))
-        known.next_offset = max(known.next_offset, summary.next_offset)
+        known.next_offset, known.last_offset = max(known.next_offset, summary.next_offset), summary.next_offset
         known.event_time = newest(known.event_time, summary.newest)
         if summary.panes or summary.dead_letters:
             known.at = max(known.at, at)
@@ -102,7 +105,8 @@ class FeedDetector:
     def seed(self, summary: ScoreSummary, at: int) -> None:
         """Add the last summary of a partition that has none in the time that is read, with its record timestamp, ms."""
         known = self._partitions.setdefault((summary.topic, summary.partition), _Partition(self._rules.episodes))
-        known.next_offset, known.event_time, known.at = summary.next_offset, summary.newest, at
+        known.next_offset = known.last_offset = summary.next_offset
+        known.event_time, known.at = summary.newest, at
 
     def add_dead_letter(self, code: str, path: str, source: Source, at: int) -> None:
         """Add a dead letter: its error code, the path of the field, and where it came from."""
@@ -119,6 +123,8 @@ class FeedDetector:
     def advance(self, now: int) -> Findings:
         """Evaluate the minutes that are complete at `now` (ms) and return what holds."""
         self._now = now
+        for place, known in self._partitions.items():
+            self._start_over(known, self._ends.get(place))
         self._minutes += self._letters.complete(now)
         for minute, flows in self._flows.complete(now):
             by_place = {place: flow for place, flow in flows.items() if isinstance(place, tuple)}
@@ -132,6 +138,21 @@ class FeedDetector:
             self._find_topic(topic, found)
             self._find_dead_letters(topic, found)
         return found
+
+    def _start_over(self, known: _Partition, end: int | None) -> None:
+        """Forget the offsets of an input that ends before them: its topic was deleted and created again.
+
+        After a fail-over, a leader may report an earlier end for a moment.
+        """
+        advanced = known.seen is not None and known.next_offset > known.seen
+        if end is None or end >= known.next_offset or advanced:
+            known.ends_before = None
+            return
+        if known.ends_before is None:
+            known.ends_before = self._now
+        if self._now - known.ends_before >= self._rules.episodes.minute_ms * self._rules.episodes.open_after:
+            known.next_offset = known.last_offset if known.last_offset <= end else 0
+            known.seen = known.ends_before = None
 
     def _waiting(self, place: Place) -> int:
         """Records of the input that no summary covers."""

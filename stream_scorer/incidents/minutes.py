@@ -10,11 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from stream_scorer.errors import StreamScorerError
 from stream_scorer.records import Source
 
 T = TypeVar("T")
 # Older minutes are left out: longer than any detector reads back. A record, or a clock, of 1970 would give millions.
 MAX_SPAN_MS = 9 * 86_400_000
+
+
+class ClockWentBack(StreamScorerError):
+    """The clock shows a time before a minute that was evaluated, so that it was ahead: read the topics again."""
+
+    def __init__(self, by_ms: int) -> None:
+        super().__init__(
+            f"the clock of this machine went back by at least {by_ms / 60_000:.0f} minutes; conditions are derived from "
+            "the topics again",
+            hint="Check its time synchronization (NTP).",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +141,12 @@ class ByMinute(Generic[T]):
         """The minutes that are complete at `now` (ms), in order, with their values. Each is returned once.
 
         Minutes without values are returned too, but none before the first value.
+
+        Raises:
+            ClockWentBack: `now` is before a minute that was complete. Nothing would be complete until it comes again.
         """
+        if self._done is not None and now < self._done - self._rules.minute_ms:
+            raise ClockWentBack(self._done - now)
         end = (now - self._rules.slack_ms) // self._rules.minute_ms * self._rules.minute_ms
         minute = min(self._values, default=end) if self._done is None else self._done + self._rules.minute_ms
         oldest = end - MAX_SPAN_MS // self._rules.minute_ms * self._rules.minute_ms

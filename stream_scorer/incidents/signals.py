@@ -191,7 +191,7 @@ class Signals:
         """Follow until `stop`, then close what was opened. Calls `on_ready` after each evaluation.
 
         Raises:
-            StreamScorerError: Kafka does not answer.
+            StreamScorerError: Kafka does not answer, or the clock went back; then another `Signals` reads again.
         """
         try:
             self._open()

@@ -274,6 +274,7 @@ def test_labels_clear_the_version_by_the_cards_of_both_phases() -> None:
         lambda _since: Outcomes(frauds, genuine),
         IncidentLog(MemoryControlLog(desk.incidents.records)),
         1_000,
+        lambda: desk.now / 1_000,
     )
     desk.steps(watch)
     assert desk.verdict.labels is None

@@ -14,7 +14,7 @@ from stream_scorer.incidents.detector import Findings, Flow
 from stream_scorer.incidents.feeds import FeedRules
 from stream_scorer.incidents.labels import LabelRules
 from stream_scorer.incidents.log import IncidentLog
-from stream_scorer.incidents.minutes import ByMinute, EpisodeRules
+from stream_scorer.incidents.minutes import ByMinute, ClockWentBack, EpisodeRules
 from stream_scorer.incidents.savings import SPAN_MS
 from stream_scorer.incidents.service_levels import ServiceDetector
 from stream_scorer.incidents.signals import INCIDENT_METRICS, Detectors, SignalRules, Signals, apply
@@ -235,6 +235,30 @@ def test_a_partition_that_waits_unscored_while_others_are_scored_is_one_incident
 
     desk.run([50], again)
     assert desk.newest[-1].ended == "its transactions are scored again"
+
+
+def test_a_partition_that_waits_unscored_is_found_soon_after_its_topic_was_created_again() -> None:
+    desk = Desk()
+    desk.run(range(10), usual(desk))
+    ends = {("transactions", 0): 9_100, ("transactions", 1): 9_100}
+
+    def again(minute: int, at: int) -> None:
+        for partition in (0, 1):
+            desk.detectors.add_summary(summary(partition, 100, minute, first=(minute - 10) * 100), at)
+        scored = {place: (minute - 9) * 100 for place in ends}
+        desk.detectors.feeds.set_ends(scored | {("transactions", 2): 500})
+
+    desk.detectors.feeds.set_ends({("transactions", 2): 500} | ends)  # an earlier end for a moment changes nothing
+    desk.evaluate(BEGIN + 10 * MINUTE + 11_000)
+    desk.detectors.feeds.set_ends({("transactions", 2): 9_100} | ends)
+    desk.evaluate(BEGIN + 10 * MINUTE + 16_000)
+    desk.run(range(10, 14), again)
+    assert [each.subject for each in desk.newest if each.kind == "latency"] == []
+    desk.run(range(14, 17), again)
+    (incident,) = [each for each in desk.newest if each.kind == "latency"]
+    assert (incident.subject, incident.first) == (
+        "transactions, partition 2, not scored", [Source("transactions", 2, 0)],
+    )  # fmt: skip
 
 
 def test_partitions_that_all_stop_are_one_incident_of_the_topic() -> None:
@@ -591,6 +615,19 @@ def test_a_record_with_a_time_long_ago_gives_no_millions_of_minutes() -> None:
     found = list(islice(minutes.complete(BEGIN + 2 * MINUTE), 20_000))
     assert len(found) <= 9 * 24 * 60 + 1
     assert [at for at, values in found if values] == [BEGIN]
+
+
+def test_a_clock_that_was_ahead_ends_the_detectors_and_a_start_detects_again() -> None:
+    desk = Desk()
+    desk.run(range(30), usual(desk))
+    desk.evaluate(BEGIN + 30 * MINUTE - 30_000)  # a correction by seconds is none
+    desk.evaluate(BEGIN + 30 * MINUTE + 24 * HOUR)
+    with pytest.raises(ClockWentBack, match="went back by at least 1437 minutes"):
+        desk.evaluate(BEGIN + 31 * MINUTE + 11_000)
+    desk.detectors = Detectors(SignalRules())
+    desk.run(range(31), usual(desk))
+    desk.run(range(31, 41), usual(desk, (0, 1)))
+    assert [incident.subject for incident in desk.log.open()] == ["transactions, partition 2, silent"]
 
 
 def test_hundreds_of_partitions_take_little_time_per_minute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ class Desk:
         self.late: list[bytes] = []
         self.history = History()
         self.since: list[int] = []
-        self.now = 0
+        self.now = self.ahead = 0  # the monotonic clock, and how far the wall clock is ahead of it, ms
         one = ServedVersion("1", "1" * 64)
         self.history.states["cards"] = ServingState(
             ensemble="cards", control_offset=2, champion=one, who="monitor", why="", at=0
@@ -241,13 +241,14 @@ class Desk:
             follow,
             IncidentLog(MemoryControlLog(self.told.records)),
             HORIZON,
+            lambda: self.now / 1_000,
         )
 
     def steps(self, watch: LabelWatch, active: frozenset[str] = frozenset()) -> None:
         for _ in range(4):
             self.now += JUDGE_EVERY_MS
             for _ in range(2):
-                watch.step(self.history, set(active), self.now)
+                watch.step(self.history, set(active), self.now + self.ahead)
 
     @property
     def result(self) -> VerdictRecord:
@@ -271,6 +272,16 @@ def test_a_version_that_labels_clear_is_proposed_again_once_and_nothing_promotes
     desk.history.states["cards"] = replace(state, control_offset=3)
     desk.steps(desk.watch())
     assert IncidentLog(MemoryControlLog(desk.told.records)).open() == []
+
+
+def test_a_wall_clock_that_was_ahead_does_not_stop_the_labels() -> None:
+    desk = Desk(0.5)
+    desk.ahead = 86_400_000
+    watch = desk.watch()
+    desk.steps(watch, active=frozenset(["cards-1"]))
+    desk.ahead = 0
+    desk.steps(watch)
+    assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
 
 
 def test_labels_clear_a_version_that_only_adds_alerts() -> None:
