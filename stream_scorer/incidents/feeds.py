@@ -54,8 +54,8 @@ class _Partition:
         minutes: number of minutes that `share`, its usual share of the traffic, is the mean of.
         missed: transactions that it should have delivered since its last one. at: time of its last record, ms.
         lag, lags: distance of its event times behind the newest of the topic, ms: now, and usually.
-        next_offset: the highest of the summaries. last_offset: that of the newest summary. ends_before: clock, ms, since
-            which the input ends before `next_offset`; None if it does not.
+        next_offset: the highest of the summaries. last_offset: that of the newest summary.
+        ends_before: clock, ms, since which the input ends before `next_offset`; None if it does not.
         seen: `next_offset` at the last evaluation. waits_since: clock, ms, at which this stopped to advance although
             transactions wait; None if none wait.
     """

@@ -23,8 +23,8 @@ class ClockWentBack(StreamScorerError):
 
     def __init__(self, by_ms: int) -> None:
         super().__init__(
-            f"the clock of this machine went back by at least {by_ms / 60_000:.0f} minutes; conditions are derived from "
-            "the topics again",
+            f"the clock of this machine went back by at least {by_ms / 60_000:.0f} minutes; conditions are derived "
+            "from the topics again",
             hint="Check its time synchronization (NTP).",
         )
 

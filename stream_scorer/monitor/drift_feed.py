@@ -3,6 +3,9 @@
 The state is saved after the records of a turn are acknowledged. After a crash before that, or with a new leader, the
 same windows are read again and give the same events with the same ids. After a loss of Redis, the windows are counted
 again from the log, so the detector sees them again, as far back as the topic reaches.
+
+An ensemble whose champion has no manifest, because the registry is away, waits at its pane, and the others go on. The
+wait is bounded (`manifest_waits`), as the version may be deleted.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.ensemble.manifest import Manifest
 from stream_scorer.monitor.drift import ProfileMismatch
 from stream_scorer.monitor.drift_attribution import chronic_shifts
@@ -32,6 +36,7 @@ from stream_scorer.monitor.drift_types import (
     DriftWindow,
     SeriesInfo,
 )
+from stream_scorer.monitor.manifest_waits import ManifestWaits, Version
 from stream_scorer.monitor.metrics import DRIFT_EVENT, DRIFT_EVIDENCE, DRIFT_LEARNING, DRIFT_THRESHOLD, MISMATCHED
 from stream_scorer.monitor.tally import parse_label
 from stream_scorer.monitor.windows import histograms
@@ -82,6 +87,7 @@ class DriftFeed:
 
     Args:
         false_alarms_per_year: of each ensemble, over all series and versions.
+        clock: measures how long a manifest is waited for; None: the machine's.
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class DriftFeed:
         *,
         pane_ms: int,
         false_alarms_per_year: float,
+        clock: Clock | None = None,
     ) -> None:
         self._store = store
         self._checked = checked
@@ -105,6 +112,12 @@ class DriftFeed:
         self._next: int | None = None
         self._saved = 0
         self._unsaved_event = False
+        self._waits = ManifestWaits(store, clock or SystemClock())
+        # Champions without a manifest, by ensemble: whose panes are not read, the first of them, and the end of the
+        # last turn that read the others.
+        self._missing: dict[str, str] = {}
+        self._waits_at: int | None = None
+        self._read_to = 0
 
     def turn(self, changed: Iterable[int], closed_before: int, lost_before: int = -1) -> list[MonitorMetric]:
         """The records of the panes that start before `closed_before` and were not read yet.
@@ -116,6 +129,9 @@ class DriftFeed:
         first = self._first(changed, closed_before)
         if first is None or first >= closed_before:
             return []
+        if self._missing and closed_before == self._read_to and not self._found():
+            return []
+        self._missing, self._waits_at, self._read_to = {}, None, closed_before
         panes = range(first, min(closed_before, first + MAX_PANES_PER_TURN * self._pane_ms), self._pane_ms)
         cells = self._store.read(panes)
         by_pane: dict[int, dict[Cell, dict[str, int]]] = {}
@@ -125,7 +141,8 @@ class DriftFeed:
         for pane in panes:
             if pane > lost_before:
                 records += self._pane(pane, by_pane.get(pane, {}))
-        self._next = panes[-1] + self._pane_ms
+        self._next = panes[-1] + self._pane_ms if self._waits_at is None else self._waits_at
+        self._waits.log(set(self._missing.items()), (closed_before - self._next) // self._pane_ms)
         return records
 
     def settle(self) -> None:
@@ -149,6 +166,8 @@ class DriftFeed:
                 self._metrics.set(DRIFT_EVENT, 0, ensemble, *labels[1:])
         self._streams.clear()
         self._next = None
+        self._missing = {}
+        self._waits.forget()
 
     def events(self) -> list[DriftEvent]:
         """The open events, and the newest that ended; empty until this worker has read a pane as the leader."""
@@ -176,8 +195,8 @@ class DriftFeed:
             if not any(champions.values()):
                 continue
             version = max(champions, key=lambda each: (champions[each], each))
-            stream = self._stream(ensemble, version)
-            if stream is None or (stream.detector.last is not None and stream.detector.last >= pane):
+            stream = self._stream(ensemble, version, pane)
+            if stream is None:
                 continue
             window = self._window(pane, ensemble, version, stream, parts)
             report = stream.detector.update(window)
@@ -186,17 +205,36 @@ class DriftFeed:
             records += self._report(stream, window, report)
         return records
 
-    def _stream(self, ensemble: str, version: str) -> _Stream | None:
-        """The detector of an ensemble, with the series of this version; None if its manifest is unknown."""
+    def _found(self) -> bool:
+        """Whether a manifest that was missing is there, or is not waited for any more."""
+        # All of them, as each counts its own time.
+        waits = [self._series(*version) is None and self._waits.waits(version) for version in self._missing.items()]
+        return not all(waits)
+
+    def _stream(self, ensemble: str, version: str, pane: int) -> _Stream | None:
+        """The detector of an ensemble, with the series of this version; None if it has read this pane or must not."""
+        stream = self._streams.get(ensemble)
+        # The panes after one that waits must wait too, whatever their version.
+        if ensemble in self._missing or _has_read(stream, pane):
+            return None
         series = self._series(ensemble, version)
         if series is None:
+            self._pass_or_wait((ensemble, version), pane)
             return None
-        stream = self._streams.get(ensemble)
         if stream is None:
             stream = self._streams[ensemble] = self._restored(ensemble, series)
+            if _has_read(stream, pane):
+                return None
         if stream.series != series:
             self._replace(stream, series)
         return stream
+
+    def _pass_or_wait(self, version: Version, pane: int) -> None:
+        if not self._waits.waits(version):
+            self._waits.passed(version)
+            return
+        self._missing[version[0]] = version[1]
+        self._waits_at = pane if self._waits_at is None else self._waits_at
 
     @staticmethod
     def _replace(stream: _Stream, series: Mapping[str, SeriesInfo]) -> None:
@@ -298,6 +336,10 @@ class DriftFeed:
             )
             for s in shifts
         ]
+
+
+def _has_read(stream: _Stream | None, pane: int) -> bool:
+    return stream is not None and stream.detector.last is not None and stream.detector.last >= pane
 
 
 def _statistics(shift: ChronicShift) -> dict[str, float | int | None]:

@@ -47,6 +47,9 @@ class Monitor:
         self.rng = np.random.default_rng(1)
         self.at = 0
         self.metrics = Metrics(MONITOR_METRICS)
+        self.now_s = 0.0
+        # Ensembles whose manifests the registry does not return.
+        self.missing: set[str] = set()
         monkeypatch.setattr(
             drift_feed,
             "describe",
@@ -59,13 +62,17 @@ class Monitor:
         self.store.open(epoch, {"summaries:0": 0})
         profile = {name: Series(list(EDGES), [200, 300, 300, 100, 80, 20]) for name in ("amount", "member:gbm")}
         manifests = SimpleNamespace(
-            manifest=lambda _ensemble, version: SimpleNamespace(version=version, reference_profile=profile)
+            manifest=lambda ensemble, version: (
+                None if ensemble in self.missing else SimpleNamespace(version=version, reference_profile=profile)
+            )
         )
+        clock = SimpleNamespace(monotonic=lambda: self.now_s)
         return DriftFeed(
-            self.store, None, manifests, self.metrics, pane_ms=HOUR_MS, false_alarms_per_year=4.0  # type: ignore[arg-type]
+            self.store, None, manifests, self.metrics, pane_ms=HOUR_MS, false_alarms_per_year=4.0,  # type: ignore[arg-type]
+            clock=clock,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    def count(self, first: int, stop: int) -> None:
+    def count(self, first: int, stop: int, ensemble: str = "cards") -> None:
         """Count the transactions of these hours."""
         for hour in range(first, stop):
             p = P[::-1] if hour >= self.change else P
@@ -75,7 +82,7 @@ class Monitor:
                 counts |= {f"{prefix}{place}": int(number) for place, number in enumerate(found) if number}
             version = "2" if hour >= self.new_version else "1"
             cells: dict[tuple[int, str], Mapping[str, int]] = {
-                (hour * HOUR_MS, cell_label("cards", version, "champion")): counts
+                (hour * HOUR_MS, cell_label(ensemble, version, "champion")): counts
             }
             self.store.apply(Batch("summaries:0", self.at, self.at + 1, cells, {}))
             self.at += 1
@@ -202,11 +209,59 @@ def test_saved_state_with_other_panes_or_events_of_another_release_is_learnt_aga
     assert stream.detector.pane_ms == HOUR_MS // 4
 
 
-def test_an_unknown_version_is_not_fed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor = Monitor(monkeypatch)
-    monitor.feed._manifests = SimpleNamespace(manifest=lambda *_: None)
-    monitor.count(0, 5)
-    assert monitor.read(5) == []
+def panes_of(records: list[MonitorMetric], ensemble: str) -> list[int]:
+    return [r.window_start // HOUR_MS for r in records if r.metric == "drift_state" and r.ensemble == ensemble]
+
+
+def test_an_ensemble_whose_manifest_is_away_waits_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = Monitor(monkeypatch, new_version=5)
+    for ensemble in ("cards", "wires"):
+        monitor.count(0, 10, ensemble)
+    monitor.missing = {"wires"}
+    away = monitor.read(8) + monitor.read(8)
+    assert (panes_of(away, "cards"), panes_of(away, "wires")) == (list(range(8)), [])
+    assert [r.getMessage() for r in caplog.records] == [
+        "drift detection of wires waits for at most a day: the manifest of version 1 cannot be loaded (closed panes "
+        "that wait: 8)"
+    ]
+    # Another leader begins at the pane that waits. What the others have read is not read again, nor their version.
+    monitor.feed._unsaved_event = True
+    monitor.feed.settle()
+    monitor.feed = monitor.open()
+    assert panes_of(monitor.read(9), "cards") == [8]
+    assert monitor.feed._streams["cards"].series == series("member 2")
+    monitor.missing = set()
+    assert panes_of(monitor.read(9), "wires") == list(range(9))
+    back = monitor.read(10)
+    assert (panes_of(back, "cards"), panes_of(back, "wires")) == ([9], [9])
+
+
+def test_a_version_without_a_manifest_is_passed_after_a_day_and_not_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = Monitor(monkeypatch, new_version=6)
+    monitor.count(0, 8)
+    monitor.missing = {"cards"}
+    for turn in range(2 * 144):
+        monitor.now_s += 300.0
+        if turn == 144:  # half a day; another worker is the leader from now on, and the monitor was down for days
+            monitor.now_s += 300_000.0
+            monitor.feed = monitor.open()
+        assert monitor.read(5) == [] and monitor.feed._next == 0
+    monitor.now_s += 1_200.0  # counts as ten minutes
+    assert monitor.read(5) == [] and monitor.feed._next == 0
+    monitor.now_s += 600.0
+    assert monitor.read(5) == [] and monitor.feed._next == 5 * HOUR_MS
+    passed = "drift detection of cards passed 5 panes: the manifest of version 1 could not be loaded for a day"
+    assert [r.getMessage() for r in caplog.records][-1] == passed and len(caplog.records) < 30
+    monitor.feed = monitor.open()
+    assert monitor.read(6) == [] and monitor.feed._next == 6 * HOUR_MS
+    # The next version is waited for.
+    assert monitor.read(8) == [] and monitor.feed._next == 6 * HOUR_MS
+    monitor.missing = set()
+    assert panes_of(monitor.read(8), "cards") == [6, 7]
 
 
 def member(name: str, weight: float, *inputs: str) -> SimpleNamespace:

@@ -245,7 +245,7 @@ def test_a_partition_that_waits_unscored_is_found_soon_after_its_topic_was_creat
     def again(minute: int, at: int) -> None:
         for partition in (0, 1):
             desk.detectors.add_summary(summary(partition, 100, minute, first=(minute - 10) * 100), at)
-        scored = {place: (minute - 9) * 100 for place in ends}
+        scored = dict.fromkeys(ends, (minute - 9) * 100)
         desk.detectors.feeds.set_ends(scored | {("transactions", 2): 500})
 
     desk.detectors.feeds.set_ends({("transactions", 2): 500} | ends)  # an earlier end for a moment changes nothing
