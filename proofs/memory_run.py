@@ -41,7 +41,7 @@ from stream_scorer.pipeline.cut import Inputs
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.in_flight import InFlight
-from stream_scorer.pipeline.probe import WriteProbe
+from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
 from stream_scorer.pipeline.processor import Pacing, Processor
 from stream_scorer.pipeline.produce import Produce
 from stream_scorer.pipeline.publish import Publisher
@@ -76,8 +76,8 @@ from tests.support.rows import MemoryMarkedRows, MemoryServer
 PARTITIONS = 3
 # Small batches and small steps: many places to die in.
 BATCH, ENTRIES_PER_CALL = 16, 24
-# Larger gaps than this are closed beside scoring; a failing store is probed soon.
-MAX_INLINE, PROBE_DELAY_S = 60, 0.005
+# Larger gaps than this are closed beside scoring; a failing store is probed soon, and so are rows without traffic.
+MAX_INLINE, PROBE_DELAY_S, IDLE_CHECK_S = 60, 0.005, 0.05
 # What the cards spec does not ask for: conditions, and the spread of values.
 _ONLY = "online"
 _MORE_VIEWS = f"""
@@ -155,6 +155,7 @@ class World:
             availability,
             in_flight,
             WriteProbe(store.probe_write, PROBE_DELAY_S),
+            IdleCheck(lambda: store.read([]), IDLE_CHECK_S),
             lambda reader, owned, scored: starting_points(
                 reader, store, owned, sources, "earliest", MAX_INLINE, scored=scored
             ),

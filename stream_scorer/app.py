@@ -63,7 +63,7 @@ from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.housekeeping import Housekeeping
 from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.ports import Reader
-from stream_scorer.pipeline.probe import WriteProbe
+from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
 from stream_scorer.pipeline.processor import PROGRESS_LIMIT_S, Pacing, Processor
 from stream_scorer.pipeline.produce import Produce
 from stream_scorer.pipeline.publish import DEAD_LETTER_MARGIN_BYTES, Publisher
@@ -183,7 +183,9 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
         return starting_points(reader, store, owned, sources, settings["scorer.start"], max_inline, beginning, scored)
 
     probe = WriteProbe(store.twin().probe_write)
-    state = StateManager(availability, in_flight, probe, find_start, start_catch_up, metrics)
+    # On the same store as the batches: it knows the epoch in use and what was applied.
+    idle_check = IdleCheck(lambda: store.read([]))
+    state = StateManager(availability, in_flight, probe, idle_check, find_start, start_catch_up, metrics)
     with ExitStack() as lifetime:
         bulkhead = lifetime.enter_context(running_bulkhead(settings))
         follower = make_follower(settings, checked, topics, metrics, health)
@@ -474,9 +476,8 @@ def passthrough(settings: Settings, metrics: m.Metrics, _health: Health) -> Iter
     def find_start(reader: Reader, owned: list[SourcePartition], scored: Offsets) -> StartingPoints:
         return starting_points(reader, None, owned, sources, settings["scorer.start"], scored=scored)
 
-    state = StateManager(
-        Availability(metrics), InFlight(), WriteProbe(lambda: None), find_start, start_catch_up=None, metrics=metrics
-    )
+    probe, idle_check = WriteProbe(lambda: None), IdleCheck(lambda: None)
+    state = StateManager(Availability(metrics), InFlight(), probe, idle_check, find_start, None, metrics)
     yield make_processor(settings, topics, [], [], publish, state, metrics, None)
 
 

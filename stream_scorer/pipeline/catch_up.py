@@ -24,7 +24,7 @@ from stream_scorer.pipeline.ports import LogReader
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import MarkedRowStore
+from stream_scorer.state.rows import AppliedOffsets, MarkedRowStore
 
 _log = logging.getLogger(__name__)
 # Records per step of one partition: small enough that partitions advance together and live scoring is not delayed.
@@ -34,6 +34,9 @@ CLOSE = 5_000
 # How often to look for more committed records, and at partitions that other scorers bring up.
 POLL_S = 0.2
 PROGRESS_EVERY_S = 5.0
+# How often to log what other scorers still have to rebuild, and how many of their partitions.
+WAIT_EVERY_S, MAX_NAMED = 30.0, 5
+_WAITS = "features of this scorer's partitions are rebuilt; other scorers have %d records to go: %s"
 _PROGRESS = "features catch up: %d records brought in, %d to go, %d/s"
 
 
@@ -69,6 +72,7 @@ class CatchUp:
         self._on_progress = on_progress
         self._piece = piece
         self._reads: dict[SourcePartition, tuple[Generator[RawRecords], int]] = {}
+        self._wait_logged_at = time.monotonic() - WAIT_EVERY_S + PROGRESS_EVERY_S
         self._stop = threading.Event()
         self.ready = threading.Event()
         self.failure: BaseException | None = None
@@ -109,7 +113,7 @@ class CatchUp:
         while not self._stop.is_set():
             remaining = sum(max(self._committed[s] - at, 0) for s, at in position.items())
             self._on_progress(0, remaining)
-            if remaining < CLOSE and not self.ready.is_set() and self._store.read([])[1].complete:
+            if remaining < CLOSE and not self.ready.is_set() and self._complete():
                 _log.info(_PROGRESS, done, remaining, done / (time.monotonic() - began))
                 self.ready.set()
             behind = [s for s, at in position.items() if at < self._committed[s]]
@@ -125,6 +129,19 @@ class CatchUp:
             if time.monotonic() - reported > PROGRESS_EVERY_S:
                 reported = time.monotonic()
                 _log.info(_PROGRESS, done, remaining, done / (reported - began))
+
+    def _complete(self) -> bool:
+        """Whether the rows are rebuilt, for the partitions of all scorers. Logs now and then which ones are not."""
+        applied = self._store.read([])[1]
+        now = time.monotonic()
+        if not applied.complete and now - self._wait_logged_at >= WAIT_EVERY_S:
+            missing = _missing(applied)
+            if missing.keys().isdisjoint(self._committed):
+                self._wait_logged_at = now
+                named = ", ".join(f"{lacks} of {s.topic}[{s.partition}]" for s, lacks in [*missing.items()][:MAX_NAMED])
+                more = f" and {len(missing) - MAX_NAMED} more partitions" if len(missing) > MAX_NAMED else ""
+                _log.info(_WAITS, sum(missing.values()), named + more)
+        return applied.complete
 
     def _next(self, source: SourcePartition, start: int) -> tuple[RawRecords, int]:
         """The next records of `source`, and the offset up to which they are complete."""
@@ -149,6 +166,12 @@ class CatchUp:
         assert batch.events is not None
         self._store.apply(self._engine.enrich(batch.events, self._store).update)
         return batch.spans[0].watermark
+
+
+def _missing(applied: AppliedOffsets) -> dict[SourcePartition, int]:
+    """How many records each partition lacks that the rows held before they were lost; the largest number first."""
+    lacks = {s: target - applied.next_offset[s] for s, target in applied.target.items()}
+    return {s: lacks[s] for s in sorted(lacks, key=lambda s: -lacks[s]) if lacks[s] > 0}
 
 
 def _pieces(chunks: Iterator[RawRecords], size: int) -> Generator[RawRecords]:

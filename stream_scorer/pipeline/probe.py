@@ -1,4 +1,4 @@
-"""Write probes: asks, in a thread of its own, whether Redis accepts writes again."""
+"""Questions to Redis in threads of their own: whether it accepts writes again, and whether it still has the rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from stream_scorer.errors import StateUnavailable
 FIRST_DELAY_S, MAX_DELAY_S = 0.25, 5.0
 # A success that lasted this long ends the flapping: the next failure is probed soon again.
 STABLE_S = 30.0
+# So long after the last batch, and again after each check, an idle scorer checks its rows.
+IDLE_CHECK_S = 3.0
 
 
 class WriteProbe:
@@ -78,3 +80,60 @@ class _Run:
                 return
             self.success.set()
             return
+
+
+class IdleCheck:
+    """Reads the state of the rows while no batch does, so that a scorer without records notices a loss too.
+
+    One thread calls `start_if_due` and `take`, again and again. Another one may call `postpone`.
+
+    Args:
+        read: reads the state as a batch does, without any row.
+    """
+
+    def __init__(self, read: Callable[[], object], every_s: float = IDLE_CHECK_S) -> None:
+        self._read = read
+        self._every_s = every_s
+        self._check: _Check | None = None
+        self.postpone()
+
+    def postpone(self) -> None:
+        """The rows were just read."""
+        self._due = time.monotonic() + self._every_s
+
+    def start_if_due(self) -> None:
+        """Begin to read, unless that is under way or not due."""
+        if self._check is None and time.monotonic() >= self._due:
+            self._check = _Check(self._read)
+
+    def take(self) -> None:
+        """Raise what the last read raised, once: `StateGap`, `StateUnavailable`, or an unexpected error."""
+        check = self._check
+        if check is None or not check.done.is_set():
+            return
+        self._check = None
+        self.postpone()
+        if check.failure is not None:
+            raise check.failure
+
+    def cancel(self) -> None:
+        """Forget a read that is under way; it ends by itself, and its result does not count."""
+        self._check = None
+        self.postpone()
+
+
+class _Check:
+    """One thread that reads once."""
+
+    def __init__(self, read: Callable[[], object]) -> None:
+        self._read = read
+        self.done = threading.Event()
+        self.failure: BaseException | None = None
+        threading.Thread(target=self._run, name="idle-check", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except BaseException as error:  # `IdleCheck.take` raises it
+            self.failure = error
+        self.done.set()

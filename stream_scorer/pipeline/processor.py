@@ -177,6 +177,8 @@ class Processor:
             self._lag_due = now + LAG_EVERY_S
 
     def _idle(self) -> None:
+        if self._reader.owned:
+            self._state.idle()
         if self._state.updates_wait and self._committer.idle:
             self._committer.submit(MicroBatch.nothing(self._inputs.transactions))
 

@@ -1,8 +1,8 @@
 """Keeps the feature rows usable. The only writer of `Availability`; everything here but `count_committed` runs in the
 scoring thread.
 
-It decides where reading starts, degrades when Redis fails, probes it, and has a thread bring the rows up to date from
-the log while scoring goes on without features.
+It decides where reading starts, degrades when Redis fails, probes it, checks the rows while no records come, and has a
+thread bring the rows up to date from the log while scoring goes on without features.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import logging
 from collections.abc import Callable, Sequence
 
 from stream_scorer.clock import Deadline
-from stream_scorer.errors import RecordsDeleted, StateGap, UnavailableError
+from stream_scorer.errors import RecordsDeleted, StateGap, StateUnavailable, UnavailableError
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.catch_up import CatchUp
 from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.ports import Reader
-from stream_scorer.pipeline.probe import WriteProbe
+from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
 from stream_scorer.pipeline.recovery import StartingPoints
 from stream_scorer.positions import Offsets, SourcePartition, Span
 
@@ -41,6 +41,7 @@ class StateManager:
         availability: Availability,
         in_flight: InFlight,
         probe: WriteProbe,
+        idle_check: IdleCheck,
         find_start: FindStart,
         start_catch_up: Callable[[dict[SourcePartition, int], OnProgress], CatchUp] | None,
         metrics: m.Metrics,
@@ -48,6 +49,7 @@ class StateManager:
         self.availability = availability
         self._in_flight = in_flight
         self._probe = probe
+        self._idle_check = idle_check
         self._find_start = find_start
         self._start_catch_up = start_catch_up
         self._metrics = metrics
@@ -93,8 +95,12 @@ class StateManager:
             Why the processor must resync; empty to go on.
 
         Raises:
-            StateGap: rows, or records that a catch-up needs, were lost during it.
+            StateGap: rows were lost, or records that a catch-up needs.
         """
+        try:
+            self._idle_check.take()
+        except StateUnavailable as error:
+            self.degrade(error)
         if self.availability.state is State.READY:
             self._check_writes()
         elif self.availability.state is State.DEGRADED:
@@ -104,6 +110,11 @@ class StateManager:
             return self._check_catch_up(self._catch_up)
         return ""
 
+    def idle(self) -> None:
+        """No records came: check the rows if no batch has read them for some seconds. `check` acts on the result."""
+        if self.availability.state is State.READY:
+            self._idle_check.start_if_due()
+
     @property
     def updates_wait(self) -> bool:
         """Whether updates wait that Redis would accept now, and no batch takes them along."""
@@ -111,17 +122,19 @@ class StateManager:
 
     def count_committed(self, spans: Sequence[Span]) -> None:
         """The group has scored `spans`: a catch-up has to reach their ends. Called by the committer thread."""
+        self._idle_check.postpone()
         self._scored |= {span.source: span.stop for span in spans}
         catch_up = self._catch_up
         if catch_up is not None:
             catch_up.committed(spans)
 
     def stop(self, deadline: Deadline) -> None:
-        """End a catch-up that is under way; what it applied stays.
+        """End a catch-up that is under way, and forget a check of the rows. What a catch-up applied stays.
 
         One that does not end before `deadline`, because Redis or Kafka does not answer, is abandoned: the applied
         offsets make a late update harmless.
         """
+        self._idle_check.cancel()
         catch_up, self._catch_up = self._catch_up, None
         if catch_up is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from stream_scorer.pipeline.apply import Apply
 from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.in_flight import InFlight, require_contiguous
-from stream_scorer.pipeline.probe import WriteProbe
+from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
 from stream_scorer.pipeline.recovery import StartingPoints
 from stream_scorer.pipeline.state_manager import StateManager
 from stream_scorer.positions import SourcePartition, Span
@@ -142,12 +143,13 @@ def test_a_cancelled_probe_reports_nothing() -> None:
     assert not probe.take()
 
 
-def make_manager(store: Store, in_flight: InFlight) -> StateManager:
+def make_manager(store: Store, in_flight: InFlight, read: Callable[[], object] = lambda: None) -> StateManager:
     probe = WriteProbe(store.probe_write, first_delay_s=0.001)
     return StateManager(
         Availability(Metrics()),
         in_flight,
         probe,
+        IdleCheck(read, every_s=0.01),
         lambda _reader, _owned, _scored: StartingPoints({}, {}),
         None,
         Metrics(),
@@ -191,6 +193,45 @@ def test_a_short_refusal_is_bridged_without_a_resync() -> None:
     assert manager.availability.state is State.READY
 
 
+def test_an_idle_scorer_reads_the_state_of_its_rows_beside_reading_records_and_acts_on_the_answer() -> None:
+    errors: list[Exception] = []
+    reads, go_on = [0], threading.Event()
+
+    def read() -> None:
+        reads[0] += 1
+        go_on.wait(10)
+        if errors:
+            raise errors[-1]
+
+    def idle() -> bool:
+        manager.idle()
+        return manager.check() != "" or manager.availability.state is not State.READY
+
+    manager = make_manager(Store(), InFlight(), read)
+    manager.start(None, [A])  # type: ignore[arg-type]
+    manager.idle()
+    assert reads == [0]  # not due
+    for _ in range(3):  # a batch reads the rows itself
+        time.sleep(0.02)
+        manager.count_committed([Span(A, 0, 1, -1)])
+        manager.idle()
+    assert reads == [0]
+    time.sleep(0.02)
+    assert not any(idle() for _ in range(5))  # Redis hangs: nothing waits for it
+    assert reads == [1]
+    manager.start(None, [A])  # type: ignore[arg-type]
+    errors.append(StateGap("Redis holds another epoch than the one in use"))
+    go_on.set()
+    manager.check()  # the answer from before the resync does not count
+    with pytest.raises(StateGap, match="another epoch"):
+        wait_for(idle)
+    manager.start(None, [A])  # type: ignore[arg-type]
+    errors.append(StateUnavailable("timeout"))
+    wait_for(idle)
+    assert manager.availability.state is State.DEGRADED
+    wait_for(lambda: manager.check() == "redis_back")
+
+
 class DeletedLog:
     """A catch-up whose log lost the records that come next."""
 
@@ -204,8 +245,8 @@ class DeletedLog:
 def test_a_catch_up_whose_records_are_deleted_meanwhile_leads_to_a_resync_and_not_to_the_end_of_the_scorer() -> None:
     behind = StartingPoints({A: 5}, {A: 5}, State.CATCHING_UP)
     manager = StateManager(
-        Availability(Metrics()), InFlight(), WriteProbe(Store().probe_write), lambda _reader, _owned, _scored: behind,
-        lambda _committed, _on_progress: DeletedLog(), Metrics(),  # type: ignore[arg-type, return-value]
+        Availability(Metrics()), InFlight(), WriteProbe(Store().probe_write), IdleCheck(lambda: None),
+        lambda _reader, _owned, _scored: behind, lambda _committed, _on_progress: DeletedLog(), Metrics(),  # type: ignore[arg-type, return-value]
     )  # fmt: skip
     manager.start(None, [A])  # type: ignore[arg-type]
     with pytest.raises(StateGap, match="no longer has"):
