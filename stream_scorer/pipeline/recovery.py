@@ -99,7 +99,7 @@ def starting_points(
             return StartingPoints(dict(score_from), score_from)
         if applied is None or _lack_records(reader, applied, score_from):
             # A group that has committed offsets had features once.
-            _begin(reader, store, inputs, find_beginning(), scored, lost=bool(store.epoch) or not fresh)
+            _begin(reader, store, inputs, find_beginning(), scored, applied, lost=bool(store.epoch) or not fresh)
             applied = store.open()
             score_from, _ = look_up(applied)
         if applied is None:
@@ -267,12 +267,40 @@ def _begin(
     inputs: list[SourcePartition],
     beginning: Beginning,
     scored: Offsets,
+    given_up: AppliedOffsets | None,
     *,
     lost: bool,
 ) -> None:
+    """Begin the rows anew. `given_up` is what the rows before held, if that is known."""
     target: dict[SourcePartition, int] = {}
     if lost:
         _log.error("features were lost: they are rebuilt from the log, scoring goes on without them")
-        committed = reader.committed(inputs)
-        target = {source: max(offset or 0, scored.get(source, 0)) for source, offset in committed.items()}
+        target = _targets(reader, inputs, scored, given_up)
     store.init({source: reader.offset_bounds(source)[0] for source in inputs}, target, beginning)
+
+
+def _targets(
+    reader: Reader, inputs: list[SourcePartition], scored: Offsets, given_up: AppliedOffsets | None
+) -> dict[SourcePartition, int]:
+    """What the group has committed, also of partitions of other scorers: the rows are complete once they hold it.
+
+    One old offset in an answer makes the others doubtful, so it is asked for again for a while. Having none is doubtful
+    too, because a scorer commits where it begins. No target is below what is known to be committed.
+
+    Raises:
+        OffsetsBehind: the broker reports offsets below `scored`, or none, for some seconds.
+    """
+    known = [scored] if given_up is None else [scored, given_up.next_offset, given_up.target]
+    least = {source: max(offsets.get(source, 0) for offsets in known) for source in inputs}
+    deadline = Deadline(BEHIND_S)
+    while True:
+        found = reader.committed(inputs)
+        if all(at is not None and at >= least[source] for source, at in found.items()):
+            break
+        if not deadline.remaining_s:
+            behind = [error for s, at in found.items() if (error := _behind(s, at, scored.get(s), None)) is not None]
+            if behind:
+                raise behind[0]
+            break
+        time.sleep(LOOK_UP_EVERY_S)
+    return {source: max(at or 0, least[source]) for source, at in found.items()}

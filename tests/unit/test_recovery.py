@@ -244,6 +244,55 @@ def test_rows_that_lack_deleted_records_are_begun_anew_from_what_is_left(target:
     assert (applied.next_offset, applied.target, applied.beginning) == ({SOURCE: 2}, {SOURCE: 5}, Beginning(7, 0))
 
 
+OTHER, THIRD = SourcePartition("transactions", 1), SourcePartition("transactions", 2)
+ALL = [SOURCE, OTHER, THIRD]
+
+
+class _Group3(_Alone):
+    """A reader of three partitions that owns the first one. It reports these offsets of the others in turn."""
+
+    def __init__(self, *answers: tuple[int | None, int | None]) -> None:
+        self._answers = list(answers)
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
+        if len(partitions) == 1:
+            return {SOURCE: 5}
+        others = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        return dict(zip(ALL, (5, *others), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("answers", "applied", "wanted"),
+    [
+        ([(3, 1), (8, 20)], None, 20),  # an old offset of the one, and so of the other
+        ([(8, None), (8, 20)], None, 20),
+        ([(8, None)], None, 0),  # no scorer has begun it
+        ([(8, 1)], 7, 7),  # the rows before reached further
+        ([(8, None)], 7, 7),
+    ],
+)
+def test_a_rebuild_is_not_complete_before_it_holds_what_other_scorers_had_committed(
+    answers: list[tuple[int | None, int | None]], applied: int | None, wanted: int
+) -> None:
+    server = MemoryServer()
+    store = MemoryMarkedRows(server, ALL, Failpoints(), per_call=10)
+    if applied is not None:  # the rows lack a record that is deleted
+        store.open()
+        store.init({SOURCE: 0, OTHER: 8, THIRD: applied}, {})
+    log: dict[str, Any] = {"sources": [SOURCE], "inputs": ALL, "start": "earliest", "scored": {OTHER: 8}}
+    starting_points(_Group3(*answers), store, **log)  # type: ignore[arg-type]
+    begun = store.open()
+    assert begun is not None
+    assert begun.target == {SOURCE: 5, OTHER: 8, THIRD: wanted}
+
+
+def test_no_rebuild_begins_while_the_broker_reports_an_offset_that_was_higher_before() -> None:
+    store = MemoryMarkedRows(MemoryServer(), ALL, Failpoints(), per_call=10)
+    with pytest.raises(OffsetsBehind, match=r"transactions\[1\] than before"):
+        starting_points(_Group3((3, 1)), store, [SOURCE], ALL, "earliest", scored={OTHER: 8})  # type: ignore[arg-type]
+    assert store.open() is None
+
+
 class _Expired(_Alone):
     """A reader of a group whose offsets the broker has deleted."""
 
