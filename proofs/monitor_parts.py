@@ -29,7 +29,7 @@ from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.joiner import BATCH as JOIN_BATCH
 from stream_scorer.monitor.joiner import Joiner, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
-from stream_scorer.monitor.judge import CLOSE, MATURE, Judge, record_key
+from stream_scorer.monitor.judge import CLOSE, MATURE, Judge, Partitions, record_key
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.reference import EnsembleReferences
 from stream_scorer.monitor.windows import WindowRules
@@ -115,8 +115,8 @@ class WindowsPart:
         self._outcomes = Tallier(store, metrics, outcomes, counts, ())
         store.open("1", {source_name(topic, p): 0 for topic in (summaries, outcomes) for p in range(PARTITIONS)})
         references = References(folder, clock)
-        sources = {p: source_name(summaries, p) for p in range(PARTITIONS)}
-        self._judge = Judge(store, rules, references, clock, metrics, name="one", sources=sources, idle_s=1e9)
+        every = Partitions({p: source_name(summaries, p) for p in range(PARTITIONS)}, lambda _: {}, idle_s=1e9)
+        self._judge = Judge(store, rules, references, clock, metrics, name="one", partitions=every)
         budget = 4.0
         feed = TimedDrift(
             store, checked, references, metrics, pane_ms=rules.pane_ms, false_alarms_per_year=budget

@@ -430,6 +430,8 @@ PROCESS = Dashboard(
                 Panel("Records", "Counted into windows, per second.",
                       (("sum by (topic) (rate(stream_scorer_monitor_records_total[$__rate_interval]))",
                         "{{topic}}"),)),
+                Panel("Waiting panes", "Changed, and not yet reported. The newest are reported first.",
+                      (("max(stream_scorer_monitor_waiting_windows)", "panes"),)),
                 Panel("Event time behind the clock", "Windows close when event time passes their end.",
                       (("time() - max(stream_scorer_monitor_watermark_seconds)", "behind"),), "s"),
                 Panel("Not counted", "In the last hour: unreadable records, gaps between summaries, windows whose bins "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -29,6 +30,7 @@ _FIRST_TIMEOUT_S = 3.0
 # With this many replicas, a record must be on two brokers before it counts as written, and one broker may fail.
 SAFE_REPLICAS = 3
 _LISTED_PAUSE_S = 0.05
+_ENDS_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,16 @@ class TopicAdmin:
             return any(future.result().offset > 0 for future in found.values())
         except KafkaException as error:
             raise as_domain_error(kafka_error(error), f"look up the end of topic {name}", self._bootstrap) from error
+
+    def ends(self, name: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The offset of the end of each partition, without those that do not answer within two seconds."""
+        newest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        wanted = {TopicPartition(name, partition): newest for partition in partitions}
+        out = {}
+        for place, future in self._client.list_offsets(wanted, request_timeout=_ENDS_TIMEOUT_S).items():
+            with suppress(KafkaException):
+                out[place.partition] = future.result().offset
+        return out
 
     def topic_id(self, name: str) -> str:
         """The broker's id of the topic. It changes if the topic is deleted and created again."""

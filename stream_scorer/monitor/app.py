@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,9 @@ HEALTH_EVERY_S = 0.5
 JOIN_S = 60.0
 # Faust leaves its group, which waits for the broker.
 STOP_FAUST_S = 5.0
+
+# Maximum that stores, by source, up to where only markers follow records that were deleted without being counted.
+CUT = "cut:"
 
 _log = logging.getLogger("stream_scorer.monitor.app")
 R = TypeVar("R", ScoreSummary, Outcome)
@@ -129,6 +133,7 @@ class Tallier:
         self._due = due
         self._acknowledged: dict[int, int] = {}
         self._cut: dict[int, int] = {}
+        self._lock = threading.Lock()
 
     def seek(self, positions: Mapping[int, int], cut: Mapping[int, int]) -> None:
         """Continue from the applied offsets `positions`, by partition.
@@ -142,12 +147,33 @@ class Tallier:
         """The applied offset that Redis acknowledged last; 0 for a partition that is not assigned."""
         return self._acknowledged.get(partition, 0)
 
+    def pass_markers(self, partition: int, follows: int, position: int) -> None:
+        """Advance the applied offset from `follows` to `position`, between which only markers lie. Blocking.
+
+        Raises:
+            StateGap: Redis lost acknowledged counts.
+        """
+        source = source_name(self._topic, partition)
+        with self._lock:
+            if position <= follows or self.counted(partition) != follows:
+                return
+            cut = self._cut.get(partition) == follows
+            maxima = {f"{CUT}{source}": position} if cut else {}
+            if self._store.apply(Batch(source, follows, position, {}, maxima)).status == "applied":
+                self._acknowledged[partition] = position
+                if cut:
+                    self._cut[partition] = position
+
     def apply(self, partition: int, records: Sequence[Linked]) -> None:
         """Count a run. Blocking.
 
         Raises:
             StateGap: Redis lost acknowledged counts, or records are missing.
         """
+        with self._lock:
+            self._apply(partition, records)
+
+    def _apply(self, partition: int, records: Sequence[Linked]) -> None:
         source = source_name(self._topic, partition)
         rest = list(records)
         while rest:
@@ -324,7 +350,7 @@ class MonitorApp:
         self.ready = False
         self.failure: BaseException | None = None
         self._ended = asyncio.Event()
-        self._ends: dict[TP, int] = {}
+        self._reached: dict[TP, tuple[int, int]] = {}
         self.faust = self._faust_app()
 
     def _faust_app(self) -> MonitorFaust:
@@ -403,25 +429,29 @@ class MonitorApp:
                 _log.warning(
                     "%s: retention deleted offsets %d to %d before they were counted", names[tp], mark, earliest[tp]
                 )
-                mark = earliest[tp]
-                await asyncio.to_thread(self._store.skip_to, names[tp], mark)
+                mark = await asyncio.to_thread(self._store.skip_to, names[tp], earliest[tp])
             positions[tp] = mark
         for topic, tallier in self._talliers.items():
             mine = {tp: at for tp, at in positions.items() if tp.topic == topic}
             tallier.seek(
                 {tp.partition: at for tp, at in mine.items()},
-                {tp.partition: at for tp, at in mine.items() if at == earliest[tp] > 0},
+                {
+                    tp.partition: at
+                    for tp, at in mine.items()
+                    if at == earliest[tp] > 0 or at == head.maxima.get(f"{CUT}{names[tp]}")
+                },
             )
-        self._ends = dict(ends)
         self.ready = True
         return positions
 
     def _open(self, first: dict[str, int]) -> Head:
-        """Open the counters; blocks. If Redis lost them, new figures must replace those that were published before."""
+        """Open the counters; blocks.
+
+        Redis may have lost them, or come back with older ones. So revisions continue above all that were published.
+        """
         now_ms = self._clock.now_ms()
-        if not self._store.head().epoch and self._published():
-            # Seconds: higher than any number of revisions.
-            self._store.raise_maximum(REVISIONS_FROM, now_ms // 1_000)
+        if not self.ready and self._published():
+            self._store.raise_maximum(REVISIONS_FROM, now_ms)
         return self._store.open(str(now_ms), first)
 
     def fail(self, error: BaseException) -> None:
@@ -508,7 +538,20 @@ class MonitorApp:
             ]
             await asyncio.gather(*sent)
         await asyncio.to_thread(self._judge.settle, reports)
+        await self._pass_markers()
         await self._check_marks()
+
+    async def _pass_markers(self) -> None:
+        """Advance the applied offsets past final markers, where a partition has had no record since the last look.
+
+        The judge then distinguishes a silent partition from one with a backlog by the ends of partitions alone, also
+        if another worker reads it.
+        """
+        reached = cast(MarkedConsumer, self.faust.consumer).reached
+        for tp, (follows, position) in reached.items():
+            if self._reached.get(tp) == (follows, position) and not self.faust.rebalancing:
+                await asyncio.to_thread(self._talliers[tp.topic].pass_markers, tp.partition, follows, position)
+        self._reached = reached
 
     async def _check_marks(self) -> None:
         """Require that Redis still has the applied offsets that it acknowledged, and measure the lag.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stream_scorer.clock import Clock
@@ -27,6 +27,7 @@ from stream_scorer.monitor.metrics import (
     LABEL_AGE,
     MISMATCHED,
     REFUSED,
+    WAITING,
     WATERMARK,
 )
 from stream_scorer.monitor.rate_figures import Figure, label_sources
@@ -41,7 +42,8 @@ from stream_scorer.state.counters import CounterStore, Head
 PANE = "pane:"
 LABELLED_AT = "labelled_at"
 WATERMARK_NAME = "watermark"
-# Revisions of figures continue from here: above all those that were published before Redis lost the counters.
+# Revisions of figures are above this time in milliseconds, the last start of a monitor: above all that were published
+# before Redis lost counters, because a window has less than one revision per millisecond.
 REVISIONS_FROM = "revisions_from"
 # Retention deleted records before they were counted: panes up to the first time lack transactions, panes up to the
 # second lack labels.
@@ -49,8 +51,10 @@ LOST_BEFORE, LABELS_LOST_BEFORE = "lost_before", "labels_lost_before"
 # Events in the life of a window: it closes, and its labels become mature.
 CLOSE, MATURE = "close", "mature"
 
-# Maximum number of windows per turn, so that a backlog does not delay the newest windows for long.
+# Maximum number of panes per turn, so that a turn stays short. Of all panes, of the closed ones and of the mature ones,
+# the newest are always among them; the other places, at least half of them, are for the panes that wait longest.
 MAX_WINDOWS_PER_TURN = 50
+NEWEST_PER_TURN = 8
 # Bound of the memory of logged refusals; beyond it they are logged again.
 MAX_REFUSED = 1_000
 # Lease of the leader: after this time without renewal, another worker becomes the leader.
@@ -59,6 +63,8 @@ LEASE_MS = 5_000
 _log = logging.getLogger("stream_scorer.monitor.judge")
 
 
+# Offsets of the ends of partitions; those that cannot be looked up are missing.
+Ends = Callable[[Sequence[int]], Mapping[int, int]]
 # Takes the open drift events, and those that ended recently.
 OnDrift = Callable[[Sequence[DriftEvent]], None]
 # Ensemble, version and arm.
@@ -89,12 +95,51 @@ class WindowReports:
     settled: Mapping[int, int] = field(default_factory=dict)
 
 
-class Judge:
-    """Reads changed windows and returns their records. Its methods block; one thread calls them.
+@dataclass(frozen=True)
+class Partitions:
+    """The partitions of the summaries.
 
     Args:
-        sources: name of each partition's mark in the counter store. A mark that does not move for `idle_s` is idle.
+        sources: name of each partition's mark in the counter store.
+        ends: looks up the ends of partitions.
+        idle_s: a partition is idle if its mark does not move for this time and is at the end of the partition.
     """
+
+    sources: Mapping[int, str]
+    ends: Ends
+    idle_s: float
+
+
+class WaitingPanes:
+    """Chooses the panes of each turn. None of the panes that wait is passed over for good, old or new."""
+
+    def __init__(self) -> None:
+        # The turn in which each pane was found first.
+        self._since: dict[int, int] = {}
+        self._turn = 0
+
+    def choose(self, waiting: Iterable[int], newest_of: Sequence[int | None]) -> list[int]:
+        """The panes of a turn by their start, oldest first. They wait from the beginning if they change again.
+
+        Args:
+            waiting: starts of all panes that changed.
+            newest_of: for each limit, the newest panes that start at or below it are among them; None: no limit.
+        """
+        self._turn += 1
+        self._since = {start: self._since.get(start, self._turn) for start in waiting}
+        newest = sorted(self._since, reverse=True)
+        chosen: set[int] = set()
+        for limit in newest_of:
+            chosen.update([start for start in newest if limit is None or start <= limit][:NEWEST_PER_TURN])
+        longest = sorted(self._since.keys() - chosen, key=lambda start: (self._since[start], start))
+        chosen.update(longest[: MAX_WINDOWS_PER_TURN - len(chosen)])
+        for start in chosen:
+            del self._since[start]
+        return sorted(chosen)
+
+
+class Judge:
+    """Reads changed windows and returns their records. Its methods block; one thread calls them."""
 
     def __init__(
         self,
@@ -105,8 +150,7 @@ class Judge:
         metrics: Metrics,
         *,
         name: str,
-        sources: Mapping[int, str],
-        idle_s: float,
+        partitions: Partitions,
     ) -> None:
         self._store = store
         self._rules = rules
@@ -114,8 +158,9 @@ class Judge:
         self._clock = clock
         self._metrics = metrics
         self._name = name
-        self._sources = dict(sources)
-        self._idle_s = idle_s
+        self._partitions = partitions
+        self._unknown_ends: list[int] = []
+        self._waiting = WaitingPanes()
         self._drift: DriftFeed | None = None
         self._on_drift: OnDrift | None = None
         self._moved: dict[int, tuple[int, float]] = {}
@@ -133,18 +178,22 @@ class Judge:
         if not self._store.lead(self._name, LEASE_MS):
             if self._drift is not None:
                 self._drift.resign()
+            self._metrics.set(WAITING, 0)
             return WindowReports([])
         head = self._store.head()
         mark = self._watermark(head)
         newest = self._newest(head)
+        newest_of: list[int | None] = [None]
         if mark is not None:
             self._metrics.set(WATERMARK, mark / 1000)
-            late = self._rules.pane_ms + self._rules.allowed_lateness_ms
-            self._store.come_due(CLOSE, mark - late)
+            newest_of.append(mark - self._rules.pane_ms - self._rules.allowed_lateness_ms)
+            self._store.come_due(CLOSE, mark - self._rules.pane_ms - self._rules.allowed_lateness_ms)
         if newest is not None:
+            newest_of.append(newest - self._rules.pane_ms - self._rules.horizon_ms)
             self._store.come_due(MATURE, newest - self._rules.pane_ms - self._rules.horizon_ms)
         waiting = self._store.changed()
-        changed = dict(sorted(waiting.items())[:MAX_WINDOWS_PER_TURN])
+        changed = {start: waiting[start] for start in self._waiting.choose(waiting, newest_of)}
+        self._metrics.set(WAITING, len(waiting) - len(changed))
         lost_before = self._lost(head, LOST_BEFORE)
         records: list[MonitorMetric] = []
         for panes in self._rules.window_panes:
@@ -189,7 +238,7 @@ class Judge:
         window = WindowState(
             start,
             end,
-            head.maxima.get(REVISIONS_FROM, 0) + self._store.next_revision(f"{start}+{panes}"),
+            self._store.next_revision(f"{start}+{panes}", head.maxima.get(REVISIONS_FROM, 0)),
             self._rules.closed(end, mark),
             age,
             1.0 if final else self._maturity(age, newest),
@@ -265,19 +314,29 @@ class Judge:
         _log.error("%s %s: %s", *subject[:2], text)
 
     def _watermark(self, head: Head) -> int | None:
-        now = self._clock.monotonic()
-        for partition, source in self._sources.items():
+        now, sources = self._clock.monotonic(), self._partitions.sources
+        for partition, source in sources.items():
             at = head.marks.get(source, 0)
             if partition not in self._moved or self._moved[partition][0] != at:
                 self._moved[partition] = (at, now)
-        idle = [str(p) for p in self._sources if now - self._moved[p][1] > self._idle_s]
-        shown = watermark({str(p): head.maxima.get(f"{PANE}{p}") for p in self._sources}, idle)
+        silent = [p for p in sources if now - self._moved[p][1] > self._partitions.idle_s]
+        idle = [str(p) for p in self._at_end(silent, head)]
+        shown = watermark({str(p): head.maxima.get(f"{PANE}{p}") for p in sources}, idle)
         kept = head.maxima.get(WATERMARK_NAME)
         if shown is not None and (kept is None or shown > kept):
             self._store.raise_maximum(WATERMARK_NAME, shown)
             return shown
         # The watermark never decreases, so a closed window stays closed.
         return kept
+
+    def _at_end(self, silent: list[int], head: Head) -> list[int]:
+        """Those of the partitions `silent` that have nothing unread; one whose end is unknown may have a backlog."""
+        ends, sources = self._partitions.ends(silent) if silent else {}, self._partitions.sources
+        unknown = [p for p in silent if p not in ends]
+        if unknown and unknown != self._unknown_ends:
+            _log.warning("windows do not close: the ends of partitions %s of the summaries are not known", unknown)
+        self._unknown_ends = unknown
+        return [p for p in silent if p in ends and head.marks.get(sources[p], 0) >= ends[p]]
 
     def _newest(self, head: Head) -> int | None:
         times = [value for name, value in head.maxima.items() if name.startswith(PANE) or name == LABELLED_AT]

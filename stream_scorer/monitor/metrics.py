@@ -48,9 +48,14 @@ REFUSED = Metric(
 MARK_LAG = Metric(
     "gauge",
     "stream_scorer_monitor_lag_records",
-    "Offsets between the applied offsets in Redis and the end of the topic, including a final transaction marker. "
+    "Offsets between the applied offsets in Redis and the end of the topic; new transaction markers count at first. "
     "Use this metric and not the committed offsets of the consumer group.",
     ("topic",),
+)
+WAITING = Metric(
+    "gauge",
+    "stream_scorer_monitor_waiting_windows",
+    "Panes that changed and whose windows are not reported yet. The newest are reported first.",
 )
 WATERMARK = Metric(
     "gauge", "stream_scorer_monitor_watermark_seconds", "Event time up to which every active partition is read."
@@ -137,6 +142,7 @@ MONITOR_METRICS: tuple[Metric, ...] = (
     MISMATCHED,
     REFUSED,
     MARK_LAG,
+    WAITING,
     WATERMARK,
     ALERT_RATE,
     DRIFT_SCORE,

@@ -26,7 +26,7 @@ from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.event_loop import run_bounded
 from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore, store_error
-from stream_scorer.monitor.judge import Judge, OnDrift
+from stream_scorer.monitor.judge import Judge, OnDrift, Partitions
 from stream_scorer.monitor.metrics import JOINED
 from stream_scorer.monitor.parts import Part, PartRun, Parts
 from stream_scorer.monitor.rates import Assumptions
@@ -243,6 +243,15 @@ def _make_state_dir(path: Path) -> None:
         raise StreamScorerError(f"the state folder {path}: {error.strerror}") from None
 
 
+def ttl_s(rules: WindowRules, max_outage_s: int) -> int:
+    """How long counts stay after their last change, in seconds.
+
+    The first pane of the longest window is read as long as a record can change the last one, even after an outage.
+    """
+    window_ms = max(rules.window_panes) * rules.pane_ms
+    return (window_ms + 2 * rules.horizon_ms + rules.allowed_lateness_ms) // 1000 + max_outage_s
+
+
 class _Windows:
     """The part that counts windows. Each run connects to Redis and creates a Faust app in an event loop of its own."""
 
@@ -283,7 +292,10 @@ class _Windows:
                 self._references.load_initial()
             except UnavailableError as error:
                 _log.warning("the first reference profile is not loaded: %s", error.message)
-            store = CounterStore(client, self._namespace(), ttl_s=self._ttl_s)
+            ids = self._topic_ids()
+            store = CounterStore(client, self._namespace(ids), ttl_s=ttl_s(self._rules, settings.max_outage_s))
+            if not store.bind(ids):
+                _log.warning("a topic of the windows was recreated: everything is counted again")
             judge = self._judge(store)
             make_app = lambda: MonitorApp(  # noqa: E731 - the app must be created inside the running event loop
                 _app_settings(settings, self._topics, self._rules),
@@ -297,22 +309,20 @@ class _Windows:
         finally:
             client.close()
 
-    def _namespace(self) -> str:
+    def _topic_ids(self) -> dict[str, str]:
+        """The broker's ids of the topics that are counted, by name."""
+        admin = TopicAdmin(self._settings.bootstrap)
+        return {name: admin.topic_id(name) for name in (self._topics.score_summaries, self._topics.outcomes)}
+
+    def _namespace(self, ids: Mapping[str, str]) -> str:
         settings = self._settings
-        # The namespace contains the topic id, so that a recreated topic is counted from zero.
-        topic_id = TopicAdmin(settings.bootstrap).topic_id(self._topics.score_summaries)
-        return settings.namespace or f"stream-scorer:{settings.group}:{topic_id}"
+        return settings.namespace or f"stream-scorer:{settings.group}:{ids[self._topics.score_summaries]}"
 
     def _published(self) -> bool:
         return TopicAdmin(self._settings.bootstrap).has_records(self._topics.monitor_metrics)
 
-    @property
-    def _ttl_s(self) -> int:
-        # Counters outlive every record that can still change them, plus the longest outage to survive.
-        horizon_ms = 2 * self._rules.horizon_ms + self._rules.allowed_lateness_ms
-        return horizon_ms // 1000 + self._settings.max_outage_s
-
     def _judge(self, store: CounterStore) -> Judge:
+        admin, summaries = TopicAdmin(self._settings.bootstrap), self._topics.score_summaries
         judge = Judge(
             store,
             self._rules,
@@ -320,8 +330,11 @@ class _Windows:
             self._clock,
             self._metrics,
             name=self._settings.instance,
-            sources={p: source_name(self._topics.score_summaries, p) for p in range(self._partitions)},
-            idle_s=self._settings.idle_s,
+            partitions=Partitions(
+                {p: source_name(summaries, p) for p in range(self._partitions)},
+                lambda partitions: admin.ends(summaries, partitions),
+                self._settings.idle_s,
+            ),
         )
         judge.detect_drift(
             DriftFeed(

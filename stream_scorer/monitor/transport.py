@@ -70,6 +70,10 @@ class Links:
     def __init__(self) -> None:
         self._read: dict[TP, _Read] = {}
 
+    def reached(self) -> dict[TP, tuple[int, int]]:
+        """By partition, the offset after the last record, and the position: only markers lie between them."""
+        return {tp: (read.follows, read.position) for tp, read in self._read.items()}
+
     def add(self, before: Mapping[TP, int], after: Mapping[TP, int], found: Mapping[TP, list[Any]]) -> None:
         """Set `previous` of every record in `found`, which one fetch returned between these positions."""
         for tp, start in before.items():
@@ -100,6 +104,7 @@ class ReadCommittedThread(AIOKafkaConsumerThread):
 
     Attributes:
         fetched: by partition, the offset after the last record that was fetched since the last seek.
+        reached: by partition, what `Links.reached` returned after the last fetch; replaced as a whole.
     """
 
     Worker = AbandonableWorker
@@ -108,6 +113,7 @@ class ReadCommittedThread(AIOKafkaConsumerThread):
         super().__init__(*args, **kwargs)
         self._links = Links()
         self.fetched: dict[TP, int] = {}
+        self.reached: dict[TP, tuple[int, int]] = {}
 
     async def _fetch_records(
         self,
@@ -126,6 +132,7 @@ class ReadCommittedThread(AIOKafkaConsumerThread):
             before = _positions(consumer)
             found = await super()._fetch_records(consumer, active_partitions, timeout=0, max_records=max_records)
             self._links.add(before, _positions(consumer), found)
+            self.reached = self._links.reached()
             self.fetched |= {tp: records[-1].offset + 1 for tp, records in found.items()}
             left = deadline - loop.time()
             if found or left <= 0 or not self.consumer.flow_active:
@@ -169,6 +176,12 @@ class MarkedConsumer(Consumer):
         """By assigned partition, the offset after the last record that was fetched since the last seek."""
         assigned = self.assignment()
         return {tp: offset for tp, offset in list(self._thread.fetched.items()) if tp in assigned}
+
+    @property
+    def reached(self) -> dict[TP, tuple[int, int]]:
+        """By assigned partition, the offset after the last fetched record, and the position, after its markers."""
+        assigned = self.assignment()
+        return {tp: at for tp, at in self._thread.reached.items() if tp in assigned}
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return ReadCommittedThread(self, loop=self.loop, beacon=self.beacon)

@@ -2,7 +2,8 @@
 
 Keys, all under one hash tag so that they share a slot::
 
-    {ns}:head               epoch, `m:<source>` next offset to count, `x:<name>` maxima (watermarks, for example)
+    {ns}:head               epoch, `m:<source>` next offset to count, `x:<name>` maxima (watermarks, for example),
+                            `t:<topic>` the broker's id of a topic
     {ns}:<epoch>:c:<cell>   one hash of integer counts; a cell is `<window>|<label>`
     {ns}:<epoch>:p:<window> the labels seen in a window
     {ns}:<epoch>:dirty      windows that changed since they were last settled, with a change counter
@@ -84,7 +85,9 @@ class CounterStore:
         self._open = client.register_script(scripts.load("open_counters"))
         self._settle = client.register_script(scripts.load("settle_window"))
         self._come_due = client.register_script(scripts.load("collect_due"))
-        self._raise = client.register_script(scripts.load("raise_maximum"))
+        self._raise = client.register_script(scripts.load("raise_field"))
+        self._bind = client.register_script(scripts.load("bind_topics"))
+        self._revise = client.register_script(scripts.load("next_revision"))
         self._lead = client.register_script(scripts.load("take_lead"))
 
     @property
@@ -95,6 +98,15 @@ class CounterStore:
     def _base(self) -> str:
         return f"{self._root}{self._epoch}:"
 
+    def bind(self, topics: Mapping[str, str]) -> bool:
+        """Require that the counts are of the topics with these ids, by name, and return whether they are.
+
+        If one of them was recreated, the counts are lost, and the next `open` begins a new epoch.
+        """
+        with mapped_errors():
+            args = [x for pair in topics.items() for x in pair]
+            return bool(self._bind(keys=[self._head], args=args) == 1)
+
     def open(self, new_epoch: str, first: Mapping[str, int]) -> Head:
         """Begin `new_epoch` if there is no epoch, and set the applied offsets that are missing to `first`."""
         pairs = [str(x) for pair in first.items() for x in pair]
@@ -103,10 +115,13 @@ class CounterStore:
             self._epoch = cast(bytes, self._open(keys=keys, args=[new_epoch, *pairs])).decode()
         return self.head()
 
-    def skip_to(self, source: str, mark: int) -> None:
-        """Advance the applied offset past records that no longer exist; the caller reports the loss."""
+    def skip_to(self, source: str, mark: int) -> int:
+        """Advance the applied offset past records that no longer exist; the caller reports the loss.
+
+        Returns the applied offset, which is above `mark` if somebody has counted more. It never decreases.
+        """
         with mapped_errors():
-            self._client.hset(self._head, f"m:{source}", str(mark))
+            return int(cast(bytes, self._raise(keys=[self._head], args=[f"m:{source}", mark])))
 
     def head(self) -> Head:
         """The current epoch, applied offsets and maxima."""
@@ -180,14 +195,10 @@ class CounterStore:
             for cell, raw in zip(cells, found, strict=True)
         }
 
-    def next_revision(self, window: str) -> int:
-        """1, 2, 3… per window, across restarts."""
-        key = f"{self._base}r:{window}"
+    def next_revision(self, window: str, above: int = 0) -> int:
+        """1, 2, 3… per window, across restarts, but always higher than `above`."""
         with mapped_errors():
-            pipe = self._client.pipeline(transaction=False)
-            pipe.incr(key)
-            pipe.expire(key, int(self._ttl))
-            return int(pipe.execute()[0])
+            return int(cast(bytes, self._revise(keys=[f"{self._base}r:{window}"], args=[above, self._ttl])))
 
     def keep(self, name: str, value: bytes) -> None:
         """Store bytes under a name, for the next leader; they are lost together with the counts."""
@@ -202,7 +213,7 @@ class CounterStore:
     def raise_maximum(self, name: str, value: int) -> None:
         """Raise one maximum without a batch."""
         with mapped_errors():
-            self._raise(keys=[self._head], args=[name, value])
+            self._raise(keys=[self._head], args=[f"x:{name}", value])
 
     def lead(self, who: str, for_ms: int) -> bool:
         """Take or extend the lead for `for_ms`; False while another process leads."""

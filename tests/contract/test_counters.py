@@ -161,6 +161,11 @@ def test_revisions_count_for_each_window(parts: MemoryParts | RedisParts, store:
     again = parts.store()
     again.open("e2", {})
     assert [store.next_revision("7+1"), again.next_revision("7+1"), store.next_revision("8+1")] == [1, 2, 1]
+    now_ms = 1_700_000_000_000
+    assert [store.next_revision("7+1", above) for above in (2, now_ms, now_ms, 9)] == [
+        3,
+        *range(now_ms + 1, now_ms + 4),
+    ]
 
 
 def test_one_leads_until_its_time_is_over(parts: MemoryParts | RedisParts, store: Store) -> None:
@@ -170,9 +175,22 @@ def test_one_leads_until_its_time_is_over(parts: MemoryParts | RedisParts, store
 
 
 def test_offsets_can_be_skipped(store: Store) -> None:
-    store.skip_to("t:0", 30)
+    assert store.skip_to("t:0", 30) == 30
+    assert store.skip_to("t:0", 20) == 30  # another worker has counted up to 30 since the caller read the offset
     assert store.apply(batch(10, 20)) == CounterReply("done", 30)
     assert store.apply(batch(30, 31)) == CounterReply("applied", 31)
+
+
+def test_counts_of_a_topic_that_was_recreated_are_lost(parts: MemoryParts | RedisParts, store: Store) -> None:
+    assert store.bind({"t": "id", "u": "id"})  # as after an upgrade: the ids were not stored before
+    assert store.bind({"t": "id", "u": "id"})
+    store.apply(batch(10, 20))
+    again = parts.store()
+    assert not again.bind({"t": "id", "u": "other"})
+    head = again.open("e2", {"t:0": 3})
+    assert (head.epoch, head.marks, head.maxima) == ("e2", {"t:0": 3}, {})
+    assert again.bind({"t": "id", "u": "other"})
+    assert again.head() == head
 
 
 @pytest.mark.parametrize("source", ["t:0", "t:9"])

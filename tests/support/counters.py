@@ -31,15 +31,29 @@ class MemoryCounterServer:
         self.epoch = ""
         self.marks: dict[str, int] = {}
         self.maxima: dict[str, int] = {}
+        self.topics: dict[str, str] = {}
         self.epochs: dict[str, _Epoch] = {}
         self.lead: tuple[str, int] = ("", -1)  # who, until when
 
     def lose_head(self) -> None:
         """Lose epoch, marks and maxima; counts stay behind."""
         with self.lock:
-            self.epoch = ""
-            self.marks.clear()
-            self.maxima.clear()
+            self._lose_head()
+
+    def _lose_head(self) -> None:
+        self.epoch = ""
+        self.marks.clear()
+        self.maxima.clear()
+        self.topics.clear()
+
+    def bind(self, topics: Mapping[str, str]) -> bool:
+        """See `CounterStore.bind`."""
+        with self.lock:
+            kept = all(self.topics.get(topic, topic_id) == topic_id for topic, topic_id in topics.items())
+            if not kept:
+                self._lose_head()
+            self.topics |= topics
+            return kept
 
 
 class MemoryCounterStore:
@@ -53,6 +67,10 @@ class MemoryCounterStore:
     def _mine(self) -> _Epoch:
         return self._server.epochs.setdefault(self._epoch, _Epoch())
 
+    def bind(self, topics: Mapping[str, str]) -> bool:
+        """See `CounterStore.bind`."""
+        return self._server.bind(topics)
+
     def open(self, new_epoch: str, first: Mapping[str, int]) -> Head:
         """See `CounterStore.open`."""
         with self._server.lock:
@@ -61,10 +79,11 @@ class MemoryCounterStore:
                 self._server.marks.setdefault(source, offset)
         return self.head()
 
-    def skip_to(self, source: str, mark: int) -> None:
+    def skip_to(self, source: str, mark: int) -> int:
         """See `CounterStore.skip_to`."""
         with self._server.lock:
-            self._server.marks[source] = mark
+            self._server.marks[source] = max(mark, self._server.marks.get(source, mark))
+            return self._server.marks[source]
 
     def head(self) -> Head:
         """See `CounterStore.head`."""
@@ -130,10 +149,10 @@ class MemoryCounterStore:
                 if cell[0] in wanted
             }
 
-    def next_revision(self, window: str) -> int:
+    def next_revision(self, window: str, above: int = 0) -> int:
         """See `CounterStore.next_revision`."""
         with self._server.lock:
-            self._mine.revisions[window] += 1
+            self._mine.revisions[window] = max(self._mine.revisions[window], above) + 1
             return self._mine.revisions[window]
 
     def keep(self, name: str, value: bytes) -> None:

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 
-from stream_scorer.monitor.judge import CLOSE, LABELS_LOST_BEFORE, LOST_BEFORE, MATURE, PANE, REVISIONS_FROM, Judge
+from stream_scorer.monitor.judge import (
+    CLOSE,
+    LABELS_LOST_BEFORE,
+    LOST_BEFORE,
+    MATURE,
+    MAX_WINDOWS_PER_TURN,
+    NEWEST_PER_TURN,
+    PANE,
+    REVISIONS_FROM,
+    Judge,
+    Partitions,
+    WaitingPanes,
+)
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.rates import FACE_VALUE
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells
@@ -22,11 +36,13 @@ RULES = WindowRules(HOUR, HOUR, 48 * HOUR, (1,), FACE_VALUE)
 
 
 class Clock:
+    at_s = 0.0
+
     def now_ms(self) -> int:
         return 0
 
     def monotonic(self) -> float:
-        return 0.0
+        return self.at_s
 
 
 class NoProfiles:
@@ -38,18 +54,22 @@ class NoProfiles:
 
 
 class Monitor:
-    """Two judges of one partition; `count` adds ten transactions of a pane."""
+    """Two judges; `count` adds ten transactions of a pane. `ends` are the known ends of partitions."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: int = 1) -> None:
         self.now_ms = 0
+        self.clock = Clock()
         self.server = MemoryCounterServer(lambda: self.now_ms)
+        self.sources = {p: f"summaries:{p}" for p in range(partitions)}
+        self.ends: dict[int, int] = {}
         self.store = self.open()
+        self.metrics = Metrics(MONITOR_METRICS)
         self.judge, self.other = self.make("one"), self.make("other")
-        self.at = 0
+        self.at = [0] * partitions
 
     def open(self) -> MemoryCounterStore:
         store = MemoryCounterStore(self.server)
-        store.open("e", {"summaries:0": 0})
+        store.open("e", dict.fromkeys(self.sources.values(), 0))
         return store
 
     def make(self, name: str) -> Judge:
@@ -57,14 +77,13 @@ class Monitor:
             self.open(),  # type: ignore[arg-type]
             RULES,
             NoProfiles(),  # type: ignore[arg-type]
-            Clock(),
-            Metrics(MONITOR_METRICS),
+            self.clock,
+            self.metrics,
             name=name,
-            sources={0: "summaries:0"},
-            idle_s=60.0,
+            partitions=Partitions(self.sources, lambda _: self.ends, idle_s=60.0),
         )
 
-    def count(self, hour: int, reached: int) -> None:
+    def count(self, hour: int, reached: int, partition: int = 0) -> None:
         """Ten transactions of `hour`; the partition's event time has come to hour `reached`."""
         pane = PaneSummary(
             pane=hour * HOUR, rows=10, duplicates=0, degraded=0, fallback=0,
@@ -73,9 +92,10 @@ class Monitor:
         )  # fmt: skip
         cells = new_cells()
         count_summary(cells, ScoreSummary("cards", "1", "champion", HOUR, "transactions", 0, 0, 10, 0, [pane]))
-        batch = Batch("summaries:0", self.at, self.at + 1, cells, {f"{PANE}0": reached * HOUR}, (CLOSE, MATURE))
+        at, maxima = self.at[partition], {f"{PANE}{partition}": reached * HOUR}
+        batch = Batch(self.sources[partition], at, at + 1, cells, maxima, (CLOSE, MATURE))
         assert self.store.apply(batch).status == "applied"
-        self.at += 1
+        self.at[partition] += 1
 
     def turn(self) -> list[tuple[int, float | None, int, bool]]:
         """Hour, transactions, revision and whether closed, of what the judge reports; it is settled then."""
@@ -132,6 +152,52 @@ def test_one_judge_reports_until_its_lead_ends() -> None:
     assert monitor.turn() == []
 
 
+def test_labels_of_old_windows_delay_no_window_for_good() -> None:
+    waiting = WaitingPanes()
+    hours, turns = 300, 60  # every pane changes in every turn, and only 50 are reported
+    reported: dict[int, list[int]] = {hour: [] for hour in range(hours)}
+    for turn in range(turns):
+        chosen = waiting.choose(range(hours), [None, 290, 100])
+        assert chosen == sorted(set(chosen)) and len(chosen) == MAX_WINDOWS_PER_TURN
+        assert {*range(292, 300), *range(283, 291), *range(93, 101)} <= set(chosen)
+        for hour in chosen:
+            reported[hour].append(turn)
+    longest = math.ceil(hours / (MAX_WINDOWS_PER_TURN - 3 * NEWEST_PER_TURN))
+    for at in reported.values():
+        assert max(after - before for before, after in pairwise([-1, *at, turns])) <= longest
+
+
+def test_a_turn_reports_the_newest_windows_of_a_backlog_and_how_many_wait() -> None:
+    def waits() -> float | None:
+        return monitor.metrics.registry.get_sample_value("stream_scorer_monitor_waiting_windows")
+
+    monitor = Monitor()
+    for hour in range(70):
+        monitor.count(hour, reached=hour)
+    # Hour 21 is the newest with mature labels, hour 67 the newest that is closed.
+    hours = {hour for hour, *_ in monitor.turn()}
+    assert len(hours) == 50 and {0, 20, 67, 69} <= hours
+    assert waits() == 20
+    assert len(monitor.turn()) == 20
+    assert waits() == 0
+
+
+def test_a_silent_partition_delays_windows_only_while_it_may_have_a_backlog(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = Monitor(partitions=2)
+    monitor.count(5, reached=5, partition=1)
+    monitor.count(5, reached=9)
+    assert monitor.turn() == [(5, 20, 1, False)]
+    monitor.clock.at_s = 61
+    monitor.count(5, reached=9)
+    assert monitor.turn() == [(5, 30, 2, False)]
+    assert "ends of partitions [1] of the summaries are not known" in caplog.text
+    monitor.ends = {1: 2}
+    monitor.count(5, reached=9)
+    assert monitor.turn() == [(5, 40, 3, False)]
+    monitor.ends = {1: 1}
+    assert monitor.turn() == [(5, 40, 4, True)]
+
+
 # A reviewed transaction of hour 5 that was genuine first.
 CHANGE = Outcome(
     "e", 5 * HOUR, 5 * HOUR, "1", "champion", "p", "approve", 0, 10, "fraud", "genuine", "random_review", 0.01,
@@ -172,7 +238,7 @@ def test_a_window_with_negative_transactions_has_no_figures(caplog: pytest.LogCa
     monitor.count(5, reached=5)
     monitor.count(6, reached=6)
     cells = {(5 * HOUR, cell_label("cards", "1", "champion")): {"d:approve": -20}}
-    monitor.store.apply(Batch("summaries:0", monitor.at, monitor.at + 1, cells, {}))
+    monitor.store.apply(Batch("summaries:0", monitor.at[0], monitor.at[0] + 1, cells, {}))
     assert monitor.turn() == [(6, 10, 1, False)]
     assert "d:approve" in caplog.text
     assert monitor.turn() == []
@@ -203,6 +269,21 @@ def test_revisions_continue_above_those_published_before_the_counters_were_lost(
     monitor.count(5, reached=5)
     monitor.count(5, reached=5)
     assert monitor.turn() == [(5, 20, 1_700_000_001, False)]
+
+
+def test_revisions_continue_above_those_published_before_redis_came_back_with_older_counters() -> None:
+    monitor = Monitor()
+    for started_ms in (1_000, 2_000):
+        monitor.store.raise_maximum(REVISIONS_FROM, started_ms)
+        for _ in range(3):
+            monitor.count(5, reached=5)
+            monitor.turn()
+        before = monitor.server.epochs["e"].revisions
+        monitor.server.epochs["e"].revisions = Counter()
+    assert before == {f"{5 * HOUR}+1": 2_003}
+    monitor.store.raise_maximum(REVISIONS_FROM, 3_000)
+    monitor.count(5, reached=5)
+    assert monitor.turn() == [(5, 70, 3_001, False)]
 
 
 def _labelled(monitor: Monitor, hour: int) -> None:

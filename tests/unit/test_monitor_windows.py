@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
@@ -11,7 +13,9 @@ from faust.types import TP
 from stream_scorer.errors import StateGap
 from stream_scorer.monitor.app import (
     STUCK_S,
+    AppSettings,
     Linked,
+    MonitorApp,
     OutcomeCounter,
     Stuck,
     SummaryCounter,
@@ -19,14 +23,16 @@ from stream_scorer.monitor.app import (
     require_kept,
     runs,
 )
-from stream_scorer.monitor.judge import LABELS_LOST_BEFORE, LOST_BEFORE
+from stream_scorer.monitor.judge import LABELS_LOST_BEFORE, LOST_BEFORE, REVISIONS_FROM, Judge
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.rates import FACE_VALUE
+from stream_scorer.monitor.service import ttl_s
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells, parse_label
 from stream_scorer.monitor.transport import Links
 from stream_scorer.monitor.windows import Figure, WindowRules, drifts, figures, watermark
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Outcome, PaneSummary, ScoreSummary
+from stream_scorer.state.counters import Batch, Head
 from tests.support.counters import MemoryCounterServer, MemoryCounterStore
 
 HOUR = 3_600_000
@@ -242,6 +248,91 @@ def test_the_first_record_after_deleted_ones_marks_what_is_lost(cut: dict[int, i
     tallier.apply(0, [Linked(7, 7, values[0]), Linked(8, 8, values[1])])
     assert store.head().maxima.get(LOST_BEFORE) == lost
     assert store.head().marks == {"score-summaries:0": 9}
+
+
+@pytest.mark.parametrize(("cut", "lost"), [({}, None), ({0: 7}, PANE.pane)])
+def test_applied_offsets_pass_final_markers(cut: dict[int, int], lost: int | None) -> None:
+    metrics, store, links = Metrics(MONITOR_METRICS), MemoryCounterStore(MemoryCounterServer()), Links()
+    store.open("e", {"score-summaries:0": 7})
+    count = SummaryCounter("score-summaries", metrics)
+    tallier = Tallier(store, metrics, "score-summaries", count, ())  # type: ignore[arg-type]
+    tallier.seek({0: 7}, cut)
+    assert fetch(links, 7, 9) == []
+    place = TP("outcomes", 0)
+    assert links.reached() == {place: (7, 9)}
+    for _ in range(2):
+        tallier.pass_markers(0, *links.reached()[place])
+        assert store.head().marks == {"score-summaries:0": 9} and tallier.counted(0) == 9
+    assert store.head().maxima == ({"cut:score-summaries:0": 9} if cut else {})
+    (previous,) = fetch(links, 9, 12, 9)
+    assert links.reached() == {place: (10, 12)}
+    tallier.pass_markers(0, 10, 12)  # a record below is not counted yet
+    assert store.head().marks == {"score-summaries:0": 9}
+    tallier.apply(0, [Linked(previous, 9, msgspec.json.encode(summary(PANE)))])
+    assert store.head().maxima.get(LOST_BEFORE) == lost
+    tallier.pass_markers(0, 10, 12)
+    assert store.head().marks == {"score-summaries:0": 12}
+    assert sum(counts["n"] for counts in store.read([PANE.pane]).values()) == 10
+
+
+class Running:
+    """An app of one partition of outcomes; `start` is what Faust does after an assignment."""
+
+    def __init__(self, store: MemoryCounterStore, tmp_path: Path, now_ms: int) -> None:
+        settings = AppSettings("127.0.0.1:1", "g", "i", "score-summaries", "outcomes", "monitor-metrics", tmp_path)
+        clock = SimpleNamespace(now_ms=lambda: now_ms)
+        judge: Judge = None  # type: ignore[assignment]
+        self.app = MonitorApp(settings, store, judge, lambda: True, clock, Metrics(MONITOR_METRICS))  # type: ignore[arg-type]
+
+    async def start(self, first: int, end: int) -> int:
+        """The position to read from."""
+        place = TP("outcomes", 0)
+
+        async def bound(offset: int) -> dict[TP, int]:
+            return {place: offset}
+
+        return (await self.app._positions([place], lambda *_: bound(first), lambda *_: bound(end)))[place]
+
+
+def test_every_start_raises_the_revisions_and_no_applied_offset_decreases(tmp_path: Path) -> None:
+    async def run() -> None:
+        store = MemoryCounterStore(MemoryCounterServer())
+        assert await Running(store, tmp_path, 5).start(first=3, end=9) == 3
+        assert store.head().maxima == {REVISIONS_FROM: 5}
+        running = Running(store, tmp_path, 8)
+        head, store.head = store.head, lambda: Head("e", {"outcomes:0": 3}, {})  # type: ignore[method-assign]
+        store.open = lambda *_: store.head()  # type: ignore[method-assign]
+        store.apply(Batch("outcomes:0", 3, 7, {}, {}))  # by the former owner, after the new one has read the offset
+        assert await running.start(first=6, end=9) == 7
+        assert head().maxima == {REVISIONS_FROM: 8}
+
+    asyncio.run(run())
+
+
+def test_final_markers_are_passed_once_a_partition_is_silent(tmp_path: Path) -> None:
+    async def run() -> None:
+        store, place = MemoryCounterStore(MemoryCounterServer()), TP("outcomes", 0)
+        running = Running(store, tmp_path, 5)
+        await running.start(first=3, end=5)
+        running.app.faust = SimpleNamespace(consumer=SimpleNamespace(reached={place: (3, 4)}), rebalancing=False)  # type: ignore[assignment]
+        await running.app._pass_markers()
+        assert store.head().marks == {"outcomes:0": 3}
+        running.app.faust.consumer.reached = {place: (3, 5)}  # type: ignore[union-attr]
+        await running.app._pass_markers()
+        assert store.head().marks == {"outcomes:0": 3}
+        await running.app._pass_markers()
+        assert store.head().marks == {"outcomes:0": 5}
+        again = Running(store, tmp_path, 5)
+        assert await again.start(first=3, end=6) == 5
+        again.app._talliers["outcomes"].apply(0, [Linked(5, 5, msgspec.json.encode(outcome("fraud")))])
+        assert store.head().maxima[LABELS_LOST_BEFORE] == 6 * HOUR  # the records below offset 3 were deleted
+
+    asyncio.run(run())
+
+
+def test_counts_stay_for_the_longest_window() -> None:
+    rules = WindowRules(24 * HOUR, HOUR, 48 * HOUR, (1, 24), FACE_VALUE)
+    assert ttl_s(rules, 3_600) == (24 * 24 + 2 * 48 + 1 + 1) * 3_600
 
 
 def test_a_summary_without_transactions_does_not_hide_what_is_lost() -> None:
