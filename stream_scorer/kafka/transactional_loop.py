@@ -127,19 +127,6 @@ class TransactionalLoop:
             found[topic, number] = (low, high)
         return found
 
-    def partitions(self, topics: Iterable[str]) -> set[Partition]:
-        """The present partitions of `topics`. Raises StreamScorerError if one of them is missing."""
-        found = set[Partition]()
-        for topic in topics:
-            try:
-                metadata = self._consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
-            except KafkaException as error:
-                raise as_domain_error(kafka_error(error), f"look up topic {topic}", self._bootstrap) from error
-            if metadata.error is not None:
-                raise as_domain_error(metadata.error, f"look up topic {topic}", self._bootstrap)
-            found.update((topic, number) for number in metadata.partitions)
-        return found
-
     def assign(self, positions: Mapping[Partition, int | None]) -> None:
         """Read exactly these partitions from these offsets; None is the beginning. Discards buffered records."""
         self._position = {at: offset or 0 for at, offset in positions.items()}

@@ -465,14 +465,9 @@ class JoinerService:
         """
         try:
             ends = self._loop.ends(self._inputs)
-            partitions = self._loop.partitions({topic for topic, _ in self._inputs})
         except BrokerUnavailable as error:
             _log.warning("joiner: old rows stay for now: %s", error.message)
             return
-        if partitions != set(self._inputs):
-            raise StreamScorerError(
-                "the topics of scores or labels have other partitions now; the joiner reads them too"
-            )
         previous, self._ends = self._ends, {at: end for at, (_, end) in ends.items()}
         if previous:
             self._joiner.mark_old({at for at in self._inputs if self._loop.position(at) < previous[at]})

@@ -43,6 +43,7 @@ from stream_scorer.state.counters import CounterStore
 STOP_S = 7.0
 STOP_POLL_S = 0.1
 COUNTS_EVERY_S = 1.0
+PARTITIONS_EVERY_S = 60.0
 
 _log = logging.getLogger("stream_scorer.monitor")
 
@@ -127,7 +128,8 @@ def run_monitor(
             incidents than verdicts, None without it.
 
     Raises:
-        StreamScorerError: at the start, Kafka does not answer, a topic is missing, or a setting is wrong.
+        StreamScorerError: at the start, Kafka does not answer, a topic is missing, or a setting is wrong; later, a
+            topic has other partitions than at the start.
     """
     topics = settings.topics
     partitions = TopicAdmin(settings.bootstrap).require(topics.monitor_topics(), same_count=False)
@@ -137,7 +139,7 @@ def run_monitor(
     # Faust logs the start and stop of every service under the module of its class, our own classes included.
     for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    joining = _Joining(settings, topics, join_rules, clock)
+    joining = _Joining(settings, topics, partitions, join_rules, clock)
     windows = _Windows(settings, topics, partitions, rules, checked, references, clock, metrics)
     runs: list[tuple[str, PartRun]] = [("windows", windows.run)]
     if watch is not None:
@@ -148,7 +150,7 @@ def run_monitor(
         runs += incidents.runs.items()
         windows.on_drift = incidents.on_drift
     parts = Parts([Part(name, run, clock, metrics) for name, run in runs])
-    asyncio.run(_run(settings, parts, joining, metrics, on_ready))
+    asyncio.run(_run(settings, partitions, parts, joining, metrics, on_ready))
 
 
 def _rules(settings: MonitorSettings, spec: PipelineSpec) -> tuple[JoinRules, WindowRules]:
@@ -188,9 +190,14 @@ def _app_settings(settings: MonitorSettings, topics: Topics, rules: WindowRules)
 
 
 async def _run(
-    settings: MonitorSettings, parts: Parts, joining: _Joining, metrics: Metrics, on_ready: Callable[[str], None]
+    settings: MonitorSettings,
+    partitions: Mapping[str, int],
+    parts: Parts,
+    joining: _Joining,
+    metrics: Metrics,
+    on_ready: Callable[[str], None],
 ) -> None:
-    """Run the health server and the parts until a signal."""
+    """Run the health server and the parts until a signal, or until a topic has other partitions."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -202,13 +209,40 @@ async def _run(
         )
     parts.start()
     reporting = asyncio.create_task(_report(parts, joining, metrics, on_ready, health.port if health else None))
+    watching = asyncio.create_task(watch_partitions(TopicAdmin(settings.bootstrap), partitions))
+    watching.add_done_callback(lambda _task: ended.set())
     try:
         await ended.wait()
+        if watching.done():
+            watching.result()
     finally:
         reporting.cancel()
+        watching.cancel()
         await asyncio.to_thread(parts.stop, STOP_S)
         if health is not None:
             health.close()
+
+
+async def watch_partitions(admin: TopicAdmin, partitions: Mapping[str, int]) -> None:
+    """Look up the partitions of the topics now and then. The parts would never read those that were added.
+
+    Raises:
+        StreamScorerError: a topic has other partitions.
+    """
+    while True:
+        await asyncio.sleep(PARTITIONS_EVERY_S)
+        try:
+            found = await asyncio.to_thread(admin.require, [*partitions], same_count=False)
+        except StreamScorerError:
+            continue  # the parts report it
+        changed = [
+            f"{name}: {found[name]} instead of {count}" for name, count in partitions.items() if found[name] != count
+        ]
+        if changed:
+            raise StreamScorerError(
+                f"topics have other numbers of partitions than at the start ({', '.join(changed)})",
+                hint="Start the monitor again. It then reads them all.",
+            )
 
 
 async def _report(
@@ -344,6 +378,7 @@ class _Windows:
                 self._metrics,
                 pane_ms=self._rules.pane_ms,
                 false_alarms_per_year=self._settings.false_alarms_per_year,
+                clock=self._clock,
             ),
             self.on_drift,
         )
@@ -372,9 +407,12 @@ async def _follow(app: MonitorApp, stop: threading.Event, on_ready: Callable[[],
 class _Joining:
     """The part that joins labels. Each run creates, uses and closes SQLite and the Kafka clients in its thread."""
 
-    def __init__(self, settings: MonitorSettings, topics: Topics, rules: JoinRules, clock: Clock) -> None:
+    def __init__(
+        self, settings: MonitorSettings, topics: Topics, partitions: dict[str, int], rules: JoinRules, clock: Clock
+    ) -> None:
         self._settings = settings
         self._topics = topics
+        self._inputs = [(t, n) for t in (topics.scores, topics.labels) for n in range(partitions[t])]
         self._rules = rules
         self._clock = clock
         self.counts = JoinerCounts()
@@ -403,6 +441,7 @@ class _Joining:
         with TransactionalLoop(
             settings.bootstrap, self._clock, group=name, transactional_id=name, client_id=name
         ) as loop:
-            inputs = sorted(loop.partitions({self._topics.scores, self._topics.labels}))
-            service = JoinerService(loop, store, joiner, self._clock, inputs=inputs, outcomes=self._topics.outcomes)
+            service = JoinerService(
+                loop, store, joiner, self._clock, inputs=self._inputs, outcomes=self._topics.outcomes
+            )
             service.run(stop, on_ready)

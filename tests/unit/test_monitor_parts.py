@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from stream_scorer.clock import SystemClock
-from stream_scorer.errors import StateUnavailable
+from stream_scorer.errors import StateUnavailable, StreamScorerError
+from stream_scorer.kafka.topics import TopicAdmin
 from stream_scorer.monitor import parts as parts_module
+from stream_scorer.monitor import service
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.parts import Part, PartRun, Parts
 from stream_scorer.observability.metrics import Metrics
@@ -127,3 +132,20 @@ def test_a_part_that_hangs_does_not_delay_the_end() -> None:
     assert time.monotonic() - began < 2.0
     release.set()
     assert part.join(5.0)
+
+
+def test_other_partitions_than_at_the_start_end_the_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that does not answer changes nothing."""
+    monkeypatch.setattr(service, "PARTITIONS_EVERY_S", 0.001)
+    answers: list[Any] = [{"scores": 2, "labels": 2}, StreamScorerError("no broker"), {"scores": 4, "labels": 2}]
+
+    def require(_names: list[str], *, same_count: bool) -> dict[str, int]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return dict(answer)
+
+    admin = cast(TopicAdmin, SimpleNamespace(require=require))
+    with pytest.raises(StreamScorerError, match="scores: 4 instead of 2"):
+        asyncio.run(service.watch_partitions(admin, {"scores": 2, "labels": 2}))
+    assert not answers
