@@ -405,11 +405,11 @@ def _explain_labels(world: World) -> list[str]:
     outcomes, committed = read_topic(world.bootstrap, topics.outcomes, uncommitted=True), set[tuple[int, int]]()
     content = read_topic(world.bootstrap, topics.outcomes)
     committed.update(zip(content.partition, content.offset, strict=True))
-    told: dict[str, list[str]] = defaultdict(list)
+    published: dict[str, list[str]] = defaultdict(list)
     last: dict[str, tuple[str | None, bool]] = {}
     for partition, offset, outcome in zip(outcomes.partition, outcomes.offset, outcomes.decode(Outcome), strict=True):
         known = (partition, offset) in committed
-        told[outcome.event_id].append(
+        published[outcome.event_id].append(
             f"outcomes[{partition}]@{offset}{'' if known else ' aborted'}: {outcome.previous_label} to {outcome.label}"
         )
         if known:
@@ -432,7 +432,7 @@ def _explain_labels(world: World) -> list[str]:
                 for i, other in enumerate(decoded)
                 if other.event_id == score.event_id
             ]
-            out.append(f"{score.event_id} is {wanted} by the log: {given}; {at}; {told[score.event_id]}")
+            out.append(f"{score.event_id} is {wanted} by the log: {given}; {at}; {published[score.event_id]}")
     return out
 
 

@@ -471,7 +471,7 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting(
         "monitor.idle_after_s",
         "--idle-after",
-        "Time after which a partition without new and unread summaries counts as idle and no longer delays windows.",
+        "Time after which a partition without new or unread summaries is idle. Windows do not wait for it then.",
         30.0,
         "number",
         minimum=0.1,
