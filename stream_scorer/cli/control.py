@@ -99,7 +99,8 @@ class _Console:
 
     def state(self, name: str) -> ServingState:
         """The serving state of the ensemble `name`."""
-        state = self.read().states.get(name)
+        self.require_commands(name)
+        state = self.history.states.get(name)
         if state is None:
             known = ", ".join(sorted(self.history.states)) or "none"
             raise UsageError(
@@ -108,12 +109,27 @@ class _Console:
             )
         return state
 
+    def require_commands(self, name: str) -> None:
+        """Read the log. Raises `StreamScorerError` if it has lost the commands of the ensemble `name`."""
+        from stream_scorer.control.recovery import require_commands
+
+        require_commands(self.log, self.read(), self.open_states, name)
+
+    def open_states(self) -> ControlLog:
+        """The topic `serving-state`, from its start."""
+        from stream_scorer.kafka.control_log import ControlLog
+
+        return ControlLog(self.settings["kafka.bootstrap"], self.topics.serving_state)
+
     def submit(self, name: str, action: Action, who: str, why: str, wait_s: float, **more: Any) -> int:
         """Submit a command, print whether it counts, wait until the scorers apply it, and return its offset."""
         from stream_scorer.control.commands import submit
         from stream_scorer.records import Command
 
-        self.read()
+        if action == "recover":
+            self.read()
+        else:
+            self.require_commands(name)
         at = time.time_ns() // 1_000_000
         entry = submit(
             self.log,
@@ -313,7 +329,8 @@ def _pass_gate(settings: Settings, found: _Found, why: str, skip_gate: str | Non
             hint="Name the rules file; --skip-gate REASON promotes without the gate.",
         )
     with _open_console(settings) as console:
-        before = console.read().states.get(found.name)
+        console.require_commands(found.name)
+        before = console.history.states.get(found.name)
     # The version that is submitted, even if an alias moves meanwhile.
     candidate = _fetch(settings, found.name, found.version), found.version.version
     champion = None if before is None else _load(settings, found.name, before.champion)
@@ -447,14 +464,13 @@ def recover(settings: Settings, name: str, reference: str | None, why: str, who:
     The state is the last one on `serving-state`. The command contains it, so that every reader serves it.
     """
     from stream_scorer.control.recovery import newest_state
-    from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.records import ServingState
 
     found = None if reference is None else _find(settings, reference)
     with _open_console(settings) as console:
         if name in console.read().states:
             raise UsageError(f"the topic control has the state of {name!r}: there is nothing to recover")
-        log: ControlLog = ControlLog(settings["kafka.bootstrap"], console.topics.serving_state)
+        log = console.open_states()
         try:
             state = newest_state(log, name)
         finally:
@@ -619,6 +635,8 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
 
     with _open_console(settings) as console:
         history = console.read()
+        if name is not None and not as_json:
+            console.state(name)
         with _open_scorers(settings, console.topics.scorer_status, name) as reader:
             scorers = [seen.status for seen in reader.find_running()]
         incidents = [
@@ -637,8 +655,6 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
         facts = {"states": states, "scorers": scorers, "incidents": incidents, "verdicts": verdicts, "log": log}
         click.echo(msgspec.json.encode(facts))
         return
-    if name is not None and not states:
-        raise UsageError(f"no version of {name!r} serves")
     for state in states:
         _show_state(state)
     for verdict in verdicts:

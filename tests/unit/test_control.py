@@ -17,7 +17,7 @@ from stream_scorer.control.ladder import parse_ladder
 from stream_scorer.control.liveness import FORGOTTEN_MS, SILENT_MS, Scorers
 from stream_scorer.control.outbox import MAX_BACKOFF_S, MAX_WAITING, Outbox
 from stream_scorer.control.probation import acted_since, pairs
-from stream_scorer.control.recovery import newest_state, require_never_served
+from stream_scorer.control.recovery import newest_state, require_commands, require_never_served
 from stream_scorer.control.state import MAX_ENTRIES, MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError, BrokerUnavailable, StreamScorerError, UsageError
@@ -802,6 +802,17 @@ def test_a_scorer_follows_another_one_that_proposes_while_it_starts(ensembles: d
     scorer.follower.start()
     scorer.follower.close()
     assert (len(records), scorer.follower.lineup.control_offset) == (1, 0)
+
+
+def test_a_version_that_a_scorer_proposes_meanwhile_does_not_look_like_lost_commands(story: Story) -> None:
+    log, history = MemoryControlLog(), History()
+
+    def open_states() -> MemoryControlLog:
+        command(log.records, "promote", version=ONE)
+        return MemoryControlLog([msgspec.json.encode(story.state)])
+
+    require_commands(log, history, open_states, "cards")
+    assert history.states["cards"].champion == ONE
 
 
 def test_the_newest_state_of_an_ensemble_is_found_among_those_of_several_scorers(story: Story) -> None:
