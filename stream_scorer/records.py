@@ -301,7 +301,8 @@ class CardAlerts(Record, frozen=True):
     are not needed. Older scorers wrote an empty id and 0 for cards that both versions alert.
 
     `rows` is the number of transactions that count. `excluded` ones do not: repeated event ids, transactions without a
-    card, without features or without a member that failed, and decisions by the fallback or by a list.
+    card, without features or without a member that failed, decisions by the fallback or by a list, and all transactions
+    while a command disables a member in one of the versions and not the same one, by digest, in the other.
     """
 
     rows: int

@@ -155,7 +155,8 @@ def judge(basis: Basis, tolerances: Tolerances) -> Verdict:
         missing.append(f"both versions scored only {basis.paired_share:.0%} of the transactions")
     blocked = bool(missing)
     if not basis.rows and basis.excluded:
-        missing.append(f"none of {basis.excluded:,} transactions counts (no features, no card, fallback, list, repeat)")
+        why = "no features, no card, fallback, list, repeat, or a changed member is disabled"
+        missing.append(f"none of {basis.excluded:,} transactions counts ({why})")
     if basis.rows < tolerances.min_rows:
         missing.append(f"{tolerances.min_rows - basis.rows:,} more transactions")
     if finding == "undecided":

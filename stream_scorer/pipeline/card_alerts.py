@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.lineup import DISABLED, Lineup
-from stream_scorer.pipeline.batch import MicroBatch, VersionResult
+from stream_scorer.pipeline.batch import BatchDecisions, MicroBatch
 from stream_scorer.records import CardAlerts
 from stream_scorer.spec.model import CheckedSpec
 
@@ -44,7 +44,7 @@ class CardCounter:
         assert events is not None and decided is not None
         ids = entity_ids(batch, self._checked)
         mine, theirs = decided.verdicts[version], decided.verdicts[other]
-        counts = evidence_rows(batch, ids, (mine, theirs))[chosen]
+        counts = evidence_rows(batch, ids, version, other)[chosen]
         span_of, event_time = events.transaction_span[chosen], events.transactions.event_time[chosen]
         served, others = mine.decision[chosen] > 0, theirs.decision[chosen] > 0
         alerted = np.flatnonzero(counts & (served | others))
@@ -80,24 +80,34 @@ def entity_ids(batch: MicroBatch, checked: CheckedSpec) -> list[str | None]:
     return list(transactions.event_id) if entity is None else transactions.entity_ids[entity]
 
 
-def evidence_rows(batch: MicroBatch, ids: list[str | None], results: tuple[VersionResult, VersionResult]) -> Flags:
-    """``(n,) bool``: the transactions of the batch that count in a comparison of two versions; see `CardAlerts`."""
+def evidence_rows(batch: MicroBatch, ids: list[str | None], version: int, other: int) -> Flags:
+    """``(n,) bool``: the transactions of the batch that count in a comparison of two versions; see `CardAlerts`.
+
+    `version` and `other` are indices into the lineup.
+    """
     enriched, decided = batch.enriched, batch.decided
     assert enriched is not None and decided is not None
     counts = ~enriched.duplicate
-    if enriched.degraded:
+    # A member that a command disabled in both versions leaves them comparable. If it is another one in each version, or
+    # is disabled in one only, the scores do not show how the change of this member decides.
+    if enriched.degraded or _disabled(decided, version) != _disabled(decided, other):
         counts = np.zeros_like(counts)
     if None in ids:
         counts &= np.array([card is not None for card in ids], dtype=np.bool_)
     if decided.rules is not None:
         counts &= decided.rules.listed < 0
-    for result in results:
-        scored = result.scored
+    for scored in (decided.verdicts[version].scored, decided.verdicts[other].scored):
         counts &= ~np.isnan(scored.score)
-        # A member that a command disabled is missing from both versions, so they remain comparable.
         if any(reason != DISABLED for reason in scored.failures.values()):
             counts &= ~np.isnan(scored.member_scores).any(axis=1)
     return counts
+
+
+def _disabled(decided: BatchDecisions, version: int) -> set[str]:
+    """Keys of the members that a command excluded from the scores of a version."""
+    ensemble, failures = decided.lineup.versions[version], decided.verdicts[version].scored.failures
+    members = zip(ensemble.member_keys, ensemble.member_names, strict=True)
+    return {key for key, name in members if failures.get(name) == DISABLED}
 
 
 def pair_name(lineup: Lineup, version: int, other: int) -> str:

@@ -55,7 +55,7 @@ class PairCounter:
             counts = np.zeros(len(decided.arm), np.bool_)
             counts[chosen] = True
             ids = entity_ids(batch, self._checked)
-            counts &= evidence_rows(batch, ids, (decided.verdicts[version], decided.verdicts[other]))
+            counts &= evidence_rows(batch, ids, version, other)
             differences = comparer.compare(batch, version, other, counts)
             if differences is not None:
                 found[compared.version] = differences

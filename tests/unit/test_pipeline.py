@@ -566,24 +566,44 @@ def test_both_arms_of_a_canary_list_their_cards_under_the_same_hashes(ensemble: 
         assert sum(each.rows + each.excluded for each in found) == sum(s["arm"] == arm for s in scores)
 
 
-def test_rows_without_a_member_that_failed_are_no_evidence_and_disabled_members_do_not_matter() -> None:
-    scores = np.array([[0.1, 0.2], [np.nan, 0.2], [0.1, 0.2], [0.1, 0.2]])
+def test_rows_without_a_member_that_failed_or_that_only_one_version_may_call_are_no_evidence() -> None:
     whole = np.full((4, 2), 0.1)
+    partly = np.array([[0.1, 0.2], [np.nan, 0.2], [0.1, 0.2], [0.1, 0.2]])
+    names = ["one", "two"]
 
-    def result(member_scores: Any, score: list[float], failures: dict[str, str]) -> Any:
-        return SimpleNamespace(
-            scored=SimpleNamespace(member_scores=member_scores, score=np.array(score), failures=failures)
+    def rows(
+        failures: dict[str, str],
+        others: dict[str, str],
+        keys: list[str],
+        score: float = 0.1,
+    ) -> list[bool]:
+        """The rows that count for a version with the members `keys`, compared with one that has the members a and b."""
+        results = [
+            SimpleNamespace(
+                scored=SimpleNamespace(
+                    member_scores=partly if failed else whole, score=np.full(4, one), failures=failed
+                )
+            )
+            for failed, one in ((failures, score), (others, 0.1))
+        ]
+        versions = [SimpleNamespace(member_names=names, member_keys=each) for each in (keys, ["a", "b"])]
+        batch: Any = SimpleNamespace(
+            enriched=SimpleNamespace(duplicate=np.array([False, False, False, True]), degraded=[]),
+            decided=SimpleNamespace(rules=None, verdicts=results, lineup=SimpleNamespace(versions=versions)),
         )
+        found: list[bool] = evidence_rows(batch, ["a", "b", None, "d"], 0, 1).tolist()
+        assert evidence_rows(batch, ["a", "b", None, "d"], 1, 0).tolist() == found
+        return found
 
-    batch: Any = SimpleNamespace(
-        enriched=SimpleNamespace(duplicate=np.array([False, False, False, True]), degraded=[]),
-        decided=SimpleNamespace(rules=None),
-    )
-    good = result(whole, [0.1] * 4, {})
-    ids = ["a", "b", None, "d"]
-    for failures, counts in (({"one": "slow"}, [1, 0, 0, 0]), ({"one": DISABLED}, [1, 1, 0, 0])):
-        assert evidence_rows(batch, ids, (good, result(scores, [0.1] * 4, failures))).tolist() == counts
-    assert evidence_rows(batch, ids, (result(whole, [np.nan] * 4, {}), good)).tolist() == [0, 0, 0, 0]
+    same, updated, off = ["a", "b"], ["new", "b"], {"one": DISABLED}
+    assert rows({"one": "slow"}, {}, same) == [1, 0, 0, 0]
+    assert rows({}, {}, updated) == [1, 1, 0, 0]
+    assert rows({}, {}, updated, np.nan) == [0, 0, 0, 0]
+    # The same member is missing from both: they are compared as they decide.
+    assert rows(off, off, same) == rows({"two": DISABLED}, {"two": DISABLED}, updated) == [1, 1, 0, 0]
+    # The member that changed is missing: its effect would not be seen, or that of the other one's absence would.
+    for mine, theirs in ((off, {}), ({}, off), (off, off)):
+        assert rows(mine, theirs, updated) == [0, 0, 0, 0]
 
 
 def test_rows_without_features_or_by_a_list_are_no_evidence(ensemble: Ensemble) -> None:
