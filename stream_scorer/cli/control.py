@@ -582,31 +582,38 @@ def retire(settings: Settings, reference: str, why: str, who: str, wait_s: float
     help="Disable it even if the remaining weight is below the quorum; every decision is then the fallback.",
 )
 def disable(settings: Settings, name: str, member: str, force: bool, why: str, who: str, wait_s: float) -> None:
-    """Exclude MEMBER of the ensemble NAME from scoring. The weights of the other members are renormalised."""
+    """Exclude MEMBER from scoring, in every version of the ensemble NAME that is in play.
+
+    The weights of the other members are renormalised. Members are excluded by digest, each by a command: a version that
+    is put in play later has its member of this name, unless it is the same file.
+    """
     with _open_console(settings) as console:
         state = console.state(name)
-        manifest = _champion(settings, state)
-        wanted = _member(manifest, member)
-        off = {d.key for d in state.disabled} | {wanted.key}
-        left = _weight_without(manifest, off)
-        if left < manifest.quorum and not force:
-            raise UsageError(
-                f"without {member}, {left:.0%} of the weight remains, and the quorum is {manifest.quorum:.0%}",
-                hint="Every decision would be the fallback. Use rollback instead, or --force.",
+        manifests, unread = _manifests(settings, state)
+        off = {disabled.key for disabled in state.disabled}
+        wanted = [each for each in _members(manifests, member) if each.key not in off]
+        if not wanted and not unread:
+            raise UsageError(f"{member} is already disabled in every version in play")
+        if not force:
+            _check_quorum(state, manifests, member, off | {each.key for each in wanted})
+        _submit_each(console, name, "disable", wanted, who, why, wait_s)
+        if unread:
+            raise StreamScorerError(
+                f"version {', '.join(unread)} cannot be read here: if it has a member {member}, that is still called",
+                hint="Repeat the command when the registry answers, or stop the version.",
             )
-        console.submit(name, "disable", who, why, wait_s, member=wanted)
 
 
 @_command("enable")
 @click.argument("name")
 @click.argument("member")
 def enable(settings: Settings, name: str, member: str, why: str, who: str, wait_s: float) -> None:
-    """Include a disabled MEMBER of NAME again."""
+    """Include a disabled MEMBER of NAME again, in every version."""
     with _open_console(settings) as console:
         disabled = [d for d in console.state(name).disabled if d.name == member]
         if not disabled:
             raise UsageError(f"{name} has no disabled member {member!r}")
-        console.submit(name, "enable", who, why, wait_s, member=disabled[0])
+        _submit_each(console, name, "enable", disabled, who, why, wait_s)
 
 
 @_command("hold")
@@ -787,22 +794,62 @@ def _named(versions: list[ServedVersion], wanted: str) -> ServedVersion:
     raise UsageError(f"{wanted!r} is neither canary nor shadow", hint=f"Canary and shadows: {known}.")
 
 
-def _champion(settings: Settings, state: ServingState) -> Manifest:
+def _manifests(settings: Settings, state: ServingState) -> tuple[dict[ServedVersion, Manifest], list[str]]:
+    """The manifests of the versions that scorers hold, champion first, and the versions that cannot be read here.
+
+    Raises:
+        StreamScorerError: the champion cannot be read.
+    """
+    from stream_scorer.control.state import versions_of
     from stream_scorer.ensemble.manifest import read_manifest
 
-    return read_manifest(_fetch(settings, state.ensemble, state.champion))
+    found: dict[ServedVersion, Manifest] = {}
+    unread = []
+    for version in versions_of(state):
+        try:
+            found[version] = read_manifest(_fetch(settings, state.ensemble, version))
+        except StreamScorerError as error:
+            if version == state.champion:
+                raise
+            click.echo(plain(f"version {version.version} cannot be read: {error.message}"), err=True)
+            unread.append(version.version)
+    return found, unread
 
 
-def _member(manifest: Manifest, name: str) -> DisabledMember:
+def _members(manifests: dict[ServedVersion, Manifest], name: str) -> list[DisabledMember]:
+    """The different members called `name`. Raises `UsageError` if there is none."""
     from stream_scorer.ensemble.manifest import member_key
     from stream_scorer.records import DisabledMember
 
-    for member in manifest.members:
-        if member.name == name:
-            return DisabledMember(name, member_key(member))
-    raise UsageError(
-        f"{manifest.name} has no member {name!r}", hint=f"Its members: {', '.join(manifest.member_names)}."
-    )
+    members = [member for manifest in manifests.values() for member in manifest.members]
+    if name not in [member.name for member in members]:
+        known = ", ".join(dict.fromkeys(member.name for member in members))
+        ensemble = next(iter(manifests.values())).name
+        raise UsageError(f"{ensemble} has no member {name!r}", hint=f"Its members: {known}.")
+    return [DisabledMember(name, key) for key in dict.fromkeys(member_key(m) for m in members if m.name == name)]
+
+
+def _check_quorum(
+    state: ServingState, manifests: dict[ServedVersion, Manifest], member: str, disabled: set[str]
+) -> None:
+    """Raise `UsageError` if a version that decides, or would after a rollback, has too little weight left."""
+    deciding = [state.champion, state.last_good, state.canary.version if state.canary is not None else None]
+    for version, manifest in manifests.items():
+        left = _weight_without(manifest, disabled)
+        if version in deciding and left < manifest.quorum:
+            raise UsageError(
+                f"without {member}, {left:.0%} of the weight of version {version.version} remains, and its quorum is "
+                f"{manifest.quorum:.0%}",
+                hint="Every decision of this version would be the fallback. Use rollback or stop instead, or --force.",
+            )
+
+
+def _submit_each(
+    console: _Console, name: str, action: Action, members: list[DisabledMember], who: str, why: str, wait_s: float
+) -> None:
+    """Submit a command for each of `members`, and then wait for the scorers."""
+    for place, each in enumerate(members, start=1):
+        console.submit(name, action, who, why, wait_s if place == len(members) else 0, member=each)
 
 
 def _weight_without(manifest: Manifest, keys: set[str]) -> float:

@@ -21,7 +21,7 @@ from stream_scorer.control.health import scorer_health
 from stream_scorer.control.loader import Loader, Result
 from stream_scorer.control.outbox import Outbox
 from stream_scorer.control.recovery import lost_commands
-from stream_scorer.control.state import History
+from stream_scorer.control.state import History, versions_of
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup, Split
 from stream_scorer.errors import StreamScorerError
@@ -119,7 +119,7 @@ class Follower:
     def digests(self) -> list[str]:
         """Manifest digests of the versions that this scorer serves or must be able to serve."""
         state = self._history.states.get(self._identity.ensemble)
-        wanted = [] if state is None else _versions(state)
+        wanted = [] if state is None else versions_of(state)
         return [version.manifest_sha256 for version in [*wanted, *self._served]]
 
     @property
@@ -161,7 +161,7 @@ class Follower:
         give_up = self._clock.monotonic() + MAX_START_WAIT_S
         while self._lineup is None:
             state = self._history.states[self._identity.ensemble]
-            self._loader.want(_versions(state))
+            self._loader.want(versions_of(state))
             self._collect()
             found = self._available(state)
             champion = self._loader.get(state.champion)
@@ -249,7 +249,7 @@ class Follower:
     def _follow(self, *, changed: bool) -> None:
         """Load what the newest state asks for, and serve as much of it as is loaded."""
         state = self._history.states[self._identity.ensemble]
-        wanted = _versions(state)
+        wanted = versions_of(state)
         self._loader.want(wanted, keep=self._served, retry_now=changed)
         self._refused = {version: refusal for version, refusal in self._refused.items() if version in wanted}
         if self._collect() or changed:
@@ -270,7 +270,7 @@ class Follower:
         """The part of `state` whose versions are loaded."""
         found: dict[ServedVersion, Ensemble] = {}
         problems, loading = [], []
-        for version in _versions(state):
+        for version in versions_of(state):
             result = self._loader.get(version)
             if isinstance(result, Ensemble):
                 found[version] = result
@@ -317,7 +317,7 @@ class Follower:
             return
         lineup.pool  # noqa: B018  built here, so that the first micro-batch does not build it
         self._lineup, self._served = lineup, found.served
-        self._loader.want(_versions(state), keep=self._served)  # drops the versions that left play
+        self._loader.want(versions_of(state), keep=self._served)  # drops the versions that left play
         self._report_lineup(before)
 
     def _disable_members(self, state: ServingState) -> None:
@@ -415,14 +415,6 @@ class Follower:
             self._outbox.flush()
         finally:
             self._metrics.set(m.CONTROL_UNPUBLISHED, self._outbox.waiting)
-
-
-def _versions(state: ServingState) -> list[ServedVersion]:
-    """The versions that must be loaded, in the order of their importance."""
-    canary = [] if state.canary is None else [state.canary.version]
-    last_good = [] if state.last_good is None else [state.last_good]
-    withdrawn = [] if state.withdrawn is None else [state.withdrawn]
-    return list(dict.fromkeys([state.champion, *last_good, *canary, *state.shadows, *withdrawn]))
 
 
 def _same(lineup: Lineup, other: Lineup) -> bool:

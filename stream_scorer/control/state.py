@@ -335,6 +335,13 @@ def _allowed(state: ServingState, command: Command) -> ServedVersion:
     return version
 
 
+def versions_of(state: ServingState) -> list[ServedVersion]:
+    """The versions that scorers load, in the order of their importance: those in play, and the last good version."""
+    last_good = [] if state.last_good is None else [state.last_good]
+    champion, *others = _in_play(state)
+    return list(dict.fromkeys([champion, *last_good, *others]))
+
+
 def _in_play(state: ServingState) -> list[ServedVersion]:
     """The champion first, then canary, shadows and a withdrawn version."""
     canary = [] if state.canary is None else [state.canary.version]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from stream_scorer.cli.main import cli
+from stream_scorer.ensemble.manifest import Manifest, member_key
+from stream_scorer.ensemble.registry import keep
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.records import Command, ServedVersion, ServingState
 from tests.support.control import MARKER, MemoryControlLog
-from tests.support.ensembles import compose
+from tests.support.ensembles import compose, drafts, logistic
 
 ONE, TWO = (ServedVersion(str(i), str(i) * 64) for i in (1, 2))
 
@@ -105,3 +108,66 @@ def test_an_ensemble_that_never_served_needs_no_recovery(console: Console, tmp_p
     console.control.clear()
     assert console.run("promote", str(tmp_path / "e")) == 0
     assert console.state.control_offset == 0
+
+
+@dataclass
+class Made:
+    """A version in the cache of the command line."""
+
+    served: ServedVersion
+    manifest: Manifest
+
+    def key(self, name: str) -> str:
+        """The key of a member."""
+        return next(member_key(member) for member in self.manifest.members if member.name == name)
+
+
+def make(console: Console, folder: Path, bias: float, quorum: float = 0.4) -> Made:
+    """A version whose member "one" depends on `bias`."""
+    members = [replace(d, data=logistic([0.5, -0.25], bias)) if d.name == "one" else d for d in drafts()]
+    manifest = compose(folder, members, quorum)
+    return Made(ServedVersion(*keep(folder, console.cache)), manifest)
+
+
+def test_a_member_is_disabled_and_enabled_in_every_version_in_play(console: Console, tmp_path: Path) -> None:
+    champion, last_good, canary, shadow = (
+        make(console, tmp_path / str(bias), bias) for bias in (-1.0, -2.0, -3.0, -4.0)
+    )
+    console.say("promote", version=last_good.served)
+    console.say("promote", version=champion.served)
+    console.say("canary", version=canary.served, share=0.1)
+    console.say("shadow", version=shadow.served)
+    assert console.run("disable", "cards", "two") == 0  # the same member in all
+    assert [member.key for member in console.state.disabled] == [champion.key("two")]
+    assert console.run("enable", "cards", "two") == 0
+    assert console.run("disable", "cards", "one") == 0
+    keys = [made.key("one") for made in (champion, last_good, canary, shadow)]
+    assert [(member.name, member.key) for member in console.state.disabled] == [("one", key) for key in keys]
+    assert console.run("disable", "cards", "one") == 2
+    assert "already disabled" in console.error
+    # A version that comes later is not concerned: its member may be the repaired one.
+    later = make(console, tmp_path / "later", -5.0)
+    console.say("shadow", version=later.served)
+    assert console.run("disable", "cards", "one") == 0
+    assert console.state.disabled[-1].key == later.key("one")
+    assert console.run("enable", "cards", "one") == 0
+    assert console.state.disabled == []
+
+
+def test_what_disable_refuses_and_what_it_cannot_reach(console: Console, tmp_path: Path) -> None:
+    champion, canary = make(console, tmp_path / "a", -1.0), make(console, tmp_path / "b", -2.0, quorum=0.6)
+    console.say("promote", version=champion.served)
+    console.say("canary", version=canary.served, share=0.1)
+    assert console.run("disable", "cards", "four") == 2
+    assert "no member 'four'" in console.error
+    assert console.run("disable", "cards", "one") == 2
+    assert f"without one, 50% of the weight of version {canary.served.version} remains" in console.error
+    assert console.state.disabled == []
+    assert console.run("disable", "cards", "one", "--force") == 0
+    console.run("enable", "cards", "one")
+    # A version that this machine does not have must not prevent the others.
+    console.say("stop", version=canary.served)
+    console.say("shadow", version=TWO)
+    assert console.run("disable", "cards", "one") == 1
+    assert "version 2 cannot be read here" in console.error
+    assert [member.key for member in console.state.disabled] == [champion.key("one")]
