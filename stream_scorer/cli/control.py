@@ -256,8 +256,9 @@ def _read_verdicts(settings: Settings, topic: str, history: History) -> list[Ver
     from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.kafka.topics import TopicAdmin
 
-    now = {incident_id(pair) for state in history.states.values() for pair in pairs(state, history)}
-    now |= {found.id for found in withdrawals(history)}
+    # By id, the time of the command that began the comparison: offsets repeat if `control` was created again.
+    now = {incident_id(pair): pair.at for state in history.states.values() for pair in pairs(state, history)}
+    now |= {found.id: found.at for found in withdrawals(history)}
     if topic not in TopicAdmin(settings["kafka.bootstrap"]).partitions():
         return []
     log: ControlLog = ControlLog(settings["kafka.bootstrap"], topic)
@@ -266,7 +267,9 @@ def _read_verdicts(settings: Settings, topic: str, history: History) -> list[Ver
     finally:
         log.close()
     last = {verdict.ensemble: key for key, verdict in found.items()}
-    return [v for key, v in found.items() if key in now or (v.labels is not None and last[v.ensemble] == key)]
+    judged = [key for key, v in found.items() if v.labels is not None and last[v.ensemble] == key]
+    current = [key for key, v in found.items() if key in now and v.began in (0, now[key])]
+    return [v for key, v in found.items() if key in current or key in judged]
 
 
 def _find(settings: Settings, reference: str) -> _Found:

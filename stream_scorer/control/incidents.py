@@ -9,14 +9,17 @@ from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.label_watch import LABELS_SUFFIX
 from stream_scorer.control.probation import Pair, Paired
 from stream_scorer.control.state import History
-from stream_scorer.incidents.log import Condition, IncidentLog, Subject
+from stream_scorer.incidents.log import Condition, IncidentLog, Subject, is_of_comparison
 from stream_scorer.records import Action, Affected, CountedCards, Incident
 
 NO_COMMANDS: Mapping[str, Action] = MappingProxyType({})
 
 
 def incident_id(pair: Pair) -> str:
-    """An id that every monitor derives equally, before and after a restart."""
+    """The id of the verdict on `pair`, which every monitor derives equally, before and after a restart.
+
+    Its incident has the same id, unless one of a former topic `control` has it (`incidents/log.py`).
+    """
     return f"{pair.ensemble}-{pair.since}"
 
 
@@ -46,6 +49,7 @@ def condition_of(paired: Paired, due: Action, held_back: str) -> Condition:
         why=paired.summary(),
         event_time=paired.cards.newest,
         opened_event=paired.cards.first,
+        began=pair.at,
         affected=Affected(
             transactions=paired.rows,
             cards=cards.only + cards.lacking,
@@ -58,6 +62,7 @@ def condition_of(paired: Paired, due: Action, held_back: str) -> Condition:
             "held_back": held_back,
             "other": pair.other.version,
             "since": pair.since,
+            "began": pair.at,
             "rows": paired.rows,
             "both": paired.both,
             "only": paired.served,
@@ -69,6 +74,11 @@ def condition_of(paired: Paired, due: Action, held_back: str) -> Condition:
             "difference": cause.difference if cause is not None else "",
         },
     )
+
+
+def _is_on(incident: Incident, pair: Pair) -> bool:
+    same = (incident.ensemble, incident.since) == (pair.ensemble, pair.since)
+    return same and is_of_comparison(incident, pair.served.version, pair.other.version, pair.at)
 
 
 class Incidents:
@@ -97,12 +107,11 @@ class Incidents:
         Args:
             ended_by: offset of the newest command, by ensemble. at: current time, ms. commands: its action.
         """
-        current = {incident_id(pair) for pair in pairs}
         for incident in self.open():
             ended = ended_by.get(incident.ensemble)
-            if incident.id.endswith(LABELS_SUFFIX):
+            if incident.kind != "verdict" or incident.id.endswith(LABELS_SUFFIX) or ended is None:
                 continue
-            if incident.kind == "verdict" and incident.id not in current and ended is not None:
+            if not any(_is_on(incident, pair) for pair in pairs):
                 command = commands.get(incident.ensemble)
                 done = incident.done if command is None else f"{command} at control offset {ended}"
                 why = "the versions are no longer compared"

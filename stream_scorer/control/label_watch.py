@@ -243,6 +243,7 @@ class LabelWatch:
                 subject=Subject(verdict.ensemble, verdict.version),
                 start=f"{verdict.since}{LABELS_SUFFIX}",
                 why=text,
+                began=verdict.began or None,
                 done="nothing: a person decides",
                 statistics={"control_offset": -1 if state is None else state.control_offset},
                 details={
@@ -250,6 +251,7 @@ class LabelWatch:
                     "held_back": "needs a person: labels never lead to a command",
                     "other": verdict.other,
                     "since": verdict.since,
+                    "began": verdict.began or None,
                     "finding": finding,
                 },
             ),

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -109,7 +109,8 @@ class Condition:
         start: where it began, in terms of the log (an offset, an event time, a bucket of record timestamps), so that
             every monitor derives the same id. event_time: the newest event time that the condition covers, ms.
         opened_event: the event time at which it began. began: the record timestamp at which it began as far as this
-            monitor has read, ms; None if only the event time is known. why: what changed, one sentence.
+            monitor has read, ms; None if only the event time is known; of a verdict, the time of the command that put
+            the version in play. why: what changed, one sentence.
         done: what the product did about it, or that it does nothing.
         details: further fields of `Incident`, such as `due`, `held_back`, or those of a verdict.
     """
@@ -244,6 +245,7 @@ class IncidentLog:
         """
         try:
             table = self.read()
+            condition = _with_own_id(table, condition)
             before = self._find(table, condition)
             if before is not None and before.closed is not None and (condition.kind != "verdict" or before.closed_by):
                 return True
@@ -325,6 +327,33 @@ class IncidentLog:
 
     def _write(self, incident: Incident) -> None:
         self._log.append(incident.ensemble, msgspec.json.encode(incident))
+
+
+def is_of_comparison(incident: Incident, version: str, other: str, began: int | None) -> bool:
+    """Whether a verdict with the same control offset is on the comparison of `version` with `other`.
+
+    Args:
+        began: time of the command that put `version` in play, ms; None or 0 if it is not known.
+    """
+    if (incident.version, incident.other) != (version, other):
+        return False
+    if incident.began is None:  # of an earlier release
+        return incident.closed is None or incident.closed >= (began or 0)
+    return not began or not incident.began or incident.began == began
+
+
+def _with_own_id(table: IncidentTable, condition: Condition) -> Condition:
+    """`condition` with an id that no other comparison has.
+
+    After the topic `control` was created again, its offsets repeat. The id of the second verdict at an offset contains
+    the time of its command, which every monitor reads from the log.
+    """
+    before, other = table.newest.get(condition.id), condition.details.get("other", "")
+    if condition.kind != "verdict" or before is None:
+        return condition
+    if is_of_comparison(before, condition.subject.version, other, condition.began):
+        return condition
+    return replace(condition, start=f"{condition.began or 0}-{condition.start}")
 
 
 def _dismissed(table: IncidentTable, condition: Condition) -> bool:

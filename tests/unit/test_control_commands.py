@@ -15,7 +15,7 @@ from stream_scorer.cli.main import cli
 from stream_scorer.ensemble.manifest import Manifest, member_key
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.errors import StreamScorerError
-from stream_scorer.records import Command, ServedVersion, ServingState
+from stream_scorer.records import Command, CountedCards, ServedVersion, ServingState, VerdictEvidence, VerdictRecord
 from tests.support.control import MARKER, MemoryControlLog
 from tests.support.ensembles import compose, drafts, logistic
 
@@ -64,7 +64,7 @@ def console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Console:
     console = Console(tmp_path / "cache")
     monkeypatch.setattr(
         "stream_scorer.kafka.topics.TopicAdmin",
-        lambda _bootstrap: SimpleNamespace(require=lambda _names: None, partitions=dict),
+        lambda _bootstrap: SimpleNamespace(require=lambda _names: None, partitions=lambda: console.topics),
     )
     monkeypatch.setattr(
         "stream_scorer.kafka.control_log.ControlLog", lambda _, topic, *_stop: MemoryControlLog(console.topics[topic])
@@ -171,3 +171,18 @@ def test_what_disable_refuses_and_what_it_cannot_reach(console: Console, tmp_pat
     assert console.run("disable", "cards", "one") == 1
     assert "version 2 cannot be read here" in console.error
     assert [member.key for member in console.state.disabled] == [champion.key("one")]
+
+
+def test_the_status_shows_no_verdict_of_a_former_control_topic(console: Console) -> None:
+    console.say("promote", version=ONE)
+    console.say("promote", version=TWO, at=2_000)
+    for began, shown in ((1_000, 0), (2_000, 1)):
+        verdict = VerdictRecord(
+            id="cards-1", ensemble="cards", version="2", other="1", since=1, at=5, finding="rise", why="", rows=1,
+            both=0, only=1, lacking=0, excluded=0, cards=CountedCards(0, 1, 0, 0),
+            evidence=VerdictEvidence(1.0, 0.0, 0.0, 0.0), missing=[], more_rows=None,
+            more_ms=None, due=None, held_back="", began=began,
+        )  # fmt: skip
+        console.topics["verdicts"].append(msgspec.json.encode(verdict))
+        assert console.run("status", "cards", "--json") == 0
+        assert len(msgspec.json.decode(console.out)["verdicts"]) == shown

@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from stream_scorer.control.incidents import Incidents
+from stream_scorer.control.probation import Pair
 from stream_scorer.errors import BrokerUnavailable, UsageError
 from stream_scorer.incidents.log import UPDATE_EVERY_MS, Condition, IncidentLog, IncidentTable, Subject
-from stream_scorer.records import Affected, Incident, Source
+from stream_scorer.records import Affected, Incident, ServedVersion, Source
 from tests.support.control import MARKER, ControlRecord, MemoryControlLog
 
 SILENT = Subject(topic="transactions", partition=3)
@@ -128,6 +130,52 @@ def test_a_verdict_that_a_person_closed_is_not_reopened() -> None:
     monitor.close_by("cards-4", "ann", "known", 3)
     monitor.report(verdict, 4)
     assert monitor.open() == []
+
+
+def verdict(version: str, began: int, start: int | str = 4) -> Condition:
+    """A verdict on a version that was put in play at control offset 4."""
+    details = {"other": "7", "since": 4, "began": began}
+    return condition(start, kind="verdict", subject=Subject("cards", version), began=began, details=details)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("version", ["8", "9"])
+def test_an_incident_of_a_former_control_topic_does_not_take_the_place_of_a_new_one(version: str) -> None:
+    log = MemoryControlLog()
+    one, two = (IncidentLog(MemoryControlLog(log.records)) for _ in range(2))
+    for start in (4, "4-labels"):
+        one.report(verdict("8", 1_000, start), 1_001)
+        one.close_by(f"cards-{start}", "ann", "known", 1_002)
+    # The topic was created again: the same offset, and perhaps the same version.
+    for monitor in (one, two, one):
+        for start in (4, "4-labels"):
+            assert monitor.report(verdict(version, 2_000, start), 2_001)
+            # That of the former topic is still known to a monitor that has not read the new one.
+            assert monitor.report(verdict("8", 1_000, start), 2_002)
+    assert [each.id for each in two.open()] == ["cards-2000-4", "cards-2000-4-labels"]
+    one.close_by("cards-2000-4", "ann", "known too", 3)
+    assert len(log.records) == 7
+    two.report(verdict(version, 2_000), 2_003)
+    assert len(log.records) == 7
+
+
+def test_incidents_of_earlier_releases_continue_unless_they_ended_before_the_command() -> None:
+    old = Incident(id="cards-4", ensemble="cards", version="8", other="7", since=4, opened=1_001, why="w")
+    for closed, ids in ((None, ["cards-4"]), (1_002, ["cards-4", "cards-2000-4"])):
+        log = MemoryControlLog([msgspec.json.encode(msgspec.structs.replace(old, closed=closed, closed_by="ann"))])
+        IncidentLog(log).report(verdict("8", 2_000), 2_001)
+        assert list(dict.fromkeys(each.id for each in records(log))) == ids
+
+
+def test_an_incident_of_a_former_control_topic_is_closed_although_its_offset_is_in_use_again() -> None:
+    log = MemoryControlLog()
+    incidents = Incidents(log)
+    for began in (1_000, 2_000):
+        incidents.log.report(verdict("8", began), began)
+    pair = Pair("cards", ServedVersion("8", "8" * 64), ServedVersion("7", "7" * 64), 4, 2_000, "rollback")
+    incidents.close_all_but([pair], {"cards": 5}, 3_000)
+    assert [each.id for each in incidents.open()] == ["cards-2000-4"]
+    incidents.close_all_but([], {"cards": 6}, 4_000)
+    assert incidents.open() == []
 
 
 def test_only_an_open_incident_can_be_closed_and_only_with_a_name_and_a_reason() -> None:
