@@ -147,6 +147,22 @@ class _Console:
             self._wait(name, entry, wait_s)
         return entry.offset
 
+    def warn_unjudged(self, found: _Found, *, canary: bool = False) -> None:
+        """Print a warning if a promotion or canary of `found` cannot be compared because of a disabled member."""
+        state = self.read().states.get(found.name)
+        if state is None or not state.disabled:
+            return
+        other = state.last_good if state.probation and not canary and state.last_good else state.champion
+        try:
+            before = _load_manifest(self.settings, found.name, other)
+        except StreamScorerError:
+            return  # the warning is no condition of the command
+        off = {member.key: member.name for member in state.disabled}
+        lacking = [_keys(manifest) & off.keys() for manifest in (found.manifest, before)]
+        if names := ", ".join(sorted({off[key] for key in lacking[0] ^ lacking[1]})):
+            text = f"the monitor does not judge this version while {names} is disabled"
+            click.echo(plain(f"{text}: version {other.version} does not have the same member"), err=True)
+
     def _move_alias(self, state: ServingState) -> None:
         """Move the alias `champion` in the registry to the version that serves."""
         from stream_scorer.control.aliases import CHAMPION
@@ -391,6 +407,7 @@ def promote(
     with lineage_run("promote", inputs) as lineage:
         why = _pass_gate(settings, found, why, skip_gate, training_set)
         with _open_console(settings) as console:
+            console.warn_unjudged(found)
             offset = console.submit(
                 found.name, "promote", who, why, wait_s, version=found.version, expect_rise=expected
             )
@@ -434,6 +451,7 @@ def weights(
         found = _find(settings, new)
         why = _pass_gate(settings, found, why, skip_gate, training_set)
     with _open_console(settings) as console:
+        console.warn_unjudged(found)
         console.submit(found.name, "promote", who, why, wait_s, version=found.version)
 
 
@@ -538,6 +556,7 @@ def canary(
         before = None if state is None else state.canary
         if before is not None and before.version == found.version and before.share < fraction and not before.confirmed:
             click.echo(f"the canary is not confirmed at its share of {before.share:.4g} yet", err=True)
+        console.warn_unjudged(found, canary=True)
         console.submit(found.name, "canary", who, why, wait_s, **more)
 
 
@@ -797,6 +816,18 @@ def _named(versions: list[ServedVersion], wanted: str) -> ServedVersion:
     raise UsageError(f"{wanted!r} is neither canary nor shadow", hint=f"Canary and shadows: {known}.")
 
 
+def _load_manifest(settings: Settings, name: str, version: ServedVersion) -> Manifest:
+    from stream_scorer.ensemble.manifest import read_manifest
+
+    return read_manifest(_fetch(settings, name, version))
+
+
+def _keys(manifest: Manifest) -> set[str]:
+    from stream_scorer.ensemble.manifest import member_key
+
+    return {member_key(member) for member in manifest.members}
+
+
 def _manifests(settings: Settings, state: ServingState) -> tuple[dict[ServedVersion, Manifest], list[str]]:
     """The manifests of the versions that scorers hold, champion first, and the versions that cannot be read here.
 
@@ -804,13 +835,12 @@ def _manifests(settings: Settings, state: ServingState) -> tuple[dict[ServedVers
         StreamScorerError: the champion cannot be read.
     """
     from stream_scorer.control.state import versions_of
-    from stream_scorer.ensemble.manifest import read_manifest
 
     found: dict[ServedVersion, Manifest] = {}
     unread = []
     for version in versions_of(state):
         try:
-            found[version] = read_manifest(_fetch(settings, state.ensemble, version))
+            found[version] = _load_manifest(settings, state.ensemble, version)
         except StreamScorerError as error:
             if version == state.champion:
                 raise

@@ -15,7 +15,15 @@ from stream_scorer.cli.main import cli
 from stream_scorer.ensemble.manifest import Manifest, member_key
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.errors import StreamScorerError
-from stream_scorer.records import Command, CountedCards, ServedVersion, ServingState, VerdictEvidence, VerdictRecord
+from stream_scorer.records import (
+    Command,
+    CountedCards,
+    DisabledMember,
+    ServedVersion,
+    ServingState,
+    VerdictEvidence,
+    VerdictRecord,
+)  # fmt: skip
 from tests.support.control import MARKER, MemoryControlLog
 from tests.support.ensembles import compose, drafts, logistic
 
@@ -48,6 +56,11 @@ class Console:
     @property
     def state(self) -> ServingState:
         return MemoryControlLog(self.control).history.states["cards"]
+
+    @property
+    def in_play(self) -> ServedVersion:
+        """The canary, else the champion."""
+        return self.state.champion if self.state.canary is None else self.state.canary.version
 
     def say(self, action: str, **more: object) -> None:
         """Append a command of a person."""
@@ -171,6 +184,19 @@ def test_what_disable_refuses_and_what_it_cannot_reach(console: Console, tmp_pat
     assert console.run("disable", "cards", "one") == 1
     assert "version 2 cannot be read here" in console.error
     assert [member.key for member in console.state.disabled] == [champion.key("one")]
+
+
+def test_a_version_that_the_monitor_cannot_judge_is_announced(console: Console, tmp_path: Path) -> None:
+    old = make(console, tmp_path / "old", -1.0)
+    make(console, tmp_path / "new", -2.0)
+    console.say("promote", version=old.served)
+    for command in (f"canary --share 0.1 {tmp_path / 'new'}", f"promote {tmp_path / 'new'}"):
+        for member, warned in (("two", False), ("one", True)):
+            console.say("disable", member=DisabledMember(member, old.key(member)))
+            assert console.run(*command.split()) == 0
+            assert ("the monitor does not judge this version" in console.out) == warned
+            console.say("enable", member=DisabledMember(member, old.key(member)))
+            console.say("rollback" if command.startswith("promote") else "stop", version=console.in_play)
 
 
 def test_the_status_shows_no_verdict_of_a_former_control_topic(console: Console) -> None:
