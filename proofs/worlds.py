@@ -217,6 +217,9 @@ class _Follower:
             del self._records[self._at : self._at + len(found)]
         return found
 
+    def caught_up(self) -> bool:
+        return self._at >= len(self._records)
+
     def close(self) -> None:
         pass
 

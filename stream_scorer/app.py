@@ -40,7 +40,7 @@ from stream_scorer.incidents.signals import SignalRules, Signals
 from stream_scorer.incidents.webhook import Webhook, check_url
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.ends import TopicEnds
-from stream_scorer.kafka.load import RecordFollower
+from stream_scorer.kafka.load import BacklogFollower, RecordFollower
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topic_config import find_problems, loses_commands
@@ -311,11 +311,11 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
     needed = [*topics.monitor_topics(), topics.control, topics.incidents, topics.verdicts]
     TopicAdmin(bootstrap).require(needed, same_count=False)
 
-    def follow(since_ms: int) -> RecordFollower:
-        return RecordFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
+    def follow(since_ms: int) -> BacklogFollower:
+        return BacklogFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
 
-    def follow_labels(since_ms: int) -> RecordFollower:
-        return RecordFollower(bootstrap, topics.outcomes, client_id="stream-scorer-labels", start=since_ms)
+    def follow_labels(since_ms: int) -> BacklogFollower:
+        return BacklogFollower(bootstrap, topics.outcomes, client_id="stream-scorer-labels", start=since_ms)
 
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
         with closing(RecordWriter(bootstrap, stop)) as writer:

@@ -176,6 +176,7 @@ class CollectionWatch:
         self._collected: dict[Withdrawal, Collected] = {}
         self._verdicts: CommandLog | None = None
         self._reader: SummaryReader | None = None
+        self._caught_up = False
         # The newest record on `verdicts` of each withdrawal.
         self._records: dict[str, VerdictRecord] = {}
         self._written_at: dict[str, int] = {}
@@ -199,15 +200,16 @@ class CollectionWatch:
             self._begin(found, now)
         if self._reader is None:
             return []
-        records = self._reader.poll(_MAX_SUMMARIES, 0.0)
-        for record in records:
+        for record in self._reader.poll(_MAX_SUMMARIES, 0.0):
             try:
                 summary = self._decode(record.value or b"")
                 for collected in self._collected.values():
                     collected.add(summary)
             except UNREADABLE as error:
                 _log.warning("an unreadable summary is ignored: %s", error)
-        if len(records) < _MAX_SUMMARIES:
+        # A part of the summaries shows neither the cards nor the end.
+        self._caught_up = self._caught_up or self._reader.caught_up()
+        if self._caught_up:
             for collected in self._collected.values():
                 self._publish(collected, collected.ended, now)
         return [(each, self._reason(each)) for each in found if each.id in self._complete]
@@ -220,13 +222,15 @@ class CollectionWatch:
             if log is not None:
                 log.close()
         self._reader = self._verdicts = None
+        self._caught_up = False
         self._collected, self._records, self._complete = {}, {}, set()
 
     def _begin(self, found: list[Withdrawal], now: int) -> None:
         """Start to count `found`, after a last record of those that another command ended."""
         for withdrawal, collected in self._collected.items():
             if withdrawal not in found:
-                self._publish(collected, collected.ended or "another command ended it", now)
+                ended = collected.ended if self._caught_up else ""
+                self._publish(collected, ended or "another command ended it", now)
         self.close()
         if not found:
             return

@@ -24,8 +24,15 @@ class SummaryRecord(Protocol):
 
 
 class SummaryReader(Protocol):
-    """The interface of `kafka.load.RecordFollower`."""
+    """The interface of `kafka.load.BacklogFollower`."""
 
     def poll(self, max_records: int, timeout_s: float) -> Sequence[SummaryRecord]: ...
+
+    def caught_up(self) -> bool:
+        """Whether `poll` has come to the end that each partition had when the reader was opened.
+
+        A poll that returns few records, or none, does not show that: more may wait, on any partition.
+        """
+        ...
 
     def close(self) -> None: ...

@@ -23,7 +23,7 @@ from stream_scorer.control.incidents import Incidents, actions_at, incident_id
 from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, after_harmless, pairs, raised
 from stream_scorer.control.state import History
-from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader
+from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader, SummaryRecord
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.errors import StreamScorerError
@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 Mode = Literal["off", "propose", "auto"]
 READ_WAIT_S = 0.2
 MAX_SUMMARIES = 5_000
+# Longest time of one step that reads a backlog. Then new commands are read.
+BACKLOG_S = 1.0
 # Incidents of these kinds pause the ladder of a canary: something other than the canary may move its alerts.
 PAUSING: tuple[IncidentKind, ...] = ("drift", "feed", "latency", "errors", "breaker")
 # These delay a confirmation too: transactions without a member that failed are left out of the comparison, so the
@@ -115,6 +117,8 @@ class Watch:
         self._paired: dict[Pair, Paired] = {}
         self._reader: SummaryReader | None = None
         self._started = False
+        # Whether all summaries are counted that were on the topic when counting began. A part of them shows nothing.
+        self._caught_up = False
         # Findings that are reported and need a person: each is logged once.
         self._reported: set[tuple[Pair | Withdrawal, Action, str]] = set()
         self._decode = msgspec.json.Decoder(ScoreSummary).decode
@@ -153,20 +157,30 @@ class Watch:
             for command in self._log.read(READ_WAIT_S):
                 self._history.add(command.offset, command.value, command.timestamp)
             return
-        records = self._reader.poll(MAX_SUMMARIES, READ_WAIT_S)
-        for record in records:
-            try:
-                summary = self._decode(record.value or b"")
-                for paired in self._paired.values():
-                    paired.add(summary, record.timestamp_ms)
-            except UNREADABLE as error:
-                _log.warning("an unreadable summary is ignored: %s", error)
-        for paired in self._paired.values():
-            self._show(paired)
-        # A full read means that more summaries wait: a command must use all of them.
-        if len(records) < MAX_SUMMARIES:
+        if self._count_new(self._reader):
             for paired in list(self._paired.values()):
+                self._show(paired)
                 self._judge(paired)
+
+    def _count_new(self, reader: SummaryReader) -> bool:
+        """Count new summaries. Returns whether the counts may be judged, that is, whether no backlog is left."""
+        give_up = self._clock.monotonic() + BACKLOG_S
+        while True:
+            records = reader.poll(MAX_SUMMARIES, READ_WAIT_S)
+            for record in records:
+                self._add(record)
+            if not self._caught_up:
+                self._caught_up = reader.caught_up()
+            if self._caught_up or not records or self._clock.monotonic() > give_up:
+                return self._caught_up
+
+    def _add(self, record: SummaryRecord) -> None:
+        try:
+            summary = self._decode(record.value or b"")
+            for paired in self._paired.values():
+                paired.add(summary, record.timestamp_ms)
+        except UNREADABLE as error:
+            _log.warning("an unreadable summary is ignored: %s", error)
 
     def _collect(self) -> None:
         """See `CollectionWatch`. Stops versions whose cards are complete. A failure prevents no other command."""
@@ -236,7 +250,7 @@ class Watch:
             self._reader.close()
         for pair in self._paired:
             self._show(Paired(pair))
-        self._reader, self._paired, self._started = None, {}, False
+        self._reader, self._paired, self._started, self._caught_up = None, {}, False, False
 
     def _show(self, paired: Paired) -> None:
         pair, evidence, counts = paired.pair, paired.verdict.evidence, paired.cards.counts

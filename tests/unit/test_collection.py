@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
@@ -73,6 +73,9 @@ class Desk:
                 found, self.at = summaries[self.at : self.at + max_records], self.at + max_records
                 self.at = min(self.at, len(summaries))
                 return [ControlRecord(0, value) for value in found]
+
+            def caught_up(self) -> bool:
+                return self.at >= len(summaries)
 
             def close(self) -> None:
                 pass
@@ -254,6 +257,9 @@ class Outcomes:
 
     def ends(self) -> dict[int, int]:
         return {0: 1}
+
+    def passed(self, ends: Mapping[int, int]) -> bool:
+        return not self._left
 
     def close(self) -> None:
         pass

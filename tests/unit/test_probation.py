@@ -200,8 +200,19 @@ class Reader:
         found, self._left = self._left[:max_records], self._left[max_records:]
         return found
 
+    def caught_up(self) -> bool:
+        return not self._left
+
     def close(self) -> None:
         pass
+
+
+class SlowReader(Reader):
+    """A reader whose polls return one record, or nothing although more wait, in turn."""
+
+    def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
+        self._polls = getattr(self, "_polls", 0) + 1
+        return super().poll(self._polls % 2, timeout_s)
 
 
 class GrowingReader:
@@ -213,6 +224,9 @@ class GrowingReader:
     def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
         start, self._at = self._at, len(self._summaries)
         return [ControlRecord(i, msgspec.json.encode(s)) for i, s in enumerate(self._summaries[start:])]
+
+    def caught_up(self) -> bool:
+        return True
 
     def close(self) -> None:
         pass
@@ -292,6 +306,27 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     offset = given[0].offset
     assert (closed.closed, closed.ended_by, closed.command) == (5_000, offset, "rollback")
     assert (opened.done, closed.done) == ("the monitor submits rollback", f"rollback at control offset {offset}")
+
+
+def test_a_part_of_the_summaries_leads_to_no_command_no_incident_and_no_verdict() -> None:
+    desk = Desk()
+    desk.say("promote", version=ONE, ensemble="wires")
+    desk.say("promote", version=TWO)
+    harmless = [summary(TWO, SAME, offset=2, cards=listed(SAME, 1_000 * i)) for i in range(10)]
+    bad = [summary(TWO, MORE, offset=2, cards=listed(MORE, 100_000 + 1_000 * i)) for i in range(10)]
+    desk.summaries += harmless + bad
+    watch = desk.watch(probation=50_000)
+    watch._follow = lambda _since: SlowReader(desk.summaries)
+    for again in range(2):
+        # Five records are unreadable. After the harmless ones, a confirmation would be due.
+        for _ in range(18):
+            watch.step()
+            assert (monitor_commands(desk), desk.incidents, desk.verdicts) == ([], [], [])
+        if not again:  # a command for another ensemble: the summaries are counted again
+            desk.say("promote", version=TWO, ensemble="wires")
+    for _ in range(8):
+        watch.step()
+    assert (monitor_commands(desk), desk.verdicts[0].finding) == ([("rollback", None)], "rise")
 
 
 @pytest.mark.parametrize("square", [[200, 150, 2, 9_648], [300, 4, 5, 9_691]])
