@@ -190,7 +190,12 @@ def _confirm(state: ServingState, command: Command) -> dict[str, object]:
 
 
 def _rollback(state: ServingState, command: Command) -> dict[str, object]:
-    """Return to the last good version. A monitor may keep the version on probation in play, for labels (ADR 0050)."""
+    """Return to the last good version. A monitor may keep the version on probation in play, for labels (ADR 0050).
+
+    A command that names a version is about that one: it must not end another one that serves by now.
+    """
+    if command.version is not None and command.version != state.champion:
+        raise Refused(f"{command.version.version} does not serve")
     if state.last_good is None:
         raise Refused("there is no last good version")
     if state.last_good.manifest_sha256 in state.retired:

@@ -349,7 +349,7 @@ class Watch:
             at=self._clock.now_ms(),
             expected_offset=offset,
             author="monitor",
-            version=paired.pair.served if paired.pair.ends == "stop" else None,
+            version=paired.pair.served,
             keep=action == "rollback" and self.collections is not None and paired.cards.counts.served < ENOUGH,
         )
         canary = self._history.states[paired.pair.ensemble].canary

@@ -13,16 +13,18 @@ import pytest
 from msgspec.structs import replace
 
 from stream_scorer.cli.formatting import verdict_facts
+from stream_scorer.control.commands import submit
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
-from stream_scorer.control.state import History
+from stream_scorer.control.state import History, Refused, follow
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
-from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.errors import BrokerUnavailable, StreamScorerError
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import (
+    Author,
     CardAlerts,
     Command,
     Incident,
@@ -294,6 +296,7 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     assert [(e.command.action, e.refused) for e in given if e.command] == [("rollback", "")]
     assert history.states["cards"].champion == ONE
     assert given[0].command is not None
+    assert given[0].command.version == TWO
     assert "member xgb" in given[0].command.why
     assert "version 2 alerts on 350 cards, version 1 on 202 (+73.3%; " in given[0].command.why
     opened, closed = desk.incidents
@@ -352,6 +355,53 @@ def test_a_version_that_is_promoted_while_the_watch_acts_on_another_ensemble_is_
     watch.step()
     assert desk.history.states["cards"].champion == ONE
     assert (desk.history.states["wires"].champion, desk.history.states["wires"].probation) == (THREE, True)
+
+
+def test_a_control_log_that_is_created_again_while_a_version_is_on_probation_ends_the_watch() -> None:
+    desk = Desk()
+    for action in ("hold", "release"):
+        desk.say(action)
+    desk.say("promote", version=TWO)
+    state, watch = desk.history.states["cards"], desk.watch()
+    watch.step()
+    # Several commands of the old log count, and the new one is shorter.
+    desk.log.records[:] = []
+    desk.say("recover", state=state)
+    desk.summaries.append(summary(TWO, MORE, offset=3))
+    for _ in range(2):
+        with pytest.raises(StreamScorerError, match="was created again"):
+            watch.step()
+    assert desk.incidents == [] and [pair.since for pair in pairs(state, desk.history)] == [0]
+    desk.watch().step()
+    assert monitor_commands(desk) == [("rollback", None)]
+
+
+def test_a_command_in_another_log_is_no_success_and_ends_no_other_version() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    log, history = MemoryControlLog(list(desk.log.records)), desk.history
+
+    def command(offset: int, version: ServedVersion | None = TWO, author: Author = "monitor") -> Command:
+        return Command(
+            ensemble="cards", action="rollback", who="m", why="so", at=1, expected_offset=offset, author=author,
+            version=version,
+        )  # fmt: skip
+
+    # The log is shorter, or as long; or the record that is read there is another one.
+    for records in (log.records[:0], log.records[:1]):
+        with pytest.raises(StreamScorerError, match="was created again"):
+            submit(MemoryControlLog(records), history, command)
+    other = MemoryControlLog([*log.records, msgspec.json.encode(command(2, author="person"))])
+    other.append = lambda _key, _value: 2  # type: ignore[method-assign]
+    other.at = 2
+    with pytest.raises(StreamScorerError, match="another record at offset 2"):
+        submit(other, desk.history, command)
+    # At an offset that fits, a command counts only if its version serves.
+    desk.say("promote", version=THREE)
+    state, serves = desk.history.states["cards"], follow(desk.history.states["cards"], 3, command(3, THREE))
+    with pytest.raises(Refused, match="2 does not serve"):
+        follow(state, 3, command(3))
+    assert (state.champion, serves.champion, follow(state, 3, command(3, None)).champion) == (THREE, ONE, ONE)
 
 
 def test_an_incident_that_a_person_ended_while_nobody_watched_is_closed_by_the_next_watch() -> None:
