@@ -194,8 +194,8 @@ class SimulatedClock:
     rows: int = 0
 
     def now_ms(self) -> int:
-        """Milliseconds since the first transaction, with a start that `follow` can look back from."""
-        return 1_000_000_000 + self.rows * 1_000 // TRANSACTIONS_PER_S
+        """Milliseconds since the first transaction, from a time that is later than every event time."""
+        return 4_000_000_000_000 + self.rows * 1_000 // TRANSACTIONS_PER_S
 
     def monotonic(self) -> float:
         """The same in seconds."""

@@ -22,7 +22,7 @@ from stream_scorer.control.cards import AlertedCards
 from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.probation import GRACE_MS
 from stream_scorer.control.state import History
-from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader
+from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader, newest_event
 from stream_scorer.observability.metrics import Metric, Metrics
 from stream_scorer.records import NOT_A_RECORD, Collection, ScoreSummary, ServedVersion, VerdictRecord
 
@@ -122,26 +122,29 @@ class Collected:
             return f"{MAX_EVENT_MS // 86_400_000} days of event time are over"
         return "no more cards are counted" if self.cards.full else ""
 
-    def add(self, summary: ScoreSummary) -> None:
-        """Add the cards of a summary of the version that decided. Any other summary changes nothing."""
-        found, offset = self.withdrawal, summary.control_offset
+    def add(self, summary: ScoreSummary, at: int = 0) -> None:
+        """Add the cards of a summary of the version that decided, with its record timestamp `at`, ms.
+
+        Any other summary changes nothing.
+        """
+        found, offset, newest = self.withdrawal, summary.control_offset, newest_event(summary, at)
         if summary.ensemble != found.ensemble or offset is None:
             return
         if found.since <= offset < found.until and summary.version == found.version.version:
-            if summary.newest is not None:
-                self._before = max(self._before or 0, summary.newest)
+            if newest is not None:
+                self._before = max(self._before or 0, newest)
             cards = summary.cards.get(found.other.version)
             if cards is not None:
-                self.cards.add(summary.partition, cards, summary.newest)
+                self.cards.add(summary.partition, cards, newest)
         elif offset >= found.until and summary.version == found.other.version:
-            if summary.newest is not None:
-                self._first = summary.newest if self._first is None else self._first
-                self._newest = max(self._newest, summary.newest)
+            if newest is not None:
+                self._first = newest if self._first is None else self._first
+                self._newest = max(self._newest, newest)
             cards = summary.cards.get(found.version.version)
             if cards is not None:
                 # Here the champion is the version that served.
                 cards = msgspec.structs.replace(cards, served=cards.other, other=cards.served)
-                self.cards.add(summary.partition, cards, summary.newest, shadow=True)
+                self.cards.add(summary.partition, cards, newest, shadow=True)
 
     def extend(self, record: VerdictRecord, ended: str, at: int) -> VerdictRecord:
         """The `record` of the withdrawal with the cards so far, at the time `at`, ms.
@@ -204,7 +207,7 @@ class CollectionWatch:
             try:
                 summary = self._decode(record.value or b"")
                 for collected in self._collected.values():
-                    collected.add(summary)
+                    collected.add(summary, record.timestamp_ms)
             except UNREADABLE as error:
                 _log.warning("an unreadable summary is ignored: %s", error)
         # A part of the summaries shows neither the cards nor the end.

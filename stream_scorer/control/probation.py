@@ -17,7 +17,7 @@ from stream_scorer.control.cards import AlertedCards, ArmShare
 from stream_scorer.control.evidence import log_evidence_of_share
 from stream_scorer.control.ladder import next_step
 from stream_scorer.control.state import History
-from stream_scorer.control.summary_reader import BEFORE_MS
+from stream_scorer.control.summary_reader import BEFORE_MS, newest_event
 from stream_scorer.control.verdict import Basis, Tolerances, Verdict, judge
 from stream_scorer.records import Action, CanaryState, Cause, Command, ScoreSummary, ServedVersion, ServingState
 
@@ -127,7 +127,7 @@ class Paired:
         if summary.ensemble != pair.ensemble or summary.control_offset is None:
             return
         if summary.control_offset >= pair.since and summary.version == pair.served.version:
-            self._add_served(summary)
+            self._add_served(summary, at)
         elif summary.control_offset >= pair.since and summary.version == pair.other.version:
             self._add_champion(summary)
         elif summary.version == pair.other.version and at >= pair.at + BEFORE_MS:
@@ -138,7 +138,7 @@ class Paired:
                 self.rows_before += pane.rows
                 _count_members(self.before, pane.left_out)
 
-    def _add_served(self, summary: ScoreSummary) -> None:
+    def _add_served(self, summary: ScoreSummary, at: int) -> None:
         other = self.pair.other.version
         for pane in summary.panes:
             square = pane.against.get(other)
@@ -155,7 +155,7 @@ class Paired:
         if cards is not None:
             self.counted += cards.rows
             self.excluded += cards.excluded
-            self.cards.add(summary.partition, cards, summary.newest)
+            self.cards.add(summary.partition, cards, newest_event(summary, at))
             if self.arms is not None:
                 self.arms.add(cards.card, cards.other, canary=True)
         # Last: what names the cause may be unreadable, and decides nothing.

@@ -17,6 +17,7 @@ from stream_scorer.control.commands import submit
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
 from stream_scorer.control.state import History, Refused, follow
+from stream_scorer.control.summary_reader import BEFORE_MS
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
@@ -116,6 +117,22 @@ def test_only_what_is_of_the_pair_counts() -> None:
     ):
         found.add(other)
     assert (found.rows, found.cards.counts.total, found.unpaired) == (0, 0, 4)
+
+
+def test_an_event_whose_clock_is_ahead_ends_no_grace_period() -> None:
+    found, now = Paired(PAIR), 1_800_000_000_000
+    ahead = now + 300 * 86_400_000
+
+    def add(at: int, newest: int, served: list[int | None], other: list[int | None]) -> None:
+        cards = CardAlerts(100, 0, [f"{i:016x}" for i in range(len(served))], served, other)
+        found.add(replace(summary(TWO, [0, 0, 0, 100], cards=cards), newest=newest), at)
+
+    add(now, ahead, [now, now, ahead], [None, None, ahead])
+    assert (found.cards.counts.total, found.cards.newest) == (0, now)
+    add(now + 60_000, now + 60_000, [None], [now + 60_000])  # the other version follows a minute later
+    add(now + LATER, now + LATER, [], [])
+    counts = found.cards.counts
+    assert (counts.both, counts.served, counts.other, found.cards.waiting) == (1, 1, 0, 1)
 
 
 def test_the_member_is_named_that_makes_more_alerts_than_before() -> None:
@@ -548,17 +565,17 @@ def test_missing_data_neither_withdraws_nor_confirms() -> None:
     assert desk.verdicts[-1].missing == ["both versions scored only 50% of the transactions"]
 
 
-@pytest.mark.parametrize("minutes", [0, 10])
-def test_a_version_that_some_scorers_cannot_load_is_not_confirmed(minutes: int) -> None:
+@pytest.mark.parametrize("at", [LATER, 1_000 + BEFORE_MS])
+def test_a_version_that_some_scorers_cannot_load_is_not_confirmed(at: int) -> None:
     desk = Desk()
     desk.say("promote", version=TWO)
     # A scorer that applied only the command before: just now, or for good.
     desk.summaries = [summary(TWO, SAME), summary(ONE, SAME, other=None, offset=0)]
     watch = desk.watch(probation=1)
-    watch._follow = lambda _since: Reader(desk.summaries, 1_000 + minutes * 60_000)
+    watch._follow = lambda _since: Reader(desk.summaries, at)
     watch.step()
-    assert desk.history.states["cards"].probation == (minutes > 0)
-    missing = ["both versions scored only 50% of the transactions"] if minutes else []
+    assert desk.history.states["cards"].probation == (at > LATER)
+    missing = ["both versions scored only 50% of the transactions"] if at > LATER else []
     assert desk.verdicts[-1].missing == missing
 
 
