@@ -34,6 +34,7 @@ class Pair:
         ends: the command that withdraws `served`.
         expected_rise: the relative change of alerted cards that this command declares.
         share, until: of a canary; None for a promotion.
+        untrusted: whether `other` is on probation itself. Then nothing follows from the comparison.
     """
 
     ensemble: str
@@ -45,6 +46,7 @@ class Pair:
     expected_rise: float = 0.0
     share: float | None = None
     until: int | None = None
+    untrusted: bool = False
 
 
 @dataclass(slots=True)
@@ -107,6 +109,7 @@ class Paired:
             self.elsewhere,
             0.0 if arms is None else log_evidence_of_share(arms.inside, arms.total, arms.share),
             self.cards.full,
+            self.pair.untrusted,
         )
 
     @property
@@ -268,10 +271,13 @@ def raised(command: Command, canary: CanaryState, expected_rise: float) -> Comma
     return msgspec.structs.replace(command, share=step[1], salt=canary.salt, until=canary.until, ladder=canary.ladder)
 
 
-def acted_since(history: History, ensemble: str, at: int) -> bool:
-    """Whether a monitor has withdrawn a version since `at`, by the broker's times of the commands."""
-    withdrawn_at = history.withdrawn_at.get(ensemble)
-    return withdrawn_at is not None and withdrawn_at > at
+def acted_since(history: History, ensemble: str, at: int, action: Action = "stop") -> bool:
+    """Whether a monitor has withdrawn a version since `at`, by the broker's times of the commands.
+
+    For a `rollback`, only another rollback counts: a canary that was stopped says nothing about a version that serves.
+    """
+    earlier: tuple[Action, ...] = ("rollback",) if action == "rollback" else ("rollback", "stop")
+    return any(history.withdrawn_at.get((ensemble, each), at) > at for each in earlier)
 
 
 def _count_members(counts: dict[str, tuple[int, int]], left_out: dict[str, list[int]]) -> None:
@@ -294,6 +300,7 @@ def _pair(
         command.expect_rise or 0.0 if command is not None else 0.0,
         None if canary is None else canary.share,
         None if canary is None else canary.until,
+        untrusted=canary is not None and state.probation,
     )
 
 

@@ -295,7 +295,7 @@ class Watch:
         if action in ("confirm", "canary", "promote"):
             return self._paused(pair.ensemble, FAILING if action == "confirm" else PAUSING)
         since = self._clock.now_ms() - int(self._rules.cooldown_s * 1_000)
-        if acted_since(self._history, pair.ensemble, since):
+        if acted_since(self._history, pair.ensemble, since, action):
             return "needs a person: the monitor withdrew another version within the cool-down"
         return ""
 

@@ -40,7 +40,7 @@ from stream_scorer.records import (
 )
 from tests.support.control import MARKER, ControlRecord, MemoryControlLog
 
-ONE, TWO, THREE = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3))
+ONE, TWO, THREE, FOUR = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3, 4))
 PAIR = Pair("cards", TWO, ONE, since=1, at=1_000, ends="rollback")
 MEMBERS = ("gbdt", "xgb")
 # All alerts are at event time 0; this one is past their grace period.
@@ -469,8 +469,8 @@ def test_a_transaction_marker_at_the_end_of_a_topic_does_not_block_the_watch() -
 def test_where_it_may_not_act_it_says_what_is_due_and_says_it_once(why: str, caplog: pytest.LogCaptureFixture) -> None:
     desk = Desk()
     if why == "cooldown":
-        desk.say("canary", version=TWO, share=0.1)
-        desk.say("stop", version=TWO, author="monitor")
+        desk.say("promote", version=TWO)
+        desk.say("rollback", author="monitor")
     desk.say("promote", version=TWO)
     if why == "hold":
         desk.say("hold")
@@ -658,6 +658,51 @@ def test_a_canary_is_confirmed_at_its_share_and_stopped_if_its_alerts_change() -
     desk.summaries.append(summary(ONE, other_arm, other=TWO, cards=listed(other_arm, 100_000), offset=offset))
     desk.watch().step()
     assert desk.history.states["cards"].canary is None
+
+
+def add_traffic_of_three(desk: Desk, offset: int) -> None:
+    """Version 2 serves beside a canary 3 that alerts like version 1; version 2 alerts more than both."""
+    champion, canary = [400, 200, 0, 30_000], [400, 0, 200, 30_000]
+    cards = listed(champion, 1_000_000 * offset)
+    served = summary(TWO, champion, offset=offset, cards=cards)
+    desk.summaries.append(replace(served, cards={"1": cards, "3": cards}))
+    found = summary(THREE, canary, other=TWO, offset=offset, arm="canary", cards=listed(canary, 500_000))
+    desk.summaries.append(found)
+
+
+def test_a_canary_is_not_judged_by_a_version_on_probation_which_is_rolled_back() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.say("canary", version=THREE, share=0.5)
+    add_traffic_of_three(desk, 2)
+    watch = desk.watch(mode="propose")
+    watch.step()
+    found = {verdict.version: (verdict.finding, verdict.due, verdict.missing) for verdict in desk.verdicts}
+    why = ["the version that serves, with which it is compared, is on probation"]
+    assert found == {"2": ("rise", "rollback", []), "3": ("undecided", None, why)}
+    assert [incident.version for incident in desk.incidents] == ["2"]
+    desk.watch().step()
+    assert (monitor_commands(desk), desk.history.states["cards"].canary) == ([("rollback", None)], None)
+
+
+def test_a_canary_is_judged_by_all_its_cards_once_the_version_that_serves_is_confirmed() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.say("canary", version=THREE, share=0.5)
+    add_traffic_of_three(desk, 2)
+    watch = desk.watch(cooldown_s=10.0)
+    desk.say("hold")
+    watch.step()
+    desk.say("confirm")
+    desk.say("release")
+    for _ in range(2):
+        watch.step()
+    assert (monitor_commands(desk), desk.verdicts[-1].version) == ([("stop", None)], "3")
+    # The cool-down of a canary that was stopped delays the next canary, and no rollback.
+    desk.say("promote", version=FOUR)
+    desk.summaries.append(summary(FOUR, MORE, other=TWO, offset=7))
+    watch.step()
+    assert monitor_commands(desk)[1:] == [("rollback", None)]
 
 
 def ladder_desk(share: float = 0.1) -> Desk:
