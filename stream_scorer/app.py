@@ -18,6 +18,7 @@ from stream_scorer.control.collection import CollectionWatch
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.label_watch import LabelWatch
+from stream_scorer.control.liveness import StatusReader
 from stream_scorer.control.recovery import require_never_served
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts
@@ -339,6 +340,7 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
             watch.collections = CollectionWatch(
                 lambda: ControlLog(bootstrap, topics.verdicts, stop), write, follow, metrics
             )
+            watch.scorers = StatusReader(lambda: ControlLog(bootstrap, topics.scorer_status, stop))
             watch.run(stop, on_ready)
 
     return run

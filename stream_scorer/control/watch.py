@@ -21,6 +21,7 @@ from stream_scorer.control.collection import COLLECTED, ENOUGH, CollectionWatch,
 from stream_scorer.control.commands import CommandLog, catch_up, submit
 from stream_scorer.control.incidents import Incidents, actions_at, incident_id
 from stream_scorer.control.label_watch import LabelWatch
+from stream_scorer.control.liveness import StatusReader
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, after_harmless, pairs, raised
 from stream_scorer.control.state import History
 from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader, SummaryRecord
@@ -94,6 +95,7 @@ class Watch:
     Attributes:
         labels: follows the labels of withdrawn versions, if it is set.
         collections: collects cards for these labels, if it is set. Otherwise a version that is rolled back leaves play.
+        scorers: shows which scorers have applied a command, if it is set. No version is confirmed before all have.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Watch:
         self._who, self._rules = who, rules
         self.labels: LabelWatch | None = None
         self.collections: CollectionWatch | None = None
+        self.scorers: StatusReader | None = None
         self._history = History()
         self._paired: dict[Pair, Paired] = {}
         self._reader: SummaryReader | None = None
@@ -139,7 +142,7 @@ class Watch:
             self._forget()
             self._log.close()
             self._incidents.close()
-            for part in (self.labels, self.collections):
+            for part in (self.labels, self.collections, self.scorers):
                 if part is not None:
                     part.close()
 
@@ -246,8 +249,9 @@ class Watch:
         return Paired(pair, self._rules.tolerances, self._rules.grace_ms)
 
     def _forget(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
+        for part in (self._reader, self.scorers):
+            if part is not None:
+                part.close()
         for pair in self._paired:
             self._show(Paired(pair))
         self._reader, self._paired, self._started, self._caught_up = None, {}, False, False
@@ -292,12 +296,27 @@ class Watch:
             return "needs a person: monitor.mode is propose"
         if hold is not None:
             return f"needs a person: {hold.who} put a hold on it ({hold.why})"
-        if action in ("confirm", "canary", "promote"):
-            return self._paused(pair.ensemble, FAILING if action == "confirm" else PAUSING)
+        if action == "confirm":
+            return self._paused(pair.ensemble, FAILING) or self._not_applied(pair)
+        if action in ("canary", "promote"):
+            return self._paused(pair.ensemble, PAUSING)
         since = self._clock.now_ms() - int(self._rules.cooldown_s * 1_000)
         if acted_since(self._history, pair.ensemble, since, action):
             return "needs a person: the monitor withdrew another version within the cool-down"
         return ""
+
+    def _not_applied(self, pair: Pair) -> str:
+        """The running scorers that do not score both versions yet. What they score is missing from the counts."""
+        if self.scorers is None:
+            return ""
+        try:
+            lacking = self.scorers.lacking(pair.ensemble, pair.since, (pair.served.version, pair.other.version))
+        except StreamScorerError as error:
+            self.scorers.close()
+            return f"paused: the status of scorers cannot be read ({error.message})"
+        if not lacking:
+            self.scorers.close()
+        return f"paused until these scorers score both versions: {', '.join(lacking)}" if lacking else ""
 
     def _paused(self, ensemble: str, kinds: tuple[IncidentKind, ...]) -> str:
         """The open incidents of `kinds`; empty if there are none. What cannot be read pauses too."""

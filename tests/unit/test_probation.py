@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from stream_scorer.cli.formatting import verdict_facts
 from stream_scorer.control.commands import submit
 from stream_scorer.control.incidents import Incidents
+from stream_scorer.control.liveness import SILENT_MS, StatusReader
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
 from stream_scorer.control.state import History, Refused, follow
 from stream_scorer.control.summary_reader import BEFORE_MS
@@ -34,6 +35,7 @@ from stream_scorer.records import (
     PairDifferences,
     PaneSummary,
     PreparedInput,
+    ScorerStatus,
     ScoreSummary,
     ServedVersion,
     VerdictRecord,
@@ -577,6 +579,51 @@ def test_a_version_that_some_scorers_cannot_load_is_not_confirmed(at: int) -> No
     assert desk.history.states["cards"].probation == (at > LATER)
     missing = ["both versions scored only 50% of the transactions"] if at > LATER else []
     assert desk.verdicts[-1].missing == missing
+
+
+class StatusTopic(MemoryControlLog):
+    """The topic `scorer-status`: status by scorer, whose heartbeat is `ago` ms old."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[ControlRecord] = []
+
+    def put(self, name: str, offset: int, in_play: list[str], ago: int = 0, ensemble: str = "cards") -> None:
+        status = ScorerStatus(name, "g", ensemble, in_play, offset, offset, "", 0)
+        self.found.append(ControlRecord(len(self.found), msgspec.json.encode(status), 10**9 - ago, name))
+
+    def end(self) -> int:
+        if self.fails is not None:
+            raise self.fails
+        return len(self.found)
+
+    def read(self, wait_s: float) -> list[ControlRecord]:
+        start, self.at = self.at, len(self.found)
+        return self.found[start:]
+
+
+def test_a_version_is_not_confirmed_while_a_running_scorer_does_not_score_both() -> None:
+    desk, statuses = Desk(), StatusTopic()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, SAME))
+    watch = desk.watch(probation=1)
+    watch.scorers = StatusReader(lambda: statuses)  # type: ignore[arg-type, return-value]
+    statuses.fails = BrokerUnavailable("not now")
+    watch.step()
+    assert desk.verdicts[-1].held_back == "paused: the status of scorers cannot be read (not now)"
+    statuses.fails = None
+    statuses.put("killed", 0, ["1"], ago=SILENT_MS + 1)
+    statuses.put("of-wires", 0, ["1"], ensemble="wires")
+    statuses.put("a", 1, ["2", "1"])
+    # One has not read the command, loads the version, or cannot load the one before.
+    for offset, in_play in ((0, ["1"]), (0, ["2", "1"]), (1, ["2"])):
+        statuses.put("b", offset, in_play)
+        watch.step()
+        assert monitor_commands(desk) == []
+        assert desk.verdicts[-1].held_back == "paused until these scorers score both versions: b"
+    statuses.put("b", 1, ["2", "1"])
+    watch.step()
+    assert monitor_commands(desk) == [("confirm", None)]
 
 
 @pytest.mark.parametrize("kind", ["errors", "breaker"])
