@@ -41,7 +41,7 @@ from stream_scorer.incidents.signals import SignalRules, Signals
 from stream_scorer.incidents.webhook import Webhook, check_url
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.ends import TopicEnds
-from stream_scorer.kafka.load import BacklogFollower, RecordFollower
+from stream_scorer.kafka.load import BacklogFollower
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topic_config import find_problems, loses_commands
@@ -355,9 +355,9 @@ def signals_run(settings: Settings, metrics: m.Metrics, more: Callable[[], Findi
         return None
     bootstrap, topics = settings.require("kafka.bootstrap"), Topics.of(settings)
 
-    def follow(topic: str, since_ms: int) -> RecordFollower:
+    def follow(topic: str, since_ms: int) -> BacklogFollower:
         name = getattr(topics, topic)
-        return RecordFollower(bootstrap, name, client_id="stream-scorer-signals", start=since_ms)
+        return BacklogFollower(bootstrap, name, client_id="stream-scorer-signals", start=since_ms)
 
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
         inputs = TopicAdmin(bootstrap).require([topics.transactions])

@@ -16,6 +16,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, RecordsDeleted, StreamScorerError, UsageError
 from stream_scorer.kafka.clients import find_refusal, open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
+from stream_scorer.kafka.ends import TopicEnds
 from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
 from stream_scorer.kafka.headers import headers_of
 from stream_scorer.kafka.partitioner import partitions_of
@@ -270,21 +271,46 @@ class BacklogFollower(RecordFollower):
     """A `RecordFollower` that knows when it has read what was on the topic at a given time."""
 
     NOTES_ENDS = True
+    _topic_ends: TopicEnds | None = None
 
-    def passed(self, ends: Mapping[int, int]) -> bool:
+    def passed(self, ends: Mapping[int, int], *, ask: bool = True) -> bool:
         """Whether `poll` has come to the offset `ends` of every partition.
 
         Offsets without a record, such as transaction markers, count as read when the broker reports the end after them.
-        An end that the partition has lost is not waited for.
+        An end that the partition has lost, or that an open transaction covers, is not waited for: the broker is asked
+        for it, if `ask`. That can take half a second per partition.
 
         Raises:
             BrokerUnavailable: the broker does not answer.
         """
-        return all(self._at(partition) >= end or self._lost(partition, end) for partition, end in ends.items())
+        behind = {partition: end for partition, end in ends.items() if self._at(partition) < end}
+        return not behind or (ask and all(self._lost(partition, end) for partition, end in behind.items()))
 
     def caught_up(self) -> bool:
         """Whether `poll` has come to the end that each partition had when reading began. See `passed`."""
         return self.passed(self.first_ends)
+
+    def known_ends(self) -> dict[int, int]:
+        """The end of each partition, as far as the start and the last fetches show it. Asks nobody."""
+        found = {}
+        for partition, end in self.first_ends.items():
+            place = TopicPartition(self._topic, partition)
+            # Negative before the first fetch.
+            found[partition] = max(self._consumer.get_watermark_offsets(place, cached=True)[1], end)
+        return found
+
+    def ends(self) -> dict[int, int]:
+        """The present end of each partition. Raises `BrokerUnavailable`.
+
+        It asks by a connection of its own. On that of the consumer, the question for each partition would wait for the
+        pending fetch: half a second on an idle topic.
+        """
+        if self._topic_ends is None:
+            self._topic_ends = TopicEnds(self._bootstrap, {self._topic: len(self.starts)}, client_id="stream-scorer")
+        found = {partition: end for (_, partition), end in self._topic_ends().items()}
+        if len(found) < len(self.starts):
+            raise BrokerUnavailable(f"a partition of {self._topic} has no leader at present")
+        return found
 
     def _at(self, partition: int) -> int:
         """The next offset of `partition`."""

@@ -68,7 +68,9 @@ class Fetches:
             return self._turns.pop(0)
         return []
 
-    def get_watermark_offsets(self, *_: Any) -> tuple[int, int]:
+    def get_watermark_offsets(self, *_: Any, cached: bool = False) -> tuple[int, int]:
+        if cached:
+            return -1001, -1001
         high = self._high.pop(0)
         if isinstance(high, KafkaError):
             raise KafkaException(high)
@@ -200,6 +202,16 @@ def test_a_backlog_is_read_when_the_position_has_passed_its_end(
     monkeypatch.setattr(load, "open_consumer", lambda _config: Topic(turns, high))
     follower = BacklogFollower("nowhere:1", "score-summaries", client_id="test", start="beginning")
     assert [(follower.poll(), follower.caught_up())[1] for _ in reached] == reached
+
+
+def test_ends_are_asked_on_another_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [{("outcomes", 0): 12}, {}]
+    monkeypatch.setattr(load, "TopicEnds", lambda *_, **__: lambda: answers.pop(0))
+    monkeypatch.setattr(load, "open_consumer", lambda _config: Topic([], [9]))
+    follower = BacklogFollower("nowhere:1", "outcomes", client_id="test", start="beginning")
+    assert (follower.known_ends(), follower.ends()) == ({0: 9}, {0: 12})
+    with pytest.raises(BrokerUnavailable, match="no leader"):
+        follower.ends()
 
 
 def read_topic(monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], high: list[Any]) -> list[int]:
