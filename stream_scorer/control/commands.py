@@ -72,12 +72,13 @@ def submit(log: CommandLog, history: History, make: Callable[[int], Command]) ->
     """
     read = history.next_offset
     command = make(read)
-    offset = log.append(command.ensemble, msgspec.json.encode(command))
+    value = msgspec.json.encode(command)
+    offset = log.append(command.ensemble, value)
     if offset < read:
         raise _another_log(f"took a command at offset {offset}, and offset {read - 1} was read")
     catch_up(log, history, offset + 1)
     entry = next((entry for entry in reversed(history.entries) if entry.offset == offset), None)
-    if entry is None or entry.command != command:
+    if entry is None or entry.command != msgspec.json.decode(value, type=Command):
         raise _another_log(f"has another record at offset {offset}, where a command was written")
     return entry
 
