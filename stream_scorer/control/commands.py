@@ -53,11 +53,18 @@ def catch_up(log: CommandLog, history: History, end: int) -> None:
         StreamScorerError: the log was created again or has lost records. `history` is not its history.
     """
     if end < history.next_offset:
-        raise _another_log(f"ends at offset {end}, and offset {history.next_offset - 1} was read")
+        _read(log, history)  # a new leader knows the end a moment late; a log that was cut raises its own error
+        end = log.end()
+        if end < history.next_offset:
+            raise _another_log(f"ends at offset {end}, and offset {history.next_offset - 1} was read")
     while history.next_offset < end:
-        for record in log.read(_WAIT_S):
-            history.add(record.offset, record.value, record.timestamp)
-        history.next_offset = max(history.next_offset, log.position())
+        _read(log, history)
+
+
+def _read(log: CommandLog, history: History) -> None:
+    for record in log.read(_WAIT_S):
+        history.add(record.offset, record.value, record.timestamp)
+    history.next_offset = max(history.next_offset, log.position())
 
 
 def submit(log: CommandLog, history: History, make: Callable[[int], Command]) -> Entry:
