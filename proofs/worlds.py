@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.control.collection import CollectionWatch
+from stream_scorer.control.counting import MAX_SUMMARIES
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.state import History
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts
-from stream_scorer.control.watch import MAX_SUMMARIES, WATCH_METRICS, Watch, WatchRules
+from stream_scorer.control.watch import WATCH_METRICS, Watch, WatchRules
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.features.engine import FeatureEngine

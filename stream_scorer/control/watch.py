@@ -14,29 +14,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import msgspec
-
 from stream_scorer.clock import Clock
 from stream_scorer.control.collection import COLLECTED, ENOUGH, CollectionWatch, Withdrawal, withdrawals
 from stream_scorer.control.commands import CommandLog, catch_up, submit
+from stream_scorer.control.counting import Counting
 from stream_scorer.control.incidents import Incidents, actions_at, incident_id
 from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.liveness import StatusReader
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, after_harmless, pairs, raised
 from stream_scorer.control.state import History
-from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader, SummaryRecord
+from stream_scorer.control.summary_reader import BEFORE_MS, SummaryReader
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability.metrics import Metric, Metrics
-from stream_scorer.records import Action, Command, IncidentKind, ScoreSummary
+from stream_scorer.records import Action, Command, IncidentKind
 
 _log = logging.getLogger(__name__)
 Mode = Literal["off", "propose", "auto"]
 READ_WAIT_S = 0.2
-MAX_SUMMARIES = 5_000
-# Longest time of one step that reads a backlog. Then new commands are read.
-BACKLOG_S = 1.0
 # Incidents of these kinds pause the ladder of a canary: something other than the canary may move its alerts.
 PAUSING: tuple[IncidentKind, ...] = ("drift", "feed", "latency", "errors", "breaker")
 # These delay a confirmation too: transactions without a member that failed are left out of the comparison, so the
@@ -117,14 +113,15 @@ class Watch:
         self.collections: CollectionWatch | None = None
         self.scorers: StatusReader | None = None
         self._history = History()
-        self._paired: dict[Pair, Paired] = {}
-        self._reader: SummaryReader | None = None
+        self._counting: list[Counting] = []
         self._started = False
-        # Whether all summaries are counted that were on the topic when counting began. A part of them shows nothing.
-        self._caught_up = False
         # Findings that are reported and need a person: each is logged once.
         self._reported: set[tuple[Pair | Withdrawal, Action, str]] = set()
-        self._decode = msgspec.json.Decoder(ScoreSummary).decode
+
+    @property
+    def _paired(self) -> dict[Pair, Paired]:
+        """The counts of all pairs."""
+        return {pair: paired for counting in self._counting for pair, paired in counting.paired.items()}
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
         """Watch until `stop`, then close the logs. Calls `on_ready` after each step.
@@ -139,7 +136,7 @@ class Watch:
                 self.step()
                 on_ready()
         finally:
-            self._forget()
+            self._keep([])
             self._log.close()
             self._incidents.close()
             for part in (self.labels, self.collections, self.scorers):
@@ -156,34 +153,15 @@ class Watch:
             self._started = True
         self._collect()
         self._follow_labels()
-        if self._reader is None:
+        if not self._counting:
             for command in self._log.read(READ_WAIT_S):
                 self._history.add(command.offset, command.value, command.timestamp)
             return
-        if self._count_new(self._reader):
-            for paired in list(self._paired.values()):
-                self._show(paired)
-                self._judge(paired)
-
-    def _count_new(self, reader: SummaryReader) -> bool:
-        """Count new summaries. Returns whether the counts may be judged, that is, whether no backlog is left."""
-        give_up = self._clock.monotonic() + BACKLOG_S
-        while True:
-            records = reader.poll(MAX_SUMMARIES, READ_WAIT_S)
-            for record in records:
-                self._add(record)
-            if not self._caught_up:
-                self._caught_up = reader.caught_up()
-            if self._caught_up or not records or self._clock.monotonic() > give_up:
-                return self._caught_up
-
-    def _add(self, record: SummaryRecord) -> None:
-        try:
-            summary = self._decode(record.value or b"")
-            for paired in self._paired.values():
-                paired.add(summary, record.timestamp_ms)
-        except UNREADABLE as error:
-            _log.warning("an unreadable summary is ignored: %s", error)
+        for counting in self._counting:
+            if counting.read(READ_WAIT_S / len(self._counting)):
+                for paired in counting.paired.values():
+                    self._show(paired)
+                    self._judge(paired)
 
     def _collect(self) -> None:
         """See `CollectionWatch`. Stops versions whose cards are complete. A failure prevents no other command."""
@@ -238,23 +216,25 @@ class Watch:
             _log.warning("labels of withdrawn versions could not be followed: %s", error.message)
 
     def _begin(self, found: list[Pair]) -> None:
-        """Start to count `found`, from before the first of these pairs began."""
-        self._forget()
-        if found:
+        """Count `found`: those that are new from before the first of them began, the others further."""
+        self._keep(found)
+        new = [pair for pair in found if pair not in self._paired]
+        if new:
             # The broker refuses to look up a negative time.
-            self._reader = self._follow(max(min(pair.at for pair in found) - BEFORE_MS, 0))
-        self._paired = {pair: self._count(pair) for pair in found}
+            reader = self._follow(max(min(pair.at for pair in new) - BEFORE_MS, 0))
+            self._counting.append(Counting(reader, map(self._count, new), self._clock.monotonic))
 
     def _count(self, pair: Pair) -> Paired:
         return Paired(pair, self._rules.tolerances, self._rules.grace_ms)
 
-    def _forget(self) -> None:
-        for part in (self._reader, self.scorers):
-            if part is not None:
-                part.close()
-        for pair in self._paired:
-            self._show(Paired(pair))
-        self._reader, self._paired, self._started, self._caught_up = None, {}, False, False
+    def _keep(self, found: list[Pair]) -> None:
+        """Forget all pairs except `found`."""
+        if self.scorers is not None:
+            self.scorers.close()
+        for counting in self._counting:
+            for pair in counting.keep(found):
+                self._show(Paired(pair))
+        self._counting = [counting for counting in self._counting if counting.paired]
 
     def _show(self, paired: Paired) -> None:
         pair, evidence, counts = paired.pair, paired.verdict.evidence, paired.cards.counts

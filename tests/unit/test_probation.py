@@ -332,23 +332,43 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
 
 def test_a_part_of_the_summaries_leads_to_no_command_no_incident_and_no_verdict() -> None:
     desk = Desk()
-    desk.say("promote", version=ONE, ensemble="wires")
+    desk.say("hold")
     desk.say("promote", version=TWO)
+    desk.say("release")
     harmless = [summary(TWO, SAME, offset=2, cards=listed(SAME, 1_000 * i)) for i in range(10)]
     bad = [summary(TWO, MORE, offset=2, cards=listed(MORE, 100_000 + 1_000 * i)) for i in range(10)]
     desk.summaries += harmless + bad
     watch = desk.watch(probation=50_000)
     watch._follow = lambda _since: SlowReader(desk.summaries)
-    for again in range(2):
-        # Five records are unreadable. After the harmless ones, a confirmation would be due.
-        for _ in range(18):
-            watch.step()
-            assert (monitor_commands(desk), desk.incidents, desk.verdicts) == ([], [], [])
-        if not again:  # a command for another ensemble: the summaries are counted again
-            desk.say("promote", version=TWO, ensemble="wires")
+    # Five records are unreadable. After the harmless ones, a confirmation would be due.
+    for _ in range(18):
+        watch.step()
+        assert (monitor_commands(desk), desk.incidents, desk.verdicts) == ([], [], [])
     for _ in range(8):
         watch.step()
     assert (monitor_commands(desk), desk.verdicts[0].finding) == ([("rollback", None)], "rise")
+
+
+def test_a_command_for_another_ensemble_neither_counts_a_pair_again_nor_delays_its_verdict() -> None:
+    desk = Desk()
+    desk.say("promote", version=ONE, ensemble="wires")
+    desk.say("promote", version=TWO)
+    arrived = [summary(TWO, [1, 0, 0, 9], offset=2)]
+    watch, opened = desk.watch(), [GrowingReader(arrived), SlowReader([summary(TWO, SAME)] * 9)]
+    closed: list[object] = []
+    for reader in opened:
+        reader.close = lambda reader=reader: closed.append(reader)  # type: ignore[method-assign, misc]
+    waiting = list(opened)
+    watch._follow = lambda _since: waiting.pop(0)
+    watch.step()
+    desk.say("promote", version=TWO, ensemble="wires")
+    watch.step()
+    assert (waiting, closed, [verdict.id for verdict in desk.verdicts]) == ([], [], ["cards-2"])
+    arrived.append(summary(TWO, MORE, offset=2, cards=listed(MORE, 1_000)))
+    for _ in range(2):
+        watch.step()
+    assert (monitor_commands(desk), closed) == ([("rollback", None)], opened[:1])
+    assert [verdict.id for verdict in desk.verdicts] == ["cards-2", "cards-2"]
 
 
 @pytest.mark.parametrize("square", [[200, 150, 2, 9_648], [300, 4, 5, 9_691]])
