@@ -23,7 +23,6 @@ from stream_scorer.spec import parse_spec
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.state.client import connect
 from stream_scorer.state.redis_rows import RedisRowStore
-from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import RowUpdate
 
 SOURCE = SourcePartition("transactions", 0)
@@ -94,9 +93,7 @@ class Path:
         self.engine.warm()
         self._client = connect(redis_url)
         horizon_ms = self.engine.plan.horizon_ms + duration_ms(checked.spec.time.allowed_lateness)
-        self.store = RedisRowStore(
-            self._client, namespace, [SOURCE], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=horizon_ms
-        )
+        self.store = RedisRowStore(self._client, namespace, [SOURCE], labels_topic="labels", horizon_ms=horizon_ms)
         assert self.store.open() is None
         self.store.init({SOURCE: 0}, {})
         self.store.open()

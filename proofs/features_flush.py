@@ -271,7 +271,7 @@ def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, 
     time.sleep(3)
     # The customer of the most records to come: soon somebody reads the row.
     owner = Counter(soon).most_common(1)[0][0]
-    (row,) = list(client.scan_iter(match=b"*:r2:0:" + owner, count=10_000))
+    (row,) = list(client.scan_iter(match=b"*:r:0:" + owner, count=10_000))
     client.delete(row)
     context.say("one row deleted")
     wait_until("features are rebuilt after the loss of a row", lambda: rebuilt(1), MAX_LIVE_S / 3)

@@ -25,7 +25,7 @@ from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.client import connect
 from stream_scorer.state.keys import NamespaceKeys, rows_namespace, used_key
 from stream_scorer.state.redis_rows import RedisRowStore
-from stream_scorer.state.row_format import LAYOUT_VERSION, latest, unpack
+from stream_scorer.state.row_format import latest, unpack
 from stream_scorer.state.rows import BEGINS, WITNESS_PERIOD_MS, AppliedOffsets, MemoryRowStore, RowUpdate
 
 N = 60_000
@@ -145,9 +145,7 @@ def _check_namespaces(result: Result, client: Any, store: RedisRowStore) -> None
 
 
 def _store_of(client: Any, spec: str) -> RedisRowStore:
-    store = RedisRowStore(
-        client, _namespace(spec), [SOURCE], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=DAY_MS
-    )
+    store = RedisRowStore(client, _namespace(spec), [SOURCE], labels_topic="labels", horizon_ms=DAY_MS)
     store.open()
     store.init({SOURCE: 0}, {})
     return store

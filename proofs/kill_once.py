@@ -215,14 +215,14 @@ def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[
             if owner is not None:
                 wanted.setdefault(f"{index}:{owner}", set()).add(event)
     client = connect(redis_url)
-    rows = list(client.scan_iter(match="*:r2:*", count=10_000))
+    rows = list(client.scan_iter(match="*:r:*", count=10_000))
     wrong = repeated = compared = 0
     for start in range(0, len(rows), 5_000):
         part = rows[start : start + 5_000]
         for key, row in zip(part, client.mget(part), strict=True):
             entries = unpack(row)
             held = entries[entries[:, KIND] == 0][:, HASH].tolist()
-            owner = key.decode().split(":r2:", 1)[1]
+            owner = key.decode().split(":r:", 1)[1]
             repeated += len(held) - len(set(held))
             if len(wanted[owner]) <= limit:
                 compared += 1

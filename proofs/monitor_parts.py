@@ -71,11 +71,7 @@ class References(EnsembleReferences):
         self._folder = folder
 
     def _load(self, reference: str) -> tuple[str, str]:
-        manifest, version = read_manifest(self._folder), reference.partition(":")[2]
-        key = manifest.name, version
-        self._manifests[key] = manifest
-        self._profiles[key] = {n: (series.edges, series.counts) for n, series in manifest.reference_profile.items()}
-        return key
+        return self._keep(read_manifest(self._folder), reference.partition(":")[2])
 
 
 class TimedDrift(DriftFeed):

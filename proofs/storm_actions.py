@@ -204,7 +204,7 @@ def flush(world: World, _action: Action) -> Iterator[None]:
 def delete_rows(world: World, action: Action) -> Iterator[None]:
     """Some rows of features disappear."""
     client, rng = world.redis.client(), random.Random(action.seed)
-    rows = sorted(client.scan_iter(match="*:r2:*", count=10_000))
+    rows = sorted(client.scan_iter(match="*:r:*", count=10_000))
     if not rows:
         raise NotNow
     client.delete(*rng.sample(rows, min(int(action.parameters["rows"]), len(rows))))

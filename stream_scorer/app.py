@@ -80,7 +80,6 @@ from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.state.client import SCORING_CONNECT_TIMEOUT_S, SCORING_TIMEOUT_S, connect, connect_cluster
 from stream_scorer.state.keys import rows_namespace
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
-from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import Beginning, FeatureRows
 
 _log = logging.getLogger(__name__)
@@ -125,7 +124,6 @@ def make_store(
         rows_namespace(settings["scorer.group"], checked.feature_hash, topic_id, checked.pseudonyms.fingerprint),
         inputs,
         labels_topic=topics.labels,
-        layout=LAYOUT_VERSION,
         horizon_ms=reach_ms(checked),
         about=f"group {settings['scorer.group']}, spec {checked.spec.name} with features {checked.feature_hash[:12]}",
     )

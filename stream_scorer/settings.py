@@ -801,7 +801,8 @@ def _misspelled(environment: Mapping[str, str]) -> Iterator[str]:
 
 def _from_environment(variable: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
     if variable in environment:
-        return environment[variable], variable
+        # A Secret that was made from a text file ends in a newline.
+        return environment[variable].rstrip("\r\n"), variable
     path = environment.get(variable + "_FILE")
     if path is None:
         return None

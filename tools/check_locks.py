@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {
     "scorer.txt": [],
     "monitor.txt": ["monitor"],
-    "replay.txt": ["replay"],
+    "replay.txt": ["replay", "onnx", "skops"],
     "ray.txt": ["ray"],
-    "train.txt": ["train", "replay", "report", "openlineage"],
+    "train.txt": ["train", "replay", "report", "openlineage", "onnx", "skops"],
     "dev.txt": ["dev"],
 }
 # Environments that do not contain the project: lock file by the file of its requirements.

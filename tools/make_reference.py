@@ -63,9 +63,10 @@ _METRICS = """\
 and `/readyz`. For a scorer, `/healthz` returns 503 with `problems` if the thread `scoring`, `control` or
 `control-publisher` has stopped, or has made no progress for 240, 30 or 120 s. These limits exceed every wait for the
 broker or Redis, so only a restart helps. `/readyz` returns 200 when the process has its partitions and, for a scorer,
-scores with features and can read `control`; otherwise 503 with a reason that names everything that is missing. A
-monitor is ready when all its parts run; the field `parts` has the state of each. No label contains data of a
-transaction. `deploy/prometheus` has alert rules to start from, and `deploy/grafana` has dashboards.
+scores with features and can read `control`; otherwise 503 with a reason that names everything that is missing. A scorer
+without partitions, because others have them all, is ready. A monitor is ready when all its parts run; the field `parts`
+has the state of each. No label contains data of a transaction. `deploy/prometheus` has alert rules to start from, and
+`deploy/grafana` has dashboards.
 
 ## Scorer (`stream-scorer run`)
 

@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "deploy" / "workflows"
 ARGO = FOLDER / "argo-workflow.yaml"
 IMAGE = "stream-scorer-train:0.1.0"
-CLAIM, MOUNT, SECRET = "stream-scorer-data", "/data", "stream-scorer-addresses"
+CLAIM, MOUNT = "stream-scorer-data", "/data"
+# Of the Secret and of the ConfigMap.
+ROLE = "stream-scorer-trainer"
 HEADER = """\
 # The candidate workflow as an Argo WorkflowTemplate; see docs/workflows.md. Written by tools/make_workflows.py from
 # steps.py: change the steps there, and run `make schemas`.
@@ -51,8 +53,12 @@ def make_argo(steps: ModuleType) -> dict[str, Any]:
                 "image": IMAGE,
                 "command": [steps.PROGRAM],
                 "args": step.words(values),
-                "env": [_variable(name) for name in steps.VARIABLES],
-                "volumeMounts": [{"name": "data", "mountPath": MOUNT}],
+                "envFrom": [{"configMapRef": {"name": ROLE, "optional": True}}],
+                "env": [{"name": name, "value": path} for name, path in steps.ADDRESS_FILES.items()],
+                "volumeMounts": [
+                    {"name": "data", "mountPath": MOUNT},
+                    {"name": "secrets", "mountPath": steps.SECRETS, "readOnly": True},
+                ],
             },
         }
         if step.retries:
@@ -71,16 +77,13 @@ def make_argo(steps: ModuleType) -> dict[str, Any]:
             # Runs share the folder `work`.
             "synchronization": {"mutexes": [{"name": steps.WORKFLOW}]},
             "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001},
-            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": CLAIM}}],
+            "volumes": [
+                {"name": "data", "persistentVolumeClaim": {"claimName": CLAIM}},
+                {"name": "secrets", "secret": {"secretName": ROLE, "defaultMode": 0o440}},
+            ],
             "templates": [{"name": "candidate", "dag": {"tasks": tasks}}, *templates],
         },
     }
-
-
-def _variable(name: str) -> dict[str, Any]:
-    """An address from the Secret of deploy/kubernetes, such as its key kafka-bootstrap."""
-    key = name.removeprefix("STREAM_SCORER_").lower().replace("_", "-")
-    return {"name": name, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": key}}}
 
 
 def render() -> str:

@@ -1,6 +1,6 @@
 """The candidate workflow as a Kubeflow pipeline (KFP SDK 2). ``python kubeflow_pipeline.py FILE`` compiles it to YAML.
 
-The steps share a claim, and read the addresses from the Secret of deploy/kubernetes. See docs/workflows.md.
+The steps share a claim, and read addresses and passwords from files of a mounted Secret. See docs/workflows.md.
 """
 
 from __future__ import annotations
@@ -11,11 +11,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kfp import compiler, dsl, kubernetes
-from steps import DESCRIPTION, PARAMETERS, PROGRAM, STEPS, VARIABLES, WORKFLOW, Step
+from steps import (
+    ADDRESS_FILES,
+    DESCRIPTION,
+    OPTIONAL_VARIABLES,
+    PARAMETERS,
+    PROGRAM,
+    SECRETS,
+    STEPS,
+    WORKFLOW,
+    Step,
+)
 
 IMAGE = "stream-scorer-train:0.1.0"
 CLAIM, MOUNT = "stream-scorer-data", "/data"
-SECRET = "stream-scorer-addresses"  # noqa: S105  its name
+# Of the Secret and of the ConfigMap.
+ROLE = "stream-scorer-trainer"
 
 
 def make_component(step: Step) -> Any:
@@ -58,16 +69,14 @@ def make_pipeline() -> Any:
             if step.retries:
                 task.set_retry(step.retries)
             kubernetes.mount_pvc(task, CLAIM, MOUNT)
-            kubernetes.use_secret_as_env(task, SECRET, {_key(variable): variable for variable in VARIABLES})
+            kubernetes.use_secret_as_volume(task, ROLE, SECRETS)
+            for variable, path in ADDRESS_FILES.items():
+                task.set_env_variable(variable, path)
+            kubernetes.use_config_map_as_env(task, ROLE, {name: name for name in OPTIONAL_VARIABLES}, optional=True)
             tasks[step.name] = task
 
     _declare(candidate, "candidate", {name: each.default for name, each in PARAMETERS.items()})
     return dsl.pipeline(name=WORKFLOW, description=DESCRIPTION)(candidate)
-
-
-def _key(variable: str) -> str:
-    """The key of a variable in the Secret, such as kafka-bootstrap."""
-    return variable.removeprefix("STREAM_SCORER_").lower().replace("_", "-")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,26 @@ PROGRAM = "stream-scorer"
 # Name of the workflow, in every orchestrator.
 WORKFLOW = "stream-scorer-candidate"
 DESCRIPTION = "Train a candidate on labelled history, evaluate and gate it, and let it run as a shadow."
-# Addresses that steps read from the environment (docs/settings.md).
-VARIABLES = ("STREAM_SCORER_KAFKA_BOOTSTRAP", "STREAM_SCORER_MLFLOW_URL")
+# On Kubernetes, the Secret of the role `trainer` is mounted here. Its files have the addresses, and may end with a
+# newline (docs/settings.md).
+SECRETS = "/run/secrets/stream-scorer"
+ADDRESS_FILES = {
+    "STREAM_SCORER_KAFKA_BOOTSTRAP_FILE": f"{SECRETS}/kafka-bootstrap",
+    "STREAM_SCORER_MLFLOW_URL_FILE": f"{SECRETS}/mlflow-url",
+}
+# Further variables come from the ConfigMap of the role, if it exists: paths of files with passwords and the key of
+# hashed ids, and properties of secured services (docs/security.md). Argo reads all of its keys, Kubeflow these.
+OPTIONAL_VARIABLES = (
+    "STREAM_SCORER_SCORER_ID_KEY_FILE",
+    "STREAM_SCORER_KAFKA_CLIENT_SECURITY_PROTOCOL",
+    "STREAM_SCORER_KAFKA_CLIENT_SSL_CA_LOCATION",
+    "STREAM_SCORER_KAFKA_CLIENT_SASL_MECHANISM",
+    "STREAM_SCORER_KAFKA_CLIENT_SASL_USERNAME",
+    "STREAM_SCORER_KAFKA_CLIENT_SASL_PASSWORD_FILE",
+    "STREAM_SCORER_MLFLOW_USERNAME",
+    "STREAM_SCORER_MLFLOW_PASSWORD_FILE",
+    "STREAM_SCORER_MLFLOW_CA_FILE",
+)
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 

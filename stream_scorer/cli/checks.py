@@ -202,14 +202,13 @@ def _permissions(settings: Settings, role: Role) -> str:
 def _redis(settings: Settings) -> str:
     from stream_scorer.state.client import connect, connect_cluster, ping
     from stream_scorer.state.redis_rows import RedisRowStore
-    from stream_scorer.state.row_format import LAYOUT_VERSION
 
     url = _wanted(settings, "redis.url")
     client = connect_cluster(url) if settings["redis.cluster"] else connect(url)
     try:
         ping(client, url)
         # A store without partitions checks the server's policy as a scorer does, and writes nothing.
-        store = RedisRowStore(client, "doctor", [], labels_topic="", layout=LAYOUT_VERSION, horizon_ms=0)
+        store = RedisRowStore(client, "doctor", [], labels_topic="", horizon_ms=0)
         store.check_eviction_policy()
     finally:
         client.close()

@@ -33,15 +33,15 @@ def topics() -> None:
 @click.option(
     "--partitions",
     type=click.IntRange(1, 1024),
-    default=4,
-    show_default=True,
-    help="Partitions of each partitioned topic.",
+    help="Partitions of each partitioned topic.  [default: as the topics that exist, else 4]",
 )
 @click.option(
-    "--replication", type=click.IntRange(1, 9), default=1, show_default=True, help="Replicas of each partition."
+    "--replication",
+    type=click.IntRange(1, 9),
+    help="Replicas of each partition.  [default: as the topics that exist, else 1]",
 )
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
-def create(settings: Settings, partitions: int, replication: int) -> None:
+def create(settings: Settings, partitions: int | None, replication: int | None) -> None:
     """Create every missing topic.
 
     With --spec, the inputs are kept for as long as features look back, and outcomes for four times the label horizon,

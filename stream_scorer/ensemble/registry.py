@@ -332,10 +332,13 @@ def connected(tracking_uri: str) -> Iterator[MlflowClient]:
         try:
             yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         except MlflowException as error:
-            message = scrub(str(error).partition("Response body:")[0].strip())
+            told, _, body = str(error).partition("Response body:")
+            message = scrub(told.strip())
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS"):
                 raise ArtifactError(f"MLflow at {without_credentials(tracking_uri)}: {message}") from None
             if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+                if "Invalid Host header" in body:
+                    raise _host_refused(tracking_uri) from None
                 raise _denied(tracking_uri, message) from None
             raise _unavailable(tracking_uri, message) from error
         except requests.exceptions.SSLError as error:
@@ -433,6 +436,16 @@ def _denied(tracking_uri: str, reason: str) -> AccessDenied:
     return AccessDenied(
         f"MLflow at {without_credentials(tracking_uri)} denies access: {reason}",
         hint="Check mlflow.username, mlflow.password and mlflow.ca_file, and the permissions of the user.",
+    )
+
+
+def _host_refused(tracking_uri: str) -> AccessDenied:
+    """MLflow 3.5 and later accept only some host names, by default localhost and private addresses."""
+    address = without_credentials(tracking_uri)
+    host = urlsplit(address).netloc
+    return AccessDenied(
+        f"MLflow at {address} does not accept requests to the host name {host}",
+        hint=f"Start the MLflow server with --allowed-hosts {host}, or set MLFLOW_SERVER_ALLOWED_HOSTS there.",
     )
 
 

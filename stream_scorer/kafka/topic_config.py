@@ -24,7 +24,8 @@ def find_problems(
         reach_ms: how far back features look; 0 if unknown.
         horizon_ms: the label horizon; 0 if unknown.
     """
-    found = {name: _problems(topics, name, config, replicas.get(name, 1)) for name, config in configs.items()}
+    most = max((replicas.get(name, 1) for name in configs), default=1)
+    found = {name: _problems(topics, name, config, replicas.get(name, 1), most) for name, config in configs.items()}
     for name in topics.inputs():
         if name in configs:
             found[name] += _short_retention(
@@ -68,7 +69,7 @@ def _short_retention(config: Config, needed_ms: int, need: str, otherwise: str) 
     ]
 
 
-def _problems(topics: Topics, name: str, config: Config, replicas: int) -> list[str]:
+def _problems(topics: Topics, name: str, config: Config, replicas: int, most: int) -> list[str]:
     wanted = {"cleanup.policy": "delete"} | topics.config(name)
     # How often compaction runs is a matter of disk space only.
     wanted.pop("segment.ms", None)
@@ -83,4 +84,6 @@ def _problems(topics: Topics, name: str, config: Config, replicas: int) -> list[
     in_sync = int(config.get("min.insync.replicas", 1))
     if replicas >= SAFE_REPLICAS and in_sync < 2:
         problems.append(f"min.insync.replicas is {in_sync}, must be 2 with {replicas} replicas")
+    if replicas == 1 < most:
+        problems.append(f"has one replica, other topics have up to {most}: it is lost with its broker")
     return problems

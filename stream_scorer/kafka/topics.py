@@ -110,9 +110,26 @@ _SINGLE = {
 }
 
 
+# Partitions of a partitioned topic, if there is none yet.
+DEFAULT_PARTITIONS = 4
+
+
 def _common_config(replication: int) -> dict[str, str]:
     in_sync = {"min.insync.replicas": "2"} if replication >= SAFE_REPLICAS else {}
     return {"max.message.bytes": str(MAX_MESSAGE_BYTES)} | in_sync
+
+
+def numbers_of(topics: Topics, partitions: Mapping[str, int], replicas: Mapping[str, int]) -> tuple[int, int]:
+    """Partitions and replicas for new topics: those of the topics that exist.
+
+    Args:
+        partitions, replicas: of every topic on the broker, by name.
+    """
+    like = next((name for name in topics.of_partitions() if name in partitions), None)
+    return (
+        DEFAULT_PARTITIONS if like is None else partitions[like],
+        max((replicas[name] for name in topics.all() if name in replicas), default=1),
+    )
 
 
 class TopicAdmin:
@@ -161,16 +178,21 @@ class TopicAdmin:
     def create_all(
         self,
         topics: Topics,
-        partitions: int,
+        partitions: int | None,
         *,
-        replication: int = 1,
+        replication: int | None = 1,
         keep_ms: Mapping[str, int] = MappingProxyType({}),
     ) -> list[str]:
         """Create every missing topic, wait until the broker lists them, and return their names.
 
-        `keep_ms` is the retention by topic; of the other topics, the broker's default.
+        `keep_ms` is the retention by topic; of the other topics, the broker's default. None for `partitions` or
+        `replication`: as the topics that exist (`numbers_of`).
         """
         present = self.partitions()
+        if partitions is None or replication is None:
+            like = numbers_of(topics, present, self.replicas())
+            partitions = like[0] if partitions is None else partitions
+            replication = like[1] if replication is None else replication
         kept = {name: {"retention.ms": str(keep)} for name, keep in keep_ms.items()}
         new = [
             NewTopic(

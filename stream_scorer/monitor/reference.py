@@ -8,11 +8,13 @@ from typing import Protocol
 
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.manifest import Manifest
-from stream_scorer.errors import ArtifactError, UnavailableError
+from stream_scorer.errors import StreamScorerError
 from stream_scorer.monitor.windows import Profile
 
 # Time until a version that failed to load is requested again: it may be registered by then, or the registry available.
 RETRY_S = 30.0
+# Versions whose manifests, of about 100 kB each, stay in memory. Windows need those that served a short time ago.
+KEPT_VERSIONS = 32
 
 _log = logging.getLogger("stream_scorer.monitor.reference")
 
@@ -38,8 +40,8 @@ class EnsembleReferences:
         self._cache_dir = cache_dir
         self._clock = clock
         self._initial = initial
-        self._profiles: dict[tuple[str, str], Profile] = {}
-        self._manifests: dict[tuple[str, str], Manifest] = {}
+        # The one that was used last is last.
+        self._known: dict[tuple[str, str], tuple[Manifest, Profile]] = {}
         self._failed_at: dict[tuple[str, str], float] = {}
 
     def load_initial(self) -> None:
@@ -47,6 +49,7 @@ class EnsembleReferences:
 
         Raises:
             ArtifactError: the ensemble does not exist or is damaged.
+            AccessDenied: the registry refuses the credentials.
             UnavailableError: the registry does not answer, and the cache does not contain the ensemble.
         """
         if self._initial:
@@ -56,19 +59,8 @@ class EnsembleReferences:
 
     def profile(self, ensemble: str, version: str) -> Profile | None:
         """The profile in the version's manifest. The first call per version blocks on the registry."""
-        key = (ensemble, version)
-        if key not in self._profiles and self._may_load(key):
-            try:
-                self._load(f"{ensemble}:{version}")
-            except (ArtifactError, UnavailableError) as error:
-                self._failed_at[key] = self._clock.monotonic()
-                _log.warning(
-                    "drift of %s %s is not computed, as its manifest cannot be loaded: %s",
-                    ensemble,
-                    version,
-                    error.message,
-                )
-        return self._profiles.get(key)
+        known = self._find(ensemble, version)
+        return None if known is None else known[1]
 
     def members(self, ensemble: str, version: str) -> list[str]:
         """The members' names in the order of the manifest, under the same conditions as the profile."""
@@ -77,8 +69,26 @@ class EnsembleReferences:
 
     def manifest(self, ensemble: str, version: str) -> Manifest | None:
         """The version's manifest, under the same conditions as its profile."""
-        self.profile(ensemble, version)
-        return self._manifests.get((ensemble, version))
+        known = self._find(ensemble, version)
+        return None if known is None else known[0]
+
+    def _find(self, ensemble: str, version: str) -> tuple[Manifest, Profile] | None:
+        key = (ensemble, version)
+        if key not in self._known and self._may_load(key):
+            try:
+                self._load(f"{ensemble}:{version}")
+            except StreamScorerError as error:
+                self._failed_at[key] = self._clock.monotonic()
+                _log.warning(
+                    "drift of %s %s is not computed, as its manifest cannot be loaded: %s",
+                    ensemble,
+                    version,
+                    error.message,
+                )
+        known = self._known.pop(key, None)
+        if known is not None:
+            self._known[key] = known
+        return known
 
     def _may_load(self, key: tuple[str, str]) -> bool:
         # No registry has the version of a folder: only `add` provides its profile.
@@ -93,8 +103,14 @@ class EnsembleReferences:
         from stream_scorer.ensemble.registry import resolve
 
         directory, version = resolve(reference, self._tracking_uri, self._cache_dir)
-        manifest = read_manifest(directory)
+        return self._keep(read_manifest(directory), version)
+
+    def _keep(self, manifest: Manifest, version: str) -> tuple[str, str]:
         key = (manifest.name, version)
-        self._manifests[key] = manifest
-        self._profiles[key] = {n: (series.edges, series.counts) for n, series in manifest.reference_profile.items()}
+        profile = {n: (series.edges, series.counts) for n, series in manifest.reference_profile.items()}
+        self._known[key] = manifest, profile
+        # A version of a folder cannot be loaded again.
+        loadable = [each for each in self._known if each[1].isdigit()]
+        for each in loadable[: max(len(loadable) - KEPT_VERSIONS, 0)]:
+            del self._known[each]
         return key

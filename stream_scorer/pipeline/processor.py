@@ -129,6 +129,8 @@ class Processor:
             return False, "waiting for partitions"
         if self._aborts.looping:
             return False, f"{self._aborts.length} transactions in a row were aborted: {self._aborts.why}"
+        if not self._reader.owned:
+            return True, "spare: no partition is assigned"
         return self._state.availability.readiness
 
     def run(self, stop: threading.Event) -> None:
@@ -223,12 +225,14 @@ class Processor:
         self._committer.drain(Deadline(COMMIT_DEADLINE_S))
         self._committer.reset()
         sources = self._reader.owned
+        offsets = self._start(sources)
         if sources:
-            self._reader.seek_all(self._start(sources))
-        else:
-            self._state.forget()
+            self._reader.seek_all(offsets)
 
     def _start(self, sources: list[SourcePartition]) -> dict[SourcePartition, int]:
+        if not sources:
+            self._state.forget()
+            return {}
         points = self._state.start(self._reader, sources)
         self._score_from = points.score_from
         return points.read_from

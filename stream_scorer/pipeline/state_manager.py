@@ -80,8 +80,14 @@ class StateManager:
         return points
 
     def forget(self) -> None:
-        """No partition is owned any more: what waits here is read again by the next owner."""
+        """No partition is owned: what waits here is read again by the next owner, who also brings the rows up to date.
+
+        The next assignment finds out in which state they are.
+        """
+        self.stop(Deadline(STOP_CATCH_UP_S))
+        self._probe.cancel()
         self._in_flight.clear()
+        self.availability.enter(State.CATCHING_UP)
 
     def degrade(self, error: UnavailableError) -> None:
         """Redis failed, or the log cannot be read for a catch-up: score without features from now on."""

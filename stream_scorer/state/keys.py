@@ -11,7 +11,7 @@ A namespace is a hash tag, so all of its keys are in one cluster slot. Under a n
 - ``{ns}:<epoch>:mark:<topic>:<partition>``: the applied offsets, see `row_format.APPLIED`.
 - ``{ns}:<epoch>:beginning``: ``<transactions>:<labels>``, see `rows.Beginning`; absent if the rows lack nothing.
 - ``{ns}:<epoch>:passed``: the event time that all partitions have passed except idle ones, see `rows.AppliedOffsets`.
-- ``{ns}:<epoch>:r<layout>:<row key>``: a row, see `row_format`.
+- ``{ns}:<epoch>:r:<row key>``: a row, see `row_format`.
 - ``{ns}:<epoch>:seen:<period>:<bucket>``: a set of witnesses, which are hashes of row keys. A row that is missing but
   has a witness in a period within the horizon was lost. A row that never existed has none.
 - ``{ns}:<epoch>:retired``: keys of rows that were retired a short time ago.
@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 import xxhash
 
 from stream_scorer.positions import SourcePartition
+from stream_scorer.state.row_format import LAYOUT_VERSION
 
 # What the namespaces of all scorers begin with, inside the braces of the hash tag.
 NAMESPACES = "stream-scorer:rows:"
@@ -40,8 +41,9 @@ def rows_namespace(group: str, feature_hash: str, topic_id: str, id_key: str = "
     """The namespace of the rows of `group` for a spec and topic. It is short because every key begins with it.
 
     `id_key` identifies the secret of hashed ids (`Pseudonyms.fingerprint`): with another one, all rows have other keys.
+    Another layout of rows gets another namespace too: rows of two layouts share neither applied offsets nor witnesses.
     """
-    owner = "\n".join((group, feature_hash, topic_id, *([id_key] if id_key else [])))
+    owner = "\n".join((group, feature_hash, topic_id, f"layout {LAYOUT_VERSION}", *([id_key] if id_key else [])))
     return NAMESPACES + hashlib.sha256(owner.encode()).hexdigest()[:16]
 
 
@@ -82,13 +84,11 @@ class EpochKeys:
         passed: the key of the event time that all partitions have passed except idle ones; absent until the first pass.
     """
 
-    def __init__(
-        self, namespace: NamespaceKeys, epoch: bytes, sources: Sequence[SourcePartition], *, layout: int
-    ) -> None:
+    def __init__(self, namespace: NamespaceKeys, epoch: bytes, sources: Sequence[SourcePartition]) -> None:
         prefix = namespace.of_epoch(epoch)
         self.namespace = namespace
         self.epoch = epoch
-        self.rows = prefix + b"r%d:" % layout
+        self.rows = prefix + b"r:"
         self.witnesses = prefix + b"seen:"
         self.retired = prefix + b"retired"
         self.beginning = prefix + b"beginning"

@@ -46,7 +46,7 @@ class RedisRowStore:
     Args:
         client: from `stream_scorer.state.client.connect`. namespace: see `stream_scorer.state.keys.rows_namespace`.
         sources: every partition of the input topics; each has applied offsets. labels_topic: that of the labels.
-        layout: version of the row format. horizon_ms: how far back readers look, lateness included.
+        horizon_ms: how far back readers look, lateness included.
         beside: use the epoch that is being built, not the current one. about: whose rows these are, for people who look
             into Redis.
     """
@@ -58,7 +58,6 @@ class RedisRowStore:
         sources: Sequence[SourcePartition],
         *,
         labels_topic: str,
-        layout: int,
         horizon_ms: int,
         beside: bool = False,
         about: str = "",
@@ -67,7 +66,6 @@ class RedisRowStore:
         self._namespace = namespace
         self._sources = list(sources)
         self._labels_topic = labels_topic
-        self._layout = layout
         self._horizon_ms = horizon_ms
         self._about = about
         self._common = NamespaceKeys(namespace)
@@ -270,7 +268,6 @@ class RedisRowStore:
             namespace,
             self._sources,
             labels_topic=self._labels_topic,
-            layout=self._layout,
             horizon_ms=self._horizon_ms,
             beside=beside,
             about=self._about,
@@ -395,7 +392,7 @@ class RedisRowStore:
         return found.decode() if isinstance(found, bytes) else str(found)
 
     def _use_epoch(self, epoch: bytes) -> None:
-        self._keys = EpochKeys(self._common, epoch, self._sources, layout=self._layout)
+        self._keys = EpochKeys(self._common, epoch, self._sources)
         self._beginning = Beginning()
 
     def _unpack_applied(self, packed: Sequence[bytes], passed: bytes | None) -> AppliedOffsets:

@@ -24,8 +24,9 @@ next offset, event-time watermark (ms), and target offset of a rebuild.
 Python and numba import the constants. Lua scripts receive them from `stream_scorer.state.scripts`.
 numba caches compiled kernels and does not notice a change of this file: delete its cache after a change (ADR 0022).
 
-`LAYOUT_VERSION` is part of every row key and not of the row: an append needs no header check, and rows of two versions
-can exist side by side during an upgrade. Increase it with every change of this format; features are then rebuilt.
+`LAYOUT_VERSION` is part of the namespace of the keys and not of the row, so an append needs no header check. Increase
+it with every change of this format: features are then rebuilt in another namespace, as for another spec
+(docs/operations.md).
 """
 
 from __future__ import annotations

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from proofs import workflows
 from proofs.kit import Context
 from proofs.workflow_files import load
+from stream_scorer.settings import CATALOGUE
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -31,3 +33,29 @@ def test_the_order_of_the_steps_follows_from_their_inputs() -> None:
         # A command names an artifact only if the step makes it, or waits for it.
         assert step.placeholders & steps.ARTIFACTS.keys() <= {*step.inputs, *step.outputs}
         assert all(names.index(before) < names.index(step.name) for before in step.after)
+
+
+def test_every_step_reads_addresses_from_files_and_further_variables_only_if_they_exist() -> None:
+    steps = load(workflows.WORKFLOWS / "steps.py", "steps_of_the_test")
+    ours = {setting.variable for setting in CATALOGUE}
+    for name in (*steps.ADDRESS_FILES, *steps.OPTIONAL_VARIABLES):
+        assert {name, name.removesuffix("_FILE")} & ours or name.startswith("STREAM_SCORER_KAFKA_CLIENT_")
+    role, wanted = "stream-scorer-trainer", [{"name": n, "value": v} for n, v in steps.ADDRESS_FILES.items()]
+
+    argo = yaml.safe_load((workflows.WORKFLOWS / "argo-workflow.yaml").read_text())["spec"]
+    assert {v["secret"]["secretName"] for v in argo["volumes"] if "secret" in v} == {role}
+    for template in argo["templates"][1:]:
+        container = template["container"]
+        assert container["env"] == wanted
+        assert container["envFrom"] == [{"configMapRef": {"name": role, "optional": True}}]
+        assert steps.SECRETS in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+    pipeline, platform = yaml.safe_load_all((workflows.WORKFLOWS / "kubeflow-pipeline.yaml").read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors.keys() == pipeline["deploymentSpec"]["executors"].keys()
+    for name, executor in executors.items():
+        assert pipeline["deploymentSpec"]["executors"][name]["container"]["env"] == wanted
+        (secret,), (more,) = executor["secretAsVolume"], executor["configMapAsEnv"]
+        assert (secret["secretName"], secret["mountPath"]) == (role, steps.SECRETS)
+        assert (more["configMapName"], more["optional"]) == (role, True)
+        assert {each["envVar"] for each in more["keyToEnv"]} == set(steps.OPTIONAL_VARIABLES)

@@ -169,7 +169,7 @@ def look_at_features(at: StackAddresses) -> None:
     assert report["records"] == N
     assert report["rows"] > 1_000
     client = connect(str(at.redis))
-    customer = next(k for k in client.scan_iter(match="*:r2:0:*") if client.strlen(k) > 3 * ENTRY_BYTES)
+    customer = next(k for k in client.scan_iter(match="*:r:0:*") if client.strlen(k) > 3 * ENTRY_BYTES)
     row = client.get(customer)
     assert row is not None
     owner = customer.decode().rsplit(":", 1)[1]

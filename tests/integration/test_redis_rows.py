@@ -18,7 +18,6 @@ from stream_scorer.state import retire, scripts
 from stream_scorer.state.client import connect
 from stream_scorer.state.keys import UNUSED_MS
 from stream_scorer.state.redis_rows import RedisRowStore
-from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Beginning, MemoryRowStore, RowUpdate
 
 pytestmark = pytest.mark.integration
@@ -42,9 +41,7 @@ def store(url: str) -> Iterator[Store]:
 
     def make(*, labels: bool = False) -> RedisRowStore:
         sources = [A, B, LABELS] if labels else [A, B]
-        return RedisRowStore(
-            client, "test", sources, labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR
-        )
+        return RedisRowStore(client, "test", sources, labels_topic="labels", horizon_ms=24 * HOUR)
 
     yield make
     client.close()
@@ -338,7 +335,7 @@ def test_a_user_who_lacks_a_command_of_an_update_is_not_ready_for_updates(store:
     assert len(commands) > 5
     password = uuid.uuid4().hex
     limited = connect(url.replace("redis://", f"redis://limited:{password}@"))
-    twin = RedisRowStore(limited, "test", [A, B], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
+    twin = RedisRowStore(limited, "test", [A, B], labels_topic="labels", horizon_ms=24 * HOUR)
     try:
         admin.acl_setuser("limited", enabled=True, passwords=[f"+{password}"], keys=["*"], categories=["+@all"])
         twin.probe_write()
@@ -365,8 +362,6 @@ def test_an_evicting_redis_is_refused(store: Store, url: str) -> None:
 
 
 def test_a_redis_that_is_gone_is_unavailable_not_a_gap() -> None:
-    gone = RedisRowStore(
-        connect("redis://127.0.0.1:1/0"), "test", [A], labels_topic="labels", layout=1, horizon_ms=HOUR
-    )
+    gone = RedisRowStore(connect("redis://127.0.0.1:1/0"), "test", [A], labels_topic="labels", horizon_ms=HOUR)
     with pytest.raises(StateUnavailable):
         gone.open()

@@ -19,7 +19,6 @@ from stream_scorer.stack.ports import LOOPBACK, free_port
 from stream_scorer.stack.services import Redis
 from stream_scorer.state.client import connect, connect_cluster, ping
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
-from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import BEGINS, MemoryRowStore, RowUpdate, Sharding
 
 pytestmark = pytest.mark.integration
@@ -81,7 +80,7 @@ def live(client: Any) -> ShardedRedisRows:
 
 
 def made(client: Any) -> ShardedRedisRows:
-    plain = RedisRowStore(client, "test", [A, B], labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR)
+    plain = RedisRowStore(client, "test", [A, B], labels_topic="labels", horizon_ms=24 * HOUR)
     return ShardedRedisRows.over(plain, SHARDING)
 
 

@@ -52,9 +52,7 @@ def test_lua_reads_the_fields_that_python_packs(redis_client: Any) -> None:
 
 def test_python_reads_the_rows_and_offsets_that_lua_writes(redis_client: Any) -> None:
     redis_client.flushdb()
-    store = RedisRowStore(
-        redis_client, "test", [A], labels_topic="labels", layout=row_format.LAYOUT_VERSION, horizon_ms=1_000
-    )
+    store = RedisRowStore(redis_client, "test", [A], labels_topic="labels", horizon_ms=1_000)
     store.open()
     assert store.init({A: 3}, {A: 11})
     entries = row_format.pack(np.arange(40) * 100, np.arange(40), np.arange(40))

@@ -9,7 +9,6 @@ import numpy as np
 
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
-from stream_scorer.state.row_format import LAYOUT_VERSION
 from stream_scorer.state.rows import BEGINS, MarkedRowStore, RowUpdate, Sharding
 from stream_scorer.state.shards import ShardedRows
 from tests.support.failpoints import Failpoints
@@ -108,9 +107,7 @@ class RedisRowParts:
         client.flushdb()
 
     def store(self) -> MarkedRowStore:
-        rows = RedisRowStore(
-            self._client, "test", SOURCES, labels_topic="labels", layout=LAYOUT_VERSION, horizon_ms=24 * HOUR
-        )
+        rows = RedisRowStore(self._client, "test", SOURCES, labels_topic="labels", horizon_ms=24 * HOUR)
         return ShardedRedisRows.over(rows, SHARDING) if self._sharded else rows
 
     def lose_everything(self) -> None:

@@ -252,3 +252,30 @@ def test_a_catch_up_whose_records_are_deleted_meanwhile_leads_to_a_resync_and_no
     with pytest.raises(StateGap, match="no longer has"):
         manager.check()
     assert manager.check() == ""
+
+
+@pytest.mark.parametrize("state", [State.CATCHING_UP, State.REBUILDING, State.DEGRADED])
+def test_a_scorer_that_lost_its_partitions_has_nothing_to_wait_for(state: State) -> None:
+    """It would wait for ever: other scorers bring the rows up to date, and only an assignment looks at them again."""
+    caught_up, stopped = threading.Event(), []
+
+    class CatchUp:
+        failure = None
+        ready = caught_up
+
+        def stop(self, _deadline: object) -> bool:
+            stopped.append(self)
+            return True
+
+    manager = StateManager(
+        Availability(Metrics()), InFlight(), WriteProbe(Store().probe_write, first_delay_s=0.001),
+        IdleCheck(lambda: None), lambda _reader, _owned, _scored: StartingPoints({A: 5}, {A: 5}, state),
+        lambda _committed, _on_progress: CatchUp(), Metrics(),  # type: ignore[arg-type, return-value]
+    )  # fmt: skip
+    manager.start(None, [A])  # type: ignore[arg-type]
+    manager.check()
+    caught_up.set()
+    manager.forget()
+    time.sleep(0.02)
+    assert manager.check() == ""
+    assert len(stopped) == (state is not State.DEGRADED)

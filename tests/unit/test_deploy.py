@@ -36,9 +36,36 @@ def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def manifest(name: str) -> Any:
-    """The first document of a file."""
-    return next(yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text(encoding="utf-8")))
+def manifest(name: str, kind: str | None = None) -> Any:
+    """The first document of a file, or its only one of a kind."""
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text(encoding="utf-8"))
+    return next(document for document in documents if kind in (None, document["kind"]))
+
+
+# The pods of each role: the file and the kind of its workload, and the file of its ConfigMap.
+WORKLOADS = {
+    "scorer": ("scorer.yaml", "StatefulSet", "configmap.yaml"),
+    "monitor": ("monitor.yaml", "StatefulSet", "configmap.yaml"),
+    "operator": ("operator/operator.yaml", "Pod", "operator/operator.yaml"),
+}
+
+
+def pod_of(role: str) -> Any:
+    file, kind, _ = WORKLOADS[role]
+    workload = manifest(file, kind)
+    return workload["spec"] if kind == "Pod" else workload["spec"]["template"]["spec"]
+
+
+def settings_of(role: str, *, examples: bool) -> dict[str, str]:
+    """The data of the role's ConfigMap, with the lines of its commented examples or without."""
+    text = (DEPLOY / "kubernetes" / WORKLOADS[role][2]).read_text(encoding="utf-8")
+    text = re.sub(r"^  # (?=STREAM_SCORER_)", "  ", text, flags=re.M) if examples else text
+    (found,) = [
+        d["data"]
+        for d in yaml.safe_load_all(text)
+        if d["kind"] == "ConfigMap" and d["metadata"]["name"] == f"stream-scorer-{role}"
+    ]
+    return dict(found)
 
 
 @pytest.fixture
@@ -68,23 +95,63 @@ def test_the_schema_check_can_fail() -> None:
         kubernetes_validate.validate(broken, KUBERNETES, strict=True)
 
 
-def test_every_variable_is_a_setting_and_every_value_parses(container: Any, tmp_path: Path) -> None:
-    data = manifest("configmap.yaml")["data"]
-    named = {entry["name"] for entry in container["env"]}
-    assert {name.removesuffix("_FILE") for name in named} | set(data) <= VARIABLES
-    settings = load_settings({}, environment=data, directory=tmp_path)
-    assert settings["metrics.host"] == "0.0.0.0"
-    assert not named & set(data)
+@pytest.mark.parametrize("role", WORKLOADS)
+def test_every_variable_of_a_role_is_a_setting_and_every_value_parses(role: str, tmp_path: Path) -> None:
+    pod = pod_of(role)
+    (only,) = pod["containers"]
+    assert only["envFrom"] == [{"configMapRef": {"name": f"stream-scorer-{role}"}}]
+    data, named = settings_of(role, examples=True), {entry["name"]: entry.get("value") for entry in only["env"]}
+    assert not named.keys() & data.keys()
+    known = {
+        name.removesuffix("_FILE") for name in {*named, *data} if not name.startswith("STREAM_SCORER_KAFKA_CLIENT_")
+    }
+    assert known <= VARIABLES
+    # Every file of the Secret that is named has a value; a property of Kafka is one that clients know.
+    mount = next(m["mountPath"] for m in only["volumeMounts"] if m["name"] == "secrets")
+    files = {name: value for name, value in (data | named).items() if value and value.startswith(mount + "/")}
+    assert {name for name in {*data, *named} if name.endswith("_FILE")} <= files.keys()
+    contents = {"redis-url": "redis://redis:6379/0", "mlflow-url": "http://mlflow:5000"}
+    for name in {Path(value).name for value in files.values()}:
+        (tmp_path / name).write_text(contents.get(name, "x" * 32))
+    moved = {name: value.replace(mount, str(tmp_path)) for name, value in (data | named).items() if value}
+    settings = load_settings({}, environment=moved, directory=tmp_path)
+    assert {name: settings.properties[name].value for name in ("sasl.username", "sasl.password")} == {
+        "sasl.username": role,
+        "sasl.password": "x" * 32,
+    }
+    assert (
+        role == "operator"
+        or load_settings({}, environment=settings_of(role, examples=False))["metrics.host"] == "0.0.0.0"
+    )
 
 
-def test_addresses_come_from_files_of_the_secret(container: Any, pod: Any) -> None:
-    files = {e["name"]: e["value"] for e in container["env"] if "value" in e}
-    assert set(files) == {f"STREAM_SCORER_{name}_FILE" for name in ("KAFKA_BOOTSTRAP", "REDIS_URL", "MLFLOW_URL")}
-    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert all(path.startswith(mounted["addresses"] + "/") for path in files.values())
-    assert {volume["name"] for volume in pod["volumes"]} == set(mounted)
+@pytest.mark.parametrize("role", WORKLOADS)
+def test_addresses_come_from_files_of_the_secret_of_the_role(role: str) -> None:
+    pod = pod_of(role)
+    (only,) = pod["containers"]
+    needed = ("KAFKA_BOOTSTRAP", "MLFLOW_URL") if role == "operator" else ("KAFKA_BOOTSTRAP", "MLFLOW_URL", "REDIS_URL")
+    named = {entry["name"] for entry in only["env"]}
+    assert {f"STREAM_SCORER_{name}_FILE" for name in needed} == {name for name in named if name.endswith("_FILE")}
+    (secret,) = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
+    assert secret == f"stream-scorer-{role}"
+    file, kind, _ = WORKLOADS[role]
+    claims = manifest(file, kind)["spec"].get("volumeClaimTemplates", [])
+    volumes = {volume["name"] for volume in pod["volumes"]} | {claim["metadata"]["name"] for claim in claims}
+    assert volumes == {mount["name"] for mount in only["volumeMounts"]}
     documents = [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
     assert not any(document["kind"] == "Secret" for document in documents)
+
+
+def test_scorers_restart_only_when_a_person_restarts_them_and_keep_their_cache() -> None:
+    spec = manifest("scorer.yaml")["spec"]
+    assert spec["updateStrategy"] == {"type": "OnDelete"}
+    pod = spec["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 60
+    (spread,) = pod["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+    (claim,) = spec["volumeClaimTemplates"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts[claim["metadata"]["name"]] == "/var/cache/stream-scorer"
 
 
 def test_instances_have_stable_names(container: Any) -> None:
@@ -93,16 +160,18 @@ def test_instances_have_stable_names(container: Any) -> None:
     assert instance["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
 
 
-def test_the_pod_has_no_more_rights_than_it_needs(pod: Any, container: Any) -> None:
+@pytest.mark.parametrize("role", WORKLOADS)
+def test_a_pod_has_no_more_rights_than_it_needs(role: str) -> None:
+    pod = pod_of(role)
+    (only,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container["securityContext"] == {
+    assert only["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert pod["automountServiceAccountToken"] is False
-    assert pod["terminationGracePeriodSeconds"] == 30
+    assert pod["automountServiceAccountToken"] is False and pod["enableServiceLinks"] is False
 
 
 def test_probes_and_service_meet_the_port_of_the_settings(container: Any) -> None:
@@ -112,6 +181,33 @@ def test_probes_and_service_meet_the_port_of_the_settings(container: Any) -> Non
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": port["name"]}
     (service_port,) = manifest("service.yaml")["spec"]["ports"]
     assert service_port["targetPort"] == port["name"]
+
+
+def test_network_policies_let_prometheus_reach_the_metrics_and_grafana_reach_prometheus() -> None:
+    folder = DEPLOY / "kubernetes" / "observability"
+    allowed = {}
+    for policy in yaml.safe_load_all((folder / "networkpolicy.yaml").read_text(encoding="utf-8")):
+        spec = policy["spec"]
+        (rule,) = spec["ingress"]
+        (source,), (port,) = rule["from"], rule["ports"]
+        selector = spec["podSelector"]
+        names = (
+            selector["matchLabels"].values() if "matchLabels" in selector else selector["matchExpressions"][0]["values"]
+        )
+        for name in names:
+            allowed[name] = (*source["podSelector"]["matchLabels"].values(), port["port"])
+    assert allowed == {
+        "stream-scorer": ("stream-scorer-prometheus", 9464),
+        "stream-scorer-monitor": ("stream-scorer-prometheus", 9464),
+        "stream-scorer-prometheus": ("stream-scorer-grafana", 9090),
+    }
+    labels = {
+        document["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]: document
+        for path in MANIFESTS
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        if "template" in document.get("spec", {})
+    }
+    assert allowed.keys() | {"stream-scorer-grafana"} == labels.keys()
 
 
 def test_every_selector_finds_the_pods() -> None:
@@ -125,13 +221,10 @@ def test_every_selector_finds_the_pods() -> None:
 def test_the_monitor_is_one_process_with_a_state_of_its_own() -> None:
     monitor, scorer = manifest("monitor.yaml"), manifest("scorer.yaml")
     pod, other = monitor["spec"]["template"]["spec"], scorer["spec"]["template"]["spec"]
-    (container,), (scoring,) = pod["containers"], other["containers"]
+    (container,) = pod["containers"]
     assert (monitor["kind"], monitor["spec"]["replicas"], container["args"]) == ("StatefulSet", 1, ["monitor"])
-    for part in ("securityContext", "automountServiceAccountToken", "enableServiceLinks"):
-        assert pod[part] == other[part]
-    assert container["securityContext"] == scoring["securityContext"]
+    assert pod["securityContext"] == other["securityContext"]
     own = {entry["name"]: entry.get("value") for entry in container["env"]}
-    assert {name.removesuffix("_FILE") for name in own} <= VARIABLES
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     (claim,) = monitor["spec"]["volumeClaimTemplates"]
     assert own["STREAM_SCORER_MONITOR_STATE_DIR"] == mounts[claim["metadata"]["name"]]

@@ -25,13 +25,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 class _Refusing(http.server.BaseHTTPRequestHandler):
-    """An HTTP server that knows no user."""
+    """An HTTP server that knows no user, and answers as MLflow does to a host name that it does not expect."""
 
     def do_GET(self) -> None:
-        self.send_response(401)
-        self.send_header("Content-Length", "7")
+        named = self.headers["Host"].startswith("localhost")
+        status, body = (
+            (403, b"Invalid Host header - possible DNS rebinding attack detected") if named else (401, b"denied")
+        )
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(b"denied\n")
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -68,6 +72,12 @@ def test_a_registry_that_refuses_is_one_message(certificates: Certificates, port
             list_versions(RegistryAddress(f"https://127.0.0.1:{good}", "user", "hush"))
     with pytest.raises(RegistryUnavailable):
         list_versions(RegistryAddress("https://127.0.0.1:1", "user", "hush", ca))
+
+
+def test_a_registry_that_does_not_expect_its_host_name_says_what_to_set(port: int) -> None:
+    with pytest.raises(AccessDenied, match=f"does not accept requests to the host name localhost:{port}") as caught:
+        list_versions(RegistryAddress(f"http://localhost:{port}", "user", "hush", ""))
+    assert f"--allowed-hosts localhost:{port}" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def secret(tmp_path: Path) -> Path:
 
 def test_each_source_beats_those_below_it(tmp_path: Path, secret: Path) -> None:
     flags = {NAME: "by-flag:1"}
-    environment = {VARIABLE: "by-variable:1", VARIABLE + "_FILE": str(secret)}
+    # The value of a Secret that was made from a text file ends in a newline.
+    environment = {VARIABLE: "by-variable:1\r\n", VARIABLE + "_FILE": str(secret)}
     toml = tmp_path / SETTINGS_FILE
     toml.write_text('[kafka]\nbootstrap = "by-toml:1"\n')
     stack = {"kafka": "by-stack:1"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES, MAX_MESSAGE_BYTES
 from stream_scorer.kafka.topic_config import DAY_MS, find_problems, kept_ms, loses_commands
-from stream_scorer.kafka.topics import Topics
+from stream_scorer.kafka.topics import DEFAULT_PARTITIONS, Topics, numbers_of
 
 TOPICS = Topics("x.")
 COMMON = {"cleanup.policy": "delete", "max.message.bytes": str(MAX_MESSAGE_BYTES), "retention.ms": "604800000"}
@@ -45,6 +45,19 @@ def test_three_replicas_need_two_in_sync() -> None:
         "x.scores": ["min.insync.replicas is 1, must be 2 with 3 replicas"]
     }
     assert find_problems(TOPICS, configs, {"x.scores": 1, "x.alerts": 1}) == {}
+
+
+def test_one_replica_among_topics_with_more_is_found() -> None:
+    configs = {"x.scores": COMMON | {"min.insync.replicas": "2"}, "x.control": COMMON | TOPICS.config("x.control")}
+    assert find_problems(TOPICS, configs, {"x.scores": 3, "x.control": 1}) == {
+        "x.control": ["has one replica, other topics have up to 3: it is lost with its broker"]
+    }
+
+
+def test_new_topics_are_like_those_that_exist() -> None:
+    assert numbers_of(TOPICS, {}, {}) == (DEFAULT_PARTITIONS, 1)
+    partitions = {"x.control": 1, "x.scores": 12, "of-others": 50}
+    assert numbers_of(TOPICS, partitions, {"x.control": 3, "x.scores": 2, "of-others": 5}) == (12, 3)
 
 
 def test_inputs_must_be_kept_for_as_long_as_features_look_back() -> None:
