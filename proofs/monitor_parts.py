@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -297,6 +297,14 @@ class Follower:
     def ends(self) -> dict[int, int]:
         """The end of its only partition; all records have the offset 0."""
         return {0: 1}
+
+    def passed(self, ends: Mapping[int, int]) -> bool:
+        """Whether everything is read."""
+        return self.caught_up()
+
+    def caught_up(self) -> bool:
+        """Whether everything is read."""
+        return not self._records
 
     def close(self) -> None:
         """Forget what was not read."""

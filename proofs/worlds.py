@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.control.collection import CollectionWatch
+from stream_scorer.control.counting import MAX_SUMMARIES
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.state import History
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts
-from stream_scorer.control.watch import MAX_SUMMARIES, WATCH_METRICS, Watch, WatchRules
+from stream_scorer.control.watch import WATCH_METRICS, Watch, WatchRules
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.features.engine import FeatureEngine
@@ -194,8 +195,8 @@ class SimulatedClock:
     rows: int = 0
 
     def now_ms(self) -> int:
-        """Milliseconds since the first transaction, with a start that `follow` can look back from."""
-        return 1_000_000_000 + self.rows * 1_000 // TRANSACTIONS_PER_S
+        """Milliseconds since the first transaction, from a time that is later than every event time."""
+        return 4_000_000_000_000 + self.rows * 1_000 // TRANSACTIONS_PER_S
 
     def monotonic(self) -> float:
         """The same in seconds."""
@@ -216,6 +217,9 @@ class _Follower:
         else:
             del self._records[self._at : self._at + len(found)]
         return found
+
+    def caught_up(self) -> bool:
+        return self._at >= len(self._records)
 
     def close(self) -> None:
         pass

@@ -18,6 +18,7 @@ from stream_scorer.control.collection import CollectionWatch
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.label_watch import LabelWatch
+from stream_scorer.control.liveness import StatusReader
 from stream_scorer.control.recovery import require_never_served
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts
@@ -40,7 +41,7 @@ from stream_scorer.incidents.signals import SignalRules, Signals
 from stream_scorer.incidents.webhook import Webhook, check_url
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.ends import TopicEnds
-from stream_scorer.kafka.load import RecordFollower
+from stream_scorer.kafka.load import BacklogFollower
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topic_config import find_problems, loses_commands
@@ -309,11 +310,11 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
     needed = [*topics.monitor_topics(), topics.control, topics.incidents, topics.verdicts]
     TopicAdmin(bootstrap).require(needed, same_count=False)
 
-    def follow(since_ms: int) -> RecordFollower:
-        return RecordFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
+    def follow(since_ms: int) -> BacklogFollower:
+        return BacklogFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
 
-    def follow_labels(since_ms: int) -> RecordFollower:
-        return RecordFollower(bootstrap, topics.outcomes, client_id="stream-scorer-labels", start=since_ms)
+    def follow_labels(since_ms: int) -> BacklogFollower:
+        return BacklogFollower(bootstrap, topics.outcomes, client_id="stream-scorer-labels", start=since_ms)
 
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
         with closing(RecordWriter(bootstrap, stop)) as writer:
@@ -337,6 +338,7 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
             watch.collections = CollectionWatch(
                 lambda: ControlLog(bootstrap, topics.verdicts, stop), write, follow, metrics
             )
+            watch.scorers = StatusReader(lambda: ControlLog(bootstrap, topics.scorer_status, stop))
             watch.run(stop, on_ready)
 
     return run
@@ -351,9 +353,9 @@ def signals_run(settings: Settings, metrics: m.Metrics, more: Callable[[], Findi
         return None
     bootstrap, topics = settings.require("kafka.bootstrap"), Topics.of(settings)
 
-    def follow(topic: str, since_ms: int) -> RecordFollower:
+    def follow(topic: str, since_ms: int) -> BacklogFollower:
         name = getattr(topics, topic)
-        return RecordFollower(bootstrap, name, client_id="stream-scorer-signals", start=since_ms)
+        return BacklogFollower(bootstrap, name, client_id="stream-scorer-signals", start=since_ms)
 
     def run(stop: threading.Event, on_ready: Callable[[], None]) -> None:
         inputs = TopicAdmin(bootstrap).require([topics.transactions])

@@ -487,7 +487,8 @@ class Command(Record, frozen=True, kw_only=True):
     `share` (0 to 1), `salt` and `until` (event time) belong to `canary`, `member` to `disable` and `enable`, `version`
     to whatever acts on a version, `state` to `recover`. `at` is the author's clock and decides nothing. `expect_rise`
     belongs to `promote` and `canary`: the relative change of alerted cards that the author expects, 0.1 for 10 % more.
-    `confirm` with the `version` of a canary confirms its share; otherwise it ends a probation. `ladder` belongs to
+    `confirm` with the `version` of a canary confirms its share; otherwise it ends a probation. With a `version`,
+    `rollback` and `confirm` count only if that version serves; a monitor always names it. `ladder` belongs to
     `canary`: the ascending shares through which a monitor raises it, one confirmation at a time. `keep` belongs to a
     monitor's `rollback` of a version on probation: the version stays in play as `ServingState.withdrawn`.
     """

@@ -354,7 +354,8 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting(
         "monitor.cooldown_s",
         "--cooldown-s",
-        "Minimum time between two versions that the monitor withdraws; the second one is only proposed.",
+        "Minimum time between two versions that the monitor withdraws; the second one is only proposed. A canary that "
+        "was stopped delays no rollback.",
         3_600,
         "integer",
         minimum=0,

@@ -235,7 +235,7 @@ class _StatusReader:
             self.read()
         if self.scorers.count == before:
             return []
-        return [seen for seen in self.scorers.known() if not seen.silent_ms(self.scorers.now)]
+        return self.scorers.running()
 
 
 @contextmanager

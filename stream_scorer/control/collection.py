@@ -22,7 +22,7 @@ from stream_scorer.control.cards import AlertedCards
 from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.probation import GRACE_MS
 from stream_scorer.control.state import History
-from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader
+from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader, newest_event
 from stream_scorer.observability.metrics import Metric, Metrics
 from stream_scorer.records import NOT_A_RECORD, Collection, ScoreSummary, ServedVersion, VerdictRecord
 
@@ -122,26 +122,29 @@ class Collected:
             return f"{MAX_EVENT_MS // 86_400_000} days of event time are over"
         return "no more cards are counted" if self.cards.full else ""
 
-    def add(self, summary: ScoreSummary) -> None:
-        """Add the cards of a summary of the version that decided. Any other summary changes nothing."""
-        found, offset = self.withdrawal, summary.control_offset
+    def add(self, summary: ScoreSummary, at: int = 0) -> None:
+        """Add the cards of a summary of the version that decided, with its record timestamp `at`, ms.
+
+        Any other summary changes nothing.
+        """
+        found, offset, newest = self.withdrawal, summary.control_offset, newest_event(summary, at)
         if summary.ensemble != found.ensemble or offset is None:
             return
         if found.since <= offset < found.until and summary.version == found.version.version:
-            if summary.newest is not None:
-                self._before = max(self._before or 0, summary.newest)
+            if newest is not None:
+                self._before = max(self._before or 0, newest)
             cards = summary.cards.get(found.other.version)
             if cards is not None:
-                self.cards.add(summary.partition, cards, summary.newest)
+                self.cards.add(summary.partition, cards, newest)
         elif offset >= found.until and summary.version == found.other.version:
-            if summary.newest is not None:
-                self._first = summary.newest if self._first is None else self._first
-                self._newest = max(self._newest, summary.newest)
+            if newest is not None:
+                self._first = newest if self._first is None else self._first
+                self._newest = max(self._newest, newest)
             cards = summary.cards.get(found.version.version)
             if cards is not None:
                 # Here the champion is the version that served.
                 cards = msgspec.structs.replace(cards, served=cards.other, other=cards.served)
-                self.cards.add(summary.partition, cards, summary.newest, shadow=True)
+                self.cards.add(summary.partition, cards, newest, shadow=True)
 
     def extend(self, record: VerdictRecord, ended: str, at: int) -> VerdictRecord:
         """The `record` of the withdrawal with the cards so far, at the time `at`, ms.
@@ -176,6 +179,7 @@ class CollectionWatch:
         self._collected: dict[Withdrawal, Collected] = {}
         self._verdicts: CommandLog | None = None
         self._reader: SummaryReader | None = None
+        self._caught_up = False
         # The newest record on `verdicts` of each withdrawal.
         self._records: dict[str, VerdictRecord] = {}
         self._written_at: dict[str, int] = {}
@@ -199,15 +203,16 @@ class CollectionWatch:
             self._begin(found, now)
         if self._reader is None:
             return []
-        records = self._reader.poll(_MAX_SUMMARIES, 0.0)
-        for record in records:
+        for record in self._reader.poll(_MAX_SUMMARIES, 0.0):
             try:
                 summary = self._decode(record.value or b"")
                 for collected in self._collected.values():
-                    collected.add(summary)
+                    collected.add(summary, record.timestamp_ms)
             except UNREADABLE as error:
                 _log.warning("an unreadable summary is ignored: %s", error)
-        if len(records) < _MAX_SUMMARIES:
+        # A part of the summaries shows neither the cards nor the end.
+        self._caught_up = self._caught_up or self._reader.caught_up()
+        if self._caught_up:
             for collected in self._collected.values():
                 self._publish(collected, collected.ended, now)
         return [(each, self._reason(each)) for each in found if each.id in self._complete]
@@ -220,13 +225,15 @@ class CollectionWatch:
             if log is not None:
                 log.close()
         self._reader = self._verdicts = None
+        self._caught_up = False
         self._collected, self._records, self._complete = {}, {}, set()
 
     def _begin(self, found: list[Withdrawal], now: int) -> None:
         """Start to count `found`, after a last record of those that another command ended."""
         for withdrawal, collected in self._collected.items():
             if withdrawal not in found:
-                self._publish(collected, collected.ended or "another command ended it", now)
+                ended = collected.ended if self._caught_up else ""
+                self._publish(collected, ended or "another command ended it", now)
         self.close()
         if not found:
             return

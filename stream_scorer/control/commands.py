@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from stream_scorer.control.state import Entry, History
+from stream_scorer.errors import StreamScorerError
 from stream_scorer.records import Command
 
 _WAIT_S = 0.2
@@ -47,11 +48,23 @@ def catch_up(log: CommandLog, history: History, end: int) -> None:
 
     The last offsets may be transaction markers or aborted records, which are never returned. So the position of the
     reader decides, and not the last record.
+
+    Raises:
+        StreamScorerError: the log was created again or has lost records. `history` is not its history.
     """
+    if end < history.next_offset:
+        _read(log, history)  # a new leader knows the end a moment late; a log that was cut raises its own error
+        end = log.end()
+        if end < history.next_offset:
+            raise _another_log(f"ends at offset {end}, and offset {history.next_offset - 1} was read")
     while history.next_offset < end:
-        for record in log.read(_WAIT_S):
-            history.add(record.offset, record.value, record.timestamp)
-        history.next_offset = max(history.next_offset, log.position())
+        _read(log, history)
+
+
+def _read(log: CommandLog, history: History) -> None:
+    for record in log.read(_WAIT_S):
+        history.add(record.offset, record.value, record.timestamp)
+    history.next_offset = max(history.next_offset, log.position())
 
 
 def submit(log: CommandLog, history: History, make: Callable[[int], Command]) -> Entry:
@@ -62,8 +75,23 @@ def submit(log: CommandLog, history: History, make: Callable[[int], Command]) ->
     Raises:
         BrokerUnavailable: the broker does not confirm the command. It may or may not be in the log: read the log before
             a retry.
+        StreamScorerError: the command was written to another log than the one that was read.
     """
-    command = make(history.next_offset)
-    offset = log.append(command.ensemble, msgspec.json.encode(command))
+    read = history.next_offset
+    command = make(read)
+    value = msgspec.json.encode(command)
+    offset = log.append(command.ensemble, value)
+    if offset < read:
+        raise _another_log(f"took a command at offset {offset}, and offset {read - 1} was read")
     catch_up(log, history, offset + 1)
-    return next(entry for entry in reversed(history.entries) if entry.offset == offset)
+    entry = next((entry for entry in reversed(history.entries) if entry.offset == offset), None)
+    if entry is None or entry.command != msgspec.json.decode(value, type=Command):
+        raise _another_log(f"has another record at offset {offset}, where a command was written")
+    return entry
+
+
+def _another_log(what: str) -> StreamScorerError:
+    return StreamScorerError(
+        f"the topic of commands {what}: it was created again or has lost records",
+        hint="Restart this process, so that it reads the topic from its start.",
+    )

@@ -38,10 +38,6 @@ _MAX_OUTCOMES = 5_000
 _WAIT_S = 0.2
 # The verdict is judged again at most this often.
 JUDGE_EVERY_MS = 5_000
-# Offsets at the end of a partition that may hold no outcome, and how long nothing comes of a partition that is at its
-# end for another reason, such as a batch that the joiner aborted.
-MARKERS = 10
-SILENT_MS = 60_000
 # End of the ids of incidents that labels open.
 LABELS_SUFFIX = "-labels"
 
@@ -50,21 +46,17 @@ class OutcomeRecord(Protocol):
     """A record of `outcomes`."""
 
     @property
-    def partition(self) -> int: ...
-
-    @property
-    def offset(self) -> int: ...
-
-    @property
     def value(self) -> bytes | None: ...
 
 
 class OutcomeReader(Protocol):
-    """The interface of `kafka.load.RecordFollower`."""
+    """The interface of `kafka.load.BacklogFollower`."""
 
     def poll(self, max_records: int, timeout_s: float) -> Sequence[OutcomeRecord]: ...
 
     def ends(self) -> Mapping[int, int]: ...
+
+    def passed(self, ends: Mapping[int, int]) -> bool: ...
 
     def close(self) -> None: ...
 
@@ -99,11 +91,9 @@ class LabelWatch:
         self._wanted: set[str] = set()
         self._labels: dict[str, list[tuple[int, LabelValue | None]]] = {}
         self._progress = LabelProgress(0)
-        # By partition: the next offset, and the end of the topic at the last time that a judgement was due.
-        self._positions: dict[int, int] = {}
+        # By partition, the end of the topic at the last time that a judgement was due.
         self._ends: dict[int, int] = {}
-        # On the monotonic clock, ms: the newest record of an outcome below the ends, and the last step that was due.
-        self._read_at = 0.0
+        # The last step that was due, on the monotonic clock, ms.
         self._stepped_at = float("-inf")
         self._due = False
         self._reader: OutcomeReader | None = None
@@ -122,19 +112,15 @@ class LabelWatch:
             self._stepped_at, self._due = passed_ms, True
             self._close_answered(history, now)
             if self._read_verdicts(active):
-                self._restart(passed_ms)
+                self._restart()
         if self._reader is None:
             return
-        records = self._reader.poll(_MAX_OUTCOMES, 0.0)
-        for record in records:
-            if record.offset < self._ends.get(record.partition, 0):
-                self._read_at = passed_ms
-            self._positions[record.partition] = record.offset + 1
+        for record in self._reader.poll(_MAX_OUTCOMES, 0.0):
             self._add(record.value)
-        if records or not self._due:
+        if not self._due:
             return
         self._due = False
-        if not self._caught_up(self._reader, passed_ms):
+        if not self._caught_up(self._reader):
             return
         for verdict in self._judged():
             self._judge(verdict, history, now)
@@ -163,14 +149,13 @@ class LabelWatch:
         """The verdicts whose labels are read: those of versions that are withdrawn, with all their cards."""
         return [verdict for key, verdict in self._open.items() if key not in self._active]
 
-    def _caught_up(self, reader: OutcomeReader, passed_ms: float) -> bool:
+    def _caught_up(self, reader: OutcomeReader) -> bool:
         """Whether every partition is read: a card seems silent whose label is on one that is not read yet.
 
         The ends are those of the last call, as ends of the present would never be reached while labels arrive.
         """
         before, self._ends = self._ends, dict(reader.ends())
-        behind = any(self._positions.get(partition, 0) < end - MARKERS for partition, end in before.items())
-        return bool(before) and (not behind or passed_ms - self._read_at >= SILENT_MS)
+        return bool(before) and reader.passed(before)
 
     def _take(self, verdict: VerdictRecord) -> None:
         before = self._open.get(verdict.id)
@@ -182,12 +167,12 @@ class LabelWatch:
         else:
             self._open[verdict.id] = verdict
 
-    def _restart(self, passed_ms: float) -> None:
+    def _restart(self) -> None:
         """Read labels again from before the start of the first comparison that is followed."""
         if self._reader is not None:
             self._reader.close()
         self._reader, self._labels = None, {}
-        self._positions, self._ends, self._read_at = {}, {}, passed_ms
+        self._ends = {}
         judged = self._judged()
         cards = [each for verdict in judged for each in _cards(verdict)]
         self._wanted = {each.event_id for each in cards}

@@ -5,7 +5,9 @@ All times are record timestamps that the broker assigns, so the clocks of operat
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -18,6 +20,7 @@ SILENT_MS = 15_000
 FORGOTTEN_MS = 600_000
 # Longest wait for the next heartbeat of any scorer; scorers of older versions write one every 5 s.
 HEARTBEAT_WAIT_S = HEARTBEAT_S + 4.0
+_READ_WAIT_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,10 @@ class Seen:
     def silent_ms(self, now: int) -> int:
         """Time without a heartbeat at the broker's time `now`; 0 if the scorer counts as running."""
         return now - self.at if now - self.at > SILENT_MS else 0
+
+    def serves(self, offset: int, versions: Collection[str]) -> bool:
+        """Whether the command at `offset`, or a later one, is in force at the scorer, with all of `versions`."""
+        return self.status.control_offset >= offset and set(versions) <= set(self.status.in_play)
 
     def settled(self, offset: int) -> bool:
         """Whether the scorer has read the command at `offset` and finished to load, successfully or not."""
@@ -77,3 +84,62 @@ class Scorers:
         """The scorers that have not stopped, by instance, except those that were silent for `FORGOTTEN_MS`."""
         recent = [seen for seen in self._seen.values() if self.now - seen.at < FORGOTTEN_MS]
         return sorted(recent, key=lambda seen: seen.status.instance)
+
+    def running(self) -> list[Seen]:
+        """Those of `known` that are not silent."""
+        return [seen for seen in self.known() if not seen.silent_ms(self.now)]
+
+
+class StatusRecord(Protocol):
+    """A record of `scorer-status`."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def value(self) -> bytes | None: ...
+
+    @property
+    def timestamp(self) -> int: ...
+
+
+class StatusLog(Protocol):
+    """The interface of `kafka.control_log.ControlLog`."""
+
+    def end(self) -> int: ...
+
+    def read(self, wait_s: float) -> Sequence[StatusRecord]: ...
+
+    def position(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class StatusReader:
+    """Reads `scorer-status` while it is asked which scorers lack a command. `open_log` opens it at its start."""
+
+    def __init__(self, open_log: Callable[[], StatusLog]) -> None:
+        self._open_log = open_log
+        self._log: StatusLog | None = None
+        self._scorers = Scorers(None)
+
+    def lacking(self, ensemble: str, offset: int, versions: Collection[str]) -> list[str]:
+        """The running scorers of `ensemble` at which the command at `offset` is not in force, or lacks a version.
+
+        Raises:
+            StreamScorerError: the broker does not answer.
+        """
+        if self._log is None:
+            self._log, self._scorers = self._open_log(), Scorers(None)
+        end = self._log.end()
+        while self._log.position() < end:
+            for record in self._log.read(_READ_WAIT_S):
+                self._scorers.add(record.key, record.value, record.timestamp)
+        running = [seen for seen in self._scorers.running() if seen.status.ensemble == ensemble]
+        return [seen.status.instance for seen in running if not seen.serves(offset, versions)]
+
+    def close(self) -> None:
+        """Close the log. The next call reads it again from its start."""
+        if self._log is not None:
+            self._log.close()
+        self._log = None

@@ -17,7 +17,7 @@ from stream_scorer.control.cards import AlertedCards, ArmShare
 from stream_scorer.control.evidence import log_evidence_of_share
 from stream_scorer.control.ladder import next_step
 from stream_scorer.control.state import History
-from stream_scorer.control.summary_reader import BEFORE_MS
+from stream_scorer.control.summary_reader import BEFORE_MS, newest_event
 from stream_scorer.control.verdict import Basis, Tolerances, Verdict, judge
 from stream_scorer.records import Action, CanaryState, Cause, Command, ScoreSummary, ServedVersion, ServingState
 
@@ -34,6 +34,7 @@ class Pair:
         ends: the command that withdraws `served`.
         expected_rise: the relative change of alerted cards that this command declares.
         share, until: of a canary; None for a promotion.
+        untrusted: whether `other` is on probation itself. Then nothing follows from the comparison.
     """
 
     ensemble: str
@@ -45,6 +46,7 @@ class Pair:
     expected_rise: float = 0.0
     share: float | None = None
     until: int | None = None
+    untrusted: bool = False
 
 
 @dataclass(slots=True)
@@ -107,6 +109,7 @@ class Paired:
             self.elsewhere,
             0.0 if arms is None else log_evidence_of_share(arms.inside, arms.total, arms.share),
             self.cards.full,
+            self.pair.untrusted,
         )
 
     @property
@@ -127,7 +130,7 @@ class Paired:
         if summary.ensemble != pair.ensemble or summary.control_offset is None:
             return
         if summary.control_offset >= pair.since and summary.version == pair.served.version:
-            self._add_served(summary)
+            self._add_served(summary, at)
         elif summary.control_offset >= pair.since and summary.version == pair.other.version:
             self._add_champion(summary)
         elif summary.version == pair.other.version and at >= pair.at + BEFORE_MS:
@@ -138,7 +141,7 @@ class Paired:
                 self.rows_before += pane.rows
                 _count_members(self.before, pane.left_out)
 
-    def _add_served(self, summary: ScoreSummary) -> None:
+    def _add_served(self, summary: ScoreSummary, at: int) -> None:
         other = self.pair.other.version
         for pane in summary.panes:
             square = pane.against.get(other)
@@ -155,7 +158,7 @@ class Paired:
         if cards is not None:
             self.counted += cards.rows
             self.excluded += cards.excluded
-            self.cards.add(summary.partition, cards, summary.newest)
+            self.cards.add(summary.partition, cards, newest_event(summary, at))
             if self.arms is not None:
                 self.arms.add(cards.card, cards.other, canary=True)
         # Last: what names the cause may be unreadable, and decides nothing.
@@ -268,10 +271,13 @@ def raised(command: Command, canary: CanaryState, expected_rise: float) -> Comma
     return msgspec.structs.replace(command, share=step[1], salt=canary.salt, until=canary.until, ladder=canary.ladder)
 
 
-def acted_since(history: History, ensemble: str, at: int) -> bool:
-    """Whether a monitor has withdrawn a version since `at`, by the broker's times of the commands."""
-    withdrawn_at = history.withdrawn_at.get(ensemble)
-    return withdrawn_at is not None and withdrawn_at > at
+def acted_since(history: History, ensemble: str, at: int, action: Action = "stop") -> bool:
+    """Whether a monitor has withdrawn a version since `at`, by the broker's times of the commands.
+
+    For a `rollback`, only another rollback counts: a canary that was stopped says nothing about a version that serves.
+    """
+    earlier: tuple[Action, ...] = ("rollback",) if action == "rollback" else ("rollback", "stop")
+    return any(history.withdrawn_at.get((ensemble, each), at) > at for each in earlier)
 
 
 def _count_members(counts: dict[str, tuple[int, int]], left_out: dict[str, list[int]]) -> None:
@@ -294,6 +300,7 @@ def _pair(
         command.expect_rise or 0.0 if command is not None else 0.0,
         None if canary is None else canary.share,
         None if canary is None else canary.until,
+        untrusted=canary is not None and state.probation,
     )
 
 

@@ -55,7 +55,8 @@ class History:
         states: serving state by ensemble.
         next_offset: offset of the next record, unless another writer appends first.
         first_offset: offset of the first record; None before it.
-        withdrawn_at: time of the last command of a monitor that withdrew a version which decided, by ensemble, ms.
+        withdrawn_at: time of the last command of a monitor that withdrew a version which decided, by ensemble and
+            action (`rollback` or `stop`), ms.
         starts: the last command that made a version champion or canary (`promote`, `rollback`, `canary`), by ensemble
             and action. After a `recover`, it stands for the commands that are lost. Both are kept apart from
             `entries`, which forgets old records.
@@ -65,7 +66,7 @@ class History:
     states: dict[str, ServingState] = field(default_factory=dict)
     next_offset: int = 0
     first_offset: int | None = None
-    withdrawn_at: dict[str, int] = field(default_factory=dict)
+    withdrawn_at: dict[tuple[str, Action], int] = field(default_factory=dict)
     starts: dict[tuple[str, Action], Entry] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
 
@@ -103,7 +104,7 @@ class History:
         collected = before is not None and command.version is not None and command.version == before.withdrawn
         if command.author == "monitor" and command.action in ("rollback", "stop") and not collected:
             # The broker's clock, as of `starts`: a monitor whose clock is ahead would hold back every later rollback.
-            self.withdrawn_at[command.ensemble] = entry.timestamp or command.at
+            self.withdrawn_at[command.ensemble, command.action] = entry.timestamp or command.at
         if command.action in ("promote", "canary", "rollback"):
             self.starts[command.ensemble, command.action] = entry
         if command.action == "recover":
@@ -190,7 +191,12 @@ def _confirm(state: ServingState, command: Command) -> dict[str, object]:
 
 
 def _rollback(state: ServingState, command: Command) -> dict[str, object]:
-    """Return to the last good version. A monitor may keep the version on probation in play, for labels (ADR 0050)."""
+    """Return to the last good version. A monitor may keep the version on probation in play, for labels (ADR 0050).
+
+    A command that names a version is about that one: it must not end another one that serves by now.
+    """
+    if command.version is not None and command.version != state.champion:
+        raise Refused(f"{command.version.version} does not serve")
     if state.last_good is None:
         raise Refused("there is no last good version")
     if state.last_good.manifest_sha256 in state.retired:

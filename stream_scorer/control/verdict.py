@@ -108,6 +108,7 @@ class Basis:
             both versions scored; 0 for a promotion.
         share_evidence: natural logarithm of the evidence that a canary decides another share of the cards than
             requested; 0 for a promotion. full: whether no more cards are counted.
+        untrusted: whether the version that it is compared with is on probation itself.
     """
 
     cards: CardCounts
@@ -118,6 +119,7 @@ class Basis:
     elsewhere: int = 0
     share_evidence: float = 0.0
     full: bool = False
+    untrusted: bool = False
 
     @property
     def paired_share(self) -> float:
@@ -147,6 +149,9 @@ def judge(basis: Basis, tolerances: Tolerances) -> Verdict:
     """The verdict on `basis`."""
     evidence, limits = Evidence.of(basis.cards, tolerances), tolerances.limits
     finding, missing = evidence.finding, []
+    if basis.untrusted:  # what looks like a fault of a canary may be one of the version that serves
+        missing.append("the version that serves, with which it is compared, is on probation")
+        return Verdict("undecided", evidence, tuple(missing), None, limits)
     if basis.share_evidence >= -math.log(ALPHA):
         missing.append("the canary decides another share of the cards than requested")
     elif finding in ("rise", "fall"):

@@ -14,26 +14,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import msgspec
-
 from stream_scorer.clock import Clock
 from stream_scorer.control.collection import COLLECTED, ENOUGH, CollectionWatch, Withdrawal, withdrawals
 from stream_scorer.control.commands import CommandLog, catch_up, submit
+from stream_scorer.control.counting import Counting
 from stream_scorer.control.incidents import Incidents, actions_at, incident_id
 from stream_scorer.control.label_watch import LabelWatch
+from stream_scorer.control.liveness import StatusReader
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, after_harmless, pairs, raised
 from stream_scorer.control.state import History
-from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader
+from stream_scorer.control.summary_reader import BEFORE_MS, SummaryReader
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.observability.metrics import Metric, Metrics
-from stream_scorer.records import Action, Command, IncidentKind, ScoreSummary
+from stream_scorer.records import Action, Command, IncidentKind
 
 _log = logging.getLogger(__name__)
 Mode = Literal["off", "propose", "auto"]
 READ_WAIT_S = 0.2
-MAX_SUMMARIES = 5_000
 # Incidents of these kinds pause the ladder of a canary: something other than the canary may move its alerts.
 PAUSING: tuple[IncidentKind, ...] = ("drift", "feed", "latency", "errors", "breaker")
 # These delay a confirmation too: transactions without a member that failed are left out of the comparison, so the
@@ -92,6 +91,7 @@ class Watch:
     Attributes:
         labels: follows the labels of withdrawn versions, if it is set.
         collections: collects cards for these labels, if it is set. Otherwise a version that is rolled back leaves play.
+        scorers: shows which scorers have applied a command, if it is set. No version is confirmed before all have.
     """
 
     def __init__(
@@ -111,13 +111,17 @@ class Watch:
         self._who, self._rules = who, rules
         self.labels: LabelWatch | None = None
         self.collections: CollectionWatch | None = None
+        self.scorers: StatusReader | None = None
         self._history = History()
-        self._paired: dict[Pair, Paired] = {}
-        self._reader: SummaryReader | None = None
+        self._counting: list[Counting] = []
         self._started = False
         # Findings that are reported and need a person: each is logged once.
         self._reported: set[tuple[Pair | Withdrawal, Action, str]] = set()
-        self._decode = msgspec.json.Decoder(ScoreSummary).decode
+
+    @property
+    def _paired(self) -> dict[Pair, Paired]:
+        """The counts of all pairs."""
+        return {pair: paired for counting in self._counting for pair, paired in counting.paired.items()}
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
         """Watch until `stop`, then close the logs. Calls `on_ready` after each step.
@@ -132,10 +136,10 @@ class Watch:
                 self.step()
                 on_ready()
         finally:
-            self._forget()
+            self._keep([])
             self._log.close()
             self._incidents.close()
-            for part in (self.labels, self.collections):
+            for part in (self.labels, self.collections, self.scorers):
                 if part is not None:
                     part.close()
 
@@ -149,24 +153,15 @@ class Watch:
             self._started = True
         self._collect()
         self._follow_labels()
-        if self._reader is None:
+        if not self._counting:
             for command in self._log.read(READ_WAIT_S):
                 self._history.add(command.offset, command.value, command.timestamp)
             return
-        records = self._reader.poll(MAX_SUMMARIES, READ_WAIT_S)
-        for record in records:
-            try:
-                summary = self._decode(record.value or b"")
-                for paired in self._paired.values():
-                    paired.add(summary, record.timestamp_ms)
-            except UNREADABLE as error:
-                _log.warning("an unreadable summary is ignored: %s", error)
-        for paired in self._paired.values():
-            self._show(paired)
-        # A full read means that more summaries wait: a command must use all of them.
-        if len(records) < MAX_SUMMARIES:
-            for paired in list(self._paired.values()):
-                self._judge(paired)
+        for counting in self._counting:
+            if counting.read(READ_WAIT_S / len(self._counting)):
+                for paired in counting.paired.values():
+                    self._show(paired)
+                    self._judge(paired)
 
     def _collect(self) -> None:
         """See `CollectionWatch`. Stops versions whose cards are complete. A failure prevents no other command."""
@@ -221,22 +216,25 @@ class Watch:
             _log.warning("labels of withdrawn versions could not be followed: %s", error.message)
 
     def _begin(self, found: list[Pair]) -> None:
-        """Start to count `found`, from before the first of these pairs began."""
-        self._forget()
-        if found:
+        """Count `found`: those that are new from before the first of them began, the others further."""
+        self._keep(found)
+        new = [pair for pair in found if pair not in self._paired]
+        if new:
             # The broker refuses to look up a negative time.
-            self._reader = self._follow(max(min(pair.at for pair in found) - BEFORE_MS, 0))
-        self._paired = {pair: self._count(pair) for pair in found}
+            reader = self._follow(max(min(pair.at for pair in new) - BEFORE_MS, 0))
+            self._counting.append(Counting(reader, map(self._count, new), self._clock.monotonic))
 
     def _count(self, pair: Pair) -> Paired:
         return Paired(pair, self._rules.tolerances, self._rules.grace_ms)
 
-    def _forget(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-        for pair in self._paired:
-            self._show(Paired(pair))
-        self._reader, self._paired, self._started = None, {}, False
+    def _keep(self, found: list[Pair]) -> None:
+        """Forget all pairs except `found`."""
+        if self.scorers is not None:
+            self.scorers.close()
+        for counting in self._counting:
+            for pair in counting.keep(found):
+                self._show(Paired(pair))
+        self._counting = [counting for counting in self._counting if counting.paired]
 
     def _show(self, paired: Paired) -> None:
         pair, evidence, counts = paired.pair, paired.verdict.evidence, paired.cards.counts
@@ -278,12 +276,27 @@ class Watch:
             return "needs a person: monitor.mode is propose"
         if hold is not None:
             return f"needs a person: {hold.who} put a hold on it ({hold.why})"
-        if action in ("confirm", "canary", "promote"):
-            return self._paused(pair.ensemble, FAILING if action == "confirm" else PAUSING)
+        if action == "confirm":
+            return self._paused(pair.ensemble, FAILING) or self._not_applied(pair)
+        if action in ("canary", "promote"):
+            return self._paused(pair.ensemble, PAUSING)
         since = self._clock.now_ms() - int(self._rules.cooldown_s * 1_000)
-        if acted_since(self._history, pair.ensemble, since):
+        if acted_since(self._history, pair.ensemble, since, action):
             return "needs a person: the monitor withdrew another version within the cool-down"
         return ""
+
+    def _not_applied(self, pair: Pair) -> str:
+        """The running scorers that do not score both versions yet. What they score is missing from the counts."""
+        if self.scorers is None:
+            return ""
+        try:
+            lacking = self.scorers.lacking(pair.ensemble, pair.since, (pair.served.version, pair.other.version))
+        except StreamScorerError as error:
+            self.scorers.close()
+            return f"paused: the status of scorers cannot be read ({error.message})"
+        if not lacking:
+            self.scorers.close()
+        return f"paused until these scorers score both versions: {', '.join(lacking)}" if lacking else ""
 
     def _paused(self, ensemble: str, kinds: tuple[IncidentKind, ...]) -> str:
         """The open incidents of `kinds`; empty if there are none. What cannot be read pauses too."""
@@ -335,7 +348,7 @@ class Watch:
             at=self._clock.now_ms(),
             expected_offset=offset,
             author="monitor",
-            version=paired.pair.served if paired.pair.ends == "stop" else None,
+            version=paired.pair.served,
             keep=action == "rollback" and self.collections is not None and paired.cards.counts.served < ENOUGH,
         )
         canary = self._history.states[paired.pair.ensemble].canary

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from stream_scorer.clock import Clock
+from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.incidents.detector import Findings
 from stream_scorer.incidents.feeds import FeedDetector, FeedRules
 from stream_scorer.incidents.labels import LabelDetector, LabelRules
@@ -33,11 +34,11 @@ INCIDENT_METRICS = (OPEN,)
 
 MAX_RECORDS = 5_000
 READ_WAIT_S, IDLE_S = 0.0, 0.5
-# The read of a topic's backlog is over if this long no record comes.
-SILENCE_S = 1.0
+# The read of a backlog fails if this long no record comes.
+SILENCE_S = 30.0
 EVALUATE_EVERY_S = 5.0
-# Offsets at the end of a topic that may hold no record: markers of transactions.
-MARKERS = 10
+# After this time, the broker is asked for ends that are not reached: an open transaction may cover them.
+ASK_AFTER_S = 1.0
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 # How far before now reading begins: usual rates of the traffic, and usual pauses of label sources (longer than a week,
 # for the pauses at weekends). And how far at most, if an incident has been open for long.
@@ -67,11 +68,21 @@ class TopicRecord(Protocol):
 
 
 class TopicFollower(Protocol):
-    """The interface of `kafka.load.RecordFollower`."""
+    """The interface of `kafka.load.BacklogFollower`."""
 
     def poll(self, max_records: int, timeout_s: float) -> Sequence[TopicRecord]: ...
 
-    def ends(self) -> Mapping[int, int]: ...
+    def caught_up(self) -> bool:
+        """Whether `poll` has come to the end that each partition had when the follower was opened."""
+        ...
+
+    def known_ends(self) -> Mapping[int, int]:
+        """The present end of each partition, as far as it is known."""
+        ...
+
+    def passed(self, ends: Mapping[int, int], *, ask: bool) -> bool:
+        """Whether `poll` has come to these ends; `ask`: whether the broker may be asked."""
+        ...
 
     def last_before_start(self) -> Sequence[TopicRecord]:
         """The last record of each partition that has none since the start."""
@@ -184,8 +195,10 @@ class Signals:
         self._log, self._follow, self._ends, self._clock, self._metrics = log, follow, ends, clock, metrics
         self._detectors = Detectors(rules)
         self._readers: dict[str, TopicFollower] = {}
-        self._positions: dict[str, dict[int, int]] = {}
         self._evaluated_s = float("-inf")
+        # By topic, the ends that must be read before the evaluation that is due, and when it became due.
+        self._due: dict[str, Mapping[int, int]] = {}
+        self._due_s = 0.0
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
         """Follow until `stop`, then close what was opened. Calls `on_ready` after each evaluation.
@@ -205,14 +218,21 @@ class Signals:
             self._log.close()
 
     def step(self) -> bool:
-        """Read what has arrived; evaluate it if it is time and nothing more waits. Returns whether it was evaluated."""
-        counts = [
-            len(self._read(topic, IDLE_S if index == 0 else READ_WAIT_S)) for index, topic in enumerate(self._readers)
-        ]
+        """Read what has arrived; evaluate if it is time and what was there is read. Returns whether it was evaluated.
+
+        A poll that returns few records, or none, does not show that no more wait.
+        """
+        for index, topic in enumerate(self._readers):
+            self._read(topic, IDLE_S if index == 0 else READ_WAIT_S)
         now_s = self._clock.monotonic()
-        if max(counts, default=0) >= MAX_RECORDS or now_s - self._evaluated_s < EVALUATE_EVERY_S:
+        if now_s - self._evaluated_s < EVALUATE_EVERY_S:
             return False
-        self._evaluated_s = now_s
+        if not self._due:
+            self._due, self._due_s = {topic: reader.known_ends() for topic, reader in self._readers.items()}, now_s
+        ask = now_s - self._due_s >= ASK_AFTER_S
+        if not all(self._readers[topic].passed(ends, ask=ask) for topic, ends in self._due.items()):
+            return False
+        self._due, self._evaluated_s = {}, now_s
         self.evaluate()
         return True
 
@@ -252,31 +272,25 @@ class Signals:
                 self._detectors.seed(record, inputs)
 
     def _read_backlog(self, stop: threading.Event) -> None:
-        """Read every topic to its present end, so that no minute is evaluated before it is complete.
+        """Read every topic to the end that it had at the start, so that no minute is evaluated before it is complete.
 
-        A partition of which nothing comes for a moment is at its end, whatever arrives on the others: it may have no
-        record since the start, or end with aborted records.
+        Raises:
+            BrokerUnavailable: nothing more comes.
         """
         for topic, reader in self._readers.items():
-            left = dict(reader.ends())
             since_s = self._clock.monotonic()
-            while left and not stop.is_set():
-                records = self._read(topic, SILENCE_S)
-                now_s = self._clock.monotonic()
-                if any(record.partition in left for record in records):
-                    since_s = now_s
-                elif not records or now_s - since_s >= SILENCE_S:
-                    break
-                read = self._positions.get(topic, {})
-                left = {p: end for p, end in left.items() if read.get(p, 0) < end - MARKERS}
+            while not stop.is_set() and not reader.caught_up():
+                if self._read(topic, IDLE_S):
+                    since_s = self._clock.monotonic()
+                elif self._clock.monotonic() - since_s >= SILENCE_S:
+                    raise BrokerUnavailable(f"no more records of {topic} come, though it has more")
 
-    def _read(self, topic: str, wait_s: float) -> Sequence[TopicRecord]:
+    def _read(self, topic: str, wait_s: float) -> int:
+        """Read what has arrived on `topic`. Returns the number of records."""
         records = self._readers[topic].poll(MAX_RECORDS, wait_s)
-        positions = self._positions.setdefault(topic, {})
         for record in records:
-            positions[record.partition] = record.offset + 1
             self._detectors.add(topic, record)
-        return records
+        return len(records)
 
 
 def _dead_letter(record: TopicRecord) -> tuple[str, str, Source]:

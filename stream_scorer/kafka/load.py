@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple, Self, cast
 
@@ -16,6 +16,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, RecordsDeleted, StreamScorerError, UsageError
 from stream_scorer.kafka.clients import find_refusal, open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
+from stream_scorer.kafka.ends import TopicEnds
 from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
 from stream_scorer.kafka.headers import headers_of
 from stream_scorer.kafka.partitioner import partitions_of
@@ -136,6 +137,7 @@ class RecordFollower:
     """Reads every committed record of a topic, without a consumer group and without commits. A context manager.
 
     Attributes:
+        starts: by partition, the first offset to read. first_ends: its end when reading began.
         reached: by partition, the offset at which `poll` last found it at its end, if `NOTES_ENDS`. Transaction markers
             and aborted records before it take offsets, but are never returned.
     """
@@ -159,7 +161,11 @@ class RecordFollower:
         # The client has passed these, so it never returns them again: an error before them must not lose them.
         self._waiting: deque[Message] = deque()
         try:
-            self.starts = self._watermarks(start)
+            bounds = self._bounds()
+            self.first_ends = {partition: high for partition, (_, high) in bounds.items()}
+            self.starts = {partition: self._start(partition, start, *found) for partition, found in bounds.items()}
+            # By partition, the offset after the last record that `poll` returned.
+            self._next = dict(self.starts)
             self._consumer.assign([TopicPartition(topic, p, offset) for p, offset in self.starts.items()])
         except BaseException:
             self._consumer.close()
@@ -187,6 +193,7 @@ class RecordFollower:
             partition, offset = cast(int, message.partition()), cast(int, message.offset())
             error = message.error()
             if error is None:
+                self._next[partition] = offset + 1
                 key, value, timestamp = message.key(), message.value(), message.timestamp()[1]
                 records.append(FollowedRecord(partition, offset, key, value, timestamp, headers_of(message)))
             elif error.code() == KafkaError._PARTITION_EOF:
@@ -202,7 +209,7 @@ class RecordFollower:
 
     def ends(self) -> dict[int, int]:
         """The present end of each partition. Raises `BrokerUnavailable`."""
-        return self._watermarks("end")
+        return {partition: high for partition, (_, high) in self._bounds().items()}
 
     def last_before_start(self) -> list[FollowedRecord]:
         """The last record of each partition that has none since the start. Raises `BrokerUnavailable`."""
@@ -226,14 +233,15 @@ class RecordFollower:
     ) -> None:
         self.close()
 
-    def _watermarks(self, start: Literal["beginning", "end"] | int) -> dict[int, int]:
-        starts = {}
-        for partition in _partition_ids(self._consumer, self._topic, self._bootstrap):
-            low, high = self._watermark(TopicPartition(self._topic, partition))
-            starts[partition] = low if start == "beginning" else high
-            if isinstance(start, int):
-                starts[partition] = self._first_since(partition, start, high)
-        return starts
+    def _bounds(self) -> dict[int, tuple[int, int]]:
+        """The first offset and the end of each partition."""
+        partitions = _partition_ids(self._consumer, self._topic, self._bootstrap)
+        return {partition: self._watermark(TopicPartition(self._topic, partition)) for partition in partitions}
+
+    def _start(self, partition: int, start: Literal["beginning", "end"] | int, low: int, high: int) -> int:
+        if isinstance(start, int):
+            return self._first_since(partition, start, high)
+        return low if start == "beginning" else high
 
     def _first_since(self, partition: int, timestamp_ms: int, end: int) -> int:
         try:
@@ -257,6 +265,66 @@ class RecordFollower:
                 # No partition is assigned yet: this call only waits while librdkafka looks up the leader.
                 self._consumer.poll(RETRY_WAIT_S)
         raise AssertionError("the last attempt returns or raises")
+
+
+class BacklogFollower(RecordFollower):
+    """A `RecordFollower` that knows when it has read what was on the topic at a given time."""
+
+    NOTES_ENDS = True
+    _topic_ends: TopicEnds | None = None
+
+    def passed(self, ends: Mapping[int, int], *, ask: bool = True) -> bool:
+        """Whether `poll` has come to the offset `ends` of every partition.
+
+        Offsets without a record, such as transaction markers, count as read when the broker reports the end after them.
+        An end that the partition has lost, or that an open transaction covers, is not waited for: the broker is asked
+        for it, if `ask`. That can take half a second per partition.
+
+        Raises:
+            BrokerUnavailable: the broker does not answer.
+        """
+        behind = {partition: end for partition, end in ends.items() if self._at(partition) < end}
+        return not behind or (ask and all(self._lost(partition, end) for partition, end in behind.items()))
+
+    def caught_up(self) -> bool:
+        """Whether `poll` has come to the end that each partition had when reading began. See `passed`."""
+        return self.passed(self.first_ends)
+
+    def known_ends(self) -> dict[int, int]:
+        """The end of each partition, as far as the start and the last fetches show it. Asks nobody."""
+        found = {}
+        for partition, end in self.first_ends.items():
+            place = TopicPartition(self._topic, partition)
+            # Negative before the first fetch.
+            found[partition] = max(self._consumer.get_watermark_offsets(place, cached=True)[1], end)
+        return found
+
+    def ends(self) -> dict[int, int]:
+        """The present end of each partition. Raises `BrokerUnavailable`.
+
+        It asks by a connection of its own. On that of the consumer, the question for each partition would wait for the
+        pending fetch: half a second on an idle topic.
+        """
+        if self._topic_ends is None:
+            self._topic_ends = TopicEnds(self._bootstrap, {self._topic: len(self.starts)}, client_id="stream-scorer")
+        found = {partition: end for (_, partition), end in self._topic_ends().items()}
+        if len(found) < len(self.starts):
+            raise BrokerUnavailable(f"a partition of {self._topic} has no leader at present")
+        return found
+
+    def _at(self, partition: int) -> int:
+        """The next offset of `partition`."""
+        return max(self._next.get(partition, 0), self.reached.get(partition, 0))
+
+    def _lost(self, partition: int, end: int) -> bool:
+        """Whether `partition` ends before `end`, and was read so far.
+
+        A follower, and a new leader, know the end of a partition a moment late. So the leader is asked.
+        """
+        at = self._at(partition)
+        if self.reached.get(partition) != at:
+            return False
+        return at >= min(end, self._watermark(TopicPartition(self._topic, partition))[1])
 
 
 def last_record(reader: RangeReader, source: SourcePartition, low: int, high: int) -> list[FollowedRecord]:

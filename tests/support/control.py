@@ -15,6 +15,7 @@ class ControlRecord(NamedTuple):
     offset: int
     value: bytes | None
     timestamp: int = 0
+    key: str = ""
 
     @property
     def timestamp_ms(self) -> int:

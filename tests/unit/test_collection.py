@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
 
 from stream_scorer.cli.formatting import verdict_facts
-from stream_scorer.control.collection import ENOUGH, MAX_EVENT_MS, CollectionWatch, withdrawals
+from stream_scorer.control.collection import ENOUGH, MAX_EVENT_MS, Collected, CollectionWatch, Withdrawal, withdrawals
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.label_progress import Known
 from stream_scorer.control.label_verdict import judge_labels
 from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.probation import GRACE_MS, acted_since, pairs
 from stream_scorer.control.state import MAX_SHADOWS, History
+from stream_scorer.control.summary_reader import SummaryReader
 from stream_scorer.control.timeline import served_at
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, read_verdicts
@@ -73,6 +74,9 @@ class Desk:
                 found, self.at = summaries[self.at : self.at + max_records], self.at + max_records
                 self.at = min(self.at, len(summaries))
                 return [ControlRecord(0, value) for value in found]
+
+            def caught_up(self) -> bool:
+                return self.at >= len(summaries)
 
             def close(self) -> None:
                 pass
@@ -204,6 +208,37 @@ def test_a_restart_counts_the_same_and_a_person_may_end_it_meanwhile() -> None:
     ) == 0  # fmt: skip
 
 
+def test_a_part_of_the_summaries_changes_no_record_and_ends_no_collection() -> None:
+    desk = Desk()
+    desk.withdraw(desk.watch())
+    desk.shadow(range(1_000, 1_000 + ENOUGH))
+    watch, before = desk.watch(), len(desk.verdicts.records)
+    assert watch.collections is not None
+    follow = watch.collections._follow
+
+    def part(since: int) -> SummaryReader:
+        reader = follow(since)
+        reader.caught_up = lambda: False  # type: ignore[method-assign]
+        return reader
+
+    watch.collections._follow = part
+    desk.steps(watch)
+    assert (len(desk.verdicts.records), desk.commands) == (before, ["rollback"])
+    desk.steps(desk.watch())
+    assert (desk.verdict.collection.ended, desk.commands) == ("enough cards", ["rollback", "stop"])
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_an_event_whose_clock_is_ahead_ends_no_collection(ahead: int) -> None:
+    desk, now = Desk(), 20_000 * 86_400_000
+    collected = Collected(Withdrawal("cards", TWO, ONE, since=1, at=1_000, until=2))
+    for offset, version, other in ((1, TWO, ONE), (2, ONE, TWO)):
+        newest = now + 300 * 86_400_000 if offset == ahead else now
+        desk.score(version, other, offset, listed((), (), ()), newest)
+        collected.add(msgspec.json.decode(desk.summaries[-1], type=ScoreSummary), now)
+    assert (collected.until, collected.ended) == (now + MAX_EVENT_MS, "")
+
+
 class Labels:
     """Keeps the ids of the comparisons whose labels wait."""
 
@@ -254,6 +289,9 @@ class Outcomes:
 
     def ends(self) -> dict[int, int]:
         return {0: 1}
+
+    def passed(self, ends: Mapping[int, int]) -> bool:
+        return not self._left
 
     def close(self) -> None:
         pass

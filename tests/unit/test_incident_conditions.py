@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.incidents.detector import Findings, Flow
 from stream_scorer.incidents.feeds import FeedRules
 from stream_scorer.incidents.labels import LabelRules
@@ -502,19 +503,24 @@ def test_what_a_rollback_saved_is_counted_for_an_hour_of_event_time() -> None:
 
 
 class Follower:
-    """A topic of two partitions: the first one has a record at any time, the second one none since the start."""
+    """A topic that always has a record. Its backlog, and later its end, are a hundred polls away."""
 
     def __init__(self, clock: Clock) -> None:
-        self.clock, self.polls = clock, 0
+        self.clock, self.polls, self.end = clock, 0, 100
 
     def poll(self, _max_records: int, timeout_s: float) -> list[SimpleNamespace]:
         self.polls += 1
-        assert self.polls < 100, "the backlog never ends"
         self.clock.now_s += timeout_s / 2
         return [SimpleNamespace(partition=0, offset=10_000 + self.polls, value=None, timestamp_ms=BEGIN, headers=())]
 
-    def ends(self) -> dict[int, int]:
-        return {0: 10_000, 1: 500}
+    def caught_up(self) -> bool:
+        return self.polls >= self.end
+
+    def known_ends(self) -> dict[int, int]:
+        return {0: self.polls + 50}
+
+    def passed(self, ends: Mapping[int, int], *, ask: bool) -> bool:
+        return self.polls >= ends[0]
 
     def last_before_start(self) -> list[SimpleNamespace]:
         return []
@@ -533,19 +539,40 @@ class Clock:
         return self.now_s
 
 
-def test_the_backlog_ends_though_a_partition_has_no_record_since_the_start() -> None:
-    clock, stop, ready = Clock(), threading.Event(), []
-    log = IncidentLog(MemoryControlLog())
+def test_conditions_are_evaluated_when_what_was_there_is_read_and_not_a_part_of_it() -> None:
+    clock, stop = Clock(), threading.Event()
+    topics: list[Follower] = []
+    evaluated: list[set[int]] = []
+
+    def follow(_topic: str, _since: int) -> Follower:
+        topics.append(Follower(clock))
+        return topics[-1]
 
     def on_ready() -> None:
-        ready.append(1)
-        stop.set()
+        evaluated.append({topic.polls for topic in topics})
+        if len(evaluated) == 2:
+            stop.set()
+
+    signals = Signals(IncidentLog(MemoryControlLog()), follow, dict, clock, Metrics(INCIDENT_METRICS), SignalRules())
+    signals.run(stop, on_ready)
+    # The backlog of 100 and the end that was known then; 5 s later, 20 polls of the first topic, the end known then.
+    assert evaluated == [{151}, {221}]
+
+
+def test_a_backlog_of_which_nothing_more_comes_is_not_evaluated() -> None:
+    clock, told = Clock(), MemoryControlLog()
+
+    class Stuck(Idle):
+        def caught_up(self) -> bool:
+            return False
 
     signals = Signals(
-        log, lambda _topic, _since: Follower(clock), dict, clock, Metrics(INCIDENT_METRICS), SignalRules()
-    )
-    signals.run(stop, on_ready)
-    assert ready
+        IncidentLog(told), lambda name, _since: Stuck(clock, -90, name), lambda: {("transactions", 0): 9}, clock,
+        Metrics(INCIDENT_METRICS), SignalRules(),
+    )  # fmt: skip
+    with pytest.raises(BrokerUnavailable, match="no more records of score_summaries"):
+        signals.run(threading.Event())
+    assert told.records == []
 
 
 @pytest.mark.parametrize(("hours", "reads_back_hours"), [(5, 6), (25, 1)])
@@ -573,6 +600,12 @@ class Idle(Follower):
     def poll(self, _max_records: int, timeout_s: float) -> list[SimpleNamespace]:
         self.clock.now_s += timeout_s
         return []
+
+    def caught_up(self) -> bool:
+        return True
+
+    def passed(self, ends: Mapping[int, int], *, ask: bool) -> bool:
+        return True
 
     def last_before_start(self) -> list[SimpleNamespace]:
         assert self.summaries

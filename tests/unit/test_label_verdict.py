@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -173,6 +173,9 @@ class Outcomes:
 
     def ends(self) -> dict[int, int]:
         return {number: len(values) for number, values in enumerate(self._partitions)}
+
+    def passed(self, ends: Mapping[int, int]) -> bool:
+        return all(self._read[number] >= end for number, end in ends.items())
 
     def close(self) -> None:
         pass

@@ -13,16 +13,20 @@ import pytest
 from msgspec.structs import replace
 
 from stream_scorer.cli.formatting import verdict_facts
+from stream_scorer.control.commands import submit
 from stream_scorer.control.incidents import Incidents
+from stream_scorer.control.liveness import SILENT_MS, StatusReader
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
-from stream_scorer.control.state import History
+from stream_scorer.control.state import History, Refused, follow
+from stream_scorer.control.summary_reader import BEFORE_MS
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
-from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.errors import BrokerUnavailable, StreamScorerError
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import (
+    Author,
     CardAlerts,
     Command,
     Incident,
@@ -31,13 +35,14 @@ from stream_scorer.records import (
     PairDifferences,
     PaneSummary,
     PreparedInput,
+    ScorerStatus,
     ScoreSummary,
     ServedVersion,
     VerdictRecord,
 )
 from tests.support.control import MARKER, ControlRecord, MemoryControlLog
 
-ONE, TWO, THREE = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3))
+ONE, TWO, THREE, FOUR = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3, 4))
 PAIR = Pair("cards", TWO, ONE, since=1, at=1_000, ends="rollback")
 MEMBERS = ("gbdt", "xgb")
 # All alerts are at event time 0; this one is past their grace period.
@@ -114,6 +119,22 @@ def test_only_what_is_of_the_pair_counts() -> None:
     ):
         found.add(other)
     assert (found.rows, found.cards.counts.total, found.unpaired) == (0, 0, 4)
+
+
+def test_an_event_whose_clock_is_ahead_ends_no_grace_period() -> None:
+    found, now = Paired(PAIR), 1_800_000_000_000
+    ahead = now + 300 * 86_400_000
+
+    def add(at: int, newest: int, served: list[int | None], other: list[int | None]) -> None:
+        cards = CardAlerts(100, 0, [f"{i:016x}" for i in range(len(served))], served, other)
+        found.add(replace(summary(TWO, [0, 0, 0, 100], cards=cards), newest=newest), at)
+
+    add(now, ahead, [now, now, ahead], [None, None, ahead])
+    assert (found.cards.counts.total, found.cards.newest) == (0, now)
+    add(now + 60_000, now + 60_000, [None], [now + 60_000])  # the other version follows a minute later
+    add(now + LATER, now + LATER, [], [])
+    counts = found.cards.counts
+    assert (counts.both, counts.served, counts.other, found.cards.waiting) == (1, 1, 0, 1)
 
 
 def test_the_member_is_named_that_makes_more_alerts_than_before() -> None:
@@ -200,8 +221,19 @@ class Reader:
         found, self._left = self._left[:max_records], self._left[max_records:]
         return found
 
+    def caught_up(self) -> bool:
+        return not self._left
+
     def close(self) -> None:
         pass
+
+
+class SlowReader(Reader):
+    """A reader whose polls return one record, or nothing although more wait, in turn."""
+
+    def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
+        self._polls = getattr(self, "_polls", 0) + 1
+        return super().poll(self._polls % 2, timeout_s)
 
 
 class GrowingReader:
@@ -213,6 +245,9 @@ class GrowingReader:
     def poll(self, max_records: int, timeout_s: float) -> list[ControlRecord]:
         start, self._at = self._at, len(self._summaries)
         return [ControlRecord(i, msgspec.json.encode(s)) for i, s in enumerate(self._summaries[start:])]
+
+    def caught_up(self) -> bool:
+        return True
 
     def close(self) -> None:
         pass
@@ -280,6 +315,7 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     assert [(e.command.action, e.refused) for e in given if e.command] == [("rollback", "")]
     assert history.states["cards"].champion == ONE
     assert given[0].command is not None
+    assert given[0].command.version == TWO
     assert "member xgb" in given[0].command.why
     assert "version 2 alerts on 350 cards, version 1 on 202 (+73.3%; " in given[0].command.why
     opened, closed = desk.incidents
@@ -292,6 +328,47 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     offset = given[0].offset
     assert (closed.closed, closed.ended_by, closed.command) == (5_000, offset, "rollback")
     assert (opened.done, closed.done) == ("the monitor submits rollback", f"rollback at control offset {offset}")
+
+
+def test_a_part_of_the_summaries_leads_to_no_command_no_incident_and_no_verdict() -> None:
+    desk = Desk()
+    desk.say("hold")
+    desk.say("promote", version=TWO)
+    desk.say("release")
+    harmless = [summary(TWO, SAME, offset=2, cards=listed(SAME, 1_000 * i)) for i in range(10)]
+    bad = [summary(TWO, MORE, offset=2, cards=listed(MORE, 100_000 + 1_000 * i)) for i in range(10)]
+    desk.summaries += harmless + bad
+    watch = desk.watch(probation=50_000)
+    watch._follow = lambda _since: SlowReader(desk.summaries)
+    # Five records are unreadable. After the harmless ones, a confirmation would be due.
+    for _ in range(18):
+        watch.step()
+        assert (monitor_commands(desk), desk.incidents, desk.verdicts) == ([], [], [])
+    for _ in range(8):
+        watch.step()
+    assert (monitor_commands(desk), desk.verdicts[0].finding) == ([("rollback", None)], "rise")
+
+
+def test_a_command_for_another_ensemble_neither_counts_a_pair_again_nor_delays_its_verdict() -> None:
+    desk = Desk()
+    desk.say("promote", version=ONE, ensemble="wires")
+    desk.say("promote", version=TWO)
+    arrived = [summary(TWO, [1, 0, 0, 9], offset=2)]
+    watch, opened = desk.watch(), [GrowingReader(arrived), SlowReader([summary(TWO, SAME)] * 9)]
+    closed: list[object] = []
+    for reader in opened:
+        reader.close = lambda reader=reader: closed.append(reader)  # type: ignore[method-assign, misc]
+    waiting = list(opened)
+    watch._follow = lambda _since: waiting.pop(0)
+    watch.step()
+    desk.say("promote", version=TWO, ensemble="wires")
+    watch.step()
+    assert (waiting, closed, [verdict.id for verdict in desk.verdicts]) == ([], [], ["cards-2"])
+    arrived.append(summary(TWO, MORE, offset=2, cards=listed(MORE, 1_000)))
+    for _ in range(2):
+        watch.step()
+    assert (monitor_commands(desk), closed) == ([("rollback", None)], opened[:1])
+    assert [verdict.id for verdict in desk.verdicts] == ["cards-2", "cards-2"]
 
 
 @pytest.mark.parametrize("square", [[200, 150, 2, 9_648], [300, 4, 5, 9_691]])
@@ -317,6 +394,53 @@ def test_a_version_that_is_promoted_while_the_watch_acts_on_another_ensemble_is_
     watch.step()
     assert desk.history.states["cards"].champion == ONE
     assert (desk.history.states["wires"].champion, desk.history.states["wires"].probation) == (THREE, True)
+
+
+def test_a_control_log_that_is_created_again_while_a_version_is_on_probation_ends_the_watch() -> None:
+    desk = Desk()
+    for action in ("hold", "release"):
+        desk.say(action)
+    desk.say("promote", version=TWO)
+    state, watch = desk.history.states["cards"], desk.watch()
+    watch.step()
+    # Several commands of the old log count, and the new one is shorter.
+    desk.log.records[:] = []
+    desk.say("recover", state=state)
+    desk.summaries.append(summary(TWO, MORE, offset=3))
+    for _ in range(2):
+        with pytest.raises(StreamScorerError, match="was created again"):
+            watch.step()
+    assert desk.incidents == [] and [pair.since for pair in pairs(state, desk.history)] == [0]
+    desk.watch().step()
+    assert monitor_commands(desk) == [("rollback", None)]
+
+
+def test_a_command_in_another_log_is_no_success_and_ends_no_other_version() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    log, history = MemoryControlLog(list(desk.log.records)), desk.history
+
+    def command(offset: int, version: ServedVersion | None = TWO, author: Author = "monitor") -> Command:
+        return Command(
+            ensemble="cards", action="rollback", who="m", why="so", at=1, expected_offset=offset, author=author,
+            version=version,
+        )  # fmt: skip
+
+    # The log is shorter, or as long; or the record that is read there is another one.
+    for records in (log.records[:0], log.records[:1]):
+        with pytest.raises(StreamScorerError, match="was created again"):
+            submit(MemoryControlLog(records), history, command)
+    other = MemoryControlLog([*log.records, msgspec.json.encode(command(2, author="person"))])
+    other.append = lambda _key, _value: 2  # type: ignore[method-assign]
+    other.at = 2
+    with pytest.raises(StreamScorerError, match="another record at offset 2"):
+        submit(other, desk.history, command)
+    # At an offset that fits, a command counts only if its version serves.
+    desk.say("promote", version=THREE)
+    state, serves = desk.history.states["cards"], follow(desk.history.states["cards"], 3, command(3, THREE))
+    with pytest.raises(Refused, match="2 does not serve"):
+        follow(state, 3, command(3))
+    assert (state.champion, serves.champion, follow(state, 3, command(3, None)).champion) == (THREE, ONE, ONE)
 
 
 def test_an_incident_that_a_person_ended_while_nobody_watched_is_closed_by_the_next_watch() -> None:
@@ -367,8 +491,8 @@ def test_a_transaction_marker_at_the_end_of_a_topic_does_not_block_the_watch() -
 def test_where_it_may_not_act_it_says_what_is_due_and_says_it_once(why: str, caplog: pytest.LogCaptureFixture) -> None:
     desk = Desk()
     if why == "cooldown":
-        desk.say("canary", version=TWO, share=0.1)
-        desk.say("stop", version=TWO, author="monitor")
+        desk.say("promote", version=TWO)
+        desk.say("rollback", author="monitor")
     desk.say("promote", version=TWO)
     if why == "hold":
         desk.say("hold")
@@ -463,18 +587,63 @@ def test_missing_data_neither_withdraws_nor_confirms() -> None:
     assert desk.verdicts[-1].missing == ["both versions scored only 50% of the transactions"]
 
 
-@pytest.mark.parametrize("minutes", [0, 10])
-def test_a_version_that_some_scorers_cannot_load_is_not_confirmed(minutes: int) -> None:
+@pytest.mark.parametrize("at", [LATER, 1_000 + BEFORE_MS])
+def test_a_version_that_some_scorers_cannot_load_is_not_confirmed(at: int) -> None:
     desk = Desk()
     desk.say("promote", version=TWO)
     # A scorer that applied only the command before: just now, or for good.
     desk.summaries = [summary(TWO, SAME), summary(ONE, SAME, other=None, offset=0)]
     watch = desk.watch(probation=1)
-    watch._follow = lambda _since: Reader(desk.summaries, 1_000 + minutes * 60_000)
+    watch._follow = lambda _since: Reader(desk.summaries, at)
     watch.step()
-    assert desk.history.states["cards"].probation == (minutes > 0)
-    missing = ["both versions scored only 50% of the transactions"] if minutes else []
+    assert desk.history.states["cards"].probation == (at > LATER)
+    missing = ["both versions scored only 50% of the transactions"] if at > LATER else []
     assert desk.verdicts[-1].missing == missing
+
+
+class StatusTopic(MemoryControlLog):
+    """The topic `scorer-status`: status by scorer, whose heartbeat is `ago` ms old."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[ControlRecord] = []
+
+    def put(self, name: str, offset: int, in_play: list[str], ago: int = 0, ensemble: str = "cards") -> None:
+        status = ScorerStatus(name, "g", ensemble, in_play, offset, offset, "", 0)
+        self.found.append(ControlRecord(len(self.found), msgspec.json.encode(status), 10**9 - ago, name))
+
+    def end(self) -> int:
+        if self.fails is not None:
+            raise self.fails
+        return len(self.found)
+
+    def read(self, wait_s: float) -> list[ControlRecord]:
+        start, self.at = self.at, len(self.found)
+        return self.found[start:]
+
+
+def test_a_version_is_not_confirmed_while_a_running_scorer_does_not_score_both() -> None:
+    desk, statuses = Desk(), StatusTopic()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, SAME))
+    watch = desk.watch(probation=1)
+    watch.scorers = StatusReader(lambda: statuses)  # type: ignore[arg-type, return-value]
+    statuses.fails = BrokerUnavailable("not now")
+    watch.step()
+    assert desk.verdicts[-1].held_back == "paused: the status of scorers cannot be read (not now)"
+    statuses.fails = None
+    statuses.put("killed", 0, ["1"], ago=SILENT_MS + 1)
+    statuses.put("of-wires", 0, ["1"], ensemble="wires")
+    statuses.put("a", 1, ["2", "1"])
+    # One has not read the command, loads the version, or cannot load the one before.
+    for offset, in_play in ((0, ["1"]), (0, ["2", "1"]), (1, ["2"])):
+        statuses.put("b", offset, in_play)
+        watch.step()
+        assert monitor_commands(desk) == []
+        assert desk.verdicts[-1].held_back == "paused until these scorers score both versions: b"
+    statuses.put("b", 1, ["2", "1"])
+    watch.step()
+    assert monitor_commands(desk) == [("confirm", None)]
 
 
 @pytest.mark.parametrize("kind", ["errors", "breaker"])
@@ -556,6 +725,51 @@ def test_a_canary_is_confirmed_at_its_share_and_stopped_if_its_alerts_change() -
     desk.summaries.append(summary(ONE, other_arm, other=TWO, cards=listed(other_arm, 100_000), offset=offset))
     desk.watch().step()
     assert desk.history.states["cards"].canary is None
+
+
+def add_traffic_of_three(desk: Desk, offset: int) -> None:
+    """Version 2 serves beside a canary 3 that alerts like version 1; version 2 alerts more than both."""
+    champion, canary = [400, 200, 0, 30_000], [400, 0, 200, 30_000]
+    cards = listed(champion, 1_000_000 * offset)
+    served = summary(TWO, champion, offset=offset, cards=cards)
+    desk.summaries.append(replace(served, cards={"1": cards, "3": cards}))
+    found = summary(THREE, canary, other=TWO, offset=offset, arm="canary", cards=listed(canary, 500_000))
+    desk.summaries.append(found)
+
+
+def test_a_canary_is_not_judged_by_a_version_on_probation_which_is_rolled_back() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.say("canary", version=THREE, share=0.5)
+    add_traffic_of_three(desk, 2)
+    watch = desk.watch(mode="propose")
+    watch.step()
+    found = {verdict.version: (verdict.finding, verdict.due, verdict.missing) for verdict in desk.verdicts}
+    why = ["the version that serves, with which it is compared, is on probation"]
+    assert found == {"2": ("rise", "rollback", []), "3": ("undecided", None, why)}
+    assert [incident.version for incident in desk.incidents] == ["2"]
+    desk.watch().step()
+    assert (monitor_commands(desk), desk.history.states["cards"].canary) == ([("rollback", None)], None)
+
+
+def test_a_canary_is_judged_by_all_its_cards_once_the_version_that_serves_is_confirmed() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.say("canary", version=THREE, share=0.5)
+    add_traffic_of_three(desk, 2)
+    watch = desk.watch(cooldown_s=10.0)
+    desk.say("hold")
+    watch.step()
+    desk.say("confirm")
+    desk.say("release")
+    for _ in range(2):
+        watch.step()
+    assert (monitor_commands(desk), desk.verdicts[-1].version) == ([("stop", None)], "3")
+    # The cool-down of a canary that was stopped delays the next canary, and no rollback.
+    desk.say("promote", version=FOUR)
+    desk.summaries.append(summary(FOUR, MORE, other=TWO, offset=7))
+    watch.step()
+    assert monitor_commands(desk)[1:] == [("rollback", None)]
 
 
 def ladder_desk(share: float = 0.1) -> Desk:

@@ -15,7 +15,7 @@ from stream_scorer.cli.topic_io import TopicReader
 from stream_scorer.errors import BrokerUnavailable, RecordsDeleted, StreamScorerError
 from stream_scorer.kafka import control_log, load, range_reader, reader
 from stream_scorer.kafka.control_log import ControlLog
-from stream_scorer.kafka.load import LAST_OFFSETS, RecordFollower, last_record
+from stream_scorer.kafka.load import LAST_OFFSETS, BacklogFollower, RecordFollower, last_record
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import RawRecords
@@ -68,7 +68,9 @@ class Fetches:
             return self._turns.pop(0)
         return []
 
-    def get_watermark_offsets(self, *_: Any) -> tuple[int, int]:
+    def get_watermark_offsets(self, *_: Any, cached: bool = False) -> tuple[int, int]:
+        if cached:
+            return -1001, -1001
         high = self._high.pop(0)
         if isinstance(high, KafkaError):
             raise KafkaException(high)
@@ -179,6 +181,37 @@ def test_an_input_without_the_next_offset_is_an_error_that_names_it(monkeypatch:
     with pytest.raises(RecordsDeleted, match=r"transactions\[0\] no longer has the offset 100") as error:
         inputs._consume(1, 0.0)
     assert "reading goes on from the first record that is left" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("turns", "high", "reached"),
+    [
+        # Few records, or none, do not show that nothing waits.
+        ([records(0, 2), [], records(2, 9), records(9, 11)], [10], [False, False, False, True]),
+        # Markers and aborted records at the end are passed when the broker reports the end.
+        ([records(0, 7), [Message(10, end=True)]], [10], [False, True]),
+        # A fetch that knows the end late, and an end that the partition has lost.
+        ([[*records(0, 6), Message(6, end=True)], records(6, 10)], [10, 10], [False, True]),
+        ([[*records(0, 6), Message(6, end=True)]], [10, 6], [True]),
+        ([[]], [0], [True]),
+    ],
+)
+def test_a_backlog_is_read_when_the_position_has_passed_its_end(
+    monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], high: list[Any], reached: list[bool]
+) -> None:
+    monkeypatch.setattr(load, "open_consumer", lambda _config: Topic(turns, high))
+    follower = BacklogFollower("nowhere:1", "score-summaries", client_id="test", start="beginning")
+    assert [(follower.poll(), follower.caught_up())[1] for _ in reached] == reached
+
+
+def test_ends_are_asked_on_another_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [{("outcomes", 0): 12}, {}]
+    monkeypatch.setattr(load, "TopicEnds", lambda *_, **__: lambda: answers.pop(0))
+    monkeypatch.setattr(load, "open_consumer", lambda _config: Topic([], [9]))
+    follower = BacklogFollower("nowhere:1", "outcomes", client_id="test", start="beginning")
+    assert (follower.known_ends(), follower.ends()) == ({0: 9}, {0: 12})
+    with pytest.raises(BrokerUnavailable, match="no leader"):
+        follower.ends()
 
 
 def read_topic(monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], high: list[Any]) -> list[int]:
