@@ -307,7 +307,7 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
     if settings["monitor.mode"] == "off":
         return None
     bootstrap, topics = settings.require("kafka.bootstrap"), Topics.of(settings)
-    needed = [*topics.monitor_topics(), topics.control, topics.incidents, topics.verdicts]
+    needed = [*topics.monitor_topics(), topics.control, topics.scorer_status, topics.incidents, topics.verdicts]
     TopicAdmin(bootstrap).require(needed, same_count=False)
 
     def follow(since_ms: int) -> BacklogFollower:

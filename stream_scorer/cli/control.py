@@ -619,6 +619,7 @@ def disable(settings: Settings, name: str, member: str, force: bool, why: str, w
         if not force:
             _check_quorum(state, manifests, member, off | {each.key for each in wanted})
         _submit_each(console, name, "disable", wanted, who, why, wait_s)
+        _warn_not_judged(state, manifests, member, off | {each.key for each in wanted})
         if unread:
             raise StreamScorerError(
                 f"version {', '.join(unread)} cannot be read here: if it has a member {member}, that is still called",
@@ -875,6 +876,21 @@ def _check_quorum(
                 f"{manifest.quorum:.0%}",
                 hint="Every decision of this version would be the fallback. Use rollback or stop instead, or --force.",
             )
+
+
+def _warn_not_judged(
+    state: ServingState, manifests: dict[ServedVersion, Manifest], member: str, disabled: set[str]
+) -> None:
+    """Print a warning for a version under comparison that is not judged while `member` is disabled."""
+    compared = [state.champion] if state.probation else []
+    compared += [state.canary.version] if state.canary is not None else []
+    for version in compared:
+        other = state.last_good if version == state.champion else state.champion
+        if version not in manifests or other not in manifests:
+            continue
+        if (_keys(manifests[version]) & disabled) != (_keys(manifests[other]) & disabled):
+            text = f"until `enable`, the monitor neither confirms nor withdraws version {version.version}"
+            click.echo(plain(f"{text}: its {member} is not that of version {other.version}"), err=True)
 
 
 def _submit_each(

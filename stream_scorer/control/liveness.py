@@ -11,7 +11,9 @@ from typing import Protocol
 
 import msgspec
 
+from stream_scorer.clock import Deadline
 from stream_scorer.control.follower import HEARTBEAT_S
+from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.records import NOT_A_RECORD, ScorerStatus
 
 # A scorer without a heartbeat for this time is silent. Longer than a busy machine or a rebalance delays heartbeats.
@@ -21,6 +23,8 @@ FORGOTTEN_MS = 600_000
 # Longest wait for the next heartbeat of any scorer; scorers of older versions write one every 5 s.
 HEARTBEAT_WAIT_S = HEARTBEAT_S + 4.0
 _READ_WAIT_S = 0.2
+# Longest wait for statuses that the broker has. The caller has other things to do.
+_READ_DEADLINE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +131,16 @@ class StatusReader:
         """The running scorers of `ensemble` at which the command at `offset` is not in force, or lacks a version.
 
         Raises:
-            StreamScorerError: the broker does not answer.
+            StreamScorerError: the broker does not answer, or not all statuses come in time.
         """
         if self._log is None:
             self._log, self._scorers = self._open_log(), Scorers(None)
-        end = self._log.end()
+        end, deadline = self._log.end(), Deadline(_READ_DEADLINE_S)
+        if self._log.position() > end:
+            raise BrokerUnavailable("the topic of statuses ends before what was read: it was created again")
         while self._log.position() < end:
+            if not deadline.remaining_s:
+                raise BrokerUnavailable("the statuses of scorers do not come")
             for record in self._log.read(_READ_WAIT_S):
                 self._scorers.add(record.key, record.value, record.timestamp)
         running = [seen for seen in self._scorers.running() if seen.status.ensemble == ensemble]

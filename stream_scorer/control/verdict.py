@@ -159,9 +159,6 @@ def judge(basis: Basis, tolerances: Tolerances) -> Verdict:
     if basis.paired_share < MIN_PAIRED:
         missing.append(f"both versions scored only {basis.paired_share:.0%} of the transactions")
     blocked = bool(missing)
-    if not basis.rows and basis.excluded:
-        why = "no features, no card, fallback, list, repeat, or a changed member is disabled"
-        missing.append(f"none of {basis.excluded:,} transactions counts ({why})")
     if basis.rows < tolerances.min_rows:
         missing.append(f"{tolerances.min_rows - basis.rows:,} more transactions")
     if finding == "undecided":
@@ -170,6 +167,9 @@ def judge(basis: Basis, tolerances: Tolerances) -> Verdict:
             missing.append("no more cards are counted: the change is at the tolerance")
     if finding == "harmless" and not missing:
         return Verdict(finding, evidence, (), 0, limits)
+    if basis.excluded > basis.rows:
+        why = "no features, no card, fallback, list, repeat, or a changed member is disabled"
+        missing.append(f"{basis.excluded:,} of {basis.rows + basis.excluded:,} transactions do not count ({why})")
     more_rows = None if blocked else _more_rows(basis, tolerances)
     return Verdict("undecided", evidence, tuple(missing), more_rows, limits)
 

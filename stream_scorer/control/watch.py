@@ -216,13 +216,13 @@ class Watch:
             _log.warning("labels of withdrawn versions could not be followed: %s", error.message)
 
     def _begin(self, found: list[Pair]) -> None:
-        """Count `found`: those that are new from before the first of them began, the others further."""
+        """Count `found`: those that are new from before they began, the others further."""
         self._keep(found)
         new = [pair for pair in found if pair not in self._paired]
-        if new:
+        for pair in new:  # each with a reader of its own: an old canary has days to read, and delays no verdict
             # The broker refuses to look up a negative time.
-            reader = self._follow(max(min(pair.at for pair in new) - BEFORE_MS, 0))
-            self._counting.append(Counting(reader, map(self._count, new), self._clock.monotonic))
+            reader = self._follow(max(pair.at - BEFORE_MS, 0))
+            self._counting.append(Counting(reader, [self._count(pair)], self._clock.monotonic))
 
     def _count(self, pair: Pair) -> Paired:
         return Paired(pair, self._rules.tolerances, self._rules.grace_ms)
@@ -270,16 +270,21 @@ class Watch:
             _log.warning("the verdict on %s could not be written: %s", paired.pair.ensemble, error.message)
 
     def _held_back(self, pair: Pair, action: Action) -> str:
-        """The reason why a person must submit the command; empty if the watch may submit it."""
+        """The reason why the watch does not submit the command; empty if it may."""
         hold = self._history.states[pair.ensemble].hold
+        # First what holds in every mode: a person should not submit such a command either.
+        if action == "confirm":
+            paused = self._paused(pair.ensemble, FAILING) or self._not_applied(pair)
+        else:
+            paused = self._paused(pair.ensemble, PAUSING) if action in ("canary", "promote") else ""
+        if paused:
+            return paused
         if self._rules.mode == "propose":
             return "needs a person: monitor.mode is propose"
         if hold is not None:
             return f"needs a person: {hold.who} put a hold on it ({hold.why})"
-        if action == "confirm":
-            return self._paused(pair.ensemble, FAILING) or self._not_applied(pair)
-        if action in ("canary", "promote"):
-            return self._paused(pair.ensemble, PAUSING)
+        if action not in ("rollback", "stop"):
+            return ""
         since = self._clock.now_ms() - int(self._rules.cooldown_s * 1_000)
         if acted_since(self._history, pair.ensemble, since, action):
             return "needs a person: the monitor withdrew another version within the cool-down"

@@ -72,16 +72,19 @@ class TopicFollower(Protocol):
 
     def poll(self, max_records: int, timeout_s: float) -> Sequence[TopicRecord]: ...
 
-    def caught_up(self) -> bool:
-        """Whether `poll` has come to the end that each partition had when the follower was opened."""
+    def caught_up(self, *, leaderless: bool) -> bool:
+        """Whether `poll` has come to the end that each partition had when the follower was opened.
+
+        `leaderless`: whether a partition without a leader, of which nothing can be read, counts as read.
+        """
         ...
 
     def known_ends(self) -> Mapping[int, int]:
         """The present end of each partition, as far as it is known."""
         ...
 
-    def passed(self, ends: Mapping[int, int], *, ask: bool) -> bool:
-        """Whether `poll` has come to these ends; `ask`: whether the broker may be asked."""
+    def passed(self, ends: Mapping[int, int], *, ask: bool, leaderless: bool) -> bool:
+        """Whether `poll` has come to these ends; `ask`: whether the broker may be asked. See `caught_up`."""
         ...
 
     def last_before_start(self) -> Sequence[TopicRecord]:
@@ -147,6 +150,9 @@ class Detectors:
 
     def add_summary(self, summary: ScoreSummary, at: int) -> None:
         """Add a summary with its record timestamp, ms."""
+        if summary.newest is not None and 0 < at < summary.newest:
+            # An event whose clock is ahead must not stand for time that has not passed.
+            summary = msgspec.structs.replace(summary, newest=at)
         for detector in (self.feeds, self.labels, self.services):
             detector.add_summary(summary, at)
         self.savings.add_summary(summary)
@@ -230,7 +236,8 @@ class Signals:
         if not self._due:
             self._due, self._due_s = {topic: reader.known_ends() for topic, reader in self._readers.items()}, now_s
         ask = now_s - self._due_s >= ASK_AFTER_S
-        if not all(self._readers[topic].passed(ends, ask=ask) for topic, ends in self._due.items()):
+        # A partition that has lost its leader must not delay what the others show.
+        if not all(self._readers[topic].passed(ends, ask=ask, leaderless=True) for topic, ends in self._due.items()):
             return False
         self._due, self._evaluated_s = {}, now_s
         self.evaluate()
@@ -279,7 +286,7 @@ class Signals:
         """
         for topic, reader in self._readers.items():
             since_s = self._clock.monotonic()
-            while not stop.is_set() and not reader.caught_up():
+            while not stop.is_set() and not reader.caught_up(leaderless=True):
                 if self._read(topic, IDLE_S):
                     since_s = self._clock.monotonic()
                 elif self._clock.monotonic() - since_s >= SILENCE_S:

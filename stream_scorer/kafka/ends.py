@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from stream_scorer.kafka.clients import open_admin
@@ -19,13 +19,17 @@ class TopicEnds:
     """Looks up the offsets after the last records of topics, by one request per broker.
 
     Args:
-        partitions: number of partitions of each topic.
+        partitions: number of partitions of each topic. committed: look up where a reader of committed records ends,
+            which is before an open transaction.
     """
 
-    def __init__(self, bootstrap: str, partitions: Mapping[str, int], *, client_id: str) -> None:
+    def __init__(
+        self, bootstrap: str, partitions: Mapping[str, int], *, client_id: str, committed: bool = False
+    ) -> None:
         self._bootstrap = bootstrap
         newest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         self._wanted = {TopicPartition(topic, p): newest for topic, count in partitions.items() for p in range(count)}
+        self._isolation = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
         self._client = open_admin(client_config(bootstrap, f"{client_id}-ends"))
 
     def __call__(self) -> dict[tuple[str, int], int]:
@@ -35,7 +39,8 @@ class TopicEnds:
             BrokerUnavailable, AccessDenied: the lookup failed.
         """
         found = {}
-        for place, future in self._client.list_offsets(self._wanted, request_timeout=TIMEOUT_S).items():
+        asked = self._client.list_offsets(self._wanted, isolation_level=self._isolation, request_timeout=TIMEOUT_S)
+        for place, future in asked.items():
             try:
                 found[place.topic, place.partition] = int(future.result().offset)
             except KafkaException as failure:

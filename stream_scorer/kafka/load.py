@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -262,8 +263,8 @@ class RecordFollower:
                     raise as_domain_error(
                         kafka_error(error), f"find the ends of {self._topic}", self._bootstrap
                     ) from error
-                # No partition is assigned yet: this call only waits while librdkafka looks up the leader.
-                self._consumer.poll(RETRY_WAIT_S)
+                # Not `poll`, which could return a record.
+                time.sleep(RETRY_WAIT_S)
         raise AssertionError("the last attempt returns or raises")
 
 
@@ -273,22 +274,29 @@ class BacklogFollower(RecordFollower):
     NOTES_ENDS = True
     _topic_ends: TopicEnds | None = None
 
-    def passed(self, ends: Mapping[int, int], *, ask: bool = True) -> bool:
+    def passed(self, ends: Mapping[int, int], *, ask: bool = True, leaderless: bool = False) -> bool:
         """Whether `poll` has come to the offset `ends` of every partition.
 
         Offsets without a record, such as transaction markers, count as read when the broker reports the end after them.
-        An end that the partition has lost, or that an open transaction covers, is not waited for: the broker is asked
-        for it, if `ask`. That can take half a second per partition.
-
-        Raises:
-            BrokerUnavailable: the broker does not answer.
+        An end that the partition has lost, or that an open transaction covers, is not waited for: the brokers are asked
+        for it, if `ask`. While they do not answer, the answer is no. `leaderless`: whether a partition without a
+        leader, of which nothing can be read at present, counts as read.
         """
         behind = {partition: end for partition, end in ends.items() if self._at(partition) < end}
-        return not behind or (ask and all(self._lost(partition, end) for partition, end in behind.items()))
+        if not behind or not ask:
+            return not behind
+        try:
+            present = self._present()
+        except BrokerUnavailable:
+            return False
+        return all(
+            leaderless if partition not in present else self._is_read(partition, min(end, present[partition]))
+            for partition, end in behind.items()
+        )
 
-    def caught_up(self) -> bool:
+    def caught_up(self, *, leaderless: bool = False) -> bool:
         """Whether `poll` has come to the end that each partition had when reading began. See `passed`."""
-        return self.passed(self.first_ends)
+        return self.passed(self.first_ends, leaderless=leaderless)
 
     def known_ends(self) -> dict[int, int]:
         """The end of each partition, as far as the start and the last fetches show it. Asks nobody."""
@@ -300,31 +308,31 @@ class BacklogFollower(RecordFollower):
         return found
 
     def ends(self) -> dict[int, int]:
-        """The present end of each partition. Raises `BrokerUnavailable`.
-
-        It asks by a connection of its own. On that of the consumer, the question for each partition would wait for the
-        pending fetch: half a second on an idle topic.
-        """
-        if self._topic_ends is None:
-            self._topic_ends = TopicEnds(self._bootstrap, {self._topic: len(self.starts)}, client_id="stream-scorer")
-        found = {partition: end for (_, partition), end in self._topic_ends().items()}
+        """The present end of each partition. Raises `BrokerUnavailable`."""
+        found = self._present()
         if len(found) < len(self.starts):
             raise BrokerUnavailable(f"a partition of {self._topic} has no leader at present")
         return found
+
+    def _present(self) -> dict[int, int]:
+        """The present end of each partition that has a leader.
+
+        One request per broker, by a connection of its own. On that of the consumer, the question for each partition
+        would wait for the pending fetch: half a second on an idle topic.
+        """
+        if self._topic_ends is None:
+            counts = {self._topic: len(self.starts)}
+            self._topic_ends = TopicEnds(self._bootstrap, counts, client_id="stream-scorer", committed=True)
+        return {partition: end for (_, partition), end in self._topic_ends().items()}
 
     def _at(self, partition: int) -> int:
         """The next offset of `partition`."""
         return max(self._next.get(partition, 0), self.reached.get(partition, 0))
 
-    def _lost(self, partition: int, end: int) -> bool:
-        """Whether `partition` ends before `end`, and was read so far.
-
-        A follower, and a new leader, know the end of a partition a moment late. So the leader is asked.
-        """
+    def _is_read(self, partition: int, end: int) -> bool:
+        """Whether the last fetch of `partition` found its end, and `end` is not beyond it."""
         at = self._at(partition)
-        if self.reached.get(partition) != at:
-            return False
-        return at >= min(end, self._watermark(TopicPartition(self._topic, partition))[1])
+        return self.reached.get(partition) == at and at >= end
 
 
 def last_record(reader: RangeReader, source: SourcePartition, low: int, high: int) -> list[FollowedRecord]:

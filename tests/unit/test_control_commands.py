@@ -151,9 +151,13 @@ def test_a_member_is_disabled_and_enabled_in_every_version_in_play(console: Cons
     console.say("canary", version=canary.served, share=0.1)
     console.say("shadow", version=shadow.served)
     assert console.run("disable", "cards", "two") == 0  # the same member in all
+    assert "neither confirms nor withdraws" not in console.out
     assert [member.key for member in console.state.disabled] == [champion.key("two")]
     assert console.run("enable", "cards", "two") == 0
     assert console.run("disable", "cards", "one") == 0
+    for version, other in ((champion, last_good), (canary, champion)):
+        text = f"withdraws version {version.served.version}: its one is not that of version {other.served.version}"
+        assert text in console.out
     keys = [made.key("one") for made in (champion, last_good, canary, shadow)]
     assert [(member.name, member.key) for member in console.state.disabled] == [("one", key) for key in keys]
     assert console.run("disable", "cards", "one") == 2

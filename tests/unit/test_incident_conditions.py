@@ -513,13 +513,13 @@ class Follower:
         self.clock.now_s += timeout_s / 2
         return [SimpleNamespace(partition=0, offset=10_000 + self.polls, value=None, timestamp_ms=BEGIN, headers=())]
 
-    def caught_up(self) -> bool:
+    def caught_up(self, **_: bool) -> bool:
         return self.polls >= self.end
 
     def known_ends(self) -> dict[int, int]:
         return {0: self.polls + 50}
 
-    def passed(self, ends: Mapping[int, int], *, ask: bool) -> bool:
+    def passed(self, ends: Mapping[int, int], *, ask: bool, **_: bool) -> bool:
         return self.polls >= ends[0]
 
     def last_before_start(self) -> list[SimpleNamespace]:
@@ -563,7 +563,7 @@ def test_a_backlog_of_which_nothing_more_comes_is_not_evaluated() -> None:
     clock, told = Clock(), MemoryControlLog()
 
     class Stuck(Idle):
-        def caught_up(self) -> bool:
+        def caught_up(self, **_: bool) -> bool:
             return False
 
     signals = Signals(
@@ -601,10 +601,10 @@ class Idle(Follower):
         self.clock.now_s += timeout_s
         return []
 
-    def caught_up(self) -> bool:
+    def caught_up(self, **_: bool) -> bool:
         return True
 
-    def passed(self, ends: Mapping[int, int], *, ask: bool) -> bool:
+    def passed(self, ends: Mapping[int, int], *, ask: bool, **_: bool) -> bool:
         return True
 
     def last_before_start(self) -> list[SimpleNamespace]:

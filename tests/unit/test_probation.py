@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from stream_scorer.cli.formatting import verdict_facts
+from stream_scorer.control import liveness
 from stream_scorer.control.commands import submit
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.liveness import SILENT_MS, StatusReader
@@ -580,7 +581,7 @@ def test_missing_data_neither_withdraws_nor_confirms() -> None:
     desk.summaries.append(summary(TWO, MORE, cards=nothing))
     desk.watch(probation=1).step()
     assert desk.history.states["cards"].probation
-    assert desk.verdicts[-1].missing[0].startswith("none of 10,000 transactions counts")
+    assert desk.verdicts[-1].missing[-1].startswith("10,000 of 10,000 transactions do not count")
     desk.summaries = [summary(TWO, SAME), summary(TWO, SAME, other=None)]
     desk.watch(probation=1).step()
     assert desk.history.states["cards"].probation
@@ -622,11 +623,12 @@ class StatusTopic(MemoryControlLog):
         return self.found[start:]
 
 
-def test_a_version_is_not_confirmed_while_a_running_scorer_does_not_score_both() -> None:
+@pytest.mark.parametrize("mode", ["auto", "propose"])
+def test_a_version_is_not_confirmed_while_a_running_scorer_does_not_score_both(mode: Mode) -> None:
     desk, statuses = Desk(), StatusTopic()
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, SAME))
-    watch = desk.watch(probation=1)
+    watch = desk.watch(probation=1, mode=mode)
     watch.scorers = StatusReader(lambda: statuses)  # type: ignore[arg-type, return-value]
     statuses.fails = BrokerUnavailable("not now")
     watch.step()
@@ -643,7 +645,22 @@ def test_a_version_is_not_confirmed_while_a_running_scorer_does_not_score_both()
         assert desk.verdicts[-1].held_back == "paused until these scorers score both versions: b"
     statuses.put("b", 1, ["2", "1"])
     watch.step()
-    assert monitor_commands(desk) == [("confirm", None)]
+    assert monitor_commands(desk) == ([("confirm", None)] if mode == "auto" else [])
+    assert desk.verdicts[-1].held_back == ("" if mode == "auto" else "needs a person: monitor.mode is propose")
+
+
+def test_statuses_that_do_not_come_delay_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "_READ_DEADLINE_S", 0.01)
+    statuses = StatusTopic()
+    statuses.put("a", 1, ["2", "1"])
+    reader = StatusReader(lambda: statuses)  # type: ignore[arg-type, return-value]
+    assert reader.lacking("cards", 1, ["2"]) == []
+    monkeypatch.setattr(statuses, "end", lambda: 2)
+    with pytest.raises(BrokerUnavailable, match="do not come"):
+        reader.lacking("cards", 1, ["2"])
+    monkeypatch.setattr(statuses, "end", lambda: 0)
+    with pytest.raises(BrokerUnavailable, match="created again"):
+        reader.lacking("cards", 1, ["2"])
 
 
 @pytest.mark.parametrize("kind", ["errors", "breaker"])

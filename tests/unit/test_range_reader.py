@@ -183,32 +183,58 @@ def test_an_input_without_the_next_offset_is_an_error_that_names_it(monkeypatch:
     assert "reading goes on from the first record that is left" in error.value.hint
 
 
+def backlog(
+    monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], high: list[Any], answers: list[Any]
+) -> BacklogFollower:
+    """A follower of these messages, whose brokers answer so when they are asked for ends."""
+
+    def ask() -> dict[tuple[str, int], int]:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, StreamScorerError):
+            raise answer
+        return dict(answer)
+
+    monkeypatch.setattr(load, "TopicEnds", lambda *_, **__: ask)
+    monkeypatch.setattr(load, "open_consumer", lambda _config: Topic(turns, high))
+    return BacklogFollower("nowhere:1", "outcomes", client_id="test", start="beginning")
+
+
 @pytest.mark.parametrize(
-    ("turns", "high", "reached"),
+    ("turns", "end", "present", "reached"),
     [
         # Few records, or none, do not show that nothing waits.
-        ([records(0, 2), [], records(2, 9), records(9, 11)], [10], [False, False, False, True]),
+        ([records(0, 2), [], records(2, 9), records(9, 11)], 10, 10, [False, False, False, True]),
         # Markers and aborted records at the end are passed when the broker reports the end.
-        ([records(0, 7), [Message(10, end=True)]], [10], [False, True]),
-        # A fetch that knows the end late, and an end that the partition has lost.
-        ([[*records(0, 6), Message(6, end=True)], records(6, 10)], [10, 10], [False, True]),
-        ([[*records(0, 6), Message(6, end=True)]], [10, 6], [True]),
-        ([[]], [0], [True]),
+        ([records(0, 7), [Message(10, end=True)]], 10, 10, [False, True]),
+        # A fetch that knows the end late, and an end that the partition has lost or that an open transaction covers.
+        ([[*records(0, 6), Message(6, end=True)], records(6, 10)], 10, 10, [False, True]),
+        ([[*records(0, 6), Message(6, end=True)]], 10, 6, [True]),
+        ([records(0, 6)], 10, 6, [False]),
+        ([[]], 0, 0, [True]),
     ],
 )
 def test_a_backlog_is_read_when_the_position_has_passed_its_end(
-    monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], high: list[Any], reached: list[bool]
+    monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], end: int, present: int, reached: list[bool]
 ) -> None:
-    monkeypatch.setattr(load, "open_consumer", lambda _config: Topic(turns, high))
-    follower = BacklogFollower("nowhere:1", "score-summaries", client_id="test", start="beginning")
+    follower = backlog(monkeypatch, turns, [end], [{("outcomes", 0): present}])
     assert [(follower.poll(), follower.caught_up())[1] for _ in reached] == reached
 
 
+def test_a_question_for_ends_loses_nothing_and_waits_for_no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    away, leaderless, known = BrokerUnavailable("nobody answers"), dict[tuple[str, int], int](), {("outcomes", 0): 10}
+    turns = [[*records(0, 6), Message(6, end=True)], records(6, 10)]
+    follower = backlog(monkeypatch, turns, [10], [away, leaderless, leaderless, known])
+    assert len(follower.poll()) == 6
+    assert not follower.caught_up()
+    assert not follower.caught_up()
+    assert follower.caught_up(leaderless=True)
+    assert not follower.caught_up()
+    assert [record.offset for record in follower.poll()] == [6, 7, 8, 9]
+    assert follower.caught_up()
+
+
 def test_ends_are_asked_on_another_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [{("outcomes", 0): 12}, {}]
-    monkeypatch.setattr(load, "TopicEnds", lambda *_, **__: lambda: answers.pop(0))
-    monkeypatch.setattr(load, "open_consumer", lambda _config: Topic([], [9]))
-    follower = BacklogFollower("nowhere:1", "outcomes", client_id="test", start="beginning")
+    follower = backlog(monkeypatch, [], [9], [{("outcomes", 0): 12}, {}])
     assert (follower.known_ends(), follower.ends()) == ({0: 9}, {0: 12})
     with pytest.raises(BrokerUnavailable, match="no leader"):
         follower.ends()
