@@ -153,8 +153,7 @@ class RedisRowStore:
         with mapped_errors():
             values = repeat_once(lambda: self._client.mget(wanted))
         epoch, passed, *packed = values[: len(state)]
-        if epoch != self._keys.epoch:
-            raise StateGap("Redis holds another epoch than the one in use")
+        self._require_epoch(epoch)
         if any(value is None for value in packed):
             raise StateGap("Redis has lost the applied offset of a partition")
         applied = self._unpack_applied(packed, passed)
@@ -180,11 +179,19 @@ class RedisRowStore:
                 continue
             with mapped_errors():
                 found = repeat_once(partial(self._witnesses_script, keys=sets, args=[last - first + 1, *hashes]))
-                # Another scorer may have written some of them for the first time between the two calls.
-                now = self._client.mget([self._keys.rows + part[i] for i in found]) if found else []
-            if any(row is None for row in now):
+                if not found:
+                    continue
+                # Another scorer may have written some of them for the first time between the two calls. If it gave the
+                # epoch up instead, because such a row was lost, then a row that is there now is a part of the lost one.
+                epoch, *now = self._client.mget([self._epoch_pointer, *[self._keys.rows + part[i] for i in found]])
+            self._require_epoch(epoch)
+            if None in now:
                 self.give_up()
                 raise StateGap("Redis has lost a row")
+
+    def _require_epoch(self, current: bytes | None) -> None:
+        if current != self._keys.epoch:
+            raise StateGap("Redis holds another epoch than the one in use")
 
     def _first_witness_period(self, newest: int) -> int:
         """The first period in which a row that is missing would have existed within the horizon of `newest`."""

@@ -300,6 +300,24 @@ def test_what_every_partition_is_past_is_trimmed_and_nothing_younger(store: Stor
     assert set(range(200, 260)) <= set((np.frombuffer(row, dtype="<i8").reshape(-1, 4)[:, 2] - 1_000_000).tolist())
 
 
+def test_a_loss_that_another_scorer_finds_during_a_read_is_noticed(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis, other = opened(store), opened(store)
+    redis.apply(update(A, 0, 3))
+    find = redis._witnesses_script
+
+    def apply_first(**arguments: list[bytes]) -> object:
+        with pytest.raises(StateGap, match="lost a row"):
+            other.apply(update(A, 3, 4, opens=CONTINUES))  # it had read the row before the loss; now a part is there
+        return find(**arguments)
+
+    monkeypatch.setattr(redis, "_witnesses_script", apply_first)
+    connect(url).delete(redis.row_prefix + b"0:0")
+    with pytest.raises(StateGap, match="another epoch"):
+        rows(redis)
+
+
 def test_an_event_from_a_clock_that_is_ahead_trims_no_row_and_hides_no_loss(store: Store, url: str) -> None:
     redis, now = opened(store), SystemClock().now_ms()
     for source in (A, B):
