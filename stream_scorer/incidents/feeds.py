@@ -1,8 +1,8 @@
 """The inputs: a partition or topic that is silent or late, transactions that wait unscored, and dead letters.
 
 What is silent is decided by transactions, not by time alone: a partition whose share is 1 % of the traffic is silent
-once the others have delivered so many transactions that it should have delivered 50 (by chance this happens once in
-10^21). At night, when all partitions slow down, nothing is silent.
+once the others have delivered so many transactions that it should have delivered 50, or more if its share is known from
+few transactions (by chance, one pause in 10^21 is as long). At night, when all partitions slow down, nothing is silent.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from stream_scorer.incidents.detector import NO_ACTION, Findings, Flow, percent, seconds
 from stream_scorer.incidents.log import Condition, Subject
 from stream_scorer.incidents.minutes import ByMinute, Episode, EpisodeRules, Extent, newest
+from stream_scorer.incidents.shares import UsualShare
 from stream_scorer.records import Affected, ScoreSummary, Source
 
 Place = tuple[str, int]
-# Transactions that a silent partition must have missed, by its usual share.
-EXPECTED = 50.0
 # Offsets of an input that may hold no transaction: markers of transactions, aborted records.
 MARKERS = 10
 
@@ -51,8 +50,8 @@ class _Partition:
     """What is known of one partition.
 
     Attributes:
-        minutes: number of minutes that `share`, its usual share of the traffic, is the mean of.
-        missed: transactions that it should have delivered since its last one. at: time of its last record, ms.
+        usual: its usual share of the traffic, and its present pause. missed, limit: of `usual`, in the last minute of
+            silence. at: time of its last record, ms.
         lag, lags: distance of its event times behind the newest of the topic, ms: now, and usually.
         next_offset: the highest of the summaries. last_offset: that of the newest summary.
         ends_before: clock, ms, since which the input ends before `next_offset`; None if it does not.
@@ -61,10 +60,9 @@ class _Partition:
     """
 
     def __init__(self, rules: EpisodeRules) -> None:
-        self.minutes = 0
+        self.usual = UsualShare()
+        self.missed, self.limit = 0, 0.0
         self.lags: deque[int] = deque(maxlen=rules.keep)
-        self.share = 0.0
-        self.missed = 0.0
         self.at = 0
         self.next_offset = self.last_offset = 0
         self.ends_before: int | None = None
@@ -169,34 +167,26 @@ class FeedDetector:
         for (topic, _), flow in flows.items():
             totals[topic] += flow.total
         for place, known in self._partitions.items():
-            flow = flows.get(place, Flow())
+            flow, total = flows.get(place, Flow()), totals[place[0]]
             if flow.total:
-                self._set_share(known, flow.total / totals[place[0]])
-                known.missed = 0.0
+                known.usual.add_delivery(minute, flow.total, total - flow.total)
                 known.silent.add(minute, Extent(), bad=False)
                 self._add_lag(minute, known, flow, newest_of.get(place[0]))
-            elif totals[place[0]] and self._waiting(place) <= MARKERS:
-                others = [flow for other, flow in flows.items() if other != place and other[0] == place[0]]
-                self._add_silence(minute, place, known, others)
+            elif total:
+                waits = self._waiting(place) > MARKERS
+                known.usual.add_silence(total, waits=waits)
+                if not waits and known.usual.missed >= known.usual.limit:
+                    self._add_silence(minute, place, known, [f for other, f in flows.items() if other[0] == place[0]])
 
-    def _set_share(self, known: _Partition, share: float) -> None:
-        known.minutes = min(known.minutes + 1, self._rules.episodes.keep)
-        known.share += (share - known.share) / known.minutes
-
-    def _add_silence(self, minute: int, place: Place, known: _Partition, others: list[Flow]) -> None:
-        if known.share >= 1.0:
-            return
-        total = sum(flow.total for flow in others)
-        odds = known.share / (1.0 - known.share)
-        known.missed += odds * total
-        first = {place: known.next_offset}
-        event_time = None
+    @staticmethod
+    def _add_silence(minute: int, place: Place, known: _Partition, others: list[Flow]) -> None:
+        per_other, event_time = known.usual.per_other, None
         for flow in others:
             event_time = newest(event_time, flow.event_time)
-        money = round(odds * sum(flow.money for flow in others))
-        extent = Extent(round(odds * total), money, event_time, first)
-        if known.missed >= EXPECTED:
-            known.silent.add(minute, extent, bad=True)
+        rows, money = sum(flow.total for flow in others), sum(flow.money for flow in others)
+        extent = Extent(round(per_other * rows), round(per_other * money), event_time, {place: known.next_offset})
+        known.silent.add(minute, extent, bad=True)
+        known.missed, known.limit = round(known.usual.missed), known.usual.limit
 
     def _add_lag(self, minute: int, known: _Partition, flow: Flow, newest_event: int | None) -> None:
         if flow.event_time is None or newest_event is None:
@@ -221,17 +211,17 @@ class FeedDetector:
                 Condition(
                     "feed", silent, known.next_offset,
                     f"partition {partition} of {topic} delivers nothing while the others go on; by its share of "
-                    f"{percent(known.share)} it missed about {known.missed:,.0f} transactions",
+                    f"{percent(known.usual.share)} it missed about {known.missed:,} transactions",
                     event_time=episode.extent.event_time,
                     opened_event=known.event_time,
                     first=[Source(topic, partition, known.next_offset)],
                     affected=Affected(
-                        round(known.missed), money=episode.extent.money,
+                        known.missed, money=episode.extent.money,
                         how="estimated: transactions that did not arrive, by the usual share of the partition",
                     ),
                     done=NO_ACTION,
-                    statistics={"missed": round(known.missed), "usual_share": round(known.share, 6)},
-                    limits={"missed": EXPECTED},
+                    statistics={"missed": known.missed, "usual_share": round(known.usual.share, 6)},
+                    limits={"missed": round(known.limit, 1)},
                     began=known.at,
                 )
             )  # fmt: skip

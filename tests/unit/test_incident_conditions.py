@@ -8,6 +8,7 @@ from itertools import islice
 from types import SimpleNamespace
 
 import msgspec
+import numpy as np
 import pytest
 
 from stream_scorer.errors import BrokerUnavailable
@@ -18,6 +19,7 @@ from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.incidents.minutes import ByMinute, ClockWentBack, EpisodeRules
 from stream_scorer.incidents.savings import SPAN_MS
 from stream_scorer.incidents.service_levels import ServiceDetector
+from stream_scorer.incidents.shares import UsualShare
 from stream_scorer.incidents.signals import INCIDENT_METRICS, Detectors, SignalRules, Signals, apply
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import (
@@ -128,6 +130,47 @@ def test_a_partition_that_is_silent_while_the_others_go_on_is_one_incident_until
     (incident,) = desk.newest
     assert incident.closed == BEGIN + 44 * MINUTE + MINUTE + 11_000
     assert incident.ended == "transactions arrive again"
+
+
+def test_a_healthy_sparse_partition_is_not_silent_and_one_that_stops_is() -> None:
+    """Partition 3 delivers once per hour."""
+    desk = Desk()
+
+    def sparse(minute: int, at: int) -> None:
+        usual(desk)(minute, at)
+        if minute % 60 == 0:
+            desk.detectors.add_summary(summary(3, 1, minute), at)
+
+    desk.run(range(500), sparse)
+    assert desk.records == []
+    # It learns a new share: the condition ends.
+    desk = Desk()
+    desk.run(range(30), usual(desk, range(4)))
+    desk.run(range(30, 40), usual(desk))
+    assert [incident.subject for incident in desk.log.open()] == ["transactions, partition 3, silent"]
+    for hour in range(1, 33):
+        for minute in range(60 * hour - 20, 60 * hour + 40):
+            sparse(minute, BEGIN + minute * MINUTE)
+        desk.evaluate(BEGIN + (60 * hour + 40) * MINUTE + 11_000)
+    assert desk.log.open() == []
+
+
+@pytest.mark.parametrize("per_minute", [0.02, 0.2, 2.0, 20.0])
+def test_the_pauses_of_a_random_partition_are_silence_as_rarely_as_claimed(per_minute: float) -> None:
+    """Here one pause in e^4 may be silence; one in e^50 cannot be simulated."""
+    rng, evidence, silent, pauses = np.random.default_rng(5), 4.0, 0, 0
+    for _ in range(20):
+        share, reported = UsualShare(evidence), False
+        for minute, rows in enumerate(rng.poisson(per_minute, 2_000).tolist()):
+            if rows:
+                share.add_delivery(BEGIN + minute * MINUTE, rows, 100)
+                pauses, reported = pauses + rows, False
+            else:
+                share.add_silence(100, waits=False)
+                silent += not reported and share.missed >= share.limit
+                reported = reported or share.missed >= share.limit
+    assert silent <= pauses * np.exp(-evidence) + 3 * np.sqrt(pauses * np.exp(-evidence))
+    assert (silent > 0) == (per_minute < 20)
 
 
 def test_a_person_closes_the_incident_of_a_deleted_feed_and_a_new_silence_is_a_new_one() -> None:
