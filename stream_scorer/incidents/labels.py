@@ -2,11 +2,14 @@
 
 Labels of chargebacks arrive in daily files, those of reviewers in office hours. So a source has stopped only if,
 at its usual rate, 50 labels were expected since the last one, and its pause is three times as long as its longest one
-so far. Minutes without transactions do not count: then there is nothing to label.
+in the eight days before its last label. That includes pauses that were incidents. A source is judged once it was
+observed for three times that limit, or for a week: then nights, weekends and daily files are known as pauses. Minutes
+without transactions do not count: then there is nothing to label.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from stream_scorer.incidents.detector import NO_ACTION, Findings, Flow, seconds
@@ -16,8 +19,13 @@ from stream_scorer.records import Affected, Outcome, ScoreSummary
 
 # At the usual rate, so many labels were expected since the last one.
 EXPECTED = 50.0
-# How much longer than the longest pause so far a pause must be.
+# How much longer than the longest pause a pause must be, and for how many times its limit a source must be observed.
 FACTOR = 3.0
+DAY_MS = 86_400_000
+# Pauses and rates come from so long before the last label: longer than a week, for the pauses at weekends.
+MEMORY_MS = 8 * DAY_MS
+# Observed for so long, every pause that is usual is known.
+WEEK_MS = 7 * DAY_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +47,45 @@ class _Source:
     """One label source. Times are those of minutes (record timestamps, ms).
 
     Attributes:
-        labels: number of labels so far. began, last: minutes of the first and the last one. longest_ms: longest pause.
+        last: minute of the last label. counts: minutes with labels, and their number. labels: the sum. pauses: the
+            minutes that ended a pause, and its length; only those than which no later one is longer. `counts` and
+            `pauses` cover `MEMORY_MS` up to `last`.
         labelled_at: the newest time at which a label was given. event_time: of the transactions at the last label.
         idle_ms, rows, money: minutes without transactions, transactions, and their amounts, since the last label.
     """
 
-    began: int
     last: int
+    counts: deque[tuple[int, int]] = field(default_factory=deque)
     labels: int = 0
-    longest_ms: int = 0
+    pauses: deque[tuple[int, int]] = field(default_factory=deque)
     labelled_at: int = 0
     event_time: int | None = None
     idle_ms: int = 0
     rows: int = 0
     money: int = 0
+
+    @property
+    def span_ms(self) -> int:
+        """Time from its first to its last label."""
+        return self.last - self.counts[0][0]
+
+    @property
+    def longest_ms(self) -> int:
+        """Its longest pause."""
+        return self.pauses[0][1]
+
+    def add(self, minute: int, count: int) -> None:
+        """Add a minute with `count` labels, which ends a pause."""
+        pause, self.last = minute - self.last, minute
+        while self.pauses and self.pauses[-1][1] <= pause:
+            self.pauses.pop()
+        self.pauses.append((minute, pause))
+        self.counts.append((minute, count))
+        self.labels += count
+        while self.pauses[0][0] < minute - MEMORY_MS:
+            self.pauses.popleft()
+        while self.counts[0][0] < minute - MEMORY_MS:
+            self.labels -= self.counts.popleft()[1]
 
 
 @dataclass(slots=True)
@@ -105,11 +138,9 @@ class LabelDetector:
             source.idle_ms += 0 if flow.rows else self._rules.episodes.minute_ms
 
     def _add(self, name: str, count: int, labelled_at: int, minute: int) -> None:
-        source = self._sources.setdefault(name, _Source(minute, minute))
-        if not self._stopped(source):
-            source.longest_ms = max(source.longest_ms, minute - source.last)
-        source.labels += count
-        source.last, source.event_time = minute, self._event_time
+        source = self._sources.setdefault(name, _Source(minute))
+        source.add(minute, count)
+        source.event_time = self._event_time
         source.labelled_at = max(source.labelled_at, labelled_at)
         source.idle_ms = source.rows = source.money = 0
 
@@ -117,15 +148,15 @@ class LabelDetector:
         return max(self._minute - source.last - source.idle_ms, 0)
 
     def _expected(self, source: _Source) -> float:
-        span = max(source.last - source.began, self._rules.episodes.minute_ms)
-        return source.labels * self._pause(source) / span
+        return source.labels * self._pause(source) / max(source.span_ms, self._rules.episodes.minute_ms)
 
     def _limit(self, source: _Source) -> float:
         return max(self._rules.silent_ms, FACTOR * source.longest_ms)
 
     def _stopped(self, source: _Source) -> bool:
-        known = source.labels >= self._rules.min_labels and source.rows > 0
-        return known and self._expected(source) >= EXPECTED and self._pause(source) > self._limit(source)
+        limit = self._limit(source)
+        known = source.labels >= self._rules.min_labels and source.span_ms >= min(FACTOR * limit, WEEK_MS)
+        return known and source.rows > 0 and self._expected(source) >= EXPECTED and self._pause(source) > limit
 
     def _find(self, name: str, source: _Source, found: Findings) -> None:
         subject = Subject(source=name)

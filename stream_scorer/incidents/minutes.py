@@ -15,7 +15,7 @@ from stream_scorer.records import Source
 
 T = TypeVar("T")
 # Older minutes are left out: longer than any detector reads back. A record, or a clock, of 1970 would give millions.
-MAX_SPAN_MS = 9 * 86_400_000
+MAX_SPAN_MS = 19 * 86_400_000
 
 
 class ClockWentBack(StreamScorerError):

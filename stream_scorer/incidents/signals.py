@@ -19,7 +19,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.incidents.detector import Findings
 from stream_scorer.incidents.feeds import FeedDetector, FeedRules
-from stream_scorer.incidents.labels import LabelDetector, LabelRules
+from stream_scorer.incidents.labels import MEMORY_MS, LabelDetector, LabelRules
 from stream_scorer.incidents.log import IncidentLog, IncidentTable, key_of
 from stream_scorer.incidents.pane_totals import PaneTotals
 from stream_scorer.incidents.savings import Savings
@@ -40,9 +40,10 @@ EVALUATE_EVERY_S = 5.0
 # After this time, the broker is asked for ends that are not reached: an open transaction may cover them.
 ASK_AFTER_S = 1.0
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
-# How far before now reading begins: usual rates of the traffic, and usual pauses of label sources (longer than a week,
-# for the pauses at weekends). And how far at most, if an incident has been open for long.
-HISTORY_MS, LABEL_HISTORY_MS, MAX_HISTORY_MS = HOUR_MS, 8 * DAY_MS, 8 * DAY_MS
+# How far before now reading begins: usual rates of the traffic, and usual pauses of label sources. These must be known
+# also for a source that stopped up to ten days ago: three times a weekend of three days is nine days. And how far at
+# most, if an incident has been open for long.
+HISTORY_MS, LABEL_HISTORY_MS, MAX_HISTORY_MS = HOUR_MS, MEMORY_MS + 10 * DAY_MS, 8 * DAY_MS
 # So long after a person closed an incident, a start reads from before that: whether the condition lasted on, or began
 # anew, is known only from there.
 CLOSED_BY_MS = DAY_MS

@@ -14,13 +14,20 @@ import pytest
 from stream_scorer.errors import BrokerUnavailable
 from stream_scorer.incidents.detector import Findings, Flow
 from stream_scorer.incidents.feeds import FeedRules
-from stream_scorer.incidents.labels import LabelRules
+from stream_scorer.incidents.labels import LabelDetector, LabelRules
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.incidents.minutes import ByMinute, ClockWentBack, EpisodeRules
 from stream_scorer.incidents.savings import SPAN_MS
 from stream_scorer.incidents.service_levels import ServiceDetector
 from stream_scorer.incidents.shares import UsualShare
-from stream_scorer.incidents.signals import INCIDENT_METRICS, Detectors, SignalRules, Signals, apply
+from stream_scorer.incidents.signals import (
+    INCIDENT_METRICS,
+    LABEL_HISTORY_MS,
+    Detectors,
+    SignalRules,
+    Signals,
+    apply,
+)
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import (
     Affected,
@@ -37,6 +44,7 @@ from tests.support.control import MemoryControlLog
 
 MINUTE, HOUR = 60_000, 3_600_000
 BEGIN = 1_700_000_040_000  # the beginning of a minute
+BEGIN_HALF = BEGIN // 1_800_000 * 1_800_000  # the beginning of half an hour
 # Event time lags behind record timestamps.
 DELAY = 5_000
 BOUNDS = [100.0, 200.0, 500.0]
@@ -401,6 +409,56 @@ def test_labels_do_not_stop_where_there_are_no_transactions() -> None:
     assert [i.kind for i in desk.newest if i.kind == "labels"] == []
 
 
+def _labelled(name: str, minute: int) -> int:
+    """Labels of a source in a minute; minute 0 is a Monday at midnight."""
+    day, of_day = divmod(minute, 24 * 60)
+    if name == "file":
+        return 300 * (of_day == 6 * 60)
+    return 5 * (8 * 60 <= of_day < 18 * 60 and day % 7 < 5)
+
+
+@pytest.mark.parametrize(("name", "stops_after_days"), [("file", 10), ("office", 12)])
+def test_nights_weekends_and_daily_files_are_usual_pauses_of_a_source(name: str, stops_after_days: int) -> None:
+    """Minutes of 30 minutes. A monitor that starts later decides as one that always ran."""
+    step, stop = 30, stops_after_days * 24 * 60
+    rules = LabelRules(episodes=EpisodeRules(minute_ms=step * MINUTE))
+
+    def opened(start: int, until: int) -> list[tuple[str, int]]:
+        detector, found = LabelDetector(rules), []
+        for minute in range(max(start - LABEL_HISTORY_MS // MINUTE, 0), until, step):
+            at = BEGIN_HALF + minute * MINUTE
+            if minute >= start - 60:
+                detector.add_summary(summary(0, 100, 0), at)
+            for _ in range(_labelled(name, minute) if minute < stop else 0):
+                detector.add_outcome(outcome(minute), at)
+            if minute >= start:
+                found += [(each.why, minute) for each in detector.advance(at + step * MINUTE + 11_000).conditions]
+        return found
+
+    assert opened(0, stop) == []
+    late = stop + 9 * 24 * 60
+    always, restarted = opened(0, late), opened(late - 120, late)
+    assert always and always[-2:] == restarted[-2:]
+    assert opened(always[0][1] - 60, always[0][1]) == []
+
+
+def test_a_pause_that_opened_an_incident_is_learnt() -> None:
+    detector, at = LabelDetector(LabelRules(silent_ms=30 * MINUTE)), BEGIN
+    lengths = []
+    for pause in (1, 60, 100):
+        for _ in range(100):
+            at += MINUTE
+            detector.add_summary(summary(0, 100, 0), at)
+            detector.add_outcome(outcome(0), at)
+        found = []
+        for _ in range(pause):
+            at += MINUTE
+            detector.add_summary(summary(0, 100, 0), at)
+            found += detector.advance(at + 71_000).conditions
+        lengths.append(bool(found))
+    assert lengths == [False, True, False]
+
+
 class Scorer:
     """A scorer's cumulative counts."""
 
@@ -688,8 +746,8 @@ def test_a_record_with_a_time_long_ago_gives_no_millions_of_minutes() -> None:
     minutes: ByMinute[Flow] = ByMinute(EpisodeRules(), Flow)
     minutes.at(0, "x")
     minutes.at(BEGIN, "x")
-    found = list(islice(minutes.complete(BEGIN + 2 * MINUTE), 20_000))
-    assert len(found) <= 9 * 24 * 60 + 1
+    found = list(islice(minutes.complete(BEGIN + 2 * MINUTE), 30_000))
+    assert len(found) <= 19 * 24 * 60 + 1
     assert [at for at, values in found if values] == [BEGIN]
 
 
