@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from stream_scorer.incidents.log import Condition, Subject
 from stream_scorer.incidents.minutes import newest
-from stream_scorer.records import IncidentKind, ScoreSummary
+from stream_scorer.records import Incident, IncidentKind, ScoreSummary, Source
 
 # What the product does about a condition whose cause is outside of it.
 NO_ACTION = "no command: missing data and upstream causes never lead to a rollback"
@@ -15,10 +15,24 @@ NO_ACTION = "no command: missing data and upstream causes never lead to a rollba
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """A subject without a condition: why an incident of it is over, and when in event time (ms)."""
+    """A subject without a condition: why an incident of it is over, and when in event time (ms).
+
+    `scored`: if set, an incident whose first affected offset of a partition is not before this offset is not over.
+    """
 
     ended: str
     event_time: int | None = None
+    scored: Source | None = None
+
+    def ends(self, incident: Incident) -> bool:
+        """Whether it ends an incident of its subject."""
+        scored = self.scored
+        if scored is None:
+            return True
+        place = scored.topic, scored.partition
+        return not any(
+            first.offset >= scored.offset for first in incident.first if (first.topic, first.partition) == place
+        )
 
 
 @dataclass(slots=True)
@@ -31,9 +45,16 @@ class Findings:
     conditions: list[Condition] = field(default_factory=list)
     over: dict[tuple[str, str], Over] = field(default_factory=dict)
 
-    def end(self, kind: IncidentKind, subject: Subject, ended: str, event_time: int | None = None) -> None:
+    def end(
+        self,
+        kind: IncidentKind,
+        subject: Subject,
+        ended: str,
+        event_time: int | None = None,
+        scored: Source | None = None,
+    ) -> None:
         """Add a subject without a condition."""
-        self.over[kind, subject.text] = Over(ended, event_time)
+        self.over[kind, subject.text] = Over(ended, event_time, scored)
 
     def add(self, other: Findings) -> None:
         """Add the findings of another detector."""

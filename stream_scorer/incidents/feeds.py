@@ -122,6 +122,8 @@ class FeedDetector:
         """Evaluate the minutes that are complete at `now` (ms) and return what holds."""
         self._now = now
         for place, known in self._partitions.items():
+            # A record from a clock that is ahead is as old as its reading.
+            known.at = min(known.at, now)
             self._start_over(known, self._ends.get(place))
         self._minutes += self._letters.complete(now)
         for minute, flows in self._flows.complete(now):
@@ -266,7 +268,9 @@ class FeedDetector:
         unscored = Subject(topic=topic, partition=partition, aspect="not scored")
         if waiting <= MARKERS or advanced:
             known.waits_since = None
-            found.end("latency", unscored, "its transactions are scored again", known.event_time)
+            # After a fail-over, a leader may report an earlier end for a moment: that nothing waits is not enough.
+            scored = None if advanced else Source(topic, partition, known.next_offset)
+            found.end("latency", unscored, "its transactions are scored again", known.event_time, scored)
         if waiting <= MARKERS:
             return
         if known.waits_since is None:

@@ -176,7 +176,7 @@ def apply(found: Findings, log: IncidentLog, at: int) -> None:
     present = {(condition.kind, condition.subject.text) for condition in found.conditions}
     for incident in log.open():
         over = found.over.get(key_of(incident))
-        if over is not None and key_of(incident) not in present:
+        if over is not None and key_of(incident) not in present and over.ends(incident):
             log.close_incident(incident.id, over.ended, at, event_time=over.event_time)
 
 

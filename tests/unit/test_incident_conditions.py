@@ -289,6 +289,42 @@ def test_a_partition_that_waits_unscored_while_others_are_scored_is_one_incident
     assert desk.newest[-1].ended == "its transactions are scored again"
 
 
+def test_an_earlier_end_for_a_moment_does_not_close_the_incident_of_a_partition_that_waits() -> None:
+    desk = Desk()
+
+    def waits(minute: int, at: int) -> None:
+        usual(desk, (0, 1))(minute, at)
+        ends = {("transactions", p): minute * 1_000 + 100 for p in (0, 1)}
+        desk.detectors.feeds.set_ends(ends | {("transactions", 2): 9_100 if minute == 30 else 90_000})
+
+    desk.run(range(10), usual(desk))
+    desk.run(range(10, 40), waits)
+    (incident,) = desk.newest
+    assert (incident.subject, incident.closed) == ("transactions, partition 2, not scored", None)
+    # Another monitor starts when everything is scored.
+    again = Desk()
+    again.log = desk.log
+    again.run([40], lambda minute, at: again.detectors.add_summary(summary(2, 100, minute, first=89_900), at))
+    assert again.log.open() != []  # it does not know the end
+    again.run([41], usual(again, (0, 1)))
+    again.detectors.feeds.set_ends({("transactions", 2): 90_000})
+    again.evaluate(BEGIN + 43 * MINUTE + 11_000)
+    assert desk.newest[0].ended == "its transactions are scored again"
+
+
+def test_a_record_with_a_time_a_day_ahead_hides_no_silence_of_a_topic() -> None:
+    desk = Desk()
+
+    def ahead(minute: int, at: int) -> None:
+        usual(desk)(minute, at)
+        if minute == 20:
+            desk.detectors.add_summary(summary(1, 100, minute), at + 24 * HOUR)
+
+    desk.run(range(30), ahead)
+    desk.run(range(30, 50), lambda minute, at: None)
+    assert [(i.subject, i.opened) for i in desk.newest] == [("transactions, silent", BEGIN + 44 * MINUTE + 11_000)]
+
+
 def test_a_partition_that_waits_unscored_is_found_soon_after_its_topic_was_created_again() -> None:
     desk = Desk()
     desk.run(range(10), usual(desk))
