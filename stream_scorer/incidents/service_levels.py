@@ -72,11 +72,11 @@ class MemberMinute:
 
 @dataclass(slots=True)
 class _Level:
-    """A subject: its episode, and the figures of its last bad minute."""
+    """A subject: its episode, the figures of its last bad minute, and, of a member, what its last good minute shows."""
 
     episode: Episode
     statistics: dict[str, float | int | None] = field(default_factory=dict)
-    share: float = 0.0
+    ended: str = ""
 
 
 class ServiceDetector:
@@ -188,7 +188,10 @@ class ServiceDetector:
         # An open breaker is certain, so one minute is enough.
         certain = replace(self._rules.episodes, open_after=1)
         breaker = self._breaker.setdefault(key, _Level(Episode(certain)))
-        breaker.episode.add(minute, extent, bad=member.is_open)
+        # A minute without micro-batches says nothing about the breaker.
+        if member.batches or flow.rows:
+            breaker.episode.add(minute, extent, bad=member.is_open)
+            breaker.ended = _ended(member)
         if member.is_open:
             breaker.statistics = figures
         # While the member is not called, its failures are those of the breaker: one condition, one incident.
@@ -199,6 +202,7 @@ class ServiceDetector:
             return
         bad = share > self._rules.errors
         failures.episode.add(minute, extent, bad=bad)
+        failures.ended = _ended(member)
         if bad:
             failures.statistics = figures
 
@@ -232,7 +236,7 @@ class ServiceDetector:
             done = "where it fails, the other members decide with renormalised weights"
             found.conditions.append(_condition("errors", subject, level, why, _WITHOUT_MEMBER, done, {"share": limit}))
         elif level.episode.healthy:
-            found.end("errors", subject, "the member answers again", level.episode.extent.event_time)
+            found.end("errors", subject, level.ended, level.episode.extent.event_time)
 
     def _find_breaker(self, ensemble: str, name: str, level: _Level, found: Findings) -> None:
         subject = Subject(ensemble, member=name)
@@ -242,10 +246,15 @@ class ServiceDetector:
             done = "the breaker leaves the member out; the other members decide with renormalised weights"
             found.conditions.append(_condition("breaker", subject, level, why, _WITHOUT_MEMBER, done, {}))
         elif level.episode.healthy:
-            found.end("breaker", subject, "the member answers again", level.episode.extent.event_time)
+            found.end("breaker", subject, level.ended, level.episode.extent.event_time)
 
 
 _WITHOUT_MEMBER = "estimated: the share of micro-batches without the member, of the transactions in these minutes"
+
+
+def _ended(member: MemberMinute) -> str:
+    """What a minute without failures shows, if the incident of the member ends with it."""
+    return "the member answers again" if member.batches else "the member has left the lineup"
 
 
 def _condition(

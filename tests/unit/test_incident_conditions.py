@@ -596,7 +596,22 @@ def test_the_incident_of_a_member_ends_when_the_member_leaves_the_lineup(
     desk.run(range(1, 10), add)
     assert [i.closed for i in desk.newest] == [None]
     desk.run(range(10, 20), add)
-    assert [i.closed is not None for i in desk.newest] == [True]
+    assert [i.ended for i in desk.newest] == ["the member has left the lineup"]
+
+
+def test_minutes_without_micro_batches_do_not_close_the_incident_of_a_breaker() -> None:
+    desk, counts = Desk(), [0, 0]
+
+    def add(minute: int, at: int) -> None:
+        if minute < 10 or minute % 10 < 3:
+            counts[0] += 100
+            counts[1] += 100 * (minute >= 10)
+            desk.detectors.add_summary(summary(0, 200, minute), at)
+        health = MemberHealth("gbdt", *counts, 2 if minute >= 10 else 0)
+        desk.detectors.services.add_status(status(minute, [0, 0, 0, 0], [health]), at)
+
+    desk.run(range(40), add)
+    assert [(i.kind, i.closed) for i in desk.newest] == [("breaker", None)]
 
 
 def test_a_restart_continues_the_open_incident_and_closes_it() -> None:
