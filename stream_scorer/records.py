@@ -587,8 +587,8 @@ class AuditRecord(Record, frozen=True):
 class MemberHealth(Record, frozen=True):
     """Counts of one member since its scorer started.
 
-    In `failed` of `batches` micro-batches it gave no usable score: it failed, was late, or was not called. `breaker`: 0
-    closed, 1 on trial, 2 open (the member is not called).
+    In `failed` of `batches` micro-batches it gave no usable score to a version that decides (champion or canary): it
+    failed, was late, or was not called. `breaker`: 0 closed, 1 on trial, 2 open (the member is not called).
     """
 
     name: str

@@ -75,6 +75,10 @@ class MemberPool:
         """The outputs of one version's members, in manifest order, selected from the `outputs` of the whole pool."""
         return [outputs[place] for place in self._places[version]]
 
+    def members_of(self, versions: int) -> frozenset[int]:
+        """The indices of the members that the first `versions` use."""
+        return frozenset(place for places in self._places[:versions] for place in places)
+
 
 @dataclass(frozen=True)
 class Lineup:
@@ -125,6 +129,11 @@ class Lineup:
     def pool(self) -> MemberPool:
         """The members of all versions."""
         return MemberPool(self.versions)
+
+    @cached_property
+    def deciding_members(self) -> frozenset[int]:
+        """Indices in `pool` of the members of versions that make decisions."""
+        return self.pool.members_of(self.deciding)
 
     def route(self, entities: Sequence[str | None], event_time: NDArray[np.int64]) -> NDArray[np.int8]:
         """``(n,) int8``: index into `versions` of the version that decides; without an entity, the champion."""

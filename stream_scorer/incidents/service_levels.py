@@ -63,7 +63,10 @@ class Latencies:
 
 @dataclass(slots=True)
 class MemberMinute:
-    """One member in one minute, in all scorers: micro-batches, failures, and whether its breaker was open."""
+    """One member in one minute, in all scorers: micro-batches, failures, and whether its breaker was open.
+
+    Failures and breaker are those in versions that decide.
+    """
 
     batches: int = 0
     failed: int = 0
@@ -122,8 +125,9 @@ class ServiceDetector:
         minute = self._members.at(at, (ensemble, member.name))
         minute.batches += member.batches - old[0]
         minute.failed += member.failed - old[1]
-        # A member that left the lineup keeps its last state.
-        minute.is_open = minute.is_open or (member.breaker == BREAKER_OPEN and member.batches > old[0])
+        # A member that is not called fails in every micro-batch. One that left the lineup keeps its last state, and
+        # the failures of one that no version that decides uses are not counted.
+        minute.is_open = minute.is_open or (member.breaker == BREAKER_OPEN and member.failed > old[1])
 
     def advance(self, now: int) -> Findings:
         """Evaluate the minutes that are complete at `now` (ms) and return what holds."""
@@ -254,7 +258,7 @@ _WITHOUT_MEMBER = "estimated: the share of micro-batches without the member, of 
 
 def _ended(member: MemberMinute) -> str:
     """What a minute without failures shows, if the incident of the member ends with it."""
-    return "the member answers again" if member.batches else "the member has left the lineup"
+    return "no decision lacks the member any more" if member.batches else "the member has left the lineup"
 
 
 def _condition(

@@ -92,7 +92,13 @@ MEMBER_SECONDS = Metric(
 MEMBER_FAILURES = Metric(
     "counter",
     "stream_scorer_member_failures_total",
-    "Micro-batches in which a member returned no usable score.",
+    "Micro-batches in which a member of a version that decides (champion, canary) returned no usable score.",
+    ("member",),
+)
+MEMBER_SHADOW_FAILURES = Metric(
+    "counter",
+    "stream_scorer_member_shadow_failures_total",
+    "Micro-batches in which a member that only shadow or withdrawn versions use returned no usable score.",
     ("member",),
 )
 MEMBER_BATCHES = Metric(
@@ -160,6 +166,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     MEMBER_SECONDS,
     MEMBER_BATCHES,
     MEMBER_FAILURES,
+    MEMBER_SHADOW_FAILURES,
     MEMBER_BREAKER,
     SERVING,
     IN_PLAY,

@@ -16,6 +16,7 @@ from stream_scorer.observability.metrics import (
     MEMBER_BREAKER,
     MEMBER_FAILURES,
     MEMBER_SECONDS,
+    MEMBER_SHADOW_FAILURES,
     Metrics,
 )
 from stream_scorer.pipeline.batch import BatchDecisions, MicroBatch, VersionResult
@@ -77,11 +78,12 @@ class Scoring:
         else:
             features = pool.checked(batch.enriched.matrix)
             outputs = [pool.predict_member(index, features) for index in range(len(pool))]
-        for name, output in zip(pool.names, outputs, strict=True):
+        for index, (name, output) in enumerate(zip(pool.names, outputs, strict=True)):
             metrics.count(MEMBER_SECONDS, output.seconds, name)
             metrics.count(MEMBER_BATCHES, output.reason != DISABLED, name)
             if output.reason not in ("", DISABLED):
-                metrics.count(MEMBER_FAILURES, 1, name)
+                decides = index in lineup.deciding_members
+                metrics.count(MEMBER_FAILURES if decides else MEMBER_SHADOW_FAILURES, 1, name)
         return outputs
 
     def _verdict(self, lineup: Lineup, version: int, outputs: list[MemberOutput], rules: Rules | None) -> VersionResult:

@@ -599,6 +599,19 @@ def test_the_incident_of_a_member_ends_when_the_member_leaves_the_lineup(
     assert [i.ended for i in desk.newest] == ["the member has left the lineup"]
 
 
+def test_a_breaker_of_a_member_that_only_a_shadow_uses_is_no_incident() -> None:
+    """Its failures are not counted in the status."""
+    desk = Desk()
+
+    def add(minute: int, at: int) -> None:
+        members = [MemberHealth("gbdt", 100 * minute, 0, 0), MemberHealth("gbdt@9", 100 * minute, 0, 2)]
+        desk.detectors.services.add_status(status(minute, [0, 0, 0, 0], members), at)
+        desk.detectors.add_summary(summary(0, 1_000, minute), at)
+
+    desk.run(range(10), add)
+    assert desk.records == []
+
+
 def test_minutes_without_micro_batches_do_not_close_the_incident_of_a_breaker() -> None:
     desk, counts = Desk(), [0, 0]
 

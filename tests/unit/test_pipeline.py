@@ -923,8 +923,16 @@ def test_the_breaker_of_a_member_that_left_play_is_no_longer_open(made: Path, mo
         read = metrics.registry.get_sample_value
         return {name: read("stream_scorer_member_breaker", {"member": name}) for name in ("a", "a@2")}
 
+    def failures(kind: str) -> float | None:
+        return metrics.registry.get_sample_value(f"stream_scorer_member_{kind}_total", {"member": "a@2"})
+
     for _ in range(FAILURES):
         found = score()
     assert found == {"a": BreakerState.CLOSED, "a@2": BreakerState.OPEN}
+    # Failures of a shadow affect no decision: those of a canary do.
+    assert (failures("failures"), failures("shadow_failures")) == (None, FAILURES)
+    lineups.append(Lineup((good, bad), Split(0.0, "s")))
+    score()
+    assert (failures("failures"), failures("shadow_failures")) == (1, FAILURES)
     lineups.append(Lineup.of(good))
     assert score() == {"a": BreakerState.CLOSED, "a@2": BreakerState.CLOSED}
