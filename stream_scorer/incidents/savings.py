@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+from stream_scorer.incidents.detector import percent
 from stream_scorer.incidents.log import IncidentLog, IncidentTable
 from stream_scorer.records import Incident, Saved, ScoreSummary
 
 # Event time after the action that counts. Later, a person would have acted.
 SPAN_MS = 3_600_000
+# Control offsets of an ensemble whose decisions are kept; the oldest are forgotten first.
+MAX_OFFSETS = 64
 
 
 @dataclass(slots=True)
@@ -26,6 +30,8 @@ class Savings:
     def __init__(self) -> None:
         self._after: dict[str, _After] = {}
         self._pending: dict[str, Incident] = {}
+        # Transactions by ensemble, control offset and the version that decided them.
+        self._decided: dict[str, dict[int, Counter[str]]] = {}
 
     @staticmethod
     def pending(table: IncidentTable) -> dict[str, Incident]:
@@ -46,6 +52,7 @@ class Savings:
 
     def add_summary(self, summary: ScoreSummary) -> None:
         """Count the transactions of a summary after the commands that ended pending incidents."""
+        self._add_decided(summary)
         for key, incident in self._pending.items():
             after = self._after[key]
             if summary.ensemble != incident.ensemble or summary.newest is None:
@@ -57,20 +64,40 @@ class Savings:
             if summary.newest <= after.first + SPAN_MS:
                 after.transactions += sum(pane.rows for pane in summary.panes)
 
+    def _add_decided(self, summary: ScoreSummary) -> None:
+        offsets = self._decided.setdefault(summary.ensemble, {})
+        decided = offsets.setdefault(summary.control_offset or 0, Counter())
+        decided[summary.version] += sum(pane.rows for pane in summary.panes)
+        while len(offsets) > MAX_OFFSETS:
+            del offsets[min(offsets)]
+
+    def _share(self, incident: Incident) -> float | None:
+        """The share of the transactions that the version decided before it was withdrawn; None if it is not known."""
+        if incident.command != "stop":
+            return 1.0
+        decided: Counter[str] = Counter()
+        for offset, by_version in self._decided.get(incident.ensemble, {}).items():
+            if incident.since <= offset < (incident.ended_by or 0):
+                decided += by_version
+        return decided[incident.version] / decided.total() if decided[incident.version] else None
+
     def settle(self, log: IncidentLog) -> None:
-        """Write the savings of the incidents whose hour is over."""
+        """Write the savings of the incidents whose hour is over. Without a known share, there is no estimate."""
         for key, after in list(self._after.items()):
             if after.first is None or after.newest <= after.first + SPAN_MS:
                 continue
-            if log.amend(key, saved=saved(self._pending[key], after.transactions)):
+            share = self._share(self._pending[key])
+            if share is not None and log.amend(key, saved=saved(self._pending[key], after.transactions, share)):
                 del self._after[key], self._pending[key]
 
 
-def saved(incident: Incident, transactions: int) -> Saved:
-    """What ending a verdict's `incident` saved among `transactions` after it."""
+def saved(incident: Incident, transactions: int, share: float = 1.0) -> Saved:
+    """What ending a verdict's `incident` saved among `transactions` after it, of which the version decided `share`."""
     excess = (incident.only - incident.lacking) / incident.rows
+    decided = round(share * transactions)
+    part = "" if share == 1.0 else f"{percent(share)}, the share of the canary, of "
     how = (
-        f"estimated: {transactions:,} transactions in the hour of event time after {incident.command}, at the measured "
-        f"excess of {1_000 * excess:+.2f} alerts per 1,000 transactions"
+        f"estimated: {part}{transactions:,} transactions in the hour of event time after {incident.command}, at the "
+        f"measured excess of {1_000 * excess:+.2f} alerts per 1,000 transactions"
     )
-    return Saved(transactions, round(excess * transactions), how)
+    return Saved(decided, round(excess * decided), how)

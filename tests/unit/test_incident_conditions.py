@@ -642,6 +642,26 @@ def test_a_restart_continues_the_open_incident_and_closes_it() -> None:
     assert [i.closed is not None for i in again.newest] == [True]
 
 
+def test_what_the_stop_of_a_canary_saved_is_its_share() -> None:
+    desk = Desk()
+    closed = Incident(
+        id="cards-2", ensemble="cards", version="8", other="7", since=2, opened=1, why="more", rows=10_000, both=50,
+        only=60, lacking=10, due="stop", closed=2, ended_by=3, command="stop",
+    )  # fmt: skip
+    desk.told.records.append(msgspec.json.encode(closed))
+    savings = desk.detectors.savings
+    for version, rows in (("7", 900), ("8", 100)):  # before the monitor reads the incident
+        savings.add_summary(msgspec.structs.replace(summary(0, rows, 0), version=version, control_offset=2))
+    savings.update(desk.log.read())
+    for minute in range(SPAN_MS // MINUTE + 2):
+        savings.add_summary(summary(0, 1_000, minute))
+        savings.settle(desk.log)
+    saved = desk.records[-1].saved
+    # 10 % of the transactions, and 5 more alerts per 1,000 of them.
+    assert saved is not None and (saved.transactions, saved.alerts) == (6_100, 30)
+    assert "10 %, the share of the canary, of 61,000 transactions" in saved.how
+
+
 def test_what_a_rollback_saved_is_counted_for_an_hour_of_event_time() -> None:
     desk = Desk()
     closed = Incident(
