@@ -39,7 +39,7 @@ Finding = Literal["rise", "fall", "harmless", "undecided"]
 # codes, response), in its scores as a whole (inverted, score), or in its weight. "policy": calibration or thresholds.
 CauseKind = Literal[
     "scale", "offset", "imputation", "clip", "added", "removed", "mapping", "response", "inverted", "score", "weight",
-    "policy",
+    "policy", "combination",
 ]  # fmt: skip
 Author = Literal["person", "monitor", "scorer"]
 LabelFinding = Literal["harm", "cleared", "undecided"]
@@ -330,7 +330,7 @@ class PreparedInput(Record, frozen=True):
 
 
 class MemberPair(Record, frozen=True):
-    """One member of a version, compared with the member of the same name in another version.
+    """One member of a version, compared with the one that belongs to it in another version.
 
     `output`, `weight` and `member` have the 2x2 counts `[both, served only, changed only, neither]` of "alert as
     served" against "alert if this member's output, its weight, or both were as in the other version"; empty if it
@@ -361,12 +361,17 @@ class PairDifferences(Record, frozen=True):
     """Members of two versions compared on the `rows` transactions of a micro-batch that both scored.
 
     `members` has the members that differ. `policy` has the 2x2 counts of "alert as served" against "alert with the
-    final calibrator and the thresholds of the other version"; empty if they are the same.
+    final calibrator and the thresholds of the other version"; empty if they are the same. If versions also differ in
+    something else, such as the combiner, the link or a removed member, `changes` has that in words, and `combination`
+    the counts of "alert as served" against "alert if everything were as in the other version except the members of
+    both", instead of `policy`.
     """
 
     rows: int
     members: dict[str, MemberPair] = {}
     policy: list[int] = []
+    combination: list[int] = []
+    changes: list[str] = []
 
 
 class ScoreSummary(Record, frozen=True):
@@ -651,7 +656,10 @@ class VerdictEvidence(Record, frozen=True):
 
 
 class Cause(Record, frozen=True):
-    """What moved the alerts of a version: the change of one member, or of the policy (then `member` is null).
+    """What moved the alerts of a version: the change of one member, of the policy or of the combination of members.
+
+    `member` is null for the policy (final calibrator and thresholds), and for the combination: the combiner, the link,
+    or members that only one version has.
 
     `kind` is what differs from the other version; `input` is the input concerned, null if it is not one input;
     `difference` describes it. `per_thousand` is the number of alerts per 1,000 transactions that the change adds, or
@@ -663,6 +671,13 @@ class Cause(Record, frozen=True):
     input: str | None
     difference: str
     per_thousand: float
+
+    @property
+    def subject(self) -> str:
+        """What changed, in words."""
+        if self.member is not None:
+            return f"member {self.member}"
+        return "the combination of members" if self.kind == "combination" else "the policy"
 
 
 class Disagreement(Record, frozen=True):

@@ -290,8 +290,8 @@ def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
         ),
     ]
     if r.cause is not None:
-        subject = "the policy" if r.cause.member is None else f"member {r.cause.member}"
-        facts.append(("cause", f"{subject}: {r.cause.difference} ({r.cause.per_thousand:.1f} alerts per 1,000)"))
+        cause = f"{r.cause.subject}: {r.cause.difference} ({r.cause.per_thousand:.1f} alerts per 1,000)"
+        facts.append(("cause", cause))
     facts += [
         ("input", f"member {each.member} {each.difference} ({each.moved:.0%} of the transactions in another bin)")
         for each in r.inputs

@@ -124,12 +124,15 @@ class Attribution:
     def __init__(self) -> None:
         self.rows = 0
         self._members: dict[str, _Member] = {}
-        self._policy: list[int] = []
+        # Counts of the policy, or of the combination of members.
+        self._rest: list[int] = []
+        self._changes: list[str] = []
 
     def add(self, found: PairDifferences) -> None:
         """Add the counts of a micro-batch."""
         self.rows += found.rows
-        self._policy = _add(self._policy, found.policy)
+        self._rest = _add(self._rest, found.combination or found.policy)
+        self._changes = found.changes or self._changes
         for name, pair in found.members.items():
             self._members.setdefault(name, _Member(pair)).add(pair)
 
@@ -142,7 +145,7 @@ class Attribution:
         sign = -1 if falls else 1
         moved = {name: sign * member.net for name, member in self._members.items()}
         name = max(moved, key=lambda each: (moved[each], each), default=None)
-        if self._policy:
+        if self._rest:
             usual = median(member.ratio for member in self._members.values()) if self._members else 0.0
             largest = max(abs(change), 0 if name is None else moved[name])
             known = {name: member.known(sign, usual, largest) for name, member in self._members.items()}
@@ -150,13 +153,14 @@ class Attribution:
             if first is not None and known[first] > 0:
                 return self._named(first, known[first], falls)
         least = max(MIN_ALERTS, MIN_SHARE * abs(change))
-        policy = sign * _net(self._policy)
+        rest = sign * _net(self._rest)
         # A version that is trained again has another scale of scores, and thresholds that follow it. Such a policy
         # alone would move far more alerts than the whole version did, so the one nearest to that change is named.
-        unlike = abs(sign * change - policy)
-        if policy >= least and (name is None or moved[name] < least or unlike < abs(sign * change - moved[name])):
-            text = "its final calibrator or thresholds differ"
-            return Cause("policy", None, None, text, self._per_thousand(policy))
+        unlike = abs(sign * change - rest)
+        if rest >= least and (name is None or moved[name] < least or unlike < abs(sign * change - moved[name])):
+            kind: CauseKind = "combination" if self._changes else "policy"
+            text = "; ".join(self._changes) or "its final calibrator or thresholds differ"
+            return Cause(kind, None, None, text, self._per_thousand(rest))
         if name is None or moved[name] < least:
             return None
         return self._named(name, moved[name], falls)

@@ -182,9 +182,10 @@ class Paired:
 
         An alert belongs to a member if it disappears when the member is left out and the other weights are
         renormalised. If alerts fall, the culprit is the member with the largest loss of such alerts, together with the
-        alerts that appear when it is left out.
+        alerts that appear when it is left out. It may be a member that did not change, so it is not named if summaries
+        compare the members.
         """
-        if not self.rows or not self.members:
+        if not self.rows or not self.members or self.differences.rows:
             return None
         sign = -1 if falls else 1
         change = {}
@@ -214,9 +215,10 @@ class Paired:
             return text
         kind = "fewer" if falls else "more"
         if (cause := self.cause(falls=falls)) is not None:
-            subject = "the policy" if cause.member is None else f"member {cause.member}"
             more = f"{cause.per_thousand:.1f} {kind} alerts per 1,000 transactions"
-            return f"{text}; {subject} causes {more} than in version {pair.other.version}: {cause.difference}"
+            return f"{text}; {cause.subject} causes {more} than in version {pair.other.version}: {cause.difference}"
+        if self.differences.rows:
+            return f"{text}; no difference of the versions explains this alone"
         culprit = self.culprit(falls=falls)
         if culprit is None:
             return text

@@ -1,7 +1,7 @@
 """Two versions of an ensemble compared member by member: what differs, and how the same rows look to both.
 
-A member is compared with the member of the same name in the other version. `PairPlan` finds from the two manifests what
-differs, once; the functions on rows then only work on that.
+A member is compared with the one that belongs to it in the other version, see `ensemble.combination`. `PairPlan` finds
+from the two manifests what differs, once; the functions on rows then only work on that.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from stream_scorer.ensemble.combination import Combination, coefficients_of, matched, policy_differs, restored
 from stream_scorer.ensemble.combine import Scenarios
-from stream_scorer.ensemble.manifest import Input, Manifest, MemberSpec, Series, Stacking, WeightedMean, member_key
+from stream_scorer.ensemble.manifest import Input, Manifest, Median, MemberSpec, Series, TrimmedMean, member_key
 
 Matrix = NDArray[np.float64]
-# Weights closer than this are the same; normalised weights are rounded sums.
-_SAME_WEIGHT = 1e-6
 # Classes of a value: neither missing nor clipped otherwise, missing before preprocessing, clipped otherwise.
 CLASSES = ("regular", "missing", "clipped")
 # Shifts below this share of a bin are no difference.
@@ -31,7 +30,7 @@ class MemberPlan:
     """What differs in one member of the served version.
 
     Attributes:
-        index: in the served version. other: in the other version; None if it has no member of this name.
+        index: in the served version. other: in the other version; None if it has no such member.
         output: whether its scores can differ. weights: its shares of the weight in both versions.
         inputs: of its inputs, those that are prepared differently, with both preparations.
         added, removed: inputs that only the served or only the other version's member reads.
@@ -56,53 +55,52 @@ class PairPlan:
         scenarios: the served version with one member, its output or its weight as in the other version.
         subjects: per scenario the place in `members`, and what is as in the other version: "output", "weight", or
             "member" for both.
-        policy: whether the final calibrator or the threshold of alerts differs.
+        combination: what differs outside of members that both versions have; None if nothing does.
+        policy: whether the final calibrator or the threshold of alerts differs; they are part of a `combination`.
     """
 
     members: list[MemberPlan]
     scenarios: Scenarios
     subjects: list[tuple[int, str]]
     policy: bool
+    combination: Combination | None
 
     @classmethod
     def between(cls, served: Manifest, other: Manifest) -> PairPlan:
         """The plan for a `served` version that is compared with an `other` one."""
-        weights = np.array([member.weight for member in served.members])
-        coefficients = _coefficients(served)
-        places = {member.name: place for place, member in enumerate(other.members)}
-        restored, restored_coefficients = _restored(served, other, places)
+        places = matched(served, other)
+        now = np.array([member.weight for member in served.members]), coefficients_of(served)
+        before = restored(served, other, places)
         members: list[MemberPlan] = []
         swaps: list[NDArray[np.bool_]] = []
-        rows: list[Matrix] = []
-        more: list[Matrix] = []
+        rows: list[tuple[Matrix, ...]] = []
         subjects: list[tuple[int, str]] = []
         for index, member in enumerate(served.members):
-            place = places.get(member.name)
+            place = places.get(index)
             plan = _member(index, member, place, None if place is None else other.members[place], served, other)
-            weighted = restored[index] != weights[index] or restored_coefficients[index] != coefficients[index]
-            if not (plan.output or weighted):
-                continue
-            changes = (
-                ["output", "weight", "member"] if plan.output and weighted else ["output" if plan.output else "weight"]
-            )
-            for what in changes:
-                swap = np.zeros(len(weights), np.bool_)
+            weighted = any(one[index] != two[index] for one, two in zip(now, before, strict=True))
+            parts = ["output"] * plan.output + ["weight"] * weighted + ["member"] * (plan.output and weighted)
+            for what in parts:
+                swap = np.zeros(len(served.members), np.bool_)
                 swap[index] = what != "weight"
-                one, two = weights.copy(), coefficients.copy()
-                if what != "output":
-                    one[index], two[index] = restored[index], restored_coefficients[index]
-                swaps, rows, more = [*swaps, swap], [*rows, one], [*more, two]
+                swaps.append(swap)
+                rows.append(now if what == "output" else _with_one(now, before, index))
                 subjects.append((len(members), what))
-            members.append(plan)
-        shape = (len(subjects), len(weights))
+            if parts:
+                members.append(plan)
+        shape = (len(subjects), len(served.members))
         scenarios = Scenarios(
             np.array(swaps, np.bool_).reshape(shape),
-            np.array(rows, np.float64).reshape(shape),
-            np.array(more, np.float64).reshape(shape),
+            np.array([weights for weights, _ in rows], np.float64).reshape(shape),
+            np.array([coefficients for _, coefficients in rows], np.float64).reshape(shape),
         )
-        now, before = served.thresholds, other.thresholds
-        policy = served.final_calibrator != other.final_calibrator or now.review != before.review
-        return cls(members, scenarios, subjects, policy and served.link == other.link)
+        combination = Combination.between(served, other, places)
+        return cls(members, scenarios, subjects, combination is None and policy_differs(served, other), combination)
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs that alerts depend on."""
+        return not self.members and not self.policy and self.combination is None
 
     def theirs(self, member_scores: Matrix, width: int) -> Matrix:
         """The other version's scores ``(n, m')`` in the places of the served version's `width` members.
@@ -201,44 +199,18 @@ def _member(
 
 
 def _share(member: MemberSpec, manifest: Manifest) -> float:
+    """Its share of the weight, or of the members that count if the size of the weight makes no difference."""
+    if isinstance(manifest.combiner, Median | TrimmedMean):
+        return (member.weight > 0.0) / sum(each.weight > 0.0 for each in manifest.members)
     return member.weight / sum(each.weight for each in manifest.members)
 
 
-def _coefficients(manifest: Manifest) -> Matrix:
-    how = manifest.combiner
-    return np.array(how.coefficients if isinstance(how, Stacking) else [0.0] * len(manifest.members))
-
-
-def _restored(served: Manifest, other: Manifest, places: dict[str, int]) -> tuple[Matrix, Matrix]:
-    """Weights and coefficients ``(m,)`` of the served version, each as in the other version.
-
-    Weights are relative, and versions may normalise them differently: a member's weight has changed if its ratio to its
-    former weight differs from the median ratio of all members.
-    """
-    weights = np.array([member.weight for member in served.members])
-    coefficients, theirs = _coefficients(served), _coefficients(other)
-    if type(served.combiner) is not type(other.combiner):
-        return weights, coefficients
-    kept = [(index, places[name]) for index, name in enumerate(served.member_names) if name in places]
-    if isinstance(served.combiner, Stacking):
-        restored = coefficients.copy()
-        for index, place in kept:
-            restored[index] = theirs[place]
-        return weights, restored
-    if not isinstance(served.combiner, WeightedMean):
-        return weights, coefficients
-    before = np.array([other.members[place].weight for _, place in kept])
-    now = weights[[index for index, _ in kept]]
-    both = (before > 0.0) & (now > 0.0)
-    if not both.any():
-        return weights, coefficients
-    wanted = before * float(np.median(now[both] / before[both]))
-    changed = np.abs(wanted - now) > _SAME_WEIGHT * now.sum()
-    restored = weights.copy()
-    for (index, _), value, differs in zip(kept, wanted, changed, strict=True):
-        if differs:
-            restored[index] = value
-    return restored, coefficients
+def _with_one(now: tuple[Matrix, ...], before: tuple[Matrix, ...], index: int) -> tuple[Matrix, ...]:
+    """The arrays `now`, each with the value of one member as `before`."""
+    changed = tuple(each.copy() for each in now)
+    for each, value in zip(changed, before, strict=True):
+        each[index] = value[index]
+    return changed
 
 
 def _row(entry: Input) -> tuple[float, float, float, float, float]:

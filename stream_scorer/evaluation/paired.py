@@ -1,7 +1,7 @@
 """A candidate against the champion on the same transactions: which decisions changed, and which part moved them.
 
-A part of the candidate (the output or the weight of a member, or both, or the policy) moves a decision if the decision
-goes back to the champion's when only this part is as in the champion (`ensemble.pair`).
+A part of the candidate (the output or the weight of a member, or both, the policy, or the combination of members) moves
+a decision if the decision goes back to the champion's when only this part is as in the champion (`ensemble.pair`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
+from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput, Scored
 from stream_scorer.ensemble.lineup import MemberPool
 from stream_scorer.ensemble.pair import PairPlan
 from stream_scorer.evaluation.bootstrap import interval
@@ -26,7 +26,7 @@ from stream_scorer.records import DECISIONS
 
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-POLICY, SEVERAL = "policy", "several"
+POLICY, COMBINATION, SEVERAL = "policy", "combination", "several"
 
 
 class ChangeFile:
@@ -62,6 +62,7 @@ class PairCounts:
         self._champion, self._candidate, self._index, self._pool = versions[0], versions[index], index, pool
         self._labels = labels[0], labels[index]
         self._plan = PairPlan.between(self._candidate.manifest, self._champion.manifest)
+        self._rest = POLICY if self._plan.combination is None else COMBINATION
         # By label, by alert of the champion, by alert of the candidate.
         self._sides = np.zeros((3, 2, 2), np.int64)
         self._cards: list[tuple[NDArray[np.int64], NDArray[np.int8], Bools]] = []
@@ -97,17 +98,23 @@ class PairCounts:
         columns = self._plan.theirs(theirs.member_scores, mine.member_scores.shape[1])
         scores = self._candidate.what_if(mine.member_scores, columns, self._plan.scenarios)
         back = (scores >= review[:, None]) != gained[:, None]
-        # Of the same z, as the policy of the champion decides.
-        policy = (self._champion.finish(mine.z) >= champion_review) != gained
-        if not self._plan.policy:
-            policy[:] = False
-        back = np.column_stack([back, policy])
+        back = np.column_stack([back, (self._with_rest(mine, theirs) >= champion_review) != gained])
+        if self._plan.combination is None and not self._plan.policy:
+            back[:, -1] = False
         self._moved += np.stack([back[gained].sum(axis=0), back[~gained].sum(axis=0)], axis=1)
         self._unexplained += int((~back.any(axis=1)).sum())
         return self._causes(np.column_stack([scores, mine.score]), back, gained)
 
+    def _with_rest(self, mine: Scored, theirs: Scored) -> F64:
+        """Scores of the candidate with the combination of the champion, or of the same z with its calibrator."""
+        combination = self._plan.combination
+        if combination is None:
+            return self._champion.finish(mine.z)
+        columns = combination.of_served(mine.member_scores)
+        return self._champion.what_if(theirs.member_scores, columns, combination.scenario)[:, 0]
+
     def _causes(self, scores: F64, back: Bools, gained: Bools) -> list[str]:
-        """Per changed decision, the member whose part moves its score the furthest, the policy, or several parts."""
+        """Per changed decision, the member whose part moves its score the furthest, the rest, or several parts."""
         members = back[:, :-1]
         distance = np.where(gained[:, None], -scores[:, :-1], scores[:, :-1])
         distance = np.where(members, distance, -np.inf)
@@ -118,7 +125,7 @@ class PairCounts:
             if members[row].any():
                 found.append(names[int(best[row])])
             else:
-                found.append(POLICY if back[row, -1] else SEVERAL)
+                found.append(self._rest if back[row, -1] else SEVERAL)
         return found
 
     def _changes(self, piece: Columns, rows: NDArray[np.int64], names: list[str]) -> Columns:
@@ -154,8 +161,8 @@ class PairCounts:
             )
             differences[name] = interval(change, replicates)
         subjects = [(self._plan.members[at].name, what) for at, what in self._plan.subjects]
-        if self._plan.policy:
-            subjects.append((POLICY, POLICY))
+        if self._plan.policy or self._plan.combination is not None:
+            subjects.append((self._rest, self._rest))
         moved = [
             Moved(name, what, int(gained), int(lost))
             for (name, what), (gained, lost) in zip(subjects, self._moved.tolist(), strict=False)

@@ -163,6 +163,8 @@ class Moved(Record, frozen=True):
     """Changed decisions that go back to the champion's if one part of the candidate is as in the champion.
 
     `part` is ``output``, ``weight`` or ``member`` (both) of a member, or ``policy``: final calibrator and thresholds.
+    ``combination`` takes its place if more than members and policy differs, such as the combiner, the link or a
+    removed member.
     """
 
     member: str

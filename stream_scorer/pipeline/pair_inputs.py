@@ -50,8 +50,6 @@ class PairCounter:
             key = served.digest, compared.digest
             comparer = before.get(key) or PairComparer(served, compared, self._checked)
             self._comparers[key] = comparer
-            if comparer.equal:
-                continue
             counts = np.zeros(len(decided.arm), np.bool_)
             counts[chosen] = True
             ids = entity_ids(batch, self._checked)
@@ -86,19 +84,23 @@ class PairComparer:
 
     @property
     def equal(self) -> bool:
-        """Whether neither members nor the policy differ."""
-        return not self._plan.members and not self._plan.policy
+        """Whether nothing differs that alerts depend on."""
+        return self._plan.equal
 
     def compare(self, batch: MicroBatch, version: int, other: int, counts: Flags) -> PairDifferences | None:
-        """The differences on the transactions `counts` ``(n,) bool``; None without any, or if the versions are equal.
+        """The differences on the transactions `counts` ``(n,) bool``; None without any.
+
+        If no difference is known, they have the number of transactions only.
 
         `version` and `other` are the indices of the two versions in the lineup of the batch.
         """
         decided, enriched = batch.decided, batch.enriched
         assert decided is not None and enriched is not None
         rows = np.flatnonzero(counts)
-        if self.equal or not len(rows):
+        if not len(rows):
             return None
+        if self.equal:
+            return PairDifferences(len(rows))
         mine, others = decided.verdicts[version], decided.verdicts[other]
         thresholds = self._served.manifest.thresholds
         review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(counts))[rows]
@@ -137,7 +139,13 @@ class PairComparer:
                 member.removed,
             )
             start = stop
-        return PairDifferences(len(rows), found, self._policy_square(batch, version, rows, alert))
+        return PairDifferences(
+            len(rows),
+            found,
+            self._policy_square(batch, version, rows, alert),
+            self._combination_square(batch, (version, other), rows, alert),
+            [] if self._plan.combination is None else self._plan.combination.changes,
+        )
 
     def _linked(self, member_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores on the scale of the link, in whole thousandths; not computed if no output differs."""
@@ -182,6 +190,17 @@ class PairComparer:
         review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(z))[rows]
         changed = self._other.finish(z[rows]) >= review
         square: list[int] = _squares(alert, changed[:, None])[0].tolist()
+        return square
+
+    def _combination_square(self, batch: MicroBatch, pair: tuple[int, int], rows: I64, alert: Flags) -> list[int]:
+        decided, combination = batch.decided, self._plan.combination
+        assert decided is not None
+        if combination is None:
+            return []
+        mine, theirs = (decided.verdicts[version].scored.member_scores for version in pair)
+        review = np.broadcast_to(self._policy.review(self._other.manifest.thresholds, decided.rules), len(mine))[rows]
+        scores = self._other.what_if(theirs[rows], combination.of_served(mine[rows]), combination.scenario)
+        square: list[int] = _squares(alert, scores >= review[:, None])[0].tolist()
         return square
 
 

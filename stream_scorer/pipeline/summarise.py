@@ -222,7 +222,7 @@ def _halve_differences(summary: ScoreSummary, rest: ScoreSummary) -> tuple[Score
         members = list(each.members.items())
         half = (len(members) + 1) // 2
         halves[0][other] = replace(each, members=dict(members[:half]))
-        halves[1][other] = replace(each, rows=0, policy=[], members=dict(members[half:]))
+        halves[1][other] = replace(each, rows=0, policy=[], combination=[], members=dict(members[half:]))
     return replace(summary, newest=None, differences=halves[0]), replace(
         rest, cards={}, newest=summary.newest, differences=halves[1]
     )

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from stream_scorer.cli.formatting import verdict_facts
 from stream_scorer.control import liveness
 from stream_scorer.control.commands import submit
-from stream_scorer.control.incidents import Incidents
+from stream_scorer.control.incidents import Incidents, condition_of
 from stream_scorer.control.liveness import SILENT_MS, StatusReader
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
 from stream_scorer.control.state import History, Refused, follow
@@ -155,6 +155,16 @@ def test_the_member_is_named_whose_alerts_are_lost() -> None:
     found.add(summary(TWO, [100, 0, 200, 9_700], only_by=(10, 85)))
     assert found.verdict.finding == "fall"
     assert found.summary().endswith("member gbdt causes 7.0 fewer alerts per 1,000 transactions than before")
+
+
+def test_no_unchanged_member_is_named_if_no_difference_is_known() -> None:
+    found = Paired(PAIR)
+    found.add(summary(ONE, [0, 0, 0, 10_000], other=None, offset=0, only_by=(10, 90)))
+    same = PairDifferences(10_000)
+    found.add(replace(summary(TWO, [200, 120, 0, 9_680], only_by=(70, 95)), differences={ONE.version: same}))
+    assert (found.verdict.finding, found.culprit(), found.cause(falls=False)) == ("rise", None, None)
+    assert found.summary().endswith("; no difference of the versions explains this alone")
+    assert condition_of(found, "rollback", "").subject.member is None
 
 
 def moved_by_gbdt(alerts: int) -> PairDifferences:

@@ -1,0 +1,136 @@
+"""What differs between two versions besides the members that both have: other members, combiner, link, policy.
+
+Members of two versions belong together if they are the same file with the same inputs and preprocessing, whatever their
+names, or else if they have the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_scorer.ensemble.combine import Scenarios
+from stream_scorer.ensemble.manifest import (
+    Manifest,
+    Median,
+    Stacking,
+    TrimmedMean,
+    WeightedMean,
+    member_key,
+)
+
+Matrix = NDArray[np.float64]
+# Weights closer than this are the same; normalised weights are rounded sums.
+_SAME_WEIGHT = 1e-6
+_COMBINERS = {WeightedMean: "weighted mean", Median: "median", TrimmedMean: "trimmed mean", Stacking: "stacking"}
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """The difference of two versions that is in no member which both have.
+
+    Attributes:
+        changes: what differs, in words.
+        places: for each member of both versions, its index in the served and in the other version.
+        scenario: the other version with outputs and weights of these members as in the served version.
+    """
+
+    changes: list[str]
+    places: Mapping[int, int]
+    scenario: Scenarios
+
+    @classmethod
+    def between(cls, served: Manifest, other: Manifest, places: Mapping[int, int]) -> Combination | None:
+        """The difference of a `served` version from an `other` one; None if there is none."""
+        changes = _changes(served, other, places)
+        if not changes:
+            return None
+        back = {there: here for here, there in places.items()}
+        weights, coefficients = restored(other, served, back)
+        swap = np.zeros((1, len(weights)), np.bool_)
+        swap[0, list(back)] = True
+        return cls(changes, places, Scenarios(swap, weights[None, :], coefficients[None, :]))
+
+    def of_served(self, member_scores: Matrix) -> Matrix:
+        """The served version's scores ``(n, m)`` in the places of the other version's members, NaN for all others."""
+        out = np.full((len(member_scores), self.scenario.swap.shape[1]), np.nan)
+        for here, there in self.places.items():
+            out[:, there] = member_scores[:, here]
+        return out
+
+
+def matched(served: Manifest, other: Manifest) -> dict[int, int]:
+    """For each member of both versions, its index in the `served` and in the `other` version."""
+    mine = [(member_key(member), member.name) for member in served.members]
+    theirs = [(member_key(member), member.name) for member in other.members]
+    found: dict[int, int] = {}
+    for part in (slice(0, 2), slice(0, 1), slice(1, 2)):  # same key and name, same key, same name
+        free = {each[part]: place for place, each in reversed(list(enumerate(theirs))) if place not in found.values()}
+        for index, each in enumerate(mine):
+            if index not in found and each[part] in free:
+                found[index] = free.pop(each[part])
+    return dict(sorted(found.items()))
+
+
+def coefficients_of(manifest: Manifest) -> Matrix:
+    """``(m,)``: the coefficients of stacking; 0 for another combiner."""
+    how = manifest.combiner
+    return np.array(how.coefficients if isinstance(how, Stacking) else [0.0] * len(manifest.members))
+
+
+def restored(version: Manifest, like: Manifest, places: Mapping[int, int]) -> tuple[Matrix, Matrix]:
+    """Weights and coefficients ``(m,)`` of a version, each as in the version `like`.
+
+    Weights of a mean are relative, and versions may normalise them differently: a member's weight has changed if its
+    ratio to its former weight differs from the median ratio of all members. For other combiners it only matters whether
+    there is a weight. `places` has the index in `like` by the index in `version`.
+    """
+    weights = np.array([member.weight for member in version.members])
+    coefficients, theirs = coefficients_of(version), coefficients_of(like)
+    if type(version.combiner) is not type(like.combiner):
+        return weights, coefficients
+    kept = list(places)
+    before = np.array([like.members[place].weight for place in places.values()])
+    now = weights[kept]
+    changed = (before > 0.0) != (now > 0.0)
+    if isinstance(version.combiner, WeightedMean):
+        both = (before > 0.0) & (now > 0.0)
+        ratio = np.median(now[both] / before[both]) if both.any() else now.sum() / max(before.sum(), _SAME_WEIGHT)
+        before = before * float(ratio)
+        changed = np.abs(before - now) > _SAME_WEIGHT * now.sum()
+    weights[kept] = np.where(changed, before, now)
+    coefficients[kept] = theirs[list(places.values())]
+    return weights, coefficients
+
+
+def _changes(served: Manifest, other: Manifest, places: Mapping[int, int]) -> list[str]:
+    gone = [m for place, m in enumerate(other.members) if place not in places.values()]
+    found = [f"member {member.name} was removed" for member in gone if member.weight > 0.0]
+    found += _of_combiner(served, other)
+    if served.link != other.link:
+        found.append(f"the link changed from {other.link} to {served.link}")
+    if not found:
+        return []
+    new = [m for index, m in enumerate(served.members) if index not in places]
+    found += [f"member {member.name} was added" for member in new if member.weight > 0.0]
+    if policy_differs(served, other):
+        found.append("the final calibrator or thresholds differ")
+    return found
+
+
+def policy_differs(served: Manifest, other: Manifest) -> bool:
+    """Whether the final calibrators or the thresholds of alerts differ."""
+    return served.final_calibrator != other.final_calibrator or served.thresholds.review != other.thresholds.review
+
+
+def _of_combiner(served: Manifest, other: Manifest) -> Iterator[str]:
+    now, before = served.combiner, other.combiner
+    if type(now) is not type(before):
+        yield f"the combiner changed from {_COMBINERS[type(before)]} to {_COMBINERS[type(now)]}"
+    elif isinstance(now, TrimmedMean) and isinstance(before, TrimmedMean) and now != before:
+        yield f"the trimmed share changed from {before.share:.1%} to {now.share:.1%}"
+    elif isinstance(now, Stacking) and isinstance(before, Stacking) and now.intercept != before.intercept:
+        yield f"the intercept of stacking changed from {before.intercept:.4g} to {now.intercept:.4g}"
