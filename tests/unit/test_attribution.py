@@ -328,6 +328,24 @@ def test_a_member_that_no_longer_counts_for_the_median_is_named(tmp_path: Path) 
     assert cause.difference == "its share of the weight is 0% instead of 33%"
 
 
+FAULTS = {
+    "one": prepare("customer.count_1h", lambda e: replace(e, scale=0.6 * e.scale)),
+    "two": prepare("amount_log", lambda e: replace(e, scale=0.6 * e.scale)),
+    "three": prepare("terminal_risk.label_rate_7d", lambda e: replace(e, scale=0.8 * e.scale)),
+}
+
+
+@pytest.mark.parametrize(("renamed", "faulty"), [("one", "two"), ("two", "three"), ("three", "one")])
+def test_a_renamed_member_is_the_same_one(before: Ensemble, tmp_path: Path, renamed: str, faulty: str) -> None:
+    made = [FAULTS[faulty](each) if each.name == faulty else each for each in drafts()]
+    made = [replace_draft(each, name="other") if each.name == renamed else each for each in made]
+    after = composed(tmp_path / "after", made[::-1], "2")
+    (found,) = differences(after, before)
+    assert list(found.members) == [faulty]
+    cause = cause_of(after, before)
+    assert cause is not None and cause.member == faulty
+
+
 def test_a_changed_threshold_is_named_and_no_member(before: Ensemble) -> None:
     lower = replace(before.manifest, thresholds=Thresholds("p", 0.08, 0.8))
     after = Ensemble(lower, [loaded.member for loaded in before._members], version="2")
