@@ -342,6 +342,7 @@ class MemberPair(Record, frozen=True):
     reference profile, flat and sparse: `[bin, transactions, sum, ...]`; `answered` is the number of these transactions,
     the sum of the differences and of their squares. `categories` are those of the inputs that are codes of a category.
     `inputs` are the inputs that are prepared differently; `added` and `removed` those that only one version reads.
+    `ranked`: its outputs differ only because the link `rank` has other reference scores.
     """
 
     shares: tuple[float, float]
@@ -355,6 +356,7 @@ class MemberPair(Record, frozen=True):
     inputs: dict[str, PreparedInput] = {}
     added: list[str] = []
     removed: list[str] = []
+    ranked: bool = False
 
 
 class PairDifferences(Record, frozen=True):

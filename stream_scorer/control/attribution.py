@@ -199,6 +199,8 @@ def _difference(member: _Member, *, falls: bool) -> tuple[CauseKind, str | None,
         return kind, input_name, f"{text}, and {share}" if weight >= MIN_SHARE * sign * member.net else text
     if not member.output or weight > output:
         return "weight", None, share
+    if member.newest.ranked:
+        return "score", None, "its scores are ranked by the scores of other reference rows"
     explained = {name: _explained(bins, member.answered) for name, bins in member.answers.items()}
     name = max(explained, key=lambda each: (explained[each], each), default="")
     if name and explained[name] >= MIN_EXPLAINED:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.combine import Scenarios
+from stream_scorer.ensemble.combine import References, Scenarios, link_table
 from stream_scorer.ensemble.manifest import (
     Manifest,
     Median,
@@ -52,7 +52,8 @@ class Combination:
         weights, coefficients = restored(other, served, back)
         swap = np.zeros((1, len(weights)), np.bool_)
         swap[0, list(back)] = True
-        return cls(changes, places, Scenarios(swap, weights[None, :], coefficients[None, :]))
+        references = references_of(other, served, back)
+        return cls(changes, places, Scenarios(swap, weights[None, :], coefficients[None, :], references))
 
     def of_served(self, member_scores: Matrix) -> Matrix:
         """The served version's scores ``(n, m)`` in the places of the other version's members, NaN for all others."""
@@ -73,6 +74,16 @@ def matched(served: Manifest, other: Manifest) -> dict[int, int]:
             if index not in found and each[part] in free:
                 found[index] = free.pop(each[part])
     return dict(sorted(found.items()))
+
+
+def references_of(version: Manifest, like: Manifest, places: Mapping[int, int]) -> References | None:
+    """The references of the scores of `like` in the places of the members of `version`; None if they are the same."""
+    if version.link != "rank" or like.link != "rank":
+        return None
+    own = [member.ranks for member in version.members]
+    found = [like.members[places[index]].ranks if index in places else ranks for index, ranks in enumerate(own)]
+    differ = [one != two for one, two in zip(own, found, strict=True)]
+    return References(link_table("rank", found), np.array(differ)) if any(differ) else None
 
 
 def coefficients_of(manifest: Manifest) -> Matrix:

@@ -67,6 +67,28 @@ class Voter(Protocol):
     def ranks(self) -> Sequence[float]: ...
 
 
+# Link, the ascending scores on the reference rows of all members, and where those of each member begin.
+LinkTable = tuple[int, NDArray[np.float64], NDArray[np.int64]]
+
+
+def link_table(link: Link, ranks: Sequence[Sequence[float]]) -> LinkTable:
+    """A link packed for the compiled loops; `ranks` are the references of each member."""
+    starts = np.cumsum([0] + [len(each) for each in ranks]).astype(np.int64)
+    return LINKS.index(link), np.array([value for each in ranks for value in each], np.float64), starts
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """For the link `rank`: the references of the scores that take the places of others.
+
+    Attributes:
+        link: with these references. differ: ``(m,) bool``, the members that have others themselves.
+    """
+
+    link: LinkTable
+    differ: NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True)
 class Scenarios:
     """Hypothetical variants of an ensemble with m members.
@@ -74,11 +96,13 @@ class Scenarios:
     Attributes:
         swap: ``(s, m) bool``, the members whose scores are replaced.
         weights, coefficients: ``(s, m)``, not necessarily normalised; coefficients count for stacking only.
+        references: of the scores that replace others; None if they have the same ones.
     """
 
     swap: NDArray[np.bool_]
     weights: Matrix
     coefficients: Matrix
+    references: References | None = None
 
 
 class Combiner:
@@ -94,11 +118,8 @@ class Combiner:
         self._weights = np.array([member.weight for member in members], np.float64)
         self._baselines = np.array([member.baseline for member in members], np.float64)
         self._quorum = quorum
-        self._link = (
-            LINKS.index(link),
-            np.array([value for member in members for value in member.ranks], np.float64),
-            np.cumsum([0] + [len(member.ranks) for member in members]).astype(np.int64),
-        )
+        self._link = link_table(link, [member.ranks for member in members])
+        self._same = np.zeros(len(members), np.bool_)
         self._how = (
             kinds.get(type(how), _MEAN),
             how.share if isinstance(how, TrimmedMean) else 0.0,
@@ -131,9 +152,9 @@ class Combiner:
         )
         return packed
 
-    def linked(self, member_scores: Matrix) -> Matrix:
-        """``(n, m)``: calibrated scores on the scale of the link; NaN stays NaN."""
-        values: Matrix = _linked(member_scores, self._link)
+    def linked(self, member_scores: Matrix, references: References | None = None) -> Matrix:
+        """``(n, m)``: calibrated scores on the scale of the link, by `references` if given; NaN stays NaN."""
+        values: Matrix = _linked(member_scores, self._link if references is None else references.link)
         return values
 
     def left_out(self, member_scores: Matrix, score: Vector) -> Matrix:
@@ -157,7 +178,9 @@ class Combiner:
         final = (g.kinds, g.starts, g.first, g.second)
         rule = kind, share, intercept
         swap, weights, coefficients = scenarios.swap, scenarios.weights, scenarios.coefficients
-        scores: Matrix = _what_if(member_scores, theirs, swap, weights, coefficients, final, self._link, rule)
+        own = scenarios.references or References(self._link, self._same)
+        links = self._link, own.link, own.differ
+        scores: Matrix = _what_if(member_scores, theirs, swap, weights, coefficients, final, links, rule)
         return scores
 
     def finish(self, z: Vector) -> Vector:
@@ -349,7 +372,8 @@ def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[
 
 
 @njit(cache=True, nogil=True, fastmath=False)
-def _what_if(member_scores, theirs, swap, weights, coefficients, final, link, rule):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _what_if(member_scores, theirs, swap, weights, coefficients, final, links, rule):  # type: ignore[no-untyped-def]  # pragma: no cover
+    link, their_link, differ = links
     rows, members = member_scores.shape
     out = np.empty((rows, swap.shape[0]), np.float64)
     mine, other = np.empty(members, np.float64), np.empty(members, np.float64)
@@ -358,8 +382,8 @@ def _what_if(member_scores, theirs, swap, weights, coefficients, final, link, ru
         for j in range(members):
             mine[j] = _link_one(member_scores[i, j], j, link)
             # A link costs a logarithm, and most members have the same score in both versions.
-            same = theirs[i, j] == member_scores[i, j]
-            other[j] = mine[j] if same else _link_one(theirs[i, j], j, link)
+            same = theirs[i, j] == member_scores[i, j] and not differ[j]
+            other[j] = mine[j] if same else _link_one(theirs[i, j], j, their_link)
         for s in range(swap.shape[0]):
             k, weighted = _ZERO, _ZERO
             for j in range(members):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.ensemble import pair
 from stream_scorer.ensemble.attribution import Explainer
-from stream_scorer.ensemble.combine import Combiner, Scenarios
+from stream_scorer.ensemble.combine import Combiner, References, Scenarios
 from stream_scorer.ensemble.manifest import Manifest, manifest_digest, member_key, read_manifest, read_members
 from stream_scorer.ensemble.members import Member, load_member
 from stream_scorer.ensemble.preprocess import Preprocess
@@ -163,9 +163,9 @@ class Ensemble:
         member_scores, weights, contributions, base, z, score, coverage = self._combiner.combine(raw)
         return Scored(member_scores, weights, contributions, base, z, score, coverage, failures, seconds)
 
-    def linked(self, member_scores: Matrix) -> Matrix:
-        """Calibrated scores ``(n, m)`` on the scale of the link."""
-        return self._combiner.linked(member_scores)
+    def linked(self, member_scores: Matrix, references: References | None = None) -> Matrix:
+        """Calibrated scores ``(n, m)`` on the scale of the link; see `Combiner.linked`."""
+        return self._combiner.linked(member_scores, references)
 
     def left_out_scores(self, scored: Scored) -> Matrix:
         """See the function `left_out_scores`; this method reuses the combiner."""

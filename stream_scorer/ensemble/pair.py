@@ -14,9 +14,25 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from stream_scorer.ensemble.combination import Combination, coefficients_of, matched, policy_differs, restored
+from stream_scorer.ensemble.combination import (
+    Combination,
+    coefficients_of,
+    matched,
+    policy_differs,
+    references_of,
+    restored,
+)
 from stream_scorer.ensemble.combine import Scenarios
-from stream_scorer.ensemble.manifest import Input, Manifest, Median, MemberSpec, Series, TrimmedMean, member_key
+from stream_scorer.ensemble.manifest import (
+    Input,
+    Manifest,
+    Median,
+    MemberSpec,
+    Series,
+    Stacking,
+    TrimmedMean,
+    member_key,
+)
 
 Matrix = NDArray[np.float64]
 # Classes of a value: neither missing nor clipped otherwise, missing before preprocessing, clipped otherwise.
@@ -31,7 +47,9 @@ class MemberPlan:
 
     Attributes:
         index: in the served version. other: in the other version; None if it has no such member.
-        output: whether its scores can differ. weights: its shares of the weight in both versions.
+        output: whether its scores on the scale of the link can differ. ranked: whether only because of other references
+            of the link `rank`.
+        weights: its shares of the weight in both versions. coefficients: those of stacking; None for another combiner.
         inputs: of its inputs, those that are prepared differently, with both preparations.
         added, removed: inputs that only the served or only the other version's member reads.
     """
@@ -40,7 +58,9 @@ class MemberPlan:
     index: int
     other: int | None
     output: bool
+    ranked: bool
     weights: tuple[float, float]
+    coefficients: tuple[float, float] | None
     inputs: list[tuple[str, Input, Input]]
     added: list[str]
     removed: list[str]
@@ -93,6 +113,7 @@ class PairPlan:
             np.array(swaps, np.bool_).reshape(shape),
             np.array([weights for weights, _ in rows], np.float64).reshape(shape),
             np.array([coefficients for _, coefficients in rows], np.float64).reshape(shape),
+            references_of(served, other, places),
         )
         combination = Combination.between(served, other, places)
         return cls(members, scenarios, subjects, combination is None and policy_differs(served, other), combination)
@@ -179,19 +200,24 @@ def _member(
     index: int, member: MemberSpec, place: int | None, before: MemberSpec | None, served: Manifest, other: Manifest
 ) -> MemberPlan:
     if before is None:
-        return MemberPlan(member.name, index, None, True, (_share(member, served), 0.0), [], [], [])
+        return MemberPlan(member.name, index, None, True, False, (_share(member, served), 0.0), None, [], [], [])
     old = dict(zip(before.inputs, before.preprocess, strict=True))
     inputs = [
         (name, entry, old[name])
         for name, entry in zip(member.inputs, member.preprocess, strict=True)
         if name in old and entry != old[name]
     ]
+    changed = member_key(member) != member_key(before) or member.calibrator != before.calibrator
+    ranked = served.link == other.link == "rank" and member.ranks != before.ranks
+    stacked = isinstance(served.combiner, Stacking) and isinstance(other.combiner, Stacking)
     return MemberPlan(
         member.name,
         index,
         place,
-        member_key(member) != member_key(before) or member.calibrator != before.calibrator,
+        changed or ranked,
+        ranked and not changed,
         (_share(member, served), _share(before, other)),
+        (_coefficient(index, served), _coefficient(place or 0, other)) if stacked else None,
         inputs,
         [name for name in member.inputs if name not in old],
         [name for name in before.inputs if name not in member.inputs],
@@ -203,6 +229,11 @@ def _share(member: MemberSpec, manifest: Manifest) -> float:
     if isinstance(manifest.combiner, Median | TrimmedMean):
         return (member.weight > 0.0) / sum(each.weight > 0.0 for each in manifest.members)
     return member.weight / sum(each.weight for each in manifest.members)
+
+
+def _coefficient(index: int, manifest: Manifest) -> float:
+    """The coefficient of stacking; a member without weight is not used."""
+    return float(coefficients_of(manifest)[index]) if manifest.members[index].weight > 0.0 else 0.0
 
 
 def _with_one(now: tuple[Matrix, ...], before: tuple[Matrix, ...], index: int) -> tuple[Matrix, ...]:

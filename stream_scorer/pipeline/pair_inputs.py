@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.ensemble.combine import References
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Input
 from stream_scorer.ensemble.pair import BinnedSums, InputComparison, MemberPlan, PairPlan
@@ -111,7 +112,7 @@ class PairComparer:
         squares = _squares(alert, changed)
         either = np.flatnonzero(alert | (others.decision[rows] > 0))
         alerted = rows[either]
-        linked, linked_theirs = self._linked(scores), self._linked(theirs)
+        linked, linked_theirs = self._linked(scores), self._linked(theirs, self._plan.scenarios.references)
         prepared = [self._inputs.count(enriched.matrix, each).reshape(-1, 9).tolist() for each in (rows, alerted)]
         found: dict[str, MemberPair] = {}
         start = 0
@@ -137,6 +138,7 @@ class PairComparer:
                 },
                 member.added,
                 member.removed,
+                member.ranked,
             )
             start = stop
         return PairDifferences(
@@ -147,11 +149,11 @@ class PairComparer:
             [] if self._plan.combination is None else self._plan.combination.changes,
         )
 
-    def _linked(self, member_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _linked(self, member_scores: NDArray[np.float64], references: References | None = None) -> NDArray[np.float64]:
         """Scores on the scale of the link, in whole thousandths; not computed if no output differs."""
         if not any(member.output for member in self._plan.members):
             return member_scores
-        return np.rint(UNIT * self._served.linked(member_scores))
+        return np.rint(UNIT * self._served.linked(member_scores, references))
 
     def _answers(
         self, features: NDArray[np.float64], alerted: I64, member: MemberPlan, difference: NDArray[np.float64]

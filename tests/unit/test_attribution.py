@@ -22,6 +22,7 @@ from stream_scorer.ensemble.manifest import (
     Link,
     Median,
     NoCalibrator,
+    Platt,
     Stacking,
     Thresholds,
     TrimmedMean,
@@ -275,12 +276,14 @@ def without(name: str) -> list[Draft]:
 
 STACKED = [0.4, 0.4, 0.4]
 LOW = {"review": 0.08}
+RANKED: dict[str, Any] = {"link": "rank", "review": 0.75}
 # The members are the same in both versions.
 COMBINATIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"combiner": Median(), **LOW}, LOW, "the combiner changed from weighted mean to median"),
     (LOW, {"combiner": Median(), **LOW}, "the combiner changed from median to weighted mean"),
     ({"made": without("three")}, {}, "member three was removed"),
     ({"made": without("one"), "combiner": Median()}, {"combiner": Median()}, "member one was removed"),
+    ({"made": without("three"), **RANKED}, RANKED, "member three was removed"),
     ({"link": "probability"}, {}, "the link changed from logit to probability"),
     ({"link": "rank"}, {}, "the link changed from logit to rank"),
     (
@@ -344,6 +347,24 @@ def test_a_renamed_member_is_the_same_one(before: Ensemble, tmp_path: Path, rena
     assert list(found.members) == [faulty]
     cause = cause_of(after, before)
     assert cause is not None and cause.member == faulty
+
+
+def test_scores_of_the_link_rank_have_the_references_of_their_own_version(tmp_path: Path) -> None:
+    def ranked(name: str, made: list[Draft], reference: np.ndarray | None = None) -> Ensemble:
+        return composed(tmp_path / name, made, name, None, "rank", 0.75, reference)
+
+    one, two, three = drafts()
+    former = ranked("former", [one, two, three])
+    calibrated = ranked("calibrated", [one, replace_draft(two, calibrator=Platt(1.0, 2.0)), three])
+    # The scores of "two" are higher, and those of the reference rows as well.
+    (found,) = differences(calibrated, former)
+    square = found.members["two"].output
+    assert net_change(calibrated, former) == 0 and square[1] == square[2] == 0
+    reference = rows(800, 1)
+    reference[:, FEATURES.index("customer.count_1h")] *= 2
+    cause = cause_of(ranked("busy", [one, two, three], reference), former)
+    assert cause is not None
+    assert (cause.member, cause.difference) == ("one", "its scores are ranked by the scores of other reference rows")
 
 
 def test_a_changed_threshold_is_named_and_no_member(before: Ensemble) -> None:
