@@ -342,7 +342,8 @@ class MemberPair(Record, frozen=True):
     reference profile, flat and sparse: `[bin, transactions, sum, ...]`; `answered` is the number of these transactions,
     the sum of the differences and of their squares. `categories` are those of the inputs that are codes of a category.
     `inputs` are the inputs that are prepared differently; `added` and `removed` those that only one version reads.
-    `ranked`: its outputs differ only because the link `rank` has other reference scores.
+    `coefficients` are those of stacking, null for another combiner. `ranked`: its outputs differ only because the link
+    `rank` has other reference scores.
     """
 
     shares: tuple[float, float]
@@ -356,6 +357,7 @@ class MemberPair(Record, frozen=True):
     inputs: dict[str, PreparedInput] = {}
     added: list[str] = []
     removed: list[str] = []
+    coefficients: tuple[float, float] | None = None
     ranked: bool = False
 
 

@@ -113,8 +113,8 @@ class _Member:
 
     @property
     def ratio(self) -> float:
-        """Ratio of its shares of the weight in both versions; 0 without a weight in the other one."""
-        now, before = self.newest.shares
+        """Ratio of its shares of the weight, or of its coefficients; 0 without one in the other version."""
+        now, before = self.newest.coefficients or self.newest.shares
         return now / before if before else 0.0
 
 
@@ -190,8 +190,7 @@ def _difference(member: _Member, *, falls: bool) -> tuple[CauseKind, str | None,
     """Kind, input and description of the difference of a member that moved alerts."""
     sign = -1 if falls else 1
     output, weight = sign * _net(member.output), sign * _net(member.weight)
-    now, before = member.newest.shares
-    share = f"its share of the weight is {now:.0%} instead of {before:.0%}"
+    share = _weight(member.newest)
     fault = _fault(member)
     if fault is not None and output > 0:
         # A fault that a higher weight amplifies is both.
@@ -242,6 +241,14 @@ def _preparation(name: str, found: _Input, categories: list[str]) -> tuple[Cause
     if ratio < 0 or abs(math.log(ratio)) >= abs(offset - offset_) / abs(scale_):
         return "scale", f"reads {name} {ratio:.3g} times as large"
     return "offset", f"reads {name} shifted by {(offset_ - offset) / scale:+.3g}"
+
+
+def _weight(pair: MemberPair) -> str:
+    if pair.coefficients is not None:
+        now, before = pair.coefficients
+        return f"its coefficient is {now:.4g} instead of {before:.4g}"
+    now, before = pair.shares
+    return f"its share of the weight is {now:.0%} instead of {before:.0%}"
 
 
 def _read(name: str, pair: MemberPair) -> tuple[CauseKind, str]:

@@ -138,6 +138,7 @@ class PairComparer:
                 },
                 member.added,
                 member.removed,
+                member.coefficients,
                 member.ranked,
             )
             start = stop

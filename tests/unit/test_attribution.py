@@ -331,6 +331,14 @@ def test_a_member_that_no_longer_counts_for_the_median_is_named(tmp_path: Path) 
     assert cause.difference == "its share of the weight is 0% instead of 33%"
 
 
+def test_the_coefficient_of_stacking_is_stated_instead_of_the_weight(tmp_path: Path) -> None:
+    hows = [Stacking(-1.0, [0.4, each, 0.4]) for each in (0.4, 0.8)]
+    versions = [composed(tmp_path / str(k), drafts(), str(k), how, review=0.02) for k, how in enumerate(hows)]
+    cause = cause_of(versions[1], versions[0])
+    assert cause is not None and (cause.member, cause.kind) == ("two", "weight")
+    assert cause.difference == "its coefficient is 0.8 instead of 0.4"
+
+
 FAULTS = {
     "one": prepare("customer.count_1h", lambda e: replace(e, scale=0.6 * e.scale)),
     "two": prepare("amount_log", lambda e: replace(e, scale=0.6 * e.scale)),
