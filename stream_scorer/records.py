@@ -781,8 +781,8 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     is undecided; `held_back` says why the monitor does not submit it. `cause` is what moved the alerts most; `inputs`
     are those that members see differently. After a rise or a fall, `disagreements` has the cards that only one version
     alerts, up to a limit, `common` those that both alert, and `labels` what their labels show later. `began` is the
-    time of the command, ms. While `collection` runs after a rollback, further cards are added; `cards` and the other
-    counts stay those of the withdrawal.
+    time of the command, ms, and `manifest_sha256` the digest of the version. While `collection` runs after a rollback,
+    further cards are added; `cards` and the other counts stay those of the withdrawal.
     """
 
     id: str
@@ -812,6 +812,7 @@ class VerdictRecord(Record, frozen=True, kw_only=True):
     labels: LabelledVerdict | None = None
     common: list[CommonAlert] = []
     collection: Collection | None = None
+    manifest_sha256: str = ""
 
 
 class Affected(Record, frozen=True):

@@ -48,6 +48,7 @@ def verdict_record(paired: Paired, due: Action | None, held_back: str, at: int) 
         cause=paired.cause(falls=verdict.finding == "fall") if verdict.finding in ("rise", "fall") else None,
         inputs=paired.differences.inputs()[:MAX_INPUTS],
         began=pair.at,
+        manifest_sha256=pair.served.manifest_sha256,
         disagreements=list(paired.cards.disagreements) if verdict.finding in ("rise", "fall") else [],
         common=list(paired.cards.common) if verdict.finding in ("rise", "fall") else [],
     )

@@ -192,7 +192,7 @@ class Desk:
             id="cards-1", ensemble="cards", version="2", other="1", since=1, at=5, finding="rise", why="", rows=1,
             both=1, only=1, lacking=1, excluded=0, cards=CountedCards(1, 1, 1, 0),
             evidence=VerdictEvidence(0.0, 0.0, 0.0, 0.0), missing=[], more_rows=None, more_ms=None, due="rollback",
-            held_back="", began=HORIZON + 77, disagreements=found, common=both,
+            held_back="", began=HORIZON + 77, disagreements=found, common=both, manifest_sha256="2" * 64,
         )  # fmt: skip
         self.verdicts.records.append(msgspec.json.encode(verdict))
         known = with_common(labelled(found, precision, 0.5, rng), both, 0.5, rng)
@@ -358,9 +358,10 @@ def test_harm_that_cannot_be_reported_is_tried_again() -> None:
     assert desk.result.labels is not None and len(incidents_of(desk)) == 1
 
 
-def test_a_cleared_version_that_serves_is_not_proposed_again() -> None:
+@pytest.mark.parametrize(("champion", "retired"), [("2", []), ("1", ["2" * 64])])
+def test_a_cleared_version_that_serves_or_is_retired_is_not_proposed_again(champion: str, retired: list[str]) -> None:
     desk = Desk(0.5)
-    serving(desk, "2", last_good="1")
+    serving(desk, champion, last_good="1" if champion == "2" else None, retired=retired)
     desk.steps(desk.watch())
     assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
     assert desk.told.records == []
