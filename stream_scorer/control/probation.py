@@ -172,7 +172,9 @@ class Paired:
         if self.arms is None:
             return
         if cards is None:
-            self.unpaired += sum(pane.rows for pane in summary.panes)
+            # A part of a summary that was split has no cards, but both versions scored its transactions.
+            alone = [pane.rows for pane in summary.panes if self.pair.served.version not in pane.against]
+            self.unpaired += sum(alone)
             return
         self.elsewhere += cards.rows + cards.excluded
         self.arms.add(cards.card, cards.served, canary=False)

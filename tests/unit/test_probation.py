@@ -26,6 +26,7 @@ from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline.summarise import halve
 from stream_scorer.records import (
     Author,
     CardAlerts,
@@ -728,6 +729,18 @@ def canary_desk(*, inside: int = 302, outside: int = 2_720) -> Desk:
     other_arm = [outside, 0, 0, 90_000]
     desk.summaries.append(summary(ONE, other_arm, other=TWO, cards=listed(other_arm, 100_000)))
     return desk
+
+
+def test_a_split_summary_beside_a_canary_counts_as_a_whole_one_does() -> None:
+    whole = summary(ONE, [1, 0, 0, 999], other=TWO)
+    whole = replace(whole, panes=[replace(whole.panes[0], pane=start) for start in (0, 60_000)])
+    parts = halve(whole)
+    assert parts is not None and parts[1].cards == {}
+    for summaries in ([whole], parts):
+        found = Paired(Pair("cards", TWO, ONE, since=1, at=1_000, ends="stop", share=0.1))
+        for each in [*summaries, summary(ONE, [0, 0, 0, 7], other=None)]:
+            found.add(each)
+        assert (found.elsewhere, found.unpaired) == (1_000, 7)
 
 
 def test_a_canary_is_confirmed_at_its_share_and_stopped_if_its_alerts_change() -> None:
