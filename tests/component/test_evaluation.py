@@ -361,6 +361,18 @@ def test_a_candidate_is_compared_on_the_same_transactions(whole: Evaluation) -> 
     assert change.value == pytest.approx(after[fraud].mean() - before[fraud].mean())
 
 
+def test_a_removed_member_moves_decisions_and_no_other_member(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    fewer = small_ensemble(tmp_path, checked, "3", {"one": 1, "two": 4})
+    (pair,) = run(history, checked, [versions[1], fewer], tmp_path / "out", replicates=0).candidates
+    changed = pair.all.only_candidate + pair.all.only_champion
+    (moved,) = pair.moved
+    assert (moved.member, moved.gained + moved.lost, pair.unexplained) == ("combination", changed, 0)
+    changes = pq.read_table(tmp_path / "out" / "changes.parquet").to_pylist()
+    assert changed > 0 and {row["moved_by"] for row in changes} == {"combination"}
+
+
 def test_a_range_with_and_without_earlier_records(
     history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], whole: Evaluation, tmp_path: Path
 ) -> None:
