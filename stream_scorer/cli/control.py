@@ -99,8 +99,7 @@ class _Console:
 
     def state(self, name: str) -> ServingState:
         """The serving state of the ensemble `name`."""
-        self.require_commands(name)
-        state = self.history.states.get(name)
+        state = self.require_commands(name).states.get(name)
         if state is None:
             known = ", ".join(sorted(self.history.states)) or "none"
             raise UsageError(
@@ -109,11 +108,12 @@ class _Console:
             )
         return state
 
-    def require_commands(self, name: str) -> None:
-        """Read the log. Raises `StreamScorerError` if it has lost the commands of the ensemble `name`."""
+    def require_commands(self, name: str) -> History:
+        """What `read` returns. Raises `StreamScorerError` if the log has lost the commands of the ensemble `name`."""
         from stream_scorer.control.recovery import require_commands
 
         require_commands(self.log, self.read(), self.open_states, name)
+        return self.history
 
     def open_states(self) -> ControlLog:
         """The topic `serving-state`, from its start."""
@@ -348,8 +348,7 @@ def _pass_gate(settings: Settings, found: _Found, why: str, skip_gate: str | Non
             hint="Name the rules file; --skip-gate REASON promotes without the gate.",
         )
     with _open_console(settings) as console:
-        console.require_commands(found.name)
-        before = console.history.states.get(found.name)
+        before = console.require_commands(found.name).states.get(found.name)
     # The version that is submitted, even if an alias moves meanwhile.
     candidate = _fetch(settings, found.name, found.version), found.version.version
     champion = None if before is None else _load(settings, found.name, before.champion)

@@ -483,7 +483,7 @@ class Console:
 
     @contextmanager
     def open(self, _settings: Any) -> Iterator[Any]:
-        yield SimpleNamespace(read=lambda: self._states.pop(0))
+        yield SimpleNamespace(read=lambda: self._states.pop(0), require_commands=lambda _name: self._states.pop(0))
 
 
 def pass_gate(monkeypatch: pytest.MonkeyPatch, gate: Any, *champions: str | None) -> str:
