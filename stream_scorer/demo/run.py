@@ -62,7 +62,8 @@ ENSEMBLE, ALIAS = "cards", "champion"
 C = TypeVar("C", bound=Child)
 T = TypeVar("T")
 # Timeouts of the waits: several times the usual duration on two cores.
-READY_S, DRAIN_S, MONITOR_S = 90.0, 60.0, 30.0
+# A first start compiles its kernels, which takes half a minute of CPU time.
+READY_S, DRAIN_S, MONITOR_S = 180.0, 60.0, 30.0
 # The labeller waits for alerts for this long after the last transaction.
 LAST_ALERTS_S = 1.0
 # The monitor publishes every second if something changed: no record for this long means that it has finished.
