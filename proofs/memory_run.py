@@ -76,7 +76,7 @@ from tests.support.rows import MemoryMarkedRows, MemoryServer
 PARTITIONS = 3
 # Small batches and small steps: many places to die in.
 BATCH, ENTRIES_PER_CALL = 16, 24
-# Larger gaps than this are closed beside scoring. The store is probed soon after a failure, and checked soon when idle.
+# A gap of more records is closed while scoring goes on. Probes of the store and checks of rows come after short pauses.
 MAX_INLINE, PROBE_DELAY_S, IDLE_CHECK_S = 60, 0.005, 0.05
 # What the cards spec does not ask for: conditions, and the spread of values.
 _ONLY = "online"

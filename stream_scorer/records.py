@@ -403,6 +403,14 @@ class ScoreSummary(Record, frozen=True):
     newest: int | None = None
     differences: dict[str, PairDifferences] = {}
 
+    def newest_at(self, at: int) -> int | None:
+        """`newest`, and at most `at`, the timestamp of its record (0: none), ms.
+
+        An event whose clock is ahead must not stand for time that has not passed. The record timestamp is the scorer's
+        clock at the commit, and is the same when the topic is read again.
+        """
+        return self.newest if self.newest is None or at <= 0 else min(self.newest, at)
+
 
 class Outcome(Record, frozen=True):
     """Topic `outcomes`: one per label or change of label, with what was decided when the transaction was scored.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -158,8 +158,7 @@ class _Console:
         except StreamScorerError:
             return  # the warning is no condition of the command
         off = {member.key: member.name for member in state.disabled}
-        lacking = [_keys(manifest) & off.keys() for manifest in (found.manifest, before)]
-        if names := ", ".join(sorted({off[key] for key in lacking[0] ^ lacking[1]})):
+        if names := ", ".join(sorted({off[key] for key in _lacking_in_one(found.manifest, before, off.keys())})):
             text = f"the monitor does not judge this version while {names} is disabled"
             click.echo(plain(f"{text}: version {other.version} does not have the same member"), err=True)
 
@@ -618,7 +617,7 @@ def disable(settings: Settings, name: str, member: str, force: bool, why: str, w
         if not force:
             _check_quorum(state, manifests, member, off | {each.key for each in wanted})
         _submit_each(console, name, "disable", wanted, who, why, wait_s)
-        _warn_not_judged(state, manifests, member, off | {each.key for each in wanted})
+        _warn_unjudged(state, manifests, member, off | {each.key for each in wanted})
         if unread:
             raise StreamScorerError(
                 f"version {', '.join(unread)} cannot be read here: if it has a member {member}, that is still called",
@@ -822,10 +821,12 @@ def _load_manifest(settings: Settings, name: str, version: ServedVersion) -> Man
     return read_manifest(_fetch(settings, name, version))
 
 
-def _keys(manifest: Manifest) -> set[str]:
+def _lacking_in_one(one: Manifest, other: Manifest, disabled: Set[str]) -> Set[str]:
+    """The keys of `disabled` members that only one of two versions has: the monitor does not compare such versions."""
     from stream_scorer.ensemble.manifest import member_key
 
-    return {member_key(member) for member in manifest.members}
+    keys = [{member_key(member) for member in manifest.members} for manifest in (one, other)]
+    return (keys[0] ^ keys[1]) & disabled
 
 
 def _manifests(settings: Settings, state: ServingState) -> tuple[dict[ServedVersion, Manifest], list[str]]:
@@ -877,7 +878,7 @@ def _check_quorum(
             )
 
 
-def _warn_not_judged(
+def _warn_unjudged(
     state: ServingState, manifests: dict[ServedVersion, Manifest], member: str, disabled: set[str]
 ) -> None:
     """Print a warning for a version under comparison that is not judged while `member` is disabled."""
@@ -887,7 +888,7 @@ def _warn_not_judged(
         other = state.last_good if version == state.champion else state.champion
         if version not in manifests or other not in manifests:
             continue
-        if (_keys(manifests[version]) & disabled) != (_keys(manifests[other]) & disabled):
+        if _lacking_in_one(manifests[version], manifests[other], disabled):
             text = f"until `enable`, the monitor neither confirms nor withdraws version {version.version}"
             click.echo(plain(f"{text}: its {member} is not that of version {other.version}"), err=True)
 

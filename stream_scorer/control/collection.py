@@ -22,7 +22,7 @@ from stream_scorer.control.cards import AlertedCards
 from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.probation import GRACE_MS
 from stream_scorer.control.state import History
-from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader, newest_event
+from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader
 from stream_scorer.observability.metrics import Metric, Metrics
 from stream_scorer.records import NOT_A_RECORD, Collection, ScoreSummary, ServedVersion, VerdictRecord
 
@@ -127,7 +127,7 @@ class Collected:
 
         Any other summary changes nothing.
         """
-        found, offset, newest = self.withdrawal, summary.control_offset, newest_event(summary, at)
+        found, offset, newest = self.withdrawal, summary.control_offset, summary.newest_at(at)
         if summary.ensemble != found.ensemble or offset is None:
             return
         if found.since <= offset < found.until and summary.version == found.version.version:

@@ -1,13 +1,13 @@
-"""Counts pairs from `score-summaries`. A part of the summaries shows nothing: see `Counting.read`."""
+"""Counts a pair of versions from `score-summaries`. A part of the summaries shows nothing: see `Counting.read`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable
 
 import msgspec
 
-from stream_scorer.control.probation import Pair, Paired
+from stream_scorer.control.probation import Paired
 from stream_scorer.control.summary_reader import UNREADABLE, SummaryReader, SummaryRecord
 from stream_scorer.records import ScoreSummary
 
@@ -18,16 +18,16 @@ BACKLOG_S = 1.0
 
 
 class Counting:
-    """The pairs whose counting began at the same time, with a reader of their own.
+    """Reads summaries into the counts of one pair.
 
-    So a command for other versions delays nothing: their summaries are read by another reader.
+    Each pair has a reader of its own: the days of summaries of an old canary delay no verdict on a new version.
 
     Attributes:
-        paired: the counts by pair.
+        paired: the counts.
     """
 
-    def __init__(self, reader: SummaryReader, paired: Iterable[Paired], monotonic: Callable[[], float]) -> None:
-        self.paired = {each.pair: each for each in paired}
+    def __init__(self, reader: SummaryReader, paired: Paired, monotonic: Callable[[], float]) -> None:
+        self.paired = paired
         self._reader, self._monotonic = reader, monotonic
         self._caught_up = False
         self._decode = msgspec.json.Decoder(ScoreSummary).decode
@@ -46,19 +46,12 @@ class Counting:
             if self._caught_up or not records or self._monotonic() > give_up:
                 return self._caught_up
 
-    def keep(self, pairs: Container[Pair]) -> list[Pair]:
-        """Forget all other pairs, and return them. Without pairs left, the reader is closed."""
-        gone = [pair for pair in self.paired if pair not in pairs]
-        for pair in gone:
-            del self.paired[pair]
-        if not self.paired:
-            self._reader.close()
-        return gone
+    def close(self) -> None:
+        """Close the reader."""
+        self._reader.close()
 
     def _add(self, record: SummaryRecord) -> None:
         try:
-            summary = self._decode(record.value or b"")
-            for paired in self.paired.values():
-                paired.add(summary, record.timestamp_ms)
+            self.paired.add(self._decode(record.value or b""), record.timestamp_ms)
         except UNREADABLE as error:
             _log.warning("an unreadable summary is ignored: %s", error)

@@ -218,7 +218,7 @@ class LabelWatch:
         if result == "harm":
             due = None if state is None else _withdrawal(state, verdict.version)
         else:
-            due = None if state is not None and _is_decided(state, verdict) else "promote"
+            due = None if state is not None and _cannot_be_promoted(state, verdict) else "promote"
         if due is None:
             return True
         finding: Finding = verdict.finding if result == "harm" else "harmless"
@@ -272,8 +272,8 @@ def _withdrawal(state: ServingState, version: str) -> Action | None:
     return "stop" if state.canary is not None and state.canary.version.version == version else None
 
 
-def _is_decided(state: ServingState, verdict: VerdictRecord) -> bool:
-    """Whether nobody can promote the version of the verdict: it serves, or a person retired it."""
+def _cannot_be_promoted(state: ServingState, verdict: VerdictRecord) -> bool:
+    """Whether the version of the verdict serves already, or a person has retired it."""
     return state.champion.version == verdict.version or verdict.manifest_sha256 in state.retired
 
 

@@ -17,7 +17,7 @@ from stream_scorer.control.cards import AlertedCards, ArmShare
 from stream_scorer.control.evidence import log_evidence_of_share
 from stream_scorer.control.ladder import next_step
 from stream_scorer.control.state import History
-from stream_scorer.control.summary_reader import BEFORE_MS, newest_event
+from stream_scorer.control.summary_reader import BEFORE_MS
 from stream_scorer.control.verdict import Basis, Tolerances, Verdict, judge
 from stream_scorer.records import Action, CanaryState, Cause, Command, ScoreSummary, ServedVersion, ServingState
 
@@ -158,7 +158,7 @@ class Paired:
         if cards is not None:
             self.counted += cards.rows
             self.excluded += cards.excluded
-            self.cards.add(summary.partition, cards, newest_event(summary, at))
+            self.cards.add(summary.partition, cards, summary.newest_at(at))
             if self.arms is not None:
                 self.arms.add(cards.card, cards.other, canary=True)
         # Last: what names the cause may be unreadable, and decides nothing.

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from stream_scorer.records import NOT_A_RECORD, ScoreSummary
+from stream_scorer.records import NOT_A_RECORD
 
 # How far before the command of a comparison reading begins. Longer than clocks of different machines differ.
 BEFORE_MS = 10 * 60_000
 # Errors of a record that is not a summary, or whose counts are not four.
 UNREADABLE = (*NOT_A_RECORD, ValueError, IndexError)
-
-
-def newest_event(summary: ScoreSummary, at: int) -> int | None:
-    """The newest event time in `summary`, and at most `at`, the timestamp of its record (0: none), ms.
-
-    An event whose clock is ahead must not stand for time that has not passed. The record timestamp is the scorer's
-    clock at the commit, and is the same when the topic is read again.
-    """
-    return summary.newest if summary.newest is None or at <= 0 else min(summary.newest, at)
 
 
 class SummaryRecord(Protocol):

@@ -113,15 +113,10 @@ class Watch:
         self.collections: CollectionWatch | None = None
         self.scorers: StatusReader | None = None
         self._history = History()
-        self._counting: list[Counting] = []
+        self._counting: dict[Pair, Counting] = {}
         self._started = False
         # Findings that are reported and need a person: each is logged once.
         self._reported: set[tuple[Pair | Withdrawal, Action, str]] = set()
-
-    @property
-    def _paired(self) -> dict[Pair, Paired]:
-        """The counts of all pairs."""
-        return {pair: paired for counting in self._counting for pair, paired in counting.paired.items()}
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
         """Watch until `stop`, then close the logs. Calls `on_ready` after each step.
@@ -147,7 +142,7 @@ class Watch:
         """Read new commands and summaries, and act on the counts."""
         catch_up(self._log, self._history, self._log.end())
         found = [pair for state in self._history.states.values() for pair in pairs(state, self._history)]
-        if set(found) != set(self._paired) or not self._started:
+        if set(found) != self._counting.keys() or not self._started:
             self._begin(found)
             self._close_ended(found)
             self._started = True
@@ -157,11 +152,10 @@ class Watch:
             for command in self._log.read(READ_WAIT_S):
                 self._history.add(command.offset, command.value, command.timestamp)
             return
-        for counting in self._counting:
+        for counting in self._counting.values():
             if counting.read(READ_WAIT_S / len(self._counting)):
-                for paired in counting.paired.values():
-                    self._show(paired)
-                    self._judge(paired)
+                self._show(counting.paired)
+                self._judge(counting.paired)
 
     def _collect(self) -> None:
         """See `CollectionWatch`. Stops versions whose cards are complete. A failure prevents no other command."""
@@ -207,7 +201,7 @@ class Watch:
         """See `LabelWatch`. What fails there must not prevent a command, and is tried again."""
         if self.labels is None:
             return
-        active = {incident_id(pair) for pair in self._paired}
+        active = {incident_id(pair) for pair in self._counting}
         if self.collections is not None:
             active |= self.collections.running(self._history)
         try:
@@ -218,11 +212,11 @@ class Watch:
     def _begin(self, found: list[Pair]) -> None:
         """Count `found`: those that are new from before they began, the others further."""
         self._keep(found)
-        new = [pair for pair in found if pair not in self._paired]
-        for pair in new:  # each with a reader of its own: an old canary has days to read, and delays no verdict
-            # The broker refuses to look up a negative time.
-            reader = self._follow(max(pair.at - BEFORE_MS, 0))
-            self._counting.append(Counting(reader, [self._count(pair)], self._clock.monotonic))
+        for pair in found:
+            if pair not in self._counting:
+                # The broker refuses to look up a negative time.
+                reader = self._follow(max(pair.at - BEFORE_MS, 0))
+                self._counting[pair] = Counting(reader, self._count(pair), self._clock.monotonic)
 
     def _count(self, pair: Pair) -> Paired:
         return Paired(pair, self._rules.tolerances, self._rules.grace_ms)
@@ -231,10 +225,9 @@ class Watch:
         """Forget all pairs except `found`."""
         if self.scorers is not None:
             self.scorers.close()
-        for counting in self._counting:
-            for pair in counting.keep(found):
-                self._show(Paired(pair))
-        self._counting = [counting for counting in self._counting if counting.paired]
+        for pair in [pair for pair in self._counting if pair not in found]:
+            self._counting.pop(pair).close()
+            self._show(Paired(pair))
 
     def _show(self, paired: Paired) -> None:
         pair, evidence, counts = paired.pair, paired.verdict.evidence, paired.cards.counts

@@ -332,8 +332,8 @@ def connected(tracking_uri: str) -> Iterator[MlflowClient]:
         try:
             yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         except MlflowException as error:
-            told, _, body = str(error).partition("Response body:")
-            message = scrub(told.strip())
+            text, _, body = str(error).partition("Response body:")
+            message = scrub(text.strip())
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS"):
                 raise ArtifactError(f"MLflow at {without_credentials(tracking_uri)}: {message}") from None
             if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):

@@ -15,9 +15,11 @@ NO_ACTION = "no command: missing data and upstream causes never lead to a rollba
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """A subject without a condition: why an incident of it is over, and when in event time (ms).
+    """The end of incidents of a subject whose condition does not hold any more.
 
-    `scored`: if set, an incident whose first affected offset of a partition is not before this offset is not over.
+    Attributes:
+        ended: why it ended. event_time: when, in event time, ms.
+        scored: how far a partition is scored. An incident goes on if its first affected offset there is not below that.
     """
 
     ended: str

@@ -151,9 +151,9 @@ class Detectors:
 
     def add_summary(self, summary: ScoreSummary, at: int) -> None:
         """Add a summary with its record timestamp, ms."""
-        if summary.newest is not None and 0 < at < summary.newest:
-            # An event whose clock is ahead must not stand for time that has not passed.
-            summary = msgspec.structs.replace(summary, newest=at)
+        newest = summary.newest_at(at)
+        if newest != summary.newest:
+            summary = msgspec.structs.replace(summary, newest=newest)
         for detector in (self.feeds, self.labels, self.services):
             detector.add_summary(summary, at)
         self.savings.add_summary(summary)

@@ -952,8 +952,8 @@ def test_a_restarted_watch_comes_to_the_same_verdict_as_one_that_read_all_along(
     desk.summaries = arrived
     for watch in (running, desk.watch(mode="propose")):
         watch.step()
-        (paired,) = watch._paired.values()
-        verdicts.append(verdict_record(paired, None, "", 0))
+        (counting,) = watch._counting.values()
+        verdicts.append(verdict_record(counting.paired, None, "", 0))
     assert verdicts[0] == verdicts[1]
     assert verdicts[0].cards.both > 100 and verdicts[0].cards.waiting > 0
 
