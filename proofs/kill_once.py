@@ -6,6 +6,7 @@ lag, many times with a transaction open, while a second scorer joins and leaves.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -69,7 +70,7 @@ def run(context: Context, kills: int = KILLS, shards: int = 1) -> Result:
                 arguments=[
                     "--shards",
                     str(shards),
-                    *(["--batch", "64", "--pace-ms", "15"] if n < SMALL else ["--batch", "512"]),
+                    *(["--batch", "64", "--pace-ms", "30"] if n < SMALL else ["--batch", "512"]),
                 ],
                 sabotage=sabotage,
             )
@@ -111,9 +112,10 @@ def _storm(
     wanted: int,
 ) -> None:
     ends = Ends(bootstrap, Topics().contributions)
-    kills = open_kills = 0
-    started = joined = left = False
     few = total < SMALL
+    kills = open_kills = 0
+    killed_at, in_transaction = -1.0, few or rng.random() < 0.6
+    started = joined = left = False
     points = iter(sorted(rng.uniform(0.04, 0.9, SMALL_KILLS if few else wanted)))
     first.start()
     point = next(points)
@@ -121,7 +123,7 @@ def _storm(
     while time.monotonic() < deadline:
         first.require_running()
         progress = ends.committed() / total
-        if progress > 0.1 and not started:
+        if progress > 0.1 and kills and not started:
             second.start()
             started = True
         if started and not joined and "assigned" in second.log.read_text():
@@ -136,14 +138,18 @@ def _storm(
             continue
         if progress > 0.95:
             break
-        # Half of the kills wait for an open transaction; the others come when they come.
-        if rng.random() < 0.6:
-            wait_until("a transaction is open", ends.transaction_open, 20, 0.0)
+        # Half of the kills wait for an open transaction; the others come when they come, also while the scorer starts.
+        if in_transaction:
+            if progress <= killed_at:
+                time.sleep(0.02)  # what is open is still what the last kill left
+                continue
+            _stop_in_a_transaction(ends, first)
         else:
             time.sleep(rng.uniform(0, 0.1))
-        first.kill()
         was_open = ends.transaction_open()
+        first.kill()
         kills += 1
+        killed_at, in_transaction = progress, few or rng.random() < 0.6
         open_kills += was_open
         context.say(f"kill {kills} at {progress:.0%}{', a transaction open' if was_open else ''}")
         first.start()
@@ -161,6 +167,19 @@ def _storm(
     result.check("a second scorer joined and left", joined and left)
     result.at_least("kills_with_lag", kills, SMALL_MIN_KILLS if few else max(MIN_KILLS, wanted // 2))
     result.at_least("kills_with_open_transaction", open_kills, SMALL_MIN_OPEN if few else MIN_OPEN)
+
+
+def _stop_in_a_transaction(ends: Ends, scorer: Scorer) -> None:
+    """Suspend the scorer while a transaction is open, so that the kill finds it open."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        wait_until("a transaction is open", ends.transaction_open, 20, 0.0)
+        scorer.send(signal.SIGSTOP)
+        time.sleep(0.05)  # a commit that is under way arrives
+        if ends.transaction_open():
+            return
+        scorer.send(signal.SIGCONT)
+    raise TimeoutError("no transaction stayed open when the scorer was suspended")
 
 
 def _check_outputs(result: Result, bootstrap: str, keys: list[bytes], values: list[bytes]) -> None:
