@@ -123,7 +123,7 @@ lock: $(BIN)/uv  ## Resolve dependencies and write the hashed lock files
 	@$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
 	@$(LOCK) pyproject.toml -o requirements/scorer.txt
 	@$(LOCK) pyproject.toml --extra monitor -o requirements/monitor.txt
-	@$(LOCK) pyproject.toml --extra replay --extra onnx --extra skops -o requirements/replay.txt
+	@$(LOCK) pyproject.toml --extra replay --extra report --extra onnx --extra skops -o requirements/replay.txt
 	@$(LOCK) pyproject.toml --extra train --extra replay --extra report --extra openlineage --extra onnx --extra skops -o requirements/train.txt
 	@$(LOCK) pyproject.toml --extra ray -c requirements/dev.txt -o requirements/ray.txt
 	@$(LOCK) requirements/own-models.in -c requirements/dev.txt -o requirements/own-models.txt

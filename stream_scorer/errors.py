@@ -41,6 +41,11 @@ class StreamScorerError(Exception):
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
 
+def install_hint(*extras: str) -> str:
+    """The hint for packages that are not installed. The project is not on a package index, so no name is given."""
+    return f"In a checkout of the release: pip install '.[{','.join(extras)}]'."
+
+
 class UsageError(StreamScorerError):
     """A person's mistake: a wrong flag, setting or file."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.errors import SettingsError
+from stream_scorer.errors import SettingsError, install_hint
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -139,5 +139,5 @@ def _metrics(extra: str = "train") -> Any:
     try:
         from sklearn import metrics
     except ImportError:
-        raise SettingsError("model quality needs scikit-learn", hint=f"Install stream-scorer[{extra}].") from None
+        raise SettingsError("model quality needs scikit-learn", hint=install_hint(extra)) from None
     return metrics

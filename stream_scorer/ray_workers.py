@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 from stream_scorer import __version__
-from stream_scorer.errors import SettingsError, StreamScorerError, UnavailableError, UsageError
+from stream_scorer.errors import SettingsError, StreamScorerError, UnavailableError, UsageError, install_hint
 from stream_scorer.workers import Actor
 
 # Shared memory of a local Ray: blocks and pieces that are on the way, and as many per worker. Ray writes what does not
@@ -168,7 +168,7 @@ def _import_ray() -> Any:
     except ImportError:
         raise SettingsError(
             "--engine ray needs Ray, which is not installed",
-            hint="Install stream-scorer[ray], or use --engine local, which gives the same results.",
+            hint=f"{install_hint('ray')} Or use --engine local, which gives the same results.",
         ) from None
 
 

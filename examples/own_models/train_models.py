@@ -4,7 +4,7 @@
 # format, with its own predictions beside it. It does not import stream_scorer: any environment with these libraries is
 # suitable (`requirements/own-models.txt` is one). `docs/own-models.md` continues from here to a live shadow.
 #
-# `own_models.ipynb` is made from `train_models.py` by `tools/make_notebook.py`.
+# `own_models.ipynb` is made from `train_models.py` by `tools/make_documents.py`.
 
 # %%
 from importlib.util import find_spec

@@ -18,7 +18,7 @@ import msgspec
 from stream_scorer.audit.files import writable
 from stream_scorer.audit.findings import Findings
 from stream_scorer.audit.seal import Seal
-from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.errors import SettingsError, UsageError, install_hint
 from stream_scorer.records import Record
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Key:
                 "(openssl pkey -inform DER -pubin -in KEY).",
             )
         if self._is_pem and find_spec("cryptography") is None:
-            raise SettingsError("Ed25519 keys need cryptography", hint="Install stream-scorer[audit].")
+            raise SettingsError("Ed25519 keys need cryptography", hint=install_hint("audit"))
 
     def sign(self, digest: str) -> Signature:
         """The signature of `digest`. Raises `UsageError` if this is not a private key."""

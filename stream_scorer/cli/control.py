@@ -104,7 +104,8 @@ class _Console:
             known = ", ".join(sorted(self.history.states)) or "none"
             raise UsageError(
                 f"no version of {name!r} serves",
-                hint=f"Ensembles that serve: {known}. The first scorer of an ensemble proposes its version.",
+                hint=f"Ensembles that serve: {known}. Submit `stream-scorer ensemble promote {name}:VERSION --why …`, "
+                "or start a scorer, which proposes its version.",
             )
         return state
 
@@ -694,7 +695,7 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
         click.echo(plain(f"{'incident':11} {due}: {incident.why}"))
     _show_table(
         ("scorer", "in play", "offset", "problem"),
-        [(s.instance, ", ".join(s.in_play), str(s.control_offset), s.problem) for s in scorers],
+        [(s.instance, ", ".join(s.in_play), str(s.control_offset), _problem(s)) for s in scorers],
         "no scorer is running",
     )
     rows = [_history_row(entry) for entry in entries[-_SHOWN:]]

@@ -53,14 +53,7 @@ class _Commands(CommandGroup):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        try:
-            module = importlib.import_module(f"stream_scorer.cli.{_COMMANDS[name]}")
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("stream_scorer"):
-                raise
-            raise click.UsageError(
-                f"`{name}` requires the package {error.name!r}: install stream-scorer[all]"
-            ) from None
+        module = importlib.import_module(f"stream_scorer.cli.{_COMMANDS[name]}")
         command = getattr(module, name)
         assert isinstance(command, click.Command)
         return command
@@ -92,6 +85,14 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:  # each role has the packages that it needs, see requirements/
+        if not error.name or error.name.startswith("stream_scorer"):
+            raise
+        click.echo(f"error: this command needs the package {error.name!r}, which is not installed", err=True)
+        click.echo(
+            "  Install requirements/monitor.txt of the release for `monitor`, else requirements/train.txt.", err=True
+        )
+        sys.exit(2)
     except RuntimeError as error:
         # The only mark of what `Path.expanduser` raises for a user without a home folder, as in some containers.
         if str(error) != "Could not determine home directory.":

@@ -160,7 +160,8 @@ def _promote(state: ServingState, command: Command) -> dict[str, object]:
     _check_expectation(command)
     _check_step(state, command, 1.0)
     if version == state.champion:
-        raise Refused(f"{version.version} already serves")
+        ending = "; to end its probation, use confirm" if state.probation else ""
+        raise Refused(f"{version.version} already serves{ending}")
     # A version whose probation is not complete cannot become the last good version.
     last_good = state.last_good if state.probation else state.champion
     if last_good == version:
@@ -216,7 +217,8 @@ def _rollback(state: ServingState, command: Command) -> dict[str, object]:
 def _canary(state: ServingState, command: Command) -> dict[str, object]:
     version = _allowed(state, command)
     if version == state.champion:
-        raise Refused(f"{version.version} already serves")
+        ending = "; to end its probation, use confirm" if state.probation else ""
+        raise Refused(f"{version.version} already serves{ending}")
     if command.share is None or not 0.0 < command.share <= 1.0:
         raise Refused("the share of a canary must be above 0 and at most 1")
     _check_expectation(command)

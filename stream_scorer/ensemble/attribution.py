@@ -22,7 +22,7 @@ from stream_scorer.ensemble.preprocess import Preprocess
 Matrix = NDArray[np.float64]
 # Prepared rows (n, k) to parts (n, k) and margins (n,).
 _Attribute = Callable[[Matrix], tuple[Matrix, Matrix]]
-_EXTRA = "needs the libraries that trained the member: install stream-scorer[train]"
+_EXTRA = "needs the libraries that trained the member: pip install '.[train]' in a checkout of the release"
 
 
 @dataclass(frozen=True, slots=True)

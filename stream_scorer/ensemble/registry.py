@@ -458,7 +458,7 @@ def _tls_reason(error: Exception) -> str:
 def _unavailable(tracking_uri: str, reason: str) -> RegistryUnavailable:
     return RegistryUnavailable(
         f"the MLflow registry at {without_credentials(tracking_uri)} does not answer: {reason}",
-        hint="Is it running? See `stream-scorer stack status`, or give a folder (./champion) instead.",
+        hint="Is it running? Check the setting `mlflow.url`, or give a folder (./champion) instead.",
     )
 
 

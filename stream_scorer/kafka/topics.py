@@ -243,7 +243,8 @@ class TopicAdmin:
             text = ", ".join(f"{name}: {count}" for name, count in counts.items())
             raise SettingsError(
                 f"topics have different numbers of partitions ({text})",
-                hint="Outputs use the partition number of the input, so all topics need the same number of partitions.",
+                hint="Outputs use the partition number of the input. Delete topics that are still empty and run "
+                "`topics create` without --partitions, or add partitions to the others (kafka-topics.sh --alter).",
             )
         return counts
 

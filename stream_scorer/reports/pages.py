@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stream_scorer.errors import SettingsError
+from stream_scorer.errors import SettingsError, install_hint
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-_HINT = "Install stream-scorer[report]."
+_HINT = install_hint("report")
 
 
 def ms(value: float) -> str:

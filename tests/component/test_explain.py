@@ -18,7 +18,7 @@ from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Input, Platt, Thresholds
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
-from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.errors import SettingsError, UsageError, install_hint
 from stream_scorer.records import Alternative, Contribution, LineageRow, Members, Score, Source
 from stream_scorer.replay.explain import Explanation, explain
 from stream_scorer.reports.event import as_text, write_page, write_picture
@@ -212,4 +212,4 @@ def test_a_missing_jinja2_is_an_error_that_names_the_extra(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(SettingsError, match="Jinja2") as raised:
         write_page(explanation, tmp_path / "e.html")
-    assert raised.value.hint == "Install stream-scorer[report]."
+    assert raised.value.hint == install_hint("report")

@@ -511,14 +511,12 @@ def test_an_empty_digest_is_no_check_that_succeeds(whole: Path) -> None:
 
 def test_a_library_that_is_not_installed_is_no_difference() -> None:
     def load(*_version: str) -> Any:
-        raise SettingsError("an ONNX member needs onnx", hint="Install stream-scorer[onnx].")
+        raise SettingsError("an ONNX member needs onnx", hint="Install onnx.")
 
     findings = Findings()
     assert not Models(load, findings).has("cards", "1", "")
     assert findings.different == 0
-    assert findings.notes == [
-        "scores of cards 1 are not recomputed: an ONNX member needs onnx. Install stream-scorer[onnx]."
-    ]
+    assert findings.notes == ["scores of cards 1 are not recomputed: an ONNX member needs onnx. Install onnx."]
 
 
 def test_a_version_number_with_two_manifests_is_recomputed_with_the_models_of_each(

@@ -110,6 +110,16 @@ def settings_of(folder: Path, **values: Any) -> Settings:
 # ---- Help and errors
 
 
+def test_a_package_that_is_not_installed_is_one_message(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_COMMANDS, "bench", "no_such_module")
+    with pytest.raises(ModuleNotFoundError):  # a fault of this project
+        run("bench")
+    monkeypatch.setattr("stream_scorer.cli.main.cli.main", lambda **_: __import__("no_such_package"))
+    ended = run("monitor")
+    assert ended.code == 2
+    assert "'no_such_package', which is not installed\n  Install requirements/monitor.txt" in ended.stderr
+
+
 # The group asks every command for its first line, so one that is not there yet breaks the list.
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(f"stream_scorer.cli.{module}") for module in _COMMANDS.values()),

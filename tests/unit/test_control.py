@@ -77,6 +77,7 @@ def test_what_was_never_confirmed_is_nothing_to_go_back_to(story: Story) -> None
     story.say("promote", version=TWO)
     story.say("promote", version=THREE)
     assert (story.state.champion, story.state.last_good) == (THREE, ONE)
+    assert story.say("promote", version=THREE).endswith("already serves; to end its probation, use confirm")
     story.say("confirm")
     story.say("promote", version=TWO)
     assert (story.state.champion, story.state.last_good) == (TWO, THREE)

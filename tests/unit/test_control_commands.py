@@ -19,6 +19,7 @@ from stream_scorer.records import (
     Command,
     CountedCards,
     DisabledMember,
+    ScorerStatus,
     ServedVersion,
     ServingState,
     VerdictEvidence,
@@ -201,6 +202,14 @@ def test_a_version_that_the_monitor_cannot_judge_is_announced(console: Console, 
             assert ("the monitor does not judge this version" in console.out) == warned
             console.say("enable", member=DisabledMember(member, old.key(member)))
             console.say("rollback" if command.startswith("promote") else "stop", version=console.in_play)
+
+
+def test_the_status_names_what_a_scorer_is_loading(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    console.say("promote", version=ONE)
+    seen = SimpleNamespace(status=ScorerStatus("s-1", "g", "cards", ["1"], 0, 1, "", 5, loading=["2"]))
+    monkeypatch.setattr("stream_scorer.cli.control._StatusReader.find_running", lambda _: [seen])
+    assert console.run("status", "cards") == 0
+    assert "loading 2" in console.out
 
 
 def test_the_status_shows_no_verdict_of_a_former_control_topic(console: Console) -> None:

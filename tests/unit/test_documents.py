@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 import click
 import jsonschema
 import msgspec
+import numpy as np
 import pytest
 import yaml
 
@@ -24,7 +25,9 @@ from stream_scorer.incidents.signals import INCIDENT_METRICS
 from stream_scorer.incidents.webhook import WEBHOOK_METRICS
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.observability.metrics import SCORER_METRICS
+from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.settings import CATALOGUE
+from stream_scorer.spec.load import load_spec
 from stream_scorer.spec.model import PipelineSpec
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +205,14 @@ def test_the_schema_of_a_spec_accepts_the_examples_and_rejects_an_unknown_key() 
         spec["views"][0]["windws"] = ["1d"]
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(spec, schema)
+
+
+def test_the_records_of_the_inputs_can_be_read() -> None:
+    section = read(ROOT / "docs/topics.md").split("## Transactions")[1].split("\n## ")[0]
+    transaction, label = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    checked, at = load_spec(ROOT / "stream_scorer/simulate/cards.yaml"), np.array([1767225600000])
+    assert not TransactionDecoder(checked).decode([transaction.encode()], at)[1]
+    assert not LabelDecoder(checked).decode([label.encode()], at + 7 * 86_400_000)[1]
 
 
 def test_the_index_of_decisions_is_complete() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.members.fixed_batch import ROWS, in_blocks
-from stream_scorer.errors import ArtifactError
+from stream_scorer.errors import ArtifactError, install_hint
 
 _FORMAT = "onnx"
 # A forest of 1,000 trees is one node; a network of eight layers has about thirty.
@@ -32,7 +32,6 @@ OPERATORS = _GROWING | {
     "Reshape", "SVMClassifier", "SVMRegressor", "Scaler", "Selu", "Sigmoid", "Slice", "Softmax", "Softplus", "Sqrt",
     "Squeeze", "Sub", "Tanh", "Transpose", "TreeEnsembleClassifier", "TreeEnsembleRegressor", "Unsqueeze", "Where",
 }  # fmt: skip
-_EXTRA = "Install the extra: pip install 'stream-scorer[onnx]'."
 
 
 class OnnxMember:
@@ -79,7 +78,9 @@ def _runtime() -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise ArtifactError("an ONNX member needs onnxruntime", code="artifact_library", hint=_EXTRA) from None
+        raise ArtifactError(
+            "an ONNX member needs onnxruntime", code="artifact_library", hint=install_hint("onnx")
+        ) from None
     return onnxruntime
 
 
@@ -88,7 +89,7 @@ def _check_model(data: bytes, n_inputs: int) -> tuple[str, str, type]:
     try:
         import onnx
     except ImportError:
-        raise ArtifactError("an ONNX member needs onnx", code="artifact_library", hint=_EXTRA) from None
+        raise ArtifactError("an ONNX member needs onnx", code="artifact_library", hint=install_hint("onnx")) from None
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError, whose type depends on the implementation

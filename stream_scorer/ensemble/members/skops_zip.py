@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.members.fixed_batch import in_blocks
-from stream_scorer.errors import ArtifactError
+from stream_scorer.errors import ArtifactError, install_hint
 
 _FORMAT = "skops"
 # Arrays and one schema that combines them. A forest of 1,000 trees has about 10,000 entries.
@@ -33,7 +33,6 @@ _TRUSTED = {
 # A pipeline in a column transformer in a pipeline has a depth of 12.
 _MAX_DEPTH = 16
 _HINT = "scikit-learn linear models, networks, and forests and boosting of its plain trees are supported; or use ONNX."
-_EXTRA = "Install the extra: pip install 'stream-scorer[skops]'."
 
 
 class SkopsMember:
@@ -48,7 +47,9 @@ class SkopsMember:
         try:
             from skops.io import get_untrusted_types, loads
         except ImportError:
-            raise ArtifactError("a skops member needs skops", code="artifact_library", hint=_EXTRA) from None
+            raise ArtifactError(
+                "a skops member needs skops", code="artifact_library", hint=install_hint("skops")
+            ) from None
         try:
             unknown = get_untrusted_types(data=data)
         except Exception as error:  # a malformed document can raise anything

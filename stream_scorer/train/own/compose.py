@@ -32,7 +32,7 @@ from stream_scorer.ensemble.manifest import (
 )
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.ensemble.probabilities import keep_probabilities
-from stream_scorer.errors import UsageError
+from stream_scorer.errors import UsageError, install_hint
 from stream_scorer.quality import roc_auc
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.calibration import fit_platt, fit_weights
@@ -237,7 +237,8 @@ def _check(
         raise file.wrong(
             f"members[{index}].expected",
             f"required, because the library of {model.file_format} is not installed here",
-            "Give a file with the model's own predictions, or install stream-scorer[train,onnx,skops].",
+            "Give a file with the model's own predictions, or install the library. "
+            + install_hint("train", "onnx", "skops"),
         )
     took = measure_batch_ms(model.member, prepare, len(data.features), limits.batch)
     limit = file.document.limits.batch_ms or limits.batch_ms

@@ -13,7 +13,7 @@ from stream_scorer.ensemble.manifest import MAX_MEMBER_BYTES, Input, MemberForma
 from stream_scorer.ensemble.members import Member, load_member
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
 from stream_scorer.ensemble.members.ubjson import MalformedUBJSON, read_ubjson
-from stream_scorer.errors import ArtifactError, SettingsError
+from stream_scorer.errors import ArtifactError, SettingsError, install_hint
 from stream_scorer.train.own.document import OTHERS, ComposeFile, FileFormat, MemberNode
 from stream_scorer.train.own.onnx_export import without_zipmap
 
@@ -137,7 +137,7 @@ def _xgboost_ubj(data: bytes) -> bytes:
         import xgboost
     except ImportError:
         raise SettingsError(
-            "xgboost-json needs xgboost", hint="Install stream-scorer[train], or save as .ubj."
+            "xgboost-json needs xgboost", hint=f"Save as .ubj, or install it. {install_hint('train')}"
         ) from None
     try:
         return bytes(xgboost.Booster(model_file=bytearray(data)).save_raw("ubj"))

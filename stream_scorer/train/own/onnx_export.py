@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stream_scorer.errors import ArtifactError, SettingsError
+from stream_scorer.errors import ArtifactError, SettingsError, install_hint
 
 
 def without_zipmap(data: bytes) -> bytes:
@@ -14,7 +14,7 @@ def without_zipmap(data: bytes) -> bytes:
     try:
         import onnx
     except ImportError:
-        raise SettingsError("an ONNX member needs onnx", hint="Install stream-scorer[onnx].") from None
+        raise SettingsError("an ONNX member needs onnx", hint=install_hint("onnx")) from None
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError, whose type depends on the implementation
