@@ -323,6 +323,10 @@ def _check_windows(result: Result, logs: Logs, expected: Mapping[Key, Any], said
     result.check("labelled counts equal the recomputation", not labelled & wrong.keys())
     result.check("every figure of every window equals, and none is on one side only", not wrong)
     result.check("the last record of a figure is its last revision", said.stale == 0)
+    newest = max([int(logs.event_time.max()), *(m.window_end + m.label_age for m in said.every if m.label_age)])
+    due = newest // logs.pane_ms * logs.pane_ms - logs.horizon_ms
+    open_rates = [m for m in said.last.values() if m.metric == "fpr" and m.window_end <= due and not m.final]
+    result.check("the rates of every window are final once its labels are mature", not open_rates)
     result.check(
         "the figures are the serving version's", {(m.ensemble, m.version, m.arm) for m in said.every} == logs.who
     )

@@ -229,6 +229,8 @@ class Judge:
         cells = self._store.read(self._rules.panes_of(start, panes))
         if panes == 1:
             self._curve.note(start, merge(cells.values()))
+        if not cells:
+            return []
         by_label: dict[str, list[Mapping[str, int]]] = {}
         for (_, label), counts in cells.items():
             by_label.setdefault(label, []).append(counts)
@@ -244,6 +246,8 @@ class Judge:
             1.0 if final else self._maturity(age, newest),
             final,
         )
+        if panes > 1:
+            self._await_end(window)
         labels_lost_before = self._lost(head, LABELS_LOST_BEFORE)
         records = []
         for label, parts in sorted(by_label.items()):
@@ -257,6 +261,13 @@ class Judge:
             records += [record_of(figure, subject, window, merged.get("n", 0), sources) for figure in found]
             self._set_gauges(found, subject, window)
         return records
+
+    def _await_end(self, window: WindowState) -> None:
+        """Report a window of several panes when it closes and when it is final, even if its last pane is empty."""
+        last_pane = window.end - self._rules.pane_ms
+        for kind, reached in ((CLOSE, window.closed), (MATURE, window.final)):
+            if not reached:
+                self._store.add_due(kind, last_pane)
 
     def _maturity(self, age: int | None, newest: int | None) -> float | None:
         """The share of labels that arrive by `age`, from the newest mature panes; reads those that are not noted."""

@@ -170,6 +170,11 @@ class CounterStore:
         with mapped_errors():
             self._settle(keys=[f"{self._base}dirty"], args=[window, seen])
 
+    def add_due(self, kind: str, window: int) -> None:
+        """Let `window` come due even if it has no counts."""
+        with mapped_errors():
+            self._client.zadd(f"{self._base}due:{kind}", {str(window): window})
+
     def come_due(self, kind: str, up_to: int) -> int:
         """Add the windows with a start at or below `up_to` to the changed ones, once; return how many there were."""
         with mapped_errors():

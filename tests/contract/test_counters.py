@@ -150,6 +150,16 @@ def test_a_window_comes_due_once(store: Store) -> None:
     assert [store.come_due("close", 7), store.changed()] == [0, {7: 1}]
 
 
+def test_a_window_without_counts_can_come_due(store: Store) -> None:
+    store.apply(batch(10, 11))
+    for window in (7, 8, 8):
+        store.add_due("close", window)
+    assert store.changed() == {7: 1}
+    assert [store.come_due("close", 7), store.changed()] == [1, {7: 2}]
+    assert [store.come_due("close", 8), store.changed()] == [1, {7: 2, 8: 1}]
+    assert store.read([8]) == {}
+
+
 def test_several_windows_come_due_together(store: Store) -> None:
     for place, window in enumerate((3, 5, 9)):
         store.apply(batch(10 + place, 11 + place, window=window))

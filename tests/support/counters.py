@@ -130,6 +130,11 @@ class MemoryCounterStore:
             if self._mine.dirty.get(window) == seen:
                 del self._mine.dirty[window]
 
+    def add_due(self, kind: str, window: int) -> None:
+        """See `CounterStore.add_due`."""
+        with self._server.lock:
+            self._mine.due.setdefault(kind, set()).add(window)
+
     def come_due(self, kind: str, up_to: int) -> int:
         """See `CounterStore.come_due`."""
         with self._server.lock:

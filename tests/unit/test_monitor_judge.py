@@ -56,7 +56,8 @@ class NoProfiles:
 class Monitor:
     """Two judges; `count` adds ten transactions of a pane. `ends` are the known ends of partitions."""
 
-    def __init__(self, partitions: int = 1) -> None:
+    def __init__(self, partitions: int = 1, rules: WindowRules = RULES) -> None:
+        self.rules = rules
         self.now_ms = 0
         self.clock = Clock()
         self.server = MemoryCounterServer(lambda: self.now_ms)
@@ -75,7 +76,7 @@ class Monitor:
     def make(self, name: str) -> Judge:
         return Judge(
             self.open(),  # type: ignore[arg-type]
-            RULES,
+            self.rules,
             NoProfiles(),  # type: ignore[arg-type]
             self.clock,
             self.metrics,
@@ -140,6 +141,23 @@ def test_a_window_closes_when_event_time_is_past_its_lateness() -> None:
     monitor.count(7, reached=7)
     assert monitor.turn() == [(5, 10, 2, True), (7, 10, 1, False)]
     assert monitor.turn() == []
+
+
+def test_days_close_and_become_final_though_their_last_hours_are_empty() -> None:
+    """Traffic from 6 to 21 o'clock: after each hour, the last record of each window has the state of that hour."""
+    monitor = Monitor(rules=WindowRules(HOUR, HOUR, 36 * HOUR, (1, 24), FACE_VALUE))
+    last: dict[tuple[int, int], tuple[bool, bool | None]] = {}
+    for hour in (24 * day + hour for day in range(4) for hour in range(6, 21)):
+        monitor.count(hour, reached=hour)
+        last |= dict.fromkeys(((hour, hour + 1), (hour - hour % 24, hour - hour % 24 + 24)), (False, False))
+        reports = monitor.judge.turn()
+        monitor.judge.settle(reports)
+        for record in reports.records:
+            if (record.metric, record.dimension) == ("fpr", "block"):
+                last[record.window_start // HOUR, record.window_end // HOUR] = record.closed, record.final
+        assert last == {(start, end): (hour >= end + 1, hour >= end + 36) for start, end in last}
+        monitor.judge = monitor.make("one")  # a restart
+    assert last[24, 48] == (True, True) and last[48, 72] == (True, False)
 
 
 def test_one_judge_reports_until_its_lead_ends() -> None:
