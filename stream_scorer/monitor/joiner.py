@@ -5,8 +5,8 @@ open SQLite transaction, (2) published in one Kafka transaction together with th
 SQLite with the same positions. So SQLite is never ahead of Kafka. After a crash between 2 and 3, SQLite is behind: the
 joiner reads the missing records again and joins them *without* publishing, up to the committed positions. This is
 correct because the store does not depend on the interleaving of partitions: the first score of an event counts, and all
-scores of an event are in one partition; the effective label is the maximum of a total order, and it is the last one
-published.
+scores of an event are in one partition; a label that is too late by the event time that it states is never stored; of
+the others, the effective label is the maximum of a total order, and it is the last one published.
 """
 
 from __future__ import annotations
@@ -166,10 +166,8 @@ class Joiner:
             try:
                 if record.topic == self._scores:
                     self._add_score(record, decided)
-                elif (label := self._read_label(record)) is not None:
-                    labels.append(label)
                 else:
-                    implausible.append(record)
+                    self._add_label(record, labels, implausible)
             except NOT_A_RECORD as error:
                 self.counts.unreadable += 1
                 _log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
@@ -213,21 +211,27 @@ class Joiner:
         text = "%d labels with implausible times are ignored, the first one is %s; the scorer writes their dead letters"
         _log.warning(text, len(records), first)
 
-    def _read_label(self, record: InputRecord) -> tuple[str, LabelRecord] | None:
-        """The label of `record`; None if its times are implausible."""
+    def _add_label(
+        self, record: InputRecord, labels: list[tuple[str, LabelRecord]], implausible: list[InputRecord]
+    ) -> None:
         label = self._decode_label(record.value)
         self.counts.labels += 1
         if not self._rules.plausible(label, record.timestamp):
-            return None
-        return label.event_id, LabelRecord(
-            LABELS.index(label.label),
-            label.source,
-            label.review_probability,
-            self._rules.rank(label.source),
-            label.labelled_at,
-            record.offset,
-            record.partition,
-        )
+            implausible.append(record)
+        elif label.labelled_at - label.event_time > self._rules.keep_ms:
+            # Dropped before it can wait for a score, where it would replace a label that counts.
+            self.counts.too_late += 1
+        else:
+            row = LabelRecord(
+                LABELS.index(label.label),
+                label.source,
+                label.review_probability,
+                self._rules.rank(label.source),
+                label.labelled_at,
+                record.offset,
+                record.partition,
+            )
+            labels.append((label.event_id, row))
 
     def _apply_labels(self, labels: list[tuple[str, LabelRecord]]) -> list[Outcome]:
         known = self._store.find({event_id for event_id, _ in labels})

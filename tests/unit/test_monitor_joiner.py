@@ -212,15 +212,29 @@ def test_unreadable_records_are_counted_and_passed(joiner: Joiner, log: Log) -> 
 
 
 def test_a_label_beyond_twice_the_horizon_is_too_late(joiner: Joiner, log: Log) -> None:
-    joiner.join([log.score("a"), log.score("b")])
+    joiner.join([log.score("a"), log.score("b"), log.score("c")])
+    late = T + 11 + 4 * DAY
     outcomes = joiner.join(
         [
-            log.label("a", "fraud", "chargeback", T + 10 + 4 * DAY),
-            log.label("b", "fraud", "chargeback", T + 11 + 4 * DAY),
+            log.label("a", "fraud", "chargeback", late - 1),
+            log.label("b", "fraud", "chargeback", late),
+            log.label("c", "fraud", "chargeback", late, event_time=T + DAY),  # its score has an earlier event time
         ]
     )
     assert said(outcomes) == [("a", "fraud", None)]
-    assert joiner.counts.too_late == 1
+    assert joiner.counts.too_late == 2
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("score_at", [0, 1, 2])
+def test_a_label_that_is_too_late_replaces_none_whenever_the_score_comes(
+    joiner: Joiner, log: Log, score_at: int, together: bool
+) -> None:
+    records = [log.label("a", "genuine", "analyst", T + DAY), log.label("a", "fraud", "chargeback", T + 5 * DAY)]
+    records.insert(score_at, log.score("a"))
+    outcomes = joiner.join(records) if together else [o for record in records for o in joiner.join([record])]
+    assert said(outcomes) == [("a", "genuine", None)]
+    assert (joiner.counts.too_late, joiner.counts.waiting) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -253,8 +267,8 @@ def test_a_label_with_an_implausible_time_becomes_no_outcome_and_does_not_wait(
 @pytest.mark.parametrize(
     "change",
     [
-        {"labelled_at": T + 6 * DAY + 5 * MINUTE},
-        {"labelled_at": T + 6 * DAY - 400 * DAY, "event_time": T - 400 * DAY},
+        {"labelled_at": T + 6 * DAY + 5 * MINUTE, "event_time": T + 6 * DAY},
+        {"labelled_at": T + 6 * DAY - 400 * DAY, "event_time": T - 398 * DAY},
         {"event_time": T + HOUR + 5 * MINUTE},
     ],
 )
