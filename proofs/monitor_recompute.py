@@ -6,6 +6,7 @@ JSON. Nothing is taken from summaries, outcomes or Redis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -153,7 +154,7 @@ def verdicts(
 ) -> tuple[NDArray[np.int64], Floats, int]:
     """The label that holds of each row: the greatest by (source rank, labelled at, offset, partition)."""
     row_of = {s.event_id: row for row, s in reversed(list(enumerate(scores))) if not s.duplicate}
-    holds: dict[int, tuple[tuple[int, int, int, int], _Label]] = {}
+    holds: dict[int, tuple[tuple[float, int, int, int], _Label]] = {}
     late = 0
     decode = msgspec.json.Decoder(_Label).decode
     for key, value, offset, partition in zip(topic.key, topic.value, topic.offset, topic.partition, strict=True):
@@ -166,7 +167,7 @@ def verdicts(
         if label.labelled_at - scores[row].event_time > keep_ms:
             late += 1
             continue
-        order = (rank.get(label.source, -1), label.labelled_at, offset, partition)
+        order = (rank.get(label.source, -math.inf), label.labelled_at, offset, partition)
         if row not in holds or order > holds[row][0]:
             holds[row] = order, label
     verdict, reviewed = np.full(len(scores), -1), np.full(len(scores), np.nan)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.records import Record
 from stream_scorer.serde.columns import take_labels
 from stream_scorer.serde.decoder import LabelDecoder, Labels, hash_ids
+from stream_scorer.serde.label_ranks import label_ranks
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.serde.rejections import Rejections
 from stream_scorer.spec.model import CheckedSpec
@@ -19,10 +18,6 @@ from stream_scorer.spec.model import CheckedSpec
 I64 = NDArray[np.int64]
 I8 = NDArray[np.int8]
 UNLABELLED, GENUINE, FRAUD = -1, 0, 1
-
-
-class _SourceOnly(Record, frozen=True):
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +66,7 @@ class KnownLabels:
         """Add labels; return those that are known."""
         labels, rejected = self._decoder.decode(records.value, records.timestamp)
         self.refused.add(rejected, len(records))
-        ranks = self._ranks(records, labels)
+        ranks = label_ranks(self._rank, labels, records.value)
         known = np.ones(len(labels), np.bool_) if self._as_of is None else labels.labelled_at <= self._as_of
         self.later += int((~known).sum())
         if not known.all():
@@ -117,10 +112,3 @@ class KnownLabels:
             columns[f"entity {name}"] = hash_ids([i or "" for i in ids])
         for name, column in columns.items():
             self._digests.setdefault(name, hashlib.sha256()).update(np.ascontiguousarray(column).tobytes())
-
-    def _ranks(self, records: RawRecords, labels: Labels) -> I64:
-        if not self._rank:
-            return np.zeros(len(labels), np.int64)
-        source = msgspec.json.Decoder(_SourceOnly).decode
-        ranks = [self._rank.get(source(records.value[row] or b"").source, 0) for row in labels.row.tolist()]
-        return np.array(ranks, np.int64)

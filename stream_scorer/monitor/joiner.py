@@ -24,6 +24,7 @@ from stream_scorer.errors import BrokerUnavailable, StreamScorerError, Transacti
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, Partition, TransactionalLoop
 from stream_scorer.monitor.joiner_store import Context, JoinerStore, LabelRecord, ScoredTransaction
 from stream_scorer.records import DECISIONS, EXACT_INTEGERS, NOT_A_RECORD, Decision, LabelValue, Outcome, Record
+from stream_scorer.serde.label_ranks import source_rank
 from stream_scorer.structs import prepare
 
 LABELS: tuple[LabelValue, ...] = ("fraud", "genuine")
@@ -106,10 +107,6 @@ class JoinRules:
         """
         ages = (timestamp - label.labelled_at, label.labelled_at - label.event_time)
         return all(-self.max_ahead_ms <= age <= self.max_age_ms for age in ages)
-
-    def rank(self, source: str) -> int:
-        """Rank of a label source. A source that the spec does not list has the lowest rank."""
-        return self.source_rank.get(source, -1)
 
 
 @dataclass
@@ -226,7 +223,7 @@ class Joiner:
                 LABELS.index(label.label),
                 label.source,
                 label.review_probability,
-                self._rules.rank(label.source),
+                source_rank(self._rules.source_rank, label.source),
                 label.labelled_at,
                 record.offset,
                 record.partition,

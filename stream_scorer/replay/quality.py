@@ -10,6 +10,7 @@ import numpy as np
 from stream_scorer.quality import F64, Bools, alert_quality, average_precision, roc_auc
 from stream_scorer.records import Record
 from stream_scorer.serde.decoder import LabelDecoder
+from stream_scorer.serde.label_ranks import label_ranks
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.serde.rejections import Rejections
 from stream_scorer.spec.model import CheckedSpec
@@ -82,16 +83,13 @@ class EffectiveLabels:
 
     def add(self, records: RawRecords) -> None:
         """Add labels; records that cannot be decoded are counted."""
-        import msgspec
-
         labels, rejected = self._decoder.decode(records.value, records.timestamp)
         self.refused.add(rejected, len(records))
-        source = msgspec.json.Decoder(_SourceOnly).decode
+        ranks = label_ranks(self._rank, labels, records.value).tolist()
         known = self._effective
-        for row, event_id, at, fraud in zip(
-            labels.row.tolist(), labels.event_id, labels.labelled_at.tolist(), labels.fraud.tolist(), strict=True
+        for rank, event_id, at, fraud in zip(
+            ranks, labels.event_id, labels.labelled_at.tolist(), labels.fraud.tolist(), strict=True
         ):
-            rank = self._rank.get(source(records.value[row] or b"").source, 0)
             before = known.get(event_id)
             if before is None or (rank, at) >= before[:2]:
                 known[event_id] = (rank, at, fraud)
@@ -101,10 +99,6 @@ class EffectiveLabels:
         effective = [self._effective.get(event_id) for event_id in event_ids]
         labelled = np.array([e is not None for e in effective], dtype=np.bool_)
         return labelled, np.array([e is not None and e[2] for e in effective], dtype=np.bool_)
-
-
-class _SourceOnly(Record, frozen=True):
-    source: str
 
 
 @dataclass

@@ -145,6 +145,7 @@ class LabelRules(Node, frozen=True):
     """How labels become outcomes. After the label age `horizon`, a transaction without a label is evaluated.
 
     `source_rank` lists the label sources that the monitor counts separately; a higher rank overrides a lower one.
+    Other sources rank below all of them (`serde.label_ranks`).
     """
 
     horizon: Duration = "7d"

@@ -27,6 +27,7 @@ from stream_scorer.serde.files import (
     transaction_kinds,
     transactions_required,
 )
+from stream_scorer.serde.label_ranks import source_rank
 from stream_scorer.serde.rejections import Rejections
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
@@ -221,7 +222,7 @@ def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int
 
 def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:
     decoder = LabelDecoder(spec)
-    rank_of = spec.spec.labels.source_rank
+    by_source = spec.spec.labels.source_rank
     parts: list[Labels] = []
     ranks: list[int] = []
     rejections = Rejections("labels")
@@ -234,7 +235,7 @@ def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int6
         checked.take(rows)
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
-        ranks += [rank_of.get(rows[index]["source"], 0) for index in part.row.tolist()]
+        ranks += [source_rank(by_source, rows[index]["source"]) for index in part.row.tolist()]
         rejections.add(bad, len(rows))
     checked.require()
     refused = rejections.close(path)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.records import Record
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
+from stream_scorer.serde.label_ranks import label_ranks
 from stream_scorer.serde.rejections import Rejections
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.dataset import (
@@ -19,10 +18,6 @@ from stream_scorer.train.dataset import (
     make_training_set,
 )
 from stream_scorer.train.recipe import Progress, TrainingSet
-
-
-class _SourceOnly(Record, frozen=True):
-    source: str
 
 
 def training_set_from_topics(
@@ -53,8 +48,7 @@ def history_from_topics(reader: RangeReader, topics: Topics, spec: CheckedSpec) 
 
 
 def _labels(reader: RangeReader, topic: str, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:
-    decoder, source_of = LabelDecoder(spec), msgspec.json.Decoder(_SourceOnly).decode
-    rank_of = spec.spec.labels.source_rank
+    decoder = LabelDecoder(spec)
     parts: list[Labels] = []
     ranks: list[int] = []
     rejections = Rejections("labels")
@@ -62,6 +56,6 @@ def _labels(reader: RangeReader, topic: str, spec: CheckedSpec) -> tuple[Labels,
         for records in reader.read(source, low, high):
             part, bad = decoder.decode(records.value, records.timestamp)
             parts.append(part)
-            ranks += [rank_of.get(source_of(records.value[row] or b"").source, 0) for row in part.row.tolist()]
+            ranks += label_ranks(spec.spec.labels.source_rank, part, records.value).tolist()
             rejections.add(bad, len(records.value), records)
     return concatenate_labels(parts), np.array(ranks, np.int64), rejections.close(topic)
