@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.evaluation.result import Interval
+from stream_scorer.records import DECISIONS
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -96,9 +97,10 @@ class Replicates:
         self._genuine = np.zeros((len(levels) + 1, replicates), np.uint32)
         self._half = np.zeros_like(self._genuine) if exact else self._genuine
         self._fraud = np.zeros((len(levels) + 1, replicates), np.uint32)
-        # Genuine and fraud: without a score, and alerts.
+        # Genuine and fraud: without a score, alerts, and blocks.
         self._missing = np.zeros((2, replicates), np.uint32)
         self._alerts = np.zeros((2, replicates))
+        self._blocks = np.zeros((2, replicates))
         self._caught_value = np.zeros(replicates)
         self._caught_budget = np.zeros((budgets, replicates))
         # Cards with a fraud, with a genuine transaction, and with an alert; no more than an interval needs.
@@ -111,11 +113,12 @@ class Replicates:
         cards: CardWeights,
         score: F64,
         fraud: NDArray[np.bool_],
-        alert: NDArray[np.bool_],
+        decision: NDArray[np.int8],
         value: I64,
         in_budget: list[NDArray[np.bool_]],
     ) -> None:
-        """Add transactions ``(n,)``: score, fraud, alert at the thresholds, value, and alert at each budget."""
+        """Add transactions ``(n,)``: score, fraud, decision (as in `DECISIONS`), value, and alert at each budget."""
+        alert, block = decision > 0, decision == DECISIONS.index("block")
         kinds = ((self._fraud_cards, fraud), (self._genuine_cards, ~fraud), (self._alerted_cards, alert))
         for known, rows in kinds:
             if len(known) < MIN_CARDS:
@@ -128,8 +131,9 @@ class Replicates:
         for hist, rows in counted:
             _add(hist, place[rows], cards.place[rows], cards.weights)
         _add(self._missing, fraud[~present].astype(np.int64), cards.place[~present], cards.weights)
-        self._alerts[0] += cards.sums(alert & ~fraud)
-        self._alerts[1] += cards.sums(alert & fraud)
+        for sums, rows in ((self._alerts, alert), (self._blocks, block)):
+            sums[0] += cards.sums(rows & ~fraud)
+            sums[1] += cards.sums(rows & fraud)
         self._caught_value += cards.sums(alert & fraud, value)
         for index, inside in enumerate(in_budget):
             self._caught_budget[index] += cards.sums(inside & fraud)
@@ -149,6 +153,8 @@ class Replicates:
                 "recall": self._alerts[1] / all_frauds,
                 "false_positive_rate": self._alerts[0] / all_others,
                 "alert_rate": self._alerts.sum(axis=0) / (all_frauds + all_others),
+                "block_rate": self._blocks.sum(axis=0) / (all_frauds + all_others),
+                "blocked_genuine_rate": self._blocks[0] / all_others,
                 "value_caught": self._caught_value,
             }
             # The share of pairs in which the fraud ranks above the genuine transaction.
@@ -162,7 +168,7 @@ class Replicates:
         """The cards that the variance of a figure comes from."""
         if name == "precision":
             return (self._alerted_cards,)
-        if name in ("false_positive_rate", "alert_rate"):
+        if name in ("false_positive_rate", "alert_rate", "block_rate", "blocked_genuine_rate"):
             return (self._genuine_cards,)
         return (self._fraud_cards, self._genuine_cards) if name == "roc_auc" else (self._fraud_cards,)
 

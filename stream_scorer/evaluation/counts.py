@@ -66,6 +66,7 @@ class Cells:
         transactions, frauds = int(rows.sum()), int(rows[fraud].sum())
         alerts, blocks, caught = int(rows[:, 1:].sum()), int(rows[:, _BLOCK].sum()), int(rows[fraud, 1:].sum())
         silent = int(rows[unlabelled, 1:].sum())
+        blocked_genuine = blocks - int(rows[fraud, _BLOCK])
         found = AlertQuality(alerts, caught, frauds, transactions - frauds)
         sure = AlertQuality(alerts - silent, caught, frauds, transactions - frauds)
         value_fraud, value_caught = int(value[fraud].sum()), int(value[fraud, 1:].sum())
@@ -79,6 +80,8 @@ class Cells:
             frauds=frauds,
             alerts=alerts,
             blocks=blocks,
+            blocked_genuine=blocked_genuine,
+            blocked_genuine_low=blocked_genuine - int(rows[unlabelled, _BLOCK]),
             caught=caught,
             unlabelled=int(rows[unlabelled].sum()),
             unlabelled_alerts=silent,

@@ -214,7 +214,7 @@ class Accumulator:
                 version.groups[name].add(group, label, decision, value)
             version.reliability.add(score, fraud)
             if cards is not None and version.replicates is not None:
-                version.replicates.add(cards, score, fraud, decision > 0, value, inside)
+                version.replicates.add(cards, score, fraud, decision, value, inside)
         for index, member in enumerate(members):
             score = piece[f"m{index}"]
             _add_alerts(member.budgets, [score >= threshold for threshold in member.thresholds], label, value)
@@ -370,7 +370,9 @@ def _compared(result: VersionResult) -> dict[str, float | None]:
         "precision": alerts.precision,
         "recall": alerts.recall,
         "false_positive_rate": alerts.false_positive_rate,
-        "alert_rate": alerts.alerts / alerts.transactions if alerts.transactions else None,
+        "alert_rate": alerts.alert_rate,
+        "block_rate": alerts.block_rate,
+        "blocked_genuine_rate": alerts.blocked_genuine_rate,
         "value_caught": float(alerts.value_caught),
     }
     return found | {f"budget_recall_{i}": each.recall for i, each in enumerate(result.budgets)}

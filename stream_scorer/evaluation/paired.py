@@ -1,7 +1,8 @@
 """A candidate against the champion on the same transactions: which decisions changed, and which part moved them.
 
 A part of the candidate (the output or the weight of a member, or both, the policy, or the combination of members) moves
-a decision if the decision goes back to the champion's when only this part is as in the champion (`ensemble.pair`).
+a decision if the decision goes back to the champion's when only this part is as in the champion (`ensemble.pair`). What
+counts is the threshold between the two decisions: that of blocks if both are alerts, else that of alerts.
 """
 
 from __future__ import annotations
@@ -63,43 +64,42 @@ class PairCounts:
         self._labels = labels[0], labels[index]
         self._plan = PairPlan.between(self._candidate.manifest, self._champion.manifest)
         self._rest = POLICY if self._plan.combination is None else COMBINATION
-        # By label, by alert of the champion, by alert of the candidate.
-        self._sides = np.zeros((3, 2, 2), np.int64)
+        thresholds = (version.manifest.thresholds for version in (self._champion, self._candidate))
+        self._policy = self._plan.policy or len({each.block for each in thresholds}) > 1
+        # By label, by decision of the champion, by decision of the candidate.
+        self._sides = np.zeros((3, len(DECISIONS), len(DECISIONS)), np.int64)
         self._cards: list[tuple[NDArray[np.int64], NDArray[np.int8], Bools]] = []
         self._moved = np.zeros((len(self._plan.subjects) + 1, 2), np.int64)
         self._unexplained = 0
 
     def add(self, piece: Columns, changes: ChangeFile | None) -> None:
         """Add the transactions of a piece, without duplicates."""
-        before, after = piece["d0"] > 0, piece[f"d{self._index}"] > 0
-        np.add.at(self._sides, (piece["label"] - UNLABELLED, before.astype(np.intp), after.astype(np.intp)), 1)
+        before, after = piece["d0"], piece[f"d{self._index}"]
+        np.add.at(self._sides, (piece["label"] - UNLABELLED, before, after), 1)
         rows = np.flatnonzero(before != after)
         if not len(rows):
             return
-        gained = after[rows]
-        self._cards.append((piece["card"][rows], piece["label"][rows], gained))
-        names = self._attribute(piece, rows, gained)
+        gained = after[rows] > before[rows]
+        both = (before[rows] > 0) & (after[rows] > 0)
+        self._cards.append((piece["card"][rows[~both]], piece["label"][rows[~both]], gained[~both]))
+        names = self._attribute(piece, rows, gained, both)
         if changes is not None:
             changes.add(self._changes(piece, rows, names))
 
-    def _attribute(self, piece: Columns, rows: NDArray[np.int64], gained: Bools) -> list[str]:
-        """Count which parts move the changed decisions; return one of them for each."""
+    def _attribute(self, piece: Columns, rows: NDArray[np.int64], gained: Bools, both: Bools) -> list[str]:
+        """Count which parts move the changed decisions; return one of them for each.
+
+        `gained` decisions are stricter than the champion's. Where `both` versions alert, blocks change.
+        """
         outputs = [MemberOutput(np.ascontiguousarray(piece[f"m{i}"][rows]), "", 0.0) for i in range(len(self._pool))]
         mine = self._candidate.combine(self._pool.outputs_of(self._index, outputs))
         theirs = self._champion.combine(self._pool.outputs_of(0, outputs))
-        review = np.full(len(rows), self._candidate.manifest.thresholds.review)
-        champion_review = np.full(len(rows), self._champion.manifest.thresholds.review)
-        if "rule_review" in piece:
-            rule = piece["rule_review"][rows]
-            review, champion_review = (
-                np.where(np.isnan(rule), review, rule),
-                np.where(np.isnan(rule), champion_review, rule),
-            )
+        limit, champion_limit = (_limits(each, piece, rows, both) for each in (self._candidate, self._champion))
         columns = self._plan.theirs(theirs.member_scores, mine.member_scores.shape[1])
         scores = self._candidate.what_if(mine.member_scores, columns, self._plan.scenarios)
-        back = (scores >= review[:, None]) != gained[:, None]
-        back = np.column_stack([back, (self._with_rest(mine, theirs) >= champion_review) != gained])
-        if self._plan.combination is None and not self._plan.policy:
+        back = (scores >= limit[:, None]) != gained[:, None]
+        back = np.column_stack([back, (self._with_rest(mine, theirs) >= champion_limit) != gained])
+        if self._plan.combination is None and not self._policy:
             back[:, -1] = False
         self._moved += np.stack([back[gained].sum(axis=0), back[~gained].sum(axis=0)], axis=1)
         self._unexplained += int((~back.any(axis=1)).sum())
@@ -161,7 +161,7 @@ class PairCounts:
             )
             differences[name] = interval(change, replicates)
         subjects = [(self._plan.members[at].name, what) for at, what in self._plan.subjects]
-        if self._plan.policy or self._plan.combination is not None:
+        if self._policy or self._plan.combination is not None:
             subjects.append((self._rest, self._rest))
         moved = [
             Moved(name, what, int(gained), int(lost))
@@ -186,4 +186,23 @@ class PairCounts:
             for side in range(2):
                 cards[side].append(card[mine & (gained if side == 0 else ~gained)])
         counts = [len(np.unique(np.concatenate(each))) if each else 0 for each in cards]
-        return Sides(int(sides[1, 1]), int(sides[0, 1]), int(sides[1, 0]), int(sides[0, 0]), counts[0], counts[1])
+        return Sides(
+            both=int(sides[1:, 1:].sum()),
+            only_candidate=int(sides[0, 1:].sum()),
+            only_champion=int(sides[1:, 0].sum()),
+            neither=int(sides[0, 0]),
+            to_block=int(sides[1, 2]),
+            to_review=int(sides[2, 1]),
+            cards_gained=counts[0],
+            cards_lost=counts[1],
+        )
+
+
+def _limits(version: Ensemble, piece: Columns, rows: NDArray[np.int64], block: Bools) -> F64:
+    """The thresholds of a version for the `rows` of a piece: those of blocks where `block`, else those of alerts."""
+    own = version.manifest.thresholds
+    found = np.where(block, own.block, own.review)
+    if "rule_review" in piece:
+        rule = np.where(block, piece["rule_block"][rows], piece["rule_review"][rows])
+        found = np.where(np.isnan(rule), found, rule)
+    return found

@@ -161,7 +161,7 @@ class Scorer:
         columns: dict[str, NDArray[np.generic]] = {f"m{i}": output.raw for i, output in enumerate(outputs)}
         rules, missing = self._policy.rules(transactions), 0
         if rules is not None:
-            columns["rule_review"] = rules.review
+            columns |= {"rule_review": rules.review, "rule_block": rules.block}
         for index, version in enumerate(self._versions):
             scored = version.combine(self.pool.outputs_of(index, outputs))
             columns[f"s{index}"] = scored.score

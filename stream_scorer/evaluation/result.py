@@ -25,7 +25,9 @@ class Alerts(Record, frozen=True):
     Attributes:
         rule: ``thresholds`` (those of the version, with the segments and lists of the policy), or ``budget``.
         threshold: the lowest score of an alert; null if the policy has segments. budget: share of transactions.
-        blocks: of the alerts, those with the decision block. unlabelled, unlabelled_alerts: without a label.
+        blocks: of the alerts, those with the decision block. blocked_genuine: of these, those that are no fraud;
+            blocked_genuine_low: without the unlabelled ones. Both are 0 for a budget.
+        unlabelled, unlabelled_alerts: without a label.
         caught: alerted frauds. value_caught, value_lost: their amount, and that of the other frauds.
         review_cost: of all alerts that are not blocks, at the given cost per review; for a budget of all alerts.
         saved: `value_caught` less `review_cost`.
@@ -39,6 +41,8 @@ class Alerts(Record, frozen=True):
     frauds: int
     alerts: int
     blocks: int
+    blocked_genuine: int
+    blocked_genuine_low: int
     caught: int
     unlabelled: int
     unlabelled_alerts: int
@@ -52,6 +56,21 @@ class Alerts(Record, frozen=True):
     value_lost: int
     review_cost: int
     saved: int
+
+    @property
+    def alert_rate(self) -> float | None:
+        """Alerts as a share of the transactions."""
+        return _share(self.alerts, self.transactions)
+
+    @property
+    def block_rate(self) -> float | None:
+        """Blocks as a share of the transactions."""
+        return _share(self.blocks, self.transactions)
+
+    @property
+    def blocked_genuine_rate(self) -> float | None:
+        """Blocked transactions that are no fraud, as a share of all that are none."""
+        return _share(self.blocked_genuine, self.transactions - self.frauds)
 
 
 class Group(Record, frozen=True):
@@ -162,6 +181,7 @@ class MemberResult(Record, frozen=True):
 class Moved(Record, frozen=True):
     """Changed decisions that go back to the champion's if one part of the candidate is as in the champion.
 
+    `gained` decisions are stricter than the champion's (review, or block instead of review), `lost` ones milder.
     `part` is ``output``, ``weight`` or ``member`` (both) of a member, or ``policy``: final calibrator and thresholds.
     ``combination`` takes its place if more than members and policy differs, such as the combiner, the link or a
     removed member.
@@ -174,14 +194,20 @@ class Moved(Record, frozen=True):
 
 
 class Sides(Record, frozen=True):
-    """Transactions by decision of both versions: alert or not. `cards_gained` and `cards_lost` count cards."""
+    """Transactions by decision of both versions: alert or not.
+
+    Of `both`, `to_block` are reviews of the champion that the candidate blocks, `to_review` the reverse. `cards_gained`
+    and `cards_lost` count cards whose alerts change.
+    """
 
     both: int
     only_candidate: int
     only_champion: int
     neither: int
-    cards_gained: int = 0
-    cards_lost: int = 0
+    to_block: int
+    to_review: int
+    cards_gained: int
+    cards_lost: int
 
 
 class PairResult(Record, frozen=True):
@@ -260,3 +286,7 @@ class Evaluation(Record, frozen=True):
     seconds: dict[str, float]
     member_seconds: dict[str, float]
     out: str
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from stream_scorer.evaluation.result import Alerts, Evaluation, Interval, VersionResult
 from stream_scorer.gate.result import RuleResult, at_most, not_measured
-from stream_scorer.spec.gate_rules import LOWER_IS_BETTER, Fairness, Quality
+from stream_scorer.spec.gate_rules import LOWER_IS_BETTER, OF_GENUINE, Fairness, Quality
 
 # The champion comes first in an evaluation.
 _CHAMPION, _CANDIDATE = 0, 1
@@ -51,7 +51,7 @@ def _missing(rule: Quality, evaluation: Evaluation) -> str:
     """What the range lacks; empty if it has enough."""
     if evaluation.transactions < rule.min_rows:
         return f"{evaluation.transactions:,} transactions, {rule.min_rows:,} are needed"
-    if rule.metric == "false_positive_rate" and not evaluation.labelled:
+    if rule.metric in OF_GENUINE and not evaluation.labelled:
         return _NO_LABELS
     if rule.metric in LOWER_IS_BETTER:
         return ""
@@ -79,7 +79,7 @@ def fairness(rule: Fairness, evaluation: Evaluation) -> list[RuleResult]:
     if rule.metric != "false_positive_rate":
         name += f".{rule.metric}"
     to_champion = f"{name}.to_champion"
-    if rule.metric == "false_positive_rate" and not evaluation.labelled:
+    if rule.metric in OF_GENUINE and not evaluation.labelled:
         limits = ((name, rule.max_ratio), (to_champion, rule.max_ratio_to_champion))
         return [not_measured(each, limit, _NO_LABELS) for each, limit in limits if limit is not None]
     results = []
@@ -113,10 +113,11 @@ def _growth(name: str, rule: Fairness, before: dict[str, Alerts], after: dict[st
     values = [
         value
         for value, alerts in after.items()
-        if value in before and max(alerts.alerts, before[value].alerts) >= rule.min_alerts
+        if value in before and max(_found(rule, alerts), _found(rule, before[value])) >= rule.min_alerts
     ]
     if len(values) < 2:
-        enough = f"{rule.min_rows:,} transactions and {rule.min_alerts} alerts"
+        what = "blocks" if _of_blocks(rule) else "alerts"
+        enough = f"{rule.min_rows:,} transactions and {rule.min_alerts} {what}"
         return not_measured(name, rule.max_ratio_to_champion, f"fewer than two values of {rule.segment} have {enough}")
     growth = sorted((_rate(rule, after[value]) / _rate(rule, before[value]), value) for value in values)
     reason = ", ".join(
@@ -135,21 +136,28 @@ def _groups(rule: Fairness, version: VersionResult) -> dict[str, Alerts]:
     }
 
 
+def _of_blocks(rule: Fairness) -> bool:
+    return rule.metric in ("block_rate", "blocked_genuine_rate")
+
+
+def _found(rule: Fairness, alerts: Alerts) -> int:
+    """The alerts, or the blocks, that the rate of the rule counts, of frauds too."""
+    return alerts.blocks if _of_blocks(rule) else alerts.alerts
+
+
 def _rate(rule: Fairness, alerts: Alerts) -> float:
     """Half an alert and half a silent transaction are added, so that a value without alerts has a rate above 0."""
-    if rule.metric == "alert_rate":
-        return (alerts.alerts + 0.5) / (alerts.transactions + 1.0)
-    return (alerts.alerts - alerts.caught + 0.5) / (alerts.transactions - alerts.frauds + 1.0)
+    if rule.metric not in OF_GENUINE:
+        return (_found(rule, alerts) + 0.5) / (alerts.transactions + 1.0)
+    genuine = alerts.blocked_genuine if _of_blocks(rule) else alerts.alerts - alerts.caught
+    return (genuine + 0.5) / (alerts.transactions - alerts.frauds + 1.0)
 
 
 def _figure(version: VersionResult, metric: str) -> float | None:
     if metric in _RANKING:
         found: Interval = getattr(version, metric)
         return found.value
-    alerts = version.alerts
-    if metric == "alert_rate":
-        return alerts.alerts / alerts.transactions if alerts.transactions else None
-    value: float | None = getattr(alerts, metric)
+    value: float | None = getattr(version.alerts, metric)
     return value
 
 

@@ -13,9 +13,20 @@ from stream_scorer import __version__
 from stream_scorer.evaluation.bootstrap import MIN_CARDS
 from stream_scorer.evaluation.result import Evaluation, PairResult, VersionResult
 from stream_scorer.reports import evaluation_tables as tables
-from stream_scorer.reports.evaluation_tables import Table, bounded, difference, hours, money, name_of, spread, when
+from stream_scorer.reports.evaluation_tables import (
+    Table,
+    blocked_genuine,
+    bounded,
+    difference,
+    hours,
+    money,
+    name_of,
+    spread,
+    when,
+)
 from stream_scorer.reports.pages import drawing, number, percent, render, require_plots
 from stream_scorer.reports.plots import PALETTE, drawn, make_figure, show_legend, show_times
+from stream_scorer.spec.gate_rules import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -26,6 +37,8 @@ _DAY = "day"
 # Plots leave out days after the year 9999, which only wrong event times have: `datetime` has no such days.
 _DAY_LENGTH = len("9999-12-31")
 _LAST_MS = 253_402_300_800_000
+# The differences that a finding names.
+_JUDGED = ("average_precision", "recall", "precision", "false_positive_rate", "blocked_genuine_rate", "value_caught")
 
 
 def page(result: Evaluation) -> str:
@@ -68,14 +81,14 @@ def findings(result: Evaluation) -> list[str]:
 
 def _finding(pair: PairResult, champion: VersionResult, candidate: VersionResult) -> str:
     better, worse, open_, unknown = [], [], [], []
-    for name in ("average_precision", "recall", "precision", "false_positive_rate", "value_caught"):
+    for name in _JUDGED:
         found = pair.differences[name]
         title = tables.DIFFERENCES[name]
         if found.low is None or found.high is None:
             unknown.append(title)
         elif found.low <= 0 <= found.high:
             open_.append(title)
-        elif (found.low > 0) != (name == "false_positive_rate"):
+        elif (found.low > 0) != (name in LOWER_IS_BETTER):
             better.append(f"{title} {difference(name, found)}")
         else:
             worse.append(f"{title} {difference(name, found)}")
@@ -107,6 +120,7 @@ def _card(result: Evaluation, v: VersionResult) -> list[list[str]]:
         ["precision of alerts", spread(v.intervals["precision"], share=True)],
         ["recall of alerts", spread(v.intervals["recall"], share=True)],
         ["false-positive rate, bounds", bounded(v.alerts)],
+        ["blocks, and genuine ones, bounds", f"{v.alerts.blocks:,}, and {blocked_genuine(v.alerts)}"],
         ["amount caught and lost", f"{money(v.alerts.value_caught)} and {money(v.alerts.value_lost)}"],
         ["Brier score", "-" if v.calibration.brier is None else f"{v.calibration.brier:.5f}"],
         [
@@ -151,7 +165,7 @@ def _dimensions(result: Evaluation) -> list[str]:
 
 def _groups_table(result: Evaluation, dimension: str) -> Table:
     headings = [dimension, "version", "!transactions", "!labelled", "!frauds", "!alerts", "!precision", "!recall",
-                "!FPR bounds", "!caught", "!lost"]  # fmt: skip
+                "!FPR bounds", "!blocks", "!genuine blocked", "!caught", "!lost"]  # fmt: skip
     rows = []
     for v in result.versions:
         for group in v.groups:
@@ -160,8 +174,8 @@ def _groups_table(result: Evaluation, dimension: str) -> Table:
                 rows.append(
                     [
                         group.value, v.label, f"{a.transactions:,}", f"{a.labelled:,}", f"{a.frauds:,}",
-                        f"{a.alerts:,}", percent(a.precision), percent(a.recall), bounded(a), money(a.value_caught),
-                        money(a.value_lost),
+                        f"{a.alerts:,}", percent(a.precision), percent(a.recall), bounded(a), f"{a.blocks:,}",
+                        blocked_genuine(a), money(a.value_caught), money(a.value_lost),
                     ]
                 )  # fmt: skip
     # The values in their order, which is not that of the alphabet, each with all versions.

@@ -60,6 +60,8 @@ def _metrics(result: Evaluation) -> dict[str, float | None]:
             f"{label}.recall": v.alerts.recall,
             f"{label}.false_positive_rate": v.alerts.false_positive_rate,
             f"{label}.alerts": v.alerts.alerts,
+            f"{label}.blocks": v.alerts.blocks,
+            f"{label}.blocked_genuine": v.alerts.blocked_genuine,
             f"{label}.value_caught": v.alerts.value_caught,
             f"{label}.value_lost": v.alerts.value_lost,
             f"{label}.saved": v.alerts.saved,

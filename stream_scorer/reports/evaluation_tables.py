@@ -15,6 +15,8 @@ DIFFERENCES = {
     "recall": "recall",
     "false_positive_rate": "false-positive rate",
     "alert_rate": "alert rate",
+    "block_rate": "block rate",
+    "blocked_genuine_rate": "blocked genuine rate",
     "value_caught": "amount caught",
 }
 _HOUR_MS = 3_600_000
@@ -58,6 +60,11 @@ def bounded(alerts: Alerts) -> str:
     return "-" if low is None or high is None else f"{low:.3%} to {high:.3%}"
 
 
+def blocked_genuine(alerts: Alerts) -> str:
+    """The number of blocked genuine transactions, with its bounds: unlabelled blocks are all fraud, or all genuine."""
+    return f"{alerts.blocked_genuine_low:,} to {alerts.blocked_genuine:,}"
+
+
 def summary_lines(result: Evaluation) -> list[str]:
     """The evaluation in a few sentences."""
     unlabelled = result.transactions - result.labelled
@@ -91,13 +98,14 @@ def name_of(version: VersionResult) -> str:
 
 def versions_table(result: Evaluation) -> Table:
     """One row per version: ranking, and alerts at its thresholds."""
-    headings = ["version", "!AP", "!AUC", "!alerts", "!precision", "!recall", "!FPR bounds", "!caught", "!lost",
-                "!review cost"]  # fmt: skip
+    headings = ["version", "!AP", "!AUC", "!alerts", "!precision", "!recall", "!FPR bounds", "!blocks",
+                "!genuine blocked", "!caught", "!lost", "!review cost"]  # fmt: skip
     rows = [
         [
             name_of(v), spread(v.average_precision), spread(v.roc_auc), f"{v.alerts.alerts:,}",
-            percent(v.alerts.precision), percent(v.alerts.recall), bounded(v.alerts), money(v.alerts.value_caught),
-            money(v.alerts.value_lost), money(v.alerts.review_cost),
+            percent(v.alerts.precision), percent(v.alerts.recall), bounded(v.alerts), f"{v.alerts.blocks:,}",
+            blocked_genuine(v.alerts), money(v.alerts.value_caught), money(v.alerts.value_lost),
+            money(v.alerts.review_cost),
         ]
         for v in result.versions
     ]  # fmt: skip
@@ -151,12 +159,14 @@ def sides_table(pair: PairResult) -> Table:
         "!only candidate",
         "!only champion",
         "!in neither",
+        "!review to block",
+        "!block to review",
         "!cards gained",
         "!cards lost",
     ]
     rows = [
-        [name, *(f"{value:,}" for value in (s.both, s.only_candidate, s.only_champion, s.neither, s.cards_gained,
-                                            s.cards_lost))]
+        [name, *(f"{value:,}" for value in (s.both, s.only_candidate, s.only_champion, s.neither, s.to_block,
+                                            s.to_review, s.cards_gained, s.cards_lost))]
         for name, s in (("all", pair.all), ("fraud", pair.frauds), ("genuine", pair.genuine),
                         ("unlabelled", pair.unlabelled))
     ]  # fmt: skip
@@ -165,9 +175,9 @@ def sides_table(pair: PairResult) -> Table:
 
 def moved_table(pair: PairResult) -> Table:
     """Which part of the candidate moved the decisions."""
-    headings = ["member", "as in the champion", "!alerts that vanish", "!alerts that return"]
+    headings = ["member", "as in the champion", "!stricter decisions that go back", "!milder decisions that go back"]
     rows = [[m.member, m.part, f"{m.gained:,}", f"{m.lost:,}"] for m in pair.moved]
-    rows.append(["no part alone", "", f"{pair.unexplained:,}", ""])
+    rows.append(["no part alone", "", f"{pair.unexplained:,} do not go back", ""])
     return f"what moved the decisions of version {pair.candidate}", headings, rows
 
 

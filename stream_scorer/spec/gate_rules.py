@@ -21,12 +21,15 @@ Ratio = Annotated[float, Meta(ge=1.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=1)]
 
+Rate = Literal["false_positive_rate", "alert_rate", "blocked_genuine_rate", "block_rate"]
 Metric = Literal[
-    "average_precision", "roc_auc", "precision", "recall", "false_positive_rate", "alert_rate", "value_caught"
-]
+    "average_precision", "roc_auc", "precision", "recall", "false_positive_rate", "alert_rate", "blocked_genuine_rate",
+    "block_rate", "value_caught",
+]  # fmt: skip
 # A rise of these is a loss.
-LOWER_IS_BETTER: frozenset[str] = frozenset({"false_positive_rate", "alert_rate"})
-Rate = Literal["false_positive_rate", "alert_rate"]
+LOWER_IS_BETTER: frozenset[str] = frozenset(get_args(Rate))
+# Without labels, these would be rates of all transactions.
+OF_GENUINE: frozenset[str] = frozenset({"false_positive_rate", "blocked_genuine_rate"})
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,7 +105,7 @@ class Fairness(Section, frozen=True):
     Values with fewer than `min_rows` transactions are left out. `max_ratio` limits the highest rate as a multiple of
     the lowest one. `max_ratio_to_champion` is for fields whose values differ in their risk: it limits by how much more
     the rate of one value grows from champion to candidate than that of another one. It leaves out values that have
-    fewer than `min_alerts` alerts in both versions.
+    fewer than `min_alerts` alerts, for rates of blocks fewer blocks, in both versions.
     """
 
     segment: str

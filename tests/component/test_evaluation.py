@@ -21,6 +21,7 @@ from sklearn import metrics
 from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.manifest import Thresholds
 from stream_scorer.errors import SettingsError, UsageError
 from stream_scorer.evaluation import distributed, job, scoring, sources
 from stream_scorer.evaluation.job import evaluate, facts_of
@@ -28,6 +29,7 @@ from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.result import Evaluation
 from stream_scorer.evaluation.sources import Source, from_files
 from stream_scorer.evaluation.store import Store, exclusive
+from stream_scorer.gate.quality import quality
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability import openlineage
 from stream_scorer.records import LineageRow, Score
@@ -36,8 +38,9 @@ from stream_scorer.replay.run import Replay
 from stream_scorer.replay.sources import from_files as replay_files
 from stream_scorer.reports.evaluation import findings, page
 from stream_scorer.reports.evaluation_run import run_record
-from stream_scorer.reports.evaluation_tables import summary_lines
+from stream_scorer.reports.evaluation_tables import summary_lines, versions_table
 from stream_scorer.spec import CheckedSpec, parse_spec
+from stream_scorer.spec.gate_rules import Quality
 from stream_scorer.workers import LocalWorkers
 from tests.support.small_history import SPEC_TEXT, small_ensemble, write_history
 
@@ -344,15 +347,20 @@ def test_figures_are_those_of_scikit_learn(whole: Evaluation) -> None:
 def test_a_candidate_is_compared_on_the_same_transactions(whole: Evaluation) -> None:
     found = table(Path(whole.out))
     kept = ~found["duplicate"]
-    before, after = found["d0"][kept] > 0, found["d1"][kept] > 0
+    decided = found["d0"][kept], found["d1"][kept]
+    before, after = (decision > 0 for decision in decided)
     (pair,) = whole.candidates
     assert (pair.all.only_candidate, pair.all.only_champion) == (
         int((after & ~before).sum()), int((before & ~after).sum()),
     )  # fmt: skip
     assert pair.all.cards_gained == len(set(found["card"][kept][after & ~before].tolist()))
     changes = pq.read_table(Path(whole.out) / "changes.parquet").to_pylist()
-    assert len(changes) == int((after != before).sum())
-    assert {row["event_id"] for row in changes} == set(found["event_id"][kept][after != before].tolist())
+    changed = decided[0] != decided[1]
+    assert {row["event_id"] for row in changes} == set(found["event_id"][kept][changed].tolist())
+    assert len(changes) == int(changed.sum()) > int((after != before).sum())
+    assert (pair.all.to_block, pair.all.to_review) == tuple(
+        int(((decided[0] == one) & (decided[1] == other)).sum()) for one, other in ((1, 2), (2, 1))
+    )
     assert {moved.member for moved in pair.moved} == {"two", "three"}
     named = [row["moved_by"] for row in changes]
     assert named.count("several") == pair.unexplained < len(named)
@@ -366,11 +374,71 @@ def test_a_removed_member_moves_decisions_and_no_other_member(
 ) -> None:
     fewer = small_ensemble(tmp_path, checked, "3", {"one": 1, "two": 4})
     (pair,) = run(history, checked, [versions[1], fewer], tmp_path / "out", replicates=0).candidates
-    changed = pair.all.only_candidate + pair.all.only_champion
+    changed = pair.all.only_candidate + pair.all.only_champion + pair.all.to_block + pair.all.to_review
     (moved,) = pair.moved
     assert (moved.member, moved.gained + moved.lost, pair.unexplained) == ("combination", changed, 0)
     changes = pq.read_table(tmp_path / "out" / "changes.parquet").to_pylist()
     assert changed > 0 and {row["moved_by"] for row in changes} == {"combination"}
+
+
+def blocking(version: Ensemble, block: float) -> Ensemble:
+    """`version` with another threshold of blocks."""
+    found = copy.copy(version)
+    found.manifest = msgspec.structs.replace(version.manifest, thresholds=Thresholds("p", 0.3, block))
+    return found
+
+
+def test_blocks_change_at_the_thresholds_of_a_segment(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    """A segment with all transactions decides as thresholds of the versions would."""
+    segment = "block: 0.6, segments: [{name: all, where: {amount: {min: 0}}, review: 0.3, block: 0.4}]}"
+    segmented = parse_spec(SPEC_TEXT.replace("block: 0.6}", segment))
+    (one,) = run(history, segmented, versions, tmp_path / "a", replicates=0).candidates
+    own = [blocking(version, 0.4) for version in versions]
+    (other,) = run(history, checked, own, tmp_path / "b", replicates=0).candidates
+    assert min(one.all.to_block, one.all.to_review) > 0
+    assert (one.all, one.moved, one.unexplained) == (other.all, other.moved, other.unexplained)
+
+
+def test_reviews_that_become_blocks_are_changed_decisions(
+    history: tuple[Path, Path], checked: CheckedSpec, versions: list[Ensemble], tmp_path: Path
+) -> None:
+    """The same alerts, but all of them are declined payments."""
+    strict = blocking(versions[0], 0.3)
+    strict.version = "3"
+    result = run(history, checked, [versions[0], strict], tmp_path)
+    found = table(tmp_path)
+    kept = ~found["duplicate"]
+    reviews, label = found["d0"][kept] == 1, found["label"][kept]
+    (pair,), n = result.candidates, int(reviews.sum())
+    assert (pair.all.only_candidate, pair.all.only_champion, pair.all.to_block, pair.all.to_review) == (0, 0, n, 0)
+    assert n == pair.frauds.to_block + pair.genuine.to_block + pair.unlabelled.to_block > 50
+    assert [(moved.member, moved.gained, moved.lost) for moved in pair.moved] == [("policy", n, 0)]
+    changes = pq.read_table(tmp_path / "changes.parquet").to_pylist()
+    assert {(row["champion_decision"], row["candidate_decision"], row["moved_by"]) for row in changes} == {
+        ("review", "block", "policy")
+    }
+    assert len(changes) == n
+    blocks, champions = result.versions[1].alerts, result.versions[0].alerts
+    assert (blocks.blocks, blocks.blocks - champions.blocks) == (blocks.alerts, n)
+    assert blocks.blocked_genuine - champions.blocked_genuine == int((reviews & (label != 1)).sum())
+    assert blocks.blocked_genuine_low - champions.blocked_genuine_low == int((reviews & (label == 0)).sum())
+    for metric, share in (
+        ("block_rate", n / len(label)),
+        ("blocked_genuine_rate", (reviews & (label != 1)).sum() / (label != 1).sum()),
+    ):
+        change = pair.differences[metric]
+        assert change.value == pytest.approx(share)
+        assert change.low is not None and 0 < change.low < share
+        refused = quality(Quality(metric, 0.01), result)  # type: ignore[arg-type]
+        assert (refused.verdict, refused.measured) == ("refuse", change.high)
+    assert quality(Quality("alert_rate", 0.0), result).verdict == "pass"
+    assert "worse: blocked genuine rate +" in findings(result)[0]
+    _, headings, rows = versions_table(result)
+    bounds = f"{blocks.blocked_genuine_low:,} to {blocks.blocked_genuine:,}"
+    assert rows[1][headings.index("!blocks") :][:2] == [f"{blocks.alerts:,}", bounds]
+    assert bounds in page(result)
 
 
 def test_a_range_with_and_without_earlier_records(
@@ -518,7 +586,8 @@ def test_few_cards_show_no_difference(
     found = run((tmp_path / "t.parquet", history[1]), checked, versions, tmp_path / "out")
     (pair,) = found.candidates
     assert all(each.value is not None and each.low is None for each in pair.differences.values())
-    assert "not judged: average precision, recall, precision, false-positive rate, amount caught." in findings(found)[0]
+    judged = "average precision, recall, precision, false-positive rate, blocked genuine rate, amount caught"
+    assert f"not judged: {judged}." in findings(found)[0]
     assert "better" not in findings(found)[0]
 
 

@@ -16,7 +16,7 @@ def test_replicates_are_the_figures_of_the_weighted_transactions(digits: int) ->
     card, fraud = rng.integers(0, 400, n), rng.random(n) < 0.05
     score = np.round(1.0 / (1.0 + np.exp(-rng.normal(size=n) - 1.5 * fraud)), digits)
     cards, replicates = CardWeights(card, count, 1), Replicates(score[fraud], count, 0)
-    replicates.add(cards, score, fraud, score > 0.9, np.ones(n, np.int64), [])
+    replicates.add(cards, score, fraud, (score > 0.9).astype(np.int8), np.ones(n, np.int64), [])
     found, weights = replicates.figures(), cards.weights[cards.place].astype(np.float64)
     for b in range(count):
         expected = metrics.roc_auc_score(fraud, score, sample_weight=weights[:, b])
@@ -31,14 +31,17 @@ def test_a_transaction_without_a_score_is_in_the_rates_of_alerts() -> None:
     n, count = 2_000, 8
     card, fraud, score = rng.integers(0, 400, n), rng.random(n) < 0.05, rng.random(n)
     score[rng.random(n) < 0.3] = np.nan
-    alert = ~(score < 0.7)
+    alert, block = ~(score < 0.7), score >= 0.8
+    decision = alert.astype(np.int8) + block
     cards, replicates = CardWeights(card, count, 1), Replicates(score[fraud], count, 1)
-    replicates.add(cards, score, fraud, alert, np.ones(n, np.int64), [score >= 0.9])
+    replicates.add(cards, score, fraud, decision, np.ones(n, np.int64), [score >= 0.9])
     found, weights = replicates.figures(), cards.weights[cards.place].astype(np.float64)
     for name, hits, of in (
         ("recall", alert, fraud),
         ("false_positive_rate", alert, ~fraud),
         ("alert_rate", alert, np.ones(n, np.bool_)),
+        ("block_rate", block, np.ones(n, np.bool_)),
+        ("blocked_genuine_rate", block, ~fraud),
         ("budget_recall_0", score >= 0.9, fraud),
     ):
         expected = [np.average(hits[of], weights=weights[of, b]) for b in range(count)]

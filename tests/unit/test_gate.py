@@ -288,10 +288,12 @@ def test_differing_columns_are_counted_and_missing_values_are_equal() -> None:
 # ---- the paired evaluation
 
 
-def alerts(transactions: int, frauds: int, found: int, caught: int) -> Any:
+def alerts(transactions: int, frauds: int, found: int, caught: int, blocks: int = 0) -> Any:
+    """With `blocks`, all of genuine transactions."""
     return SimpleNamespace(
-        transactions=transactions, frauds=frauds, alerts=found, caught=caught, false_positive_rate=0.1
-    )
+        transactions=transactions, frauds=frauds, alerts=found, caught=caught, blocks=blocks, blocked_genuine=blocks,
+        false_positive_rate=0.1, blocked_genuine_rate=0.1,
+    )  # fmt: skip
 
 
 def version(groups: dict[str, Any]) -> Any:
@@ -306,7 +308,8 @@ def version(groups: dict[str, Any]) -> Any:
 
 def evaluation(value: float | None, low: float | None, high: float | None, groups: list[dict[str, Any]]) -> Any:
     difference = SimpleNamespace(value=value, low=low, high=high)
-    differences_ = {"average_precision": difference, "false_positive_rate": difference}
+    names = ("average_precision", "false_positive_rate", "blocked_genuine_rate")
+    differences_ = dict.fromkeys(names, difference)
     return SimpleNamespace(
         candidates=[SimpleNamespace(differences=differences_)],
         versions=[version(each) for each in groups],
@@ -344,7 +347,8 @@ def test_quality_is_not_measured_on_too_few_transactions_cards_or_labels() -> No
     for rule in (ranking, rate):
         assert quality(rule, paired).reason == "not measured: 999 transactions, 1,000 are needed"
     paired.transactions, paired.labelled = 1_000, 0
-    assert quality(rate, paired).reason == "not measured: no transaction of the range has a label"
+    for rule in (rate, Quality("blocked_genuine_rate", 0.1)):
+        assert quality(rule, paired).reason == "not measured: no transaction of the range has a label"
 
 
 def test_a_ranking_is_not_compared_if_the_candidate_gives_fewer_scores() -> None:
@@ -366,6 +370,7 @@ def test_the_worse_end_of_the_interval_must_be_within_the_limit() -> None:
     # A false-positive rate is worse at its upper end.
     assert quality(Quality("false_positive_rate", 0.01), paired).measured == pytest.approx(0.02)
     assert quality(Quality("false_positive_rate", 0.02), paired).verdict == "pass"
+    assert quality(Quality("blocked_genuine_rate", 0.01), paired).measured == pytest.approx(0.02)
     assert quality(Quality("average_precision", 1.0), evaluation(None, None, None, [{}, {}])).verdict == "refuse"
     assert quality(Quality("average_precision", 1.0), evaluation(0.0, None, None, [{}, {}])).verdict == "refuse"
     nan = float("nan")
@@ -403,6 +408,22 @@ def test_fairness_limits_the_ratio_of_rates_and_the_difference_of_their_growth()
     unlabelled.labelled = 0
     assert [result.measured for result in fairness(rule, unlabelled)] == [None, None]
     assert fairness(Fairness("channel", "alert_rate", max_ratio_to_champion=2.0), unlabelled)[0].verdict == "pass"
+
+
+def test_fairness_of_blocks_sees_reviews_that_become_blocks() -> None:
+    before = {name: alerts(2_000, 100, 200, 100) for name in ("chip", "atm", "online")}
+    after = before | {"chip": alerts(2_000, 100, 200, 100, 60), "online": alerts(2_000, 100, 200, 100, 10)}
+    paired = evaluation(0.0, 0.0, 0.0, [before, after])
+    assert fairness(Fairness("channel", max_ratio_to_champion=1.0), paired)[0].verdict == "pass"
+    for metric, rate in (("block_rate", 60.5 / 2_001), ("blocked_genuine_rate", 60.5 / 1_901)):
+        rule = Fairness("channel", metric, max_ratio=9.0, max_ratio_to_champion=2.0)  # type: ignore[arg-type]
+        between, growth = fairness(rule, paired)
+        assert between.measured == pytest.approx(60.5 / 0.5)
+        assert between.reason.startswith(f"chip {rate:.3%}, ")
+        # Only one value has enough blocks for a growth.
+        assert "fewer than two values of channel have 1,000 transactions and 20 blocks" in growth.reason
+    paired = evaluation(0.0, 0.0, 0.0, [before, after | {"online": alerts(2_000, 100, 200, 100, 20)}])
+    assert fairness(rule, paired)[1].measured == pytest.approx(60.5 / 20.5)
 
 
 # ---- the range
