@@ -182,7 +182,10 @@ def show_report(report: GateReport, as_json: bool) -> None:
     from stream_scorer.console import columns, plain
 
     against = f" against {report.champion}" if report.champion is not None else ""
-    click.echo(f"{report.candidate}{against}: {report.transactions:,} transactions, rules {report.rules_sha256[:12]}")
+    click.echo(
+        f"{report.candidate}{against}: {report.transactions:,} transactions, {report.rejected:,} records that cannot "
+        f"be read, rules {report.rules_sha256[:12]}"
+    )
     lines = [["rule", "measured", "limit", "verdict"]]
     lines += [[r.rule, _number(r.measured), _number(r.limit), r.verdict] for r in report.rules]
     reasons = ["reason", *(rule.reason for rule in report.rules)]

@@ -32,7 +32,8 @@ class GateReport(Record, frozen=True):
     Attributes:
         candidate, champion: ``name version``; the champion is null if there was none.
         rules_sha256: digest of the rules, independent of the layout of their file.
-        transactions: those of the range, on which traffic was measured. seconds: wall-clock seconds of the gate.
+        transactions: those of the range, on which traffic was measured. rejected: records in the range that cannot be
+            read; each has the time of the transaction before it. seconds: wall-clock seconds of the gate.
     """
 
     passed: bool
@@ -40,6 +41,7 @@ class GateReport(Record, frozen=True):
     champion: str | None
     rules_sha256: str
     transactions: int
+    rejected: int
     seconds: float
     rules: list[RuleResult]
 

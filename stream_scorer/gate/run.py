@@ -22,6 +22,7 @@ from stream_scorer.gate.traffic import RowSample, Traffic, read_traffic, skew
 from stream_scorer.gate.versions import cost, latency, load_candidate
 from stream_scorer.replay.skew import ServedFeatures, SkewMeter
 from stream_scorer.replay.sources import ReplayInput
+from stream_scorer.serde.rejections import MAX_SHARE, too_many
 from stream_scorer.spec.gate_rules import Leak, Rules, check_names
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.dataset import LabelledHistory
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from stream_scorer.evaluation.result import Evaluation
     from stream_scorer.evaluation.sources import Source
 
+# The rules that describe recent traffic, and so depend on whether it could be read.
+_ON_RANGE = ("quality", "fairness", "drift", "skew")
 # Called with the name of a stage, how much of it is done, and its total.
 OnProgress = Callable[[str, int, int], None]
 
@@ -83,11 +86,11 @@ def run_gate(
     started, progress = clock.monotonic(), on_progress or _ignore
     loaded, self_test = load_candidate(*candidate, checked)
     results = [self_test]
-    transactions = 0
+    transactions = rejected = 0
     if loaded is not None:
         if champion is not None and champion.digest == loaded.digest:
             raise UsageError("the candidate is the champion", hint="Give another version.")
-        measured, transactions = _measure(rules, checked, loaded, champion, material, clock, progress)
+        measured, transactions, rejected = _measure(rules, checked, loaded, champion, material, clock, progress)
         results += measured
     return GateReport(
         passed=all(result.verdict == "pass" for result in results),
@@ -95,6 +98,7 @@ def run_gate(
         champion=None if champion is None else f"{champion.name} {champion.version}",
         rules_sha256=rules.sha256,
         transactions=transactions,
+        rejected=rejected,
         seconds=round(clock.monotonic() - started, 3),
         rules=results,
     )
@@ -108,8 +112,8 @@ def _measure(
     material: Material,
     clock: Clock,
     progress: OnProgress,
-) -> tuple[list[RuleResult], int]:
-    """The results of all rules but the self-test, and the number of transactions of the range."""
+) -> tuple[list[RuleResult], int, int]:
+    """The results of all rules but the self-test, and the transactions and rejected records of the range."""
     results: list[RuleResult] = []
     if rules.leak is not None:
         progress("recomputing the training set", 0, 1)
@@ -132,11 +136,28 @@ def _measure(
         results.append(latency(rules.latency, candidate, champion, rows))
     if rules.cost is not None:
         results += cost(rules.cost, candidate, champion)
+    transactions = rejected = copies = 0
     if evaluation is not None:
         results += [quality(rule, evaluation) for rule in rules.quality]
         results += [result for rule in rules.fairness for result in fairness(rule, evaluation)]
-        return results, evaluation.transactions
-    return results, 0 if traffic is None else traffic.transactions
+        transactions, rejected, copies = evaluation.transactions, evaluation.refused, evaluation.duplicates
+    elif traffic is not None:
+        transactions, rejected = traffic.transactions, traffic.rejected
+    return _if_readable(results, rejected, transactions + copies + rejected), transactions, rejected
+
+
+def _if_readable(results: list[RuleResult], rejected: int, records: int) -> list[RuleResult]:
+    """`results`; those on the range are not measured if too many of its `records` cannot be read."""
+    if not too_many(rejected, records):
+        return results
+    reason = (
+        f"{rejected:,} of {records:,} records of the range cannot be read, at most {MAX_SHARE:.0%} may be: correct "
+        "them, or the spec, or give another range (docs/errors.md)"
+    )
+    return [
+        not_measured(each.rule, each.limit, reason) if each.rule.partition(".")[0] in _ON_RANGE else each
+        for each in results
+    ]
 
 
 def _leak(rule: Leak, candidate: Ensemble, material: Material, checked: CheckedSpec) -> RuleResult:

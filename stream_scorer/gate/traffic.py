@@ -53,9 +53,13 @@ class RowSample:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Recent traffic: the number of transactions, a sample of their features (m, k), and the skew if measured."""
+    """Recent traffic: the number of transactions, a sample of their features (m, k), and the skew if measured.
+
+    `rejected` transactions cannot be read.
+    """
 
     transactions: int
+    rejected: int
     features: F64
     skew: SkewReport | None
 
@@ -64,13 +68,14 @@ def read_traffic(
     checked: CheckedSpec, source: ReplayInput, meter: SkewMeter | None, on_progress: OnProgress | None = None
 ) -> Traffic:
     """Compute the features of `source` in the order of a replay."""
-    sample, transactions = RowSample(len(checked.features)), 0
+    sample, transactions, rejected = RowSample(len(checked.features)), 0, 0
     for found in recompute_features(checked, source.pieces, source.start, on_progress):
         transactions += len(found.features)
+        rejected += found.rejected
         sample.add(found.features)
         if meter is not None:
             meter.add(found)
-    return Traffic(transactions, sample.rows, None if meter is None else meter.report())
+    return Traffic(transactions, rejected, sample.rows, None if meter is None else meter.report())
 
 
 def skew(rule: Skew, report: SkewReport | None, read: list[str]) -> RuleResult:

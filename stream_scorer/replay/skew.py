@@ -83,11 +83,15 @@ def measure_skew(
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """Features (n, k) of transactions that are scored, recomputed, and their `partition` and `offset` (n,)."""
+    """Features (n, k) of transactions that are scored, recomputed, and their `partition` and `offset` (n,).
+
+    `rejected` others cannot be read.
+    """
 
     partition: NDArray[np.int32]
     offset: NDArray[np.int64]
     features: F64
+    rejected: int
 
 
 def recompute_features(
@@ -114,8 +118,10 @@ def recompute_features(
         enriched = engine.enrich(batch.events, store)
         store.apply(enriched.update)
         if piece.scoring:
-            rows = batch.events.transactions.row
-            yield Recomputed(piece.transactions.partition[rows], piece.transactions.offset[rows], enriched.matrix)
+            rows, records = batch.events.transactions.row, piece.transactions
+            yield Recomputed(
+                records.partition[rows], records.offset[rows], enriched.matrix, rejected=len(records) - len(rows)
+            )
         done += len(piece)
         if on_progress is not None:
             on_progress(done)

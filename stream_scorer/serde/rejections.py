@@ -15,6 +15,11 @@ MAX_SHARE = 0.05
 _log = logging.getLogger(__name__)
 
 
+def too_many(rejected: int, records: int) -> bool:
+    """Whether the rejected ones of so many records are more than `MAX_SHARE`."""
+    return rejected > MAX_SHARE * records
+
+
 class Rejections:
     """The rejected records of one source; `what` they are: transactions or labels."""
 
@@ -42,7 +47,7 @@ class Rejections:
 
     def require_few(self, source: object) -> None:
         """After the last record: raise `UsageError`, which names `source`, if they are more than `MAX_SHARE`."""
-        if self.count > MAX_SHARE * self._records:
+        if too_many(self.count, self._records):
             raise UsageError(
                 self._message(source),
                 hint=f"Correct them, or the spec: at most {MAX_SHARE:.0%} may be left out. docs/errors.md explains the "

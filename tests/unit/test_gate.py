@@ -537,7 +537,7 @@ def test_the_reason_names_the_rules_that_the_version_passed(monkeypatch: pytest.
 
 def test_a_refusal_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: Any) -> Any:
-        report = GateReport(False, "cards 8", "cards 7", "0", 1, 0.0, [RuleResult("leak", 1.0, 0.0, "refuse", "")])
+        report = GateReport(False, "cards 8", "cards 7", "0", 1, 0, 0.0, [RuleResult("leak", 1.0, 0.0, "refuse", "")])
         raise refusal(report)
 
     with pytest.raises(CheckFailed, match="the gate refuses cards 8: leak") as error:
