@@ -14,6 +14,7 @@ from stream_scorer.cli.datasets import ensemble_dataset, history_datasets, regis
 from stream_scorer.cli.engine import check_engine, chosen_workers, engine_options
 from stream_scorer.cli.input_range import check_input, input_options, period
 from stream_scorer.cli.options import with_settings
+from stream_scorer.cli.outputs import require_writable
 from stream_scorer.cli.times import parse_time
 from stream_scorer.errors import RegistryUnavailable, UsageError
 from stream_scorer.observability.openlineage import Dataset, file_dataset, lineage_run
@@ -100,6 +101,7 @@ def evaluate(
     check_input(from_topics, transactions, labels)
     check_engine(engine, workers, ray_address, from_topics=from_topics)
     _check_page(html)
+    require_writable(html)
     scored = period(start, end, offsets_allowed=from_topics)
     as_of = None if labels_as_of is None else parse_time("--labels-as-of", labels_as_of)
 
@@ -117,28 +119,27 @@ def evaluate(
     topics, clock, options = Topics.of(settings), SystemClock(), _options(measured)
     log = None if experiment is None else _open_run_log(settings.require("mlflow.url"), experiment)
     folders, versions = _versions(settings, checked, candidates)
-    with ExitStack() as stack:
-        lineage = stack.enter_context(
-            lineage_run("evaluate", lambda: _inputs(settings, transactions, labels, folders, versions))
-        )
-        if transactions is None:
-            bootstrap = settings.require("kafka.bootstrap")
-            first = FirstRange(out, facts_of(checked, versions, options), _topic_ids(bootstrap, topics))
-            reader = stack.enter_context(RangeReader(bootstrap, client_id="stream-scorer-evaluate"))
-            source = sources.from_topics(reader, topics, checked, scored, as_of, warm=warm, first=first)
-            _say_range(first)
-        else:
-            source = sources.from_files(transactions, labels, topics, checked, scored, as_of, warm=warm)
-        where = stack.enter_context(_distribution(source, folders, engine, workers, ray_address))
-        progress = stack.enter_context(Progress("scoring", source.total, clock))
-        result = _not_empty(
-            run(source, checked, versions, options, out, clock, on_progress=progress.stage, where=where)
-        )
+    with lineage_run("evaluate", lambda: _inputs(settings, transactions, labels, folders, versions)) as lineage:
+        with ExitStack() as stack:
+            if transactions is None:
+                bootstrap = settings.require("kafka.bootstrap")
+                first = FirstRange(out, facts_of(checked, versions, options), _topic_ids(bootstrap, topics))
+                reader = stack.enter_context(RangeReader(bootstrap, client_id="stream-scorer-evaluate"))
+                source = sources.from_topics(reader, topics, checked, scored, as_of, warm=warm, first=first)
+                _say_range(first)
+            else:
+                source = sources.from_files(transactions, labels, topics, checked, scored, as_of, warm=warm)
+            where = stack.enter_context(_distribution(source, folders, engine, workers, ray_address))
+            progress = stack.enter_context(Progress("scoring", source.total, clock))
+            result = _not_empty(
+                run(source, checked, versions, options, out, clock, on_progress=progress.stage, where=where)
+            )
+        # First, so that a page that cannot be written costs no figure.
+        _show(result, as_json)
         _write_page(result, html)
         if lineage is not None:
             lineage.add(outputs=[Dataset("file", str(out.resolve()), result.digests.all)])
             lineage.add(outputs=[] if html is None else [file_dataset(html)])
-    _show(result, as_json)
     # Last, so that a server that is away by now costs no figure.
     if log is not None:
         log(result)

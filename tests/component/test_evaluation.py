@@ -485,6 +485,15 @@ def test_the_command(
     assert result.resumed == whole.transactions + whole.duplicates
     assert result.versions[0].roc_auc.value == whole.versions[0].roc_auc.value
     assert "Effective challenge" in (tmp_path / "page.html").read_text()
+    # A page that cannot be written is an error at once, or after the figures are shown.
+    unwritable = ["--html", str(tmp_path / "spec.yaml" / "page.html")]
+    early = CliRunner().invoke(cli, [*arguments, *unwritable, "--transactions", str(tmp_path / "none")])
+    assert "spec.yaml is not a folder" in str(early.exception)
+    with monkeypatch.context() as full:
+        full.setattr("stream_scorer.cli.evaluate.require_writable", lambda *_paths: None)
+        late = CliRunner().invoke(cli, [*arguments, *unwritable])
+    assert "cannot write" in str(late.exception)
+    assert "ensembles against their members" in late.output
     wrong = CliRunner().invoke(cli, [*arguments, "--budgets", "some"])
     assert wrong.exit_code == 2
     for wrong_option, message in (
