@@ -381,7 +381,7 @@ class IncidentsPart:
         started = now()
         at = self._clock.now_ms()
         apply(self._detectors.advance(at), self._log, at)
-        self._detectors.savings.update(self._log.read())
+        self._detectors.savings.update(self._log.read(), 0)
         self.cost.add(0, started)
 
 

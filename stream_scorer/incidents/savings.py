@@ -34,8 +34,11 @@ class Savings:
         self._decided: dict[str, dict[int, Counter[str]]] = {}
 
     @staticmethod
-    def pending(table: IncidentTable) -> dict[str, Incident]:
-        """The verdicts that ended with the command that was due, and whose savings are not known yet."""
+    def pending(table: IncidentTable, closed_after: int) -> dict[str, Incident]:
+        """The verdicts that ended with the command that was due, and whose savings are not known yet.
+
+        Those that were closed until `closed_after`, ms, get none: a start no longer reads the hour after the command.
+        """
         return {
             incident.id: incident
             for incident in table.newest.values()
@@ -43,11 +46,12 @@ class Savings:
             and incident.command == incident.due
             and incident.saved is None
             and incident.rows
+            and (incident.closed or 0) > closed_after
         }
 
-    def update(self, table: IncidentTable) -> None:
-        """Take over the incidents that are pending now."""
-        self._pending = self.pending(table)
+    def update(self, table: IncidentTable, closed_after: int) -> None:
+        """Take over the incidents that are pending now; see `pending`."""
+        self._pending = self.pending(table, closed_after)
         self._after = {key: self._after.get(key, _After()) for key in self._pending}
 
     def add_summary(self, summary: ScoreSummary) -> None:

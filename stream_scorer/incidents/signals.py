@@ -253,7 +253,7 @@ class Signals:
         found.add(more)
         apply(found, self._log, now)
         table = self._log.read()
-        self._detectors.savings.update(table)
+        self._detectors.savings.update(table, now - MAX_HISTORY_MS)
         self._detectors.savings.settle(self._log)
         self._show(table)
 
@@ -264,19 +264,20 @@ class Signals:
 
     def _open(self) -> None:
         now, table = self._clock.now_ms(), self._log.read()
-        self._detectors.savings.update(table)
+        oldest = now - MAX_HISTORY_MS
+        self._detectors.savings.update(table, oldest)
         times = [incident.opened for incident in table.open()]
-        times += [incident.closed or incident.opened for incident in Savings.pending(table).values()]
+        times += [incident.closed or incident.opened for incident in Savings.pending(table, oldest).values()]
         by_persons = [each.closed for each in table.newest.values() if each.closed_by and each.closed is not None]
         times += [closed for closed in by_persons if closed > now - CLOSED_BY_MS]
-        since = max(min([now, *times]) - HISTORY_MS, now - MAX_HISTORY_MS, 0)
+        since = max(min([now, *times]) - HISTORY_MS, oldest, 0)
         for topic in Detectors.TOPICS:
             start = max(now - LABEL_HISTORY_MS, 0) if topic == "outcomes" else since
             self._readers[topic] = self._follow(topic, start)
         # What stopped before that has no record, and would be unknown.
         inputs = {topic for topic, _ in self._ends()}
         for record in self._readers["score_summaries"].last_before_start():
-            if record.timestamp_ms >= now - MAX_HISTORY_MS:
+            if record.timestamp_ms >= oldest:
                 self._detectors.seed(record, inputs)
 
     def _read_backlog(self, stop: threading.Event) -> None:

@@ -652,7 +652,7 @@ def test_what_the_stop_of_a_canary_saved_is_its_share() -> None:
     savings = desk.detectors.savings
     for version, rows in (("7", 900), ("8", 100)):  # before the monitor reads the incident
         savings.add_summary(msgspec.structs.replace(summary(0, rows, 0), version=version, control_offset=2))
-    savings.update(desk.log.read())
+    savings.update(desk.log.read(), 0)
     for minute in range(SPAN_MS // MINUTE + 2):
         savings.add_summary(summary(0, 1_000, minute))
         savings.settle(desk.log)
@@ -671,7 +671,7 @@ def test_what_a_rollback_saved_is_counted_for_an_hour_of_event_time() -> None:
     desk.told.records.append(msgspec.json.encode(closed))
     desk.told.records.append(msgspec.json.encode(msgspec.structs.replace(closed, id="cards-9", command="promote")))
     savings = desk.detectors.savings
-    savings.update(desk.log.read())
+    savings.update(desk.log.read(), 0)
     before = msgspec.structs.replace(summary(0, 100, 0), control_offset=2)
     savings.add_summary(before)
     for minute in range(SPAN_MS // MINUTE + 1):
@@ -773,6 +773,29 @@ def test_a_start_reads_from_before_what_a_person_closed_in_the_last_day(hours: i
 
     Signals(log, follow, dict, clock, Metrics(INCIDENT_METRICS), SignalRules())._open()
     assert starts["score_summaries"] == BEGIN - reads_back_hours * HOUR
+
+
+@pytest.mark.parametrize(("days", "reads_back_hours"), [(2, 49), (9, 1)])
+def test_savings_that_a_start_can_no_longer_count_are_no_longer_wanted(days: int, reads_back_hours: int) -> None:
+    clock, starts, log = Clock(), {}, IncidentLog(MemoryControlLog())
+    closed = Incident(
+        id="cards-2", ensemble="cards", version="8", other="7", since=2, opened=1, why="more", rows=10, only=6,
+        due="rollback", closed=BEGIN - 24 * days * HOUR, ended_by=3, command="rollback",
+    )  # fmt: skip
+    log._log.append("", msgspec.json.encode(closed))
+
+    def follow(topic: str, since: int) -> Follower:
+        starts[topic] = since
+        return Follower(clock)
+
+    signals = Signals(log, follow, dict, clock, Metrics(INCIDENT_METRICS), SignalRules())
+    signals._open()
+    assert starts["score_summaries"] == BEGIN - reads_back_hours * HOUR
+    # The hours after a start are not the one after an old command.
+    for minute in range(SPAN_MS // MINUTE + 2):
+        signals._detectors.add_summary(summary(0, 100, minute), BEGIN + minute * MINUTE + 1_000)
+    signals.evaluate()
+    assert (log.read().newest["cards-2"].saved is None) == (days > 8)
 
 
 class Idle(Follower):
