@@ -338,7 +338,9 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
             watch.collections = CollectionWatch(
                 lambda: ControlLog(bootstrap, topics.verdicts, stop), write, follow, metrics
             )
-            watch.scorers = StatusReader(lambda: ControlLog(bootstrap, topics.scorer_status, stop))
+            watch.scorers = StatusReader(
+                lambda: ControlLog(bootstrap, topics.scorer_status, stop), SystemClock().monotonic
+            )
             watch.run(stop, on_ready)
 
     return run

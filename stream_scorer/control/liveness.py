@@ -13,7 +13,7 @@ import msgspec
 
 from stream_scorer.clock import Deadline
 from stream_scorer.control.follower import HEARTBEAT_S
-from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.errors import BrokerUnavailable, StreamScorerError
 from stream_scorer.records import NOT_A_RECORD, ScorerStatus
 
 # A scorer without a heartbeat for this time is silent. Longer than a busy machine or a rebalance delays heartbeats.
@@ -22,8 +22,10 @@ SILENT_MS = 15_000
 FORGOTTEN_MS = 600_000
 # Longest wait for the next heartbeat of any scorer; scorers of older versions write one every 5 s.
 HEARTBEAT_WAIT_S = HEARTBEAT_S + 4.0
+# `StatusReader` reads on this long after its last read: a status changes at heartbeats.
+READ_EVERY_S = 3.0
 _READ_WAIT_S = 0.2
-# Longest wait for statuses that the broker has. The caller has other things to do.
+# Longest time of one read, for statuses that the broker has. The caller has other things to do.
 _READ_DEADLINE_S = 2.0
 
 
@@ -120,34 +122,53 @@ class StatusLog(Protocol):
 
 
 class StatusReader:
-    """Reads `scorer-status` while it is asked which scorers lack a command. `open_log` opens it at its start."""
+    """Reads `scorer-status` while it is asked which scorers lack a command, at most every `READ_EVERY_S`.
 
-    def __init__(self, open_log: Callable[[], StatusLog]) -> None:
-        self._open_log = open_log
+    `open_log` opens the topic at its start. It stays open between reads, also after one that did not come to the end.
+    """
+
+    def __init__(self, open_log: Callable[[], StatusLog], monotonic: Callable[[], float]) -> None:
+        self._open_log, self._monotonic = open_log, monotonic
         self._log: StatusLog | None = None
         self._scorers = Scorers(None)
+        self._due_s = float("-inf")
+        # Why the last read did not come to the end of the topic; empty if it did.
+        self._problem = ""
 
     def lacking(self, ensemble: str, offset: int, versions: Collection[str]) -> list[str]:
         """The running scorers of `ensemble` at which the command at `offset` is not in force, or lacks a version.
 
         Raises:
-            StreamScorerError: the broker does not answer, or not all statuses come in time.
+            BrokerUnavailable: the broker does not answer, or not all statuses have come yet.
         """
-        if self._log is None:
-            self._log, self._scorers = self._open_log(), Scorers(None)
-        end, deadline = self._log.end(), Deadline(_READ_DEADLINE_S)
-        if self._log.position() > end:
-            raise BrokerUnavailable("the topic of statuses ends before what was read: it was created again")
-        while self._log.position() < end:
-            if not deadline.remaining_s:
-                raise BrokerUnavailable("the statuses of scorers do not come")
-            for record in self._log.read(_READ_WAIT_S):
-                self._scorers.add(record.key, record.value, record.timestamp)
+        if self._monotonic() >= self._due_s:
+            self._problem = self._read()
+            self._due_s = self._monotonic() + READ_EVERY_S
+        if self._problem:
+            raise BrokerUnavailable(self._problem)
         running = [seen for seen in self._scorers.running() if seen.status.ensemble == ensemble]
         return [seen.status.instance for seen in running if not seen.serves(offset, versions)]
 
+    def _read(self) -> str:
+        """Read on to the end, and return what prevented that. An error closes the log."""
+        try:
+            if self._log is None:
+                self._log, self._scorers = self._open_log(), Scorers(None)
+            end, deadline = self._log.end(), Deadline(_READ_DEADLINE_S)
+            if self._log.position() > end:
+                raise BrokerUnavailable("the topic of statuses ends before what was read: it was created again")
+            while self._log.position() < end:
+                if not deadline.remaining_s:
+                    return "the statuses of scorers do not come"
+                for record in self._log.read(_READ_WAIT_S):
+                    self._scorers.add(record.key, record.value, record.timestamp)
+        except StreamScorerError as error:
+            self.close()
+            return error.message
+        return ""
+
     def close(self) -> None:
-        """Close the log. The next call reads it again from its start."""
+        """Close the log. The next read begins at its start."""
         if self._log is not None:
             self._log.close()
         self._log = None

@@ -151,11 +151,13 @@ class Watch:
         if not self._counting:
             for command in self._log.read(READ_WAIT_S):
                 self._history.add(command.offset, command.value, command.timestamp)
-            return
+        due: list[Action | None] = []
         for counting in self._counting.values():
             if counting.read(READ_WAIT_S / len(self._counting)):
                 self._show(counting.paired)
-                self._judge(counting.paired)
+                due.append(self._judge(counting.paired))
+        if self.scorers is not None and "confirm" not in due:
+            self.scorers.close()
 
     def _collect(self) -> None:
         """See `CollectionWatch`. Stops versions whose cards are complete. A failure prevents no other command."""
@@ -223,8 +225,6 @@ class Watch:
 
     def _keep(self, found: list[Pair]) -> None:
         """Forget all pairs except `found`."""
-        if self.scorers is not None:
-            self.scorers.close()
         for pair in [pair for pair in self._counting if pair not in found]:
             self._counting.pop(pair).close()
             self._show(Paired(pair))
@@ -238,13 +238,13 @@ class Watch:
         self._metrics.set(CARDS, counts.total, *labels)
         self._metrics.set(RISE, 0.0 if math.isnan(counts.rise) else counts.rise, *labels)
 
-    def _judge(self, paired: Paired) -> None:
-        """Act on the verdict, and publish it. Nothing follows from an undecided one."""
+    def _judge(self, paired: Paired) -> Action | None:
+        """Act on the verdict, and publish it. Returns the command that is due; none follows from an undecided one."""
         pair, finding = paired.pair, paired.verdict.finding
         # A command for another pair also reads the commands of others. One of them may have ended this pair, and then
         # a `rollback` or `confirm` would meet a version that is not judged.
         if pair not in pairs(self._history.states[pair.ensemble], self._history):
-            return
+            return None
         due: Action | None = None
         if finding in ("rise", "fall"):
             due = pair.ends
@@ -254,6 +254,7 @@ class Watch:
         self._publish(paired, due, held_back)
         if due is not None:
             self._act(paired, due, held_back)
+        return due
 
     def _publish(self, paired: Paired, due: Action | None, held_back: str) -> None:
         """Write the verdict. A failure must not prevent the command."""
@@ -290,10 +291,7 @@ class Watch:
         try:
             lacking = self.scorers.lacking(pair.ensemble, pair.since, (pair.served.version, pair.other.version))
         except StreamScorerError as error:
-            self.scorers.close()
             return f"paused: the status of scorers cannot be read ({error.message})"
-        if not lacking:
-            self.scorers.close()
         return f"paused until these scorers score both versions: {', '.join(lacking)}" if lacking else ""
 
     def _paused(self, ensemble: str, kinds: tuple[IncidentKind, ...]) -> str:

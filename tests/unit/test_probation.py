@@ -16,7 +16,7 @@ from stream_scorer.cli.formatting import verdict_facts
 from stream_scorer.control import liveness
 from stream_scorer.control.commands import submit
 from stream_scorer.control.incidents import Incidents, condition_of
-from stream_scorer.control.liveness import SILENT_MS, StatusReader
+from stream_scorer.control.liveness import READ_EVERY_S, SILENT_MS, StatusReader
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
 from stream_scorer.control.state import History, Refused, follow
 from stream_scorer.control.summary_reader import BEFORE_MS
@@ -614,17 +614,35 @@ def test_a_version_that_some_scorers_cannot_load_is_not_confirmed(at: int) -> No
 
 
 class StatusTopic(MemoryControlLog):
-    """The topic `scorer-status`: status by scorer, whose heartbeat is `ago` ms old."""
+    """The topic `scorer-status`: status by scorer, whose heartbeat is `ago` ms old.
+
+    `calls` are those of its only reader.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[ControlRecord] = []
+        self.calls: list[str] = []
+        self.now_s = 0.0
+
+    def reader(self) -> StatusReader:
+        return StatusReader(self._open, lambda: self.now_s)
+
+    def _open(self) -> StatusTopic:
+        self.calls.append("open")
+        self.at = 0
+        return self
+
+    def close(self) -> None:
+        self.calls.append("close")
 
     def put(self, name: str, offset: int, in_play: list[str], ago: int = 0, ensemble: str = "cards") -> None:
         status = ScorerStatus(name, "g", ensemble, in_play, offset, offset, "", 0)
         self.found.append(ControlRecord(len(self.found), msgspec.json.encode(status), 10**9 - ago, name))
 
     def end(self) -> int:
+        self.calls.append("end")
+        self.now_s += 0.1
         if self.fails is not None:
             raise self.fails
         return len(self.found)
@@ -640,10 +658,17 @@ def test_a_version_is_not_confirmed_while_a_running_scorer_does_not_score_both(m
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, SAME))
     watch = desk.watch(probation=1, mode=mode)
-    watch.scorers = StatusReader(lambda: statuses)  # type: ignore[arg-type, return-value]
+    watch.scorers = statuses.reader()
+
+    def step() -> str:
+        statuses.now_s += READ_EVERY_S
+        watch.step()
+        return desk.verdicts[-1].held_back
+
     statuses.fails = BrokerUnavailable("not now")
+    assert step() == "paused: the status of scorers cannot be read (not now)"
     watch.step()
-    assert desk.verdicts[-1].held_back == "paused: the status of scorers cannot be read (not now)"
+    assert statuses.calls == ["open", "end", "close"]
     statuses.fails = None
     statuses.put("killed", 0, ["1"], ago=SILENT_MS + 1)
     statuses.put("of-wires", 0, ["1"], ensemble="wires")
@@ -651,27 +676,38 @@ def test_a_version_is_not_confirmed_while_a_running_scorer_does_not_score_both(m
     # One has not read the command, loads the version, or cannot load the one before.
     for offset, in_play in ((0, ["1"]), (0, ["2", "1"]), (1, ["2"])):
         statuses.put("b", offset, in_play)
-        watch.step()
+        assert step() == "paused until these scorers score both versions: b"
         assert monitor_commands(desk) == []
-        assert desk.verdicts[-1].held_back == "paused until these scorers score both versions: b"
     statuses.put("b", 1, ["2", "1"])
-    watch.step()
+    assert step() == ("" if mode == "auto" else "needs a person: monitor.mode is propose")
     assert monitor_commands(desk) == ([("confirm", None)] if mode == "auto" else [])
-    assert desk.verdicts[-1].held_back == ("" if mode == "auto" else "needs a person: monitor.mode is propose")
+    # While a person waits, the topic stays open and is asked now and then; after the command, nobody needs it.
+    for _ in range(3):
+        watch.step()
+    assert statuses.calls[3:] == ["open", *["end"] * 4, *["close"] * (mode == "auto")]
+    desk.say("rollback")
+    watch.step()
+    assert statuses.calls[-1] == "close"
 
 
-def test_statuses_that_do_not_come_delay_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statuses_that_come_slowly_delay_nothing_else_and_are_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "_READ_DEADLINE_S", 0.01)
-    statuses = StatusTopic()
-    statuses.put("a", 1, ["2", "1"])
-    reader = StatusReader(lambda: statuses)  # type: ignore[arg-type, return-value]
+    statuses, reader = (topic := StatusTopic()), topic.reader()
+    for name in "ab":
+        statuses.put(name, 1, ["2", "1"])
+    come = 1  # the number of records that have arrived
+    monkeypatch.setattr(statuses, "position", lambda: min(statuses.at, come))
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable, match="do not come"):
+            reader.lacking("cards", 1, ["2"])
+    come, statuses.now_s = 2, 10.0
     assert reader.lacking("cards", 1, ["2"]) == []
-    monkeypatch.setattr(statuses, "end", lambda: 2)
-    with pytest.raises(BrokerUnavailable, match="do not come"):
-        reader.lacking("cards", 1, ["2"])
+    assert statuses.calls == ["open", "end", "end"]
     monkeypatch.setattr(statuses, "end", lambda: 0)
+    statuses.now_s = 20.0
     with pytest.raises(BrokerUnavailable, match="created again"):
         reader.lacking("cards", 1, ["2"])
+    assert statuses.calls == ["open", "end", "end", "close"]
 
 
 @pytest.mark.parametrize("kind", ["errors", "breaker"])
