@@ -870,7 +870,8 @@ class Incident(Record, frozen=True, kw_only=True):
     A verdict: `version` alerts more cards, or fewer, than the version `other` that scores the same transactions.
     `since` is the offset of the command that put it in play, `began` its time, ms (null in records of earlier
     releases). The `id` is the ensemble and `since`; if an incident of a former topic `control` has this id, with
-    `began` between them. `finding` is `rise` or `fall`. `cards` are the alerted cards, on which the finding is
+    `began` between them. It ends with `-canary` for a canary that a `recover` restored together with a probation.
+    `finding` is `rise` or `fall`. `cards` are the alerted cards, on which the finding is
     based. Of `rows` transactions that both versions scored, `both` were alerted by both, `only` by this version,
     `lacking` by the other one; `log_evidence` is the natural logarithm of the evidence. `member` is the suspect,
     null if there is none; `difference` describes how it differs from the other version, and `input` is the input

@@ -20,7 +20,7 @@ def incident_id(pair: Pair) -> str:
 
     Its incident has the same id, unless one of a former topic `control` has it (`incidents/log.py`).
     """
-    return f"{pair.ensemble}-{pair.since}"
+    return f"{pair.ensemble}-{pair.start}"
 
 
 def actions_at(history: History, offsets: Mapping[str, int]) -> dict[str, Action]:
@@ -45,7 +45,7 @@ def condition_of(paired: Paired, due: Action, held_back: str) -> Condition:
     return Condition(
         kind="verdict",
         subject=Subject(pair.ensemble, pair.served.version, member),
-        start=pair.since,
+        start=pair.start,
         why=paired.summary(),
         event_time=paired.cards.newest,
         opened_event=paired.cards.first,

@@ -35,6 +35,7 @@ class Pair:
         expected_rise: the relative change of alerted cards that this command declares.
         share, until: of a canary; None for a promotion.
         untrusted: whether `other` is on probation itself. Then nothing follows from the comparison.
+        shares_since: of a canary, whether its `recover` also restored a probation, whose pair has the same `since`.
     """
 
     ensemble: str
@@ -47,6 +48,12 @@ class Pair:
     share: float | None = None
     until: int | None = None
     untrusted: bool = False
+    shares_since: bool = False
+
+    @property
+    def start(self) -> int | str:
+        """`since`, made distinct if two pairs share it. It stays the same while the pair lasts."""
+        return f"{self.since}-canary" if self.shares_since else self.since
 
 
 @dataclass(slots=True)
@@ -294,6 +301,7 @@ def _pair(
     state: ServingState, history: History, served: ServedVersion, other: ServedVersion, canary: CanaryState | None
 ) -> Pair:
     since, at, command = _since(state, history, served, "promote" if canary is None else "canary")
+    recovered = None if command is None or canary is None else command.state
     return Pair(
         state.ensemble,
         served,
@@ -305,6 +313,7 @@ def _pair(
         None if canary is None else canary.share,
         None if canary is None else canary.until,
         untrusted=canary is not None and state.probation,
+        shares_since=recovered is not None and recovered.probation,
     )
 
 

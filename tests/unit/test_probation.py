@@ -427,6 +427,28 @@ def test_a_control_log_that_is_created_again_while_a_version_is_on_probation_end
     assert monitor_commands(desk) == [("rollback", None)]
 
 
+def test_a_probation_and_a_canary_that_are_recovered_together_have_different_ids() -> None:
+    lost, desk = Desk(), Desk()
+    lost.say("promote", version=TWO)
+    lost.say("canary", version=THREE, share=1.0)
+    state = lost.history.states["cards"]
+    desk.log.records[:] = []
+    desk.say("recover", state=state)
+    desk.summaries.append(summary(THREE, MORE, other=TWO, offset=0, arm="canary"))
+    watch = desk.watch()
+    watch.step()
+    assert [(each.id, each.version) for each in desk.verdicts] == [("cards-0", "2"), ("cards-0-canary", "3")]
+    # The id of a comparison never changes, also when it is the only one.
+    desk.say("confirm")
+    watch.step()
+    assert (desk.verdicts[-1].id, [i.id for i in desk.incidents]) == ("cards-0-canary", ["cards-0-canary"])
+    assert monitor_commands(desk) == [("stop", None)]
+    desk.log.records[:] = []
+    desk.say("recover", state=replace(state, probation=False))
+    desk.watch().step()
+    assert desk.verdicts[-1].id == "cards-0"
+
+
 def test_a_command_in_another_log_is_no_success_and_ends_no_other_version() -> None:
     desk = Desk()
     desk.say("promote", version=TWO)
