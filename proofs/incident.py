@@ -192,7 +192,7 @@ def _recount(
     for summary in summaries:
         paired.add(summary)
     decided = {s.event_id: (s, key) for s, key in zip(scores, keys, strict=True)}
-    counts = [0, 0, 0, 0]
+    scored, counts = 0, [0, 0, 0, 0]
     # By card (the record key): the first alert by each version, and its partition. By partition: the newest event time.
     first: dict[tuple[int, bytes], list[float]] = {}
     newest: dict[int, int] = {}
@@ -202,12 +202,15 @@ def _recount(
         said = [a.decision != "approve" for a in c.alternatives if a.version == pair.other.version]
         if not said:  # after its probation it stands alone
             continue
+        scored += 1
         score, key = decided[c.event_id]
         ours, theirs = score.decision != "approve", said[0]
-        counts[(0 if theirs else 1) if ours else (2 if theirs else 3)] += 1
         partition = c.source.partition
         newest[partition] = max(newest.get(partition, 0), score.event_time)
-        if (ours or theirs) and not score.duplicate and set(score.degraded) <= _FEATURES_KNOWN:
+        if score.duplicate or not set(score.degraded) <= _FEATURES_KNOWN:
+            continue
+        counts[(0 if theirs else 1) if ours else (2 if theirs else 3)] += 1
+        if ours or theirs:
             card = first.setdefault((partition, key or b""), [math.inf, math.inf])
             for place, alert in enumerate((ours, theirs)):
                 card[place] = min(card[place], score.event_time) if alert else card[place]
@@ -218,13 +221,13 @@ def _recount(
     ]
     found = [classes.count(name) for name in ("both", "served", "other")]
     result.figures |= {
-        "scored_by_the_bad_version": sum(counts),
+        "scored_by_the_bad_version": scored,
         "alerts": counts[0] + counts[1],
         "alerts_of_the_one_before": counts[0] + counts[2],
         "alerted_cards": found[0] + found[1],
         "alerted_cards_of_the_one_before": found[0] + found[2],
     }
-    result.at_least("scored_by_the_bad_version", sum(counts), 1)
+    result.at_least("scored_by_the_bad_version", scored, 1)
     result.check(
         "counts equal those of every single score",
         [paired.both, paired.served, paired.other, paired.neither] == counts,

@@ -302,7 +302,8 @@ class CardAlerts(Record, frozen=True):
 
     `rows` is the number of transactions that count. `excluded` ones do not: repeated event ids, transactions without a
     card, without features or without a member that failed, decisions by the fallback or by a list, and all transactions
-    while a command disables a member in one of the versions and not the same one, by digest, in the other.
+    while a command disables a member in one of the versions and not the same one, by digest, in the other. `against`
+    has the 2x2 counts of the `rows`, as `PaneSummary.against`; empty in records of earlier releases.
     """
 
     rows: int
@@ -312,6 +313,7 @@ class CardAlerts(Record, frozen=True):
     other: list[int | None]
     event: list[str] = []
     value: list[int] = []
+    against: list[int] = []
 
 
 class PreparedInput(Record, frozen=True):
@@ -871,11 +873,11 @@ class Incident(Record, frozen=True, kw_only=True):
     `since` is the offset of the command that put it in play, `began` its time, ms (null in records of earlier
     releases). The `id` is the ensemble and `since`; if an incident of a former topic `control` has this id, with
     `began` between them. It ends with `-canary` for a canary that a `recover` restored together with a probation.
-    `finding` is `rise` or `fall`. `cards` are the alerted cards, on which the finding is
-    based. Of `rows` transactions that both versions scored, `both` were alerted by both, `only` by this version,
-    `lacking` by the other one; `log_evidence` is the natural logarithm of the evidence. `member` is the suspect,
-    null if there is none; `difference` describes how it differs from the other version, and `input` is the input
-    concerned, null if it is not one input.
+    `finding` is `rise` or `fall`. `cards` are the alerted cards, on which the finding is based. Of the `rows`
+    transactions that count as evidence, `both` were alerted by both versions, `only` by this one, `lacking` by the
+    other one; `log_evidence` is the natural logarithm of the evidence. `member` is the suspect, null if there is none;
+    `difference` describes how it differs from the other version, and `input` is the input concerned, null if it is not
+    one input.
     """
 
     id: str

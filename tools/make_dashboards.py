@@ -282,7 +282,7 @@ MODELS = Dashboard(
                       (("max by (ensemble, version, other, direction) "
                         "(stream_scorer_paired_evidence{ensemble=~\"$ensemble\"})",
                         "{{ensemble}} {{version}} against {{other}}, {{direction}}"),), limit=6.9),
-                Panel("Evidence is based on", "Cards that either version alerts, and transactions that both scored.",
+                Panel("Evidence is based on", "Cards that either version alerts, and transactions that count.",
                       (("max by (ensemble, version, other) (stream_scorer_paired_cards{ensemble=~\"$ensemble\"})",
                         "cards, {{ensemble}} {{version}} against {{other}}"),
                        ("max by (ensemble, version, other) (stream_scorer_paired_rows{ensemble=~\"$ensemble\"})",

@@ -140,7 +140,7 @@ class Attribution:
         """What moved the alerts most in the direction of the finding; None if nothing explains enough of it.
 
         Args:
-            falls: whether alerts fall. change: net change of alerted transactions between the two versions.
+            falls: whether alerts fall. change: net change of alerts between the two versions, on the same transactions.
         """
         sign = -1 if falls else 1
         moved = {name: sign * member.net for name, member in self._members.items()}

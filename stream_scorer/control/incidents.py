@@ -54,7 +54,7 @@ def condition_of(paired: Paired, due: Action, held_back: str) -> Condition:
             transactions=paired.rows,
             cards=cards.only + cards.lacking,
             alerts=paired.served - paired.other,
-            how="transactions that both versions scored; cards that only one of them alerts; difference of alerts",
+            how="transactions that count in the comparison; cards that only one of them alerts; difference of alerts",
         ),
         done=f"{due} is due but not submitted" if held_back else f"the monitor submits {due}",
         details={

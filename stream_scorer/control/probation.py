@@ -19,7 +19,16 @@ from stream_scorer.control.ladder import next_step
 from stream_scorer.control.state import History
 from stream_scorer.control.summary_reader import BEFORE_MS
 from stream_scorer.control.verdict import Basis, Tolerances, Verdict, judge
-from stream_scorer.records import Action, CanaryState, Cause, Command, ScoreSummary, ServedVersion, ServingState
+from stream_scorer.records import (
+    Action,
+    CanaryState,
+    CardAlerts,
+    Cause,
+    Command,
+    ScoreSummary,
+    ServedVersion,
+    ServingState,
+)
 
 GRACE_MS = 600_000
 
@@ -63,7 +72,7 @@ class Paired:
     Attributes:
         tolerances: what the pair may change, without the declared change.
         grace_ms: event time in which the other version may alert a card as well.
-        both, served, other, neither: number of transactions by which version alerts; shown only.
+        both, served, other, neither: number of transactions that count, by which version alerts. They decide nothing.
         counted, excluded: transactions that count as evidence, and those that do not.
         unpaired: transactions that only one of the versions scored. elsewhere: transactions of the champion's arm that
             both scored, for a canary.
@@ -100,7 +109,7 @@ class Paired:
 
     @property
     def rows(self) -> int:
-        """Number of transactions that both versions scored."""
+        """Number of transactions that count; of scorers of earlier releases, all of micro-batches in which some do."""
         return self.both + self.served + self.other + self.neither
 
     @property
@@ -150,19 +159,10 @@ class Paired:
 
     def _add_served(self, summary: ScoreSummary, at: int) -> None:
         other = self.pair.other.version
-        for pane in summary.panes:
-            square = pane.against.get(other)
-            if square is None:
-                self.unpaired += pane.rows
-                continue
-            both, served, lacking, neither = square
-            self.both += both
-            self.served += served
-            self.other += lacking
-            self.neither += neither
-            _count_members(self.members, pane.left_out)
+        self.unpaired += sum(pane.rows for pane in summary.panes if other not in pane.against)
         cards = summary.cards.get(other)
         if cards is not None:
+            self._add_alerts(summary, cards)
             self.counted += cards.rows
             self.excluded += cards.excluded
             self.cards.add(summary.partition, cards, summary.newest_at(at))
@@ -172,6 +172,21 @@ class Paired:
         differences = summary.differences.get(other)
         if differences is not None:
             self.differences.add(differences)
+
+    def _add_alerts(self, summary: ScoreSummary, cards: CardAlerts) -> None:
+        """Add the transactions by which version alerts them. Those that do not count show nothing about the change."""
+        if not cards.rows:
+            return
+        other = self.pair.other.version
+        # Earlier releases count all transactions only. Features, for example, are missing in whole micro-batches.
+        squares = [cards.against] if cards.against else [pane.against.get(other, [0] * 4) for pane in summary.panes]
+        for both, served, lacking, neither in squares:
+            self.both += both
+            self.served += served
+            self.other += lacking
+            self.neither += neither
+        for pane in summary.panes:
+            _count_members(self.members, pane.left_out)
 
     def _add_champion(self, summary: ScoreSummary) -> None:
         """Add a summary of the champion's arm beside a canary. A scorer without the canary decides too much there."""

@@ -47,7 +47,7 @@ EVIDENCE = Metric(
     "or on fewer cards (fall) than the other version; the monitor acts at 6.9.",
     (*_LABELS, "direction"),
 )
-ROWS = Metric("gauge", "stream_scorer_paired_rows", "Transactions that both versions of a pair scored.", _LABELS)
+ROWS = Metric("gauge", "stream_scorer_paired_rows", "Transactions that count in the comparison of a pair.", _LABELS)
 CARDS = Metric("gauge", "stream_scorer_paired_cards", "Cards that a version of a pair alerts, each once.", _LABELS)
 RISE = Metric(
     "gauge",

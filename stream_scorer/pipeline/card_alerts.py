@@ -66,7 +66,8 @@ class CardCounter:
                 _first(card_of, len(cards), event_time[here], flag[here]) for flag in (served, others)
             )
             names = [f"{card:016x}" for card in cards.tolist()]
-            found = CardAlerts(int(rows[span]), int(excluded[span]), names, mine_at, theirs_at)
+            square = _square(int(rows[span]), served[here], others[here])
+            found = CardAlerts(int(rows[span]), int(excluded[span]), names, mine_at, theirs_at, against=square)
             if version or other in (decided.lineup.last_good, decided.lineup.withdrawn):
                 found = _with_events(found, batch, place[mask], card_of)
             out[span] = found
@@ -130,6 +131,12 @@ def _with_events(cards: CardAlerts, batch: MicroBatch, places: I64, card_of: NDA
         event=[transactions.event_id[row] for row in firsts],
         value=transactions.value[firsts].tolist(),
     )
+
+
+def _square(rows: int, served: Flags, other: Flags) -> list[int]:
+    """2x2 counts of `rows` transactions, of which those that either version alerts are ``(n,)``."""
+    both = int((served & other).sum())
+    return [both, int(served.sum()) - both, int(other.sum()) - both, rows - len(served)]
 
 
 def _first(card_of: NDArray[np.intp], cards: int, event_time: NDArray[np.int64], alert: Flags) -> list[int | None]:

@@ -207,7 +207,7 @@ def halve(summary: ScoreSummary) -> tuple[ScoreSummary, ScoreSummary] | None:
         return _halve_differences(summary, replace(rest, panes=[]))
     first = {other: _slice(each, slice(None, len(each.card) // 2)) for other, each in cards.items()}
     second = {other: _slice(each, slice(len(each.card) // 2, None)) for other, each in cards.items()}
-    second = {other: replace(each, rows=0, excluded=0) for other, each in second.items()}
+    second = {other: replace(each, rows=0, excluded=0, against=[]) for other, each in second.items()}
     # Event time advances with the last cards: no card is counted before all of its alerts are read.
     return replace(summary, cards=first, newest=None), replace(rest, panes=[], cards=second)
 

@@ -492,8 +492,10 @@ def test_summaries_list_the_alerted_cards_of_a_version_on_probation(ensemble: En
     simulated = generate(CONFIG)
     customers = dict(zip(simulated.event_id.tolist(), simulated.customer_id.tolist(), strict=True))
     scores, contributions = sink.documents("scores"), sink.documents("contributions")
+    square = [0, 0, 0, 0]
     for score, contribution in zip(scores, contributions, strict=True):
         alerts = score["decision"] != "approve", contribution["alternatives"][0]["decision"] != "approve"
+        square[2 * (not alerts[0]) + (not alerts[1])] += not score["duplicate"]
         first = expected.setdefault(customers[score["event_id"]], [None, None])
         for k, alert in enumerate(alerts):
             if alert and not score["duplicate"]:
@@ -503,6 +505,7 @@ def test_summaries_list_the_alerted_cards_of_a_version_on_probation(ensemble: En
     assert len(first_alerts(found)) > 20
     assert sum(each.rows for each in found) == sum(not score["duplicate"] for score in scores)
     assert sum(each.rows + each.excluded for each in found) == len(scores)
+    assert [sum(column) for column in zip(*(each.against for each in found), strict=True)] == square
     # A card has the same hash in every batch, and the hash differs with the key and the pair.
     names = {card for each in found for card in each.card}
     assert len(names) == len(first_alerts(found))
@@ -529,7 +532,9 @@ def test_a_withdrawn_version_in_shadow_changes_no_score_and_its_cards_are_those_
     found = cards_of(sink, ensemble.version, "9")
     probation = cards_of(run(Lineup((other, ensemble), last_good=1), 64), "9", ensemble.version)
     # The versions have changed places; hashes, events and values are the same.
-    assert [msgspec.structs.replace(each, served=each.other, other=each.served) for each in found] == probation
+    for one, two in zip(found, probation, strict=True):
+        square = [one.against[place] for place in (0, 2, 1, 3)]
+        assert msgspec.structs.replace(one, served=one.other, other=one.served, against=square) == two
     assert sum(len(each.event) for each in found) == sum(len(each.card) for each in found) > 20
     assert all(not json.loads(value)["differences"] for value in sink.values("score-summaries"))
 

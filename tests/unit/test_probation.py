@@ -177,6 +177,25 @@ def moved_by_gbdt(alerts: int) -> PairDifferences:
     return PairDifferences(10_000, {"gbdt": MemberPair((0.4, 0.4), output=square, inputs={"amount": prepared})})
 
 
+def test_transactions_that_do_not_count_hide_no_cause_and_are_in_no_figure() -> None:
+    desk, square = Desk(), [150, 140, 0, 9_710]
+    desk.say("promote", version=TWO)
+    counted = replace(summary(TWO, square), differences={ONE.version: moved_by_gbdt(140)})
+    # An hour without features, in which the version alerts less; and one in which some transactions do not count.
+    without = summary(TWO, [0, 0, 3_000, 97_000], cards=CardAlerts(0, 100_000, [], [], []))
+    some = CardAlerts(10, 990, [], [], [], against=[0, 1, 0, 9])
+    partly = summary(TWO, [0, 1, 500, 499], cards=some, only_by=(300, 0))
+    desk.summaries += [counted, without, partly]
+    desk.watch().step()
+    (incident,) = desk.incidents
+    assert incident.member == "gbdt" and "member gbdt causes 14.0 more alerts" in incident.why
+    assert (incident.rows, incident.both, incident.only, incident.lacking) == (10_010, 150, 141, 0)
+    assert incident.affected is not None
+    assert (incident.affected.transactions, incident.affected.alerts) == (10_010, 141)
+    verdict = desk.verdicts[-1]
+    assert (verdict.rows, verdict.only, verdict.lacking, verdict.excluded) == (10_010, 141, 0, 100_990)
+
+
 def test_command_incident_and_verdict_name_the_member_and_the_input() -> None:
     desk = Desk()
     desk.say("promote", version=TWO)
