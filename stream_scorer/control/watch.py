@@ -156,7 +156,8 @@ class Watch:
             if counting.read(READ_WAIT_S / len(self._counting)):
                 self._show(counting.paired)
                 due.append(self._judge(counting.paired))
-        if self.scorers is not None and "confirm" not in due:
+        # A pair that is behind may still have a confirmation due.
+        if self.scorers is not None and len(due) == len(self._counting) and "confirm" not in due:
             self.scorers.close()
 
     def _collect(self) -> None:
