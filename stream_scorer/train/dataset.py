@@ -192,14 +192,18 @@ def _keys(read: LabelledHistory, entity: str | None) -> tuple[list[Hashable], li
 
 
 def _entities(spec: CheckedSpec, transactions: Transactions) -> NDArray[np.int64] | None:
-    """``(n,)``: a number for each id of the partition entity, in the order of `build_features`: by time."""
+    """``(n,)``: a number for each id of the partition entity, in the order of `build_features`: by time.
+
+    Ids are numbered by their first occurrence, because pseudonyms may have another order in every run.
+    """
     if spec.spec.partition_entity is None:
         return None
-    # Transactions without an id have nothing in common.
     given = transactions.entity_ids[spec.spec.partition_entity]
-    ids = np.array([f"\0{row}" if each is None else each for row, each in enumerate(given)])
-    numbers = np.unique(ids, return_inverse=True)[1].astype(np.int64)
-    return np.asarray(numbers[np.argsort(transactions.event_time, kind="stable")], np.int64)
+    numbers: dict[Hashable, int] = {}
+    # Transactions without an id have nothing in common.
+    order = np.argsort(transactions.event_time, kind="stable").tolist()
+    keys = (row if given[row] is None else given[row] for row in order)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
 def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int]:

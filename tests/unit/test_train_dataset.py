@@ -104,6 +104,15 @@ def test_transactions_without_a_card_are_not_of_one_card(tmp_path: Path) -> None
     assert len(set(data.entity.tolist())) == len(data.label) == 4
 
 
+def test_cards_are_numbered_by_first_occurrence_in_time_whatever_their_pseudonyms(tmp_path: Path) -> None:
+    paths = write(tmp_path, transactions() | {"card": ["a", "z", "m", "z", "b"]}, labels())
+    text = TEXT.replace("card: {type: string}", "card: {type: string, sensitive: true}")
+    for key in "abc":
+        data = read_training_set(*paths, parse_spec(text, id_key=key * 32))
+        assert data.entity is not None
+        assert data.entity.tolist() == [0, 1, 2]
+
+
 def test_timestamps_are_read_as_milliseconds(tmp_path: Path) -> None:
     table = transactions()
     table["event_time"] = pa.array(np.array(table["event_time"]) * 1_000, pa.timestamp("us", tz="UTC"))
