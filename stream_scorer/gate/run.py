@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from stream_scorer.gate.quality import fairness, quality
 from stream_scorer.gate.result import GateReport, RuleResult, not_measured
 from stream_scorer.gate.traffic import RowSample, Traffic, read_traffic, skew
 from stream_scorer.gate.versions import cost, latency, load_candidate
-from stream_scorer.replay.skew import ServedFeatures, SkewMeter
+from stream_scorer.replay.skew import Served, SkewMeter
 from stream_scorer.replay.sources import ReplayInput
 from stream_scorer.serde.rejections import MAX_SHARE, too_many
 from stream_scorer.spec.gate_rules import Leak, Rules, check_names
@@ -45,14 +45,14 @@ class Material:
     Attributes:
         traffic: recent traffic, for drift, skew and latency. evaluation: the same range, with labels, for quality and
             fairness. history: all transactions and labels, for leaks.
-        served: the features that live scorers recorded, by partition; None if there are none.
+        served: the features that live scorers recorded; None if there are none.
         training_set: the file that `train --save-set` wrote; None without one.
     """
 
     traffic: Callable[[], ReplayInput]
     evaluation: Callable[[], Source]
     history: Callable[[], LabelledHistory]
-    served: Callable[[int], Iterator[ServedFeatures]] | None = None
+    served: Served | None = None
     training_set: Path | None = None
 
 

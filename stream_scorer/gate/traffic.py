@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stream_scorer.errors import UsageError
 from stream_scorer.gate.result import RuleResult, at_most, not_measured
 from stream_scorer.parquet import import_pyarrow, readable, require_columns
-from stream_scorer.replay.skew import ServedFeatures, SkewMeter, SkewReport, recompute_features
+from stream_scorer.replay.skew import Served, ServedFeatures, SkewMeter, SkewReport, recompute_features
 from stream_scorer.replay.sources import ReplayInput
 from stream_scorer.spec.gate_rules import Skew
 from stream_scorer.spec.model import CheckedSpec
@@ -26,7 +26,7 @@ _NAMED = 3
 # Rows of a file that are decoded together.
 _CHUNK = 16_384
 # Offsets (n), features (n, k) and their status (n, k) of one partition.
-_Served = tuple[list[int], F64, NDArray[np.int8]]
+_Chunk = tuple[list[int], F64, NDArray[np.int8]]
 
 
 class RowSample:
@@ -102,8 +102,8 @@ def skew(rule: Skew, report: SkewReport | None, read: list[str]) -> RuleResult:
     return at_most("skew", found[0][0], rule.max_share, reason)
 
 
-def served_from_file(path: Path, checked: CheckedSpec) -> Callable[[int], Iterator[ServedFeatures]]:
-    """The features in a file ``lineage.parquet`` (docs/replay.md), by partition, in the order of their offsets.
+def served_from_file(path: Path, checked: CheckedSpec) -> Served:
+    """The features in a file ``lineage.parquet`` (docs/replay.md).
 
     The file is read once for all partitions, as far as they are read. Each partition can be read once.
 
@@ -111,9 +111,9 @@ def served_from_file(path: Path, checked: CheckedSpec) -> Callable[[int], Iterat
         UsageError: the file cannot be read, or has the features of another spec.
     """
     chunks = _served_chunks(path, checked)
-    waiting: defaultdict[int, deque[_Served]] = defaultdict(deque)
+    waiting: defaultdict[int, deque[_Chunk]] = defaultdict(deque)
 
-    def of(partition: int) -> Iterator[ServedFeatures]:
+    def of(partition: int, _first: int) -> Iterator[ServedFeatures]:
         while True:
             while waiting[partition]:
                 yield from zip(*waiting[partition].popleft(), strict=True)
@@ -126,7 +126,7 @@ def served_from_file(path: Path, checked: CheckedSpec) -> Callable[[int], Iterat
     return of
 
 
-def _served_chunks(path: Path, checked: CheckedSpec) -> Iterator[list[tuple[int, _Served]]]:
+def _served_chunks(path: Path, checked: CheckedSpec) -> Iterator[list[tuple[int, _Chunk]]]:
     """Per chunk of the file, the served features of each partition in it."""
     _, pq = import_pyarrow()
     columns = ["feature_hash", "feature_status", "features", "source"]

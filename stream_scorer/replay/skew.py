@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +19,24 @@ from stream_scorer.ensemble.manifest import Series
 from stream_scorer.ensemble.profile import Binner
 from stream_scorer.errors import UsageError
 from stream_scorer.features.engine import FeatureEngine
-from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import MISSING, Record
 from stream_scorer.replay.pieces import Piece, Positions
-from stream_scorer.replay.recorded import stored_lineage
+from stream_scorer.replay.recorded import TopicRanges, stored_lineage
 from stream_scorer.replay.run import OnProgress
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MemoryRowStore
 
 F64 = NDArray[np.float64]
-# One served score: its offset in the input, its features and their status.
-ServedFeatures = tuple[int, F64, NDArray[np.int8]]
+# One served score: its offset in the input, its features and their status; None if these are features of another spec.
+ServedFeatures = tuple[int, F64 | None, NDArray[np.int8] | None]
+# The served scores of a partition, at least those from an offset on, in the order of offsets.
+Served = Callable[[int, int], Iterator[ServedFeatures]]
+# The status of a score that was not served, and of one with features of another spec.
+_NOT_SERVED, _OTHER_SPEC = -1, -2
 
 
 class FeatureSkew(Record, frozen=True):
@@ -64,7 +68,7 @@ def measure_skew(
     checked: CheckedSpec,
     pieces: Iterable[Piece],
     start: dict[SourcePartition, int],
-    served: Callable[[int], Iterator[ServedFeatures]],
+    served: Served,
     profile: Mapping[str, Series],
     on_progress: OnProgress | None = None,
 ) -> SkewReport:
@@ -72,8 +76,11 @@ def measure_skew(
 
     Args:
         start: first offset of every input partition.
-        served: the served features by partition, in the order of offsets.
+        served: see `Served`.
         profile: the training profile, which contains every feature.
+
+    Raises:
+        UsageError: a score has the features of another spec.
     """
     meter = SkewMeter(checked.features, served, profile)
     for found in recompute_features(checked, pieces, start, on_progress):
@@ -83,13 +90,14 @@ def measure_skew(
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """Features (n, k) of transactions that are scored, recomputed, and their `partition` and `offset` (n,).
+    """Features (n, k) of transactions that are scored, recomputed, and where and when (ms) these are, (n,) each.
 
     `rejected` others cannot be read.
     """
 
     partition: NDArray[np.int32]
     offset: NDArray[np.int64]
+    event_time: NDArray[np.int64]
     features: F64
     rejected: int
 
@@ -118,9 +126,13 @@ def recompute_features(
         enriched = engine.enrich(batch.events, store)
         store.apply(enriched.update)
         if piece.scoring:
-            rows, records = batch.events.transactions.row, piece.transactions
+            found, records = batch.events.transactions, piece.transactions
             yield Recomputed(
-                records.partition[rows], records.offset[rows], enriched.matrix, rejected=len(records) - len(rows)
+                records.partition[found.row],
+                records.offset[found.row],
+                found.event_time,
+                enriched.matrix,
+                rejected=len(records) - len(found),
             )
         done += len(piece)
         if on_progress is not None:
@@ -134,67 +146,88 @@ class SkewMeter:
         names: the features. served, profile: see `measure_skew`.
     """
 
-    def __init__(
-        self, names: list[str], served: Callable[[int], Iterator[ServedFeatures]], profile: Mapping[str, Series]
-    ) -> None:
+    def __init__(self, names: list[str], served: Served, profile: Mapping[str, Series]) -> None:
         self._served, self._width = served, len(names)
         self._sums = _Sums(names, profile)
         self._cursors: dict[int, _Cursor] = {}
+        # Scores with the features of another spec: how many, and the time (ms) at which the last one was in order.
+        self._other, self._other_until = 0, -1
 
     def add(self, found: Recomputed) -> None:
         """Add recomputed features."""
         for one in np.unique(found.partition).tolist():
-            if one not in self._cursors:
-                self._cursors[one] = _Cursor(self._served(one))
             rows = np.flatnonzero(found.partition == one)
-            recorded, status = self._cursors[one].take(found.offset[rows].tolist(), self._width)
+            offsets = found.offset[rows].tolist()
+            if one not in self._cursors:
+                self._cursors[one] = _Cursor(self._served(one, offsets[0]))
+            recorded, status = self._cursors[one].take(offsets, self._width)
+            newest = self._cursors[one].advance(found.event_time[rows])
+            other = (status == _OTHER_SPEC).any(axis=1)
+            self._other += int(other.sum())
+            self._other_until = max(self._other_until, int(newest[other].max(initial=-1)))
             self._sums.add(recorded, status, found.features[rows])
 
     def report(self) -> SkewReport:
-        """The report on all added transactions."""
-        return self._sums.report()
+        """The report on all added transactions.
+
+        Raises:
+            UsageError: a score has the features of another spec.
+        """
+        found = self._sums.report()
+        if not self._other:
+            return found
+        message = f"{self._other:,} of {found.scores + self._other:,} scores have features other than those of the spec"
+        if not found.scores:
+            raise UsageError(message, hint="Give the spec of that time, or a range in which this spec was served.")
+        after = datetime.fromtimestamp((self._other_until + 1) / 1_000, UTC).isoformat(timespec="milliseconds")
+        raise UsageError(
+            f"{message}, the last one just before {after}",
+            hint=f"Compare only later ones: --start {after}; for a promotion, a shorter `traffic` in the gate's rules.",
+        )
 
 
-def served_features(
-    reader: RangeReader, topics: Topics, feature_hash: str
-) -> Callable[[int], Iterator[ServedFeatures]]:
-    """The features that live scorers recorded, by partition.
+def served_features(reader: TopicRanges, topics: Topics, feature_hash: str) -> Served:
+    """The features that live scorers recorded."""
 
-    Raises (while reading):
-        UsageError: a record has other features.
-    """
-
-    def of(partition: int) -> Iterator[ServedFeatures]:
+    def of(partition: int, first: int) -> Iterator[ServedFeatures]:
         for stored in stored_lineage(reader, topics, partition):
+            if stored.next_offset <= first:
+                continue
             record = stored.decode()
-            if record.header.feature_hash != feature_hash:
-                raise UsageError(
-                    f"event {record.event_id[0]} was scored with features other than those of the spec",
-                    hint="Give the spec of that time, or a period in which this spec was served.",
-                )
-            yield from zip(record.offset.tolist(), record.features, record.status, strict=True)
+            if record.header.feature_hash == feature_hash:
+                yield from zip(record.offset.tolist(), record.features, record.status, strict=True)
+            else:
+                yield from ((offset, None, None) for offset in record.offset.tolist())
 
     return of
 
 
 class _Cursor:
-    """A forward cursor over the served records of one partition."""
+    """A forward cursor over the served records of one partition, and its newest event time (ms)."""
 
     def __init__(self, served: Iterator[ServedFeatures]) -> None:
         self._served = served
         self._ahead = next(served, None)
+        self._newest = -1
 
     def take(self, offsets: list[int], features: int) -> tuple[F64, NDArray[np.int64]]:
-        """Recorded features (n, features) at `offsets`, and their status; a status of -1 where no score was served."""
+        """Recorded features (n, features) at `offsets`, and their status (n, features), or one of those above."""
         values = np.full((len(offsets), features), np.nan)
-        status = np.full((len(offsets), features), -1, dtype=np.int64)
+        status = np.full((len(offsets), features), _NOT_SERVED, dtype=np.int64)
         for row, offset in enumerate(offsets):
             while self._ahead is not None and self._ahead[0] < offset:
                 self._ahead = next(self._served, None)
             if self._ahead is not None and self._ahead[0] == offset:
-                values[row] = self._ahead[1]
-                status[row] = self._ahead[2]
+                _, served, of = self._ahead
+                values[row] = np.nan if served is None else served
+                status[row] = _OTHER_SPEC if of is None else of
         return values, status
+
+    def advance(self, event_time: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The running maximum of the event time (n,) of the next transactions, which orders a replay."""
+        newest = np.maximum.accumulate(np.maximum(event_time, self._newest))
+        self._newest = int(newest[-1])
+        return newest
 
 
 class _Sums:
@@ -212,7 +245,7 @@ class _Sums:
 
     def add(self, recorded: F64, status: NDArray[np.int64], recomputed: F64) -> None:
         """Add a batch of scores: (n, k) each."""
-        served = status[:, 0] != -1 if status.shape[1] else np.zeros(len(status), dtype=np.bool_)
+        served = status[:, 0] >= 0 if status.shape[1] else np.zeros(len(status), dtype=np.bool_)
         recorded, status, recomputed = recorded[served], status[served], recomputed[served]
         available = status != MISSING
         self._scores += len(recorded)

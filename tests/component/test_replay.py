@@ -213,7 +213,7 @@ def test_skew_names_the_feature_that_was_served_otherwise(checked: CheckedSpec, 
     profile = ensemble.manifest.reference_profile
 
     def measured() -> SkewReport:
-        return measure_skew(checked, pieces(7), start, lambda p: iter(served[p]), profile)
+        return measure_skew(checked, pieces(7), start, lambda p, _: iter(served[p]), profile)
 
     same = measured()
     assert same.scores == sum(map(len, served.values())) > 100
@@ -234,7 +234,7 @@ def test_skew_names_the_feature_that_was_served_otherwise(checked: CheckedSpec, 
     assert mean.mean_recomputed is not None
     assert mean.mean_recorded > mean.mean_recomputed
     assert told.features[0].compared == told.scores - altered
-    assert measure_skew(checked, pieces(7), start, lambda _p: iter(()), profile).scores == 0
+    assert measure_skew(checked, pieces(7), start, lambda *_: iter(()), profile).scores == 0
 
 
 def test_another_label_gives_other_bytes(checked: CheckedSpec, ensemble: Ensemble, tmp_path: Path) -> None:

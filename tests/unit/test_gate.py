@@ -225,7 +225,7 @@ def test_recorded_features_come_by_partition_from_one_pass_over_the_file(
     monkeypatch.setattr(traffic, "readable", lambda path: opened.append(path) or readable(path))  # type: ignore[func-returns-value]
     places = [(1, 5), (0, 3), (1, 6), (0, 4), (1, 7)]
     served = served_from_file(write_lineage(tmp_path, places, SPEC.feature_hash), SPEC)
-    found = {partition: list(served(partition)) for partition in (0, 1, 2)}
+    found = {partition: list(served(partition, 0)) for partition in (0, 1, 2)}
     assert {one: [offset for offset, _, _ in rows] for one, rows in found.items()} == {0: [3, 4], 1: [5, 6, 7], 2: []}
     assert len(opened) == 1
     _, values, status = found[1][2]
@@ -236,14 +236,14 @@ def test_recorded_features_come_by_partition_from_one_pass_over_the_file(
 def test_recorded_features_of_another_spec_are_refused(tmp_path: Path) -> None:
     served = served_from_file(write_lineage(tmp_path, [(0, 3)], "c" * 64), SPEC)
     with pytest.raises(UsageError, match="features other than those of the spec"):
-        next(served(0))
+        next(served(0, 0))
     fewer: Any = SimpleNamespace(features=FEATURES[1:], feature_hash="c" * 64)
     with pytest.raises(UsageError, match="rows that do not have 3 features"):
-        next(served_from_file(tmp_path / "lineage.parquet", fewer)(0))
+        next(served_from_file(tmp_path / "lineage.parquet", fewer)(0, 0))
     scores = tmp_path / "scores.parquet"
     pq.write_table(pa.table({"features": [1]}), scores)
     with pytest.raises(UsageError, match="no column 'feature_hash'") as error:
-        next(served_from_file(scores, SPEC)(0))
+        next(served_from_file(scores, SPEC)(0, 0))
     assert error.value.hint == "Give the lineage.parquet of a replay."
 
 
