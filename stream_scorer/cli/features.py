@@ -215,8 +215,8 @@ def sweep(settings: Settings, force: bool) -> None:
 def skew(settings: Settings, start: str | None, end: str | None, tolerance: float, as_json: bool) -> None:
     """Compare recorded features with a recomputation from the log, and with the ensemble's training profile.
 
-    Exit code 3 if a feature differs from the log in more than --tolerance of the scores. Drift from the training
-    profile is printed too and does not change the exit code.
+    Exit code 3 if a feature differs from the log in more than --tolerance of the scores, or if no score has it. Drift
+    from the training profile is printed too and does not change the exit code.
     """
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.clock import SystemClock
@@ -251,12 +251,7 @@ def skew(settings: Settings, start: str | None, end: str | None, tolerance: floa
         click.echo(msgspec.json.encode(document).decode())
     else:
         _print_skew(report, drift)
-    wrong = [f.name for f in report.features if f.different > tolerance * f.compared]
-    if wrong:
-        raise CheckFailed(
-            f"{len(wrong)} features differ from the log in more than {tolerance:.2%} of the scores: {', '.join(wrong)}",
-            hint="A backlog or late labels explain a difference. Otherwise run `features check`.",
-        )
+    _require_no_skew(report, tolerance)
 
 
 @features.command()
@@ -340,6 +335,23 @@ def _print_entity(document: dict[str, Any], newest: int) -> None:
         else:
             change = "labelled fraud" if event["fraud"] > 0 else "no longer fraud"
             click.echo(f"  {_shown(event['time'])}  {change} since {_shown(event['labelled_at'])}")
+
+
+def _require_no_skew(report: SkewReport, tolerance: float) -> None:
+    """Raise `CheckFailed` if a feature differs from the log, or was not compared because no score has it."""
+    absent = [f.name for f in report.features if not f.compared]
+    wrong = [f.name for f in report.features if f.different > tolerance * f.compared]
+    failures, hints = [], []
+    if wrong:
+        failures.append(
+            f"{len(wrong)} features differ from the log in more than {tolerance:.2%} of the scores: {', '.join(wrong)}"
+        )
+        hints.append("A backlog or late labels explain a difference. Otherwise run `features check`.")
+    if absent:
+        failures.append(f"nothing to compare for {len(absent)} features, which no score has: {', '.join(absent)}")
+        hints.append("Scores lack features while Redis is away or rows are rebuilt: give a period with features.")
+    if failures:
+        raise CheckFailed("; ".join(failures), hint=" ".join(hints))
 
 
 def _print_skew(report: SkewReport, drift: dict[str, Drift]) -> None:

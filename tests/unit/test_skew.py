@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stream_scorer.cli.features import _require_no_skew
 from stream_scorer.ensemble.manifest import Series
-from stream_scorer.errors import UsageError
+from stream_scorer.errors import CheckFailed, UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
-from stream_scorer.replay.skew import Recomputed, SkewMeter, SkewReport, served_features
+from stream_scorer.replay.skew import FeatureSkew, Recomputed, SkewMeter, SkewReport, served_features
 from stream_scorer.serde.lineage import LineageColumns, LineageHeader, LineageVersion, encode_lineage
 
 # Times of the transactions: one per minute and partition, from this day on.
@@ -76,3 +77,17 @@ def test_scores_with_other_features_within_the_range_are_refused_with_the_time_o
     with pytest.raises(UsageError, match="20 of 20 scores") as caught:
         measured(Lineage(changed=100), 0, 10)
     assert "the spec of that time" in caught.value.hint
+
+
+def test_a_feature_that_no_score_has_fails_the_check_as_one_that_differs() -> None:
+    def checked(*counts: tuple[str, int, int]) -> str:
+        features = [FeatureSkew(name, compared, different, None, None, 0.0, []) for name, compared, different in counts]
+        with pytest.raises(CheckFailed) as caught:
+            _require_no_skew(SkewReport(100, 0, features), 0.01)
+        return caught.value.message
+
+    _require_no_skew(SkewReport(100, 0, [FeatureSkew("amount", 100, 1, None, None, 0.0, [])]), 0.01)
+    absent = "nothing to compare for 2 features, which no score has: card.count_1d, card.mean_1d"
+    assert checked(("amount", 100, 0), ("card.count_1d", 0, 0), ("card.mean_1d", 0, 0)) == absent
+    both = checked(("amount", 100, 2), ("card.count_1d", 0, 0))
+    assert both.startswith("1 features differ from the log in more than 1.00% of the scores: amount; nothing to")
