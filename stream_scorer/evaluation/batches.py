@@ -15,12 +15,11 @@ from stream_scorer.evaluation.sources import ColumnRun
 from stream_scorer.features.engine import EventBatch
 from stream_scorer.features.label_cuts import LabelCuts
 from stream_scorer.positions import SourcePartition, Span
+from stream_scorer.replay.pieces import TRIM_EVERY
 from stream_scorer.serde.columns import slice_labels, slice_transactions
 from stream_scorer.spec.model import CheckedSpec
 
 I64 = NDArray[np.int64]
-# Feature rows are trimmed after every so many transactions, wherever batches end, so that their size has no effect.
-TRIM_EVERY = 65_536
 _TRANSACTIONS, _LABELS = SourcePartition("transactions", 0), SourcePartition("labels", 0)
 
 

@@ -64,7 +64,7 @@ def replay(
             if comparison is not None:
                 comparison.check(replayed)
 
-        run = Replay(checked, ensemble, topics, clock, start=source.start, emit=emit)
+        run = Replay(checked, ensemble, topics, clock, start=source.start, emit=emit, labels=source.effective_labels)
         totals = run.run(source.pieces, on_progress)
     thresholds = ensemble.manifest.thresholds
     return ReplayReport(
@@ -81,7 +81,7 @@ def replay(
         decisions=totals.decisions or {},
         scores_sha256=digest.hexdigest(),
         seconds=round(clock.monotonic() - started, 3),
-        quality=evaluate(run.rows, source.effective_labels, ensemble.member_names, thresholds.review, thresholds.block),
+        quality=evaluate(run.rows, ensemble.member_names, thresholds.review, thresholds.block),
         compared=comparison.compared if comparison is not None else None,
         different=comparison.different if comparison is not None else None,
         first_difference=comparison.first if comparison is not None else None,

@@ -1,13 +1,14 @@
 """Splits ordered records into pieces that pass the stages together, without an effect on the results.
 
 In a micro-batch, all transactions see all labels. A piece therefore ends before a label that shares an entity with an
-earlier transaction of the piece. All other boundaries are arbitrary, so the size of pieces does not matter.
+earlier transaction of the piece. All other boundaries are arbitrary, so the size of pieces does not matter. Feature
+rows are trimmed at boundaries that do not depend on it either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 from stream_scorer.positions import SourcePartition
 from stream_scorer.replay.order import I64, Run
 from stream_scorer.serde.raw import RawRecords
+from stream_scorer.state.rows import MemoryRowStore
+
+# Feature rows are trimmed after every so many transactions, wherever batches end, so that their size has no effect.
+TRIM_EVERY = 65_536
 
 
 @dataclass(slots=True)
@@ -38,6 +43,27 @@ class Piece:
 
     def __len__(self) -> int:
         return len(self.transactions) + len(self.labels)
+
+    def split(self, at: int) -> tuple[Piece, Piece | None]:
+        """The first `at` transactions and the labels before the last one of them, and the rest if there is any."""
+        label_at = int(np.searchsorted(self.before, at))
+        if at == len(self.transactions) and label_at == len(self.labels):
+            return self, None
+        rows, labels = np.arange(len(self.transactions)), np.arange(len(self.labels))
+        first = replace(
+            self,
+            transactions=self.transactions.take(rows[:at]),
+            labels=self.labels.take(labels[:label_at]),
+            before=self.before[:label_at],
+        )
+        rest = Piece(
+            self.transactions.take(rows[at:]),
+            self.labels.take(labels[label_at:]),
+            self.before[label_at:] - at,
+            self.scoring,
+            None if self.batch_start is None else False,
+        )
+        return first, rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +175,29 @@ def _pieces(run: Run, flags: NDArray[np.bool_], max_records: int) -> Iterator[Pi
             run.before[label_rows] - first,
             bool(flags[first]) if first < total else False,
         )
+
+
+def with_trims(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, bool]]:
+    """`pieces`, split after every `TRIM_EVERY` transactions, and whether feature rows are to be trimmed after each."""
+    left = TRIM_EVERY
+    for piece in pieces:
+        rest: Piece | None = piece
+        while rest is not None and len(rest.transactions) >= left:
+            first, rest = rest.split(left)
+            yield first, True
+            left = TRIM_EVERY
+        if rest is not None:
+            yield rest, False
+            left -= len(rest.transactions)
+
+
+def trim(rows: MemoryRowStore, reach_ms: int) -> None:
+    """Remove entries that no later transaction looks back to (`features.plan.reach_ms`), unless it is late.
+
+    The scorer removes them from Redis by the same rule.
+    """
+    _, applied = rows.read([])
+    rows.trim(applied.slowest_watermark() - reach_ms)
 
 
 class Positions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -101,34 +100,41 @@ class EffectiveLabels:
         return labelled, np.array([e is not None and e[2] for e in effective], dtype=np.bool_)
 
 
-@dataclass
 class ScoredRows:
-    """The parts of every scored row that the evaluation needs: ids, final and member scores, duplicates."""
+    """What the evaluation needs of every scored row: scores and label, without an id. Nothing if there are no labels.
 
-    event_id: list[str] = field(default_factory=list)
-    score: list[F64] = field(default_factory=list)
-    members: list[F64] = field(default_factory=list)
-    duplicate: list[Bools] = field(default_factory=list)
+    Args:
+        labels: all labels, also those given after the range.
+    """
+
+    def __init__(self, labels: EffectiveLabels | None = None) -> None:
+        self._labels = labels
+        self._parts: list[tuple[F64, F64, Bools, Bools]] = []
+        self.duplicates = 0
+
+    def __len__(self) -> int:
+        return sum(len(score) for score, *_ in self._parts) + self.duplicates
 
     def add(self, event_id: list[str], score: F64, members: F64, duplicate: Bools) -> None:
-        """Append a batch: ``(n,)``, ``(n, m)``, ``(n,)``."""
-        self.event_id += event_id
-        self.score.append(score)
-        self.members.append(members)
-        self.duplicate.append(duplicate)
+        """Append a batch: ``(n,)``, ``(n, m)``, ``(n,)``. Duplicates are only counted."""
+        if not self._labels:
+            return
+        unique = ~duplicate
+        self.duplicates += int(duplicate.sum())
+        labelled, fraud = self._labels.of(event_id)
+        self._parts.append((score[unique], members[unique], labelled[unique], fraud[unique]))
+
+    def columns(self) -> tuple[F64, F64, Bools, Bools]:
+        """Score ``(n,)``, member scores ``(n, m)``, whether there is a label, and whether it is fraud ``(n,)``."""
+        score, members, labelled, fraud = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        return score, members, labelled, fraud
 
 
-def evaluate(
-    rows: ScoredRows, labels: EffectiveLabels, member_names: Sequence[str], review: float, block: float
-) -> Quality | None:
+def evaluate(rows: ScoredRows, member_names: Sequence[str], review: float, block: float) -> Quality | None:
     """Evaluate `rows` at the decision thresholds; None if there is no row or no label."""
-    if not rows.event_id or not len(labels):
+    if not len(rows):
         return None
-    labelled, fraud = labels.of(rows.event_id)
-    duplicate = np.concatenate(rows.duplicate)
-    unique = ~duplicate
-    labelled, fraud = labelled[unique], fraud[unique]
-    score, members = np.concatenate(rows.score)[unique], np.concatenate(rows.members)[unique]
+    score, members, labelled, fraud = rows.columns()
 
     def figures(name: str, of: F64) -> Figures:
         return Figures(
@@ -144,7 +150,7 @@ def evaluate(
         len(fraud),
         int(labelled.sum()),
         int(fraud.sum()),
-        int(duplicate.sum()),
+        rows.duplicates,
         figures("ensemble", score),
         [figures(name, members[:, i]) for i, name in enumerate(member_names)],
     )

@@ -12,6 +12,7 @@ from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.features.plan import reach_ms
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
@@ -22,8 +23,8 @@ from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DECISIONS, AppliedOffset, LineageRow
 from stream_scorer.replay.lineage import Lineage, restate
-from stream_scorer.replay.pieces import Piece, Positions
-from stream_scorer.replay.quality import ScoredRows
+from stream_scorer.replay.pieces import Piece, Positions, trim, with_trims
+from stream_scorer.replay.quality import EffectiveLabels, ScoredRows
 from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
@@ -84,6 +85,7 @@ class Replay:
     Args:
         start: first offset of every input partition, also of the applied offsets.
         emit: called for every score.
+        labels: by which `rows` are to be evaluated.
     """
 
     def __init__(
@@ -95,9 +97,11 @@ class Replay:
         *,
         start: dict[SourcePartition, int],
         emit: Emit,
+        labels: EffectiveLabels | None = None,
     ) -> None:
         self._engine = FeatureEngine(checked)
         self._engine.warm()
+        self._reach_ms = reach_ms(checked)
         self._store = MemoryRowStore(AppliedOffsets({}, {}, labels_topic=topics.labels))
         self._decode = Decode(checked)
         self._enrich = EnrichInProcess(self._engine, self._store)
@@ -109,15 +113,17 @@ class Replay:
         self._lineage = Lineage(start)
         self._decisions = np.zeros(len(DECISIONS), dtype=np.int64)
         self.totals = Totals()
-        self.rows = ScoredRows()
+        self.rows = ScoredRows(labels)
 
     def run(self, pieces: Iterable[Piece], on_progress: OnProgress | None = None) -> Totals:
         """Replay `pieces` in order. The calls of `emit` do not depend on the size of the pieces."""
-        for piece in pieces:
+        for piece, trims in with_trims(pieces):
             if len(piece):
                 self._process(piece)
             elif piece.batch_start:  # an empty served micro-batch still advances the applied offsets
                 self._exhaust(piece, np.zeros(0, dtype=np.int64))
+            if trims:
+                trim(self._store, self._reach_ms)
             if on_progress is not None:
                 on_progress(self.totals.transactions + self.totals.labels)
         self.totals.decisions = dict(zip(DECISIONS, self._decisions.tolist(), strict=True))

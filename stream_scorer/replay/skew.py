@@ -19,12 +19,13 @@ from stream_scorer.ensemble.manifest import Series
 from stream_scorer.ensemble.profile import Binner
 from stream_scorer.errors import UsageError
 from stream_scorer.features.engine import FeatureEngine
+from stream_scorer.features.plan import reach_ms
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import MISSING, Record
-from stream_scorer.replay.pieces import Piece, Positions
+from stream_scorer.replay.pieces import Piece, Positions, trim, with_trims
 from stream_scorer.replay.recorded import TopicRanges, stored_lineage
 from stream_scorer.replay.run import OnProgress
 from stream_scorer.spec.model import CheckedSpec
@@ -117,7 +118,7 @@ def recompute_features(
     engine, store, decode = FeatureEngine(checked), MemoryRowStore(), Decode(checked)
     engine.warm()
     positions, done = Positions(start), 0
-    for piece in pieces:
+    for piece, trims in with_trims(pieces):
         covered = positions.advance(piece.labels) | positions.advance(piece.transactions)
         spans = [Span(source, low, high, -1) for source, (low, high) in covered.items()]
         batch = MicroBatch(piece.transactions, piece.labels, spans, None, piece.scoring)
@@ -125,6 +126,8 @@ def recompute_features(
         assert batch.events is not None
         enriched = engine.enrich(batch.events, store)
         store.apply(enriched.update)
+        if trims:
+            trim(store, reach_ms(checked))
         if piece.scoring:
             found, records = batch.events.transactions, piece.transactions
             yield Recomputed(

@@ -26,15 +26,16 @@ from stream_scorer.records import MISSING, Contribution, LineageRow, Score
 from stream_scorer.replay.compare import Comparison, ServedRecord
 from stream_scorer.replay.job import replay
 from stream_scorer.replay.order import Extractors, Run, Stream, in_order
-from stream_scorer.replay.pieces import Piece, Range, cut
-from stream_scorer.replay.quality import EffectiveLabels
+from stream_scorer.replay.pieces import Piece, Range, cut, with_trims
+from stream_scorer.replay.quality import EffectiveLabels, ScoredRows, evaluate
 from stream_scorer.replay.report import ReplayReport
 from stream_scorer.replay.run import Replay
-from stream_scorer.replay.skew import SkewReport, measure_skew
+from stream_scorer.replay.skew import SkewReport, measure_skew, recompute_features
 from stream_scorer.replay.sources import ReplayInput, from_files
 from stream_scorer.serde.canonical import canonical, first_difference
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec import CheckedSpec, parse_spec
+from stream_scorer.state.rows import MemoryRowStore
 from tests.support.specs import entities_spec
 
 SPEC_TEXT = entities_spec("""views:
@@ -195,6 +196,63 @@ def test_the_same_canonical_bytes_whatever_the_batch_size(
     for name in ("contributions", "lineage"):
         tables = [pq.read_table(tmp_path / str(m) / f"{name}.parquet") for m in (1, 1_000)]
         assert tables[0].equals(tables[1])
+
+
+def test_rows_are_trimmed_at_the_same_transactions_whatever_the_batch_size_and_without_an_effect(
+    ensemble: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked, logs = parse_spec(SPEC_TEXT + "time: {allowed_lateness: 15ms}\n"), history(3)
+    trims, trim = list[int](), MemoryRowStore.trim
+
+    def spy(store: MemoryRowStore, before: int) -> None:
+        trim(store, before)
+        trims.append(before)
+
+    def replayed(most: int) -> tuple[str, list[int]]:
+        trims.clear()
+        return run(checked, ensemble, logs, tmp_path, most=most, chunk=9).scores_sha256, list(trims)
+
+    def recomputed(most: int) -> bytes:
+        pieces = cut(ordered(checked, logs, 20), Range(), most, warm=True)
+        found = recompute_features(checked, pieces, dict.fromkeys(logs, 0))
+        return b"".join(each.features.tobytes() for each in found)
+
+    monkeypatch.setattr(MemoryRowStore, "trim", spy)
+    whole, features = replayed(1_000), recomputed(1_000)
+    assert whole[1] == []
+    monkeypatch.setattr("stream_scorer.replay.pieces.TRIM_EVERY", 10)
+    one, five, all_at_once = replayed(1), replayed(5), replayed(1_000)
+    assert one == five == all_at_once
+    assert one[0] == whole[0]
+    # Features reach back by 105 ms; the history has 300 ms, from 1,000 on.
+    assert len(one[1]) >= 15
+    assert one[1][-1] > 1_150
+    trims.clear()
+    assert recomputed(7) == features
+    assert trims == one[1]
+
+
+def test_pieces_are_split_where_rows_are_trimmed_before_the_labels_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    transactions, labels = raw(TOPICS.transactions, 0, [b"{}"] * 5), raw(TOPICS.labels, 0, [b"{}"] * 3)
+    applied = {SourcePartition(TOPICS.transactions, 0): 7}
+
+    def parts(every: int, before: list[int], *served: Any) -> list[tuple[int, list[int], bool, object, object]]:
+        monkeypatch.setattr("stream_scorer.replay.pieces.TRIM_EVERY", every)
+        piece = Piece(transactions, labels, np.array(before), True, *served)
+        found = list(with_trims([piece]))
+        assert [o for part, _ in found for o in part.transactions.offset.tolist()] == transactions.offset.tolist()
+        assert [o for part, _ in found for o in part.labels.offset.tolist()] == labels.offset.tolist()
+        return [
+            (len(part.transactions), part.before.tolist(), trims, part.batch_start, part.served_offsets)
+            for part, trims in found
+        ]
+
+    assert parts(6, [1, 2, 5]) == [(5, [1, 2, 5], False, None, None)]
+    assert parts(5, [1, 2, 5]) == [(5, [1, 2], True, None, None), (0, [0], False, None, None)]
+    assert parts(2, [1, 2, 4]) == [(2, [1], True, None, None), (2, [0], True, None, None), (1, [0], False, None, None)]
+    assert parts(5, [1, 2, 4]) == [(5, [1, 2, 4], True, None, None)]
+    served = [(3, [0, 0, 0], True, True, applied), (2, [], False, False, None)]
+    assert parts(3, [0, 0, 0], True, applied) == served
 
 
 def test_skew_names_the_feature_that_was_served_otherwise(checked: CheckedSpec, ensemble: Ensemble) -> None:
@@ -434,6 +492,17 @@ def test_the_last_label_by_rank_time_and_arrival_stands(checked: CheckedSpec) ->
     labelled, fraud = verdicts.of(["a", "b", "c"])
     assert labelled.tolist() == [True, True, False]
     assert fraud.tolist() == [True, False, False]
+    # Scores are kept only to be compared with labels.
+    batch = ["a", "b", "b"], np.array([0.9, 0.1, 0.1]), np.full((3, 2), 0.5), np.array([False, False, True])
+    for known, kept in ((verdicts, 3), (EffectiveLabels(ranked), 0)):
+        scored = ScoredRows(known)
+        scored.add(*batch)
+        assert len(scored) == kept
+        quality = evaluate(scored, ["one", "two"], 0.5, 0.8)
+        assert (quality is None) == (kept == 0)
+        if quality is not None:
+            assert (quality.rows, quality.labelled, quality.frauds, quality.duplicates) == (2, 2, 1, 1)
+            assert quality.ensemble.review.precision == quality.ensemble.review.recall == 1.0
 
 
 def test_pieces_that_are_not_scored_have_no_scores(checked: CheckedSpec) -> None:
