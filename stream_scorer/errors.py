@@ -14,6 +14,7 @@
     │   │   └── StateDenied      exit 4   Redis refuses the credentials, the certificate or the operation
     │   └── RegistryUnavailable               MLflow
     ├── AccessDenied                 exit 4   a service refuses the credentials, the certificate or the operation
+    ├── ReaderLost                   exit 1   a reader of a topic reads nothing any more: another one must read again
     ├── StateGap                     exit 1   Redis does not hold what the log says it should: resync needed
     ├── RetireRefused                exit 1   a pass would delete most feature rows: nothing was deleted
     ├── TransactionAborted           exit 1   a Kafka transaction was aborted: resync needed
@@ -105,6 +106,13 @@ class AccessDenied(StreamScorerError):
     """A service refuses the credentials, the certificate or the operation."""
 
     exit_code = 4
+
+
+class ReaderLost(StreamScorerError):
+    """A reader of a topic reads nothing any more, and waiting does not help: another reader must read again.
+
+    Its client has stopped to fetch, or the topic was created again or has lost records.
+    """
 
 
 class StateGap(StreamScorerError):

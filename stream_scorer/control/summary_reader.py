@@ -26,7 +26,9 @@ class SummaryRecord(Protocol):
 class SummaryReader(Protocol):
     """The interface of `kafka.load.BacklogFollower`."""
 
-    def poll(self, max_records: int, timeout_s: float) -> Sequence[SummaryRecord]: ...
+    def poll(self, max_records: int, timeout_s: float) -> Sequence[SummaryRecord]:
+        """Raises `ReaderLost` if another reader must read again."""
+        ...
 
     def caught_up(self) -> bool:
         """Whether `poll` has come to the end that each partition had when the reader was opened.

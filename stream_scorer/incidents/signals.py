@@ -71,7 +71,9 @@ class TopicRecord(Protocol):
 class TopicFollower(Protocol):
     """The interface of `kafka.load.BacklogFollower`."""
 
-    def poll(self, max_records: int, timeout_s: float) -> Sequence[TopicRecord]: ...
+    def poll(self, max_records: int, timeout_s: float) -> Sequence[TopicRecord]:
+        """Raises `ReaderLost` if another follower must read again: it brings nothing of a partition, for example."""
+        ...
 
     def caught_up(self, *, leaderless: bool) -> bool:
         """Whether `poll` has come to the end that each partition had when the follower was opened.
@@ -284,7 +286,7 @@ class Signals:
         """Read every topic to the end that it had at the start, so that no minute is evaluated before it is complete.
 
         Raises:
-            BrokerUnavailable: nothing more comes.
+            BrokerUnavailable: nothing more comes. ReaderLost: see `TopicFollower.poll`.
         """
         for topic, reader in self._readers.items():
             since_s = self._clock.monotonic()

@@ -9,10 +9,10 @@ from typing import NamedTuple, cast
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 
-from stream_scorer.errors import BrokerUnavailable, Stopped, StreamScorerError
+from stream_scorer.errors import BrokerUnavailable, ReaderLost, Stopped, StreamScorerError
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import consumer_config
-from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.errors import NO_OFFSET, as_domain_error, kafka_error
 from stream_scorer.kafka.producer import PlainProducer
 
 TIMEOUT_S = 10.0
@@ -22,8 +22,6 @@ _PAUSE_S = 0.1
 _SLICE_S = 1.0
 # Transient errors of a broker: librdkafka reconnects by itself.
 _TRANSIENT = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
-# The position is not in the log. librdkafka reports this once, and then reads nothing ever after.
-_CUT = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 class LogRecord(NamedTuple):
@@ -79,9 +77,9 @@ class ControlLog:
         """The next records; waits at most `wait_s` for the first one and returns an empty list if none arrives.
 
         Raises:
-            StreamScorerError: the broker refuses; or the topic was created again or has lost records, so that this
-                object reads nothing any more. Records before the error are returned first, and those behind it by the
-                next call. Stopped: see the class. An unavailable broker is not an error.
+            ReaderLost: the topic was created again or has lost records. StreamScorerError: the broker refuses.
+                Records before the error are returned first, and those behind it by the next call. Stopped: see the
+                class. An unavailable broker is not an error.
         """
         raise_if_stopped(self._stop)
         if self._cut:
@@ -111,15 +109,15 @@ class ControlLog:
         """The error to raise; None if it passes by itself."""
         if error is None or error.code() == KafkaError._PARTITION_EOF:
             return None
-        if error.code() in _CUT:
+        if error.code() in NO_OFFSET:
             self._cut = True
             return self._cut_error()
         if error.code() in _TRANSIENT or error.retriable():
             return None
         return as_domain_error(error, f"read {self._topic}", self._bootstrap)
 
-    def _cut_error(self) -> StreamScorerError:
-        return StreamScorerError(
+    def _cut_error(self) -> ReaderLost:
+        return ReaderLost(
             f"the topic {self._topic} has no offset {self._position}: it was created again or has lost records",
             hint="Restart this process, so that it reads the topic from its start.",
         )

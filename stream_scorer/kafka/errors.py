@@ -21,6 +21,8 @@ _NO_TOPIC = {
     KafkaError._UNKNOWN_TOPIC,
     KafkaError._UNKNOWN_PARTITION,
 }
+# The position is not in the log. librdkafka reports this once, and then reads nothing ever after.
+NO_OFFSET = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 # Authorization failures: what the principal may not use.
 _DENIED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "the topic",

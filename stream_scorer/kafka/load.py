@@ -14,15 +14,16 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
-from stream_scorer.errors import BrokerUnavailable, RecordsDeleted, StreamScorerError, UsageError
+from stream_scorer.errors import BrokerUnavailable, ReaderLost, RecordsDeleted, StreamScorerError, UsageError
 from stream_scorer.kafka.clients import find_refusal, open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
 from stream_scorer.kafka.ends import TopicEnds
-from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
+from stream_scorer.kafka.errors import NO_OFFSET, as_domain_error, is_denied, kafka_error
 from stream_scorer.kafka.headers import headers_of
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.kafka.producer import PlainProducer
 from stream_scorer.kafka.range_reader import RangeReader
+from stream_scorer.kafka.stall import EndQuery, StallWatch
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers
 
@@ -32,6 +33,9 @@ METADATA_TIMEOUT_S = 10.0
 ELECTION_TRIES, RETRY_WAIT_S = 100, 0.1
 # A broker lists a new topic later than the controller creates it, so for one second an unknown topic may still appear.
 ABSENCE_TRIES = 10
+# How often a `BacklogFollower` looks for stalled partitions, see `kafka.stall`. Less often than a scorer, because the
+# remedy is to read everything again.
+STALL_LOOK_S = 30.0
 _ELECTING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 # Maximum number of records per call to librdkafka: large enough to be cheap, small enough to keep a schedule.
 CHUNK = 5_000
@@ -176,8 +180,9 @@ class RecordFollower:
         """Up to `max_records` records, waiting at most `timeout_s` for the first.
 
         Raises:
-            StreamScorerError: the topic was deleted, or the broker refuses. Records before the error come first,
-                those behind it with the next call. An unavailable broker is not an error.
+            ReaderLost: the topic was created again or has lost records. StreamScorerError: it was deleted, or the
+                broker refuses. Records before the error come first, those behind it with the next call. An unavailable
+                broker is not an error.
         """
         if not self._waiting:
             self._waiting.extend(self._consumer.consume(1, timeout_s))
@@ -185,7 +190,7 @@ class RecordFollower:
                 self._waiting.extend(self._consumer.consume(max_records - 1, 0))
         records: list[FollowedRecord] = []
         while self._waiting and len(records) < max_records:
-            refused = self._refusal(self._waiting[0].error())
+            refused = self._refusal(self._waiting[0])
             if refused is not None and records:
                 break  # the next call raises it
             message = self._waiting.popleft()
@@ -201,8 +206,15 @@ class RecordFollower:
                 self.reached[partition] = offset
         return records
 
-    def _refusal(self, error: KafkaError | None) -> StreamScorerError | None:
+    def _refusal(self, message: Message) -> StreamScorerError | None:
         """The error to raise; None if librdkafka goes on by itself."""
+        error = message.error()
+        if error is not None and error.code() in NO_OFFSET:
+            at = self._next.get(cast(int, message.partition()), "that is read next")
+            return ReaderLost(
+                f"the topic {self._topic} has no offset {at}: it was created again or has lost records",
+                hint="Read the topic again, from what it has now.",
+            )
         if error is None or error.code() == KafkaError._PARTITION_EOF or error.retriable():
             return None
         known = as_domain_error(error, f"read {self._topic}", self._bootstrap)
@@ -273,6 +285,30 @@ class BacklogFollower(RecordFollower):
 
     NOTES_ENDS = True
     _topic_ends: TopicEnds | None = None
+
+    def __init__(
+        self, bootstrap: str, topic: str, *, client_id: str, start: Literal["beginning", "end"] | int = "end"
+    ) -> None:
+        """See `RecordFollower`."""
+        super().__init__(bootstrap, topic, client_id=client_id, start=start)
+        # An end that the client has reported counts as known, so markers and aborted records are no stall.
+        ends = EndQuery(bootstrap, client_id)
+        self._stalls = StallWatch(lambda source: self.reached.get(source.partition, -1), ends, look_s=STALL_LOOK_S)
+        self._lost: ReaderLost | None = None
+
+    def poll(self, max_records: int = 10_000, timeout_s: float = 0.0) -> list[FollowedRecord]:
+        """As `RecordFollower.poll`. Raises `ReaderLost` also if the client has stopped to fetch a partition."""
+        if self._lost is not None:
+            raise self._lost
+        records = super().poll(max_records, timeout_s)
+        # If the client has more, it may have fetched records of a partition that seems to stand still.
+        if len(records) < max_records:
+            fetched = {SourcePartition(self._topic, partition): offset for partition, offset in self._next.items()}
+            if stalled := self._stalls.stalled(fetched):
+                names = ", ".join(f"{source.topic}[{source.partition}]" for source in stalled)
+                # The next call raises it, as these records count.
+                self._lost = ReaderLost(f"no records arrive from {names}, although the broker has more")
+        return records
 
     def passed(self, ends: Mapping[int, int], *, ask: bool = True, leaderless: bool = False) -> bool:
         """Whether `poll` has come to the offset `ends` of every partition.

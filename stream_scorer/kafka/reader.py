@@ -22,7 +22,7 @@ from stream_scorer.errors import RecordsDeleted, StreamScorerError
 from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
-from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.errors import NO_OFFSET, as_domain_error, kafka_error
 from stream_scorer.kafka.headers import headers_of
 from stream_scorer.kafka.stall import EndQuery, StallWatch
 from stream_scorer.positions import SourcePartition
@@ -57,8 +57,6 @@ _PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
 }
-# The position is not in the log.
-_NO_OFFSET = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
 class InputReader:
@@ -238,7 +236,7 @@ class InputReader:
         return [message for message in messages if message.error() is None] if faults else messages
 
     def _refusal(self, message: Message, fault: KafkaError) -> StreamScorerError:
-        if fault.code() not in _NO_OFFSET:
+        if fault.code() not in NO_OFFSET:
             return as_domain_error(fault, "read the input", self._bootstrap)
         topic, partition = message.topic(), message.partition()
         where, at = f"{topic}[{partition}]", "that is read next"

@@ -73,21 +73,27 @@ class StallWatch:
 
     Args:
         known: the end of a partition according to its last fetch; negative before the first.
-        ends: asks the broker.
+        ends: asks the broker. look_s: how often to look.
     """
 
     def __init__(
-        self, known: Callable[[SourcePartition], int], ends: Ends, clock: Callable[[], float] = time.monotonic
+        self,
+        known: Callable[[SourcePartition], int],
+        ends: Ends,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        look_s: float = LOOK_S,
     ) -> None:
         self._known = known
         self._ends = ends
         self._clock = clock
-        self._next_at = clock() + LOOK_S
+        self._look_s = look_s
+        self._next_at = clock() + look_s
         # By partition, the offsets fetched and known at the last look.
         self._before: dict[SourcePartition, tuple[int, int]] = {}
 
     def stalled(self, fetched: Mapping[SourcePartition, int]) -> list[SourcePartition]:
-        """Those of the owned partitions that stand still. Looks every `LOOK_S`, and never waits.
+        """Those of the owned partitions that stand still. Looks every `look_s`, and never waits.
 
         Args:
             fetched: by owned partition, the offset after the last fetched record.
@@ -100,5 +106,5 @@ class StallWatch:
         found = [source for source in still if ends.get(source, -1) > max(now[source])]
         self._ends.ask(still)
         self._before = now
-        self._next_at = self._clock() + LOOK_S
+        self._next_at = self._clock() + self._look_s
         return found

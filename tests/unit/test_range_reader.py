@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,12 @@ from confluent_kafka import KafkaError, KafkaException
 
 from stream_scorer.cli import topic_io
 from stream_scorer.cli.topic_io import TopicReader
-from stream_scorer.errors import BrokerUnavailable, RecordsDeleted, StreamScorerError
+from stream_scorer.errors import BrokerUnavailable, ReaderLost, RecordsDeleted, StreamScorerError
 from stream_scorer.kafka import control_log, load, range_reader, reader
 from stream_scorer.kafka.control_log import ControlLog
-from stream_scorer.kafka.load import LAST_OFFSETS, BacklogFollower, RecordFollower, last_record
+from stream_scorer.kafka.load import LAST_OFFSETS, STALL_LOOK_S, BacklogFollower, RecordFollower, last_record
 from stream_scorer.kafka.range_reader import RangeReader
+from stream_scorer.kafka.stall import StallWatch
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import RawRecords
 
@@ -26,8 +28,8 @@ SOURCE = SourcePartition("transactions", 0)
 class Message:
     """A record, or the end of the partition, at an offset."""
 
-    def __init__(self, offset: int, *, end: bool = False) -> None:
-        self._offset, self._end = offset, end
+    def __init__(self, offset: int, *, end: bool = False, partition: int = 0) -> None:
+        self._offset, self._end, self._partition = offset, end, partition
 
     def offset(self) -> int:
         return self._offset
@@ -47,7 +49,7 @@ class Message:
         return SOURCE.topic
 
     def partition(self) -> int:
-        return SOURCE.partition
+        return self._partition
 
 
 class Unreadable(Message):
@@ -231,6 +233,53 @@ def test_a_question_for_ends_loses_nothing_and_waits_for_no_broker(monkeypatch: 
     assert not follower.caught_up()
     assert [record.offset for record in follower.poll()] == [6, 7, 8, 9]
     assert follower.caught_up()
+
+
+class Ends:
+    """What the broker answers when it is asked for the end of a partition: from the next look on."""
+
+    def __init__(self, *answers: int) -> None:
+        self._answers, self._asked = list(answers), list[SourcePartition]()
+
+    def ask(self, sources: Collection[SourcePartition]) -> None:
+        self._asked = list(sources)
+
+    def answers(self) -> dict[SourcePartition, int]:
+        return {source: self._answers.pop(0) for source in self._asked} if self._answers else {}
+
+
+@pytest.mark.parametrize(
+    ("late", "ends", "lost"),
+    [
+        # Partition 0 has more, whatever others bring; or only a marker, of which the client has reported the end.
+        ([[], [Message(70, partition=1)], [Message(71, partition=1)]], [10, 10], True),
+        ([[Message(10, end=True)], [], []], [10, 10], False),
+        # The broker does not answer; or the records come, be it late.
+        ([[], [], []], [], False),
+        ([[], [], records(6, 10)], [10, 10], False),
+    ],
+)
+def test_a_follower_whose_client_has_stopped_to_fetch_a_partition_is_lost(
+    late: list[list[Message]], ends: list[int], lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    follower = backlog(monkeypatch, [records(0, 6), *late, []], [10], [{("outcomes", 0): 10}])
+    follower._stalls = StallWatch(follower._stalls._known, Ends(*ends), lambda: now, look_s=STALL_LOOK_S)
+    read = 0
+    for _ in range(4):
+        read += len(follower.poll())
+        now += STALL_LOOK_S
+    assert read == sum(message.error() is None for turn in [records(0, 6), *late] for message in turn)
+    with pytest.raises(ReaderLost, match=r"from outcomes\[0\]") if lost else contextlib.nullcontext():
+        follower.poll()
+
+
+@pytest.mark.parametrize("code", [KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE])
+def test_a_follower_of_a_topic_that_was_created_again_is_lost(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    follower = backlog(monkeypatch, [[Message(0), Failed(code)]], [10], [{}])
+    assert len(follower.poll()) == 1
+    with pytest.raises(ReaderLost, match="outcomes has no offset 1: it was created again or has lost records"):
+        follower.poll()
 
 
 def test_ends_are_asked_on_another_connection(monkeypatch: pytest.MonkeyPatch) -> None:
