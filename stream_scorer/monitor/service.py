@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stream_scorer.clock import Clock
-from stream_scorer.errors import StreamScorerError, UnavailableError
+from stream_scorer.errors import AccessDenied, StreamScorerError, UnavailableError
 from stream_scorer.kafka.permissions import joiner_name
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
@@ -324,7 +324,7 @@ class _Windows:
             ping(client, settings.redis)
             try:
                 self._references.load_initial()
-            except UnavailableError as error:
+            except (UnavailableError, AccessDenied) as error:
                 _log.warning("the first reference profile is not loaded: %s", error.message)
             ids = self._topic_ids()
             store = CounterStore(client, self._namespace(ids), ttl_s=ttl_s(self._rules, settings.max_outage_s))

@@ -1,14 +1,17 @@
-"""Which manifests of versions a monitor keeps in memory."""
+"""Which manifests of versions a monitor keeps in memory, and what it does without a registry."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble import registry
-from stream_scorer.errors import AccessDenied
+from stream_scorer.errors import AccessDenied, ArtifactError, BrokerUnavailable, RegistryUnavailable, StreamScorerError
+from stream_scorer.monitor import service
 from stream_scorer.monitor.reference import KEPT_VERSIONS, RETRY_S, EnsembleReferences
 from tests.support.ensembles import compose
 
@@ -42,3 +45,23 @@ def test_manifests_do_not_pile_up_with_versions(tmp_path: Path, monkeypatch: pyt
     assert references.profile(manifest.name, "1000") is None
     at[0] += RETRY_S + 1
     assert references.profile(manifest.name, "1000") is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"), [(AccessDenied("no"), False), (RegistryUnavailable("no"), False), (ArtifactError("no"), True)]
+)
+def test_windows_are_counted_without_a_first_profile_unless_it_is_damaged(
+    error: StreamScorerError, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(problem: StreamScorerError) -> None:
+        raise problem
+
+    next_step = BrokerUnavailable("the next step")
+    monkeypatch.setattr(service, "connect", lambda _redis: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(service, "ping", lambda *_: None)
+    monkeypatch.setattr(service, "TopicAdmin", lambda _bootstrap: fail(next_step))
+    windows = object.__new__(service._Windows)
+    windows._settings = SimpleNamespace(state_dir=tmp_path, redis="", bootstrap="")  # type: ignore[assignment]
+    windows._references = SimpleNamespace(load_initial=lambda: fail(error))  # type: ignore[assignment]
+    with pytest.raises(type(error) if ends else BrokerUnavailable):
+        windows.run(threading.Event(), lambda: None)
