@@ -111,7 +111,7 @@ class AccessDenied(StreamScorerError):
 class ReaderLost(StreamScorerError):
     """A reader of a topic reads nothing any more, and waiting does not help: another reader must read again.
 
-    Its client has stopped to fetch, or the topic was created again or has lost records.
+    Its client has stopped fetching, or the topic was created again or has lost records.
     """
 
 

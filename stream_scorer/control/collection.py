@@ -23,6 +23,7 @@ from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.probation import GRACE_MS
 from stream_scorer.control.state import History
 from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader
+from stream_scorer.incidents.log import LogRecord, read_to_end
 from stream_scorer.observability.metrics import Metric, Metrics
 from stream_scorer.records import NOT_A_RECORD, Collection, ScoreSummary, ServedVersion, VerdictRecord
 
@@ -37,7 +38,6 @@ MAX_EVENT_MS = 7 * 86_400_000
 WRITE_EVERY_MS = 5_000
 # Bound of one step, which delays the verdicts of the watch: about 50 ms.
 _MAX_SUMMARIES = 1_000
-_WAIT_S = 0.2
 
 COLLECTED = Metric(
     "gauge",
@@ -196,6 +196,7 @@ class CollectionWatch:
         Returns the withdrawals that are complete and still in play, each with the reason for its end.
 
         Raises:
+            ReaderLost: a topic brings nothing any more: another watch must read again.
             StreamScorerError: Kafka does not answer. The next step tries again.
         """
         found = withdrawals(history)
@@ -245,19 +246,8 @@ class CollectionWatch:
 
     def _read_verdicts(self) -> None:
         """Read `verdicts` to its end: another monitor may have written."""
-        log, wanted = self._verdicts, {each.id for each in self._collected}
-        assert log is not None
-        end = log.end()
-        while log.position() < end:
-            for record in log.read(_WAIT_S):
-                try:
-                    verdict = msgspec.json.decode(record.value or b"", type=VerdictRecord)
-                except NOT_A_RECORD:
-                    continue
-                # Another monitor may be a moment behind: its undecided verdict does not replace the one that counts.
-                behind = verdict.finding in ("undecided", "harmless") and verdict.id in self._records
-                if verdict.id in wanted and not behind:
-                    self._records[verdict.id] = verdict
+        assert self._verdicts is not None
+        read_to_end(self._verdicts, self._add_verdict, "verdicts")
         for each, collected in self._collected.items():
             verdict_of = self._records.get(each.id)
             if verdict_of is None and each.id not in self._complete:
@@ -266,6 +256,16 @@ class CollectionWatch:
                 collected.stated = verdict_of.collection.until
             if verdict_of is None or (verdict_of.collection is not None and verdict_of.collection.ended):
                 self._complete.add(each.id)
+
+    def _add_verdict(self, record: LogRecord) -> None:
+        try:
+            verdict = msgspec.json.decode(record.value or b"", type=VerdictRecord)
+        except NOT_A_RECORD:
+            return
+        # Another monitor may be a moment behind: its undecided verdict does not replace the one that counts.
+        behind = verdict.finding in ("undecided", "harmless") and verdict.id in self._records
+        if not behind and any(verdict.id == each.id for each in self._collected):
+            self._records[verdict.id] = verdict
 
     def _publish(self, collected: Collected, ended: str, now: int) -> None:
         """Write what is new: at most every `WRITE_EVERY_MS`, and at once when the collection has ended."""

@@ -8,10 +8,13 @@ from typing import Protocol
 import msgspec
 
 from stream_scorer.control.state import Entry, History
-from stream_scorer.errors import StreamScorerError
+from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.incidents.log import another_log
 from stream_scorer.records import Command
 
 _WAIT_S = 0.2
+# Waits in a row without progress, 40 s in all: a restarting broker answers again within half a minute.
+_MAX_IDLE = 200
 
 
 class LogEntry(Protocol):
@@ -50,15 +53,20 @@ def catch_up(log: CommandLog, history: History, end: int) -> None:
     reader decides, and not the last record.
 
     Raises:
-        StreamScorerError: the log was created again or has lost records. `history` is not its history.
+        ReaderLost: the log was created again or has lost records. `history` is not its history.
+        BrokerUnavailable: nothing more comes before `end`.
     """
     if end < history.next_offset:
         _read(log, history)  # a new leader knows the end a moment late; a log that was cut raises its own error
         end = log.end()
         if end < history.next_offset:
-            raise _another_log(f"ends at offset {end}, and offset {history.next_offset - 1} was read")
-    while history.next_offset < end:
+            raise another_log(f"commands ends at offset {end}, and offset {history.next_offset - 1} was read")
+    idle = 0
+    while (before := history.next_offset) < end:
         _read(log, history)
+        idle = idle + 1 if history.next_offset <= before else 0
+        if idle >= _MAX_IDLE:
+            raise BrokerUnavailable(f"the broker does not send the topic of commands from offset {before} on")
 
 
 def _read(log: CommandLog, history: History) -> None:
@@ -75,23 +83,16 @@ def submit(log: CommandLog, history: History, make: Callable[[int], Command]) ->
     Raises:
         BrokerUnavailable: the broker does not confirm the command. It may or may not be in the log: read the log before
             a retry.
-        StreamScorerError: the command was written to another log than the one that was read.
+        ReaderLost: the command was written to another log than the one that was read.
     """
     read = history.next_offset
     command = make(read)
     value = msgspec.json.encode(command)
     offset = log.append(command.ensemble, value)
     if offset < read:
-        raise _another_log(f"took a command at offset {offset}, and offset {read - 1} was read")
+        raise another_log(f"commands took a command at offset {offset}, and offset {read - 1} was read")
     catch_up(log, history, offset + 1)
     entry = next((entry for entry in reversed(history.entries) if entry.offset == offset), None)
     if entry is None or entry.command != msgspec.json.decode(value, type=Command):
-        raise _another_log(f"has another record at offset {offset}, where a command was written")
+        raise another_log(f"commands has another record at offset {offset}, where a command was written")
     return entry
-
-
-def _another_log(what: str) -> StreamScorerError:
-    return StreamScorerError(
-        f"the topic of commands {what}: it was created again or has lost records",
-        hint="Restart this process, so that it reads the topic from its start.",
-    )

@@ -88,7 +88,7 @@ class Incidents:
         self.log = IncidentLog(log)
 
     def open(self) -> list[Incident]:
-        """The incidents of every kind that are not closed, oldest first. Raises `BrokerUnavailable`."""
+        """The incidents of every kind that are not closed, oldest first. Raises as `IncidentLog.read`."""
         return self.log.open()
 
     def report(self, paired: Paired, due: Action, held_back: str, at: int) -> bool:
@@ -101,12 +101,13 @@ class Incidents:
         ended_by: Mapping[str, int],
         at: int,
         commands: Mapping[str, Action] = NO_COMMANDS,
-    ) -> None:
-        """Close the incidents of all pairs except `pairs`. Raises `BrokerUnavailable`.
+    ) -> bool:
+        """Close the incidents of all pairs except `pairs`. Returns whether that worked. Raises as `open`.
 
         Args:
             ended_by: offset of the newest command, by ensemble. at: current time, ms. commands: its action.
         """
+        worked = True
         for incident in self.open():
             ended = ended_by.get(incident.ensemble)
             if incident.kind != "verdict" or incident.id.endswith(LABELS_SUFFIX) or ended is None:
@@ -115,7 +116,8 @@ class Incidents:
                 command = commands.get(incident.ensemble)
                 done = incident.done if command is None else f"{command} at control offset {ended}"
                 why = "the versions are no longer compared"
-                self.log.close_incident(incident.id, why, at, ended_by=ended, command=command, done=done)
+                worked &= self.log.close_incident(incident.id, why, at, ended_by=ended, command=command, done=done)
+        return worked
 
     def close(self) -> None:
         """Close the log."""

@@ -19,7 +19,8 @@ from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.label_progress import LabelProgress
 from stream_scorer.control.label_verdict import describe, judge_labels
 from stream_scorer.control.state import History
-from stream_scorer.incidents.log import Condition, IncidentLog, Subject
+from stream_scorer.errors import ReaderLost
+from stream_scorer.incidents.log import Condition, IncidentLog, LogRecord, Subject, read_to_end
 from stream_scorer.records import (
     NOT_A_RECORD,
     Action,
@@ -35,7 +36,6 @@ from stream_scorer.records import (
 
 _log = logging.getLogger(__name__)
 _MAX_OUTCOMES = 5_000
-_WAIT_S = 0.2
 # The verdict is judged again at most this often.
 JUDGE_EVERY_MS = 5_000
 # End of the ids of incidents that labels open.
@@ -82,7 +82,6 @@ class LabelWatch:
         self._monotonic = monotonic
         self._verdicts, self._append, self._follow = verdicts, append, follow
         self._incidents, self._horizon_ms = incidents, horizon_ms
-        self._next = 0
         # Verdicts that labels have not decided, by id, and the ids of those that may still change.
         self._open: dict[str, VerdictRecord] = {}
         self._active: set[str] = set()
@@ -105,7 +104,8 @@ class LabelWatch:
             active: ids of the comparisons and collections that still run; their verdicts may change. now: clock, ms.
 
         Raises:
-            BrokerUnavailable: the broker does not answer.
+            BrokerUnavailable: the broker does not answer. ReaderLost: `verdicts` or `incidents` was created again or
+                has lost records, so that another watch must read again.
         """
         passed_ms = self._monotonic() * 1_000
         if passed_ms - self._stepped_at >= JUDGE_EVERY_MS:
@@ -115,33 +115,38 @@ class LabelWatch:
                 self._restart()
         if self._reader is None:
             return
-        for record in self._reader.poll(_MAX_OUTCOMES, 0.0):
-            self._add(record.value)
-        if not self._due:
+        try:
+            complete = self._read_labels(self._reader)
+        except ReaderLost as error:
+            # Another reader replaces it. Commands of the watch must not depend on `outcomes`, so the watch goes on.
+            _log.warning("labels are read again: %s", error.message)
+            self._close_reader()
             return
-        self._due = False
-        if not self._caught_up(self._reader):
-            return
-        for verdict in self._judged():
-            self._judge(verdict, history, now)
+        if complete:
+            for verdict in self._judged():
+                self._judge(verdict, history, now)
 
     def close(self) -> None:
         """Close the logs."""
+        self._close_reader()
+        self._verdicts.close()
+
+    def _close_reader(self) -> None:
+        """Stop reading labels, until `_restart` opens another reader."""
         if self._reader is not None:
             self._reader.close()
-        self._verdicts.close()
+        self._reader, self._followed = None, {}
+
+    def _read_labels(self, reader: OutcomeReader) -> bool:
+        """Read what has arrived. Returns whether a judgement is due and all is read. Raises `ReaderLost`."""
+        for record in reader.poll(_MAX_OUTCOMES, 0.0):
+            self._add(record.value)
+        due, self._due = self._due, False
+        return due and self._caught_up(reader)
 
     def _read_verdicts(self, active: set[str]) -> bool:
         """Read the topic to its end; whether the versions to follow differ from those whose labels are read."""
-        end = self._verdicts.end()
-        while self._next < end:
-            for record in self._verdicts.read(_WAIT_S):
-                try:
-                    verdict = msgspec.json.decode(record.value or b"", type=VerdictRecord)
-                except NOT_A_RECORD:
-                    continue
-                self._take(verdict)
-            self._next = max(self._next, self._verdicts.position())
+        read_to_end(self._verdicts, self._add_verdict, "verdicts")
         self._active = active
         return self._followed != {verdict.id: _cards(verdict) for verdict in self._judged()}
 
@@ -157,7 +162,11 @@ class LabelWatch:
         before, self._ends = self._ends, dict(reader.ends())
         return bool(before) and reader.passed(before)
 
-    def _take(self, verdict: VerdictRecord) -> None:
+    def _add_verdict(self, record: LogRecord) -> None:
+        try:
+            verdict = msgspec.json.decode(record.value or b"", type=VerdictRecord)
+        except NOT_A_RECORD:
+            return
         before = self._open.get(verdict.id)
         if before is not None and before.began == verdict.began and verdict.rows < before.rows:
             return  # another monitor had read less, and had not seen the withdrawal yet
@@ -169,10 +178,8 @@ class LabelWatch:
 
     def _restart(self) -> None:
         """Read labels again from before the start of the first comparison that is followed."""
-        if self._reader is not None:
-            self._reader.close()
-        self._reader, self._labels = None, {}
-        self._ends = {}
+        self._close_reader()
+        self._labels, self._ends = {}, {}
         judged = self._judged()
         cards = [each for verdict in judged for each in _cards(verdict)]
         self._wanted = {each.event_id for each in cards}

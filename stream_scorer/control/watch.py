@@ -26,13 +26,16 @@ from stream_scorer.control.state import History
 from stream_scorer.control.summary_reader import BEFORE_MS, SummaryReader
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
-from stream_scorer.errors import StreamScorerError
+from stream_scorer.errors import ReaderLost, StreamScorerError
 from stream_scorer.observability.metrics import Metric, Metrics
 from stream_scorer.records import Action, Command, IncidentKind
 
 _log = logging.getLogger(__name__)
 Mode = Literal["off", "propose", "auto"]
 READ_WAIT_S = 0.2
+# If incidents of ended comparisons could not be closed, that is tried again after this time. It may wait for the broker
+# for long, and delays commands meanwhile.
+CLOSE_AGAIN_S = 60.0
 # Incidents of these kinds pause the ladder of a canary: something other than the canary may move its alerts.
 PAUSING: tuple[IncidentKind, ...] = ("drift", "feed", "latency", "errors", "breaker")
 # These delay a confirmation too: transactions without a member that failed are left out of the comparison, so the
@@ -114,7 +117,9 @@ class Watch:
         self.scorers: StatusReader | None = None
         self._history = History()
         self._counting: dict[Pair, Counting] = {}
-        self._started = False
+        # When the incidents of ended comparisons are closed, by the monotonic clock: at the start, after each change of
+        # the pairs, and again if it failed.
+        self._close_at = float("-inf")
         # Findings that are reported and need a person: each is logged once.
         self._reported: set[tuple[Pair | Withdrawal, Action, str]] = set()
 
@@ -124,6 +129,7 @@ class Watch:
         After an error, start a new watch: it reads everything again and comes to the same counts.
 
         Raises:
+            ReaderLost: a topic was created again, lost records, or brings nothing any more.
             StreamScorerError: Kafka does not answer.
         """
         try:
@@ -142,10 +148,11 @@ class Watch:
         """Read new commands and summaries, and act on the counts."""
         catch_up(self._log, self._history, self._log.end())
         found = [pair for state in self._history.states.values() for pair in pairs(state, self._history)]
-        if set(found) != self._counting.keys() or not self._started:
+        if set(found) != self._counting.keys():
             self._begin(found)
-            self._close_ended(found)
-            self._started = True
+            self._close_at = float("-inf")
+        if self._clock.monotonic() >= self._close_at:
+            self._close_at = float("inf") if self._close_ended(found) else self._clock.monotonic() + CLOSE_AGAIN_S
         self._collect()
         self._follow_labels()
         if not self._counting:
@@ -167,6 +174,8 @@ class Watch:
         try:
             for withdrawal, why in self.collections.step(self._history, self._clock.now_ms()):
                 self._stop(withdrawal, why)
+        except ReaderLost:
+            raise
         except StreamScorerError as error:
             _log.warning("cards of withdrawn versions could not be collected: %s", error.message)
 
@@ -209,6 +218,8 @@ class Watch:
             active |= self.collections.running(self._history)
         try:
             self.labels.step(self._history, active, self._clock.now_ms())
+        except ReaderLost:
+            raise
         except StreamScorerError as error:
             _log.warning("labels of withdrawn versions could not be followed: %s", error.message)
 
@@ -299,6 +310,8 @@ class Watch:
         """The open incidents of `kinds`; empty if there are none. What cannot be read pauses too."""
         try:
             found = [each for each in self._incidents.open() if each.ensemble in ("", ensemble)]
+        except ReaderLost:
+            raise
         except StreamScorerError as error:
             return f"paused: incidents cannot be read ({error.message})"
         signals = [each.id for each in found if each.kind in kinds]
@@ -329,12 +342,16 @@ class Watch:
         """Report an incident and return whether that worked. A failure must not prevent the command."""
         return self._incidents.report(paired, action, held_back, self._clock.now_ms())
 
-    def _close_ended(self, found: list[Pair]) -> None:
+    def _close_ended(self, found: list[Pair]) -> bool:
+        """Close the incidents of all pairs except `found`. Returns whether that worked."""
         newest = {ensemble: state.control_offset for ensemble, state in self._history.states.items()}
         try:
-            self._incidents.close_all_but(found, newest, self._clock.now_ms(), actions_at(self._history, newest))
+            return self._incidents.close_all_but(found, newest, self._clock.now_ms(), actions_at(self._history, newest))
+        except ReaderLost:
+            raise
         except StreamScorerError as error:
             _log.warning("an incident could not be closed: %s", error.message)
+            return False
 
     def _command(self, paired: Paired, action: Action, offset: int) -> Command:
         command = Command(

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
 
-from stream_scorer.errors import BrokerUnavailable, StreamScorerError, UsageError
+from stream_scorer.errors import BrokerUnavailable, ReaderLost, StreamScorerError, UsageError
 from stream_scorer.records import NOT_A_RECORD, Affected, Incident, IncidentKind, Source
 
 _log = logging.getLogger(__name__)
@@ -61,6 +61,40 @@ class RecordLog(Protocol):
     def append(self, key: str, value: bytes) -> int: ...
 
     def close(self) -> None: ...
+
+
+def read_to_end(log: RecordLog, add: Callable[[LogRecord], object], topic: str) -> None:
+    """Pass the records of `log` that are not read yet to `add`, up to its present end. `topic` is for messages.
+
+    Raises:
+        BrokerUnavailable: the broker does not answer, or nothing more comes before the end.
+        ReaderLost: the log ends before what was read. The object reads nothing any more.
+    """
+    end = log.end()
+    if end < log.position():
+        _read(log, add)  # a new leader knows the end a moment late; a log that was cut raises its own error
+        end = log.end()
+        if end < log.position():
+            raise another_log(f"{topic} ends at offset {end}, and offset {log.position() - 1} was read")
+    idle = 0
+    while (before := log.position()) < end:
+        _read(log, add)
+        idle = idle + 1 if log.position() <= before else 0
+        if idle >= _MAX_IDLE:
+            raise BrokerUnavailable(f"the broker does not send the topic of {topic} from offset {before} on")
+
+
+def _read(log: RecordLog, add: Callable[[LogRecord], object]) -> None:
+    for record in log.read(_WAIT_S):
+        add(record)
+
+
+def another_log(what: str) -> ReaderLost:
+    """The error of a log that is not the one that was read."""
+    return ReaderLost(
+        f"the topic of {what}: it was created again or has lost records",
+        hint="Restart this process, so that it reads the topic from its start.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,23 +251,15 @@ class IncidentLog:
 
     def __init__(self, log: RecordLog, *, keep_history: bool = False) -> None:
         self._log = log
-        self._next = 0
         self._table = IncidentTable(keep_history=keep_history)
 
     def open(self) -> list[Incident]:
-        """The incidents that are not closed, oldest first. Raises `BrokerUnavailable`."""
+        """The incidents that are not closed, oldest first. Raises as `read`."""
         return self.read().open()
 
     def read(self) -> IncidentTable:
-        """The fold of the whole topic. Raises `BrokerUnavailable`, also if nothing comes any more before the end."""
-        end, idle = self._log.end(), 0
-        while self._next < end:
-            for record in self._log.read(_WAIT_S):
-                self._table.add(record.value, record.offset)
-            idle = idle + 1 if self._log.position() <= self._next else 0
-            self._next = max(self._next, self._log.position())
-            if idle >= _MAX_IDLE:
-                raise BrokerUnavailable(f"the broker does not send the topic of incidents from offset {self._next} on")
+        """The fold of the whole topic. Raises `BrokerUnavailable` or `ReaderLost` as `read_to_end`."""
+        read_to_end(self._log, lambda record: self._table.add(record.value, record.offset), "incidents")
         return self._table
 
     def report(self, condition: Condition, at: int) -> bool:

@@ -297,7 +297,7 @@ class BacklogFollower(RecordFollower):
         self._lost: ReaderLost | None = None
 
     def poll(self, max_records: int = 10_000, timeout_s: float = 0.0) -> list[FollowedRecord]:
-        """As `RecordFollower.poll`. Raises `ReaderLost` also if the client has stopped to fetch a partition."""
+        """As `RecordFollower.poll`. Raises `ReaderLost` also if the client has stopped fetching a partition."""
         if self._lost is not None:
             raise self._lost
         records = super().poll(max_records, timeout_s)

@@ -42,7 +42,7 @@ class MemoryControlLog:
         end = len(self.records)
         offsets = [offset for offset in range(self.at, end) if self.records[offset] != MARKER]
         found = [ControlRecord(offset, self.records[offset]) for offset in offsets]
-        self.at = end
+        self.at = max(self.at, end)  # as that of a reader whose log was cut
         return found
 
     def position(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -20,7 +21,7 @@ from stream_scorer.control.timeline import served_at
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, read_verdicts
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
-from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.errors import BrokerUnavailable, ReaderLost, StreamScorerError
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.kafka.load import FollowedRecord
 from stream_scorer.observability.metrics import Metrics
@@ -226,6 +227,23 @@ def test_a_part_of_the_summaries_changes_no_record_and_ends_no_collection() -> N
     assert (len(desk.verdicts.records), desk.commands) == (before, ["rollback"])
     desk.steps(desk.watch())
     assert (desk.verdict.collection.ended, desk.commands) == ("enough cards", ["rollback", "stop"])
+
+
+@pytest.mark.parametrize("lost", ["score-summaries", "verdicts", "neither"])
+def test_a_watch_ends_if_a_topic_of_a_collection_is_another_one_and_goes_on_otherwise(lost: str) -> None:
+    desk = Desk()
+    desk.withdraw(desk.watch())
+    watch, error = desk.watch(), StreamScorerError("refused") if lost == "neither" else ReaderLost("created again")
+    assert watch.collections is not None
+    desk.steps(watch)
+    if lost == "verdicts":
+        desk.verdicts.records.clear()
+        desk.shadow([1_000])
+    else:
+        reader = watch.collections._reader
+        reader.poll = lambda *_: (_ for _ in ()).throw(error)  # type: ignore[method-assign, union-attr]
+    with contextlib.nullcontext() if lost == "neither" else pytest.raises(ReaderLost, match="created again"):
+        desk.steps(watch)
 
 
 @pytest.mark.parametrize("ahead", [1, 2])

@@ -7,7 +7,7 @@ import pytest
 
 from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.probation import Pair
-from stream_scorer.errors import BrokerUnavailable, UsageError
+from stream_scorer.errors import BrokerUnavailable, ReaderLost, UsageError
 from stream_scorer.incidents.log import UPDATE_EVERY_MS, Condition, IncidentLog, IncidentTable, Subject
 from stream_scorer.records import Affected, Incident, ServedVersion, Source
 from tests.support.control import MARKER, ControlRecord, MemoryControlLog
@@ -271,3 +271,16 @@ def test_a_log_whose_broker_is_gone_is_an_error_and_not_a_wait_without_end() -> 
     with pytest.raises(BrokerUnavailable, match="from offset 0 on"):
         log.read()
     assert not log.report(Condition("errors", Subject("cards"), 1, "no scores"), 0)
+
+
+def test_a_topic_that_is_created_again_is_an_error_and_an_end_that_is_known_late_is_none() -> None:
+    log = MemoryControlLog()
+    monitor, ends = IncidentLog(log), [1, 0, 1]
+    log.append("", msgspec.json.encode(Incident(id="a", ensemble="cards", opened=1, why="")))
+    log.end = lambda: ends.pop(0)  # type: ignore[method-assign]
+    assert len(monitor.open()) == len(monitor.open()) == 1
+    log.end = lambda: 0  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(ReaderLost, match="incidents ends at offset 0, and offset 0 was read"):
+            monitor.read()
+    assert not monitor.report(condition(500), 1)

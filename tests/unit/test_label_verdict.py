@@ -16,7 +16,7 @@ from stream_scorer.control.label_verdict import ALPHA, MIN_OTHER, describe, judg
 from stream_scorer.control.label_watch import JUDGE_EVERY_MS, LabelWatch
 from stream_scorer.control.state import History
 from stream_scorer.control.verdicts import read_verdicts
-from stream_scorer.errors import BrokerUnavailable
+from stream_scorer.errors import BrokerUnavailable, ReaderLost
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.kafka.load import FollowedRecord
 from stream_scorer.records import (
@@ -285,6 +285,30 @@ def test_a_wall_clock_that_was_ahead_does_not_stop_the_labels() -> None:
     desk.ahead = 0
     desk.steps(watch)
     assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
+
+
+def test_labels_are_read_again_if_their_reader_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(0.5)
+    lost, poll = [True], Outcomes.poll
+
+    def once(reader: Outcomes, max_records: int, timeout_s: float) -> list[FollowedRecord]:
+        if lost:
+            lost.clear()
+            raise ReaderLost("no records arrive")
+        return poll(reader, max_records, timeout_s)
+
+    monkeypatch.setattr(Outcomes, "poll", once)
+    desk.steps(desk.watch())
+    assert (len(desk.since), desk.result.labels and desk.result.labels.finding) == (2, "cleared")
+
+
+def test_a_topic_of_verdicts_that_is_created_again_ends_the_watch_of_labels() -> None:
+    desk = Desk(0.5)
+    watch = desk.watch()
+    desk.steps(watch)
+    desk.verdicts.records.clear()
+    with pytest.raises(ReaderLost, match="verdicts ends at offset 0"):
+        desk.steps(watch)
 
 
 def test_labels_clear_a_version_that_only_adds_alerts() -> None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from stream_scorer.cli.formatting import verdict_facts
 from stream_scorer.control import liveness
-from stream_scorer.control.commands import submit
+from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.incidents import Incidents, condition_of
 from stream_scorer.control.liveness import READ_EVERY_S, SILENT_MS, StatusReader
 from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
@@ -22,8 +22,8 @@ from stream_scorer.control.state import History, Refused, follow
 from stream_scorer.control.summary_reader import BEFORE_MS
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
-from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
-from stream_scorer.errors import BrokerUnavailable, StreamScorerError
+from stream_scorer.control.watch import CLOSE_AGAIN_S, WATCH_METRICS, Mode, Watch, WatchRules
+from stream_scorer.errors import AccessDenied, BrokerUnavailable, ReaderLost, StreamScorerError
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.summarise import halve
@@ -468,6 +468,17 @@ def test_a_probation_and_a_canary_that_are_recovered_together_have_different_ids
     assert desk.verdicts[-1].id == "cards-0"
 
 
+def test_a_log_of_which_nothing_more_comes_is_an_error() -> None:
+    silent = MemoryControlLog([MARKER])
+    silent.read = lambda _wait_s: []  # type: ignore[method-assign]
+    for topic, read in {
+        "commands": lambda: catch_up(silent, History(), 1),
+        "incidents": IncidentLog(silent).read,
+    }.items():
+        with pytest.raises(BrokerUnavailable, match=f"does not send the topic of {topic} from offset 0"):
+            read()
+
+
 def test_a_command_in_another_log_is_no_success_and_ends_no_other_version() -> None:
     desk = Desk()
     desk.say("promote", version=TWO)
@@ -524,6 +535,53 @@ def test_a_topic_of_incidents_that_cannot_be_written_does_not_keep_a_version_in_
     for _ in range(2):
         watch.step()
     assert desk.history.states["cards"].champion == ONE
+
+
+def test_a_version_is_not_confirmed_by_the_incidents_of_a_topic_that_was_created_again() -> None:
+    desk = Desk()
+    desk.told.records += [MARKER, MARKER]
+    desk.say("promote", version=TWO)
+    arrived: list[ScoreSummary] = []
+    watch = desk.watch(probation=1)
+    watch._follow = lambda _since: GrowingReader(arrived)
+    watch.step()
+    failing = Incident(id="m", ensemble="cards", opened=1, why="it fails", kind="breaker", subject="member gbdt")
+    desk.told.records[:] = [msgspec.json.encode(failing)]
+    desk.summaries.append(summary(TWO, SAME))
+    arrived += desk.summaries
+    with pytest.raises(ReaderLost, match="incidents ends at offset 1, and offset 1 was read"):
+        watch.step()
+    desk.watch(probation=1).step()
+    assert (monitor_commands(desk), desk.verdicts[-1].held_back) == ([], "paused while incidents are open: m")
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("not now"), AccessDenied("no ACL")])
+def test_incidents_that_cannot_be_read_delay_no_rollback_and_are_closed_later(error: StreamScorerError) -> None:
+    class Moving(Clock):
+        now_s = 5.0
+
+        def monotonic(self) -> float:
+            return self.now_s
+
+    desk, clock = Desk(), Moving()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, MORE))
+    desk.watch(mode="propose").step()
+    desk.say("rollback")
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, MORE, offset=3))
+    watch, told = desk.watch(), MemoryControlLog(desk.told.records)
+    watch._incidents, watch._clock = Incidents(told), clock  # type: ignore[assignment]
+    told.fails = error
+    for _ in range(2):
+        watch.step()
+    assert (monitor_commands(desk), len(desk.incidents)) == ([("rollback", None)], 1)
+    told.fails = None
+    desk.summaries.clear()
+    for opened in (["cards-1"], []):
+        watch.step()
+        assert [incident.id for incident in Incidents(MemoryControlLog(desk.told.records)).open()] == opened
+        clock.now_s += CLOSE_AGAIN_S
 
 
 def test_a_transaction_marker_at_the_end_of_a_topic_does_not_block_the_watch() -> None:
