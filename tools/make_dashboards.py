@@ -222,9 +222,13 @@ SERVING = Dashboard(
                 Panel("Retired keys", "Keys deleted per hour because no scorer will read them again.",
                       (("sum by (instance) (increase(stream_scorer_retired_keys_total[1h]))", "{{instance}}"),),
                       width=12),
-                Panel("Duplicates", "Transactions per second with an event id that was seen before.",
+                Panel("Duplicates and wrong keys",
+                      "Transactions per second with an event id that was seen before, and with a record key that is "
+                      "not the id of the partition entity.",
                       (("sum by (instance) (rate(stream_scorer_duplicates_total[$__rate_interval]))",
-                        "{{instance}}"),), width=12),
+                        "duplicates, {{instance}}"),
+                       ("sum by (instance) (rate(stream_scorer_wrong_keys_total[$__rate_interval]))",
+                        "wrong keys, {{instance}}")), width=12),
             ),
         ),
         Row(

@@ -40,6 +40,8 @@ class EventBatch:
         transactions, labels: columns. Labels come first: every transaction of the batch sees them.
         spans: the offsets that the batch covers, one span per source partition, bad records included.
         transaction_span, transaction_offset: (n,) int64; label_span, label_offset: (k,) int64; spans by index.
+        scattered_from: the first transaction from which on the partition entity's events are known to be in several
+            partitions, because record keys were not its ids; None if they are in one, as they should be.
     """
 
     transactions: Transactions
@@ -49,6 +51,7 @@ class EventBatch:
     transaction_offset: I64
     label_span: I64
     label_offset: I64
+    scattered_from: int | None = None
 
 
 @dataclass(slots=True)
@@ -97,8 +100,10 @@ class FeatureEngine:
         self._column = {name: index for index, name in enumerate(checked.features) if name not in fields}
         self._lateness_ms = duration_ms(checked.spec.time.allowed_lateness)
         self._stale_ms = duration_ms(checked.spec.time.stale_after), duration_ms(checked.spec.time.labels_stale_after)
-        # The features that lag when other partitions lag, and those that lag when labels lag.
+        # The features that lag when other partitions lag, those that do so if the partition entity's events are
+        # scattered, and those that lag when labels lag.
         own = checked.spec.partition_entity
+        self._own = _columns_where([feature.view.entity == own for feature, _, _ in self.plan.view_columns])
         self._shared = _columns_where([feature.view.entity != own for feature, _, _ in self.plan.view_columns])
         self._labelled = _columns_where([feature.aggregate in LABELLED for feature, _, _ in self.plan.view_columns])
         # How far back each view feature looks, and whether labels are what it looks at.
@@ -164,7 +169,7 @@ class FeatureEngine:
         of = events.transactions.event_time, events.transaction_span, events.spans
         lag, late = progress(*of, reached, self._lateness(applied))
         ages = self._ages(events, reached, lag)
-        status = self._statuses(events.transactions.event_time, ages, late, applied.beginning)
+        status = self._statuses(events, ages, late, applied.beginning)
         matrix = self._assemble(events.transactions, scanned, seen, status)
         _add_transactions(entities, seen, events, builder)
         update = builder.build(events.spans, keys, shortened)
@@ -181,7 +186,7 @@ class FeatureEngine:
         no_events = Events(no_key, time, time, np.zeros(n, dtype=np.bool_))
         scanned = [scan(entity, _no_rows(), no_events, 1) for entity in self.plan.entities]
         ages, nothing = Ages.unknown(n), AppliedOffsets({}, {})
-        status = self._statuses(time, ages, no_events.duplicate, nothing.beginning)
+        status = self._statuses(events, ages, no_events.duplicate, nothing.beginning)
         matrix = self._assemble(events.transactions, scanned, [no_events] * len(scanned), status)
         status[status == DEFAULT] = MISSING
         return Enriched(matrix, status, no_events.duplicate, nothing, RowUpdate.nothing(), ages, [reason])
@@ -297,17 +302,22 @@ class FeatureEngine:
         """The ages of the features: `lag` (n,) is that of other partitions, `reached` from `watermarks`."""
         ages = Ages.unknown(len(events.transactions))
         of = events.transactions.event_time, events.transaction_span, events.spans
-        if len(self._shared):
-            ages = replace(ages, partitions=lag)
+        first = 0 if len(self._shared) else events.scattered_from if len(self._own) else None
+        if first is not None:
+            ages = replace(ages, partitions=np.where(np.arange(len(lag)) < first, -1, lag) if first else lag)
         if len(self._labelled):
             ages = replace(ages, labels=labels_age(*of, reached, events.labels.labelled_at, events.label_span))
         return ages
 
-    def _statuses(self, time: I64, ages: Ages, late: Flags, beginning: Beginning) -> NDArray[np.int8]:
+    def _statuses(self, events: EventBatch, ages: Ages, late: Flags, beginning: Beginning) -> NDArray[np.int8]:
         """The status of every feature (n, n_features), int8, as far as it does not depend on rows or other features."""
+        time, first = events.transactions.event_time, events.scattered_from
         status = np.full((len(time), len(self.feature_names)), FRESH, dtype=np.int8)
         old_partitions, old_labels = ages.partitions > self._stale_ms[0], ages.labels > self._stale_ms[1]
-        for columns, old in ((self._shared, old_partitions), (self._labelled, old_labels)):
+        lagging = [(self._shared, old_partitions), (self._labelled, old_labels)]
+        if first is not None:
+            lagging.append((self._own, old_partitions & (np.arange(len(time)) >= first)))
+        for columns, old in lagging:
             if old.any():
                 status[np.ix_(old, columns)] = STALE
         self._mark_partial(status, time, late, beginning)

@@ -1,8 +1,8 @@
 """The age of features: how far their input lags behind the transaction, in event time (ADR 0012).
 
-Features of the partition key's entity never lag, because its events arrive in the order of the log. Features of other
-entities lag when other partitions lag, and label features lag when labels do. A feed that stops makes features old, and
-then stale.
+Features of the partition key's entity never lag, because its events arrive in the order of the log, unless record keys
+are not its ids. Features of other entities lag when other partitions lag, and label features lag when labels do. A feed
+that stops makes features old, and then stale.
 
 The same watermarks tell which transactions are late: compaction and trimming may have dropped what their windows
 contain (ADR 0052).

@@ -50,6 +50,11 @@ DEAD_LETTERS = Metric(
     "counter", "stream_scorer_dead_letters_total", "Records sent to the dead-letter topic, by error code.", ("code",)
 )
 DUPLICATES = Metric("counter", "stream_scorer_duplicates_total", "Transactions with an event id that was seen before.")
+WRONG_KEYS = Metric(
+    "counter",
+    "stream_scorer_wrong_keys_total",
+    "Transactions whose record key is not the id of the partition entity: its features may lack or double events.",
+)
 DEGRADED = Metric(
     "counter", "stream_scorer_degraded_total", "Transactions scored with degraded inputs, by reason.", ("reason",)
 )
@@ -150,6 +155,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     END_TO_END,
     DEAD_LETTERS,
     DUPLICATES,
+    WRONG_KEYS,
     DEGRADED,
     FEATURE_AGE,
     COMMITS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +13,15 @@ from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.positions import Span
 from stream_scorer.records import DECISIONS, FEATURES_PARTIAL, FEATURES_STALE
+
+_log = logging.getLogger(__name__)
+# How often to log that record keys are wrong.
+KEYS_EVERY_S = 600.0
+_KEYS = (
+    "%d of %d transactions have a record key that is not the id of the partition entity, such as %s[%d] at offset %d: "
+    "features of this entity may lack or double events. Let the producer send the id as key (docs/topics.md); "
+    "features_stale now includes these features while other partitions lag, until this scorer restarts"
+)
 
 
 class Account:
@@ -26,12 +37,26 @@ class Account:
     def __init__(self, metrics: m.Metrics, on_scored: Callable[[Sequence[Span]], None]) -> None:
         self._metrics = metrics
         self._on_scored = on_scored
+        self._keys_logged_at = -KEYS_EVERY_S
 
     def process(self, batch: MicroBatch) -> None:
         """Count the batch."""
         if batch.scoring:
             self._on_scored(batch.spans)
+            if batch.wrong_keys:
+                self._report_keys(batch)
         _count(self._metrics, batch)
+
+    def _report_keys(self, batch: MicroBatch) -> None:
+        assert batch.events is not None
+        self._metrics.count(m.WRONG_KEYS, len(batch.wrong_keys))
+        now = time.monotonic()
+        if now - self._keys_logged_at < KEYS_EVERY_S:
+            return
+        self._keys_logged_at = now
+        of, rows = batch.transactions, batch.events.transactions.row
+        first = int(rows[batch.wrong_keys[0]])
+        _log.warning(_KEYS, len(batch.wrong_keys), len(rows), of.topic, of.partition[first], of.offset[first])
 
 
 def _count(metrics: m.Metrics, batch: MicroBatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -86,8 +87,10 @@ class MicroBatch:
     Attributes:
         transactions, labels: the original records. spans: the offsets they cover, the positions to commit.
         scoring: false for a catch-up batch, whose records were scored before and only bring the rows up to date.
-        events, dead: set by decode. enriched: by enrich. decided: by score. transaction: by publish.
-        committed_at: epoch ms, set by commit. seconds: wall time by stage.
+        events, dead: set by decode. output_keys: likewise, the keys of what each record of `transactions` yields.
+        wrong_keys: likewise, the places in `events` of transactions whose key is not the id of the partition entity.
+        enriched: by enrich. decided: by score. transaction: by publish. committed_at: epoch ms, set by commit.
+        seconds: wall time by stage.
     """
 
     transactions: RawRecords
@@ -97,6 +100,8 @@ class MicroBatch:
     scoring: bool = True
     events: EventBatch | None = None
     dead: list[DeadLetter] = field(default_factory=list)
+    output_keys: Sequence[bytes | None] = ()
+    wrong_keys: list[int] = field(default_factory=list)
     enriched: Enriched | None = None
     decided: BatchDecisions | None = None
     transaction: OpenTransaction | None = None

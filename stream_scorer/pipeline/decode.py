@@ -10,6 +10,7 @@ from stream_scorer.pipeline.batch import DeadLetter, MicroBatch
 from stream_scorer.positions import Span
 from stream_scorer.serde.decoder import LabelDecoder, Rejected, TransactionDecoder, Transactions
 from stream_scorer.serde.raw import MAX_ENVELOPE_BYTES, RawRecords, headers_size
+from stream_scorer.serde.record_keys import wrong_keys
 from stream_scorer.spec.model import CheckedSpec
 
 
@@ -22,9 +23,14 @@ class Decode:
     def __init__(self, checked: CheckedSpec) -> None:
         self._transactions = TransactionDecoder(checked)
         self._labels = LabelDecoder(checked)
+        self._pseudonyms = checked.pseudonyms
+        self._partition_entity = checked.spec.partition_entity if checked.spec.entities else None
+        # Whether a transaction came whose key is not the id of the partition entity. It stays so until a restart: such
+        # events of an entity can wait in any partition.
+        self._found_wrong_key = False
 
     def process(self, batch: MicroBatch) -> None:
-        """Set `batch.events` and `batch.dead`."""
+        """Set `batch.events`, `batch.dead`, `batch.output_keys` and `batch.wrong_keys`."""
         transactions, bad = self._decode_transactions(batch.transactions)
         labels, bad_labels = self._labels.decode(batch.labels.value, batch.labels.timestamp)
         batch.dead = [DeadLetter(batch.transactions, row, error) for row, error in bad]
@@ -42,7 +48,22 @@ class Decode:
             transaction_offset=batch.transactions.offset[transactions.row],
             label_span=label_span,
             label_offset=batch.labels.offset[labels.row],
+            scattered_from=self._compare_keys(batch, transactions),
         )
+
+    def _compare_keys(self, batch: MicroBatch, transactions: Transactions) -> int | None:
+        """Set the keys of `batch`; return `EventBatch.scattered_from`."""
+        # The ids of a sensitive entity are hashes here, and so are the keys of the outputs.
+        batch.output_keys = keys = self._pseudonyms.record_keys(batch.transactions.key)
+        if self._partition_entity is None:
+            return None
+        if len(transactions) < len(keys):
+            keys = [keys[row] for row in transactions.row.tolist()]
+        batch.wrong_keys = wrong_keys(keys, transactions.entity_ids[self._partition_entity])
+        if self._found_wrong_key:
+            return 0
+        self._found_wrong_key = bool(batch.wrong_keys)
+        return batch.wrong_keys[0] if batch.wrong_keys else None
 
     def _decode_transactions(self, records: RawRecords) -> tuple[Transactions, Rejected]:
         """Decode; refuse records whose key and headers are too large to be copied to several outputs."""

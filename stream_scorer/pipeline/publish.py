@@ -149,7 +149,7 @@ class Publisher:
         encoded_names: Any = msgspec.Raw(encode(names))
         weights = _weights(scored, part, encode)
         columns = zip(*self._columns(part), weights, strict=True)
-        keys = self._checked.pseudonyms.record_keys(raw.key)
+        keys = part.batch.output_keys
         for (
             place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, degraded,
             member_scores, contributions, status, alternatives, rule, listed, policy_version, partition, offset,

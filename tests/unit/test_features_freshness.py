@@ -55,14 +55,16 @@ COLUMNS = {
 AGE = [0, 10, 90, 110, 480, 100, 1]
 
 
-def enrich(batch: int, given: list[int]) -> list[Enriched]:
+def enrich(
+    batch: int, given: list[int], scattered_from: int | None = None, entity: str | None = None
+) -> list[Enriched]:
     transactions = transactions_from_columns(SPEC, COLUMNS)
     columns = {
         "event_id": ["a"] * len(given), "event_time": [10] * len(given), "label": ["fraud"] * len(given),
         "labelled_at": given, "where": ["t"] * len(given),
     }  # fmt: skip
     labels = labels_from_columns(SPEC, columns)
-    engine, store, out, label_at = FeatureEngine(SPEC), MemoryRowStore(), [], 0
+    engine, store, out, label_at = FeatureEngine(SPEC, entity), MemoryRowStore(), [], 0
     for low in range(0, len(TIME), batch):
         rows = np.arange(low, min(low + batch, len(TIME)))
         label_to = int(np.searchsorted(labels.labelled_at, TIME[rows[-1]], side="right"))
@@ -76,6 +78,7 @@ def enrich(batch: int, given: list[int]) -> list[Enriched]:
         events = EventBatch(
             take_transactions(transactions, rows), take_labels(labels, label_rows), spans,
             PARTITION[rows], rows, np.full(len(label_rows), 2), label_rows,
+            None if scattered_from is None or scattered_from > rows[-1] else max(scattered_from - low, 0),
         )  # fmt: skip
         enriched = engine.enrich(events, store)
         store.apply(enriched.update)
@@ -97,6 +100,16 @@ def test_ages_and_statuses_are_the_same_in_any_batching(batch: int) -> None:
     assert status[:, 1].tolist() == status[:, 2].tolist() == status[:, 3].tolist() == terminal
     assert (status[:, [0, 4]] == FRESH).all()
     assert np.concatenate([e.stale for e in out]).tolist() == [s == STALE for s in terminal]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_features_of_the_partition_entity_lag_from_the_first_wrong_key_on(batch: int) -> None:
+    status = np.concatenate([e.status for e in enrich(batch, [], 4)])
+    # The lag of row 3 is too large as well, but the wrong key comes after it.
+    assert status[:, 0].tolist() == status[:, 4].tolist() == [FRESH] * 4 + [STALE, FRESH, FRESH]
+    assert (status == np.concatenate([e.status for e in enrich(batch, [], 5)]))[:, 1:4].all()
+    alone = enrich(batch, [], 4, "customer")
+    assert np.concatenate([e.ages.partitions for e in alone]).tolist() == [-1] * 4 + AGE[4:]
 
 
 def test_a_feed_of_labels_that_stands_still_makes_only_their_features_stale() -> None:

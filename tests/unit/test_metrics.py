@@ -20,6 +20,7 @@ from stream_scorer.observability.metrics import (
     FALLBACKS,
     PROCESS_METRICS,
     STAGE_SECONDS,
+    WRONG_KEYS,
     Metric,
     Metrics,
 )
@@ -153,6 +154,19 @@ def test_a_batch_that_was_not_committed_has_no_end_to_end_latency() -> None:
     metrics = Metrics()
     Account(metrics, lambda spans: None).process(committed([NOW - 25], [0], None))
     assert samples(metrics.registry)[f"{END_TO_END.name}_count", ()] == 0
+
+
+def test_wrong_record_keys_are_counted_and_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    account = Account(metrics, lambda spans: None)
+    batch = committed([NOW] * 4, [0, 2, 3], NOW)
+    batch.wrong_keys = [1, 2]
+    for _ in range(2):
+        account.process(batch)
+    assert samples(metrics.registry)[WRONG_KEYS.name, ()] == 4
+    (line,) = caplog.messages
+    assert "2 of 3 transactions" in line
+    assert "transactions[0] at offset 2" in line
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import CardAlerts, LineageRow, PairDifferences, ScoreSummary, SegmentThresholds
 from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.serde.raw import RawRecords
+from stream_scorer.serde.record_keys import wrong_keys
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
@@ -177,6 +178,38 @@ def test_every_transaction_has_a_score_a_contribution_and_if_alerted_an_alert(en
     for document in contributions:
         parts = sum(document["members"]["contribution"])
         assert document["base"] + parts == pytest.approx(document["z"], abs=1e-9)
+
+
+@pytest.mark.parametrize("sensitive", [False, True])
+def test_keys_that_are_not_the_id_of_the_partition_entity_are_found(sensitive: bool) -> None:
+    text = CARDS.read_text(encoding="utf-8")
+    if sensitive:
+        text = text.replace("customer_id: {", "customer_id: {sensitive: true, ")
+    checked = parse_spec(text, id_key="k" * 32)
+    decode, transactions = Decode(checked), generate(CONFIG)
+    keys: list[Any] = encode_keys(transactions.customer_id)[:6]
+    values = encode_values(transactions)[:6]
+
+    def decoded(changes: dict[int, bytes | None]) -> MicroBatch:
+        mine = [changes.get(row, key) for row, key in enumerate(keys)]
+        span = Span(SourcePartition("transactions", 0), 0, 6, -1)
+        batch = MicroBatch(raw("transactions", mine, [b"", *values[1:]], 0), RawRecords.empty("labels"), [span], None)
+        decode.process(batch)
+        return batch
+
+    # The first record is a dead letter, so places among the transactions are one less than in the batch.
+    for changes, places, scattered_from in (
+        ({0: b"any"}, [], None), ({3: None, 5: b"other"}, [2, 4], 2), ({}, [], 0), ({1: None}, [0], 0),
+    ):  # fmt: skip
+        batch = decoded(changes)
+        assert batch.events is not None
+        assert (batch.wrong_keys, batch.events.scattered_from) == (places, scattered_from)
+        assert (batch.output_keys[2] == keys[2]) is not sensitive
+
+
+def test_without_an_id_or_an_entity_no_key_is_wrong() -> None:
+    assert wrong_keys([None, b"k", b"a"], [None, None, "a"]) == []
+    assert wrong_keys([None, b"k", b"b"], [None, "k", "a"]) == [2]
 
 
 def test_no_batch_waits_for_the_compiler_after_the_loops_of_summaries_are_warm(made: Path) -> None:
