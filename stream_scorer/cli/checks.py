@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # The same as `requires-python` in pyproject.toml.
 PYTHON_MIN, PYTHON_BELOW = (3, 11), (3, 13)
+# How many of the newest transactions per partition, and for how long, the check of record keys reads.
+KEYS_PER_PARTITION, KEYS_TIMEOUT_S = 100, 5.0
 
 
 class SettingRow(msgspec.Struct, frozen=True):
@@ -116,7 +118,11 @@ def run_checks(settings: Settings, role: Role = "scorer") -> Iterator[Check]:
 
 
 def _checks(role: Role) -> list[tuple[str, Callable[[Settings], str]]]:
-    of_role = [("topics", partial(_topics, role=role)), ("permissions", partial(_permissions, role=role))]
+    of_role: list[tuple[str, Callable[[Settings], str]]] = [
+        ("topics", partial(_topics, role=role)),
+        ("permissions", partial(_permissions, role=role)),
+        ("record keys", partial(_record_keys, role=role)),
+    ]
     return [*_CHECKS[:3], *of_role, *_CHECKS[3:]]
 
 
@@ -197,6 +203,41 @@ def _permissions(settings: Settings, role: Role) -> str:
             hint=f"`stream-scorer topics acls --role {role}` prints the ACLs of the role.",
         )
     return f"suffice for the role {role}"
+
+
+def _record_keys(settings: Settings, role: Role) -> str:
+    from stream_scorer.kafka.newest import newest_records
+    from stream_scorer.kafka.permissions import names_of, permissions
+    from stream_scorer.serde.decoder import TransactionDecoder
+    from stream_scorer.serde.record_keys import wrong_keys
+    from stream_scorer.spec import load_spec
+
+    bootstrap, spec = _wanted(settings, "kafka.bootstrap"), _wanted(settings, "scorer.spec")
+    names = names_of(settings)
+    topic = names.topics.transactions
+    if not any(found.name == topic and "Read" in found.operations for found in permissions(role, names)):
+        raise _SkippedError(f"the role {role} does not read {topic}")
+    try:
+        checked = load_spec(spec, settings["scorer.id_key"])
+        decoder = TransactionDecoder(checked)
+        if not checked.spec.entities or (entity := checked.spec.partition_entity) is None:
+            return "any, because the spec has no entities"
+        records = newest_records(bootstrap, topic, KEYS_PER_PARTITION, KEYS_TIMEOUT_S)
+    except (UsageError, BrokerUnavailable, AccessDenied) as error:
+        raise _SkippedError(error.message) from None
+    transactions, _ = decoder.decode(records.value, records.timestamp)
+    keys, rows = checked.pseudonyms.record_keys(records.key), transactions.row.tolist()
+    wrong = wrong_keys([keys[row] for row in rows], transactions.entity_ids[entity])
+    if wrong:
+        first = rows[wrong[0]]
+        raise StreamScorerError(
+            f"{len(wrong)} of the {len(rows)} newest transactions have a key that is not the id of their {entity}, "
+            f"such as {topic}[{records.partition[first]}] at offset {records.offset[first]}",
+            hint=f"Let the producer send {checked.spec.entities[entity].field} as the key (docs/features.md).",
+        )
+    return (
+        f"those of the {len(rows)} newest transactions are the ids of the {entity}" if rows else "no transactions yet"
+    )
 
 
 def _redis(settings: Settings) -> str:

@@ -325,6 +325,7 @@ def test_checks_of_services_that_are_gone_fail_without_their_passwords(tmp_path:
         "broker": "skipped",
         "topics": "skipped",
         "permissions": "skipped",
+        "record keys": "skipped",
         "redis": "failed",
         "mlflow": "failed",
         "ensemble": "failed",
