@@ -121,7 +121,7 @@ def make_store(
     topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
     store = RedisRowStore(
         client,
-        rows_namespace(settings["scorer.group"], checked.feature_hash, topic_id, checked.pseudonyms.fingerprint),
+        rows_namespace(settings["scorer.group"], checked.rows_hash, topic_id, checked.pseudonyms.fingerprint),
         inputs,
         labels_topic=topics.labels,
         horizon_ms=reach_ms(checked),

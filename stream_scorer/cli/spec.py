@@ -25,6 +25,7 @@ def check(path: str, as_json: bool) -> None:
         "version": checked.spec.version,
         "spec_hash": checked.sha256,
         "feature_hash": checked.feature_hash,
+        "rows_hash": checked.rows_hash,
         "features": checked.features,
         "sensitive": checked.sensitive_fields,
         "hashed": checked.sensitive_entities,
@@ -34,7 +35,7 @@ def check(path: str, as_json: bool) -> None:
         click.echo(msgspec.json.encode(found).decode())
         return
     click.echo(f"{checked.spec.name} version {checked.spec.version}: {len(checked.features)} features")
-    click.echo(f"spec {checked.sha256[:12]}, features {checked.feature_hash[:12]}")
+    click.echo(f"spec {checked.sha256[:12]}, features {checked.feature_hash[:12]}, rows {checked.rows_hash[:12]}")
     for name in checked.features:
         click.echo(f"  {name}")
     shape = checked.spec.transaction

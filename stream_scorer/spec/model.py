@@ -279,6 +279,16 @@ class CheckedSpec:
         meaning = (spec.transaction, spec.entities, spec.partition_entity, spec.views, spec.derived, spec.limits)
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 
+    @cached_property
+    def rows_hash(self) -> str:
+        """Hex digest of what decides the content of rows: the features, the order of the entities, which row keys
+        contain, which event times are accepted, and how long rows keep what late transactions look at."""
+        import hashlib
+
+        time = self.spec.time
+        times = [duration_ms(limit) for limit in (time.max_ahead, time.max_age, time.allowed_lateness)]
+        return hashlib.sha256(msgspec.json.encode((self.feature_hash, list(self.spec.entities), times))).hexdigest()
+
     @property
     def sensitive_fields(self) -> list[str]:
         """Names of the fields that must not be published."""

@@ -25,7 +25,7 @@ Edit = Callable[[dict[str, Any]], Any]
 def edited(edit: Edit) -> str:
     document = copy.deepcopy(DOCUMENT)
     edit(document)
-    return yaml.safe_dump(document)
+    return yaml.safe_dump(document, sort_keys=False)
 
 
 def field(name: str, **changes: Any) -> Edit:
@@ -204,6 +204,26 @@ def test_the_policy_is_not_part_of_what_features_mean() -> None:
     assert other_policy.sha256 != plain.sha256
     assert other_policy.feature_hash == plain.feature_hash
     assert other_view.feature_hash != plain.feature_hash
+
+
+def test_rows_differ_where_other_events_count_or_are_kept_though_features_mean_the_same() -> None:
+    def time(**rules: str) -> Edit:
+        return lambda d: d["time"].update(rules)
+
+    plain = load_spec(CARDS)
+    other_rows: list[Edit] = [
+        time(allowed_lateness="7d"),
+        time(max_age="10d"),
+        time(max_ahead="1h"),
+        lambda d: d.update(entities=dict(reversed(d["entities"].items()))),  # row keys number the entities
+    ]
+    others = [parse_spec(edited(edit)) for edit in other_rows]
+    assert {other.feature_hash for other in others} == {plain.feature_hash}
+    assert len({spec.rows_hash for spec in (plain, *others)}) == 5
+    same = [time(stale_after="2d", labels_stale_after="9d"), time(max_ahead="300s")]
+    assert {parse_spec(edited(edit)).rows_hash for edit in same} == {plain.rows_hash}
+    other_view = parse_spec(edited(view(0, windows=["1h", "2h", "1d", "7d", "30d"])))
+    assert other_view.rows_hash != plain.rows_hash
 
 
 def test_sensitive_fields_are_told() -> None:
