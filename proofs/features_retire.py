@@ -163,4 +163,4 @@ def _break() -> None:
 
 
 def _namespace(spec: str) -> str:
-    return rows_namespace("g", spec, "t")
+    return rows_namespace("g", spec, ["t", "l"])

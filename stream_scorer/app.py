@@ -118,10 +118,12 @@ def make_store(
     url, shards = settings.require("redis.url"), settings["redis.shards"]
     connected = connect_cluster if settings["redis.cluster"] else connect
     client = connected(url, timeout_s=SCORING_TIMEOUT_S, connect_timeout_s=SCORING_CONNECT_TIMEOUT_S)
-    topic_id = TopicAdmin(settings["kafka.bootstrap"]).topic_id(topics.transactions)
+    admin = TopicAdmin(settings["kafka.bootstrap"])
+    # Offsets of a topic that was created again mean other records.
+    topic_ids = [admin.topic_id(name) for name in topics.inputs()]
     store = RedisRowStore(
         client,
-        rows_namespace(settings["scorer.group"], checked.rows_hash, topic_id, checked.pseudonyms.fingerprint),
+        rows_namespace(settings["scorer.group"], checked.rows_hash, topic_ids, checked.pseudonyms.fingerprint),
         inputs,
         labels_topic=topics.labels,
         horizon_ms=reach_ms(checked),

@@ -245,7 +245,7 @@ class InputReader:
         return RecordsDeleted(
             f"{where} no longer has the offset {at}: {fault.str()}",
             hint="If retention has deleted it, restart: reading goes on from the first record that is left. "
-            "If the topic was created again, use another `scorer.group`.",
+            "If the topic was created again, restart all scorers: it is read from its beginning.",
         )
 
     def _set_positions(self, positions: dict[SourcePartition, int]) -> None:

@@ -98,8 +98,9 @@ def starting_points(
         if store is None:
             return StartingPoints(dict(score_from), score_from)
         if applied is None or _lack_records(reader, applied, score_from):
-            # A group that has committed offsets had features once.
-            _begin(reader, store, inputs, find_beginning(), scored, applied, lost=bool(store.epoch) or not fresh)
+            # A group that has committed an offset had features once, also if a topic was created again.
+            lost = bool(store.epoch) or not fresh or len(fresh) < len(sources)
+            _begin(reader, store, inputs, find_beginning(), scored, applied, lost=lost)
             applied = store.open()
             score_from, _ = look_up(applied)
         if applied is None:
@@ -207,14 +208,16 @@ def _behind(
     if at is None and applied.watermark.get(source, -1) >= 0:
         return UsageError(
             f"the group no longer has an offset of {where}, and features reach {reached}",
-            hint="Kafka deletes offsets of a group without members after `offsets.retention.minutes`. Set it again: "
+            hint="If the topic was created again, restart all scorers. Otherwise the offset has expired: Kafka deletes "
+            "offsets of a group without members after `offsets.retention.minutes`. Set it again: "
             f"`kafka-consumer-groups.sh --reset-offsets --to-offset {reached} --execute` with the group and "
             "`--topic topic:partition`.",
         )
     if at is not None and at < reached:
         return UsageError(
             f"the features in Redis are ahead of the group's offset on {where} ({reached} > {at})",
-            hint="Was the group rewound? Score again under another `scorer.group`, which gets its own features.",
+            hint="If the topic was created again, restart all scorers. If the group was rewound, score again under "
+            "another `scorer.group`, which gets its own features.",
         )
     return None
 

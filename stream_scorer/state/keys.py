@@ -37,14 +37,14 @@ WITNESS_BUCKETS = 8_192
 _NAMESPACE = re.compile(rb"\{" + re.escape(NAMESPACES.encode()) + rb"[0-9a-f]{16}(/[0-9.]+)?\}:")
 
 
-def rows_namespace(group: str, rows_hash: str, topic_id: str, id_key: str = "") -> str:
-    """The namespace of the rows of `group` for a spec and topic. It is short because every key begins with it.
+def rows_namespace(group: str, rows_hash: str, topic_ids: Sequence[str], id_key: str = "") -> str:
+    """The namespace of the rows of `group` for a spec and input topics. It is short because every key begins with it.
 
     `rows_hash` is that of the spec (`CheckedSpec.rows_hash`): rows that are filled or cut otherwise are other rows.
     `id_key` identifies the secret of hashed ids (`Pseudonyms.fingerprint`): with another one, all rows have other keys.
     Another layout of rows gets another namespace too: rows of two layouts share neither applied offsets nor witnesses.
     """
-    owner = "\n".join((group, rows_hash, topic_id, f"layout {LAYOUT_VERSION}", *([id_key] if id_key else [])))
+    owner = "\n".join((group, rows_hash, *topic_ids, f"layout {LAYOUT_VERSION}", *([id_key] if id_key else [])))
     return NAMESPACES + hashlib.sha256(owner.encode()).hexdigest()[:16]
 
 

@@ -87,7 +87,7 @@ def test_a_scorer_does_not_start_without_the_key(tmp_path: Path) -> None:
 
 def test_rows_of_another_key_are_in_another_namespace() -> None:
     fingerprints = [sensitive(key).pseudonyms.fingerprint for key in (KEY, OTHER_KEY)]
-    assert len({rows_namespace("g", "features", "topic", id_key) for id_key in ["", *fingerprints]}) == 3
+    assert len({rows_namespace("g", "rows", ["t", "l"], id_key) for id_key in ["", *fingerprints]}) == 3
     assert sensitive(KEY).pseudonyms.fingerprint == fingerprints[0]
 
 

@@ -342,3 +342,29 @@ def test_a_group_goes_on_from_the_first_offset_that_retention_has_left(caplog: p
     assert starting_points(reader, store, **log).read_from == {SOURCE: 20}  # type: ignore[arg-type]
     assert not caplog.text
     assert starting_points(_Cut(10), None, **log).score_from == {SOURCE: 20}  # type: ignore[arg-type]
+
+
+class _Recreated(_Loading):
+    """A reader of a group whose topic of labels was created again: the broker has deleted its offset with the topic."""
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
+        known = {SOURCE: 60} | (self.commits[-1] if self.commits else {})
+        return {source: known.get(source) for source in partitions}
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_after_labels_were_created_again_rows_are_rebuilt_and_transactions_go_on(start: StartPolicy) -> None:
+    labels, reader = SourcePartition("labels", 0), _Recreated(None)
+    both = [SOURCE, labels]
+    store = MemoryMarkedRows(MemoryServer(), both, Failpoints(), per_call=10)  # the namespace of the new topic
+    points = starting_points(reader, store, both, both, start)  # type: ignore[arg-type]
+    begins = 0 if start == "earliest" else 100
+    assert (points.score_from, reader.commits) == ({SOURCE: 60, labels: begins}, [{labels: begins}])
+    # No feature is used before the rows have the transactions of all scorers, and every label of the new topic.
+    applied = store.open()
+    assert applied is not None
+    assert (points.state, applied.next_offset, applied.target) == (
+        State.REBUILDING,
+        {SOURCE: 0, labels: 0},
+        {SOURCE: 60, labels: begins},
+    )
