@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import redis
@@ -35,6 +35,28 @@ _DENIED = (
 )
 
 
+class _Client(redis.Redis):
+    """A client that leaves a server that has become a replica.
+
+    After a failover the connections to it stay open, and reads go on to succeed. So they are closed, those in use once
+    their call ends: new ones resolve the name of the server again. A Redis Cluster redirects its clients itself.
+    """
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except redis.ResponseError as error:
+            if _is_of_replica(error):
+                self.connection_pool.update_active_connections_for_reconnect()
+                self.connection_pool.disconnect(inuse_connections=False)
+            raise
+
+
+def _is_of_replica(error: redis.ResponseError) -> bool:
+    """Whether a replica refused to write. Redis 6 quotes the error of a command in a script."""
+    return isinstance(error, redis.exceptions.ReadOnlyError) or "-READONLY " in str(error)
+
+
 def connect(
     url: str, *, timeout_s: float = READ_TIMEOUT_S, connect_timeout_s: float = CONNECT_TIMEOUT_S
 ) -> redis.Redis:
@@ -49,7 +71,7 @@ def connect(
         SettingsError: the URL is not a Redis URL.
     """
     try:
-        return redis.Redis.from_url(
+        return _Client.from_url(
             url,
             socket_timeout=timeout_s,
             socket_connect_timeout=connect_timeout_s,

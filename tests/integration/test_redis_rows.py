@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from stream_scorer.state.client import connect
 from stream_scorer.state.keys import UNUSED_MS
 from stream_scorer.state.redis_rows import RedisRowStore
 from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Beginning, MemoryRowStore, RowUpdate
+from tests.support.services import services
 
 pytestmark = pytest.mark.integration
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
@@ -383,3 +385,32 @@ def test_a_redis_that_is_gone_is_unavailable_not_a_gap() -> None:
     gone = RedisRowStore(connect("redis://127.0.0.1:1/0"), "test", [A], labels_topic="labels", horizon_ms=HOUR)
     with pytest.raises(StateUnavailable):
         gone.open()
+
+
+def test_after_a_failover_the_next_write_goes_where_the_name_points_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve, primary = socket.getaddrinfo, 0
+    with services("redis") as one, services("redis") as other:
+        servers = [connect(str(addresses.redis)) for addresses in (one, other)]
+        ports = [server.connection_pool.connection_kwargs["port"] for server in servers]
+
+        def resolved(host: str, port: int, *args: int) -> object:
+            return resolve("127.0.0.1", ports[primary], *args) if host == "primary" else resolve(host, port, *args)
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolved)
+        client = connect("redis://primary:1/0")
+        store = RedisRowStore(client, "test", [A, B], labels_topic="labels", horizon_ms=24 * HOUR)
+        # A script, whose error Redis 6 words otherwise, and a command.
+        for write in (store.probe_write, store.keep):
+            write()
+            used, spare = (client.connection_pool.get_connection() for _ in range(2))  # of other threads
+            client.connection_pool.release(spare)
+            primary = 1 - primary
+            servers[primary].replicaof("NO", "ONE")
+            servers[1 - primary].replicaof("127.0.0.1", ports[primary])
+            with pytest.raises(StateUnavailable, match="read only replica"):
+                write()
+            used.send_command("PING")  # it is not closed while its thread uses it
+            assert used.read_response() == b"PONG"
+            client.connection_pool.release(used)
+            write()
+        client.close()
