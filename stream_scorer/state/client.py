@@ -154,10 +154,21 @@ def mapped_errors(url: str = "") -> Iterator[None]:
         if _certificate_error(error) is not None:
             raise _denied(error, url) from error
         where = f" at {hide_password(url)}" if url else ""
+        if _lacks_resp3(error):
+            # Its text quotes the password.
+            raise StateUnavailable(
+                f"Redis{where} does not accept the command HELLO 3",
+                hint="Redis 6 or later is necessary; a proxy before it must support RESP3.",
+            ) from None
         raise StateUnavailable(
             f"Redis{where}: {type(error).__name__}: {error}",
             hint="Is it running? `stream-scorer stack status`, or check the setting `redis.url`.",
         ) from error
+
+
+def _lacks_resp3(error: Exception) -> bool:
+    """Whether the server refused the protocol that this client begins with."""
+    return "HELLO" in str(error) or "NOPROTO" in str(error)
 
 
 def _certificate_error(error: BaseException) -> ssl.SSLError | None:

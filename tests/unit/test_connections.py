@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 
 from stream_scorer.connections import Brokers, TokenSource, redis_address
-from stream_scorer.errors import AccessDenied, SettingsError
+from stream_scorer.errors import AccessDenied, SettingsError, StateUnavailable
 from stream_scorer.kafka.oauth import OPAQUE_LIFETIME_S, Tokens, parse_token
 from stream_scorer.monitor.credentials import credentials
 from stream_scorer.settings import SETTINGS_FILE, load_settings
-from stream_scorer.state.client import connect, hide_password
+from stream_scorer.state.client import connect, hide_password, mapped_errors
 
 
 def jwt(**claims: object) -> str:
@@ -39,6 +40,14 @@ def test_redis_gets_user_password_and_tls_files() -> None:
     assert options["ssl_keyfile"] == "/k.pem"
     assert hide_password(url) == "rediss://[::1]:7000/2"
     assert redis_address("redis://r:1/0") == "redis://r:1/0"
+
+
+def test_a_server_without_resp3_is_named_and_the_password_that_it_quotes_is_not() -> None:
+    quoted = redis.ResponseError("unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `scorer`, `p@ss`, ")
+    with pytest.raises(StateUnavailable, match="Redis 6 or later") as caught, mapped_errors("redis://scorer:x@r/0"):
+        raise quoted
+    assert caught.value.message == "Redis at redis://r:6379/0 does not accept the command HELLO 3"
+    assert caught.value.__suppress_context__
 
 
 def test_the_settings_supply_credentials_that_are_not_in_the_text(tmp_path: Path) -> None:
