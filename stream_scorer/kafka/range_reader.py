@@ -32,8 +32,13 @@ _NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILAB
 _POLL_S = 0.5
 # Large enough to make the overhead per chunk negligible, small enough to keep one per partition in memory.
 CHUNK = 5_000
-# Prefetch of one range. Several ranges are read at the same time.
-_QUEUE_KB = 8_192
+# A rebuild reads all partitions of a scorer at the same time. So each prefetches little, and goes on soon after its
+# queue was full: by default, librdkafka then waits for a second, which would limit a range to 4,000 records per second.
+_SMALL_PREFETCH = {
+    "queued.max.messages.kbytes": 1_024,
+    "fetch.message.max.bytes": 262_144,
+    "fetch.queue.backoff.ms": 5,
+}
 
 
 class RangeReader:
@@ -42,10 +47,8 @@ class RangeReader:
     def __init__(self, bootstrap: str, *, client_id: str) -> None:
         self._bootstrap = bootstrap
         # librdkafka requires a group name. It has no effect, as nothing is subscribed or committed.
-        self._config = consumer_config(bootstrap, client_id, f"{client_id}-reader") | {
-            "enable.partition.eof": True,
-            "queued.max.messages.kbytes": _QUEUE_KB,
-        }
+        config = consumer_config(bootstrap, client_id, f"{client_id}-reader")
+        self._config = config | _SMALL_PREFETCH | {"enable.partition.eof": True}
         self._lookup = open_consumer(self._config)
         self._open: list[Consumer] = []
 

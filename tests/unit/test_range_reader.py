@@ -91,6 +91,21 @@ def read(monkeypatch: pytest.MonkeyPatch, consumer: Fetches, stop: int) -> list[
     return [offset for records in ranges.read(SOURCE, 0, stop) for offset in records.offset.tolist()]
 
 
+def test_a_range_prefetches_little_because_a_rebuild_reads_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[dict[str, Any]] = []
+
+    def open_consumer(config: dict[str, Any]) -> Fetches:
+        opened.append(config)
+        return Fetches([[Message(0)]], [])
+
+    monkeypatch.setattr(range_reader, "open_consumer", open_consumer)
+    assert len(list(RangeReader("nowhere:1", client_id="test").read(SOURCE, 0, 1))) == 1
+    config = opened[-1]
+    assert 1_024 * config["queued.max.messages.kbytes"] + config["fetch.message.max.bytes"] < 2_000_000
+    # By default, librdkafka fetches nothing for a second after the queue was full.
+    assert config["fetch.queue.backoff.ms"] <= 10
+
+
 def records(low: int, high: int) -> list[Message]:
     return [Message(offset) for offset in range(low, high)]
 
