@@ -90,11 +90,12 @@ SHORT_FETCH_WAIT = {"fetch.wait.max.ms": 10}
 
 
 # A follower is started again and again at some past time. With the prefetch of `consumer_config` each start would take
-# some 100 MB for a moment.
+# some 100 MB for a moment. A small queue is full often; the next fetch must not wait for librdkafka's default of 1 s.
 SMALL_PREFETCH = {
     "queued.max.messages.kbytes": 4_096,
     "fetch.message.max.bytes": 262_144,
     "fetch.max.bytes": MAX_MESSAGE_BYTES,
+    "fetch.queue.backoff.ms": 5,
 }
 
 

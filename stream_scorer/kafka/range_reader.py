@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import RecordsDeleted, StreamScorerError
 from stream_scorer.kafka.clients import open_consumer
-from stream_scorer.kafka.config import consumer_config
+from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
 from stream_scorer.kafka.headers import headers_of
 from stream_scorer.kafka.topic_config import kept_ms
@@ -32,13 +32,8 @@ _NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILAB
 _POLL_S = 0.5
 # Large enough to make the overhead per chunk negligible, small enough to keep one per partition in memory.
 CHUNK = 5_000
-# A rebuild reads all partitions of a scorer at the same time. So each prefetches little, and goes on soon after its
-# queue was full: by default, librdkafka then waits for a second, which would limit a range to 4,000 records per second.
-_SMALL_PREFETCH = {
-    "queued.max.messages.kbytes": 1_024,
-    "fetch.message.max.bytes": 262_144,
-    "fetch.queue.backoff.ms": 5,
-}
+# A rebuild reads all partitions of a scorer at the same time, so each prefetches little.
+_PREFETCH = SMALL_PREFETCH | {"queued.max.messages.kbytes": 1_024}
 
 
 class RangeReader:
@@ -48,7 +43,7 @@ class RangeReader:
         self._bootstrap = bootstrap
         # librdkafka requires a group name. It has no effect, as nothing is subscribed or committed.
         config = consumer_config(bootstrap, client_id, f"{client_id}-reader")
-        self._config = config | _SMALL_PREFETCH | {"enable.partition.eof": True}
+        self._config = config | _PREFETCH | {"enable.partition.eof": True}
         self._lookup = open_consumer(self._config)
         self._open: list[Consumer] = []
 
