@@ -286,7 +286,8 @@ class World:
             spec=self.spec,
             arguments=arguments,
             sabotage="handicap",
-            environment=environment,
+            # When its disk is full, Python 3.11 would leave cut bytecode files, on which later imports fail.
+            environment={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
         )
         return Managed(monitor, wanted=True)
 

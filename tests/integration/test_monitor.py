@@ -485,6 +485,13 @@ def promote_a_version_that_alerts_more(bootstrap: str, topics: Topics) -> Contro
     return log
 
 
+def _fill_the_disk() -> None:
+    """No file of this process may grow beyond some bytes, as on a full disk."""
+    # Python 3.11 would leave cut bytecode files, on which later imports fail.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY))
+
+
 def test_the_watch_rolls_back_without_redis_and_disk_and_the_other_parts_recover(
     stack: Any, topics: Topics, tmp_path: Path
 ) -> None:
@@ -495,8 +502,7 @@ def test_the_watch_rolls_back_without_redis_and_disk_and_the_other_parts_recover
     worker = Monitor.start(
         SimpleNamespace(addresses=SimpleNamespace(kafka=bootstrap, redis=f"redis://127.0.0.1:{proxy.port}/0")),
         topics, tmp_path, "--mode", "auto", "--metrics-port", str(port),
-        # No file may grow beyond this, as on a full disk.
-        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY)),
+        before=_fill_the_disk,
     )  # fmt: skip
     try:
 
