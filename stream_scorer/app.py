@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -39,6 +40,7 @@ from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.incidents.service_levels import ServiceRules
 from stream_scorer.incidents.signals import SignalRules, Signals
 from stream_scorer.incidents.webhook import Webhook, check_url
+from stream_scorer.kafka.clients import find_refusal
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.ends import TopicEnds
 from stream_scorer.kafka.load import BacklogFollower
@@ -502,7 +504,7 @@ def make_processor(
         times = {topics.transactions: times_of(time_field), topics.labels: times_of("labelled_at")}
     producers = TransactionPair(bootstrap, f"{group}-{instance}")
     committer = Committer([Commit(metrics, SystemClock()), *after_commit, Account(metrics, state.count_committed)])
-    return Processor(
+    processor = Processor(
         make_reader=lambda assigned, revoked: InputReader(
             bootstrap,
             group,
@@ -521,6 +523,8 @@ def make_processor(
         pacing=Pacing(settings["scorer.batch"], settings["scorer.pace_ms"] / 1_000),
         metrics=metrics,
     )
+    processor.find_refusal = partial(find_refusal, bootstrap)
+    return processor
 
 
 def run_processor(

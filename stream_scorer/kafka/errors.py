@@ -16,6 +16,24 @@ _UNREACHABLE = {
     KafkaError._RESOLVE,
     KafkaError._UNKNOWN_BROKER,
 }
+# A broker answers, but cannot do it yet: a coordinator or leader moves, replicas are missing, a transaction has to end.
+_NOT_YET = {
+    KafkaError._WAIT_COORD,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.CONCURRENT_TRANSACTIONS,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.NOT_ENOUGH_REPLICAS,
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+}
 _NO_TOPIC = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
@@ -35,6 +53,11 @@ _DENIED = {
 def is_denied(error: KafkaError) -> bool:
     """Whether an ACL forbids the operation."""
     return error.code() in _DENIED
+
+
+def is_passing(error: KafkaError) -> bool:
+    """Whether the error goes away without us: `as_domain_error` makes it a `BrokerUnavailable`."""
+    return error.code() in _UNREACHABLE or error.code() in _NOT_YET or error.retriable()
 
 
 def kafka_error(exception: KafkaException) -> KafkaError:
@@ -58,5 +81,10 @@ def as_domain_error(error: KafkaError, doing: str, bootstrap: str = "") -> Strea
         return AccessDenied(
             f"Kafka{where} does not permit this user to {doing}: an ACL for {_DENIED[error.code()]} is missing",
             hint="`stream-scorer topics acls --role ROLE` prints the ACLs of each role.",
+        )
+    if is_passing(error):
+        return BrokerUnavailable(
+            f"Kafka{where} cannot {doing} now: {error.name()}: {error.str()}",
+            hint="Are all brokers running? Their logs say what they wait for.",
         )
     return StreamScorerError(f"{doing}: {error.name()}: {error.str()}")

@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from stream_scorer.errors import RecordsDeleted, StreamScorerError
+from stream_scorer.errors import RecordsDeleted, Stopped, StreamScorerError
 from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
@@ -63,10 +63,14 @@ class InputReader:
     """Reads the input topics as a member of a consumer group, which it joins at the first `read`.
 
     Args:
-        on_assigned: returns the offset to read each new partition from (runs inside `read`).
+        on_assigned: returns the offset to read each new partition from (runs inside `read`). If it returns none,
+            nothing is read before `seek_all`.
         on_revoked: called before partitions are given up, to finish or abort what is in flight. With `lost` it is too
             late to commit.
         times_of: by topic, event times of its values: while more records wait than fit a batch, the oldest come first.
+
+    Attributes:
+        stopping: whether to give up lookups that wait for the broker, by raising `Stopped`.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class InputReader:
         static_membership: bool,
         times_of: Mapping[str, TimesOf],
     ) -> None:
+        self.stopping: Callable[[], bool] = lambda: False
         config = (
             consumer_config(bootstrap, instance, group)
             | SHORT_FETCH_WAIT
@@ -103,6 +108,7 @@ class InputReader:
         self._on_revoked = on_revoked
         self._fatal: KafkaError | None = None
         self._replaced_at: list[float] = []
+        self._owned: list[SourcePartition] = []
         # The position after the last record returned, and after the last fetched one, which may wait in the backlog.
         self._position: dict[SourcePartition, int] = {}
         self._fetched: dict[SourcePartition, int] = {}
@@ -115,8 +121,8 @@ class InputReader:
 
     @property
     def owned(self) -> list[SourcePartition]:
-        """The partitions now assigned."""
-        return list(self._position)
+        """The partitions now assigned. Those without a position are not read before `seek_all`."""
+        return list(self._owned)
 
     def read(self, max_records: int, wait_s: float) -> Read:
         """At most `max_records` records, waiting at most `wait_s` for the first. May run the rebalance callbacks."""
@@ -157,10 +163,7 @@ class InputReader:
                         raise KafkaException(partition.error)
                 break
             except KafkaException as exception:
-                error = kafka_error(exception)
-                if time.monotonic() > deadline:
-                    raise as_domain_error(error, "read the committed offsets", self._bootstrap) from exception
-                time.sleep(0.05)
+                self._retry(kafka_error(exception), "read the committed offsets", deadline)
         return {
             SourcePartition(p.topic, p.partition): (None if p.offset == OFFSET_INVALID or p.offset < 0 else p.offset)
             for p in found
@@ -174,9 +177,15 @@ class InputReader:
                 low, high = self._consumer.get_watermark_offsets(TopicPartition(*source), timeout=5.0)
                 return low, high
             except KafkaException as exception:
-                if time.monotonic() > deadline:
-                    raise as_domain_error(kafka_error(exception), "read offsets", self._bootstrap) from exception
-                time.sleep(0.05)
+                self._retry(kafka_error(exception), "read offsets", deadline)
+
+    def _retry(self, error: KafkaError, doing: str, deadline: float) -> None:
+        """Pause before another attempt. Raises `error` after `deadline`, and `Stopped`."""
+        if self.stopping():
+            raise Stopped
+        if time.monotonic() > deadline:
+            raise as_domain_error(error, doing, self._bootstrap)
+        time.sleep(0.05)
 
     def commit(self, offsets: dict[SourcePartition, int]) -> None:
         """Commit where a new group starts. Later offsets are committed inside transactions."""
@@ -345,10 +354,11 @@ class InputReader:
         self._generation += 1
         try:
             offsets = self._on_assigned(sources)
+            self._owned = sources
             self._set_positions(offsets)
             consumer.assign([TopicPartition(s.topic, s.partition, o) for s, o in offsets.items()])
         except BaseException as error:  # C code swallows exceptions of callbacks: `read` raises it
-            self._set_positions({})
+            self._give_up()
             self._callback_error = error
 
     def _release(self, *, lost: bool) -> None:
@@ -359,6 +369,10 @@ class InputReader:
             _log.warning("while giving up partitions: %s", error.message)
         except BaseException as error:  # see `_assigned`
             self._callback_error = error
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self._owned = []
         self._set_positions({})
 
 

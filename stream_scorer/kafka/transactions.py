@@ -3,6 +3,8 @@
 Errors have librdkafka's three classes. Retriable: make the same call again. Abortable: abort, then read again from the
 committed offsets. Fatal or unknown: replace the producer by another with the same id, then read again. A fenced
 producer already raises in `produce()`, with code `_FATAL` and `fatal()` false, so the code decides.
+
+The new producer starts at its next use, or in `restore`: while no broker answers, it cannot.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
 from stream_scorer.kafka.call_timeout import GRACE_S, CallTimedOut, TimedCaller
 from stream_scorer.kafka.clients import open_producer
 from stream_scorer.kafka.config import producer_config
-from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
+from stream_scorer.kafka.errors import as_domain_error, is_denied, is_passing, kafka_error
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers
 
@@ -29,7 +31,7 @@ TRANSACTION_TIMEOUT_MS = 10_000
 CALL_TIMEOUT_S = 5.0
 # How long a full queue may take to drain; a batch is a small part of it.
 QUEUE_DEADLINE_S = 10.0
-# A broker that restarts is usually back within half a minute.
+# How long a scorer that starts waits for a broker. One that restarts is usually back within half a minute.
 INIT_DEADLINE_S = 40.0
 # Pause before another attempt while the coordinator is busy with the same transactional id.
 BUSY_PAUSE_S = 0.2
@@ -48,7 +50,12 @@ class Transaction:
         self._open = False
 
     def begin(self) -> None:
-        """Begin. Raises `TransactionAborted` if the producer had to be discarded."""
+        """Begin.
+
+        Raises:
+            TransactionAborted: the producer had to be replaced. BrokerUnavailable: a new producer cannot start yet.
+        """
+        self._slot.start()
         self._call("begin a transaction", self._slot.producer.begin_transaction)
         self._open = True
 
@@ -119,7 +126,7 @@ class Transaction:
         self._slot.rebuilds = 0
 
     def abort(self) -> None:
-        """Abort if begun. A producer that cannot abort is replaced. Never raises for a broken transaction."""
+        """Abort if begun. A producer that cannot abort is replaced. Does not wait for a broker that does not answer."""
         if not self._open:
             return
         self._open = False
@@ -128,7 +135,7 @@ class Transaction:
             self._slot.caller.call(lambda: producer.abort_transaction(CALL_TIMEOUT_S), CALL_TIMEOUT_S + GRACE_S)
         except (KafkaException, CallTimedOut) as error:
             _log.warning("could not abort a transaction, the producer is replaced: %r", error)
-            self._slot.rebuild()
+            self._slot.replace(kafka_error(error) if isinstance(error, KafkaException) else None)
 
     def _call(self, doing: str, call: Callable[[], None]) -> None:
         deadline = time.monotonic() + CALL_TIMEOUT_S
@@ -138,7 +145,7 @@ class Transaction:
                 return
             except CallTimedOut:
                 self._open = False
-                self._slot.rebuild()
+                self._slot.replace(None)
                 raise TransactionAborted(f"could not {doing} in {CALL_TIMEOUT_S + GRACE_S:.0f} s") from None
             except KafkaException as exception:
                 error = kafka_error(exception)
@@ -155,7 +162,7 @@ class Transaction:
             self.abort()
         else:
             self._open = False
-            self._slot.rebuild()
+            self._slot.replace(error)
         if is_denied(error):  # another attempt fails too
             raise as_domain_error(error, doing, self._slot.bootstrap)
         raise TransactionAborted(f"could not {doing}: {name}: {error.str()}")
@@ -167,13 +174,23 @@ class _Slot:
     def __init__(self, bootstrap: str, transactional_id: str) -> None:
         self.bootstrap = bootstrap
         self._id = transactional_id
+        self._config = producer_config(bootstrap, transactional_id) | {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+        }
         self.rebuilds = 0
         self.caller = TimedCaller(transactional_id)
-        self.producer = self._make()
+        self.producer = open_producer(self._config)
+        self._started = False
+        self.start(INIT_DEADLINE_S)
 
-    def rebuild(self) -> None:
-        """Replace the producer. The new one fences the old one and ends its transaction."""
-        self.rebuilds += 1
+    def replace(self, error: KafkaError | None) -> None:
+        """Replace the producer by one that has not started yet.
+
+        Args:
+            error: why; None if a call did not return. One that passes does not count as broken.
+        """
+        self.rebuilds += error is not None and not is_passing(error)
         if self.rebuilds > MAX_REBUILDS_IN_A_ROW:
             raise StreamScorerError(
                 f"the producer {self._id!r} was fenced or broken {self.rebuilds} times in a row",
@@ -181,29 +198,33 @@ class _Slot:
             )
         self.caller.close()
         self.caller = TimedCaller(self._id)
-        self.producer = self._make()
+        self.producer = open_producer(self._config)
+        self._started = False
         _log.info("producer %s was replaced", self._id)
 
-    def _make(self) -> Producer:
-        config = producer_config(self.bootstrap, self._id) | {
-            "transactional.id": self._id,
-            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-        }
-        producer = open_producer(config)
-        deadline = Deadline(INIT_DEADLINE_S)
-        while True:
+    def start(self, wait_s: float = 0.0) -> None:
+        """Start the producer if it has not. It fences the one before and ends its transaction.
+
+        Makes one attempt of at most `CALL_TIMEOUT_S`, and others until `wait_s` have passed.
+
+        Raises:
+            BrokerUnavailable: it cannot start yet. Call again.
+        """
+        deadline = Deadline(wait_s)
+        while not self._started:
             try:
-                producer.init_transactions(CALL_TIMEOUT_S)
-                return producer
+                self.producer.init_transactions(CALL_TIMEOUT_S)
+                self._started = True
             except KafkaException as exception:
                 error = kafka_error(exception)
-                busy = error.code() == KafkaError.CONCURRENT_TRANSACTIONS
-                if not (error.retriable() or busy) or not deadline.remaining_s:
-                    raise as_domain_error(error, "start a transactional producer", self.bootstrap) from exception
-                if busy:
-                    # The coordinator still ends the transaction of the previous producer, and this one cannot go on.
+                if error.retriable():
+                    self.producer.poll(0)  # hands over its log, which would grow
+                elif is_passing(error):
+                    # For example, the coordinator still ends the last transaction. This producer cannot go on.
                     time.sleep(BUSY_PAUSE_S)
-                    producer = open_producer(config)
+                    self.producer = open_producer(self._config)
+                if not is_passing(error) or not deadline.remaining_s:
+                    raise as_domain_error(error, "start a transactional producer", self.bootstrap) from exception
 
 
 class TransactionPair:
@@ -221,6 +242,14 @@ class TransactionPair:
         slot = self._slots[self._turn]
         self._turn = 1 - self._turn
         return Transaction(slot)
+
+    def restore(self) -> None:
+        """Start replaced producers, so that no transaction of their predecessors is open.
+
+        No transaction may be under way. Raises `BrokerUnavailable` if a producer cannot start yet.
+        """
+        for slot in self._slots:
+            slot.start()
 
     def close(self) -> None:
         """Drop both producers. The coordinator aborts an open transaction after its timeout."""

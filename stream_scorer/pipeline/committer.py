@@ -15,7 +15,8 @@ from stream_scorer.clock import Deadline
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.pipeline.batch import MicroBatch, Stage
 
-# A commit through a broker that restarts: flush, offsets and commit at their timeouts, then a new producer (40 s).
+# A commit without a broker: flush (5 s), offsets and commit (11 s each, with one repetition), an abort (6 s), and the
+# abort of the batch behind (6 s). More than twice that, for slow machines.
 COMMIT_DEADLINE_S = 90.0
 # Two producers take turns: while one batch commits, the next one is produced.
 MAX_OUTSTANDING = 2

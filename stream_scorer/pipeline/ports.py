@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from stream_scorer.positions import SourcePartition
@@ -11,6 +11,8 @@ from stream_scorer.serde.raw import Headers, RawRecords, Read
 
 class Reader(Protocol):
     """A member of the consumer group, with positions it keeps itself; see `stream_scorer.kafka.reader.InputReader`."""
+
+    stopping: Callable[[], bool]
 
     @property
     def owned(self) -> list[SourcePartition]: ...
@@ -68,5 +70,7 @@ class Producers(Protocol):
     """Hands out transactions in turn; see `stream_scorer.kafka.transactions.TransactionPair`."""
 
     def next(self) -> OpenTransaction: ...
+
+    def restore(self) -> None: ...
 
     def close(self) -> None: ...

@@ -2,7 +2,7 @@
 
 The scoring thread reads, computes and produces; the committer thread commits and applies behind it. Every failure that
 can be repaired (an aborted transaction, a lost row, a Redis that is back) ends in one routine, `_resync`: drain, look
-up committed and applied offsets, and read on from there.
+up committed and applied offsets, and read on from there. If no broker answers, `_resync` is repeated until one does.
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from stream_scorer.clock import Deadline
-from stream_scorer.errors import OffsetsBehind, StateGap, StateUnavailable, TransactionAborted
+from stream_scorer.errors import (
+    BrokerUnavailable,
+    OffsetsBehind,
+    StateGap,
+    StateUnavailable,
+    Stopped,
+    StreamScorerError,
+    TransactionAborted,
+)
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch, Stage
 from stream_scorer.pipeline.committer import COMMIT_DEADLINE_S, Committer
@@ -37,6 +45,8 @@ FLUSH_WAIT_S = 0.5
 # Longest step of the scoring thread: it waits for its turn to produce, and for a drain in a resync. The rest is reserve
 # for a rebalance and for lookups at a broker that restarts.
 PROGRESS_LIMIT_S = 2 * COMMIT_DEADLINE_S + 60.0
+# Pause between two resyncs while no broker answers.
+OUTAGE_PAUSE_S = 0.5
 # So many aborts in a row, without a commit, look like a loop.
 ABORTS_OF_A_LOOP = 5
 
@@ -93,6 +103,7 @@ class Processor:
 
     Attributes:
         beat: called before each step, at least once per `PROGRESS_LIMIT_S`.
+        find_refusal: looks for the reason why brokers that do not answer refuse this client, which waiting cannot cure.
     """
 
     def __init__(
@@ -108,6 +119,7 @@ class Processor:
         metrics: m.Metrics,
     ) -> None:
         self.beat: Callable[[], object] = lambda: None
+        self.find_refusal: Callable[[], StreamScorerError | None] = lambda: None
         self._producers = producers
         self._stages = list(stages)
         self._state = state
@@ -118,15 +130,16 @@ class Processor:
         self._resync_cause = ""
         self._taken_at = 0.0
         self._lag_due = 0.0
-        self._assigned_once = False
+        self._waits_for = "waiting for partitions"
+        self._outage = ""
         self._aborts = _AbortStreak()
         self._committer = committer
         self._reader = make_reader(self._on_assigned, self._on_revoked)
 
     def ready(self) -> tuple[bool, str]:
         """Whether scoring goes on as it should, and if not, why."""
-        if not self._assigned_once:
-            return False, "waiting for partitions"
+        if waits_for := self._outage or self._waits_for:
+            return False, waits_for
         if self._aborts.looping:
             return False, f"{self._aborts.length} transactions in a row were aborted: {self._aborts.why}"
         if not self._reader.owned:
@@ -135,10 +148,12 @@ class Processor:
 
     def run(self, stop: threading.Event) -> None:
         """Process until `stop` is set, then finish the batch in hand and leave the group."""
+        self._reader.stopping = stop.is_set
         try:
-            while not stop.is_set():
-                self.beat()
-                self._step()
+            with suppress(Stopped):
+                while not stop.is_set():
+                    self.beat()
+                    self._step()
             self._committer.drain(Deadline(REBALANCE_DEADLINE_S))
         finally:
             with ExitStack() as closing:  # one that fails does not keep the others open
@@ -171,6 +186,18 @@ class Processor:
                 raise  # in an assignment, which only another start repeats
             self._resync_cause = "offsets_behind"
             _log.warning("%s; looking them up again", error.message)
+        except BrokerUnavailable as error:
+            self._wait_for_broker(error)
+
+    def _wait_for_broker(self, error: BrokerUnavailable) -> None:
+        """Resync again after a pause. Raises the reason if the brokers refuse this client."""
+        self._resync_cause = "broker_unavailable"
+        # Not at the first failure: a broker that stops may also break off a handshake.
+        if self._outage and (refusal := self.find_refusal()) is not None:
+            raise refusal
+        if error.message != self._outage:
+            _log.warning("%s; nothing is scored until Kafka answers", error.message)
+        self._outage = error.message
 
     def _measure_lag(self) -> None:
         now = time.monotonic()
@@ -217,17 +244,24 @@ class Processor:
 
     def _resync(self) -> None:
         self._metrics.count(m.RESYNCS, 1, self._resync_cause)
-        if self._resync_cause == "offsets_behind":
+        if self._resync_cause in ("offsets_behind", "broker_unavailable"):
             # The consumer can rejoin only during a read, and a rejoin makes the broker load its offsets again.
             # The record is dropped, because reading starts over below.
             self._reader.read(1, READ_WAIT_S)
+        if self._resync_cause == "broker_unavailable":
+            time.sleep(OUTAGE_PAUSE_S)
         self._resync_cause = ""
         self._committer.drain(Deadline(COMMIT_DEADLINE_S))
         self._committer.reset()
+        # Before the lookup: what the former producers left open ends, and its offsets are final.
+        self._producers.restore()
         sources = self._reader.owned
         offsets = self._start(sources)
         if sources:
             self._reader.seek_all(offsets)
+        if self._outage:
+            self._outage = ""
+            _log.info("Kafka answers again")
 
     def _start(self, sources: list[SourcePartition]) -> dict[SourcePartition, int]:
         if not sources:
@@ -243,9 +277,12 @@ class Processor:
         self._resync_cause = ""
         self._metrics.set(m.PARTITIONS, len(sources))
         _log.info("assigned %d partitions", len(sources))
-        offsets = self._start(sources)
-        self._assigned_once = True
-        return offsets
+        self._waits_for = ""
+        try:
+            return self._start(sources)
+        except BrokerUnavailable as error:
+            self._wait_for_broker(error)
+            return {}  # a resync looks them up
 
     def _on_revoked(self, lost: bool) -> None:
         deadline = Deadline(REBALANCE_DEADLINE_S)
@@ -253,5 +290,6 @@ class Processor:
             _log.warning("partitions are revoked while a commit is under way: its outcome is looked up on return")
         self._metrics.set(m.PARTITIONS, 0)
         if lost:
+            self._waits_for = "waiting for partitions: Kafka did not answer in time, or the consumer was replaced"
             _log.warning("partitions were lost: this scorer sent no heartbeat in time, or its consumer was replaced")
         self._state.stop(deadline)

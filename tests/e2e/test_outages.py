@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
@@ -23,11 +25,17 @@ from proofs.kit import (
     wait_drained,
     wait_until,
 )
+from stream_scorer.app import passthrough
 from stream_scorer.cli.main import cli
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import CheckFailed
+from stream_scorer.kafka import reader, transactions
 from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.observability.liveness import Health
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.pipeline.processor import Processor
 from stream_scorer.records import Contribution, Score
+from stream_scorer.settings import load_settings
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.generate import generate
@@ -108,6 +116,53 @@ def test_a_broker_that_is_killed_and_comes_back_costs_no_record(
     result = Result()
     assert check_features(result, str(at.kafka), str(at.redis), CUSTOMERS) == 0
     assert result.ok, result.checks
+
+
+@contextmanager
+def copying(at: StackAddresses, instance: str) -> Iterator[tuple[Processor, threading.Event, threading.Thread]]:
+    """A scorer of this process that copies records, what ends it, and its thread."""
+    flags = {"kafka.bootstrap": str(at.kafka), "scorer.instance": instance, "scorer.batch": 32, "scorer.pace_ms": 100}
+    stop = threading.Event()
+    with passthrough(load_settings(flags, environment={}), Metrics(), Health(SystemClock())) as processor:
+        thread = threading.Thread(target=processor.run, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield processor, stop, thread
+        finally:
+            stop.set()
+            thread.join(30.0)
+
+
+def test_scorers_wait_for_a_broker_that_is_away_for_longer_than_any_call_waits(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, at = parts
+    for name, seconds in (("CALL_TIMEOUT_S", 0.5), ("INIT_DEADLINE_S", 1.0)):
+        monkeypatch.setattr(transactions, name, seconds)
+    monkeypatch.setattr(reader, "COMMITTED_DEADLINE_S", 1.0)
+    monkeypatch.setattr(reader, "SESSION_TIMEOUT_MS", 6_000)
+    publish(str(at.kafka), Topics().transactions, *records(N))
+    with copying(at, "one") as (one, _, thread), copying(at, "two") as (_, stop_two, thread_two):
+        wait_for_progress(at, 0.1, N)
+        stack.stop_service("kafka", kill=True)
+        wait_until("the outage is reported", lambda: "no Kafka broker answers" in one.ready()[1], 30)
+        time.sleep(8.0)  # partitions are lost meanwhile
+        stop_two.set()
+        began = time.monotonic()
+        thread_two.join(30.0)
+        assert time.monotonic() - began < 10.0
+        assert thread.is_alive() and not one.ready()[0]
+        stack.start_service("kafka")
+        wait_until("everything is scored", lambda: len(read_topic(str(at.kafka), Topics().scores).value) >= N, 60)
+        wait_until("it is ready again", lambda: one.ready()[0], 30)
+        assert thread.is_alive()
+    inputs, outputs = (read_topic(str(at.kafka), topic) for topic in (Topics().transactions, Topics().scores))
+    for partition in range(2):  # each once, in order
+        expected, found = (
+            [value for at, value in zip(topic.partition, topic.value, strict=True) if at == partition]
+            for topic in (inputs, outputs)
+        )
+        assert found == expected
 
 
 def test_redis_gone_degrades_and_says_so_and_its_return_brings_features_back(

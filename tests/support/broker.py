@@ -254,13 +254,15 @@ class MemoryReader:
         self._shuffle = shuffle
         self._on_idle, self._on_assigned, self._on_revoked = on_idle, on_assigned, on_revoked
         self._position: dict[SourcePartition, int] = {}
+        self._owned: list[SourcePartition] = []
         self._generation: int | None = None
+        self.stopping: Callable[[], bool] = lambda: False
         broker.join(name)
 
     @property
     def owned(self) -> list[SourcePartition]:
         """The partitions now assigned."""
-        return list(self._position)
+        return list(self._owned)
 
     def read(self, most: int, wait_s: float) -> Read:
         """At most `most` records. May run the rebalance callbacks."""
@@ -320,6 +322,7 @@ class MemoryReader:
         if self._generation is None and (taken := broker.take_up(self._name)) is not None:
             self._generation, sources = taken
             self._position = self._on_assigned(sources)
+            self._owned = sources
 
     def _give_up(self, *, lost: bool) -> None:
         try:
@@ -328,7 +331,7 @@ class MemoryReader:
             _log.warning("while giving up partitions: %s", error.message)
         finally:
             self._broker.release(self._name)
-            self._position, self._generation = {}, None
+            self._position, self._owned, self._generation = {}, [], None
 
     def _read(self, most: int) -> Read:
         sources = sorted(self._position)
@@ -475,6 +478,9 @@ class MemoryProducers:
         """The next transaction, not yet begun."""
         self._slots.reverse()
         return MemoryTransaction(self._broker, self._slots[0], self._life)
+
+    def restore(self) -> None:
+        """A producer that was fenced was registered again at once."""
 
     def close(self) -> None:
         """What is open is left to `register`."""
