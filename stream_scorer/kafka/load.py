@@ -304,6 +304,7 @@ class BacklogFollower(RecordFollower):
         # If the client has more, it may have fetched records of a partition that seems to stand still.
         if len(records) < max_records:
             fetched = {SourcePartition(self._topic, partition): offset for partition, offset in self._next.items()}
+            self._stalls.note_drained()
             if stalled := self._stalls.stalled(fetched):
                 names = ", ".join(f"{source.topic}[{source.partition}]" for source in stalled)
                 # The next call raises it, as these records count.

@@ -224,6 +224,8 @@ class InputReader:
             messages = self._consumer.consume(max_records, wait_s)
         except KafkaException as exception:
             raise as_domain_error(kafka_error(exception), "read the input", self._bootstrap) from exception
+        if len(messages) < max_records:
+            self._stalls.note_drained()
         if self._callback_error is not None:
             error, self._callback_error = self._callback_error, None
             raise error

@@ -2,6 +2,9 @@
 
 Others have seen it with librdkafka (its #4492 and #5591, quixio/quix-streams#1124), after broker failures and at a
 start. There is no error and no event, and the lag that the client reports stands still too; so the broker is asked.
+
+A client whose queue is full fetches nothing either (`queued.max.messages.kbytes`): in a backlog over many partitions
+one of them may stand still for a minute. So a partition counts only if the queue was empty between each two looks.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from stream_scorer.kafka.clients import open_admin
 from stream_scorer.kafka.config import client_config
 from stream_scorer.positions import SourcePartition
 
-# How often to look. A partition is stalled if it stood still between two looks, and the broker had more at the first.
+# How often to look. A partition is stalled if it stood still between three looks, and the broker had more at the second.
 LOOK_S = 10.0
 QUERY_TIMEOUT_S = 5.0
 
@@ -91,6 +94,11 @@ class StallWatch:
         self._next_at = clock() + look_s
         # By partition, the offsets fetched and known at the last look.
         self._before: dict[SourcePartition, tuple[int, int]] = {}
+        self._drained = False
+
+    def note_drained(self) -> None:
+        """The client's queue was empty, so it could fetch more."""
+        self._drained = True
 
     def stalled(self, fetched: Mapping[SourcePartition, int]) -> list[SourcePartition]:
         """Those of the owned partitions that stand still. Looks every `look_s`, and never waits.
@@ -101,10 +109,10 @@ class StallWatch:
         if self._clock() < self._next_at:
             return []
         now = {source: (offset, self._known(source)) for source, offset in fetched.items()}
-        still = [source for source, at in now.items() if self._before.get(source) == at]
+        still = [source for source, at in now.items() if self._drained and self._before.get(source) == at]
         ends = self._ends.answers()
         found = [source for source in still if ends.get(source, -1) > max(now[source])]
         self._ends.ask(still)
-        self._before = now
+        self._before, self._drained = now, False
         self._next_at = self._clock() + self._look_s
         return found

@@ -1,8 +1,13 @@
-"""Partitions that stand still: only those, and only when the broker has had more since the last look."""
+"""Partitions that stand still: only those, and only when the broker has had more since the last look.
+
+The client has room to fetch more, unless a test says otherwise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+
+import pytest
 
 from stream_scorer.kafka.stall import LOOK_S, StallWatch
 from stream_scorer.positions import SourcePartition
@@ -28,8 +33,10 @@ class Broker:
     def answers(self) -> dict[SourcePartition, int]:
         return self._answers
 
-    def look(self, **fetched: int) -> list[SourcePartition]:
+    def look(self, *, drained: bool = True, **fetched: int) -> list[SourcePartition]:
         self.now += LOOK_S
+        if drained:
+            self.watch.note_drained()
         return self.watch.stalled({source: fetched.get(f"p{source.partition}", 5) for source in self.known})
 
 
@@ -73,3 +80,13 @@ def test_a_broker_that_does_not_answer_stalls_nothing() -> None:
     broker = Broker()
     broker.ends = {}
     assert [broker.look() for _ in range(5)] == [[]] * 5
+
+
+@pytest.mark.parametrize("full", [1, 2])
+def test_a_client_whose_queue_was_full_between_two_looks_fetches_nothing_and_is_not_stalled(full: int) -> None:
+    broker = Broker()
+    broker.ends = {A: 90, B: 90}
+    assert broker.look() == []
+    for look in range(1, 8):
+        assert broker.look(drained=look % 2 != full % 2) == []
+    assert [broker.look(), broker.look(), broker.look()][-1] == [A, B]
