@@ -7,7 +7,8 @@
     │   ├── SettingsError                     a setting is missing, malformed or contradictory
     │   ├── SpecError                         the pipeline spec is wrong; carries the path of the bad node
     │   ├── ArtifactError                     a model, manifest or alias is missing, altered or malformed
-    │   └── RecordsDeleted                    retention has deleted the start of a range of a topic
+    │   ├── RecordsDeleted                    retention has deleted the start of a range of a topic
+    │   └── LogTruncated                      a partition of the input lost records that the group had read
     ├── UnavailableError             exit 1   a service does not answer
     │   ├── BrokerUnavailable
     │   ├── StateUnavailable                  Redis
@@ -78,6 +79,18 @@ class ArtifactError(UsageError):
 
 class RecordsDeleted(UsageError):
     """Retention has deleted the start of a range of a topic."""
+
+
+class LogTruncated(UsageError):
+    """Kafka has lost the end of a partition that the group had read. New records get the same offsets again."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(
+            f"{where} {what}: Kafka has lost records, or the topic was created again. Records that were written since "
+            "then at the lost offsets would never be scored",
+            hint="Kafka loses records by an unclean leader election, or if all brokers lose power at once. "
+            "docs/operations.md (If Kafka loses records of the input) says how to go on.",
+        )
 
 
 class UnavailableError(StreamScorerError):

@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from stream_scorer.errors import RecordsDeleted, Stopped, StreamScorerError
+from stream_scorer.errors import LogTruncated, RecordsDeleted, Stopped, StreamScorerError
 from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
@@ -252,7 +252,13 @@ class InputReader:
         topic, partition = message.topic(), message.partition()
         where, at = f"{topic}[{partition}]", "that is read next"
         if topic is not None and partition is not None:
-            at = str(self._fetched.get(SourcePartition(topic, partition), at))
+            source = SourcePartition(topic, partition)
+            at = str(self._fetched.get(source, at))
+            # librdkafka also compares leader epochs, which shows a loss that new records cover.
+            if "truncation" in fault.str() or self._fetched.get(source, 0) > self.offset_bounds(source)[1]:
+                return LogTruncated(
+                    where, f"no longer has the records before the offset {at}, up to which they were read"
+                )
         return RecordsDeleted(
             f"{where} no longer has the offset {at}: {fault.str()}",
             hint="If retention has deleted it, restart: reading goes on from the first record that is left. "

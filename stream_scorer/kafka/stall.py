@@ -21,7 +21,7 @@ from stream_scorer.kafka.clients import open_admin
 from stream_scorer.kafka.config import client_config
 from stream_scorer.positions import SourcePartition
 
-# How often to look. A partition is stalled if it stood still between three looks, and the broker had more at the second.
+# How often to look. A partition is stalled if it stood still over three looks, and the broker had more at the second.
 LOOK_S = 10.0
 QUERY_TIMEOUT_S = 5.0
 

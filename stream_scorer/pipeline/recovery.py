@@ -8,6 +8,9 @@ above the committed one means that somebody rewound the group: refused, because 
 
 A broker that has just started may report old offsets, or none. So committed offsets are looked up again while they are
 below an applied offset, or below what this process has committed: scoring from there would publish scores twice.
+
+A committed offset above the end of the log means that Kafka has lost records. That is refused too: reading would go on
+only after as many new records as were lost, without any of them.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Deadline
-from stream_scorer.errors import OffsetsBehind, StateUnavailable, StreamScorerError, UsageError
+from stream_scorer.errors import LogTruncated, OffsetsBehind, StateUnavailable, StreamScorerError, UsageError
 from stream_scorer.pipeline.availability import State
 from stream_scorer.pipeline.ports import LogEnds, Reader
 from stream_scorer.positions import Offsets, SourcePartition
@@ -89,7 +92,7 @@ def starting_points(
     Raises:
         OffsetsBehind: the broker reports offsets below `scored`, or none, for some seconds. UsageError: an applied
             offset remains above the committed one, or there is no committed one any more. A partition is new since the
-            scorer started.
+            scorer started. LogTruncated: a committed offset remains above the end of its partition.
     """
     look_up = partial(_committed, reader, sources, start, scored)
     try:
@@ -153,20 +156,23 @@ def _committed(
 ) -> tuple[dict[SourcePartition, int], dict[SourcePartition, int]]:
     """The first offset to score of each partition, and those among them where the group begins only now.
 
-    Offsets below `scored` or `applied`, and none where there must be one, are looked up again for a while. Nothing is
-    committed before they are right. Raises `OffsetsBehind` and `UsageError` as `starting_points` does.
+    Offsets below `scored` or `applied` or above the end of the log, and none where there must be one, are looked up
+    again for a while. Nothing is committed before they are right. Raises as `starting_points` does.
     """
     deadline = Deadline(BEHIND_S)
     while True:
-        found, deleted = _without_deleted(reader, reader.committed(sources))
-        behind = [error for s, at in found.items() if (error := _behind(s, at, scored.get(s), applied)) is not None]
-        if not behind:
+        committed = reader.committed(sources)
+        bounds = {source: reader.offset_bounds(source) for source in sources}
+        found, deleted = _without_deleted(committed, bounds)
+        wrong = [error for s, at in found.items() if (error := _behind(s, at, scored.get(s), applied)) is not None]
+        wrong += [error for s, at in found.items() if (error := _truncated(s, at, bounds[s][1])) is not None]
+        if not wrong:
             break
         if not deadline.remaining_s:
-            raise behind[0]
+            raise wrong[0]
         time.sleep(LOOK_UP_EVERY_S)
-    bounds = {source: reader.offset_bounds(source) for source, at in found.items() if at is None}
-    fresh = {source: high if start == "latest" else low for source, (low, high) in bounds.items()}
+    begins = {source: bounds[source] for source, at in found.items() if at is None}
+    fresh = {source: high if start == "latest" else low for source, (low, high) in begins.items()}
     begun = fresh | {source: first for source, (_, first) in deleted.items()}
     for source, (at, first) in deleted.items():
         _log.warning(_DELETED, *source, at, first, first - at, first)
@@ -177,16 +183,24 @@ def _committed(
 
 
 def _without_deleted(
-    reader: Reader, committed: Mapping[SourcePartition, int | None]
+    committed: Mapping[SourcePartition, int | None], bounds: Mapping[SourcePartition, tuple[int, int]]
 ) -> tuple[dict[SourcePartition, int | None], dict[SourcePartition, tuple[int, int]]]:
     """`committed`, with the first offset of the log instead of one below it; and where this makes a difference.
 
     Retention may have deleted unread records. Or a partition was silent for so long that retention has deleted all of
     it: the committed offset may be that of the transaction marker at its end, and then nothing was lost.
     """
-    first = {source: reader.offset_bounds(source)[0] for source, at in committed.items() if at is not None}
-    deleted = {s: (at, first[s]) for s, at in committed.items() if at is not None and at < first[s]}
-    return {s: at if at is None else max(at, first[s]) for s, at in committed.items()}, deleted
+    deleted = {s: (at, bounds[s][0]) for s, at in committed.items() if at is not None and at < bounds[s][0]}
+    return {s: at if at is None else max(at, bounds[s][0]) for s, at in committed.items()}, deleted
+
+
+def _truncated(source: SourcePartition, at: int | None, end: int) -> LogTruncated | None:
+    """What is wrong with the committed offset `at` of a partition that ends at `end`; None if nothing is."""
+    if at is None or at <= end:
+        return None
+    return LogTruncated(
+        f"{source.topic}[{source.partition}]", f"ends at the offset {end}, and the group had read up to {at}"
+    )
 
 
 def _behind(

@@ -1,4 +1,4 @@
-"""When an input reader joins its group, against librdkafka's own broker in memory."""
+"""How an input reader joins its group and reads, against librdkafka's own broker in memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from confluent_kafka import Producer
 
+from stream_scorer.errors import LogTruncated
 from stream_scorer.kafka.reader import REBALANCE_TIMEOUT_MS, InputReader
 from stream_scorer.pipeline.committer import COMMIT_DEADLINE_S
 from stream_scorer.positions import SourcePartition
 
-Made = Callable[[str], InputReader]
+Made = Callable[..., InputReader]
 
 
 @pytest.fixture
@@ -23,13 +24,13 @@ def make_reader() -> Iterator[Made]:
     assert producer.flush(10) == 0
     made: list[InputReader] = []
 
-    def make(instance: str) -> InputReader:
+    def make(instance: str, start: int = 0) -> InputReader:
         reader = InputReader(
             f"{broker.host}:{broker.port}",
             "group",
             instance,
             ["in"],
-            on_assigned=lambda sources: dict.fromkeys(sources, 0),
+            on_assigned=lambda sources: dict.fromkeys(sources, start),
             on_revoked=lambda _lost: None,
             static_membership=False,
             times_of={},
@@ -64,3 +65,9 @@ def test_a_reader_that_does_not_read_yet_takes_no_partition_from_those_that_do(m
 
 def test_a_scorer_that_waits_for_a_commit_keeps_its_partitions() -> None:
     assert REBALANCE_TIMEOUT_MS > COMMIT_DEADLINE_S * 1_000
+
+
+def test_a_position_beyond_the_end_of_the_log_is_not_blamed_on_retention(make_reader: Made) -> None:
+    reader = make_reader("one", start=7)
+    with pytest.raises(LogTruncated, match=r"no longer has the records before the offset 7, .* Kafka has lost records"):
+        read_until([reader], lambda: False, 60.0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream_scorer.errors import OffsetsBehind, UsageError
+from stream_scorer.errors import LogTruncated, OffsetsBehind, UsageError
 from stream_scorer.pipeline import recovery
 from stream_scorer.pipeline.availability import State
 from stream_scorer.pipeline.recovery import StartPolicy, find_beginning, starting_points
@@ -291,6 +291,27 @@ def test_no_rebuild_begins_while_the_broker_reports_an_offset_that_was_higher_be
     with pytest.raises(OffsetsBehind, match=r"transactions\[1\] than before"):
         starting_points(_Group3((3, 1)), store, [SOURCE], ALL, "earliest", scored={OTHER: 8})  # type: ignore[arg-type]
     assert store.open() is None
+
+
+class _Truncated(_Loading):
+    """A reader whose group has committed offset 12 of a partition that ends at these offsets in turn."""
+
+    def __init__(self, *ends: int) -> None:
+        super().__init__(12)
+        self._ends = list(ends)
+
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
+        return 0, self._ends.pop(0) if len(self._ends) > 1 else self._ends[0]
+
+
+@pytest.mark.parametrize("with_rows", [True, False])
+def test_a_group_that_has_read_beyond_the_end_of_the_log_is_not_scored(with_rows: bool) -> None:
+    log: dict[str, Any] = {"sources": [SOURCE], "inputs": [SOURCE], "start": "earliest"}
+    with pytest.raises(LogTruncated, match=r"transactions\[0\] ends at the offset 9, and the group had read up to 12"):
+        starting_points(_Truncated(9), _with_records() if with_rows else None, **log)  # type: ignore[arg-type]
+    # A leader that has just been elected may report an end that is too low.
+    points = starting_points(_Truncated(9, 9, 12), _with_records() if with_rows else None, **log)  # type: ignore[arg-type]
+    assert points.score_from == {SOURCE: 12}
 
 
 class _Expired(_Alone):

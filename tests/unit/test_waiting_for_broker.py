@@ -1,0 +1,107 @@
+"""A processor without a broker: it says so, and ends only for what waiting cannot cure."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from stream_scorer.errors import AccessDenied, BrokerUnavailable
+from stream_scorer.observability.metrics import RESYNCS, Metrics
+from stream_scorer.pipeline import processor as module
+from stream_scorer.pipeline.committer import Committer
+from stream_scorer.pipeline.cut import Inputs
+from stream_scorer.pipeline.processor import OnAssigned, OnRevoked, Pacing, Processor
+from stream_scorer.positions import SourcePartition
+from stream_scorer.serde.raw import Read
+
+SOURCE = SourcePartition("transactions", 0)
+
+
+class Away:
+    """A reader that has partitions at first. Each read runs the next of `events`; then the scorer is stopped."""
+
+    def __init__(self, on_assigned: OnAssigned, on_revoked: OnRevoked) -> None:
+        self.on_assigned, self.on_revoked = on_assigned, on_revoked
+        self.stop = threading.Event()
+        self.events: list[Callable[[], object]] = []
+        self.owned = [SOURCE]
+        self.sought: list[dict[SourcePartition, int]] = []
+
+    def read(self, _max_records: int, _wait_s: float) -> Read:
+        if self.events:
+            self.events.pop(0)()
+        else:
+            self.stop.set()
+        return Read([], {}, None)
+
+    def seek_all(self, offsets: dict[SourcePartition, int]) -> None:
+        self.sought.append(offsets)
+
+    def lag(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> tuple[Processor, Away, Metrics, list[BrokerUnavailable]]:
+    """A processor whose lookups fail as long as there are errors."""
+    monkeypatch.setattr(module, "OUTAGE_PAUSE_S", 0.0)
+    failures: list[BrokerUnavailable] = []
+
+    def start(_reader: Any, sources: list[SourcePartition]) -> SimpleNamespace:
+        if failures:
+            raise failures.pop()
+        return SimpleNamespace(read_from=dict.fromkeys(sources, 5), score_from=dict.fromkeys(sources, 5))
+
+    nothing = SimpleNamespace(
+        check=lambda: "", start=start, close=lambda: None, restore=lambda: None, stop=lambda _deadline: None,
+        idle=lambda: None, updates_wait=False, availability=SimpleNamespace(readiness=(True, "serving")),
+    )  # fmt: skip
+    metrics, made = Metrics(), []
+
+    def make_reader(assigned: OnAssigned, revoked: OnRevoked) -> Any:
+        made.append(Away(assigned, revoked))
+        return made[0]
+
+    processor = Processor(
+        make_reader=make_reader, producers=cast(Any, nothing), stages=[], committer=Committer([]),
+        state=cast(Any, nothing), inputs=Inputs("transactions", "labels"), pacing=Pacing(1, 0.0), metrics=metrics,
+    )  # fmt: skip
+    return processor, made[0], metrics, failures
+
+
+def test_it_is_not_ready_before_lookups_succeed_again(parts: Any) -> None:
+    processor, reader, metrics, failures = parts
+    states: list[tuple[bool, str]] = []
+
+    def assign() -> None:
+        failures.extend(BrokerUnavailable("no Kafka broker answers") for _ in range(3))
+        assert reader.on_assigned([SOURCE]) == {}  # the callback waits for no broker
+
+    def look() -> None:
+        states.append(processor.ready())
+
+    reader.events = [look, assign, look, look, look, look, lambda: reader.on_revoked(True), look]
+    processor.run(reader.stop)
+    assert states[0] == (False, "waiting for partitions")
+    assert states[1:4] == [(False, "no Kafka broker answers")] * 3
+    assert states[4] == (True, "serving")
+    assert states[5][1].startswith("waiting for partitions: Kafka did not answer in time")
+    assert reader.sought == [{SOURCE: 5}]
+    assert metrics.registry.get_sample_value(RESYNCS.name, {"cause": "broker_unavailable"}) == 3
+
+
+def test_brokers_that_refuse_the_client_end_the_scorer(parts: Any) -> None:
+    processor, reader, _, failures = parts
+    failures.extend(BrokerUnavailable("no Kafka broker answers") for _ in range(3))
+    processor.find_refusal = lambda: AccessDenied("the broker does not accept the credentials")
+    reader.events = [lambda: reader.on_assigned([SOURCE])]
+    with pytest.raises(AccessDenied):
+        processor.run(reader.stop)
+    assert len(failures) == 1  # the first failure may come from a broker that stops
