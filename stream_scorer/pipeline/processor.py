@@ -187,14 +187,14 @@ class Processor:
             self._resync_cause = "offsets_behind"
             _log.warning("%s; looking them up again", error.message)
         except BrokerUnavailable as error:
+            # Not at the first failure: a broker that stops may also break off a handshake.
+            if self._outage and (refusal := self.find_refusal()) is not None:
+                raise refusal from error
             self._wait_for_broker(error)
 
     def _wait_for_broker(self, error: BrokerUnavailable) -> None:
-        """Resync again after a pause. Raises the reason if the brokers refuse this client."""
+        """Resync after a pause, and again until it succeeds."""
         self._resync_cause = "broker_unavailable"
-        # Not at the first failure: a broker that stops may also break off a handshake.
-        if self._outage and (refusal := self.find_refusal()) is not None:
-            raise refusal
         if error.message != self._outage:
             _log.warning("%s; nothing is scored until Kafka answers", error.message)
         self._outage = error.message

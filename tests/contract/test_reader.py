@@ -213,6 +213,18 @@ class TestPositions:
         drain.count(3)
         assert drain.of(first) == values(7, 10)
 
+    def test_partitions_taken_up_without_an_offset_are_owned_and_read_after_a_seek(self, broker: Broker) -> None:
+        for source in broker.inputs:
+            broker.append(source, values(0, 6))
+        reader = broker.reader(on_assigned=lambda sources: {})
+        drain = own_all(broker, reader)
+        for _ in range(5):
+            drain.keep(reader.read(100, 0.1))
+        assert (drain.records, reader.lag()) == ([], 0)
+        reader.seek_all(dict.fromkeys(broker.inputs, 2))
+        drain.count(8)
+        assert drain.offsets(broker.inputs[0]) == [2, 3, 4, 5]
+
     def test_seeking_back_reads_again_and_leaves_the_others(self, broker: Broker) -> None:
         first, second = broker.inputs
         for source in broker.inputs:
