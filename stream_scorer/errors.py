@@ -88,8 +88,8 @@ class LogTruncated(UsageError):
         super().__init__(
             f"{where} {what}: Kafka has lost records, or the topic was created again. Records that were written since "
             "then at the lost offsets would never be scored",
-            hint="Kafka loses records by an unclean leader election, or if all brokers lose power at once. "
-            "docs/operations.md (If Kafka loses records of the input) says how to go on.",
+            hint="If the topic was created again, restart all scorers. Kafka loses records by an unclean leader "
+            "election or a power cut of all brokers: see docs/operations.md, If Kafka loses records of the input.",
         )
 
 
