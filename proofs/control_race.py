@@ -297,8 +297,8 @@ class Books:
         possible = {
             "promote": v not in (self.champion, *self.retired)
             and v != (self.last_good if self.probation else self.champion),
-            "confirm": self.probation,
-            "rollback": bool(self.last_good),
+            "confirm": self.probation and v in ("", self.champion),
+            "rollback": bool(self.last_good) and v in ("", self.champion),
             "canary": v not in (self.champion, *self.retired),
             "shadow": v not in (self.champion, *others, *self.retired) and len(self.shadows) < 4,
             "stop": v in (*others, self.withdrawn),
