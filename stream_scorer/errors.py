@@ -45,7 +45,10 @@ class StreamScorerError(Exception):
 
 def install_hint(*extras: str) -> str:
     """The hint for packages that are not installed. The project is not on a package index, so no name is given."""
-    return f"In a checkout of the release: pip install '.[{','.join(extras)}]'."
+    return (
+        "Install the file of requirements/ that contains it (docs/operations.md), or without pins, in a checkout of "
+        f"the release: pip install '.[{','.join(extras)}]'."
+    )
 
 
 class UsageError(StreamScorerError):

@@ -218,12 +218,14 @@ class _StatusReader:
 
     def read(self) -> None:
         """Read to the end of the topic, or wait a moment for the next record."""
-        end = self._log.end()
-        while True:
-            for record in self._log.read(0.2):
-                self.scorers.add(record.key, record.value, record.timestamp)
-            if self._log.position() >= end:
-                return
+        from stream_scorer.incidents.log import read_to_end
+
+        def add(record: Any) -> None:
+            self.scorers.add(record.key, record.value, record.timestamp)
+
+        for record in self._log.read(0.2):
+            add(record)
+        read_to_end(self._log, add, "statuses")
 
     def find_running(self) -> list[Seen]:
         """The scorers that run. Waits for the next heartbeat of any scorer, which has the broker's time."""

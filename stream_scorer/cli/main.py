@@ -90,7 +90,8 @@ def main() -> None:
             raise
         click.echo(f"error: this command needs the package {error.name!r}, which is not installed", err=True)
         click.echo(
-            "  Install requirements/monitor.txt of the release for `monitor`, else requirements/train.txt.", err=True
+            "  Install the file of requirements/: scorer.txt for `run`, monitor.txt for `monitor`, else train.txt.",
+            err=True,
         )
         sys.exit(2)
     except RuntimeError as error:

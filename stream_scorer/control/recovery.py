@@ -9,9 +9,8 @@ import msgspec
 from stream_scorer.control.commands import CommandLog, catch_up
 from stream_scorer.control.state import History
 from stream_scorer.errors import StreamScorerError
+from stream_scorer.incidents.log import LogRecord, read_to_end
 from stream_scorer.records import NOT_A_RECORD, ServingState
-
-_WAIT_S = 0.2
 
 
 def lost_commands(ensemble: str, so: str = "this scorer does not start") -> StreamScorerError:
@@ -54,17 +53,18 @@ def newest_state(log: CommandLog, ensemble: str) -> ServingState | None:
     may begin at 0 again.
     """
     newest: ServingState | None = None
-    end = log.end()
-    while True:
-        for record in log.read(_WAIT_S):
-            try:
-                state = msgspec.json.decode(record.value or b"", type=ServingState)
-            except NOT_A_RECORD:
-                continue
-            if state.ensemble == ensemble and (newest is None or _order(state) >= _order(newest)):
-                newest = state
-        if log.position() >= end:
-            return newest
+
+    def add(record: LogRecord) -> None:
+        nonlocal newest
+        try:
+            state = msgspec.json.decode(record.value or b"", type=ServingState)
+        except NOT_A_RECORD:
+            return
+        if state.ensemble == ensemble and (newest is None or _order(state) >= _order(newest)):
+            newest = state
+
+    read_to_end(log, add, "serving states")
+    return newest
 
 
 def _order(state: ServingState) -> tuple[int, int]:

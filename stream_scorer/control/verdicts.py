@@ -10,10 +10,10 @@ import msgspec
 from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.incidents import counted_cards, incident_id
 from stream_scorer.control.probation import Paired
+from stream_scorer.incidents.log import LogRecord, read_to_end
 from stream_scorer.records import NOT_A_RECORD, Action, VerdictEvidence, VerdictRecord
 
 _log = logging.getLogger(__name__)
-_WAIT_S = 0.2
 # Counts change with every summary; a record that differs in its counts only is written this often.
 WRITE_EVERY_MS = 5_000
 # Inputs that members see differently, at most.
@@ -80,13 +80,14 @@ class Verdicts:
 def read_verdicts(log: CommandLog) -> dict[str, VerdictRecord]:
     """The newest verdict of each comparison on the topic, by id. Raises `BrokerUnavailable`."""
     found: dict[str, VerdictRecord] = {}
-    end = log.end()
-    while log.position() < end:
-        for record in log.read(_WAIT_S):
-            try:
-                verdict = msgspec.json.decode(record.value or b"", type=VerdictRecord)
-            except NOT_A_RECORD as error:
-                _log.warning("record %d of verdicts cannot be read: %s", record.offset, error)
-                continue
-            found[verdict.id] = verdict
+
+    def add(record: LogRecord) -> None:
+        try:
+            verdict = msgspec.json.decode(record.value or b"", type=VerdictRecord)
+        except NOT_A_RECORD as error:
+            _log.warning("record %d of verdicts cannot be read: %s", record.offset, error)
+            return
+        found[verdict.id] = verdict
+
+    read_to_end(log, add, "verdicts")
     return found

@@ -26,7 +26,7 @@ from stream_scorer.positions import SourcePartition
 from stream_scorer.records import Record
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
 
-FORMAT = 1
+FORMAT = 2
 CHECKPOINT, LOCK = "checkpoint.json", "evaluation.lock"
 # Columns of the digest of the outcomes; the others belong to that of the scores.
 OUTCOMES = ("label", "labelled_at")

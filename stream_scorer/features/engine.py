@@ -302,6 +302,7 @@ class FeatureEngine:
         """The ages of the features: `lag` (n,) is that of other partitions, `reached` from `watermarks`."""
         ages = Ages.unknown(len(events.transactions))
         of = events.transactions.event_time, events.transaction_span, events.spans
+        # The first row with a feature that other partitions change: each row, if features of other entities exist.
         first = 0 if len(self._shared) else events.scattered_from if len(self._own) else None
         if first is not None:
             ages = replace(ages, partitions=np.where(np.arange(len(lag)) < first, -1, lag) if first else lag)

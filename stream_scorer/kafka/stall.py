@@ -4,7 +4,8 @@ Others have seen it with librdkafka (its #4492 and #5591, quixio/quix-streams#11
 start. There is no error and no event, and the lag that the client reports stands still too; so the broker is asked.
 
 A client whose queue is full fetches nothing either (`queued.max.messages.kbytes`): in a backlog over many partitions
-one of them may stand still for a minute. So a partition counts only if the queue was empty between each two looks.
+one of them may stand still for a minute. So a partition counts only if the queue was empty at least once between two
+looks.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Errors have librdkafka's three classes. Retriable: make the same call again. Abo
 committed offsets. Fatal or unknown: replace the producer by another with the same id, then read again. A fenced
 producer already raises in `produce()`, with code `_FATAL` and `fatal()` false, so the code decides.
 
-The new producer starts at its next use, or in `restore`: while no broker answers, it cannot.
+The new producer is only created at first. Its start needs a broker, fences the former producer and ends that one's
+transaction. It starts in `restore`, or at its next `begin`; until then the former transaction may still be open.
 """
 
 from __future__ import annotations
@@ -188,7 +189,8 @@ class _Slot:
         """Replace the producer by one that has not started yet.
 
         Args:
-            error: why; None if a call did not return. One that passes does not count as broken.
+            error: what broke the producer; None if a call did not return. Only an error that does not pass counts
+                towards `MAX_REBUILDS_IN_A_ROW`.
         """
         self.rebuilds += error is not None and not is_passing(error)
         if self.rebuilds > MAX_REBUILDS_IN_A_ROW:

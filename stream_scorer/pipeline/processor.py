@@ -47,6 +47,9 @@ FLUSH_WAIT_S = 0.5
 PROGRESS_LIMIT_S = 2 * COMMIT_DEADLINE_S + 60.0
 # Pause between two resyncs while no broker answers.
 OUTAGE_PAUSE_S = 0.5
+# In an outage of all brokers the partitions are lost within seconds. A scorer that still has them after this time lacks
+# a single broker: it ends, so that others take its partitions over.
+PARTIAL_OUTAGE_S = 90.0
 # So many aborts in a row, without a commit, look like a loop.
 ABORTS_OF_A_LOOP = 5
 
@@ -132,6 +135,7 @@ class Processor:
         self._lag_due = 0.0
         self._waits_for = "waiting for partitions"
         self._outage = ""
+        self._outage_since = 0.0
         self._aborts = _AbortStreak()
         self._committer = committer
         self._reader = make_reader(self._on_assigned, self._on_revoked)
@@ -195,6 +199,11 @@ class Processor:
     def _wait_for_broker(self, error: BrokerUnavailable) -> None:
         """Resync after a pause, and again until it succeeds."""
         self._resync_cause = "broker_unavailable"
+        now = time.monotonic()
+        if not self._outage or not self._reader.owned:
+            self._outage_since = now
+        if now - self._outage_since > PARTIAL_OUTAGE_S:
+            raise error
         if error.message != self._outage:
             _log.warning("%s; nothing is scored until Kafka answers", error.message)
         self._outage = error.message
@@ -272,13 +281,15 @@ class Processor:
         return points.read_from
 
     def _on_assigned(self, sources: list[SourcePartition]) -> dict[SourcePartition, int]:
-        self._committer.drain(Deadline(REBALANCE_DEADLINE_S))
+        drained = self._committer.drain(Deadline(REBALANCE_DEADLINE_S))
         self._committer.reset()
         self._resync_cause = ""
         self._metrics.set(m.PARTITIONS, len(sources))
         _log.info("assigned %d partitions", len(sources))
         self._waits_for = ""
         try:
+            if drained:
+                self._producers.restore()
             return self._start(sources)
         except BrokerUnavailable as error:
             self._wait_for_broker(error)

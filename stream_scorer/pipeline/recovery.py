@@ -101,8 +101,9 @@ def starting_points(
         if store is None:
             return StartingPoints(dict(score_from), score_from)
         if applied is None or _lack_records(reader, applied, score_from):
-            # A group that has committed an offset had features once, also if a topic was created again.
-            lost = bool(store.epoch) or not fresh or len(fresh) < len(sources)
+            # Partitions without a committed offset are new to the group. If only some are, their topic was created
+            # again, and the group had features.
+            lost = bool(store.epoch) or len(fresh) < len(sources)
             _begin(reader, store, inputs, find_beginning(), scored, applied, lost=lost)
             applied = store.open()
             score_from, _ = look_up(applied)

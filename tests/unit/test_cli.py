@@ -117,7 +117,7 @@ def test_a_package_that_is_not_installed_is_one_message(run: Run, monkeypatch: p
     monkeypatch.setattr("stream_scorer.cli.main.cli.main", lambda **_: __import__("no_such_package"))
     ended = run("monitor")
     assert ended.code == 2
-    assert "'no_such_package', which is not installed\n  Install requirements/monitor.txt" in ended.stderr
+    assert "'no_such_package', which is not installed\n  Install the file of requirements/" in ended.stderr
 
 
 # The group asks every command for its first line, so one that is not there yet breaks the list.

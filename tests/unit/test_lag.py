@@ -49,7 +49,9 @@ class Backlog:
 def test_a_backlog_is_reported_while_no_read_is_empty() -> None:
     stop, metrics = threading.Event(), Metrics()
     points = SimpleNamespace(read_from={SOURCE: 0}, score_from={SOURCE: 0})
-    nothing = SimpleNamespace(check=lambda: "", start=lambda _reader, _sources: points, close=lambda: None)
+    nothing = SimpleNamespace(
+        check=lambda: "", start=lambda _reader, _sources: points, restore=lambda: None, close=lambda: None
+    )
     processor = Processor(
         make_reader=lambda assigned, _revoked: cast(Any, Backlog(stop, assigned)),
         producers=cast(Any, nothing),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,6 +31,7 @@ class Away:
         self.events: list[Callable[[], object]] = []
         self.owned = [SOURCE]
         self.sought: list[dict[SourcePartition, int]] = []
+        self.steps: list[str] = []
 
     def read(self, _max_records: int, _wait_s: float) -> Read:
         if self.events:
@@ -55,15 +57,20 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> tuple[Processor, Away, Metrics, li
     failures: list[BrokerUnavailable] = []
 
     def start(_reader: Any, sources: list[SourcePartition]) -> SimpleNamespace:
+        made[0].steps.append("look up")
         if failures:
             raise failures.pop()
         return SimpleNamespace(read_from=dict.fromkeys(sources, 5), score_from=dict.fromkeys(sources, 5))
 
+    def restore() -> None:
+        made[0].steps.append("restore")
+
     nothing = SimpleNamespace(
-        check=lambda: "", start=start, close=lambda: None, restore=lambda: None, stop=lambda _deadline: None,
+        check=lambda: "", start=start, close=lambda: None, restore=restore, stop=lambda _deadline: None,
         idle=lambda: None, updates_wait=False, availability=SimpleNamespace(readiness=(True, "serving")),
     )  # fmt: skip
-    metrics, made = Metrics(), []
+    metrics = Metrics()
+    made: list[Away] = []
 
     def make_reader(assigned: OnAssigned, revoked: OnRevoked) -> Any:
         made.append(Away(assigned, revoked))
@@ -105,3 +112,23 @@ def test_brokers_that_refuse_the_client_end_the_scorer(parts: Any) -> None:
     with pytest.raises(AccessDenied):
         processor.run(reader.stop)
     assert len(failures) == 1  # the first failure may come from a broker that stops
+
+
+def test_a_scorer_that_lacks_one_broker_for_long_gives_its_partitions_away(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor, reader, _, failures = parts
+    monkeypatch.setattr(module, "PARTIAL_OUTAGE_S", 0.05)
+    failures.extend(BrokerUnavailable("no Kafka broker answers") for _ in range(9))
+    reader.events = [lambda: reader.on_assigned([SOURCE])]
+    reader.events += [lambda: time.sleep(0.03)] * 9
+    with pytest.raises(BrokerUnavailable):
+        processor.run(reader.stop)
+    assert reader.events
+
+
+def test_an_assignment_ends_former_transactions_before_it_looks_offsets_up(parts: Any) -> None:
+    processor, reader, _, _ = parts
+    reader.events = [lambda: reader.on_assigned([SOURCE])]
+    processor.run(reader.stop)
+    assert reader.steps == ["restore", "look up"]
