@@ -144,7 +144,9 @@ class Supervisor:
             code = running.process.poll()
             lines = tail(running.log, since=running.log_start)
             self.stop(name, kill=True)
-            taken = any(text in lines.lower() for text in _TAKEN)
+            # The cause may stand before a stack trace, which is longer than what a person sees.
+            whole = tail(running.log, 1_000, since=running.log_start).lower()
+            taken = any(text in whole for text in _TAKEN)
             if code is not None and taken and may_move and attempt < _ATTEMPTS:
                 self._reporter.progress(f"{name}: port taken, trying another")
                 service.choose_ports()
