@@ -31,7 +31,9 @@ def service(first_words: str) -> tuple[Any, list[int]]:
     return found, ports
 
 
-@pytest.mark.parametrize("words, moves", [("BindException: Address already in use", True), ("no space left", False)])
+@pytest.mark.parametrize(
+    ("words", "moves"), [("BindException: Address already in use", True), ("no space left", False)]
+)
 def test_the_cause_is_found_before_a_long_stack_trace(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, moves: bool
 ) -> None:
