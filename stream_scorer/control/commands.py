@@ -9,12 +9,8 @@ import msgspec
 
 from stream_scorer.control.state import Entry, History
 from stream_scorer.errors import BrokerUnavailable
-from stream_scorer.incidents.log import another_log
+from stream_scorer.incidents.log import MAX_IDLE, READ_WAIT_S, another_log
 from stream_scorer.records import Command
-
-_WAIT_S = 0.2
-# Waits in a row without progress, 40 s in all: a restarting broker answers again within half a minute.
-_MAX_IDLE = 200
 
 
 class LogEntry(Protocol):
@@ -65,12 +61,12 @@ def catch_up(log: CommandLog, history: History, end: int) -> None:
     while (before := history.next_offset) < end:
         _read(log, history)
         idle = idle + 1 if history.next_offset <= before else 0
-        if idle >= _MAX_IDLE:
+        if idle >= MAX_IDLE:
             raise BrokerUnavailable(f"the broker does not send the topic of commands from offset {before} on")
 
 
 def _read(log: CommandLog, history: History) -> None:
-    for record in log.read(_WAIT_S):
+    for record in log.read(READ_WAIT_S):
         history.add(record.offset, record.value, record.timestamp)
     history.next_offset = max(history.next_offset, log.position())
 

@@ -21,9 +21,9 @@ from stream_scorer.errors import BrokerUnavailable, ReaderLost, StreamScorerErro
 from stream_scorer.records import NOT_A_RECORD, Affected, Incident, IncidentKind, Source
 
 _log = logging.getLogger(__name__)
-_WAIT_S = 0.2
+READ_WAIT_S = 0.2
 # Waits in a row without progress, 40 s in all: a restarting broker answers again within half a minute.
-_MAX_IDLE = 200
+MAX_IDLE = 200
 # Figures change with every record that a detector reads. An update that changes nothing else is written after a minute,
 # and later after a twentieth of the time that the incident has lasted, so that a long one has few records.
 UPDATE_EVERY_MS, UPDATE_SHARE = 60_000, 0.05
@@ -80,12 +80,12 @@ def read_to_end(log: RecordLog, add: Callable[[LogRecord], object], topic: str) 
     while (before := log.position()) < end:
         _read(log, add)
         idle = idle + 1 if log.position() <= before else 0
-        if idle >= _MAX_IDLE:
+        if idle >= MAX_IDLE:
             raise BrokerUnavailable(f"the broker does not send the topic of {topic} from offset {before} on")
 
 
 def _read(log: RecordLog, add: Callable[[LogRecord], object]) -> None:
-    for record in log.read(_WAIT_S):
+    for record in log.read(READ_WAIT_S):
         add(record)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import cast
 
-import numpy as np
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from stream_scorer.clock import Deadline
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
 from stream_scorer.kafka.errors import as_domain_error
+from stream_scorer.kafka.messages import records_of
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.serde.raw import RawRecords
 
@@ -28,7 +28,7 @@ _PASSING = {
 def newest_records(bootstrap: str, topic: str, per_partition: int, timeout_s: float) -> RawRecords:
     """About the newest `per_partition` records of each partition, as far as they arrive within `timeout_s`.
 
-    Fewer, if transaction markers or aborted records take some of the last offsets. Without headers.
+    Fewer, if transaction markers or aborted records take some of the last offsets.
 
     Raises:
         UsageError: the topic does not exist. BrokerUnavailable, AccessDenied: the broker does not answer, or refuses.
@@ -48,15 +48,7 @@ def newest_records(bootstrap: str, topic: str, per_partition: int, timeout_s: fl
                     found.append(message)
     finally:
         consumer.close()
-    return RawRecords(
-        topic=topic,
-        partition=np.array([m.partition() for m in found], dtype=np.int32),
-        offset=np.array([m.offset() for m in found], dtype=np.int64),
-        timestamp=np.array([m.timestamp()[1] for m in found], dtype=np.int64),
-        key=[m.key() for m in found],
-        value=[m.value() for m in found],
-        headers=[None] * len(found),
-    )
+    return records_of(topic, found)
 
 
 def _take(message: Message, left: dict[int, int], topic: str, bootstrap: str) -> bool:

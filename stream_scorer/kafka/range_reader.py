@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self, cast
 
-import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from stream_scorer.clock import Deadline
@@ -16,7 +15,7 @@ from stream_scorer.errors import RecordsDeleted, StreamScorerError
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
 from stream_scorer.kafka.errors import as_domain_error, kafka_error
-from stream_scorer.kafka.headers import headers_of
+from stream_scorer.kafka.messages import records_of
 from stream_scorer.kafka.topic_config import kept_ms
 from stream_scorer.kafka.topics import TopicAdmin
 from stream_scorer.positions import SourcePartition
@@ -131,7 +130,7 @@ class RangeReader:
                     raise as_domain_error(KafkaError(KafkaError._TIMED_OUT), f"read {source.topic}", self._bootstrap)
                 wanted = [m for m in messages if cast(int, m.offset()) < stop]
                 if wanted:
-                    yield _columns(source, wanted)
+                    yield records_of(source.topic, wanted)
                 if messages:
                     position = cast(int, messages[-1].offset()) + 1
                 # The rest of the range contains no committed records, only transaction markers or aborted records.
@@ -192,15 +191,3 @@ class RangeReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lookup.close()
-
-
-def _columns(source: SourcePartition, messages: list[Message]) -> RawRecords:
-    return RawRecords(
-        topic=source.topic,
-        partition=np.full(len(messages), source.partition, dtype=np.int32),
-        offset=np.array([m.offset() for m in messages], dtype=np.int64),
-        timestamp=np.array([m.timestamp()[1] for m in messages], dtype=np.int64),
-        key=[m.key() for m in messages],
-        value=[m.value() for m in messages],
-        headers=[headers_of(m) for m in messages],
-    )

@@ -23,10 +23,10 @@ from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
 from stream_scorer.kafka.errors import NO_OFFSET, as_domain_error, kafka_error
-from stream_scorer.kafka.headers import headers_of
+from stream_scorer.kafka.messages import records_of
 from stream_scorer.kafka.stall import EndQuery, StallWatch
 from stream_scorer.positions import SourcePartition
-from stream_scorer.serde.raw import RawRecords, Read
+from stream_scorer.serde.raw import Read
 
 _log = logging.getLogger(__name__)
 # Two scorers with the same instance name fence each other in turn. After so many replacements the scorer ends.
@@ -309,7 +309,7 @@ class InputReader:
         by_topic: dict[str, list[Message]] = {}
         for message in messages:
             by_topic.setdefault(cast(str, message.topic()), []).append(message)
-        records = [_columns(topic, found) for topic, found in by_topic.items()]
+        records = [records_of(topic, found) for topic, found in by_topic.items()]
         positions: dict[SourcePartition, tuple[int, int]] = {}
         for columns in records:
             # Records of a partition are in log order: the last one in the batch has the highest offset.
@@ -382,18 +382,6 @@ class InputReader:
     def _give_up(self) -> None:
         self._owned = []
         self._set_positions({})
-
-
-def _columns(topic: str, messages: list[Message]) -> RawRecords:
-    return RawRecords(
-        topic=topic,
-        partition=np.array([m.partition() for m in messages], dtype=np.int32),
-        offset=np.array([m.offset() for m in messages], dtype=np.int64),
-        timestamp=np.array([m.timestamp()[1] for m in messages], dtype=np.int64),
-        key=[m.key() for m in messages],
-        value=[m.value() for m in messages],
-        headers=[headers_of(m) for m in messages],
-    )
 
 
 def _join(first: Read, second: Read) -> Read:

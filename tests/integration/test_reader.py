@@ -27,6 +27,14 @@ def bootstrap(shared_stack: StackAddresses) -> str:
     return str(shared_stack.kafka)
 
 
+def read_until(reader: InputReader, done: Callable[[], bool]) -> None:
+    """Read until `done`."""
+    give_up = time.monotonic() + 30.0
+    while not done():
+        assert time.monotonic() < give_up
+        reader.read(100, 0.1)
+
+
 def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
     bootstrap: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -100,17 +108,11 @@ def test_a_scorer_that_is_busy_for_too_long_gives_up_its_partitions_and_gets_the
         times_of={},
     )
 
-    def read_until(done: Callable[[], bool]) -> None:
-        give_up = time.monotonic() + 30.0
-        while not done():
-            assert time.monotonic() < give_up
-            reader.read(100, 0.1)
-
     try:
-        read_until(lambda: bool(reader.owned))
+        read_until(reader, lambda: bool(reader.owned))
         time.sleep(8.0)  # in place of a broker or a Redis that does not answer
-        read_until(lambda: bool(revoked))
-        read_until(lambda: bool(reader.owned))
+        read_until(reader, lambda: bool(revoked))
+        read_until(reader, lambda: bool(reader.owned))
     finally:
         reader.close()
     assert revoked[0] is True
@@ -144,19 +146,13 @@ def test_the_offset_of_a_topic_goes_with_it_and_the_others_of_the_group_stay(boo
         times_of={},
     )
 
-    def read_until(done: Callable[[], bool]) -> None:
-        give_up = time.monotonic() + 30.0
-        while not done():
-            assert time.monotonic() < give_up
-            reader.read(100, 0.1)
-
     try:
-        read_until(lambda: len(reader.owned) == 2)
+        read_until(reader, lambda: len(reader.owned) == 2)
         reader.commit({kept: 3, again: 5})
         assert reader.committed([kept, again]) == {kept: 3, again: 5}
         client = AdminClient({"bootstrap.servers": bootstrap})
         client.delete_topics([again.topic])[again.topic].result()
-        read_until(lambda: again.topic not in admin.partitions())
+        read_until(reader, lambda: again.topic not in admin.partitions())
         admin.create([again.topic], 1)
         # A scorer names its rows by the ids of the topics, so it begins with new ones and finds no contradiction.
         assert admin.topic_id(again.topic) != first_id

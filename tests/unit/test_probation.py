@@ -297,7 +297,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.log = MemoryControlLog()
-        self.told = MemoryControlLog()
+        self.incident_log = MemoryControlLog()
         self.verdicts: list[VerdictRecord] = []
         self.summaries: list[ScoreSummary] = []
         self.say("promote", version=ONE)
@@ -310,7 +310,7 @@ class Desk:
     def watch(self, mode: Mode = "auto", probation: int = 100_000, cooldown_s: float = 0.0) -> Watch:
         return Watch(
             MemoryControlLog(self.log.records),
-            Incidents(MemoryControlLog(self.told.records)),
+            Incidents(MemoryControlLog(self.incident_log.records)),
             Verdicts(lambda key, value: self.verdicts.append(msgspec.json.decode(value, type=VerdictRecord))),
             lambda since: Reader(self.summaries),
             Clock(),  # type: ignore[arg-type]
@@ -325,7 +325,7 @@ class Desk:
 
     @property
     def incidents(self) -> list[Incident]:
-        return [msgspec.json.decode(value, type=Incident) for value in self.told.records if value != MARKER]
+        return [msgspec.json.decode(value, type=Incident) for value in self.incident_log.records if value != MARKER]
 
 
 MORE = [200, 150, 2, 9_648]
@@ -416,9 +416,9 @@ def test_a_version_that_is_promoted_while_the_watch_acts_on_another_ensemble_is_
                 desk.say("promote", version=THREE, ensemble="wires")
             return super().append(key, value)
 
-    desk.told = Slow()
+    desk.incident_log = Slow()
     watch = desk.watch(probation=1)
-    watch._incidents = Incidents(desk.told)
+    watch._incidents = Incidents(desk.incident_log)
     watch.step()
     wires = desk.history.states["wires"]
     assert (wires.champion, wires.last_good, wires.probation) == (THREE, ONE, True)
@@ -514,11 +514,11 @@ def test_an_incident_that_a_person_ended_while_nobody_watched_is_closed_by_the_n
     desk.watch(mode="propose").step()
     assert [i.closed for i in desk.incidents] == [None]
     desk.say("rollback")
-    desk.told.records.insert(0, b"junk")
+    desk.incident_log.records.insert(0, b"junk")
     desk.watch(mode="propose").step()
     desk.watch(mode="propose").step()
-    last = msgspec.json.decode(desk.told.records[-1], type=Incident)
-    assert (len(desk.told.records), last.closed, last.ended_by) == (3, 5_000, 2)
+    last = msgspec.json.decode(desk.incident_log.records[-1], type=Incident)
+    assert (len(desk.incident_log.records), last.closed, last.ended_by) == (3, 5_000, 2)
 
 
 def test_a_topic_of_incidents_that_cannot_be_written_does_not_keep_a_version_in_service() -> None:
@@ -527,11 +527,11 @@ def test_a_topic_of_incidents_that_cannot_be_written_does_not_keep_a_version_in_
             raise BrokerUnavailable("not authorized")
 
     desk = Desk()
-    desk.told = Broken()
+    desk.incident_log = Broken()
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, MORE))
     watch = desk.watch()
-    watch._incidents = Incidents(desk.told)
+    watch._incidents = Incidents(desk.incident_log)
     for _ in range(2):
         watch.step()
     assert desk.history.states["cards"].champion == ONE
@@ -539,14 +539,14 @@ def test_a_topic_of_incidents_that_cannot_be_written_does_not_keep_a_version_in_
 
 def test_a_version_is_not_confirmed_by_the_incidents_of_a_topic_that_was_created_again() -> None:
     desk = Desk()
-    desk.told.records += [MARKER, MARKER]
+    desk.incident_log.records += [MARKER, MARKER]
     desk.say("promote", version=TWO)
     arrived: list[ScoreSummary] = []
     watch = desk.watch(probation=1)
     watch._follow = lambda _since: GrowingReader(arrived)
     watch.step()
     failing = Incident(id="m", ensemble="cards", opened=1, why="it fails", kind="breaker", subject="member gbdt")
-    desk.told.records[:] = [msgspec.json.encode(failing)]
+    desk.incident_log.records[:] = [msgspec.json.encode(failing)]
     desk.summaries.append(summary(TWO, SAME))
     arrived += desk.summaries
     with pytest.raises(ReaderLost, match="incidents ends at offset 1, and offset 1 was read"):
@@ -570,17 +570,17 @@ def test_incidents_that_cannot_be_read_delay_no_rollback_and_are_closed_later(er
     desk.say("rollback")
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, MORE, offset=3))
-    watch, told = desk.watch(), MemoryControlLog(desk.told.records)
-    watch._incidents, watch._clock = Incidents(told), clock  # type: ignore[assignment]
-    told.fails = error
+    watch, incident_log = desk.watch(), MemoryControlLog(desk.incident_log.records)
+    watch._incidents, watch._clock = Incidents(incident_log), clock  # type: ignore[assignment]
+    incident_log.fails = error
     for _ in range(2):
         watch.step()
     assert (monitor_commands(desk), len(desk.incidents)) == ([("rollback", None)], 1)
-    told.fails = None
+    incident_log.fails = None
     desk.summaries.clear()
     for opened in (["cards-1"], []):
         watch.step()
-        assert [incident.id for incident in Incidents(MemoryControlLog(desk.told.records)).open()] == opened
+        assert [incident.id for incident in Incidents(MemoryControlLog(desk.incident_log.records)).open()] == opened
         clock.now_s += CLOSE_AGAIN_S
 
 
@@ -588,14 +588,14 @@ def test_a_transaction_marker_at_the_end_of_a_topic_does_not_block_the_watch() -
     desk = Desk()
     desk.say("promote", version=TWO)
     desk.log.records.append(MARKER)
-    desk.told.records.append(MARKER)
+    desk.incident_log.records.append(MARKER)
     desk.summaries.append(summary(TWO, MORE))
     watch = desk.watch()
     for _ in range(2):
         watch.step()
     assert desk.history.states["cards"].champion == ONE
-    desk.told.records.append(MARKER)
-    assert [incident.id for incident in Incidents(desk.told).open()] == []
+    desk.incident_log.records.append(MARKER)
+    assert [incident.id for incident in Incidents(desk.incident_log).open()] == []
 
 
 @pytest.mark.parametrize("why", ["propose", "hold", "cooldown"])
@@ -629,7 +629,7 @@ def test_an_incident_that_could_not_be_told_is_told_later() -> None:
             return super().append(key, value)
 
     desk = Desk()
-    desk.told = moody = Moody()
+    desk.incident_log = moody = Moody()
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, MORE))
     watch = desk.watch(mode="propose")
@@ -816,12 +816,12 @@ def test_a_version_is_not_confirmed_while_a_member_fails(kind: IncidentKind) -> 
     # Half of its transactions lack the member, and so they do not count.
     desk.summaries.append(summary(TWO, SAME, cards=replace(listed(SAME), excluded=10_000)))
     failing = Incident(id="m", ensemble="cards", opened=1, why="it fails", kind=kind, subject="member gbdt of cards")
-    desk.told.records.append(msgspec.json.encode(failing))
+    desk.incident_log.records.append(msgspec.json.encode(failing))
     watch = desk.watch(probation=1)
     watch.step()
     assert desk.history.states["cards"].probation
     assert (desk.verdicts[-1].due, desk.verdicts[-1].held_back) == ("confirm", "paused while incidents are open: m")
-    desk.told.records.append(msgspec.json.encode(replace(failing, closed=2)))
+    desk.incident_log.records.append(msgspec.json.encode(replace(failing, closed=2)))
     watch.step()
     assert not desk.history.states["cards"].probation
 
@@ -1014,7 +1014,7 @@ def test_nothing_but_evidence_at_the_share_raises_it(why: str) -> None:
         desk.say("confirm", version=TWO)
     if why == "drift":
         drift = Incident(id="drift-1", ensemble="cards", opened=1, why="amount", kind="drift", subject="amount")
-        desk.told.records.append(msgspec.json.encode(drift))
+        desk.incident_log.records.append(msgspec.json.encode(drift))
     before = list(desk.log.records)
     watch = desk.watch(mode="propose" if why == "propose" else "auto", probation=1)
     for _ in range(3):
@@ -1022,7 +1022,7 @@ def test_nothing_but_evidence_at_the_share_raises_it(why: str) -> None:
     assert desk.log.records == before
     if why == "drift":
         assert desk.verdicts[-1].held_back == "paused while incidents are open: drift-1"
-        IncidentLog(MemoryControlLog(desk.told.records)).close_by("drift-1", "ann", "its state is lost", 2)
+        IncidentLog(MemoryControlLog(desk.incident_log.records)).close_by("drift-1", "ann", "its state is lost", 2)
         watch.step()
         assert monitor_commands(desk) == [("canary", 0.5)]
     if why == "propose":

@@ -24,6 +24,7 @@ from stream_scorer.errors import (
 from stream_scorer.kafka import control_log, load, range_reader, reader
 from stream_scorer.kafka.control_log import ControlLog
 from stream_scorer.kafka.load import LAST_OFFSETS, STALL_LOOK_S, BacklogFollower, RecordFollower, last_record
+from stream_scorer.kafka.messages import records_of
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.stall import StallWatch
 from stream_scorer.positions import SourcePartition
@@ -138,7 +139,7 @@ def test_markers_at_the_end_and_an_open_transaction_end_the_range(monkeypatch: p
 
 def test_a_header_name_that_is_not_utf_8_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(monkeypatch, Fetches([[Unreadable(0), Message(1)]], []), 2) == [0, 1]
-    found = reader._columns("transactions", [Unreadable(0), Message(1)])  # type: ignore[list-item]
+    found = records_of("transactions", [Unreadable(0), Message(1)])  # type: ignore[list-item]
     assert found.headers == [None, None]
 
 
