@@ -1,6 +1,6 @@
 """The contribution record as it was before topic `lineage` (commit 1e575f0), kept to measure against.
 
-`FatPublisher` publishes as that commit did: one record per transaction with the whole lineage in it. `fat_record`
+`FatWriter` publishes as that commit did: one record per transaction with the whole lineage in it. `fat_record`
 builds the same record from what is published today, to count its bytes.
 """
 
@@ -72,13 +72,13 @@ def fat_record(contribution: Contribution, row: LineageRow, marks: msgspec.Raw) 
     )  # fmt: skip
 
 
-class FatPublisher(publish.Publisher):
+class FatWriter(publish.OutputWriter):
     """Publishes scores, fat contributions, alerts and summaries; no lineage."""
 
     _patterns: dict[bytes, msgspec.Raw]
 
-    def publish(self, batch: MicroBatch, sink: Sink) -> None:
-        """See `Publisher.publish`."""
+    def write(self, batch: MicroBatch, sink: Sink) -> None:
+        """See `OutputWriter.write`."""
         assert batch.decided is not None
         for _, topic, partition, key, value, headers in self._in_order(batch):
             sink.produce(topic, partition, key, value, headers)

@@ -31,7 +31,7 @@ from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
-from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.publish import OutputWriter
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import Span
 from stream_scorer.serde.raw import RawRecords
@@ -147,7 +147,7 @@ def _stages(path: Path, checked: Any, ensemble: Ensemble, keys: list[bytes], val
 
     lineup = Lineup.of(ensemble)
     decode, scoring = Decode(checked), Scoring(lambda: lineup, checked, Metrics())
-    publisher = Publisher(Topics(), checked, SystemClock())
+    writer = OutputWriter(Topics(), checked, SystemClock())
     now, spent = SystemClock().now_ms(), Counter[str]()
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -167,7 +167,7 @@ def _stages(path: Path, checked: Any, ensemble: Ensemble, keys: list[bytes], val
         timed("decode", lambda batch=batch: decode.process(batch))
         batch.enriched = timed("enrich", lambda batch=batch: path.engine.enrich(batch.events, path.store))
         timed("score", lambda batch=batch: scoring.process(batch))
-        timed("publish", lambda batch=batch: publisher.publish(batch, Nowhere()))
+        timed("publish", lambda batch=batch: writer.write(batch, Nowhere()))
         timed("apply", lambda batch=batch: path.store.apply(batch.enriched.update))
     spent["redis"] = path.redis_cpu() - redis
     us = {name: round(1e6 * seconds / len(keys), 2) for name, seconds in spent.items()}

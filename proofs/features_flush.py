@@ -39,7 +39,7 @@ from proofs.kit import (
 from proofs.memory_run import Parts, Verdict, World, lacks_features, make_parts, make_world, run_until_done, verify
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import StateUnavailable
-from stream_scorer.kafka.load import OpenLoopProducer, Schedule
+from stream_scorer.kafka.open_loop import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Contribution, Score
 from stream_scorer.simulate.config import SimulationConfig

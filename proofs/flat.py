@@ -37,7 +37,7 @@ from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
-from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.publish import OutputWriter
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.export import export
@@ -151,9 +151,9 @@ def _partitions(context: Context, turns: int) -> Curve:
     train_cards(context.folder, seed=context.seed, transactions=30_000)
     ensemble, checked = load_ensemble(context.folder), cards()
     batches = {count: scored_batches(context.seed, ensemble, BATCHES, count, count, CUSTOMERS) for count in PARTITIONS}
-    publisher, sink = Publisher(Topics(), checked, SystemClock()), Nowhere()
+    writer, sink = OutputWriter(Topics(), checked, SystemClock()), Nowhere()
     work = {
-        count: lambda some=some: _cpu_us(some, lambda batch: publisher.publish(batch, sink))
+        count: lambda some=some: _cpu_us(some, lambda batch: writer.write(batch, sink))
         for count, some in batches.items()
     }
     return _in_turns(context, "partitions", work, turns)

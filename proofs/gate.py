@@ -49,7 +49,7 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.gate import inputs
 from stream_scorer.gate.result import GateReport, RuleResult
 from stream_scorer.gate.run import run_gate
-from stream_scorer.kafka.load import OpenLoopProducer
+from stream_scorer.kafka.open_loop import OpenLoopProducer
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Command
 from stream_scorer.replay.pieces import Range

@@ -28,7 +28,7 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Manifest, read_manifest
 from stream_scorer.kafka.config import client_config, consumer_config
-from stream_scorer.kafka.load import OpenLoopProducer, Schedule
+from stream_scorer.kafka.open_loop import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.records import LineageRow
 from stream_scorer.serde.lineage import LineageBatch

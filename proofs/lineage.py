@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from proofs.fat_publisher import FatPublisher, fat_record
+from proofs.fat_publisher import FatWriter, fat_record
 from proofs.kit import (
     ROOT,
     Context,
@@ -51,7 +51,7 @@ from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import EnrichInProcess
-from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.publish import OutputWriter
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import Contribution, LineageRow, Score
@@ -65,7 +65,7 @@ from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
 
 N = 100_000
 BATCH = 1_024
-# Micro-batches measured in memory, and how often each publisher takes its turn.
+# Micro-batches measured in memory, and how often each writer takes its turn.
 BATCHES, SMALL_BATCHES, TURNS = 24, 6, 9
 FEW, MANY = 4, 500
 MOST_BYTES, MOST_OF_BEFORE, MOST_GROWTH = 600, 0.60, 1.05
@@ -114,7 +114,7 @@ def _size(key: bytes | None, value: bytes | None, headers: Any) -> int:
 
 def _in_memory(context: Context, result: Result, batches: int) -> None:
     ensemble = load_ensemble(context.folder)
-    kind = FatPublisher if context.broken else Publisher
+    kind = FatWriter if context.broken else OutputWriter
     totals: dict[str, float] = {}
     cases = [("4", FEW, FEW), ("500", FEW, MANY)]
     if batches == BATCHES:
@@ -124,7 +124,7 @@ def _in_memory(context: Context, result: Result, batches: int) -> None:
         rows = sum(len(batch) for batch in made)
         sink = _Counted()
         for batch in made:
-            kind(TOPICS, cards(), SystemClock()).publish(batch, sink)
+            kind(TOPICS, cards(), SystemClock()).write(batch, sink)
         after = {topic: sink.bytes[topic] / rows for topic in OUTPUTS}
         before = after | {TOPICS.lineage: 0.0, TOPICS.contributions: _fat_bytes(made, rows)}
         totals[name] = sum(after.values())
@@ -203,23 +203,23 @@ def scored_batches(
 
 def _fat_bytes(batches: list[MicroBatch], rows: int) -> float:
     sink = _Counted()
-    publisher = FatPublisher(TOPICS, cards(), SystemClock())
+    writer = FatWriter(TOPICS, cards(), SystemClock())
     for batch in batches:
-        publisher.publish(batch, sink)
+        writer.write(batch, sink)
     return sink.bytes[TOPICS.contributions] / rows
 
 
 def _publish_us(
-    batches: list[MicroBatch], kind: type[Publisher], rows: int, turns: int
+    batches: list[MicroBatch], kind: type[OutputWriter], rows: int, turns: int
 ) -> tuple[list[float], list[float]]:
     """CPU of publishing per transaction, as it was and as it is, in turns."""
-    publishers = FatPublisher(TOPICS, cards(), SystemClock()), kind(TOPICS, cards(), SystemClock())
+    writers = FatWriter(TOPICS, cards(), SystemClock()), kind(TOPICS, cards(), SystemClock())
     sink, taken = Nowhere(), ([], [])
     for turn in range(turns + 1):
-        for publisher, times in zip(publishers, taken, strict=True):
+        for writer, times in zip(writers, taken, strict=True):
             started = time.process_time()
             for batch in batches:
-                publisher.publish(batch, sink)
+                writer.write(batch, sink)
             if turn:  # the first turn fills caches
                 times.append(1e6 * (time.process_time() - started) / rows)
     return taken

@@ -43,10 +43,9 @@ from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
 from stream_scorer.pipeline.processor import Pacing, Processor
-from stream_scorer.pipeline.produce import Produce
-from stream_scorer.pipeline.publish import Publisher
-from stream_scorer.pipeline.recovery import starting_points
+from stream_scorer.pipeline.publish import OutputWriter, Publish
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.pipeline.starting_points import starting_points
 from stream_scorer.pipeline.state_manager import OnProgress, StateManager
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import (
@@ -180,7 +179,7 @@ class World:
                 Enrich(parts.engine, store, availability, in_flight),
                 Scoring(lambda: lineup, parts.checked, parts.metrics),
                 Turn(committer),
-                Produce(producers, Publisher(TOPICS, parts.checked, _Clock()).publish),
+                Publish(producers, OutputWriter(TOPICS, parts.checked, _Clock()).write),
             ],
             committer=committer,
             state=state,

@@ -27,7 +27,7 @@ from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import EnrichInProcess
-from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.publish import OutputWriter
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.pipeline.summarise import Summariser
 from stream_scorer.positions import SourcePartition, Span
@@ -120,7 +120,7 @@ class MemoryScorer:
         engine.warm()
         self._enrich = EnrichInProcess(engine, self._store)
         self._scoring = Scoring(lambda: self._lineup, checked, Metrics(), Bulkhead(SystemClock(), budget_s=BUDGET_S))
-        self._publisher = Publisher(TOPICS, checked, SystemClock())
+        self._writer = OutputWriter(TOPICS, checked, SystemClock())
         self._checked = checked
         self._lineup: Lineup
         self._summarisers: list[Summariser] = []
@@ -157,7 +157,7 @@ class MemoryScorer:
         self._decode.process(batch)
         self._enrich.process(batch)
         self._scoring.process(batch)
-        self._publisher.publish(batch, out)
+        self._writer.write(batch, out)
         assert batch.enriched is not None
         self._store.apply(batch.enriched.update)
         scored = now()

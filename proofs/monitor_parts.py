@@ -21,7 +21,7 @@ from stream_scorer.control.watch import WATCH_METRICS, Watch, WatchRules
 from stream_scorer.ensemble.manifest import read_manifest
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.incidents.signals import Detectors, SignalRules, apply
-from stream_scorer.kafka.load import FollowedRecord
+from stream_scorer.kafka.follower import FollowedRecord
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.kafka.transactional_loop import InputRecord
 from stream_scorer.monitor.app import Linked, OutcomeCounter, SummaryCounter, Tallier, source_name

@@ -43,7 +43,7 @@ from proofs.kit import (
     wait_until,
 )
 from stream_scorer.clock import SystemClock
-from stream_scorer.kafka.load import OpenLoopProducer
+from stream_scorer.kafka.open_loop import OpenLoopProducer
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Contribution, Score
 from stream_scorer.serde.canonical import canonical

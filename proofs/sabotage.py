@@ -70,11 +70,11 @@ def score_halves_of_batches() -> None:
     """Each half of a micro-batch takes the lineup that is in force by then."""
     import time
 
-    from stream_scorer.pipeline.publish import Publisher
+    from stream_scorer.pipeline.publish import OutputWriter
     from stream_scorer.pipeline.score import Scoring
 
     made: list[Any] = []
-    make, in_order = Scoring.__init__, Publisher._in_order
+    make, in_order = Scoring.__init__, OutputWriter._in_order
 
     def remember(self: Any, *arguments: Any, **more: Any) -> None:
         make(self, *arguments, **more)
@@ -88,7 +88,7 @@ def score_halves_of_batches() -> None:
         yield from [output for output in in_order(self, batch) if output[0] >= half]
 
     Scoring.__init__ = remember  # type: ignore[method-assign]
-    Publisher._in_order = halves  # type: ignore[method-assign]
+    OutputWriter._in_order = halves  # type: ignore[method-assign]
 
 
 def accept_stale_commands() -> None:
@@ -315,16 +315,16 @@ def skip_entries() -> None:
 
 def keep_batches() -> None:
     """Every micro-batch leaves 100 kB in memory."""
-    from stream_scorer.pipeline.publish import Publisher
+    from stream_scorer.pipeline.publish import OutputWriter
 
-    publish = Publisher.publish
+    write = OutputWriter.write
     kept: list[bytes] = []
 
-    def publish_and_keep(self: Any, batch: Any, sink: Any) -> None:
+    def write_and_keep(self: Any, batch: Any, sink: Any) -> None:
         kept.append(b"x" * 100_000)
-        publish(self, batch, sink)
+        write(self, batch, sink)
 
-    Publisher.publish = publish_and_keep  # type: ignore[method-assign]
+    OutputWriter.write = write_and_keep  # type: ignore[method-assign]
 
 
 def lose_applied_offsets() -> None:

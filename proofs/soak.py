@@ -32,7 +32,8 @@ from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.kafka.control_log import ControlLog
-from stream_scorer.kafka.load import OpenLoopProducer, RecordFollower
+from stream_scorer.kafka.follower import RecordFollower
+from stream_scorer.kafka.open_loop import OpenLoopProducer
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import Command, ServedVersion
 from stream_scorer.simulate.config import SimulationConfig

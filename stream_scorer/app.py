@@ -43,7 +43,7 @@ from stream_scorer.incidents.webhook import Webhook, check_url
 from stream_scorer.kafka.clients import find_refusal
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.ends import TopicEnds
-from stream_scorer.kafka.load import BacklogFollower
+from stream_scorer.kafka.follower import BacklogFollower
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topic_config import find_problems, loses_commands
@@ -68,10 +68,9 @@ from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
 from stream_scorer.pipeline.processor import PROGRESS_LIMIT_S, Pacing, Processor
-from stream_scorer.pipeline.produce import Produce
-from stream_scorer.pipeline.publish import DEAD_LETTER_MARGIN_BYTES, Publisher
-from stream_scorer.pipeline.recovery import MAX_INLINE, StartingPoints, find_beginning, starting_points
+from stream_scorer.pipeline.publish import DEAD_LETTER_MARGIN_BYTES, OutputWriter, Publish
 from stream_scorer.pipeline.score import Scoring
+from stream_scorer.pipeline.starting_points import MAX_INLINE, StartingPoints, find_beginning, starting_points
 from stream_scorer.pipeline.state_manager import OnProgress, StateManager
 from stream_scorer.positions import Offsets, SourcePartition
 from stream_scorer.records import ServedVersion
@@ -160,7 +159,7 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
     store = make_store(settings, checked, engine, topics, sources)
     housekeeping = Housekeeping(store.twin(), lambda: open_log(settings), [topics.transactions, topics.labels], metrics)
     limit = TopicAdmin(settings["kafka.bootstrap"]).message_limit(topics.dead_letters)
-    publisher = Publisher(
+    writer = OutputWriter(
         topics,
         checked,
         SystemClock(),
@@ -202,7 +201,7 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
             topics,
             stages,
             [Apply(store, in_flight)],
-            publisher.publish,
+            writer.write,
             state,
             metrics,
             checked.spec.transaction.time,
@@ -474,7 +473,7 @@ def passthrough(settings: Settings, metrics: m.Metrics, _health: Health) -> Iter
     """The exactly-once limit of this reader, committer and broker: every value goes to `scores` as it came."""
     topics, sources = input_partitions(settings)
 
-    def publish(batch: MicroBatch, sink: Sink) -> None:
+    def write(batch: MicroBatch, sink: Sink) -> None:
         records = batch.transactions
         for partition, key, value in zip(records.partition.tolist(), records.key, records.value, strict=True):
             sink.produce(topics.scores, partition, key, value or b"")
@@ -484,7 +483,7 @@ def passthrough(settings: Settings, metrics: m.Metrics, _health: Health) -> Iter
 
     probe, idle_check = WriteProbe(lambda: None), IdleCheck(lambda: None)
     state = StateManager(Availability(metrics), InFlight(), probe, idle_check, find_start, None, metrics)
-    yield make_processor(settings, topics, [], [], publish, state, metrics, None)
+    yield make_processor(settings, topics, [], [], write, state, metrics, None)
 
 
 def make_processor(
@@ -492,12 +491,12 @@ def make_processor(
     topics: Topics,
     stages: Sequence[Stage],
     after_commit: Sequence[Stage],
-    publish: Callable[[MicroBatch, Sink], None],
+    write: Callable[[MicroBatch, Sink], None],
     state: StateManager,
     metrics: m.Metrics,
     time_field: str | None,
 ) -> Processor:
-    """A processor of the input topics that publishes what `stages` computed. Backlogs are read by `time_field`."""
+    """A processor of the input topics that writes what `stages` computed. Backlogs are read by `time_field`."""
     bootstrap, group, instance = settings["kafka.bootstrap"], settings["scorer.group"], settings["scorer.instance"]
     times = {}
     if time_field is not None:
@@ -516,7 +515,7 @@ def make_processor(
             times_of=times,
         ),
         producers=producers,
-        stages=[*stages, Turn(committer), Produce(producers, publish)],
+        stages=[*stages, Turn(committer), Publish(producers, write)],
         committer=committer,
         state=state,
         inputs=Inputs(topics.transactions, topics.labels),

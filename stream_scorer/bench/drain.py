@@ -19,7 +19,7 @@ from stream_scorer.bench.results import DrainRun, Kind
 from stream_scorer.bench.stages import stages_of
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import StreamScorerError
-from stream_scorer.kafka.load import RecordFollower
+from stream_scorer.kafka.follower import RecordFollower
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.state.client import command_seconds, connect

@@ -19,7 +19,7 @@ from stream_scorer.bench.material import Records
 from stream_scorer.bench.processes import Bench, ScorerProcess, program
 from stream_scorer.bench.results import KINDS, Kind, Window
 from stream_scorer.clock import SystemClock
-from stream_scorer.kafka.load import OpenLoopProducer
+from stream_scorer.kafka.open_loop import OpenLoopProducer
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 
 # Wait for scores for this long after the last due time.

@@ -218,7 +218,7 @@ class _StatusReader:
 
     def read(self) -> None:
         """Read to the end of the topic, or wait a moment for the next record."""
-        from stream_scorer.incidents.log import read_to_end
+        from stream_scorer.record_log import read_to_end
 
         def add(record: Any) -> None:
             self.scorers.add(record.key, record.value, record.timestamp)

@@ -141,7 +141,7 @@ def publish_command(settings: Settings, transactions: Path | None, labels: Path 
     """Publish labels, then transactions, to their topics."""
     from stream_scorer.console import Progress
     from stream_scorer.data.publish import publish_file
-    from stream_scorer.kafka.load import OpenLoopProducer, Schedule
+    from stream_scorer.kafka.open_loop import OpenLoopProducer, Schedule
     from stream_scorer.kafka.topics import Topics
 
     if transactions is None and labels is None:

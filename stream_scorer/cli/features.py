@@ -142,7 +142,7 @@ def _rebuild_rows(
     from stream_scorer.clock import Deadline, SystemClock
     from stream_scorer.console import Progress
     from stream_scorer.pipeline.catch_up import CatchUp
-    from stream_scorer.pipeline.recovery import find_beginning
+    from stream_scorer.pipeline.starting_points import find_beginning
     from stream_scorer.positions import Span
 
     group, records = settings["scorer.group"], 0

@@ -12,7 +12,7 @@ import msgspec
 
 from stream_scorer.console import plain
 from stream_scorer.errors import BrokerUnavailable
-from stream_scorer.kafka.load import RecordFollower
+from stream_scorer.kafka.follower import RecordFollower
 from stream_scorer.records import NOT_A_RECORD
 from stream_scorer.settings import Settings
 from stream_scorer.spec import load_spec

@@ -23,8 +23,8 @@ from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.probation import GRACE_MS
 from stream_scorer.control.state import History
 from stream_scorer.control.summary_reader import BEFORE_MS, UNREADABLE, SummaryReader
-from stream_scorer.incidents.log import LogRecord, read_to_end
 from stream_scorer.observability.metrics import Metric, Metrics
+from stream_scorer.record_log import LogRecord, read_to_end
 from stream_scorer.records import NOT_A_RECORD, Collection, ScoreSummary, ServedVersion, VerdictRecord
 
 _log = logging.getLogger(__name__)

@@ -9,37 +9,21 @@ import msgspec
 
 from stream_scorer.control.state import Entry, History
 from stream_scorer.errors import BrokerUnavailable
-from stream_scorer.incidents.log import MAX_IDLE, READ_WAIT_S, another_log
+from stream_scorer.record_log import MAX_IDLE, READ_WAIT_S, LogRecord, RecordLog, another_log
 from stream_scorer.records import Command
 
 
-class LogEntry(Protocol):
-    """A record of the log."""
-
-    @property
-    def offset(self) -> int: ...
-
-    @property
-    def value(self) -> bytes | None: ...
+class LogEntry(LogRecord, Protocol):
+    """A record of the log of commands; `timestamp` is in milliseconds."""
 
     @property
     def timestamp(self) -> int: ...
 
 
-class CommandLog(Protocol):
-    """The interface of `kafka.control_log.ControlLog`."""
-
-    def end(self) -> int: ...
+class CommandLog(RecordLog, Protocol):
+    """A `RecordLog` whose records have timestamps."""
 
     def read(self, wait_s: float) -> Sequence[LogEntry]: ...
-
-    def position(self) -> int:
-        """The offset up to which `read` has passed the log, including offsets without a record."""
-        ...
-
-    def append(self, key: str, value: bytes) -> int: ...
-
-    def close(self) -> None: ...
 
 
 def catch_up(log: CommandLog, history: History, end: int) -> None:

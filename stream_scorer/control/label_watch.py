@@ -20,7 +20,8 @@ from stream_scorer.control.label_progress import LabelProgress
 from stream_scorer.control.label_verdict import describe, judge_labels
 from stream_scorer.control.state import History
 from stream_scorer.errors import ReaderLost
-from stream_scorer.incidents.log import Condition, IncidentLog, LogRecord, Subject, read_to_end
+from stream_scorer.incidents.log import Condition, IncidentLog, Subject
+from stream_scorer.record_log import LogRecord, read_to_end
 from stream_scorer.records import (
     NOT_A_RECORD,
     Action,
@@ -50,7 +51,7 @@ class OutcomeRecord(Protocol):
 
 
 class OutcomeReader(Protocol):
-    """The interface of `kafka.load.BacklogFollower`."""
+    """The interface of `kafka.follower.BacklogFollower`."""
 
     def poll(self, max_records: int, timeout_s: float) -> Sequence[OutcomeRecord]: ...
 

@@ -9,7 +9,7 @@ import msgspec
 from stream_scorer.control.commands import CommandLog, catch_up
 from stream_scorer.control.state import History
 from stream_scorer.errors import StreamScorerError
-from stream_scorer.incidents.log import LogRecord, read_to_end
+from stream_scorer.record_log import LogRecord, read_to_end
 from stream_scorer.records import NOT_A_RECORD, ServingState
 
 

@@ -24,7 +24,7 @@ class SummaryRecord(Protocol):
 
 
 class SummaryReader(Protocol):
-    """The interface of `kafka.load.BacklogFollower`."""
+    """The interface of `kafka.follower.BacklogFollower`."""
 
     def poll(self, max_records: int, timeout_s: float) -> Sequence[SummaryRecord]:
         """Raises `ReaderLost` if another reader must read again."""

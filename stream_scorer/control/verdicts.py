@@ -10,7 +10,7 @@ import msgspec
 from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.incidents import counted_cards, incident_id
 from stream_scorer.control.probation import Paired
-from stream_scorer.incidents.log import LogRecord, read_to_end
+from stream_scorer.record_log import LogRecord, read_to_end
 from stream_scorer.records import NOT_A_RECORD, Action, VerdictEvidence, VerdictRecord
 
 _log = logging.getLogger(__name__)

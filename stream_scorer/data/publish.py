@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from stream_scorer.kafka.load import OpenLoopProducer, Schedule
+from stream_scorer.kafka.open_loop import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.parquet import TimeColumns, read_rows
 from stream_scorer.serde.files import (

@@ -30,7 +30,7 @@ from stream_scorer.demo.watch import Watcher
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.errors import StreamScorerError
 from stream_scorer.kafka.control_log import ControlLog
-from stream_scorer.kafka.load import OpenLoopProducer
+from stream_scorer.kafka.open_loop import OpenLoopProducer
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.observability.metrics import CAUGHT_UP, SERVING
 from stream_scorer.records import Command, ServedVersion

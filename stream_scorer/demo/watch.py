@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from stream_scorer.clock import Clock
-from stream_scorer.kafka.load import FollowedRecord, RecordFollower
+from stream_scorer.kafka.follower import FollowedRecord, RecordFollower
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import DECISIONS, Alert, Command, Decision, Incident, Members, MonitorMetric, Source
 from stream_scorer.reports.recording import Contributions, ControlRecord, DeadLetters, Inputs, Places, Recording, Scores

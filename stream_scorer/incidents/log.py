@@ -11,19 +11,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from stream_scorer.errors import BrokerUnavailable, ReaderLost, StreamScorerError, UsageError
+from stream_scorer.errors import StreamScorerError, UsageError
+from stream_scorer.record_log import RecordLog, read_to_end
 from stream_scorer.records import NOT_A_RECORD, Affected, Incident, IncidentKind, Source
 
 _log = logging.getLogger(__name__)
-READ_WAIT_S = 0.2
-# Waits in a row without progress, 40 s in all: a restarting broker answers again within half a minute.
-MAX_IDLE = 200
 # Figures change with every record that a detector reads. An update that changes nothing else is written after a minute,
 # and later after a twentieth of the time that the incident has lasted, so that a long one has few records.
 UPDATE_EVERY_MS, UPDATE_SHARE = 60_000, 0.05
@@ -35,66 +33,6 @@ _UNSAFE = r"[^A-Za-z0-9._-]+"
 _DECISIVE = ("due", "held_back", "done", "ended_by", "finding", "saved")
 # Fields that only the log sets.
 _OWN = ("id", "kind", "subject", "opened", "updated", "closed", "closed_event", "ended", "closed_by")
-
-
-class LogRecord(Protocol):
-    """A record of the log."""
-
-    @property
-    def offset(self) -> int: ...
-
-    @property
-    def value(self) -> bytes | None: ...
-
-
-class RecordLog(Protocol):
-    """The interface of `kafka.control_log.ControlLog`."""
-
-    def end(self) -> int: ...
-
-    def read(self, wait_s: float) -> Sequence[LogRecord]: ...
-
-    def position(self) -> int:
-        """The offset up to which `read` has passed the log, including offsets without a record."""
-        ...
-
-    def append(self, key: str, value: bytes) -> int: ...
-
-    def close(self) -> None: ...
-
-
-def read_to_end(log: RecordLog, add: Callable[[LogRecord], object], topic: str) -> None:
-    """Pass the records of `log` that are not read yet to `add`, up to its present end. `topic` is for messages.
-
-    Raises:
-        BrokerUnavailable: the broker does not answer, or nothing more comes before the end.
-        ReaderLost: the log ends before what was read. The object reads nothing any more.
-    """
-    end = log.end()
-    if end < log.position():
-        _read(log, add)  # a new leader knows the end a moment late; a log that was cut raises its own error
-        end = log.end()
-        if end < log.position():
-            raise another_log(f"{topic} ends at offset {end}, and offset {log.position() - 1} was read")
-    idle = 0
-    while (before := log.position()) < end:
-        _read(log, add)
-        idle = idle + 1 if log.position() <= before else 0
-        if idle >= MAX_IDLE:
-            raise BrokerUnavailable(f"the broker does not send the topic of {topic} from offset {before} on")
-
-
-def _read(log: RecordLog, add: Callable[[LogRecord], object]) -> None:
-    for record in log.read(READ_WAIT_S):
-        add(record)
-
-
-def another_log(what: str) -> ReaderLost:
-    """The error of a log that is not the one that was read."""
-    return ReaderLost(
-        f"the topic of {what}: it was created again or has lost records",
-        hint="Restart this process, so that it reads the topic from its start.",
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class TopicRecord(Protocol):
 
 
 class TopicFollower(Protocol):
-    """The interface of `kafka.load.BacklogFollower`."""
+    """The interface of `kafka.follower.BacklogFollower`."""
 
     def poll(self, max_records: int, timeout_s: float) -> Sequence[TopicRecord]:
         """Raises `ReaderLost` if another follower must read again: it brings nothing of a partition, for example."""

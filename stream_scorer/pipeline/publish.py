@@ -1,4 +1,4 @@
-"""Publish: every output record of a micro-batch, into one Kafka transaction (or a replay's files)."""
+"""Publish: every output record of a micro-batch, into one Kafka transaction (or the files of a replay)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from stream_scorer.ensemble.manifest import Link
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.pipeline.batch import BatchDecisions, DeadLetter, MicroBatch, Sink, VersionResult
 from stream_scorer.pipeline.lineage import lineage_of
+from stream_scorer.pipeline.ports import Producers
 from stream_scorer.pipeline.summarise import Summariser, halve
 from stream_scorer.records import (
     ARMS,
@@ -67,7 +68,28 @@ _Headers = Any
 _Output = tuple[int, str, int, bytes | None, bytes, _Headers]
 
 
-class Publisher:
+class Publish:
+    """The stage: writes a scored batch into the next Kafka transaction.
+
+    Args:
+        write: puts the records of a batch into a sink, see `OutputWriter`.
+    """
+
+    name = "publish"
+    scoring_only = True
+
+    def __init__(self, producers: Producers, write: Callable[[MicroBatch, Sink], None]) -> None:
+        self._producers = producers
+        self._write = write
+
+    def process(self, batch: MicroBatch) -> None:
+        """Set `batch.transaction`, begun and written. Raises `TransactionAborted`."""
+        batch.transaction = self._producers.next()
+        batch.transaction.begin()
+        self._write(batch, batch.transaction)
+
+
+class OutputWriter:
     """Writes scores, contributions, alerts, the review sample, summaries, lineage and dead letters to a `Sink`."""
 
     def __init__(
@@ -92,7 +114,7 @@ class Publisher:
         self._summarisers: dict[str, Summariser] = {}
         self._encode = msgspec.json.Encoder().encode
 
-    def publish(self, batch: MicroBatch, sink: Sink) -> None:
+    def write(self, batch: MicroBatch, sink: Sink) -> None:
         """Hand every record that `batch` yields to `sink`, each on the partition number of its input."""
         for letter in batch.dead:
             self._dead_letter(letter, sink)

@@ -18,7 +18,7 @@ from stream_scorer.pipeline.catch_up import CatchUp
 from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
-from stream_scorer.pipeline.recovery import StartingPoints
+from stream_scorer.pipeline.starting_points import StartingPoints
 from stream_scorer.positions import Offsets, SourcePartition, Span
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import EnrichInProcess
-from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.publish import OutputWriter
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DECISIONS, AppliedOffset, LineageRow
@@ -107,7 +107,7 @@ class Replay:
         self._enrich = EnrichInProcess(self._engine, self._store)
         lineup = Lineup.of(ensemble)
         self._score = Scoring(lambda: lineup, checked, Metrics())
-        self._publisher = Publisher(topics, checked, clock)
+        self._writer = OutputWriter(topics, checked, clock)
         self._outputs = _Outputs(topics, emit)
         self._positions = Positions(start)
         self._lineage = Lineage(start)
@@ -140,7 +140,7 @@ class Replay:
         rows = batch.events.transactions.row
         if piece.scoring:
             self._score.process(batch)
-            self._publisher.publish(batch, self._outputs)
+            self._writer.write(batch, self._outputs)
             self._outputs.finish(self._lineage.follow(piece, rows))
             self._record(batch)
         else:

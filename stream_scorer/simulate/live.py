@@ -22,7 +22,8 @@ import numpy as np
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import SettingsError, UsageError
-from stream_scorer.kafka.load import OpenLoopProducer, RecordFollower, Schedule
+from stream_scorer.kafka.follower import RecordFollower
+from stream_scorer.kafka.open_loop import OpenLoopProducer, Schedule
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import NOT_A_RECORD, Decision
 from stream_scorer.simulate.config import HOUR_MS

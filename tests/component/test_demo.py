@@ -19,7 +19,7 @@ from stream_scorer.demo.run import SPEC
 from stream_scorer.demo.view import Rates, View, calendar_columns, newest_bounds, newest_drifts
 from stream_scorer.demo.watch import Glance, _recording, _Seen
 from stream_scorer.errors import StreamScorerError, UsageError
-from stream_scorer.kafka.load import FollowedRecord
+from stream_scorer.kafka.follower import FollowedRecord
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import DECISIONS, Alert, Command, Incident, Reason, ServedVersion
 from stream_scorer.reports.recording import ControlRecord

@@ -11,7 +11,7 @@ import pytest
 from proofs.kit import CARDS_SPEC
 from proofs.memory_run import make_parts, make_world, run_until_done, verify
 from stream_scorer.errors import TransactionAborted
-from stream_scorer.pipeline import recovery
+from stream_scorer.pipeline import starting_points as module
 from stream_scorer.positions import SourcePartition
 from tests.support.broker import MemoryReader, MemoryTransaction
 from tests.support.failpoints import Failpoints
@@ -38,7 +38,7 @@ def test_each_input_is_scored_once_although_resyncs_find_old_offsets(
         some = rng.random() < 0.5
         return {source: offset and offset // 2 if some else None for source, offset in found.items()}
 
-    monkeypatch.setattr(recovery, "BEHIND_S", 0.0)
+    monkeypatch.setattr(module, "BEHIND_S", 0.0)
     monkeypatch.setattr(MemoryTransaction, "commit", aborting)
     monkeypatch.setattr(MemoryReader, "committed", loading)
     world = make_world(make_parts(tmp_path, CARDS_SPEC), 5, 400)

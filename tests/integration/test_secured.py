@@ -18,7 +18,8 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.connections import Brokers, TokenSource, redis_address
 from stream_scorer.errors import AccessDenied, StateDenied
 from stream_scorer.kafka.control_log import ControlLog
-from stream_scorer.kafka.load import OpenLoopProducer, RecordFollower
+from stream_scorer.kafka.follower import RecordFollower
+from stream_scorer.kafka.open_loop import OpenLoopProducer
 from stream_scorer.kafka.permissions import ROLES, Names, acl_commands, missing_permissions, permissions
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactions import TransactionPair

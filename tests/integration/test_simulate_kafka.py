@@ -13,7 +13,8 @@ import pytest
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import BrokerUnavailable, UsageError
-from stream_scorer.kafka.load import FollowedRecord, OpenLoopProducer, RecordFollower
+from stream_scorer.kafka.follower import FollowedRecord, RecordFollower
+from stream_scorer.kafka.open_loop import OpenLoopProducer
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.simulate import (

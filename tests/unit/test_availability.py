@@ -16,7 +16,7 @@ from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.in_flight import InFlight, require_contiguous
 from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
-from stream_scorer.pipeline.recovery import StartingPoints
+from stream_scorer.pipeline.starting_points import StartingPoints
 from stream_scorer.pipeline.state_manager import StateManager
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.rows import AppliedOffsets, RowUpdate

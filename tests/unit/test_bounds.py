@@ -18,7 +18,7 @@ from stream_scorer.ensemble.cache_cleanup import KEEP_S, MAX_ENSEMBLES, CacheCle
 from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.ensemble.reweigh import reweigh
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.pipeline.publish import Publisher
+from stream_scorer.pipeline.publish import OutputWriter
 from tests.support.ensembles import compose
 
 
@@ -32,7 +32,7 @@ class StepClock:
         return self.now
 
 
-def test_the_publisher_keeps_no_former_version_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_writer_keeps_no_former_version_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     class Summariser:
         def __init__(self, ensemble: Any, _checked: object, *, encoded: bool) -> None:
             self.ensemble, self.encoded = ensemble, encoded
@@ -45,13 +45,13 @@ def test_the_publisher_keeps_no_former_version_in_memory(monkeypatch: pytest.Mon
             self.version, self.digest = version, version * 64
 
     monkeypatch.setattr("stream_scorer.pipeline.publish.Summariser", Summariser)
-    publisher = Publisher(Topics(), SimpleNamespace(), StepClock())  # type: ignore[arg-type]
+    writer = OutputWriter(Topics(), SimpleNamespace(), StepClock())  # type: ignore[arg-type]
     seen: list[weakref.ref[Version]] = []
     for i in range(20):
         versions: Any = (Version(str(i)), Version(str(100 + i)))
         seen += map(weakref.ref, versions)
         batch: Any = SimpleNamespace(dead=[], events=None, decided=SimpleNamespace(lineup=Lineup(versions)))
-        publisher.publish(batch, SimpleNamespace())  # type: ignore[arg-type]
+        writer.write(batch, SimpleNamespace())  # type: ignore[arg-type]
         del versions, batch
     gc.collect()
     assert sum(ref() is not None for ref in seen) <= 2

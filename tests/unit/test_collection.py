@@ -23,7 +23,7 @@ from stream_scorer.control.verdicts import Verdicts, read_verdicts
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
 from stream_scorer.errors import BrokerUnavailable, ReaderLost, StreamScorerError
 from stream_scorer.incidents.log import IncidentLog
-from stream_scorer.kafka.load import FollowedRecord
+from stream_scorer.kafka.follower import FollowedRecord
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import (
     CardAlerts,

@@ -17,7 +17,7 @@ import pytest
 from stream_scorer.clock import SystemClock
 from stream_scorer.data.publish import publish_file
 from stream_scorer.errors import UsageError
-from stream_scorer.kafka.load import OpenLoopProducer, _places
+from stream_scorer.kafka.open_loop import OpenLoopProducer, _places
 from stream_scorer.kafka.partitioner import partitions_of
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.spec import parse_spec

@@ -18,7 +18,7 @@ from stream_scorer.control.state import History
 from stream_scorer.control.verdicts import read_verdicts
 from stream_scorer.errors import BrokerUnavailable, ReaderLost
 from stream_scorer.incidents.log import IncidentLog
-from stream_scorer.kafka.load import FollowedRecord
+from stream_scorer.kafka.follower import FollowedRecord
 from stream_scorer.records import (
     CanaryState,
     CommonAlert,

@@ -32,7 +32,7 @@ from stream_scorer.pipeline.card_alerts import evidence_rows
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich, EnrichInProcess
 from stream_scorer.pipeline.in_flight import InFlight
-from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, DEAD_LETTER_MAX_BYTES, Publisher
+from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, DEAD_LETTER_MAX_BYTES, OutputWriter
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import CardAlerts, LineageRow, PairDifferences, ScoreSummary, SegmentThresholds
@@ -140,7 +140,7 @@ def run(
     lineup = ensemble if isinstance(ensemble, Lineup) else Lineup.of(ensemble)
     stages = [Decode(checked), enrich, Scoring(lambda: lineup, checked, Metrics())]
     limits = {"max_explained": max_explained, "max_dead_letter": max_dead_letter}
-    publisher, sink = Publisher(Topics(), checked, FixedClock(), **limits), Collected()
+    writer, sink = OutputWriter(Topics(), checked, FixedClock(), **limits), Collected()
     label_source = SourcePartition("labels", 0)
     at_label = 0
     for low in range(0, len(values), batch):
@@ -159,7 +159,7 @@ def run(
         at_label = to_label
         for stage in stages:
             stage.process(micro)
-        publisher.publish(micro, sink)
+        writer.write(micro, sink)
         assert micro.enriched is not None
         if micro.enriched.update.keys:
             store.apply(micro.enriched.update)

@@ -21,9 +21,9 @@ from stream_scorer.errors import (
     StreamScorerError,
     UsageError,
 )
-from stream_scorer.kafka import control_log, load, range_reader, reader
+from stream_scorer.kafka import control_log, range_reader, reader
 from stream_scorer.kafka.control_log import ControlLog
-from stream_scorer.kafka.load import LAST_OFFSETS, STALL_LOOK_S, BacklogFollower, RecordFollower, last_record
+from stream_scorer.kafka.follower import LAST_OFFSETS, STALL_LOOK_S, BacklogFollower, RecordFollower, last_record
 from stream_scorer.kafka.messages import records_of
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.stall import StallWatch
@@ -166,8 +166,8 @@ class Topic(Fetches):
 
 def opened(monkeypatch: pytest.MonkeyPatch, kind: str, turns: list[list[Message]]) -> Callable[[], list[int]]:
     """A reader of these messages: each call returns the offsets that it reads next."""
-    for module in (load, control_log):
-        monkeypatch.setattr(module, "open_consumer", lambda _config: Topic(turns, [9]))
+    for name in ("follower", "control_log"):
+        monkeypatch.setattr(f"stream_scorer.kafka.{name}.open_consumer", lambda _config: Topic(turns, [9]))
     monkeypatch.setattr(control_log, "RecordWriter", lambda *_: None)
     if kind == "follower":
         follower = RecordFollower("nowhere:1", "outcomes", client_id="test")
@@ -229,8 +229,8 @@ def backlog(
             raise answer
         return dict(answer)
 
-    monkeypatch.setattr(load, "TopicEnds", lambda *_, **__: ask)
-    monkeypatch.setattr(load, "open_consumer", lambda _config: Topic(turns, high))
+    monkeypatch.setattr("stream_scorer.kafka.follower.TopicEnds", lambda *_, **__: ask)
+    monkeypatch.setattr("stream_scorer.kafka.follower.open_consumer", lambda _config: Topic(turns, high))
     return BacklogFollower("nowhere:1", "outcomes", client_id="test", start="beginning")
 
 
@@ -323,7 +323,7 @@ def test_ends_are_asked_on_another_connection(monkeypatch: pytest.MonkeyPatch) -
 
 
 def read_topic(monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], high: list[Any]) -> list[int]:
-    monkeypatch.setattr(load, "open_consumer", lambda _config: Topic(turns, high))
+    monkeypatch.setattr("stream_scorer.kafka.follower.open_consumer", lambda _config: Topic(turns, high))
     with TopicReader("nowhere:1", "transactions.dlq", client_id="test", start="beginning") as reader:
         return [record.offset for record in reader.read_to_end()]
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stream_scorer.errors import UsageError
-from stream_scorer.kafka.load import TICK_S, Schedule
+from stream_scorer.kafka.open_loop import TICK_S, Schedule
 from stream_scorer.kafka.partitioner import murmur2, murmur2_batch, partition_of, partitions_of
 from stream_scorer.serde.decoder import TransactionDecoder
 from stream_scorer.simulate import SimulationConfig, encode_keys, encode_values, generate

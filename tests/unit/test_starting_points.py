@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from stream_scorer.errors import LogTruncated, OffsetsBehind, UsageError
-from stream_scorer.pipeline import recovery
+from stream_scorer.pipeline import starting_points as module
 from stream_scorer.pipeline.availability import State
-from stream_scorer.pipeline.recovery import StartPolicy, find_beginning, starting_points
+from stream_scorer.pipeline.starting_points import StartPolicy, find_beginning, starting_points
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec import parse_spec
@@ -88,8 +88,8 @@ def test_what_another_scorer_does_meanwhile_is_caught_up_and_not_taken_for_a_rew
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "BEHIND_S", 0.05)
-    monkeypatch.setattr(recovery, "LOOK_UP_EVERY_S", 0.001)
+    monkeypatch.setattr(module, "BEHIND_S", 0.05)
+    monkeypatch.setattr(module, "LOOK_UP_EVERY_S", 0.001)
 
 
 def _with_records() -> MemoryMarkedRows:
