@@ -18,12 +18,12 @@ from stream_scorer.features.engine import Enriched, EventBatch, FeatureEngine
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.columns import take_labels, take_transactions
 from stream_scorer.serde.decoder import Labels, Transactions
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.state.client import connect
 from stream_scorer.state.redis_rows import RedisRowStore
 from stream_scorer.state.rows import RowUpdate
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 SOURCE = SourcePartition("transactions", 0)
 BATCH = 256

@@ -51,10 +51,10 @@ from stream_scorer.features.history import History, build_features
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.quality import average_precision, roc_auc
 from stream_scorer.records import Score
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.stack import StackAddresses
 from stream_scorer.state.client import connect
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 DATA_NAME = "handbook_transactions.parquet"
 DAY_MS = 86_400_000

@@ -20,6 +20,7 @@ NOT_A_RECORD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 Decision = Literal["approve", "review", "block"]
 DECISIONS: tuple[Decision, ...] = ("approve", "review", "block")
+# "override" is reserved: nothing produces it yet.
 DecisionSource = Literal["model", "fallback", "list", "override"]
 LabelValue = Literal["fraud", "genuine"]
 MemberStatus = Literal["ok", "missing", "disabled"]
@@ -483,9 +484,6 @@ class MonitorMetric(Record, frozen=True):
     label_sources: dict[str, int] = {}
 
 
-# Every record this product writes, by the default name of its topic.
-
-
 class ServedVersion(Record, frozen=True):
     """A version of an ensemble, and the sha256 of its manifest."""
 
@@ -925,6 +923,7 @@ class Incident(Record, frozen=True, kw_only=True):
     difference: str = ""
 
 
+# Every record this product writes, by the default name of its topic.
 TOPIC_RECORDS: dict[str, type[Record]] = {
     "scores": Score,
     "contributions": Contribution,

@@ -107,11 +107,6 @@ class Bulkhead:
         self._pool: MemberPool | None = None
         self._workers: list[_Worker] = []
 
-    @property
-    def state_count(self) -> int:
-        """Number of members whose state is kept."""
-        return len(self._breakers)
-
     def states(self, pool: MemberPool) -> dict[str, State]:
         """The breaker state of each member of the pool, by name."""
         return {name: self._breakers[key].state for name, key in zip(pool.names, pool.keys, strict=True)}

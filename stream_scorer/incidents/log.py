@@ -31,8 +31,6 @@ _UNSAFE = r"[^A-Za-z0-9._-]+"
 
 # Fields whose change is written at once.
 _DECISIVE = ("due", "held_back", "done", "ended_by", "finding", "saved")
-# Fields that only the log sets.
-_OWN = ("id", "kind", "subject", "opened", "updated", "closed", "closed_event", "ended", "closed_by")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The default partitioner of Kafka's Java clients: the partition of one key, or of a batch of keys.
+"""The default partitioner of Kafka's Java clients, for a batch of keys.
 
 Kafka's Java clients hash a key with murmur2 (`org.apache.kafka.common.utils.Utils.murmur2`) and take
 ``(murmur2(key) & 0x7fffffff) % partitions``. librdkafka's own default is CRC32, which gives other partitions.
@@ -16,13 +16,8 @@ _M = 0x5BD1E995
 _R = 24
 
 
-def murmur2(key: bytes) -> int:
-    """The 32-bit hash of `key`, signed as in Java."""
-    return int(murmur2_batch([key])[0])
-
-
 def murmur2_batch(keys: Sequence[bytes]) -> NDArray[np.int32]:
-    """The hashes of `keys`: ``(n,) int32``, signed as in Java. Makes one pass per distinct length."""
+    """The 32-bit hashes of `keys`: ``(n,) int32``, signed as in Java. Makes one pass per distinct length."""
     lengths = np.fromiter(map(len, keys), np.int64, len(keys))
     out = np.empty(len(keys), dtype=np.uint32)
     for length in np.unique(lengths).tolist():
@@ -30,11 +25,6 @@ def murmur2_batch(keys: Sequence[bytes]) -> NDArray[np.int32]:
         same = keys if len(rows) == len(keys) else [keys[row] for row in rows.tolist()]
         out[rows] = _hash(np.frombuffer(b"".join(same), np.uint8).reshape(len(rows), length), length)
     return out.view(np.int32)
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """The partition of one key."""
-    return int(partitions_of([key], partitions)[0])
 
 
 def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int32]:

@@ -67,7 +67,6 @@ class Assumptions:
 
 
 DEFAULT_ASSUMPTIONS = Assumptions()
-FACE_VALUE = Assumptions(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Scoring:
 
     Args:
         lineup: called once per micro-batch, so that a new lineup takes over between two batches.
-        guard: isolates members from each other in live scoring. Without it every member is always called.
+        bulkhead: isolates members from each other in live scoring. Without it every member is always called.
     """
 
     name = "score"

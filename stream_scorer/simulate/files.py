@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from stream_scorer.errors import SettingsError, UsageError
+from stream_scorer.errors import SettingsError
 from stream_scorer.parquet import import_pyarrow, readable
 from stream_scorer.simulate.labels import Labels
 from stream_scorer.simulate.transactions import Transactions
@@ -92,39 +92,13 @@ def labels_writer(path: Path) -> ColumnWriter:
     return ColumnWriter(path, _LABEL_TYPES)
 
 
-def read_transactions(path: Path, truth: Path | None = None) -> Transactions:
-    """The transactions in `path`, with the truth in `truth`; without it `fraud_kind` is 0 throughout.
-
-    Raises `UsageError` if a file is missing or malformed, or the two do not name the same events in the same order.
-    """
-    table = _read(path, _TRANSACTION_TYPES)
-    kinds = np.zeros(len(table["event_id"]), dtype=np.int8)
-    if truth is not None:
-        facts = _read(truth, _TRUTH_TYPES)
-        if not np.array_equal(facts["event_id"], table["event_id"]):
-            raise UsageError(f"{truth} is not the truth of {path}: the event ids differ")
-        kinds = facts["fraud_kind"]
-    return Transactions(**table, fraud_kind=kinds)
-
-
 def read_truth(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The columns of a truth file, for the evaluation of a run; the product itself never reads them."""
-    return _read(path, _TRUTH_TYPES)
+    """The columns of a truth file, for the evaluation of a run; the product itself never reads them.
 
-
-def read_labels(path: Path) -> Labels:
-    """The labels in `path`. Raises `UsageError` if it is missing or malformed."""
-    columns = _read(path, _LABEL_TYPES)
-    columns["review_probability"] = columns["review_probability"].astype(np.float64)
-    return Labels(**columns)
-
-
-def _read(path: Path, types: dict[str, str]) -> dict[str, np.ndarray[Any, Any]]:
+    Raises `UsageError` if the file is missing or malformed.
+    """
     pa, pq = import_pyarrow()
     with readable(path):
-        table = pq.read_table(path, columns=list(types))
-        missing = [name for name in types if name not in table.column_names]
-        if missing:
-            raise UsageError(f"{path} has no column {missing[0]!r}")
-        table = table.cast(pa.schema([(name, pa.type_for_alias(alias)) for name, alias in types.items()]))
-    return {name: table.column(name).to_numpy() for name in types}
+        table = pq.read_table(path, columns=list(_TRUTH_TYPES))
+        table = table.cast(pa.schema([(name, pa.type_for_alias(alias)) for name, alias in _TRUTH_TYPES.items()]))
+    return {name: table.column(name).to_numpy() for name in _TRUTH_TYPES}

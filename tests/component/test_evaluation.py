@@ -41,8 +41,8 @@ from stream_scorer.reports.evaluation_run import run_record
 from stream_scorer.reports.evaluation_tables import summary_lines, versions_table
 from stream_scorer.spec import CheckedSpec, parse_spec
 from stream_scorer.spec.gate_rules import Quality
-from stream_scorer.workers import LocalWorkers
 from tests.support.small_history import SPEC_TEXT, small_ensemble, write_history
+from tests.support.workers import LocalWorkers
 
 TOPICS = Topics()
 LAST = 1_000 + 2 * 1_200

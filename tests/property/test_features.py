@@ -10,11 +10,11 @@ from stream_scorer.features.arguments import Events, PaneLevels, Rows, Windows
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.columns import take_labels, take_transactions
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.row_format import VALUE
 from stream_scorer.state.rows import MemoryRowStore
 from tests.support.specs import entities_spec
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 SPEC = parse_spec(
     entities_spec("""views:

@@ -9,12 +9,12 @@ from stream_scorer.features.engine import Enriched, EventBatch, FeatureEngine
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import FRESH, PARTIAL
 from stream_scorer.serde.columns import take_labels, take_transactions
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.row_format import unpack
 from stream_scorer.state.rows import IDLE_MS, AppliedOffsets, MemoryRowStore, RowStore
 from tests.support.failpoints import Failpoints
 from tests.support.rows import MemoryMarkedRows, MemoryServer
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 HOUR, DAY = 3_600_000, 24 * 3_600_000
 DAYS, PER_DAY, BATCH = 60, 100, 50

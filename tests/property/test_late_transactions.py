@@ -14,9 +14,9 @@ from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import FRESH, PARTIAL
 from stream_scorer.serde.columns import take_labels, take_transactions
 from stream_scorer.serde.decoder import Labels, Transactions
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore, RowUpdate
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 I64 = NDArray[np.int64]
 HOUR, DAY = 3_600_000, 24 * 3_600_000

@@ -8,10 +8,10 @@ from stream_scorer.features.panes import longest_unfolded
 from stream_scorer.features.plan import PANES
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.columns import take_labels, take_transactions
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.row_format import KIND, unpack
 from stream_scorer.state.rows import Compaction, MemoryRowStore
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 K = 16
 SPEC = parse_spec(f"""

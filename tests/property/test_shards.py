@@ -9,10 +9,10 @@ from stream_scorer.features.plan import reach_ms
 from stream_scorer.features.shards import Batching, EntityShard, Joiner, Splitter, entities_with_features, trim_time
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.columns import slice_labels, slice_transactions
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.rows import MemoryRowStore
 from tests.support.specs import entities_spec
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 # Rows are long after 20 entries, and an event is late after 5 ms, so that compaction drops panes that late events miss.
 SPEC = parse_spec(

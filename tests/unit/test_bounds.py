@@ -71,7 +71,7 @@ def test_the_bulkhead_keeps_the_state_of_a_bounded_number_of_members() -> None:
     bulkhead = Bulkhead(StepClock(), budget_s=1, threads=0)
     for i in range(MAX_STATES + 50):
         bulkhead.predict(Pool(i), [], frozenset([f"{i:064x}"]))  # type: ignore[arg-type]
-    assert bulkhead.state_count <= MAX_STATES + 1
+    assert len(bulkhead._breakers) <= MAX_STATES + 1
 
 
 def test_the_disk_cache_stores_no_password_of_the_registry(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 from stream_scorer.errors import RecordError
 from stream_scorer.serde import decoder
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
-from stream_scorer.serde.tables import transactions_from_columns
 from stream_scorer.spec import CheckedSpec, load_spec, parse_spec
 from stream_scorer.spec.model import MAX_VALUE
+from tests.support.tables import transactions_from_columns
 
 ROOT = Path(__file__).parents[2]
 CARDS = load_spec(ROOT / "stream_scorer" / "simulate" / "cards.yaml")

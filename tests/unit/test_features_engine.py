@@ -15,10 +15,10 @@ from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import build_features
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, PARTIAL
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import CheckedSpec, parse_spec
 from stream_scorer.state.row_format import pack
 from stream_scorer.state.rows import AppliedOffsets, Beginning, MemoryRowStore
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 HEAD = """
 name: small

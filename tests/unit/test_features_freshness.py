@@ -10,9 +10,9 @@ from stream_scorer.features.freshness import Lateness, labels_age, progress
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, STALE
 from stream_scorer.serde.columns import take_labels, take_transactions
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 SPEC = parse_spec("""
 name: small

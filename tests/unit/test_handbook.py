@@ -22,8 +22,8 @@ from examples.handbook.load import (
 )
 from stream_scorer.features.history import build_features
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
-from stream_scorer.serde.tables import labels_from_columns, transactions_from_columns
 from stream_scorer.spec import load_spec
+from tests.support.tables import labels_from_columns, transactions_from_columns
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(

@@ -23,12 +23,12 @@ from stream_scorer.monitor.judge import (
     WaitingPanes,
 )
 from stream_scorer.monitor.metrics import MONITOR_METRICS
-from stream_scorer.monitor.rates import FACE_VALUE
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells
 from stream_scorer.monitor.windows import WindowRules, negative_fields
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import MonitorMetric, Outcome, PaneSummary, ScoreSummary
 from stream_scorer.state.counters import Batch
+from tests.support.assumptions import FACE_VALUE
 from tests.support.counters import MemoryCounterServer, MemoryCounterStore
 
 HOUR = 3_600_000

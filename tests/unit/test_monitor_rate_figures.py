@@ -8,9 +8,9 @@ import pytest
 from stream_scorer.monitor.clustered import MIN_FALSE_POSITIVES, group_sums, intervals
 from stream_scorer.monitor.maturity import MIN_LABELS, MaturityCurve, curve_figures
 from stream_scorer.monitor.rate_figures import Figure, label_sources, rate_figures
-from stream_scorer.monitor.rates import FACE_VALUE
 from stream_scorer.monitor.tally import age_bin
 from stream_scorer.records import CARD_GROUPS
+from tests.support.assumptions import FACE_VALUE
 
 HOUR = 3_600_000
 BOTH = ("review", "block")

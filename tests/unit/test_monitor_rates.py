@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_scorer.monitor.rates import (
-    FACE_VALUE,
     Assumptions,
     Labelled,
     at_most,
@@ -22,6 +21,7 @@ from stream_scorer.monitor.rates import (
     precision,
     recall,
 )
+from tests.support.assumptions import FACE_VALUE
 
 NUMBER = st.integers(0, 2_000)
 

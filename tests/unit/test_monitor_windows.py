@@ -25,7 +25,6 @@ from stream_scorer.monitor.app import (
 )
 from stream_scorer.monitor.judge import LABELS_LOST_BEFORE, LOST_BEFORE, REVISIONS_FROM, Judge
 from stream_scorer.monitor.metrics import MONITOR_METRICS
-from stream_scorer.monitor.rates import FACE_VALUE
 from stream_scorer.monitor.service import ttl_s
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells, parse_label
 from stream_scorer.monitor.transport import Links
@@ -33,6 +32,7 @@ from stream_scorer.monitor.windows import Figure, WindowRules, drifts, figures, 
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Outcome, PaneSummary, ScoreSummary
 from stream_scorer.state.counters import Batch, Head
+from tests.support.assumptions import FACE_VALUE
 from tests.support.counters import MemoryCounterServer, MemoryCounterStore
 
 HOUR = 3_600_000

@@ -15,11 +15,11 @@ from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.observability.liveness import Health
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.decode import Decode
-from stream_scorer.serde.tables import transactions_from_columns
 from stream_scorer.settings import load_settings
 from stream_scorer.spec import CheckedSpec, load_spec, parse_spec
 from stream_scorer.spec.pseudonyms import Pseudonyms
 from stream_scorer.state.keys import rows_namespace
+from tests.support.tables import transactions_from_columns
 
 CARDS = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
 KEY, OTHER_KEY = "k" * 32, "l" * 32

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from stream_scorer.cli.simulate import simulate
 from stream_scorer.simulate import SimulationConfig, generate
 from stream_scorer.simulate.config import DAY_MS, DEFAULT_START_MS
-from stream_scorer.simulate.files import read_labels, read_transactions
+from tests.support.simulated_files import read_labels, read_transactions
 
 
 def test_files_and_report(tmp_path: Path) -> None:

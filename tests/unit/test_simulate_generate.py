@@ -22,10 +22,11 @@ from stream_scorer.simulate import (
 )
 from stream_scorer.simulate.config import DAY_MS
 from stream_scorer.simulate.export import export
-from stream_scorer.simulate.files import read_labels, read_transactions, read_truth
+from stream_scorer.simulate.files import read_truth
 from stream_scorer.simulate.labeller import LabellerConfig, history_labels
 from stream_scorer.simulate.transactions import fixed_ids
 from stream_scorer.spec import load_spec
+from tests.support.simulated_files import read_labels, read_transactions
 
 CONFIG = SimulationConfig(seed=11, customers=2_000, terminals=400, days=20, transactions_per_customer_day=1.5)
 CARDS = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
@@ -165,13 +166,12 @@ def test_files_give_back_what_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels.review_probability, expected.review_probability)
 
 
-def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
-    export(replace(CONFIG, days=1), tmp_path / "a")
-    export(replace(CONFIG, days=1, seed=12), tmp_path / "b")
-    with pytest.raises(UsageError, match="not the truth of"):
-        read_transactions(tmp_path / "a" / "transactions.parquet", tmp_path / "b" / "truth.parquet")
+def test_a_missing_or_another_file_is_refused(tmp_path: Path) -> None:
+    export(replace(CONFIG, days=1), tmp_path)
     with pytest.raises(UsageError, match="cannot read"):
-        read_transactions(tmp_path / "missing.parquet")
+        read_truth(tmp_path / "missing.parquet")
+    with pytest.raises(UsageError, match="cannot read .*fraud_kind"):
+        read_truth(tmp_path / "transactions.parquet")
 
 
 @pytest.mark.parametrize(
