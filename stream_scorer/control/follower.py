@@ -310,7 +310,7 @@ class Follower:
             problems = [*problems, f"{before.champion.version} still serves"]
         self._problem = "; ".join(problems)
         if lineup is None:
-            self._disable_members(state)
+            self._reduce(state)
             return
         complete = not found.loading and (before is None or lineup.control_offset != before.control_offset)
         if before is not None and _same(lineup, before) and not complete:
@@ -320,11 +320,21 @@ class Follower:
         self._loader.want(versions_of(state), keep=self._served)  # drops the versions that left play
         self._report_lineup(before)
 
-    def _disable_members(self, state: ServingState) -> None:
-        """Disable or enable members in the previous lineup: this must not wait for a champion that is not loaded."""
-        disabled = frozenset(member.key for member in state.disabled)
-        if self._lineup is not None and self._lineup.disabled != disabled:
-            self._lineup = replace(self._lineup, disabled=disabled)
+    def _reduce(self, state: ServingState) -> None:
+        """Let the previous champion go on without the one that is not loaded, but only with what `state` still asks for.
+
+        Nothing else watches or stops a canary that left play. Disabled members must not wait for a champion either.
+        """
+        before = self._lineup
+        if before is None:
+            return
+        lineup, served = _reduced(before, self._served, state)
+        if _same(lineup, before):
+            return
+        lineup.pool  # noqa: B018  as in `_serve`
+        self._lineup, self._served = lineup, served
+        self._loader.want(versions_of(state), keep=served)
+        self._report_lineup(before)
 
     def _audit_result(self, version: ServedVersion, result: Result) -> None:
         if isinstance(result, StreamScorerError):
@@ -415,6 +425,27 @@ class Follower:
             self._outbox.flush()
         finally:
             self._metrics.set(m.CONTROL_UNPUBLISHED, self._outbox.waiting)
+
+
+def _reduced(before: Lineup, served: list[ServedVersion], state: ServingState) -> tuple[Lineup, list[ServedVersion]]:
+    """`before`, whose versions are `served`, with its champion and what else of it `state` has in play."""
+    canary = state.canary
+    split = None
+    if before.split is not None and canary is not None and canary.version == served[1]:
+        split = Split(canary.share, canary.salt, canary.until)
+    last_good = state.last_good if state.probation else None
+    wanted = {*state.shadows, last_good, state.withdrawn, canary.version if canary is not None else None}
+    kept = [0, *(index for index in range(1, len(served)) if served[index] in wanted)]
+    disabled = frozenset(member.key for member in state.disabled)
+
+
+    def place(index: int | None, still: ServedVersion | None) -> int | None:
+        return kept.index(index) if index is not None and served[index] == still else None
+
+    last, withdrawn = place(before.last_good, last_good), place(before.withdrawn, state.withdrawn)
+    versions = tuple(before.versions[index] for index in kept)
+    lineup = Lineup(versions, split, disabled, before.control_offset, last, withdrawn)
+    return lineup, [served[index] for index in kept]
 
 
 def _same(lineup: Lineup, other: Lineup) -> bool:

@@ -20,6 +20,7 @@ from stream_scorer.control.probation import acted_since, pairs
 from stream_scorer.control.recovery import newest_state, require_commands, require_never_served
 from stream_scorer.control.state import MAX_ENTRIES, MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.lineup import Split
 from stream_scorer.errors import ArtifactError, BrokerUnavailable, StreamScorerError, UsageError
 from stream_scorer.observability.liveness import Health
 from stream_scorer.observability.metrics import Metrics
@@ -299,7 +300,7 @@ class Scorer:
 @pytest.fixture
 def ensembles(tmp_path: Path) -> dict[str, Ensemble]:
     compose(tmp_path / "e")
-    return {str(i): Ensemble.load(tmp_path / "e", version=str(i)) for i in (1, 2, 3)}
+    return {str(i): Ensemble.load(tmp_path / "e", version=str(i)) for i in (1, 2, 3, 4)}
 
 
 def test_a_withdrawn_version_is_scored_last_and_costs_nothing_if_it_cannot_be_loaded(
@@ -545,6 +546,37 @@ def test_a_member_is_disabled_while_a_champion_is_loading(ensembles: dict[str, E
         assert scorer.follower.lineup.champion.version == "1"
     finally:
         scorer.slow["2"].set()
+        scorer.follower.close()
+
+
+def test_what_left_play_stops_although_the_champion_cannot_be_loaded(ensembles: dict[str, Ensemble]) -> None:
+    records: list[bytes] = []
+    scorer = Scorer(records, ensembles)
+    scorer.broken = {"9"}
+    broken, four = ServedVersion("9", "9" * 64), ServedVersion("4", "4" * 64)
+    scorer.follower.start()
+
+    def order(action: str, **more: object) -> tuple[list[str], Split | None]:
+        status = scorer.until(command(records, action, **more))
+        assert "1 still serves" in status.problem or status.problem == ""
+        return status.in_play, scorer.follower.lineup.split
+
+    try:
+        order("shadow", version=THREE)
+        order("shadow", version=four)
+        order("canary", version=TWO, share=0.5)
+        order("promote", version=broken)
+        # The promotion ended the canary. The shadows stay.
+        assert eventually(lambda: scorer.status.in_play == ["1", "3", "4"])
+        assert scorer.follower.lineup.deciding == 1
+        assert order("retire", version=THREE) == (["1", "4"], None)
+        assert scorer.follower.lineup.control_offset == 3  # what the state asks for is not in force
+        order("rollback")
+        order("canary", version=TWO, share=0.5)
+        order("promote", version=broken)
+        # A canary that is in play again while the champion is missing keeps deciding only if it never stopped.
+        assert order("canary", version=TWO, share=0.1)[1] is None
+    finally:
         scorer.follower.close()
 
 
