@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.datasets import registered_dataset, topic_dataset
+from stream_scorer.cli.formatting import percent
 from stream_scorer.cli.options import reason_option, with_settings
 from stream_scorer.console import make_table, plain, print_table
 from stream_scorer.errors import CheckFailed, StreamScorerError, UsageError
@@ -141,7 +142,10 @@ class _Console:
         )
         if entry.refused:
             raise StreamScorerError(f"the command at control offset {entry.offset} is refused: {entry.refused}")
-        click.echo(f"{action} {name}: accepted at control offset {entry.offset}")
+        version = more.get("version")
+        what = name if version is None else f"{name}:{_short(version)}"
+        share = f" for {percent(more['share'])} of the entities" if "share" in more else ""
+        click.echo(plain(f"{action} {what}{share}: accepted at control offset {entry.offset}"))
         if action in ("promote", "rollback"):
             self._move_alias(self.history.states[name])
         if wait_s:
@@ -178,24 +182,35 @@ class _Console:
     def _wait(self, name: str, entry: Entry, wait_s: float) -> None:
         """Wait until every scorer has applied the command. Raises `StreamScorerError` if one has not."""
         deadline = time.monotonic() + wait_s
+        versions = _put_in_play(entry)
         with _open_scorers(self.settings, self.topics.scorer_status, name) as reader:
             while True:
                 reader.read()
                 known = reader.scorers.known()
-                if all(seen.settled(entry.offset) for seen in known) or time.monotonic() > deadline:
+                done = all(seen.serves(entry.offset, versions) or seen.settled(entry.offset) for seen in known)
+                if done or time.monotonic() > deadline:
                     break
         now = max(entry.timestamp, reader.scorers.now)
-        missing = {seen.status.instance: seen.missing(entry.offset, now) for seen in known}
+        missing = {seen.status.instance: seen.missing(entry.offset, now, versions) for seen in known}
         if not known:
             click.echo("no scorer is running: the command takes effect when one starts")
         for seen in known:
-            done = f"applied; versions in play: {', '.join(seen.status.in_play)}"
-            click.echo(plain(f"{seen.status.instance}: {missing[seen.status.instance] or done}"))
+            applied = f"applied; versions in play: {', '.join(seen.status.in_play)}"
+            applied += f" (note: {seen.status.problem})" if seen.status.problem else ""
+            click.echo(plain(f"{seen.status.instance}: {missing[seen.status.instance] or applied}"))
         if late := ", ".join(instance for instance, text in missing.items() if text):
             raise StreamScorerError(
                 f"not followed: the command is accepted, but not applied by {late}",
                 hint="`stream-scorer ensemble status` shows the scorers and their problems.",
             )
+
+
+def _put_in_play(entry: Entry) -> list[str]:
+    """The version that a command puts in play, if any."""
+    command = entry.command
+    if command is None or command.version is None or command.action not in ("promote", "canary", "shadow"):
+        return []
+    return [command.version.version]
 
 
 @contextmanager
@@ -298,7 +313,7 @@ def _find(settings: Settings, reference: str) -> _Found:
 
     cache = Path(settings["cache.dir"]).expanduser()
     parsed = parse_reference(reference)
-    folder, number = resolve(reference, settings["mlflow.url"] or None, cache)
+    folder, number = resolve(reference, settings["mlflow.url"] or None, cache, stale_alias=False)
     ensemble = Ensemble.load(folder, version=number)
     if parsed.folder is not None:
         keep(folder, cache)
@@ -438,7 +453,8 @@ def weights(
     from stream_scorer.ensemble.reweigh import reweigh
 
     wanted = dict(map(_weight, weights))
-    folder, number = resolve(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+    cache = Path(settings["cache.dir"]).expanduser()
+    folder, number = resolve(reference, settings["mlflow.url"] or None, cache, stale_alias=False)
     with tempfile.TemporaryDirectory(prefix="stream-scorer-") as made:
         out = Path(made) / "ensemble"
         manifest = reweigh(folder, wanted, out, time.time_ns() // 1_000_000)
@@ -510,9 +526,12 @@ def recover(settings: Settings, name: str, reference: str | None, why: str, who:
 
 @_command("canary")
 @click.argument("reference")
-@click.option("--share", help="Share of the entities that the canary decides, such as 0.1 or 10%.")
+@click.option(
+    "--share", help="Share of the entities that the canary decides, such as 10% or 0.1; from 1 on with a percent sign."
+)
 @click.option("--ladder", is_flag=True, help="Let the monitor raise the share step by step (setting monitor.ladder).")
 @click.option("--until", type=click.DateTime(), help="Event time (UTC) at which the canary ends.")
+@click.option("--no-until", "endless", is_flag=True, help="Remove the end that the canary has.")
 @click.option("--salt", help="Seed of the draw: another salt selects other entities.  [default: name:version]")
 @_expect_rise
 def canary(
@@ -521,6 +540,7 @@ def canary(
     share: str | None,
     ladder: bool,
     until: datetime | None,
+    endless: bool,
     salt: str | None,
     expect_rise: str | None,
     why: str,
@@ -528,6 +548,8 @@ def canary(
     wait_s: float,
 ) -> None:
     """Let REFERENCE decide for a share of the entities. If the share grows, it keeps the entities that it has.
+
+    A canary that is in play keeps its salt, its end and its expected change of alerts, unless they are given again.
 
     With --ladder, the first share is that of the ladder, unless --share gives another one. The monitor raises it after
     each confirmation, and promotes the version after the last one.
@@ -541,24 +563,53 @@ def canary(
         fraction = steps[0]
     else:
         raise UsageError("a canary needs --share or --ladder")
-    expected = None if expect_rise is None else _rise(expect_rise)
-    found = _find(settings, reference)
-    end = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1_000)
-    more = {
-        "version": found.version,
-        "share": fraction,
-        "until": end,
+    if until is not None and endless:
+        raise click.UsageError("Give either --until or --no-until.")
+    given: dict[str, Any] = {
+        "until": None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1_000),
         "salt": salt,
-        "expect_rise": expected,
-        "ladder": steps,
+        "expect_rise": None if expect_rise is None else _rise(expect_rise),
     }
+    _require_future(given["until"])
+    found = _find(settings, reference)
     with _open_console(settings) as console:
         state = console.read().states.get(found.name)
         before = None if state is None else state.canary
         if before is not None and before.version == found.version and before.share < fraction and not before.confirmed:
-            click.echo(f"the canary is not confirmed at its share of {before.share:.4g} yet", err=True)
+            click.echo(f"the canary is not confirmed at its share of {percent(before.share)} yet", err=True)
+        if before is not None and before.version == found.version:
+            given = _keep_terms(before, given, endless=endless)
         console.warn_unjudged(found, canary=True)
+        more = {"version": found.version, "share": fraction, "ladder": steps} | given
         console.submit(found.name, "canary", who, why, wait_s, **more)
+
+
+def _require_future(until: int | None) -> None:
+    """Raise `UsageError` for the end of a canary that would decide nothing."""
+    if until is not None and until <= time.time_ns() // 1_000_000:
+        raise UsageError(
+            f"a canary until {_time(until)} (event time, UTC) decides no transaction from now on",
+            hint="Give a later --until, or --no-until.",
+        )
+
+
+def _keep_terms(before: CanaryState, given: dict[str, Any], *, endless: bool) -> dict[str, Any]:
+    """`given`, with the terms of the canary `before` of the same version for those that are None. Prints these."""
+    kept: dict[str, Any] = {
+        "until": None if endless else before.until,
+        "salt": before.salt,
+        "expect_rise": before.expect_rise,
+    }
+    kept = {name: value for name, value in kept.items() if given[name] is None and value is not None}
+    _require_future(kept.get("until"))
+    if kept:
+        texts: dict[str, Callable[[Any], str]] = {
+            "until": lambda until: f"the end at {_time(until)} (event time, UTC)",
+            "salt": lambda salt: f"the salt {salt}",
+            "expect_rise": lambda rise: f"the expected change of alerts of {100 * rise:+.4g} %",
+        }
+        click.echo(plain(f"the canary keeps {', '.join(texts[name](value) for name, value in kept.items())}"))
+    return given | kept
 
 
 @_command("shadow")
@@ -717,7 +768,7 @@ def _history_row(entry: Entry) -> tuple[str, ...]:
     more = [
         c.version.version if c.version is not None else "",
         c.member.name if c.member is not None else "",
-        f"{c.share:.4g}" if c.share is not None else "",
+        percent(c.share) if c.share is not None else "",
         f"({c.expect_rise:+.4g} alerts expected)" if c.expect_rise is not None else "",
         "(kept in shadow)" if c.keep else "",
     ]
@@ -739,7 +790,7 @@ def _show_state(state: ServingState) -> None:
     }
     if (at := state.canary) is not None:
         until = f" until {_time(at.until)} (event time)" if at.until is not None else ""
-        facts["canary"] = f"{_short(at.version)} decides for {at.share:.4g} of the entities{until}"
+        facts["canary"] = f"{_short(at.version)} decides for {percent(at.share)} of the entities{until}"
         facts["canary"] += ", confirmed" if at.confirmed else ""
         facts["ladder"] = _ladder(at)
     for label, fact in facts.items():
@@ -754,8 +805,8 @@ def _ladder(canary: CanaryState) -> str:
     step = next_step(canary)
     if step is None:
         return ""
-    steps = ", ".join(f"{share:.4g}" for share in canary.ladder)
-    what = "promotion" if step[0] == "promote" else f"{step[1]:.4g}"
+    steps = ", ".join(map(percent, canary.ladder))
+    what = "promotion" if step[0] == "promote" else percent(step[1])
     return f"steps {steps}; next: {what}, after {'the monitor acts' if canary.confirmed else 'a confirmation'}"
 
 
@@ -780,22 +831,31 @@ def _time(ms: int) -> str:
 
 
 def _share(text: str) -> float:
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
+    share = _fraction(text, 0.0, 1.0)
     if not 0 < share <= 1:
-        raise UsageError(f"{text!r} is not a share", hint="Write 0.1 or 10%: above 0 and at most 1.")
+        raise UsageError(f"{text!r} is not a share", hint="Write 0.1 or 10%: above 0 and at most 100%.")
     return share
+
+
+def _fraction(text: str, low: float, high: float) -> float:
+    """The number in `0.1` or `10%`; NaN for other text. From 1 on, it needs a percent sign: raises `UsageError`."""
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return float("nan")
+    if text.endswith("%"):
+        return number / 100
+    if abs(number) < 1:
+        return number
+    if meant := [f"{each:.6g}%" for each in (number, 100 * number) if low <= each / 100 <= high]:
+        raise UsageError(f"{text} without a percent sign is ambiguous", hint=f"Write {' or '.join(meant)}.")
+    return float("nan")
 
 
 def _rise(text: str) -> float:
     from stream_scorer.control.state import MAX_EXPECTED_RISE, MIN_EXPECTED_RISE
 
-    try:
-        rise = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        rise = float("nan")
+    rise = _fraction(text, MIN_EXPECTED_RISE, MAX_EXPECTED_RISE)
     if not MIN_EXPECTED_RISE <= rise <= MAX_EXPECTED_RISE:
         bounds = f"from {MIN_EXPECTED_RISE:.0%} to {MAX_EXPECTED_RISE:.0%}"
         raise UsageError(f"{text!r} is not an expected change of alerts", hint=f"Write 10% or -0.05: {bounds}.")

@@ -47,6 +47,11 @@ def when(ms: int) -> str:
         return str(ms)
 
 
+def percent(share: float) -> str:
+    """A share as people read it, such as `0.5 %`."""
+    return f"{100 * share:.4g} %"
+
+
 def line(topic: str, record: ReadRecord, redaction: Redaction) -> str:
     """`record` of the topic `topic` (without prefix) as one line: its content, or the reason why it is unreadable."""
     if topic not in TOPIC_RECORDS and topic != LINEAGE:
@@ -217,7 +222,7 @@ def _command(r: Command, at: int) -> str:
     parts = [r.action, r.ensemble]
     parts += [r.version.version] if r.version is not None else []
     parts += [r.member.name] if r.member is not None else []
-    parts += [f"{r.share:.4g}"] if r.share is not None else []
+    parts += [percent(r.share)] if r.share is not None else []
     parts += ["(kept in shadow)"] if r.keep else []
     return f"{when(at)}  {' '.join(parts)}, by {r.who} ({r.author}), expected offset {r.expected_offset}: {r.why}"
 
@@ -225,7 +230,7 @@ def _command(r: Command, at: int) -> str:
 def _serving(r: ServingState, at: int) -> str:
     details = {
         "on probation, compared with": r.last_good.version if r.probation and r.last_good is not None else "",
-        "canary": f"{r.canary.version.version} for {r.canary.share:.4g}" if r.canary is not None else "",
+        "canary": f"{r.canary.version.version} for {percent(r.canary.share)}" if r.canary is not None else "",
         "shadows": ", ".join(shadow.version for shadow in r.shadows),
         "withdrawn in shadow": r.withdrawn.version if r.withdrawn is not None else "",
         "disabled": ", ".join(member.name for member in r.disabled),

@@ -160,7 +160,8 @@ def _resolve(settings: Settings, reference: str) -> tuple[Path, str]:
     """The folder and version of a reference."""
     from stream_scorer.ensemble.registry import resolve
 
-    return resolve(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+    cache = Path(settings["cache.dir"]).expanduser()
+    return resolve(reference, settings["mlflow.url"] or None, cache, stale_alias=False)
 
 
 def _run(

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from stream_scorer.cli.decided import Decided, archive_option, open_decided
-from stream_scorer.cli.formatting import when
+from stream_scorer.cli.formatting import percent, when
 from stream_scorer.cli.options import with_settings
 from stream_scorer.cli.times import parse_time
 from stream_scorer.console import plain
@@ -85,7 +85,9 @@ def _facts(served: Served, known_until: int | None) -> Iterator[tuple[str, str]]
         ("probation", "yes" if state.probation else ""),
         (
             "canary",
-            f"{_version(state.canary.version)} for {state.canary.share:.4g} of the entities" if state.canary else "",
+            f"{_version(state.canary.version)} for {percent(state.canary.share)} of the entities"
+            if state.canary
+            else "",
         ),
         ("shadows", ", ".join(map(_version, state.shadows))),
         ("withdrawn", f"{_version(state.withdrawn)} in shadow" if state.withdrawn else ""),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -321,7 +321,7 @@ class Follower:
         self._report_lineup(before)
 
     def _reduce(self, state: ServingState) -> None:
-        """Let the previous champion go on without the one that is not loaded, but only with what `state` still asks for.
+        """Let the previous champion go on until the new one is loaded, only with what `state` still asks for.
 
         Nothing else watches or stops a canary that left play. Disabled members must not wait for a champion either.
         """
@@ -437,7 +437,6 @@ def _reduced(before: Lineup, served: list[ServedVersion], state: ServingState) -
     wanted = {*state.shadows, last_good, state.withdrawn, canary.version if canary is not None else None}
     kept = [0, *(index for index in range(1, len(served)) if served[index] in wanted)]
     disabled = frozenset(member.key for member in state.disabled)
-
 
     def place(index: int | None, still: ServedVersion | None) -> int | None:
         return kept.index(index) if index is not None and served[index] == still else None

@@ -12,15 +12,23 @@ from stream_scorer.errors import UsageError
 from stream_scorer.records import CanaryState
 
 Step = tuple[Literal["canary", "promote"], float]
+# Least last share of a ladder that a person writes. The log accepts any.
+MIN_LAST_SHARE = 0.02
 
 
 def parse_ladder(text: str) -> list[float]:
-    """The shares in a text such as `1, 5, 25, 50, 100` (percent). Raises `UsageError`."""
+    """The shares in a text such as `1, 5, 25, 50, 100` (percent). Raises `UsageError`.
+
+    Fractions such as `0.01, 0.5, 1` are refused: read as percentages, they would promote after 1 %.
+    """
     try:
         shares = [float(part.strip().removesuffix("%")) / 100 for part in text.split(",")]
     except ValueError:
         shares = []
-    if problem := check_ladder(shares):
+    problem = check_ladder(shares)
+    if not problem and shares[-1] < MIN_LAST_SHARE:
+        problem = f"after its last share of {100 * shares[-1]:.4g} % the version would be promoted"
+    if problem:
         raise UsageError(
             f"{text!r} is not a ladder: {problem}", hint="Write ascending percentages, as in 1,5,25,50,100."
         )

@@ -48,9 +48,14 @@ class Seen:
         """Whether the scorer has read the command at `offset` and finished to load, successfully or not."""
         return self.status.wanted_offset >= offset and not self.status.loading
 
-    def missing(self, offset: int, now: int) -> str:
-        """What is missing until the scorer has applied the command at `offset`; empty if nothing is."""
+    def missing(self, offset: int, now: int, versions: Collection[str] = ()) -> str:
+        """What is missing until the scorer has applied the command at `offset`; empty if nothing is.
+
+        `versions` are those that the command put in play. Problems of other versions do not count.
+        """
         status, silent = self.status, self.silent_ms(now)
+        if self.serves(offset, versions):
+            return ""
         if self.settled(offset):
             return status.problem
         if silent:

@@ -182,10 +182,11 @@ def find_registered(name: str, manifest_sha256: str, tracking_uri: str) -> str |
     return str(max(int(each.version) for each in found)) if found else None
 
 
-def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[Path, str]:
+def resolve(reference: str, tracking_uri: str | None, cache_dir: Path, *, stale_alias: bool = True) -> tuple[Path, str]:
     """The folder that holds `reference`, its digests verified, and its version (``local-<digest>`` for a folder).
 
-    If the registry does not answer, the last resolution in the cache is used, with a warning.
+    If the registry does not answer, the last resolution in the cache is used, with a warning. `stale_alias=False` does
+    that for a version only: an alias may have moved since.
 
     Raises:
         ArtifactError: no such name, alias or version, or a file does not match its digest.
@@ -207,6 +208,11 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[
                 lambda file: _download(client, tracking_uri, found, file), found.tags.get(DIGEST_TAG)
             )
     except RegistryUnavailable as error:
+        if parsed.alias and not stale_alias:
+            raise RegistryUnavailable(
+                f"{error.message}: it is not known which version {reference} is now",
+                hint=f"Name the version ({parsed.name}:7): it may be in the cache.",
+            ) from error
         return _from_cache(cache, parsed, tracking_uri, error)
     cache.save_resolution(Resolution(reference, str(tracking_uri), str(found.version), digest))
     return path, str(found.version)

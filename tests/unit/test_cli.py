@@ -420,7 +420,7 @@ RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
             ensemble="cards", action="canary", who="ann", why="try it", at=TIME, expected_offset=4,
             version=ServedVersion("3", "f" * 64), share=0.1,
         ),
-        ["canary cards 3 0.1", "by ann (person)", "expected offset 4", "try it"],
+        ["canary cards 3 10 %", "by ann (person)", "expected offset 4", "try it"],
     ),
     "serving-state": (
         ServingState(
@@ -704,7 +704,7 @@ def test_a_canary_needs_a_share_or_a_ladder() -> None:
 
 def test_status_shows_the_steps_of_a_ladder() -> None:
     canary = CanaryState(ServedVersion("3", "f" * 64), 0.05, "s", ladder=[0.01, 0.05, 0.25, 1.0])
-    assert _ladder(canary) == "steps 0.01, 0.05, 0.25, 1; next: 0.25, after a confirmation"
+    assert _ladder(canary) == "steps 1 %, 5 %, 25 %, 100 %; next: 25 %, after a confirmation"
     assert "next: promotion, after the monitor acts" in _ladder(
         msgspec.structs.replace(canary, share=0.25, confirmed=True)
     )

@@ -14,7 +14,7 @@ import pytest
 from stream_scorer.control.commands import submit
 from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.ladder import parse_ladder
-from stream_scorer.control.liveness import FORGOTTEN_MS, SILENT_MS, Scorers
+from stream_scorer.control.liveness import FORGOTTEN_MS, SILENT_MS, Scorers, Seen
 from stream_scorer.control.outbox import MAX_BACKOFF_S, MAX_WAITING, Outbox
 from stream_scorer.control.probation import acted_since, pairs
 from stream_scorer.control.recovery import newest_state, require_commands, require_never_served
@@ -134,7 +134,7 @@ def test_a_monitor_raises_a_confirmed_canary_by_its_ladder_only(story: Story) ->
 
 def test_a_ladder_is_a_list_of_ascending_shares() -> None:
     assert parse_ladder("1, 5%,25,50,100") == [0.01, 0.05, 0.25, 0.5, 1.0]
-    for text in ("", "5,1", "0,5", "50,101", "a", "5,5"):
+    for text in ("", "5,1", "0,5", "50,101", "a", "5,5", "0.01,0.05,0.25,0.5,1", "1"):
         with pytest.raises(UsageError, match="is not a ladder"):
             parse_ladder(text)
 
@@ -746,6 +746,14 @@ def test_the_times_of_the_broker_decide_which_scorers_follow() -> None:
         "slow": "has not read the command yet",
     }
     assert [seen.status.instance for seen in scorers.known() if seen.settled(4)] == ["fails", "follows"]
+
+
+def test_the_problem_of_another_version_does_not_prevent_a_command() -> None:
+    refused = "9 is refused: altered"
+    seen = Seen(ScorerStatus("s", "g", "cards", ["7", "8"], 4, 4, refused, 5), 0)
+    assert [seen.missing(4, 0, versions) for versions in ([], ["8"], ["9"])] == ["", "", refused]
+    champion_missing = Seen(ScorerStatus("s", "g", "cards", ["7"], 3, 4, refused, 5), 0)
+    assert champion_missing.missing(4, 0, ["9"]) == champion_missing.missing(4, 0) == refused
 
 
 def test_a_start_proposal_is_refused_while_a_version_serves(story: Story) -> None:

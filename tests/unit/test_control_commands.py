@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from stream_scorer.cli.main import cli
+from stream_scorer.ensemble.cache import EnsembleCache, Resolution
 from stream_scorer.ensemble.manifest import Manifest, member_key
 from stream_scorer.ensemble.registry import keep
 from stream_scorer.errors import StreamScorerError
@@ -39,9 +40,9 @@ class Console:
         self.cache = cache
         self.error = self.hint = ""
 
-    def run(self, *arguments: str) -> int:
+    def run(self, *arguments: str, wait: str = "0") -> int:
         """Run a command of `ensemble`; returns its exit code."""
-        more = () if arguments[0] == "status" else ("--why", "because", "--wait", "0")
+        more = () if arguments[0] == "status" else ("--why", "because", "--wait", wait)
         given = ["ensemble", *arguments, *more, "--bootstrap", "127.0.0.1:1", "--cache", str(self.cache)]
         ended = CliRunner().invoke(cli, given)
         self.error, self.hint, self.out = "", "", ended.output
@@ -225,3 +226,76 @@ def test_the_status_shows_no_verdict_of_a_former_control_topic(console: Console)
         console.topics["verdicts"].append(msgspec.json.encode(verdict))
         assert console.run("status", "cards", "--json") == 0
         assert len(msgspec.json.decode(console.out)["verdicts"]) == shown
+
+
+def test_a_canary_keeps_its_terms_until_they_are_given_again(console: Console, tmp_path: Path) -> None:
+    new, end = make(console, tmp_path / "new", -1.0).served, 4_070_908_800_000  # 2099-01-01
+    console.say("promote", version=ONE)
+
+    def canary(*more: str) -> tuple[object, ...]:
+        assert console.run("canary", str(tmp_path / "new"), *more) == 0
+        state = console.state.canary
+        assert state is not None
+        return state.share, state.salt, state.until, state.expect_rise
+
+    terms = ("exp-7", end, 0.1)
+    first = canary("--share", "1%", "--salt", "exp-7", "--until", "2099-01-01", "--expect-rise", "10%")
+    assert first == (0.01, *terms)
+    short = f"{new.version} ({new.manifest_sha256[:12]})"
+    assert f"canary cards:{short} for 1 % of the entities: accepted at control offset 1" in console.out
+    assert canary("--share", "10%") == (0.1, *terms)
+    assert "keeps the end at 2099-01-01 00:00:00 (event time, UTC), the salt exp-7, the expected change" in console.out
+    assert console.run("status", "cards") == 0
+    assert f"{short} decides for 10 % of the entities until 2099" in console.out
+    assert canary("--share", "20%", "--no-until", "--salt", "other", "--expect-rise", "0") == (0.2, "other", None, 0.0)
+    assert console.run("canary", str(tmp_path / "new"), "--share", "0.3", "--until", "2020-01-01") == 2
+    assert "decides no transaction from now on" in console.error
+    console.say("canary", version=TWO, share=0.1, salt="exp-9", until=end)  # another version has its own terms
+    assert canary("--share", "5%") == (0.05, f"cards:{new.version}", None, None)
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "expected"),
+    [
+        ("--share", "1", "1% or 100%"),
+        ("--share", "5", "Write 5%."),
+        ("--expect-rise", "10", "10% or 1000%"),
+        ("--expect-rise", "-5", "Write -5%."),
+        ("--share", "200", "0.1 or 10%"),
+        ("--expect-rise", "inf", "10% or -0.05"),
+    ],
+)
+def test_a_share_from_one_on_needs_a_percent_sign(console: Console, flag: str, text: str, expected: str) -> None:
+    assert console.run("canary", "./absent", "--share", "2%", flag, text) == 2
+    assert expected in console.hint
+
+
+def test_an_alias_is_not_resolved_from_the_cache_but_a_version_is(console: Console, tmp_path: Path) -> None:
+    made, registry = make(console, tmp_path / "e", -1.0).served, "http://127.0.0.1:9"
+    for reference in ("cards@candidate", "cards:7"):
+        resolution = Resolution(reference, registry, "7", made.manifest_sha256)
+        EnsembleCache(console.cache).save_resolution(resolution)
+    for command in ("promote", "shadow", "canary --share 1%", "retire", "weights"):
+        action, *more = command.split()
+        weights = ["one=0.5"] if action == "weights" else []
+        assert console.run(action, "cards@candidate", *weights, *more, "--mlflow", registry) == 1, command
+        assert "it is not known which version cards@candidate is now" in console.error
+    assert console.control == []
+    assert console.run("promote", "cards:7", "--mlflow", registry) == 0
+    assert f"promote cards:7 ({made.manifest_sha256[:12]}): accepted at control offset 0" in console.out
+
+
+def test_a_refused_version_does_not_make_other_commands_fail(console: Console, tmp_path: Path) -> None:
+    shadow = make(console, tmp_path / "e", -1.0).served
+    console.say("promote", version=ONE)
+    for in_play, command, code in (
+        (["1"], "hold cards", 0),
+        (["1"], f"shadow {tmp_path / 'e'}", 1),
+        (["1", shadow.version], f"canary --share 5% {tmp_path / 'e'}", 0),
+    ):
+        console.topics["scorer-status"].append(
+            msgspec.json.encode(ScorerStatus("s-1", "g", "cards", in_play, 99, 99, "9 is refused: altered", 5))
+        )
+        assert console.run(*command.split(), wait="1") == code, command
+        assert ("applied; versions in play" in console.out) == (code == 0)
+        assert "9 is refused: altered" in console.out
