@@ -149,6 +149,7 @@ def train(
         click.echo(msgspec.json.encode({"out": str(out)} | registered | _report(manifest, lines)))
         return
     _print_members(manifest, lines)
+    click.echo(_alerts(manifest, how))
     click.echo(f"wrote {out}")
     if version:
         click.echo(f"registered as {register_as}:{version}" + (f" ({register_as}@{alias})" if alias else ""))
@@ -220,6 +221,19 @@ def _report(manifest: Manifest, lines: list[MemberLine]) -> dict[str, Any]:
         "members": [msgspec.to_builtins(line) for line in lines[:-1]],
         "microseconds": lines[-1].microseconds,
     }
+
+
+def _alerts(manifest: Manifest, how: Recipe | CheckedTraining) -> str:
+    """The shares of held-out rows that reach the thresholds, with the targets that these were fitted to."""
+    from stream_scorer.train.stack import alert_rates
+
+    rates = alert_rates(how.spec) if isinstance(how, CheckedTraining) else how.alert_rates
+    figures = manifest.training.metrics["ensemble"]
+    shares = []
+    for name, what in (("review", "reviewed or blocked"), ("block", "blocked")):
+        target = "" if rates is None else f" (target {getattr(rates, name):.2%})"
+        shares.append(f"{figures[f'{name}_alert_rate']:.2%} {what}{target}")
+    return f"held-out rows: {', '.join(shares)}"
 
 
 def _print_members(manifest: Manifest, lines: list[MemberLine]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from stream_scorer.ensemble.manifest import (
     TrimmedMean,
     WeightedMean,
 )
+from stream_scorer.errors import UsageError
 from stream_scorer.quality import average_precision
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.calibration import fit_beta, fit_isotonic, fit_platt, fit_stacking
@@ -34,6 +36,10 @@ Bools = NDArray[np.bool_]
 QUORUM_MARGIN = 0.05
 # A trimmed mean of five members drops the highest and the lowest.
 TRIM = 0.2
+# Fitted thresholds are reported if the share that reaches them differs from the target by more than this factor.
+_TOLERATED = 1.5
+
+_log = logging.getLogger(__name__)
 
 
 def fit_calibrator(name: CalibratorName, probability: Matrix, label: Bools) -> Calibrator:
@@ -122,8 +128,43 @@ def choose_thresholds(spec: CheckedSpec, score: Matrix, rates: AlertRates | None
 
 
 def _threshold(score: Matrix, share: float) -> float:
-    """A threshold that at most `share` of the scores reach: midway between the highest score below it and the next."""
+    """A threshold that about `share` of the scores reach: midway between the lowest score above it and the next.
+
+    At most `share` of them do, unless several rows have the score at that place, or none would reach the threshold:
+    then all of them do if that is nearer to `share`.
+    """
     falling = np.sort(score)[::-1]
-    left_out = falling[int(share * len(falling))]
-    above = falling[falling > left_out]
-    return float((left_out + (above[-1] if len(above) else 1.0)) / 2)
+    target = share * len(falling)
+    tie = falling[int(target)]
+    above, with_tie = int((falling > tie).sum()), int((falling >= tie).sum())
+    if (with_tie - above > 1 or above == 0) and with_tie - target <= target - above:
+        return float((falling[with_tie - 1] + (falling[with_tie] if with_tie < len(falling) else 0.0)) / 2)
+    return float((tie + (falling[above - 1] if above else 1.0)) / 2)
+
+
+def check_alert_rates(score: Matrix, thresholds: Thresholds, rates: AlertRates | None) -> None:
+    """Warn if the shares of the scores ``(n,)`` that reach fitted thresholds differ much from the targets.
+
+    Raises:
+        UsageError: no score reaches a threshold.
+    """
+    if rates is None:
+        return
+    for name, threshold, target in (
+        ("review", thresholds.review, rates.review),
+        ("block", thresholds.block, rates.block),
+    ):
+        share = float((score >= threshold).mean())
+        top = int((score == score.max()).sum())
+        if share == 0.0:
+            raise UsageError(
+                f"no threshold fits the {name} rate of {target:.3%}: of {len(score):,} rows, {top:,} ({top / len(score):.3%})"
+                " have the highest score",
+                hint="Declare a higher rate, use the calibrator platt instead of isotonic, or train on a longer history.",
+            )
+        if not 1 / _TOLERATED <= share / target <= _TOLERATED:
+            _log.warning(
+                "the %s threshold %.4g gives %.3f %% of the %d rows instead of %.3f %%: many rows have the same score, "
+                "or there are few rows. Smoother scores need the calibrator platt instead of isotonic.",
+                name, threshold, 100 * share, len(score), 100 * target,
+            )  # fmt: skip

@@ -5,8 +5,9 @@ The predictions of the written member are compared with those of scikit-learn be
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,14 +28,20 @@ NEURAL: dict[str, Any] = {"hidden_layers": list(HIDDEN), "epochs": EPOCHS, "batc
 _CLIP = (0.001, 0.999)
 _AGREEMENT = 1e-9
 
+_log = logging.getLogger(__name__)
+
 
 def standardise(x: NDArray[np.float64]) -> list[Input]:
-    """The preprocess of each column of ``(n, k)``: impute the median, clip at rare quantiles, centre and scale."""
+    """The preprocess of each column of ``(n, k)``: impute the median, clip at rare quantiles, centre and scale.
+
+    A column without any value is 0 for every row.
+    """
     out = []
     for column in x.T:
         present = column[np.isfinite(column)]
         if len(present) == 0:
-            out.append(Input(impute=0.0))
+            # A value that first occurs in live traffic must not reach weights that no row has fitted.
+            out.append(Input(impute=0.0, low=0.0, high=0.0))
             continue
         median = float(np.median(present))
         low, high = (float(value) for value in np.quantile(present, _CLIP))
@@ -44,6 +51,17 @@ def standardise(x: NDArray[np.float64]) -> list[Input]:
             Input(impute=median, low=low, high=high, offset=float(filled.mean()), scale=scale if scale > 0.0 else 1.0)
         )
     return out
+
+
+def warn_without_values(names: Sequence[str], x: NDArray[np.float64]) -> None:
+    """Warn about the columns `names` of ``(n, k)`` that have no value in any row: members cannot use them."""
+    empty = [name for name, column in zip(names, x.T, strict=True) if not np.isfinite(column).any()]
+    if empty:
+        _log.warning(
+            "no training row has a value of %s: members ignore it, also when live transactions have one. Does the "
+            "history lack a column?",
+            ", ".join(empty),
+        )
 
 
 def train_logistic(

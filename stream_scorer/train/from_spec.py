@@ -20,13 +20,14 @@ from stream_scorer.errors import SpecError
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.spec.training import CheckedTraining
 from stream_scorer.train.algorithms import FittedMember, MemberRecipe, fit_member, predict, resolve_members
-from stream_scorer.train.dense import one_thread
+from stream_scorer.train.combination import check_alert_rates
+from stream_scorer.train.dense import one_thread, warn_without_values
 from stream_scorer.train.folds import known_label, label_delay_ms, make_folds, make_windows
 from stream_scorer.train.out_of_fold import OutOfFold, score_out_of_fold
 from stream_scorer.train.parallel import run_parallel
 from stream_scorer.train.provenance import describe_training, find_trained
 from stream_scorer.train.recipe import Progress, TrainingSet
-from stream_scorer.train.stack import Stack, fit_stack
+from stream_scorer.train.stack import Stack, alert_rates, fit_stack
 
 Matrix = NDArray[np.float64]
 
@@ -139,11 +140,13 @@ def fit_ensemble(
     options.progress("fitting calibrators and weights", 0, 1)
     with one_thread():
         stack = fit_stack(oof.raw, oof.label, training.spec, spec)
+        check_alert_rates(stack.score(stack.member_scores(oof.raw)), stack.thresholds, alert_rates(training.spec))
         metrics = _newest_window_metrics(oof, training, spec)
     since = end - duration_ms(folds.train) if training.spec.refit == "window" and folds.train else first
     rows = np.flatnonzero((data.event_time >= since) & (data.event_time < end))
     label = data.label[rows] if before is None else known_label(data, rows, end + delay, delay)
     features = data.features[rows]
+    warn_without_values(data.names, features)
     members = run_parallel(
         lambda recipe: fit_member(recipe, features, label),
         recipes,

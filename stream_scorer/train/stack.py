@@ -77,12 +77,15 @@ def fit_stack(raw: Matrix, label: Bools, training: TrainingSpec, spec: CheckedSp
     combined = np.asarray(Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5], np.float64)
     # The scorer applies g to the clipped inverse link of z, so g is fitted to the same values.
     final = fit_platt(logit(combined), label)
-    rates = training.thresholds
-    thresholds = choose_thresholds(
-        spec, calibrate(combined, final), None if rates is None else AlertRates(rates.review_rate, rates.block_rate)
-    )
+    thresholds = choose_thresholds(spec, calibrate(combined, final), alert_rates(training))
     names = [member.name for member in training.members]
     return Stack(names, calibrators, weights, how, link, final, thresholds, votes)
+
+
+def alert_rates(training: TrainingSpec) -> AlertRates | None:
+    """The targets of the thresholds; None if those of the pipeline spec's policy apply."""
+    rates = training.thresholds
+    return None if rates is None else AlertRates(rates.review_rate, rates.block_rate)
 
 
 def _calibrated(raw: Matrix, calibrators: list[Calibrator]) -> Matrix:

@@ -31,6 +31,7 @@ from stream_scorer.train.algorithms import require_probabilities
 from stream_scorer.train.calibration import fit_platt, fit_weights
 from stream_scorer.train.combination import (
     QUORUM_MARGIN,
+    check_alert_rates,
     choose_thresholds,
     combine,
     fit_calibrator,
@@ -38,7 +39,7 @@ from stream_scorer.train.combination import (
     metrics_of,
     votes_of,
 )
-from stream_scorer.train.dense import one_thread, standardise, train_logistic, train_neural
+from stream_scorer.train.dense import one_thread, standardise, train_logistic, train_neural, warn_without_values
 from stream_scorer.train.plan import Kind, MemberPlan, plan_members
 from stream_scorer.train.provenance import describe_training
 from stream_scorer.train.recipe import Progress, Recipe, TrainingSet
@@ -107,6 +108,7 @@ def _train_ensemble(
     data.check(spec)
     data = replace(data, features=np.ascontiguousarray(data.features, np.float64))
     split = split_by_time(data.event_time, data.label)
+    warn_without_values(data.names, data.features[split.train])
     plans = plan_members(spec)
     steps = len(plans) + 2
     fitted = []
@@ -116,6 +118,7 @@ def _train_ensemble(
     progress("fitting weights", len(plans), steps)
     combined = _fit_combination(fitted, data.label, split, spec, recipe)
     thresholds = choose_thresholds(spec, combined.score[split.weights], recipe.alert_rates)
+    check_alert_rates(combined.score[split.weights], thresholds, recipe.alert_rates)
     metrics = _metrics(fitted, combined, data.label, split, recipe, thresholds)
     progress("writing and self-testing", len(plans) + 1, steps)
     outline = Outline(

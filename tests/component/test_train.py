@@ -20,7 +20,7 @@ from stream_scorer.spec.load import parse_spec
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.algorithms import require_probabilities
 from stream_scorer.train.calibration import MIN_WEIGHT, fit_beta, fit_isotonic, fit_platt, fit_stacking, fit_weights
-from stream_scorer.train.dense import standardise
+from stream_scorer.train.dense import standardise, warn_without_values
 from stream_scorer.train.metrics import score_figures
 from stream_scorer.train.plan import feature_sets, plan_members
 from stream_scorer.train.recipe import AlertRates, Recipe, TrainingSet
@@ -293,6 +293,15 @@ def test_standardised_inputs_are_centred_whole_and_bounded() -> None:
     assert got[:, 0].mean() == pytest.approx(0.0, abs=1e-9)
     assert got[:, 0].std() == pytest.approx(1.0)
     assert (got[:, 1:] == 0.0).all()
+
+
+def test_an_input_that_had_no_value_in_training_stays_without_effect(caplog: pytest.LogCaptureFixture) -> None:
+    x = np.column_stack([np.arange(3.0), np.full(3, np.nan), np.full(3, np.inf)])
+    names = ["a", "b", "c"]
+    live = np.array([[1.0, 1e6, -1e6]])
+    assert Preprocess(names, names, standardise(x)).apply(live)[:, 1:].tolist() == [[0.0, 0.0]]
+    warn_without_values(names, x)
+    assert "no training row has a value of b, c: members ignore it" in caplog.text
 
 
 def test_links_are_each_others_inverse_inside_the_clip() -> None:

@@ -38,6 +38,7 @@ from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.calibration import fit_platt, fit_weights
 from stream_scorer.train.combination import (
     QUORUM_MARGIN,
+    check_alert_rates,
     choose_thresholds,
     combine,
     fit_calibrator,
@@ -303,7 +304,10 @@ def _thresholds(file: ComposeFile, spec: CheckedSpec, score: Matrix) -> Threshol
     given, rates = file.document.thresholds, file.document.alert_rates
     if given is not None:
         return Thresholds(given.policy_version or f"{spec.spec.policy.version}-given", given.review, given.block)
-    return choose_thresholds(spec, score, AlertRates(rates.review, rates.block) if rates else None)
+    targets = AlertRates(rates.review, rates.block) if rates else None
+    fitted = choose_thresholds(spec, score, targets)
+    check_alert_rates(score, fitted, targets)
+    return fitted
 
 
 def _quorum(file: ComposeFile, spec: CheckedSpec) -> float:
