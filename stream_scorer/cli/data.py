@@ -87,7 +87,7 @@ def draft(
               "the spec: EUR=100,JPY=1.  [default: 100 if the values have decimals]")  # fmt: skip
 @_ENCODING
 @_DELIMITER
-@click.option("--label-delay", default="0s", show_default=True, help="Time between a transaction and its label.")
+@click.option("--label-delay", help="Time between a transaction and its label.  [default: labels.horizon of the spec]")
 @with_settings("scorer.spec")
 def convert_command(
     settings: Settings,
@@ -97,14 +97,15 @@ def convert_command(
     fraud: str,
     start: datetime | None,
     minor_units: str | None,
-    label_delay: str,
+    label_delay: str | None,
     encoding: str,
     delimiter: str,
 ) -> None:
     """Convert CSV to the Parquet files that `train` and `replay` read."""
     checked = load_spec(settings.require("scorer.spec"))
     start_ms = None if start is None else int(start.replace(tzinfo=UTC).timestamp() * 1_000)
-    interpretation = Interpretation(label, fraud, start_ms, _units(minor_units), _duration(label_delay))
+    delay = None if label_delay is None else _duration(label_delay)
+    interpretation = Interpretation(label, fraud, start_ms, _units(minor_units), delay)
     written = convert(read_csv(csv, encoding, delimiter), checked, interpretation, out)
     _report(written)
 

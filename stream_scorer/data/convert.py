@@ -25,7 +25,7 @@ from stream_scorer.data.csv_file import ROW_ID, CsvFile
 from stream_scorer.errors import UsageError
 from stream_scorer.parquet import MAX_TIME_MS
 from stream_scorer.serde.files import LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
-from stream_scorer.spec.model import CheckedSpec, FieldType
+from stream_scorer.spec.model import CheckedSpec, FieldType, duration_ms
 
 # 2024-01-01, the day of second 0 if the user gives none.
 DEFAULT_START_MS = 1_704_067_200_000
@@ -41,14 +41,14 @@ class Interpretation:
         label: the column with the fraud label. fraud: its value for fraud.
         start_ms: epoch ms of time 0, if the time column holds seconds; None is 2024-01-01, for offsets only.
         minor_units: minor units per unit of the value, or by currency; None is 100 if the values have decimals.
-        label_delay_ms: time between a transaction and its label.
+        label_delay_ms: time between a transaction and its label; None is the label horizon of the spec.
     """
 
     label: str | None = None
     fraud: str = "1"
     start_ms: int | None = None
     minor_units: int | Mapping[str, int] | None = None
-    label_delay_ms: int = 0
+    label_delay_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,14 @@ def _labels(file: CsvFile, checked: CheckedSpec, interpretation: Interpretation,
     """The labels of `table`, the transactions in `order`; none for an empty cell."""
     import pyarrow as pa
 
+    delay, instant = interpretation.label_delay_ms, checked.instant_label_views
+    delay = duration_ms(checked.spec.labels.horizon) if delay is None else delay
+    if delay == 0 and instant:
+        raise UsageError(
+            "labels without a delay would be in the features of their own transactions: the views "
+            f"{', '.join(instant)} count a label from the time on at which it is given",
+            hint="Give --label-delay, the time after which your labels are usually known, such as 7d.",
+        )
     shape = checked.spec.transaction
     owners = sorted({entity.field for entity in checked.spec.entities.values()})
     for name in owners:
@@ -128,7 +136,7 @@ def _labels(file: CsvFile, checked: CheckedSpec, interpretation: Interpretation,
             "event_id": kept.column(shape.id),
             "event_time": times,
             "label": np.where(fraud[given], "fraud", "genuine"),
-            "labelled_at": times + interpretation.label_delay_ms,
+            "labelled_at": times + delay,
             "source": ["import"] * len(kept),
         }
         | {name: kept.column(name) for name in owners}

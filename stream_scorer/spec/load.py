@@ -162,7 +162,7 @@ def _check_views(spec: PipelineSpec) -> None:
             raise SpecError(
                 "a view of labels without a delay must exclude the current event",
                 path=path,
-                hint="Set current: exclude.",
+                hint="Set current: exclude, and give labels the time at which they became known (docs/limits.md).",
             )
 
 

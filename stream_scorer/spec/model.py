@@ -290,6 +290,12 @@ class CheckedSpec:
         return hashlib.sha256(msgspec.json.encode((self.feature_hash, list(self.spec.entities), times))).hexdigest()
 
     @property
+    def instant_label_views(self) -> list[str]:
+        """Names of the views that count a label from the time on at which it is given."""
+        views = self.spec.views
+        return [view.name for view in views if LABELLED & set(view.aggregates) and duration_ms(view.delay) == 0]
+
+    @property
     def sensitive_fields(self) -> list[str]:
         """Names of the fields that must not be published."""
         return [name for name, field in self.spec.transaction.fields.items() if field.sensitive]

@@ -158,9 +158,9 @@ def check_alert_rates(score: Matrix, thresholds: Thresholds, rates: AlertRates |
         top = int((score == score.max()).sum())
         if share == 0.0:
             raise UsageError(
-                f"no threshold fits the {name} rate of {target:.3%}: of {len(score):,} rows, {top:,} ({top / len(score):.3%})"
-                " have the highest score",
-                hint="Declare a higher rate, use the calibrator platt instead of isotonic, or train on a longer history.",
+                f"no threshold fits the {name} rate of {target:.3%}: {top:,} of {len(score):,} rows "
+                f"({top / len(score):.3%}) have the highest score",
+                hint="Declare a higher rate, use the calibrator platt instead of isotonic, or train on more rows.",
             )
         if not 1 / _TOLERATED <= share / target <= _TOLERATED:
             _log.warning(

@@ -28,7 +28,7 @@ from stream_scorer.serde.files import (
     transactions_required,
 )
 from stream_scorer.serde.label_ranks import source_rank
-from stream_scorer.serde.rejections import Rejections
+from stream_scorer.serde.rejections import MAX_SHARE, Rejections
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
 
@@ -93,6 +93,8 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
     )
     label, labelled_at = _join(*_keys(read, spec.spec.partition_entity), read.labels, read.ranks)
     horizon = duration_ms(spec.spec.labels.horizon)
+    once = ~history.duplicate
+    _check_own_labels(read.source, spec, labelled_at[once], history.event_time[once])
     labelled_at = np.where(labelled_at < 0, history.event_time + horizon, labelled_at)
     newest, last_label = int(history.event_time[-1]), int(read.labels.labelled_at.max(initial=0))
     if newest - last_label > horizon:
@@ -129,6 +131,32 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
         [history.event_id[index] for index in np.flatnonzero(keep).tolist()],
         None if entity is None else entity[keep],
         labelled_at[keep],
+    )
+
+
+def _check_own_labels(
+    source: str, spec: CheckedSpec, labelled_at: NDArray[np.int64], event_time: NDArray[np.int64]
+) -> None:
+    """Look for labels that are in the features of their own transactions. `labelled_at` is -1 without a label.
+
+    Raises:
+        UsageError: more than 5 % of the labelled transactions have such a label.
+    """
+    labelled = labelled_at >= 0
+    early = int((labelled & (labelled_at <= event_time)).sum())
+    if not early or not spec.instant_label_views:
+        return
+    text = (
+        f"{source}: {early:,} of {int(labelled.sum()):,} labelled transactions have a label that was given when they "
+        f"happened or before. It is in their own features (views {', '.join(spec.instant_label_views)})"
+    )
+    if early <= labelled.sum() * MAX_SHARE:
+        _log.warning("%s.", text)
+        return
+    raise UsageError(
+        text,
+        hint="labelled_at is the time at which the label became known (`data convert --label-delay 7d` sets it). If "
+        "labels are known at once, give the views a delay.",
     )
 
 

@@ -104,6 +104,25 @@ def test_rows_come_in_order_of_time_with_money_in_minor_units(tmp_path: Path) ->
     assert labels[0]["labelled_at"] == labels[0]["event_time"] + 5
 
 
+def test_labels_are_given_after_the_horizon_and_never_at_once_if_features_count_them(tmp_path: Path) -> None:
+    file = read_csv(write(tmp_path, ORDERS))
+    text = draft_spec(file, ROLES, "orders")
+    convert(file, parse_spec(text), Interpretation("bad", "yes"), tmp_path)
+    label = pq.read_table(tmp_path / "labels.parquet").to_pylist()[0]
+    assert label["labelled_at"] == label["event_time"] + 86_400_000
+    document = yaml.safe_load(text)
+    at_once = Interpretation("bad", "yes", label_delay_ms=0)
+    convert(file, parse_spec(text), at_once, tmp_path)
+    document["views"].append(
+        {"name": "risk", "entity": "buyer", "aggregates": ["label_rate"], "windows": ["7d"], "current": "exclude"}
+    )
+    with pytest.raises(UsageError, match="in the features of their own transactions: the views risk count") as error:
+        convert(file, parse_spec(yaml.safe_dump(document)), at_once, tmp_path)
+    assert "--label-delay" in error.value.hint
+    document["views"][-1]["delay"] = "1d"
+    convert(file, parse_spec(yaml.safe_dump(document)), at_once, tmp_path)
+
+
 CODES = """at,amount,card,mcc,rate,region,score,bad
 1,1.00,40000000000000000001,0742,1.10,NA,NA,0
 2,2.00,40000000000000000002,5411,1.1,"NULL",0.5,1

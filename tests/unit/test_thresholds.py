@@ -44,7 +44,7 @@ def test_distinct_scores_never_exceed_the_target() -> None:
 
 def test_a_target_that_no_row_would_reach_is_refused() -> None:
     with pytest.raises(
-        UsageError, match=r"no threshold fits the block rate of 0.200%: of 1,000 rows, 30 \(3.000%\)"
+        UsageError, match=r"no threshold fits the block rate of 0.200%: 30 of 1,000 rows \(3.000%\)"
     ) as error:
         shares(scores(top=30), 0.05, 0.002)
     assert "platt" in error.value.hint

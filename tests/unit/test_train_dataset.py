@@ -96,6 +96,22 @@ def test_a_fraud_is_known_since_its_first_report_and_not_since_its_confirmation(
     assert data.labelled_at.tolist() == [4_000, 6_000, 4_500]
 
 
+def test_labels_in_the_features_of_their_own_transactions_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = "  - {name: risk, entity: card, aggregates: [label_count], windows: [1d], current: exclude%s}\n"
+    at_once, later = (parse_spec(TEXT.replace("views:\n", "views:\n" + view % delay)) for delay in ("", ", delay: 2s"))
+    given = labels() | {"labelled_at": [1_000, 5_000, 6_000, 5_000], "card": ["x"] * 4}
+    paths = write(tmp_path, transactions(), given)
+    with pytest.raises(UsageError, match=r"1 of 2 labelled transactions .* in their own features \(views risk\)"):
+        read_training_set(*paths, at_once)
+    read_training_set(*paths, later)
+    assert not caplog.records
+    monkeypatch.setattr("stream_scorer.train.dataset.MAX_SHARE", 0.5)
+    read_training_set(*paths, at_once)
+    assert "1 of 2 labelled transactions have a label that was given when they happened" in caplog.text
+
+
 def test_transactions_without_a_card_are_not_of_one_card(tmp_path: Path) -> None:
     spec = parse_spec(TEXT.replace("card: {type: string}", "card: {type: string, optional: true}"))
     table = transactions() | {"card": ["x", None, None, None, "y"]}
