@@ -65,6 +65,7 @@ from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.housekeeping import Housekeeping
 from stream_scorer.pipeline.in_flight import InFlight
+from stream_scorer.pipeline.policy import unused_policy
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
 from stream_scorer.pipeline.processor import PROGRESS_LIMIT_S, Pacing, Processor
@@ -277,6 +278,8 @@ def make_follower(
         ensemble.check_features(checked.features, checked.feature_hash)
         if settings["scorer.explain_alerts"]:
             ensemble.explainer = Explainer(folder, ensemble.manifest)
+        if unused := unused_policy(checked.spec, ensemble.manifest):
+            ensemble.notice = f"it decides by its manifest, not by the policy of the spec: {unused} (docs/policy.md)"
         return ensemble
 
     bootstrap = settings["kafka.bootstrap"]

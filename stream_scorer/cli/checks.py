@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from stream_scorer.client_properties import PREFIX, SECTION, ClientProperty
-from stream_scorer.errors import AccessDenied, BrokerUnavailable, StreamScorerError, UsageError
+from stream_scorer.errors import AccessDenied, ArtifactError, BrokerUnavailable, StreamScorerError, UsageError
 from stream_scorer.observability.scrub import HIDDEN
 from stream_scorer.settings import CATALOGUE, Setting, Settings
 
@@ -257,10 +258,13 @@ def _redis(settings: Settings) -> str:
 
 
 def _mlflow(settings: Settings) -> str:
-    from stream_scorer.ensemble.registry import list_versions
+    from stream_scorer.ensemble.registry import list_versions, parse_reference
 
-    found = list_versions(_wanted(settings, "mlflow.url"))
-    return f"answers, {len(found)} ensemble versions"
+    url, name = _wanted(settings, "mlflow.url"), ""
+    with suppress(ArtifactError):  # the check of the ensemble reports it
+        name = parse_reference(settings["scorer.ensemble"]).name
+    found = len(list_versions(url, name))
+    return f"answers, {found} version{'' if found == 1 else 's'} of {name or 'all ensembles'}"
 
 
 def _ensemble(settings: Settings) -> str:

@@ -930,10 +930,12 @@ def _check_quorum(
     state: ServingState, manifests: dict[ServedVersion, Manifest], member: str, disabled: set[str]
 ) -> None:
     """Raise `UsageError` if a version that decides, or would after a rollback, has too little weight left."""
+    from stream_scorer.ensemble.combine import QUORUM_SLACK
+
     deciding = [state.champion, state.last_good, state.canary.version if state.canary is not None else None]
     for version, manifest in manifests.items():
         left = _weight_without(manifest, disabled)
-        if version in deciding and left < manifest.quorum:
+        if version in deciding and left < manifest.quorum - QUORUM_SLACK:
             raise UsageError(
                 f"without {member}, {left:.0%} of the weight of version {version.version} remains, and its quorum is "
                 f"{manifest.quorum:.0%}",

@@ -379,6 +379,10 @@ class Follower:
             f", with {', '.join(others)} in play" if others else "",
             lineup.control_offset,
         )
+        decided = () if before is None else before.versions[: before.deciding]
+        for ensemble in lineup.versions[: lineup.deciding]:
+            if ensemble.notice and ensemble not in decided:
+                _log.warning("version %s: %s", ensemble.version, ensemble.notice)
 
     def _publish_state(self) -> None:
         state = self._history.states[self._identity.ensemble]

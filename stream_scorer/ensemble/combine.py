@@ -41,7 +41,7 @@ Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
 # 0.05 + 0.35 is below a quorum of 0.4 by 3e-17; a quorum is not meant to that precision.
-_QUORUM_SLACK = 1e-12
+QUORUM_SLACK = 1e-12
 # The same for the number of values that trimming removes.
 _TRIM_SLACK = 1e-9
 _MEAN, _MEDIAN, _TRIMMED, _STACKING = range(4)
@@ -331,7 +331,7 @@ def _combine(raw, calibrators, final, weights, baselines, quorum, link, how):  #
             row_base, row_z = _shapley(values, centers, k, kind, share, shapley)
             for a in range(k):
                 contributions[i, indices[a]] = shapley[a]
-        if k == 0 or coverage[i] < quorum - _QUORUM_SLACK:
+        if k == 0 or coverage[i] < quorum - QUORUM_SLACK:
             base[i] = z[i] = score[i] = math.nan
         else:
             base[i] = row_base

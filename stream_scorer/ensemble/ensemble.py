@@ -87,6 +87,7 @@ class Ensemble:
         manifest: the manifest it was loaded from; `digest` is the sha256 of its canonical bytes.
         version: its version in the registry.
         explainer: attributes member outputs to inputs for alerts; None unless set after loading.
+        notice: what a scorer logs as a warning when this version begins to decide; empty unless set after loading.
         name, feature_names, member_names: as in the manifest. member_keys: see `manifest.member_key`.
     """
 
@@ -95,6 +96,7 @@ class Ensemble:
         self.manifest = manifest
         self.version = version
         self.explainer: Explainer | None = None
+        self.notice = ""
         self.name = manifest.name
         self.feature_names = list(manifest.features)
         self.member_names = manifest.member_names

@@ -63,6 +63,8 @@ _CLIENT_ENVIRONMENT = {
 }
 # If the server does not pass files on, each client reads and writes their store itself.
 _PROXY = "start the server with --serve-artifacts, so that it reads and writes the files itself."
+# Versions per answer of the registry.
+_PAGE = 1_000
 # Prefix of the versions of ensembles that are not registered.
 LOCAL = "local-"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -284,35 +286,36 @@ def set_alias(name: str, alias: str, version: str, tracking_uri: str) -> None:
         client.set_registered_model_alias(name, alias, version)
 
 
-def list_versions(tracking_uri: str) -> list[RegisteredVersion]:
-    """Every registered version that carries an ensemble's digest, newest first within a name.
+def list_versions(tracking_uri: str, name: str = "") -> list[RegisteredVersion]:
+    """The registered versions that carry an ensemble's digest, of `name` or of all, newest first within a name.
+
+    The registry may also hold other people's models, whatever their names: they are never looked up.
 
     Raises:
         RegistryUnavailable: the registry does not answer.
     """
-    out = []
+    wanted = f"tags.`{DIGEST_TAG}` LIKE '%'" + (f" and name = '{name}'" if name else "")
+    found: list[ModelVersion] = []
     with connected(tracking_uri) as client:
-        token = None
-        while True:
-            page = client.search_registered_models(max_results=100, page_token=token)
-            for model in page:
-                aliases = client.get_registered_model(model.name).aliases
-                for found in client.search_model_versions(f"name = '{model.name}'"):
-                    if DIGEST_TAG not in found.tags:
-                        continue
-                    names = sorted(alias for alias, version in aliases.items() if version == found.version)
-                    out.append(
-                        RegisteredVersion(
-                            model.name,
-                            str(found.version),
-                            names,
-                            int(found.creation_timestamp),
-                            found.tags[DIGEST_TAG],
-                        )
-                    )
-            token = page.token
-            if not token:
-                return sorted(out, key=lambda entry: (entry.name, -int(entry.version)))
+        page = client.search_model_versions(wanted, max_results=_PAGE)
+        found += page
+        while page.token:
+            page = client.search_model_versions(wanted, max_results=_PAGE, page_token=page.token)
+            found += page
+        # No reference can name the others.
+        found = [each for each in found if _NAME.match(each.name)]
+        aliases = {each: client.get_registered_model(each).aliases for each in {version.name for version in found}}
+    versions = [
+        RegisteredVersion(
+            each.name,
+            str(each.version),
+            sorted(alias for alias, version in aliases[each.name].items() if str(version) == str(each.version)),
+            int(each.creation_timestamp),
+            each.tags[DIGEST_TAG],
+        )
+        for each in found
+    ]
+    return sorted(versions, key=lambda entry: (entry.name, -int(entry.version)))
 
 
 def _from_cache(

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.ensemble.combine import decide
-from stream_scorer.ensemble.manifest import Thresholds
+from stream_scorer.ensemble.manifest import Manifest, Thresholds
 from stream_scorer.records import DECISIONS
 from stream_scorer.serde.decoder import Transactions
 from stream_scorer.spec.conditions import compile_conditions, unmet
-from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.spec.model import CheckedSpec, PipelineSpec
 
 _NONE = -1
 
@@ -32,6 +32,19 @@ class Rules:
     listed: NDArray[np.int8]
     review: NDArray[np.float64]
     block: NDArray[np.float64]
+
+
+def unused_policy(spec: PipelineSpec, manifest: Manifest) -> str:
+    """What `review`, `block` and `quorum` of the spec are, if a version decides by others; empty if by the same.
+
+    Only training reads them. A version whose thresholds were fitted or given for this policy is meant to have others.
+    """
+    policy, own = spec.policy, manifest.thresholds
+    chosen = own.policy_version in (f"{policy.version}-fitted", f"{policy.version}-given")
+    values = {"quorum": (manifest.quorum, policy.quorum)}
+    if not chosen:
+        values = {"review": (own.review, policy.review), "block": (own.block, policy.block)} | values
+    return ", ".join(f"{name} {used:g} instead of {given:g}" for name, (used, given) in values.items() if used != given)
 
 
 class Policy:

@@ -155,6 +155,25 @@ def test_a_registered_manifest_is_found_again(mlflow: str, tmp_path: Path) -> No
     assert find_registered("again", digests[1], mlflow) is None
 
 
+def test_models_of_other_people_are_not_in_the_way(
+    mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(mlflow, mlflow)
+    client.create_registered_model("Rob's model")
+    client.create_model_version("Rob's model", source="s3://other/model", await_creation_for=0)
+    for bias in (0.1, 0.2, 0.3):
+        register(make(tmp_path / str(bias), bias), "shared", mlflow, alias="champion")
+    # The answers of the registry have pages.
+    monkeypatch.setattr(registry, "_PAGE", 2)
+    found = [(entry.version, entry.aliases) for entry in list_versions(mlflow) if entry.name == "shared"]
+    assert found == [("3", ["champion"]), ("2", []), ("1", [])]
+    assert {entry.name for entry in list_versions(mlflow, "shared")} == {"shared"}
+    done = CliRunner().invoke(cli, ["doctor", "--json", "--mlflow", mlflow, "--ensemble", "shared@champion"])
+    assert "answers, 3 versions of shared" in done.stdout
+
+
 def test_mistakes_are_named_with_what_there_is(mlflow: str, tmp_path: Path) -> None:
     register(make(tmp_path / "made"), "known", mlflow, alias="champion")
     with pytest.raises(ArtifactError, match="no ensemble with the name 'other'"):

@@ -401,6 +401,24 @@ def test_a_scorer_follows_and_going_back_loads_nothing(ensembles: dict[str, Ense
     assert audit[0].manifest_sha256 == ONE.manifest_sha256
 
 
+def test_a_version_that_decides_by_another_policy_than_the_spec_is_announced_once(
+    ensembles: dict[str, Ensemble], caplog: pytest.LogCaptureFixture
+) -> None:
+    records: list[bytes] = []
+    for version in ("1", "3"):
+        ensembles[version].notice = f"the notice of {version}"
+    scorer = Scorer(records, ensembles)
+    try:
+        scorer.follower.start()
+        for action, more in (("shadow", {"version": THREE}), ("promote", {"version": THREE}), ("hold", {})):
+            fields = {"ensemble": "cards", "who": "ann", "why": "so", "at": 1, "expected_offset": len(records)} | more
+            records.append(msgspec.json.encode(Command(action=action, **fields)))  # type: ignore[arg-type]
+            scorer.until(len(records) - 1)
+    finally:
+        scorer.follower.close()
+    assert [m for m in caplog.messages if "the notice" in m] == [f"version {v}: the notice of {v}" for v in "13"]
+
+
 def test_of_scorers_that_start_at_once_one_is_heard(ensembles: dict[str, Ensemble]) -> None:
     records: list[bytes] = []
     scorers = [Scorer(records, ensembles, f"s{i}") for i in range(4)]

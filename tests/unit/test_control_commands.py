@@ -192,6 +192,14 @@ def test_what_disable_refuses_and_what_it_cannot_reach(console: Console, tmp_pat
     assert [member.key for member in console.state.disabled] == [champion.key("one")]
 
 
+def test_disable_allows_exactly_the_weight_of_the_quorum(console: Console, tmp_path: Path) -> None:
+    # 0.05 + 0.35 is below 0.4 by 3e-17.
+    weights = {"one": 0.6, "two": 0.05, "three": 0.35}
+    compose(tmp_path / "e", [replace(draft, weight=weights[draft.name]) for draft in drafts()], quorum=0.4)
+    console.say("promote", version=ServedVersion(*keep(tmp_path / "e", console.cache)))
+    assert console.run("disable", "cards", "one") == 0, console.error
+
+
 def test_a_version_that_the_monitor_cannot_judge_is_announced(console: Console, tmp_path: Path) -> None:
     old = make(console, tmp_path / "old", -1.0)
     make(console, tmp_path / "new", -2.0)

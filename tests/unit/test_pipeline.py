@@ -32,6 +32,7 @@ from stream_scorer.pipeline.card_alerts import evidence_rows
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich, EnrichInProcess
 from stream_scorer.pipeline.in_flight import InFlight
+from stream_scorer.pipeline.policy import unused_policy
 from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, DEAD_LETTER_MAX_BYTES, OutputWriter
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
@@ -753,6 +754,23 @@ def with_policy(policy: str, folder: Path = Path()) -> CheckedSpec:
     text = (Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "cards.yaml").read_text()
     line = next(line for line in text.splitlines() if line.startswith("policy:"))
     return parse_spec(text.replace(line, f"policy: {policy}"), folder)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("{version: p1, review: 0.3, block: 0.8, quorum: 0.4, fallback: block}", ""),
+        ("{version: p2, review: 0.2, block: 0.8, quorum: 0.4}", "review 0.3 instead of 0.2"),
+        ("{version: p1, review: 0.3, block: 0.9, quorum: 0.6}", "block 0.8 instead of 0.9, quorum 0.4 instead of 0.6"),
+        ("{version: fit, review: 0.2, block: 0.9, quorum: 0.4}", ""),  # its thresholds were fitted
+    ],
+)
+def test_thresholds_of_the_spec_that_a_version_does_not_use_are_found(
+    policy: str, expected: str, ensemble: Ensemble
+) -> None:
+    own = Thresholds("fit-fitted" if "fit" in policy else "p1", 0.3, 0.8)
+    manifest = msgspec.structs.replace(ensemble.manifest, thresholds=own, quorum=0.4)
+    assert unused_policy(with_policy(policy).spec, manifest) == expected
 
 
 def test_segments_have_thresholds_and_lists_decide_before_them(ensemble: Ensemble, tmp_path: Path) -> None:
