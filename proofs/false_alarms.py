@@ -58,8 +58,8 @@ class Alerts:
 
     row: Ints
     card: Ints
-    served: NDArray[np.bool_]
-    other: NDArray[np.bool_]
+    candidate: NDArray[np.bool_]
+    baseline: NDArray[np.bool_]
 
 
 def run(context: Context) -> Result:
@@ -103,19 +103,19 @@ def simulate(rng: np.random.Generator, traffic: Traffic) -> Alerts:
     both = rate * (1 - DISAGREE) if traffic.rise > -DISAGREE else rate * (1 + traffic.rise)
     cells = np.array([both, rate * (1 + traffic.rise) - both, rate - both])
     numbers = rng.binomial(traffic.rows, cells)
-    served = np.repeat([True, True, False], numbers)
-    other = np.repeat([True, False, True], numbers)
-    row = rng.integers(0, traffic.rows, len(served))
-    card = rng.integers(0, traffic.cards, len(served))
+    candidate = np.repeat([True, True, False], numbers)
+    baseline = np.repeat([True, False, True], numbers)
+    row = rng.integers(0, traffic.rows, len(candidate))
+    card = rng.integers(0, traffic.cards, len(candidate))
     for mine in (True, False):
         for _ in range(rng.poisson(traffic.bursts * traffic.rows / ROWS)):
             start = int(rng.integers(0, traffic.rows))
             row = np.concatenate([row, start + np.arange(BURST_ALERTS) * 4])
             card = np.concatenate([card, np.full(BURST_ALERTS, rng.integers(0, traffic.cards))])
-            served = np.concatenate([served, np.full(BURST_ALERTS, mine)])
-            other = np.concatenate([other, np.full(BURST_ALERTS, not mine)])
+            candidate = np.concatenate([candidate, np.full(BURST_ALERTS, mine)])
+            baseline = np.concatenate([baseline, np.full(BURST_ALERTS, not mine)])
     order = np.argsort(row, kind="stable")
-    return Alerts(row[order], card[order], served[order], other[order])
+    return Alerts(row[order], card[order], candidate[order], baseline[order])
 
 
 def by_card(alerts: Alerts, rows: int) -> Counts:
@@ -123,14 +123,14 @@ def by_card(alerts: Alerts, rows: int) -> Counts:
     cards, looks = AlertedCards(GRACE_MS), np.arange(LOOK, rows + LOOK, LOOK)
     ends = np.searchsorted(alerts.row, looks)
     at = (alerts.row * ROW_MS).tolist()
-    served = [time if alert else None for time, alert in zip(at, alerts.served.tolist(), strict=True)]
-    other = [time if alert else None for time, alert in zip(at, alerts.other.tolist(), strict=True)]
+    candidate = [time if alert else None for time, alert in zip(at, alerts.candidate.tolist(), strict=True)]
+    baseline = [time if alert else None for time, alert in zip(at, alerts.baseline.tolist(), strict=True)]
     names = [f"{card:x}" for card in alerts.card.tolist()]
     found, start = [], 0
     for look, end in zip(looks.tolist(), ends.tolist(), strict=True):
-        part = CardAlerts(LOOK, 0, names[start:end], served[start:end], other[start:end])
+        part = CardAlerts(LOOK, 0, names[start:end], candidate[start:end], baseline[start:end])
         cards.add(0, part, look * ROW_MS)
-        found.append((cards.counts.both, cards.counts.served, cards.counts.other))
+        found.append((cards.counts.both, cards.counts.candidate_only, cards.counts.baseline_only))
         start = end
     table = np.array(found, dtype=np.int64)
     return table[:, 0], table[:, 1], table[:, 2]
@@ -139,9 +139,13 @@ def by_card(alerts: Alerts, rows: int) -> Counts:
 def by_transaction(alerts: Alerts, rows: int) -> Counts:
     """Cumulative counts of transactions at every look."""
     ends = np.searchsorted(alerts.row, np.arange(LOOK, rows + LOOK, LOOK))
-    cells = (alerts.served & alerts.other, alerts.served & ~alerts.other, ~alerts.served & alerts.other)
-    both, served, other = (np.concatenate([[0], np.cumsum(cell)])[ends] for cell in cells)
-    return both, served, other
+    cells = (
+        alerts.candidate & alerts.baseline,
+        alerts.candidate & ~alerts.baseline,
+        ~alerts.candidate & alerts.baseline,
+    )
+    both, candidate_only, baseline_only = (np.concatenate([[0], np.cumsum(cell)])[ends] for cell in cells)
+    return both, candidate_only, baseline_only
 
 
 def withdrawn_at(counts: Counts, tolerances: Tolerances) -> int | None:

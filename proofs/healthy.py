@@ -363,7 +363,7 @@ class Tried:
             "declared": self.declared,
             "action": outcome.action or "none",
             "transactions": outcome.rows,
-            "cards": [] if cards is None else [cards.both, cards.only, cards.lacking],
+            "cards": [] if cards is None else [cards.both, cards.candidate_only, cards.baseline_only],
             "in_shadow": outcome.shadow_rows,
             "labels_without_shadow": self._labels(outcome.acted) if rolled_back else "",
             "labels": self._labels(outcome.verdict) if rolled_back else "",
@@ -374,7 +374,7 @@ class Tried:
         if verdict is None:
             return ""
         found, common, truth = verdict.disagreements, verdict.common, self.truth
-        alerted = [each for each in found if each.served != each.shadow or truth[each.event_id]]
+        alerted = [each for each in found if each.candidate != each.shadow or truth[each.event_id]]
         given = [(each.event_id, each.at + 1) for each in alerted] + [(each.event_id, each.at + 1) for each in common]
         labels: Labels = {event: [(at, "fraud" if truth[event] else "genuine")] for event, at in given}
         end = self.newest + 2 * LABEL_AGE_MS

@@ -38,7 +38,7 @@ from proofs.kit import (
 )
 from stream_scorer.clock import SystemClock
 from stream_scorer.control.commands import catch_up, submit
-from stream_scorer.control.probation import GRACE_MS, Pair, Paired
+from stream_scorer.control.probation import GRACE_MS, Comparison, ComparisonCounts
 from stream_scorer.control.state import History
 from stream_scorer.control.verdict import ALPHA
 from stream_scorer.control.verdicts import read_verdicts
@@ -170,7 +170,7 @@ def run(context: Context) -> Result:
     result.check("every transaction has one score", len(scores) == len({s.event_id for s in scores}) == sent)
     _recount(
         result,
-        Pair("cards", three, two, since, 0, "rollback"),
+        Comparison("cards", three, two, since, 0, "rollback"),
         scores,
         content.key,
         list(zip(contributions, lineage, strict=True)),
@@ -181,25 +181,29 @@ def run(context: Context) -> Result:
 
 def _recount(
     result: Result,
-    pair: Pair,
+    comparison: Comparison,
     scores: list[Score],
     keys: list[bytes | None],
     recorded: list[tuple[Contribution, LineageRow]],
     summaries: list[ScoreSummary],
 ) -> None:
-    """The pair's counts from the summaries against those of every single score, and the evidence by multiplying up."""
-    paired = Paired(pair)
+    """The counts from the summaries against those of every single score, and the evidence by multiplying up."""
+    watched = ComparisonCounts(comparison)
     for summary in summaries:
-        paired.add(summary)
+        watched.add(summary)
     decided = {s.event_id: (s, key) for s, key in zip(scores, keys, strict=True)}
     scored, counts = 0, [0, 0, 0, 0]
     # By card (the record key): the first alert by each version, and its partition. By partition: the newest event time.
     first: dict[tuple[int, bytes], list[float]] = {}
     newest: dict[int, int] = {}
     for c, row in recorded:
-        if c.version != pair.served.version or row.control_offset is None or row.control_offset < pair.since:
+        if (
+            c.version != comparison.candidate.version
+            or row.control_offset is None
+            or row.control_offset < comparison.since
+        ):
             continue
-        said = [a.decision != "approve" for a in c.alternatives if a.version == pair.other.version]
+        said = [a.decision != "approve" for a in c.alternatives if a.version == comparison.baseline.version]
         if not said:  # after its probation it stands alone
             continue
         scored += 1
@@ -215,11 +219,11 @@ def _recount(
             for place, alert in enumerate((ours, theirs)):
                 card[place] = min(card[place], score.event_time) if alert else card[place]
     classes = [
-        "both" if abs(card[0] - card[1]) <= GRACE_MS else "served" if card[0] < card[1] else "other"
+        "both" if abs(card[0] - card[1]) <= GRACE_MS else "candidate" if card[0] < card[1] else "baseline"
         for (partition, _), card in first.items()
         if min(card) + GRACE_MS < newest[partition]
     ]
-    found = [classes.count(name) for name in ("both", "served", "other")]
+    found = [classes.count(name) for name in ("both", "candidate", "baseline")]
     result.figures |= {
         "scored_by_the_bad_version": scored,
         "alerts": counts[0] + counts[1],
@@ -230,16 +234,17 @@ def _recount(
     result.at_least("scored_by_the_bad_version", scored, 1)
     result.check(
         "counts equal those of every single score",
-        [paired.both, paired.served, paired.other, paired.neither] == counts,
+        [watched.both, watched.candidate_only, watched.baseline_only, watched.neither] == counts,
     )
-    by_card = paired.cards.counts
+    by_card = watched.cards.counts
     result.check(
-        "counts of cards equal those of every single card", [by_card.both, by_card.served, by_card.other] == found
+        "counts of cards equal those of every single card",
+        [by_card.both, by_card.candidate_only, by_card.baseline_only] == found,
     )
     evidence = _evidence(found)
     result.figures["log_evidence"] = round(evidence, 2)
     result.check(
-        "and the evidence that of multiplying up", math.isclose(evidence, paired.verdict.evidence.rise, abs_tol=1e-6)
+        "and the evidence that of multiplying up", math.isclose(evidence, watched.verdict.evidence.rise, abs_tol=1e-6)
     )
     # The bad version scores until scorers follow the command. The evidence of the end may therefore be lower again.
     stated = re.search(r"evidence 10\^([0-9.]+)", str(result.figures.get("why")))
@@ -248,10 +253,10 @@ def _recount(
 
 def _evidence(cards: list[int]) -> float:
     """The evidence for a rise of more than 5 %, card by card. Independent of the product's code."""
-    both, served, other = cards
+    both, candidate_only, baseline_only = cards
     bets = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95]) / 1.05
     fortunes = np.full(len(bets), math.log(0.5 / len(bets)))  # half of the wealth bets on a fall
-    for ours, theirs in [(1.0, 1.0)] * both + [(1.0, 0.0)] * served + [(0.0, 1.0)] * other:
+    for ours, theirs in [(1.0, 1.0)] * both + [(1.0, 0.0)] * candidate_only + [(0.0, 1.0)] * baseline_only:
         fortunes += np.log(1 + bets * (ours - 1.05 * theirs))
     return float(np.logaddexp.reduce(fortunes))
 

@@ -288,7 +288,7 @@ class Repetition:
         # Multiplication by an odd number permutes the hashes.
         card = [f"{(int(each, 16) * (2 * self.number + 1)) & _WORD:016x}" for each in cards.card]
         event = [each and self._id(each) for each in cards.event]
-        return replace(cards, card=card, served=self._times(cards.served), other=self._times(cards.other), event=event)
+        return replace(cards, card=card, this=self._times(cards.this), other=self._times(cards.other), event=event)
 
     def _times(self, times: Sequence[int | None]) -> list[int | None]:
         return [None if time is None else time + self.shift_ms for time in times]

@@ -263,8 +263,8 @@ class PaneSummary(Record, frozen=True):
     (the last bin of a series counts the missing values). A histogram of a feature counts no values that are stale,
     partial or not available, and those of members and scores no rows without features: they are no evidence of drift.
     `incomplete` are the rows without features. `left_out` holds, per member, the 2x2 counts
-    `[both, served only, left-out only, neither]` of "alert as served" against "alert with that member left out";
-    `against`, per other version in play, the same of "alert as served" against "alert by that version".
+    `[both, as scored only, left-out only, neither]` of "alert as scored" against "alert with that member left out";
+    `against`, per other version in play, the same of "alert as scored" against "alert by that version".
 
     Without repeated event ids: `sampled` is the number of approved transactions in the random review sample, `groups`
     holds per decision the transactions by `Score.card_group`, sparse as a histogram, and `rules` per segment or list of
@@ -295,7 +295,7 @@ class CardAlerts(Record, frozen=True):
 
     A card is the spec's partition entity, or the single transaction if the spec has no entities. Columns with one entry
     per card that has an alert: `card` is a keyed 64-bit hash (16 hexadecimal digits; the key depends on the pair of
-    versions and on `scorer.id_key`); `served` and `other` are the event times of its first alert by this version and by
+    versions and on `scorer.id_key`); `this` and `other` are the event times of its first alert by this version and by
     the other one, null without an alert.
 
     `event` and `value` are the event id and the value of the card's first alert here. They have no entries where they
@@ -310,7 +310,7 @@ class CardAlerts(Record, frozen=True):
     rows: int
     excluded: int
     card: list[str]
-    served: list[int | None]
+    this: list[int | None]
     other: list[int | None]
     event: list[str] = []
     value: list[int] = []
@@ -320,25 +320,25 @@ class CardAlerts(Record, frozen=True):
 class PreparedInput(Record, frozen=True):
     """How an input that two versions prepare differently looks to one member, on the same transactions.
 
-    `served` and `other` are the preparations: imputed value, lower and upper clip, offset, scale. `rows` and `alerted`
-    count all transactions, and those that either version alerts. Each has three numbers for regular values, for values
-    that are missing before preparation, and for values that are clipped differently: transactions, those in which the
-    versions see values of different bins of the reference profile, and the sum of these distances in bins.
+    `candidate` and `baseline` are the preparations: imputed value, lower and upper clip, offset, scale. `rows` and
+    `alerted` count all transactions, and those that either version alerts. Each has three numbers for regular values,
+    for values that are missing before preparation, and for values that are clipped differently: transactions, those in
+    which the versions see values of different bins of the reference profile, and the sum of these distances in bins.
     """
 
-    served: list[float | None]
-    other: list[float | None]
+    candidate: list[float | None]
+    baseline: list[float | None]
     rows: list[int]
     alerted: list[int]
 
 
 class MemberPair(Record, frozen=True):
-    """One member of a version, compared with the one that belongs to it in another version.
+    """One member of the version under test, the candidate, compared with the one that belongs to it in the baseline.
 
-    `output`, `weight` and `member` have the 2x2 counts `[both, served only, changed only, neither]` of "alert as
-    served" against "alert if this member's output, its weight, or both were as in the other version"; empty if it
-    is the same in both. `shares` are its shares of the weight in both versions. `scores` has the number of transactions
-    and the sums of a, b, a^2, b^2 and ab, where a and b are the member's scores in this and in the other version, in
+    `output`, `weight` and `member` have the 2x2 counts `[both, candidate only, changed only, neither]` of "alert by the
+    candidate" against "alert if this member's output, its weight, or both were as in the baseline"; empty if it is the
+    same in both. `shares` are its shares of the weight in both versions. `scores` has the number of transactions and
+    the sums of a, b, a^2, b^2 and ab, where a and b are the member's scores in the candidate and in the baseline, in
     thousandths on the scale of the link.
 
     `answers` has, for transactions that either version alerts and per input, the difference a - b by bin of the
@@ -365,12 +365,12 @@ class MemberPair(Record, frozen=True):
 
 
 class PairDifferences(Record, frozen=True):
-    """Members of two versions compared on the `rows` transactions of a micro-batch that both scored.
+    """Members of a candidate and of its baseline compared on the `rows` transactions of a micro-batch that both scored.
 
-    `members` has the members that differ. `policy` has the 2x2 counts of "alert as served" against "alert with the
-    final calibrator and the thresholds of the other version"; empty if they are the same. If versions also differ in
+    `members` has the members that differ. `policy` has the 2x2 counts of "alert by the candidate" against "alert with
+    the final calibrator and the thresholds of the baseline"; empty if they are the same. If versions also differ in
     something else, such as the combiner, the link or a removed member, `changes` has that in words, and `combination`
-    the counts of "alert as served" against "alert if everything were as in the other version except the members of
+    the counts of "alert by the candidate" against "alert if everything were as in the baseline except the members of
     both", instead of `policy`.
     """
 
@@ -647,14 +647,14 @@ class ScorerStatus(Record, frozen=True):
 
 
 class CountedCards(Record, frozen=True):
-    """Alerted cards: by both versions, only by the version under test, only by the other one.
+    """Alerted cards: by both versions, only by the candidate (the version under test), only by the baseline.
 
     `waiting` cards have an alert whose grace period is not over, so they are not counted yet.
     """
 
     both: int
-    only: int
-    lacking: int
+    candidate_only: int
+    baseline_only: int
     waiting: int
 
 
@@ -695,14 +695,14 @@ class Cause(Record, frozen=True):
 class Disagreement(Record, frozen=True):
     """A card that only one of two versions alerts: its first alert.
 
-    `served`: whether the version under test raised it. `at` is the event time, `value` in minor units of the reference
-    currency. `shadow`: the version under test was withdrawn by then, so the other version decided.
+    `candidate`: whether the version under test raised it, or the baseline. `at` is the event time, `value` in minor
+    units of the reference currency. `shadow`: the candidate was withdrawn by then, so the baseline decided.
     """
 
     at: int
     event_id: str
     value: int
-    served: bool
+    candidate: bool
     shadow: bool = False
 
 
@@ -730,18 +730,18 @@ class LabelCounts(Record, frozen=True):
 class LabelledVerdict(Record, frozen=True):
     """What labels of age `label_age` show about the cards on which two versions disagreed.
 
-    `harm`: the alerts that only the version under test raised have less than half of the precision of those that only
-    the other version raised. `cleared`: they have more. `log_harm` and `log_cleared` are natural logarithms of the
+    `harm`: the alerts that only the candidate raised have less than half of the precision of those that only the
+    baseline raised. `cleared`: they have more. `log_harm` and `log_cleared` are natural logarithms of the
     evidence. `waiting` cards have not reached the label age, or labels of a source are late; `missing` says what
     prevents a decision. Labels of all regular sources are known up to the full hour `known`, ms.
 
-    `common` is null if the other version alerted enough cards alone. Otherwise it counts the cards that both alerted,
+    `common` is null if the baseline alerted enough cards alone. Otherwise it counts the cards that both alerted,
     and the verdict compares with a quarter of their precision (ADR 0038).
     """
 
     finding: LabelFinding
-    served: LabelCounts
-    other: LabelCounts
+    candidate_only: LabelCounts
+    baseline_only: LabelCounts
     log_harm: float
     log_cleared: float
     label_age: int
@@ -783,28 +783,28 @@ class InputChange(Record, frozen=True):
 class VerdictRecord(Record, frozen=True, kw_only=True):
     """Topic `verdicts`: the state of a comparison of two versions. A later record of the same `id` replaces it.
 
-    `id`, `since`, `rows`, `both`, `only` and `lacking` as on `incidents`; `cards` is what the verdict is based on.
-    `missing` says what prevents a decision. At the rate so far, a decision takes `more_rows` more transactions and
-    `more_ms` of event time; null if that cannot be expected. `due` is the command that the verdict leads to, null if it
-    is undecided; `held_back` says why the monitor does not submit it. `cause` is what moved the alerts most; `inputs`
-    are those that members see differently. After a rise or a fall, `disagreements` has the cards that only one version
-    alerts, up to a limit, `common` those that both alert, and `labels` what their labels show later. `began` is the
-    time of the command, ms, and `manifest_sha256` the digest of the version. While `collection` runs after a rollback,
-    further cards are added; `cards` and the other counts stay those of the withdrawal.
+    `id`, `since`, `rows`, `both`, `candidate_only` and `baseline_only` as on `incidents`; `cards` is what the verdict
+    is based on. `missing` says what prevents a decision. At the rate so far, a decision takes `more_rows` more
+    transactions and `more_ms` of event time; null if that cannot be expected. `due` is the command that the verdict
+    leads to, null if it is undecided; `held_back` says why the monitor does not submit it. `cause` is what moved the
+    alerts most; `inputs` are those that members see differently. After a rise or a fall, `disagreements` has the cards
+    that only one version alerts, up to a limit, `common` those that both alert, and `labels` what their labels show
+    later. `began` is the time of the command, ms, and `manifest_sha256` the digest of the version. While `collection`
+    runs after a rollback, further cards are added; `cards` and the other counts stay those of the withdrawal.
     """
 
     id: str
     ensemble: str
     version: str
-    other: str
+    baseline: str
     since: int
     at: int
     finding: Finding
     why: str
     rows: int
     both: int
-    only: int
-    lacking: int
+    candidate_only: int
+    baseline_only: int
     excluded: int
     cards: CountedCards
     evidence: VerdictEvidence
@@ -867,14 +867,14 @@ class Incident(Record, frozen=True, kw_only=True):
     it, empty if it does. `ended_by` is the offset of the newest command when the incident ended, by any author,
     and `command` its action.
 
-    A verdict: `version` alerts more cards, or fewer, than the version `other` that scores the same transactions.
-    `since` is the offset of the command that put it in play, `began` its time, ms (null in records of earlier
-    releases). The `id` is the ensemble and `since`; if an incident of a former topic `control` has this id, with
-    `began` between them. It ends with `-canary` for a canary that a `recover` restored together with a probation.
+    A verdict: `version`, the candidate, alerts more cards, or fewer, than the version `baseline` that scores the same
+    transactions. `since` is the offset of the command that put it in play, `began` its time, ms (null in records of
+    earlier releases). The `id` is the ensemble and `since`; if an incident of a former topic `control` has this id,
+    with `began` between them. It ends with `-canary` for a canary that a `recover` restored together with a probation.
     `finding` is `rise` or `fall`. `cards` are the alerted cards, on which the finding is based. Of the `rows`
-    transactions that count as evidence, `both` were alerted by both versions, `only` by this one, `lacking` by the
-    other one; `log_evidence` is the natural logarithm of the evidence. `member` is the suspect, null if there is none;
-    `difference` describes how it differs from the other version, and `input` is the input concerned, null if it is not
+    transactions that count as evidence, `both` were alerted by both versions, `candidate_only` and `baseline_only` by
+    one of them; `log_evidence` is the natural logarithm of the evidence. `member` is the suspect, null if there is
+    none; `difference` describes how it differs from the baseline, and `input` is the input concerned, null if it is not
     one input.
     """
 
@@ -909,13 +909,13 @@ class Incident(Record, frozen=True, kw_only=True):
     held_back: str = ""
     ended_by: int | None = None
     command: Action | None = None
-    other: str = ""
+    baseline: str = ""
     since: int = 0
     began: int | None = None
     rows: int = 0
     both: int = 0
-    only: int = 0
-    lacking: int = 0
+    candidate_only: int = 0
+    baseline_only: int = 0
     log_evidence: float = 0.0
     finding: Finding = "rise"
     cards: CountedCards | None = None

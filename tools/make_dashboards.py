@@ -273,9 +273,9 @@ MODELS = Dashboard(
                         "{{ensemble}} {{version}} {{arm}}, {{positive}}"),), "percentunit", width=12),
                 Panel("Change of alerted cards", "A version on probation, or a canary, compared with the other version "
                       "that scores the same transactions.",
-                      (("max by (ensemble, version, other) "
+                      (("max by (ensemble, version, baseline) "
                         "(stream_scorer_paired_alert_rise{ensemble=~\"$ensemble\"})",
-                        "{{ensemble}} {{version}} against {{other}}"),), "percentunit", width=12),
+                        "{{ensemble}} {{version}} against {{baseline}}"),), "percentunit", width=12),
             ),
         ),
         Row(
@@ -283,14 +283,14 @@ MODELS = Dashboard(
             (
                 Panel("Evidence", "Natural logarithm of the evidence that alerted cards rise or fall; the monitor acts "
                       "at 6.9.",
-                      (("max by (ensemble, version, other, direction) "
+                      (("max by (ensemble, version, baseline, direction) "
                         "(stream_scorer_paired_evidence{ensemble=~\"$ensemble\"})",
-                        "{{ensemble}} {{version}} against {{other}}, {{direction}}"),), limit=6.9),
+                        "{{ensemble}} {{version}} against {{baseline}}, {{direction}}"),), limit=6.9),
                 Panel("Evidence is based on", "Cards that either version alerts, and transactions that count.",
-                      (("max by (ensemble, version, other) (stream_scorer_paired_cards{ensemble=~\"$ensemble\"})",
-                        "cards, {{ensemble}} {{version}} against {{other}}"),
-                       ("max by (ensemble, version, other) (stream_scorer_paired_rows{ensemble=~\"$ensemble\"})",
-                        "transactions, {{ensemble}} {{version}} against {{other}}"))),
+                      (("max by (ensemble, version, baseline) (stream_scorer_paired_cards{ensemble=~\"$ensemble\"})",
+                        "cards, {{ensemble}} {{version}} against {{baseline}}"),
+                       ("max by (ensemble, version, baseline) (stream_scorer_paired_rows{ensemble=~\"$ensemble\"})",
+                        "transactions, {{ensemble}} {{version}} against {{baseline}}"))),
                 Panel("Commands of the monitor", "In the last day, by action.",
                       (("sum by (ensemble, action) "
                         "(increase(stream_scorer_watch_commands_total{ensemble=~\"$ensemble\"}[1d]))",

@@ -284,13 +284,13 @@ def _read_verdicts(settings: Settings, topic: str, history: History) -> list[Ver
     """The newest verdict on each version that is compared with another one now, or was last and is judged by labels."""
     from stream_scorer.control.collection import withdrawals
     from stream_scorer.control.incidents import incident_id
-    from stream_scorer.control.probation import pairs
+    from stream_scorer.control.probation import comparisons
     from stream_scorer.control.verdicts import read_verdicts
     from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.kafka.topics import TopicAdmin
 
     # By id, the time of the command that began the comparison: offsets repeat if `control` was created again.
-    now = {incident_id(pair): pair.at for state in history.states.values() for pair in pairs(state, history)}
+    now = {incident_id(each): each.at for state in history.states.values() for each in comparisons(state, history)}
     now |= {found.id: found.at for found in withdrawals(history)}
     if topic not in TopicAdmin(settings["kafka.bootstrap"]).partitions():
         return []

@@ -282,16 +282,16 @@ def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
     due = f", {r.due} is due" if r.due is not None else ""
     held = f" ({r.held_back})" if r.held_back else ""
     facts = [
-        ("verdict", f"{r.version} compared with {r.other}: {FINDINGS[r.finding]}{due}{held}"),
+        ("verdict", f"{r.version} compared with {r.baseline}: {FINDINGS[r.finding]}{due}{held}"),
         (
             "cards",
-            f"{cards.both:,} alerted by both, {cards.only:,} only by {r.version}, {cards.lacking:,} only by {r.other}, "
-            f"{cards.waiting:,} not counted yet",
+            f"{cards.both:,} alerted by both, {cards.candidate_only:,} only by {r.version}, "
+            f"{cards.baseline_only:,} only by {r.baseline}, {cards.waiting:,} not counted yet",
         ),
         (
             "rows",
-            f"{r.rows:,} transactions, alerts: {r.both:,} by both, {r.only:,} only by {r.version}, {r.lacking:,} only "
-            f"by {r.other}; {r.excluded:,} transactions do not count",
+            f"{r.rows:,} transactions, alerts: {r.both:,} by both, {r.candidate_only:,} only by {r.version}, "
+            f"{r.baseline_only:,} only by {r.baseline}; {r.excluded:,} transactions do not count",
         ),
     ]
     if r.cause is not None:
@@ -306,7 +306,7 @@ def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
         state = f"ended: {found.ended}" if found.ended else f"{found.enough:,} are wanted{until}"
         facts.append(("shadow", f"{found.cards:,} cards alerted only by {r.version}, with its time in shadow; {state}"))
     if r.labels is not None:
-        facts.append(("labels", describe(r.version, r.other, r.labels)))
+        facts.append(("labels", describe(r.version, r.baseline, r.labels)))
         if r.labels.known:
             until = f"of all sources, given until {when(r.labels.known)}; label age {_span(r.labels.label_age)}"
             facts.append(("known", f"{until}{'; missing: ' * bool(r.labels.missing)}{', '.join(r.labels.missing)}"))

@@ -1,6 +1,6 @@
 """Names the member, and the input, whose change moved the alerts of a version (ADR 0034).
 
-The counts are of the kind "alert as served" against "alert if this member were as in the other version". Their
+The counts are of the kind "alert by the candidate" against "alert if this member were as in the baseline". Their
 difference is the number of alerts that exist because of the member's change, whatever happened to the others. So it
 also names the bad member if all members were retrained.
 """
@@ -35,8 +35,8 @@ _REGULAR, _MISSING, _CLIPPED = range(3)
 class _Input:
     """Merged counts of one input that is prepared differently."""
 
-    served: list[float | None]
-    other: list[float | None]
+    candidate: list[float | None]
+    baseline: list[float | None]
     rows: list[int]
     alerted: list[int]
 
@@ -84,7 +84,7 @@ class _Member:
             self._add_input(name, prepared)
 
     def _add_input(self, name: str, prepared: PreparedInput) -> None:
-        found = self.inputs.setdefault(name, _Input(prepared.served, prepared.other, [], []))
+        found = self.inputs.setdefault(name, _Input(prepared.candidate, prepared.baseline, [], []))
         found.rows = _add(found.rows, prepared.rows)
         found.alerted = _add(found.alerted, prepared.alerted)
 
@@ -227,7 +227,7 @@ def _fault(member: _Member) -> tuple[CauseKind, str | None, str] | None:
 
 def _preparation(name: str, found: _Input, categories: list[str]) -> tuple[CauseKind, str]:
     """Kind and description of the larger part of the difference of an input that is prepared differently."""
-    (impute, low, high, offset, scale), (impute_, low_, high_, offset_, scale_) = found.served, found.other
+    (impute, low, high, offset, scale), (impute_, low_, high_, offset_, scale_) = found.candidate, found.baseline
     assert offset is not None and scale is not None and offset_ is not None and scale_ is not None
     part = max((_REGULAR, _MISSING, _CLIPPED), key=found.distance)
     if part == _MISSING and impute != impute_:

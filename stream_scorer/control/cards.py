@@ -1,4 +1,4 @@
-"""Counts alerted cards, each card once: by both versions, by the version under test only, or by the other one only.
+"""Counts alerted cards, each card once: by both versions, by the candidate only, or by the baseline only.
 
 A card is counted by its first alert of either version. Its class is fixed when event time on its partition has passed
 that alert by the grace period: `both` if the other version alerted it as well by then. So a burst on one card is one
@@ -25,22 +25,22 @@ MAX_COMMON = 1_000
 
 @dataclass(slots=True)
 class CardCounts:
-    """Number of cards by which version alerts them."""
+    """Number of cards by which version alerts them: the version under test, and the one that it is compared with."""
 
     both: int = 0
-    served: int = 0
-    other: int = 0
+    candidate_only: int = 0
+    baseline_only: int = 0
 
     @property
     def total(self) -> int:
         """All cards that either version alerts."""
-        return self.both + self.served + self.other
+        return self.both + self.candidate_only + self.baseline_only
 
     @property
     def rise(self) -> float:
-        """Relative change of alerted cards from the other version to the served one; NaN if the other alerts none."""
-        alerts = self.both + self.other
-        return (self.both + self.served) / alerts - 1.0 if alerts else float("nan")
+        """Relative change of alerted cards from the baseline to the candidate; NaN if the baseline alerts none."""
+        alerts = self.both + self.baseline_only
+        return (self.both + self.candidate_only) / alerts - 1.0 if alerts else float("nan")
 
 
 _Event = tuple[int, str, int, bool]
@@ -52,7 +52,7 @@ class _Partition:
 
     `newest` is the newest event time. `due` is a heap of (first alert, hash); an entry with a later time than the
     card's first alert is outdated. `events` has time, event id and value of the first alert, if they are known, and
-    whether the version under test was a shadow.
+    whether the candidate was a shadow.
     """
 
     newest: int = -1
@@ -93,17 +93,17 @@ class AlertedCards:
         return len(self._counted) + self.waiting >= self._max_cards
 
     def add(self, number: int, cards: CardAlerts, newest: int | None, *, shadow: bool = False) -> None:
-        """Add the cards of one summary of partition `number`, whose newest event time is `newest`.
+        """Add the cards of one summary of the candidate for partition `number`, whose newest event time is `newest`.
 
-        `shadow`: the version under test only scored them.
+        `shadow`: the candidate only scored them.
         """
         partition = self._partitions.setdefault(number, _Partition())
-        for card, served, other in zip(cards.card, cards.served, cards.other, strict=True):
-            self._alert(partition, int(card, 16), served, other)
-        for card, event, value, served, other in zip(
-            cards.card, cards.event, cards.value, cards.served, cards.other, strict=False
+        for card, candidate, baseline in zip(cards.card, cards.this, cards.other, strict=True):
+            self._alert(partition, int(card, 16), candidate, baseline)
+        for card, event, value, candidate, baseline in zip(
+            cards.card, cards.event, cards.value, cards.this, cards.other, strict=False
         ):
-            at = _earlier(served, other)
+            at = _earlier(candidate, baseline)
             if event and at is not None and int(card, 16) in partition.waiting:
                 first = partition.events.get(int(card, 16), (at, event, value, shadow))
                 partition.events[int(card, 16)] = min(first, (at, event, value, shadow))
@@ -112,13 +112,13 @@ class AlertedCards:
             self.newest = newest if self.newest is None else max(self.newest, newest)
         self._settle(partition)
 
-    def _alert(self, partition: _Partition, card: int, served: int | None, other: int | None) -> None:
-        if card in self._counted or (served is None and other is None):
+    def _alert(self, partition: _Partition, card: int, candidate: int | None, baseline: int | None) -> None:
+        if card in self._counted or (candidate is None and baseline is None):
             return
         if self.full and card not in partition.waiting:
             return
         before = partition.waiting.get(card, (None, None))
-        now = _earlier(before[0], served), _earlier(before[1], other)
+        now = _earlier(before[0], candidate), _earlier(before[1], baseline)
         partition.waiting[card] = now
         at = _first(now)
         self.first = at if self.first is None else min(self.first, at)
@@ -134,25 +134,25 @@ class AlertedCards:
                 continue
             del partition.waiting[card]
             self._counted.add(card)
-            served, other = (time is not None and time - at <= self._grace_ms for time in times)
+            candidate, baseline = (time is not None and time - at <= self._grace_ms for time in times)
             event = partition.events.pop(card, None)
             if event is not None and event[0] == at:
-                self._keep(event, served=served, other=other)
-            if served and other:
+                self._keep(event, candidate=candidate, baseline=baseline)
+            if candidate and baseline:
                 self.counts.both += 1
-            elif served:
-                self.counts.served += 1
+            elif candidate:
+                self.counts.candidate_only += 1
             else:
-                self.counts.other += 1
+                self.counts.baseline_only += 1
 
-    def _keep(self, event: _Event, *, served: bool, other: bool) -> None:
+    def _keep(self, event: _Event, *, candidate: bool, baseline: bool) -> None:
         """Keep the first alert of a card for a comparison by labels."""
-        if served and other:
+        if candidate and baseline:
             if len(self.common) < MAX_COMMON:
                 self.common.append(CommonAlert(*event[:3]))
-        elif self._kept[served] < MAX_DISAGREEMENTS:
-            self._kept[served] += 1
-            self.disagreements.append(Disagreement(*event[:3], served, event[3]))
+        elif self._kept[candidate] < MAX_DISAGREEMENTS:
+            self._kept[candidate] += 1
+            self.disagreements.append(Disagreement(*event[:3], candidate, event[3]))
 
 
 class ArmShare:

@@ -43,7 +43,7 @@ COLLECTED = Metric(
     "gauge",
     "stream_scorer_withdrawn_cards",
     "Cards that only a withdrawn version alerts, while it stays in shadow until labels can judge it.",
-    ("ensemble", "version", "other"),
+    ("ensemble", "version", "baseline"),
 )
 
 
@@ -52,13 +52,13 @@ class Withdrawal:
     """A version that a monitor rolled back and that stays in shadow.
 
     Attributes:
-        version, other: the withdrawn version, and the champion, with which it is compared.
+        version, baseline: the withdrawn version, and the champion, with which it is compared.
         since: offset of the command that promoted it. at: time of that command, ms. until: offset of the rollback.
     """
 
     ensemble: str
     version: ServedVersion
-    other: ServedVersion
+    baseline: ServedVersion
     since: int
     at: int
     until: int
@@ -85,7 +85,7 @@ class Collected:
     """The cards of one withdrawal: those of the probation, and those since the rollback.
 
     Attributes:
-        cards: `served` are those of the withdrawn version.
+        cards: those of the withdrawn version, the candidate, and of the champion.
     """
 
     def __init__(self, withdrawal: Withdrawal, grace_ms: int = GRACE_MS) -> None:
@@ -99,9 +99,9 @@ class Collected:
         self._newest = -1
 
     @property
-    def only(self) -> int:
+    def candidate_only(self) -> int:
         """Number of cards that only the withdrawn version alerts."""
-        return self.cards.counts.served
+        return self.cards.counts.candidate_only
 
     @property
     def until(self) -> int | None:
@@ -115,7 +115,7 @@ class Collected:
     @property
     def ended(self) -> str:
         """Why the collection is complete; empty while it runs. Depends on alerts and event time only."""
-        if self.only >= ENOUGH:
+        if self.candidate_only >= ENOUGH:
             return "enough cards"
         until = self.until
         if until is not None and self._newest >= until:
@@ -133,17 +133,17 @@ class Collected:
         if found.since <= offset < found.until and summary.version == found.version.version:
             if newest is not None:
                 self._before = max(self._before or 0, newest)
-            cards = summary.cards.get(found.other.version)
+            cards = summary.cards.get(found.baseline.version)
             if cards is not None:
                 self.cards.add(summary.partition, cards, newest)
-        elif offset >= found.until and summary.version == found.other.version:
+        elif offset >= found.until and summary.version == found.baseline.version:
             if newest is not None:
                 self._first = newest if self._first is None else self._first
                 self._newest = max(self._newest, newest)
             cards = summary.cards.get(found.version.version)
             if cards is not None:
-                # Here the champion is the version that served.
-                cards = msgspec.structs.replace(cards, served=cards.other, other=cards.served)
+                # A summary of the champion, so the withdrawn version is the other one.
+                cards = msgspec.structs.replace(cards, this=cards.other, other=cards.this)
                 self.cards.add(summary.partition, cards, newest, shadow=True)
 
     def extend(self, record: VerdictRecord, ended: str, at: int) -> VerdictRecord:
@@ -154,7 +154,7 @@ class Collected:
         cards, before = self.cards, 0 if record.collection is None else record.collection.cards
         if len(cards.disagreements) + len(cards.common) >= len(record.disagreements) + len(record.common):
             record = msgspec.structs.replace(record, disagreements=[*cards.disagreements], common=[*cards.common])
-        progress = Collection(max(self.only, before), ENOUGH, self.until, ended)
+        progress = Collection(max(self.candidate_only, before), ENOUGH, self.until, ended)
         return msgspec.structs.replace(record, collection=progress, labels=None, at=at)
 
 
@@ -271,9 +271,9 @@ class CollectionWatch:
         """Write what is new: at most every `WRITE_EVERY_MS`, and at once when the collection has ended."""
         withdrawal = collected.withdrawal
         key = withdrawal.id
-        self._show(withdrawal, collected.only)
+        self._show(withdrawal, collected.candidate_only)
         progress = self._records[key].collection if key in self._records else None
-        grown = progress is None or collected.only > progress.cards or progress.until != collected.until
+        grown = progress is None or collected.candidate_only > progress.cards or progress.until != collected.until
         due = grown and now - self._written_at.get(key, now - WRITE_EVERY_MS) >= WRITE_EVERY_MS
         if key in self._complete or not (due or ended):
             return
@@ -285,7 +285,9 @@ class CollectionWatch:
         self._records[key], self._written_at[key] = record, now
         if ended:
             self._complete.add(key)
-            _log.warning("version %s in shadow: %d cards, %s", withdrawal.version.version, collected.only, ended)
+            _log.warning(
+                "version %s in shadow: %d cards, %s", withdrawal.version.version, collected.candidate_only, ended
+            )
 
     def _reason(self, withdrawal: Withdrawal) -> str:
         record, version = self._records.get(withdrawal.id), withdrawal.version.version
@@ -295,5 +297,5 @@ class CollectionWatch:
         return f"{found.cards:,} cards that only version {version} alerts are collected for labels: {found.ended}"
 
     def _show(self, withdrawal: Withdrawal, cards: int) -> None:
-        names = (withdrawal.ensemble, withdrawal.version.version, withdrawal.other.version)
+        names = (withdrawal.ensemble, withdrawal.version.version, withdrawal.baseline.version)
         self._metrics.set(COLLECTED, cards, *names)

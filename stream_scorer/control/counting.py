@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from stream_scorer.control.probation import Paired
+from stream_scorer.control.probation import ComparisonCounts
 from stream_scorer.control.summary_reader import UNREADABLE, SummaryReader, SummaryRecord
 from stream_scorer.records import ScoreSummary
 
@@ -23,11 +23,11 @@ class Counting:
     Each pair has a reader of its own: the days of summaries of an old canary delay no verdict on a new version.
 
     Attributes:
-        paired: the counts.
+        counts: the counts.
     """
 
-    def __init__(self, reader: SummaryReader, paired: Paired, monotonic: Callable[[], float]) -> None:
-        self.paired = paired
+    def __init__(self, reader: SummaryReader, counts: ComparisonCounts, monotonic: Callable[[], float]) -> None:
+        self.counts = counts
         self._reader, self._monotonic = reader, monotonic
         self._caught_up = False
         self._decode = msgspec.json.Decoder(ScoreSummary).decode
@@ -52,6 +52,6 @@ class Counting:
 
     def _add(self, record: SummaryRecord) -> None:
         try:
-            self.paired.add(self._decode(record.value or b""), record.timestamp_ms)
+            self.counts.add(self._decode(record.value or b""), record.timestamp_ms)
         except UNREADABLE as error:
             _log.warning("an unreadable summary is ignored: %s", error)

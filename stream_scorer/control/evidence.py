@@ -1,11 +1,11 @@
 """E-processes for the verdict on a version: evidence for a change of alerted cards that is valid at any time.
 
-Each card that either version alerts is one observation: both versions alert it, only the version under test
-(`served`), or only the version that it is compared with (`other`). `log_evidence` bets against the hypothesis
-"served alerts <= ratio * other's alerts": a wealth that starts at 1 is multiplied by ``1 + b * (served - ratio *
-other)`` per card, whose expectation is at most 1 under the hypothesis for every b in (0, 1 / ratio). By Ville's
-inequality the wealth ever reaches 1 / alpha with probability at most alpha, so the test allows any number of looks. The
-wealth depends on three counts only, so it does not depend on how summaries were split into batches.
+Each card that either version alerts is one observation: both versions alert it, only the candidate (the version under
+test), or only the baseline (the version that it is compared with). `log_evidence` bets against the hypothesis
+"candidate's alerts <= ratio * baseline's alerts": a wealth that starts at 1 is multiplied by ``1 + b * (candidate -
+ratio * baseline)`` per card, whose expectation is at most 1 under the hypothesis for every b in (0, 1 / ratio). By
+Ville's inequality the wealth ever reaches 1 / alpha with probability at most alpha, so the test allows any number of
+looks. The wealth depends on three counts only, so it does not depend on how summaries were split into batches.
 
 Sources: Waudby-Smith, Ramdas: Estimating means of bounded random variables by betting, JRSS B 2024 (bets, and their
 mixture). Ramdas, Grunwald, Vovk, Shafer: Game-theoretic statistics and safe anytime-valid inference, 2023. Lindon,
@@ -28,11 +28,11 @@ _BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95])
 _PRIOR = 100.0
 
 
-def log_evidence(both: Counts, served: Counts, other: Counts, ratio: float) -> NDArray[np.float64]:
-    """Natural logarithm of the evidence that `served` alerts on more than `ratio` times as many cards as `other`.
+def log_evidence(both: Counts, candidate_only: Counts, baseline_only: Counts, ratio: float) -> NDArray[np.float64]:
+    """Natural logarithm of the evidence that the candidate alerts on more than `ratio` times the baseline's cards.
 
     Args:
-        both, served, other: number of cards alerted by both versions and by one version only; all ``(n,)``.
+        both, candidate_only, baseline_only: number of cards alerted by both versions, or by one only; all ``(n,)``.
         ratio: above 0.
 
     Returns:
@@ -40,16 +40,18 @@ def log_evidence(both: Counts, served: Counts, other: Counts, ratio: float) -> N
     """
     bets = _BETS / ratio
     logs = (
-        np.multiply.outer(served, np.log1p(bets))
+        np.multiply.outer(candidate_only, np.log1p(bets))
         + np.multiply.outer(both, np.log1p(bets * (1.0 - ratio)))
-        + np.multiply.outer(other, np.log1p(-bets * ratio))
+        + np.multiply.outer(baseline_only, np.log1p(-bets * ratio))
     )
     return np.asarray(np.logaddexp.reduce(logs, axis=-1) - math.log(len(_BETS)), dtype=np.float64)
 
 
-def log_evidence_below(both: Counts, served: Counts, other: Counts, ratio: float) -> NDArray[np.float64]:
-    """The same for the evidence that `served` alerts on fewer than `ratio` times as many cards as `other`."""
-    return log_evidence(both, other, served, 1.0 / ratio)
+def log_evidence_below(
+    both: Counts, candidate_only: Counts, baseline_only: Counts, ratio: float
+) -> NDArray[np.float64]:
+    """The same for the evidence that the candidate alerts on fewer than `ratio` times the baseline's cards."""
+    return log_evidence(both, baseline_only, candidate_only, 1.0 / ratio)
 
 
 def log_evidence_of_share(inside: int, total: int, share: float) -> float:

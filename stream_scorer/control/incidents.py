@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.label_watch import LABELS_SUFFIX
-from stream_scorer.control.probation import Pair, Paired
+from stream_scorer.control.probation import Comparison, ComparisonCounts
 from stream_scorer.control.state import History
 from stream_scorer.incidents.log import Condition, IncidentLog, Subject, is_of_comparison
 from stream_scorer.records import Action, Affected, CountedCards, Incident
@@ -15,12 +15,12 @@ from stream_scorer.records import Action, Affected, CountedCards, Incident
 NO_COMMANDS: Mapping[str, Action] = MappingProxyType({})
 
 
-def incident_id(pair: Pair) -> str:
-    """The id of the verdict on `pair`, which every monitor derives equally, before and after a restart.
+def incident_id(comparison: Comparison) -> str:
+    """The id of the verdict on `comparison`, which every monitor derives equally, before and after a restart.
 
     Its incident has the same id, unless one of a former topic `control` has it (`incidents/log.py`).
     """
-    return f"{pair.ensemble}-{pair.start}"
+    return f"{comparison.ensemble}-{comparison.start}"
 
 
 def actions_at(history: History, offsets: Mapping[str, int]) -> dict[str, Action]:
@@ -29,44 +29,44 @@ def actions_at(history: History, offsets: Mapping[str, int]) -> dict[str, Action
     return {name: commands[offset].action for name, offset in offsets.items() if offset in commands}
 
 
-def counted_cards(paired: Paired) -> CountedCards:
+def counted_cards(counts: ComparisonCounts) -> CountedCards:
     """The alerted cards of a pair, for a record."""
-    counts = paired.cards.counts
-    return CountedCards(counts.both, counts.served, counts.other, paired.cards.waiting)
+    found = counts.cards.counts
+    return CountedCards(found.both, found.candidate_only, found.baseline_only, counts.cards.waiting)
 
 
-def condition_of(paired: Paired, due: Action, held_back: str) -> Condition:
+def condition_of(counts: ComparisonCounts, due: Action, held_back: str) -> Condition:
     """The condition of a version whose number of alerted cards changed."""
-    pair, verdict = paired.pair, paired.verdict
+    comparison, verdict = counts.comparison, counts.verdict
     falls = verdict.finding == "fall"
-    cause, culprit = paired.cause(falls=falls), paired.culprit(falls=falls)
+    cause, culprit = counts.cause(falls=falls), counts.culprit(falls=falls)
     member = cause.member if cause is not None else culprit[0] if culprit is not None else None
-    cards = counted_cards(paired)
+    cards = counted_cards(counts)
     return Condition(
         kind="verdict",
-        subject=Subject(pair.ensemble, pair.served.version, member),
-        start=pair.start,
-        why=paired.summary(),
-        event_time=paired.cards.newest,
-        opened_event=paired.cards.first,
-        began=pair.at,
+        subject=Subject(comparison.ensemble, comparison.candidate.version, member),
+        start=comparison.start,
+        why=counts.summary(),
+        event_time=counts.cards.newest,
+        opened_event=counts.cards.first,
+        began=comparison.at,
         affected=Affected(
-            transactions=paired.rows,
-            cards=cards.only + cards.lacking,
-            alerts=paired.served - paired.other,
+            transactions=counts.rows,
+            cards=cards.candidate_only + cards.baseline_only,
+            alerts=counts.candidate_only - counts.baseline_only,
             how="transactions that count in the comparison; cards that only one of them alerts; difference of alerts",
         ),
         done=f"{due} is due but not submitted" if held_back else f"the monitor submits {due}",
         details={
             "due": due,
             "held_back": held_back,
-            "other": pair.other.version,
-            "since": pair.since,
-            "began": pair.at,
-            "rows": paired.rows,
-            "both": paired.both,
-            "only": paired.served,
-            "lacking": paired.other,
+            "baseline": comparison.baseline.version,
+            "since": comparison.since,
+            "began": comparison.at,
+            "rows": counts.rows,
+            "both": counts.both,
+            "candidate_only": counts.candidate_only,
+            "baseline_only": counts.baseline_only,
             "log_evidence": verdict.evidence.fall if falls else verdict.evidence.rise,
             "finding": verdict.finding,
             "cards": cards,
@@ -76,9 +76,9 @@ def condition_of(paired: Paired, due: Action, held_back: str) -> Condition:
     )
 
 
-def _is_on(incident: Incident, pair: Pair) -> bool:
-    same = (incident.ensemble, incident.since) == (pair.ensemble, pair.since)
-    return same and is_of_comparison(incident, pair.served.version, pair.other.version, pair.at)
+def _is_on(incident: Incident, comparison: Comparison) -> bool:
+    same = (incident.ensemble, incident.since) == (comparison.ensemble, comparison.since)
+    return same and is_of_comparison(incident, comparison.candidate.version, comparison.baseline.version, comparison.at)
 
 
 class Incidents:
@@ -91,18 +91,18 @@ class Incidents:
         """The incidents of every kind that are not closed, oldest first. Raises as `IncidentLog.read`."""
         return self.log.open()
 
-    def report(self, paired: Paired, due: Action, held_back: str, at: int) -> bool:
+    def report(self, counts: ComparisonCounts, due: Action, held_back: str, at: int) -> bool:
         """Open the incident of a pair, or update it if the action or its delay changed. Returns whether it worked."""
-        return self.log.report(condition_of(paired, due, held_back), at)
+        return self.log.report(condition_of(counts, due, held_back), at)
 
     def close_all_but(
         self,
-        pairs: Collection[Pair],
+        comparisons: Collection[Comparison],
         ended_by: Mapping[str, int],
         at: int,
         commands: Mapping[str, Action] = NO_COMMANDS,
     ) -> bool:
-        """Close the incidents of all pairs except `pairs`. Returns whether that worked. Raises as `open`.
+        """Close the incidents of all pairs except `comparisons`. Returns whether that worked. Raises as `open`.
 
         Args:
             ended_by: offset of the newest command, by ensemble. at: current time, ms. commands: its action.
@@ -112,7 +112,7 @@ class Incidents:
             ended = ended_by.get(incident.ensemble)
             if incident.kind != "verdict" or incident.id.endswith(LABELS_SUFFIX) or ended is None:
                 continue
-            if not any(_is_on(incident, pair) for pair in pairs):
+            if not any(_is_on(incident, comparison) for comparison in comparisons):
                 command = commands.get(incident.ensemble)
                 done = incident.done if command is None else f"{command} at control offset {ended}"
                 why = "the versions are no longer compared"

@@ -1,23 +1,23 @@
 """The slow verdict: what labels show about the cards on which two versions disagreed (ADR 0034).
 
-Each card counts once, by its first alert, as in the fast verdict: `served` if only the version under test alerted it,
-`other` if only the other version did. At a fixed label age and in the order of event time, the share of fraud among
-these two groups, their precision, is compared. Arrival order would depend on the outcome, because labels of fraud
-arrive later than those of genuine transactions.
+Each card counts once, by its first alert, as in the fast verdict: `candidate` if only the version under test alerted
+it, `baseline` if only the version that it is compared with did. At a fixed label age and in the order of event time,
+the share of fraud among these two groups, their precision, is compared. Arrival order would depend on the outcome,
+because labels of fraud arrive later than those of genuine transactions.
 
 Whenever both groups have cards that are not used yet, they form a block. A wealth is multiplied by ``1 + b (ratio *
-mean(other) - mean(served))``, where the means are those of the block's labels. If the precision of `served` is at least
-`ratio` times that of `other`, its expectation is at most 1 for every b in (0, 1), so that by Ville's inequality it
-reaches 1 / alpha with probability at most alpha at any number of looks. Blocks depend on the order of cards and
-not on their labels. The reverse bet is the evidence against harm (bets as in `evidence`).
+mean(baseline) - mean(candidate))``, where the means are those of the block's labels. If the precision of `candidate` is
+at least `ratio` times that of `baseline`, its expectation is at most 1 for every b in (0, 1), so that by Ville's
+inequality it reaches 1 / alpha with probability at most alpha at any number of looks. Blocks depend on the order of
+cards and not on their labels. The reverse bet is the evidence against harm (bets as in `evidence`).
 
 A card counts by who decided its first alert: silence means genuine if that was an approval, and nothing if it was an
-alert. The version under test decided before its withdrawal, the other version afterwards (ADR 0050).
+alert. The candidate decided before its withdrawal, the baseline afterwards (ADR 0050).
 
 Labels of the label age must be known: those of all sources (`label_progress`). Cards for which a source is missing do
 not count.
 
-If the other version alerted too few cards alone for a decision, as where a version only adds alerts, the cards that
+If the baseline alerted too few cards alone for a decision, as where a version only adds alerts, the cards that
 both alerted take its place, with a smaller ratio (ADR 0038). The choice depends on alerts and not on labels.
 """
 
@@ -37,9 +37,9 @@ RATIO = 0.5
 # The same compared with alerts of both versions. Alerts that are only added are below the former threshold, where
 # precision is lower than on average: lost alerts, which were near it as well, are assumed to have half of the average.
 COMMON_RATIO = RATIO / 2
-# Fewer cards that only the other version alerted give fewer blocks, which decide only in extreme cases: if no new alert
+# Fewer cards that only the baseline alerted give fewer blocks, which decide only in extreme cases: if no new alert
 # and half of the lost ones are fraud, 20 blocks just reach the evidence of 20 that a decision takes.
-MIN_OTHER = 20
+MIN_BASELINE = 20
 # Each of the two results is wrong with at most this probability.
 ALPHA = 0.05
 _HOUR_MS = 3_600_000
@@ -47,7 +47,8 @@ _BETS = np.array([0.1, 0.25, 0.5, 0.75, 0.95])
 
 Labels = Mapping[str, Sequence[tuple[int, LabelValue | None]]]
 # The groups of cards by which versions alerted them.
-Group = Literal["served", "other", "common"]
+Group = Literal["candidate", "baseline", "common"]
+_GROUPS: Mapping[Group, str] = {"candidate": "only the candidate", "baseline": "only the baseline", "common": "both"}
 
 
 def judge_labels(
@@ -64,25 +65,31 @@ def judge_labels(
         labels: by event id the labels with the time of labelling, in order; None if a label was withdrawn.
         known: the time of labelling up to which labels are known.
         horizon_ms: the label age at which a card is judged.
-        common: cards that both versions alerted; used only if the other one alerted fewer than `MIN_OTHER` alone.
+        common: cards that both versions alerted; used only if the baseline alerted fewer than `MIN_BASELINE` alone.
     """
     cards: list[tuple[int, str, int, Group, bool]] = [
-        (each.at, each.event_id, each.value, "served" if each.served else "other", each.served == each.shadow)
+        (
+            each.at,
+            each.event_id,
+            each.value,
+            "candidate" if each.candidate else "baseline",
+            each.candidate == each.shadow,
+        )
         for each in disagreements
     ]
-    reference: Group = "other"
-    if common and sum(not each.served for each in disagreements) < MIN_OTHER:
+    reference: Group = "baseline"
+    if common and sum(not each.candidate for each in disagreements) < MIN_BASELINE:
         reference = "common"
         cards += [(each.at, each.event_id, each.value, "common", False) for each in common]
     cards.sort()
     mature = [each for each in cards if each[0] + horizon_ms <= known.until]
     complete = [each for each in mature if each[0] + horizon_ms <= known.complete]
-    counts: dict[Group, list[int]] = {"served": [0] * 5, "other": [0] * 5, "common": [0] * 5}
+    counts: dict[Group, list[int]] = {"candidate": [0] * 5, "baseline": [0] * 5, "common": [0] * 5}
     lacking = mature[len(complete) :]
     for each in lacking:
         counts[each[3]][2] += 1
     blocks = _blocks(complete, labels, horizon_ms, counts, reference)
-    harm, cleared = _log_evidence(blocks, RATIO if reference == "other" else COMMON_RATIO)
+    harm, cleared = _log_evidence(blocks, RATIO if reference == "baseline" else COMMON_RATIO)
     decided = max(harm, cleared) >= -math.log(ALPHA)
     waiting = len(cards) - len(mature)
     missing = []
@@ -90,12 +97,16 @@ def judge_labels(
         missing += [f"{waiting} cards have not reached the label age"] if waiting else []
         missing += [f"{len(lacking)} cards lack labels of a source"] if lacking else []
         missing += [f"newer labels of {', '.join(known.late)}"] if known.late and (waiting or lacking) else []
-        missing += [f"{name} cards with a label" for name in ("served", reference) if not sum(counts[name][:2])]
+        missing += [
+            f"labels of cards that {_GROUPS[name]} alerted"
+            for name in ("candidate", reference)
+            if not sum(counts[name][:2])
+        ]
         missing += [] if missing else ["evidence from more cards"]
     return LabelledVerdict(
         ("harm" if harm > cleared else "cleared") if decided else "undecided",
-        LabelCounts(*counts["served"]),
-        LabelCounts(*counts["other"]),
+        LabelCounts(*counts["candidate"]),
+        LabelCounts(*counts["baseline"]),
         harm,
         cleared,
         horizon_ms,
@@ -113,12 +124,12 @@ def _blocks(
     counts: dict[Group, list[int]],
     reference: Group,
 ) -> list[tuple[float, float]]:
-    """The precision of `served` and of the `reference`, block by block. Adds the labels of all `cards` to `counts`.
+    """The precision of the candidate and of the `reference`, block by block. Adds the labels of `cards` to `counts`.
 
     `cards` have event time, event id, value, group, and whether the alert was approved.
     """
     blocks: list[tuple[float, float]] = []
-    queues: dict[Group, list[int]] = {"served": [], reference: []}
+    queues: dict[Group, list[int]] = {"candidate": [], reference: []}
     for at, event_id, value, group, approved in cards:
         label = _label_at(labels.get(event_id, ()), at + horizon_ms)
         if label is None and approved:
@@ -134,7 +145,7 @@ def _blocks(
             continue
         queues[group].append(fraud)
         if all(queues.values()):
-            blocks.append((_mean(queues["served"]), _mean(queues[reference])))
+            blocks.append((_mean(queues["candidate"]), _mean(queues[reference])))
             for queue in queues.values():
                 queue.clear()
     return blocks
@@ -144,7 +155,7 @@ def _mean(values: Sequence[int]) -> float:
     return sum(values) / len(values)
 
 
-def describe(version: str, other: str, found: LabelledVerdict) -> str:
+def describe(version: str, baseline: str, found: LabelledVerdict) -> str:
     """The verdict of labels in one sentence."""
     result = {
         "harm": "labels confirm the harm",
@@ -152,8 +163,8 @@ def describe(version: str, other: str, found: LabelledVerdict) -> str:
         "undecided": "labels do not decide yet",
     }[found.finding]
     text = (
-        f"{result}: of the cards that only version {version} alerts, {_counts(found.served)}; of those that only "
-        f"version {other} alerts, {_counts(found.other)}"
+        f"{result}: of the cards that only version {version} alerts, {_counts(found.candidate_only)}; of those that "
+        f"only version {baseline} alerts, {_counts(found.baseline_only)}"
     )
     if found.common is None:
         return text
@@ -177,12 +188,12 @@ def _label_at(labels: Sequence[tuple[int, LabelValue | None]], until: int) -> La
 def _log_evidence(blocks: Sequence[tuple[float, float]], ratio: float) -> tuple[float, float]:
     """Natural logarithms of the evidence for harm and against it; 0 without blocks.
 
-    `blocks` have the precision of the served version's group and of the one that it is compared with.
+    `blocks` have the precision of the candidate's group and of the one that it is compared with.
     """
     if not blocks:
         return 0.0, 0.0
-    served, other = np.array(blocks).T
-    gain = ratio * other - served
+    candidate, baseline = np.array(blocks).T
+    gain = ratio * baseline - candidate
     harm = np.log1p(np.multiply.outer(_BETS, gain)).sum(axis=1)
     # The largest loss of the reverse bet is the ratio, so larger bets are possible.
     cleared = np.log1p(np.multiply.outer(_BETS / ratio, -gain)).sum(axis=1)

@@ -207,7 +207,7 @@ class LabelWatch:
         found = judge_labels(verdict.disagreements, self._labels, known, self._horizon_ms, common=verdict.common)
         if found == verdict.labels:
             return
-        text = describe(verdict.version, verdict.other, found)
+        text = describe(verdict.version, verdict.baseline, found)
         # The incident comes first: after the verdict is written, it would not be tried again.
         if found.finding != "undecided" and not self._report(verdict, found.finding, text, history, now):
             return
@@ -242,7 +242,7 @@ class LabelWatch:
                 details={
                     "due": due,
                     "held_back": "needs a person: labels never lead to a command",
-                    "other": verdict.other,
+                    "baseline": verdict.baseline,
                     "since": verdict.since,
                     "began": verdict.began or None,
                     "finding": finding,

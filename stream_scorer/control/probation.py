@@ -34,22 +34,22 @@ GRACE_MS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Comparison:
     """Two versions that score the same transactions.
 
     Attributes:
-        served, other: the version under test, and the version that it is compared with.
-        since: offset of the command that put `served` in play. at: time of that command, ms.
-        ends: the command that withdraws `served`.
+        candidate, baseline: the version under test, and the version that it is compared with.
+        since: offset of the command that put `candidate` in play. at: time of that command, ms.
+        ends: the command that withdraws `candidate`.
         expected_rise: the relative change of alerted cards that this command declares.
         share, until: of a canary; None for a promotion.
-        untrusted: whether `other` is on probation itself. Then nothing follows from the comparison.
+        untrusted: whether `baseline` is on probation itself. Then nothing follows from the comparison.
         shares_since: of a canary, whether its `recover` also restored a probation, whose pair has the same `since`.
     """
 
     ensemble: str
-    served: ServedVersion
-    other: ServedVersion
+    candidate: ServedVersion
+    baseline: ServedVersion
     since: int
     at: int
     ends: Action
@@ -66,29 +66,30 @@ class Pair:
 
 
 @dataclass(slots=True)
-class Paired:
+class ComparisonCounts:
     """Exact counts of one pair, accumulated from summaries.
 
     Attributes:
         tolerances: what the pair may change, without the declared change.
         grace_ms: event time in which the other version may alert a card as well.
-        both, served, other, neither: number of transactions that count, by which version alerts. They decide nothing.
+        both, candidate_only, baseline_only, neither: number of transactions that count, by which version alerts. They
+            decide nothing.
         counted, excluded: transactions that count as evidence, and those that do not.
         unpaired: transactions that only one of the versions scored. elsewhere: transactions of the champion's arm that
             both scored, for a canary.
-        members: for each member of the served version, the number of alerts that exist only because of it, and of
-            alerts that it prevents. before: the same for the other version before the pair began, over `rows_before`
+        members: for each member of the candidate, the number of alerts that exist only because of it, and of
+            alerts that it prevents. before: the same for the baseline before the comparison began, over `rows_before`
             transactions.
         differences: of the members of both versions.
         cards: the alerted cards. arms: the cards of both arms, for a canary.
     """
 
-    pair: Pair
+    comparison: Comparison
     tolerances: Tolerances = field(default_factory=Tolerances)
     grace_ms: int = GRACE_MS
     both: int = 0
-    served: int = 0
-    other: int = 0
+    candidate_only: int = 0
+    baseline_only: int = 0
     neither: int = 0
     counted: int = 0
     excluded: int = 0
@@ -103,14 +104,14 @@ class Paired:
 
     def __post_init__(self) -> None:
         """Start with no cards."""
-        pair = self.pair
+        comparison = self.comparison
         self.cards = AlertedCards(self.grace_ms)
-        self.arms = None if pair.share is None else ArmShare(pair.share, pair.until)
+        self.arms = None if comparison.share is None else ArmShare(comparison.share, comparison.until)
 
     @property
     def rows(self) -> int:
         """Number of transactions that count; of scorers of earlier releases, all of micro-batches in which some do."""
-        return self.both + self.served + self.other + self.neither
+        return self.both + self.candidate_only + self.baseline_only + self.neither
 
     @property
     def basis(self) -> Basis:
@@ -125,13 +126,13 @@ class Paired:
             self.elsewhere,
             0.0 if arms is None else log_evidence_of_share(arms.inside, arms.total, arms.share),
             self.cards.full,
-            self.pair.untrusted,
+            self.comparison.untrusted,
         )
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict on the served version."""
-        return judge(self.basis, replace(self.tolerances, expected_rise=self.pair.expected_rise))
+        """The verdict on the candidate."""
+        return judge(self.basis, replace(self.tolerances, expected_rise=self.comparison.expected_rise))
 
     def more_ms(self, more_rows: int | None) -> int | None:
         """Event time that `more_rows` transactions take at the rate so far; None if the rate is not known."""
@@ -142,25 +143,25 @@ class Paired:
 
     def add(self, summary: ScoreSummary, at: int = 0) -> None:
         """Add the counts of a summary with its record timestamp `at`, ms. One of other versions changes nothing."""
-        pair = self.pair
-        if summary.ensemble != pair.ensemble or summary.control_offset is None:
+        comparison = self.comparison
+        if summary.ensemble != comparison.ensemble or summary.control_offset is None:
             return
-        if summary.control_offset >= pair.since and summary.version == pair.served.version:
-            self._add_served(summary, at)
-        elif summary.control_offset >= pair.since and summary.version == pair.other.version:
+        if summary.control_offset >= comparison.since and summary.version == comparison.candidate.version:
+            self._add_candidate(summary, at)
+        elif summary.control_offset >= comparison.since and summary.version == comparison.baseline.version:
             self._add_champion(summary)
-        elif summary.version == pair.other.version and at >= pair.at + BEFORE_MS:
+        elif summary.version == comparison.baseline.version and at >= comparison.at + BEFORE_MS:
             # A scorer that cannot load the version under test stays at the command before.
             self.unpaired += sum(pane.rows for pane in summary.panes)
-        elif summary.version == pair.other.version:
+        elif summary.version == comparison.baseline.version:
             for pane in summary.panes:
                 self.rows_before += pane.rows
                 _count_members(self.before, pane.left_out)
 
-    def _add_served(self, summary: ScoreSummary, at: int) -> None:
-        other = self.pair.other.version
-        self.unpaired += sum(pane.rows for pane in summary.panes if other not in pane.against)
-        cards = summary.cards.get(other)
+    def _add_candidate(self, summary: ScoreSummary, at: int) -> None:
+        baseline = self.comparison.baseline.version
+        self.unpaired += sum(pane.rows for pane in summary.panes if baseline not in pane.against)
+        cards = summary.cards.get(baseline)
         if cards is not None:
             self._add_alerts(summary, cards)
             self.counted += cards.rows
@@ -169,7 +170,7 @@ class Paired:
             if self.arms is not None:
                 self.arms.add(cards.card, cards.other, canary=True)
         # Last: what names the cause may be unreadable, and decides nothing.
-        differences = summary.differences.get(other)
+        differences = summary.differences.get(baseline)
         if differences is not None:
             self.differences.add(differences)
 
@@ -177,29 +178,29 @@ class Paired:
         """Add the transactions by which version alerts them. Those that do not count show nothing about the change."""
         if not cards.rows:
             return
-        other = self.pair.other.version
+        baseline = self.comparison.baseline.version
         # Earlier releases count all transactions only. Features, for example, are missing in whole micro-batches.
-        squares = [cards.against] if cards.against else [pane.against.get(other, [0] * 4) for pane in summary.panes]
-        for both, served, lacking, neither in squares:
+        squares = [cards.against] if cards.against else [pane.against.get(baseline, [0] * 4) for pane in summary.panes]
+        for both, this, other, neither in squares:
             self.both += both
-            self.served += served
-            self.other += lacking
+            self.candidate_only += this
+            self.baseline_only += other
             self.neither += neither
         for pane in summary.panes:
             _count_members(self.members, pane.left_out)
 
     def _add_champion(self, summary: ScoreSummary) -> None:
         """Add a summary of the champion's arm beside a canary. A scorer without the canary decides too much there."""
-        cards = summary.cards.get(self.pair.served.version)
+        cards = summary.cards.get(self.comparison.candidate.version)
         if self.arms is None:
             return
         if cards is None:
             # A part of a summary that was split has no cards, but both versions scored its transactions.
-            alone = [pane.rows for pane in summary.panes if self.pair.served.version not in pane.against]
+            alone = [pane.rows for pane in summary.panes if self.comparison.candidate.version not in pane.against]
             self.unpaired += sum(alone)
             return
         self.elsewhere += cards.rows + cards.excluded
-        self.arms.add(cards.card, cards.served, canary=False)
+        self.arms.add(cards.card, cards.this, canary=False)
 
     def culprit(self, *, falls: bool = False) -> tuple[str, float] | None:
         """The member that changed alerts most per 1,000 transactions, and by how many; None if no member did.
@@ -223,16 +224,17 @@ class Paired:
 
     def cause(self, *, falls: bool) -> Cause | None:
         """What moved the alerts: a member and how it differs; None if the differences do not explain it."""
-        return self.differences.cause(falls=falls, change=self.served - self.other)
+        return self.differences.cause(falls=falls, change=self.candidate_only - self.baseline_only)
 
     def summary(self) -> str:
         """The result in one sentence, used as the reason of the command."""
-        verdict, counts, pair = self.verdict, self.cards.counts, self.pair
+        verdict, counts, comparison = self.verdict, self.cards.counts, self.comparison
         change = f"{counts.rise:+.1%}" if not math.isnan(counts.rise) else "no comparison"
         text = (
-            f"version {pair.served.version} alerts on {counts.both + counts.served:,} cards, version "
-            f"{pair.other.version} on {counts.both + counts.other:,} ({change}; {self._evidence(verdict)}); "
-            f"{self.both + self.served:,} and {self.both + self.other:,} of {self.rows:,} transactions"
+            f"version {comparison.candidate.version} alerts on {counts.both + counts.candidate_only:,} cards, version "
+            f"{comparison.baseline.version} on {counts.both + counts.baseline_only:,} ({change}; "
+            f"{self._evidence(verdict)}); "
+            f"{self.both + self.candidate_only:,} and {self.both + self.baseline_only:,} of {self.rows:,} transactions"
         )
         falls = verdict.finding == "fall"
         if verdict.finding not in ("rise", "fall"):
@@ -240,7 +242,8 @@ class Paired:
         kind = "fewer" if falls else "more"
         if (cause := self.cause(falls=falls)) is not None:
             more = f"{cause.per_thousand:.1f} {kind} alerts per 1,000 transactions"
-            return f"{text}; {cause.subject} causes {more} than in version {pair.other.version}: {cause.difference}"
+            than = f"than in version {comparison.baseline.version}"
+            return f"{text}; {cause.subject} causes {more} {than}: {cause.difference}"
         if self.differences.rows:
             return f"{text}; no difference of the versions explains this alone"
         culprit = self.culprit(falls=falls)
@@ -265,23 +268,23 @@ class Paired:
         return f"evidence 10^{evidence.rise / tens:.1f} for more than {high - 1:+.0%}"
 
 
-def pairs(state: ServingState, history: History) -> list[Pair]:
+def comparisons(state: ServingState, history: History) -> list[Comparison]:
     """The pairs of `state`: champion and last good version during a probation, canary and champion."""
     found = []
     if state.probation and state.last_good is not None:
-        found.append(_pair(state, history, state.champion, state.last_good, None))
+        found.append(_comparison(state, history, state.champion, state.last_good, None))
     if state.canary is not None:
-        found.append(_pair(state, history, state.canary.version, state.champion, state.canary))
+        found.append(_comparison(state, history, state.canary.version, state.champion, state.canary))
     return found
 
 
-def after_harmless(state: ServingState, pair: Pair) -> Action | None:
+def after_harmless(state: ServingState, comparison: Comparison) -> Action | None:
     """The command that follows evidence of a harmless change: `confirm`, or the next step of a confirmed canary.
 
     None for a confirmed canary without a ladder. It is watched further.
     """
     canary = state.canary
-    if pair.ends != "stop" or canary is None or not canary.confirmed:
+    if comparison.ends != "stop" or canary is None or not canary.confirmed:
         return "confirm"
     step = next_step(canary)
     return None if step is None else step[0]
@@ -312,15 +315,15 @@ def _count_members(counts: dict[str, tuple[int, int]], left_out: dict[str, list[
         counts[member] = before[0] + only, before[1] + prevented
 
 
-def _pair(
-    state: ServingState, history: History, served: ServedVersion, other: ServedVersion, canary: CanaryState | None
-) -> Pair:
-    since, at, command = _since(state, history, served, "promote" if canary is None else "canary")
+def _comparison(
+    state: ServingState, history: History, candidate: ServedVersion, baseline: ServedVersion, canary: CanaryState | None
+) -> Comparison:
+    since, at, command = _since(state, history, candidate, "promote" if canary is None else "canary")
     recovered = None if command is None or canary is None else command.state
-    return Pair(
+    return Comparison(
         state.ensemble,
-        served,
-        other,
+        candidate,
+        baseline,
         since,
         at,
         "rollback" if canary is None else "stop",

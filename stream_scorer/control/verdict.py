@@ -55,16 +55,16 @@ class Tolerances:
 
 
 def log_evidences(
-    both: Counts, served: Counts, other: Counts, tolerances: Tolerances
+    both: Counts, candidate_only: Counts, baseline_only: Counts, tolerances: Tolerances
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The fields of `Evidence`, each ``(n,)``, for numbers of cards ``(n,)``."""
     low, high = tolerances.limits
     lower, higher = tolerances.harmless
     return (
-        log_evidence(both, served, other, high) - math.log(2),
-        log_evidence_below(both, served, other, low) - math.log(2),
-        log_evidence_below(both, served, other, higher),
-        log_evidence(both, served, other, lower),
+        log_evidence(both, candidate_only, baseline_only, high) - math.log(2),
+        log_evidence_below(both, candidate_only, baseline_only, low) - math.log(2),
+        log_evidence_below(both, candidate_only, baseline_only, higher),
+        log_evidence(both, candidate_only, baseline_only, lower),
     )
 
 
@@ -86,8 +86,10 @@ class Evidence:
     @classmethod
     def of(cls, cards: CardCounts, tolerances: Tolerances) -> Evidence:
         """The evidence of counted cards."""
-        both, served, other = np.array([[cards.both], [cards.served], [cards.other]], dtype=np.int64)
-        return cls(*(float(log[0]) for log in log_evidences(both, served, other, tolerances)))
+        both, candidate_only, baseline_only = np.array(
+            [[cards.both], [cards.candidate_only], [cards.baseline_only]], dtype=np.int64
+        )
+        return cls(*(float(log[0]) for log in log_evidences(both, candidate_only, baseline_only, tolerances)))
 
     @property
     def finding(self) -> Finding:
@@ -179,8 +181,10 @@ def _more_rows(basis: Basis, tolerances: Tolerances) -> int | None:
     cards, rows = basis.cards, basis.rows
     if not cards.total or not rows or basis.full:
         return None
-    both, served, other = (np.rint(n * _GROWTH).astype(np.int64) for n in (cards.both, cards.served, cards.other))
-    logs = log_evidences(both, served, other, tolerances)
+    both, candidate_only, baseline_only = (
+        np.rint(n * _GROWTH).astype(np.int64) for n in (cards.both, cards.candidate_only, cards.baseline_only)
+    )
+    logs = log_evidences(both, candidate_only, baseline_only, tolerances)
     withdrawn = np.maximum(logs[0], logs[1]) >= -math.log(ALPHA)
     decided = np.flatnonzero(withdrawn | (np.minimum(logs[2], logs[3]) >= math.log(CONFIRM_EVIDENCE)))
     if not len(decided):

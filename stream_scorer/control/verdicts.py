@@ -9,7 +9,7 @@ import msgspec
 
 from stream_scorer.control.commands import CommandLog
 from stream_scorer.control.incidents import counted_cards, incident_id
-from stream_scorer.control.probation import Paired
+from stream_scorer.control.probation import ComparisonCounts
 from stream_scorer.record_log import LogRecord, read_to_end
 from stream_scorer.records import NOT_A_RECORD, Action, VerdictEvidence, VerdictRecord
 
@@ -20,37 +20,37 @@ WRITE_EVERY_MS = 5_000
 MAX_INPUTS = 10
 
 
-def verdict_record(paired: Paired, due: Action | None, held_back: str, at: int) -> VerdictRecord:
+def verdict_record(counts: ComparisonCounts, due: Action | None, held_back: str, at: int) -> VerdictRecord:
     """The record of a comparison at the time `at`, ms."""
-    pair, verdict = paired.pair, paired.verdict
+    comparison, verdict = counts.comparison, counts.verdict
     evidence = verdict.evidence
     return VerdictRecord(
-        id=incident_id(pair),
-        ensemble=pair.ensemble,
-        version=pair.served.version,
-        other=pair.other.version,
-        since=pair.since,
+        id=incident_id(comparison),
+        ensemble=comparison.ensemble,
+        version=comparison.candidate.version,
+        baseline=comparison.baseline.version,
+        since=comparison.since,
         at=at,
         finding=verdict.finding,
-        why=paired.summary(),
-        rows=paired.rows,
-        both=paired.both,
-        only=paired.served,
-        lacking=paired.other,
-        excluded=paired.excluded,
-        cards=counted_cards(paired),
+        why=counts.summary(),
+        rows=counts.rows,
+        both=counts.both,
+        candidate_only=counts.candidate_only,
+        baseline_only=counts.baseline_only,
+        excluded=counts.excluded,
+        cards=counted_cards(counts),
         evidence=VerdictEvidence(evidence.rise, evidence.fall, evidence.no_rise, evidence.no_fall),
         missing=list(verdict.missing),
         more_rows=verdict.more_rows,
-        more_ms=paired.more_ms(verdict.more_rows),
+        more_ms=counts.more_ms(verdict.more_rows),
         due=due,
         held_back=held_back,
-        cause=paired.cause(falls=verdict.finding == "fall") if verdict.finding in ("rise", "fall") else None,
-        inputs=paired.differences.inputs()[:MAX_INPUTS],
-        began=pair.at,
-        manifest_sha256=pair.served.manifest_sha256,
-        disagreements=list(paired.cards.disagreements) if verdict.finding in ("rise", "fall") else [],
-        common=list(paired.cards.common) if verdict.finding in ("rise", "fall") else [],
+        cause=counts.cause(falls=verdict.finding == "fall") if verdict.finding in ("rise", "fall") else None,
+        inputs=counts.differences.inputs()[:MAX_INPUTS],
+        began=comparison.at,
+        manifest_sha256=comparison.candidate.manifest_sha256,
+        disagreements=list(counts.cards.disagreements) if verdict.finding in ("rise", "fall") else [],
+        common=list(counts.cards.common) if verdict.finding in ("rise", "fall") else [],
     )
 
 

@@ -21,7 +21,15 @@ from stream_scorer.control.counting import Counting
 from stream_scorer.control.incidents import Incidents, actions_at, incident_id
 from stream_scorer.control.label_watch import LabelWatch
 from stream_scorer.control.liveness import StatusReader
-from stream_scorer.control.probation import GRACE_MS, Pair, Paired, acted_since, after_harmless, pairs, raised
+from stream_scorer.control.probation import (
+    GRACE_MS,
+    Comparison,
+    ComparisonCounts,
+    acted_since,
+    after_harmless,
+    comparisons,
+    raised,
+)
 from stream_scorer.control.state import History
 from stream_scorer.control.summary_reader import BEFORE_MS, SummaryReader
 from stream_scorer.control.verdict import Tolerances
@@ -42,12 +50,12 @@ PAUSING: tuple[IncidentKind, ...] = ("drift", "feed", "latency", "errors", "brea
 # version is not judged as it decides now.
 FAILING: tuple[IncidentKind, ...] = ("errors", "breaker")
 
-_LABELS = ("ensemble", "version", "other")
+_LABELS = ("ensemble", "version", "baseline")
 EVIDENCE = Metric(
     "gauge",
     "stream_scorer_paired_evidence",
     "Natural logarithm of the evidence that a version on probation, or a canary, alerts on more cards (direction rise) "
-    "or on fewer cards (fall) than the other version; the monitor acts at 6.9.",
+    "or on fewer cards (fall) than its baseline; the monitor acts at 6.9.",
     (*_LABELS, "direction"),
 )
 ROWS = Metric("gauge", "stream_scorer_paired_rows", "Transactions that count in the comparison of a pair.", _LABELS)
@@ -55,7 +63,7 @@ CARDS = Metric("gauge", "stream_scorer_paired_cards", "Cards that a version of a
 RISE = Metric(
     "gauge",
     "stream_scorer_paired_alert_rise",
-    "Relative change of alerted cards compared with the other version.",
+    "Relative change of alerted cards compared with the baseline.",
     _LABELS,
 )
 ACTED = Metric(
@@ -116,12 +124,12 @@ class Watch:
         self.collections: CollectionWatch | None = None
         self.scorers: StatusReader | None = None
         self._history = History()
-        self._counting: dict[Pair, Counting] = {}
+        self._counting: dict[Comparison, Counting] = {}
         # When the incidents of ended comparisons are closed, by the monotonic clock: at the start, after each change of
         # the pairs, and again if it failed.
         self._close_at = float("-inf")
         # Findings that are reported and need a person: each is logged once.
-        self._reported: set[tuple[Pair | Withdrawal, Action, str]] = set()
+        self._reported: set[tuple[Comparison | Withdrawal, Action, str]] = set()
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
         """Watch until `stop`, then close the logs. Calls `on_ready` after each step.
@@ -147,7 +155,9 @@ class Watch:
     def step(self) -> None:
         """Read new commands and summaries, and act on the counts."""
         catch_up(self._log, self._history, self._log.end())
-        found = [pair for state in self._history.states.values() for pair in pairs(state, self._history)]
+        found = [
+            comparison for state in self._history.states.values() for comparison in comparisons(state, self._history)
+        ]
         if set(found) != self._counting.keys():
             self._begin(found)
             self._close_at = float("-inf")
@@ -161,8 +171,8 @@ class Watch:
         due: list[Action | None] = []
         for counting in self._counting.values():
             if counting.read(READ_WAIT_S / len(self._counting)):
-                self._show(counting.paired)
-                due.append(self._judge(counting.paired))
+                self._show(counting.counts)
+                due.append(self._judge(counting.counts))
         # A pair that is behind may still have a confirmation due.
         if self.scorers is not None and len(due) == len(self._counting) and "confirm" not in due:
             self.scorers.close()
@@ -187,7 +197,7 @@ class Watch:
         held_back = "monitor.mode is propose" if self._rules.mode == "propose" else ""
         if hold is not None:
             held_back = f"{hold.who} put a hold on it ({hold.why})"
-        reported: tuple[Pair | Withdrawal, Action, str] = (withdrawal, "stop", held_back)
+        reported: tuple[Comparison | Withdrawal, Action, str] = (withdrawal, "stop", held_back)
         if held_back:
             if reported not in self._reported:
                 _log.warning("stop %s is due, needs a person: %s: %s", withdrawal.ensemble, held_back, why)
@@ -213,7 +223,7 @@ class Watch:
         """See `LabelWatch`. What fails there must not prevent a command, and is tried again."""
         if self.labels is None:
             return
-        active = {incident_id(pair) for pair in self._counting}
+        active = {incident_id(comparison) for comparison in self._counting}
         if self.collections is not None:
             active |= self.collections.running(self._history)
         try:
@@ -223,66 +233,66 @@ class Watch:
         except StreamScorerError as error:
             _log.warning("labels of withdrawn versions could not be followed: %s", error.message)
 
-    def _begin(self, found: list[Pair]) -> None:
+    def _begin(self, found: list[Comparison]) -> None:
         """Count `found`: those that are new from before they began, the others further."""
         self._keep(found)
-        for pair in found:
-            if pair not in self._counting:
+        for comparison in found:
+            if comparison not in self._counting:
                 # The broker refuses to look up a negative time.
-                reader = self._follow(max(pair.at - BEFORE_MS, 0))
-                self._counting[pair] = Counting(reader, self._count(pair), self._clock.monotonic)
+                reader = self._follow(max(comparison.at - BEFORE_MS, 0))
+                self._counting[comparison] = Counting(reader, self._count(comparison), self._clock.monotonic)
 
-    def _count(self, pair: Pair) -> Paired:
-        return Paired(pair, self._rules.tolerances, self._rules.grace_ms)
+    def _count(self, comparison: Comparison) -> ComparisonCounts:
+        return ComparisonCounts(comparison, self._rules.tolerances, self._rules.grace_ms)
 
-    def _keep(self, found: list[Pair]) -> None:
+    def _keep(self, found: list[Comparison]) -> None:
         """Forget all pairs except `found`."""
-        for pair in [pair for pair in self._counting if pair not in found]:
-            self._counting.pop(pair).close()
-            self._show(Paired(pair))
+        for comparison in [comparison for comparison in self._counting if comparison not in found]:
+            self._counting.pop(comparison).close()
+            self._show(ComparisonCounts(comparison))
 
-    def _show(self, paired: Paired) -> None:
-        pair, evidence, counts = paired.pair, paired.verdict.evidence, paired.cards.counts
-        labels = (pair.ensemble, pair.served.version, pair.other.version)
+    def _show(self, counts: ComparisonCounts) -> None:
+        comparison, evidence, cards = counts.comparison, counts.verdict.evidence, counts.cards.counts
+        labels = (comparison.ensemble, comparison.candidate.version, comparison.baseline.version)
         self._metrics.set(EVIDENCE, evidence.rise, *labels, "rise")
         self._metrics.set(EVIDENCE, evidence.fall, *labels, "fall")
-        self._metrics.set(ROWS, paired.rows, *labels)
-        self._metrics.set(CARDS, counts.total, *labels)
-        self._metrics.set(RISE, 0.0 if math.isnan(counts.rise) else counts.rise, *labels)
+        self._metrics.set(ROWS, counts.rows, *labels)
+        self._metrics.set(CARDS, cards.total, *labels)
+        self._metrics.set(RISE, 0.0 if math.isnan(cards.rise) else cards.rise, *labels)
 
-    def _judge(self, paired: Paired) -> Action | None:
+    def _judge(self, counts: ComparisonCounts) -> Action | None:
         """Act on the verdict, and publish it. Returns the command that is due; none follows from an undecided one."""
-        pair, finding = paired.pair, paired.verdict.finding
+        comparison, finding = counts.comparison, counts.verdict.finding
         # A command for another pair also reads the commands of others. One of them may have ended this pair, and then
         # a `rollback` or `confirm` would meet a version that is not judged.
-        if pair not in pairs(self._history.states[pair.ensemble], self._history):
+        if comparison not in comparisons(self._history.states[comparison.ensemble], self._history):
             return None
         due: Action | None = None
         if finding in ("rise", "fall"):
-            due = pair.ends
+            due = comparison.ends
         elif finding == "harmless":
-            due = after_harmless(self._history.states[pair.ensemble], pair)
-        held_back = self._held_back(pair, due) if due is not None else ""
-        self._publish(paired, due, held_back)
+            due = after_harmless(self._history.states[comparison.ensemble], comparison)
+        held_back = self._held_back(comparison, due) if due is not None else ""
+        self._publish(counts, due, held_back)
         if due is not None:
-            self._act(paired, due, held_back)
+            self._act(counts, due, held_back)
         return due
 
-    def _publish(self, paired: Paired, due: Action | None, held_back: str) -> None:
+    def _publish(self, counts: ComparisonCounts, due: Action | None, held_back: str) -> None:
         """Write the verdict. A failure must not prevent the command."""
         try:
-            self._verdicts.write(verdict_record(paired, due, held_back, self._clock.now_ms()))
+            self._verdicts.write(verdict_record(counts, due, held_back, self._clock.now_ms()))
         except StreamScorerError as error:
-            _log.warning("the verdict on %s could not be written: %s", paired.pair.ensemble, error.message)
+            _log.warning("the verdict on %s could not be written: %s", counts.comparison.ensemble, error.message)
 
-    def _held_back(self, pair: Pair, action: Action) -> str:
+    def _held_back(self, comparison: Comparison, action: Action) -> str:
         """The reason why the watch does not submit the command; empty if it may."""
-        hold = self._history.states[pair.ensemble].hold
+        hold = self._history.states[comparison.ensemble].hold
         # First what holds in every mode: a person should not submit such a command either.
         if action == "confirm":
-            paused = self._paused(pair.ensemble, FAILING) or self._not_applied(pair)
+            paused = self._paused(comparison.ensemble, FAILING) or self._not_applied(comparison)
         else:
-            paused = self._paused(pair.ensemble, PAUSING) if action in ("canary", "promote") else ""
+            paused = self._paused(comparison.ensemble, PAUSING) if action in ("canary", "promote") else ""
         if paused:
             return paused
         if self._rules.mode == "propose":
@@ -292,16 +302,18 @@ class Watch:
         if action not in ("rollback", "stop"):
             return ""
         since = self._clock.now_ms() - int(self._rules.cooldown_s * 1_000)
-        if acted_since(self._history, pair.ensemble, since, action):
+        if acted_since(self._history, comparison.ensemble, since, action):
             return "needs a person: the monitor withdrew another version within the cool-down"
         return ""
 
-    def _not_applied(self, pair: Pair) -> str:
+    def _not_applied(self, comparison: Comparison) -> str:
         """The running scorers that do not score both versions yet. What they score is missing from the counts."""
         if self.scorers is None:
             return ""
         try:
-            lacking = self.scorers.lacking(pair.ensemble, pair.since, (pair.served.version, pair.other.version))
+            lacking = self.scorers.lacking(
+                comparison.ensemble, comparison.since, (comparison.candidate.version, comparison.baseline.version)
+            )
         except StreamScorerError as error:
             return f"paused: the status of scorers cannot be read ({error.message})"
         return f"paused until these scorers score both versions: {', '.join(lacking)}" if lacking else ""
@@ -317,18 +329,20 @@ class Watch:
         signals = [each.id for each in found if each.kind in kinds]
         return f"paused while incidents are open: {', '.join(signals)}" if signals else ""
 
-    def _act(self, paired: Paired, action: Action, why: str) -> None:
+    def _act(self, counts: ComparisonCounts, action: Action, why: str) -> None:
         """Submit the command, or log `why` it is held back. Either way, a changed number of alerts is an incident."""
-        pair = paired.pair
-        if (pair, action, why) in self._reported:
+        comparison = counts.comparison
+        if (comparison, action, why) in self._reported:
             return
-        reported = action not in ("rollback", "stop") or self._report(paired, action, why)
+        reported = action not in ("rollback", "stop") or self._report(counts, action, why)
         if why:
-            _log.warning("%s %s is due, %s: %s", action, pair.ensemble, why, paired.summary())
+            _log.warning("%s %s is due, %s: %s", action, comparison.ensemble, why, counts.summary())
             if reported:
-                self._reported.add((pair, action, why))
+                self._reported.add((comparison, action, why))
             return
-        self._submit(pair.ensemble, action, paired.summary(), lambda offset: self._command(paired, action, offset))
+        self._submit(
+            comparison.ensemble, action, counts.summary(), lambda offset: self._command(counts, action, offset)
+        )
 
     def _submit(self, ensemble: str, action: Action, why: str, make: Callable[[int], Command]) -> None:
         entry = submit(self._log, self._history, make)
@@ -338,11 +352,11 @@ class Watch:
         self._metrics.count(ACTED, 1, ensemble, action)
         _log.warning("%s %s: %s", action, ensemble, why)
 
-    def _report(self, paired: Paired, action: Action, held_back: str) -> bool:
+    def _report(self, counts: ComparisonCounts, action: Action, held_back: str) -> bool:
         """Report an incident and return whether that worked. A failure must not prevent the command."""
-        return self._incidents.report(paired, action, held_back, self._clock.now_ms())
+        return self._incidents.report(counts, action, held_back, self._clock.now_ms())
 
-    def _close_ended(self, found: list[Pair]) -> bool:
+    def _close_ended(self, found: list[Comparison]) -> bool:
         """Close the incidents of all pairs except `found`. Returns whether that worked."""
         newest = {ensemble: state.control_offset for ensemble, state in self._history.states.items()}
         try:
@@ -353,19 +367,19 @@ class Watch:
             _log.warning("an incident could not be closed: %s", error.message)
             return False
 
-    def _command(self, paired: Paired, action: Action, offset: int) -> Command:
+    def _command(self, counts: ComparisonCounts, action: Action, offset: int) -> Command:
         command = Command(
-            ensemble=paired.pair.ensemble,
+            ensemble=counts.comparison.ensemble,
             action=action,
             who=self._who,
-            why=paired.summary(),
+            why=counts.summary(),
             at=self._clock.now_ms(),
             expected_offset=offset,
             author="monitor",
-            version=paired.pair.served,
-            keep=action == "rollback" and self.collections is not None and paired.cards.counts.served < ENOUGH,
+            version=counts.comparison.candidate,
+            keep=action == "rollback" and self.collections is not None and counts.cards.counts.candidate_only < ENOUGH,
         )
-        canary = self._history.states[paired.pair.ensemble].canary
+        canary = self._history.states[counts.comparison.ensemble].canary
         if action not in ("canary", "promote") or canary is None:
             return command
-        return raised(command, canary, paired.pair.expected_rise)
+        return raised(command, canary, counts.comparison.expected_rise)

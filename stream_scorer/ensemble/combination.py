@@ -34,8 +34,8 @@ class Combination:
 
     Attributes:
         changes: what differs, in words.
-        places: for each member of both versions, its index in the served and in the other version.
-        scenario: the other version with outputs and weights of these members as in the served version.
+        places: for each member of both versions, its index in the candidate and in the baseline.
+        scenario: the baseline with outputs and weights of these members as in the candidate.
     """
 
     changes: list[str]
@@ -43,30 +43,30 @@ class Combination:
     scenario: Scenarios
 
     @classmethod
-    def between(cls, served: Manifest, other: Manifest, places: Mapping[int, int]) -> Combination | None:
-        """The difference of a `served` version from an `other` one; None if there is none."""
-        changes = _changes(served, other, places)
+    def between(cls, candidate: Manifest, baseline: Manifest, places: Mapping[int, int]) -> Combination | None:
+        """The difference of a `candidate` from a `baseline`; None if there is none."""
+        changes = _changes(candidate, baseline, places)
         if not changes:
             return None
         back = {there: here for here, there in places.items()}
-        weights, coefficients = restored(other, served, back)
+        weights, coefficients = restored(baseline, candidate, back)
         swap = np.zeros((1, len(weights)), np.bool_)
         swap[0, list(back)] = True
-        references = references_of(other, served, back)
+        references = references_of(baseline, candidate, back)
         return cls(changes, places, Scenarios(swap, weights[None, :], coefficients[None, :], references))
 
-    def of_served(self, member_scores: Matrix) -> Matrix:
-        """The served version's scores ``(n, m)`` in the places of the other version's members, NaN for all others."""
+    def of_candidate(self, member_scores: Matrix) -> Matrix:
+        """The candidate's scores ``(n, m)`` in the places of the baseline's members, NaN for all others."""
         out = np.full((len(member_scores), self.scenario.swap.shape[1]), np.nan)
         for here, there in self.places.items():
             out[:, there] = member_scores[:, here]
         return out
 
 
-def matched(served: Manifest, other: Manifest) -> dict[int, int]:
-    """For each member of both versions, its index in the `served` and in the `other` version."""
-    mine = [(member_key(member), member.name) for member in served.members]
-    theirs = [(member_key(member), member.name) for member in other.members]
+def matched(candidate: Manifest, baseline: Manifest) -> dict[int, int]:
+    """For each member of both versions, its index in the `candidate` and in the `baseline`."""
+    mine = [(member_key(member), member.name) for member in candidate.members]
+    theirs = [(member_key(member), member.name) for member in baseline.members]
     found: dict[int, int] = {}
     for part in (slice(0, 2), slice(0, 1), slice(1, 2)):  # same key and name, same key, same name
         free = {each[part]: place for place, each in reversed(list(enumerate(theirs))) if place not in found.values()}
@@ -117,28 +117,31 @@ def restored(version: Manifest, like: Manifest, places: Mapping[int, int]) -> tu
     return weights, coefficients
 
 
-def _changes(served: Manifest, other: Manifest, places: Mapping[int, int]) -> list[str]:
-    gone = [m for place, m in enumerate(other.members) if place not in places.values()]
+def _changes(candidate: Manifest, baseline: Manifest, places: Mapping[int, int]) -> list[str]:
+    gone = [m for place, m in enumerate(baseline.members) if place not in places.values()]
     found = [f"member {member.name} was removed" for member in gone if member.weight > 0.0]
-    found += _of_combiner(served, other)
-    if served.link != other.link:
-        found.append(f"the link changed from {other.link} to {served.link}")
+    found += _of_combiner(candidate, baseline)
+    if candidate.link != baseline.link:
+        found.append(f"the link changed from {baseline.link} to {candidate.link}")
     if not found:
         return []
-    new = [m for index, m in enumerate(served.members) if index not in places]
+    new = [m for index, m in enumerate(candidate.members) if index not in places]
     found += [f"member {member.name} was added" for member in new if member.weight > 0.0]
-    if policy_differs(served, other):
+    if policy_differs(candidate, baseline):
         found.append("the final calibrator or thresholds differ")
     return found
 
 
-def policy_differs(served: Manifest, other: Manifest) -> bool:
+def policy_differs(candidate: Manifest, baseline: Manifest) -> bool:
     """Whether the final calibrators or the thresholds of alerts differ."""
-    return served.final_calibrator != other.final_calibrator or served.thresholds.review != other.thresholds.review
+    return (
+        candidate.final_calibrator != baseline.final_calibrator
+        or candidate.thresholds.review != baseline.thresholds.review
+    )
 
 
-def _of_combiner(served: Manifest, other: Manifest) -> Iterator[str]:
-    now, before = served.combiner, other.combiner
+def _of_combiner(candidate: Manifest, baseline: Manifest) -> Iterator[str]:
+    now, before = candidate.combiner, baseline.combiner
     if type(now) is not type(before):
         yield f"the combiner changed from {_COMBINERS[type(before)]} to {_COMBINERS[type(now)]}"
     elif isinstance(now, TrimmedMean) and isinstance(before, TrimmedMean) and now != before:

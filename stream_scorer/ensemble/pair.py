@@ -43,20 +43,20 @@ _MIN_SHIFT = 0.25
 
 @dataclass(frozen=True, slots=True)
 class MemberPlan:
-    """What differs in one member of the served version.
+    """What differs in one member of the candidate.
 
     Attributes:
-        index: in the served version. other: in the other version; None if it has no such member.
+        index: in the candidate. baseline: in the baseline; None if it has no such member.
         output: whether its scores on the scale of the link can differ. ranked: whether only because of other references
             of the link `rank`.
         weights: its shares of the weight in both versions. coefficients: those of stacking; None for another combiner.
         inputs: of its inputs, those that are prepared differently, with both preparations.
-        added, removed: inputs that only the served or only the other version's member reads.
+        added, removed: inputs that only the candidate's or only the baseline's member reads.
     """
 
     name: str
     index: int
-    other: int | None
+    baseline: int | None
     output: bool
     ranked: bool
     weights: tuple[float, float]
@@ -72,8 +72,8 @@ class PairPlan:
 
     Attributes:
         members: the members with a difference in output or weight.
-        scenarios: the served version with one member, its output or its weight as in the other version.
-        subjects: per scenario the place in `members`, and what is as in the other version: "output", "weight", or
+        scenarios: the candidate with one member, its output or its weight as in the baseline.
+        subjects: per scenario the place in `members`, and what is as in the baseline: "output", "weight", or
             "member" for both.
         combination: what differs outside of members that both versions have; None if nothing does.
         policy: whether the final calibrator or the threshold of alerts differs; they are part of a `combination`.
@@ -86,59 +86,63 @@ class PairPlan:
     combination: Combination | None
 
     @classmethod
-    def between(cls, served: Manifest, other: Manifest) -> PairPlan:
-        """The plan for a `served` version that is compared with an `other` one."""
-        places = matched(served, other)
-        now = np.array([member.weight for member in served.members]), coefficients_of(served)
-        before = restored(served, other, places)
+    def between(cls, candidate: Manifest, baseline: Manifest) -> PairPlan:
+        """The plan for a `candidate` that is compared with a `baseline`."""
+        places = matched(candidate, baseline)
+        now = np.array([member.weight for member in candidate.members]), coefficients_of(candidate)
+        before = restored(candidate, baseline, places)
         members: list[MemberPlan] = []
         swaps: list[NDArray[np.bool_]] = []
         rows: list[tuple[Matrix, ...]] = []
         subjects: list[tuple[int, str]] = []
-        for index, member in enumerate(served.members):
+        for index, member in enumerate(candidate.members):
             place = places.get(index)
-            plan = _member(index, member, place, None if place is None else other.members[place], served, other)
+            plan = _member(
+                index, member, place, None if place is None else baseline.members[place], candidate, baseline
+            )
             weighted = any(one[index] != two[index] for one, two in zip(now, before, strict=True))
             parts = ["output"] * plan.output + ["weight"] * weighted + ["member"] * (plan.output and weighted)
             for what in parts:
-                swap = np.zeros(len(served.members), np.bool_)
+                swap = np.zeros(len(candidate.members), np.bool_)
                 swap[index] = what != "weight"
                 swaps.append(swap)
                 rows.append(now if what == "output" else _with_one(now, before, index))
                 subjects.append((len(members), what))
             if parts:
                 members.append(plan)
-        shape = (len(subjects), len(served.members))
+        shape = (len(subjects), len(candidate.members))
         scenarios = Scenarios(
             np.array(swaps, np.bool_).reshape(shape),
             np.array([weights for weights, _ in rows], np.float64).reshape(shape),
             np.array([coefficients for _, coefficients in rows], np.float64).reshape(shape),
-            references_of(served, other, places),
+            references_of(candidate, baseline, places),
         )
-        combination = Combination.between(served, other, places)
-        return cls(members, scenarios, subjects, combination is None and policy_differs(served, other), combination)
+        combination = Combination.between(candidate, baseline, places)
+        return cls(
+            members, scenarios, subjects, combination is None and policy_differs(candidate, baseline), combination
+        )
 
     @property
     def equal(self) -> bool:
         """Whether nothing differs that alerts depend on."""
         return not self.members and not self.policy and self.combination is None
 
-    def theirs(self, member_scores: Matrix, width: int) -> Matrix:
-        """The other version's scores ``(n, m')`` in the places of the served version's `width` members.
+    def of_baseline(self, member_scores: Matrix, width: int) -> Matrix:
+        """The baseline's scores ``(n, m')`` in the places of the candidate's `width` members.
 
-        NaN for a member that the other version does not have. Columns of members that are not in the plan are NaN.
+        NaN for a member that the baseline does not have. Columns of members that are not in the plan are NaN.
         """
         out = np.full((len(member_scores), width), np.nan)
         for member in self.members:
-            if member.other is not None:
-                out[:, member.index] = member_scores[:, member.other]
+            if member.baseline is not None:
+                out[:, member.index] = member_scores[:, member.baseline]
         return out
 
 
 class InputComparison:
     """Compares prepared inputs of one or more members.
 
-    A difference is measured in bins of the served version's reference profile, which have about equal mass: it has no
+    A difference is measured in bins of the candidate's reference profile, which have about equal mass: it has no
     unit and does not depend on outliers. Both prepared values are expressed on the scale of the feature by the inverse
     of the other version's preparation.
     """
@@ -149,8 +153,8 @@ class InputComparison:
         columns = {name: place for place, name in enumerate(features)}
         edges = [profile[name].edges for name, _, _ in pairs]
         self._columns = np.array([columns[name] for name, _, _ in pairs], np.int64)
-        self._served = np.array([_row(one) for _, one, _ in pairs], np.float64).reshape(len(pairs), 5)
-        self._other = np.array([_row(two) for _, _, two in pairs], np.float64).reshape(len(pairs), 5)
+        self._candidate = np.array([_row(one) for _, one, _ in pairs], np.float64).reshape(len(pairs), 5)
+        self._baseline = np.array([_row(two) for _, _, two in pairs], np.float64).reshape(len(pairs), 5)
         self._n_edges = np.array([len(each) for each in edges], np.int64)
         self._edges = np.full((len(pairs), max(map(len, edges), default=0)), np.inf)
         for row, each in enumerate(edges):
@@ -166,13 +170,13 @@ class InputComparison:
         if not len(self._columns):
             return np.zeros((0, len(CLASSES), 3), np.int64)
         counts: NDArray[np.int64] = _compare(
-            features, rows, self._columns, self._served, self._other, self._edges, self._n_edges
+            features, rows, self._columns, self._candidate, self._baseline, self._edges, self._n_edges
         )
         return counts
 
 
 class BinnedSums:
-    """Sums of values by the bins of features, as in the served version's reference profile."""
+    """Sums of values by the bins of features, as in the candidate's reference profile."""
 
     def __init__(self, features: Sequence[str], profile: dict[str, Series]) -> None:
         edges = [profile[name].edges for name in features]
@@ -197,10 +201,15 @@ def warm_up(manifest: Manifest, features: Matrix) -> None:
 
 
 def _member(
-    index: int, member: MemberSpec, place: int | None, before: MemberSpec | None, served: Manifest, other: Manifest
+    index: int,
+    member: MemberSpec,
+    place: int | None,
+    before: MemberSpec | None,
+    candidate: Manifest,
+    baseline: Manifest,
 ) -> MemberPlan:
     if before is None:
-        return MemberPlan(member.name, index, None, True, False, (_share(member, served), 0.0), None, [], [], [])
+        return MemberPlan(member.name, index, None, True, False, (_share(member, candidate), 0.0), None, [], [], [])
     old = dict(zip(before.inputs, before.preprocess, strict=True))
     inputs = [
         (name, entry, old[name])
@@ -208,16 +217,16 @@ def _member(
         if name in old and entry != old[name]
     ]
     changed = member_key(member) != member_key(before) or member.calibrator != before.calibrator
-    ranked = served.link == other.link == "rank" and member.ranks != before.ranks
-    stacked = isinstance(served.combiner, Stacking) and isinstance(other.combiner, Stacking)
+    ranked = candidate.link == baseline.link == "rank" and member.ranks != before.ranks
+    stacked = isinstance(candidate.combiner, Stacking) and isinstance(baseline.combiner, Stacking)
     return MemberPlan(
         member.name,
         index,
         place,
         changed or ranked,
         ranked and not changed,
-        (_share(member, served), _share(before, other)),
-        (_coefficient(index, served), _coefficient(place or 0, other)) if stacked else None,
+        (_share(member, candidate), _share(before, baseline)),
+        (_coefficient(index, candidate), _coefficient(place or 0, baseline)) if stacked else None,
         inputs,
         [name for name in member.inputs if name not in old],
         [name for name in before.inputs if name not in member.inputs],
@@ -284,23 +293,23 @@ def _bins(features, columns, edges, n_edges):  # type: ignore[no-untyped-def]  #
 
 
 @njit(cache=True, nogil=True, fastmath=False)
-def _compare(features, rows, columns, served, other, edges, n_edges):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _compare(features, rows, columns, candidate, baseline, edges, n_edges):  # type: ignore[no-untyped-def]  # pragma: no cover
     out = np.zeros((columns.shape[0], 3, 3), np.int64)
     for k in range(columns.shape[0]):
-        same_scale = served[k, 3] == other[k, 3] and served[k, 4] == other[k, 4]
+        same_scale = candidate[k, 3] == baseline[k, 3] and candidate[k, 4] == baseline[k, 4]
         for i in rows:
             x = features[i, columns[k]]
             kind = 0
             one = two = x
             if math.isnan(x):
-                kind, one, two = 1, served[k, 0], other[k, 0]
+                kind, one, two = 1, candidate[k, 0], baseline[k, 0]
             # With the value as the first argument, both calls keep NaN.
-            one = min(max(one, served[k, 1]), served[k, 2])
-            two = min(max(two, other[k, 1]), other[k, 2])
+            one = min(max(one, candidate[k, 1]), candidate[k, 2])
+            two = min(max(two, baseline[k, 1]), baseline[k, 2])
             if kind == 0 and one != two:
                 kind = 2
             if not same_scale:
-                one = (one - served[k, 3]) / served[k, 4] * other[k, 4] + other[k, 3]
+                one = (one - candidate[k, 3]) / candidate[k, 4] * baseline[k, 4] + baseline[k, 3]
             out[k, kind, 0] += 1
             if math.isnan(one) != math.isnan(two):
                 out[k, kind, 1] += 1

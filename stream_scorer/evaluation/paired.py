@@ -95,7 +95,7 @@ class PairCounts:
         mine = self._candidate.combine(self._pool.outputs_of(self._index, outputs))
         theirs = self._champion.combine(self._pool.outputs_of(0, outputs))
         limit, champion_limit = (_limits(each, piece, rows, both) for each in (self._candidate, self._champion))
-        columns = self._plan.theirs(theirs.member_scores, mine.member_scores.shape[1])
+        columns = self._plan.of_baseline(theirs.member_scores, mine.member_scores.shape[1])
         scores = self._candidate.what_if(mine.member_scores, columns, self._plan.scenarios)
         back = (scores >= limit[:, None]) != gained[:, None]
         back = np.column_stack([back, (self._with_rest(mine, theirs) >= champion_limit) != gained])
@@ -110,7 +110,7 @@ class PairCounts:
         combination = self._plan.combination
         if combination is None:
             return self._champion.finish(mine.z)
-        columns = combination.of_served(mine.member_scores)
+        columns = combination.of_candidate(mine.member_scores)
         return self._champion.what_if(theirs.member_scores, columns, combination.scenario)[:, 0]
 
     def _causes(self, scores: F64, back: Bools, gained: Bools) -> list[str]:

@@ -291,13 +291,13 @@ class IncidentLog:
         self._log.append(incident.ensemble, msgspec.json.encode(incident))
 
 
-def is_of_comparison(incident: Incident, version: str, other: str, began: int | None) -> bool:
-    """Whether a verdict with the same control offset is on the comparison of `version` with `other`.
+def is_of_comparison(incident: Incident, version: str, baseline: str, began: int | None) -> bool:
+    """Whether a verdict with the same control offset is on the comparison of `version` with `baseline`.
 
     Args:
         began: time of the command that put `version` in play, ms; None or 0 if it is not known.
     """
-    if (incident.version, incident.other) != (version, other):
+    if (incident.version, incident.baseline) != (version, baseline):
         return False
     if incident.began is None:  # of an earlier release
         return incident.closed is None or incident.closed >= (began or 0)
@@ -310,10 +310,10 @@ def _with_own_id(table: IncidentTable, condition: Condition) -> Condition:
     After the topic `control` was created again, its offsets repeat. The id of the second verdict at an offset contains
     the time of its command, which every monitor reads from the log.
     """
-    before, other = table.newest.get(condition.id), condition.details.get("other", "")
+    before, baseline = table.newest.get(condition.id), condition.details.get("baseline", "")
     if condition.kind != "verdict" or before is None:
         return condition
-    if is_of_comparison(before, condition.subject.version, other, condition.began):
+    if is_of_comparison(before, condition.subject.version, baseline, condition.began):
         return condition
     return replace(condition, start=f"{condition.began or 0}-{condition.start}")
 

@@ -97,7 +97,7 @@ class Savings:
 
 def saved(incident: Incident, transactions: int, share: float = 1.0) -> Saved:
     """What ending a verdict's `incident` saved among `transactions` after it, of which the version decided `share`."""
-    excess = (incident.only - incident.lacking) / incident.rows
+    excess = (incident.candidate_only - incident.baseline_only) / incident.rows
     decided = round(share * transactions)
     part = "" if share == 1.0 else f"{percent(share)}, the share of the canary, of "
     how = (

@@ -46,8 +46,8 @@ class CardCounter:
         mine, theirs = decided.verdicts[version], decided.verdicts[other]
         counts = evidence_rows(batch, ids, version, other)[chosen]
         span_of, event_time = events.transaction_span[chosen], events.transactions.event_time[chosen]
-        served, others = mine.decision[chosen] > 0, theirs.decision[chosen] > 0
-        alerted = np.flatnonzero(counts & (served | others))
+        this, those = mine.decision[chosen] > 0, theirs.decision[chosen] > 0
+        alerted = np.flatnonzero(counts & (this | those))
         place = np.arange(len(ids))[chosen][alerted]
         start = self._pseudonyms.short_hash(pair_name(decided.lineup, version, other))
         hashes = np.zeros(len(alerted), dtype=np.uint64)
@@ -62,11 +62,9 @@ class CardCounter:
             mask = span_of[alerted] == span
             here = alerted[mask]
             cards, card_of = np.unique(hashes[mask], return_inverse=True)
-            mine_at, theirs_at = (
-                _first(card_of, len(cards), event_time[here], flag[here]) for flag in (served, others)
-            )
+            mine_at, theirs_at = (_first(card_of, len(cards), event_time[here], flag[here]) for flag in (this, those))
             names = [f"{card:016x}" for card in cards.tolist()]
-            square = _square(int(rows[span]), served[here], others[here])
+            square = _square(int(rows[span]), this[here], those[here])
             found = CardAlerts(int(rows[span]), int(excluded[span]), names, mine_at, theirs_at, against=square)
             if version or other in (decided.lineup.last_good, decided.lineup.withdrawn):
                 found = _with_events(found, batch, place[mask], card_of)
@@ -133,10 +131,10 @@ def _with_events(cards: CardAlerts, batch: MicroBatch, places: I64, card_of: NDA
     )
 
 
-def _square(rows: int, served: Flags, other: Flags) -> list[int]:
+def _square(rows: int, this: Flags, other: Flags) -> list[int]:
     """2x2 counts of `rows` transactions, of which those that either version alerts are ``(n,)``."""
-    both = int((served & other).sum())
-    return [both, int(served.sum()) - both, int(other.sum()) - both, rows - len(served)]
+    both = int((this & other).sum())
+    return [both, int(this.sum()) - both, int(other.sum()) - both, rows - len(this)]
 
 
 def _first(card_of: NDArray[np.intp], cards: int, event_time: NDArray[np.int64], alert: Flags) -> list[int | None]:

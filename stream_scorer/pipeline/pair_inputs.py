@@ -36,38 +36,38 @@ class PairCounter:
         self._comparers: dict[tuple[str, str], PairComparer] = {}
 
     def count(self, batch: MicroBatch, version: int, chosen: Rows) -> dict[str, PairDifferences]:
-        """By the other version: the differences on the `chosen` transactions, those that `version` decided.
+        """By the baseline: the differences on the `chosen` transactions, those that `version` decided.
 
         Compared are a version on probation with the last good one, and a canary with the champion.
         """
         decided, events = batch.decided, batch.events
         assert decided is not None and events is not None
         lineup = decided.lineup
-        others = [0] if version else [] if lineup.last_good is None else [lineup.last_good]
+        baselines = [0] if version else [] if lineup.last_good is None else [lineup.last_good]
         before, self._comparers = self._comparers, {}
         found: dict[str, PairDifferences] = {}
-        for other in others:
-            served, compared = lineup.versions[version], lineup.versions[other]
-            key = served.digest, compared.digest
-            comparer = before.get(key) or PairComparer(served, compared, self._checked)
+        for index in baselines:
+            candidate, baseline = lineup.versions[version], lineup.versions[index]
+            key = candidate.digest, baseline.digest
+            comparer = before.get(key) or PairComparer(candidate, baseline, self._checked)
             self._comparers[key] = comparer
             counts = np.zeros(len(decided.arm), np.bool_)
             counts[chosen] = True
             ids = entity_ids(batch, self._checked)
-            counts &= evidence_rows(batch, ids, version, other)
-            differences = comparer.compare(batch, version, other, counts)
+            counts &= evidence_rows(batch, ids, version, index)
+            differences = comparer.compare(batch, version, index, counts)
             if differences is not None:
-                found[compared.version] = differences
+                found[baseline.version] = differences
         return found
 
 
 class PairComparer:
-    """Compares a `served` version with an `other` one; made once per pair."""
+    """Compares a `candidate` with a `baseline`; made once per pair."""
 
-    def __init__(self, served: Ensemble, other: Ensemble, checked: CheckedSpec) -> None:
-        manifest = served.manifest
-        self._served, self._other = served, other
-        self._plan = plan = PairPlan.between(manifest, other.manifest)
+    def __init__(self, candidate: Ensemble, baseline: Ensemble, checked: CheckedSpec) -> None:
+        manifest = candidate.manifest
+        self._candidate, self._baseline = candidate, baseline
+        self._plan = plan = PairPlan.between(manifest, baseline.manifest)
         self._policy = Policy(checked)
         codes = {derived.name for derived in checked.spec.derived if derived.function == "code"}
         columns = {name: place for place, name in enumerate(manifest.features)}
@@ -88,12 +88,12 @@ class PairComparer:
         """Whether nothing differs that alerts depend on."""
         return self._plan.equal
 
-    def compare(self, batch: MicroBatch, version: int, other: int, counts: Flags) -> PairDifferences | None:
+    def compare(self, batch: MicroBatch, version: int, baseline: int, counts: Flags) -> PairDifferences | None:
         """The differences on the transactions `counts` ``(n,) bool``; None without any.
 
         If no difference is known, they have the number of transactions only.
 
-        `version` and `other` are the indices of the two versions in the lineup of the batch.
+        `version` and `baseline` are the indices of the two versions in the lineup of the batch.
         """
         decided, enriched = batch.decided, batch.enriched
         assert decided is not None and enriched is not None
@@ -102,15 +102,15 @@ class PairComparer:
             return None
         if self.equal:
             return PairDifferences(len(rows))
-        mine, others = decided.verdicts[version], decided.verdicts[other]
-        thresholds = self._served.manifest.thresholds
+        mine, base = decided.verdicts[version], decided.verdicts[baseline]
+        thresholds = self._candidate.manifest.thresholds
         review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(counts))[rows]
         alert = mine.decision[rows] > 0
         scores = mine.scored.member_scores[rows]
-        theirs = self._plan.theirs(others.scored.member_scores[rows], scores.shape[1])
-        changed = self._served.what_if(scores, theirs, self._plan.scenarios) >= review[:, None]
+        theirs = self._plan.of_baseline(base.scored.member_scores[rows], scores.shape[1])
+        changed = self._candidate.what_if(scores, theirs, self._plan.scenarios) >= review[:, None]
         squares = _squares(alert, changed)
-        either = np.flatnonzero(alert | (others.decision[rows] > 0))
+        either = np.flatnonzero(alert | (base.decision[rows] > 0))
         alerted = rows[either]
         linked, linked_theirs = self._linked(scores), self._linked(theirs, self._plan.scenarios.references)
         prepared = [self._inputs.count(enriched.matrix, each).reshape(-1, 9).tolist() for each in (rows, alerted)]
@@ -146,7 +146,7 @@ class PairComparer:
             len(rows),
             found,
             self._policy_square(batch, version, rows, alert),
-            self._combination_square(batch, (version, other), rows, alert),
+            self._combination_square(batch, (version, baseline), rows, alert),
             [] if self._plan.combination is None else self._plan.combination.changes,
         )
 
@@ -154,7 +154,7 @@ class PairComparer:
         """Scores on the scale of the link, in whole thousandths; not computed if no output differs."""
         if not any(member.output for member in self._plan.members):
             return member_scores
-        return np.rint(UNIT * self._served.linked(member_scores, references))
+        return np.rint(UNIT * self._candidate.linked(member_scores, references))
 
     def _answers(
         self, features: NDArray[np.float64], alerted: I64, member: MemberPlan, difference: NDArray[np.float64]
@@ -162,7 +162,7 @@ class PairComparer:
         """See `MemberPair.answers` and `MemberPair.answered`; `difference` ``(a,)`` is that of the rows `alerted`."""
         known = ~np.isnan(difference)
         alerted = alerted[known]
-        inputs = self._served.manifest.members[member.index].inputs
+        inputs = self._candidate.manifest.members[member.index].inputs
         if not member.output or not len(alerted) or len(inputs) > MAX_INPUTS:
             return {}, []
         values = difference[known].astype(np.int64)
@@ -188,10 +188,10 @@ class PairComparer:
         assert decided is not None
         if not self._plan.policy:
             return []
-        thresholds = self._other.manifest.thresholds
+        thresholds = self._baseline.manifest.thresholds
         z = decided.verdicts[version].scored.z
         review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(z))[rows]
-        changed = self._other.finish(z[rows]) >= review
+        changed = self._baseline.finish(z[rows]) >= review
         square: list[int] = _squares(alert, changed[:, None])[0].tolist()
         return square
 
@@ -201,17 +201,19 @@ class PairComparer:
         if combination is None:
             return []
         mine, theirs = (decided.verdicts[version].scored.member_scores for version in pair)
-        review = np.broadcast_to(self._policy.review(self._other.manifest.thresholds, decided.rules), len(mine))[rows]
-        scores = self._other.what_if(theirs[rows], combination.of_served(mine[rows]), combination.scenario)
+        review = np.broadcast_to(self._policy.review(self._baseline.manifest.thresholds, decided.rules), len(mine))[
+            rows
+        ]
+        scores = self._baseline.what_if(theirs[rows], combination.of_candidate(mine[rows]), combination.scenario)
         square: list[int] = _squares(alert, scores >= review[:, None])[0].tolist()
         return square
 
 
 def _squares(alert: Flags, changed: Flags) -> I64:
-    """``(s, 4)``: alerts as served against each column of `changed`: both, served only, changed only, neither."""
+    """``(s, 4)``: alerts of a candidate by each column of `changed`: both, own only, changed only, neither."""
     both = (alert[:, None] & changed).sum(axis=0)
-    served, other, n = int(alert.sum()), changed.sum(axis=0), len(alert)
-    return np.column_stack([both, served - both, other - both, n - served - other + both])
+    candidate, baseline, n = int(alert.sum()), changed.sum(axis=0), len(alert)
+    return np.column_stack([both, candidate - both, baseline - both, n - candidate - baseline + both])
 
 
 def _sums(a: NDArray[np.float64], b: NDArray[np.float64]) -> list[int]:

@@ -22,7 +22,7 @@ Flags = NDArray[np.bool_]
 _NEWEST, _TOTAL, _DUPLICATES, _DEGRADED, _FALLBACK, _DECISIONS = 0, 1, 2, 3, 4, 5
 _MONEY = _DECISIONS + len(DECISIONS)
 _MEMBERS = _MONEY + len(DECISIONS)
-# Cells of a 2x2 table: both alert, only the served version, only the other one, neither.
+# Cells of a 2x2 table: both alert, only this version, only the other one, neither.
 _CELLS = 4
 
 
@@ -140,7 +140,7 @@ def _count(rows, pane_ms):  # type: ignore[no-untyped-def]  # pragma: no cover
         out[_FALLBACK] += rows.fallback[row]
         out[_DECISIONS + decision] += 1
         out[_MONEY + decision] += rows.value[row]
-        # Cells 0 and 1 if the served version alerts, 2 and 3 if not; the second of each if the other one does not.
+        # Cells 0 and 1 if this version alerts, 2 and 3 if not; the second of each if the other one does not.
         first = 0 if decision > 0 else 2
         for member in range(members):
             out[_MEMBERS + member] += rows.member_alerts[row] >> member & 1

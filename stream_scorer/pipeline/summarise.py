@@ -229,5 +229,5 @@ def _halve_differences(summary: ScoreSummary, rest: ScoreSummary) -> tuple[Score
 
 
 def _slice(cards: CardAlerts, part: slice) -> CardAlerts:
-    columns = {name: getattr(cards, name)[part] for name in ("card", "served", "other", "event", "value")}
+    columns = {name: getattr(cards, name)[part] for name in ("card", "this", "other", "event", "value")}
     return replace(cards, **columns)

@@ -103,7 +103,7 @@ def _tiles(facts: Facts) -> list[tuple[str, str]]:
 
 def _incident_rows(incident: Incident) -> list[list[str]]:
     return [
-        [name, f"{alerts.rows:,}", f"{alerts.served:,}", f"{alerts.other:,}", alerts.rise_text]
+        [name, f"{alerts.rows:,}", f"{alerts.candidate:,}", f"{alerts.baseline:,}", alerts.rise_text]
         for name, alerts in (("all", incident.overall), ("genuine (hidden truth): false positives", incident.genuine))
     ]
 

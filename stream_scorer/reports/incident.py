@@ -23,18 +23,18 @@ class PairedAlerts:
     """Number of transactions that two versions scored, and alerts of each version."""
 
     rows: int
-    served: int
-    other: int
+    candidate: int
+    baseline: int
 
     @property
     def rise(self) -> float:
-        """Relative rise of alerts, as a share; NaN if the other version has no alerts."""
-        return self.served / self.other - 1 if self.other else float("nan")
+        """Relative rise of alerts, as a share; NaN if the baseline has no alerts."""
+        return self.candidate / self.baseline - 1 if self.baseline else float("nan")
 
     @property
     def rise_text(self) -> str:
         """The rise in percent as text."""
-        return f"{self.rise:+.0%}" if self.other else "-"
+        return f"{self.rise:+.0%}" if self.baseline else "-"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Incident:
         record: what the monitor published about the version on `incidents`; None if nothing.
         overall, genuine: all transactions that both versions scored; the genuine ones, by the hidden truth.
         seconds: time of reading of each transaction since the promotion ``(n,)``.
-        served, other: cumulative alerts of the updated and of the previous version ``(n,)``.
+        candidate, baseline: cumulative alerts of the updated and of the previous version ``(n,)``.
         cards: alerted cards counted up to each transaction ``(n, 3)``: by both versions, only by the updated one, and
             only by the previous one.
         evidence: evidence for a rise of alerted cards above 5 %, as powers of ten, up to each transaction ``(n,)``.
@@ -59,8 +59,8 @@ class Incident:
     overall: PairedAlerts
     genuine: PairedAlerts
     seconds: Floats
-    served: Ints
-    other: Ints
+    candidate: Ints
+    baseline: Ints
     cards: Ints
     evidence: Floats
 
@@ -117,8 +117,8 @@ def incident_of(story: Story, events: Judged) -> Incident | None:
         overall=paired(mine),
         genuine=paired(mine & genuine),
         seconds=(contributions.arrival[rows] - began) / 1_000,
-        served=np.cumsum(ours, dtype=np.int64),
-        other=np.cumsum(theirs, dtype=np.int64),
+        candidate=np.cumsum(ours, dtype=np.int64),
+        baseline=np.cumsum(theirs, dtype=np.int64),
         cards=cards,
         evidence=log_evidences(cards[:, 0], cards[:, 1], cards[:, 2], Tolerances())[0] / np.log(10),
     )
@@ -136,5 +136,5 @@ def _counted_cards(recording: Recording, rows: Ints, ours: Bools, theirs: Bools)
         one = CardAlerts(1, 0, [f"{card:x}"], [at if our else None], [at if their else None])
         cards.add(partition, one if alerted else _NO_CARDS, at)
         counts = cards.counts
-        out[row] = counts.both, counts.served, counts.other
+        out[row] = counts.both, counts.candidate_only, counts.baseline_only
     return out

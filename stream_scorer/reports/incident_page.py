@@ -103,7 +103,7 @@ class Traffic:
             return
         ours, theirs = self._pairs.get(at, (0, 0))
         for pane in summary.panes:
-            square = pane.against.get(incident.other)
+            square = pane.against.get(incident.baseline)
             if square is not None:
                 ours, theirs = ours + square[0] + square[1], theirs + square[0] + square[2]
         self._pairs[at] = ours, theirs
@@ -343,7 +343,7 @@ def _versions_plot(records: IncidentRecords, marks: Sequence[Mark]) -> tuple[str
         ours, theirs = ours + more, theirs + also
         curves[0].append((at, ours))
         curves[1].append((at, theirs))
-    names = (f"version {incident.version} (decides)", f"version {incident.other}, same transactions")
+    names = (f"version {incident.version} (decides)", f"version {incident.baseline}, same transactions")
     found = [Line(name, curve) for name, curve in zip(names, curves, strict=True) if curve]
     return lines("versions", found, "alerts", marks), "Alerts of both versions on the same transactions, summed up."
 

@@ -193,8 +193,8 @@ def paired_alerts(incident: Incident) -> str:
     """Cumulative alerts of the deciding version and of the previous one, on the same transactions."""
     figure, (axes,) = make_figure(1, 1)
     for counts, colour, label in (
-        (incident.served, RED, f"version {incident.update.version} (decides)"),
-        (incident.other, BLUE, "previous version, same transactions"),
+        (incident.candidate, RED, f"version {incident.update.version} (decides)"),
+        (incident.baseline, BLUE, "previous version, same transactions"),
     ):
         axes.step(incident.seconds, counts, color=colour, label=label, linewidth=1.6, where="post")
     axes.set_ylabel("alerts")

@@ -65,8 +65,9 @@ def _incident(incident: Incident) -> list[str]:
         return [f"version {update.version} was not promoted"]
     lines = [
         f"version {update.version} promoted, a minor update: {update.summary}",
-        f"alerts on the same {overall.rows:,} transactions: {overall.served:,}, previous version {overall.other:,} "
-        f"({overall.rise_text}); on genuine ones: {genuine.served:,} and {genuine.other:,} ({genuine.rise_text})",
+        f"alerts on the same {overall.rows:,} transactions: {overall.candidate:,}, previous version "
+        f"{overall.baseline:,} ({overall.rise_text}); on genuine ones: {genuine.candidate:,} and "
+        f"{genuine.baseline:,} ({genuine.rise_text})",
     ]
     if incident.rollback is None or incident.rollback_s is None:
         return [*lines, "it was not rolled back"]
@@ -80,8 +81,9 @@ def _record(incident: Incident) -> list[str]:
     if record is None:
         return ["no record on topic incidents"]
     lines = [
-        f"incident {record.id}: {record.finding} of alerted cards, {record.only:,} transactions alerted by version "
-        f"{record.version} only, {record.lacking:,} by version {record.other} only, {record.both:,} by both",
+        f"incident {record.id}: {record.finding} of alerted cards, {record.candidate_only:,} transactions alerted by "
+        f"version {record.version} only, {record.baseline_only:,} by version {record.baseline} only, "
+        f"{record.both:,} by both",
         f"it names member {record.member or '-'}, input {record.input or '-'}: {record.difference or 'no difference'}",
     ]
     if record.saved is not None:

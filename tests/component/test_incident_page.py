@@ -63,7 +63,7 @@ class Content(HTMLParser):
 
 @pytest.mark.parametrize("kind", ["verdict", "drift", "errors"])
 def test_every_kind_has_a_page_with_what_happened_and_to_how_many(kind: str) -> None:
-    opened = incident(kind, version="8", other="7", since=4, rows=100, field="amount")
+    opened = incident(kind, version="8", baseline="7", since=4, rows=100, field="amount")
     metric = MonitorMetric(
         "drift_score", "amount_log", OPENED, OPENED + MINUTE, 1, True, "cards", "8", 0.3, None, None, None, None, 9,
         None, {},

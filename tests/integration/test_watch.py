@@ -121,7 +121,10 @@ def test_a_bad_version_is_rolled_back_and_labels_may_clear_it(
     labels = read_verdicts(verdicts)["cards-1"].labels
     verdicts.close()
     assert labels is not None and (labels.finding, labels.waiting) == ("cleared", 0)
-    assert labels.served.fraud + labels.served.genuine == NEW and labels.other.fraud + labels.other.genuine == OLD
+    assert (
+        labels.candidate_only.fraud + labels.candidate_only.genuine == NEW
+        and labels.baseline_only.fraud + labels.baseline_only.genuine == OLD
+    )
 
 
 def promotion(version: ServedVersion, offset: int) -> Command:

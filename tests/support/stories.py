@@ -104,7 +104,8 @@ def with_incident(story: Story, *, rolled_back: bool = True) -> Story:
     commands += [ControlRecord(2, began + 1_200, rollback)] if rolled_back else []
     record = Incident(
         id="cards-1", ensemble="cards", opened=began + 1_100, why="counted", version="2", member="gbdt",
-        input="amount_log", difference="reads <amount_log> at 1.5 times its scale", other="1", only=9, lacking=1,
+        input="amount_log", difference="reads <amount_log> at 1.5 times its scale",
+        baseline="1", candidate_only=9, baseline_only=1,
         both=1_040, closed=began + 1_300, ended="rolled back",
     )  # fmt: skip
     return replace(

@@ -131,9 +131,9 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
     return composed(tmp_path_factory.mktemp("before") / "made", drafts(), "1")
 
 
-def batch_of(served: Ensemble, other: Ensemble, features: np.ndarray) -> Any:
+def batch_of(candidate: Ensemble, baseline: Ensemble, features: np.ndarray) -> Any:
     verdicts = []
-    for ensemble in (served, other):
+    for ensemble in (candidate, baseline):
         scored = ensemble.score(features)
         decision = (scored.score >= ensemble.manifest.thresholds.review).astype(np.int8)
         verdicts.append(SimpleNamespace(scored=scored, decision=decision))
@@ -142,22 +142,22 @@ def batch_of(served: Ensemble, other: Ensemble, features: np.ndarray) -> Any:
     )
 
 
-def differences(served: Ensemble, other: Ensemble, size: int = 12_000) -> list[PairDifferences]:
-    comparer, found = PairComparer(served, other, CHECKED), []
+def differences(candidate: Ensemble, baseline: Ensemble, size: int = 12_000) -> list[PairDifferences]:
+    comparer, found = PairComparer(candidate, baseline, CHECKED), []
     for start in range(0, len(LIVE), size):
         part = LIVE[start : start + size]
-        found.append(comparer.compare(batch_of(served, other, part), 0, 1, np.ones(len(part), np.bool_)))
+        found.append(comparer.compare(batch_of(candidate, baseline, part), 0, 1, np.ones(len(part), np.bool_)))
     return [each for each in found if each is not None]
 
 
-def net_change(served: Ensemble, other: Ensemble) -> int:
-    one, two = (int((e.score(LIVE).score >= e.manifest.thresholds.review).sum()) for e in (served, other))
+def net_change(candidate: Ensemble, baseline: Ensemble) -> int:
+    one, two = (int((e.score(LIVE).score >= e.manifest.thresholds.review).sum()) for e in (candidate, baseline))
     return one - two
 
 
-def cause_of(served: Ensemble, other: Ensemble) -> Cause | None:
-    found, change = Attribution(), net_change(served, other)
-    for each in differences(served, other):
+def cause_of(candidate: Ensemble, baseline: Ensemble) -> Cause | None:
+    found, change = Attribution(), net_change(candidate, baseline)
+    for each in differences(candidate, baseline):
         # As a reader of the topic sees it.
         found.add(msgspec.json.decode(msgspec.json.encode(each), type=PairDifferences))
     assert abs(change) > 30, "the update moves no alerts"
@@ -306,11 +306,11 @@ COMBINATIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_what_differs_outside_of_the_members_is_named_and_no_member(
     tmp_path: Path, after: dict[str, Any], former: dict[str, Any], difference: str
 ) -> None:
-    served, other = (
+    candidate, baseline = (
         composed(tmp_path / version, version=version, **({"made": drafts()} | made))
         for version, made in (("2", after), ("1", former))
     )
-    cause, change = cause_of(served, other), net_change(served, other)
+    cause, change = cause_of(candidate, baseline), net_change(candidate, baseline)
     assert cause == Cause("combination", None, None, difference, pytest.approx(abs(change) / 12))
 
 

@@ -14,12 +14,12 @@ A, B, C = ("00000000000000aa", "00000000000000bb", "00000000000000cc")
 
 
 def alerts(*rows: tuple[str, int | None, int | None]) -> CardAlerts:
-    cards, served, other = ([row[i] for row in rows] for i in range(3))
-    return CardAlerts(len(rows), 0, cards, served, other)  # type: ignore[arg-type]
+    cards, this, other = ([row[i] for row in rows] for i in range(3))
+    return CardAlerts(len(rows), 0, cards, this, other)  # type: ignore[arg-type]
 
 
 def counts(found: AlertedCards) -> tuple[int, int, int]:
-    return found.counts.both, found.counts.served, found.counts.other
+    return found.counts.both, found.counts.candidate_only, found.counts.baseline_only
 
 
 def test_a_burst_on_one_card_is_one_observation() -> None:
@@ -84,7 +84,7 @@ def test_cards_that_one_version_alerts_alone_keep_their_first_alert() -> None:
     cards = AlertedCards(GRACE)
     first = CardAlerts(3, 0, [A, B, C], [1_000, None, 2_000], [None, 1_500, None], ["a1", "b1", "c1"], [10, 20, 30])
     cards.add(0, first, 2_000)
-    # An earlier alert that arrives later, and one of the other version within the grace period.
+    # An earlier alert that arrives later, and one of the baseline within the grace period.
     cards.add(0, CardAlerts(2, 0, [A, C], [500, None], [None, 2_100], ["a0", "c2"], [11, 31]), 2_100)
     cards.add(0, alerts(), 3_000 + GRACE)
     assert counts(cards) == (1, 1, 1)

@@ -440,15 +440,17 @@ RECORDS: dict[str, tuple[msgspec.Struct, list[str]]] = {
     ),
     "incidents": (
         Incident(
-            id="cards-4", ensemble="cards", version="3", other="2", since=4, opened=TIME, why="more alerts", rows=9,
-            both=1, only=2, lacking=3, log_evidence=7.0, member="gbm", due="rollback", held_back="by hand: held",
+            id="cards-4", ensemble="cards", version="3", baseline="2", since=4, opened=TIME, why="more alerts", rows=9,
+            both=1, candidate_only=2, baseline_only=3,
+            log_evidence=7.0, member="gbm", due="rollback", held_back="by hand: held",
         ),
         ["10:00:00.123", "cards-4", "cards 3: open, rollback is due, by hand: held", "more alerts"],
     ),
     "verdicts": (
         VerdictRecord(
-            id="cards-4", ensemble="cards", version="3", other="2", since=4, at=TIME, finding="undecided", why="so far",
-            rows=9_000, both=10, only=20, lacking=30, excluded=40, cards=CountedCards(1, 2, 3, 4),
+            id="cards-4", ensemble="cards", version="3", baseline="2",
+            since=4, at=TIME, finding="undecided", why="so far",
+            rows=9_000, both=10, candidate_only=20, baseline_only=30, excluded=40, cards=CountedCards(1, 2, 3, 4),
             evidence=VerdictEvidence(1.0, 2.0, 3.0, 4.0), missing=["91,000 more transactions", "alerted cards"],
             more_rows=91_000, more_ms=7_200_000, due=None, held_back="",
         ),

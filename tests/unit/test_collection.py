@@ -14,7 +14,7 @@ from stream_scorer.control.incidents import Incidents
 from stream_scorer.control.label_progress import Known
 from stream_scorer.control.label_verdict import judge_labels
 from stream_scorer.control.label_watch import LabelWatch
-from stream_scorer.control.probation import GRACE_MS, acted_since, pairs
+from stream_scorer.control.probation import GRACE_MS, acted_since, comparisons
 from stream_scorer.control.state import MAX_SHADOWS, History
 from stream_scorer.control.summary_reader import SummaryReader
 from stream_scorer.control.timeline import served_at
@@ -142,10 +142,10 @@ class Desk:
 
 
 def listed(
-    both: Sequence[int], served: Sequence[int], other: Sequence[int], *, at: int = 0, rows: int = 10_000
+    both: Sequence[int], this: Sequence[int], other: Sequence[int], *, at: int = 0, rows: int = 10_000
 ) -> CardAlerts:
     """Cards by number, each with one alert at the event time `at`."""
-    sides = [(c, at, at) for c in both] + [(c, at, None) for c in served] + [(c, None, at) for c in other]
+    sides = [(c, at, at) for c in both] + [(c, at, None) for c in this] + [(c, None, at) for c in other]
     names = [f"{card:016x}" for card, _, _ in sides]
     events = [f"e{card}-{at}" for card, _, _ in sides]
     return CardAlerts(rows, 0, names, [s for _, s, _ in sides], [o for *_, o in sides], events, [100] * len(sides))
@@ -157,9 +157,9 @@ def test_a_version_that_the_monitor_rolled_back_is_stopped_once_when_its_cards_s
     desk.withdraw(one)
     desk.steps(two)
     assert (desk.state.champion, desk.state.withdrawn, desk.commands) == (ONE, TWO, ["rollback"])
-    assert pairs(desk.state, desk.history) == []
+    assert comparisons(desk.state, desk.history) == []
     before = desk.verdict
-    assert (before.cards.only, before.collection.cards, before.collection.ended) == (ALONE, ALONE, "")
+    assert (before.cards.candidate_only, before.collection.cards, before.collection.ended) == (ALONE, ALONE, "")
     # Ten of the cards have alerted in the probation: they count once.
     desk.shadow([*range(100, 110), *range(1_000, 1_000 + ENOUGH - ALONE - 1)], lost=range(5_000, 5_030))
     desk.steps(one, two)
@@ -177,7 +177,7 @@ def test_a_version_that_the_monitor_rolled_back_is_stopped_once_when_its_cards_s
     assert (found.finding, found.why, found.cards, found.evidence) == (
         before.finding, before.why, before.cards, before.evidence,
     )  # fmt: skip
-    sides = [(each.served, each.shadow) for each in found.disagreements]
+    sides = [(each.candidate, each.shadow) for each in found.disagreements]
     expected = {(True, False): ALONE, (False, False): 2, (True, True): ENOUGH - ALONE, (False, True): 30}
     assert {side: sides.count(side) for side in expected} == expected and len(found.common) == 60
     assert len({each.event_id.split("-")[0] for each in found.disagreements}) == len(sides)
@@ -205,7 +205,7 @@ def test_a_restart_counts_the_same_and_a_person_may_end_it_meanwhile() -> None:
     assert (desk.state.withdrawn, desk.commands) == (None, ["rollback"])
     assert (desk.verdict.collection.cards, desk.verdict.collection.ended) == (ALONE + 60, "another command ended it")
     assert desk.metrics.registry.get_sample_value(
-        "stream_scorer_withdrawn_cards", {"ensemble": "cards", "version": "2", "other": "1"}
+        "stream_scorer_withdrawn_cards", {"ensemble": "cards", "version": "2", "baseline": "1"}
     ) == 0  # fmt: skip
 
 
@@ -339,7 +339,11 @@ def test_labels_clear_the_version_by_the_cards_of_both_phases() -> None:
     desk.steps(watch)
     assert (desk.commands, desk.state.withdrawn) == (["rollback", "stop"], None)
     found = desk.verdict.labels
-    assert (found.finding, found.served.fraud, found.served.genuine) == ("cleared", ENOUGH / 2, ENOUGH / 2)
+    assert (found.finding, found.candidate_only.fraud, found.candidate_only.genuine) == (
+        "cleared",
+        ENOUGH / 2,
+        ENOUGH / 2,
+    )
     (incident,) = Incidents(MemoryControlLog(desk.incidents.records)).open()
     assert (incident.id, incident.due) == ("cards-1-labels", "promote")
 
@@ -482,7 +486,7 @@ def test_other_commands_leave_it_in_shadow() -> None:
         assert desk.say("shadow", version=ServedVersion(f"s{number}", f"{number:064x}")) == ""
     assert "already" in desk.say("shadow", version=TWO)
     (found,) = withdrawals(desk.history)
-    assert (found.id, found.version, found.other, found.until) == ("cards-2", TWO, ONE, 3)
+    assert (found.id, found.version, found.baseline, found.until) == ("cards-2", TWO, ONE, 3)
     desk.say("hold")
     assert "hold" in desk.say("stop", version=TWO, author="monitor")
     records = [ControlRecord(offset, value, 10 * offset) for offset, value in enumerate(desk.log.records)]
@@ -490,7 +494,12 @@ def test_other_commands_leave_it_in_shadow() -> None:
 
 
 def test_silence_means_what_the_version_that_decided_made_of_the_alert() -> None:
-    cards = [Disagreement(i, f"e{i}", 1, served, shadow) for i, (served, shadow) in enumerate(
+    cards = [Disagreement(i, f"e{i}", 1, candidate, shadow) for i, (candidate, shadow) in enumerate(
         [(True, False), (False, False), (True, True), (False, True)])]  # fmt: skip
     found = judge_labels(cards, {}, Known(10_000, 10_000), 1_000)
-    assert (found.served.silent, found.served.genuine, found.other.silent, found.other.genuine) == (1, 1, 1, 1)
+    assert (
+        found.candidate_only.silent,
+        found.candidate_only.genuine,
+        found.baseline_only.silent,
+        found.baseline_only.genuine,
+    ) == (1, 1, 1, 1)

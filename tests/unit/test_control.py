@@ -16,7 +16,7 @@ from stream_scorer.control.follower import Follower, ScorerIdentity
 from stream_scorer.control.ladder import parse_ladder
 from stream_scorer.control.liveness import FORGOTTEN_MS, SILENT_MS, Scorers, Seen
 from stream_scorer.control.outbox import MAX_BACKOFF_S, MAX_WAITING, Outbox
-from stream_scorer.control.probation import acted_since, pairs
+from stream_scorer.control.probation import acted_since, comparisons
 from stream_scorer.control.recovery import newest_state, require_commands, require_never_served
 from stream_scorer.control.state import MAX_ENTRIES, MAX_SHADOWS, History
 from stream_scorer.ensemble.ensemble import Ensemble
@@ -154,8 +154,8 @@ def test_the_expected_change_of_alerts_belongs_to_the_pair(story: Story) -> None
         assert "expected rise" in story.say("promote", version=TWO, expect_rise=rise)
     assert story.say("promote", version=TWO, expect_rise=0.1) == ""
     story.say("shadow", version=THREE)  # a later command changes nothing of it
-    (pair,) = pairs(story.state, story.history)
-    assert (pair.served, pair.other, pair.since, pair.expected_rise) == (TWO, ONE, 3, 0.1)
+    (pair,) = comparisons(story.state, story.history)
+    assert (pair.candidate, pair.baseline, pair.since, pair.expected_rise) == (TWO, ONE, 3, 0.1)
 
 
 def test_shadows_are_few_and_once_each(story: Story) -> None:
@@ -811,15 +811,15 @@ def test_a_recovered_state_is_compared_from_its_recovery_on_with_what_was_declar
     recorded = story.state
     rest = Story()
     assert rest.say("recover", state=recorded) == ""
-    probation, canary = before = pairs(rest.state, rest.history)
-    assert (probation.served, probation.since, probation.expected_rise) == (TWO, 0, 0.1)
-    assert (canary.served, canary.since, canary.expected_rise) == (THREE, 0, -0.2)
+    probation, canary = before = comparisons(rest.state, rest.history)
+    assert (probation.candidate, probation.since, probation.expected_rise) == (TWO, 0, 0.1)
+    assert (canary.candidate, canary.since, canary.expected_rise) == (THREE, 0, -0.2)
     # Other commands do not begin them again.
     rest.say("hold")
-    assert pairs(rest.state, rest.history) == before
+    assert comparisons(rest.state, rest.history) == before
     # Nor does an earlier command for the same version count, where a log that has it is recovered.
     story.say("recover", state=recorded)
-    assert [pair.since for pair in pairs(story.state, story.history)] == [3, 3]
+    assert [pair.since for pair in comparisons(story.state, story.history)] == [3, 3]
     rest.say("confirm")
     assert rest.state.expect_rise is None
 
@@ -931,11 +931,11 @@ def test_a_cool_down_and_the_start_of_a_pair_outlast_the_records_kept_for_displa
     story.say("promote", version=TWO, at=100)
     story.say("rollback", author="monitor", at=200)
     story.say("canary", version=THREE, share=0.1, at=300)
-    (pair,) = pairs(story.state, story.history)
+    (pair,) = comparisons(story.state, story.history)
     for _ in range(MAX_ENTRIES + 1):
         story.say("confirm")  # refused
     assert acted_since(story.history, "cards", 199)
     assert not acted_since(story.history, "cards", 200)
     assert not acted_since(story.history, "wires", 0)
-    assert pairs(story.state, story.history) == [pair]
+    assert comparisons(story.state, story.history) == [pair]
     assert (pair.since, pair.at) == (3, 300)

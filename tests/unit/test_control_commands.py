@@ -226,8 +226,8 @@ def test_the_status_shows_no_verdict_of_a_former_control_topic(console: Console)
     console.say("promote", version=TWO, at=2_000)
     for began, shown in ((1_000, 0), (2_000, 1)):
         verdict = VerdictRecord(
-            id="cards-1", ensemble="cards", version="2", other="1", since=1, at=5, finding="rise", why="", rows=1,
-            both=0, only=1, lacking=0, excluded=0, cards=CountedCards(0, 1, 0, 0),
+            id="cards-1", ensemble="cards", version="2", baseline="1", since=1, at=5, finding="rise", why="", rows=1,
+            both=0, candidate_only=1, baseline_only=0, excluded=0, cards=CountedCards(0, 1, 0, 0),
             evidence=VerdictEvidence(1.0, 0.0, 0.0, 0.0), missing=[], more_rows=None,
             more_ms=None, due=None, held_back="", began=began,
         )  # fmt: skip

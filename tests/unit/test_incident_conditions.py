@@ -645,8 +645,8 @@ def test_a_restart_continues_the_open_incident_and_closes_it() -> None:
 def test_what_the_stop_of_a_canary_saved_is_its_share() -> None:
     desk = Desk()
     closed = Incident(
-        id="cards-2", ensemble="cards", version="8", other="7", since=2, opened=1, why="more", rows=10_000, both=50,
-        only=60, lacking=10, due="stop", closed=2, ended_by=3, command="stop",
+        id="cards-2", ensemble="cards", version="8", baseline="7", since=2, opened=1, why="more", rows=10_000, both=50,
+        candidate_only=60, baseline_only=10, due="stop", closed=2, ended_by=3, command="stop",
     )  # fmt: skip
     desk.told.records.append(msgspec.json.encode(closed))
     savings = desk.detectors.savings
@@ -665,8 +665,8 @@ def test_what_the_stop_of_a_canary_saved_is_its_share() -> None:
 def test_what_a_rollback_saved_is_counted_for_an_hour_of_event_time() -> None:
     desk = Desk()
     closed = Incident(
-        id="cards-2", ensemble="cards", version="8", other="7", since=2, opened=1, why="more", rows=10_000, both=50,
-        only=60, lacking=10, due="rollback", closed=2, ended_by=3, command="rollback",
+        id="cards-2", ensemble="cards", version="8", baseline="7", since=2, opened=1, why="more", rows=10_000, both=50,
+        candidate_only=60, baseline_only=10, due="rollback", closed=2, ended_by=3, command="rollback",
     )  # fmt: skip
     desk.told.records.append(msgspec.json.encode(closed))
     desk.told.records.append(msgspec.json.encode(msgspec.structs.replace(closed, id="cards-9", command="promote")))
@@ -779,7 +779,8 @@ def test_a_start_reads_from_before_what_a_person_closed_in_the_last_day(hours: i
 def test_savings_that_a_start_can_no_longer_count_are_no_longer_wanted(days: int, reads_back_hours: int) -> None:
     clock, starts, log = Clock(), {}, IncidentLog(MemoryControlLog())
     closed = Incident(
-        id="cards-2", ensemble="cards", version="8", other="7", since=2, opened=1, why="more", rows=10, only=6,
+        id="cards-2", ensemble="cards", version="8", baseline="7",
+        since=2, opened=1, why="more", rows=10, candidate_only=6,
         due="rollback", closed=BEGIN - 24 * days * HOUR, ended_by=3, command="rollback",
     )  # fmt: skip
     log._log.append("", msgspec.json.encode(closed))

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from stream_scorer.control.incidents import Incidents
-from stream_scorer.control.probation import Pair
+from stream_scorer.control.probation import Comparison
 from stream_scorer.errors import BrokerUnavailable, ReaderLost, UsageError
 from stream_scorer.incidents.log import UPDATE_EVERY_MS, Condition, IncidentLog, IncidentTable, Subject
 from stream_scorer.records import Affected, Incident, ServedVersion, Source
@@ -134,7 +134,7 @@ def test_a_verdict_that_a_person_closed_is_not_reopened() -> None:
 
 def verdict(version: str, began: int, start: int | str = 4) -> Condition:
     """A verdict on a version that was put in play at control offset 4."""
-    details = {"other": "7", "since": 4, "began": began}
+    details = {"baseline": "7", "since": 4, "began": began}
     return condition(start, kind="verdict", subject=Subject("cards", version), began=began, details=details)  # type: ignore[arg-type]
 
 
@@ -159,7 +159,7 @@ def test_an_incident_of_a_former_control_topic_does_not_take_the_place_of_a_new_
 
 
 def test_incidents_of_earlier_releases_continue_unless_they_ended_before_the_command() -> None:
-    old = Incident(id="cards-4", ensemble="cards", version="8", other="7", since=4, opened=1_001, why="w")
+    old = Incident(id="cards-4", ensemble="cards", version="8", baseline="7", since=4, opened=1_001, why="w")
     for closed, ids in ((None, ["cards-4"]), (1_002, ["cards-4", "cards-2000-4"])):
         log = MemoryControlLog([msgspec.json.encode(msgspec.structs.replace(old, closed=closed, closed_by="ann"))])
         IncidentLog(log).report(verdict("8", 2_000), 2_001)
@@ -171,8 +171,8 @@ def test_an_incident_of_a_former_control_topic_is_closed_although_its_offset_is_
     incidents = Incidents(log)
     for began in (1_000, 2_000):
         incidents.log.report(verdict("8", began), began)
-    pair = Pair("cards", ServedVersion("8", "8" * 64), ServedVersion("7", "7" * 64), 4, 2_000, "rollback")
-    incidents.close_all_but([pair], {"cards": 5}, 3_000)
+    comparison = Comparison("cards", ServedVersion("8", "8" * 64), ServedVersion("7", "7" * 64), 4, 2_000, "rollback")
+    incidents.close_all_but([comparison], {"cards": 5}, 3_000)
     assert [each.id for each in incidents.open()] == ["cards-2000-4"]
     incidents.close_all_but([], {"cards": 6}, 4_000)
     assert incidents.open() == []

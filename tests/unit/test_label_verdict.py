@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from stream_scorer.cli.formatting import verdict_facts
 from stream_scorer.control.label_progress import REGULAR, Known, LabelProgress
-from stream_scorer.control.label_verdict import ALPHA, MIN_OTHER, describe, judge_labels
+from stream_scorer.control.label_verdict import ALPHA, MIN_BASELINE, describe, judge_labels
 from stream_scorer.control.label_watch import JUDGE_EVERY_MS, LabelWatch
 from stream_scorer.control.state import History
 from stream_scorer.control.verdicts import read_verdicts
@@ -43,17 +43,17 @@ def till(ms: int) -> Known:
     return Known(ms, ms)
 
 
-def cards(served: int, other: int, rng: np.random.Generator) -> list[Disagreement]:
+def cards(candidate: int, baseline: int, rng: np.random.Generator) -> list[Disagreement]:
     """Cards on which versions disagree, one per ms, in random order."""
-    sides = rng.permutation([True] * served + [False] * other)
+    sides = rng.permutation([True] * candidate + [False] * baseline)
     return [Disagreement(at, f"e{at}", 100, bool(side)) for at, side in enumerate(sides)]
 
 
-def labelled(found: list[Disagreement], served: float, other: float, rng: np.random.Generator) -> Labels:
+def labelled(found: list[Disagreement], candidate: float, baseline: float, rng: np.random.Generator) -> Labels:
     """Labels with the given precision of both sides; those of fraud are given later."""
     labels: Labels = {}
     for each in found:
-        fraud = rng.random() < (served if each.served else other)
+        fraud = rng.random() < (candidate if each.candidate else baseline)
         labels[each.event_id] = [(each.at + (900 if fraud else 10), "fraud" if fraud else "genuine")]
     return labels
 
@@ -63,7 +63,10 @@ def test_alerts_without_fraud_confirm_the_harm_and_equal_precision_clears_it() -
     found = cards(300, 100, rng)
     harm = judge_labels(found, labelled(found, 0.02, 0.5, rng), till(10_000), HORIZON)
     assert harm.finding == "harm" and harm.log_harm > -math.log(ALPHA) > harm.log_cleared
-    assert harm.served.fraud + harm.served.genuine == 300 and harm.other.fraud_value == 100 * harm.other.fraud
+    assert (
+        harm.candidate_only.fraud + harm.candidate_only.genuine == 300
+        and harm.baseline_only.fraud_value == 100 * harm.baseline_only.fraud
+    )
     cleared = judge_labels(found, labelled(found, 0.5, 0.5, rng), till(10_000), HORIZON)
     assert (cleared.finding, cleared.missing) == ("cleared", [])
 
@@ -84,12 +87,19 @@ def test_labels_count_at_their_age_only_and_silence_means_genuine_after_an_appro
     both = [Disagreement(0, "a", 1, True), Disagreement(0, "b", 1, False), Disagreement(500, "c", 1, False)]
     labels: Labels = {"c": [(1_400, "genuine"), (1_600, "fraud")]}
     found = judge_labels(both, labels, till(1_000), HORIZON)
-    assert (found.waiting, found.served.silent, found.other.genuine, found.finding) == (1, 1, 1, "undecided")
+    assert (found.waiting, found.candidate_only.silent, found.baseline_only.genuine, found.finding) == (
+        1,
+        1,
+        1,
+        "undecided",
+    )
     found = judge_labels(both, labels, till(2_000), HORIZON)
     # The label of "c" changed after its age was reached.
-    assert (found.waiting, found.other.genuine, found.other.fraud) == (0, 2, 0)
-    assert found.missing == ["served cards with a label"]
-    assert judge_labels(both, {"c": [(1_400, "genuine"), (1_450, None)]}, till(2_000), HORIZON).other.genuine == 2
+    assert (found.waiting, found.baseline_only.genuine, found.baseline_only.fraud) == (0, 2, 0)
+    assert found.missing == ["labels of cards that only the candidate alerted"]
+    assert (
+        judge_labels(both, {"c": [(1_400, "genuine"), (1_450, None)]}, till(2_000), HORIZON).baseline_only.genuine == 2
+    )
 
 
 def test_labels_that_stop_decide_nothing() -> None:
@@ -120,7 +130,11 @@ def test_a_version_that_only_adds_alerts_is_compared_with_the_alerts_of_both() -
     for precision in (0.01, 0.3):
         labels = with_common(labelled(found, precision, 0.0, rng), both, 0.4, rng)
         alone = judge_labels(found, labels, till(10_000), HORIZON)
-        assert (alone.finding, alone.missing, alone.common) == ("undecided", ["other cards with a label"], None)
+        assert (alone.finding, alone.missing, alone.common) == (
+            "undecided",
+            ["labels of cards that only the baseline alerted"],
+            None,
+        )
         results[precision] = judge_labels(found, labels, till(10_000), HORIZON, common=both)
     assert [found.finding for found in results.values()] == ["harm", "cleared"]
     counts = results[0.3].common
@@ -142,16 +156,16 @@ def test_compared_with_the_alerts_of_both_either_result_is_rarely_wrong() -> Non
 
 def test_alerts_of_both_count_only_where_the_other_version_has_too_few_alone() -> None:
     rng = np.random.default_rng(6)
-    found, both = cards(300, MIN_OTHER, rng), common_cards(300)
+    found, both = cards(300, MIN_BASELINE, rng), common_cards(300)
     labels = with_common(labelled(found, 0.02, 0.5, rng), both, 0.0, rng)
     assert judge_labels(found, labels, till(10_000), HORIZON, common=both) == judge_labels(
         found, labels, till(10_000), HORIZON
     )
-    fewer = [each for each in found if each.served] + [each for each in found if not each.served][1:]
+    fewer = [each for each in found if each.candidate] + [each for each in found if not each.candidate][1:]
     assert judge_labels(fewer, labels, till(10_000), HORIZON, common=both).common is not None
     # Silence after an alert means nothing: cards of both versions without labels decide nothing.
     silent = judge_labels(fewer, labelled(found, 0.02, 0.5, rng), till(10_000), HORIZON, common=both)
-    assert (silent.finding, silent.missing) == ("undecided", ["common cards with a label"])
+    assert (silent.finding, silent.missing) == ("undecided", ["labels of cards that both alerted"])
     assert silent.common is not None and silent.common.silent == 300
 
 
@@ -184,13 +198,13 @@ class Outcomes:
 class Desk:
     """A withdrawn version with its disagreements, and the watch of its labels."""
 
-    def __init__(self, precision: float, *, labels: bool = True, other: int = 100) -> None:
+    def __init__(self, precision: float, *, labels: bool = True, baseline: int = 100) -> None:
         rng = np.random.default_rng(3)
-        found, both = cards(300, other, rng), common_cards(300)
+        found, both = cards(300, baseline, rng), common_cards(300)
         self.verdicts, self.told = MemoryControlLog(), MemoryControlLog()
         verdict = VerdictRecord(
-            id="cards-1", ensemble="cards", version="2", other="1", since=1, at=5, finding="rise", why="", rows=1,
-            both=1, only=1, lacking=1, excluded=0, cards=CountedCards(1, 1, 1, 0),
+            id="cards-1", ensemble="cards", version="2", baseline="1", since=1, at=5, finding="rise", why="", rows=1,
+            both=1, candidate_only=1, baseline_only=1, excluded=0, cards=CountedCards(1, 1, 1, 0),
             evidence=VerdictEvidence(0.0, 0.0, 0.0, 0.0), missing=[], more_rows=None, more_ms=None, due="rollback",
             held_back="", began=HORIZON + 77, disagreements=found, common=both, manifest_sha256="2" * 64,
         )  # fmt: skip
@@ -312,7 +326,7 @@ def test_a_topic_of_verdicts_that_is_created_again_ends_the_watch_of_labels() ->
 
 
 def test_labels_clear_a_version_that_only_adds_alerts() -> None:
-    desk = Desk(0.5, other=0)
+    desk = Desk(0.5, baseline=0)
     desk.steps(desk.watch())
     assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
     (incident,) = IncidentLog(MemoryControlLog(desk.told.records)).open()
@@ -346,7 +360,7 @@ def test_harm_of_a_version_that_a_person_kept_in_service_is_an_incident_until_it
         desk.steps(desk.watch())
     assert desk.result.labels is not None and desk.result.labels.finding == "harm"
     (incident,) = incidents_of(desk)
-    assert (incident.id, incident.kind, incident.version, incident.other) == ("cards-1-labels", "verdict", "2", "1")
+    assert (incident.id, incident.kind, incident.version, incident.baseline) == ("cards-1-labels", "verdict", "2", "1")
     assert (incident.due, incident.finding, incident.closed) == ("rollback", "rise", None)
     assert incident.held_back == "needs a person: labels never lead to a command"
     assert "labels confirm the harm" in incident.why
@@ -449,8 +463,8 @@ def test_a_source_that_stops_delays_the_verdict_by_the_label_age_and_then_its_la
     labels = desk.result.labels
     assert labels is not None and (labels.finding, labels.waiting) == ("undecided", 0)
     assert labels.missing[0] == "199 cards lack labels of a source"
-    assert labels.served.silent + labels.other.silent >= 199
-    assert labels.other.fraud and labels.other.genuine
+    assert labels.candidate_only.silent + labels.baseline_only.silent >= 199
+    assert labels.baseline_only.fraud and labels.baseline_only.genuine
     # Nothing is decided by what arrives much later.
     desk.outcomes += [desk.outcome("another", 5_000, "fraud", "chargeback")]
     before = desk.result
@@ -464,7 +478,7 @@ def test_a_source_that_gave_its_last_labels_before_the_first_card_is_no_silence(
     desk.outcomes += [desk.outcome(f"x{at}", at - HORIZON, "fraud", "chargeback") for at in range(REGULAR)]
     desk.steps(desk.watch())
     assert desk.result.labels is not None and desk.result.labels.finding == "undecided"
-    assert desk.result.labels.other.genuine == 0
+    assert desk.result.labels.baseline_only.genuine == 0
 
 
 def test_a_rare_source_or_a_partition_that_stops_only_delays_the_verdict() -> None:

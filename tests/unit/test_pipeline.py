@@ -568,7 +568,7 @@ def test_a_withdrawn_version_in_shadow_changes_no_score_and_its_cards_are_those_
     # The versions have changed places; hashes, events and values are the same.
     for one, two in zip(found, probation, strict=True):
         square = [one.against[place] for place in (0, 2, 1, 3)]
-        assert msgspec.structs.replace(one, served=one.other, other=one.served, against=square) == two
+        assert msgspec.structs.replace(one, this=one.other, other=one.this, against=square) == two
     assert sum(len(each.event) for each in found) == sum(len(each.card) for each in found) > 20
     assert all(not json.loads(value)["differences"] for value in sink.values("score-summaries"))
 
@@ -581,14 +581,14 @@ def test_alerted_cards_have_their_first_alert(ensemble: Ensemble) -> None:
     scores = {s["event_id"]: s for s in sink.documents("scores")}
     found = cards_of(sink, ensemble.version, "9")
     events = [
-        (event, value, served, theirs)
+        (event, value, ours, theirs)
         for each in found
-        for event, value, served, theirs in zip(each.event, each.value, each.served, each.other, strict=True)
+        for event, value, ours, theirs in zip(each.event, each.value, each.this, each.other, strict=True)
     ]
-    assert sum((served is None) != (theirs is None) for _, _, served, theirs in events) > 10
-    for event, value, served, theirs in events:
-        at = min(time for time in (served, theirs) if time is not None)
-        assert alert[event] == (served == at, theirs == at)
+    assert sum((ours is None) != (theirs is None) for _, _, ours, theirs in events) > 10
+    for event, value, ours, theirs in events:
+        at = min(time for time in (ours, theirs) if time is not None)
+        assert alert[event] == (ours == at, theirs == at)
         assert (scores[event]["event_time"], scores[event]["value"]) == (at, value)
 
 

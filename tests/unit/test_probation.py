@@ -17,7 +17,7 @@ from stream_scorer.control import liveness
 from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.incidents import Incidents, condition_of
 from stream_scorer.control.liveness import READ_EVERY_S, SILENT_MS, StatusReader
-from stream_scorer.control.probation import GRACE_MS, Pair, Paired, pairs
+from stream_scorer.control.probation import GRACE_MS, Comparison, ComparisonCounts, comparisons
 from stream_scorer.control.state import History, Refused, follow
 from stream_scorer.control.summary_reader import BEFORE_MS
 from stream_scorer.control.verdict import Tolerances
@@ -45,7 +45,7 @@ from stream_scorer.records import (
 from tests.support.control import MARKER, ControlRecord, MemoryControlLog
 
 ONE, TWO, THREE, FOUR = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3, 4))
-PAIR = Pair("cards", TWO, ONE, since=1, at=1_000, ends="rollback")
+COMPARISON = Comparison("cards", TWO, ONE, since=1, at=1_000, ends="rollback")
 MEMBERS = ("gbdt", "xgb")
 # All alerts are at event time 0; this one is past their grace period.
 LATER = GRACE_MS + 1
@@ -53,8 +53,8 @@ LATER = GRACE_MS + 1
 
 def listed(square: Sequence[int], start: int = 0) -> CardAlerts:
     """Each alert of the 2x2 counts on a card of its own, beginning with card `start`."""
-    both, served, other, _ = square
-    alerts = [(0, 0)] * both + [(0, None)] * served + [(None, 0)] * other
+    both, this, other, _ = square
+    alerts = [(0, 0)] * both + [(0, None)] * this + [(None, 0)] * other
     names = [f"{start + i:016x}" for i in range(len(alerts))]
     return CardAlerts(sum(square), 0, names, [a for a, _ in alerts], [a for _, a in alerts])
 
@@ -79,8 +79,8 @@ def summary(
     return ScoreSummary(ensemble, version.version, arm, 1, "t", 0, 0, rows, 0, [pane], offset, found, LATER)
 
 
-def paired(*squares: Sequence[int], pair: Pair = PAIR, min_rows: int = 1) -> Paired:
-    found, start = Paired(pair, Tolerances(min_rows=min_rows)), itertools.count(0, 1_000_000)
+def paired(*squares: Sequence[int], comparison: Comparison = COMPARISON, min_rows: int = 1) -> ComparisonCounts:
+    found, start = ComparisonCounts(comparison, Tolerances(min_rows=min_rows)), itertools.count(0, 1_000_000)
     for square in squares:
         found.add(summary(TWO, square, cards=listed(square, next(start))))
     return found
@@ -88,7 +88,7 @@ def paired(*squares: Sequence[int], pair: Pair = PAIR, min_rows: int = 1) -> Pai
 
 def test_a_burst_on_one_card_is_no_evidence_and_the_same_alerts_on_many_cards_are() -> None:
     burst = CardAlerts(10_000, 0, ["aa"], [0], [None])
-    one_card, many_cards = Paired(PAIR), Paired(PAIR)
+    one_card, many_cards = ComparisonCounts(COMPARISON), ComparisonCounts(COMPARISON)
     one_card.add(summary(TWO, [40, 18, 0, 9_942], cards=burst))
     many_cards.add(summary(TWO, [40, 18, 0, 9_942]))
     assert one_card.rows == many_cards.rows == 10_000
@@ -111,7 +111,7 @@ def test_evidence_does_not_depend_on_how_transactions_were_split() -> None:
 
 
 def test_only_what_is_of_the_pair_counts() -> None:
-    found = Paired(PAIR)
+    found = ComparisonCounts(COMPARISON)
     for other in (
         summary(ONE, [1, 1, 1, 1], other=TWO),
         summary(TWO, [1, 1, 1, 1], other=None),
@@ -124,11 +124,11 @@ def test_only_what_is_of_the_pair_counts() -> None:
 
 
 def test_an_event_whose_clock_is_ahead_ends_no_grace_period() -> None:
-    found, now = Paired(PAIR), 1_800_000_000_000
+    found, now = ComparisonCounts(COMPARISON), 1_800_000_000_000
     ahead = now + 300 * 86_400_000
 
-    def add(at: int, newest: int, served: list[int | None], other: list[int | None]) -> None:
-        cards = CardAlerts(100, 0, [f"{i:016x}" for i in range(len(served))], served, other)
+    def add(at: int, newest: int, this: list[int | None], other: list[int | None]) -> None:
+        cards = CardAlerts(100, 0, [f"{i:016x}" for i in range(len(this))], this, other)
         found.add(replace(summary(TWO, [0, 0, 0, 100], cards=cards), newest=newest), at)
 
     add(now, ahead, [now, now, ahead], [None, None, ahead])
@@ -136,11 +136,11 @@ def test_an_event_whose_clock_is_ahead_ends_no_grace_period() -> None:
     add(now + 60_000, now + 60_000, [None], [now + 60_000])  # the other version follows a minute later
     add(now + LATER, now + LATER, [], [])
     counts = found.cards.counts
-    assert (counts.both, counts.served, counts.other, found.cards.waiting) == (1, 1, 0, 1)
+    assert (counts.both, counts.candidate_only, counts.baseline_only, found.cards.waiting) == (1, 1, 0, 1)
 
 
 def test_the_member_is_named_that_makes_more_alerts_than_before() -> None:
-    found = Paired(PAIR)
+    found = ComparisonCounts(COMPARISON)
     # xgb makes most alerts now, and made as many before; gbdt makes more than it did.
     found.add(summary(ONE, [0, 0, 0, 10_000], other=None, offset=0, only_by=(10, 90)))
     found.add(summary(TWO, [200, 120, 0, 9_680], only_by=(70, 95)))
@@ -151,7 +151,7 @@ def test_the_member_is_named_that_makes_more_alerts_than_before() -> None:
 
 
 def test_the_member_is_named_whose_alerts_are_lost() -> None:
-    found = Paired(PAIR)
+    found = ComparisonCounts(COMPARISON)
     found.add(summary(ONE, [0, 0, 0, 10_000], other=None, offset=0, only_by=(80, 90)))
     found.add(summary(TWO, [100, 0, 200, 9_700], only_by=(10, 85)))
     assert found.verdict.finding == "fall"
@@ -159,7 +159,7 @@ def test_the_member_is_named_whose_alerts_are_lost() -> None:
 
 
 def test_no_unchanged_member_is_named_if_no_difference_is_known() -> None:
-    found = Paired(PAIR)
+    found = ComparisonCounts(COMPARISON)
     found.add(summary(ONE, [0, 0, 0, 10_000], other=None, offset=0, only_by=(10, 90)))
     same = PairDifferences(10_000)
     found.add(replace(summary(TWO, [200, 120, 0, 9_680], only_by=(70, 95)), differences={ONE.version: same}))
@@ -189,11 +189,11 @@ def test_transactions_that_do_not_count_hide_no_cause_and_are_in_no_figure() -> 
     desk.watch().step()
     (incident,) = desk.incidents
     assert incident.member == "gbdt" and "member gbdt causes 14.0 more alerts" in incident.why
-    assert (incident.rows, incident.both, incident.only, incident.lacking) == (10_010, 150, 141, 0)
+    assert (incident.rows, incident.both, incident.candidate_only, incident.baseline_only) == (10_010, 150, 141, 0)
     assert incident.affected is not None
     assert (incident.affected.transactions, incident.affected.alerts) == (10_010, 141)
     verdict = desk.verdicts[-1]
-    assert (verdict.rows, verdict.only, verdict.lacking, verdict.excluded) == (10_010, 141, 0, 100_990)
+    assert (verdict.rows, verdict.candidate_only, verdict.baseline_only, verdict.excluded) == (10_010, 141, 0, 100_990)
 
 
 def test_command_incident_and_verdict_name_the_member_and_the_input() -> None:
@@ -350,8 +350,8 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     assert "member xgb" in given[0].command.why
     assert "version 2 alerts on 350 cards, version 1 on 202 (+73.3%; " in given[0].command.why
     opened, closed = desk.incidents
-    assert (opened.id, opened.version, opened.other, opened.member) == ("cards-1", "2", "1", "xgb")
-    assert (opened.rows, opened.both, opened.only, opened.lacking) == (10_000, *MORE[:3])
+    assert (opened.id, opened.version, opened.baseline, opened.member) == ("cards-1", "2", "1", "xgb")
+    assert (opened.rows, opened.both, opened.candidate_only, opened.baseline_only) == (10_000, *MORE[:3])
     assert opened.finding == "rise"
     assert opened.cards is not None and msgspec.structs.astuple(opened.cards) == (*MORE[:3], 0)
     assert (opened.due, opened.held_back, opened.closed, opened.ended_by) == ("rollback", "", None, None)
@@ -441,7 +441,7 @@ def test_a_control_log_that_is_created_again_while_a_version_is_on_probation_end
     for _ in range(2):
         with pytest.raises(StreamScorerError, match="was created again"):
             watch.step()
-    assert desk.incidents == [] and [pair.since for pair in pairs(state, desk.history)] == [0]
+    assert desk.incidents == [] and [comparison.since for comparison in comparisons(state, desk.history)] == [0]
     desk.watch().step()
     assert monitor_commands(desk) == [("rollback", None)]
 
@@ -872,7 +872,7 @@ def test_a_split_summary_beside_a_canary_counts_as_a_whole_one_does() -> None:
     parts = halve(whole)
     assert parts is not None and parts[1].cards == {}
     for summaries in ([whole], parts):
-        found = Paired(Pair("cards", TWO, ONE, since=1, at=1_000, ends="stop", share=0.1))
+        found = ComparisonCounts(Comparison("cards", TWO, ONE, since=1, at=1_000, ends="stop", share=0.1))
         for each in [*summaries, summary(ONE, [0, 0, 0, 7], other=None)]:
             found.add(each)
         assert (found.elsewhere, found.unpaired) == (1_000, 7)
@@ -880,8 +880,14 @@ def test_a_split_summary_beside_a_canary_counts_as_a_whole_one_does() -> None:
 
 def test_a_canary_is_confirmed_at_its_share_and_stopped_if_its_alerts_change() -> None:
     desk = canary_desk()
-    (pair,) = pairs(desk.history.states["cards"], desk.history)
-    assert (pair.served, pair.other, pair.since, pair.ends, pair.share) == (TWO, ONE, 1, "stop", 0.1)
+    (comparison,) = comparisons(desk.history.states["cards"], desk.history)
+    assert (comparison.candidate, comparison.baseline, comparison.since, comparison.ends, comparison.share) == (
+        TWO,
+        ONE,
+        1,
+        "stop",
+        0.1,
+    )
     for _ in range(3):
         desk.watch(probation=1).step()
     canary = desk.history.states["cards"].canary
@@ -906,8 +912,8 @@ def add_traffic_of_three(desk: Desk, offset: int) -> None:
     """Version 2 serves beside a canary 3 that alerts like version 1; version 2 alerts more than both."""
     champion, canary = [400, 200, 0, 30_000], [400, 0, 200, 30_000]
     cards = listed(champion, 1_000_000 * offset)
-    served = summary(TWO, champion, offset=offset, cards=cards)
-    desk.summaries.append(replace(served, cards={"1": cards, "3": cards}))
+    found = summary(TWO, champion, offset=offset, cards=cards)
+    desk.summaries.append(replace(found, cards={"1": cards, "3": cards}))
     found = summary(THREE, canary, other=TWO, offset=offset, arm="canary", cards=listed(canary, 500_000))
     desk.summaries.append(found)
 
@@ -976,8 +982,8 @@ def test_a_ladder_raises_the_share_after_each_confirmation_and_ends_with_a_promo
     canary = desk.history.states["cards"].canary
     assert canary is not None and (canary.share, canary.salt, canary.until) == (0.5, "s", 10**15)
     assert not canary.confirmed and canary.ladder == [0.1, 0.5, 1.0]
-    (pair,) = pairs(desk.history.states["cards"], desk.history)
-    assert (pair.share, pair.expected_rise) == (0.5, 0.01)
+    (comparison,) = comparisons(desk.history.states["cards"], desk.history)
+    assert (comparison.share, comparison.expected_rise) == (0.5, 0.01)
     harmless_at(desk, 0.5)
     for _ in range(3):
         desk.watch(probation=1).step()
@@ -1059,7 +1065,7 @@ def test_a_verdict_is_written_when_it_changes_and_not_at_every_step() -> None:
         watch.step()
     assert len(desk.verdicts) == 1
     verdict = desk.verdicts[0]
-    assert (verdict.id, verdict.version, verdict.other, verdict.rows) == ("cards-1", "2", "1", 10_000)
+    assert (verdict.id, verdict.version, verdict.baseline, verdict.rows) == ("cards-1", "2", "1", 10_000)
     assert msgspec.structs.astuple(verdict.cards) == (*SAME[:3], 0)
 
 
@@ -1075,7 +1081,7 @@ def test_a_restarted_watch_comes_to_the_same_verdict_as_one_that_read_all_along(
         rows = [
             (f"{rng.randrange(3_000):016x}", rng.random() < 0.9, rng.random() < 0.8) for _ in range(rng.randrange(9))
         ]
-        rows = list({card: (card, served, other) for card, served, other in rows if served or other}.values())
+        rows = list({card: (card, this, other) for card, this, other in rows if this or other}.values())
         listed_now = CardAlerts(
             100, 1, [c for c, _, _ in rows], [time if s else None for _, s, _ in rows],
             [time if o else None for _, _, o in rows],
@@ -1088,7 +1094,7 @@ def test_a_restarted_watch_comes_to_the_same_verdict_as_one_that_read_all_along(
     for watch in (running, desk.watch(mode="propose")):
         watch.step()
         (counting,) = watch._counting.values()
-        verdicts.append(verdict_record(counting.paired, None, "", 0))
+        verdicts.append(verdict_record(counting.counts, None, "", 0))
     assert verdicts[0] == verdicts[1]
     assert verdicts[0].cards.both > 100 and verdicts[0].cards.waiting > 0
 
@@ -1161,8 +1167,8 @@ def test_a_pair_begins_when_the_log_took_its_command_whatever_the_clock_of_the_a
             ensemble="cards", action="promote", who="ann", why="so", at=clock, expected_offset=offset, version=version
         )
         history.add(offset, msgspec.json.encode(command), timestamp=7_000 + offset)
-    (pair,) = pairs(history.states["cards"], history)
-    assert (pair.since, pair.at) == (1, 7_001)
+    (comparison,) = comparisons(history.states["cards"], history)
+    assert (comparison.since, comparison.at) == (1, 7_001)
 
 
 def test_a_watch_reads_summaries_from_time_zero_at_the_earliest() -> None:

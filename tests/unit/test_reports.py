@@ -175,22 +175,22 @@ class TestIncident:
         found = incident_of(story, events)
         assert found is not None and found.promoted is not None and found.rollback is not None
         decided = story.recording.scores.decision[100:150] > 0
-        assert (found.overall.rows, found.overall.served, found.overall.other) == (50, int(decided.sum()), 0)
+        assert (found.overall.rows, found.overall.candidate, found.overall.baseline) == (50, int(decided.sum()), 0)
         first = events.row[(events.row >= 100) & (events.row < 150)]
         genuine = [row for row in first.tolist() if events.kind[events.row.tolist().index(row)] == 0]
         assert found.genuine.rows == len(genuine)
-        assert found.genuine.served == int((story.recording.scores.decision[genuine] > 0).sum())
+        assert found.genuine.candidate == int((story.recording.scores.decision[genuine] > 0).sum())
         assert found.rollback_s == 1.2
         assert found.last_score_s is not None and math.isclose(found.last_score_s, found.seconds.max() - 1.2)
-        assert found.served[-1] == decided.sum() and found.other[-1] == 0
+        assert found.candidate[-1] == decided.sum() and found.baseline[-1] == 0
 
     def test_its_evidence_is_the_monitors(self) -> None:
         story = with_incident(make_story())
         found = incident_of(story, judged(story))
         assert found is not None
-        both, served, other = found.cards[-1].tolist()
-        assert served + other > 0
-        monitor = Evidence.of(CardCounts(both, served, other), Tolerances())
+        both, candidate_only, baseline_only = found.cards[-1].tolist()
+        assert candidate_only + baseline_only > 0
+        monitor = Evidence.of(CardCounts(both, candidate_only, baseline_only), Tolerances())
         assert math.isclose(found.evidence[-1] * math.log(10), monitor.rise)
 
     def test_windows_are_of_the_version_before(self) -> None:

@@ -39,15 +39,17 @@ def test_a_change_that_is_not_harmless_is_hardly_ever_confirmed(rise: float) -> 
 
 
 def test_evidence_of_a_fall_mirrors_that_of_a_rise() -> None:
-    both, served, other = (np.array([n]) for n in (50, 20, 5))
-    assert log_evidence(both, served, other, 1.05) == log_evidence_below(both, other, served, 1 / 1.05)
+    both, candidate_only, baseline_only = (np.array([n]) for n in (50, 20, 5))
+    assert log_evidence(both, candidate_only, baseline_only, 1.05) == log_evidence_below(
+        both, baseline_only, candidate_only, 1 / 1.05
+    )
     nothing = np.array([0])
     assert log_evidence(nothing, nothing, nothing, 1.05) == pytest.approx(0.0)
     # One card at a time gives the product that the counts give.
     bets, wealth = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95]) / 1.05, np.full(7, 1 / 7)
     for new, old in [(1, 1)] * 50 + [(1, 0)] * 20 + [(0, 1)] * 5:
         wealth = wealth * (1 + bets * (new - 1.05 * old))
-    assert log_evidence(both, served, other, 1.05)[0] == pytest.approx(math.log(wealth.sum()))
+    assert log_evidence(both, candidate_only, baseline_only, 1.05)[0] == pytest.approx(math.log(wealth.sum()))
 
 
 @pytest.mark.parametrize(
