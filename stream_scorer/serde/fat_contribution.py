@@ -19,9 +19,6 @@ from stream_scorer.records import (
     Source,
 )
 
-# Only the old form has this field.
-_MARK = b'"feature_hash"'
-
 
 class _Member(msgspec.Struct):
     name: str
@@ -72,9 +69,14 @@ def decode_contribution(value: bytes) -> tuple[Contribution, LineageRow | None]:
 
     Raises `msgspec.DecodeError` for bytes that are neither.
     """
-    if _MARK not in value:
+    try:
         return _decode(value), None
-    old = _decode_fat(value)
+    except msgspec.ValidationError as error:
+        # `members` of the old form is a list of objects, so that no record is of both forms.
+        try:
+            old = _decode_fat(value)
+        except msgspec.ValidationError:
+            raise error from None
     source = Source(old.source.topic, old.source.partition, old.source.offset)
     columns = zip(*((m.name, m.score, m.weight, m.contribution, m.status) for m in old.members), strict=True)
     contribution = Contribution(

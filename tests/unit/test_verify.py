@@ -484,3 +484,17 @@ def test_a_record_of_the_old_form_is_read() -> None:
     assert [msgspec.to_builtins(a) for a in row.applied_offsets] == old["marks"]
     assert (row.place, row.source.offset) == (old["source"]["place"], old["source"]["offset"])
     assert (row.event_id, row.feature_hash, row.link) == (old["event_id"], old["feature_hash"], old["link"])
+
+
+@pytest.mark.parametrize("where", ["event_id", "member"])
+def test_a_text_of_a_user_does_not_decide_the_form_of_a_record(served: Served, where: str) -> None:
+    _, _, found = served
+    contribution = found[7].contribution
+    if where == "event_id":
+        contribution = replace(contribution, event_id="feature_hash")
+    else:
+        names = ["feature_hash", *contribution.members.name[1:]]
+        contribution = replace(contribution, members=replace(contribution.members, name=names))
+    assert decode_contribution(msgspec.json.encode(contribution)) == (contribution, None)
+    with pytest.raises(msgspec.ValidationError, match="event_id"):
+        decode_contribution(b'{"feature_hash": 1}')
