@@ -204,6 +204,20 @@ def _metadata(width: int) -> Metadata:
     return metadata_of(_schema(width))
 
 
+def _check_columns(columns: dict[str, Any], offset: I64, versions: int) -> None:
+    """Raise `msgspec.DecodeError` if rows contradict the header or each other.
+
+    An offset that occurs twice is left to the reader: it is a transaction that was scored twice.
+    """
+    partition, version = _values(columns["partition"], np.int32), _values(columns["version"], np.int8)
+    if (version < 0).any() or (version >= versions).any():
+        raise msgspec.DecodeError(f"a lineage record with rows of other versions than its {versions}")
+    if (partition != partition[0]).any():
+        raise msgspec.DecodeError("a lineage record with rows of several partitions")
+    if (np.diff(offset) < 0).any():
+        raise msgspec.DecodeError("a lineage record whose offsets do not ascend")
+
+
 class LineageBatch:
     """One decoded record.
 
@@ -229,13 +243,14 @@ class LineageBatch:
             self.features: F64 = _values(columns["features"].flatten(), np.float64).reshape(-1, width)
             self.status: NDArray[np.int8] = _values(columns["feature_status"].flatten(), np.int8).reshape(-1, width)
             self.partition: int = columns["partition"][0].as_py()
+            self.offset: I64 = _values(columns["offset"], np.int64)
+            self.place: NDArray[np.int32] = _values(columns["place"], np.int32)
+            self.event_id: list[str] = columns["event_id"].to_pylist()
+            _check_columns(columns, self.offset, len(self.header.versions))
         except (pa.ArrowException, OSError, KeyError, IndexError, ValueError, AttributeError) as error:
             if isinstance(error, msgspec.DecodeError):
                 raise
             raise msgspec.DecodeError(f"not a lineage record: {error}") from None
-        self.offset: I64 = _values(columns["offset"], np.int64)
-        self.place: NDArray[np.int32] = _values(columns["place"], np.int32)
-        self.event_id: list[str] = columns["event_id"].to_pylist()
         self._columns = columns
         self._applied: list[AppliedOffset] | None = None
 

@@ -123,7 +123,8 @@ columns = LineageColumns(
     one.astype(np.int32), np.arange(2), ["a", "b"], one.astype(np.int8), np.ones((2, 1)), np.ones((2, 1), np.int8),
     one, -one, np.ones(2), np.ones(2),
 )
-for record in encode_lineage(LineageHeader("t", "f", "s", "1", [], 0, {}, [], ["x"]), columns):
+versions = [LineageVersion("c", "1", "champion", "logit", "m", "p", 0.3, 0.8)] * 2
+for record in encode_lineage(LineageHeader("t", "f", "s", "1", versions, 0, {}, [], ["x"]), columns):
     assert len(LineageBatch(record.value)) == 2
 assert "pandas" not in sys.modules
 """
@@ -186,3 +187,24 @@ def test_a_record_that_unpacks_to_too_much_is_refused() -> None:
     assert len(value) < 100_000
     with pytest.raises(msgspec.DecodeError, match="64 MB"):
         LineageBatch(value)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("version", [0, 0, 2], "other versions than its 2"),
+        ("version", [0, -1, 0], "other versions than its 2"),
+        ("offset", [100, 102, 101], "do not ascend"),
+        ("partition", [0, 0, 1], "several partitions"),
+    ],
+)
+def test_rows_that_contradict_their_record_are_refused(column: str, values: list[int], message: str) -> None:
+    (record,) = encode_lineage(header(), columns(3, partitions=1))
+    table = pa.ipc.open_stream(pa.input_stream(pa.py_buffer(record.value), compression="zstd")).read_all()
+    place = table.column_names.index(column)
+    table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as packed, pa.ipc.new_stream(packed, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(msgspec.DecodeError, match=message):
+        LineageBatch(sink.getvalue().to_pybytes())
