@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from stream_scorer.console import plain
 from stream_scorer.errors import SettingsError
 from stream_scorer.replay.explain import Explanation, MemberPart
 from stream_scorer.reports import plots
@@ -21,7 +22,7 @@ def as_text(explanation: Explanation) -> str:
     lines = [*_head(explanation), "", *_waterfall(explanation), ""]
     for part in explanation.members:
         lines += [*_member_lines(part), ""]
-    return "\n".join(lines).rstrip()
+    return "\n".join(map(plain, lines)).rstrip()
 
 
 def write_page(explanation: Explanation, path: Path) -> None:

@@ -176,6 +176,13 @@ def test_a_score_without_quorum_has_no_waterfall(folder: Path) -> None:
     assert "no z: too few members returned a score" in as_text(found)
 
 
+def test_text_of_a_record_is_data_on_the_terminal(explanation: Explanation) -> None:
+    score = replace(explanation.score, degraded=["x\x1b]0;title\x07"], rule="rule\nscore      0.0001 by cards 9")
+    text = as_text(replace(explanation, score=score))
+    assert "\x1b" not in text and "\x07" not in text
+    assert len([line for line in text.splitlines() if line.startswith("score ")]) == 1
+
+
 def test_page_and_picture(explanation: Explanation, tmp_path: Path) -> None:
     write_page(explanation, tmp_path / "e.html")
     page = (tmp_path / "e.html").read_text()
