@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from stream_scorer.serde.schemas import DRAFT, render
+from stream_scorer.serde.schemas import DRAFT, portable, render
 from stream_scorer.spec.model import PipelineSpec
 from stream_scorer.train.own.document import ComposeDocument
 
@@ -25,7 +25,7 @@ DOCUMENTS: dict[str, type] = {"ensemble-compose": ComposeDocument, "pipeline-spe
 def make_document_schemas() -> dict[str, str]:
     """The text of the schema of each file that users write, by file name."""
     return {
-        f"{name}.schema.json": render({"$schema": DRAFT, "title": name} | msgspec.json.schema(kind))
+        f"{name}.schema.json": render(portable({"$schema": DRAFT, "title": name} | msgspec.json.schema(kind)))
         for name, kind in DOCUMENTS.items()
     }
 

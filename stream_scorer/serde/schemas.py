@@ -34,7 +34,21 @@ def make_schemas() -> dict[str, dict[str, Any]]:
         TrainingSpec
     )
     schemas["gate-rules.schema.json"] = {"$schema": DRAFT, "title": "gate rules"} | msgspec.json.schema(Rules)
-    return schemas
+    return {name: portable(schema) for name, schema in schemas.items()}
+
+
+def portable(schema: Any) -> Any:
+    """The schema with patterns that every language compiles.
+
+    The code ends patterns with a backslash and Z, because `$` in Python also stands before a line feed at the end. Only
+    Python has that; in JSON Schema `$` is the end of the text.
+    """
+    if isinstance(schema, dict):
+        changed = {name: portable(value) for name, value in schema.items()}
+        if isinstance(pattern := changed.get("pattern"), str):
+            changed["pattern"] = pattern.replace(r"\Z", "$")
+        return changed
+    return [portable(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def render(schema: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ import jsonschema
 import msgspec
 import pytest
 
-from stream_scorer.records import TOPIC_RECORDS, Contribution, Members, Source
+from stream_scorer.ensemble.manifest import Name
+from stream_scorer.records import TOPIC_RECORDS, Contribution, Members, ServedVersion, Source
 from stream_scorer.serde.schemas import breaking_changes, main, make_schemas, render
 from tools.make_documents import make_document_schemas
 
@@ -56,3 +57,15 @@ def test_breaking_changes_are_found_and_additions_are_not() -> None:
     del new["$defs"][name]["properties"]["decision"]
     new["$defs"][name]["properties"]["score"] = {"type": "string"}
     assert breaking_changes(old, new) == [f"{name}.score changed its type", f"{name}.decision is removed"]
+
+
+def test_patterns_compile_in_every_language_and_ours_still_refuse_a_line_feed() -> None:
+    for path in SCHEMAS.iterdir():
+        assert r"\\Z" not in path.read_text(), path.name
+    pattern = make_schemas()["serving-state.schema.json"]["$defs"]["ServedVersion"]["properties"]["version"]["pattern"]
+    assert pattern.startswith("^") and pattern.endswith("$")
+    for version, digest in (("8\n", "0" * 64), ("8", "0" * 64 + "\n")):
+        with pytest.raises(msgspec.ValidationError, match="regex"):
+            msgspec.convert({"version": version, "manifest_sha256": digest}, ServedVersion)
+    with pytest.raises(msgspec.ValidationError, match="regex"):
+        msgspec.convert("cards\n", Name)
