@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,30 @@ def is_parquet(path: Path) -> bool:
         return True
     with readable(path), path.open("rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
+
+
+class UnfinishedFile:
+    """A file that gets its name when it is complete. A file of that name from before is removed at once.
+
+    So whoever finds a file after a failure knows that it is complete, and not of an earlier run.
+
+    Attributes:
+        path: where to write, until `complete`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._name = path
+        self.path = path.with_name(f"{path.name}.unfinished")
+        path.unlink(missing_ok=True)
+
+    def complete(self) -> None:
+        """Give it its name."""
+        self.path.replace(self._name)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
 
 # The end of the year 9999: microseconds of today are beyond it.

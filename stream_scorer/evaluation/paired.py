@@ -22,7 +22,7 @@ from stream_scorer.evaluation.bootstrap import interval
 from stream_scorer.evaluation.labels import FRAUD, GENUINE, UNLABELLED
 from stream_scorer.evaluation.result import Interval, Moved, PairResult, Sides
 from stream_scorer.evaluation.store import Columns
-from stream_scorer.parquet import import_pyarrow
+from stream_scorer.parquet import UnfinishedFile, import_pyarrow
 from stream_scorer.records import DECISIONS
 
 F64 = NDArray[np.float64]
@@ -41,7 +41,8 @@ class ChangeFile:
                  "champion_score", "candidate_score", "moved_by"]  # fmt: skip
         types = [text, text, whole, whole, text, text, text, number, number, text]
         self._schema = pa.schema(list(zip(names, types, strict=True)))
-        self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._unfinished = UnfinishedFile(path)
+        self._file = pq.ParquetWriter(self._unfinished.path, self._schema, compression="zstd")
 
     def add(self, columns: Columns) -> None:
         """Append rows."""
@@ -53,7 +54,12 @@ class ChangeFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+            if kind is None:
+                self._unfinished.complete()
+        finally:
+            self._unfinished.discard()
 
 
 class PairCounts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import NoneType, TracebackType, UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 import msgspec
 
 from stream_scorer.errors import UsageError
-from stream_scorer.parquet import import_pyarrow
+from stream_scorer.parquet import UnfinishedFile, import_pyarrow
 from stream_scorer.records import Contribution, LineageRow, Record, Score
 
 # Rows per write: a row group large enough to compress well and small enough for memory (about 30 MB of JSON).
@@ -21,7 +21,10 @@ ROW_GROUP = 16_384
 
 
 class RecordFile:
-    """Appends encoded records of one type to a Parquet file. A context manager: leaving it completes the file."""
+    """Appends encoded records of one type to a Parquet file. A context manager: leaving it completes the file.
+
+    After an exception there is no file.
+    """
 
     def __init__(self, path: Path, kind: type[Record]) -> None:
         """Raises `UsageError` if the file cannot be created, `SettingsError` if pyarrow is missing."""
@@ -34,7 +37,8 @@ class RecordFile:
         self.rows = 0
         with self._writable():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._pq.ParquetWriter(path, self._schema, compression="zstd")
+            self._unfinished = UnfinishedFile(path)
+            self._file = self._pq.ParquetWriter(self._unfinished.path, self._schema, compression="zstd")
 
     def add(self, value: bytes) -> None:
         """Append one record. Raises `UsageError` if the file cannot be written, as on a full disk."""
@@ -45,9 +49,19 @@ class RecordFile:
 
     def close(self) -> None:
         """Write the remaining records and the footer. Raises `UsageError` as `add` does."""
-        self._flush()
-        with self._writable():
+        try:
+            self._flush()
+            with self._writable():
+                self._file.close()
+                self._unfinished.complete()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        with suppress(OSError):
             self._file.close()
+        self._unfinished.discard()
 
     def _flush(self) -> None:
         if not self._pending:
@@ -75,7 +89,10 @@ class RecordFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:
+            self._discard()
 
 
 def scores_file(folder: Path) -> RecordFile:

@@ -9,6 +9,7 @@ import pytest
 
 from stream_scorer.errors import UsageError
 from stream_scorer.evaluation.cards import DAY_MS, DailyCards
+from stream_scorer.evaluation.paired import ChangeFile
 from stream_scorer.records import Score
 from stream_scorer.replay.output import RecordFile
 from stream_scorer.reports.incident_plots import Line, Mark, lines
@@ -52,3 +53,17 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(file, "_file", type("Full", (), {"write_table": full, "close": full})())
     with pytest.raises(UsageError, match=r"cannot write .*scores.parquet: .*No space left"):
         file.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_not_completed_does_not_look_complete(tmp_path: Path) -> None:
+    for name in ("scores.parquet", "changes.parquet"):
+        (tmp_path / name).write_bytes(b"of an earlier run")
+    for file in (RecordFile(tmp_path / "scores.parquet", Score), ChangeFile(tmp_path / "changes.parquet")):
+        file.__enter__()
+        assert any(path.name.endswith(".parquet.unfinished") for path in tmp_path.iterdir())
+        file.__exit__(RuntimeError, RuntimeError(), None)
+    assert list(tmp_path.iterdir()) == []
+    with RecordFile(tmp_path / "scores.parquet", Score), ChangeFile(tmp_path / "changes.parquet"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["changes.parquet", "scores.parquet"]
