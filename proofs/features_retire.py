@@ -1,7 +1,7 @@
 """features-retire: rows that nobody will read again go, and no feature changes for it.
 
 A stream of 400 days, in which customers and terminals are active for a season, go quiet, and some come back, runs
-through engine and rows in a real Redis, one batch in flight. Rows are retired again and again, also between the read of
+through engine and rows in a real Redis, one batch in flight. Rows expire again and again, also between the read of
 a batch and its apply. Every feature must be, to the byte, that of rows in memory that forget nothing; the rows left
 must be those of the last weeks; and a row that is really lost must still be noticed.
 """
@@ -33,7 +33,7 @@ DAYS, SEASON_DAYS = 400, 20
 CUSTOMERS, TERMINALS = 3_000, 600
 # Of all, how many are active in a season; and how much of the traffic goes to one terminal.
 ACTIVE, HOT_SHARE = 0.1, 0.1
-LATE, RETIRE = 0.02, 0.2
+LATE, EXPIRE = 0.02, 0.2
 DAY_MS = 24 * HOUR_MS
 END_MS = START_MS + DAYS * DAY_MS
 # One partition, always read to its end.
@@ -53,17 +53,17 @@ def run(context: Context) -> Result:
         path = Path(str(addresses.redis), checked, "seasons")
         if context.broken:
             _break()
-        retires = rng.random(n // BATCH + 1) < RETIRE
+        expires = rng.random(n // BATCH + 1) < EXPIRE
         matrices, statuses, gone, met = [], [], 0, 0
         for index, enriched in enumerate(path.feed(transactions)):
             matrices.append(enriched.matrix)
             statuses.append(enriched.status)
-            if retires[index]:
-                gone += path.store.retire(ENDS, never, now_ms=END_MS, max_share=1.0)
+            if expires[index]:
+                gone += path.store.expire(ENDS, never, now_ms=END_MS, max_share=1.0)
                 met += _gone_since_read(client, path.store, enriched.update)
         path.finish()
-        gone += path.store.retire(ENDS, never, now_ms=END_MS, max_share=1.0)
-        context.say(f"{n:,} transactions, {int(retires.sum())} passes, {gone:,} keys deleted")
+        gone += path.store.expire(ENDS, never, now_ms=END_MS, max_share=1.0)
+        context.say(f"{n:,} transactions, {int(expires.sum())} passes, {gone:,} keys deleted")
         matrix, status = _by_rows_that_forget_nothing(checked, transactions)
         same = (np.vstack(matrices).view(np.int64) == matrix.view(np.int64)) & (np.vstack(statuses) == status)
         result.figures["transactions_with_a_difference"] = int((~same.all(axis=1)).sum())
@@ -98,7 +98,7 @@ def _gone_since_read(client: Any, store: RedisRowStore, update: RowUpdate) -> in
     """How many rows to which `update` adds were read, and have been deleted since."""
     begun = np.unique(update.key_of[update.opens != BEGINS]).tolist()
     keys = [store.row_prefix + update.keys[i] for i in begun]
-    return sum(client.smismember(store.retired_key, keys)) if keys else 0
+    return sum(client.smismember(store.expired_key, keys)) if keys else 0
 
 
 def _seasons(checked: CheckedSpec, rng: np.random.Generator, n: int) -> Transactions:
@@ -139,7 +139,7 @@ def _check_namespaces(result: Result, client: Any, store: RedisRowStore) -> None
     kept, _ = (_store_of(client, spec) for spec in ("kept", "left"))
     tag = NamespaceKeys(_namespace("left")).tag
     client.delete(used_key(tag))
-    store.retire(ENDS, threading.Event(), now_ms=END_MS, max_share=1.0)
+    store.expire(ENDS, threading.Event(), now_ms=END_MS, max_share=1.0)
     result.check("rows of a spec in use stay", kept.open() is not None)
     result.check("rows of a spec that nobody uses are deleted", not client.keys(tag.decode() + "*"))
 

@@ -41,6 +41,7 @@ from stream_scorer.pipeline.cut import Inputs
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.in_flight import InFlight
+from stream_scorer.pipeline.note_committed import NoteCommitted
 from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
 from stream_scorer.pipeline.processor import Pacing, Processor
 from stream_scorer.pipeline.publish import OutputWriter, Publish
@@ -166,7 +167,8 @@ class World:
             [
                 Commit(parts.metrics, SystemClock()),
                 Apply(store, in_flight),
-                Account(parts.metrics, state.count_committed),
+                NoteCommitted(state.note_committed),
+                Account(parts.metrics),
             ]
         )
         return Processor(

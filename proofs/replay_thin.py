@@ -6,8 +6,8 @@ served. A plain replay, which does not use what was served, must give the same b
 
 A replay touches nothing live. The first one runs beside the scorer: topics, the group's offsets and the scorer's
 assignment must stay as they are. Redis is not compared then, because the scorer writes to it without any traffic: a
-minute after its start its housekeeping takes a turn (the key ``{namespace}:turn``) and may retire rows. The other
-replays run after the scorer has ended, when nothing else writes: every key of Redis must keep its value.
+minute after its start its housekeeping takes a turn (the key ``{namespace}:turn``) and may delete expired rows. The
+other replays run after the scorer has ended, when nothing else writes: every key of Redis must keep its value.
 
 ``python -m proofs.replay_thin replay ...`` is the replay with one label left out, for BREAK=1.
 """

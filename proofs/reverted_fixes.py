@@ -196,7 +196,7 @@ HOLES = [
          _replaced("stream_scorer.monitor.joiner.JoinRules.plausible", _always(True))),
     Hole(1, "one pass deletes most feature rows",
          f"{_INTEGRATION}redis_rows.py::test_a_pass_that_would_delete_most_rows_deletes_none",
-         _replaced("stream_scorer.state.retire._Pass.require_plausible", _always(None))),
+         _replaced("stream_scorer.state.expire._Pass.require_plausible", _always(None))),
     Hole(2, "features of a log that is too short are called fresh",
          f"{_UNIT}features_engine.py::test_a_window_that_reaches_back_to_before_the_log_is_partial",
          _replaced("stream_scorer.features.engine.FeatureEngine._mark_partial", _always(None))),

@@ -65,6 +65,7 @@ from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.housekeeping import Housekeeping
 from stream_scorer.pipeline.in_flight import InFlight
+from stream_scorer.pipeline.note_committed import NoteCommitted
 from stream_scorer.pipeline.policy import unused_policy
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
@@ -505,7 +506,9 @@ def make_processor(
     if time_field is not None:
         times = {topics.transactions: times_of(time_field), topics.labels: times_of("labelled_at")}
     producers = TransactionPair(bootstrap, f"{group}-{instance}")
-    committer = Committer([Commit(metrics, SystemClock()), *after_commit, Account(metrics, state.count_committed)])
+    committer = Committer(
+        [Commit(metrics, SystemClock()), *after_commit, NoteCommitted(state.note_committed), Account(metrics)]
+    )
     processor = Processor(
         make_reader=lambda assigned, revoked: InputReader(
             bootstrap,

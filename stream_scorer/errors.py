@@ -17,7 +17,7 @@
     ├── AccessDenied                 exit 4   a service refuses the credentials, the certificate or the operation
     ├── ReaderLost                   exit 1   a reader of a topic reads nothing any more: another one must read again
     ├── StateGap                     exit 1   Redis does not hold what the log says it should: resync needed
-    ├── RetireRefused                exit 1   a pass would delete most feature rows: nothing was deleted
+    ├── ExpireRefused                exit 1   a pass would delete most feature rows: nothing was deleted
     ├── TransactionAborted           exit 1   a Kafka transaction was aborted: resync needed
     ├── OffsetsBehind                exit 1   the broker reports older offsets than were committed: resync later
     ├── RecordError                           one input record is bad: it goes to the dead-letter topic, never up
@@ -135,7 +135,7 @@ class StateGap(StreamScorerError):
     """Redis does not hold what the log says it should (a mark is missing or too low): resync."""
 
 
-class RetireRefused(StreamScorerError):
+class ExpireRefused(StreamScorerError):
     """A pass would delete most feature rows, so it deleted none."""
 
 

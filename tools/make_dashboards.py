@@ -180,8 +180,8 @@ SERVING = Dashboard(
                 Panel("Time per stage, p99", "Wall time of one stage of one micro-batch.",
                       (("job_stage:stream_scorer_stage_seconds:p99_5m", "{{stage}}"),), "s"),
                 Panel("Records per micro-batch", "Mean; `scorer.batch` is the maximum.",
-                      (("sum by (instance) (rate(stream_scorer_batch_rows_sum[$__rate_interval])) "
-                        "/ sum by (instance) (rate(stream_scorer_batch_rows_count[$__rate_interval]))",
+                      (("sum by (instance) (rate(stream_scorer_batch_records_sum[$__rate_interval])) "
+                        "/ sum by (instance) (rate(stream_scorer_batch_records_count[$__rate_interval]))",
                         "{{instance}}"),)),
             ),
         ),
@@ -219,8 +219,8 @@ SERVING = Dashboard(
                       (("sum by (instance) (stream_scorer_rebuild_remaining_records)", "remaining, {{instance}}"),
                        ("sum by (instance) (rate(stream_scorer_catch_up_records_total[$__rate_interval]))",
                         "per second, {{instance}}"))),
-                Panel("Retired keys", "Keys deleted per hour because no scorer will read them again.",
-                      (("sum by (instance) (increase(stream_scorer_retired_keys_total[1h]))", "{{instance}}"),),
+                Panel("Expired keys", "Keys deleted per hour because no scorer will read them again.",
+                      (("sum by (instance) (increase(stream_scorer_expired_keys_total[1h]))", "{{instance}}"),),
                       width=12),
                 Panel("Duplicates and wrong keys",
                       "Transactions per second with an event id that was seen before, and with a record key that is "
@@ -289,7 +289,8 @@ MODELS = Dashboard(
                 Panel("Evidence is based on", "Cards that either version alerts, and transactions that count.",
                       (("max by (ensemble, version, baseline) (stream_scorer_paired_cards{ensemble=~\"$ensemble\"})",
                         "cards, {{ensemble}} {{version}} against {{baseline}}"),
-                       ("max by (ensemble, version, baseline) (stream_scorer_paired_rows{ensemble=~\"$ensemble\"})",
+                       (("max by (ensemble, version, baseline) "
+                         "(stream_scorer_paired_transactions{ensemble=~\"$ensemble\"})"),
                         "transactions, {{ensemble}} {{version}} against {{baseline}}"))),
                 Panel("Commands of the monitor", "In the last day, by action.",
                       (("sum by (ensemble, action) "

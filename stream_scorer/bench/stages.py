@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream_scorer.bench.results import Stages
-from stream_scorer.observability.metrics import BATCH_ROWS, MEMBER_SECONDS, STAGE_SECONDS
+from stream_scorer.observability.metrics import BATCH_RECORDS, MEMBER_SECONDS, STAGE_SECONDS
 
 # In processing order; the second group runs on the committer's thread.
 MAIN_STAGES = ("decode", "enrich", "score", "wait", "publish")
@@ -16,7 +16,7 @@ REST = "rest"
 def rows_of(metrics: str) -> float:
     """Number of committed records, from a process's ``/metrics``."""
     samples = (sample for family in text_string_to_metric_families(metrics) for sample in family.samples)
-    return sum(sample.value for sample in samples if sample.name == BATCH_ROWS.name + "_sum")
+    return sum(sample.value for sample in samples if sample.name == BATCH_RECORDS.name + "_sum")
 
 
 def stages_of(metrics: str, wall_us: float) -> Stages:
@@ -35,9 +35,9 @@ def stages_of(metrics: str, wall_us: float) -> Stages:
                 stages[sample.labels["stage"]] = sample.value
             elif sample.name == MEMBER_SECONDS.name:
                 members[sample.labels["member"]] = sample.value
-            elif sample.name == BATCH_ROWS.name + "_sum":
+            elif sample.name == BATCH_RECORDS.name + "_sum":
                 rows = sample.value
-            elif sample.name == BATCH_ROWS.name + "_count":
+            elif sample.name == BATCH_RECORDS.name + "_count":
                 batches = sample.value
     scale = 1e6 / max(rows, 1.0)
     main = {name: round(stages[name] * scale, 3) for name in MAIN_STAGES if name in stages}

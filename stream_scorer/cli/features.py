@@ -85,7 +85,7 @@ def check(settings: Settings, as_json: bool) -> None:
         click.echo(
             f"{found.rows:,} rows compared with {found.records:,} records: {found.different:,} differ"
             + (f"; {found.folded:,} were compared by panes" if found.folded else "")
-            + (f"; {found.retired:,} were retired" if found.retired else "")
+            + (f"; {found.expired:,} have expired" if found.expired else "")
         )
         for example in found.examples:
             click.echo(f"  {example}")
@@ -173,7 +173,7 @@ def _rebuild_rows(
             work.stop(Deadline(_STOP_S))
             if not switched:
                 built.give_up()
-            live.sweep()
+            live.delete_old_epochs()
     if not switched:
         raise StreamScorerError("another process rebuilds the same features", hint="Wait until it finishes.")
     return records
@@ -182,22 +182,22 @@ def _rebuild_rows(
 @features.command()
 @click.option("--force", is_flag=True, help="Delete them even if that is most of the features.")
 @with_settings(*_NEEDED)
-def sweep(settings: Settings, force: bool) -> None:
+def expire(settings: Settings, force: bool) -> None:
     """Delete the keys that no scorer will read again. One scorer of the group does this once an hour."""
     import threading
 
     from stream_scorer.app import input_partitions, make_store, open_log
     from stream_scorer.features.engine import FeatureEngine
-    from stream_scorer.pipeline.housekeeping import retire_unread
+    from stream_scorer.pipeline.housekeeping import expire_rows
     from stream_scorer.spec import load_spec
-    from stream_scorer.state.rows import MAX_RETIRED_SHARE
+    from stream_scorer.state.rows import MAX_EXPIRED_SHARE
 
     checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     topics, inputs = input_partitions(settings)
     store = make_store(settings, checked, FeatureEngine(checked), topics, inputs)
     inputs_of = [topics.transactions, topics.labels]
-    max_share = 1.0 if force else MAX_RETIRED_SHARE
-    deleted = retire_unread(store, lambda: open_log(settings), inputs_of, threading.Event(), max_share)
+    max_share = 1.0 if force else MAX_EXPIRED_SHARE
+    deleted = expire_rows(store, lambda: open_log(settings), inputs_of, threading.Event(), max_share)
     click.echo(f"{deleted:,} keys deleted")
 
 

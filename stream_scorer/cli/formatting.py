@@ -199,7 +199,7 @@ def _metric(r: MonitorMetric, _at: int) -> str:
     state = "closed" if r.closed else "open"
     return (
         f"{window}  {r.metric}/{r.dimension}  {value}{bounds}{counts}  "
-        f"{r.ensemble} {r.version}, {r.rows} rows, {state}, revision {r.revision}"
+        f"{r.ensemble} {r.version}, {r.rows} transactions, {state}, revision {r.revision}"
     )
 
 
@@ -289,7 +289,7 @@ def verdict_facts(r: VerdictRecord) -> list[tuple[str, str]]:
             f"{cards.baseline_only:,} only by {r.baseline}, {cards.waiting:,} not counted yet",
         ),
         (
-            "rows",
+            "compared",
             f"{r.rows:,} transactions, alerts: {r.both:,} by both, {r.candidate_only:,} only by {r.version}, "
             f"{r.baseline_only:,} only by {r.baseline}; {r.excluded:,} transactions do not count",
         ),

@@ -58,7 +58,9 @@ EVIDENCE = Metric(
     "or on fewer cards (fall) than its baseline; the monitor acts at 6.9.",
     (*_LABELS, "direction"),
 )
-ROWS = Metric("gauge", "stream_scorer_paired_rows", "Transactions that count in the comparison of a pair.", _LABELS)
+TRANSACTIONS = Metric(
+    "gauge", "stream_scorer_paired_transactions", "Transactions that count in the comparison of a pair.", _LABELS
+)
 CARDS = Metric("gauge", "stream_scorer_paired_cards", "Cards that a version of a pair alerts, each once.", _LABELS)
 RISE = Metric(
     "gauge",
@@ -72,7 +74,7 @@ ACTED = Metric(
     "Commands submitted by the monitor, by action.",
     ("ensemble", "action"),
 )
-WATCH_METRICS = (EVIDENCE, ROWS, CARDS, RISE, ACTED, COLLECTED)
+WATCH_METRICS = (EVIDENCE, TRANSACTIONS, CARDS, RISE, ACTED, COLLECTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +258,7 @@ class Watch:
         labels = (comparison.ensemble, comparison.candidate.version, comparison.baseline.version)
         self._metrics.set(EVIDENCE, evidence.rise, *labels, "rise")
         self._metrics.set(EVIDENCE, evidence.fall, *labels, "fall")
-        self._metrics.set(ROWS, counts.rows, *labels)
+        self._metrics.set(TRANSACTIONS, counts.rows, *labels)
         self._metrics.set(CARDS, cards.total, *labels)
         self._metrics.set(RISE, 0.0 if math.isnan(cards.rise) else cards.rise, *labels)
 

@@ -41,14 +41,14 @@ class RowCheck:
 
     Attributes:
         records: read from the log. rows: in Redis or according to the log. folded: rows compared pane by pane.
-        retired: rows that are missing because they are past the horizon. different: rows with an entry too many or too
+        expired: rows that are missing because they are past the horizon. different: rows with an entry too many or too
             few. examples: some of them, with the difference.
     """
 
     records: int = 0
     rows: int = 0
     folded: int = 0
-    retired: int = 0
+    expired: int = 0
     different: int = 0
     examples: list[str] = field(default_factory=list)
 
@@ -83,7 +83,7 @@ def check_rows(
             plan = engine.plan.entities[int(number)]
             held, right = unpack(row or b""), unpack(wanted.get(key, b""))
             if row is None and latest(right) < unread:
-                found.retired += 1
+                found.expired += 1
                 continue
             is_folded = any(len(e) and e[0, KIND] == HEADER for e in (held, right))
             found.folded += is_folded

@@ -16,7 +16,7 @@ from stream_scorer.observability.histogram import Histogram
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 # From one micro-batch to a backlog. 0.2 is the budget of the 95th percentile: its share of slower ones is exact.
 _END_TO_END = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0)
-_ROWS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048)
+_RECORDS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +77,17 @@ REBUILD_REMAINING = Metric(
 FEATURE_STATE = Metric(
     "gauge", "stream_scorer_feature_state", "1 for the state of the features, see docs/features.md.", ("state",)
 )
-RETIRED = Metric(
-    "counter", "stream_scorer_retired_keys_total", "Keys deleted from Redis because no scorer will read them again."
+EXPIRED = Metric(
+    "counter", "stream_scorer_expired_keys_total", "Keys deleted from Redis because no scorer will read them again."
 )
-RETIRE_REFUSED = Metric(
+EXPIRE_REFUSED = Metric(
     "gauge",
-    "stream_scorer_retire_refused",
+    "stream_scorer_expire_refused",
     "1 if the last pass deleted nothing because it would have deleted most rows.",
 )
 LAG = Metric("gauge", "stream_scorer_lag_records", "Unread input records of the owned partitions.")
 PARTITIONS = Metric("gauge", "stream_scorer_partitions", "Owned input partitions.")
-BATCH_ROWS = Metric("histogram", "stream_scorer_batch_rows", "Records in a micro-batch.", (), _ROWS)
+BATCH_RECORDS = Metric("histogram", "stream_scorer_batch_records", "Records in a micro-batch.", (), _RECORDS)
 STAGE_SECONDS = Metric(
     "histogram", "stream_scorer_stage_seconds", "Wall time of one stage of one micro-batch.", ("stage",), _SECONDS
 )
@@ -163,11 +163,11 @@ SCORER_METRICS: tuple[Metric, ...] = (
     CAUGHT_UP,
     REBUILD_REMAINING,
     FEATURE_STATE,
-    RETIRED,
-    RETIRE_REFUSED,
+    EXPIRED,
+    EXPIRE_REFUSED,
     LAG,
     PARTITIONS,
-    BATCH_ROWS,
+    BATCH_RECORDS,
     STAGE_SECONDS,
     MEMBER_SECONDS,
     MEMBER_BATCHES,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.batch import MicroBatch
-from stream_scorer.positions import Span
 from stream_scorer.records import DECISIONS, FEATURES_PARTIAL, FEATURES_STALE
 
 _log = logging.getLogger(__name__)
@@ -25,26 +23,19 @@ _KEYS = (
 
 
 class Account:
-    """The last step of every batch.
-
-    Args:
-        on_scored: called with the spans of every scored batch.
-    """
+    """The last step of every batch."""
 
     name = "account"
     scoring_only = False
 
-    def __init__(self, metrics: m.Metrics, on_scored: Callable[[Sequence[Span]], None]) -> None:
+    def __init__(self, metrics: m.Metrics) -> None:
         self._metrics = metrics
-        self._on_scored = on_scored
         self._keys_logged_at = -KEYS_EVERY_S
 
     def process(self, batch: MicroBatch) -> None:
         """Count the batch."""
-        if batch.scoring:
-            self._on_scored(batch.spans)
-            if batch.wrong_keys:
-                self._report_keys(batch)
+        if batch.scoring and batch.wrong_keys:
+            self._report_keys(batch)
         _count(self._metrics, batch)
 
     def _report_keys(self, batch: MicroBatch) -> None:
@@ -62,7 +53,7 @@ class Account:
 def _count(metrics: m.Metrics, batch: MicroBatch) -> None:
     for stage, seconds in batch.seconds.items():
         metrics.observe(m.STAGE_SECONDS, seconds, stage)
-    metrics.observe(m.BATCH_ROWS, len(batch))
+    metrics.observe(m.BATCH_RECORDS, len(batch))
     if not batch.scoring:
         metrics.count(m.CAUGHT_UP, len(batch))
         return

@@ -123,10 +123,10 @@ class MicroBatch:
 
 
 class Stage(Protocol):
-    """One step of `decode -> enrich -> score -> publish -> commit -> apply`.
+    """One step of `decode -> enrich -> score -> wait -> publish -> commit -> apply -> note -> account`.
 
-    It takes a batch and leaves it with more columns. A bad record is data, not an exception. The first four run in the
-    scoring thread, the last two in the committer thread. `scoring_only` stages skip catch-up batches.
+    It takes a batch and leaves it with more columns. A bad record is data, not an exception. The first five run in the
+    scoring thread, the last four in the committer thread. `scoring_only` stages skip catch-up batches.
     """
 
     name: str

@@ -106,7 +106,7 @@ class CatchUp:
         if applied is None:
             raise StateGap("Redis has lost features again")
         if not applied.complete:
-            self._store.sweep()
+            self._store.delete_old_epochs()
         position = {source: applied.next_offset[source] for source in self._committed}
         watermark = {source: applied.watermark[source] for source in self._committed}
         began, reported, done = time.monotonic(), time.monotonic(), 0

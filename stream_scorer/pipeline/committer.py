@@ -26,7 +26,7 @@ class Committer:
     """See the module.
 
     Args:
-        stages: what happens to a batch here, in order: commit, apply, account.
+        stages: what happens to a batch here, in order: commit, apply, note, account.
 
     Attributes:
         failure: what ended a batch; None if nothing did since the last `reset`. finished: scored batches that passed

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from stream_scorer.errors import RetireRefused, StreamScorerError
+from stream_scorer.errors import ExpireRefused, StreamScorerError
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.ports import LogEnds
-from stream_scorer.state.rows import IDLE_MS, MAX_RETIRED_SHARE, FeatureRows
+from stream_scorer.state.rows import IDLE_MS, MAX_EXPIRED_SHARE, FeatureRows
 
 _log = logging.getLogger(__name__)
 EVERY_MS = 3_600_000
@@ -56,31 +56,31 @@ class Housekeeping:
         while not self._stop.wait(self._ask_s):
             try:
                 if self._rows.take_turn(EVERY_MS):
-                    self._retire()
+                    self._expire()
             except StreamScorerError as error:
                 _log.warning("old features are kept until the next pass: %s", error.message)
             except Exception:  # scoring must not suffer from a failure here
                 _log.exception("old features are kept until the next pass")
 
-    def _retire(self) -> None:
+    def _expire(self) -> None:
         try:
-            deleted = retire_unread(self._rows, self._open_log, self._topics, self._stop)
-        except RetireRefused as error:
-            self._metrics.set(m.RETIRE_REFUSED, 1)
+            deleted = expire_rows(self._rows, self._open_log, self._topics, self._stop)
+        except ExpireRefused as error:
+            self._metrics.set(m.EXPIRE_REFUSED, 1)
             _log.error("%s", error)
         else:
-            self._metrics.set(m.RETIRE_REFUSED, 0)
-            self._metrics.count(m.RETIRED, deleted)
+            self._metrics.set(m.EXPIRE_REFUSED, 0)
+            self._metrics.count(m.EXPIRED, deleted)
 
 
-def retire_unread(
+def expire_rows(
     rows: FeatureRows,
     open_log: Callable[[], LogEnds],
     topics: list[str],
     stop: threading.Event,
-    max_share: float = MAX_RETIRED_SHARE,
+    max_share: float = MAX_EXPIRED_SHARE,
 ) -> int:
-    """One pass. Returns the number of deleted keys. Raises `RetireRefused`, `StateUnavailable`, `BrokerUnavailable`."""
+    """One pass. Returns the number of deleted keys. Raises `ExpireRefused`, `StateUnavailable`, `BrokerUnavailable`."""
     log = open_log()
     try:
         bounds = {source: ends for topic in topics for source, ends in log.bounds(topic).items()}
@@ -99,7 +99,7 @@ def retire_unread(
                     ends[source] = at
     finally:
         log.close()
-    gone = rows.retire(ends, stop, now_ms=round(time.time() * 1e3), max_share=max_share)
+    gone = rows.expire(ends, stop, now_ms=round(time.time() * 1e3), max_share=max_share)
     if gone:
         _log.info("deleted %d keys of features that no reader needs any more", gone)
     return gone

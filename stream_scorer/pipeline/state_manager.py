@@ -1,4 +1,4 @@
-"""Keeps the feature rows usable. The only writer of `Availability`; everything here but `count_committed` runs in the
+"""Keeps the feature rows usable. The only writer of `Availability`; everything here but `note_committed` runs in the
 scoring thread.
 
 It decides where reading starts, degrades when Redis fails, probes it, checks the rows while no records come, and has a
@@ -126,7 +126,7 @@ class StateManager:
         """Whether updates wait that Redis would accept now, and no batch takes them along."""
         return self._in_flight.waiting
 
-    def count_committed(self, spans: Sequence[Span]) -> None:
+    def note_committed(self, spans: Sequence[Span]) -> None:
         """The group has scored `spans`: a catch-up has to reach their ends. Called by the committer thread."""
         self._idle_check.postpone()
         self._scored |= {span.source: span.stop for span in spans}

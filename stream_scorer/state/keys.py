@@ -6,7 +6,7 @@ A namespace is a hash tag, so all of its keys are in one cluster slot. Under a n
   so rows of before the loss cannot mix with rows of after it.
 - ``{ns}:building``: the epoch that a process builds beside the current one and that will replace it.
 - ``{ns}:used``: who uses the namespace. The key expires after `UNUSED_MS` unless a scorer refreshes it.
-- ``{ns}:turn``: a scorer has retired rows a short time ago.
+- ``{ns}:turn``: a scorer has deleted expired rows a short time ago.
 - ``{ns}:probe``: a scorer has tried whether Redis accepts writes.
 - ``{ns}:<epoch>:mark:<topic>:<partition>``: the applied offsets, see `row_format.APPLIED`.
 - ``{ns}:<epoch>:beginning``: ``<transactions>:<labels>``, see `rows.Beginning`; absent if the rows lack nothing.
@@ -14,7 +14,7 @@ A namespace is a hash tag, so all of its keys are in one cluster slot. Under a n
 - ``{ns}:<epoch>:r:<row key>``: a row, see `row_format`.
 - ``{ns}:<epoch>:seen:<period>:<bucket>``: a set of witnesses, which are hashes of row keys. A row that is missing but
   has a witness in a period within the horizon was lost. A row that never existed has none.
-- ``{ns}:<epoch>:retired``: keys of rows that were retired a short time ago.
+- ``{ns}:<epoch>:retired``: keys of rows that expired a short time ago.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class EpochKeys:
     Attributes:
         namespace: the keys beside it. epoch: its name, empty for none.
         rows: what the keys of rows begin with. witnesses: what the keys of witness sets begin with.
-        applied: the key of the applied offsets of each source partition. retired: the key of the set of retired rows.
+        applied: the key of the applied offsets of each source partition. expired: the key of the set of expired rows.
         beginning: the key of the times from where on the rows are complete; absent if they are complete altogether.
         passed: the key of the event time that all partitions have passed except idle ones; absent until the first pass.
     """
@@ -91,7 +91,7 @@ class EpochKeys:
         self.epoch = epoch
         self.rows = prefix + b"r:"
         self.witnesses = prefix + b"seen:"
-        self.retired = prefix + b"retired"
+        self.expired = prefix + b"retired"
         self.beginning = prefix + b"beginning"
         self.passed = prefix + b"passed"
         self.applied = {s: prefix + f"mark:{s.topic}:{s.partition}".encode() for s in sources}

@@ -19,12 +19,12 @@ from stream_scorer.errors import StateGap, StateUnavailable, UsageError
 from stream_scorer.positions import SourcePartition
 from stream_scorer.state import scripts
 from stream_scorer.state.client import mapped_errors, repeat_once
+from stream_scorer.state.expire import expire
 from stream_scorer.state.keys import UNUSED_MS, EpochKeys, NamespaceKeys, key_hash, starting_with
-from stream_scorer.state.retire import retire
 from stream_scorer.state.row_format import APPLIED, ENTRY_BYTES, TIME
 from stream_scorer.state.rows import (
     BEGINS,
-    MAX_RETIRED_SHARE,
+    MAX_EXPIRED_SHARE,
     WITNESS_PERIOD_MS,
     AppliedOffsets,
     Beginning,
@@ -97,9 +97,9 @@ class RedisRowStore:
         return self._keys.rows
 
     @property
-    def retired_key(self) -> bytes:
-        """The key of the set of rows that were retired a short time ago."""
-        return self._keys.retired
+    def expired_key(self) -> bytes:
+        """The key of the set of rows that expired a short time ago."""
+        return self._keys.expired
 
     def open(self) -> AppliedOffsets | None:
         """See `MarkedRowStore.open`."""
@@ -127,7 +127,7 @@ class RedisRowStore:
         beginning: Beginning = Beginning(),
     ) -> bool:
         """See `MarkedRowStore.init`."""
-        # First, so that another scorer's `retire` never sees the new epoch in a namespace that looks unused.
+        # First, so that another scorer's `expire` never sees the new epoch in a namespace that looks unused.
         self.keep()
         old, new = self._keys.epoch, uuid.uuid4().hex[:12].encode()
         self._use_epoch(new)
@@ -248,7 +248,7 @@ class RedisRowStore:
             hashed, period = key_hash(update.keys[owner]), int(update.entries[place, TIME]) // WITNESS_PERIOD_MS
             keys.append(layout.witness(period, hashed))
             if period < self._first_period:
-                # Rows of this period may have been retired, some before their witnesses: these prove no loss any more.
+                # Rows of this period may have expired, some before their witnesses: these prove no loss any more.
                 source = spans[update.span_of[place]].source
                 hashed = key_hash(
                     f"{source.topic}:{source.partition}:{update.offset[place]}:".encode() + update.keys[owner]
@@ -258,7 +258,7 @@ class RedisRowStore:
         for key, compaction in update.compactions.items():
             keys.append(layout.rows + key)
             args += [compaction.before[:ENTRY_BYTES], b"%d" % len(compaction.before), compaction.after]
-        keys.append(layout.retired)
+        keys.append(layout.expired)
         return keys, args
 
     def twin(self, *, beside: bool = False) -> RedisRowStore:
@@ -307,30 +307,30 @@ class RedisRowStore:
         with mapped_errors():
             return bool(self._client.set(self._common.turn, b"", nx=True, px=every_ms))
 
-    def retire(
+    def expire(
         self,
         ends: Mapping[SourcePartition, int],
         stop: threading.Event,
         *,
         now_ms: int,
-        max_share: float = MAX_RETIRED_SHARE,
+        max_share: float = MAX_EXPIRED_SHARE,
     ) -> int:
-        """See `FeatureRows.retire`."""
-        return self.retire_all([self], ends, stop, now_ms, max_share)
+        """See `FeatureRows.expire`."""
+        return self.expire_all([self], ends, stop, now_ms, max_share)
 
     @staticmethod
-    def retire_all(
+    def expire_all(
         shards: Sequence[RedisRowStore],
         ends: Mapping[SourcePartition, int],
         stop: threading.Event,
         now_ms: int,
         max_share: float,
     ) -> int:
-        """`retire` for `shards`, each by its own applied offsets. Does nothing while one of them is being rebuilt."""
+        """`expire` for `shards`, each by its own applied offsets. Does nothing while one of them is being rebuilt."""
         before = [time for shard in shards if (time := shard.unread_before(ends, now_ms)) is not None]
         if len(before) < len(shards):
             return 0
-        return retire(shards[0]._client, [shard._keys for shard in shards], before, stop, max_share)
+        return expire(shards[0]._client, [shard._keys for shard in shards], before, stop, max_share)
 
     def unread_before(self, ends: Mapping[SourcePartition, int], now_ms: int) -> int | None:
         """Open, and return the event time (ms) before which no reader looks; None while the rows are being rebuilt.
@@ -353,8 +353,8 @@ class RedisRowStore:
             for key in self._client.scan_iter(match=starting_with(prefix), count=_SCAN_STEP):
                 yield key[len(prefix) :]
 
-    def sweep(self) -> int:
-        """See `MarkedRowStore.sweep`: it counts keys."""
+    def delete_old_epochs(self) -> int:
+        """See `MarkedRowStore.delete_old_epochs`: it counts keys."""
         common = self._common
         deleted = 0
         with mapped_errors():
@@ -460,16 +460,16 @@ class ShardedRedisRows(ShardedRows[RedisRowStore]):
         self.keep()
         return self._shards[0].take_turn(every_ms)
 
-    def retire(
+    def expire(
         self,
         ends: Mapping[SourcePartition, int],
         stop: threading.Event,
         *,
         now_ms: int,
-        max_share: float = MAX_RETIRED_SHARE,
+        max_share: float = MAX_EXPIRED_SHARE,
     ) -> int:
-        """See `FeatureRows.retire`."""
-        return RedisRowStore.retire_all(self._shards, ends, stop, now_ms, max_share)
+        """See `FeatureRows.expire`."""
+        return RedisRowStore.expire_all(self._shards, ends, stop, now_ms, max_share)
 
     def check_eviction_policy(self) -> None:
         """See `FeatureRows.check_eviction_policy`."""

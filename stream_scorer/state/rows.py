@@ -34,8 +34,8 @@ WITNESS_PERIOD_MS = 14 * 24 * 3_600_000
 IDLE_MS = 24 * 3_600_000
 # How far a watermark beyond the wall clock counts when lost rows are looked for. One day.
 AHEAD_MS = 24 * 3_600_000
-# The largest share of the rows that one pass of `FeatureRows.retire` deletes. More suggests a wrong watermark.
-MAX_RETIRED_SHARE = 0.5
+# The largest share of the rows that one pass of `FeatureRows.expire` deletes. More suggests a wrong watermark.
+MAX_EXPIRED_SHARE = 0.5
 _UINT16 = 1 << 16
 # An entry continues a period of its row, opens a period, or begins the row, as far as the reader of the row could see.
 CONTINUES, OPENS, BEGINS = 0, 1, 2
@@ -396,7 +396,7 @@ class MarkedRowStore(RowStore, Protocol):
         """Begin a new epoch with these applied offsets. False if another process began one since `open`."""
         ...
 
-    def sweep(self) -> int:
+    def delete_old_epochs(self) -> int:
         """Delete what earlier epochs left behind, and return how much that was."""
         ...
 
@@ -434,25 +434,25 @@ class FeatureRows(MarkedRowStore, Protocol):
         ...
 
     def take_turn(self, every_ms: int) -> bool:
-        """`keep`, and return true to one caller per `every_ms`; that caller must call `retire`."""
+        """`keep`, and return true to one caller per `every_ms`; that caller must call `expire`."""
         ...
 
-    def retire(
+    def expire(
         self,
         ends: Mapping[SourcePartition, int],
         stop: threading.Event,
         *,
         now_ms: int,
-        max_share: float = MAX_RETIRED_SHARE,
+        max_share: float = MAX_EXPIRED_SHARE,
     ) -> int:
         """Delete the rows that no reader will look at again, and unused namespaces; return the number of deleted keys.
 
         Args:
             ends: the offset after the last record of every input partition, looked up before this call. stop: ends the
-                pass early. now_ms: the wall clock; no watermark counts beyond it. max_share: see `RetireRefused`.
+                pass early. now_ms: the wall clock; no watermark counts beyond it. max_share: see `ExpireRefused`.
 
         Raises:
-            RetireRefused: of the rows that the pass looks at first, more than `max_share` would go.
+            ExpireRefused: of the rows that the pass looks at first, more than `max_share` would go.
         """
         ...
 
@@ -544,7 +544,7 @@ class MemoryRowStore:
     def trim(self, before: int) -> None:
         """Remove entries of before `before` (event time, ms) from the beginning of each row, and rows without others.
 
-        Redis does the same while it applies updates (``apply_rows.lua``) and when it retires rows. A compacted row
+        Redis does the same while it applies updates (``apply_rows.lua``) and deletes expired rows. A compacted row
         stays, because its header is never old.
         """
         kept = self._arena.trim(before)

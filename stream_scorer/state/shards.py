@@ -88,9 +88,9 @@ class ShardedRows(Generic[Store]):
             }
             shard.apply(part)
 
-    def sweep(self) -> int:
-        """See `MarkedRowStore.sweep`."""
-        return sum(shard.sweep() for shard in self._shards)
+    def delete_old_epochs(self) -> int:
+        """See `MarkedRowStore.delete_old_epochs`."""
+        return sum(shard.delete_old_epochs() for shard in self._shards)
 
     def probe_write(self) -> None:
         """See `MarkedRowStore.probe_write`: every shard."""

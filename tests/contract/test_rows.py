@@ -142,12 +142,12 @@ class TestOpening:
         assert rows(newer) == [None] * 4
         assert store.open() is not None
 
-    def test_sweeping_leaves_what_is_in_use(self, store: MarkedRowStore) -> None:
+    def test_deleting_old_epochs_leaves_what_is_in_use(self, store: MarkedRowStore) -> None:
         store.apply(update(A, 0, 10))
         assert store.open() is not None
         assert store.init({A: 0, B: 0}, {})
         store.apply(update(A, 0, 6))
-        store.sweep()
+        store.delete_old_epochs()
         assert rows(store) == expected(update(A, 0, 6))
         assert store.open() is not None
 

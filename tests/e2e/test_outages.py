@@ -245,7 +245,7 @@ def look_at_features(at: StackAddresses) -> None:
         assert isinstance(told.exception, CheckFailed)
         assert f"customer {owner}" in told.output
     client.set(customer, row)
-    told = CliRunner().invoke(cli, ["features", "sweep", *there])
+    told = CliRunner().invoke(cli, ["features", "expire", *there])
     assert told.exit_code == 0, told.output
     assert "keys deleted" in told.output
     assert CliRunner().invoke(cli, ["features", "check", *there]).exit_code == 0

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from stream_scorer.clock import SystemClock
-from stream_scorer.errors import RetireRefused, StateGap, StateUnavailable, UsageError
+from stream_scorer.errors import ExpireRefused, StateGap, StateUnavailable, UsageError
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.stack import StackAddresses
-from stream_scorer.state import retire, scripts
+from stream_scorer.state import expire, scripts
 from stream_scorer.state.client import connect
 from stream_scorer.state.keys import UNUSED_MS
 from stream_scorer.state.redis_rows import RedisRowStore
@@ -72,29 +72,29 @@ def rows(store: RedisRowStore | MemoryRowStore, keys: int = 3) -> list[bytes | N
     return store.read([b"0:%d" % key for key in range(keys)])[0]
 
 
-def test_sweeping_deletes_the_keys_of_earlier_epochs(store: Store, url: str) -> None:
+def test_deleting_old_epochs_deletes_the_keys_of_earlier_epochs(store: Store, url: str) -> None:
     redis = opened(store)
     redis.apply(update(A, 0, 10))
     assert redis.open() is not None
     assert redis.init({A: 0, B: 0}, {A: 10})
     redis.apply(update(A, 0, 10))
-    assert redis.sweep() > 0
+    assert redis.delete_old_epochs() > 0
     assert all(redis.epoch.encode() in key or key.endswith((b":epoch", b":used")) for key in connect(url).keys("*"))
     assert None not in rows(redis)
 
 
-def test_sweeping_does_not_take_the_beginning_of_an_epoch_that_begins_meanwhile(
+def test_deleting_old_epochs_does_not_take_the_beginning_of_an_epoch_that_begins_meanwhile(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, redis = opened(store), store()
     assert redis.open() is not None
     begin = redis._init_script
 
-    def sweep_first(**arguments: list[bytes]) -> object:
-        other.sweep()
+    def delete_first(**arguments: list[bytes]) -> object:
+        other.delete_old_epochs()
         return begin(**arguments)
 
-    monkeypatch.setattr(redis, "_init_script", sweep_first)
+    monkeypatch.setattr(redis, "_init_script", delete_first)
     assert redis.init({A: 0, B: 0}, {A: 10}, Beginning(transactions=5))
     applied = redis.open()
     assert applied is not None
@@ -109,12 +109,12 @@ LATER = 60 * DAY
 def test_rows_that_nobody_will_read_again_go(store: Store, url: str) -> None:
     redis = opened(store)
     redis.apply(update(A, 0, 3))
-    assert redis.retire({A: 3, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) == 0  # the newest there are
+    assert redis.expire({A: 3, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) == 0  # the newest there are
     redis.apply(update(A, 3, 5, keys=2, at=LATER, opens=OPENS))  # rows 0 and 1 are of today again
     client = connect(url)
     assert len(client.keys("*:seen:*")) > 2
     assert (
-        redis.retire({A: 5, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) == 1 + 3
+        redis.expire({A: 5, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) == 1 + 3
     )  # and the witnesses of that time
     assert [row is None for row in rows(redis)] == [False, False, True]
     redis.apply(update(A, 5, 8, at=LATER))  # row 2 begins anew, and nothing reads as lost
@@ -129,19 +129,19 @@ def test_a_row_that_went_between_read_and_apply_is_not_taken_for_lost(store: Sto
     redis.apply(update(A, 0, 3))
     redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
     assert rows(redis)[1] is not None  # a batch reads it
-    redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0)
+    redis.expire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0)
     redis.apply(update(A, 4, 6, keys=3, at=LATER, opens=OPENS))  # that batch's entries
     assert rows(redis)[1] is not None
 
 
-def retired_rows(store: Store, url: str) -> tuple[RedisRowStore, Callable[[], None]]:
+def expired_rows(store: Store, url: str) -> tuple[RedisRowStore, Callable[[], None]]:
     """Rows of which old ones went, with their witnesses; and what puts these witnesses back."""
     redis = opened(store)
     redis.apply(update(A, 0, 3))
     redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
     client = connect(url)
     witnesses = {key: client.smembers(key) for key in client.keys("*:seen:0:*")}
-    redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0)
+    redis.expire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0)
 
     def put_back() -> None:
         for key, members in witnesses.items():
@@ -151,15 +151,15 @@ def retired_rows(store: Store, url: str) -> tuple[RedisRowStore, Callable[[], No
 
 
 def test_an_event_of_a_period_whose_witnesses_are_still_there_begins_a_row_that_went(store: Store, url: str) -> None:
-    redis, put_back = retired_rows(store, url)
+    redis, put_back = expired_rows(store, url)
     put_back()  # a pass comes to a row before it comes to its witness
     redis.apply(update(A, 4, 6))
     assert rows(redis)[1] is not None
 
 
 def test_an_event_older_than_the_horizon_begins_a_row_although_a_witness_was_left(store: Store, url: str) -> None:
-    redis, put_back = retired_rows(store, url)
-    connect(url).delete(redis.retired_key)  # a long pass forgets what it has deleted
+    redis, put_back = expired_rows(store, url)
+    connect(url).delete(redis.expired_key)  # a long pass forgets what it has deleted
     put_back()
     redis.read([])
     redis.apply(update(A, 4, 6))
@@ -170,13 +170,13 @@ def test_an_event_older_than_the_horizon_begins_a_row_although_a_witness_was_lef
 def test_a_pass_forgets_what_it_deleted_before_there_is_too_much_of_it(
     store: Store, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retire, "MAX_REMEMBERED", 500)
-    monkeypatch.setattr(retire, "REMEMBER_S", 0.01)
+    monkeypatch.setattr(expire, "MAX_REMEMBERED", 500)
+    monkeypatch.setattr(expire, "REMEMBER_S", 0.01)
     redis = opened(store)
     redis.apply(update(A, 0, 3_000, keys=3_000))
     redis.apply(update(A, 3_000, 3_001, keys=1, at=LATER, opens=OPENS))
-    assert redis.retire({A: 3_001, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) > 2_999
-    assert connect(url).scard(redis.retired_key) < 1_500
+    assert redis.expire({A: 3_001, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) > 2_999
+    assert connect(url).scard(redis.expired_key) < 1_500
     assert len(list(redis.keys())) == 1
 
 
@@ -186,10 +186,10 @@ def test_a_pass_that_would_delete_most_rows_deletes_none(store: Store, url: str,
     redis.apply(update(A, 0, n, keys=n))
     redis.apply(update(A, n, n + 1, keys=1, at=LATER, opens=OPENS))
     connect(url).mset({b"{other}:%d" % i: b"" for i in range(others)} or {b"other": b""})
-    with pytest.raises(RetireRefused, match="nothing was deleted"):
-        redis.retire({A: n + 1, B: 0}, threading.Event(), now_ms=FAR)
+    with pytest.raises(ExpireRefused, match="nothing was deleted"):
+        redis.expire({A: n + 1, B: 0}, threading.Event(), now_ms=FAR)
     assert len(list(redis.keys())) == n
-    assert redis.retire({A: n + 1, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) >= n - 1
+    assert redis.expire({A: n + 1, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) >= n - 1
 
 
 def test_a_pass_deletes_a_handful_of_old_rows_and_nothing_once_it_is_stopped(store: Store) -> None:
@@ -197,8 +197,8 @@ def test_a_pass_deletes_a_handful_of_old_rows_and_nothing_once_it_is_stopped(sto
     redis.apply(update(A, 0, 10, keys=10))
     redis.apply(update(A, 10, 11, keys=1, at=LATER, opens=OPENS))
     stop.set()
-    assert redis.retire({A: 11, B: 0}, stop, now_ms=FAR) == 0
-    assert redis.retire({A: 11, B: 0}, threading.Event(), now_ms=FAR) >= 9
+    assert redis.expire({A: 11, B: 0}, stop, now_ms=FAR) == 0
+    assert redis.expire({A: 11, B: 0}, threading.Event(), now_ms=FAR) >= 9
     assert list(redis.keys()) == [b"0:0"]
 
 
@@ -206,7 +206,7 @@ def test_no_watermark_counts_beyond_the_wall_clock(store: Store) -> None:
     redis = opened(store)
     redis.apply(update(A, 0, 3))
     redis.apply(update(A, 3, 4, keys=1, at=1_000 * LATER, opens=OPENS))
-    assert redis.retire({A: 4, B: 0}, threading.Event(), now_ms=DAY, max_share=1.0) == 0
+    assert redis.expire({A: 4, B: 0}, threading.Event(), now_ms=DAY, max_share=1.0) == 0
 
 
 def test_a_partition_that_is_behind_holds_rows_back_and_an_empty_one_does_not(store: Store) -> None:
@@ -214,36 +214,36 @@ def test_a_partition_that_is_behind_holds_rows_back_and_an_empty_one_does_not(st
     redis.apply(update(A, 0, 3))
     redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
     assert (
-        redis.retire({A: 4, B: 7}, threading.Event(), now_ms=FAR, max_share=1.0) == 0
+        redis.expire({A: 4, B: 7}, threading.Event(), now_ms=FAR, max_share=1.0) == 0
     )  # B holds records nobody has seen
-    assert redis.retire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) > 0
+    assert redis.expire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) > 0
 
 
 def test_a_pass_records_what_all_but_idle_partitions_have_passed(store: Store) -> None:
     redis = opened(store)
     redis.apply(update(B, 0, 1))
     redis.apply(update(A, 0, 1, at=LATER, opens=OPENS))
-    redis.retire({A: 1, B: 5}, threading.Event(), now_ms=FAR)  # B has unread records
+    redis.expire({A: 1, B: 5}, threading.Event(), now_ms=FAR)  # B has unread records
     assert redis.read([])[1].slowest_active_watermark() == 1_001
-    redis.retire({A: 1, B: 1}, threading.Event(), now_ms=LATER)  # B is idle; the clock is behind
+    redis.expire({A: 1, B: 1}, threading.Event(), now_ms=LATER)  # B is idle; the clock is behind
     assert redis.read([])[1].slowest_active_watermark() == LATER
-    redis.retire({A: 1, B: 1}, threading.Event(), now_ms=FAR)
+    redis.expire({A: 1, B: 1}, threading.Event(), now_ms=FAR)
     assert redis.read([])[1].passed == LATER + 1
     applied = redis.open()
     assert applied is not None
     assert applied.passed == LATER + 1
-    redis.retire({A: 1, B: 5}, threading.Event(), now_ms=FAR)
+    redis.expire({A: 1, B: 5}, threading.Event(), now_ms=FAR)
     assert redis.read([])[1].passed == LATER + 1  # what is cut stays cut
 
 
 @pytest.mark.parametrize("lost", [b"0:0", b"0:2"])  # a row of labels only, and one of transactions only
-def test_labels_that_are_ahead_retire_no_row_and_hide_no_loss(store: Store, url: str, lost: bytes) -> None:
+def test_labels_that_are_ahead_expire_no_row_and_hide_no_loss(store: Store, url: str, lost: bytes) -> None:
     redis, ends, passed = store(labels=True), {A: 3, B: 0, LABELS: 1}, []
     assert redis.open() is None
     assert redis.init({A: 1, B: 0, LABELS: 0}, {})
     for each in (update(LABELS, 0, 1, at=LATER), update(A, 1, 3)):
         redis.apply(each)
-        assert redis.retire(ends, threading.Event(), now_ms=FAR, max_share=1.0) == 0
+        assert redis.expire(ends, threading.Event(), now_ms=FAR, max_share=1.0) == 0
         passed.append(redis.read([])[1].passed)
     assert passed == [-1, 1_003]
     connect(url).delete(redis.row_prefix + lost)
@@ -266,7 +266,7 @@ def test_rows_built_beside_take_the_place_of_the_current_ones(store: Store, url:
     other.open()
     built.apply(update(A, 0, 8))
     live.apply(update(A, 10, 12))
-    assert live.sweep() == 0  # neither generation is a leftover
+    assert live.delete_old_epochs() == 0  # neither generation is a leftover
     assert built.take_over()
     assert not other.take_over()
     with pytest.raises(StateGap):
@@ -278,7 +278,7 @@ def test_rows_built_beside_take_the_place_of_the_current_ones(store: Store, url:
     memory = MemoryRowStore()
     memory.apply(update(A, 0, 12))
     assert rows(live) == rows(memory)
-    assert live.sweep() > 0
+    assert live.delete_old_epochs() > 0
     assert not any(b"building" in key for key in connect(url).keys("*"))
 
 

@@ -157,7 +157,7 @@ def test_one_shard_that_is_lost_begins_all_anew(live: ShardedRedisRows, client: 
     rows, applied = live.read(KEYS)
     assert rows == in_memory(update(0, 100))
     assert applied.complete
-    assert live.sweep() > 0
+    assert live.delete_old_epochs() > 0
     assert live.read(KEYS)[0] == rows
 
 
@@ -191,8 +191,8 @@ def test_rows_that_nobody_will_read_again_go_from_every_shard(live: ShardedRedis
     never = threading.Event()
     live.apply(update(0, 80))
     live.apply(update(80, 81, at=60 * 24 * HOUR))
-    assert live.retire({A: 81, B: 1}, never, now_ms=FAR, max_share=1.0) == 0  # a partition is behind
-    assert live.retire({A: 81, B: 0}, never, now_ms=FAR, max_share=1.0) >= len(KEYS) - 1
+    assert live.expire({A: 81, B: 1}, never, now_ms=FAR, max_share=1.0) == 0  # a partition is behind
+    assert live.expire({A: 81, B: 0}, never, now_ms=FAR, max_share=1.0) >= len(KEYS) - 1
     assert [row is not None for row in live.read(KEYS)[0]].count(True) == 1
     assert live.take_turn(60_000)
     assert not live.take_turn(60_000)

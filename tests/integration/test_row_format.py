@@ -74,20 +74,20 @@ def test_python_reads_the_rows_and_offsets_that_lua_writes(redis_client: Any) ->
 
 
 def test_lua_finds_the_same_latest_time_as_python(redis_client: Any) -> None:
-    """A row is retired if and only if its latest time is older."""
+    """A row expires if and only if its latest time is older."""
     rng = np.random.default_rng(1)
-    retire = redis_client.register_script(scripts.load("retire_rows"))
+    expire = redis_client.register_script(scripts.load("expire_rows"))
     kept = deleted = 0
     for _ in range(300):
         entries = entries_of(rng, int(rng.integers(1, 12)))
         if entries[-1, KIND] < 0:  # a stored row ends with a transaction or a label
             continue
         latest = row_format.latest(entries)
-        for before, retired in ((latest, 0), (latest + 1, 1)):
+        for before, expired in ((latest, 0), (latest + 1, 1)):
             redis_client.set("row", row_format.to_bytes(entries))
-            assert retire(keys=["retired", "row"], args=[before, 1_000]) == retired
-            assert redis_client.exists("row") == 1 - retired
-            kept, deleted = kept + 1 - retired, deleted + retired
+            assert expire(keys=["expired", "row"], args=[before, 1_000]) == expired
+            assert redis_client.exists("row") == 1 - expired
+            kept, deleted = kept + 1 - expired, deleted + expired
     assert min(kept, deleted) > 100
 
 

@@ -155,8 +155,8 @@ class MemoryMarkedRows:
         self._life.point("open")
         self._server.on_probe()
 
-    def sweep(self) -> int:
-        """See `MarkedRowStore.sweep`: nothing is left behind here."""
+    def delete_old_epochs(self) -> int:
+        """See `MarkedRowStore.delete_old_epochs`: nothing is left behind here."""
         return 0
 
     def _apply(self, update: RowUpdate) -> None:

@@ -213,7 +213,7 @@ def test_an_idle_scorer_reads_the_state_of_its_rows_beside_reading_records_and_a
     assert reads == [0]  # not due
     for _ in range(3):  # a batch reads the rows itself
         time.sleep(0.02)
-        manager.count_committed([Span(A, 0, 1, -1)])
+        manager.note_committed([Span(A, 0, 1, -1)])
         manager.idle()
     assert reads == [0]
     time.sleep(0.02)

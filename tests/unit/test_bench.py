@@ -178,7 +178,7 @@ def test_a_scorer_that_ended_is_told_at_once() -> None:
 def test_stages_are_spread_over_what_was_committed() -> None:
     metrics = m.Metrics()
     for rows in (1_000, 500):
-        metrics.observe(m.BATCH_ROWS, rows)
+        metrics.observe(m.BATCH_RECORDS, rows)
         metrics.observe(m.STAGE_SECONDS, 0.003, "decode")
         metrics.observe(m.STAGE_SECONDS, 0.030, "publish")
         metrics.observe(m.STAGE_SECONDS, 0.012, "apply")

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from stream_scorer.errors import RetireRefused, StateUnavailable
+from stream_scorer.errors import ExpireRefused, StateUnavailable
 from stream_scorer.observability import metrics as m
-from stream_scorer.pipeline.housekeeping import Housekeeping, retire_unread
+from stream_scorer.pipeline.housekeeping import Housekeeping, expire_rows
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.state.rows import WITNESS_PERIOD_MS, AppliedOffsets
@@ -21,7 +21,7 @@ NOW = 10 * WITNESS_PERIOD_MS
 
 
 class Rows:
-    """Marks, and what `retire` is asked for."""
+    """Marks, and what `expire` is asked for."""
 
     def __init__(self, applied: AppliedOffsets | None) -> None:
         self.applied, self.ends = applied, None
@@ -39,13 +39,13 @@ class Rows:
             raise StateUnavailable("Redis is away")
         return self.turns in (2, 3)
 
-    def retire(
+    def expire(
         self, ends: Mapping[SourcePartition, int], stop: threading.Event, *, now_ms: int, max_share: float
     ) -> int:
         assert abs(now_ms - time.time() * 1e3) < 60_000
         self.ends = dict(ends)
         if self.turns == 3:
-            raise RetireRefused("most rows would be deleted")
+            raise ExpireRefused("most rows would be deleted")
         return 5
 
 
@@ -75,14 +75,14 @@ class Log:
 @pytest.mark.parametrize(("left", "low", "end"), [(0, 0, 10), (1, 0, 12), (0, 12, 10), (0, 11, 10), (1, 11, 12)])
 def test_a_partition_with_nothing_but_markers_left_is_at_its_end(left: int, low: int, end: int) -> None:
     rows, log = Rows(AppliedOffsets({BUSY: 90, IDLE: 10}, {BUSY: NOW, IDLE: 0})), Log(left, low)
-    assert retire_unread(rows, lambda: log, ["transactions"], threading.Event()) == 5
+    assert expire_rows(rows, lambda: log, ["transactions"], threading.Event()) == 5
     assert rows.ends == {BUSY: 100, IDLE: end}
     assert log.closed
 
 
 def test_without_rows_there_is_nothing_to_do() -> None:
     rows, log = Rows(None), Log(0)
-    assert retire_unread(rows, lambda: log, ["transactions"], threading.Event()) == 0
+    assert expire_rows(rows, lambda: log, ["transactions"], threading.Event()) == 0
     assert log.closed
 
 
@@ -101,5 +101,5 @@ def test_the_thread_takes_its_turn_counts_and_outlives_an_outage() -> None:
     while rows.turns < 4 and time.monotonic() < deadline:
         time.sleep(0.005)
     housekeeping.close()
-    assert metrics.registry.get_sample_value("stream_scorer_retired_keys_total") == 5
-    assert metrics.registry.get_sample_value("stream_scorer_retire_refused") == 1
+    assert metrics.registry.get_sample_value("stream_scorer_expired_keys_total") == 5
+    assert metrics.registry.get_sample_value("stream_scorer_expire_refused") == 1

@@ -139,7 +139,7 @@ def committed(timestamps: list[int], rows: list[int], committed_at: int | None) 
 
 def test_end_to_end_is_from_the_record_timestamp_to_the_commit_of_each_scored_transaction() -> None:
     metrics = Metrics()
-    account = Account(metrics, lambda spans: None)
+    account = Account(metrics)
     # The third is a dead letter; the fourth has no timestamp; the last one comes from a clock that is ahead.
     batch = committed([NOW - 25, NOW - 400, NOW - 9_000, -1, NOW + 50], [0, 1, 3, 4], NOW)
     account.process(batch)
@@ -152,13 +152,13 @@ def test_end_to_end_is_from_the_record_timestamp_to_the_commit_of_each_scored_tr
 
 def test_a_batch_that_was_not_committed_has_no_end_to_end_latency() -> None:
     metrics = Metrics()
-    Account(metrics, lambda spans: None).process(committed([NOW - 25], [0], None))
+    Account(metrics).process(committed([NOW - 25], [0], None))
     assert samples(metrics.registry)[f"{END_TO_END.name}_count", ()] == 0
 
 
 def test_wrong_record_keys_are_counted_and_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
-    account = Account(metrics, lambda spans: None)
+    account = Account(metrics)
     batch = committed([NOW] * 4, [0, 2, 3], NOW)
     batch.wrong_keys = [1, 2]
     for _ in range(2):

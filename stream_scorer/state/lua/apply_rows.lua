@@ -1,6 +1,6 @@
 -- Appends the entries of one update to their rows and advances the applied offsets, in one atomic step.
 --
--- KEYS: epoch pointer | applied offsets of n partitions | r rows | w witness sets | c rows to compact | retired rows
+-- KEYS: epoch pointer | applied offsets of n partitions | r rows | w witness sets | c rows to compact | expired rows
 -- ARGV: epoch | n, then (start, stop, watermark) per partition | r | w | event time before which entries are trimmed |
 --       a payload per row | (hash of the row key, number of the row, negative if the entry begins the row) per witness |
 --       (first entry, length in bytes, replacement) per row to compact
@@ -29,7 +29,7 @@ if ahead then return applied end
 
 local a = 3 * n + 3
 local r, w, trim_before = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
-local retired = KEYS[#KEYS]
+local expired = KEYS[#KEYS]
 
 -- Compaction replaces the beginning of a row, unless the row has changed there since it was read. Entries that were
 -- appended since then stay behind the replacement.
@@ -61,8 +61,8 @@ for k = n + 2, n + 1 + r do
   local key, payload = KEYS[k], ARGV[a + 1 + k - n]
   local size, added = call('APPEND', key, payload), #payload
   if size == added then
-    -- The row was missing. That is correct for a new row, and for a row that was retired after the batch was read.
-    if not begins[k - n - 1] and call('SISMEMBER', retired, key) == 0 then return give_up_epoch() end
+    -- The row was missing. That is correct for a new row, and for a row that expired after the batch was read.
+    if not begins[k - n - 1] and call('SISMEMBER', expired, key) == 0 then return give_up_epoch() end
   else
     begins[k - n - 1] = nil
   end
@@ -87,7 +87,7 @@ for k = 0, w - 1 do
   -- Two batches that both read the row as missing may both begin it; the second one finds the row in place. A witness
   -- without its row means that the row was lost.
   if call('SADD', KEYS[n + 2 + r + k], ARGV[j]) == 0 and begins[row]
-    and call('SISMEMBER', retired, KEYS[n + 1 + row]) == 0 then return give_up_epoch() end
+    and call('SISMEMBER', expired, KEYS[n + 1 + row]) == 0 then return give_up_epoch() end
   begins[row] = nil
 end
 

@@ -1,4 +1,4 @@
-"""Retires rows: deletes those that no reader will look at again, judged by event time (ADR 0020).
+"""Deletes expired rows: those that no reader will look at again, judged by event time (ADR 0020).
 
 One pass scans all keys. It deletes the rows whose newest entry lies in a witness period that ended before the horizon,
 the witnesses of such periods, and the namespaces that no scorer has used for `keys.UNUSED_MS`, such as those of an
@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from stream_scorer.errors import RetireRefused
+from stream_scorer.errors import ExpireRefused
 from stream_scorer.state import scripts
 from stream_scorer.state.client import mapped_errors
 from stream_scorer.state.keys import EpochKeys, by_namespace, used_key
@@ -37,7 +37,7 @@ REMEMBER_S = 120.0
 MAX_REMEMBERED = 50_000
 
 
-def retire(
+def expire(
     client: Any, shards: Sequence[EpochKeys], before: Sequence[int], stop: threading.Event, max_share: float
 ) -> int:
     """Run one pass over all keys and return the number of deleted keys. The pass ends early when `stop` is set.
@@ -48,7 +48,7 @@ def retire(
             Redis returns keys in order of their hash, so these are as good as drawn at random.
 
     Raises:
-        RetireRefused: more would go; nothing was deleted. StateUnavailable: Redis does not answer.
+        ExpireRefused: more would go; nothing was deleted. StateUnavailable: Redis does not answer.
     """
     one_pass = _Pass(client, shards, before)
     with mapped_errors():
@@ -59,7 +59,7 @@ def retire(
                 break
             one_pass.step(keys)
             if one_pass.remembered >= MAX_REMEMBERED:
-                _log.info("retired %d feature rows; the pass continues in %d s", one_pass.remembered, REMEMBER_S)
+                _log.info("expired %d feature rows; the pass continues in %d s", one_pass.remembered, REMEMBER_S)
                 if stop.wait(REMEMBER_S):
                     break
                 one_pass.forget()
@@ -78,13 +78,13 @@ class _Pass:
         self._shards = shards
         # Readers look for witnesses of whole periods: a row stays as long as the last period that has its witness.
         self._first_period = [time // WITNESS_PERIOD_MS for time in before]
-        self._retire_rows = client.register_script(scripts.load("retire_rows"))
+        self._expire_rows = client.register_script(scripts.load("expire_rows"))
         self._drop_unused = client.register_script(scripts.load("drop_unused"))
         self._used = {shard.namespace.tag for shard in shards}
         self.deleted = self.remembered = 0
 
     def require_plausible(self, stop: threading.Event, max_share: float) -> None:
-        """Raise `RetireRefused` if more than `max_share` of a sample of the rows would be deleted.
+        """Raise `ExpireRefused` if more than `max_share` of a sample of the rows would be deleted.
 
         Other keys do not count, so a small group in a large Redis is judged too, by all of its rows if they are few.
         """
@@ -97,10 +97,10 @@ class _Pass:
             if (number >= SAMPLE_STEPS and rows >= SAMPLE_ROWS) or stop.wait(PAUSE_S):
                 break
         if old > max(max_share * rows, HARMLESS):
-            raise RetireRefused(
+            raise ExpireRefused(
                 f"{old:,} of {rows:,} feature rows would be deleted, which suggests wrong input times: nothing was "
                 "deleted",
-                hint="If input times are right and most entities are gone, run `stream-scorer features sweep --force`.",
+                hint="If input times are right and most entities are gone: `stream-scorer features expire --force`.",
             )
 
     def _ended_before(self, rows: Sequence[bytes], time: int) -> int:
@@ -127,9 +127,9 @@ class _Pass:
         if rows:
             # Redis remembers them for longer than the pass waits, so that `forget` decides.
             arguments = [first_period * WITNESS_PERIOD_MS, int(5e3 * REMEMBER_S)]
-            retired = int(self._retire_rows(keys=[shard.retired, *rows], args=arguments))
-            self.remembered += retired
-            self.deleted += retired
+            expired = int(self._expire_rows(keys=[shard.expired, *rows], args=arguments))
+            self.remembered += expired
+            self.deleted += expired
         witnesses = [key for key in keys if (period := shard.period_of(key)) is not None and period < first_period]
         if witnesses:
             self.deleted += self._client.unlink(*witnesses)
@@ -137,7 +137,7 @@ class _Pass:
     def forget(self) -> None:
         """Make Redis forget the deleted rows."""
         for shard in self._shards:
-            self._client.unlink(shard.retired)
+            self._client.unlink(shard.expired)
         self.remembered = 0
 
 

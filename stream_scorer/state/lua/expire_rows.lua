@@ -1,6 +1,6 @@
 -- Deletes the rows whose entries and panes are all older than a given time, and remembers their keys for a while.
 --
--- KEYS: retired rows | rows
+-- KEYS: expired rows | rows
 -- ARGV: event time before which no reader looks (ms) | how long to remember deleted keys (ms)
 --
 -- Returns the number of deleted rows.
