@@ -7,7 +7,7 @@ some ahead. The stages, the processor and the recovery are the real ones (`proof
 Redis: 50 `kill -9` while scoring, by `kill-once`.
 
 `N` is the number of crashes in memory; a twentieth of it are the real kills, at most 50. There rows are compared whole
-and the features of customers; in memory every view feature, of terminals too, by the marks recorded with it.
+and the features of customers; in memory every view feature, of terminals too, by the applied offsets recorded with it.
 """
 
 from __future__ import annotations
@@ -167,15 +167,15 @@ def _pair(world: World, rng: random.Random, counts: Counter[str]) -> None:
 
 
 def _break() -> None:
-    """Rows advance without looking at their marks: what was applied before counts again."""
+    """Rows advance without looking at their applied offsets: what was applied before counts again."""
     from tests.support import rows
 
-    apply = rows.MemoryMarkedRows._apply
+    apply = rows.MemoryAppliedRows._apply
 
-    def careless(self: rows.MemoryMarkedRows, update):  # type: ignore[no-untyped-def]
+    def careless(self: rows.MemoryAppliedRows, update):  # type: ignore[no-untyped-def]
         for span in update.spans:
-            mark, watermark, target = self._server.applied[span.source]
-            self._server.applied[span.source] = (min(span.start, mark), watermark, target)
+            applied, watermark, target = self._server.applied[span.source]
+            self._server.applied[span.source] = (min(span.start, applied), watermark, target)
         apply(self, update)
 
-    rows.MemoryMarkedRows._apply = careless  # type: ignore[method-assign]
+    rows.MemoryAppliedRows._apply = careless  # type: ignore[method-assign]

@@ -155,9 +155,9 @@ def _break() -> None:
     """Rows go as soon as their period has ended, though readers still look into it."""
 
     def unread_before(self: RedisRowStore, ends: Any, now_ms: int) -> int | None:
-        marks = self.open()
-        assert isinstance(marks, AppliedOffsets)
-        return min(marks.settled(ends), now_ms)
+        applied = self.open()
+        assert isinstance(applied, AppliedOffsets)
+        return min(applied.settled(ends), now_ms)
 
     RedisRowStore.unread_before = unread_before  # type: ignore[method-assign]
 

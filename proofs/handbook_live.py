@@ -148,7 +148,7 @@ def wait_warm(
 
     def warm() -> bool:
         scorer.require_running()
-        return _marks(str(at.redis)) == ends
+        return _applied_offsets(str(at.redis)) == ends
 
     wait_until("the scorer's features are warm", warm, WARM_TIMEOUT_S, 1.0)
     seconds = time.monotonic() - started
@@ -162,7 +162,7 @@ def labels_due(data: Handbook, low: int, high: int) -> dict[str, Any]:
     return data.take((due >= low) & (due < high)).labels()
 
 
-def _marks(redis_url: str) -> dict[tuple[str, int], int]:
+def _applied_offsets(redis_url: str) -> dict[tuple[str, int], int]:
     """Per input partition, up to which offset Redis holds its features."""
     client, found = connect(redis_url), {}
     for key in client.scan_iter(match="*:mark:*", count=10_000):

@@ -279,13 +279,13 @@ def _count(
         for topic, c in content.items()
     }
     keys = sum(len(key or b"") for key in content[TOPICS.contributions].key)
-    marks: dict[int, msgspec.Raw] = {}
+    applied: dict[int, msgspec.Raw] = {}
     fat = 0
     for contribution, row in zip(contributions, lineage, strict=True):
         shared = id(row.applied_offsets)
-        if shared not in marks:
-            marks[shared] = msgspec.Raw(msgspec.json.encode(row.applied_offsets))
-        fat += len(fat_record(contribution, row, marks[shared]))
+        if shared not in applied:
+            applied[shared] = msgspec.Raw(msgspec.json.encode(row.applied_offsets))
+        fat += len(fat_record(contribution, row, applied[shared]))
     before = after | {TOPICS.contributions: (fat + keys) / n, TOPICS.lineage: 0.0}
     share = sum(after.values()) / sum(before.values())
     result.figures["on Kafka, 4 partitions"] = {

@@ -67,11 +67,11 @@ from stream_scorer.simulate.labeller import history_labels
 from stream_scorer.simulate.transactions import Transactions
 from stream_scorer.spec import CheckedSpec, load_spec
 from stream_scorer.spec.model import duration_ms
-from stream_scorer.state.rows import MarkedRowStore, Sharding
+from stream_scorer.state.rows import AppliedRowStore, Sharding
 from stream_scorer.state.shards import ShardedRows
 from tests.support.broker import MemoryBroker, MemoryLog, MemoryProducers, MemoryReader
 from tests.support.failpoints import Failpoints
-from tests.support.rows import MemoryMarkedRows, MemoryServer
+from tests.support.rows import MemoryAppliedRows, MemoryServer
 
 PARTITIONS = 3
 # Small batches and small steps: many places to die in.
@@ -129,9 +129,9 @@ class World:
         """Where the row at `key` lies."""
         return self.servers[self.sharding.of(key) if self.sharding else 0]
 
-    def store(self, life: Failpoints) -> MarkedRowStore:
+    def store(self, life: Failpoints) -> AppliedRowStore:
         """The rows as one scorer uses them."""
-        parts = [MemoryMarkedRows(s, self.broker.inputs, life, per_call=ENTRIES_PER_CALL) for s in self.servers]
+        parts = [MemoryAppliedRows(s, self.broker.inputs, life, per_call=ENTRIES_PER_CALL) for s in self.servers]
         return ShardedRows(parts, self.sharding) if self.sharding else parts[0]
 
     def scorer(self, name: str, life: Failpoints, rng: random.Random) -> Processor:
@@ -418,12 +418,12 @@ def verify(world: World) -> Verdict:
             told[name].setdefault(str(label.entity[name]), []).append(label)
     for number, c in whole:
         event = by_place[c.source.partition, c.source.offset]
-        marks = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.applied_offsets}
+        applied = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.applied_offsets}
         earlier = {(e.source.partition, e.offset) for place, e in batches[number] if place < c.place}
-        reached = _reached(marks, [by_place[e] for e in earlier], events)
+        reached = _reached(applied, [by_place[e] for e in earlier], events)
         _verify_progress(verdict, event, c, reached, duration_ms(spec.spec.time.allowed_lateness), len(names))
         by_entity = {
-            name: marks | ahead_of(world.sharding, world.parts.engine, c, name, owner)
+            name: applied | ahead_of(world.sharding, world.parts.engine, c, name, owner)
             for name, owner in event.entity.items()
         }
         wanted = features_of(spec, event, by_entity, earlier, mine, told)
@@ -451,10 +451,10 @@ def lacks_features(score: Score) -> bool:
     return bool(set(score.degraded) - {FEATURES_STALE, FEATURES_PARTIAL})
 
 
-def _reached(marks: dict[SourcePartition, int], earlier: list[Event], log: list[Event]) -> dict[SourcePartition, int]:
-    """The newest event time per partition, of what lies below the marks or came earlier in the batch."""
+def _reached(applied: dict[SourcePartition, int], earlier: list[Event], log: list[Event]) -> dict[SourcePartition, int]:
+    """The newest event time per partition, of what lies below the applied offsets or came earlier in the batch."""
     reached: dict[SourcePartition, int] = {}
-    for other in [e for e in log if e.offset < marks.get(e.source, 0)] + earlier:
+    for other in [e for e in log if e.offset < applied.get(e.source, 0)] + earlier:
         reached[other.source] = max(reached.get(other.source, 0), other.time)
     return reached
 
@@ -579,12 +579,12 @@ def _verify_rows(world: World, verdict: Verdict, events: list[Event], labels: li
 def features_of(
     checked: CheckedSpec,
     event: Event,
-    marks: dict[str, dict[SourcePartition, int]],
+    applied: dict[str, dict[SourcePartition, int]],
     earlier: set[tuple[int, int]],
     mine: dict[str, dict[str, list[Event]]],
     told: dict[str, dict[str, list[LabelChange]]],
 ) -> list[float | None]:
-    """The view features of `event` from the log, the marks and its batch alone; see docs/features.md."""
+    """The view features of `event` from the log, the applied offsets and its batch alone; see docs/features.md."""
     seen: dict[str, tuple[list[Event], list[LabelChange]]] = {}
     for name, owner in event.entity.items():
         if owner is None:
@@ -596,17 +596,17 @@ def features_of(
                 if not e.duplicate
                 and e.time <= event.time
                 and (
-                    # What has one partition is told by the log alone, the rest by the marks and the batch.
+                    # What has one partition is told by the log alone, the rest by the applied offsets and the batch.
                     e.offset < event.offset
                     if name == checked.spec.partition_entity
-                    else e.offset < marks[name][e.source] or (e.source.partition, e.offset) in earlier
+                    else e.offset < applied[name][e.source] or (e.source.partition, e.offset) in earlier
                 )
                 and not (e.source == event.source and e.offset >= event.offset)
             ],
             [
                 label
                 for label in told[name].get(owner, [])
-                if label.offset < marks[name][label.source] and label.given <= event.time
+                if label.offset < applied[name][label.source] and label.given <= event.time
             ],
         )
     out: list[float | None] = []

@@ -390,8 +390,8 @@ def explain_windows(world: World, expected: dict[SubjectKey, Any]) -> list[str]:
     for key in sorted(wanted.keys() | rows.keys()):
         if rows[key] != wanted.get(key, 0):
             out.append(f"summaries of {key} have {rows[key]} rows, scores {wanted.get(key, 0)}")
-    marks = world.redis.client().hgetall(next(iter(world.redis.client().scan_iter(match="*:head", count=10_000)), "x"))
-    applied = {name.decode(): int(at) for name, at in marks.items() if name.startswith(b"m:")}
+    head = world.redis.client().hgetall(next(iter(world.redis.client().scan_iter(match="*:head", count=10_000)), "x"))
+    applied = {name.decode(): int(at) for name, at in head.items() if name.startswith(b"m:")}
     ends = log_ends(world.bootstrap, [topic, Topics().outcomes])
     return [*out, *_explain_labels(world), f"aborted: {aborted}", f"ends: {ends}", f"applied: {applied}"]
 

@@ -111,8 +111,8 @@ class FeaturePath:
         other = copy.copy(self)
         rows, applied = self._store.read([])
         del rows
-        marks = AppliedOffsets(dict(applied.next_offset), dict(applied.watermark), beginning=applied.beginning)
-        other._store = MemoryRowStore(marks)
+        copied = AppliedOffsets(dict(applied.next_offset), dict(applied.watermark), beginning=applied.beginning)
+        other._store = MemoryRowStore(copied)
         other._store.restore(self._store.rows())
         other._labeller = copy.deepcopy(self._labeller)
         other._next = {topic: offsets.copy() for topic, offsets in self._next.items()}

@@ -132,7 +132,7 @@ class ReaderLost(StreamScorerError):
 
 
 class StateGap(StreamScorerError):
-    """Redis does not hold what the log says it should (a mark is missing or too low): resync."""
+    """Redis does not hold what the log says it should (an applied offset is missing or too low): resync."""
 
 
 class ExpireRefused(StreamScorerError):

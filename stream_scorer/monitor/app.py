@@ -33,9 +33,9 @@ from stream_scorer.monitor.judge import (
     Judge,
     record_key,
 )
-from stream_scorer.monitor.metrics import COUNTED, MARK_LAG, SUMMARY_GAPS, UNREADABLE
+from stream_scorer.monitor.metrics import APPLIED_LAG, COUNTED, SUMMARY_GAPS, UNREADABLE
 from stream_scorer.monitor.tally import DAY_MS, Cells, count_outcome, count_summary, new_cells, require_counts
-from stream_scorer.monitor.transport import LinkedMessage, MarkedConsumer, MonitorFaust
+from stream_scorer.monitor.transport import LinkedMessage, MonitorFaust, SeekingConsumer
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import NOT_A_RECORD, Outcome, ScoreSummary
 from stream_scorer.state.counters import Batch, CounterStore, Head
@@ -188,26 +188,26 @@ class Tallier:
                 Batch(source, rest[0].previous, rest[-1].offset + 1, cells, maxima, self._due if cells else ())
             )
             if answer.status == "trim":
-                rest = [record for record in rest if record.offset >= answer.mark]
+                rest = [record for record in rest if record.offset >= answer.applied]
                 if rest:
-                    rest[0] = Linked(answer.mark, rest[0].offset, rest[0].value)
+                    rest[0] = Linked(answer.applied, rest[0].offset, rest[0].value)
                 continue
             if answer.status == "gap":
                 # Fetched before a seek, so it comes again; or a record before it was lost after its fetch, and the
                 # watch of `MonitorApp` finds that this partition makes no progress.
-                require_kept(source, self.counted(partition), answer.mark)
+                require_kept(source, self.counted(partition), answer.applied)
             else:
                 if answer.status == "applied":
                     self._metrics.count(COUNTED, len(rest), self._topic)
-                self._acknowledged[partition] = answer.mark
+                self._acknowledged[partition] = answer.applied
             return
 
 
-def require_kept(source: str, counted: int, mark: int) -> None:
-    """Require that the applied offset `mark` is not below `counted`, which Redis acknowledged before."""
-    if mark < counted:
+def require_kept(source: str, counted: int, applied: int) -> None:
+    """Require that the offset `applied` is not below `counted`, which Redis acknowledged before."""
+    if applied < counted:
         raise StateGap(
-            f"Redis lost counts: the applied offset of {source} is {mark}, below {counted}, which it acknowledged",
+            f"Redis lost counts: the applied offset of {source} is {applied}, below {counted}, which it acknowledged",
             hint="It continues from the applied offset.",
         )
 
@@ -419,18 +419,19 @@ class MonitorApp:
         head = await asyncio.to_thread(self._open, {names[tp]: earliest[tp] for tp in wanted})
         positions = {}
         for tp in wanted:
-            mark = head.marks[names[tp]]
-            if mark > ends[tp]:
+            applied = head.applied[names[tp]]
+            if applied > ends[tp]:
                 raise StreamScorerError(
-                    f"the applied offset of {names[tp]} in Redis ({mark}) is above the end of the topic ({ends[tp]})",
+                    f"the applied offset of {names[tp]} in Redis ({applied}) is above the end of the topic "
+                    f"({ends[tp]})",
                     hint="The topic was recreated. Start the monitor with another --namespace.",
                 )
-            if mark < earliest[tp]:
+            if applied < earliest[tp]:
                 _log.warning(
-                    "%s: retention deleted offsets %d to %d before they were counted", names[tp], mark, earliest[tp]
+                    "%s: retention deleted offsets %d to %d before they were counted", names[tp], applied, earliest[tp]
                 )
-                mark = await asyncio.to_thread(self._store.skip_to, names[tp], earliest[tp])
-            positions[tp] = mark
+                applied = await asyncio.to_thread(self._store.skip_to, names[tp], earliest[tp])
+            positions[tp] = applied
         for topic, tallier in self._talliers.items():
             mine = {tp: at for tp, at in positions.items() if tp.topic == topic}
             tallier.seek(
@@ -506,7 +507,7 @@ class MonitorApp:
                 reason = starting.exception()
             if self.faust.joined and not self.faust.rebalancing:
                 member_at = self._clock.monotonic()
-                fetched = cast(MarkedConsumer, self.faust.consumer).fetched
+                fetched = cast(SeekingConsumer, self.faust.consumer).fetched
                 counted = {tp: self._talliers[tp.topic].counted(tp.partition) for tp in fetched}
                 reason = reason or stuck.check(fetched, counted, member_at)
             elif self._clock.monotonic() - member_at > JOIN_S:
@@ -539,7 +540,7 @@ class MonitorApp:
             await asyncio.gather(*sent)
         await asyncio.to_thread(self._judge.settle, reports)
         await self._pass_markers()
-        await self._check_marks()
+        await self._check_applied()
 
     async def _pass_markers(self) -> None:
         """Advance the applied offsets past final markers, where a partition has had no record since the last look.
@@ -547,13 +548,13 @@ class MonitorApp:
         The judge then distinguishes a silent partition from one with a backlog by the ends of partitions alone, also
         if another worker reads it.
         """
-        reached = cast(MarkedConsumer, self.faust.consumer).reached
+        reached = cast(SeekingConsumer, self.faust.consumer).reached
         for tp, (follows, position) in reached.items():
             if self._reached.get(tp) == (follows, position) and not self.faust.rebalancing:
                 await asyncio.to_thread(self._talliers[tp.topic].pass_markers, tp.partition, follows, position)
         self._reached = reached
 
-    async def _check_marks(self) -> None:
+    async def _check_applied(self) -> None:
         """Require that Redis still has the applied offsets that it acknowledged, and measure the lag.
 
         Without this, counts that Redis lost at a fail-over would be missing until the next record of their partition.
@@ -566,13 +567,13 @@ class MonitorApp:
         head = await asyncio.to_thread(self._store.head)
         if self.faust.rebalancing:
             return
-        for source, mark in counted.items():
-            require_kept(source, mark, head.marks.get(source, 0))
+        for source, offset in counted.items():
+            require_kept(source, offset, head.applied.get(source, 0))
         ends = await consumer.highwaters(*consumer.assignment())
         for topic in self._talliers:
             lag = sum(
-                max(end - head.marks.get(source_name(topic, tp.partition), 0), 0)
+                max(end - head.applied.get(source_name(topic, tp.partition), 0), 0)
                 for tp, end in ends.items()
                 if tp.topic == topic
             )
-            self._metrics.set(MARK_LAG, lag, topic)
+            self._metrics.set(APPLIED_LAG, lag, topic)

@@ -100,9 +100,9 @@ class Partitions:
     """The partitions of the summaries.
 
     Args:
-        sources: name of each partition's mark in the counter store.
+        sources: name of each partition's applied offset in the counter store.
         ends: looks up the ends of partitions.
-        idle_s: a partition is idle if its mark does not move for this time and is at the end of the partition.
+        idle_s: a partition is idle if its applied offset does not move for this time and is at its end.
     """
 
     sources: Mapping[int, str]
@@ -181,13 +181,13 @@ class Judge:
             self._metrics.set(WAITING, 0)
             return WindowReports([])
         head = self._store.head()
-        mark = self._watermark(head)
+        watermark = self._watermark(head)
         newest = self._newest(head)
         newest_of: list[int | None] = [None]
-        if mark is not None:
-            self._metrics.set(WATERMARK, mark / 1000)
-            newest_of.append(mark - self._rules.pane_ms - self._rules.allowed_lateness_ms)
-            self._store.come_due(CLOSE, mark - self._rules.pane_ms - self._rules.allowed_lateness_ms)
+        if watermark is not None:
+            self._metrics.set(WATERMARK, watermark / 1000)
+            newest_of.append(watermark - self._rules.pane_ms - self._rules.allowed_lateness_ms)
+            self._store.come_due(CLOSE, watermark - self._rules.pane_ms - self._rules.allowed_lateness_ms)
         if newest is not None:
             newest_of.append(newest - self._rules.pane_ms - self._rules.horizon_ms)
             self._store.come_due(MATURE, newest - self._rules.pane_ms - self._rules.horizon_ms)
@@ -199,12 +199,12 @@ class Judge:
         for panes in self._rules.window_panes:
             for start in sorted({self._rules.start_of(pane, panes) for pane in changed}):
                 if start > lost_before:
-                    records += self._window(start, panes, mark, newest, head)
+                    records += self._window(start, panes, watermark, newest, head)
                 else:
                     self._metrics.count(REFUSED, 1, "lost")
-        if self._drift is not None and mark is not None:
+        if self._drift is not None and watermark is not None:
             # The start of the first pane that is not closed.
-            closed_before = self._rules.start_of(mark - self._rules.allowed_lateness_ms, 1)
+            closed_before = self._rules.start_of(watermark - self._rules.allowed_lateness_ms, 1)
             records += self._drift.turn(waiting, closed_before, lost_before)
         return WindowReports(records, changed)
 
@@ -225,7 +225,9 @@ class Judge:
         for window, seen in reports.settled.items():
             self._store.settle(window, seen)
 
-    def _window(self, start: int, panes: int, mark: int | None, newest: int | None, head: Head) -> list[MonitorMetric]:
+    def _window(
+        self, start: int, panes: int, watermark: int | None, newest: int | None, head: Head
+    ) -> list[MonitorMetric]:
         cells = self._store.read(self._rules.panes_of(start, panes))
         if panes == 1:
             self._curve.note(start, merge(cells.values()))
@@ -241,7 +243,7 @@ class Judge:
             start,
             end,
             self._store.next_revision(f"{start}+{panes}", head.maxima.get(REVISIONS_FROM, 0)),
-            self._rules.closed(end, mark),
+            self._rules.closed(end, watermark),
             age,
             1.0 if final else self._maturity(age, newest),
             final,
@@ -327,7 +329,7 @@ class Judge:
     def _watermark(self, head: Head) -> int | None:
         now, sources = self._clock.monotonic(), self._partitions.sources
         for partition, source in sources.items():
-            at = head.marks.get(source, 0)
+            at = head.applied.get(source, 0)
             if partition not in self._moved or self._moved[partition][0] != at:
                 self._moved[partition] = (at, now)
         silent = [p for p in sources if now - self._moved[p][1] > self._partitions.idle_s]
@@ -347,7 +349,7 @@ class Judge:
         if unknown and unknown != self._unknown_ends:
             _log.warning("windows do not close: the ends of partitions %s of the summaries are not known", unknown)
         self._unknown_ends = unknown
-        return [p for p in silent if p in ends and head.marks.get(sources[p], 0) >= ends[p]]
+        return [p for p in silent if p in ends and head.applied.get(sources[p], 0) >= ends[p]]
 
     def _newest(self, head: Head) -> int | None:
         times = [value for name, value in head.maxima.items() if name.startswith(PANE) or name == LABELLED_AT]

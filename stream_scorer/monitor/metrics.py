@@ -45,7 +45,7 @@ REFUSED = Metric(
     "deleted summaries before they were counted.",
     ("figures",),
 )
-MARK_LAG = Metric(
+APPLIED_LAG = Metric(
     "gauge",
     "stream_scorer_monitor_lag_records",
     "Offsets between the applied offsets in Redis and the end of the topic; new transaction markers count at first. "
@@ -141,7 +141,7 @@ MONITOR_METRICS: tuple[Metric, ...] = (
     SUMMARY_GAPS,
     MISMATCHED,
     REFUSED,
-    MARK_LAG,
+    APPLIED_LAG,
     WAITING,
     WATERMARK,
     ALERT_RATE,

@@ -165,7 +165,7 @@ def _positions(consumer: aiokafka.AIOKafkaConsumer) -> dict[TP, int]:
     return {tp: state.position for tp, state in states.items() if state.has_valid_position}
 
 
-class MarkedConsumer(Consumer):
+class SeekingConsumer(Consumer):
     """Faust's consumer; it seeks to our positions, and its messages know their predecessors."""
 
     app: MonitorFaust
@@ -206,10 +206,10 @@ class MarkedConsumer(Consumer):
         return linked
 
 
-class MarkedTransport(Transport):
-    """A transport whose consumers are `MarkedConsumer`s."""
+class SeekingTransport(Transport):
+    """A transport whose consumers are `SeekingConsumer`s."""
 
-    Consumer = MarkedConsumer
+    Consumer = SeekingConsumer
 
 
 class MonitorFaust(faust.App):
@@ -227,5 +227,5 @@ class MonitorFaust(faust.App):
         await super()._on_partitions_assigned(assigned, generation_id)
         self.joined = True
 
-    def _new_transport(self) -> MarkedTransport:
-        return MarkedTransport(self.conf.broker_consumer, self)
+    def _new_transport(self) -> SeekingTransport:
+        return SeekingTransport(self.conf.broker_consumer, self)

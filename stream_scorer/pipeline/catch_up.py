@@ -24,7 +24,7 @@ from stream_scorer.pipeline.ports import LogReader
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
-from stream_scorer.state.rows import AppliedOffsets, MarkedRowStore
+from stream_scorer.state.rows import AppliedOffsets, AppliedRowStore
 
 _log = logging.getLogger(__name__)
 # Records per step of one partition: small enough that partitions advance together and live scoring is not delayed.
@@ -58,7 +58,7 @@ class CatchUp:
         self,
         checked: CheckedSpec,
         engine: FeatureEngine,
-        store: MarkedRowStore,
+        store: AppliedRowStore,
         log: LogReader,
         committed: dict[SourcePartition, int],
         transactions_topic: str,

@@ -35,7 +35,7 @@ from stream_scorer.positions import Offsets, SourcePartition
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec, duration_ms
-from stream_scorer.state.rows import AppliedOffsets, Beginning, MarkedRowStore
+from stream_scorer.state.rows import AppliedOffsets, AppliedRowStore, Beginning
 
 _log = logging.getLogger(__name__)
 StartPolicy = Literal["earliest", "latest"]
@@ -72,7 +72,7 @@ class StartingPoints:
 
 def starting_points(
     reader: Reader,
-    store: MarkedRowStore | None,
+    store: AppliedRowStore | None,
     sources: list[SourcePartition],
     inputs: list[SourcePartition],
     start: StartPolicy,
@@ -281,7 +281,7 @@ def _time_of_deleted(log: LogEnds, topic: str, ahead_ms: int) -> int:
 
 def _begin(
     reader: Reader,
-    store: MarkedRowStore,
+    store: AppliedRowStore,
     inputs: list[SourcePartition],
     beginning: Beginning,
     scored: Offsets,

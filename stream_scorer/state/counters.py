@@ -53,20 +53,21 @@ class Batch:
 class CounterReply:
     """The result of applying a batch.
 
-    ``applied``: counted. ``done``: all of it was counted before. ``trim``: its records below the applied offset `mark`
-    were counted before; send the rest. ``gap``: records between `mark` and its start are missing; nothing changed.
+    ``applied``: counted. ``done``: all of it was counted before. ``trim``: its records below `applied`, the applied
+    offset, were counted before; send the rest. ``gap``: records between `applied` and its start are
+    missing; nothing changed.
     """
 
     status: Status
-    mark: int
+    applied: int
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Epoch, applied offsets (`marks`) and maxima at one moment."""
+    """Epoch, applied offsets (`applied`) and maxima at one moment."""
 
     epoch: str
-    marks: Mapping[str, int]
+    applied: Mapping[str, int]
     maxima: Mapping[str, int]
 
 
@@ -115,13 +116,13 @@ class CounterStore:
             self._epoch = cast(bytes, self._open(keys=keys, args=[new_epoch, *pairs])).decode()
         return self.head()
 
-    def skip_to(self, source: str, mark: int) -> int:
+    def skip_to(self, source: str, offset: int) -> int:
         """Advance the applied offset past records that no longer exist; the caller reports the loss.
 
-        Returns the applied offset, which is above `mark` if somebody has counted more. It never decreases.
+        Returns the applied offset, which is above `offset` if somebody has counted more. It never decreases.
         """
         with mapped_errors():
-            return int(cast(bytes, self._raise(keys=[self._head], args=[f"m:{source}", mark])))
+            return int(cast(bytes, self._raise(keys=[self._head], args=[f"m:{source}", offset])))
 
     def head(self) -> Head:
         """The current epoch, applied offsets and maxima."""
@@ -151,13 +152,13 @@ class CounterStore:
             for field, delta in counts.items():
                 args += (field, delta)
         with mapped_errors():
-            status, mark = cast(list[bytes], self._apply(keys=[self._head, self._base], args=args))
+            status, applied = cast(list[bytes], self._apply(keys=[self._head, self._base], args=args))
         if status == b"lost":
             raise StateGap(
                 f"Redis has lost the monitor's applied offset of {batch.source}",
                 hint="The monitor counts again from the beginning of its topics.",
             )
-        return CounterReply(cast(Status, status.decode()), int(mark))
+        return CounterReply(cast(Status, status.decode()), int(applied))
 
     def changed(self) -> dict[int, int]:
         """The windows that changed since they were settled, each with its change counter."""

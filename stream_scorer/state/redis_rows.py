@@ -102,7 +102,7 @@ class RedisRowStore:
         return self._keys.expired
 
     def open(self) -> AppliedOffsets | None:
-        """See `MarkedRowStore.open`."""
+        """See `AppliedRowStore.open`."""
         with mapped_errors():
             epoch = self._client.get(self._epoch_pointer)
             self._use_epoch(epoch or b"")
@@ -126,7 +126,7 @@ class RedisRowStore:
         target: dict[SourcePartition, int],
         beginning: Beginning = Beginning(),
     ) -> bool:
-        """See `MarkedRowStore.init`."""
+        """See `AppliedRowStore.init`."""
         # First, so that another scorer's `expire` never sees the new epoch in a namespace that looks unused.
         self.keep()
         old, new = self._keys.epoch, uuid.uuid4().hex[:12].encode()
@@ -297,7 +297,7 @@ class RedisRowStore:
             self._client.set(self._common.used, self._about, px=UNUSED_MS)
 
     def probe_write(self) -> None:
-        """See `MarkedRowStore.probe_write`. A script, like `apply`: Redis may refuse one and accept the other."""
+        """See `AppliedRowStore.probe_write`. A script, like `apply`: Redis may refuse one and accept the other."""
         with mapped_errors():
             self._probe_script(keys=[self._common.probe], args=[PROBE_MS])
 
@@ -354,7 +354,7 @@ class RedisRowStore:
                 yield key[len(prefix) :]
 
     def delete_old_epochs(self) -> int:
-        """See `MarkedRowStore.delete_old_epochs`: it counts keys."""
+        """See `AppliedRowStore.delete_old_epochs`: it counts keys."""
         common = self._common
         deleted = 0
         with mapped_errors():

@@ -372,7 +372,7 @@ class RowStore(Protocol):
         ...
 
 
-class MarkedRowStore(RowStore, Protocol):
+class AppliedRowStore(RowStore, Protocol):
     """Rows that outlive a process and may lose data. Implementations: Redis, and in memory for tests.
 
     The *epoch* is the generation of rows in use. A loss of data ends it, and the next one is built from the log.
@@ -405,7 +405,7 @@ class MarkedRowStore(RowStore, Protocol):
         ...
 
 
-class FeatureRows(MarkedRowStore, Protocol):
+class FeatureRows(AppliedRowStore, Protocol):
     """Rows as the commands that maintain them use them. Implementations: Redis, in one shard or several."""
 
     @property

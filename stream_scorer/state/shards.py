@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from stream_scorer.positions import SourcePartition
-from stream_scorer.state.rows import AppliedOffsets, Beginning, MarkedRowStore, RowUpdate, Sharding
+from stream_scorer.state.rows import AppliedOffsets, AppliedRowStore, Beginning, RowUpdate, Sharding
 
-Store = TypeVar("Store", bound=MarkedRowStore)
+Store = TypeVar("Store", bound=AppliedRowStore)
 
 
 class ShardedRows(Generic[Store]):
-    """`MarkedRowStore` over `shards`, in the order of `sharding`: those of the partition key's entity come last."""
+    """`AppliedRowStore` over `shards`, in the order of `sharding`: those of the partition key's entity come last."""
 
     def __init__(self, shards: Sequence[Store], sharding: Sharding) -> None:
         self._shards = list(shards)
@@ -32,7 +32,7 @@ class ShardedRows(Generic[Store]):
         return "+".join(epochs) if any(epochs) else ""
 
     def open(self) -> AppliedOffsets | None:
-        """See `MarkedRowStore.open`. Also None if a shard lacks updates that a shard applied later has."""
+        """See `AppliedRowStore.open`. Also None if a shard lacks updates that a shard applied later has."""
         # In the reverse order of `apply`, so that the order never looks broken while another scorer applies updates.
         opened = [shard.open() for shard in reversed(self._shards)][::-1]
         applied = [one for one in opened if one is not None]
@@ -50,7 +50,7 @@ class ShardedRows(Generic[Store]):
         target: dict[SourcePartition, int],
         beginning: Beginning = Beginning(),
     ) -> bool:
-        """See `MarkedRowStore.init`: it begins every shard anew that no other process has begun since `open`."""
+        """See `AppliedRowStore.init`: it begins every shard anew that no other process has begun since `open`."""
         begun = [shard.init(next_offset, target, beginning) for shard in self._shards]
         return any(begun)
 
@@ -89,11 +89,11 @@ class ShardedRows(Generic[Store]):
             shard.apply(part)
 
     def delete_old_epochs(self) -> int:
-        """See `MarkedRowStore.delete_old_epochs`."""
+        """See `AppliedRowStore.delete_old_epochs`."""
         return sum(shard.delete_old_epochs() for shard in self._shards)
 
     def probe_write(self) -> None:
-        """See `MarkedRowStore.probe_write`: every shard."""
+        """See `AppliedRowStore.probe_write`: every shard."""
         for shard in self._shards:
             shard.probe_write()
 

@@ -67,7 +67,7 @@ def batch(start: int, end: int, amount: int = 1, *, window: int = 7, label: str 
 
 def test_a_new_namespace_begins_an_epoch_at_the_first_offsets(parts: MemoryParts | RedisParts) -> None:
     head = parts.store().open("e1", {"t:0": 10, "t:1": 0})
-    assert (head.epoch, head.marks, head.maxima) == ("e1", {"t:0": 10, "t:1": 0}, {})
+    assert (head.epoch, head.applied, head.maxima) == ("e1", {"t:0": 10, "t:1": 0}, {})
 
 
 def test_an_epoch_that_is_there_stays_and_unknown_sources_are_added(
@@ -75,13 +75,13 @@ def test_an_epoch_that_is_there_stays_and_unknown_sources_are_added(
 ) -> None:
     store.apply(batch(10, 20))
     head = parts.store().open("e2", {"t:0": 0, "t:1": 4})
-    assert (head.epoch, head.marks) == ("e1", {"t:0": 20, "t:1": 4})
+    assert (head.epoch, head.applied) == ("e1", {"t:0": 20, "t:1": 4})
 
 
 def test_counts_offset_and_maxima_move_together(store: Store) -> None:
     assert store.apply(batch(10, 15, 3)) == CounterReply("applied", 15)
     head = store.head()
-    assert (head.marks, head.maxima) == ({"t:0": 15}, {"pane:0": 15})
+    assert (head.applied, head.maxima) == ({"t:0": 15}, {"pane:0": 15})
     assert store.read([7]) == {(7, "x"): {"n": 3, "d": -3}}
 
 
@@ -198,7 +198,7 @@ def test_counts_of_a_topic_that_was_recreated_are_lost(parts: MemoryParts | Redi
     again = parts.store()
     assert not again.bind({"t": "id", "u": "other"})
     head = again.open("e2", {"t:0": 3})
-    assert (head.epoch, head.marks, head.maxima) == ("e2", {"t:0": 3}, {})
+    assert (head.epoch, head.applied, head.maxima) == ("e2", {"t:0": 3}, {})
     assert again.bind({"t": "id", "u": "other"})
     assert again.head() == head
 

@@ -1,4 +1,4 @@
-"""Marked rows in Redis: what they do beyond the suite that rows in memory pass too (`tests/contract/test_rows.py`)."""
+"""Rows in Redis: what they do beyond the suite that rows in memory pass too (`tests/contract/test_rows.py`)."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def in_memory(*updates: RowUpdate) -> list[bytes | None]:
     return memory.read(KEYS)[0]
 
 
-def test_rows_equal_those_of_one_shard_and_every_shard_has_its_marks(live: ShardedRedisRows, client: Any) -> None:
+def test_rows_equal_those_of_one_shard_and_every_shard_has_its_offsets(live: ShardedRedisRows, client: Any) -> None:
     live.check_eviction_policy()
     live.apply(update(0, 100))
     live.apply(update(60, 170))

@@ -13,7 +13,7 @@ from stream_scorer.spec import parse_spec
 from stream_scorer.state.row_format import unpack
 from stream_scorer.state.rows import IDLE_MS, AppliedOffsets, MemoryRowStore, RowStore
 from tests.support.failpoints import Failpoints
-from tests.support.rows import MemoryMarkedRows, MemoryServer
+from tests.support.rows import MemoryAppliedRows, MemoryServer
 from tests.support.tables import labels_from_columns, transactions_from_columns
 
 HOUR, DAY = 3_600_000, 24 * 3_600_000
@@ -85,9 +85,9 @@ def one_event(at: int, number: int, source: SourcePartition, offset: int) -> Eve
     return EventBatch(row, no_labels, [Span(source, offset, offset + 1, at)], zero, zero + offset, none, none)
 
 
-def opened() -> tuple[MemoryServer, MemoryMarkedRows]:
+def opened() -> tuple[MemoryServer, MemoryAppliedRows]:
     server = MemoryServer()
-    store = MemoryMarkedRows(server, [BUSY, QUIET, LABELS], Failpoints(), per_call=10_000, labels_topic="l")
+    store = MemoryAppliedRows(server, [BUSY, QUIET, LABELS], Failpoints(), per_call=10_000, labels_topic="l")
     store.open()
     assert store.init(dict.fromkeys([BUSY, QUIET, LABELS], 0), {})
     return server, store

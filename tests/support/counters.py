@@ -1,4 +1,4 @@
-"""Marked counters in memory: what `stream_scorer.state.counters.CounterStore` does in Redis."""
+"""Counters with applied offsets in memory: what `stream_scorer.state.counters.CounterStore` does in Redis."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class MemoryCounterServer:
         self.lock = threading.Lock()
         self.now_ms = now_ms
         self.epoch = ""
-        self.marks: dict[str, int] = {}
+        self.applied: dict[str, int] = {}
         self.maxima: dict[str, int] = {}
         self.topics: dict[str, str] = {}
         self.epochs: dict[str, _Epoch] = {}
         self.lead: tuple[str, int] = ("", -1)  # who, until when
 
     def lose_head(self) -> None:
-        """Lose epoch, marks and maxima; counts stay behind."""
+        """Lose epoch, applied offsets and maxima; counts stay behind."""
         with self.lock:
             self._lose_head()
 
     def _lose_head(self) -> None:
         self.epoch = ""
-        self.marks.clear()
+        self.applied.clear()
         self.maxima.clear()
         self.topics.clear()
 
@@ -76,34 +76,34 @@ class MemoryCounterStore:
         with self._server.lock:
             self._server.epoch = self._epoch = self._server.epoch or new_epoch
             for source, offset in first.items():
-                self._server.marks.setdefault(source, offset)
+                self._server.applied.setdefault(source, offset)
         return self.head()
 
-    def skip_to(self, source: str, mark: int) -> int:
+    def skip_to(self, source: str, offset: int) -> int:
         """See `CounterStore.skip_to`."""
         with self._server.lock:
-            self._server.marks[source] = max(mark, self._server.marks.get(source, mark))
-            return self._server.marks[source]
+            self._server.applied[source] = max(offset, self._server.applied.get(source, offset))
+            return self._server.applied[source]
 
     def head(self) -> Head:
         """See `CounterStore.head`."""
         with self._server.lock:
-            return Head(self._server.epoch, dict(self._server.marks), dict(self._server.maxima))
+            return Head(self._server.epoch, dict(self._server.applied), dict(self._server.maxima))
 
     def apply(self, batch: Batch) -> CounterReply:
-        """See `CounterStore.apply`. Raises `StateGap` when epoch or mark are gone."""
+        """See `CounterStore.apply`. Raises `StateGap` when epoch or applied offset are gone."""
         with self._server.lock:
-            mark = self._server.marks.get(batch.source)
-            if self._server.epoch != self._epoch or mark is None:
-                raise StateGap(f"the mark of {batch.source} is lost")
-            if mark < batch.start:
-                return CounterReply("gap", mark)
-            if mark >= batch.end:
-                return CounterReply("done", mark)
-            if mark > batch.start:
-                return CounterReply("trim", mark)
+            applied = self._server.applied.get(batch.source)
+            if self._server.epoch != self._epoch or applied is None:
+                raise StateGap(f"the applied offset of {batch.source} is lost")
+            if applied < batch.start:
+                return CounterReply("gap", applied)
+            if applied >= batch.end:
+                return CounterReply("done", applied)
+            if applied > batch.start:
+                return CounterReply("trim", applied)
             self._count(batch)
-            self._server.marks[batch.source] = batch.end
+            self._server.applied[batch.source] = batch.end
             return CounterReply("applied", batch.end)
 
     def _count(self, batch: Batch) -> None:

@@ -20,7 +20,7 @@ from stream_scorer.state.rows import RowUpdate
 from tests.support import kafka_parts
 from tests.support.broker import Entry, MemoryBroker, MemoryLog, MemoryProducers, MemoryReader, MemoryTransaction
 from tests.support.counters import MemoryCounterStore
-from tests.support.rows import MemoryMarkedRows
+from tests.support.rows import MemoryAppliedRows
 
 SUITES = Path(__file__).parents[1] / "contract"
 
@@ -99,29 +99,29 @@ def _one_producer(_next: Callable[..., MemoryTransaction]) -> Callable[..., Memo
 
 
 def _accepts_gaps(apply: Callable[..., None]) -> Callable[..., None]:
-    def wrong(self: MemoryMarkedRows, update: RowUpdate) -> None:
+    def wrong(self: MemoryAppliedRows, update: RowUpdate) -> None:
         for span in update.spans:
-            mark = self._server.applied.get(span.source)
-            if mark is not None and mark[0] < span.start:
-                self._server.applied[span.source] = (span.start, *mark[1:])
+            applied = self._server.applied.get(span.source)
+            if applied is not None and applied[0] < span.start:
+                self._server.applied[span.source] = (span.start, *applied[1:])
         apply(self, update)
 
     return wrong
 
 
 def _applies_again(apply: Callable[..., None]) -> Callable[..., None]:
-    def wrong(self: MemoryMarkedRows, update: RowUpdate) -> None:
+    def wrong(self: MemoryAppliedRows, update: RowUpdate) -> None:
         for span in update.spans:
-            mark = self._server.applied.get(span.source)
-            if mark is not None:
-                self._server.applied[span.source] = (min(mark[0], span.start), *mark[1:])
+            applied = self._server.applied.get(span.source)
+            if applied is not None:
+                self._server.applied[span.source] = (min(applied[0], span.start), *applied[1:])
         apply(self, update)
 
     return wrong
 
 
 def _forgets_rows_seen(read: Callable[..., Any]) -> Callable[..., Any]:
-    def wrong(self: MemoryMarkedRows, keys: Sequence[bytes]) -> Any:
+    def wrong(self: MemoryAppliedRows, keys: Sequence[bytes]) -> Any:
         self._server.seen.clear()
         return read(self, keys)
 
@@ -152,9 +152,9 @@ FAULTS = [
     Fault("a range has one record too many", MemoryLog, "read", "test_transactions.py", _one_more),
     Fault("an abort commits", MemoryTransaction, "abort", "test_transactions.py", _abort_commits),
     Fault("both transactions share a producer", MemoryProducers, "next", "test_transactions.py", _one_producer),
-    Fault("an update after a gap is applied", MemoryMarkedRows, "_apply", "test_rows.py", _accepts_gaps),
-    Fault("an update sent again is applied again", MemoryMarkedRows, "_apply", "test_rows.py", _applies_again),
-    Fault("a lost row reads as never seen", MemoryMarkedRows, "read", "test_rows.py", _forgets_rows_seen),
+    Fault("an update after a gap is applied", MemoryAppliedRows, "_apply", "test_rows.py", _accepts_gaps),
+    Fault("an update sent again is applied again", MemoryAppliedRows, "_apply", "test_rows.py", _applies_again),
+    Fault("a lost row reads as never seen", MemoryAppliedRows, "read", "test_rows.py", _forgets_rows_seen),
     Fault("a batch sent again counts again", MemoryCounterStore, "apply", "test_counters.py", _counts_twice),
     Fault("settling forgets later changes", MemoryCounterStore, "settle", "test_counters.py", _settles_all),
 ]

@@ -9,10 +9,10 @@ import numpy as np
 
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
-from stream_scorer.state.rows import BEGINS, MarkedRowStore, RowUpdate, Sharding
+from stream_scorer.state.rows import BEGINS, AppliedRowStore, RowUpdate, Sharding
 from stream_scorer.state.shards import ShardedRows
 from tests.support.failpoints import Failpoints
-from tests.support.rows import MemoryMarkedRows, MemoryServer
+from tests.support.rows import MemoryAppliedRows, MemoryServer
 
 HOUR = 3_600_000
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
@@ -57,13 +57,13 @@ def both(first: RowUpdate, second: RowUpdate) -> RowUpdate:
 class RowParts(Protocol):
     """One namespace of rows: `store` gives a process of its own access to it, the other methods lose data."""
 
-    def store(self) -> MarkedRowStore: ...
+    def store(self) -> AppliedRowStore: ...
 
     def lose_everything(self) -> None: ...
 
     def lose_epoch(self) -> None: ...
 
-    def lose_mark(self, source: SourcePartition) -> None: ...
+    def lose_applied_offset(self, source: SourcePartition) -> None: ...
 
     def set_back(self, source: SourcePartition, offset: int) -> None: ...
 
@@ -77,8 +77,8 @@ class MemoryRowParts:
         self._sharded = sharded
         self._servers = [MemoryServer() for _ in range(len(SHARDING) if sharded else 1)]
 
-    def store(self) -> MarkedRowStore:
-        parts = [MemoryMarkedRows(server, SOURCES, Failpoints(), per_call=24) for server in self._servers]
+    def store(self) -> AppliedRowStore:
+        parts = [MemoryAppliedRows(server, SOURCES, Failpoints(), per_call=24) for server in self._servers]
         return ShardedRows(parts, SHARDING) if self._sharded else parts[0]
 
     def lose_everything(self) -> None:
@@ -88,7 +88,7 @@ class MemoryRowParts:
     def lose_epoch(self) -> None:
         self._servers[0].epoch = ""
 
-    def lose_mark(self, source: SourcePartition) -> None:
+    def lose_applied_offset(self, source: SourcePartition) -> None:
         del self._servers[0].applied[source]
 
     def set_back(self, source: SourcePartition, offset: int) -> None:
@@ -106,7 +106,7 @@ class RedisRowParts:
         self._client, self._sharded = client, sharded
         client.flushdb()
 
-    def store(self) -> MarkedRowStore:
+    def store(self) -> AppliedRowStore:
         rows = RedisRowStore(self._client, "test", SOURCES, labels_topic="labels", horizon_ms=24 * HOUR)
         return ShardedRedisRows.over(rows, SHARDING) if self._sharded else rows
 
@@ -116,7 +116,7 @@ class RedisRowParts:
     def lose_epoch(self) -> None:
         self._client.delete(self._keys("epoch")[0])
 
-    def lose_mark(self, source: SourcePartition) -> None:
+    def lose_applied_offset(self, source: SourcePartition) -> None:
         self._client.delete(self._keys(f"mark:{source.topic}:{source.partition}")[0])
 
     def set_back(self, source: SourcePartition, offset: int) -> None:

@@ -1,4 +1,4 @@
-"""Marked rows in memory: what Redis and its script do, for processes that may die between any two calls."""
+"""Rows in memory: what Redis and its script do, for processes that may die between any two calls."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class MemoryServer:
             self.rows.pop(key, None)
 
     def holds(self, offsets: Mapping[SourcePartition, int]) -> bool:
-        """Whether the rows hold everything up to `offsets`; a server that lost its marks, unnoticed, is not asked."""
+        """Whether the rows hold everything up to `offsets`; a server that lost them, unnoticed, is not asked."""
         with self.lock:
-            return not self.applied or all(mark >= offsets.get(s, 0) for s, (mark, _, _) in self.applied.items())
+            return not self.applied or all(offset >= offsets.get(s, 0) for s, (offset, _, _) in self.applied.items())
 
     def new_epoch_name(self) -> str:
         """A name never used before."""
@@ -66,8 +66,8 @@ class MemoryServer:
         return f"epoch-{self._inits}"
 
 
-class MemoryMarkedRows:
-    """`MarkedRowStore` on a `MemoryServer`; `per_call` is how many entries go into one atomic step."""
+class MemoryAppliedRows:
+    """`AppliedRowStore` on a `MemoryServer`; `per_call` is how many entries go into one atomic step."""
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class MemoryMarkedRows:
         return self._epoch
 
     def open(self) -> AppliedOffsets | None:
-        """See `MarkedRowStore.open`."""
+        """See `AppliedRowStore.open`."""
         self._life.point("open")
         with self._server.lock:
             self._epoch = self._server.epoch
             self._acknowledged.clear()
             if not self._epoch or any(source not in self._server.applied for source in self._sources):
                 return None
-            applied = self._marks()
+            applied = self._applied_offsets()
         self._acknowledged = dict(applied.next_offset)
         return applied
 
@@ -107,7 +107,7 @@ class MemoryMarkedRows:
         target: dict[SourcePartition, int],
         beginning: Beginning = Beginning(),
     ) -> bool:
-        """See `MarkedRowStore.init`."""
+        """See `AppliedRowStore.init`."""
         self._life.point("open")
         self._acknowledged.clear()
         with self._server.lock:
@@ -128,8 +128,8 @@ class MemoryMarkedRows:
         with self._server.lock:
             self._require_epoch()
             if any(source not in self._server.applied for source in self._sources):
-                raise StateGap("a mark is lost")
-            rows, applied = [self._server.rows.get(key) for key in keys], self._marks()
+                raise StateGap("an applied offset is lost")
+            rows, applied = [self._server.rows.get(key) for key in keys], self._applied_offsets()
             lost = [key for key, row in zip(keys, rows, strict=True) if row is None and key in self._server.seen]
             if lost:
                 self._server.epoch = ""
@@ -151,12 +151,12 @@ class MemoryMarkedRows:
             self._life.point("applied")
 
     def probe_write(self) -> None:
-        """See `MarkedRowStore.probe_write`."""
+        """See `AppliedRowStore.probe_write`."""
         self._life.point("open")
         self._server.on_probe()
 
     def delete_old_epochs(self) -> int:
-        """See `MarkedRowStore.delete_old_epochs`: nothing is left behind here."""
+        """See `AppliedRowStore.delete_old_epochs`: nothing is left behind here."""
         return 0
 
     def _apply(self, update: RowUpdate) -> None:
@@ -164,12 +164,12 @@ class MemoryMarkedRows:
         self._require_epoch()
         at = []
         for span in update.spans:
-            mark = server.applied.get(span.source)
-            if mark is None or mark[0] < span.start:
+            applied = server.applied.get(span.source)
+            if applied is None or applied[0] < span.start:
                 raise StateGap("a gap before the update")
-            at.append(mark[0])
+            at.append(applied[0])
         keep = update.offset >= np.array(at, np.int64)[update.span_of]
-        server.late += any(mark > span.start for mark, span in zip(at, update.spans, strict=True))
+        server.late += any(offset > span.start for offset, span in zip(at, update.spans, strict=True))
         for key, fold in update.compactions.items():
             if key in server.rows:
                 server.rows[key] = fold.apply(server.rows[key])
@@ -186,14 +186,14 @@ class MemoryMarkedRows:
             if new:
                 server.rows[key] = server.rows.get(key, b"") + new
         for span in update.spans:
-            mark = server.applied[span.source]
-            server.applied[span.source] = (max(span.stop, mark[0]), max(span.watermark, mark[1]), mark[2])
+            applied = server.applied[span.source]
+            server.applied[span.source] = (max(span.stop, applied[0]), max(span.watermark, applied[1]), applied[2])
 
     def _require_epoch(self) -> None:
         if self._server.epoch != self._epoch:
             raise StateGap("another epoch")
 
-    def _marks(self) -> AppliedOffsets:
+    def _applied_offsets(self) -> AppliedOffsets:
         applied = self._server.applied
         offsets, watermarks, targets = ({s: applied[s][i] for s in self._sources} for i in range(3))
         return AppliedOffsets(

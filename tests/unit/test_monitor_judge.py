@@ -312,7 +312,7 @@ def _labelled(monitor: Monitor, hour: int) -> None:
         (hour + 6) * HOUR, 6 * HOUR, "cards", card_group=3,
     )  # fmt: skip
     count_outcome(cells, outcome, frozenset({"analyst"}), RULES.horizon_ms)
-    start = monitor.store.open("e", {"outcomes:0": 0}).marks["outcomes:0"]
+    start = monitor.store.open("e", {"outcomes:0": 0}).applied["outcomes:0"]
     assert monitor.store.apply(Batch("outcomes:0", start, start + 1, cells, {})).status == "applied"
 
 

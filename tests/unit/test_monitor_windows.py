@@ -201,7 +201,7 @@ def test_a_record_that_was_lost_after_its_fetch_is_not_skipped() -> None:
     value = msgspec.json.encode(outcome("fraud"))
     tallier.apply(0, [Linked(0, 0, value)])
     tallier.apply(0, [Linked(2, 2, value)])  # the one at 1 is lost
-    assert store.head().marks == {"outcomes:0": 1} and tallier.counted(0) == 1
+    assert store.head().applied == {"outcomes:0": 1} and tallier.counted(0) == 1
     stuck, place = Stuck(), TP("outcomes", 0)
     assert stuck.check({place: 3}, {place: 1}, 0.0) is None
     assert stuck.check({place: 3}, {place: 1}, STUCK_S) is None
@@ -247,7 +247,7 @@ def test_the_first_record_after_deleted_ones_marks_what_is_lost(cut: dict[int, i
     values = [msgspec.json.encode(summary(pane)) for pane in (PANE, later)]
     tallier.apply(0, [Linked(7, 7, values[0]), Linked(8, 8, values[1])])
     assert store.head().maxima.get(LOST_BEFORE) == lost
-    assert store.head().marks == {"score-summaries:0": 9}
+    assert store.head().applied == {"score-summaries:0": 9}
 
 
 @pytest.mark.parametrize(("cut", "lost"), [({}, None), ({0: 7}, PANE.pane)])
@@ -262,16 +262,16 @@ def test_applied_offsets_pass_final_markers(cut: dict[int, int], lost: int | Non
     assert links.reached() == {place: (7, 9)}
     for _ in range(2):
         tallier.pass_markers(0, *links.reached()[place])
-        assert store.head().marks == {"score-summaries:0": 9} and tallier.counted(0) == 9
+        assert store.head().applied == {"score-summaries:0": 9} and tallier.counted(0) == 9
     assert store.head().maxima == ({"cut:score-summaries:0": 9} if cut else {})
     (previous,) = fetch(links, 9, 12, 9)
     assert links.reached() == {place: (10, 12)}
     tallier.pass_markers(0, 10, 12)  # a record below is not counted yet
-    assert store.head().marks == {"score-summaries:0": 9}
+    assert store.head().applied == {"score-summaries:0": 9}
     tallier.apply(0, [Linked(previous, 9, msgspec.json.encode(summary(PANE)))])
     assert store.head().maxima.get(LOST_BEFORE) == lost
     tallier.pass_markers(0, 10, 12)
-    assert store.head().marks == {"score-summaries:0": 12}
+    assert store.head().applied == {"score-summaries:0": 12}
     assert sum(counts["n"] for counts in store.read([PANE.pane]).values()) == 10
 
 
@@ -316,12 +316,12 @@ def test_final_markers_are_passed_once_a_partition_is_silent(tmp_path: Path) -> 
         await running.start(first=3, end=5)
         running.app.faust = SimpleNamespace(consumer=SimpleNamespace(reached={place: (3, 4)}), rebalancing=False)  # type: ignore[assignment]
         await running.app._pass_markers()
-        assert store.head().marks == {"outcomes:0": 3}
+        assert store.head().applied == {"outcomes:0": 3}
         running.app.faust.consumer.reached = {place: (3, 5)}  # type: ignore[union-attr]
         await running.app._pass_markers()
-        assert store.head().marks == {"outcomes:0": 3}
+        assert store.head().applied == {"outcomes:0": 3}
         await running.app._pass_markers()
-        assert store.head().marks == {"outcomes:0": 5}
+        assert store.head().applied == {"outcomes:0": 5}
         again = Running(store, tmp_path, 5)
         assert await again.start(first=3, end=6) == 5
         again.app._talliers["outcomes"].apply(0, [Linked(5, 5, msgspec.json.encode(outcome("fraud")))])

@@ -19,7 +19,7 @@ from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec import parse_spec
 from stream_scorer.state.rows import Beginning, RowUpdate
 from tests.support.failpoints import Failpoints
-from tests.support.rows import MemoryMarkedRows, MemoryServer
+from tests.support.rows import MemoryAppliedRows, MemoryServer
 
 SOURCE = SourcePartition("transactions", 0)
 NOW, DAY_MS = 1_736_157_600_000, 86_400_000
@@ -43,7 +43,7 @@ class _Group:
 
     def __init__(self, server: MemoryServer, offset: int) -> None:
         self.offset = offset
-        self._other = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10)
+        self._other = MemoryAppliedRows(server, [SOURCE], Failpoints(), per_call=10)
         assert self._other.open() is not None
 
     def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
@@ -61,7 +61,7 @@ class _Group:
         return 0, 100
 
 
-class _Store(MemoryMarkedRows):
+class _Store(MemoryAppliedRows):
     group: _Group
 
     def open(self):  # type: ignore[no-untyped-def]
@@ -70,11 +70,11 @@ class _Store(MemoryMarkedRows):
         return applied
 
 
-def _begun(mark: int) -> MemoryServer:
+def _begun(applied: int) -> MemoryServer:
     server = MemoryServer()
-    store = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10)
+    store = MemoryAppliedRows(server, [SOURCE], Failpoints(), per_call=10)
     store.open()
-    store.init({SOURCE: mark}, {})
+    store.init({SOURCE: applied}, {})
     return server
 
 
@@ -92,9 +92,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_UP_EVERY_S", 0.001)
 
 
-def _with_records() -> MemoryMarkedRows:
+def _with_records() -> MemoryAppliedRows:
     """Rows that have the records up to offset 10."""
-    store = MemoryMarkedRows(_begun(8), [SOURCE], Failpoints(), per_call=10)
+    store = MemoryAppliedRows(_begun(8), [SOURCE], Failpoints(), per_call=10)
     assert store.open() is not None
     update = RowUpdate.nothing()
     update.spans = [Span(SOURCE, 8, 10, NOW)]
@@ -149,7 +149,7 @@ def test_nothing_is_scored_or_committed_from_old_offsets(answer: int | None, sta
 
 
 def test_a_new_group_begins_at_once_although_another_scorer_has_begun_its_rows() -> None:
-    store = MemoryMarkedRows(_begun(0), [SOURCE], Failpoints(), per_call=10)
+    store = MemoryAppliedRows(_begun(0), [SOURCE], Failpoints(), per_call=10)
     reader = _Loading(None)
     points = starting_points(reader, store, [SOURCE], [SOURCE], "latest")  # type: ignore[arg-type]
     assert (points.score_from, reader.commits) == ({SOURCE: 100}, [{SOURCE: 100}])
@@ -167,7 +167,7 @@ class _Alone:
 
 def test_a_partition_added_at_run_time_is_told() -> None:
     added = SourcePartition("transactions", 1)
-    store = MemoryMarkedRows(_begun(5), [SOURCE], Failpoints(), per_call=10)
+    store = MemoryAppliedRows(_begun(5), [SOURCE], Failpoints(), per_call=10)
     with pytest.raises(UsageError, match=r"transactions\[1\] was added"):
         starting_points(_Alone(), store, [SOURCE, added], [SOURCE], "earliest")  # type: ignore[arg-type]
 
@@ -223,7 +223,7 @@ def test_a_partition_of_which_nothing_is_left_begins_where_retention_may_have_de
 
 def test_rows_that_are_begun_anew_keep_where_the_log_begins() -> None:
     server = MemoryServer()
-    store = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10)
+    store = MemoryAppliedRows(server, [SOURCE], Failpoints(), per_call=10)
     starting_points(_Alone(), store, [SOURCE], [SOURCE], "earliest", find_beginning=lambda: Beginning(7, 0))  # type: ignore[arg-type]
     applied = store.open()
     assert applied is not None
@@ -233,7 +233,7 @@ def test_rows_that_are_begun_anew_keep_where_the_log_begins() -> None:
 @pytest.mark.parametrize("target", [0, 5])
 def test_rows_that_lack_deleted_records_are_begun_anew_from_what_is_left(target: int) -> None:
     server = MemoryServer()
-    store = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10)
+    store = MemoryAppliedRows(server, [SOURCE], Failpoints(), per_call=10)
     store.open()
     store.init({SOURCE: 0}, {SOURCE: target})  # behind, or being rebuilt; by now the log begins at 2
     log: dict[str, Any] = {"reader": _Alone(), "find_beginning": lambda: Beginning(7, 0)}
@@ -275,7 +275,7 @@ def test_a_rebuild_is_not_complete_before_it_holds_what_other_scorers_had_commit
     answers: list[tuple[int | None, int | None]], applied: int | None, wanted: int
 ) -> None:
     server = MemoryServer()
-    store = MemoryMarkedRows(server, ALL, Failpoints(), per_call=10)
+    store = MemoryAppliedRows(server, ALL, Failpoints(), per_call=10)
     if applied is not None:  # the rows lack a record that is deleted
         store.open()
         store.init({SOURCE: 0, OTHER: 8, THIRD: applied}, {})
@@ -287,7 +287,7 @@ def test_a_rebuild_is_not_complete_before_it_holds_what_other_scorers_had_commit
 
 
 def test_no_rebuild_begins_while_the_broker_reports_an_offset_that_was_higher_before() -> None:
-    store = MemoryMarkedRows(MemoryServer(), ALL, Failpoints(), per_call=10)
+    store = MemoryAppliedRows(MemoryServer(), ALL, Failpoints(), per_call=10)
     with pytest.raises(OffsetsBehind, match=r"transactions\[1\] than before"):
         starting_points(_Group3((3, 1)), store, [SOURCE], ALL, "earliest", scored={OTHER: 8})  # type: ignore[arg-type]
     assert store.open() is None
@@ -327,7 +327,7 @@ class _Expired(_Alone):
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 def test_a_group_whose_offsets_have_expired_neither_skips_records_nor_scores_them_again(start: StartPolicy) -> None:
     server = _begun(0)
-    store, group = MemoryMarkedRows(server, [SOURCE], Failpoints(), per_call=10), _Expired()
+    store, group = MemoryAppliedRows(server, [SOURCE], Failpoints(), per_call=10), _Expired()
     log: dict[str, Any] = {"reader": group, "sources": [SOURCE], "inputs": [SOURCE], "start": start}
     starting_points(store=store, **log)  # another scorer has begun the rows, but none has scored this partition
     assert group.begun == {SOURCE: 2 if start == "earliest" else 100}
@@ -377,7 +377,7 @@ class _Recreated(_Loading):
 def test_after_labels_were_created_again_rows_are_rebuilt_and_transactions_go_on(start: StartPolicy) -> None:
     labels, reader = SourcePartition("labels", 0), _Recreated(None)
     both = [SOURCE, labels]
-    store = MemoryMarkedRows(MemoryServer(), both, Failpoints(), per_call=10)  # the namespace of the new topic
+    store = MemoryAppliedRows(MemoryServer(), both, Failpoints(), per_call=10)  # the namespace of the new topic
     points = starting_points(reader, store, both, both, start)  # type: ignore[arg-type]
     begins = 0 if start == "earliest" else 100
     assert (points.score_from, reader.commits) == ({SOURCE: 60, labels: begins}, [{labels: begins}])
