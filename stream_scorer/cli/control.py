@@ -458,8 +458,9 @@ def weights(
     with tempfile.TemporaryDirectory(prefix="stream-scorer-") as made:
         out = Path(made) / "ensemble"
         manifest = reweigh(folder, wanted, out, time.time_ns() // 1_000_000)
-        name, new = parse_reference(reference).name, str(out)
-        if name:
+        parsed, new = parse_reference(reference), str(out)
+        if parsed.registered:
+            name = parsed.name
             text = ", ".join(f"{member}={weight:g}" for member, weight in wanted.items())
             tags = {"stream_scorer.weights_of": f"{name}:{number}", "stream_scorer.weights": text}
             new = f"{name}:{register(out, name, settings['mlflow.url'], tags=tags)}"
@@ -505,6 +506,8 @@ def recover(settings: Settings, name: str, reference: str | None, why: str, who:
     from stream_scorer.records import ServingState
 
     found = None if reference is None else _find(settings, reference)
+    if found is not None and found.name != name:
+        raise UsageError(f"{reference} is a version of {found.name}, not of {name}")
     with _open_console(settings) as console:
         if name in console.read().states:
             raise UsageError(f"the topic control has the state of {name!r}: there is nothing to recover")
@@ -513,11 +516,14 @@ def recover(settings: Settings, name: str, reference: str | None, why: str, who:
             state = newest_state(log, name)
         finally:
             log.close()
-        if found is not None:
-            before = 0 if state is None else state.recoveries
-            state = ServingState(
-                ensemble=name, control_offset=0, champion=found.version, recoveries=before, who=who, why=why, at=0
+        if found is not None and state is not None:
+            raise UsageError(
+                f"a state of {name} is recorded, in which {_short(state.champion)} serves: --from would lose its last "
+                "good version, its retired versions, its disabled members and its hold",
+                hint=f"Leave out --from. If another version is to serve, promote it afterwards: {reference}.",
             )
+        if found is not None:
+            state = ServingState(ensemble=name, control_offset=0, champion=found.version, who=who, why=why, at=0)
         if state is None:
             raise UsageError(f"no state of {name!r} is recorded", hint="Give the version with --from name:version.")
         console.submit(name, "recover", who, why, wait_s, state=state)
@@ -641,10 +647,43 @@ def stop(settings: Settings, name: str, version: str, why: str, who: str, wait_s
 @_command("retire")
 @click.argument("reference")
 def retire(settings: Settings, reference: str, why: str, who: str, wait_s: float) -> None:
-    """Exclude REFERENCE from serving permanently. It must not serve now."""
-    found = _find(settings, reference)
+    """Exclude REFERENCE from serving permanently. It must not serve now.
+
+    Its files need not be readable. A version of a folder is NAME:local-…, as `status` shows it.
+    """
     with _open_console(settings) as console:
-        console.submit(found.name, "retire", who, why, wait_s, version=found.version)
+        name, version = _find_to_retire(settings, console.read(), reference)
+        console.submit(name, "retire", who, why, wait_s, version=version)
+
+
+def _find_to_retire(settings: Settings, history: History, reference: str) -> tuple[str, ServedVersion]:
+    """The name and version of `reference`. Its files are not loaded: they may be damaged, or gone.
+
+    A version in play is known by the state. Any other is looked up, or else known by the last command about it.
+    """
+    from stream_scorer.control.state import versions_of
+    from stream_scorer.ensemble.manifest import read_manifest
+    from stream_scorer.ensemble.registry import identify, parse_reference
+    from stream_scorer.records import ServedVersion
+
+    parsed = parse_reference(reference)
+    state = history.states.get(parsed.name)
+    for version in [] if state is None else versions_of(state):
+        if version.version == parsed.version:
+            return parsed.name, version
+    try:
+        found = identify(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+    except StreamScorerError as error:
+        commands = [entry.command for entry in reversed(history.entries) if entry.command and not entry.refused]
+        for command in commands:
+            if command.version and (command.ensemble, command.version.version) == (parsed.name, parsed.version):
+                return parsed.name, command.version
+        if parsed.folder is not None:
+            hint = "`stream-scorer ensemble status` shows its version: retire NAME:local-…, which needs no folder."
+            raise UsageError(error.message, hint=hint) from None
+        raise
+    name = parsed.name if parsed.folder is None else read_manifest(parsed.folder).name
+    return name, ServedVersion(*found)
 
 
 @_command("disable")

@@ -142,10 +142,10 @@ def _champion(settings: Settings, champion: str | None, candidate: str) -> Ensem
     from stream_scorer.ensemble.registry import parse_reference
 
     if champion is None:
-        name = parse_reference(candidate).name
-        if not name:
+        parsed = parse_reference(candidate)
+        if not parsed.registered:
             return None
-        champion = f"{name}@{CHAMPION}"
+        champion = f"{parsed.name}@{CHAMPION}"
     return load_version(settings, champion)
 
 

@@ -4,7 +4,8 @@ MLflow serves as a registry and a file store, never as a loader: nothing that it
 checked against its digest in the manifest. mlflow is imported inside functions, so that a scorer that starts from a
 folder does not load it.
 
-A reference is a folder (``champion``, ``./champion``, ``/srv/champion``), ``name@alias`` or ``name:version``.
+A reference is a folder (``champion``, ``./champion``, ``/srv/champion``), ``name@alias`` or ``name:version``. The
+version of an ensemble that is not registered is ``local-`` and the first digits of its manifest's digest.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from stream_scorer.ensemble.manifest import (
     manifest_digest,
     read_bounded,
     read_manifest,
+    sha256_hex,
 )
 from stream_scorer.errors import AccessDenied, ArtifactError, RegistryUnavailable, SettingsError
 from stream_scorer.observability.scrub import scrub
@@ -68,6 +70,7 @@ _PAGE = 1_000
 # Prefix of the versions of ensembles that are not registered.
 LOCAL = "local-"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_VERSION = re.compile(r"^([0-9]+|local-[0-9a-f]{12})\Z")
 
 _log = logging.getLogger(__name__)
 _environment_lock = threading.Lock()
@@ -85,6 +88,11 @@ class Reference:
     name: str = ""
     alias: str = ""
     version: str = ""
+
+    @property
+    def registered(self) -> bool:
+        """Whether it refers to a version in the registry."""
+        return self.folder is None and not self.version.startswith(LOCAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +140,7 @@ def _parse_registered(text: str) -> Reference | None:
     if at and _NAME.match(name) and _NAME.match(alias):
         return Reference(text, name=name, alias=alias)
     name, colon, version = text.partition(":")
-    if colon and _NAME.match(name) and version.isascii() and version.isdigit():
+    if colon and _NAME.match(name) and _VERSION.match(version):
         return Reference(text, name=name, version=version)
     return None
 
@@ -198,11 +206,9 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path, *, stale_
     parsed = parse_reference(reference)
     if parsed.folder is not None:
         return parsed.folder, local_version(manifest_digest(read_manifest(parsed.folder)))
-    if not tracking_uri:
-        raise SettingsError(
-            f"{reference} is in the registry, but no registry is set", hint="Give --mlflow, or the path of a folder."
-        )
-    cache = EnsembleCache(cache_dir)
+    if not parsed.registered:
+        return _find_local(parsed, cache_dir), parsed.version
+    tracking_uri, cache = _require_registry(reference, tracking_uri), EnsembleCache(cache_dir)
     try:
         with connected(tracking_uri) as client:
             found = _find(client, parsed)
@@ -210,14 +216,36 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path, *, stale_
                 lambda file: _download(client, tracking_uri, found, file), found.tags.get(DIGEST_TAG)
             )
     except RegistryUnavailable as error:
-        if parsed.alias and not stale_alias:
-            raise RegistryUnavailable(
-                f"{error.message}: it is not known which version {reference} is now",
-                hint=f"Name the version ({parsed.name}:7): it may be in the cache.",
-            ) from error
+        if not stale_alias:
+            _require_version(parsed, error)
         return _from_cache(cache, parsed, tracking_uri, error)
     cache.save_resolution(Resolution(reference, str(tracking_uri), str(found.version), digest))
     return path, str(found.version)
+
+
+def identify(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[str, str]:
+    """The version of `reference` and the digest of its manifest, without its members, which may be damaged.
+
+    Raises:
+        ArtifactError, SettingsError: see `resolve`.
+        RegistryUnavailable: the registry does not answer, and `reference` is an alias or not in the cache.
+    """
+    parsed = parse_reference(reference)
+    if not parsed.registered:
+        folder, version = resolve(reference, tracking_uri, cache_dir)
+        return version, manifest_digest(read_manifest(folder))
+    tracking_uri, cache = _require_registry(reference, tracking_uri), EnsembleCache(cache_dir)
+    try:
+        with connected(tracking_uri) as client:
+            found = _find(client, parsed)
+            digest = found.tags.get(DIGEST_TAG) or sha256_hex(_download(client, tracking_uri, found, MANIFEST_FILE))
+            return str(found.version), digest
+    except RegistryUnavailable as error:
+        _require_version(parsed, error)
+        known = cache.load_resolution(reference, tracking_uri)
+        if known is None:
+            raise
+        return known.version, known.manifest_sha256
 
 
 def fetch(name: str, version: str, manifest_sha256: str, tracking_uri: str | None, cache_dir: Path) -> Path:
@@ -316,6 +344,37 @@ def list_versions(tracking_uri: str, name: str = "") -> list[RegisteredVersion]:
         for each in found
     ]
     return sorted(versions, key=lambda entry: (entry.name, -int(entry.version)))
+
+
+def _require_registry(reference: str, tracking_uri: str | None) -> str:
+    if not tracking_uri:
+        raise SettingsError(
+            f"{reference} is in the registry, but no registry is set", hint="Give --mlflow, or the path of a folder."
+        )
+    return tracking_uri
+
+
+def _require_version(parsed: Reference, error: RegistryUnavailable) -> None:
+    """Raise `RegistryUnavailable` for an alias: it may have moved since it was resolved."""
+    if parsed.alias:
+        raise RegistryUnavailable(
+            f"{error.message}: it is not known which version {parsed.text} is now",
+            hint=f"Name the version ({parsed.name}:7): it may be in the cache.",
+        ) from error
+
+
+def _find_local(parsed: Reference, cache_dir: Path) -> Path:
+    """The cached folder of a version that is not registered. Raises `ArtifactError`."""
+    cached = EnsembleCache(cache_dir).find_head(parsed.version.removeprefix(LOCAL))
+    name = None if cached is None else read_manifest(cached).name
+    if cached is not None and name == parsed.name:
+        return cached
+    if cached is not None:
+        raise ArtifactError(f"{parsed.version} is a version of {name}, not of {parsed.name}")
+    raise ArtifactError(
+        f"{parsed.text} was served from a folder and is not in the cache {cache_dir}",
+        hint="Give the folder, or --cache of a scorer.",
+    )
 
 
 def _from_cache(

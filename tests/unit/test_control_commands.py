@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,6 +115,65 @@ def test_after_control_was_created_again_only_recover_is_accepted(console: Conso
     assert after.recoveries == 1
     assert console.run("rollback", "cards") == 0
     assert console.state.champion == ONE
+
+
+def test_recover_from_a_version_is_for_this_ensemble_and_only_without_a_recorded_state(
+    console: Console, tmp_path: Path
+) -> None:
+    compose(tmp_path / "e")
+    console.control.append(MARKER)  # its beginning is lost
+    assert console.run("recover", "wires", "--from", str(tmp_path / "e")) == 2
+    assert "is a version of cards, not of wires" in console.error
+    console.topics["serving-state"].append(
+        msgspec.json.encode(
+            ServingState(
+                ensemble="cards", control_offset=3, champion=ONE, who="ann", why="so", at=1, retired=["2" * 64]
+            )
+        )
+    )
+    assert console.run("recover", "cards", "--from", str(tmp_path / "e")) == 2
+    assert "a state of cards is recorded, in which 1 (111111111111) serves" in console.error
+    assert "retired" in console.error
+    assert console.control == [MARKER]
+    console.topics["serving-state"].clear()
+    assert console.run("recover", "cards", "--from", str(tmp_path / "e")) == 0
+    assert console.state.champion.version.startswith("local-")
+
+
+def test_a_version_is_retired_although_its_files_are_damaged_or_gone(console: Console, tmp_path: Path) -> None:
+    made = {name: make(console, tmp_path / name, bias) for name, bias in (("a", -1.0), ("b", -2.0), ("c", -3.0))}
+    console.say("promote", version=made["a"].served)
+    console.say("canary", version=made["b"].served, share=0.1)
+    # In play, and the folder is gone.
+    shutil.rmtree(console.cache)
+    shutil.rmtree(tmp_path / "b")
+    assert console.run("retire", str(tmp_path / "b")) == 2
+    assert "retire NAME:local-" in console.hint
+    assert console.run("retire", f"cards:{made['b'].served.version}") == 0, console.error
+    # Not in play, and a member is damaged.
+    (tmp_path / "c" / "one.json").write_bytes(b"{}")
+    assert console.run("retire", str(tmp_path / "c")) == 0, console.error
+    # Not in play and gone, but a command named it; and one that was never heard of.
+    console.say("shadow", version=TWO)
+    console.say("stop", version=TWO)
+    assert console.run("retire", "cards:2") == 0, console.error
+    assert console.run("retire", "cards:local-0123456789ab") != 0
+    assert "not in the cache" in console.error
+    assert console.state.retired == [made["b"].served.manifest_sha256, made["c"].served.manifest_sha256, "2" * 64]
+
+
+def test_a_version_of_a_folder_can_be_named_after_the_folder_is_gone(console: Console, tmp_path: Path) -> None:
+    first, second = make(console, tmp_path / "a", -1.0), make(console, tmp_path / "b", -2.0)
+    console.say("promote", version=first.served)
+    shutil.rmtree(tmp_path / "b")
+    assert console.run("shadow", f"cards:{second.served.version}") == 0, console.error
+    assert console.state.shadows == [second.served]
+    assert console.run("promote", f"wires:{second.served.version}") == 2
+    assert "is a version of cards, not of wires" in console.error
+    # Other weights of it are not registered either.
+    assert console.run("weights", f"cards:{second.served.version}", "one=0.4") == 0, console.error
+    assert console.state.champion.version.startswith("local-")
+    assert console.run("promote", f"cards:{second.served.version}") == 0, console.error
 
 
 def test_an_ensemble_that_never_served_needs_no_recovery(console: Console, tmp_path: Path) -> None:

@@ -32,7 +32,12 @@ def test_an_absolute_path_is_a_folder(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "alias", "version"), [("cards@champion", "cards", "champion", ""), ("cards:7", "cards", "", "7")]
+    ("text", "name", "alias", "version"),
+    [
+        ("cards@champion", "cards", "champion", ""),
+        ("cards:7", "cards", "", "7"),
+        ("cards:local-0123456789ab", "cards", "", "local-0123456789ab"),
+    ],
 )
 def test_a_registered_reference_has_an_alias_or_a_version(text: str, name: str, alias: str, version: str) -> None:
     parsed = parse_reference(text)
@@ -54,7 +59,7 @@ def test_a_folder_with_a_manifest_wins_over_a_registered_name_and_is_logged(
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("text", ["ens", "cards@", "@champion", "cards:", "cards:seven", "cards@a@b", ""])
+@pytest.mark.parametrize("text", ["ens", "cards@", "@champion", "cards:", "cards:seven", "cards:local-7", "c@a@b", ""])
 def test_any_other_text_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(ArtifactError, match="is not an ensemble") as caught:
         parse_reference(text)
