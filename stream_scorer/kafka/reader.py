@@ -202,10 +202,15 @@ class InputReader:
         self._consumer.assign([TopicPartition(s.topic, s.partition, o) for s, o in self._position.items()])
 
     def lag(self) -> int:
-        """Records not yet read, over the owned partitions, according to the last fetches."""
+        """Records not yet read, over the owned partitions, according to the last fetches.
+
+        Markers of transactions and aborted records count until they have been at the end for half a minute.
+        """
         behind = 0
         for source, position in self._position.items():
-            behind += max(0, self._known_end(source) - position)
+            fetched = self._fetched[source]
+            end = fetched if self._stalls.at_end(source, fetched) else self._known_end(source)
+            behind += max(0, end - position)
         return behind
 
     def close(self) -> None:

@@ -95,6 +95,8 @@ class StallWatch:
         self._next_at = clock() + look_s
         # By partition, the offsets fetched and known at the last look.
         self._before: dict[SourcePartition, tuple[int, int]] = {}
+        # The same, of partitions that the client has fetched to their end.
+        self._at_end: dict[SourcePartition, tuple[int, int]] = {}
         self._drained = False
 
     def note_drained(self) -> None:
@@ -113,7 +115,16 @@ class StallWatch:
         still = [source for source, at in now.items() if self._drained and self._before.get(source) == at]
         ends = self._ends.answers()
         found = [source for source in still if ends.get(source, -1) > max(now[source])]
+        ended = {source for source in still if source in ends and source not in found}
+        self._at_end = {s: at for s, at in now.items() if s in ended or self._at_end.get(s) == at}
         self._ends.ask(still)
         self._before, self._drained = now, False
         self._next_at = self._clock() + self._look_s
         return found
+
+    def at_end(self, source: SourcePartition, fetched: int) -> bool:
+        """Whether no record follows `fetched`: only transaction markers, or records of aborted or open transactions.
+
+        The client does not report such offsets. So this is False until the partition has stood still for some looks.
+        """
+        return self._at_end.get(source) == (fetched, self._known(source))

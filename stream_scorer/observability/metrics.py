@@ -85,7 +85,11 @@ EXPIRE_REFUSED = Metric(
     "stream_scorer_expire_refused",
     "1 if the last pass deleted nothing because it would have deleted most rows.",
 )
-LAG = Metric("gauge", "stream_scorer_lag_records", "Unread input records of the owned partitions.")
+LAG = Metric(
+    "gauge",
+    "stream_scorer_lag_records",
+    "Unread input records of the owned partitions; markers of transactions count for half a minute.",
+)
 PARTITIONS = Metric("gauge", "stream_scorer_partitions", "Owned input partitions.")
 BATCH_RECORDS = Metric("histogram", "stream_scorer_batch_records", "Records in a micro-batch.", (), _RECORDS)
 STAGE_SECONDS = Metric(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from confluent_kafka import Producer
 
 from stream_scorer.errors import LogTruncated
 from stream_scorer.kafka.reader import REBALANCE_TIMEOUT_MS, InputReader
+from stream_scorer.kafka.stall import Ends, StallWatch
 from stream_scorer.pipeline.committer import COMMIT_DEADLINE_S
 from stream_scorer.positions import SourcePartition
 
@@ -61,6 +64,20 @@ def test_a_reader_that_does_not_read_yet_takes_no_partition_from_those_that_do(m
     assert sorted(working.owned) == everything
     read_until([working, starting], lambda: bool(starting.owned and working.owned), 60.0)
     assert sorted(working.owned + starting.owned) == everything
+
+
+def test_the_lag_counts_no_markers_of_transactions(make_reader: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = {SourcePartition("in", 0): 2}  # one record, one marker
+    ends = SimpleNamespace(ask=lambda _sources: None, answers=lambda: end)
+    reader = make_reader("one")
+    monkeypatch.setattr(reader, "_known_end", lambda source: end.get(source, 0))
+    reader._stalls = StallWatch(reader._known_end, cast(Ends, ends), look_s=0.05)
+    read_until([reader], lambda: bool(reader.owned), 60.0)
+    assert reader.lag() in (1, 2)
+    read_until([reader], lambda: reader.lag() == 0, 10.0)
+    assert reader.lag() == 0
+    end[SourcePartition("in", 0)] = 5
+    assert reader.lag() == 4
 
 
 def test_a_scorer_that_waits_for_a_commit_keeps_its_partitions() -> None:

@@ -49,6 +49,27 @@ def test_a_partition_that_has_had_more_since_the_last_look_is_stalled() -> None:
     assert set(broker.asked) == {A, B}
 
 
+def test_what_stands_still_before_markers_is_read_up_to_its_end() -> None:
+    broker = Broker()
+    broker.known.update({A: 8, B: 8})  # with markers or aborted records; the broker does not say where B ends
+    broker.ends = {A: 8}
+    assert [broker.look(), broker.watch.at_end(A, 5), broker.look(), broker.watch.at_end(A, 5)] == [
+        [],
+        False,
+        [],
+        False,
+    ]
+    assert broker.look() == []
+    assert [broker.watch.at_end(source, 5) for source in (A, B)] == [True, False]
+    broker.look(drained=False)
+    assert (broker.watch.at_end(A, 5), broker.watch.at_end(A, 4)) == (True, False)
+    broker.known[A] = 9  # more has come
+    assert not broker.watch.at_end(A, 5)
+    broker.look()
+    broker.known[A] = 8
+    assert not broker.watch.at_end(A, 5)
+
+
 def test_between_looks_the_broker_is_not_asked() -> None:
     broker = Broker()
     broker.look()
