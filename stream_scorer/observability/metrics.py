@@ -83,7 +83,7 @@ EXPIRED = Metric(
 EXPIRE_REFUSED = Metric(
     "gauge",
     "stream_scorer_expire_refused",
-    "1 if the last pass deleted nothing because it would have deleted most rows.",
+    "1 if the last pass of the group deleted nothing because it would have deleted most rows.",
 )
 LAG = Metric(
     "gauge",

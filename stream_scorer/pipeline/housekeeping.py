@@ -57,6 +57,8 @@ class Housekeeping:
             try:
                 if self._rows.take_turn(EVERY_MS):
                     self._expire()
+                # The last pass may be that of another scorer, or of `stream-scorer features expire`.
+                self._metrics.set(m.EXPIRE_REFUSED, self._rows.expiry_refused())
             except StreamScorerError as error:
                 _log.warning("old features are kept until the next pass: %s", error.message)
             except Exception:  # scoring must not suffer from a failure here
@@ -66,10 +68,8 @@ class Housekeeping:
         try:
             deleted = expire_rows(self._rows, self._open_log, self._topics, self._stop)
         except ExpireRefused as error:
-            self._metrics.set(m.EXPIRE_REFUSED, 1)
             _log.error("%s", error)
         else:
-            self._metrics.set(m.EXPIRE_REFUSED, 0)
             self._metrics.count(m.EXPIRED, deleted)
 
 
@@ -99,7 +99,12 @@ def expire_rows(
                     ends[source] = at
     finally:
         log.close()
-    gone = rows.expire(ends, stop, now_ms=round(time.time() * 1e3), max_share=max_share)
+    try:
+        gone = rows.expire(ends, stop, now_ms=round(time.time() * 1e3), max_share=max_share)
+    except ExpireRefused:
+        rows.record_expiry(refused=True)
+        raise
+    rows.record_expiry(refused=False)
     if gone:
         _log.info("deleted %d keys of features that no reader needs any more", gone)
     return gone

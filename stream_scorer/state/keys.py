@@ -7,6 +7,7 @@ A namespace is a hash tag, so all of its keys are in one cluster slot. Under a n
 - ``{ns}:building``: the epoch that a process builds beside the current one and that will replace it.
 - ``{ns}:used``: who uses the namespace. The key expires after `UNUSED_MS` unless a scorer refreshes it.
 - ``{ns}:turn``: a scorer has deleted expired rows a short time ago.
+- ``{ns}:expiry``: ``refused`` or ``done``, the result of the last pass that deletes expired rows.
 - ``{ns}:probe``: a scorer has tried whether Redis accepts writes.
 - ``{ns}:<epoch>:mark:<topic>:<partition>``: the applied offsets, see `row_format.APPLIED`.
 - ``{ns}:<epoch>:beginning``: ``<transactions>:<labels>``, see `rows.Beginning`; absent if the rows lack nothing.
@@ -62,12 +63,13 @@ class NamespaceKeys:
         self.building = self.tag + b"building"
         self.used = used_key(self.tag)
         self.turn = self.tag + b"turn"
+        self.expiry = self.tag + b"expiry"
         self.probe = self.tag + b"probe"
 
     @property
     def permanent(self) -> tuple[bytes, ...]:
         """The keys that belong to no epoch."""
-        return self.epoch, self.building, self.used, self.turn, self.probe
+        return self.epoch, self.building, self.used, self.turn, self.expiry, self.probe
 
     def of_epoch(self, epoch: bytes) -> bytes:
         """What all keys of `epoch` begin with."""

@@ -307,6 +307,16 @@ class RedisRowStore:
         with mapped_errors():
             return bool(self._client.set(self._common.turn, b"", nx=True, px=every_ms))
 
+    def record_expiry(self, *, refused: bool) -> None:
+        """See `FeatureRows.record_expiry`."""
+        with mapped_errors():
+            self._client.set(self._common.expiry, b"refused" if refused else b"done")
+
+    def expiry_refused(self) -> bool:
+        """See `FeatureRows.expiry_refused`."""
+        with mapped_errors():
+            return self._client.get(self._common.expiry) == b"refused"
+
     def expire(
         self,
         ends: Mapping[SourcePartition, int],
@@ -459,6 +469,14 @@ class ShardedRedisRows(ShardedRows[RedisRowStore]):
         """See `FeatureRows.take_turn`."""
         self.keep()
         return self._shards[0].take_turn(every_ms)
+
+    def record_expiry(self, *, refused: bool) -> None:
+        """See `FeatureRows.record_expiry`."""
+        self._shards[0].record_expiry(refused=refused)
+
+    def expiry_refused(self) -> bool:
+        """See `FeatureRows.expiry_refused`."""
+        return self._shards[0].expiry_refused()
 
     def expire(
         self,

@@ -456,6 +456,14 @@ class FeatureRows(AppliedRowStore, Protocol):
         """
         ...
 
+    def record_expiry(self, *, refused: bool) -> None:
+        """Record the result of a call of `expire`."""
+        ...
+
+    def expiry_refused(self) -> bool:
+        """Whether the last recorded call of `expire` was refused, in whichever process."""
+        ...
+
     def check_eviction_policy(self) -> None:
         """Raise `UsageError` if the server may evict rows."""
         ...

@@ -254,6 +254,10 @@ def test_labels_that_are_ahead_expire_no_row_and_hide_no_loss(store: Store, url:
 def test_one_in_a_while_takes_the_turn(store: Store, url: str) -> None:
     one, other = opened(store), opened(store)
     assert [one.take_turn(60_000), other.take_turn(60_000), one.take_turn(60_000)] == [True, False, False]
+    for refused in (True, False):
+        one.record_expiry(refused=refused)
+        one.sweep()
+        assert other.expiry_refused() == refused
     assert 0 < connect(url).pttl("{test}:used") <= UNUSED_MS
 
 

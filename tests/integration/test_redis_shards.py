@@ -196,3 +196,5 @@ def test_rows_that_nobody_will_read_again_go_from_every_shard(live: ShardedRedis
     assert [row is not None for row in live.read(KEYS)[0]].count(True) == 1
     assert live.take_turn(60_000)
     assert not live.take_turn(60_000)
+    live.record_expiry(refused=True)
+    assert live.expiry_refused()
