@@ -41,6 +41,8 @@ from stream_scorer.records import Action, Command, IncidentKind
 _log = logging.getLogger(__name__)
 Mode = Literal["off", "propose", "auto"]
 READ_WAIT_S = 0.2
+# The commands that a watch submits.
+ACTIONS: tuple[Action, ...] = ("rollback", "stop", "confirm", "canary", "promote")
 # If incidents of ended comparisons could not be closed, that is tried again after this time. It may wait for the broker
 # for long, and delays commands meanwhile.
 CLOSE_AGAIN_S = 60.0
@@ -157,6 +159,8 @@ class Watch:
     def step(self) -> None:
         """Read new commands and summaries, and act on the counts."""
         catch_up(self._log, self._history, self._log.end())
+        for ensemble in self._history.states:
+            self._metrics.begin(ACTED, ACTIONS, ensemble)
         found = [
             comparison for state in self._history.states.values() for comparison in comparisons(state, self._history)
         ]

@@ -143,8 +143,7 @@ class Webhook:
         self._host = check_url(url)
         self._url, self._log, self._clock, self._metrics = url, log, clock, metrics
         self._post = post or _post
-        for outcome in ("sent", "failed"):  # the increase from a counter that does not exist yet is no increase
-            metrics.count(SENT, 0, outcome)
+        metrics.begin(SENT, ("sent", "failed"))
         # What was sent of each incident, and when the notification of an incident is due again that failed.
         self._sent: dict[str, tuple[object, ...]] = {}
         self._again: dict[str, float] = {}

@@ -232,6 +232,7 @@ class SummaryCounter:
         self._decoder = msgspec.json.Decoder(ScoreSummary)
         self._topic = topic
         self._metrics = metrics
+        metrics.begin(UNREADABLE, [topic])
         self._follows: dict[tuple[str, int], tuple[int, int]] = {}
 
     def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
@@ -273,6 +274,7 @@ class OutcomeCounter:
         self._decode = msgspec.json.Decoder(Outcome).decode
         self._topic = topic
         self._metrics = metrics
+        metrics.begin(UNREADABLE, [topic])
 
     def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
         for outcome in readable(values, self._decode, self._topic, self._metrics):

@@ -157,6 +157,7 @@ class Judge:
         self._references = references
         self._clock = clock
         self._metrics = metrics
+        metrics.begin(REFUSED, ("all", "labels", "lost"))
         self._name = name
         self._partitions = partitions
         self._unknown_ends: list[int] = []

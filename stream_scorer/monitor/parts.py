@@ -71,6 +71,7 @@ class Part:
         self._run = run
         self._clock = clock
         self._metrics = metrics
+        metrics.begin(PART_FAILURES, [name])
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._state = PartState.STOPPED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -218,6 +218,14 @@ class Metrics:
                 self._histograms[metric.name] = Histogram(
                     metric.name, metric.help, metric.labels, metric.buckets, registry=self.registry
                 )
+
+    def begin(self, metric: Metric, values: Iterable[str], *before: str) -> None:
+        """Begin a counter at 0 for each of the `values` of its last label, after the values `before` of the others.
+
+        Otherwise `increase()` in Prometheus does not show the first events: a series that begins above 0 has no increase.
+        """
+        for value in values:
+            self.count(metric, 0, *before, value)
 
     def count(self, metric: Metric, amount: float = 1, *labels: str) -> None:
         """Add `amount` to a counter."""

@@ -8,7 +8,9 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.errors import RECORD_CODES
 from stream_scorer.observability import metrics as m
+from stream_scorer.pipeline.availability import REASONS
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.records import DECISIONS, FEATURES_PARTIAL, FEATURES_STALE
 
@@ -31,6 +33,9 @@ class Account:
     def __init__(self, metrics: m.Metrics) -> None:
         self._metrics = metrics
         self._keys_logged_at = -KEYS_EVERY_S
+        metrics.begin(m.DEAD_LETTERS, RECORD_CODES)
+        metrics.begin(m.DEGRADED, [*filter(None, REASONS.values()), FEATURES_STALE, FEATURES_PARTIAL])
+        metrics.begin(m.TRANSACTIONS, DECISIONS)
 
     def process(self, batch: MicroBatch) -> None:
         """Count the batch."""

@@ -17,8 +17,7 @@ class Commit:
     def __init__(self, metrics: m.Metrics, clock: Clock) -> None:
         self._metrics = metrics
         self._clock = clock
-        for outcome in ("committed", "aborted"):  # alerts compare with 0, which a missing series is not
-            metrics.count(m.COMMITS, 0, outcome)
+        metrics.begin(m.COMMITS, ("committed", "aborted"))  # alerts compare with 0, which a missing series is not
 
     def process(self, batch: MicroBatch) -> None:
         """Commit, and set `batch.committed_at`.

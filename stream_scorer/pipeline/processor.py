@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import get_args
 
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import (
@@ -29,7 +30,7 @@ from stream_scorer.pipeline.batch import MicroBatch, Stage
 from stream_scorer.pipeline.committer import COMMIT_DEADLINE_S, Committer
 from stream_scorer.pipeline.cut import Inputs, cut
 from stream_scorer.pipeline.ports import Producers, Reader
-from stream_scorer.pipeline.state_manager import StateManager
+from stream_scorer.pipeline.state_manager import ResyncCause, StateManager
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Read
 
@@ -130,7 +131,8 @@ class Processor:
         self._pacing = pacing
         self._metrics = metrics
         self._score_from: dict[SourcePartition, int] = {}
-        self._resync_cause = ""
+        self._resync_cause: ResyncCause = ""
+        metrics.begin(m.RESYNCS, filter(None, get_args(ResyncCause)))
         self._taken_at = 0.0
         self._lag_due = 0.0
         self._waits_for = "waiting for partitions"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import RecordsDeleted, StateGap, StateUnavailable, UnavailableError
@@ -23,6 +24,10 @@ from stream_scorer.positions import Offsets, SourcePartition, Span
 
 _log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
+# Why the processor looks up the committed and applied offsets again; "": it goes on.
+ResyncCause = Literal[
+    "", "aborted", "state_gap", "offsets_behind", "broker_unavailable", "redis_back", "caught_up", "rebuilt"
+]  # fmt: skip
 FindStart = Callable[[Reader, list[SourcePartition], Offsets], StartingPoints]
 # Its thread looks at its stop flag after every piece, and a call to Redis ends after its timeout.
 STOP_CATCH_UP_S = 10.0
@@ -94,7 +99,7 @@ class StateManager:
         self.stop(Deadline(STOP_CATCH_UP_S))
         self.availability.enter(State.DEGRADED, error.message)
 
-    def check(self) -> str:
+    def check(self) -> ResyncCause:
         """Look at Redis and at the catch-up; to be called between batches.
 
         Returns:
@@ -166,7 +171,7 @@ class StateManager:
         else:
             self._probe.start()
 
-    def _check_catch_up(self, catch_up: CatchUp) -> str:
+    def _check_catch_up(self, catch_up: CatchUp) -> ResyncCause:
         failure = catch_up.failure
         if catch_up.ready.is_set():
             return "caught_up" if self.availability.state is State.CATCHING_UP else "rebuilt"

@@ -2,9 +2,6 @@
 
 `msgspec` decodes and validates at C speed. A refused record becomes a `RecordError` with a stable code and the path of
 the invalid field. Messages never contain a value, so a sensitive field cannot leak through an error.
-
-Codes: ``empty_value``, ``value_too_large``, ``not_utf8``, ``not_json``, ``missing_field``, ``wrong_type``,
-``out_of_range``, ``time_out_of_range``.
 """
 
 from __future__ import annotations

@@ -315,7 +315,7 @@ class RedisRowStore:
     def expiry_refused(self) -> bool:
         """See `FeatureRows.expiry_refused`."""
         with mapped_errors():
-            return self._client.get(self._common.expiry) == b"refused"
+            return bool(self._client.get(self._common.expiry) == b"refused")
 
     def expire(
         self,

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from stream_scorer.observability.metrics import LAG, Metrics
+from stream_scorer.observability.metrics import LAG, RESYNCS, Metrics
 from stream_scorer.pipeline.committer import Committer
 from stream_scorer.pipeline.cut import Inputs
 from stream_scorer.pipeline.processor import OnAssigned, Pacing, Processor
@@ -64,3 +64,5 @@ def test_a_backlog_is_reported_while_no_read_is_empty() -> None:
     )
     processor.run(stop)
     assert metrics.registry.get_sample_value(LAG.name) == 200_000
+    for cause in ("aborted", "broker_unavailable", "redis_back"):
+        assert metrics.registry.get_sample_value(RESYNCS.name, {"cause": cause}) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +18,8 @@ from stream_scorer.ensemble.lineup import Lineup
 from stream_scorer.observability.histogram import Histogram
 from stream_scorer.observability.metrics import (
     COMMITS,
+    DEAD_LETTERS,
+    DEGRADED,
     END_TO_END,
     FALLBACKS,
     PROCESS_METRICS,
@@ -25,11 +29,13 @@ from stream_scorer.observability.metrics import (
     Metrics,
 )
 from stream_scorer.pipeline.accounting import Account
+from stream_scorer.pipeline.availability import REASONS
 from stream_scorer.pipeline.batch import BatchDecisions, MicroBatch
 from stream_scorer.pipeline.commit import Commit
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
 
+ROOT = Path(__file__).parents[2]
 BOUNDS = (0.01, 0.05, 0.2, 1.0)
 NOW = 1_700_000_000_000
 
@@ -154,6 +160,22 @@ def test_a_batch_that_was_not_committed_has_no_end_to_end_latency() -> None:
     metrics = Metrics()
     Account(metrics).process(committed([NOW - 25], [0], None))
     assert samples(metrics.registry)[f"{END_TO_END.name}_count", ()] == 0
+
+
+def test_counters_of_events_exist_before_the_first_event_so_that_their_increase_shows_it() -> None:
+    metrics = Metrics()
+    Account(metrics, lambda spans: None)
+    seen = samples(metrics.registry)
+    codes = {labels[0][1] for (name, labels), value in seen.items() if name == DEAD_LETTERS.name and value == 0}
+    documented = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").partition("## Artifacts")[0]
+    assert codes == set(re.findall(r"^\| `(\w+)` \|[^|]*\|[^|]*\|$", documented, re.M))
+    sources = (ROOT / "stream_scorer").rglob("*.py")
+    raised = {
+        code for path in sources for code in re.findall(r'RecordError\("(\w+)"', path.read_text(encoding="utf-8"))
+    }
+    assert raised and raised <= codes
+    reasons = {labels[0][1] for (name, labels), value in seen.items() if name == DEGRADED.name and value == 0}
+    assert reasons == {*filter(None, REASONS.values()), "features_stale", "features_partial"}
 
 
 def test_wrong_record_keys_are_counted_and_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:

@@ -253,6 +253,9 @@ def test_a_pane_with_negative_labels_is_not_hidden_by_another(caplog: pytest.Log
 
 def test_a_window_with_negative_transactions_has_no_figures(caplog: pytest.LogCaptureFixture) -> None:
     monitor = Monitor()
+    for figures in ("all", "labels", "lost"):
+        name = "stream_scorer_monitor_refused_windows_total"
+        assert monitor.metrics.registry.get_sample_value(name, {"figures": figures}) == 0
     monitor.count(5, reached=5)
     monitor.count(6, reached=6)
     cells = {(5 * HOUR, cell_label("cards", "1", "champion")): {"d:approve": -20}}

@@ -70,6 +70,7 @@ def test_a_part_that_fails_does_not_stop_the_others_and_runs_again() -> None:
     watch, windows = Service(), Service()
     with running(watch=watch.run, windows=windows.run) as (parts, metrics):
         wait_until(lambda: parts.readiness() == (True, ""))
+        assert sample(metrics, "stream_scorer_monitor_part_failures_total", "windows") == 0
         windows.error = StateUnavailable("Redis does not answer", hint="Is it running?")
         wait_until(lambda: len(windows.attempts) > 3)
         assert parts.readiness() == (False, "windows: Redis does not answer")

@@ -229,10 +229,13 @@ def test_counts_that_redis_lost_are_noticed_without_another_record() -> None:
 def test_a_summary_with_impossible_counts_is_ignored_and_counted(change: dict[str, object]) -> None:
     metrics, cells, maxima = Metrics(MONITOR_METRICS), new_cells(), dict[str, int]()
     count = SummaryCounter("score-summaries", metrics)
+    OutcomeCounter("outcomes", metrics, frozenset())
+    unreadable = "stream_scorer_monitor_unreadable_total"
+    for topic in ("score-summaries", "outcomes"):
+        assert metrics.registry.get_sample_value(unreadable, {"topic": topic}) == 0
     bad = summary(msgspec.structs.replace(PANE, **change))
     count(cells, maxima, [msgspec.json.encode(bad), msgspec.json.encode(summary(PANE))])
     assert [counts["n"] for counts in cells.values()] == [10]
-    unreadable = "stream_scorer_monitor_unreadable_total"
     assert metrics.registry.get_sample_value(unreadable, {"topic": "score-summaries"}) == 1
 
 

@@ -300,6 +300,7 @@ class Desk:
         self.incident_log = MemoryControlLog()
         self.verdicts: list[VerdictRecord] = []
         self.summaries: list[ScoreSummary] = []
+        self.metrics = Metrics(WATCH_METRICS)
         self.say("promote", version=ONE)
 
     def say(self, action: str, **more: object) -> None:
@@ -314,7 +315,7 @@ class Desk:
             Verdicts(lambda key, value: self.verdicts.append(msgspec.json.decode(value, type=VerdictRecord))),
             lambda since: Reader(self.summaries),
             Clock(),  # type: ignore[arg-type]
-            Metrics(WATCH_METRICS),
+            self.metrics,
             who="monitor-1",
             rules=WatchRules(mode, cooldown_s, Tolerances(min_rows=probation)),
         )
@@ -328,6 +329,11 @@ class Desk:
         return [msgspec.json.decode(value, type=Incident) for value in self.incident_log.records if value != MARKER]
 
 
+def acted(desk: Desk, action: str) -> float | None:
+    labels = {"ensemble": "cards", "action": action}
+    return desk.metrics.registry.get_sample_value("stream_scorer_watch_commands_total", labels)
+
+
 MORE = [200, 150, 2, 9_648]
 FEWER = [150, 2, 200, 9_648]
 SAME = [300, 4, 5, 9_691]
@@ -335,6 +341,8 @@ SAME = [300, 4, 5, 9_691]
 
 def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -> None:
     desk = Desk()
+    desk.watch().step()
+    assert [acted(desk, action) for action in ("rollback", "stop", "confirm", "canary", "promote")] == [0] * 5
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, MORE, only_by=(3, 80)))
     one, two = desk.watch(), desk.watch()
@@ -344,6 +352,7 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     history = desk.history
     given = [e for e in history.entries if e.command is not None and e.command.author == "monitor"]
     assert [(e.command.action, e.refused) for e in given if e.command] == [("rollback", "")]
+    assert acted(desk, "rollback") == 1
     assert history.states["cards"].champion == ONE
     assert given[0].command is not None
     assert given[0].command.version == TWO
