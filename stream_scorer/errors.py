@@ -147,7 +147,7 @@ class OffsetsBehind(StreamScorerError):
     """The broker reports older offsets of the group than were committed: resync when it has loaded them."""
 
 
-# The codes of dead letters.
+# The codes of dead letters: stable, and documented in docs/errors.md.
 RECORD_CODES = (
     "empty_value", "value_too_large", "not_utf8", "not_json", "missing_field", "wrong_type", "out_of_range",
     "envelope_too_large", "time_out_of_range",
@@ -155,7 +155,7 @@ RECORD_CODES = (
 
 
 class RecordError(StreamScorerError):
-    """One input record is bad. `code` is one of `RECORD_CODES`, stable and documented; `path` names the field, as in ``$.amount``."""
+    """One input record is bad. `code` is one of `RECORD_CODES`; `path` names the field, as in ``$.amount``."""
 
     def __init__(self, code: str, message: str, *, path: str = "") -> None:
         super().__init__(message)

@@ -222,7 +222,7 @@ class Metrics:
     def begin(self, metric: Metric, values: Iterable[str], *before: str) -> None:
         """Begin a counter at 0 for each of the `values` of its last label, after the values `before` of the others.
 
-        Otherwise `increase()` in Prometheus does not show the first events: a series that begins above 0 has no increase.
+        Otherwise `increase()` in Prometheus hides the first events: it is 0 for a series that begins above 0.
         """
         for value in values:
             self.count(metric, 0, *before, value)
