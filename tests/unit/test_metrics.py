@@ -162,7 +162,7 @@ def test_a_batch_that_was_not_committed_has_no_end_to_end_latency() -> None:
 
 def test_counters_of_events_exist_before_the_first_event_so_that_their_increase_shows_it() -> None:
     metrics = Metrics()
-    Account(metrics, lambda spans: None)
+    Account(metrics)
     seen = samples(metrics.registry)
     codes = {labels[0][1] for (name, labels), value in seen.items() if name == DEAD_LETTERS.name and value == 0}
     assert codes == set(RECORD_CODES)
