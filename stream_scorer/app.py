@@ -49,6 +49,7 @@ from stream_scorer.kafka.reader import InputReader
 from stream_scorer.kafka.topic_config import find_problems, loses_commands
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactions import TransactionPair
+from stream_scorer.monitor.parts import PartRun
 from stream_scorer.observability import metrics as m
 from stream_scorer.observability.health import HealthServer
 from stream_scorer.observability.liveness import Health
@@ -296,10 +297,6 @@ def make_follower(
         metrics,
         health,
     )
-
-
-# Runs a part of the monitor until the event is set, and calls the function once it does its work.
-PartRun = Callable[[threading.Event, Callable[[], None]], None]
 
 
 def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: int) -> PartRun | None:

@@ -55,8 +55,8 @@ _RETENTION = "Retention may have removed records. Begin later with --from."
 # Ensemble, version and manifest digest.
 Version = tuple[str, str, str]
 T = TypeVar("T")
-# Inputs that arrived later than this before the end of the period may still be decided.
-GRACE_MS = 300_000
+# Inputs that arrived within this time before the end of the period may be decided after it.
+DECIDED_WITHIN_MS = 300_000
 # More digits than an offset has.
 _MAX_DIGITS = 18
 
@@ -366,7 +366,7 @@ class _Export:
         listed = self._exists(source) and self._reader.bounds(source.topic)[source][0] <= span.first
         if listed:
             writer = self._writer("transactions", partition, self._user_content)
-            arrived = self._reader.offset_at(source, self._scope.until - GRACE_MS)
+            arrived = self._reader.offset_at(source, self._scope.until - DECIDED_WITHIN_MS)
             stop = max(span.next, min(arrived, self._next_scored(partition)))
             for chunk in self._read(source, span.first, stop):
                 writer.add(self._user_data(chunk, ()))

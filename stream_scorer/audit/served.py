@@ -13,7 +13,7 @@ from stream_scorer.serde.lineage import LineageHeader, LineageVersion
 
 # A command must be in force after this time. Scorers apply a loaded version within a second; the rest is for loading,
 # and for clocks of scorers, which set the time of the lineage.
-GRACE_MS = 300_000
+IN_FORCE_WITHIN_MS = 300_000
 
 
 class Commands:
@@ -63,7 +63,7 @@ class Commands:
         if timestamp < commanded - CLOCK_SKEW_MS:
             return f"{name} decided under offset {offset} of control before this command was submitted"
         if (newer := self._ignored(version.ensemble, offset, timestamp)) is not None:
-            late = f"was submitted more than {GRACE_MS // 60_000} minutes before"
+            late = f"was submitted more than {IN_FORCE_WITHIN_MS // 60_000} minutes before"
             return f"{name} decided under offset {offset} of control, but offset {newer} {late} and decides otherwise"
         if version.arm == "champion":
             wanted: ServedVersion | None = state.champion
@@ -83,7 +83,7 @@ class Commands:
         Later commands without an effect on decisions, such as `hold`, are none: a scorer may still load their versions.
         """
         times, offsets = self._times[ensemble]
-        place = bisect_right(times, timestamp - GRACE_MS) - 1
+        place = bisect_right(times, timestamp - IN_FORCE_WITHIN_MS) - 1
         if place < 0 or offsets[place] <= offset:
             return None
         newest = offsets[place]

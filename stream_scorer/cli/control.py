@@ -24,7 +24,7 @@ from stream_scorer.settings import SETTINGS_FILE, Settings
 from stream_scorer.users import current_user
 
 if TYPE_CHECKING:
-    from stream_scorer.control.liveness import Seen
+    from stream_scorer.control.liveness import RunningScorers
     from stream_scorer.control.state import Entry, History
     from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.manifest import Manifest
@@ -222,46 +222,14 @@ def _open_console(settings: Settings) -> Iterator[_Console]:
         console.log.close()
 
 
-class _StatusReader:
-    """Reads the topic `scorer-status`."""
-
-    def __init__(self, log: ControlLog, name: str | None) -> None:
-        from stream_scorer.control.liveness import Scorers
-
-        self._log = log
-        self.scorers = Scorers(name)
-
-    def read(self) -> None:
-        """Read to the end of the topic, or wait a moment for the next record."""
-        from stream_scorer.record_log import read_to_end
-
-        def add(record: Any) -> None:
-            self.scorers.add(record.key, record.value, record.timestamp)
-
-        for record in self._log.read(0.2):
-            add(record)
-        read_to_end(self._log, add, "statuses")
-
-    def find_running(self) -> list[Seen]:
-        """The scorers that run. Waits for the next heartbeat of any scorer, which has the broker's time."""
-        from stream_scorer.control.liveness import HEARTBEAT_WAIT_S
-
-        self.read()
-        before, deadline = self.scorers.count, time.monotonic() + HEARTBEAT_WAIT_S
-        while self.scorers.known() and self.scorers.count == before and time.monotonic() < deadline:
-            self.read()
-        if self.scorers.count == before:
-            return []
-        return self.scorers.running()
-
-
 @contextmanager
-def _open_scorers(settings: Settings, topic: str, name: str | None) -> Iterator[_StatusReader]:
+def _open_scorers(settings: Settings, topic: str, name: str | None) -> Iterator[RunningScorers]:
+    from stream_scorer.control.liveness import RunningScorers
     from stream_scorer.kafka.control_log import ControlLog
 
     log: ControlLog = ControlLog(settings["kafka.bootstrap"], topic)
     try:
-        yield _StatusReader(log, name)
+        yield RunningScorers(log, name)
     finally:
         log.close()
 
@@ -759,7 +727,7 @@ def status(settings: Settings, name: str | None, as_json: bool) -> None:
         if name is not None and not as_json:
             console.state(name)
         with _open_scorers(settings, console.topics.scorer_status, name) as reader:
-            scorers = [seen.status for seen in reader.find_running()]
+            scorers = [seen.status for seen in reader.find()]
         incidents = [
             i
             for i in _open_incidents(settings, console.topics.incidents)

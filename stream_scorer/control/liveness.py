@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from stream_scorer.clock import Deadline
 from stream_scorer.control.follower import HEARTBEAT_S
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError
+from stream_scorer.record_log import RecordLog, read_to_end
 from stream_scorer.records import NOT_A_RECORD, ScorerStatus
 
 # A scorer without a heartbeat for this time is silent. Longer than a busy machine or a rebalance delays heartbeats.
@@ -124,6 +125,37 @@ class StatusLog(Protocol):
     def position(self) -> int: ...
 
     def close(self) -> None: ...
+
+
+class RunningScorers:
+    """Finds the scorers that run, for a command: reads `scorer-status`, from where `log` stands, to its end.
+
+    Attributes:
+        scorers: those of the ensemble `name` (None: of all), as far as the topic has been read.
+    """
+
+    def __init__(self, log: RecordLog, name: str | None) -> None:
+        self._log = log
+        self.scorers = Scorers(name)
+
+    def read(self) -> None:
+        """Read to the end of the topic, or wait a moment for the next record. Raises like `read_to_end`."""
+        for record in self._log.read(_READ_WAIT_S):
+            self._add(record)
+        read_to_end(self._log, self._add, "statuses")
+
+    def find(self) -> list[Seen]:
+        """The scorers that run. Waits for the next heartbeat of any scorer, which has the broker's time."""
+        self.read()
+        before, deadline = self.scorers.count, Deadline(HEARTBEAT_WAIT_S)
+        while self.scorers.known() and self.scorers.count == before and deadline.remaining_s:
+            self.read()
+        if self.scorers.count == before:
+            return []
+        return self.scorers.running()
+
+    def _add(self, record: Any) -> None:
+        self.scorers.add(record.key, record.value, record.timestamp)
 
 
 class StatusReader:

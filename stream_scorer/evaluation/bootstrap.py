@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stream_scorer.evaluation.result import Interval
 from stream_scorer.records import DECISIONS
+from stream_scorer.splitmix64 import STEP, finalise
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -32,22 +33,14 @@ _CUMULATED = np.array(
 
 
 @njit(cache=True, nogil=True)
-def _mix(x):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """splitmix64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-@njit(cache=True, nogil=True)
 def _weights(card, replicates, seed, cumulated):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     out = np.zeros((card.shape[0], replicates), np.uint8)
-    step = np.uint64(0x9E3779B97F4A7C15)
+    step = np.uint64(STEP)
     for i in range(card.shape[0]):
-        state = _mix(np.uint64(card[i]) + step * np.uint64(seed + 1))
+        state = finalise(np.uint64(card[i]) + step * np.uint64(seed + 1))
         for b in range(0, replicates, 2):
             state += step
-            bits = _mix(state)
+            bits = finalise(state)
             for half in range(2):
                 if b + half < replicates:
                     u = (bits >> np.uint64(32 * half)) & np.uint64(0xFFFFFFFF)

@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Messag
 from stream_scorer.errors import BrokerUnavailable, ReaderLost, Stopped, StreamScorerError
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import consumer_config
-from stream_scorer.kafka.errors import NO_OFFSET, as_domain_error, kafka_error
+from stream_scorer.kafka.errors import NO_ANSWER, NO_LEADER, NO_OFFSET, as_domain_error, kafka_error
 from stream_scorer.kafka.producer import PlainProducer
 
 TIMEOUT_S = 10.0
@@ -20,8 +20,6 @@ _MAX_RECORDS = 1_000
 _PAUSE_S = 0.1
 # Longest single wait for the broker, so that a stop takes effect soon.
 _SLICE_S = 1.0
-# Transient errors of a broker: librdkafka reconnects by itself.
-_TRANSIENT = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
 
 
 class LogRecord(NamedTuple):
@@ -68,7 +66,7 @@ class ControlLog:
             except KafkaException as failure:
                 error = kafka_error(failure)
                 # A new topic has no leader for a moment, and after a restart of the broker for longer.
-                transient = error.retriable() or error.code() in (*_TRANSIENT, KafkaError.NOT_LEADER_FOR_PARTITION)
+                transient = error.retriable() or error.code() in NO_ANSWER | NO_LEADER
                 if not transient or time.monotonic() > deadline:
                     raise as_domain_error(error, f"look up topic {self._topic}", self._bootstrap) from failure
                 time.sleep(_PAUSE_S)
@@ -112,7 +110,7 @@ class ControlLog:
         if error.code() in NO_OFFSET:
             self._cut = True
             return self._cut_error()
-        if error.code() in _TRANSIENT or error.retriable():
+        if error.code() in NO_ANSWER or error.retriable():
             return None
         return as_domain_error(error, f"read {self._topic}", self._bootstrap)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from stream_scorer.kafka.clients import open_admin
 from stream_scorer.kafka.config import client_config
-from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.errors import NO_LEADER, as_domain_error, kafka_error
 
 TIMEOUT_S = 10.0
-_NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 
 
 class TopicEnds:
@@ -45,6 +44,6 @@ class TopicEnds:
                 found[place.topic, place.partition] = int(future.result().offset)
             except KafkaException as failure:
                 error = kafka_error(failure)
-                if not error.retriable() and error.code() not in _NO_LEADER:
+                if not error.retriable() and error.code() not in NO_LEADER:
                     raise as_domain_error(error, f"look up topic {place.topic}", self._bootstrap) from failure
         return found

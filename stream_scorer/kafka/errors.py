@@ -9,27 +9,31 @@ from confluent_kafka import KafkaError, KafkaException
 
 from stream_scorer.errors import AccessDenied, BrokerUnavailable, StreamScorerError, UsageError
 
-_UNREACHABLE = {
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TRANSPORT,
-    KafkaError._TIMED_OUT,
-    KafkaError._RESOLVE,
-    KafkaError._UNKNOWN_BROKER,
+# Errors that pass by themselves. `is_passing` covers them all. librdkafka goes on after most of them, so each reader
+# names those that it ignores or repeats, and raises the others.
+# A connection is lost; no answer from a broker, or no address of its name.
+NO_CONNECTION = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT}
+NO_ANSWER = NO_CONNECTION | {KafkaError._TIMED_OUT, KafkaError._RESOLVE}
+# A partition has no leader: it is new, or a broker restarts.
+NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+# The coordinator of a group or of a transactional id moves, or loads its state.
+COORDINATOR_MOVES = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
 }
+_UNREACHABLE = NO_ANSWER | {KafkaError._UNKNOWN_BROKER}
 # A broker answers, but cannot do it yet: a coordinator or leader moves, replicas are missing, a transaction has to end.
 _NOT_YET = {
+    *NO_LEADER,
+    *COORDINATOR_MOVES,
     KafkaError._WAIT_COORD,
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.CONCURRENT_TRANSACTIONS,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.KAFKA_STORAGE_ERROR,
-    KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NETWORK_EXCEPTION,
-    KafkaError.NOT_COORDINATOR,
     KafkaError.NOT_ENOUGH_REPLICAS,
     KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.OFFSET_NOT_AVAILABLE,
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.UNSTABLE_OFFSET_COMMIT,

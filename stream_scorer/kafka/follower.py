@@ -16,7 +16,7 @@ from stream_scorer.errors import BrokerUnavailable, ReaderLost, RecordsDeleted, 
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
 from stream_scorer.kafka.ends import TopicEnds
-from stream_scorer.kafka.errors import NO_OFFSET, as_domain_error, kafka_error
+from stream_scorer.kafka.errors import NO_LEADER, NO_OFFSET, as_domain_error, kafka_error
 from stream_scorer.kafka.headers import headers_of
 from stream_scorer.kafka.metadata import METADATA_TIMEOUT_S, RETRY_WAIT_S, partition_ids
 from stream_scorer.kafka.range_reader import RangeReader
@@ -29,7 +29,6 @@ ELECTION_TRIES = 100
 # How often a `BacklogFollower` looks for stalled partitions, see `kafka.stall`. Less often than a scorer, because the
 # remedy is to read everything again.
 STALL_LOOK_S = 30.0
-_ELECTING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 # Offsets at the end of a partition that are read first for its last record.
 LAST_OFFSETS = 64
 
@@ -178,7 +177,7 @@ class RecordFollower:
                 low, high = self._consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
                 return int(low), int(high)
             except KafkaException as error:
-                if kafka_error(error).code() not in _ELECTING or not left:
+                if kafka_error(error).code() not in NO_LEADER or not left:
                     raise as_domain_error(
                         kafka_error(error), f"find the ends of {self._topic}", self._bootstrap
                     ) from error

@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 from stream_scorer.clock import Deadline
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
-from stream_scorer.kafka.errors import as_domain_error
+from stream_scorer.kafka.errors import NO_CONNECTION, NO_OFFSET, as_domain_error
 from stream_scorer.kafka.messages import records_of
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.serde.raw import RawRecords
@@ -17,12 +17,7 @@ from stream_scorer.serde.raw import RawRecords
 _CLIENT = "stream-scorer-newest"
 _CHUNK, _POLL_S = 1_000, 0.2
 # Retention deleted the first of them, or a broker is away: the look ends with what came until then.
-_PASSING = {
-    KafkaError._AUTO_OFFSET_RESET,
-    KafkaError.OFFSET_OUT_OF_RANGE,
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-}
+_PASSING = NO_OFFSET | NO_CONNECTION
 
 
 def newest_records(bootstrap: str, topic: str, per_partition: int, timeout_s: float) -> RawRecords:

@@ -12,14 +12,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation  # type: ignore[attr-defined]
 
 from stream_scorer.clock import Deadline
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.clients import find_refusal, open_admin
 from stream_scorer.kafka.config import client_config
-from stream_scorer.kafka.errors import as_domain_error, is_denied, kafka_error
+from stream_scorer.kafka.errors import COORDINATOR_MOVES, as_domain_error, is_denied, kafka_error
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.settings import Settings
 
@@ -27,13 +27,6 @@ Role = Literal["scorer", "monitor", "operator", "subscriber", "trainer", "audito
 ROLES: tuple[Role, ...] = ("scorer", "monitor", "operator", "subscriber", "trainer", "auditor", "producer")
 Kind = Literal["topic", "group", "transactional-id"]
 _TOPIC_TIMEOUT_S, _GROUP_TIMEOUT_S, _RETRY_S = 10.0, 30.0, 0.2
-# A broker that has just started has no coordinator of a group until it has created the topic of offsets. Topics are
-# described first, so a broker that is away is an error after the shorter time.
-_COORDINATOR_STARTS = (
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-)
 
 _READ, _WRITE, _CONFIGS = ("Read", "DescribeConfigs"), ("Write", "DescribeConfigs"), ("Describe", "DescribeConfigs")
 # What the groups of readers without commits begin with: librdkafka looks up their coordinator all the same.
@@ -203,7 +196,9 @@ class _Allowed:
                 error = kafka_error(failure)
                 if is_denied(error):
                     return frozenset()
-                if error.code() not in _COORDINATOR_STARTS or not deadline.remaining_s:
+                # A broker that has just started has no coordinator until it has created the topic of offsets. Topics
+                # are described first, so a broker that is away is an error after the shorter time.
+                if error.code() not in COORDINATOR_MOVES or not deadline.remaining_s:
                     doing = f"describe {permission.kind} {permission.name}"
                     raise find_refusal(self._bootstrap) or as_domain_error(error, doing, self._bootstrap) from failure
             time.sleep(_RETRY_S)

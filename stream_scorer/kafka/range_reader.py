@@ -14,7 +14,7 @@ from stream_scorer.clock import Deadline
 from stream_scorer.errors import RecordsDeleted, StreamScorerError
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SMALL_PREFETCH, consumer_config
-from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.errors import NO_CONNECTION, NO_LEADER, NO_OFFSET, as_domain_error, kafka_error
 from stream_scorer.kafka.messages import records_of
 from stream_scorer.kafka.topic_config import kept_ms
 from stream_scorer.kafka.topics import TopicAdmin
@@ -27,7 +27,6 @@ SILENCE_S = 40.0
 METADATA_TIMEOUT_S = 10.0
 # A look-up is repeated this often, and for so long, while a partition has no leader.
 RETRY_S, LOOKUP_DEADLINE_S = 0.1, 15.0
-_NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 _POLL_S = 0.5
 # Large enough to make the overhead per chunk negligible, small enough to keep one per partition in memory.
 CHUNK = 5_000
@@ -67,7 +66,7 @@ class RangeReader:
             except KafkaException as exception:
                 error = kafka_error(exception)
                 # A partition that was just created, or whose broker restarts, has no leader for a moment.
-                if not (error.retriable() or error.code() in _NO_LEADER) or not deadline.remaining_s:
+                if not (error.retriable() or error.code() in NO_LEADER) or not deadline.remaining_s:
                     raise as_domain_error(error, f"look up topic {topic}", self._bootstrap) from exception
                 time.sleep(RETRY_S)
 
@@ -154,12 +153,12 @@ class RangeReader:
                 end = -1
             elif error.code() == KafkaError._PARTITION_EOF:
                 end = cast(int, message.offset())
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            elif error.code() in NO_OFFSET:
                 raise RecordsDeleted(
                     f"{source.topic}[{source.partition}] no longer has the start of the range: {error.str()}",
                     hint="Retention deleted it. Start at a later offset.",
                 )
-            elif not error.retriable() and error.code() not in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
+            elif not error.retriable() and error.code() not in NO_CONNECTION:
                 raise as_domain_error(error, f"read {source.topic}", self._bootstrap)
         return good, end
 
@@ -173,7 +172,7 @@ class RangeReader:
             _, high = consumer.get_watermark_offsets(TopicPartition(*source), METADATA_TIMEOUT_S)
         except KafkaException as exception:
             error = kafka_error(exception)
-            if error.retriable() or error.code() in _NO_LEADER:
+            if error.retriable() or error.code() in NO_LEADER:
                 return False
             raise as_domain_error(error, f"read {source.topic}", self._bootstrap) from exception
         return high <= end

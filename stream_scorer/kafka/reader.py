@@ -22,7 +22,7 @@ from stream_scorer.errors import LogTruncated, RecordsDeleted, Stopped, StreamSc
 from stream_scorer.kafka.backlog import Backlog, TimesOf
 from stream_scorer.kafka.clients import open_consumer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
-from stream_scorer.kafka.errors import NO_OFFSET, as_domain_error, kafka_error
+from stream_scorer.kafka.errors import COORDINATOR_MOVES, NO_ANSWER, NO_LEADER, NO_OFFSET, as_domain_error, kafka_error
 from stream_scorer.kafka.messages import records_of
 from stream_scorer.kafka.stall import EndQuery, StallWatch
 from stream_scorer.positions import SourcePartition
@@ -44,18 +44,12 @@ REBALANCE_TIMEOUT_MS = 120_000
 COMMITTED_DEADLINE_S = 25.0
 # A broker that restarts does not answer for seconds. Errors that are retried are not logged one by one.
 _PASSING = {
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TRANSPORT,
-    KafkaError._TIMED_OUT,
-    KafkaError._RESOLVE,
+    *NO_ANSWER,
+    *NO_LEADER,
+    *COORDINATOR_MOVES,
     KafkaError._PARTITION_EOF,
     KafkaError._MAX_POLL_EXCEEDED,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
 }
 
 

@@ -28,7 +28,7 @@ from stream_scorer.errors import StreamScorerError, TransactionAborted
 from stream_scorer.kafka.call_timeout import GRACE_S, CallTimedOut, TimedCaller
 from stream_scorer.kafka.clients import open_consumer, open_producer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config, producer_config
-from stream_scorer.kafka.errors import as_domain_error, kafka_error
+from stream_scorer.kafka.errors import COORDINATOR_MOVES, NO_OFFSET, as_domain_error, kafka_error
 
 # (topic, partition)
 Partition = tuple[str, int]
@@ -40,11 +40,6 @@ CALL_TIMEOUT_S = 15.0
 # A broker has its coordinators within seconds of its start; calls are retried at this interval until the deadline.
 COORDINATOR_RETRY_S = 0.2
 COORDINATOR_DEADLINE_S = 30.0
-_COORDINATOR_MOVES = {
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-}
 T = TypeVar("T")
 METADATA_TIMEOUT_S = 5.0
 
@@ -201,7 +196,7 @@ class TransactionalLoop:
                 return call()
             except KafkaException as exception:
                 error = kafka_error(exception)
-                moving = error.retriable() or error.code() in _COORDINATOR_MOVES
+                moving = error.retriable() or error.code() in COORDINATOR_MOVES
                 if not moving or self._clock.monotonic() > deadline:
                     raise as_domain_error(error, doing, self._bootstrap) from exception
             time.sleep(COORDINATOR_RETRY_S)
@@ -215,7 +210,7 @@ class TransactionalLoop:
             self._position[topic, number] = max(self._position.get((topic, number), 0), offset)
             return None
         if error is not None:
-            if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            if error.code() in NO_OFFSET:
                 raise StreamScorerError(
                     f"{topic}[{number}]: the position to read from is no longer in the topic: {error.str()}",
                     hint="Retention deleted unread records, or the topic was recreated. Start with an empty state.",

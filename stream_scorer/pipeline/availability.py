@@ -43,17 +43,16 @@ _LEGAL = {
 class Availability:
     """The state of the feature rows, as scoring uses them::
 
-                        resync: the rows reach the committed offsets, and Redis accepts a write
-              ┌──────────────────────────────────────────────────────────────────────────────┐
-              │                                                                              ▼
-        CATCHING_UP ◄──────────────────── resync (abort, rebalance, gap) ──────────────── READY
-          │  ▲  ▲ │                                                                          │
-          │  │  │ └── Redis fails ──────────────► DEGRADED ◄── a read fails, or more updates ┘
-          │  │  │                                  │    ▲         are in flight than allowed
-          │  │  └── a write to Redis succeeds ─────┘    │
-          │  │                                          │
-          │  └── nearly done ── REBUILDING ── Redis fails
-          └─ rows are lost ──────►
+          a resync finds the rows at the committed offsets, and Redis accepts a write
+                ┌──────────────────────────────────────────────────────────┐
+                │                                                          ▼
+           CATCHING_UP ◄────────── resync: abort, rebalance, gap ──────── READY
+             ▲    │  ▲ │                                                   │
+             │    │  │ └─ Redis fails ──► DEGRADED ◄── a read fails, or ────┘
+             │    │  │                     │    ▲     too many updates wait
+             │    │  └─ a write succeeds ──┘    │
+             │    └─ rows are lost ──► REBUILDING
+             └─ almost complete ──────────┘ (Redis fails: DEGRADED)
 
     - READY: stored rows and updates in flight reach the start of every batch. It is entered only after a successful
       write to Redis. While writes fail, READY lasts as long as the updates in flight stay within their bound.

@@ -15,6 +15,7 @@ from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.records import CARD_GROUPS, DECISIONS
 from stream_scorer.serde.decoder import Transactions, hash_ids
 from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.splitmix64 import finalise
 
 _GROUP_SHIFT = np.uint64(64 - CARD_GROUPS.bit_length() + 1)
 _APPROVE = DECISIONS.index("approve")
@@ -64,7 +65,7 @@ class Sampling:
 def mix(hashes: U64, key: tuple[int, int]) -> U64:
     """``(n,) uint64``: `hashes` (n,) with a key, uniform and unrelated for two keys.
 
-    Two rounds of the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), one before and one after the second
+    Two rounds of the finaliser of splitmix64, one before and one after the second
     half of the key. It is no cryptographic hash: who sees many drawn ids of his own choice could learn the key.
     """
     mixed: U64 = _mix(hashes, np.uint64(key[0]), np.uint64(key[1]))
@@ -75,15 +76,8 @@ def mix(hashes: U64, key: tuple[int, int]) -> U64:
 def _mix(hashes, first, second):  # type: ignore[no-untyped-def]  # pragma: no cover
     out = np.empty_like(hashes)
     for row in range(len(hashes)):
-        out[row] = _finalise(_finalise(hashes[row] ^ first) + second)
+        out[row] = finalise(finalise(hashes[row] ^ first) + second)
     return out
-
-
-@njit(cache=True, nogil=True)
-def _finalise(x):  # type: ignore[no-untyped-def]  # pragma: no cover
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def rate_counts(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from stream_scorer.records import Decision
 from stream_scorer.spec.pseudonyms import Pseudonyms
 from stream_scorer.structs import prepare
 
@@ -103,7 +104,6 @@ class Derived(Node, frozen=True):
     of: Annotated[list[str], Meta(min_length=1, max_length=2)]
 
 
-Decision = Literal["approve", "review", "block"]
 RuleName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 
 

@@ -25,9 +25,10 @@ from stream_scorer.ensemble.manifest import (
 from stream_scorer.errors import UsageError
 from stream_scorer.quality import average_precision
 from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.spec.training import CalibratorName, CombinerName
 from stream_scorer.train.calibration import fit_beta, fit_isotonic, fit_platt, fit_stacking
 from stream_scorer.train.metrics import alert_figures, score_figures
-from stream_scorer.train.recipe import AlertRates, CalibratorName, CombinerName
+from stream_scorer.train.recipe import AlertRates
 
 Matrix = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +11,10 @@ from numpy.typing import NDArray
 from stream_scorer.ensemble.manifest import Link
 from stream_scorer.errors import UsageError
 from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.spec.training import CalibratorName, CombinerName
 
 # Stage, completed steps, total steps.
 Progress = Callable[[str, int, int], None]
-
-CalibratorName = Literal["platt", "isotonic", "beta"]
-CombinerName = Literal["weighted-mean", "median", "trimmed-mean", "stacking"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,7 +276,7 @@ def test_a_version_that_the_monitor_cannot_judge_is_announced(console: Console, 
 def test_the_status_names_what_a_scorer_is_loading(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     console.say("promote", version=ONE)
     seen = SimpleNamespace(status=ScorerStatus("s-1", "g", "cards", ["1"], 0, 1, "", 5, loading=["2"]))
-    monkeypatch.setattr("stream_scorer.cli.control._StatusReader.find_running", lambda _: [seen])
+    monkeypatch.setattr("stream_scorer.control.liveness.RunningScorers.find", lambda _: [seen])
     assert console.run("status", "cards") == 0
     assert "loading 2" in console.out
 

@@ -35,6 +35,7 @@ from stream_scorer.ensemble.probabilities import keep_probabilities
 from stream_scorer.errors import UsageError, install_hint
 from stream_scorer.quality import roc_auc
 from stream_scorer.spec.model import CheckedSpec
+from stream_scorer.spec.training import CalibratorName
 from stream_scorer.train.calibration import fit_platt, fit_weights
 from stream_scorer.train.combination import (
     QUORUM_MARGIN,
@@ -56,7 +57,7 @@ from stream_scorer.train.own.document import ComposeFile, read_compose_file
 from stream_scorer.train.own.models import OwnModel, load_model
 from stream_scorer.train.own.report import ComposeReport, MemberReport
 from stream_scorer.train.provenance import describe_training
-from stream_scorer.train.recipe import AlertRates, CalibratorName, Progress, TrainingSet
+from stream_scorer.train.recipe import AlertRates, Progress, TrainingSet
 from stream_scorer.train.split import cut_by_time
 
 __all__ = ["Limits", "compose_models", "load_models", "read_compose_file"]
