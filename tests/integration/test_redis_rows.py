@@ -256,7 +256,7 @@ def test_one_in_a_while_takes_the_turn(store: Store, url: str) -> None:
     assert [one.take_turn(60_000), other.take_turn(60_000), one.take_turn(60_000)] == [True, False, False]
     for refused in (True, False):
         one.record_expiry(refused=refused)
-        one.sweep()
+        one.delete_old_epochs()
         assert other.expiry_refused() == refused
     assert 0 < connect(url).pttl("{test}:used") <= UNUSED_MS
 
