@@ -29,15 +29,16 @@ from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.joiner import BATCH as JOIN_BATCH
 from stream_scorer.monitor.joiner import Joiner, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore
-from stream_scorer.monitor.judge import CLOSE, MATURE, Judge, Partitions, record_key
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.reference import EnsembleReferences
+from stream_scorer.monitor.window_reports import CLOSE, MATURE, Partitions, WindowReporter, record_key
 from stream_scorer.monitor.windows import WindowRules
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Command, MonitorMetric, Outcome, ServedVersion
 from stream_scorer.spec import CheckedSpec
 from stream_scorer.spec.model import duration_ms
 from stream_scorer.state.counters import CounterStore
+from tests.support.watch import parts
 
 WINDOW_PANES = (1, 24)
 # Micro-batches per read of the windows and the joiner, per report of the windows, and per evaluation of incidents:
@@ -112,14 +113,14 @@ class WindowsPart:
         store.open("1", {source_name(topic, p): 0 for topic in (summaries, outcomes) for p in range(PARTITIONS)})
         references = References(folder, clock)
         every = Partitions({p: source_name(summaries, p) for p in range(PARTITIONS)}, lambda _: {}, idle_s=1e9)
-        self._judge = Judge(store, rules, references, clock, metrics, name="one", partitions=every)
+        self._reporter = WindowReporter(store, rules, references, clock, metrics, name="one", partitions=every)
         budget = 4.0
         feed = TimedDrift(
             store, checked, references, metrics, pane_ms=rules.pane_ms, false_alarms_per_year=budget
         )  # fmt: skip
         self.cost, self.drift, self.figures = Cost(), Cost(), 0
         feed.cost = self.drift
-        self._judge.detect_drift(feed)
+        self._reporter.detect_drift(feed)
         self._next: dict[tuple[str, int], int] = {}
 
     def count(self, outputs: Sequence[Output], outcomes: Sequence[Outcome], copies: int = 1) -> None:
@@ -138,10 +139,10 @@ class WindowsPart:
     def report(self, rows: int) -> None:
         """Report what changed since the last call, `rows` transactions ago."""
         before, started = self._redis_s(), now()
-        reports = self._judge.turn()
+        reports = self._reporter.turn()
         for record in reports.records:
             record_key(record), _encode(record)
-        self._judge.settle(reports)
+        self._reporter.settle(reports)
         self.cost.add(0, started)
         self.redis += self._redis_s() - before
         self.drift.rows += rows
@@ -319,22 +320,21 @@ class WatchPart:
         self._clock, self._commands, verdicts = clock, Log(1), Log(1)
         self._summaries, self._outcomes = Follower(), Follower()
         report = Incidents(incidents.reader())
-        self._watch = Watch(
-            self._commands.reader(),
-            report,
-            Verdicts(lambda _key, value: verdicts.append(value)),
-            self._summaries.open,
-            clock,
-            Metrics(WATCH_METRICS),
-            who="watch",
-            rules=WatchRules("propose", 0.0, Tolerances()),
-        )
-        self._watch.labels = LabelWatch(
+        labels = LabelWatch(
             verdicts.reader(),
             lambda _key, value: verdicts.append(value),
             self._outcomes.open,
             report.log,
             duration_ms(checked.spec.labels.horizon),
+        )
+        self._watch = Watch(
+            self._commands.reader(),
+            self._summaries.open,
+            clock,
+            Metrics(WATCH_METRICS),
+            who="watch",
+            rules=WatchRules("propose", 0.0, Tolerances()),
+            parts=parts(report, Verdicts(lambda _key, value: verdicts.append(value)), labels=labels),
         )
         self.cost = Cost()
 

@@ -44,6 +44,7 @@ from stream_scorer.simulate.transactions import Transactions
 from stream_scorer.spec import CheckedSpec
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore
 from tests.support.control import ControlRecord, MemoryControlLog
+from tests.support.watch import parts
 
 PARTITIONS = 4
 BATCH = 4_096
@@ -243,20 +244,22 @@ class Desk:
         def follow(since_ms: int) -> _Follower:
             return _Follower(self.summaries, since_ms, keep)
 
+        collections = CollectionWatch(
+            lambda: MemoryControlLog(self._verdicts.records), self._verdicts.append, follow, metrics
+        )
         self._watch = Watch(
             MemoryControlLog(self._commands.records),
-            Incidents(MemoryControlLog(self._incidents.records)),
-            Verdicts(self._verdicts.append),
             follow,
             self.clock,
             metrics,
             who="watch",
             rules=WatchRules("auto", 0.0, tolerances),
+            parts=parts(
+                Incidents(MemoryControlLog(self._incidents.records)),
+                Verdicts(self._verdicts.append),
+                collections=collections if collect else None,
+            ),
         )
-        if collect:
-            self._watch.collections = CollectionWatch(
-                lambda: MemoryControlLog(self._verdicts.records), self._verdicts.append, follow, metrics
-            )
 
     @property
     def history(self) -> History:

@@ -23,7 +23,7 @@ from stream_scorer.control.liveness import StatusReader
 from stream_scorer.control.recovery import require_never_served
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts
-from stream_scorer.control.watch import Watch, WatchRules
+from stream_scorer.control.watch import Watch, WatchParts, WatchRules
 from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.cache_cleanup import CacheCleanup
@@ -33,7 +33,7 @@ from stream_scorer.ensemble.watchdog import Watchdog
 from stream_scorer.errors import BrokerUnavailable, SettingsError, StateUnavailable, StreamScorerError
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.features.plan import reach_ms
-from stream_scorer.incidents.detector import Findings
+from stream_scorer.incidents.detector import DetectedConditions
 from stream_scorer.incidents.feeds import FeedRules
 from stream_scorer.incidents.labels import LabelRules
 from stream_scorer.incidents.log import IncidentLog
@@ -328,29 +328,34 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
 
             incidents = Incidents(ControlLog(bootstrap, topics.incidents, stop))
             verdicts = ControlLog(bootstrap, topics.verdicts, stop)
+            parts = WatchParts(
+                incidents=incidents,
+                verdicts=Verdicts(write),
+                labels=LabelWatch(verdicts, write, follow_labels, incidents.log, label_age_ms),
+                collections=CollectionWatch(
+                    lambda: ControlLog(bootstrap, topics.verdicts, stop), write, follow, metrics
+                ),
+                scorers=StatusReader(
+                    lambda: ControlLog(bootstrap, topics.scorer_status, stop), SystemClock().monotonic
+                ),
+            )
             watch = Watch(
                 ControlLog(bootstrap, topics.control, stop),
-                incidents,
-                Verdicts(write),
                 follow,
                 SystemClock(),
                 metrics,
                 who=who,
                 rules=watch_rules(settings),
-            )
-            watch.labels = LabelWatch(verdicts, write, follow_labels, incidents.log, label_age_ms)
-            watch.collections = CollectionWatch(
-                lambda: ControlLog(bootstrap, topics.verdicts, stop), write, follow, metrics
-            )
-            watch.scorers = StatusReader(
-                lambda: ControlLog(bootstrap, topics.scorer_status, stop), SystemClock().monotonic
+                parts=parts,
             )
             watch.run(stop, on_ready)
 
     return run
 
 
-def signals_run(settings: Settings, metrics: m.Metrics, more: Callable[[], Findings] = Findings) -> PartRun | None:
+def signals_run(
+    settings: Settings, metrics: m.Metrics, more: Callable[[], DetectedConditions] = DetectedConditions
+) -> PartRun | None:
     """A function that turns conditions on topics into incidents; None if `monitor.mode` is `off`.
 
     It needs Kafka and nothing else, and may be called again after a failure. `more` gives findings of other parts.

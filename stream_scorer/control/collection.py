@@ -190,6 +190,10 @@ class CollectionWatch:
         """Ids of the withdrawals whose cards are not complete: their labels wait."""
         return {found.id for found in withdrawals(history)} - self._complete
 
+    def wants(self, cards: int) -> bool:
+        """Whether a version stays in shadow after its withdrawal if so far only it alerted `cards` cards."""
+        return cards < ENOUGH
+
     def step(self, history: History, now: int) -> list[tuple[Withdrawal, str]]:
         """Read new summaries and publish progress.
 

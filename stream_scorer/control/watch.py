@@ -10,17 +10,15 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from stream_scorer.clock import Clock
-from stream_scorer.control.collection import COLLECTED, ENOUGH, CollectionWatch, Withdrawal, withdrawals
+from stream_scorer.control.collection import COLLECTED, Withdrawal, withdrawals
 from stream_scorer.control.commands import CommandLog, catch_up, submit
 from stream_scorer.control.counting import Counting
 from stream_scorer.control.incidents import Incidents, actions_at, incident_id
-from stream_scorer.control.label_watch import LabelWatch
-from stream_scorer.control.liveness import StatusReader
 from stream_scorer.control.probation import (
     GRACE_MS,
     Comparison,
@@ -96,37 +94,73 @@ class WatchRules:
     grace_ms: int = GRACE_MS
 
 
+class Labels(Protocol):
+    """The interface of `label_watch.LabelWatch`."""
+
+    def step(self, history: History, active: set[str], now: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Collections(Protocol):
+    """The interface of `collection.CollectionWatch`."""
+
+    def step(self, history: History, now: int) -> list[tuple[Withdrawal, str]]: ...
+
+    def running(self, history: History) -> set[str]: ...
+
+    def wants(self, cards: int) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class Statuses(Protocol):
+    """The interface of `liveness.StatusReader`."""
+
+    def lacking(self, ensemble: str, offset: int, versions: Collection[str]) -> list[str]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WatchParts:
+    """What a watch writes to, follows and asks. All of it is closed with the watch, except `verdicts`.
+
+    Attributes:
+        incidents, verdicts: the logs of findings.
+        labels: follows the labels of withdrawn versions.
+        collections: collects cards for these labels. A version that is rolled back leaves play if it wants no more.
+        scorers: shows which scorers have applied a command. No version is confirmed before all have.
+    """
+
+    incidents: Incidents
+    verdicts: Verdicts
+    labels: Labels
+    collections: Collections
+    scorers: Statuses
+
+
 class Watch:
     """Counts the pairs in play and acts on them as `rules` allow.
 
     Args:
-        incidents, verdicts: the logs of findings. follow: opens `score-summaries` at a record timestamp, ms.
-        who: the author of commands.
-
-    Attributes:
-        labels: follows the labels of withdrawn versions, if it is set.
-        collections: collects cards for these labels, if it is set. Otherwise a version that is rolled back leaves play.
-        scorers: shows which scorers have applied a command, if it is set. No version is confirmed before all have.
+        follow: opens `score-summaries` at a record timestamp, ms. who: the author of commands.
     """
 
     def __init__(
         self,
         log: CommandLog,
-        incidents: Incidents,
-        verdicts: Verdicts,
         follow: Callable[[int], SummaryReader],
         clock: Clock,
         metrics: Metrics,
         *,
         who: str,
         rules: WatchRules,
+        parts: WatchParts,
     ) -> None:
         self._log, self._follow, self._clock, self._metrics = log, follow, clock, metrics
-        self._incidents, self._verdicts = incidents, verdicts
         self._who, self._rules = who, rules
-        self.labels: LabelWatch | None = None
-        self.collections: CollectionWatch | None = None
-        self.scorers: StatusReader | None = None
+        self._parts = parts
         self._history = History()
         self._counting: dict[Comparison, Counting] = {}
         # When the incidents of ended comparisons are closed, by the monotonic clock: at the start, after each change of
@@ -151,10 +185,8 @@ class Watch:
         finally:
             self._keep([])
             self._log.close()
-            self._incidents.close()
-            for part in (self.labels, self.collections, self.scorers):
-                if part is not None:
-                    part.close()
+            for part in (self._parts.incidents, self._parts.labels, self._parts.collections, self._parts.scorers):
+                part.close()
 
     def step(self) -> None:
         """Read new commands and summaries, and act on the counts."""
@@ -180,15 +212,13 @@ class Watch:
                 self._show(counting.counts)
                 due.append(self._judge(counting.counts))
         # A pair that is behind may still have a confirmation due.
-        if self.scorers is not None and len(due) == len(self._counting) and "confirm" not in due:
-            self.scorers.close()
+        if len(due) == len(self._counting) and "confirm" not in due:
+            self._parts.scorers.close()
 
     def _collect(self) -> None:
         """See `CollectionWatch`. Stops versions whose cards are complete. A failure prevents no other command."""
-        if self.collections is None:
-            return
         try:
-            for withdrawal, why in self.collections.step(self._history, self._clock.now_ms()):
+            for withdrawal, why in self._parts.collections.step(self._history, self._clock.now_ms()):
                 self._stop(withdrawal, why)
         except ReaderLost:
             raise
@@ -227,13 +257,10 @@ class Watch:
 
     def _follow_labels(self) -> None:
         """See `LabelWatch`. What fails there must not prevent a command, and is tried again."""
-        if self.labels is None:
-            return
         active = {incident_id(comparison) for comparison in self._counting}
-        if self.collections is not None:
-            active |= self.collections.running(self._history)
+        active |= self._parts.collections.running(self._history)
         try:
-            self.labels.step(self._history, active, self._clock.now_ms())
+            self._parts.labels.step(self._history, active, self._clock.now_ms())
         except ReaderLost:
             raise
         except StreamScorerError as error:
@@ -287,7 +314,7 @@ class Watch:
     def _publish(self, counts: ComparisonCounts, due: Action | None, held_back: str) -> None:
         """Write the verdict. A failure must not prevent the command."""
         try:
-            self._verdicts.write(verdict_record(counts, due, held_back, self._clock.now_ms()))
+            self._parts.verdicts.write(verdict_record(counts, due, held_back, self._clock.now_ms()))
         except StreamScorerError as error:
             _log.warning("the verdict on %s could not be written: %s", counts.comparison.ensemble, error.message)
 
@@ -314,10 +341,8 @@ class Watch:
 
     def _not_applied(self, comparison: Comparison) -> str:
         """The running scorers that do not score both versions yet. What they score is missing from the counts."""
-        if self.scorers is None:
-            return ""
         try:
-            lacking = self.scorers.lacking(
+            lacking = self._parts.scorers.lacking(
                 comparison.ensemble, comparison.since, (comparison.candidate.version, comparison.baseline.version)
             )
         except StreamScorerError as error:
@@ -327,7 +352,7 @@ class Watch:
     def _paused(self, ensemble: str, kinds: tuple[IncidentKind, ...]) -> str:
         """The open incidents of `kinds`; empty if there are none. What cannot be read pauses too."""
         try:
-            found = [each for each in self._incidents.open() if each.ensemble in ("", ensemble)]
+            found = [each for each in self._parts.incidents.open() if each.ensemble in ("", ensemble)]
         except ReaderLost:
             raise
         except StreamScorerError as error:
@@ -360,13 +385,15 @@ class Watch:
 
     def _report(self, counts: ComparisonCounts, action: Action, held_back: str) -> bool:
         """Report an incident and return whether that worked. A failure must not prevent the command."""
-        return self._incidents.report(counts, action, held_back, self._clock.now_ms())
+        return self._parts.incidents.report(counts, action, held_back, self._clock.now_ms())
 
     def _close_ended(self, found: list[Comparison]) -> bool:
         """Close the incidents of all pairs except `found`. Returns whether that worked."""
         newest = {ensemble: state.control_offset for ensemble, state in self._history.states.items()}
         try:
-            return self._incidents.close_all_but(found, newest, self._clock.now_ms(), actions_at(self._history, newest))
+            return self._parts.incidents.close_all_but(
+                found, newest, self._clock.now_ms(), actions_at(self._history, newest)
+            )
         except ReaderLost:
             raise
         except StreamScorerError as error:
@@ -383,7 +410,7 @@ class Watch:
             expected_offset=offset,
             author="monitor",
             version=counts.comparison.candidate,
-            keep=action == "rollback" and self.collections is not None and counts.cards.counts.candidate_only < ENOUGH,
+            keep=action == "rollback" and self._parts.collections.wants(counts.cards.counts.candidate_only),
         )
         canary = self._history.states[counts.comparison.ensemble].canary
         if action not in ("canary", "promote") or canary is None:

@@ -38,7 +38,7 @@ class Over:
 
 
 @dataclass(slots=True)
-class Findings:
+class DetectedConditions:
     """The present conditions, and the subjects that enough good minutes show to be without one.
 
     A subject in neither is undecided: its incident stays as it is.
@@ -58,7 +58,7 @@ class Findings:
         """Add a subject without a condition."""
         self.over[kind, subject.text] = Over(ended, event_time, scored)
 
-    def add(self, other: Findings) -> None:
+    def add(self, other: DetectedConditions) -> None:
         """Add the findings of another detector."""
         self.conditions += other.conditions
         self.over |= other.over

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stream_scorer.incidents.detector import NO_ACTION, Findings, Flow, percent, seconds
+from stream_scorer.incidents.detector import NO_ACTION, DetectedConditions, Flow, percent, seconds
 from stream_scorer.incidents.log import Condition, Subject
 from stream_scorer.incidents.minutes import ByMinute, Episode, EpisodeRules, Extent, newest
 from stream_scorer.incidents.shares import UsualShare
@@ -118,7 +118,7 @@ class FeedDetector:
         """Set the ends of the input partitions, as the broker reports them."""
         self._ends = dict(ends)
 
-    def advance(self, now: int) -> Findings:
+    def advance(self, now: int) -> DetectedConditions:
         """Evaluate the minutes that are complete at `now` (ms) and return what holds."""
         self._now = now
         for place, known in self._partitions.items():
@@ -130,7 +130,7 @@ class FeedDetector:
             by_place = {place: flow for place, flow in flows.items() if isinstance(place, tuple)}
             self._silent_and_late(minute, by_place)
             self._dead_letters(minute, by_place)
-        found = Findings()
+        found = DetectedConditions()
         for place, known in sorted(self._partitions.items()):
             self._find_partition(place, known, found)
             self._find_unscored(place, known, found)
@@ -204,7 +204,7 @@ class FeedDetector:
         if not bad:
             known.lags.append(known.lag)
 
-    def _find_partition(self, place: Place, known: _Partition, found: Findings) -> None:
+    def _find_partition(self, place: Place, known: _Partition, found: DetectedConditions) -> None:
         topic, partition = place
         silent = Subject(topic=topic, partition=partition, aspect="silent")
         episode = known.silent
@@ -231,7 +231,7 @@ class FeedDetector:
             found.end("feed", silent, "transactions arrive again", known.event_time)
         self._find_late(place, known, found)
 
-    def _find_late(self, place: Place, known: _Partition, found: Findings) -> None:
+    def _find_late(self, place: Place, known: _Partition, found: DetectedConditions) -> None:
         topic, partition = place
         late, episode = Subject(topic=topic, partition=partition, aspect="late"), known.late
         if not episode.open:
@@ -258,7 +258,7 @@ class FeedDetector:
             )
         )  # fmt: skip
 
-    def _find_unscored(self, place: Place, known: _Partition, found: Findings) -> None:
+    def _find_unscored(self, place: Place, known: _Partition, found: DetectedConditions) -> None:
         """Transactions of one partition wait, although those of others are scored."""
         if place not in self._ends:
             return
@@ -293,7 +293,7 @@ class FeedDetector:
             )
         )  # fmt: skip
 
-    def _find_topic(self, topic: str, found: Findings) -> None:
+    def _find_topic(self, topic: str, found: DetectedConditions) -> None:
         """A whole topic is silent, or has transactions that wait unscored: only time shows both."""
         places = [place for place in self._partitions if place[0] == topic]
         last = max(self._partitions[place].at for place in places)
@@ -362,7 +362,7 @@ class FeedDetector:
                         known[place] = min(offset, known.get(place, offset))
         self._minutes = [(at, letters) for at, letters in self._minutes if at > minute]
 
-    def _find_dead_letters(self, topic: str, found: Findings) -> None:
+    def _find_dead_letters(self, topic: str, found: DetectedConditions) -> None:
         subject, episode = Subject(topic=topic, aspect="dead letters"), self._dead.get(topic)
         if episode is None or not episode.open:
             if episode is not None and episode.healthy:

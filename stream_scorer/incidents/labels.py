@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from stream_scorer.incidents.detector import NO_ACTION, Findings, Flow, seconds
+from stream_scorer.incidents.detector import NO_ACTION, DetectedConditions, Flow, seconds
 from stream_scorer.incidents.log import Condition, Subject
 from stream_scorer.incidents.minutes import ByMinute, EpisodeRules, newest
 from stream_scorer.records import Affected, Outcome, ScoreSummary
@@ -116,7 +116,7 @@ class LabelDetector:
         count, labelled_at = minute.get(outcome.source, (0, 0))
         minute[outcome.source] = count + 1, max(labelled_at, outcome.labelled_at)
 
-    def advance(self, now: int) -> Findings:
+    def advance(self, now: int) -> DetectedConditions:
         """Evaluate the minutes that are complete at `now` (ms) and return what holds."""
         flows, labels = dict(self._flows.complete(now)), dict(self._labels.complete(now))
         for minute in sorted({*flows, *labels}):
@@ -125,7 +125,7 @@ class LabelDetector:
                 self._count(flows[minute].get("", Flow()))
             for name, (count, labelled_at) in labels.get(minute, {}).get("", _Labels()).sources.items():
                 self._add(name, count, labelled_at, minute)
-        found = Findings()
+        found = DetectedConditions()
         for name, source in sorted(self._sources.items()):
             self._find(name, source, found)
         return found
@@ -158,7 +158,7 @@ class LabelDetector:
         known = source.labels >= self._rules.min_labels and source.span_ms >= min(FACTOR * limit, WEEK_MS)
         return known and source.rows > 0 and self._expected(source) >= EXPECTED and self._pause(source) > limit
 
-    def _find(self, name: str, source: _Source, found: Findings) -> None:
+    def _find(self, name: str, source: _Source, found: DetectedConditions) -> None:
         subject = Subject(source=name)
         pause = self._pause(source)
         if not self._stopped(source):

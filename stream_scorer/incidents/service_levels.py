@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from stream_scorer.incidents.detector import Findings, Flow, percent
+from stream_scorer.incidents.detector import DetectedConditions, Flow, percent
 from stream_scorer.incidents.log import Condition, Subject
 from stream_scorer.incidents.minutes import ByMinute, Episode, EpisodeRules, Extent
 from stream_scorer.records import Affected, MemberHealth, ScorerStatus, ScoreSummary
@@ -129,7 +129,7 @@ class ServiceDetector:
         # the failures of one that no version that decides uses are not counted.
         minute.is_open = minute.is_open or (member.breaker == BREAKER_OPEN and member.failed > old[1])
 
-    def advance(self, now: int) -> Findings:
+    def advance(self, now: int) -> DetectedConditions:
         """Evaluate the minutes that are complete at `now` (ms) and return what holds."""
         flows, latencies = dict(self._flows.complete(now)), dict(self._latencies.complete(now))
         members = dict(self._members.complete(now))
@@ -145,7 +145,7 @@ class ServiceDetector:
             for key, member in (of_member | members.get(minute, {})).items():
                 assert isinstance(key, tuple)
                 self._add_members(minute, key, member, of_minute.get(key[0], Flow()))
-        found = Findings()
+        found = DetectedConditions()
         for ensemble, level in sorted(self._latency.items()):
             self._find_latency(ensemble, level, found)
         for ensemble, level in sorted(self._errors.items()):
@@ -210,7 +210,7 @@ class ServiceDetector:
         if bad:
             failures.statistics = figures
 
-    def _find_latency(self, ensemble: str, level: _Level, found: Findings) -> None:
+    def _find_latency(self, ensemble: str, level: _Level, found: DetectedConditions) -> None:
         subject, limit = Subject(ensemble), self._rules.latency_ms
         if level.episode.open:
             p95 = level.statistics["p95_ms"]
@@ -221,7 +221,7 @@ class ServiceDetector:
         elif level.episode.healthy:
             found.end("latency", subject, "P95 is below its limit", level.episode.extent.event_time)
 
-    def _find_errors(self, ensemble: str, level: _Level, found: Findings) -> None:
+    def _find_errors(self, ensemble: str, level: _Level, found: DetectedConditions) -> None:
         subject, limit = Subject(ensemble), self._rules.errors
         if level.episode.open:
             share = level.statistics["share"] or 0.0
@@ -232,7 +232,7 @@ class ServiceDetector:
         elif level.episode.healthy:
             found.end("errors", subject, "the model scores the transactions again", level.episode.extent.event_time)
 
-    def _find_member(self, ensemble: str, name: str, level: _Level, found: Findings) -> None:
+    def _find_member(self, ensemble: str, name: str, level: _Level, found: DetectedConditions) -> None:
         subject, limit = Subject(ensemble, member=name), self._rules.errors
         if level.episode.open:
             share = level.statistics["share"] or 0.0
@@ -242,7 +242,7 @@ class ServiceDetector:
         elif level.episode.healthy:
             found.end("errors", subject, level.ended, level.episode.extent.event_time)
 
-    def _find_breaker(self, ensemble: str, name: str, level: _Level, found: Findings) -> None:
+    def _find_breaker(self, ensemble: str, name: str, level: _Level, found: DetectedConditions) -> None:
         subject = Subject(ensemble, member=name)
         if level.episode.open:
             share = level.statistics["share"] or 0.0

@@ -17,7 +17,7 @@ import msgspec
 
 from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable
-from stream_scorer.incidents.detector import Findings
+from stream_scorer.incidents.detector import DetectedConditions
 from stream_scorer.incidents.feeds import FeedDetector, FeedRules
 from stream_scorer.incidents.labels import MEMORY_MS, LabelDetector, LabelRules
 from stream_scorer.incidents.log import IncidentLog, IncidentTable, key_of
@@ -161,15 +161,15 @@ class Detectors:
         self.savings.add_summary(summary)
         self.totals.add_summary(summary)
 
-    def advance(self, now: int) -> Findings:
+    def advance(self, now: int) -> DetectedConditions:
         """The findings of all detectors at `now`, ms."""
-        found = Findings()
+        found = DetectedConditions()
         for detector in (self.feeds, self.labels, self.services):
             found.add(detector.advance(now))
         return found
 
 
-def apply(found: Findings, log: IncidentLog, at: int) -> None:
+def apply(found: DetectedConditions, log: IncidentLog, at: int) -> None:
     """Open, update and close incidents as `found` says."""
     for condition in found.conditions:
         log.report(condition, at)
@@ -198,7 +198,7 @@ class Signals:
         clock: Clock,
         metrics: Metrics,
         rules: SignalRules,
-        more: Callable[[], Findings] = Findings,
+        more: Callable[[], DetectedConditions] = DetectedConditions,
     ) -> None:
         self._more = more
         self._log, self._follow, self._ends, self._clock, self._metrics = log, follow, ends, clock, metrics

@@ -1,4 +1,4 @@
-"""The Faust app: counts batches of summaries and outcomes in Redis, and publishes the judge's records.
+"""The Faust app: counts batches of summaries and outcomes in Redis, and publishes the records of windows.
 
 Faust provides the consumer loop: membership, assignment, `take`. It stores neither state nor offsets. Both are in
 Redis, where one script per source partition and batch changes them together; every assignment seeks to the applied
@@ -22,7 +22,10 @@ from faust.types import TP
 from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, StateGap, StreamScorerError
 from stream_scorer.monitor.credentials import credentials
-from stream_scorer.monitor.judge import (
+from stream_scorer.monitor.metrics import APPLIED_LAG, COUNTED, SUMMARY_GAPS, UNREADABLE
+from stream_scorer.monitor.tally import DAY_MS, Cells, count_outcome, count_summary, new_cells, require_counts
+from stream_scorer.monitor.transport import LinkedMessage, MonitorFaust, SeekingConsumer
+from stream_scorer.monitor.window_reports import (
     CLOSE,
     LABELLED_AT,
     LABELS_LOST_BEFORE,
@@ -30,12 +33,9 @@ from stream_scorer.monitor.judge import (
     MATURE,
     PANE,
     REVISIONS_FROM,
-    Judge,
+    WindowReporter,
     record_key,
 )
-from stream_scorer.monitor.metrics import APPLIED_LAG, COUNTED, SUMMARY_GAPS, UNREADABLE
-from stream_scorer.monitor.tally import DAY_MS, Cells, count_outcome, count_summary, new_cells, require_counts
-from stream_scorer.monitor.transport import LinkedMessage, MonitorFaust, SeekingConsumer
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import NOT_A_RECORD, Outcome, ScoreSummary
 from stream_scorer.state.counters import Batch, CounterStore, Head
@@ -321,7 +321,7 @@ class Stuck:
 
 
 class MonitorApp:
-    """The Faust app and the timer of the judge, in an event loop that the caller owns.
+    """The Faust app and the timer of window reports, in an event loop that the caller owns.
 
     Args:
         published: whether `monitor-metrics` has records. Blocks.
@@ -331,14 +331,14 @@ class MonitorApp:
         self,
         settings: AppSettings,
         store: CounterStore,
-        judge: Judge,
+        reporter: WindowReporter,
         published: Callable[[], bool],
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._judge = judge
+        self._reporter = reporter
         self._published = published
         self._clock = clock
         self._metrics = metrics
@@ -471,12 +471,12 @@ class MonitorApp:
         """Count and report until `stop`.
 
         Raises:
-            Exception: the failure of an agent, a seek or the judge.
+            Exception: the failure of an agent, a seek or the window reports.
         """
         starting = asyncio.create_task(self.faust.start(), name="faust")
         tasks = [
             asyncio.create_task(self._watch(starting), name="watch"),
-            asyncio.create_task(self._judge_forever(), name="judge"),
+            asyncio.create_task(self._report_forever(), name="window-reports"),
         ]
         try:
             await self._ended.wait()
@@ -520,7 +520,7 @@ class MonitorApp:
                 self.fail(reason)
             await asyncio.sleep(HEALTH_EVERY_S)
 
-    async def _judge_forever(self) -> None:
+    async def _report_forever(self) -> None:
         try:
             while True:
                 await asyncio.sleep(self._settings.emit_every_s)
@@ -531,7 +531,7 @@ class MonitorApp:
             raise
 
     async def _judge_once(self) -> None:
-        reports = await asyncio.to_thread(self._judge.turn)
+        reports = await asyncio.to_thread(self._reporter.turn)
         if reports.records:
             sent = [
                 await self.faust.producer.send(
@@ -540,14 +540,14 @@ class MonitorApp:
                 for record in reports.records
             ]
             await asyncio.gather(*sent)
-        await asyncio.to_thread(self._judge.settle, reports)
+        await asyncio.to_thread(self._reporter.settle, reports)
         await self._pass_markers()
         await self._check_applied()
 
     async def _pass_markers(self) -> None:
         """Advance the applied offsets past final markers, where a partition has had no record since the last look.
 
-        The judge then distinguishes a silent partition from one with a backlog by the ends of partitions alone, also
+        The reporter then distinguishes a silent partition from one with a backlog by the ends of partitions alone, also
         if another worker reads it.
         """
         reached = cast(SeekingConsumer, self.faust.consumer).reached

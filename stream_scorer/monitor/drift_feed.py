@@ -83,7 +83,7 @@ class _Stream:
 
 
 class DriftFeed:
-    """Reads closed panes in order and returns the records of what the detector finds. Used by the thread of the judge.
+    """Reads closed panes in order and returns the records of what the detector finds. Used by one thread.
 
     Args:
         false_alarms_per_year: of each ensemble, over all series and versions.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from stream_scorer.incidents.detector import NO_ACTION, Findings, percent
+from stream_scorer.incidents.detector import NO_ACTION, DetectedConditions, percent
 from stream_scorer.incidents.log import Condition, Subject
 from stream_scorer.monitor.drift_types import DriftEvent, SeriesShift
 from stream_scorer.records import Affected
@@ -87,9 +87,9 @@ class DriftBoard:
         """Set the open events, and those that ended recently."""
         self._events = tuple(events)
 
-    def findings(self) -> Findings:
+    def findings(self) -> DetectedConditions:
         """The conditions of the open events, and the ends of the others."""
-        found = Findings()
+        found = DetectedConditions()
         for event in self._events:
             if event.status == "open":
                 found.conditions.append(condition_of(event))

@@ -26,11 +26,11 @@ from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.event_loop import run_bounded
 from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore, store_error
-from stream_scorer.monitor.judge import Judge, OnDrift, Partitions
 from stream_scorer.monitor.metrics import JOINED
 from stream_scorer.monitor.parts import Part, PartRun, Parts
 from stream_scorer.monitor.rates import Assumptions
 from stream_scorer.monitor.reference import EnsembleReferences
+from stream_scorer.monitor.window_reports import OnDrift, Partitions, WindowReporter
 from stream_scorer.monitor.windows import WindowRules
 from stream_scorer.observability.health import HealthServer
 from stream_scorer.observability.metrics import Metrics
@@ -330,11 +330,11 @@ class _Windows:
             store = CounterStore(client, self._namespace(ids), ttl_s=ttl_s(self._rules, settings.max_outage_s))
             if not store.bind(ids):
                 _log.warning("a topic of the windows was recreated: everything is counted again")
-            judge = self._judge(store)
+            reporter = self._window_reporter(store)
             make_app = lambda: MonitorApp(  # noqa: E731 - the app must be created inside the running event loop
                 _app_settings(settings, self._topics, self._rules),
                 store,
-                judge,
+                reporter,
                 self._published,
                 self._clock,
                 self._metrics,
@@ -355,9 +355,9 @@ class _Windows:
     def _published(self) -> bool:
         return TopicAdmin(self._settings.bootstrap).has_records(self._topics.monitor_metrics)
 
-    def _judge(self, store: CounterStore) -> Judge:
+    def _window_reporter(self, store: CounterStore) -> WindowReporter:
         admin, summaries = TopicAdmin(self._settings.bootstrap), self._topics.score_summaries
-        judge = Judge(
+        reporter = WindowReporter(
             store,
             self._rules,
             self._references,
@@ -370,7 +370,7 @@ class _Windows:
                 self._settings.idle_s,
             ),
         )
-        judge.detect_drift(
+        reporter.detect_drift(
             DriftFeed(
                 store,
                 self._checked,
@@ -382,7 +382,7 @@ class _Windows:
             ),
             self.on_drift,
         )
-        return judge
+        return reporter
 
 
 async def _count(make_app: Callable[[], MonitorApp], stop: threading.Event, on_ready: Callable[[], None]) -> None:

@@ -52,7 +52,7 @@ class BatchDecisions:
 
     lineup: Lineup
     arm: NDArray[np.int8]
-    verdicts: list[VersionResult]
+    results: list[VersionResult]
     rules: Rules | None = None
     sampled: NDArray[np.bool_] = field(init=False)
     card_group: NDArray[np.int64] = field(init=False)
@@ -62,15 +62,15 @@ class BatchDecisions:
         """The decisions of all arms together; no sample yet."""
         self.sampled = np.zeros(len(self.arm), np.bool_)
         self.card_group = np.zeros(len(self.arm), np.int64)
-        self.decision = self.verdicts[0].decision
+        self.decision = self.results[0].decision
         if self.arm.any():
-            self.decision = np.where(self.arm == 1, self.verdicts[1].decision, self.decision)
+            self.decision = np.where(self.arm == 1, self.results[1].decision, self.decision)
 
     def without_score(self) -> int:
         """The number of transactions that the fallback decides: they have no score, and no list decides them."""
-        missing = np.isnan(self.verdicts[0].scored.score)
+        missing = np.isnan(self.results[0].scored.score)
         if self.arm.any():
-            missing = np.where(self.arm == 1, np.isnan(self.verdicts[1].scored.score), missing)
+            missing = np.where(self.arm == 1, np.isnan(self.results[1].scored.score), missing)
         if self.rules is not None:
             missing &= self.rules.listed < 0
         return int(np.count_nonzero(missing))

@@ -43,7 +43,7 @@ class CardCounter:
         events, decided = batch.events, batch.decided
         assert events is not None and decided is not None
         ids = entity_ids(batch, self._checked)
-        mine, theirs = decided.verdicts[version], decided.verdicts[other]
+        mine, theirs = decided.results[version], decided.results[other]
         counts = evidence_rows(batch, ids, version, other)[chosen]
         span_of, event_time = events.transaction_span[chosen], events.transactions.event_time[chosen]
         this, those = mine.decision[chosen] > 0, theirs.decision[chosen] > 0
@@ -95,7 +95,7 @@ def evidence_rows(batch: MicroBatch, ids: list[str | None], version: int, other:
         counts &= np.array([card is not None for card in ids], dtype=np.bool_)
     if decided.rules is not None:
         counts &= decided.rules.listed < 0
-    for scored in (decided.verdicts[version].scored, decided.verdicts[other].scored):
+    for scored in (decided.results[version].scored, decided.results[other].scored):
         counts &= ~np.isnan(scored.score)
         if any(reason != DISABLED for reason in scored.failures.values()):
             counts &= ~np.isnan(scored.member_scores).any(axis=1)
@@ -104,7 +104,7 @@ def evidence_rows(batch: MicroBatch, ids: list[str | None], version: int, other:
 
 def _disabled(decided: BatchDecisions, version: int) -> set[str]:
     """Keys of the members that a command excluded from the scores of a version."""
-    ensemble, failures = decided.lineup.versions[version], decided.verdicts[version].scored.failures
+    ensemble, failures = decided.lineup.versions[version], decided.results[version].scored.failures
     members = zip(ensemble.member_keys, ensemble.member_names, strict=True)
     return {key for key, name in members if failures.get(name) == DISABLED}
 

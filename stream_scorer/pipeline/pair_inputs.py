@@ -102,7 +102,7 @@ class PairComparer:
             return None
         if self.equal:
             return PairDifferences(len(rows))
-        mine, base = decided.verdicts[version], decided.verdicts[baseline]
+        mine, base = decided.results[version], decided.results[baseline]
         thresholds = self._candidate.manifest.thresholds
         review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(counts))[rows]
         alert = mine.decision[rows] > 0
@@ -189,7 +189,7 @@ class PairComparer:
         if not self._plan.policy:
             return []
         thresholds = self._baseline.manifest.thresholds
-        z = decided.verdicts[version].scored.z
+        z = decided.results[version].scored.z
         review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(z))[rows]
         changed = self._baseline.finish(z[rows]) >= review
         square: list[int] = _squares(alert, changed[:, None])[0].tolist()
@@ -200,7 +200,7 @@ class PairComparer:
         assert decided is not None
         if combination is None:
             return []
-        mine, theirs = (decided.verdicts[version].scored.member_scores for version in pair)
+        mine, theirs = (decided.results[version].scored.member_scores for version in pair)
         review = np.broadcast_to(self._policy.review(self._baseline.manifest.thresholds, decided.rules), len(mine))[
             rows
         ]

@@ -161,7 +161,7 @@ class OutputWriter:
 
     def _of_version(self, part: _Part, scored_at: int) -> Iterator[_Output]:
         """The records of those transactions that one version decided."""
-        ensemble, scored, topics, encode = part.ensemble, part.verdict.scored, self._topics, self._encode
+        ensemble, scored, topics, encode = part.ensemble, part.result.scored, self._topics, self._encode
         scores_topic, contributions_topic, raw = topics.scores, topics.contributions, part.batch.transactions
         name, number, arm, names = ensemble.name, ensemble.version, part.arm, ensemble.member_names
         inside = _inside(ensemble, part, self._max_explained)
@@ -205,7 +205,7 @@ class OutputWriter:
 
     def _columns(self, part: _Part) -> list[Iterable[Any]]:
         """What `_of_version` takes for each transaction, in its order."""
-        batch, decided, select, scored = part.batch, part.decided, part.select, part.verdict.scored
+        batch, decided, select, scored = part.batch, part.decided, part.select, part.result.scored
         events, enriched = batch.events, batch.enriched
         assert events is not None and enriched is not None
         transactions, raw = events.transactions, batch.transactions
@@ -218,8 +218,8 @@ class OutputWriter:
             event_ids if part.chosen is None else [event_ids[place] for place in part.places],
             select(transactions.event_time).tolist(),
             select(transactions.value).tolist(),
-            select(part.verdict.decision).tolist(),
-            select(part.verdict.member_alerts).tolist(),
+            select(part.result.decision).tolist(),
+            select(part.result.member_alerts).tolist(),
             select(scored.score).tolist(),
             select(scored.z).tolist(),
             select(scored.base).tolist(),
@@ -289,7 +289,7 @@ class _Part:
     decided: BatchDecisions
     version: int
     ensemble: Ensemble
-    verdict: VersionResult
+    result: VersionResult
     chosen: NDArray[np.int64] | None
     places: list[int]
 
@@ -299,7 +299,7 @@ class _Part:
         events, decided = batch.events, batch.decided
         assert events is not None and decided is not None
         places = list(range(len(events.transactions))) if chosen is None else chosen.tolist()
-        return cls(batch, decided, version, decided.lineup.versions[version], decided.verdicts[version], chosen, places)
+        return cls(batch, decided, version, decided.lineup.versions[version], decided.results[version], chosen, places)
 
     @property
     def arm(self) -> Arm:
@@ -381,8 +381,8 @@ def _alternatives(
 ) -> Iterable[list[Alternative]]:
     """Per transaction what the versions said that did not decide it."""
     others = [
-        (ensemble.version, verdict)
-        for index, (ensemble, verdict) in enumerate(zip(decided.lineup.versions, decided.verdicts, strict=True))
+        (ensemble.version, result)
+        for index, (ensemble, result) in enumerate(zip(decided.lineup.versions, decided.results, strict=True))
         if index != version
     ]
     if not others:
@@ -402,9 +402,9 @@ def _inside(ensemble: Ensemble, part: _Part, max_explained: int) -> dict[int, li
     if ensemble.explainer is None or max_explained == 0:
         return {}
     assert part.batch.enriched is not None
-    matrix, verdict, chosen = part.batch.enriched.matrix, part.verdict, part.chosen
-    alerts = np.flatnonzero(verdict.decision > 0) if chosen is None else chosen[verdict.decision[chosen] > 0]
-    rows = alerts[np.argsort(-np.nan_to_num(verdict.scored.score[alerts]), kind="stable")[:max_explained]]
+    matrix, result, chosen = part.batch.enriched.matrix, part.result, part.chosen
+    alerts = np.flatnonzero(result.decision > 0) if chosen is None else chosen[result.decision[chosen] > 0]
+    rows = alerts[np.argsort(-np.nan_to_num(result.scored.score[alerts]), kind="stable")[:max_explained]]
     if not len(rows):
         return {}
     explainer, column = ensemble.explainer, {name: place for place, name in enumerate(ensemble.feature_names)}

@@ -58,9 +58,9 @@ class Scoring:
             for ensemble in lineup.versions:
                 age_ms = newest - ensemble.manifest.training.last_event_time
                 self._metrics.set(ENSEMBLE_AGE, age_ms / 1_000, ensemble.name, ensemble.version)
-        verdicts = [self._verdict(lineup, version, outputs, rules) for version in range(len(lineup.versions))]
+        results = [self._result(lineup, version, outputs, rules) for version in range(len(lineup.versions))]
         entities = transactions.entity_ids.get(self._entity or "", [])
-        decided = BatchDecisions(lineup, lineup.route(entities, transactions.event_time), verdicts, rules)
+        decided = BatchDecisions(lineup, lineup.route(entities, transactions.event_time), results, rules)
         decided.sampled = self._sampling.draw(transactions.id_hash, decided.decision) & ~batch.enriched.duplicate
         decided.card_group = self._sampling.card_groups(transactions)
         batch.decided = decided
@@ -86,7 +86,7 @@ class Scoring:
                 metrics.count(MEMBER_FAILURES if decides else MEMBER_SHADOW_FAILURES, 1, name)
         return outputs
 
-    def _verdict(self, lineup: Lineup, version: int, outputs: list[MemberOutput], rules: Rules | None) -> VersionResult:
+    def _result(self, lineup: Lineup, version: int, outputs: list[MemberOutput], rules: Rules | None) -> VersionResult:
         ensemble: Ensemble = lineup.versions[version]
         scored = ensemble.combine(lineup.pool.outputs_of(version, outputs))
         thresholds, members = ensemble.manifest.thresholds, len(ensemble.member_names)

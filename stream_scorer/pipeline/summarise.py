@@ -132,7 +132,7 @@ class Summariser:
         """The histograms of features, members and score in each of `n` groups."""
         enriched, decided = batch.enriched, batch.decided
         assert enriched is not None and decided is not None
-        scored = decided.verdicts[version].scored
+        scored = decided.results[version].scored
         values = profile_matrix(enriched.matrix[chosen], scored.member_scores[chosen], scored.score[chosen])
         skip = self._not_evidence(enriched)
         counts = self._binner.count(values, group_of, n, None if skip is None else skip[chosen])
@@ -164,26 +164,26 @@ def _decided_rows(batch: MicroBatch, version: int, chosen: Rows) -> DecidedRows:
     """What `count_panes` takes of the `chosen` transactions."""
     events, enriched, decided = batch.events, batch.enriched, batch.decided
     assert events is not None and enriched is not None and decided is not None
-    verdict, rows = decided.verdicts[version], events.transactions
-    scored = verdict.scored
+    result, rows = decided.results[version], events.transactions
+    scored = result.scored
     fallback = np.isnan(scored.score)
     degraded = fallback | (scored.coverage < 1.0 - 1e-9) | enriched.stale | enriched.partial
     if scored.failures:  # a member may have no weight, and its scores name it all the same
         degraded |= np.isnan(scored.member_scores).any(axis=1)
     if enriched.degraded:
         degraded[:] = True
-    others = [each.decision for index, each in enumerate(decided.verdicts) if index != version]
+    others = [each.decision for index, each in enumerate(decided.results) if index != version]
     return DecidedRows(
         np.arange(len(rows)) if isinstance(chosen, slice) else chosen,
         events.transaction_span,
         rows.event_time,
         rows.value,
-        verdict.decision,
+        result.decision,
         enriched.duplicate,
         degraded,
         fallback,
-        verdict.member_alerts,
-        verdict.alert_without,
+        result.member_alerts,
+        result.alert_without,
         np.array(others, np.int8).reshape(len(others), len(rows)),
     )
 

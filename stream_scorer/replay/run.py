@@ -154,7 +154,7 @@ class Replay:
 
     def _record(self, batch: MicroBatch) -> None:
         assert batch.events is not None and batch.enriched is not None and batch.decided is not None
-        scored = batch.decided.verdicts[0].scored
+        scored = batch.decided.results[0].scored
         self.rows.add(batch.events.transactions.event_id, scored.score, scored.member_scores, batch.enriched.duplicate)
         self._decisions += np.bincount(batch.decided.decision, minlength=len(DECISIONS))
 

@@ -132,13 +132,13 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
 
 
 def batch_of(candidate: Ensemble, baseline: Ensemble, features: np.ndarray) -> Any:
-    verdicts = []
+    results = []
     for ensemble in (candidate, baseline):
         scored = ensemble.score(features)
         decision = (scored.score >= ensemble.manifest.thresholds.review).astype(np.int8)
-        verdicts.append(SimpleNamespace(scored=scored, decision=decision))
+        results.append(SimpleNamespace(scored=scored, decision=decision))
     return SimpleNamespace(
-        decided=SimpleNamespace(verdicts=verdicts, rules=None), enriched=SimpleNamespace(matrix=features)
+        decided=SimpleNamespace(results=results, rules=None), enriched=SimpleNamespace(matrix=features)
     )
 
 

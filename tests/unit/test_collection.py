@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -36,6 +37,7 @@ from stream_scorer.records import (
     ServingState,
 )
 from tests.support.control import ControlRecord, MemoryControlLog
+from tests.support.watch import parts
 
 ONE, TWO, THREE, FOUR = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3, 4))
 LATER = GRACE_MS + 1
@@ -57,7 +59,7 @@ class Desk:
         self.log.records.append(msgspec.json.encode(Command(action=action, **fields)))  # type: ignore[arg-type]
         return self.history.entries[-1].refused
 
-    def watch(self, mode: Mode = "auto") -> Watch:
+    def watch(self, mode: Mode = "auto", labels: LabelWatch | None = None) -> Watch:
         clock, summaries = self, self.summaries
 
         class Clock:
@@ -82,20 +84,23 @@ class Desk:
             def close(self) -> None:
                 pass
 
-        watch = Watch(
+        self.collections = CollectionWatch(
+            lambda: MemoryControlLog(self.verdicts.records), self.verdicts.append, lambda _since: Reader(), self.metrics
+        )
+        return Watch(
             MemoryControlLog(self.log.records),
-            Incidents(MemoryControlLog(self.incidents.records)),
-            Verdicts(self.verdicts.append),
             lambda _since: Reader(),
             Clock(),
             self.metrics,
             who="monitor-1",
             rules=WatchRules(mode, 3_600.0, Tolerances()),
+            parts=parts(
+                Incidents(MemoryControlLog(self.incidents.records)),
+                Verdicts(self.verdicts.append),
+                labels=labels,
+                collections=self.collections,
+            ),
         )
-        watch.collections = CollectionWatch(
-            lambda: MemoryControlLog(self.verdicts.records), self.verdicts.append, lambda _since: Reader(), self.metrics
-        )
-        return watch
 
     def steps(self, *watches: Watch) -> None:
         for _ in range(3):
@@ -214,15 +219,14 @@ def test_a_part_of_the_summaries_changes_no_record_and_ends_no_collection() -> N
     desk.withdraw(desk.watch())
     desk.shadow(range(1_000, 1_000 + ENOUGH))
     watch, before = desk.watch(), len(desk.verdicts.records)
-    assert watch.collections is not None
-    follow = watch.collections._follow
+    follow = desk.collections._follow
 
     def part(since: int) -> SummaryReader:
         reader = follow(since)
         reader.caught_up = lambda: False  # type: ignore[method-assign]
         return reader
 
-    watch.collections._follow = part
+    desk.collections._follow = part
     desk.steps(watch)
     assert (len(desk.verdicts.records), desk.commands) == (before, ["rollback"])
     desk.steps(desk.watch())
@@ -234,13 +238,12 @@ def test_a_watch_ends_if_a_topic_of_a_collection_is_another_one_and_goes_on_othe
     desk = Desk()
     desk.withdraw(desk.watch())
     watch, error = desk.watch(), StreamScorerError("refused") if lost == "neither" else ReaderLost("created again")
-    assert watch.collections is not None
     desk.steps(watch)
     if lost == "verdicts":
         desk.verdicts.records.clear()
         desk.shadow([1_000])
     else:
-        reader = watch.collections._reader
+        reader = desk.collections._reader
         reader.poll = lambda *_: (_ for _ in ()).throw(error)  # type: ignore[method-assign, union-attr]
     with contextlib.nullcontext() if lost == "neither" else pytest.raises(ReaderLost, match="created again"):
         desk.steps(watch)
@@ -269,8 +272,8 @@ class Labels:
 
 def test_a_hold_delays_the_stop_and_labels_do_not_wait_for_it() -> None:
     desk = Desk()
-    watch, labels = desk.watch(), Labels()
-    watch.labels = labels  # type: ignore[assignment]
+    labels = Labels()
+    watch = desk.watch(labels=labels)  # type: ignore[arg-type]
     desk.withdraw(watch)
     assert (desk.commands, labels.waiting) == (["rollback"], {"cards-1"})
     desk.say("hold")
@@ -317,14 +320,12 @@ class Outcomes:
 
 def test_labels_clear_the_version_by_the_cards_of_both_phases() -> None:
     desk = Desk()
-    watch = desk.watch()
-    desk.withdraw(watch)
     later = range(1_000, 1_000 + ENOUGH - ALONE)
     early = {f"e{card}-0" for card in range(100, 100 + ALONE, 2)}
     # Analysts label the alerts of the probation. In shadow, only fraud is reported.
     frauds = early | {f"e{card}-{2 * LATER}" for card in later[::2]} | {f"e{card}-0" for card in range(0, 60, 2)}
     genuine = {f"e{card}-0" for card in (*range(101, 100 + ALONE, 2), *range(1, 60, 2))}
-    watch.labels = LabelWatch(
+    labels = LabelWatch(
         MemoryControlLog(desk.verdicts.records),
         desk.verdicts.append,
         lambda _since: Outcomes(frauds, genuine),
@@ -332,6 +333,8 @@ def test_labels_clear_the_version_by_the_cards_of_both_phases() -> None:
         1_000,
         lambda: desk.now / 1_000,
     )
+    watch = desk.watch(labels=labels)
+    desk.withdraw(watch)
     desk.steps(watch)
     assert desk.verdict.labels is None
     desk.shadow(later)
@@ -385,16 +388,14 @@ def test_a_version_is_kept_only_if_that_helps() -> None:
     # Without a record on verdicts, no labels could follow.
     lost = Desk()
     watch = lost.watch()
-    watch._verdicts = Verdicts(lambda _key, _value: None)
+    watch._parts = dataclasses.replace(watch._parts, verdicts=Verdicts(lambda _key, _value: None))
     lost.withdraw(watch)
     assert (lost.commands, lost.state.withdrawn) == (["rollback", "stop"], None)
 
 
 def test_what_fails_is_tried_again_and_prevents_no_rollback() -> None:
     desk = Desk()
-    watch = desk.watch()
-    collections = watch.collections
-    assert collections is not None
+    watch, collections = desk.watch(), desk.collections
 
     def fail(*_arguments: object) -> None:
         raise BrokerUnavailable("not now")

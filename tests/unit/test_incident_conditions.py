@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stream_scorer.errors import BrokerUnavailable
-from stream_scorer.incidents.detector import Findings, Flow
+from stream_scorer.incidents.detector import DetectedConditions, Flow
 from stream_scorer.incidents.feeds import FeedRules
 from stream_scorer.incidents.labels import LabelDetector, LabelRules
 from stream_scorer.incidents.log import IncidentLog
@@ -84,7 +84,7 @@ class Desk:
         self.told = MemoryControlLog()
         self.detectors = Detectors(rules or SignalRules())
         self.log = IncidentLog(self.told)
-        self.found = Findings()
+        self.found = DetectedConditions()
 
     def run(self, minutes: Iterable[int], add: Callable[[int, int], None]) -> None:
         """Call `add(minute, record timestamp)` and evaluate, for each of `minutes`."""

@@ -23,11 +23,11 @@ from stream_scorer.monitor.app import (
     require_kept,
     runs,
 )
-from stream_scorer.monitor.judge import LABELS_LOST_BEFORE, LOST_BEFORE, REVISIONS_FROM, Judge
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.service import ttl_s
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells, parse_label
 from stream_scorer.monitor.transport import Links
+from stream_scorer.monitor.window_reports import LABELS_LOST_BEFORE, LOST_BEFORE, REVISIONS_FROM, WindowReporter
 from stream_scorer.monitor.windows import Figure, WindowRules, drifts, figures, watermark
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Outcome, PaneSummary, ScoreSummary
@@ -284,8 +284,8 @@ class Running:
     def __init__(self, store: MemoryCounterStore, tmp_path: Path, now_ms: int) -> None:
         settings = AppSettings("127.0.0.1:1", "g", "i", "score-summaries", "outcomes", "monitor-metrics", tmp_path)
         clock = SimpleNamespace(now_ms=lambda: now_ms)
-        judge: Judge = None  # type: ignore[assignment]
-        self.app = MonitorApp(settings, store, judge, lambda: True, clock, Metrics(MONITOR_METRICS))  # type: ignore[arg-type]
+        reporter: WindowReporter = None  # type: ignore[assignment]
+        self.app = MonitorApp(settings, store, reporter, lambda: True, clock, Metrics(MONITOR_METRICS))  # type: ignore[arg-type]
 
     async def start(self, first: int, end: int) -> int:
         """The position to read from."""

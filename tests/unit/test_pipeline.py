@@ -628,7 +628,7 @@ def test_rows_without_a_member_that_failed_or_that_only_one_version_may_call_are
         versions = [SimpleNamespace(member_names=names, member_keys=each) for each in (keys, ["a", "b"])]
         batch: Any = SimpleNamespace(
             enriched=SimpleNamespace(duplicate=np.array([False, False, False, True]), degraded=[]),
-            decided=SimpleNamespace(rules=None, verdicts=results, lineup=SimpleNamespace(versions=versions)),
+            decided=SimpleNamespace(rules=None, results=results, lineup=SimpleNamespace(versions=versions)),
         )
         found: list[bool] = evidence_rows(batch, ["a", "b", None, "d"], 0, 1).tolist()
         assert evidence_rows(batch, ["a", "b", None, "d"], 1, 0).tolist() == found

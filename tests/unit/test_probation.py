@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import random
@@ -43,6 +44,7 @@ from stream_scorer.records import (
     VerdictRecord,
 )
 from tests.support.control import MARKER, ControlRecord, MemoryControlLog
+from tests.support.watch import parts
 
 ONE, TWO, THREE, FOUR = (ServedVersion(str(i), str(i) * 64) for i in (1, 2, 3, 4))
 COMPARISON = Comparison("cards", TWO, ONE, since=1, at=1_000, ends="rollback")
@@ -308,16 +310,25 @@ class Desk:
         fields = {"ensemble": "cards", "who": "ann", "why": "so", "at": 1_000, "expected_offset": expected} | more
         self.log.records.append(msgspec.json.encode(Command(action=action, **fields)))  # type: ignore[arg-type]
 
-    def watch(self, mode: Mode = "auto", probation: int = 100_000, cooldown_s: float = 0.0) -> Watch:
+    def watch(
+        self,
+        mode: Mode = "auto",
+        probation: int = 100_000,
+        cooldown_s: float = 0.0,
+        scorers: StatusReader | None = None,
+    ) -> Watch:
         return Watch(
             MemoryControlLog(self.log.records),
-            Incidents(MemoryControlLog(self.incident_log.records)),
-            Verdicts(lambda key, value: self.verdicts.append(msgspec.json.decode(value, type=VerdictRecord))),
             lambda since: Reader(self.summaries),
             Clock(),  # type: ignore[arg-type]
             self.metrics,
             who="monitor-1",
             rules=WatchRules(mode, cooldown_s, Tolerances(min_rows=probation)),
+            parts=parts(
+                Incidents(MemoryControlLog(self.incident_log.records)),
+                Verdicts(lambda key, value: self.verdicts.append(msgspec.json.decode(value, type=VerdictRecord))),
+                scorers=scorers,
+            ),
         )
 
     @property
@@ -427,7 +438,7 @@ def test_a_version_that_is_promoted_while_the_watch_acts_on_another_ensemble_is_
 
     desk.incident_log = Slow()
     watch = desk.watch(probation=1)
-    watch._incidents = Incidents(desk.incident_log)
+    watch._parts = dataclasses.replace(watch._parts, incidents=Incidents(desk.incident_log))
     watch.step()
     wires = desk.history.states["wires"]
     assert (wires.champion, wires.last_good, wires.probation) == (THREE, ONE, True)
@@ -540,7 +551,7 @@ def test_a_topic_of_incidents_that_cannot_be_written_does_not_keep_a_version_in_
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, MORE))
     watch = desk.watch()
-    watch._incidents = Incidents(desk.incident_log)
+    watch._parts = dataclasses.replace(watch._parts, incidents=Incidents(desk.incident_log))
     for _ in range(2):
         watch.step()
     assert desk.history.states["cards"].champion == ONE
@@ -580,7 +591,8 @@ def test_incidents_that_cannot_be_read_delay_no_rollback_and_are_closed_later(er
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, MORE, offset=3))
     watch, incident_log = desk.watch(), MemoryControlLog(desk.incident_log.records)
-    watch._incidents, watch._clock = Incidents(incident_log), clock  # type: ignore[assignment]
+    watch._parts = dataclasses.replace(watch._parts, incidents=Incidents(incident_log))
+    watch._clock = clock  # type: ignore[assignment]
     incident_log.fails = error
     for _ in range(2):
         watch.step()
@@ -642,7 +654,7 @@ def test_an_incident_that_could_not_be_told_is_told_later() -> None:
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, MORE))
     watch = desk.watch(mode="propose")
-    watch._incidents = Incidents(moody)
+    watch._parts = dataclasses.replace(watch._parts, incidents=Incidents(moody))
     watch.step()
     assert desk.incidents == []
     moody.broken = False
@@ -765,8 +777,7 @@ def test_a_version_is_not_confirmed_while_a_running_scorer_does_not_score_both(m
     desk, statuses = Desk(), StatusTopic()
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, SAME))
-    watch = desk.watch(probation=1, mode=mode)
-    watch.scorers = statuses.reader()
+    watch = desk.watch(probation=1, mode=mode, scorers=statuses.reader())
 
     def step() -> str:
         statuses.now_s += READ_EVERY_S
@@ -1116,7 +1127,7 @@ def test_a_topic_of_verdicts_that_cannot_be_written_does_not_keep_a_version_in_s
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, MORE))
     watch = desk.watch()
-    watch._verdicts = Verdicts(fail)
+    watch._parts = dataclasses.replace(watch._parts, verdicts=Verdicts(fail))
     watch.step()
     assert desk.history.states["cards"].champion == ONE
 

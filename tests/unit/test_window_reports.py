@@ -1,4 +1,4 @@
-"""The judge on counters in memory: which windows it reports, how often, and when they close."""
+"""The reporter of windows on counters in memory: which windows it reports, how often, and when they close."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from itertools import pairwise
 
 import pytest
 
-from stream_scorer.monitor.judge import (
+from stream_scorer.monitor.metrics import MONITOR_METRICS
+from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells
+from stream_scorer.monitor.window_reports import (
     CLOSE,
     LABELS_LOST_BEFORE,
     LOST_BEFORE,
@@ -18,12 +20,10 @@ from stream_scorer.monitor.judge import (
     NEWEST_PER_TURN,
     PANE,
     REVISIONS_FROM,
-    Judge,
     Partitions,
     WaitingPanes,
+    WindowReporter,
 )
-from stream_scorer.monitor.metrics import MONITOR_METRICS
-from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells
 from stream_scorer.monitor.windows import WindowRules, negative_fields
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import MonitorMetric, Outcome, PaneSummary, ScoreSummary
@@ -54,7 +54,7 @@ class NoProfiles:
 
 
 class Monitor:
-    """Two judges; `count` adds ten transactions of a pane. `ends` are the known ends of partitions."""
+    """Two reporters; `count` adds ten transactions of a pane. `ends` are the known ends of partitions."""
 
     def __init__(self, partitions: int = 1, rules: WindowRules = RULES) -> None:
         self.rules = rules
@@ -65,7 +65,7 @@ class Monitor:
         self.ends: dict[int, int] = {}
         self.store = self.open()
         self.metrics = Metrics(MONITOR_METRICS)
-        self.judge, self.other = self.make("one"), self.make("other")
+        self.reporter, self.other = self.make("one"), self.make("other")
         self.at = [0] * partitions
 
     def open(self) -> MemoryCounterStore:
@@ -73,8 +73,8 @@ class Monitor:
         store.open("e", dict.fromkeys(self.sources.values(), 0))
         return store
 
-    def make(self, name: str) -> Judge:
-        return Judge(
+    def make(self, name: str) -> WindowReporter:
+        return WindowReporter(
             self.open(),  # type: ignore[arg-type]
             self.rules,
             NoProfiles(),  # type: ignore[arg-type]
@@ -99,9 +99,9 @@ class Monitor:
         self.at[partition] += 1
 
     def turn(self) -> list[tuple[int, float | None, int, bool]]:
-        """Hour, transactions, revision and whether closed, of what the judge reports; it is settled then."""
-        reports = self.judge.turn()
-        self.judge.settle(reports)
+        """Hour, transactions, revision and whether closed, of what is reported; it is settled then."""
+        reports = self.reporter.turn()
+        self.reporter.settle(reports)
         return [_figures(r) for r in reports.records if r.metric == "transactions"]
 
 
@@ -121,16 +121,16 @@ def test_a_window_is_reported_once_for_each_change() -> None:
 def test_what_was_not_acknowledged_is_reported_again() -> None:
     monitor = Monitor()
     monitor.count(5, reached=5)
-    assert monitor.judge.turn().records
+    assert monitor.reporter.turn().records
     assert monitor.turn() == [(5, 10, 2, False)]
 
 
 def test_a_change_while_a_report_is_sent_is_reported_next() -> None:
     monitor = Monitor()
     monitor.count(5, reached=5)
-    reports = monitor.judge.turn()
+    reports = monitor.reporter.turn()
     monitor.count(5, reached=5)
-    monitor.judge.settle(reports)
+    monitor.reporter.settle(reports)
     assert monitor.turn() == [(5, 20, 2, False)]
 
 
@@ -150,20 +150,20 @@ def test_days_close_and_become_final_though_their_last_hours_are_empty() -> None
     for hour in (24 * day + hour for day in range(4) for hour in range(6, 21)):
         monitor.count(hour, reached=hour)
         last |= dict.fromkeys(((hour, hour + 1), (hour - hour % 24, hour - hour % 24 + 24)), (False, False))
-        reports = monitor.judge.turn()
-        monitor.judge.settle(reports)
+        reports = monitor.reporter.turn()
+        monitor.reporter.settle(reports)
         for record in reports.records:
             if (record.metric, record.dimension) == ("fpr", "block"):
                 last[record.window_start // HOUR, record.window_end // HOUR] = record.closed, record.final
         assert last == {(start, end): (hour >= end + 1, hour >= end + 36) for start, end in last}
-        monitor.judge = monitor.make("one")  # a restart
+        monitor.reporter = monitor.make("one")  # a restart
     assert last[24, 48] == (True, True) and last[48, 72] == (True, False)
 
 
 def test_one_judge_reports_until_its_lead_ends() -> None:
     monitor = Monitor()
     monitor.count(5, reached=5)
-    assert monitor.judge.turn().records
+    assert monitor.reporter.turn().records
     assert monitor.other.turn().records == []
     monitor.now_ms += 5_001
     assert monitor.other.turn().records
@@ -223,7 +223,7 @@ CHANGE = Outcome(
 )  # fmt: skip
 
 
-def test_labels_whose_first_record_retention_deleted_do_not_end_the_judge(caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_whose_first_record_retention_deleted_do_not_end_the_reporter(caplog: pytest.LogCaptureFixture) -> None:
     monitor = Monitor()
     monitor.count(5, reached=9)
     cells = new_cells()
@@ -233,8 +233,8 @@ def test_labels_whose_first_record_retention_deleted_do_not_end_the_judge(caplog
     monitor.store.open("e", {"outcomes:0": 0})
     monitor.store.apply(Batch("outcomes:0", 0, 1, cells, {}))
     with caplog.at_level(logging.ERROR):
-        reports = monitor.judge.turn()
-        monitor.judge.turn()
+        reports = monitor.reporter.turn()
+        monitor.reporter.turn()
     by_metric = {(r.metric, r.dimension): r for r in reports.records}
     assert by_metric["transactions", ""].value == 10
     assert by_metric["alert_rate", "block"].value == 0.0
@@ -279,7 +279,7 @@ def test_windows_whose_labels_retention_deleted_have_no_figures_of_labels() -> N
     monitor.store.raise_maximum(LABELS_LOST_BEFORE, 5 * HOUR)
     monitor.count(5, reached=5)
     monitor.count(9, reached=9)
-    found = [r for r in monitor.judge.turn().records if r.metric == "fpr"]
+    found = [r for r in monitor.reporter.turn().records if r.metric == "fpr"]
     assert all(r.high is None for r in found)
     assert {(r.window_start // HOUR, *r.statistics) for r in found} == {(5, "incomplete_labels"), (9, "no_labels")}
 
@@ -323,7 +323,7 @@ def test_a_young_rate_is_not_final_and_states_its_labels() -> None:
     monitor = Monitor()
     monitor.count(5, reached=9)
     _labelled(monitor, 5)
-    by_metric = {(r.metric, r.dimension): r for r in monitor.judge.turn().records}
+    by_metric = {(r.metric, r.dimension): r for r in monitor.reporter.turn().records}
     young = by_metric["fpr", "review+block"]
     assert (young.final, young.maturity, young.label_age) == (False, None, 3 * HOUR)
     assert young.label_sources == {"analyst": 1}
@@ -336,12 +336,12 @@ def test_the_gauges_show_no_rate_of_a_mature_window_without_labels() -> None:
 
     def gauge() -> float | None:
         labels = {"ensemble": "cards", "version": "1", "arm": "champion", "positive": "review+block"}
-        return monitor.judge._metrics.registry.get_sample_value("stream_scorer_false_positive_rate", labels)
+        return monitor.reporter._metrics.registry.get_sample_value("stream_scorer_false_positive_rate", labels)
 
     monitor.count(5, reached=60)
     _labelled(monitor, 5)
-    reports = monitor.judge.turn()
-    monitor.judge.settle(reports)
+    reports = monitor.reporter.turn()
+    monitor.reporter.settle(reports)
     records = {(r.metric, r.dimension): r for r in reports.records}
     mature = records["fpr", "review+block"]
     assert (mature.final, mature.maturity, mature.numerator, mature.value) == (True, 1.0, 1, 0.1)
@@ -349,5 +349,5 @@ def test_the_gauges_show_no_rate_of_a_mature_window_without_labels() -> None:
     assert records["label_maturity", "1/4"].value == 1.0
     assert gauge() == 0.1
     monitor.count(6, reached=61)
-    assert {r.statistics["no_labels"] for r in monitor.judge.turn().records if r.metric == "fpr"} == {1}
+    assert {r.statistics["no_labels"] for r in monitor.reporter.turn().records if r.metric == "fpr"} == {1}
     assert math.isnan(gauge() or 0.0)

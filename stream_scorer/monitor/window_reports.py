@@ -60,7 +60,7 @@ MAX_REFUSED = 1_000
 # Lease of the leader: after this time without renewal, another worker becomes the leader.
 LEASE_MS = 5_000
 
-_log = logging.getLogger("stream_scorer.monitor.judge")
+_log = logging.getLogger("stream_scorer.monitor.window_reports")
 
 
 # Offsets of the ends of partitions; those that cannot be looked up are missing.
@@ -138,7 +138,7 @@ class WaitingPanes:
         return sorted(chosen)
 
 
-class Judge:
+class WindowReporter:
     """Reads changed windows and returns their records. Its methods block; one thread calls them."""
 
     def __init__(
