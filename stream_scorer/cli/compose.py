@@ -17,6 +17,7 @@ from stream_scorer.settings import Settings
 
 if TYPE_CHECKING:
     from stream_scorer.train.own.report import ComposeReport, MemberReport
+    from stream_scorer.train.rows import Period
 
 
 @click.command()
@@ -32,6 +33,7 @@ def compose(
     transactions: Path | None,
     labels: Path | None,
     from_topics: bool,
+    period: Period,
     as_json: bool,
 ) -> None:
     """Compose an ensemble of models that were trained elsewhere, as FILE (YAML, docs/own-models.md) describes.
@@ -55,7 +57,7 @@ def compose(
     models = load_models(described, spec)
     limits = Limits(settings["scorer.batch"], float(settings["scorer.member_timeout_ms"]))
     with Progress("reading history", None, SystemClock()) as progress:
-        data = read_history(settings, spec, transactions, labels, from_topics, progress)
+        data = read_history(settings, spec, transactions, labels, from_topics, progress, period)
         report = compose_models(
             described, models, data, spec, out, limits=limits, clock=SystemClock(), on_progress=progress.stage
         )

@@ -23,6 +23,7 @@ from stream_scorer.users import current_user
 
 if TYPE_CHECKING:
     from stream_scorer.spec.training import CheckedTraining
+    from stream_scorer.train.rows import Period
     from stream_scorer.train.search import CrossValidation, FoldReport, Holdout, HoldoutReport, Quality
 
 # Candidates in the table, per member; `--json` has all.
@@ -55,6 +56,7 @@ def cv(
     transactions: Path | None,
     labels: Path | None,
     from_topics: bool,
+    period: Period,
     training: Path,
     jobs: int | None,
     select: Path | None,
@@ -81,7 +83,7 @@ def cv(
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
     checked = find_training(training, spec)
     with Progress("cross-validation", None, SystemClock()) as progress:
-        data = read_history(settings, spec, transactions, labels, from_topics, progress)
+        data = read_history(settings, spec, transactions, labels, from_topics, progress, period)
         options = Options(jobs or available_cores(), progress.stage)
         if open_holdout:
             record = holdout_record or training.parent / RECORD_NAME

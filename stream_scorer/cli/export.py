@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,12 +15,22 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.console import Progress
 from stream_scorer.settings import Settings
 
+if TYPE_CHECKING:
+    from stream_scorer.train.rows import Period
+
 
 @click.command()
 @history_options
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Parquet file to write.")
 @with_settings("scorer.spec", "kafka.bootstrap", "topics.prefix")
-def export(settings: Settings, transactions: Path | None, labels: Path | None, from_topics: bool, out: Path) -> None:
+def export(
+    settings: Settings,
+    transactions: Path | None,
+    labels: Path | None,
+    from_topics: bool,
+    period: Period,
+    out: Path,
+) -> None:
     """Write features and labels of a history to a Parquet file, to train your own models on (docs/own-models.md).
 
     One row per transaction, by event time: event_id, event_time, label (1 is fraud), and the features of the spec, as
@@ -32,6 +43,6 @@ def export(settings: Settings, transactions: Path | None, labels: Path | None, f
     # Features depend on which ids are equal, not on the ids: a key for this run is enough.
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
     with Progress("reading history", None, SystemClock()) as progress:
-        data = read_history(settings, spec, transactions, labels, from_topics, progress)
+        data = read_history(settings, spec, transactions, labels, from_topics, progress, period)
     write_training_table(data, spec, out)
     click.echo(f"wrote {out}: {len(data.label):,} rows, {len(data.names)} features")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stream_scorer.spec.model import CheckedSpec
     from stream_scorer.train.recipe import Recipe, TrainingSet
     from stream_scorer.train.report import MemberLine
+    from stream_scorer.train.rows import Period
 
 
 @click.command()
@@ -91,6 +92,7 @@ def train(
     transactions: Path | None,
     labels: Path | None,
     from_topics: bool,
+    period: Period,
     out: Path,
     seed: int,
     name: str | None,
@@ -133,7 +135,7 @@ def train(
     version = None
     with lineage_run("train", lambda: history_datasets(settings, transactions, labels)) as lineage:
         with Progress("training", None, SystemClock()) as progress:
-            data = read_history(settings, spec, transactions, labels, from_topics, progress)
+            data = read_history(settings, spec, transactions, labels, from_topics, progress, period)
             manifest = _train(data, spec, out, how, jobs, progress, keep=keep)
             if save_set is not None:
                 from stream_scorer.train.export import write_training_table

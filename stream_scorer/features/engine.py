@@ -18,12 +18,12 @@ from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Ro
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.entity_rows import EntityRows, Owners, UpdateBuilder, compactions, take_rows
 from stream_scorer.features.freshness import Ages, Lateness, labels_age, progress, watermarks
-from stream_scorer.features.plan import FeaturePlan, make_plan, of_entity
+from stream_scorer.features.plan import FeaturePlan, make_plan, of_entity, reaches_ms
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import DEFAULT, FRESH, MISSING, PARTIAL, STALE
 from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.conditions import unmet
-from stream_scorer.spec.model import LABELLED, CheckedSpec, ViewFeature, duration_ms
+from stream_scorer.spec.model import LABELLED, CheckedSpec, duration_ms
 from stream_scorer.state.row_format import TIME, VALUE, pack, unpack
 from stream_scorer.state.rows import AppliedOffsets, Beginning, MemoryRowStore, RowStore, RowUpdate, Sharding
 
@@ -107,15 +107,11 @@ class FeatureEngine:
         self._shared = _columns_where([feature.view.entity != own for feature, _, _ in self.plan.view_columns])
         self._labelled = _columns_where([feature.aggregate in LABELLED for feature, _, _ in self.plan.view_columns])
         # How far back each view feature looks, and whether labels are what it looks at.
-        self._reach_ms = np.array([self._reach(*column) for column in self.plan.view_columns], dtype=np.int64)
+        self._reach_ms = reaches_ms(self.plan)
         self._entity_of_field = {entity.field: name for name, entity in checked.spec.entities.items()}
         self._pseudonyms = checked.pseudonyms
         self._label_entities = {plan.name for plan in self.plan.entities if plan.takes_labels}
         self._prefix = [b"%d:" % index for index in range(len(self.plan.entities))]
-
-    def _reach(self, feature: ViewFeature, entity: int, _window: int) -> int:
-        """How far back `feature` looks (ms); one without a window looks back over the horizon of its rows."""
-        return feature.window_ms + feature.delay_ms if feature.window_ms else self.plan.entities[entity].horizon_ms
 
     def warm(self) -> None:
         """Compile the kernel, or load it from its cache, before the first transaction has to wait for it."""

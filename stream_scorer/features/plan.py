@@ -104,6 +104,15 @@ def reach_ms(checked: CheckedSpec) -> int:
     return make_plan(checked).horizon_ms + duration_ms(checked.spec.time.allowed_lateness)
 
 
+def reaches_ms(plan: FeaturePlan) -> NDArray[np.int64]:
+    """How far back each view feature looks (ms); one without a window looks back over the horizon of its rows."""
+    reaches = [
+        feature.window_ms + feature.delay_ms if feature.window_ms else plan.entities[entity].horizon_ms
+        for feature, entity, _ in plan.view_columns
+    ]
+    return np.array(reaches, dtype=np.int64)
+
+
 def make_plan(checked: CheckedSpec) -> FeaturePlan:
     """Compile `checked` into arrays for the kernel. Equal windows of an entity are scanned once."""
     spec = checked.spec

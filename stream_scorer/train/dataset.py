@@ -31,9 +31,12 @@ from stream_scorer.serde.label_ranks import source_rank
 from stream_scorer.serde.rejections import MAX_SHARE, Rejections
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
+from stream_scorer.train.rows import ALL_TIMES, COMPLETE, Begins, Period, choose_rows
 
 # Rows decoded at a time: bounds the memory of the intermediate Python objects (about 1 kB per row).
 _CHUNK = 50_000
+# An optional column of transactions, unless it is a field of the spec: what a scorer decided.
+_DECISION = "decision"
 _YEAR_2000 = 946_684_800_000
 
 _log = logging.getLogger(__name__)
@@ -43,7 +46,8 @@ _log = logging.getLogger(__name__)
 class LabelledHistory:
     """Decoded transactions and labels, the rank of each label's source ``(n_labels,)``, and the rejected records.
 
-    `source` names the origin of the transactions in messages.
+    `source` names the origin of the transactions in messages. `blocked` has the ids of transactions with the decision
+    block, as far as decisions are known.
     """
 
     source: str
@@ -51,10 +55,16 @@ class LabelledHistory:
     labels: Labels
     ranks: NDArray[np.int64]
     refused: int
+    begins: Begins = COMPLETE
+    blocked: frozenset[str] = frozenset()
 
 
 def read_training_set(
-    transactions: Path, labels: Path, spec: CheckedSpec, on_progress: Progress | None = None
+    transactions: Path,
+    labels: Path,
+    spec: CheckedSpec,
+    on_progress: Progress | None = None,
+    period: Period = ALL_TIMES,
 ) -> TrainingSet:
     """Read the training set from two Parquet files; see `make_training_set`.
 
@@ -63,22 +73,24 @@ def read_training_set(
             than 5 % of the transactions or labels are rejected.
         SettingsError: pyarrow is not installed.
     """
-    return make_training_set(read_history(transactions, labels, spec), spec, on_progress)
+    return make_training_set(read_history(transactions, labels, spec), spec, on_progress, period)
 
 
 def read_history(transactions: Path, labels: Path, spec: CheckedSpec) -> LabelledHistory:
     """Read and decode two Parquet files. Raises `UsageError`, `SettingsError`; see `read_training_set`."""
-    decoded, refused = _read_transactions(transactions, spec)
+    decoded, refused, blocked = _read_transactions(transactions, spec)
     known, ranks, refused_labels = _read_labels(labels, spec)
-    return LabelledHistory(str(transactions), decoded, known, ranks, refused + refused_labels)
+    return LabelledHistory(str(transactions), decoded, known, ranks, refused + refused_labels, blocked=blocked)
 
 
-def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Progress | None = None) -> TrainingSet:
+def make_training_set(
+    read: LabelledHistory, spec: CheckedSpec, on_progress: Progress | None = None, period: Period = ALL_TIMES
+) -> TrainingSet:
     """Compute the features of a history, and join the labels.
 
     A transaction's label is its last one by (source rank, labelled_at), see `_keys`; without a label it is presumed
-    genuine. Transactions younger than the spec's label horizon at the end of the history are excluded, as their frauds
-    are not yet known.
+    genuine, or left out if it was blocked. Transactions younger than the spec's label horizon at the end of the history
+    are excluded, as their frauds are not yet known.
 
     Raises:
         UsageError: no usable transaction is left.
@@ -95,6 +107,7 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
     horizon = duration_ms(spec.spec.labels.horizon)
     once = ~history.duplicate
     _check_own_labels(read.source, spec, labelled_at[once], history.event_time[once])
+    blocked = (labelled_at < 0) & _among(read.blocked, history.event_id)
     labelled_at = np.where(labelled_at < 0, history.event_time + horizon, labelled_at)
     newest, last_label = int(history.event_time[-1]), int(read.labels.labelled_at.max(initial=0))
     if newest - last_label > horizon:
@@ -111,14 +124,16 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
         )  # fmt: skip
     end = max(newest, last_label)
     mature = history.event_time <= end - horizon
-    keep = mature & ~history.duplicate
-    if not keep.any():
+    usable = mature & ~history.duplicate
+    if not usable.any():
         raise UsageError(
             f"{read.source}: every transaction is younger than the label horizon of {spec.spec.labels.horizon}",
             hint="Train on a longer history, or lower labels.horizon in the spec."
             if newest >= _YEAR_2000
             else f"The newest transaction is of {_day(newest)}: times are epoch milliseconds. Are these seconds?",
         )
+    chosen = choose_rows(read.source, spec, history, usable, blocked, read.begins, period)
+    keep = chosen.keep
     entity = _entities(spec, read.transactions)
     return TrainingSet(
         history.matrix[keep],
@@ -131,7 +146,14 @@ def make_training_set(read: LabelledHistory, spec: CheckedSpec, on_progress: Pro
         [history.event_id[index] for index in np.flatnonzero(keep).tolist()],
         None if entity is None else entity[keep],
         labelled_at[keep],
+        chosen.outside,
+        chosen.blocked,
+        chosen.incomplete,
     )
+
+
+def _among(ids: frozenset[str], event_id: Sequence[str]) -> NDArray[np.bool_]:
+    return np.array([each in ids for each in event_id], np.bool_) if ids else np.zeros(len(event_id), np.bool_)
 
 
 def _check_own_labels(
@@ -234,22 +256,26 @@ def _entities(spec: CheckedSpec, transactions: Transactions) -> NDArray[np.int64
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
-def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int]:
+def _read_transactions(path: Path, spec: CheckedSpec) -> tuple[Transactions, int, frozenset[str]]:
+    """The transactions, the number of rejected ones, and the ids with `block` in the optional column `decision`."""
     shape = spec.spec.transaction
     decoder = TransactionDecoder(spec)
     parts: list[Transactions] = []
     rejections = Rejections("transactions")
     checked = TimeColumns(path, [shape.time])
-    for rows in read_rows(path, transaction_kinds(spec), transactions_required(spec), _CHUNK):
+    blocked: set[str] = set()
+    for rows in read_rows(path, {_DECISION: "string"} | transaction_kinds(spec), transactions_required(spec), _CHUNK):
         # A file has no Kafka timestamps: pass the event times, so that the check of event times always succeeds.
         times = np.array([whole_time(row[shape.time]) for row in rows], np.int64)
         checked.take(rows)
+        if _DECISION not in shape.fields:
+            blocked |= {str(row[shape.id]) for row in rows if row.pop(_DECISION, None) == "block"}
         part, bad = decoder.decode([msgspec.json.encode(row) for row in rows], times)
         parts.append(part)
         rejections.add(bad, len(rows))
     checked.require()
     refused = rejections.close(path)
-    return concatenate_transactions(parts), refused
+    return concatenate_transactions(parts), refused, frozenset(blocked)
 
 
 def _read_labels(path: Path, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:

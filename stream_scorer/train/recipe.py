@@ -22,8 +22,9 @@ class TrainingSet:
     """Rows by time: features ``(n, n_features)``, label ``(n,)`` bool, event_time ``(n,)`` epoch ms.
 
     `names` are the feature names. The counts are of excluded records: `refused` could not be decoded, `duplicates`
-    repeated an event id, and `immature` were younger than the label horizon. `event_id` has ``n`` ids, or none for a
-    set that was not read from history.
+    repeated an event id, `immature` were younger than the label horizon, `outside` were not in the period of training,
+    and `blocked` were blocked and have no label. `incomplete` rows look back to before the history. `event_id` has
+    ``n`` ids, or none for a set that was not read from history.
 
     Attributes:
         entity: ``(n,) int64``, a number from 0 for each id of the partition entity; None without such an entity.
@@ -41,6 +42,9 @@ class TrainingSet:
     event_id: list[str] = field(default_factory=list)
     entity: NDArray[np.int64] | None = None
     labelled_at: NDArray[np.int64] | None = None
+    outside: int = 0
+    blocked: int = 0
+    incomplete: int = 0
 
     def check(self, spec: CheckedSpec) -> None:
         """Raise `UsageError` if the features are not the spec's, or the columns differ in length."""

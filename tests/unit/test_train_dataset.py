@@ -20,6 +20,8 @@ from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.train.dataset import read_training_set
 from stream_scorer.train.export import write_training_table
+from stream_scorer.train.recipe import TrainingSet
+from stream_scorer.train.rows import Period
 from stream_scorer.train.topics import training_set_from_topics
 from tests.support.specs import card_spec
 
@@ -184,7 +186,7 @@ def test_labels_that_end_long_before_the_transactions_are_reported(
     with caplog.at_level(logging.WARNING):
         table["event_time"][4] = 8_000  # the newest label is of 6,000, and the horizon is 2,000
         read_training_set(*write(tmp_path, table, labels()), SPEC)
-        assert not caplog.text
+        assert "the newest label" not in caplog.text
         table["event_time"][4] = 8_001
         read_training_set(*write(tmp_path, table, labels()), SPEC)
     assert "the newest label is 0.0 days older than the newest transaction, the label horizon is 2s" in caplog.text
@@ -235,7 +237,8 @@ def test_labels_without_the_entity_of_a_view_of_labels_are_refused(tmp_path: Pat
 class TwoPartitions:
     """A range reader over rows that alternate between two partitions."""
 
-    def __init__(self, tables: dict[str, dict[str, list[object]]]) -> None:
+    def __init__(self, tables: dict[str, dict[str, list[object]]], low: int = 0, at: int = 9_000) -> None:
+        self._low, self._at = low, at
         self._values = {
             topic: [
                 msgspec.json.encode(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True)
@@ -244,12 +247,14 @@ class TwoPartitions:
         }
 
     def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
-        return {SourcePartition(topic, p): (0, len(self._values[topic][p::2])) for p in range(2)}
+        if topic not in self._values:
+            raise UsageError(f"topic {topic} does not exist")
+        return {SourcePartition(topic, p): (self._low, len(self._values[topic][p::2])) for p in range(2)}
 
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
         values = self._values[source.topic][source.partition :: 2][start:stop]
         n = len(values)
-        times = np.full(n, 9_000, np.int64)
+        times = np.full(n, self._at, np.int64)
         yield RawRecords(source.topic, np.full(n, source.partition, np.int32), np.arange(n), times, [None] * n, values)
 
 
@@ -260,6 +265,52 @@ def test_topics_give_the_training_set_of_the_same_rows_in_files(tmp_path: Path) 
     assert topics.event_id == files.event_id == ["t1", "t2", "t3"]
     assert np.array_equal(topics.features, files.features)
     assert (topics.label.tolist(), topics.duplicates, topics.immature) == (files.label.tolist(), 1, 1)
+
+
+def test_rows_are_chosen_by_period_decision_and_complete_windows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day, n = 86_400_000, 12
+    last = 11 * day // 4 + 1_000
+    table: dict[str, list[object]] = {
+        "event_id": [f"t{i}" for i in range(n)],
+        "event_time": [i * day // 4 + 1_000 for i in range(n)],
+        "card": ["x"] * n,
+        "amount": [1] * n,
+        "decision": ["block" if i in (2, 9) else "approve" for i in range(n)],
+    }
+    known: dict[str, list[object]] = {
+        "event_id": ["t9"], "event_time": [9 * day // 4 + 1_000], "label": ["fraud"], "labelled_at": [last + 2_000],
+        "source": ["analyst"],
+    }  # fmt: skip
+
+    def ids(data: TrainingSet) -> list[int]:
+        return [int(event_id[1:]) for event_id in data.event_id]
+
+    paths = write(tmp_path, table, known)
+    data = read_training_set(*paths, SPEC)
+    # t2 was blocked, so its silence says nothing; t9 was blocked too, and has a label.
+    assert ids(data) == [0, 1, *range(3, n)]
+    assert (data.blocked, data.outside, data.incomplete) == (1, 0, 3)
+    assert "27 % of the training rows have features that look back to before the first transaction" in caplog.text
+    caplog.clear()
+    data = read_training_set(*paths, SPEC, None, Period(day, 2 * day))
+    assert (ids(data), data.outside, data.incomplete) == ([4, 5, 6, 7], 8, 0)
+    assert not caplog.records
+    with pytest.raises(UsageError, match="no training row is left: they begin at 1970-01-11"):
+        read_training_set(*paths, SPEC, None, Period(10 * day))
+
+    decided = {"event_id": ["t2", "t9"], "decision": ["block", "block"]}
+    tables = {"transactions": {name: table[name] for name in list(table)[:4]}, "labels": known, "scores": decided}
+    topics = training_set_from_topics(TwoPartitions(tables, at=last), Topics(), SPEC)  # type: ignore[arg-type]
+    assert (ids(topics), topics.blocked) == ([0, 1, *range(3, n)], 1)
+    monkeypatch.setattr("stream_scorer.train.topics._OLDEST", 1)
+    # Both partitions have lost their first two records: windows of a day are complete a day after the fourth one.
+    cut = TwoPartitions(tables | {"labels": {name: value * 6 for name, value in known.items()}}, low=2, at=last)
+    topics = training_set_from_topics(cut, Topics(), SPEC)  # type: ignore[arg-type]
+    assert ids(topics) == [9, 10, 11]
+    everything = training_set_from_topics(cut, Topics(), SPEC, None, Period(1))  # type: ignore[arg-type]
+    assert ids(everything)[0] == 4
 
 
 def test_the_exported_table_has_ids_labels_and_features(tmp_path: Path) -> None:
