@@ -249,11 +249,26 @@ def check_topic_settings(admin: TopicAdmin, topics: Topics) -> None:
         )
 
 
+def load_version(settings: Settings, checked: CheckedSpec, name: str, version: ServedVersion) -> Ensemble:
+    """A version of the ensemble `name` that a command puts in play. Raises `StreamScorerError` if it must not serve."""
+    from stream_scorer.ensemble.registry import fetch
+
+    folder = fetch(name, version.version, version.manifest_sha256, settings["mlflow.url"], cache_folder(settings))
+    ensemble = Ensemble.load(folder, version=version.version)
+    ensemble.check_name(name)
+    ensemble.check_features(checked.features, checked.feature_hash)
+    if settings["scorer.explain_alerts"]:
+        ensemble.explainer = Explainer(folder, ensemble.manifest)
+    if unused := unused_policy(checked.spec, ensemble.manifest):
+        ensemble.notice = f"it decides by its manifest, not by the policy of the spec: {unused} (docs/policy.md)"
+    return ensemble
+
+
 def make_follower(
     settings: Settings, checked: CheckedSpec, topics: Topics, metrics: m.Metrics, health: Health
 ) -> Follower:
     """The follower of `control`; `scorer.ensemble` names the ensemble, and the version to propose at first."""
-    from stream_scorer.ensemble.registry import fetch, keep, parse_reference, resolve
+    from stream_scorer.ensemble.registry import keep, parse_reference, resolve
 
     reference = parse_reference(settings["scorer.ensemble"])
     tracking_uri, cache = settings["mlflow.url"], cache_folder(settings)
@@ -274,16 +289,6 @@ def make_follower(
         path, version = resolve(settings["scorer.ensemble"], tracking_uri, cache)
         return ServedVersion(version, manifest_digest(read_manifest(path)))
 
-    def load(version: ServedVersion) -> Ensemble:
-        folder = fetch(name, version.version, version.manifest_sha256, tracking_uri, cache)
-        ensemble = Ensemble.load(folder, version=version.version)
-        ensemble.check_features(checked.features, checked.feature_hash)
-        if settings["scorer.explain_alerts"]:
-            ensemble.explainer = Explainer(folder, ensemble.manifest)
-        if unused := unused_policy(checked.spec, ensemble.manifest):
-            ensemble.notice = f"it decides by its manifest, not by the policy of the spec: {unused} (docs/policy.md)"
-        return ensemble
-
     bootstrap = settings["kafka.bootstrap"]
     check_topic_settings(TopicAdmin(bootstrap), topics)
     writer = RecordWriter(bootstrap)
@@ -291,7 +296,7 @@ def make_follower(
         ScorerIdentity(name, settings["scorer.instance"], settings["scorer.group"]),
         ControlLog(bootstrap, topics.control),
         first,
-        load,
+        lambda version: load_version(settings, checked, name, version),
         lambda topic, key, value: writer.write(getattr(topics, topic), key, value),
         SystemClock(),
         metrics,

@@ -275,9 +275,12 @@ def _ensemble(settings: Settings) -> str:
     from stream_scorer.app import load_serving_ensemble
     from stream_scorer.ensemble.registry import parse_reference
 
-    if parse_reference(settings["scorer.ensemble"]).folder is None:
+    reference = parse_reference(settings["scorer.ensemble"])
+    if reference.folder is None:
         _wanted(settings, "mlflow.url")
     ensemble = load_serving_ensemble(settings, checked)
+    if reference.folder is None:
+        ensemble.check_name(reference.name)
     return f"{ensemble.name} {ensemble.version}, {len(ensemble.member_names)} members, matches the spec"
 
 

@@ -274,7 +274,11 @@ def _read_verdicts(settings: Settings, topic: str, history: History) -> list[Ver
 
 
 def _find(settings: Settings, reference: str) -> _Found:
-    """Resolve `reference`, load the ensemble and run its self-test on this machine."""
+    """Resolve `reference`, load the ensemble and run its self-test on this machine.
+
+    Raises:
+        ArtifactError: it does not load, or is registered under another name than that of its manifest.
+    """
     from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.registry import keep, parse_reference, resolve
     from stream_scorer.records import ServedVersion
@@ -285,6 +289,8 @@ def _find(settings: Settings, reference: str) -> _Found:
     ensemble = Ensemble.load(folder, version=number)
     if parsed.folder is not None:
         keep(folder, cache)
+    else:
+        ensemble.check_name(parsed.name)
     return _Found(parsed.name or ensemble.name, ServedVersion(number, ensemble.digest), ensemble.manifest)
 
 

@@ -24,12 +24,12 @@ def require_writable(*paths: Path | None) -> None:
             raise UsageError(f"cannot write {path}: no permission to write to {nearest}", hint="Give another path.")
 
 
-def require_ensemble_name(name: str | None) -> None:
+def require_ensemble_name(name: str | None, option: str = "--name") -> None:
     """Raise `click.UsageError` for what cannot be the name of an ensemble in its manifest."""
     try:
         msgspec.convert(name, Name | None)
     except msgspec.ValidationError:
         raise click.UsageError(
-            f"--name {name!r}: a name has letters, digits, '.', '_' and '-', begins with a letter or digit, and has at "
-            "most 100 characters."
+            f"{option} {name!r}: a name has letters, digits, '.', '_' and '-', begins with a letter or digit, and has "
+            "at most 100 characters."
         ) from None

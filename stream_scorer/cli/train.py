@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seed; the same data and seed give the same members.",
 )
-@click.option("--name", help="Name in the manifest.  [default: the name of the spec]")
+@click.option("--name", help="Name in the manifest.  [default: of --training, else of --register, else of the spec]")
 @click.option(
     "--review-rate", type=click.FloatRange(0, 1), help="Fit thresholds so that this share is reviewed or blocked."
 )
@@ -113,25 +113,23 @@ def train(
 
     Trains five fixed members, or those of --training.
     """
-    from stream_scorer.ensemble.registry import check_registered_name, register
+    from stream_scorer.ensemble.registry import register
     from stream_scorer.train.recipe import AlertRates, Recipe
     from stream_scorer.train.report import member_lines
 
     if (review_rate is None) != (block_rate is None):
         raise click.UsageError("Give both --review-rate and --block-rate, or neither.")
-    if alias and not register_as:
-        raise click.UsageError("--alias needs --register.")
     rates = None if review_rate is None or block_rate is None else AlertRates(review_rate, block_rate)
     _check_training_options(training, jobs, keep)
     require_ensemble_name(name)
     require_writable(out, save_set)
-    if register_as:
-        check_registered_name(register_as, alias)
-    recipe = Recipe(seed, name, rates, calibrator=calibrator, combiner=combiner, link=link)
+    _check_registration(register_as, alias)
+    recipe = Recipe(seed, name or register_as, rates, calibrator=calibrator, combiner=combiner, link=link)
     tracking_uri = settings.require("mlflow.url") if register_as else None
     # Features depend on which ids are equal, not on the ids: a key for this run is enough.
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
-    how = recipe if training is None else _find_training(training, spec, name)
+    how = recipe if training is None else _find_training(training, spec, name, register_as)
+    _require_one_name(how, register_as)
     version = None
     with lineage_run("train", lambda: history_datasets(settings, transactions, labels)) as lineage:
         with Progress("training", None, SystemClock()) as progress:
@@ -170,11 +168,34 @@ def _check_training_options(training: Path | None, jobs: int | None, keep: bool)
             raise click.UsageError(f"--{option.replace('_', '-')} is declared by the training spec: leave it out.")
 
 
-def _find_training(path: Path, spec: CheckedSpec, name: str | None) -> CheckedTraining:
+def _check_registration(register_as: str | None, alias: str | None) -> None:
+    """Refuse a name or an alias that the registry or a manifest would refuse after the training."""
+    from stream_scorer.ensemble.registry import check_registered_name
+
+    if register_as is not None:
+        check_registered_name(register_as, alias)
+        require_ensemble_name(register_as, "--register")
+    elif alias:
+        raise click.UsageError("--alias needs --register.")
+
+
+def _find_training(path: Path, spec: CheckedSpec, name: str | None, register_as: str | None) -> CheckedTraining:
+    """The training spec in `path`, with the name of the ensemble: `name`, else its own, else `register_as`."""
     from stream_scorer.train.defaults import find_training
 
     checked = find_training(path, spec)
-    return checked if name is None else check_training(msgspec.structs.replace(checked.spec, name=name))
+    named = name or checked.spec.name or register_as
+    return checked if named == checked.spec.name else check_training(msgspec.structs.replace(checked.spec, name=named))
+
+
+def _require_one_name(how: Recipe | CheckedTraining, register_as: str | None) -> None:
+    """Raise `click.UsageError` for an ensemble that cannot be registered: its manifest would have another name."""
+    name = how.spec.name if isinstance(how, CheckedTraining) else how.name
+    if register_as is not None and name != register_as:
+        raise click.UsageError(
+            f"--register {register_as}, but the ensemble is named {name} (--name, or the training spec): an ensemble "
+            f"is registered under the name in its manifest. Give --name {register_as}, or --register {name}."
+        )
 
 
 def _outputs(

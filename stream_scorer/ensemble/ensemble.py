@@ -199,6 +199,19 @@ class Ensemble:
                 hint="A view, window or field of the spec has changed since: train with the current spec.",
             )
 
+    def check_name(self, registered: str) -> None:
+        """Raise `ArtifactError` if the manifest has another name than the one under which the ensemble is registered.
+
+        Commands have the registered name, and score summaries that of the manifest: the watch would never judge it.
+        """
+        if self.name != registered:
+            raise ArtifactError(
+                f"the ensemble is named {self.name} in its manifest, and {registered} in the registry: the monitor "
+                "would compare none of its scores",
+                code="artifact_name",
+                hint=f"Register it as {self.name}, or train or compose it as {registered} and register that.",
+            )
+
     def self_test(self) -> None:
         """Score the manifest's self-test and warm up. Raises `ArtifactError` naming the first difference."""
         test = self.manifest.self_test

@@ -154,11 +154,13 @@ def register(
     The last step moves `alias`, if given, to the new version.
 
     Raises:
-        ArtifactError: the ensemble does not load, or the registry rejects the name or alias.
+        ArtifactError: the ensemble does not load, its manifest has another name, or the registry rejects the name or
+            alias.
         RegistryUnavailable: the registry does not answer.
     """
     check_registered_name(name, alias)
     ensemble = Ensemble.load(directory, version="")
+    ensemble.check_name(name)
     manifest, digest = ensemble.manifest, ensemble.digest
     with connected(tracking_uri) as client:
         run_id = _log_run(client, directory, name, manifest, digest)

@@ -253,6 +253,11 @@ def test_cv_and_train_read_a_training_spec_from_the_command_line(
     trained = call("train", "--out", str(tmp_path / "out"), "--name", "named", "--json")
     assert json.loads(trained.stdout)["name"] == "named"
     assert read_manifest(tmp_path / "out").created_at == 1_700_000_000_000
+    # Registered under the name in the manifest.
+    monkeypatch.setattr("stream_scorer.ensemble.registry.register", lambda *_: "1")
+    registered = ["--register", "payments", "--mlflow", "http://127.0.0.1:1"]
+    called = call("train", "--out", str(tmp_path / "payments"), *registered, "--json")
+    assert json.loads(called.stdout)["name"] == read_manifest(tmp_path / "payments").name == "payments"
     assert isinstance(call("train", "--out", "out", "--seed", "3").exception, click.UsageError)
     # Before the history is read: what cannot be written or registered.
     monkeypatch.setattr("stream_scorer.train.dataset.read_training_set", None)
@@ -263,6 +268,7 @@ def test_cv_and_train_read_a_training_spec_from_the_command_line(
         (["cv", "--select", below], "is not a folder"),
         (["train", "--out", "out", "--name", "my ensemble"], "--name 'my ensemble'"),
         (["train", "--out", "out", "--register", "my ensemble"], "cannot be registered"),
+        (["train", "--out", "out", "--name", "cards", *registered], "Give --name payments, or --register cards."),
     ):
         assert said in str(call(*wrong).exception)
     due = CliRunner().invoke(cli, ["ensemble", "due", str(tmp_path / "out"), "--max-age", "30d"], standalone_mode=False)

@@ -42,12 +42,12 @@ def mlflow(shared_mlflow: str) -> str:
     return shared_mlflow
 
 
-def make(directory: Path, bias: float = -1.0) -> Path:
+def make(directory: Path, name: str, bias: float = -1.0) -> Path:
     random = np.random.default_rng(1)
     model = encode_dense(Dense([Layer([[1.0], [-0.5]], [bias], "logistic")]))
     drafts = [Draft("only", "dense-json", model, ["a", "b"], [Input(impute=0.0)] * 2, NoCalibrator(), 1.0)]
     outline = Outline(
-        name="cards",
+        name=name,
         created_at=1_700_000_000_000,
         spec_name="cards",
         spec_hash="a" * 64,
@@ -65,7 +65,7 @@ def make(directory: Path, bias: float = -1.0) -> Path:
 def test_what_was_registered_comes_back_bit_by_bit(
     mlflow: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = make(tmp_path / "made")
+    made = make(tmp_path / "made", "bits")
     (made / "notes.txt").write_text("not part of the ensemble")
     version = register(made, "bits", mlflow, alias="champion", tags={"team": "cards"})
     for reference in ("bits@champion", f"bits:{version}"):
@@ -84,7 +84,7 @@ def test_what_was_registered_comes_back_bit_by_bit(
 def test_the_run_carries_metrics_and_parameters(mlflow: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    version = register(make(tmp_path / "made"), "metrics", mlflow)
+    version = register(make(tmp_path / "made", "metrics"), "metrics", mlflow)
     client = MlflowClient(mlflow, mlflow)
     run = client.get_run(client.get_model_version("metrics", version).run_id)
     assert run.data.metrics == {"ensemble.average_precision": 0.75}
@@ -137,9 +137,9 @@ def test_an_evaluation_becomes_a_run(mlflow: str, tmp_path: Path) -> None:
 
 def test_an_alias_moves_and_the_cache_keeps_both(mlflow: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    first = register(make(tmp_path / "one"), "moving", mlflow, alias="champion")
+    first = register(make(tmp_path / "one", "moving"), "moving", mlflow, alias="champion")
     old, _ = resolve("moving@champion", mlflow, cache)
-    second = register(make(tmp_path / "two", bias=0.5), "moving", mlflow, alias="champion")
+    second = register(make(tmp_path / "two", "moving", bias=0.5), "moving", mlflow, alias="champion")
     new, version = resolve("moving@champion", mlflow, cache)
     assert (int(first), int(second), version) == (1, 2, "2")
     assert new != old
@@ -147,7 +147,7 @@ def test_an_alias_moves_and_the_cache_keeps_both(mlflow: str, tmp_path: Path) ->
 
 
 def test_a_registered_manifest_is_found_again(mlflow: str, tmp_path: Path) -> None:
-    made = [make(tmp_path / str(bias), bias) for bias in (0.1, 0.2)]
+    made = [make(tmp_path / str(bias), "again", bias) for bias in (0.1, 0.2)]
     digests = [manifest_digest(read_manifest(folder)) for folder in made]
     assert find_registered("again", digests[0], mlflow) is None
     versions = [register(made[0], "again", mlflow) for _ in range(2)]
@@ -164,7 +164,7 @@ def test_models_of_other_people_are_not_in_the_way(
     client.create_registered_model("Rob's model")
     client.create_model_version("Rob's model", source="s3://other/model", await_creation_for=0)
     for bias in (0.1, 0.2, 0.3):
-        register(make(tmp_path / str(bias), bias), "shared", mlflow, alias="champion")
+        register(make(tmp_path / str(bias), "shared", bias), "shared", mlflow, alias="champion")
     # The answers of the registry have pages.
     monkeypatch.setattr(registry, "_PAGE", 2)
     found = [(entry.version, entry.aliases) for entry in list_versions(mlflow) if entry.name == "shared"]
@@ -175,7 +175,7 @@ def test_models_of_other_people_are_not_in_the_way(
 
 
 def test_mistakes_are_named_with_what_there_is(mlflow: str, tmp_path: Path) -> None:
-    register(make(tmp_path / "made"), "known", mlflow, alias="champion")
+    register(make(tmp_path / "made", "known"), "known", mlflow, alias="champion")
     with pytest.raises(ArtifactError, match="no ensemble with the name 'other'"):
         resolve("other@champion", mlflow, tmp_path / "cache")
     with pytest.raises(ArtifactError, match="no alias 'challenger'") as caught:
@@ -186,7 +186,7 @@ def test_mistakes_are_named_with_what_there_is(mlflow: str, tmp_path: Path) -> N
 
 
 def test_a_damaged_cache_is_fetched_again(mlflow: str, tmp_path: Path) -> None:
-    register(make(tmp_path / "made"), "damaged", mlflow, alias="champion")
+    register(make(tmp_path / "made", "damaged"), "damaged", mlflow, alias="champion")
     path, _ = resolve("damaged@champion", mlflow, tmp_path / "cache")
     whole = (path / "only.json").read_bytes()
     (path / "only.json").chmod(0o644)
@@ -203,7 +203,7 @@ def test_a_scorer_starts_from_the_cache_when_the_registry_is_gone(
     assert port
     proxy = Proxy(port)
     address = f"http://127.0.0.1:{proxy.port}"
-    version = register(make(tmp_path / "made"), "offline", address, alias="champion")
+    version = register(make(tmp_path / "made", "offline"), "offline", address, alias="champion")
     resolve("offline@champion", address, cache)
     proxy.close()
     started = time.monotonic()
@@ -228,7 +228,7 @@ def test_a_scorer_starts_from_the_cache_when_the_registry_is_gone(
 def test_a_folder_never_imports_mlflow(tmp_path: Path) -> None:
     import subprocess
 
-    make(tmp_path / "made")
+    make(tmp_path / "made", "cards")
     code = (
         "import sys; from pathlib import Path; from stream_scorer.ensemble.registry import resolve;"
         "from stream_scorer.ensemble.ensemble import Ensemble;"

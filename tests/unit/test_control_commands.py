@@ -7,16 +7,21 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 
+from stream_scorer.app import load_version
+from stream_scorer.bench.material import CARDS_SPEC
+from stream_scorer.cli.checks import _ensemble as check_ensemble
 from stream_scorer.cli.main import cli
 from stream_scorer.ensemble.cache import EnsembleCache, Resolution
+from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Manifest, member_key
-from stream_scorer.ensemble.registry import keep
-from stream_scorer.errors import StreamScorerError
+from stream_scorer.ensemble.registry import keep, register
+from stream_scorer.errors import ArtifactError, StreamScorerError
 from stream_scorer.records import (
     Command,
     CountedCards,
@@ -27,6 +32,7 @@ from stream_scorer.records import (
     VerdictEvidence,
     VerdictRecord,
 )  # fmt: skip
+from stream_scorer.spec import load_spec
 from tests.support.control import MARKER, MemoryControlLog
 from tests.support.ensembles import compose, drafts, logistic
 
@@ -367,3 +373,29 @@ def test_a_refused_version_does_not_make_other_commands_fail(console: Console, t
         assert console.run(*command.split(), wait="1") == code, command
         assert ("applied; versions in play" in console.out) == (code == 0)
         assert "9 is refused: altered" in console.out
+
+
+def test_a_version_with_two_names_is_refused_by_all_that_would_let_it_serve(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, registry = make(console, tmp_path / "e", -1.0).served, "http://127.0.0.1:9"
+    resolution = Resolution("payments:7", registry, "7", made.manifest_sha256)
+    EnsembleCache(console.cache).save_resolution(resolution)
+    settings: Any = {
+        "cache.dir": str(console.cache), "mlflow.url": registry, "scorer.spec": str(CARDS_SPEC),
+        "scorer.ensemble": "payments:7",
+    }  # fmt: skip
+    monkeypatch.setattr("stream_scorer.app.load_serving_ensemble", lambda *_: Ensemble.load(tmp_path / "e", version=""))
+    for refuses in (
+        lambda: register(tmp_path / "e", "payments", registry),
+        lambda: load_version(settings, load_spec(str(CARDS_SPEC)), "payments", made),
+        lambda: check_ensemble(settings),
+    ):
+        with pytest.raises(ArtifactError, match="named cards in its manifest, and payments in the registry") as caught:
+            refuses()
+        assert caught.value.code == "artifact_name"
+    for action, *more in (("promote",), ("shadow",), ("canary", "--share", "1%")):
+        assert console.run(action, "payments:7", *more, "--mlflow", registry) == 2
+        assert "Register it as cards" in console.hint
+    assert console.run("retire", "payments:7", "--mlflow", registry) == 1
+    assert "no version of payments serves yet" in console.error
