@@ -208,9 +208,10 @@ class _Batch:
         members = Members(
             ensemble.member_names, one.member_scores[row].tolist(), weights.tolist(), contributions.tolist()
         )
+        alerts = sum(1 << i for i, own in enumerate(one.member_scores[row].tolist()) if own >= thresholds.review)
         record = Score(
             event, self.now, self.now + 20, score, decision, "model", *common[1:], "p1", float(one.coverage[row]),
-            False, [], 0, 100,
+            False, [], alerts, 100,
         )  # fmt: skip
         source = Source(self.names.transactions, self.partition, offset)
         contribution = Contribution(*common, float(one.base[row]), float(one.z[row]), score, members, source)
@@ -226,8 +227,8 @@ class _Batch:
             for v, name in zip(self.versions, ("champion", "canary"), strict=False)
         ]  # fmt: skip
         header = LineageHeader(
-            self.names.transactions, own.feature_hash, "s" * 64, "0.1.0", versions, self.control, {}, [],
-            self.versions[0].feature_names,
+            self.names.transactions, own.feature_hash, "s" * 64, "0.1.0", versions, self.control,
+            {self.names.transactions: offsets[:1].tolist()}, [], self.versions[0].feature_names,
         )  # fmt: skip
         unknown, none = np.full(n, -1, np.int64), np.full(n, np.nan)
         columns = LineageColumns(

@@ -199,7 +199,8 @@ class LineageRow(Record, frozen=True):
     label was given, of features made of labels. Any other feature has age 0. Null: not known, or no such feature.
 
     `thresholds` are those of the policy's segment; null where the manifest's own apply. `control_offset` is the command
-    that put the versions in play; null in a replay.
+    that put the versions in play; null in a replay. `manifest_sha256` is the digest of the manifest that decided; empty
+    in records that were written before topic `lineage` existed.
     """
 
     event_id: str
@@ -220,6 +221,7 @@ class LineageRow(Record, frozen=True):
     applied_offsets_ahead: list[ShardOffset] = []
     control_offset: int | None = None
     thresholds: SegmentThresholds | None = None
+    manifest_sha256: str = ""
 
 
 class FeatureReason(Record, frozen=True):

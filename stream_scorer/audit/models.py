@@ -15,7 +15,7 @@ from stream_scorer.ensemble.manifest import (
     read_members,
     sha256_hex,
 )
-from stream_scorer.ensemble.registry import fetch, parse_reference
+from stream_scorer.ensemble.registry import parse_reference, recorded
 from stream_scorer.errors import ArtifactError
 
 
@@ -28,9 +28,7 @@ def find_version(
         ArtifactError: none of them has it. RegistryUnavailable: the registry does not answer.
     """
     folder = parse_reference(reference).folder
-    if folder is not None and folder.exists() and manifest_digest(read_manifest(folder)) == manifest_sha256:
-        return folder
-    return fetch(ensemble, version, manifest_sha256, tracking_uri or None, cache)
+    return recorded(ensemble, version, manifest_sha256, tracking_uri or None, cache, folder)
 
 
 def keep_version(

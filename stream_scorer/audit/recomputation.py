@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from stream_scorer.audit.findings import Findings
 from stream_scorer.ensemble.ensemble import Ensemble
@@ -103,6 +102,5 @@ class Recomputation:
         if not scores:
             return
         if manifest_sha256 not in self._verifiers:
-            ensemble_of = partial(self._models.get, manifest_sha256=manifest_sha256)
-            self._verifiers[manifest_sha256] = Verifier(ensemble_of, self._tolerance, policies=self._specs)
+            self._verifiers[manifest_sha256] = Verifier(self._models.get, self._tolerance, policies=self._specs)
         self._verifiers[manifest_sha256].add(scores, records)

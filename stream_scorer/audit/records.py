@@ -94,20 +94,19 @@ class RecordCheck:
             assert self._commands is not None
             self._commands.check(batch.header, where, timestamp, len(batch))
             rows = batch.rows()
-            manifests = {version.arm: version.manifest_sha256 for version in batch.header.versions}
             for row, contribution, score in served.of(rows):
-                self._add(row, contribution, score, manifests[row.arm])
+                self._add(row, contribution, score)
             done = int(batch.offset[-1]) + 1
             offsets.check(batch.offset, done)
         served.finish()
 
-    def _add(self, row: LineageRow, contribution: Contribution, score: Score, manifest_sha256: str) -> None:
+    def _add(self, row: LineageRow, contribution: Contribution, score: Score) -> None:
         stated = {(each.ensemble, each.version, each.arm) for each in (row, contribution, score)}
         if len(stated) > 1 or row.event_id != contribution.event_id:
             what = "score, contribution and lineage state different versions or events"
             self._findings.add("record", f"event {score.event_id}: {what}")
         self.scores[f"{score.ensemble} {score.version}"] += 1
-        self._recomputation.add(score, Recorded(contribution, row), manifest_sha256)
+        self._recomputation.add(score, Recorded(contribution, row), row.manifest_sha256)
 
     def _lineage(self, partition: int) -> Iterator[tuple[LineageBatch, int, int]]:
         """The lineage records of one partition, with their timestamps and offsets."""

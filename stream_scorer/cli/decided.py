@@ -33,14 +33,15 @@ tolerance_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """Published records, the names of their topics, and the folder of a version by ensemble and version.
+    """Published records, the names of their topics, and the folder of a version by ensemble, version and manifest.
 
+    The digest of the manifest is empty for records that do not state it.
     `until` is the end of the archive's period (epoch ms), None for topics.
     """
 
     reader: TimedRanges
     topics: Topics
-    folder_of: Callable[[str, str], Path]
+    folder_of: Callable[[str, str, str], Path]
     until: int | None = None
 
 
@@ -66,17 +67,19 @@ def open_decided(
     if require:
         TopicAdmin(bootstrap).require([topics.scores, topics.contributions])
 
-    def folder_of(name: str, version: str) -> Path:
+    def folder_of(name: str, version: str, manifest_sha256: str) -> Path:
         cache, given = Path(settings["cache.dir"]).expanduser(), parse_reference(settings["scorer.ensemble"]).folder
-        return recorded(name, version, settings["mlflow.url"], cache, given)
+        return recorded(name, version, manifest_sha256, settings["mlflow.url"], cache, given)
 
     with RangeReader(bootstrap, client_id=client_id) as reader:
         yield Decided(reader, topics, folder_of)
 
 
-def _archived(archive: Any) -> Callable[[str, str], Path]:
-    def folder_of(name: str, version: str) -> Path:
+def _archived(archive: Any) -> Callable[[str, str, str], Path]:
+    def folder_of(name: str, version: str, manifest_sha256: str) -> Path:
         found = archive.versions(name, version)
+        if manifest_sha256:
+            found = [each for each in found if each.manifest_sha256 == manifest_sha256]
         if len(found) > 1:
             raise UsageError(
                 f"{len(found)} versions with different manifests decided as {name} {version} in the archive "

@@ -50,7 +50,7 @@ def explain(
         bounds = [*reader.bounds(topics.scores).values(), *reader.bounds(topics.contributions).values()]
         with Progress("searching the records", sum(high - low for low, high in bounds), SystemClock()) as progress:
             score, contribution, lineage, copies = find_event(reader, topics, event_id, progress)
-        folder = decided.folder_of(lineage.ensemble, lineage.version)
+        folder = decided.folder_of(lineage.ensemble, lineage.version, lineage.manifest_sha256)
     ensemble = Ensemble.load(folder, version=lineage.version)
     found = explain_score(score, contribution, lineage, copies, ensemble, folder, SELF_TEST_TOLERANCE, features)
     click.echo(msgspec.json.encode(found).decode() if as_json else as_text(found))

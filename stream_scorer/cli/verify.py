@@ -34,10 +34,10 @@ def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: 
     """Recompute every score on the topics from its recorded features. Exit code 3 if one differs.
 
     Scores whose contribution or lineage retention has removed are skipped and counted. Exit code 3 if this holds for
-    all scores of a partition.
+    all scores of a partition, or if a version that scored is not found: its scores are counted, the others verified.
 
-    Loads the recorded version from the registry. A version that was served from a folder comes from the cache of the
-    scorer, or from the folder that --ensemble names. A member with an altered file is a difference too. With --spec and
+    Loads the version with the recorded manifest: from the folder that --ensemble names, from the cache, or from the
+    registry. A member with an altered file is a difference too. With --spec and
     the secret of the scorer, the random review sample is drawn again, for the scores that this spec decided, and their
     decisions by a list, by the fallback and by thresholds of a segment are compared with its policy.
     """
@@ -49,14 +49,16 @@ def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: 
 
     checked = load_spec(settings["scorer.spec"], settings["scorer.id_key"]) if settings["scorer.spec"] else None
     with open_decided(settings, archive, "stream-scorer-verify") as decided:
+        reasons: dict[str, ArtifactError] = {}
 
         @lru_cache(maxsize=8)
-        def ensemble_of(name: str, version: str) -> Ensemble:
+        def ensemble_of(name: str, version: str, manifest_sha256: str) -> Ensemble | None:
             try:
-                return Ensemble.load(decided.folder_of(name, version), version=version)
+                return Ensemble.load(decided.folder_of(name, version, manifest_sha256), version=version)
             except ArtifactError as error:
                 if error.code not in _ALTERED:
-                    raise
+                    reasons[f"{name} {version}"] = error
+                    return None
                 message = f"{name} {version} is not the version that scored: {error.message}"
                 raise CheckFailed(message, hint=error.hint) from error
 
@@ -76,6 +78,13 @@ def verify(settings: Settings, tolerance: float, archive: Path | None, as_json: 
             f"{_missing(report)}",
             hint="Retention removed these records: keep `contributions` and `lineage` as long as `scores`.",
         )
+    if report.unavailable:
+        name, count = next(iter(report.unavailable.items()))
+        raise CheckFailed(
+            f"{sum(report.unavailable.values()):,} scores are not recomputed: {name} ({count:,} scores) is not found: "
+            f"{reasons[name].message}",
+            hint=reasons[name].hint,
+        )
     if not report.scores:
         raise CheckFailed("nothing to compare: the topics contain no scores")
 
@@ -85,6 +94,8 @@ def _lines(report: VerifyReport) -> Iterator[str]:
 
     versions = ", ".join(f"{count:,} by {version}" for version, count in report.by_version.items())
     yield f"{report.scores:,} scores recomputed ({versions or 'none'}): {report.different:,} differ"
+    for version, count in report.unavailable.items():
+        yield f"{count:,} scores not recomputed: {version} is not found"
     if report.skipped:
         yield f"{report.skipped:,} scores skipped: {_missing(report)}"
     for what, count in report.by_what.items():

@@ -95,6 +95,8 @@ class EnsembleCache:
 
     def find(self, manifest_sha256: str) -> Path | None:
         """The folder of a completely cached ensemble, else None."""
+        if not set(manifest_sha256) <= set("0123456789abcdef"):  # from a record
+            return None
         path = self._root / "ensembles" / manifest_sha256
         try:
             manifest = read_manifest(path)

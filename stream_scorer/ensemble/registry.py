@@ -272,26 +272,35 @@ def fetch(name: str, version: str, manifest_sha256: str, tracking_uri: str | Non
     return path
 
 
-def recorded(name: str, version: str, tracking_uri: str | None, cache_dir: Path, folder: Path | None) -> Path:
-    """The folder of the version in a record: from the registry, or from `folder` or the cache if it was not registered.
+def recorded(
+    name: str, version: str, manifest_sha256: str, tracking_uri: str | None, cache_dir: Path, folder: Path | None
+) -> Path:
+    """The folder of the version in a record: `folder` if it has this manifest, else from the cache or the registry.
 
-    A version that is not registered contains the first digits of its manifest's digest.
+    Records of earlier releases do not state a manifest (``""``): then the registry decides what the number means, and
+    a version that is not registered contains the first digits of its manifest's digest.
 
     Raises:
         ArtifactError: the version is not found, or a file does not match its digest.
         RegistryUnavailable: the registry does not answer.
     """
-    if not version.startswith(LOCAL):
-        return resolve(f"{name}:{version}", tracking_uri, cache_dir)[0]
-    if folder is not None and local_version(manifest_digest(read_manifest(folder))) == version:
+    given = "" if folder is None or not folder.exists() else manifest_digest(read_manifest(folder))
+    if folder is not None and given and given == manifest_sha256:
         return folder
-    cached = EnsembleCache(cache_dir).find_head(version.removeprefix(LOCAL))
-    if cached is None:
-        raise ArtifactError(
-            f"{name} {version} was served from a folder and is not in the cache {cache_dir}",
-            hint="Give --ensemble with the folder that served, or --cache of a scorer.",
-        )
-    return cached
+    if version.startswith(LOCAL):
+        if folder is not None and local_version(given) == version and not manifest_sha256:
+            return folder
+        cache = EnsembleCache(cache_dir)
+        cached = cache.find(manifest_sha256) if manifest_sha256 else cache.find_head(version.removeprefix(LOCAL))
+        if cached is None:
+            raise ArtifactError(
+                f"{name} {version} was served from a folder and is not in the cache {cache_dir}",
+                hint="Give --ensemble with the folder that served, or --cache of a scorer.",
+            )
+        return cached
+    if manifest_sha256:
+        return fetch(name, version, manifest_sha256, tracking_uri, cache_dir)
+    return resolve(f"{name}:{version}", tracking_uri, cache_dir)[0]
 
 
 def local_version(manifest_sha256: str) -> str:

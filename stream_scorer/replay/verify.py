@@ -30,6 +30,7 @@ from stream_scorer.records import (
     Score,
 )
 from stream_scorer.replay.alignment import Range, common_start
+from stream_scorer.replay.contradictions import contradictions
 from stream_scorer.replay.decisions import Decisions, Served
 from stream_scorer.replay.recorded import Recorded, TopicRanges, bounds_of, recorded, served_scores
 from stream_scorer.serde.decoder import hash_ids
@@ -45,6 +46,7 @@ _Skipped = Counter[str]
 class VerifyReport(Record, frozen=True):
     """`scores` counts the recomputed scores, also by version; `different` those that differ, also by what differs.
 
+    `unavailable` counts scores by version that are not recomputed because their version is not found.
     `skipped` counts scores that cannot be recomputed because retention removed other records of them, also by what is
     missing. `unverified` are the partitions in which this holds for all scores.
     `not_recomputed` counts decisions that were not, or not completely, computed again, see `replay.decisions`.
@@ -56,6 +58,7 @@ class VerifyReport(Record, frozen=True):
     by_what: dict[str, int]
     examples: list[str]
     not_recomputed: dict[str, int] = msgspec.field(default_factory=dict)
+    unavailable: dict[str, int] = msgspec.field(default_factory=dict)
     skipped: int = 0
     by_missing: dict[str, int] = msgspec.field(default_factory=dict)
     unverified: list[int] = msgspec.field(default_factory=list)
@@ -65,7 +68,8 @@ class Verifier:
     """Recomputes scores and collects the differences.
 
     Args:
-        ensemble_of: returns the ensemble of a name and version, its digests checked.
+        ensemble_of: returns the ensemble of a name, version and manifest digest (empty if it is not recorded), its
+            digests checked; None if it is not found.
         tolerance: tolerated difference of numbers; only the same machine gives the same bits.
         checked: the spec, to draw the review sample again and to check the policy, for the scores that it decided.
         policies: more specs, whose policies are checked for the scores that each decided.
@@ -73,7 +77,7 @@ class Verifier:
 
     def __init__(
         self,
-        ensemble_of: Callable[[str, str], Ensemble],
+        ensemble_of: Callable[[str, str, str], Ensemble | None],
         tolerance: float,
         checked: CheckedSpec | None = None,
         policies: Sequence[CheckedSpec] = (),
@@ -84,29 +88,35 @@ class Verifier:
         self._decisions = Decisions([*policies, *([] if checked is None else [checked])])
         self._sampling = None if checked is None else Sampling(checked)
         self._versions: Counter[str] = Counter()
+        self._unavailable: Counter[str] = Counter()
         self._what: Counter[str] = Counter()
         self._different = 0
         self._examples: list[str] = []
 
     def add(self, scores: list[Score], records: list[Recorded]) -> None:
         """Recompute and compare `scores` (n), with their `records` (n) in the same order."""
-        groups: dict[tuple[str, str], list[Served]] = {}
+        groups: dict[tuple[str, str, str], list[Served]] = {}
         for score, (contribution, lineage) in zip(scores, records, strict=True):
-            name = f"{contribution.ensemble} {contribution.version}"
-            self._versions[name] += 1
             if lineage is None:
+                self._versions[f"{contribution.ensemble} {contribution.version}"] += 1
                 self._note(np.array([True]), "no lineage", [score])
                 continue
             served = Served(score, contribution, lineage)
-            groups.setdefault((contribution.ensemble, contribution.version), []).append(served)
-        for (name, version), rows in groups.items():
-            self._compare(self._ensemble_of(name, version), rows)
+            key = contribution.ensemble, contribution.version, lineage.manifest_sha256
+            groups.setdefault(key, []).append(served)
+        for key, rows in groups.items():
+            name, ensemble = f"{key[0]} {key[1]}", self._ensemble_of(*key)
+            if ensemble is None:
+                self._unavailable[name] += len(rows)
+                continue
+            self._versions[name] += len(rows)
+            self._compare(ensemble, rows)
 
     def report(self) -> VerifyReport:
         """The report on all added scores."""
         return VerifyReport(
             self._versions.total(), dict(self._versions), self._different, dict(self._what), self._examples,
-            dict(self._decisions.unchecked),
+            dict(self._decisions.unchecked), dict(self._unavailable),
         )  # fmt: skip
 
     def _compare(self, ensemble: Ensemble, served: list[Served]) -> None:
@@ -149,6 +159,7 @@ class Verifier:
         )
         wrong["decision"] = self._decisions.differ(ensemble.manifest.thresholds, served, scored.score)
         wrong["review sample"] = self._other_sample(served)
+        wrong |= contradictions(ensemble.manifest.thresholds, served, members)
         for what, rows in wrong.items():
             self._note(rows, what, scores, count=False)
         self._different += int(np.logical_or.reduce(list(wrong.values())).sum())

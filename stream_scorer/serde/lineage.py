@@ -300,6 +300,7 @@ class LineageBatch:
                     header.feature_hash, header.spec_hash, self.applied_offsets, header.code_version,
                     partitions_age[i], labels_age[i], header.applied_offsets_ahead, header.control_offset,
                     None if review[i] != review[i] else SegmentThresholds(review[i], block[i]),
+                    mine.manifest_sha256,
                 )
             )  # fmt: skip
         return out

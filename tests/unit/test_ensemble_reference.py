@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stream_scorer.ensemble.registry import parse_reference, resolve
-from stream_scorer.errors import ArtifactError
+from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
+from stream_scorer.ensemble.registry import keep, parse_reference, recorded, resolve
+from stream_scorer.errors import ArtifactError, RegistryUnavailable
 from tests.support.ensembles import compose
 
 
@@ -64,3 +65,15 @@ def test_any_other_text_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(ArtifactError, match="is not an ensemble") as caught:
         parse_reference(text)
     assert "champion" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", ["8", "local-0123456789ab"])
+def test_a_version_in_a_record_is_found_by_its_manifest(here: Path, version: str) -> None:
+    digest = manifest_digest(compose(here / "ens"))
+    keep(here / "ens", here / "cache")
+    gone = "http://127.0.0.1:1"  # the registry is not asked for what the cache has
+    found = recorded("cards", version, digest, gone, here / "cache", None)
+    assert manifest_digest(read_manifest(found)) == digest
+    assert recorded("cards", version, digest, gone, here / "none", here / "ens") == here / "ens"
+    with pytest.raises((ArtifactError, RegistryUnavailable)):
+        recorded("cards", version, "../ens\0", gone, here / "cache", None)

@@ -26,6 +26,7 @@ from stream_scorer.positions import SourcePartition
 from stream_scorer.records import (
     CONTRIBUTION_DECIMALS,
     WEIGHT_DECIMALS,
+    AppliedOffset,
     Contribution,
     LineageRow,
     Members,
@@ -67,6 +68,7 @@ def served(tmp_path: Path) -> Served:
         answer.raw[5] = np.nan
     scored = ensemble.combine(answers)
     thresholds = ensemble.manifest.thresholds
+    alerts = (scored.member_scores >= thresholds.review) @ np.array([1, 2, 4])
     scores, found = [], []
     for i in range(N):
         score = float(scored.score[i])
@@ -78,25 +80,30 @@ def served(tmp_path: Path) -> Served:
             np.round(scored.contributions[i], CONTRIBUTION_DECIMALS).tolist(),
         )  # fmt: skip
         common = (f"e{i}", "cards", "7", "champion")
+        missing = zip(ensemble.member_names, np.isnan(scored.member_scores[i]).tolist(), strict=True)
+        degraded = [f"member:{name}" for name, absent in missing if absent]
         scores.append(
             Score(
-                common[0], 0, 0, score, decision, "model" if stands else "fallback", *common[1:], "p",
-                float(scored.coverage[i]), False, [], 0, 100,
+                common[0], 0, 0, score, decision, "model" if stands else "fallback", *common[1:], "p1",
+                float(scored.coverage[i]), False, degraded, int(alerts[i]), 100,
             )
         )  # fmt: skip
         source = Source("transactions", 0, i)
-        contribution = Contribution(*common, float(scored.base[i]), float(scored.z[i]), score, members, source)
+        contribution = Contribution(
+            *common, float(scored.base[i]), float(scored.z[i]), score, members, source, [], degraded
+        )
         lineage = LineageRow(
             *common, ensemble.manifest.link, source, i, rows[i].tolist(), [0] * rows.shape[1],
-            ensemble.manifest.feature_hash, "s", [], "0",
+            ensemble.manifest.feature_hash, "s", [AppliedOffset("transactions", 0, i - i % 10)], "0",
+            manifest_sha256=ensemble.digest,
         )  # fmt: skip
         found.append(Recorded(contribution, lineage))
     return ensemble, scores, found
 
 
 def verify(ensemble: Ensemble, scores: list[Score], found: list[Recorded]) -> VerifyReport:
-    def of_version(name: str, version: str) -> Ensemble:
-        assert (name, version) == ("cards", "7")
+    def of_version(*version: str) -> Ensemble:
+        assert version == ("cards", "7", ensemble.digest)
         return ensemble
 
     # As it comes from the topics: NaN is null.
@@ -142,7 +149,7 @@ def test_decisions_that_need_the_spec_are_counted_and_with_it_compared(served: S
     checked = CheckedSpec(replace(load_spec(CARDS_SPEC).spec, policy=policy), "s")
     by_list: dict[str, Any] = {"rule": "stolen", "decision_source": "list", "policy_version": "p2"}
     scores[6] = replace(scores[6], decision="block", **by_list)
-    scores[7] = replace(scores[7], decision="block", rule="web", policy_version="p2")
+    scores[7] = replace(scores[7], decision="block", rule="web", policy_version="p2", member_alerts=0b111)
     found[7] = Recorded(found[7].contribution, replace(found[7].lineage, thresholds=thresholds))
 
     def judged(specs: list[CheckedSpec], place: int = 0, lineage: Any = None, **change: Any) -> VerifyReport:
@@ -163,8 +170,10 @@ def test_decisions_that_need_the_spec_are_counted_and_with_it_compared(served: S
         (7, low, {}), (7, None, {"rule": "shop"}), (7, None, {"policy_version": "p1"}), (7, None, {"rule": None}),
     ]  # fmt: skip
     for place, lineage, change in altered:
-        assert judged([checked], place, lineage, **change).by_what == {"decision": 1}, change
-        assert judged([], place, lineage, **change).different == 0
+        # Without a rule, it is the policy of the version that decides.
+        other: dict[str, int] = {"policy version": 1} if "rule" in change and change["rule"] is None else {}
+        assert judged([checked], place, lineage, **change).by_what == {"decision": 1} | other, change
+        assert judged([], place, lineage, **change).by_what == other
 
 
 def test_another_review_sample_is_found(served: Served) -> None:
@@ -252,6 +261,33 @@ def test_an_altered_score_is_found(served: Served, changes: dict[str, Any]) -> N
     assert verify(ensemble, scores, found).different == 1
 
 
+@pytest.mark.parametrize(
+    ("what", "on_score", "on_contribution", "on_lineage"),
+    [
+        ("member alerts", {"member_alerts": 5}, {}, {}),
+        ("policy version", {"policy_version": "p2"}, {}, {}),
+        ("source", {}, {"source": Source("transactions", 3, 30)}, {}),
+        ("degraded", {"degraded": ["features_unavailable"]}, {"degraded": ["features_unavailable"]}, {}),
+        ("degraded", {"degraded": ["member:gbdt"]}, {"degraded": ["member:gbdt"]}, {}),
+        ("degraded", {"degraded": ["features_stale"]}, {}, {"feature_status": [1] * 3}),
+        ("degraded", {}, {}, {"feature_status": [4] * 3}),
+        ("degraded", {}, {}, {"applied_offsets": []}),
+        ("", {"degraded": ["features_stale"]}, {"degraded": ["features_stale"]}, {"feature_status": [1] * 3}),
+        ("", *[{"degraded": ["features_catching_up"]}] * 2, {"applied_offsets": []}),
+    ],
+)
+def test_fields_that_other_records_contradict_are_found(
+    served: Served, what: str, on_score: Any, on_contribution: Any, on_lineage: Any
+) -> None:
+    ensemble, scores, found = served
+    if "member_alerts" in on_score:
+        on_score = {"member_alerts": scores[30].member_alerts ^ 1}
+    scores[30] = replace(scores[30], **on_score)
+    found[30] = lineage(found[30], **on_lineage)
+    found[30] = found[30]._replace(contribution=replace(found[30].contribution, **on_contribution))
+    assert verify(ensemble, scores, found).by_what == ({what: 1} if what else {})
+
+
 def test_another_decision_is_found(served: Served) -> None:
     ensemble, scores, found = served
     scores[30] = replace(scores[30], decision="block" if scores[30].decision != "block" else "approve")
@@ -292,12 +328,16 @@ class Kept:
 def encoded(ensemble: Ensemble, found: list[Recorded], batch: int = 10) -> Iterator[EncodedLineage]:
     """The lineage records of micro-batches of `batch` transactions."""
     own = ensemble.manifest.thresholds
-    version = LineageVersion("cards", "7", "champion", ensemble.manifest.link, "m", "p", own.review, own.block)
     for low in range(0, len(found), batch):
+        number = found[low].contribution.version
+        version = LineageVersion(
+            "cards", number, "champion", ensemble.manifest.link, ensemble.digest, "p1", own.review, own.block
+        )
         rows = [f.lineage for f in found[low : low + batch] if f.lineage is not None]
         header = LineageHeader(
-            "transactions", ensemble.manifest.feature_hash, "s", "0", [version], None, {}, [], ensemble.feature_names
-        )
+            "transactions", ensemble.manifest.feature_hash, "s", "0", [version], None, {"transactions": [low]}, [],
+            ensemble.feature_names,
+        )  # fmt: skip
         n, unknown = len(rows), np.full(len(rows), -1, np.int64)
         columns = LineageColumns(
             np.zeros(n, np.int32), np.array([r.source.offset for r in rows]), [r.event_id for r in rows],
@@ -415,20 +455,37 @@ def test_topics_that_hold_other_events_are_told(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"),
-    [("artifact_digest", CheckFailed), ("artifact_self_test", CheckFailed), ("artifact_missing", ArtifactError)],
+    ("code", "message"),
+    [
+        ("artifact_digest", "is not the version that scored: no such model"),
+        ("artifact_self_test", "is not the version that scored: no such model"),
+        ("artifact_missing", "20 scores are not recomputed: cards 8 (20 scores) is not found: no such model"),
+    ],
 )
-def test_only_models_that_were_altered_are_a_difference(
-    served: Served, code: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+def test_a_version_that_was_altered_is_a_difference_and_one_that_is_gone_is_counted(
+    served: Served, code: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def folder_of(*_: str) -> Path:
-        raise ArtifactError("no such model", code=code, hint="Export it.")
+    ensemble, scores, found = served
+    for i in range(20, 40):  # whole micro-batches
+        scores[i] = replace(scores[i], version="8")
+        row = found[i].lineage
+        assert row is not None
+        found[i] = Recorded(replace(found[i].contribution, version="8"), replace(row, version="8"))
+
+    def folder_of(_name: str, version: str, manifest_sha256: str) -> Path:
+        assert manifest_sha256 == ensemble.digest
+        if version == "8":
+            raise ArtifactError("no such model", code=code, hint="Export it.")
+        return Path()
 
     decided = nullcontext(Decided(Kept(*served, (0, 0, 0)), Topics(), folder_of))  # type: ignore[arg-type]
     monkeypatch.setattr("stream_scorer.cli.verify.open_decided", lambda *_: decided)
-    error = CliRunner().invoke(verify_command, []).exception
-    assert type(error) is kind
-    assert error.hint == "Export it."  # type: ignore[union-attr]
+    monkeypatch.setattr(Ensemble, "load", lambda *_, **__: ensemble)
+    done = CliRunner().invoke(verify_command, [])
+    error = done.exception
+    assert isinstance(error, CheckFailed) and message in error.message and error.hint == "Export it."
+    gone = code == "artifact_missing"
+    assert ("30 scores recomputed" in done.stdout, "cards 8 is not found" in done.stdout) == (gone, gone)
 
 
 def test_event_ids_cannot_send_commands_to_the_terminal(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
