@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from stream_scorer.cli.champion_alias import check_alias
 from stream_scorer.cli.compose import compose
 from stream_scorer.cli.control import COMMANDS
 from stream_scorer.cli.due import due
@@ -143,7 +144,7 @@ def compare_command(settings: Settings, before: str, after: str, as_json: bool) 
 @click.option("--alias", help="Alias to move to the new version, such as champion.")
 @click.option("--once", is_flag=True, help="If a version of NAME is this ensemble, only move the alias to it.")
 @reason_option("The reason; the registry keeps it with the version.")
-@with_settings("mlflow.url")
+@with_settings("mlflow.url", "kafka.bootstrap", "topics.prefix")
 def register_command(settings: Settings, folder: Path, name: str, alias: str | None, once: bool, why: str) -> None:
     """Register the ensemble in FOLDER as a new version of NAME, if it passes its self-test."""
     from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
@@ -151,6 +152,7 @@ def register_command(settings: Settings, folder: Path, name: str, alias: str | N
 
     registry = settings.require("mlflow.url")
     version = find_registered(name, manifest_digest(read_manifest(folder)), registry) if once else None
+    check_alias(settings, name, alias, version)
     if version is None:
         version = register(folder, name, registry, alias, {"stream_scorer.why": why})
     elif alias is not None:

@@ -194,15 +194,23 @@ def _inputs(
 def _versions(
     settings: Settings, checked: CheckedSpec, candidates: tuple[str, ...]
 ) -> tuple[list[Path], list[Ensemble]]:
-    """The champion, then the candidates: their folders, and themselves."""
+    """The champion, then the candidates: their folders, and themselves. Raises `UsageError` if two are the same."""
     from stream_scorer.ensemble.ensemble import Ensemble
     from stream_scorer.ensemble.registry import resolve
 
     cache, folders, found = Path(settings["cache.dir"]).expanduser(), [], []
+    of_digest: dict[str, str] = {}
     for reference in (settings["scorer.ensemble"], *candidates):
         folder, version = resolve(reference, settings["mlflow.url"], cache)
         ensemble = Ensemble.load(folder, version=version)
         ensemble.check_features(checked.features, checked.feature_hash)
+        if (same := of_digest.get(ensemble.digest)) is not None:
+            what = "the champion" if same == settings["scorer.ensemble"] else "another candidate"
+            raise UsageError(
+                f"{reference} is {what}: it has the same manifest as {same}",
+                hint="Give another version. The champion is that of --ensemble.",
+            )
+        of_digest[ensemble.digest] = reference
         folders.append(folder)
         found.append(ensemble)
     return folders, found

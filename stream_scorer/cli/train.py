@@ -11,6 +11,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
+from stream_scorer.cli.champion_alias import check_alias
 from stream_scorer.cli.datasets import ensemble_dataset, history_datasets, registered_dataset
 from stream_scorer.cli.history import history_options, read_history
 from stream_scorer.cli.options import with_settings
@@ -123,9 +124,8 @@ def train(
     _check_training_options(training, jobs, keep)
     require_ensemble_name(name)
     require_writable(out, save_set)
-    _check_registration(register_as, alias)
+    tracking_uri = _check_registration(settings, register_as, alias)
     recipe = Recipe(seed, name or register_as, rates, calibrator=calibrator, combiner=combiner, link=link)
-    tracking_uri = settings.require("mlflow.url") if register_as else None
     # Features depend on which ids are equal, not on the ids: a key for this run is enough.
     spec = load_spec(settings.require("scorer.spec"), secrets.token_hex())
     how = recipe if training is None else _find_training(training, spec, name, register_as)
@@ -168,15 +168,19 @@ def _check_training_options(training: Path | None, jobs: int | None, keep: bool)
             raise click.UsageError(f"--{option.replace('_', '-')} is declared by the training spec: leave it out.")
 
 
-def _check_registration(register_as: str | None, alias: str | None) -> None:
-    """Refuse a name or an alias that the registry or a manifest would refuse after the training."""
+def _check_registration(settings: Settings, register_as: str | None, alias: str | None) -> str | None:
+    """The registry, None without --register. Refuses now what would be refused after the training."""
     from stream_scorer.ensemble.registry import check_registered_name
 
-    if register_as is not None:
-        check_registered_name(register_as, alias)
-        require_ensemble_name(register_as, "--register")
-    elif alias:
-        raise click.UsageError("--alias needs --register.")
+    if register_as is None:
+        if alias:
+            raise click.UsageError("--alias needs --register.")
+        return None
+    check_registered_name(register_as, alias)
+    require_ensemble_name(register_as, "--register")
+    registry: str = settings.require("mlflow.url")
+    check_alias(settings, register_as, alias)
+    return registry
 
 
 def _find_training(path: Path, spec: CheckedSpec, name: str | None, register_as: str | None) -> CheckedTraining:

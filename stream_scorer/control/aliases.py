@@ -1,4 +1,4 @@
-"""Keeps the registry's alias `champion` at the version that serves, no matter who issued the command.
+"""Keeps the registry's alias `champion` at the version that serves, no matter who issued the command, or moved it.
 
 The monitor runs it, because it issues the automatic commands and reads the registry anyway. So a scorer needs no write
 access to the registry, and a registry that does not answer never disturbs scoring.
@@ -22,6 +22,8 @@ READ_WAIT_S = 0.5
 MIN_BACKOFF_S, MAX_BACKOFF_S = 2.0, 60.0
 # The alias is moved a second time after this pause, in case that a slow command line has moved it to an older version.
 REPEAT_S = 30.0
+# After that, it is looked up this often: other commands and other clients of the registry can move it too.
+CHECK_S = 300.0
 
 
 @dataclass(slots=True)
@@ -39,10 +41,13 @@ class AliasMirror:
 
     Args:
         open_log: opens `control` at its start. Raises `StreamScorerError`.
-        move: moves the alias of an ensemble (name, version). Raises `StreamScorerError`.
+        move: moves the alias of an ensemble (name, version), unless it is there, and returns the version that it named
+            before. Raises `StreamScorerError`.
     """
 
-    def __init__(self, open_log: Callable[[], CommandLog], move: Callable[[str, str], object], clock: Clock) -> None:
+    def __init__(
+        self, open_log: Callable[[], CommandLog], move: Callable[[str, str], str | None], clock: Clock
+    ) -> None:
         self._open_log, self._move, self._clock = open_log, move, clock
         self._log: CommandLog | None = None
         self._history = History()
@@ -83,12 +88,12 @@ class AliasMirror:
             if alias is None or alias.version != version:
                 alias = self._aliases[ensemble] = _Alias(version)
             # Other versions are folders, which the registry does not have.
-            if version.isdigit() and alias.moved < 2 and self._clock.monotonic() >= alias.due:
+            if version.isdigit() and self._clock.monotonic() >= alias.due:
                 self._move_to(ensemble, alias)
 
     def _move_to(self, ensemble: str, alias: _Alias) -> None:
         try:
-            self._move(ensemble, alias.version)
+            before = self._move(ensemble, alias.version)
         except StreamScorerError as error:
             if not alias.backoff_s:
                 _log.warning("the alias %s@%s is not moved yet: %s", ensemble, CHAMPION, error.message)
@@ -97,8 +102,11 @@ class AliasMirror:
             return
         if not alias.moved:
             _log.info("the alias %s@%s names version %s", ensemble, CHAMPION, alias.version)
+        elif before != alias.version:
+            text = "the alias %s@%s named version %s, but version %s serves: moved back"
+            _log.warning(text, ensemble, CHAMPION, before or "none", alias.version)
         alias.moved, alias.backoff_s = alias.moved + 1, 0.0
-        alias.due = self._clock.monotonic() + REPEAT_S
+        alias.due = self._clock.monotonic() + (REPEAT_S if alias.moved < 2 else CHECK_S)
 
     def _close(self) -> None:
         if self._log is not None:

@@ -319,10 +319,31 @@ def keep(folder: Path, cache_dir: Path) -> tuple[str, str]:
     return local_version(digest), digest
 
 
-def set_alias(name: str, alias: str, version: str, tracking_uri: str) -> None:
-    """Move `alias` to a version. Raises `ArtifactError` and `RegistryUnavailable`."""
+def find_alias(name: str, alias: str, tracking_uri: str) -> str | None:
+    """The version that `alias` names; None if there is no such name or alias. Raises `RegistryUnavailable`."""
     with connected(tracking_uri) as client:
-        client.set_registered_model_alias(name, alias, version)
+        return _find_alias(client, name, alias)
+
+
+def set_alias(name: str, alias: str, version: str, tracking_uri: str) -> str | None:
+    """Move `alias` to a version; returns the one that it named. Raises `ArtifactError` and `RegistryUnavailable`."""
+    with connected(tracking_uri) as client:
+        before = _find_alias(client, name, alias)
+        if before != version:
+            client.set_registered_model_alias(name, alias, version)
+    return before
+
+
+def _find_alias(client: MlflowClient, name: str, alias: str) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_registered_model(name).aliases.get(alias)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return None if found is None else str(found)
 
 
 def list_versions(tracking_uri: str, name: str = "") -> list[RegisteredVersion]:

@@ -494,6 +494,8 @@ def test_the_command(
         late = CliRunner().invoke(cli, [*arguments, *unwritable])
     assert "cannot write" in str(late.exception)
     assert "ensembles against their members" in late.output
+    same = CliRunner().invoke(cli, ["evaluate", folders[0], *arguments[1:]])
+    assert "is the champion: it has the same manifest" in str(same.exception)
     wrong = CliRunner().invoke(cli, [*arguments, "--budgets", "some"])
     assert wrong.exit_code == 2
     for wrong_option, message in (

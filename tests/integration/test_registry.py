@@ -28,7 +28,14 @@ from stream_scorer.ensemble.manifest import (
     read_manifest,
 )
 from stream_scorer.ensemble.members.dense_json import Dense, Layer, encode_dense
-from stream_scorer.ensemble.registry import find_registered, list_versions, register, resolve
+from stream_scorer.ensemble.registry import (
+    find_alias,
+    find_registered,
+    list_versions,
+    register,
+    resolve,
+    set_alias,
+)
 from stream_scorer.errors import ArtifactError, RegistryUnavailable, SettingsError, UsageError
 from stream_scorer.evaluation.result import Evaluation
 from stream_scorer.spec import parse_spec
@@ -144,6 +151,13 @@ def test_an_alias_moves_and_the_cache_keeps_both(mlflow: str, tmp_path: Path) ->
     assert (int(first), int(second), version) == (1, 2, "2")
     assert new != old
     assert old.is_dir()
+    assert [set_alias("moving", "champion", "1", mlflow) for _ in range(2)] == ["2", "1"]
+    assert find_alias("moving", "champion", mlflow) == "1"
+    assert find_alias("moving", "other", mlflow) is find_alias("nobody", "champion", mlflow) is None
+    # `train` and `register` leave the alias at the version that serves.
+    arguments = ["ensemble", "register", str(tmp_path / "two"), "moving", "--why", "new", "--mlflow", mlflow]
+    refused = CliRunner().invoke(cli, [*arguments, "--alias", "champion"])
+    assert "it names 1" in str(refused.exception)
 
 
 def test_a_registered_manifest_is_found_again(mlflow: str, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
-from stream_scorer.control.aliases import MAX_BACKOFF_S, REPEAT_S, AliasMirror
+from stream_scorer.control.aliases import CHECK_S, MAX_BACKOFF_S, REPEAT_S, AliasMirror
 from stream_scorer.errors import RegistryUnavailable
 from stream_scorer.records import Command, ServedVersion
 from tests.support.control import MemoryControlLog
@@ -30,11 +31,13 @@ class Registry:
         self.down = False
         self.calls = 0
 
-    def move(self, name: str, version: str) -> None:
+    def move(self, name: str, version: str) -> str | None:
         self.calls += 1
         if self.down:
             raise RegistryUnavailable("no answer")
+        before = self.aliases.get(name)
         self.aliases[name] = version
+        return before
 
 
 def say(records: list[bytes], action: str, **more: object) -> None:
@@ -62,9 +65,24 @@ def test_the_alias_follows_a_rollback_by_the_monitor() -> None:
     mirror.step()
     assert registry.aliases == {"cards": "2"}
     calls = registry.calls
-    clock.now += 10 * REPEAT_S
+    clock.now += CHECK_S - 1
     mirror.step()
     assert registry.calls == calls
+
+
+def test_an_alias_that_somebody_else_moves_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    records: list[bytes] = []
+    registry, clock = Registry(), StepClock()
+    mirror = AliasMirror(lambda: MemoryControlLog(records), registry.move, clock)
+    say(records, "promote", version=ONE)
+    for _ in range(5):
+        mirror.step()
+        clock.now += CHECK_S
+    caplog.clear()
+    registry.aliases["cards"] = "2"
+    mirror.step()
+    assert registry.aliases == {"cards": "1"}
+    assert caplog.messages == ["the alias cards@champion named version 2, but version 1 serves: moved back"]
 
 
 def test_a_registry_that_does_not_answer_is_tried_again_with_pauses() -> None:

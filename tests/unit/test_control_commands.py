@@ -399,3 +399,33 @@ def test_a_version_with_two_names_is_refused_by_all_that_would_let_it_serve(
         assert "Register it as cards" in console.hint
     assert console.run("retire", "payments:7", "--mlflow", registry) == 1
     assert "no version of payments serves yet" in console.error
+
+
+def test_only_the_version_that_serves_may_get_the_alias_champion(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compose(tmp_path / "e")
+    named: dict[str, str] = {}
+    monkeypatch.setattr("stream_scorer.ensemble.registry.find_alias", lambda name, _alias, _url: named.get(name))
+    monkeypatch.setattr("stream_scorer.ensemble.registry.find_registered", lambda *_: "2")
+    monkeypatch.setattr("stream_scorer.ensemble.registry.register", lambda *_: "3")
+    monkeypatch.setattr("stream_scorer.ensemble.registry.set_alias", lambda *_: None)
+
+    def register(*more: str, bootstrap: str = "127.0.0.1:1") -> str:
+        """The version that was registered, or why not."""
+        arguments = ["ensemble", "register", str(tmp_path / "e"), "cards", "--why", "new", "--mlflow", "http://m:1"]
+        ended = CliRunner().invoke(cli, [*arguments, *more, "--bootstrap", bootstrap])
+        return str(ended.exception) if ended.exception else ended.stdout.strip()
+
+    assert register("--alias", "champion") == "cards:3"  # the first one
+    named["cards"] = "1"
+    assert "names the version that serves: it names 1" in register("--alias", "champion")
+    assert register("--alias", "candidate") == register() == "cards:3"
+    named["cards"] = "2"
+    assert register("--alias", "champion", "--once") == "cards:2"
+    # What serves counts more than an alias that somebody has moved.
+    console.say("promote", version=ONE)
+    assert "the version that serves: 1" in register("--alias", "champion", "--once")
+    console.publish()
+    console.control.clear()
+    assert "the version that serves: 1" in register("--alias", "champion", "--once")
