@@ -15,7 +15,7 @@ import numpy as np
 from stream_scorer import __version__
 from stream_scorer.pipeline import publish
 from stream_scorer.pipeline.batch import MicroBatch, Sink
-from stream_scorer.records import DECISIONS, Alert, AppliedOffset, Contribution, LineageRow, Score
+from stream_scorer.records import Alert, AppliedOffset, Contribution, LineageRow, Score
 
 
 class _Member(msgspec.Struct):
@@ -90,7 +90,7 @@ class FatWriter(publish.OutputWriter):
     def _of_version(self, part: Any, scored_at: int) -> Iterator[Any]:
         """As it was: every record encodes all that its batch has in common."""
         batch, ensemble, scored, encode, topics = (
-            part.batch, part.ensemble, part.verdict.scored, self._encode, self._topics,
+            part.batch, part.ensemble, part.result.scored, self._encode, self._topics,
         )  # fmt: skip
         enriched, raw, select = batch.enriched, batch.transactions, part.select
         marks = msgspec.Raw(
@@ -100,41 +100,36 @@ class FatWriter(publish.OutputWriter):
         name, number, arm, names = ensemble.name, ensemble.version, part.arm, ensemble.member_names
         link, feature_hash, spec_hash = ensemble.manifest.link, self._checked.feature_hash, self._checked.sha256
         control_offset = part.decided.lineup.control_offset
-        columns = zip(
-            *self._columns(part),
+        columns = self._columns(part, scored_at)
+        ok = ["ok"] * len(names)
+        for (
+            fields, place, row, partition, offset, code, z, base, alternatives, member_scores, contributions, status,
+            weights, features, feature_status, partitions_age, labels_age,
+        ) in zip(
+            zip(*columns.score, strict=True),
+            *columns[1:],
             select(scored.weights).tolist(),
             select(enriched.matrix).tolist(),
             self._statuses(select(enriched.status)),
             select(enriched.ages.partitions).tolist(),
             select(enriched.ages.labels).tolist(),
             strict=True,
-        )
-        ok = ["ok"] * len(names)
-        for (
-            place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, degraded,
-            member_scores, contributions, status, alternatives, rule, listed, policy_version, partition, offset,
-            _card_group, _propensity, weights, features, feature_status, partitions_age, labels_age,
-        ) in columns:  # fmt: skip
+        ):  # fmt: skip
             key, headers = raw.key[row], raw.headers[row]
-            decision = DECISIONS[code]
-            source: Any = "list" if listed else "model" if score == score else "fallback"
-            record = Score(
-                event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
-                coverage, duplicate, degraded, bits, value, rule,
-            )  # fmt: skip
+            # The fields of that time: without `card_group` and `review_propensity`.
+            record = Score(*fields[:16])
             yield place, topics.scores, partition, key, encode(record), headers
             members = list(map(_Member, names, member_scores, weights, contributions, status or ok))
             fat = _Fat(
-                event_id, name, number, arm, link, base, z, score, members, alternatives, features, feature_status,
-                feature_hash, spec_hash, _Source(raw.topic, partition, offset, place), marks, __version__,
-                None if partitions_age < 0 else partitions_age, None if labels_age < 0 else labels_age,
+                record.event_id, name, number, arm, link, base, z, record.score, members, alternatives, features,
+                feature_status, feature_hash, spec_hash, _Source(raw.topic, partition, offset, place), marks,
+                __version__, None if partitions_age < 0 else partitions_age, None if labels_age < 0 else labels_age,
                 ahead, control_offset, None,
             )  # fmt: skip
             yield place, topics.contributions, partition, key, encode(fat), headers
             if code:
                 alert = Alert(
-                    event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
-                    coverage, duplicate, degraded, bits, value, rule,
+                    *fields[:16],
                     base=base, z=z, reasons=publish._reasons(names, member_scores, contributions, None, "log-odds"),
                 )  # fmt: skip
                 yield place, topics.alerts, partition, key, encode(alert), headers

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
+from msgspec.structs import astuple
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Clock
@@ -36,6 +37,7 @@ from stream_scorer.records import (
     Alternative,
     Arm,
     Contribution,
+    Decision,
     DecisionSource,
     FeatureReason,
     Members,
@@ -66,6 +68,51 @@ _log = logging.getLogger(__name__)
 _Headers = Any
 # Where an output record goes: place of its transaction, topic, partition, key, value, headers.
 _Output = tuple[int, str, int, bytes | None, bytes, _Headers]
+
+
+class _ScoreColumns(NamedTuple):
+    """One column per field of `Score`, with the names of the fields and in their order."""
+
+    event_id: Iterable[str]
+    event_time: Iterable[int]
+    scored_at: Iterable[int]
+    score: Iterable[float]
+    decision: Iterable[Decision]
+    decision_source: Iterable[DecisionSource]
+    ensemble: Iterable[str]
+    version: Iterable[str]
+    arm: Iterable[Arm]
+    policy_version: Iterable[str]
+    coverage: Iterable[float]
+    duplicate: Iterable[bool]
+    degraded: Iterable[list[str]]
+    member_alerts: Iterable[int]
+    value: Iterable[int]
+    rule: Iterable[str | None]
+    card_group: Iterable[int]
+    review_propensity: Iterable[float | UnsetType]
+
+
+class _Columns(NamedTuple):
+    """What the records of the transactions that one version decided are made of; each column has one item for each.
+
+    Attributes:
+        place: in the micro-batch. row: of the input record. partition, offset: of the input record. code: of the
+            decision. member_scores, contributions, status: one item per member; missing scores are NaN.
+    """
+
+    score: _ScoreColumns
+    place: Iterable[int]
+    row: Iterable[int]
+    partition: Iterable[int]
+    offset: Iterable[int]
+    code: Iterable[int]
+    z: Iterable[float]
+    base: Iterable[float]
+    alternatives: Iterable[list[Alternative]]
+    member_scores: Iterable[list[Any]]
+    contributions: Iterable[list[float]]
+    status: Iterable[list[MemberStatus]]
 
 
 class Publish:
@@ -161,40 +208,35 @@ class OutputWriter:
 
     def _of_version(self, part: _Part, scored_at: int) -> Iterator[_Output]:
         """The records of those transactions that one version decided."""
-        ensemble, scored, topics, encode = part.ensemble, part.result.scored, self._topics, self._encode
-        scores_topic, contributions_topic, raw = topics.scores, topics.contributions, part.batch.transactions
-        name, number, arm, names = ensemble.name, ensemble.version, part.arm, ensemble.member_names
+        ensemble, topics, encode, raw = part.ensemble, self._topics, self._encode, part.batch.transactions
+        scores_topic, contributions_topic = topics.scores, topics.contributions
+        name, number, arm = ensemble.name, ensemble.version, part.arm
         inside = _inside(ensemble, part, self._max_explained)
-        lineup, unit = part.decided.lineup, _UNITS[ensemble.manifest.link]
+        names, lineup, unit = ensemble.member_names, part.decided.lineup, _UNITS[ensemble.manifest.link]
         compared = {lineup.versions[other].version for other in lineup.compared_with(part.version)}
         # The members' names are the same in every record: encoded once.
         encoded_names: Any = msgspec.Raw(encode(names))
-        weights = _weights(scored, part, encode)
-        columns = zip(*self._columns(part), weights, strict=True)
+        columns, weights = self._columns(part, scored_at), _weights(part.result.scored, part, encode)
         keys = part.batch.output_keys
-        for (
-            place, row, event_id, event_time, value, code, bits, score, z, base, coverage, duplicate, degraded,
-            member_scores, contributions, status, alternatives, rule, listed, policy_version, partition, offset,
-            group, propensity, weight,
-        ) in columns:  # fmt: skip
+        for record, (place, row, partition, offset), (code, z, base, alternatives), members in zip(
+            map(Score, *columns.score),
+            zip(columns.place, columns.row, columns.partition, columns.offset, strict=True),
+            zip(columns.code, columns.z, columns.base, columns.alternatives, strict=True),
+            zip(columns.member_scores, weights, columns.contributions, columns.status, strict=True),
+            strict=True,
+        ):
             key, headers = keys[row], raw.headers[row]
-            decision = DECISIONS[code]
-            source: DecisionSource = "list" if listed else "model" if score == score else "fallback"
-            record = Score(
-                event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
-                coverage, duplicate, degraded, bits, value, rule, group, propensity,
-            )  # fmt: skip
             yield place, scores_topic, partition, key, encode(record), headers
-            members = Members(encoded_names, member_scores, weight, contributions, status)
+            member_scores, weight, contributions, status = members
             contribution = Contribution(
-                event_id, name, number, arm, base, z, score, members, Source(raw.topic, partition, offset),
-                alternatives, degraded,
+                record.event_id, name, number, arm, base, z, record.score,
+                Members(encoded_names, member_scores, weight, contributions, status),
+                Source(raw.topic, partition, offset), alternatives, record.degraded,
             )  # fmt: skip
             yield place, contributions_topic, partition, key, encode(contribution), headers
-            if code or propensity is not UNSET:
+            if code or record.review_propensity is not UNSET:
                 alert = Alert(
-                    event_id, event_time, scored_at, score, decision, source, name, number, arm, policy_version,
-                    coverage, duplicate, degraded, bits, value, rule, group, propensity,
+                    *astuple(record),
                     base=base, z=z, reasons=_reasons(names, member_scores, contributions, inside.get(place), unit),
                     disagreement=[
                         each.version for each in alternatives
@@ -203,39 +245,59 @@ class OutputWriter:
                 )  # fmt: skip
                 yield place, topics.alerts if code else topics.review_sample, partition, key, encode(alert), headers
 
-    def _columns(self, part: _Part) -> list[Iterable[Any]]:
-        """What `_of_version` takes for each transaction, in its order."""
+    def _columns(self, part: _Part, scored_at: int) -> _Columns:
+        """What `_of_version` takes for each transaction."""
+        batch, select, scored = part.batch, part.select, part.result.scored
+        assert batch.enriched is not None and batch.events is not None
+        names, rows = part.ensemble.member_names, select(batch.events.transactions.row)
+        return _Columns(
+            score=self._score_columns(part, scored_at),
+            place=part.places,
+            row=rows.tolist(),
+            partition=batch.transactions.partition[rows].tolist(),
+            offset=batch.transactions.offset[rows].tolist(),
+            code=select(part.result.decision).tolist(),
+            z=select(scored.z).tolist(),
+            base=select(scored.base).tolist(),
+            alternatives=_alternatives(part.decided, part.version, select),
+            member_scores=select(scored.member_scores).tolist(),
+            contributions=np.round(select(scored.contributions), CONTRIBUTION_DECIMALS).tolist(),
+            status=_member_statuses(scored, names, select),
+        )
+
+    def _score_columns(self, part: _Part, scored_at: int) -> _ScoreColumns:
+        """The fields of `Score` for each transaction."""
         batch, decided, select, scored = part.batch, part.decided, part.select, part.result.scored
-        events, enriched = batch.events, batch.enriched
+        events, enriched, spec = batch.events, batch.enriched, self._checked.spec
         assert events is not None and enriched is not None
-        transactions, raw = events.transactions, batch.transactions
-        names, rows = part.ensemble.member_names, select(transactions.row)
-        event_ids = transactions.event_id
-        own = part.ensemble.manifest.thresholds.policy_version
-        return [
-            part.places,
-            rows.tolist(),
-            event_ids if part.chosen is None else [event_ids[place] for place in part.places],
-            select(transactions.event_time).tolist(),
-            select(transactions.value).tolist(),
-            select(part.result.decision).tolist(),
-            select(part.result.member_alerts).tolist(),
-            select(scored.score).tolist(),
-            select(scored.z).tolist(),
-            select(scored.base).tolist(),
-            select(scored.coverage).tolist(),
-            select(enriched.duplicate).tolist(),
-            _degraded(batch, scored, names, part.places, select),
-            select(scored.member_scores).tolist(),
-            np.round(select(scored.contributions), CONTRIBUTION_DECIMALS).tolist(),
-            _member_statuses(scored, names, select),
-            _alternatives(decided, part.version, select),
-            *_ruled(decided, own, self._checked.spec.policy.version, select),
-            raw.partition[rows].tolist(),
-            raw.offset[rows].tolist(),
-            select(decided.card_group).tolist(),
-            _propensities(select(decided.sampled), self._checked.spec.monitor.review_sample),
+        ensemble, n, ids = part.ensemble, len(part.places), events.transactions.event_id
+        own = ensemble.manifest.thresholds.policy_version
+        rule, listed, policy_version = _ruled(decided, own, spec.policy.version, select)
+        scores: list[float] = select(scored.score).tolist()
+        source: list[DecisionSource] = [
+            "list" if by_list else "model" if score == score else "fallback"
+            for by_list, score in zip(listed, scores, strict=True)
         ]
+        return _ScoreColumns(
+            event_id=ids if part.chosen is None else [ids[place] for place in part.places],
+            event_time=select(events.transactions.event_time).tolist(),
+            scored_at=repeat(scored_at, n),
+            score=scores,
+            decision=[DECISIONS[code] for code in select(part.result.decision).tolist()],
+            decision_source=source,
+            ensemble=repeat(ensemble.name, n),
+            version=repeat(ensemble.version, n),
+            arm=repeat(part.arm, n),
+            policy_version=policy_version,
+            coverage=select(scored.coverage).tolist(),
+            duplicate=select(enriched.duplicate).tolist(),
+            degraded=_degraded(batch, scored, ensemble.member_names, part.places, select),
+            member_alerts=select(part.result.member_alerts).tolist(),
+            value=select(events.transactions.value).tolist(),
+            rule=rule,
+            card_group=select(decided.card_group).tolist(),
+            review_propensity=_propensities(select(decided.sampled), spec.monitor.review_sample),
+        )
 
     def _dead_letter(self, letter: DeadLetter, sink: Sink) -> None:
         records, row, error = letter.records, letter.row, letter.error

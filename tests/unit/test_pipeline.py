@@ -36,7 +36,7 @@ from stream_scorer.pipeline.policy import unused_policy
 from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES, DEAD_LETTER_MAX_BYTES, OutputWriter
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.records import CardAlerts, LineageRow, PairDifferences, ScoreSummary, SegmentThresholds
+from stream_scorer.records import CardAlerts, LineageRow, PairDifferences, Score, ScoreSummary, SegmentThresholds
 from stream_scorer.serde.lineage import LineageBatch
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.serde.record_keys import wrong_keys
@@ -165,6 +165,10 @@ def run(
         if micro.enriched.update.keys:
             store.apply(micro.enriched.update)
     return sink
+
+
+def test_columns_pair_with_the_fields_of_a_score() -> None:
+    assert publish._ScoreColumns._fields == Score.__struct_fields__
 
 
 @pytest.mark.kernels
