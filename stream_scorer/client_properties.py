@@ -129,7 +129,8 @@ def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str, 
             if variable.removesuffix("_FILE") in environment:
                 continue  # as for every setting, the variable itself wins
             name = name.removesuffix(".file") + _FILE
-        yield name, environment[variable], variable
+        # A Secret that was made from a text file ends in a newline.
+        yield name, environment[variable].rstrip("\r\n"), variable
 
 
 def _read(path: str, source: str) -> str:

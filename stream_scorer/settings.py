@@ -588,7 +588,9 @@ class Settings:
         hook = self._values["monitor.webhook_url"]
         parts = _address(hook)
         found |= {hook, "" if parts is None else parts.path}
-        return tuple(sorted((text for text in found if len(text) >= MIN_SECRET_LENGTH), key=len, reverse=True))
+        # Clients may log a text without the spaces around it.
+        texts = {text.strip() for text in found}
+        return tuple(sorted((text for text in texts if len(text) >= MIN_SECRET_LENGTH), key=len, reverse=True))
 
     def source(self, name: str) -> str:
         """The source of the value of `name`: the flag, a variable, the file, the local stack, or the default."""

@@ -58,7 +58,9 @@ def test_a_variable_wins_over_the_file_and_over_the_variable_of_a_file(tmp_path:
     assert load(tmp_path, text).properties["sasl.password"].value == "by toml"
     found = load(tmp_path, text, **by_file).properties["sasl.password"]
     assert (found.value, found.source) == ("by file", f"{VARIABLE}SASL_PASSWORD_FILE")
-    found = load(tmp_path, text, **by_file, **{f"{VARIABLE}SASL_PASSWORD": "by variable"}).properties["sasl.password"]
+    found = load(tmp_path, text, **by_file, **{f"{VARIABLE}SASL_PASSWORD": "by variable\r\n"}).properties[
+        "sasl.password"
+    ]
     assert (found.value, found.source) == ("by variable", f"{VARIABLE}SASL_PASSWORD")
 
 

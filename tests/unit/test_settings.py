@@ -233,7 +233,7 @@ def test_secrets_are_those_of_settings_and_addresses(tmp_path: Path) -> None:
     flags = {
         "redis.url": "redis://me:p%40ssword@cache:6379/0",
         "mlflow.url": "https://registry/?token=abcdef",
-        "scorer.id_key": "k" * 40,
+        "scorer.id_key": "k" * 40 + "\n",
     }
     settings = load_settings(flags, environment={}, directory=tmp_path)
     assert set(settings.secrets) == {"p%40ssword", "p@ssword", "token=abcdef", "k" * 40}
