@@ -61,12 +61,13 @@ def kept_ms(config: Config) -> int | None:
 
 
 def _short_retention(config: Config, needed_ms: int, need: str, otherwise: str) -> list[str]:
-    keeps = int(config.get("retention.ms", -1))
-    if keeps < 0 or keeps >= needed_ms:
-        return []
-    return [
-        f"retention.ms is {keeps / DAY_MS:.1f} days, but {need.format(f'{needed_ms / DAY_MS:.1f} days')}: {otherwise}"
-    ]
+    found, days = [], need.format(f"{needed_ms / DAY_MS:.1f} days")
+    keeps, size = int(config.get("retention.ms", -1)), config.get("retention.bytes", "-1")
+    if 0 <= keeps < needed_ms:
+        found.append(f"retention.ms is {keeps / DAY_MS:.1f} days, but {days}: {otherwise}")
+    if needed_ms > 0 and size != "-1":
+        found.append(f"retention.bytes is {size}, must be -1, because {days}: {otherwise}")
+    return found
 
 
 def _problems(topics: Topics, name: str, config: Config, replicas: int, most: int) -> list[str]:

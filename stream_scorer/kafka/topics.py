@@ -185,15 +185,15 @@ class TopicAdmin:
     ) -> list[str]:
         """Create every missing topic, wait until the broker lists them, and return their names.
 
-        `keep_ms` is the retention by topic; of the other topics, the broker's default. None for `partitions` or
-        `replication`: as the topics that exist (`numbers_of`).
+        `keep_ms` is the retention by topic, whatever its size; of the other topics, the broker's default. None for
+        `partitions` or `replication`: as the topics that exist (`numbers_of`).
         """
         present = self.partitions()
         if partitions is None or replication is None:
             like = numbers_of(topics, present, self.replicas())
             partitions = like[0] if partitions is None else partitions
             replication = like[1] if replication is None else replication
-        kept = {name: {"retention.ms": str(keep)} for name, keep in keep_ms.items()}
+        kept = {name: {"retention.ms": str(keep), "retention.bytes": "-1"} for name, keep in keep_ms.items()}
         new = [
             NewTopic(
                 name,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES, MAX_MESSAGE_BYTES
 from stream_scorer.kafka.topic_config import DAY_MS, find_problems, kept_ms, loses_commands
-from stream_scorer.kafka.topics import DEFAULT_PARTITIONS, Topics, numbers_of
+from stream_scorer.kafka.topics import DEFAULT_PARTITIONS, TopicAdmin, Topics, numbers_of
 
 TOPICS = Topics("x.")
 COMMON = {"cleanup.policy": "delete", "max.message.bytes": str(MAX_MESSAGE_BYTES), "retention.ms": "604800000"}
@@ -80,6 +82,33 @@ def test_outcomes_must_be_kept_for_four_label_horizons() -> None:
             "retention.ms is 7.0 days, but 4 times the label horizon is 8.0 days: a restarted monitor would miss labels"
         ]
     }
+
+
+def test_a_limit_of_size_is_found_where_records_must_be_kept_for_a_time() -> None:
+    configs = created()
+    for name in ("x.labels", "x.outcomes"):
+        configs[name] |= {"retention.bytes": "1000"}
+    assert find_problems(TOPICS, configs, {}) == {}
+    assert find_problems(TOPICS, configs, {}, reach_ms=DAY_MS, horizon_ms=DAY_MS) == {
+        "x.labels": [
+            "retention.bytes is 1000, must be -1, because features look back 1.0 days: "
+            "features that are rebuilt would be partial"
+        ],
+        "x.outcomes": [
+            "retention.bytes is 1000, must be -1, because 4 times the label horizon is 4.0 days: "
+            "a restarted monitor would miss labels"
+        ],
+    }
+
+
+def test_topics_that_are_kept_for_a_time_have_no_limit_of_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    admin, created_topics = TopicAdmin("127.0.0.1:1"), []
+    monkeypatch.setattr(admin, "partitions", dict)
+    monkeypatch.setattr(admin, "_create", created_topics.extend)
+    admin.create_all(TOPICS, 1, keep_ms={"x.labels": DAY_MS})
+    configs = {topic.topic: topic.config for topic in created_topics}
+    assert (configs["x.labels"]["retention.ms"], configs["x.labels"]["retention.bytes"]) == (str(DAY_MS), "-1")
+    assert "retention.bytes" not in configs["x.scores"]
 
 
 def test_only_a_topic_that_deletes_by_age_alone_tells_how_long_it_keeps_records() -> None:
