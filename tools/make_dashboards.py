@@ -272,7 +272,7 @@ MODELS = Dashboard(
                         "(stream_scorer_alert_rate{ensemble=~\"$ensemble\"})",
                         "{{ensemble}} {{version}} {{arm}}, {{positive}}"),), "percentunit", width=12),
                 Panel("Change of alerted cards", "A version on probation, or a canary, compared with the other version "
-                      "that scores the same transactions.",
+                      "that scores the same transactions; no value while that alerts no card.",
                       (("max by (ensemble, version, baseline) "
                         "(stream_scorer_paired_alert_rise{ensemble=~\"$ensemble\"})",
                         "{{ensemble}} {{version}} against {{baseline}}"),), "percentunit", width=12),

@@ -8,7 +8,6 @@ leads to the same counts, and several watches submit the same command, of which 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -65,7 +64,7 @@ CARDS = Metric("gauge", "stream_scorer_paired_cards", "Cards that a version of a
 RISE = Metric(
     "gauge",
     "stream_scorer_paired_alert_rise",
-    "Relative change of alerted cards compared with the baseline.",
+    "Relative change of alerted cards compared with the baseline; NaN while the baseline alerts none.",
     _LABELS,
 )
 ACTED = Metric(
@@ -282,16 +281,20 @@ class Watch:
         """Forget all pairs except `found`."""
         for comparison in [comparison for comparison in self._counting if comparison not in found]:
             self._counting.pop(comparison).close()
-            self._show(ComparisonCounts(comparison))
+            labels = _labels_of(comparison)
+            for direction in ("rise", "fall"):
+                self._metrics.remove(EVIDENCE, *labels, direction)
+            for metric in (TRANSACTIONS, CARDS, RISE):
+                self._metrics.remove(metric, *labels)
 
     def _show(self, counts: ComparisonCounts) -> None:
-        comparison, evidence, cards = counts.comparison, counts.verdict.evidence, counts.cards.counts
-        labels = (comparison.ensemble, comparison.candidate.version, comparison.baseline.version)
+        evidence, cards = counts.verdict.evidence, counts.cards.counts
+        labels = _labels_of(counts.comparison)
         self._metrics.set(EVIDENCE, evidence.rise, *labels, "rise")
         self._metrics.set(EVIDENCE, evidence.fall, *labels, "fall")
         self._metrics.set(TRANSACTIONS, counts.rows, *labels)
         self._metrics.set(CARDS, cards.total, *labels)
-        self._metrics.set(RISE, 0.0 if math.isnan(cards.rise) else cards.rise, *labels)
+        self._metrics.set(RISE, cards.rise, *labels)
 
     def _judge(self, counts: ComparisonCounts) -> Action | None:
         """Act on the verdict, and publish it. Returns the command that is due; none follows from an undecided one."""
@@ -416,3 +419,8 @@ class Watch:
         if action not in ("canary", "promote") or canary is None:
             return command
         return raised(command, canary, counts.comparison.expected_rise)
+
+
+def _labels_of(comparison: Comparison) -> tuple[str, str, str]:
+    """The values of `_LABELS`."""
+    return comparison.ensemble, comparison.candidate.version, comparison.baseline.version

@@ -235,6 +235,11 @@ class Metrics:
         """Set a gauge."""
         self._child(self._gauges, metric, labels).set(value)
 
+    def remove(self, metric: Metric, *labels: str) -> None:
+        """Remove the series of a gauge with these labels, if there is one."""
+        if self._children.pop((metric.name, labels), None) is not None:
+            self._gauges[metric.name].remove(*labels)
+
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add one observation to a histogram."""
         self._child(self._histograms, metric, labels).observe(value)

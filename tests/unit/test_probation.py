@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import random
 import threading
 from collections.abc import Sequence
@@ -379,6 +380,23 @@ def test_a_version_that_alerts_more_is_rolled_back_once_and_the_log_says_why() -
     offset = given[0].offset
     assert (closed.closed, closed.ended_by, closed.command) == (5_000, offset, "rollback")
     assert (opened.done, closed.done) == ("the monitor submits rollback", f"rollback at control offset {offset}")
+
+
+def test_the_gauges_of_a_pair_have_no_wrong_zero_and_end_with_it() -> None:
+    desk = Desk()
+
+    def shown() -> dict[str, float]:
+        families = [each for each in desk.metrics.registry.collect() if "_paired_" in each.name]
+        return {sample.name: sample.value for each in families for sample in each.samples}
+
+    watch = desk.watch()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, [0, 3, 0, 97]))
+    watch.step()
+    assert len(shown()) == 4 and math.isnan(shown()["stream_scorer_paired_alert_rise"])
+    desk.say("rollback")
+    watch.step()
+    assert shown() == {}
 
 
 def test_a_part_of_the_summaries_leads_to_no_command_no_incident_and_no_verdict() -> None:
