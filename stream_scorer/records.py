@@ -301,12 +301,12 @@ class CardAlerts(Record, frozen=True):
     the other one, null without an alert.
 
     `event` and `value` are the event id and the value of the card's first alert here. They have no entries where they
-    are not needed. Older scorers wrote an empty id and 0 for cards that both versions alert.
+    are not needed.
 
     `rows` is the number of transactions that count. `excluded` ones do not: repeated event ids, transactions without a
     card, without features or without a member that failed, decisions by the fallback or by a list, and all transactions
     while a command disables a member in one of the versions and not the same one, by digest, in the other. `against`
-    has the 2x2 counts of the `rows`, as `PaneSummary.against`; empty in records of earlier releases.
+    has the 2x2 counts of the `rows`, as `PaneSummary.against`.
     """
 
     rows: int
@@ -870,14 +870,13 @@ class Incident(Record, frozen=True, kw_only=True):
     and `command` its action.
 
     A verdict: `version`, the candidate, alerts more cards, or fewer, than the version `baseline` that scores the same
-    transactions. `since` is the offset of the command that put it in play, `began` its time, ms (null in records of
-    earlier releases). The `id` is the ensemble and `since`; if an incident of a former topic `control` has this id,
-    with `began` between them. It ends with `-canary` for a canary that a `recover` restored together with a probation.
-    `finding` is `rise` or `fall`. `cards` are the alerted cards, on which the finding is based. Of the `rows`
-    transactions that count as evidence, `both` were alerted by both versions, `candidate_only` and `baseline_only` by
-    one of them; `log_evidence` is the natural logarithm of the evidence. `member` is the suspect, null if there is
-    none; `difference` describes how it differs from the baseline, and `input` is the input concerned, null if it is not
-    one input.
+    transactions. `since` is the offset of the command that put it in play, `began` its time, ms. The `id` is the
+    ensemble and `since`; if an incident of a former topic `control` has this id, with `began` between them. It ends
+    with `-canary` for a canary that a `recover` restored together with a probation. `finding` is `rise` or `fall`.
+    `cards` are the alerted cards, on which the finding is based. Of the `rows` transactions that count as evidence,
+    `both` were alerted by both versions, `candidate_only` and `baseline_only` by one of them; `log_evidence` is the
+    natural logarithm of the evidence. `member` is the suspect, null if there is none; `difference` describes how it
+    differs from the baseline, and `input` is the input concerned, null if it is not one input.
     """
 
     id: str

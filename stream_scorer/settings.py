@@ -54,7 +54,6 @@ class Setting:
         minimum, maximum: inclusive bounds of a number, in `unit`.
         choices: the allowed values of a text.
         secret: never printed. An address is printed without user, password and query.
-        formerly: (name, flag) before a rename, still accepted with a warning.
     """
 
     name: str
@@ -67,7 +66,6 @@ class Setting:
     unit: str = ""
     choices: tuple[str, ...] = ()
     secret: bool = False
-    formerly: tuple[str, str] | None = None
 
     @property
     def variable(self) -> str:
@@ -270,7 +268,6 @@ CATALOGUE: tuple[Setting, ...] = (
         minimum=10,
         maximum=60_000,
         unit="ms",
-        formerly=("scorer.member_budget_ms", "--member-budget-ms"),
     ),
     Setting(
         "scorer.watchdog_timeout_s",
@@ -281,7 +278,6 @@ CATALOGUE: tuple[Setting, ...] = (
         minimum=0,
         maximum=600,
         unit="s",
-        formerly=("scorer.member_limit_s", "--member-limit-s"),
     ),
     Setting(
         "scorer.explain_alerts",
@@ -293,7 +289,6 @@ CATALOGUE: tuple[Setting, ...] = (
         minimum=0,
         maximum=10_000,
         unit="alerts",
-        formerly=("scorer.look_into_alerts", "--look-into-alerts"),
     ),
     Setting(
         "monitor.mode",
@@ -550,7 +545,6 @@ CATALOGUE: tuple[Setting, ...] = (
     ),
 )
 _BY_NAME = {setting.name: setting for setting in CATALOGUE}
-_FORMER_NAMES = {setting.formerly[0]: setting for setting in CATALOGUE if setting.formerly}
 
 
 class Settings:
@@ -559,7 +553,8 @@ class Settings:
     The addresses of the services carry how to connect: see `stream_scorer.connections`.
 
     Attributes:
-        warnings: the uses of deprecated names. properties: the librdkafka properties that a source sets, by name.
+        warnings: variables that look like a misspelled setting.
+        properties: the librdkafka properties that a source sets, by name.
     """
 
     def __init__(
@@ -694,7 +689,7 @@ def load_settings(
     """Resolve and check every setting of the catalogue.
 
     Args:
-        flags: values from the command line, by present or former name; None means that the flag is absent.
+        flags: values from the command line, by name; None means that the flag is absent.
 
     Raises:
         SettingsError: the file has an unknown name, or a value has the wrong type, is out of bounds or contradicts
@@ -707,10 +702,9 @@ def load_settings(
         local = stack_addresses(directory)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    warnings: list[str] = []
     for setting in CATALOGUE:
         name = setting.name
-        found = _explicit(setting, flags, environment, in_file, warnings)
+        found = _explicit(setting, flags, environment, in_file)
         if found is not None:
             value, source = found
         elif name in _STACK and local.get(_STACK[name]):
@@ -722,9 +716,8 @@ def load_settings(
         except ValueError as error:
             shown = "***" if setting.secret else repr(value)
             raise SettingsError(f"{name} = {shown} (from {source}) must be {error}") from None
-    warnings += _misspelled(environment)
     properties = read_properties(client_section, environment, file_name=SETTINGS_FILE)
-    settings = Settings(values, sources, tuple(warnings), properties)
+    settings = Settings(values, sources, tuple(_misspelled(environment)), properties)
     for rule in RULES:
         message = rule(settings)
         if message:
@@ -752,30 +745,14 @@ def _connect(values: dict[str, Any], properties: Mapping[str, ClientProperty]) -
 
 
 def _explicit(
-    setting: Setting,
-    flags: Mapping[str, Any],
-    environment: Mapping[str, str],
-    in_file: Mapping[str, Any],
-    warnings: list[str],
+    setting: Setting, flags: Mapping[str, Any], environment: Mapping[str, str], in_file: Mapping[str, Any]
 ) -> tuple[Any, str] | None:
-    """The value that the first of flag, environment and file sets, and its source; in each, the present name wins."""
-    former = setting.formerly[0] if setting.formerly else None
-    for name in (setting.name, former):
-        if name is not None and flags.get(name) is not None:
-            if name == former and setting.formerly:
-                warnings.append(f"the flag {setting.formerly[1]} is deprecated: use {setting.flag}")
-            return flags[name], "flag"
-    for name in (setting.name, former):
-        if name is not None and (found := _from_environment(_variable(name), environment)) is not None:
-            if name == former:
-                warnings.append(f"the variable {found[1]} is deprecated: use {setting.variable}")
-            return found
-    for name in (setting.name, former):
-        if name is not None and name in in_file:
-            if name == former:
-                warnings.append(f"the setting {former} in {SETTINGS_FILE} is deprecated: use {setting.name}")
-            return in_file[name], SETTINGS_FILE
-    return None
+    """The value that the first of flag, environment and file sets, and its source."""
+    if flags.get(setting.name) is not None:
+        return flags[setting.name], "flag"
+    if (found := _from_environment(setting.variable, environment)) is not None:
+        return found
+    return (in_file[setting.name], SETTINGS_FILE) if setting.name in in_file else None
 
 
 def _variable(name: str) -> str:
@@ -793,7 +770,7 @@ def _misspelled(environment: Mapping[str, str]) -> Iterator[str]:
 
     Others are no mistake: Kubernetes, for example, sets variables that begin with the name of a service.
     """
-    known = {s.variable for s in CATALOGUE} | {_variable(name) for name in _FORMER_NAMES}
+    known = {s.variable for s in CATALOGUE}
     known |= {f"{variable}_FILE" for variable in known}
     ours = (name for name in environment if name.startswith(_PREFIX) and not name.startswith(CLIENT_PREFIX))
     for name in sorted(set(ours) - known):
@@ -837,7 +814,7 @@ def _flat(section: Mapping[str, Any], path: Path, prefix: str = "") -> dict[str,
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             out |= _flat(value, path, f"{name}.")
-        elif name not in _BY_NAME and name not in _FORMER_NAMES:
+        elif name not in _BY_NAME:
             raise SettingsError(
                 f"{path}: there is no setting {name!r}",
                 hint=f"{_did_you_mean(name, _BY_NAME)}docs/settings.md lists all settings.",

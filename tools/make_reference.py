@@ -47,10 +47,6 @@ for every Kafka client: see [security.md](security.md).
 
 `scorer.watchdog_timeout_s` must be 0 or longer than `scorer.member_timeout_ms`.
 
-Deprecated names still work and log a warning:
-
-{former}
-
 Each command takes the flags of the settings it uses: `stream-scorer COMMAND --help`.
 """
 
@@ -106,11 +102,7 @@ def settings_document() -> str:
         for s in CATALOGUE
     ]
     table = _table(("setting", "variable", "flag", "default", "type", "allowed", "meaning"), rows)
-    former = _table(
-        ("deprecated", "deprecated flag", "use"),
-        [(f"`{s.formerly[0]}`", f"`{s.formerly[1]}`", f"`{s.name}`") for s in CATALOGUE if s.formerly],
-    )
-    return _SETTINGS.format(made=_MADE.format("stream_scorer/settings.py"), table=table, former=former)
+    return _SETTINGS.format(made=_MADE.format("stream_scorer/settings.py"), table=table)
 
 
 def metrics_document() -> str:

@@ -29,9 +29,8 @@ def with_settings(*names: str) -> Callable[[F], F]:
         def call(**arguments: Any) -> Any:
             flags = {}
             for setting in wanted:
-                for name in (setting.name, *_former_names(setting)):
-                    value = arguments.pop(_parameter(name))
-                    flags[name] = (",".join(value) or None) if isinstance(value, tuple) else value
+                value = arguments.pop(_parameter(setting.name))
+                flags[setting.name] = (",".join(value) or None) if isinstance(value, tuple) else value
             settings = resolve_settings(flags)
             configure(settings["logs.format"], settings["logs.level"], settings.secrets)
             for warning in settings.warnings:
@@ -40,8 +39,7 @@ def with_settings(*names: str) -> Callable[[F], F]:
 
         decorated: Any = call
         for setting in reversed(wanted):
-            for option in reversed(_options(setting)):
-                decorated = option(decorated)
+            decorated = _option(setting)(decorated)
         return decorated  # type: ignore[no-any-return]
 
     return decorate
@@ -63,26 +61,19 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
     return load_settings(flags, stack_addresses=_stack_addresses)
 
 
-def _options(setting: Setting) -> list[Callable[[Any], Any]]:
-    options: list[Callable[[Any], Any]] = []
-    for name, flag in ((setting.name, setting.flag), *((setting.formerly,) if setting.formerly else ())):
-        hidden = name != setting.name
-        if "/" in flag:
-            options.append(click.option(flag, _parameter(name), default=None, help=_help(setting), hidden=hidden))
-            continue
-        options.append(
-            click.option(
-                flag,
-                _parameter(name),
-                type=click.Choice(setting.choices) if setting.choices else str,
-                metavar=_metavar(setting),
-                multiple=setting.kind == "integers",
-                default=None,
-                help=_help(setting),
-                hidden=hidden,
-            )
-        )
-    return options
+def _option(setting: Setting) -> Callable[[Any], Any]:
+    name = _parameter(setting.name)
+    if "/" in setting.flag:
+        return click.option(setting.flag, name, default=None, help=_help(setting))
+    return click.option(
+        setting.flag,
+        name,
+        type=click.Choice(setting.choices) if setting.choices else str,
+        metavar=_metavar(setting),
+        multiple=setting.kind == "integers",
+        default=None,
+        help=_help(setting),
+    )
 
 
 def _metavar(setting: Setting) -> str | None:
@@ -98,10 +89,6 @@ def _help(setting: Setting) -> str:
     bounds = setting.allowed if setting.minimum is not None else ""
     more = "; ".join(filter(None, (default, bounds)))
     return f"{setting.help}  [{more}]" if more else setting.help
-
-
-def _former_names(setting: Setting) -> tuple[str, ...]:
-    return (setting.formerly[0],) if setting.formerly else ()
 
 
 def _parameter(name: str) -> str:

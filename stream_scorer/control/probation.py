@@ -110,7 +110,7 @@ class ComparisonCounts:
 
     @property
     def rows(self) -> int:
-        """Number of transactions that count; of scorers of earlier releases, all of micro-batches in which some do."""
+        """Number of transactions that count."""
         return self.both + self.candidate_only + self.baseline_only + self.neither
 
     @property
@@ -178,14 +178,11 @@ class ComparisonCounts:
         """Add the transactions by which version alerts them. Those that do not count show nothing about the change."""
         if not cards.rows:
             return
-        baseline = self.comparison.baseline.version
-        # Earlier releases count all transactions only. Features, for example, are missing in whole micro-batches.
-        squares = [cards.against] if cards.against else [pane.against.get(baseline, [0] * 4) for pane in summary.panes]
-        for both, this, other, neither in squares:
-            self.both += both
-            self.candidate_only += this
-            self.baseline_only += other
-            self.neither += neither
+        both, this, other, neither = cards.against
+        self.both += both
+        self.candidate_only += this
+        self.baseline_only += other
+        self.neither += neither
         for pane in summary.panes:
             _count_members(self.members, pane.left_out)
 

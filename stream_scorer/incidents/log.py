@@ -299,8 +299,6 @@ def is_of_comparison(incident: Incident, version: str, baseline: str, began: int
     """
     if (incident.version, incident.baseline) != (version, baseline):
         return False
-    if incident.began is None:  # of an earlier release
-        return incident.closed is None or incident.closed >= (began or 0)
     return not began or not incident.began or incident.began == began
 
 

@@ -153,7 +153,9 @@ def listed(
     sides = [(c, at, at) for c in both] + [(c, at, None) for c in this] + [(c, None, at) for c in other]
     names = [f"{card:016x}" for card, _, _ in sides]
     events = [f"e{card}-{at}" for card, _, _ in sides]
-    return CardAlerts(rows, 0, names, [s for _, s, _ in sides], [o for *_, o in sides], events, [100] * len(sides))
+    square = [len(both), len(this), len(other), rows - len(sides)]
+    values = [100] * len(sides)
+    return CardAlerts(rows, 0, names, [s for _, s, _ in sides], [o for *_, o in sides], events, values, square)
 
 
 def test_a_version_that_the_monitor_rolled_back_is_stopped_once_when_its_cards_suffice() -> None:

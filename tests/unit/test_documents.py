@@ -40,7 +40,7 @@ DOCUMENTS = sorted(
     ]
 )
 DECISIONS = sorted((ROOT / "docs" / "adr").glob("[0-9]*.md"))
-SETTINGS = {s.name for s in CATALOGUE} | {s.formerly[0] for s in CATALOGUE if s.formerly}
+SETTINGS = {s.name for s in CATALOGUE}
 VARIABLES = {s.variable for s in CATALOGUE}
 # Of no setting: what proofs and examples read, and variables of librdkafka properties.
 OTHER_VARIABLES = re.compile(r"STREAM_SCORER_(SOURCE|HANDBOOK|KAFKA_CLIENT\w*)")

@@ -59,7 +59,7 @@ def listed(square: Sequence[int], start: int = 0) -> CardAlerts:
     both, this, other, _ = square
     alerts = [(0, 0)] * both + [(0, None)] * this + [(None, 0)] * other
     names = [f"{start + i:016x}" for i in range(len(alerts))]
-    return CardAlerts(sum(square), 0, names, [a for a, _ in alerts], [a for _, a in alerts])
+    return CardAlerts(sum(square), 0, names, [a for a, _ in alerts], [a for _, a in alerts], against=list(square))
 
 
 def summary(
@@ -90,7 +90,7 @@ def paired(*squares: Sequence[int], comparison: Comparison = COMPARISON, min_row
 
 
 def test_a_burst_on_one_card_is_no_evidence_and_the_same_alerts_on_many_cards_are() -> None:
-    burst = CardAlerts(10_000, 0, ["aa"], [0], [None])
+    burst = CardAlerts(10_000, 0, ["aa"], [0], [None], against=[40, 18, 0, 9_942])
     one_card, many_cards = ComparisonCounts(COMPARISON), ComparisonCounts(COMPARISON)
     one_card.add(summary(TWO, [40, 18, 0, 9_942], cards=burst))
     many_cards.add(summary(TWO, [40, 18, 0, 9_942]))
@@ -131,7 +131,7 @@ def test_an_event_whose_clock_is_ahead_ends_no_grace_period() -> None:
     ahead = now + 300 * 86_400_000
 
     def add(at: int, newest: int, this: list[int | None], other: list[int | None]) -> None:
-        cards = CardAlerts(100, 0, [f"{i:016x}" for i in range(len(this))], this, other)
+        cards = CardAlerts(100, 0, [f"{i:016x}" for i in range(len(this))], this, other, against=[0, 0, 0, 100])
         found.add(replace(summary(TWO, [0, 0, 0, 100], cards=cards), newest=newest), at)
 
     add(now, ahead, [now, now, ahead], [None, None, ahead])
@@ -1120,11 +1120,11 @@ def test_a_restarted_watch_comes_to_the_same_verdict_as_one_that_read_all_along(
             (f"{rng.randrange(3_000):016x}", rng.random() < 0.9, rng.random() < 0.8) for _ in range(rng.randrange(9))
         ]
         rows = list({card: (card, this, other) for card, this, other in rows if this or other}.values())
+        square = [len(rows), 0, 0, 101 - len(rows)]
         listed_now = CardAlerts(
             100, 1, [c for c, _, _ in rows], [time if s else None for _, s, _ in rows],
-            [time if o else None for _, _, o in rows],
+            [time if o else None for _, _, o in rows], against=square,
         )  # fmt: skip
-        square = [len(rows), 0, 0, 101 - len(rows)]
         arrived.append(replace(summary(TWO, square, cards=listed_now), partition=minute % 3, newest=time))
         if minute % 10 == 0:
             running.step()

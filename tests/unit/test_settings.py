@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -138,27 +137,6 @@ def test_the_watchdog_waits_longer_than_a_member_may_take(tmp_path: Path) -> Non
         load_settings({"scorer.watchdog_timeout_s": watchdog_s}, environment=environment, directory=tmp_path)
 
 
-def test_a_former_name_works_in_every_source_with_a_warning(tmp_path: Path) -> None:
-    former, present = "scorer.look_into_alerts", "scorer.explain_alerts"
-    (tmp_path / SETTINGS_FILE).write_text("[scorer]\nlook_into_alerts = 1\n")
-
-    def load(flags: dict[str, Any], environment: dict[str, str]) -> tuple[int, tuple[str, ...]]:
-        settings = load_settings(flags, environment=environment, directory=tmp_path)
-        return settings[present], settings.warnings
-
-    value, (warning,) = load({}, {})
-    assert value == 1
-    assert f"{former} in {SETTINGS_FILE} is deprecated: use {present}" in warning
-    value, (warning,) = load({}, {"STREAM_SCORER_SCORER_LOOK_INTO_ALERTS": "2"})
-    assert value == 2
-    assert "STREAM_SCORER_SCORER_LOOK_INTO_ALERTS is deprecated: use STREAM_SCORER_SCORER_EXPLAIN_ALERTS" in warning
-    value, (warning,) = load({former: "3"}, {"STREAM_SCORER_SCORER_EXPLAIN_ALERTS": "4"})
-    assert value == 3
-    assert "--look-into-alerts is deprecated: use --explain-alerts" in warning
-    # In one source, the present name wins; nothing needs a warning.
-    assert load({former: "3", present: "5"}, {}) == (5, ())
-
-
 def test_a_misspelled_name_gets_a_suggestion(tmp_path: Path) -> None:
     names = ("KAFKA_BOOTSTRP", "REDIS_PASWORD_FILE", "KAFKA_CLIENT_CLIENT_RACK", "SERVICE_HOST", "PORT")
     variables = {f"STREAM_SCORER_{name}": "x" for name in names}
@@ -182,15 +160,11 @@ def test_the_flags_of_a_command_reach_the_catalogue() -> None:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        done = CliRunner().invoke(
-            command, ["--look-into-alerts", "2", "--window", "3", "--window", "4,5", "--no-joiner"]
-        )
+        done = CliRunner().invoke(command, ["--explain-alerts", "2", "--window", "3", "--window", "4,5", "--no-joiner"])
         assert done.exit_code == 0, done.output
         assert found == {"scorer.explain_alerts": 2, "monitor.windows": (3, 4, 5), "monitor.joiner": False}
-        assert "--look-into-alerts is deprecated" in done.stderr
         refused = CliRunner().invoke(command, ["--window", "0"])
         assert isinstance(refused.exception, SettingsError)
-        assert "--look-into-alerts" not in CliRunner().invoke(command, ["--help"]).output
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
