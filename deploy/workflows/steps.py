@@ -53,7 +53,7 @@ PARAMETERS = {
     "labels": Parameter("/data/history/labels.parquet", "labelled history: labels"),
     "training": Parameter("default", "training spec, which may have grids"),
     "rules": Parameter("/data/gate.yaml", "rules of the gate"),
-    "start": Parameter("2025-01-01", "first transaction to evaluate on, after the newest training row (UTC)"),
+    "start": Parameter("2025-01-01", "time (UTC) at which the rows of training end, and those to evaluate on begin"),
     "name": Parameter("cards", "registered name of the ensemble; NAME@champion must exist"),
     "reason": Parameter("scheduled training", "reason that the registry and the topic control keep"),
 }
@@ -111,22 +111,24 @@ class Step:
 
 
 _HISTORY = ("--spec", "{spec}", "--transactions", "{transactions}", "--labels", "{labels}")
+# Transactions from `start` on are for the evaluation and the gate, so that their labels have time to become complete.
+_ROWS = (*_HISTORY, "--until", "{start}")
 _CHAMPION = "{name}@champion"
 
 STEPS = (
     Step(
         "build-set",
-        ("features", "export", *_HISTORY, "--out", "{training_set}"),
+        ("features", "export", *_ROWS, "--out", "{training_set}"),
         outputs=("training_set",),
     ),
     Step(
         "cv",
-        ("cv", *_HISTORY, "--training", "{training}", "--select", "{selected}"),
+        ("cv", *_ROWS, "--training", "{training}", "--select", "{selected}"),
         outputs=("selected",),
     ),
     Step(
         "train",
-        ("train", *_HISTORY, "--training", "{selected}", "--name", "{name}", "--out", "{ensemble}", "--keep"),
+        ("train", *_ROWS, "--training", "{selected}", "--name", "{name}", "--out", "{ensemble}", "--keep"),
         inputs=("selected",),
         outputs=("ensemble",),
     ),

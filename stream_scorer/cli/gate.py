@@ -183,9 +183,10 @@ def show_report(report: GateReport, as_json: bool) -> None:
     from stream_scorer.console import columns, plain
 
     against = f" against {report.champion}" if report.champion is not None else ""
+    mature = "" if report.mature is None else f" ({report.mature:.0%} with mature labels)"
     click.echo(
-        f"{report.candidate}{against}: {report.transactions:,} transactions, {report.rejected:,} records that cannot "
-        f"be read, rules {report.rules_sha256[:12]}"
+        f"{report.candidate}{against}: {report.transactions:,} transactions{mature}, "
+        f"{report.rejected:,} records that cannot be read, rules {report.rules_sha256[:12]}"
     )
     lines = [["rule", "measured", "limit", "verdict"]]
     lines += [[r.rule, _number(r.measured), _number(r.limit), r.verdict] for r in report.rules]

@@ -22,7 +22,7 @@ from stream_scorer.evaluation.counts import Cells, Ranking
 from stream_scorer.evaluation.labels import FRAUD, UNLABELLED
 from stream_scorer.evaluation.options import Options
 from stream_scorer.evaluation.paired import ChangeFile, PairCounts
-from stream_scorer.evaluation.result import Alerts, Group, MemberResult, PairResult, VersionResult
+from stream_scorer.evaluation.result import AGE, AGE_NAMES, Alerts, Group, MemberResult, PairResult, VersionResult
 from stream_scorer.evaluation.store import Columns, Store, usable
 from stream_scorer.quality import ranking_of_counts
 from stream_scorer.spec.model import CheckedSpec, duration_ms
@@ -34,7 +34,6 @@ Bools = NDArray[np.bool_]
 OnPiece = Callable[[int, int], None]
 # Label ages in units of the spec's label horizon.
 _AGES = (0.5, 1.0, 2.0, 4.0)
-AGE_NAMES = ("below 1/2 horizon", "1/2 to 1 horizon", "1 to 2 horizons", "2 to 4 horizons", "above 4 horizons")
 
 
 def _alerts_within(budget: float, rows: int) -> int:
@@ -172,7 +171,7 @@ class Accumulator:
         options, rows = self._options, self._survey.rows
         keep = max((_alerts_within(budget, rows) for budget in options.budgets), default=0)
         fields = self._checked.spec.transaction.fields
-        sizes = {"label age": len(AGE_NAMES), "day": 1}
+        sizes = {AGE: len(AGE_NAMES), "day": 1}
         sizes |= {name: len(fields[name].values or ["no", "yes"]) + 1 for name in self._segments}
         versions = []
         for index in range(len(self._versions)):
@@ -222,7 +221,7 @@ class Accumulator:
     def _group_columns(self, piece: Columns) -> dict[str, I64]:
         age = (self._as_of - piece["event_time"]) / self._horizon
         found: dict[str, I64] = {
-            "label age": np.searchsorted(np.array(_AGES), age, side="right").astype(np.int64),
+            AGE: np.searchsorted(np.array(_AGES), age, side="right").astype(np.int64),
             "day": self._day_places(piece["time"] // DAY_MS),
         }
         for name in self._segments:
@@ -323,7 +322,7 @@ class Accumulator:
         return found
 
     def _value_name(self, dimension: str, place: int) -> str:
-        if dimension == "label age":
+        if dimension == AGE:
             return AGE_NAMES[place]
         if dimension == "day":
             return str(np.datetime64(self._days[place], "D"))

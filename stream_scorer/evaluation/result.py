@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from stream_scorer.records import Record
 
+# The dimension of label age, its values, and those from one label horizon on.
+AGE = "label age"
+AGE_NAMES = ("below 1/2 horizon", "1/2 to 1 horizon", "1 to 2 horizons", "2 to 4 horizons", "above 4 horizons")
+MATURE_AGES = AGE_NAMES[2:]
+
 
 class Interval(Record, frozen=True):
     """A figure with its 95 % interval: bootstrap over cards, null without one."""
@@ -286,6 +291,13 @@ class Evaluation(Record, frozen=True):
     seconds: dict[str, float]
     member_seconds: dict[str, float]
     out: str
+
+    @property
+    def mature_share(self) -> float | None:
+        """The share of transactions that are at least as old as the label horizon at `labels_as_of`."""
+        ages = [group for group in self.versions[0].groups if group.dimension == AGE]
+        mature = sum(group.alerts.transactions for group in ages if group.value in MATURE_AGES)
+        return _share(mature, self.transactions)
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from stream_scorer.evaluation.result import Alerts, Evaluation, Interval, VersionResult
 from stream_scorer.gate.result import RuleResult, at_most, not_measured
-from stream_scorer.spec.gate_rules import LOWER_IS_BETTER, OF_GENUINE, Fairness, Quality
+from stream_scorer.spec.gate_rules import LOWER_IS_BETTER, OF_GENUINE, WITHOUT_LABELS, Fairness, Quality
 
 # The champion comes first in an evaluation.
 _CHAMPION, _CANDIDATE = 0, 1
@@ -53,6 +53,12 @@ def _missing(rule: Quality, evaluation: Evaluation) -> str:
         return f"{evaluation.transactions:,} transactions, {rule.min_rows:,} are needed"
     if rule.metric in OF_GENUINE and not evaluation.labelled:
         return _NO_LABELS
+    mature = evaluation.mature_share or 0.0
+    if rule.metric not in WITHOUT_LABELS and mature < rule.min_mature:
+        return (
+            f"{mature:.0%} of the transactions are older than the label horizon, {rule.min_mature:.0%} are needed: "
+            "train with --until, and let the range begin there"
+        )
     if rule.metric in LOWER_IS_BETTER:
         return ""
     if not evaluation.frauds:

@@ -34,6 +34,7 @@ class GateReport(Record, frozen=True):
         rules_sha256: digest of the rules, independent of the layout of their file.
         transactions: those of the range, on which traffic was measured. rejected: records in the range that cannot be
             read; each has the time of the transaction before it. seconds: wall-clock seconds of the gate.
+        mature: the share of the transactions that are older than the label horizon; null without a rule on labels.
     """
 
     passed: bool
@@ -44,6 +45,7 @@ class GateReport(Record, frozen=True):
     rejected: int
     seconds: float
     rules: list[RuleResult]
+    mature: float | None = None
 
     @property
     def refusals(self) -> list[RuleResult]:

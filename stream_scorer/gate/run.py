@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,16 @@ class _Run:
     on_features: Callable[[NDArray[np.float64]], None] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The results of all rules but the self-test, and figures of the range, as in `GateReport`."""
+
+    results: list[RuleResult] = field(default_factory=list)
+    transactions: int = 0
+    rejected: int = 0
+    mature: float | None = None
+
+
 def run_gate(
     rules: Rules,
     checked: CheckedSpec,
@@ -85,22 +95,22 @@ def run_gate(
     check_names(rules, checked)
     started, progress = clock.monotonic(), on_progress or _ignore
     loaded, self_test = load_candidate(*candidate, checked)
-    results = [self_test]
-    transactions = rejected = 0
+    measured = _Measured()
     if loaded is not None:
         if champion is not None and champion.digest == loaded.digest:
             raise UsageError("the candidate is the champion", hint="Give another version.")
-        measured, transactions, rejected = _measure(rules, checked, loaded, champion, material, clock, progress)
-        results += measured
+        measured = _measure(rules, checked, loaded, champion, material, clock, progress)
+    results = [self_test, *measured.results]
     return GateReport(
         passed=all(result.verdict == "pass" for result in results),
         candidate=f"{loaded.name} {loaded.version}" if loaded is not None else candidate[1],
         champion=None if champion is None else f"{champion.name} {champion.version}",
         rules_sha256=rules.sha256,
-        transactions=transactions,
-        rejected=rejected,
+        transactions=measured.transactions,
+        rejected=measured.rejected,
         seconds=round(clock.monotonic() - started, 3),
         rules=results,
+        mature=measured.mature,
     )
 
 
@@ -112,8 +122,7 @@ def _measure(
     material: Material,
     clock: Clock,
     progress: OnProgress,
-) -> tuple[list[RuleResult], int, int]:
-    """The results of all rules but the self-test, and the transactions and rejected records of the range."""
+) -> _Measured:
     results: list[RuleResult] = []
     if rules.leak is not None:
         progress("recomputing the training set", 0, 1)
@@ -143,7 +152,8 @@ def _measure(
         transactions, rejected, copies = evaluation.transactions, evaluation.refused, evaluation.duplicates
     elif traffic is not None:
         transactions, rejected = traffic.transactions, traffic.rejected
-    return _if_readable(results, rejected, transactions + copies + rejected), transactions, rejected
+    results = _if_readable(results, rejected, transactions + copies + rejected)
+    return _Measured(results, transactions, rejected, None if evaluation is None else evaluation.mature_share)
 
 
 def _if_readable(results: list[RuleResult], rejected: int, records: int) -> list[RuleResult]:

@@ -28,6 +28,8 @@ Metric = Literal[
 ]  # fmt: skip
 # A rise of these is a loss.
 LOWER_IS_BETTER: frozenset[str] = frozenset(get_args(Rate))
+# These do not depend on labels.
+WITHOUT_LABELS: frozenset[str] = frozenset({"alert_rate", "block_rate"})
 # Without labels, these would be rates of all transactions.
 OF_GENUINE: frozenset[str] = frozenset({"false_positive_rate", "blocked_genuine_rate"})
 
@@ -42,7 +44,8 @@ class Quality(Section, frozen=True):
     `max_loss` is in the unit of the metric (`value_caught`: minor units of the reference currency). `evidence`: whether
     the worse end of the 95 % interval by card must be within the limit, or only the value. `min_rows` transactions are
     needed. An interval of a metric of frauds needs `min_fraud_cards` cards with a known fraud: on fewer cards the
-    bootstrap hardly varies, and its interval is too narrow.
+    bootstrap hardly varies, and its interval is too narrow. For a metric that needs labels, at least the share
+    `min_mature` of the transactions must be older than the label horizon.
     """
 
     metric: Metric
@@ -50,6 +53,7 @@ class Quality(Section, frozen=True):
     evidence: Literal["interval", "value"] = "interval"
     min_rows: Count = 1_000
     min_fraud_cards: Count = 10
+    min_mature: Share = 0.0
 
 
 class Latency(Section, frozen=True):
@@ -155,6 +159,7 @@ _EXAMPLES = {
     "max_ratio_to_champion": "Write a multiple, at least 1, as in 1.5.",
     "max_bytes": "Write a number of bytes, as in 50000000.",
     "max_distance": "Write a distance above 0, as in 0.2.",
+    "min_mature": "Write a share from 0 to 1, as in 0.5.",
     "max_share": "Write a share from 0 to 1, as in 0.01.",
     "same_set": "Write true or false.",
     "quality": "Write a list: `- {metric: average_precision, max_loss: 0.01}`.",

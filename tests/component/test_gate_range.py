@@ -43,9 +43,10 @@ def test_rules_are_not_measured_on_a_range_that_cannot_be_read(
     assert verdicts(few) == {rule.rule: "pass" for rule in few.rules} | {"skew": "refuse"}  # nothing was recorded
     assert 0 < few.rejected < 0.05 * few.transactions
     show_report(few, as_json=False)
-    assert (
-        f"{few.transactions:,} transactions, {few.rejected:,} records that cannot be read, " in capsys.readouterr().out
+    shown = (
+        f"{few.transactions:,} transactions (68% with mature labels), {few.rejected:,} records that cannot be read, "
     )
+    assert shown in capsys.readouterr().out
 
     # The first ones are before the range.
     rows = pq.read_table(transactions).to_pylist()

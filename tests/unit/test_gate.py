@@ -319,6 +319,7 @@ def evaluation(value: float | None, low: float | None, high: float | None, group
         fraud_cards=10,
         first_event_time=90,  # a late transaction
         first_time=101,
+        mature_share=0.5,
     )
 
 
@@ -346,7 +347,13 @@ def test_quality_is_not_measured_on_too_few_transactions_cards_or_labels() -> No
     paired.fraud_cards, paired.transactions = 10, 999
     for rule in (ranking, rate):
         assert quality(rule, paired).reason == "not measured: 999 transactions, 1,000 are needed"
-    paired.transactions, paired.labelled = 1_000, 0
+    paired.transactions = 1_000
+    mature = msgspec.structs.replace(ranking, min_mature=0.51)
+    assert "50% of the transactions are older than the label horizon, 51% are needed" in quality(mature, paired).reason
+    assert "--until" in quality(mature, paired).reason
+    assert quality(msgspec.structs.replace(ranking, min_mature=0.5), paired).verdict == "pass"
+    assert "are needed" not in quality(Quality("alert_rate", 0.1, min_mature=1.0), paired).reason
+    paired.labelled = 0
     for rule in (rate, Quality("blocked_genuine_rate", 0.1)):
         assert quality(rule, paired).reason == "not measured: no transaction of the range has a label"
 
