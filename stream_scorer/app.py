@@ -7,7 +7,7 @@ import hashlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -215,8 +215,7 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
         follower.start()
         lifetime.callback(housekeeping.close)
         housekeeping.start()
-        cleanup = CacheCleanup(cache_folder(settings), lambda: follower.digests, SystemClock())
-        lifetime.enter_context(_running("cache-cleanup", cleanup.run))
+        lifetime.enter_context(cleaning_cache(settings, lambda: follower.digests))
         yield processor
 
 
@@ -438,6 +437,13 @@ def mirroring_aliases(settings: Settings) -> Iterator[None]:
         SystemClock(),
     )
     with _running("aliases", mirror.run, stop):
+        yield
+
+
+@contextmanager
+def cleaning_cache(settings: Settings, in_use: Callable[[], Iterable[str]] = list) -> Iterator[None]:
+    """Inside the block, a thread bounds the disk cache of ensembles; see `CacheCleanup`."""
+    with _running("cache-cleanup", CacheCleanup(cache_folder(settings), in_use, SystemClock()).run):
         yield
 
 

@@ -55,7 +55,7 @@ def monitor(settings: Settings) -> None:
     probation and canaries (`monitor.mode`, docs/control.md), and in mode `auto` issues commands on `control`. Writes
     incidents of every kind to `incidents` (docs/incidents.md).
     """
-    from stream_scorer.app import mirroring_aliases, signals_run, watch_run, webhook_run
+    from stream_scorer.app import cleaning_cache, mirroring_aliases, signals_run, watch_run, webhook_run
     from stream_scorer.clock import SystemClock
     from stream_scorer.control.watch import WATCH_METRICS
     from stream_scorer.incidents.signals import INCIDENT_METRICS
@@ -84,7 +84,7 @@ def monitor(settings: Settings) -> None:
     watch = watch_run(settings, metrics, settings["monitor.instance"], label_age_ms)
     board = DriftBoard()
     more = {"signals": signals_run(settings, metrics, board.findings), "webhook": webhook_run(settings, metrics)}
-    with mirroring_aliases(settings):
+    with mirroring_aliases(settings), cleaning_cache(settings):
         run_monitor(
             MonitorSettings.of(settings),
             checked,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from stream_scorer.clock import SystemClock
 from stream_scorer.observability.logs import configure
 from stream_scorer.settings import CATALOGUE, Setting, Settings, load_settings
 
@@ -35,7 +37,11 @@ def with_settings(*names: str) -> Callable[[F], F]:
             configure(settings["logs.format"], settings["logs.level"], settings.secrets)
             for warning in settings.warnings:
                 _log.warning("%s", warning)
-            return command(settings, **arguments)
+            try:
+                return command(settings, **arguments)
+            finally:
+                if "cache.dir" in names:
+                    _clean_cache(settings)
 
         decorated: Any = call
         for setting in reversed(wanted):
@@ -43,6 +49,15 @@ def with_settings(*names: str) -> Callable[[F], F]:
         return decorated  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _clean_cache(settings: Settings) -> None:
+    """Bound the disk cache that the command may have filled: only scorers and monitors do it while they run."""
+    # Others have resolved no ensemble, so they do not wait for the import.
+    if "stream_scorer.ensemble.registry" in sys.modules:
+        from stream_scorer.ensemble.cache_cleanup import clean_cache
+
+        clean_cache(Path(settings["cache.dir"]).expanduser(), SystemClock())
 
 
 def reason_option(help_text: str) -> Callable[[Any], Any]:

@@ -2,6 +2,7 @@
 
     <root>/sha256/<digest>          one file per distinct member or manifest, read-only
     <root>/ensembles/<digest>/      one folder per manifest digest, hard links (or copies) to the files above
+    <root>/manifests/<digest>       manifests of versions that were only described, not loaded
     <root>/resolved/<key>.json      the last known resolution of a reference
 
 Files are written under a temporary name and renamed, and digests are verified on every use: several scorers can share
@@ -65,19 +66,7 @@ class EnsembleCache:
         Raises:
             ArtifactError: a file does not match its digest, or the manifest is malformed.
         """
-        data = self._blob(manifest_sha256) if manifest_sha256 else None
-        if data is None:
-            data = fetch(MANIFEST_FILE)
-        digest = sha256_hex(data)
-        if manifest_sha256 and digest != manifest_sha256:
-            raise ArtifactError(
-                f"the manifest has sha256 {digest[:12]}…, but the registry records {manifest_sha256[:12]}…",
-                code="artifact_digest",
-                hint="It was altered after it was registered: register the ensemble again.",
-            )
-        manifest = parse_manifest(data, source="the registered manifest")
-        if manifest_digest(manifest) != digest:
-            raise ArtifactError("the registered manifest is not in canonical form")
+        data, manifest, digest = self._manifest(fetch, manifest_sha256)
         self._save_blob(digest, data)
         for member in manifest.members:
             if self._blob(member.sha256) is not None:
@@ -92,6 +81,41 @@ class EnsembleCache:
                 )
             self._save_blob(member.sha256, content)
         return self._view(digest, manifest), digest
+
+    def store_manifest(self, fetch: Fetch, manifest_sha256: str | None) -> tuple[Manifest, str]:
+        """Return the manifest of an ensemble and its digest, without the members; see `store`."""
+        data, manifest, digest = self._manifest(fetch, manifest_sha256)
+        path = self._root / "manifests" / digest
+        if self._blob(digest, "manifests") is None:
+            self._write(path, data)
+        else:
+            self._mark_used(path)
+        return manifest, digest
+
+    def _manifest(self, fetch: Fetch, manifest_sha256: str | None) -> tuple[bytes, Manifest, str]:
+        """The manifest, from the cache or else fetched, and checked. Raises `ArtifactError`."""
+        data = self._cached_manifest(manifest_sha256) if manifest_sha256 else None
+        if data is None:
+            data = fetch(MANIFEST_FILE)
+        digest = sha256_hex(data)
+        if manifest_sha256 and digest != manifest_sha256:
+            raise ArtifactError(
+                f"the manifest has sha256 {digest[:12]}…, but the registry records {manifest_sha256[:12]}…",
+                code="artifact_digest",
+                hint="It was altered after it was registered: register the ensemble again.",
+            )
+        manifest = parse_manifest(data, source="the registered manifest")
+        if manifest_digest(manifest) != digest:
+            raise ArtifactError("the registered manifest is not in canonical form")
+        return data, manifest, digest
+
+    def _cached_manifest(self, digest: str) -> bytes | None:
+        return self._blob(digest) or self._blob(digest, "manifests")
+
+    def find_manifest(self, manifest_sha256: str) -> Manifest | None:
+        """The cached manifest with this digest, else None."""
+        data = self._cached_manifest(manifest_sha256)
+        return None if data is None else parse_manifest(data, source="the cached manifest")
 
     def find(self, manifest_sha256: str) -> Path | None:
         """The folder of a completely cached ensemble, else None."""
@@ -135,9 +159,9 @@ class EnsembleCache:
         key = sha256_hex(f"{tracking_uri}\n{reference}".encode())
         return self._root / "resolved" / f"{key[:32]}.json"
 
-    def _blob(self, digest: str) -> bytes | None:
+    def _blob(self, digest: str, folder: str = "sha256") -> bytes | None:
         try:
-            data = read_bounded(self._root / "sha256" / digest, max(MAX_MEMBER_BYTES, MAX_MANIFEST_BYTES))
+            data = read_bounded(self._root / folder / digest, max(MAX_MEMBER_BYTES, MAX_MANIFEST_BYTES))
         except ArtifactError:
             return None
         return data if sha256_hex(data) == digest else None

@@ -31,6 +31,14 @@ KEEP_S = 3_600.0
 INTERVAL_S = 600.0
 
 
+def clean_cache(root: Path, clock: Clock) -> None:
+    """Clean the cache in the folder `root` once, as a short process does at its end. Never raises."""
+    try:
+        CacheCleanup(root, list, clock).step()
+    except Exception:  # the command has done its work
+        _log.exception("the cache %s is not cleaned", root)
+
+
 class CacheCleanup:
     """Cleans the cache in the folder `root` while it runs.
 
@@ -57,15 +65,14 @@ class CacheCleanup:
             with contextlib.suppress(OSError):  # not cached, or of another user
                 os.utime(self._root / "ensembles" / digest, (now_s, now_s))
         removed = self._remove_ensembles(now_s)
+        self._remove_manifests(now_s)
         self._remove_files(now_s)
         if removed:
             _log.info("removed %d ensembles from the cache %s", removed, self._root)
 
     def _remove_ensembles(self, now_s: float) -> int:
         folder = self._root / "ensembles"
-        found = [(_modified(path), path) for path in _entries(folder) if not path.name.startswith(".")]
-        oldest_first = sorted(found)[: max(len(found) - MAX_ENSEMBLES, 0)]
-        old = [path for modified, path in oldest_first if modified < now_s - KEEP_S]
+        old = self._oldest("ensembles", now_s)
         leftovers = [p for p in _entries(folder) if p.name.startswith(".") and _modified(p) < now_s - KEEP_S]
         for path in old:
             with contextlib.suppress(OSError):  # another process has removed it
@@ -76,9 +83,21 @@ class CacheCleanup:
             shutil.rmtree(path, ignore_errors=True)
         return len(old)
 
+    def _remove_manifests(self, now_s: float) -> None:
+        """Keep as many manifests without members as ensembles."""
+        for path in self._oldest("manifests", now_s):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _oldest(self, folder: str, now_s: float) -> list[Path]:
+        """What exceeds `MAX_ENSEMBLES` in `folder` and was not used within `KEEP_S`."""
+        found = [(_modified(path), path) for path in _entries(self._root / folder) if not path.name.startswith(".")]
+        oldest_first = sorted(found)[: max(len(found) - MAX_ENSEMBLES, 0)]
+        return [path for modified, path in oldest_first if modified < now_s - KEEP_S]
+
     def _remove_files(self, now_s: float) -> None:
         """Remove the files and resolutions that belong to no ensemble of the cache."""
-        used: set[str] = set()
+        used = {path.name for path in _entries(self._root / "manifests")}
         for path in _entries(self._root / "ensembles"):
             with contextlib.suppress(ArtifactError):  # incomplete, or damaged: its files are fetched again
                 manifest = read_manifest(path)

@@ -225,6 +225,32 @@ def resolve(reference: str, tracking_uri: str | None, cache_dir: Path, *, stale_
     return path, str(found.version)
 
 
+def resolve_manifest(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[Manifest, str]:
+    """The manifest of `reference`, its digest verified, and its version. Loads no member; otherwise as `resolve`."""
+    parsed = parse_reference(reference)
+    if not parsed.registered:
+        folder, version = resolve(reference, tracking_uri, cache_dir)
+        return read_manifest(folder), version
+    tracking_uri, cache = _require_registry(reference, tracking_uri), EnsembleCache(cache_dir)
+    # Not the resolution of `resolve`, which promises the members too.
+    key = f"manifest of {reference}"
+    try:
+        with connected(tracking_uri) as client:
+            found = _find(client, parsed)
+            manifest, digest = cache.store_manifest(
+                lambda file: _download(client, tracking_uri, found, file), found.tags.get(DIGEST_TAG)
+            )
+    except RegistryUnavailable as error:
+        known = cache.load_resolution(key, tracking_uri) or cache.load_resolution(reference, tracking_uri)
+        cached = cache.find_manifest(known.manifest_sha256) if known else None
+        if known is None or cached is None:
+            raise
+        _log.warning("%s: using %s from the cache, version %s", error.message, reference, known.version)
+        return cached, known.version
+    cache.save_resolution(Resolution(key, str(tracking_uri), str(found.version), digest))
+    return manifest, str(found.version)
+
+
 def identify(reference: str, tracking_uri: str | None, cache_dir: Path) -> tuple[str, str]:
     """The version of `reference` and the digest of its manifest, without its members, which may be damaged.
 

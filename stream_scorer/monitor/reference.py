@@ -99,11 +99,9 @@ class EnsembleReferences:
     def _load(self, reference: str) -> tuple[str, str]:
         """Load a manifest; returns the name and version of its ensemble."""
         # Imported late: the registry module imports numba and the model libraries, which takes a second.
-        from stream_scorer.ensemble.manifest import read_manifest
-        from stream_scorer.ensemble.registry import resolve
+        from stream_scorer.ensemble.registry import resolve_manifest
 
-        directory, version = resolve(reference, self._tracking_uri, self._cache_dir)
-        return self._keep(read_manifest(directory), version)
+        return self._keep(*resolve_manifest(reference, self._tracking_uri, self._cache_dir))
 
     def _keep(self, manifest: Manifest, version: str) -> tuple[str, str]:
         key = (manifest.name, version)

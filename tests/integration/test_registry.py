@@ -34,6 +34,7 @@ from stream_scorer.ensemble.registry import (
     list_versions,
     register,
     resolve,
+    resolve_manifest,
     set_alias,
 )
 from stream_scorer.errors import ArtifactError, RegistryUnavailable, SettingsError, UsageError
@@ -186,6 +187,23 @@ def test_models_of_other_people_are_not_in_the_way(
     assert {entry.name for entry in list_versions(mlflow, "shared")} == {"shared"}
     done = CliRunner().invoke(cli, ["doctor", "--json", "--mlflow", mlflow, "--ensemble", "shared@champion"])
     assert "answers, 3 versions of shared" in done.stdout
+
+
+def test_a_monitor_fetches_the_manifest_and_no_member(mlflow: str, tmp_path: Path) -> None:
+    port = urlsplit(mlflow).port
+    assert port
+    proxy = Proxy(port)
+    address, cache = f"http://127.0.0.1:{proxy.port}", tmp_path / "cache"
+    made = make(tmp_path / "made", "described")
+    version = register(made, "described", address, alias="champion")
+    expected = read_manifest(made), version
+    assert resolve_manifest("described@champion", address, cache) == expected
+    assert [path.name for path in cache.glob("*/*") if path.parent.name != "resolved"] == [manifest_digest(expected[0])]
+    proxy.close()
+    assert resolve_manifest("described@champion", address, cache) == expected
+    # The members are not there, so nothing can be loaded.
+    with pytest.raises(RegistryUnavailable):
+        resolve("described@champion", address, cache)
 
 
 def test_mistakes_are_named_with_what_there_is(mlflow: str, tmp_path: Path) -> None:

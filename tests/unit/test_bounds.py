@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from stream_scorer.cli.main import cli
 from stream_scorer.ensemble.bulkhead import MAX_STATES, Bulkhead
 from stream_scorer.ensemble.cache import EnsembleCache, Resolution
 from stream_scorer.ensemble.cache_cleanup import KEEP_S, MAX_ENSEMBLES, CacheCleanup
@@ -129,6 +131,13 @@ def test_the_disk_cache_keeps_what_is_in_use_and_what_was_used_last(tmp_path: Pa
     assert manifests == left
     assert len(list((root / "sha256").iterdir())) == MAX_ENSEMBLES + 3  # the manifests and three shared members
     assert len(list((root / "resolved").iterdir())) == MAX_ENSEMBLES
+    # The command line cleans too, at the end of a command.
+    for i in range(MAX_ENSEMBLES + 2):
+        (root / "manifests").mkdir(exist_ok=True)
+        (root / "manifests" / f"{i:064x}").write_bytes(b"{}")
+        os.utime(root / "manifests" / f"{i:064x}", (i, i))
+    CliRunner().invoke(cli, ["ensemble", "show", str(tmp_path / "e"), "--cache", str(root)])
+    assert sorted(path.name for path in (root / "manifests").iterdir())[0] == f"{2:064x}"
     # What was removed can be stored again.
     assert stored(cache, tmp_path / "e1") == digests[1]
     assert cache.find(digests[1]) is not None

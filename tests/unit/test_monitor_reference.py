@@ -10,6 +10,7 @@ import pytest
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble import registry
+from stream_scorer.ensemble.manifest import Manifest
 from stream_scorer.errors import AccessDenied, ArtifactError, BrokerUnavailable, RegistryUnavailable, StreamScorerError
 from stream_scorer.monitor import service
 from stream_scorer.monitor.reference import KEPT_VERSIONS, RETRY_S, EnsembleReferences
@@ -20,13 +21,13 @@ def test_manifests_do_not_pile_up_with_versions(tmp_path: Path, monkeypatch: pyt
     folder, loaded, refuses = tmp_path / "ens", [], False
     manifest = compose(folder)
 
-    def resolve(reference: str, _uri: str | None, _cache: Path) -> tuple[Path, str]:
+    def resolve(reference: str, _uri: str | None, _cache: Path) -> tuple[Manifest, str]:
         if refuses:
             raise AccessDenied("MLflow denies access")
         loaded.append(reference)
-        return folder, "local-1" if reference == str(folder) else reference.partition(":")[2]
+        return manifest, "local-1" if reference == str(folder) else reference.partition(":")[2]
 
-    monkeypatch.setattr(registry, "resolve", resolve)
+    monkeypatch.setattr(registry, "resolve_manifest", resolve)
     clock = SystemClock()
     at = [0.0]
     monkeypatch.setattr(clock, "monotonic", lambda: at[0])
