@@ -21,13 +21,14 @@ class Archive:
     """The archive in a folder, as `replay.recorded.TimedRanges`. It does not check the seal; `audit verify` does.
 
     Attributes:
-        seal: what the archive contains. topics: the names of its topics.
+        seal: what the archive contains. stored: its file. topics: the names of its topics.
     """
 
     def __init__(self, folder: Path) -> None:
         """Raises `UsageError` if there is no archive, and `CheckFailed` if its seal is malformed."""
         self.folder = folder
-        self.seal: Seal = read_seal(folder)[0]
+        self.stored = read_seal(folder)
+        self.seal: Seal = self.stored.seal
         self._parts = {SourcePartition(part.name, part.partition): part for part in self.seal.parts}
         self.topics = Topics(names={part.topic: part.name for part in self.seal.parts})
 

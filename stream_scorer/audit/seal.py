@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -127,11 +127,8 @@ class Seal(Record, frozen=True, kw_only=True):
 
     def closed(self) -> Seal:
         """The same with its digest."""
-        return msgspec.structs.replace(self, digest=self.own_digest())
-
-    def own_digest(self) -> str:
-        """The digest of all fields except `digest`, computed again."""
-        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, digest=""))).hexdigest()
+        content = msgspec.json.encode(msgspec.structs.replace(self, digest=""))
+        return msgspec.structs.replace(self, digest=hashlib.sha256(content).hexdigest())
 
     def of_topic(self, topic: str) -> list[Part]:
         """The parts of the topic with the key `topic`, by partition."""
@@ -143,24 +140,58 @@ def render(seal: Seal) -> bytes:
     return msgspec.json.format(msgspec.json.encode(seal), indent=1) + b"\n"
 
 
-def read_seal(folder: Path) -> tuple[Seal, bytes]:
-    """The seal of the archive in `folder`, unchecked, and its bytes.
+class SealFile(NamedTuple):
+    """`seal.json` as it is stored.
+
+    `digest` is computed again from the stored bytes, so that a release with other fields computes the same. `in_form`:
+    it has the white space in which seals are written. `unknown` are the fields that this release does not know.
+    """
+
+    seal: Seal
+    digest: str
+    in_form: bool
+    unknown: list[str]
+
+
+class _Format(msgspec.Struct):
+    """The part of a seal that every release reads first."""
+
+    format: int = FORMAT
+
+
+def read_seal(folder: Path) -> SealFile:
+    """The seal of the archive in `folder`, unchecked.
 
     Raises:
-        UsageError: there is no archive. CheckFailed: its seal is malformed.
+        UsageError: there is no archive, or a newer release made it. CheckFailed: its seal is malformed.
     """
     path = folder / SEAL_FILE
     try:
         with path.open("rb") as file:
             data = file.read(MAX_SEAL_BYTES + 1)
+        made = msgspec.json.decode(data, type=_Format).format
+        if made != FORMAT:
+            raise UsageError(
+                f"{path} has format {made}; this release reads format {FORMAT}",
+                hint="A newer release made the archive: check it with that release." if made > FORMAT else "",
+            )
         seal = msgspec.json.decode(data, type=Seal)
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        return SealFile(
+            seal, _digest(data, seal.digest), msgspec.json.format(data, indent=1) + b"\n" == data,
+            [name for name in fields if name not in Seal.__struct_fields__],
+        )  # fmt: skip
     except OSError as error:
         raise UsageError(f"{folder} is not an archive: cannot read {path}: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckFailed(f"{path} was altered, or is not the seal of an archive: {error}") from None
-    if seal.format != FORMAT:
-        raise UsageError(f"{path} has format {seal.format}; this release reads format {FORMAT}")
-    return seal, data
+
+
+def _digest(data: bytes, stated: str) -> str:
+    """The SHA-256 of the stored seal without white space and without the digest that it states."""
+    content = msgspec.json.format(data, indent=-1)
+    own = b'"digest":%s' % msgspec.json.encode(stated)
+    return hashlib.sha256(content.replace(own, b'"digest":""')).hexdigest()
 
 
 class Chain:

@@ -137,8 +137,8 @@ def sign(folder: Path, seal: Seal, key: Key) -> None:
         (folder / SIGNATURE_FILE).write_bytes(signature)
 
 
-def check_signature(folder: Path, seal: Seal, key: Key | None, findings: Findings) -> str:
-    """Check the signature with `key`, and return in words what it shows."""
+def check_signature(folder: Path, digest: str, key: Key | None, findings: Findings) -> str:
+    """Check the signature of a seal that has `digest` with `key`, and return in words what it shows."""
     path = folder / SIGNATURE_FILE
     if not path.exists():
         if key is not None:
@@ -151,7 +151,7 @@ def check_signature(folder: Path, seal: Seal, key: Key | None, findings: Finding
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         findings.add("signature", f"{SIGNATURE_FILE} cannot be read: {error}")
         return "not valid"
-    if not key.fits(found, seal.own_digest()):
+    if not key.fits(found, digest):
         findings.add("signature", f"{SIGNATURE_FILE} is not a signature of this seal with this key")
         return "not valid"
     return _SHOWS[found.algorithm]

@@ -52,11 +52,9 @@ def verify_archive(
         return None if on_progress is None else lambda done: on_progress(name, done, records)
 
     Integrity(archive, findings, stage("checking files", total)).check()
-    if expected.digest and expected.digest != archive.seal.own_digest():
-        findings.add(
-            "seal", f"the digest of the seal is {archive.seal.own_digest()}, but {expected.digest} is expected"
-        )
-    signature = check_signature(folder, archive.seal, expected.key, findings)
+    if expected.digest and expected.digest != archive.stored.digest:
+        findings.add("seal", f"the digest of the seal is {archive.stored.digest}, but {expected.digest} is expected")
+    signature = check_signature(folder, archive.stored.digest, expected.key, findings)
     if expected.previous is not None:
         Archive(expected.previous)  # a folder that is not an archive is a mistake of the user, not a difference
         try:

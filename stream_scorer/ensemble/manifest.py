@@ -271,7 +271,8 @@ def parse_manifest(data: bytes, *, source: str = MANIFEST_FILE) -> Manifest:
     except msgspec.ValidationError as error:
         # The pattern of file names rejects a name that leaves the folder.
         code = "artifact_path" if str(error).endswith(".path`") else "artifact_manifest"
-        raise ArtifactError(f"{source}: {error}", code=code) from None
+        hint = "A newer release made this ensemble: use that release." if "unknown field" in str(error) else ""
+        raise ArtifactError(f"{source}: {error}", code=code, hint=hint) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{source}: not a manifest: {error}", code="artifact_manifest") from None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from stream_scorer.audit.signature import Key, sign
 from stream_scorer.audit.verify import Expected, verify_archive
 from stream_scorer.bench.material import CARDS_SPEC
 from stream_scorer.cli.main import cli
+from stream_scorer.ensemble.manifest import manifest_bytes, read_manifest
 from stream_scorer.ensemble.registry import local_version
 from stream_scorer.errors import CheckFailed, SettingsError, StreamScorerError, UsageError
 from stream_scorer.kafka.topics import Topics
@@ -44,6 +46,8 @@ from stream_scorer.serde.raw import RawRecords
 
 BATCH_MS = 500
 END = 2 * START_MS
+# Of the archive in `data`.
+SAMPLE_DIGEST = "a8f792f9c23853b3b762a7a018fdedae8d2d17164c57d8a7fe13bef419132d58"
 
 
 @pytest.fixture(scope="module")
@@ -564,3 +568,32 @@ def test_a_dead_letter_with_an_impossible_offset_has_none() -> None:
     headers = [("source.topic", b"t"), ("source.offset", b"9" * 30)]
     one = RawRecords("d", *(np.zeros(1, np.int64) for _ in range(3)), [None], [b""], [headers])
     assert letter_offsets(one, "t").tolist() == [-1]
+
+
+def test_an_archive_of_an_earlier_release_holds() -> None:
+    """Made once: its digests, and those of its manifests, must not depend on the release that reads it.
+
+    A field that is added to a manifest must not be written where it has its default.
+    """
+    folder = Path(__file__).parent / "data" / "archive"
+    report = verify_archive(folder, Expected(digest=SAMPLE_DIGEST), 1e-9)
+    assert (report.different, report.first, report.recomputed, report.notes) == (0, [], 4 * 49, [])
+    for path in folder.rglob("manifest.json"):
+        assert manifest_bytes(read_manifest(path.parent)) == path.read_bytes()
+
+
+def test_an_archive_of_a_newer_release_is_named_so(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "a")
+    seal = json.loads((whole / "seal.json").read_bytes()) | {"digest": "", "region": "eu"}
+    stated = hashlib.sha256(msgspec.json.encode(seal)).hexdigest()
+    path = tmp_path / "a" / "seal.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(seal | {"digest": stated}), indent=1) + b"\n")
+    report = verify(tmp_path / "a", digest=stated)
+    assert report.different == 0
+    assert report.notes == ["the fields region of seal.json are not checked: the archive was made by a newer release"]
+    path.write_bytes(path.read_bytes().replace(b'"eu"', b'"us"'))
+    assert verify(tmp_path / "a").by_kind == {"seal": 1}
+    path.write_bytes(msgspec.json.encode({"format": 2, "parts": "of another form"}))
+    with pytest.raises(UsageError, match="has format 2") as raised:
+        Archive(tmp_path / "a")
+    assert "newer release" in raised.value.hint
