@@ -164,6 +164,8 @@ class DriftFeed:
         for ensemble, stream in self._streams.items():
             for labels in stream.shown:
                 self._metrics.set(DRIFT_EVENT, 0, ensemble, *labels[1:])
+            for metric in (DRIFT_LEARNING, DRIFT_EVIDENCE, DRIFT_THRESHOLD):
+                self._metrics.remove(metric, ensemble)
         self._streams.clear()
         self._next = None
         self._missing = {}

@@ -339,7 +339,10 @@ class _Windows:
                 self._clock,
                 self._metrics,
             )
-            run_bounded(_count(make_app, stop, on_ready))
+            try:
+                run_bounded(_count(make_app, stop, on_ready))
+            finally:
+                reporter.end()
         finally:
             client.close()
 

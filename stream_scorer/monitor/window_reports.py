@@ -7,7 +7,6 @@ other worker can take over.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,23 +15,11 @@ from stream_scorer.monitor.drift import ProfileMismatch
 from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.drift_types import DriftEvent
 from stream_scorer.monitor.maturity import MaturityCurve, curve_figures
-from stream_scorer.monitor.metrics import (
-    ALERT_RATE,
-    DRIFT_SCORE,
-    FPR,
-    FPR_HIGH,
-    FPR_INTERVAL_HIGH,
-    FPR_INTERVAL_LOW,
-    FPR_LOW,
-    LABEL_AGE,
-    MISMATCHED,
-    REFUSED,
-    WAITING,
-    WATERMARK,
-)
+from stream_scorer.monitor.metrics import MISMATCHED, REFUSED, WAITING, WATERMARK
 from stream_scorer.monitor.rate_figures import Figure, label_sources
 from stream_scorer.monitor.reference import ReferenceSource
 from stream_scorer.monitor.tally import parse_label
+from stream_scorer.monitor.window_gauges import Kind, WindowGauges
 from stream_scorer.monitor.windows import WindowRules, figures, merge, negative_fields, watermark
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import MonitorMetric
@@ -50,6 +37,9 @@ REVISIONS_FROM = "revisions_from"
 LOST_BEFORE, LABELS_LOST_BEFORE = "lost_before", "labels_lost_before"
 # Events in the life of a window: it closes, and its labels become mature.
 CLOSE, MATURE = "close", "mature"
+# The start of the newest window that the gauges have shown, by kind, and the event that makes windows of that kind.
+SHOWN = "shown:"
+SHOWN_AFTER: Mapping[Kind, str] = {"closed": CLOSE, "mature": MATURE}
 
 # Maximum number of panes per turn, so that a turn stays short. Of all panes, of the closed ones and of the mature ones,
 # the newest are always among them; the other places, at least half of them, are for the panes that wait longest.
@@ -165,7 +155,7 @@ class WindowReporter:
         self._drift: DriftFeed | None = None
         self._on_drift: OnDrift | None = None
         self._moved: dict[int, tuple[int, float]] = {}
-        self._newest_shown: dict[tuple[str, str], int] = {}
+        self._gauges = WindowGauges(metrics)
         # Windows whose refusal is logged.
         self._refused: set[tuple[str, str, str, int, int]] = set()
         self._curve = MaturityCurve()
@@ -179,9 +169,12 @@ class WindowReporter:
         if not self._store.lead(self._name, LEASE_MS):
             if self._drift is not None:
                 self._drift.resign()
+            self._gauges.end()
             self._metrics.set(WAITING, 0)
             return WindowReports([])
         head = self._store.head()
+        if not self._gauges.begun:
+            self._begin_gauges(head)
         watermark = self._watermark(head)
         newest = self._newest(head)
         newest_of: list[int | None] = [None]
@@ -203,11 +196,29 @@ class WindowReporter:
                     records += self._window(start, panes, watermark, newest, head)
                 else:
                     self._metrics.count(REFUSED, 1, "lost")
+        self._keep_shown(head)
         if self._drift is not None and watermark is not None:
             # The start of the first pane that is not closed.
             closed_before = self._rules.start_of(watermark - self._rules.allowed_lateness_ms, 1)
             records += self._drift.turn(waiting, closed_before, lost_before)
         return WindowReports(records, changed)
+
+    def end(self) -> None:
+        """Remove the gauges of windows: this reporter takes no more turns."""
+        self._gauges.end()
+
+    def _begin_gauges(self, head: Head) -> None:
+        """Show the newest windows again, which another worker or an earlier run has shown, and no older ones."""
+        newest = {kind: at for kind in SHOWN_AFTER if (at := head.maxima.get(f"{SHOWN}{kind}")) is not None}
+        for kind, start in newest.items():
+            self._store.add_due(SHOWN_AFTER[kind], start)
+        self._gauges.begin(newest)
+
+    def _keep_shown(self, head: Head) -> None:
+        for kind in SHOWN_AFTER:
+            newest, name = self._gauges.newest(kind), f"{SHOWN}{kind}"
+            if newest is not None and newest > head.maxima.get(name, -1):
+                self._store.raise_maximum(name, newest)
 
     def _lost(self, head: Head, name: str) -> int:
         """The newest event time, ms, at which a window that lacks deleted records can start; -1 if none are lacking."""
@@ -262,7 +273,10 @@ class WindowReporter:
                 found += curve_figures(merged)
             sources = label_sources(merged)
             records += [record_of(figure, subject, window, merged.get("n", 0), sources) for figure in found]
-            self._set_gauges(found, subject, window)
+            if window.closed:
+                self._gauges.show_closed(subject, window.start, found)
+            if window.final and age is not None:
+                self._gauges.show_mature(subject, window.start, found, age)
         return records
 
     def _await_end(self, window: WindowState) -> None:
@@ -355,38 +369,6 @@ class WindowReporter:
     def _newest(self, head: Head) -> int | None:
         times = [value for name, value in head.maxima.items() if name.startswith(PANE) or name == LABELLED_AT]
         return max(times, default=None)
-
-    def _set_gauges(self, found: list[Figure], subject: Subject, window: WindowState) -> None:
-        key = "|".join(subject)
-        if window.closed and self._is_newest(key, "closed", window.start):
-            for figure in found:
-                if figure.value is None:
-                    continue
-                if figure.metric == "alert_rate":
-                    self._metrics.set(ALERT_RATE, figure.value, *subject, figure.dimension)
-                elif figure.metric == "drift_score":
-                    self._metrics.set(DRIFT_SCORE, figure.value, *subject, figure.dimension)
-        if window.final and window.label_age is not None and self._is_newest(key, "mature", window.start):
-            self._metrics.set(LABEL_AGE, window.label_age / 1000, *subject)
-            for figure in found:
-                if figure.metric == "fpr":
-                    self._set_fpr(figure, subject)
-
-    def _set_fpr(self, figure: Figure, subject: Subject) -> None:
-        """Set the gauges of the false-positive rate; NaN where the window has no such figure, for example no labels."""
-        interval = figure.interval or (None, None)
-        values = {
-            FPR: figure.value, FPR_LOW: figure.low, FPR_HIGH: figure.high,
-            FPR_INTERVAL_LOW: interval[0], FPR_INTERVAL_HIGH: interval[1],
-        }  # fmt: skip
-        for metric, value in values.items():
-            self._metrics.set(metric, math.nan if value is None else value, *subject, figure.dimension)
-
-    def _is_newest(self, subject: str, kind: str, start: int) -> bool:
-        if start < self._newest_shown.get((subject, kind), start):
-            return False
-        self._newest_shown[subject, kind] = start
-        return True
 
 
 def record_of(

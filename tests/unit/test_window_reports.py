@@ -11,6 +11,7 @@ import pytest
 
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells
+from stream_scorer.monitor.window_gauges import WindowGauges
 from stream_scorer.monitor.window_reports import (
     CLOSE,
     LABELS_LOST_BEFORE,
@@ -84,15 +85,16 @@ class Monitor:
             partitions=Partitions(self.sources, lambda _: self.ends, idle_s=60.0),
         )
 
-    def count(self, hour: int, reached: int, partition: int = 0) -> None:
+    def count(self, hour: int, reached: int, partition: int = 0, reviews: int = 1, version: str = "1") -> None:
         """Ten transactions of `hour`; the partition's event time has come to hour `reached`."""
         pane = PaneSummary(
             pane=hour * HOUR, rows=10, duplicates=0, degraded=0, fallback=0,
-            decisions={"approve": 9, "review": 1, "block": 0}, money={"approve": 90, "review": 10, "block": 0},
+            decisions={"approve": 10 - reviews, "review": reviews, "block": 0},
+            money={"approve": 90, "review": 10, "block": 0},
             features={}, members={}, member_alerts={}, score=[0, 10], left_out={},
         )  # fmt: skip
         cells = new_cells()
-        count_summary(cells, ScoreSummary("cards", "1", "champion", HOUR, "transactions", 0, 0, 10, 0, [pane]))
+        count_summary(cells, ScoreSummary("cards", version, "champion", HOUR, "transactions", 0, 0, 10, 0, [pane]))
         at, maxima = self.at[partition], {f"{PANE}{partition}": reached * HOUR}
         batch = Batch(self.sources[partition], at, at + 1, cells, maxima, (CLOSE, MATURE))
         assert self.store.apply(batch).status == "applied"
@@ -351,3 +353,38 @@ def test_the_gauges_show_no_rate_of_a_mature_window_without_labels() -> None:
     monitor.count(6, reached=61)
     assert {r.statistics["no_labels"] for r in monitor.reporter.turn().records if r.metric == "fpr"} == {1}
     assert math.isnan(gauge() or 0.0)
+
+
+def test_only_the_leader_shows_windows_and_no_older_one_after_a_restart() -> None:
+    monitor = Monitor()
+    reporters = {name: monitor.make(name) for name in ("one", "two")}
+    for reporter in reporters.values():
+        reporter._metrics = Metrics(MONITOR_METRICS)
+        reporter._gauges = WindowGauges(reporter._metrics)
+
+    def turn(name: str) -> tuple[list[float], list[float]]:
+        reports = reporters[name].turn()
+        reporters[name].settle(reports)
+        return shown(name)
+
+    def shown(name: str) -> tuple[list[float], list[float]]:
+        """The share of alerts, and the age of mature labels in hours."""
+        samples = [s for family in reporters[name]._metrics.registry.collect() for s in family.samples]
+        rates = [s for s in samples if s.name == "stream_scorer_alert_rate" and s.labels["positive"] == "review+block"]
+        ages = [s.value / 3_600 for s in samples if s.name == "stream_scorer_label_age_seconds"]
+        return [s.value for s in rates], ages
+
+    monitor.count(5, reached=60, reviews=2)
+    monitor.count(60, reached=60)
+    assert (turn("one"), shown("two")) == (([0.2], [54]), ([], []))
+    monitor.now_ms += 10_000
+    # The second one shows the newest windows at once, although nothing has changed.
+    assert (turn("two"), turn("one")) == (([0.2], [54]), ([], []))
+    monitor.count(7, reached=62, reviews=1)
+    assert turn("two") == ([0.1], [54])
+    reporters["two"].end()
+    assert shown("two") == ([], [])
+    # After the restart, a change of an older window does not show it, also if its version serves no more.
+    monitor.count(5, reached=62, reviews=9)
+    monitor.count(5, reached=62, version="0")
+    assert turn("two") == ([0.1], [54])
