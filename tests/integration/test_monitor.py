@@ -472,10 +472,11 @@ def promote_a_version_that_alerts_more(bootstrap: str, topics: Topics) -> Contro
             version=ServedVersion(version, version * 64),
         )  # fmt: skip
         assert log.append("cards", msgspec.json.encode(command)) == offset
-    pane = PaneSummary(T0, 0, 0, 0, 0, {}, {}, {}, {}, {}, [], {}, {"1": [2_000, 1_100, 100, 90_000]})
+    square = [2_000, 1_100, 100, 90_000]
+    pane = PaneSummary(T0, 0, 0, 0, 0, {}, {}, {}, {}, {}, [], {}, {"1": square})
     alerts = [(T0, T0)] * 2_000 + [(T0, None)] * 1_100 + [(None, T0)] * 100
     names = [f"{i:016x}" for i in range(len(alerts))]
-    listed = CardAlerts(93_200, 0, names, [a for a, _ in alerts], [a for _, a in alerts])
+    listed = CardAlerts(93_200, 0, names, [a for a, _ in alerts], [a for _, a in alerts], against=square)
     told = ScoreSummary(
         "cards", "2", "champion", HOUR, topics.transactions, 0, 0, 0, 0, [pane], 1, {"1": listed}, T0 + HOUR
     )

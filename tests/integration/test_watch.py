@@ -49,7 +49,7 @@ def summary() -> ScoreSummary:
     alone = [None in side for side in sides]
     cards = CardAlerts(
         ROWS, 0, [f"{k:016x}" for k in range(len(sides))], [s for s, _ in sides], [o for _, o in sides],
-        [f"e{k}" if one else "" for k, one in enumerate(alone)], [100 * one for one in alone],
+        [f"e{k}" if one else "" for k, one in enumerate(alone)], [100 * one for one in alone], square,
     )  # fmt: skip
     counts = [ROWS, 5_000, 9_000, 0, 0, 0, 0, 0, 0]
     prepared = PreparedInput([None, None, None, 0.0, 0.5], [None, None, None, 0.0, 1.0], counts, counts)
